@@ -1,0 +1,305 @@
+"""How messages travel: bytes, subjects and streams. Knows nothing of workspaces.
+
+This module is the port. `bus.jetstream` fills it over nats-py, `bus.memory` inside this process;
+one contract suite (tests/contract) holds both to the same conduct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Protocol
+
+from bus.streams import Consumer, Stream
+
+CLOUDEVENT: Final = {"Content-Type": "application/cloudevents+json"}
+"""Header of every CloudEvent in structured mode."""
+
+MARKER: Final = "Nats-Marker-Reason"
+"""Header by which the server marks that a message with a time to live has gone."""
+
+
+class BusError(Exception):
+    """The bus could not do what was asked."""
+
+
+class Unavailable(BusError):
+    """Not now: no server, no stream, or a full one. It may have arrived: send it again."""
+
+
+class NoResponder(BusError):
+    """Nobody serves that subject."""
+
+
+class Conflict(BusError):
+    """The subject's last sequence is not the expected one; `last`: what stands there, if told."""
+
+    def __init__(self, description: str, last: int | None = None) -> None:
+        super().__init__(description)
+        self.last = last
+
+
+class Refused(BusError):
+    """The server answered no, and would again: a permission, a limit, a bad configuration."""
+
+
+class ServiceError(BusError):
+    """A micro service answered with an error; `code` as in HTTP."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(f"{code} {description}")
+        self.code, self.description = code, description
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a subscriber gets."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    reply: str = ""
+
+    @property
+    def expired(self) -> bool:
+        """It is the server's mark that a message with a time to live has gone, not a message."""
+        return MARKER in self.headers
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Message):
+    """A message of a stream with its place in it."""
+
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The stream's word that it stored the message, or (duplicate) had it already."""
+
+    stream: str
+    sequence: int
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One of many messages to be stored; see `Bus.publish` for what its parts do."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] | None = None
+    message_id: str | None = None
+    expected_last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """Which stream it is, to tell later whether it is still the same one."""
+
+    created: str
+    """When the server made it; another value: another stream, and the old one is lost."""
+    first: int
+    last: int
+    """The sequence given last; lower than before: the stream lost its tail."""
+
+
+class Delivery(Protocol):
+    """One message handed out by a durable consumer; unless acked it comes again."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def stream(self) -> str: ...
+    @property
+    def sequence(self) -> int:
+        """Place in its stream."""
+        ...
+
+    @property
+    def expired(self) -> bool:
+        """It is the server's mark that a message with a time to live has gone, not a message."""
+        ...
+
+    async def ack(self) -> None:
+        """Done: never deliver it again. Not confirmed; a lost ack is a redelivery.
+
+        Does nothing while disconnected, nor once the connection went to another server process:
+        its store may have been lost, and the ack would swallow a new message of that number.
+        """
+        ...
+
+    async def working(self) -> None:
+        """Ask for another `ack_wait` (+WPI); under the same conditions as `ack`."""
+        ...
+
+
+class Pull(Protocol):
+    """Batches from one or several durable consumers."""
+
+    async def next(self, most: int) -> Sequence[Delivery]:
+        """Wait until something is there, then return what is there now: 1 to `most`.
+
+        Outlasts a reconnect: what was not handed out yet is forgotten, and asked for anew.
+        Raises Unavailable when a consumer is gone (make it, and call again) or the bus is closed;
+        Refused when pulling from it is not allowed.
+        """
+        ...
+
+
+class Subscription(Protocol):
+    """Messages as they come, from the moment the context was entered.
+
+    Outlasts a reconnect, but misses what was sent meanwhile: see `Bus.on_reconnect`.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Message]: ...
+    async def next(self, timeout: float | None = None) -> Message:  # noqa: ASYNC109
+        """Return the next message.
+
+        Raises TimeoutError after `timeout` seconds, Unavailable when the bus is closed.
+        """
+        ...
+
+
+Responder = Callable[[Message], Awaitable[bytes]]
+"""Answers one request; raise ServiceError to answer with an error. Runs in a task of its own."""
+
+
+class Bus(Protocol):
+    """A connection with one identity."""
+
+    async def ensure_stream(self, stream: Stream) -> StreamInfo:
+        """Make the stream, or bring it up to its declaration; any number may do so at once."""
+        ...
+
+    async def ensure_consumer(self, consumer: Consumer) -> None:
+        """Make the durable consumer, or bring it up to its declaration."""
+        ...
+
+    async def delete_consumer(self, consumer: Consumer) -> None:
+        """Forget the durable consumer and its place in the stream, if it is there."""
+        ...
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+        expected_last: int | None = None,
+        ttl: float | None = None,
+    ) -> Ack:
+        """Store a message in the stream of `subject`, and wait for the word that it is.
+
+        `message_id` lets the stream drop a repeat within its duplicate window; `expected_last` is
+        the sequence of the subject's last message (0: none); `ttl` in seconds.
+        Raises Conflict, Refused, Unavailable (also when no stream has the subject).
+        """
+        ...
+
+    async def publish_all(self, messages: Sequence[Outgoing]) -> Sequence[Ack | BusError]:
+        """Store many messages of one stream at once, and tell of each what became of it.
+
+        Much faster than one by one: many go as one atomic batch, with one write to the disk.
+        """
+        ...
+
+    async def schedule(
+        self,
+        subject: str,
+        target: str,
+        at: datetime,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> Ack:
+        """Store a message that makes the server store `data` on `target` at `at`.
+
+        A second one on the same subject replaces the first. `headers` come with the fired message.
+        """
+        ...
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """Direct get: the subject's last message, or None."""
+        ...
+
+    async def following(self, stream: str, subject: str, after: int) -> Stored | None:
+        """Direct get: the subject's first message with a sequence above `after`, or None."""
+        ...
+
+    def pull(self, *consumers: Consumer, most: int = 256) -> AbstractAsyncContextManager[Pull]:
+        """Take from durable consumers, at most `most` of each ahead of what `next` returned.
+
+        It asks only when `next` is called, so with `most=1` nothing is taken that nobody awaits.
+        """
+        ...
+
+    async def send(
+        self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Publish without waiting for anybody. Raises Unavailable, and nothing is sent later."""
+        ...
+
+    async def flush(self) -> None:
+        """Return when the server has taken all that was sent. Raises Unavailable."""
+        ...
+
+    def subscribe(self, subject: str) -> AbstractAsyncContextManager[Subscription]:
+        """Subscribed, for certain, when the context is entered. Raises Refused, Unavailable."""
+        ...
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        timeout: float,  # noqa: ASYNC109
+        headers: Mapping[str, str] | None = None,
+    ) -> Message:
+        """Ask and wait. Raises NoResponder, ServiceError, Refused, TimeoutError, Unavailable."""
+        ...
+
+    async def respond(self, subject: str, queue: str, responder: Responder) -> None:
+        """Answer requests on `subject`, one of the queue group each, until the bus is closed.
+
+        Raw: the reply is what `responder` returns, and nothing when it raises.
+        """
+        ...
+
+    async def serve(
+        self, name: str, version: str, description: str, endpoints: Mapping[str, Responder]
+    ) -> None:
+        """Register a NATS micro service whose endpoints are (subject -> responder).
+
+        An exception other than ServiceError is logged, and answered 500 without its words;
+        what is still being worked on when the bus is closed is answered 503.
+        """
+        ...
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after each reconnect; what was in hand before it is void."""
+        ...
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server is there now."""
+        ...
+
+    async def closed(self) -> str:
+        """Wait until the bus is closed for good, and return why; empty: `close` was called.
+
+        The server closes a connection for good when its credential expires or is taken away.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Leave, after what was sent has gone out."""
+        ...

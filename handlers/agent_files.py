@@ -1,0 +1,127 @@
+"""What a provisioner leaves on disk for an agent, and how it sees that the agent runs.
+
+The two are processes that share nothing else: either may be killed and started anew alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from handlers.sending.disk import write_whole
+
+OURS: Final = ".workspaced"
+"""The folder in a workspace that belongs to workspaced."""
+
+_CONFIG: Final = "config.json"
+_CREDENTIAL: Final = "credential.json"
+_LOCK: Final = "lock"
+
+
+class Credential(BaseModel):
+    """What an agent connects with, as `agent_credential` answered it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    seed: str = Field(repr=False)
+    jwt: str | None = Field(default=None, repr=False)
+    inbox_prefix: str
+    expires_at: datetime | None = None
+
+
+class AgentConfig(BaseModel):
+    """All that an agent has to know, but its credential."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    chat_id: str
+    workspace_id: str
+    build_id: str
+    agent_id: str
+    name: str
+    nats_url: str
+    directory: Path
+    startup_script: str = ""
+    startup_timeout_seconds: float = 600
+    shutdown_script: str = ""
+    shutdown_timeout_seconds: float = 60
+    env: dict[str, str] = Field(default={}, repr=False)
+    secrets: tuple[str, ...] = Field(default=(), repr=False)
+    log_limit: Annotated[int, Field(ge=0)] = 0
+    traceparent: str | None = None
+
+
+class AlreadyRuns(Exception):  # noqa: N818 — it is no error: the agent is there
+    """Another process is this agent."""
+
+
+def home_of(workspace: Path, agent_id: str) -> Path:
+    """Return the agent's own folder in a workspace."""
+    return workspace / OURS / "agents" / agent_id
+
+
+def write_config(home: Path, config: AgentConfig) -> None:
+    """Leave the configuration in the agent's folder, for its owner's eyes only."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_whole(home / _CONFIG, config.model_dump_json().encode())
+
+
+def read_config(home: Path) -> AgentConfig:
+    """Read the configuration. Raises OSError, ValueError."""
+    return AgentConfig.model_validate_json((home / _CONFIG).read_bytes())
+
+
+def config_path(home: Path) -> Path:
+    """Return the file that an agent is started with."""
+    return home / _CONFIG
+
+
+def write_credential(home: Path, credential: Credential) -> None:
+    """Leave the credential in the agent's folder: never on a command line, which all can read."""
+    write_whole(home / _CREDENTIAL, credential.model_dump_json().encode())
+
+
+def read_credential(home: Path) -> Credential:
+    """Read the credential as it is now: it is renewed in place. Raises OSError, ValueError."""
+    return Credential.model_validate_json((home / _CREDENTIAL).read_bytes())
+
+
+@contextmanager
+def being(home: Path) -> Iterator[None]:
+    """Be the agent of this folder until the context, or the process, ends. Raises AlreadyRuns."""
+    held = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        # One who looks (`running`) holds a shared lock for an instant: wait that long.
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRuns(str(home)) from None
+        os.ftruncate(held, 0)
+        os.pwrite(held, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(held)
+
+
+def running(home: Path) -> int | None:
+    """Return the process that is the agent of this folder now, None for nobody."""
+    try:
+        looked = os.open(home / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(looked, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        written = os.pread(looked, 32, 0)
+        return int(written) if written.isdigit() else None
+    else:
+        return None
+    finally:
+        os.close(looked)

@@ -1,0 +1,90 @@
+"""The ports of a data directory: free ones at first, the same again ever after, as agents outlive us."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from pathlib import Path
+from typing import Final
+
+from handlers.embedded.errors import EmbeddedError, PortTaken
+
+HOST: Final = "127.0.0.1"
+"""Nothing embedded listens anywhere else."""
+
+_LOWEST: Final = 20_000
+_TRIES: Final = 200
+
+
+class Ports:
+    """What `ports.json` of a data directory says; a port is kept under the name of its use."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "ports.json"
+
+    def kept(self) -> dict[str, int]:
+        """Return the ports kept so far."""
+        try:
+            content = json.loads(self._path.read_bytes())
+            return {str(name): int(port) for name, port in content.items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise EmbeddedError(
+                f"{self._path} is not an object of name to port ({error}): correct or delete it"
+            ) from error
+
+    def take(self, name: str, *, asked: int | None = None, flag: str | None = None) -> int:
+        """Return the port for `name`, surely free just now: the asked one, the kept one, a new one.
+
+        Raises PortTaken, naming `flag` as the way to choose another.
+        """
+        kept = self.kept()
+        port = asked or kept.get(name)
+        if port is None:
+            port = _unused(set(kept.values()))
+        elif not _free(port):
+            raise PortTaken(
+                f"port {port} ({name}) is held by another program: stop that, "
+                + (f"choose another port with {flag}, or " if flag else "or ")
+                + f"delete {name!r} from {self._path}"
+            )
+        if kept.get(name) != port:
+            self._write(kept | {name: port})
+        return port
+
+    def _write(self, ports: dict[str, int]) -> None:
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps(ports, indent=2) + "\n")
+        new.replace(self._path)
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+            listener.listen()
+        except OSError:
+            return False
+    return True
+
+
+def _unused(taken: set[int]) -> int:
+    """Stay below the range of outgoing connections.
+
+    A client that keeps trying a port of that range while nobody listens there ends up connected to
+    itself, and then holds the very port that the server needs.
+    """
+    outgoing = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    below = min(int(outgoing[0]), 2**16)
+    if below > _LOWEST:
+        draw = random.SystemRandom()
+        for _ in range(_TRIES):
+            port = draw.randrange(_LOWEST, below)
+            if port not in taken and _free(port):
+                return port
+    with socket.socket() as any_free:
+        any_free.bind((HOST, 0))
+        return int(any_free.getsockname()[1])

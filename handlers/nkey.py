@@ -1,0 +1,65 @@
+"""NKeys: who one is on the bus. A seed signs, its public key names; both are short text."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from typing import Final, Literal
+
+import nkeys
+from nacl.exceptions import BadSignatureError
+from nacl.signing import VerifyKey
+
+Kind = Literal["user", "account"]
+"""A client, or an account that signs for its clients."""
+
+_PREFIXES: Final[dict[Kind, int]] = {
+    "user": nkeys.PREFIX_BYTE_USER,
+    "account": nkeys.PREFIX_BYTE_ACCOUNT,
+}
+_RAW_LENGTH: Final = 35  # prefix, 32 bytes of key, checksum
+
+
+class InvalidSeed(ValueError):
+    """The text is no NKey seed."""
+
+
+def new_seed(kind: Kind) -> str:
+    """Make a new identity."""
+    seed: bytes = nkeys.encode_seed(os.urandom(32), _PREFIXES[kind])
+    return seed.decode()
+
+
+def public_key(seed: str) -> str:
+    """Return the name under which the seed's holder is known."""
+    key: bytes = _pair(seed).public_key
+    return key.decode()
+
+
+def sign(seed: str, content: bytes) -> bytes:
+    """Sign in the seed's name."""
+    signature: bytes = _pair(seed).sign(content)
+    return signature
+
+
+def verify(public: str, content: bytes, signature: bytes) -> bool:
+    """Tell whether the holder of `public`'s seed signed the content."""
+    try:
+        raw = base64.b32decode(public)
+    except (binascii.Error, ValueError):
+        return False
+    if len(raw) != _RAW_LENGTH or nkeys.crc16_checksum(raw[:-2]) != raw[-2:]:
+        return False
+    try:
+        VerifyKey(raw[1:-2]).verify(content, signature)
+    except (BadSignatureError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _pair(seed: str) -> nkeys.KeyPair:
+    try:
+        return nkeys.from_seed(bytearray(seed.encode()))
+    except (nkeys.NkeysError, ValueError) as error:
+        raise InvalidSeed(f"not an NKey seed: {error}") from error

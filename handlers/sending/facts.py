@@ -1,0 +1,72 @@
+"""A fact as its sender keeps it: the exact bytes under one identity, sent until they are stored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from bus import CLOUDEVENT, Bus, Refused, Unavailable
+from handlers.sending.backoff import Backoff
+from statemachine import codec
+
+_log = logging.getLogger(__name__)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One event for one subject; `identity` is its `<source>:<id>`."""
+
+    subject: str
+    identity: str
+    body: bytes
+
+    def kept(self) -> dict[str, str]:
+        """Return it as a journal writes it."""
+        return {"subject": self.subject, "identity": self.identity, "body": self.body.decode()}
+
+    @classmethod
+    def from_kept(cls, kept: Mapping[str, str]) -> Fact:
+        """Read it back, byte for byte."""
+        return cls(kept["subject"], kept["identity"], kept["body"].encode())
+
+
+def new_fact(
+    kind: str,
+    sender: str,
+    chat_id: str,
+    type_name: str,
+    data: Mapping[str, Any],
+    *,
+    traceparent: str | None = None,
+    clock: Callable[[], datetime] = _now,
+) -> Fact:
+    """Make an event that `sender` of `kind` (provisioner or agent) states for the first time."""
+    source, event_id = f"/{kind}/{sender}", str(uuid4())
+    body = codec.encode(
+        type_name, source, chat_id, data, event_id=event_id, time=clock(), traceparent=traceparent
+    )
+    return Fact(f"workspaced.in.{kind}.{chat_id}.{sender}", f"{source}:{event_id}", body)
+
+
+async def deliver(bus: Bus, fact: Fact) -> None:
+    """Return when the stream has stored the fact, however often it takes to ask."""
+    backoff = Backoff()
+    while True:
+        try:
+            await bus.publish(fact.subject, fact.body, headers=CLOUDEVENT, message_id=fact.identity)
+        except Unavailable as gone:
+            _log.info("fact %s waits for the bus: %s", fact.identity, gone)
+        except Refused as no:
+            # A stream at its limit refuses as well: only somebody else can mend it, so be loud.
+            _log.error("fact %s is refused: %s", fact.identity, no)  # noqa: TRY400 — expected, no bug
+        else:
+            return
+        await backoff.wait()

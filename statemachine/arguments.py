@@ -1,0 +1,102 @@
+"""The arguments of the tools, checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypeVar
+
+from pydantic import Field, ValidationError
+
+from statemachine.codec import describe
+from statemachine.events import Frozen
+from statemachine.parameters import TextValue
+
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+Values = Annotated[dict[str, TextValue], Field(max_length=256)]
+
+
+class NoArguments(Frozen):
+    """stop_workspace takes none."""
+
+
+class CreateArguments(NoArguments):
+    """create_workspace's."""
+
+    template_id: str | None = None
+    name: str | None = None
+    parameters: Values | None = None
+    preset_id: str | None = None
+
+    def problem(self) -> str | None:
+        """Say what is wrong before anything else is looked at."""
+        if problem := _template_problem(self.template_id):
+            return problem
+        if self.preset_id is not None and not _UUID.fullmatch(self.preset_id.strip()):
+            return f"preset_id {self.preset_id!r} is not a UUID; read_template lists the presets"
+        return None
+
+    @property
+    def template(self) -> str:
+        """The template's id in canonical form."""
+        return (self.template_id or "").strip().lower()
+
+    @property
+    def preset(self) -> str | None:
+        """The preset's id in canonical form."""
+        return self.preset_id.strip().lower() if self.preset_id is not None else None
+
+
+class StartArguments(NoArguments):
+    """start_workspace's."""
+
+    parameters: Values | None = None
+
+
+class ListArguments(NoArguments):
+    """list_templates'."""
+
+    query: str | None = None
+    page: int | None = None
+
+
+class ReadArguments(NoArguments):
+    """read_template's."""
+
+    template_id: str | None = None
+
+    def problem(self) -> str | None:
+        """Say what is wrong with the id."""
+        return _template_problem(self.template_id)
+
+    @property
+    def id(self) -> str:
+        """The template's id in canonical form."""
+        return (self.template_id or "").strip().lower()
+
+
+def _template_problem(template_id: str | None) -> str | None:
+    if not (template_id or "").strip():
+        return "template_id is required; use list_templates to find one"
+    if not _UUID.fullmatch((template_id or "").strip()):
+        return f"template_id {template_id!r} is not a UUID; use list_templates to find one"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class BadArguments:
+    """The arguments have the wrong shape."""
+
+    message: str
+
+
+Model = TypeVar("Model", bound=NoArguments)
+
+
+def arguments(model: type[Model], args: dict[str, Any]) -> Model | BadArguments:
+    """Read a call's `args`."""
+    try:
+        return model.model_validate(args)
+    except ValidationError as bad:
+        return BadArguments(describe(bad, "args"))

@@ -1,0 +1,112 @@
+"""A tool call as a row, and the verdicts that the rules come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from statemachine.events import BuildRequested, Frozen, WaitResumed
+from statemachine.templates import Catalog
+
+
+class Until(StrEnum):
+    """What a waiting call waits for."""
+
+    SETTLED = "settled"
+    """What became of the start build that it asked for or joined: build, agent, scripts."""
+    STOPPED = "stopped"
+    """The end of the stop build that it asked for."""
+    OVER = "over"
+    """The end of a build that stands in its way; then it is judged again."""
+
+
+class Wait(Frozen):
+    """Why a call is still open."""
+
+    until: Until = Field(strict=False)
+    build_id: str
+    requested: bool = False
+    """The call itself asked for the build."""
+    running: bool = False
+    """The build had succeeded when the call came; it waits for the agent only."""
+    extra: dict[str, Any] = {}
+    """Keys that the answer will carry when all goes well."""
+
+
+class Call(Frozen):
+    """One tool call of a chat."""
+
+    chat_id: str
+    call_id: str
+    tool: str
+    args: dict[str, Any]
+    organization_id: str
+    owner_id: str
+    owner_name: str
+    asked_at: datetime = Field(strict=False)
+    order: int
+    """Its request's place in the chat's event log: calls are judged in the order they came."""
+    wait: Wait | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings that the rules ask."""
+
+    ttl_ms: int | None = None
+    allowlist: frozenset[str] = frozenset()
+    """Template ids; empty allows all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """All that the rules may know beside call and chat."""
+
+    catalog: Catalog
+    policy: Policy = field(default_factory=Policy)
+    names: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
+    """Owner id -> lower-case names of their workspaces."""
+    seed: bytes = b""
+    """Random bytes of this judgement: what new ids and names are made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The call is over."""
+
+    result: dict[str, Any]
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The call stays open."""
+
+    wait: Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A build is to be made, and the call waits for it."""
+
+    build: BuildRequested
+    wait: Wait
+    replaces: BuildRequested | None = None
+    """The stop of the workspace that the new one takes the place of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The chat goes back to waiting for a build that ran out of time without an end."""
+
+    event: WaitResumed
+    wait: Wait
+
+
+Verdict = Answered | Waiting | Requested | Resumed

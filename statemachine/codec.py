@@ -1,0 +1,336 @@
+"""CloudEvents JSON to and from `Event`: the one place where bytes become values.
+
+Decoding is strict: what the store could not hold later (NUL, lone surrogates, numbers beyond a
+double, deep nesting) is rejected here, with the reason that the dead letter will carry.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from statemachine import events
+from statemachine.events import Event, Frozen
+
+MAX_SIZE: Final = 256 * 1024
+"""Bytes of an inbound event."""
+MAX_DEPTH: Final = 32
+"""Nesting of an inbound event."""
+
+Payload = dict[str, Any]
+Upcast = Callable[[Payload], Payload]
+
+UPCASTS: Final[dict[tuple[str, int], Upcast]] = {}
+"""(type name, schema version) -> the function that lifts its data by one version.
+
+Stored events are never rewritten, only lifted when read; a frozen event per entry stands in the tests.
+"""
+
+_TYPE: Final = re.compile(r"^workspaced\.([a-z_]+)\.v([1-9][0-9]{0,3})$")
+_UUID: Final = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_TIME: Final = TypeAdapter(datetime)
+_OWN: Final = (
+    events.BuildRequested,
+    events.WaitResumed,
+    events.DeadlinePassed,
+    events.TtlPassed,
+)
+_KINDS: Final[dict[str, dict[str, type[Frozen]]]] = {
+    kind: {model.name: model for model in models}  # type: ignore[attr-defined]
+    for kind, models in events.BY_KIND.items()
+}
+_MODELS: Final[dict[str, type[Frozen]]] = {
+    model.name: model  # type: ignore[attr-defined]
+    for models in (*events.BY_KIND.values(), _OWN)
+    for model in models
+}
+
+
+class Reason(StrEnum):
+    """Why a message is a dead letter (contract §1)."""
+
+    NOT_JSON = "not_json"
+    NOT_CLOUDEVENTS = "not_cloudevents"
+    BAD_TYPE = "bad_type"
+    BAD_SOURCE = "bad_source"
+    BAD_DATA = "bad_data"
+    CHAT_MISMATCH = "chat_mismatch"
+    TOO_LARGE = "too_large"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """What can't be accepted: the reason, words for people, and the call that may be answered."""
+
+    reason: Reason
+    detail: str
+    call_id: str | None = None
+    tool: str | None = None
+
+
+class _Reject(Exception):  # noqa: N818 — control flow of this module, never seen outside
+    def __init__(self, reason: Reason, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+
+
+def decode(
+    kind: str, chat_id: str, sender: str, data: bytes, *, content_type: str | None, now: datetime
+) -> Event | Rejected:
+    """Read what came on `workspaced.in.<kind>.<chat_id>.<sender>`.
+
+    `now` stands in for an absent `time`. Never raises.
+    """
+    body: object = None
+    try:
+        if len(data) > MAX_SIZE:
+            raise _Reject(Reason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_SIZE} are accepted")
+        if content_type is not None and not content_type.lower().startswith(
+            "application/cloudevents+json"
+        ):
+            raise _Reject(
+                Reason.NOT_CLOUDEVENTS,
+                f"Content-Type is {content_type!r}, expected 'application/cloudevents+json'",
+            )
+        body = _parse(data)
+        envelope = _envelope(body)
+        model, payload = _typed(kind, envelope)
+        _source(kind, sender, envelope["source"])
+        if envelope["subject"] != chat_id:
+            raise _Reject(
+                Reason.CHAT_MISMATCH,
+                f"attribute 'subject' is {envelope['subject']!r}, the NATS subject says {chat_id!r}",
+            )
+        if not _UUID.match(chat_id):
+            raise _Reject(
+                Reason.BAD_DATA, f"chat id {chat_id!r} is not a lower-case canonical UUID"
+            )
+        fact = _validated(model, payload)
+        if isinstance(fact, events.AgentDisconnected) and fact.sequence is None:
+            raise _Reject(Reason.BAD_DATA, "data.sequence: required of an agent")
+        if kind == "agent" and fact.agent_id != sender:
+            raise _Reject(Reason.BAD_DATA, "data.agent_id is not the sender of the NATS subject")
+        return Event.model_construct(
+            source=envelope["source"],
+            id=envelope["id"],
+            chat_id=chat_id,
+            time=_time(envelope.get("time"), now),
+            traceparent=envelope.get("traceparent"),
+            data=fact,
+        )
+    except _Reject as no:
+        call_id, tool = _readable_call(body) if kind == "tool" else (None, None)
+        return Rejected(no.reason, no.detail, call_id, tool)
+
+
+def encode(
+    type_name: str,
+    source: str,
+    chat_id: str,
+    data: Mapping[str, Any] | BaseModel,
+    *,
+    event_id: str,
+    time: datetime,
+    traceparent: str | None = None,
+) -> bytes:
+    """Write a CloudEvent in structured JSON mode, `type` `workspaced.<type_name>.v1`."""
+    envelope: Payload = {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": source,
+        "type": f"workspaced.{type_name}.v1",
+        "subject": chat_id,
+        "time": timestamp(time),
+        "datacontenttype": "application/json",
+        "data": data.model_dump(mode="json") if isinstance(data, BaseModel) else data,
+    }
+    if traceparent is not None:
+        envelope["traceparent"] = traceparent
+    return json.dumps(envelope, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def envelope_of(event: Event) -> Payload:
+    """Return the event as a CloudEvent object, as `read_events` and exports show it."""
+    return json.loads(  # type: ignore[no-any-return]
+        encode(
+            event.data.name,
+            event.source,
+            event.chat_id,
+            event.data,
+            event_id=event.id,
+            time=event.time,
+            traceparent=event.traceparent,
+        )
+    )
+
+
+def event_of(envelope: Mapping[str, Any]) -> Event:
+    """Read an event that we logged ourselves, of any schema version. Raises ValueError."""
+    match = _TYPE.match(str(envelope.get("type")))
+    if match is None or match[1] not in _MODELS:
+        raise ValueError(f"unknown type {envelope.get('type')!r}")
+    payload = _lifted(match[1], int(match[2]), dict(envelope["data"]))
+    return Event(
+        source=envelope["source"],
+        id=envelope["id"],
+        chat_id=envelope["subject"],
+        time=_TIME.validate_python(envelope["time"]),
+        traceparent=envelope.get("traceparent"),
+        data=_MODELS[match[1]].model_validate_json(json.dumps(payload)),  # type: ignore[arg-type]
+    )
+
+
+def timestamp(at: datetime) -> str:
+    """Return RFC 3339 in UTC, with `Z`, to the microsecond."""
+    text = at.astimezone(UTC).isoformat(timespec="microseconds")
+    return text.replace("+00:00", "Z")
+
+
+def _parse(data: bytes) -> object:
+    try:
+        body = from_json(data, allow_inf_nan=True)
+    except ValueError as bad:
+        reason = Reason.BAD_DATA if _is_json(data) else Reason.NOT_JSON
+        raise _Reject(reason, str(bad)) from None
+    if problem := _unstorable(body):
+        raise _Reject(Reason.BAD_DATA, problem)
+    return body
+
+
+def _is_json(data: bytes) -> bool:
+    """Say whether it is JSON by the letter, though no store can hold it."""
+    try:
+        json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    except (RecursionError, ValueError):
+        return True
+    return True
+
+
+def _unstorable(body: object) -> str | None:  # noqa: C901 — one flat walk
+    """Say what no store can hold, walking without recursion."""
+    todo: list[tuple[object, int]] = [(body, 1)]
+    while todo:
+        value, depth = todo.pop()
+        if isinstance(value, str):
+            if "\0" in value:
+                return "a text contains NUL"
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                return "a number is beyond what a double holds"
+        elif isinstance(value, int):
+            if value.bit_length() > 1023:  # noqa: PLR2004 — the exponent range of a double
+                return "a number is beyond what a double holds"
+        elif isinstance(value, list | dict):
+            if depth > MAX_DEPTH:
+                return f"nested deeper than {MAX_DEPTH}"
+            if isinstance(value, dict):
+                if any("\0" in key for key in value):
+                    return "a key contains NUL"
+                value = value.values()
+            todo.extend((item, depth + 1) for item in value)
+    return None
+
+
+def _envelope(body: object) -> Payload:
+    if not isinstance(body, dict):
+        raise _Reject(Reason.NOT_CLOUDEVENTS, "not a JSON object")
+    if body.get("specversion") != "1.0":
+        raise _Reject(
+            Reason.NOT_CLOUDEVENTS,
+            f"attribute 'specversion' is {body.get('specversion')!r}, expected '1.0'",
+        )
+    for name in ("id", "source", "type", "subject"):
+        value = body.get(name)
+        if not isinstance(value, str) or not value or len(value) > 1024:  # noqa: PLR2004
+            raise _Reject(
+                Reason.NOT_CLOUDEVENTS,
+                f"attribute {name!r} must be a text of 1 to 1,024 characters",
+            )
+    for name in ("time", "traceparent"):
+        if not isinstance(body.get(name), str | None):
+            raise _Reject(Reason.NOT_CLOUDEVENTS, f"attribute {name!r} must be a text")
+    return body
+
+
+def _typed(kind: str, envelope: Payload) -> tuple[type[Frozen], Payload]:
+    match = _TYPE.match(envelope["type"])
+    known = _KINDS[kind]
+    if match is None or match[1] not in known:
+        expected = ", ".join(f"workspaced.{name}.v1" for name in known)
+        raise _Reject(Reason.BAD_TYPE, f"type {envelope['type']!r} is none of: {expected}")
+    data = envelope.get("data")
+    if not isinstance(data, dict):
+        raise _Reject(Reason.BAD_DATA, "attribute 'data' must be an object")
+    return known[match[1]], _lifted(match[1], int(match[2]), data)
+
+
+def _lifted(name: str, version: int, data: Payload) -> Payload:
+    while (name, version) in UPCASTS:
+        data, version = UPCASTS[name, version](data), version + 1
+    if version != CURRENT.get(name, 1):
+        raise _Reject(
+            Reason.BAD_TYPE,
+            f"schema version {version} of {name} is not known here, the newest is {CURRENT.get(name, 1)}",
+        )
+    return data
+
+
+CURRENT: Final[dict[str, int]] = {}
+"""The newest schema version of each type that has left 1."""
+
+
+def _source(kind: str, sender: str, source: str) -> None:
+    start = {"tool": "/chat/", "provisioner": "/provisioner/", "agent": "/agent/"}[kind]
+    if source != start + sender:
+        raise _Reject(
+            Reason.BAD_SOURCE,
+            f"source is {source!r}; on this NATS subject it must be {start + sender!r}",
+        )
+
+
+def _time(text: str | None, now: datetime) -> datetime:
+    if text is None:
+        return now
+    try:
+        at = _TIME.validate_python(text)
+    except ValidationError:
+        raise _Reject(
+            Reason.NOT_CLOUDEVENTS, f"attribute 'time' {text!r} is not RFC 3339"
+        ) from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def _validated(model: type[Frozen], payload: Payload) -> Any:
+    try:
+        return model.model_validate(payload)
+    except ValidationError as bad:
+        raise _Reject(Reason.BAD_DATA, describe(bad)) from None
+
+
+def describe(bad: ValidationError, root: str = "data") -> str:
+    """Name every wrong field and what was expected of it, in one line."""
+    return "; ".join(
+        f"{'.'.join((root, *map(str, error['loc'])))}: {error['msg']}"
+        for error in bad.errors(include_url=False, include_context=False)[:20]
+    )
+
+
+def _readable_call(body: object) -> tuple[str | None, str | None]:
+    data = body.get("data") if isinstance(body, dict) else None
+    if not isinstance(data, dict):
+        return None, None
+    call_id, tool = data.get("call_id"), data.get("tool")
+    if not isinstance(call_id, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", call_id):
+        return None, None
+    return call_id, tool if isinstance(tool, str) else None

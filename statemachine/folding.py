@@ -1,0 +1,310 @@
+"""Folding one fact into a snapshot, before any move: what is known now, and what that amounts to.
+
+Nothing here looks at the state. A fold returns the snapshot with the fact in it and, when the fact
+itself is a trigger (a newer build is seen, the workspace is gone, a limit is over), that trigger;
+or the reason why the fact has nothing to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from statemachine import events
+from statemachine.events import Data, Event, Transition
+from statemachine.table import Trigger
+from statemachine.workspace import (
+    MOST_AGENTS,
+    MOST_PAST,
+    AgentFacts,
+    Build,
+    Ending,
+    Former,
+    Outcome,
+    Ref,
+    Workspace,
+)
+
+
+class Unmoved(StrEnum):
+    """Why a fact moves nothing: the `outcome` of its log entry."""
+
+    REPEAT = "repeat"
+    STALE = "stale"
+    FOREIGN = "foreign"
+    IGNORED = "ignored"
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The snapshot that knows the fact, and the trigger that the fact itself is."""
+
+    workspace: Workspace
+    trigger: Trigger | None = None
+    unmoved: Unmoved | None = None
+    """Set when the fact has no say in what is seen (its folding may still matter later)."""
+
+
+def fold(workspace: Workspace, event: Event) -> Folded:
+    """Fold `event` into `workspace`."""
+    data: Data = event.data
+    match data:
+        case events.BuildRequested():
+            return _requested(workspace, data, event.time)
+        case (
+            events.BuildStarted()
+            | events.BuildSucceeded()
+            | events.BuildFailed()
+            | events.BuildCanceled()
+        ):
+            return _build(workspace, data, event.time)
+        case events.WorkspaceDeleted():
+            return _deleted(workspace, data)
+        case events.AgentConnected() | events.AgentDisconnected() | events.AgentLifecycle():
+            return _agent(workspace, data)
+        case events.DeadlinePassed(generation=generation):
+            if generation != workspace.generation or workspace.deadline is None:
+                return Folded(workspace, unmoved=Unmoved.STALE)
+            return Folded(workspace, Trigger.DEADLINE_PASSED)
+        case events.WaitResumed():
+            return Folded(workspace, Trigger.WAIT_RESUMED)
+        case events.TtlPassed() | events.ToolCanceled() | events.DeleteRequested():
+            return Folded(workspace, unmoved=Unmoved.IGNORED)  # the rules of the tools act on these
+        case events.ToolRequested():
+            return Folded(_introduced(workspace, data), unmoved=Unmoved.IGNORED)
+
+
+def _introduced(workspace: Workspace, asked: events.ToolRequested) -> Workspace:
+    """Let the first request fix whose chat it is."""
+    if workspace.organization_id is not None:
+        return workspace
+    return workspace.model_copy(
+        update={
+            "organization_id": asked.organization_id,
+            "owner_id": asked.owner_id,
+            "owner_name": asked.owner_name,
+        }
+    )
+
+
+def _requested(workspace: Workspace, asked: events.BuildRequested, at: datetime) -> Folded:
+    if any(former.id == asked.workspace_id for former in workspace.former):
+        return Folded(workspace, unmoved=Unmoved.FOREIGN)  # the stop of a replaced workspace
+    ref = workspace.ref
+    if ref is None or ref.id != asked.workspace_id:
+        if ref is not None:
+            workspace = _left(workspace, deleted=False)
+        workspace = _bound(
+            workspace,
+            Ref(
+                id=asked.workspace_id,
+                name=asked.workspace_name,
+                owner_name=asked.owner_name,
+                template_id=asked.template.id if asked.template else None,
+            ),
+        )
+    build = Build(
+        id=asked.build_id,
+        number=asked.build_number,
+        transition=asked.transition,
+        started_at=at,
+        template=asked.template,
+        template_version_id=asked.template.version_id if asked.template else None,
+        parameters=asked.parameters,
+        preset_id=asked.preset_id,
+        ttl_ms=asked.ttl_ms,
+    )
+    return _follow(workspace, build)
+
+
+def _build(workspace: Workspace, fact: events.ProvisionerFact, at: datetime) -> Folded:
+    if (unmoved := _elsewhere(workspace, fact.workspace_id)) is not None:
+        return Folded(workspace, unmoved=unmoved)
+    if workspace.ref is None:
+        workspace = _bound(workspace, Ref(id=fact.workspace_id))
+    workspace = _named(workspace, fact)
+    current = workspace.build
+    if current is not None and current.id == fact.build_id:
+        known = _with_fact(current, fact, at)
+        if known == current:
+            return Folded(workspace, unmoved=Unmoved.IGNORED)
+        return Folded(workspace.model_copy(update={"build": known}))
+    seen = _seen(current, fact, at)
+    if current is None or fact.build_number > current.number:
+        return _follow(workspace, seen)
+    return Folded(_with_older_start(workspace, seen, fact, at), unmoved=Unmoved.STALE)
+
+
+def _bound(workspace: Workspace, ref: Ref) -> Workspace:
+    """Return the chat with this workspace, and with what its agents have said already."""
+    early = tuple(facts for facts in workspace.agents if facts.workspace_id == ref.id)
+    return workspace.model_copy(update={"ref": ref, "agents": early})
+
+
+def _elsewhere(workspace: Workspace, workspace_id: str) -> Unmoved | None:
+    """Say whether a fact speaks of a workspace that is not (any more) this chat's."""
+    for former in workspace.former:
+        if former.id == workspace_id:
+            return Unmoved.STALE if former.deleted else Unmoved.FOREIGN
+    if workspace.ref is not None and workspace.ref.id != workspace_id:
+        return Unmoved.FOREIGN
+    return None
+
+
+def _named(workspace: Workspace, fact: events.ProvisionerFact) -> Workspace:
+    """Fill in what nobody had told of a workspace made elsewhere."""
+    ref = workspace.ref
+    if ref is None or not isinstance(fact, events.BuildStarted):
+        return workspace
+    told = Ref(
+        id=ref.id,
+        name=ref.name or fact.workspace_name,
+        owner_name=ref.owner_name or fact.owner_name,
+        template_id=ref.template_id or fact.template_id,
+    )
+    return workspace if told == ref else workspace.model_copy(update={"ref": told})
+
+
+def _seen(previous: Build | None, fact: events.ProvisionerFact, at: datetime) -> Build:
+    """Make the build that `fact` is the first sign of; what it doesn't tell is as before."""
+    build = Build(
+        id=fact.build_id,
+        number=fact.build_number,
+        transition=fact.transition,
+        started_at=at,
+        template=previous.template if previous else None,
+        template_version_id=previous.template_version_id if previous else None,
+        parameters=previous.parameters if previous else {},
+        preset_id=previous.preset_id if previous else None,
+        ttl_ms=previous.ttl_ms if previous else None,
+    )
+    return _with_fact(build, fact, at)
+
+
+def _with_fact(build: Build, fact: events.ProvisionerFact, at: datetime) -> Build:
+    if build.outcome is not None:
+        return build  # of two terminal facts the first stored counts
+    version = getattr(fact, "template_version_id", None) or build.template_version_id
+    new: dict[str, object] = {"taken": True, "template_version_id": version}
+    match fact:
+        case events.BuildStarted():
+            pass
+        case events.BuildSucceeded(agents=agents):
+            new["outcome"] = Outcome(ending=Ending.SUCCEEDED, agents=agents)
+        case events.BuildFailed():
+            new["outcome"] = Outcome(
+                ending=Ending.FAILED,
+                error=fact.error,
+                error_code=fact.error_code,
+                quota=fact.quota,
+            )
+        case events.BuildCanceled():
+            new["outcome"] = Outcome(ending=Ending.CANCELED)
+    if "outcome" in new:
+        new["ended_at"] = at
+    return build.model_copy(update=new)
+
+
+def _follow(workspace: Workspace, build: Build) -> Folded:
+    past, last_start = workspace.past, workspace.start_build
+    if workspace.build is not None:
+        past = (*past, workspace.build.id)[-MOST_PAST:]
+    starts = build.transition is Transition.START
+    following = workspace.model_copy(
+        update={
+            "build": build,
+            "latest_build": build.id,
+            "past": past,
+            "last_start": None if starts else last_start,
+            "chosen": None,
+            "failure": None,
+        }
+    )
+    return Folded(following, Trigger.START_FOLLOWED if starts else Trigger.STOP_FOLLOWED)
+
+
+def _with_older_start(
+    workspace: Workspace, seen: Build, fact: events.ProvisionerFact, at: datetime
+) -> Workspace:
+    """Keep what a late fact tells of the last start: a failed stop asks whether it succeeded."""
+    last = workspace.last_start
+    if (
+        seen.transition is not Transition.START
+        or workspace.build is None
+        or workspace.build.transition is Transition.START
+    ):
+        return workspace
+    if last is not None and last.id == seen.id:
+        return workspace.model_copy(update={"last_start": _with_fact(last, fact, at)})
+    if last is None or seen.number > last.number:
+        return workspace.model_copy(update={"last_start": seen})
+    return workspace
+
+
+def _deleted(workspace: Workspace, fact: events.WorkspaceDeleted) -> Folded:
+    if workspace.ref is not None and workspace.ref.id == fact.workspace_id:
+        return Folded(workspace, Trigger.WORKSPACE_DELETED)
+    known = next((f for f in workspace.former if f.id == fact.workspace_id), None)
+    if known is not None and known.deleted:
+        return Folded(workspace, unmoved=Unmoved.STALE)
+    others = tuple(f for f in workspace.former if f.id != fact.workspace_id)
+    gone = (*others, Former(id=fact.workspace_id, deleted=True))[-MOST_PAST:]
+    kept = workspace.model_copy(update={"former": gone})
+    foreign = workspace.ref is not None or known is not None
+    return Folded(kept, unmoved=Unmoved.FOREIGN if foreign else None)
+
+
+def _agent(workspace: Workspace, fact: events.AgentFact) -> Folded:
+    if (unmoved := _elsewhere(workspace, fact.workspace_id)) is not None:
+        return Folded(workspace, unmoved=unmoved)
+    if fact.build_id in workspace.past and not _of_last_start(workspace, fact):
+        return Folded(workspace, unmoved=Unmoved.STALE)
+    if _is_other_than_chosen(workspace, fact):
+        return Folded(workspace, unmoved=Unmoved.IGNORED)
+    known = workspace.facts_of(fact.agent_id)
+    before = known or AgentFacts(
+        id=fact.agent_id, workspace_id=fact.workspace_id, build_id=fact.build_id
+    )
+    after = before.after(fact)
+    if after == known:
+        return Folded(workspace, unmoved=Unmoved.STALE)  # a higher sequence has spoken already
+    others = tuple(facts for facts in workspace.agents if facts.id != fact.agent_id)
+    kept = workspace.model_copy(update={"agents": (*others, after)[-MOST_AGENTS:]})
+    return Folded(kept)
+
+
+def _of_last_start(workspace: Workspace, fact: events.AgentFact) -> bool:
+    return workspace.last_start is not None and workspace.last_start.id == fact.build_id
+
+
+def _is_other_than_chosen(workspace: Workspace, fact: events.AgentFact) -> bool:
+    """Say whether the followed build ended without choosing this agent."""
+    build = workspace.build
+    if build is None or build.id != fact.build_id or build.outcome is None:
+        return False
+    return workspace.chosen is None or workspace.chosen.id != fact.agent_id
+
+
+def _left(workspace: Workspace, *, deleted: bool) -> Workspace:
+    """Return the chat without its workspace, remembering that it had it."""
+    if workspace.ref is None:
+        return workspace
+    others = tuple(f for f in workspace.former if f.id != workspace.ref.id)
+    former = (*others, Former(id=workspace.ref.id, deleted=deleted))[-MOST_PAST:]
+    return workspace.model_copy(
+        update={
+            "ref": None,
+            "build": None,
+            "last_start": None,
+            "chosen": None,
+            "agents": (),
+            "past": (),
+            "former": former,
+        }
+    )
+
+
+def unbound(workspace: Workspace) -> Workspace:
+    """Return the chat after its workspace was deleted."""
+    return _left(workspace, deleted=True)

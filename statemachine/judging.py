@@ -1,0 +1,290 @@
+"""judge: the rules of the tools, as one pure function of a call and its chat's latest facts.
+
+Branch numbers are those of the table in ARCHITECTURE.md. Nothing outside decides what a call is
+answered, waits for, or has built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from statemachine import answers, requests
+from statemachine.agents import Unselectable, choose
+from statemachine.arguments import (
+    BadArguments,
+    CreateArguments,
+    ListArguments,
+    NoArguments,
+    ReadArguments,
+    StartArguments,
+    arguments,
+)
+from statemachine.calls import (
+    Answered,
+    Call,
+    Known,
+    Resumed,
+    Until,
+    Verdict,
+    Wait,
+    Waiting,
+)
+from statemachine.events import Transition, WaitResumed
+from statemachine.states import ABOUT, State, Word
+from statemachine.views import full_name, name_of
+from statemachine.workspace import Workspace
+
+NO_WORKSPACE: Final = "the chat has no workspace; use create_workspace to make one"
+
+
+def judge(call: Call, chat: Workspace, known: Known) -> Verdict:
+    """Judge a call against its chat: one that comes, or one that waits, when the chat has moved."""
+    tool = _TOOLS.get(call.tool)
+    if tool is None:
+        return answers.error(f"unknown tool {call.tool!r}; there are: {', '.join(_TOOLS)}")
+    model, rules = tool
+    args = arguments(model, call.args)
+    if isinstance(args, BadArguments):
+        return answers.error(f"{call.tool}: {args.message}")
+    if call.wait is None:
+        if (call.organization_id, call.owner_id) != (chat.organization_id, chat.owner_id):
+            return answers.error("the chat belongs to another organization or owner")
+        return rules(call, args, chat, known)
+    match call.wait.until:
+        case Until.SETTLED:
+            return _what_became(call, call.wait, chat)
+        case Until.STOPPED:
+            return _whether_stopped(call.wait, chat)
+        case Until.OVER:
+            return _after(call, call.wait, args, chat, known, rules)
+
+
+def canceled(call: Call, chat: Workspace) -> Answered:
+    """Answer a call whose chat no longer waits for it; what was begun goes on."""
+    wait, about = call.wait, ABOUT[chat.state]
+    if wait is None or chat.build is None:
+        return answers.error("the call was canceled before a build was requested")
+    if about.word in (Word.BEING_BUILT, Word.BEING_STOPPED):
+        return Answered(
+            {
+                "error": f"the call was canceled; the {chat.build.transition} build goes on",
+                "build_id": chat.build.id,
+            }
+        )
+    keys: dict[State, dict[str, Any]] = {
+        State.AGENT_CONNECTING: {"agent_status": "not_ready"},
+        State.SCRIPTS_RUNNING: {"startup_scripts": "startup_scripts_unknown"},
+    }
+    return _success(call, wait, chat, keys.get(chat.state, {}))
+
+
+def word_of(chat: Workspace) -> Word:
+    """Return the word of contract §5 for the chat; a failed stop is what the last start made it."""
+    word = ABOUT[chat.state].word
+    if word is not Word.FAILED_STOP:
+        return word
+    start = chat.start_build
+    return Word.RUNNING if start is not None and start.succeeded else Word.FAILED_BUILD
+
+
+def _create(call: Call, args: CreateArguments, chat: Workspace, known: Known) -> Verdict:
+    if problem := args.problem():
+        return answers.error(problem)
+    match word_of(chat):
+        case Word.BEING_BUILT:
+            return _join(call, chat, Until.SETTLED)
+        case Word.BEING_STOPPED:
+            return _join(call, chat, Until.OVER)
+        case Word.STOPPED:
+            return Answered(
+                {
+                    "created": False,
+                    "workspace_name": name_of(chat),
+                    "status": "stopped",
+                    "message": "the workspace is stopped; use start_workspace to start it",
+                }
+            )
+        case Word.RUNNING if _usable(chat):
+            return _running(call, chat)
+        case _:
+            return requests.create(call, args, chat, known, runs=word_of(chat) is Word.RUNNING)
+
+
+def _start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Verdict:
+    match word_of(chat):
+        case Word.NOTHING:
+            return answers.error(NO_WORKSPACE)
+        case Word.BEING_BUILT:
+            return _join(call, chat, Until.SETTLED)
+        case Word.BEING_STOPPED:
+            return _join(call, chat, Until.OVER)
+        case Word.RUNNING:
+            return _running(call, chat)
+        case _:
+            return requests.start(call, args, chat, known)
+
+
+def _stop(call: Call, args: NoArguments, chat: Workspace, known: Known) -> Verdict:
+    del args
+    match word_of(chat):
+        case Word.NOTHING:
+            return answers.error(NO_WORKSPACE)
+        case Word.BEING_BUILT | Word.BEING_STOPPED:
+            return _join(call, chat, Until.OVER)
+        case Word.STOPPED:
+            return Answered({"stopped": True, "workspace_name": name_of(chat), "no_build": True})
+        case _:
+            return requests.stop(call, chat, known)
+
+
+def _list(call: Call, args: ListArguments, chat: Workspace, known: Known) -> Verdict:
+    del chat
+    words = (args.query or "").strip().lower()
+    found = [
+        template
+        for template in known.catalog.templates.values()
+        if requests.allowed(template, call, known)
+        and any(
+            words in (text or "").lower()
+            for text in (
+                template.name,
+                template.active.manifest.display_name,
+                template.active.manifest.description,
+            )
+        )
+    ]
+    found.sort(key=lambda template: (template.name.lower(), template.name))
+    return answers.templates_page(found, args.page or 1)
+
+
+def _read(call: Call, args: ReadArguments, chat: Workspace, known: Known) -> Verdict:
+    del chat
+    if problem := args.problem():
+        return answers.error(problem)
+    template = known.catalog.templates.get(args.id)
+    if template is None or not requests.allowed(template, call, known):
+        return answers.error(f"template {args.id} was not found; use list_templates to find one")
+    return answers.template_read(template)
+
+
+def _join(call: Call, chat: Workspace, until: Until) -> Verdict:
+    """Wait for the build that is under way; if its time was over without an end, begin it anew."""
+    if chat.build is None:
+        return answers.error(NO_WORKSPACE)
+    wait = Wait(until=until, build_id=chat.build.id)
+    if ABOUT[chat.state].settled:
+        return Resumed(WaitResumed(build_id=chat.build.id, call_id=call.call_id), wait)
+    return Waiting(wait)
+
+
+def _running(call: Call, chat: Workspace) -> Verdict:
+    """Answer for a workspace that runs, once it is known how ready it is."""
+    build = chat.start_build
+    if build is None:
+        return answers.error(NO_WORKSPACE)
+    wait = Wait(until=Until.SETTLED, build_id=build.id, running=True)
+    if not ABOUT[chat.state].settled:
+        return Waiting(wait)
+    return _success(call, wait, chat, answers.readiness(chat))
+
+
+def _usable(chat: Workspace) -> bool:
+    """Say whether a running workspace's agent is there or may still come, or can't be told."""
+    build = chat.start_build
+    if build is None or build.outcome is None or not build.outcome.agents:
+        return False
+    chosen = choose(build.outcome.agents)
+    if isinstance(chosen, Unselectable):
+        return True
+    facts = chat.facts_of(chosen.id)
+    if facts is None or facts.connected is None:
+        return not ABOUT[chat.state].overdue
+    return facts.connected
+
+
+def _what_became(call: Call, wait: Wait, chat: Workspace) -> Verdict:
+    """Answer by what became of the start build, or of the start build that took it over."""
+    build = chat.build
+    if build is None or build.transition is not Transition.START:
+        return answers.superseded(wait.build_id, build, chat.latest_build)
+    followed = wait.model_copy(update={"build_id": build.id})
+    if not ABOUT[chat.state].settled:
+        return Waiting(followed)
+    if ABOUT[chat.state].word is Word.RUNNING:
+        return _success(call, followed, chat, answers.readiness(chat))
+    return answers.build_failure(chat, build.id, _ACTIONS[call.tool])
+
+
+def _whether_stopped(wait: Wait, chat: Workspace) -> Verdict:
+    """Answer by what became of the stop build that the call asked for."""
+    if chat.build is None or chat.build.id != wait.build_id:
+        return answers.superseded(wait.build_id, chat.build, chat.latest_build)
+    if not ABOUT[chat.state].settled:
+        return Waiting(wait)
+    if ABOUT[chat.state].word is Word.STOPPED:
+        return Answered(
+            {"stopped": True, "workspace_name": name_of(chat), "build_id": wait.build_id}
+        )
+    return answers.build_failure(chat, wait.build_id, "stop")
+
+
+def _after(
+    call: Call, wait: Wait, args: Any, chat: Workspace, known: Known, rules: Rules
+) -> Verdict:
+    """Judge again once the build in the way is over; its limit ends the wait."""
+    about = ABOUT[chat.state]
+    if about.word in (Word.BEING_BUILT, Word.BEING_STOPPED) and chat.build is not None:
+        if about.settled:
+            return answers.build_failure(chat, chat.build.id, _ACTIONS[call.tool])
+        if about.word is Word.BEING_STOPPED or call.tool == "stop_workspace":
+            return Waiting(wait.model_copy(update={"build_id": chat.build.id}))
+    return rules(call, args, chat, known)
+
+
+def _success(call: Call, wait: Wait, chat: Workspace, keys: dict[str, Any]) -> Answered:
+    """Build the tool's success object around readiness keys."""
+    if call.tool == "start_workspace":
+        result: dict[str, Any] = {"started": True, "workspace_name": name_of(chat)}
+        result |= {"no_build": True} if wait.running else {"build_id": wait.build_id}
+        return Answered(result | wait.extra | keys)
+    if call.tool == "stop_workspace":
+        return Answered(
+            {"stopped": True, "workspace_name": name_of(chat), "build_id": wait.build_id}
+        )
+    if wait.requested:
+        return Answered(
+            {
+                "created": True,
+                "workspace_name": full_name(chat),
+                "build_id": wait.build_id,
+                **wait.extra,
+                **keys,
+            }
+        )
+    result = {
+        "created": False,
+        "workspace_name": name_of(chat),
+        "status": "already_exists",
+        "message": "the workspace is running already"
+        if wait.running
+        else "the workspace that was being built is there now",
+    }
+    return Answered(result | ({} if wait.running else {"build_id": wait.build_id}) | keys)
+
+
+Rules = Callable[[Call, Any, Workspace, Known], Verdict]
+_TOOLS: Final[dict[str, tuple[type[NoArguments], Rules]]] = {
+    "create_workspace": (CreateArguments, _create),
+    "start_workspace": (StartArguments, _start),
+    "stop_workspace": (NoArguments, _stop),
+    "list_templates": (ListArguments, _list),
+    "read_template": (ReadArguments, _read),
+}
+_ACTIONS: Final = {
+    "create_workspace": "create",
+    "start_workspace": "start",
+    "stop_workspace": "stop",
+}
+TOOLS: Final = tuple(_TOOLS)
+"""The names of the tools."""

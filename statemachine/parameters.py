@@ -1,0 +1,197 @@
+"""Parameters of templates: their declaration, and the values that fit.
+
+Values travel as text (contract §3, jobs); a bool is `true` or `false`, a list(string) a JSON array.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+import re2
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from statemachine.events import Frozen
+
+MASK: Final = "***"
+"""What is shown of a sensitive value."""
+
+
+def as_text(value: object) -> str:
+    """Return a TOML or JSON value as the text that a job carries. Raises ValueError."""
+    match value:
+        case str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case float() if math.isfinite(value):
+            return repr(value)
+        case list() if all(isinstance(item, str) for item in value):
+            return json.dumps(value, ensure_ascii=False)
+        case _:
+            raise ValueError("expected a text, a number, true or false, or a list of texts")
+
+
+TextValue = Annotated[str, BeforeValidator(as_text)]
+
+
+class Kind(StrEnum):
+    """The types of contract §8."""
+
+    STRING = "string"
+    NUMBER = "number"
+    BOOL = "bool"
+    STRINGS = "list(string)"
+
+
+class _Declared(Frozen):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Option(_Declared):
+    """One of the values that may be chosen."""
+
+    name: str
+    value: TextValue
+    description: str | None = None
+
+
+class Parameter(_Declared):
+    """What a template asks of who creates a workspace."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
+    type: Annotated[Kind, Field(strict=False)] = Kind.STRING
+    display_name: str | None = None
+    description: str | None = None
+    default: TextValue | None = None
+    required: bool = False
+    mutable: bool = True
+    sensitive: bool = False
+    options: Annotated[tuple[Option, ...], Field(strict=False)] = ()
+    validation_regex: str | None = None
+    validation_min: float | None = None
+    validation_max: float | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Parameter:
+        if self.validation_regex is not None:
+            try:
+                compiled(self.validation_regex)
+            except re2.error as bad:
+                raise ValueError(f"validation_regex is no RE2 expression: {bad}") from None
+        ranged = self.validation_min is not None or self.validation_max is not None
+        if ranged and self.type is not Kind.NUMBER:
+            raise ValueError("validation_min and validation_max are for type 'number'")
+        for option in self.options:
+            if problem := _of_type(self.type, option.value):
+                raise ValueError(f"option {option.name!r}: {problem}")
+        if self.default is not None and (problem := misfit(self, self.default)):
+            raise ValueError(f"default: {problem}")
+        return self
+
+
+def compiled(expression: str) -> Any:
+    """Compile an RE2 expression, which matches in linear time. Raises re2.error, and logs nothing."""
+    options = re2.Options()
+    options.log_errors = False
+    return re2.compile(expression, options)
+
+
+def _of_type(kind: Kind, text: str) -> str | None:
+    match kind:
+        case Kind.STRING:
+            return None
+        case Kind.NUMBER:
+            try:
+                fits = math.isfinite(float(text))
+            except ValueError:
+                fits = False
+            return None if fits else f"{text!r} is not a number"
+        case Kind.BOOL:
+            return None if text in ("true", "false") else f"{text!r} is neither true nor false"
+        case Kind.STRINGS:
+            try:
+                items = json.loads(text)
+            except ValueError:
+                items = None
+            fits = isinstance(items, list) and all(isinstance(item, str) for item in items)
+            return None if fits else f"{text!r} is not a JSON array of texts"
+
+
+def misfit(parameter: Parameter, text: str) -> str | None:
+    """Say why `text` is no value for `parameter`, or None when it is one."""
+    if problem := _of_type(parameter.type, text):
+        return problem
+    chosen = json.loads(text) if parameter.type is Kind.STRINGS else [text]
+    if parameter.options:
+        values = [option.value for option in parameter.options]
+        if wrong := [item for item in chosen if item not in values]:
+            return f"{wrong[0]!r} is none of the options: {', '.join(values)}"
+    if parameter.validation_regex is not None:
+        expression = compiled(parameter.validation_regex)
+        if wrong := [item for item in chosen if expression.search(item) is None]:
+            return f"{wrong[0]!r} does not match {parameter.validation_regex}"
+    if parameter.type is Kind.NUMBER:
+        if parameter.validation_min is not None and float(text) < parameter.validation_min:
+            return f"{text} is below {parameter.validation_min:g}"
+        if parameter.validation_max is not None and float(text) > parameter.validation_max:
+            return f"{text} is above {parameter.validation_max:g}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Misfits:
+    """Every wrong field with what is wrong about it."""
+
+    fields: tuple[tuple[str, str], ...]
+
+    @property
+    def validations(self) -> list[dict[str, str]]:
+        """As answers carry them."""
+        return [{"field": field, "detail": detail} for field, detail in self.fields]
+
+
+def resolve(
+    declared: tuple[Parameter, ...],
+    asked: Mapping[str, str],
+    fallbacks: tuple[Mapping[str, str], ...],
+    *,
+    fixed: Mapping[str, str] | None = None,
+) -> dict[str, str] | Misfits:
+    """Return a value for every declared parameter: the call's, else a fallback's, else the default.
+
+    `fixed`: the last build's values, of which only mutable ones may change (start_workspace).
+    """
+    names = {parameter.name for parameter in declared}
+    wrong = [(name, "the template has no such parameter") for name in asked if name not in names]
+    values: dict[str, str] = {}
+    for parameter in declared:
+        name = parameter.name
+        given = next((source[name] for source in (asked, *fallbacks) if name in source), None)
+        shown = MASK if parameter.sensitive else None
+        changes = fixed is not None and asked.get(name, given) != fixed.get(name, parameter.default)
+        if changes and name in asked and not parameter.mutable:
+            wrong.append((name, "can't be changed after the workspace was created"))
+            continue
+        value = parameter.default if given is None else given
+        if value is None:
+            if parameter.required:
+                wrong.append((name, "a value is required"))
+            values[name] = ""
+        elif (problem := misfit(parameter, value)) is not None:
+            wrong.append((name, problem.replace(value, shown) if shown and value else problem))
+        else:
+            values[name] = value
+    return Misfits(tuple(wrong)) if wrong else values
+
+
+def masked(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with the sensitive ones hidden."""
+    hidden = {parameter.name for parameter in declared if parameter.sensitive}
+    return {name: MASK if name in hidden else value for name, value in values.items()}

@@ -1,0 +1,185 @@
+"""What the rules have built: the builds that create, start, stop and delete ask for."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID
+
+from statemachine import answers, naming
+from statemachine.arguments import CreateArguments, StartArguments
+from statemachine.calls import Call, Known, Requested, Until, Verdict, Wait
+from statemachine.events import BuildRequested, TemplateRef, Transition
+from statemachine.parameters import Misfits, resolve
+from statemachine.templates import Template, Version
+from statemachine.views import name_of
+from statemachine.workspace import Workspace
+
+UPDATED: Final = {
+    "updated_to_active_version": True,
+    "update_reason": "template requires active versions",
+    "message": "the workspace was started with the template's active version, "
+    "because the template requires it",
+}
+
+
+def fresh_id(seed: bytes, label: str) -> str:
+    """Return a random UUID made of `seed`; the same label gives the same."""
+    return str(UUID(bytes=sha256(label.encode() + b"/" + seed).digest()[:16], version=4))
+
+
+def allowed(template: Template, call: Call, known: Known) -> bool:
+    """Say whether the chat's organization may use the template."""
+    listed = not known.policy.allowlist or template.id in known.policy.allowlist
+    mine = template.organization_id == call.organization_id
+    return mine and listed and template.active.manifest.agents_allowed
+
+
+def create(
+    call: Call, args: CreateArguments, chat: Workspace, known: Known, *, runs: bool
+) -> Verdict:
+    """Have a new workspace built; the one that `runs` gets a stop."""
+    template = known.catalog.templates.get(args.template)
+    if template is None:
+        return answers.error(
+            f"template {args.template} was not found; use list_templates to find one"
+        )
+    if not allowed(template, call, known):
+        return answers.error(
+            f"template {args.template} is not available to this chat; "
+            "use list_templates to find those that are"
+        )
+    manifest = template.active.manifest
+    preset = next((p for p in manifest.preset if template.preset_id(p) == args.preset), None)
+    if args.preset is not None and preset is None:
+        return answers.error(
+            f"template '{template.name}' has no preset {args.preset}; read_template lists them"
+        )
+    values = resolve(
+        manifest.parameter, args.parameters or {}, (preset.parameters if preset else {},)
+    )
+    if isinstance(values, Misfits):
+        return answers.invalid(values)
+    seed = known.seed + call.call_id.encode()
+    try:
+        name = naming.workspace_name(
+            args.name, template.name, known.names.get(call.owner_id, frozenset()), seed
+        )
+    except naming.NameTakenError as taken:
+        return answers.invalid(Misfits((("name", f"'{taken}' is in use already"),)))
+    build = BuildRequested(
+        workspace_id=fresh_id(seed, "workspace"),
+        workspace_name=name,
+        owner_name=call.owner_name,
+        build_id=fresh_id(seed, "build"),
+        build_number=1,
+        transition=Transition.START,
+        template=_template_ref(template.active),
+        parameters=values,
+        preset_id=args.preset,
+        ttl_ms=known.policy.ttl_ms,
+        call_id=call.call_id,
+    )
+    wait = Wait(until=Until.SETTLED, build_id=build.build_id, requested=True)
+    replaces = _next_build(chat, Transition.STOP, seed, "replaced") if runs else None
+    return Requested(build, wait, replaces)
+
+
+def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Verdict:
+    """Have the chat's workspace started again."""
+    version = _version_of(chat, known)
+    if version is None or chat.build is None:
+        return _unknown_template(chat)
+    template = known.catalog.templates.get(version.template_id)
+    extra: dict[str, Any] = {}
+    if (
+        template is not None
+        and template.active.manifest.require_active_version
+        and template.active.id != version.id
+    ):
+        version, extra = template.active, UPDATED
+    last = chat.build.parameters
+    values = resolve(version.manifest.parameter, args.parameters or {}, (last,), fixed=last)
+    if isinstance(values, Misfits):
+        return answers.invalid(values, template_id=version.template_id)
+    seed = known.seed + call.call_id.encode()
+    build = _next_build(chat, Transition.START, seed, "build")
+    if build is None:
+        return _unknown_template(chat)
+    build = build.model_copy(
+        update={
+            "template": _template_ref(version),
+            "parameters": values,
+            "call_id": call.call_id,
+            "ttl_ms": known.policy.ttl_ms,
+        }
+    )
+    wait = Wait(until=Until.SETTLED, build_id=build.build_id, requested=True, extra=extra)
+    return Requested(build, wait)
+
+
+def stop(call: Call, chat: Workspace, known: Known) -> Verdict:
+    """Have the chat's workspace stopped."""
+    build = ending(chat, Transition.STOP, known, call.call_id)
+    if build is None:
+        return _unknown_template(chat)
+    wait = Wait(until=Until.STOPPED, build_id=build.build_id, requested=True)
+    return Requested(build, wait)
+
+
+def ending(
+    chat: Workspace, transition: Transition, known: Known, label: str
+) -> BuildRequested | None:
+    """Return the stop or delete build that comes next, or None when nobody here can make it."""
+    seed = known.seed + label.encode()
+    build = _next_build(chat, transition, seed, "build")
+    version = _version_of(chat, known)
+    if build is None or (build.template is None and version is None):
+        return None
+    if build.template is None and version is not None:
+        build = build.model_copy(update={"template": _template_ref(version)})
+    return build
+
+
+def _next_build(
+    chat: Workspace, transition: Transition, seed: bytes, label: str
+) -> BuildRequested | None:
+    if chat.ref is None or chat.build is None:
+        return None
+    return BuildRequested(
+        workspace_id=chat.ref.id,
+        workspace_name=name_of(chat),
+        owner_name=chat.ref.owner_name or chat.owner_name or "",
+        build_id=fresh_id(seed, label),
+        build_number=chat.build.number + 1,
+        transition=transition,
+        template=chat.build.template,
+        parameters=chat.build.parameters,
+        preset_id=chat.build.preset_id,
+    )
+
+
+def _version_of(chat: Workspace, known: Known) -> Version | None:
+    """Return the template version of the last build, or of the template if only that is known."""
+    if chat.build is None:
+        return None
+    last = chat.build.template_version_id
+    if last is not None and last in known.catalog.versions:
+        return known.catalog.versions[last]
+    template_id = chat.ref.template_id if chat.ref else None
+    template = known.catalog.templates.get(template_id) if template_id else None
+    return template.active if template else None
+
+
+def _template_ref(version: Version) -> TemplateRef:
+    manifest = version.manifest
+    return TemplateRef(
+        id=version.template_id, name=manifest.name, version_id=version.id, pool=manifest.pool
+    )
+
+
+def _unknown_template(chat: Workspace) -> Verdict:
+    return answers.error(
+        f"workspace '{name_of(chat)}' was made elsewhere, from a template that is not known here; "
+        "change it where it was made"
+    )

@@ -1,0 +1,111 @@
+"""The states, and what is true of each: data that the rest of the core asks instead of branching.
+
+The wire knows one `failed` with a reason; inside, each reason is a state of its own, so that the
+table needs no conditions. States of a failed start and of a failed stop differ too, since the same
+late fact leads to different places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class State(StrEnum):
+    """Where a chat's workspace is."""
+
+    NONE = "none"
+    BUILDING = "building"
+    AGENT_CONNECTING = "agent_connecting"
+    SCRIPTS_RUNNING = "scripts_running"
+    READY = "ready"
+    BUILD_FAILED = "build_failed"
+    BUILD_CANCELED = "build_canceled"
+    BUILD_TIMED_OUT = "build_timed_out"
+    SELECTION_ERROR = "selection_error"
+    AGENT_NOT_READY = "agent_not_ready"
+    SCRIPTS_FAILED = "scripts_failed"
+    SCRIPTS_TIMED_OUT = "scripts_timed_out"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    STOP_FAILED = "stop_failed"
+    STOP_CANCELED = "stop_canceled"
+    STOP_TIMED_OUT = "stop_timed_out"
+
+
+class Reason(StrEnum):
+    """`failure.reason` of contract §4."""
+
+    BUILD_FAILED = "build_failed"
+    BUILD_CANCELED = "build_canceled"
+    BUILD_TIMEOUT = "build_timeout"
+    SELECTION_ERROR = "selection_error"
+    AGENT_NOT_READY = "agent_not_ready"
+    STARTUP_SCRIPTS_FAILED = "startup_scripts_failed"
+    STARTUP_SCRIPTS_TIMEOUT = "startup_scripts_timeout"
+
+
+class Limit(StrEnum):
+    """Which setting bounds a state; the values are `Limits`' attributes."""
+
+    BUILD = "build"
+    AGENT_CONNECT = "agent_connect"
+    STARTUP_SCRIPTS = "startup_scripts"
+
+
+class Word(StrEnum):
+    """The words of contract §5 in which tool calls are judged."""
+
+    NOTHING = "nothing"
+    BEING_BUILT = "being built"
+    RUNNING = "running"
+    FAILED_BUILD = "failed build"
+    BEING_STOPPED = "being stopped"
+    STOPPED = "stopped"
+    FAILED_STOP = "failed stop"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is true of a state."""
+
+    word: Word
+    wire: str = "failed"
+    reason: Reason | None = None
+    limit: Limit | None = None
+    overdue: bool = False
+    """A limit has passed here, and only a late fact or a new call can move on."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the calls that waited for the chat are answered here."""
+        return self.limit is None
+
+    @property
+    def bound(self) -> bool:
+        """Whether the chat has a workspace."""
+        return self.word is not Word.NOTHING
+
+
+ABOUT: Final[dict[State, About]] = {
+    State.NONE: About(Word.NOTHING, "none"),
+    State.BUILDING: About(Word.BEING_BUILT, "building", limit=Limit.BUILD),
+    State.AGENT_CONNECTING: About(Word.RUNNING, "agent_connecting", limit=Limit.AGENT_CONNECT),
+    State.SCRIPTS_RUNNING: About(Word.RUNNING, "scripts_running", limit=Limit.STARTUP_SCRIPTS),
+    State.READY: About(Word.RUNNING, "ready"),
+    State.BUILD_FAILED: About(Word.FAILED_BUILD, reason=Reason.BUILD_FAILED),
+    State.BUILD_CANCELED: About(Word.FAILED_BUILD, reason=Reason.BUILD_CANCELED),
+    State.BUILD_TIMED_OUT: About(Word.BEING_BUILT, reason=Reason.BUILD_TIMEOUT, overdue=True),
+    State.SELECTION_ERROR: About(Word.RUNNING, reason=Reason.SELECTION_ERROR),
+    State.AGENT_NOT_READY: About(Word.RUNNING, reason=Reason.AGENT_NOT_READY, overdue=True),
+    State.SCRIPTS_FAILED: About(Word.RUNNING, reason=Reason.STARTUP_SCRIPTS_FAILED),
+    State.SCRIPTS_TIMED_OUT: About(
+        Word.RUNNING, reason=Reason.STARTUP_SCRIPTS_TIMEOUT, overdue=True
+    ),
+    State.STOPPING: About(Word.BEING_STOPPED, "stopping", limit=Limit.BUILD),
+    State.STOPPED: About(Word.STOPPED, "stopped"),
+    State.STOP_FAILED: About(Word.FAILED_STOP, reason=Reason.BUILD_FAILED),
+    State.STOP_CANCELED: About(Word.FAILED_STOP, reason=Reason.BUILD_CANCELED),
+    State.STOP_TIMED_OUT: About(Word.BEING_STOPPED, reason=Reason.BUILD_TIMEOUT, overdue=True),
+}

@@ -1,0 +1,1 @@
+"""Where snapshots, logs, calls and the outbox are kept."""

@@ -1,0 +1,117 @@
+"""Every legal move, once.
+
+The engine, the diagram and the tests read TABLE; no other place decides where a workspace goes.
+A row's trigger is what the facts amount to (`machine.pending`), not the type of a message: the same
+build_succeeded is `built`, `built_without_agents`, `unselectable`, `stopped` or `deleted`.
+
+`python -m statemachine.table` rewrites the diagram in ARCHITECTURE.md; a test holds it to TABLE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from statemachine.states import ABOUT, State
+
+
+class Trigger(StrEnum):
+    """What can move a workspace."""
+
+    START_FOLLOWED = "start_followed"
+    STOP_FOLLOWED = "stop_followed"
+    BUILT = "built"
+    BUILT_WITHOUT_AGENTS = "built_without_agents"
+    UNSELECTABLE = "unselectable"
+    BUILD_FAILED = "build_failed"
+    BUILD_CANCELED = "build_canceled"
+    STOPPED = "stopped"
+    DELETED = "deleted"
+    WORKSPACE_DELETED = "workspace_deleted"
+    AGENT_CONNECTED = "agent_connected"
+    AGENT_STARTED = "agent_started"
+    SCRIPTS_READY = "scripts_ready"
+    SCRIPTS_FAILED = "scripts_failed"
+    DEADLINE_PASSED = "deadline_passed"
+    WAIT_RESUMED = "wait_resumed"
+
+
+class Row(NamedTuple):
+    """One legal move, from each of `sources`."""
+
+    trigger: Trigger
+    sources: tuple[State, ...]
+    dest: State
+
+
+S, T = State, Trigger
+_ANY: Final = tuple(State)
+_BOUND: Final = tuple(state for state in State if ABOUT[state].bound)
+_OPEN_START: Final = (S.BUILDING, S.BUILD_TIMED_OUT)
+_OPEN_STOP: Final = (S.STOPPING, S.STOP_TIMED_OUT)
+
+# fmt: off
+TABLE: Final[tuple[Row, ...]] = (
+    #   trigger                  from                                              to
+    Row(T.START_FOLLOWED,        _ANY,                                             S.BUILDING),
+    Row(T.STOP_FOLLOWED,         _ANY,                                             S.STOPPING),
+    Row(T.WORKSPACE_DELETED,     _BOUND,                                           S.NONE),
+    Row(T.BUILT,                 _OPEN_START,                                      S.AGENT_CONNECTING),
+    Row(T.BUILT_WITHOUT_AGENTS,  _OPEN_START,                                      S.READY),
+    Row(T.UNSELECTABLE,          _OPEN_START,                                      S.SELECTION_ERROR),
+    Row(T.BUILD_FAILED,          _OPEN_START,                                      S.BUILD_FAILED),
+    Row(T.BUILD_CANCELED,        _OPEN_START,                                      S.BUILD_CANCELED),
+    Row(T.STOPPED,               _OPEN_STOP,                                       S.STOPPED),
+    Row(T.DELETED,               _OPEN_STOP,                                       S.NONE),
+    Row(T.BUILD_FAILED,          _OPEN_STOP,                                       S.STOP_FAILED),
+    Row(T.BUILD_CANCELED,        _OPEN_STOP,                                       S.STOP_CANCELED),
+    Row(T.AGENT_CONNECTED,       (S.AGENT_CONNECTING, S.AGENT_NOT_READY),          S.SCRIPTS_RUNNING),
+    Row(T.AGENT_STARTED,         (S.AGENT_CONNECTING,),                            S.SCRIPTS_RUNNING),
+    Row(T.SCRIPTS_READY,         (S.SCRIPTS_RUNNING, S.SCRIPTS_FAILED,
+                                  S.SCRIPTS_TIMED_OUT),                            S.READY),
+    Row(T.SCRIPTS_FAILED,        (S.SCRIPTS_RUNNING,),                             S.SCRIPTS_FAILED),
+    Row(T.DEADLINE_PASSED,       (S.BUILDING,),                                    S.BUILD_TIMED_OUT),
+    Row(T.DEADLINE_PASSED,       (S.AGENT_CONNECTING,),                            S.AGENT_NOT_READY),
+    Row(T.DEADLINE_PASSED,       (S.SCRIPTS_RUNNING,),                             S.SCRIPTS_TIMED_OUT),
+    Row(T.DEADLINE_PASSED,       (S.STOPPING,),                                    S.STOP_TIMED_OUT),
+    Row(T.WAIT_RESUMED,          (S.BUILD_TIMED_OUT,),                             S.BUILDING),
+    Row(T.WAIT_RESUMED,          (S.STOP_TIMED_OUT,),                              S.STOPPING),
+)
+# fmt: on
+
+LEGAL: Final = frozenset((row.trigger, source) for row in TABLE for source in row.sources)
+"""What the engine will take; asked before it, because most triggers are not for the present state."""
+
+BEGIN: Final = "<!-- diagram: made by `make diagram`, do not edit -->"
+END: Final = "<!-- end of diagram -->"
+
+
+def mermaid(rows: Iterable[Row] = TABLE) -> str:
+    """Draw the table; moves from (nearly) everywhere are drawn from one node each."""
+    lines = ["stateDiagram-v2", "    [*] --> none"]
+    for trigger, sources, dest in rows:
+        names: Iterable[str] = sources
+        if sources == _ANY:
+            names = ["any"]
+        elif sources == _BOUND:
+            names = ["any_with_a_workspace"]
+        lines += [f"    {name} --> {dest}: {trigger}" for name in names]
+    for state in State:
+        if (reason := ABOUT[state].reason) is not None:
+            lines.append(f"    {state}: failed ({reason})")
+    return "\n".join(lines)
+
+
+def redraw(document: str) -> str:
+    """Return `document` with the diagram between its marks drawn anew. Raises ValueError without marks."""
+    head, rest = document.split(BEGIN, 1)
+    _, tail = rest.split(END, 1)
+    return f"{head}{BEGIN}\n```mermaid\n{mermaid()}\n```\n{END}{tail}"
+
+
+if __name__ == "__main__":
+    for name in ("ARCHITECTURE.md", "README.md"):
+        path = Path(__file__).parent.parent / name
+        path.write_text(redraw(path.read_text()))

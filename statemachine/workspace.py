@@ -1,0 +1,235 @@
+"""Workspace: the snapshot of one chat, all that is known of its workspace now.
+
+It holds folded facts (builds, agents, also early ones) beside the state that the facts amount to. Each
+fold takes facts in any order to the same value; `machine` does the moves.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from pydantic import Field
+
+from statemachine import events
+from statemachine.events import Agent, Frozen, Lifecycle, Quota, TemplateRef, Transition
+from statemachine.states import ABOUT, Limit, Reason, State
+
+STARTUP: Final = frozenset(
+    (
+        Lifecycle.CREATED,
+        Lifecycle.STARTING,
+        Lifecycle.START_TIMEOUT,
+        Lifecycle.START_ERROR,
+        Lifecycle.READY,
+    )
+)
+"""The lifecycles that tell how the start went; the others come after it."""
+UNSETTLED: Final = frozenset((Lifecycle.CREATED, Lifecycle.STARTING))
+
+MOST_AGENTS: Final = 128
+"""Agents remembered of one chat: those of its builds and early ones."""
+MOST_PAST: Final = 64
+"""Superseded builds and former workspaces remembered of one chat."""
+
+
+class Limits(NamedTuple):
+    """How long a state may last."""
+
+    build: timedelta = timedelta(minutes=10)
+    agent_connect: timedelta = timedelta(minutes=2)
+    startup_scripts: timedelta = timedelta(minutes=10)
+
+    def of(self, limit: Limit) -> timedelta:
+        """Return the value of `limit`."""
+        return getattr(self, limit)  # type: ignore[no-any-return]
+
+
+class Ref(Frozen):
+    """The workspace that the chat is bound to. Names are unknown until a fact tells them."""
+
+    id: str
+    name: str | None = None
+    owner_name: str | None = None
+    template_id: str | None = None
+
+
+class Ending(StrEnum):
+    """How a build ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+class Outcome(Frozen):
+    """The terminal fact of a build."""
+
+    ending: Ending = Field(strict=False)
+    agents: tuple[Agent, ...] = Field(default=(), strict=False)
+    error: str | None = None
+    error_code: str | None = None
+    quota: Quota | None = None
+
+
+class Build(Frozen):
+    """A build as far as its facts are known."""
+
+    id: str
+    number: int
+    transition: Transition = Field(strict=False)
+    started_at: datetime = Field(strict=False)
+    taken: bool = False
+    """A provisioner has said that it began."""
+    template: TemplateRef | None = None
+    template_version_id: str | None = None
+    parameters: dict[str, str] = {}
+    preset_id: str | None = None
+    ttl_ms: int | None = None
+    outcome: Outcome | None = None
+    ended_at: datetime | None = Field(default=None, strict=False)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ended well."""
+        return self.outcome is not None and self.outcome.ending is Ending.SUCCEEDED
+
+
+class AgentFacts(Frozen):
+    """What an agent has reported, each field by the highest sequence that spoke of it."""
+
+    id: str
+    workspace_id: str
+    build_id: str
+    highest: int = -1
+    connection_sequence: int = -1
+    connected: bool | None = None
+    seen: bool = False
+    """It was connected at some time."""
+    lifecycle_sequence: int = -1
+    lifecycle: Lifecycle | None = Field(default=None, strict=False)
+    begun: bool = False
+    """It reported a lifecycle beyond `created` at some time."""
+    startup_sequence: int = -1
+    startup: Lifecycle | None = Field(default=None, strict=False)
+    lost_at: int | None = None
+    """The workers missed it after this sequence; any higher one undoes that."""
+
+    def after(self, fact: events.AgentFact) -> AgentFacts:
+        """Fold `fact` in. Facts of a field come in any order; the highest sequence speaks."""
+        if fact.sequence is None:
+            return self.model_copy(update={"lost_at": self.highest, "connected": False})
+        new: dict[str, object] = {"highest": max(self.highest, fact.sequence)}
+        if self.lost_at is not None and fact.sequence > self.lost_at:
+            new |= {"lost_at": None, "connected": True}
+        newest = fact.sequence > self.connection_sequence
+        if isinstance(fact, events.AgentConnected):
+            new["seen"] = True
+            if newest:
+                new |= {"connection_sequence": fact.sequence, "connected": True}
+        elif isinstance(fact, events.AgentDisconnected):
+            if newest:
+                new |= {"connection_sequence": fact.sequence, "connected": False}
+        else:
+            new |= self._lived(fact, newest=newest)
+        return self.model_copy(update=new)
+
+    def _lived(self, fact: events.AgentLifecycle, *, newest: bool) -> dict[str, object]:
+        new: dict[str, object] = {}
+        if fact.lifecycle is not Lifecycle.CREATED:
+            new["begun"] = True
+            if newest:  # whoever reports is there
+                new |= {"connection_sequence": fact.sequence, "connected": True}
+        if fact.sequence > self.lifecycle_sequence:
+            new |= {"lifecycle_sequence": fact.sequence, "lifecycle": fact.lifecycle}
+        if fact.lifecycle in STARTUP and fact.sequence > self.startup_sequence:
+            new |= {"startup_sequence": fact.sequence, "startup": fact.lifecycle}
+        return new
+
+    @property
+    def start_ended(self) -> bool:
+        """Whether the start has come to an end, well or ill: the latest lifecycle is settled."""
+        return self.lifecycle is not None and self.lifecycle not in UNSETTLED
+
+
+class Failure(Frozen):
+    """Why the state is `failed`."""
+
+    reason: Reason = Field(strict=False)
+    message: str
+    error_code: str | None = None
+
+
+class Cause(Frozen):
+    """The event that made the present version."""
+
+    source: str
+    id: str
+    type: str
+
+
+class Former(Frozen):
+    """A workspace that the chat no longer has."""
+
+    id: str
+    deleted: bool
+
+
+class Workspace(Frozen):
+    """The snapshot of one chat after `version` moves."""
+
+    chat_id: str
+    version: int = 0
+    seq: int = 0
+    """Entries of the chat's event log."""
+    state: State = Field(default=State.NONE, strict=False)
+    previous_state: State = Field(default=State.NONE, strict=False)
+    organization_id: str | None = None
+    owner_id: str | None = None
+    owner_name: str | None = None
+    ref: Ref | None = None
+    build: Build | None = None
+    """The followed build."""
+    last_start: Build | None = None
+    """The newest start build, when the followed one is no start."""
+    chosen: Agent | None = None
+    agents: tuple[AgentFacts, ...] = Field(default=(), strict=False)
+    failure: Failure | None = None
+    deadline: datetime | None = Field(default=None, strict=False)
+    generation: int = 0
+    """Counts deadlines, so that a late timer is told from the present one."""
+    cause: Cause | None = None
+    former: tuple[Former, ...] = Field(default=(), strict=False)
+    latest_build: str | None = None
+    """The id of the build followed last, also after its workspace is gone."""
+    past: tuple[str, ...] = Field(default=(), strict=False)
+    """Builds of this workspace that were superseded."""
+    open_calls: int = 0
+    changed_at: datetime | None = Field(default=None, strict=False)
+
+    @property
+    def start_build(self) -> Build | None:
+        """The newest start build, followed or not."""
+        if self.build is not None and self.build.transition is Transition.START:
+            return self.build
+        return self.last_start
+
+    def facts_of(self, agent_id: str) -> AgentFacts | None:
+        """Return what the agent has reported."""
+        return next((facts for facts in self.agents if facts.id == agent_id), None)
+
+    def agent_status(self) -> str | None:
+        """Return `connecting|connected|disconnected|timeout` of the chosen agent."""
+        if self.chosen is None:
+            return None
+        facts = self.facts_of(self.chosen.id)
+        if facts is None or facts.connected is None:
+            overdue = ABOUT[self.state].overdue
+            return "timeout" if overdue else "connecting"
+        return "connected" if facts.connected else "disconnected"
+
+    def agent_lifecycle(self) -> Lifecycle | None:
+        """Return the latest lifecycle of the chosen agent."""
+        facts = None if self.chosen is None else self.facts_of(self.chosen.id)
+        return None if facts is None else facts.lifecycle
