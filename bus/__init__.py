@@ -8,115 +8,60 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Protocol
 
+from bus.errors import BusError, Conflict, NoResponder, Refused, ServiceError, Unavailable
+from bus.messages import CLOUDEVENT, MARKER, Ack, Message, Outgoing, Stored, StreamInfo
 from bus.streams import Consumer, Stream
 
-CLOUDEVENT: Final = {"Content-Type": "application/cloudevents+json"}
-"""Header of every CloudEvent in structured mode."""
-
-MARKER: Final = "Nats-Marker-Reason"
-"""Header by which the server marks that a message with a time to live has gone."""
-
-
-class BusError(Exception):
-    """The bus could not do what was asked."""
-
-
-class Unavailable(BusError):
-    """Not now: no server, no stream, or a full one. It may have arrived: send it again."""
-
-
-class NoResponder(BusError):
-    """Nobody serves that subject."""
-
-
-class Conflict(BusError):
-    """The subject's last sequence is not the expected one; `last`: what stands there, if told."""
-
-    def __init__(self, description: str, last: int | None = None) -> None:
-        super().__init__(description)
-        self.last = last
-
-
-class Refused(BusError):
-    """The server answered no, and would again: a permission, a limit, a bad configuration."""
-
-
-class ServiceError(BusError):
-    """A micro service answered with an error; `code` as in HTTP."""
-
-    def __init__(self, code: int, description: str) -> None:
-        super().__init__(f"{code} {description}")
-        self.code, self.description = code, description
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What a subscriber gets."""
-
-    subject: str
-    data: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    reply: str = ""
-
-    @property
-    def expired(self) -> bool:
-        """It is the server's mark that a message with a time to live has gone, not a message."""
-        return MARKER in self.headers
-
-
-@dataclass(frozen=True, slots=True)
-class Stored(Message):
-    """A message of a stream with its place in it."""
-
-    sequence: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """The stream's word that it stored the message, or (duplicate) had it already."""
-
-    stream: str
-    sequence: int
-    duplicate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One of many messages to be stored; see `Bus.publish` for what its parts do."""
-
-    subject: str
-    data: bytes
-    headers: Mapping[str, str] | None = None
-    message_id: str | None = None
-    expected_last: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StreamInfo:
-    """Which stream it is, to tell later whether it is still the same one."""
-
-    created: str
-    """When the server made it; another value: another stream, and the old one is lost."""
-    first: int
-    last: int
-    """The sequence given last; lower than before: the stream lost its tail."""
+__all__ = [
+    "CLOUDEVENT",
+    "MARKER",
+    "Ack",
+    "Bus",
+    "BusError",
+    "Conflict",
+    "Consumer",
+    "Delivery",
+    "Message",
+    "NoResponder",
+    "Outgoing",
+    "Pull",
+    "Refused",
+    "Responder",
+    "ServiceError",
+    "Stored",
+    "Stream",
+    "StreamInfo",
+    "Subscription",
+    "Unavailable",
+]
 
 
 class Delivery(Protocol):
     """One message handed out by a durable consumer; unless acked it comes again."""
 
     @property
-    def subject(self) -> str: ...
+    def subject(self) -> str:
+        """What it was published on."""
+        ...
+
     @property
-    def data(self) -> bytes: ...
+    def data(self) -> bytes:
+        """Its body."""
+        ...
+
     @property
-    def headers(self) -> Mapping[str, str]: ...
+    def headers(self) -> Mapping[str, str]:
+        """Its publisher's headers, and the server's."""
+        ...
+
     @property
-    def stream(self) -> str: ...
+    def stream(self) -> str:
+        """Name of the stream that holds it."""
+        ...
+
     @property
     def sequence(self) -> int:
         """Place in its stream."""
@@ -253,7 +198,7 @@ class Bus(Protocol):
         ...
 
     def subscribe(self, subject: str) -> AbstractAsyncContextManager[Subscription]:
-        """Subscribed, for certain, when the context is entered. Raises Refused, Unavailable."""
+        """Be subscribed, for certain, from entering the context. Raises Refused, Unavailable."""
         ...
 
     async def request(

@@ -25,19 +25,17 @@ from nats.aio.client import Client
 from nats.protocol import command
 
 from bus import BusError, Message, Refused, Unavailable
+from bus.headers import read_block, write_block
+from bus.subjects import check
 
 log = logging.getLogger(__name__)
 
 Taker = Callable[[Message, str], None]
 """Gets each message of a subscription, and its status (empty for a message of a publisher)."""
 
-_SUBJECT: Final = re.compile(r"[^\s]+")
-_HEADER: Final = re.compile(r"[!-9;-~]+")
-_NEWLINES: Final = str.maketrans({"\r": " ", "\n": " "})
 _DENIED: Final = re.compile(
     r'permissions violation for (publish|subscription) (?:to|with reply of) "([^"]+)"'
 )
-_PREAMBLE: Final = len(b"NATS/1.0 ")
 
 
 class Connection(Client):
@@ -46,7 +44,7 @@ class Connection(Client):
     def __init__(self) -> None:
         super().__init__()
         self.reason = ""
-        """Why the server refused the connection last, or closed it for good."""
+        """What went wrong last; empty while all is well."""
         self.on_lost: list[Callable[[], None]] = []
         self.on_back: list[Callable[[], None]] = []
         self.on_denied: list[Callable[[str], bool]] = []
@@ -58,6 +56,7 @@ class Connection(Client):
         self._denied_subscriptions: set[str] = set()
         self._tokens = count(1)
         self._answers = ""
+        self._last_word = ""
         self._taken = asyncio.get_running_loop().create_future()
         self._taken.set_result(None)
 
@@ -83,10 +82,9 @@ class Connection(Client):
         """
         if not self.is_connected:
             raise Unavailable(self.reason or "not connected")
-        if not _SUBJECT.fullmatch(subject):
-            raise Refused(f"not a subject: {subject!r}")
+        check(subject)
         if headers:
-            block = _header_block(headers)
+            block = write_block(headers)
             size = len(block) + len(data)
             line: bytes = command.hpub_cmd(subject, reply, block, data)
         else:
@@ -170,7 +168,7 @@ class Connection(Client):
         try:
             await self.round_trip()
             if subject.lower() in self._denied_subscriptions:
-                raise Refused(f"not allowed to subscribe to {subject}")  # noqa: TRY301
+                raise Refused(f"not allowed to subscribe to {subject}")
         except BaseException:
             await self.leave(number)
             raise
@@ -191,7 +189,7 @@ class Connection(Client):
         if taker is None:
             await super()._process_msg(sid, subject, reply, data, headers)
             return
-        status, fields = _read_headers(headers) if headers else ("", {})
+        status, fields = read_block(headers) if headers else ("", {})
         try:
             taker(Message(subject.decode(), data, fields, reply.decode()), status)
         except Exception:
@@ -245,17 +243,18 @@ class Connection(Client):
     async def back(self) -> None:
         """Tell everybody that there is a server again."""
         log.info("connected to NATS again, server %s", self.server_id)
-        self.reason = ""
+        self.reason = self._last_word = ""
         for callback in self.on_back:
             callback()
 
     async def ended(self) -> None:
         """Tell whoever waits for it that the connection is closed for good."""
         if not self.gone.done():
-            self.gone.set_result(self.reason)
+            self.gone.set_result(self._last_word)
 
     async def _process_err(self, err_msg: str) -> None:
-        self.reason = err_msg.strip("'")
+        if not _DENIED.search(err_msg):
+            self.reason = self._last_word = err_msg.strip("'")
         await super()._process_err(err_msg)
 
     async def _process_op_err(self, e: Exception) -> None:
@@ -286,23 +285,3 @@ class Connection(Client):
 def _fail(future: Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def _header_block(headers: Mapping[str, str]) -> bytes:
-    lines = ["NATS/1.0"]
-    for key, value in headers.items():
-        if not _HEADER.fullmatch(key):
-            raise Refused(f"not a header: {key!r}")
-        lines.append(f"{key}: {value.translate(_NEWLINES)}")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode()
-
-
-def _read_headers(block: bytes) -> tuple[str, dict[str, str]]:
-    """Read status and fields; a status is the server's only on the first line, not as a field."""
-    line, _, rest = block.partition(b"\r\n")
-    fields = Client._parse_header_lines(rest)  # noqa: SLF001  # the same reading as nats-py's own
-    if len(line) <= _PREAMBLE:
-        return "", fields
-    status, _, description = line[_PREAMBLE:].decode().partition(" ")
-    fields["Description"] = description
-    return status, fields

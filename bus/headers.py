@@ -1,10 +1,13 @@
-"""Headers that the server understands, and those it adds."""
+"""Headers that the server understands, those it adds, and how they look on the wire."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
+
+from bus.errors import Refused
 
 MESSAGE_ID: Final = "Nats-Msg-Id"
 """A repeat of it within the stream's duplicate window is dropped."""
@@ -39,6 +42,35 @@ SERVICE_ERROR_CODE: Final = "Nats-Service-Error-Code"
 
 ADDED: Final = frozenset({STREAM, SUBJECT, SEQUENCE, TIME_STAMP})
 """What a direct get adds to the headers of the stored message."""
+
+_NAME: Final = re.compile(r"[!-9;-~]+")
+_NEWLINES: Final = str.maketrans({"\r": " ", "\n": " "})
+_VERSION: Final = "NATS/1.0"
+_PREAMBLE: Final = len(f"{_VERSION} ")
+
+
+def write_block(headers: Mapping[str, str]) -> bytes:
+    """Write headers as they go over the wire. Raises Refused for what is no header name."""
+    lines = [_VERSION]
+    for key, value in headers.items():
+        if not _NAME.fullmatch(key):
+            raise Refused(f"not a header: {key!r}")
+        lines.append(f"{key}: {value.translate(_NEWLINES)}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def read_block(block: bytes) -> tuple[str, dict[str, str]]:
+    """Read status and headers; a status is the server's only on the first line, not as a header."""
+    first, *lines = block.decode("utf-8", "replace").split("\r\n")
+    headers = {}
+    for line in lines:
+        key, colon, value = line.partition(":")
+        if colon:
+            headers[key.strip()] = value.strip()
+    if len(first) <= _PREAMBLE:
+        return "", headers
+    status, _, headers["Description"] = first[_PREAMBLE:].partition(" ")
+    return status, headers
 
 
 def publishing(

@@ -66,7 +66,7 @@ def stream_info(answer: Json) -> StreamInfo:
 def stream_config(stream: Stream) -> Json:
     """Write a declaration the way the server tells it back."""
     republish = stream.republish
-    return {
+    config: Json = {
         "name": stream.name,
         "subjects": list(stream.subjects),
         "retention": "workqueue" if stream.work_queue else "limits",
@@ -82,9 +82,11 @@ def stream_config(stream: Stream) -> Json:
         "allow_msg_schedules": stream.schedules,
         "allow_msg_ttl": stream.message_ttl,
         "subject_delete_marker_ttl": _nanoseconds(stream.marker_ttl),
-        "persist_mode": "async" if stream.persist_async else None,
         "republish": republish and {"src": republish.source, "dest": republish.destination},
     }
+    if stream.persist_async:
+        config["persist_mode"] = "async"
+    return config
 
 
 def differs(existing: Json, declared: Json) -> bool:

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from bus.errors import Refused
+
 IN_TOOL: Final = "workspaced.in.tool.*.*"
 """Requests of chat services."""
 IN_PROVISIONER: Final = "workspaced.in.provisioner.*.*"
@@ -43,6 +45,8 @@ UI_LOG_COPY: Final = "workspaced.ui.{{wildcard(1)}}.log.{{wildcard(2)}}"
 _IN: Final = re.compile(
     r"workspaced\.in\.(?P<kind>tool|provisioner|agent)\.(?P<chat>[^.]+)\.(?P<sender>[^.]+)"
 )
+
+_SUBJECT: Final = re.compile(r"[^\s]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,12 @@ def ui_state(chat: str) -> str:
 def ui_log(chat: str, build: str) -> str:
     """Return where the copy of the build's stored log lines appears."""
     return f"workspaced.ui.{chat}.log.{build}"
+
+
+def check(subject: str) -> None:
+    """Raise Refused for what is no subject: a blank in it would be a command to the server."""
+    if not _SUBJECT.fullmatch(subject):
+        raise Refused(f"not a subject: {subject!r}")
 
 
 def matches(pattern: str, subject: str) -> bool:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -23,6 +24,7 @@ OURS: Final = ".workspaced"
 _CONFIG: Final = "config.json"
 _CREDENTIAL: Final = "credential.json"
 _LOCK: Final = "lock"
+_FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
 class Credential(BaseModel):
@@ -34,6 +36,7 @@ class Credential(BaseModel):
     jwt: str | None = Field(default=None, repr=False)
     inbox_prefix: str
     expires_at: datetime | None = None
+    issued_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
 class AgentConfig(BaseModel):
@@ -58,13 +61,18 @@ class AgentConfig(BaseModel):
     traceparent: str | None = None
 
 
-class AlreadyRuns(Exception):  # noqa: N818 — it is no error: the agent is there
+class AlreadyRuns(Exception):
     """Another process is this agent."""
+
+
+def homes(workspace: Path) -> Path:
+    """Return the folder of all agents of a workspace."""
+    return workspace / OURS / "agents"
 
 
 def home_of(workspace: Path, agent_id: str) -> Path:
     """Return the agent's own folder in a workspace."""
-    return workspace / OURS / "agents" / agent_id
+    return homes(workspace) / agent_id
 
 
 def write_config(home: Path, config: AgentConfig) -> None:
@@ -98,30 +106,27 @@ def being(home: Path) -> Iterator[None]:
     """Be the agent of this folder until the context, or the process, ends. Raises AlreadyRuns."""
     held = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        # One who looks (`running`) holds a shared lock for an instant: wait that long.
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AlreadyRuns(str(home)) from None
-        os.ftruncate(held, 0)
-        os.pwrite(held, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(held)
 
 
 def running(home: Path) -> int | None:
-    """Return the process that is the agent of this folder now, None for nobody."""
+    """Return the process that is the agent of this folder now, None for nobody.
+
+    The kernel tells who holds the lock: a number in a file could be a dead process' by now.
+    """
     try:
-        looked = os.open(home / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        looked = os.open(home / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(looked, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        written = os.pread(looked, 32, 0)
-        return int(written) if written.isdigit() else None
-    else:
-        return None
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(looked, fcntl.F_GETLK, asked))
+        return None if kind == fcntl.F_UNLCK else int(pid)
     finally:
         os.close(looked)

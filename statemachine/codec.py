@@ -78,7 +78,7 @@ class Rejected:
     tool: str | None = None
 
 
-class _Reject(Exception):  # noqa: N818 — control flow of this module, never seen outside
+class _Reject(Exception):
     def __init__(self, reason: Reason, detail: str) -> None:
         self.reason, self.detail = reason, detail
 

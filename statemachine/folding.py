@@ -70,9 +70,9 @@ def fold(workspace: Workspace, event: Event) -> Folded:
         case events.WaitResumed():
             return Folded(workspace, Trigger.WAIT_RESUMED)
         case events.TtlPassed() | events.ToolCanceled() | events.DeleteRequested():
-            return Folded(workspace, unmoved=Unmoved.IGNORED)  # the rules of the tools act on these
+            return Folded(workspace)  # the rules of the tools act on these
         case events.ToolRequested():
-            return Folded(_introduced(workspace, data), unmoved=Unmoved.IGNORED)
+            return Folded(_introduced(workspace, data))
 
 
 def _introduced(workspace: Workspace, asked: events.ToolRequested) -> Workspace:

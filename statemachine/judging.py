@@ -30,7 +30,7 @@ from statemachine.calls import (
     Wait,
     Waiting,
 )
-from statemachine.events import Transition, WaitResumed
+from statemachine.events import BuildRequested, Transition, WaitResumed
 from statemachine.states import ABOUT, State, Word
 from statemachine.views import full_name, name_of
 from statemachine.workspace import Workspace
@@ -288,3 +288,16 @@ _ACTIONS: Final = {
 }
 TOOLS: Final = tuple(_TOOLS)
 """The names of the tools."""
+
+
+def deletion(chat: Workspace, known: Known, label: str) -> BuildRequested | WaitResumed | None:
+    """Judge a request to delete: the build to make, the wait to begin anew, or nothing to do."""
+    build = chat.build
+    if build is None:
+        return None
+    deleting = build.transition is Transition.DELETE and word_of(chat) is Word.BEING_STOPPED
+    if deleting and not ABOUT[chat.state].settled:
+        return None
+    if deleting:
+        return WaitResumed(build_id=build.id, call_id=label)
+    return requests.ending(chat, Transition.DELETE, known, label)

@@ -91,11 +91,17 @@ def next_state(state: State, trigger: Trigger) -> State | None:
     return cursor.state
 
 
-def decide(workspace: Workspace, event: Event, at: datetime, limits: Limits) -> Decision:
-    """Return what `event` does to `workspace`. `at` is when it is decided; limits count from there."""
+def decide(
+    workspace: Workspace, event: Event, at: datetime, limits: Limits, because: Event | None = None
+) -> Decision:
+    """Return what `event` does to `workspace`. `at` is when it is decided; limits count from there.
+
+    `because`: the event from the bus that `event` follows from, when it is one of our own.
+    """
     folded = folding.fold(workspace, event)
     known = folded.workspace
-    cause = Cause(source=event.source, id=event.id, type=event.type)
+    named = because or event
+    cause = Cause(source=named.source, id=named.id, type=named.type)
     steps: list[Workspace] = []
     if (
         folded.trigger is not None

@@ -54,8 +54,8 @@ def entry_of(before: Workspace, decision: Decision) -> dict[str, Any]:
     """Return what the log records of a decision."""
     return {
         "outcome": decision.outcome,
-        "state_before": shown(before),
-        "state_after": shown(decision.workspace),
+        "state_before": ABOUT[before.state].wire,
+        "state_after": ABOUT[decision.workspace.state].wire,
         "version": decision.workspace.version if isinstance(decision, Moved) else None,
     }
 

@@ -167,11 +167,11 @@ def read(text: str, *, file: str = "template.toml") -> Manifest:
 
 def _local(manifest: Manifest) -> None:
     problems: list[Any] = []
-    model: type[LocalBuild | LocalAgent]
-    for where, model, table in (
+    tables: list[tuple[tuple[str | int, ...], type[_Declared], dict[str, Any]]] = [
         (("build",), LocalBuild, manifest.build),
         *((("agent", n), LocalAgent, agent) for n, agent in enumerate(manifest.agent)),
-    ):
+    ]
+    for where, model, table in tables:
         try:
             model.model_validate(table)
         except ValidationError as bad:

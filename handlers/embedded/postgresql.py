@@ -18,7 +18,7 @@ import asyncpg
 from handlers.embedded import predecessor
 from handlers.embedded.child import Child, launched, start
 from handlers.embedded.errors import EmbeddedError, ServerFailed
-from handlers.embedded.socket_directory import socket_directory
+from handlers.embedded.socket_directory import SOCKET, socket_directory
 from handlers.embedded.unprivileged import Identity, identity_for
 
 DATABASE: Final = "workspaced"
@@ -38,8 +38,8 @@ async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
     identity = identity_for(data, binaries / "postgres")
     if not data.exists():
         await _initialise(data, binaries, identity)
-    await _clear_way(data)
     sockets = socket_directory(data, identity)
+    await _clear_way(data, sockets)
     child = await start(
         "PostgreSQL",
         [binaries / "postgres", "-D", data, *_settings(sockets)],
@@ -103,16 +103,19 @@ async def _initialise(data: Path, binaries: Path, identity: Identity) -> None:
     new.rename(data)
 
 
-async def _clear_way(data: Path) -> None:
-    """Let a predecessor end; drop a pid file whose number is another program's by now.
+async def _clear_way(data: Path, sockets: Path) -> None:
+    """Let a predecessor end; drop pid files whose number is another program's by now.
 
-    PostgreSQL itself judges every other left pid file, but takes any live process for a server.
+    PostgreSQL judges what a crash left very well, but takes any live process for a server.
     """
     pid_file = data / "postmaster.pid"
     await predecessor.gone(pid_file, data)
     pid, same = predecessor.recorded(pid_file, data)
     if pid is not None and not same:
         pid_file.unlink()
+    # Nothing of this data directory runs any more, so nobody listens there.
+    for left in (SOCKET, f"{SOCKET}.lock"):
+        (sockets / left).unlink(missing_ok=True)
 
 
 def _is_ready(data: Path, pid: int) -> bool | None:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from handlers.processes import exited, watching
+
 _PATIENCE: Final = 10.0
 
 
@@ -31,25 +33,11 @@ async def gone(pid_file: Path, mark: Path) -> None:
     pid, same = recorded(pid_file, mark)
     if pid is None or not same:
         return
-    with suppress(ProcessLookupError):
-        process = os.pidfd_open(pid)
+    with suppress(ProcessLookupError), watching(pid) as process:
+        if not recorded(pid_file, mark)[1]:
+            return
         try:
-            if not recorded(pid_file, mark)[1]:
-                return
-            try:
-                await asyncio.wait_for(_readable(process), _PATIENCE)
-            except TimeoutError:
-                signal.pidfd_send_signal(process, signal.SIGKILL)
-                await _readable(process)
-        finally:
-            os.close(process)
-
-
-async def _readable(process: int) -> None:
-    """A pidfd becomes readable when its process ends."""
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(process, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(process)
+            await asyncio.wait_for(exited(process), _PATIENCE)
+        except TimeoutError:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            await exited(process)

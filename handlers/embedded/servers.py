@@ -36,7 +36,8 @@ class Servers:
     async def lost(self) -> ServerFailed:
         """Wait until one of the servers ends by itself, and say which; for ever when none is ours."""
         if not self.children:
-            return await asyncio.get_running_loop().create_future()
+            never: asyncio.Future[ServerFailed] = asyncio.get_running_loop().create_future()
+            return await never
         ends = [asyncio.ensure_future(child.ended()) for child in self.children]
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

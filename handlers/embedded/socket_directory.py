@@ -11,8 +11,11 @@ from typing import Final
 from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.unprivileged import Identity
 
+SOCKET: Final = ".s.PGSQL.5432"
+"""What PostgreSQL calls it."""
+
 _LONGEST: Final = 107
-_SOCKET: Final = ".s.PGSQL.5432"
+_PRIVATE: Final = 0o700
 
 
 def socket_directory(data: Path, identity: Identity) -> Path:
@@ -24,7 +27,7 @@ def socket_directory(data: Path, identity: Identity) -> Path:
     name = f"workspaced-{identity.uid}-{mark}"
     directory = _runtime(name, identity) / name
     try:
-        directory.mkdir(mode=0o700)
+        directory.mkdir(mode=_PRIVATE)
         if os.geteuid() != identity.uid:
             os.chown(directory, identity.uid, identity.gid)
     except FileExistsError:
@@ -37,15 +40,15 @@ def socket_directory(data: Path, identity: Identity) -> Path:
             f"{directory}, the place of PostgreSQL's socket, belongs to somebody else: "
             f"remove it, or set XDG_RUNTIME_DIR to a private directory"
         )
-    if stat.S_IMODE(about.st_mode) != 0o700:
-        directory.chmod(0o700)
+    if stat.S_IMODE(about.st_mode) != _PRIVATE:
+        directory.chmod(_PRIVATE)
     return directory
 
 
 def _runtime(name: str, identity: Identity) -> Path:
     """Prefer the user's own runtime directory; it is no good for another user or a long path."""
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp")  # noqa: S108 — checked above
-    fits = len(os.fsencode(runtime / name / _SOCKET)) <= _LONGEST
+    fits = len(os.fsencode(runtime / name / SOCKET)) <= _LONGEST
     if runtime.is_absolute() and fits and identity.uid == os.geteuid() and _writable(runtime):
         return runtime
     return Path("/tmp")  # noqa: S108 — its content is checked for its owner

@@ -92,7 +92,7 @@ def _made_user() -> pwd.struct_passwd:
         return pwd.getpwnam(SYSTEM_USER)
     except KeyError:
         useradd = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin") or "useradd"
-        subprocess.run(
+        subprocess.run(  # noqa: S603 — ours
             [useradd, "--system", "--user-group", "--no-create-home", SYSTEM_USER],
             check=True,
             capture_output=True,
@@ -119,9 +119,7 @@ def _first_closed(path: Path, user: pwd.struct_passwd) -> Path | None:
 
 def _refusal(identity: Identity, program: Path) -> str | None:
     """Try the identity with a harmless call of the program itself; return what went wrong."""
-    command = launched(
-        [program, "--version"], farewell=signal.SIGKILL, identity=identity.options
-    )
+    command = launched([program, "--version"], farewell=signal.SIGKILL, identity=identity.options)
     tried = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 — ours
     if tried.returncode == 0:
         return None

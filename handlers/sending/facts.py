@@ -66,7 +66,7 @@ async def deliver(bus: Bus, fact: Fact) -> None:
             _log.info("fact %s waits for the bus: %s", fact.identity, gone)
         except Refused as no:
             # A stream at its limit refuses as well: only somebody else can mend it, so be loud.
-            _log.error("fact %s is refused: %s", fact.identity, no)  # noqa: TRY400 — expected, no bug
+            _log.error("fact %s is refused: %s", fact.identity, no)
         else:
             return
         await backoff.wait()

@@ -51,7 +51,12 @@ class BuildLog:
         limit: int = BUILD,
         traceparent: str | None = None,
     ) -> None:
-        self._chat_id, self._build_id, self._origin, self._source = chat_id, build_id, origin, source
+        self._chat_id, self._build_id, self._origin, self._source = (
+            chat_id,
+            build_id,
+            origin,
+            source,
+        )
         self._send, self._traceparent, self._ledger = send, traceparent, ledger
         self.mask = mask or Mask()
         self._pending: deque[tuple[str, Level, bytearray]] = deque()

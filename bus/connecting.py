@@ -1,0 +1,100 @@
+"""The first connection: one try, a clear word when it fails, and upkeep from then on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Server
+
+from bus import Refused, Unavailable
+from bus.connection import Connection
+
+_PING_INTERVAL: Final = 10
+_CONNECT_WITHIN: Final = 2
+_FIRST_RETRY: Final = 0.05
+_SLOWEST_RETRY: Final = 1.0
+_DOUBLINGS: Final = 10
+
+
+async def open_connection(
+    url: str,
+    *,
+    name: str | None,
+    seed: str | None,
+    seed_file: Path | None,
+    jwt: str | None,
+    inbox_prefix: str,
+    tls: ssl.SSLContext | None,
+    wait: bool,
+) -> Connection:
+    """Connect as `bus.jetstream.connect` says."""
+    options: dict[str, Any] = {"name": name, "tls": tls, "inbox_prefix": inbox_prefix}
+    if seed_file is not None:
+        options["nkeys_seed"] = str(seed_file)
+    elif seed is not None:
+        options["nkeys_seed_str"] = seed
+    if jwt is not None:
+        options["user_jwt_cb"] = jwt.encode
+    attempts = 0
+    while True:
+        try:
+            return await _try(url, options)
+        except Unavailable:
+            if not wait:
+                raise
+        attempts += 1
+        await asyncio.sleep(_retry_delay(attempts))  # back-off
+
+
+async def _try(url: str, options: Mapping[str, Any]) -> Connection:
+    connection = Connection()
+    try:
+        # nats-py would try the first connection for ever: so that is a single try.
+        await connection.connect(
+            url.split(","),
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            reconnect_to_server_handler=_next_server,
+            connect_timeout=_CONNECT_WITHIN,
+            ping_interval=_PING_INTERVAL,
+            pending_size=0,
+            error_cb=connection.report,
+            disconnected_cb=connection.lost,
+            reconnected_cb=connection.back,
+            closed_cb=connection.ended,
+            **options,
+        )
+        if not connection.is_connected:
+            raise nats.errors.UnexpectedEOF  # nats-py takes an early EOF for a yes
+        connection.options["allow_reconnect"] = True
+        connection.options["max_reconnect_attempts"] = -1
+        await connection.open_answers()
+    except (OSError, nats.errors.Error, TimeoutError) as error:
+        reason = connection.reason or str(error) or type(error).__name__
+        with suppress(Exception):
+            await connection.close()
+        if "authorization" in reason.lower():
+            raise Refused(f"{url} does not accept these credentials: {reason}") from None
+        raise Unavailable(f"no NATS at {url}: {reason}") from error
+    return connection
+
+
+def _next_server(
+    servers: Sequence[Server], _info: Mapping[str, Any]
+) -> tuple[Server | None, float]:
+    """Choose whom to try next and after how long, so that not all clients come back at once."""
+    server = min(servers, key=lambda candidate: candidate.reconnects)
+    return server, _retry_delay(server.reconnects)
+
+
+def _retry_delay(attempts: int) -> float:
+    longest = min(_SLOWEST_RETRY, _FIRST_RETRY * (1 << min(attempts, _DOUBLINGS)))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret

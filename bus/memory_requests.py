@@ -1,0 +1,101 @@
+"""Subscriptions, requests and answers of one bus in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bus import BusError, Message, NoResponder, Responder, serving
+from bus.memory_server import Interest, MemoryServer
+
+
+class MemoryRequests:
+    """What one bus listens to and waits for."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        self._server = server
+        self._interests: list[Interest] = []
+        self._asked: set[Future[Message]] = set()
+        self._tasks = serving.Tasks()
+
+    def listen(self, subject: str, queue: str, take: Callable[[Message], None]) -> Interest:
+        """Let `take` have each message of the subject."""
+        interest = Interest(subject, queue, take)
+        self._interests.append(interest)
+        self._server.interests.append(interest)
+        return interest
+
+    def unlisten(self, interest: Interest) -> None:
+        """Let it have no more."""
+        if interest in self._interests:
+            self._interests.remove(interest)
+            self._server.interests.remove(interest)
+
+    def unlisten_all(self) -> None:
+        """End all subscriptions, as a closed connection does."""
+        for interest in list(self._interests):
+            self.unlisten(interest)
+
+    async def ask(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None, within: float
+    ) -> Message:
+        """Ask and wait. Raises NoResponder, ServiceError, TimeoutError, Unavailable."""
+        reply = f"_INBOX.{next(self._server.numbers)}"
+        answer: Future[Message] = asyncio.get_running_loop().create_future()
+        late = TimeoutError(f"no answer from {subject}")
+        timer = self._server.clock.call_later(within, lambda: _fail(answer, late))
+        interest = self.listen(reply, "", lambda message: _succeed(answer, message))
+        self._asked.add(answer)
+        try:
+            if not self._server.deliver(Message(subject, data, dict(headers or {}), reply)):
+                raise NoResponder(f"nobody serves {subject}")
+            message = await answer
+        finally:
+            timer.cancel()
+            self._asked.discard(answer)
+            self.unlisten(interest)
+        serving.raise_service_error(message.headers)
+        return message
+
+    def answer(self, subject: str, queue: str, responder: Responder) -> None:
+        """Answer requests as they are, and stay silent when the responder raises."""
+
+        async def work(message: Message) -> None:
+            reply = await serving.raw_reply(responder, message)
+            if reply is not None:
+                self._reply(message, reply)
+
+        self.listen(subject, queue, lambda message: self._tasks.spawn(work(message)))
+
+    def answer_as_service(self, subject: str, responder: Responder) -> None:
+        """Answer requests as a micro service does."""
+
+        async def work(message: Message) -> None:
+            self._reply(message, await serving.service_reply(responder, message))
+
+        self.listen(subject, serving.QUEUE, lambda message: self._tasks.spawn(work(message)))
+
+    def fail_all(self, error: BusError) -> None:
+        """Tell all who wait for an answer that none will come."""
+        for answer in self._asked:
+            _fail(answer, error)
+
+    async def cancel(self) -> None:
+        """Stop working on what was asked."""
+        await self._tasks.cancel()
+
+    def _reply(self, message: Message, reply: serving.Reply) -> None:
+        if message.reply and self._server.up:
+            self._server.deliver(Message(message.reply, reply[0], reply[1] or {}))
+
+
+def _succeed(future: Future[Any], value: object) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,66 @@
+"""What travels: messages on their way, in a stream, and what is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+CLOUDEVENT: Final = {"Content-Type": "application/cloudevents+json"}
+"""Header of every CloudEvent in structured mode."""
+
+MARKER: Final = "Nats-Marker-Reason"
+"""Header by which the server marks that a message with a time to live has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a subscriber gets."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    reply: str = ""
+
+    @property
+    def expired(self) -> bool:
+        """It is the server's mark that a message with a time to live has gone, not a message."""
+        return MARKER in self.headers
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Message):
+    """A message of a stream with its place in it."""
+
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The stream's word that it stored the message, or (duplicate) had it already."""
+
+    stream: str
+    sequence: int
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One of many messages to be stored; see `Bus.publish` for what its parts do."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] | None = None
+    message_id: str | None = None
+    expected_last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """Which stream it is, to tell later whether it is still the same one."""
+
+    created: str
+    """When the server made it; another value: another stream, and the old one is lost."""
+    first: int
+    last: int
+    """The sequence given last; lower than before: the stream lost its tail."""

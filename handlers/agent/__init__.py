@@ -1,0 +1,1 @@
+"""Runs in a workspace: connects, runs its scripts, reports; outlives whoever started it."""

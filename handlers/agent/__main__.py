@@ -1,0 +1,63 @@
+"""`python -m handlers.agent CONFIG`: how a provisioner starts an agent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from bus import Bus
+from bus.jetstream import connect
+from handlers.agent.agent import Agent
+from handlers.agent.link import Connect
+from handlers.agent_files import AlreadyRuns, Credential
+
+_log = logging.getLogger("handlers.agent")
+
+
+async def dial(url: str, credential: Credential) -> Bus:
+    """Connect to NATS as the agent. Raises Refused, Unavailable."""
+    return await connect(
+        url,
+        name="workspaced agent",
+        seed=credential.seed,
+        jwt=credential.jwt,
+        inbox_prefix=credential.inbox_prefix,
+    )
+
+
+def run_agent(config: Path, connect: Connect = dial) -> int:
+    """Be the agent of that configuration until it ends; return the exit status.
+
+    0: it shut down, its build is superseded, or another process is this agent. 1: it can't run.
+    """
+    try:
+        asyncio.run(_run(Agent(config.resolve().parent, connect)))
+    except AlreadyRuns:
+        _log.info("%s: this agent runs already", config)
+    except (OSError, ValueError) as broken:
+        _log.error("%s: %s", config, broken)
+        return 1
+    return 0
+
+
+async def _run(agent: Agent) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.stop)
+    await agent.run()
+
+
+def main() -> int:
+    """Run as a program."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if len(sys.argv) != 2:  # noqa: PLR2004 — the program and its one argument
+        sys.stderr.write("usage: python -m handlers.agent CONFIG\n")
+        return 2
+    return run_agent(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

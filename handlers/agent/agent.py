@@ -1,0 +1,105 @@
+"""One agent from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from handlers import agent_files
+from handlers.agent.journal import Journal
+from handlers.agent.link import PATIENCE, Connect, Link
+from handlers.agent.scripts import GRACE, Scripts
+from handlers.sending import BuildLog, Mask
+from statemachine.events import Lifecycle
+
+FAREWELL: Final = 5.0
+"""Seconds that the last facts and lines get to leave."""
+
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """The agent of one folder; `stop` makes it shut down and `run` return."""
+
+    def __init__(self, home: Path, connect: Connect, *, patience: float = PATIENCE) -> None:
+        self._home, self._connect, self._patience = home, connect, patience
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Shut down: run the shutdown script, report, leave."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Be this agent until it is stopped or superseded.
+
+        Raises AlreadyRuns, and OSError or ValueError when its folder can't be read.
+        """
+        with agent_files.being(self._home):
+            config = agent_files.read_config(self._home)
+            journal = Journal(self._home, config)
+            link = Link(self._home, config, journal, self._connect, patience=self._patience)
+            log = BuildLog(
+                config.chat_id,
+                config.build_id,
+                "agent",
+                f"/agent/{config.agent_id}",
+                link.send,
+                ledger=self._home / "log.json",
+                mask=Mask(config.secrets),
+                limit=config.log_limit,
+                traceparent=config.traceparent,
+            )
+            scripts = Scripts(config, log, journal.reached)
+            linked, logging_ = asyncio.ensure_future(link.run()), asyncio.ensure_future(log.run())
+            try:
+                await self._live(journal, scripts, linked)
+                if not linked.done():
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(_all_said(journal, log), FAREWELL)
+            finally:
+                for task in (linked, logging_):
+                    task.cancel()
+                await asyncio.gather(linked, logging_, return_exceptions=True)
+                log.close()
+
+    async def _live(self, journal: Journal, scripts: Scripts, linked: asyncio.Future[None]) -> None:
+        startup = asyncio.ensure_future(_start(journal, scripts))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await _first(stopping, linked, startup)
+            if not (stopping.done() or linked.done()):
+                await _first(stopping, linked)
+        finally:
+            stopping.cancel()
+            startup.cancel()
+            await asyncio.gather(stopping, startup, return_exceptions=True)
+        if linked.done():
+            linked.result()
+            # Superseded: the workspace belongs to another build, so nothing is run in it any more.
+            await scripts.end_all(GRACE)
+            return
+        _log.info("shutting down")
+        await scripts.shutdown()
+        journal.disconnected("the workspace is stopped")
+
+
+async def _start(journal: Journal, scripts: Scripts) -> None:
+    if not journal.must_start:
+        return
+    journal.reached(Lifecycle.CREATED)
+    await scripts.startup()
+
+
+async def _all_said(journal: Journal, log: BuildLog) -> None:
+    await log.drained(FAREWELL)
+    await journal.all_sent()
+
+
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    """Wait for one of them; an error of it is ours."""
+    done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    for future in done:
+        future.result()

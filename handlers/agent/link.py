@@ -1,0 +1,192 @@
+"""The agent's way to the bus: found again whenever it is lost, until it is closed to it for good."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from bus import CLOUDEVENT, Bus, BusError, Refused, Unavailable, subjects
+from handlers import agent_files
+from handlers.agent.journal import Journal
+from handlers.agent_files import AgentConfig, Credential
+from handlers.sending import Backoff
+
+PRESENCE_TTL: Final = 20.0
+"""Seconds after which the workers take an agent as lost that did not show itself."""
+PRESENCE_RENEWED: Final = 6.0
+"""Seconds between two signs of life: two may be lost."""
+REDIAL: Final = 10.0
+"""Seconds without a server after which the connection is made anew, as the files say then."""
+PATIENCE: Final = 600.0
+"""Seconds of nothing but refusals after which the agent takes its build as superseded.
+
+Refused is also who comes before the gateway is back, or before the credential is renewed."""
+SPREAD: Final = 2.0
+"""Seconds over which agents that are all asked at once spread their answers."""
+_MARGIN: Final = 1.0
+
+Connect = Callable[[str, Credential], Awaitable[Bus]]
+"""Opens a connection to the url. Raises Refused, Unavailable."""
+
+_log = logging.getLogger(__name__)
+
+
+class Link:
+    """Keeps the agent connected, shows that it lives, and sends what its journal holds."""
+
+    def __init__(
+        self,
+        home: Path,
+        config: AgentConfig,
+        journal: Journal,
+        connect: Connect,
+        *,
+        patience: float = PATIENCE,
+        clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+    ) -> None:
+        self._home, self._config, self._journal, self._connect = home, config, journal, connect
+        self._patience, self._clock = patience, clock
+        self._bus: Bus | None = None
+        self._refused_since: float | None = None
+        self._shown: float | None = None
+
+    async def run(self) -> None:
+        """Return when the bus refused this agent for so long that its build must be superseded."""
+        backoff = Backoff(most=2.0)
+        while not self._out_of_patience():
+            try:
+                config = agent_files.read_config(self._home)
+                bus = await self._connect(config.nats_url, agent_files.read_credential(self._home))
+            except Refused as no:
+                self._refused(no)
+            except (Unavailable, TimeoutError, OSError, ValueError) as no:
+                _log.info("no way to the bus yet: %s", no)
+            else:
+                backoff.reset()
+                await self._while_connected(bus)
+            await backoff.wait()
+        _log.warning("refused for %g s: another build must have taken over", self._patience)
+
+    async def send(self, subject: str, data: bytes) -> None:
+        """Publish a line of the log. Raises Unavailable while there is no bus."""
+        if self._bus is None:
+            raise Unavailable("not connected")
+        await self._bus.send(subject, data)
+
+    async def _while_connected(self, bus: Bus) -> None:
+        """Do all that is done on one connection, until it is of no use any more."""
+        self._bus = bus
+        tasks = [
+            asyncio.create_task(work)
+            for work in (self._show(bus), self._send_facts(bus), self._hear(bus), bus.closed())
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self._bus = None
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            with suppress(BusError, TimeoutError):
+                await bus.close()
+
+    async def _show(self, bus: Bus) -> None:
+        """Renew the sign of life, and report anew where it may have run out meanwhile."""
+        back, fresh, backoff = asyncio.Event(), True, Backoff(most=1.0)
+        bus.on_reconnect(back.set)
+        lost_at: float | None = None
+        while not self._out_of_patience():
+            if back.is_set():
+                back.clear()
+                fresh = True
+            now = self._clock()
+            if self._shown is not None and now - self._shown > PRESENCE_TTL - _MARGIN:
+                # Paused, or cut off without a reconnect: the workers may have given us up.
+                fresh, self._shown = True, None
+            stored = await self._renew(bus)
+            if fresh and bus.connected:
+                # After the sign of life: a mark of its absence that is worked late counts no more.
+                self._journal.connected()
+                fresh = False
+            if stored:
+                self._shown, lost_at = now, None
+                backoff.reset()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(back.wait(), PRESENCE_RENEWED)
+                continue
+            if bus.connected:
+                lost_at = None
+            elif lost_at is None:
+                lost_at = now
+            elif now - lost_at > REDIAL:
+                return
+            await backoff.wait()
+
+    async def _renew(self, bus: Bus) -> bool:
+        config = self._config
+        body = {
+            "chat_id": config.chat_id,
+            "workspace_id": config.workspace_id,
+            "build_id": config.build_id,
+            "agent_id": config.agent_id,
+        }
+        subject = subjects.presence(config.chat_id, config.agent_id)
+        try:
+            await bus.publish(subject, json.dumps(body).encode(), ttl=PRESENCE_TTL)
+        except Refused as no:
+            self._refused(no)
+            return False
+        except Unavailable as no:
+            _log.info("not shown: %s", no)
+            return False
+        return True
+
+    async def _send_facts(self, bus: Bus) -> None:
+        backoff = Backoff(most=1.0)
+        while not self._out_of_patience():
+            fact = await self._journal.next()
+            try:
+                await bus.publish(
+                    fact.subject, fact.body, headers=CLOUDEVENT, message_id=fact.identity
+                )
+            except Refused as no:
+                self._refused(no)
+                await backoff.wait()
+            except Unavailable as no:
+                _log.info("fact %s waits for the bus: %s", fact.identity, no)
+                await backoff.wait()
+            else:
+                self._journal.sent()
+                self._refused_since = None
+                backoff.reset()
+
+    async def _hear(self, bus: Bus) -> None:
+        """Send all facts again when the workers ask."""
+        loop, backoff = asyncio.get_running_loop(), Backoff(most=2.0)
+        while True:
+            try:
+                async with bus.subscribe(subjects.RESEND_AGENT) as asked:
+                    async for _ in asked:
+                        delay = random.uniform(0, SPREAD)  # noqa: S311 — no secret
+                        loop.call_later(delay, self._journal.send_again)
+            except BusError as no:
+                _log.info("can't hear requests to resend: %s", no)
+            await backoff.wait()
+
+    def _refused(self, no: Refused) -> None:
+        _log.error("refused: %s", no)
+        if self._refused_since is None:
+            self._refused_since = self._clock()
+
+    def _out_of_patience(self) -> bool:
+        since = self._refused_since
+        return since is not None and self._clock() - since > self._patience

@@ -1,0 +1,98 @@
+"""A tool call by rpc: asked on the bus like any other, and held until its result comes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import uuid4
+
+from bus import CLOUDEVENT, Bus, BusError, Refused, ServiceError, Subscription, subjects
+from handlers.gateway.bodies import CancelBody, ToolBody
+from statemachine.codec import encode
+from statemachine.store import Store, StoreUnavailableError
+
+SERVICE: Final = "gateway"
+"""The chat service that calls asked by rpc come from."""
+LONGEST: Final = 25 * 60.0
+"""Seconds that an rpc may be held."""
+
+
+@dataclass(slots=True)
+class Asking:
+    """Asks on the bus in the name of rpc callers."""
+
+    bus: Bus
+    store: Store
+    _reconnected: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def reconnected(self) -> None:
+        """Have every held call asked again: its result may have passed unseen."""
+        self._reconnected.set()
+        self._reconnected = asyncio.Event()
+
+    async def tool(self, tool: str, body: ToolBody) -> bytes:
+        """Ask, wait, and return the `data` of tool_resolved. Raises ServiceError."""
+        call_id = body.call_id or uuid4().hex
+        data = {
+            "call_id": call_id,
+            "tool": tool,
+            "args": body.args,
+            "organization_id": body.organization_id,
+            "owner_id": body.owner_id,
+            "owner_name": body.owner_name,
+        }
+        try:
+            async with (
+                asyncio.timeout(LONGEST),
+                self.bus.subscribe(subjects.result(body.chat_id, call_id)) as results,
+            ):
+                while True:
+                    again = self._reconnected
+                    await self._publish("tool_requested", body.chat_id, data)
+                    if (answer := await _first(results, again)) is not None:
+                        return json.dumps(answer["data"], ensure_ascii=False).encode()
+        except TimeoutError:
+            raise ServiceError(
+                503, f"call {call_id} has no answer yet; ask again with the same call_id"
+            ) from None
+        except Refused as bad:
+            raise ServiceError(400, str(bad)) from bad
+        except BusError as bad:
+            raise ServiceError(
+                503, f"the bus is away; ask again with call_id {call_id}: {bad}"
+            ) from bad
+
+    async def cancel(self, body: CancelBody) -> dict[str, Any]:
+        """End a call's wait; say whether there is, or may come, one to end."""
+        try:
+            over = await self.store.answered(body.chat_id, body.call_id)
+            if not over:
+                await self._publish("tool_canceled", body.chat_id, {"call_id": body.call_id})
+        except (BusError, StoreUnavailableError) as bad:
+            raise ServiceError(503, f"not canceled, ask again: {bad}") from bad
+        return {"canceled": not over}
+
+    async def _publish(self, type_name: str, chat_id: str, data: dict[str, Any]) -> None:
+        source, event_id = f"/chat/{SERVICE}", str(uuid4())
+        await self.bus.publish(
+            subjects.inbound("tool", chat_id, SERVICE),
+            encode(type_name, source, chat_id, data, event_id=event_id, time=datetime.now(UTC)),
+            headers=CLOUDEVENT,
+            message_id=f"{source}:{event_id}",
+        )
+
+
+async def _first(results: Subscription, again: asyncio.Event) -> dict[str, Any] | None:
+    """Return the result, or None when the connection was lost meanwhile."""
+    result, lost = asyncio.ensure_future(results.next()), asyncio.ensure_future(again.wait())
+    try:
+        await asyncio.wait((result, lost), return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
+            return None
+        return json.loads(result.result().data)  # type: ignore[no-any-return]
+    finally:
+        result.cancel()
+        lost.cancel()

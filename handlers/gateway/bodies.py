@@ -1,0 +1,93 @@
+"""The bodies of rpc requests (contract §5): what is expected, and the error that says so."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from bus import ServiceError
+from statemachine.codec import describe
+from statemachine.events import Frozen, Id, Label, Token
+
+
+class ToolBody(Frozen):
+    """Of the five tools."""
+
+    chat_id: Id
+    call_id: Token | None = None
+    organization_id: Id
+    owner_id: Id
+    owner_name: Label
+    args: dict[str, Any] = {}
+
+
+class CancelBody(Frozen):
+    """Of `cancel`."""
+
+    chat_id: Id
+    call_id: Token
+
+
+class ChatBody(Frozen):
+    """Of `get_chat`."""
+
+    chat_id: Id
+
+
+class ChatsBody(Frozen):
+    """Of `list_chats`; `state` as on the wire, `cursor` from the page before."""
+
+    organization_id: Id | None = None
+    owner_id: Id | None = None
+    state: str | None = None
+    cursor: Id | None = None
+
+
+class LogBody(Frozen):
+    """Of `read_log`; `after`: the `next` of the page before."""
+
+    chat_id: Id
+    build_id: Id
+    after: Annotated[int, Field(ge=0)] | None = None
+
+
+class EventsBody(Frozen):
+    """Of `read_events`; `after`: a `seq`."""
+
+    chat_id: Id
+    after: Annotated[int, Field(ge=0)] | None = None
+
+
+class ArchiveBody(Frozen):
+    """Of `template_archive`; `offset` in bytes."""
+
+    version_id: Id
+    offset: Annotated[int, Field(ge=0)] = 0
+
+
+class AgentCredentialBody(Frozen):
+    """Of `agent_credential`."""
+
+    chat_id: Id
+    workspace_id: Id
+    build_id: Id
+    agent_id: Id
+
+
+class FrontendCredentialBody(Frozen):
+    """Of `frontend_credential`."""
+
+    chat_ids: Annotated[tuple[Id, ...], Field(strict=False, min_length=1, max_length=100)]
+    ttl_seconds: Annotated[float, Field(ge=1, le=7 * 24 * 3600)] = 3600
+
+
+Body = TypeVar("Body", bound=Frozen)
+
+
+def read(model: type[Body], data: bytes) -> Body:
+    """Read a request's body. Raises ServiceError 400 that names every wrong field."""
+    try:
+        return model.model_validate_json(data or b"{}")
+    except ValidationError as bad:
+        raise ServiceError(400, describe(bad, "body")) from None

@@ -1,0 +1,94 @@
+"""The gateway: the micro service `workspaced`, and who agents and frontends are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Final, TypeVar
+
+from bus import Bus, BusError, Message, Responder, ServiceError, subjects
+from handlers.gateway import bodies, callout
+from handlers.gateway.asking import Asking
+from handlers.gateway.credentials import Credentials
+from handlers.gateway.reading import Reader
+from statemachine.events import Frozen
+from statemachine.judging import TOOLS
+from statemachine.store import Store, StoreUnavailableError
+
+log = logging.getLogger(__name__)
+SERVICE: Final = "workspaced"
+Body = TypeVar("Body", bound=Frozen)
+
+
+@dataclass(slots=True)
+class Gateway:
+    """Answers rpcs, with any number of others doing the same."""
+
+    store: Store
+    bus: Bus
+    issuer_seed: str | None = None
+    """Signs for agents and frontends; without it another gateway must."""
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        asking, reader = Asking(self.bus, self.store), Reader(self.store, self.bus)
+        credentials = Credentials(self.store)
+        self.bus.on_reconnect(asking.reconnected)
+        endpoints: dict[str, Responder] = {
+            tool: self._raw(bodies.ToolBody, partial(asking.tool, tool)) for tool in TOOLS
+        }
+        endpoints |= {
+            "cancel": self._json(bodies.CancelBody, asking.cancel),
+            "get_chat": self._json(bodies.ChatBody, reader.get_chat),
+            "list_chats": self._json(bodies.ChatsBody, reader.list_chats),
+            "read_log": self._json(bodies.LogBody, reader.read_log),
+            "read_events": self._json(bodies.EventsBody, reader.read_events),
+            "template_archive": self._raw(bodies.ArchiveBody, reader.template_archive),
+            "agent_credential": self._json(bodies.AgentCredentialBody, credentials.agent),
+            "frontend_credential": self._json(bodies.FrontendCredentialBody, credentials.frontend),
+        }
+        if self.issuer_seed is not None:
+            responder = partial(_callout, credentials, self.issuer_seed)
+            await self.bus.respond(callout.SUBJECT, callout.QUEUE, responder)
+        await self.bus.serve(
+            SERVICE,
+            version("workspaced"),
+            "Development workspaces for AI chats",
+            {subjects.rpc(name): responder for name, responder in endpoints.items()},
+        )
+        self.ready.set()
+        log.info("gateway is ready")
+        await asyncio.get_running_loop().create_future()
+
+    def _json(
+        self, model: type[Body], answer: Callable[[Body], Awaitable[dict[str, Any]]]
+    ) -> Responder:
+        async def raw(body: Body) -> bytes:
+            return json.dumps(await answer(body), ensure_ascii=False).encode()
+
+        return self._raw(model, raw)
+
+    def _raw(self, model: type[Body], answer: Callable[[Body], Awaitable[bytes]]) -> Responder:
+        async def respond(message: Message) -> bytes:
+            body = bodies.read(model, message.data)
+            try:
+                return await answer(body)
+            except StoreUnavailableError as bad:
+                raise ServiceError(503, f"the database is away; ask again: {bad}") from bad
+            except BusError as bad:
+                if isinstance(bad, ServiceError):
+                    raise
+                raise ServiceError(503, f"the bus is away; ask again: {bad}") from bad
+
+        return respond
+
+
+async def _callout(credentials: Credentials, issuer_seed: str, message: Message) -> bytes:
+    return await callout.answer(message.data, issuer_seed, credentials.grant_for, datetime.now(UTC))

@@ -1,0 +1,183 @@
+"""The agents of this machine's workspaces: started, started again, renewed, shut down.
+
+They are no children to care for: each outlives us, and is found again by the lock it holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from bus import Bus
+from handlers import agent_files
+from handlers.agent_files import AgentConfig, Credential
+from handlers.processes import end_marked, exited, watching
+from handlers.provisioner import environment
+from handlers.provisioner.build import LAUNCHER
+from handlers.provisioner.credentials import Superseded, obtain, renewed_in
+from handlers.provisioner.journal import WorkspaceRecord
+from handlers.sending import Backoff
+
+_FAREWELL: Final = 15.0
+"""Seconds that an agent gets beyond its shutdown script."""
+_SETTLED: Final = 60.0
+_ENTER: Final = 'cd -- "$0" && exec "$@"'
+_OWN_DIRECTORY: Final = Path(__file__).parents[2]
+
+_log = logging.getLogger(__name__)
+
+
+class Agents:
+    """Sees to it that the agents which should run do, and ends those which should not."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        workspaces: Path,
+        *,
+        command: Sequence[str],
+        nats_url: str,
+    ) -> None:
+        self._bus, self._workspaces, self._command = bus, workspaces, command
+        self._nats_url = nats_url
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._started: dict[str, int] = {}
+
+    def ensure(self, record: WorkspaceRecord) -> None:
+        """See to it, from now on, that the record's agents run."""
+        for agent_id in record.agents:
+            if (keeper := self._keepers.get(agent_id)) is None or keeper.done():
+                home = self._home(record, agent_id)
+                self._keepers[agent_id] = asyncio.create_task(self._keep(home, agent_id))
+
+    async def shut_down(self, record: WorkspaceRecord) -> None:
+        """End the record's agents, each with its shutdown script, and wait until they are gone."""
+        await asyncio.gather(
+            *(self._shut_down(self._home(record, agent), agent) for agent in record.agents)
+        )
+
+    async def leave(self) -> None:
+        """Look after the agents no longer; they go on."""
+        for keeper in self._keepers.values():
+            keeper.cancel()
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
+
+    def _home(self, record: WorkspaceRecord, agent_id: str) -> Path:
+        return agent_files.home_of(self._workspaces / record.workspace_id, agent_id)
+
+    async def _keep(self, home: Path, agent_id: str) -> None:
+        backoff = Backoff(first=0.5, most=30.0)
+        try:
+            config = self._config(home)
+            while True:
+                credential = await self._credential(home, config)
+                pid = agent_files.running(home)
+                if pid is None:
+                    pid = self._start(home, config)
+                since = monotonic()
+                ended = await self._ended(agent_id, pid, renewed_in(credential))
+                if ended is _STILL_RUNS or agent_files.running(home) is not None:
+                    continue
+                if ended == 0:
+                    _log.info("agent %s has ended", agent_id)
+                    return
+                _log.warning("agent %s ended unasked (%s) and is started again", agent_id, ended)
+                if monotonic() - since > _SETTLED:
+                    backoff.reset()
+                await backoff.wait()
+        except Superseded as no:
+            _log.info("agent %s is no longer wanted: %s", agent_id, no)
+        except (OSError, ValueError):
+            _log.exception("agent %s can't be kept", agent_id)
+
+    def _config(self, home: Path) -> AgentConfig:
+        config = agent_files.read_config(home)
+        if config.nats_url != self._nats_url:
+            config = config.model_copy(update={"nats_url": self._nats_url})
+            agent_files.write_config(home, config)
+        return config
+
+    async def _credential(self, home: Path, config: AgentConfig) -> Credential:
+        """Return the credential that is there while it is young, else a new one."""
+        if agent_files.running(home) is not None:
+            with suppress(OSError, ValueError):
+                there = agent_files.read_credential(home)
+                if renewed_in(there) != 0:
+                    return there
+        credential = await obtain(self._bus, config)
+        agent_files.write_credential(home, credential)
+        return credential
+
+    def _start(self, home: Path, config: AgentConfig) -> int:
+        """Start the agent as a session of its own that has nothing of ours but the environment."""
+        launcher = config.directory / agent_files.OURS / LAUNCHER
+        program = [*self._command, str(agent_files.config_path(home))]
+        if os.access(launcher, os.X_OK):
+            program.insert(0, str(launcher))
+        output, append = str(home / "agent.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        pid = os.posix_spawn(
+            "/bin/sh",
+            ["/bin/sh", "-c", _ENTER, str(config.directory), *program],
+            {
+                # Not the template's `env`, which is meant for scripts: it could break our Python.
+                **{name: value for name, value in config.env.items() if environment.is_plain(name)},
+                "PYTHONPATH": str(_OWN_DIRECTORY),
+            },
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, output, append, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+        )
+        self._started[config.agent_id] = pid
+        return pid
+
+    async def _ended(self, agent_id: str, pid: int, limit: float | None) -> int | str:
+        """Return the exit status, or what is to be said instead of it."""
+        try:
+            with watching(pid) as descriptor:
+                await asyncio.wait_for(exited(descriptor), limit)
+        except TimeoutError:
+            return _STILL_RUNS
+        except ProcessLookupError:
+            pass
+        if self._started.get(agent_id) != pid:
+            return "status unknown"
+        del self._started[agent_id]
+        return _status_of(pid)
+
+    async def _shut_down(self, home: Path, agent_id: str) -> None:
+        if (keeper := self._keepers.pop(agent_id, None)) is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+        started, pid = self._started.pop(agent_id, None), agent_files.running(home)
+        limit = _FAREWELL
+        with suppress(OSError, ValueError):
+            limit += agent_files.read_config(home).shutdown_timeout_seconds
+        if (pid := pid or started) is not None:
+            with suppress(ProcessLookupError, TimeoutError), watching(pid) as descriptor:
+                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+                await asyncio.wait_for(exited(descriptor), limit)
+        # What is left: an agent that does not end, a launcher, processes that left their group.
+        await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=1.0)
+        if started is not None:
+            _status_of(started)
+
+
+_STILL_RUNS: Final = "still runs"
+
+
+def _status_of(pid: int) -> int | str:
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, os.WNOHANG)[1])
+    except ChildProcessError:
+        return "status unknown"

@@ -1,0 +1,179 @@
+"""One build from its job to its outcome: what happens on this machine, and nothing of the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from handlers import agent_files
+from handlers.agent_files import OURS, AgentConfig
+from handlers.processes import end_marked
+from handlers.provisioner import archive, environment
+from handlers.provisioner.archive import Archives, BadArchive
+from handlers.provisioner.job import Job
+from handlers.provisioner.step import LIMIT, Failed, run_step
+from handlers.sending import BuildLog, Mask
+from handlers.sending.log import BUILD
+from statemachine.events import Transition
+
+FOR_AGENTS: Final = 256 * 1024
+"""Bytes of a build's log that are its agents', however much the build says."""
+OWN_LOG: Final = BUILD - FOR_AGENTS
+"""Bytes of it that are the build's own."""
+LAUNCHER: Final = "agent-launcher"
+"""A program that a start step may leave: agents are started through it."""
+_GRACE: Final = 2.0
+_NOTHING_TO_DO: Final = ("", "true", ":")
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The build is done, and these agents belong to it."""
+
+    version_id: str
+    agents: tuple[AgentConfig, ...] = field(default=(), repr=False)
+    listed: tuple[Mapping[str, Any], ...] = ()
+
+    def data(self) -> dict[str, Any]:
+        """Return what `build_succeeded` says of it."""
+        return {"template_version_id": self.version_id, "agents": list(self.listed)}
+
+
+class Workplace:
+    """Where workspaces are, and what builds in them need."""
+
+    def __init__(
+        self,
+        directory: Path,
+        archives: Archives,
+        *,
+        environ: Mapping[str, str],
+        nats_url: str,
+        step_limit: float = LIMIT,
+    ) -> None:
+        self._directory, self._archives = directory, archives
+        self._environ, self._nats_url, self._step_limit = environ, nats_url, step_limit
+
+    def of(self, workspace_id: str) -> Path:
+        """Return the directory of a workspace."""
+        return self._directory / workspace_id
+
+    async def build(self, job: Job, log: BuildLog) -> Succeeded | Failed:
+        """Run the job's step, its agents of before being gone. Cancelled, it leaves nothing running."""
+        workspace = self.of(job.workspace_id)
+        # Of this build when it was begun before, and the provisioner died.
+        await end_marked(f"WORKSPACED_BUILD_ID={job.build_id}", grace=0)
+        try:
+            failed = await self._run(job, workspace, log)
+            if failed is None and job.transition is not Transition.START:
+                await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
+            if failed is None and job.transition is Transition.DELETE:
+                await asyncio.to_thread(_remove, workspace)
+            if failed is None and job.transition is Transition.START:
+                return await self._with_agents(job, workspace, log)
+        except BadArchive as bad:
+            failed = Failed(f"The template can't be used: {bad}")
+        except OSError as no:
+            failed = Failed(f"The provisioner can't work in the workspace's directory: {no}")
+        return failed or Succeeded(job.template.version_id)
+
+    async def _run(self, job: Job, workspace: Path, log: BuildLog) -> Failed | None:
+        starts, name = job.transition is Transition.START, job.transition.value
+        if not _entered(workspace, make=starts):
+            log.write("prepare", "info", "The workspace has no directory here: nothing to do.\n")
+            return None
+        template, idle = job.template, job.step.strip() in _NOTHING_TO_DO
+        if starts or not idle:
+            await self._unpack(job, workspace, log)
+        log.mask = Mask(archive.sensitive_values(workspace, job.parameters))
+        if starts:
+            (workspace / OURS / LAUNCHER).unlink(missing_ok=True)
+        if idle:
+            return None
+        env = environment.of_job(job, workspace, self._environ)
+        env["WORKSPACED_AGENT_LAUNCHER"] = str(workspace / OURS / LAUNCHER)
+        log.write("prepare", "info", f"{template.name}: the {name} step begins.\n")
+        return await run_step(
+            name, job.step, workspace=workspace, env=env, log=log, limit=self._step_limit
+        )
+
+    async def _unpack(self, job: Job, workspace: Path, log: BuildLog) -> None:
+        version = job.template.version_id
+        if not archive.is_unpacked(version, workspace):
+            packed = await self._archives.get(job.template)
+            await asyncio.to_thread(archive.unpack, packed, version, workspace)
+            log.write("prepare", "info", f"{job.template.name}: version {version} is unpacked.\n")
+
+    async def _with_agents(self, job: Job, workspace: Path, log: BuildLog) -> Succeeded | Failed:
+        """Give each agent an id of its own and leave its configuration where it will look."""
+        specs = job.template.spec.agent
+        ids = {spec.name: str(uuid4()) for spec in specs}
+        if len(ids) != len(specs):
+            return Failed("The template has two agents of the same name.")
+        if lost := [s.name for s in specs if s.parent is not None and s.parent not in ids]:
+            return Failed(f"The agent {lost[0]!r} names a parent that the template does not have.")
+        env = environment.of_job(job, workspace, self._environ)
+        share = (log.left + FOR_AGENTS) // max(1, len(specs))
+        # The agents of earlier builds are gone, and their ids are never used again.
+        await asyncio.to_thread(_remove, agent_files.homes(workspace))
+        agents, listed = [], []
+        for spec in specs:
+            agent_id = ids[spec.name]
+            config = AgentConfig(
+                chat_id=job.chat_id,
+                workspace_id=job.workspace_id,
+                build_id=job.build_id,
+                agent_id=agent_id,
+                name=spec.name,
+                nats_url=self._nats_url,
+                directory=workspace,
+                startup_script=spec.startup_script,
+                startup_timeout_seconds=spec.startup_timeout_seconds,
+                shutdown_script=spec.shutdown_script,
+                shutdown_timeout_seconds=spec.shutdown_timeout_seconds,
+                env=environment.of_agent(env, spec, agent_id),
+                secrets=log.mask.secrets,
+                log_limit=share,
+                traceparent=job.traceparent,
+            )
+            agent_files.write_config(agent_files.home_of(workspace, agent_id), config)
+            agents.append(config)
+            parent = {} if spec.parent is None else {"parent_id": ids[spec.parent]}
+            listed.append(
+                {"id": agent_id, "name": spec.name, "display_order": spec.display_order, **parent}
+            )
+        return Succeeded(job.template.version_id, tuple(agents), tuple(listed))
+
+
+def _entered(workspace: Path, *, make: bool) -> bool:
+    """Make the directory if it is to be there, and our folder in it."""
+    if not make and not workspace.exists():
+        return False
+    (workspace / OURS).mkdir(mode=0o700, parents=True, exist_ok=True)
+    workspace.chmod(0o700)
+    return True
+
+
+def _remove(workspace: Path) -> None:
+    """Delete the directory, also where its owner made parts of it read-only."""
+
+    def writable(again: Callable[[str], object], path: str, _: object) -> None:
+        with suppress(FileNotFoundError):
+            for place in (Path(path).parent, Path(path)):
+                if not place.is_symlink():
+                    place.chmod(place.stat().st_mode | stat.S_IRWXU)
+            if again in (os.scandir, os.open, os.listdir):
+                shutil.rmtree(path, onerror=writable)
+            else:
+                again(path)
+
+    with suppress(FileNotFoundError):
+        shutil.rmtree(workspace, onerror=writable)

@@ -1,0 +1,194 @@
+"""Takes jobs of one pool from the bus and answers each with the facts of its build."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from bus import Bus, BusError, Delivery, subjects
+from bus.streams import pool_consumer
+from handlers.provisioner.agents import Agents
+from handlers.provisioner.archive import Archives
+from handlers.provisioner.build import Workplace
+from handlers.provisioner.job import BadJob, read_job
+from handlers.provisioner.journal import Journal
+from handlers.provisioner.lanes import Lanes, Ticket
+from handlers.provisioner.work import Worker
+from handlers.sending import Backoff, deliver
+
+BUILDS: Final = 8
+"""Builds at once."""
+HEARTBEAT: Final = 5.0
+"""Seconds between two signs that a job is still being worked; 30 would be its end."""
+IN_HAND: Final = 64
+"""Jobs that are taken but not answered yet, those that wait for another of their workspace too."""
+SPREAD: Final = 1.0
+"""Seconds over which provisioners that are all asked at once spread their answers."""
+AGENT: Final = (sys.executable, "-P", "-m", "handlers.agent")
+"""Starts an agent, its configuration's path being added: a process that needs nothing of ours."""
+
+_log = logging.getLogger(__name__)
+
+
+class Provisioner:
+    """The local provisioner: builds on this machine, in directories under `root`."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        name: str,
+        pool: str,
+        root: Path,
+        nats_url: str,
+        environ: Mapping[str, str],
+        builds: int = BUILDS,
+        heartbeat: float = HEARTBEAT,
+        agent_command: Sequence[str] = AGENT,
+    ) -> None:
+        self._bus, self._pool, self._root = bus, pool, root.resolve()
+        self._name, self._nats_url, self._environ = name, nats_url, environ
+        self._heartbeat, self._builds, self._agent_command = heartbeat, builds, agent_command
+        self._stopped = asyncio.Event()
+        self._in_hand: set[Delivery] = set()
+
+    def stop(self) -> None:
+        """Make `run` return: steps are ended and their jobs come again; agents go on."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Work until stopped. Raises BlockingIOError when another provisioner has this `root`."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _owning(self._root):
+            workspaces = self._root / "workspaces"
+            journal = Journal(self._root / "journal")
+            archives = Archives(self._bus, self._root / "templates")
+            agents = Agents(
+                self._bus, workspaces, command=self._agent_command, nats_url=self._nats_url
+            )
+            workplace = Workplace(
+                workspaces, archives, environ=self._environ, nats_url=self._nats_url
+            )
+            worker = Worker(
+                self._bus,
+                name=self._name,
+                journal=journal,
+                workplace=workplace,
+                agents=agents,
+                ledgers=self._root / "logs",
+            )
+            lanes = Lanes(worker.work, self._builds)
+            for record in journal.records():
+                agents.ensure(record)
+            asked = asyncio.Event()
+            # After a restart the workers may have missed what was said last.
+            asked.set()
+            tasks = [
+                asyncio.create_task(work)
+                for work in (
+                    self._take(lanes, worker),
+                    self._keep_alive(),
+                    self._hear(asked),
+                    self._say_again(asked, journal),
+                    self._stopped.wait(),
+                )
+            ]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await lanes.cancel()
+                await agents.leave()
+
+    async def _take(self, lanes: Lanes, worker: Worker) -> None:
+        """Take jobs, until cancelled; a pool that no template has named yet has no consumer."""
+        consumer, backoff = pool_consumer(self._pool), Backoff()
+        while True:
+            try:
+                async with self._bus.pull(consumer, most=IN_HAND) as pull:
+                    while True:
+                        for delivery in await pull.next(IN_HAND):
+                            self._accept(delivery, lanes, worker)
+                        backoff.reset()
+            except BusError as no:
+                _log.info("no jobs of pool %s can be taken yet: %s", self._pool, no)
+            await backoff.wait()
+
+    def _accept(self, delivery: Delivery, lanes: Lanes, worker: Worker) -> None:
+        self._in_hand.add(delivery)
+
+        async def over(*, answered: bool) -> None:
+            self._in_hand.discard(delivery)
+            if answered:
+                with suppress(BusError):
+                    await delivery.ack()
+
+        try:
+            job = read_job(delivery.data)
+            ticket = Ticket(job, job, None, over)
+        except BadJob as bad:
+            _log.error("a job of pool %s can't be read: %s", self._pool, bad)
+            if bad.head is None:
+                # Nobody can be answered; kept, it would only come again.
+                lanes.spawn(over(answered=True))
+                return
+            ticket = Ticket(bad.head, None, str(bad), over)
+        ticket.late = ticket.job is not None and datetime.now(UTC) > ticket.job.not_after
+        ticket.highest = worker.highest(ticket.head)
+        lanes.add(ticket)
+
+    async def _keep_alive(self) -> None:
+        """Tell the server that what is in hand is being worked."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), self._heartbeat)
+                return
+            for delivery in list(self._in_hand):
+                with suppress(BusError):
+                    await delivery.working()
+
+    async def _hear(self, asked: asyncio.Event) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                async with self._bus.subscribe(subjects.RESEND_PROVISIONER) as requests:
+                    async for _ in requests:
+                        asked.set()
+            except BusError as no:
+                _log.info("can't hear requests to resend: %s", no)
+            await backoff.wait()
+
+    async def _say_again(self, asked: asyncio.Event, journal: Journal) -> None:
+        """Publish the newest facts of each workspace again, as they were, whenever asked."""
+        while True:
+            await asked.wait()
+            with suppress(TimeoutError):
+                spread = random.uniform(0, SPREAD)  # noqa: S311 — no secret
+                await asyncio.wait_for(self._stopped.wait(), spread)
+            asked.clear()
+            for fact in journal.newest_facts():
+                await deliver(self._bus, fact)
+
+
+@contextmanager
+def _owning(root: Path) -> Iterator[None]:
+    """Hold the directory: two provisioners in one would build over each other."""
+    held = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(held)

@@ -1,0 +1,178 @@
+"""One job from its turn to its ack: what is answered from the journal, and what is built."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, assert_never
+
+from bus import Bus
+from handlers.provisioner.agents import Agents
+from handlers.provisioner.build import OWN_LOG, Succeeded, Workplace
+from handlers.provisioner.job import Head, Job
+from handlers.provisioner.journal import BuildRecord, Journal, WorkspaceRecord
+from handlers.provisioner.lanes import Ticket
+from handlers.provisioner.step import Failed
+from handlers.sending import BuildLog, deliver, new_fact
+
+_LAST_LINES: Final = 2.0
+"""Seconds that a build's end waits at most for its lines to leave before it."""
+
+_log = logging.getLogger(__name__)
+
+
+class CalledOff:
+    """The build was ended because its workspace is to be deleted."""
+
+
+class Worker:
+    """Works tickets; each is answered by one terminal fact, the same one however often it comes."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        name: str,
+        journal: Journal,
+        workplace: Workplace,
+        agents: Agents,
+        ledgers: Path,
+    ) -> None:
+        self._bus, self._name, self._journal = bus, name, journal
+        self._workplace, self._agents, self._ledgers = workplace, agents, ledgers
+        ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def highest(self, head: Head) -> int:
+        """Return the highest number seen of the job's workspace."""
+        return self._journal.of(head).highest
+
+    async def work(self, ticket: Ticket) -> None:
+        """Answer the job, and ack it once its terminal fact is stored."""
+        head, record = ticket.head, self._journal.of(ticket.head)
+        build = record.find(head.build_id)
+        if build is not None and build.finished:
+            # It came again: its ack was lost, or the bus forgot that it was done.
+            self._agents.ensure(record)
+            for fact in build.facts:
+                await deliver(self._bus, fact)
+        else:
+            highest = max(ticket.highest, record.highest)
+            begun = build is not None
+            build = build or record.add(head)
+            if ticket.job is None:
+                self._finish(
+                    record, build, head, Failed(f"The job can't be read: {ticket.problem}")
+                )
+                await deliver(self._bus, build.facts[-1])
+            elif head.build_number < highest or (ticket.late and not begun):
+                self._finish(record, build, head, CalledOff())
+                await deliver(self._bus, build.facts[-1])
+            else:
+                await self._build(ticket, ticket.job, record, build)
+        await ticket.over(answered=True)
+
+    async def _build(
+        self, ticket: Ticket, job: Job, record: WorkspaceRecord, build: BuildRecord
+    ) -> None:
+        if not build.facts:
+            self._state(build, job, "build_started")
+            self._journal.save(record)
+        # Beside the build, which goes on while there is no bus.
+        announced = asyncio.create_task(deliver(self._bus, build.facts[0]))
+        try:
+            await self._agents.shut_down(record)
+            if record.agents:
+                record.agents = []
+                self._journal.save(record)
+            outcome = await self._outcome(ticket, job)
+            self._finish(record, build, job, outcome)
+            self._agents.ensure(record)
+            await announced
+            await deliver(self._bus, build.facts[-1])
+        finally:
+            announced.cancel()
+        (self._ledgers / f"{job.build_id}.json").unlink(missing_ok=True)
+
+    async def _outcome(self, ticket: Ticket, job: Job) -> Succeeded | Failed | CalledOff:
+        log = BuildLog(
+            job.chat_id,
+            job.build_id,
+            "provisioner",
+            f"/provisioner/{self._name}",
+            self._bus.send,
+            ledger=self._ledgers / f"{job.build_id}.json",
+            limit=OWN_LOG,
+            traceparent=job.traceparent,
+        )
+        logging_ = asyncio.create_task(log.run())
+        building = asyncio.create_task(self._workplace.build(job, log))
+        called_off = asyncio.create_task(ticket.called_off.wait())
+        try:
+            await asyncio.wait({building, called_off}, return_when=asyncio.FIRST_COMPLETED)
+            outcome: Succeeded | Failed | CalledOff
+            if building.done():
+                outcome = building.result()
+                if isinstance(outcome, Failed):
+                    log.write(job.transition.value, "error", f"{outcome.error}\n")
+            else:
+                outcome = CalledOff()
+                log.write(job.transition.value, "warn", "The workspace is to be deleted.\n")
+            # Those who watch see the last lines before they see the end.
+            await log.drained(_LAST_LINES)
+        finally:
+            tasks = (building, called_off, logging_)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            log.close()
+        return outcome
+
+    def _finish(
+        self,
+        record: WorkspaceRecord,
+        build: BuildRecord,
+        head: Head,
+        outcome: Succeeded | Failed | CalledOff,
+    ) -> None:
+        """Write down how the build ended, before anybody is told."""
+        match outcome:
+            case Succeeded():
+                self._state(build, head, "build_succeeded", outcome.data())
+                record.agents = [config.agent_id for config in outcome.agents]
+            case Failed():
+                self._state(build, head, "build_failed", outcome.data())
+            case CalledOff():
+                self._state(build, head, "build_canceled")
+            case _:
+                assert_never(outcome)
+        build.finished = True
+        try:
+            self._journal.save(record)
+        except OSError:
+            # What is not on disk was not stated: the job comes again, and is built again.
+            build.facts.pop()
+            build.finished, record.agents = False, []
+            raise
+        _log.info("build %s of workspace %s: %s", head.build_id, head.workspace_id, outcome)
+
+    def _state(
+        self, build: BuildRecord, head: Head, type_name: str, more: Mapping[str, Any] | None = None
+    ) -> None:
+        data = {
+            "workspace_id": head.workspace_id,
+            "build_id": head.build_id,
+            "build_number": head.build_number,
+            "transition": head.transition.value,
+            **(more or {}),
+        }
+        fact = new_fact(
+            "provisioner",
+            self._name,
+            head.chat_id,
+            type_name,
+            data,
+            traceparent=head.traceparent,
+        )
+        build.facts.append(fact)

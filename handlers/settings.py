@@ -1,0 +1,75 @@
+"""What a process can be told: the only reader of `WORKSPACED_*` in the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Seconds = Annotated[float, Field(ge=0.1, allow_inf_nan=False)]
+"""How long; decimals allowed."""
+
+Place = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A path, in which `~` is the user's home."""
+
+
+class InvalidSettings(ValueError):
+    """A flag or a variable has a value that can't be used; the message names each."""
+
+
+class Settings(BaseSettings):
+    """Flag over environment over default, read once by the composition root."""
+
+    model_config = SettingsConfigDict(env_prefix="WORKSPACED_", env_ignore_empty=True, frozen=True)
+
+    nats_url: str | None = Field(
+        default=None,
+        description="NATS to use, several servers with commas between; none: the embedded one.",
+    )
+    database_url: str | None = Field(
+        default=None, description="PostgreSQL to use; none: the embedded one."
+    )
+    credentials: Place | None = Field(
+        default=None,
+        description="File with the NKey seed to connect with; none: that of the data directory.",
+    )
+    data_dir: Place = Field(
+        default=Path("~/.local/share/workspaced"),
+        validate_default=True,
+        description="Where `up` keeps its servers, ports, credentials and workspaces.",
+    )
+    build_timeout: Seconds = Field(
+        default=600.0, description="How many seconds a build may take before its chat fails."
+    )
+    agent_connect_timeout: Seconds = Field(
+        default=120.0,
+        description="How many seconds the chosen agent may take to connect before its chat fails.",
+    )
+    startup_scripts_timeout: Seconds = Field(
+        default=600.0,
+        description="How many seconds startup scripts may take before their chat fails.",
+    )
+
+
+def read_settings(flags: Mapping[str, object] | None = None) -> Settings:
+    """Return the settings under command-line flags, as `vars()` of what argparse found.
+
+    A flag that is None was not given; one that is no setting is somebody else's.
+    Raises InvalidSettings.
+    """
+    given: dict[str, Any] = {
+        name: value
+        for name, value in (flags or {}).items()
+        if name in Settings.model_fields and value is not None
+    }
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        faults = (
+            f"WORKSPACED_{str(fault['loc'][0]).upper()} is {fault['input']!r}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise InvalidSettings("; ".join(faults)) from error

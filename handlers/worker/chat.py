@@ -1,0 +1,296 @@
+"""One chat inside a batch: events are applied to it in memory, and what must be written is collected.
+
+Every branch is the core's: `decide` moves the chat, `judge` answers its calls. This module only does
+what they say, in the order of contract §5.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final
+from uuid import uuid4
+
+from handlers.worker import effects
+from statemachine import events, judging, masking
+from statemachine.calls import (
+    Answered,
+    Call,
+    Known,
+    Requested,
+    Resumed,
+    Waiting,
+)
+from statemachine.events import OURS, BuildRequested, Event, OwnEvent
+from statemachine.machine import Decision, Ignored, Moved, decide
+from statemachine.replay import entry_of
+from statemachine.states import ABOUT
+from statemachine.store import Changes, Entry, Key, Outgoing, StoredCall
+from statemachine.workspace import Limits, Workspace
+
+log = logging.getLogger(__name__)
+REPEAT: Final = "repeat"
+
+
+@dataclass(slots=True)
+class Chat:
+    """A chat's snapshot and calls, and the changes that the batch makes."""
+
+    workspace: Workspace
+    open: dict[str, Call]
+    """Waiting calls by id, in the order they came."""
+    stored: Mapping[Key, StoredCall]
+    """Calls that the batch speaks of and that exist already."""
+    canceled: set[Key]
+    known: Known
+    limits: Limits
+    now: datetime
+    changes: Changes
+    armed: int = 0
+    """The deadline's generation when the batch began."""
+    written: dict[str, StoredCall] = field(default_factory=dict)
+    """Calls that the batch changed, by id."""
+
+    def repeat(self, event: Event) -> None:
+        """Note that an event came again; it has no further effect."""
+        state = ABOUT[self.workspace.state].wire
+        self._note(event, REPEAT, state, state, None)
+
+    def apply(self, event: Event) -> None:
+        """Apply an event that came over the bus."""
+        self._decide(event, event)
+        match event.data:
+            case events.ToolRequested():
+                self._asked(event, event.data)
+            case events.ToolCanceled(call_id=call_id):
+                self._canceled(event, call_id)
+            case events.DeleteRequested():
+                verdict = judging.deletion(self.workspace, self.known, event.id)
+                if verdict is not None:
+                    self._own(verdict, event)
+            case events.WorkspaceDeleted(workspace_id=gone):
+                self.changes.freed.append((gone, event.chat_id))
+            case events.BuildSucceeded(transition=events.Transition.DELETE, workspace_id=gone):
+                self.changes.freed.append((gone, event.chat_id))
+            case _:
+                pass
+        self._settle(event)
+
+    def fired(self, generation: int) -> None:
+        """Let a limit be over, if the timer is the present one's and the time has come."""
+        chat = self.workspace
+        if chat.deadline is None:
+            return
+        if generation != chat.generation or self.now < chat.deadline:
+            self.armed = -1  # an old timer, or a clock that runs ahead: arm the open one again
+            return
+        event = self._event(events.DeadlinePassed(generation=generation))
+        self._decide(event, event)
+        self._settle(event)
+
+    def missed(self, agent_id: str) -> None:
+        """Let an agent be lost, if it is one that was there."""
+        facts = self.workspace.facts_of(agent_id)
+        if facts is None or not facts.connected:
+            return
+        lost = events.AgentDisconnected(
+            workspace_id=facts.workspace_id,
+            build_id=facts.build_id,
+            agent_id=agent_id,
+            sequence=None,
+            reason="no sign of life",
+        )
+        event = self._event(lost)
+        self._decide(event, event)
+        self._settle(event)
+
+    def close(self) -> None:
+        """Collect what is written once a chat: its snapshot, and the timer of its last deadline."""
+        chat = self.workspace
+        if chat.deadline is not None and chat.generation != self.armed:
+            due = chat.deadline
+            self._send(effects.timer(chat.chat_id, effects.DEADLINE, chat.generation, due))
+        self.workspace = chat.model_copy(update={"open_calls": len(self.open)})
+        self.changes.chats.append(self.workspace)
+        self.changes.calls.extend(self.written.values())
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    def _asked(self, event: Event, asked: events.ToolRequested) -> None:
+        key = Key(event.chat_id, asked.call_id)
+        if asked.call_id in self.open:
+            return  # asked again while it waits: it goes on waiting
+        stored = self.written.get(asked.call_id) or self.stored.get(key)
+        if stored is not None and stored.answer is not None:
+            self._send(self._result(stored.call, stored.answer, event))
+            return
+        call = Call(
+            chat_id=event.chat_id,
+            call_id=asked.call_id,
+            tool=asked.tool,
+            args=asked.args,
+            organization_id=asked.organization_id,
+            owner_id=asked.owner_id,
+            owner_name=asked.owner_name,
+            asked_at=self.now,
+            order=self.workspace.seq,
+        )
+        if key in self.canceled:
+            self._answer(call, judging.canceled(call, self.workspace), event)
+            return
+        self._judge(call, event)
+
+    def _canceled(self, event: Event, call_id: str) -> None:
+        call = self.open.get(call_id)
+        if call is not None:
+            self._answer(call, judging.canceled(call, self.workspace), event)
+        elif call_id not in self.written and Key(event.chat_id, call_id) not in self.stored:
+            self.changes.cancellations.append(Key(event.chat_id, call_id))
+            self.canceled.add(Key(event.chat_id, call_id))
+
+    def _judge(self, call: Call, because: Event) -> bool:
+        """Carry out the verdict on a call; say whether it moved the chat."""
+        verdict = judging.judge(call, self.workspace, self.known)
+        match verdict:
+            case Answered():
+                self._answer(call, verdict, because)
+                return False
+            case Waiting(wait=wait):
+                if wait != call.wait:
+                    self._keep(call.model_copy(update={"wait": wait}))
+                return False
+            case Resumed(event=resumed, wait=wait):
+                self._keep(call.model_copy(update={"wait": wait}))
+                self._own(resumed, because)
+                return True
+            case Requested(build=build, wait=wait, replaces=replaces):
+                if replaces is not None:
+                    self._request_replaced(replaces, because)
+                self._keep(call.model_copy(update={"wait": wait}))
+                self._own(build, because)
+                return True
+
+    def _settle(self, because: Event) -> None:
+        """Judge the waiting calls, in the order they came, until none has more to say."""
+        moved = True
+        while moved:
+            moved = False
+            for call in list(self.open.values()):
+                if self._judge(call, because):
+                    moved = True
+                    break
+
+    def _keep(self, call: Call) -> None:
+        self.open[call.call_id] = call
+        self.written[call.call_id] = StoredCall(call, None)
+
+    def _answer(self, call: Call, answer: Answered, because: Event) -> None:
+        self.open.pop(call.call_id, None)
+        args = masking.arguments(call.tool, call.args, self.workspace, self.known)
+        self.written[call.call_id] = StoredCall(call.model_copy(update={"args": args}), answer)
+        self._send(self._result(call, answer, because))
+        log.info(
+            "answered %s of chat %s: %s",
+            call.tool,
+            call.chat_id,
+            "error" if "error" in answer.result else "well",
+            extra={"chat_id": call.chat_id, "call_id": call.call_id},
+        )
+
+    def _result(self, call: Call, answer: Answered, because: Event) -> Outgoing:
+        name = f"{call.chat_id}:{call.call_id}:{because.id}"
+        return effects.result(
+            call.chat_id, call.call_id, call.tool, answer, because, self.now, name
+        )
+
+    # -- moves ----------------------------------------------------------------------------------
+
+    def _own(self, data: OwnEvent, because: Event) -> None:
+        """Apply an event that the rules came to."""
+        self._decide(self._event(data, because), because)
+        if isinstance(data, BuildRequested):
+            self._request(data, because)
+
+    def _request(self, build: BuildRequested, because: Event) -> None:
+        chat = self.workspace
+        if build.build_number == 1 and chat.owner_id is not None:
+            name = (build.workspace_id, chat.chat_id, chat.owner_id, build.workspace_name)
+            self.changes.names.append(name)
+            taken = self.known.names.get(chat.owner_id, frozenset())
+            names = {**self.known.names, chat.owner_id: {*taken, build.workspace_name.lower()}}
+            self.known = replace(self.known, names=names)
+        self._job(build, because)
+
+    def _request_replaced(self, build: BuildRequested, because: Event) -> None:
+        """Have the workspace stopped that a new one takes the place of."""
+        log.info("chat %s leaves workspace %s", because.chat_id, build.workspace_id)
+        self._job(build, because)
+
+    def _job(self, build: BuildRequested, because: Event) -> None:
+        version = (
+            self.known.catalog.versions.get(build.template.version_id) if build.template else None
+        )
+        if version is None:
+            log.error("chat %s: build %s has no template version", because.chat_id, build.build_id)
+            return
+        not_after = self.now + self.limits.build
+        self._send(
+            effects.job(
+                self.workspace, build, version, not_after=not_after, because=because, at=self.now
+            )
+        )
+
+    def _decide(self, event: Event, because: Event) -> None:
+        before = self.workspace
+        decision = decide(before, event, self.now, self.limits, because)
+        self.workspace = decision.workspace
+        if isinstance(decision, Moved):
+            for step in decision.steps:
+                self._send(effects.state(step, because, self.now))
+        self._record(event, before, decision)
+
+    def _record(self, event: Event, before: Workspace, decision: Decision) -> None:
+        if event.source == OURS and isinstance(decision, Ignored):
+            return
+        recorded = entry_of(before, decision)
+        self._note(
+            event,
+            recorded["outcome"],
+            recorded["state_before"],
+            recorded["state_after"],
+            recorded["version"],
+        )
+
+    def _note(
+        self, event: Event, outcome: str, before: str, after: str, version: int | None
+    ) -> None:
+        self.workspace = self.workspace.model_copy(update={"seq": self.workspace.seq + 1})
+        shown = masking.event(event, self.workspace, self.known)
+        entry = Entry(self.workspace.seq, shown, outcome, before, after, version, self.now)
+        self.changes.entries.append((event.chat_id, entry))
+        log.info(
+            "%s %s of chat %s: %s -> %s",
+            outcome,
+            event.type,
+            event.chat_id,
+            before,
+            after,
+            extra={"chat_id": event.chat_id, "event_id": event.id, "version": version},
+        )
+
+    def _event(
+        self, data: OwnEvent | events.AgentDisconnected, because: Event | None = None
+    ) -> Event:
+        return Event.model_construct(
+            source=OURS,
+            id=str(uuid4()),
+            chat_id=self.workspace.chat_id,
+            time=self.now,
+            traceparent=because.traceparent if because else None,
+            data=data,
+        )
+
+    def _send(self, outgoing: Outgoing) -> None:
+        self.changes.outgoing.append(outgoing)

@@ -1,0 +1,142 @@
+"""Effects as messages: what a decision or an answer has the bus carry. Pure."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from enum import IntEnum
+from hashlib import sha256
+from typing import Any, Final
+from uuid import NAMESPACE_URL, uuid5
+
+from bus import subjects
+from statemachine.calls import Answered
+from statemachine.codec import encode
+from statemachine.events import OURS, BuildRequested, Event
+from statemachine.store import Outgoing
+from statemachine.templates import Version
+from statemachine.views import state_changed
+from statemachine.workspace import Workspace
+
+DEADLINE: Final = "deadline"
+"""The purpose of a state's timer."""
+
+
+class Lane(IntEnum):
+    """The order in which kinds of effects leave: who has an answer never reads an older state."""
+
+    STATE = 0
+    JOB = 1
+    TIMER = 2
+    RESULT = 3
+
+
+def state(step: Workspace, because: Event, at: datetime) -> Outgoing:
+    """Publish one version of a chat."""
+    name = f"{step.chat_id}:{step.version}"
+    body = encode(
+        "state_changed",
+        OURS,
+        step.chat_id,
+        state_changed(step),
+        event_id=str(uuid5(NAMESPACE_URL, f"workspaced:{name}")),
+        time=at,
+        traceparent=because.traceparent,
+    )
+    return Outgoing(
+        step.chat_id, Lane.STATE, subjects.state(step.chat_id), name, body, version=step.version
+    )
+
+
+def timer(chat_id: str, purpose: str, generation: int, due: datetime) -> Outgoing:
+    """Wake the workers when a limit is over."""
+    body = json.dumps({"generation": generation}).encode()
+    return Outgoing(
+        chat_id,
+        Lane.TIMER,
+        subjects.timer_arm(chat_id, purpose, generation),
+        f"{chat_id}:{purpose}:{generation}",
+        body,
+        due=due,
+    )
+
+
+def job(
+    chat: Workspace,
+    build: BuildRequested,
+    version: Version,
+    *,
+    not_after: datetime,
+    because: Event,
+    at: datetime,
+) -> Outgoing:
+    """Have a build made."""
+    if build.template is None:
+        raise ValueError("a build without a template can't be asked for")
+    data: dict[str, Any] = {
+        "chat_id": chat.chat_id,
+        "workspace_id": build.workspace_id,
+        "workspace_name": build.workspace_name,
+        "build_id": build.build_id,
+        "build_number": build.build_number,
+        "transition": str(build.transition),
+        "owner_id": chat.owner_id,
+        "owner_name": build.owner_name,
+        "organization_id": chat.organization_id,
+        "template": {
+            "id": build.template.id,
+            "name": build.template.name,
+            "version_id": build.template.version_id,
+            "spec": version.manifest.spec,
+            "archive": {"sha256": version.sha256, "size": version.size},
+        },
+        "parameters": build.parameters,
+        "not_after": not_after.isoformat().replace("+00:00", "Z"),
+    }
+    if build.preset_id is not None:
+        data["preset_id"] = build.preset_id
+    if build.ttl_ms is not None:
+        data["ttl_ms"] = build.ttl_ms
+    body = encode(
+        "build_requested",
+        OURS,
+        chat.chat_id,
+        data,
+        event_id=build.build_id,
+        time=at,
+        traceparent=because.traceparent,
+    )
+    return Outgoing(chat.chat_id, Lane.JOB, subjects.job(build.template.pool), build.build_id, body)
+
+
+def result(
+    chat_id: str,
+    call_id: str,
+    tool: str,
+    answer: Answered,
+    because: Event | None,
+    at: datetime,
+    name: str,
+) -> Outgoing:
+    """Answer a call. `name` tells this publication from others of the same answer."""
+    data = {
+        "call_id": call_id,
+        "tool": tool,
+        "is_error": answer.is_error,
+        "result": answer.result,
+    }
+    body = encode(
+        "tool_resolved",
+        OURS,
+        chat_id,
+        data,
+        event_id=str(uuid5(NAMESPACE_URL, f"workspaced:{name}")),
+        time=at,
+        traceparent=because.traceparent if because else None,
+    )
+    return Outgoing(chat_id, Lane.RESULT, subjects.result(chat_id, call_id), name, body)
+
+
+def digest(data: bytes) -> str:
+    """Return a short name for a message's content."""
+    return sha256(data).hexdigest()[:32]

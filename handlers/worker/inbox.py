@@ -1,0 +1,118 @@
+"""What deliveries say: events, fired timers, missed agents, and what can't be accepted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from bus import Delivery, subjects
+from bus.streams import IN, TIMER
+from statemachine.codec import Reason, Rejected, decode
+from statemachine.events import Event
+from statemachine.store import identity
+
+DETAIL_LIMIT: Final = 1024
+"""Characters of a dead letter's detail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """An event to be applied."""
+
+    event: Event
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """A timer came up; whether its time has come is for the database's clock to say."""
+
+    chat_id: str
+    purpose: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """An agent's presence ran out."""
+
+    chat_id: str
+    agent_id: str
+    marker: int
+    """Place of the server's mark in its stream: names this loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """What can't be accepted, as it came."""
+
+    kind: str
+    chat_id: str
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    rejected: Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """A message that needs no work, like a sign of life."""
+
+
+Item = Fact | Fired | Missed | Dead | Nothing
+
+
+def read(delivery: Delivery, now: datetime) -> Item:
+    """Read a delivery of one of the worker's consumers. Never raises for what it holds."""
+    if delivery.stream == IN.name:
+        return _inbound(delivery, now)
+    if delivery.stream == TIMER.name:
+        return _timer(delivery)
+    if not delivery.expired:
+        return Nothing()
+    chat_id, agent_id = subjects.parse_presence(delivery.subject)
+    return Missed(chat_id, agent_id, delivery.sequence)
+
+
+def dead(delivery: Delivery, reason: Reason, detail: str) -> Dead:
+    """Give up on a delivery."""
+    inbound = subjects.parse_inbound(delivery.subject)
+    return Dead(
+        inbound.kind if inbound else delivery.subject.split(".")[1],
+        inbound.chat if inbound else "",
+        delivery.subject,
+        delivery.data,
+        delivery.headers,
+        Rejected(reason, detail),
+    )
+
+
+def _inbound(delivery: Delivery, now: datetime) -> Item:
+    inbound = subjects.parse_inbound(delivery.subject)
+    if inbound is None:
+        return dead(delivery, Reason.BAD_DATA, "not a subject of the contract")
+    found = decode(
+        inbound.kind,
+        inbound.chat,
+        inbound.sender,
+        delivery.data,
+        content_type=delivery.headers.get("Content-Type"),
+        now=now,
+    )
+    if isinstance(found, Event):
+        return Fact(found, identity(found.source, found.id))
+    return Dead(
+        inbound.kind, inbound.chat, delivery.subject, delivery.data, delivery.headers, found
+    )
+
+
+def _timer(delivery: Delivery) -> Item:
+    chat_id, purpose = subjects.parse_timer_fired(delivery.subject)
+    try:
+        generation = int(json.loads(delivery.data)["generation"])
+    except (ValueError, KeyError, TypeError):
+        return dead(delivery, Reason.BAD_DATA, "not a timer of ours")
+    return Fired(chat_id, purpose, generation)

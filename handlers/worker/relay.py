@@ -1,0 +1,150 @@
+"""The relay: publishes what was committed, so that being late or twice does no harm.
+
+STATE carries the expected last sequence, so an older state never stands over a newer one; jobs and
+results repeat under the same name with the same data; timers have their generation in the subject.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Final
+
+from bus import CLOUDEVENT, Bus, Conflict, Stored, subjects
+from bus.streams import STATE, pool_consumer
+from handlers.worker.effects import Lane
+from handlers.worker.inbox import DETAIL_LIMIT, Dead
+from statemachine.store import Outgoing
+
+log = logging.getLogger(__name__)
+_REMEMBERED: Final = 10_000
+
+
+class Relay:
+    """Publishes over one connection."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._last: OrderedDict[str, int] = OrderedDict()
+        self._pools: set[str] = set()
+
+    async def publish(self, rows: Sequence[Outgoing]) -> None:
+        """Publish `rows`, kind by kind; all are stored when this returns. Raises BusError."""
+        states: dict[str, list[Outgoing]] = {}
+        for row in rows:
+            if row.lane == Lane.STATE:
+                states.setdefault(row.chat_id, []).append(row)
+        await _all(self._states(chain) for chain in states.values())
+        await _all(
+            self._timer(row) if row.lane == Lane.TIMER else self._job(row)
+            for row in rows
+            if row.lane in (Lane.JOB, Lane.TIMER)
+        )
+        await _all(self._plain(row) for row in rows if row.lane == Lane.RESULT)
+
+    async def bury(self, dead: Iterable[Dead]) -> None:
+        """Publish dead letters: the body as it was, and why. Raises BusError."""
+        await _all(self._dead(letter) for letter in dead)
+
+    async def ensure_pools(self, pools: Iterable[str]) -> None:
+        """Make the consumers that provisioners of `pools` take their jobs from. Raises BusError."""
+        for pool in set(pools) - self._pools:
+            await self._bus.ensure_consumer(pool_consumer(pool))
+            self._pools.add(pool)
+
+    def forget(self) -> None:
+        """Drop what is remembered of the streams: they may be others after a reconnect."""
+        self._last.clear()
+        self._pools.clear()
+
+    async def _states(self, chain: Sequence[Outgoing]) -> None:
+        """Publish the versions of one chat, oldest first."""
+        for row in sorted(chain, key=lambda row: row.version or 0):
+            await self._state(row)
+
+    async def _state(self, row: Outgoing) -> None:
+        version = row.version or 0
+        expected = self._last.pop(row.subject, None)
+        if expected is None and version == 1:
+            expected = 0
+        while True:
+            if expected is None:
+                last = await self._bus.last(STATE.name, row.subject)
+                if last is not None and _version(last) >= version:
+                    self._remember(row.subject, last.sequence)
+                    return  # a newer state stands there
+                expected = last.sequence if last else 0
+            try:
+                ack = await self._bus.publish(
+                    row.subject,
+                    row.payload,
+                    headers=CLOUDEVENT,
+                    message_id=row.message_id,
+                    expected_last=expected,
+                )
+            except Conflict:
+                expected = None
+                continue
+            self._remember(row.subject, ack.sequence)
+            return
+
+    def _remember(self, subject: str, sequence: int) -> None:
+        self._last[subject] = sequence
+        if len(self._last) > _REMEMBERED:
+            self._last.popitem(last=False)
+
+    async def _timer(self, row: Outgoing) -> None:
+        if row.due is None:
+            raise ValueError(f"timer {row.subject} has no time")
+        _, _, _, chat_id, purpose, _ = row.subject.split(".")
+        await self._bus.schedule(
+            row.subject, subjects.timer_fired(chat_id, purpose), row.due, row.payload
+        )
+
+    async def _job(self, row: Outgoing) -> None:
+        await self.ensure_pools([row.subject.rsplit(".", 1)[1]])
+        await self._plain(row)
+
+    async def _plain(self, row: Outgoing) -> None:
+        await self._bus.publish(
+            row.subject, row.payload, headers=CLOUDEVENT, message_id=row.message_id
+        )
+
+    async def _dead(self, letter: Dead) -> None:
+        reason, detail = letter.rejected.reason, letter.rejected.detail
+        log.warning(
+            "dead letter of %s: %s: %s",
+            letter.subject,
+            reason,
+            detail,
+            extra={"chat_id": letter.chat_id},
+        )
+        headers = {
+            "Workspaced-Subject": letter.subject,
+            "Workspaced-Reason": str(reason),
+            "Workspaced-Detail": detail[:DETAIL_LIMIT],
+            "Workspaced-Headers": json.dumps(dict(letter.headers)),
+        }
+        await self._bus.publish(subjects.dead(letter.kind), letter.data, headers=headers)
+
+
+def _version(last: Stored) -> int:
+    """Read the version of a published state; anything else that stands there is older."""
+    try:
+        return int(json.loads(last.data)["data"]["version"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+async def _all(jobs: Iterable[Awaitable[None]]) -> None:
+    """Run all to their end, then raise the first error: nothing goes on behind the caller's back."""
+    pending = list(jobs)
+    if len(pending) == 1:
+        await pending[0]
+        return
+    for result in await asyncio.gather(*pending, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

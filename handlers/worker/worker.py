@@ -1,0 +1,125 @@
+"""The worker's loop: take what is there, apply it in one transaction, publish, ack."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from bus import Bus, BusError, Delivery, Message, Responder
+from bus.streams import CONSUMERS, STREAMS
+from handlers.sending.backoff import Backoff
+from handlers.worker import effects
+from handlers.worker.batch import apply
+from handlers.worker.inbox import Dead, Item, dead, read
+from handlers.worker.relay import Relay
+from statemachine.codec import Reason
+from statemachine.store import Outgoing, Store, StoreUnavailableError
+from statemachine.workspace import Limits
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 256
+"""Deliveries a batch at most; under light load it is one."""
+POOLS_SUBJECT: Final = "workspaced.worker.pools"
+"""Asked when a template was pushed: the pools it names get their consumers before the answer."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """Applies events to chats, with any number of others doing the same."""
+
+    store: Store
+    bus: Bus
+    limits: Limits
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    applied: int = 0
+    dead_letters: int = 0
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        relay = Relay(self.bus)
+        self.bus.on_reconnect(relay.forget)
+        await self._prepare(relay)
+        await self.bus.respond(POOLS_SUBJECT, "workers", self._pools(relay))
+        async with self.bus.pull(*CONSUMERS, most=BATCH) as pull:
+            self.ready.set()
+            log.info("worker is ready")
+            while True:
+                await self._work(await pull.next(BATCH), relay)
+
+    async def _prepare(self, relay: Relay) -> None:
+        """Make streams, consumers and timers as the database has them."""
+        for stream in STREAMS:
+            await self.bus.ensure_stream(stream)
+        for consumer in CONSUMERS:
+            await self.bus.ensure_consumer(consumer)
+        await relay.ensure_pools(await self.store.pools())
+        await relay.publish(
+            [
+                effects.timer(open_.chat_id, effects.DEADLINE, open_.generation, open_.at)
+                for open_ in await self.store.deadlines()
+            ]
+        )
+
+    def _pools(self, relay: Relay) -> Responder:
+        async def respond(message: Message) -> bytes:
+            del message
+            await relay.ensure_pools(await self.store.pools())
+            return b"{}"
+
+        return respond
+
+    async def _work(self, deliveries: Sequence[Delivery], relay: Relay) -> None:
+        """Bring deliveries to their end: applied or buried, published, acked."""
+        now = datetime.now(UTC)
+        items = [(delivery, read(delivery, now)) for delivery in deliveries]
+        rows, buried = await self._apply(items)
+        try:
+            await relay.publish(rows)
+            await relay.bury(buried)
+        except BusError as bad:
+            log.warning("what was committed is not published yet, it comes again: %s", bad)
+            return
+        for delivery, _ in items:
+            await delivery.ack()
+        self.dead_letters += len(buried)
+        if rows:
+            await self._drop(rows)
+
+    async def _drop(self, rows: Sequence[Outgoing]) -> None:
+        try:
+            await self.store.published([row.id for row in rows])
+        except StoreUnavailableError as bad:
+            log.warning("published effects stay in the outbox; repeats are harmless: %s", bad)
+
+    async def _apply(
+        self, items: Sequence[tuple[Delivery, Item]]
+    ) -> tuple[list[Outgoing], list[Dead]]:
+        """Apply in one transaction; what makes it fail is found by halving, and buried alone."""
+        buried = [item for _, item in items if isinstance(item, Dead)]
+        backoff = Backoff()
+        while True:
+            try:
+                rows = await apply(
+                    [item for _, item in items], self.store, self.limits, os.urandom(16)
+                )
+            except StoreUnavailableError as bad:
+                log.warning("the database is away, trying again: %s", bad)
+                await backoff.wait()
+            except Exception as bad:
+                if len(items) == 1:
+                    delivery, _ = items[0]
+                    log.exception("an event fails alone and is buried: %s", delivery.subject)
+                    return [], [dead(delivery, Reason.INTERNAL, f"{type(bad).__name__}: {bad}")]
+                log.warning("a batch of %d failed, halving it: %s", len(items), bad)
+                half = len(items) // 2
+                first, second = await self._apply(items[:half]), await self._apply(items[half:])
+                return first[0] + second[0], first[1] + second[1]
+            else:
+                self.applied += len(items)
+                return rows, buried

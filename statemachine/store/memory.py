@@ -1,0 +1,264 @@
+"""The store in this process: what simulation and the fast tests run on.
+
+A transaction holds the one lock and writes at its end in one step, so a block that raises leaves
+nothing behind. Documents pass through JSON, as in the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from statemachine.calls import Call
+from statemachine.codec import envelope_of, timestamp
+from statemachine.store import (
+    Changes,
+    Credential,
+    Deadline,
+    Key,
+    Outgoing,
+    StoredCall,
+)
+from statemachine.templates import Catalog, Template, Version
+from statemachine.workspace import Workspace
+
+
+class MemoryStore:
+    """The port over dictionaries."""
+
+    def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.clock = clock
+        self.lock = asyncio.Lock()
+        self.snapshots: dict[str, str] = {}
+        self.entries: dict[str, list[Mapping[str, Any]]] = {}
+        self.identities: set[tuple[str, bytes]] = set()
+        self.calls: dict[Key, StoredCall] = {}
+        self.cancellations: dict[Key, datetime] = {}
+        self.names: dict[str, tuple[str, str, str, bool]] = {}
+        self.outbox: dict[int, Outgoing] = {}
+        self.versions: dict[str, tuple[Version, bytes]] = {}
+        self.active: dict[str, tuple[str, str]] = {}
+        self.values: dict[str, str] = {}
+        self.credentials: dict[str, Credential] = {}
+        self.rows = 0
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
+        """Commit at the end of the block, roll back when it raises."""
+        async with self.lock:
+            transaction = MemoryTransaction(self)
+            yield transaction
+            transaction.commit()
+
+    async def published(self, ids: Sequence[int]) -> None:
+        """Drop outbox rows that the bus has stored."""
+        for row in ids:
+            self.outbox.pop(row, None)
+
+    async def chat(self, chat_id: str) -> Workspace | None:
+        """Return a snapshot, without lock."""
+        text = self.snapshots.get(chat_id)
+        return None if text is None else Workspace.model_validate_json(text)
+
+    async def chats(
+        self,
+        *,
+        organization_id: str | None = None,
+        owner_id: str | None = None,
+        states: Sequence[str] | None = None,
+        after: str | None = None,
+        most: int = 100,
+    ) -> list[Workspace]:
+        """Return snapshots by chat id, after `after`."""
+        found = [
+            chat
+            for chat_id in sorted(self.snapshots)
+            if after is None or chat_id > after
+            for chat in [Workspace.model_validate_json(self.snapshots[chat_id])]
+            if organization_id in (None, chat.organization_id)
+            and owner_id in (None, chat.owner_id)
+            and (states is None or chat.state in states)
+        ]
+        return found[:most]
+
+    async def waiting(self, chat_id: str) -> list[Call]:
+        """Return a chat's open calls."""
+        return sorted(
+            (
+                s.call
+                for key, s in self.calls.items()
+                if key.chat_id == chat_id and s.answer is None
+            ),
+            key=lambda call: call.order,
+        )
+
+    async def answered(self, chat_id: str, call_id: str) -> bool:
+        """Say whether a call is known and over."""
+        stored = self.calls.get(Key(chat_id, call_id))
+        return stored is not None and stored.answer is not None
+
+    async def log(
+        self, chat_id: str, *, after: int = 0, most: int = 100
+    ) -> list[Mapping[str, Any]]:
+        """Return log entries as `read_events` shows them, plus `at`."""
+        return [e for e in self.entries.get(chat_id, []) if e["seq"] > after][:most]
+
+    async def deadlines(self) -> list[Deadline]:
+        """Return all open deadlines."""
+        chats = [Workspace.model_validate_json(text) for text in self.snapshots.values()]
+        return [Deadline(c.chat_id, c.generation, c.deadline) for c in chats if c.deadline]
+
+    async def pools(self) -> set[str]:
+        """Return the pools that templates name."""
+        return {version.manifest.pool for version, _ in self.versions.values()}
+
+    async def archive(self, version_id: str, offset: int, size: int) -> bytes | None:
+        """Return a piece of a template version's tar.gz, or None when there is no such version."""
+        found = self.versions.get(version_id)
+        return None if found is None else found[1][offset : offset + size]
+
+    async def push(self, organization_id: str, version: Version, archive: bytes) -> None:
+        """Keep a template version and make it the active one."""
+        self.versions.setdefault(version.id, (version, archive))
+        self.active[version.template_id] = (organization_id, version.id)
+
+    async def templates(self, organization_id: str) -> Catalog:
+        """Return an organization's templates."""
+        return self.catalog({organization_id}, set(), set())
+
+    async def settings(self) -> dict[str, str]:
+        """Return the settings."""
+        return dict(self.values)
+
+    async def put_setting(self, key: str, value: str) -> None:
+        """Change a setting, for all workers at once."""
+        self.values[key] = value
+
+    async def issue(self, public_key: str, credential: Credential) -> None:
+        """Keep what a public key may be used for."""
+        self.credentials[public_key] = credential
+
+    async def credential(self, public_key: str) -> tuple[Credential, Workspace | None] | None:
+        """Return what a public key may be used for, with its (first) chat."""
+        found = self.credentials.get(public_key)
+        return None if found is None else (found, await self.chat(found.chat_ids[0]))
+
+    def catalog(
+        self,
+        organization_ids: AbstractSet[str],
+        template_ids: AbstractSet[str],
+        version_ids: AbstractSet[str],
+    ) -> Catalog:
+        """Return the templates of these organizations and ids, and these versions."""
+        templates = {
+            template_id: Template(template_id, organization_id, self.versions[version_id][0])
+            for template_id, (organization_id, version_id) in self.active.items()
+            if organization_id in organization_ids or template_id in template_ids
+        }
+        wanted = {template.active.id for template in templates.values()} | set(version_ids)
+        return Catalog(templates, {v: self.versions[v][0] for v in wanted if v in self.versions})
+
+
+class MemoryTransaction:
+    """Reads under the lock, and one write, done at the end."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._changes: Changes | None = None
+        self.now = store.clock()
+
+    async def lock(self, chat_ids: AbstractSet[str]) -> dict[str, Workspace]:
+        """Return the snapshots, new ones included."""
+        found = {chat_id: await self._store.chat(chat_id) for chat_id in sorted(chat_ids)}
+        return {
+            chat_id: Workspace(chat_id=chat_id) if chat is None else chat
+            for chat_id, chat in found.items()
+        }
+
+    async def known(self, identities: Sequence[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
+        """Return those of `identities` (chat id, digest) that were applied before."""
+        return self._store.identities.intersection(identities)
+
+    async def calls(self, keys: AbstractSet[Key]) -> dict[Key, StoredCall]:
+        """Return the calls of these keys that exist."""
+        return {key: self._store.calls[key] for key in keys if key in self._store.calls}
+
+    async def open_calls(self, chat_ids: AbstractSet[str]) -> dict[str, list[Call]]:
+        """Return the waiting calls by chat, in the order they came."""
+        return {chat_id: await self._store.waiting(chat_id) for chat_id in chat_ids}
+
+    async def cancellations(self, keys: AbstractSet[Key]) -> set[Key]:
+        """Return those of `keys` whose cancellation came before them."""
+        oldest = self.now - timedelta(minutes=10)
+        kept = self._store.cancellations
+        return {key for key in keys if key in kept and kept[key] > oldest}
+
+    async def names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
+        """Return the lower-case names in use by owner."""
+        found: dict[str, set[str]] = {owner_id: set() for owner_id in owner_ids}
+        for _, owner_id, name, deleted in self._store.names.values():
+            if owner_id in found and not deleted:
+                found[owner_id].add(name.lower())
+        return found
+
+    async def catalog(
+        self,
+        organization_ids: AbstractSet[str],
+        template_ids: AbstractSet[str],
+        version_ids: AbstractSet[str],
+    ) -> Catalog:
+        """Return the templates of these organizations and ids, and these versions."""
+        return self._store.catalog(organization_ids, template_ids, version_ids)
+
+    async def settings(self) -> dict[str, str]:
+        """Return the settings as they are now."""
+        return await self._store.settings()
+
+    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[Outgoing]:
+        """Return what these chats still have in the outbox."""
+        return [row for row in self._store.outbox.values() if row.chat_id in chat_ids]
+
+    async def write(self, changes: Changes) -> list[Outgoing]:
+        """Keep the changes for the end; return the outgoing with their row ids."""
+        first = self._store.rows + 1
+        self._store.rows += len(changes.outgoing)
+        changes.outgoing = [replace(o, id=first + n) for n, o in enumerate(changes.outgoing)]
+        self._changes = changes
+        return changes.outgoing
+
+    def commit(self) -> None:
+        """Apply what was written."""
+        store, changes = self._store, self._changes
+        if changes is None:
+            return
+        for chat in changes.chats:
+            store.snapshots[chat.chat_id] = chat.model_dump_json(exclude_defaults=True)
+        for chat_id, entry in changes.entries:
+            store.entries.setdefault(chat_id, []).append(
+                {
+                    "seq": entry.seq,
+                    "event": envelope_of(entry.event),
+                    "outcome": entry.outcome,
+                    "state_before": entry.state_before,
+                    "state_after": entry.state_after,
+                    "version": entry.version,
+                    "at": timestamp(entry.at),
+                }
+            )
+        store.identities.update(changes.identities)
+        for stored in changes.calls:
+            key = Key(stored.call.chat_id, stored.call.call_id)
+            if key not in store.calls or store.calls[key].answer is None:
+                store.calls[key] = stored
+        store.cancellations |= dict.fromkeys(changes.cancellations, self.now)
+        for workspace_id, chat_id, owner_id, name in changes.names:
+            store.names.setdefault(workspace_id, (chat_id, owner_id, name, False))
+        for workspace_id, chat_id in changes.freed:
+            if (known := store.names.get(workspace_id)) and known[0] == chat_id:
+                store.names[workspace_id] = (*known[:3], True)
+        store.outbox |= {row.id: row for row in changes.outgoing}

@@ -1,0 +1,45 @@
+"""The rules of the house that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(
+    chain.from_iterable((ROOT / name).rglob("*.py") for name in ("statemachine", "bus", "handlers"))
+)
+LONGEST = 300
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "base", "misc"}
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
+def test_a_module_is_short_and_named_for_what_it_is(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST
+    assert path.stem not in FORBIDDEN_NAMES
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_sleep_is_only_ever_a_back_off_after_an_error() -> None:
+    """Nothing polls: who waits for a change is woken by it."""
+    lines = [
+        (named(path), line)
+        for path in SOURCES
+        for line in path.read_text().splitlines()
+        if re.search(r"\bsleep\(|import.*\bsleep\b", line)
+    ]
+
+    unexplained = [found for found in lines if not re.search(r"#.*\bback-off\b", found[1])]
+    assert not unexplained

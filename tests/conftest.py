@@ -1,0 +1,91 @@
+"""Real servers for the tests: one PostgreSQL and one nats-server a run, a database a test."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from nats.aio.client import Client
+
+from handlers.embedded import Servers, embedded_servers
+from handlers.embedded.identities import seed_file
+from handlers.embedded.permissions import inbox_prefix
+
+ConnectAs = Callable[..., Awaitable[Client]]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def servers() -> AsyncIterator[Servers]:
+    """The run's own servers. Streams have fixed names: who needs a clean bus takes `own_nats`."""
+    with tempfile.TemporaryDirectory(prefix="workspaced-tests-") as directory:
+        async with embedded_servers(Path(directory)) as running:
+            yield running
+
+
+@pytest.fixture
+async def database_url(servers: Servers) -> AsyncIterator[str]:
+    """A database of the test's own, empty."""
+    name = f"test_{uuid4().hex}"
+    server = await asyncpg.connect(servers.database_url)
+    try:
+        await server.execute(f"create database {name} template template0")
+        yield servers.database_url.replace("/workspaced?", f"/{name}?", 1)
+        await server.execute(f"drop database {name} with (force)")
+    finally:
+        await server.close()
+
+
+@pytest.fixture
+async def own_nats(servers: Servers, tmp_path: Path) -> AsyncIterator[Servers]:
+    """A nats-server of the test's own, empty, with the same roles and permissions."""
+    directory = tmp_path / "own-nats"
+    async with embedded_servers(directory, database_url=servers.database_url) as running:
+        yield running
+
+
+@pytest.fixture
+async def connect_as(servers: Servers) -> AsyncIterator[ConnectAs]:
+    """`await connect_as("operator", on=own_nats, **options of Client.connect)`, closed at the end.
+
+    It fails at once instead of trying again. What the server denies comes to `error_cb` only.
+    """
+    async with AsyncExitStack() as connections:
+
+        async def connect(role: str, *, on: Servers = servers, **options: Any) -> Client:
+            settings: dict[str, Any] = {
+                "client": Client(),
+                "nkeys_seed": str(seed_file(on.credentials, role)),
+                "inbox_prefix": inbox_prefix(role),
+                "max_reconnect_attempts": 1,
+                "reconnect_time_wait": 0.1,
+                "connect_timeout": 2,
+                "error_cb": _ignore,
+                "allow_reconnect": False,
+            } | options
+            client: Client = settings.pop("client")
+            # Also when it is refused: nats-py then leaves its socket open.
+            connections.push_async_callback(client.close)
+            await client.connect(on.nats_url, **settings)
+            return client
+
+        yield connect
+
+
+async def settled(client: Client) -> None:
+    """Wait until the server has worked all that the client sent before.
+
+    One flush is not enough: nats-py's PING overtakes what waits to be written.
+    """
+    await client.flush()
+    await client.flush()
+
+
+async def _ignore(_error: Exception) -> None:
+    """Else nats-py logs every one of them."""

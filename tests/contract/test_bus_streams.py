@@ -1,0 +1,402 @@
+"""What a stream takes in, keeps and lets go, held against both adapters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bus import Ack, Bus, Conflict, Outgoing, Refused, Stream, Unavailable
+from bus.streams import CONSUMERS, STREAMS, Consumer, Republish, pool_consumer
+
+Declare = Callable[..., Stream]
+
+
+def soon(seconds: float = 0.3) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+async def test_every_declared_stream_and_consumer_can_be_made_and_stays_the_same(
+    own_world: object,
+) -> None:
+    bus = await own_world.connect()  # type: ignore[attr-defined]
+
+    first = [await bus.ensure_stream(stream) for stream in STREAMS]
+    for consumer in (*CONSUMERS, pool_consumer("local")) * 2:
+        await bus.ensure_consumer(consumer)
+    second = [await bus.ensure_stream(stream) for stream in STREAMS]
+
+    assert first == second
+
+
+async def test_a_message_is_stored_under_the_next_number(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+
+    acks = [await bus.publish(f"{prefix}.a", b"x") for _ in range(2)]
+
+    assert acks == [Ack(stream.name, 1), Ack(stream.name, 2)]
+    assert (await bus.ensure_stream(stream)).last == 2
+
+
+async def test_starters_at_the_same_moment_make_one_stream(
+    bus: Bus, other: Bus, declare: Declare
+) -> None:
+    stream = declare()
+
+    infos = await asyncio.gather(*(b.ensure_stream(stream) for b in (bus, other) * 5))
+
+    assert len({info.created for info in infos}) == 1
+
+
+async def test_a_changed_declaration_is_brought_to_the_stream(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    before = await bus.ensure_stream(declare())
+    await bus.publish(f"{prefix}.a", b"1")
+
+    after = await bus.ensure_stream(declare(max_msg_size=100))
+
+    assert after.created == before.created
+    with pytest.raises(Refused):
+        await bus.publish(f"{prefix}.a", b"x" * 200)
+
+
+async def test_a_declaration_that_cannot_be_brought_about_is_refused(
+    bus: Bus, declare: Declare
+) -> None:
+    await bus.ensure_stream(declare())
+
+    with pytest.raises(Refused):
+        await bus.ensure_stream(declare(in_memory=True))
+
+
+async def test_a_repeat_within_the_window_is_a_duplicate(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare())
+    first = await bus.publish(f"{prefix}.a", b"x", message_id="m")
+
+    again = await bus.publish(f"{prefix}.b", b"y", message_id="m")
+
+    assert again == replace(first, duplicate=True)
+    assert await bus.last(prefix.upper(), f"{prefix}.b") is None
+
+
+async def test_an_outdated_expectation_is_a_conflict_that_tells_what_stands(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare())
+    await bus.publish(f"{prefix}.a", b"1", expected_last=0)
+    await bus.publish(f"{prefix}.b", b"of no interest")
+    await bus.publish(f"{prefix}.a", b"2", expected_last=1)
+
+    with pytest.raises(Conflict) as conflict:
+        await bus.publish(f"{prefix}.a", b"3", expected_last=1)
+
+    assert conflict.value.last == 3
+    assert (await bus.last(prefix.upper(), f"{prefix}.a")).data == b"2"  # type: ignore[union-attr]
+
+
+async def test_the_expectation_is_checked_before_the_repeat(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare())
+    await bus.publish(f"{prefix}.a", b"1", message_id="m", expected_last=0)
+
+    with pytest.raises(Conflict):
+        await bus.publish(f"{prefix}.a", b"1", message_id="m", expected_last=0)
+
+
+async def test_what_no_stream_takes_is_unavailable(bus: Bus, prefix: str) -> None:
+    with pytest.raises(Unavailable):
+        await bus.publish(f"{prefix}.a", b"x")
+
+
+async def test_what_is_too_large_with_its_headers_is_refused(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare(max_msg_size=100))
+
+    with pytest.raises(Refused):
+        await bus.publish(f"{prefix}.a", b"x" * 80, headers={"H": "y" * 80})
+
+
+async def test_a_full_stream_that_discards_the_new_keeps_what_it_has(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare(max_bytes=1000, discard_new=True))
+    await bus.publish(f"{prefix}.a", b"x" * 600)
+
+    with pytest.raises(Unavailable):
+        await bus.publish(f"{prefix}.b", b"x" * 600)
+
+    assert await bus.last(prefix.upper(), f"{prefix}.a") is not None
+
+
+async def test_a_full_stream_that_discards_the_old_forgets_the_oldest(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare(max_bytes=1000))
+
+    for name in "ab":
+        await bus.publish(f"{prefix}.{name}", b"x" * 600)
+
+    assert await bus.last(prefix.upper(), f"{prefix}.a") is None
+    assert await bus.last(prefix.upper(), f"{prefix}.b") is not None
+
+
+@pytest.mark.parametrize("power", [{"Nats-TTL": "1s"}, {"Nats-Rollup": "sub"}])
+async def test_headers_have_no_power_over_a_stream_that_does_not_grant_it(
+    bus: Bus, declare: Declare, prefix: str, power: dict[str, str]
+) -> None:
+    await bus.ensure_stream(declare())
+
+    with pytest.raises(Refused):
+        await bus.publish(f"{prefix}.a", b"x", headers=power)
+
+
+async def test_schedules_are_refused_where_they_are_not_granted(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare())
+
+    with pytest.raises(Refused):
+        await bus.schedule(f"{prefix}.arm", f"{prefix}.fired", soon(), b"x")
+
+
+async def test_what_would_be_a_command_to_the_server_is_refused(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare())
+
+    with pytest.raises(Refused):
+        await bus.publish(f"{prefix}.a\r\nPUB x 0", b"")
+    with pytest.raises(Refused):
+        await bus.publish(f"{prefix}.a", b"", headers={"A: b\r\nC": "d"})
+
+
+async def test_a_line_break_in_a_header_does_not_make_another_header(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare())
+
+    await bus.publish(f"{prefix}.a", b"", headers={"A": "b\r\nNats-TTL: 1s"})
+
+    assert set((await bus.last(prefix.upper(), f"{prefix}.a")).headers) == {"A"}  # type: ignore[union-attr]
+
+
+async def test_one_per_subject_keeps_the_last(bus: Bus, declare: Declare, prefix: str) -> None:
+    await bus.ensure_stream(declare(max_per_subject=1))
+
+    for data in (b"1", b"2"):
+        await bus.publish(f"{prefix}.a", data)
+
+    only = await bus.following(prefix.upper(), f"{prefix}.a", 0)
+    assert only is not None
+    assert (only.sequence, only.data) == (2, b"2")
+
+
+async def test_direct_get_tells_the_last_message_as_it_was_published(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare())
+    await bus.publish(f"{prefix}.a", b"1")
+    await bus.publish(f"{prefix}.a", b"2", headers={"Own": "header"}, message_id="m")
+
+    last = await bus.last(prefix.upper(), f"{prefix}.a")
+
+    assert last is not None
+    assert (last.subject, last.data, last.sequence) == (f"{prefix}.a", b"2", 2)
+    assert last.headers == {"Own": "header", "Nats-Msg-Id": "m"}
+    assert not last.expired
+
+
+async def test_direct_get_of_what_is_not_there_is_none(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare())
+
+    assert await bus.last(prefix.upper(), f"{prefix}.a") is None
+    assert await bus.following(prefix.upper(), f"{prefix}.a", 0) is None
+
+
+async def test_direct_get_of_no_stream_is_unavailable(bus: Bus, prefix: str) -> None:
+    with pytest.raises(Unavailable):
+        await bus.last(prefix.upper(), f"{prefix}.a")
+
+
+async def test_a_subject_can_be_read_message_by_message(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare())
+    for name in "aba":
+        await bus.publish(f"{prefix}.{name}", name.encode())
+
+    places, after = [], 0
+    while (message := await bus.following(prefix.upper(), f"{prefix}.a", after)) is not None:
+        places.append(after := message.sequence)
+
+    assert places == [1, 3]
+
+
+@pytest.mark.parametrize("how_many", [3, 100, 1500])
+async def test_many_are_stored_at_once_and_in_order(
+    bus: Bus, declare: Declare, prefix: str, how_many: int
+) -> None:
+    stream = declare(atomic_batches=True)
+    await bus.ensure_stream(stream)
+
+    outcomes = await bus.publish_all(
+        [Outgoing(f"{prefix}.{n}", b"x", message_id=str(n)) for n in range(how_many)]
+    )
+
+    assert outcomes == [Ack(stream.name, n) for n in range(1, how_many + 1)]
+    assert (await bus.last(stream.name, f"{prefix}.{how_many - 1}")).sequence == how_many  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("how_many", [3, 100])
+async def test_each_of_many_has_its_own_outcome(
+    bus: Bus, declare: Declare, prefix: str, how_many: int
+) -> None:
+    stream = declare(atomic_batches=True)
+    await bus.ensure_stream(stream)
+    await bus.publish(f"{prefix}.x", b"", message_id="repeat")
+    many = [Outgoing(f"{prefix}.{n}", b"", expected_last=0) for n in range(how_many)]
+
+    outcomes = await bus.publish_all(
+        [
+            Outgoing(f"{prefix}.x", b"", message_id="repeat"),
+            Outgoing(f"{prefix}.x", b"", expected_last=0),
+            *many,
+        ]
+    )
+
+    assert outcomes[0] == Ack(stream.name, 1, duplicate=True)
+    assert isinstance(outcomes[1], Conflict)
+    assert all(isinstance(outcome, Ack) for outcome in outcomes[2:])
+    assert len(outcomes) == how_many + 2
+
+
+async def test_a_subscriber_of_a_streams_subject_sees_also_what_was_refused(
+    bus: Bus, other: Bus, declare: Declare, prefix: str
+) -> None:
+    await bus.ensure_stream(declare())
+    async with other.subscribe(f"{prefix}.a") as messages:
+        with pytest.raises(Conflict):
+            await bus.publish(f"{prefix}.a", b"refused", expected_last=7)
+
+        assert (await messages.next(timeout=5)).data == b"refused"
+
+
+async def test_only_what_was_stored_is_republished_with_its_place(
+    bus: Bus, other: Bus, prefix: str
+) -> None:
+    rule = Republish(f"{prefix}.in.*.*", f"{prefix}.ui.{{{{wildcard(2)}}}}.{{{{wildcard(1)}}}}")
+    await bus.ensure_stream(Stream(prefix.upper(), (f"{prefix}.in.*.*",), republish=rule))
+    async with other.subscribe(f"{prefix}.ui.>") as copies:
+        await bus.publish(f"{prefix}.in.a.b", b"1", headers={"Own": "header"})
+        with pytest.raises(Conflict):
+            await bus.publish(f"{prefix}.in.a.b", b"refused", expected_last=7)
+        await bus.publish(f"{prefix}.in.a.b", b"2")
+
+        first, second = await copies.next(timeout=5), await copies.next(timeout=5)
+
+    assert (first.subject, first.data, first.headers["Own"]) == (f"{prefix}.ui.b.a", b"1", "header")
+    assert [m.headers["Nats-Sequence"] for m in (first, second)] == ["1", "2"]
+    assert [m.headers["Nats-Last-Sequence"] for m in (first, second)] == ["0", "1"]
+    assert second.data == b"2"
+
+
+async def test_a_scheduled_message_is_stored_on_its_target_when_its_time_comes(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare(schedules=True)
+    await bus.ensure_stream(stream)
+    fired = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
+    await bus.ensure_consumer(fired)
+
+    await bus.schedule(
+        f"{prefix}.arm.a", f"{prefix}.fired.a", soon(), b"x", headers={"Nats-Msg-Id": "m", "Own": "1"}
+    )
+    async with bus.pull(fired) as pull:
+        (delivery,) = await pull.next(10)
+
+    assert (delivery.subject, delivery.data) == (f"{prefix}.fired.a", b"x")
+    assert delivery.headers["Own"] == "1"
+    assert "Nats-Msg-Id" not in delivery.headers
+    assert await bus.last(stream.name, f"{prefix}.arm.a") is None
+
+
+async def test_a_schedule_replaces_the_one_before_on_its_subject(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare(schedules=True)
+    await bus.ensure_stream(stream)
+    fired = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
+    await bus.ensure_consumer(fired)
+
+    await bus.schedule(f"{prefix}.arm.a", f"{prefix}.fired.a", soon(0.3), b"replaced")
+    await bus.schedule(f"{prefix}.arm.a", f"{prefix}.fired.a", soon(0.6), b"second")
+    await bus.schedule(f"{prefix}.arm.b", f"{prefix}.fired.b", soon(1.2), b"other")
+    async with bus.pull(fired) as pull:
+        deliveries = [*await pull.next(10), *await pull.next(10)]
+
+    assert [delivery.data for delivery in deliveries] == [b"second", b"other"]
+
+
+async def test_a_schedule_in_the_past_fires_at_once(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare(schedules=True)
+    await bus.ensure_stream(stream)
+    fired = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
+    await bus.ensure_consumer(fired)
+
+    await bus.schedule(f"{prefix}.arm.a", f"{prefix}.fired.a", soon(-60), b"late")
+    async with bus.pull(fired) as pull:
+        (delivery,) = await pull.next(10)
+
+    assert delivery.data == b"late"
+
+
+async def test_a_message_with_a_time_to_live_leaves_a_mark_when_it_goes(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare(in_memory=True, max_per_subject=1, message_ttl=True, marker_ttl=3600.0)
+    await bus.ensure_stream(stream)
+    worker = Consumer(stream.name, "w", headers_only=True)
+    await bus.ensure_consumer(worker)
+
+    await bus.publish(f"{prefix}.a", b"alive", ttl=1.0)
+    async with bus.pull(worker) as pull:
+        (beat,) = await pull.next(1)
+        (mark,) = await pull.next(1)
+
+    assert (beat.subject, beat.data, beat.expired) == (f"{prefix}.a", b"", False)
+    assert (mark.subject, mark.data, mark.expired) == (f"{prefix}.a", b"", True)
+    last = await bus.last(stream.name, f"{prefix}.a")
+    assert last is not None
+    assert last.expired
+
+
+async def test_a_renewed_message_leaves_no_mark(bus: Bus, declare: Declare, prefix: str) -> None:
+    stream = declare(in_memory=True, max_per_subject=1, message_ttl=True, marker_ttl=3600.0)
+    await bus.ensure_stream(stream)
+    worker = Consumer(stream.name, "w")
+    await bus.ensure_consumer(worker)
+
+    await bus.publish(f"{prefix}.a", b"1", ttl=1.0)
+    await bus.publish(f"{prefix}.a", b"2", ttl=2.0)
+    await bus.publish(f"{prefix}.b", b"other", ttl=1.0)
+    async with bus.pull(worker) as pull:
+        seen = []
+        while len(marks := [d.subject for d in seen if d.expired]) < 2:
+            seen += await pull.next(10)
+
+    assert marks == [f"{prefix}.b", f"{prefix}.a"]

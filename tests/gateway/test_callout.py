@@ -1,0 +1,232 @@
+"""Who proves the key that was granted gets in, with that much and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error
+
+from handlers import nkey
+from handlers.embedded import Servers
+from handlers.embedded.identities import ISSUER, seed_file
+from handlers.embedded.permissions import ROLES
+from handlers.gateway.callout import (
+    QUEUE,
+    SUBJECT,
+    Grant,
+    NotFromServer,
+    agent_grant,
+    answer,
+    frontend_grant,
+    inbox_prefix,
+)
+from tests.conftest import ConnectAs, settled
+
+CHAT, OTHER_CHAT, BUILD, AGENT = (str(uuid4()) for _ in range(4))
+IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
+
+
+class Granted(dict[str, Grant]):
+    """What the tests' gateway knows, by public key, and what it answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[dict[str, Any]] = []
+
+    def give(self, make: Callable[..., Grant], **content: object) -> str:
+        seed = nkey.new_seed("user")
+        self[nkey.public_key(seed)] = make(**{"expires_at": IN_AN_HOUR} | content)
+        return seed
+
+    async def look_up(self, public_key: str) -> Grant | None:
+        return self.get(public_key)
+
+
+@pytest.fixture
+async def granted(connect_as: ConnectAs, servers: Servers) -> AsyncIterator[Granted]:
+    """A gateway that answers the server's questions."""
+    grants, issuer = Granted(), seed_file(servers.credentials, ISSUER).read_text()
+    gateway = await connect_as("gateway")
+
+    async def on_question(question: Msg) -> None:
+        answered = await answer(question.data, issuer, grants.look_up, datetime.now(UTC))
+        grants.answers.append(claims_of(answered))
+        await question.respond(answered)
+
+    await gateway.subscribe(SUBJECT, queue=QUEUE, cb=on_question)
+    await settled(gateway)
+    return grants
+
+
+def claims_of(token: bytes) -> dict[str, Any]:
+    """What a JWT says."""
+    body = token.split(b".")[1]
+    return json.loads(base64.urlsafe_b64decode(body + b"=="))
+
+
+class Visitor:
+    """A client that connects by seed and notes what the server denies it."""
+
+    def __init__(self, client: Client, denied: list[str]) -> None:
+        self.client, self._denied = client, denied
+
+    async def may_publish(self, subject: str) -> bool:
+        return await self._passes(self.client.publish(subject, b"{}"))
+
+    async def may_subscribe(self, subject: str) -> bool:
+        return await self._passes(self.client.subscribe(subject))
+
+    async def _passes(self, asked) -> bool:
+        self._denied.clear()
+        await asked
+        await settled(self.client)
+        return not self._denied
+
+
+@pytest.fixture
+def visit(connect_as: ConnectAs, servers: Servers):
+    async def connect(seed: str, name: str, **options: object) -> Visitor:
+        denied: list[str] = []
+
+        async def note(error: Exception) -> None:
+            denied.append(str(error))
+
+        client = await connect_as(
+            "operator",
+            nkeys_seed=None,
+            nkeys_seed_str=seed,
+            inbox_prefix=inbox_prefix(name),
+            error_cb=note,
+            **options,
+        )
+        return Visitor(client, denied)
+
+    return connect
+
+
+async def test_an_agent_may_report_about_itself_and_nothing_else(granted: Granted, visit) -> None:
+    seed = granted.give(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT)
+    agent = await visit(seed, AGENT)
+
+    for subject in (
+        f"workspaced.in.agent.{CHAT}.{AGENT}",
+        f"workspaced.log.{CHAT}.{BUILD}",
+        f"workspaced.presence.{CHAT}.{AGENT}",
+    ):
+        assert await agent.may_publish(subject), subject
+    for subject in (
+        f"workspaced.in.agent.{CHAT}.{uuid4()}",
+        f"workspaced.in.agent.{OTHER_CHAT}.{AGENT}",
+        f"workspaced.in.tool.{CHAT}.chat",
+        f"workspaced.log.{CHAT}.{uuid4()}",
+        f"workspaced.presence.{CHAT}.{uuid4()}",
+        "workspaced.rpc.list_chats",
+        "$JS.API.STREAM.LIST",
+        SUBJECT,
+    ):
+        assert not await agent.may_publish(subject), subject
+    for subject in ("workspaced.resend.agent", f"_INBOX_{AGENT}.>"):
+        assert await agent.may_subscribe(subject), subject
+    for subject in (">", "_INBOX.>", f"workspaced.ui.{CHAT}.>", "workspaced.resend.provisioner"):
+        assert not await agent.may_subscribe(subject), subject
+
+
+async def test_a_frontend_may_see_its_chats_and_no_other(granted: Granted, visit) -> None:
+    mine = [CHAT, str(uuid4())]
+    seed = granted.give(frontend_grant, name="page", chat_ids=mine)
+    frontend = await visit(seed, "page")
+    get = "$JS.API.DIRECT.GET.WORKSPACED_STATE"
+
+    for chat in mine:
+        assert await frontend.may_publish(f"{get}.workspaced.state.{chat}")
+        assert await frontend.may_subscribe(f"workspaced.ui.{chat}.>")
+    for subject in (
+        f"{get}.workspaced.state.{OTHER_CHAT}",
+        get,
+        "$JS.API.CONSUMER.CREATE.WORKSPACED_STATE.x",
+        f"workspaced.in.tool.{CHAT}.page",
+    ):
+        assert not await frontend.may_publish(subject), subject
+    for subject in (f"workspaced.ui.{OTHER_CHAT}.>", "workspaced.ui.>", f"workspaced.state.{CHAT}"):
+        assert not await frontend.may_subscribe(subject), subject
+
+
+async def test_a_key_that_was_granted_nothing_is_refused(granted: Granted, visit) -> None:
+    with pytest.raises(Error, match="Authorization Violation"):
+        await visit(nkey.new_seed("user"), "stranger")
+
+
+async def test_a_client_without_a_key_is_refused(granted: Granted, connect_as: ConnectAs) -> None:
+    with pytest.raises(Error, match="Authorization Violation"):
+        await connect_as("operator", nkeys_seed=None)
+
+
+async def test_a_grant_that_has_run_out_is_refused(granted: Granted, visit) -> None:
+    seed = granted.give(
+        agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT, expires_at=datetime.now(UTC)
+    )
+    with pytest.raises(Error, match="Authorization Violation"):
+        await visit(seed, AGENT)
+
+
+class Forger(Client):
+    """Claims a key, and signs with another."""
+
+    def _setup_nkeys_seed_connect(self) -> None:
+        super()._setup_nkeys_seed_connect()
+        other = nkey.new_seed("user")
+        self._signature_cb = lambda nonce: base64.b64encode(nkey.sign(other, nonce.encode()))
+
+
+async def test_naming_a_granted_key_without_its_seed_is_refused(granted: Granted, visit) -> None:
+    seed = granted.give(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT)
+
+    with pytest.raises(Error, match="Authorization Violation"):
+        await visit(seed, AGENT, client=Forger())
+
+    assert granted.answers[-1]["nats"]["error"] == "the signature is not that of the key"
+
+
+async def test_only_a_server_is_answered() -> None:
+    async def nobody(_key: str) -> None:
+        raise AssertionError
+
+    stranger, server = nkey.new_seed("account"), nkey.public_key(nkey.new_seed("account"))
+    claims = {
+        "iss": server,
+        "nats": {"type": "authorization_request", "server_id": {"id": server}, "user_nkey": "U"},
+    }
+    content = b".".join(base64.urlsafe_b64encode(json.dumps(p).encode()) for p in ({}, claims))
+    signature = base64.urlsafe_b64encode(nkey.sign(stranger, content))
+    for request in (b"", b"a.b.c", b"\xff.\xff.\xff", content + b"." + signature):
+        with pytest.raises(NotFromServer):
+            await answer(request, nkey.new_seed("account"), nobody, datetime.now(UTC))
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_static_role_needs_no_gateway(role: str, connect_as: ConnectAs) -> None:
+    client = await connect_as(role)
+
+    assert client.is_connected
+
+
+async def test_a_client_of_a_grant_that_runs_out_is_let_go(granted: Granted, visit) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    seed = granted.give(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT, expires_at=soon)
+    closed = asyncio.Event()
+
+    async def on_close() -> None:
+        closed.set()
+
+    await visit(seed, AGENT, closed_cb=on_close)
+
+    await asyncio.wait_for(closed.wait(), 5)
