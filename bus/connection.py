@@ -30,6 +30,12 @@ from bus.subjects import check
 
 log = logging.getLogger(__name__)
 
+REFUSALS: Final = 8
+"""So often in a row may the credentials be refused (some 4 s) until the connection is given up.
+
+Once would be too hasty: who judges the credentials may start after the server does.
+"""
+
 Taker = Callable[[Message, str], None]
 """Gets each message of a subscription, and its status (empty for a message of a publisher)."""
 
@@ -57,6 +63,8 @@ class Connection(Client):
         self._tokens = count(1)
         self._answers = ""
         self._last_word = ""
+        self._refusals = 0
+        self._closing: asyncio.Task[None] | None = None
         self._taken = asyncio.get_running_loop().create_future()
         self._taken.set_result(None)
 
@@ -206,11 +214,21 @@ class Connection(Client):
         """Take what nats-py tells nobody else."""
         self.reason = str(error) or type(error).__name__
         denied = _DENIED.search(self.reason)
-        if denied is None:
+        if denied is not None:
+            log.error("NATS refused: %s", self.reason)
+            self._fail_denied(*denied.groups())
+        elif self._answers and "authorization" in self.reason.lower():
+            self._refused_again()
+        else:
             log.debug("nats: %s", self.reason)
-            return
-        log.error("NATS refused: %s", self.reason)
-        self._fail_denied(*denied.groups())
+
+    def _refused_again(self) -> None:
+        self._refusals += 1
+        if self._refusals == 1:
+            log.error("NATS no longer accepts the credentials: %s", self.reason)
+        if self._refusals >= REFUSALS:
+            self._last_word = self.reason
+            self._closing = asyncio.get_running_loop().create_task(self.close())
 
     def _fail_denied(self, what: str, subject: str) -> None:
         refusal = Refused(self.reason)
@@ -244,6 +262,7 @@ class Connection(Client):
         """Tell everybody that there is a server again."""
         log.info("connected to NATS again, server %s", self.server_id)
         self.reason = self._last_word = ""
+        self._refusals = 0
         for callback in self.on_back:
             callback()
 
@@ -266,6 +285,14 @@ class Connection(Client):
             self._fail_all(Unavailable("the connection broke; it may have arrived"))
         else:
             await super()._process_op_err(e)
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except BaseException:
+            if self._transport is not None:
+                self._transport.close()  # nats-py leaves it open, and opens another
+            raise
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():

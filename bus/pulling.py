@@ -186,13 +186,13 @@ class NatsPull:
         while True:
             if self.connection.is_closed:
                 raise Unavailable(self.connection.reason or "the bus is closed")
+            if self._error is not None and not self._buffer:
+                error, self._error = self._error, None
+                raise error
             for source in self._sources:
                 source.ask(self._most)
             if self._buffer:
                 return self._hand_out(most)
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error
             self._awaited = asyncio.get_running_loop().create_future()
             try:
                 await self._awaited

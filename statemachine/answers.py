@@ -26,13 +26,10 @@ def readiness(workspace: Workspace) -> dict[str, Any]:
     """Return the readiness keys of a settled chat; ready adds nothing."""
     state, failure = workspace.state, workspace.failure
     message = failure.message if failure else ""
-    keys: dict[State, dict[str, Any]] = {
-        State.SELECTION_ERROR: {"agent_status": "selection_error", "agent_error": message},
-        State.AGENT_NOT_READY: {"agent_status": "not_ready", "agent_error": message},
-        State.SCRIPTS_TIMED_OUT: {"startup_scripts": "startup_scripts_timeout"},
-    }
-    if state in keys:
-        return keys[state]
+    if state is State.SELECTION_ERROR:
+        return {"agent_status": "selection_error", "agent_error": message}
+    if state is State.AGENT_NOT_READY:
+        return {"agent_status": "not_ready", "agent_error": message}
     build = workspace.start_build
     if build is None or not build.succeeded or build.outcome is None:
         return {}
@@ -43,9 +40,12 @@ def readiness(workspace: Workspace) -> dict[str, Any]:
         return {"agent_status": "selection_error", "agent_error": chosen.message}
     facts = workspace.facts_of(chosen.id)
     lifecycle = facts.lifecycle if facts else None
-    if lifecycle is None or lifecycle in UNSETTLED or lifecycle is Lifecycle.READY:
-        return {}
-    return {"startup_scripts": "startup_scripts_failed", "lifecycle_state": str(lifecycle)}
+    settled = lifecycle not in (None, Lifecycle.READY, *UNSETTLED)
+    if settled or state is State.SCRIPTS_FAILED:
+        return {"startup_scripts": "startup_scripts_failed", "lifecycle_state": str(lifecycle)}
+    if state is State.SCRIPTS_TIMED_OUT:
+        return {"startup_scripts": "startup_scripts_timeout"}
+    return {}
 
 
 def build_failure(workspace: Workspace, build_id: str, action: str) -> Answered:

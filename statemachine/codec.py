@@ -23,6 +23,7 @@ from statemachine.events import Event, Frozen
 
 MAX_SIZE: Final = 256 * 1024
 """Bytes of an inbound event."""
+CONTENT_TYPE: Final = "application/cloudevents+json"
 MAX_DEPTH: Final = 32
 """Nesting of an inbound event."""
 
@@ -35,8 +36,13 @@ UPCASTS: Final[dict[tuple[str, int], Upcast]] = {}
 Stored events are never rewritten, only lifted when read; a frozen event per entry stands in the tests.
 """
 
-_TYPE: Final = re.compile(r"^workspaced\.([a-z_]+)\.v([1-9][0-9]{0,3})$")
-_UUID: Final = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_TYPE: Final = re.compile(r"workspaced\.([a-z_]+)\.v([1-9][0-9]{0,3})")
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_RFC_3339: Final = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
+)
+"""An absent offset is taken for UTC."""
 _TIME: Final = TypeAdapter(datetime)
 _OWN: Final = (
     events.BuildRequested,
@@ -78,7 +84,7 @@ class Rejected:
     tool: str | None = None
 
 
-class _Reject(Exception):
+class _Reject(ValueError):
     def __init__(self, reason: Reason, detail: str) -> None:
         self.reason, self.detail = reason, detail
 
@@ -90,16 +96,14 @@ def decode(
 
     `now` stands in for an absent `time`. Never raises.
     """
-    body: object = None
     try:
         if len(data) > MAX_SIZE:
             raise _Reject(Reason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_SIZE} are accepted")
-        if content_type is not None and not content_type.lower().startswith(
-            "application/cloudevents+json"
-        ):
+        media_type = (content_type or CONTENT_TYPE).partition(";")[0].strip().lower()
+        if media_type != CONTENT_TYPE:
             raise _Reject(
                 Reason.NOT_CLOUDEVENTS,
-                f"Content-Type is {content_type!r}, expected 'application/cloudevents+json'",
+                f"Content-Type is {content_type!r}, expected {CONTENT_TYPE!r}",
             )
         body = _parse(data)
         envelope = _envelope(body)
@@ -110,7 +114,7 @@ def decode(
                 Reason.CHAT_MISMATCH,
                 f"attribute 'subject' is {envelope['subject']!r}, the NATS subject says {chat_id!r}",
             )
-        if not _UUID.match(chat_id):
+        if not _UUID.fullmatch(chat_id):
             raise _Reject(
                 Reason.BAD_DATA, f"chat id {chat_id!r} is not a lower-case canonical UUID"
             )
@@ -128,7 +132,7 @@ def decode(
             data=fact,
         )
     except _Reject as no:
-        call_id, tool = _readable_call(body) if kind == "tool" else (None, None)
+        call_id, tool = _readable_call(data) if kind == "tool" else (None, None)
         return Rejected(no.reason, no.detail, call_id, tool)
 
 
@@ -175,7 +179,7 @@ def envelope_of(event: Event) -> Payload:
 
 def event_of(envelope: Mapping[str, Any]) -> Event:
     """Read an event that we logged ourselves, of any schema version. Raises ValueError."""
-    match = _TYPE.match(str(envelope.get("type")))
+    match = _TYPE.fullmatch(str(envelope.get("type")))
     if match is None or match[1] not in _MODELS:
         raise ValueError(f"unknown type {envelope.get('type')!r}")
     payload = _lifted(match[1], int(match[2]), dict(envelope["data"]))
@@ -197,7 +201,7 @@ def timestamp(at: datetime) -> str:
 
 def _parse(data: bytes) -> object:
     try:
-        body = from_json(data, allow_inf_nan=True)
+        body = from_json(data, allow_inf_nan=False)
     except ValueError as bad:
         reason = Reason.BAD_DATA if _is_json(data) else Reason.NOT_JSON
         raise _Reject(reason, str(bad)) from None
@@ -209,12 +213,16 @@ def _parse(data: bytes) -> object:
 def _is_json(data: bytes) -> bool:
     """Say whether it is JSON by the letter, though no store can hold it."""
     try:
-        json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return False
-    except (RecursionError, ValueError):
+        json.loads(data.decode(), parse_int=str, parse_constant=_no_constant)
+    except RecursionError:
         return True
+    except ValueError:
+        return False
     return True
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _unstorable(body: object) -> str | None:  # noqa: C901 — one flat walk
@@ -264,7 +272,7 @@ def _envelope(body: object) -> Payload:
 
 
 def _typed(kind: str, envelope: Payload) -> tuple[type[Frozen], Payload]:
-    match = _TYPE.match(envelope["type"])
+    match = _TYPE.fullmatch(envelope["type"])
     known = _KINDS[kind]
     if match is None or match[1] not in known:
         expected = ", ".join(f"workspaced.{name}.v1" for name in known)
@@ -291,6 +299,10 @@ CURRENT: Final[dict[str, int]] = {}
 
 
 def _source(kind: str, sender: str, source: str) -> None:
+    if not _TOKEN.fullmatch(sender):
+        raise _Reject(
+            Reason.BAD_SOURCE, f"sender {sender!r} must be 1 to 128 of A-Z, a-z, 0-9, _ and -"
+        )
     start = {"tool": "/chat/", "provisioner": "/provisioner/", "agent": "/agent/"}[kind]
     if source != start + sender:
         raise _Reject(
@@ -303,12 +315,14 @@ def _time(text: str | None, now: datetime) -> datetime:
     if text is None:
         return now
     try:
+        if _RFC_3339.fullmatch(text) is None:
+            raise ValueError
         at = _TIME.validate_python(text)
-    except ValidationError:
+        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # the ends of time may lie beyond UTC's
         raise _Reject(
             Reason.NOT_CLOUDEVENTS, f"attribute 'time' {text!r} is not RFC 3339"
         ) from None
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def _validated(model: type[Frozen], payload: Payload) -> Any:
@@ -326,11 +340,16 @@ def describe(bad: ValidationError, root: str = "data") -> str:
     )
 
 
-def _readable_call(body: object) -> tuple[str | None, str | None]:
+def _readable_call(message: bytes) -> tuple[str | None, str | None]:
+    """Return call id and tool of a rejected message, if they can be read in any way."""
+    try:
+        body = json.loads(message.decode(errors="replace"), parse_int=str)
+    except (ValueError, RecursionError):
+        return None, None
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(data, dict):
         return None, None
     call_id, tool = data.get("call_id"), data.get("tool")
-    if not isinstance(call_id, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", call_id):
+    if not isinstance(call_id, str) or not _TOKEN.fullmatch(call_id):
         return None, None
-    return call_id, tool if isinstance(tool, str) else None
+    return call_id, tool if isinstance(tool, str) and _TOKEN.fullmatch(tool) else None

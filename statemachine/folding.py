@@ -215,6 +215,7 @@ def _follow(workspace: Workspace, build: Build) -> Folded:
         update={
             "build": build,
             "latest_build": build.id,
+            "agents": _without(workspace, past, None if starts else last_start),
             "past": past,
             "last_start": None if starts else last_start,
             "chosen": None,
@@ -222,6 +223,14 @@ def _follow(workspace: Workspace, build: Build) -> Folded:
         }
     )
     return Folded(following, Trigger.START_FOLLOWED if starts else Trigger.STOP_FOLLOWED)
+
+
+def _without(
+    workspace: Workspace, past: tuple[str, ...], start: Build | None
+) -> tuple[AgentFacts, ...]:
+    """Forget the agents of superseded builds, but for the last start's."""
+    kept = start.id if start is not None else None
+    return tuple(f for f in workspace.agents if f.build_id == kept or f.build_id not in past)
 
 
 def _with_older_start(
@@ -269,9 +278,10 @@ def _agent(workspace: Workspace, fact: events.AgentFact) -> Folded:
     after = before.after(fact)
     if after == known:
         return Folded(workspace, unmoved=Unmoved.STALE)  # a higher sequence has spoken already
-    others = tuple(facts for facts in workspace.agents if facts.id != fact.agent_id)
-    kept = workspace.model_copy(update={"agents": (*others, after)[-MOST_AGENTS:]})
-    return Folded(kept)
+    others = [facts for facts in workspace.agents if facts.id != fact.agent_id]
+    while len(others) >= MOST_AGENTS:
+        others.pop(1 if workspace.chosen and others[0].id == workspace.chosen.id else 0)
+    return Folded(workspace.model_copy(update={"agents": (*others, after)}))
 
 
 def _of_last_start(workspace: Workspace, fact: events.AgentFact) -> bool:

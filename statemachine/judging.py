@@ -208,7 +208,8 @@ def _what_became(call: Call, wait: Wait, chat: Workspace) -> Verdict:
     build = chat.build
     if build is None or build.transition is not Transition.START:
         return answers.superseded(wait.build_id, build, chat.latest_build)
-    followed = wait.model_copy(update={"build_id": build.id})
+    running = wait.running and wait.build_id == build.id
+    followed = wait.model_copy(update={"build_id": build.id, "running": running})
     if not ABOUT[chat.state].settled:
         return Waiting(followed)
     if ABOUT[chat.state].word is Word.RUNNING:

@@ -235,6 +235,6 @@ def _message(workspace: Workspace, reason: Reason) -> str:
             name = f" '{workspace.chosen.name}'" if workspace.chosen else ""
             return f"the workspace was built, but its agent{name} did not connect in time"
         case Reason.STARTUP_SCRIPTS_FAILED:
-            return f"the startup scripts ended with lifecycle '{workspace.agent_lifecycle()}'"
+            return "the startup scripts did not end well; the agent's lifecycle says how"
         case Reason.STARTUP_SCRIPTS_TIMEOUT:
             return "the startup scripts did not end in time"

@@ -58,7 +58,7 @@ def generated(base: str, seed: bytes) -> str:
     if not valid(name):
         name = name.rsplit("@", 1)[0] if "@" in name else name
         name = re.sub(r"[^a-z0-9-]", "", name)
-    if not valid(name) and not valid(name[:_BASE].strip("-")):
+    if not valid(name):
         digest = sha256(b"name" + seed).digest()
         name = f"{_ADJECTIVES[digest[0] % 16]}-{_NOUNS[digest[1] % 16]}"
     return f"{name[:_BASE].strip('-')}-{_hex(seed, 'suffix')}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,6 +38,9 @@ def as_text(value: object) -> str:
         case _:
             raise ValueError("expected a text, a number, true or false, or a list of texts")
 
+
+Bound = Annotated[float, Field(allow_inf_nan=False)]
+_NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 TextValue = Annotated[str, BeforeValidator(as_text)]
 
@@ -75,8 +79,8 @@ class Parameter(_Declared):
     sensitive: bool = False
     options: Annotated[tuple[Option, ...], Field(strict=False)] = ()
     validation_regex: str | None = None
-    validation_min: float | None = None
-    validation_max: float | None = None
+    validation_min: Bound | None = None
+    validation_max: Bound | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Parameter:
@@ -89,7 +93,7 @@ class Parameter(_Declared):
         if ranged and self.type is not Kind.NUMBER:
             raise ValueError("validation_min and validation_max are for type 'number'")
         for option in self.options:
-            if problem := _of_type(self.type, option.value):
+            if problem := _option_problem(self.type, option.value):
                 raise ValueError(f"option {option.name!r}: {problem}")
         if self.default is not None and (problem := misfit(self, self.default)):
             raise ValueError(f"default: {problem}")
@@ -103,45 +107,61 @@ def compiled(expression: str) -> Any:
     return re2.compile(expression, options)
 
 
-def _of_type(kind: Kind, text: str) -> str | None:
+def _texts(text: str) -> list[str] | None:
+    """Read a JSON array of texts; None when it is anything else, or holds what no text can."""
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        return None
+    lone = any("\ud800" <= letter <= "\udfff" for item in items for letter in item)
+    return None if lone else items
+
+
+def _of_type(kind: Kind, text: str, shown: str | None) -> str | None:
     match kind:
         case Kind.STRING:
             return None
         case Kind.NUMBER:
-            try:
-                fits = math.isfinite(float(text))
-            except ValueError:
-                fits = False
-            return None if fits else f"{text!r} is not a number"
+            fits = _NUMBER.fullmatch(text) is not None and math.isfinite(float(text))
+            return None if fits else f"{shown or repr(text)} is not a number"
         case Kind.BOOL:
-            return None if text in ("true", "false") else f"{text!r} is neither true nor false"
+            fits = text in ("true", "false")
+            return None if fits else f"{shown or repr(text)} is neither true nor false"
         case Kind.STRINGS:
-            try:
-                items = json.loads(text)
-            except ValueError:
-                items = None
-            fits = isinstance(items, list) and all(isinstance(item, str) for item in items)
-            return None if fits else f"{text!r} is not a JSON array of texts"
+            fits = _texts(text) is not None
+            return None if fits else f"{shown or repr(text)} is not a JSON array of texts"
+
+
+def _option_problem(kind: Kind, value: str) -> str | None:
+    """Say why `value` is no option. That of a list(string) is one of its texts, or a whole list."""
+    return None if kind is Kind.STRINGS else _of_type(kind, value, None)
 
 
 def misfit(parameter: Parameter, text: str) -> str | None:
-    """Say why `text` is no value for `parameter`, or None when it is one."""
-    if problem := _of_type(parameter.type, text):
+    """Say why `text` is no value for `parameter`, or None when it is one.
+
+    The words never hold a sensitive value.
+    """
+    shown = MASK if parameter.sensitive else None
+    if problem := _of_type(parameter.type, text, shown):
         return problem
-    chosen = json.loads(text) if parameter.type is Kind.STRINGS else [text]
-    if parameter.options:
+    items = _texts(text) if parameter.type is Kind.STRINGS else None
+    chosen = [text] if items is None else items
+    if parameter.options and all(option.value != text for option in parameter.options):
         values = [option.value for option in parameter.options]
         if wrong := [item for item in chosen if item not in values]:
-            return f"{wrong[0]!r} is none of the options: {', '.join(values)}"
+            return f"{shown or repr(wrong[0])} is none of the options: {', '.join(values)}"
     if parameter.validation_regex is not None:
         expression = compiled(parameter.validation_regex)
         if wrong := [item for item in chosen if expression.search(item) is None]:
-            return f"{wrong[0]!r} does not match {parameter.validation_regex}"
+            return f"{shown or repr(wrong[0])} does not match {parameter.validation_regex}"
     if parameter.type is Kind.NUMBER:
         if parameter.validation_min is not None and float(text) < parameter.validation_min:
-            return f"{text} is below {parameter.validation_min:g}"
+            return f"{shown or text} is below {parameter.validation_min:g}"
         if parameter.validation_max is not None and float(text) > parameter.validation_max:
-            return f"{text} is above {parameter.validation_max:g}"
+            return f"{shown or text} is above {parameter.validation_max:g}"
     return None
 
 
@@ -160,32 +180,35 @@ class Misfits:
 def resolve(
     declared: tuple[Parameter, ...],
     asked: Mapping[str, str],
-    fallbacks: tuple[Mapping[str, str], ...],
+    fallbacks: tuple[Mapping[str, str], ...] = (),
     *,
     fixed: Mapping[str, str] | None = None,
 ) -> dict[str, str] | Misfits:
     """Return a value for every declared parameter: the call's, else a fallback's, else the default.
 
-    `fixed`: the last build's values, of which only mutable ones may change (start_workspace).
+    `fixed`: the last build's values (start_workspace). They stand before the default, and only those
+    of mutable parameters may change.
     """
     names = {parameter.name for parameter in declared}
     wrong = [(name, "the template has no such parameter") for name in asked if name not in names]
     values: dict[str, str] = {}
     for parameter in declared:
         name = parameter.name
-        given = next((source[name] for source in (asked, *fallbacks) if name in source), None)
-        shown = MASK if parameter.sensitive else None
-        changes = fixed is not None and asked.get(name, given) != fixed.get(name, parameter.default)
-        if changes and name in asked and not parameter.mutable:
-            wrong.append((name, "can't be changed after the workspace was created"))
-            continue
-        value = parameter.default if given is None else given
+        before = None if fixed is None or _unset(parameter, fixed) else fixed[name]
+        if fixed is not None and not parameter.mutable and name in asked:
+            last = fixed.get(name, parameter.default)
+            if last is not None and asked[name] != last:
+                wrong.append((name, "can't be changed after the workspace was created"))
+                continue
+        given = [source[name] for source in (asked, *fallbacks) if name in source]
+        options = (*given, before, parameter.default)
+        value = next((value for value in options if value is not None), None)
         if value is None:
             if parameter.required:
                 wrong.append((name, "a value is required"))
             values[name] = ""
         elif (problem := misfit(parameter, value)) is not None:
-            wrong.append((name, problem.replace(value, shown) if shown and value else problem))
+            wrong.append((name, problem))
         else:
             values[name] = value
     return Misfits(tuple(wrong)) if wrong else values
@@ -195,3 +218,11 @@ def masked(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> dict[s
     """Return `values` with the sensitive ones hidden."""
     hidden = {parameter.name for parameter in declared if parameter.sensitive}
     return {name: MASK if name in hidden else value for name, value in values.items()}
+
+
+def _unset(parameter: Parameter, last: Mapping[str, str]) -> bool:
+    """Say whether the last build had no value; a job carries an empty text then."""
+    if parameter.name not in last:
+        return True
+    empty = last[parameter.name] == ""
+    return empty and (parameter.default is None or misfit(parameter, "") is not None)

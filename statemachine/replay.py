@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from statemachine.codec import event_of
-from statemachine.machine import Decision, Moved, decide
+from statemachine.folding import Unmoved
+from statemachine.machine import Decision, Ignored, Moved, decide
 from statemachine.states import ABOUT
 from statemachine.workspace import Limits, Workspace
 
@@ -65,6 +66,7 @@ def replay(entries: Iterable[Mapping[str, Any]]) -> dict[str, Replayed]:
     chats: dict[str, Workspace] = {}
     paths: dict[str, list[str]] = {}
     differences: dict[str, list[Difference]] = {}
+    seen: set[tuple[str, str, str]] = set()
     for number, entry in enumerate(entries, 1):
         try:
             event, at = event_of(entry["event"]), _TIME.validate_python(entry["at"])
@@ -72,14 +74,17 @@ def replay(entries: Iterable[Mapping[str, Any]]) -> dict[str, Replayed]:
             raise ValueError(f"entry {number}: {bad}") from bad
         chat = chats.setdefault(event.chat_id, Workspace(chat_id=event.chat_id))
         path = paths.setdefault(event.chat_id, [shown(chat)])
-        decision = decide(chat, event, at, Limits())
-        if entry["outcome"] != "repeat":
-            folded = entry_of(chat, decision)
-            differences.setdefault(event.chat_id, []).extend(
-                Difference(entry["seq"], key, entry[key], folded[key])
-                for key in folded
-                if entry.get(key) != folded[key]
-            )
+        identity = (event.chat_id, event.source, event.id)
+        decision = (
+            Ignored(chat, Unmoved.REPEAT) if identity in seen else decide(chat, event, at, Limits())
+        )
+        seen.add(identity)
+        folded = entry_of(chat, decision)
+        differences.setdefault(event.chat_id, []).extend(
+            Difference(entry.get("seq", number), key, entry.get(key), folded[key])
+            for key in folded
+            if entry.get(key) != folded[key]
+        )
         if isinstance(decision, Moved):
             path += [
                 shown(step) for step in decision.steps if step.state is not step.previous_state

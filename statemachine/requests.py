@@ -81,7 +81,7 @@ def create(
         call_id=call.call_id,
     )
     wait = Wait(until=Until.SETTLED, build_id=build.build_id, requested=True)
-    replaces = _next_build(chat, Transition.STOP, seed, "replaced") if runs else None
+    replaces = ending(chat, Transition.STOP, known, f"{call.call_id}/replaced") if runs else None
     return Requested(build, wait, replaces)
 
 
@@ -95,11 +95,11 @@ def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Ve
     if (
         template is not None
         and template.active.manifest.require_active_version
-        and template.active.id != version.id
+        and chat.build.template_version_id not in (None, template.active.id)
     ):
         version, extra = template.active, UPDATED
     last = chat.build.parameters
-    values = resolve(version.manifest.parameter, args.parameters or {}, (last,), fixed=last)
+    values = resolve(version.manifest.parameter, args.parameters or {}, fixed=last)
     if isinstance(values, Misfits):
         return answers.invalid(values, template_id=version.template_id)
     seed = known.seed + call.call_id.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -160,6 +161,8 @@ def read(text: str, *, file: str = "template.toml") -> Manifest:
         manifest = Manifest.model_validate(_plain(table))
         if manifest.pool == LOCAL_POOL:
             _local(manifest)
+    except TemplateError as bad:
+        raise TemplateError(f"{file}: {bad}") from None
     except ValidationError as bad:
         raise TemplateError("\n".join(_words(file, bad, text))) from None
     return manifest
@@ -188,13 +191,26 @@ def _local(manifest: Manifest) -> None:
         raise ValidationError.from_exception_data("template", problems)
 
 
-def _plain(value: Any) -> Any:
-    """Dates of TOML become text: a job is JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.isoformat() if isinstance(value, date | time) else value
+def _plain(value: Any, path: str = "") -> Any:
+    """Make a job's JSON of TOML: dates become text, and what no store can hold is refused."""
+    match value:
+        case dict():
+            return {
+                _plain(key, f"{path}.{key!r}"): _plain(item, f"{path}.{key}".lstrip("."))
+                for key, item in value.items()
+            }
+        case list():
+            return [_plain(item, f"{path}[{number}]") for number, item in enumerate(value)]
+        case date() | time():
+            return value.isoformat()
+        case str() if "\0" in value:
+            raise TemplateError(f"{path}: a text contains NUL")
+        case int() if value.bit_length() > 63:  # noqa: PLR2004 — what TOML promises
+            raise TemplateError(f"{path}: the number is too large")
+        case float() if not math.isfinite(value):
+            raise TemplateError(f"{path}: the number is not finite")
+        case _:
+            return value
 
 
 def _words(file: str, bad: ValidationError, text: str) -> list[str]:

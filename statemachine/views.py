@@ -15,6 +15,7 @@ def visible(workspace: Workspace) -> tuple[object, ...]:
     return (
         workspace.state,
         workspace.ref,
+        None if workspace.ref is None else owner_of(workspace),
         None if build is None else (build.id, build.number, build.transition),
         workspace.chosen,
         workspace.agent_status(),
@@ -26,8 +27,12 @@ def visible(workspace: Workspace) -> tuple[object, ...]:
 
 def full_name(workspace: Workspace) -> str:
     """Return `<owner>/<name>`."""
-    owner = (workspace.ref.owner_name if workspace.ref else None) or workspace.owner_name or ""
-    return f"{owner}/{name_of(workspace)}"
+    return f"{owner_of(workspace) or ''}/{name_of(workspace)}"
+
+
+def owner_of(workspace: Workspace) -> str | None:
+    """Return the owner's name: the workspace's, else the chat's."""
+    return (workspace.ref.owner_name if workspace.ref else None) or workspace.owner_name
 
 
 def name_of(workspace: Workspace) -> str:
@@ -61,7 +66,7 @@ def state_changed(workspace: Workspace) -> dict[str, Any]:
         else {
             "id": ref.id,
             "name": name_of(workspace),
-            "owner_name": ref.owner_name or workspace.owner_name,
+            "owner_name": owner_of(workspace),
             "template_id": ref.template_id,
         },
         "build": None

@@ -104,7 +104,8 @@ class AgentFacts(Frozen):
     build_id: str
     highest: int = -1
     connection_sequence: int = -1
-    connected: bool | None = None
+    told: bool | None = None
+    """Whether it is connected, by its own word."""
     seen: bool = False
     """It was connected at some time."""
     lifecycle_sequence: int = -1
@@ -119,18 +120,18 @@ class AgentFacts(Frozen):
     def after(self, fact: events.AgentFact) -> AgentFacts:
         """Fold `fact` in. Facts of a field come in any order; the highest sequence speaks."""
         if fact.sequence is None:
-            return self.model_copy(update={"lost_at": self.highest, "connected": False})
+            return self.model_copy(update={"lost_at": self.highest})
         new: dict[str, object] = {"highest": max(self.highest, fact.sequence)}
         if self.lost_at is not None and fact.sequence > self.lost_at:
-            new |= {"lost_at": None, "connected": True}
+            new["lost_at"] = None
         newest = fact.sequence > self.connection_sequence
         if isinstance(fact, events.AgentConnected):
             new["seen"] = True
             if newest:
-                new |= {"connection_sequence": fact.sequence, "connected": True}
+                new |= {"connection_sequence": fact.sequence, "told": True}
         elif isinstance(fact, events.AgentDisconnected):
             if newest:
-                new |= {"connection_sequence": fact.sequence, "connected": False}
+                new |= {"connection_sequence": fact.sequence, "told": False}
         else:
             new |= self._lived(fact, newest=newest)
         return self.model_copy(update=new)
@@ -140,12 +141,17 @@ class AgentFacts(Frozen):
         if fact.lifecycle is not Lifecycle.CREATED:
             new["begun"] = True
             if newest:  # whoever reports is there
-                new |= {"connection_sequence": fact.sequence, "connected": True}
+                new |= {"connection_sequence": fact.sequence, "told": True}
         if fact.sequence > self.lifecycle_sequence:
             new |= {"lifecycle_sequence": fact.sequence, "lifecycle": fact.lifecycle}
         if fact.lifecycle in STARTUP and fact.sequence > self.startup_sequence:
             new |= {"startup_sequence": fact.sequence, "startup": fact.lifecycle}
         return new
+
+    @property
+    def connected(self) -> bool | None:
+        """Whether it is connected; None before it said anything of it."""
+        return self.told if self.lost_at is None else False
 
     @property
     def start_ended(self) -> bool:

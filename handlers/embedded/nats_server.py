@@ -16,7 +16,7 @@ from handlers.embedded.child import Child, start
 from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.identities import Identities
 from handlers.embedded.permissions import PERMISSIONS, as_nats_conf
-from handlers.embedded.ports import HOST
+from handlers.embedded.ports import HOST, Ports
 
 ACCOUNT: Final = "APP"
 """The account of every client, granted ones included."""
@@ -26,16 +26,19 @@ _READY_LIMIT: Final = 60.0
 
 @asynccontextmanager
 async def nats_server(
-    directory: Path, identities: Identities, *, port: int, websocket_port: int
-) -> AsyncIterator[Child]:
-    """Run the server of a data directory that the caller owns.
+    directory: Path, identities: Identities, *, asked_port: int | None
+) -> AsyncIterator[tuple[str, str, Child]]:
+    """Run the server of a data directory that the caller owns; give its two URLs and its process.
 
     Raises EmbeddedError.
     """
     home = directory / "nats"
     home.mkdir(mode=0o700, exist_ok=True)
     configuration = home / "nats.conf"
-    await predecessor.gone(home / "nats.pid", configuration)
+    await predecessor.gone(home / "nats.pid", configuration)  # it holds the ports
+    ports = Ports(directory)
+    port = ports.take("nats", asked=asked_port, flag="--nats-port")
+    websocket_port = ports.take("websocket")
     said = home / "ready"
     # A killed server leaves its file, which must not be taken for the new one's.
     shutil.rmtree(said, ignore_errors=True)
@@ -51,7 +54,7 @@ async def nats_server(
     )
     try:
         await child.ready(said, lambda: _is_ready(said, child.pid), _READY_LIMIT)
-        yield child
+        yield f"nats://{HOST}:{port}", f"ws://{HOST}:{websocket_port}", child
     finally:
         await child.stop()
 

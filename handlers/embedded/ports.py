@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import socket
@@ -44,12 +45,13 @@ class Ports:
         port = asked or kept.get(name)
         if port is None:
             port = _unused(set(kept.values()))
-        elif not _free(port):
-            raise PortTaken(
-                f"port {port} ({name}) is held by another program: stop that, "
-                + (f"choose another port with {flag}, or " if flag else "or ")
-                + f"delete {name!r} from {self._path}"
-            )
+        elif (fault := _fault(port)) is not None:
+            ways = ["stop what holds it"]
+            if flag is not None:
+                ways.append(f"choose another port with {flag}")
+            if asked is None:
+                ways.append(f"delete {name!r} from {self._path} to get a new one")
+            raise PortTaken(f"port {port} ({name}) {fault}: {', or '.join(ways)}")
         if kept.get(name) != port:
             self._write(kept | {name: port})
         return port
@@ -60,15 +62,17 @@ class Ports:
         new.replace(self._path)
 
 
-def _free(port: int) -> bool:
+def _fault(port: int) -> str | None:
+    """Say why nobody can listen there now, if so."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
             listener.listen()
-        except OSError:
-            return False
-    return True
+        except (OSError, OverflowError) as error:
+            held = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+            return "is held by another program" if held else f"can't be used ({error})"
+    return None
 
 
 def _unused(taken: set[int]) -> int:
@@ -83,7 +87,7 @@ def _unused(taken: set[int]) -> int:
         draw = random.SystemRandom()
         for _ in range(_TRIES):
             port = draw.randrange(_LOWEST, below)
-            if port not in taken and _free(port):
+            if port not in taken and _fault(port) is None:
                 return port
     with socket.socket() as any_free:
         any_free.bind((HOST, 0))

@@ -16,7 +16,6 @@ from handlers.embedded.errors import EmbeddedError, ServerFailed
 from handlers.embedded.identities import credentials_of, identities
 from handlers.embedded.lock import owner_of, owning
 from handlers.embedded.nats_server import nats_server
-from handlers.embedded.ports import HOST, Ports
 from handlers.embedded.postgresql import postgresql
 
 _FOUND_IN: Final = "servers.json"
@@ -69,14 +68,10 @@ async def embedded_servers(
         async def start_nats() -> tuple[str, str | None]:
             if nats_url is not None:
                 return nats_url, None
-            ports = Ports(directory)
-            port = ports.take("nats", asked=nats_port, flag="--nats-port")
-            websocket_port = ports.take("websocket")
-            server = nats_server(
-                directory, identities(directory), port=port, websocket_port=websocket_port
-            )
-            children.append(await stack.enter_async_context(server))
-            return f"nats://{HOST}:{port}", f"ws://{HOST}:{websocket_port}"
+            server = nats_server(directory, identities(directory), asked_port=nats_port)
+            url, websocket_url, child = await stack.enter_async_context(server)
+            children.append(child)
+            return url, websocket_url
 
         async def start_database() -> str:
             if database_url is not None:

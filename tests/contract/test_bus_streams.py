@@ -11,6 +11,7 @@ import pytest
 
 from bus import Ack, Bus, Conflict, Outgoing, Refused, Stream, Unavailable
 from bus.streams import CONSUMERS, STREAMS, Consumer, Republish, pool_consumer
+from tests.contract.conftest import World
 
 Declare = Callable[..., Stream]
 
@@ -20,9 +21,9 @@ def soon(seconds: float = 0.3) -> datetime:
 
 
 async def test_every_declared_stream_and_consumer_can_be_made_and_stays_the_same(
-    own_world: object,
+    own_world: World,
 ) -> None:
-    bus = await own_world.connect()  # type: ignore[attr-defined]
+    bus = await own_world.connect()
 
     first = [await bus.ensure_stream(stream) for stream in STREAMS]
     for consumer in (*CONSUMERS, pool_consumer("local")) * 2:

@@ -3,7 +3,8 @@
 set -eu
 
 project=$WORKSPACED_PARAM_PROJECT
-tests=$WORKSPACED_PARAM_TESTS
+# A number may come as 5, 5.0 or 0.5e1.
+tests=$(python3 -c "import sys; print(int(float(sys.argv[1])))" "$WORKSPACED_PARAM_TESTS")
 branch=$WORKSPACED_PARAM_BRANCH
 
 # The repository must not depend on how the machine's owner uses git.
@@ -34,7 +35,7 @@ PYTHON
         printf '%s\n' 'import unittest' '' "from $project import successor" '' ''
         printf '%s\n' 'class SuccessorTest(unittest.TestCase):'
         number=0
-        while [ "$number" -lt "${tests%.*}" ]; do
+        while [ "$number" -lt "$tests" ]; do
             printf '%s\n' "    def test_after_$number(self) -> None:" \
                 "        self.assertEqual(successor($number), $((number + 1)))" ''
             number=$((number + 1))
@@ -45,8 +46,8 @@ PYTHON
 
     git init --quiet
     git symbolic-ref HEAD refs/heads/main
-    git config user.name "$WORKSPACED_OWNER_NAME"
-    git config user.email "$WORKSPACED_OWNER_NAME@workspaced.invalid"
+    git config user.name "Workspace of $WORKSPACED_OWNER_NAME"
+    git config user.email workspace@workspaced.invalid
     git add --all
     git commit --quiet --message "Begin $project"
 else

@@ -1,0 +1,1 @@
+"""What each command of `workspaced` does, apart from reading its flags."""

@@ -1,0 +1,48 @@
+"""`workspaced events` and `workspaced replay`: what happened to a chat, and whether it adds up."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from bus import Bus, subjects
+from handlers.app import locate
+from handlers.settings import Settings
+from statemachine.replay import replay
+
+
+async def events(chat_id: str, settings: Settings) -> None:
+    """Print a chat's event log, one entry a line."""
+    async with locate(settings).bus("operator") as bus:
+        async for entry in read(bus, chat_id):
+            sys.stdout.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+async def read(bus: Bus, chat_id: str) -> AsyncIterator[dict[str, Any]]:
+    """Yield a chat's log entries, page by page."""
+    after: int | None = 0
+    while after is not None:
+        body = json.dumps({"chat_id": chat_id, "after": after}).encode()
+        reply = await bus.request(subjects.rpc("read_events"), body, timeout=10)
+        page = json.loads(reply.data)
+        for entry in page["events"]:
+            yield entry
+        after = page.get("next")
+
+
+def replay_file(file: str) -> int:
+    """Fold a log and print each chat's path; return 1 when it differs from what was recorded."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+        replayed = replay(json.loads(line) for line in text.splitlines() if line.strip())
+    except (OSError, ValueError) as bad:
+        sys.stderr.write(f"workspaced: {file}: {bad}\n")
+        return 1
+    for chat_id, chat in replayed.items():
+        sys.stdout.write(f"{chat_id}  {' -> '.join(chat.path)}\n")
+        for difference in chat.differences:
+            sys.stderr.write(f"{chat_id}  {difference}\n")
+    return 1 if any(chat.differences for chat in replayed.values()) else 0

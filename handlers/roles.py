@@ -1,0 +1,86 @@
+"""Running one role until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from handlers.app import Place, limits, locate
+from handlers.gateway.gateway import Gateway
+from handlers.provisioner import Provisioner
+from handlers.settings import Settings
+from handlers.worker.worker import Worker
+from statemachine.store.migrating import migrate
+
+LOCAL: Final = "local"
+"""Name and pool of the provisioner that `up` runs."""
+
+
+async def until_signalled(*jobs: Coroutine[Any, Any, None]) -> None:
+    """Run `jobs` until SIGINT or SIGTERM, or until one of them ends by an error, which is raised."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    tasks = [asyncio.create_task(job) for job in jobs]
+    waiting = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait((*tasks, waiting), return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {waiting}:
+            task.result()
+    finally:
+        for task in (*tasks, waiting):
+            task.cancel()
+        await asyncio.gather(*tasks, waiting, return_exceptions=True)
+
+
+async def worker(settings: Settings) -> None:
+    """Run a worker."""
+    place = locate(settings)
+    if place.database_url is not None:
+        await migrate(place.database_url)
+    async with place.store() as store, place.bus("worker", wait=True) as bus:
+        await until_signalled(Worker(store, bus, limits(settings)).run())
+
+
+async def gateway(settings: Settings) -> None:
+    """Run a gateway."""
+    place = locate(settings)
+    async with place.store() as store, place.bus("gateway", wait=True) as bus:
+        await until_signalled(Gateway(store, bus, place.issuer_seed()).run())
+
+
+async def provisioner(settings: Settings, *, name: str, pool: str) -> None:
+    """Run a local provisioner."""
+    place = locate(settings)
+    async with place.bus("provisioner", wait=True) as bus:
+        local = local_provisioner(place, bus, settings.data_dir, name=name, pool=pool)
+        await until_signalled(stoppable(local))
+
+
+def local_provisioner(
+    place: Place, bus: Any, data_dir: Path, *, name: str = LOCAL, pool: str = LOCAL
+) -> Provisioner:
+    """Compose the provisioner that builds under `data_dir`."""
+    return Provisioner(
+        bus,
+        name=name,
+        pool=pool,
+        root=data_dir / "provisioner" / name,
+        nats_url=place.nats_url,
+        environ=dict(os.environ),
+    )
+
+
+async def stoppable(provisioner: Provisioner) -> None:
+    """Run a provisioner; when cancelled, let it end its steps in order."""
+    running = asyncio.create_task(provisioner.run())
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        provisioner.stop()
+        await running
+        raise

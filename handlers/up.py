@@ -1,0 +1,151 @@
+"""`workspaced up`: everything on one machine, in one process and its servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from bus import Bus
+from handlers.app import Place, limits
+from handlers.embedded import Servers, embedded_servers
+from handlers.embedded.ports import HOST, Ports
+from handlers.gateway.gateway import Gateway
+from handlers.health import health_server
+from handlers.roles import local_provisioner, stoppable, until_signalled
+from handlers.settings import Settings
+from handlers.worker.worker import Worker
+from statemachine.store import Store, StoreUnavailableError
+from statemachine.store.migrating import migrate
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What `up` tells when it is ready."""
+
+    servers: Servers
+    place: Place
+    http_url: str
+
+    def announcement(self) -> str:
+        """Return the one line of stdout."""
+        return json.dumps(
+            {
+                "ready": True,
+                "nats": self.servers.nats_url,
+                "websocket": self.servers.websocket_url,
+                "http": self.http_url,
+                "database": self.servers.database_url,
+            }
+        )
+
+
+async def up(settings: Settings, *, nats_port: int | None, http_port: int | None) -> None:
+    """Run until SIGINT or SIGTERM. Raises EmbeddedError, BusError, StoreUnavailableError."""
+
+    async def serve() -> None:
+        async with everything(settings, nats_port=nats_port, http_port=http_port) as running:
+            sys.stdout.write(running.announcement() + "\n")
+            sys.stdout.flush()
+            sys.stderr.write(
+                f"workspaced is ready on {settings.data_dir}; stop it with Ctrl-C. "
+                "Workspaces and their agents go on without it.\n"
+            )
+            raise await running.servers.lost()
+
+    await until_signalled(serve())
+
+
+@asynccontextmanager
+async def everything(
+    settings: Settings, *, nats_port: int | None = None, http_port: int | None = None
+) -> AsyncIterator[Running]:
+    """Start servers and roles; ready when entered. A role that fails raises in the block."""
+    directory = settings.data_dir
+    async with embedded_servers(
+        directory,
+        nats_port=nats_port,
+        nats_url=settings.nats_url,
+        database_url=settings.database_url,
+    ) as servers:
+        place = Place(
+            servers.nats_url,
+            servers.database_url,
+            settings.credentials or servers.credentials,
+        )
+        await migrate(servers.database_url)
+        async with (
+            place.store() as store,
+            place.bus("worker") as worker_bus,
+            place.bus("gateway") as gateway_bus,
+            place.bus("provisioner") as provisioner_bus,
+        ):
+            worker = Worker(store, worker_bus, limits(settings))
+            gateway = Gateway(store, gateway_bus, place.issuer_seed())
+            local = local_provisioner(place, provisioner_bus, servers.directory)
+            async with _tasks(worker, gateway) as tasks:
+                tasks.append(asyncio.create_task(stoppable(local)))
+                port = Ports(servers.directory).take("http", asked=http_port, flag="--http-port")
+                checks = {
+                    "nats": lambda: _connected(worker_bus),
+                    "database": lambda: _answers(store),
+                    "roles": lambda: _alive(tasks),
+                }
+                async with health_server(HOST, port, checks):
+                    yield Running(servers, place, f"http://{HOST}:{port}")
+
+
+@asynccontextmanager
+async def _tasks(worker: Worker, gateway: Gateway) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Run the roles beside the block, and fail with the first that fails."""
+    main = asyncio.current_task()
+    tasks = [asyncio.create_task(worker.run()), asyncio.create_task(gateway.run())]
+    for task, ready in zip(tasks, (worker.ready, gateway.ready), strict=True):
+        await _ready(task, ready)
+    failed: list[BaseException] = []
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and main is not None:
+            failed.append(error)
+            main.cancel()
+
+    for task in tasks:
+        task.add_done_callback(ended)
+    try:
+        yield tasks
+    except asyncio.CancelledError:
+        if failed:
+            raise failed[0] from None
+        raise
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _ready(task: asyncio.Task[None], ready: asyncio.Event) -> None:
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        waiting.cancel()
+        task.result()
+
+
+async def _connected(bus: Bus) -> str | None:
+    return None if bus.connected else "not connected"
+
+
+async def _answers(store: Store) -> str | None:
+    try:
+        await store.settings()
+    except StoreUnavailableError as bad:
+        return str(bad)
+    return None
+
+
+async def _alive(tasks: list[asyncio.Task[None]]) -> str | None:
+    ended = sum(task.done() for task in tasks)
+    return f"{ended} of {len(tasks)} roles have ended" if ended else None

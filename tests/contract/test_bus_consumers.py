@@ -1,0 +1,290 @@
+"""Who gets which message of a durable consumer, held against both adapters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from bus import Bus, Outgoing, Stream, Unavailable
+from bus.streams import Consumer
+
+Declare = Callable[..., Stream]
+
+
+@pytest.fixture
+async def queue(bus: Bus, declare: Declare) -> Consumer:
+    """A work queue's only consumer."""
+    stream = declare(work_queue=True)
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "worker", ack_wait=0.4)
+    await bus.ensure_consumer(consumer)
+    return consumer
+
+
+async def test_a_delivery_knows_its_place(bus: Bus, queue: Consumer, prefix: str) -> None:
+    await bus.publish(f"{prefix}.a", b"1")
+    await bus.publish(f"{prefix}.b", b"2", headers={"Own": "header", "Status": "503"})
+
+    async with bus.pull(queue) as pull:
+        seen = [*await pull.next(1), *await pull.next(1)]
+
+    assert [(d.stream, d.sequence, d.subject, d.data) for d in seen] == [
+        (queue.stream, 1, f"{prefix}.a", b"1"),
+        (queue.stream, 2, f"{prefix}.b", b"2"),
+    ]
+    assert seen[1].headers == {"Own": "header", "Status": "503"}
+    assert not seen[1].expired
+
+
+async def test_next_returns_what_is_there_up_to_the_most(
+    bus: Bus, queue: Consumer, prefix: str
+) -> None:
+    for _ in range(5):
+        await bus.publish(f"{prefix}.a", b"")
+
+    async with bus.pull(queue) as pull:
+        taken: list[int] = []
+        while len(taken) < 5:
+            batch = await pull.next(2)
+            assert 1 <= len(batch) <= 2
+            taken += [delivery.sequence for delivery in batch]
+
+    assert taken == [1, 2, 3, 4, 5]
+
+
+async def test_next_waits_until_something_is_there(
+    bus: Bus, other: Bus, queue: Consumer, prefix: str
+) -> None:
+    async with bus.pull(queue) as pull:
+        waiting = asyncio.ensure_future(pull.next(10))
+        await other.publish(f"{prefix}.a", b"late")
+
+        (delivery,) = await waiting
+
+    assert delivery.data == b"late"
+
+
+async def test_what_is_not_acked_comes_again_and_what_is_acked_does_not(
+    bus: Bus, other: Bus, queue: Consumer, prefix: str
+) -> None:
+    for data in (b"acked", b"not acked"):
+        await bus.publish(f"{prefix}.a", data)
+    async with bus.pull(queue, most=1) as first:
+        taken = [*await first.next(1), *await first.next(1)]
+        await taken[0].ack()
+        await bus.flush()
+
+        async with other.pull(queue) as second:
+            again = await second.next(10)
+
+    assert [delivery.data for delivery in again] == [b"not acked"]
+
+
+async def test_an_acked_message_of_a_work_queue_is_gone(
+    bus: Bus, queue: Consumer, prefix: str
+) -> None:
+    for data in (b"1", b"2"):
+        await bus.publish(f"{prefix}.a", data)
+    async with bus.pull(queue) as pull:
+        seen = [*await pull.next(1), *await pull.next(1)]
+        await seen[0].ack()
+        await pull.next(1)  # the other one, again: so the ack has been worked
+
+    first = await bus.following(queue.stream, f"{prefix}.a", 0)
+    assert first is not None
+    assert first.data == b"2"
+
+
+async def test_a_message_being_worked_on_comes_later(
+    bus: Bus, other: Bus, queue: Consumer, prefix: str
+) -> None:
+    for data in (b"worked on", b"idle"):
+        await bus.publish(f"{prefix}.a", data)
+    async with bus.pull(queue, most=1) as first, bus.subscribe(f"{prefix}x.silence") as silence:
+        taken = [*await first.next(1), *await first.next(1)]
+        with pytest.raises(TimeoutError):
+            await silence.next(timeout=0.2)
+        await taken[0].working()
+        await bus.flush()
+
+        async with other.pull(queue) as second:
+            again = [*await second.next(1), *await second.next(1)]
+
+    assert [delivery.data for delivery in again] == [b"idle", b"worked on"]
+
+
+async def test_those_who_wait_are_served_in_turn(
+    bus: Bus, other: Bus, queue: Consumer, prefix: str
+) -> None:
+    async with bus.pull(queue) as one, other.pull(queue) as two:
+        waiting = [asyncio.ensure_future(pull.next(10)) for pull in (one, two)]
+        await bus.flush()
+        await other.flush()
+
+        for _ in range(2):
+            await bus.publish(f"{prefix}.a", b"")
+        batches = await asyncio.gather(*waiting)
+
+    assert [len(batch) for batch in batches] == [1, 1]
+
+
+async def test_with_one_at_most_nothing_is_taken_that_nobody_awaits(
+    bus: Bus, other: Bus, queue: Consumer, prefix: str
+) -> None:
+    for data in (b"1", b"2", b"3"):
+        await bus.publish(f"{prefix}.a", data)
+
+    async with bus.pull(queue, most=1) as one, other.pull(queue) as two:
+        (mine,) = await one.next(1)
+        theirs = [*await two.next(1), *await two.next(1)]
+
+    assert mine.data == b"1"
+    assert [delivery.data for delivery in theirs] == [b"2", b"3"]
+
+
+async def test_a_pull_merges_several_consumers(bus: Bus, prefix: str) -> None:
+    consumers = []
+    for name in ("x", "y"):
+        stream = Stream(f"{prefix.upper()}{name}", (f"{prefix}.{name}.>",))
+        await bus.ensure_stream(stream)
+        consumers.append(Consumer(stream.name, "worker"))
+        await bus.ensure_consumer(consumers[-1])
+        await bus.publish(f"{prefix}.{name}.a", b"")
+
+    async with bus.pull(*consumers) as pull:
+        seen = [*await pull.next(1), *await pull.next(1)]
+
+    assert {d.stream for d in seen} == {consumer.stream for consumer in consumers}
+
+
+async def test_a_filter_lets_only_its_subject_through(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "worker", filter=f"{prefix}.wanted.*")
+    await bus.ensure_consumer(consumer)
+
+    for name in ("other", "wanted.1", "wanted.1.2", "wanted.2"):
+        await bus.publish(f"{prefix}.{name}", b"")
+    async with bus.pull(consumer) as pull:
+        seen = [*await pull.next(1), *await pull.next(1)]
+
+    assert [d.subject for d in seen] == [f"{prefix}.wanted.1", f"{prefix}.wanted.2"]
+
+
+async def test_a_consumer_begins_with_what_the_stream_holds(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+    await bus.publish(f"{prefix}.a", b"before")
+
+    consumer = Consumer(stream.name, "worker")
+    await bus.ensure_consumer(consumer)
+
+    async with bus.pull(consumer) as pull:
+        (delivery,) = await pull.next(10)
+    assert delivery.data == b"before"
+
+
+async def test_a_consumer_made_again_keeps_its_place(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "worker")
+    await bus.ensure_consumer(consumer)
+    await bus.publish(f"{prefix}.a", b"1")
+    async with bus.pull(consumer) as pull:
+        await (await pull.next(1))[0].ack()
+
+    await bus.ensure_consumer(replace(consumer, max_ack_pending=7))
+
+    await bus.publish(f"{prefix}.a", b"2")
+    async with bus.pull(consumer) as pull:
+        assert [d.data for d in await pull.next(10)] == [b"2"]
+
+
+async def test_headers_only_leaves_the_body_behind(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "worker", headers_only=True)
+    await bus.ensure_consumer(consumer)
+
+    await bus.publish(f"{prefix}.a", b"body", headers={"Own": "header"})
+    async with bus.pull(consumer) as pull:
+        (delivery,) = await pull.next(10)
+
+    assert delivery.data == b""
+    assert delivery.headers == {"Own": "header", "Nats-Msg-Size": "4"}
+
+
+async def test_pulling_from_no_consumer_is_unavailable_until_it_is_made(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "worker")
+    async with bus.pull(consumer) as pull:
+        with pytest.raises(Unavailable):
+            await pull.next(1)
+
+        await bus.ensure_consumer(consumer)
+        await bus.publish(f"{prefix}.a", b"x")
+
+        assert len(await pull.next(1)) == 1
+
+
+async def test_who_waits_hears_when_the_consumer_is_deleted(
+    bus: Bus, other: Bus, queue: Consumer
+) -> None:
+    async with bus.pull(queue) as pull:
+        waiting = asyncio.ensure_future(pull.next(1))
+        await bus.flush()
+
+        await other.delete_consumer(queue)
+        await other.delete_consumer(queue)
+
+        with pytest.raises(Unavailable):
+            await waiting
+
+
+async def test_a_consumer_of_no_stream_is_unavailable(bus: Bus, prefix: str) -> None:
+    with pytest.raises(Unavailable):
+        await bus.ensure_consumer(Consumer(prefix.upper(), "worker"))
+
+
+async def test_many_messages_come_through_many_hands_once_each(
+    bus: Bus, other: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare(work_queue=True, atomic_batches=True)
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "worker", ack_wait=30.0)
+    await bus.ensure_consumer(consumer)
+    seen: list[int] = []
+    done = asyncio.Event()
+
+    async def work(on: Bus) -> None:
+        async with on.pull(consumer, most=100) as pull:
+            while True:
+                for delivery in await pull.next(50):
+                    seen.append(delivery.sequence)
+                    await delivery.ack()
+                if len(seen) >= 3000:
+                    done.set()
+
+    workers = [asyncio.ensure_future(work(on)) for on in (bus, other)]
+    for _ in range(3):
+        await bus.publish_all([Outgoing(f"{prefix}.{n}", b"") for n in range(1000)])
+    await asyncio.wait_for(done.wait(), 20)
+    for worker in workers:
+        worker.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+
+    assert sorted(seen) == list(range(1, 3001))

@@ -1,0 +1,166 @@
+"""The adapter in this process under a clock that is moved by hand: days pass in no time."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bus import Message, Stream, Unavailable
+from bus.clock import VirtualClock
+from bus.memory import MemoryBus
+from bus.memory_server import MemoryServer
+from bus.streams import Consumer
+
+DAY = 86_400.0
+WORKER = Consumer("STREAM", "worker", ack_wait=30.0)
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def server(clock: VirtualClock) -> MemoryServer:
+    return MemoryServer(clock)
+
+
+@pytest.fixture
+async def bus(server: MemoryServer) -> MemoryBus:
+    return MemoryBus(server)
+
+
+async def test_a_repeat_after_the_window_is_stored_anew(
+    bus: MemoryBus, clock: VirtualClock
+) -> None:
+    await bus.ensure_stream(Stream("STREAM", ("s.>",), duplicate_window=DAY))
+    await bus.publish("s.a", b"", message_id="m")
+
+    clock.advance(DAY - 1)
+    assert (await bus.publish("s.a", b"", message_id="m")).duplicate
+    clock.advance(2)
+    assert not (await bus.publish("s.a", b"", message_id="m")).duplicate
+
+
+async def test_messages_go_when_they_are_too_old(bus: MemoryBus, clock: VirtualClock) -> None:
+    await bus.ensure_stream(Stream("STREAM", ("s.>",), max_age=DAY, direct_get=True))
+    await bus.publish("s.a", b"")
+
+    clock.advance(DAY - 1)
+    assert await bus.last("STREAM", "s.a") is not None
+    clock.advance(1)
+    assert await bus.last("STREAM", "s.a") is None
+
+
+async def test_a_delivery_that_is_never_acked_comes_again_and_again(
+    bus: MemoryBus, clock: VirtualClock
+) -> None:
+    await bus.ensure_stream(Stream("STREAM", ("s.>",), work_queue=True))
+    await bus.ensure_consumer(WORKER)
+    await bus.publish("s.a", b"")
+    async with bus.pull(WORKER) as pull:
+        for _ in range(100):
+            (delivery,) = await pull.next(1)
+            assert delivery.sequence == 1
+            clock.advance(30)
+
+
+async def test_a_long_job_stays_with_whoever_says_that_it_goes_on(
+    bus: MemoryBus, clock: VirtualClock
+) -> None:
+    await bus.ensure_stream(Stream("STREAM", ("s.>",), work_queue=True))
+    await bus.ensure_consumer(WORKER)
+    await bus.publish("s.a", b"")
+    async with bus.pull(WORKER) as one, bus.pull(WORKER) as two:
+        (delivery,) = await one.next(1)
+        waiting = asyncio.ensure_future(two.next(1))
+        for _ in range(100):
+            clock.advance(20)
+            await delivery.working()
+        await bus.flush()
+        assert not waiting.done()
+
+        clock.advance(30)
+        assert len(await waiting) == 1
+
+
+async def test_timers_fire_in_the_order_of_their_times(bus: MemoryBus, clock: VirtualClock) -> None:
+    await bus.ensure_stream(Stream("STREAM", ("s.>",), schedules=True))
+    await bus.ensure_consumer(fired := Consumer("STREAM", "worker", filter="s.fired.*"))
+    now = datetime.fromtimestamp(clock.now(), UTC)
+    for hours in (3, 1, 2):
+        at = now + timedelta(hours=hours)
+        await bus.schedule(f"s.arm.{hours}", f"s.fired.{hours}", at, b"")
+
+    clock.advance(2 * 3600)
+    async with bus.pull(fired) as pull:
+        assert [d.subject for d in await pull.next(10)] == ["s.fired.1", "s.fired.2"]
+    assert clock.next_due is not None
+
+
+async def test_a_request_runs_out_of_time_by_the_clock(bus: MemoryBus, clock: VirtualClock) -> None:
+    async def hold(_message: Message) -> bytes:
+        return await asyncio.get_running_loop().create_future()
+
+    await bus.respond("held", "q", hold)
+    async with bus.subscribe("held") as asked:
+        held = asyncio.ensure_future(bus.request("held", b"", timeout=25 * 60))
+        await asked.next()
+
+    clock.advance(25 * 60)
+
+    with pytest.raises(TimeoutError):
+        await held
+    await bus.close()
+
+
+async def test_what_a_killed_process_took_comes_to_another(
+    server: MemoryServer, bus: MemoryBus, clock: VirtualClock
+) -> None:
+    await bus.ensure_stream(Stream("STREAM", ("s.>",), work_queue=True))
+    await bus.ensure_consumer(WORKER)
+    await bus.publish("s.a", b"")
+    async with bus.pull(WORKER) as pull:
+        (delivery,) = await pull.next(1)
+        bus.end("killed")
+        await delivery.ack()
+
+    survivor = MemoryBus(server)
+    clock.advance(30)
+    async with survivor.pull(WORKER) as pull:
+        assert len(await pull.next(1)) == 1
+
+
+async def test_a_server_that_lost_its_store_has_another_stream(
+    server: MemoryServer, bus: MemoryBus
+) -> None:
+    stream = Stream("STREAM", ("s.>",))
+    before = await bus.ensure_stream(stream)
+    await bus.ensure_consumer(WORKER)
+    await bus.publish("s.a", b"")
+    async with bus.pull(WORKER) as pull:
+        (stale,) = await pull.next(1)
+
+        server.stop(lose=True)
+        server.start()
+
+        with pytest.raises(Unavailable):
+            await pull.next(1)
+        after = await bus.ensure_stream(stream)
+        await bus.ensure_consumer(WORKER)
+        await bus.publish("s.a", b"new")
+        await stale.ack()
+
+        assert after.created != before.created
+        assert [d.data for d in await pull.next(1)] == [b"new"]
+
+
+async def test_the_server_may_close_a_bus_for_good(bus: MemoryBus) -> None:
+    closed = asyncio.ensure_future(bus.closed())
+    bus.end("user authentication expired")
+
+    assert await closed == "user authentication expired"
+    with pytest.raises(Unavailable, match="expired"):
+        await bus.publish("s.a", b"")

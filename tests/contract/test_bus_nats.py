@@ -1,0 +1,271 @@
+"""What only a real server can show: credentials, permissions, limits and the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bus import Bus, Message, Refused, Stream, Unavailable
+from bus.jetstream import JetStreamBus, connect
+from bus.streams import Consumer
+from tests.contract.conftest import NatsServer
+
+GUARDED = """
+jetstream {{}}
+authorization {{ users: [
+  {{ user: boss, password: secret }}
+  {guest}
+] }}
+"""
+GUEST = """{ user: guest, password: secret, permissions: {
+  publish: ["allowed.>", "$JS.API.INFO", "Mixed.Case.allowed"],
+  subscribe: ["allowed.>", "_INBOX_guest.>"] } }"""
+
+BOSS = {"name": "boss"}
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server with one user who may do all and one who may do little."""
+    server = NatsServer(tmp_path, GUARDED.format(guest=GUEST))
+    server.start()
+    yield server
+    server.stop()
+
+
+def as_user(server: NatsServer, user: str) -> str:
+    return server.url.replace("nats://", f"nats://{user}:secret@")
+
+
+@pytest.fixture
+async def guest(guarded: NatsServer) -> Bus:
+    url = as_user(guarded, "guest")
+    async with await connect(url, inbox_prefix="_INBOX_guest", wait=True) as bus:
+        yield bus
+
+
+@pytest.fixture
+async def boss(guarded: NatsServer) -> Bus:
+    async with await connect(as_user(guarded, "boss"), wait=True) as bus:
+        yield bus
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> JetStreamBus:
+    async with await connect(nats_server.url, wait=True) as bus:
+        yield bus
+
+
+async def test_connecting_to_no_server_fails_at_once_and_says_where(tmp_path: Path) -> None:
+    url = NatsServer(tmp_path).url  # never started
+
+    async with asyncio.timeout(2):
+        with pytest.raises(Unavailable, match=url) as failed:
+            await connect(url)
+
+    assert "refused" in str(failed.value).lower() or "connect" in str(failed.value).lower()
+
+
+async def test_who_is_asked_to_wait_for_a_server_waits(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path)
+    waiting = asyncio.ensure_future(connect(server.url, wait=True))
+    with pytest.raises(Unavailable):
+        await connect(server.url)
+    assert not waiting.done()
+
+    server.start()
+    try:
+        async with await asyncio.wait_for(waiting, 10) as bus:
+            assert bus.connected
+    finally:
+        server.stop()
+
+
+async def test_wrong_credentials_are_refused_and_said_so(guarded: NatsServer, boss: Bus) -> None:
+    async with asyncio.timeout(2):
+        with pytest.raises(Refused, match="credentials"):
+            await connect(guarded.url.replace("nats://", "nats://boss:wrong@"), wait=True)
+
+
+async def test_publishing_what_is_not_allowed_is_refused_at_once(
+    guest: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asyncio.timeout(2):
+        with pytest.raises(Refused, match="permissions violation"):
+            await guest.publish("Not.Allowed", b"")
+
+    assert [r.levelno for r in caplog.records if "violation" in r.message] == [logging.ERROR]
+
+
+async def test_a_denial_fails_the_request_that_was_denied_and_no_other(guest: Bus) -> None:
+    async with guest.subscribe("allowed.ask") as asked:
+        allowed = asyncio.ensure_future(guest.request("allowed.ask", b"", timeout=5))
+        denied = asyncio.ensure_future(guest.request("denied.ask", b"", timeout=5))
+        request = await asked.next(timeout=5)
+
+        with pytest.raises(Refused):
+            await asyncio.wait_for(denied, 2)
+        await guest.send("allowed.unrelated", b"")
+        assert not allowed.done()
+        allowed.cancel()
+
+    assert request.reply
+
+
+async def test_sending_what_is_not_allowed_is_logged_as_an_error(
+    guest: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    await guest.send("not.allowed", b"")
+    await guest.flush()
+
+    assert any(r.levelno == logging.ERROR and "not.allowed" in r.message for r in caplog.records)
+
+
+async def test_subscribing_to_what_is_not_allowed_is_refused(guest: Bus) -> None:
+    with pytest.raises(Refused):
+        async with guest.subscribe("Not.Allowed.>"):
+            pass
+    async with guest.subscribe("allowed.>"):
+        pass
+
+
+async def test_pulling_what_is_not_allowed_is_refused(guest: Bus) -> None:
+    async with asyncio.timeout(2), guest.pull(Consumer("STREAM", "worker")) as pull:
+        with pytest.raises(Refused):
+            await pull.next(1)
+
+
+async def test_an_inbox_that_is_not_allowed_fails_requests_at_once(guarded: NatsServer) -> None:
+    async with await connect(as_user(guarded, "guest"), wait=True) as bus, asyncio.timeout(2):
+        with pytest.raises(Refused):
+            await bus.request("allowed.ask", b"", timeout=60)
+
+
+async def test_a_credential_that_is_taken_away_closes_the_bus_and_says_why(
+    guarded: NatsServer, guest: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.connection.REFUSALS", 2)
+    closed = asyncio.ensure_future(guest.closed())
+    async with guest.subscribe("allowed.x") as messages:
+        waiting = asyncio.ensure_future(messages.next())
+        await guest.flush()
+
+        guarded.reload(GUARDED.format(guest=""))
+
+        assert "auth" in await asyncio.wait_for(closed, 5)
+        with pytest.raises(Unavailable):
+            await waiting
+    assert not guest.connected
+
+
+async def test_a_credential_that_expires_closes_the_bus_and_says_why(bus: JetStreamBus) -> None:
+    async with bus.pull(Consumer("STREAM", "worker")) as pull:
+        await bus._connection._process_err("'user authentication expired'")
+
+        assert await asyncio.wait_for(bus.closed(), 5) == "user authentication expired"
+        with pytest.raises(Unavailable, match="expired"):
+            await pull.next(1)
+    with pytest.raises(Unavailable, match="expired"):
+        await bus.publish("a", b"")
+
+
+async def test_more_than_the_server_takes_is_refused_and_the_connection_lives(
+    bus: JetStreamBus, prefix: str
+) -> None:
+    with pytest.raises(Refused):
+        await bus.send(prefix, b"x" * (1 << 20), headers={"One": "more"})
+
+    await bus.flush()
+    assert bus.connected
+
+
+async def test_a_flush_that_was_cancelled_does_no_harm(bus: JetStreamBus) -> None:
+    flushes = [asyncio.ensure_future(bus.flush()) for _ in range(3)]
+    await asyncio.wait(flushes, return_when=asyncio.FIRST_COMPLETED)
+    abandoned = asyncio.ensure_future(bus.flush())
+    turn = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(turn.set_result, None)
+    await turn
+    abandoned.cancel()
+
+    for _ in range(3):
+        await bus.flush()
+    assert bus.connected
+
+
+async def test_an_equal_declaration_changes_nothing(
+    bus: JetStreamBus, declare: Callable[..., Stream]
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+
+    async with bus.subscribe("$JS.EVENT.ADVISORY.STREAM.UPDATED.>") as updates:
+        await bus.ensure_stream(stream)
+        with pytest.raises(TimeoutError):
+            await updates.next(timeout=0.05)
+
+
+async def test_what_an_operator_added_to_a_stream_stays(
+    bus: JetStreamBus, declare: Callable[..., Stream]
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+    name = f"$JS.API.STREAM.INFO.{stream.name}"
+    config = json.loads((await bus.request(name, b"", timeout=5)).data)["config"]
+    config["description"] = "by an operator"
+    update = json.dumps(config).encode()
+    await bus.request(f"$JS.API.STREAM.UPDATE.{stream.name}", update, timeout=5)
+
+    await bus.ensure_stream(declare(max_msg_size=100))
+
+    config = json.loads((await bus.request(name, b"", timeout=5)).data)["config"]
+    assert (config["description"], config["max_msg_size"]) == ("by an operator", 100)
+
+
+async def test_a_service_can_be_discovered(bus: JetStreamBus, prefix: str) -> None:
+    async def answer(_message: Message) -> bytes:
+        return b""
+
+    await bus.serve(f"found-{prefix}", "1.2.3", "can be found", {f"{prefix}.rpc.find": answer})
+
+    info = await bus.request(f"$SRV.INFO.found-{prefix}", b"", timeout=5)
+
+    told = json.loads(info.data)
+    assert (told["version"], told["description"]) == ("1.2.3", "can be found")
+    assert [(e["name"], e["subject"]) for e in told["endpoints"]] == [
+        ("find", f"{prefix}.rpc.find")
+    ]
+
+
+async def test_a_request_for_messages_that_was_lost_is_asked_again(
+    bus: JetStreamBus,
+    declare: Callable[..., Stream],
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bus.pulling.HEARTBEAT", 0.1)
+    stream = declare()
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "worker")
+    await bus.ensure_consumer(consumer)
+    async with bus.pull(consumer) as pull:
+        waiting = asyncio.ensure_future(pull.next(1))
+        await bus.flush()
+        (source,) = pull._sources  # type: ignore[attr-defined]
+        # The server forgets the request when nobody listens to its inbox, and says nothing.
+        await bus._connection._subs[source._subscription]._conn._send_unsubscribe(
+            source._subscription
+        )
+        await bus.flush()
+        taker = bus._connection._takers.pop(source._subscription)
+        number = await bus._connection.take(source._inbox, taker)
+        source._subscription = number
+
+        await bus.publish(f"{prefix}.a", b"x")
+
+        assert len(await asyncio.wait_for(waiting, 5)) == 1

@@ -1,0 +1,196 @@
+"""What becomes of everything in hand when the server goes away and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bus import Bus, Conflict, Stream, Unavailable
+from bus.streams import Consumer
+from tests.contract.conftest import World
+
+
+QUEUE = Stream("QUEUE", ("q.>",), work_queue=True, direct_get=True)
+WORKER = Consumer("QUEUE", "worker", ack_wait=0.4)
+
+
+@pytest.fixture
+async def bus(own_world: World) -> Bus:
+    bus = await own_world.connect()
+    await bus.ensure_stream(QUEUE)
+    await bus.ensure_consumer(WORKER)
+    return bus
+
+
+class Comings:
+    """Tells when the bus has come back."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._back = asyncio.Event()
+        bus.on_reconnect(self._back.set)
+
+    async def back(self) -> None:
+        await asyncio.wait_for(self._back.wait(), 10)
+        self._back.clear()
+
+
+async def gone(bus: Bus) -> None:
+    """Wait until the bus knows: a request in flight fails then, or none can be sent."""
+    with pytest.raises(Unavailable):
+        while True:
+            await bus.flush()
+
+
+async def test_what_is_published_during_an_outage_fails_and_is_not_sent_later(
+    own_world: World, bus: Bus
+) -> None:
+    comings = Comings(bus)
+    own_world.server.stop()
+    await gone(bus)
+
+    assert not bus.connected
+    with pytest.raises(Unavailable):
+        await bus.publish("q.a", b"x")
+    with pytest.raises(Unavailable):
+        await bus.send("q.a", b"x")
+
+    own_world.server.start()
+    await comings.back()
+    assert bus.connected
+    assert (await bus.publish("q.a", b"y")).sequence == 1
+
+
+async def test_a_request_in_flight_fails_when_the_connection_breaks(
+    own_world: World, bus: Bus
+) -> None:
+    other = await own_world.connect()
+    async with other.subscribe("nobody.answers") as asked:
+        waiting = asyncio.ensure_future(bus.request("nobody.answers", b"", timeout=60))
+        await asked.next(timeout=5)
+
+        own_world.server.stop()
+
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_pull_goes_on_after_an_outage(own_world: World, bus: Bus) -> None:
+    comings = Comings(bus)
+    async with bus.pull(WORKER) as pull:
+        waiting = asyncio.ensure_future(pull.next(10))
+        await bus.flush()
+        own_world.server.stop()
+        await gone(bus)
+        own_world.server.start()
+        await comings.back()
+
+        await bus.publish("q.a", b"x")
+
+        (delivery,) = await asyncio.wait_for(waiting, 10)
+        assert delivery.data == b"x"
+
+
+async def test_a_pull_begun_in_an_outage_waits_for_its_end(own_world: World, bus: Bus) -> None:
+    comings = Comings(bus)
+    async with bus.pull(WORKER) as pull:
+        own_world.server.stop()
+        await gone(bus)
+        waiting = asyncio.ensure_future(pull.next(10))
+        own_world.server.start()
+        await comings.back()
+
+        await bus.publish("q.a", b"x")
+
+        assert len(await asyncio.wait_for(waiting, 10)) == 1
+
+
+async def test_what_was_in_hand_before_an_outage_is_void(own_world: World, bus: Bus) -> None:
+    comings = Comings(bus)
+    for data in (b"in hand", b"in the buffer"):
+        await bus.publish("q.a", data)
+    async with bus.pull(WORKER) as pull:
+        (in_hand,) = await pull.next(1)
+        own_world.server.stop()
+        await gone(bus)
+        await in_hand.ack()
+        own_world.server.start()
+        await comings.back()
+        await in_hand.ack()
+
+        seen: set[bytes] = set()
+        while len(seen) < 2:
+            seen |= {d.data for d in await asyncio.wait_for(pull.next(10), 10)}
+
+    assert seen == {b"in hand", b"in the buffer"}
+
+
+async def test_a_subscription_goes_on_after_an_outage(own_world: World, bus: Bus) -> None:
+    comings = Comings(bus)
+    async with bus.subscribe("news") as messages:
+        own_world.server.stop()
+        await gone(bus)
+        own_world.server.start()
+        await comings.back()
+
+        await bus.send("news", b"x")
+
+        assert (await messages.next(timeout=5)).data == b"x"
+
+
+async def test_a_service_goes_on_after_an_outage(own_world: World, bus: Bus) -> None:
+    async def answer(_message: object) -> bytes:
+        return b"here"
+
+    await bus.serve("lasting", "1.0.0", "", {"rpc.last": answer})
+    await bus.respond("raw.last", "q", answer)
+    comings = Comings(bus)
+    own_world.server.stop()
+    await gone(bus)
+    own_world.server.start()
+    await comings.back()
+
+    for subject in ("rpc.last", "raw.last"):
+        assert (await bus.request(subject, b"", timeout=5)).data == b"here"
+
+
+async def test_streams_outlast_an_outage_with_numbers_repeats_and_timers(
+    own_world: World, bus: Bus
+) -> None:
+    before = await bus.ensure_stream(QUEUE)
+    await bus.publish("q.a", b"1", message_id="m")
+    comings = Comings(bus)
+    own_world.server.stop()
+    await gone(bus)
+    own_world.server.start()
+    await comings.back()
+
+    after = await bus.ensure_stream(QUEUE)
+    assert (after.created, after.last) == (before.created, 1)
+    assert (await bus.publish("q.b", b"2", message_id="m")).duplicate
+    with pytest.raises(Conflict):
+        await bus.publish("q.a", b"2", expected_last=0)
+
+
+async def test_a_memory_stream_is_another_one_after_an_outage(own_world: World, bus: Bus) -> None:
+    presence = Stream("PRESENCE", ("p.>",), in_memory=True)
+    before = await bus.ensure_stream(presence)
+    comings = Comings(bus)
+    own_world.server.stop()
+    await gone(bus)
+    own_world.server.start()
+    await comings.back()
+
+    assert (await bus.ensure_stream(presence)).created != before.created
+
+
+async def test_the_bus_can_be_closed_during_an_outage(own_world: World, bus: Bus) -> None:
+    async with bus.pull(WORKER) as pull:
+        waiting = asyncio.ensure_future(pull.next(1))
+        own_world.server.stop()
+        await gone(bus)
+
+        await asyncio.wait_for(bus.close(), 5)
+
+        with pytest.raises(Unavailable):
+            await waiting

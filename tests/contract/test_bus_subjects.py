@@ -1,0 +1,78 @@
+"""Subjects are put together and taken apart in one place."""
+
+from __future__ import annotations
+
+import pytest
+
+from bus import subjects
+from bus.streams import CONSUMERS, STREAMS, pool_consumer
+from bus.subjects import Inbound
+
+MADE = {
+    "WORKSPACED_IN": subjects.inbound("tool", "c", "s"),
+    "WORKSPACED_JOB": subjects.job("local"),
+    "WORKSPACED_STATE": subjects.state("c"),
+    "WORKSPACED_LOG": subjects.log("c", "b"),
+    "WORKSPACED_RESULT": subjects.result("c", "call"),
+    "WORKSPACED_DEAD": subjects.dead("tool"),
+    "WORKSPACED_TIMER": subjects.timer_arm("c", "deadline", 3),
+    "WORKSPACED_PRESENCE": subjects.presence("c", "a"),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
+def test_each_subject_belongs_to_its_stream_and_no_other(stream: object) -> None:
+    for name, subject in MADE.items():
+        taken = any(subjects.matches(pattern, subject) for pattern in stream.subjects)  # type: ignore[attr-defined]
+        assert taken == (name == stream.name)  # type: ignore[attr-defined]
+
+
+def test_a_fired_timer_belongs_to_the_stream_and_the_consumer_of_timers() -> None:
+    fired = subjects.timer_fired("c", "deadline")
+
+    (timers,) = [s for s in STREAMS if any(subjects.matches(p, fired) for p in s.subjects)]
+    (worker,) = [c for c in CONSUMERS if c.stream == timers.name]
+    assert subjects.matches(worker.filter, fired)
+    assert not subjects.matches(worker.filter, subjects.timer_arm("c", "deadline", 1))
+    assert subjects.parse_timer_fired(fired) == ("c", "deadline")
+
+
+def test_a_pool_has_a_consumer_of_its_own() -> None:
+    consumer = pool_consumer("local")
+
+    assert (consumer.name, consumer.filter) == ("pool-local", "workspaced.job.local")
+    assert consumer.ack_wait == 30
+
+
+@pytest.mark.parametrize("kind", ["tool", "provisioner", "agent"])
+def test_an_inbound_subject_is_read_as_it_was_made(kind: str) -> None:
+    assert subjects.parse_inbound(subjects.inbound(kind, "c", "s")) == Inbound(kind, "c", "s")
+
+
+@pytest.mark.parametrize(
+    "subject",
+    ["workspaced.in.tool.c", "workspaced.in.tool.c.s.x", "workspaced.in.other.c.s", "x"],
+)
+def test_what_is_not_inbound_is_not_read(subject: str) -> None:
+    assert subjects.parse_inbound(subject) is None
+
+
+def test_a_sign_of_life_names_its_agent() -> None:
+    assert subjects.parse_presence(subjects.presence("c", "a")) == ("c", "a")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "expected"),
+    [
+        ("a.b", "a.b", True),
+        ("a.*", "a.b", True),
+        ("a.*", "a.b.c", False),
+        ("*.b", "a.b", True),
+        ("a.>", "a", False),
+        ("a.>", "a.b.c", True),
+        (">", "a", True),
+        ("a.b", "a", False),
+    ],
+)
+def test_wildcards_match_as_nats_says(pattern: str, subject: str, expected: bool) -> None:
+    assert subjects.matches(pattern, subject) is expected

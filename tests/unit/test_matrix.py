@@ -1,0 +1,332 @@
+"""Every state against everything that can come: the table, stated a second time and by hand."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from statemachine import events
+from statemachine.events import Event
+from statemachine.folding import Unmoved
+from statemachine.machine import Ignored, Moved, next_state
+from statemachine.states import ABOUT, State
+from statemachine.table import LEGAL, TABLE, Trigger
+from statemachine.views import state_changed
+from statemachine.workspace import Workspace
+from tests.unit.facts import (
+    DELETE,
+    START,
+    STOP,
+    apply,
+    canceled,
+    chat,
+    connected,
+    deadline,
+    deleted,
+    disconnected,
+    event,
+    failed,
+    in_state,
+    late,
+    lifecycle,
+    lost,
+    requested,
+    resumed,
+    started,
+    succeeded,
+    uid,
+    ways,
+)
+
+S, T = State, Trigger
+
+ALL = (
+    "none building agent_connecting scripts_running ready build_failed build_canceled "
+    "build_timed_out selection_error agent_not_ready scripts_failed scripts_timed_out "
+    "stopping stopped stop_failed stop_canceled stop_timed_out"
+).split()
+LEGAL_MOVES = {
+    **{("start_followed", state): "building" for state in ALL},
+    **{("stop_followed", state): "stopping" for state in ALL},
+    **{("workspace_deleted", state): "none" for state in ALL if state != "none"},
+    ("built", "building"): "agent_connecting",
+    ("built", "build_timed_out"): "agent_connecting",
+    ("built_without_agents", "building"): "ready",
+    ("built_without_agents", "build_timed_out"): "ready",
+    ("unselectable", "building"): "selection_error",
+    ("unselectable", "build_timed_out"): "selection_error",
+    ("build_failed", "building"): "build_failed",
+    ("build_failed", "build_timed_out"): "build_failed",
+    ("build_failed", "stopping"): "stop_failed",
+    ("build_failed", "stop_timed_out"): "stop_failed",
+    ("build_canceled", "building"): "build_canceled",
+    ("build_canceled", "build_timed_out"): "build_canceled",
+    ("build_canceled", "stopping"): "stop_canceled",
+    ("build_canceled", "stop_timed_out"): "stop_canceled",
+    ("stopped", "stopping"): "stopped",
+    ("stopped", "stop_timed_out"): "stopped",
+    ("deleted", "stopping"): "none",
+    ("deleted", "stop_timed_out"): "none",
+    ("agent_connected", "agent_connecting"): "scripts_running",
+    ("agent_connected", "agent_not_ready"): "scripts_running",
+    ("agent_started", "agent_connecting"): "scripts_running",
+    ("scripts_ready", "scripts_running"): "ready",
+    ("scripts_ready", "scripts_failed"): "ready",
+    ("scripts_ready", "scripts_timed_out"): "ready",
+    ("scripts_failed", "scripts_running"): "scripts_failed",
+    ("deadline_passed", "building"): "build_timed_out",
+    ("deadline_passed", "agent_connecting"): "agent_not_ready",
+    ("deadline_passed", "scripts_running"): "scripts_timed_out",
+    ("deadline_passed", "stopping"): "stop_timed_out",
+    ("wait_resumed", "build_timed_out"): "building",
+    ("wait_resumed", "stop_timed_out"): "stopping",
+}
+"""Contract §4 by hand, not read from TABLE: (trigger, from) -> to. What isn't here is refused."""
+
+LIMITED = {S.BUILDING, S.AGENT_CONNECTING, S.SCRIPTS_RUNNING, S.STOPPING}
+WIRE = {
+    S.NONE: ("none", None),
+    S.BUILDING: ("building", None),
+    S.AGENT_CONNECTING: ("agent_connecting", None),
+    S.SCRIPTS_RUNNING: ("scripts_running", None),
+    S.READY: ("ready", None),
+    S.BUILD_FAILED: ("failed", "build_failed"),
+    S.BUILD_CANCELED: ("failed", "build_canceled"),
+    S.BUILD_TIMED_OUT: ("failed", "build_timeout"),
+    S.SELECTION_ERROR: ("failed", "selection_error"),
+    S.AGENT_NOT_READY: ("failed", "agent_not_ready"),
+    S.SCRIPTS_FAILED: ("failed", "startup_scripts_failed"),
+    S.SCRIPTS_TIMED_OUT: ("failed", "startup_scripts_timeout"),
+    S.STOPPING: ("stopping", None),
+    S.STOPPED: ("stopped", None),
+    S.STOP_FAILED: ("failed", "build_failed"),
+    S.STOP_CANCELED: ("failed", "build_canceled"),
+    S.STOP_TIMED_OUT: ("failed", "build_timeout"),
+}
+
+
+@pytest.mark.parametrize(("state", "trigger"), list(product(State, Trigger)))
+def test_a_trigger_leads_where_the_contract_says_and_nowhere_else(
+    state: State, trigger: Trigger
+) -> None:
+    assert next_state(state, trigger) == LEGAL_MOVES.get((trigger, state))
+
+
+def test_the_table_says_each_move_once() -> None:
+    moves = [(row.trigger, source) for row in TABLE for source in row.sources]
+
+    assert len(moves) == len(set(moves)) == len(LEGAL_MOVES) == len(LEGAL)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_state_is_called_on_the_wire_what_the_contract_calls_it(state: State) -> None:
+    data = state_changed(in_state(state))
+
+    wire, reason = WIRE[state]
+    assert (data["state"], (data["failure"] or {}).get("reason")) == (wire, reason)
+    assert ABOUT[state].settled is (state not in LIMITED)
+
+
+def followed_number(workspace: Workspace) -> int:
+    return workspace.build.number if workspace.build else 1
+
+
+def transition_of(workspace: Workspace) -> events.Transition:
+    return workspace.build.transition if workspace.build else START
+
+
+def of_a_build(chat_: Workspace, number: int, **more: str) -> list[Event]:
+    """Every provisioner fact of the build of that number, of its own kind and of every other."""
+    kinds = {transition_of(chat_)} if not more else {START}
+    return [
+        fact
+        for kind in (kinds if number == followed_number(chat_) else (START, STOP, DELETE))
+        for fact in (
+            started(number, kind, **more),
+            succeeded(number, kind, **more),
+            failed(number, kind, **more),
+            canceled(number, kind, **more),
+        )
+    ]
+
+
+def of_an_agent(**more: str | int) -> list[Event]:
+    lives = [lifecycle(90, life, **more) for life in events.Lifecycle]  # type: ignore[arg-type]
+    return [connected(90, **more), disconnected(90, **more), lost(**more), *lives]  # type: ignore[arg-type]
+
+
+def everything(workspace: Workspace) -> dict[str, list[Event]]:
+    """Each type of event, by how it stands to the chat."""
+    number = followed_number(workspace)
+    tool = events.ToolRequested(
+        call_id="c",
+        tool="stop_workspace",
+        args={},
+        organization_id=uid("org"),
+        owner_id=uid("ann"),
+        owner_name="ann",
+    )
+    return {
+        "followed": of_a_build(workspace, number),
+        "lower": of_a_build(workspace, 0),
+        "higher": of_a_build(workspace, number + 1),
+        "equal number": of_a_build(workspace, number, build="another"),
+        "other workspace": [
+            *of_a_build(workspace, 9, workspace="x"),
+            *of_an_agent(workspace="x"),
+            deleted("x"),
+        ],
+        "former workspace": [*of_a_build(workspace, 9, workspace="f"), deleted("f")],
+        "this workspace": [deleted()],
+        "agent": [*of_an_agent(), *of_an_agent(number=number)],
+        "other agent": of_an_agent(agent="nobody"),
+        "own": [
+            requested(number + 1),
+            requested(number + 1, STOP),
+            requested(number + 1, DELETE),
+            requested(1, START, "y"),
+            requested(4, STOP, "f"),
+            deadline(workspace.generation),
+            deadline(workspace.generation - 1),
+            resumed(number),
+            event(events.TtlPassed(build_id=uid("b"))),
+        ],
+        "tool": [
+            event(tool),
+            event(events.ToolCanceled(call_id="c")),
+            event(events.DeleteRequested()),
+        ],
+    }
+
+
+def formerly_f(state: State) -> Workspace:
+    """A chat in `state` that had workspace `f` before."""
+    gone = chat(requested(1, START, "f"), deleted("f"))
+    return chat(*ways_after(state), of=gone)
+
+
+def ways_after(state: State) -> list[Event]:
+    """The way to `state`, with the deadlines of a chat that has had one before."""
+    return [
+        deadline(fact.data.generation + 1) if isinstance(fact.data, events.DeadlinePassed) else fact
+        for fact in ways()[state]
+    ]
+
+
+def assert_sound(workspace: Workspace) -> None:
+    """What the contract says is set exactly when."""
+    data = state_changed(workspace)
+    assert (data["deadline"] is not None) is (workspace.state in LIMITED)
+    assert (data["failure"] is not None) is (data["state"] == "failed")
+    assert (data["build"] is None) is (data["workspace"] is None) is (data["state"] == "none")
+    if data["state"] in ("none", "building", "stopping", "stopped"):
+        assert data["agent"] is None
+    assert data["cause"] is not None or workspace.version == 0
+    assert Workspace.model_validate_json(workspace.model_dump_json()) == workspace
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_event_has_an_answer_in_every_state(state: State) -> None:
+    """Total: nothing raises, each step is one version, and every published state is sound."""
+    before = formerly_f(state)
+    assert before.state is state
+    for how, facts in everything(before).items():
+        for fact in facts:
+            decision = apply(before, fact)
+
+            after = decision.workspace
+            assert_sound(after)
+            if not isinstance(decision, Moved):
+                assert after.version == before.version, (how, fact.data)
+                assert state_changed(after) == state_changed(before), (how, fact.data)
+                continue
+            versions = [step.version for step in decision.steps]
+            assert versions == [before.version + n + 1 for n in range(len(versions))]
+            assert decision.steps[-1] == after
+            previous = before.state
+            for step in decision.steps:
+                assert_sound(step)
+                assert step.previous_state is previous
+                assert step.cause is not None
+                assert step.cause.id == fact.id
+                previous = step.state
+
+
+UNMOVING = ("lower", "equal number", "other workspace", "former workspace", "other agent", "tool")
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not S.NONE])
+@pytest.mark.parametrize("how", UNMOVING)
+def test_what_is_not_the_chats_own_newest_moves_nothing(state: State, how: str) -> None:
+    before = formerly_f(state)
+    for fact in everything(before)[how]:
+        decision = apply(before, fact)
+
+        assert not isinstance(decision, Moved), fact.data
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_former_workspace_moves_nothing_even_in_none(state: State) -> None:
+    before = formerly_f(state)
+    for fact in everything(before)["former workspace"]:
+        assert apply(before, fact) == Ignored(before, Unmoved.STALE), fact.data
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("transition", [START, STOP, DELETE])
+def test_a_higher_number_takes_over_in_every_state(
+    state: State, transition: events.Transition
+) -> None:
+    before = in_state(state)
+
+    decision = apply(before, started(followed_number(before) + 1, transition))
+
+    assert decision.outcome == ("changed" if decision.workspace.state is before.state else "moved")
+    assert decision.workspace.state is (S.BUILDING if transition is START else S.STOPPING)
+    assert decision.workspace.build is not None
+    assert decision.workspace.build.number == followed_number(before) + 1
+
+
+@pytest.mark.parametrize("state", State)
+def test_only_the_timer_of_the_present_limit_ends_it(state: State) -> None:
+    before = in_state(state)
+
+    stale = apply(before, deadline(before.generation - 1))
+    due = apply(before, late(before))
+
+    assert stale == Ignored(before, Unmoved.STALE)
+    assert isinstance(due, Moved) is (state in LIMITED)
+
+
+@pytest.mark.parametrize("value", events.Lifecycle)
+@pytest.mark.parametrize("state", [S.READY, S.SCRIPTS_FAILED, S.SCRIPTS_TIMED_OUT, S.AGENT_NOT_READY])
+def test_a_lifecycle_that_no_row_names_changes_the_agent_and_not_the_state(
+    state: State, value: events.Lifecycle
+) -> None:
+    before = in_state(state)
+    moves = value == "ready" and state in (S.SCRIPTS_FAILED, S.SCRIPTS_TIMED_OUT)
+
+    after = apply(before, lifecycle(90, value)).workspace
+
+    assert after.state is (S.READY if moves else state)
+    assert state_changed(after)["agent"]["lifecycle"] == value
+
+
+@pytest.mark.parametrize("value", events.Lifecycle)
+def test_a_lifecycle_beyond_created_shows_that_the_agent_is_there(value: events.Lifecycle) -> None:
+    after = apply(in_state(S.AGENT_CONNECTING), lifecycle(90, value)).workspace
+
+    expected = {"created": S.AGENT_CONNECTING, "starting": S.SCRIPTS_RUNNING, "ready": S.READY}
+    assert after.state is expected.get(value, S.SCRIPTS_FAILED)
+    assert after.agent_status() == ("connecting" if value == "created" else "connected")
+
+
+@pytest.mark.parametrize("state", [S.STOPPING, S.STOPPED, S.BUILDING, S.BUILD_FAILED])
+def test_an_agent_is_shown_only_once_it_is_chosen_for_the_followed_build(state: State) -> None:
+    before = in_state(state)
+    for fact in of_an_agent():
+        decision = apply(before, fact)
+
+        assert not isinstance(decision, Moved), fact.data
+        assert state_changed(decision.workspace)["agent"] is None
