@@ -54,14 +54,11 @@ class Connection(Client):
         self.on_lost: list[Callable[[], None]] = []
         self.on_back: list[Callable[[], None]] = []
         self.on_denied: list[Callable[[str], bool]] = []
-        """Asked in turn whether a denied subject is theirs."""
+        """Asked in turn whether a denied subject, in lower case, is theirs."""
         self.gone: Future[str] = asyncio.get_running_loop().create_future()
         self._takers: dict[int, Taker] = {}
-        self._asked: dict[str, tuple[str, Future[tuple[Message, str]]]] = {}
         self._pings: set[Future[Any]] = set()
         self._denied_subscriptions: set[str] = set()
-        self._tokens = count(1)
-        self._answers = ""
         self._last_word = ""
         self._refusals = 0
         self._closing: asyncio.Task[None] | None = None
@@ -72,12 +69,6 @@ class Connection(Client):
     def server_id(self) -> str:
         """Name of the server process at the other end; another one after it was restarted."""
         return str(self._server_info.get("server_id", ""))
-
-    async def open_answers(self) -> None:
-        """Subscribe to where answers come; to be called once, after `connect`."""
-        prefix = self.new_inbox() + "."
-        await self.take(prefix + "*", self._answered)
-        self._answers = prefix
 
     # -- out -----------------------------------------------------------------------------------
 
@@ -105,35 +96,6 @@ class Connection(Client):
         self._pending_data_size += len(line)
         if self._flush_queue is not None and self._flush_queue.empty():
             self._flush_queue.put_nowait(self._taken)
-
-    async def ask(
-        self, subject: str, data: bytes, headers: Mapping[str, str] | None, within: float
-    ) -> tuple[Message, str]:
-        """Send a request, and return its answer with the answer's status.
-
-        Raises Refused, TimeoutError, Unavailable.
-        """
-        with self.asking(subject, within) as (reply, answer):
-            self.post(subject, data, headers, reply)
-            return await answer
-
-    @contextmanager
-    def asking(
-        self, subject: str, within: float
-    ) -> Iterator[tuple[str, Future[tuple[Message, str]]]]:
-        """Give the reply subject and the answer of one request, for as long as it is awaited."""
-        loop = asyncio.get_running_loop()
-        answer: Future[tuple[Message, str]] = loop.create_future()
-        token = str(next(self._tokens))
-        self._asked[token] = (subject, answer)
-        timer = loop.call_later(within, _fail, answer, TimeoutError(f"no answer from {subject}"))
-        try:
-            yield self._answers + token, answer
-        finally:
-            timer.cancel()
-            del self._asked[token]
-            if not answer.cancel() and not answer.cancelled():
-                answer.exception()  # perhaps nobody awaits it any more
 
     async def drained(self) -> None:
         """Wait until the socket has taken what was posted, when that is much."""
@@ -203,21 +165,19 @@ class Connection(Client):
         except Exception:
             log.exception("lost a message of %s", subject.decode())
 
-    def _answered(self, message: Message, status: str) -> None:
-        asked = self._asked.get(message.subject.rpartition(".")[2])
-        if asked is not None and not asked[1].done():
-            asked[1].set_result((message, status))
-
     # -- what goes wrong -----------------------------------------------------------------------
 
     async def report(self, error: Exception) -> None:
         """Take what nats-py tells nobody else."""
-        self.reason = str(error) or type(error).__name__
+        self.reason = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
         denied = _DENIED.search(self.reason)
         if denied is not None:
             log.error("NATS refused: %s", self.reason)
-            self._fail_denied(*denied.groups())
-        elif self._answers and "authorization" in self.reason.lower():
+            what, subject = denied.groups()
+            if what == "subscription":
+                self._denied_subscriptions.add(subject)
+            any(is_theirs(subject) for is_theirs in self.on_denied)
+        elif self._kept_up and "authorization" in self.reason.lower():
             self._refused_again()
         else:
             log.debug("nats: %s", self.reason)
@@ -230,25 +190,9 @@ class Connection(Client):
             self._last_word = self.reason
             self._closing = asyncio.get_running_loop().create_task(self.close())
 
-    def _fail_denied(self, what: str, subject: str) -> None:
-        refusal = Refused(self.reason)
-        if what == "subscription":
-            self._denied_subscriptions.add(subject)
-            if subject == f"{self._answers}*".lower():
-                self._fail_all(refusal)
-            return
-        for token, (asked, answer) in self._asked.items():
-            # nats-py tells the subject in lower case. One denial, one request: the oldest.
-            if subject in (asked.lower(), f"{self._answers}{token}".lower()) and not answer.done():
-                answer.set_exception(refusal)
-                return
-        any(denied(subject) for denied in self.on_denied)
-
-    def _fail_all(self, error: BusError) -> None:
-        for _, answer in self._asked.values():
-            _fail(answer, error)
+    def _fail_pings(self, error: BusError) -> None:
         for pong in self._pings:
-            _fail(pong, error)
+            fail(pong, error)
 
     async def lost(self) -> None:
         """Void all that belonged to the connection as it was."""

@@ -19,7 +19,7 @@ async def push(folder: Path, organization_id: str, settings: Settings) -> None:
     place = locate(settings)
     async with place.store() as store:
         await store.push(organization_id, version, archive)
-    await _announce(place)
+    await announce(place)
     sys.stdout.write(
         json.dumps({"template_id": version.template_id, "version_id": version.id}) + "\n"
     )
@@ -43,7 +43,7 @@ async def show(organization_id: str, settings: Settings) -> None:
         sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-async def _announce(place: Place) -> None:
+async def announce(place: Place) -> None:
     """Have a worker make the pool's consumer now; without one, the next to start does."""
     try:
         async with place.bus("operator") as bus:

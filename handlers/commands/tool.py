@@ -30,7 +30,7 @@ async def call_tool(flags: argparse.Namespace, settings: Settings) -> int:
         "owner_id": flags.owner,
         "owner_name": flags.owner_name,
     }
-    tell: Callable[[str], object] = (lambda line: None) if flags.quiet else _tell
+    tell: Callable[[str], object] = _silent if flags.quiet else _tell
     tell(f"chat {flags.chat}, call {data['call_id']}")
     async with locate(settings).bus("chat-service") as bus:
         resolved = await ask(bus, flags.chat, data, tell)
@@ -118,3 +118,7 @@ async def _publish(bus: Bus, chat_id: str, data: dict[str, Any]) -> None:
 
 def _tell(line: str) -> None:
     sys.stderr.write(line + "\n")
+
+
+def _silent(line: str) -> None:
+    del line

@@ -209,9 +209,7 @@ async def test_a_consumer_made_again_keeps_its_place(
         assert [d.data for d in await pull.next(10)] == [b"2"]
 
 
-async def test_headers_only_leaves_the_body_behind(
-    bus: Bus, declare: Declare, prefix: str
-) -> None:
+async def test_headers_only_leaves_the_body_behind(bus: Bus, declare: Declare, prefix: str) -> None:
     stream = declare()
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "worker", headers_only=True)

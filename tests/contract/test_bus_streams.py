@@ -323,7 +323,11 @@ async def test_a_scheduled_message_is_stored_on_its_target_when_its_time_comes(
     await bus.ensure_consumer(fired)
 
     await bus.schedule(
-        f"{prefix}.arm.a", f"{prefix}.fired.a", soon(), b"x", headers={"Nats-Msg-Id": "m", "Own": "1"}
+        f"{prefix}.arm.a",
+        f"{prefix}.fired.a",
+        soon(),
+        b"x",
+        headers={"Nats-Msg-Id": "m", "Own": "1"},
     )
     async with bus.pull(fired) as pull:
         (delivery,) = await pull.next(10)

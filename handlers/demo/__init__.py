@@ -1,0 +1,1 @@
+"""`workspaced demo`: the whole way of a workspace on real servers, with its times."""

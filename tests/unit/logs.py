@@ -1,0 +1,33 @@
+"""Event logs as a worker records them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+from statemachine.codec import envelope_of, timestamp
+from statemachine.events import Event
+from statemachine.folding import Unmoved
+from statemachine.machine import Ignored
+from statemachine.replay import entry_of
+from statemachine.workspace import Workspace
+from tests.unit.facts import CHAT, NOW, apply
+
+
+def recorded(facts: Iterable[Event]) -> Iterator[dict[str, Any]]:
+    """The log of a new chat to which `facts` came, in this order and one a second."""
+    workspace, known = Workspace(chat_id=CHAT), set[tuple[str, str]]()
+    for seq, fact in enumerate(facts, 1):
+        at, identity = NOW + timedelta(seconds=seq), (fact.source, fact.id)
+        decision = (
+            Ignored(workspace, Unmoved.REPEAT) if identity in known else apply(workspace, fact, at)
+        )
+        known.add(identity)
+        yield {
+            "seq": seq,
+            "event": envelope_of(fact),
+            **entry_of(workspace, decision),
+            "at": timestamp(at),
+        }
+        workspace = decision.workspace

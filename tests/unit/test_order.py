@@ -1,0 +1,442 @@
+"""Order never matters: whatever order the same facts come in, the chat ends in the same place.
+
+Of an agent, each *field* follows the highest sequence that spoke of it: connection, lifecycle shown,
+outcome of the startup. A single highest-sequence rule would make order matter: after a reconnect,
+`agent_connected` of sequence 5 would silence a `ready` of sequence 3 that comes late, and the chat
+would wait for scripts that ended long ago. That an agent was ever connected, or ever beyond `created`,
+is remembered whatever its sequence.
+
+What the rule leaves open: an agent that runs its scripts *again* (a settled startup lifecycle, then a
+higher-numbered `starting` or `start_error`). The table keeps `ready` and `failed` there, while the
+sequence rule lets a late lower fact change nothing, so only there the order decides; a test says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice, permutations
+from random import Random
+
+import pytest
+
+from statemachine.events import BuildRequested, Event
+from statemachine.states import State
+from statemachine.views import state_changed
+from statemachine.workspace import Workspace
+from tests.unit.facts import (
+    CHAT,
+    DELETE,
+    START,
+    STOP,
+    agents,
+    apply,
+    canceled,
+    chat,
+    connected,
+    deleted,
+    disconnected,
+    failed,
+    in_state,
+    lifecycle,
+    lost,
+    path,
+    place,
+    requested,
+    started,
+    succeeded,
+    uid,
+)
+
+S = State
+MOST = 1500
+"""Orders tried of one run: all of six facts, a seeded choice of longer ones."""
+
+MANY = agents("zed", "b-Coderd-Chat", **{"kid-coderd-chat": "zed"})
+RUNS: dict[str, tuple[list[Event], State, str | None]] = {
+    "start with reconnect": (
+        [
+            requested(),
+            started(),
+            succeeded(),
+            connected(1),
+            lifecycle(2, "starting"),
+            disconnected(3),
+            connected(4),
+            lifecycle(5, "ready"),
+        ],
+        S.READY,
+        "connected",
+    ),
+    "connected and gone": (
+        [requested(), succeeded(), connected(1), disconnected(2)],
+        S.SCRIPTS_RUNNING,
+        "disconnected",
+    ),
+    "ready before a reconnect": (
+        [
+            requested(),
+            succeeded(),
+            connected(1),
+            lifecycle(2, "starting"),
+            lifecycle(3, "ready"),
+            disconnected(4),
+            connected(5),
+        ],
+        S.READY,
+        "connected",
+    ),
+    "no word of connecting": (
+        [requested(), succeeded(), lifecycle(1, "created"), lifecycle(2, "starting")],
+        S.SCRIPTS_RUNNING,
+        "connected",
+    ),
+    "scripts that fail and then are ready": (
+        [
+            requested(),
+            succeeded(),
+            connected(1),
+            lifecycle(2, "start_timeout"),
+            lifecycle(3, "start_error"),
+            lifecycle(4, "ready"),
+            lifecycle(5, "shutting_down"),
+        ],
+        S.READY,
+        "connected",
+    ),
+    "scripts that fail": (
+        [
+            requested(),
+            succeeded(),
+            connected(1),
+            lifecycle(2, "starting"),
+            lifecycle(3, "start_error"),
+            lifecycle(4, "shutting_down"),
+            lifecycle(5, "shutdown_error"),
+        ],
+        S.SCRIPTS_FAILED,
+        "connected",
+    ),
+    "start and stop": (
+        [
+            requested(),
+            started(),
+            succeeded(),
+            connected(1),
+            lifecycle(2, "ready"),
+            requested(2, STOP),
+            started(2, STOP),
+            succeeded(2, STOP),
+        ],
+        S.STOPPED,
+        None,
+    ),
+    "start, stop, start": (
+        [
+            requested(),
+            succeeded(made=agents("one")),
+            connected(1, "one"),
+            requested(2, STOP),
+            succeeded(2, STOP),
+            requested(3),
+            started(3),
+            succeeded(3, made=agents("two")),
+            connected(1, "two", 3),
+            lifecycle(2, "ready", "two", 3),
+        ],
+        S.READY,
+        "connected",
+    ),
+    "delete": (
+        [
+            requested(),
+            succeeded(),
+            connected(1),
+            requested(2, DELETE),
+            started(2, DELETE),
+            succeeded(2, DELETE),
+            deleted(),
+        ],
+        S.NONE,
+        None,
+    ),
+    "failing build": (
+        [requested(), started(), failed(code="INSUFFICIENT_QUOTA"), connected(1)],
+        S.BUILD_FAILED,
+        None,
+    ),
+    "canceled build": ([requested(), started(), canceled()], S.BUILD_CANCELED, None),
+    "no agents": ([requested(), started(), succeeded(made=())], S.READY, None),
+    "several agents": (
+        [
+            requested(),
+            succeeded(made=MANY),
+            connected(1, "zed"),
+            lifecycle(2, "start_error", "zed"),
+            connected(1, "b-Coderd-Chat"),
+            lifecycle(2, "ready", "b-Coderd-Chat"),
+            connected(1, "kid-coderd-chat"),
+        ],
+        S.READY,
+        "connected",
+    ),
+    "made elsewhere": (
+        [
+            started(7, workspace_name="w", owner_name="ann", template_id=uid("template")),
+            succeeded(7),
+            connected(1, number=7),
+            lifecycle(2, "starting", number=7),
+            lifecycle(3, "ready", number=7),
+        ],
+        S.READY,
+        "connected",
+    ),
+    "made elsewhere, several builds": (
+        [
+            started(1, workspace_name="w", owner_name="ann"),
+            succeeded(1),
+            connected(1),
+            started(2, STOP),
+            succeeded(2, STOP),
+            succeeded(3, made=agents("two")),
+            connected(1, "two", 3),
+        ],
+        S.SCRIPTS_RUNNING,
+        "connected",
+    ),
+    "made and deleted elsewhere": (
+        [started(1), succeeded(1), connected(1), started(2, DELETE), succeeded(2, DELETE)],
+        S.NONE,
+        None,
+    ),
+    "a stop that fails": (
+        [
+            requested(),
+            succeeded(),
+            connected(1),
+            lifecycle(2, "start_error"),
+            requested(2, STOP),
+            started(2, STOP),
+            failed(2, STOP),
+        ],
+        S.STOP_FAILED,
+        None,
+    ),
+    "superseded by a start made elsewhere": (
+        [requested(), started(), canceled(), started(2), succeeded(2), connected(1, number=2)],
+        S.SCRIPTS_RUNNING,
+        "connected",
+    ),
+}
+
+
+def possible(order: tuple[Event, ...]) -> bool:
+    """Our own requests come in their order, and before the facts of what they asked for."""
+    asked = 0
+    for fact in order:
+        if isinstance(fact.data, BuildRequested):
+            if fact.data.build_number < asked:
+                return False
+            asked = fact.data.build_number
+    last = {
+        fact.data.build_id: place_
+        for place_, fact in enumerate(order)
+        if isinstance(fact.data, BuildRequested)
+    }
+    return all(last.get(getattr(f.data, "build_id", ""), -1) <= n for n, f in enumerate(order))
+
+
+def orders(run: list[Event]) -> Iterator[tuple[Event, ...]]:
+    """Orders in which the facts of a run may come: all, or a choice of many."""
+    if len(run) <= 6:  # noqa: PLR2004
+        yield from filter(possible, permutations(run))
+        return
+    chance = Random(len(run))  # noqa: S311
+
+    def shuffled() -> Iterator[tuple[Event, ...]]:
+        while True:
+            yield tuple(chance.sample(run, len(run)))
+
+    yield tuple(run)
+    yield from islice(filter(possible, shuffled()), MOST)
+
+
+def with_repeats(order: tuple[Event, ...], chance: Random) -> list[Event]:
+    """`order`, with some facts delivered again later. A request of ours is no message."""
+    seen = list[Event]()
+    for fact in order:
+        seen.append(fact)
+        again = chance.choice(seen)
+        if chance.random() < 0.4 and not isinstance(again.data, BuildRequested):
+            seen.append(again)
+    return seen
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_facts_of_a_run_lead_to_one_place_in_every_order(name: str) -> None:
+    run, state, status = RUNS[name]
+    end = chat(*run)
+    assert (end.state, end.agent_status()) == (state, status)
+    for order in orders(run):
+        assert place(chat(*order)) == place(end), [fact.data for fact in order]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_repeat_moves_nothing(name: str) -> None:
+    """The store knows repeats by their identity; folding one would do no harm either."""
+    run, _, _ = RUNS[name]
+    end, chance = place(chat(*run)), Random(name)  # noqa: S311
+    for order in islice(orders(run), 200):
+        assert place(chat(*with_repeats(order, chance))) == end
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_fact_that_was_folded_says_nothing_new(name: str) -> None:
+    run, _, _ = RUNS[name]
+    end = chat(*run)
+    for fact in run:
+        if not isinstance(fact.data, BuildRequested):
+            assert apply(end, fact).outcome in ("kept", "stale", "ignored", "foreign")
+            assert state_changed(apply(end, fact).workspace) == state_changed(end)
+
+
+def test_early_facts_take_effect_with_the_build_and_each_state_on_the_way_is_published() -> None:
+    early = [lifecycle(2, "ready"), connected(1), requested(), succeeded()]
+
+    assert path(*early) == ["building", "agent_connecting", "scripts_running", "ready"]
+
+
+def test_the_end_of_a_build_that_nobody_announced_publishes_its_begin_too() -> None:
+    stopped = succeeded(2, STOP)
+
+    assert path(requested(), stopped) == ["building", "stopping", "stopped"]
+
+
+def test_agents_of_a_workspace_not_known_yet_are_kept() -> None:
+    early = [connected(1, number=5), lifecycle(2, "start_error", number=5)]
+
+    end = chat(*early, succeeded(5))
+
+    assert end.state is S.SCRIPTS_FAILED
+
+
+def test_a_lost_agent_is_back_with_its_next_fact_whatever_that_is() -> None:
+    there = chat(requested(), succeeded(), connected(1), lifecycle(2, "ready"))
+    gone = apply(there, lost()).workspace
+    assert (there.agent_status(), gone.agent_status()) == ("connected", "disconnected")
+
+    for fact in (connected(3), lifecycle(3, "created"), lifecycle(3, "shutting_down")):
+        assert apply(gone, fact).workspace.agent_status() == "connected"
+    assert apply(gone, disconnected(3)).workspace.agent_status() == "disconnected"
+
+
+def test_a_lost_agent_is_not_brought_back_by_what_it_said_before() -> None:
+    """The loss has no sequence: it stands after all that had come."""
+    gone = chat(requested(), succeeded(), lifecycle(5, "created"), lost())
+
+    for fact in (connected(3), lifecycle(4, "starting"), lifecycle(5, "created")):
+        assert apply(gone, fact).workspace.agent_status() == "disconnected"
+
+
+@pytest.mark.parametrize("where", range(8))
+def test_a_loss_that_is_undone_leaves_nothing_behind(where: int) -> None:
+    run, _, _ = RUNS["start with reconnect"]
+    again = connected(9)
+    for order in islice(orders(run), 100):
+        with_loss = [*order[:where], lost(), *order[where:], again]
+
+        assert place(chat(*with_loss)) == place(chat(*run, again))
+
+
+def test_undoing_a_loss_restores_what_the_agent_had_said() -> None:
+    """A lifecycle `created` undoes the loss, but doesn't connect an agent that had left."""
+    left = [requested(), succeeded(), connected(1), disconnected(2)]
+
+    assert chat(*left, lost(), lifecycle(3, "created")).agent_status() == "disconnected"
+
+
+def test_a_lower_sequence_changes_nothing_of_what_a_higher_one_spoke_of() -> None:
+    ready = chat(requested(), succeeded(), connected(5), lifecycle(6, "ready"))
+
+    for fact in (disconnected(4), lifecycle(5, "start_error"), lifecycle(6, "off")):
+        assert state_changed(apply(ready, fact).workspace) == state_changed(ready)
+
+
+def test_a_startup_that_is_run_again_is_the_one_place_where_lower_sequences_lose() -> None:
+    """Both rules of the contract hold as far as they can: see above."""
+    built = [requested(), succeeded(), connected(1)]
+    first, again = lifecycle(3, "ready"), lifecycle(4, "start_error")
+
+    assert chat(*built, first, again).state is S.READY
+    assert chat(*built, again, first).state is S.SCRIPTS_FAILED
+
+
+def test_of_two_terminal_facts_of_one_build_the_first_stored_counts() -> None:
+    """The one exception to 'order never matters'."""
+    assert chat(requested(), succeeded(), failed()).state is S.AGENT_CONNECTING
+    assert chat(requested(), failed(), succeeded()).state is S.BUILD_FAILED
+
+
+def test_of_two_builds_of_one_number_the_one_seen_first_is_followed() -> None:
+    followed = chat(requested(), started(2, build="left"), succeeded(2, STOP, build="right"))
+
+    assert followed.state is S.BUILDING
+    assert followed.build is not None
+    assert followed.build.id == uid("left")
+
+
+def test_a_late_terminal_fact_moves_a_build_that_ran_out_of_time() -> None:
+    assert apply(in_state(S.BUILD_TIMED_OUT), succeeded()).workspace.state is S.AGENT_CONNECTING
+    assert apply(in_state(S.BUILD_TIMED_OUT), failed()).workspace.state is S.BUILD_FAILED
+    assert apply(in_state(S.STOP_TIMED_OUT), succeeded(2, STOP)).workspace.state is S.STOPPED
+    assert apply(in_state(S.STOP_TIMED_OUT), canceled(2, STOP)).workspace.state is S.STOP_CANCELED
+
+
+def test_a_limit_that_passes_before_the_facts_come_changes_nothing_in_the_end() -> None:
+    in_time = chat(requested(), succeeded(), connected(1), lifecycle(2, "ready"))
+    for state, rest in (
+        (S.BUILD_TIMED_OUT, [lifecycle(2, "ready"), connected(1), succeeded()]),
+        (S.AGENT_NOT_READY, [lifecycle(2, "ready"), connected(1)]),
+        (S.SCRIPTS_TIMED_OUT, [lifecycle(2, "ready")]),
+    ):
+        assert place(chat(*rest, of=in_state(state))) == place(in_time)
+
+
+def test_many_agents_that_nobody_chose_never_push_out_the_chosen_one() -> None:
+    there = [requested(), succeeded(), connected(1)]
+    crowd = [connected(1, f"early {n}", number=9) for n in range(200)]
+
+    end = chat(*there, *crowd, disconnected(2))
+
+    assert end.agent_status() == "disconnected"
+    assert len(end.agents) <= 128
+
+
+def test_a_stop_build_made_elsewhere_binds_its_workspace_too() -> None:
+    assert path(started(4, STOP), succeeded(4, STOP)) == ["stopping", "stopped"]
+
+
+def test_a_workspace_that_was_replaced_moves_nothing_any_more() -> None:
+    new = chat(requested(), failed(), requested(1, START, "new"))
+    for fact in (succeeded(), started(2, STOP), connected(1), deleted()):
+        decision = apply(new, fact)
+
+        assert decision.outcome == "foreign"
+        assert place(decision.workspace)["workspace"] == place(new)["workspace"]
+
+
+def test_an_owner_told_late_is_a_change_of_what_is_shown() -> None:
+    from tests.unit.driver import asked  # noqa: PLC0415
+
+    bound = chat(started(1))
+    assert state_changed(bound)["workspace"]["owner_name"] is None
+
+    told = apply(bound, asked("list_templates")).workspace
+
+    assert state_changed(told)["workspace"]["owner_name"] == "ann"
+    assert told.version == bound.version + 1
+
+
+def test_a_new_chat_is_in_none_with_version_0() -> None:
+    data = state_changed(Workspace(chat_id=CHAT))
+
+    assert (data["state"], data["version"], data["cause"]) == ("none", 0, None)
