@@ -184,6 +184,7 @@ class Bus(Protocol):
         """Take from durable consumers, at most `most` of each ahead of what `next` returned.
 
         It asks only when `next` is called, so with `most=1` nothing is taken that nobody awaits.
+        What was taken and not handed out when the context is left goes to whoever pulls next.
         """
         ...
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import count
 from typing import Final
 from uuid import uuid4
 
-from bus import Ack, BusError, Message, Outgoing, Unavailable, headers, jsapi
-from bus.connection import Connection
+from bus import Ack, BusError, Outgoing, Unavailable, headers, jsapi
+from bus.asking import Answer, Requests
 from bus.declaring import ANSWER_WITHIN, NO_RESPONDERS
 from bus.jsapi import ApiError
 
@@ -21,18 +20,18 @@ MOST: Final = 1000
 """The server takes no more in one batch."""
 
 
-async def store_all(connection: Connection, messages: Sequence[Outgoing]) -> list[Ack | BusError]:
+async def store_all(requests: Requests, messages: Sequence[Outgoing]) -> list[Ack | BusError]:
     """Store the messages, and tell of each what became of it."""
     outcomes: list[Ack | BusError] = []
     for start in range(0, len(messages), MOST):
         part = messages[start : start + MOST]
-        stored = await _as_batch(connection, part) if len(part) >= WORTHWHILE else None
-        outcomes += stored or await _side_by_side(connection, part)
+        stored = await _as_batch(requests, part) if len(part) >= WORTHWHILE else None
+        outcomes += stored or await _side_by_side(requests, part)
     return outcomes
 
 
 async def _as_batch(
-    connection: Connection, messages: Sequence[Outgoing]
+    requests: Requests, messages: Sequence[Outgoing]
 ) -> list[Ack | BusError] | None:
     """Store all or none; None: none, for one of them was a repeat, or outdated, or refused."""
     batch = {headers.BATCH_ID: uuid4().hex}
@@ -48,11 +47,11 @@ async def _as_batch(
             if number in (1, last):
                 # The first is answered when the batch is open, the last when it is stored.
                 reply, answer = awaited.enter_context(
-                    connection.asking(message.subject, ANSWER_WITHIN)
+                    requests.asking(message.subject, ANSWER_WITHIN)
                 )
                 answers.append(answer)
             try:
-                connection.post(message.subject, message.data, fields, reply)
+                requests.connection.post(message.subject, message.data, fields, reply)
             except BusError:
                 return None
         try:
@@ -66,15 +65,13 @@ async def _as_batch(
     return [Ack(ack.stream, place) for _, place in zip(messages, places, strict=False)]
 
 
-async def _side_by_side(
-    connection: Connection, messages: Sequence[Outgoing]
-) -> list[Ack | BusError]:
+async def _side_by_side(requests: Requests, messages: Sequence[Outgoing]) -> list[Ack | BusError]:
     with ExitStack() as awaited:
-        answers: list[asyncio.Future[tuple[Message, str]] | BusError] = []
+        answers: list[Answer | BusError] = []
         for message in messages:
-            reply, answer = awaited.enter_context(connection.asking(message.subject, ANSWER_WITHIN))
+            reply, answer = awaited.enter_context(requests.asking(message.subject, ANSWER_WITHIN))
             try:
-                connection.post(message.subject, message.data, _fields(message), reply)
+                requests.connection.post(message.subject, message.data, _fields(message), reply)
                 answers.append(answer)
             except BusError as error:
                 answers.append(error)
@@ -84,7 +81,7 @@ async def _side_by_side(
         ]
 
 
-async def _outcome(subject: str, answer: asyncio.Future[tuple[Message, str]]) -> Ack | BusError:
+async def _outcome(subject: str, answer: Answer) -> Ack | BusError:
     try:
         message, status = await answer
         if status == NO_RESPONDERS:

@@ -74,9 +74,7 @@ async def _try(url: str, options: Mapping[str, Any]) -> Connection:
         )
         if not connection.is_connected:
             raise nats.errors.UnexpectedEOF  # nats-py takes an early EOF for a yes
-        connection.options["allow_reconnect"] = True
-        connection.options["max_reconnect_attempts"] = -1
-        await connection.open_answers()
+        connection.keep_up()
     except (OSError, nats.errors.Error, TimeoutError) as error:
         reason = connection.reason or str(error) or type(error).__name__
         with suppress(Exception):

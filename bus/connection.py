@@ -15,16 +15,15 @@ import asyncio
 import logging
 import re
 from asyncio import Future
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from itertools import count
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import nats.errors
 from nats.aio.client import Client
 from nats.protocol import command
 
-from bus import BusError, Message, Refused, Unavailable
+from bus import Message, Refused, Unavailable
 from bus.headers import read_block, write_block
 from bus.subjects import check
 
@@ -53,12 +52,14 @@ class Connection(Client):
         """What went wrong last; empty while all is well."""
         self.on_lost: list[Callable[[], None]] = []
         self.on_back: list[Callable[[], None]] = []
-        self.on_denied: list[Callable[[str], bool]] = []
+        self.on_denied: list[Callable[[str, Refused], bool]] = []
         """Asked in turn whether a denied subject, in lower case, is theirs."""
         self.gone: Future[str] = asyncio.get_running_loop().create_future()
         self._takers: dict[int, Taker] = {}
-        self._pings: set[Future[Any]] = set()
+        self.waiting: set[Future[Any]] = set()
+        """All that wait for the server, and must hear when the connection breaks."""
         self._denied_subscriptions: set[str] = set()
+        self._kept_up = False
         self._last_word = ""
         self._refusals = 0
         self._closing: asyncio.Task[None] | None = None
@@ -69,6 +70,12 @@ class Connection(Client):
     def server_id(self) -> str:
         """Name of the server process at the other end; another one after it was restarted."""
         return str(self._server_info.get("server_id", ""))
+
+    def keep_up(self) -> None:
+        """Come back from now on whenever the connection breaks."""
+        self._kept_up = True
+        self.options["allow_reconnect"] = True
+        self.options["max_reconnect_attempts"] = -1
 
     # -- out -----------------------------------------------------------------------------------
 
@@ -108,27 +115,30 @@ class Connection(Client):
             raise Unavailable(self.reason or "not connected")
         loop = asyncio.get_running_loop()
         pong: Future[Any] = loop.create_future()
-        self._pings.add(pong)
-        timer = loop.call_later(within, _fail, pong, Unavailable("the server does not answer"))
+        self.waiting.add(pong)
+        timer = loop.call_later(within, fail, pong, Unavailable("the server does not answer"))
         try:
             await self._send_ping(pong)
             await pong
         finally:
             timer.cancel()
-            self._pings.discard(pong)
+            self.waiting.discard(pong)
 
     # -- in ------------------------------------------------------------------------------------
 
     async def take(self, subject: str, taker: Taker, queue: str = "") -> int:
         """Subscribe; `taker` is called from the read loop, so it must not wait."""
-        try:
-            subscription = await self.subscribe(subject, queue)
-        except nats.errors.BadSubjectError:
-            raise Refused(f"not a subject: {subject!r}") from None
-        except nats.errors.ConnectionClosedError:
-            raise Unavailable(self.reason or "the bus is closed") from None
-        number = int(subscription._id)  # noqa: SLF001  # nats-py knows a subscription by it only
+        number = self._sid + 1  # what nats-py will call it; the first message may be here at once
         self._takers[number] = taker
+        try:
+            await self.subscribe(subject, queue)
+        except BaseException as error:
+            del self._takers[number]
+            if isinstance(error, nats.errors.BadSubjectError):
+                raise Refused(f"not a subject: {subject!r}") from None
+            if isinstance(error, nats.errors.ConnectionClosedError):
+                raise Unavailable(self.reason or "the bus is closed") from None
+            raise
         return number
 
     async def take_for_certain(self, subject: str, taker: Taker, queue: str = "") -> int:
@@ -137,12 +147,16 @@ class Connection(Client):
         number = await self.take(subject, taker, queue)
         try:
             await self.round_trip()
-            if subject.lower() in self._denied_subscriptions:
-                raise Refused(f"not allowed to subscribe to {subject}")
+            self.check_subscribed(subject)
         except BaseException:
             await self.leave(number)
             raise
         return number
+
+    def check_subscribed(self, subject: str) -> None:
+        """Raise Refused when the server has denied a subscription to the subject."""
+        if subject.lower() in self._denied_subscriptions:
+            raise Refused(f"not allowed to subscribe to {subject}")
 
     async def leave(self, number: int) -> None:
         """End a subscription."""
@@ -169,15 +183,17 @@ class Connection(Client):
 
     async def report(self, error: Exception) -> None:
         """Take what nats-py tells nobody else."""
-        self.reason = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
-        denied = _DENIED.search(self.reason)
+        words = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+        denied = _DENIED.search(words)
         if denied is not None:
-            log.error("NATS refused: %s", self.reason)
+            log.error("NATS refused: %s", words)
             what, subject = denied.groups()
             if what == "subscription":
                 self._denied_subscriptions.add(subject)
-            any(is_theirs(subject) for is_theirs in self.on_denied)
-        elif self._kept_up and "authorization" in self.reason.lower():
+            any(is_theirs(subject, Refused(words)) for is_theirs in self.on_denied)
+            return
+        self.reason = words
+        if self._kept_up and "authorization" in self.reason.lower():
             self._refused_again()
         else:
             log.debug("nats: %s", self.reason)
@@ -190,15 +206,15 @@ class Connection(Client):
             self._last_word = self.reason
             self._closing = asyncio.get_running_loop().create_task(self.close())
 
-    def _fail_pings(self, error: BusError) -> None:
-        for pong in self._pings:
-            fail(pong, error)
+    def _break_off(self) -> None:
+        for future in self.waiting:
+            fail(future, Unavailable("the connection broke; it may have arrived"))
 
     async def lost(self) -> None:
         """Void all that belonged to the connection as it was."""
         self._pending.clear()
         self._pending_data_size = 0
-        self._fail_all(Unavailable("the connection broke; it may have arrived"))
+        self._break_off()
         for callback in self.on_lost:
             callback()
 
@@ -226,7 +242,7 @@ class Connection(Client):
             self.reason = str(e)
             # Now, while nobody can post: nats-py tells only once the old socket has closed.
             await super()._process_op_err(e)
-            self._fail_all(Unavailable("the connection broke; it may have arrived"))
+            self._break_off()
         else:
             await super()._process_op_err(e)
 
@@ -235,7 +251,8 @@ class Connection(Client):
             await super()._process_connect_init()
         except BaseException:
             if self._transport is not None:
-                self._transport.close()  # nats-py leaves it open, and opens another
+                # nats-py leaves it open, and opens another.
+                self._transport.close()  # type: ignore[no-untyped-call]
             raise
 
     async def _process_pong(self) -> None:
@@ -253,6 +270,7 @@ class Connection(Client):
         await super()._send_ping(future)
 
 
-def _fail(future: Future[Any], error: Exception) -> None:
+def fail(future: Future[Any], error: Exception) -> None:
+    """Let whoever awaits it hear of the error, unless it is over."""
     if not future.done():
         future.set_exception(error)

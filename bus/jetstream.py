@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import nats.errors
 import nats.micro
-from nats.micro.request import Request
+from nats.micro.request import Handler, Request
 from nats.micro.service import Service
 
 from bus import (
@@ -32,9 +32,9 @@ from bus import (
     serving,
 )
 from bus import headers as names
+from bus.asking import Requests
 from bus.batches import store_all
 from bus.connecting import open_connection
-from bus.connection import Connection
 from bus.declaring import NO_RESPONDERS, ask
 from bus.jsapi import ApiError
 from bus.pulling import NatsPull
@@ -68,14 +68,17 @@ async def connect(
         tls=tls,
         wait=wait,
     )
-    return JetStreamBus(connection)
+    requests = Requests(connection)
+    await requests.open()
+    return JetStreamBus(requests)
 
 
 class JetStreamBus:
     """A connection to NATS; see `bus.Bus` for what each method promises."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._connection = requests.connection
         self._tasks = serving.Tasks()
         self._services: list[Service] = []
 
@@ -89,15 +92,15 @@ class JetStreamBus:
 
     async def ensure_stream(self, stream: Stream) -> StreamInfo:
         """Make the stream, or bring it up to its declaration."""
-        return await declaring.ensure_stream(self._connection, stream)
+        return await declaring.ensure_stream(self._requests, stream)
 
     async def ensure_consumer(self, consumer: Consumer) -> None:
         """Make the durable consumer, or bring it up to its declaration."""
-        await declaring.ensure_consumer(self._connection, consumer)
+        await declaring.ensure_consumer(self._requests, consumer)
 
     async def delete_consumer(self, consumer: Consumer) -> None:
         """Forget the durable consumer and its place in the stream."""
-        await declaring.delete_consumer(self._connection, consumer)
+        await declaring.delete_consumer(self._requests, consumer)
 
     # -- messages that are stored --------------------------------------------------------------
 
@@ -117,7 +120,7 @@ class JetStreamBus:
 
     async def publish_all(self, messages: Sequence[Outgoing]) -> Sequence[Ack | BusError]:
         """Store many messages of one stream at once, and tell of each what became of it."""
-        return await store_all(self._connection, messages)
+        return await store_all(self._requests, messages)
 
     async def schedule(
         self,
@@ -151,14 +154,14 @@ class JetStreamBus:
             await pull.stop()
 
     async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> Ack:
-        answer = await ask(self._connection, subject, data, fields)
+        answer = await ask(self._requests, subject, data, fields)
         try:
             return jsapi.ack(answer.data)
         except ApiError as error:
             raise error.as_bus_error(subject) from None
 
     async def _direct_get(self, subject: str, wanted: bytes) -> Stored | None:
-        answer = await ask(self._connection, subject, wanted)
+        answer = await ask(self._requests, subject, wanted)
         fields = dict(answer.headers)
         if names.SEQUENCE not in fields:
             return None
@@ -201,7 +204,7 @@ class JetStreamBus:
         headers: Mapping[str, str] | None = None,
     ) -> Message:
         """Ask and wait."""
-        answer, status = await self._connection.ask(subject, data, headers, timeout)
+        answer, status = await self._requests.ask(subject, data, headers, timeout)
         if status == NO_RESPONDERS:
             raise NoResponder(f"nobody serves {subject}")
         serving.raise_service_error(answer.headers)
@@ -224,19 +227,24 @@ class JetStreamBus:
         self, name: str, version: str, description: str, endpoints: Mapping[str, Responder]
     ) -> None:
         """Register a NATS micro service whose endpoints are (subject -> responder)."""
-        service = await nats.micro.add_service(
-            self._connection, name=name, version=version, description=description
-        )
-        self._services.append(service)
-        for subject, responder in endpoints.items():
-            await service.add_endpoint(
-                name=serving.endpoint_name(subject),
-                subject=subject,
-                handler=self._handler(responder),
+        try:
+            service = await nats.micro.add_service(
+                self._connection, name=name, version=version, description=description
             )
+            self._services.append(service)
+            for subject, responder in endpoints.items():
+                await service.add_endpoint(
+                    name=serving.endpoint_name(subject),
+                    subject=subject,
+                    handler=self._handler(responder),
+                )
+        except nats.errors.Error as error:
+            raise Unavailable(f"{name}: {error}") from None
         await self._connection.round_trip()
+        for subject in endpoints:
+            self._connection.check_subscribed(subject)
 
-    def _handler(self, responder: Responder) -> Callable[[Request], Any]:
+    def _handler(self, responder: Responder) -> Handler:
         async def answer(request: Request) -> None:
             message = Message(
                 request.subject,
@@ -270,7 +278,7 @@ class JetStreamBus:
 
     async def close(self) -> None:
         """Leave, after what was sent has gone out."""
-        for service in self._services:
+        for service in self._services if self.connected else ():
             with suppress(nats.errors.Error, Unavailable, TimeoutError):
                 await service.stop()
         await self._tasks.cancel()

@@ -149,6 +149,7 @@ class MemoryBus:
             yield pull
         finally:
             self._pulls.remove(pull)
+            await pull.give_back()
 
     async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> Ack:
         await self._turn()

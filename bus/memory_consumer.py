@@ -69,6 +69,13 @@ class MemoryConsumer:
             self._stream.remove(sequence)
         self.offer()
 
+    def given_back(self, sequence: int) -> None:
+        """Deliver it again at once."""
+        if self._unacked.pop(sequence, None) is not None:
+            self._again.append(sequence)
+            self._watch()
+            self.offer()
+
     def working(self, sequence: int) -> None:
         """Start its `ack_wait` anew."""
         if self._unacked.pop(sequence, None) is not None:
@@ -145,6 +152,11 @@ class MemoryDelivery:
         if self._bus.connected and self._bus.run == self._run:
             self._consumer.acked(self.sequence)
 
+    async def give_back(self) -> None:
+        """Let it come again at once."""
+        if self._bus.connected and self._bus.run == self._run:
+            self._consumer.given_back(self.sequence)
+
     async def working(self) -> None:
         """Ask for another `ack_wait`."""
         if self._bus.connected and self._bus.run == self._run:
@@ -174,6 +186,11 @@ class MemoryPull:
     def void(self) -> None:
         """Forget what was not handed out: the connection is gone."""
         self._buffer.clear()
+
+    async def give_back(self) -> None:
+        """Let what was not handed out go to whoever pulls next."""
+        while self._buffer:
+            await self._buffer.popleft().give_back()
 
     def wake(self) -> None:
         """Let `next` look again."""

@@ -31,16 +31,14 @@ class NatsDelivery:
 
     __slots__ = ("_connection", "_reply", "_server_id", "data", "headers", "stream", "subject")
 
-    def __init__(
-        self, connection: Connection, server_id: str, stream: str, message: Message
-    ) -> None:
+    def __init__(self, connection: Connection, stream: str, message: Message) -> None:
         self.subject: str = message.subject
         self.data: bytes = message.data
         self.headers: Mapping[str, str] = message.headers
         self.stream = stream
         self._reply = message.reply
         self._connection = connection
-        self._server_id = server_id
+        self._server_id = connection.server_id
 
     @property
     def sequence(self) -> int:
@@ -60,6 +58,10 @@ class NatsDelivery:
     async def working(self) -> None:
         """Ask for another `ack_wait`."""
         await self._say(b"+WPI")
+
+    async def give_back(self) -> None:
+        """Let it come again at once, to whoever pulls next."""
+        await self._say(b"-NAK")
 
     async def _say(self, word: bytes) -> None:
         connection = self._connection
@@ -161,7 +163,6 @@ class NatsPull:
         self._sources = [_Source(self, consumer) for consumer in consumers]
         self._most = most
         self._buffer: deque[tuple[_Source, NatsDelivery]] = deque()
-        self._server_id = connection.server_id
         self._awaited: Future[None] | None = None
         self._error: BusError | None = None
 
@@ -174,12 +175,14 @@ class NatsPull:
             await source.start()
 
     async def stop(self) -> None:
-        """Take no more; what was not handed out comes again, to whoever pulls next."""
+        """Take no more; what was not handed out goes to whoever pulls next."""
         self.connection.on_lost.remove(self._lost)
         self.connection.on_back.remove(self._back)
         self.connection.on_denied.remove(self._denied)
         for source in self._sources:
             await source.stop()
+        for _, delivery in self._buffer:
+            await delivery.give_back()
 
     async def next(self, most: int) -> Sequence[Delivery]:
         """Wait until something is there, then return what is there now: 1 to `most`."""
@@ -201,7 +204,7 @@ class NatsPull:
 
     def put(self, source: _Source, message: Message) -> None:
         """Add a message, and wake whoever awaits one."""
-        delivery = NatsDelivery(self.connection, self._server_id, source.stream, message)
+        delivery = NatsDelivery(self.connection, source.stream, message)
         self._buffer.append((source, delivery))
         self._wake()
 
@@ -236,14 +239,13 @@ class NatsPull:
             self._wake()
 
     def _back(self) -> None:
-        self._server_id = self.connection.server_id
         for source in self._sources:
             self.ask_if_awaited(source)
 
-    def _denied(self, subject: str) -> bool:
+    def _denied(self, subject: str, refusal: Refused) -> bool:
         for source in self._sources:
             if source.subject.lower() == subject:
                 source.open = 0
-                self.fail(Refused(f"not allowed to pull from {source.name} of {source.stream}"))
+                self.fail(refusal)
                 return True
         return False

@@ -7,7 +7,7 @@ import logging
 from asyncio import Future
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Final
 
 from bus import Message, Unavailable
 from bus.clock import Timer
@@ -30,12 +30,16 @@ class Inbox:
         self._messages: deque[Message] = deque()
         self._awaited: Future[None] | None = None
         self._closed = False
+        self._dropping = False
 
     def put(self, message: Message, _status: str = "") -> None:
         """Add a message, and wake the reader."""
         if len(self._messages) >= MOST:
-            log.error("a reader of %s is too slow: dropped %s", self._subject, message.subject)
+            if not self._dropping:
+                log.error("a reader of %s is too slow: it misses messages", self._subject)
+            self._dropping = True
             return
+        self._dropping = False
         self._messages.append(message)
         self._wake(None)
 
@@ -68,7 +72,7 @@ class Inbox:
             if timer is not None:
                 timer.cancel()
 
-    def _wake(self, error: Any) -> None:
+    def _wake(self, error: Exception | None) -> None:
         if self._awaited is None or self._awaited.done():
             return
         if error is None:

@@ -7,25 +7,21 @@ double, deep nesting) is rejected here, with the reason that the dead letter wil
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Final
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import from_json
 
 from statemachine import events
 from statemachine.events import Event, Frozen
+from statemachine.strictness import Reason, Reject, parse
 
 MAX_SIZE: Final = 256 * 1024
 """Bytes of an inbound event."""
 CONTENT_TYPE: Final = "application/cloudevents+json"
-MAX_DEPTH: Final = 32
-"""Nesting of an inbound event."""
 
 Payload = dict[str, Any]
 Upcast = Callable[[Payload], Payload]
@@ -61,19 +57,6 @@ _MODELS: Final[dict[str, type[Frozen]]] = {
 }
 
 
-class Reason(StrEnum):
-    """Why a message is a dead letter (contract §1)."""
-
-    NOT_JSON = "not_json"
-    NOT_CLOUDEVENTS = "not_cloudevents"
-    BAD_TYPE = "bad_type"
-    BAD_SOURCE = "bad_source"
-    BAD_DATA = "bad_data"
-    CHAT_MISMATCH = "chat_mismatch"
-    TOO_LARGE = "too_large"
-    INTERNAL = "internal"
-
-
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """What can't be accepted: the reason, words for people, and the call that may be answered."""
@@ -82,11 +65,6 @@ class Rejected:
     detail: str
     call_id: str | None = None
     tool: str | None = None
-
-
-class _Reject(ValueError):
-    def __init__(self, reason: Reason, detail: str) -> None:
-        self.reason, self.detail = reason, detail
 
 
 def decode(
@@ -98,31 +76,29 @@ def decode(
     """
     try:
         if len(data) > MAX_SIZE:
-            raise _Reject(Reason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_SIZE} are accepted")
+            raise Reject(Reason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_SIZE} are accepted")
         media_type = (content_type or CONTENT_TYPE).partition(";")[0].strip().lower()
         if media_type != CONTENT_TYPE:
-            raise _Reject(
+            raise Reject(
                 Reason.NOT_CLOUDEVENTS,
                 f"Content-Type is {content_type!r}, expected {CONTENT_TYPE!r}",
             )
-        body = _parse(data)
+        body = parse(data)
         envelope = _envelope(body)
         model, payload = _typed(kind, envelope)
         _source(kind, sender, envelope["source"])
         if envelope["subject"] != chat_id:
-            raise _Reject(
+            raise Reject(
                 Reason.CHAT_MISMATCH,
                 f"attribute 'subject' is {envelope['subject']!r}, the NATS subject says {chat_id!r}",
             )
         if not _UUID.fullmatch(chat_id):
-            raise _Reject(
-                Reason.BAD_DATA, f"chat id {chat_id!r} is not a lower-case canonical UUID"
-            )
+            raise Reject(Reason.BAD_DATA, f"chat id {chat_id!r} is not a lower-case canonical UUID")
         fact = _validated(model, payload)
         if isinstance(fact, events.AgentDisconnected) and fact.sequence is None:
-            raise _Reject(Reason.BAD_DATA, "data.sequence: required of an agent")
+            raise Reject(Reason.BAD_DATA, "data.sequence: required of an agent")
         if kind == "agent" and fact.agent_id != sender:
-            raise _Reject(Reason.BAD_DATA, "data.agent_id is not the sender of the NATS subject")
+            raise Reject(Reason.BAD_DATA, "data.agent_id is not the sender of the NATS subject")
         return Event.model_construct(
             source=envelope["source"],
             id=envelope["id"],
@@ -131,7 +107,7 @@ def decode(
             traceparent=envelope.get("traceparent"),
             data=fact,
         )
-    except _Reject as no:
+    except Reject as no:
         call_id, tool = _readable_call(data) if kind == "tool" else (None, None)
         return Rejected(no.reason, no.detail, call_id, tool)
 
@@ -199,75 +175,24 @@ def timestamp(at: datetime) -> str:
     return text.replace("+00:00", "Z")
 
 
-def _parse(data: bytes) -> object:
-    try:
-        body = from_json(data, allow_inf_nan=False)
-    except ValueError as bad:
-        reason = Reason.BAD_DATA if _is_json(data) else Reason.NOT_JSON
-        raise _Reject(reason, str(bad)) from None
-    if problem := _unstorable(body):
-        raise _Reject(Reason.BAD_DATA, problem)
-    return body
-
-
-def _is_json(data: bytes) -> bool:
-    """Say whether it is JSON by the letter, though no store can hold it."""
-    try:
-        json.loads(data.decode(), parse_int=str, parse_constant=_no_constant)
-    except RecursionError:
-        return True
-    except ValueError:
-        return False
-    return True
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unstorable(body: object) -> str | None:  # noqa: C901 — one flat walk
-    """Say what no store can hold, walking without recursion."""
-    todo: list[tuple[object, int]] = [(body, 1)]
-    while todo:
-        value, depth = todo.pop()
-        if isinstance(value, str):
-            if "\0" in value:
-                return "a text contains NUL"
-        elif isinstance(value, float):
-            if not math.isfinite(value):
-                return "a number is beyond what a double holds"
-        elif isinstance(value, int):
-            if value.bit_length() > 1023:  # noqa: PLR2004 — the exponent range of a double
-                return "a number is beyond what a double holds"
-        elif isinstance(value, list | dict):
-            if depth > MAX_DEPTH:
-                return f"nested deeper than {MAX_DEPTH}"
-            if isinstance(value, dict):
-                if any("\0" in key for key in value):
-                    return "a key contains NUL"
-                value = value.values()
-            todo.extend((item, depth + 1) for item in value)
-    return None
-
-
 def _envelope(body: object) -> Payload:
     if not isinstance(body, dict):
-        raise _Reject(Reason.NOT_CLOUDEVENTS, "not a JSON object")
+        raise Reject(Reason.NOT_CLOUDEVENTS, "not a JSON object")
     if body.get("specversion") != "1.0":
-        raise _Reject(
+        raise Reject(
             Reason.NOT_CLOUDEVENTS,
             f"attribute 'specversion' is {body.get('specversion')!r}, expected '1.0'",
         )
     for name in ("id", "source", "type", "subject"):
         value = body.get(name)
         if not isinstance(value, str) or not value or len(value) > 1024:  # noqa: PLR2004
-            raise _Reject(
+            raise Reject(
                 Reason.NOT_CLOUDEVENTS,
                 f"attribute {name!r} must be a text of 1 to 1,024 characters",
             )
     for name in ("time", "traceparent"):
         if not isinstance(body.get(name), str | None):
-            raise _Reject(Reason.NOT_CLOUDEVENTS, f"attribute {name!r} must be a text")
+            raise Reject(Reason.NOT_CLOUDEVENTS, f"attribute {name!r} must be a text")
     return body
 
 
@@ -276,10 +201,10 @@ def _typed(kind: str, envelope: Payload) -> tuple[type[Frozen], Payload]:
     known = _KINDS[kind]
     if match is None or match[1] not in known:
         expected = ", ".join(f"workspaced.{name}.v1" for name in known)
-        raise _Reject(Reason.BAD_TYPE, f"type {envelope['type']!r} is none of: {expected}")
+        raise Reject(Reason.BAD_TYPE, f"type {envelope['type']!r} is none of: {expected}")
     data = envelope.get("data")
     if not isinstance(data, dict):
-        raise _Reject(Reason.BAD_DATA, "attribute 'data' must be an object")
+        raise Reject(Reason.BAD_DATA, "attribute 'data' must be an object")
     return known[match[1]], _lifted(match[1], int(match[2]), data)
 
 
@@ -287,7 +212,7 @@ def _lifted(name: str, version: int, data: Payload) -> Payload:
     while (name, version) in UPCASTS:
         data, version = UPCASTS[name, version](data), version + 1
     if version != CURRENT.get(name, 1):
-        raise _Reject(
+        raise Reject(
             Reason.BAD_TYPE,
             f"schema version {version} of {name} is not known here, the newest is {CURRENT.get(name, 1)}",
         )
@@ -300,12 +225,12 @@ CURRENT: Final[dict[str, int]] = {}
 
 def _source(kind: str, sender: str, source: str) -> None:
     if not _TOKEN.fullmatch(sender):
-        raise _Reject(
+        raise Reject(
             Reason.BAD_SOURCE, f"sender {sender!r} must be 1 to 128 of A-Z, a-z, 0-9, _ and -"
         )
     start = {"tool": "/chat/", "provisioner": "/provisioner/", "agent": "/agent/"}[kind]
     if source != start + sender:
-        raise _Reject(
+        raise Reject(
             Reason.BAD_SOURCE,
             f"source is {source!r}; on this NATS subject it must be {start + sender!r}",
         )
@@ -320,16 +245,14 @@ def _time(text: str | None, now: datetime) -> datetime:
         at = _TIME.validate_python(text)
         return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):  # the ends of time may lie beyond UTC's
-        raise _Reject(
-            Reason.NOT_CLOUDEVENTS, f"attribute 'time' {text!r} is not RFC 3339"
-        ) from None
+        raise Reject(Reason.NOT_CLOUDEVENTS, f"attribute 'time' {text!r} is not RFC 3339") from None
 
 
 def _validated(model: type[Frozen], payload: Payload) -> Any:
     try:
         return model.model_validate(payload)
     except ValidationError as bad:
-        raise _Reject(Reason.BAD_DATA, describe(bad)) from None
+        raise Reject(Reason.BAD_DATA, describe(bad)) from None
 
 
 def describe(bad: ValidationError, root: str = "data") -> str:

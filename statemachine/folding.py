@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from statemachine import events
+from statemachine.builds import seen_by, with_fact, with_older_start
 from statemachine.events import Data, Event, Transition
 from statemachine.table import Trigger
 from statemachine.workspace import (
@@ -19,9 +20,7 @@ from statemachine.workspace import (
     MOST_PAST,
     AgentFacts,
     Build,
-    Ending,
     Former,
-    Outcome,
     Ref,
     Workspace,
 )
@@ -126,14 +125,14 @@ def _build(workspace: Workspace, fact: events.ProvisionerFact, at: datetime) -> 
     workspace = _named(workspace, fact)
     current = workspace.build
     if current is not None and current.id == fact.build_id:
-        known = _with_fact(current, fact, at)
+        known = with_fact(current, fact, at)
         if known == current:
             return Folded(workspace, unmoved=Unmoved.IGNORED)
         return Folded(workspace.model_copy(update={"build": known}))
-    seen = _seen(current, fact, at)
+    seen = seen_by(current, fact, at)
     if current is None or fact.build_number > current.number:
         return _follow(workspace, seen)
-    return Folded(_with_older_start(workspace, seen, fact, at), unmoved=Unmoved.STALE)
+    return Folded(with_older_start(workspace, seen, fact, at), unmoved=Unmoved.STALE)
 
 
 def _bound(workspace: Workspace, ref: Ref) -> Workspace:
@@ -166,46 +165,6 @@ def _named(workspace: Workspace, fact: events.ProvisionerFact) -> Workspace:
     return workspace if told == ref else workspace.model_copy(update={"ref": told})
 
 
-def _seen(previous: Build | None, fact: events.ProvisionerFact, at: datetime) -> Build:
-    """Make the build that `fact` is the first sign of; what it doesn't tell is as before."""
-    build = Build(
-        id=fact.build_id,
-        number=fact.build_number,
-        transition=fact.transition,
-        started_at=at,
-        template=previous.template if previous else None,
-        template_version_id=previous.template_version_id if previous else None,
-        parameters=previous.parameters if previous else {},
-        preset_id=previous.preset_id if previous else None,
-        ttl_ms=previous.ttl_ms if previous else None,
-    )
-    return _with_fact(build, fact, at)
-
-
-def _with_fact(build: Build, fact: events.ProvisionerFact, at: datetime) -> Build:
-    if build.outcome is not None:
-        return build  # of two terminal facts the first stored counts
-    version = getattr(fact, "template_version_id", None) or build.template_version_id
-    new: dict[str, object] = {"taken": True, "template_version_id": version}
-    match fact:
-        case events.BuildStarted():
-            pass
-        case events.BuildSucceeded(agents=agents):
-            new["outcome"] = Outcome(ending=Ending.SUCCEEDED, agents=agents)
-        case events.BuildFailed():
-            new["outcome"] = Outcome(
-                ending=Ending.FAILED,
-                error=fact.error,
-                error_code=fact.error_code,
-                quota=fact.quota,
-            )
-        case events.BuildCanceled():
-            new["outcome"] = Outcome(ending=Ending.CANCELED)
-    if "outcome" in new:
-        new["ended_at"] = at
-    return build.model_copy(update=new)
-
-
 def _follow(workspace: Workspace, build: Build) -> Folded:
     past, last_start = workspace.past, workspace.start_build
     if workspace.build is not None:
@@ -231,24 +190,6 @@ def _without(
     """Forget the agents of superseded builds, but for the last start's."""
     kept = start.id if start is not None else None
     return tuple(f for f in workspace.agents if f.build_id == kept or f.build_id not in past)
-
-
-def _with_older_start(
-    workspace: Workspace, seen: Build, fact: events.ProvisionerFact, at: datetime
-) -> Workspace:
-    """Keep what a late fact tells of the last start: a failed stop asks whether it succeeded."""
-    last = workspace.last_start
-    if (
-        seen.transition is not Transition.START
-        or workspace.build is None
-        or workspace.build.transition is Transition.START
-    ):
-        return workspace
-    if last is not None and last.id == seen.id:
-        return workspace.model_copy(update={"last_start": _with_fact(last, fact, at)})
-    if last is None or seen.number > last.number:
-        return workspace.model_copy(update={"last_start": seen})
-    return workspace
 
 
 def _deleted(workspace: Workspace, fact: events.WorkspaceDeleted) -> Folded:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from statemachine import answers, requests
-from statemachine.agents import Unselectable, choose
 from statemachine.arguments import (
     BadArguments,
     CreateArguments,
@@ -33,6 +32,7 @@ from statemachine.calls import (
 from statemachine.events import BuildRequested, Transition, WaitResumed
 from statemachine.states import ABOUT, State, Word
 from statemachine.views import full_name, name_of
+from statemachine.words import usable, word_of
 from statemachine.workspace import Workspace
 
 NO_WORKSPACE: Final = "the chat has no workspace; use create_workspace to make one"
@@ -79,15 +79,6 @@ def canceled(call: Call, chat: Workspace) -> Answered:
     return _success(call, wait, chat, keys.get(chat.state, {}))
 
 
-def word_of(chat: Workspace) -> Word:
-    """Return the word of contract §5 for the chat; a failed stop is what the last start made it."""
-    word = ABOUT[chat.state].word
-    if word is not Word.FAILED_STOP:
-        return word
-    start = chat.start_build
-    return Word.RUNNING if start is not None and start.succeeded else Word.FAILED_BUILD
-
-
 def _create(call: Call, args: CreateArguments, chat: Workspace, known: Known) -> Verdict:
     if problem := args.problem():
         return answers.error(problem)
@@ -105,7 +96,7 @@ def _create(call: Call, args: CreateArguments, chat: Workspace, known: Known) ->
                     "message": "the workspace is stopped; use start_workspace to start it",
                 }
             )
-        case Word.RUNNING if _usable(chat):
+        case Word.RUNNING if usable(chat):
             return _running(call, chat)
         case _:
             return requests.create(call, args, chat, known, runs=word_of(chat) is Word.RUNNING)
@@ -187,20 +178,6 @@ def _running(call: Call, chat: Workspace) -> Verdict:
     if not ABOUT[chat.state].settled:
         return Waiting(wait)
     return _success(call, wait, chat, answers.readiness(chat))
-
-
-def _usable(chat: Workspace) -> bool:
-    """Say whether a running workspace's agent is there or may still come, or can't be told."""
-    build = chat.start_build
-    if build is None or build.outcome is None or not build.outcome.agents:
-        return False
-    chosen = choose(build.outcome.agents)
-    if isinstance(chosen, Unselectable):
-        return True
-    facts = chat.facts_of(chosen.id)
-    if facts is None or facts.connected is None:
-        return not ABOUT[chat.state].overdue
-    return facts.connected
 
 
 def _what_became(call: Call, wait: Wait, chat: Workspace) -> Verdict:

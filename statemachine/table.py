@@ -84,31 +84,58 @@ TABLE: Final[tuple[Row, ...]] = (
 LEGAL: Final = frozenset((row.trigger, source) for row in TABLE for source in row.sources)
 """What the engine will take; asked before it, because most triggers are not for the present state."""
 
-BEGIN: Final = "<!-- diagram: made by `make diagram`, do not edit -->"
 END: Final = "<!-- end of diagram -->"
 
 
 def mermaid(rows: Iterable[Row] = TABLE) -> str:
-    """Draw the table; moves from (nearly) everywhere are drawn from one node each."""
+    """Draw the whole table; moves from (nearly) everywhere are drawn from one node each."""
     lines = ["stateDiagram-v2", "    [*] --> none"]
-    for trigger, sources, dest in rows:
-        names: Iterable[str] = sources
-        if sources == _ANY:
-            names = ["any"]
-        elif sources == _BOUND:
-            names = ["any_with_a_workspace"]
-        lines += [f"    {name} --> {dest}: {trigger}" for name in names]
+    for row in rows:
+        lines += [f"    {name} --> {row.dest}: {row.trigger}" for name in _origins(row)]
     for state in State:
         if (reason := ABOUT[state].reason) is not None:
             lines.append(f"    {state}: failed ({reason})")
     return "\n".join(lines)
 
 
+def wire_mermaid(rows: Iterable[Row] = TABLE) -> str:
+    """Draw the table as the world sees it: one `failed`, and each move once with all its triggers."""
+    moves: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for name in _origins(row):
+            source = ABOUT[name].wire if isinstance(name, State) else name
+            triggers = moves.setdefault((source, ABOUT[row.dest].wire), [])
+            if row.trigger not in triggers:
+                triggers.append(row.trigger)
+    lines = [f"    {source} --> {dest}: {', '.join(on)}" for (source, dest), on in moves.items()]
+    return "\n".join(["stateDiagram-v2", "    [*] --> none", *lines])
+
+
+DRAWINGS: Final = {
+    "<!-- diagram: made by `make diagram`, do not edit -->": mermaid,
+    "<!-- wire diagram: made by `make diagram`, do not edit -->": wire_mermaid,
+}
+"""What stands behind which mark of a document."""
+
+
 def redraw(document: str) -> str:
-    """Return `document` with the diagram between its marks drawn anew. Raises ValueError without marks."""
-    head, rest = document.split(BEGIN, 1)
-    _, tail = rest.split(END, 1)
-    return f"{head}{BEGIN}\n```mermaid\n{mermaid()}\n```\n{END}{tail}"
+    """Return `document` with the diagrams between their marks drawn anew. Raises ValueError without."""
+    found = [begin for begin in DRAWINGS if begin in document]
+    if not found:
+        raise ValueError("the document has no mark of a diagram")
+    for begin in found:
+        head, rest = document.split(begin, 1)
+        _, tail = rest.split(END, 1)
+        document = f"{head}{begin}\n```mermaid\n{DRAWINGS[begin]()}\n```\n{END}{tail}"
+    return document
+
+
+def _origins(row: Row) -> Iterable[State | str]:
+    if row.sources == _ANY:
+        return ("any",)
+    if row.sources == _BOUND:
+        return ("any_with_a_workspace",)
+    return row.sources
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ class Agent:
                 await self._live(journal, scripts, linked)
                 if not linked.done():
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(_all_said(journal, log), FAREWELL)
+                        async with asyncio.timeout(FAREWELL):
+                            await _all_said(journal, log)
             finally:
                 for task in (linked, logging_):
                     task.cancel()

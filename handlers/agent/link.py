@@ -31,6 +31,7 @@ Refused is also who comes before the gateway is back, or before the credential i
 SPREAD: Final = 2.0
 """Seconds over which agents that are all asked at once spread their answers."""
 _MARGIN: Final = 1.0
+_RENEWED_WITHIN: Final = 0.5
 
 Connect = Callable[[str, Credential], Awaitable[Bus]]
 """Opens a connection to the url. Raises Refused, Unavailable."""
@@ -112,16 +113,23 @@ class Link:
             if self._shown is not None and now - self._shown > PRESENCE_TTL - _MARGIN:
                 # Paused, or cut off without a reconnect: the workers may have given us up.
                 fresh, self._shown = True, None
-            stored = await self._renew(bus)
-            if fresh and bus.connected:
-                # After the sign of life: a mark of its absence that is worked late counts no more.
-                self._journal.connected()
-                fresh = False
+            renewal = asyncio.ensure_future(self._renew(bus))
+            try:
+                # Report after it, if it can be: a mark of our absence that is worked late counts
+                # for nothing then.
+                await asyncio.wait({renewal}, timeout=_RENEWED_WITHIN)
+                if fresh and bus.connected:
+                    self._journal.connected()
+                    fresh = False
+                stored = await renewal
+            finally:
+                renewal.cancel()
             if stored:
                 self._shown, lost_at = now, None
                 backoff.reset()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(back.wait(), PRESENCE_RENEWED)
+                    async with asyncio.timeout(PRESENCE_RENEWED):
+                        await back.wait()
                 continue
             if bus.connected:
                 lost_at = None

@@ -88,7 +88,8 @@ class Scripts:
             self._say("shutdown", f"the shutdown script could not be started: {no}")
             return Lifecycle.SHUTDOWN_ERROR
         try:
-            status = await asyncio.wait_for(shell.wait(), limit)
+            async with asyncio.timeout(limit):
+                status = await shell.wait()
         except TimeoutError:
             self._say(
                 "shutdown", f"the shutdown script did not end within {limit:g} s and was killed"

@@ -6,14 +6,14 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
 from bus import CLOUDEVENT, Bus, subjects
-from handlers.app import NotFoundError, locate
-from handlers.settings import Settings
+from handlers.app import locate
+from handlers.settings import InvalidSettings, Settings
 from statemachine.codec import encode
 
 SOURCE: Final = "cli"
@@ -73,13 +73,10 @@ async def ask(
             await asyncio.gather(following, answer, return_exceptions=True)
 
 
-def arguments(pairs: list[str]) -> dict[str, Any]:
-    """Read `K=V` pairs; a dot in K goes one level down. Raises NotFoundError."""
+def arguments(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Join key-value pairs; a dot in a key goes one level down. Raises InvalidSettings."""
     args: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise NotFoundError(f"--arg {pair!r}: expected K=V")
+    for key, text in pairs:
         try:
             value = json.loads(text)
         except ValueError:
@@ -88,6 +85,8 @@ def arguments(pairs: list[str]) -> dict[str, Any]:
         inner = args
         for part in path:
             inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise InvalidSettings(f"--arg {key}: '{part}' has a value of its own already")
         inner[last] = value
     return args
 

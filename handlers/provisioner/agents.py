@@ -145,7 +145,8 @@ class Agents:
         """Return the exit status, or what is to be said instead of it."""
         try:
             with watching(pid) as descriptor:
-                await asyncio.wait_for(exited(descriptor), limit)
+                async with asyncio.timeout(limit):
+                    await exited(descriptor)
         except TimeoutError:
             return _STILL_RUNS
         except ProcessLookupError:
@@ -166,7 +167,8 @@ class Agents:
         if (pid := pid or started) is not None:
             with suppress(ProcessLookupError, TimeoutError), watching(pid) as descriptor:
                 signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-                await asyncio.wait_for(exited(descriptor), limit)
+                async with asyncio.timeout(limit):
+                    await exited(descriptor)
         # What is left: an agent that does not end, a launcher, processes that left their group.
         await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=1.0)
         if started is not None:

@@ -154,7 +154,8 @@ class Provisioner:
         """Tell the server that what is in hand is being worked."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), self._heartbeat)
+                async with asyncio.timeout(self._heartbeat):
+                    await self._stopped.wait()
                 return
             for delivery in list(self._in_hand):
                 with suppress(BusError):
@@ -177,7 +178,8 @@ class Provisioner:
             await asked.wait()
             with suppress(TimeoutError):
                 spread = random.uniform(0, SPREAD)  # noqa: S311 — no secret
-                await asyncio.wait_for(self._stopped.wait(), spread)
+                async with asyncio.timeout(spread):
+                    await self._stopped.wait()
             asked.clear()
             for fact in journal.newest_facts():
                 await deliver(self._bus, fact)

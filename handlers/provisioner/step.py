@@ -63,7 +63,8 @@ async def run_step(
     except (OSError, ValueError) as no:
         return Failed(f"The {name} step could not be started: {no}")
     try:
-        status = await asyncio.wait_for(shell.wait(), limit)
+        async with asyncio.timeout(limit):
+            status = await shell.wait()
     except TimeoutError:
         return Failed(f"The {name} step did not end within {limit:g} s and was killed.")
     finally:

@@ -27,6 +27,7 @@ BUILD: Final = 10 * 1024 * 1024
 """Bytes of output of one build, all its senders together."""
 _LEFT_OUT: Final = b"[the limit of this build's log is reached: what follows is left out]\n"
 _RESERVED: Final = 256
+_UNNOTED: Final = 256 * 1024
 
 Level = Literal["info", "warn", "error"]
 Send = Callable[[str, bytes], Awaitable[None]]
@@ -67,6 +68,7 @@ class BuildLog:
             counted |= json.loads(ledger.read_bytes())
         self._sequence = self._reserved = int(counted["sequence"])
         self._left, self._said = int(counted["left"]), bool(counted["said"])
+        self._noted_left = self._left
 
     @property
     def left(self) -> int:
@@ -98,7 +100,8 @@ class BuildLog:
         """Return when all that was written is sent, or after `within` seconds."""
         self._now.set()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), within)
+            async with asyncio.timeout(within):
+                await self._empty.wait()
 
     async def run(self) -> None:
         """Send what is written, in order, until cancelled; wait while there is no bus."""
@@ -106,7 +109,8 @@ class BuildLog:
         while True:
             await self._some.wait()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._now.wait(), COLLECTED)
+                async with asyncio.timeout(COLLECTED):
+                    await self._now.wait()
             self._now.clear()
             while self._pending:
                 stage, level, output = self._take()
@@ -146,8 +150,8 @@ class BuildLog:
 
     def _message(self, stage: str, level: Level, output: bytes) -> bytes:
         self._sequence += 1
-        if self._sequence > self._reserved:
-            # Numbers are noted in blocks: a killed sender leaves a gap, but gives none out twice.
+        if self._sequence > self._reserved or self._noted_left - self._left > _UNNOTED:
+            # Noted now and then: a killed sender leaves a gap, but gives no number out twice.
             self._note(self._sequence + _RESERVED)
         data = {
             "build_id": self._build_id,
@@ -168,7 +172,7 @@ class BuildLog:
         )
 
     def _note(self, reserved: int) -> None:
-        self._reserved = reserved
+        self._reserved, self._noted_left = reserved, self._left
         noted = {"sequence": reserved, "left": self._left, "said": int(self._said)}
         with suppress(OSError):  # a full disk must not end a build because of its log
             write_whole(self._ledger, json.dumps(noted).encode(), durable=False)

@@ -6,25 +6,49 @@ never decide on the same snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Final
 
 from handlers.worker import effects
 from handlers.worker.chat import Chat
 from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed
 from handlers.worker.policy import policy
 from statemachine import events
-from statemachine.calls import Answered, Call, Known
+from statemachine.calls import Call, Known
+from statemachine.events import BuildStarted, BuildSucceeded
 from statemachine.store import Changes, Key, Outgoing, Store, Transaction
 from statemachine.templates import Catalog
 from statemachine.workspace import Limits, Workspace
 
-EMPTY = Catalog({}, {})
+EMPTY: Final = Catalog({}, {})
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
-async def apply(items: Sequence[Item], store: Store, limits: Limits, seed: bytes) -> list[Outgoing]:
+Silent = Callable[[str, str], Awaitable[bool]]
+"""Says of a chat's agent whether nothing shows that it lives."""
+
+
+async def _always(chat_id: str, agent_id: str) -> bool:
+    del chat_id, agent_id
+    return True
+
+
+async def apply(
+    items: Sequence[Item],
+    store: Store,
+    limits: Limits,
+    seed: bytes,
+    *,
+    silent: Silent = _always,
+) -> list[Outgoing]:
     """Apply `items` and commit; return what must be published, with what repeats had left over.
 
-    `seed`: random bytes that new ids and names are made of. Raises what the store raises.
+    `seed`: random bytes that new ids and names are made of. `silent` is asked under the chat's lock,
+    so that an agent which comes back meanwhile speaks after its loss, and undoes it. Raises what the
+    store and `silent` raise.
     """
     moving = [item for item in items if isinstance(item, Fact | Fired | Missed)]
     dead = [item for item in items if isinstance(item, Dead) and item.rejected.call_id is not None]
@@ -33,36 +57,44 @@ async def apply(items: Sequence[Item], store: Store, limits: Limits, seed: bytes
     async with store.transaction() as tx:
         snapshots = await tx.lock({_chat_id(item) for item in moving})
         known = await tx.known([(f.event.chat_id, f.digest) for f in moving if isinstance(f, Fact)])
-        fresh = [
-            i for i in moving if not isinstance(i, Fact) or (i.event.chat_id, i.digest) not in known
-        ]
+        gone = await _gone([item for item in moving if isinstance(item, Missed)], silent)
         changes = Changes()
-        chats = await _chats(fresh, snapshots, tx, limits, changes, seed)
-        repeated: set[str] = set()
+        chats = await _chats(moving, snapshots, tx, limits, changes, seed)
+        again: set[str] = set()
+        """Chats of what came before: it may have been committed and not published."""
         for item in moving:
             chat = chats[_chat_id(item)]
             match item:
                 case Fact(event=event, digest=digest):
                     if (event.chat_id, digest) in known:
                         chat.repeat(event)
-                        repeated.add(event.chat_id)
+                        again.add(event.chat_id)
                         continue
                     known.add((event.chat_id, digest))
                     changes.identities.append((event.chat_id, digest))
                     chat.apply(event)
-                case Fired(generation=generation):
-                    chat.fired(generation)
-                case Missed(agent_id=agent_id):
-                    chat.missed(agent_id)
+                case Fired(chat_id=chat_id, generation=generation):
+                    if not chat.fired(generation):
+                        again.add(chat_id)
+                case Missed(chat_id=chat_id, agent_id=agent_id):
+                    if item not in gone or not chat.missed(agent_id):
+                        again.add(chat_id)
         for chat in chats.values():
             chat.close()
-        changes.outgoing += await _refusals(dead, tx)
-        left_over = await tx.unpublished(repeated)
-        return left_over + await tx.write(changes)
+        left_over = await tx.unpublished(again)
+        # Refusals are made anew whenever their letter comes again. In the outbox one could stay, and
+        # stand over the answer to the corrected request later.
+        return left_over + await tx.write(changes) + await _refusals(dead, changes, tx)
 
 
 def _chat_id(item: Fact | Fired | Missed) -> str:
     return item.event.chat_id if isinstance(item, Fact) else item.chat_id
+
+
+async def _gone(missed: Sequence[Missed], silent: Silent) -> set[Missed]:
+    """Return those that are still not to be seen; a mark that is worked late counts no more."""
+    answers = await asyncio.gather(*(silent(m.chat_id, m.agent_id) for m in missed))
+    return {item for item, gone in zip(missed, answers, strict=True) if gone}
 
 
 async def _chats(
@@ -87,41 +119,54 @@ async def _chats(
     deletes = {e.chat_id for e in facts if isinstance(e.data, events.DeleteRequested)}
     judged = {e.chat_id for e in facts if isinstance(e.data, events.ToolRequested)} | deletes
     judged |= {chat_id for chat_id, calls in waiting.items() if calls}
-    known = Known(EMPTY, seed=seed)
+    known, taken = Known(EMPTY, seed=seed), dict[str, set[str]]()
     if judged:
-        calls = [call for open_calls in waiting.values() for call in open_calls]
-        known = await _known(asked, calls, [snapshots[c] for c in judged], tx, seed)
+        calls: list[events.ToolRequested | Call] = list(asked)
+        calls += [call for open_calls in waiting.values() for call in open_calls]
+        taken = await tx.names({c.owner_id for c in calls if c.tool == "create_workspace"})
+        known = Known(
+            catalog=await _catalog(calls, facts, [snapshots[c] for c in judged], tx),
+            policy=policy(await tx.settings()),
+            names=taken,
+            seed=seed,
+        )
     return {
         chat_id: Chat(
             workspace=snapshot,
             open={call.call_id: call for call in waiting.get(chat_id, [])},
             stored=stored,
             canceled=canceled,
-            known=known,
+            # Call ids are unique in a chat only, and what is made of the seed must be everywhere.
+            known=replace(known, seed=seed + chat_id.encode()),
             limits=limits,
             now=tx.now,
             changes=changes,
             armed=snapshot.generation,
+            taken=taken,
         )
         for chat_id, snapshot in snapshots.items()
     }
 
 
-async def _known(
-    asked: Sequence[events.ToolRequested],
-    waiting: Sequence[Call],
+async def _catalog(
+    calls: Sequence[events.ToolRequested | Call],
+    facts: Sequence[events.Event],
     chats: Sequence[Workspace],
     tx: Transaction,
-    seed: bytes,
-) -> Known:
-    calls: list[events.ToolRequested | Call] = [*asked, *waiting]
+) -> Catalog:
+    """Load the templates that the calls, the chats and the batch's own facts speak of."""
     listing = {call.organization_id for call in calls if call.tool == "list_templates"}
     templates = {
         str(call.args["template_id"]).strip().lower()
         for call in calls
         if _is_uuid(call.args.get("template_id"))
     }
-    versions: set[str] = set()
+    templates |= {e.data.template_id or "" for e in facts if isinstance(e.data, BuildStarted)}
+    versions = {
+        e.data.template_version_id or ""
+        for e in facts
+        if isinstance(e.data, BuildStarted | BuildSucceeded)
+    }
     for chat in chats:
         if chat.ref is not None and chat.ref.template_id is not None:
             templates.add(chat.ref.template_id)
@@ -130,36 +175,23 @@ async def _known(
                 versions.add(build.template_version_id)
             if build is not None and build.template is not None:
                 versions.add(build.template.version_id)
-    owners = {call.owner_id for call in calls if call.tool == "create_workspace"}
-    return Known(
-        catalog=await tx.catalog(listing, templates, versions),
-        policy=policy(await tx.settings()),
-        names=await tx.names(owners),
-        seed=seed,
-    )
+    return await tx.catalog(listing, templates - {""}, versions - {""})
 
 
 def _is_uuid(value: object) -> bool:
-    return isinstance(value, str) and len(value.strip()) == 36 and value.strip().count("-") == 4  # noqa: PLR2004
+    return isinstance(value, str) and _UUID.fullmatch(value.strip()) is not None
 
 
-async def _refusals(dead: Sequence[Dead], tx: Transaction) -> list[Outgoing]:
+async def _refusals(dead: Sequence[Dead], changes: Changes, tx: Transaction) -> list[Outgoing]:
     """Answer dead letters whose call can be told, unless that call was accepted before."""
     keys = {Key(d.chat_id, d.rejected.call_id): d for d in dead if d.rejected.call_id}
     keys = {key: d for key, d in keys.items() if _is_uuid(key.chat_id)}
-    for key in await tx.calls(set(keys)):
-        del keys[key]
+    accepted = {Key(s.call.chat_id, s.call.call_id) for s in changes.calls}
+    for key in accepted | (await tx.calls(set(keys))).keys():
+        keys.pop(key, None)
     return [
-        effects.result(
-            key.chat_id,
-            key.call_id,
-            d.rejected.tool or "",
-            Answered(
-                {"error": f"the request was not accepted: {d.rejected.detail}"}, is_error=True
-            ),
-            None,
-            tx.now,
-            f"{key.chat_id}:{key.call_id}:{effects.digest(d.data)}",
+        effects.refused(
+            key.chat_id, key.call_id, d.rejected.tool, d.rejected.detail, d.data, tx.now
         )
         for key, d in keys.items()
     ]

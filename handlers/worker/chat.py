@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Final
-from uuid import uuid4
 
 from handlers.worker import effects
+from handlers.worker.own import own
 from statemachine import events, judging, masking
 from statemachine.calls import (
     Answered,
@@ -50,6 +50,10 @@ class Chat:
     changes: Changes
     armed: int = 0
     """The deadline's generation when the batch began."""
+    taken: dict[str, set[str]] = field(default_factory=dict)
+    """The names of `known`, for all chats of the batch: a new one counts for the next chat."""
+    ahead: timedelta = timedelta(0)
+    """How far the clock runs ahead that fired the present timer."""
     written: dict[str, StoredCall] = field(default_factory=dict)
     """Calls that the batch changed, by id."""
 
@@ -78,23 +82,26 @@ class Chat:
                 pass
         self._settle(event)
 
-    def fired(self, generation: int) -> None:
-        """Let a limit be over, if the timer is the present one's and the time has come."""
+    def fired(self, generation: int) -> bool:
+        """Let a limit be over, if the timer is the present one's and the time has come; say whether."""
         chat = self.workspace
         if chat.deadline is None:
-            return
+            return False
         if generation != chat.generation or self.now < chat.deadline:
             self.armed = -1  # an old timer, or a clock that runs ahead: arm the open one again
-            return
-        event = self._event(events.DeadlinePassed(generation=generation))
+            if generation == chat.generation:
+                self.ahead = chat.deadline - self.now  # else it would fire again at once
+            return False
+        event = own(chat.chat_id, events.DeadlinePassed(generation=generation), self.now)
         self._decide(event, event)
         self._settle(event)
+        return True
 
-    def missed(self, agent_id: str) -> None:
-        """Let an agent be lost, if it is one that was there."""
+    def missed(self, agent_id: str) -> bool:
+        """Let an agent be lost, if it is one that was there; say whether."""
         facts = self.workspace.facts_of(agent_id)
         if facts is None or not facts.connected:
-            return
+            return False
         lost = events.AgentDisconnected(
             workspace_id=facts.workspace_id,
             build_id=facts.build_id,
@@ -102,15 +109,16 @@ class Chat:
             sequence=None,
             reason="no sign of life",
         )
-        event = self._event(lost)
+        event = own(self.workspace.chat_id, lost, self.now)
         self._decide(event, event)
         self._settle(event)
+        return True
 
     def close(self) -> None:
         """Collect what is written once a chat: its snapshot, and the timer of its last deadline."""
         chat = self.workspace
         if chat.deadline is not None and chat.generation != self.armed:
-            due = chat.deadline
+            due = chat.deadline + self.ahead
             self._send(effects.timer(chat.chat_id, effects.DEADLINE, chat.generation, due))
         self.workspace = chat.model_copy(update={"open_calls": len(self.open)})
         self.changes.chats.append(self.workspace)
@@ -124,7 +132,7 @@ class Chat:
             return  # asked again while it waits: it goes on waiting
         stored = self.written.get(asked.call_id) or self.stored.get(key)
         if stored is not None and stored.answer is not None:
-            self._send(self._result(stored.call, stored.answer, event))
+            self._send(effects.answered(stored.call, stored.answer, event, self.now))
             return
         call = Call(
             chat_id=event.chat_id,
@@ -190,7 +198,7 @@ class Chat:
         self.open.pop(call.call_id, None)
         args = masking.arguments(call.tool, call.args, self.workspace, self.known)
         self.written[call.call_id] = StoredCall(call.model_copy(update={"args": args}), answer)
-        self._send(self._result(call, answer, because))
+        self._send(effects.answered(call, answer, because, self.now))
         log.info(
             "answered %s of chat %s: %s",
             call.tool,
@@ -199,17 +207,11 @@ class Chat:
             extra={"chat_id": call.chat_id, "call_id": call.call_id},
         )
 
-    def _result(self, call: Call, answer: Answered, because: Event) -> Outgoing:
-        name = f"{call.chat_id}:{call.call_id}:{because.id}"
-        return effects.result(
-            call.chat_id, call.call_id, call.tool, answer, because, self.now, name
-        )
-
     # -- moves ----------------------------------------------------------------------------------
 
     def _own(self, data: OwnEvent, because: Event) -> None:
         """Apply an event that the rules came to."""
-        self._decide(self._event(data, because), because)
+        self._decide(own(self.workspace.chat_id, data, self.now, because), because)
         if isinstance(data, BuildRequested):
             self._request(data, because)
 
@@ -218,9 +220,7 @@ class Chat:
         if build.build_number == 1 and chat.owner_id is not None:
             name = (build.workspace_id, chat.chat_id, chat.owner_id, build.workspace_name)
             self.changes.names.append(name)
-            taken = self.known.names.get(chat.owner_id, frozenset())
-            names = {**self.known.names, chat.owner_id: {*taken, build.workspace_name.lower()}}
-            self.known = replace(self.known, names=names)
+            self.taken.setdefault(chat.owner_id, set()).add(build.workspace_name.lower())
         self._job(build, because)
 
     def _request_replaced(self, build: BuildRequested, because: Event) -> None:
@@ -278,18 +278,6 @@ class Chat:
             before,
             after,
             extra={"chat_id": event.chat_id, "event_id": event.id, "version": version},
-        )
-
-    def _event(
-        self, data: OwnEvent | events.AgentDisconnected, because: Event | None = None
-    ) -> Event:
-        return Event.model_construct(
-            source=OURS,
-            id=str(uuid4()),
-            chat_id=self.workspace.chat_id,
-            time=self.now,
-            traceparent=because.traceparent if because else None,
-            data=data,
         )
 
     def _send(self, outgoing: Outgoing) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import IntEnum
 from hashlib import sha256
 from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
 
 from bus import subjects
-from statemachine.calls import Answered
+from statemachine.calls import Answered, Call
 from statemachine.codec import encode
 from statemachine.events import OURS, BuildRequested, Event
 from statemachine.store import Outgoing
@@ -18,6 +18,7 @@ from statemachine.templates import Version
 from statemachine.views import state_changed
 from statemachine.workspace import Workspace
 
+_MILLISECOND: Final = timedelta(milliseconds=1)
 DEADLINE: Final = "deadline"
 """The purpose of a state's timer."""
 
@@ -51,6 +52,7 @@ def state(step: Workspace, because: Event, at: datetime) -> Outgoing:
 def timer(chat_id: str, purpose: str, generation: int, due: datetime) -> Outgoing:
     """Wake the workers when a limit is over."""
     body = json.dumps({"generation": generation}).encode()
+    due += -timedelta(microseconds=due.microsecond) % _MILLISECOND  # the bus counts in these
     return Outgoing(
         chat_id,
         Lane.TIMER,
@@ -107,6 +109,21 @@ def job(
         traceparent=because.traceparent,
     )
     return Outgoing(chat.chat_id, Lane.JOB, subjects.job(build.template.pool), build.build_id, body)
+
+
+def answered(call: Call, answer: Answered, because: Event, at: datetime) -> Outgoing:
+    """Answer a call; asked again, by another event, it is published again."""
+    name = f"{call.chat_id}:{call.call_id}:{because.source}:{because.id}"
+    return result(call.chat_id, call.call_id, call.tool, answer, because, at, name)
+
+
+def refused(
+    chat_id: str, call_id: str, tool: str | None, detail: str, message: bytes, at: datetime
+) -> Outgoing:
+    """Answer a request that is a dead letter."""
+    answer = Answered({"error": f"the request was not accepted: {detail}"}, is_error=True)
+    name = f"{chat_id}:{call_id}:{digest(message)}"
+    return result(chat_id, call_id, tool or "", answer, None, at, name)
 
 
 def result(

@@ -10,9 +10,10 @@ from typing import Final
 
 from bus import Delivery, subjects
 from bus.streams import IN, TIMER
-from statemachine.codec import Reason, Rejected, decode
-from statemachine.events import Event
+from statemachine.codec import Rejected, decode
+from statemachine.events import Event, ToolCanceled, ToolRequested
 from statemachine.store import identity
+from statemachine.strictness import Reason
 
 DETAIL_LIMIT: Final = 1024
 """Characters of a dead letter's detail."""
@@ -77,8 +78,11 @@ def read(delivery: Delivery, now: datetime) -> Item:
     return Missed(chat_id, agent_id, delivery.sequence)
 
 
-def dead(delivery: Delivery, reason: Reason, detail: str) -> Dead:
-    """Give up on a delivery."""
+def dead(delivery: Delivery, reason: Reason, detail: str, item: Item | None = None) -> Dead:
+    """Give up on a delivery, read as `item` if it could be read."""
+    call_id, tool = None, None
+    if isinstance(item, Fact) and isinstance(item.event.data, ToolRequested | ToolCanceled):
+        call_id, tool = item.event.data.call_id, getattr(item.event.data, "tool", None)
     inbound = subjects.parse_inbound(delivery.subject)
     return Dead(
         inbound.kind if inbound else delivery.subject.split(".")[1],
@@ -86,7 +90,7 @@ def dead(delivery: Delivery, reason: Reason, detail: str) -> Dead:
         delivery.subject,
         delivery.data,
         delivery.headers,
-        Rejected(reason, detail),
+        Rejected(reason, detail, call_id, tool),
     )
 
 

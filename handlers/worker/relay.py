@@ -10,17 +10,19 @@ import asyncio
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Final
 
 from bus import CLOUDEVENT, Bus, Conflict, Stored, subjects
-from bus.streams import STATE, pool_consumer
+from bus.streams import PRESENCE, STATE, pool_consumer
 from handlers.worker.effects import Lane
 from handlers.worker.inbox import DETAIL_LIMIT, Dead
 from statemachine.store import Outgoing
 
 log = logging.getLogger(__name__)
 _REMEMBERED: Final = 10_000
+LETTER_LIMIT: Final = 1_000_000
+"""Bytes of a dead letter's body and the headers that came with it: the server takes 1 MiB."""
 
 
 class Relay:
@@ -54,6 +56,11 @@ class Relay:
         for pool in set(pools) - self._pools:
             await self._bus.ensure_consumer(pool_consumer(pool))
             self._pools.add(pool)
+
+    async def silent(self, chat_id: str, agent_id: str) -> bool:
+        """Say whether nothing shows that the agent lives. Raises BusError."""
+        last = await self._bus.last(PRESENCE.name, subjects.presence(chat_id, agent_id))
+        return last is None or last.expired
 
     def forget(self) -> None:
         """Drop what is remembered of the streams: they may be others after a reconnect."""
@@ -126,9 +133,19 @@ class Relay:
             "Workspaced-Subject": letter.subject,
             "Workspaced-Reason": str(reason),
             "Workspaced-Detail": detail[:DETAIL_LIMIT],
-            "Workspaced-Headers": json.dumps(dict(letter.headers)),
+            "Workspaced-Headers": _fitting(letter.headers, LETTER_LIMIT - len(letter.data)),
         }
         await self._bus.publish(subjects.dead(letter.kind), letter.data, headers=headers)
+
+
+def _fitting(headers: Mapping[str, str], room: int) -> str:
+    """Write headers as JSON; what would make the letter larger than any message may be is left out."""
+    kept: dict[str, str] = {}
+    for name, value in headers.items():
+        room -= len(json.dumps({name: value}, ensure_ascii=False).encode())
+        if room >= 0:
+            kept[name] = value
+    return json.dumps(kept, ensure_ascii=False)
 
 
 def _version(last: Stored) -> int:

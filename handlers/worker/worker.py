@@ -17,8 +17,8 @@ from handlers.worker import effects
 from handlers.worker.batch import apply
 from handlers.worker.inbox import Dead, Item, dead, read
 from handlers.worker.relay import Relay
-from statemachine.codec import Reason
 from statemachine.store import Outgoing, Store, StoreUnavailableError
+from statemachine.strictness import Reason
 from statemachine.workspace import Limits
 
 log = logging.getLogger(__name__)
@@ -78,27 +78,27 @@ class Worker:
         """Bring deliveries to their end: applied or buried, published, acked."""
         now = datetime.now(UTC)
         items = [(delivery, read(delivery, now)) for delivery in deliveries]
-        rows, buried = await self._apply(items)
         try:
+            rows, buried = await self._apply(items, relay)
             await relay.publish(rows)
             await relay.bury(buried)
         except BusError as bad:
-            log.warning("what was committed is not published yet, it comes again: %s", bad)
+            log.warning("the bus is away, what is not published comes again: %s", bad)
             return
         for delivery, _ in items:
             await delivery.ack()
         self.dead_letters += len(buried)
-        if rows:
-            await self._drop(rows)
+        if ids := [row.id for row in rows if row.id]:
+            await self._drop(ids)
 
-    async def _drop(self, rows: Sequence[Outgoing]) -> None:
+    async def _drop(self, ids: Sequence[int]) -> None:
         try:
-            await self.store.published([row.id for row in rows])
+            await self.store.published(ids)
         except StoreUnavailableError as bad:
             log.warning("published effects stay in the outbox; repeats are harmless: %s", bad)
 
     async def _apply(
-        self, items: Sequence[tuple[Delivery, Item]]
+        self, items: Sequence[tuple[Delivery, Item]], relay: Relay
     ) -> tuple[list[Outgoing], list[Dead]]:
         """Apply in one transaction; what makes it fail is found by halving, and buried alone."""
         buried = [item for _, item in items if isinstance(item, Dead)]
@@ -106,20 +106,35 @@ class Worker:
         while True:
             try:
                 rows = await apply(
-                    [item for _, item in items], self.store, self.limits, os.urandom(16)
+                    [item for _, item in items],
+                    self.store,
+                    self.limits,
+                    os.urandom(16),
+                    silent=relay.silent,
                 )
+            except BusError:
+                raise
             except StoreUnavailableError as bad:
                 log.warning("the database is away, trying again: %s", bad)
                 await backoff.wait()
-            except Exception as bad:
+            except Exception as bad:  # noqa: BLE001 — whatever it is, its neighbours go on
                 if len(items) == 1:
-                    delivery, _ = items[0]
-                    log.exception("an event fails alone and is buried: %s", delivery.subject)
-                    return [], [dead(delivery, Reason.INTERNAL, f"{type(bad).__name__}: {bad}")]
+                    return await self._fails_alone(*items[0], bad, relay)
                 log.warning("a batch of %d failed, halving it: %s", len(items), bad)
                 half = len(items) // 2
-                first, second = await self._apply(items[:half]), await self._apply(items[half:])
+                first = await self._apply(items[:half], relay)
+                second = await self._apply(items[half:], relay)
                 return first[0] + second[0], first[1] + second[1]
             else:
                 self.applied += len(items)
                 return rows, buried
+
+    async def _fails_alone(
+        self, delivery: Delivery, item: Item, bad: Exception, relay: Relay
+    ) -> tuple[list[Outgoing], list[Dead]]:
+        """Bury what no transaction takes, and answer its call if it is one."""
+        log.error("an event fails alone and is buried: %s", delivery.subject, exc_info=bad)
+        if isinstance(item, Dead):
+            return [], [item]
+        letter = dead(delivery, Reason.INTERNAL, f"{type(bad).__name__}: {bad}", item)
+        return await self._apply([(delivery, letter)], relay)

@@ -170,10 +170,12 @@ class MemoryTransaction:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
         self._changes: Changes | None = None
+        self._locked: set[str] = set()
         self.now = store.clock()
 
     async def lock(self, chat_ids: AbstractSet[str]) -> dict[str, Workspace]:
         """Return the snapshots, new ones included."""
+        self._locked |= chat_ids
         found = {chat_id: await self._store.chat(chat_id) for chat_id in sorted(chat_ids)}
         return {
             chat_id: Workspace(chat_id=chat_id) if chat is None else chat
@@ -234,6 +236,9 @@ class MemoryTransaction:
     def commit(self) -> None:
         """Apply what was written."""
         store, changes = self._store, self._changes
+        for chat_id in self._locked:
+            new = Workspace(chat_id=chat_id)
+            store.snapshots.setdefault(chat_id, new.model_dump_json(exclude_defaults=True))
         if changes is None:
             return
         for chat in changes.chats:

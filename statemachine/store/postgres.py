@@ -21,7 +21,13 @@ from statemachine.store import (
     StoreUnavailableError,
     TransientError,
 )
-from statemachine.store.reading import CONNECTION_ERRORS, Reading, Session, catalog_of
+from statemachine.store.reading import (
+    CONNECTION_ERRORS,
+    LOST_RACES,
+    Reading,
+    Session,
+    catalog_of,
+)
 from statemachine.store.sql import queries
 from statemachine.templates import Catalog
 from statemachine.workspace import Workspace
@@ -29,12 +35,6 @@ from statemachine.workspace import Workspace
 LIMITS: Final = {"transaction_timeout": "5s", "idle_in_transaction_session_timeout": "5s"}
 """A paused worker must not hold rows: the server ends its transaction."""
 Q: Final = queries()
-_LOST_RACES: Final = (
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.QueryCanceledError,
-    asyncpg.IdleInTransactionSessionTimeoutError,
-)
 
 
 @asynccontextmanager
@@ -65,7 +65,7 @@ class PostgresStore(Reading):
         try:
             async with self._pool.acquire() as connection, connection.transaction():
                 yield PostgresTransaction(connection)
-        except _LOST_RACES as race:
+        except LOST_RACES as race:
             raise TransientError(str(race)) from race
         except CONNECTION_ERRORS as bad:
             raise StoreUnavailableError(str(bad)) from bad
@@ -92,7 +92,7 @@ class PostgresTransaction:
         if len(rows) < len(wanted):
             await self._db.execute(Q["insert_chats"], wanted)
             rows = await self._db.fetch(Q["lock_chats"], wanted)
-        self._now = rows[0]["now"] if rows else await self._db.fetchval(Q["now"])
+        self._now = rows[-1]["now"] if rows else await self._db.fetchval(Q["now"])
         return {row["chat_id"]: Workspace.model_validate_json(row["snapshot"]) for row in rows}
 
     async def known(self, identities: Sequence[tuple[str, bytes]]) -> set[tuple[str, bytes]]:

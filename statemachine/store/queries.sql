@@ -6,8 +6,11 @@ on conflict do nothing
 
 -- name: lock_chats
 -- The same order everywhere, so that two batches never wait for each other in a circle.
-select chat_id::text as chat_id, snapshot, clock_timestamp() as now
-from chat where chat_id = any($1::uuid[]) order by chat_id for update
+-- The time is taken outside: beside the lock it would be that before the wait.
+with locked as materialized (
+    select chat_id, snapshot from chat where chat_id = any($1::uuid[]) order by chat_id for update
+)
+select chat_id::text as chat_id, snapshot, clock_timestamp() as now from locked
 
 -- name: known_identities
 -- After the lock, in a statement of its own: one that waits for a lock still reads other tables as of its start.
@@ -87,9 +90,11 @@ set body = excluded.body, resolved_at = excluded.resolved_at, is_error = exclude
 where call.resolved_at is null
 
 -- name: write_cancellations
+-- A later one counts anew: it may overtake its request by ten minutes too.
 insert into cancellation (chat_id, call_id, at)
-select chat_id, call_id, clock_timestamp() from unnest($1::uuid[], $2::text[]) as n(chat_id, call_id)
-on conflict do nothing
+select chat_id, call_id, clock_timestamp()
+from unnest($1::uuid[], $2::text[]) as n(chat_id, call_id) group by chat_id, call_id
+on conflict (chat_id, call_id) do update set at = excluded.at
 
 -- name: forget_cancellations
 -- Those whose request did not come in time; done when another is written, not on a timer.
@@ -172,10 +177,13 @@ on conflict (key) do update set value = excluded.value, changed_at = now()
 -- name: issue_credential
 insert into credential (public_key, kind, chat_ids, workspace_id, build_id, agent_id, expires_at)
 values ($1, $2, $3, $4, $5, $6, $7)
+on conflict (public_key) do update
+set kind = excluded.kind, chat_ids = excluded.chat_ids, workspace_id = excluded.workspace_id,
+    build_id = excluded.build_id, agent_id = excluded.agent_id, expires_at = excluded.expires_at
 
 -- name: credential
 -- With the newest build of the chat's workspace, which an agent's must be of.
-select c.kind, c.chat_ids::text[] as chat_ids, c.build_id::text as build_id,
-       c.agent_id::text as agent_id, c.expires_at, clock_timestamp() as now,
+select c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace_id,
+       c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at,
        (select snapshot from chat where chat_id = c.chat_ids[1]) as snapshot
 from credential c where c.public_key = $1

@@ -12,11 +12,19 @@ import asyncpg
 
 from statemachine.calls import Call
 from statemachine.codec import timestamp
-from statemachine.store import Credential, Deadline, StoreUnavailableError
+from statemachine.store import Credential, Deadline, StoreUnavailableError, TransientError
 from statemachine.store.sql import queries
 from statemachine.templates import Catalog, Manifest, Template, Version
 from statemachine.workspace import Workspace
 
+LOST_RACES: Final = (
+    asyncpg.TransactionRollbackError,
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
+)
+"""What it raises when the same again may succeed."""
 Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 Q: Final = queries()
 
@@ -25,14 +33,14 @@ CONNECTION_ERRORS: Final = (
     OSError,
     asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.PostgresSystemError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.InvalidAuthorizationSpecificationError,
 )
-"""What asyncpg raises when the database is away or refuses work for now."""
+"""What asyncpg raises when the database is away or refuses work for now: no fault of the work."""
 
 
 @lru_cache(maxsize=256)
@@ -84,6 +92,8 @@ class Reading:
     async def _fetch(self, name: str, *args: object) -> Sequence[Mapping[str, Any]]:
         try:
             return await self._pool.fetch(Q[name], *args)
+        except LOST_RACES as race:
+            raise TransientError(str(race)) from race
         except CONNECTION_ERRORS as bad:
             raise StoreUnavailableError(str(bad)) from bad
 
@@ -143,7 +153,7 @@ class Reading:
 
     async def push(self, organization_id: str, version: Version, archive: bytes) -> None:
         """Keep a template version and make it the active one."""
-        manifest = version.manifest.model_dump_json(exclude_defaults=True)
+        manifest = version.manifest.model_dump_json()  # with its defaults: it never changes
         try:
             async with self._pool.acquire() as db, db.transaction():
                 await db.execute(
@@ -204,6 +214,7 @@ class Reading:
             row["kind"],
             tuple(row["chat_ids"]),
             row["expires_at"],
+            workspace_id=row["workspace_id"],
             build_id=row["build_id"],
             agent_id=row["agent_id"],
         )

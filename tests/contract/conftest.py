@@ -17,6 +17,10 @@ from bus import Bus, Stream
 from bus.jetstream import connect
 from bus.memory import MemoryBus
 from bus.memory_server import MemoryServer
+from statemachine.store.memory import MemoryStore
+from statemachine.store.migrating import migrate
+from statemachine.store.postgres import connect as open_store
+from tests.contract.stores import Shelf
 
 NATS_SERVER = Path(sys.executable).parent / "nats-server"
 
@@ -125,3 +129,27 @@ def declare(prefix: str) -> Callable[..., Stream]:
         return Stream(prefix.upper(), (f"{prefix}.>",), **{"direct_get": True, **declared})
 
     return make
+
+
+@pytest.fixture
+async def memory_shelf() -> Shelf:
+    """The store in this process."""
+    memory = MemoryStore()
+    found = Shelf(memory)
+    memory.clock = found.clock
+    return found
+
+
+@pytest.fixture
+async def postgres_shelf(database_url: str) -> AsyncIterator[Shelf]:
+    """The store in a database of the test's own."""
+    await migrate(database_url)
+    async with open_store(database_url) as store:
+        yield Shelf(store, database_url)
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def shelf(request: pytest.FixtureRequest) -> Shelf:
+    """Each store in turn, empty."""
+    found: Shelf = request.getfixturevalue(f"{request.param}_shelf")
+    return found

@@ -145,6 +145,28 @@ async def test_with_one_at_most_nothing_is_taken_that_nobody_awaits(
     assert [delivery.data for delivery in theirs] == [b"2", b"3"]
 
 
+async def test_what_was_not_handed_out_goes_to_another_when_a_pull_ends(
+    bus: Bus, other: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare(work_queue=True)
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "worker", ack_wait=60.0)
+    await bus.ensure_consumer(consumer)
+    async with bus.pull(consumer) as ending:
+        waiting = asyncio.ensure_future(ending.next(1))
+        for data in (b"1", b"2", b"3"):
+            await bus.publish(f"{prefix}.a", data)
+        (mine,) = await waiting
+        await bus.flush()
+
+    async with asyncio.timeout(5), other.pull(consumer) as pull:
+        theirs: set[bytes] = set()
+        while len(theirs) < 2:
+            theirs |= {delivery.data for delivery in await pull.next(10)}
+
+    assert {mine.data} | theirs == {b"1", b"2", b"3"}
+
+
 async def test_a_pull_merges_several_consumers(bus: Bus, prefix: str) -> None:
     consumers = []
     for name in ("x", "y"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nkeys
 import pytest
 
 from bus import Bus, Message, Refused, Stream, Unavailable
@@ -25,8 +27,6 @@ authorization {{ users: [
 GUEST = """{ user: guest, password: secret, permissions: {
   publish: ["allowed.>", "$JS.API.INFO", "Mixed.Case.allowed"],
   subscribe: ["allowed.>", "_INBOX_guest.>"] } }"""
-
-BOSS = {"name": "boss"}
 
 
 @pytest.fixture
@@ -90,6 +90,34 @@ async def test_wrong_credentials_are_refused_and_said_so(guarded: NatsServer, bo
     async with asyncio.timeout(2):
         with pytest.raises(Refused, match="credentials"):
             await connect(guarded.url.replace("nats://", "nats://boss:wrong@"), wait=True)
+
+
+async def test_a_seed_is_proof_enough_itself_or_in_a_file(tmp_path: Path) -> None:
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    file = tmp_path / "role.nk"
+    file.write_bytes(seed + b"\n")
+    server = NatsServer(tmp_path, f"authorization {{ users: [ {{ nkey: {public} }} ] }}")
+    server.start()
+    try:
+        async with await connect(server.url, seed_file=file, wait=True) as bus:
+            await bus.flush()
+        async with await connect(server.url, seed=seed.decode()) as bus:
+            await bus.flush()
+        with pytest.raises(Refused):
+            await connect(server.url)
+    finally:
+        server.stop()
+
+
+async def test_serving_what_is_not_allowed_is_refused(guest: Bus) -> None:
+    async def answer(_message: Message) -> bytes:
+        return b""
+
+    with pytest.raises(Refused):
+        await guest.serve("denied", "1.0.0", "", {"denied.rpc": answer})
+    with pytest.raises(Refused):
+        await guest.respond("denied.raw", "q", answer)
 
 
 async def test_publishing_what_is_not_allowed_is_refused_at_once(
@@ -157,7 +185,7 @@ async def test_a_credential_that_is_taken_away_closes_the_bus_and_says_why(
 
         guarded.reload(GUARDED.format(guest=""))
 
-        assert "auth" in await asyncio.wait_for(closed, 5)
+        assert await asyncio.wait_for(closed, 5) == "Authorization Violation"
         with pytest.raises(Unavailable):
             await waiting
     assert not guest.connected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from datetime import UTC, datetime, timedelta
@@ -177,7 +178,10 @@ async def test_jobs_of_one_workspace_are_worked_in_turn_and_others_beside_them(
         for build in builds:
             await rig.ended(build)
 
-    order = [(f["data"]["build_number"], f["type"].split(".")[1]) for f in rig.facts(workspace_id=rig.workspace)]
+    order = [
+        (f["data"]["build_number"], f["type"].split(".")[1])
+        for f in rig.facts(workspace_id=rig.workspace)
+    ]
     assert order == [
         (1, "build_started"),
         (1, "build_succeeded"),
@@ -253,12 +257,13 @@ async def test_what_is_built_while_the_bus_is_away_is_told_when_it_is_back(
 ) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    job = rig.job(version=rig.version({}), build={"start": f"echo ready > {gate}"})
+    job = rig.job(version=rig.version({}), build={"start": f"echo begun; echo ready > {gate}"})
     async with provisioning():
         build = await rig.ask(job)
         await rig.fact(type="build_started", build_id=build)
+        await rig.until(lambda: "begun" in rig.output(build))
         server.stop()
-        gate.read_text()
+        await asyncio.to_thread(gate.read_text)
         server.start()
         succeeded = await rig.ended(build)
 
@@ -276,9 +281,9 @@ async def test_a_stopped_provisioner_leaves_nothing_running_and_builds_anew(
     async with provisioning():
         build = await rig.ask(job)
         started = await rig.fact(type="build_started", build_id=build)
-        held = os.open(gate, os.O_RDONLY)
+        held = await asyncio.to_thread(os.open, gate, os.O_RDONLY)
     with os.fdopen(held) as running:
-        running.read()  # ends when every process of the step has ended
+        await asyncio.to_thread(running.read)  # ends when every process of the step has ended
     rig.seen.clear()
     async with provisioning():
         await rig.ask(job)

@@ -19,10 +19,11 @@ from random import Random
 
 import pytest
 
-from statemachine.events import BuildRequested, Event
+from statemachine.events import BuildRequested, Event, ProvisionerFact
 from statemachine.states import State
 from statemachine.views import state_changed
 from statemachine.workspace import Workspace
+from tests.unit.driver import asked
 from tests.unit.facts import (
     CHAT,
     DELETE,
@@ -230,19 +231,20 @@ RUNS: dict[str, tuple[list[Event], State, str | None]] = {
 
 
 def possible(order: tuple[Event, ...]) -> bool:
-    """Our own requests come in their order, and before the facts of what they asked for."""
-    asked = 0
-    for fact in order:
-        if isinstance(fact.data, BuildRequested):
-            if fact.data.build_number < asked:
-                return False
-            asked = fact.data.build_number
-    last = {
-        fact.data.build_id: place_
-        for place_, fact in enumerate(order)
-        if isinstance(fact.data, BuildRequested)
-    }
-    return all(last.get(getattr(f.data, "build_id", ""), -1) <= n for n, f in enumerate(order))
+    """Our own requests come in their order and before the facts of what they asked for.
+
+    A workspace that we asked for is built by nobody before its first request.
+    """
+    asked = [fact.data for fact in order if isinstance(fact.data, BuildRequested)]
+    if [request.build_number for request in asked] != sorted(r.build_number for r in asked):
+        return False
+    at = {f.data.build_id: n for n, f in enumerate(order) if isinstance(f.data, BuildRequested)}
+    first = min(at.values(), default=-1)
+    return all(
+        max(first, at.get(fact.data.build_id, -1)) <= n
+        for n, fact in enumerate(order)
+        if isinstance(fact.data, ProvisionerFact)
+    )
 
 
 def orders(run: list[Event]) -> Iterator[tuple[Event, ...]]:
@@ -424,9 +426,15 @@ def test_a_workspace_that_was_replaced_moves_nothing_any_more() -> None:
         assert place(decision.workspace)["workspace"] == place(new)["workspace"]
 
 
-def test_an_owner_told_late_is_a_change_of_what_is_shown() -> None:
-    from tests.unit.driver import asked  # noqa: PLC0415
+def test_another_workspace_moves_nothing_until_the_chat_has_none() -> None:
+    """In `none` the first workspace that is seen is bound: there is nothing to order it by."""
+    other = started(1, workspace="x")
 
+    assert chat(requested(), other, deleted()).state is S.NONE
+    assert chat(requested(), deleted(), other).state is S.BUILDING
+
+
+def test_an_owner_told_late_is_a_change_of_what_is_shown() -> None:
     bound = chat(started(1))
     assert state_changed(bound)["workspace"]["owner_name"] is None
 

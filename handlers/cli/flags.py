@@ -1,77 +1,25 @@
-"""`workspaced …`: reads flags, starts the command, turns failures into words and an exit status.
+"""The command line's words: every command, every flag, and what each is for.
 
-Exit status: 0 well, 1 failed, 2 wrong usage. Data goes to stdout, everything else to stderr. Commands
-are imported when they are called, so that `--help` is quick.
+Nothing heavy is imported here, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import re
-import sys
-from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from handlers.settings import Settings
+from typing import Any, Final
+from uuid import uuid4
 
 ORGANIZATION: Final = "0c5d1a5e-0000-4000-8000-000000000001"
 """The organization of who names none: one machine, one team."""
 OWNER: Final = "0c5d1a5e-0000-4000-8000-000000000002"
 """The owner of who names none."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-Command = Callable[["argparse.Namespace", "Settings"], "Coroutine[Any, Any, int | None]"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status."""
-    parser = _parser()
-    flags = parser.parse_args(argv)
-    if flags.command is None:
-        parser.print_help(sys.stderr)
-        return 2
-    return _run(flags)
-
-
-def _run(flags: argparse.Namespace) -> int:
-    from bus import BusError  # noqa: PLC0415 — quick --help
-    from handlers import logs  # noqa: PLC0415
-    from handlers.app import NotFoundError  # noqa: PLC0415
-    from handlers.embedded import EmbeddedError  # noqa: PLC0415
-    from handlers.settings import InvalidSettings, read_settings  # noqa: PLC0415
-    from statemachine.store import StoreUnavailableError  # noqa: PLC0415
-    from statemachine.templates import TemplateError  # noqa: PLC0415
-
-    logs.configure(quiet=not flags.serves)
-    try:
-        settings = read_settings(vars(flags))
-    except InvalidSettings as bad:
-        return _fail(str(bad), 2)
-    try:
-        return asyncio.run(flags.command(flags, settings)) or 0
-    except (
-        BusError,
-        EmbeddedError,
-        NotFoundError,
-        StoreUnavailableError,
-        TemplateError,
-        TimeoutError,
-    ) as bad:
-        return _fail(str(bad) or type(bad).__name__, 1)
-    except BrokenPipeError:
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
-def _fail(message: str, status: int) -> int:
-    sys.stderr.write(f"workspaced: {message}\n")
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser; `command` of what it parses is a name that `dispatch` knows, or None."""
     parser = argparse.ArgumentParser(
         prog="workspaced",
         description="Development workspaces for AI chats: a persisted state machine on NATS and "
@@ -91,7 +39,6 @@ def _add_servers(commands: Any) -> None:
     up = _command(
         commands,
         "up",
-        _up,
         "run everything on this machine: PostgreSQL, NATS, worker, gateway, local provisioner",
         "Prints one line of JSON on stdout when ready. SIGINT or SIGTERM ends all of it; workspaces "
         "and their agents go on and find the next `up`.",
@@ -99,16 +46,12 @@ def _add_servers(commands: Any) -> None:
     up.add_argument("--nats-port", type=int, metavar="N", help="port of NATS; kept from then on")
     up.add_argument("--http-port", type=int, metavar="N", help="port of /healthz and /readyz")
     up.set_defaults(serves=True)
-    for name, run, words in (
-        ("worker", _worker, "run a worker: any number share the work"),
-        (
-            "gateway",
-            _gateway,
-            "run a gateway: it answers workspaced.rpc.*; any number share the work",
-        ),
-        ("provisioner", _provisioner, "run a local provisioner: builds workspaces on this machine"),
+    for name, words in (
+        ("worker", "run a worker: any number share the work"),
+        ("gateway", "run a gateway: it answers workspaced.rpc.*; any number share the work"),
+        ("provisioner", "run a local provisioner: builds workspaces on this machine"),
     ):
-        role = _command(commands, name, run, words)
+        role = _command(commands, name, words)
         role.set_defaults(serves=True)
         if name == "provisioner":
             role.add_argument(
@@ -117,9 +60,7 @@ def _add_servers(commands: Any) -> None:
             role.add_argument(
                 "--pool", default="local", help="whose jobs it takes (default: local)"
             )
-    agent = _command(
-        commands, "agent", _agent, "run one agent of a workspace (provisioners start these)"
-    )
+    agent = _command(commands, "agent", "run one agent of a workspace (provisioners start these)")
     agent.add_argument(
         "config", type=Path, help="the agent's config.json, written by its provisioner"
     )
@@ -130,7 +71,6 @@ def _add_tool(commands: Any) -> None:
     tool = _command(
         commands,
         "tool",
-        _tool,
         "call a tool for a chat and wait for the answer",
         "Shows states and build log on stderr while waiting, and the answer as JSON on stdout. "
         "Example: workspaced tool create_workspace --chat new --arg template_id=… "
@@ -146,6 +86,7 @@ def _add_tool(commands: Any) -> None:
     tool.add_argument(
         "--arg",
         action="append",
+        type=_pair,
         default=[],
         metavar="K=V",
         help="an argument of the tool; parameters.K=V for a template's parameter. "
@@ -163,15 +104,12 @@ def _add_templates(commands: Any) -> None:
     verbs = template.add_subparsers(title="commands", metavar="COMMAND", required=True)
     push = _command(
         verbs,
-        "push",
-        _template_push,
+        "template push",
         "make a folder's content the active version of its template",
         "Prints JSON with template_id and version_id. An unchanged folder gives the same version.",
     )
     push.add_argument("folder", type=Path, metavar="DIR", help="a folder with template.toml")
-    listing = _command(
-        verbs, "list", _template_list, "list an organization's templates as JSON lines"
-    )
+    listing = _command(verbs, "template list", "list an organization's templates as JSON lines")
     for verb in (push, listing):
         verb.add_argument(
             "--organization",
@@ -183,12 +121,11 @@ def _add_templates(commands: Any) -> None:
 
 
 def _add_operating(commands: Any) -> None:
-    events = _command(commands, "events", _events, "print a chat's event log as JSON lines")
+    events = _command(commands, "events", "print a chat's event log as JSON lines")
     events.add_argument("chat", type=_chat, metavar="CHAT", help="the chat's UUID")
     replay = _command(
         commands,
         "replay",
-        _replay,
         "fold an event log and print the path of states",
         "Exits with 1 when the log folds to something else than it recorded, and says where.",
     )
@@ -197,16 +134,15 @@ def _add_operating(commands: Any) -> None:
     )
     settings = commands.add_parser("settings", help="show or change the settings all workers use")
     verbs = settings.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    change = _command(verbs, "set", _settings_set, "change a setting; workers see it at once")
+    change = _command(verbs, "settings set", "change a setting; workers see it at once")
     change.add_argument("key", metavar="KEY", help="chat_workspace_ttl or chat_template_allowlist")
     change.add_argument(
         "value", metavar="VALUE", help="2h or 1h30m; template ids with commas between"
     )
-    _command(verbs, "list", _settings_list, "print the settings as JSON")
+    _command(verbs, "settings list", "print the settings as JSON")
     demo = _command(
         commands,
         "demo",
-        _demo,
         "show the whole thing on real servers, in a directory of its own",
         "Creates, joins, fails, stops and starts workspaces, replays the log, and ends with a table "
         "of how long each state took to reach the caller, beside polling every 2 s.",
@@ -214,9 +150,8 @@ def _add_operating(commands: Any) -> None:
     demo.add_argument("--keep", action="store_true", help="leave the directory for a look")
 
 
-def _command(
-    commands: Any, name: str, run: Command, words: str, more: str = ""
-) -> argparse.ArgumentParser:
+def _command(commands: Any, command: str, words: str, more: str = "") -> argparse.ArgumentParser:
+    name = command.rpartition(" ")[2]
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=words, description=f"{words[0].upper()}{words[1:]}. {more}"
     )
@@ -236,7 +171,7 @@ def _command(
     where.add_argument(
         "--credentials", type=Path, metavar="FILE", help="NKey seed file (WORKSPACED_CREDENTIALS)"
     )
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=command)
     return parser
 
 
@@ -263,84 +198,11 @@ def _uuid(text: str) -> str:
 
 
 def _chat(text: str) -> str:
-    from uuid import uuid4  # noqa: PLC0415
-
     return str(uuid4()) if text == "new" else _uuid(text)
 
 
-async def _up(flags: argparse.Namespace, settings: Settings) -> None:
-    from handlers.up import up  # noqa: PLC0415
-
-    await up(settings, nats_port=flags.nats_port, http_port=flags.http_port)
-
-
-async def _worker(_: argparse.Namespace, settings: Settings) -> None:
-    from handlers import roles  # noqa: PLC0415
-
-    await roles.worker(settings)
-
-
-async def _gateway(_: argparse.Namespace, settings: Settings) -> None:
-    from handlers import roles  # noqa: PLC0415
-
-    await roles.gateway(settings)
-
-
-async def _provisioner(flags: argparse.Namespace, settings: Settings) -> None:
-    from handlers import roles  # noqa: PLC0415
-
-    await roles.provisioner(settings, name=flags.name, pool=flags.pool)
-
-
-async def _agent(flags: argparse.Namespace, _: Settings) -> int:
-    from handlers.agent.__main__ import run_agent  # noqa: PLC0415
-
-    return await asyncio.to_thread(run_agent, flags.config)
-
-
-async def _tool(flags: argparse.Namespace, settings: Settings) -> int:
-    from handlers.commands.tool import call_tool  # noqa: PLC0415
-
-    return await call_tool(flags, settings)
-
-
-async def _template_push(flags: argparse.Namespace, settings: Settings) -> None:
-    from handlers.commands import template  # noqa: PLC0415
-
-    await template.push(flags.folder, flags.organization, settings)
-
-
-async def _template_list(flags: argparse.Namespace, settings: Settings) -> None:
-    from handlers.commands import template  # noqa: PLC0415
-
-    await template.show(flags.organization, settings)
-
-
-async def _events(flags: argparse.Namespace, settings: Settings) -> None:
-    from handlers.commands.log import events  # noqa: PLC0415
-
-    await events(flags.chat, settings)
-
-
-async def _replay(flags: argparse.Namespace, _: Settings) -> int:
-    from handlers.commands.log import replay_file  # noqa: PLC0415
-
-    return replay_file(flags.file)
-
-
-async def _settings_set(flags: argparse.Namespace, settings: Settings) -> int:
-    from handlers.commands.setting import change  # noqa: PLC0415
-
-    return await change(flags.key, flags.value, settings)
-
-
-async def _settings_list(_: argparse.Namespace, settings: Settings) -> None:
-    from handlers.commands.setting import show  # noqa: PLC0415
-
-    await show(settings)
-
-
-async def _demo(flags: argparse.Namespace, settings: Settings) -> int:
-    from handlers.demo.demo import demo  # noqa: PLC0415
-
-    return await demo(settings, keep=flags.keep)
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected K=V")
+    return key, value

@@ -1,0 +1,137 @@
+"""From words to work: starts the command, and turns failures into words and an exit status.
+
+Exit status: 0 well, 1 failed, 2 wrong usage. Data goes to stdout, everything else to stderr. What a
+command needs is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from handlers.cli.flags import parser
+
+if TYPE_CHECKING:
+    from handlers.settings import Settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status."""
+    words = parser()
+    flags = words.parse_args(argv)
+    if flags.command is None:
+        words.print_help(sys.stderr)
+        return 2
+    try:
+        status = _run(flags)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output had enough; Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _run(flags: argparse.Namespace) -> int:
+    from bus import BusError  # noqa: PLC0415 — quick --help
+    from handlers import logs  # noqa: PLC0415
+    from handlers.app import NotFoundError  # noqa: PLC0415
+    from handlers.embedded import EmbeddedError  # noqa: PLC0415
+    from handlers.settings import InvalidSettings, read_settings  # noqa: PLC0415
+    from statemachine.store import StoreUnavailableError  # noqa: PLC0415
+    from statemachine.templates import TemplateError  # noqa: PLC0415
+
+    logs.configure(quiet=not flags.serves)
+    try:
+        settings = read_settings(vars(flags))
+        return asyncio.run(_started(flags, settings))
+    except InvalidSettings as bad:
+        return _fail(str(bad), 2)
+    except (
+        BusError,
+        EmbeddedError,
+        NotFoundError,
+        StoreUnavailableError,
+        TemplateError,
+        TimeoutError,
+    ) as bad:
+        return _fail(str(bad) or type(bad).__name__, 1)
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stderr.write(f"workspaced: {message}\n")
+    return status
+
+
+async def _started(flags: argparse.Namespace, settings: Settings) -> int:
+    """Run a command that serves, or go on to the others."""
+    match flags.command:
+        case "up":
+            from handlers.up import up  # noqa: PLC0415 — each its own imports only
+
+            await up(settings, nats_port=flags.nats_port, http_port=flags.http_port)
+        case "worker":
+            from handlers import roles  # noqa: PLC0415
+
+            await roles.worker(settings)
+        case "gateway":
+            from handlers import roles  # noqa: PLC0415
+
+            await roles.gateway(settings)
+        case "provisioner":
+            from handlers import roles  # noqa: PLC0415
+
+            await roles.provisioner(settings, name=flags.name, pool=flags.pool)
+        case "agent":
+            from handlers.agent.__main__ import run_agent  # noqa: PLC0415
+
+            return await asyncio.to_thread(run_agent, flags.config)
+        case _:
+            return await _done(flags, settings)
+    return 0
+
+
+async def _done(flags: argparse.Namespace, settings: Settings) -> int:
+    """Run a command that does one thing and ends."""
+    match flags.command:
+        case "tool":
+            from handlers.commands.tool import call_tool  # noqa: PLC0415
+
+            return await call_tool(flags, settings)
+        case "template push":
+            from handlers.commands import template  # noqa: PLC0415
+
+            await template.push(flags.folder, flags.organization, settings)
+        case "template list":
+            from handlers.commands import template  # noqa: PLC0415
+
+            await template.show(flags.organization, settings)
+        case "events":
+            from handlers.commands import log  # noqa: PLC0415
+
+            await log.events(flags.chat, settings)
+        case "replay":
+            from handlers.commands import log  # noqa: PLC0415
+
+            return log.replay_file(flags.file)
+        case "settings set":
+            from handlers.commands import setting  # noqa: PLC0415
+
+            return await setting.change(flags.key, flags.value, settings)
+        case "settings list":
+            from handlers.commands import setting  # noqa: PLC0415
+
+            await setting.show(settings)
+        case "demo":
+            from handlers.demo.demo import demo  # noqa: PLC0415
+
+            return await demo(settings, keep=flags.keep)
+        case unknown:
+            raise NotImplementedError(unknown)
+    return 0

@@ -1,0 +1,30 @@
+"""The words of contract §5 for a chat, where a state alone does not say them."""
+
+from __future__ import annotations
+
+from statemachine.agents import Unselectable, choose
+from statemachine.states import ABOUT, Word
+from statemachine.workspace import Workspace
+
+
+def word_of(chat: Workspace) -> Word:
+    """Return the word of contract §5 for the chat; a failed stop is what the last start made it."""
+    word = ABOUT[chat.state].word
+    if word is not Word.FAILED_STOP:
+        return word
+    start = chat.start_build
+    return Word.RUNNING if start is not None and start.succeeded else Word.FAILED_BUILD
+
+
+def usable(chat: Workspace) -> bool:
+    """Say whether a running workspace's agent is there or may still come, or can't be told."""
+    build = chat.start_build
+    if build is None or build.outcome is None or not build.outcome.agents:
+        return False
+    chosen = choose(build.outcome.agents)
+    if isinstance(chosen, Unselectable):
+        return True
+    facts = chat.facts_of(chosen.id)
+    if facts is None or facts.connected is None:
+        return not ABOUT[chat.state].overdue
+    return facts.connected

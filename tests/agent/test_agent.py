@@ -1,0 +1,219 @@
+"""What an agent reports, and when (contract §3, agent)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from bus import Bus, Refused
+from bus.memory import MemoryBus
+from bus.memory_server import MemoryServer
+from handlers import agent_files
+from handlers.agent import link
+from handlers.agent_files import Credential
+from tests.agent.conftest import Living
+from tests.provisioner.rig import Rig
+
+
+def lifecycles(rig: Rig) -> list[str]:
+    """In order, what was told again left out."""
+    told = [fact["data"]["lifecycle"] for fact in rig.facts(type="agent_lifecycle")]
+    return [each for n, each in enumerate(told) if n == 0 or told[n - 1] != each]
+
+
+async def lifecycle(rig: Rig, reached: str) -> None:
+    await rig.fact(type="agent_lifecycle", lifecycle=reached)
+
+
+async def test_an_agent_connects_starts_and_is_ready(rig: Rig, living: Living) -> None:
+    async with living(startup_script="echo up; echo warm >&2") as agent:
+        await lifecycle(rig, "ready")
+        await rig.fact(type="agent_connected")
+        await rig.until(lambda: "warm" in "".join(str(e) for e in rig.events("workspaced.log.")))
+        agent.stop()
+        gone = await rig.fact(type="agent_disconnected")
+
+    assert lifecycles(rig) == ["created", "starting", "ready", "shutting_down", "off"]
+    sequences = [fact["data"]["sequence"] for fact in rig.facts()]
+    assert sequences == sorted(set(sequences))
+    source, chat = gone["source"], rig.chat
+    agent_id = gone["data"]["agent_id"]
+    assert (source, gone["subject"]) == (f"/agent/{agent_id}", chat)
+    logged = rig.events("workspaced.log.")[0]["data"]
+    assert (logged["origin"], logged["stage"]) == ("agent", "startup")
+    presence = next(e for s, e in rig.seen if s == f"workspaced.presence.{chat}.{agent_id}")
+    assert set(presence) == {"chat_id", "workspace_id", "build_id", "agent_id"}
+
+
+@pytest.mark.parametrize(
+    ("scripts", "reached"),
+    [
+        ({}, ["created", "ready"]),
+        ({"startup_script": "exit 3"}, ["created", "starting", "start_error"]),
+        (
+            {"startup_script": "read go < gate", "startup_timeout_seconds": 0.1},
+            ["created", "starting", "start_timeout"],
+        ),
+    ],
+)
+async def test_how_a_start_may_end(
+    rig: Rig, living: Living, tmp_path: Path, scripts: dict[str, str], reached: list[str]
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    async with living(**scripts):
+        await lifecycle(rig, reached[-1])
+        assert lifecycles(rig) == reached
+
+
+async def test_a_script_past_its_limit_may_still_succeed(
+    rig: Rig, living: Living, tmp_path: Path
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    async with living(startup_script="read go < gate", startup_timeout_seconds=0.1):
+        await lifecycle(rig, "start_timeout")
+        await asyncio.to_thread(gate.write_text, "go\n")
+        await lifecycle(rig, "ready")
+
+
+@pytest.mark.parametrize(
+    ("script", "reached"),
+    [("exit 4", "shutdown_error"), ("read never < gate", "shutdown_timeout"), ("true", "off")],
+)
+async def test_how_a_shutdown_may_end(
+    rig: Rig, living: Living, tmp_path: Path, script: str, reached: str
+) -> None:
+    os.mkfifo(tmp_path / "gate")
+    async with living(shutdown_script=script, shutdown_timeout_seconds=0.3):
+        await lifecycle(rig, "ready")
+
+    assert lifecycles(rig)[-2:] == ["shutting_down", reached]
+
+
+async def test_a_shutdown_ends_what_the_scripts_left_running(
+    rig: Rig, living: Living, tmp_path: Path
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    script = "setsid sh -c 'exec sleep 1000 > gate' & sleep 1000 > gate & true"
+    async with living(startup_script=script):
+        held = await asyncio.to_thread(gate.open)
+        await lifecycle(rig, "ready")
+    with held:
+        assert held.read() == ""
+
+
+async def test_a_restarted_agent_reports_anew_and_runs_no_script_again(
+    rig: Rig, living: Living, tmp_path: Path
+) -> None:
+    """Killed, that is: an agent that was shut down starts afresh."""
+    script = {"startup_script": "echo x >> runs"}
+    running = living(**script)
+    await running.__aenter__()
+    await lifecycle(rig, "ready")
+    connected = await rig.fact(type="agent_connected")
+    journal = next(tmp_path.glob(".workspaced/agents/*/journal.json")).read_bytes()
+    await running.__aexit__(None, None, None)
+    next(tmp_path.glob(".workspaced/agents/*/journal.json")).write_bytes(journal)
+    rig.seen.clear()
+
+    async with living(**script):
+        await rig.until(lambda: len(rig.facts(type="agent_connected")) > 1)
+        again = rig.facts(type="agent_connected")
+
+    assert connected in again
+    assert max(f["data"]["sequence"] for f in again) > connected["data"]["sequence"]
+    assert (tmp_path / "runs").read_text() == "x\n"
+    assert "starting" not in lifecycles(rig)[2:]
+
+
+async def test_an_agent_that_was_shut_down_starts_afresh(
+    rig: Rig, living: Living, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        async with living(startup_script="echo x >> runs"):
+            await rig.until(lambda: lifecycles(rig)[-1:] == ["ready"])
+    assert (tmp_path / "runs").read_text() == "x\nx\n"
+
+
+async def test_after_a_reconnect_it_reports_anew(
+    rig: Rig, server: MemoryServer, living: Living
+) -> None:
+    async with living():
+        first = await rig.fact(type="agent_connected")
+        await lifecycle(rig, "ready")
+        server.stop()
+        server.start()
+        await rig.until(lambda: len(rig.facts(type="agent_connected")) > 1)
+        await rig.until(lambda: lifecycles(rig)[-1] == "ready")
+        last = rig.facts(type="agent_connected")[-1]
+
+    assert last["id"] != first["id"]
+    assert last["data"]["sequence"] > first["data"]["sequence"]
+
+
+async def test_scripts_go_on_while_there_is_no_bus(
+    rig: Rig, server: MemoryServer, living: Living, tmp_path: Path
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    async with living(startup_script="echo done > gate"):
+        await rig.fact(type="agent_connected")
+        server.stop()
+        assert await asyncio.to_thread(gate.read_text) == "done\n"
+        server.start()
+        await lifecycle(rig, "ready")
+
+
+async def test_presence_is_renewed(
+    rig: Rig, living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "PRESENCE_RENEWED", 0.01)
+    async with living():
+        await rig.until(lambda: len(rig.events("workspaced.presence.")) >= 5)
+    assert len(rig.facts(type="agent_connected")) == 1
+
+
+async def test_after_a_pause_longer_than_its_presence_lasts_it_reports_anew(
+    rig: Rig, living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "PRESENCE_RENEWED", 0.01)
+    async with living():
+        await rig.fact(type="agent_connected")
+        monkeypatch.setattr(link, "PRESENCE_TTL", 1.005)  # any renewal comes too late now
+        await rig.until(lambda: len(rig.facts(type="agent_connected")) > 1)
+        monkeypatch.setattr(link, "PRESENCE_TTL", 20.0)
+
+
+async def test_facts_come_again_as_they_were_when_asked(
+    rig: Rig, server: MemoryServer, living: Living, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "SPREAD", 0.0)
+    async with living(startup_script="true"), MemoryBus(server) as worker:
+        await rig.until(lambda: lifecycles(rig)[-1:] == ["ready"])
+        await rig.fact(type="agent_connected")
+        told = {fact["id"]: fact for fact in rig.facts()}
+        rig.seen.clear()
+        await worker.send("workspaced.resend.agent", b"")
+        await rig.until(lambda: len(rig.facts()) >= 4)
+
+    again = [f for f in rig.facts() if f["id"] in told]
+    assert {f["type"].split(".")[1] for f in again} >= {"agent_connected", "agent_lifecycle"}
+    assert all(told[fact["id"]] == fact for fact in again)
+
+
+async def test_an_agent_that_is_refused_for_good_ends_by_itself(
+    rig: Rig, living: Living, tmp_path: Path
+) -> None:
+    async def refuse(url: str, credential: Credential) -> Bus:
+        raise Refused("authorization violation")
+
+    async with living(
+        refuse, patience=0.2, startup_script="sleep 1000", shutdown_script="echo x > ran"
+    ) as agent:
+        home = next(agent_files.homes(tmp_path).iterdir())
+        async with asyncio.timeout(10):
+            await agent.running
+    assert home.exists()
+    assert not (tmp_path / "ran").exists()
+    assert not rig.facts()

@@ -1,0 +1,269 @@
+"""Provisioner and agents as processes over a real nats-server, with the templates that we ship."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus import Bus
+from bus.jetstream import connect
+from handlers import agent_files
+from handlers.embedded import Servers, embedded_servers
+from handlers.embedded.identities import seed_file
+from handlers.embedded.watching import changes
+from handlers.processes import end_marked, exited, marked, watching
+from handlers.provisioner.journal import Journal
+from tests.provisioner.conftest import provisioner_on
+from tests.provisioner.rig import Rig, folder, identity
+
+TEMPLATES = Path(__file__).parents[2] / "deploy" / "templates"
+
+
+class World:
+    """A nats-server that may be restarted, somebody who listens, and a provisioner."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.root = directory, directory / "root"
+        self._server = AsyncExitStack()
+        self.servers: Servers
+        self.rig: Rig
+
+    async def start_nats(self) -> None:
+        self.servers = await self._server.enter_async_context(
+            embedded_servers(self.directory / "data", database_url="postgresql://not-used")
+        )
+
+    async def stop_nats(self) -> None:
+        await self._server.aclose()
+        self._server = AsyncExitStack()
+
+    def seed(self, role: str) -> str:
+        return seed_file(self.servers.credentials, role).read_text().strip()
+
+    async def connect(self, role: str, prefix: str = "_INBOX") -> Bus:
+        return await connect(self.servers.nats_url, seed=self.seed(role), inbox_prefix=prefix)
+
+    @asynccontextmanager
+    async def provisioner(self) -> AsyncIterator[None]:
+        bus = await self.connect("provisioner", "_INBOX_provisioner")
+        async with provisioner_on(bus, self.root, self.servers.nats_url):
+            yield
+        await bus.close()
+
+    def homes(self) -> list[Path]:
+        return list((self.root / "workspaces").glob("*/.workspaced/agents/*"))
+
+    def agent(self) -> int:
+        """The one agent's process."""
+        (pid,) = filter(None, map(agent_files.running, self.homes()))
+        return pid
+
+    def template(self, name: str, **parameters: str) -> dict[str, Any]:
+        manifest = tomllib.loads((TEMPLATES / name / "template.toml").read_text())
+        return {
+            "version": self.rig.version(folder(TEMPLATES / name)),
+            "build": manifest["build"],
+            "agent": manifest["agent"],
+            "parameters": {
+                **{p["name"]: str(p["default"]) for p in manifest["parameter"]},
+                **parameters,
+            },
+        }
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    await world.start_nats()
+    try:
+        operator = await world.connect("operator")
+        credential = {"seed": world.seed("operator"), "inbox_prefix": "_INBOX"}
+        async with Rig.on(operator, credential) as world.rig:
+            yield world
+        await operator.close()
+    finally:
+        for home in world.homes():
+            await end_marked(f"WORKSPACED_AGENT_ID={home.name}", grace=0.5)
+        await world.stop_nats()
+
+
+async def started(world: World, template: dict[str, Any], number: int = 1) -> dict[str, Any]:
+    return await world.rig.ended(await world.rig.ask(world.rig.job(number, **template)))
+
+
+async def test_the_python_template_from_start_to_deletion(world: World) -> None:
+    rig, template = world.rig, world.template("python", project="tidy", tests="12")
+    async with world.provisioner():
+        first = await started(world, template)
+        (listed,) = first["data"]["agents"]
+        ready = await rig.fact(type="agent_lifecycle", lifecycle="ready")
+        connected = await rig.fact(type="agent_connected")
+        assert ready["data"]["agent_id"] == connected["data"]["agent_id"] == listed["id"]
+        await rig.until(lambda: "Ran 12 tests" in rig.output(first["data"]["build_id"], "agent"))
+        pid = world.agent()
+
+        with watching(pid) as descriptor:
+            stop = await rig.ask(rig.job(2, "stop", **template))
+            stopped = await rig.ended(stop)
+            await exited(descriptor)
+        assert stopped["data"]["agents"] == []
+        await rig.fact(type="agent_lifecycle", lifecycle="off", agent_id=listed["id"])
+
+        again = await started(world, template, number=3)
+        assert again["data"]["agents"][0]["id"] != listed["id"]
+        await rig.fact(
+            type="agent_lifecycle", lifecycle="ready", agent_id=again["data"]["agents"][0]["id"]
+        )
+        await rig.ended(await rig.ask(rig.job(4, "delete", **template)))
+    assert not (world.root / "workspaces" / rig.workspace).exists()
+    assert marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [
+        ("build", ("build_failed", None)),
+        ("quota", ("build_failed", None)),
+        ("none", ("build_succeeded", "ready")),
+        ("startup", ("build_succeeded", "start_error")),
+        ("timeout", ("build_succeeded", "start_timeout")),
+    ],
+)
+async def test_the_template_that_fails_in_the_phase_one_chooses(
+    world: World, phase: str, expected: tuple[str, str | None]
+) -> None:
+    rig, (ends, lifecycle) = world.rig, expected
+    async with world.provisioner():
+        ended = await started(world, world.template("fails", phase=phase))
+        if lifecycle is not None:
+            await rig.fact(type="agent_lifecycle", lifecycle=lifecycle)
+    assert ended["type"] == f"workspaced.{ends}.v1"
+    assert ended["data"].get("error_code") == ("INSUFFICIENT_QUOTA" if phase == "quota" else None)
+
+
+async def test_an_agent_that_can_not_be_started_never_connects(world: World) -> None:
+    async with world.provisioner():
+        await started(world, world.template("fails", phase="agent"))
+        (home,) = world.homes()
+        (home / "agent.log").touch()
+        with changes(home) as changed:
+            async with asyncio.timeout(10):
+                # The second try shows that the first one was seen to fail.
+                while (home / "agent.log").read_text().count("out of reach") < 2:
+                    await changed.wait()
+                    changed.clear()
+    assert not world.rig.facts(type="agent_connected")
+
+
+async def test_an_agent_outlives_provisioner_and_nats_and_reports_again(world: World) -> None:
+    rig, template = world.rig, world.template("fails", phase="none")
+    async with world.provisioner():
+        await started(world, template)
+        await rig.fact(type="agent_lifecycle", lifecycle="ready")
+        before = await rig.fact(type="agent_connected")
+        pid = world.agent()
+    assert world.agent() == pid
+
+    await world.stop_nats()
+    await world.start_nats()
+    await rig.until(lambda: rig.facts(type="agent_connected")[-1] != before)
+    connected = rig.facts(type="agent_connected")[-1]
+
+    def later() -> bool:
+        numbers = [f["data"]["sequence"] for f in rig.facts(lifecycle="ready")]
+        return max(numbers, default=0) > connected["data"]["sequence"]
+
+    await rig.until(later)
+    assert world.agent() == pid
+
+    async with world.provisioner():
+        await rig.ended(await rig.ask(rig.job(2, "stop", **template)))
+    assert not [home for home in world.homes() if agent_files.running(home)]
+    assert "saved" in rig.output(connected["data"]["build_id"], "agent")
+
+
+async def test_an_agent_that_is_killed_is_started_again(world: World) -> None:
+    rig = world.rig
+    async with world.provisioner():
+        await started(world, world.template("fails", phase="none"))
+        await rig.fact(type="agent_lifecycle", lifecycle="ready")
+        first = await rig.fact(type="agent_connected")
+        os.kill(world.agent(), signal.SIGKILL)
+        await rig.until(lambda: rig.facts(type="agent_connected")[-1]["id"] != first["id"])
+    starting = {fact["id"] for fact in rig.facts(type="agent_lifecycle", lifecycle="starting")}
+    assert len(starting) == 1
+
+
+async def test_a_provisioner_that_is_killed_while_building_builds_anew(
+    world: World, tmp_path: Path
+) -> None:
+    rig = world.rig
+    os.mkfifo(gate := tmp_path / "gate")
+    script = f'if [ ! -e begun ]; then touch begun; (sleep 1000 & wait) > "{gate}"; fi'
+    job = rig.job(version=rig.version({}), build={"start": script})
+    program = f"""
+import asyncio, os
+from pathlib import Path
+from bus.jetstream import connect
+from handlers.provisioner import Provisioner
+async def run():
+    bus = await connect({world.servers.nats_url!r}, seed={world.seed("provisioner")!r},
+                        inbox_prefix="_INBOX_provisioner")
+    await Provisioner(bus, name="here", pool="local", root=Path({str(world.root)!r}),
+                      nats_url="", environ=os.environ).run()
+asyncio.run(run())
+"""
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        build = await rig.ask(job)
+        begun = await rig.fact(type="build_started", build_id=build)
+        with await asyncio.to_thread(gate.open) as held:
+            process.kill()
+            process.wait()
+            assert await asyncio.to_thread(held.read) == ""
+    finally:
+        process.kill()
+        process.wait()
+    (record,) = Journal(world.root / "journal").records()
+    assert record.newest is not None
+    assert not record.newest.finished
+    async with world.provisioner():
+        await rig.ask(job)  # rather than wait 30 s until the first one comes again
+        succeeded = await rig.ended(build)
+
+    assert succeeded["type"] == "workspaced.build_succeeded.v1"
+    assert {fact["id"] for fact in rig.facts(type="build_started")} == {begun["id"]}
+
+
+async def test_an_agent_of_a_superseded_build_is_not_started(world: World) -> None:
+    rig, template = world.rig, world.template("fails", phase="none")
+    job = rig.job(**template)
+    rig.superseded.add(job["build_id"])
+    async with world.provisioner():
+        await rig.ended(await rig.ask(job))
+        other = rig.job(1, **template, workspace_id=identity())
+        await rig.ended(await rig.ask(other))
+        await rig.fact(type="agent_connected", build_id=other["build_id"])
+    assert not rig.facts(type="agent_connected", build_id=job["build_id"])
+
+
+async def test_secrets_are_in_files_of_the_owner_alone(world: World) -> None:
+    async with world.provisioner():
+        await started(world, world.template("fails", phase="none"))
+        await world.rig.fact(type="agent_connected")
+        (home,) = world.homes()
+        command = Path(f"/proc/{world.agent()}/cmdline").read_bytes()
+    assert {p.stat().st_mode & 0o777 for p in home.iterdir()} == {0o600}
+    assert world.seed("operator").encode() not in command
+    assert json.loads((home / "credential.json").read_text())["seed"] == world.seed("operator")

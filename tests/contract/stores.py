@@ -1,0 +1,169 @@
+"""What the store's suite is made of: both adapters behind one fixture, and things to keep in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+
+from statemachine.calls import Answered, Call, Until, Wait
+from statemachine.events import Data, DeleteRequested, Event
+from statemachine.store import Changes, Entry, Key, Outgoing, Store, StoredCall, identity
+from statemachine.templates import Version, read, template_id
+from statemachine.workspace import Workspace
+
+WAITING = """select count(*) from pg_stat_activity
+where datname = current_database() and wait_event_type = 'Lock'"""
+NOW = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+
+def uid() -> str:
+    return str(uuid4())
+
+
+@dataclass(slots=True)
+class Shelf:
+    """One of the two adapters, and what only a test may do to it."""
+
+    store: Store
+    url: str | None = None
+    shift: timedelta = field(default_factory=timedelta)
+
+    @staticmethod
+    def nothing() -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    async def until_one_waits(self) -> None:
+        """Return when a transaction in the database waits for a lock of another."""
+        assert self.url is not None
+        db = await asyncpg.connect(self.url)
+        try:
+            while not await db.fetchval(WAITING):
+                pass  # each look is a round trip
+        finally:
+            await db.close()
+
+    def clock(self) -> datetime:
+        return datetime.now(UTC) + self.shift
+
+    async def later(self, passed: timedelta) -> None:
+        """Let time pass for what is kept."""
+        self.shift += passed
+        if self.url is not None:
+            db = await asyncpg.connect(self.url)
+            try:
+                await db.execute("update cancellation set at = at - $1::interval", passed)
+            finally:
+                await db.close()
+
+
+async def write(store: Store, changes: Changes, *, lock: Iterable[str] = ()) -> list[Outgoing]:
+    """Write `changes` in a transaction of their own, under the lock of their chats."""
+    chats = {*lock, *(chat.chat_id for chat in changes.chats)}
+    chats |= {stored.call.chat_id for stored in changes.calls}
+    chats |= {chat_id for chat_id, _ in changes.entries}
+    async with store.transaction() as tx:
+        await tx.lock(chats)
+        return await tx.write(changes)
+
+
+def entry(seq: int, chat_id: str, *, at: datetime = NOW, data: Data | None = None) -> Entry:
+    event = Event(
+        source="/chat/service",
+        id=uid(),
+        chat_id=chat_id,
+        time=NOW,
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        data=data or DeleteRequested(reason='it said "ä\N{SNOWMAN}" \\'),
+    )
+    return Entry(seq, event, "kept", "none", "none", None, at)
+
+
+def call(chat_id: str, call_id: str = "c", order: int = 1, **more: Any) -> Call:
+    return Call(
+        chat_id=chat_id,
+        call_id=call_id,
+        tool="create_workspace",
+        args={"name": "ä", "deep": [1, 2.5, None, {"x": True}], "big": 2**70},
+        organization_id=uid(),
+        owner_id=uid(),
+        owner_name="ann",
+        asked_at=NOW,
+        order=order,
+        wait=Wait(until=Until.SETTLED, build_id=uid(), requested=True, extra={"a": [1]}),
+        **more,
+    )
+
+
+def answered(stored: Call, result: dict[str, Any] | None = None) -> StoredCall:
+    return StoredCall(stored, Answered(result or {"created": True, "x": [1, 2.5, "ä"]}))
+
+
+def outgoing(chat_id: str, name: str, lane: int = 0, **more: Any) -> Outgoing:
+    return Outgoing(chat_id, lane, f"subject.{name}", name, b"\x00\xff" + name.encode(), **more)
+
+
+def digest(name: str) -> bytes:
+    return identity("/chat/service", name)
+
+
+def key(stored: Call) -> Key:
+    return Key(stored.chat_id, stored.call_id)
+
+
+def owned(chat_id: str, organization: str, owner: str, **more: Any) -> Workspace:
+    return Workspace(
+        chat_id=chat_id, organization_id=organization, owner_id=owner, owner_name="ann", **more
+    )
+
+
+MANIFEST = """
+name = "{name}"
+display_name = "Ä"
+description = "With \\"quotes\\""
+pool = "{pool}"
+require_active_version = true
+
+[[parameter]]
+name = "size"
+type = "number"
+default = 2.5
+validation_min = 1
+validation_max = 1e3
+options = [{{ name = "Two", value = "2.5" }}]
+
+[[parameter]]
+name = "token"
+sensitive = true
+required = true
+
+[[preset]]
+name = "default"
+default = true
+parameters = {{ size = 2.5 }}
+
+[build]
+start = "./build.sh"
+
+[[agent]]
+name = "main"
+env = {{ A = "1" }}
+"""
+
+
+def version(
+    organization: str, name: str = "python", *, archive: bytes = b"", pool: str = "local"
+) -> Version:
+    return Version(
+        id=uid(),
+        template_id=template_id(organization, name),
+        manifest=read(MANIFEST.format(name=name, pool=pool)),
+        readme="# Read me ä",
+        sha256="0" * 64,
+        size=len(archive),
+    )

@@ -1,0 +1,404 @@
+"""What every store keeps to, in a chat's transaction: held against both adapters."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from statemachine import events
+from statemachine.states import Reason, State
+from statemachine.store import Changes, Key, Outgoing, StoredCall
+from statemachine.workspace import AgentFacts, Build, Cause, Ending, Failure, Outcome, Ref
+from tests.contract.stores import (
+    NOW,
+    Shelf,
+    answered,
+    call,
+    digest,
+    entry,
+    key,
+    outgoing,
+    owned,
+    uid,
+    write,
+)
+
+
+async def test_a_chat_that_is_locked_first_is_there_from_then_on(shelf: Shelf) -> None:
+    one, two = sorted((uid(), uid()))
+    assert await shelf.store.chat(one) is None
+
+    async with shelf.store.transaction() as tx:
+        found = await tx.lock({two, one})
+
+    assert list(found) == [one, two]
+    assert {chat.version for chat in found.values()} == {0}
+    assert await shelf.store.chat(one) == found[one]
+
+
+async def test_a_snapshot_comes_back_as_it_was_written(shelf: Shelf) -> None:
+    agent = events.Agent(id=uid(), name="main", display_order=-1)
+    chat = owned(uid(), uid(), uid()).model_copy(
+        update={
+            "version": 7,
+            "seq": 9,
+            "state": State.SCRIPTS_TIMED_OUT,
+            "previous_state": State.SCRIPTS_RUNNING,
+            "ref": Ref(id=uid(), name="n", owner_name="ä", template_id=uid()),
+            "build": Build(
+                id=uid(),
+                number=2**53 - 1,
+                transition=events.Transition.START,
+                started_at=NOW,
+                parameters={"a": "\\u0041 \u2028"},
+                outcome=Outcome(
+                    ending=Ending.FAILED,
+                    agents=(agent,),
+                    quota=events.Quota(credits_consumed=1e22, budget=0.1),
+                ),
+            ),
+            "chosen": agent,
+            "agents": (
+                AgentFacts(
+                    id=agent.id,
+                    workspace_id=uid(),
+                    build_id=uid(),
+                    highest=2**63 - 1,
+                    told=False,
+                    lifecycle=events.Lifecycle.READY,
+                    lost_at=0,
+                ),
+            ),
+            "failure": Failure(reason=Reason.STARTUP_SCRIPTS_TIMEOUT, message="m"),
+            "deadline": NOW,
+            "generation": 3,
+            "cause": Cause(source="/chat/s", id="i", type="t"),
+            "past": (uid(),),
+            "open_calls": 1,
+        }
+    )
+
+    await write(shelf.store, Changes(chats=[chat]))
+
+    assert await shelf.store.chat(chat.chat_id) == chat
+    async with shelf.store.transaction() as tx:
+        assert await tx.lock({chat.chat_id}) == {chat.chat_id: chat}
+    assert [(d.chat_id, d.generation, d.at) for d in await shelf.store.deadlines()] == [
+        (chat.chat_id, 3, NOW)
+    ]
+
+
+async def test_a_snapshot_without_deadline_has_none_to_arm(shelf: Shelf) -> None:
+    chat = owned(uid(), uid(), uid(), deadline=NOW)
+    await write(shelf.store, Changes(chats=[chat]))
+
+    await write(shelf.store, Changes(chats=[chat.model_copy(update={"deadline": None})]))
+
+    assert await shelf.store.deadlines() == []
+
+
+async def test_what_raises_leaves_nothing_behind(shelf: Shelf) -> None:
+    chat_id, asked, workspace, owner = uid(), call(uid()), uid(), uid()
+    changes = Changes(
+        chats=[owned(chat_id, uid(), owner, version=1)],
+        entries=[(chat_id, entry(1, chat_id))],
+        identities=[(chat_id, digest("a"))],
+        calls=[StoredCall(asked, None)],
+        cancellations=[Key(chat_id, "x")],
+        names=[(workspace, chat_id, owner, "Name")],
+        outgoing=[outgoing(chat_id, "a")],
+    )
+
+    with pytest.raises(ZeroDivisionError):
+        async with shelf.store.transaction() as tx:
+            await tx.lock({chat_id, asked.chat_id})
+            await tx.write(changes)
+            _ = 1 / 0
+
+    assert await shelf.store.chat(chat_id) is None
+    async with shelf.store.transaction() as tx:
+        assert (await tx.lock({chat_id}))[chat_id].version == 0
+        assert await tx.known([(chat_id, digest("a"))]) == set()
+        assert await tx.calls({key(asked)}) == {}
+        assert await tx.cancellations({Key(chat_id, "x")}) == set()
+        assert await tx.names({owner}) == {owner: set()}
+        assert await tx.unpublished({chat_id}) == []
+    assert await shelf.store.log(chat_id) == []
+
+
+async def test_who_waits_for_a_chat_sees_all_that_the_other_wrote(shelf: Shelf) -> None:
+    """Identities most of all: two workers that have the same event must not both apply it."""
+    chat_id, asked = uid(), asyncio.Event()
+    await write(shelf.store, Changes(), lock=[chat_id])
+
+    async def second() -> tuple[int, set[tuple[str, bytes]]]:
+        async with shelf.store.transaction() as tx:
+            asked.set()
+            chats = await tx.lock({chat_id})
+            return chats[chat_id].version, await tx.known([(chat_id, digest("e"))])
+
+    async with shelf.store.transaction() as tx:
+        await tx.lock({chat_id})
+        other = asyncio.create_task(second())
+        if shelf.url is not None:  # the memory store lets only one begin
+            await asked.wait()
+            await shelf.until_one_waits()
+        assert not other.done()
+        await tx.write(
+            Changes(
+                chats=[owned(chat_id, uid(), uid(), version=5)],
+                identities=[(chat_id, digest("e"))],
+            )
+        )
+
+    assert await other == (5, {(chat_id, digest("e"))})
+
+
+async def test_a_chat_is_made_once_by_two_who_meet(shelf: Shelf) -> None:
+    chat_id = uid()
+
+    async def count() -> None:
+        async with shelf.store.transaction() as tx:
+            chat = (await tx.lock({chat_id}))[chat_id]
+            await tx.write(Changes(chats=[chat.model_copy(update={"version": chat.version + 1})]))
+
+    await asyncio.gather(*(count() for _ in range(8)))
+
+    chat = await shelf.store.chat(chat_id)
+    assert chat is not None
+    assert chat.version == 8
+
+
+async def test_overlapping_sets_of_chats_never_wait_in_a_circle(shelf: Shelf) -> None:
+    chats = [uid() for _ in range(6)]
+    # These are there before the race; making one is a race of its own, which is tried again.
+    await write(shelf.store, Changes(), lock=chats)
+
+    async def count(mine: list[str]) -> None:
+        async with shelf.store.transaction() as tx:
+            found = await tx.lock(set(mine))
+            await tx.write(
+                Changes(
+                    chats=[
+                        found[chat_id].model_copy(update={"version": found[chat_id].version + 1})
+                        for chat_id in mine
+                    ]
+                )
+            )
+
+    orders = (chats, chats[::-1], chats[3:] + chats[:3], chats[::2], chats[1::2])
+    await asyncio.gather(*(count(list(order)) for order in orders * 4))
+
+    found = [await shelf.store.chat(chat_id) for chat_id in chats]
+    assert [chat.version for chat in found if chat] == [16] * 6
+
+
+async def test_the_time_is_that_after_the_wait_for_the_lock(shelf: Shelf) -> None:
+    """Else a limit would begin, and a log entry be, before what the other wrote."""
+    first, last = sorted((uid(), uid()))
+    await write(shelf.store, Changes(), lock=[first, last])
+
+    async def second() -> bool:
+        async with shelf.store.transaction() as tx:
+            await tx.lock({first, last})
+            return tx.now >= released
+
+    async with shelf.store.transaction() as tx:
+        await tx.lock({last})
+        other = asyncio.create_task(second())
+        if shelf.url is not None:
+            await shelf.until_one_waits()
+        async with shelf.store.transaction() if shelf.url else shelf.nothing() as another:
+            if another is not None:
+                await another.lock(set())
+                released = another.now
+            else:
+                released = shelf.clock()
+
+    assert await other
+
+
+async def test_the_log_comes_back_in_order_and_in_pages(shelf: Shelf) -> None:
+    chat_id = uid()
+    entries = [entry(n, chat_id, at=NOW + timedelta(seconds=n)) for n in (1, 2, 3, 4, 5)]
+    await write(shelf.store, Changes(entries=[(chat_id, e) for e in entries[:3]]))
+    await write(shelf.store, Changes(entries=[(chat_id, e) for e in entries[3:]]))
+
+    everything = await shelf.store.log(chat_id)
+    page = await shelf.store.log(chat_id, after=1, most=2)
+
+    assert [e["seq"] for e in everything] == [1, 2, 3, 4, 5]
+    assert [e["seq"] for e in page] == [2, 3]
+    assert everything[0] == {
+        "seq": 1,
+        "event": {
+            "specversion": "1.0",
+            "id": entries[0].event.id,
+            "source": "/chat/service",
+            "type": "workspaced.delete_requested.v1",
+            "subject": chat_id,
+            "time": "2030-01-02T03:04:05.678901Z",
+            "datacontenttype": "application/json",
+            "data": {"reason": 'it said "ä\N{SNOWMAN}" \\'},
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        },
+        "outcome": "kept",
+        "state_before": "none",
+        "state_after": "none",
+        "version": None,
+        "at": "2030-01-02T03:04:06.678901Z",
+    }
+
+
+async def test_an_identity_is_known_in_its_chat_only(shelf: Shelf) -> None:
+    one, two = uid(), uid()
+    await write(
+        shelf.store,
+        Changes(identities=[(one, digest("a")), (two, digest("b"))]),
+        lock=[one, two],
+    )
+
+    async with shelf.store.transaction() as tx:
+        await tx.lock({one, two})
+        asked = [(one, digest("a")), (one, digest("b")), (two, digest("c"))]
+        known = await tx.known(asked)
+
+    assert known & set(asked) == {(one, digest("a"))}
+
+
+async def test_a_call_comes_back_as_it_was_written(shelf: Shelf) -> None:
+    asked = call(uid())
+    await write(shelf.store, Changes(calls=[StoredCall(asked, None)]))
+    assert not await shelf.store.answered(*key(asked))
+
+    async with shelf.store.transaction() as tx:
+        await tx.lock({asked.chat_id})
+        assert await tx.calls({key(asked), Key(asked.chat_id, "other")}) == {
+            key(asked): StoredCall(asked, None)
+        }
+        assert await tx.open_calls({asked.chat_id}) == {asked.chat_id: [asked]}
+        assert await tx.calls(set()) == {}
+    assert await shelf.store.waiting(asked.chat_id) == [asked]
+
+
+async def test_an_answer_ends_a_call_for_good(shelf: Shelf) -> None:
+    asked = call(uid())
+    over = answered(asked.model_copy(update={"args": {"parameters": {"token": "***"}}}))
+    await write(shelf.store, Changes(calls=[StoredCall(asked, None)]))
+
+    await write(shelf.store, Changes(calls=[over]))
+    await write(shelf.store, Changes(calls=[answered(asked, {"created": False})]))
+
+    async with shelf.store.transaction() as tx:
+        await tx.lock({asked.chat_id})
+        assert await tx.calls({key(asked)}) == {key(asked): over}
+        assert await tx.open_calls({asked.chat_id}) == {asked.chat_id: []}
+    assert await shelf.store.answered(*key(asked))
+    assert await shelf.store.waiting(asked.chat_id) == []
+
+
+async def test_open_calls_come_in_the_order_they_were_asked(shelf: Shelf) -> None:
+    chat_id, other = uid(), uid()
+    calls = [call(chat_id, name, order) for name, order in (("z", 10), ("m", 2), ("a", 30))]
+    elsewhere = call(other)
+    await write(shelf.store, Changes(calls=[StoredCall(c, None) for c in (*calls, elsewhere)]))
+    await write(shelf.store, Changes(calls=[StoredCall(calls[1], None)]))
+
+    async with shelf.store.transaction() as tx:
+        await tx.lock({chat_id, other})
+        found = await tx.open_calls({chat_id, other})
+
+    assert [c.call_id for c in found[chat_id]] == ["m", "z", "a"]
+    assert [c.call_id for c in await shelf.store.waiting(chat_id)] == ["m", "z", "a"]
+    assert found[other] == [elsewhere]
+
+
+@pytest.mark.parametrize(("minutes", "counts"), [(9, True), (11, False)])
+async def test_a_cancellation_overtakes_its_request_by_ten_minutes_at_most(
+    shelf: Shelf, minutes: int, *, counts: bool
+) -> None:
+    late = Key(uid(), "c")
+    await write(shelf.store, Changes(cancellations=[late, late]), lock=[late.chat_id])
+
+    await shelf.later(timedelta(minutes=minutes))
+
+    async with shelf.store.transaction() as tx:
+        await tx.lock({late.chat_id})
+        found = await tx.cancellations({late, Key(late.chat_id, "d")})
+        assert found == ({late} if counts else set())
+
+
+async def test_a_cancellation_that_comes_again_counts_anew(shelf: Shelf) -> None:
+    late = Key(uid(), "c")
+    for _ in range(2):
+        await write(shelf.store, Changes(cancellations=[late]), lock=[late.chat_id])
+        await shelf.later(timedelta(minutes=6))
+
+    async with shelf.store.transaction() as tx:
+        await tx.lock({late.chat_id})
+        assert await tx.cancellations({late}) == {late}
+
+
+async def test_names_are_an_owners_without_case_until_the_workspace_is_gone(shelf: Shelf) -> None:
+    chat_id, ann, bob, one, two = uid(), uid(), uid(), uid(), uid()
+    await write(
+        shelf.store,
+        Changes(names=[(one, chat_id, ann, "Blue"), (two, chat_id, ann, "green")]),
+        lock=[chat_id],
+    )
+
+    async def names() -> dict[str, set[str]]:
+        async with shelf.store.transaction() as tx:
+            return await tx.names({ann, bob})
+
+    assert await names() == {ann: {"blue", "green"}, bob: set()}
+    await write(shelf.store, Changes(freed=[(one, uid())]), lock=[chat_id])
+    assert (await names())[ann] == {"blue", "green"}, "another chat's word frees nothing"
+    await write(shelf.store, Changes(freed=[(one, chat_id)]), lock=[chat_id])
+    assert (await names())[ann] == {"green"}
+
+
+async def test_one_transaction_at_a_time_gives_out_an_owners_names(shelf: Shelf) -> None:
+    ann = uid()
+
+    async def take(wanted: str) -> None:
+        chat_id = uid()
+        async with shelf.store.transaction() as tx:
+            await tx.lock({chat_id})
+            taken = await tx.names({ann})
+            name = wanted if wanted not in taken[ann] else f"{wanted}-{len(taken[ann])}"
+            await tx.write(Changes(names=[(uid(), chat_id, ann, name)]))
+
+    await asyncio.gather(*(take("x") for _ in range(6)))
+
+    async with shelf.store.transaction() as tx:
+        assert await tx.names({ann}) == {ann: {"x", "x-1", "x-2", "x-3", "x-4", "x-5"}}
+
+
+async def test_what_goes_out_stays_until_it_is_known_to_be_published(shelf: Shelf) -> None:
+    chat_id, other = uid(), uid()
+    rows = [
+        outgoing(chat_id, "a", version=3),
+        outgoing(other, "b", lane=3),
+        outgoing(chat_id, "c", lane=2, due=NOW),
+    ]
+
+    written = await write(shelf.store, Changes(outgoing=rows), lock=[chat_id, other])
+
+    assert [(r.message_id, r.payload, r.version, r.due) for r in written] == [
+        (r.message_id, r.payload, r.version, r.due) for r in rows
+    ]
+    assert len({row.id for row in written}) == 3
+    assert await unpublished(shelf, chat_id) == [written[0], written[2]]
+    await shelf.store.published([written[0].id, 10**9])
+    assert await unpublished(shelf, chat_id) == [written[2]]
+    assert await unpublished(shelf, chat_id, other) == [written[1], written[2]]
+    assert await unpublished(shelf) == []
+
+
+async def unpublished(shelf: Shelf, *chats: str) -> list[Outgoing]:
+    async with shelf.store.transaction() as tx:
+        await tx.lock(set(chats))
+        return await tx.unpublished(set(chats))

@@ -1,0 +1,126 @@
+"""What every store keeps to beside a chat's transactions: held against both adapters."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID
+
+from statemachine.states import State
+from statemachine.store import Changes, Credential
+from tests.contract.stores import NOW, Shelf, owned, uid, version, write
+
+
+async def test_a_template_is_found_by_organization_and_by_id(shelf: Shelf) -> None:
+    org, foreign = uid(), uid()
+    mine, theirs = version(org), version(foreign)
+    await shelf.store.push(org, mine, b"")
+    await shelf.store.push(foreign, theirs, b"")
+
+    async with shelf.store.transaction() as tx:
+        listed = await tx.catalog({org}, set(), set())
+        named = await tx.catalog(set(), {theirs.template_id}, set())
+        older = await tx.catalog(set(), set(), {mine.id, uid()})
+
+    assert listed.templates.keys() == {mine.template_id}
+    assert listed.templates[mine.template_id].active == mine
+    assert listed.templates[mine.template_id].organization_id == org
+    assert named.templates[theirs.template_id].organization_id == foreign
+    assert (older.templates, older.versions) == ({}, {mine.id: mine})
+    assert (await shelf.store.templates(org)).templates == listed.templates
+
+
+async def test_the_version_pushed_last_is_the_active_one(shelf: Shelf) -> None:
+    org = uid()
+    first, second = version(org, archive=b"1"), version(org, archive=b"22")
+
+    async def active() -> str:
+        catalog = await shelf.store.templates(org)
+        return catalog.templates[first.template_id].active.id
+
+    await shelf.store.push(org, first, b"1")
+    await shelf.store.push(org, first, b"1")
+    assert await active() == first.id
+    await shelf.store.push(org, second, b"22")
+    assert await active() == second.id
+    await shelf.store.push(org, first, b"1")
+    assert await active() == first.id
+    async with shelf.store.transaction() as tx:
+        catalog = await tx.catalog({org}, set(), {second.id})
+    assert catalog.versions == {first.id: first, second.id: second}
+
+
+async def test_pools_are_those_that_any_version_names(shelf: Shelf) -> None:
+    org = uid()
+    assert await shelf.store.pools() == set()
+
+    for pool in ("local", "gpu", "gpu"):
+        await shelf.store.push(org, version(org, pool=pool), b"")
+
+    assert await shelf.store.pools() == {"local", "gpu"}
+
+
+async def test_an_archive_comes_in_pieces(shelf: Shelf) -> None:
+    org, archive = uid(), bytes(range(256)) * 5
+    pushed = version(org, archive=archive)
+    await shelf.store.push(org, pushed, archive)
+
+    pieces = [await shelf.store.archive(pushed.id, at, 500) for at in (0, 500, 1000, 1500)]
+
+    assert pieces == [archive[:500], archive[500:1000], archive[1000:], b""]
+    assert await shelf.store.archive(uid(), 0, 500) is None
+
+
+async def test_a_setting_holds_at_once(shelf: Shelf) -> None:
+    await shelf.store.put_setting("a", "1")
+    await shelf.store.put_setting("b", "")
+    await shelf.store.put_setting("a", "2")
+
+    assert await shelf.store.settings() == {"a": "2", "b": ""}
+    async with shelf.store.transaction() as tx:
+        assert await tx.settings() == {"a": "2", "b": ""}
+
+
+async def test_a_credential_comes_back_with_its_first_chat(shelf: Shelf) -> None:
+    chat = owned(uid(), uid(), uid(), version=2)
+    await write(shelf.store, Changes(chats=[chat]))
+    agent = Credential("agent", (chat.chat_id,), NOW, uid(), uid(), uid())
+    frontend = Credential("frontend", (uid(), chat.chat_id), NOW)
+
+    await shelf.store.issue("A", agent)
+    await shelf.store.issue("F", frontend)
+
+    assert await shelf.store.credential("A") == (agent, chat)
+    assert await shelf.store.credential("F") == (frontend, None)
+    assert await shelf.store.credential("other") is None
+
+
+async def test_a_key_that_is_issued_again_has_what_it_was_given_last(shelf: Shelf) -> None:
+    first = Credential("frontend", (uid(),), NOW)
+    second = Credential("frontend", (uid(),), NOW + timedelta(hours=1))
+
+    await shelf.store.issue("A", first)
+    await shelf.store.issue("A", second)
+
+    assert await shelf.store.credential("A") == (second, None)
+
+
+async def test_chats_are_listed_by_filter_and_page(shelf: Shelf) -> None:
+    org, other, ann, bob = uid(), uid(), uid(), uid()
+    ids = sorted((uid() for _ in range(5)), key=lambda chat_id: UUID(chat_id).bytes)
+    chats = [
+        owned(ids[0], org, ann, state=State.READY),
+        owned(ids[1], org, bob, state=State.BUILDING),
+        owned(ids[2], other, ann, state=State.READY),
+        owned(ids[3], org, ann, state=State.BUILD_FAILED),
+        owned(ids[4], org, ann),
+    ]
+    await write(shelf.store, Changes(chats=chats))
+
+    listed = shelf.store.chats
+    assert await listed() == chats
+    assert await listed(organization_id=org) == [chats[n] for n in (0, 1, 3, 4)]
+    assert await listed(organization_id=org, owner_id=ann) == [chats[n] for n in (0, 3, 4)]
+    assert await listed(states=[State.READY, State.BUILD_FAILED]) == [chats[n] for n in (0, 2, 3)]
+    assert await listed(states=[]) == []
+    assert await listed(organization_id=org, after=ids[1], most=1) == [chats[3]]
+    assert await listed(after=ids[4]) == []

@@ -1,0 +1,82 @@
+"""Bringing a database to the present schema: forward only, once, whoever else tries."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from statemachine.store import StoreUnavailableError, migrating, sql
+from statemachine.store.migrating import migrate
+from statemachine.store.sql import Migration, migrations
+
+
+async def ledger(url: str) -> list[tuple[int, str]]:
+    db = await asyncpg.connect(url)
+    try:
+        rows = await db.fetch("select number, name from schema_migration order by number")
+        return [(row["number"], row["name"]) for row in rows]
+    finally:
+        await db.close()
+
+
+async def test_the_ledger_tells_what_was_applied(database_url: str) -> None:
+    applied = await migrate(database_url)
+
+    assert applied == migrations()
+    assert await ledger(database_url) == [(step.number, step.name) for step in applied]
+
+
+async def test_a_second_time_there_is_nothing_to_do(database_url: str) -> None:
+    await migrate(database_url)
+
+    assert await migrate(database_url) == []
+
+
+async def test_of_many_at_once_one_does_it(database_url: str) -> None:
+    applied = await asyncio.gather(*(migrate(database_url) for _ in range(6)))
+
+    assert sorted(map(len, applied)) == [0, 0, 0, 0, 0, len(migrations())]
+
+
+async def test_a_later_step_is_applied_alone(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(database_url)
+    later = Migration(9999, "later", "create table later (); select 1;")
+    monkeypatch.setattr(migrating, "migrations", lambda: [*migrations(), later])
+
+    assert await migrate(database_url) == [later]
+
+
+async def test_a_step_that_fails_leaves_nothing_of_itself(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(database_url)
+    bad = Migration(9999, "bad", "create table half (); select 1 / 0;")
+    monkeypatch.setattr(migrating, "migrations", lambda: [*migrations(), bad])
+
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await migrate(database_url)
+
+    assert 9999 not in dict(await ledger(database_url))
+    db = await asyncpg.connect(database_url)
+    try:
+        assert await db.fetchval("select to_regclass('half')") is None
+    finally:
+        await db.close()
+
+
+async def test_a_database_that_is_not_there_is_away() -> None:
+    with pytest.raises(StoreUnavailableError):
+        await migrate("postgresql://nobody@127.0.0.1:1/nowhere")
+
+
+def test_every_file_of_the_folder_is_a_step_and_numbers_count_up() -> None:
+    folder = Path(sql.__file__).parent / "migrations"
+    files = sorted(path.name for path in folder.glob("*.sql"))
+
+    assert [f"{step.number:04d}_{step.name}.sql" for step in migrations()] == files
+    assert [step.number for step in migrations()] == list(range(1, len(files) + 1))

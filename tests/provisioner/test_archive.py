@@ -1,0 +1,104 @@
+"""Nothing in a template's archive gets out of the workspace."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from handlers.provisioner.archive import BadArchive, sensitive_values, unpack
+from tests.provisioner.rig import packed
+
+Member = tuple[str, bytes, str]
+"""Name, type, and where a link leads."""
+
+
+def archive(path: Path, *members: Member) -> Path:
+    with tarfile.open(path, "w:gz") as file:
+        for name, kind, link in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, link
+            data = b"x" if kind == tarfile.REGTYPE else b""
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("/etc/evil", tarfile.REGTYPE, "")],
+        [("../evil", tarfile.REGTYPE, "")],
+        [("a/../../evil", tarfile.REGTYPE, "")],
+        [(".workspaced/agents/x", tarfile.REGTYPE, "")],
+        [("./.workspaced/template", tarfile.REGTYPE, "")],
+        [("out", tarfile.SYMTYPE, "../../evil")],
+        [("out", tarfile.SYMTYPE, "/etc/passwd")],
+        [("out", tarfile.LNKTYPE, "../evil")],
+        [("a", tarfile.SYMTYPE, "b"), ("a/evil", tarfile.REGTYPE, "")],
+        [("a", tarfile.SYMTYPE, "b"), ("a", tarfile.REGTYPE, "")],
+        [("null", tarfile.CHRTYPE, "")],
+        [("disk", tarfile.BLKTYPE, "")],
+        [("pipe", tarfile.FIFOTYPE, "")],
+    ],
+)
+def test_what_leads_out_is_refused(tmp_path: Path, members: list[Member]) -> None:
+    workspace = tmp_path / "in" / "workspace"
+    workspace.mkdir(parents=True)
+
+    with pytest.raises(BadArchive):
+        unpack(archive(tmp_path / "evil.tar.gz", *members), "v1", workspace)
+
+    assert [path.name for path in workspace.iterdir()] == [".workspaced"]
+    assert not list((workspace / ".workspaced").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"evil.tar.gz", "in"}
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken").write_bytes(packed({"a": "b" * 10_000})[:40])
+
+    with pytest.raises(BadArchive):
+        unpack(tmp_path / "broken", "v1", tmp_path / "workspace")
+
+
+def test_a_link_that_stands_in_the_workspace_is_replaced_not_followed(tmp_path: Path) -> None:
+    outside, workspace = tmp_path / "outside", tmp_path / "workspace"
+    outside.mkdir()
+    workspace.mkdir()
+    (workspace / "src").symlink_to(outside)
+    (workspace / "build.sh").symlink_to(outside / "file")
+    (tmp_path / "good").write_bytes(packed({"src/a": "1", "build.sh": "2"}))
+
+    unpack(tmp_path / "good", "v1", workspace)
+
+    assert not list(outside.iterdir())
+    assert ((workspace / "src/a").read_text(), (workspace / "build.sh").read_text()) == ("1", "2")
+
+
+def test_a_new_version_comes_beside_what_is_in_the_workspace(tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    for version, files in (("v1", {"a": "1", "b": "1"}), ("v2", {"a": "2"})):
+        (tmp_path / version).write_bytes(packed(files))
+        unpack(tmp_path / version, version, workspace)
+        (workspace / "mine").write_text("kept")
+
+    assert [(workspace / name).read_text() for name in ("a", "b", "mine")] == ["2", "1", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        ('[[parameter]]\nname = "a"\nsensitive = true\n[[parameter]]\nname = "b"\n', ["1"]),
+        ("not toml [", ["1", "2"]),
+    ],
+)
+def test_the_manifest_says_what_is_sensitive_and_all_is_if_it_cannot(
+    tmp_path: Path, manifest: str, expected: list[str]
+) -> None:
+    (tmp_path / "t").write_bytes(packed({"template.toml": manifest}))
+    unpack(tmp_path / "t", "v1", tmp_path / "workspace")
+    (tmp_path / "workspace" / "template.toml").write_text("")  # the user's to change
+
+    assert sensitive_values(tmp_path / "workspace", {"a": "1", "b": "2"}) == expected

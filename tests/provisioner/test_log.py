@@ -1,0 +1,132 @@
+"""Lines are collected, numbered, bounded, and show no secret (contract §3, log_appended)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus import Unavailable
+from handlers.sending import BuildLog, Mask
+
+
+class Sent:
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.away = 0
+
+    async def __call__(self, subject: str, body: bytes) -> None:
+        if self.away:
+            self.away -= 1
+            raise Unavailable("away")
+        assert subject == "workspaced.log.c.b"
+        self.lines.append(json.loads(body)["data"])
+
+    @property
+    def output(self) -> str:
+        return "".join(line["output"] for line in self.lines)
+
+
+@asynccontextmanager
+async def logging(
+    tmp_path: Path, sent: Sent, limit: int = 10 * 1024 * 1024
+) -> AsyncIterator[BuildLog]:
+    log = BuildLog(
+        "c", "b", "provisioner", "/provisioner/p", sent, ledger=tmp_path / "l", limit=limit
+    )
+    running = asyncio.create_task(log.run())
+    yield log
+    await log.drained(5)
+    running.cancel()
+    log.close()
+
+
+async def test_lines_travel_together_in_pieces_of_at_most_32_kib(tmp_path: Path) -> None:
+    sent, line = Sent(), "ä" * 99 + "\n"
+    async with logging(tmp_path, sent) as log:
+        for _ in range(1000):
+            log.write("start", "info", line)
+        log.write("start", "error", "last")
+
+    assert sent.output == line * 1000 + "last"
+    sizes = [len(each["output"].encode()) for each in sent.lines]
+    assert max(sizes) <= 32 * 1024
+    assert len(sizes) == 8
+    assert all(each["output"].endswith("\n") for each in sent.lines[:-1])
+    assert [each["sequence"] for each in sent.lines] == list(range(1, 9))
+    assert sent.lines[-1]["level"] == "error"
+
+
+async def test_past_the_limit_one_line_says_so(tmp_path: Path) -> None:
+    sent = Sent()
+    async with logging(tmp_path, sent, limit=100_000) as log:
+        for _ in range(30):
+            log.write("start", "info", "ü" * 5_000)
+        log.write("start", "info", "more")
+
+    *kept, notice = sent.lines
+    assert sum(len(each["output"].encode()) for each in kept) == 100_000
+    assert notice["level"] == "warn"
+    assert notice["output"].count("\n") == 1
+
+
+async def test_a_sender_that_was_killed_gives_no_number_twice(tmp_path: Path) -> None:
+    sent = Sent()
+    for _ in range(2):
+        log = BuildLog("c", "b", "agent", "/agent/a", sent, ledger=tmp_path / "l", limit=1000)
+        running = asyncio.create_task(log.run())
+        log.write("startup", "info", "x" * 600)
+        await log.drained(5)
+        running.cancel()  # and no `close`
+
+    numbers = [each["sequence"] for each in sent.lines]
+    assert numbers == sorted(set(numbers))
+    assert sent.output.count("x") == 1000
+
+
+async def test_lines_wait_for_the_bus_in_order(tmp_path: Path) -> None:
+    sent = Sent()
+    sent.away = 2
+    async with logging(tmp_path, sent) as log:
+        log.write("start", "info", "a\n")
+        log.write("start", "warn", "b\n")
+
+    assert sent.output == "a\nb\n"
+
+
+@given(
+    st.lists(st.text("ab*c\n", min_size=0, max_size=4), max_size=3),
+    st.text("ab*c\n", max_size=40),
+    st.lists(st.integers(0, 40), max_size=5),
+)
+def test_a_secret_is_found_wherever_the_text_is_cut(
+    secrets: list[str], text: str, cuts: list[int]
+) -> None:
+    whole = Mask(secrets).whole(text)
+    mask, places = Mask(secrets), sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
+
+    pieces = [mask.feed(text[a:b]) for a, b in pairwise(places)]
+
+    assert "".join([*pieces, mask.close()]) == whole
+
+
+@pytest.mark.parametrize("secret", ["a", "line one\nline two", "s3cr3t"])
+async def test_output_shows_stars(tmp_path: Path, secret: str) -> None:
+    sent = Sent()
+    async with logging(tmp_path, sent) as log:
+        log.mask = Mask([secret])
+        heard = log.stream("start")
+        for byte in f"<{secret}>".encode():
+            heard.feed(bytes([byte]))
+        heard.feed(b"")
+
+    assert sent.output == "<***>"
+    assert heard.last_lines() == "<***>"

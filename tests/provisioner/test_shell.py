@@ -1,0 +1,79 @@
+"""No step outlives who runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from handlers.processes import end_marked, marked
+from handlers.shell import Shell
+
+ENV = {"PATH": os.environ["PATH"]}
+
+
+async def test_output_and_status(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+    shell = Shell("pwd; echo bad >&2; exit 9", cwd=tmp_path, env=ENV, output=heard.append)
+
+    status = await shell.wait()
+    shell.end()
+
+    assert status == 9
+    assert b"".join(heard).decode() == f"{tmp_path}\nbad\n"
+
+
+async def test_what_a_command_leaves_running_ends_with_it_or_is_released(tmp_path: Path) -> None:
+    for release in (False, True):
+        os.mkfifo(gate := tmp_path / f"gate{release}")
+        command = f'(trap "" TERM; read go; echo "$go" > done{release}) < "{gate}" & exec true'
+        shell = Shell(command, cwd=tmp_path, env=ENV, output=lambda _: None)
+        writer = await asyncio.to_thread(os.open, gate, os.O_WRONLY)
+        assert await shell.wait() == 0
+        if release:
+            shell.release()
+        else:
+            shell.end()
+        # Its reader decides: the background process, or nobody any more.
+        try:
+            os.write(writer, b"go\n")
+            assert release
+        except BrokenPipeError:
+            assert not release
+        os.close(writer)
+        shell.end()
+
+
+def test_a_kill_of_the_runner_ends_the_whole_group(tmp_path: Path) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    program = f"""
+import asyncio
+from pathlib import Path
+from handlers.shell import Shell
+async def run():
+    await Shell('(sleep 1000 & sleep 1000) > {gate}', cwd=Path('/'), env={ENV!r}, output=print).wait()
+asyncio.run(run())
+"""
+    runner = subprocess.Popen([sys.executable, "-c", program])
+    with gate.open() as held:  # opens when the step has begun
+        runner.send_signal(signal.SIGKILL)
+        runner.wait()
+        assert held.read() == ""  # ends when no process of the step is left
+
+
+async def test_processes_are_found_by_mark_and_ended_also_the_stubborn(tmp_path: Path) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    mark = f"WORKSPACED_TEST={gate}"
+    stubborn = subprocess.Popen(
+        ["setsid", "sh", "-c", f'trap "" TERM; exec > "{gate}"; while :; do sleep 1000; done'],
+        env={**ENV, "WORKSPACED_TEST": str(gate)},
+    )
+    with await asyncio.to_thread(gate.open):
+        assert stubborn.pid in marked(mark) or marked(mark)
+        await end_marked(mark, grace=0.2)
+
+    assert marked(mark) == []
+    stubborn.wait()

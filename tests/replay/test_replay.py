@@ -1,0 +1,97 @@
+"""Recorded logs with an ending written by hand: an independent second statement of the table."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statemachine import events
+from statemachine.replay import Replayed, replay
+from statemachine.views import state_changed
+
+LOGS = Path(__file__).parent / "logs"
+ENDINGS: dict[str, dict[str, str]] = tomllib.loads((LOGS / "endings.toml").read_text())
+
+
+def entries(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (LOGS / f"{name}.jsonl").read_text().splitlines()]
+
+
+def only(replayed: dict[str, Replayed]) -> Replayed:
+    (chat,) = replayed.values()
+    return chat
+
+
+def test_every_log_has_an_ending_and_every_ending_a_log() -> None:
+    assert {path.stem for path in LOGS.glob("*.jsonl")} == set(ENDINGS)
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_recorded_log_still_ends_where_it_did(name: str) -> None:
+    ending = ENDINGS[name]
+
+    chat = only(replay(entries(name)))
+
+    assert chat.path == tuple(ending["path"].split())
+    agent = state_changed(chat.workspace)["agent"]
+    shown = None if agent is None else f"{agent['status']} {agent['lifecycle'] or 'none'}"
+    assert shown == ending.get("agent")
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_recorded_log_still_agrees_entry_by_entry(name: str) -> None:
+    """Outcome, states and version of each: none was recorded as it would not be today."""
+    assert [str(difference) for difference in only(replay(entries(name))).differences] == []
+
+
+def test_logs_of_several_chats_may_be_mixed() -> None:
+    one = entries("early-agent")
+    other = json.loads(json.dumps(one).replace(one[0]["event"]["subject"], str(object_id(7))))
+    mixed = [entry for pair in zip(one, other, strict=True) for entry in pair]
+
+    replayed = replay(mixed)
+
+    assert len(replayed) == 2
+    assert all(chat.path[-1] == "ready" and not chat.differences for chat in replayed.values())
+
+
+def object_id(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012}"
+
+
+def test_every_type_that_a_log_may_hold_is_frozen_here() -> None:
+    """So that a change of a model that old logs don't survive is seen."""
+    frozen = {entry["event"]["type"] for name in ENDINGS for entry in entries(name)}
+
+    models = [model for of_kind in events.BY_KIND.values() for model in of_kind]
+    models += [
+        events.BuildRequested,
+        events.WaitResumed,
+        events.DeadlinePassed,
+        events.TtlPassed,
+    ]
+    assert frozen == {f"workspaced.{model.name}.v1" for model in models}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+@pytest.mark.parametrize("key", ["outcome", "state_before", "state_after", "version"])
+def test_an_entry_that_was_tampered_with_is_named(name: str, key: str) -> None:
+    log = entries(name)
+    log[-1][key] = "another"
+
+    (difference,) = only(replay(log)).differences
+
+    assert (difference.seq, difference.key) == (len(log), key)
+    assert f"seq {len(log)}: {key}" in str(difference)
+
+
+def test_an_entry_that_cannot_be_read_is_refused_with_its_place() -> None:
+    log = entries("early-agent")
+    log[2]["event"]["type"] = "workspaced.nothing.v1"
+
+    with pytest.raises(ValueError, match="entry 3"):
+        replay(log)

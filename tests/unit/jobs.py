@@ -1,0 +1,91 @@
+"""Desks in a state, and a provisioner and an agent for their newest job."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from statemachine.calls import Answered
+from statemachine.events import (
+    Agent,
+    AgentConnected,
+    AgentLifecycle,
+    BuildCanceled,
+    BuildFailed,
+    BuildSucceeded,
+    Lifecycle,
+    Quota,
+    Transition,
+)
+from statemachine.states import State
+from tests.unit.driver import PYTHON, Desk
+from tests.unit.facts import agents, event, started, uid, ways
+
+
+def is_error(answer: Answered | None) -> bool:
+    """Whether a call was answered that something is wrong with the call itself."""
+    return answer is not None and answer.is_error and set(answer.result) == {"error"}
+
+
+def at(state: State, **more: Any) -> Desk:
+    """A chat in that state, its workspace `w` made elsewhere of the template `python`."""
+    if state is State.NONE:
+        return Desk(**more)
+    known = started(1, workspace_name="w", owner_name="ann", template_id=PYTHON.id)
+    way = ways()[state]
+    desk = Desk(*way[:1], known, *way[1:], **more)
+    assert desk.chat.state is state
+    return desk
+
+
+class Jobs:
+    """Works the newest job."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self._sequence = 0
+        self.made: tuple[Agent, ...] = ()
+
+    def succeed(self, made: tuple[Agent, ...] | None = None) -> Self:
+        job = self.desk.job
+        if made is None:
+            made = agents(f"main of {job.build_id}") if job.transition is Transition.START else ()
+        self.made = made
+        version = job.template.version_id if job.template else uid("version")
+        fact = BuildSucceeded(**self._of(), template_version_id=version, agents=made)
+        self.desk.hear(event(fact))
+        return self
+
+    def fail(self, error: str, code: str | None = None, quota: Quota | None = None) -> Self:
+        self.desk.hear(event(BuildFailed(**self._of(), error=error, error_code=code, quota=quota)))
+        return self
+
+    def cancel(self) -> Self:
+        self.desk.hear(event(BuildCanceled(**self._of())))
+        return self
+
+    def connect(self) -> Self:
+        self.desk.hear(event(AgentConnected(**self._by())))
+        return self
+
+    def live(self, value: str) -> Self:
+        self.desk.hear(event(AgentLifecycle(**self._by(), lifecycle=Lifecycle(value))))
+        return self
+
+    def _of(self) -> dict[str, object]:
+        job = self.desk.job
+        return {
+            "workspace_id": job.workspace_id,
+            "build_id": job.build_id,
+            "build_number": job.build_number,
+            "transition": job.transition,
+        }
+
+    def _by(self) -> dict[str, object]:
+        self._sequence += 1
+        job = self.desk.job
+        return {
+            "workspace_id": job.workspace_id,
+            "build_id": job.build_id,
+            "agent_id": self.made[0].id,
+            "sequence": self._sequence,
+        }

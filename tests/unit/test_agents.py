@@ -1,0 +1,64 @@
+"""The choice of agent, contract §6."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+
+from statemachine.agents import Unselectable, choose
+from statemachine.events import Agent
+from tests.unit.facts import uid
+
+
+def agent(name: str, order: int = 0, parent: str | None = None, key: str = "") -> Agent:
+    return Agent(
+        id=uid(key or name),
+        name=name,
+        display_order=order,
+        parent_id=None if parent is None else uid(parent),
+    )
+
+
+@pytest.mark.parametrize(
+    ("agents", "chosen"),
+    [
+        ([agent("b"), agent("a")], "a"),
+        ([agent("a", 1), agent("b", 0)], "b"),
+        ([agent("b"), agent("A")], "A"),
+        ([agent("a"), agent("B"), agent("A")], "A"),
+        ([agent("zed"), agent("kid", -1, "zed")], "zed"),
+        ([agent("a"), agent("z-coderd-chat", 9)], "z-coderd-chat"),
+        ([agent("a"), agent("z-CoderD-Chat")], "z-CoderD-Chat"),
+        ([agent("-coderd-chat", 5), agent("a")], "-coderd-chat"),
+        ([agent("a-coderd-chat-2"), agent("b")], "a-coderd-chat-2"),
+        ([agent("a"), agent("kid-coderd-chat", parent="a")], "a"),
+        ([agent("x-coderd-chat"), agent("kid-coderd-chat", parent="x")], "x-coderd-chat"),
+    ],
+)
+def test_one_agent_is_chosen_in_whatever_order_they_are_listed(
+    agents: list[Agent], chosen: str
+) -> None:
+    for listed in permutations(agents):
+        found = choose(listed)
+
+        assert isinstance(found, Agent)
+        assert found.name == chosen
+
+
+def test_agents_of_one_name_are_told_by_their_ids() -> None:
+    twins = [agent("a", key="1"), agent("a", key="2")]
+
+    assert choose(twins) == choose(twins[::-1]) == min(twins, key=lambda twin: twin.id)
+
+
+def test_several_agents_named_for_the_chat_are_an_error_that_names_them() -> None:
+    found = choose([agent("a-coderd-chat"), agent("b-CODERD-chat"), agent("c")])
+
+    assert isinstance(found, Unselectable)
+    assert "a-coderd-chat" in found.message
+    assert "b-CODERD-chat" in found.message
+
+
+def test_agents_without_a_root_are_an_error() -> None:
+    assert isinstance(choose([agent("kid", parent="gone")]), Unselectable)

@@ -1,0 +1,605 @@
+"""The rules of the tools, contract §5: create_workspace. The table is that of all branches.
+
+G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_templates`; R, F, U, X, W in
+`test_judging_waits`.
+
+| branch | condition | answer |
+| --- | --- | --- |
+| G1 | unknown tool | `is_error` |
+| G2 | `args` of the wrong shape | `is_error` |
+| G3 | another organization or owner than the chat's first request | `is_error` |
+| C1a | `template_id` absent or blank | `is_error`, before anything else |
+| C1b | `template_id` no UUID | `is_error`, before anything else |
+| C1c | `preset_id` no UUID | `is_error`, before anything else |
+| C2a | being built, ends well | waits; `created:false`, `already_exists`, `build_id`, readiness keys |
+| C2b | being built, ends ill | waits; build failure object |
+| C2c | `build_timeout` of a start, no end yet | back to `building` with a new limit, waits, no second build |
+| C3a | being stopped | waits, judged again: `stopped` |
+| C3b | being stopped, out of time | build failure object |
+| C3c | `build_timeout` of a stop | back to `stopping`, waits |
+| C3d | stopped | `created:false`, `stopped`, points to start_workspace |
+| C3e | being deleted | waits, judged again: a new workspace |
+| C3f | being stopped, the stop fails | waits, judged again as C4i or C4j |
+| C4a | running, settled, agent connected | `already_exists` + readiness keys, no `build_id` |
+| C4b | running, agent connecting or scripts running | waits; as C4a |
+| C4c | running, `selection_error` | `already_exists` + readiness keys |
+| C4d | running, agent disconnected | new workspace, stop job for the old one |
+| C4e | running, agent not connected in time | new workspace, stop job |
+| C4f | running, no agents | new workspace, stop job |
+| C4g | failed build | new workspace, nothing to stop |
+| C4h | no workspace, or deleted | new workspace |
+| C4i | failed stop, the last start succeeded | as running |
+| C4j | failed stop, the last start failed | as a failed build |
+| C4k | to be replaced, but of a template not known here | new workspace, no job |
+| C5a | template unknown | `is_error` |
+| C5b | of another organization | `is_error` |
+| C5c | not `agents_allowed` | `is_error` |
+| C5d | not on the allowlist | `is_error` |
+| C5e | `preset_id` of no preset | `is_error` |
+| C5f | parameters that don't fit | `error`, `detail`, `validations` with each of them |
+| C5g | preset | the call's value over the preset's over the default |
+| C5h | a workspace exists | its rules come before the template's |
+| C6a | new, all well | `created:true`, `<owner>/<name>`, `build_id`, readiness keys |
+| C6b | new | bound and `building` before the wait |
+| C6c | new, build fails | build failure object; the binding stays |
+| C6d | name in use | one retry with a suffix |
+| C7 | a lifetime is set | the job's `ttl_ms` |
+| C8 | two calls at once | one workspace; the second as C2 |
+| S1 | no workspace, or deleted | `is_error`, points to create_workspace |
+| S2a | being built, ends well | waits; `started:true`, `build_id`, readiness keys |
+| S2b | being built, ends ill | build failure object |
+| S2c | `build_timeout` of a start | back to `building`, waits |
+| S3a | being stopped | waits, judged again: starts |
+| S3b | being stopped, out of time | build failure object |
+| S3c | being deleted | waits, judged again: as S1 |
+| S4a | running, settled (also lost agent, failed scripts) | `started:true`, `no_build:true`, readiness keys |
+| S4b | running, not settled | waits; as S4a |
+| S5a | stopped | a start build with the next number |
+| S5b | failed build | a start build with the next number |
+| S5c | failed stop, the last start succeeded / failed | as running / a start build |
+| S6a | active version demanded, differs | that version, `updated_to_active_version` … |
+| S6b | active version not demanded | the last build's version |
+| S7a | parameters | the call's over the last build's over the default |
+| S7b | parameters wrong or not mutable | as C5f, plus `template_id` |
+| S8 | template not known here | `is_error` |
+| P1 | no workspace, or deleted | `is_error`, points to create_workspace |
+| P2a | being built | waits until built, not until ready; then stops |
+| P2b | being stopped | waits, judged again: `no_build` |
+| P2c | `build_timeout` of a start or a stop | back, waits |
+| P2d | being built or stopped, out of time | build failure object |
+| P3 | stopped | `stopped:true`, `no_build:true` |
+| P4a | running, failed build, failed stop | a stop build; `stopped:true`, `build_id` |
+| P4b | the stop fails, is canceled, or runs out of time | build failure object |
+| P5 | template not known here | `is_error` |
+| L1 | list_templates | allowed ones of the organization, by name |
+| L2 | `query` | case-insensitive substring, no wildcards |
+| L3 | `page` | 10 a page; below 1 is 1; past the end empty |
+| T1 | read_template | template, parameters, presets |
+| T2 | unknown, another organization's, not allowed | `is_error`, not found |
+| T3 | `template_id` blank, no UUID | `is_error` |
+| R1 | ready | nothing |
+| R2 | no agents | `agent_status:no_agent` |
+| R3 | none can be chosen | `agent_status:selection_error`, `agent_error` |
+| R4 | not connected in time | `agent_status:not_ready`, `agent_error` |
+| R5 | latest lifecycle settled, not ready (also later, in `ready`) | `startup_scripts_failed`, `lifecycle_state` |
+| R6 | scripts out of time | `startup_scripts_timeout` |
+| F1 | failed, canceled, out of time | `error`, `build_id` |
+| F2 | INSUFFICIENT_QUOTA | `error_code`, `title`, `message`, `quota?` |
+| U1 | superseded by a start build | follows it; `build_id` of the one that settled |
+| U2 | superseded by a stop or delete | own `build_id`, `error` holds the other's id, when seen |
+| U3 | the workspace is deleted | own `build_id` |
+| U4 | a stop superseded | as U2 |
+| X1 | canceled in `building`, `stopping` | build failure object |
+| X2 | canceled while the agent connects | success object, `agent_status:not_ready` |
+| X3 | canceled while scripts run | success object, `startup_scripts_unknown` |
+| X4 | canceled before a build was requested | `error`, nothing requested |
+| W1 | the limit passes while a call waits | answered, waits no second time |
+| W2 | several calls wait | judged in the order they came |
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from statemachine.calls import Answered, Policy
+from statemachine.events import Quota, Transition
+from statemachine.states import State
+from statemachine.views import state_changed
+from tests.unit.driver import PLAIN, PYTHON, Desk, asked, catalog, template
+from tests.unit.facts import (
+    DELETE,
+    START,
+    STOP,
+    agents,
+    deadline,
+    deleted,
+    disconnected,
+    failed,
+    lifecycle,
+    requested,
+    started,
+    succeeded,
+    uid,
+    ways,
+)
+from tests.unit.jobs import Jobs, at, is_error
+
+S = State
+
+
+def new(desk: Desk) -> bool:
+    """Whether the newest job is for a workspace that the chat didn't have."""
+    return desk.job.build_number == 1 and desk.job.workspace_id != uid("w")
+
+
+def test_g1_an_unknown_tool_is_an_error() -> None:
+    assert is_error(Desk().ask("drop_database"))
+
+
+@pytest.mark.parametrize(
+    ("tool", "args"),
+    [
+        ("create_workspace", {"template_id": 5}),
+        ("create_workspace", {"template_id": PYTHON.id, "parameters": []}),
+        ("create_workspace", {"template_id": PYTHON.id, "parameters": {"a": {"b": 1}}}),
+        ("create_workspace", {"template_id": PYTHON.id, "parameters": {"a": None}}),
+        ("create_workspace", {"template_id": PYTHON.id, "name": 7}),
+        ("start_workspace", {"parameters": "none"}),
+        ("list_templates", {"page": "2"}),
+        ("list_templates", {"page": True}),
+        ("list_templates", {"query": ["x"]}),
+        ("read_template", {"template_id": {}}),
+    ],
+)
+def test_g2_arguments_of_the_wrong_shape_are_an_error(tool: str, args: dict[str, object]) -> None:
+    desk = Desk()
+
+    assert is_error(desk.ask(tool, **args))
+    assert desk.jobs == []
+
+
+def test_g3_the_first_request_fixes_whose_chat_it_is() -> None:
+    desk = Desk(asked("list_templates", organization=uid("another")))
+
+    assert is_error(desk.create())
+    assert is_error(desk.ask("list_templates"))
+
+
+@pytest.mark.parametrize("blank", [None, "", " \t\n"])
+def test_c1a_a_template_is_required(blank: str | None) -> None:
+    assert is_error(at(S.STOPPED).create(template_id=blank))
+
+
+@pytest.mark.parametrize("wrong", ["python", PYTHON.id[:-1], f"{{{PYTHON.id}}}", "0" * 32])
+def test_c1b_the_template_must_be_a_uuid(wrong: str) -> None:
+    assert is_error(at(S.STOPPED).create(template_id=wrong))
+
+
+def test_c1b_a_uuid_may_be_written_in_capitals_with_space_around() -> None:
+    desk = Desk()
+
+    assert desk.create(template_id=f" {PYTHON.id.upper()} ") is None
+    assert desk.job.template is not None
+    assert desk.job.template.id == PYTHON.id
+
+
+@pytest.mark.parametrize("state", [S.NONE, S.BUILDING, S.STOPPING, S.STOPPED, S.READY])
+@pytest.mark.parametrize("preset", ["fast", "", PYTHON.id + "0"])
+def test_c1c_the_preset_must_be_a_uuid_whatever_the_chat_has(state: State, preset: str) -> None:
+    assert is_error(at(state).create(preset_id=preset))
+
+
+def test_c2a_a_build_under_way_is_waited_for() -> None:
+    desk = at(S.BUILDING)
+
+    assert desk.create("c") is None
+    desk.hear(*ways()[S.SCRIPTS_FAILED][1:])
+
+    result = desk.result("c")
+    assert result.pop("message")
+    assert result == {
+        "created": False,
+        "workspace_name": "w",
+        "status": "already_exists",
+        "build_id": uid("w/b1"),
+        "startup_scripts": "startup_scripts_failed",
+        "lifecycle_state": "start_error",
+    }
+    assert desk.jobs == []
+
+
+def test_c2b_a_build_under_way_that_fails_is_a_build_failure() -> None:
+    desk = at(S.BUILDING)
+    desk.create("c")
+
+    desk.hear(failed(error="disk full"))
+
+    assert desk.result("c")["build_id"] == uid("w/b1")
+    assert "disk full" in desk.result("c")["error"]
+    assert desk.jobs == []
+
+
+def test_c2c_a_build_that_ran_out_of_time_without_an_end_is_waited_for_again() -> None:
+    desk = at(S.BUILD_TIMED_OUT)
+    before = desk.chat.generation
+
+    assert desk.create("c") is None
+
+    assert desk.chat.state is S.BUILDING
+    assert desk.chat.generation == before + 1
+    assert desk.jobs == []
+    desk.hear(succeeded(made=()))
+    assert desk.result("c")["agent_status"] == "no_agent"
+
+
+@pytest.mark.parametrize("state", [S.STOPPING, S.STOP_TIMED_OUT])
+def test_c3a_c3c_a_stop_is_waited_for_and_the_call_judged_again(state: State) -> None:
+    desk = at(state)
+
+    assert desk.create("c") is None
+    assert desk.chat.state is S.STOPPING
+    desk.hear(succeeded(2, STOP))
+
+    assert desk.result("c")["status"] == "stopped"
+    assert desk.jobs == []
+
+
+def test_c3b_a_stop_that_runs_out_of_time_ends_the_wait() -> None:
+    desk = at(S.STOPPING)
+    desk.create("c")
+
+    desk.late()
+
+    assert set(desk.result("c")) == {"error", "build_id"}
+    assert desk.result("c")["build_id"] == uid("w/b2")
+
+
+def test_c3d_a_stopped_workspace_is_to_be_started() -> None:
+    answer = at(S.STOPPED).create()
+
+    assert answer is not None
+    message = answer.result.pop("message")
+    assert "start_workspace" in message
+    assert answer == Answered({"created": False, "workspace_name": "w", "status": "stopped"})
+
+
+def test_c3e_after_a_delete_a_new_workspace_is_made() -> None:
+    desk = at(S.READY)
+    desk.hear(started(2, DELETE))
+
+    assert desk.create("c") is None
+    assert desk.jobs == []
+    desk.hear(succeeded(2, DELETE))
+
+    assert new(desk)
+    assert desk.chat.state is S.BUILDING
+    assert "c" in desk.open
+
+
+def test_c3f_a_stop_that_fails_leaves_what_the_last_start_made() -> None:
+    desk = at(S.STOPPING)
+    desk.create("c")
+
+    desk.hear(failed(2, STOP))
+
+    assert desk.result("c")["status"] == "already_exists"
+
+
+@pytest.mark.parametrize("state", [S.READY, S.SCRIPTS_FAILED, S.SCRIPTS_TIMED_OUT, S.STOP_FAILED])
+def test_c4a_c4i_a_running_workspace_with_its_agent_is_the_one(state: State) -> None:
+    desk = at(state)
+
+    answer = desk.create()
+
+    assert answer is not None
+    assert answer.result["status"] == "already_exists"
+    assert answer.result["workspace_name"] == "w"
+    assert answer.result["message"]
+    assert "build_id" not in answer.result
+    assert desk.jobs == []
+
+
+@pytest.mark.parametrize("state", [S.AGENT_CONNECTING, S.SCRIPTS_RUNNING])
+def test_c4b_readiness_is_waited_for(state: State) -> None:
+    desk = at(state)
+
+    assert desk.create("c") is None
+    desk.hear(lifecycle(5, "start_timeout"))
+
+    assert desk.result("c")["status"] == "already_exists"
+    assert desk.result("c")["lifecycle_state"] == "start_timeout"
+    assert "build_id" not in desk.result("c")
+    assert desk.jobs == []
+
+
+def test_c4b_an_agent_that_never_connects_ends_the_wait_as_not_ready() -> None:
+    desk = at(S.AGENT_CONNECTING)
+    desk.create("c")
+
+    desk.late()
+
+    assert desk.result("c")["agent_status"] == "not_ready"
+
+
+def test_c4c_a_workspace_without_a_choice_of_agent_is_the_one() -> None:
+    answer = at(S.SELECTION_ERROR).create()
+
+    assert answer is not None
+    assert answer.result["status"] == "already_exists"
+    assert answer.result["agent_status"] == "selection_error"
+    assert answer.result["agent_error"]
+
+
+@pytest.mark.parametrize("state", [S.SCRIPTS_RUNNING, S.READY, S.SCRIPTS_FAILED, S.STOP_FAILED])
+def test_c4d_a_workspace_whose_agent_left_is_replaced_and_stopped(state: State) -> None:
+    desk = at(state)
+    number = desk.chat.build.number if desk.chat.build else 0
+    desk.hear(disconnected(9))
+
+    assert desk.create() is None
+
+    old, made = desk.jobs
+    assert (old.workspace_id, old.transition, old.build_number) == (uid("w"), STOP, number + 1)
+    assert old.template is not None
+    assert new(desk)
+    assert len({old.build_id, made.build_id}) == 2
+    assert desk.chat.state is S.BUILDING
+    assert desk.chat.ref is not None
+    assert desk.chat.ref.id == made.workspace_id
+    desk.hear(succeeded(2, STOP, build=f"x{old.build_id}"))
+    assert desk.chat.state is S.BUILDING
+
+
+def test_c4e_a_workspace_whose_agent_never_came_is_replaced_and_stopped() -> None:
+    desk = at(S.AGENT_NOT_READY)
+
+    assert desk.create() is None
+
+    assert [job.transition for job in desk.jobs] == [STOP, START]
+
+
+def test_c4e_an_agent_that_came_after_all_is_the_one() -> None:
+    desk = at(S.AGENT_NOT_READY)
+    desk.hear(lifecycle(3, "starting"))
+
+    answer = desk.create()
+
+    assert answer is not None
+    assert answer.result["agent_status"] == "not_ready"
+
+
+def test_c4f_a_workspace_without_agents_is_replaced_and_stopped() -> None:
+    desk = Desk(started(1, template_id=PYTHON.id), succeeded(made=()))
+
+    assert desk.create() is None
+
+    assert [job.transition for job in desk.jobs] == [STOP, START]
+
+
+@pytest.mark.parametrize("state", [S.BUILD_FAILED, S.BUILD_CANCELED])
+def test_c4g_a_failed_build_is_replaced_and_leaves_nothing_to_stop(state: State) -> None:
+    desk = at(state)
+
+    assert desk.create() is None
+
+    assert new(desk)
+    assert len(desk.jobs) == 1
+
+
+def test_c4h_a_chat_without_a_workspace_gets_one() -> None:
+    never, gone = Desk(), Desk(*ways()[S.READY], deleted())
+
+    for desk in (never, gone):
+        assert desk.create() is None
+        assert new(desk)
+        assert len(desk.jobs) == 1
+
+
+def test_c4j_a_failed_stop_after_a_failed_start_leaves_nothing_to_stop() -> None:
+    desk = at(S.BUILD_FAILED)
+    desk.hear(started(2, STOP), failed(2, STOP))
+    assert desk.chat.state is S.STOP_FAILED
+
+    assert desk.create() is None
+
+    assert new(desk)
+    assert len(desk.jobs) == 1
+
+
+def test_c4k_what_nobody_here_can_stop_is_left() -> None:
+    unknown = [started(1), succeeded(made=())]
+    desk = Desk(*unknown, known=catalog(template(PLAIN, version="other")))
+
+    assert desk.create() is None
+
+    assert [job.transition for job in desk.jobs] == [START]
+
+
+def test_c5a_an_unknown_template_is_an_error() -> None:
+    assert is_error(Desk().create(template_id=uid("nothing")))
+
+
+def test_c5b_a_template_of_another_organization_is_an_error() -> None:
+    foreign = template(organization=uid("another"))
+
+    assert is_error(Desk(known=catalog(foreign)).create())
+
+
+def test_c5c_a_template_not_for_chats_is_an_error() -> None:
+    kept = template(f"agents_allowed = false\n{PLAIN}")
+
+    assert is_error(Desk(known=catalog(kept)).create())
+
+
+def test_c5d_a_template_not_on_the_list_is_an_error() -> None:
+    listed = Policy(allowlist=frozenset((PYTHON.id,)))
+    other = Policy(allowlist=frozenset((uid("x"),)))
+
+    assert is_error(Desk(policy=other).create())
+    assert Desk(policy=listed).create() is None
+
+
+def test_c5e_a_preset_of_no_such_id_is_an_error() -> None:
+    assert is_error(Desk().create(preset_id=uid("nothing")))
+
+
+CHOICES = template(
+    """
+name = "python"
+[[parameter]]
+name = "branch"
+default = "main"
+options = [{ name = "Main", value = "main" }, { name = "Next", value = "next" }]
+[[parameter]]
+name = "cpus"
+type = "number"
+validation_min = 1
+validation_max = 8
+default = 2
+[[parameter]]
+name = "token"
+sensitive = true
+validation_regex = "^t-"
+required = true
+[[parameter]]
+name = "size"
+mutable = false
+default = "s"
+[[preset]]
+name = "big"
+parameters = { cpus = 8, size = "xl", token = "t-preset" }
+[build]
+start = "true"
+"""
+)
+
+
+def test_c5f_every_parameter_that_does_not_fit_is_named_at_once() -> None:
+    wrong = {"branch": "old", "cpus": 9, "colour": "red"}
+    desk = Desk(known=catalog(CHOICES))
+
+    answer = desk.create(parameters=wrong)
+
+    assert answer is not None
+    assert not answer.is_error
+    assert set(answer.result) <= {"error", "detail", "validations"}
+    assert all(set(wrong) == {"field", "detail"} for wrong in answer.result["validations"])
+    fields = sorted(wrong["field"] for wrong in answer.result["validations"])
+    assert fields == ["branch", "colour", "cpus", "token"]
+    assert desk.jobs == []
+    assert desk.chat.state is S.NONE
+
+
+def test_c5f_a_sensitive_value_is_never_told() -> None:
+    for value in ("hunter2", "e", "a\nb'\"", "is"):
+        answer = Desk(known=catalog(CHOICES)).create(parameters={"token": value})
+
+        assert answer is not None
+        (wrong,) = answer.result["validations"]
+        assert wrong == {"field": "token", "detail": "*** does not match ^t-"}
+
+
+def test_c5g_the_calls_value_stands_before_the_presets_before_the_default() -> None:
+    desk = Desk(known=catalog(CHOICES))
+    (preset,) = CHOICES.active.manifest.preset
+
+    desk.create(preset_id=CHOICES.preset_id(preset).upper(), parameters={"cpus": 4})
+
+    assert desk.job.parameters == {"branch": "main", "cpus": "4", "token": "t-preset", "size": "xl"}
+    assert desk.job.preset_id == CHOICES.preset_id(preset)
+
+
+def test_c5h_the_check_of_an_existing_workspace_comes_first() -> None:
+    answer = at(S.READY).create(template_id=uid("nothing"), parameters={"no": "such"})
+
+    assert answer is not None
+    assert answer.result["status"] == "already_exists"
+
+
+def test_c6a_a_new_workspace_is_answered_when_it_is_ready() -> None:
+    desk = Desk()
+    desk.create("c", name=" my-box ")
+    jobs = Jobs(desk)
+
+    jobs.succeed().connect().live("ready")
+
+    assert desk.answers["c"] == Answered(
+        {"created": True, "workspace_name": "ann/my-box", "build_id": desk.job.build_id}
+    )
+
+
+def test_c6b_the_chat_is_bound_before_the_wait() -> None:
+    desk = Desk()
+
+    assert desk.create("c", name="box") is None
+
+    data = state_changed(desk.chat)
+    assert data["state"] == "building"
+    assert data["workspace"] == {
+        "id": desk.job.workspace_id,
+        "name": "box",
+        "owner_name": "ann",
+        "template_id": PYTHON.id,
+    }
+    assert data["build"]["id"] == desk.job.build_id
+    assert (desk.job.build_number, desk.job.transition) == (1, Transition.START)
+
+
+def test_c6c_the_binding_stays_when_the_build_fails() -> None:
+    desk = Desk()
+    desk.create("c")
+
+    Jobs(desk).fail("no such image")
+
+    assert desk.result("c") == {
+        "error": "workspace build failed: no such image",
+        "build_id": desk.job.build_id,
+    }
+    assert desk.chat.ref is not None
+    assert desk.chat.state is S.BUILD_FAILED
+
+
+def test_c6d_a_name_in_use_gets_a_suffix_once() -> None:
+    desk = Desk(names=("box",))
+
+    desk.create(name="Box")
+
+    assert desk.job.workspace_name.startswith("Box-")
+    assert len(desk.job.workspace_name) == 8
+
+
+def test_c6d_a_name_that_no_retry_frees_is_a_validation_error() -> None:
+    first = Desk(names=("box",))
+    first.create("c", name="box")
+    second = Desk(names=("box", first.job.workspace_name))
+
+    answer = second.create("c", name="box")
+
+    assert answer is not None
+    assert not answer.is_error
+    assert [wrong["field"] for wrong in answer.result["validations"]] == ["name"]
+    assert second.jobs == []
+
+
+def test_c7_the_lifetime_goes_with_the_job() -> None:
+    limited, free = Desk(policy=Policy(ttl_ms=7_200_000)), Desk()
+
+    limited.create()
+    free.create()
+
+    assert (limited.job.ttl_ms, free.job.ttl_ms) == (7_200_000, None)
+
+
+def test_c8_two_calls_at_once_make_one_workspace_and_both_are_answered() -> None:
+    desk = Desk()
+    assert desk.create("first", name="box") is None
+    assert desk.create("second", name="other") is None
+
+    Jobs(desk).succeed(agents("main")).connect().live("ready")
+
+    assert len(desk.jobs) == 1
+    assert desk.result("first")["created"] is True
+    assert desk.result("second")["created"] is False
+    assert desk.result("second")["status"] == "already_exists"
+    assert desk.result("second")["build_id"] == desk.job.build_id
+    assert desk.result("second")["workspace_name"] == "box"

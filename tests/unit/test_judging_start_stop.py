@@ -1,0 +1,451 @@
+"""The rules of start_workspace (S) and stop_workspace (P); the table stands in `test_judging`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from statemachine.calls import Answered, Policy
+from statemachine.states import State
+from statemachine.templates import Template
+from tests.unit.driver import PLAIN, Desk, catalog, template
+from tests.unit.facts import (
+    DELETE,
+    START,
+    STOP,
+    canceled,
+    deleted,
+    disconnected,
+    failed,
+    lifecycle,
+    requested,
+    started,
+    succeeded,
+    uid,
+    ways,
+)
+from tests.unit.jobs import Jobs, at, is_error
+
+S = State
+
+
+@pytest.mark.parametrize("tool", ["start_workspace", "stop_workspace"])
+def test_s1_p1_without_a_workspace_there_is_nothing_to_start_or_stop(tool: str) -> None:
+    for desk in (Desk(), Desk(*ways()[S.READY], deleted())):
+        answer = desk.ask(tool)
+
+        assert is_error(answer)
+        assert answer is not None
+        assert "create_workspace" in answer.result["error"]
+
+
+def test_s2a_a_build_under_way_is_waited_for() -> None:
+    desk = at(S.BUILDING)
+
+    assert desk.start("s") is None
+    desk.hear(*ways()[S.READY][1:])
+
+    assert desk.answers["s"] == Answered(
+        {"started": True, "workspace_name": "w", "build_id": uid("w/b1")}
+    )
+    assert desk.jobs == []
+
+
+def test_s2b_a_build_under_way_that_is_canceled_is_a_build_failure() -> None:
+    desk = at(S.BUILDING)
+    desk.start("s")
+
+    desk.hear(canceled())
+
+    assert set(desk.result("s")) == {"error", "build_id"}
+
+
+def test_s2c_a_build_that_ran_out_of_time_is_waited_for_again() -> None:
+    desk = at(S.BUILD_TIMED_OUT)
+
+    assert desk.start("s") is None
+
+    assert desk.chat.state is S.BUILDING
+    assert desk.jobs == []
+
+
+@pytest.mark.parametrize("state", [S.STOPPING, S.STOP_TIMED_OUT])
+def test_s3a_after_a_stop_the_waiting_call_starts(state: State) -> None:
+    desk = at(state)
+
+    assert desk.start("s") is None
+    assert desk.jobs == []
+    desk.hear(succeeded(2, STOP))
+
+    assert (desk.job.transition, desk.job.build_number) == (START, 3)
+    assert desk.chat.state is S.BUILDING
+    Jobs(desk).succeed(())
+    assert desk.result("s") == {
+        "started": True,
+        "workspace_name": "w",
+        "build_id": desk.job.build_id,
+        "agent_status": "no_agent",
+    }
+
+
+def test_s3b_a_stop_that_runs_out_of_time_ends_the_wait() -> None:
+    desk = at(S.STOPPING)
+    desk.start("s")
+
+    desk.late()
+
+    assert desk.result("s")["build_id"] == uid("w/b2")
+    assert set(desk.result("s")) == {"error", "build_id"}
+    assert desk.jobs == []
+
+
+def test_s3c_after_a_delete_there_is_nothing_to_start() -> None:
+    desk = at(S.READY)
+    desk.hear(started(2, DELETE))
+    desk.start("s")
+
+    desk.hear(succeeded(2, DELETE))
+
+    assert is_error(desk.answers["s"])
+
+
+@pytest.mark.parametrize(
+    ("state", "keys"),
+    [
+        (S.READY, {}),
+        (
+            S.SCRIPTS_FAILED,
+            {"startup_scripts": "startup_scripts_failed", "lifecycle_state": "start_error"},
+        ),
+        (S.SCRIPTS_TIMED_OUT, {"startup_scripts": "startup_scripts_timeout"}),
+        (S.STOP_FAILED, {}),
+    ],
+)
+def test_s4a_s5c_a_running_workspace_needs_no_build(state: State, keys: dict[str, str]) -> None:
+    desk = at(state)
+    expected = {"started": True, "workspace_name": "w", "no_build": True, **keys}
+
+    assert desk.start() == Answered(expected)
+    desk.hear(disconnected(9))
+    assert desk.start() == Answered(expected)
+    assert desk.jobs == []
+
+
+def test_s4b_readiness_is_waited_for() -> None:
+    desk = at(S.AGENT_CONNECTING)
+
+    assert desk.start("s") is None
+    desk.hear(lifecycle(3, "ready"))
+
+    assert desk.result("s") == {"started": True, "workspace_name": "w", "no_build": True}
+
+
+@pytest.mark.parametrize("state", [S.STOPPED, S.BUILD_FAILED, S.BUILD_CANCELED])
+def test_s5a_s5b_what_does_not_run_is_started(state: State) -> None:
+    desk = at(state, policy=Policy(ttl_ms=5))
+    number = desk.chat.build.number if desk.chat.build else 0
+
+    assert desk.start("s") is None
+
+    assert (desk.job.workspace_id, desk.job.transition) == (uid("w"), START)
+    assert (desk.job.build_number, desk.job.ttl_ms) == (number + 1, 5)
+    Jobs(desk).succeed().connect().live("ready")
+    assert desk.result("s") == {
+        "started": True,
+        "workspace_name": "w",
+        "build_id": desk.job.build_id,
+    }
+
+
+def test_s5b_a_start_that_fails_is_a_build_failure() -> None:
+    desk = at(S.STOPPED)
+    desk.start("s")
+
+    Jobs(desk).fail("no disk")
+
+    assert desk.result("s")["build_id"] == desk.job.build_id
+    assert "no disk" in desk.result("s")["error"]
+
+
+def test_s5c_a_failed_stop_after_a_failed_start_is_started() -> None:
+    desk = at(S.BUILD_FAILED).hear(started(2, STOP), failed(2, STOP))
+
+    assert desk.start() is None
+
+    assert (desk.job.transition, desk.job.build_number) == (START, 3)
+
+
+def stopped(active: Template, *, last: str = "version") -> Desk:
+    """A workspace of `active`'s template, stopped, last built with the version `last`."""
+    older = replace(template().active, id=uid(last), template_id=active.id)
+    return Desk(
+        started(1, workspace_name="w", template_id=active.id),
+        succeeded(),
+        requested(2, STOP),
+        succeeded(2, STOP),
+        known=catalog(active, older=(older,)),
+    )
+
+
+def test_s6a_a_template_that_demands_its_active_version_gets_it() -> None:
+    active = template(f"require_active_version = true\n{PLAIN}", version="newer")
+    desk = stopped(active)
+
+    desk.start("s")
+
+    assert desk.job.template is not None
+    assert desk.job.template.version_id == uid("newer")
+    Jobs(desk).succeed(())
+    result = desk.result("s")
+    assert result.pop("message")
+    assert result.pop("update_reason")
+    assert result == {
+        "started": True,
+        "workspace_name": "w",
+        "build_id": desk.job.build_id,
+        "agent_status": "no_agent",
+        "updated_to_active_version": True,
+    }
+
+
+def test_s6a_the_active_version_is_no_update_when_it_was_the_last() -> None:
+    active = template(f"require_active_version = true\n{PLAIN}")
+    desk = stopped(active)
+
+    desk.start("s")
+    Jobs(desk).succeed(())
+
+    assert "updated_to_active_version" not in desk.result("s")
+
+
+def test_s6a_a_last_version_that_is_not_known_any_more_differs_too() -> None:
+    active = template(f"require_active_version = true\n{PLAIN}", version="newer")
+    desk = stopped(active, last="elsewhere")
+
+    desk.start("s")
+    Jobs(desk).succeed(())
+
+    assert desk.result("s")["updated_to_active_version"] is True
+
+
+def test_s6b_a_workspace_keeps_its_version_otherwise() -> None:
+    desk = stopped(template(version="newer"))
+
+    desk.start("s")
+
+    assert desk.job.template is not None
+    assert desk.job.template.version_id == uid("version")
+
+
+OPEN = template(
+    """
+name = "python"
+[[parameter]]
+name = "branch"
+default = "main"
+[[parameter]]
+name = "size"
+mutable = false
+default = "s"
+[[parameter]]
+name = "cpus"
+type = "number"
+[build]
+start = "true"
+"""
+)
+
+
+def made(**parameters: str) -> Desk:
+    """A workspace made with these parameters, and stopped."""
+    desk = Desk(known=catalog(OPEN))
+    desk.create(parameters=parameters)
+    Jobs(desk).succeed(())
+    desk.stop()
+    Jobs(desk).succeed()
+    assert desk.chat.state is S.STOPPED
+    return desk
+
+
+def test_s7a_the_calls_value_stands_before_the_last_builds_before_the_default() -> None:
+    desk = made(size="xl", branch="next")
+
+    desk.start(parameters={"branch": "hotfix", "cpus": 4})
+    assert desk.job.parameters == {"branch": "hotfix", "size": "xl", "cpus": "4"}
+
+
+def test_s7a_a_parameter_without_a_value_stays_without() -> None:
+    """A number that nobody gave travels as an empty text, and is no wrong number next time."""
+    desk = made()
+    assert desk.jobs[0].parameters["cpus"] == ""
+
+    assert desk.start() is None
+
+    assert desk.job.parameters == {"branch": "main", "size": "s", "cpus": ""}
+
+
+def test_s7a_an_empty_text_that_was_given_stays() -> None:
+    desk = made(branch="")
+
+    desk.start()
+
+    assert desk.job.parameters["branch"] == ""
+
+
+def test_s7b_wrong_and_fixed_parameters_are_named_with_the_template() -> None:
+    desk = made()
+    jobs = len(desk.jobs)
+
+    answer = desk.start(parameters={"size": "xl", "cpus": "many", "colour": "red"})
+
+    assert answer is not None
+    assert not answer.is_error
+    assert answer.result["template_id"] == OPEN.id
+    fields = {wrong["field"] for wrong in answer.result["validations"]}
+    assert fields == {"size", "cpus", "colour"}
+    assert len(desk.jobs) == jobs
+    assert desk.chat.state is S.STOPPED
+
+
+def test_s7b_a_fixed_parameter_may_be_named_with_its_value() -> None:
+    desk = made(size="xl")
+
+    assert desk.start(parameters={"size": "xl"}) is None
+    assert desk.job.parameters["size"] == "xl"
+
+
+@pytest.mark.parametrize("tool", ["start_workspace", "stop_workspace"])
+def test_s8_p5_what_was_made_of_an_unknown_template_is_not_ours_to_change(tool: str) -> None:
+    elsewhere = catalog(template(version="other"))
+    desk = Desk(started(1), failed(1), known=elsewhere)
+
+    assert is_error(desk.ask(tool))
+    assert desk.jobs == []
+
+
+def test_p2a_a_stop_waits_until_the_build_is_over_and_not_until_it_is_ready() -> None:
+    desk = at(S.BUILDING)
+    desk.create("c")
+
+    assert desk.stop("p") is None
+    assert desk.jobs == []
+    desk.hear(succeeded())
+
+    assert (desk.job.transition, desk.job.build_number) == (STOP, 2)
+    assert desk.chat.state is S.STOPPING
+    assert desk.result("c")["build_id"] == uid("w/b1")
+    assert desk.job.build_id in desk.result("c")["error"]
+    Jobs(desk).succeed()
+    assert desk.answers["p"] == Answered(
+        {"stopped": True, "workspace_name": "w", "build_id": desk.job.build_id}
+    )
+
+
+def test_p2a_a_build_that_fails_is_stopped_too() -> None:
+    desk = at(S.BUILDING)
+    desk.stop("p")
+
+    desk.hear(failed())
+
+    assert (desk.job.transition, desk.job.build_number) == (STOP, 2)
+
+
+@pytest.mark.parametrize("state", [S.STOPPING, S.STOP_TIMED_OUT])
+def test_p2b_p2c_a_stop_under_way_is_waited_for(state: State) -> None:
+    desk = at(state)
+
+    assert desk.stop("p") is None
+    assert desk.chat.state is S.STOPPING
+    desk.hear(succeeded(2, STOP))
+
+    assert desk.result("p") == {"stopped": True, "workspace_name": "w", "no_build": True}
+    assert desk.jobs == []
+
+
+def test_p2b_a_stop_under_way_that_fails_is_tried_again() -> None:
+    desk = at(S.STOPPING)
+    desk.stop("p")
+
+    desk.hear(failed(2, STOP))
+
+    assert (desk.job.transition, desk.job.build_number) == (STOP, 3)
+
+
+def test_p2c_a_build_that_ran_out_of_time_is_waited_for_again() -> None:
+    desk = at(S.BUILD_TIMED_OUT)
+
+    assert desk.stop("p") is None
+
+    assert desk.chat.state is S.BUILDING
+    assert desk.jobs == []
+
+
+@pytest.mark.parametrize("state", [S.BUILDING, S.STOPPING])
+def test_p2d_a_build_in_the_way_that_runs_out_of_time_ends_the_wait(state: State) -> None:
+    desk = at(state)
+    desk.stop("p")
+
+    desk.late()
+
+    assert desk.chat.build is not None
+    assert desk.result("p")["build_id"] == desk.chat.build.id
+    assert set(desk.result("p")) == {"error", "build_id"}
+    assert desk.jobs == []
+
+
+def test_p3_a_stopped_workspace_needs_no_build() -> None:
+    desk = at(S.STOPPED)
+
+    answer = desk.stop()
+
+    assert answer == Answered({"stopped": True, "workspace_name": "w", "no_build": True})
+    assert desk.jobs == []
+
+
+STOPPABLE = [
+    S.AGENT_CONNECTING,
+    S.SCRIPTS_RUNNING,
+    S.READY,
+    S.SELECTION_ERROR,
+    S.AGENT_NOT_READY,
+    S.SCRIPTS_FAILED,
+    S.SCRIPTS_TIMED_OUT,
+    S.BUILD_FAILED,
+    S.BUILD_CANCELED,
+    S.STOP_FAILED,
+    S.STOP_CANCELED,
+]
+
+
+@pytest.mark.parametrize("state", STOPPABLE)
+def test_p4a_everything_else_is_stopped(state: State) -> None:
+    desk = at(state)
+    number = desk.chat.build.number if desk.chat.build else 0
+
+    assert desk.stop("p") is None
+
+    assert (desk.job.transition, desk.job.build_number) == (STOP, number + 1)
+    assert desk.job.template is not None
+    Jobs(desk).succeed()
+    assert desk.result("p") == {
+        "stopped": True,
+        "workspace_name": "w",
+        "build_id": desk.job.build_id,
+    }
+
+
+def test_p4b_a_stop_that_fails_is_a_build_failure() -> None:
+    ends = [
+        lambda desk: Jobs(desk).fail("stuck"),
+        lambda desk: Jobs(desk).cancel(),
+        lambda desk: desk.late(),
+    ]
+    for end in ends:
+        desk = at(S.READY)
+        desk.stop("p")
+
+        end(desk)
+
+        assert set(desk.result("p")) == {"error", "build_id"}
+        assert desk.result("p")["build_id"] == desk.job.build_id

@@ -1,0 +1,52 @@
+"""The diagrams that people read are drawn from the table, and stand where they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from statemachine.states import ABOUT, State
+from statemachine.table import DRAWINGS, END, mermaid, redraw, wire_mermaid
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "README.md"])
+def test_a_diagram_in_the_documents_is_the_tables(name: str) -> None:
+    """`make diagram` draws them anew."""
+    text = (ROOT / name).read_text()
+
+    assert any(text.count(begin) == 1 for begin in DRAWINGS)
+    assert redraw(text) == text
+
+
+@pytest.mark.parametrize("begin", DRAWINGS)
+def test_drawing_twice_is_drawing_once(begin: str) -> None:
+    blank = f"before\n{begin}\nold\n{END}\nafter"
+
+    drawn = redraw(blank)
+
+    assert DRAWINGS[begin]() in drawn
+    assert drawn.startswith("before\n")
+    assert drawn.endswith("\nafter")
+    assert redraw(drawn) == drawn
+
+
+def test_two_diagrams_in_one_document_keep_their_places() -> None:
+    first, second = DRAWINGS
+    drawn = redraw(f"{second}\n{END}\nbetween\n{first}\n{END}")
+
+    assert drawn.index(wire_mermaid()) < drawn.index("between") < drawn.index(mermaid())
+
+
+@pytest.mark.parametrize("text", ["", *DRAWINGS, END])
+def test_a_document_without_both_marks_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        redraw(text)
+
+
+def test_the_diagrams_name_every_state() -> None:
+    for state in State:
+        assert f" {state}" in mermaid()
+        assert f" {ABOUT[state].wire}" in wire_mermaid()

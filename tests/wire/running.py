@@ -1,0 +1,203 @@
+"""workspaced as a user runs it: a process of its own, known by its data directory only."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 30.0
+"""Seconds after which a test gives up on a process; none waits that long when all is well."""
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment without what would tell workspaced something by accident."""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("WORKSPACED_")}
+    return {**plain, **(more or {})}
+
+
+def run(
+    *words: str | Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    patience: float = PATIENCE,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "handlers", *map(str, words)],
+        cwd=ROOT,
+        env=environment(env),
+        input=stdin if stdin is not None else "",
+        capture_output=True,
+        text=True,
+        timeout=patience,
+        check=False,
+    )
+
+
+@dataclass
+class Process:
+    """A command that serves, with what it says."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def start(cls, *words: str | Path, log: Path, env: Mapping[str, str] | None = None) -> Process:
+        with log.open("ab") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "handlers", *map(str, words)],
+                cwd=ROOT,
+                env=environment(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+            )
+        return cls(process, log)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def line(self) -> bytes:
+        """The next line of stdout; empty when it ended."""
+        assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        assert readable, f"nothing was said:\n{self.said()}"
+        return self.process.stdout.readline()
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, *, within: float = PATIENCE) -> int:
+        """Tell it to end; return the exit status."""
+        if self.process.poll() is None:
+            self.send(number)
+        return self.ended(within)
+
+    def ended(self, within: float = PATIENCE) -> int:
+        """Wait for its end; return the exit status."""
+        try:
+            return self.process.wait(within)
+        finally:
+            assert self.process.stdout is not None
+            if self.process.returncode is not None:
+                self.rest = self.process.stdout.read()
+                self.process.stdout.close()
+
+    def kill(self) -> None:
+        """End it by force, if it is still there."""
+        if self.process.returncode is None:
+            self.process.kill()
+            self.ended()
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+@dataclass
+class Up:
+    """A running `workspaced up`."""
+
+    directory: Path
+    process: Process
+    ready: dict[str, Any]
+
+    @property
+    def nats(self) -> str:
+        return str(self.ready["nats"])
+
+    @property
+    def http(self) -> str:
+        return str(self.ready["http"])
+
+    def seed_file(self, role: str) -> Path:
+        return self.directory / "credentials" / f"{role}.nk"
+
+    def run(self, *words: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run another command beside it."""
+        return run(*words, "--data-dir", self.directory, stdin=stdin)
+
+    def data(self, *words: str | Path) -> Any:
+        """Run another command, which must do well; return the JSON that it prints."""
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+def begin(
+    directory: Path, *flags: str, env: Mapping[str, str] | None = None, log: Path | None = None
+) -> Up:
+    """Start `up` and wait until it is ready."""
+    log = log or directory.with_name(directory.name + ".log")
+    process = Process.start("up", "--data-dir", directory, *flags, log=log, env=env)
+    try:
+        line = process.line()
+        assert line, f"`up` ended before it was ready:\n{process.said()}"
+        return Up(directory, process, json.loads(line))
+    except BaseException:
+        process.kill()
+        raise
+
+
+@contextmanager
+def up(directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[Up]:
+    """Run `up`, and leave no process behind."""
+    try:
+        running = begin(directory, *flags, env=env)
+        try:
+            yield running
+        finally:
+            running.process.stop()
+    finally:
+        end(processes_of(directory))
+
+
+def processes_of(directory: Path, *words: str) -> list[int]:
+    """Processes that have the directory on their command line, and all of `words` as well."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                line = (entry / "cmdline").read_bytes().decode(errors="replace")
+                if str(directory) in line and all(word in line for word in words):
+                    found.append(int(entry.name))
+    return found
+
+
+def gone(pids: Sequence[int], within: float) -> bool:
+    """Wait until all of these have ended, whoever started them."""
+    deadline = time.monotonic() + within
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            try:
+                left = max(0.0, deadline - time.monotonic())
+                if not select.select([descriptor], [], [], left)[0]:
+                    return False
+            finally:
+                os.close(descriptor)
+    return True
+
+
+def end(pids: Sequence[int]) -> None:
+    """End these by force, and wait until they have."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    gone(pids, PATIENCE)
+
+
+def read_lines(stream: IO[bytes]) -> list[Any]:
+    """Read JSON lines."""
+    return [json.loads(line) for line in stream.read().splitlines()]

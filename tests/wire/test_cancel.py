@@ -1,0 +1,108 @@
+"""A call that is canceled ends its own wait only."""
+
+from __future__ import annotations
+
+from tests.wire.harness import Chat
+from tests.wire.world import World
+
+
+async def canceled(world: World, chat: Chat, call: str, *, by_rpc: bool) -> None:
+    if by_rpc:
+        answer = await world.service.rpc("cancel", chat_id=chat.id, call_id=call)
+        assert answer == {"canceled": True}
+    else:
+        await chat.cancel(call)
+
+
+async def test_while_it_is_built(world: World) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+
+    await canceled(world, chat, call, by_rpc=False)
+    resolved = await chat.answer(call)
+    await world.provisioner.succeed(job)
+    await chat.state("ready")
+
+    assert resolved["is_error"] is False
+    assert resolved["result"].keys() == {"error", "build_id"}
+    assert resolved["result"]["build_id"] == job.build_id
+    assert chat.path == ["building", "ready"]
+
+
+async def test_while_the_agent_connects(world: World) -> None:
+    chat = await world.chat()
+    call, job, _ = await world.connecting(chat)
+
+    await canceled(world, chat, call, by_rpc=True)
+
+    assert (await chat.answer(call))["result"] == {
+        "created": True,
+        "workspace_name": f"ann/{job.workspace_name}",
+        "build_id": job.build_id,
+        "agent_status": "not_ready",
+    }
+
+
+async def test_while_scripts_run(world: World) -> None:
+    chat = await world.chat()
+    call, _, agent = await world.connecting(chat)
+    await agent.connected()
+    await chat.state("scripts_running")
+
+    await canceled(world, chat, call, by_rpc=True)
+    result = (await chat.answer(call))["result"]
+
+    assert result["created"] is True
+    assert result["startup_scripts"] == "startup_scripts_unknown"
+
+
+async def test_while_it_is_stopped(world: World) -> None:
+    chat = await world.chat()
+    await world.ready(chat)
+    call = await chat.ask("stop_workspace")
+    job = await world.provisioner.job(chat, "stop")
+
+    await canceled(world, chat, call, by_rpc=False)
+    result = (await chat.answer(call))["result"]
+    await world.provisioner.succeed(job)
+    await chat.state("stopped")
+
+    assert result.keys() == {"error", "build_id"}
+    assert result["build_id"] == job.build_id
+
+
+async def test_only_that_call(world: World) -> None:
+    chat = await world.chat()
+    first, job = await world.building(chat)
+    second = await chat.ask("create_workspace", {"template_id": world.plain})
+
+    await canceled(world, chat, first, by_rpc=False)
+    await chat.answer(first)
+    await world.provisioner.succeed(job)
+
+    assert (await chat.answer(second))["result"]["build_id"] == job.build_id
+
+
+async def test_an_answered_call_stays_answered(world: World) -> None:
+    chat = await world.chat()
+    call = await chat.ask("list_templates")
+    answer = await chat.answer(call)
+
+    assert await world.service.rpc("cancel", chat_id=chat.id, call_id=call) == {"canceled": False}
+    await chat.cancel(call)
+    await chat.ask("list_templates", call_id=call)
+
+    assert [e["data"] for e in await chat.results.count(2)] == [answer, answer]
+
+
+async def test_a_cancel_that_overtakes_its_request(world: World) -> None:
+    chat = await world.chat()
+
+    await chat.cancel("early-bird")
+    text = await chat.refused(
+        "create_workspace", {"template_id": world.plain}, call_id="early-bird"
+    )
+
+    assert text
+    assert chat.states.all == []
+    assert not [job for job in world.provisioner.jobs.all if job.chat_id == chat.id]

@@ -1,0 +1,153 @@
+"""Credentials of agents and frontends: what each may do, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import nats.errors
+import pytest
+
+from tests.wire.harness import (
+    Party,
+    ServiceFault,
+    agent,
+    agent_of,
+    as_holder,
+    connected,
+    new_id,
+)
+from tests.wire.world import World
+
+
+async def denied(party: Party, word: str) -> None:
+    """Wait until the server refused this party something with `word`."""
+    found = await party.errors.first(lambda error: word.lower() in str(error).lower())
+    assert "permissions violation" in str(found).lower()
+
+
+async def test_an_agent_may_speak_of_itself_and_of_nothing_else(world: World) -> None:
+    chat, other = await world.chat(), await world.chat()
+    job, its_agent = await world.ready(chat)
+
+    for subject in (
+        f"workspaced.in.agent.{chat.id}.{new_id()}",
+        f"workspaced.in.agent.{other.id}.{its_agent.id}",
+        f"workspaced.in.tool.{chat.id}.chatd",
+        f"workspaced.log.{chat.id}.{new_id()}",
+        "workspaced.rpc.get_chat",
+        f"workspaced.state.{chat.id}",
+    ):
+        await its_agent.client.publish(subject, b"{}")
+        await denied(its_agent, subject)
+    for subject in ("workspaced.>", f"workspaced.ui.{chat.id}.>", "_INBOX.>"):
+        await its_agent.client.subscribe(subject)
+        await denied(its_agent, f'"{subject}"')
+    await its_agent.client.subscribe("workspaced.resend.agent")
+    await its_agent.log(1, "still there\n")
+    line = await chat.logs.first(lambda e: e["data"]["origin"] == "agent")
+
+    assert line["data"]["build_id"] == job.build_id
+
+
+async def test_a_credential_may_come_before_the_build_has_succeeded(world: World) -> None:
+    chat = await world.chat()
+    _, job = await world.building(chat)
+    listed = agent_of()
+
+    async with agent(world.place.nats, world.provisioner, job.data, listed["id"]) as early:
+        await early.connected()
+        await world.provisioner.succeed(job, listed)
+        await chat.state("scripts_running")
+
+
+@pytest.mark.parametrize("wrong", ["build_id", "workspace_id", "chat_id"])
+async def test_only_the_newest_build_of_the_chat_gets_one(world: World, wrong: str) -> None:
+    chat = await world.chat()
+    _, job = await world.building(chat)
+    await world.provisioner.fail(job)
+    keys = ("chat_id", "workspace_id", "build_id")
+    asked = {key: job.data[key] for key in keys} | {wrong: new_id(), "agent_id": new_id()}
+
+    with pytest.raises(ServiceFault) as fault:
+        await world.provisioner.rpc("agent_credential", **asked)
+
+    assert fault.value.code == 403
+
+
+async def test_an_older_build_gets_none_and_its_agents_are_not_let_in_again(world: World) -> None:
+    chat = await world.chat()
+    job, _ = await world.ready(chat)
+    keys = ("chat_id", "workspace_id", "build_id")
+    asked = {key: job.data[key] for key in keys} | {"agent_id": new_id()}
+    credential = await world.provisioner.rpc("agent_credential", **asked)
+
+    call = await chat.ask("stop_workspace")
+    stop = await world.provisioner.job(chat, "stop")
+    with pytest.raises(ServiceFault) as fault:
+        await world.provisioner.rpc("agent_credential", **asked)
+    with pytest.raises((nats.errors.Error, TimeoutError, OSError)):
+        async with connected(
+            world.place.nats, allow_reconnect=False, **as_holder(credential)
+        ) as refused:
+            assert not refused.client.is_connected
+            raise TimeoutError
+    await world.provisioner.succeed(stop)
+    await chat.answer(call)
+
+    assert fault.value.code == 403
+
+
+async def test_a_frontend_follows_its_chats_and_sees_no_other(world: World) -> None:
+    mine, other = await world.chat(), await world.chat()
+    _, job = await world.building(mine)
+    credential = await world.service.rpc("frontend_credential", chat_ids=[mine.id], ttl_seconds=60)
+    seen: asyncio.Queue[dict] = asyncio.Queue()
+
+    async def show(message: object) -> None:
+        await seen.put(json.loads(message.data))  # type: ignore[attr-defined]
+
+    async with connected(world.place.nats, **as_holder(credential)) as frontend:
+        await frontend.client.subscribe(f"workspaced.ui.{mine.id}.>", cb=show)
+        await frontend.settled()
+        snapshot = await frontend.last_state(mine.id)
+        await world.provisioner.succeed(job)
+        shown = await asyncio.wait_for(seen.get(), 5)
+        for subject in (f"workspaced.ui.{other.id}.>", "workspaced.ui.>", "workspaced.result.>"):
+            await frontend.client.subscribe(subject)
+            await denied(frontend, f'"{subject}"')
+        for subject in (
+            f"$JS.API.DIRECT.GET.WORKSPACED_STATE.workspaced.state.{other.id}",
+            "$JS.API.DIRECT.GET.WORKSPACED_STATE",
+            "$JS.API.CONSUMER.CREATE.WORKSPACED_STATE",
+            f"workspaced.in.tool.{mine.id}.chatd",
+            "workspaced.rpc.get_chat",
+        ):
+            await frontend.client.publish(subject, b"{}")
+            await denied(frontend, f'"{subject}"')
+
+    assert snapshot is not None
+    assert snapshot["state"] == "building"
+    assert shown == mine.states.all[-1]
+    assert shown["data"]["state"] == "ready"
+
+
+async def test_a_frontends_credential_ends_when_its_time_is_over(world: World) -> None:
+    chat = await world.chat()
+    credential = await world.service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=1)
+    closed = asyncio.Event()
+
+    async def over() -> None:
+        closed.set()
+
+    async with connected(
+        world.place.nats, closed_cb=over, allow_reconnect=False, **as_holder(credential)
+    ):
+        await asyncio.wait_for(closed.wait(), 10)
+
+
+async def test_without_a_credential_nobody_comes_in(world: World) -> None:
+    with pytest.raises((nats.errors.Error, TimeoutError, OSError)):
+        async with connected(world.place.nats, allow_reconnect=False) as stranger:
+            assert not stranger.client.is_connected
+            raise TimeoutError

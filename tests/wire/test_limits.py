@@ -1,0 +1,189 @@
+"""What becomes of a chat whose limits pass, and of facts that come after."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+
+import pytest
+
+from tests.wire.harness import Event, agent_of
+from tests.wire.running import up
+from tests.wire.world import Place, World, place_of, world_at
+
+LIMIT = 0.6
+"""Seconds; the tests wait for it to pass, so it is short."""
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    parent = tmp_path_factory.mktemp("limits")
+    names = ("BUILD", "AGENT_CONNECT", "STARTUP_SCRIPTS")
+    env = {f"WORKSPACED_{name}_TIMEOUT": str(LIMIT) for name in names}
+    with up(parent / "data", env=env) as running:
+        yield place_of(running, parent)
+
+
+@pytest.fixture
+async def world(hasty: Place) -> AsyncIterator[World]:
+    async with world_at(hasty) as world:
+        yield world
+
+
+def passed(before: Event, after: Event) -> float:
+    """Seconds between a deadline and the state that came of it."""
+    return (
+        datetime.fromisoformat(after["time"]) - datetime.fromisoformat(before["data"]["deadline"])
+    ).total_seconds()
+
+
+async def test_a_build_out_of_time(world: World) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+
+    result = (await chat.answer(call))["result"]
+
+    assert chat.path == ["building", "failed:build_timeout"]
+    assert result.keys() == {"error", "build_id"}
+    assert result["build_id"] == job.build_id
+    assert chat.now["cause"]["source"] == "/workspaced"
+    assert chat.now["cause"]["type"] == "workspaced.deadline_passed.v1"
+    assert 0 <= passed(*chat.states.all) < 0.5
+    await job.ack()
+
+
+async def test_a_build_that_ends_too_late_ends_all_the_same(world: World) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+    await chat.answer(call)
+
+    await world.provisioner.succeed(job)
+    await chat.state("ready")
+
+    assert chat.path == ["building", "failed:build_timeout", "ready"]
+    found = await chat.call("start_workspace")
+    assert (found["no_build"], found["agent_status"]) == (True, "no_agent")
+
+
+async def test_who_comes_after_the_limit_waits_anew_for_the_same_build(world: World) -> None:
+    chat = await world.chat()
+    first, job = await world.building(chat)
+    await chat.answer(first)
+
+    second = await chat.ask("create_workspace", {"template_id": world.plain})
+    again = await chat.state("building", above=2)
+    await world.provisioner.succeed(job)
+    result = (await chat.answer(second))["result"]
+
+    assert again["build"]["id"] == job.build_id
+    assert again["deadline"] > chat.states.all[0]["data"]["deadline"]
+    assert (result["created"], result["build_id"]) == (False, job.build_id)
+    assert [j for j in world.provisioner.jobs.all if j.chat_id == chat.id] == [job]
+    assert chat.path == ["building", "failed:build_timeout", "building", "ready"]
+
+
+async def test_an_agent_that_does_not_come(world: World) -> None:
+    chat = await world.chat()
+    call, job, agent = await world.connecting(chat)
+
+    result = (await chat.answer(call))["result"]
+    failed = chat.now
+    await agent.connected()
+    await chat.state("scripts_running")
+    await agent.reached("ready")
+    await chat.state("ready")
+
+    assert result.keys() == {
+        "created",
+        "workspace_name",
+        "build_id",
+        "agent_status",
+        "agent_error",
+    }
+    assert (result["created"], result["build_id"]) == (True, job.build_id)
+    assert result["agent_status"] == "not_ready"
+    assert failed["failure"]["reason"] == "agent_not_ready"
+    assert failed["agent"]["status"] == "timeout"
+
+
+async def test_a_workspace_whose_agent_never_came_is_replaced(world: World) -> None:
+    chat = await world.chat()
+    call, old, _ = await world.connecting(chat)
+    await chat.answer(call)
+
+    call = await chat.ask("create_workspace", {"template_id": world.plain})
+    stop = await world.provisioner.job(chat, "stop")
+    new = await world.provisioner.jobs.first(
+        lambda j: j.chat_id == chat.id and j.workspace_id != old.workspace_id
+    )
+    await world.provisioner.succeed(new)
+    await stop.ack()
+
+    assert (await chat.answer(call))["result"]["created"] is True
+    assert stop.workspace_id == old.workspace_id
+
+
+async def test_scripts_out_of_time(world: World) -> None:
+    chat = await world.chat()
+    call, _, agent = await world.connecting(chat)
+    await agent.connected()
+    await agent.reached("starting")
+
+    result = (await chat.answer(call))["result"]
+    failed = chat.now
+    await agent.reached("ready")
+    await chat.state("ready")
+
+    assert result["startup_scripts"] == "startup_scripts_timeout"
+    assert "lifecycle_state" not in result
+    assert failed["failure"]["reason"] == "startup_scripts_timeout"
+    assert failed["agent"]["lifecycle"] == "starting"
+
+
+async def test_a_stop_out_of_time(world: World) -> None:
+    chat = await world.chat()
+    job, _ = await world.ready(chat)
+    stopping = await chat.ask("stop_workspace")
+    stop = await world.provisioner.job(chat, "stop")
+    waiting = await chat.ask("start_workspace")
+
+    results = [(await chat.answer(call))["result"] for call in (stopping, waiting)]
+    assert chat.path[-2:] == ["stopping", "failed:build_timeout"]
+    assert chat.now["build"]["transition"] == "stop"
+    again = await chat.ask("stop_workspace")
+    await chat.state("stopping", above=chat.now["version"])
+    await world.provisioner.succeed(stop)
+    resolved = (await chat.answer(again))["result"]
+
+    for result in results:
+        assert result.keys() == {"error", "build_id"}
+        assert result["build_id"] == stop.build_id
+    assert resolved["stopped"] is True
+    assert resolved["workspace_name"] == job.workspace_name
+    assert chat.now["state"] == "stopped"
+
+
+async def test_a_limit_counts_from_entering_the_state(world: World) -> None:
+    chat = await world.chat()
+    _, job = await world.building(chat)
+    joined = await chat.ask("create_workspace", {"template_id": world.plain})
+
+    await chat.answer(joined)
+    await job.ack()
+
+    assert chat.path == ["building", "failed:build_timeout"]
+    assert passed(*chat.states.all) < 0.5
+
+
+async def test_a_lost_agent_is_no_answer_to_the_limit_of_another_state(world: World) -> None:
+    chat = await world.chat()
+    _, job = await world.building(chat)
+    listed = agent_of()
+    await world.provisioner.succeed(job, listed)
+
+    first = await chat.state("agent_connecting")
+    second = await chat.state("failed:agent_not_ready")
+
+    assert first["deadline"] is not None
+    assert second["deadline"] is None
+    assert chat.path == ["building", "agent_connecting", "failed:agent_not_ready"]

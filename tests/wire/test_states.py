@@ -1,0 +1,310 @@
+"""A workspace's way from the call to the answer, as every reader of the bus sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime, timedelta
+
+import pytest
+
+from tests.wire import shapes
+from tests.wire.harness import agent_of, new_id, trace
+from tests.wire.world import ORGANIZATION, World
+
+
+async def test_a_call_a_job_its_states_and_the_answer(world: World) -> None:
+    chat = await world.chat()
+    trace_id, traceparent = trace()
+
+    call = await chat.ask(
+        "create_workspace", {"template_id": world.rich, "parameters": {"word": "hello"}},
+        traceparent=traceparent,
+    )  # fmt: skip
+    job = await world.provisioner.job(chat)
+    building = await chat.state("building")
+
+    assert job.envelope["traceparent"].split("-")[1] == trace_id
+    assert job.message.subject == "workspaced.job.wire"
+    assert (job.build_number, job.transition) == (1, "start")
+    assert (job.organization_id, job.owner_id) == (ORGANIZATION, chat.owner_id)
+    assert job.owner_name == "ann"
+    assert job.template["name"] == "rich"
+    assert job.template["id"] == world.rich
+    assert job.template["version_id"] == world.place.templates["rich"]["version_id"]
+    assert job.template["spec"] == {
+        "build": {"start": "./build.sh"},
+        "agent": [{"name": "main"}],
+    }
+    assert job.parameters == {"branch": "main", "size": "3", "word": "hello", "secret": "hush"}
+    assert building["workspace"] == {
+        "id": job.workspace_id,
+        "name": job.workspace_name,
+        "owner_name": "ann",
+        "template_id": world.rich,
+    }
+    assert building["build"]["id"] == job.build_id
+    assert building["agent"] is None
+    assert building["version"] == 1
+    ten_minutes = datetime.fromisoformat(building["build"]["started_at"]) + timedelta(minutes=10)
+    assert abs(datetime.fromisoformat(building["deadline"]) - ten_minutes) < timedelta(seconds=1)
+    assert abs(datetime.fromisoformat(job.not_after) - ten_minutes) < timedelta(seconds=1)
+
+    listed = agent_of("main", parent_id=None, display_order=0)
+    built = await world.provisioner.succeed(job, listed)
+    connecting = await chat.state("agent_connecting")
+    agent = await world.agent(job, listed["id"])
+    connected = await agent.connected()
+    running = await chat.state("scripts_running")
+    started = await agent.reached("starting")
+    await agent.reached("ready")
+    resolved = await chat.answer(call)
+
+    assert connecting["agent"] == {
+        "id": listed["id"],
+        "name": "main",
+        "status": "connecting",
+        "lifecycle": None,
+    }
+    assert connecting["cause"] == {key: built[key] for key in ("source", "id", "type")}
+    assert running["agent"]["status"] == "connected"
+    assert running["cause"] == {key: connected[key] for key in ("source", "id", "type")}
+    assert [e["data"]["agent"] and e["data"]["agent"]["lifecycle"] for e in chat.states.all] == [
+        None,
+        None,
+        None,
+        "starting",
+        "ready",
+    ]
+    assert chat.states.all[3]["data"]["cause"]["id"] == started["id"]
+    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+    assert [e["data"]["version"] for e in chat.states.all] == [1, 2, 3, 4, 5]
+    assert chat.states.all[0]["data"]["previous_state"] == "none"
+    assert len({e["id"] for e in chat.states.all}) == 5
+    assert resolved == {
+        "call_id": call,
+        "tool": "create_workspace",
+        "is_error": False,
+        "result": {
+            "created": True,
+            "workspace_name": f"ann/{job.workspace_name}",
+            "build_id": job.build_id,
+        },
+    }
+
+
+async def test_what_an_event_causes_carries_its_trace(world: World) -> None:
+    chat = await world.chat()
+    _, job = await world.building(chat)
+    trace_id, traceparent = trace()
+
+    await world.provisioner.tell("build_failed", job, error="gone", traceparent=traceparent)
+    await job.ack()
+    await chat.state("failed:build_failed")
+    await chat.results.count(1)
+
+    for caused in (chat.states.all[-1], chat.results.all[-1]):
+        assert caused["traceparent"].split("-")[1] == trace_id
+    assert "traceparent" not in chat.states.all[0]
+
+
+async def test_the_snapshot_is_what_the_ui_showed_and_the_answer_can_be_read_again(
+    world: World,
+) -> None:
+    chat = await world.chat()
+    _, job = await world.building(chat)
+    await world.provisioner.succeed(job)
+    await chat.results.count(1)
+
+    snapshot = await world.service.last("WORKSPACED_STATE", f"workspaced.state.{chat.id}")
+    call = chat.results.all[0]["data"]["call_id"]
+    stored = await world.service.last("WORKSPACED_RESULT", f"workspaced.result.{chat.id}.{call}")
+
+    assert snapshot is not None
+    assert snapshot[0] == chat.states.all[-1]
+    assert stored is not None
+    assert stored[0] == chat.results.all[0]
+    assert await world.service.last_state(new_id()) is None
+
+
+async def test_a_frontend_that_joins_late_misses_nothing_and_sees_nothing_twice(
+    world: World,
+) -> None:
+    chat = await world.chat()
+    _, _, agent = await world.connecting(chat)
+
+    late = await world.service.chat(chat.id)
+    await agent.connected()
+    await chat.state("scripts_running")
+    snapshot = await world.service.last_state(chat.id)
+    assert snapshot is not None
+    await agent.reached("ready")
+    await late.state("ready")
+    held, kept = snapshot["version"], [snapshot["state"]]
+    for data in (envelope["data"] for envelope in late.states.all):
+        if data["version"] > held:
+            held = data["version"]
+            kept.append(data["state"])
+
+    assert kept == ["scripts_running", "ready"]
+    assert held == chat.now["version"]
+
+
+async def test_a_build_without_agents_is_ready_at_once(world: World) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+
+    await world.provisioner.succeed(job)
+    result = (await chat.answer(call))["result"]
+
+    assert chat.path == ["building", "ready"]
+    assert chat.now["agent"] is None
+    assert result["created"] is True
+    assert result["agent_status"] == "no_agent"
+
+
+@pytest.mark.parametrize(
+    "agents",
+    [
+        [agent_of("a-coderd-chat"), agent_of("b-coderd-chat")],
+        [agent_of("child", parent_id=new_id())],
+    ],
+    ids=["several that want to be it", "no root agent"],
+)
+async def test_an_agent_that_can_not_be_chosen(world: World, agents: list[shapes.Event]) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+
+    await world.provisioner.succeed(job, *agents)
+    result = (await chat.answer(call))["result"]
+
+    assert chat.path == ["building", "failed:selection_error"]
+    assert result["created"] is True
+    assert result["agent_status"] == "selection_error"
+    assert result["agent_error"]
+    again = await chat.call("create_workspace", {"template_id": world.plain})
+    assert (again["created"], again["status"]) == (False, "already_exists")
+    assert again["agent_status"] == "selection_error"
+
+
+async def test_the_agent_that_is_named_for_it_is_chosen(world: World) -> None:
+    chat = await world.chat()
+    _, job = await world.building(chat)
+
+    wanted = agent_of("X-CODERD-chat", display_order=9)
+    await world.provisioner.succeed(job, agent_of("a", display_order=-1), wanted)
+
+    assert (await chat.state("agent_connecting"))["agent"]["id"] == wanted["id"]
+
+
+@pytest.mark.parametrize("lifecycle", ["start_error", "start_timeout", "off"])
+async def test_scripts_that_fail(world: World, lifecycle: str) -> None:
+    chat = await world.chat()
+    call, _, agent = await world.connecting(chat)
+
+    await agent.connected()
+    await agent.reached(lifecycle)
+    result = (await chat.answer(call))["result"]
+
+    assert chat.path[-2:] == ["scripts_running", "failed:startup_scripts_failed"]
+    assert result["startup_scripts"] == "startup_scripts_failed"
+    assert result["lifecycle_state"] == lifecycle
+    assert result["created"] is True
+    await agent.reached("ready")
+    await chat.state("ready")
+
+
+async def test_an_agent_that_starts_its_scripts_before_it_says_it_is_there(world: World) -> None:
+    chat = await world.chat()
+    call, _, agent = await world.connecting(chat)
+
+    await agent.reached("created")
+    await agent.reached("ready")
+    await chat.answer(call)
+
+    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+
+
+async def test_facts_that_come_early_take_effect_when_their_time_has_come(world: World) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+    listed = agent_of()
+    agent = await world.agent(job, listed["id"])
+
+    await agent.connected()
+    await agent.reached("ready")
+    await world.provisioner.succeed(job, listed)
+    await chat.answer(call)
+
+    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+    assert [e["data"]["version"] for e in chat.states.all] == [1, 2, 3, 4]
+
+
+async def test_an_agent_that_leaves_and_comes_back_changes_no_state(world: World) -> None:
+    chat = await world.chat()
+    _, agent = await world.ready(chat)
+
+    left = await agent.disconnected()
+    away = await chat.states.first(lambda e: e["data"]["cause"]["id"] == left["id"])
+    await agent.tell("agent_connected", sequence=1)  # an older one than was seen
+    await agent.connected()
+    await chat.states.first(
+        lambda e: (
+            e["data"]["version"] > away["data"]["version"]
+            and e["data"]["agent"]["status"] == "connected"
+        )
+    )
+
+    assert away["data"]["state"] == "ready"
+    assert away["data"]["agent"]["status"] == "disconnected"
+    assert chat.now["version"] == away["data"]["version"] + 1
+
+
+async def test_an_agents_fact_may_come_again(world: World) -> None:
+    chat = await world.chat()
+    _, agent = await world.ready(chat)
+    before = chat.now["version"]
+
+    fact = await agent.disconnected()
+    subject = f"workspaced.in.agent.{chat.id}.{agent.id}"
+    assert await agent.publish(subject, fact)  # NATS spares us this one
+    await agent.publish(subject, json.dumps(fact).encode())  # and not this one
+    await agent.connected()
+    await chat.states.first(lambda e: e["data"]["version"] == before + 2)
+
+    assert chat.now["agent"]["status"] == "connected"
+
+
+async def test_log_lines_are_shown_to_frontends_and_kept(world: World) -> None:
+    chat = await world.chat()
+    _, job = await world.building(chat)
+    agent = await world.agent(job, new_id())
+
+    await world.provisioner.log(job.data, 1, "making\nit\n")
+    await agent.log(1, "running it\n")
+    shown = await chat.logs.count(2)
+    page = await world.service.rpc("read_log", chat_id=chat.id, build_id=job.build_id)
+
+    assert [line["data"]["output"] for line in shown] == ["making\nit\n", "running it\n"]
+    assert [line["data"]["origin"] for line in shown] == ["provisioner", "agent"]
+    assert page == {"lines": [line["data"] for line in shown]}
+
+
+async def test_two_creates_at_once_make_one_workspace(world: World) -> None:
+    chat = await world.chat()
+    args = {"template_id": world.plain}
+
+    calls = await asyncio.gather(*(chat.ask("create_workspace", args) for _ in range(5)))
+    job = await world.provisioner.job(chat)
+    await world.provisioner.succeed(job)
+    results = [(await chat.answer(call))["result"] for call in calls]
+
+    assert [job.chat_id for job in world.provisioner.jobs.all].count(chat.id) == 1
+    made = [result for result in results if result["created"]]
+    joined = [result for result in results if not result["created"]]
+    assert (len(made), len(joined)) == (1, 4)
+    for result in joined:
+        assert result["status"] == "already_exists"
+        assert result["build_id"] == job.build_id
+        assert result["workspace_name"] == job.workspace_name
+        assert result["message"]

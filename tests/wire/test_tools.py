@@ -1,0 +1,508 @@
+"""What each tool answers, in each situation that the other programs can bring about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.wire.harness import agent_of, new_id
+from tests.wire.world import ORGANIZATION, Place, World, template_folder
+
+TOOLS = ["create_workspace", "start_workspace", "stop_workspace"]
+
+
+async def test_a_second_create_finds_what_is_there(world: World) -> None:
+    chat = await world.chat()
+    job, _ = await world.ready(chat)
+
+    result = await chat.call("create_workspace", {"template_id": world.plain})
+
+    assert result.keys() == {"created", "workspace_name", "status", "message"}
+    assert (result["created"], result["status"]) == (False, "already_exists")
+    assert result["workspace_name"] == job.workspace_name
+
+
+async def test_stop_and_start_again(world: World) -> None:
+    chat = await world.chat()
+    first, agent = await world.ready(chat)
+
+    call = await chat.ask("stop_workspace")
+    stop = await world.provisioner.job(chat, "stop")
+    await chat.state("stopping")
+    await agent.disconnected()
+    await world.provisioner.succeed(stop)
+    stopped = (await chat.answer(call))["result"]
+    assert stopped == {
+        "stopped": True,
+        "workspace_name": first.workspace_name,
+        "build_id": stop.build_id,
+    }
+    assert (stop.workspace_id, stop.build_number) == (first.workspace_id, 2)
+    assert await chat.call("stop_workspace") == {
+        "stopped": True,
+        "workspace_name": first.workspace_name,
+        "no_build": True,
+    }
+    found = await chat.call("create_workspace", {"template_id": world.plain})
+    assert found.keys() == {"created", "workspace_name", "status", "message"}
+    assert (found["created"], found["status"]) == (False, "stopped")
+    assert "start_workspace" in found["message"]
+
+    call = await chat.ask("start_workspace")
+    start = await world.provisioner.job(chat, "start", number=3)
+    await world.provisioner.succeed(start)
+    assert (await chat.answer(call))["result"] == {
+        "started": True,
+        "workspace_name": first.workspace_name,
+        "build_id": start.build_id,
+        "agent_status": "no_agent",
+    }
+    assert await chat.call("start_workspace") == {
+        "started": True,
+        "workspace_name": first.workspace_name,
+        "no_build": True,
+        "agent_status": "no_agent",
+    }
+    assert chat.path[-4:] == ["stopping", "stopped", "building", "ready"]
+
+
+async def test_who_comes_while_it_stops_waits_for_the_end(world: World) -> None:
+    chat = await world.chat()
+    await world.ready(chat)
+    stop = await chat.ask("stop_workspace")
+    job = await world.provisioner.job(chat, "stop")
+
+    create = await chat.ask("create_workspace", {"template_id": world.plain})
+    start = await chat.ask("start_workspace")
+    again = await chat.ask("stop_workspace")
+    waiting = {stop, create, start, again}
+    open_calls = (await world.service.rpc("get_chat", chat_id=chat.id))["open_calls"]
+    await world.provisioner.succeed(job)
+    started = await world.provisioner.job(chat, "start", number=3)
+    await world.provisioner.succeed(started)
+
+    assert {call["call_id"] for call in open_calls} <= waiting
+    assert (await chat.answer(create))["result"]["status"] == "stopped"
+    assert (await chat.answer(start))["result"]["build_id"] == started.build_id
+    assert (await chat.answer(stop))["result"]["build_id"] == job.build_id
+    # It came after the call that started it: then being built, it waits, and then it stops it.
+    last = await world.provisioner.job(chat, "stop", number=4)
+    await world.provisioner.succeed(last)
+    assert (await chat.answer(again))["result"]["build_id"] == last.build_id
+
+
+async def test_a_stop_while_it_is_built_waits_for_the_build_and_not_for_the_agent(
+    world: World,
+) -> None:
+    chat = await world.chat()
+    create, job = await world.building(chat)
+    stop = await chat.ask("stop_workspace")
+
+    await world.provisioner.succeed(job, agent_of())
+    ending = await world.provisioner.job(chat, "stop")
+    superseded = (await chat.answer(create))["result"]
+    await world.provisioner.succeed(ending)
+
+    assert (await chat.answer(stop))["result"]["build_id"] == ending.build_id
+    assert superseded.keys() == {"error", "build_id"}
+    assert superseded["build_id"] == job.build_id
+    assert ending.build_id in superseded["error"]
+
+
+async def test_a_build_that_fails(world: World) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+    joined = await chat.ask("create_workspace", {"template_id": world.plain})
+
+    await world.provisioner.fail(job, "no disk left", error_code="DISK_FULL")
+    resolved = await chat.answer(call)
+
+    assert resolved["is_error"] is False
+    assert resolved["result"].keys() == {"error", "build_id"}
+    assert "no disk left" in resolved["result"]["error"]
+    assert resolved["result"]["build_id"] == job.build_id
+    assert (await chat.answer(joined))["result"]["build_id"] == job.build_id
+    assert chat.now["failure"]["error_code"] == "DISK_FULL"
+    assert "no disk left" in chat.now["failure"]["message"]
+    # A failed build leaves nothing to stop: the next create makes a new workspace.
+    again, _ = await world.building(chat)
+    new = await world.provisioner.jobs.first(
+        lambda j: j.chat_id == chat.id and j.workspace_id != job.workspace_id
+    )
+    await world.provisioner.succeed(new)
+    assert (await chat.answer(again))["result"]["build_id"] == new.build_id
+    assert new.build_number == 1
+    assert [j.transition for j in world.provisioner.jobs.all if j.chat_id == chat.id] == [
+        "start",
+        "start",
+    ]
+
+
+@pytest.mark.parametrize("quota", [None, {"credits_consumed": 4, "budget": 3.5}])
+async def test_a_quota_that_is_used_up(world: World, quota: object) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+
+    more = {} if quota is None else {"quota": quota}
+    await world.provisioner.fail(job, "too much", error_code="INSUFFICIENT_QUOTA", **more)
+    result = (await chat.answer(call))["result"]
+
+    assert result.keys() == {"error_code", "error", "title", "message", "build_id", *more}
+    assert result["error_code"] == "INSUFFICIENT_QUOTA"
+    assert result["title"] == "Workspace quota reached"
+    assert "create" in result["message"]
+    assert result.get("quota") == quota
+
+
+async def test_a_build_that_is_canceled(world: World) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+
+    await world.provisioner.tell("build_canceled", job)
+    await job.ack()
+    result = (await chat.answer(call))["result"]
+
+    assert chat.path == ["building", "failed:build_canceled"]
+    assert result.keys() == {"error", "build_id"}
+
+
+async def test_a_lost_agents_workspace_is_replaced_and_stopped(world: World) -> None:
+    chat = await world.chat()
+    old, agent = await world.ready(chat)
+    await agent.disconnected()
+
+    call = await chat.ask("create_workspace", {"template_id": world.plain})
+    new = await world.provisioner.jobs.first(
+        lambda job: job.chat_id == chat.id and job.workspace_id != old.workspace_id
+    )
+    stop = await world.provisioner.job(chat, "stop")
+    await world.provisioner.succeed(new)
+    result = (await chat.answer(call))["result"]
+    await world.provisioner.succeed(stop)
+
+    assert (stop.workspace_id, stop.build_number) == (old.workspace_id, 2)
+    assert (new.build_number, new.transition) == (1, "start")
+    assert result["created"] is True
+    assert result["workspace_name"] == f"ann/{new.workspace_name}"
+    assert new.workspace_name != old.workspace_name
+
+
+async def test_a_stop_that_fails_leaves_it_running(world: World) -> None:
+    chat = await world.chat()
+    job, _ = await world.ready(chat)
+    call = await chat.ask("stop_workspace")
+    stop = await world.provisioner.job(chat, "stop")
+
+    await world.provisioner.fail(stop, "stuck")
+    result = (await chat.answer(call))["result"]
+
+    assert chat.path[-2:] == ["stopping", "failed:build_failed"]
+    assert chat.now["build"]["transition"] == "stop"
+    assert result.keys() == {"error", "build_id"}
+    found = await chat.call("start_workspace")
+    assert found["no_build"] is True
+    assert found["workspace_name"] == job.workspace_name
+
+
+@pytest.mark.parametrize("tool", ["start_workspace", "stop_workspace"])
+async def test_without_a_workspace_there_is_nothing_to_do(world: World, tool: str) -> None:
+    chat = await world.chat()
+
+    assert "create_workspace" in await chat.refused(tool)
+
+
+@pytest.mark.parametrize(
+    ("tool", "args"),
+    [
+        ("create_workspace", {}),
+        ("create_workspace", {"template_id": " "}),
+        ("create_workspace", {"template_id": "plain"}),
+        ("create_workspace", {"template_id": 7}),
+        ("create_workspace", {"template_id": new_id()}),
+        ("create_workspace", {"template_id": new_id(), "preset_id": "small"}),
+        ("read_template", {}),
+        ("read_template", {"template_id": new_id()}),
+        ("list_templates", {"page": "first"}),
+        ("start_workspace", {"parameters": ["a"]}),
+        ("make_coffee", {}),
+    ],
+)
+async def test_a_call_that_can_not_be_meant(world: World, tool: str, args: object) -> None:
+    chat = await world.chat()
+
+    assert await chat.refused(tool, args)  # type: ignore[arg-type]
+    assert chat.states.all == []
+
+
+async def test_arguments_are_looked_at_first(world: World) -> None:
+    chat = await world.chat()
+    await world.ready(chat)
+
+    assert await chat.refused("create_workspace", {"template_id": "plain"})
+    found = await chat.call("create_workspace", {"template_id": new_id()})
+    assert found["status"] == "already_exists"
+
+
+async def test_every_wrong_parameter_is_named_at_once(world: World) -> None:
+    chat = await world.chat()
+    wrong = {"branch": "other", "size": "12", "word": "UPPER", "colour": "red"}
+
+    result = await chat.call("create_workspace", {"template_id": world.rich, "parameters": wrong})
+    missing = await chat.call("create_workspace", {"template_id": world.rich})
+
+    assert result.keys() - {"detail"} == {"error", "validations"}
+    assert {fault["field"] for fault in result["validations"]} == wrong.keys()
+    assert all(fault.keys() == {"field", "detail"} for fault in result["validations"])
+    assert [fault["field"] for fault in missing["validations"]] == ["word"]
+    assert chat.states.all == []
+
+
+async def test_a_preset_fills_what_the_call_leaves_open(world: World) -> None:
+    chat = await world.chat()
+    read = await chat.call("read_template", {"template_id": world.rich})
+    preset = read["presets"][0]["id"]
+
+    args = {"template_id": world.rich, "preset_id": preset, "parameters": {"word": "mine"}}
+    await chat.ask("create_workspace", args)
+    job = await world.provisioner.job(chat)
+    await world.provisioner.fail(job)
+
+    assert job.preset_id == preset
+    assert job.parameters["branch"] == "next"
+    assert job.parameters["word"] == "mine"
+    other = {"template_id": world.rich, "preset_id": new_id()}
+    assert await chat.refused("create_workspace", other)
+
+
+async def test_a_start_keeps_the_parameters_and_changes_what_may_be_changed(world: World) -> None:
+    chat = await world.chat()
+    parameters = {"word": "hello", "size": 5}
+    await chat.ask("create_workspace", {"template_id": world.rich, "parameters": parameters})
+    await world.provisioner.succeed(await world.provisioner.job(chat))
+    await chat.state("ready")
+    call = await chat.ask("stop_workspace")
+    await world.provisioner.succeed(await world.provisioner.job(chat, "stop"))
+    await chat.answer(call)
+
+    wrong = await chat.call("start_workspace", {"parameters": {"size": 6}})
+    call = await chat.ask("start_workspace", {"parameters": {"branch": "next"}})
+    job = await world.provisioner.job(chat, "start", number=3)
+    await world.provisioner.succeed(job)
+    await chat.answer(call)
+
+    assert [fault["field"] for fault in wrong["validations"]] == ["size"]
+    assert wrong["template_id"] == world.rich
+    assert job.parameters == {"branch": "next", "word": "hello", "size": "5", "secret": "hush"}
+
+
+async def test_a_name_is_used_as_it_is_or_made_from_what_it_was(world: World) -> None:
+    chat, other, third = await world.chat(), await world.chat(), await world.chat()
+    other.owner_id = chat.owner_id
+
+    await chat.ask("create_workspace", {"template_id": world.plain, "name": " My-Work "})
+    first = await world.provisioner.job(chat)
+    await other.ask("create_workspace", {"template_id": world.plain, "name": "my-work"})
+    second = await world.provisioner.job(other)
+    await third.ask("create_workspace", {"template_id": world.plain, "name": "Hello World!@here"})
+    generated = await world.provisioner.job(third)
+    for job in (first, second, generated):
+        await world.provisioner.fail(job)
+
+    assert first.workspace_name == "My-Work"
+    assert second.workspace_name.startswith("my-work-")
+    assert len(second.workspace_name) == len("my-work-") + 4
+    assert generated.workspace_name.startswith("helloworld-")
+
+
+async def test_the_same_call_is_answered_once_and_told_again(world: World) -> None:
+    chat = await world.chat()
+    args = {"template_id": world.plain}
+    call, job = await world.building(chat)
+
+    await chat.ask("create_workspace", args, call_id=call)  # while it waits
+    await world.provisioner.succeed(job)
+    first = await chat.answer(call)
+    await chat.ask("stop_workspace", {}, call_id=call)  # other content: the first one's answer
+    both = await chat.results.count(2)
+
+    assert both[1]["data"] == first
+    assert [j for j in world.provisioner.jobs.all if j.chat_id == chat.id] == [job]
+    assert chat.now["state"] == "ready"
+
+
+async def test_a_chat_belongs_to_who_asked_first(world: World) -> None:
+    chat = await world.chat()
+    await chat.call("list_templates")
+
+    assert await chat.refused("list_templates", owner_id=new_id())
+    assert await chat.refused("list_templates", organization_id=new_id())
+    await chat.call("list_templates", owner_name="renamed")
+
+
+async def test_templates_are_listed_and_read(world: World) -> None:
+    chat = await world.chat()
+
+    page = await chat.call("list_templates")
+    found = await chat.call("list_templates", {"query": "pARAMETERS of"})
+    empty = await chat.call("list_templates", {"query": "%", "page": 0})
+    past = await chat.call("list_templates", {"page": 99})
+    read = await chat.call("read_template", {"template_id": world.rich.upper()})
+
+    counts = {"count", "page", "total_pages", "total_count"}
+    assert page.keys() == {"templates", *counts}
+    assert [template["name"] for template in page["templates"]] == ["plain", "rich"]
+    assert page["templates"][0] == {
+        "id": world.plain,
+        "name": "plain",
+        "organization_id": ORGANIZATION,
+        "display_name": "Plain",
+        "description": "Nothing but a name",
+    }
+    assert {key: page[key] for key in counts} == {
+        "count": 2,
+        "page": 1,
+        "total_pages": 1,
+        "total_count": 2,
+    }
+    assert [template["name"] for template in found["templates"]] == ["rich"]
+    assert (empty["templates"], empty["page"], empty["total_pages"]) == ([], 1, 1)
+    assert (past["templates"], past["page"]) == ([], 99)
+    assert read["template"].keys() == {
+        "id",
+        "name",
+        "active_version_id",
+        "display_name",
+        "description",
+        "readme",
+    }
+    assert read["template"]["active_version_id"] == world.place.templates["rich"]["version_id"]
+    parameters = {parameter["name"]: parameter for parameter in read["parameters"]}
+    assert parameters["branch"] == {
+        "name": "branch",
+        "type": "string",
+        "required": False,
+        "mutable": True,
+        "description": "Branch to check out",
+        "default": "main",
+        "options": [{"name": "Main", "value": "main"}, {"name": "Next", "value": "next"}],
+    }
+    assert parameters["size"] == {
+        "name": "size",
+        "type": "number",
+        "required": False,
+        "mutable": False,
+        "default": "3",
+        "validation_min": 1,
+        "validation_max": 9,
+    }
+    assert "default" not in parameters["word"]
+    assert parameters["word"]["validation_regex"] == "^[a-z]+$"
+    assert parameters["secret"]["default"] == "***"
+    assert parameters["secret"]["sensitive"] is True
+    (preset,) = read["presets"]
+    assert preset.keys() == {"id", "name", "default", "parameters"}
+    assert preset["default"] is True
+    assert {p["name"]: p["value"] for p in preset["parameters"]} == {
+        "branch": "next",
+        "word": "preset",
+    }
+
+
+async def test_another_organization_sees_none_of_it(world: World) -> None:
+    chat = await world.chat()
+    chat.organization_id = new_id()
+
+    page = await chat.call("list_templates")
+
+    assert page["templates"] == []
+    assert page["total_pages"] == 1
+    assert await chat.refused("read_template", {"template_id": world.plain})
+    assert await chat.refused("create_workspace", {"template_id": world.plain})
+
+
+class TestSettings:
+    """What operators set holds for all workers at once."""
+
+    @pytest.fixture
+    def allow(self, place: Place) -> Iterator[None]:
+        assert place.up is not None
+        rich = str(place.templates["rich"]["template_id"])
+        done = place.up.run("settings", "set", "chat_template_allowlist", rich)
+        assert done.returncode == 0, done.stderr
+        yield
+        place.up.run("settings", "set", "chat_template_allowlist", "")
+
+    async def test_only_templates_on_the_allowlist_are_seen(
+        self, world: World, allow: None
+    ) -> None:
+        chat = await world.chat()
+
+        page = await chat.call("list_templates")
+
+        assert [template["id"] for template in page["templates"]] == [world.rich]
+        assert await chat.refused("read_template", {"template_id": world.plain})
+        assert await chat.refused("create_workspace", {"template_id": world.plain})
+
+    async def test_a_workspace_is_stopped_when_its_time_is_over(self, world: World) -> None:
+        assert world.place.up is not None
+        assert world.place.up.run("settings", "set", "chat_workspace_ttl", "700ms").returncode == 0
+        try:
+            chat = await world.chat()
+            _, job = await world.building(chat)
+        finally:
+            world.place.up.run("settings", "set", "chat_workspace_ttl", "")
+        await world.provisioner.succeed(job)
+        await chat.state("ready")
+
+        stopping = await chat.state("stopping")
+        stop = await world.provisioner.job(chat, "stop")
+        await world.provisioner.succeed(stop)
+        await chat.state("stopped")
+
+        assert job.ttl_ms == 700
+        assert stopping["cause"]["type"] == "workspaced.ttl_passed.v1"
+        assert stopping["cause"]["source"] == "/workspaced"
+
+    async def test_a_template_that_chats_may_not_use(self, world: World, tmp_path: Path) -> None:
+        assert world.place.up is not None
+        text = 'name = "closed"\npool = "wire"\nagents_allowed = false\n'
+        folder = template_folder(tmp_path, "closed", text)
+        pushed = world.place.up.data("template", "push", folder, "--organization", ORGANIZATION)
+        chat = await world.chat()
+
+        page = await chat.call("list_templates")
+
+        assert "closed" not in [template["name"] for template in page["templates"]]
+        assert await chat.refused("create_workspace", {"template_id": pushed["template_id"]})
+
+
+async def test_a_template_that_demands_its_active_version(world: World, tmp_path: Path) -> None:
+    assert world.place.up is not None
+    text = 'name = "newest"\npool = "wire"\nrequire_active_version = true\n'
+    push = ("template", "push", template_folder(tmp_path, "newest", text))
+    organization = new_id()
+    old = world.place.up.data(*push, "--organization", organization)
+    chat = await world.chat()
+    chat.organization_id = organization
+    call = await chat.ask("create_workspace", {"template_id": old["template_id"]})
+    await world.provisioner.succeed(await world.provisioner.job(chat))
+    await chat.answer(call)
+    call = await chat.ask("stop_workspace")
+    await world.provisioner.succeed(await world.provisioner.job(chat, "stop"))
+    await chat.answer(call)
+
+    (tmp_path / "newest" / "more.txt").write_text("more")
+    new = world.place.up.data(*push, "--organization", organization)
+    call = await chat.ask("start_workspace")
+    job = await world.provisioner.job(chat, "start", number=3)
+    await world.provisioner.succeed(job)
+    result = (await chat.answer(call))["result"]
+
+    assert new["template_id"] == old["template_id"]
+    assert new["version_id"] != old["version_id"]
+    assert job.template["version_id"] == new["version_id"]
+    assert result["updated_to_active_version"] is True
+    assert result["update_reason"]
+    assert result["message"]

@@ -1,0 +1,150 @@
+"""Messages as services, provisioners and agents send them, by short names."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+from uuid import uuid4
+
+from bus import CLOUDEVENT, Ack, Bus, subjects
+from tests.unit.driver import ANN, ORG, PLAIN
+from tests.unit.facts import uid
+
+TRACE: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+TEMPLATE: Final = PLAIN
+Job = dict[str, Any]
+
+
+def new_id() -> str:
+    return str(uuid4())
+
+
+def envelope(
+    name: str,
+    source: str,
+    chat: str,
+    data: dict[str, Any],
+    *,
+    event_id: str | None = None,
+    trace: str | None = None,
+) -> dict[str, Any]:
+    found = {
+        "specversion": "1.0",
+        "id": event_id or new_id(),
+        "source": source,
+        "type": f"workspaced.{name}.v1",
+        "subject": chat,
+        "data": data,
+    }
+    return found if trace is None else {**found, "traceparent": trace}
+
+
+class Senders:
+    """Everybody who publishes to the workers, over one connection.
+
+    What is sent without `event_id` is a new event; the same id again is the same event again.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+
+    async def send(self, kind: str, chat: str, sender: str, body: dict[str, Any] | bytes) -> Ack:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        subject = subjects.inbound(kind, chat, sender)
+        return await self.bus.publish(subject, data, headers=CLOUDEVENT)
+
+    async def ask(
+        self,
+        chat: str,
+        tool: str,
+        call: str = "c",
+        *,
+        event_id: str | None = None,
+        trace: str | None = None,
+        owner: str = ANN,
+        service: str = "service",
+        **args: Any,
+    ) -> Ack:
+        data = {
+            "call_id": call,
+            "tool": tool,
+            "args": args,
+            "organization_id": ORG,
+            "owner_id": owner,
+            "owner_name": "ann",
+        }
+        body = envelope(
+            "tool_requested", f"/chat/{service}", chat, data, event_id=event_id, trace=trace
+        )
+        return await self.send("tool", chat, service, body)
+
+    async def create(self, chat: str, call: str = "c", **more: Any) -> Ack:
+        return await self.ask(chat, "create_workspace", call, template_id=TEMPLATE_ID, **more)
+
+    async def cancel(self, chat: str, call: str) -> Ack:
+        body = envelope("tool_canceled", "/chat/service", chat, {"call_id": call})
+        return await self.send("tool", chat, "service", body)
+
+    async def delete(self, chat: str) -> Ack:
+        body = envelope("delete_requested", "/chat/service", chat, {"reason": "enough"})
+        return await self.send("tool", chat, "service", body)
+
+    async def built(
+        self,
+        job: Job,
+        how: str = "succeeded",
+        *,
+        event_id: str | None = None,
+        trace: str | None = None,
+        agents: tuple[str, ...] = ("main",),
+        **more: Any,
+    ) -> Ack:
+        """Tell of a job's build that it `started`, `succeeded`, `failed` or was `canceled`."""
+        data = {key: job[key] for key in ("workspace_id", "build_id", "build_number", "transition")}
+        if how == "succeeded":
+            listed = agents if job["transition"] == "start" else ()
+            data |= {
+                "template_version_id": job["template"]["version_id"],
+                "agents": [{"id": agent_of(job, name), "name": name} for name in listed],
+            }
+        elif how == "failed":
+            data |= {"error": "disk full"}
+        body = envelope(
+            f"build_{how}",
+            "/provisioner/local",
+            job["chat_id"],
+            data | more,
+            event_id=event_id,
+            trace=trace,
+        )
+        return await self.send("provisioner", job["chat_id"], "local", body)
+
+    async def agent(
+        self, job: Job, how: str, sequence: int, *, agent: str = "main", event_id: str | None = None
+    ) -> Ack:
+        """Have an agent tell that it is `connected`, `disconnected` or at a point of its life."""
+        known = how in ("connected", "disconnected")
+        data = {
+            "workspace_id": job["workspace_id"],
+            "build_id": job["build_id"],
+            "agent_id": agent_of(job, agent),
+            "sequence": sequence,
+        }
+        name = f"agent_{how}" if known else "agent_lifecycle"
+        data |= {} if known else {"lifecycle": how}
+        me = agent_of(job, agent)
+        body = envelope(name, f"/agent/{me}", job["chat_id"], data, event_id=event_id)
+        return await self.send("agent", job["chat_id"], me, body)
+
+    async def show(self, job: Job, *, agent: str = "main", ttl: float | None = 20.0) -> Ack:
+        """Have an agent show that it lives."""
+        subject = subjects.presence(job["chat_id"], agent_of(job, agent))
+        return await self.bus.publish(subject, b"{}", ttl=ttl)
+
+
+def agent_of(job: Job, name: str = "main") -> str:
+    """The agent's id: a build's own."""
+    return uid(f"{job['build_id']}/{name}")
+
+
+TEMPLATE_ID: Final = uid("template python")

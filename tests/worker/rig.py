@@ -1,0 +1,174 @@
+"""Workers over the adapters in this process, worked by hand: batch by batch, with a clock of its own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from bus import Bus, Delivery, Message, subjects
+from bus.clock import VirtualClock
+from bus.memory import MemoryBus
+from bus.memory_consumer import MemoryDelivery
+from bus.memory_server import Interest, MemoryServer
+from bus.streams import CONSUMERS, JOB, STREAMS, pool_consumer
+from handlers.worker.relay import Relay
+from handlers.worker.worker import Worker
+from statemachine.replay import replay
+from statemachine.store import Store
+from statemachine.store.memory import MemoryStore
+from statemachine.templates import Template
+from statemachine.views import state_changed
+from statemachine.workspace import Limits
+from tests.unit.driver import ORG, PYTHON, template
+from tests.worker.messages import Job, Senders
+
+POOL = pool_consumer("local")
+
+
+class Hand:
+    """One worker, whose batches are taken by the test."""
+
+    def __init__(self, rig: Rig, bus: Bus, store: Store) -> None:
+        self._rig = rig
+        self.worker = Worker(store, bus, rig.limits)
+        self.relay = Relay(bus)
+
+    def take(self, most: int = 256) -> list[Delivery]:
+        """Take what the consumers have now, without waiting."""
+        found: list[Delivery] = []
+        bus = self._rig.bus
+        for declared in CONSUMERS:
+            consumer = bus.consumer(declared)
+            assert consumer is not None
+            while len(found) < most and (message := consumer.take()) is not None:
+                found.append(MemoryDelivery(bus, consumer, message))
+        return found
+
+    async def work(self, deliveries: Sequence[Delivery]) -> None:
+        await self.worker._work(deliveries, self.relay)
+
+    async def pump(self, most: int = 256) -> int:
+        """Work until nothing is there; return how many deliveries that were."""
+        done = 0
+        while deliveries := self.take(most):
+            await self.work(deliveries)
+            done += len(deliveries)
+        return done
+
+
+class Rig:
+    """One server, one store, any number of workers, and eyes on all that is published."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.clock = VirtualClock(1_900_000_000.0)
+        self.skew = timedelta(0)
+        """How far the database's clock is behind the bus's."""
+        self.server = MemoryServer(self.clock)
+        self.bus = MemoryBus(self.server)
+        self.store = MemoryStore(self.now)
+        self.senders = Senders(self.bus)
+        self.states: dict[str, list[dict[str, Any]]] = {}
+        """What frontends saw of each chat."""
+        self.results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        """What callers saw, each publication once, by chat and call."""
+        self.envelopes: list[dict[str, Any]] = []
+        self._named: set[str] = set()
+        self.publications: Counter[str] = Counter()
+        """How often each message id was published, results only."""
+        self.dead: list[Message] = []
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock.now(), UTC) - self.skew
+
+    async def open(self) -> Rig:
+        for stream in STREAMS:
+            await self.bus.ensure_stream(stream)
+        for consumer in (*CONSUMERS, POOL):
+            await self.bus.ensure_consumer(consumer)
+        await self.push(PYTHON)
+        taps = {"workspaced.ui.*.state": self._state, "workspaced.result.>": self._result}
+        taps["workspaced.dead.*"] = self.dead.append
+        for subject, take in taps.items():
+            self.server.interests.append(Interest(subject, "", take))
+        return self
+
+    async def push(self, *pushed: Template | str) -> None:
+        for one in pushed:
+            found = template(one) if isinstance(one, str) else one
+            await self.store.push(ORG, found.active, b"")
+
+    def hand(self, bus: Bus | None = None, store: Store | None = None) -> Hand:
+        return Hand(self, bus or self.bus, store or self.store)
+
+    def jobs(self) -> list[Job]:
+        """All jobs that the provisioners of the pool may take and have not, oldest first."""
+        stream = self.server.streams[JOB.name]
+        return [json.loads(m.data)["data"] for m in stream.messages.values()]
+
+    @property
+    def job(self) -> Job:
+        """The newest job."""
+        return self.jobs()[-1]
+
+    def state(self, chat: str) -> dict[str, Any]:
+        """What stands on the chat's state subject."""
+        last = self.server.streams["WORKSPACED_STATE"].last_of(subjects.state(chat))
+        assert last is not None
+        data: dict[str, Any] = json.loads(last.data)["data"]
+        return data
+
+    def path(self, chat: str) -> list[str]:
+        """The states that frontends saw, each once."""
+        seen = self.states.get(chat, [])
+        return [s["state"] for n, s in enumerate(seen) if n == 0 or s["state"] != s0(seen, n)]
+
+    def answer(self, chat: str, call: str = "c") -> dict[str, Any]:
+        """The one answer to a call, whatever it was asked."""
+        found = self.results[chat, call]
+        assert all(one == found[0] for one in found), found
+        return found[0]
+
+    async def outcomes(self, chat: str) -> list[str]:
+        return [e["outcome"] for e in await self.store.log(chat, most=10_000)]
+
+    async def check(self, chat: str) -> None:
+        """What is published, kept and logged agrees; versions count by one."""
+        kept = await self.store.chat(chat)
+        assert kept is not None
+        log = await self.store.log(chat, most=10_000)
+        if kept.version:
+            assert self.state(chat) == json.loads(json.dumps(state_changed(kept)))
+        assert [s["version"] for s in self.states.get(chat, [])] == [*range(1, kept.version + 1)]
+        assert [e["seq"] for e in log] == [*range(1, kept.seq + 1)]
+        if log:
+            replayed = replay(log)[chat]
+            assert replayed.differences == ()
+            assert replayed.workspace.state is kept.state
+            assert replayed.workspace.version == kept.version
+
+    def _state(self, message: Message) -> None:
+        self._envelope(message)
+        data = json.loads(message.data)["data"]
+        self.states.setdefault(data["chat_id"], []).append(data)
+
+    def _result(self, message: Message) -> None:
+        name = message.headers["Nats-Msg-Id"]
+        self.publications[name] += 1
+        if name in self._named:
+            return
+        self._named.add(name)
+        self._envelope(message)
+        *_, chat, call = message.subject.split(".")
+        self.results.setdefault((chat, call), []).append(json.loads(message.data)["data"])
+
+    def _envelope(self, message: Message) -> None:
+        self.envelopes.append(json.loads(message.data))
+
+
+def s0(seen: list[dict[str, Any]], n: int) -> str:
+    before: str = seen[n - 1]["state"]
+    return before

@@ -1,0 +1,263 @@
+"""An event is applied once, however often and to however many workers it is delivered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bus import Ack, Bus, Unavailable, subjects
+from bus.streams import WORKER_IN
+from handlers.worker.effects import Lane
+from statemachine.store import Outgoing, StoreUnavailableError
+from statemachine.store.memory import MemoryStore
+from tests.worker.messages import Senders, new_id
+from tests.worker.rig import Hand, Rig
+
+
+async def test_the_whole_way_from_request_to_answer(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat, name="blue")
+    await hand.pump()
+    job = rig.job
+    assert job["transition"] == "start"
+    assert job["workspace_name"] == "blue"
+    assert (chat, "c") not in rig.results
+
+    for how in ("started", "succeeded"):
+        await send.built(job, how)
+    await send.agent(job, "connected", 1)
+    await send.agent(job, "ready", 2)
+    await hand.pump(most=1)
+
+    assert rig.path(chat) == ["building", "agent_connecting", "scripts_running", "ready"]
+    assert rig.answer(chat)["result"] == {
+        "created": True,
+        "workspace_name": "ann/blue",
+        "build_id": job["build_id"],
+    }
+    assert rig.store.outbox == {}
+    await rig.check(chat)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+async def test_the_same_identity_again_has_no_further_effect(
+    rig: Rig, hand: Hand, send: Senders, chat: str, most: int
+) -> None:
+    """Twice in one batch, and in two."""
+    event_id = new_id()
+    for _ in range(2):
+        await send.create(chat, event_id=event_id)
+
+    await hand.pump(most)
+
+    assert len(rig.jobs()) == 1
+    assert await rig.outcomes(chat) == ["kept", "moved", "repeat"]
+    await rig.check(chat)
+
+
+async def test_two_workers_that_have_the_same_event_apply_it_once(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    other = rig.hand()
+    await send.create(chat)
+    first = hand.take()
+    rig.clock.advance(WORKER_IN.ack_wait)  # it comes again, to another one
+    second = other.take()
+    assert [d.sequence for d in first] == [d.sequence for d in second]
+
+    await asyncio.gather(hand.work(first), other.work(second))
+
+    assert len(rig.jobs()) == 1
+    assert (await rig.outcomes(chat)).count("repeat") == 1
+    await rig.check(chat)
+
+
+async def test_the_same_identity_in_another_chat_is_another_event(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    event_id, other = new_id(), new_id()
+    for one in (chat, other):
+        await send.create(one, event_id=event_id)
+
+    await hand.pump()
+
+    assert {job["chat_id"] for job in rig.jobs()} == {chat, other}
+
+
+class Broken:
+    """A bus that fails at the wanted place, once; `after` it has stored the message."""
+
+    def __init__(self, bus: Bus, subject: str, *, after: bool) -> None:
+        self._bus, self._subject, self._after = bus, subject, after
+        self.broke = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def publish(self, subject: str, data: bytes, **more: Any) -> Ack:
+        if self.broke or not subjects.matches(self._subject, subject):
+            return await self._bus.publish(subject, data, **more)
+        self.broke = True
+        if self._after:
+            await self._bus.publish(subject, data, **more)
+        raise Unavailable("the connection broke")
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("subject", [subjects.STATES, subjects.JOBS])
+async def test_what_was_committed_is_published_when_the_event_comes_again(
+    rig: Rig, send: Senders, chat: str, subject: str, *, after: bool
+) -> None:
+    broken = Broken(rig.bus, subject, after=after)
+    await send.create(chat)
+
+    await rig.hand(bus=broken).pump()  # type: ignore[arg-type]  # the rest is the bus's
+    assert broken.broke
+    assert rig.store.outbox
+    rig.clock.advance(WORKER_IN.ack_wait)
+    await rig.hand().pump()
+
+    assert len(rig.jobs()) == 1
+    assert rig.store.outbox == {}
+    await rig.check(chat)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_call_is_answered_when_its_answer_was_not_published_at_first(
+    rig: Rig, send: Senders, chat: str, *, after: bool
+) -> None:
+    broken = Broken(rig.bus, subjects.RESULTS, after=after)
+    await send.ask(chat, "list_templates")
+
+    await rig.hand(bus=broken).pump()  # type: ignore[arg-type]
+    rig.clock.advance(WORKER_IN.ack_wait)
+    await rig.hand().pump()
+
+    assert rig.answer(chat)["result"]["count"] == 1
+    assert len(rig.results[chat, "c"]) == 1
+
+
+class Forgetful(MemoryStore):
+    """A store that is away just when effects were published."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__(rig.now)
+        self.fails = 1
+
+    async def published(self, ids: Sequence[int]) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise StoreUnavailableError("away")
+        await super().published(ids)
+
+
+async def test_what_stayed_in_the_outbox_is_published_again_without_harm(
+    rig: Rig, send: Senders, chat: str
+) -> None:
+    store = Forgetful(rig)
+    store.versions, store.active = rig.store.versions, rig.store.active
+    rig.store, event_id = store, new_id()
+    hand = rig.hand()
+    await send.create(chat, event_id=event_id)
+    await hand.pump()
+    assert len(rig.store.outbox) == 3
+
+    await send.built(rig.job, "failed")
+    await hand.pump()
+    await send.create(chat, event_id=event_id)
+    await hand.pump()
+
+    assert rig.store.outbox == {}
+    assert len(rig.jobs()) == 1
+    assert rig.state(chat)["state"] == "failed"
+    await rig.check(chat)
+
+
+async def test_a_worker_that_died_before_its_ack_leaves_a_repeat(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+
+    class Lost:
+        def __init__(self, delivery: Any) -> None:
+            self._delivery = delivery
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._delivery, name)
+
+        async def ack(self) -> None:
+            """Not sent any more."""
+
+    await hand.work([Lost(delivery) for delivery in hand.take()])  # type: ignore[misc]
+    rig.clock.advance(WORKER_IN.ack_wait)
+    assert await rig.hand().pump() == 1
+
+    assert len(rig.jobs()) == 1
+    assert await rig.outcomes(chat) == ["kept", "moved", "repeat"]
+    await rig.check(chat)
+
+
+async def test_an_older_state_never_stands_over_a_newer_one(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """A worker that was paused between commit and publish wakes up."""
+    late, sent = rig.hand(), list[Outgoing]()
+
+    async def pause(rows: Sequence[Outgoing]) -> None:
+        sent.extend(rows)
+
+    await send.create(chat)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(late.relay, "publish", pause)
+        await late.pump()
+    job_row = next(row for row in sent if row.lane == Lane.JOB)
+    await hand.relay.publish([job_row])
+    await send.built(rig.job, "failed")
+    await hand.pump()
+    assert rig.state(chat)["version"] == 2
+
+    await late.relay.publish(sent)
+
+    assert rig.state(chat)["version"] == 2
+    assert [s["version"] for s in rig.states[chat]] == [2]
+    assert len(rig.jobs()) == 1
+
+
+async def test_two_relays_that_publish_at_once_leave_the_newest_state(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    sent: list[Outgoing] = []
+    relay = rig.hand().relay
+
+    async def keep(rows: Sequence[Outgoing]) -> None:
+        sent.extend(rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hand.relay, "publish", keep)
+        await send.create(chat)
+        await hand.pump()
+        job = {**created(sent), "chat_id": chat}
+        for step in ("started", "succeeded"):
+            await send.built(job, step)
+        for sequence, how in enumerate(("connected", "ready"), 1):
+            await send.agent(job, how, sequence)
+        await hand.pump()
+    states = [row for row in sent if row.lane == Lane.STATE]
+    assert len(states) >= 4
+
+    await asyncio.gather(relay.publish(states[::-1]), hand.relay.publish(states[:2]))
+    await asyncio.gather(*(rig.hand().relay.publish([row]) for row in states[::-1]))
+
+    assert rig.state(chat)["version"] == states[-1].version
+    versions = [s["version"] for s in rig.states[chat]]
+    assert versions == sorted(versions)
+
+
+def created(rows: Sequence[Outgoing]) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(next(r for r in rows if r.lane == Lane.JOB).payload)["data"]
+    return data
