@@ -12,6 +12,7 @@ from typing import Final, Literal
 from bus.jetstream import JetStreamBus, connect
 from handlers.embedded import running_servers
 from handlers.settings import Settings
+from statemachine.store.migrating import migrate
 from statemachine.store.postgres import PostgresStore
 from statemachine.store.postgres import connect as open_store
 from statemachine.workspace import Limits
@@ -64,11 +65,12 @@ class Place:
 
     @asynccontextmanager
     async def store(self) -> AsyncIterator[PostgresStore]:
-        """Open the database. Raises StoreUnavailableError, NotFoundError."""
+        """Open the database, brought to this version. Raises StoreUnavailableError, NotFoundError."""
         if self.database_url is None:
             raise NotFoundError(
                 "no database is named: use --database-url or WORKSPACED_DATABASE_URL"
             )
+        await migrate(self.database_url)  # whoever comes first: roles start in any order
         async with open_store(self.database_url) as store:
             yield store
 

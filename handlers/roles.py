@@ -14,7 +14,6 @@ from handlers.gateway.gateway import Gateway
 from handlers.provisioner import Provisioner
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
-from statemachine.store.migrating import migrate
 
 LOCAL: Final = "local"
 """Name and pool of the provisioner that `up` runs."""
@@ -40,8 +39,6 @@ async def until_signalled(*jobs: Coroutine[Any, Any, None]) -> None:
 async def worker(settings: Settings) -> None:
     """Run a worker."""
     place = locate(settings)
-    if place.database_url is not None:
-        await migrate(place.database_url)
     async with place.store() as store, place.bus("worker", wait=True) as bus:
         await until_signalled(Worker(store, bus, limits(settings)).run())
 

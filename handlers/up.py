@@ -19,7 +19,6 @@ from handlers.roles import local_provisioner, stoppable, until_signalled
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
 from statemachine.store import Store, StoreUnavailableError
-from statemachine.store.migrating import migrate
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,6 @@ async def everything(
             servers.database_url,
             settings.credentials or servers.credentials,
         )
-        await migrate(servers.database_url)
         async with (
             place.store() as store,
             place.bus("worker") as worker_bus,

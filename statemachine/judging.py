@@ -57,7 +57,7 @@ def judge(call: Call, chat: Workspace, known: Known) -> Verdict:
         case Until.STOPPED:
             return _whether_stopped(call.wait, chat)
         case Until.OVER:
-            return _after(call, call.wait, args, chat, known, rules)
+            return _after(call, args, chat, known, rules)
 
 
 def canceled(call: Call, chat: Workspace) -> Answered:
@@ -207,16 +207,12 @@ def _whether_stopped(wait: Wait, chat: Workspace) -> Verdict:
     return answers.build_failure(chat, wait.build_id, "stop")
 
 
-def _after(
-    call: Call, wait: Wait, args: Any, chat: Workspace, known: Known, rules: Rules
-) -> Verdict:
+def _after(call: Call, args: Any, chat: Workspace, known: Known, rules: Rules) -> Verdict:
     """Judge again once the build in the way is over; its limit ends the wait."""
     about = ABOUT[chat.state]
-    if about.word in (Word.BEING_BUILT, Word.BEING_STOPPED) and chat.build is not None:
-        if about.settled:
-            return answers.build_failure(chat, chat.build.id, _ACTIONS[call.tool])
-        if about.word is Word.BEING_STOPPED or call.tool == "stop_workspace":
-            return Waiting(wait.model_copy(update={"build_id": chat.build.id}))
+    waited = about.word in (Word.BEING_BUILT, Word.BEING_STOPPED)
+    if waited and about.settled and chat.build is not None:
+        return answers.build_failure(chat, chat.build.id, _ACTIONS[call.tool])
     return rules(call, args, chat, known)
 
 

@@ -28,13 +28,17 @@ async def dial(url: str, credential: Credential) -> Bus:
     )
 
 
-def run_agent(config: Path, connect: Connect = dial) -> int:
-    """Be the agent of that configuration until it ends; return the exit status.
+async def agent(config: Path, connect: Connect = dial) -> int:
+    """Be the agent of that configuration until it ends or is signalled; return the exit status.
 
     0: it shut down, its build is superseded, or another process is this agent. 1: it can't run.
     """
+    being = Agent(config.resolve().parent, connect)  # noqa: ASYNC240 — once, at the start
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, being.stop)
     try:
-        asyncio.run(_run(Agent(config.resolve().parent, connect)))
+        await being.run()
     except AlreadyRuns:
         _log.info("%s: this agent runs already", config)
     except (OSError, ValueError) as broken:
@@ -43,11 +47,9 @@ def run_agent(config: Path, connect: Connect = dial) -> int:
     return 0
 
 
-async def _run(agent: Agent) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, agent.stop)
-    await agent.run()
+def run_agent(config: Path) -> int:
+    """Be that agent, in an event loop of its own; only in a main thread, where signals arrive."""
+    return asyncio.run(agent(config))
 
 
 def main() -> int:

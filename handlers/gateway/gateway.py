@@ -71,7 +71,8 @@ class Gateway:
         self, model: type[Body], answer: Callable[[Body], Awaitable[dict[str, Any]]]
     ) -> Responder:
         async def raw(body: Body) -> bytes:
-            return json.dumps(await answer(body), ensure_ascii=False).encode()
+            text = json.dumps(await answer(body), ensure_ascii=False, separators=(",", ":"))
+            return text.encode()
 
         return self._raw(model, raw)
 

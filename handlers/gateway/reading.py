@@ -19,6 +19,8 @@ PAGE: Final = 100
 """Chats, events or log messages a page."""
 PIECE: Final = 256 * 1024
 """Bytes of an archive at once."""
+ROOM: Final = 512 * 1024
+"""Bytes after which a page is full: with one more entry of the largest size it still is a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,13 @@ class Reader:
         """Return a page of a build's log messages, in the order they were stored."""
         subject, after = subjects.log(body.chat_id, body.build_id), body.after or 0
         lines: list[Any] = []
-        while len(lines) < PAGE:
+        room = ROOM
+        while len(lines) < PAGE and room > 0:
             found = await self.bus.following(LOG.name, subject, after)
             if found is None:
                 return {"lines": lines}
             after = found.sequence
+            room -= len(found.data)
             try:
                 lines.append(json.loads(found.data)["data"])
             except (ValueError, KeyError, TypeError):
@@ -78,10 +82,16 @@ class Reader:
     async def read_events(self, body: EventsBody) -> dict[str, Any]:
         """Return a page of a chat's event log."""
         found = await self.store.log(body.chat_id, after=body.after or 0, most=PAGE + 1)
-        page: dict[str, Any] = {"events": found[:PAGE]}
-        if len(found) > PAGE:
-            page["next"] = found[PAGE - 1]["seq"]
-        return page
+        events: list[Any] = []
+        room = ROOM
+        for entry in found[:PAGE]:
+            events.append(entry)
+            room -= len(json.dumps(entry))
+            if room <= 0:
+                break
+        if len(events) < len(found):
+            return {"events": events, "next": events[-1]["seq"]}
+        return {"events": events}
 
     async def template_archive(self, body: ArchiveBody) -> bytes:
         """Return a piece of a template version's tar.gz; empty at its end."""

@@ -142,9 +142,10 @@ def _fitting(headers: Mapping[str, str], room: int) -> str:
     """Write headers as JSON; what would make the letter larger than any message may be is left out."""
     kept: dict[str, str] = {}
     for name, value in headers.items():
-        room -= len(json.dumps({name: value}, ensure_ascii=False).encode())
-        if room >= 0:
+        size = len(json.dumps({name: value}, ensure_ascii=False).encode())
+        if size <= room:
             kept[name] = value
+            room -= size
     return json.dumps(kept, ensure_ascii=False)
 
 

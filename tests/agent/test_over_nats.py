@@ -18,6 +18,7 @@ import pytest
 
 from bus import Bus
 from bus.jetstream import connect
+from bus.streams import PRESENCE
 from handlers import agent_files
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.identities import seed_file
@@ -187,6 +188,7 @@ async def test_an_agent_outlives_provisioner_and_nats_and_reports_again(world: W
     await rig.until(later)
     assert world.agent() == pid
 
+    await rig.bus.ensure_stream(PRESENCE)  # as workers do: it was in the server's memory
     async with world.provisioner():
         await rig.ended(await rig.ask(rig.job(2, "stop", **template)))
     assert not [home for home in world.homes() if agent_files.running(home)]

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from bus import Bus, Message, ServiceError
-from bus.streams import IN, JOB, LOG, PRESENCE, pool_consumer
+from bus.streams import IN, JOB, LOG, PRESENCE, WORKER_IN, pool_consumer
 from statemachine import codec
 
 PATIENCE = 20.0
@@ -55,6 +55,7 @@ class Rig:
         self.seen: list[tuple[str, Event]] = []
         self.archives: dict[str, bytes] = {}
         self.superseded: set[str] = set()
+        self._heard: set[str] = set()
         self._changed = asyncio.Condition()
         self.chat, self.workspace, self.template = identity(), identity(), identity()
 
@@ -64,7 +65,8 @@ class Rig:
         rig = cls(bus, credential)
         for stream in (IN, JOB, LOG, PRESENCE):
             await bus.ensure_stream(stream)
-        await bus.ensure_consumer(pool_consumer("local"))
+        for consumer in (WORKER_IN, pool_consumer("local")):
+            await bus.ensure_consumer(consumer)
         await bus.respond("workspaced.rpc.template_archive", "q", rig._archive)
         await bus.serve(
             "workspaced", "1.0.0", "", {"workspaced.rpc.agent_credential": rig._credential}
@@ -78,6 +80,7 @@ class Rig:
             ]
             for ready in listening:
                 await ready.wait()
+            listeners.append(tasks.create_task(rig._take()))
             try:
                 yield rig
             finally:
@@ -176,9 +179,23 @@ class Rig:
         async with self.bus.subscribe(subject) as messages:
             ready.set()
             async for message in messages:
-                async with self._changed:
-                    self.seen.append((message.subject, json.loads(message.data or b"{}")))
-                    self._changed.notify_all()
+                await self._add(message.subject, json.loads(message.data or b"{}"))
+
+    async def _take(self) -> None:
+        """Take from the stream what was published while we were not connected ourselves."""
+        async with self.bus.pull(WORKER_IN) as pull:
+            while True:
+                for delivery in await pull.next(100):
+                    event = json.loads(delivery.data)
+                    if event["id"] not in self._heard:
+                        await self._add(delivery.subject, event)
+                    await delivery.ack()
+
+    async def _add(self, subject: str, event: Event) -> None:
+        async with self._changed:
+            self._heard.add(event.get("id", ""))
+            self.seen.append((subject, event))
+            self._changed.notify_all()
 
     async def _archive(self, message: Message) -> bytes:
         asked = json.loads(message.data)

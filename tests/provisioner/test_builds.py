@@ -178,10 +178,11 @@ async def test_jobs_of_one_workspace_are_worked_in_turn_and_others_beside_them(
         for build in builds:
             await rig.ended(build)
 
-    order = [
-        (f["data"]["build_number"], f["type"].split(".")[1])
-        for f in rig.facts(workspace_id=rig.workspace)
+    told = [
+        (fact["data"]["build_number"], fact["type"].split(".")[1])
+        for fact in rig.facts(workspace_id=rig.workspace)
     ]
+    order = list(dict.fromkeys(told))  # a provisioner that starts says its newest facts again
     assert order == [
         (1, "build_started"),
         (1, "build_succeeded"),
@@ -243,13 +244,13 @@ async def test_the_newest_facts_come_again_as_they_were_when_asked(
         await rig.ended(old)
         build = await rig.ask(rig.job(2, version=version))
         await rig.ended(build)
-        facts = rig.facts(build_id=build)
+        facts = {fact["id"]: fact for fact in rig.facts(build_id=build)}
         rig.seen.clear()
         async with MemoryBus(server) as worker:
             await worker.send("workspaced.resend.provisioner", b"")
         await rig.ended(build)
 
-    assert rig.facts() == facts
+    assert {fact["id"]: fact for fact in rig.facts()} == facts
 
 
 async def test_what_is_built_while_the_bus_is_away_is_told_when_it_is_back(

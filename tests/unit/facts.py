@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any, Final
 from uuid import NAMESPACE_OID, uuid5
 
-from statemachine import answers, judging
+from statemachine import answers
 from statemachine.events import (
     OURS,
     Agent,
@@ -33,6 +33,7 @@ from statemachine.machine import Decision, decide
 from statemachine.replay import shown
 from statemachine.states import State
 from statemachine.views import state_changed
+from statemachine.words import word_of
 from statemachine.workspace import Limits, Workspace
 
 NOW: Final = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -226,7 +227,7 @@ def place(workspace: Workspace) -> dict[str, Any]:
         del seen["build"]["started_at"]
     return seen | {
         "inner": workspace.state,
-        "word": judging.word_of(workspace),
+        "word": word_of(workspace),
         "readiness": answers.readiness(workspace),
         "former": sorted((former.id, former.deleted) for former in workspace.former),
     }

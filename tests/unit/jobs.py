@@ -71,7 +71,7 @@ class Jobs:
         self.desk.hear(event(AgentLifecycle(**self._by(), lifecycle=Lifecycle(value))))
         return self
 
-    def _of(self) -> dict[str, object]:
+    def _of(self) -> dict[str, Any]:
         job = self.desk.job
         return {
             "workspace_id": job.workspace_id,
@@ -80,7 +80,7 @@ class Jobs:
             "transition": job.transition,
         }
 
-    def _by(self) -> dict[str, object]:
+    def _by(self) -> dict[str, Any]:
         self._sequence += 1
         job = self.desk.job
         return {

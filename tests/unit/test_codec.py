@@ -14,7 +14,6 @@ from statemachine import events
 from statemachine.codec import (
     MAX_SIZE,
     UPCASTS,
-    Reason,
     Rejected,
     decode,
     encode,
@@ -23,6 +22,7 @@ from statemachine.codec import (
     timestamp,
 )
 from statemachine.events import BY_KIND, Event, Lifecycle
+from statemachine.strictness import Reason
 from tests.unit.facts import (
     CHAT,
     NOW,
@@ -110,7 +110,7 @@ def read(
     body: object, kind: str = "tool", *, chat: str = CHAT, sender: str | None = None, **more: Any
 ) -> Event | Rejected:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    options = {"content_type": "application/cloudevents+json", "now": NOW} | more
+    options: dict[str, Any] = {"content_type": "application/cloudevents+json", "now": NOW} | more
     return decode(kind, chat, sender or SENDERS[kind], data, **options)
 
 
@@ -185,7 +185,9 @@ def test_unknown_keys_are_ignored(name: str) -> None:
 def test_a_required_key_that_is_missing_is_bad_data(name: str, key: str) -> None:
     kind, data = VALID[name]
 
-    reason, _ = refused(read(envelope(name, data={k: v for k, v in data.items() if k != key}), kind))
+    reason, _ = refused(
+        read(envelope(name, data={k: v for k, v in data.items() if k != key}), kind)
+    )
 
     assert reason is Reason.BAD_DATA
 
@@ -509,14 +511,23 @@ def test_any_bytes_have_an_answer(body: bytes) -> None:
 
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.sampled_from(sorted(VALID)), st.dictionaries(st.sampled_from(sorted({*TOOL, *OF_BUILD, *OF_AGENT})), anything, max_size=3))
+@given(
+    st.sampled_from(sorted(VALID)),
+    st.dictionaries(st.sampled_from(sorted({*TOOL, *OF_BUILD, *OF_AGENT})), anything, max_size=3),
+)
 def test_any_data_is_read_or_refused(name: str, changes: dict[str, Any]) -> None:
     """And what is read survives the way through our own log."""
     kind, data = VALID[name]

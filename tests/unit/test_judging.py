@@ -99,10 +99,12 @@ G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_template
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from statemachine.calls import Answered, Policy
-from statemachine.events import Quota, Transition
+from statemachine.events import Transition
 from statemachine.states import State
 from statemachine.views import state_changed
 from tests.unit.driver import PLAIN, PYTHON, Desk, asked, catalog, template
@@ -111,12 +113,10 @@ from tests.unit.facts import (
     START,
     STOP,
     agents,
-    deadline,
     deleted,
     disconnected,
     failed,
     lifecycle,
-    requested,
     started,
     succeeded,
     uid,
@@ -151,7 +151,7 @@ def test_g1_an_unknown_tool_is_an_error() -> None:
         ("read_template", {"template_id": {}}),
     ],
 )
-def test_g2_arguments_of_the_wrong_shape_are_an_error(tool: str, args: dict[str, object]) -> None:
+def test_g2_arguments_of_the_wrong_shape_are_an_error(tool: str, args: dict[str, Any]) -> None:
     desk = Desk()
 
     assert is_error(desk.ask(tool, **args))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -436,7 +437,7 @@ def test_p4a_everything_else_is_stopped(state: State) -> None:
 
 
 def test_p4b_a_stop_that_fails_is_a_build_failure() -> None:
-    ends = [
+    ends: list[Callable[[Desk], object]] = [
         lambda desk: Jobs(desk).fail("stuck"),
         lambda desk: Jobs(desk).cancel(),
         lambda desk: desk.late(),

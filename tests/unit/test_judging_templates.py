@@ -31,7 +31,9 @@ def names(desk: Desk, **args: Any) -> list[str]:
 def test_l1_the_allowed_templates_of_the_organization_are_listed_by_name() -> None:
     hidden = template(plain("kept", "agents_allowed = false"))
     foreign = template(plain("foreign"), organization=uid("another"))
-    desk = Desk(known=catalog(template(plain("zsh")), template(plain("Go")), hidden, foreign, PYTHON))
+    desk = Desk(
+        known=catalog(template(plain("zsh")), template(plain("Go")), hidden, foreign, PYTHON)
+    )
 
     result = listed(desk)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -41,11 +42,25 @@ from tests.unit.facts import (
 
 S, T = State, Trigger
 
-ALL = (
-    "none building agent_connecting scripts_running ready build_failed build_canceled "
-    "build_timed_out selection_error agent_not_ready scripts_failed scripts_timed_out "
-    "stopping stopped stop_failed stop_canceled stop_timed_out"
-).split()
+ALL = [
+    "none",
+    "building",
+    "agent_connecting",
+    "scripts_running",
+    "ready",
+    "build_failed",
+    "build_canceled",
+    "build_timed_out",
+    "selection_error",
+    "agent_not_ready",
+    "scripts_failed",
+    "scripts_timed_out",
+    "stopping",
+    "stopped",
+    "stop_failed",
+    "stop_canceled",
+    "stop_timed_out",
+]
 LEGAL_MOVES = {
     **{("start_followed", state): "building" for state in ALL},
     **{("stop_followed", state): "stopping" for state in ALL},
@@ -136,7 +151,7 @@ def transition_of(workspace: Workspace) -> events.Transition:
     return workspace.build.transition if workspace.build else START
 
 
-def of_a_build(chat_: Workspace, number: int, **more: str) -> list[Event]:
+def of_a_build(chat_: Workspace, number: int, **more: Any) -> list[Event]:
     """Every provisioner fact of the build of that number, of its own kind and of every other."""
     kinds = {transition_of(chat_)} if not more else {START}
     return [
@@ -300,7 +315,9 @@ def test_only_the_timer_of_the_present_limit_ends_it(state: State) -> None:
 
 
 @pytest.mark.parametrize("value", events.Lifecycle)
-@pytest.mark.parametrize("state", [S.READY, S.SCRIPTS_FAILED, S.SCRIPTS_TIMED_OUT, S.AGENT_NOT_READY])
+@pytest.mark.parametrize(
+    "state", [S.READY, S.SCRIPTS_FAILED, S.SCRIPTS_TIMED_OUT, S.AGENT_NOT_READY]
+)
 def test_a_lifecycle_that_no_row_names_changes_the_agent_and_not_the_state(
     state: State, value: events.Lifecycle
 ) -> None:

@@ -22,7 +22,7 @@ def test_a_valid_name_is_used_as_it_is(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "new", "create", "-a", "a-", "a--b", "a_b", "a b", "x" * 33, "ä", "a\n", "a.b", "Ａ"],
+    ["", "new", "create", "-a", "a-", "a--b", "a_b", "a b", "x" * 33, "ä", "a\n", "a.b", "\uff21"],
 )
 def test_an_invalid_name_is_none(name: str) -> None:
     assert not valid(name)

@@ -249,10 +249,10 @@ def possible(order: tuple[Event, ...]) -> bool:
 
 def orders(run: list[Event]) -> Iterator[tuple[Event, ...]]:
     """Orders in which the facts of a run may come: all, or a choice of many."""
-    if len(run) <= 6:  # noqa: PLR2004
+    if len(run) <= 6:
         yield from filter(possible, permutations(run))
         return
-    chance = Random(len(run))  # noqa: S311
+    chance = Random(len(run))
 
     def shuffled() -> Iterator[tuple[Event, ...]]:
         while True:
@@ -286,7 +286,7 @@ def test_the_facts_of_a_run_lead_to_one_place_in_every_order(name: str) -> None:
 def test_a_repeat_moves_nothing(name: str) -> None:
     """The store knows repeats by their identity; folding one would do no harm either."""
     run, _, _ = RUNS[name]
-    end, chance = place(chat(*run)), Random(name)  # noqa: S311
+    end, chance = place(chat(*run)), Random(name)
     for order in islice(orders(run), 200):
         assert place(chat(*with_repeats(order, chance))) == end
 

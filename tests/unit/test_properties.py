@@ -43,7 +43,16 @@ quick = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 
-LIFE = "created starting start_timeout start_error ready shutting_down shutdown_error off".split()
+LIFE = [
+    "created",
+    "starting",
+    "start_timeout",
+    "start_error",
+    "ready",
+    "shutting_down",
+    "shutdown_error",
+    "off",
+]
 NAMES = ("main", "Main", "dev-coderd-chat", "x-CODERD-chat", "zed")
 
 
@@ -297,4 +306,3 @@ def test_the_first_terminal_fact_of_a_build_counts(endings: list[Event]) -> None
     one = place(chat(requested(), endings[0]))
 
     assert place(chat(requested(), *endings)) == one
-

@@ -98,9 +98,7 @@ WRONG = {
     "t.toml:2: parameter[0]: default": (
         f'name = "x"\n[[parameter]]\nname = "a"\ntype = "bool"\ndefault = "x"{BUILD}'
     ),
-    "is used twice": (
-        f'name = "x"\n[[parameter]]\nname = "a"\n[[parameter]]\nname = "a"{BUILD}'
-    ),
+    "is used twice": (f'name = "x"\n[[parameter]]\nname = "a"\n[[parameter]]\nname = "a"{BUILD}'),
     "only one may be the default": (
         f'name = "x"\n[[preset]]\nname = "a"\ndefault = true\n'
         f'[[preset]]\nname = "b"\ndefault = true{BUILD}'

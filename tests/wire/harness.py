@@ -29,6 +29,7 @@ FULL_INBOX = ("operator", "worker")
 
 Event = dict[str, Any]
 T = TypeVar("T")
+P = TypeVar("P", bound="Party")
 
 
 def new_id() -> str:
@@ -100,8 +101,9 @@ class ServiceFault(Exception):
 class Party:
     """One program on the bus."""
 
-    def __init__(self, client: Client) -> None:
-        self.client, self.js = client, client.jetstream(timeout=PATIENCE)
+    def __init__(self) -> None:
+        self.client = Client()
+        self.js = self.client.jetstream(timeout=PATIENCE)
         self.errors: Heard[Exception] = Heard()
 
     async def publish(
@@ -151,21 +153,32 @@ class Party:
         await self.client.flush()
 
 
-@asynccontextmanager
-async def connected(url: str, **options: Any) -> AsyncIterator[Party]:
-    """Connect with `options` of nats-py; closed at the end."""
-    client = Client()
-    party = Party(client)
+async def connect(party: Party, url: str, **options: Any) -> None:
+    """Connect with `options` of nats-py, for once and for all. Raises what nats-py raises."""
 
     async def heard(error: Exception) -> None:
         await party.errors.add(error)
 
-    settings = {"max_reconnect_attempts": 1, "reconnect_time_wait": 0.1, "connect_timeout": 5}
+    settings: dict[str, Any] = {
+        "allow_reconnect": False,
+        "max_reconnect_attempts": 1,
+        "reconnect_time_wait": 0.1,
+        "connect_timeout": 5,
+        "error_cb": heard,
+    }
+    await party.client.connect(url, **(settings | options))
+    if not party.client.is_connected:
+        raise nats.errors.AuthorizationError  # nats-py takes an early end for a yes
+
+
+@asynccontextmanager
+async def connected(party: P, url: str, **options: Any) -> AsyncIterator[P]:
+    """Connect a party; closed at the end, also when it was refused."""
     try:
-        await client.connect(url, **{**settings, "error_cb": heard, **options})
+        await connect(party, url, **options)
         yield party
     finally:
-        await client.close()
+        await party.client.close()
 
 
 def as_role(credentials: Path, role: str) -> dict[str, Any]:
@@ -300,8 +313,8 @@ class Chat:
 class Service(Party):
     """A chat service, which also is the frontend of its chats."""
 
-    def __init__(self, client: Client, name: str = "chatd") -> None:
-        super().__init__(client)
+    def __init__(self, name: str = "chatd") -> None:
+        super().__init__()
         self.name = name
 
     async def chat(self, chat_id: str | None = None) -> Chat:
@@ -338,8 +351,8 @@ class Job:
 class Provisioner(Party):
     """A provisioner of a pool of its own: takes every job, and builds what the test says."""
 
-    def __init__(self, client: Client, pool: str, name: str = "forge") -> None:
-        super().__init__(client)
+    def __init__(self, pool: str, name: str = "forge") -> None:
+        super().__init__()
         self.pool, self.name = pool, name
         self.jobs: Heard[Job] = Heard()
 
@@ -416,8 +429,8 @@ def agent_of(name: str = "main", **more: Any) -> Event:
 class Agent(Party):
     """An agent, connected with a credential of its own."""
 
-    def __init__(self, client: Client, build: Event, agent_id: str) -> None:
-        super().__init__(client)
+    def __init__(self, build: Event, agent_id: str) -> None:
+        super().__init__()
         self.chat, self.id = build["chat_id"], agent_id
         self._data = {
             "workspace_id": build["workspace_id"],
@@ -467,5 +480,5 @@ async def agent(url: str, provisioner: Party, build: Event, agent_id: str) -> As
     credential = await provisioner.rpc(
         "agent_credential", agent_id=agent_id, **{key: build[key] for key in keys}
     )
-    async with connected(url, **as_holder(credential)) as party:
-        yield Agent(party.client, build, agent_id)
+    async with connected(Agent(build, agent_id), url, **as_holder(credential)) as its_agent:
+        yield its_agent

@@ -107,7 +107,8 @@ def state_changed(data: Event, chat: str) -> None:
         assert workspace.keys() == {"id", "name", "owner_name", "template_id"}
         assert is_uuid(workspace["id"])
         assert isinstance(workspace["name"], str)
-        assert isinstance(workspace["owner_name"], str)
+        # A build made elsewhere need not tell the owner, nor the template.
+        assert workspace["owner_name"] is None or isinstance(workspace["owner_name"], str)
         assert workspace["template_id"] is None or is_uuid(workspace["template_id"])
     assert state == "none" or data["build"] is not None
     if (build := data["build"]) is not None:

@@ -109,7 +109,10 @@ async def test_of_two_ends_of_one_build_the_first_counts(world: World) -> None:
 
     await world.provisioner.fail(job)
     await chat.answer(call)
-    late = await world.provisioner.succeed(job)
+    version = job.template["version_id"]
+    late = await world.provisioner.tell(
+        "build_succeeded", job, template_version_id=version, agents=[]
+    )
     again = await chat.ask("create_workspace", {"template_id": world.plain})
     new = await world.provisioner.jobs.first(
         lambda j: j.chat_id == chat.id and j.build_id != job.build_id

@@ -33,7 +33,7 @@ RPCS = {
 
 
 def body(chat: Chat, args: Any = None, **more: Any) -> dict[str, Any]:
-    return {"chat_id": chat.id, **chat.identity, "args": args or {}, **more}
+    return {"chat_id": chat.id, **chat.identity, "args": {} if args is None else args, **more}
 
 
 async def test_the_service_and_its_endpoints_can_be_found(world: World) -> None:
@@ -102,7 +102,7 @@ async def test_what_can_not_be_accepted_is_answered_at_once(
     world: World, rpc: str, wrong: Any, code: int
 ) -> None:
     if isinstance(wrong, dict) and rpc == "list_templates":
-        wrong = body(await world.chat(), **{"call_id": "c", **wrong})
+        wrong = body(await world.chat()) | wrong
 
     with pytest.raises(ServiceFault) as fault:
         await world.service.ask(rpc, wrong)

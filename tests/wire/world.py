@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tests.wire.harness import (
     Agent,
@@ -24,6 +25,7 @@ from tests.wire.harness import (
 )
 from tests.wire.running import Up
 
+P = TypeVar("P", bound=Party)
 POOL = "wire"
 ORGANIZATION = new_id()
 """Whose templates the tests push."""
@@ -183,15 +185,16 @@ async def world_at(place: Place) -> AsyncIterator[World]:
     """Connect everybody."""
     async with AsyncExitStack() as stack:
 
-        async def connect(role: str) -> Party:
+        async def join(party: P, role: str) -> P:
             options = as_role(place.credentials, role)
-            return await stack.enter_async_context(connected(place.nats, **options))
+            return await stack.enter_async_context(connected(party, place.nats, **options))
 
-        service = Service((await connect("chat-service")).client)
-        provisioner = Provisioner((await connect("provisioner")).client, POOL)
+        service = await join(Service(), "chat-service")
+        provisioner = await join(Provisioner(POOL), "provisioner")
+        operator = await join(Party(), "operator")
         taking = asyncio.create_task(provisioner.take())
         try:
-            yield World(place, service, provisioner, await connect("operator"), stack)
+            yield World(place, service, provisioner, operator, stack)
         finally:
             taking.cancel()
             with suppress(asyncio.CancelledError):

@@ -119,6 +119,16 @@ class Senders:
         )
         return await self.send("provisioner", job["chat_id"], "local", body)
 
+    async def deleted(self, job: Job) -> Ack:
+        """Tell that a job's workspace is gone."""
+        body = envelope(
+            "workspace_deleted",
+            "/provisioner/local",
+            job["chat_id"],
+            {"workspace_id": job["workspace_id"], "build_id": None, "build_number": None},
+        )
+        return await self.send("provisioner", job["chat_id"], "local", body)
+
     async def agent(
         self, job: Job, how: str, sequence: int, *, agent: str = "main", event_id: str | None = None
     ) -> Ack:

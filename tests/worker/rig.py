@@ -98,7 +98,7 @@ class Rig:
 
     async def push(self, *pushed: Template | str) -> None:
         for one in pushed:
-            found = template(one) if isinstance(one, str) else one
+            found = template(one, version=f"version of {one}") if isinstance(one, str) else one
             await self.store.push(ORG, found.active, b"")
 
     def hand(self, bus: Bus | None = None, store: Store | None = None) -> Hand:

@@ -1,0 +1,319 @@
+"""A small world for random runs: callers, a provisioner, agents, and workers that may die or be paused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bus import Ack, Bus, Delivery, Unavailable
+from bus.streams import CONSUMERS, WORKER_IN
+from statemachine import events
+from statemachine.codec import event_of
+from statemachine.folding import Unmoved
+from statemachine.judging import word_of
+from statemachine.machine import Ignored, decide
+from statemachine.replay import entry_of
+from statemachine.states import Word
+from statemachine.store import StoreUnavailableError
+from statemachine.store.memory import MemoryStore
+from statemachine.views import state_changed
+from statemachine.workspace import Limits, Workspace
+from tests.unit.facts import uid
+from tests.worker.messages import Job
+from tests.worker.rig import Hand, Rig
+
+BUSY: Final = (Word.BEING_BUILT, Word.BEING_STOPPED)
+AGENTS: Final = (("main",), (), ("a-coderd-chat", "b-coderd-chat"), ("z", "one-coderd-chat"))
+ROUNDS: Final = 12
+
+
+class Flaky:
+    """The workers' bus: the connection breaks at the wanted publish, before or after it was stored."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.breaks_in: int | None = None
+        self.after = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def publish(self, subject: str, data: bytes, **more: Any) -> Ack:
+        return await self._through(self._bus.publish(subject, data, **more))
+
+    async def schedule(self, *args: Any, **more: Any) -> Ack:
+        return await self._through(self._bus.schedule(*args, **more))
+
+    async def _through(self, publishing: Any) -> Ack:
+        if self.breaks_in is not None:
+            self.breaks_in -= 1
+            if self.breaks_in < 0:
+                self.breaks_in = None
+                if self.after:
+                    await publishing
+                else:
+                    publishing.close()
+                raise Unavailable("the connection broke")
+        ack: Ack = await publishing
+        return ack
+
+
+class Forgetful(MemoryStore):
+    """A store that may be away when effects were published."""
+
+    away = False
+
+    async def published(self, ids: Sequence[int]) -> None:
+        if self.away:
+            raise StoreUnavailableError("away")
+        await super().published(ids)
+
+
+@dataclass(slots=True)
+class Folded:
+    """A chat's log, folded entry by entry."""
+
+    workspace: Workspace
+    read: int = 0
+    seen: set[tuple[str, str]] = field(default_factory=set)
+
+
+class World:
+    """What a random run acts on, and what must hold of it."""
+
+    def __init__(self, chats: int = 2, hands: int = 2) -> None:
+        self.chats = [uid(f"chat {n}") for n in range(chats)]
+        self.rig = Rig()
+        store = Forgetful(self.rig.now)
+        self.rig.store = self.store = store
+        self.flaky = Flaky(self.rig.bus)
+        self.hands = [
+            Hand(self.rig, self.flaky, store)  # type: ignore[arg-type]  # the rest is the bus's
+            for _ in range(hands)
+        ]
+        self.held: list[tuple[Hand, list[Delivery]]] = []
+        self.calls: list[tuple[str, str]] = []
+        self.asked: Counter[tuple[str, str]] = Counter()
+        """How many events asked for each call."""
+        self.sent: list[tuple[str, bytes]] = []
+        self.told: set[str] = set()
+        """Builds whose end was told."""
+        self.agents: dict[str, str] = {}
+        """The agent that is chosen of a build, if one can be."""
+        self.reached: set[str] = set()
+        self.sequences: Counter[str] = Counter()
+        self.folded = {chat: Folded(Workspace(chat_id=chat)) for chat in self.chats}
+        self.disturbed = False
+        """A worker was paused or died: a reader may have missed a version."""
+
+    async def open(self) -> World:
+        await self.rig.open()
+        publish = self.rig.bus.publish
+
+        async def kept(subject: str, data: bytes, **more: Any) -> Ack:
+            if subject.startswith("workspaced.in."):
+                self.sent.append((subject, data))
+            return await publish(subject, data, **more)
+
+        self.rig.senders.bus = _Recording(kept)  # type: ignore[assignment]  # all that senders use
+        return self
+
+    # -- what happens ---------------------------------------------------------------------------
+
+    async def ask(self, chat: str, tool: str) -> None:
+        call = f"call-{len(self.calls)}"
+        self.calls.append((chat, call))
+        await self._ask(chat, tool, call)
+
+    async def trouble(self, what: str, number: int, chat: str, tool: str) -> None:
+        """Do what callers and networks do."""
+        if what == "wake":
+            await self.wake(number)
+        elif what == "repeat":
+            await self.repeat(-1 - number)
+        elif what == "cancel ahead":
+            await self.rig.senders.cancel(chat, f"call-{len(self.calls)}")
+        elif self.calls:
+            chat, call = self.calls[-1 - number % min(len(self.calls), 4)]
+            if what == "again":
+                await self._ask(chat, tool, call)
+            else:
+                await self.rig.senders.cancel(chat, call)
+
+    async def seldom(self, job: Job, what: str) -> None:
+        """Have an agent show itself, or the chat's workspace deleted in one way or another."""
+        if what == "show":
+            agent = self.agents.get(job["build_id"], "main")
+            await self.rig.senders.show(job, agent=agent)  # type: ignore[arg-type]
+        elif what == "delete":
+            await self.rig.senders.delete(job["chat_id"])
+        else:
+            await self.rig.senders.deleted(job)
+
+    async def _ask(self, chat: str, tool: str, call: str) -> None:
+        self.asked[chat, call] += 1
+        if tool == "create_workspace":
+            await self.rig.senders.create(chat, call)
+        else:
+            await self.rig.senders.ask(chat, tool, call)
+
+    async def tell(self, job: Job, how: str, agents: tuple[str, ...]) -> None:
+        if how != "started":
+            self.told.add(job["build_id"])
+        if how == "succeeded" and agents:
+            self.agents.setdefault(job["build_id"], agents[-1])
+        await self.rig.senders.built(job, how, agents=agents)
+
+    async def report(self, job: Job, agent: str, how: str, back: int) -> None:
+        """Have an agent report; what was overtaken has an older sequence."""
+        self.sequences[job["build_id"]] += 1
+        sequence = max(0, self.sequences[job["build_id"]] - back)
+        await self.rig.senders.agent(job, how, sequence, agent=agent)
+
+    async def repeat(self, number: int) -> None:
+        """Send anything again, as it was."""
+        if self.sent:
+            subject, data = self.sent[number % len(self.sent)]
+            await self.rig.bus.publish(subject, data)
+
+    async def work(self, hand: int, most: int) -> None:
+        worker = self.hands[hand]
+        if deliveries := worker.take(most):
+            await worker.work(deliveries)
+
+    async def die(self, hand: int, most: int, breaks_in: int, *, after: bool, away: bool) -> None:
+        """Have a worker lose its connection while it publishes, or the store afterwards."""
+        self.disturbed = True
+        self.flaky.breaks_in, self.flaky.after, self.store.away = breaks_in, after, away
+        await self.work(hand, most)
+        self.flaky.breaks_in, self.store.away = None, False
+
+    async def pause(self, hand: int, most: int) -> None:
+        if deliveries := self.hands[hand].take(most):
+            self.held.append((self.hands[hand], deliveries))
+
+    async def wake(self, number: int) -> None:
+        if self.held:
+            hand, deliveries = self.held.pop(number % len(self.held))
+            await hand.work(deliveries)
+
+    async def drain(self) -> None:
+        """Let everything come to its end: workers live, builds end, limits pass."""
+        while self.held:
+            await self.wake(0)
+        for _ in range(ROUNDS):
+            self.rig.clock.advance(WORKER_IN.ack_wait + 0.001)
+            await self.hands[0].pump()
+            for job in self.rig.jobs():
+                if job["build_id"] not in self.told:
+                    await self.tell(job, "succeeded", ())
+            await self.hands[0].pump()
+            if not any([await self.store.waiting(chat) for chat in self.chats]):
+                return
+            self.rig.clock.advance(700)
+            await self.hands[0].pump()
+
+    # -- what must hold -------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        for chat in self.chats:
+            await self._agrees(chat)
+        self._answered_at_most_once()
+        assert self.rig.dead == [], self.rig.dead[0].headers
+
+    async def _agrees(self, chat: str) -> None:
+        """Fold what is new in the log: it must come to the snapshot, and that is what is published."""
+        kept = await self.store.chat(chat)
+        folded = self.folded[chat]
+        for entry in await self.store.log(chat, after=folded.read, most=10_000):
+            self._fold(folded, entry)
+        if kept is None:
+            return
+        self.reached.add(kept.state)
+        assert folded.workspace.version == kept.version
+        assert folded.read == kept.seq
+        shown, view = state_changed(folded.workspace), state_changed(kept)
+        for differs in ("cause", "deadline", "failure"):  # of limits and causes the log holds less
+            shown.pop(differs), view.pop(differs)
+        assert shown == view
+        versions = [state["version"] for state in self.rig.states.get(chat, [])]
+        assert versions == sorted(set(versions)), versions
+        if self.store.outbox or not kept.version:
+            return
+        assert self.rig.state(chat) == json.loads(json.dumps(state_changed(kept)))
+        if not self.disturbed:
+            assert versions == [*range(1, kept.version + 1)]
+
+    def _fold(self, folded: Folded, entry: Any) -> None:
+        event = event_of(entry["event"])
+        before, identity = folded.workspace, (event.source, event.id)
+        if isinstance(event.data, events.BuildRequested):
+            self._in_turn(before, event.data)
+        if identity in folded.seen:
+            decision: Any = Ignored(before, Unmoved.REPEAT)
+        else:
+            at = Workspace.model_validate({"chat_id": "", "deadline": entry["at"]}).deadline
+            assert at is not None
+            decision = decide(before, event, at, Limits())
+        for key, value in entry_of(before, decision).items():
+            assert entry[key] == value, (key, entry, value)
+        folded.seen.add(identity)
+        folded.workspace = decision.workspace
+        folded.read = entry["seq"]
+
+    def _in_turn(self, before: Workspace, build: events.BuildRequested) -> None:
+        """No build is asked for beside one that has not ended; but a delete may come at any time."""
+        if build.transition is not events.Transition.DELETE:
+            assert word_of(before) not in BUSY, (before.state, build)
+        if before.ref is not None and before.ref.id == build.workspace_id and before.build:
+            assert build.build_number == before.build.number + 1
+
+    def _answered_at_most_once(self) -> None:
+        for (chat, call), answers in self.rig.results.items():
+            assert len(answers) <= self.asked[chat, call], (call, answers)
+            assert all(answer == answers[0] for answer in answers), answers
+
+    def runs_once(self, chat: str) -> None:
+        """At most one workspace of the chat was last asked to start, of those whose start may run."""
+        last: dict[str, Job] = {}
+        for job in self.rig.jobs():
+            if job["chat_id"] == chat:
+                there = last.get(job["workspace_id"])
+                if there is None or there["build_number"] < job["build_number"]:
+                    last[job["workspace_id"]] = job
+        ill = {
+            e["event"]["data"]["build_id"]
+            for e in self.store.entries.get(chat, [])
+            if e["event"]["type"].split(".")[1] in ("build_failed", "build_canceled")
+        }
+        gone = {
+            e["event"]["data"]["workspace_id"]
+            for e in self.store.entries.get(chat, [])
+            if e["event"]["type"] == "workspaced.workspace_deleted.v1"
+        }
+        running = [
+            job
+            for workspace, job in last.items()
+            if job["transition"] == "start" and job["build_id"] not in ill and workspace not in gone
+        ]
+        assert len(running) <= 1, running
+
+    async def check_end(self) -> None:
+        await self.check()
+        for chat, call in self.calls:
+            assert (chat, call) in self.rig.results, (call, self.folded[chat].workspace.state)
+            assert await self.store.answered(chat, call)
+        for declared in CONSUMERS:
+            consumer = self.rig.bus.consumer(declared)
+            assert consumer is not None
+            assert consumer.take() is None
+
+
+class _Recording:
+    """The senders' bus."""
+
+    def __init__(self, publish: Any) -> None:
+        self.publish = publish

@@ -1,0 +1,190 @@
+"""Roles as processes of their own, any number of them, killed and paused at the wrong moment."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from handlers.embedded import Servers
+from tests.wire.harness import PATIENCE, Event, agent_of
+from tests.wire.running import ROOT, environment, run
+from tests.wire.world import ORGANIZATION, TEMPLATES, Place, World, template_folder, world_at
+
+
+@dataclass
+class Fleet:
+    """Workers and gateways on one NATS and one PostgreSQL."""
+
+    servers: Servers
+    database_url: str
+    parent: Path
+    env: dict[str, str] = field(default_factory=dict)
+    running: dict[Process, asyncio.Task[None]] = field(default_factory=dict)
+
+    async def start(self, role: str) -> Process:
+        """Start a role; return when it works."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "handlers", role),
+            *("--credentials", str(self.servers.credentials / f"{role}.nk")),
+            *("--data-dir", str(self.parent / "nowhere")),
+            cwd=ROOT,
+            env=environment(self.urls | self.env),
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        ready, said = asyncio.Event(), bytearray()
+
+        async def listen() -> None:
+            assert process.stderr is not None
+            async for line in process.stderr:
+                said.extend(line)
+                if b"is ready" in line:
+                    ready.set()
+
+        listening = asyncio.create_task(listen())
+        self.running[process] = listening
+        waiting = asyncio.create_task(ready.wait())
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.wait((waiting, listening), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        assert ready.is_set(), said.decode()
+        return process
+
+    @property
+    def urls(self) -> dict[str, str]:
+        return {
+            "WORKSPACED_NATS_URL": self.servers.nats_url,
+            "WORKSPACED_DATABASE_URL": self.database_url,
+        }
+
+    def push(self, name: str) -> Event:
+        """Push a template of the tests."""
+        folder = template_folder(self.parent, name, TEMPLATES[name])
+        operator = ("--credentials", self.servers.credentials / "operator.nk")
+        done = run(
+            "template", "push", folder, "--organization", ORGANIZATION, *operator, env=self.urls
+        )
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    async def end(self, process: Process, how: signal.Signals) -> int:
+        """End a process; return its status."""
+        with suppress(ProcessLookupError):
+            process.send_signal(how)
+        async with asyncio.timeout(PATIENCE):
+            status = await process.wait()
+            await self.running.pop(process)
+        return status
+
+
+@pytest.fixture
+async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[Fleet]:
+    fleet = Fleet(own_nats, database_url, tmp_path)
+    yield fleet
+    for process in list(fleet.running):
+        await fleet.end(process, signal.SIGKILL)
+
+
+async def world_of(fleet: Fleet, stack: AsyncExitStack) -> World:
+    place = Place(fleet.servers.nats_url, fleet.servers.credentials, {"plain": fleet.push("plain")})
+    return await stack.enter_async_context(world_at(place))
+
+
+async def test_a_call_outlives_the_worker_that_took_it(fleet: Fleet) -> None:
+    gateway, worker = await asyncio.gather(fleet.start("gateway"), fleet.start("worker"))
+    async with AsyncExitStack() as stack:
+        world = await world_of(fleet, stack)
+        chat = await world.chat()
+        call, job = await world.building(chat)
+        listed = agent_of()
+        agent = await world.agent(job, listed["id"])
+
+        await fleet.end(worker, signal.SIGKILL)
+        await world.provisioner.succeed(job, listed)
+        await agent.connected()
+        await fleet.start("worker")
+        await agent.reached("ready")
+        result = (await chat.answer(call))["result"]
+
+        assert (result["created"], result["build_id"]) == (True, job.build_id)
+        assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+        assert [j for j in world.provisioner.jobs.all if j.chat_id == chat.id] == [job]
+    assert await fleet.end(gateway, signal.SIGTERM) == 0
+
+
+async def test_a_limit_holds_though_the_worker_that_set_it_is_gone(fleet: Fleet) -> None:
+    fleet.env["WORKSPACED_BUILD_TIMEOUT"] = "0.5"
+    worker = await fleet.start("worker")
+    async with AsyncExitStack() as stack:
+        world = await world_of(fleet, stack)
+        chat = await world.chat()
+        call, job = await world.building(chat)
+
+        await fleet.end(worker, signal.SIGKILL)
+        await asyncio.gather(fleet.start("worker"), fleet.start("worker"))
+        result = (await chat.answer(call))["result"]
+
+        assert chat.path == ["building", "failed:build_timeout"]
+        assert result["build_id"] == job.build_id
+
+
+async def test_a_worker_that_is_paused_and_wakes_does_no_harm(fleet: Fleet) -> None:
+    _, one, _ = await asyncio.gather(
+        fleet.start("gateway"), fleet.start("worker"), fleet.start("worker")
+    )
+    async with AsyncExitStack() as stack:
+        world = await world_of(fleet, stack)
+        chat = await world.chat()
+        call, job = await world.building(chat)
+
+        one.send_signal(signal.SIGSTOP)
+        listed = agent_of()
+        await world.provisioner.succeed(job, listed)
+        agent = await world.agent(job, listed["id"])
+        await agent.connected()
+        await agent.reached("ready")
+        result = (await chat.answer(call))["result"]
+        one.send_signal(signal.SIGCONT)
+        await chat.call("list_templates")
+        await chat.call("start_workspace")
+
+        assert (result["created"], result["build_id"]) == (True, job.build_id)
+        assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+
+
+async def test_many_that_share_the_work_make_one_workspace(fleet: Fleet) -> None:
+    roles = ("gateway", "worker", "gateway", "worker")
+    await asyncio.gather(*map(fleet.start, roles))
+    async with AsyncExitStack() as stack:
+        world = await world_of(fleet, stack)
+        chat = await world.chat()
+        args, listed = {"template_id": world.plain}, agent_of()
+        body = {"chat_id": chat.id, **chat.identity, "args": args}
+
+        calls = asyncio.gather(*(chat.ask("create_workspace", args) for _ in range(30)))
+        rpcs = asyncio.gather(*(world.service.rpc("create_workspace", **body) for _ in range(30)))
+        job = await world.provisioner.job(chat)
+        await calls
+        await world.provisioner.succeed(job, listed)
+        await chat.state("agent_connecting")
+        agent = await world.agent(job, listed["id"])
+        await agent.connected()
+        await agent.reached("ready")
+        results = [(await chat.answer(call))["result"] for call in await calls]
+        results += [resolved["result"] for resolved in await rpcs]
+
+        jobs = [j for j in world.provisioner.jobs.all if j.chat_id == chat.id]
+        assert jobs == [job]
+        assert len(results) == 60
+        assert [r["build_id"] for r in results if r["created"]] == [job.build_id]
+        assert {r["status"] for r in results if not r["created"]} == {"already_exists"}

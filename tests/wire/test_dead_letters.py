@@ -1,0 +1,252 @@
+"""What can't be accepted is set aside as it was, with its reason, and the stream goes on behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from nats.aio.msg import Msg
+
+from tests.wire.harness import Chat, Heard, event, new_id
+from tests.wire.world import World
+
+NUL, SURROGATE = "\x00", "\ud800"
+
+
+def asked(chat: Chat, **more: Any) -> dict[str, Any]:
+    """A request that is well."""
+    data = {"call_id": "call", "tool": "list_templates", "args": {}, **chat.identity}
+    data |= {key: more.pop(key) for key in list(more) if key in data}
+    made = event("tool_requested", "/chat/chatd", chat.id, data) | more
+    return {key: value for key, value in made.items() if value is not None}
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+async def buried(
+    world: World,
+    chat: Chat,
+    body: bytes,
+    *,
+    kind: str = "tool",
+    sender: str = "chatd",
+    headers: Mapping[str, str] | None = None,
+) -> Msg:
+    """Publish what can't be accepted; return the dead letter, after a check that the chat goes on."""
+    letters: Heard[Msg] = Heard()
+    subscription = await world.operator.client.subscribe(f"workspaced.dead.{kind}", cb=letters.add)
+    await world.operator.settled()
+    party = world.service if kind == "tool" else world.provisioner
+    subject = f"workspaced.in.{kind}.{chat.id}.{sender}"
+    await party.publish(subject, body, headers)
+    letter = await letters.first(
+        lambda letter: (letter.headers or {}).get("Workspaced-Subject") == subject
+    )
+    await subscription.unsubscribe()
+    assert letter.data == body
+    assert letter.headers is not None
+    assert letter.headers["Workspaced-Detail"]
+    sent = json.loads(letter.headers["Workspaced-Headers"])
+    assert sent == {"Content-Type": "application/cloudevents+json", **(headers or {})}
+    await chat.call("list_templates")
+    return letter
+
+
+CASES: dict[str, tuple[str, Any]] = {
+    "no JSON": ("not_json", b"{"),
+    "no UTF-8": ("not_json", b'{"a": "\xff"}'),
+    "nothing": ("not_json", b""),
+    "no object": ("not_cloudevents", b"[1]"),
+    "no CloudEvent": ("not_cloudevents", b"{}"),
+    "another specversion": ("not_cloudevents", {"specversion": "0.3"}),
+    "no id": ("not_cloudevents", {"id": None}),
+    "an empty id": ("not_cloudevents", {"id": ""}),
+    "no source": ("not_cloudevents", {"source": None}),
+    "no type": ("not_cloudevents", {"type": None}),
+    "no subject": ("not_cloudevents", {"subject": None}),
+    "a time that is none": ("not_cloudevents", {"time": "yesterday"}),
+    "another type": ("bad_type", {"type": "com.example.order.v1"}),
+    "a type of another sender": ("bad_type", {"type": "workspaced.build_started.v1"}),
+    "one of our own types": ("bad_type", {"type": "workspaced.state_changed.v1"}),
+    "a newer schema version": ("bad_type", {"type": "workspaced.tool_requested.v2"}),
+    "another source": ("bad_source", {"source": "/chat/other"}),
+    "a source of another kind": ("bad_source", {"source": "/agent/chatd"}),
+    "another chat": ("chat_mismatch", {"subject": new_id()}),
+    "no data": ("bad_data", {"data": None}),
+    "data that is no object": ("bad_data", {"data": "x"}),
+    "no tool": ("bad_data", {"data": {"call_id": "c"}}),
+    "an owner that is none": ("bad_data", {"owner_id": "me"}),
+    "an upper-case id": ("bad_data", {"owner_id": new_id().upper()}),
+    "a call id that is none": ("bad_data", {"call_id": "a b"}),
+    "a call id that is too long": ("bad_data", {"call_id": "c" * 129}),
+    "NUL": ("bad_data", {"args": {"a": NUL}}),
+    "NUL in a key": ("bad_data", {"args": {NUL: 1}}),
+    "a lone surrogate": ("bad_data", {"args": {"a": SURROGATE}}),
+    "too deep": ("bad_data", {"args": json.loads(nested(31))}),
+    "too large": ("too_large", {"args": {"a": "x" * 262_144}}),
+}
+
+
+@pytest.mark.parametrize(("reason", "change"), CASES.values(), ids=CASES.keys())
+async def test_a_dead_letter(world: World, reason: str, change: Any) -> None:
+    chat = await world.chat()
+    body = change if isinstance(change, bytes) else json.dumps(asked(chat, **change)).encode()
+
+    letter = await buried(world, chat, body)
+
+    assert letter.headers is not None
+    assert letter.headers["Workspaced-Reason"] == reason
+
+
+@pytest.mark.parametrize("number", ["1e999999", "9" * 400, "-1e400"])
+async def test_a_number_that_no_double_holds(world: World, number: str) -> None:
+    chat = await world.chat()
+    body = json.dumps(asked(chat, args={"n": "here"})).replace('"here"', number).encode()
+
+    letter = await buried(world, chat, body)
+
+    assert letter.headers is not None
+    assert letter.headers["Workspaced-Reason"] == "bad_data"
+
+
+async def test_nesting_that_would_exhaust_a_parser(world: World) -> None:
+    chat = await world.chat()
+    deep = "[" * 20_000 + "]" * 20_000
+    body = json.dumps(asked(chat, args={"n": "here"})).replace('"here"', deep).encode()
+
+    letter = await buried(world, chat, body)
+
+    assert letter.headers is not None
+    assert letter.headers["Workspaced-Reason"] == "bad_data"
+
+
+async def test_another_content_type(world: World) -> None:
+    chat = await world.chat()
+    body = json.dumps(asked(chat)).encode()
+
+    letter = await buried(world, chat, body, headers={"Content-Type": "application/json"})
+
+    assert letter.headers is not None
+    assert letter.headers["Workspaced-Reason"] == "not_cloudevents"
+
+
+async def test_headers_of_the_sender_have_no_power_in_a_dead_letter(world: World) -> None:
+    chat = await world.chat()
+    headers = {"X-Mine": "1", "Workspaced-Reason": "forged", "Nats-Msg-Id": new_id()}
+
+    letter = await buried(world, chat, b"{", headers=headers)
+
+    assert letter.headers is not None
+    assert letter.headers["Workspaced-Reason"] == "not_json"
+    assert "X-Mine" not in letter.headers
+    assert "Nats-Msg-Id" not in letter.headers
+
+
+async def test_a_provisioners_dead_letter(world: World) -> None:
+    chat = await world.chat()
+    build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": "one"}
+    fact = event("build_started", "/provisioner/forge", chat.id, build)
+
+    letter = await buried(
+        world, chat, json.dumps(fact).encode(), kind="provisioner", sender="forge"
+    )
+
+    assert letter.headers is not None
+    assert letter.headers["Workspaced-Reason"] == "bad_data"
+    assert "build_number" in letter.headers["Workspaced-Detail"]
+    assert chat.states.all == []
+
+
+async def test_an_agent_that_speaks_for_another(world: World) -> None:
+    chat = await world.chat()
+    _, agent = await world.ready(chat)
+    letters: Heard[Msg] = Heard()
+    await world.operator.client.subscribe("workspaced.dead.agent", cb=letters.add)
+    await world.operator.settled()
+
+    await agent.tell("agent_disconnected", agent_id=new_id())
+    letter = await letters.first(lambda _: True)
+
+    assert letter.headers is not None
+    assert letter.headers["Workspaced-Reason"] == "bad_data"
+
+
+async def test_a_request_whose_call_can_be_read_is_answered(world: World) -> None:
+    chat = await world.chat()
+    wrong = asked(chat, call_id="readable", owner_id="nobody")
+
+    await buried(world, chat, json.dumps(wrong).encode())
+    resolved = await chat.answer("readable")
+
+    assert resolved["is_error"] is True
+    assert resolved["tool"] == "list_templates"
+    assert "owner_id" in resolved["result"]["error"]
+
+
+async def test_a_dead_letter_takes_nothing_back(world: World) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+
+    await buried(world, chat, json.dumps(asked(chat, call_id=call, owner_id="x")).encode())
+    await world.provisioner.succeed(job)
+
+    assert (await chat.answer(call))["result"]["created"] is True
+
+
+async def test_what_is_kept_of_it_can_be_read_later(world: World) -> None:
+    chat = await world.chat()
+
+    await buried(world, chat, b"{")
+    found = await world.operator.js.get_last_msg("WORKSPACED_DEAD", "workspaced.dead.tool")
+
+    assert found.data == b"{"
+
+
+async def test_over_900_kib_the_stream_itself_refuses(world: World) -> None:
+    chat = await world.chat()
+    subject = f"workspaced.in.tool.{chat.id}.chatd"
+
+    reply = await world.service.client.request(subject, b"x" * 950_000, timeout=5)
+
+    assert "error" in json.loads(reply.data)
+    await chat.call("list_templates")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"time": None},
+        {"time": "2026-01-02T03:04:05.678901+05:30"},
+        {"extra": 1},
+        {"datacontenttype": "application/json"},
+    ],
+    ids=["no time", "another offset", "unknown keys", "a content type"],
+)
+async def test_what_is_accepted_all_the_same(world: World, more: dict[str, Any]) -> None:
+    chat = await world.chat()
+    request = asked(chat, call_id="fine", **more)
+    request["data"]["unknown"] = {"a": 1}
+
+    await world.service.js.publish(
+        f"workspaced.in.tool.{chat.id}.chatd", json.dumps(request).encode()
+    )
+
+    assert (await chat.answer("fine"))["is_error"] is False
+
+
+async def test_large_answers_do_not_stop_the_stream(world: World) -> None:
+    """Values that grow when they are quoted must not make a message that NATS refuses."""
+    chat = await world.chat()
+    name = "\u0080" * 120_000
+    args = {"template_id": world.rich, "parameters": {name: "x"}}
+    request = asked(chat, tool="create_workspace", args=args)
+
+    body = json.dumps(request, ensure_ascii=False).encode()
+    await world.service.publish(f"workspaced.in.tool.{chat.id}.chatd", body)
+
+    assert "error" in (await chat.answer("call"))["result"]
+    await chat.call("list_templates")

@@ -1,0 +1,53 @@
+"""An agent that falls silent is noticed, and one that shows itself is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+from tests.wire.harness import Agent
+from tests.wire.world import World
+
+RENEWED = 5.0
+"""Seconds between two signs of life: as the project says, three of them fit into 20 s."""
+
+
+async def show(agent: Agent) -> None:
+    """Give a sign of life, good for 20 seconds."""
+    await agent.js.publish(
+        f"workspaced.presence.{agent.chat}.{agent.id}",
+        json.dumps({"agent_id": agent.id}).encode(),
+        headers={"Nats-TTL": "20s"},
+    )
+
+
+async def test_an_agent_that_falls_silent_is_lost_and_its_next_fact_undoes_it(
+    world: World,
+) -> None:
+    silent_chat, steady_chat = await world.chat(), await world.chat()
+    _, silent = await world.ready(silent_chat)
+    _, steady = await world.ready(steady_chat)
+
+    async def keep_showing() -> None:
+        while True:
+            await show(steady)
+            await asyncio.sleep(RENEWED)  # it is the renewal that is played here
+
+    renewing = asyncio.create_task(keep_showing())
+    await show(silent)
+    began, version = time.monotonic(), silent_chat.now["version"]
+    lost = await silent_chat.states.first(lambda e: e["data"]["version"] > version, 31)
+    silence = time.monotonic() - began
+    renewing.cancel()
+
+    assert silence < 30
+    assert lost["data"]["state"] == "ready"
+    assert lost["data"]["agent"]["status"] == "disconnected"
+    assert lost["data"]["cause"]["source"] == "/workspaced"
+    assert lost["data"]["cause"]["type"] == "workspaced.agent_disconnected.v1"
+    assert steady_chat.now["agent"]["status"] == "connected"
+
+    await silent.connected()
+    back = await silent_chat.states.first(lambda e: e["data"]["version"] == version + 2)
+    assert back["data"]["agent"]["status"] == "connected"

@@ -1,0 +1,159 @@
+"""A lost agent is noticed once, and one that is back is not lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bus import Unavailable
+from bus.streams import WORKER_PRESENCE
+from tests.worker.messages import Job, Senders
+from tests.worker.rig import Hand, Rig
+
+SILENCE = 30.0
+
+
+@pytest.fixture
+async def job(rig: Rig, hand: Hand, send: Senders, chat: str) -> Job:
+    """A chat that is ready, with an agent that shows itself."""
+    await send.create(chat)
+    await hand.pump()
+    job = rig.job
+    await send.built(job)
+    await send.agent(job, "connected", 1)
+    await send.agent(job, "ready", 2)
+    await send.show(job)
+    await hand.pump()
+    return job
+
+
+async def losses(rig: Rig, chat: str) -> list[dict[str, Any]]:
+    return [
+        entry["event"]
+        for entry in await rig.store.log(chat)
+        if entry["event"]["type"] == "workspaced.agent_disconnected.v1"
+    ]
+
+
+async def test_an_agent_that_shows_itself_no_more_is_lost(
+    rig: Rig, hand: Hand, job: Job, chat: str
+) -> None:
+    assert rig.state(chat)["agent"]["status"] == "connected"
+
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+
+    assert rig.state(chat)["agent"]["status"] == "disconnected"
+    assert rig.state(chat)["state"] == "ready"
+    (loss,) = await losses(rig, chat)
+    assert loss["source"] == "/workspaced"
+    assert loss["data"].get("sequence") is None
+    await rig.check(chat)
+
+
+async def test_a_loss_is_noticed_once(
+    rig: Rig, hand: Hand, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.clock.advance(SILENCE)
+    first = hand.take()
+    rig.clock.advance(WORKER_PRESENCE.ack_wait)
+    await rig.hand().pump()
+    await hand.work(first)
+
+    assert len(await losses(rig, chat)) == 1
+    await rig.check(chat)
+
+
+async def test_a_loss_is_told_though_the_worker_died_that_noticed(
+    rig: Rig, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def died(rows: Any) -> None:
+        raise Unavailable(f"died with {rows}")
+
+    dying = rig.hand()
+    rig.clock.advance(SILENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(dying.relay, "publish", died)
+        await dying.pump()
+    rig.clock.advance(WORKER_PRESENCE.ack_wait)
+    await rig.hand().pump()
+
+    assert rig.state(chat)["agent"]["status"] == "disconnected"
+    assert len(await losses(rig, chat)) == 1
+    await rig.check(chat)
+
+
+async def test_an_agent_that_is_back_when_its_mark_is_worked_is_not_lost(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
+) -> None:
+    rig.clock.advance(SILENCE)
+    await send.show(job)
+
+    await hand.pump()
+
+    assert await losses(rig, chat) == []
+    assert rig.state(chat)["agent"]["status"] == "connected"
+
+
+async def test_an_agent_that_comes_back_while_its_loss_is_recorded_ends_connected(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is there is asked under the chat's lock: what it says then comes after the loss."""
+    rig.clock.advance(SILENCE)
+    silent = hand.relay.silent
+
+    async def slow(chat_id: str, agent_id: str) -> bool:
+        found = await silent(chat_id, agent_id)
+        assert rig.store.lock.locked()
+        await send.show(job)
+        await send.agent(job, "connected", 3)
+        return found
+
+    monkeypatch.setattr(hand.relay, "silent", slow)
+    await hand.work(hand.take())
+    assert rig.state(chat)["agent"]["status"] == "disconnected"
+    await rig.hand().pump()
+
+    assert rig.state(chat)["agent"]["status"] == "connected"
+    await rig.check(chat)
+
+
+async def test_the_next_fact_of_a_lost_agent_undoes_its_loss(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
+) -> None:
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+
+    await send.agent(job, "ready", 3)
+    await hand.pump()
+
+    assert rig.state(chat)["agent"]["status"] == "connected"
+
+
+async def test_a_loss_while_the_bus_is_away_is_noticed_later(
+    rig: Rig, hand: Hand, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(chat_id: str, agent_id: str) -> bool:
+        raise Unavailable(f"{chat_id} {agent_id}")
+
+    rig.clock.advance(SILENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(hand.relay, "silent", away)
+        await hand.pump()
+    assert await losses(rig, chat) == []
+    rig.clock.advance(WORKER_PRESENCE.ack_wait)
+    await hand.pump()
+
+    assert len(await losses(rig, chat)) == 1
+    assert rig.dead == []
+
+
+async def test_an_agent_that_nobody_knows_is_not_missed(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
+) -> None:
+    await send.show(job, agent="unknown")
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+
+    assert len(await losses(rig, chat)) == 1

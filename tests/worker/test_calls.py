@@ -1,0 +1,294 @@
+"""Calls as rows: asked again, cancelled, overtaken, and several at once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.unit.driver import ANN
+from tests.unit.facts import uid
+from tests.worker.messages import TEMPLATE_ID, TRACE, Job, Senders, new_id
+from tests.worker.rig import Hand, Rig
+
+SECRET = """
+name = "secret"
+[[parameter]]
+name = "token"
+sensitive = true
+[build]
+start = "true"
+"""
+
+
+async def test_a_call_that_is_asked_again_is_answered_again_with_equal_data(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    await send.create(chat)
+    await send.built(rig.job, "failed")
+    await hand.pump()
+    assert len(rig.results[chat, "c"]) == 1, "it went on waiting"
+
+    await send.create(chat)
+    await hand.pump()
+
+    assert len(rig.results[chat, "c"]) == 2
+    assert rig.answer(chat)["result"]["build_id"] == rig.job["build_id"]
+    assert len(rig.jobs()) == 1
+    await rig.check(chat)
+
+
+async def test_two_services_that_number_their_events_alike_are_both_answered(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    event_id = new_id()
+    for service in ("one", "two"):
+        await send.ask(chat, "list_templates", event_id=event_id, service=service)
+    await hand.pump()
+
+    assert len(rig.results[chat, "c"]) == 2
+
+
+async def test_the_same_call_with_other_content_gets_the_first_answer(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.ask(chat, "list_templates")
+    await send.ask(chat, "read_template", template_id=TEMPLATE_ID)
+    await send.ask(chat, "list_templates", owner=uid("bob"))
+    await hand.pump()
+
+    assert len(rig.results[chat, "c"]) == 3
+    assert rig.answer(chat)["tool"] == "list_templates"
+
+
+async def test_a_request_of_another_owner_is_refused(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await send.create(chat, "other", owner=uid("bob"))
+    await hand.pump()
+
+    assert rig.answer(chat, "other")["is_error"] is True
+    assert len(rig.jobs()) == 1
+
+
+@pytest.mark.parametrize("most", [1, 256])
+async def test_a_cancellation_that_overtakes_its_request_takes_effect(
+    rig: Rig, hand: Hand, send: Senders, chat: str, most: int
+) -> None:
+    await send.cancel(chat, "c")
+    await send.cancel(chat, "c")
+    await send.create(chat)
+    await hand.pump(most)
+
+    assert rig.answer(chat)["is_error"] is True
+    assert rig.jobs() == []
+    await rig.check(chat)
+
+
+async def test_a_cancellation_is_not_remembered_for_longer_than_ten_minutes(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.cancel(chat, "c")
+    await hand.pump()
+    rig.clock.advance(601)
+    await send.create(chat)
+    await hand.pump()
+
+    assert len(rig.jobs()) == 1
+
+
+async def test_a_call_cancelled_while_building_is_answered_and_the_build_goes_on(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    await send.cancel(chat, "c")
+    await hand.pump()
+    assert rig.answer(chat)["result"].keys() == {"error", "build_id"}
+
+    await send.built(rig.job, agents=())
+    await send.cancel(chat, "c")
+    await hand.pump()
+
+    assert len(rig.results[chat, "c"]) == 1
+    assert rig.state(chat)["state"] == "ready"
+    await rig.check(chat)
+
+
+async def test_a_request_to_delete_makes_a_delete_build_and_answers_who_waits(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat, name="blue")
+    await hand.pump()
+    await send.delete(chat)
+    await hand.pump()
+
+    start, delete = rig.jobs()
+    assert (delete["transition"], delete["build_number"]) == ("delete", 2)
+    assert delete["build_id"] in rig.answer(chat)["result"]["error"]
+    assert rig.answer(chat)["result"]["build_id"] == start["build_id"]
+    await send.built(delete)
+    await hand.pump()
+    assert rig.path(chat) == ["building", "stopping", "none"]
+    await rig.check(chat)
+
+
+async def test_a_name_is_free_again_when_its_workspace_is_deleted(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat, name="blue")
+    await hand.pump()
+    await send.delete(chat)
+    await hand.pump()
+    await send.built(rig.job)
+    await hand.pump()
+    await send.create(new_id(), name="BLUE")
+    await hand.pump()
+
+    assert rig.job["workspace_name"] == "BLUE"
+
+
+async def test_there_is_nothing_to_delete_in_a_chat_without_workspace(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.delete(chat)
+    await hand.pump()
+
+    assert rig.jobs() == []
+    assert rig.states == {}
+
+
+async def test_two_creates_at_the_same_moment_make_one_workspace(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    for call in ("one", "two"):
+        await send.create(chat, call)
+    await hand.pump()
+    await send.built(rig.job, agents=())
+    await hand.pump()
+
+    assert len(rig.jobs()) == 1
+    answers = [rig.answer(chat, call)["result"] for call in ("one", "two")]
+    assert [answer["created"] for answer in answers] == [True, False]
+    assert {answer["build_id"] for answer in answers} == {rig.job["build_id"]}
+    assert {answer["agent_status"] for answer in answers} == {"no_agent"}
+    await rig.check(chat)
+
+
+@pytest.mark.parametrize("most", [1, 256])
+async def test_one_name_is_given_once_to_an_owner_of_several_chats(
+    rig: Rig, hand: Hand, send: Senders, most: int
+) -> None:
+    """In one batch as in several; the calls have the same id, which is a chat's own affair."""
+    chats = [new_id() for _ in range(4)]
+    for one in chats:
+        await send.create(one, "call_1", name="Blue")
+    await hand.pump(most)
+
+    jobs = rig.jobs()
+    assert len({job["workspace_name"].lower() for job in jobs}) == 4
+    for key in ("chat_id", "workspace_id", "build_id"):
+        assert len({job[key] for job in jobs}) == 4, key
+
+
+async def test_a_template_that_is_no_uuid_is_the_calls_own_fault(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.ask(chat, "create_workspace", template_id="z" * 8 + "-zzzz" * 3 + "-" + "z" * 12)
+    await hand.pump()
+
+    assert "UUID" in rig.answer(chat)["result"]["error"]
+    assert rig.dead == []
+
+
+@pytest.mark.parametrize("most", [1, 256])
+async def test_a_build_made_elsewhere_can_be_stopped_from_here(
+    rig: Rig, hand: Hand, send: Senders, chat: str, most: int
+) -> None:
+    """Also in the very batch that tells of it."""
+    elsewhere: Job = {
+        "chat_id": chat,
+        "workspace_id": uid("elsewhere"),
+        "build_id": new_id(),
+        "build_number": 4,
+        "transition": "start",
+        "template": {"version_id": uid("version")},
+    }
+    await send.built(elsewhere, "started", workspace_name="w", template_id=TEMPLATE_ID)
+    await send.built(elsewhere, agents=())
+    await send.ask(chat, "stop_workspace")
+    await hand.pump(most)
+
+    assert (rig.job["transition"], rig.job["build_number"]) == ("stop", 5)
+    assert rig.job["workspace_id"] == uid("elsewhere")
+    await rig.check(chat)
+
+
+async def test_no_log_entry_shows_a_sensitive_value_not_even_that_of_a_repeat(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await rig.push(SECRET)
+    event_id = new_id()
+    for _ in range(2):
+        await send.ask(
+            chat,
+            "create_workspace",
+            event_id=event_id,
+            template_id=uid("template secret"),
+            parameters={"token": "hush"},
+        )
+        await hand.pump()
+
+    log = await rig.store.log(chat)
+    assert [entry["outcome"] for entry in log] == ["kept", "moved", "repeat"]
+    assert "hush" not in json.dumps(log)
+    assert "***" in json.dumps(log[2])
+    assert rig.job["parameters"] == {"token": "hush"}
+
+
+async def test_what_an_event_causes_has_its_trace(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat, trace=TRACE)
+    await hand.pump()
+    stream = rig.server.streams["WORKSPACED_JOB"]
+    job = json.loads(next(iter(stream.messages.values())).data)
+    await send.built(rig.job, "failed", trace=TRACE)
+    await hand.pump()
+
+    caused: list[dict[str, Any]] = [job, *rig.envelopes]
+    assert [e["type"] for e in caused] == [
+        "workspaced.build_requested.v1",
+        "workspaced.state_changed.v1",
+        "workspaced.state_changed.v1",
+        "workspaced.tool_resolved.v1",
+    ]
+    assert {e["traceparent"].split("-")[1] for e in caused} == {TRACE.split("-")[1]}
+    log = await rig.store.log(chat)
+    assert {entry["event"]["traceparent"] for entry in log} == {TRACE}
+
+
+async def test_a_replaced_workspace_is_stopped_and_the_new_one_followed(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    first = rig.job
+    await send.built(first, agents=())
+    await send.create(chat, "again")
+    await hand.pump()
+
+    _, stop, second = rig.jobs()
+    assert (stop["transition"], stop["build_number"]) == ("stop", 2)
+    assert stop["workspace_id"] == first["workspace_id"] != second["workspace_id"]
+    await send.built(stop, "failed")
+    await send.built(second, agents=())
+    await hand.pump()
+    assert rig.answer(chat, "again")["result"]["build_id"] == second["build_id"]
+    assert rig.state(chat)["workspace"]["id"] == second["workspace_id"]
+    assert rig.store.names[second["workspace_id"]][1] == ANN
+    await rig.check(chat)

@@ -1,0 +1,177 @@
+"""Limits hold by the database's clock, whatever fires when."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from bus import CLOUDEVENT, Unavailable, subjects
+from bus.streams import WORKER_TIMER
+from tests.worker.messages import Senders
+from tests.worker.rig import Hand, Rig
+
+TEN_MINUTES = 600.0
+
+
+async def test_a_limit_that_is_over_moves_the_state_and_answers(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    rig.clock.advance(TEN_MINUTES - 1)
+    assert await hand.pump() == 0
+
+    rig.clock.advance(1)
+    await hand.pump()
+
+    state = rig.state(chat)
+    assert (state["state"], state["failure"]["reason"]) == ("failed", "build_timeout")
+    assert state["cause"]["type"] == "workspaced.deadline_passed.v1"
+    assert state["cause"]["source"] == "/workspaced"
+    assert set(rig.answer(chat)["result"]) == {"error", "build_id"}
+    await rig.check(chat)
+
+
+async def test_a_timer_fires_when_its_time_has_come_and_not_a_moment_before(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """The bus counts in milliseconds, the database in microseconds."""
+    rig.clock.advance(0.000_4)
+    await send.create(chat)
+    await hand.pump()
+
+    rig.clock.advance(TEN_MINUTES + 0.001)
+
+    assert await hand.pump() == 1
+    assert rig.state(chat)["state"] == "failed"
+
+
+async def test_what_fires_by_a_clock_that_runs_ahead_is_armed_again_and_not_at_once(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    rig.skew = timedelta(seconds=30)
+
+    rig.clock.advance(TEN_MINUTES)
+    assert await hand.pump() == 1
+    assert rig.state(chat)["state"] == "building"
+    rig.clock.advance(29)
+    assert await hand.pump() == 0
+    rig.clock.advance(1)
+    assert await hand.pump() == 1
+
+    assert rig.state(chat)["state"] == "failed"
+    await rig.check(chat)
+
+
+async def test_an_old_timer_moves_nothing_and_arms_the_one_that_counts(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    await send.built(rig.job)
+    await hand.pump()
+    assert rig.state(chat)["state"] == "agent_connecting"
+    timers = rig.server.streams["WORKSPACED_TIMER"]
+    for sequence, message in list(timers.messages.items()):
+        if message.subject.endswith(".2"):
+            timers.remove(sequence)  # lost, say
+
+    rig.clock.advance(TEN_MINUTES)
+    await hand.pump()
+    rig.clock.advance(0)
+    await hand.pump()
+
+    assert rig.path(chat) == ["building", "agent_connecting", "failed"]
+    assert rig.state(chat)["failure"]["reason"] == "agent_not_ready"
+    await rig.check(chat)
+
+
+async def test_a_limit_that_fired_late_for_a_settled_chat_does_nothing(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    await send.built(rig.job, "failed")
+    await hand.pump()
+
+    rig.clock.advance(TEN_MINUTES)
+    await hand.pump()
+
+    assert rig.state(chat)["version"] == 2
+    assert await rig.outcomes(chat) == ["kept", "moved", "moved"]
+
+
+@pytest.mark.parametrize("failing", ["publish", "ack"])
+async def test_what_a_limit_had_to_say_is_said_though_the_worker_died(
+    rig: Rig, send: Senders, chat: str, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timer comes again to another one, which finds the move made and its effects unpublished."""
+    dying = rig.hand()
+    await send.create(chat)
+    await dying.pump()
+    rig.clock.advance(TEN_MINUTES)
+
+    async def died(rows: Any) -> None:
+        raise Unavailable(f"died with {rows}")
+
+    with monkeypatch.context() as patch:
+        if failing == "publish":
+            patch.setattr(dying.relay, "publish", died)
+        await dying.pump()
+    rig.clock.advance(WORKER_TIMER.ack_wait)
+    await rig.hand().pump()
+
+    assert rig.state(chat)["state"] == "failed"
+    assert rig.answer(chat)["result"]["build_id"] == rig.job["build_id"]
+    assert rig.store.outbox == {}
+    await rig.check(chat)
+
+
+async def test_a_call_that_comes_late_begins_the_wait_anew(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    rig.clock.advance(TEN_MINUTES)
+    await hand.pump()
+
+    await send.create(chat, "second")
+    await hand.pump()
+    assert rig.state(chat)["state"] == "building"
+    assert len(rig.jobs()) == 1
+    rig.clock.advance(TEN_MINUTES)
+    await hand.pump()
+
+    assert "build_id" in rig.answer(chat, "second")["result"]
+    assert len(rig.results[chat, "c"]) == 1
+    await rig.check(chat)
+
+
+async def test_what_fires_without_being_a_timer_is_buried(rig: Rig, hand: Hand, chat: str) -> None:
+    await rig.bus.publish(subjects.timer_fired(chat, "deadline"), b"[]", headers=CLOUDEVENT)
+
+    await hand.pump()
+
+    assert [letter.headers["Workspaced-Reason"] for letter in rig.dead] == ["bad_data"]
+
+
+async def test_a_worker_arms_open_deadlines_and_makes_pools_when_it_starts(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """As after a bus that lost its timers: the limits hold all the same."""
+    await send.create(chat)
+    await hand.pump()
+    rig.server.stop(lose=True)
+    rig.server.start()
+
+    started = rig.hand()
+    await started.worker._prepare(started.relay)
+
+    assert "pool-local" in rig.server.streams["WORKSPACED_JOB"].consumers
+    rig.clock.advance(TEN_MINUTES)
+    await started.pump()
+    assert rig.state(chat)["failure"]["reason"] == "build_timeout"
