@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    from bus import BusError  # noqa: PLC0415 — quick --help
+    from bus import BusError, NoResponder  # noqa: PLC0415 — quick --help
     from handlers import logs  # noqa: PLC0415
     from handlers.app import NotFoundError  # noqa: PLC0415
     from handlers.embedded import EmbeddedError  # noqa: PLC0415
@@ -53,6 +53,8 @@ def _run(flags: argparse.Namespace) -> int:
         return asyncio.run(_started(flags, settings))
     except InvalidSettings as bad:
         return _fail(str(bad), 2)
+    except NoResponder as bad:
+        return _fail(f"{bad}: start `workspaced gateway` on this NATS, or `workspaced up`", 1)
     except (
         BusError,
         EmbeddedError,

@@ -1,0 +1,235 @@
+"""`tool`, `template`, `events` and `replay` beside a running `up`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.folders import FAILING, QUICK, folder
+from tests.wire.harness import new_id
+from tests.wire.running import ROOT, Up, environment, gone, processes_of, run
+
+
+@pytest.fixture(scope="module")
+def template(running: Up, tmp_path_factory: pytest.TempPathFactory) -> str:
+    pushed = running.data("template", "push", folder(tmp_path_factory.mktemp("quick")))
+    return str(pushed["template_id"])
+
+
+def log_of(running: Up, chat: str) -> list[dict[str, Any]]:
+    printed = running.run("events", chat)
+    assert printed.returncode == 0, printed.stderr
+    return [json.loads(line) for line in printed.stdout.splitlines()]
+
+
+def replayed(log: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+    return run("replay", "-", stdin="".join(json.dumps(entry) + "\n" for entry in log))
+
+
+class TestTool:
+    def test_a_workspace_from_its_creation_to_its_end(self, running: Up, template: str) -> None:
+        chat = new_id()
+        args = ("--arg", f"template_id={template}", "--arg", "parameters.greeting=howdy")
+
+        created = running.run("tool", "create_workspace", "--chat", chat, *args)
+        agents = processes_of(running.directory, "handlers.agent")
+        stopped = running.run("tool", "stop_workspace", "--chat", chat, "--quiet")
+
+        assert created.returncode == 0, created.stderr
+        assert json.loads(created.stdout).keys() == {"created", "workspace_name", "build_id"}
+        for shown in ("building", "agent_connecting", "ready", "howdy from the build"):
+            assert shown in created.stderr
+        assert stopped.returncode == 0
+        assert stopped.stderr == ""
+        assert json.loads(stopped.stdout)["stopped"] is True
+        assert agents
+        assert gone(agents, 10)
+
+    def test_an_answer_that_is_an_error_is_a_failure(self, running: Up) -> None:
+        refused = running.run("tool", "start_workspace", "--chat", "new")
+
+        assert refused.returncode == 1
+        assert "create_workspace" in json.loads(refused.stdout)["error"]
+
+    def test_a_build_that_fails_is_a_failure(self, running: Up, tmp_path: Path) -> None:
+        pushed = running.data("template", "push", folder(tmp_path, FAILING))
+        args = ("--arg", f"template_id={pushed['template_id']}")
+
+        failed = running.run("tool", "create_workspace", "--chat", "new", *args)
+
+        assert failed.returncode == 1
+        assert json.loads(failed.stdout).keys() == {"error", "build_id"}
+        assert "on my way" in failed.stderr
+        assert "build_failed" in failed.stderr
+
+    def test_the_answer_of_a_call_can_be_had_again(self, running: Up) -> None:
+        chat = new_id()
+        ask = ("tool", "list_templates", "--chat", chat, "--call-id", "mine", "--quiet")
+
+        first, second = running.run(*ask), running.run(*ask, "--arg", "page=7")
+
+        assert first.returncode == 0
+        assert first.stdout == second.stdout
+
+
+class TestTemplates:
+    def test_a_push_prints_the_same_ids_until_something_changes(
+        self, running: Up, tmp_path: Path
+    ) -> None:
+        place = folder(tmp_path, QUICK.replace("quick", "changing"))
+        organization = ("--organization", new_id())
+
+        first = running.data("template", "push", place, *organization)
+        second = running.data("template", "push", place, *organization)
+        (place / "more").write_text("more")
+        third = running.data("template", "push", place, *organization)
+        elsewhere = running.data("template", "push", place, "--organization", new_id())
+        listed = running.run("template", "list", *organization)
+
+        assert first.keys() == {"template_id", "version_id"}
+        assert first == second
+        assert third["template_id"] == first["template_id"]
+        assert third["version_id"] != first["version_id"]
+        assert elsewhere["template_id"] != first["template_id"]
+        (line,) = listed.stdout.splitlines()
+        assert json.loads(line)["version_id"] == third["version_id"]
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ('name = "a b"', ["name", "a b"]),
+            ("colour = 1", ["colour"]),
+            ('name = "x"\npool = 7', ["pool"]),
+            ('name = "x"\npool =', ["line 2"]),
+            ('name = "x"\n[[parameter]]\nname = "p"\ntype = "text"', ["type", "text"]),
+            ('name = "x"\n[[parameter]]\nname = "p"\nvalidation_regex = "("', ["regex", "p"]),
+            ('name = "x"\n[[preset]]\nname = "s"\nparameters = { q = 1 }', ["preset", "q"]),
+            ('name = "x"\n[build]\nstop = "true"', ["build", "start"]),
+        ],
+    )
+    def test_what_is_no_template_is_not_stored(
+        self, running: Up, tmp_path: Path, text: str, words: list[str]
+    ) -> None:
+        organization = ("--organization", new_id())
+
+        refused = running.run("template", "push", folder(tmp_path, text), *organization)
+        listed = running.run("template", "list", *organization)
+
+        assert refused.returncode == 1
+        assert refused.stdout == ""
+        assert "template.toml" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        for word in words:
+            assert word in refused.stderr
+        assert listed.stdout == ""
+
+    def test_a_folder_without_one_is_said(self, running: Up, tmp_path: Path) -> None:
+        refused = running.run("template", "push", tmp_path)
+
+        assert refused.returncode == 1
+        assert str(tmp_path) in refused.stderr
+
+    def test_a_folder_that_is_too_large(self, running: Up, tmp_path: Path) -> None:
+        place = folder(tmp_path, QUICK.replace("quick", "large"))
+        (place / "noise").write_bytes(Path("/dev/urandom").open("rb").read(17 * 1024 * 1024))
+
+        refused = running.run("template", "push", place)
+
+        assert refused.returncode == 1
+        assert "16777216" in refused.stderr
+
+
+class TestReplay:
+    @pytest.fixture(scope="class")
+    def log(self, running: Up, template: str) -> list[dict[str, Any]]:
+        chat = new_id()
+        args = ("--arg", f"template_id={template}")
+        running.data("tool", "create_workspace", "--chat", chat, *args)
+        running.data("tool", "stop_workspace", "--chat", chat)
+        return log_of(running, chat)
+
+    def test_a_log_folds_to_what_was_recorded(self, log: list[dict[str, Any]]) -> None:
+        done = replayed(log)
+
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        path = ["none", "building", "agent_connecting", "scripts_running", "ready", "stopping", "stopped"]
+        positions = [done.stdout.index(state) for state in path]
+        assert positions == sorted(positions)
+
+    @pytest.mark.parametrize(
+        ("key", "value"), [("version", 77), ("state_after", "failed"), ("outcome", "stale")]
+    )
+    def test_a_log_that_was_tampered_with_is_told(
+        self, log: list[dict[str, Any]], key: str, value: object
+    ) -> None:
+        changed = [dict(entry) for entry in log]
+        changed[2][key] = value
+
+        done = replayed(changed)
+
+        assert done.returncode == 1
+        assert f"seq {log[2]['seq']}" in done.stderr
+        assert key in done.stderr
+
+    def test_an_event_that_was_changed_is_told(self, log: list[dict[str, Any]]) -> None:
+        changed = json.loads(json.dumps(log))
+        for entry in changed:
+            if entry["event"]["type"].startswith("workspaced.build_succeeded"):
+                entry["event"]["data"]["build_id"] = new_id()
+                break
+
+        done = replayed(changed)
+
+        assert done.returncode == 1
+        assert "seq" in done.stderr
+
+    @pytest.mark.parametrize(
+        "line", ["{", "[]", "7", "{}", '{"event": 1, "at": 2}', '{"event": {"type": "x"}}']
+    )
+    def test_a_file_that_is_no_log_is_told(self, tmp_path: Path, line: str) -> None:
+        file = tmp_path / "log.jsonl"
+        file.write_text(line + "\n")
+
+        done = run("replay", file)
+
+        assert done.returncode == 1
+        assert str(file) in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        done = run("replay", tmp_path / "none")
+
+        assert done.returncode == 1
+        assert "none" in done.stderr
+
+    def test_who_reads_no_further_is_no_trouble(
+        self, running: Up, log: list[dict[str, Any]]
+    ) -> None:
+        chat = log[0]["event"]["subject"]
+        words = [sys.executable, "-m", "handlers", "events", chat]
+        process = subprocess.Popen(
+            [*words, "--data-dir", str(running.directory)],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+
+        _, said = process.communicate(timeout=30)
+
+        assert said == b""
+
+
+def test_the_demo_tells_its_story_to_the_end() -> None:
+    done = run("demo", patience=120)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,223 @@
+"""`workspaced up` as a process: how it begins, how it ends, and what outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.folders import folder
+from tests.wire.harness import new_id
+from tests.wire.running import Process, Up, begin, end, gone, processes_of, run, up
+
+ENDING = 10.0
+"""Seconds that the contract gives `up` to end."""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    """A data directory; what still runs in it is ended."""
+    directory = tmp_path / "data"
+    yield directory
+    end(processes_of(directory))
+
+
+def get(url: str) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_it_says_one_line_when_it_is_ready(running: Up) -> None:
+    ready = running.ready
+
+    assert ready.keys() == {"ready", "nats", "websocket", "http", "database"}
+    assert ready["ready"] is True
+    assert ready["nats"].startswith("nats://")
+    assert ready["websocket"].startswith("ws://")
+    assert ready["http"].startswith("http://")
+    assert ready["database"].startswith("postgresql://")
+
+
+def test_it_can_be_asked_how_it_is(running: Up) -> None:
+    assert get(f"{running.http}/healthz")[0] == 200
+    assert get(f"{running.http}/readyz")[0] == 200
+
+
+def test_its_credentials_are_for_their_owner_alone(running: Up) -> None:
+    folder = running.directory / "credentials"
+    for role in ("operator", "chat-service", "provisioner", "worker", "gateway"):
+        file = folder / f"{role}.nk"
+        assert file.read_text().startswith("SU")
+        assert file.stat().st_mode & 0o077 == 0
+
+
+def test_logs_are_json_and_data_is_the_line(data: Path) -> None:
+    first = begin(data)
+
+    assert first.process.stop() == 0
+
+    assert first.process.rest == b""
+    lines = [line for line in first.process.said().splitlines() if line.startswith("{")]
+    assert lines
+    for line in map(json.loads, lines):
+        assert {"time", "level", "logger", "message"} <= line.keys()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_it_ends_all_of_it(data: Path, number: signal.Signals) -> None:
+    running = begin(data)
+    all_of_it = processes_of(data)
+
+    status = running.process.stop(number, within=ENDING)
+
+    assert status == 0
+    assert len(all_of_it) >= 3
+    assert gone(all_of_it, 0)
+    assert processes_of(data) == []
+
+
+def test_told_to_end_before_it_is_ready_it_ends_as_well(data: Path) -> None:
+    process = Process.start("up", "--data-dir", data, log=data.with_suffix(".log"))
+    descriptor = os.open(data.parent, os.O_RDONLY)
+    os.close(descriptor)
+    while not (data / "lock").exists():  # there is nothing of it to await before it is ready
+        os.sched_yield()
+
+    status = process.stop(within=ENDING)
+
+    assert status == 0
+    assert processes_of(data) == []
+
+
+def test_killed_its_servers_end_with_it_and_agents_go_on(data: Path, tmp_path: Path) -> None:
+    running = begin(data)
+    template = running.data("template", "push", folder(tmp_path))["template_id"]
+    chat = new_id()
+    running.data("tool", "create_workspace", "--chat", chat, "--arg", f"template_id={template}")
+    agents = processes_of(data, "handlers.agent")
+    servers = [pid for pid in processes_of(data) if pid not in agents]
+
+    running.process.send(signal.SIGKILL)
+    running.process.ended()
+
+    assert len(agents) == 1
+    assert len(servers) >= 3
+    assert gone(servers, ENDING)
+    assert processes_of(data) == agents
+
+    with up(data) as again:
+        assert again.ready == running.ready  # the same ports, also after this
+        answer = again.data("tool", "stop_workspace", "--chat", chat)
+        assert answer["stopped"] is True
+        assert gone(agents, ENDING)
+
+
+def test_a_second_one_on_the_directory_is_refused_and_the_first_is_not_disturbed(
+    running: Up,
+) -> None:
+    second = run("up", "--data-dir", running.directory, patience=5)
+
+    assert second.returncode == 1
+    assert second.stdout == ""
+    assert str(running.directory) in second.stderr
+    assert "Traceback" not in second.stderr
+    assert get(f"{running.http}/readyz")[0] == 200
+    assert running.run("settings", "list").returncode == 0
+
+
+def test_everything_is_there_again_after_a_restart(data: Path, tmp_path: Path) -> None:
+    chat = new_id()
+    first = begin(data)
+    template = first.data("template", "push", folder(tmp_path))["template_id"]
+    created = first.data(
+        "tool", "create_workspace", "--chat", chat, "--arg", f"template_id={template}"
+    )
+    before = first.run("events", chat).stdout
+    agents = processes_of(data, "handlers.agent")
+
+    assert first.process.stop(within=ENDING) == 0
+    assert processes_of(data) == agents
+    assert len(agents) == 1
+    second = begin(data)
+    after = second.run("events", chat).stdout
+    found = second.data(
+        "tool", "create_workspace", "--chat", chat, "--arg", f"template_id={template}"
+    )
+    stopped = second.data("tool", "stop_workspace", "--chat", chat)
+
+    assert created["created"] is True
+    assert second.ready == first.ready
+    assert after.startswith(before)
+    assert found["status"] == "already_exists"
+    assert stopped["stopped"] is True
+    assert gone(agents, ENDING)
+    assert second.process.stop(within=ENDING) == 0
+
+
+def test_ports_may_be_chosen_and_are_kept(data: Path) -> None:
+    with up(data) as first:
+        nats_port = int(first.nats.rpartition(":")[2])
+        http_port = int(first.http.rpartition(":")[2])
+    chosen = (str(nats_port + 1), str(http_port + 1))
+
+    with up(data, "--nats-port", chosen[0], "--http-port", chosen[1]) as second:
+        assert second.nats.endswith(f":{chosen[0]}")
+        assert second.http.endswith(f":{chosen[1]}")
+    with up(data) as third:
+        assert third.ready == second.ready
+
+
+def test_a_port_that_is_taken_is_named(running: Up, data: Path) -> None:
+    port = running.nats.rpartition(":")[2]
+
+    refused = run("up", "--data-dir", data, "--nats-port", port)
+
+    assert refused.returncode == 1
+    assert port in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_it_uses_servers_that_it_is_told_of(running: Up, data: Path) -> None:
+    env = {
+        "WORKSPACED_NATS_URL": running.nats,
+        "WORKSPACED_DATABASE_URL": running.ready["database"],
+        "WORKSPACED_CREDENTIALS": str(running.directory / "credentials"),
+    }
+    with up(data, env=env) as guest:
+        assert guest.nats == running.nats
+        assert guest.ready["database"] == running.ready["database"]
+        assert processes_of(data) == [guest.process.pid]
+        assert get(f"{guest.http}/readyz")[0] == 200
+        assert guest.run("settings", "list").returncode == 0
+
+
+def test_a_directory_that_can_not_be_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+
+    refused = run("up", "--data-dir", file / "data")
+
+    assert refused.returncode == 1
+    assert str(file) in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_without_its_server_it_does_not_go_on(data: Path) -> None:
+    running = begin(data)
+    (nats,) = processes_of(data, "nats-server")
+
+    os.kill(nats, signal.SIGKILL)
+
+    assert running.process.ended(ENDING) == 1
+    assert processes_of(data) == []
+    assert "nats-server" in running.process.said()
