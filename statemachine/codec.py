@@ -45,6 +45,7 @@ _OWN: Final = (
     events.WaitResumed,
     events.DeadlinePassed,
     events.TtlPassed,
+    events.OrphanGracePassed,
 )
 _KINDS: Final[dict[str, dict[str, type[Frozen]]]] = {
     kind: {model.name: model for model in models}  # type: ignore[attr-defined]

@@ -226,10 +226,17 @@ class TtlPassed(Frozen):
     build_id: Id
 
 
+class OrphanGracePassed(Frozen):
+    """A workspace that no chat has ran on for longer than it may."""
+
+    name: ClassVar = "orphan_grace_passed"
+    workspace_id: Id
+
+
 ProvisionerFact = BuildStarted | BuildSucceeded | BuildFailed | BuildCanceled
 AgentFact = AgentConnected | AgentDisconnected | AgentLifecycle
 ToolEvent = ToolRequested | ToolCanceled | DeleteRequested
-OwnEvent = BuildRequested | WaitResumed | DeadlinePassed | TtlPassed
+OwnEvent = BuildRequested | WaitResumed | DeadlinePassed | TtlPassed | OrphanGracePassed
 Data = ToolEvent | ProvisionerFact | WorkspaceDeleted | AgentFact | OwnEvent
 
 BY_KIND: Final[dict[Literal["tool", "provisioner", "agent"], tuple[type[Frozen], ...]]] = {

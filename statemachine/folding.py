@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from statemachine import events
+from statemachine import events, formers
 from statemachine.builds import seen_by, with_fact, with_older_start
 from statemachine.events import Data, Event, Transition
 from statemachine.table import Trigger
@@ -68,7 +68,12 @@ def fold(workspace: Workspace, event: Event) -> Folded:
             return Folded(workspace, Trigger.DEADLINE_PASSED)
         case events.WaitResumed():
             return Folded(workspace, Trigger.WAIT_RESUMED)
-        case events.TtlPassed() | events.ToolCanceled() | events.DeleteRequested():
+        case (
+            events.ToolCanceled()
+            | events.DeleteRequested()
+            | events.TtlPassed()
+            | events.OrphanGracePassed()
+        ):
             return Folded(workspace)  # the rules of the tools act on these
         case events.ToolRequested():
             return Folded(_introduced(workspace, data))
@@ -88,21 +93,6 @@ def _introduced(workspace: Workspace, asked: events.ToolRequested) -> Workspace:
 
 
 def _requested(workspace: Workspace, asked: events.BuildRequested, at: datetime) -> Folded:
-    if any(former.id == asked.workspace_id for former in workspace.former):
-        return Folded(workspace, unmoved=Unmoved.FOREIGN)  # the stop of a replaced workspace
-    ref = workspace.ref
-    if ref is None or ref.id != asked.workspace_id:
-        if ref is not None:
-            workspace = _left(workspace, deleted=False)
-        workspace = _bound(
-            workspace,
-            Ref(
-                id=asked.workspace_id,
-                name=asked.workspace_name,
-                owner_name=asked.owner_name,
-                template_id=asked.template.id if asked.template else None,
-            ),
-        )
     build = Build(
         id=asked.build_id,
         number=asked.build_number,
@@ -114,12 +104,26 @@ def _requested(workspace: Workspace, asked: events.BuildRequested, at: datetime)
         preset_id=asked.preset_id,
         ttl_ms=asked.ttl_ms,
     )
+    if (former := formers.known(workspace, asked.workspace_id)) is not None:
+        stopping = formers.requested(workspace, former, build, at)
+        return Folded(stopping, unmoved=Unmoved.FOREIGN)
+    ref = workspace.ref
+    if ref is None or ref.id != asked.workspace_id:
+        workspace = _bound(
+            formers.left(workspace, deleted=False),
+            Ref(
+                id=asked.workspace_id,
+                name=asked.workspace_name,
+                owner_name=asked.owner_name,
+                template_id=asked.template.id if asked.template else None,
+            ),
+        )
     return _follow(workspace, build)
 
 
 def _build(workspace: Workspace, fact: events.ProvisionerFact, at: datetime) -> Folded:
     if (unmoved := _elsewhere(workspace, fact.workspace_id)) is not None:
-        return Folded(workspace, unmoved=unmoved)
+        return Folded(formers.told(workspace, fact, at), unmoved=unmoved)
     if workspace.ref is None:
         workspace = _bound(workspace, Ref(id=fact.workspace_id))
     workspace = _named(workspace, fact)
@@ -138,14 +142,17 @@ def _build(workspace: Workspace, fact: events.ProvisionerFact, at: datetime) -> 
 def _bound(workspace: Workspace, ref: Ref) -> Workspace:
     """Return the chat with this workspace, and with what its agents have said already."""
     early = tuple(facts for facts in workspace.agents if facts.workspace_id == ref.id)
-    return workspace.model_copy(update={"ref": ref, "agents": early})
+    others = tuple(former for former in workspace.former if former.id != ref.id)
+    return workspace.model_copy(update={"ref": ref, "agents": early, "former": others})
 
 
 def _elsewhere(workspace: Workspace, workspace_id: str) -> Unmoved | None:
     """Say whether a fact speaks of a workspace that is not (any more) this chat's."""
-    for former in workspace.former:
-        if former.id == workspace_id:
-            return Unmoved.STALE if former.deleted else Unmoved.FOREIGN
+    former = formers.known(workspace, workspace_id)
+    if former is not None and former.deleted:
+        return Unmoved.STALE
+    if former is not None and former.ours:
+        return Unmoved.FOREIGN
     if workspace.ref is not None and workspace.ref.id != workspace_id:
         return Unmoved.FOREIGN
     return None
@@ -179,6 +186,7 @@ def _follow(workspace: Workspace, build: Build) -> Folded:
             "last_start": None if starts else last_start,
             "chosen": None,
             "failure": None,
+            "expires_at": None,
         }
     )
     return Folded(following, Trigger.START_FOLLOWED if starts else Trigger.STOP_FOLLOWED)
@@ -195,12 +203,10 @@ def _without(
 def _deleted(workspace: Workspace, fact: events.WorkspaceDeleted) -> Folded:
     if workspace.ref is not None and workspace.ref.id == fact.workspace_id:
         return Folded(workspace, Trigger.WORKSPACE_DELETED)
-    known = next((f for f in workspace.former if f.id == fact.workspace_id), None)
+    known = formers.known(workspace, fact.workspace_id)
     if known is not None and known.deleted:
         return Folded(workspace, unmoved=Unmoved.STALE)
-    others = tuple(f for f in workspace.former if f.id != fact.workspace_id)
-    gone = (*others, Former(id=fact.workspace_id, deleted=True))[-MOST_PAST:]
-    kept = workspace.model_copy(update={"former": gone})
+    kept = formers.remembered(workspace, Former(id=fact.workspace_id, deleted=True))
     foreign = workspace.ref is not None or known is not None
     return Folded(kept, unmoved=Unmoved.FOREIGN if foreign else None)
 
@@ -235,27 +241,3 @@ def _is_other_than_chosen(workspace: Workspace, fact: events.AgentFact) -> bool:
     if build is None or build.id != fact.build_id or build.outcome is None:
         return False
     return workspace.chosen is None or workspace.chosen.id != fact.agent_id
-
-
-def _left(workspace: Workspace, *, deleted: bool) -> Workspace:
-    """Return the chat without its workspace, remembering that it had it."""
-    if workspace.ref is None:
-        return workspace
-    others = tuple(f for f in workspace.former if f.id != workspace.ref.id)
-    former = (*others, Former(id=workspace.ref.id, deleted=deleted))[-MOST_PAST:]
-    return workspace.model_copy(
-        update={
-            "ref": None,
-            "build": None,
-            "last_start": None,
-            "chosen": None,
-            "agents": (),
-            "past": (),
-            "former": former,
-        }
-    )
-
-
-def unbound(workspace: Workspace) -> Workspace:
-    """Return the chat after its workspace was deleted."""
-    return _left(workspace, deleted=True)

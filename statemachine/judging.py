@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from statemachine import answers, requests
+from statemachine import answers, formers, requests
 from statemachine.arguments import (
     BadArguments,
     CreateArguments,
@@ -275,3 +275,18 @@ def deletion(chat: Workspace, known: Known, label: str) -> BuildRequested | Wait
     if deleting:
         return WaitResumed(build_id=build.id, call_id=label)
     return requests.ending(chat, Transition.DELETE, known, label)
+
+
+def expiry(chat: Workspace, known: Known, label: str) -> BuildRequested | None:
+    """Judge that the running workspace has lived as long as it may: the stop to make, if any."""
+    if chat.expires_at is None:
+        return None
+    return requests.ending(chat, Transition.STOP, known, label)
+
+
+def orphan(chat: Workspace, known: Known, workspace_id: str, label: str) -> BuildRequested | None:
+    """Judge a workspace that ran on without a chat: the stop to make, if it still runs."""
+    former = formers.known(chat, workspace_id)
+    if former is None or former.orphaned_at is None:
+        return None
+    return requests.ending(chat, Transition.STOP, known, label, former)

@@ -13,7 +13,7 @@ from statemachine.events import BuildRequested, TemplateRef, Transition
 from statemachine.parameters import Misfits, resolve
 from statemachine.templates import Template, Version
 from statemachine.views import name_of
-from statemachine.workspace import Workspace
+from statemachine.workspace import Build, Former, Ref, Workspace
 
 UPDATED: Final = {
     "updated_to_active_version": True,
@@ -87,7 +87,7 @@ def create(
 
 def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Verdict:
     """Have the chat's workspace started again."""
-    version = _version_of(chat, known)
+    version = _version_of(chat.ref, chat.build, known)
     if version is None or chat.build is None:
         return _unknown_template(chat)
     template = known.catalog.templates.get(version.template_id)
@@ -103,7 +103,7 @@ def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Ve
     if isinstance(values, Misfits):
         return answers.invalid(values, template_id=version.template_id)
     seed = known.seed + call.call_id.encode()
-    build = _next_build(chat, Transition.START, seed, "build")
+    build = _next_build(chat.ref, chat.build, chat.owner_name or "", Transition.START, seed)
     if build is None:
         return _unknown_template(chat)
     build = build.model_copy(
@@ -128,12 +128,20 @@ def stop(call: Call, chat: Workspace, known: Known) -> Verdict:
 
 
 def ending(
-    chat: Workspace, transition: Transition, known: Known, label: str
+    chat: Workspace,
+    transition: Transition,
+    known: Known,
+    label: str,
+    former: Former | None = None,
 ) -> BuildRequested | None:
-    """Return the stop or delete build that comes next, or None when nobody here can make it."""
+    """Return the stop or delete build that comes next, or None when nobody here can make it.
+
+    Of the chat's workspace, or of a `former` one.
+    """
     seed = known.seed + label.encode()
-    build = _next_build(chat, transition, seed, "build")
-    version = _version_of(chat, known)
+    ref, last = (former.ref, former.build) if former else (chat.ref, chat.build)
+    build = _next_build(ref, last, chat.owner_name or "", transition, seed)
+    version = _version_of(ref, last, known)
     if build is None or (build.template is None and version is None):
         return None
     if build.template is None and version is not None:
@@ -142,31 +150,31 @@ def ending(
 
 
 def _next_build(
-    chat: Workspace, transition: Transition, seed: bytes, label: str
+    ref: Ref | None, last: Build | None, owner_name: str, transition: Transition, seed: bytes
 ) -> BuildRequested | None:
-    if chat.ref is None or chat.build is None:
+    if ref is None or last is None:
         return None
     return BuildRequested(
-        workspace_id=chat.ref.id,
-        workspace_name=name_of(chat),
-        owner_name=chat.ref.owner_name or chat.owner_name or "",
-        build_id=fresh_id(seed, label),
-        build_number=chat.build.number + 1,
+        workspace_id=ref.id,
+        workspace_name=ref.name or ref.id,
+        owner_name=ref.owner_name or owner_name,
+        build_id=fresh_id(seed, "build"),
+        build_number=last.number + 1,
         transition=transition,
-        template=chat.build.template,
-        parameters=chat.build.parameters,
-        preset_id=chat.build.preset_id,
+        template=last.template,
+        parameters=last.parameters,
+        preset_id=last.preset_id,
     )
 
 
-def _version_of(chat: Workspace, known: Known) -> Version | None:
+def _version_of(ref: Ref | None, build: Build | None, known: Known) -> Version | None:
     """Return the template version of the last build, or of the template if only that is known."""
-    if chat.build is None:
+    if build is None:
         return None
-    last = chat.build.template_version_id
+    last = build.template_version_id
     if last is not None and last in known.catalog.versions:
         return known.catalog.versions[last]
-    template_id = chat.ref.template_id if chat.ref else None
+    template_id = ref.template_id if ref else None
     template = known.catalog.templates.get(template_id) if template_id else None
     return template.active if template else None
 

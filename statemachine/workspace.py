@@ -40,6 +40,8 @@ class Limits(NamedTuple):
     build: timedelta = timedelta(minutes=10)
     agent_connect: timedelta = timedelta(minutes=2)
     startup_scripts: timedelta = timedelta(minutes=10)
+    orphan_grace: timedelta = timedelta(minutes=15)
+    """How long a workspace that no chat has may run; a limit of no state."""
 
     def of(self, limit: Limit) -> timedelta:
         """Return the value of `limit`."""
@@ -176,10 +178,17 @@ class Cause(Frozen):
 
 
 class Former(Frozen):
-    """A workspace that the chat no longer has."""
+    """A workspace that the chat does not have, or no longer."""
 
     id: str
     deleted: bool
+    ours: bool = True
+    """The chat had it once; what is said of it later never binds it again."""
+    ref: Ref | None = None
+    build: Build | None = None
+    """The newest build known of it."""
+    orphaned_at: datetime | None = Field(default=None, strict=False)
+    """Since when it is known to run without a chat."""
 
 
 class Workspace(Frozen):
@@ -205,6 +214,8 @@ class Workspace(Frozen):
     deadline: datetime | None = Field(default=None, strict=False)
     generation: int = 0
     """Counts deadlines, so that a late timer is told from the present one."""
+    expires_at: datetime | None = Field(default=None, strict=False)
+    """When the running workspace has lived as long as it may."""
     cause: Cause | None = None
     former: tuple[Former, ...] = Field(default=(), strict=False)
     latest_build: str | None = None

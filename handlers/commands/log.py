@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def replay_file(file: str) -> int:
     """Fold a log and print each chat's path; return 1 when it differs from what was recorded."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
-        replayed = replay(json.loads(line) for line in text.splitlines() if line.strip())
+        replayed = replay(_entries(text))
     except (OSError, ValueError) as bad:
         sys.stderr.write(f"workspaced: {file}: {bad}\n")
         return 1
@@ -46,3 +46,17 @@ def replay_file(file: str) -> int:
         for difference in chat.differences:
             sys.stderr.write(f"{chat_id}  {difference}\n")
     return 1 if any(chat.differences for chat in replayed.values()) else 0
+
+
+def _entries(text: str) -> Iterator[dict[str, Any]]:
+    """Read the lines of a log. Raises ValueError that names the line."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as bad:
+            raise ValueError(f"line {number} is not JSON: {bad}") from bad
+        if not isinstance(entry, dict) or not isinstance(entry.get("event"), dict):
+            raise ValueError(f"line {number} is no entry of an event log")
+        yield entry

@@ -1,0 +1,94 @@
+"""Workspaces that a chat no longer has: whether they still run, and cost money.
+
+A replaced workspace gets a stop; when that fails, or a provisioner reports a running workspace that no
+chat has, it is an orphan: operators see it, and it is stopped after a grace time.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from statemachine import events
+from statemachine.builds import seen_by, with_fact
+from statemachine.events import Transition
+from statemachine.workspace import MOST_PAST, Build, Former, Ref, Workspace
+
+
+def known(workspace: Workspace, workspace_id: str) -> Former | None:
+    """Return what is remembered of a workspace that the chat does not have."""
+    return next((f for f in workspace.former if f.id == workspace_id), None)
+
+
+def remembered(workspace: Workspace, former: Former) -> Workspace:
+    """Return the chat with `former` as the newest it remembers."""
+    others = tuple(f for f in workspace.former if f.id != former.id)
+    return workspace.model_copy(update={"former": (*others, former)[-MOST_PAST:]})
+
+
+def left(workspace: Workspace, *, deleted: bool) -> Workspace:
+    """Return the chat without its workspace, remembering that it had it."""
+    ref = workspace.ref
+    if ref is None:
+        return workspace
+    former = Former(id=ref.id, deleted=True)
+    if not deleted:
+        former = Former(id=ref.id, deleted=False, ref=ref, build=workspace.build)
+    return remembered(workspace, former).model_copy(
+        update={
+            "ref": None,
+            "build": None,
+            "last_start": None,
+            "chosen": None,
+            "agents": (),
+            "past": (),
+            "expires_at": None,
+        }
+    )
+
+
+def told(workspace: Workspace, fact: events.ProvisionerFact, at: datetime) -> Workspace:
+    """Fold a provisioner's fact about a workspace that is not the chat's."""
+    former = known(workspace, fact.workspace_id) or Former(
+        id=fact.workspace_id, deleted=False, ours=False, ref=Ref(id=fact.workspace_id)
+    )
+    if former.deleted:
+        return workspace
+    if isinstance(fact, events.BuildStarted) and former.ref is not None:
+        former = former.model_copy(
+            update={
+                "ref": Ref(
+                    id=former.id,
+                    name=former.ref.name or fact.workspace_name,
+                    owner_name=former.ref.owner_name or fact.owner_name,
+                    template_id=former.ref.template_id or fact.template_id,
+                )
+            }
+        )
+    build = former.build
+    if build is not None and build.id == fact.build_id:
+        return _with(workspace, former, with_fact(build, fact, at), at)
+    if build is None or fact.build_number > build.number:
+        return _with(workspace, former, seen_by(build, fact, at), at)
+    return workspace
+
+
+def requested(workspace: Workspace, former: Former, build: Build, at: datetime) -> Workspace:
+    """Note that a build of a former workspace was asked for."""
+    return _with(workspace, former, build, at)
+
+
+def orphans(workspace: Workspace) -> tuple[Former, ...]:
+    """Return the former workspaces that run though no chat has them."""
+    return tuple(former for former in workspace.former if former.orphaned_at is not None)
+
+
+def _with(workspace: Workspace, former: Former, build: Build, at: datetime) -> Workspace:
+    since = (former.orphaned_at or at) if _runs(build) else None
+    return remembered(workspace, former.model_copy(update={"build": build, "orphaned_at": since}))
+
+
+def _runs(build: Build) -> bool:
+    """Say whether the workspace is left running by what became of its last build."""
+    if build.outcome is None:
+        return False  # somebody is at it
+    return build.succeeded == (build.transition is Transition.START)
