@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from bus.jetstream import JetStreamBus, connect
+from handlers import nkey
 from handlers.embedded import running_servers
 from handlers.settings import Settings
 from statemachine.store.migrating import migrate
@@ -44,6 +45,16 @@ class Place:
             )
         return file
 
+    def seed(self, role: Role) -> str:
+        """Read the role's seed; a line end behind it does no harm. Raises NotFoundError."""
+        file = self.seed_file(role)
+        try:
+            seed = file.read_text().strip()
+            nkey.public_key(seed)
+        except (OSError, UnicodeDecodeError, nkey.InvalidSeed) as bad:
+            raise NotFoundError(f"{file}: {bad}") from bad
+        return seed
+
     def issuer_seed(self) -> str | None:
         """Return the seed that signs for agents and frontends, if it is here."""
         folder = self.credentials if self.credentials.is_dir() else self.credentials.parent
@@ -57,7 +68,7 @@ class Place:
         async with await connect(
             self.nats_url,
             name=f"workspaced {role}",
-            seed_file=self.seed_file(role),
+            seed=self.seed(role),
             inbox_prefix=prefix,
             wait=wait,
         ) as bus:

@@ -14,6 +14,8 @@ from statemachine.templates import TemplateError, Version, read, template_id
 
 MAX_SIZE: Final = 16 * 1024 * 1024
 """Bytes of a packed folder."""
+MANIFEST_SIZE: Final = 48 * 1024
+"""Bytes of template.toml: an answer that lists ten templates, all escaped, still is one message."""
 _LEFT_OUT: Final = (".git", "__pycache__", ".DS_Store")
 
 
@@ -28,6 +30,10 @@ def load(folder: Path, organization_id: str) -> tuple[Version, bytes]:
         ) from None
     except (OSError, UnicodeDecodeError) as bad:
         raise TemplateError(f"{file}: {bad}") from None
+    if (size := file.stat().st_size) > MANIFEST_SIZE:
+        raise TemplateError(
+            f"{file}: {size} bytes; at most {MANIFEST_SIZE} are taken. Scripts may lie beside it"
+        )
     readme_file = folder / "README.md"
     try:
         readme = readme_file.read_text("utf-8") if readme_file.is_file() else None

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from handlers.app import Place, limits, locate
 from handlers.gateway.gateway import Gateway
-from handlers.provisioner import Provisioner
+from handlers.provisioner import Allowance, Provisioner
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
 
@@ -54,12 +54,18 @@ async def provisioner(settings: Settings, *, name: str, pool: str) -> None:
     """Run a local provisioner."""
     place = locate(settings)
     async with place.bus("provisioner", wait=True) as bus:
-        local = local_provisioner(place, bus, settings.data_dir, name=name, pool=pool)
+        local = local_provisioner(place, bus, settings.data_dir, settings, name=name, pool=pool)
         await until_signalled(stoppable(local))
 
 
 def local_provisioner(
-    place: Place, bus: Any, data_dir: Path, *, name: str = LOCAL, pool: str = LOCAL
+    place: Place,
+    bus: Any,
+    data_dir: Path,
+    settings: Settings,
+    *,
+    name: str = LOCAL,
+    pool: str = LOCAL,
 ) -> Provisioner:
     """Compose the provisioner that builds under `data_dir`."""
     return Provisioner(
@@ -69,6 +75,7 @@ def local_provisioner(
         root=data_dir / "provisioner" / name,
         nats_url=place.nats_url,
         environ=dict(os.environ),
+        allowance=Allowance(settings.workspaces_per_owner, settings.disk_per_owner_mib),
     )
 
 

@@ -52,6 +52,18 @@ class Settings(BaseSettings):
         default=600.0,
         description="How many seconds startup scripts may take before their chat fails.",
     )
+    workspaces_per_owner: int = Field(
+        default=1000,
+        ge=0,
+        description="How many workspaces an owner may have on a local provisioner's machine, "
+        "stopped ones too; 0: no limit.",
+    )
+    disk_per_owner_mib: int = Field(
+        default=0,
+        ge=0,
+        description="How many MiB of disk all workspaces of an owner may use on a local "
+        "provisioner's machine, looked at before and after each start build; 0: no limit.",
+    )
 
 
 def read_settings(flags: Mapping[str, object] | None = None) -> Settings:

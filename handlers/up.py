@@ -83,7 +83,7 @@ async def everything(
         ):
             worker = Worker(store, worker_bus, limits(settings))
             gateway = Gateway(store, gateway_bus, place.issuer_seed())
-            local = local_provisioner(place, provisioner_bus, servers.directory)
+            local = local_provisioner(place, provisioner_bus, servers.directory, settings)
             async with _tasks(worker, gateway) as tasks:
                 tasks.append(asyncio.create_task(stoppable(local)))
                 port = Ports(servers.directory).take("http", asked=http_port, flag="--http-port")

@@ -48,6 +48,10 @@ def _run(flags: argparse.Namespace) -> int:
     from statemachine.templates import TemplateError  # noqa: PLC0415
 
     logs.configure(quiet=not flags.serves)
+    if flags.command == "agent":
+        from handlers.agent.__main__ import run_agent  # noqa: PLC0415 — each its own imports only
+
+        return run_agent(flags.config)
     try:
         settings = read_settings(vars(flags))
         return asyncio.run(_started(flags, settings))
@@ -90,10 +94,6 @@ async def _started(flags: argparse.Namespace, settings: Settings) -> int:
             from handlers import roles  # noqa: PLC0415
 
             await roles.provisioner(settings, name=flags.name, pool=flags.pool)
-        case "agent":
-            from handlers.agent.__main__ import run_agent  # noqa: PLC0415
-
-            return await asyncio.to_thread(run_agent, flags.config)
         case _:
             return await _done(flags, settings)
     return 0

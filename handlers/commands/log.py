@@ -58,5 +58,7 @@ def _entries(text: str) -> Iterator[dict[str, Any]]:
         except (ValueError, RecursionError) as bad:
             raise ValueError(f"line {number} is not JSON: {bad}") from bad
         if not isinstance(entry, dict) or not isinstance(entry.get("event"), dict):
-            raise ValueError(f"line {number} is no entry of an event log")
+            raise ValueError(  # noqa: TRY004 — as bad as what is no JSON
+                f"line {number} is no entry of an event log"
+            )
         yield entry

@@ -1,5 +1,6 @@
 """The local provisioner: jobs in, builds run on this machine, facts out."""
 
 from handlers.provisioner.provisioner import Provisioner
+from handlers.provisioner.quota import Allowance
 
-__all__ = ["Provisioner"]
+__all__ = ["Allowance", "Provisioner"]

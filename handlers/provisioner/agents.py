@@ -28,6 +28,9 @@ from handlers.sending import Backoff
 _FAREWELL: Final = 15.0
 """Seconds that an agent gets beyond its shutdown script."""
 _SETTLED: Final = 60.0
+_LOG: Final = "agent.log"
+_LOG_SIZE: Final = 5 * 1024 * 1024
+"""Bytes past which an agent begins a new log when it is started."""
 _ENTER: Final = 'cd -- "$0" && exec "$@"'
 _OWN_DIRECTORY: Final = Path(__file__).parents[2]
 
@@ -121,7 +124,8 @@ class Agents:
         program = [*self._command, str(agent_files.config_path(home))]
         if os.access(launcher, os.X_OK):
             program.insert(0, str(launcher))
-        output, append = str(home / "agent.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        _rotate(home / _LOG)
+        output, append = str(home / _LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND
         pid = os.posix_spawn(
             "/bin/sh",
             ["/bin/sh", "-c", _ENTER, str(config.directory), *program],
@@ -176,6 +180,13 @@ class Agents:
 
 
 _STILL_RUNS: Final = "still runs"
+
+
+def _rotate(log: Path) -> None:
+    """Set a log that has grown too large aside, in place of the one before it."""
+    with suppress(FileNotFoundError):
+        if log.lstat().st_size > _LOG_SIZE:
+            log.replace(log.with_name(f"{_LOG}.1"))
 
 
 def _status_of(pid: int) -> int | str:

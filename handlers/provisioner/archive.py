@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -10,7 +11,9 @@ import shutil
 import tarfile
 import tomllib
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -22,7 +25,11 @@ from handlers.sending.disk import write_whole
 
 _MANIFEST: Final = "template.toml"
 _MARK: Final = "template"
+_SUFFIX: Final = ".tar.gz"
 _ANSWER_WITHIN: Final = 5.0
+_LAST: Final = 8
+"""Archives that are kept though no workspace here is of their version: those used last."""
+_ID_SIZE: Final = 64
 _UNPACKED: Final = 512 * 1024 * 1024
 _MEMBERS: Final = 20_000
 _CLIENT_ERRORS: Final = range(400, 500)
@@ -38,15 +45,41 @@ class BadArchive(Exception):
 class Archives:
     """The archives that this machine has fetched, by version: a version never changes."""
 
-    def __init__(self, bus: Bus, directory: Path) -> None:
-        self._bus, self._directory = bus, directory
+    def __init__(self, bus: Bus, directory: Path, workspaces: Path) -> None:
+        self._bus, self._directory, self._workspaces = bus, directory, workspaces
+        self._held: Counter[str] = Counter()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    async def get(self, template: TemplateRef) -> Path:
-        """Return the checked archive, fetched unless it is there. Raises BadArchive."""
-        path = self._directory / f"{template.version_id}.tar.gz"
-        if path.exists() and _sha256(path.read_bytes()) == template.archive.sha256:
-            return path
+    @asynccontextmanager
+    async def held(self, template: TemplateRef) -> AsyncIterator[Path]:
+        """Have the checked archive, fetched unless it is there, to oneself. Raises BadArchive."""
+        path = self._directory / f"{template.version_id}{_SUFFIX}"
+        self._held[template.version_id] += 1
+        try:
+            if path.exists() and _sha256(path.read_bytes()) == template.archive.sha256:
+                os.utime(path)
+            else:
+                await self._fetch(template, path)
+                await self.prune()
+            yield path
+        finally:
+            self._held[template.version_id] -= 1
+
+    async def prune(self) -> None:
+        """Forget archives: not of versions that workspaces here have, nor those used last."""
+        try:
+            used = await asyncio.to_thread(_versions_in, self._workspaces)
+            kept = [path for path in self._directory.iterdir() if path.name.endswith(_SUFFIX)]
+            kept.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+            # Nothing is awaited here: what is not held now is not about to be unpacked.
+            for path in kept[_LAST:]:
+                version_id = path.name.removesuffix(_SUFFIX)
+                if version_id not in used and not self._held[version_id]:
+                    path.unlink(missing_ok=True)
+        except OSError:
+            _log.exception("the archives in %s can't be pruned", self._directory)
+
+    async def _fetch(self, template: TemplateRef, path: Path) -> None:
         packed = bytearray()
         while len(packed) < template.archive.size:
             piece = await self._piece(template.version_id, len(packed))
@@ -58,7 +91,6 @@ class Archives:
                 f"the archive of version {template.version_id} is not what the job says"
             )
         write_whole(path, bytes(packed))
-        return path
 
     async def _piece(self, version_id: str, offset: int) -> bytes:
         backoff, request = Backoff(), {"version_id": version_id, "offset": offset}
@@ -84,6 +116,21 @@ def is_unpacked(version_id: str, workspace: Path) -> bool:
     """Tell whether the workspace has that version's files."""
     mark = workspace / OURS / _MARK
     return mark.exists() and mark.read_text() == version_id
+
+
+def _versions_in(workspaces: Path) -> set[str]:
+    """Return the versions that workspaces have; what one left in a mark's place is not waited for."""
+    versions = set()
+    with suppress(FileNotFoundError):
+        for workspace in workspaces.iterdir():
+            with suppress(OSError):
+                flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+                mark = os.open(workspace / OURS / _MARK, flags)
+                try:
+                    versions.add(os.read(mark, _ID_SIZE).decode(errors="replace"))
+                finally:
+                    os.close(mark)
+    return versions
 
 
 def unpack(archive: Path, version_id: str, workspace: Path) -> None:

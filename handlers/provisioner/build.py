@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,8 @@ from handlers.agent_files import OURS, AgentConfig
 from handlers.processes import end_marked
 from handlers.provisioner import archive, environment
 from handlers.provisioner.archive import Archives, BadArchive
-from handlers.provisioner.job import Job
+from handlers.provisioner.job import AgentSpec, Job
+from handlers.provisioner.quota import Quotas
 from handlers.provisioner.step import LIMIT, Failed, run_step
 from handlers.sending import BuildLog, Mask
 from handlers.sending.log import BUILD
@@ -31,6 +32,8 @@ OWN_LOG: Final = BUILD - FOR_AGENTS
 LAUNCHER: Final = "agent-launcher"
 """A program that a start step may leave: agents are started through it."""
 _GRACE: Final = 2.0
+_DISCARD: Final = 60.0
+"""Seconds that the delete step may take for what a build left that went over its owner's quota."""
 _NOTHING_TO_DO: Final = ("", "true", ":")
 
 
@@ -54,36 +57,87 @@ class Workplace:
         self,
         directory: Path,
         archives: Archives,
+        quotas: Quotas,
         *,
         environ: Mapping[str, str],
         nats_url: str,
         step_limit: float = LIMIT,
     ) -> None:
-        self._directory, self._archives = directory, archives
+        self._directory, self._archives, self._quotas = directory, archives, quotas
         self._environ, self._nats_url, self._step_limit = environ, nats_url, step_limit
 
     def of(self, workspace_id: str) -> Path:
         """Return the directory of a workspace."""
         return self._directory / workspace_id
 
-    async def build(self, job: Job, log: BuildLog) -> Succeeded | Failed:
-        """Run the job's step, its agents of before being gone. Cancelled, it leaves nothing running."""
+    def has(self, workspace_id: str) -> bool:
+        """Tell whether the workspace's directory is there."""
+        return self.of(workspace_id).exists()
+
+    async def build(self, job: Job, log: BuildLog, *, new: bool) -> Succeeded | Failed:
+        """Run the job's step, its agents of before being gone. Cancelled, it leaves nothing running.
+
+        Of a `new` workspace, in which nobody has worked, nothing stays that is over the quota. A
+        start holds its place among the owner's workspaces until the caller releases it.
+        """
         workspace = self.of(job.workspace_id)
         # Of this build when it was begun before, and the provisioner died.
         await end_marked(f"WORKSPACED_BUILD_ID={job.build_id}", grace=0)
         try:
+            if job.transition is Transition.START:
+                return await self._start(job, workspace, log, new=new)
             failed = await self._run(job, workspace, log)
-            if failed is None and job.transition is not Transition.START:
+            if failed is None:
                 await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
             if failed is None and job.transition is Transition.DELETE:
                 await asyncio.to_thread(_remove, workspace)
-            if failed is None and job.transition is Transition.START:
-                return await self._with_agents(job, workspace, log)
         except BadArchive as bad:
             failed = Failed(f"The template can't be used: {bad}")
         except OSError as no:
             failed = Failed(f"The provisioner can't work in the workspace's directory: {no}")
         return failed or Succeeded(job.template.version_id)
+
+    async def _start(
+        self, job: Job, workspace: Path, log: BuildLog, *, new: bool
+    ) -> Succeeded | Failed:
+        refused = _misfit(job.template.spec.agent) or self._quotas.admit(job)
+        if refused := refused or await self._over(job, workspace, log, new=new, again=new):
+            return refused
+        failed = await self._run(job, workspace, log)
+        # Looked at whatever became of the step: what a failed one left uses disk as well.
+        over = await self._over(job, workspace, log, new=new)
+        return failed or over or await self._with_agents(job, workspace, log)
+
+    async def _over(
+        self, job: Job, workspace: Path, log: BuildLog, *, new: bool, again: bool = False
+    ) -> Failed | None:
+        """Say if the owner's disk is used up; then nothing stays of a new workspace.
+
+        It may be that an earlier attempt left too much: `again` looks once more without that.
+        """
+        async with self._quotas.turn(job):
+            failed = await self._quotas.disk(job)
+            if failed is not None and new and self.has(job.workspace_id):
+                await self._discard(job, workspace, log)
+                failed = await self._quotas.disk(job) if again else failed
+        return failed
+
+    async def _discard(self, job: Job, workspace: Path, log: BuildLog) -> None:
+        """Remove what builds left, by the delete step too: no later job will find it."""
+        step = job.template.spec.build.delete
+        try:
+            unpacked = archive.is_unpacked(job.template.version_id, workspace)
+            if unpacked and step.strip() not in _NOTHING_TO_DO:
+                log.mask = Mask(archive.sensitive_values(workspace, job.parameters))
+                failed = await self._step(job, Transition.DELETE, step, workspace, log, _DISCARD)
+                if failed is not None:
+                    log.write("delete", "warn", f"{failed.error}\n")
+            await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
+            await asyncio.to_thread(_remove, workspace)
+        except OSError as no:
+            log.write("delete", "warn", f"What the build left can't be removed: {no}\n")
+        else:
+            log.write("delete", "info", "What the build left is removed.\n")
 
     async def _run(self, job: Job, workspace: Path, log: BuildLog) -> Failed | None:
         starts, name = job.transition is Transition.START, job.transition.value
@@ -98,28 +152,34 @@ class Workplace:
             (workspace / OURS / LAUNCHER).unlink(missing_ok=True)
         if idle:
             return None
-        env = environment.of_job(job, workspace, self._environ)
-        env["WORKSPACED_AGENT_LAUNCHER"] = str(workspace / OURS / LAUNCHER)
         log.write("prepare", "info", f"{template.name}: the {name} step begins.\n")
-        return await run_step(
-            name, job.step, workspace=workspace, env=env, log=log, limit=self._step_limit
-        )
+        return await self._step(job, job.transition, job.step, workspace, log, self._step_limit)
+
+    async def _step(
+        self,
+        job: Job,
+        transition: Transition,
+        command: str,
+        workspace: Path,
+        log: BuildLog,
+        limit: float,
+    ) -> Failed | None:
+        env = environment.of_job(job, workspace, self._environ)
+        env["WORKSPACED_TRANSITION"] = name = transition.value
+        env["WORKSPACED_AGENT_LAUNCHER"] = str(workspace / OURS / LAUNCHER)
+        return await run_step(name, command, workspace=workspace, env=env, log=log, limit=limit)
 
     async def _unpack(self, job: Job, workspace: Path, log: BuildLog) -> None:
         version = job.template.version_id
         if not archive.is_unpacked(version, workspace):
-            packed = await self._archives.get(job.template)
-            await asyncio.to_thread(archive.unpack, packed, version, workspace)
+            async with self._archives.held(job.template) as packed:
+                await asyncio.to_thread(archive.unpack, packed, version, workspace)
             log.write("prepare", "info", f"{job.template.name}: version {version} is unpacked.\n")
 
-    async def _with_agents(self, job: Job, workspace: Path, log: BuildLog) -> Succeeded | Failed:
+    async def _with_agents(self, job: Job, workspace: Path, log: BuildLog) -> Succeeded:
         """Give each agent an id of its own and leave its configuration where it will look."""
         specs = job.template.spec.agent
         ids = {spec.name: str(uuid4()) for spec in specs}
-        if len(ids) != len(specs):
-            return Failed("The template has two agents of the same name.")
-        if lost := [s.name for s in specs if s.parent is not None and s.parent not in ids]:
-            return Failed(f"The agent {lost[0]!r} names a parent that the template does not have.")
         env = environment.of_job(job, workspace, self._environ)
         share = (log.left + FOR_AGENTS) // max(1, len(specs))
         # The agents of earlier builds are gone, and their ids are never used again.
@@ -151,6 +211,27 @@ class Workplace:
                 {"id": agent_id, "name": spec.name, "display_order": spec.display_order, **parent}
             )
         return Succeeded(job.template.version_id, tuple(agents), tuple(listed))
+
+
+def _misfit(specs: Sequence[AgentSpec]) -> Failed | None:
+    """Say why the template's agents can't be: told before anything is built."""
+    parents = {spec.name: spec.parent for spec in specs}
+    if len(parents) != len(specs):
+        return Failed("The template has two agents of the same name.")
+    for name, parent in parents.items():
+        if parent is not None and parent not in parents:
+            return Failed(
+                f"The agent {name!r} of the template names {parent!r} as its parent, and the "
+                f"template has no agent of that name; it has {', '.join(map(repr, parents))}."
+            )
+        ancestors: set[str] = set()
+        above = parent
+        while above is not None and above in parents and above not in ancestors:
+            ancestors.add(above)
+            above = parents[above]
+        if name in ancestors:
+            return Failed(f"The agent {name!r} of the template has itself among its parents.")
+    return None
 
 
 def _entered(workspace: Path, *, make: bool) -> bool:

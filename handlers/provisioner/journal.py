@@ -42,6 +42,10 @@ class WorkspaceRecord:
     chat_id: str
     builds: list[BuildRecord] = field(default_factory=list)
     agents: list[str] = field(default_factory=list)
+    owner_id: str | None = None
+    name: str = ""
+    new: bool = False
+    """No start build of it has succeeded, nor was it here before: nobody has worked in it."""
 
     @property
     def highest(self) -> int:
@@ -134,5 +138,11 @@ def _record(content: dict[str, Any]) -> WorkspaceRecord:
         for build in content["builds"]
     ]
     return WorkspaceRecord(
-        content["workspace_id"], content["chat_id"], builds, list(content["agents"])
+        content["workspace_id"],
+        content["chat_id"],
+        builds,
+        list(content["agents"]),
+        content.get("owner_id"),
+        content.get("name", ""),
+        content.get("new", False),
     )

@@ -22,6 +22,7 @@ from handlers.provisioner.build import Workplace
 from handlers.provisioner.job import BadJob, read_job
 from handlers.provisioner.journal import Journal
 from handlers.provisioner.lanes import Lanes, Ticket
+from handlers.provisioner.quota import Allowance, Quotas
 from handlers.provisioner.work import Worker
 from handlers.sending import Backoff, deliver
 
@@ -31,6 +32,7 @@ HEARTBEAT: Final = 5.0
 """Seconds between two signs that a job is still being worked; 30 would be its end."""
 IN_HAND: Final = 64
 """Jobs that are taken but not answered yet, those that wait for another of their workspace too."""
+NO_LIMIT: Final = Allowance()
 SPREAD: Final = 1.0
 """Seconds over which provisioners that are all asked at once spread their answers."""
 AGENT: Final = (sys.executable, "-P", "-m", "handlers.agent")
@@ -51,6 +53,7 @@ class Provisioner:
         root: Path,
         nats_url: str,
         environ: Mapping[str, str],
+        allowance: Allowance = NO_LIMIT,
         builds: int = BUILDS,
         heartbeat: float = HEARTBEAT,
         agent_command: Sequence[str] = AGENT,
@@ -58,7 +61,7 @@ class Provisioner:
         self._bus, self._pool, self._root = bus, pool, root.resolve()
         self._name, self._nats_url, self._environ = name, nats_url, environ
         self._heartbeat, self._builds, self._agent_command = heartbeat, builds, agent_command
-        self._stopped = asyncio.Event()
+        self._allowance, self._stopped = allowance, asyncio.Event()
         self._in_hand: set[Delivery] = set()
 
     def stop(self) -> None:
@@ -71,12 +74,14 @@ class Provisioner:
         with _owning(self._root):
             workspaces = self._root / "workspaces"
             journal = Journal(self._root / "journal")
-            archives = Archives(self._bus, self._root / "templates")
+            archives = Archives(self._bus, self._root / "templates", workspaces)
+            await archives.prune()
+            quotas = Quotas(journal, workspaces, self._allowance)
             agents = Agents(
                 self._bus, workspaces, command=self._agent_command, nats_url=self._nats_url
             )
             workplace = Workplace(
-                workspaces, archives, environ=self._environ, nats_url=self._nats_url
+                workspaces, archives, quotas, environ=self._environ, nats_url=self._nats_url
             )
             worker = Worker(
                 self._bus,
@@ -84,6 +89,7 @@ class Provisioner:
                 journal=journal,
                 workplace=workplace,
                 agents=agents,
+                quotas=quotas,
                 ledgers=self._root / "logs",
             )
             lanes = Lanes(worker.work, self._builds)

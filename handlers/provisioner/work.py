@@ -14,8 +14,10 @@ from handlers.provisioner.build import OWN_LOG, Succeeded, Workplace
 from handlers.provisioner.job import Head, Job
 from handlers.provisioner.journal import BuildRecord, Journal, WorkspaceRecord
 from handlers.provisioner.lanes import Ticket
+from handlers.provisioner.quota import Quotas
 from handlers.provisioner.step import Failed
 from handlers.sending import BuildLog, deliver, new_fact
+from statemachine.events import Transition
 
 _LAST_LINES: Final = 2.0
 """Seconds that a build's end waits at most for its lines to leave before it."""
@@ -38,10 +40,12 @@ class Worker:
         journal: Journal,
         workplace: Workplace,
         agents: Agents,
+        quotas: Quotas,
         ledgers: Path,
     ) -> None:
         self._bus, self._name, self._journal = bus, name, journal
-        self._workplace, self._agents, self._ledgers = workplace, agents, ledgers
+        self._workplace, self._agents, self._quotas = workplace, agents, quotas
+        self._ledgers = ledgers
         ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def highest(self, head: Head) -> int:
@@ -76,8 +80,11 @@ class Worker:
     async def _build(
         self, ticket: Ticket, job: Job, record: WorkspaceRecord, build: BuildRecord
     ) -> None:
+        changed = self._identify(record, job)
         if not build.facts:
             self._state(build, job, "build_started")
+            changed = True
+        if changed:
             self._journal.save(record)
         # Beside the build, which goes on while there is no bus.
         announced = asyncio.create_task(deliver(self._bus, build.facts[0]))
@@ -86,16 +93,29 @@ class Worker:
             if record.agents:
                 record.agents = []
                 self._journal.save(record)
-            outcome = await self._outcome(ticket, job)
+            outcome = await self._outcome(ticket, job, record)
             self._finish(record, build, job, outcome)
+            self._quotas.release(job.workspace_id)
             self._agents.ensure(record)
             await announced
             await deliver(self._bus, build.facts[-1])
         finally:
+            self._quotas.release(job.workspace_id)
             announced.cancel()
         (self._ledgers / f"{job.build_id}.json").unlink(missing_ok=True)
 
-    async def _outcome(self, ticket: Ticket, job: Job) -> Succeeded | Failed | CalledOff:
+    def _identify(self, record: WorkspaceRecord, job: Job) -> bool:
+        """Note whose the workspace is, and whether it is still to come to be; tell of a change."""
+        starts = job.transition is Transition.START
+        new = record.new or (starts and not self._workplace.has(job.workspace_id))
+        before = (record.owner_id, record.name, record.new)
+        record.owner_id = job.owner_id or record.owner_id
+        record.name, record.new = job.workspace_name, new
+        return before != (record.owner_id, record.name, record.new)
+
+    async def _outcome(
+        self, ticket: Ticket, job: Job, record: WorkspaceRecord
+    ) -> Succeeded | Failed | CalledOff:
         log = BuildLog(
             job.chat_id,
             job.build_id,
@@ -107,7 +127,7 @@ class Worker:
             traceparent=job.traceparent,
         )
         logging_ = asyncio.create_task(log.run())
-        building = asyncio.create_task(self._workplace.build(job, log))
+        building = asyncio.create_task(self._workplace.build(job, log, new=record.new))
         called_off = asyncio.create_task(ticket.called_off.wait())
         try:
             await asyncio.wait({building, called_off}, return_when=asyncio.FIRST_COMPLETED)
@@ -137,10 +157,12 @@ class Worker:
         outcome: Succeeded | Failed | CalledOff,
     ) -> None:
         """Write down how the build ended, before anybody is told."""
+        was_new = record.new
         match outcome:
             case Succeeded():
                 self._state(build, head, "build_succeeded", outcome.data())
                 record.agents = [config.agent_id for config in outcome.agents]
+                record.new = record.new and head.transition is not Transition.START
             case Failed():
                 self._state(build, head, "build_failed", outcome.data())
             case CalledOff():
@@ -153,7 +175,7 @@ class Worker:
         except OSError:
             # What is not on disk was not stated: the job comes again, and is built again.
             build.facts.pop()
-            build.finished, record.agents = False, []
+            build.finished, record.agents, record.new = False, [], was_new
             raise
         _log.info("build %s of workspace %s: %s", head.build_id, head.workspace_id, outcome)
 

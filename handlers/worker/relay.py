@@ -30,7 +30,8 @@ class Relay:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._last: OrderedDict[str, int] = OrderedDict()
+        self._last: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """Version and place of the last state, by subject, as far as this relay knows."""
         self._pools: set[str] = set()
 
     async def publish(self, rows: Sequence[Outgoing]) -> None:
@@ -74,16 +75,14 @@ class Relay:
 
     async def _state(self, row: Outgoing) -> None:
         version = row.version or 0
-        expected = self._last.pop(row.subject, None)
-        if expected is None and version == 1:
-            expected = 0
+        newest, expected = self._last.get(row.subject, (0, 0 if version == 1 else None))
         while True:
             if expected is None:
                 last = await self._bus.last(STATE.name, row.subject)
-                if last is not None and _version(last) >= version:
-                    self._remember(row.subject, last.sequence)
-                    return  # a newer state stands there
-                expected = last.sequence if last else 0
+                newest, expected = (_version(last), last.sequence) if last else (0, 0)
+                self._remember(row.subject, newest, expected)
+            if newest >= version:
+                return  # left over by who died: a newer state stands there
             try:
                 ack = await self._bus.publish(
                     row.subject,
@@ -95,11 +94,12 @@ class Relay:
             except Conflict:
                 expected = None
                 continue
-            self._remember(row.subject, ack.sequence)
+            self._remember(row.subject, version, ack.sequence)
             return
 
-    def _remember(self, subject: str, sequence: int) -> None:
-        self._last[subject] = sequence
+    def _remember(self, subject: str, version: int, sequence: int) -> None:
+        self._last[subject] = version, sequence
+        self._last.move_to_end(subject)
         if len(self._last) > _REMEMBERED:
             self._last.popitem(last=False)
 

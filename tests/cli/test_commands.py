@@ -25,11 +25,13 @@ def template(running: Up, tmp_path_factory: pytest.TempPathFactory) -> str:
 def log_of(running: Up, chat: str) -> list[dict[str, Any]]:
     printed = running.run("events", chat)
     assert printed.returncode == 0, printed.stderr
-    return [json.loads(line) for line in printed.stdout.splitlines()]
+    return [json.loads(line) for line in printed.stdout.split("\n") if line]
 
 
 def replayed(log: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
-    return run("replay", "-", stdin="".join(json.dumps(entry) + "\n" for entry in log))
+    return run(
+        "replay", "-", stdin="".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in log)
+    )
 
 
 class TestTool:
@@ -147,6 +149,15 @@ class TestTemplates:
         assert refused.returncode == 1
         assert "16777216" in refused.stderr
 
+    def test_a_template_that_would_not_fit_an_answer(self, running: Up, tmp_path: Path) -> None:
+        text = f'description = "{"w" * 50_000}"\n{QUICK}'
+
+        refused = running.run("template", "push", folder(tmp_path, text))
+
+        assert refused.returncode == 1
+        assert "template.toml" in refused.stderr
+        assert "49152" in refused.stderr
+
 
 @pytest.fixture(scope="module")
 def log(running: Up, template: str) -> list[dict[str, Any]]:
@@ -174,6 +185,12 @@ class TestReplay:
         ]
         positions = [done.stdout.index(state) for state in path]
         assert positions == sorted(positions)
+
+    def test_what_looks_like_a_line_end_is_none(self, running: Up) -> None:
+        chat = new_id()
+        running.data("tool", "list_templates", "--chat", chat, "--arg", "query=a\u2028b\x85c")
+
+        assert replayed(log_of(running, chat)).returncode == 0
 
     @pytest.mark.parametrize(
         ("key", "value"), [("version", 77), ("state_after", "failed"), ("outcome", "stale")]

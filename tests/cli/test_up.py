@@ -87,15 +87,10 @@ def test_told_to_end_it_ends_all_of_it(data: Path, number: signal.Signals) -> No
 
 
 def test_told_to_end_before_it_is_ready_it_ends_as_well(data: Path) -> None:
-    process = Process.start("up", "--data-dir", data, log=data.with_suffix(".log"))
-    descriptor = os.open(data.parent, os.O_RDONLY)
-    os.close(descriptor)
-    while not (data / "lock").exists():  # there is nothing of it to await before it is ready
-        os.sched_yield()
+    process = Process("up", "--data-dir", data)
+    process.heard("worker is ready")  # the first sign of a life that ends in order
 
-    status = process.stop(within=ENDING)
-
-    assert status == 0
+    assert process.stop(within=ENDING) == 0
     assert processes_of(data) == []
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from handlers.embedded import embedded_servers
-from statemachine.store import Changes, StoreUnavailableError, TransientError
+from statemachine.store import Changes, Store, StoreUnavailableError, TransientError
 from statemachine.store import postgres as postgres_store
 from statemachine.store.migrating import migrate
 from statemachine.store.postgres import connect
 from statemachine.store.sql import queries
+from statemachine.workspace import Workspace
 from tests.contract.stores import owned, uid, write
 
 STORE = Path(postgres_store.__file__).parent
@@ -53,11 +55,7 @@ async def test_the_server_ends_the_transaction_of_a_paused_worker(
     monkeypatch.setattr(postgres_store, "LIMITS", {"transaction_timeout": "200ms"})
     async with connect(url) as paused, connect(url) as awake:
         with pytest.raises(StoreUnavailableError):
-            async with paused.transaction() as tx:
-                await tx.lock({chat_id})
-                # Paused: it does nothing, until another has the chat.
-                await write(awake, Changes(chats=[owned(chat_id, uid(), uid(), version=1)]))
-                await tx.write(Changes(chats=[owned(chat_id, uid(), uid(), version=9)]))
+            await held(paused, chat_id, until=write(awake, Changes(chats=[newer(chat_id)])))
 
         chat = await paused.chat(chat_id)
 
@@ -73,10 +71,7 @@ async def test_a_transaction_that_does_nothing_is_ended_too(
     chat_id = uid()
     async with connect(url) as paused, connect(url) as awake:
         with pytest.raises(StoreUnavailableError):
-            async with paused.transaction() as tx:
-                await tx.lock({chat_id})
-                await write(awake, Changes(), lock=[chat_id])
-                await tx.write(Changes(chats=[owned(chat_id, uid(), uid(), version=9)]))
+            await held(paused, chat_id, until=write(awake, Changes(), lock=[chat_id]))
 
 
 async def test_a_statement_that_takes_too_long_may_be_tried_again(
@@ -109,17 +104,14 @@ async def test_those_who_wait_in_a_circle_are_told_to_try_again(url: str) -> Non
             hold(one, two, first, second), hold(two, one, second, first), return_exceptions=True
         )
 
-    assert sorted(type(outcome) for outcome in outcomes if outcome) == [TransientError]
+    assert [type(outcome) for outcome in outcomes if outcome] == [TransientError]
 
 
 async def test_a_lost_connection_is_a_store_that_is_away(url: str) -> None:
     async with connect(url) as store:
         chat_id = uid()
         with pytest.raises(StoreUnavailableError):
-            async with store.transaction() as tx:
-                await tx.lock({chat_id})
-                await cut(url)
-                await tx.write(Changes(chats=[owned(chat_id, uid(), uid())]))
+            await held(store, chat_id, until=cut(url))
 
         assert await store.chat(chat_id) is None
 
@@ -173,6 +165,18 @@ async def test_a_server_that_went_away_is_a_store_that_is_away(tmp_path: Path) -
         with pytest.raises(StoreUnavailableError):
             await asked
     await opened.__aexit__(None, None, None)
+
+
+def newer(chat_id: str) -> Workspace:
+    return owned(chat_id, uid(), uid(), version=1)
+
+
+async def held(store: Store, chat_id: str, *, until: Awaitable[object]) -> None:
+    """Have a chat's lock, do nothing until that has happened, and then go on."""
+    async with store.transaction() as tx:
+        await tx.lock({chat_id})
+        await until
+        await tx.write(Changes(chats=[owned(chat_id, uid(), uid(), version=9)]))
 
 
 async def cut(url: str) -> None:

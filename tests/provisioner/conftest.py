@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
@@ -16,7 +17,9 @@ from bus.memory_server import MemoryServer
 from handlers.provisioner import Provisioner
 from tests.provisioner.rig import Rig
 
-Provisioning = Callable[[], AbstractAsyncContextManager[Provisioner]]
+
+class Provisioning(Protocol):
+    def __call__(self, **options: Any) -> AbstractAsyncContextManager[Provisioner]: ...
 
 
 @pytest.fixture
@@ -34,9 +37,11 @@ async def rig(server: MemoryServer) -> AsyncIterator[Rig]:
 
 
 @asynccontextmanager
-async def provisioner_on(bus: Bus, root: Path, nats_url: str = "") -> AsyncIterator[Provisioner]:
+async def provisioner_on(
+    bus: Bus, root: Path, nats_url: str = "", **options: Any
+) -> AsyncIterator[Provisioner]:
     provisioner = Provisioner(
-        bus, name="here", pool="local", root=root, nats_url=nats_url, environ=os.environ
+        bus, name="here", pool="local", root=root, nats_url=nats_url, environ=os.environ, **options
     )
     running = asyncio.create_task(provisioner.run())
     try:
@@ -51,10 +56,10 @@ def provisioning(server: MemoryServer, tmp_path: Path) -> Provisioning:
     """`async with provisioning():` runs a provisioner; again: the same one, restarted."""
 
     @asynccontextmanager
-    async def run() -> AsyncIterator[Provisioner]:
+    async def run(**options: Any) -> AsyncIterator[Provisioner]:
         async with (
             MemoryBus(server) as bus,
-            provisioner_on(bus, tmp_path / "root") as provisioner,
+            provisioner_on(bus, tmp_path / "root", **options) as provisioner,
         ):
             yield provisioner
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bus import Ack, Bus, Delivery, Unavailable
+from bus import Ack, Delivery
 from bus.streams import CONSUMERS, WORKER_IN
 from statemachine import events
 from statemachine.codec import event_of
 from statemachine.folding import Unmoved
-from statemachine.judging import word_of
 from statemachine.machine import Ignored, decide
 from statemachine.replay import entry_of
 from statemachine.states import Word
-from statemachine.store import StoreUnavailableError
-from statemachine.store.memory import MemoryStore
 from statemachine.views import state_changed
+from statemachine.words import word_of
 from statemachine.workspace import Limits, Workspace
+from tests.simulation.faults import Flaky, Forgetful
 from tests.unit.facts import uid
 from tests.worker.messages import Job
 from tests.worker.rig import Hand, Rig
@@ -28,48 +26,6 @@ from tests.worker.rig import Hand, Rig
 BUSY: Final = (Word.BEING_BUILT, Word.BEING_STOPPED)
 AGENTS: Final = (("main",), (), ("a-coderd-chat", "b-coderd-chat"), ("z", "one-coderd-chat"))
 ROUNDS: Final = 12
-
-
-class Flaky:
-    """The workers' bus: the connection breaks at the wanted publish, before or after it was stored."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self.breaks_in: int | None = None
-        self.after = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._bus, name)
-
-    async def publish(self, subject: str, data: bytes, **more: Any) -> Ack:
-        return await self._through(self._bus.publish(subject, data, **more))
-
-    async def schedule(self, *args: Any, **more: Any) -> Ack:
-        return await self._through(self._bus.schedule(*args, **more))
-
-    async def _through(self, publishing: Any) -> Ack:
-        if self.breaks_in is not None:
-            self.breaks_in -= 1
-            if self.breaks_in < 0:
-                self.breaks_in = None
-                if self.after:
-                    await publishing
-                else:
-                    publishing.close()
-                raise Unavailable("the connection broke")
-        ack: Ack = await publishing
-        return ack
-
-
-class Forgetful(MemoryStore):
-    """A store that may be away when effects were published."""
-
-    away = False
-
-    async def published(self, ids: Sequence[int]) -> None:
-        if self.away:
-            raise StoreUnavailableError("away")
-        await super().published(ids)
 
 
 @dataclass(slots=True)
@@ -90,10 +46,7 @@ class World:
         store = Forgetful(self.rig.now)
         self.rig.store = self.store = store
         self.flaky = Flaky(self.rig.bus)
-        self.hands = [
-            Hand(self.rig, self.flaky, store)  # type: ignore[arg-type]  # the rest is the bus's
-            for _ in range(hands)
-        ]
+        self.hands = [Hand(self.rig, self.flaky, store) for _ in range(hands)]
         self.held: list[tuple[Hand, list[Delivery]]] = []
         self.calls: list[tuple[str, str]] = []
         self.asked: Counter[tuple[str, str]] = Counter()
@@ -124,7 +77,7 @@ class World:
     # -- what happens ---------------------------------------------------------------------------
 
     async def ask(self, chat: str, tool: str) -> None:
-        call = f"call-{len(self.calls)}"
+        call = self._next_call(chat)
         self.calls.append((chat, call))
         await self._ask(chat, tool, call)
 
@@ -135,7 +88,7 @@ class World:
         elif what == "repeat":
             await self.repeat(-1 - number)
         elif what == "cancel ahead":
-            await self.rig.senders.cancel(chat, f"call-{len(self.calls)}")
+            await self.rig.senders.cancel(chat, self._next_call(chat))
         elif self.calls:
             chat, call = self.calls[-1 - number % min(len(self.calls), 4)]
             if what == "again":
@@ -147,11 +100,15 @@ class World:
         """Have an agent show itself, or the chat's workspace deleted in one way or another."""
         if what == "show":
             agent = self.agents.get(job["build_id"], "main")
-            await self.rig.senders.show(job, agent=agent)  # type: ignore[arg-type]
+            await self.rig.senders.show(job, agent=agent)
         elif what == "delete":
             await self.rig.senders.delete(job["chat_id"])
         else:
             await self.rig.senders.deleted(job)
+
+    def _next_call(self, chat: str) -> str:
+        """Number calls by chat, as chats do: their ids are a chat's own affair."""
+        return f"call-{sum(asking == chat for asking, _ in self.calls)}"
 
     async def _ask(self, chat: str, tool: str, call: str) -> None:
         self.asked[chat, call] += 1
@@ -222,6 +179,10 @@ class World:
         for chat in self.chats:
             await self._agrees(chat)
         self._answered_at_most_once()
+        jobs = self.rig.jobs()
+        assert len({job["build_id"] for job in jobs}) == len(jobs)
+        owners = {(job["workspace_id"], job["chat_id"]) for job in jobs}
+        assert len({workspace for workspace, _ in owners}) == len(owners)
         assert self.rig.dead == [], self.rig.dead[0].headers
 
     async def _agrees(self, chat: str) -> None:

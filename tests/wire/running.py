@@ -8,12 +8,13 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
@@ -45,25 +46,32 @@ def run(
     )
 
 
-@dataclass
 class Process:
     """A command that serves, with what it says."""
 
-    process: subprocess.Popen[bytes]
-    log: Path
+    def __init__(self, *words: str | Path, env: Mapping[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "handlers", *map(str, words)],
+            cwd=ROOT,
+            env=environment(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.rest = b""
+        """What was left of stdout at its end."""
+        self._said: list[str] = []
+        self._more = threading.Condition()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
-    @classmethod
-    def start(cls, *words: str | Path, log: Path, env: Mapping[str, str] | None = None) -> Process:
-        with log.open("ab") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "handlers", *map(str, words)],
-                cwd=ROOT,
-                env=environment(env),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-            )
-        return cls(process, log)
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stderr:
+            for line in stderr:
+                with self._more:
+                    self._said.append(line.decode(errors="replace"))
+                    self._more.notify_all()
 
     @property
     def pid(self) -> int:
@@ -94,6 +102,7 @@ class Process:
             if self.process.returncode is not None:
                 self.rest = self.process.stdout.read()
                 self.process.stdout.close()
+                self._listener.join(PATIENCE)
 
     def kill(self) -> None:
         """End it by force, if it is still there."""
@@ -102,7 +111,14 @@ class Process:
             self.ended()
 
     def said(self) -> str:
-        return self.log.read_text(errors="replace")
+        """What it wrote to stderr so far."""
+        with self._more:
+            return "".join(self._said)
+
+    def heard(self, words: str) -> None:
+        """Wait until it said that."""
+        with self._more:
+            assert self._more.wait_for(lambda: any(words in line for line in self._said), PATIENCE)
 
 
 @dataclass
@@ -135,12 +151,9 @@ class Up:
         return json.loads(done.stdout)
 
 
-def begin(
-    directory: Path, *flags: str, env: Mapping[str, str] | None = None, log: Path | None = None
-) -> Up:
+def begin(directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> Up:
     """Start `up` and wait until it is ready."""
-    log = log or directory.with_name(directory.name + ".log")
-    process = Process.start("up", "--data-dir", directory, *flags, log=log, env=env)
+    process = Process("up", "--data-dir", directory, *flags, env=env)
     try:
         line = process.line()
         assert line, f"`up` ended before it was ready:\n{process.said()}"
@@ -196,8 +209,3 @@ def end(pids: Sequence[int]) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     gone(pids, PATIENCE)
-
-
-def read_lines(stream: IO[bytes]) -> list[Any]:
-    """Read JSON lines."""
-    return [json.loads(line) for line in stream.read().splitlines()]

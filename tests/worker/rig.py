@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -90,7 +90,10 @@ class Rig:
         for consumer in (*CONSUMERS, POOL):
             await self.bus.ensure_consumer(consumer)
         await self.push(PYTHON)
-        taps = {"workspaced.ui.*.state": self._state, "workspaced.result.>": self._result}
+        taps: dict[str, Callable[[Message], None]] = {
+            "workspaced.ui.*.state": self._state,
+            "workspaced.result.>": self._result,
+        }
         taps["workspaced.dead.*"] = self.dead.append
         for subject, take in taps.items():
             self.server.interests.append(Interest(subject, "", take))

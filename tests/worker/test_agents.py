@@ -88,9 +88,11 @@ async def test_an_agent_that_is_back_when_its_mark_is_worked_is_not_lost(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
     rig.clock.advance(SILENCE)
+    taken = hand.take()
+    assert [delivery.expired for delivery in taken] == [True]
     await send.show(job)
 
-    await hand.pump()
+    await hand.work(taken)
 
     assert await losses(rig, chat) == []
     assert rig.state(chat)["agent"]["status"] == "connected"

@@ -10,7 +10,8 @@ import pytest
 from bus import CLOUDEVENT, Unavailable, subjects
 from bus.headers import write_block
 from bus.streams import WORKER_IN
-from handlers.worker import batch, chat as chat_module
+from handlers.worker import batch
+from statemachine.machine import decide
 from statemachine.store import StoreUnavailableError
 from tests.worker.messages import Senders, envelope, new_id
 from tests.worker.rig import Hand, Rig
@@ -18,14 +19,13 @@ from tests.worker.rig import Hand, Rig
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, event_id: str) -> None:
     """Plant a bug: one event can't be decided."""
-    decide = chat_module.decide
 
     def fails(workspace: Any, event: Any, *more: Any) -> Any:
         if event.id == event_id:
             raise KeyError("a bug")
         return decide(workspace, event, *more)
 
-    monkeypatch.setattr(chat_module, "decide", fails)
+    monkeypatch.setattr("handlers.worker.chat.decide", fails)
 
 
 async def test_a_dead_letter_keeps_its_body_and_says_why(

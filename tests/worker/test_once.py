@@ -116,7 +116,7 @@ async def test_what_was_committed_is_published_when_the_event_comes_again(
     broken = Broken(rig.bus, subject, after=after)
     await send.create(chat)
 
-    await rig.hand(bus=broken).pump()  # type: ignore[arg-type]  # the rest is the bus's
+    await rig.hand(bus=broken).pump()
     assert broken.broke
     assert rig.store.outbox
     rig.clock.advance(WORKER_IN.ack_wait)
@@ -134,7 +134,7 @@ async def test_a_call_is_answered_when_its_answer_was_not_published_at_first(
     broken = Broken(rig.bus, subjects.RESULTS, after=after)
     await send.ask(chat, "list_templates")
 
-    await rig.hand(bus=broken).pump()  # type: ignore[arg-type]
+    await rig.hand(bus=broken).pump()
     rig.clock.advance(WORKER_IN.ack_wait)
     await rig.hand().pump()
 
@@ -193,7 +193,7 @@ async def test_a_worker_that_died_before_its_ack_leaves_a_repeat(
         async def ack(self) -> None:
             """Not sent any more."""
 
-    await hand.work([Lost(delivery) for delivery in hand.take()])  # type: ignore[misc]
+    await hand.work([Lost(delivery) for delivery in hand.take()])
     rig.clock.advance(WORKER_IN.ack_wait)
     assert await rig.hand().pump() == 1
 
@@ -261,3 +261,30 @@ async def test_two_relays_that_publish_at_once_leave_the_newest_state(
 def created(rows: Sequence[Outgoing]) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(next(r for r in rows if r.lane == Lane.JOB).payload)["data"]
     return data
+
+
+async def test_a_relay_that_published_a_newer_state_publishes_no_older_one(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """What another one left over comes to it when the event is repeated."""
+    event_id, dying = new_id(), rig.hand()
+    await send.create(chat)
+    await hand.pump()
+    job = rig.job
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dying.relay, "publish", died)
+        await send.built(job, agents=("main",), event_id=event_id)
+        await dying.pump()
+    await send.agent(job, "connected", 1)
+    await hand.work(hand.take())
+    assert rig.state(chat)["state"] == "scripts_running"
+
+    rig.clock.advance(WORKER_IN.ack_wait)
+    await hand.pump()
+
+    assert [s["version"] for s in rig.states[chat]] == [1, 3]
+    assert rig.store.outbox == {}
+
+
+async def died(rows: Sequence[Outgoing]) -> None:
+    raise Unavailable(f"died with {len(rows)}")

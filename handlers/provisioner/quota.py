@@ -1,0 +1,176 @@
+"""What one owner may have on this machine: so many workspaces, and so much disk for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import stat
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from handlers.provisioner.job import Job
+from handlers.provisioner.journal import Journal, WorkspaceRecord
+from handlers.provisioner.step import Failed
+
+CODE: Final = "INSUFFICIENT_QUOTA"
+_MIB: Final = 1024 * 1024
+_BLOCK: Final = 512
+_NAMED: Final = 5
+"""Workspaces that a refusal names at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What one owner may have here; 0 for no limit."""
+
+    workspaces: int = 0
+    disk_mib: int = 0
+
+
+class Quotas:
+    """Judges start builds by what their owner has on this machine already.
+
+    Whose a workspace is stands in the journal; whether it is still here, its directory says.
+    """
+
+    def __init__(self, journal: Journal, directory: Path, allowance: Allowance) -> None:
+        self._journal, self._directory, self._allowance = journal, directory, allowance
+        self._claimed: set[str] = set()
+        self._turns: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def admit(self, job: Job) -> Failed | None:
+        """Claim a place among the owner's workspaces, until `release`, unless all are taken.
+
+        Nothing is awaited between the look and the claim: of two builds that both want the last
+        place, the second finds it taken.
+        """
+        limit = self._allowance.workspaces
+        others = [
+            record
+            for record in (self._of_owner(job) if limit else ())
+            if record.workspace_id != job.workspace_id and self._counts(record)
+        ]
+        if limit and (count := len(others)) >= limit:
+            return Failed(
+                f"{job.owner_name} has {_workspaces(count)} on this machine and may have {limit}: "
+                f"{_named(map(_name, others))}. Stopped ones count too. Delete one "
+                "that is no longer needed, then try again; or ask the operator for a higher limit "
+                "(WORKSPACED_WORKSPACES_PER_OWNER).",
+                CODE,
+                {"credits_consumed": count, "budget": limit},
+            )
+        self._claimed.add(job.workspace_id)
+        return None
+
+    def release(self, workspace_id: str) -> None:
+        """Give back the claim: the journal says from now on whether the workspace counts."""
+        self._claimed.discard(workspace_id)
+
+    def turn(self, job: Job) -> asyncio.Lock:
+        """Return what is held while the owner's disk is judged.
+
+        Of two builds that went over together the first makes room before the second is judged.
+        """
+        return self._turns[job.owner_id]
+
+    async def disk(self, job: Job) -> Failed | None:
+        """Say whether the owner's workspaces, as they are now, use more than they may."""
+        limit = self._allowance.disk_mib
+        if not limit or not (records := self._of_owner(job)):
+            return None
+        sizes = await measured([self._directory / record.workspace_id for record in records])
+        if (used := sum(sizes)) <= limit * _MIB:
+            return None
+        by_size = sorted(zip(sizes, records, strict=True), key=lambda pair: -pair[0])
+        largest = (f"{_name(record)} ({_mib(size):g} MiB)" for size, record in by_size if size)
+        return Failed(
+            f"The workspaces of {job.owner_name} use {_mib(used):g} MiB of disk on this machine "
+            f"and may use {limit} MiB: {_named(largest)}. Delete files or workspaces that are no "
+            "longer needed, then try again; or ask the operator for a higher limit "
+            "(WORKSPACED_DISK_PER_OWNER_MIB).",
+            CODE,
+            {"credits_consumed": _mib(used), "budget": limit},
+        )
+
+    def _of_owner(self, job: Job) -> list[WorkspaceRecord]:
+        if job.owner_id is None:
+            return []
+        return [r for r in self._journal.records() if r.owner_id == job.owner_id]
+
+    def _counts(self, record: WorkspaceRecord) -> bool:
+        """Tell whether the workspace takes a place: one that never came to be does not.
+
+        Nobody could work in it, and its owner has no way to delete it.
+        """
+        return record.workspace_id in self._claimed or (
+            not record.new and (self._directory / record.workspace_id).exists()
+        )
+
+
+async def measured(directories: Iterable[Path]) -> list[int]:
+    """Return the bytes of disk that each directory uses, as `du` counts them."""
+    given_up = threading.Event()
+    try:
+        return await asyncio.to_thread(_measure, list(directories), given_up)
+    finally:
+        # A thread can't be cancelled: a large tree must not keep a process from ending.
+        given_up.set()
+
+
+def _measure(directories: list[Path], given_up: threading.Event) -> list[int]:
+    seen: set[tuple[int, int]] = set()
+    return [sum(_sizes(directory, seen, given_up)) for directory in directories]
+
+
+def _sizes(root: Path, seen: set[tuple[int, int]], given_up: threading.Event) -> Iterator[int]:
+    """Yield what each file takes: links are not followed, nor is another file system entered.
+
+    What vanishes meanwhile, or can't be read, is left out.
+    """
+    try:
+        top = root.lstat()
+    except OSError:
+        return
+    if not stat.S_ISDIR(top.st_mode):
+        return
+    yield top.st_blocks * _BLOCK
+    waiting = [str(root)]
+    while waiting and not given_up.is_set():
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    found = entry.stat(follow_symlinks=False)
+                    if found.st_dev != top.st_dev:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif found.st_nlink > 1:
+                        if (found.st_dev, found.st_ino) in seen:
+                            continue
+                        seen.add((found.st_dev, found.st_ino))
+                    yield found.st_blocks * _BLOCK
+
+
+def _mib(size: int) -> float:
+    """Round up: what is over a limit must look so."""
+    return math.ceil(size / _MIB * 10) / 10
+
+
+def _workspaces(count: int) -> str:
+    return "1 workspace" if count == 1 else f"{count} workspaces"
+
+
+def _name(record: WorkspaceRecord) -> str:
+    return record.name or record.workspace_id
+
+
+def _named(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = len(listed) - _NAMED
+    return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,75 @@
+"""Roles by themselves, beside a running `up`."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.folders import QUICK, folder
+from tests.wire.harness import new_id
+from tests.wire.running import Process, Up, gone, processes_of, run
+
+
+@pytest.mark.parametrize("role", ["worker", "gateway"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_role_finds_the_running_up_and_ends_when_told(
+    running: Up, role: str, number: signal.Signals
+) -> None:
+    process = Process(role, "--data-dir", running.directory)
+    process.heard(f"{role} is ready")
+
+    assert process.stop(number, within=10) == 0
+    assert process.rest == b""
+
+
+def test_a_provisioner_of_a_pool_of_its_own(running: Up, tmp_path: Path) -> None:
+    text = QUICK.replace("quick", "apart").replace("local", "apart")
+    pushed = running.data("template", "push", folder(tmp_path, text))
+    home = ("--data-dir", tmp_path / "home", "--nats-url", running.nats)
+    credential = ("--credentials", running.seed_file("provisioner"))
+    chat = new_id()
+    process = Process("provisioner", "--name", "apart", "--pool", "apart", *home, *credential)
+    try:
+        created = running.data(
+            "tool",
+            "create_workspace",
+            "--chat",
+            chat,
+            "--arg",
+            f"template_id={pushed['template_id']}",
+        )
+        agents = processes_of(tmp_path / "home", "handlers.agent")
+        running.data("tool", "stop_workspace", "--chat", chat)
+    finally:
+        status = process.stop(within=10)
+
+    assert created["created"] is True
+    assert status == 0
+    assert len(agents) == 1
+    assert gone(agents, 10)
+
+
+def test_a_role_with_the_credential_of_another_is_refused(running: Up, tmp_path: Path) -> None:
+    place = ("--nats-url", running.nats, "--database-url", running.ready["database"])
+    refused = run("worker", *place, "--credentials", running.seed_file("chat-service"))
+    unknown = tmp_path / "unknown.nk"
+    unknown.write_text("SUAMK2FG4MI6UE3ACF3FK3OIQBCEIEZV7NSWFFEW63UXMRLFM2XLAXK4GY")
+    stranger = run("gateway", *place, "--credentials", unknown)
+    nothing = tmp_path / "nothing.nk"
+    nothing.write_text("nothing")
+    no_seed = run("gateway", *place, "--credentials", nothing)
+
+    for done in (refused, stranger, no_seed):
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+    assert "permission" in refused.stderr.lower()
+
+
+def test_an_agent_without_a_folder(tmp_path: Path) -> None:
+    done = run("agent", tmp_path / "config.json")
+
+    assert done.returncode == 1
+    assert "config.json" in done.stderr
+    assert "Traceback" not in done.stderr

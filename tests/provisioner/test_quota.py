@@ -1,0 +1,203 @@
+"""How many workspaces an owner may have on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus.memory import MemoryBus
+from bus.memory_server import MemoryServer
+from handlers.app import Place
+from handlers.provisioner import Allowance
+from handlers.roles import local_provisioner
+from handlers.settings import InvalidSettings, read_settings
+from tests.provisioner.conftest import Provisioning
+from tests.provisioner.rig import Event, Rig, identity
+
+ONE = Allowance(workspaces=1)
+ANN = identity()
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    return tmp_path / "root" / "workspaces"
+
+
+def start(rig: Rig, number: int = 1, transition: str = "start", **more: Any) -> Event:
+    more = {"workspace_id": identity(), "owner_id": ANN, "version": rig.version({}), **more}
+    return rig.job(number, transition, **more)
+
+
+async def built(rig: Rig, job: Event) -> Event:
+    return await rig.ended(await rig.ask(job))
+
+
+def succeeded(fact: Event) -> bool:
+    return bool(fact["type"] == "workspaced.build_succeeded.v1")
+
+
+def refused(fact: Event) -> bool:
+    return fact["data"].get("error_code") == "INSUFFICIENT_QUOTA"
+
+
+async def test_an_owner_who_has_all_they_may_is_told_so(
+    rig: Rig, provisioning: Provisioning, places: Path
+) -> None:
+    more = start(rig, build={"start": "touch built"})
+    async with provisioning(allowance=Allowance(workspaces=2)):
+        for name in ("tidy-owl", "calm-elk"):
+            assert succeeded(await built(rig, start(rig, workspace_name=name)))
+        failed = await built(rig, more)
+
+    assert failed["type"] == "workspaced.build_failed.v1"
+    assert failed["data"]["error_code"] == "INSUFFICIENT_QUOTA"
+    assert failed["data"]["quota"] == {"credits_consumed": 2, "budget": 2}
+    for words in ("ann has 2 workspaces", "may have 2", "tidy-owl, calm-elk", "Delete one"):
+        assert words in failed["data"]["error"]
+    assert failed["data"]["error"] in rig.output(more["build_id"])
+    assert not (places / more["workspace_id"]).exists()
+
+
+async def test_another_owner_and_another_build_of_the_same_workspace_are_let_in(
+    rig: Rig, provisioning: Provisioning
+) -> None:
+    first = start(rig)
+    async with provisioning(allowance=ONE):
+        assert succeeded(await built(rig, first))
+        again = start(rig, 2, workspace_id=first["workspace_id"])
+        assert succeeded(await built(rig, again))
+        assert succeeded(await built(rig, start(rig, owner_id=identity())))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, Allowance(1000, 0)), ({"WORKSPACES": "3", "DISK": "512"}, Allowance(3, 512))],
+)
+def test_the_limits_are_settings(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, str],
+    expected: Allowance,
+) -> None:
+    for name, variable in (
+        ("WORKSPACES", "WORKSPACED_WORKSPACES_PER_OWNER"),
+        ("DISK", "WORKSPACED_DISK_PER_OWNER_MIB"),
+    ):
+        monkeypatch.setenv(variable, given.get(name, ""))
+    place = Place("nats://127.0.0.1:1", None, tmp_path)
+
+    local = local_provisioner(place, None, tmp_path, read_settings())
+
+    assert local._allowance == expected
+
+
+@pytest.mark.parametrize("value", ["-1", "many", "1.5"])
+def test_a_limit_that_is_no_count_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("WORKSPACED_DISK_PER_OWNER_MIB", value)
+
+    with pytest.raises(InvalidSettings, match="WORKSPACED_DISK_PER_OWNER_MIB"):
+        read_settings()
+
+
+async def test_no_limit_is_none(rig: Rig, provisioning: Provisioning) -> None:
+    async with provisioning(allowance=Allowance(workspaces=0, disk_mib=0)):
+        assert [succeeded(await built(rig, start(rig))) for _ in range(3)] == [True] * 3
+
+
+async def test_whose_a_workspace_is_survives_a_restart(
+    rig: Rig, provisioning: Provisioning
+) -> None:
+    async with provisioning(allowance=ONE):
+        await built(rig, start(rig))
+    async with provisioning(allowance=ONE):
+        assert refused(await built(rig, start(rig)))
+
+
+async def test_a_stopped_workspace_counts_and_a_deleted_one_does_not(
+    rig: Rig, server: MemoryServer, provisioning: Provisioning, places: Path
+) -> None:
+    first = start(rig)
+    deletion = start(rig, 3, "delete", workspace_id=first["workspace_id"])
+    async with provisioning(allowance=ONE):
+        await built(rig, first)
+        await built(rig, start(rig, 2, "stop", workspace_id=first["workspace_id"]))
+        assert refused(await built(rig, start(rig)))
+        deleted = await built(rig, deletion)
+        assert not (places / first["workspace_id"]).exists()
+        assert succeeded(await built(rig, start(rig)))
+    rig.seen.clear()
+    async with provisioning(allowance=ONE):  # says again how the deletion ended
+        again = await rig.ended(deletion["build_id"])
+        async with MemoryBus(server) as worker:
+            await worker.send("workspaced.resend.provisioner", b"")
+        assert refused(await built(rig, start(rig)))
+
+    assert again == deleted
+
+
+async def test_a_workspace_whose_directory_was_removed_by_hand_does_not_count(
+    rig: Rig, provisioning: Provisioning, places: Path
+) -> None:
+    first = start(rig)
+    async with provisioning(allowance=ONE):
+        await built(rig, first)
+        (places / first["workspace_id"]).rename(places.parent / "elsewhere")
+        assert succeeded(await built(rig, start(rig)))
+        # It would be one more if it came back.
+        assert refused(await built(rig, start(rig, 2, workspace_id=first["workspace_id"])))
+
+
+async def test_a_workspace_that_never_came_to_be_takes_no_place(
+    rig: Rig, provisioning: Provisioning
+) -> None:
+    broken = start(rig, build={"start": "exit 1"})
+    async with provisioning(allowance=ONE):
+        assert not refused(await built(rig, broken))
+        assert succeeded(await built(rig, start(rig)))
+        mended = start(rig, 2, workspace_id=broken["workspace_id"])
+        assert refused(await built(rig, mended))
+
+
+async def test_a_workspace_that_was_once_started_counts_though_its_last_start_failed(
+    rig: Rig, provisioning: Provisioning
+) -> None:
+    first = start(rig)
+    failing = start(rig, 2, workspace_id=first["workspace_id"], build={"start": "exit 1"})
+    async with provisioning(allowance=ONE):
+        await built(rig, first)
+        await built(rig, failing)
+        assert refused(await built(rig, start(rig)))
+
+
+async def test_of_two_builds_at_once_only_one_gets_the_last_place(
+    rig: Rig, provisioning: Provisioning, tmp_path: Path
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    # The one that is let in waits until the other was judged.
+    jobs = [start(rig, build={"start": f"read line < {gate}"}) for _ in range(2)]
+    async with provisioning(allowance=ONE):
+        builds = [await rig.ask(job) for job in jobs]
+        await rig.fact(error_code="INSUFFICIENT_QUOTA")
+        await built(rig, start(rig, owner_id=identity(), build={"start": f"echo > {gate}"}))
+        ends = [await rig.ended(build) for build in builds]
+        assert refused(await built(rig, start(rig)))
+
+    assert sorted(map(succeeded, ends)) == [False, True]
+    assert sorted(map(refused, ends)) == [False, True]
+
+
+async def test_a_place_is_free_again_when_the_build_that_held_it_fails(
+    rig: Rig, provisioning: Provisioning, tmp_path: Path
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    first = start(rig, build={"start": f"read line < {gate}; exit 1"})
+    async with provisioning(allowance=ONE):
+        await rig.ask(first)
+        await rig.fact(type="build_started", build_id=first["build_id"])
+        assert refused(await built(rig, start(rig)))
+        await built(rig, start(rig, owner_id=identity(), build={"start": f"echo > {gate}"}))
+        await rig.ended(first["build_id"])
+        assert succeeded(await built(rig, start(rig)))

@@ -1,0 +1,52 @@
+"""What goes wrong around a worker: its bus breaks, its store is away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bus import Ack, Bus, Unavailable
+from statemachine.store import StoreUnavailableError
+from statemachine.store.memory import MemoryStore
+
+
+class Flaky:
+    """The workers' bus: the connection breaks at the wanted publish, before or after it was stored."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.breaks_in: int | None = None
+        self.after = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def publish(self, subject: str, data: bytes, **more: Any) -> Ack:
+        return await self._through(self._bus.publish(subject, data, **more))
+
+    async def schedule(self, *args: Any, **more: Any) -> Ack:
+        return await self._through(self._bus.schedule(*args, **more))
+
+    async def _through(self, publishing: Any) -> Ack:
+        if self.breaks_in is not None:
+            self.breaks_in -= 1
+            if self.breaks_in < 0:
+                self.breaks_in = None
+                if self.after:
+                    await publishing
+                else:
+                    publishing.close()
+                raise Unavailable("the connection broke")
+        ack: Ack = await publishing
+        return ack
+
+
+class Forgetful(MemoryStore):
+    """A store that may be away when effects were published."""
+
+    away = False
+
+    async def published(self, ids: Sequence[int]) -> None:
+        if self.away:
+            raise StoreUnavailableError("away")
+        await super().published(ids)

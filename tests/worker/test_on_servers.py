@@ -1,0 +1,232 @@
+"""The same promises over the real servers: PostgreSQL, NATS, and workers that run by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from bus import Bus, Subscription, subjects
+from bus.jetstream import connect
+from bus.streams import JOB, STATE, pool_consumer
+from handlers.embedded import Servers
+from handlers.embedded.identities import seed_file
+from handlers.worker.worker import Worker
+from statemachine.store import Store
+from statemachine.store.migrating import migrate
+from statemachine.store.postgres import connect as open_store
+from statemachine.workspace import Limits
+from tests.unit.driver import ORG, PYTHON
+from tests.unit.facts import uid
+from tests.worker.messages import Job, Senders, new_id
+
+WITHIN = 20.0
+Start = Callable[..., Awaitable[Worker]]
+
+
+@dataclass(slots=True)
+class Place:
+    """The servers, a connection that may do what senders and callers do, and the store."""
+
+    bus: Bus
+    store: Store
+    send: Senders
+    start: Start
+
+    async def next_job(self) -> Job:
+        async with self.bus.pull(pool_consumer("local"), most=1) as pull:
+            (delivery,) = await asyncio.wait_for(pull.next(1), WITHIN)
+            await delivery.ack()
+            job: Job = json.loads(delivery.data)["data"]
+            return job
+
+    @asynccontextmanager
+    async def answers(self, chat: str) -> AsyncIterator[Subscription]:
+        async with self.bus.subscribe(f"workspaced.result.{chat}.*") as found:
+            yield found
+
+    @asynccontextmanager
+    async def states(self, chat: str) -> AsyncIterator[Subscription]:
+        async with self.bus.subscribe(subjects.ui_state(chat)) as found:
+            yield found
+
+
+async def data(subscription: Subscription) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((await subscription.next(WITHIN)).data)["data"]
+    return found
+
+
+async def until(subscription: Subscription, state: str) -> dict[str, Any]:
+    while (seen := await data(subscription))["state"] != state:
+        pass
+    return seen
+
+
+@pytest.fixture
+async def place(own_nats: Servers, database_url: str) -> AsyncIterator[Place]:
+    await migrate(database_url)
+    async with AsyncExitStack() as stack:
+
+        async def bus(role: str) -> Bus:
+            file = seed_file(own_nats.credentials, role)
+            made = await connect(own_nats.nats_url, name=role, seed_file=file)
+            return await stack.enter_async_context(made)
+
+        async def start(limits: Limits | None = None) -> Worker:
+            own = await stack.enter_async_context(open_store(database_url))
+            worker = Worker(own, await bus("worker"), limits or Limits())
+            running = asyncio.create_task(worker.run())
+            stack.push_async_callback(asyncio.wait, [running])
+            stack.callback(running.cancel)
+            await asyncio.wait_for(worker.ready.wait(), WITHIN)
+            return worker
+
+        store = await stack.enter_async_context(open_store(database_url))
+        await store.push(ORG, PYTHON.active, b"")
+        operator = await bus("operator")
+        yield Place(operator, store, Senders(operator), start)
+
+
+async def test_the_whole_way_from_request_to_answer(place: Place) -> None:
+    chat = new_id()
+    await place.start()
+    async with place.answers(chat) as answers, place.states(chat) as states:
+        await place.send.create(chat, name="blue")
+        job = await place.next_job()
+        await place.send.built(job)
+        await place.send.agent(job, "connected", 1)
+        await place.send.agent(job, "ready", 2)
+        answer = await data(answers)
+        seen = [(await data(states))["state"] for _ in range(4)]
+
+    assert answer["result"]["created"] is True
+    assert answer["result"]["build_id"] == job["build_id"]
+    assert seen == ["building", "agent_connecting", "scripts_running", "ready"]
+    last = await place.bus.last(STATE.name, subjects.state(chat))
+    assert last is not None
+    assert json.loads(last.data)["data"]["version"] == 4
+
+
+async def test_fifty_creates_at_once_over_three_workers_make_one_workspace(place: Place) -> None:
+    chat = new_id()
+    workers = [await place.start() for _ in range(3)]
+    async with place.answers(chat) as answers:
+        await asyncio.gather(*(place.send.create(chat, f"call-{n}") for n in range(50)))
+        job = await place.next_job()
+        await place.send.built(job, agents=())
+        found = [await data(answers) for _ in range(50)]
+
+    assert sum(answer["result"]["created"] for answer in found) == 1
+    assert {answer["call_id"] for answer in found} == {f"call-{n}" for n in range(50)}
+    assert {answer["result"]["build_id"] for answer in found} == {job["build_id"]}
+    stream = await place.bus.ensure_stream(JOB)
+    assert stream.last == 1, "one job was ever published"
+    assert sum(worker.dead_letters for worker in workers) == 0
+
+
+async def test_many_chats_over_three_workers_each_get_their_own(place: Place) -> None:
+    """The calls have the same id and the same owner, the events come twice."""
+    chats = {new_id(): new_id() for _ in range(30)}
+    for _ in range(3):
+        await place.start()
+    async with place.bus.subscribe("workspaced.result.>") as answers:
+        for _ in range(2):
+            await asyncio.gather(
+                *(place.send.create(c, "call_1", event_id=e, name="x") for c, e in chats.items())
+            )
+        jobs = [await place.next_job() for _ in chats]
+        await asyncio.gather(*(place.send.built(job, agents=()) for job in jobs))
+        found = [await data(answers) for _ in chats]
+
+    assert {job["chat_id"] for job in jobs} == set(chats)
+    for key in ("workspace_id", "build_id"):
+        assert len({job[key] for job in jobs}) == len(chats)
+    assert len({job["workspace_name"] for job in jobs}) == len(chats)
+    assert all(answer["result"]["created"] for answer in found)
+
+
+async def test_a_limit_holds_by_the_servers_own_timers(place: Place) -> None:
+    chat = new_id()
+    await place.start(Limits(build=timedelta(seconds=0.2)))
+    async with place.answers(chat) as answers:
+        await place.send.create(chat)
+        answer = await data(answers)
+
+    assert answer["result"].keys() == {"error", "build_id"}
+    log = await place.store.log(chat)
+    fired = [e for e in log if e["event"]["type"] == "workspaced.deadline_passed.v1"]
+    assert len(fired) == 1
+    assert [e["state_after"] for e in fired] == ["failed"]
+
+
+async def test_an_agent_that_goes_silent_is_noticed_by_the_servers_own_marks(place: Place) -> None:
+    chat = new_id()
+    await place.start()
+    async with place.states(chat) as states:
+        await place.send.create(chat)
+        job = await place.next_job()
+        await place.send.show(job, ttl=1.0)
+        await place.send.built(job)
+        await place.send.agent(job, "connected", 1)
+        await place.send.agent(job, "ready", 2)
+        await until(states, "ready")
+        while (seen := await data(states))["agent"]["status"] != "disconnected":
+            pass
+
+    assert seen["state"] == "ready"
+    assert seen["cause"]["source"] == "/workspaced"
+
+
+async def test_what_only_a_database_can_not_hold_is_the_calls_own_fault(place: Place) -> None:
+    """An id that looks like one to the eye, and not to PostgreSQL."""
+    chat, none = new_id(), "z" * 8 + "-zzzz" * 3 + "-" + "z" * 12
+    worker = await place.start()
+    async with place.answers(chat) as answers:
+        await place.send.ask(chat, "create_workspace", template_id=none)
+        answer = await data(answers)
+    async with place.bus.subscribe("workspaced.dead.tool") as dead:
+        await place.send.create(none)
+        letter = await dead.next(WITHIN)
+
+    assert answer["is_error"] is True
+    assert "UUID" in answer["result"]["error"]
+    assert letter.headers["Workspaced-Reason"] == "bad_data"
+    assert worker.dead_letters <= 1
+
+
+async def test_a_worker_that_starts_takes_up_what_another_left(place: Place) -> None:
+    """A call that was asked while nobody worked, and a limit of before."""
+    chat, waiting = new_id(), new_id()
+    limits = Limits(build=timedelta(seconds=0.5))
+    first = await place.start(limits)
+    async with place.states(waiting) as states:
+        await place.send.create(waiting)
+        await until(states, "building")
+    await first.bus.close()
+    await place.send.ask(chat, "list_templates")
+
+    async with place.answers(chat) as answers, place.states(waiting) as states:
+        await place.start(limits)
+        assert (await data(answers))["result"]["count"] == 1
+        assert (await until(states, "failed"))["failure"]["reason"] == "build_timeout"
+
+
+async def test_whatever_json_a_call_brings_survives_the_database(place: Place) -> None:
+    chat = new_id()
+    deep: dict[str, Any] = {"a": [1, 2.5, {"ä": None}], "big": 10**300}
+    await place.start()
+    async with place.answers(chat) as answers:
+        await place.send.ask(chat, "list_templates", **deep)
+        await data(answers)
+        await place.send.ask(chat, "list_templates", owner=uid("somebody else"))
+        again = await data(answers)
+
+    assert again["result"]["count"] == 1
+    (asked, _) = await place.store.log(chat)
+    assert asked["event"]["data"]["args"] == deep
