@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from bus import Bus
+from bus.streams import pool_consumer
 from handlers.app import Place, limits
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import HOST, Ports
 from handlers.gateway.gateway import Gateway
 from handlers.health import health_server
-from handlers.roles import local_provisioner, stoppable, until_signalled
+from handlers.roles import LOCAL, local_provisioner, stoppable, until_signalled
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
 from statemachine.store import Store, StoreUnavailableError
@@ -85,6 +86,8 @@ async def everything(
             gateway = Gateway(store, gateway_bus, place.issuer_seed())
             local = local_provisioner(place, provisioner_bus, servers.directory, settings)
             async with _tasks(worker, gateway) as tasks:
+                # Before a template names the pool: else the first build would wait for a retry.
+                await worker_bus.ensure_consumer(pool_consumer(LOCAL))
                 tasks.append(asyncio.create_task(stoppable(local)))
                 port = Ports(servers.directory).take("http", asked=http_port, flag="--http-port")
                 checks = {

@@ -61,7 +61,7 @@ def build_failure(workspace: Workspace, build_id: str, action: str) -> Answered:
         "error": text,
         "title": "Workspace quota reached",
         "message": f"Could not {action} the workspace: the owner's quota is used up. "
-        "Stop or delete a workspace, or ask an administrator for more.",
+        "Delete a workspace that is no longer needed, or ask an administrator for more.",
         "build_id": build_id,
     }
     if outcome.quota is not None:

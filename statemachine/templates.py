@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from statemachine import naming
 from statemachine.events import Frozen, Label, Text, Token
@@ -187,6 +188,15 @@ def _local(manifest: Manifest) -> None:
                 }
                 for e in bad.errors()
             ]
+    names = [agent.get("name") for agent in manifest.agent]
+    for number, agent in enumerate(manifest.agent):
+        for key, wrong, words in (
+            ("name", names.count(agent.get("name")) > 1, "another agent has that name"),
+            ("parent", agent.get("parent") not in (None, *names), "no agent has that name"),
+        ):
+            if wrong:
+                problem = PydanticCustomError("agents", words)
+                problems.append({"type": problem, "loc": ("agent", number, key), "input": agent})
     if problems:
         raise ValidationError.from_exception_data("template", problems)
 

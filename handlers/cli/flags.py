@@ -43,8 +43,8 @@ def _add_servers(commands: Any) -> None:
         "Prints one line of JSON on stdout when ready. SIGINT or SIGTERM ends all of it; workspaces "
         "and their agents go on and find the next `up`.",
     )
-    up.add_argument("--nats-port", type=int, metavar="N", help="port of NATS; kept from then on")
-    up.add_argument("--http-port", type=int, metavar="N", help="port of /healthz and /readyz")
+    up.add_argument("--nats-port", type=_port, metavar="N", help="port of NATS; kept from then on")
+    up.add_argument("--http-port", type=_port, metavar="N", help="port of /healthz and /readyz")
     up.set_defaults(serves=True)
     for name, words in (
         ("worker", "run a worker: any number share the work"),
@@ -195,6 +195,12 @@ def _uuid(text: str) -> str:
     if not _UUID.fullmatch(text.lower()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a UUID")
     return text.lower()
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected 1 to 65535")
+    return int(text)
 
 
 def _chat(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.cli.folders import FAILING, QUICK, folder
 from tests.wire.harness import new_id
-from tests.wire.running import ROOT, Up, environment, gone, processes_of, run
+from tests.wire.running import ROOT, Process, Up, environment, gone, processes_of, run
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,27 @@ class TestTool:
 
         assert first.returncode == 0
         assert json.loads(first.stdout) == json.loads(second.stdout)
+
+    def test_who_no_longer_waits_leaves_the_call_open(self, running: Up, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        text = QUICK.replace("quick", "slow").replace("echo $", f"cat {pipe}; echo $")
+        pushed = running.data("template", "push", folder(tmp_path, text))
+        args = ("--arg", f"template_id={pushed['template_id']}", "--call-id", "mine")
+        chat = new_id()
+        ask = ("tool", "create_workspace", "--chat", chat, *args, "--data-dir", running.directory)
+
+        waiting = Process(*ask)
+        waiting.heard("building")
+        status = waiting.stop(signal.SIGINT)
+        pipe.write_bytes(b"go on\n")
+        created = running.data(*ask[:-2])
+        running.data("tool", "stop_workspace", "--chat", chat)
+
+        assert status == 130
+        assert waiting.rest == b""
+        assert "Traceback" not in waiting.said()
+        assert created["created"] is True
 
 
 class TestTemplates:

@@ -53,6 +53,8 @@ def test_the_help_of_a_command_names_every_flag(command: str) -> None:
         ["sing"],
         ["up", "--loud"],
         ["up", "--nats-port", "many"],
+        ["up", "--nats-port", "0"],
+        ["up", "--http-port", "65536"],
         ["tool", "list_templates"],
         ["tool", "list_templates", "--chat", "mine"],
         ["tool", "list_templates", "--chat", "new", "--arg", "page"],

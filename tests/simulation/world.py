@@ -57,6 +57,8 @@ class World:
         self.agents: dict[str, str] = {}
         """The agent that is chosen of a build, if one can be."""
         self.reached: set[str] = set()
+        self.over = False
+        """All is drained: what is committed must be published now."""
         self.sequences: Counter[str] = Counter()
         self.folded = {chat: Folded(Workspace(chat_id=chat)) for chat in self.chats}
         self.disturbed = False
@@ -179,6 +181,9 @@ class World:
         for chat in self.chats:
             await self._agrees(chat)
         self._answered_at_most_once()
+        kept = [await self.store.chat(chat) for chat in self.chats]
+        bound = [chat.ref.id for chat in kept if chat is not None and chat.ref is not None]
+        assert len(set(bound)) == len(bound), "two chats have one workspace"
         jobs = self.rig.jobs()
         assert len({job["build_id"] for job in jobs}) == len(jobs)
         owners = {(job["workspace_id"], job["chat_id"]) for job in jobs}
@@ -202,7 +207,7 @@ class World:
         assert shown == view
         versions = [state["version"] for state in self.rig.states.get(chat, [])]
         assert versions == sorted(set(versions)), versions
-        if self.store.outbox or not kept.version:
+        if not kept.version or (self.store.outbox and not self.over):
             return
         assert self.rig.state(chat) == json.loads(json.dumps(state_changed(kept)))
         if not self.disturbed:
@@ -263,6 +268,7 @@ class World:
         assert len(running) <= 1, running
 
     async def check_end(self) -> None:
+        self.over = True
         await self.check()
         for chat, call in self.calls:
             assert (chat, call) in self.rig.results, (call, self.folded[chat].workspace.state)

@@ -170,3 +170,17 @@ def test_a_template_keeps_its_id_and_its_presets_keep_theirs() -> None:
 )
 def test_a_readme_is_shown_without_front_matter_and_images(text: str, shown: str) -> None:
     assert shown_readme(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("agents", "words"),
+    [
+        ('[[agent]]\nname = "a"\nparent = "b"\n', r"template.toml:7: agent\[0\].parent: no agent"),
+        ('[[agent]]\nname = "a"\n[[agent]]\nname = "a"\n', r"agent\[1\].name: another agent"),
+    ],
+)
+def test_agents_must_have_names_of_their_own_and_known_parents(agents: str, words: str) -> None:
+    text = f'name = "x"\n\n[build]\nstart = "true"\n{agents}'
+
+    with pytest.raises(TemplateError, match=words):
+        read(text)

@@ -285,3 +285,35 @@ async def test_who_may_not_ask_is_refused(world: World) -> None:
     await world.service.errors.first(lambda e: "agent_credential" in str(e).lower())
     await world.service.errors.first(lambda e: "in.provisioner" in str(e).lower())
     assert "permissions violation" in str(first).lower()
+
+
+async def refused_with(world: World, asked: dict[str, Any]) -> int | str:
+    """The code of a service error, or that the answer is one."""
+    try:
+        resolved = await world.service.rpc("list_templates", **asked)
+    except ServiceFault as fault:
+        return fault.code
+    return "is_error" if resolved["is_error"] else "well"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"query": "\x00"}, {"query": "\ud800"}, {"query": "x" * 300_000}, {"query": "x" * 950_000}],
+    ids=["NUL", "a lone surrogate", "too large", "far too large"],
+)
+async def test_what_no_store_can_hold_is_refused_at_once(world: World, args: Any) -> None:
+    chat = await world.chat()
+
+    refusal = await refused_with(world, body(chat, args))
+
+    assert refusal in (400, "is_error")
+    await chat.call("list_templates")
+
+
+async def test_an_rpc_of_another_owner_is_told_so(world: World) -> None:
+    chat = await world.chat()
+    await chat.call("list_templates")
+
+    resolved = await world.service.rpc("list_templates", **body(chat, owner_id=new_id()))
+
+    assert resolved["is_error"] is True
