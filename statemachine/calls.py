@@ -72,6 +72,8 @@ class Known:
     policy: Policy = field(default_factory=Policy)
     names: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
     """Owner id -> lower-case names of their workspaces."""
+    had: AbstractSet[str] = frozenset()
+    """Of the workspaces in question, those that some chat has."""
     seed: bytes = b""
     """Random bytes of this judgement: what new ids and names are made of."""
 

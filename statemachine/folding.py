@@ -45,7 +45,7 @@ class Folded:
     """Set when the fact has no say in what is seen (its folding may still matter later)."""
 
 
-def fold(workspace: Workspace, event: Event) -> Folded:
+def fold(workspace: Workspace, event: Event) -> Folded:  # noqa: C901 — one arm a type
     """Fold `event` into `workspace`."""
     data: Data = event.data
     match data:
@@ -68,13 +68,10 @@ def fold(workspace: Workspace, event: Event) -> Folded:
             return Folded(workspace, Trigger.DEADLINE_PASSED)
         case events.WaitResumed():
             return Folded(workspace, Trigger.WAIT_RESUMED)
-        case (
-            events.ToolCanceled()
-            | events.DeleteRequested()
-            | events.TtlPassed()
-            | events.OrphanGracePassed()
-        ):
-            return Folded(workspace)  # the rules of the tools act on these
+        case events.TtlPassed():
+            return Folded(workspace.model_copy(update={"expires_at": None}))
+        case events.ToolCanceled() | events.DeleteRequested() | events.OrphanGracePassed():
+            return Folded(workspace)  # the rules act on these
         case events.ToolRequested():
             return Folded(_introduced(workspace, data))
 

@@ -287,6 +287,6 @@ def expiry(chat: Workspace, known: Known, label: str) -> BuildRequested | None:
 def orphan(chat: Workspace, known: Known, workspace_id: str, label: str) -> BuildRequested | None:
     """Judge a workspace that ran on without a chat: the stop to make, if it still runs."""
     former = formers.known(chat, workspace_id)
-    if former is None or former.orphaned_at is None:
+    if former is None or former.orphaned_at is None or workspace_id in known.had:
         return None
     return requests.ending(chat, Transition.STOP, known, label, former)

@@ -10,17 +10,20 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
-from handlers.worker import effects
+from handlers.worker import effects, waking
 from handlers.worker.chat import Chat
 from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed
 from handlers.worker.policy import policy
 from statemachine import events
 from statemachine.calls import Call, Known
 from statemachine.events import BuildStarted, BuildSucceeded
+from statemachine.formers import orphans
 from statemachine.store import Changes, Key, Outgoing, Store, Transaction
 from statemachine.templates import Catalog
+from statemachine.wakes import Purpose, wake
 from statemachine.workspace import Limits, Workspace
 
 EMPTY: Final = Catalog({}, {})
@@ -73,11 +76,11 @@ async def apply(
                     known.add((event.chat_id, digest))
                     changes.identities.append((event.chat_id, digest))
                     chat.apply(event)
-                case Fired(chat_id=chat_id, generation=generation):
-                    if not chat.fired(generation):
+                case Fired(chat_id=chat_id, purpose=purpose, generation=generation):
+                    if not waking.fired(chat, purpose, generation):
                         again.add(chat_id)
                 case Missed(chat_id=chat_id, agent_id=agent_id):
-                    if item not in gone or not chat.missed(agent_id):
+                    if item not in gone or not waking.missed(chat, agent_id):
                         again.add(chat_id)
         for chat in chats.values():
             chat.close()
@@ -119,6 +122,7 @@ async def _chats(
     deletes = {e.chat_id for e in facts if isinstance(e.data, events.DeleteRequested)}
     judged = {e.chat_id for e in facts if isinstance(e.data, events.ToolRequested)} | deletes
     judged |= {chat_id for chat_id, calls in waiting.items() if calls}
+    judged |= {item.chat_id for item in items if isinstance(item, Fired)}
     known, taken = Known(EMPTY, seed=seed), dict[str, set[str]]()
     if judged:
         calls: list[events.ToolRequested | Call] = list(asked)
@@ -128,6 +132,7 @@ async def _chats(
             catalog=await _catalog(calls, facts, [snapshots[c] for c in judged], tx),
             policy=policy(await tx.settings()),
             names=taken,
+            had=await tx.had({f.id for c in judged for f in orphans(snapshots[c])}),
             seed=seed,
         )
     return {
@@ -141,11 +146,16 @@ async def _chats(
             limits=limits,
             now=tx.now,
             changes=changes,
-            armed=snapshot.generation,
+            armed=_armed(snapshot, tx.now, limits),
             taken=taken,
         )
         for chat_id, snapshot in snapshots.items()
     }
+
+
+def _armed(chat: Workspace, now: datetime, limits: Limits) -> dict[Purpose, int]:
+    found = {purpose: wake(chat, purpose, now, limits) for purpose in Purpose}
+    return {purpose: open_.generation for purpose, open_ in found.items() if open_ is not None}
 
 
 async def _catalog(
@@ -170,7 +180,8 @@ async def _catalog(
     for chat in chats:
         if chat.ref is not None and chat.ref.template_id is not None:
             templates.add(chat.ref.template_id)
-        for build in (chat.build, chat.last_start):
+        templates |= {f.ref.template_id or "" for f in chat.former if f.ref is not None}
+        for build in (chat.build, chat.last_start, *(former.build for former in chat.former)):
             if build is not None and build.template_version_id is not None:
                 versions.add(build.template_version_id)
             if build is not None and build.template is not None:

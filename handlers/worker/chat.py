@@ -14,7 +14,7 @@ from typing import Final
 
 from handlers.worker import effects
 from handlers.worker.own import own
-from statemachine import events, judging, masking
+from statemachine import events, judging, masking, wakes
 from statemachine.calls import (
     Answered,
     Call,
@@ -28,10 +28,15 @@ from statemachine.machine import Decision, Ignored, Moved, decide
 from statemachine.replay import entry_of
 from statemachine.states import ABOUT
 from statemachine.store import Changes, Entry, Key, Outgoing, StoredCall
+from statemachine.wakes import Purpose
 from statemachine.workspace import Limits, Workspace
 
 log = logging.getLogger(__name__)
 REPEAT: Final = "repeat"
+AHEAD: Final = timedelta(minutes=1)
+"""How far another clock may run ahead, and be allowed for."""
+FARTHEST: Final = timedelta(days=30)
+"""Timers are kept for a little longer; one for a later time fires early and is set again."""
 
 
 @dataclass(slots=True)
@@ -48,12 +53,12 @@ class Chat:
     limits: Limits
     now: datetime
     changes: Changes
-    armed: int = 0
-    """The deadline's generation when the batch began."""
+    armed: dict[Purpose, int] = field(default_factory=dict)
+    """The generations of the timers that were set when the batch began."""
     taken: dict[str, set[str]] = field(default_factory=dict)
     """The names of `known`, for all chats of the batch: a new one counts for the next chat."""
-    ahead: timedelta = timedelta(0)
-    """How far the clock runs ahead that fired the present timer."""
+    later: dict[Purpose, timedelta] = field(default_factory=dict)
+    """How far the clock runs ahead that fired a present timer."""
     written: dict[str, StoredCall] = field(default_factory=dict)
     """Calls that the batch changed, by id."""
 
@@ -64,6 +69,7 @@ class Chat:
 
     def apply(self, event: Event) -> None:
         """Apply an event that came over the bus."""
+        version = self.workspace.version
         self._decide(event, event)
         match event.data:
             case events.ToolRequested():
@@ -80,46 +86,32 @@ class Chat:
                 self.changes.freed.append((gone, event.chat_id))
             case _:
                 pass
-        self._settle(event)
+        if self.workspace.version != version:  # only a move can end a wait
+            self._settle(event)
 
-    def fired(self, generation: int) -> bool:
-        """Let a limit be over, if the timer is the present one's and the time has come; say whether."""
-        chat = self.workspace
-        if chat.deadline is None:
-            return False
-        if generation != chat.generation or self.now < chat.deadline:
-            self.armed = -1  # an old timer, or a clock that runs ahead: arm the open one again
-            if generation == chat.generation:
-                self.ahead = chat.deadline - self.now  # else it would fire again at once
-            return False
-        event = own(chat.chat_id, events.DeadlinePassed(generation=generation), self.now)
+    def take(self, event: Event) -> None:
+        """Apply an event of our own that nothing else follows from."""
         self._decide(event, event)
         self._settle(event)
-        return True
 
-    def missed(self, agent_id: str) -> bool:
-        """Let an agent be lost, if it is one that was there; say whether."""
-        facts = self.workspace.facts_of(agent_id)
-        if facts is None or not facts.connected:
-            return False
-        lost = events.AgentDisconnected(
-            workspace_id=facts.workspace_id,
-            build_id=facts.build_id,
-            agent_id=agent_id,
-            sequence=None,
-            reason="no sign of life",
-        )
-        event = own(self.workspace.chat_id, lost, self.now)
-        self._decide(event, event)
-        self._settle(event)
-        return True
+    def follow(self, data: OwnEvent, because: Event) -> None:
+        """Apply what the rules came to after `because`."""
+        self._own(data, because)
+        self._settle(because)
+
+    def rearm(self, purpose: Purpose, later: timedelta) -> None:
+        """Have the open timer of `purpose` set again, `later` than it should fire."""
+        self.armed.pop(purpose, None)
+        self.later[purpose] = min(later, AHEAD)
 
     def close(self) -> None:
-        """Collect what is written once a chat: its snapshot, and the timer of its last deadline."""
+        """Collect what is written once a chat: its snapshot, and the timers of what it waits for."""
         chat = self.workspace
-        if chat.deadline is not None and chat.generation != self.armed:
-            due = chat.deadline + self.ahead
-            self._send(effects.timer(chat.chat_id, effects.DEADLINE, chat.generation, due))
+        for purpose in Purpose:
+            wake = wakes.wake(chat, purpose, self.now, self.limits)
+            if wake is not None and wake.generation != self.armed.get(purpose):
+                due = min(wake.at + self.later.get(purpose, timedelta(0)), self.now + FARTHEST)
+                self._send(effects.timer(chat.chat_id, purpose, wake.generation, due))
         self.workspace = chat.model_copy(update={"open_calls": len(self.open)})
         self.changes.chats.append(self.workspace)
         self.changes.calls.extend(self.written.values())
@@ -174,10 +166,10 @@ class Chat:
                 self._own(resumed, because)
                 return True
             case Requested(build=build, wait=wait, replaces=replaces):
-                if replaces is not None:
-                    self._request_replaced(replaces, because)
                 self._keep(call.model_copy(update={"wait": wait}))
                 self._own(build, because)
+                if replaces is not None:  # the chat has left it by now
+                    self._own(replaces, because)
                 return True
 
     def _settle(self, because: Event) -> None:
@@ -223,11 +215,6 @@ class Chat:
             self.taken.setdefault(chat.owner_id, set()).add(build.workspace_name.lower())
         self._job(build, because)
 
-    def _request_replaced(self, build: BuildRequested, because: Event) -> None:
-        """Have the workspace stopped that a new one takes the place of."""
-        log.info("chat %s leaves workspace %s", because.chat_id, build.workspace_id)
-        self._job(build, because)
-
     def _job(self, build: BuildRequested, because: Event) -> None:
         version = (
             self.known.catalog.versions.get(build.template.version_id) if build.template else None
@@ -252,7 +239,8 @@ class Chat:
         self._record(event, before, decision)
 
     def _record(self, event: Event, before: Workspace, decision: Decision) -> None:
-        if event.source == OURS and isinstance(decision, Ignored):
+        ours, ignored = event.source == OURS, isinstance(decision, Ignored)
+        if ours and ignored and decision.workspace == before:
             return
         recorded = entry_of(before, decision)
         self._note(

@@ -16,11 +16,10 @@ from statemachine.events import OURS, BuildRequested, Event
 from statemachine.store import Outgoing
 from statemachine.templates import Version
 from statemachine.views import state_changed
+from statemachine.wakes import Purpose
 from statemachine.workspace import Workspace
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
-DEADLINE: Final = "deadline"
-"""The purpose of a state's timer."""
 
 
 class Lane(IntEnum):
@@ -49,8 +48,8 @@ def state(step: Workspace, because: Event, at: datetime) -> Outgoing:
     )
 
 
-def timer(chat_id: str, purpose: str, generation: int, due: datetime) -> Outgoing:
-    """Wake the workers when a limit is over."""
+def timer(chat_id: str, purpose: Purpose, generation: int, due: datetime) -> Outgoing:
+    """Wake the workers when a time is over."""
     body = json.dumps({"generation": generation}).encode()
     due += -timedelta(microseconds=due.microsecond) % _MILLISECOND  # the bus counts in these
     return Outgoing(

@@ -14,6 +14,7 @@ from statemachine.codec import Rejected, decode
 from statemachine.events import Event, ToolCanceled, ToolRequested
 from statemachine.store import identity
 from statemachine.strictness import Reason
+from statemachine.wakes import Purpose
 
 DETAIL_LIMIT: Final = 1024
 """Characters of a dead letter's detail."""
@@ -32,7 +33,7 @@ class Fired:
     """A timer came up; whether its time has come is for the database's clock to say."""
 
     chat_id: str
-    purpose: str
+    purpose: Purpose
     generation: int
 
 
@@ -116,7 +117,6 @@ def _inbound(delivery: Delivery, now: datetime) -> Item:
 def _timer(delivery: Delivery) -> Item:
     chat_id, purpose = subjects.parse_timer_fired(delivery.subject)
     try:
-        generation = int(json.loads(delivery.data)["generation"])
+        return Fired(chat_id, Purpose(purpose), int(json.loads(delivery.data)["generation"]))
     except (ValueError, KeyError, TypeError):
         return dead(delivery, Reason.BAD_DATA, "not a timer of ours")
-    return Fired(chat_id, purpose, generation)

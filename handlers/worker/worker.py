@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from bus import Bus, BusError, Delivery, Message, Responder
+from bus import Bus, BusError, Delivery, Message, Responder, Unavailable
 from bus.streams import CONSUMERS, STREAMS
 from handlers.sending.backoff import Backoff
 from handlers.worker import effects
 from handlers.worker.batch import apply
+from handlers.worker.chat import FARTHEST
 from handlers.worker.inbox import Dead, Item, dead, read
 from handlers.worker.relay import Relay
 from statemachine.store import Outgoing, Store, StoreUnavailableError
 from statemachine.strictness import Reason
+from statemachine.wakes import Purpose, wake
 from statemachine.workspace import Limits
 
 log = logging.getLogger(__name__)
@@ -49,8 +51,24 @@ class Worker:
         async with self.bus.pull(*CONSUMERS, most=BATCH) as pull:
             self.ready.set()
             log.info("worker is ready")
+            backoff = Backoff()
             while True:
-                await self._work(await pull.next(BATCH), relay)
+                try:
+                    deliveries = await pull.next(BATCH)
+                except Unavailable as bad:  # the servers are away, or others: begin anew
+                    log.warning("nothing can be pulled, trying again: %s", bad)
+                    await backoff.wait()
+                    await self._prepare_again(relay)
+                    continue
+                backoff.reset()
+                await self._work(deliveries, relay)
+
+    async def _prepare_again(self, relay: Relay) -> None:
+        relay.forget()
+        try:
+            await self._prepare(relay)
+        except (Unavailable, StoreUnavailableError) as bad:
+            log.warning("not ready to pull yet: %s", bad)
 
     async def _prepare(self, relay: Relay) -> None:
         """Make streams, consumers and timers as the database has them."""
@@ -59,12 +77,21 @@ class Worker:
         for consumer in CONSUMERS:
             await self.bus.ensure_consumer(consumer)
         await relay.ensure_pools(await self.store.pools())
-        await relay.publish(
-            [
-                effects.timer(open_.chat_id, effects.DEADLINE, open_.generation, open_.at)
-                for open_ in await self.store.deadlines()
-            ]
-        )
+        await self._arm(relay)
+
+    async def _arm(self, relay: Relay) -> None:
+        """Set the timers of all that chats wait for, from the database."""
+        after: str | None = None
+        while chats := await self.store.waking(after=after):
+            now, after = datetime.now(UTC), chats[-1].chat_id
+            open_ = [(c.chat_id, p, wake(c, p, now, self.limits)) for c in chats for p in Purpose]
+            await relay.publish(
+                [
+                    effects.timer(c, p, w.generation, min(w.at, now + FARTHEST))
+                    for c, p, w in open_
+                    if w
+                ]
+            )
 
     def _pools(self, relay: Relay) -> Responder:
         async def respond(message: Message) -> bytes:

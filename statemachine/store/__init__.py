@@ -132,6 +132,10 @@ class Transaction(Protocol):
         """Return the settings as they are now."""
         ...
 
+    async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        """Return those of `workspace_ids` that some chat has."""
+        ...
+
     async def unpublished(self, chat_ids: AbstractSet[str]) -> list[Outgoing]:
         """Return what these chats still have in the outbox."""
         ...
@@ -139,14 +143,6 @@ class Transaction(Protocol):
     async def write(self, changes: Changes) -> list[Outgoing]:
         """Write everything; return the outgoing with their row ids."""
         ...
-
-
-class Deadline(NamedTuple):
-    """An open deadline of a chat."""
-
-    chat_id: str
-    generation: int
-    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +198,8 @@ class Store(Protocol):
         """Return log entries as `read_events` shows them, plus `at`."""
         ...
 
-    async def deadlines(self) -> list[Deadline]:
-        """Return all open deadlines."""
+    async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Workspace]:
+        """Return the chats that a timer is set for, by chat id, after `after`."""
         ...
 
     async def pools(self) -> set[str]:

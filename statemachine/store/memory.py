@@ -19,12 +19,12 @@ from statemachine.codec import envelope_of, timestamp
 from statemachine.store import (
     Changes,
     Credential,
-    Deadline,
     Key,
     Outgoing,
     StoredCall,
 )
 from statemachine.templates import Catalog, Template, Version
+from statemachine.wakes import sleeps
 from statemachine.workspace import Workspace
 
 
@@ -108,10 +108,10 @@ class MemoryStore:
         """Return log entries as `read_events` shows them, plus `at`."""
         return [e for e in self.entries.get(chat_id, []) if e["seq"] > after][:most]
 
-    async def deadlines(self) -> list[Deadline]:
-        """Return all open deadlines."""
-        chats = [Workspace.model_validate_json(text) for text in self.snapshots.values()]
-        return [Deadline(c.chat_id, c.generation, c.deadline) for c in chats if c.deadline]
+    async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Workspace]:
+        """Return the chats that a timer is set for, by chat id, after `after`."""
+        chats = [Workspace.model_validate_json(text) for _, text in sorted(self.snapshots.items())]
+        return [c for c in chats if not sleeps(c) and (after is None or c.chat_id > after)][:most]
 
     async def pools(self) -> set[str]:
         """Return the pools that templates name."""
@@ -220,6 +220,11 @@ class MemoryTransaction:
     async def settings(self) -> dict[str, str]:
         """Return the settings as they are now."""
         return await self._store.settings()
+
+    async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        """Return those of `workspace_ids` that some chat has."""
+        chats = [Workspace.model_validate_json(text) for text in self._store.snapshots.values()]
+        return {c.ref.id for c in chats if c.ref is not None and c.ref.id in workspace_ids}
 
     async def unpublished(self, chat_ids: AbstractSet[str]) -> list[Outgoing]:
         """Return what these chats still have in the outbox."""

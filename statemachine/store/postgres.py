@@ -30,6 +30,7 @@ from statemachine.store.reading import (
 )
 from statemachine.store.sql import queries
 from statemachine.templates import Catalog
+from statemachine.wakes import sleeps
 from statemachine.workspace import Workspace
 
 LIMITS: Final = {"transaction_timeout": "5s", "idle_in_transaction_session_timeout": "5s"}
@@ -158,6 +159,13 @@ class PostgresTransaction:
         """Return the settings as they are now."""
         return {row["key"]: row["value"] for row in await self._db.fetch(Q["settings"])}
 
+    async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        """Return those of `workspace_ids` that some chat has."""
+        if not workspace_ids:
+            return set()
+        rows = await self._db.fetch(Q["had"], list(workspace_ids))
+        return {row["workspace_id"] for row in rows}
+
     async def unpublished(self, chat_ids: AbstractSet[str]) -> list[Outgoing]:
         """Return what these chats still have in the outbox."""
         if not chat_ids:
@@ -199,8 +207,8 @@ def _rows(changes: Changes) -> list[tuple[str, Sequence[tuple[Any, ...]]]]:
                     chat.state,
                     chat.organization_id,
                     chat.owner_id,
-                    chat.deadline,
-                    chat.generation,
+                    chat.ref.id if chat.ref else None,
+                    not sleeps(chat),
                     chat.model_dump_json(exclude_defaults=True),
                 )
                 for chat in changes.chats

@@ -60,11 +60,11 @@ select key, value from setting
 -- name: write_chats
 -- The row is locked by this transaction.
 update chat set version = n.version, state = n.state, organization_id = n.organization_id,
-    owner_id = n.owner_id, deadline = n.deadline, generation = n.generation,
+    owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
     snapshot = n.snapshot, updated_at = clock_timestamp()
-from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::timestamptz[],
-            $7::bigint[], $8::jsonb[])
-    as n(chat_id, version, state, organization_id, owner_id, deadline, generation, snapshot)
+from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
+            $7::boolean[], $8::jsonb[])
+    as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot)
 where chat.chat_id = n.chat_id
 
 -- name: write_log
@@ -150,9 +150,13 @@ where chat_id = $1::uuid and call_id = $2 and resolved_at is not null
 select seq, event, outcome, state_before, state_after, version, at from event_log
 where chat_id = $1::uuid and seq > $2 order by seq limit $3
 
--- name: open_deadlines
--- For the start of a worker: timers are armed again from here.
-select chat_id::text as chat_id, generation, deadline from chat where deadline is not null
+-- name: waking
+-- For the start of a worker, a page at a time: timers are armed again from here.
+select snapshot from chat where wakes and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
+
+-- name: had
+-- Workspaces that are some chat's.
+select workspace_id::text as workspace_id from chat where workspace_id = any($1::uuid[])
 
 -- name: pools
 -- Every pool that a template version names; its consumer must exist.

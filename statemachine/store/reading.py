@@ -12,7 +12,7 @@ import asyncpg
 
 from statemachine.calls import Call
 from statemachine.codec import timestamp
-from statemachine.store import Credential, Deadline, StoreUnavailableError, TransientError
+from statemachine.store import Credential, StoreUnavailableError, TransientError
 from statemachine.store.sql import queries
 from statemachine.templates import Catalog, Manifest, Template, Version
 from statemachine.workspace import Workspace
@@ -137,10 +137,10 @@ class Reading:
             for row in map(dict, await self._fetch("log", chat_id, after, most))
         ]
 
-    async def deadlines(self) -> list[Deadline]:
-        """Return all open deadlines."""
-        rows = await self._fetch("open_deadlines")
-        return [Deadline(row["chat_id"], row["generation"], row["deadline"]) for row in rows]
+    async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Workspace]:
+        """Return the chats that a timer is set for, by chat id, after `after`."""
+        rows = await self._fetch("waking", after, most)
+        return [Workspace.model_validate_json(row["snapshot"]) for row in rows]
 
     async def pools(self) -> set[str]:
         """Return the pools that templates name."""

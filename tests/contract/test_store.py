@@ -84,9 +84,8 @@ async def test_a_snapshot_comes_back_as_it_was_written(shelf: Shelf) -> None:
     assert await shelf.store.chat(chat.chat_id) == chat
     async with shelf.store.transaction() as tx:
         assert await tx.lock({chat.chat_id}) == {chat.chat_id: chat}
-    assert [(d.chat_id, d.generation, d.at) for d in await shelf.store.deadlines()] == [
-        (chat.chat_id, 3, NOW)
-    ]
+    assert await shelf.store.waking() == [chat]
+    assert await shelf.store.waking(after=chat.chat_id) == []
 
 
 async def test_a_snapshot_without_deadline_has_none_to_arm(shelf: Shelf) -> None:
@@ -95,7 +94,7 @@ async def test_a_snapshot_without_deadline_has_none_to_arm(shelf: Shelf) -> None
 
     await write(shelf.store, Changes(chats=[chat.model_copy(update={"deadline": None})]))
 
-    assert await shelf.store.deadlines() == []
+    assert await shelf.store.waking() == []
 
 
 async def test_what_raises_leaves_nothing_behind(shelf: Shelf) -> None:

@@ -118,7 +118,7 @@ async def test_a_lost_connection_is_a_store_that_is_away(url: str) -> None:
 
 async def test_a_connection_that_was_lost_unused_is_made_anew_or_said_to_be_away(url: str) -> None:
     async with connect(url, connections=1) as store:
-        assert await store.deadlines() == []
+        assert await store.waking() == []
         await cut(url)
         for _ in range(2):
             try:

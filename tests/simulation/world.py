@@ -232,7 +232,8 @@ class World:
 
     def _in_turn(self, before: Workspace, build: events.BuildRequested) -> None:
         """No build is asked for beside one that has not ended; but a delete may come at any time."""
-        if build.transition is not events.Transition.DELETE:
+        of_a_former = any(former.id == build.workspace_id for former in before.former)
+        if build.transition is not events.Transition.DELETE and not of_a_former:
             assert word_of(before) not in BUSY, (before.state, build)
         if before.ref is not None and before.ref.id == build.workspace_id and before.build:
             assert build.build_number == before.build.number + 1

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from handlers.embedded import Servers
-from tests.wire.harness import PATIENCE, Event, agent_of
+from tests.wire.agents import agent_of
+from tests.wire.harness import PATIENCE, Event
 from tests.wire.running import ROOT, environment, run
 from tests.wire.world import ORGANIZATION, TEMPLATES, Place, World, template_folder, world_at
 

@@ -9,16 +9,9 @@ from typing import Any
 import nats.errors
 import pytest
 
-from tests.wire.harness import (
-    Party,
-    ServiceFault,
-    agent,
-    agent_of,
-    as_holder,
-    connect,
-    connected,
-    new_id,
-)
+from tests.wire.agents import agent, agent_of
+from tests.wire.harness import Party, ServiceFault, new_id
+from tests.wire.party import as_holder, connect, connected
 from tests.wire.world import Place, World
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.wire.harness import Chat, Event, agent_of, new_id
+from tests.wire.agents import agent_of
+from tests.wire.harness import Chat, Event, new_id
 from tests.wire.world import World
 
 

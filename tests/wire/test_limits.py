@@ -7,7 +7,8 @@ from datetime import datetime
 
 import pytest
 
-from tests.wire.harness import Event, agent_of
+from tests.wire.agents import agent_of
+from tests.wire.harness import Event
 from tests.wire.running import up
 from tests.wire.world import Place, World, place_of, world_at
 

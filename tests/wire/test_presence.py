@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 
-from tests.wire.harness import Agent
+from tests.wire.agents import Agent
 from tests.wire.world import World
 
 RENEWED = 5.0

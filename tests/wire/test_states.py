@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from datetime import datetime, timedelta
 
-import pytest
-
-from tests.wire import shapes
-from tests.wire.harness import agent_of, new_id, trace
+from tests.wire.agents import agent_of
+from tests.wire.harness import new_id, trace
 from tests.wire.world import ORGANIZATION, World
 
 
@@ -163,68 +160,6 @@ async def test_a_build_without_agents_is_ready_at_once(world: World) -> None:
     assert result["agent_status"] == "no_agent"
 
 
-@pytest.mark.parametrize(
-    "agents",
-    [
-        [agent_of("a-coderd-chat"), agent_of("b-coderd-chat")],
-        [agent_of("child", parent_id=new_id())],
-    ],
-    ids=["several that want to be it", "no root agent"],
-)
-async def test_an_agent_that_can_not_be_chosen(world: World, agents: list[shapes.Event]) -> None:
-    chat = await world.chat()
-    call, job = await world.building(chat)
-
-    await world.provisioner.succeed(job, *agents)
-    result = (await chat.answer(call))["result"]
-
-    assert chat.path == ["building", "failed:selection_error"]
-    assert result["created"] is True
-    assert result["agent_status"] == "selection_error"
-    assert result["agent_error"]
-    again = await chat.call("create_workspace", {"template_id": world.plain})
-    assert (again["created"], again["status"]) == (False, "already_exists")
-    assert again["agent_status"] == "selection_error"
-
-
-async def test_the_agent_that_is_named_for_it_is_chosen(world: World) -> None:
-    chat = await world.chat()
-    _, job = await world.building(chat)
-
-    wanted = agent_of("X-CODERD-chat", display_order=9)
-    await world.provisioner.succeed(job, agent_of("a", display_order=-1), wanted)
-
-    assert (await chat.state("agent_connecting"))["agent"]["id"] == wanted["id"]
-
-
-@pytest.mark.parametrize("lifecycle", ["start_error", "start_timeout", "off"])
-async def test_scripts_that_fail(world: World, lifecycle: str) -> None:
-    chat = await world.chat()
-    call, _, agent = await world.connecting(chat)
-
-    await agent.connected()
-    await agent.reached(lifecycle)
-    result = (await chat.answer(call))["result"]
-
-    assert chat.path[-2:] == ["scripts_running", "failed:startup_scripts_failed"]
-    assert result["startup_scripts"] == "startup_scripts_failed"
-    assert result["lifecycle_state"] == lifecycle
-    assert result["created"] is True
-    await agent.reached("ready")
-    await chat.state("ready")
-
-
-async def test_an_agent_that_starts_its_scripts_before_it_says_it_is_there(world: World) -> None:
-    chat = await world.chat()
-    call, _, agent = await world.connecting(chat)
-
-    await agent.reached("created")
-    await agent.reached("ready")
-    await chat.answer(call)
-
-    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
-
-
 async def test_facts_that_come_early_take_effect_when_their_time_has_come(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
@@ -238,41 +173,6 @@ async def test_facts_that_come_early_take_effect_when_their_time_has_come(world:
 
     assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
     assert [e["data"]["version"] for e in chat.states.all] == [1, 2, 3, 4]
-
-
-async def test_an_agent_that_leaves_and_comes_back_changes_no_state(world: World) -> None:
-    chat = await world.chat()
-    _, agent = await world.ready(chat)
-
-    left = await agent.disconnected()
-    away = await chat.states.first(lambda e: e["data"]["cause"]["id"] == left["id"])
-    await agent.tell("agent_connected", sequence=1)  # an older one than was seen
-    await agent.connected()
-    await chat.states.first(
-        lambda e: (
-            e["data"]["version"] > away["data"]["version"]
-            and e["data"]["agent"]["status"] == "connected"
-        )
-    )
-
-    assert away["data"]["state"] == "ready"
-    assert away["data"]["agent"]["status"] == "disconnected"
-    assert chat.now["version"] == away["data"]["version"] + 1
-
-
-async def test_an_agents_fact_may_come_again(world: World) -> None:
-    chat = await world.chat()
-    _, agent = await world.ready(chat)
-    before = chat.now["version"]
-
-    fact = await agent.disconnected()
-    subject = f"workspaced.in.agent.{chat.id}.{agent.id}"
-    assert await agent.publish(subject, fact)  # NATS spares us this one
-    await agent.publish(subject, json.dumps(fact).encode())  # and not this one
-    await agent.connected()
-    await chat.states.first(lambda e: e["data"]["version"] == before + 2)
-
-    assert chat.now["agent"]["status"] == "connected"
 
 
 async def test_log_lines_are_shown_to_frontends_and_kept(world: World) -> None:

@@ -9,20 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tests.wire.harness import (
-    Agent,
-    Chat,
-    Event,
-    Job,
-    Party,
-    Provisioner,
-    Service,
-    agent,
-    agent_of,
-    as_role,
-    connected,
-    new_id,
-)
+from tests.wire.agents import Agent, agent, agent_of
+from tests.wire.harness import Chat, Event, Job, Party, Provisioner, Service, new_id
+from tests.wire.party import as_role, connected
 from tests.wire.running import Up
 
 P = TypeVar("P", bound=Party)

@@ -119,12 +119,15 @@ async def test_fifty_creates_at_once_over_three_workers_make_one_workspace(place
     async with place.answers(chat) as answers:
         await asyncio.gather(*(place.send.create(chat, f"call-{n}") for n in range(50)))
         job = await place.next_job()
-        await place.send.built(job, agents=())
+        await place.send.built(job)
+        await place.send.agent(job, "connected", 1)
+        await place.send.agent(job, "ready", 2)
         found = [await data(answers) for _ in range(50)]
 
     assert sum(answer["result"]["created"] for answer in found) == 1
     assert {answer["call_id"] for answer in found} == {f"call-{n}" for n in range(50)}
-    assert {answer["result"]["build_id"] for answer in found} == {job["build_id"]}
+    # A call that was judged after the build had ended has no build to name.
+    assert {answer["result"].get("build_id") for answer in found} <= {job["build_id"], None}
     stream = await place.bus.ensure_stream(JOB)
     assert stream.last == 1, "one job was ever published"
     assert sum(worker.dead_letters for worker in workers) == 0

@@ -6,13 +6,15 @@ create table chat (
     state           text not null default 'none',
     organization_id uuid,
     owner_id        uuid,
-    deadline        timestamptz,
-    generation      bigint not null default 0,
+    workspace_id    uuid,
+    wakes           boolean not null default false,
     snapshot        jsonb not null,
     updated_at      timestamptz not null default now()
 ) with (fillfactor = 70);
 comment on table chat is 'One row a chat: the snapshot that its event log folds to.';
-create index chat_by_deadline on chat (deadline) where deadline is not null;
+comment on column chat.wakes is 'A timer is set for it: armed again when a worker starts.';
+create index chat_that_wakes on chat (chat_id) where wakes;
+create index chat_by_workspace on chat (workspace_id) where workspace_id is not null;
 create index chat_by_organization on chat (organization_id, chat_id);
 
 create table event_log (
