@@ -70,7 +70,7 @@ def replay(entries: Iterable[Mapping[str, Any]]) -> dict[str, Replayed]:
     for number, entry in enumerate(entries, 1):
         try:
             event, at = event_of(entry["event"]), _TIME.validate_python(entry["at"])
-        except (KeyError, TypeError, ValueError) as bad:
+        except (AttributeError, KeyError, TypeError, ValueError) as bad:
             raise ValueError(f"entry {number}: {bad}") from bad
         chat = chats.setdefault(event.chat_id, Workspace(chat_id=event.chat_id))
         path = paths.setdefault(event.chat_id, [shown(chat)])

@@ -11,7 +11,9 @@ from handlers import nkey
 from handlers.gateway.bodies import AgentCredentialBody, FrontendCredentialBody
 from handlers.gateway.callout import Grant, agent_grant, frontend_grant, inbox_prefix
 from statemachine.codec import timestamp
+from statemachine.states import ABOUT, Word
 from statemachine.store import Credential, Store
+from statemachine.workspace import Workspace
 
 AGENT_LIFE: Final = timedelta(days=30)
 """How long an agent's key is good, if its build is not superseded before."""
@@ -59,10 +61,9 @@ class Credentials:
             return frontend_grant(
                 name=public_key, chat_ids=credential.chat_ids, expires_at=credential.expires_at
             )
-        newest = chat.build.id if chat is not None and chat.build is not None else None
-        if credential.build_id is None or credential.agent_id is None:
+        if chat is None or credential.build_id is None or credential.agent_id is None:
             return None
-        if newest != credential.build_id:
+        if credential.build_id not in _followed(chat):
             return None  # superseded: what that agent says moves nothing
         return agent_grant(
             chat_id=credential.chat_ids[0],
@@ -80,3 +81,11 @@ class Credentials:
             "inbox_prefix": inbox_prefix(name or public),
             "expires_at": timestamp(credential.expires_at),
         }
+
+
+def _followed(chat: Workspace) -> set[str]:
+    """Return the builds whose agents may speak: the newest, and the start that it is stopping."""
+    builds = [chat.build]
+    if ABOUT[chat.state].word is Word.BEING_STOPPED:
+        builds.append(chat.last_start)
+    return {build.id for build in builds if build is not None}

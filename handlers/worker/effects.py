@@ -156,3 +156,10 @@ def result(
 def digest(data: bytes) -> str:
     """Return a short name for a message's content."""
     return sha256(data).hexdigest()[:32]
+
+
+def instead(payload: bytes, message: str) -> bytes:
+    """Return the result event with an error in the place of an answer that can't be sent."""
+    envelope = json.loads(payload)
+    envelope["data"] |= {"is_error": True, "result": {"error": message}}
+    return json.dumps(envelope, ensure_ascii=False).encode()

@@ -11,10 +11,12 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
-from bus import CLOUDEVENT, Bus, Conflict, Stored, subjects
+from bus import CLOUDEVENT, Bus, Conflict, Refused, Stored, subjects
 from bus.streams import PRESENCE, STATE, pool_consumer
+from handlers.worker import effects
 from handlers.worker.effects import Lane
 from handlers.worker.inbox import DETAIL_LIMIT, Dead
 from statemachine.store import Outgoing
@@ -46,7 +48,7 @@ class Relay:
             for row in rows
             if row.lane in (Lane.JOB, Lane.TIMER)
         )
-        await _all(self._plain(row) for row in rows if row.lane == Lane.RESULT)
+        await _all(self._result(row) for row in rows if row.lane == Lane.RESULT)
 
     async def bury(self, dead: Iterable[Dead]) -> None:
         """Publish dead letters: the body as it was, and why. Raises BusError."""
@@ -113,7 +115,20 @@ class Relay:
 
     async def _job(self, row: Outgoing) -> None:
         await self.ensure_pools([row.subject.rsplit(".", 1)[1]])
-        await self._plain(row)
+        try:
+            await self._plain(row)
+        except Refused as no:  # again and again it would hold up its neighbours; the limit answers
+            log.error(  # noqa: TRY400 — the server's words are all there is to say
+                "build %s of chat %s can't be asked for: %s", row.message_id, row.chat_id, no
+            )
+
+    async def _result(self, row: Outgoing) -> None:
+        try:
+            await self._plain(row)
+        except Refused as no:
+            log.error("answer %s is not taken: %s", row.message_id, no)  # noqa: TRY400
+            body = effects.instead(row.payload, f"the answer can't be sent: {no}")
+            await self._plain(replace(row, payload=body, message_id=f"{row.message_id}:instead"))
 
     async def _plain(self, row: Outgoing) -> None:
         await self._bus.publish(

@@ -1,0 +1,54 @@
+"""What the bus refuses for good must not hold up what comes with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bus import Ack, Refused
+from bus.memory import MemoryBus
+from tests.worker.messages import Senders, new_id
+from tests.worker.rig import Rig
+
+
+class Small(MemoryBus):
+    """A bus that takes no message on subjects that begin so, unless it is short."""
+
+    refused = ""
+
+    async def publish(self, subject: str, data: bytes, **more: Any) -> Ack:
+        if self.refused and subject.startswith(self.refused) and len(data) > 500:
+            raise Refused("maximum payload exceeded")
+        return await super().publish(subject, data, **more)
+
+
+@pytest.fixture
+async def small(rig: Rig) -> Small:
+    return Small(rig.server)
+
+
+async def test_an_answer_that_is_too_large_is_told_to_be(
+    rig: Rig, small: Small, send: Senders, chat: str
+) -> None:
+    small.refused = "workspaced.result."
+    hand = rig.hand(bus=small)
+    await send.ask(chat, "no_such_tool_" + "x" * 100, "c")
+    await hand.pump()
+
+    assert "can't be sent" in rig.answer(chat)["result"]["error"]
+    assert not rig.store.outbox
+
+
+async def test_a_job_that_is_refused_does_not_stop_the_others(
+    rig: Rig, small: Small, send: Senders, chat: str
+) -> None:
+    small.refused = "workspaced.job."
+    hand, other = rig.hand(bus=small), new_id()
+    await send.create(chat)
+    await send.ask(other, "stop_workspace", "c")
+    await hand.pump()
+
+    assert rig.state(chat)["state"] == "building", "its limit will answer the call"
+    assert rig.answer(other)["is_error"]
+    assert not rig.store.outbox
