@@ -18,7 +18,7 @@ class Small(MemoryBus):
     refused = ""
 
     async def publish(self, subject: str, data: bytes, **more: Any) -> Ack:
-        if self.refused and subject.startswith(self.refused) and len(data) > 500:
+        if self.refused and subject.startswith(self.refused) and len(data) > 600:
             raise Refused("maximum payload exceeded")
         return await super().publish(subject, data, **more)
 
@@ -33,7 +33,7 @@ async def test_an_answer_that_is_too_large_is_told_to_be(
 ) -> None:
     small.refused = "workspaced.result."
     hand = rig.hand(bus=small)
-    await send.ask(chat, "no_such_tool_" + "x" * 100, "c")
+    await send.ask(chat, "no_such_tool_" + "x" * 110, "c")
     await hand.pump()
 
     assert "can't be sent" in rig.answer(chat)["result"]["error"]
