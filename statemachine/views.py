@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from statemachine.codec import timestamp
-from statemachine.states import ABOUT
+from statemachine.states import ABOUT, Limit
 from statemachine.workspace import Workspace
 
 
@@ -89,3 +89,12 @@ def state_changed(workspace: Workspace) -> dict[str, Any]:
         "deadline": None if workspace.deadline is None else timestamp(workspace.deadline),
         "cause": None if workspace.cause is None else workspace.cause.model_dump(),
     }
+
+
+def notice(workspace: Workspace) -> str | None:
+    """Say what holds up a build that was asked for, if anything: nobody has begun it."""
+    build = workspace.build
+    if build is None or build.taken or ABOUT[workspace.state].limit is not Limit.BUILD:
+        return None
+    pool = f" of pool '{build.template.pool}'" if build.template else ""
+    return f"no provisioner{pool} has begun build {build.number} yet"

@@ -56,7 +56,7 @@ class Agent:
             linked, logging_ = asyncio.ensure_future(link.run()), asyncio.ensure_future(log.run())
             try:
                 await self._live(journal, scripts, linked)
-                if not linked.done():
+                if not (linked.done() or link.refused):
                     with suppress(TimeoutError):
                         async with asyncio.timeout(FAREWELL):
                             await _all_said(journal, log)

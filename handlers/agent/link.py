@@ -75,6 +75,11 @@ class Link:
             await backoff.wait()
         _log.warning("refused for %g s: another build must have taken over", self._patience)
 
+    @property
+    def refused(self) -> bool:
+        """Whether the bus lets this agent in no more, as far as it last said."""
+        return self._refused_since is not None
+
     async def send(self, subject: str, data: bytes) -> None:
         """Publish a line of the log. Raises Unavailable while there is no bus."""
         if self._bus is None:

@@ -76,7 +76,7 @@ def _fail(message: str, status: int) -> int:
 
 
 async def _started(flags: argparse.Namespace, settings: Settings) -> int:
-    """Run a command that serves, or go on to the others."""
+    """Run a command that serves, or go on to those that do one thing and end."""
     match flags.command:
         case "up":
             from handlers.up import up  # noqa: PLC0415 — each its own imports only
@@ -95,12 +95,12 @@ async def _started(flags: argparse.Namespace, settings: Settings) -> int:
 
             await roles.provisioner(settings, name=flags.name, pool=flags.pool)
         case _:
-            return await _done(flags, settings)
+            return await _called(flags, settings)
     return 0
 
 
-async def _done(flags: argparse.Namespace, settings: Settings) -> int:
-    """Run a command that does one thing and ends."""
+async def _called(flags: argparse.Namespace, settings: Settings) -> int:
+    """Run a command of who uses it."""
     match flags.command:
         case "tool":
             from handlers.commands.tool import call_tool  # noqa: PLC0415
@@ -113,7 +113,57 @@ async def _done(flags: argparse.Namespace, settings: Settings) -> int:
         case "template list":
             from handlers.commands import template  # noqa: PLC0415
 
-            await template.show(flags.organization, settings)
+            await template.show(flags.organization, settings, as_json=flags.json)
+        case "template versions":
+            from handlers.commands import template  # noqa: PLC0415
+
+            await template.versions(
+                flags.template, flags.organization, settings, as_json=flags.json
+            )
+        case "template activate":
+            from handlers.commands import template  # noqa: PLC0415
+
+            await template.activate(flags.version, settings)
+        case "demo":
+            from handlers.demo.demo import demo  # noqa: PLC0415
+
+            return await demo(settings, keep=flags.keep)
+        case _:
+            return await _operated(flags, settings)
+    return 0
+
+
+async def _operated(flags: argparse.Namespace, settings: Settings) -> int:
+    """Run a command of who looks after it."""
+    match flags.command:
+        case "chat list":
+            from handlers.commands import chat  # noqa: PLC0415
+
+            await chat.show_all(flags, settings)
+        case "chat show":
+            from handlers.commands import chat  # noqa: PLC0415
+
+            await chat.show(flags.chat, settings, as_json=flags.json)
+        case "workspace delete":
+            from handlers.commands import deleting  # noqa: PLC0415
+
+            return await deleting.delete(flags, settings)
+        case "workspace orphans":
+            from handlers.commands import orphans  # noqa: PLC0415
+
+            await orphans.show(settings, as_json=flags.json)
+        case "log":
+            from handlers.commands import build_log  # noqa: PLC0415
+
+            return await build_log.show(flags, settings)
+        case _:
+            return await _kept(flags, settings)
+    return 0
+
+
+async def _kept(flags: argparse.Namespace, settings: Settings) -> int:
+    """Run a command about event logs and settings."""
+    match flags.command:
         case "events":
             from handlers.commands import log  # noqa: PLC0415
 
@@ -130,10 +180,6 @@ async def _done(flags: argparse.Namespace, settings: Settings) -> int:
             from handlers.commands import setting  # noqa: PLC0415
 
             await setting.show(settings)
-        case "demo":
-            from handlers.demo.demo import demo  # noqa: PLC0415
-
-            return await demo(settings, keep=flags.keep)
         case unknown:
             raise NotImplementedError(unknown)
     return 0

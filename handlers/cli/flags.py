@@ -6,16 +6,22 @@ Nothing heavy is imported here, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
-from typing import Any, Final
-from uuid import uuid4
+from typing import Any
 
-ORGANIZATION: Final = "0c5d1a5e-0000-4000-8000-000000000001"
-"""The organization of who names none: one machine, one team."""
-OWNER: Final = "0c5d1a5e-0000-4000-8000-000000000002"
-"""The owner of who names none."""
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+from handlers.cli.operating import add_operating
+from handlers.cli.words import (
+    ORGANIZATION,
+    OWNER,
+    a_chat,
+    a_pair,
+    a_port,
+    a_uuid,
+    add_command,
+    add_group,
+    add_json,
+    add_organization,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,27 +37,28 @@ def parser() -> argparse.ArgumentParser:
     _add_servers(commands)
     _add_tool(commands)
     _add_templates(commands)
-    _add_operating(commands)
+    add_operating(commands)
+    _add_demo(commands)
     return parser
 
 
 def _add_servers(commands: Any) -> None:
-    up = _command(
+    up = add_command(
         commands,
         "up",
         "run everything on this machine: PostgreSQL, NATS, worker, gateway, local provisioner",
         "Prints one line of JSON on stdout when ready. SIGINT or SIGTERM ends all of it; workspaces "
         "and their agents go on and find the next `up`.",
     )
-    up.add_argument("--nats-port", type=_port, metavar="N", help="port of NATS; kept from then on")
-    up.add_argument("--http-port", type=_port, metavar="N", help="port of /healthz and /readyz")
+    up.add_argument("--nats-port", type=a_port, metavar="N", help="port of NATS; kept from then on")
+    up.add_argument("--http-port", type=a_port, metavar="N", help="port of /healthz and /readyz")
     up.set_defaults(serves=True)
     for name, words in (
         ("worker", "run a worker: any number share the work"),
         ("gateway", "run a gateway: it answers workspaced.rpc.*; any number share the work"),
         ("provisioner", "run a local provisioner: builds workspaces on this machine"),
     ):
-        role = _command(commands, name, words)
+        role = add_command(commands, name, words)
         role.set_defaults(serves=True)
         if name == "provisioner":
             role.add_argument(
@@ -60,7 +67,7 @@ def _add_servers(commands: Any) -> None:
             role.add_argument(
                 "--pool", default="local", help="whose jobs it takes (default: local)"
             )
-    agent = _command(commands, "agent", "run one agent of a workspace (provisioners start these)")
+    agent = add_command(commands, "agent", "run one agent of a workspace (provisioners start these)")
     agent.add_argument(
         "config", type=Path, help="the agent's config.json, written by its provisioner"
     )
@@ -68,11 +75,12 @@ def _add_servers(commands: Any) -> None:
 
 
 def _add_tool(commands: Any) -> None:
-    tool = _command(
+    tool = add_command(
         commands,
         "tool",
         "call a tool for a chat and wait for the answer",
-        "Shows states and build log on stderr while waiting, and the answer as JSON on stdout. "
+        "Shows states and build log on stderr while waiting, the answer as JSON on stdout, and "
+        "then on stderr what it says. "
         "Example: workspaced tool create_workspace --chat new --arg template_id=… "
         "--arg parameters.branch=main",
     )
@@ -81,12 +89,12 @@ def _add_tool(commands: Any) -> None:
         help="create_workspace, start_workspace, stop_workspace, list_templates or read_template",
     )
     tool.add_argument(
-        "--chat", required=True, type=_chat, metavar="UUID", help="the chat, or `new`"
+        "--chat", required=True, type=a_chat, metavar="UUID", help="the chat, or `new`"
     )
     tool.add_argument(
         "--arg",
         action="append",
-        type=_pair,
+        type=a_pair,
         default=[],
         metavar="K=V",
         help="an argument of the tool; parameters.K=V for a template's parameter. "
@@ -95,52 +103,56 @@ def _add_tool(commands: Any) -> None:
     tool.add_argument(
         "--call-id", metavar="ID", help="to ask again for the answer of an earlier call"
     )
-    tool.add_argument("--quiet", action="store_true", help="show nothing while waiting")
-    _identity(tool)
+    tool.add_argument(
+        "--json",
+        "--quiet",
+        action="store_true",
+        help="only the JSON on stdout, and on stderr only why there is none",
+    )
+    tool.add_argument(
+        "--organization",
+        type=a_uuid,
+        default=ORGANIZATION,
+        metavar="UUID",
+        help="the chat's organization",
+    )
+    tool.add_argument(
+        "--owner", type=a_uuid, default=OWNER, metavar="UUID", help="the chat's owner"
+    )
+    tool.add_argument(
+        "--owner-name", default="me", metavar="NAME", help="the owner's name (default: me)"
+    )
 
 
 def _add_templates(commands: Any) -> None:
-    template = commands.add_parser("template", help="push or list templates")
-    verbs = template.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    push = _command(
+    verbs = add_group(commands, "template", "push or list templates, or choose the active version")
+    push = add_command(
         verbs,
         "template push",
         "make a folder's content the active version of its template",
         "Prints JSON with template_id and version_id. An unchanged folder gives the same version.",
     )
     push.add_argument("folder", type=Path, metavar="DIR", help="a folder with template.toml")
-    listing = _command(verbs, "template list", "list an organization's templates as JSON lines")
-    for verb in (push, listing):
-        verb.add_argument(
-            "--organization",
-            type=_uuid,
-            default=ORGANIZATION,
-            metavar="UUID",
-            help="whose templates (default: the one of a single machine)",
-        )
+    listing = add_command(verbs, "template list", "list an organization's templates")
+    versions = add_command(
+        verbs, "template versions", "list a template's versions, the oldest first"
+    )
+    versions.add_argument("template", metavar="NAME|ID", help="its name, or its id")
+    for verb in (push, listing, versions):
+        add_organization(verb)
+    activate = add_command(
+        verbs,
+        "template activate",
+        "make an earlier version the active one again",
+        "Prints JSON with template_id and version_id. Workspaces that were built keep theirs.",
+    )
+    activate.add_argument("version", type=a_uuid, metavar="VERSION_ID", help="a version's id")
+    for verb in (listing, versions):
+        add_json(verb)
 
 
-def _add_operating(commands: Any) -> None:
-    events = _command(commands, "events", "print a chat's event log as JSON lines")
-    events.add_argument("chat", type=_chat, metavar="CHAT", help="the chat's UUID")
-    replay = _command(
-        commands,
-        "replay",
-        "fold an event log and print the path of states",
-        "Exits with 1 when the log folds to something else than it recorded, and says where.",
-    )
-    replay.add_argument(
-        "file", metavar="FILE", help="what `workspaced events` printed; - for stdin"
-    )
-    settings = commands.add_parser("settings", help="show or change the settings all workers use")
-    verbs = settings.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    change = _command(verbs, "settings set", "change a setting; workers see it at once")
-    change.add_argument("key", metavar="KEY", help="chat_workspace_ttl or chat_template_allowlist")
-    change.add_argument(
-        "value", metavar="VALUE", help="2h or 1h30m; template ids with commas between"
-    )
-    _command(verbs, "settings list", "print the settings as JSON")
-    demo = _command(
+def _add_demo(commands: Any) -> None:
+    demo = add_command(
         commands,
         "demo",
         "show the whole thing on real servers, in a directory of its own",
@@ -148,67 +160,3 @@ def _add_operating(commands: Any) -> None:
         "of how long each state took to reach the caller, beside polling every 2 s.",
     )
     demo.add_argument("--keep", action="store_true", help="leave the directory for a look")
-
-
-def _command(commands: Any, command: str, words: str, more: str = "") -> argparse.ArgumentParser:
-    name = command.rpartition(" ")[2]
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=words, description=f"{words[0].upper()}{words[1:]}. {more}"
-    )
-    where = parser.add_argument_group("where")
-    where.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="what `up` runs on (WORKSPACED_DATA_DIR; default ~/.local/share/workspaced)",
-    )
-    where.add_argument(
-        "--nats-url", metavar="URL", help="NATS, if not that of `up` (WORKSPACED_NATS_URL)"
-    )
-    where.add_argument(
-        "--database-url", metavar="URL", help="PostgreSQL, likewise (WORKSPACED_DATABASE_URL)"
-    )
-    where.add_argument(
-        "--credentials", type=Path, metavar="FILE", help="NKey seed file (WORKSPACED_CREDENTIALS)"
-    )
-    parser.set_defaults(command=command)
-    return parser
-
-
-def _identity(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--organization",
-        type=_uuid,
-        default=ORGANIZATION,
-        metavar="UUID",
-        help="the chat's organization",
-    )
-    parser.add_argument(
-        "--owner", type=_uuid, default=OWNER, metavar="UUID", help="the chat's owner"
-    )
-    parser.add_argument(
-        "--owner-name", default="me", metavar="NAME", help="the owner's name (default: me)"
-    )
-
-
-def _uuid(text: str) -> str:
-    if not _UUID.fullmatch(text.lower()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a UUID")
-    return text.lower()
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 2**16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected 1 to 65535")
-    return int(text)
-
-
-def _chat(text: str) -> str:
-    return str(uuid4()) if text == "new" else _uuid(text)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected K=V")
-    return key, value

@@ -44,6 +44,12 @@ class ChatsBody(Frozen):
     cursor: Id | None = None
 
 
+class OrphansBody(Frozen):
+    """Of `list_orphans`; `cursor` from the page before."""
+
+    cursor: Id | None = None
+
+
 class LogBody(Frozen):
     """Of `read_log`; `after`: the `next` of the page before."""
 

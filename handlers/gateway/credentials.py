@@ -11,9 +11,7 @@ from handlers import nkey
 from handlers.gateway.bodies import AgentCredentialBody, FrontendCredentialBody
 from handlers.gateway.callout import Grant, agent_grant, frontend_grant, inbox_prefix
 from statemachine.codec import timestamp
-from statemachine.states import ABOUT, Word
 from statemachine.store import Credential, Store
-from statemachine.workspace import Workspace
 
 AGENT_LIFE: Final = timedelta(days=30)
 """How long an agent's key is good, if its build is not superseded before."""
@@ -63,7 +61,7 @@ class Credentials:
             )
         if chat is None or credential.build_id is None or credential.agent_id is None:
             return None
-        if credential.build_id not in _followed(chat):
+        if chat.build is None or chat.build.id != credential.build_id:
             return None  # superseded: what that agent says moves nothing
         return agent_grant(
             chat_id=credential.chat_ids[0],
@@ -81,11 +79,3 @@ class Credentials:
             "inbox_prefix": inbox_prefix(name or public),
             "expires_at": timestamp(credential.expires_at),
         }
-
-
-def _followed(chat: Workspace) -> set[str]:
-    """Return the builds whose agents may speak: the newest, and the start that it is stopping."""
-    builds = [chat.build]
-    if ABOUT[chat.state].word is Word.BEING_STOPPED:
-        builds.append(chat.last_start)
-    return {build.id for build in builds if build is not None}

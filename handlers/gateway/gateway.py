@@ -48,6 +48,7 @@ class Gateway:
             "cancel": self._json(bodies.CancelBody, asking.cancel),
             "get_chat": self._json(bodies.ChatBody, reader.get_chat),
             "list_chats": self._json(bodies.ChatsBody, reader.list_chats),
+            "list_orphans": self._json(bodies.OrphansBody, reader.list_orphans),
             "read_log": self._json(bodies.LogBody, reader.read_log),
             "read_events": self._json(bodies.EventsBody, reader.read_events),
             "template_archive": self._raw(bodies.ArchiveBody, reader.template_archive),

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 from bus import Bus, ServiceError, subjects
 from bus.streams import LOG
-from handlers.gateway.bodies import ArchiveBody, ChatBody, ChatsBody, EventsBody, LogBody
+from handlers.gateway.bodies import (
+    ArchiveBody,
+    ChatBody,
+    ChatsBody,
+    EventsBody,
+    LogBody,
+    OrphansBody,
+)
+from statemachine import formers
 from statemachine.codec import timestamp
 from statemachine.states import ABOUT
 from statemachine.store import Store
-from statemachine.views import state_changed
-from statemachine.workspace import Workspace
+from statemachine.views import notice, state_changed
+from statemachine.workspace import Former, Limits, Workspace
 
 PAGE: Final = 100
 """Chats, events or log messages a page."""
@@ -29,6 +39,8 @@ class Reader:
 
     store: Store
     bus: Bus
+    orphan_grace: timedelta = Limits().orphan_grace
+    """How long a workspace that no chat has may run before the workers stop it."""
 
     async def get_chat(self, body: ChatBody) -> dict[str, Any]:
         """Return a chat's state and the calls that wait for it."""
@@ -40,7 +52,7 @@ class Reader:
             {"call_id": call.call_id, "tool": call.tool, "asked_at": timestamp(call.asked_at)}
             for call in waiting
         ]
-        return state_changed(chat) | {"open_calls": calls}
+        return _shown(chat) | {"open_calls": calls}
 
     async def list_chats(self, body: ChatsBody) -> dict[str, Any]:
         """Return a page of chats."""
@@ -57,10 +69,44 @@ class Reader:
             after=body.cursor,
             most=PAGE + 1,
         )
-        page: dict[str, Any] = {"chats": [state_changed(chat) for chat in chats[:PAGE]]}
+        page: dict[str, Any] = {"chats": [_shown(chat) for chat in chats[:PAGE]]}
         if len(chats) > PAGE:
             page["next"] = chats[PAGE - 1].chat_id
         return page
+
+    async def list_orphans(self, body: OrphansBody) -> dict[str, Any]:
+        """Return a page of the workspaces that run though no chat has them."""
+        chats = await self.store.orphaned(after=body.cursor, most=PAGE + 1)
+        found = {chat.chat_id: formers.orphans(chat) for chat in chats[:PAGE]}
+        had = await self.store.had({former.id for some in found.values() for former in some})
+        orphans: list[Any] = []
+        room = ROOM
+        last = ""
+        for chat in chats[:PAGE]:
+            if room <= 0:
+                break
+            entries = [self._orphan(chat, f) for f in found[chat.chat_id] if f.id not in had]
+            orphans += entries
+            room -= len(json.dumps(entries))
+            last = chat.chat_id
+        more = bool(chats) and last != chats[-1].chat_id
+        return {"orphans": orphans} | ({"next": last} if more else {})
+
+    def _orphan(self, chat: Workspace, former: Former) -> Mapping[str, Any]:
+        ref, build, since = former.ref, former.build, former.orphaned_at
+        entry: dict[str, Any] = {
+            "workspace_id": former.id,
+            "name": ref.name if ref else None,
+            "owner_name": (ref.owner_name if ref else None)
+            or (chat.owner_name if former.ours else None),
+            "chat_id": chat.chat_id,
+            "since": None if since is None else timestamp(since),
+            "build_id": build.id if build else None,
+            "build_number": build.number if build else None,
+        }
+        if since is not None and build is not None and build.template is not None:
+            entry["stops_at"] = timestamp(since + self.orphan_grace)  # its pool is known
+        return entry
 
     async def read_log(self, body: LogBody) -> dict[str, Any]:
         """Return a page of a build's log messages, in the order they were stored."""
@@ -99,3 +145,9 @@ class Reader:
         if piece is None:
             raise ServiceError(404, f"there is no template version {body.version_id}")
         return piece
+
+
+def _shown(chat: Workspace) -> dict[str, Any]:
+    """Return a chat as state_changed shows it, with a notice when something holds it up."""
+    held_up = notice(chat)
+    return state_changed(chat) | ({} if held_up is None else {"notice": held_up})

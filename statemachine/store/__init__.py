@@ -87,6 +87,17 @@ class Changes:
     outgoing: list[Outgoing] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """A template version as its history tells of it."""
+
+    version_id: str
+    pushed_at: datetime
+    size: int
+    """Bytes of its archive."""
+    active: bool
+
+
 class Transaction(Protocol):
     """Reads under lock, and one write."""
 
@@ -202,6 +213,14 @@ class Store(Protocol):
         """Return the chats that a timer is set for, by chat id, after `after`."""
         ...
 
+    async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Workspace]:
+        """Return the chats that remember orphans, by chat id, after `after`."""
+        ...
+
+    async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        """Return those of `workspace_ids` that some chat has."""
+        ...
+
     async def pools(self) -> set[str]:
         """Return the pools that templates name."""
         ...
@@ -216,6 +235,14 @@ class Store(Protocol):
 
     async def templates(self, organization_id: str) -> Catalog:
         """Return an organization's templates."""
+        ...
+
+    async def history(self, template_id: str) -> list[Pushed]:
+        """Return a template's versions in the order they were first pushed."""
+        ...
+
+    async def activate(self, version_id: str) -> str | None:
+        """Make a version its template's active one; return the template's id, if there is such."""
         ...
 
     async def settings(self) -> dict[str, str]:

@@ -16,13 +16,8 @@ from typing import Any
 
 from statemachine.calls import Call
 from statemachine.codec import envelope_of, timestamp
-from statemachine.store import (
-    Changes,
-    Credential,
-    Key,
-    Outgoing,
-    StoredCall,
-)
+from statemachine.formers import orphans
+from statemachine.store import Changes, Credential, Key, Outgoing, Pushed, StoredCall
 from statemachine.templates import Catalog, Template, Version
 from statemachine.wakes import sleeps
 from statemachine.workspace import Workspace
@@ -42,6 +37,7 @@ class MemoryStore:
         self.names: dict[str, tuple[str, str, str, bool]] = {}
         self.outbox: dict[int, Outgoing] = {}
         self.versions: dict[str, tuple[Version, bytes]] = {}
+        self.pushed: dict[str, datetime] = {}
         self.active: dict[str, tuple[str, str]] = {}
         self.values: dict[str, str] = {}
         self.credentials: dict[str, Credential] = {}
@@ -110,8 +106,18 @@ class MemoryStore:
 
     async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Workspace]:
         """Return the chats that a timer is set for, by chat id, after `after`."""
-        chats = [Workspace.model_validate_json(text) for _, text in sorted(self.snapshots.items())]
-        return [c for c in chats if not sleeps(c) and (after is None or c.chat_id > after)][:most]
+        return [c for c in await self._all() if not sleeps(c) and c.chat_id > (after or "")][:most]
+
+    async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Workspace]:
+        """Return the chats that remember orphans, by chat id, after `after`."""
+        return [c for c in await self._all() if orphans(c) and c.chat_id > (after or "")][:most]
+
+    async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        """Return those of `workspace_ids` that some chat has."""
+        return {c.ref.id for c in await self._all() if c.ref and c.ref.id in workspace_ids}
+
+    async def _all(self) -> list[Workspace]:
+        return [Workspace.model_validate_json(text) for _, text in sorted(self.snapshots.items())]
 
     async def pools(self) -> set[str]:
         """Return the pools that templates name."""
@@ -125,11 +131,29 @@ class MemoryStore:
     async def push(self, organization_id: str, version: Version, archive: bytes) -> None:
         """Keep a template version and make it the active one."""
         self.versions.setdefault(version.id, (version, archive))
+        self.pushed.setdefault(version.id, self.clock())
         self.active[version.template_id] = (organization_id, version.id)
 
     async def templates(self, organization_id: str) -> Catalog:
         """Return an organization's templates."""
         return self.catalog({organization_id}, set(), set())
+
+    async def history(self, template_id: str) -> list[Pushed]:
+        """Return a template's versions in the order they were first pushed."""
+        _, active = self.active.get(template_id, (None, None))
+        return [
+            Pushed(v.id, self.pushed[v.id], len(archive), v.id == active)
+            for v, archive in self.versions.values()
+            if v.template_id == template_id
+        ]
+
+    async def activate(self, version_id: str) -> str | None:
+        """Make a version its template's active one; return the template's id, if there is such."""
+        if version_id not in self.versions:
+            return None
+        template_id = self.versions[version_id][0].template_id
+        self.active[template_id] = (self.active[template_id][0], version_id)
+        return template_id
 
     async def settings(self) -> dict[str, str]:
         """Return the settings."""
@@ -223,8 +247,7 @@ class MemoryTransaction:
 
     async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
         """Return those of `workspace_ids` that some chat has."""
-        chats = [Workspace.model_validate_json(text) for text in self._store.snapshots.values()]
-        return {c.ref.id for c in chats if c.ref is not None and c.ref.id in workspace_ids}
+        return await self._store.had(workspace_ids)
 
     async def unpublished(self, chat_ids: AbstractSet[str]) -> list[Outgoing]:
         """Return what these chats still have in the outbox."""

@@ -158,6 +158,12 @@ select snapshot from chat where wakes and ($1::uuid is null or chat_id > $1) ord
 -- Workspaces that are some chat's.
 select workspace_id::text as workspace_id from chat where workspace_id = any($1::uuid[])
 
+-- name: orphaned
+-- For operators: chats that remember a workspace which runs on without one. Each has a timer.
+select snapshot from chat
+where wakes and jsonb_path_exists(snapshot, '$.former[*].orphaned_at')
+  and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
+
 -- name: pools
 -- Every pool that a template version names; its consumer must exist.
 select distinct manifest ->> 'pool' as pool from template_version
@@ -173,6 +179,20 @@ values ($1, $2, $3, $4, $5, $6) on conflict (version_id) do nothing
 -- name: activate
 insert into template (template_id, organization_id, name, active_version_id) values ($1, $2, $3, $4)
 on conflict (template_id) do update set active_version_id = excluded.active_version_id, name = excluded.name
+
+-- name: history
+-- Without manifest and archive: when which version came, and which one is built now.
+select v.version_id::text as version_id, v.created_at as pushed_at, length(v.archive) as size,
+       v.version_id = t.active_version_id as active
+from template_version v join template t using (template_id)
+where v.template_id = $1::uuid order by v.created_at, v.version_id
+
+-- name: activate_again
+-- An earlier version becomes the active one; builds that were made keep theirs.
+update template set active_version_id = v.version_id, name = v.manifest ->> 'name'
+from template_version v
+where v.version_id = $1::uuid and template.template_id = v.template_id
+returning template.template_id::text as template_id
 
 -- name: put_setting
 insert into setting (key, value) values ($1, $2)

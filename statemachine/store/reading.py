@@ -12,7 +12,7 @@ import asyncpg
 
 from statemachine.calls import Call
 from statemachine.codec import timestamp
-from statemachine.store import Credential, StoreUnavailableError, TransientError
+from statemachine.store import Credential, Pushed, StoreUnavailableError, TransientError
 from statemachine.store.sql import queries
 from statemachine.templates import Catalog, Manifest, Template, Version
 from statemachine.workspace import Workspace
@@ -142,6 +142,15 @@ class Reading:
         rows = await self._fetch("waking", after, most)
         return [Workspace.model_validate_json(row["snapshot"]) for row in rows]
 
+    async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Workspace]:
+        """Return the chats that remember orphans, by chat id, after `after`."""
+        rows = await self._fetch("orphaned", after, most)
+        return [Workspace.model_validate_json(row["snapshot"]) for row in rows]
+
+    async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        """Return those of `workspace_ids` that some chat has."""
+        return {row["workspace_id"] for row in await self._fetch("had", list(workspace_ids))}
+
     async def pools(self) -> set[str]:
         """Return the pools that templates name."""
         return {row["pool"] for row in await self._fetch("pools")}
@@ -182,6 +191,15 @@ class Reading:
                 return await catalog_of(db, {organization_id}, set(), set())
         except CONNECTION_ERRORS as bad:
             raise StoreUnavailableError(str(bad)) from bad
+
+    async def history(self, template_id: str) -> list[Pushed]:
+        """Return a template's versions in the order they were first pushed."""
+        return [Pushed(**row) for row in await self._fetch("history", template_id)]
+
+    async def activate(self, version_id: str) -> str | None:
+        """Make a version its template's active one; return the template's id, if there is such."""
+        rows = await self._fetch("activate_again", version_id)
+        return rows[0]["template_id"] if rows else None
 
     async def settings(self) -> dict[str, str]:
         """Return the settings."""

@@ -1,0 +1,108 @@
+"""What every command's words are made of: where the servers are, and what a value may be.
+
+Nothing heavy is imported here, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+ORGANIZATION: Final = "0c5d1a5e-0000-4000-8000-000000000001"
+"""The organization of who names none: one machine, one team."""
+OWNER: Final = "0c5d1a5e-0000-4000-8000-000000000002"
+"""The owner of who names none."""
+STATES: Final = (
+    "none",
+    "building",
+    "agent_connecting",
+    "scripts_running",
+    "ready",
+    "failed",
+    "stopping",
+    "stopped",
+)
+"""The states of the wire, named here because the table of states is slow to import."""
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def add_command(
+    commands: Any, command: str, words: str, more: str = ""
+) -> argparse.ArgumentParser:
+    """Add a command that `dispatch` knows as `command`, with the flags that say where."""
+    name = command.rpartition(" ")[2]
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=words, description=f"{words[0].upper()}{words[1:]}. {more}"
+    )
+    where = parser.add_argument_group("where")
+    where.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="what `up` runs on (WORKSPACED_DATA_DIR; default ~/.local/share/workspaced)",
+    )
+    where.add_argument(
+        "--nats-url", metavar="URL", help="NATS, if not that of `up` (WORKSPACED_NATS_URL)"
+    )
+    where.add_argument(
+        "--database-url", metavar="URL", help="PostgreSQL, likewise (WORKSPACED_DATABASE_URL)"
+    )
+    where.add_argument(
+        "--credentials", type=Path, metavar="FILE", help="NKey seed file (WORKSPACED_CREDENTIALS)"
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def add_group(commands: Any, name: str, words: str) -> Any:
+    """Add a word that other commands begin with; return what takes them."""
+    group = commands.add_parser(name, help=words)
+    return group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Let people's tables be JSON lines, as they are where no terminal is."""
+    parser.add_argument(
+        "--json", action="store_true", help="JSON lines, as always when stdout is no terminal"
+    )
+
+
+def add_organization(parser: argparse.ArgumentParser) -> None:
+    """Say whose templates are meant."""
+    parser.add_argument(
+        "--organization",
+        type=a_uuid,
+        default=ORGANIZATION,
+        metavar="UUID",
+        help="whose templates (default: the one of a single machine)",
+    )
+
+
+def a_uuid(text: str) -> str:
+    """Read a UUID."""
+    if not _UUID.fullmatch(text.lower()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a UUID")
+    return text.lower()
+
+
+def a_port(text: str) -> int:
+    """Read a port."""
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected 1 to 65535")
+    return int(text)
+
+
+def a_chat(text: str) -> str:
+    """Read a chat's UUID, or make one for `new`."""
+    return str(uuid4()) if text == "new" else a_uuid(text)
+
+
+def a_pair(text: str) -> tuple[str, str]:
+    """Read K=V."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected K=V")
+    return key, value

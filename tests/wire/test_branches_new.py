@@ -1,0 +1,262 @@
+"""create_workspace where it makes a new workspace (C4d to C4k, C5h, C6, C8)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.wire.agents import agent_of
+from tests.wire.branches import (
+    CREATE,
+    START,
+    create,
+    deleting,
+    elsewhere,
+    end,
+    ended,
+    gone,
+    is_failure,
+    jobs,
+    new_job,
+    result,
+    running,
+    stop_ended,
+    stopped,
+    told,
+)
+from tests.wire.harness import Chat, Job, new_id
+from tests.wire.world import World
+
+
+async def replaced(world: World, chat: Chat, old: Job, number: int) -> tuple[Job, Job]:
+    """See a create make a new workspace, and the old one get a stop of that number."""
+    before = await jobs(world, chat)
+    call = await create(world, chat)
+    new = await new_job(world, chat, old)
+    stop = await world.provisioner.job(chat, "stop", number)
+    await world.provisioner.succeed(new)
+    answer = await result(chat, call)
+
+    assert (stop.workspace_id, stop.build_number) == (old.workspace_id, number)
+    assert stop.template == old.template
+    assert (new.transition, new.build_number) == ("start", 1)
+    assert new.workspace_name != old.workspace_name
+    assert (answer["created"], answer["build_id"]) == (True, new.build_id)
+    assert chat.now["workspace"]["id"] == new.workspace_id
+    assert len(await jobs(world, chat)) == len(before) + 2
+    return stop, new
+
+
+@pytest.mark.parametrize("how", ["succeeded", "failed"])
+async def test_c4d_a_lost_agents_workspace_is_replaced_and_stopped(world: World, how: str) -> None:
+    chat = await world.chat()
+    old, _ = await running(world, chat, "lost")
+
+    stop, _ = await replaced(world, chat, old, 2)
+    path, version = chat.path, chat.now["version"]
+    await end(world, stop, how)
+    await chat.call("list_templates")
+
+    # What becomes of that stop moves nothing here.
+    assert (chat.path, chat.now["version"]) == (path, version)
+
+
+async def test_c4f_without_agents_it_is_replaced_and_stopped(world: World) -> None:
+    chat = await world.chat()
+    old, _ = await running(world, chat, "bare")
+
+    stop, _ = await replaced(world, chat, old, 2)
+    await world.provisioner.succeed(stop)
+
+
+async def test_c4f_the_stop_has_the_next_number_of_its_own_count(world: World) -> None:
+    chat = await world.chat()
+    old = await stopped(world, chat)
+    call = await chat.ask(START)
+    await world.provisioner.succeed(await world.provisioner.job(chat, "start", 3))
+    await result(chat, call)
+
+    stop, second = await replaced(world, chat, old, 4)
+    await world.provisioner.succeed(stop)
+
+    # The new workspace counts for itself.
+    await chat.ask("stop_workspace")
+    own = await world.provisioner.jobs.first(
+        lambda job: job.workspace_id == second.workspace_id and job.transition == "stop"
+    )
+    await world.provisioner.succeed(own)
+    assert own.build_number == 2
+
+
+@pytest.mark.parametrize("how", ["failed", "canceled"])
+async def test_c4g_a_failed_build_leaves_nothing_to_stop(world: World, how: str) -> None:
+    chat = await world.chat()
+    old = await ended(world, chat, how)
+
+    call = await create(world, chat)
+    new = await new_job(world, chat, old)
+    await world.provisioner.succeed(new)
+
+    assert (await result(chat, call))["created"] is True
+    assert new.build_number == 1
+    assert await jobs(world, chat) == [old, new]
+
+
+@pytest.mark.parametrize("way", ["a fact", "a delete build"])
+async def test_c4h_a_deleted_workspace_makes_room(world: World, way: str) -> None:
+    chat = await world.chat()
+    if way == "a fact":
+        old = await gone(world, chat)
+    else:
+        old = await ended(world, chat)
+        await world.provisioner.succeed(await deleting(world, chat))
+        await chat.state("none")
+    before = await jobs(world, chat)
+
+    call = await create(world, chat)
+    new = await new_job(world, chat, old)
+    await world.provisioner.succeed(new)
+
+    assert (await result(chat, call))["created"] is True
+    assert await jobs(world, chat) == [*before, new]
+
+
+async def test_c4i_a_failed_stop_of_a_workspace_without_agents(world: World) -> None:
+    chat = await world.chat()
+    old = await ended(world, chat)
+    await stop_ended(world, chat, "canceled")
+
+    stop, _ = await replaced(world, chat, old, 3)
+    await world.provisioner.succeed(stop)
+
+
+async def test_c4j_a_failed_stop_after_a_failed_start(world: World) -> None:
+    chat = await world.chat()
+    old = await ended(world, chat, "failed")
+    stop = await stop_ended(world, chat, "failed")
+
+    call = await create(world, chat)
+    new = await new_job(world, chat, old)
+    await world.provisioner.succeed(new)
+
+    assert (await result(chat, call))["created"] is True
+    assert await jobs(world, chat) == [old, stop, new]
+
+
+async def test_c4k_what_nobody_here_can_stop_is_left(world: World) -> None:
+    chat = await world.chat()
+    theirs = elsewhere(chat)
+    await told(world, theirs, "build_succeeded")
+    await chat.state("ready")
+
+    call = await create(world, chat)
+    new = await new_job(world, chat, theirs)
+    await world.provisioner.succeed(new)
+
+    assert (await result(chat, call))["created"] is True
+    assert await jobs(world, chat) == [new]
+
+
+async def test_c5h_the_check_of_what_exists_comes_before_the_templates(world: World) -> None:
+    chat = await world.chat()
+    job, _ = await running(world, chat, "ready")
+    nonsense = {"template_id": new_id(), "preset_id": new_id(), "parameters": {"no": "such"}}
+
+    answer = await chat.call(CREATE, nonsense)
+
+    assert answer["status"] == "already_exists"
+    assert await jobs(world, chat) == [job]
+
+
+async def test_c6a_c6b_it_is_bound_and_published_before_the_wait(world: World) -> None:
+    chat = await world.chat()
+    call = await create(world, chat, name=" My-Box ")
+    job = await world.provisioner.job(chat)
+    building = await chat.state("building")
+    snapshot = await world.service.last_state(chat.id)
+    found = await world.service.rpc("get_chat", chat_id=chat.id)
+
+    assert building["workspace"] == {
+        "id": job.workspace_id,
+        "name": "My-Box",
+        "owner_name": "ann",
+        "template_id": world.plain,
+    }
+    assert building["build"]["id"] == job.build_id
+    assert building["cause"]["type"] == "workspaced.tool_requested.v1"
+    assert snapshot == building
+    assert [waiting["call_id"] for waiting in found["open_calls"]] == [call]
+    assert chat.results.all == []
+
+    listed = agent_of()
+    await world.provisioner.succeed(job, listed)
+    agent = await world.agent(job, listed["id"])
+    await agent.connected()
+    await chat.state("scripts_running")
+    assert chat.results.all == []
+    await agent.reached("ready")
+
+    assert await result(chat, call) == {
+        "created": True,
+        "workspace_name": "ann/My-Box",
+        "build_id": job.build_id,
+    }
+    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+
+
+@pytest.mark.parametrize("how", ["failed", "canceled"])
+async def test_c6c_the_binding_stays_when_the_build_fails(world: World, how: str) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+
+    await end(world, job, how)
+
+    assert is_failure(await result(chat, call), job.build_id)
+    assert chat.now["workspace"]["id"] == job.workspace_id
+    assert chat.now["build"]["id"] == job.build_id
+    assert (await world.service.rpc("get_chat", chat_id=chat.id))["state"] == "failed"
+
+
+async def test_c6d_a_name_in_use_gets_a_suffix_once(world: World) -> None:
+    chats = [await world.chat() for _ in range(3)]
+    chats[1].owner_id = chats[0].owner_id
+    names = []
+    for chat, name in zip(chats, ("Box", "bOX", "box"), strict=True):
+        await create(world, chat, name=name)
+        names.append((await world.provisioner.job(chat)).workspace_name)
+
+    assert names[0] == "Box"
+    assert names[1].startswith("bOX-")
+    assert len(names[1]) == 8
+    assert names[2] == "box"  # another owner's
+
+
+async def test_c6d_the_name_of_a_deleted_workspace_is_free(world: World) -> None:
+    chat, other = await world.chat(), await world.chat()
+    other.owner_id = chat.owner_id
+    call = await create(world, chat, name="free")
+    await world.provisioner.succeed(await world.provisioner.job(chat))
+    await result(chat, call)
+    await world.provisioner.succeed(await deleting(world, chat))
+    await chat.state("none")
+
+    await create(world, other, name="free")
+
+    assert (await world.provisioner.job(other)).workspace_name == "free"
+
+
+async def test_c8_two_calls_at_once_make_one_workspace(world: World) -> None:
+    chat = await world.chat()
+
+    calls = await asyncio.gather(create(world, chat, name="one"), create(world, chat, name="two"))
+    job = await world.provisioner.job(chat)
+    await world.provisioner.succeed(job)
+    answers = [await result(chat, call) for call in calls]
+
+    assert sorted(answer["created"] for answer in answers) == [False, True]
+    assert [answer["build_id"] for answer in answers] == [job.build_id] * 2
+    (second,) = [answer for answer in answers if not answer["created"]]
+    assert second["status"] == "already_exists"
+    assert second["workspace_name"] == job.workspace_name
+    assert await jobs(world, chat) == [job]
