@@ -9,13 +9,18 @@ from statemachine.events import Transition
 from statemachine.workspace import Build, Ending, Outcome, Workspace
 
 
-def seen_by(previous: Build | None, fact: events.ProvisionerFact, at: datetime) -> Build:
-    """Make the build that `fact` is the first sign of; what it doesn't tell is as before."""
+def seen_by(
+    previous: Build | None, fact: events.ProvisionerFact, time: datetime, at: datetime
+) -> Build:
+    """Make the build that `fact` is the first sign of; what it doesn't tell is as before.
+
+    `time` is the sender's, `at` when the fact is folded, as everywhere: limits count from there.
+    """
     build = Build(
         id=fact.build_id,
         number=fact.build_number,
         transition=fact.transition,
-        started_at=at,
+        started_at=time,
         template=previous.template if previous else None,
         template_version_id=previous.template_version_id if previous else None,
         parameters=previous.parameters if previous else {},

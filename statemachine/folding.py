@@ -45,19 +45,19 @@ class Folded:
     """Set when the fact has no say in what is seen (its folding may still matter later)."""
 
 
-def fold(workspace: Workspace, event: Event) -> Folded:  # noqa: C901 — one arm a type
-    """Fold `event` into `workspace`."""
+def fold(workspace: Workspace, event: Event, at: datetime) -> Folded:  # noqa: C901 — one arm a type
+    """Fold `event` into `workspace`. `at` is when: an event's own time is its sender's affair."""
     data: Data = event.data
     match data:
         case events.BuildRequested():
-            return _requested(workspace, data, event.time)
+            return _requested(workspace, data, at)
         case (
             events.BuildStarted()
             | events.BuildSucceeded()
             | events.BuildFailed()
             | events.BuildCanceled()
         ):
-            return _build(workspace, data, event.time)
+            return _build(workspace, data, event.time, at)
         case events.WorkspaceDeleted():
             return _deleted(workspace, data)
         case events.AgentConnected() | events.AgentDisconnected() | events.AgentLifecycle():
@@ -69,8 +69,10 @@ def fold(workspace: Workspace, event: Event) -> Folded:  # noqa: C901 — one ar
         case events.WaitResumed():
             return Folded(workspace, Trigger.WAIT_RESUMED)
         case events.TtlPassed():
-            return Folded(workspace.model_copy(update={"expires_at": None}))
-        case events.ToolCanceled() | events.DeleteRequested() | events.OrphanGracePassed():
+            return Folded(_expired(workspace))
+        case events.OrphanGracePassed(workspace_id=orphan):
+            return Folded(formers.overdue(workspace, orphan))
+        case events.ToolCanceled() | events.DeleteRequested():
             return Folded(workspace)  # the rules act on these
         case events.ToolRequested():
             return Folded(_introduced(workspace, data))
@@ -89,7 +91,18 @@ def _introduced(workspace: Workspace, asked: events.ToolRequested) -> Workspace:
     )
 
 
+def _expired(workspace: Workspace) -> Workspace:
+    """Let the lifetime of the last start be over."""
+    start = workspace.start_build
+    if start is None:
+        return workspace
+    which = "build" if start is workspace.build else "last_start"
+    return workspace.model_copy(update={which: start.model_copy(update={"expired": True})})
+
+
 def _requested(workspace: Workspace, asked: events.BuildRequested, at: datetime) -> Folded:
+    starts = asked.transition is Transition.START
+    last = workspace.build
     build = Build(
         id=asked.build_id,
         number=asked.build_number,
@@ -99,7 +112,7 @@ def _requested(workspace: Workspace, asked: events.BuildRequested, at: datetime)
         template_version_id=asked.template.version_id if asked.template else None,
         parameters=asked.parameters,
         preset_id=asked.preset_id,
-        ttl_ms=asked.ttl_ms,
+        ttl_ms=asked.ttl_ms if starts or last is None else last.ttl_ms,
     )
     if (former := formers.known(workspace, asked.workspace_id)) is not None:
         stopping = formers.requested(workspace, former, build, at)
@@ -107,7 +120,7 @@ def _requested(workspace: Workspace, asked: events.BuildRequested, at: datetime)
     ref = workspace.ref
     if ref is None or ref.id != asked.workspace_id:
         workspace = _bound(
-            formers.left(workspace, deleted=False),
+            formers.left(workspace, at, deleted=False),
             Ref(
                 id=asked.workspace_id,
                 name=asked.workspace_name,
@@ -118,9 +131,13 @@ def _requested(workspace: Workspace, asked: events.BuildRequested, at: datetime)
     return _follow(workspace, build)
 
 
-def _build(workspace: Workspace, fact: events.ProvisionerFact, at: datetime) -> Folded:
+def _build(
+    workspace: Workspace, fact: events.ProvisionerFact, time: datetime, at: datetime
+) -> Folded:
     if (unmoved := _elsewhere(workspace, fact.workspace_id)) is not None:
-        return Folded(formers.told(workspace, fact, at), unmoved=unmoved)
+        return Folded(formers.told(workspace, fact, time, at), unmoved=unmoved)
+    if formers.known(workspace, fact.workspace_id) is not None:
+        return _joined(formers.told(workspace, fact, time, at), fact.workspace_id)
     if workspace.ref is None:
         workspace = _bound(workspace, Ref(id=fact.workspace_id))
     workspace = _named(workspace, fact)
@@ -130,10 +147,18 @@ def _build(workspace: Workspace, fact: events.ProvisionerFact, at: datetime) -> 
         if known == current:
             return Folded(workspace, unmoved=Unmoved.IGNORED)
         return Folded(workspace.model_copy(update={"build": known}))
-    seen = seen_by(current, fact, at)
+    seen = seen_by(current, fact, time, at)
     if current is None or fact.build_number > current.number:
         return _follow(workspace, seen)
     return Folded(with_older_start(workspace, seen, fact, at), unmoved=Unmoved.STALE)
+
+
+def _joined(workspace: Workspace, workspace_id: str) -> Folded:
+    """Bind a workspace that was spoken of while the chat had another, as far as it has come."""
+    former = formers.known(workspace, workspace_id)
+    if former is None or former.ref is None or former.build is None:  # deleted by now
+        return Folded(workspace, unmoved=Unmoved.STALE)
+    return _follow(_bound(workspace, former.ref), former.build)
 
 
 def _bound(workspace: Workspace, ref: Ref) -> Workspace:
@@ -183,7 +208,6 @@ def _follow(workspace: Workspace, build: Build) -> Folded:
             "last_start": None if starts else last_start,
             "chosen": None,
             "failure": None,
-            "expires_at": None,
         }
     )
     return Folded(following, Trigger.START_FOLLOWED if starts else Trigger.STOP_FOLLOWED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from transitions import Machine
@@ -19,7 +19,7 @@ from statemachine.agents import Unselectable, choose
 from statemachine.events import Event, Lifecycle, Transition
 from statemachine.folding import Unmoved
 from statemachine.states import ABOUT, Reason, State
-from statemachine.table import LEGAL, STARTED, TABLE, Trigger
+from statemachine.table import LEGAL, TABLE, Trigger
 from statemachine.views import visible
 from statemachine.workspace import Build, Cause, Ending, Failure, Limits, Workspace
 
@@ -98,7 +98,7 @@ def decide(
 
     `because`: the event from the bus that `event` follows from, when it is one of our own.
     """
-    folded = folding.fold(workspace, event)
+    folded = folding.fold(workspace, event, at)
     known = folded.workspace
     named = because or event
     cause = Cause(source=named.source, id=named.id, type=named.type)
@@ -184,9 +184,6 @@ def _enter(
     if trigger is Trigger.BUILT and workspace.build is not None and workspace.build.outcome:
         chosen = choose(workspace.build.outcome.agents)
         workspace = workspace.model_copy(update={"chosen": chosen})
-    if trigger in STARTED and workspace.build is not None and workspace.build.ttl_ms:
-        expires_at = at + timedelta(milliseconds=workspace.build.ttl_ms)
-        workspace = workspace.model_copy(update={"expires_at": expires_at})
     failure = (
         Failure(
             reason=about.reason,
@@ -208,7 +205,7 @@ def _enter(
             "changed_at": at,
         }
     )
-    return entered if about.bound else formers.left(entered, deleted=True)
+    return entered if about.bound else formers.left(entered, at, deleted=True)
 
 
 def _error_code(workspace: Workspace, reason: Reason) -> str | None:

@@ -52,9 +52,6 @@ _BOUND: Final = tuple(state for state in State if ABOUT[state].bound)
 _OPEN_START: Final = (S.BUILDING, S.BUILD_TIMED_OUT)
 _OPEN_STOP: Final = (S.STOPPING, S.STOP_TIMED_OUT)
 
-STARTED: Final = frozenset((T.BUILT, T.BUILT_WITHOUT_AGENTS, T.UNSELECTABLE))
-"""The triggers of a start build that ended well: the workspace runs from here on."""
-
 # fmt: off
 TABLE: Final[tuple[Row, ...]] = (
     #   trigger                  from                                              to

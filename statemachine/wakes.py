@@ -47,7 +47,7 @@ def overdue(chat: Workspace, now: datetime, limits: Limits) -> tuple[Former, ...
     return tuple(f for f in formers.orphans(chat) if _ends(f, limits.orphan_grace) <= now)
 
 
-def sleeps(chat: Workspace) -> bool:
+def rests(chat: Workspace) -> bool:
     """Say whether there is nothing to wake the chat for."""
     return chat.deadline is None and chat.expires_at is None and not formers.orphans(chat)
 

@@ -91,6 +91,9 @@ class Build(Frozen):
     ttl_ms: int | None = None
     outcome: Outcome | None = None
     ended_at: datetime | None = Field(default=None, strict=False)
+    """When its end was heard of, by our own clock."""
+    expired: bool = False
+    """The lifetime that began with its end is over, and was acted upon."""
 
     @property
     def succeeded(self) -> bool:
@@ -189,6 +192,8 @@ class Former(Frozen):
     """The newest build known of it."""
     orphaned_at: datetime | None = Field(default=None, strict=False)
     """Since when it is known to run without a chat."""
+    overdue: bool = False
+    """Its grace is over. It is listed for as long as it runs, but not seen to again."""
 
 
 class Workspace(Frozen):
@@ -214,8 +219,6 @@ class Workspace(Frozen):
     deadline: datetime | None = Field(default=None, strict=False)
     generation: int = 0
     """Counts deadlines, so that a late timer is told from the present one."""
-    expires_at: datetime | None = Field(default=None, strict=False)
-    """When the running workspace has lived as long as it may."""
     cause: Cause | None = None
     former: tuple[Former, ...] = Field(default=(), strict=False)
     latest_build: str | None = None
@@ -231,6 +234,20 @@ class Workspace(Frozen):
         if self.build is not None and self.build.transition is Transition.START:
             return self.build
         return self.last_start
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the running workspace has lived as long as it may.
+
+        None while it does not run or somebody is at it; a stop that failed leaves it as it was.
+        """
+        build, start = self.build, self.start_build
+        if build is None or start is None or start.ended_at is None or not start.succeeded:
+            return None
+        stopping = build is not start and (build.outcome is None or build.succeeded)
+        if stopping or start.expired or not start.ttl_ms:
+            return None
+        return start.ended_at + timedelta(milliseconds=start.ttl_ms)
 
     def facts_of(self, agent_id: str) -> AgentFacts | None:
         """Return what the agent has reported."""

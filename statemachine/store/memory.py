@@ -19,7 +19,7 @@ from statemachine.codec import envelope_of, timestamp
 from statemachine.formers import orphans
 from statemachine.store import Changes, Credential, Key, Outgoing, Pushed, StoredCall
 from statemachine.templates import Catalog, Template, Version
-from statemachine.wakes import sleeps
+from statemachine.wakes import rests
 from statemachine.workspace import Workspace
 
 
@@ -106,7 +106,7 @@ class MemoryStore:
 
     async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Workspace]:
         """Return the chats that a timer is set for, by chat id, after `after`."""
-        return [c for c in await self._all() if not sleeps(c) and c.chat_id > (after or "")][:most]
+        return [c for c in await self._all() if not rests(c) and c.chat_id > (after or "")][:most]
 
     async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Workspace]:
         """Return the chats that remember orphans, by chat id, after `after`."""

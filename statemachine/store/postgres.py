@@ -30,7 +30,7 @@ from statemachine.store.reading import (
 )
 from statemachine.store.sql import queries
 from statemachine.templates import Catalog
-from statemachine.wakes import sleeps
+from statemachine.wakes import rests
 from statemachine.workspace import Workspace
 
 LIMITS: Final = {"transaction_timeout": "5s", "idle_in_transaction_session_timeout": "5s"}
@@ -208,7 +208,7 @@ def _rows(changes: Changes) -> list[tuple[str, Sequence[tuple[Any, ...]]]]:
                     chat.organization_id,
                     chat.owner_id,
                     chat.ref.id if chat.ref else None,
-                    not sleeps(chat),
+                    not rests(chat),
                     chat.model_dump_json(exclude_defaults=True),
                 )
                 for chat in changes.chats

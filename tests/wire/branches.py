@@ -120,7 +120,9 @@ async def running(world: World, chat: Chat, state: str) -> tuple[Job, Agent | No
     await chat.answer(call)
     if state == "lost":
         await agent.disconnected()
-        await chat.states.first(lambda e: (e["data"]["agent"] or {}).get("status") == "disconnected")
+        await chat.states.first(
+            lambda e: (e["data"]["agent"] or {}).get("status") == "disconnected"
+        )
     return job, agent
 
 

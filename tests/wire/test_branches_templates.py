@@ -1,0 +1,289 @@
+"""list_templates (L), read_template (T), and create_workspace's rules of templates (C5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.wire.branches import CREATE, create, jobs, result
+from tests.wire.harness import Chat, Event, new_id
+from tests.wire.world import Place, World, template_folder
+
+NUMBERED = [f"t{number:02}" for number in range(11)]
+FULL = """
+name = "full"
+display_name = "A_100% full one"
+pool = "wire"
+
+[[parameter]]
+name = "branch"
+display_name = "Branch"
+default = "main"
+options = [{ name = "Main", value = "main", description = "d" }, { name = "Next", value = "next" }]
+
+[[parameter]]
+name = "cpus"
+type = "number"
+default = 2
+mutable = false
+validation_min = 1
+validation_max = 8.5
+
+[[parameter]]
+name = "fast"
+type = "bool"
+default = true
+
+[[parameter]]
+name = "flags"
+type = "list(string)"
+default = ["a", "b"]
+
+[[parameter]]
+name = "word"
+required = true
+validation_regex = "[a-z]{3}"
+
+[[parameter]]
+name = "token"
+sensitive = true
+required = true
+
+[[preset]]
+name = "large"
+default = true
+description = "All of it"
+parameters = { cpus = 8, token = "of-the-preset", word = "presets" }
+
+[build]
+start = "true"
+"""
+README = """---
+title: hidden
+---
+# Full
+
+![a picture](picture.png)
+What it is for.
+"""
+
+
+@pytest.fixture(scope="module")
+def many(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Event]]:
+    """Templates of an organization of their own, by name; the organization's id by ''."""
+    assert place.up is not None
+    up, parent, organization = place.up, tmp_path_factory.mktemp("many"), new_id()
+    texts = {name: f'name = "{name}"\npool = "wire"\n' for name in NUMBERED}
+    texts["closed"] = 'name = "closed"\npool = "wire"\nagents_allowed = false\n'
+    texts["full"] = FULL
+
+    def push(name: str) -> Event:
+        folder = template_folder(parent, name, texts[name])
+        (folder / "README.md").write_text(README + "x" * 9000)
+        return dict(up.data("template", "push", folder, "--organization", organization))
+
+    with ThreadPoolExecutor(4) as pool:
+        pushed = dict(zip(texts, pool.map(push, texts), strict=True))
+    yield {"": {"id": organization}, **pushed}
+
+
+async def chat_of(world: World, many: Mapping[str, Event]) -> Chat:
+    chat = await world.chat()
+    chat.organization_id = many[""]["id"]
+    return chat
+
+
+async def test_l1_the_allowed_ones_of_the_organization_by_name(
+    world: World, many: Mapping[str, Event]
+) -> None:
+    chat = await chat_of(world, many)
+
+    page = await chat.call("list_templates")
+
+    names = ["full", *NUMBERED]
+    assert [template["name"] for template in page.pop("templates")] == names[:10]
+    assert page == {"count": 10, "page": 1, "total_pages": 2, "total_count": 12}
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("FuLL oNe", ["full"]),
+        ("t0", NUMBERED[:10]),
+        ("_", ["full"]),
+        ("100%", ["full"]),
+        ("%", ["full"]),
+        ("f.ll", []),
+        ("t1", ["t01", "t10"]),
+        ("closed", []),
+        ("plain", []),
+        (None, ["full", *NUMBERED][:10]),
+    ],
+)
+async def test_l2_a_query_is_a_part_of_the_text(
+    world: World, many: Mapping[str, Event], query: str | None, found: list[str]
+) -> None:
+    chat = await chat_of(world, many)
+
+    page = await chat.call("list_templates", {"query": query})
+
+    assert [template["name"] for template in page["templates"]] == found
+
+
+@pytest.mark.parametrize(
+    ("page", "shown", "names"),
+    [
+        (0, 1, ["full", *NUMBERED][:10]),
+        (-7, 1, ["full", *NUMBERED][:10]),
+        (2, 2, NUMBERED[-2:]),
+        (3, 3, []),
+    ],
+)
+async def test_l3_a_page_has_ten(
+    world: World, many: Mapping[str, Event], page: int, shown: int, names: list[str]
+) -> None:
+    chat = await chat_of(world, many)
+
+    found = await chat.call("list_templates", {"page": page})
+
+    assert [template["name"] for template in found.pop("templates")] == names
+    assert found == {"count": len(names), "page": shown, "total_pages": 2, "total_count": 12}
+
+
+async def test_t1_a_template_with_its_parameters_and_presets(
+    world: World, many: Mapping[str, Event]
+) -> None:
+    chat = await chat_of(world, many)
+
+    read = await chat.call("read_template", {"template_id": many["full"]["template_id"].upper()})
+    bare = await chat.call("read_template", {"template_id": many["t00"]["template_id"]})
+
+    readme = read["template"].pop("readme")
+    assert read["template"] == {
+        "id": many["full"]["template_id"],
+        "name": "full",
+        "active_version_id": many["full"]["version_id"],
+        "display_name": "A_100% full one",
+    }
+    assert readme.startswith("# Full")
+    assert "picture" not in readme
+    assert "hidden" not in readme
+    assert len(readme) <= 8000
+    branch, cpus, fast, flags, word, token = read["parameters"]
+    assert branch["options"][0] == {"name": "Main", "value": "main", "description": "d"}
+    assert (branch["display_name"], branch["default"], branch["mutable"]) == (
+        "Branch",
+        "main",
+        True,
+    )
+    assert cpus == {
+        "name": "cpus",
+        "type": "number",
+        "required": False,
+        "mutable": False,
+        "default": "2",
+        "validation_min": 1,
+        "validation_max": 8.5,
+    }
+    assert (fast["type"], fast["default"]) == ("bool", "true")
+    assert (flags["type"], flags["default"]) == ("list(string)", '["a", "b"]')
+    assert (word["required"], word["validation_regex"]) == (True, "[a-z]{3}")
+    assert token["sensitive"] is True
+    (preset,) = read["presets"]
+    assert preset["description"] == "All of it"
+    values = {entry["name"]: entry["value"] for entry in preset["parameters"]}
+    assert values == {"cpus": "8", "token": "***", "word": "presets"}
+    assert bare["parameters"] == []
+    assert "presets" not in bare
+
+
+async def test_t2_a_template_that_is_not_the_chats_to_see(
+    world: World, many: Mapping[str, Event]
+) -> None:
+    chat = await chat_of(world, many)
+
+    for template in (new_id(), world.plain, many["closed"]["template_id"]):
+        assert "not found" in await chat.refused("read_template", {"template_id": template})
+
+
+async def test_t3_the_template_must_be_a_uuid(world: World) -> None:
+    chat = await world.chat()
+
+    for wrong in ({}, {"template_id": None}, {"template_id": " "}, {"template_id": "plain"}):
+        assert await chat.refused("read_template", wrong)
+
+
+async def test_c5a_c5b_c5c_c5e_what_can_not_be_built_is_refused(
+    world: World, many: Mapping[str, Event]
+) -> None:
+    chat = await chat_of(world, many)
+
+    for template in (new_id(), world.plain, many["closed"]["template_id"]):
+        assert await chat.refused(CREATE, {"template_id": template})
+    preset = {"template_id": many["full"]["template_id"], "preset_id": new_id()}
+    assert await chat.refused(CREATE, preset)
+
+    assert chat.states.all == []
+    assert await jobs(world, chat) == []
+
+
+async def test_c5f_every_parameter_that_does_not_fit_is_named_at_once(
+    world: World, many: Mapping[str, Event]
+) -> None:
+    chat = await chat_of(world, many)
+    template = many["full"]["template_id"]
+    wrong = {
+        "branch": "other",
+        "cpus": 9,
+        "fast": "perhaps",
+        "flags": '{"a": 1}',
+        "word": "UP",
+        "colour": "red",
+    }
+
+    answer = await result(chat, await create(world, chat, template_id=template, parameters=wrong))
+
+    assert answer.keys() - {"detail"} == {"error", "validations"}
+    assert all(fault.keys() == {"field", "detail"} for fault in answer["validations"])
+    fields = [fault["field"] for fault in answer["validations"]]
+    assert sorted(fields) == sorted([*wrong, "token"])  # which is required, and missing
+    assert chat.states.all == []
+
+
+@pytest.mark.parametrize("cpus", ["many", "", "0.5", "nan", "inf", True])
+async def test_c5f_a_number_is_one_within_its_bounds(
+    world: World, many: Mapping[str, Event], cpus: object
+) -> None:
+    chat = await chat_of(world, many)
+    given = {"word": "xyz", "token": "t", "cpus": cpus}
+
+    answer = await chat.call(
+        CREATE, {"template_id": many["full"]["template_id"], "parameters": given}
+    )
+
+    assert [fault["field"] for fault in answer["validations"]] == ["cpus"]
+
+
+async def test_c5g_the_calls_value_over_the_presets_over_the_default(
+    world: World, many: Mapping[str, Event]
+) -> None:
+    chat = await chat_of(world, many)
+    template = many["full"]["template_id"]
+    read = await chat.call("read_template", {"template_id": template})
+    preset = read["presets"][0]["id"]
+    given = {"word": "mine", "fast": False, "flags": ["c"]}
+
+    await create(world, chat, template_id=template, preset_id=preset.upper(), parameters=given)
+    job = await world.provisioner.job(chat)
+
+    assert job.preset_id == preset
+    assert job.parameters == {
+        "branch": "main",
+        "cpus": "8",
+        "fast": "false",
+        "flags": '["c"]',
+        "word": "mine",
+        "token": "of-the-preset",
+    }
