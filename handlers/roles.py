@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
 
+from bus import Bus, Unavailable
 from handlers.app import Place, limits, locate
 from handlers.gateway.gateway import Gateway
 from handlers.provisioner import Allowance, Provisioner
@@ -36,18 +37,23 @@ async def until_signalled(*jobs: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, waiting, return_exceptions=True)
 
 
+async def lost(bus: Bus) -> None:
+    """Wait until the bus is closed for good. Raises Unavailable then: who runs us starts us anew."""
+    raise Unavailable(f"NATS closed the connection for good: {await bus.closed()}")
+
+
 async def worker(settings: Settings) -> None:
     """Run a worker."""
     place = locate(settings)
     async with place.store() as store, place.bus("worker", wait=True) as bus:
-        await until_signalled(Worker(store, bus, limits(settings)).run())
+        await until_signalled(Worker(store, bus, limits(settings)).run(), lost(bus))
 
 
 async def gateway(settings: Settings) -> None:
     """Run a gateway."""
     place = locate(settings)
     async with place.store() as store, place.bus("gateway", wait=True) as bus:
-        await until_signalled(Gateway(store, bus, place.issuer_seed()).run())
+        await until_signalled(Gateway(store, bus, place.issuer_seed()).run(), lost(bus))
 
 
 async def provisioner(settings: Settings, *, name: str, pool: str) -> None:
@@ -55,7 +61,7 @@ async def provisioner(settings: Settings, *, name: str, pool: str) -> None:
     place = locate(settings)
     async with place.bus("provisioner", wait=True) as bus:
         local = local_provisioner(place, bus, settings.data_dir, settings, name=name, pool=pool)
-        await until_signalled(stoppable(local))
+        await until_signalled(stoppable(local), lost(bus))
 
 
 def local_provisioner(

@@ -48,6 +48,10 @@ class Settings(BaseSettings):
         default=120.0,
         description="How many seconds the chosen agent may take to connect before its chat fails.",
     )
+    orphan_grace: Seconds = Field(
+        default=900.0,
+        description="How many seconds a workspace that no chat has may run before it is stopped.",
+    )
     startup_scripts_timeout: Seconds = Field(
         default=600.0,
         description="How many seconds startup scripts may take before their chat fails.",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from bus import Bus
 from bus.streams import pool_consumer
@@ -16,7 +17,7 @@ from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import HOST, Ports
 from handlers.gateway.gateway import Gateway
 from handlers.health import health_server
-from handlers.roles import LOCAL, local_provisioner, stoppable, until_signalled
+from handlers.roles import LOCAL, local_provisioner, lost, stoppable, until_signalled
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
 from statemachine.store import Store, StoreUnavailableError
@@ -85,46 +86,36 @@ async def everything(
             worker = Worker(store, worker_bus, limits(settings))
             gateway = Gateway(store, gateway_bus, place.issuer_seed())
             local = local_provisioner(place, provisioner_bus, servers.directory, settings)
-            async with _tasks(worker, gateway) as tasks:
+            closed = [lost(bus) for bus in (worker_bus, gateway_bus, provisioner_bus)]
+            async with _beside(worker.run(), gateway.run(), *closed) as roles:
+                for role, ready in zip(roles, (worker.ready, gateway.ready), strict=False):
+                    await _ready(role, ready)
                 # Before a template names the pool: else the first build would wait for a retry.
                 await worker_bus.ensure_consumer(pool_consumer(LOCAL))
-                tasks.append(asyncio.create_task(stoppable(local)))
-                port = Ports(servers.directory).take("http", asked=http_port, flag="--http-port")
-                checks = {
-                    "nats": lambda: _connected(worker_bus),
-                    "database": lambda: _answers(store),
-                    "roles": lambda: _alive(tasks),
-                }
-                async with health_server(HOST, port, checks):
-                    yield Running(servers, place, f"http://{HOST}:{port}")
+                async with _beside(stoppable(local)) as tasks:
+                    port = Ports(servers.directory).take(
+                        "http", asked=http_port, flag="--http-port"
+                    )
+                    checks = {
+                        "nats": lambda: _connected(worker_bus),
+                        "database": lambda: _answers(store),
+                        "roles": lambda: _alive([*roles, *tasks]),
+                    }
+                    async with health_server(HOST, port, checks):
+                        yield Running(servers, place, f"http://{HOST}:{port}")
 
 
 @asynccontextmanager
-async def _tasks(worker: Worker, gateway: Gateway) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Run the roles beside the block, and fail with the first that fails."""
-    main = asyncio.current_task()
-    tasks = [asyncio.create_task(worker.run()), asyncio.create_task(gateway.run())]
-    for task, ready in zip(tasks, (worker.ready, gateway.ready), strict=True):
-        await _ready(task, ready)
-    failed: list[BaseException] = []
-
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None and main is not None:
-            failed.append(error)
-            main.cancel()
-
-    for task in tasks:
-        task.add_done_callback(ended)
+async def _beside(*jobs: Coroutine[Any, Any, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """Run `jobs` beside the block and end them with it; the first that fails ends the block."""
     try:
-        yield tasks
-    except asyncio.CancelledError:
-        if failed:
-            raise failed[0] from None
-        raise
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(job) for job in jobs]
+            yield tasks
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
 
 
 async def _ready(task: asyncio.Task[None], ready: asyncio.Event) -> None:

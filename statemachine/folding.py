@@ -50,7 +50,7 @@ def fold(workspace: Workspace, event: Event, at: datetime) -> Folded:  # noqa: C
     data: Data = event.data
     match data:
         case events.BuildRequested():
-            return _requested(workspace, data, at)
+            return _requested(workspace, data, event.time, at)
         case (
             events.BuildStarted()
             | events.BuildSucceeded()
@@ -100,14 +100,16 @@ def _expired(workspace: Workspace) -> Workspace:
     return workspace.model_copy(update={which: start.model_copy(update={"expired": True})})
 
 
-def _requested(workspace: Workspace, asked: events.BuildRequested, at: datetime) -> Folded:
+def _requested(
+    workspace: Workspace, asked: events.BuildRequested, time: datetime, at: datetime
+) -> Folded:
     starts = asked.transition is Transition.START
     last = workspace.build
     build = Build(
         id=asked.build_id,
         number=asked.build_number,
         transition=asked.transition,
-        started_at=at,
+        started_at=time,
         template=asked.template,
         template_version_id=asked.template.version_id if asked.template else None,
         parameters=asked.parameters,

@@ -11,6 +11,8 @@ from datetime import datetime
 from statemachine import events
 from statemachine.builds import seen_by, with_fact
 from statemachine.events import Transition
+from statemachine.states import Word
+from statemachine.words import word_of
 from statemachine.workspace import MOST_PAST, Build, Former, Ref, Workspace
 
 
@@ -21,18 +23,29 @@ def known(workspace: Workspace, workspace_id: str) -> Former | None:
 
 def remembered(workspace: Workspace, former: Former) -> Workspace:
     """Return the chat with `former` as the newest it remembers."""
-    others = tuple(f for f in workspace.former if f.id != former.id)
-    return workspace.model_copy(update={"former": (*others, former)[-MOST_PAST:]})
+    others = [f for f in workspace.former if f.id != former.id]
+    while len(others) >= MOST_PAST:
+        others.remove(min(others, key=_weight))
+    return workspace.model_copy(update={"former": (*others, former)})
 
 
-def left(workspace: Workspace, *, deleted: bool) -> Workspace:
-    """Return the chat without its workspace, remembering that it had it."""
+def _weight(former: Former) -> int:
+    """Say how much is lost with it: that it runs, or that it was ours and must not come back."""
+    return 2 * (former.orphaned_at is not None) + former.ours
+
+
+def left(workspace: Workspace, at: datetime, *, deleted: bool) -> Workspace:
+    """Return the chat without its workspace, remembering that it had it.
+
+    One that runs is an orphan from here on, unless a stop of it is asked for in the same breath.
+    """
     ref = workspace.ref
     if ref is None:
         return workspace
     former = Former(id=ref.id, deleted=True)
     if not deleted:
-        former = Former(id=ref.id, deleted=False, ref=ref, build=workspace.build)
+        since = at if word_of(workspace) is Word.RUNNING else None
+        former = Former(id=ref.id, deleted=False, ref=ref, build=workspace.build, orphaned_at=since)
     return remembered(workspace, former).model_copy(
         update={
             "ref": None,
@@ -41,12 +54,13 @@ def left(workspace: Workspace, *, deleted: bool) -> Workspace:
             "chosen": None,
             "agents": (),
             "past": (),
-            "expires_at": None,
         }
     )
 
 
-def told(workspace: Workspace, fact: events.ProvisionerFact, at: datetime) -> Workspace:
+def told(
+    workspace: Workspace, fact: events.ProvisionerFact, time: datetime, at: datetime
+) -> Workspace:
     """Fold a provisioner's fact about a workspace that is not the chat's."""
     former = known(workspace, fact.workspace_id) or Former(
         id=fact.workspace_id, deleted=False, ours=False, ref=Ref(id=fact.workspace_id)
@@ -68,8 +82,8 @@ def told(workspace: Workspace, fact: events.ProvisionerFact, at: datetime) -> Wo
     if build is not None and build.id == fact.build_id:
         return _with(workspace, former, with_fact(build, fact, at), at)
     if build is None or fact.build_number > build.number:
-        return _with(workspace, former, seen_by(build, fact, at), at)
-    return workspace
+        return _with(workspace, former, seen_by(build, fact, time, at), at)
+    return remembered(workspace, former)
 
 
 def requested(workspace: Workspace, former: Former, build: Build, at: datetime) -> Workspace:
@@ -82,9 +96,24 @@ def orphans(workspace: Workspace) -> tuple[Former, ...]:
     return tuple(former for former in workspace.former if former.orphaned_at is not None)
 
 
+def overdue(workspace: Workspace, workspace_id: str) -> Workspace:
+    """Let the grace of an orphan be over."""
+    former = known(workspace, workspace_id)
+    if former is None:
+        return workspace
+    return remembered(workspace, former.model_copy(update={"overdue": True}))
+
+
 def _with(workspace: Workspace, former: Former, build: Build, at: datetime) -> Workspace:
-    since = (former.orphaned_at or at) if _runs(build) else None
-    return remembered(workspace, former.model_copy(update={"build": build, "orphaned_at": since}))
+    if build.succeeded and build.transition is Transition.DELETE:
+        return remembered(workspace, Former(id=former.id, deleted=True, ours=former.ours))
+    runs, before = _runs(build), former.orphaned_at
+    new = {
+        "build": build,
+        "orphaned_at": (before or at) if runs else None,
+        "overdue": runs and before is not None and former.overdue,
+    }
+    return remembered(workspace, former.model_copy(update=new))
 
 
 def _runs(build: Build) -> bool:

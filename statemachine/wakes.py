@@ -5,7 +5,8 @@ A wake has a generation, so that the timer of an older one is told from the pres
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Iterator
+from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ class Wake(NamedTuple):
     at: datetime
 
 
-def wake(chat: Workspace, purpose: Purpose, now: datetime, limits: Limits) -> Wake | None:
+def wake(chat: Workspace, purpose: Purpose, limits: Limits) -> Wake | None:
     """Return the open wake of `purpose`, if there is one."""
     match purpose:
         case Purpose.DEADLINE:
@@ -37,14 +38,13 @@ def wake(chat: Workspace, purpose: Purpose, now: datetime, limits: Limits) -> Wa
         case Purpose.TTL:
             return _named_by_time(chat.expires_at)
         case Purpose.ORPHAN:
-            times = sorted(_ends(former, limits.orphan_grace) for former in formers.orphans(chat))
-            ahead = [time for time in times if time > now]
-            return _named_by_time(next(iter(ahead or times), None))
+            graces = [at for _, at in _graces(chat, limits)]
+            return _named_by_time(min(graces, default=None))
 
 
 def overdue(chat: Workspace, now: datetime, limits: Limits) -> tuple[Former, ...]:
     """Return the orphans whose grace is over."""
-    return tuple(f for f in formers.orphans(chat) if _ends(f, limits.orphan_grace) <= now)
+    return tuple(former for former, at in _graces(chat, limits) if at <= now)
 
 
 def rests(chat: Workspace) -> bool:
@@ -52,10 +52,11 @@ def rests(chat: Workspace) -> bool:
     return chat.deadline is None and chat.expires_at is None and not formers.orphans(chat)
 
 
-def _ends(former: Former, grace: timedelta) -> datetime:
-    if former.orphaned_at is None:
-        raise ValueError(f"workspace {former.id} is no orphan")
-    return former.orphaned_at + grace
+def _graces(chat: Workspace, limits: Limits) -> Iterator[tuple[Former, datetime]]:
+    """Yield the orphans that were not seen to yet, each with the end of its grace."""
+    for former in formers.orphans(chat):
+        if former.orphaned_at is not None and not former.overdue:
+            yield former, former.orphaned_at + limits.orphan_grace
 
 
 def _named_by_time(at: datetime | None) -> Wake | None:

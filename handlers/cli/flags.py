@@ -67,7 +67,9 @@ def _add_servers(commands: Any) -> None:
             role.add_argument(
                 "--pool", default="local", help="whose jobs it takes (default: local)"
             )
-    agent = add_command(commands, "agent", "run one agent of a workspace (provisioners start these)")
+    agent = add_command(
+        commands, "agent", "run one agent of a workspace (provisioners start these)"
+    )
     agent.add_argument(
         "config", type=Path, help="the agent's config.json, written by its provisioner"
     )

@@ -29,9 +29,7 @@ STATES: Final = (
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def add_command(
-    commands: Any, command: str, words: str, more: str = ""
-) -> argparse.ArgumentParser:
+def add_command(commands: Any, command: str, words: str, more: str = "") -> argparse.ArgumentParser:
     """Add a command that `dispatch` knows as `command`, with the flags that say where."""
     name = command.rpartition(" ")[2]
     parser: argparse.ArgumentParser = commands.add_parser(

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from bus import Bus, subjects
+from bus import Bus
 from handlers.app import locate
+from handlers.commands.printing import write_json
+from handlers.commands.speaking import paged
 from handlers.settings import Settings
 from statemachine.replay import replay
 
@@ -18,19 +20,13 @@ async def events(chat_id: str, settings: Settings) -> None:
     """Print a chat's event log, one entry a line."""
     async with locate(settings).bus("operator") as bus:
         async for entry in read(bus, chat_id):
-            sys.stdout.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            write_json(entry)
 
 
 async def read(bus: Bus, chat_id: str) -> AsyncIterator[dict[str, Any]]:
     """Yield a chat's log entries, page by page."""
-    after: int | None = 0
-    while after is not None:
-        body = json.dumps({"chat_id": chat_id, "after": after}).encode()
-        reply = await bus.request(subjects.rpc("read_events"), body, timeout=10)
-        page = json.loads(reply.data)
-        for entry in page["events"]:
-            yield entry
-        after = page.get("next")
+    async for entry in paged(bus, "read_events", "events", "after", chat_id=chat_id):
+        yield entry
 
 
 def replay_file(file: str) -> int:

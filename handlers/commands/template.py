@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 from bus import BusError
-from handlers.app import Place, locate
+from handlers.app import NotFoundError, Place, locate
+from handlers.commands.printing import (
+    for_people,
+    local_time,
+    table,
+    tell,
+    write_json,
+    write_lines,
+)
 from handlers.packing import load
 from handlers.settings import Settings
 from handlers.worker.worker import POOLS_SUBJECT
+from statemachine.codec import timestamp
+from statemachine.templates import template_id as template_id_of
 
 
 async def push(folder: Path, organization_id: str, settings: Settings) -> None:
@@ -20,27 +31,62 @@ async def push(folder: Path, organization_id: str, settings: Settings) -> None:
     async with place.store() as store:
         await store.push(organization_id, version, archive)
     await announce(place)
-    sys.stdout.write(
-        json.dumps({"template_id": version.template_id, "version_id": version.id}) + "\n"
-    )
+    write_json({"template_id": version.template_id, "version_id": version.id})
 
 
-async def show(organization_id: str, settings: Settings) -> None:
-    """Print an organization's templates, one JSON object a line."""
+async def show(organization_id: str, settings: Settings, *, as_json: bool) -> None:
+    """Print an organization's templates, one a line; values of parameters are not shown."""
     async with locate(settings).store() as store:
         catalog = await store.templates(organization_id)
-    for template in sorted(catalog.templates.values(), key=lambda template: template.name):
-        manifest = template.active.manifest
-        line = {
+    found = sorted(catalog.templates.values(), key=lambda template: template.name)
+    lines = [
+        {
             "template_id": template.id,
             "version_id": template.active.id,
             "name": template.name,
-            "display_name": manifest.display_name,
-            "description": manifest.description,
-            "pool": manifest.pool,
-            "agents_allowed": manifest.agents_allowed,
+            "display_name": template.active.manifest.display_name,
+            "description": template.active.manifest.description,
+            "pool": template.active.manifest.pool,
+            "agents_allowed": template.active.manifest.agents_allowed,
         }
-        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for template in found
+    ]
+    keys = ("name", "template_id", "version_id", "pool", "description")
+    _write(lines, keys, as_json=as_json, nothing="no templates; push one")
+
+
+async def versions(
+    template: str, organization_id: str, settings: Settings, *, as_json: bool
+) -> None:
+    """Print a template's versions. Raises NotFoundError."""
+    template_id = (
+        template.lower() if _is_uuid(template) else template_id_of(organization_id, template)
+    )
+    async with locate(settings).store() as store:
+        found = await store.history(template_id)
+    if not found:
+        raise NotFoundError(f"there is no template {template}; `workspaced template list` has them")
+    lines = [
+        {
+            "version_id": version.version_id,
+            "pushed_at": timestamp(version.pushed_at),
+            "active": version.active,
+            "size": version.size,
+        }
+        for version in found
+    ]
+    _write(lines, ("version_id", "pushed_at", "active"), as_json=as_json, nothing="")
+
+
+async def activate(version_id: str, settings: Settings) -> None:
+    """Make a version the active one of its template. Raises NotFoundError."""
+    async with locate(settings).store() as store:
+        template_id = await store.activate(version_id)
+    if template_id is None:
+        raise NotFoundError(
+            f"there is no template version {version_id}; `workspaced template versions` has them"
+        )
+    write_json({"template_id": template_id, "version_id": version_id})
 
 
 async def announce(place: Place) -> None:
@@ -49,4 +95,31 @@ async def announce(place: Place) -> None:
         async with place.bus("operator") as bus:
             await bus.request(POOLS_SUBJECT, b"{}", timeout=5)
     except (BusError, TimeoutError) as bad:
-        sys.stderr.write(f"stored; no worker has prepared its pool yet ({bad})\n")
+        tell(f"stored; no worker has prepared its pool yet ({bad})")
+
+
+def _write(
+    lines: Sequence[Mapping[str, Any]], keys: Sequence[str], *, as_json: bool, nothing: str
+) -> None:
+    """Print the lines, for people as a table of `keys`."""
+    if not for_people(as_json=as_json):
+        for line in lines:
+            write_json(line)
+    elif lines:
+        titles = [key.upper().replace("_", " ") for key in keys]
+        write_lines(table(titles, [[_cell(key, line[key]) for key in keys] for line in lines]))
+    else:
+        tell(nothing)
+
+
+def _cell(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "active" if value else ""
+    return local_time(value) if key.endswith("_at") else str(value or "")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False

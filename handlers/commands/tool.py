@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 from uuid import uuid4
 
-from bus import CLOUDEVENT, Bus, subjects
+from bus import Bus, subjects
 from handlers.app import locate
+from handlers.commands.answering import told
+from handlers.commands.describing import described
+from handlers.commands.printing import tell, tell_nobody
+from handlers.commands.speaking import publish
 from handlers.settings import InvalidSettings, Settings
-from statemachine.codec import encode
-
-SOURCE: Final = "cli"
-"""The chat service that the command line is."""
 
 
 async def call_tool(flags: argparse.Namespace, settings: Settings) -> int:
@@ -30,11 +30,14 @@ async def call_tool(flags: argparse.Namespace, settings: Settings) -> int:
         "owner_id": flags.owner,
         "owner_name": flags.owner_name,
     }
-    tell: Callable[[str], object] = _silent if flags.quiet else _tell
-    tell(f"chat {flags.chat}, call {data['call_id']}")
+    words = tell_nobody if flags.json else tell
+    words(f"chat {flags.chat}, call {data['call_id']}")
     async with locate(settings).bus("chat-service") as bus:
-        resolved = await ask(bus, flags.chat, data, tell)
+        resolved = await ask(bus, flags.chat, data, words)
     sys.stdout.write(json.dumps(resolved["result"], indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()  # before the words about it
+    for line in told(flags.tool, resolved, flags.chat, _where(flags)):
+        words(line)
     return 1 if "error" in resolved["result"] else 0
 
 
@@ -62,7 +65,7 @@ async def ask(
         try:
             while not answer.done():
                 asked_again.clear()
-                await _publish(bus, chat_id, data)
+                await publish(bus, "tool_requested", chat_id, data)
                 lost = asyncio.create_task(asked_again.wait())
                 await asyncio.wait((answer, lost), return_when=asyncio.FIRST_COMPLETED)
                 lost.cancel()
@@ -91,33 +94,9 @@ def arguments(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     return args
 
 
-def described(envelope: dict[str, Any]) -> list[str]:
-    """Put a state change or a piece of log into lines for people."""
-    data = envelope["data"]
-    if envelope["type"].startswith("workspaced.log_appended"):
-        return [f"  | {line}" for line in data["output"].splitlines()]
-    at = datetime.fromisoformat(envelope["time"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
-    line = f"{at}  {data['state']}"
-    if data["agent"] is not None:
-        line += f"  (agent {data['agent']['name']}: {data['agent']['status']})"
-    if data["failure"] is not None:
-        line += f"  {data['failure']['reason']}: {data['failure']['message']}"
-    return [line]
-
-
-async def _publish(bus: Bus, chat_id: str, data: dict[str, Any]) -> None:
-    source, event_id = f"/chat/{SOURCE}", str(uuid4())
-    await bus.publish(
-        subjects.inbound("tool", chat_id, SOURCE),
-        encode("tool_requested", source, chat_id, data, event_id=event_id, time=datetime.now(UTC)),
-        headers=CLOUDEVENT,
-        message_id=f"{source}:{event_id}",
-    )
-
-
-def _tell(line: str) -> None:
-    sys.stderr.write(line + "\n")
-
-
-def _silent(line: str) -> None:
-    del line
+def _where(flags: argparse.Namespace) -> str:
+    """Return the flags that another command needs to come to the same servers."""
+    given = {"--data-dir": flags.data_dir, "--nats-url": flags.nats_url}
+    given |= {"--database-url": flags.database_url, "--credentials": flags.credentials}
+    words = [word for flag, value in given.items() if value for word in (flag, str(value))]
+    return f" {shlex.join(words)}" if words else ""

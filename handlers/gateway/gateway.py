@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
@@ -34,11 +34,14 @@ class Gateway:
     bus: Bus
     issuer_seed: str | None = None
     """Signs for agents and frontends; without it another gateway must."""
+    orphan_grace: timedelta | None = None
+    """How long the workers let a workspace run that no chat has, to tell operators."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        asking, reader = Asking(self.bus, self.store), Reader(self.store, self.bus)
+        asking = Asking(self.bus, self.store)
+        reader = Reader(self.store, self.bus, self.orphan_grace)
         credentials = Credentials(self.store)
         self.bus.on_reconnect(asking.reconnected)
         endpoints: dict[str, Responder] = {

@@ -23,7 +23,7 @@ from statemachine.codec import timestamp
 from statemachine.states import ABOUT
 from statemachine.store import Store
 from statemachine.views import notice, state_changed
-from statemachine.workspace import Former, Limits, Workspace
+from statemachine.workspace import Former, Workspace
 
 PAGE: Final = 100
 """Chats, events or log messages a page."""
@@ -39,8 +39,8 @@ class Reader:
 
     store: Store
     bus: Bus
-    orphan_grace: timedelta = Limits().orphan_grace
-    """How long a workspace that no chat has may run before the workers stop it."""
+    orphan_grace: timedelta | None = None
+    """How long a workspace that no chat has may run before the workers stop it, if known."""
 
     async def get_chat(self, body: ChatBody) -> dict[str, Any]:
         """Return a chat's state and the calls that wait for it."""
@@ -104,8 +104,9 @@ class Reader:
             "build_id": build.id if build else None,
             "build_number": build.number if build else None,
         }
-        if since is not None and build is not None and build.template is not None:
-            entry["stops_at"] = timestamp(since + self.orphan_grace)  # its pool is known
+        stoppable = build is not None and build.template is not None  # its pool is known
+        if stoppable and since is not None and self.orphan_grace is not None:
+            entry["stops_at"] = timestamp(since + self.orphan_grace)
         return entry
 
     async def read_log(self, body: LogBody) -> dict[str, Any]:

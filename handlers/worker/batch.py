@@ -10,7 +10,6 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Final
 
 from handlers.worker import effects, waking
@@ -146,15 +145,16 @@ async def _chats(
             limits=limits,
             now=tx.now,
             changes=changes,
-            armed=_armed(snapshot, tx.now, limits),
+            armed=_armed(snapshot, limits),
             taken=taken,
+            orphans=frozenset(former.id for former in orphans(snapshot)),
         )
         for chat_id, snapshot in snapshots.items()
     }
 
 
-def _armed(chat: Workspace, now: datetime, limits: Limits) -> dict[Purpose, int]:
-    found = {purpose: wake(chat, purpose, now, limits) for purpose in Purpose}
+def _armed(chat: Workspace, limits: Limits) -> dict[Purpose, int]:
+    found = {purpose: wake(chat, purpose, limits) for purpose in Purpose}
     return {purpose: open_.generation for purpose, open_ in found.items() if open_ is not None}
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from handlers.worker import effects
 from handlers.worker.own import own
-from statemachine import events, judging, masking, wakes
+from statemachine import events, formers, judging, masking, wakes
 from statemachine.calls import (
     Answered,
     Call,
@@ -61,6 +61,8 @@ class Chat:
     """How far the clock runs ahead that fired a present timer."""
     written: dict[str, StoredCall] = field(default_factory=dict)
     """Calls that the batch changed, by id."""
+    orphans: frozenset[str] = frozenset()
+    """The workspaces that ran without a chat when the batch began."""
 
     def repeat(self, event: Event) -> None:
         """Note that an event came again; it has no further effect."""
@@ -108,13 +110,31 @@ class Chat:
         """Collect what is written once a chat: its snapshot, and the timers of what it waits for."""
         chat = self.workspace
         for purpose in Purpose:
-            wake = wakes.wake(chat, purpose, self.now, self.limits)
+            wake = wakes.wake(chat, purpose, self.limits)
             if wake is not None and wake.generation != self.armed.get(purpose):
                 due = min(wake.at + self.later.get(purpose, timedelta(0)), self.now + FARTHEST)
                 self._send(effects.timer(chat.chat_id, purpose, wake.generation, due))
+        self._report_orphans()
         self.workspace = chat.model_copy(update={"open_calls": len(self.open)})
         self.changes.chats.append(self.workspace)
         self.changes.calls.extend(self.written.values())
+
+    def _report_orphans(self) -> None:
+        """Tell operators of workspaces that are left running: someone pays for them."""
+        for former in formers.orphans(self.workspace):
+            build = former.build
+            if former.id in self.orphans or build is None:
+                continue
+            outcome = build.outcome
+            log.error(
+                "workspace %s runs on though no chat has it: its %s build %s %s%s",
+                former.id,
+                build.transition,
+                build.id,
+                outcome.ending if outcome else "was the last",
+                f": {outcome.error}" if outcome and outcome.error else "",
+                extra={"chat_id": self.workspace.chat_id},
+            )
 
     # -- calls ----------------------------------------------------------------------------------
 

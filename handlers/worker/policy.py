@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 TTL: Final = "chat_workspace_ttl"
 ALLOWLIST: Final = "chat_template_allowlist"
 _UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+LONGEST: Final = 100 * 365 * 24 * _UNITS["h"]
+"""Milliseconds that the calendar has room for."""
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
 
 
@@ -34,4 +36,9 @@ def milliseconds(text: str) -> int:
     if not _DURATION.fullmatch(text):
         raise ValueError(f"{text!r} is no duration; write it like 2h, 1h30m or 45s")
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
-    return int(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    total = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if total > LONGEST:
+        raise ValueError(
+            f"{text!r} is longer than {LONGEST // _UNITS['h']}h; leave it empty for ever"
+        )
+    return int(total)

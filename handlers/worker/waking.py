@@ -18,7 +18,7 @@ def fired(chat: Chat, purpose: Purpose, generation: int) -> bool:
 
     An old timer, or one of a clock that runs ahead, has the open one armed again.
     """
-    wake = wakes.wake(chat.workspace, purpose, chat.now, chat.limits)
+    wake = wakes.wake(chat.workspace, purpose, chat.limits)
     if wake is None:
         return False
     if generation != wake.generation or chat.now < wake.at:
@@ -68,11 +68,11 @@ def _stop_orphans(chat: Chat) -> None:
     for former in wakes.overdue(chat.workspace, chat.now, chat.limits):
         event = _event(chat, events.OrphanGracePassed(workspace_id=former.id))
         stop = judging.orphan(chat.workspace, chat.known, former.id, event.id)
-        if stop is None and former.id not in chat.known.had:
-            log.error("workspace %s runs, no chat has it, and nobody here can stop it", former.id)
+        chat.take(event)
         if stop is not None:
-            chat.take(event)
             chat.follow(stop, event)
+        elif former.id not in chat.known.had:
+            log.error("workspace %s runs, no chat has it, and nobody here can stop it", former.id)
 
 
 def _event(chat: Chat, data: events.OwnEvent | events.AgentDisconnected) -> events.Event:

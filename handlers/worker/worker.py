@@ -84,7 +84,7 @@ class Worker:
         after: str | None = None
         while chats := await self.store.waking(after=after):
             now, after = datetime.now(UTC), chats[-1].chat_id
-            open_ = [(c.chat_id, p, wake(c, p, now, self.limits)) for c in chats for p in Purpose]
+            open_ = [(c.chat_id, p, wake(c, p, self.limits)) for c in chats for p in Purpose]
             await relay.publish(
                 [
                     effects.timer(c, p, w.generation, min(w.at, now + FARTHEST))

@@ -1,0 +1,119 @@
+"""`workspaced log`: what a build and its agents wrote, and what they write now."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bus import Bus
+from handlers.app import locate
+from handlers.commands import log
+from handlers.commands.describing import SETTLED, described
+from handlers.commands.printing import for_people, plain, tell, tell_nobody, write_json
+from handlers.commands.speaking import paged, rpc, watching
+from handlers.settings import Settings
+
+
+@dataclass(slots=True)
+class Printer:
+    """Prints pieces of log, each once."""
+
+    as_json: bool
+    people: bool
+    _seen: set[tuple[str, str, int]] = field(default_factory=set)
+    _writer: tuple[str, str] | None = None
+    """(build, origin) of a line that has no end yet."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was printed."""
+        return not self._seen
+
+    def write(self, piece: dict[str, Any]) -> None:
+        """Print a piece, unless it was printed before."""
+        name = (piece["build_id"], piece["origin"], piece["sequence"])
+        if name in self._seen:
+            return
+        self._seen.add(name)
+        if self.as_json:
+            write_json(piece)
+        elif piece["output"]:
+            self._write(name[:2], piece["output"])
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """End the last line."""
+        if self._writer is not None:
+            sys.stdout.write("\n")
+            self._writer = None
+
+    def _write(self, writer: tuple[str, str], output: str) -> None:
+        if self._writer not in (None, writer):
+            self.close()  # another's line would go on in the middle of this one
+        sys.stdout.write(plain(output) if self.people else output)
+        self._writer = None if output.endswith("\n") else writer
+
+
+async def show(flags: argparse.Namespace, settings: Settings) -> int:
+    """Print a build's log; return 1 when there is no build."""
+    printer = Printer(flags.json, for_people(as_json=flags.json))
+    async with locate(settings).bus("operator") as bus:
+        build_id = flags.build or await newest_build(bus, flags.chat)
+        if build_id is None:
+            tell(f"workspaced: chat {flags.chat} has had no build")
+            return 1
+        try:
+            if flags.follow:
+                words = tell_nobody if flags.json else tell
+                await _follow(bus, flags.chat, flags.build, printer, words)
+            else:
+                await _print(bus, flags.chat, build_id, printer)
+        finally:
+            printer.close()
+    if printer.empty and not flags.json:
+        tell(f"nothing is kept of the log of build {build_id}")
+    return 0
+
+
+async def newest_build(bus: Bus, chat_id: str) -> str | None:
+    """Return the id of the chat's newest build, also when its workspace is gone."""
+    chat = await rpc(bus, "get_chat", chat_id=chat_id)
+    if chat["build"] is not None:
+        return str(chat["build"]["id"])
+    found: str | None = None
+    async for entry in log.read(bus, chat_id):
+        if entry["outcome"] == "moved":
+            found = entry["event"]["data"].get("build_id") or found
+    return found
+
+
+async def _follow(
+    bus: Bus, chat_id: str, only: str | None, printer: Printer, words: Callable[[str], None]
+) -> None:
+    """Print what was written and what comes, until the chat is settled and all of it is printed."""
+    async with watching(bus, chat_id) as changes:
+        async for change in changes:
+            if change is not None and "output" in change["data"]:
+                if only in (None, change["data"]["build_id"]):
+                    printer.write(change["data"])
+                continue
+            if change is not None:
+                for line in described(change):
+                    words(line)
+                if change["data"]["state"] not in SETTLED:
+                    continue
+            # The state first: what was written before it is in the log by then.
+            chat = await rpc(bus, "get_chat", chat_id=chat_id)
+            if (build_id := only or await newest_build(bus, chat_id)) is not None:
+                await _print(bus, chat_id, build_id, printer)
+            if chat["state"] in SETTLED:
+                return
+
+
+async def _print(bus: Bus, chat_id: str, build_id: str, printer: Printer) -> None:
+    asked = {"chat_id": chat_id, "build_id": build_id}
+    async for piece in paged(bus, "read_log", "lines", "after", **asked):
+        printer.write(piece)

@@ -1,0 +1,288 @@
+"""The branches in which a limit passes: C2c C3b C3c C4e, S2c S3b, P2c P2d P4a P4b, R4 R6, F1, W1.
+
+Each waits for a limit, so the tests do it for several chats at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.wire.agents import Agent
+from tests.wire.branches import (
+    CREATE,
+    EXISTS,
+    START,
+    STOP,
+    create,
+    ended,
+    is_failure,
+    jobs,
+    new_job,
+    result,
+    stopping,
+)
+from tests.wire.harness import Chat, Job
+from tests.wire.running import up
+from tests.wire.world import Place, World, place_of, world_at
+
+LIMIT = 1.0
+"""Seconds; the tests wait for it to pass, so it is short, and what comes before it is shorter."""
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    parent = tmp_path_factory.mktemp("branches")
+    names = ("BUILD", "AGENT_CONNECT", "STARTUP_SCRIPTS")
+    env = {f"WORKSPACED_{name}_TIMEOUT": str(LIMIT) for name in names}
+    with up(parent / "data", env=env) as running:
+        yield place_of(running, parent)
+
+
+@pytest.fixture
+async def world(hasty: Place) -> AsyncIterator[World]:
+    async with world_at(hasty) as world:
+        yield world
+
+
+async def ask(world: World, chat: Chat, tool: str) -> str:
+    return await (create(world, chat) if tool == CREATE else chat.ask(tool))
+
+
+async def unbuilt(world: World, chat: Chat) -> Job:
+    """Have a start build whose time was over before it ended."""
+    call, job = await world.building(chat)
+    assert is_failure(await result(chat, call), job.build_id)
+    assert chat.now["failure"]["reason"] == "build_timeout"
+    return job
+
+
+async def unstopped(world: World, chat: Chat) -> Job:
+    """Have a stop build whose time was over before it ended."""
+    await ended(world, chat)
+    call, job = await stopping(world, chat)
+    assert is_failure(await result(chat, call), job.build_id)
+    assert chat.now["failure"]["reason"] == "build_timeout"
+    return job
+
+
+async def not_ready(world: World, chat: Chat) -> tuple[Job, Agent]:
+    """Have a workspace whose agent did not connect in time."""
+    call, job, agent = await world.connecting(chat)
+    answer = await result(chat, call)
+    assert answer["agent_status"] == "not_ready"
+    return job, agent
+
+
+async def too_slow(world: World, chat: Chat) -> tuple[Job, Agent]:
+    """Have a workspace whose scripts did not end in time."""
+    call, job, agent = await world.connecting(chat)
+    await agent.connected()
+    await agent.reached("starting")
+    answer = await result(chat, call)
+    assert answer["startup_scripts"] == "startup_scripts_timeout"
+    return job, agent
+
+
+async def test_c2c_s2c_p2c_a_late_build_is_waited_for_anew(world: World) -> None:
+    async def one(tool: str) -> None:
+        chat = await world.chat()
+        job = await unbuilt(world, chat)
+        before = chat.now["version"]
+
+        call = await ask(world, chat, tool)
+        again = await chat.state("building", above=before)
+        await world.provisioner.succeed(job)
+        if tool == STOP:
+            stop = await world.provisioner.job(chat, "stop")
+            await world.provisioner.succeed(stop)
+        answer = await result(chat, call)
+
+        assert again["build"]["id"] == job.build_id
+        assert again["deadline"] > chat.states.all[0]["data"]["deadline"]
+        found = [j for j in await jobs(world, chat) if j.transition == "start"]
+        assert found == [job]
+        if tool == STOP:
+            assert answer["build_id"] == stop.build_id
+        else:
+            assert (answer["build_id"], answer["agent_status"]) == (job.build_id, "no_agent")
+
+    await asyncio.gather(*map(one, (CREATE, START, STOP)))
+
+
+async def test_c3c_s3a_p2c_a_late_stop_is_waited_for_anew(world: World) -> None:
+    async def one(tool: str) -> None:
+        chat = await world.chat()
+        stop = await unstopped(world, chat)
+        before = chat.now["version"]
+
+        call = await ask(world, chat, tool)
+        again = await chat.state("stopping", above=before)
+        await world.provisioner.succeed(stop)
+        if tool == START:
+            await world.provisioner.succeed(await world.provisioner.job(chat, "start", 3))
+        answer = await result(chat, call)
+
+        assert again["build"]["id"] == stop.build_id
+        assert [j for j in await jobs(world, chat) if j.transition == "stop"] == [stop]
+        if tool == CREATE:
+            assert answer["status"] == "stopped"
+        elif tool == STOP:
+            assert answer["no_build"] is True
+        else:
+            assert answer["agent_status"] == "no_agent"
+
+    await asyncio.gather(*map(one, (CREATE, START, STOP)))
+
+
+async def test_c3b_s3b_p2d_p4b_w1_a_stop_out_of_time_answers_who_waits(world: World) -> None:
+    chat = await world.chat()
+    await ended(world, chat)
+    first, stop = await stopping(world, chat)
+    calls = [first, *[await ask(world, chat, tool) for tool in (CREATE, START, STOP)]]
+
+    answers = [await result(chat, call) for call in calls]
+
+    assert all(is_failure(answer, stop.build_id) for answer in answers)
+    assert chat.path[-2:] == ["stopping", "failed:build_timeout"]
+    assert [job.transition for job in await jobs(world, chat)] == ["start", "stop"]
+
+
+async def test_f1_p2d_w1_a_build_out_of_time_answers_who_waits(world: World) -> None:
+    chat = await world.chat()
+    call, job = await world.building(chat)
+    calls = [call, *[await ask(world, chat, tool) for tool in (CREATE, START, STOP)]]
+
+    answers = [await result(chat, call) for call in calls]
+
+    assert all(is_failure(answer, job.build_id) for answer in answers)
+    assert chat.path == ["building", "failed:build_timeout"]
+    assert await jobs(world, chat) == [job]
+
+
+async def test_w1_a_second_wait_has_a_limit_too(world: World) -> None:
+    async def one(unended: str) -> None:
+        chat = await world.chat()
+        job = await (unbuilt if unended == "build" else unstopped)(world, chat)
+
+        call = await create(world, chat)
+
+        assert is_failure(await result(chat, call), job.build_id)
+        assert chat.path[-3] == chat.path[-1] == "failed:build_timeout"
+
+    await asyncio.gather(one("build"), one("stop"))
+
+
+async def test_a_late_end_moves_the_chat_on_and_the_next_call_sees_it(world: World) -> None:
+    """Late facts count, also with nobody waiting: C4f, S4a, C4g, C3d."""
+
+    async def built() -> None:
+        chat = await world.chat()
+        await world.provisioner.succeed(await unbuilt(world, chat))
+        await chat.state("ready")
+        assert (await chat.call(START))["agent_status"] == "no_agent"
+
+    async def failed() -> None:
+        chat = await world.chat()
+        job = await unbuilt(world, chat)
+        await world.provisioner.fail(job)
+        await chat.state("failed:build_failed")
+        call = await create(world, chat)
+        await world.provisioner.succeed(await new_job(world, chat, job))
+        assert (await result(chat, call))["created"] is True
+
+    async def stopped() -> None:
+        chat = await world.chat()
+        await world.provisioner.succeed(await unstopped(world, chat))
+        await chat.state("stopped")
+        answer = await chat.call(CREATE, {"template_id": world.plain})
+        assert answer["status"] == "stopped"
+
+    await asyncio.gather(built(), failed(), stopped())
+
+
+async def test_c4e_p4a_r4_an_agent_that_did_not_connect_in_time(world: World) -> None:
+    async def answered() -> None:
+        chat = await world.chat()
+        job, _ = await not_ready(world, chat)
+        answer = await chat.call(START)
+        assert answer.pop("agent_error")
+        assert answer == {
+            "started": True,
+            "workspace_name": job.workspace_name,
+            "no_build": True,
+            "agent_status": "not_ready",
+        }
+        assert chat.now["agent"]["status"] == "timeout"
+
+    async def replaced() -> None:
+        chat = await world.chat()
+        old, _ = await not_ready(world, chat)
+        call = await create(world, chat)
+        new = await new_job(world, chat, old)
+        stop = await world.provisioner.job(chat, "stop", 2)
+        await world.provisioner.succeed(new)
+        assert (stop.workspace_id, stop.build_number) == (old.workspace_id, 2)
+        assert (await result(chat, call))["build_id"] == new.build_id
+
+    async def stopped() -> None:
+        chat = await world.chat()
+        await not_ready(world, chat)
+        call, stop = await stopping(world, chat)
+        await world.provisioner.succeed(stop)
+        assert (await result(chat, call))["build_id"] == stop.build_id
+
+    async def came_after_all() -> None:
+        chat = await world.chat()
+        job, agent = await not_ready(world, chat)
+        await agent.connected()
+        await agent.reached("ready")
+        await chat.state("ready")
+        answer = await chat.call(CREATE, {"template_id": world.plain})
+        assert answer.keys() == EXISTS
+        assert await jobs(world, chat) == [job]
+
+    await asyncio.gather(answered(), replaced(), stopped(), came_after_all())
+
+
+async def test_c4a_p4a_r6_scripts_out_of_time(world: World) -> None:
+    scripts = {"startup_scripts": "startup_scripts_timeout"}
+
+    async def answered() -> None:
+        chat = await world.chat()
+        job, agent = await too_slow(world, chat)
+        found = await chat.call(CREATE, {"template_id": world.plain})
+        assert found.keys() == EXISTS | scripts.keys()
+        assert {**found, **scripts} == found
+        await agent.reached("start_error")
+        late = await chat.call(START)
+        assert late["lifecycle_state"] == "start_error"
+        await agent.reached("ready")
+        await chat.state("ready")
+        assert (await chat.call(START)).keys() == {"started", "workspace_name", "no_build"}
+        assert await jobs(world, chat) == [job]
+
+    async def stopped() -> None:
+        chat = await world.chat()
+        await too_slow(world, chat)
+        call, stop = await stopping(world, chat)
+        await world.provisioner.succeed(stop)
+        assert (await result(chat, call))["build_id"] == stop.build_id
+
+    await asyncio.gather(answered(), stopped())
+
+
+async def test_c4b_s4b_w1_who_joins_while_the_agent_connects_waits_for_what_is_left(
+    world: World,
+) -> None:
+    chat = await world.chat()
+    made, job, _ = await world.connecting(chat)
+    calls = [made, await create(world, chat), await chat.ask(START)]
+
+    answers = [await result(chat, call) for call in calls]
+
+    assert {answer["agent_status"] for answer in answers} == {"not_ready"}
+    assert chat.path == ["building", "agent_connecting", "failed:agent_not_ready"]
+    assert await jobs(world, chat) == [job]

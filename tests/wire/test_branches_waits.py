@@ -1,0 +1,210 @@
+"""Calls that are canceled (X), and several that wait (W2); limits (W1) in `test_branches_limits`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.wire.agents import agent_of
+from tests.wire.branches import (
+    CREATE,
+    EXISTS,
+    START,
+    STOP,
+    create,
+    ended,
+    is_failure,
+    jobs,
+    result,
+    running,
+    stopped,
+    stopping,
+    waits,
+)
+from tests.wire.harness import Chat, Event
+from tests.wire.world import World
+
+
+async def canceled(world: World, chat: Chat, call: str, *, by_rpc: bool = False) -> Event:
+    """Cancel a call that waits; return its result."""
+    await waits(world, chat, call)
+    if by_rpc:
+        answer = await world.service.rpc("cancel", chat_id=chat.id, call_id=call)
+        assert answer == {"canceled": True}
+    else:
+        await chat.cancel(call)
+    return await result(chat, call)
+
+
+async def ask(world: World, chat: Chat, tool: str) -> str:
+    return await (create(world, chat) if tool == CREATE else chat.ask(tool))
+
+
+@pytest.mark.parametrize("tool", [CREATE, START, STOP])
+@pytest.mark.parametrize("state", ["building", "stopping"])
+async def test_x1_canceled_while_a_build_goes_on(world: World, state: str, tool: str) -> None:
+    chat = await world.chat()
+    if state == "building":
+        first, job = await world.building(chat)
+    else:
+        await ended(world, chat)
+        first, job = await stopping(world, chat)
+    call, stays = await ask(world, chat, tool), await ask(world, chat, tool)
+
+    answers = [await canceled(world, chat, call), await canceled(world, chat, first, by_rpc=True)]
+
+    assert all(is_failure(answer, job.build_id) for answer in answers)
+    assert chat.now["state"] == state  # the build goes on, and so does the other call
+    await waits(world, chat, stays)
+    assert (await jobs(world, chat))[-1] == job
+
+
+async def test_x2_canceled_while_the_agent_connects(world: World) -> None:
+    chat = await world.chat()
+    made, job, _ = await world.connecting(chat)
+    joined, running_ = await create(world, chat), await chat.ask(START)
+
+    answers = [await canceled(world, chat, call) for call in (made, joined, running_)]
+
+    assert answers[0] == {
+        "created": True,
+        "workspace_name": f"ann/{job.workspace_name}",
+        "build_id": job.build_id,
+        "agent_status": "not_ready",
+    }
+    assert answers[1].keys() == EXISTS | {"agent_status"}
+    assert answers[1]["status"] == "already_exists"
+    assert answers[2] == {
+        "started": True,
+        "workspace_name": job.workspace_name,
+        "no_build": True,
+        "agent_status": "not_ready",
+    }
+    assert chat.now["state"] == "agent_connecting"
+
+
+async def test_x2_x3_a_start_that_is_canceled_has_its_build(world: World) -> None:
+    chats = [await world.chat(), await world.chat()]
+    answers = []
+    for chat, connects in zip(chats, (False, True), strict=True):
+        first = await stopped(world, chat)
+        call = await chat.ask(START)
+        job = await world.provisioner.job(chat, "start", 3)
+        listed = agent_of()
+        await world.provisioner.succeed(job, listed)
+        await chat.state("agent_connecting")
+        if connects:
+            await (await world.agent(job, listed["id"])).connected()
+            await chat.state("scripts_running")
+        answer = await canceled(world, chat, call, by_rpc=connects)
+        assert answer.pop("build_id") == job.build_id
+        assert answer.pop("workspace_name") == first.workspace_name
+        answers.append(answer)
+
+    assert answers == [
+        {"started": True, "agent_status": "not_ready"},
+        {"started": True, "startup_scripts": "startup_scripts_unknown"},
+    ]
+
+
+async def test_x3_canceled_while_scripts_run(world: World) -> None:
+    chat = await world.chat()
+    made, job, agent = await world.connecting(chat)
+    await agent.connected()
+    await chat.state("scripts_running")
+    joined = await create(world, chat)
+
+    answers = [await canceled(world, chat, call) for call in (made, joined)]
+
+    assert answers[0] == {
+        "created": True,
+        "workspace_name": f"ann/{job.workspace_name}",
+        "build_id": job.build_id,
+        "startup_scripts": "startup_scripts_unknown",
+    }
+    assert answers[1].keys() == EXISTS | {"startup_scripts"}
+    await agent.reached("ready")
+    await chat.state("ready")
+    assert len(chat.results.all) == 2 + 2  # with two of `waits`
+
+
+@pytest.mark.parametrize("tool", [CREATE, START, STOP])
+async def test_x4_canceled_before_it_came(world: World, tool: str) -> None:
+    chat = await world.chat()
+    if tool != CREATE:
+        await ended(world, chat)
+    before, version = await jobs(world, chat), chat.states.all[-1:]
+
+    await chat.cancel("early")
+    await chat.call("list_templates")  # the cancel has come
+    args = {"template_id": world.plain} if tool == CREATE else {}
+    resolved = await chat.answer(await chat.ask(tool, args, call_id="early"))
+
+    assert resolved["result"].keys() == {"error"}
+    assert await jobs(world, chat) == before
+    assert chat.states.all[-1:] == version
+
+
+async def test_w2_a_start_and_creates_that_waited_for_a_stop(world: World) -> None:
+    chat = await world.chat()
+    await ended(world, chat)
+    _, stop = await stopping(world, chat)
+    first = await chat.ask(START)
+    second = await create(world, chat)
+    third = await chat.ask(START)
+
+    await world.provisioner.succeed(stop)
+    job = await world.provisioner.job(chat, "start", 3)
+    await waits(world, chat, first, second, third)
+    await world.provisioner.succeed(job)
+    answers = [await result(chat, call) for call in (first, second, third)]
+
+    assert [answer["build_id"] for answer in answers] == [job.build_id] * 3
+    assert (answers[1]["created"], answers[1]["status"]) == (False, "already_exists")
+    assert len(await jobs(world, chat)) == 3
+
+
+async def test_w2_a_create_that_came_first_is_told_of_the_stop(world: World) -> None:
+    chat = await world.chat()
+    await ended(world, chat)
+    _, stop = await stopping(world, chat)
+    first = await create(world, chat)
+    second = await chat.ask(START)
+
+    await world.provisioner.succeed(stop)
+    job = await world.provisioner.job(chat, "start", 3)
+    await world.provisioner.succeed(job)
+
+    assert (await result(chat, first))["status"] == "stopped"
+    assert (await result(chat, second))["build_id"] == job.build_id
+
+
+async def test_w2_stops_that_waited_for_one_build_make_one_stop(world: World) -> None:
+    chat = await world.chat()
+    _, start = await world.building(chat)
+    calls = [await chat.ask(STOP) for _ in range(3)]
+
+    await world.provisioner.succeed(start)
+    stop = await world.provisioner.job(chat, "stop")
+    await world.provisioner.succeed(stop)
+    answers = [await result(chat, call) for call in calls]
+
+    assert [answer.get("build_id") for answer in answers] == [stop.build_id, None, None]
+    assert [answer.get("no_build") for answer in answers] == [None, True, True]
+    assert await jobs(world, chat) == [start, stop]
+
+
+async def test_w2_who_waited_for_readiness_is_answered_by_it_at_once(world: World) -> None:
+    chat = await world.chat()
+    job, agent = await running(world, chat, "agent_connecting")
+    assert agent is not None
+    calls = [await chat.ask(tool, {"template_id": world.plain}) for tool in (CREATE, START) * 3]
+    await waits(world, chat, *calls)
+
+    await agent.reached("ready")
+    answers = await asyncio.gather(*(result(chat, call) for call in calls))
+
+    assert all("build_id" not in answer for answer in answers)
+    assert {answer["workspace_name"] for answer in answers} == {job.workspace_name}
+    assert await jobs(world, chat) == [job]
