@@ -99,7 +99,7 @@ def orphans(workspace: Workspace) -> tuple[Former, ...]:
 def overdue(workspace: Workspace, workspace_id: str) -> Workspace:
     """Let the grace of an orphan be over."""
     former = known(workspace, workspace_id)
-    if former is None:
+    if former is None or former.orphaned_at is None:
         return workspace
     return remembered(workspace, former.model_copy(update={"overdue": True}))
 

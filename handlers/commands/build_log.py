@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from bus import Bus
 from handlers.app import locate
@@ -15,6 +17,9 @@ from handlers.commands.describing import SETTLED, described
 from handlers.commands.printing import for_people, plain, tell, tell_nobody, write_json
 from handlers.commands.speaking import paged, rpc, watching
 from handlers.settings import Settings
+
+LAST_WORDS: Final = 0.5
+"""Seconds for which what was written before the chat was settled may still be on its way."""
 
 
 @dataclass(slots=True)
@@ -68,7 +73,7 @@ async def show(flags: argparse.Namespace, settings: Settings) -> int:
         try:
             if flags.follow:
                 words = tell_nobody if flags.json else tell
-                await _follow(bus, flags.chat, flags.build, printer, words)
+                await Follower(bus, flags.chat, flags.build, printer, words).follow()
             else:
                 await _print(bus, flags.chat, build_id, printer)
         finally:
@@ -90,27 +95,48 @@ async def newest_build(bus: Bus, chat_id: str) -> str | None:
     return found
 
 
-async def _follow(
-    bus: Bus, chat_id: str, only: str | None, printer: Printer, words: Callable[[str], None]
-) -> None:
-    """Print what was written and what comes, until the chat is settled and all of it is printed."""
-    async with watching(bus, chat_id) as changes:
-        async for change in changes:
-            if change is not None and "output" in change["data"]:
-                if only in (None, change["data"]["build_id"]):
-                    printer.write(change["data"])
-                continue
-            if change is not None:
-                for line in described(change):
-                    words(line)
-                if change["data"]["state"] not in SETTLED:
-                    continue
-            # The state first: what was written before it is in the log by then.
-            chat = await rpc(bus, "get_chat", chat_id=chat_id)
-            if (build_id := only or await newest_build(bus, chat_id)) is not None:
-                await _print(bus, chat_id, build_id, printer)
-            if chat["state"] in SETTLED:
-                return
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """Prints what was written of a chat's builds and what comes."""
+
+    bus: Bus
+    chat_id: str
+    only: str | None
+    """The one build that is asked for."""
+    printer: Printer
+    words: Callable[[str], None]
+
+    async def follow(self) -> None:
+        """Go on until the chat is settled and all of it is printed."""
+        async with watching(self.bus, self.chat_id) as changes:
+            async for change in changes:
+                if change is not None:
+                    self._take(change)
+                    if change["data"].get("state") not in SETTLED:
+                        continue
+                if await self._looked_settled():
+                    break
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    async for change in changes:
+                        self._take(change)
+
+    def _take(self, change: dict[str, Any] | None) -> None:
+        if change is None:
+            return
+        if "output" not in change["data"]:
+            for line in described(change):
+                self.words(line)
+        elif self.only in (None, change["data"]["build_id"]):
+            self.printer.write(change["data"])
+
+    async def _looked_settled(self) -> bool:
+        """Print what there is; say whether the chat was settled before that."""
+        chat = await rpc(self.bus, "get_chat", chat_id=self.chat_id)
+        build_id = self.only or await newest_build(self.bus, self.chat_id)
+        if build_id is not None:
+            await _print(self.bus, self.chat_id, build_id, self.printer)
+        return chat["state"] in SETTLED
 
 
 async def _print(bus: Bus, chat_id: str, build_id: str, printer: Printer) -> None:

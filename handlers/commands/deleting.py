@@ -12,6 +12,7 @@ from bus import Bus
 from handlers.app import locate
 from handlers.commands import log
 from handlers.commands.describing import described, workspace_of
+from handlers.commands.noticing import noticing
 from handlers.commands.printing import (
     for_people,
     indented,
@@ -23,7 +24,7 @@ from handlers.commands.printing import (
 from handlers.commands.speaking import publish, rpc, watching
 from handlers.settings import Settings
 
-TAKEN_UP: Final = 10.0
+TAKEN_UP: Final = 5.0
 """Seconds within which a worker that runs has begun the delete build."""
 
 
@@ -37,12 +38,11 @@ async def delete(flags: argparse.Namespace, settings: Settings) -> int:
             return 1
         data = {} if flags.reason is None else {"reason": flags.reason}
         event_id = await publish(bus, "delete_requested", flags.chat, data)
-        deleting = Deleting(bus, before, tell_nobody if flags.json else tell)
+        words = tell_nobody if flags.json else tell
         limit = asyncio.timeout(TAKEN_UP)
         try:
-            async with limit:
-                deleting.limit = limit
-                after = await deleting.end(changes)
+            async with noticing(bus, flags.chat, words) as heard, limit:
+                after = await Deleting(bus, before, words, heard, limit).end(changes)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -58,7 +58,9 @@ class Deleting:
     bus: Bus
     before: dict[str, Any]
     words: Callable[[str], None]
-    limit: asyncio.Timeout | None = None
+    heard: Callable[[dict[str, Any]], None]
+    """Is told of each message."""
+    limit: asyncio.Timeout
     """Ends the wait unless the deletion begins."""
     _build: str | None = None
     """The delete build, once it is seen."""
@@ -69,6 +71,7 @@ class Deleting:
             if change is None:
                 chat = await rpc(self.bus, "get_chat", chat_id=self.before["chat_id"])
             else:
+                self.heard(change)
                 for line in described(change):
                     self.words(line)
                 if "output" in change["data"]:
@@ -85,8 +88,7 @@ class Deleting:
         stood_there = build["id"] == self.before["build"]["id"] and state != "stopping"
         if build["transition"] == "delete" and not stood_there:
             self._build = build["id"]
-            if self.limit is not None:
-                self.limit.reschedule(None)
+            self.limit.reschedule(None)
         if self._build is None:
             return False
         return build["id"] != self._build or state == "failed"

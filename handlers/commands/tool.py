@@ -15,6 +15,7 @@ from bus import Bus, subjects
 from handlers.app import locate
 from handlers.commands.answering import told
 from handlers.commands.describing import described
+from handlers.commands.noticing import noticing
 from handlers.commands.printing import tell, tell_nobody
 from handlers.commands.speaking import publish
 from handlers.settings import InvalidSettings, Settings
@@ -42,7 +43,7 @@ async def call_tool(flags: argparse.Namespace, settings: Settings) -> int:
 
 
 async def ask(
-    bus: Bus, chat_id: str, data: dict[str, Any], tell: Callable[[str], object]
+    bus: Bus, chat_id: str, data: dict[str, Any], words: Callable[[str], object]
 ) -> dict[str, Any]:
     """Ask, tell states and log lines as they come, and return the `data` of tool_resolved.
 
@@ -53,12 +54,15 @@ async def ask(
     async with (
         bus.subscribe(subjects.result(chat_id, data["call_id"])) as results,
         bus.subscribe(subjects.ui(chat_id)) as watched,
+        noticing(bus, chat_id, words) as heard,
     ):
 
         async def follow() -> None:
             async for message in watched:
-                for line in described(json.loads(message.data)):
-                    tell(line)
+                envelope = json.loads(message.data)
+                heard(envelope)
+                for line in described(envelope):
+                    words(line)
 
         following = asyncio.create_task(follow())
         answer = asyncio.create_task(results.next())

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from handlers.cli.words import STATES
+from statemachine.states import ABOUT
 from tests.wire.harness import new_id
 from tests.wire.running import Up, run
 
@@ -16,9 +18,25 @@ FLAGS: dict[str, list[str]] = {
     "gateway": PLACE,
     "provisioner": [*PLACE, "--name", "--pool"],
     "agent": ["config"],
-    "tool": [*PLACE, "--chat", "--arg", "--call-id", "--quiet", "--organization", "--owner"],
+    "tool": [
+        *PLACE,
+        "--chat",
+        "--arg",
+        "--call-id",
+        "--json",
+        "--quiet",
+        "--organization",
+        "--owner",
+    ],
     "template push": [*PLACE, "DIR", "--organization"],
-    "template list": [*PLACE, "--organization"],
+    "template list": [*PLACE, "--organization", "--json"],
+    "template versions": [*PLACE, "NAME|ID", "--organization", "--json"],
+    "template activate": [*PLACE, "VERSION_ID"],
+    "chat list": [*PLACE, "--state", "--organization", "--owner", "--json"],
+    "chat show": [*PLACE, "CHAT", "--json"],
+    "workspace delete": [*PLACE, "CHAT", "--reason", "--json"],
+    "workspace orphans": [*PLACE, "--json"],
+    "log": [*PLACE, "CHAT", "BUILD", "--follow", "--json"],
     "events": [*PLACE, "CHAT"],
     "replay": ["FILE"],
     "settings set": [*PLACE, "KEY", "VALUE"],
@@ -62,7 +80,17 @@ def test_the_help_of_a_command_names_every_flag(command: str) -> None:
         ["tool", "list_templates", "--chat", "new", "--owner", "me"],
         ["template"],
         ["template", "push", ".", "--organization", "ours"],
+        ["template", "versions"],
+        ["template", "activate", "newest"],
+        ["chat"],
+        ["chat", "list", "--state", "asleep"],
+        ["chat", "show", "new"],
+        ["workspace"],
+        ["workspace", "delete"],
+        ["log"],
+        ["log", new_id(), "newest"],
         ["events"],
+        ["events", "new"],
         ["settings", "set", "colour", "red"],
         ["settings", "set", "chat_workspace_ttl", "soon"],
         ["settings", "set", "chat_workspace_ttl"],
@@ -96,6 +124,12 @@ def test_a_setting_that_can_not_be_is_wrong_usage() -> None:
         ["provisioner"],
         ["tool", "list_templates", "--chat", "new"],
         ["template", "list"],
+        ["template", "versions", "python"],
+        ["chat", "list"],
+        ["chat", "show", new_id()],
+        ["workspace", "delete", new_id()],
+        ["workspace", "orphans"],
+        ["log", new_id()],
         ["events", new_id()],
         ["settings", "list"],
         ["settings", "set", "chat_workspace_ttl", "2h"],
@@ -129,3 +163,7 @@ def test_settings_are_shown_as_they_were_set(running: Up) -> None:
         }
     finally:
         assert running.run("settings", "set", "chat_workspace_ttl", "").returncode == 0
+
+
+def test_the_states_that_can_be_asked_for_are_those_there_are() -> None:
+    assert set(STATES) == {about.wire for about in ABOUT.values()}

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from statemachine.states import State
 from statemachine.store import Changes, Credential
+from statemachine.workspace import Former, Ref
 from tests.contract.stores import NOW, Shelf, owned, uid, version, write
 
 
@@ -47,6 +48,34 @@ async def test_the_version_pushed_last_is_the_active_one(shelf: Shelf) -> None:
     async with shelf.store.transaction() as tx:
         catalog = await tx.catalog({org}, set(), {second.id})
     assert catalog.versions == {first.id: first, second.id: second}
+
+
+async def test_an_earlier_version_can_be_made_the_active_one_again(shelf: Shelf) -> None:
+    org, foreign = uid(), uid()
+    first, second = version(org, archive=b"1"), version(org, archive=b"22")
+    other = version(foreign)
+    for pushed, archive in ((first, b"1"), (second, b"22"), (first, b"1"), (second, b"22")):
+        await shelf.store.push(org, pushed, archive)
+    await shelf.store.push(foreign, other, b"")
+
+    moved = await shelf.store.activate(first.id)
+    history = await shelf.store.history(first.template_id)
+    catalog = await shelf.store.templates(org)
+
+    assert moved == first.template_id
+    assert catalog.templates[first.template_id].active == first
+    assert catalog.templates[first.template_id].organization_id == org
+    assert [(p.version_id, p.size, p.active) for p in history] == [
+        (first.id, 1, True),
+        (second.id, 2, False),
+    ]
+    assert history[0].pushed_at <= history[1].pushed_at
+    assert (await shelf.store.templates(foreign)).templates[other.template_id].active == other
+
+
+async def test_what_was_never_pushed_has_no_history(shelf: Shelf) -> None:
+    assert await shelf.store.history(uid()) == []
+    assert await shelf.store.activate(uid()) is None
 
 
 async def test_pools_are_those_that_any_version_names(shelf: Shelf) -> None:
@@ -124,3 +153,27 @@ async def test_chats_are_listed_by_filter_and_page(shelf: Shelf) -> None:
     assert await listed(states=[]) == []
     assert await listed(organization_id=org, after=ids[1], most=1) == [chats[3]]
     assert await listed(after=ids[4]) == []
+
+
+async def test_chats_with_orphans_are_found_by_page(shelf: Shelf) -> None:
+    org, ann = uid(), uid()
+    ids = sorted((uid() for _ in range(4)), key=lambda chat_id: UUID(chat_id).bytes)
+    gone, left, runs = (
+        Former(id=uid(), deleted=True),
+        Former(id=uid(), deleted=False),
+        Former(id=uid(), deleted=False, orphaned_at=NOW),
+    )
+    chats = [
+        owned(ids[0], org, ann, former=(gone, runs)),
+        owned(ids[1], org, ann, former=(gone, left), deadline=NOW),
+        owned(ids[2], org, ann, former=(runs, left), ref=Ref(id=left.id)),
+        owned(ids[3], org, ann),
+    ]
+    await write(shelf.store, Changes(chats=chats))
+
+    assert await shelf.store.orphaned() == [chats[0], chats[2]]
+    assert await shelf.store.orphaned(most=1) == [chats[0]]
+    assert await shelf.store.orphaned(after=ids[0]) == [chats[2]]
+    assert await shelf.store.orphaned(after=ids[2]) == []
+    assert await shelf.store.had({left.id, runs.id}) == {left.id}
+    assert await shelf.store.had(set()) == set()

@@ -1,13 +1,14 @@
 """Random runs of the real worker: whatever happens, in whatever order, the promises hold.
 
 Callers ask and cancel, a provisioner and agents tell what they like and in any order, everything may
-come twice, limits pass, workers die while they publish or are paused in the middle.
+come twice, limits, lifetimes and graces pass, workers die while they publish or are paused in the middle.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
@@ -36,17 +37,19 @@ HOW = st.sampled_from(("started", "succeeded", "succeeded", "succeeded", "failed
 LIVES = ("connected", "connected", "disconnected", "created", "starting", "ready", "start_error")
 REACHED: set[str] = set()
 """States that the store held at some step of some run."""
+MET: Counter[str] = Counter()
+SELDOM = {"left stopped", "stop tried again", "lifetime over", "grace over", "left running"}
 
 
 class RandomRuns(RuleBasedStateMachine):
     """One world and what may happen in it."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(ttl=st.sampled_from(("", "15m")))
+    def begin(self, ttl: str) -> None:
         self.loop = asyncio.new_event_loop()
 
         async def opened() -> World:
-            return await World().open()
+            return await World(ttl=ttl).open()
 
         self.world = self.loop.run_until_complete(opened())
 
@@ -81,6 +84,10 @@ class RandomRuns(RuleBasedStateMachine):
     @rule(number=ANY, how=HOW, agents=st.sampled_from(AGENTS))
     def build_any(self, number: int, how: str, agents: tuple[str, ...]) -> None:
         self.run(self.world.tell(self.job(number), how, agents))
+
+    @rule(chat=CHATS, which=st.integers(0, 1), number=st.integers(1, 3), how=HOW)
+    def build_elsewhere(self, chat: int, which: int, number: int, how: str) -> None:
+        self.run(self.world.elsewhere(self.chat[chat], which, number, how))
 
     @precondition(lambda self: self.world.rig.jobs())
     @rule(how=st.sampled_from(LIVES), hand=HANDS)
@@ -131,7 +138,10 @@ class RandomRuns(RuleBasedStateMachine):
             away = what == "delete"
             self.run(self.world.die(hand, most, breaks_in, after=after, away=away))
 
-    @rule(seconds=st.sampled_from((0.5, 6.0, 40.0, 130.0, 601.0, 601.0)), hand=st.integers(0, 2))
+    @rule(
+        seconds=st.sampled_from((0.5, 6.0, 40.0, 130.0, 601.0, 601.0, 901.0)),
+        hand=st.integers(0, 2),
+    )
     def pass_time(self, seconds: float, hand: int) -> None:
         self.world.rig.clock.advance(seconds)
         if hand < len(self.world.hands):
@@ -150,12 +160,17 @@ class RandomRuns(RuleBasedStateMachine):
             self.run(self.world.check_end())
             for chat in self.chat:
                 self.world.runs_once(chat)
+            self.run(self.world.rest())
+            self.run(self.world.check())
+            self.run(self.world.check_rest())
+            MET.update(self.world.met)
         finally:
             self.loop.close()
 
 
 def test_promises_hold_in_random_runs() -> None:
     REACHED.clear()
+    MET.clear()
     logging.disable(logging.CRITICAL)
     try:
         run_state_machine_as_test(
@@ -172,3 +187,4 @@ def test_promises_hold_in_random_runs() -> None:
     finally:
         logging.disable(logging.NOTSET)
     assert set(State) == REACHED, "runs that reach less would prove less"
+    assert MET.keys() >= SELDOM, MET

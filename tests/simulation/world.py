@@ -5,27 +5,34 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
+
+from pydantic import TypeAdapter
 
 from bus import Ack, Delivery
 from bus.streams import CONSUMERS, WORKER_IN
 from statemachine import events
 from statemachine.codec import event_of
 from statemachine.folding import Unmoved
+from statemachine.formers import known, orphans
 from statemachine.machine import Ignored, decide
 from statemachine.replay import entry_of
 from statemachine.states import Word
 from statemachine.views import state_changed
 from statemachine.words import word_of
-from statemachine.workspace import Limits, Workspace
+from statemachine.workspace import Former, Limits, Workspace
 from tests.simulation.faults import Flaky, Forgetful
 from tests.unit.facts import uid
-from tests.worker.messages import Job
+from tests.worker.messages import TEMPLATE_ID, Job
 from tests.worker.rig import Hand, Rig
 
 BUSY: Final = (Word.BEING_BUILT, Word.BEING_STOPPED)
 AGENTS: Final = (("main",), (), ("a-coderd-chat", "b-coderd-chat"), ("z", "one-coderd-chat"))
 ROUNDS: Final = 12
+LIMITS: Final = Limits()
+TTL: Final = "chat_workspace_ttl"
+GRACE: Final = LIMITS.orphan_grace
 
 
 @dataclass(slots=True)
@@ -35,16 +42,21 @@ class Folded:
     workspace: Workspace
     read: int = 0
     seen: set[tuple[str, str]] = field(default_factory=set)
+    asked: dict[str, events.BuildRequested] = field(default_factory=dict)
+    """The last build that was asked for, by workspace."""
+    expired: set[str] = field(default_factory=set)
+    """Start builds whose lifetime was over."""
 
 
 class World:
     """What a random run acts on, and what must hold of it."""
 
-    def __init__(self, chats: int = 2, hands: int = 2) -> None:
+    def __init__(self, chats: int = 2, hands: int = 2, ttl: str = "") -> None:
         self.chats = [uid(f"chat {n}") for n in range(chats)]
         self.rig = Rig()
         store = Forgetful(self.rig.now)
         self.rig.store = self.store = store
+        self.store.values[TTL] = ttl
         self.flaky = Flaky(self.rig.bus)
         self.hands = [Hand(self.rig, self.flaky, store) for _ in range(hands)]
         self.held: list[tuple[Hand, list[Delivery]]] = []
@@ -57,6 +69,8 @@ class World:
         self.agents: dict[str, str] = {}
         """The agent that is chosen of a build, if one can be."""
         self.reached: set[str] = set()
+        self.met: Counter[str] = Counter()
+        """What came about that only some runs come to."""
         self.over = False
         """All is drained: what is committed must be published now."""
         self.sequences: Counter[str] = Counter()
@@ -126,6 +140,23 @@ class World:
             self.agents.setdefault(job["build_id"], agents[-1])
         await self.rig.senders.built(job, how, agents=agents)
 
+    async def elsewhere(self, chat: str, which: int, number: int, how: str) -> None:
+        """Tell of a workspace that nobody here asked for: started, stopped, started again.
+
+        Of the first of a chat's the template is known, when it is told in time.
+        """
+        workspace = uid(f"{chat}/elsewhere {which}")
+        job: Job = {
+            "chat_id": chat,
+            "workspace_id": workspace,
+            "build_id": uid(f"{workspace}/{number}"),
+            "build_number": number,
+            "transition": ("stop", "start")[number % 2],
+            "template": {"version_id": None},
+        }
+        named = {"template_id": TEMPLATE_ID} if which == 0 and how == "started" else {}
+        await self.rig.senders.built(job, how, agents=("main",)[number % 2 :], **named)
+
     async def report(self, job: Job, agent: str, how: str, back: int) -> None:
         """Have an agent report; what was overtaken has an older sequence."""
         self.sequences[job["build_id"]] += 1
@@ -164,16 +195,25 @@ class World:
         while self.held:
             await self.wake(0)
         for _ in range(ROUNDS):
-            self.rig.clock.advance(WORKER_IN.ack_wait + 0.001)
-            await self.hands[0].pump()
-            for job in self.rig.jobs():
-                if job["build_id"] not in self.told:
-                    await self.tell(job, "succeeded", ())
-            await self.hands[0].pump()
+            await self._finish(WORKER_IN.ack_wait + 0.001)
             if not any([await self.store.waiting(chat) for chat in self.chats]):
                 return
             self.rig.clock.advance(700)
             await self.hands[0].pump()
+
+    async def rest(self) -> None:
+        """Let lifetimes and graces pass, and the stops that follow succeed."""
+        for _ in range(2):
+            await self._finish(GRACE.total_seconds() + 1)
+
+    async def _finish(self, seconds: float) -> None:
+        """Let time pass, and every build succeed that nobody has told the end of."""
+        self.rig.clock.advance(seconds)
+        await self.hands[0].pump()
+        for job in self.rig.jobs():
+            if job["build_id"] not in self.told:
+                await self.tell(job, "succeeded", ())
+        await self.hands[0].pump()
 
     # -- what must hold -------------------------------------------------------------------------
 
@@ -199,6 +239,7 @@ class World:
         if kept is None:
             return
         self.reached.add(kept.state)
+        self._nothing_runs_beside(kept, folded)
         assert folded.workspace.version == kept.version
         assert folded.read == kept.seq
         shown, view = state_changed(folded.workspace), state_changed(kept)
@@ -216,14 +257,26 @@ class World:
     def _fold(self, folded: Folded, entry: Any) -> None:
         event = event_of(entry["event"])
         before, identity = folded.workspace, (event.source, event.id)
-        if isinstance(event.data, events.BuildRequested):
-            self._in_turn(before, event.data)
+        at = TypeAdapter(datetime).validate_python(entry["at"])
+        match event.data:
+            case events.BuildRequested():
+                self._in_turn(before, event.data)
+                folded.asked[event.data.workspace_id] = event.data
+            case events.TtlPassed():
+                self._expired(folded, at)
+            case events.OrphanGracePassed(workspace_id=orphan):
+                former = known(before, orphan)
+                assert former is not None
+                assert former.orphaned_at is not None
+                assert former.orphaned_at + GRACE <= at
+                assert not former.overdue
+                self.met["grace over"] += 1
+            case _:
+                pass
         if identity in folded.seen:
             decision: Any = Ignored(before, Unmoved.REPEAT)
         else:
-            at = Workspace.model_validate({"chat_id": "", "deadline": entry["at"]}).deadline
-            assert at is not None
-            decision = decide(before, event, at, Limits())
+            decision = decide(before, event, at, LIMITS)
         for key, value in entry_of(before, decision).items():
             assert entry[key] == value, (key, entry, value)
         folded.seen.add(identity)
@@ -232,11 +285,60 @@ class World:
 
     def _in_turn(self, before: Workspace, build: events.BuildRequested) -> None:
         """No build is asked for beside one that has not ended; but a delete may come at any time."""
-        of_a_former = any(former.id == build.workspace_id for former in before.former)
-        if build.transition is not events.Transition.DELETE and not of_a_former:
+        former = known(before, build.workspace_id)
+        if former is not None:
+            assert build.transition is events.Transition.STOP
+            assert former.build is not None
+            assert build.build_number == former.build.number + 1
+            failed = former.build.transition is events.Transition.STOP
+            self.met["stop tried again" if failed else "left stopped"] += 1
+        elif build.transition is not events.Transition.DELETE:
             assert word_of(before) not in BUSY, (before.state, build)
         if before.ref is not None and before.ref.id == build.workspace_id and before.build:
             assert build.build_number == before.build.number + 1
+
+    def _expired(self, folded: Folded, at: datetime) -> None:
+        """A lifetime is over when it is, once a start, and of a workspace that runs."""
+        chat = folded.workspace
+        start = chat.start_build
+        assert start is not None
+        assert start.succeeded
+        assert start.id not in folded.expired
+        assert chat.expires_at is not None
+        assert chat.expires_at <= at
+        assert word_of(chat) is Word.RUNNING
+        folded.expired.add(start.id)
+        self.met["lifetime over"] += 1
+
+    def _nothing_runs_beside(self, kept: Workspace, folded: Folded) -> None:
+        """A workspace that was last asked to start and runs is the chat's own, or an orphan."""
+        mine = kept.ref.id if kept.ref else None
+        for workspace_id, asked in folded.asked.items():
+            if asked.transition is not events.Transition.START or workspace_id == mine:
+                continue
+            former = known(kept, workspace_id)
+            assert former is not None
+            if not former.deleted and former.orphaned_at is None:
+                assert former.build is not None
+                started = former.build.transition is events.Transition.START
+                assert not (started and former.build.succeeded), former
+        for former in orphans(kept):
+            assert former.build is not None
+            assert former.build.outcome is not None
+            assert not former.deleted
+
+    async def check_rest(self) -> None:
+        """When graces and lifetimes are over only those run on that nobody here can stop."""
+        now = self.rig.now()
+        for chat in self.chats:
+            kept = await self.store.chat(chat)
+            if kept is None:
+                continue
+            assert kept.expires_at is None or kept.expires_at > now
+            for former in orphans(kept):
+                self.met["left running"] += 1
+                assert former.overdue, former
+                assert not _stoppable(former), former
 
     def _answered_at_most_once(self) -> None:
         for (chat, call), answers in self.rig.results.items():
@@ -264,9 +366,19 @@ class World:
         running = [
             job
             for workspace, job in last.items()
-            if job["transition"] == "start" and job["build_id"] not in ill and workspace not in gone
+            if job["transition"] == "start"
+            and job["build_id"] not in ill
+            and workspace not in gone
+            and not self._changed_elsewhere(chat, job)
         ]
         assert len(running) <= 1, running
+
+    def _changed_elsewhere(self, chat: str, job: Job) -> bool:
+        """Say whether a newer build of the workspace is known that nobody here asked for."""
+        former = known(self.folded[chat].workspace, job["workspace_id"])
+        return former is not None and (
+            former.build is None or former.build.number > job["build_number"]
+        )
 
     async def check_end(self) -> None:
         self.over = True
@@ -278,6 +390,12 @@ class World:
             consumer = self.rig.bus.consumer(declared)
             assert consumer is not None
             assert consumer.take() is None
+
+
+def _stoppable(former: Former) -> bool:
+    build = former.build
+    told = former.ref is not None and former.ref.template_id is not None
+    return told or (build is not None and build.template is not None)
 
 
 class _Recording:

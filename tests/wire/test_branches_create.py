@@ -173,6 +173,23 @@ async def test_c3e_after_a_delete_there_is_room_for_a_new_one(world: World) -> N
     assert await jobs(world, chat) == [old, delete, new]
 
 
+async def test_c3e_a_delete_that_takes_over_the_stop_is_waited_for_too(world: World) -> None:
+    chat = await world.chat()
+    old = await ended(world, chat)
+    _, stop = await stopping(world, chat)
+    call = await create(world, chat)
+
+    delete = await deleting(world, chat)
+    await world.provisioner.succeed(stop)  # too late to mean anything
+    await waits(world, chat, call)
+    await world.provisioner.succeed(delete)
+    new = await new_job(world, chat, old)
+    await world.provisioner.succeed(new)
+
+    assert (await result(chat, call))["created"] is True
+    assert await jobs(world, chat) == [old, stop, delete, new]
+
+
 async def test_c3f_c4i_a_stop_that_fails_leaves_it_running(world: World) -> None:
     chat = await world.chat()
     start, _ = await running(world, chat, "ready")

@@ -28,7 +28,7 @@ from tests.wire.harness import Chat, Job
 from tests.wire.running import up
 from tests.wire.world import Place, World, place_of, world_at
 
-LIMIT = 1.0
+LIMIT = 1.5
 """Seconds; the tests wait for it to pass, so it is short, and what comes before it is shorter."""
 
 

@@ -58,8 +58,11 @@ async def test_c4d_a_lost_agents_workspace_is_replaced_and_stopped(world: World,
     await end(world, stop, how)
     await chat.call("list_templates")
 
-    # What becomes of that stop moves nothing here.
+    # What becomes of that stop moves nothing here; operators are told when it fails.
     assert (chat.path, chat.now["version"]) == (path, version)
+    if how == "failed":
+        assert world.place.up is not None
+        world.place.up.process.heard(old.workspace_id)
 
 
 async def test_c4f_without_agents_it_is_replaced_and_stopped(world: World) -> None:

@@ -98,6 +98,22 @@ async def test_s3a_after_a_stop_the_waiting_call_starts(world: World) -> None:
     assert await jobs(world, chat) == [first, stop, job]
 
 
+async def test_s3a_a_start_made_elsewhere_after_the_stop_is_joined(world: World) -> None:
+    chat = await world.chat()
+    first = await ended(world, chat)
+    _, stop = await stopping(world, chat)
+    call = await chat.ask(START)
+    theirs = elsewhere(first, 3)
+
+    await told(world, theirs, "build_started")
+    await world.provisioner.succeed(stop)
+    await waits(world, chat, call)
+    await told(world, theirs, "build_succeeded")
+
+    assert (await result(chat, call))["build_id"] == theirs["build_id"]
+    assert await jobs(world, chat) == [first, stop]
+
+
 async def test_s3c_after_a_delete_there_is_nothing_to_start(world: World) -> None:
     chat = await world.chat()
     first = await ended(world, chat)

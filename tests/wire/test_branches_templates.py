@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -71,7 +71,7 @@ What it is for.
 
 
 @pytest.fixture(scope="module")
-def many(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Event]]:
+def many(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Event]:
     """Templates of an organization of their own, by name; the organization's id by ''."""
     assert place.up is not None
     up, parent, organization = place.up, tmp_path_factory.mktemp("many"), new_id()
@@ -86,7 +86,7 @@ def many(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Map
 
     with ThreadPoolExecutor(4) as pool:
         pushed = dict(zip(texts, pool.map(push, texts), strict=True))
-    yield {"": {"id": organization}, **pushed}
+    return {"": {"id": organization}, **pushed}
 
 
 async def chat_of(world: World, many: Mapping[str, Event]) -> Chat:

@@ -27,6 +27,7 @@ async def test_a_chat_can_be_looked_at(world: World) -> None:
     assert open_call.keys() == {"call_id", "tool", "asked_at"}
     assert (open_call["call_id"], open_call["tool"]) == (call, "create_workspace")
     assert shapes.is_time(open_call["asked_at"])
+    assert "pool 'wire'" in found.pop("notice")  # the job is taken, and nobody said that it began
     assert found == chat.states.all[0]["data"]
 
 
@@ -47,8 +48,12 @@ async def test_chats_can_be_listed(world: World) -> None:
     assert "next" not in mine
     assert chats[0].id in [data["chat_id"] for data in mine["chats"]]
     for data in mine["chats"]:
+        held_up = data.pop("notice", None)
+        assert (held_up is not None) == (data["state"] == "building")
         shapes.state_changed(data, data["chat_id"])
-    assert built["chats"] == [chats[0].states.all[0]["data"]]
+    (found,) = built["chats"]
+    assert "build 1" in found.pop("notice")
+    assert found == chats[0].states.all[0]["data"]
     assert others == {"chats": []}
 
 

@@ -1,0 +1,67 @@
+"""Every branch of ARCHITECTURE.md's table has its tests, which carry its number."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTS = {
+    "the pure function": "tests/unit/test_judging*.py",
+    "the wire": "tests/wire/test_branches_*.py",
+}
+ROW = re.compile(r"^\| ([A-Z]\d[a-z]?) \|", re.MULTILINE)
+IN_A_NAME = re.compile(r"(?<=_)[a-z]\d[a-z]?(?=_|$)")
+IN_AN_ID = re.compile(r"\A[A-Z]\d[a-z]?\b")
+
+
+def branches() -> list[str]:
+    return ROW.findall((ROOT / "ARCHITECTURE.md").read_text())
+
+
+def numbers(source: str) -> Iterator[str]:
+    """Numbers in the names of a module's tests, and at the beginning of its parametrize ids."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if node.name.startswith("test_"):
+                yield from (number.capitalize() for number in IN_A_NAME.findall(node.name))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from IN_AN_ID.findall(node.value)
+
+
+def covered(pattern: str) -> set[str]:
+    return {number for path in ROOT.glob(pattern) for number in numbers(path.read_text())}
+
+
+def test_the_table_is_found_and_names_each_branch_once() -> None:
+    found = branches()
+
+    assert len(found) > 80
+    assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("where", TESTS)
+def test_every_branch_is_tested(where: str) -> None:
+    missing = [number for number in branches() if number not in covered(TESTS[where])]
+
+    assert not missing
+
+
+def test_what_is_tested_at_the_wire_stands_in_the_table() -> None:
+    assert covered(TESTS["the wire"]) <= set(branches())
+
+
+def test_a_mention_is_no_test() -> None:
+    source = '''
+"""A module about R6."""
+NAMES = ["R1 ready", "of R2", "R3"]
+# C1a
+def helper_c2a(): "C2b"
+async def test_c3a_s5_it_waits(): """As C4."""
+'''
+
+    assert sorted(numbers(source)) == ["C2b", "C3a", "R1", "R3", "S5"]

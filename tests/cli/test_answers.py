@@ -1,0 +1,256 @@
+"""What `workspaced tool` says of an answer, one kind at a time; the answers are the core's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from handlers.commands.answering import told
+from handlers.commands.describing import described
+from statemachine import answers
+from statemachine.calls import Answered
+from statemachine.events import Quota
+from statemachine.parameters import Misfits
+from statemachine.views import state_changed
+from statemachine.workspace import Workspace
+from tests.unit.driver import PYTHON
+from tests.unit.facts import START, STOP, chat, failed, requested, succeeded, uid
+
+CHAT = uid("chat")
+ERROR = "The start step exited with status 1. Its last lines:\nfetching\nerror: not found"
+
+
+def said(tool: str, answer: Answered, place: str = "") -> str:
+    resolved = {"call_id": "c", "tool": tool, "is_error": answer.is_error, "result": answer.result}
+    return "\n".join(told(tool, resolved, CHAT, place))
+
+
+def failure(workspace: Workspace) -> Answered:
+    assert workspace.build is not None
+    return answers.build_failure(workspace, workspace.build.id, "create")
+
+
+def created(**keys: Any) -> Answered:
+    return Answered({"created": True, "workspace_name": "ann/w", "build_id": uid("b"), **keys})
+
+
+def test_a_build_failure_tells_what_failed_and_where_its_log_is() -> None:
+    build = uid("w/b1")
+
+    words = said("create_workspace", failure(chat(requested(), failed(error=ERROR))))
+
+    assert words.split("\n") == [
+        "create_workspace failed: the workspace build did not succeed",
+        "  The start step exited with status 1. Its last lines:",
+        "  fetching",
+        "  error: not found",
+        f"  build  {build}",
+        f"  log    workspaced log {CHAT} {build}",
+    ]
+
+
+def test_the_command_to_see_the_log_comes_to_the_same_servers() -> None:
+    words = said("create_workspace", failure(chat(requested(), failed())), " --data-dir /data")
+
+    assert words.endswith(f"workspaced log {CHAT} {uid('w/b1')} --data-dir /data")
+
+
+def test_a_quota_tells_what_is_used_of_how_much() -> None:
+    quota = Quota(credits_consumed=3, budget=4.5)
+    refused = failed(error="ann has 3", code="INSUFFICIENT_QUOTA", quota=quota)
+
+    words = said("create_workspace", failure(chat(requested(), refused))).split("\n")
+
+    assert words[0] == "Workspace quota reached: 3 of 4.5 used"
+    assert words[1].startswith("  Could not create the workspace")
+    assert words[2] == "  ann has 3"
+    assert words[3].split() == ["build", uid("w/b1")]
+
+
+def test_a_quota_without_numbers_is_told_without_them() -> None:
+    answer = failure(chat(requested(), failed(code="INSUFFICIENT_QUOTA")))
+
+    assert said("create_workspace", answer).startswith("Workspace quota reached\n")
+
+
+def test_validations_are_a_line_each() -> None:
+    misfits = Misfits((("size", "must be 9 at most"), ("name", "is in use\nalready")))
+
+    words = said("create_workspace", answers.invalid(misfits)).split("\n")
+
+    assert words == [
+        "create_workspace was not carried out: some values are not valid",
+        "  size  must be 9 at most",
+        "  name  is in use …",
+    ]
+
+
+@pytest.mark.parametrize("transition", [START, STOP])
+def test_a_call_that_was_overtaken_tells_by_whom(transition: Any) -> None:
+    by = chat(requested(), requested(2, transition)).build
+    assert by is not None
+
+    words = said("start_workspace", answers.superseded(uid("w/b1"), by, by.id)).split("\n")
+
+    assert words[0].startswith(f"start_workspace was overtaken: a {transition} build took over")
+    assert words[1].split() == ["build", uid("w/b1")]
+    assert words[2].split() == ["by", by.id]
+    assert words[3].endswith(f"workspaced log {CHAT} {by.id}")
+
+
+def test_so_does_one_whose_overtaker_is_known_by_its_id_only() -> None:
+    words = said("stop_workspace", answers.superseded(uid("w/b1"), None, uid("w/b2")))
+
+    assert words.startswith("stop_workspace was overtaken: a build took over")
+    assert uid("w/b2") in words
+
+
+def test_a_call_whose_workspace_was_deleted_says_so() -> None:
+    words = said("stop_workspace", answers.superseded(uid("w/b1"), None, None)).split("\n")
+
+    assert words[0] == "stop_workspace did not succeed: the workspace was deleted"
+    assert words[1].split() == ["build", uid("w/b1")]
+
+
+def test_a_failure_before_any_build_is_told_without_one() -> None:
+    words = said("create_workspace", Answered({"error": "the call was canceled"}))
+
+    assert words == "create_workspace did not succeed: the call was canceled"
+
+
+def test_a_refusal_is_told_in_its_own_words() -> None:
+    words = said("stop_workspace", answers.error("there is nothing\nto stop"))
+
+    assert words == "stop_workspace was refused: there is nothing\n  to stop"
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"agent_status": "no_agent"}, "no agent"),
+        ({"agent_status": "selection_error", "agent_error": "a and b"}, "chosen: a and b"),
+        ({"agent_status": "not_ready", "agent_error": "in time"}, "not connected: in time"),
+        ({"agent_status": "not_ready"}, "has not connected yet"),
+        (
+            {"startup_scripts": "startup_scripts_failed", "lifecycle_state": "start_error"},
+            "failed; the agent's lifecycle is start_error",
+        ),
+        ({"startup_scripts": "startup_scripts_timeout"}, "did not end in time"),
+        ({"startup_scripts": "startup_scripts_unknown"}, "not known yet"),
+        ({"agent_status": "asleep"}, "agent_status is asleep"),
+    ],
+)
+def test_readiness_is_put_into_words(keys: dict[str, str], words: str) -> None:
+    first, second = said("create_workspace", created(**keys)).split("\n")
+
+    assert first == f"created ann/w, build {uid('b')}"
+    assert second.startswith("  but ")
+    assert words in second
+
+
+@pytest.mark.parametrize(
+    ("tool", "result", "words"),
+    [
+        ("create_workspace", created().result, f"created ann/w, build {uid('b')}"),
+        (
+            "create_workspace",
+            {"created": False, "workspace_name": "w", "status": "already_exists", "message": "m"},
+            "created nothing: w exists already",
+        ),
+        (
+            "create_workspace",
+            {"created": False, "workspace_name": "w", "status": "stopped", "message": "m"},
+            "created nothing: w exists and is stopped; start_workspace starts it",
+        ),
+        (
+            "start_workspace",
+            {"started": True, "workspace_name": "w", "no_build": True},
+            "w runs already",
+        ),
+        (
+            "start_workspace",
+            {"started": True, "workspace_name": "w", "build_id": "b"},
+            "started w, build b",
+        ),
+        (
+            "start_workspace",
+            {
+                "started": True,
+                "workspace_name": "w",
+                "build_id": "b",
+                "updated_to_active_version": True,
+                "update_reason": "it must",
+            },
+            "started w, build b, updated to the active version: it must",
+        ),
+        (
+            "stop_workspace",
+            {"stopped": True, "workspace_name": "w", "build_id": "b"},
+            "stopped w, build b",
+        ),
+        (
+            "stop_workspace",
+            {"stopped": True, "workspace_name": "w", "no_build": True},
+            "w is stopped already",
+        ),
+        (
+            "list_templates",
+            answers.templates_page([PYTHON], 1).result,
+            "1 template, page 1 of 1: python",
+        ),
+        ("list_templates", answers.templates_page([], 1).result, "0 templates, page 1 of 1"),
+        (
+            "read_template",
+            answers.template_read(PYTHON).result,
+            f"template python: 0 parameters, 0 presets, active version {PYTHON.active.id}",
+        ),
+        ("fly", {}, "fly is done"),
+    ],
+)
+def test_success_is_one_line(tool: str, result: dict[str, Any], words: str) -> None:
+    assert said(tool, Answered(result)) == words
+
+
+def test_nothing_that_a_build_wrote_reaches_the_terminal_as_a_command() -> None:
+    error = "\x1b[31mred\x1b[0m\x1b]0;title\x07\rbell"
+
+    words = said("create_workspace", failure(chat(requested(), failed(error=error))))
+
+    assert "\x1b" not in words
+    assert "\x07" not in words
+    assert "  red]0;title\n  bell" in words
+
+
+def test_a_failure_of_several_lines_stays_in_its_column() -> None:
+    data = state_changed(chat(requested(), failed(error=ERROR)))
+    envelope = {
+        "type": "workspaced.state_changed.v1",
+        "time": "2030-01-02T03:04:05.678Z",
+        "data": data,
+    }
+
+    first, *more = described(envelope)
+
+    assert first[12:] == (
+        "  failed  build_failed: The start step exited with status 1. Its last lines:"
+    )
+    assert more == [f"{'':12}  fetching", f"{'':12}  error: not found"]
+
+
+def test_each_line_of_log_is_marked() -> None:
+    envelope = {"type": "workspaced.log_appended.v1", "data": {"output": "a\nb\n"}}
+
+    assert described(envelope) == ["  | a", "  | b"]
+
+
+def test_a_state_names_the_agent() -> None:
+    envelope = {
+        "type": "workspaced.state_changed.v1",
+        "time": "2030-01-02T03:04:05.678Z",
+        "data": state_changed(chat(requested(), succeeded())),
+    }
+
+    (line,) = described(envelope)
+
+    assert line.endswith("agent_connecting  (agent main: connecting)")

@@ -1,0 +1,465 @@
+"""`chat`, `log`, `workspace` and `template versions`: what operators look at, beside a running `up`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.folders import QUICK, folder
+from tests.wire.harness import Event, Party, event, new_id
+from tests.wire.party import as_role, connected
+from tests.wire.running import PATIENCE, ROOT, Process, Up, environment
+
+UNSERVED = """
+name = "unserved"
+pool = "moon"
+
+[[parameter]]
+name = "secret"
+default = "swordfish"
+sensitive = true
+
+[build]
+start = "true"
+"""
+STUBBORN = """
+name = "stubborn"
+pool = "local"
+
+[build]
+start = "echo made"
+stop = "echo not that easily; exit 4"
+delete = "echo never; exit 5"
+"""
+
+
+@pytest.fixture(scope="module")
+def templates(running: Up, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    parent = tmp_path_factory.mktemp("templates")
+    return {
+        name: running.data("template", "push", folder(parent, text, name))["template_id"]
+        for name, text in (("quick", QUICK), ("unserved", UNSERVED), ("stubborn", STUBBORN))
+    }
+
+
+def on_a_terminal(running: Up, *words: str | Path) -> tuple[list[str], str, int]:
+    """Run a command whose stdout is a terminal; return its lines, its stderr and its status."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "handlers", *map(str, words), "--data-dir", running.directory],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 65_536):
+            shown += piece
+    except OSError:
+        pass  # so a terminal ends
+    finally:
+        os.close(ours)
+    _, said = process.communicate(timeout=PATIENCE)
+    return shown.decode().splitlines(), said.decode(), process.returncode
+
+
+def lines(running: Up, *words: str | Path) -> list[Any]:
+    """Run a command that prints JSON lines."""
+    done = running.run(*words)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.split("\n") if line]
+
+
+def created(running: Up, template: str, **identity: str) -> tuple[str, Any]:
+    """Make a workspace; return its chat and the answer."""
+    chat = new_id()
+    flags = [word for key, value in identity.items() for word in (f"--{key}", value)]
+    args = ("--chat", chat, "--arg", f"template_id={template}", "--json", *flags)
+    done = running.run("tool", "create_workspace", *args)
+    return chat, json.loads(done.stdout)
+
+
+def waiting(running: Up, chat: str, template: str) -> Process:
+    """Ask for a workspace and wait for it."""
+    args = ("--chat", chat, "--arg", f"template_id={template}", "--data-dir", running.directory)
+    return Process("tool", "create_workspace", *args)
+
+
+def tell(running: Up, chat: str, type_name: str, data: Event) -> None:
+    """Publish a fact as a provisioner would."""
+
+    async def told() -> None:
+        options = as_role(running.directory / "credentials", "provisioner")
+        async with connected(Party(), running.nats, **options) as party:
+            fact = event(type_name, "/provisioner/forge", chat, data)
+            await party.publish(f"workspaced.in.provisioner.{chat}.forge", fact)
+
+    asyncio.run(told())
+
+
+class TestTool:
+    def test_json_alone_where_only_that_is_wanted(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        wrong = ("--arg", f"template_id={templates['quick']}", "--arg", "parameters.colour=red")
+
+        refused = running.run("tool", "create_workspace", "--chat", "new", *wrong, "--json")
+
+        assert refused.returncode == 1
+        assert refused.stderr == ""
+        assert json.loads(refused.stdout)["validations"][0]["field"] == "colour"
+
+    def test_an_answer_is_told_to_who_reads_stderr(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        wrong = ("--arg", f"template_id={templates['quick']}", "--arg", "parameters.colour=red")
+
+        refused = running.run("tool", "create_workspace", "--chat", "new", *wrong)
+
+        assert json.loads(refused.stdout)["validations"]
+        assert "\n  colour  " in refused.stderr
+
+    def test_the_command_that_it_names_shows_the_log(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        chat, _ = created(running, templates["stubborn"])
+
+        failed = running.run("tool", "stop_workspace", "--chat", chat)
+        (named,) = [line for line in failed.stderr.splitlines() if line.startswith("  log ")]
+        shown = running.run(*named.split()[2:-2])
+
+        assert named.split()[1:4] == ["workspaced", "log", chat]
+        assert named.split()[-2:] == ["--data-dir", str(running.directory)]
+        assert "not that easily\n" in shown.stdout
+
+    def test_who_waits_for_a_pool_that_nobody_serves_is_told(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        process = waiting(running, new_id(), templates["unserved"])
+        try:
+            process.heard("no provisioner of pool 'moon' has begun build 1 yet")
+        finally:
+            process.stop(signal.SIGINT)
+
+
+class TestChats:
+    def test_chats_are_listed_for_programs_and_for_people(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        owner, other = new_id(), new_id()
+        ready, answer = created(running, templates["quick"], owner=owner)
+        failed, _ = created(running, templates["stubborn"], owner=owner)
+        running.run("tool", "stop_workspace", "--chat", failed, "--owner", owner)
+        mine = ("chat", "list", "--owner", owner)
+
+        listed = {chat["chat_id"]: chat for chat in lines(running, *mine)}
+        of_state = lines(running, *mine, "--state", "failed")
+        table, _, status = on_a_terminal(running, *mine)
+        as_json, _, _ = on_a_terminal(running, *mine, "--json")
+        none, said, _ = on_a_terminal(running, "chat", "list", "--owner", other)
+        running.run("tool", "stop_workspace", "--chat", ready, "--owner", owner)
+
+        assert listed.keys() == {ready, failed}
+        assert listed[ready]["workspace"]["name"] in answer["workspace_name"]
+        assert [chat["chat_id"] for chat in of_state] == [failed]
+        assert status == 0
+        assert table[0].split() == ["CHAT", "STATE", "WORKSPACE", "BUILD", "AGENT", "NOTE"]
+        rows = {line.split()[0]: line for line in table[1:]}
+        assert rows.keys() == {ready, failed}
+        assert f"ready                 {answer['workspace_name']}" in rows[ready]
+        assert "main connected" in rows[ready]
+        assert "failed: build_failed" in rows[failed]
+        assert [json.loads(line)["chat_id"] for line in as_json] == sorted(listed)
+        assert (none, lines(running, "chat", "list", "--owner", other)) == ([], [])
+        assert "no such chats" in said
+
+    def test_a_chat_is_shown_with_what_its_failure_says(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        chat, answer = created(running, templates["stubborn"])
+        running.run("tool", "stop_workspace", "--chat", chat)
+
+        (found,) = lines(running, "chat", "show", chat)
+        shown, _, _ = on_a_terminal(running, "chat", "show", chat)
+
+        assert found["failure"]["reason"] == "build_failed"
+        assert found["open_calls"] == []
+        assert f"chat        {chat}" in shown
+        assert any(line.startswith("state       failed: build_failed, version ") for line in shown)
+        assert any(answer["workspace_name"] in line for line in shown)
+        at = next(n for n, line in enumerate(shown) if line.startswith("failure  "))
+        assert "exited with status 4" in shown[at]
+        assert shown[at + 1].startswith(" " * 12)
+        assert "open calls  none" in shown
+
+    def test_a_chat_that_nobody_knows_has_nothing(self, running: Up) -> None:
+        chat = new_id()
+
+        (found,) = lines(running, "chat", "show", chat)
+        shown, _, status = on_a_terminal(running, "chat", "show", chat)
+
+        assert (found["state"], found["version"]) == ("none", 0)
+        assert "state       none, version 0" in shown
+        assert status == 0
+
+    def test_a_build_that_nobody_has_begun_is_said(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        chat = new_id()
+        process = waiting(running, chat, templates["unserved"])
+        try:
+            process.heard("building")
+            (found,) = lines(running, "chat", "show", chat)
+            shown, _, _ = on_a_terminal(running, "chat", "show", chat)
+            table, _, _ = on_a_terminal(running, "chat", "list", "--state", "building")
+        finally:
+            process.stop(signal.SIGINT)
+
+        assert "pool 'moon'" in found["notice"]
+        assert f"notice      {found['notice']}" in shown
+        assert any(chat in line and found["notice"] in line for line in table)
+        assert any(line.startswith("open calls  create_workspace, since ") for line in shown)
+
+
+class TestLog:
+    def test_the_newest_builds_log_or_the_one_that_is_named(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        chat, answer = created(running, templates["quick"])
+        running.run("tool", "stop_workspace", "--chat", chat)
+
+        newest = running.run("log", chat)
+        named = running.run("log", chat, answer["build_id"])
+        pieces = lines(running, "log", chat, answer["build_id"], "--json")
+        unknown = running.run("log", chat, new_id())
+
+        assert "hello from the build" not in newest.stdout
+        assert "hello from the build\n" in named.stdout
+        assert named.stderr == ""
+        assert {piece["build_id"] for piece in pieces} == {answer["build_id"]}
+        assert "".join(p["output"] for p in pieces if p["origin"] == "provisioner") in named.stdout
+        assert unknown.returncode == 0
+        assert unknown.stdout == ""
+        assert "nothing" in unknown.stderr
+
+    def test_a_chat_without_a_build_has_no_log(self, running: Up) -> None:
+        for more in ((), ("--follow",)):
+            refused = running.run("log", new_id(), *more)
+
+            assert refused.returncode == 1
+            assert refused.stdout == ""
+            assert "no build" in refused.stderr
+
+    def test_followed_it_goes_on_until_the_chat_is_settled(
+        self, running: Up, tmp_path: Path
+    ) -> None:
+        pipe, chat = tmp_path / "pipe", new_id()
+        os.mkfifo(pipe)
+        text = QUICK.replace("quick", "followed").replace("echo $", f"echo one; cat {pipe}; echo $")
+        pushed = running.data("template", "push", folder(tmp_path, text))
+        process = waiting(running, chat, pushed["template_id"])
+        process.heard("| one")
+        following = Process("log", chat, "--follow", "--data-dir", running.directory)
+        try:
+            first = following.line()  # it has caught up
+            pipe.write_bytes(b"two\n")
+            status = following.ended()
+            process.ended()
+        finally:
+            process.kill()
+            following.kill()
+        printed = (first + following.rest).decode().splitlines()
+        again = running.run("log", chat, "--follow")
+        running.run("tool", "stop_workspace", "--chat", chat)
+
+        assert status == 0
+        assert [line for line in printed if line in ("one", "two")] == ["one", "two"]
+        assert printed.count("hello from the build") == 1
+        assert "ready" in following.said()
+        assert again.stdout.splitlines() == printed
+
+    def test_who_has_seen_enough_may_go(self, running: Up, templates: dict[str, str]) -> None:
+        chat = new_id()
+        process = waiting(running, chat, templates["unserved"])
+        try:
+            process.heard("building")
+            following = Process("log", chat, "--follow", "--data-dir", running.directory)
+            running.run("tool", "start_workspace", "--chat", chat, "--owner", new_id())
+            status = following.stop(signal.SIGINT)
+        finally:
+            process.stop(signal.SIGINT)
+
+        assert status in (130, -signal.SIGINT)
+        assert "Traceback" not in following.said()
+
+
+class TestDelete:
+    def test_a_workspace_is_deleted_and_its_log_stays(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        chat, answer = created(running, templates["quick"])
+
+        shown, said, status = on_a_terminal(
+            running, "workspace", "delete", chat, "--reason", "no longer needed"
+        )
+        again = running.run("workspace", "delete", chat)
+        asked = [
+            entry["event"]["data"]
+            for entry in lines(running, "events", chat)
+            if entry["event"]["type"] == "workspaced.delete_requested.v1"
+        ]
+
+        assert status == 0
+        assert shown == [f"{answer['workspace_name']} is deleted"]
+        assert "stopping" in said
+        assert "none" in said
+        assert asked == [{"reason": "no longer needed"}]
+        assert again.returncode == 1
+        assert again.stdout == ""
+        assert "nothing to delete" in again.stderr
+        assert "hello from the build" in running.run("log", chat, answer["build_id"]).stdout
+        assert running.run("log", chat).returncode == 0
+
+    def test_a_deletion_that_fails_says_why(self, running: Up, templates: dict[str, str]) -> None:
+        chat, _ = created(running, templates["stubborn"])
+
+        first = running.run("workspace", "delete", chat)
+        second = running.run("workspace", "delete", chat, "--json")
+
+        for failed in (first, second):
+            assert failed.returncode == 1
+            state = json.loads(failed.stdout)
+            assert (state["state"], state["build"]["transition"]) == ("failed", "delete")
+            assert "is not deleted" in failed.stderr
+            assert "exited with status 5" in failed.stderr
+        assert "  | never" in first.stderr
+        assert "  | never" not in second.stderr
+
+    def test_what_was_made_elsewhere_is_not_deleted_here(self, running: Up) -> None:
+        chat = new_id()
+        build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": 1}
+        build["transition"] = "start"
+        tell(running, chat, "build_started", build)
+        settled = new_id()
+        tell(
+            running,
+            chat,
+            "build_succeeded",
+            {**build, "template_version_id": settled, "agents": []},
+        )
+        running.run("tool", "list_templates", "--chat", chat)
+
+        refused = running.run("workspace", "delete", chat)
+
+        assert refused.returncode == 1
+        assert "made elsewhere" in refused.stderr
+
+
+class TestOrphans:
+    def test_a_workspace_that_no_chat_has_is_listed(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        chat, _ = created(running, templates["quick"])
+        stray = {"workspace_id": new_id(), "build_id": new_id(), "build_number": 7}
+        stray["transition"] = "start"
+        tell(running, chat, "build_started", {**stray, "workspace_name": "stray"})
+        ended = {**stray, "template_version_id": new_id(), "agents": []}
+        tell(running, chat, "build_succeeded", ended)
+        running.run("tool", "list_templates", "--chat", chat)
+
+        listed = [o for o in lines(running, "workspace", "orphans") if o["chat_id"] == chat]
+        shown, _, status = on_a_terminal(running, "workspace", "orphans")
+        running.run("workspace", "delete", chat)
+
+        assert [o["workspace_id"] for o in listed] == [stray["workspace_id"]]
+        assert (listed[0]["name"], listed[0]["build_number"]) == ("stray", 7)
+        assert status == 0
+        assert shown[0].split()[:4] == ["WORKSPACE", "NAME", "CHAT", "SINCE"]
+        (row,) = [line for line in shown if stray["workspace_id"] in line]
+        assert "?/stray" in row
+        assert chat in row
+
+
+class TestVersions:
+    def test_the_active_version_can_be_moved_back(self, running: Up, tmp_path: Path) -> None:
+        place = folder(tmp_path, QUICK.replace("quick", "moving"))
+        organization = ("--organization", new_id())
+        first = running.data("template", "push", place, *organization)
+        (place / "more").write_text("more")
+        second = running.data("template", "push", place, *organization)
+
+        before = lines(running, "template", "versions", "Moving", *organization)
+        moved = running.data("template", "activate", first["version_id"])
+        after = lines(running, "template", "versions", first["template_id"])
+        table, _, _ = on_a_terminal(running, "template", "versions", "moving", *organization)
+        (listed,) = lines(running, "template", "list", *organization)
+
+        ids = [first["version_id"], second["version_id"]]
+        assert [version["version_id"] for version in before] == ids
+        assert [version["active"] for version in before] == [False, True]
+        assert [version["active"] for version in after] == [True, False]
+        assert before[0]["pushed_at"] < before[1]["pushed_at"]
+        assert moved == first
+        assert listed["version_id"] == first["version_id"]
+        assert table[0].split() == ["VERSION", "ID", "PUSHED", "AT", "ACTIVE"]
+        assert [line.split()[0] for line in table[1:]] == ids
+        assert [line.endswith("active") for line in table[1:]] == [True, False]
+
+    @pytest.mark.parametrize("words", [("versions", "nothing"), ("activate", new_id())])
+    def test_what_is_not_there_is_told(self, running: Up, words: tuple[str, str]) -> None:
+        refused = running.run("template", *words)
+
+        assert refused.returncode == 1
+        assert refused.stdout == ""
+        assert words[1] in refused.stderr
+
+    def test_templates_are_a_table_for_people(self, running: Up, templates: dict[str, str]) -> None:
+        table, _, _ = on_a_terminal(running, "template", "list")
+
+        assert table[0].split()[0] == "NAME"
+        assert any(line.split()[:2] == ["quick", templates["quick"]] for line in table)
+
+
+def test_a_sensitive_value_is_shown_by_no_command(running: Up, templates: dict[str, str]) -> None:
+    chat, secret = new_id(), "tr0ub4dor"
+    ask = ("--arg", f"template_id={templates['unserved']}")
+    process = Process(
+        "tool",
+        "create_workspace",
+        *("--chat", chat, *ask),
+        *("--arg", f"parameters.secret={secret}", "--data-dir", running.directory),
+    )
+    try:
+        process.heard("building")
+        shown = [
+            running.run(*words)
+            for words in (
+                ("template", "list"),
+                ("template", "versions", "unserved"),
+                ("chat", "list"),
+                ("chat", "show", chat),
+                ("events", chat),
+                ("log", chat),
+                ("tool", "read_template", "--chat", chat, *ask),
+            )
+        ]
+    finally:
+        process.stop(signal.SIGINT)
+
+    for done in shown:
+        assert done.returncode == 0, done.stderr
+        assert secret not in done.stdout + done.stderr
+        assert "swordfish" not in done.stdout + done.stderr
+    assert secret not in process.said()

@@ -1,0 +1,80 @@
+"""A build that nobody has begun is said so, with its pool, for as long as that is so."""
+
+from __future__ import annotations
+
+import pytest
+
+from statemachine.events import BuildRequested, Data, Event, TemplateRef, Transition
+from statemachine.views import notice, state_changed
+from statemachine.workspace import Workspace
+from tests.unit.facts import (
+    CHAT,
+    START,
+    STOP,
+    canceled,
+    chat,
+    event,
+    failed,
+    started,
+    succeeded,
+    then_late,
+    uid,
+)
+
+
+def requested(number: int = 1, transition: Transition = START, pool: str = "moon") -> Event:
+    data: Data = BuildRequested(
+        workspace_id=uid("w"),
+        workspace_name="w",
+        owner_name="ann",
+        build_id=uid(f"w/b{number}"),
+        build_number=number,
+        transition=transition,
+        template=TemplateRef(id=uid("t"), name="t", version_id=uid("v"), pool=pool),
+    )
+    return event(data)
+
+
+def test_a_build_that_nobody_has_begun_is_noticed_with_its_pool() -> None:
+    words = notice(chat(requested()))
+
+    assert words is not None
+    assert "pool 'moon'" in words
+    assert "build 1 " in words
+
+
+def test_so_is_a_stop() -> None:
+    words = notice(chat(requested(), succeeded(), requested(2, STOP)))
+
+    assert words is not None
+    assert "build 2 " in words
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [started(), succeeded(), failed(), canceled()],
+    ids=["started", "succeeded", "failed", "canceled"],
+)
+def test_whatever_a_provisioner_says_of_it_ends_the_notice(fact: Event) -> None:
+    assert notice(chat(requested(), fact)) is None
+
+
+def test_a_chat_that_asked_for_nothing_has_none() -> None:
+    assert notice(Workspace(chat_id=CHAT)) is None
+
+
+def test_a_build_made_elsewhere_has_somebody_who_made_it() -> None:
+    assert notice(chat(started())) is None
+
+
+def test_after_the_limit_the_failure_says_it() -> None:
+    over = chat(*then_late(requested()))
+
+    assert notice(over) is None
+    assert over.failure is not None
+    assert "no provisioner of pool 'moon'" in over.failure.message
+
+
+def test_it_is_no_part_of_the_published_state() -> None:
+    """A frontend counts versions; nothing of a version may change without a new one."""
+    assert "notice" not in state_changed(chat(requested()))

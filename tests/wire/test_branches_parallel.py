@@ -1,0 +1,182 @@
+"""Many calls on one chat at once, through gateways and workers that are processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from handlers.embedded import Servers
+from tests.wire.agents import agent_of
+from tests.wire.branches import CREATE, FAILURE, START, STOP, end
+from tests.wire.harness import Chat, Event, Job
+from tests.wire.test_crashes import Fleet
+from tests.wire.world import Place, World, world_at
+
+EACH = 3
+"""So many gateways, and so many workers."""
+
+
+@pytest.fixture
+async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[Fleet]:
+    fleet = Fleet(own_nats, database_url, tmp_path)
+    try:
+        await asyncio.gather(*map(fleet.start, ("gateway", "worker") * EACH))
+        yield fleet
+    finally:
+        for process in list(fleet.running):
+            await fleet.end(process, signal.SIGKILL)
+
+
+@pytest.fixture
+async def world(fleet: Fleet) -> AsyncIterator[World]:
+    templates = {"plain": await asyncio.to_thread(fleet.push, "plain")}
+    place = Place(fleet.servers.nats_url, fleet.servers.credentials, templates)
+    async with world_at(place) as world:
+        yield world
+
+
+async def resolved_by_event(chat: Chat, tool: str, args: Event, call_id: str) -> Event:
+    await chat.ask(tool, args, call_id=call_id)
+    return await chat.answer(call_id)
+
+
+async def resolved_by_rpc(chat: Chat, tool: str, args: Event, call_id: str) -> Event:
+    body = {"chat_id": chat.id, "call_id": call_id, **chat.identity, "args": args}
+    return dict(await chat.party.rpc(tool, **body))
+
+
+async def resolved(chat: Chat, tool: str, args: Event, number: int) -> Event:
+    """Ask by event or by rpc; return data of tool_resolved, which is that call's."""
+    way = (resolved_by_event, resolved_by_rpc)[number % 2]
+    answer = await way(chat, tool, args, f"call-{number}")
+    assert (answer["call_id"], answer["tool"]) == (f"call-{number}", tool)
+    return answer
+
+
+async def answered_once(fleet: Fleet, world: World, chat: Chat, number: int) -> None:
+    """See that so many calls were answered, and none of them twice, also by who ends now."""
+    await chat.results.count(number)
+    found = await world.service.rpc("get_chat", chat_id=chat.id)
+    assert found["open_calls"] == []
+    ends = [fleet.end(process, signal.SIGTERM) for process in list(fleet.running)]
+    assert set(await asyncio.gather(*ends)) == {0}
+    await world.service.settled()
+
+    asked = Counter(envelope["data"]["call_id"] for envelope in chat.results.all)
+    assert len(asked) == number
+    assert set(asked.values()) == {1}
+    assert await sequence(world, "WORKSPACED_RESULT") == number
+    assert await sequence(world, "WORKSPACED_DEAD") == 0
+
+
+async def sequence(world: World, stream: str) -> int:
+    """How many messages the stream ever took."""
+    return int((await world.operator.js.stream_info(stream)).state.last_seq)
+
+
+async def test_c8_200_creates_at_once_make_one_workspace(fleet: Fleet, world: World) -> None:
+    chat, listed = await world.chat(), agent_of()
+    args = {"template_id": world.plain}
+
+    calls = asyncio.gather(*(resolved(chat, CREATE, args, number) for number in range(200)))
+    job = await world.provisioner.job(chat)
+    await world.provisioner.succeed(job, listed)
+    agent = await world.agent(job, listed["id"])
+    await agent.connected()
+    await agent.reached("ready")
+    answers = [answer["result"] for answer in await calls]
+
+    assert Counter(answer["created"] for answer in answers) == {True: 1, False: 199}
+    assert {answer["status"] for answer in answers if not answer["created"]} == {"already_exists"}
+    assert {answer.get("build_id", job.build_id) for answer in answers} == {job.build_id}
+    await answered_once(fleet, world, chat, 200)
+    assert world.provisioner.jobs.all == [job]
+    assert await sequence(world, "WORKSPACED_JOB") == 1
+    assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
+
+
+@dataclass
+class Builder:
+    """Works the jobs of one chat, well or ill, and sees that there is one at a time."""
+
+    world: World
+    chat: Chat
+    random: Random
+    under_way: set[str] = field(default_factory=set)
+    breaches: list[str] = field(default_factory=list)
+    done: list[Job] = field(default_factory=list)
+
+    async def work(self) -> None:
+        """Work until cancelled; each job at once, so that one too many is seen."""
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(1, 1000):
+                job = (await self.world.provisioner.jobs.count(number))[number - 1]
+                if self.under_way:
+                    self.breaches.append(f"{job} while {self.under_way} are under way")
+                self.under_way.add(job.build_id)
+                tasks.create_task(self.build(job))
+
+    async def build(self, job: Job) -> None:
+        # Round trips in which a job that must not be there would come.
+        for _ in range(self.random.randrange(4)):
+            await self.world.service.rpc("get_chat", chat_id=self.chat.id)
+        how = self.random.choice(("succeeded", "succeeded", "succeeded", "failed", "canceled"))
+        self.under_way.discard(job.build_id)  # the next may come before our PubAck does
+        self.done.append(job)
+        if how == "succeeded" and job.transition == "start":
+            listed = agent_of()
+            await self.world.provisioner.succeed(job, listed)
+            with suppress(Exception):  # a stop may have taken over, then there is no credential
+                agent = await self.world.agent(job, listed["id"])
+                await agent.connected()
+                await agent.reached("ready")
+        else:
+            await end(self.world, job, how)
+
+
+@pytest.mark.parametrize("others", [1, 4], ids=["as many stops", "fewer stops"])
+async def test_w2_any_mix_of_calls_makes_one_build_at_a_time(
+    fleet: Fleet, world: World, others: int
+) -> None:
+    chat, random = await world.chat(), Random(others)
+    plain: Event = {"template_id": world.plain}
+    builder = Builder(world, chat, random)
+    building = asyncio.create_task(builder.work())
+
+    async def caller(numbers: range) -> list[Event]:
+        answers = []
+        for number in numbers:
+            tool = random.choice((*(CREATE, START) * others, STOP))
+            args = plain if tool == CREATE else {}
+            answers.append(await resolved(chat, tool, args, number))
+        return answers
+
+    per = 12
+    callers = (caller(range(first, first + per)) for first in range(0, 10 * per, per))
+    answers = [answer for some in await asyncio.gather(*callers) for answer in some]
+    building.cancel()
+    with suppress(asyncio.CancelledError):
+        await building
+
+    assert builder.breaches == []
+    assert len(answers) == 10 * per
+    await answered_once(fleet, world, chat, 10 * per)
+    ids = [job.build_id for job in builder.done]
+    assert len(ids) == len(set(ids))
+    assert len({(job.workspace_id, job.build_number) for job in builder.done}) == len(ids)
+    own = [a["result"]["build_id"] for a in answers if "build_id" in a["result"]]
+    assert set(own) <= set(ids)
+    assert len(ids) > 10, "hardly anything was built"
+    for answer in answers:
+        if answer["is_error"]:
+            assert CREATE in answer["result"]["error"]
+        elif "error" in answer["result"]:
+            assert answer["result"].keys() == FAILURE

@@ -1,0 +1,109 @@
+"""What operators alone may ask: workspaces that run though no chat has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.wire.harness import Chat, Event, ServiceFault, new_id
+from tests.wire.shapes import is_time
+from tests.wire.world import World
+
+START, STOP = "start", "stop"
+
+
+async def orphans(world: World, chat: Chat) -> list[Event]:
+    """The orphans that the chat tells of, from all pages."""
+    found: list[Event] = []
+    page: dict[str, Any] = {}
+    while not page or "next" in page:
+        more = {"cursor": page["next"]} if page else {}
+        page = await world.operator.rpc("list_orphans", **more)
+        found += page["orphans"]
+    return [entry for entry in found if entry["chat_id"] == chat.id]
+
+
+async def seen(world: World, chat: Chat, fact: Event) -> None:
+    """Wait until a fact is in the chat's log: what moves nothing is not published."""
+    await chat.call("list_templates")
+    while True:
+        page = await world.service.rpc("read_events", chat_id=chat.id)
+        if fact["id"] in [entry["event"]["id"] for entry in page["events"]]:
+            return
+
+
+async def test_a_replaced_workspace_that_can_not_be_stopped_is_listed(world: World) -> None:
+    chat = await world.chat()
+    first, agent = await world.ready(chat)
+    await agent.disconnected()
+    await chat.states.first(lambda e: (e["data"]["agent"] or {}).get("status") == "disconnected")
+    await chat.ask("create_workspace", {"template_id": world.plain})
+    stop = await world.provisioner.job(chat, STOP)
+    before = await orphans(world, chat)
+
+    failed = await world.provisioner.fail(stop)
+    await seen(world, chat, failed)
+    (listed,) = await orphans(world, chat)
+
+    assert before == []
+    assert is_time(listed.pop("since"))
+    listed.pop("stops_at", None)
+    assert listed == {
+        "workspace_id": first.workspace_id,
+        "name": first.workspace_name,
+        "owner_name": "ann",
+        "chat_id": chat.id,
+        "build_id": stop.build_id,
+        "build_number": 2,
+    }
+
+
+async def test_a_workspace_that_nobody_here_asked_for_is_listed_until_it_stops(
+    world: World,
+) -> None:
+    chat = await world.chat()
+    await world.ready(chat)
+    build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": 4, "transition": START}
+    stopped = build | {"build_id": new_id(), "build_number": 5, "transition": STOP}
+    tell = world.provisioner.tell
+
+    await tell("build_started", build, chat.id, workspace_name="stray")
+    fact = await tell("build_succeeded", build, chat.id, template_version_id=new_id(), agents=[])
+    await seen(world, chat, fact)
+    (listed,) = await orphans(world, chat)
+    fact = await tell("build_succeeded", stopped, chat.id, template_version_id=new_id(), agents=[])
+    await seen(world, chat, fact)
+
+    assert (listed["name"], listed["owner_name"]) == ("stray", None)
+    assert (listed["workspace_id"], listed["build_number"]) == (build["workspace_id"], 4)
+    assert await orphans(world, chat) == []
+
+
+async def test_a_workspace_of_another_chat_is_none(world: World) -> None:
+    chat, other = await world.chat(), await world.chat()
+    await world.ready(chat)
+    job, _ = await world.ready(other)
+
+    fact = await world.provisioner.tell(
+        "build_succeeded", job, chat.id, template_version_id=new_id(), agents=[]
+    )
+    await seen(world, chat, fact)
+
+    assert await orphans(world, chat) == []
+
+
+async def test_operators_only_may_ask_for_them(world: World) -> None:
+    await world.service.client.publish("workspaced.rpc.list_orphans", b"{}")
+    await world.provisioner.client.publish("workspaced.rpc.list_orphans", b"{}")
+
+    for party in (world.service, world.provisioner):
+        refusal = await party.errors.first(lambda e: "list_orphans" in str(e).lower())
+        assert "permissions violation" in str(refusal).lower()
+
+
+async def test_a_cursor_that_is_none_is_told(world: World) -> None:
+    with pytest.raises(ServiceFault) as fault:
+        await world.operator.rpc("list_orphans", cursor="first")
+
+    assert fault.value.code == 400

@@ -1,0 +1,317 @@
+"""A workspace that has lived as long as it may is stopped, whoever started it and whatever fires when."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from tests.worker.messages import Job, Senders, new_id
+from tests.worker.rig import Hand, Rig
+
+TTL, HOUR, DAY = 7200.0, 3600.0, 86_400.0
+PASSED = "workspaced.ttl_passed.v1"
+
+
+@pytest.fixture
+async def rig() -> Rig:
+    rig = await Rig().open()
+    await rig.store.put_setting("chat_workspace_ttl", "2h")
+    return rig
+
+
+def elsewhere(job: Job, number: int, transition: str) -> Job:
+    """A build of the job's workspace that nobody here asked for."""
+    return {**job, "build_id": new_id(), "build_number": number, "transition": transition}
+
+
+async def running(rig: Rig, hand: Hand, chat: str, how: str = "ready") -> Job:
+    """Have the chat's workspace made, and its agent come as far as `how`; return its job."""
+    send = rig.senders
+    await send.create(chat)
+    await hand.pump()
+    job = rig.job
+    agents = () if how == "no agents" else ("main",)
+    await send.built(job, agents=agents)
+    if how in ("scripts_running", "ready", "start_error"):
+        await send.agent(job, "connected", 1)
+    if how in ("ready", "start_error"):
+        await send.agent(job, how, 2)
+    await hand.pump()
+    return job
+
+
+async def stopped(rig: Rig, hand: Hand, job: Job) -> Job:
+    await rig.senders.built(job)
+    await hand.pump()
+    assert rig.state(job["chat_id"])["state"] == "stopped"
+    return job
+
+
+async def passes(rig: Rig, hand: Hand, seconds: float) -> None:
+    rig.clock.advance(seconds)
+    await hand.pump()
+
+
+@pytest.mark.parametrize(
+    "how", ["ready", "no agents", "agent_connecting", "scripts_running", "start_error"]
+)
+async def test_a_workspace_is_stopped_when_its_lifetime_is_over(
+    rig: Rig, hand: Hand, chat: str, how: str
+) -> None:
+    started = await running(rig, hand, chat, how)
+    assert started["ttl_ms"] == TTL * 1000
+    await passes(rig, hand, TTL - 1)
+    assert rig.jobs() == [started]
+
+    await passes(rig, hand, 1)
+
+    state = rig.state(chat)
+    assert (state["state"], state["build"]["transition"]) == ("stopping", "stop")
+    assert state["cause"]["type"] == PASSED
+    assert state["cause"]["source"] == "/workspaced"
+    _, stop = rig.jobs()
+    assert (stop["transition"], stop["build_number"]) == ("stop", 2)
+    assert stop["workspace_id"] == started["workspace_id"]
+    assert "ttl_ms" not in stop
+    await stopped(rig, hand, stop)
+    await passes(rig, hand, 9 * TTL)
+    assert len(rig.jobs()) == 2
+    assert (await rig.outcomes(chat)).count("repeat") == 0
+    await rig.check(chat)
+
+
+async def test_it_stops_once_also_when_the_stop_fails(rig: Rig, hand: Hand, chat: str) -> None:
+    await running(rig, hand, chat)
+    await passes(rig, hand, TTL)
+    await rig.senders.built(rig.job, "failed")
+    await hand.pump()
+    assert rig.state(chat)["failure"]["reason"] == "build_failed"
+
+    await passes(rig, hand, 9 * TTL)
+
+    assert len(rig.jobs()) == 2
+    await rig.check(chat)
+
+
+async def test_a_stop_that_failed_leaves_the_lifetime_as_it_was(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await running(rig, hand, chat)
+    await passes(rig, hand, HOUR)
+    await send.ask(chat, "stop_workspace", "stop")
+    await hand.pump()
+    await send.built(rig.job, "failed")
+    await passes(rig, hand, HOUR - 1)
+    assert len(rig.jobs()) == 2
+
+    await passes(rig, hand, 1)
+
+    assert (rig.job["transition"], rig.job["build_number"]) == ("stop", 3)
+    assert rig.state(chat)["cause"]["type"] == PASSED
+    await rig.check(chat)
+
+
+async def test_a_stop_and_a_start_meanwhile_begin_it_anew(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await running(rig, hand, chat)
+    await passes(rig, hand, HOUR)
+    await send.ask(chat, "stop_workspace", "stop")
+    await hand.pump()
+    await stopped(rig, hand, rig.job)
+    await rig.store.put_setting("chat_workspace_ttl", "3h")
+    await send.ask(chat, "start_workspace", "start")
+    await hand.pump()
+    assert rig.job["ttl_ms"] == 3 * HOUR * 1000
+    await send.built(rig.job, agents=())
+    await hand.pump()
+
+    await passes(rig, hand, 3 * HOUR - 1)  # the old timer fires on the way
+    assert rig.state(chat)["state"] == "ready"
+    await passes(rig, hand, 1)
+
+    assert rig.state(chat)["state"] == "stopping"
+    assert rig.job["build_number"] == 4
+    await rig.check(chat)
+
+
+@pytest.mark.parametrize("between", ["stop of ours", "stop elsewhere", "nothing"])
+async def test_a_start_made_elsewhere_has_the_lifetime_known_last(
+    rig: Rig, hand: Hand, send: Senders, chat: str, between: str
+) -> None:
+    job, number = await running(rig, hand, chat), 2
+    if between == "stop of ours":
+        await send.ask(chat, "stop_workspace", "stop")
+        await hand.pump()
+        await stopped(rig, hand, rig.job)
+        number = 3
+    elif between == "stop elsewhere":
+        await send.built(elsewhere(job, 2, "stop"))
+        number = 3
+    await passes(rig, hand, HOUR)
+    await send.built(elsewhere(job, number, "start"), agents=())
+    await hand.pump()
+    await passes(rig, hand, TTL - 1)
+    assert rig.state(chat)["state"] == "ready"
+
+    await passes(rig, hand, 1)
+
+    assert rig.state(chat)["cause"]["type"] == PASSED
+    assert rig.job["build_number"] == number + 1
+    await rig.check(chat)
+
+
+@pytest.mark.parametrize("how", ["deleted", "deleting", "stopped elsewhere", "failing elsewhere"])
+async def test_what_is_gone_or_being_changed_is_not_stopped(
+    rig: Rig, hand: Hand, send: Senders, chat: str, how: str
+) -> None:
+    job = await running(rig, hand, chat)
+    if how == "deleted":
+        await send.deleted(job)
+    elif how == "deleting":
+        await send.delete(chat)
+    elif how == "stopped elsewhere":
+        await send.built(elsewhere(job, 2, "stop"))
+    else:
+        await send.built(elsewhere(job, 2, "start"), "failed")
+    await hand.pump()
+
+    await passes(rig, hand, 2 * TTL)
+
+    assert "stop" not in [one["transition"] for one in rig.jobs()]
+    assert PASSED not in [state["cause"]["type"] for state in rig.states[chat]]
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "0.1ms", "soon", "-2h", "9" * 40 + "h"])
+async def test_without_a_setting_that_says_so_nothing_is_stopped(
+    rig: Rig, hand: Hand, chat: str, text: str
+) -> None:
+    await rig.store.put_setting("chat_workspace_ttl", text)
+    job = await running(rig, hand, chat)
+    assert "ttl_ms" not in job
+    assert rig.state(chat)["state"] == "ready"
+
+    await passes(rig, hand, 100 * DAY)
+
+    assert rig.state(chat)["state"] == "ready"
+    await rig.check(chat)
+
+
+async def test_a_lifetime_that_fires_by_a_clock_that_runs_ahead_is_armed_again(
+    rig: Rig, hand: Hand, chat: str
+) -> None:
+    await running(rig, hand, chat)
+    rig.skew = timedelta(seconds=30)
+
+    await passes(rig, hand, TTL)
+    assert rig.state(chat)["state"] == "ready"
+    rig.clock.advance(29)
+    assert await hand.pump() == 0, "it is not armed to fire at once"
+    await passes(rig, hand, 1)
+
+    assert rig.state(chat)["state"] == "stopping"
+    await rig.check(chat)
+
+
+async def test_a_lifetime_may_be_longer_than_timers_are_kept(
+    rig: Rig, hand: Hand, chat: str
+) -> None:
+    """Its timer is set anew on the way; that may cost it a minute."""
+    await rig.store.put_setting("chat_workspace_ttl", f"{100 * 24}h")
+    await running(rig, hand, chat)
+
+    for _ in range(100):
+        assert rig.state(chat)["state"] == "ready"
+        await passes(rig, hand, DAY)
+    await passes(rig, hand, 60)
+
+    assert rig.state(chat)["state"] == "stopping"
+    await rig.check(chat)
+
+
+@pytest.mark.parametrize("away", [0.0, TTL + HOUR])
+async def test_it_holds_when_the_bus_has_lost_its_timers(
+    rig: Rig, hand: Hand, chat: str, away: float
+) -> None:
+    """A worker that starts arms it from the database; also one that is over by then."""
+    await running(rig, hand, chat)
+    rig.server.stop(lose=True)
+    rig.clock.advance(away)
+    rig.server.start()
+
+    started = rig.hand()
+    await started.worker._prepare(started.relay)
+    await passes(rig, started, 0)
+    kept = await rig.store.chat(chat)
+    assert kept is not None
+    assert kept.state == ("stopping" if away else "ready")
+    await passes(rig, started, TTL + 60)
+
+    assert rig.state(chat)["state"] == ("failed" if away else "stopping")
+    (job,) = rig.jobs()
+    assert job["transition"] == "stop"
+
+
+async def test_of_several_workers_one_stops_it(rig: Rig, chat: str) -> None:
+    one, other = rig.hand(), rig.hand()
+    await running(rig, one, chat)
+    rig.clock.advance(TTL)
+    fired = one.take()
+    await other.work(fired)
+
+    await one.work(fired)
+
+    assert len(rig.jobs()) == 2
+    await rig.check(chat)
+
+
+async def test_what_waits_when_it_stops_is_answered_with_the_stop(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """As any call whose build is superseded by a stop: its own build, and the stop's id in the error."""
+    await rig.store.put_setting("chat_workspace_ttl", "30s")
+    job = await running(rig, hand, chat, "agent_connecting")
+    await send.ask(chat, "start_workspace", "start")
+    await send.create(chat, "again")
+    await hand.pump()
+    assert rig.results == {}
+
+    await passes(rig, hand, 30)
+
+    assert rig.state(chat)["state"] == "stopping"
+    for call in ("c", "start", "again"):
+        answer = rig.answer(chat, call)
+        assert not answer["is_error"]
+        assert answer["result"]["build_id"] == job["build_id"]
+        assert rig.job["build_id"] in answer["result"]["error"]
+    await send.create(chat, "late")
+    await hand.pump()
+    assert (chat, "late") not in rig.results
+    await stopped(rig, hand, rig.job)
+    assert rig.answer(chat, "late")["result"]["status"] == "stopped"
+    await rig.check(chat)
+
+
+async def test_the_lifetime_of_a_replaced_workspace_is_nobody_s_any_more(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    old = await running(rig, hand, chat, "no agents")
+    await passes(rig, hand, HOUR)
+    await send.create(chat, "new")
+    await hand.pump()
+    new, stop = rig.jobs()[-2:]
+    assert (stop["workspace_id"], stop["build_number"]) == (old["workspace_id"], 2)
+    await send.built(stop)
+    await send.built(new)
+    await send.agent(new, "connected", 1)
+    await send.agent(new, "ready", 2)
+    await hand.pump()
+
+    await passes(rig, hand, TTL - 1)
+    assert rig.state(chat)["state"] == "ready"
+    await passes(rig, hand, 1)
+
+    assert rig.state(chat)["state"] == "stopping"
+    assert rig.job["workspace_id"] == new["workspace_id"]
+    await rig.check(chat)
