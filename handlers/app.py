@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from statemachine.store.postgres import PostgresStore
 from statemachine.store.postgres import connect as open_store
 from statemachine.workspace import Limits
 
+log = logging.getLogger(__name__)
 Role = Literal["operator", "chat-service", "provisioner", "worker", "gateway"]
 _FULL_INBOX: Final = ("operator", "worker")
 
@@ -47,19 +49,23 @@ class Place:
 
     def seed(self, role: Role) -> str:
         """Read the role's seed; a line end behind it does no harm. Raises NotFoundError."""
-        file = self.seed_file(role)
-        try:
-            seed = file.read_text().strip()
-            nkey.public_key(seed)
-        except (OSError, UnicodeDecodeError, nkey.InvalidSeed) as bad:
-            raise NotFoundError(f"{file}: {bad}") from bad
-        return seed
+        return _seed(self.seed_file(role))
 
     def issuer_seed(self) -> str | None:
-        """Return the seed that signs for agents and frontends, if it is here."""
+        """Return the seed that signs for agents and frontends, or None and say so.
+
+        Raises NotFoundError for one that can't be used.
+        """
         folder = self.credentials if self.credentials.is_dir() else self.credentials.parent
         file = folder / "issuer.nk"
-        return file.read_text().strip() if file.is_file() else None
+        if not file.is_file():
+            log.warning(
+                "there is no %s: agents and frontends can't connect to NATS, "
+                "unless another gateway has that file",
+                file,
+            )
+            return None
+        return _seed(file)
 
     @asynccontextmanager
     async def bus(self, role: Role, *, wait: bool = False) -> AsyncIterator[JetStreamBus]:
@@ -84,6 +90,15 @@ class Place:
         await migrate(self.database_url)  # whoever comes first: roles start in any order
         async with open_store(self.database_url) as store:
             yield store
+
+
+def _seed(file: Path) -> str:
+    try:
+        seed = file.read_text().strip()
+        nkey.public_key(seed)
+    except (OSError, UnicodeDecodeError, nkey.InvalidSeed) as bad:
+        raise NotFoundError(f"{file}: {bad}") from bad
+    return seed
 
 
 def locate(settings: Settings) -> Place:

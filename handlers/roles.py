@@ -53,7 +53,9 @@ async def gateway(settings: Settings) -> None:
     """Run a gateway."""
     place = locate(settings)
     async with place.store() as store, place.bus("gateway", wait=True) as bus:
-        await until_signalled(Gateway(store, bus, place.issuer_seed()).run(), lost(bus))
+        grace = limits(settings).orphan_grace
+        serving = Gateway(store, bus, orphan_grace=grace, issuer_seed=place.issuer_seed())
+        await until_signalled(serving.run(), lost(bus))
 
 
 async def provisioner(settings: Settings, *, name: str, pool: str) -> None:

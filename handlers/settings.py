@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from textwrap import wrap
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-Seconds = Annotated[float, Field(ge=0.1, allow_inf_nan=False)]
-"""How long; decimals allowed."""
+_PREFIX: Final = "WORKSPACED_"
+Seconds = Annotated[float, Field(ge=0.1, le=30 * 24 * 3600, allow_inf_nan=False)]
+"""How long, 30 days at most; decimals allowed."""
 
 Place = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path, in which `~` is the user's home."""
@@ -23,7 +25,7 @@ class InvalidSettings(ValueError):
 class Settings(BaseSettings):
     """Flag over environment over default, read once by the composition root."""
 
-    model_config = SettingsConfigDict(env_prefix="WORKSPACED_", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, frozen=True)
 
     nats_url: str | None = Field(
         default=None,
@@ -85,7 +87,19 @@ def read_settings(flags: Mapping[str, object] | None = None) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         faults = (
-            f"WORKSPACED_{str(fault['loc'][0]).upper()} is {fault['input']!r}: {fault['msg']}"
+            f"{_PREFIX}{str(fault['loc'][0]).upper()} is {fault['input']!r}: {fault['msg']}"
             for fault in error.errors()
         )
         raise InvalidSettings("; ".join(faults)) from error
+
+
+def variables() -> str:
+    """Return every variable of the environment with what it is for, as `--help` shows them."""
+    lines = ["environment:"]
+    for name, field in Settings.model_fields.items():
+        words = field.description or ""
+        if (usual := field.default) is not None:
+            words += f" Default: {f'{usual:g}' if isinstance(usual, float) else usual}."
+        lines.append(f"  {_PREFIX}{name.upper()}")
+        lines += wrap(words, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines) + "\n"

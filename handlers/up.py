@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,9 +84,15 @@ async def everything(
             place.bus("provisioner") as provisioner_bus,
         ):
             worker = Worker(store, worker_bus, limits(settings))
-            gateway = Gateway(store, gateway_bus, place.issuer_seed())
+            gateway = Gateway(
+                store,
+                gateway_bus,
+                orphan_grace=limits(settings).orphan_grace,
+                issuer_seed=place.issuer_seed(),
+            )
             local = local_provisioner(place, provisioner_bus, servers.directory, settings)
-            closed = [lost(bus) for bus in (worker_bus, gateway_bus, provisioner_bus)]
+            buses = {"worker": worker_bus, "gateway": gateway_bus, "provisioner": provisioner_bus}
+            closed = [lost(bus) for bus in buses.values()]
             async with _beside(worker.run(), gateway.run(), *closed) as roles:
                 for role, ready in zip(roles, (worker.ready, gateway.ready), strict=False):
                     await _ready(role, ready)
@@ -97,7 +103,7 @@ async def everything(
                         "http", asked=http_port, flag="--http-port"
                     )
                     checks = {
-                        "nats": lambda: _connected(worker_bus),
+                        "nats": lambda: _connected(buses),
                         "database": lambda: _answers(store),
                         "roles": lambda: _alive([*roles, *tasks]),
                     }
@@ -126,8 +132,9 @@ async def _ready(task: asyncio.Task[None], ready: asyncio.Event) -> None:
         task.result()
 
 
-async def _connected(bus: Bus) -> str | None:
-    return None if bus.connected else "not connected"
+async def _connected(buses: Mapping[str, Bus]) -> str | None:
+    without = [role for role, bus in buses.items() if not bus.connected]
+    return f"not connected: {', '.join(without)}" if without else None
 
 
 async def _answers(store: Store) -> str | None:

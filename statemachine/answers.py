@@ -10,7 +10,7 @@ from statemachine.events import Lifecycle
 from statemachine.parameters import MASK, Misfits, Parameter, masked
 from statemachine.states import State
 from statemachine.templates import Preset, Template, shown_readme
-from statemachine.workspace import UNSETTLED, Build, Workspace
+from statemachine.workspace import UNSETTLED, Workspace
 
 QUOTA: Final = "INSUFFICIENT_QUOTA"
 PAGE: Final = 10
@@ -72,8 +72,10 @@ def build_failure(workspace: Workspace, build_id: str, action: str) -> Answered:
     return Answered(result)
 
 
-def superseded(build_id: str, by: Build | None, by_id: str | None) -> Answered:
+def superseded(build_id: str, chat: Workspace) -> Answered:
     """Answer a call whose build another one took over, or whose workspace is gone."""
+    gone = build_id in chat.deleted_builds
+    by, by_id = (None, chat.deleted_builds[-1]) if gone else (chat.build, chat.latest_build)
     if by_id is None or by_id == build_id:
         return Answered({"error": "the workspace was deleted", "build_id": build_id})
     what = f"{by.transition} build" if by is not None else "build"

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from statemachine import events
 from statemachine.events import Transition
-from statemachine.workspace import Build, Ending, Outcome, Workspace
+from statemachine.workspace import Build, Ending, Outcome
 
 
 def seen_by(
@@ -55,19 +55,20 @@ def with_fact(build: Build, fact: events.ProvisionerFact, at: datetime) -> Build
     return build.model_copy(update=new)
 
 
-def with_older_start(
-    workspace: Workspace, seen: Build, fact: events.ProvisionerFact, at: datetime
-) -> Workspace:
-    """Keep what a late fact tells of the last start: a failed stop asks whether it succeeded."""
-    last = workspace.last_start
-    if (
-        seen.transition is not Transition.START
-        or workspace.build is None
-        or workspace.build.transition is Transition.START
-    ):
-        return workspace
+def start_before(
+    current: Build | None,
+    last: Build | None,
+    seen: Build,
+    fact: events.ProvisionerFact,
+    at: datetime,
+) -> Build | None:
+    """Return the last start as a late fact tells of it: a failed stop asks whether it succeeded.
+
+    `current` is the newest build, `last` the newest start before it, `seen` what the fact speaks of.
+    """
+    starts = seen.transition is Transition.START
+    if not starts or current is None or current.transition is Transition.START:
+        return last
     if last is not None and last.id == seen.id:
-        return workspace.model_copy(update={"last_start": with_fact(last, fact, at)})
-    if last is None or seen.number > last.number:
-        return workspace.model_copy(update={"last_start": seen})
-    return workspace
+        return with_fact(last, fact, at)
+    return seen if last is None or seen.number > last.number else last

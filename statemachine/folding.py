@@ -7,12 +7,12 @@ or the reason why the fact has nothing to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 from statemachine import events, formers
-from statemachine.builds import seen_by, with_fact, with_older_start
+from statemachine.builds import seen_by, start_before, with_fact
 from statemachine.events import Data, Event, Transition
 from statemachine.table import Trigger
 from statemachine.workspace import (
@@ -138,8 +138,6 @@ def _build(
 ) -> Folded:
     if (unmoved := _elsewhere(workspace, fact.workspace_id)) is not None:
         return Folded(formers.told(workspace, fact, time, at), unmoved=unmoved)
-    if formers.known(workspace, fact.workspace_id) is not None:
-        return _joined(formers.told(workspace, fact, time, at), fact.workspace_id)
     if workspace.ref is None:
         workspace = _bound(workspace, Ref(id=fact.workspace_id))
     workspace = _named(workspace, fact)
@@ -152,22 +150,32 @@ def _build(
     seen = seen_by(current, fact, time, at)
     if current is None or fact.build_number > current.number:
         return _follow(workspace, seen)
-    return Folded(with_older_start(workspace, seen, fact, at), unmoved=Unmoved.STALE)
+    start = start_before(current, workspace.last_start, seen, fact, at)
+    return Folded(workspace.model_copy(update={"last_start": start}), unmoved=Unmoved.STALE)
 
 
-def _joined(workspace: Workspace, workspace_id: str) -> Folded:
-    """Bind a workspace that was spoken of while the chat had another, as far as it has come."""
-    former = formers.known(workspace, workspace_id)
-    if former is None or former.ref is None or former.build is None:  # deleted by now
-        return Folded(workspace, unmoved=Unmoved.STALE)
-    return _follow(_bound(workspace, former.ref), former.build)
+def joined(workspace: Workspace, before: Workspace) -> Folded | None:
+    """Bind a workspace that was spoken of before the chat's own was deleted, as far as it has come.
+
+    So the chat ends as if the deletion had come first. `before`: the chat when it still had the other.
+    The new one has no lifetime, like any that is built elsewhere: a `ttl_ms` goes with a job of ours.
+    """
+    heir = formers.heir(workspace) if workspace.ref is None else None
+    if heir is None or heir.ref is None or heir.build is None:
+        return None
+    folded = _follow(_bound(workspace, heir.ref), heir.build)
+    builds = (*before.past, before.build.id if before.build else None, workspace.latest_build)
+    new = {
+        "last_start": heir.last_start,
+        "deleted_builds": tuple(build for build in builds if build is not None),
+    }
+    return replace(folded, workspace=folded.workspace.model_copy(update=new))
 
 
 def _bound(workspace: Workspace, ref: Ref) -> Workspace:
-    """Return the chat with this workspace, and with what its agents have said already."""
-    early = tuple(facts for facts in workspace.agents if facts.workspace_id == ref.id)
+    """Return the chat with this workspace; what its agents have said already takes effect."""
     others = tuple(former for former in workspace.former if former.id != ref.id)
-    return workspace.model_copy(update={"ref": ref, "agents": early, "former": others})
+    return workspace.model_copy(update={"ref": ref, "former": others, "deleted_builds": ()})
 
 
 def _elsewhere(workspace: Workspace, workspace_id: str) -> Unmoved | None:
@@ -235,23 +243,38 @@ def _deleted(workspace: Workspace, fact: events.WorkspaceDeleted) -> Folded:
 
 
 def _agent(workspace: Workspace, fact: events.AgentFact) -> Folded:
-    if (unmoved := _elsewhere(workspace, fact.workspace_id)) is not None:
-        return Folded(workspace, unmoved=unmoved)
+    unmoved = _elsewhere(workspace, fact.workspace_id)
+    if unmoved is not None:
+        former = formers.known(workspace, fact.workspace_id)
+        if former is not None and (former.ours or former.deleted):
+            return Folded(workspace, unmoved=unmoved)
+        return Folded(_heard(workspace, fact), unmoved=unmoved)  # the chat may have it one day
     if fact.build_id in workspace.past and not _of_last_start(workspace, fact):
         return Folded(workspace, unmoved=Unmoved.STALE)
     if _is_other_than_chosen(workspace, fact):
         return Folded(workspace, unmoved=Unmoved.IGNORED)
-    known = workspace.facts_of(fact.agent_id)
+    heard = _heard(workspace, fact)
+    if heard is workspace:
+        return Folded(workspace, unmoved=Unmoved.STALE)  # a higher sequence has spoken already
+    return Folded(heard)
+
+
+def _heard(workspace: Workspace, fact: events.AgentFact) -> Workspace:
+    """Keep what an agent says; of too many the oldest go, and first those of other workspaces."""
+    of = (fact.workspace_id, fact.agent_id)
+    known = next((f for f in workspace.agents if (f.workspace_id, f.id) == of), None)
     before = known or AgentFacts(
         id=fact.agent_id, workspace_id=fact.workspace_id, build_id=fact.build_id
     )
     after = before.after(fact)
     if after == known:
-        return Folded(workspace, unmoved=Unmoved.STALE)  # a higher sequence has spoken already
-    others = [facts for facts in workspace.agents if facts.id != fact.agent_id]
-    while len(others) >= MOST_AGENTS:
-        others.pop(1 if workspace.chosen and others[0].id == workspace.chosen.id else 0)
-    return Folded(workspace.model_copy(update={"agents": (*others, after)}))
+        return workspace
+    kept = [*(facts for facts in workspace.agents if facts is not known), after]
+    mine = workspace.ref.id if workspace.ref else None
+    chosen = workspace.chosen.id if workspace.chosen else None
+    while len(kept) > MOST_AGENTS:
+        kept.remove(min(kept, key=lambda f: (f.workspace_id == mine, f.id == chosen)))
+    return workspace.model_copy(update={"agents": tuple(kept)})
 
 
 def _of_last_start(workspace: Workspace, fact: events.AgentFact) -> bool:

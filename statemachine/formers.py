@@ -9,11 +9,11 @@ from __future__ import annotations
 from datetime import datetime
 
 from statemachine import events
-from statemachine.builds import seen_by, with_fact
+from statemachine.builds import seen_by, start_before, with_fact
 from statemachine.events import Transition
 from statemachine.states import Word
 from statemachine.words import word_of
-from statemachine.workspace import MOST_PAST, Build, Former, Ref, Workspace
+from statemachine.workspace import MOST_PAST, AgentFacts, Build, Former, Ref, Workspace
 
 
 def known(workspace: Workspace, workspace_id: str) -> Former | None:
@@ -26,7 +26,14 @@ def remembered(workspace: Workspace, former: Former) -> Workspace:
     others = [f for f in workspace.former if f.id != former.id]
     while len(others) >= MOST_PAST:
         others.remove(min(others, key=_weight))
-    return workspace.model_copy(update={"former": (*others, former)})
+    new: dict[str, object] = {"former": (*others, former)}
+    if former.deleted:
+        new["agents"] = _agents_but_of(workspace, former.id)
+    return workspace.model_copy(update=new)
+
+
+def _agents_but_of(workspace: Workspace, workspace_id: str) -> tuple[AgentFacts, ...]:
+    return tuple(facts for facts in workspace.agents if facts.workspace_id != workspace_id)
 
 
 def _weight(former: Former) -> int:
@@ -52,7 +59,7 @@ def left(workspace: Workspace, at: datetime, *, deleted: bool) -> Workspace:
             "build": None,
             "last_start": None,
             "chosen": None,
-            "agents": (),
+            "agents": _agents_but_of(workspace, ref.id),
             "past": (),
         }
     )
@@ -68,22 +75,50 @@ def told(
     if former.deleted:
         return workspace
     if isinstance(fact, events.BuildStarted) and former.ref is not None:
-        former = former.model_copy(
-            update={
-                "ref": Ref(
-                    id=former.id,
-                    name=former.ref.name or fact.workspace_name,
-                    owner_name=former.ref.owner_name or fact.owner_name,
-                    template_id=former.ref.template_id or fact.template_id,
-                )
-            }
+        ref = Ref(
+            id=former.id,
+            name=former.ref.name or fact.workspace_name,
+            owner_name=former.ref.owner_name or fact.owner_name,
+            template_id=former.ref.template_id or fact.template_id,
         )
+        # What could not be stopped for want of a template is seen to again, now that it has one.
+        overdue = former.overdue and ref.template_id == former.ref.template_id
+        former = former.model_copy(update={"ref": ref, "overdue": overdue})
     build = former.build
     if build is not None and build.id == fact.build_id:
         return _with(workspace, former, with_fact(build, fact, at), at)
+    seen, start = seen_by(build, fact, time, at), former.last_start
     if build is None or fact.build_number > build.number:
-        return _with(workspace, former, seen_by(build, fact, time, at), at)
-    return remembered(workspace, former)
+        if build is not None and build.transition is Transition.START:
+            start = build
+        start = None if seen.transition is Transition.START else start
+        former = former.model_copy(update={"last_start": start})
+        return _with(workspace, former, seen, at)
+    start = start_before(build, start, seen, fact, at)
+    return remembered(workspace, former.model_copy(update={"last_start": start}))
+
+
+def heir(workspace: Workspace) -> Former | None:
+    """Return the workspace that a chat has from here on whose own was deleted.
+
+    One made elsewhere, of which a build is known; of several the one with the lowest id, so that it
+    does not matter which was spoken of first. (In `none` there is nothing to wait for: whichever is
+    seen first is bound.)
+    """
+    waiting = (f for f in workspace.former if not f.ours and not f.deleted and f.build is not None)
+    return min(waiting, key=lambda former: former.id, default=None)
+
+
+def newly_deleted(before: Workspace, after: Workspace) -> tuple[str, ...]:
+    """Return the ids of the workspaces that are known as deleted only since `before`."""
+    gone = {former.id for former in before.former if former.deleted}
+    return tuple(f.id for f in after.former if f.deleted and f.id not in gone)
+
+
+def is_new(before: Workspace, asked: events.BuildRequested) -> bool:
+    """Say whether the build makes a workspace, and is not the next one of a workspace there is."""
+    mine = before.ref is not None and before.ref.id == asked.workspace_id
+    return not mine and known(before, asked.workspace_id) is None
 
 
 def requested(workspace: Workspace, former: Former, build: Build, at: datetime) -> Workspace:

@@ -182,9 +182,9 @@ def _running(call: Call, chat: Workspace) -> Verdict:
 
 def _what_became(call: Call, wait: Wait, chat: Workspace) -> Verdict:
     """Answer by what became of the start build, or of the start build that took it over."""
-    build = chat.build
-    if build is None or build.transition is not Transition.START:
-        return answers.superseded(wait.build_id, build, chat.latest_build)
+    build, gone = chat.build, wait.build_id in chat.deleted_builds
+    if gone or build is None or build.transition is not Transition.START:
+        return answers.superseded(wait.build_id, chat)
     running = wait.running and wait.build_id == build.id
     followed = wait.model_copy(update={"build_id": build.id, "running": running})
     if not ABOUT[chat.state].settled:
@@ -197,7 +197,7 @@ def _what_became(call: Call, wait: Wait, chat: Workspace) -> Verdict:
 def _whether_stopped(wait: Wait, chat: Workspace) -> Verdict:
     """Answer by what became of the stop build that the call asked for."""
     if chat.build is None or chat.build.id != wait.build_id:
-        return answers.superseded(wait.build_id, chat.build, chat.latest_build)
+        return answers.superseded(wait.build_id, chat)
     if not ABOUT[chat.state].settled:
         return Waiting(wait)
     if ABOUT[chat.state].word is Word.STOPPED:

@@ -102,16 +102,10 @@ def decide(
     known = folded.workspace
     named = because or event
     cause = Cause(source=named.source, id=named.id, type=named.type)
-    steps: list[Workspace] = []
-    if (
-        folded.trigger is not None
-        and (state := next_state(known.state, folded.trigger)) is not None
-    ):
-        known = _enter(known, state, folded.trigger, at, limits, cause)
-        steps.append(known)
-    while (move := _due(known)) is not None:
-        known = _enter(known, *move, at, limits, cause)
-        steps.append(known)
+    steps = list(_steps(known, folded.trigger, at, limits, cause))
+    if steps and (joined := folding.joined(steps[-1], workspace)) is not None:
+        steps += _steps(joined.workspace, joined.trigger, at, limits, cause)
+    known = steps[-1] if steps else known
     if not steps and visible(known) != visible(workspace):
         known = known.model_copy(
             update={
@@ -129,6 +123,18 @@ def decide(
     if folded.trigger is not None:
         return Ignored(known, Unmoved.STALE)
     return Parked(known)
+
+
+def _steps(
+    known: Workspace, trigger: Trigger | None, at: datetime, limits: Limits, cause: Cause
+) -> Iterator[Workspace]:
+    """Yield the snapshot after each move: the trigger's, then those that the facts amount to."""
+    if trigger is not None and (state := next_state(known.state, trigger)) is not None:
+        known = _enter(known, state, trigger, at, limits, cause)
+        yield known
+    while (move := _due(known)) is not None:
+        known = _enter(known, *move, at, limits, cause)
+        yield known
 
 
 def pending(workspace: Workspace) -> Iterator[Trigger]:

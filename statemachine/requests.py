@@ -40,8 +40,8 @@ def create(
 ) -> Verdict:
     """Have a new workspace built; the one that `runs` gets a stop."""
     template = known.catalog.templates.get(args.template)
-    if template is None:
-        return answers.error(
+    if template is None or template.organization_id != call.organization_id:
+        return answers.error(  # nobody learns what another organization has
             f"template {args.template} was not found; use list_templates to find one"
         )
     if not allowed(template, call, known):
@@ -144,7 +144,7 @@ def ending(
     version = _version_of(ref, last, known)
     if build is None or (build.template is None and version is None):
         return None
-    if build.template is None and version is not None:
+    if version is not None:  # what was built last, which need not be what our last job asked for
         build = build.model_copy(update={"template": _template_ref(version)})
     return build
 

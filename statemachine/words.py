@@ -28,3 +28,12 @@ def usable(chat: Workspace) -> bool:
     if facts is None or facts.connected is None:
         return not ABOUT[chat.state].overdue
     return facts.connected
+
+
+def only_joins(chat: Workspace) -> bool:
+    """Say whether a call that comes can only wait here, or be answered at once, and move nothing.
+
+    So it is while a build is under way: those that wait already need not be looked at.
+    """
+    about = ABOUT[chat.state]
+    return about.word in (Word.BEING_BUILT, Word.BEING_STOPPED) and not about.settled

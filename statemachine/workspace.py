@@ -29,7 +29,7 @@ STARTUP: Final = frozenset(
 UNSETTLED: Final = frozenset((Lifecycle.CREATED, Lifecycle.STARTING))
 
 MOST_AGENTS: Final = 128
-"""Agents remembered of one chat: those of its builds and early ones."""
+"""Agents remembered of one chat: of its builds, early ones, and of workspaces it never had."""
 MOST_PAST: Final = 64
 """Superseded builds and former workspaces remembered of one chat."""
 
@@ -190,6 +190,8 @@ class Former(Frozen):
     ref: Ref | None = None
     build: Build | None = None
     """The newest build known of it."""
+    last_start: Build | None = None
+    """The newest start build known of one made elsewhere, when `build` is no start."""
     orphaned_at: datetime | None = Field(default=None, strict=False)
     """Since when it is known to run without a chat."""
     overdue: bool = False
@@ -225,6 +227,11 @@ class Workspace(Frozen):
     """The id of the build followed last, also after its workspace is gone."""
     past: tuple[str, ...] = Field(default=(), strict=False)
     """Builds of this workspace that were superseded."""
+    deleted_builds: tuple[str, ...] = Field(default=(), strict=False)
+    """Builds of the deleted workspace whose place this one took at once, the last one last.
+
+    What waited for one of them is not answered with what becomes of this workspace.
+    """
     open_calls: int = 0
     changed_at: datetime | None = Field(default=None, strict=False)
 
@@ -250,8 +257,19 @@ class Workspace(Frozen):
         return start.ended_at + timedelta(milliseconds=start.ttl_ms)
 
     def facts_of(self, agent_id: str) -> AgentFacts | None:
-        """Return what the agent has reported."""
-        return next((facts for facts in self.agents if facts.id == agent_id), None)
+        """Return what the agent of the chat's workspace has reported; in `none`, any agent."""
+        return next((facts for facts in self._heard(agent_id) if self._has(facts)), None)
+
+    def heard_from(self, agent_id: str) -> AgentFacts | None:
+        """Return what the agent has reported, also one of a workspace that the chat may get yet."""
+        heard = self._heard(agent_id)
+        return next((facts for facts in heard if self._has(facts)), heard[0] if heard else None)
+
+    def _heard(self, agent_id: str) -> list[AgentFacts]:
+        return [facts for facts in self.agents if facts.id == agent_id]
+
+    def _has(self, facts: AgentFacts) -> bool:
+        return self.ref is None or facts.workspace_id == self.ref.id
 
     def agent_status(self) -> str | None:
         """Return `connecting|connected|disconnected|timeout` of the chosen agent."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import inspect
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from handlers.cli.flags import parser
 
@@ -75,111 +77,50 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
+COMMANDS: Final = {
+    "up": ("handlers.up", "up"),
+    "worker": ("handlers.roles", "worker"),
+    "gateway": ("handlers.roles", "gateway"),
+    "provisioner": ("handlers.roles", "provisioner"),
+    "tool": ("handlers.commands.tool", "call_tool"),
+    "template push": ("handlers.commands.template", "push"),
+    "template list": ("handlers.commands.template", "show"),
+    "template versions": ("handlers.commands.template", "versions"),
+    "template activate": ("handlers.commands.template", "activate"),
+    "demo": ("handlers.demo.demo", "demo"),
+    "chat list": ("handlers.commands.chat", "show_all"),
+    "chat show": ("handlers.commands.chat", "show"),
+    "workspace delete": ("handlers.commands.deleting", "delete"),
+    "workspace orphans": ("handlers.commands.orphans", "show"),
+    "log": ("handlers.commands.build_log", "show"),
+    "events": ("handlers.commands.log", "events"),
+    "replay": ("handlers.commands.log", "replay_file"),
+    "settings set": ("handlers.commands.setting", "change"),
+    "settings list": ("handlers.commands.setting", "show"),
+}
+"""Command -> module and function, imported when it is called; see `called` for its arguments."""
+
+_NAMES: Final = {
+    "as_json": "json",
+    "chat_id": "chat",
+    "organization_id": "organization",
+    "version_id": "version",
+}
+"""A parameter -> the flag that it is given, where their names differ."""
+
+
 async def _started(flags: argparse.Namespace, settings: Settings) -> int:
-    """Run a command that serves, or go on to those that do one thing and end."""
-    match flags.command:
-        case "up":
-            from handlers.up import up  # noqa: PLC0415 — each its own imports only
-
-            await up(settings, nats_port=flags.nats_port, http_port=flags.http_port)
-        case "worker":
-            from handlers import roles  # noqa: PLC0415
-
-            await roles.worker(settings)
-        case "gateway":
-            from handlers import roles  # noqa: PLC0415
-
-            await roles.gateway(settings)
-        case "provisioner":
-            from handlers import roles  # noqa: PLC0415
-
-            await roles.provisioner(settings, name=flags.name, pool=flags.pool)
-        case _:
-            return await _called(flags, settings)
-    return 0
+    function, arguments = called(flags, settings)
+    status = function(**arguments)
+    if inspect.isawaitable(status):
+        status = await status
+    return int(status or 0)
 
 
-async def _called(flags: argparse.Namespace, settings: Settings) -> int:
-    """Run a command of who uses it."""
-    match flags.command:
-        case "tool":
-            from handlers.commands.tool import call_tool  # noqa: PLC0415
-
-            return await call_tool(flags, settings)
-        case "template push":
-            from handlers.commands import template  # noqa: PLC0415
-
-            await template.push(flags.folder, flags.organization, settings)
-        case "template list":
-            from handlers.commands import template  # noqa: PLC0415
-
-            await template.show(flags.organization, settings, as_json=flags.json)
-        case "template versions":
-            from handlers.commands import template  # noqa: PLC0415
-
-            await template.versions(
-                flags.template, flags.organization, settings, as_json=flags.json
-            )
-        case "template activate":
-            from handlers.commands import template  # noqa: PLC0415
-
-            await template.activate(flags.version, settings)
-        case "demo":
-            from handlers.demo.demo import demo  # noqa: PLC0415
-
-            return await demo(settings, keep=flags.keep)
-        case _:
-            return await _operated(flags, settings)
-    return 0
-
-
-async def _operated(flags: argparse.Namespace, settings: Settings) -> int:
-    """Run a command of who looks after it."""
-    match flags.command:
-        case "chat list":
-            from handlers.commands import chat  # noqa: PLC0415
-
-            await chat.show_all(flags, settings)
-        case "chat show":
-            from handlers.commands import chat  # noqa: PLC0415
-
-            await chat.show(flags.chat, settings, as_json=flags.json)
-        case "workspace delete":
-            from handlers.commands import deleting  # noqa: PLC0415
-
-            return await deleting.delete(flags, settings)
-        case "workspace orphans":
-            from handlers.commands import orphans  # noqa: PLC0415
-
-            await orphans.show(settings, as_json=flags.json)
-        case "log":
-            from handlers.commands import build_log  # noqa: PLC0415
-
-            return await build_log.show(flags, settings)
-        case _:
-            return await _kept(flags, settings)
-    return 0
-
-
-async def _kept(flags: argparse.Namespace, settings: Settings) -> int:
-    """Run a command about event logs and settings."""
-    match flags.command:
-        case "events":
-            from handlers.commands import log  # noqa: PLC0415
-
-            await log.events(flags.chat, settings)
-        case "replay":
-            from handlers.commands import log  # noqa: PLC0415
-
-            return log.replay_file(flags.file)
-        case "settings set":
-            from handlers.commands import setting  # noqa: PLC0415
-
-            return await setting.change(flags.key, flags.value, settings)
-        case "settings list":
-            from handlers.commands import setting  # noqa: PLC0415
-
-            await setting.show(settings)
-        case unknown:
-            raise NotImplementedError(unknown)
-    return 0
+def called(flags: argparse.Namespace, settings: Settings) -> tuple[Callable[..., Any], Any]:
+    """Return a command's function, and what it asks for: `settings`, `flags`, or flags by name."""
+    module, name = COMMANDS[flags.command]
+    function = getattr(import_module(module), name)
+    given = {**vars(flags), "flags": flags, "settings": settings}
+    wanted = inspect.signature(function).parameters
+    return function, {parameter: given[_NAMES.get(parameter, parameter)] for parameter in wanted}

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from handlers.cli.operating import add_operating
 from handlers.cli.words import (
     ORGANIZATION,
     OWNER,
+    Parser,
     a_chat,
     a_pair,
     a_port,
@@ -23,10 +24,15 @@ from handlers.cli.words import (
     add_organization,
 )
 
+_ISSUER: Final = (
+    "It also lets agents and frontends connect to NATS, if the file issuer.nk is in the folder of "
+    "its credentials; they can't connect while no gateway has it."
+)
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser; `command` of what it parses is a name that `dispatch` knows, or None."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="workspaced",
         description="Development workspaces for AI chats: a persisted state machine on NATS and "
         "PostgreSQL. Begin with `workspaced demo`, or `workspaced up` and `workspaced tool`.",
@@ -52,14 +58,18 @@ def _add_servers(commands: Any) -> None:
     )
     up.add_argument("--nats-port", type=a_port, metavar="N", help="port of NATS; kept from then on")
     up.add_argument("--http-port", type=a_port, metavar="N", help="port of /healthz and /readyz")
-    up.set_defaults(serves=True)
-    for name, words in (
-        ("worker", "run a worker: any number share the work"),
-        ("gateway", "run a gateway: it answers workspaced.rpc.*; any number share the work"),
-        ("provisioner", "run a local provisioner: builds workspaces on this machine"),
+    up.set_defaults(serves=True, tells_settings=True)
+    for name, words, more in (
+        ("worker", "run a worker: any number share the work", ""),
+        (
+            "gateway",
+            "run a gateway: it answers workspaced.rpc.*; any number share the work",
+            _ISSUER,
+        ),
+        ("provisioner", "run a local provisioner: builds workspaces on this machine", ""),
     ):
-        role = add_command(commands, name, words)
-        role.set_defaults(serves=True)
+        role = add_command(commands, name, words, more)
+        role.set_defaults(serves=True, tells_settings=True)
         if name == "provisioner":
             role.add_argument(
                 "--name", default="local", help="its name on the bus (default: local)"

@@ -29,6 +29,19 @@ STATES: Final = (
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
+class Parser(argparse.ArgumentParser):
+    """Knows a command's words; of one that serves, `--help` tells the environment as well."""
+
+    def format_help(self) -> str:
+        """Return what `--help` shows."""
+        words = super().format_help()
+        if not self.get_default("tells_settings"):
+            return words
+        from handlers.settings import variables  # noqa: PLC0415 — slow, and wanted here only
+
+        return f"{words}\n{variables()}"
+
+
 def add_command(commands: Any, command: str, words: str, more: str = "") -> argparse.ArgumentParser:
     """Add a command that `dispatch` knows as `command`, with the flags that say where."""
     name = command.rpartition(" ")[2]

@@ -1,1 +1,1 @@
-"""What chat services, browsers and model clients call; it asks the workers by way of the bus."""
+"""What chat services, provisioners and operators call; it asks the workers by way of the bus."""

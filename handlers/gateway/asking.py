@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
-from bus import CLOUDEVENT, Bus, BusError, Refused, ServiceError, Subscription, subjects
+from bus import CLOUDEVENT, Bus, BusError, Message, Refused, ServiceError, Subscription, subjects
 from handlers.gateway.bodies import CancelBody, ToolBody
 from statemachine.codec import encode
 from statemachine.store import Store, StoreUnavailableError
@@ -18,6 +20,7 @@ SERVICE: Final = "gateway"
 """The chat service that calls asked by rpc come from."""
 LONGEST: Final = 25 * 60.0
 """Seconds that an rpc may be held."""
+_TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(slots=True)
@@ -33,8 +36,9 @@ class Asking:
         self._reconnected.set()
         self._reconnected = asyncio.Event()
 
-    async def tool(self, tool: str, body: ToolBody) -> bytes:
+    async def tool(self, tool: str, body: ToolBody, asked: Message) -> bytes:
         """Ask, wait, and return the `data` of tool_resolved. Raises ServiceError."""
+        trace = _traceparent(asked.headers)
         call_id = body.call_id or uuid4().hex
         data = {
             "call_id": call_id,
@@ -51,7 +55,7 @@ class Asking:
             ):
                 while True:
                     again = self._reconnected
-                    await self._publish("tool_requested", body.chat_id, data)
+                    await self._publish("tool_requested", body.chat_id, data, trace)
                     if (answer := await _first(results, again)) is not None:
                         return json.dumps(answer["data"], ensure_ascii=False).encode()
         except TimeoutError:
@@ -75,14 +79,31 @@ class Asking:
             raise ServiceError(503, f"not canceled, ask again: {bad}") from bad
         return {"canceled": not over}
 
-    async def _publish(self, type_name: str, chat_id: str, data: dict[str, Any]) -> None:
+    async def _publish(
+        self, type_name: str, chat_id: str, data: dict[str, Any], traceparent: str | None = None
+    ) -> None:
         source, event_id = f"/chat/{SERVICE}", str(uuid4())
+        event = encode(
+            type_name,
+            source,
+            chat_id,
+            data,
+            event_id=event_id,
+            time=datetime.now(UTC),
+            traceparent=traceparent,
+        )
         await self.bus.publish(
             subjects.inbound("tool", chat_id, SERVICE),
-            encode(type_name, source, chat_id, data, event_id=event_id, time=datetime.now(UTC)),
+            event,
             headers=CLOUDEVENT,
             message_id=f"{source}:{event_id}",
         )
+
+
+def _traceparent(headers: Mapping[str, str]) -> str | None:
+    """Return the caller's trace, if it has one that can be read."""
+    found = next((value for name, value in headers.items() if name.lower() == "traceparent"), "")
+    return found if _TRACE.fullmatch(found) else None
 
 
 async def _first(results: Subscription, again: asyncio.Event) -> dict[str, Any] | None:

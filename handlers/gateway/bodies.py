@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from bus import ServiceError
 from statemachine.codec import describe
 from statemachine.events import Frozen, Id, Label, Token
+from statemachine.strictness import Reject, parse
 
 
 class ToolBody(Frozen):
@@ -94,6 +95,8 @@ Body = TypeVar("Body", bound=Frozen)
 def read(model: type[Body], data: bytes) -> Body:
     """Read a request's body. Raises ServiceError 400 that names every wrong field."""
     try:
-        return model.model_validate_json(data or b"{}")
+        return model.model_validate(parse(data or b"{}"))
+    except Reject as bad:
+        raise ServiceError(400, f"body: {bad.detail}") from None
     except ValidationError as bad:
         raise ServiceError(400, describe(bad, "body")) from None

@@ -32,10 +32,10 @@ class Gateway:
 
     store: Store
     bus: Bus
+    orphan_grace: timedelta
+    """How long the workers let a workspace run that no chat has, to tell operators."""
     issuer_seed: str | None = None
     """Signs for agents and frontends; without it another gateway must."""
-    orphan_grace: timedelta | None = None
-    """How long the workers let a workspace run that no chat has, to tell operators."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -45,18 +45,18 @@ class Gateway:
         credentials = Credentials(self.store)
         self.bus.on_reconnect(asking.reconnected)
         endpoints: dict[str, Responder] = {
-            tool: self._raw(bodies.ToolBody, partial(asking.tool, tool)) for tool in TOOLS
+            tool: _raw(bodies.ToolBody, partial(asking.tool, tool)) for tool in TOOLS
         }
         endpoints |= {
-            "cancel": self._json(bodies.CancelBody, asking.cancel),
-            "get_chat": self._json(bodies.ChatBody, reader.get_chat),
-            "list_chats": self._json(bodies.ChatsBody, reader.list_chats),
-            "list_orphans": self._json(bodies.OrphansBody, reader.list_orphans),
-            "read_log": self._json(bodies.LogBody, reader.read_log),
-            "read_events": self._json(bodies.EventsBody, reader.read_events),
-            "template_archive": self._raw(bodies.ArchiveBody, reader.template_archive),
-            "agent_credential": self._json(bodies.AgentCredentialBody, credentials.agent),
-            "frontend_credential": self._json(bodies.FrontendCredentialBody, credentials.frontend),
+            "cancel": _json(bodies.CancelBody, asking.cancel),
+            "get_chat": _json(bodies.ChatBody, reader.get_chat),
+            "list_chats": _json(bodies.ChatsBody, reader.list_chats),
+            "list_orphans": _json(bodies.OrphansBody, reader.list_orphans),
+            "read_log": _json(bodies.LogBody, reader.read_log),
+            "read_events": _json(bodies.EventsBody, reader.read_events),
+            "template_archive": _raw(bodies.ArchiveBody, _archive(reader)),
+            "agent_credential": _json(bodies.AgentCredentialBody, credentials.agent),
+            "frontend_credential": _json(bodies.FrontendCredentialBody, credentials.frontend),
         }
         if self.issuer_seed is not None:
             responder = partial(_callout, credentials, self.issuer_seed)
@@ -71,28 +71,31 @@ class Gateway:
         log.info("gateway is ready")
         await asyncio.get_running_loop().create_future()
 
-    def _json(
-        self, model: type[Body], answer: Callable[[Body], Awaitable[dict[str, Any]]]
-    ) -> Responder:
-        async def raw(body: Body) -> bytes:
-            text = json.dumps(await answer(body), ensure_ascii=False, separators=(",", ":"))
-            return text.encode()
 
-        return self._raw(model, raw)
+def _json(model: type[Body], answer: Callable[[Body], Awaitable[dict[str, Any]]]) -> Responder:
+    async def text(body: Body, _message: Message) -> bytes:
+        return json.dumps(await answer(body), ensure_ascii=False, separators=(",", ":")).encode()
 
-    def _raw(self, model: type[Body], answer: Callable[[Body], Awaitable[bytes]]) -> Responder:
-        async def respond(message: Message) -> bytes:
-            body = bodies.read(model, message.data)
-            try:
-                return await answer(body)
-            except StoreUnavailableError as bad:
-                raise ServiceError(503, f"the database is away; ask again: {bad}") from bad
-            except BusError as bad:
-                if isinstance(bad, ServiceError):
-                    raise
-                raise ServiceError(503, f"the bus is away; ask again: {bad}") from bad
+    return _raw(model, text)
 
-        return respond
+
+def _archive(reader: Reader) -> Callable[[bodies.ArchiveBody, Message], Awaitable[bytes]]:
+    return lambda body, _message: reader.template_archive(body)
+
+
+def _raw(model: type[Body], answer: Callable[[Body, Message], Awaitable[bytes]]) -> Responder:
+    async def respond(message: Message) -> bytes:
+        body = bodies.read(model, message.data)
+        try:
+            return await answer(body, message)
+        except StoreUnavailableError as bad:
+            raise ServiceError(503, f"the database is away; ask again: {bad}") from bad
+        except BusError as bad:
+            if isinstance(bad, ServiceError):
+                raise
+            raise ServiceError(503, f"the bus is away; ask again: {bad}") from bad
+
+    return respond
 
 
 async def _callout(credentials: Credentials, issuer_seed: str, message: Message) -> bytes:

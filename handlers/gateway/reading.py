@@ -39,8 +39,8 @@ class Reader:
 
     store: Store
     bus: Bus
-    orphan_grace: timedelta | None = None
-    """How long a workspace that no chat has may run before the workers stop it, if known."""
+    orphan_grace: timedelta
+    """How long a workspace that no chat has may run before the workers stop it."""
 
     async def get_chat(self, body: ChatBody) -> dict[str, Any]:
         """Return a chat's state and the calls that wait for it."""
@@ -105,7 +105,7 @@ class Reader:
             "build_number": build.number if build else None,
         }
         stoppable = build is not None and build.template is not None  # its pool is known
-        if stoppable and since is not None and self.orphan_grace is not None:
+        if stoppable and since is not None:
             entry["stops_at"] = timestamp(since + self.orphan_grace)
         return entry
 

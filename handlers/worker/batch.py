@@ -6,9 +6,8 @@ never decide on the same snapshot.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -23,19 +22,11 @@ from statemachine.formers import orphans
 from statemachine.store import Changes, Key, Outgoing, Store, Transaction
 from statemachine.templates import Catalog
 from statemachine.wakes import Purpose, wake
+from statemachine.words import only_joins
 from statemachine.workspace import Limits, Workspace
 
 EMPTY: Final = Catalog({}, {})
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-
-
-Silent = Callable[[str, str], Awaitable[bool]]
-"""Says of a chat's agent whether nothing shows that it lives."""
-
-
-async def _always(chat_id: str, agent_id: str) -> bool:
-    del chat_id, agent_id
-    return True
 
 
 async def apply(
@@ -43,60 +34,66 @@ async def apply(
     store: Store,
     limits: Limits,
     seed: bytes,
-    *,
-    silent: Silent = _always,
 ) -> list[Outgoing]:
     """Apply `items` and commit; return what must be published, with what repeats had left over.
 
-    `seed`: random bytes that new ids and names are made of. `silent` is asked under the chat's lock,
-    so that an agent which comes back meanwhile speaks after its loss, and undoes it. Raises what the
-    store and `silent` raise.
+    `seed`: random bytes that new ids and names are made of. Raises what the store raises.
     """
     moving = [item for item in items if isinstance(item, Fact | Fired | Missed)]
     dead = [item for item in items if isinstance(item, Dead) and item.rejected.call_id is not None]
     if not moving and not dead:
         return []
     async with store.transaction() as tx:
-        snapshots = await tx.lock({_chat_id(item) for item in moving})
+        # A timer or a mark of a chat that the database does not know must not make one.
+        snapshots = await tx.lock(
+            {_chat_id(item) for item in moving},
+            creating={item.event.chat_id for item in moving if isinstance(item, Fact)},
+        )
+        moving = [item for item in moving if _chat_id(item) in snapshots]
         known = await tx.known([(f.event.chat_id, f.digest) for f in moving if isinstance(f, Fact)])
-        gone = await _gone([item for item in moving if isinstance(item, Missed)], silent)
         changes = Changes()
         chats = await _chats(moving, snapshots, tx, limits, changes, seed)
         again: set[str] = set()
         """Chats of what came before: it may have been committed and not published."""
         for item in moving:
-            chat = chats[_chat_id(item)]
-            match item:
-                case Fact(event=event, digest=digest):
-                    if (event.chat_id, digest) in known:
-                        chat.repeat(event)
-                        again.add(event.chat_id)
-                        continue
-                    known.add((event.chat_id, digest))
-                    changes.identities.append((event.chat_id, digest))
-                    chat.apply(event)
-                case Fired(chat_id=chat_id, purpose=purpose, generation=generation):
-                    if not waking.fired(chat, purpose, generation):
-                        again.add(chat_id)
-                case Missed(chat_id=chat_id, agent_id=agent_id):
-                    if item not in gone or not waking.missed(chat, agent_id):
-                        again.add(chat_id)
+            if not _take(chats[_chat_id(item)], item, known, changes):
+                again.add(_chat_id(item))
         for chat in chats.values():
             chat.close()
         left_over = await tx.unpublished(again)
         # Refusals are made anew whenever their letter comes again. In the outbox one could stay, and
         # stand over the answer to the corrected request later.
-        return left_over + await tx.write(changes) + await _refusals(dead, changes, tx)
+        rows = left_over + await tx.write(changes) + await _refusals(dead, changes, tx)
+    for chat in chats.values():
+        chat.speak()
+    return rows
+
+
+def _take(
+    chat: Chat, item: Fact | Fired | Missed, known: set[tuple[str, bytes]], changes: Changes
+) -> bool:
+    """Apply one item to its chat; say whether it was news."""
+    match item:
+        case Fact(event=event, digest=digest):
+            if (event.chat_id, digest) in known:
+                chat.repeat(event)
+                return False
+            known.add((event.chat_id, digest))
+            changes.identities.append((event.chat_id, digest))
+            chat.apply(event)
+            return True
+        case Fired(purpose=purpose, generation=generation):
+            return waking.fired(chat, purpose, generation)
+        case Missed():
+            return waking.missed(chat, item)
 
 
 def _chat_id(item: Fact | Fired | Missed) -> str:
     return item.event.chat_id if isinstance(item, Fact) else item.chat_id
 
 
-async def _gone(missed: Sequence[Missed], silent: Silent) -> set[Missed]:
-    """Return those that are still not to be seen; a mark that is worked late counts no more."""
-    answers = await asyncio.gather(*(silent(m.chat_id, m.agent_id) for m in missed))
-    return {item for item, gone in zip(missed, answers, strict=True) if gone}
+def _asks(item: Fact | Fired | Missed) -> bool:
+    return isinstance(item, Fact) and isinstance(item.event.data, events.ToolRequested)
 
 
 async def _chats(
@@ -115,7 +112,14 @@ async def _chats(
         if isinstance(event.data, events.ToolRequested | events.ToolCanceled)
     }
     stored = await tx.calls(named)
-    waiting = await tx.open_calls({c.chat_id for c in snapshots.values() if c.open_calls})
+    moved = {_chat_id(i) for i in items if not _asks(i)}
+    waiting = await tx.open_calls(
+        {
+            c.chat_id
+            for c in snapshots.values()
+            if c.open_calls and (c.chat_id in moved or not only_joins(c))
+        }
+    )
     asked = [e.data for e in facts if isinstance(e.data, events.ToolRequested)]
     canceled = await tx.cancellations(named) if asked else set()
     deletes = {e.chat_id for e in facts if isinstance(e.data, events.DeleteRequested)}

@@ -29,6 +29,7 @@ from statemachine.replay import entry_of
 from statemachine.states import ABOUT
 from statemachine.store import Changes, Entry, Key, Outgoing, StoredCall
 from statemachine.wakes import Purpose
+from statemachine.words import only_joins
 from statemachine.workspace import Limits, Workspace
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Chat:
     """The names of `known`, for all chats of the batch: a new one counts for the next chat."""
     later: dict[Purpose, timedelta] = field(default_factory=dict)
     """How far the clock runs ahead that fired a present timer."""
+    said: list[tuple[int, str, dict[str, object]]] = field(default_factory=list)
     written: dict[str, StoredCall] = field(default_factory=dict)
     """Calls that the batch changed, by id."""
     orphans: frozenset[str] = frozenset()
@@ -82,6 +84,8 @@ class Chat:
                 verdict = judging.deletion(self.workspace, self.known, event.id)
                 if verdict is not None:
                     self._own(verdict, event)
+                elif self.workspace.ref is not None and not only_joins(self.workspace):
+                    self.say(logging.ERROR, "nobody here can delete its workspace")
             case events.WorkspaceDeleted(workspace_id=gone):
                 self.changes.freed.append((gone, event.chat_id))
             case events.BuildSucceeded(transition=events.Transition.DELETE, workspace_id=gone):
@@ -115,7 +119,6 @@ class Chat:
                 due = min(wake.at + self.later.get(purpose, timedelta(0)), self.now + FARTHEST)
                 self._send(effects.timer(chat.chat_id, purpose, wake.generation, due))
         self._report_orphans()
-        self.workspace = chat.model_copy(update={"open_calls": len(self.open)})
         self.changes.chats.append(self.workspace)
         self.changes.calls.extend(self.written.values())
 
@@ -126,23 +129,32 @@ class Chat:
             if former.id in self.orphans or build is None:
                 continue
             outcome = build.outcome
-            log.error(
-                "workspace %s runs on though no chat has it: its %s build %s %s%s",
-                former.id,
-                build.transition,
-                build.id,
-                outcome.ending if outcome else "was the last",
-                f": {outcome.error}" if outcome and outcome.error else "",
-                extra={"chat_id": self.workspace.chat_id},
+            ending = outcome.ending if outcome else "was the last"
+            error = f": {outcome.error}" if outcome and outcome.error else ""
+            self.say(
+                logging.ERROR,
+                f"workspace {former.id} runs on though no chat has it: "
+                f"its {build.transition} build {build.id} {ending}{error}",
+                build_id=build.id,
             )
+
+    def say(self, level: int, words: str, **ids: object) -> None:
+        """Have something logged, once it is committed."""
+        chat_id = self.workspace.chat_id
+        self.said.append((level, f"chat {chat_id}: {words}", {"chat_id": chat_id, **ids}))
+
+    def speak(self) -> None:
+        """Log what was said."""
+        for level, words, ids in self.said:
+            log.log(level, "%s", words, extra=ids)
 
     # -- calls ----------------------------------------------------------------------------------
 
     def _asked(self, event: Event, asked: events.ToolRequested) -> None:
         key = Key(event.chat_id, asked.call_id)
-        if asked.call_id in self.open:
-            return  # asked again while it waits: it goes on waiting
         stored = self.written.get(asked.call_id) or self.stored.get(key)
+        if stored is not None and stored.answer is None:
+            return  # asked again while it waits: it goes on waiting
         if stored is not None and stored.answer is not None:
             self._send(effects.answered(stored.call, stored.answer, event, self.now))
             return
@@ -179,14 +191,14 @@ class Chat:
                 return False
             case Waiting(wait=wait):
                 if wait != call.wait:
-                    self._keep(call.model_copy(update={"wait": wait}))
+                    self._keep(call.model_copy(update={"wait": wait}), new=call.wait is None)
                 return False
             case Resumed(event=resumed, wait=wait):
-                self._keep(call.model_copy(update={"wait": wait}))
+                self._keep(call.model_copy(update={"wait": wait}), new=call.wait is None)
                 self._own(resumed, because)
                 return True
             case Requested(build=build, wait=wait, replaces=replaces):
-                self._keep(call.model_copy(update={"wait": wait}))
+                self._keep(call.model_copy(update={"wait": wait}), new=call.wait is None)
                 self._own(build, because)
                 if replaces is not None:  # the chat has left it by now
                     self._own(replaces, because)
@@ -202,22 +214,23 @@ class Chat:
                     moved = True
                     break
 
-    def _keep(self, call: Call) -> None:
+    def _keep(self, call: Call, *, new: bool) -> None:
+        self._count(+1 if new else 0)
         self.open[call.call_id] = call
         self.written[call.call_id] = StoredCall(call, None)
 
+    def _count(self, change: int) -> None:
+        count = self.workspace.open_calls + change
+        self.workspace = self.workspace.model_copy(update={"open_calls": count})
+
     def _answer(self, call: Call, answer: Answered, because: Event) -> None:
-        self.open.pop(call.call_id, None)
+        if self.open.pop(call.call_id, None) is not None:
+            self._count(-1)
         args = masking.arguments(call.tool, call.args, self.workspace, self.known)
         self.written[call.call_id] = StoredCall(call.model_copy(update={"args": args}), answer)
         self._send(effects.answered(call, answer, because, self.now))
-        log.info(
-            "answered %s of chat %s: %s",
-            call.tool,
-            call.chat_id,
-            "error" if "error" in answer.result else "well",
-            extra={"chat_id": call.chat_id, "call_id": call.call_id},
-        )
+        how = "error" if "error" in answer.result else "well"
+        self.say(logging.INFO, f"answered {call.tool}: {how}", call_id=call.call_id)
 
     # -- moves ----------------------------------------------------------------------------------
 
@@ -240,7 +253,7 @@ class Chat:
             self.known.catalog.versions.get(build.template.version_id) if build.template else None
         )
         if version is None:
-            log.error("chat %s: build %s has no template version", because.chat_id, build.build_id)
+            self.say(logging.ERROR, f"build {build.build_id} has no template version")
             return
         not_after = self.now + self.limits.build
         self._send(
@@ -278,15 +291,8 @@ class Chat:
         shown = masking.event(event, self.workspace, self.known)
         entry = Entry(self.workspace.seq, shown, outcome, before, after, version, self.now)
         self.changes.entries.append((event.chat_id, entry))
-        log.info(
-            "%s %s of chat %s: %s -> %s",
-            outcome,
-            event.type,
-            event.chat_id,
-            before,
-            after,
-            extra={"chat_id": event.chat_id, "event_id": event.id, "version": version},
-        )
+        words = f"{outcome} {event.type}: {before} -> {after}"
+        self.say(logging.INFO, words, event_id=event.id, version=version)
 
     def _send(self, outgoing: Outgoing) -> None:
         self.changes.outgoing.append(outgoing)

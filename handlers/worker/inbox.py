@@ -45,6 +45,8 @@ class Missed:
     agent_id: str
     marker: int
     """Place of the server's mark in its stream: names this loss."""
+    highest: int | None = None
+    """The agent's highest sequence before its presence was looked for in vain; None: it is there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import timedelta
 
 from handlers.worker.chat import Chat
+from handlers.worker.inbox import Missed
 from handlers.worker.own import own
+from handlers.worker.relay import Relay
 from statemachine import events, judging, wakes
+from statemachine.store import Store
 from statemachine.wakes import Purpose
-
-log = logging.getLogger(__name__)
 
 
 def fired(chat: Chat, purpose: Purpose, generation: int) -> bool:
@@ -35,15 +37,28 @@ def fired(chat: Chat, purpose: Purpose, generation: int) -> bool:
     return True
 
 
-def missed(chat: Chat, agent_id: str) -> bool:
-    """Let an agent be lost, if it is one that was there; say whether."""
-    facts = chat.workspace.facts_of(agent_id)
-    if facts is None or not facts.connected:
+async def looked_for(item: Missed, store: Store, relay: Relay) -> Missed:
+    """Look whether the agent is still not to be seen. Raises BusError, StoreUnavailableError.
+
+    What it had said is read before: if it comes back after the look, it says more, and the loss is
+    not recorded (`missed`) or undone. So no transaction is held while the bus is asked.
+    """
+    chat = await store.chat(item.chat_id)
+    facts = chat.facts_of(item.agent_id) if chat is not None else None
+    if facts is None or not await relay.silent(item.chat_id, item.agent_id):
+        return item
+    return replace(item, highest=facts.highest)
+
+
+def missed(chat: Chat, item: Missed) -> bool:
+    """Let an agent be lost, if it was there and has said nothing since it was looked for; say whether."""
+    facts = chat.workspace.facts_of(item.agent_id)
+    if facts is None or not facts.connected or facts.highest != item.highest:
         return False
     lost = events.AgentDisconnected(
         workspace_id=facts.workspace_id,
         build_id=facts.build_id,
-        agent_id=agent_id,
+        agent_id=item.agent_id,
         sequence=None,
         reason="no sign of life",
     )
@@ -59,7 +74,7 @@ def _expire(chat: Chat) -> None:
     stop = judging.expiry(chat.workspace, chat.known, event.id)
     chat.take(event)
     if stop is None:
-        log.error("chat %s: nobody here can stop its workspace after its lifetime", event.chat_id)
+        chat.say(logging.ERROR, "nobody here can stop its workspace after its lifetime")
         return
     chat.follow(stop, event)
 
@@ -72,7 +87,9 @@ def _stop_orphans(chat: Chat) -> None:
         if stop is not None:
             chat.follow(stop, event)
         elif former.id not in chat.known.had:
-            log.error("workspace %s runs, no chat has it, and nobody here can stop it", former.id)
+            chat.say(
+                logging.ERROR, f"nobody here can stop workspace {former.id}, which no chat has"
+            )
 
 
 def _event(chat: Chat, data: events.OwnEvent | events.AgentDisconnected) -> events.Event:

@@ -16,9 +16,10 @@ from handlers.sending.backoff import Backoff
 from handlers.worker import effects
 from handlers.worker.batch import apply
 from handlers.worker.chat import FARTHEST
-from handlers.worker.inbox import Dead, Item, dead, read
+from handlers.worker.inbox import Dead, Item, Missed, dead, read
 from handlers.worker.relay import Relay
-from statemachine.store import Outgoing, Store, StoreUnavailableError
+from handlers.worker.waking import looked_for
+from statemachine.store import Outgoing, Store, StoreUnavailableError, TransientError
 from statemachine.strictness import Reason
 from statemachine.wakes import Purpose, wake
 from statemachine.workspace import Limits
@@ -39,8 +40,8 @@ class Worker:
     bus: Bus
     limits: Limits
     ready: asyncio.Event = field(default_factory=asyncio.Event)
-    applied: int = 0
     dead_letters: int = 0
+    """How many this worker has buried."""
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -106,26 +107,34 @@ class Worker:
         now = datetime.now(UTC)
         items = [(delivery, read(delivery, now)) for delivery in deliveries]
         try:
-            rows, buried = await self._apply(items, relay)
+            items = [(delivery, await self._looked_for(item, relay)) for delivery, item in items]
+            rows, buried = await self._apply(items)
             await relay.publish(rows)
             await relay.bury(buried)
-        except BusError as bad:
+            # Dropped before the ack: what an ack has let go nobody would look for in the outbox.
+            if ids := [row.id for row in rows if row.id]:
+                await self.store.published(ids)
+        except Unavailable as bad:
             log.warning("the bus is away, what is not published comes again: %s", bad)
-            return
-        for delivery, _ in items:
-            await delivery.ack()
-        self.dead_letters += len(buried)
-        if ids := [row.id for row in rows if row.id]:
-            await self._drop(ids)
-
-    async def _drop(self, ids: Sequence[int]) -> None:
-        try:
-            await self.store.published(ids)
+            await self._prepare_again(relay)
+        except BusError as bad:
+            log.error(  # noqa: TRY400 — the server's words are all there is to say
+                "the bus refuses what must be published, it comes again: %s; see who may publish "
+                "where, and how large",
+                bad,
+            )
         except StoreUnavailableError as bad:
-            log.warning("published effects stay in the outbox; repeats are harmless: %s", bad)
+            log.warning("the database is away, the batch comes again: %s", bad)
+        else:
+            self.dead_letters += len(buried)
+            for delivery, _ in items:
+                await delivery.ack()
+
+    async def _looked_for(self, item: Item, relay: Relay) -> Item:
+        return await looked_for(item, self.store, relay) if isinstance(item, Missed) else item
 
     async def _apply(
-        self, items: Sequence[tuple[Delivery, Item]], relay: Relay
+        self, items: Sequence[tuple[Delivery, Item]]
     ) -> tuple[list[Outgoing], list[Dead]]:
         """Apply in one transaction; what makes it fail is found by halving, and buried alone."""
         buried = [item for _, item in items if isinstance(item, Dead)]
@@ -133,35 +142,38 @@ class Worker:
         while True:
             try:
                 rows = await apply(
-                    [item for _, item in items],
-                    self.store,
-                    self.limits,
-                    os.urandom(16),
-                    silent=relay.silent,
+                    [item for _, item in items], self.store, self.limits, os.urandom(16)
                 )
-            except BusError:
-                raise
+            except TransientError as bad:  # a lost race, or too much for one transaction
+                if len(items) > 1:
+                    return await self._halved(items, bad)
+                log.warning("a transaction did not come through, trying again: %s", bad)
+                await backoff.wait()
             except StoreUnavailableError as bad:
                 log.warning("the database is away, trying again: %s", bad)
                 await backoff.wait()
             except Exception as bad:  # noqa: BLE001 — whatever it is, its neighbours go on
-                if len(items) == 1:
-                    return await self._fails_alone(*items[0], bad, relay)
-                log.warning("a batch of %d failed, halving it: %s", len(items), bad)
-                half = len(items) // 2
-                first = await self._apply(items[:half], relay)
-                second = await self._apply(items[half:], relay)
-                return first[0] + second[0], first[1] + second[1]
+                if len(items) > 1:
+                    return await self._halved(items, bad)
+                return await self._fails_alone(*items[0], bad)
             else:
-                self.applied += len(items)
                 return rows, buried
 
+    async def _halved(
+        self, items: Sequence[tuple[Delivery, Item]], bad: Exception
+    ) -> tuple[list[Outgoing], list[Dead]]:
+        log.warning("a batch of %d failed, halving it: %s", len(items), bad)
+        half = len(items) // 2
+        first, second = await self._apply(items[:half]), await self._apply(items[half:])
+        return first[0] + second[0], first[1] + second[1]
+
     async def _fails_alone(
-        self, delivery: Delivery, item: Item, bad: Exception, relay: Relay
+        self, delivery: Delivery, item: Item, bad: Exception
     ) -> tuple[list[Outgoing], list[Dead]]:
         """Bury what no transaction takes, and answer its call if it is one."""
         log.error("an event fails alone and is buried: %s", delivery.subject, exc_info=bad)
         if isinstance(item, Dead):
             return [], [item]
-        letter = dead(delivery, Reason.INTERNAL, f"{type(bad).__name__}: {bad}", item)
-        return await self._apply([(delivery, letter)], relay)
+        # Its words stay in our log: they may hold values that are nobody else's to read.
+        letter = dead(delivery, Reason.INTERNAL, f"internal error: {type(bad).__name__}", item)
+        return await self._apply([(delivery, letter)])

@@ -106,8 +106,10 @@ class Transaction(Protocol):
         """The database's clock when the chats were locked."""
         ...
 
-    async def lock(self, chat_ids: AbstractSet[str]) -> dict[str, Workspace]:
-        """Lock the chats until the end, new ones included, and return their snapshots."""
+    async def lock(
+        self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
+    ) -> dict[str, Workspace]:
+        """Lock the chats until the end and return their snapshots; `creating` (all) may be new."""
         ...
 
     async def known(self, identities: Sequence[tuple[str, bytes]]) -> set[tuple[str, bytes]]:

@@ -197,14 +197,18 @@ class MemoryTransaction:
         self._locked: set[str] = set()
         self.now = store.clock()
 
-    async def lock(self, chat_ids: AbstractSet[str]) -> dict[str, Workspace]:
-        """Return the snapshots, new ones included."""
-        self._locked |= chat_ids
-        found = {chat_id: await self._store.chat(chat_id) for chat_id in sorted(chat_ids)}
-        return {
-            chat_id: Workspace(chat_id=chat_id) if chat is None else chat
-            for chat_id, chat in found.items()
-        }
+    async def lock(
+        self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
+    ) -> dict[str, Workspace]:
+        """Return the snapshots; `creating` (all) may be new."""
+        may_be_new = chat_ids if creating is None else creating
+        found: dict[str, Workspace] = {}
+        for chat_id in sorted(chat_ids):
+            chat = await self._store.chat(chat_id)
+            if chat is not None or chat_id in may_be_new:
+                found[chat_id] = chat or Workspace(chat_id=chat_id)
+        self._locked |= found.keys()
+        return found
 
     async def known(self, identities: Sequence[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
         """Return those of `identities` (chat id, digest) that were applied before."""

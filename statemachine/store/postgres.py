@@ -13,21 +13,17 @@ import asyncpg
 
 from statemachine import codec
 from statemachine.calls import Answered, Call
-from statemachine.store import (
-    Changes,
-    Key,
-    Outgoing,
-    StoredCall,
-    StoreUnavailableError,
-    TransientError,
-)
-from statemachine.store.reading import (
+from statemachine.store import Changes, Key, Outgoing, StoredCall, StoreUnavailableError
+from statemachine.store.losses import (
+    ANSWER_WITHIN,
     CONNECTION_ERRORS,
-    LOST_RACES,
-    Reading,
+    Block,
     Session,
-    catalog_of,
+    borrowed,
+    said,
+    shortest,
 )
+from statemachine.store.reading import Reading, catalog_of
 from statemachine.store.sql import queries
 from statemachine.templates import Catalog
 from statemachine.wakes import rests
@@ -35,6 +31,12 @@ from statemachine.workspace import Workspace
 
 LIMITS: Final = {"transaction_timeout": "5s", "idle_in_transaction_session_timeout": "5s"}
 """A paused worker must not hold rows: the server ends its transaction."""
+_REFUSED_LIMITS: Final = (
+    asyncpg.UndefinedObjectError,
+    asyncpg.CantChangeRuntimeParamError,
+    asyncpg.ProtocolViolationError,
+)
+"""What a server or a pooler raises that doesn't know `LIMITS`."""
 Q: Final = queries()
 
 
@@ -47,12 +49,25 @@ async def connect(url: str, *, connections: int = 4) -> AsyncIterator[PostgresSt
 
     try:
         pool = await asyncpg.create_pool(
-            url, min_size=1, max_size=connections, reset=keep, server_settings=LIMITS
+            url,
+            min_size=1,
+            max_size=connections,
+            reset=keep,
+            server_settings=LIMITS,
+            timeout=ANSWER_WITHIN,
+            command_timeout=ANSWER_WITHIN,
         )
+    except _REFUSED_LIMITS as bad:
+        raise StoreUnavailableError(
+            f"PostgreSQL 17 or later is needed, and no pooler between that refuses "
+            f"{' and '.join(LIMITS)}: {bad}"
+        ) from bad
     except (*CONNECTION_ERRORS, ValueError) as bad:
-        raise StoreUnavailableError(f"can't open the database: {bad}") from bad
+        raise StoreUnavailableError(
+            f"can't open the database: {str(bad) or type(bad).__name__}"
+        ) from bad
     try:
-        yield PostgresStore(pool)
+        yield PostgresStore(pool, shortest(LIMITS))
     finally:
         pool.terminate()
 
@@ -60,16 +75,25 @@ async def connect(url: str, *, connections: int = 4) -> AsyncIterator[PostgresSt
 class PostgresStore(Reading):
     """The port over a pool of connections."""
 
+    def __init__(self, pool: asyncpg.Pool[Any], longest: float) -> None:
+        super().__init__(pool)
+        self._longest = longest
+        """Seconds after which the server ends a transaction."""
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgresTransaction]:
         """Commit at the end of the block, roll back when it raises."""
-        try:
-            async with self._pool.acquire() as connection, connection.transaction():
-                yield PostgresTransaction(connection)
-        except LOST_RACES as race:
-            raise TransientError(str(race)) from race
-        except CONNECTION_ERRORS as bad:
-            raise StoreUnavailableError(str(bad)) from bad
+        block = Block(self._longest)
+        with said(), block.told_apart():
+            async with borrowed(self._pool) as connection, connection.transaction():
+                transaction = PostgresTransaction(connection)
+                block.begun(lambda: transaction.locked)
+                try:
+                    yield transaction
+                except TimeoutError:
+                    block.silent = True
+                    connection.terminate()  # else the rollback would wait as long again
+                    raise
 
 
 class PostgresTransaction:
@@ -80,18 +104,26 @@ class PostgresTransaction:
         self._now: datetime | None = None
 
     @property
+    def locked(self) -> bool:
+        """Whether it holds chats."""
+        return self._now is not None
+
+    @property
     def now(self) -> datetime:
         """The database's clock when the chats were locked."""
         if self._now is None:
             raise RuntimeError("lock() gives the time")
         return self._now
 
-    async def lock(self, chat_ids: AbstractSet[str]) -> dict[str, Workspace]:
-        """Lock the chats until the end, new ones included, and return their snapshots."""
+    async def lock(
+        self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
+    ) -> dict[str, Workspace]:
+        """Lock the chats until the end and return their snapshots; `creating` (all) may be new."""
         wanted = sorted(chat_ids)
         rows = await self._db.fetch(Q["lock_chats"], wanted)
-        if len(rows) < len(wanted):
-            await self._db.execute(Q["insert_chats"], wanted)
+        new = (chat_ids if creating is None else creating) - {row["chat_id"] for row in rows}
+        if new:
+            await self._db.execute(Q["insert_chats"], sorted(new))
             rows = await self._db.fetch(Q["lock_chats"], wanted)
         self._now = rows[-1]["now"] if rows else await self._db.fetchval(Q["now"])
         return {row["chat_id"]: Workspace.model_validate_json(row["snapshot"]) for row in rows}

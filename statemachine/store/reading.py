@@ -6,41 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import asyncpg
 
 from statemachine.calls import Call
 from statemachine.codec import timestamp
-from statemachine.store import Credential, Pushed, StoreUnavailableError, TransientError
+from statemachine.store import Credential, Pushed
+from statemachine.store.losses import Session, borrowed, said
 from statemachine.store.sql import queries
 from statemachine.templates import Catalog, Manifest, Template, Version
 from statemachine.workspace import Workspace
 
-LOST_RACES: Final = (
-    asyncpg.TransactionRollbackError,
-    asyncpg.QueryCanceledError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.TransactionTimeoutError,
-)
-"""What it raises when the same again may succeed."""
-Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 Q: Final = queries()
-
-
-CONNECTION_ERRORS: Final = (
-    OSError,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.PostgresSystemError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-)
-"""What asyncpg raises when the database is away or refuses work for now: no fault of the work."""
 
 
 @lru_cache(maxsize=256)
@@ -90,12 +68,9 @@ class Reading:
         self._pool = pool
 
     async def _fetch(self, name: str, *args: object) -> Sequence[Mapping[str, Any]]:
-        try:
-            return await self._pool.fetch(Q[name], *args)
-        except LOST_RACES as race:
-            raise TransientError(str(race)) from race
-        except CONNECTION_ERRORS as bad:
-            raise StoreUnavailableError(str(bad)) from bad
+        with said():
+            async with borrowed(self._pool) as db:
+                return await db.fetch(Q[name], *args)
 
     async def published(self, ids: Sequence[int]) -> None:
         """Drop outbox rows that the bus has stored."""
@@ -163,8 +138,8 @@ class Reading:
     async def push(self, organization_id: str, version: Version, archive: bytes) -> None:
         """Keep a template version and make it the active one."""
         manifest = version.manifest.model_dump_json()  # with its defaults: it never changes
-        try:
-            async with self._pool.acquire() as db, db.transaction():
+        with said():
+            async with borrowed(self._pool) as db, db.transaction():
                 await db.execute(
                     Q["push_version"],
                     version.id,
@@ -181,16 +156,12 @@ class Reading:
                     version.manifest.name,
                     version.id,
                 )
-        except CONNECTION_ERRORS as bad:
-            raise StoreUnavailableError(str(bad)) from bad
 
     async def templates(self, organization_id: str) -> Catalog:
         """Return an organization's templates."""
-        try:
-            async with self._pool.acquire() as db:
+        with said():
+            async with borrowed(self._pool) as db:
                 return await catalog_of(db, {organization_id}, set(), set())
-        except CONNECTION_ERRORS as bad:
-            raise StoreUnavailableError(str(bad)) from bad
 
     async def history(self, template_id: str) -> list[Pushed]:
         """Return a template's versions in the order they were first pushed."""

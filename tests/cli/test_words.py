@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from handlers.cli.dispatch import COMMANDS, called
+from handlers.cli.flags import parser
 from handlers.cli.words import STATES
+from handlers.settings import Settings
 from statemachine.states import ABOUT
 from tests.wire.harness import new_id
-from tests.wire.running import Up, run
+from tests.wire.running import ROOT, Up, run
 
+CHAT = new_id()
 PLACE = ["--data-dir", "--nats-url", "--database-url", "--credentials"]
 FLAGS: dict[str, list[str]] = {
     "up": [*PLACE, "--nats-port", "--http-port"],
@@ -62,6 +69,63 @@ def test_the_help_of_a_command_names_every_flag(command: str) -> None:
     assert helped.stderr == ""
     for flag in FLAGS[command]:
         assert flag in helped.stdout
+
+
+@pytest.mark.parametrize("command", ["up", "worker", "gateway", "provisioner"])
+def test_the_help_of_what_serves_names_every_setting(command: str) -> None:
+    helped = run(command, "--help").stdout
+
+    for name, field in Settings.model_fields.items():
+        assert f"WORKSPACED_{name.upper()}" in helped
+        assert " ".join(str(field.description).split()) in " ".join(helped.split())
+
+
+def test_the_gateway_tells_of_the_file_that_signs() -> None:
+    assert "issuer.nk" in run("gateway", "--help").stdout
+
+
+def test_quick_words_import_nothing_heavy() -> None:
+    code = "import sys; from handlers.cli.flags import parser; parser().format_help();"
+    code += "sys.exit('pydantic' in sys.modules or 'asyncpg' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+WORDS = {
+    **{role: [role] for role in ("up", "worker", "gateway", "provisioner", "demo")},
+    "tool": ["tool", "list_templates", "--chat", "new"],
+    "template push": ["template", "push", "."],
+    "template versions": ["template", "versions", "x"],
+    "template activate": ["template", "activate", CHAT],
+    "chat show": ["chat", "show", CHAT],
+    "workspace delete": ["workspace", "delete", CHAT],
+    "log": ["log", CHAT],
+    "events": ["events", CHAT],
+    "replay": ["replay", "-"],
+    "settings set": ["settings", "set", "a", "b"],
+}
+
+
+def test_every_command_but_the_agent_is_in_the_table() -> None:
+    assert COMMANDS.keys() == FLAGS.keys() - {"agent"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_function_and_all_that_it_asks_for(command: str) -> None:
+    flags = parser().parse_args(WORDS.get(command, command.split()))
+
+    function, arguments = called(flags, Settings())
+
+    assert flags.command == command
+    inspect.signature(function).bind(**arguments)
+
+
+@pytest.mark.parametrize("seconds", ["0", "1e9", "nan", "2592001"])
+def test_a_time_that_nobody_waits_is_refused(seconds: str) -> None:
+    refused = run("worker", env={"WORKSPACED_BUILD_TIMEOUT": seconds})
+
+    assert refused.returncode == 2
+    assert "WORKSPACED_BUILD_TIMEOUT" in refused.stderr
 
 
 @pytest.mark.parametrize(

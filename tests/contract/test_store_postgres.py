@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 import pytest
 
 from handlers.embedded import embedded_servers
-from statemachine.store import Changes, Store, StoreUnavailableError, TransientError
+from statemachine.store import Changes, Store, StoreUnavailableError, TransientError, losses
 from statemachine.store import postgres as postgres_store
 from statemachine.store.migrating import migrate
-from statemachine.store.postgres import connect
+from statemachine.store.postgres import PostgresStore, connect
 from statemachine.store.sql import queries
 from statemachine.workspace import Workspace
-from tests.contract.stores import owned, uid, write
+from tests.contract.stores import owned, uid, version, write
 
 STORE = Path(postgres_store.__file__).parent
 
@@ -52,12 +54,13 @@ async def test_the_server_ends_the_transaction_of_a_paused_worker(
 ) -> None:
     """Whoever waits for its chats goes on; it hears of it when it wakes."""
     chat_id = uid()
-    monkeypatch.setattr(postgres_store, "LIMITS", {"transaction_timeout": "200ms"})
-    async with connect(url) as paused, connect(url) as awake:
-        with pytest.raises(StoreUnavailableError):
-            await held(paused, chat_id, until=write(awake, Changes(chats=[newer(chat_id)])))
+    async with connect(url) as awake:  # with time enough: the one who waits began later
+        monkeypatch.setattr(postgres_store, "LIMITS", {"transaction_timeout": "200ms"})
+        async with connect(url) as paused:
+            with pytest.raises(TransientError):
+                await held(paused, chat_id, until=write(awake, Changes(chats=[newer(chat_id)])))
 
-        chat = await paused.chat(chat_id)
+            chat = await paused.chat(chat_id)
 
     assert chat is not None
     assert chat.version == 1
@@ -70,8 +73,17 @@ async def test_a_transaction_that_does_nothing_is_ended_too(
     monkeypatch.setattr(postgres_store, "LIMITS", limits)
     chat_id = uid()
     async with connect(url) as paused, connect(url) as awake:
-        with pytest.raises(StoreUnavailableError):
+        with pytest.raises(TransientError):
             await held(paused, chat_id, until=write(awake, Changes(), lock=[chat_id]))
+
+
+async def test_a_statement_that_outlasts_its_transaction_may_be_tried_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_store, "LIMITS", {"transaction_timeout": "200ms"})
+    async with connect(url) as store:
+        with pytest.raises(TransientError):
+            await held(store, uid(), until=None)
 
 
 async def test_a_statement_that_takes_too_long_may_be_tried_again(
@@ -110,8 +122,9 @@ async def test_those_who_wait_in_a_circle_are_told_to_try_again(url: str) -> Non
 async def test_a_lost_connection_is_a_store_that_is_away(url: str) -> None:
     async with connect(url) as store:
         chat_id = uid()
-        with pytest.raises(StoreUnavailableError):
+        with pytest.raises(StoreUnavailableError) as lost:
             await held(store, chat_id, until=cut(url))
+        assert not isinstance(lost.value, TransientError)
 
         assert await store.chat(chat_id) is None
 
@@ -167,15 +180,107 @@ async def test_a_server_that_went_away_is_a_store_that_is_away(tmp_path: Path) -
     await opened.__aexit__(None, None, None)
 
 
+async def test_a_server_that_knows_no_such_limit_is_told_of(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PostgreSQL 16 is with `transaction_timeout`."""
+    monkeypatch.setattr(postgres_store, "LIMITS", {"some_timeout": "5s"})
+
+    with pytest.raises(StoreUnavailableError, match="PostgreSQL 17 or later"):
+        await connect(url).__aenter__()
+
+
+def reading(store: Store, silence: Awaitable[None]) -> Awaitable[object]:
+    async def work() -> None:
+        await silence
+        await store.settings()
+
+    return work()
+
+
+def pushing(store: Store, silence: Awaitable[None]) -> Awaitable[object]:
+    async def work() -> None:
+        await silence
+        await store.push(uid(), version(uid()), b"")
+
+    return work()
+
+
+def working(store: PostgresStore, silence: Awaitable[None]) -> Awaitable[object]:
+    return held(store, uid(), until=silence)
+
+
+@pytest.mark.parametrize("work", [reading, pushing, working])
+async def test_a_database_that_falls_silent_is_away(
+    url: str, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Awaitable[object]]
+) -> None:
+    """Nobody closes the connection; what is sent goes nowhere."""
+    for module in (postgres_store, losses):
+        monkeypatch.setattr(module, "ANSWER_WITHIN", 0.3)
+    async with Pipe.to(url) as pipe, connect(pipe.url, connections=1) as store, asyncio.timeout(10):
+        await store.settings()
+        with pytest.raises(StoreUnavailableError, match="no answer") as silent:
+            await work(store, pipe.clog())
+        with pytest.raises(StoreUnavailableError):
+            await store.settings()
+        pipe.flows.set()
+
+        assert await store.settings() == {}
+    assert not isinstance(silent.value, TransientError)
+
+
+class Pipe:
+    """Stands between a client and the database; clogged, it swallows without a word."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        place = dict(parse_qsl(parts.query))
+        self._socket = f"{place['host']}/.s.PGSQL.{place['port']}"
+        self._database = parts.path
+        self.url = ""
+        self.flows = asyncio.Event()
+        self.flows.set()
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, url: str) -> AsyncIterator[Pipe]:
+        pipe = cls(url)
+        server = await asyncio.start_server(pipe._joined, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        pipe.url = f"postgresql://postgres@127.0.0.1:{port}{pipe._database}?sslmode=disable"
+        try:
+            yield pipe
+        finally:
+            server.close()
+            for writer in pipe._writers:
+                writer.transport.abort()
+
+    async def clog(self) -> None:
+        self.flows.clear()
+
+    async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(self._socket)
+        self._writers += [writer, back]
+        await asyncio.gather(self._flow(reader, back), self._flow(there, writer))
+
+    async def _flow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                await self.flows.wait()
+                writer.write(data)
+        writer.close()
+
+
 def newer(chat_id: str) -> Workspace:
     return owned(chat_id, uid(), uid(), version=1)
 
 
-async def held(store: Store, chat_id: str, *, until: Awaitable[object]) -> None:
-    """Have a chat's lock, do nothing until that has happened, and then go on."""
+async def held(store: PostgresStore, chat_id: str, *, until: Awaitable[object] | None) -> None:
+    """Have a chat's lock, do nothing until that has happened (None: work long), and then go on."""
     async with store.transaction() as tx:
         await tx.lock({chat_id})
-        await until
+        await (until or tx._db.execute("select pg_sleep(5)"))
         await tx.write(Changes(chats=[owned(chat_id, uid(), uid(), version=9)]))
 
 

@@ -74,6 +74,37 @@ async def test_a_database_that_is_not_there_is_away() -> None:
         await migrate("postgresql://nobody@127.0.0.1:1/nowhere")
 
 
+async def test_an_older_server_is_refused(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrating, "OLDEST", 99)
+
+    with pytest.raises(StoreUnavailableError, match="PostgreSQL 99 or later is needed"):
+        await migrate(database_url)
+
+
+async def test_a_schema_of_a_later_program_is_refused(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Migration(9999, "later", "select 1")
+    with monkeypatch.context() as patch:
+        patch.setattr(migrating, "migrations", lambda: [*migrations(), later])
+        await migrate(database_url)
+
+    with pytest.raises(StoreUnavailableError, match="schema 9999"):
+        await migrate(database_url)
+
+
+async def test_a_connection_that_is_lost_within_a_step_is_a_database_that_is_away(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = Migration(9999, "cut", "select pg_terminate_backend(pg_backend_pid())")
+    monkeypatch.setattr(migrating, "migrations", lambda: [*migrations(), cut])
+
+    with pytest.raises(StoreUnavailableError):
+        await migrate(database_url)
+
+
 def test_every_file_of_the_folder_is_a_step_and_numbers_count_up() -> None:
     folder = Path(sql.__file__).parent / "migrations"
     files = sorted(path.name for path in folder.glob("*.sql"))

@@ -73,6 +73,7 @@ def test_every_type_that_a_log_may_hold_is_frozen_here() -> None:
         events.WaitResumed,
         events.DeadlinePassed,
         events.TtlPassed,
+        events.OrphanGracePassed,
     ]
     assert frozen == {f"workspaced.{model.name}.v1" for model in models}  # type: ignore[attr-defined]
 

@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from statemachine.calls import Known, Policy
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TemplateRef, TtlPassed
 from statemachine.folding import Unmoved
-from statemachine.formers import known, orphans
+from statemachine.formers import is_new, known, newly_deleted, orphans
 from statemachine.judging import expiry, orphan
 from statemachine.machine import Ignored, Parked
 from statemachine.replay import replay
 from statemachine.states import State
-from statemachine.workspace import MOST_PAST, Former, Workspace
-from tests.unit.driver import PYTHON, catalog
+from statemachine.workspace import MOST_PAST, Former, Ref, Workspace
+from tests.unit.driver import PYTHON, catalog, template
 from tests.unit.facts import (
     CHAT,
     DELETE,
+    LIMITS,
     NOW,
     START,
     STOP,
@@ -82,10 +83,17 @@ def grace_over(name: str) -> Event:
 def test_a_workspace_that_is_left_running_is_an_orphan_until_its_stop_is_asked_for(
     state: State,
 ) -> None:
-    runs = (
-        state.name
-        in ["AGENT_CONNECTING", "SCRIPTS_RUNNING", "READY", "SELECTION_ERROR", "AGENT_NOT_READY", "SCRIPTS_FAILED", "SCRIPTS_TIMED_OUT", "STOP_FAILED", "STOP_CANCELED"]
-    )
+    runs = state.name in [
+        "AGENT_CONNECTING",
+        "SCRIPTS_RUNNING",
+        "READY",
+        "SELECTION_ERROR",
+        "AGENT_NOT_READY",
+        "SCRIPTS_FAILED",
+        "SCRIPTS_TIMED_OUT",
+        "STOP_FAILED",
+        "STOP_CANCELED",
+    ]
     left = chat(*ways()[state], requested(1, START, "v"))
 
     assert orphaned(left) == (["w"] if runs else [])
@@ -238,6 +246,19 @@ def test_a_workspace_that_is_started_again_has_a_new_grace() -> None:
     assert (former.orphaned_at, former.overdue) == (NOW + MINUTE, False)
 
 
+def test_one_whose_template_is_told_late_is_seen_to_again() -> None:
+    newer = Known(catalog=catalog(template(version="new")), policy=Policy())
+    there = chat(requested(), *ELSEWHERE[1:], grace_over("x"))
+    assert orphan(there, newer, uid("x"), "label") is None, "its version is not known here"
+
+    there = chat(ELSEWHERE[0], of=there)
+
+    assert not of(there, "x").overdue
+    assert orphan(there, newer, uid("x"), "label") is not None
+    seen_to = chat(grace_over("x"), event(ELSEWHERE[0].data), of=there)
+    assert of(seen_to, "x").overdue
+
+
 def test_a_grace_does_not_ask_the_clock_of_the_sender() -> None:
     for year in (1, 1970, 9999):
         told = succeeded(workspace="x").model_copy(update={"time": NOW.replace(year=year)})
@@ -276,22 +297,24 @@ def test_the_order_of_what_is_said_of_a_foreign_workspace_never_matters(name: st
     assert all(one == seen[0] for one in seen)
 
 
-def test_it_binds_later_as_far_as_it_has_come_when_the_chat_has_none() -> None:
-    """What was said of it while the chat had another is not forgotten."""
-    there = chat(requested(), *ELSEWHERE, deleted())
-    assert there.state is State.NONE
+def test_it_binds_as_far_as_it_has_come_when_the_chats_own_is_deleted() -> None:
+    """What was said of it while the chat had another is not forgotten, nor waits for more."""
+    there = chat(requested(), *ELSEWHERE)
     assert orphaned(there) == ["x"]
 
-    after = apply(there, started(2, STOP, "x"), NOW + MINUTE).workspace
+    after = apply(there, deleted(), NOW + MINUTE)
 
-    assert after.state is State.STOPPING
-    assert after.ref is not None
-    assert (after.ref.id, after.ref.name, after.ref.template_id) == (uid("x"), "theirs", PYTHON.id)
-    assert orphaned(after) == []
-    assert known(after, uid("x")) is None
+    assert after.outcome == "moved"
+    assert after.workspace.state is State.AGENT_CONNECTING
+    assert after.workspace.deadline == NOW + MINUTE + LIMITS.agent_connect
+    ref = after.workspace.ref
+    assert ref == Ref(id=uid("x"), name="theirs", owner_name="bob", template_id=PYTHON.id)
+    assert orphaned(after.workspace) == []
+    assert known(after.workspace, uid("x")) is None
+    assert after.workspace.expires_at is None
 
 
-def test_a_late_fact_of_an_old_build_binds_what_the_workspace_is_now() -> None:
+def test_a_late_fact_of_an_old_build_tells_of_what_the_workspace_is_now() -> None:
     there = chat(requested(), succeeded(2, STOP, workspace="x"), deleted())
 
     after = chat(started(1, START, "x", template_id=PYTHON.id), of=there)
@@ -303,23 +326,70 @@ def test_a_late_fact_of_an_old_build_binds_what_the_workspace_is_now() -> None:
     assert after.ref.template_id == PYTHON.id
 
 
-def test_one_that_ends_with_the_fact_that_would_bind_it_is_not_bound() -> None:
-    there = chat(requested(), *ELSEWHERE, deleted())
+def test_one_that_is_deleted_or_was_the_chats_is_not_bound() -> None:
+    gone = chat(requested(), *ELSEWHERE, succeeded(2, DELETE, workspace="x"), deleted())
+    assert (gone.ref, orphaned(gone)) == (None, [])
+    assert apply(gone, succeeded(1, workspace="x")).workspace.ref is None
 
-    after = apply(there, succeeded(2, DELETE, workspace="x"))
-
-    assert isinstance(after, Ignored)
-    assert (after.workspace.ref, orphaned(after.workspace)) == (None, [])
-    assert apply(after.workspace, succeeded(1, workspace="x")).workspace.ref is None
+    assert chat(*REPLACED, deleted("v")).ref is None
 
 
-def test_agents_that_were_early_are_there_when_it_binds() -> None:
-    """Those that spoke in `none`; while the chat has another, agents of foreign ones say nothing."""
-    there = chat(requested(), *ELSEWHERE[:1], deleted(), connected(1, workspace="x"))
+def test_one_of_which_only_agents_spoke_binds_with_its_build() -> None:
+    there = chat(
+        requested(),
+        connected(1, workspace="x"),
+        deleted(),
+        lifecycle(2, "ready", workspace="x"),
+    )
+    assert there.state is State.NONE
 
-    after = chat(succeeded(workspace="x"), lifecycle(2, "ready", workspace="x"), of=there)
+    assert chat(succeeded(workspace="x"), of=there).state is State.READY
 
-    assert after.state is State.READY
+
+def test_a_deletion_is_told_once_and_of_whatever_workspace() -> None:
+    there = chat(*REPLACED, *ELSEWHERE)
+    for fact, gone in (
+        (deleted(), ["w"]),
+        (deleted("v"), ["v"]),
+        (deleted("x"), ["x"]),
+        (deleted("new"), ["new"]),
+        (succeeded(2, DELETE), ["w"]),
+        (succeeded(2, DELETE, workspace="v"), ["v"]),
+        (failed(2, DELETE), []),
+        (succeeded(2, STOP), []),
+    ):
+        after = apply(there, fact).workspace
+
+        assert newly_deleted(there, after) == tuple(uid(name) for name in gone)
+        assert newly_deleted(after, apply(after, fact).workspace) == ()
+
+
+def test_a_delete_that_failed_first_deletes_nothing_when_it_succeeds() -> None:
+    """Of two ends of one build the first counts: the chat still has its workspace, and the name."""
+    there = chat(requested(), succeeded(), requested(2, DELETE), failed(2, DELETE))
+
+    after = apply(there, succeeded(2, DELETE)).workspace
+
+    assert after.ref is not None
+    assert newly_deleted(there, after) == ()
+    assert newly_deleted(after, apply(after, deleted()).workspace) == (uid("w"),)
+
+
+def test_a_build_is_of_a_new_workspace_or_the_next_one_of_one_there_is() -> None:
+    there = chat(*REPLACED, *ELSEWHERE)
+
+    def new(fact: Event) -> bool:
+        assert isinstance(fact.data, BuildRequested)
+        return is_new(there, fact.data)
+
+    assert new(requested(1, START, "u"))
+    assert new(requested(2, START, "u")), "whatever its number is"
+    for name in "vwx":
+        assert not new(requested(2, STOP, name))
+        assert not new(requested(1, START, name))
+    nothing = requested().data
+    assert isinstance(nothing, BuildRequested)
+    assert is_new(Workspace(chat_id=CHAT), nothing)
 
 
 # -- memory -------------------------------------------------------------------------------------

@@ -422,7 +422,11 @@ def test_c5a_an_unknown_template_is_an_error() -> None:
 def test_c5b_a_template_of_another_organization_is_an_error() -> None:
     foreign = template(organization=uid("another"))
 
-    assert is_error(Desk(known=catalog(foreign)).create())
+    theirs = Desk(known=catalog(foreign)).create()
+    unknown = Desk(known=catalog()).create()
+
+    assert is_error(theirs)
+    assert theirs == unknown, "nobody learns what another organization has"
 
 
 def test_c5c_a_template_not_for_chats_is_an_error() -> None:

@@ -229,6 +229,39 @@ def test_u3_a_workspace_that_is_gone_answers_who_waits_for_it() -> None:
         assert desk.result("c")["build_id"] == uid("w/b1")
 
 
+@pytest.mark.parametrize("state", [S.BUILDING, S.SCRIPTS_RUNNING])
+def test_u3_who_waits_for_a_workspace_is_not_answered_with_the_one_that_takes_its_place(
+    state: State,
+) -> None:
+    gone, taken_over = (at(state).hear(started(workspace="x")) for _ in range(2))
+    for desk in (gone, taken_over):
+        desk.create("c")
+    gone.hear(deleted())
+    taken_over.hear(succeeded(2, DELETE))
+
+    for desk in (gone, taken_over):
+        assert desk.chat.ref is not None
+        assert desk.chat.ref.id == uid("x")
+        assert set(desk.result("c")) == {"error", "build_id"}
+        assert desk.result("c")["build_id"] == uid("w/b1")
+    assert "deleted" in gone.result("c")["error"]
+    assert uid("w/b2") in taken_over.result("c")["error"]
+
+    gone.create("again")
+    gone.hear(succeeded(workspace="x", made=()))
+    assert gone.result("again")["status"] == "already_exists"
+
+
+def test_u4_a_stop_whose_workspace_gives_place_to_another_is_answered() -> None:
+    desk = at(S.READY).hear(started(workspace="x"))
+    desk.stop("p")
+
+    desk.hear(deleted())
+
+    assert desk.result("p")["build_id"] == desk.job.build_id
+    assert "deleted" in desk.result("p")["error"]
+
+
 @pytest.mark.parametrize("transition", [START, STOP, DELETE])
 def test_u4_a_stop_that_is_taken_over_is_answered_when_that_is_seen(transition: Any) -> None:
     desk = at(S.READY)

@@ -22,7 +22,7 @@ import pytest
 from statemachine.events import BuildRequested, Event, ProvisionerFact
 from statemachine.states import State
 from statemachine.views import state_changed
-from statemachine.workspace import Workspace
+from statemachine.workspace import MOST_AGENTS, Workspace
 from tests.unit.driver import asked
 from tests.unit.facts import (
     CHAT,
@@ -230,6 +230,49 @@ RUNS: dict[str, tuple[list[Event], State, str | None]] = {
 }
 
 
+OVERTAKEN: dict[str, tuple[list[Event], State, str | None]] = {
+    "ready": (
+        [
+            deleted(),
+            started(workspace="x", workspace_name="theirs", owner_name="bob"),
+            succeeded(workspace="x"),
+            connected(1, workspace="x"),
+            lifecycle(2, "ready", workspace="x"),
+        ],
+        S.READY,
+        "connected",
+    ),
+    "stopped": (
+        [
+            deleted(),
+            succeeded(workspace="x"),
+            connected(1, workspace="x"),
+            started(2, STOP, "x"),
+            succeeded(2, STOP, workspace="x"),
+        ],
+        S.STOPPED,
+        None,
+    ),
+    "a stop that fails": (
+        [
+            deleted(),
+            succeeded(workspace="x"),
+            connected(1, workspace="x"),
+            started(2, STOP, "x"),
+            failed(2, STOP, workspace="x"),
+        ],
+        S.STOP_FAILED,
+        None,
+    ),
+    "gone too": (
+        [deleted(), started(workspace="x"), connected(1, workspace="x"), deleted("x")],
+        S.NONE,
+        None,
+    ),
+}
+"""The chat's own workspace is deleted, and another is made elsewhere: seen before that, or after."""
+
+
 def possible(order: tuple[Event, ...]) -> bool:
     """Our own requests come in their order and before the facts of what they asked for.
 
@@ -280,6 +323,18 @@ def test_the_facts_of_a_run_lead_to_one_place_in_every_order(name: str) -> None:
     assert (end.state, end.agent_status()) == (state, status)
     for order in orders(run):
         assert place(chat(*order)) == place(end), [fact.data for fact in order]
+
+
+@pytest.mark.parametrize("name", OVERTAKEN)
+@pytest.mark.parametrize("own", [[requested()], [requested(), succeeded(), connected(1)]])
+def test_a_workspace_seen_before_the_chats_own_is_deleted_ends_in_one_place(
+    own: list[Event], name: str
+) -> None:
+    facts, state, status = OVERTAKEN[name]
+    end = chat(*own, *facts)
+    assert (end.state, end.agent_status()) == (state, status)
+    for order in permutations(facts):
+        assert place(chat(*own, *order)) == place(end), [fact.data for fact in order]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -427,11 +482,87 @@ def test_a_workspace_that_was_replaced_moves_nothing_any_more() -> None:
 
 
 def test_another_workspace_moves_nothing_until_the_chat_has_none() -> None:
-    """In `none` the first workspace that is seen is bound: there is nothing to order it by."""
+    """Then the chat has it at once, whether it was seen before or after."""
     other = started(1, workspace="x")
 
-    assert chat(requested(), other, deleted()).state is S.NONE
-    assert chat(requested(), deleted(), other).state is S.BUILDING
+    waiting = chat(requested(), other)
+    assert waiting.ref is not None
+    assert waiting.ref.id == uid("w")
+    for end in (apply(waiting, deleted()).workspace, chat(requested(), deleted(), other)):
+        assert end.state is S.BUILDING
+        assert end.ref is not None
+        assert end.ref.id == uid("x")
+
+
+def test_of_several_workspaces_seen_meanwhile_the_one_with_the_lowest_id_is_next() -> None:
+    """In `none` the first that is seen is bound: there is nothing to wait for."""
+    others = [started(1, workspace=name) for name in "xyz"]
+    lowest = min(uid(name) for name in "xyz")
+
+    for order in permutations(others):
+        end = chat(requested(), *order, deleted())
+        assert end.ref is not None
+        assert end.ref.id == lowest
+    first = chat(requested(), deleted(), *others)
+    assert first.ref is not None
+    assert first.ref.id == uid("x")
+
+
+def test_each_state_on_the_way_from_one_workspace_to_the_next_is_published() -> None:
+    early = [lifecycle(2, "ready", workspace="x"), succeeded(workspace="x")]
+    early.append(connected(1, workspace="x"))
+    ways = [deleted()], [requested(2, DELETE), succeeded(2, DELETE)]
+
+    for way, before in zip(ways, ([], ["stopping"]), strict=True):
+        end = ["none", "building", "agent_connecting", "scripts_running", "ready"]
+        assert path(requested(), *early, *way) == ["building", *before, *end]
+
+
+def test_agents_of_other_workspaces_push_out_nobody_of_the_chats_own() -> None:
+    mine = [connected(1, f"mine {n}", number=2) for n in range(MOST_AGENTS - 1)]
+    there = chat(requested(), succeeded(), connected(1), *mine)
+    theirs = [connected(1, f"theirs {n}", workspace="x") for n in range(9)]
+
+    crowded = chat(*theirs, of=there)
+
+    assert crowded.agents == there.agents
+    few = chat(*theirs, *mine[:-1], of=chat(requested(), succeeded(), connected(1)))
+    assert {facts.id for facts in few.agents} >= {uid("main"), uid("theirs 8")}
+    assert len(few.agents) == MOST_AGENTS
+
+
+def test_agents_of_one_name_in_two_workspaces_are_two() -> None:
+    there = chat(requested(), succeeded(), connected(5), lifecycle(6, "starting"))
+
+    after = apply(there, lifecycle(7, "ready", workspace="x"))
+
+    assert after.outcome == "foreign"
+    assert state_changed(after.workspace) == state_changed(there)
+    heard = after.workspace.heard_from(uid("main"))
+    assert heard is not None
+    assert heard.workspace_id == uid("w")
+
+
+def test_an_agent_of_a_workspace_that_the_chat_may_have_yet_can_be_lost() -> None:
+    early = [requested(), succeeded(workspace="x"), connected(1, workspace="x")]
+    heard = chat(*early).heard_from(uid("main"))
+    assert heard is not None
+    assert heard.workspace_id == uid("x")
+
+    end = chat(*early, disconnected(None, workspace="x"), deleted())
+
+    assert end.agent_status() == "disconnected"
+
+
+def test_what_agents_of_former_and_deleted_workspaces_say_is_not_kept() -> None:
+    replaced = chat(requested(), succeeded(), connected(1), requested(1, START, "v"))
+    other = chat(connected(1, workspace="x"), of=replaced)
+
+    assert replaced.agents == apply(replaced, connected(7)).workspace.agents == ()
+    assert len(other.agents) == 1
+    for gone in (deleted("x"), succeeded(2, DELETE, workspace="x")):
+        after = apply(other, gone).workspace
+        assert after.agents == apply(after, connected(8, workspace="x")).workspace.agents == ()
 
 
 def test_an_owner_told_late_is_a_change_of_what_is_shown() -> None:

@@ -302,16 +302,3 @@ async def test_s7b_wrong_and_fixed_parameters_are_named_with_the_template(world:
     assert chat.now["state"] == "stopped"
     assert await jobs(world, chat) == before
     assert first.organization_id == ORGANIZATION
-
-
-@pytest.mark.parametrize("tool", [START, "stop_workspace"])
-async def test_s8_p5_what_was_made_of_an_unknown_template_is_not_ours(
-    world: World, tool: str
-) -> None:
-    chat = await world.chat()
-    await told(world, elsewhere(chat), "build_failed")
-    await chat.state("failed:build_failed")
-
-    assert await chat.refused(tool)
-
-    assert await jobs(world, chat) == []

@@ -1,6 +1,6 @@
 """stop_workspace (P), by the numbers of ARCHITECTURE.md's table; limits in `test_branches_limits`.
 
-P1 and P5 stand in `test_branches_start`, since they are the same as S1 and S8.
+P1 stands in `test_branches_start`, and S8 stands here: they are the same for both tools.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import pytest
 
 from tests.wire.agents import agent_of
 from tests.wire.branches import (
+    START,
     STOP,
     deleting,
+    elsewhere,
     end,
     ended,
     is_failure,
@@ -20,6 +22,7 @@ from tests.wire.branches import (
     stop_ended,
     stopped,
     stopping,
+    told,
     waits,
 )
 from tests.wire.world import World
@@ -165,3 +168,16 @@ async def test_p4b_a_stop_that_ends_ill_is_a_build_failure(world: World, how: st
     assert is_failure(await result(chat, call), stop.build_id)
     assert chat.path[-2:] == ["stopping", f"failed:build_{how}"]
     assert chat.now["build"]["transition"] == "stop"
+
+
+@pytest.mark.parametrize("tool", [START, STOP])
+async def test_s8_p5_what_was_made_of_an_unknown_template_is_not_ours(
+    world: World, tool: str
+) -> None:
+    chat = await world.chat()
+    await told(world, elsewhere(chat), "build_failed")
+    await chat.state("failed:build_failed")
+
+    assert await chat.refused(tool)
+
+    assert await jobs(world, chat) == []

@@ -101,13 +101,12 @@ async def test_an_agent_that_is_back_when_its_mark_is_worked_is_not_lost(
 async def test_an_agent_that_comes_back_while_its_loss_is_recorded_ends_connected(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it is there is asked under the chat's lock: what it says then comes after the loss."""
+    """What it says after it was looked for in vain undoes the loss."""
     rig.clock.advance(SILENCE)
     silent = hand.relay.silent
 
     async def slow(chat_id: str, agent_id: str) -> bool:
         found = await silent(chat_id, agent_id)
-        assert rig.store.lock.locked()
         await send.show(job)
         await send.agent(job, "connected", 3)
         return found
@@ -117,6 +116,28 @@ async def test_an_agent_that_comes_back_while_its_loss_is_recorded_ends_connecte
     assert rig.state(chat)["agent"]["status"] == "disconnected"
     await rig.hand().pump()
 
+    assert rig.state(chat)["agent"]["status"] == "connected"
+    await rig.check(chat)
+
+
+async def test_an_agent_that_spoke_between_the_look_and_the_record_is_not_lost(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.clock.advance(SILENCE)
+    silent = hand.relay.silent
+
+    async def slow(chat_id: str, agent_id: str) -> bool:
+        found = await silent(chat_id, agent_id)
+        await send.show(job)
+        await send.agent(job, "connected", 3)
+        await rig.hand().pump()
+        return found
+
+    taken = hand.take()
+    monkeypatch.setattr(hand.relay, "silent", slow)
+    await hand.work(taken)
+
+    assert await losses(rig, chat) == []
     assert rig.state(chat)["agent"]["status"] == "connected"
     await rig.check(chat)
 

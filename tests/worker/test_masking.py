@@ -72,7 +72,7 @@ async def ready(rig: Rig, hand: Hand, job: Job) -> None:
 
 async def readable(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
     """All that anybody can read of the chat, but jobs and what callers and senders wrote themselves."""
-    reader = Reader(rig.store, rig.bus)
+    reader = Reader(rig.store, rig.bus, orphan_grace=rig.limits.orphan_grace)
     shown: list[Any] = [
         await reader.read_events(EventsBody(chat_id=chat)),
         await reader.get_chat(ChatBody(chat_id=chat)),

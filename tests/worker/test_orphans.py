@@ -229,13 +229,31 @@ async def test_one_of_an_unknown_template_is_listed_and_told_and_no_more(
     assert len(rig.jobs()) == 1
     assert await listed(rig, chat) == [theirs["workspace_id"]]
     assert len(errors) == 2, "that it is there, and that nobody can stop it; not time and again"
-    assert "nobody here can stop it" in errors[1]
+    assert "nobody here can stop" in errors[1]
     await send.built(
         elsewhere(chat, workspace_id=theirs["workspace_id"], build_number=2)
         | {"transition": "stop"}
     )
     await hand.pump()
     assert await listed(rig, chat) == []
+    await rig.check(chat)
+
+
+async def test_one_whose_template_is_told_after_its_grace_is_stopped_then(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await made(rig, hand, chat)
+    theirs = elsewhere(chat)
+    await send.built(theirs)
+    await hand.pump()
+    await passes(rig, hand, GRACE)
+    assert len(rig.jobs()) == 1
+
+    await send.built(theirs, "started", template_id=TEMPLATE_ID)
+    await hand.pump()
+    await passes(rig, hand, 0)
+
+    assert rig.job["workspace_id"] == theirs["workspace_id"]
     await rig.check(chat)
 
 
@@ -282,12 +300,12 @@ async def test_one_that_another_chat_has_is_never_stopped(
     await passes(rig, hand, DAY)
 
     assert len(rig.jobs()) == 1
-    assert "nobody here can stop it" not in " ".join(errors)
+    assert "nobody here can stop" not in " ".join(errors)
     await rig.check(chat)
     await rig.check(owner)
 
 
-async def test_a_foreign_workspace_binds_when_the_chat_has_none(
+async def test_a_foreign_workspace_is_the_chat_s_when_its_own_is_deleted(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     mine, theirs = await made(rig, hand, chat), elsewhere(chat)
@@ -295,16 +313,15 @@ async def test_a_foreign_workspace_binds_when_the_chat_has_none(
     await send.built(theirs)
     await send.deleted(mine)
     await hand.pump()
-    assert rig.state(chat)["state"] == "none"
+    assert rig.path(chat)[-3:] == ["none", "building", "agent_connecting"]
+    assert rig.state(chat)["workspace"]["name"] == "theirs"
+    assert await listed(rig, chat) == []
 
     stop = elsewhere(chat, workspace_id=theirs["workspace_id"], build_number=2, transition="stop")
     await send.built(stop, "started")
     await hand.pump()
 
-    state = rig.state(chat)
-    assert state["state"] == "stopping"
-    assert state["workspace"]["name"] == "theirs"
-    assert await listed(rig, chat) == []
+    assert rig.state(chat)["state"] == "stopping"
     await passes(rig, hand, DAY)
     assert rig.jobs() == [mine]
     await rig.check(chat)

@@ -1,0 +1,47 @@
+"""Of which template version the builds are that the rules ask for."""
+
+from __future__ import annotations
+
+from statemachine.calls import Known, Policy
+from statemachine.events import BuildRequested, Event, TemplateRef
+from statemachine.requests import ending
+from statemachine.templates import Version
+from tests.unit.driver import PLAIN, PYTHON, catalog, template
+from tests.unit.facts import STOP, chat, event, requested, started, succeeded, uid
+
+OLD: Version = template(PLAIN, version="old").active
+
+
+def by_us(version: str) -> Event:
+    """A start build of ours, of this version of the template."""
+    asked = requested().data
+    assert isinstance(asked, BuildRequested)
+    ref = TemplateRef(id=PYTHON.id, name="python", version_id=uid(version), pool="local")
+    return event(asked.model_copy(update={"template": ref}))
+
+
+def version_of_the_stop(*facts: Event, known: Known | None = None) -> str | None:
+    known = known or Known(catalog=catalog(PYTHON, older=(OLD,)), policy=Policy(), seed=b"seed")
+    build = ending(chat(*facts), STOP, known, "label")
+    return build.template.version_id if build and build.template else None
+
+
+def test_a_stop_is_of_the_version_that_our_job_built() -> None:
+    assert version_of_the_stop(by_us("old"), started()) == OLD.id
+
+
+def test_a_stop_is_of_the_version_built_last_also_when_that_was_elsewhere() -> None:
+    updated = [by_us("old"), succeeded()]  # it says that it built "version"
+
+    assert version_of_the_stop(*updated) == PYTHON.active.id
+    assert version_of_the_stop(*updated, succeeded(2)) == PYTHON.active.id
+
+
+def test_a_stop_is_of_our_jobs_version_when_nothing_else_is_known() -> None:
+    nothing = Known(catalog=catalog(), policy=Policy(), seed=b"seed")
+
+    assert version_of_the_stop(by_us("old"), succeeded(), known=nothing) == OLD.id
+
+
+def test_a_stop_of_what_nobody_here_knows_is_not_asked_for() -> None:
+    assert version_of_the_stop(started()) is None
