@@ -17,8 +17,8 @@ from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed
 from handlers.worker.policy import policy
 from statemachine import events
 from statemachine.calls import Call, Known
-from statemachine.events import BuildStarted, BuildSucceeded
 from statemachine.formers import orphans
+from statemachine.needs import needs
 from statemachine.store import Changes, Key, Outgoing, Store, Transaction
 from statemachine.templates import Catalog
 from statemachine.wakes import Purpose, wake
@@ -130,9 +130,10 @@ async def _chats(
     if judged:
         calls: list[events.ToolRequested | Call] = list(asked)
         calls += [call for open_calls in waiting.values() for call in open_calls]
-        taken = await tx.names({c.owner_id for c in calls if c.tool == "create_workspace"})
+        asks = needs(calls, [snapshots[c] for c in judged], facts)
+        taken = await tx.names(asks.owners)
         known = Known(
-            catalog=await _catalog(calls, facts, [snapshots[c] for c in judged], tx),
+            catalog=await tx.catalog(asks.organizations, asks.templates, asks.versions),
             policy=policy(await tx.settings()),
             names=taken,
             had=await tx.had({f.id for c in judged for f in orphans(snapshots[c])}),
@@ -160,37 +161,6 @@ async def _chats(
 def _armed(chat: Workspace, limits: Limits) -> dict[Purpose, int]:
     found = {purpose: wake(chat, purpose, limits) for purpose in Purpose}
     return {purpose: open_.generation for purpose, open_ in found.items() if open_ is not None}
-
-
-async def _catalog(
-    calls: Sequence[events.ToolRequested | Call],
-    facts: Sequence[events.Event],
-    chats: Sequence[Workspace],
-    tx: Transaction,
-) -> Catalog:
-    """Load the templates that the calls, the chats and the batch's own facts speak of."""
-    listing = {call.organization_id for call in calls if call.tool == "list_templates"}
-    templates = {
-        str(call.args["template_id"]).strip().lower()
-        for call in calls
-        if _is_uuid(call.args.get("template_id"))
-    }
-    templates |= {e.data.template_id or "" for e in facts if isinstance(e.data, BuildStarted)}
-    versions = {
-        e.data.template_version_id or ""
-        for e in facts
-        if isinstance(e.data, BuildStarted | BuildSucceeded)
-    }
-    for chat in chats:
-        if chat.ref is not None and chat.ref.template_id is not None:
-            templates.add(chat.ref.template_id)
-        templates |= {f.ref.template_id or "" for f in chat.former if f.ref is not None}
-        for build in (chat.build, chat.last_start, *(former.build for former in chat.former)):
-            if build is not None and build.template_version_id is not None:
-                versions.add(build.template_version_id)
-            if build is not None and build.template is not None:
-                versions.add(build.template.version_id)
-    return await tx.catalog(listing, templates - {""}, versions - {""})
 
 
 def _is_uuid(value: object) -> bool:

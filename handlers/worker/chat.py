@@ -86,10 +86,6 @@ class Chat:
                     self._own(verdict, event)
                 elif self.workspace.ref is not None and not only_joins(self.workspace):
                     self.say(logging.ERROR, "nobody here can delete its workspace")
-            case events.WorkspaceDeleted(workspace_id=gone):
-                self.changes.freed.append((gone, event.chat_id))
-            case events.BuildSucceeded(transition=events.Transition.DELETE, workspace_id=gone):
-                self.changes.freed.append((gone, event.chat_id))
             case _:
                 pass
         if self.workspace.version != version:  # only a move can end a wait
@@ -236,13 +232,14 @@ class Chat:
 
     def _own(self, data: OwnEvent, because: Event) -> None:
         """Apply an event that the rules came to."""
-        self._decide(own(self.workspace.chat_id, data, self.now, because), because)
+        before = self.workspace
+        self._decide(own(before.chat_id, data, self.now, because), because)
         if isinstance(data, BuildRequested):
-            self._request(data, because)
+            self._request(data, because, new=formers.is_new(before, data))
 
-    def _request(self, build: BuildRequested, because: Event) -> None:
+    def _request(self, build: BuildRequested, because: Event, *, new: bool) -> None:
         chat = self.workspace
-        if build.build_number == 1 and chat.owner_id is not None:
+        if new and chat.owner_id is not None:
             name = (build.workspace_id, chat.chat_id, chat.owner_id, build.workspace_name)
             self.changes.names.append(name)
             self.taken.setdefault(chat.owner_id, set()).add(build.workspace_name.lower())
@@ -266,6 +263,8 @@ class Chat:
         before = self.workspace
         decision = decide(before, event, self.now, self.limits, because)
         self.workspace = decision.workspace
+        gone = formers.newly_deleted(before, self.workspace)
+        self.changes.freed += [(workspace_id, before.chat_id) for workspace_id in gone]
         if isinstance(decision, Moved):
             for step in decision.steps:
                 self._send(effects.state(step, because, self.now))

@@ -44,7 +44,7 @@ async def looked_for(item: Missed, store: Store, relay: Relay) -> Missed:
     not recorded (`missed`) or undone. So no transaction is held while the bus is asked.
     """
     chat = await store.chat(item.chat_id)
-    facts = chat.facts_of(item.agent_id) if chat is not None else None
+    facts = chat.heard_from(item.agent_id) if chat is not None else None
     if facts is None or not await relay.silent(item.chat_id, item.agent_id):
         return item
     return replace(item, highest=facts.highest)
@@ -52,7 +52,7 @@ async def looked_for(item: Missed, store: Store, relay: Relay) -> Missed:
 
 def missed(chat: Chat, item: Missed) -> bool:
     """Let an agent be lost, if it was there and has said nothing since it was looked for; say whether."""
-    facts = chat.workspace.facts_of(item.agent_id)
+    facts = chat.workspace.heard_from(item.agent_id)
     if facts is None or not facts.connected or facts.highest != item.highest:
         return False
     lost = events.AgentDisconnected(
