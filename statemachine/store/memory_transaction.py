@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from statemachine.calls import Call
 from statemachine.codec import envelope_of, timestamp

@@ -85,9 +85,11 @@ class RandomRuns(RuleBasedStateMachine):
     def build_any(self, number: int, how: str, agents: tuple[str, ...]) -> None:
         self.run(self.world.tell(self.job(number), how, agents))
 
-    @rule(chat=CHATS, which=st.integers(0, 1), number=st.integers(1, 3), how=HOW)
-    def build_elsewhere(self, chat: int, which: int, number: int, how: str) -> None:
-        self.run(self.world.elsewhere(self.chat[chat], which, number, how))
+    @precondition(lambda self: self.world.rig.jobs())
+    @rule(steps=st.integers(1, 3), how=st.sampled_from(("ready", "start_error")), hand=HANDS)
+    def go_well(self, steps: int, how: str, hand: int) -> None:
+        self.run(self.world.bring_up(steps, how))
+        self.run(self.world.work(hand, 256))
 
     @precondition(lambda self: self.world.rig.jobs())
     @rule(how=st.sampled_from(LIVES), hand=HANDS)
@@ -107,9 +109,9 @@ class RandomRuns(RuleBasedStateMachine):
         self.run(self.world.report(self.job(number), agent, how, back))
 
     @precondition(lambda self: self.world.rig.jobs())
-    @rule(number=ANY, what=st.sampled_from(("show", "show", "delete", "deleted")))
+    @rule(number=ANY, what=st.sampled_from(("show", "elsewhere", "elsewhere", "delete", "deleted")))
     def seldom(self, number: int, what: str) -> None:
-        self.run(self.world.seldom(self.job(number), what))
+        self.run(self.world.seldom(self.job(number), what, number // 4))
 
     @rule(hand=HANDS, most=BATCH)
     def work(self, hand: int, most: int) -> None:

@@ -112,13 +112,16 @@ class World:
             else:
                 await self.rig.senders.cancel(chat, call)
 
-    async def seldom(self, job: Job, what: str) -> None:
-        """Have an agent show itself, or the chat's workspace deleted in one way or another."""
+    async def seldom(self, job: Job, what: str, number: int) -> None:
+        """Have an agent show itself, a workspace deleted in one way or another, or made elsewhere."""
         if what == "show":
             agent = self.agents.get(job["build_id"], "main")
             await self.rig.senders.show(job, agent=agent)
         elif what == "delete":
             await self.rig.senders.delete(job["chat_id"])
+        elif what == "elsewhere":
+            how = ("started", "succeeded", "succeeded", "failed", "canceled")[number // 6 % 5]
+            await self.elsewhere(job["chat_id"], number % 2, 1 + number // 2 % 3, how)
         else:
             await self.rig.senders.deleted(job)
 
@@ -139,6 +142,14 @@ class World:
         if how == "succeeded" and agents:
             self.agents.setdefault(job["build_id"], agents[-1])
         await self.rig.senders.built(job, how, agents=agents)
+
+    async def bring_up(self, steps: int, how: str) -> None:
+        """Let the newest start come as far as it should: built, its agent there, its scripts over."""
+        job = next(job for job in reversed(self.rig.jobs()) if job["transition"] == "start")
+        await self.tell(job, "succeeded", ("main",))
+        agent = self.agents.get(job["build_id"], "main")
+        for lives in ("connected", how)[: steps - 1]:
+            await self.report(job, agent, lives, 0)
 
     async def elsewhere(self, chat: str, which: int, number: int, how: str) -> None:
         """Tell of a workspace that nobody here asked for: started, stopped, started again.
