@@ -88,10 +88,11 @@ def test_validations_are_a_line_each() -> None:
 
 @pytest.mark.parametrize("transition", [START, STOP])
 def test_a_call_that_was_overtaken_tells_by_whom(transition: Any) -> None:
-    by = chat(requested(), requested(2, transition)).build
+    overtaken = chat(requested(), requested(2, transition))
+    by = overtaken.build
     assert by is not None
 
-    words = said("start_workspace", answers.superseded(uid("w/b1"), by, by.id)).split("\n")
+    words = said("start_workspace", answers.superseded(uid("w/b1"), overtaken)).split("\n")
 
     assert words[0].startswith(f"start_workspace was overtaken: a {transition} build took over")
     assert words[1].split() == ["build", uid("w/b1")]
@@ -100,14 +101,17 @@ def test_a_call_that_was_overtaken_tells_by_whom(transition: Any) -> None:
 
 
 def test_so_does_one_whose_overtaker_is_known_by_its_id_only() -> None:
-    words = said("stop_workspace", answers.superseded(uid("w/b1"), None, uid("w/b2")))
+    gone = Workspace(chat_id=CHAT, deleted_builds=(uid("w/b1"), uid("w/b2")))
+    words = said("stop_workspace", answers.superseded(uid("w/b1"), gone))
 
     assert words.startswith("stop_workspace was overtaken: a build took over")
     assert uid("w/b2") in words
 
 
 def test_a_call_whose_workspace_was_deleted_says_so() -> None:
-    words = said("stop_workspace", answers.superseded(uid("w/b1"), None, None)).split("\n")
+    words = said("stop_workspace", answers.superseded(uid("w/b1"), Workspace(chat_id=CHAT))).split(
+        "\n"
+    )
 
     assert words[0] == "stop_workspace did not succeed: the workspace was deleted"
     assert words[1].split() == ["build", uid("w/b1")]
