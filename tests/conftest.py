@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -19,6 +20,9 @@ from handlers.embedded.identities import seed_file
 from handlers.embedded.permissions import inbox_prefix
 
 ConnectAs = Callable[..., Awaitable[Client]]
+
+# Who starts us in the background of a shell has SIGINT ignored, and so would all that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
