@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from bus.jetstream import JetStreamBus, connect
 from handlers import nkey
 from handlers.embedded import running_servers
+from handlers.embedded.permissions import inbox_prefix
 from handlers.settings import Settings
 from statemachine.store.migrating import migrate
 from statemachine.store.postgres import PostgresStore
@@ -21,7 +22,6 @@ from statemachine.workspace import Limits
 
 log = logging.getLogger(__name__)
 Role = Literal["operator", "chat-service", "provisioner", "worker", "gateway"]
-_FULL_INBOX: Final = ("operator", "worker")
 
 
 class NotFoundError(Exception):
@@ -70,12 +70,11 @@ class Place:
     @asynccontextmanager
     async def bus(self, role: Role, *, wait: bool = False) -> AsyncIterator[JetStreamBus]:
         """Connect as `role`. Raises BusError, NotFoundError."""
-        prefix = "_INBOX" if role in _FULL_INBOX else f"_INBOX_{role}"
         async with await connect(
             self.nats_url,
             name=f"workspaced {role}",
             seed=self.seed(role),
-            inbox_prefix=prefix,
+            inbox_prefix=inbox_prefix(role),
             wait=wait,
         ) as bus:
             yield bus

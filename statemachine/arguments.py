@@ -33,7 +33,7 @@ class CreateArguments(NoArguments):
         """Say what is wrong before anything else is looked at."""
         if problem := _template_problem(self.template_id):
             return problem
-        if self.preset_id is not None and not _UUID.fullmatch(self.preset_id.strip()):
+        if self.preset_id is not None and not is_uuid(self.preset_id):
             return f"preset_id {self.preset_id!r} is not a UUID; read_template lists the presets"
         return None
 
@@ -76,10 +76,15 @@ class ReadArguments(NoArguments):
         return (self.template_id or "").strip().lower()
 
 
+def is_uuid(text: str) -> bool:
+    """Say whether it is a UUID, in capitals or not, with or without blanks around it."""
+    return _UUID.fullmatch(text.strip()) is not None
+
+
 def _template_problem(template_id: str | None) -> str | None:
     if not (template_id or "").strip():
         return "template_id is required; use list_templates to find one"
-    if not _UUID.fullmatch((template_id or "").strip()):
+    if not is_uuid(template_id or ""):
         return f"template_id {template_id!r} is not a UUID; use list_templates to find one"
     return None
 

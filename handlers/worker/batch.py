@@ -6,7 +6,6 @@ never decide on the same snapshot.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -16,6 +15,7 @@ from handlers.worker.chat import Chat
 from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed
 from handlers.worker.policy import policy
 from statemachine import events
+from statemachine.arguments import is_uuid
 from statemachine.calls import Call, Known
 from statemachine.formers import orphans
 from statemachine.needs import needs
@@ -26,7 +26,6 @@ from statemachine.words import only_joins
 from statemachine.workspace import Limits, Workspace
 
 EMPTY: Final = Catalog({}, {})
-_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 async def apply(
@@ -163,14 +162,10 @@ def _armed(chat: Workspace, limits: Limits) -> dict[Purpose, int]:
     return {purpose: open_.generation for purpose, open_ in found.items() if open_ is not None}
 
 
-def _is_uuid(value: object) -> bool:
-    return isinstance(value, str) and _UUID.fullmatch(value.strip()) is not None
-
-
 async def _refusals(dead: Sequence[Dead], changes: Changes, tx: Transaction) -> list[Outgoing]:
     """Answer dead letters whose call can be told, unless that call was accepted before."""
     keys = {Key(d.chat_id, d.rejected.call_id): d for d in dead if d.rejected.call_id}
-    keys = {key: d for key, d in keys.items() if _is_uuid(key.chat_id)}
+    keys = {key: d for key, d in keys.items() if is_uuid(key.chat_id)}
     accepted = {Key(s.call.chat_id, s.call.call_id) for s in changes.calls}
     for key in accepted | (await tx.calls(set(keys))).keys():
         keys.pop(key, None)
