@@ -11,13 +11,36 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 
-from bus.errors import BusError, Conflict, NoResponder, Refused, ServiceError, Unavailable
-from bus.messages import CLOUDEVENT, MARKER, Ack, Message, Outgoing, Stored, StreamInfo
+from bus.errors import (
+    BusError,
+    Conflict,
+    NoResponder,
+    Refused,
+    ServiceError,
+    Unavailable,
+    Untrusted,
+)
+from bus.messages import (
+    CLOUDEVENT,
+    GIVE_BACK,
+    MARKER,
+    TOGETHER_MOST,
+    TOGETHER_WORTHWHILE,
+    Ack,
+    Message,
+    Outgoing,
+    Scheduled,
+    Stored,
+    StreamInfo,
+)
 from bus.streams import Consumer, Stream
 
 __all__ = [
     "CLOUDEVENT",
+    "GIVE_BACK",
     "MARKER",
+    "TOGETHER_MOST",
+    "TOGETHER_WORTHWHILE",
     "Ack",
     "Bus",
     "BusError",
@@ -30,12 +53,14 @@ __all__ = [
     "Pull",
     "Refused",
     "Responder",
+    "Scheduled",
     "ServiceError",
     "Stored",
     "Stream",
     "StreamInfo",
     "Subscription",
     "Unavailable",
+    "Untrusted",
 ]
 
 
@@ -82,6 +107,18 @@ class Delivery(Protocol):
 
     async def working(self) -> None:
         """Ask for another `ack_wait` (+WPI); under the same conditions as `ack`."""
+        ...
+
+    async def give_back(self) -> None:
+        """Let it come again at once, to whoever pulls next; under the same conditions as `ack`."""
+        ...
+
+    @property
+    def reply(self) -> str:
+        """Where another process may send GIVE_BACK in our place; empty: nowhere.
+
+        It is not known there whose the message is by then: it may come twice.
+        """
         ...
 
 
@@ -132,6 +169,10 @@ class Bus(Protocol):
         """Forget the durable consumer and its place in the stream, if it is there."""
         ...
 
+    async def pending(self, consumer: Consumer) -> int:
+        """Return how many messages nobody has taken yet. Raises Unavailable without consumer."""
+        ...
+
     async def publish(
         self,
         subject: str,
@@ -150,10 +191,11 @@ class Bus(Protocol):
         """
         ...
 
-    async def publish_all(self, messages: Sequence[Outgoing]) -> Sequence[Ack | BusError]:
-        """Store many messages of one stream at once, and tell of each what became of it.
+    async def publish_together(self, messages: Sequence[Outgoing]) -> Sequence[Ack] | None:
+        """Store up to 1,000 messages of one stream at once, side by side, all or none.
 
-        Much faster than one by one: many go as one atomic batch, with one write to the disk.
+        `expected_last` is compared with what the stream held before. None: not stored, or not known
+        to be: one was a repeat, or expected something else, or the server is away. Ask one by one.
         """
         ...
 

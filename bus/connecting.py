@@ -13,10 +13,12 @@ from typing import Any, Final
 import nats.errors
 from nats.aio.client import Server
 
-from bus import Refused, Unavailable
+from bus import Refused, Unavailable, Untrusted
 from bus.connection import Connection
+from bus.urls import redacted, scheme
 
-_PING_INTERVAL: Final = 10
+_PING_INTERVAL: Final = 3
+"""Seconds; a server that has left two pings unanswered is given up."""
 _CONNECT_WITHIN: Final = 2
 _FIRST_RETRY: Final = 0.05
 _SLOWEST_RETRY: Final = 1.0
@@ -45,16 +47,16 @@ async def open_connection(
     attempts = 0
     while True:
         try:
-            return await _try(url, options)
-        except Unavailable:
-            if not wait:
+            return await _try(url, options, tls is not None or scheme(url) in ("tls", "wss"))
+        except Unavailable as no:
+            if not wait or isinstance(no, Untrusted):
                 raise
         attempts += 1
         await asyncio.sleep(_retry_delay(attempts))  # back-off
 
 
-async def _try(url: str, options: Mapping[str, Any]) -> Connection:
-    connection = Connection()
+async def _try(url: str, options: Mapping[str, Any], secret: bool) -> Connection:
+    connection = Connection(secret=secret)
     try:
         # nats-py would try the first connection for ever: so that is a single try.
         await connection.connect(
@@ -76,12 +78,20 @@ async def _try(url: str, options: Mapping[str, Any]) -> Connection:
             raise nats.errors.UnexpectedEOF  # nats-py takes an early EOF for a yes
         connection.keep_up()
     except (OSError, nats.errors.Error, TimeoutError) as error:
-        reason = connection.reason or str(error) or type(error).__name__
+        reason = redacted(connection.reason or str(error) or type(error).__name__)
+        where = redacted(url)
         with suppress(Exception):
             await connection.close()
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            raise Untrusted(
+                f"the certificate of {where} is not to be trusted ({reason}): name who signed it "
+                "with --nats-ca or WORKSPACED_NATS_CA, and the server as the certificate does"
+            ) from None
         if "authorization" in reason.lower():
-            raise Refused(f"{url} does not accept these credentials: {reason}") from None
-        raise Unavailable(f"no NATS at {url}: {reason}") from error
+            raise Refused(
+                f"{where} does not accept these credentials, or nobody is there to judge them: {reason}"
+            ) from None
+        raise Unavailable(f"no NATS at {where}: {reason}") from error
     return connection
 
 

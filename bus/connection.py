@@ -46,8 +46,10 @@ _DENIED: Final = re.compile(
 class Connection(Client):
     """One connection to a NATS server, kept up until it is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, secret: bool = False) -> None:
         super().__init__()
+        self._secret = secret
+        """Whether to speak with a server over TLS or not at all."""
         self.reason = ""
         """What went wrong last; empty while all is well."""
         self.on_lost: list[Callable[[], None]] = []
@@ -246,6 +248,13 @@ class Connection(Client):
         else:
             await super()._process_op_err(e)
 
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        plain = self._current_server is not None and self._current_server.uri.scheme != "wss"
+        if self._secret and plain and initial_connection and not info.get("tls_required"):
+            # nats-py would go on without: whoever is on the way could have it so.
+            raise nats.errors.Error("the server offers no TLS")
+        await super()._process_info(info, initial_connection)
+
     async def _process_connect_init(self) -> None:
         try:
             await super()._process_connect_init()
@@ -253,6 +262,9 @@ class Connection(Client):
             if self._transport is not None:
                 # nats-py leaves it open, and opens another.
                 self._transport.close()  # type: ignore[no-untyped-call]
+                if self._current_server and self._current_server.uri.scheme in ("nats", "tls"):
+                    # After a TLS handshake that failed, its end could be awaited for ever.
+                    self._transport = None
             raise
 
     async def _process_pong(self) -> None:

@@ -40,8 +40,8 @@ async def ensure_stream(requests: Requests, stream: Stream) -> StreamInfo:
             if error.code != jsapi.STREAM_NOT_FOUND:
                 raise
             there = await _create(requests, stream.name, declared)
-        if jsapi.differs(there["config"], declared):
-            wanted = there["config"] | declared
+        wanted = jsapi.update(there["config"], declared)
+        if jsapi.differs(there["config"], wanted):
             there = await _api(requests, f"STREAM.UPDATE.{stream.name}", wanted)
     except ApiError as error:
         raise error.as_bus_error(stream.name) from None
@@ -76,6 +76,15 @@ async def delete_consumer(requests: Requests, consumer: Consumer) -> None:
     except ApiError as error:
         if error.code not in (jsapi.CONSUMER_NOT_FOUND, jsapi.STREAM_NOT_FOUND):
             raise error.as_bus_error(f"{consumer.name} of {consumer.stream}") from None
+
+
+async def pending(requests: Requests, consumer: Consumer) -> int:
+    """Return how many messages of the durable consumer nobody has taken yet."""
+    try:
+        there = await _api(requests, f"CONSUMER.INFO.{consumer.stream}.{consumer.name}")
+    except ApiError as error:
+        raise error.as_bus_error(f"{consumer.name} of {consumer.stream}") from None
+    return int(there["num_pending"])
 
 
 async def _api(

@@ -11,6 +11,10 @@ class Unavailable(BusError):  # the word that a caller reads
     """Not now: no server, no stream, or a full one. It may have arrived: send it again."""
 
 
+class Untrusted(Unavailable):
+    """Whoever answers there can't show to be the server: not now, until somebody mends that."""
+
+
 class NoResponder(BusError):  # the word that a caller reads
     """Nobody serves that subject."""
 

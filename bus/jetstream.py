@@ -33,7 +33,7 @@ from bus import (
 )
 from bus import headers as names
 from bus.asking import Requests
-from bus.batches import store_all
+from bus.batches import store_together
 from bus.connecting import open_connection
 from bus.declaring import NO_RESPONDERS, ask
 from bus.jsapi import ApiError
@@ -55,8 +55,8 @@ async def connect(
 ) -> JetStreamBus:
     """Connect with one identity: an NKey seed, itself or in a file, and a JWT if it needs one.
 
-    Raises Unavailable when there is no server (with `wait`: waits until there is one), and Refused
-    when it does not accept the credentials.
+    Raises Unavailable when there is no server (with `wait`: waits until there is one), Untrusted when
+    its certificate is not known, and Refused when it does not accept the credentials.
     """
     connection = await open_connection(
         url,
@@ -102,6 +102,10 @@ class JetStreamBus:
         """Forget the durable consumer and its place in the stream."""
         await declaring.delete_consumer(self._requests, consumer)
 
+    async def pending(self, consumer: Consumer) -> int:
+        """Return how many messages nobody has taken yet."""
+        return await declaring.pending(self._requests, consumer)
+
     # -- messages that are stored --------------------------------------------------------------
 
     async def publish(
@@ -118,9 +122,9 @@ class JetStreamBus:
         fields = names.publishing(headers, message_id, expected_last, ttl)
         return await self._store(subject, data, fields)
 
-    async def publish_all(self, messages: Sequence[Outgoing]) -> Sequence[Ack | BusError]:
-        """Store many messages of one stream at once, and tell of each what became of it."""
-        return await store_all(self._requests, messages)
+    async def publish_together(self, messages: Sequence[Outgoing]) -> Sequence[Ack] | None:
+        """Store messages of one stream at once, all or none."""
+        return await store_together(self._requests, messages)
 
     async def schedule(
         self,

@@ -18,6 +18,11 @@ CONSUMER_NOT_FOUND: Final = 10014
 
 _WRONG_LAST: Final = frozenset({10071, 10164})
 _NOT_NOW: Final = 503
+_NOT_NOW_EITHER: Final = frozenset(
+    {10005, 10007, 10009, 10041, 10118, 10119, 10158, 10167, 10194, 10195, 10202}
+)
+"""What a cluster says that is electing, short of a server or busy: no peers, no leader, offline, too
+many requests, or (10158) that a message of the same id is just being stored."""
 _NANOSECONDS: Final = 1_000_000_000
 
 
@@ -34,7 +39,8 @@ class ApiError(Exception):
         if self.code in _WRONG_LAST:
             found = re.search(r"\d+$", str(self))
             return Conflict(f"{about}: {self}", int(found[0]) if found else None)
-        if self.status == _NOT_NOW or self.code in (STREAM_NOT_FOUND, CONSUMER_NOT_FOUND):
+        passing = self.status == _NOT_NOW or self.code in _NOT_NOW_EITHER
+        if passing or self.code in (STREAM_NOT_FOUND, CONSUMER_NOT_FOUND):
             return Unavailable(f"{about}: {self}")
         return Refused(f"{about}: {self}")
 
@@ -83,10 +89,26 @@ def stream_config(stream: Stream) -> Json:
         "allow_msg_ttl": stream.message_ttl,
         "subject_delete_marker_ttl": _nanoseconds(stream.marker_ttl),
         "republish": republish and {"src": republish.source, "dest": republish.destination},
+        "num_replicas": stream.replicas,
     }
-    if stream.persist_async:
+    if stream.persist_async and stream.replicas == 1:
         config["persist_mode"] = "async"
     return config
+
+
+def update(existing: Json, declared: Json) -> Json:
+    """Write what an existing stream is to become; how it keeps its messages never changes.
+
+    Raises Refused when that is of no use to a cluster.
+    """
+    mode = existing.get("persist_mode")
+    if mode == "async" and declared["num_replicas"] > 1:
+        raise Refused(
+            f"{declared['name']} was made for one server, and the server can't change that: delete "
+            "the stream (what it holds is lost) and start again, or keep 1 replica"
+        )
+    kept = {key: value for key, value in declared.items() if key != "persist_mode"}
+    return existing | kept
 
 
 def differs(existing: Json, declared: Json) -> bool:

@@ -72,11 +72,10 @@ class MemoryBus:
     async def ensure_consumer(self, consumer: Consumer) -> None:
         """Make the durable consumer, or bring it up to its declaration."""
         await self._turn()
-        stream = self._stream(consumer.stream)
+        stream = self._server.stream(consumer.stream)
         there = stream.consumers.get(consumer.name)
         if there is None:
-            made = MemoryConsumer(consumer, stream, self._server.clock)
-            stream.consumers[consumer.name] = made
+            stream.consumers[consumer.name] = MemoryConsumer(consumer, stream, self._server.clock)
         else:
             there.declared = consumer
 
@@ -84,6 +83,11 @@ class MemoryBus:
         """Forget the durable consumer and its place in the stream."""
         await self._turn()
         self._server.delete_consumer(consumer)
+
+    async def pending(self, consumer: Consumer) -> int:
+        """Return how many messages nobody has taken yet."""
+        await self._turn()
+        return self._server.pending(consumer)
 
     def consumer(self, consumer: Consumer) -> MemoryConsumer | None:
         """Return the durable consumer, if it is there."""
@@ -106,16 +110,14 @@ class MemoryBus:
         fields = names.publishing(headers, message_id, expected_last, ttl)
         return await self._store(subject, data, fields)
 
-    async def publish_all(self, messages: Sequence[Outgoing]) -> Sequence[Ack | BusError]:
-        """Store many messages of one stream, and tell of each what became of it."""
-        outcomes: list[Ack | BusError] = []
+    async def publish_together(self, messages: Sequence[Outgoing]) -> Sequence[Ack] | None:
+        """Store messages of one stream at once, all or none."""
+        await self._turn()
         for message in messages:
-            fields = names.publishing(message.headers, message.message_id, message.expected_last)
-            try:
-                outcomes.append(await self._store(message.subject, message.data, fields))
-            except BusError as error:
-                outcomes.append(error)
-        return outcomes
+            self._server.deliver(Message(message.subject, message.data, message.fields()))
+        stream = self._server.stream_of(messages[0].subject)
+        acks = None if stream is None else stream.store_together(messages)
+        return acks if await self._requests.answered() else None
 
     async def schedule(
         self,
@@ -158,16 +160,12 @@ class MemoryBus:
         self._server.deliver(Message(subject, data, fields))
         if stream is None:
             raise Unavailable(f"no stream answers on {subject}")
-        return stream.store(subject, data, fields)
-
-    def _stream(self, name: str) -> MemoryStream:
-        stream = self._server.streams.get(name)
-        if stream is None:
-            raise Unavailable(f"{name}: stream not found")
-        return stream
+        ack = stream.store(subject, data, fields)
+        await self._requests.trip()
+        return ack
 
     def _direct(self, name: str) -> MemoryStream:
-        stream = self._stream(name)
+        stream = self._server.stream(name)
         if not stream.declared.direct_get:
             raise Unavailable(f"no stream answers on $JS.API.DIRECT.GET.{name}")
         return stream
@@ -230,8 +228,6 @@ class MemoryBus:
         for subject, responder in endpoints.items():
             self._requests.answer_as_service(subject, responder)
 
-    # -- the connection ------------------------------------------------------------------------
-
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call `callback` after each reconnect."""
         self._on_back.append(callback)
@@ -276,7 +272,7 @@ class MemoryBus:
 
     def lost(self) -> None:
         """Void all that belonged to the connection as it was."""
-        self._requests.fail_all(Unavailable("the connection broke; it may have arrived"))
+        self._requests.fail_all()
         for pull in self._pulls:
             pull.void()
 
@@ -292,8 +288,12 @@ class MemoryBus:
             pull.wake()
 
     async def _turn(self) -> None:
-        """Let everybody else have a turn, as a round trip would, and see that the server is up."""
-        await self._server.turn()
+        """Let everybody else have a turn, as a round trip would; nothing is kept for a reconnect."""
+        self._check_connected()
+        await self._requests.trip()
+        self._check_connected()
+
+    def _check_connected(self) -> None:
         self.check_open()
         if not self.connected:
             raise Unavailable("not connected")

@@ -41,6 +41,14 @@ class MemoryConsumer:
             self._watch()
         return message
 
+    def pending(self) -> int:
+        """Count the messages that nobody has taken yet."""
+        wanted = self.declared.filter
+        return sum(
+            sequence >= self._next and (not wanted or matches(wanted, message.subject))
+            for sequence, message in self._stream.messages.items()
+        )
+
     def offer(self) -> None:
         """Hand out what is there to those who wait, in turn."""
         for _ in range(len(self._waiting)):
@@ -82,6 +90,12 @@ class MemoryConsumer:
             self._unacked[sequence] = self._clock.now() + self.declared.ack_wait
             self._watch()
 
+    def stopped(self, last: int) -> None:
+        """Go on with a stream that now ends at `last`."""
+        self._next = min(self._next, last + 1)
+        self._again = deque(sequence for sequence in self._again if sequence <= last)
+        self._unacked = {s: due for s, due in self._unacked.items() if s <= last}
+
     def _next_again(self) -> Stored | None:
         while self._again:
             message = self._stream.messages.get(self._again.popleft())
@@ -121,6 +135,8 @@ class MemoryConsumer:
 class MemoryDelivery:
     """A message that a consumer in this process handed out."""
 
+    reply = ""
+    """No other process could say anything of it."""
     __slots__ = (
         "_bus",
         "_consumer",
@@ -172,6 +188,8 @@ class MemoryPull:
         self._most = most
         self._buffer: deque[MemoryDelivery] = deque()
         self._awaited: Future[None] | None = None
+        self._open: list[MemoryConsumer] = []
+        """Where the server has a request of ours for what comes next."""
 
     @property
     def hungry(self) -> bool:
@@ -184,8 +202,9 @@ class MemoryPull:
         self.wake()
 
     def void(self) -> None:
-        """Forget what was not handed out: the connection is gone."""
+        """Forget what was not handed out, and have the server forget us: the connection is gone."""
         self._buffer.clear()
+        self._withdraw()
 
     async def give_back(self) -> None:
         """Let what was not handed out go to whoever pulls next."""
@@ -208,14 +227,19 @@ class MemoryPull:
             if self._buffer:
                 return [self._buffer.popleft() for _ in range(min(most, len(self._buffer)))]
             self._awaited = get_running_loop().create_future()
+            self._open = consumers
             for consumer in consumers:
                 consumer.wait(self)
             try:
                 await self._awaited
             finally:
                 self._awaited = None
-                for consumer in consumers:
-                    consumer.wait_no_more(self)
+                self._withdraw()
+
+    def _withdraw(self) -> None:
+        for consumer in self._open:
+            consumer.wait_no_more(self)
+        self._open = []
 
     def _consumers(self) -> list[MemoryConsumer]:
         found = []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from asyncio import Future
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from bus import BusError, Message, NoResponder, Responder, serving
+from bus import Message, NoResponder, Responder, Unavailable, serving
 from bus.memory_server import Interest, MemoryServer
+
+_BROKE: Final = "the connection broke; it may have arrived"
 
 
 class MemoryRequests:
@@ -17,7 +19,9 @@ class MemoryRequests:
     def __init__(self, server: MemoryServer) -> None:
         self._server = server
         self._interests: list[Interest] = []
-        self._asked: set[Future[Message]] = set()
+        self._asked: dict[Future[Message], None] = {}
+        self._breaks = 0
+        """How often the connection was lost."""
         self._tasks = serving.Tasks()
 
     def listen(self, subject: str, queue: str, take: Callable[[Message], None]) -> Interest:
@@ -47,14 +51,14 @@ class MemoryRequests:
         late = TimeoutError(f"no answer from {subject}")
         timer = self._server.clock.call_later(within, lambda: _fail(answer, late))
         interest = self.listen(reply, "", lambda message: _succeed(answer, message))
-        self._asked.add(answer)
+        self._asked[answer] = None
         try:
             if not self._server.deliver(Message(subject, data, dict(headers or {}), reply)):
                 raise NoResponder(f"nobody serves {subject}")
             message = await answer
         finally:
             timer.cancel()
-            self._asked.discard(answer)
+            self._asked.pop(answer, None)
             self.unlisten(interest)
         serving.raise_service_error(message.headers)
         return message
@@ -77,10 +81,26 @@ class MemoryRequests:
 
         self.listen(subject, serving.QUEUE, lambda message: self._tasks.spawn(work(message)))
 
-    def fail_all(self, error: BusError) -> None:
-        """Tell all who wait for an answer that none will come."""
+    async def trip(self) -> None:
+        """Be on the way to the server, or back. Raises Unavailable when the connection breaks."""
+        breaks = self._breaks
+        await self._server.turn()
+        if self._breaks != breaks:
+            raise Unavailable(_BROKE)
+
+    async def answered(self) -> bool:
+        """Wait for the word that something is stored; say whether it came."""
+        try:
+            await self.trip()
+        except Unavailable:
+            return False
+        return True
+
+    def fail_all(self) -> None:
+        """Tell all who wait for an answer that none will come: the connection broke."""
+        self._breaks += 1
         for answer in self._asked:
-            _fail(answer, error)
+            _fail(answer, Unavailable(_BROKE))
 
     async def cancel(self) -> None:
         """Stop working on what was asked."""

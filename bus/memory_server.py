@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Protocol
 
@@ -74,14 +74,19 @@ class MemoryServer:
         finally:
             handle.cancel()
 
-    def stop(self, *, lose: bool = False) -> None:
-        """Go away, as when killed: memory streams are gone, and with `lose` all others too."""
+    def stop(self, *, lose: bool = False, tails: Mapping[str, int] | None = None) -> None:
+        """Go away, as when killed: memory streams are gone, and with `lose` all others too.
+
+        `tails`: how many of their last messages streams lose that had not reached the disk.
+        """
         self.up = False
         self.streams = {
             name: stream
             for name, stream in self.streams.items()
             if not (lose or stream.declared.in_memory)
         }
+        for name, stream in self.streams.items():
+            stream.lose_tail((tails or {}).get(name, 0))
         for bus in list(self._buses):
             bus.lost()
 
@@ -98,6 +103,19 @@ class MemoryServer:
         if stream is not None and stream.consumers.pop(consumer.name, None) is not None:
             for bus in self._buses:
                 bus.look_again()
+
+    def pending(self, consumer: Consumer) -> int:
+        """Count a consumer's messages that nobody has taken. Raises Unavailable without it."""
+        there = self.stream(consumer.stream).consumers.get(consumer.name)
+        if there is None:
+            raise Unavailable(f"{consumer.name} of {consumer.stream}: consumer not found")
+        return there.pending()
+
+    def stream(self, name: str) -> MemoryStream:
+        """Return the stream. Raises Unavailable when there is none."""
+        if name not in self.streams:
+            raise Unavailable(f"{name}: stream not found")
+        return self.streams[name]
 
     def stream_of(self, subject: str) -> MemoryStream | None:
         """Return the stream that stores messages of that subject."""

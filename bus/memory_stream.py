@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from bus import MARKER, Ack, Conflict, Message, Refused, Stored, StreamInfo, Unavailable, headers
+from bus import (
+    MARKER,
+    Ack,
+    Conflict,
+    Message,
+    Outgoing,
+    Refused,
+    Stored,
+    StreamInfo,
+    Unavailable,
+    headers,
+)
 from bus.clock import Clock, Timer
 from bus.memory_consumer import MemoryConsumer
 from bus.streams import Stream
@@ -47,6 +58,8 @@ class MemoryStream:
         self._publish = publish
         self._by_subject: dict[str, dict[int, None]] = {}
         self._bytes = 0
+        self._replaced: deque[tuple[int, Stored]] = deque(maxlen=64)
+        """By which message, and what; the newest only."""
         self._message_ids: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self._expiries: list[tuple[float, int]] = []
         self._expiry: Timer | None = None
@@ -82,6 +95,20 @@ class MemoryStream:
             self._arm(stored)
         return Ack(self.declared.name, stored.sequence)
 
+    def store_together(self, messages: Sequence[Outgoing]) -> list[Ack] | None:
+        """Store all of `messages`, or none and return None."""
+        ids = [m.message_id for m in messages if m.message_id is not None]
+        self._forget_old_ids()
+        if not self.declared.atomic_batches or len(set(ids)) < len(ids):
+            return None
+        if any(name in self._message_ids for name in ids):
+            return None
+        for message in messages:
+            there, expected = self.last_of(message.subject), message.expected_last
+            if expected is not None and expected != (there.sequence if there else 0):
+                return None
+        return [self.store(m.subject, m.data, m.fields()) for m in messages]
+
     def last_of(self, subject: str) -> Stored | None:
         """Return the subject's last message."""
         places = self._by_subject.get(subject)
@@ -105,6 +132,27 @@ class MemoryStream:
         if not places:
             del self._by_subject[message.subject]
 
+    def lose_tail(self, count: int) -> None:
+        """Forget the last `count` sequences, as a server may that lost power before a write.
+
+        Whatever the count, the ids of messages that are gone are forgotten: the disk has no others.
+        """
+        self.last_sequence = last = max(0, self.last_sequence - count)
+        for sequence in [s for s in self.messages if s > last]:
+            self.remove(sequence)
+        while self._replaced and self._replaced[-1][0] > last:
+            _, replaced = self._replaced.pop()  # that it was replaced is lost with what replaced it
+            if replaced.sequence <= last:
+                self._keep(replaced)
+        there = sorted(self.messages.items())
+        self.messages.clear()
+        self.messages.update(there)
+        for consumer in self.consumers.values():
+            consumer.stopped(self.last_sequence)
+        for name, (_, sequence) in list(self._message_ids.items()):
+            if sequence not in self.messages:
+                del self._message_ids[name]
+
     def _check_headers(self, subject: str, fields: Mapping[str, str], size: int) -> None:
         declared = self.declared
         if 0 <= declared.max_msg_size < size:
@@ -123,18 +171,25 @@ class MemoryStream:
     def _append(self, subject: str, data: bytes, fields: Mapping[str, str], last: int) -> Stored:
         self.last_sequence += 1
         stored = Stored(subject, data, dict(fields), sequence=self.last_sequence)
-        self.messages[stored.sequence] = stored
-        self._bytes += _size(stored)
-        places = self._by_subject.setdefault(subject, {})
-        places[stored.sequence] = None
+        places = self._keep(stored)
         most = 1 if headers.SCHEDULE in fields else self.declared.max_per_subject
         while 0 < most < len(places):
-            self.remove(next(iter(places)))
+            oldest = next(iter(places))
+            self._replaced.append((stored.sequence, self.messages[oldest]))
+            self.remove(oldest)
         self._let_expire(stored)
         self._republish(stored, last)
         for consumer in self.consumers.values():
             consumer.offer()
         return stored
+
+    def _keep(self, stored: Stored) -> dict[int, None]:
+        """Hold a message; return the places of its subject."""
+        self.messages[stored.sequence] = stored
+        self._bytes += _size(stored)
+        places = self._by_subject.setdefault(stored.subject, {})
+        places[stored.sequence] = None
+        return places
 
     def _make_room(self, size: int) -> None:
         most = self.declared.max_bytes

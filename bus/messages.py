@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
+
+from bus.headers import publishing, scheduling
 
 CLOUDEVENT: Final = {"Content-Type": "application/cloudevents+json"}
 """Header of every CloudEvent in structured mode."""
 
 MARKER: Final = "Nats-Marker-Reason"
 """Header by which the server marks that a message with a time to live has gone."""
+GIVE_BACK: Final = b"-NAK"
+"""Has a message come again at once, sent to its delivery's `reply`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,14 @@ class Ack:
 
 
 @dataclass(frozen=True, slots=True)
+class Scheduled:
+    """When and where the server is to store a message's data."""
+
+    target: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Outgoing:
     """One of many messages to be stored; see `Bus.publish` for what its parts do."""
 
@@ -53,6 +66,19 @@ class Outgoing:
     headers: Mapping[str, str] | None = None
     message_id: str | None = None
     expected_last: int | None = None
+    scheduled: Scheduled | None = None
+
+    def fields(self) -> dict[str, str]:
+        """Return its headers, and those that tell the stream what to do."""
+        when = self.scheduled
+        headers = scheduling(self.headers, when.target, when.at) if when else self.headers
+        return publishing(headers, self.message_id, self.expected_last)
+
+
+TOGETHER_MOST: Final = 1000
+"""The server stores no more messages at once."""
+TOGETHER_WORTHWHILE: Final = 12
+"""From so many on it is faster than side by side: it costs 2.5 ms, and one write to the disk."""
 
 
 @dataclass(frozen=True, slots=True)

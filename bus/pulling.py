@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from bus import MARKER, BusError, Delivery, Message, Refused, Unavailable, jsapi
+from bus import GIVE_BACK, MARKER, BusError, Delivery, Message, Refused, Unavailable, jsapi
 from bus.connection import Connection
 from bus.streams import Consumer
 
 EXPIRES: Final = 300.0
 """How long the server keeps a request for messages."""
 
-HEARTBEAT: Final = 5.0
+HEARTBEAT: Final = 2.0
 """How often it says that it still does; after two and a half silent ones the request is lost."""
 
 _BACK_OFF: Final = 0.25
@@ -29,21 +29,21 @@ _SEQUENCE_WITH_DOMAIN: Final = 7
 class NatsDelivery:
     """A message of a durable consumer, acked by a word to its reply subject."""
 
-    __slots__ = ("_connection", "_reply", "_server_id", "data", "headers", "stream", "subject")
+    __slots__ = ("_connection", "_server_id", "data", "headers", "reply", "stream", "subject")
 
     def __init__(self, connection: Connection, stream: str, message: Message) -> None:
         self.subject: str = message.subject
         self.data: bytes = message.data
         self.headers: Mapping[str, str] = message.headers
         self.stream = stream
-        self._reply = message.reply
+        self.reply = message.reply
         self._connection = connection
         self._server_id = connection.server_id
 
     @property
     def sequence(self) -> int:
         """Place in its stream."""
-        tokens = self._reply.split(".")
+        tokens = self.reply.split(".")
         return int(tokens[_SEQUENCE if len(tokens) == _TOKENS else _SEQUENCE_WITH_DOMAIN])
 
     @property
@@ -61,12 +61,12 @@ class NatsDelivery:
 
     async def give_back(self) -> None:
         """Let it come again at once, to whoever pulls next."""
-        await self._say(b"-NAK")
+        await self._say(GIVE_BACK)
 
     async def _say(self, word: bytes) -> None:
         connection = self._connection
         if connection.is_connected and connection.server_id == self._server_id:
-            connection.post(self._reply, word)
+            connection.post(self.reply, word)
             await connection.drained()
 
 

@@ -6,7 +6,7 @@ stream that it could not hold: so only those are bounded that could grow without
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from bus import subjects
@@ -53,6 +53,8 @@ class Stream:
     persist_async: bool = False
     """Acknowledge before the write: fast, and a crash of the server may cost the tail."""
     republish: Republish | None = None
+    replicas: int = 1
+    """Servers of a cluster that hold it; `persist_async` is for one only, and gives way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +107,15 @@ LOG: Final = Stream(
     max_age=7 * _DAY,
     max_bytes=1024 * _MIB,
     max_msg_size=256 * _KIB,
+    max_per_subject=20_000,
     direct_get=True,
     persist_async=True,
     republish=Republish(subjects.LOGS, subjects.UI_LOG_COPY),
 )
-"""Output of builds and scripts; the one stream that may lose its tail."""
+"""Output of builds and scripts; the one stream that may lose its tail.
+
+A build that goes on and on forgets its own first messages, not those of other builds.
+"""
 
 RESULT: Final = Stream(
     "WORKSPACED_RESULT",
@@ -173,3 +179,25 @@ CONSUMERS: Final = (WORKER_IN, WORKER_TIMER, WORKER_PRESENCE)
 def pool_consumer(pool: str) -> Consumer:
     """Return the durable consumer that the provisioners of `pool` share."""
     return Consumer(JOB.name, f"pool-{pool}", filter=subjects.job(pool), ack_wait=30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What an operator may choose of streams and of the workers' consumers. Seconds."""
+
+    replicas: int = 1
+    duplicate_window: float = JOB.duplicate_window
+    """How long a job is known by its message id."""
+    ack_wait: float = WORKER_IN.ack_wait
+
+    def streams(self) -> tuple[Stream, ...]:
+        """Return every stream as chosen, in the order in which they are made."""
+        return tuple(self._stream(stream) for stream in STREAMS)
+
+    def consumers(self) -> tuple[Consumer, ...]:
+        """Return the workers' consumers as chosen."""
+        return tuple(replace(consumer, ack_wait=self.ack_wait) for consumer in CONSUMERS)
+
+    def _stream(self, stream: Stream) -> Stream:
+        window = self.duplicate_window if stream is JOB else stream.duplicate_window
+        return replace(stream, replicas=self.replicas, duplicate_window=window)

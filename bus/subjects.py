@@ -104,6 +104,12 @@ def timer_fired(chat: str, purpose: str) -> str:
     return f"workspaced.timer.fired.{chat}.{purpose}"
 
 
+def fires_on(armed: str) -> str:
+    """Return where a timer fires that is armed on that subject."""
+    _, _, _, chat, purpose, _ = armed.split(".")
+    return timer_fired(chat, purpose)
+
+
 def parse_timer_fired(subject: str) -> tuple[str, str]:
     """Return chat and purpose of a fired timer."""
     _, _, _, chat, purpose = subject.split(".", 4)
@@ -139,6 +145,11 @@ def ui_state(chat: str) -> str:
 def ui_log(chat: str, build: str) -> str:
     """Return where the copy of the build's stored log lines appears."""
     return f"workspaced.ui.{chat}.log.{build}"
+
+
+def kick(server: str) -> str:
+    """Return where that server process is asked to close a client's connection."""
+    return f"$SYS.REQ.SERVER.{server}.KICK"
 
 
 def check(subject: str) -> None:

@@ -35,7 +35,7 @@ class Wait(Frozen):
     """The call itself asked for the build."""
     running: bool = False
     """The build had succeeded when the call came; it waits for the agent only."""
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = Field(default_factory=dict)
     """Keys that the answer will carry when all goes well."""
 
 
@@ -65,6 +65,18 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How much waits already, as far as the rules ask."""
+
+    calls_per_chat: int = 1_000
+    """Calls of one chat that may wait."""
+    full: bool = False
+    """As many calls wait as may, over all chats."""
+    full_pools: frozenset[str] = frozenset()
+    """Pools for which as many jobs wait as may."""
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """All that the rules may know beside call and chat."""
 
@@ -76,6 +88,7 @@ class Known:
     """Of the workspaces in question, those that some chat has."""
     seed: bytes = b""
     """Random bytes of this judgement: what new ids and names are made of."""
+    load: Load = field(default_factory=Load)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from statemachine import events
 from statemachine.events import Event, Frozen
@@ -46,6 +47,7 @@ _OWN: Final = (
     events.DeadlinePassed,
     events.TtlPassed,
     events.OrphanGracePassed,
+    events.DatabaseRestored,
 )
 _KINDS: Final[dict[str, dict[str, type[Frozen]]]] = {
     kind: {model.name: model for model in models}  # type: ignore[attr-defined]
@@ -122,6 +124,7 @@ def encode(
     event_id: str,
     time: datetime,
     traceparent: str | None = None,
+    pool: str | None = None,
 ) -> bytes:
     """Write a CloudEvent in structured JSON mode, `type` `workspaced.<type_name>.v1`."""
     envelope: Payload = {
@@ -132,26 +135,32 @@ def encode(
         "subject": chat_id,
         "time": timestamp(time),
         "datacontenttype": "application/json",
-        "data": data.model_dump(mode="json") if isinstance(data, BaseModel) else data,
+        "data": data,
     }
     if traceparent is not None:
         envelope["traceparent"] = traceparent
-    return json.dumps(envelope, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    if pool is not None:
+        envelope["pool"] = pool
+    return to_json(envelope, inf_nan_mode="null")
+
+
+def written(event: Event) -> bytes:
+    """Write an event that is known already, as `read_events` and exports show it."""
+    return encode(
+        event.data.name,
+        event.source,
+        event.chat_id,
+        event.data,
+        event_id=event.id,
+        time=event.time,
+        traceparent=event.traceparent,
+        pool=event.pool,
+    )
 
 
 def envelope_of(event: Event) -> Payload:
-    """Return the event as a CloudEvent object, as `read_events` and exports show it."""
-    return json.loads(  # type: ignore[no-any-return]
-        encode(
-            event.data.name,
-            event.source,
-            event.chat_id,
-            event.data,
-            event_id=event.id,
-            time=event.time,
-            traceparent=event.traceparent,
-        )
-    )
+    """Return the event as a CloudEvent object."""
+    return json.loads(written(event))  # type: ignore[no-any-return]
 
 
 def event_of(envelope: Mapping[str, Any]) -> Event:
@@ -166,14 +175,16 @@ def event_of(envelope: Mapping[str, Any]) -> Event:
         chat_id=envelope["subject"],
         time=_TIME.validate_python(envelope["time"]),
         traceparent=envelope.get("traceparent"),
+        pool=envelope.get("pool"),
         data=_MODELS[match[1]].model_validate_json(json.dumps(payload)),  # type: ignore[arg-type]
     )
 
 
 def timestamp(at: datetime) -> str:
     """Return RFC 3339 in UTC, with `Z`, to the microsecond."""
-    text = at.astimezone(UTC).isoformat(timespec="microseconds")
-    return text.replace("+00:00", "Z")
+    if at.tzinfo is not UTC:
+        at = at.astimezone(UTC)
+    return at.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def _envelope(body: object) -> Payload:

@@ -6,9 +6,10 @@ A fact is past tense and never refused; a request may be. Each model is the `dat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -32,6 +33,22 @@ class Frozen(BaseModel):
     """A value."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return the value with some fields replaced, as pydantic's does, but ten times as fast.
+
+        Values have no private attributes and no extra fields, and nobody asks which fields were set.
+        """
+        if deep:
+            return super().model_copy(update=update, deep=True)
+        new = object.__new__(type(self))
+        object.__setattr__(
+            new, "__dict__", {**self.__dict__, **update} if update else self.__dict__
+        )
+        object.__setattr__(new, "__pydantic_fields_set__", self.__pydantic_fields_set__)
+        object.__setattr__(new, "__pydantic_extra__", None)
+        object.__setattr__(new, "__pydantic_private__", None)
+        return new
 
 
 class Transition(StrEnum):
@@ -198,7 +215,7 @@ class BuildRequested(Frozen):
     build_number: int
     transition: Annotated[Transition, Field(strict=False)]
     template: TemplateRef | None = None
-    parameters: dict[str, str] = {}
+    parameters: dict[str, str] = Field(default_factory=dict)
     preset_id: Id | None = None
     ttl_ms: int | None = None
     call_id: str | None = None
@@ -233,10 +250,20 @@ class OrphanGracePassed(Frozen):
     workspace_id: Id
 
 
+class DatabaseRestored(Frozen):
+    """What is kept of the chat is older than what was published: the database was restored."""
+
+    name: ClassVar = "database_restored"
+    published_version: Annotated[int, Field(ge=0, lt=2**63)]
+    """The version above which those go on that are published from here on."""
+
+
 ProvisionerFact = BuildStarted | BuildSucceeded | BuildFailed | BuildCanceled
 AgentFact = AgentConnected | AgentDisconnected | AgentLifecycle
 ToolEvent = ToolRequested | ToolCanceled | DeleteRequested
-OwnEvent = BuildRequested | WaitResumed | DeadlinePassed | TtlPassed | OrphanGracePassed
+OwnEvent = (
+    BuildRequested | WaitResumed | DeadlinePassed | TtlPassed | OrphanGracePassed | DatabaseRestored
+)
 Data = ToolEvent | ProvisionerFact | WorkspaceDeleted | AgentFact | OwnEvent
 
 BY_KIND: Final[dict[Literal["tool", "provisioner", "agent"], tuple[type[Frozen], ...]]] = {
@@ -259,6 +286,11 @@ class Event(Frozen):
     time: datetime
     traceparent: str | None = None
     data: Data
+    pool: str | None = None
+    """Of a provisioner whose name is bound to one: what it says of others' builds moves nothing.
+
+    Never the sender's word: it is looked up, and stands in the log so that the log folds to the same.
+    """
 
     @property
     def type(self) -> str:

@@ -43,9 +43,11 @@ class Folded:
     trigger: Trigger | None = None
     unmoved: Unmoved | None = None
     """Set when the fact has no say in what is seen (its folding may still matter later)."""
+    anew: bool = False
+    """What is seen is shown anew, though nothing of it changed."""
 
 
-def fold(workspace: Workspace, event: Event, at: datetime) -> Folded:  # noqa: C901 — one arm a type
+def fold(workspace: Workspace, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR0912 — one arm a type
     """Fold `event` into `workspace`. `at` is when: an event's own time is its sender's affair."""
     data: Data = event.data
     match data:
@@ -72,6 +74,10 @@ def fold(workspace: Workspace, event: Event, at: datetime) -> Folded:  # noqa: C
             return Folded(_expired(workspace))
         case events.OrphanGracePassed(workspace_id=orphan):
             return Folded(formers.overdue(workspace, orphan))
+        case events.DatabaseRestored(published_version=published):
+            if published < workspace.version:
+                return Folded(workspace, unmoved=Unmoved.STALE)
+            return Folded(workspace.model_copy(update={"version": published}), anew=True)
         case events.ToolCanceled() | events.DeleteRequested():
             return Folded(workspace)  # the rules act on these
         case events.ToolRequested():

@@ -51,7 +51,7 @@ def left(workspace: Workspace, at: datetime, *, deleted: bool) -> Workspace:
         return workspace
     former = Former(id=ref.id, deleted=True)
     if not deleted:
-        since = at if word_of(workspace) is Word.RUNNING else None
+        since = at if _may_run(workspace) else None
         former = Former(id=ref.id, deleted=False, ref=ref, build=workspace.build, orphaned_at=since)
     return remembered(workspace, former).model_copy(
         update={
@@ -63,6 +63,13 @@ def left(workspace: Workspace, at: datetime, *, deleted: bool) -> Workspace:
             "past": (),
         }
     )
+
+
+def _may_run(workspace: Workspace) -> bool:
+    """Say whether the workspace runs, or was not stopped and nobody knows what its start came to."""
+    start, build = workspace.start_build, workspace.build
+    unknown = start is not None and start.outcome is None and start is not build
+    return word_of(workspace) is Word.RUNNING or (unknown and build is not None and _runs(build))
 
 
 def told(
@@ -115,10 +122,14 @@ def newly_deleted(before: Workspace, after: Workspace) -> tuple[str, ...]:
     return tuple(f.id for f in after.former if f.deleted and f.id not in gone)
 
 
-def is_new(before: Workspace, asked: events.BuildRequested) -> bool:
-    """Say whether the build makes a workspace, and is not the next one of a workspace there is."""
-    mine = before.ref is not None and before.ref.id == asked.workspace_id
-    return not mine and known(before, asked.workspace_id) is None
+def newly_named(before: Workspace, after: Workspace) -> tuple[str, str, str, str] | None:
+    """Return (workspace, chat, owner, name) when the chat's workspace has a name of an owner since."""
+    ref, owner = after.ref, after.owner_id
+    if ref is None or ref.name is None or owner is None:
+        return None
+    if (before.ref, before.owner_id) == (ref, owner):
+        return None
+    return ref.id, after.chat_id, owner, ref.name
 
 
 def requested(workspace: Workspace, former: Former, build: Build, at: datetime) -> Workspace:
@@ -126,8 +137,16 @@ def requested(workspace: Workspace, former: Former, build: Build, at: datetime) 
     return _with(workspace, former, build, at)
 
 
+def awaits(workspace: Workspace, build_id: str) -> bool:
+    """Say whether the end of that build is still to be heard of, and would matter."""
+    builds = (workspace.build, *(former.build for former in workspace.former))
+    return any(b is not None and b.id == build_id and b.outcome is None for b in builds)
+
+
 def orphans(workspace: Workspace) -> tuple[Former, ...]:
     """Return the former workspaces that run though no chat has them."""
+    if not workspace.former:  # nearly always: asked several times an event
+        return ()
     return tuple(former for former in workspace.former if former.orphaned_at is not None)
 
 

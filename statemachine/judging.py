@@ -30,6 +30,7 @@ from statemachine.calls import (
     Waiting,
 )
 from statemachine.events import BuildRequested, Transition, WaitResumed
+from statemachine.load import refusal
 from statemachine.states import ABOUT, State, Word
 from statemachine.views import full_name, name_of
 from statemachine.words import usable, word_of
@@ -40,6 +41,11 @@ NO_WORKSPACE: Final = "the chat has no workspace; use create_workspace to make o
 
 def judge(call: Call, chat: Workspace, known: Known) -> Verdict:
     """Judge a call against its chat: one that comes, or one that waits, when the chat has moved."""
+    verdict = _verdict(call, chat, known)
+    return refusal(call, verdict, chat, known.load) or verdict
+
+
+def _verdict(call: Call, chat: Workspace, known: Known) -> Verdict:
     tool = _TOOLS.get(call.tool)
     if tool is None:
         return answers.error(f"unknown tool {call.tool!r}; there are: {', '.join(_TOOLS)}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Final
 
 from transitions import Machine
@@ -18,6 +19,7 @@ from statemachine import folding, formers
 from statemachine.agents import Unselectable, choose
 from statemachine.events import Event, Lifecycle, Transition
 from statemachine.folding import Unmoved
+from statemachine.pools import trespassed
 from statemachine.states import ABOUT, Reason, State
 from statemachine.table import LEGAL, TABLE, Trigger
 from statemachine.views import visible
@@ -82,8 +84,12 @@ _ENGINE: Final = Machine(
 )
 
 
+@cache
 def next_state(state: State, trigger: Trigger) -> State | None:
-    """Return where `trigger` leads from `state`, or None when the table has no such row."""
+    """Return where `trigger` leads from `state`, or None when the table has no such row.
+
+    The engine is asked once for each pair: the table doesn't change.
+    """
     if (trigger, state) not in LEGAL:
         return None
     cursor = _Cursor(state)
@@ -91,22 +97,32 @@ def next_state(state: State, trigger: Trigger) -> State | None:
     return cursor.state
 
 
+def cause_of(event: Event | Cause) -> Cause:
+    """Return how an event is named where it made a version."""
+    return Cause(source=event.source, id=event.id, type=event.type)
+
+
 def decide(
-    workspace: Workspace, event: Event, at: datetime, limits: Limits, because: Event | None = None
+    workspace: Workspace,
+    event: Event,
+    at: datetime,
+    limits: Limits,
+    because: Event | Cause | None = None,
 ) -> Decision:
     """Return what `event` does to `workspace`. `at` is when it is decided; limits count from there.
 
     `because`: the event from the bus that `event` follows from, when it is one of our own.
     """
+    if trespassed(workspace, event) is not None:
+        return Ignored(workspace, Unmoved.FOREIGN)
     folded = folding.fold(workspace, event, at)
     known = folded.workspace
-    named = because or event
-    cause = Cause(source=named.source, id=named.id, type=named.type)
+    cause = cause_of(because or event)
     steps = list(_steps(known, folded.trigger, at, limits, cause))
     if steps and (joined := folding.joined(steps[-1], workspace)) is not None:
         steps += _steps(joined.workspace, joined.trigger, at, limits, cause)
     known = steps[-1] if steps else known
-    if not steps and visible(known) != visible(workspace):
+    if not steps and (folded.anew or visible(known) != visible(workspace)):
         known = known.model_copy(
             update={
                 "version": known.version + 1,

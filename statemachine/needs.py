@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from statemachine.arguments import BadArguments, ReadArguments, arguments
-from statemachine.calls import Call
+from statemachine.calls import Call, Until
 from statemachine.events import BuildStarted, BuildSucceeded, Event, ToolRequested
 from statemachine.workspace import Build, Workspace
 
@@ -23,6 +23,15 @@ class Needs(NamedTuple):
     versions: frozenset[str]
     owners: frozenset[str]
     """Of these, the names in use."""
+
+
+def looks_up(call: Call) -> bool:
+    """Say whether a waiting call may ask for more than its chat when the chat has moved.
+
+    One that waits for what becomes of a build is answered by that alone; but its parameters can be shown
+    only to who knows which of them are sensitive.
+    """
+    return call.wait is None or call.wait.until is Until.OVER or "parameters" in call.args
 
 
 def needs(

@@ -18,6 +18,11 @@ from statemachine import naming
 from statemachine.events import Frozen, Label, Text, Token
 from statemachine.parameters import Parameter, TextValue, misfit
 
+MAX_DEPTH: Final = 16
+"""Nesting of a template.toml: a job, in which it is deeper still, must be readable."""
+PARAMETERS: Final = 500
+EXPRESSION: Final = 1_000
+"""Characters of a validation_regex."""
 README_LIMIT: Final = 8_000
 """Characters of a README that read_template shows."""
 
@@ -36,7 +41,7 @@ class Preset(_Declared):
     name: Label
     default: bool = False
     description: str | None = None
-    parameters: dict[str, TextValue] = {}
+    parameters: dict[str, TextValue] = Field(default_factory=dict)
 
 
 class LocalAgent(_Declared):
@@ -49,7 +54,7 @@ class LocalAgent(_Declared):
     startup_timeout_seconds: float = Field(default=600, gt=0)
     shutdown_script: str = ""
     shutdown_timeout_seconds: float = Field(default=60, gt=0)
-    env: dict[str, TextValue] = {}
+    env: dict[str, TextValue] = Field(default_factory=dict)
 
 
 class LocalBuild(_Declared):
@@ -75,8 +80,8 @@ class Manifest(_Declared):
     agents_allowed: bool = True
     parameter: Annotated[tuple[Parameter, ...], Field(strict=False)] = ()
     preset: Annotated[tuple[Preset, ...], Field(strict=False)] = ()
-    build: dict[str, Any] = {}
-    agent: list[dict[str, Any]] = []
+    build: dict[str, Any] = Field(default_factory=dict)
+    agent: list[dict[str, Any]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -156,10 +161,13 @@ def read(text: str, *, file: str = "template.toml") -> Manifest:
     """Parse a template.toml. Raises TemplateError that names every wrong key."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as bad:
+    except ValueError as bad:  # also a number of too many digits
         raise TemplateError(f"{file}: not TOML: {bad}") from None
+    except RecursionError:
+        raise TemplateError(f"{file}: nested deeper than {MAX_DEPTH}") from None
     try:
         manifest = Manifest.model_validate(_plain(table))
+        _small(manifest)
         if manifest.pool == LOCAL_POOL:
             _local(manifest)
     except TemplateError as bad:
@@ -167,6 +175,17 @@ def read(text: str, *, file: str = "template.toml") -> Manifest:
     except ValidationError as bad:
         raise TemplateError("\n".join(_words(file, bad, text))) from None
     return manifest
+
+
+def _small(manifest: Manifest) -> None:
+    """Bound what each call costs. Only of what is pushed: what is stored must be read for ever."""
+    if len(manifest.parameter) > PARAMETERS:
+        raise TemplateError(f"parameter: {len(manifest.parameter)}; at most {PARAMETERS} are taken")
+    for parameter in manifest.parameter:
+        if len(parameter.validation_regex or "") > EXPRESSION:
+            raise TemplateError(
+                f"parameter {parameter.name!r}: validation_regex has more than {EXPRESSION} characters"
+            )
 
 
 def _local(manifest: Manifest) -> None:
@@ -201,16 +220,18 @@ def _local(manifest: Manifest) -> None:
         raise ValidationError.from_exception_data("template", problems)
 
 
-def _plain(value: Any, path: str = "") -> Any:
+def _plain(value: Any, path: str = "", depth: int = 0) -> Any:
     """Make a job's JSON of TOML: dates become text, and what no store can hold is refused."""
+    if depth > MAX_DEPTH:
+        raise TemplateError(f"{path[:100]}: nested deeper than {MAX_DEPTH}")
     match value:
         case dict():
             return {
-                _plain(key, f"{path}.{key!r}"): _plain(item, f"{path}.{key}".lstrip("."))
+                _plain(key, f"{path}.{key!r}"): _plain(item, f"{path}.{key}".lstrip("."), depth + 1)
                 for key, item in value.items()
             }
         case list():
-            return [_plain(item, f"{path}[{number}]") for number, item in enumerate(value)]
+            return [_plain(x, f"{path}[{number}]", depth + 1) for number, x in enumerate(value)]
         case date() | time():
             return value.isoformat()
         case str() if "\0" in value:

@@ -86,7 +86,7 @@ class Build(Frozen):
     """A provisioner has said that it began."""
     template: TemplateRef | None = None
     template_version_id: str | None = None
-    parameters: dict[str, str] = {}
+    parameters: dict[str, str] = Field(default_factory=dict)
     preset_id: str | None = None
     ttl_ms: int | None = None
     outcome: Outcome | None = None

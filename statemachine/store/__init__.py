@@ -16,8 +16,33 @@ from typing import Any, NamedTuple, Protocol
 
 from statemachine.calls import Answered, Call
 from statemachine.events import Event
+from statemachine.store.admitting import Admitting, Connection, Credential, Listed
+from statemachine.store.beside import Pushed
+from statemachine.store.recovering import Job, Origin, Recovering, Seen
 from statemachine.templates import Catalog, Version
-from statemachine.workspace import Workspace
+from statemachine.workspace import Cause, Workspace
+
+__all__ = [
+    "Changes",
+    "Connection",
+    "Credential",
+    "Entry",
+    "Found",
+    "Job",
+    "Key",
+    "Listed",
+    "Origin",
+    "Outgoing",
+    "Pushed",
+    "Seen",
+    "Store",
+    "StoreUnavailableError",
+    "StoredCall",
+    "Terms",
+    "Transaction",
+    "TransientError",
+    "identity",
+]
 
 
 class StoreUnavailableError(Exception):
@@ -46,6 +71,10 @@ class Entry:
     state_after: str
     version: int | None
     at: datetime
+    cause: Cause | None = None
+    """The event that it followed from; None for one that followed from no other."""
+    deadline: datetime | None = None
+    """The limit that it set, and that holds after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +114,29 @@ class Changes:
     freed: list[tuple[str, str]] = field(default_factory=list)
     """(workspace id, chat id) of deleted ones."""
     outgoing: list[Outgoing] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    """Those of `outgoing` that ask for builds, kept for a day, to be asked for again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pushed:
-    """A template version as its history tells of it."""
+class Found(NamedTuple):
+    """What there is of events and calls that a batch speaks of."""
 
-    version_id: str
-    pushed_at: datetime
-    size: int
-    """Bytes of its archive."""
-    active: bool
+    known: set[tuple[str, bytes]]
+    """Those events (chat id, digest) that were applied before."""
+    calls: dict[Key, StoredCall]
+    waiting: dict[str, list[Call]]
+    """By chat, in the order they came."""
+    canceled: set[Key]
+    """Calls whose cancellation came before them."""
+    pools: dict[str, str]
+    """The pool that a provisioner is bound to, by its name."""
+
+
+class Terms(NamedTuple):
+    """What calls are judged by."""
+
+    catalog: Catalog
+    settings: Mapping[str, str]
 
 
 class Transaction(Protocol):
@@ -112,37 +153,31 @@ class Transaction(Protocol):
         """Lock the chats until the end and return their snapshots; `creating` (all) may be new."""
         ...
 
-    async def known(self, identities: Sequence[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
-        """Return those of `identities` (chat id, digest) that were applied before."""
+    async def found(
+        self,
+        identities: Sequence[tuple[str, bytes]],
+        keys: AbstractSet[Key],
+        waiting_of: AbstractSet[str],
+        provisioners: AbstractSet[str] = frozenset(),
+    ) -> Found:
+        """Return what there is of events, calls by key, waiting calls by chat, pools by provisioner."""
         ...
 
     async def calls(self, keys: AbstractSet[Key]) -> dict[Key, StoredCall]:
         """Return the calls of these keys that exist."""
         ...
 
-    async def open_calls(self, chat_ids: AbstractSet[str]) -> dict[str, list[Call]]:
-        """Return the waiting calls by chat, in the order they came."""
-        ...
-
-    async def cancellations(self, keys: AbstractSet[Key]) -> set[Key]:
-        """Return those of `keys` whose cancellation came before them."""
-        ...
-
     async def names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
         """Return the lower-case names in use by owner; nobody else gives out names meanwhile."""
         ...
 
-    async def catalog(
+    async def terms(
         self,
         organization_ids: AbstractSet[str],
         template_ids: AbstractSet[str],
         version_ids: AbstractSet[str],
-    ) -> Catalog:
-        """Return the templates of these organizations and ids, and these versions."""
-        ...
-
-    async def settings(self) -> dict[str, str]:
-        """Return the settings as they are now."""
+    ) -> Terms:
+        """Return the templates of these organizations and ids, these versions, and the settings."""
         ...
 
     async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
@@ -158,19 +193,7 @@ class Transaction(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """What a public key may be used for."""
-
-    kind: str
-    chat_ids: tuple[str, ...]
-    expires_at: datetime
-    workspace_id: str | None = None
-    build_id: str | None = None
-    agent_id: str | None = None
-
-
-class Store(Protocol):
+class Store(Recovering, Admitting, Protocol):
     """The truth."""
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
@@ -199,6 +222,10 @@ class Store(Protocol):
 
     async def waiting(self, chat_id: str) -> list[Call]:
         """Return a chat's open calls."""
+        ...
+
+    async def waiting_in_all(self, most: int) -> int:
+        """Count the open calls of all chats, up to `most`."""
         ...
 
     async def answered(self, chat_id: str, call_id: str) -> bool:
@@ -253,14 +280,6 @@ class Store(Protocol):
 
     async def put_setting(self, key: str, value: str) -> None:
         """Change a setting, for all workers at once."""
-        ...
-
-    async def issue(self, public_key: str, credential: Credential) -> None:
-        """Keep what a public key may be used for."""
-        ...
-
-    async def credential(self, public_key: str) -> tuple[Credential, Workspace | None] | None:
-        """Return what a public key may be used for, with its (first) chat."""
         ...
 
 

@@ -14,6 +14,11 @@ import asyncpg
 from statemachine.store import StoreUnavailableError, TransientError
 
 Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
+UNREADABLE: Final = (
+    "the database's URL can't be read; a password in it has %2F for /, %23 for #, %3A for : and "
+    "%40 for @"
+)
+"""Instead of what the parser says, which may show a part of the password."""
 LOST_RACES: Final = (
     asyncpg.TransactionRollbackError,
     asyncpg.QueryCanceledError,
@@ -32,12 +37,20 @@ CONNECTION_ERRORS: Final = (
     asyncpg.PostgresSystemError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.InternalClientError,
 )
 """What asyncpg raises when the database is away or refuses work for now: no fault of the work."""
 
 ANSWER_WITHIN: Final = 10.0
 """Seconds: a database that is silent for longer is away, even if nobody closed the connection."""
-_CLOSED: Final = (asyncpg.InterfaceError, asyncpg.PostgresConnectionError, ConnectionError)
+_CLOSED: Final = (
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    ConnectionError,
+)
 """What asyncpg raises when somebody closed the connection; it may not have heard why."""
 
 
@@ -56,13 +69,25 @@ def said() -> Iterator[None]:
 
 @asynccontextmanager
 async def borrowed(pool: asyncpg.Pool[Any]) -> AsyncIterator[Session]:
-    """Borrow a connection; one that does not answer is not used again. Raises as asyncpg does."""
-    async with pool.acquire(timeout=ANSWER_WITHIN) as connection:
-        try:
-            yield connection
-        except TimeoutError:
-            connection.terminate()  # it would wait for the server to confirm the cancellation
-            raise
+    """Borrow a connection; one that does not answer is not used again.
+
+    Raises as asyncpg does, but StoreUnavailableError for whatever a server says to who connects:
+    that is never a fault of the work.
+    """
+    try:
+        connection = await pool.acquire(timeout=ANSWER_WITHIN)
+    except asyncpg.PostgresError as refusal:
+        raise StoreUnavailableError(str(refusal)) from refusal
+    try:
+        yield connection
+    except TimeoutError:
+        connection.terminate()  # it would wait for the server to confirm the cancellation
+        raise
+    except asyncpg.InternalClientError:
+        connection.terminate()  # asyncpg loses its thread over what a server says in leaving
+        raise
+    finally:
+        await pool.release(connection)
 
 
 class Block:

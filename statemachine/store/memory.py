@@ -10,23 +10,25 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from statemachine.calls import Call
 from statemachine.formers import orphans
-from statemachine.store import Credential, Key, Outgoing, Pushed, StoredCall
+from statemachine.store import Job, Key, Origin, Outgoing, Pushed, Seen, StoredCall
+from statemachine.store.memory_admitting import MemoryAdmitting
 from statemachine.store.memory_transaction import MemoryTransaction
+from statemachine.store.recovering import JOB_KEPT
 from statemachine.templates import Catalog, Template, Version
 from statemachine.wakes import rests
 from statemachine.workspace import Workspace
 
 
-class MemoryStore:
+class MemoryStore(MemoryAdmitting):
     """The port over dictionaries."""
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self.clock = clock
+        super().__init__(clock)
         self.lock = asyncio.Lock()
         self.snapshots: dict[str, str] = {}
         self.entries: dict[str, list[Mapping[str, Any]]] = {}
@@ -39,8 +41,12 @@ class MemoryStore:
         self.pushed: dict[str, datetime] = {}
         self.active: dict[str, tuple[str, str]] = {}
         self.values: dict[str, str] = {}
-        self.credentials: dict[str, Credential] = {}
         self.rows = 0
+        self.name = "memory"
+        self.noted: str | None = None
+        self.asked: dict[str, Job] = {}
+        self.streams: dict[str, Seen] = {}
+        self.resolved: dict[Key, datetime] = {}
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[MemoryTransaction]:
@@ -91,6 +97,10 @@ class MemoryStore:
             ),
             key=lambda call: call.order,
         )
+
+    async def waiting_in_all(self, most: int) -> int:
+        """Count the open calls of all chats, up to `most`."""
+        return min(most, sum(stored.answer is None for stored in self.calls.values()))
 
     async def answered(self, chat_id: str, call_id: str) -> bool:
         """Say whether a call is known and over."""
@@ -162,15 +172,6 @@ class MemoryStore:
         """Change a setting, for all workers at once."""
         self.values[key] = value
 
-    async def issue(self, public_key: str, credential: Credential) -> None:
-        """Keep what a public key may be used for."""
-        self.credentials[public_key] = credential
-
-    async def credential(self, public_key: str) -> tuple[Credential, Workspace | None] | None:
-        """Return what a public key may be used for, with its (first) chat."""
-        found = self.credentials.get(public_key)
-        return None if found is None else (found, await self.chat(found.chat_ids[0]))
-
     def catalog(
         self,
         organization_ids: AbstractSet[str],
@@ -185,3 +186,60 @@ class MemoryStore:
         }
         wanted = {template.active.id for template in templates.values()} | set(version_ids)
         return Catalog(templates, {v: self.versions[v][0] for v in wanted if v in self.versions})
+
+    async def streams_seen(self) -> dict[str, Seen]:
+        """Return the streams that were noted, by name."""
+        return dict(self.streams)
+
+    async def origin(self) -> Origin:
+        """Return which store this is, and which one the rows were written in."""
+        return Origin(self.name, self.noted)
+
+    async def settle(self, here: str) -> None:
+        """Note that the rows are at home in this store."""
+        self.noted = here
+
+    async def see_streams(self, seen: Mapping[str, Seen], *, anew: bool = False) -> None:
+        """Note how far streams are. Only `anew` puts one in the place of another, or goes back."""
+        for name, new in seen.items():
+            known = self.streams.setdefault(name, new)
+            if anew or (known.created == new.created and known.last < new.last):
+                self.streams[name] = new
+
+    async def published_states(
+        self, *, after: str | None = None, most: int = 500
+    ) -> list[Workspace]:
+        """Return the chats that have a version, by chat id."""
+        return [c for c in await self._all() if c.version and c.chat_id > (after or "")][:most]
+
+    async def jobs(
+        self, *, after: str | None = None, most: int = 100
+    ) -> list[tuple[Job, Workspace]]:
+        """Return the jobs that are to be answered with their chats, by build id."""
+        now, chats = self.clock(), {chat.chat_id: chat for chat in await self._all()}
+        return [
+            (job, chats[job.chat_id])
+            for build_id, job in sorted(self.asked.items())
+            if build_id > (after or "") and job.not_after > now - JOB_KEPT
+        ][:most]
+
+    async def answers(self, *, after: Key | None = None, most: int = 500) -> list[StoredCall]:
+        """Return the calls that were answered within the last day, by key."""
+        since = self.clock() - timedelta(hours=24)
+        return [
+            self.calls[key]
+            for key, at in sorted(self.resolved.items())
+            if at > since and (after is None or key > after)
+        ][:most]
+
+    async def inhabited(self, *, after: str | None = None, most: int = 500) -> list[Workspace]:
+        """Return the chats with agents that are connected, by chat id."""
+        return [
+            chat
+            for chat in await self._all()
+            if any(facts.connected for facts in chat.agents) and chat.chat_id > (after or "")
+        ][:most]
+
+    async def left_over(self, *, after: int = 0, most: int = 500) -> list[Outgoing]:
+        """Return what is in the outbox, by row."""
+        return [row for key, row in sorted(self.outbox.items()) if key > after][:most]

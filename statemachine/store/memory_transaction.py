@@ -8,10 +8,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from statemachine.calls import Call
-from statemachine.codec import envelope_of, timestamp
-from statemachine.store import Changes, Key, Outgoing, StoredCall
-from statemachine.templates import Catalog
+from statemachine.codec import envelope_of
+from statemachine.store import Changes, Entry, Found, Key, Outgoing, StoredCall, Terms
+from statemachine.store.entries import shown
+from statemachine.store.recovering import JOB_KEPT
 from statemachine.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -40,23 +40,26 @@ class MemoryTransaction:
         self._locked |= found.keys()
         return found
 
-    async def known(self, identities: Sequence[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
-        """Return those of `identities` (chat id, digest) that were applied before."""
-        return self._store.identities.intersection(identities)
+    async def found(
+        self,
+        identities: Sequence[tuple[str, bytes]],
+        keys: AbstractSet[Key],
+        waiting_of: AbstractSet[str],
+        provisioners: AbstractSet[str] = frozenset(),
+    ) -> Found:
+        """Return what there is of events, calls by key, waiting calls by chat, pools by provisioner."""
+        store, oldest = self._store, self.now - timedelta(minutes=10)
+        return Found(
+            store.identities.intersection(identities),
+            await self.calls(keys),
+            {chat_id: await store.waiting(chat_id) for chat_id in waiting_of},
+            {key for key in keys if store.cancellations.get(key, oldest) > oldest},
+            {name: store.bound[name] for name in provisioners if name in store.bound},
+        )
 
     async def calls(self, keys: AbstractSet[Key]) -> dict[Key, StoredCall]:
         """Return the calls of these keys that exist."""
         return {key: self._store.calls[key] for key in keys if key in self._store.calls}
-
-    async def open_calls(self, chat_ids: AbstractSet[str]) -> dict[str, list[Call]]:
-        """Return the waiting calls by chat, in the order they came."""
-        return {chat_id: await self._store.waiting(chat_id) for chat_id in chat_ids}
-
-    async def cancellations(self, keys: AbstractSet[Key]) -> set[Key]:
-        """Return those of `keys` whose cancellation came before them."""
-        oldest = self.now - timedelta(minutes=10)
-        kept = self._store.cancellations
-        return {key for key in keys if key in kept and kept[key] > oldest}
 
     async def names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
         """Return the lower-case names in use by owner."""
@@ -66,18 +69,15 @@ class MemoryTransaction:
                 found[owner_id].add(name.lower())
         return found
 
-    async def catalog(
+    async def terms(
         self,
         organization_ids: AbstractSet[str],
         template_ids: AbstractSet[str],
         version_ids: AbstractSet[str],
-    ) -> Catalog:
-        """Return the templates of these organizations and ids, and these versions."""
-        return self._store.catalog(organization_ids, template_ids, version_ids)
-
-    async def settings(self) -> dict[str, str]:
-        """Return the settings as they are now."""
-        return await self._store.settings()
+    ) -> Terms:
+        """Return the templates of these organizations and ids, these versions, and the settings."""
+        found = self._store.catalog(organization_ids, template_ids, version_ids)
+        return Terms(found, await self._store.settings())
 
     async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
         """Return those of `workspace_ids` that some chat has."""
@@ -106,22 +106,13 @@ class MemoryTransaction:
         for chat in changes.chats:
             store.snapshots[chat.chat_id] = chat.model_dump_json(exclude_defaults=True)
         for chat_id, entry in changes.entries:
-            store.entries.setdefault(chat_id, []).append(
-                {
-                    "seq": entry.seq,
-                    "event": envelope_of(entry.event),
-                    "outcome": entry.outcome,
-                    "state_before": entry.state_before,
-                    "state_after": entry.state_after,
-                    "version": entry.version,
-                    "at": timestamp(entry.at),
-                }
-            )
+            cause = entry.cause.model_dump() if entry.cause else None
+            row = {name: getattr(entry, name) for name in Entry.__slots__}
+            kept = shown(row, envelope_of(entry.event), cause)
+            store.entries.setdefault(chat_id, []).append(kept)
         store.identities.update(changes.identities)
         for stored in changes.calls:
-            key = Key(stored.call.chat_id, stored.call.call_id)
-            if key not in store.calls or store.calls[key].answer is None:
-                store.calls[key] = stored
+            self._keep(stored)
         store.cancellations |= dict.fromkeys(changes.cancellations, self.now)
         for workspace_id, chat_id, owner_id, name in changes.names:
             store.names.setdefault(workspace_id, (chat_id, owner_id, name, False))
@@ -129,3 +120,15 @@ class MemoryTransaction:
             if (known := store.names.get(workspace_id)) and known[0] == chat_id:
                 store.names[workspace_id] = (*known[:3], True)
         store.outbox |= {row.id: row for row in changes.outgoing}
+        if changes.jobs:
+            since = self.now - JOB_KEPT
+            kept = {key: job for key, job in store.asked.items() if job.not_after >= since}
+            store.asked = {job.build_id: job for job in changes.jobs} | kept
+
+    def _keep(self, stored: StoredCall) -> None:
+        key = Key(stored.call.chat_id, stored.call.call_id)
+        if key in self._store.resolved:
+            return
+        self._store.calls[key] = stored
+        if stored.answer is not None:
+            self._store.resolved[key] = self.now

@@ -9,37 +9,55 @@ from typing import Any, Final
 import asyncpg
 
 from statemachine.store import StoreUnavailableError
-from statemachine.store.losses import ANSWER_WITHIN, CONNECTION_ERRORS, LOST_RACES
-from statemachine.store.sql import Migration, migrations
+from statemachine.store.losses import ANSWER_WITHIN, CONNECTION_ERRORS, LOST_RACES, UNREADABLE
+from statemachine.store.sql import Migration, migrations, roles
 
 log = logging.getLogger(__name__)
 OLDEST: Final = 17
 """The first major version of PostgreSQL that has `transaction_timeout`."""
+OWNER: Final = "workspaced_owner"
+SERVICES: Final = ("workspaced_worker", "workspaced_gateway", "workspaced_operator")
+"""The roles of roles.sql; a database whose server has none of them works without."""
 _LOCK: Final = 0x776F726B  # "work": the advisory lock of whoever migrates
+PATIENCE: Final = "3s"
+"""How long a step may wait for a table that somebody uses: all workers wait behind it."""
 _LEDGER: Final = """create table if not exists schema_migration (
     number integer primary key, name text not null, applied_at timestamptz not null default now())"""
+_OWNERS: Final = """select from pg_database where datname = current_database()
+    and datdba::regrole::text = $1 and pg_has_role(datdba, 'member')"""
+_ROLES: Final = "select count(*) from pg_roles where rolname = any($1)"
 
 
-async def migrate(url: str) -> list[Migration]:
+async def migrate(url: str, *, granting: bool = False) -> list[Migration]:
     """Apply what is missing at `url`, one at a time whoever else tries; return what was applied.
 
-    Raises StoreUnavailableError.
+    Who finds nothing missing needs no right to make anything. The services' rights are given with
+    the last step, or with `granting` in any case. Raises StoreUnavailableError.
     """
     try:
         connection: asyncpg.Connection[Any] = await asyncpg.connect(url, timeout=ANSWER_WITHIN)
-    except (*CONNECTION_ERRORS, ValueError) as bad:
+    except CONNECTION_ERRORS as bad:
         raise StoreUnavailableError(
             f"can't open the database: {str(bad) or type(bad).__name__}"
         ) from bad
+    except ValueError:
+        raise StoreUnavailableError(UNREADABLE) from None
     try:
         found = connection.get_server_version()
         if found.major < OLDEST:
             raise StoreUnavailableError(
                 f"PostgreSQL {OLDEST} or later is needed; this server is {found.major}.{found.minor}"
             )
-        return await _brought_forward(connection)
+        return await _brought_forward(connection, granting=granting)
     except asyncpg.InsufficientPrivilegeError as bad:
-        raise StoreUnavailableError(f"can't migrate the database: {bad}") from bad
+        raise StoreUnavailableError(
+            f"the database is not ready for this user, who may not bring it to schema "
+            f"{migrations()[-1].number:04d} ({bad}): run `workspaced migrate` with its owner's URL"
+        ) from bad
+    except asyncpg.LockNotAvailableError as bad:
+        raise StoreUnavailableError(
+            f"can't migrate the database while a table is in use, by pg_dump perhaps: {bad}; try again"
+        ) from bad
     except (*LOST_RACES, *CONNECTION_ERRORS) as bad:
         raise StoreUnavailableError(
             f"the database went away while it was migrated: {str(bad) or type(bad).__name__}"
@@ -49,10 +67,40 @@ async def migrate(url: str) -> list[Migration]:
             await connection.close(timeout=ANSWER_WITHIN)
 
 
-async def _brought_forward(connection: asyncpg.Connection[Any]) -> list[Migration]:
+async def _brought_forward(
+    connection: asyncpg.Connection[Any], *, granting: bool
+) -> list[Migration]:
+    if not granting and not await _missing(connection):
+        return []
+    if await connection.fetchrow(_OWNERS, OWNER) is not None:
+        await connection.execute(f"set role {OWNER}")  # what a superuser makes is the owner's too
     await connection.execute("select pg_advisory_lock($1)", _LOCK)
     await connection.execute(_LEDGER)
-    done = {row["number"] for row in await connection.fetch("select number from schema_migration")}
+    missing = await _missing(connection)
+    for step in missing:
+        async with connection.transaction():
+            await connection.execute(f"set local lock_timeout = '{PATIENCE}'")
+            await connection.execute(step.text)
+            await connection.execute(
+                "insert into schema_migration (number, name) values ($1, $2)",
+                step.number,
+                step.name,
+            )
+            if step is missing[-1]:
+                await _grant(connection)
+        log.info("migrated the database to %04d %s", step.number, step.name)
+    if granting and not missing:
+        async with connection.transaction():
+            await _grant(connection)
+    return missing
+
+
+async def _missing(connection: asyncpg.Connection[Any]) -> list[Migration]:
+    """Return the steps that the ledger does not have. Raises StoreUnavailableError for later ones."""
+    done: set[int] = set()
+    if await connection.fetchval("select to_regclass('schema_migration') is not null"):
+        rows = await connection.fetch("select number from schema_migration")
+        done = {row["number"] for row in rows}
     known = migrations()
     newest = max(step.number for step in known)
     if max(done, default=0) > newest:
@@ -60,14 +108,10 @@ async def _brought_forward(connection: asyncpg.Connection[Any]) -> list[Migratio
             f"the database has schema {max(done):04d}, this program knows {newest:04d} at most: "
             "use the workspaced that migrated it, or a later one"
         )
-    missing = [step for step in known if step.number not in done]
-    for step in missing:
-        async with connection.transaction():
-            await connection.execute(step.text)
-            await connection.execute(
-                "insert into schema_migration (number, name) values ($1, $2)",
-                step.number,
-                step.name,
-            )
-        log.info("migrated the database to %04d %s", step.number, step.name)
-    return missing
+    return [step for step in known if step.number not in done]
+
+
+async def _grant(connection: asyncpg.Connection[Any]) -> None:
+    """Give the services' roles their rights, where the server has those roles."""
+    if await connection.fetchval(_ROLES, list(SERVICES)) == len(SERVICES):
+        await connection.execute(roles()["grants"])

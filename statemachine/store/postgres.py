@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, Final
 
 import asyncpg
 
-from statemachine import codec
-from statemachine.calls import Answered, Call
-from statemachine.store import Changes, Key, Outgoing, StoredCall, StoreUnavailableError
+from statemachine.calls import Call
+from statemachine.store import (
+    Changes,
+    Found,
+    Key,
+    Outgoing,
+    StoredCall,
+    StoreUnavailableError,
+    Terms,
+)
+from statemachine.store.auditing import Auditing
 from statemachine.store.losses import (
     ANSWER_WITHIN,
     CONNECTION_ERRORS,
+    UNREADABLE,
     Block,
     Session,
     borrowed,
     said,
     shortest,
 )
-from statemachine.store.reading import Reading, catalog_of
+from statemachine.store.reading import Reading, call_of, terms_of
 from statemachine.store.sql import queries
-from statemachine.templates import Catalog
-from statemachine.wakes import rests
+from statemachine.store.writing import arrays_of, columns, seldom
+from statemachine.templates import Version
 from statemachine.workspace import Workspace
 
 LIMITS: Final = {"transaction_timeout": "5s", "idle_in_transaction_session_timeout": "5s"}
 """A paused worker must not hold rows: the server ends its transaction."""
+
 _REFUSED_LIMITS: Final = (
     asyncpg.UndefinedObjectError,
     asyncpg.CantChangeRuntimeParamError,
@@ -40,9 +50,17 @@ _REFUSED_LIMITS: Final = (
 Q: Final = queries()
 
 
+def limits_of(seconds: float) -> Mapping[str, str]:
+    """Return `LIMITS` of so many seconds."""
+    return dict.fromkeys(LIMITS, f"{round(seconds * 1000)}ms")
+
+
 @asynccontextmanager
-async def connect(url: str, *, connections: int = 4) -> AsyncIterator[PostgresStore]:
-    """Open the store at `url`. Raises StoreUnavailableError."""
+async def connect(
+    url: str, *, connections: int = 4, limits: Mapping[str, str] | None = None
+) -> AsyncIterator[PostgresStore]:
+    """Open the store at `url`, with `LIMITS` or others. Raises StoreUnavailableError."""
+    limits = LIMITS if limits is None else limits
 
     async def keep(connection: Any) -> None:
         """Spare a round trip: nothing here changes a session."""
@@ -53,23 +71,37 @@ async def connect(url: str, *, connections: int = 4) -> AsyncIterator[PostgresSt
             min_size=1,
             max_size=connections,
             reset=keep,
-            server_settings=LIMITS,
+            server_settings=dict(limits),
             timeout=ANSWER_WITHIN,
             command_timeout=ANSWER_WITHIN,
         )
     except _REFUSED_LIMITS as bad:
         raise StoreUnavailableError(
             f"PostgreSQL 17 or later is needed, and no pooler between that refuses "
-            f"{' and '.join(LIMITS)}: {bad}"
+            f"{' and '.join(limits)}: {bad}"
         ) from bad
-    except (*CONNECTION_ERRORS, ValueError) as bad:
+    except CONNECTION_ERRORS as bad:
         raise StoreUnavailableError(
             f"can't open the database: {str(bad) or type(bad).__name__}"
         ) from bad
+    except ValueError:
+        raise StoreUnavailableError(UNREADABLE) from None
     try:
-        yield PostgresStore(pool, shortest(LIMITS))
+        yield PostgresStore(pool, shortest(limits))
     finally:
         pool.terminate()
+
+
+@asynccontextmanager
+async def _begun(connection: Session) -> AsyncIterator[None]:
+    """Commit at the end, roll back what raises; beginning takes one round trip, settings included."""
+    await connection.execute(Q["begin"])
+    try:
+        yield
+    except BaseException:
+        await connection.execute(Q["rollback"])
+        raise
+    await connection.execute(Q["commit"])
 
 
 class PostgresStore(Reading):
@@ -77,6 +109,7 @@ class PostgresStore(Reading):
 
     def __init__(self, pool: asyncpg.Pool[Any], longest: float) -> None:
         super().__init__(pool)
+        self._versions: dict[str, Version] = {}
         self._longest = longest
         """Seconds after which the server ends a transaction."""
 
@@ -85,8 +118,8 @@ class PostgresStore(Reading):
         """Commit at the end of the block, roll back when it raises."""
         block = Block(self._longest)
         with said(), block.told_apart():
-            async with borrowed(self._pool) as connection, connection.transaction():
-                transaction = PostgresTransaction(connection)
+            async with borrowed(self._pool) as connection, _begun(connection):
+                transaction = PostgresTransaction(connection, self._versions)
                 block.begun(lambda: transaction.locked)
                 try:
                     yield transaction
@@ -96,12 +129,21 @@ class PostgresStore(Reading):
                     raise
 
 
-class PostgresTransaction:
+class PostgresTransaction(Auditing):
     """Reads under lock, and one write."""
 
-    def __init__(self, connection: Session) -> None:
+    def __init__(self, connection: Session, versions: dict[str, Version]) -> None:
         self._db = connection
+        self._versions = versions
         self._now: datetime | None = None
+
+    async def _fetch(self, name: str, *args: object) -> Sequence[Mapping[str, Any]]:
+        return await self._db.fetch(Q[name], *args)
+
+    async def hold(self, chat_ids: AbstractSet[str]) -> None:
+        """Lock chats whose snapshots may be damaged."""
+        rows = await self._fetch("lock_chats", sorted(chat_ids), [])
+        self._now = rows[-1]["now"] if rows else None
 
     @property
     def locked(self) -> bool:
@@ -119,55 +161,50 @@ class PostgresTransaction:
         self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
     ) -> dict[str, Workspace]:
         """Lock the chats until the end and return their snapshots; `creating` (all) may be new."""
-        wanted = sorted(chat_ids)
-        rows = await self._db.fetch(Q["lock_chats"], wanted)
-        new = (chat_ids if creating is None else creating) - {row["chat_id"] for row in rows}
-        if new:
-            await self._db.execute(Q["insert_chats"], sorted(new))
-            rows = await self._db.fetch(Q["lock_chats"], wanted)
+        wanted, new = sorted(chat_ids), sorted(chat_ids if creating is None else creating)
+        rows: Sequence[Mapping[str, Any]] = ()
+        while not rows or not {row["chat_id"] for row in rows} >= set(new):
+            rows = await self._fetch("lock_chats", wanted, new)
+            if not new:
+                break
         self._now = rows[-1]["now"] if rows else await self._db.fetchval(Q["now"])
         return {row["chat_id"]: Workspace.model_validate_json(row["snapshot"]) for row in rows}
 
-    async def known(self, identities: Sequence[tuple[str, bytes]]) -> set[tuple[str, bytes]]:
-        """Return those of `identities` (chat id, digest) that were applied before."""
-        rows = await self._db.fetch(
-            Q["known_identities"],
-            list({chat_id for chat_id, _ in identities}),
-            [digest for _, digest in identities],
-        )
-        return {(row["chat_id"], row["digest"]) for row in rows}
+    async def found(
+        self,
+        identities: Sequence[tuple[str, bytes]],
+        keys: AbstractSet[Key],
+        waiting_of: AbstractSet[str],
+        provisioners: AbstractSet[str] = frozenset(),
+    ) -> Found:
+        """Return what there is of events, calls by key, waiting calls by chat, pools by provisioner."""
+        found = Found(set(), {}, {chat_id: [] for chat_id in waiting_of}, set(), {})
+        named = columns(identities, 2) + columns(list(keys), 2)
+        for row in await self._fetch("found", *named, list(waiting_of), list(provisioners)):
+            match row["kind"]:
+                case "known":
+                    found.known.add((row["chat_id"], row["digest"]))
+                case "canceled":
+                    found.canceled.add(Key(row["chat_id"], row["call_id"]))
+                case "bound":
+                    found.pools[row["call_id"]] = row["chat_id"]
+                case "waiting":
+                    call = Call.model_validate_json(row["body"])
+                    found.waiting[call.chat_id].append(call)
+                case _:
+                    stored = call_of(row)
+                    found.calls[Key(stored.call.chat_id, stored.call.call_id)] = stored
+        for calls in found.waiting.values():
+            calls.sort(key=lambda call: call.order)
+        return found
 
     async def calls(self, keys: AbstractSet[Key]) -> dict[Key, StoredCall]:
         """Return the calls of these keys that exist."""
         if not keys:
             return {}
-        rows = await self._db.fetch(Q["calls"], *_columns(list(keys), 2))
-        stored = [
-            StoredCall(
-                Call.model_validate_json(row["body"]),
-                None
-                if row["result"] is None
-                else Answered(json.loads(row["result"]), row["is_error"]),
-            )
-            for row in rows
-        ]
+        rows = await self._db.fetch(Q["calls"], *columns(list(keys), 2))
+        stored = [call_of(row) for row in rows]
         return {Key(item.call.chat_id, item.call.call_id): item for item in stored}
-
-    async def open_calls(self, chat_ids: AbstractSet[str]) -> dict[str, list[Call]]:
-        """Return the waiting calls by chat, in the order they came."""
-        found: dict[str, list[Call]] = {chat_id: [] for chat_id in chat_ids}
-        if chat_ids:
-            for row in await self._db.fetch(Q["open_calls"], list(chat_ids)):
-                call = Call.model_validate_json(row["body"])
-                found[call.chat_id].append(call)
-        return found
-
-    async def cancellations(self, keys: AbstractSet[Key]) -> set[Key]:
-        """Return those of `keys` whose cancellation came before them."""
-        if not keys:
-            return set()
-        rows = await self._db.fetch(Q["cancellations"], *_columns(list(keys), 2))
-        return {Key(row["chat_id"], row["call_id"]) for row in rows}
 
     async def names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
         """Return the lower-case names in use by owner; nobody else gives out names meanwhile."""
@@ -178,18 +215,16 @@ class PostgresTransaction:
                 found[row["owner_id"]].add(row["name"])
         return found
 
-    async def catalog(
+    async def terms(
         self,
         organization_ids: AbstractSet[str],
         template_ids: AbstractSet[str],
         version_ids: AbstractSet[str],
-    ) -> Catalog:
-        """Return the templates of these organizations and ids, and these versions."""
-        return await catalog_of(self._db, organization_ids, template_ids, version_ids)
-
-    async def settings(self) -> dict[str, str]:
-        """Return the settings as they are now."""
-        return {row["key"]: row["value"] for row in await self._db.fetch(Q["settings"])}
+    ) -> Terms:
+        """Return the templates of these organizations and ids, these versions, and the settings."""
+        return await terms_of(
+            self._fetch, self._versions, organization_ids, template_ids, version_ids
+        )
 
     async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
         """Return those of `workspace_ids` that some chat has."""
@@ -206,84 +241,10 @@ class PostgresTransaction:
 
     async def write(self, changes: Changes) -> list[Outgoing]:
         """Write everything; return the outgoing with their row ids."""
-        for name, rows in _rows(changes):
+        ids = [row["id"] for row in await self._fetch("write", *arrays_of(changes))]
+        for name, rows in seldom(changes):
             if rows:
-                await self._db.execute(Q[name], *_columns(rows, len(rows[0])))
+                await self._db.execute(Q[name], *columns(rows, len(rows[0])))
         if changes.cancellations:
             await self._db.execute(Q["forget_cancellations"])
-        if not changes.outgoing:
-            return []
-        columns = _columns(
-            [
-                (o.chat_id, o.lane, o.subject, o.message_id, o.version, o.due, o.payload)
-                for o in changes.outgoing
-            ],
-            7,
-        )
-        ids = [row["id"] for row in await self._db.fetch(Q["write_outbox"], *columns)]
-        return [
-            Outgoing(o.chat_id, o.lane, o.subject, o.message_id, o.payload, o.version, o.due, row)
-            for o, row in zip(changes.outgoing, ids, strict=True)
-        ]
-
-
-def _rows(changes: Changes) -> list[tuple[str, Sequence[tuple[Any, ...]]]]:
-    """Return (statement, rows) for each table; a chat's row first, which others refer to."""
-    return [
-        (
-            "write_chats",
-            [
-                (
-                    chat.chat_id,
-                    chat.version,
-                    chat.state,
-                    chat.organization_id,
-                    chat.owner_id,
-                    chat.ref.id if chat.ref else None,
-                    not rests(chat),
-                    chat.model_dump_json(exclude_defaults=True),
-                )
-                for chat in changes.chats
-            ],
-        ),
-        (
-            "write_log",
-            [
-                (
-                    chat_id,
-                    entry.seq,
-                    json.dumps(codec.envelope_of(entry.event), ensure_ascii=False),
-                    entry.outcome,
-                    entry.state_before,
-                    entry.state_after,
-                    entry.version,
-                    entry.at.astimezone(UTC),
-                )
-                for chat_id, entry in changes.entries
-            ],
-        ),
-        ("write_identities", changes.identities),
-        (
-            "write_calls",
-            [
-                (
-                    stored.call.chat_id,
-                    stored.call.call_id,
-                    stored.call.order,
-                    stored.call.model_dump_json(),
-                    stored.call.asked_at,
-                    stored.answer.is_error if stored.answer else None,
-                    json.dumps(stored.answer.result, ensure_ascii=False) if stored.answer else None,
-                )
-                for stored in changes.calls
-            ],
-        ),
-        ("write_cancellations", changes.cancellations),
-        ("write_names", changes.names),
-        ("free_names", changes.freed),
-    ]
-
-
-def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
-    """Turn rows into the arrays that `unnest` takes."""
-    return [[row[n] for row in rows] for n in range(width)]
+        return [replace(o, id=row) for o, row in zip(changes.outgoing, ids, strict=True)]

@@ -1,36 +1,56 @@
--- name: insert_chats
--- Rows must exist before they can be locked; a chat begins with its first event.
-insert into chat (chat_id, snapshot)
-select id, jsonb_build_object('chat_id', id) from unnest($1::uuid[]) as id order by id
-on conflict do nothing
+-- name: begin
+-- With plans that are made once, and by keys: what these statements look up is a few rows of many, always. Left to
+-- itself the server plans them anew each time, which takes longer than the work, and a plan that was made of a
+-- small table would stay for a large one.
+begin;
+set local plan_cache_mode = force_generic_plan;
+set local enable_seqscan = off
+
+-- name: commit
+commit
+
+-- name: rollback
+rollback
 
 -- name: lock_chats
+-- A chat begins with its first event; who finds one missing that another just made looks again.
 -- The same order everywhere, so that two batches never wait for each other in a circle.
 -- The time is taken outside: beside the lock it would be that before the wait.
-with locked as materialized (
+with made as (
+    insert into chat (chat_id, snapshot)
+    select id, jsonb_build_object('chat_id', id) from unnest($2::uuid[]) as id
+    where not exists (select from chat where chat_id = id) order by id
+    on conflict do nothing returning chat_id, snapshot
+), locked as materialized (
     select chat_id, snapshot from chat where chat_id = any($1::uuid[]) order by chat_id for update
 )
 select chat_id::text as chat_id, snapshot, clock_timestamp() as now from locked
+union all select chat_id::text, snapshot, clock_timestamp() from made
 
--- name: known_identities
+-- name: found
+-- All that the batch asks of its chats, in one look: events that are known, calls by key, waiting calls,
+-- cancellations that came before their call by ten minutes at most; and which pools senders are bound to.
 -- After the lock, in a statement of its own: one that waits for a lock still reads other tables as of its start.
-select chat_id::text as chat_id, digest from event_identity
-where chat_id = any($1::uuid[]) and digest = any($2::bytea[])
+select 'known' as kind, chat_id::text as chat_id, digest, null as call_id,
+       null::jsonb as body, null::boolean as is_error, null::jsonb as result
+from event_identity join unnest($1::uuid[], $2::bytea[]) as k(chat_id, digest) using (chat_id, digest)
+union all
+select 'call', null, null, null, c.body, c.is_error, c.result
+from call c join unnest($3::uuid[], $4::text[]) as k(chat_id, call_id) using (chat_id, call_id)
+union all
+select 'waiting', null, null, null, body, null, null
+from call where chat_id = any($5::uuid[]) and resolved_at is null
+union all
+select 'canceled', c.chat_id::text, null, c.call_id, null, null, null
+from cancellation c join unnest($3::uuid[], $4::text[]) as k(chat_id, call_id) using (chat_id, call_id)
+where c.at > clock_timestamp() - interval '10 minutes'
+union all
+select 'bound', pool, null, name, null, null, null from provisioner_name where name = any($6::text[])
 
 -- name: calls
 -- Calls by key, open or not: the same call_id again is the same call.
 select c.body, c.is_error, c.result
 from call c join unnest($1::uuid[], $2::text[]) as k(chat_id, call_id) using (chat_id, call_id)
-
--- name: open_calls
--- Only when a chat's move may end a wait.
-select body from call where chat_id = any($1::uuid[]) and resolved_at is null order by chat_id, ord
-
--- name: cancellations
--- Those that overtook their request by ten minutes at most.
-select c.chat_id::text as chat_id, c.call_id
-from cancellation c join unnest($1::uuid[], $2::text[]) as k(chat_id, call_id) using (chat_id, call_id)
-where c.at > clock_timestamp() - interval '10 minutes'
 
 -- name: lock_owners
 -- Names are given out by one transaction at a time an owner. Chats are locked before, so no circle.
@@ -41,53 +61,63 @@ select pg_advisory_xact_lock(hashtextextended(id, 0)) from unnest($1::text[]) as
 select owner_id::text as owner_id, lower(name) as name from workspace
 where owner_id = any($1::uuid[]) and deleted_at is null
 
--- name: templates
--- By organization (to list) or by id (to build), with the active version.
-select t.template_id::text as template_id, t.organization_id::text as organization_id,
-       t.active_version_id::text as version_id
-from template t where t.organization_id = any($1::uuid[]) or t.template_id = any($2::uuid[])
-
--- name: versions
--- Without the archive, which only provisioners need.
-select version_id::text as version_id, template_id::text as template_id, manifest, readme, sha256,
-       length(archive) as size
-from template_version where version_id = any($1::uuid[])
+-- name: terms
+-- What calls are judged by: templates by organization (to list) or by id (to build) with their active
+-- versions, other versions, settings. Of versions that are known ($4) only that they are there: they never change.
+-- The archive is left out, only provisioners need it. There is no cache that could be old.
+with heads as (
+    select template_id, organization_id, active_version_id from template
+    where organization_id = any($1::uuid[]) or template_id = any($2::uuid[])
+)
+select 'template' as kind, template_id::text as id, organization_id::text as belongs_to,
+       active_version_id::text as value, null::jsonb as manifest, null as readme, null as sha256, null::int as size
+from heads
+union all
+select 'version', version_id::text, template_id::text, null, manifest, readme, sha256, length(archive)
+from template_version
+where (version_id = any($3::uuid[]) or version_id in (select active_version_id from heads))
+  and version_id <> all($4::uuid[])
+union all
+select 'setting', key, null, value, null, null, null, null from setting
 
 -- name: settings
 -- Read with each judgement that asks them: there is no cache that could be old.
 select key, value from setting
 
--- name: write_chats
--- The row is locked by this transaction.
-update chat set version = n.version, state = n.state, organization_id = n.organization_id,
-    owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
-    snapshot = n.snapshot, updated_at = clock_timestamp()
-from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
-            $7::boolean[], $8::jsonb[])
-    as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot)
-where chat.chat_id = n.chat_id
-
--- name: write_log
--- Fails on (chat_id, seq) if a chat was ever written without its lock.
-insert into event_log (chat_id, seq, event, outcome, state_before, state_after, version, at)
-select * from unnest($1::uuid[], $2::bigint[], $3::jsonb[], $4::text[], $5::text[], $6::text[],
-                     $7::bigint[], $8::timestamptz[])
-
--- name: write_identities
-insert into event_identity (chat_id, digest) select * from unnest($1::uuid[], $2::bytea[])
-
--- name: write_calls
--- A call is inserted when it comes and updated while it waits.
-insert into call (chat_id, call_id, ord, body, asked_at, resolved_at, is_error, result)
-select n.chat_id, n.call_id, n.ord, n.body, n.asked_at,
-       case when n.result is null then null else clock_timestamp() end, n.is_error, n.result
-from unnest($1::uuid[], $2::text[], $3::bigint[], $4::jsonb[], $5::timestamptz[], $6::boolean[],
-            $7::jsonb[])
-    as n(chat_id, call_id, ord, body, asked_at, is_error, result)
-on conflict (chat_id, call_id) do update
-set body = excluded.body, resolved_at = excluded.resolved_at, is_error = excluded.is_error,
-    result = excluded.result
-where call.resolved_at is null
+-- name: write
+-- All that every batch writes, in one statement. A chat's row is locked by this transaction; the log fails on
+-- (chat_id, seq) if a chat was ever written without its lock; a call is inserted when it comes and
+-- updated while it waits.
+with chats as (
+    update chat set version = n.version, state = n.state, organization_id = n.organization_id,
+        owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
+        snapshot = n.snapshot, updated_at = clock_timestamp()
+    from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
+                $7::boolean[], $8::jsonb[])
+        as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot)
+    where chat.chat_id = n.chat_id
+), entries as (
+    insert into event_log (chat_id, seq, event, outcome, state_before, state_after, version, at, cause, deadline)
+    select * from unnest($9::uuid[], $10::bigint[], $11::jsonb[], $12::text[], $13::text[], $14::text[],
+                         $15::bigint[], $16::timestamptz[], $17::jsonb[], $18::timestamptz[])
+), identities as (
+    insert into event_identity (chat_id, digest) select * from unnest($19::uuid[], $20::bytea[])
+), calls as (
+    insert into call (chat_id, call_id, ord, body, asked_at, resolved_at, is_error, result)
+    select n.chat_id, n.call_id, n.ord, n.body, n.asked_at,
+           case when n.result is null then null else clock_timestamp() end, n.is_error, n.result
+    from unnest($21::uuid[], $22::text[], $23::bigint[], $24::jsonb[], $25::timestamptz[], $26::boolean[],
+                $27::jsonb[])
+        as n(chat_id, call_id, ord, body, asked_at, is_error, result)
+    on conflict (chat_id, call_id) do update
+    set body = excluded.body, resolved_at = excluded.resolved_at, is_error = excluded.is_error,
+        result = excluded.result
+    where call.resolved_at is null
+)
+insert into outbox (chat_id, lane, subject, message_id, version, due, payload)
+select * from unnest($28::uuid[], $29::smallint[], $30::text[], $31::text[], $32::bigint[],
+                     $33::timestamptz[], $34::bytea[])
+returning id
 
 -- name: write_cancellations
 -- A later one counts anew: it may overtake its request by ten minutes too.
@@ -112,11 +142,18 @@ from unnest($1::uuid[], $2::uuid[]) as n(workspace_id, chat_id)
 where workspace.workspace_id = n.workspace_id and workspace.chat_id = n.chat_id
   and deleted_at is null
 
--- name: write_outbox
-insert into outbox (chat_id, lane, subject, message_id, version, due, payload)
-select * from unnest($1::uuid[], $2::smallint[], $3::text[], $4::text[], $5::bigint[],
-                     $6::timestamptz[], $7::bytea[])
-returning id
+-- name: write_jobs
+-- Kept beside the outbox: when NATS lost them they are asked for again. Those that nobody waits for any more
+-- are forgotten when another comes, not on a timer; whoever else is just at them goes on.
+with forgotten as (
+    delete from job where build_id in (
+        select build_id from job where not_after < clock_timestamp() - interval '1 day'
+        limit 1000 for update skip locked
+    )
+)
+insert into job (build_id, chat_id, subject, payload, not_after)
+select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::timestamptz[])
+on conflict do nothing
 
 -- name: outbox_of
 -- What a redelivered event's chat has not published yet.
@@ -142,13 +179,34 @@ order by chat_id limit $5
 -- name: calls_waiting
 select body from call where chat_id = $1::uuid and resolved_at is null order by ord
 
+-- name: count_open_calls
+-- Over the index of open calls, and no further than anybody asks.
+select count(*) from (select from call where resolved_at is null limit $1) as open
+
 -- name: answered
 select 1 from call
 where chat_id = $1::uuid and call_id = $2 and resolved_at is not null
 
 -- name: log
-select seq, event, outcome, state_before, state_after, version, at from event_log
+select seq, event, outcome, state_before, state_after, version, at, cause, deadline from event_log
 where chat_id = $1::uuid and seq > $2 order by seq limit $3
+
+-- name: log_of_many
+-- A page of the logs of all chats from ($1, $2) on to $3, chat by chat.
+select chat_id::text as chat_id, seq, event, outcome, state_before, state_after, version, at, cause,
+       deadline
+from event_log where (chat_id, seq) > ($1::uuid, $2::bigint) and ($3::uuid is null or chat_id <= $3)
+order by chat_id, seq limit $4
+
+-- name: kept
+-- What is kept of chats beside their logs, in one look: a page of all, or those that are named.
+select c.chat_id::text as chat_id, c.snapshot, c.version, c.state,
+       c.organization_id::text as organization_id, c.owner_id::text as owner_id,
+       c.workspace_id::text as workspace_id, c.wakes,
+       (select coalesce(max(seq), 0) from event_log l where l.chat_id = c.chat_id) as last,
+       (select count(*) from call w where w.chat_id = c.chat_id and w.resolved_at is null) as open_calls
+from chat c where ($1::uuid is null or c.chat_id > $1) and ($2::uuid[] is null or c.chat_id = any($2))
+order by c.chat_id limit $3
 
 -- name: waking
 -- For the start of a worker, a page at a time: timers are armed again from here.
@@ -199,15 +257,142 @@ insert into setting (key, value) values ($1, $2)
 on conflict (key) do update set value = excluded.value, changed_at = now()
 
 -- name: issue_credential
-insert into credential (public_key, kind, chat_ids, workspace_id, build_id, agent_id, expires_at)
-values ($1, $2, $3, $4, $5, $6, $7)
+-- Those that ran out a month ago are forgotten when another is issued, not on a timer.
+with forgotten as (
+    delete from credential where public_key in (
+        select public_key from credential where expires_at < clock_timestamp() - interval '30 days'
+        limit 100 for update skip locked
+    )
+)
+insert into credential (public_key, kind, chat_ids, workspace_id, build_id, agent_id, expires_at, name, pool)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 on conflict (public_key) do update
 set kind = excluded.kind, chat_ids = excluded.chat_ids, workspace_id = excluded.workspace_id,
-    build_id = excluded.build_id, agent_id = excluded.agent_id, expires_at = excluded.expires_at
+    build_id = excluded.build_id, agent_id = excluded.agent_id, expires_at = excluded.expires_at,
+    name = excluded.name, pool = excluded.pool
+
+-- name: bind_provisioner
+-- Who comes second learns what the first one bound it to.
+with new as (
+    insert into provisioner_name (name, pool) values ($1, $2) on conflict (name) do nothing returning pool
+)
+select pool from new union all select pool from provisioner_name where name = $1
 
 -- name: credential
 -- With the newest build of the chat's workspace, which an agent's must be of.
 select c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace_id,
-       c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at,
+       c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at, c.name, c.pool, c.revoked_at,
        (select snapshot from chat where chat_id = c.chat_ids[1]) as snapshot
 from credential c where c.public_key = $1
+
+-- name: credentials
+-- For operators, a page at a time; those that are over only when asked for.
+select c.public_key, c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace_id,
+       c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at, c.name, c.pool, c.revoked_at,
+       c.issued_at, (select count(*) from connection n where n.public_key = c.public_key) as connections
+from credential c
+where ($1 or c.expires_at > clock_timestamp()) and ($2::text is null or c.public_key > $2)
+order by c.public_key limit $3
+
+-- name: revoke_credential
+-- It has run out too: that is all that programs of an earlier schema look at.
+update credential set revoked_at = coalesce(revoked_at, clock_timestamp()),
+                      expires_at = least(expires_at, clock_timestamp())
+where public_key = $1 returning public_key
+
+-- name: let_in
+-- Those whose key has run out are gone: they are forgotten when another comes, not on a timer.
+-- Answers with what is beyond $7 connections of the key, this one counted.
+with ended as (
+    delete from connection where (server, client) in (
+        select server, client from connection where expires_at < clock_timestamp()
+        limit 100 for update skip locked
+    )
+), noted as (
+    insert into connection (server, client, server_name, public_key, chat_id, expires_at)
+    values ($1, $2, $3, $4, $5, $6)
+    on conflict (server, client) do update set public_key = excluded.public_key,
+        chat_id = excluded.chat_id, expires_at = excluded.expires_at
+)
+select server, client from connection
+where public_key = $4 and (server, client) <> ($1, $2) order by since desc offset $7 - 1
+
+-- name: server_began
+-- No two servers of a cluster have one name: the process that had it before is gone, with all its clients.
+delete from connection where server_name = $1 and server <> $2
+
+-- name: unwelcome
+-- Connections by keys that are not good (any more), of agents of some chats ($1), of one key ($2), or all,
+-- a page at a time.
+select n.server, n.client from connection n left join credential c using (public_key)
+where ($1::uuid[] is null or n.chat_id = any($1)) and ($2::text is null or n.public_key = $2)
+  and ($3::text is null or (n.server, n.client) > ($3, $4::bigint))
+  and (c.public_key is null or c.revoked_at is not null or c.expires_at <= clock_timestamp()
+       or (c.kind = 'agent' and not exists (
+            select from chat where chat.chat_id = c.chat_ids[1]
+            and chat.snapshot -> 'build' ->> 'id' = c.build_id::text)))
+order by n.server, n.client limit $5
+
+-- name: cut_off
+delete from connection using unnest($1::text[], $2::bigint[]) as n(server, client)
+where connection.server = n.server and connection.client = n.client
+
+-- name: origin
+-- Another cluster, database, table or timeline: whoever restores, one way or the other, makes one anew.
+select concat_ws(':', (select system_identifier from pg_control_system()),
+                 (select oid from pg_database where datname = current_database()),
+                 'origin'::regclass::oid, pg_relation_filenode('origin'),
+                 substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) as here,
+       (select name from origin) as noted
+
+-- name: settle
+insert into origin (name) values ($1) on conflict (one) do update set name = excluded.name
+
+-- name: streams_seen
+select stream, created, last from stream_seen
+
+-- name: note_streams
+-- By a worker at its work: one that has not heard of a new stream yet must not bring the old one back.
+-- In one order, so that two workers never wait for each other in a circle.
+insert into stream_seen as known (stream, created, last)
+select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created, last) order by stream
+on conflict (stream) do update set last = excluded.last
+where known.created = excluded.created and known.last < excluded.last
+
+-- name: see_streams
+-- After what was lost has been published again.
+insert into stream_seen (stream, created, last)
+select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created, last) order by stream
+on conflict (stream) do update set created = excluded.created, last = excluded.last
+
+-- name: published_states
+-- For a lost stream, a page at a time.
+select snapshot from chat
+where version > 0 and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
+
+-- name: jobs
+-- Also of builds that may no longer begin: one that was begun goes on, any other is answered as canceled.
+select j.build_id::text as build_id, j.chat_id::text as chat_id, j.subject, j.payload, j.not_after,
+       c.snapshot
+from job j join chat c using (chat_id)
+where j.not_after > clock_timestamp() - interval '1 day' and ($1::uuid is null or j.build_id > $1)
+order by j.build_id limit $2
+
+-- name: answers
+-- A result is kept for a day at least, whatever becomes of the stream.
+select body, is_error, result from call
+where resolved_at > clock_timestamp() - interval '24 hours'
+  and ($1::uuid is null or (chat_id, call_id) > ($1, $2::text))
+order by chat_id, call_id limit $3
+
+-- name: inhabited
+-- Signs of life are kept in memory only: after each restart of NATS those that are due are put again.
+-- Most chats are over: their agents are left out here, before a worker that starts has to read them.
+select snapshot from chat
+where snapshot @? '$.agents[*] ? (@.told == true && !exists(@.lost_at))'
+  and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
+
+-- name: left_over
+-- Of all chats: what brought it may have been lost with the stream.
+select id, chat_id::text as chat_id, lane, subject, message_id, version, due, payload
+from outbox where id > $1 order by id limit $2

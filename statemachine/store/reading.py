@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import lru_cache
 from typing import Any, Final
 
 import asyncpg
 
-from statemachine.calls import Call
-from statemachine.codec import timestamp
-from statemachine.store import Credential, Pushed
-from statemachine.store.losses import Session, borrowed, said
+from statemachine.calls import Answered, Call
+from statemachine.store import (
+    Job,
+    Key,
+    Origin,
+    Outgoing,
+    Pushed,
+    Seen,
+    StoredCall,
+    Terms,
+)
+from statemachine.store.auditing import Auditing, entry_in
+from statemachine.store.losses import borrowed, said
+from statemachine.store.postgres_admitting import PostgresAdmitting
 from statemachine.store.sql import queries
 from statemachine.templates import Catalog, Manifest, Template, Version
 from statemachine.workspace import Workspace
@@ -21,47 +30,61 @@ from statemachine.workspace import Workspace
 Q: Final = queries()
 
 
-@lru_cache(maxsize=256)
-def _version(
-    version_id: str, template_id: str, manifest: str, readme: str, sha: str, size: int
-) -> Version:
-    """Parse a version once: it is immutable."""
+_REMEMBERED: Final = 256
+"""Versions that a process keeps."""
+Fetch = Callable[..., Awaitable[Sequence[Mapping[str, Any]]]]
+"""Returns the rows of a named statement."""
+
+
+def _version(row: Mapping[str, Any]) -> Version:
+    manifest = Manifest.model_validate_json(row["manifest"])
     return Version(
-        version_id, template_id, Manifest.model_validate_json(manifest), readme or None, sha, size
+        row["id"], row["belongs_to"], manifest, row["readme"] or None, row["sha256"], row["size"]
     )
 
 
-async def catalog_of(
-    db: Session,
+async def terms_of(
+    fetch: Fetch,
+    remembered: dict[str, Version],
     organization_ids: AbstractSet[str],
     template_ids: AbstractSet[str],
     version_ids: AbstractSet[str],
-) -> Catalog:
-    """Return the templates of these organizations and ids, and these versions."""
-    heads = await db.fetch(Q["templates"], list(organization_ids), list(template_ids))
-    wanted = {row["version_id"] for row in heads} | set(version_ids)
-    rows = await db.fetch(Q["versions"], list(wanted)) if wanted else []
+) -> Terms:
+    """Return the templates of these organizations and ids, these versions, and the settings.
+
+    `remembered`: versions read before. They never change, and are not read again.
+    """
     versions = {
-        row["version_id"]: _version(
-            row["version_id"],
-            row["template_id"],
-            row["manifest"],
-            row["readme"] or "",
-            row["sha256"],
-            row["size"],
-        )
-        for row in rows
+        key: version
+        for key, version in remembered.items()
+        if key in version_ids or version.template_id in template_ids
     }
+    heads, settings = [], {}
+    for row in await fetch(
+        "terms", list(organization_ids), list(template_ids), list(version_ids), list(versions)
+    ):
+        match row["kind"]:
+            case "template":
+                heads.append(row)
+            case "version":
+                versions[row["id"]] = remembered[row["id"]] = _version(row)
+            case _:
+                settings[row["id"]] = row["value"]
+    while len(remembered) > _REMEMBERED:
+        del remembered[next(iter(remembered))]
     templates = {
-        row["template_id"]: Template(
-            row["template_id"], row["organization_id"], versions[row["version_id"]]
-        )
-        for row in heads
+        row["id"]: Template(row["id"], row["belongs_to"], versions[row["value"]]) for row in heads
     }
-    return Catalog(templates, versions)
+    return Terms(Catalog(templates, versions), settings)
 
 
-class Reading:
+def call_of(row: Mapping[str, Any]) -> StoredCall:
+    """Read a call and its answer, if it has one."""
+    answer = row["result"] and Answered(json.loads(row["result"]), row["is_error"])
+    return StoredCall(Call.model_validate_json(row["body"]), answer or None)
+
+
+class Reading(Auditing, PostgresAdmitting):
     """The part of the port that needs no lock."""
 
     def __init__(self, pool: asyncpg.Pool[Any]) -> None:
@@ -99,6 +122,10 @@ class Reading:
         rows = await self._fetch("calls_waiting", chat_id)
         return [Call.model_validate_json(row["body"]) for row in rows]
 
+    async def waiting_in_all(self, most: int) -> int:
+        """Count the open calls of all chats, up to `most`."""
+        return int((await self._fetch("count_open_calls", most))[0]["count"])
+
     async def answered(self, chat_id: str, call_id: str) -> bool:
         """Say whether a call is known and over."""
         return bool(await self._fetch("answered", chat_id, call_id))
@@ -107,10 +134,7 @@ class Reading:
         self, chat_id: str, *, after: int = 0, most: int = 100
     ) -> list[Mapping[str, Any]]:
         """Return log entries as `read_events` shows them, plus `at`."""
-        return [
-            {**row, "event": json.loads(row["event"]), "at": timestamp(row["at"])}
-            for row in map(dict, await self._fetch("log", chat_id, after, most))
-        ]
+        return [entry_in(row) for row in await self._fetch("log", chat_id, after, most)]
 
     async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Workspace]:
         """Return the chats that a timer is set for, by chat id, after `after`."""
@@ -159,9 +183,7 @@ class Reading:
 
     async def templates(self, organization_id: str) -> Catalog:
         """Return an organization's templates."""
-        with said():
-            async with borrowed(self._pool) as db:
-                return await catalog_of(db, {organization_id}, set(), set())
+        return (await terms_of(self._fetch, {}, {organization_id}, set(), set())).catalog
 
     async def history(self, template_id: str) -> list[Pushed]:
         """Return a template's versions in the order they were first pushed."""
@@ -180,32 +202,54 @@ class Reading:
         """Change a setting, for all workers at once."""
         await self._fetch("put_setting", key, value)
 
-    async def issue(self, public_key: str, credential: Credential) -> None:
-        """Keep what a public key may be used for."""
-        await self._fetch(
-            "issue_credential",
-            public_key,
-            credential.kind,
-            list(credential.chat_ids),
-            credential.workspace_id,
-            credential.build_id,
-            credential.agent_id,
-            credential.expires_at,
-        )
+    async def origin(self) -> Origin:
+        """Return which database this is, and which one the rows were written in."""
+        (row,) = await self._fetch("origin")
+        return Origin(row["here"], row["noted"])
 
-    async def credential(self, public_key: str) -> tuple[Credential, Workspace | None] | None:
-        """Return what a public key may be used for, with its (first) chat."""
-        rows = await self._fetch("credential", public_key)
-        if not rows:
-            return None
-        row = rows[0]
-        credential = Credential(
-            row["kind"],
-            tuple(row["chat_ids"]),
-            row["expires_at"],
-            workspace_id=row["workspace_id"],
-            build_id=row["build_id"],
-            agent_id=row["agent_id"],
-        )
-        chat = row["snapshot"]
-        return credential, None if chat is None else Workspace.model_validate_json(chat)
+    async def settle(self, here: str) -> None:
+        """Note that the rows are at home in this database."""
+        await self._fetch("settle", here)
+
+    async def streams_seen(self) -> dict[str, Seen]:
+        """Return the streams that were noted, by name."""
+        rows = await self._fetch("streams_seen")
+        return {row["stream"]: Seen(row["created"], row["last"]) for row in rows}
+
+    async def see_streams(self, seen: Mapping[str, Seen], *, anew: bool = False) -> None:
+        """Note how far streams are. Only `anew` puts one in the place of another, or goes back."""
+        columns = [list(seen), [s.created for s in seen.values()], [s.last for s in seen.values()]]
+        if anew:
+            await self._fetch("see_streams", *columns)
+        else:
+            await self._fetch("note_streams", *columns)
+
+    async def published_states(
+        self, *, after: str | None = None, most: int = 500
+    ) -> list[Workspace]:
+        """Return the chats that have a version, by chat id."""
+        rows = await self._fetch("published_states", after, most)
+        return [Workspace.model_validate_json(row["snapshot"]) for row in rows]
+
+    async def jobs(
+        self, *, after: str | None = None, most: int = 100
+    ) -> list[tuple[Job, Workspace]]:
+        """Return the jobs that are to be answered with their chats, by build id."""
+        rows = [dict(row) for row in await self._fetch("jobs", after, most)]
+        chats = [Workspace.model_validate_json(row.pop("snapshot")) for row in rows]
+        return [(Job(**row), chat) for row, chat in zip(rows, chats, strict=True)]
+
+    async def answers(self, *, after: Key | None = None, most: int = 500) -> list[StoredCall]:
+        """Return the calls that were answered within the last day, by key."""
+        return [
+            call_of(row) for row in await self._fetch("answers", *(after or (None, None)), most)
+        ]
+
+    async def inhabited(self, *, after: str | None = None, most: int = 500) -> list[Workspace]:
+        """Return the chats with agents that are connected, by chat id."""
+        rows = await self._fetch("inhabited", after, most)
+        return [Workspace.model_validate_json(row["snapshot"]) for row in rows]
+
+    async def left_over(self, *, after: int = 0, most: int = 500) -> list[Outgoing]:
+        """Return what is in the outbox, by row."""
+        return [Outgoing(**row) for row in await self._fetch("left_over", after, most)]

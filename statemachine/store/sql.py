@@ -1,4 +1,4 @@
-"""The statements of queries.sql by name, and the migrations in order."""
+"""The statements of queries.sql and the parts of roles.sql by name, and the migrations in order."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ _HERE: Final = files(__package__)
 @cache
 def queries() -> dict[str, str]:
     """Return name -> statement."""
-    parts = re.split(
-        r"^-- name: (\w+)\n", _HERE.joinpath("queries.sql").read_text(), flags=re.MULTILINE
-    )
+    return _named("queries.sql")
+
+
+@cache
+def roles() -> dict[str, str]:
+    """Return name -> part of what makes the roles, prepares a database for them, and grants."""
+    return _named("roles.sql")
+
+
+def _named(file: str) -> dict[str, str]:
+    parts = re.split(r"^-- name: (\w+)\n", _HERE.joinpath(file).read_text(), flags=re.MULTILINE)
     return {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 

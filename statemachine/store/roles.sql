@@ -1,0 +1,104 @@
+-- Who may do what in the database, for the embedded server and for one of your own (deploy/postgres).
+-- Each part may be run as often as one likes.
+
+-- name: roles
+-- By a superuser. What a role has set for itself, which nobody can forbid it, is undone.
+-- The limits are behind those that each connection asks for: for who forgets to, or does not mean to.
+do $$
+declare
+    role text;
+begin
+    foreach role in array array['workspaced_owner', 'workspaced_worker', 'workspaced_gateway', 'workspaced_operator']
+    loop
+        if not exists (select from pg_roles where rolname = role) then
+            execute format('create role %I', role);
+        end if;
+        execute format('alter role %I login nosuperuser nocreatedb nocreaterole noreplication nobypassrls noinherit', role);
+        execute format('alter role %I reset all', role);
+        -- Nothing that somebody else made can stand in the place of a table of ours.
+        execute format('alter role %I set search_path = public, pg_temp', role);
+    end loop;
+    foreach role in array array['workspaced_worker', 'workspaced_gateway']
+    loop
+        execute format('alter role %I set statement_timeout = %L', role, '15s');
+        execute format('alter role %I set idle_in_transaction_session_timeout = %L', role, '15s');
+    end loop;
+    alter role workspaced_operator set idle_in_transaction_session_timeout = '1min';
+end $$;
+
+-- name: database
+-- By a superuser, in the database. Tables of a time before the roles, whosever they were, come to the owner.
+do $$
+declare
+    here text := current_database();
+    role text;
+    found regclass;
+begin
+    execute format('alter database %I owner to workspaced_owner', here);
+    execute format('revoke all on database %I from public', here);
+    execute format('revoke all on database %I from workspaced_worker, workspaced_gateway, workspaced_operator', here);
+    execute format('grant connect on database %I to workspaced_worker, workspaced_gateway, workspaced_operator', here);
+    revoke create on schema public from public, workspaced_worker, workspaced_gateway, workspaced_operator;
+    foreach role in array array['workspaced_owner', 'workspaced_worker', 'workspaced_gateway', 'workspaced_operator']
+    loop
+        execute format('alter role %I in database %I reset all', role, here);
+    end loop;
+    for found in
+        select c.oid from pg_class c join pg_class ledger on ledger.relowner = c.relowner
+        where ledger.oid = to_regclass('public.schema_migration')
+          and ledger.relowner <> 'workspaced_owner'::regrole
+          and c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p')
+    loop
+        execute format('alter table %s owner to workspaced_owner', found);
+    end loop;
+end $$;
+
+-- name: grants
+-- By the owner of the tables, after the migrations. A test wants each table decided, and each right of worker
+-- and gateway needed by a statement of theirs. The operator reads all: it makes the backups.
+-- Programs of the version before work on beside it: what only they need is taken away with the next one.
+do $$
+declare
+    decided record;
+    asked record;
+begin
+    execute format('grant usage on schema %I to workspaced_worker, workspaced_gateway, workspaced_operator',
+                   current_schema());
+    for decided in
+        select * from (values
+            -- table            worker                            gateway                                            operator
+            ('chat',             'select, insert, update',         'select',                                          'select, insert, update'),
+            ('event_log',        'insert',                         'select',                                          'select, insert'),
+            ('event_identity',   'select, insert',                 '',                                                'select, insert'),
+            ('call',             'select, insert, update',         'select (chat_id, call_id, ord, body, resolved_at)', 'select, insert, update'),
+            ('cancellation',     'select, insert, update, delete', '',                                                'select'),
+            ('workspace',        'select, insert, update',         '',                                                'select'),
+            ('outbox',           'select, insert, delete',         '',                                                'select, insert'),
+            ('outbox_id_seq',    '',                               '',                                                'select'),
+            ('job',              'select, insert, update, delete', '',                                                'select'),
+            ('template',         'select',                         '',                                                'select, insert, update'),
+            ('template_version', 'select',                         'select (version_id, archive)',                    'select, insert'),
+            ('setting',          'select',                         'select',                                          'select, insert, update'),
+            ('credential',       'select',                         'select, insert, update, delete',                  'select'),
+            ('connection',       'select, delete',                 'select, insert, update, delete',                  'select'),
+            ('provisioner_name', 'select',                         'select, insert',                                  'select'),
+            ('stream_seen',      'select, insert, update',         '',                                                'select'),
+            ('origin',           'select, insert, update',         '',                                                'select, delete'),
+            ('schema_migration', 'select',                         'select',                                          'select')
+        ) as decision(relation, worker, gateway, operator)
+        where to_regclass(relation) is not null
+    loop
+        execute format('revoke all on %I from public, workspaced_worker, workspaced_gateway, workspaced_operator',
+                       decided.relation);
+        for asked in
+            select * from (values
+                ('workspaced_worker', decided.worker),
+                ('workspaced_gateway', decided.gateway),
+                ('workspaced_operator', decided.operator)
+            ) as asked(role, rights)
+            where rights <> ''
+        loop
+            execute format('grant %s on %I to %I', asked.rights, decided.relation, asked.role);
+        end loop;
+    end loop;
+end $$;
