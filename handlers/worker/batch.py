@@ -6,26 +6,42 @@ never decide on the same snapshot.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from handlers.worker import effects, waking
 from handlers.worker.chat import Chat
-from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed
+from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed, Published
 from handlers.worker.policy import policy
 from statemachine import events
 from statemachine.arguments import is_uuid
-from statemachine.calls import Call, Known
+from statemachine.calls import Call, Known, Load
 from statemachine.formers import orphans
-from statemachine.needs import needs
-from statemachine.store import Changes, Key, Outgoing, Store, Transaction
+from statemachine.needs import looks_up, needs
+from statemachine.pools import trespassed
+from statemachine.store import Changes, Found, Key, Outgoing, Store, Transaction
 from statemachine.templates import Catalog
 from statemachine.wakes import Purpose, wake
 from statemachine.words import only_joins
 from statemachine.workspace import Limits, Workspace
 
+_OF_AGENTS: Final = (events.AgentConnected, events.AgentDisconnected, events.AgentLifecycle)
 EMPTY: Final = Catalog({}, {})
+NO_LOAD: Final = Load()
+_PROVISIONER: Final = "/provisioner/"
+Moving = Fact | Fired | Missed | Published
+
+
+@dataclass(slots=True)
+class Noticed:
+    """What came of batches beside their rows."""
+
+    superseded: set[str] = field(default_factory=set)
+    """Chats that follow another build now than before."""
+    trespasses: int = 0
+    """Facts of provisioners about workspaces of another pool than theirs."""
 
 
 async def apply(
@@ -33,12 +49,15 @@ async def apply(
     store: Store,
     limits: Limits,
     seed: bytes,
+    load: Load = NO_LOAD,
+    noticed: Noticed | None = None,
 ) -> list[Outgoing]:
     """Apply `items` and commit; return what must be published, with what repeats had left over.
 
-    `seed`: random bytes that new ids and names are made of. Raises what the store raises.
+    `seed`: random bytes that new ids and names are made of; `load`: how much waits already.
+    Raises what the store raises.
     """
-    moving = [item for item in items if isinstance(item, Fact | Fired | Missed)]
+    moving = [item for item in items if isinstance(item, Fact | Fired | Missed | Published)]
     dead = [item for item in items if isinstance(item, Dead) and item.rejected.call_id is not None]
     if not moving and not dead:
         return []
@@ -46,16 +65,22 @@ async def apply(
         # A timer or a mark of a chat that the database does not know must not make one.
         snapshots = await tx.lock(
             {_chat_id(item) for item in moving},
-            creating={item.event.chat_id for item in moving if isinstance(item, Fact)},
+            creating={_chat_id(item) for item in moving if isinstance(item, Fact | Published)},
         )
         moving = [item for item in moving if _chat_id(item) in snapshots]
-        known = await tx.known([(f.event.chat_id, f.digest) for f in moving if isinstance(f, Fact)])
         changes = Changes()
-        chats = await _chats(moving, snapshots, tx, limits, changes, seed)
+        found = await _found(moving, snapshots, tx)
+        moving = [_bound(item, found) for item in moving] if found.pools else moving
+        known = Known(EMPTY, seed=seed, load=load)
+        chats = await _chats(moving, snapshots, found, tx, limits, changes, known)
         again: set[str] = set()
-        """Chats of what came before: it may have been committed and not published."""
+        """Chats of what may have come before, and been committed and not published."""
+        trespasses = 0
         for item in moving:
-            if not _take(chats[_chat_id(item)], item, known, changes):
+            trespasses += _trespasses(item, chats[_chat_id(item)])
+            replaces = _takes_a_place(item, chats[_chat_id(item)].workspace)
+            news = _take(chats[_chat_id(item)], item, found.known, changes)
+            if replaces or not news:
                 again.add(_chat_id(item))
         for chat in chats.values():
             chat.close()
@@ -65,12 +90,45 @@ async def apply(
         rows = left_over + await tx.write(changes) + await _refusals(dead, changes, tx)
     for chat in chats.values():
         chat.speak()
+    if noticed is not None:
+        noticed.trespasses += trespasses
+        for chat_id, chat in chats.items():
+            _notice(noticed, snapshots[chat_id], chat.workspace)
     return rows
 
 
-def _take(
-    chat: Chat, item: Fact | Fired | Missed, known: set[tuple[str, bytes]], changes: Changes
-) -> bool:
+def _notice(noticed: Noticed, before: Workspace, now: Workspace) -> None:
+    old, new = before.build, now.build
+    if old is None or (new is not None and new.id == old.id):
+        return
+    noticed.superseded.add(now.chat_id)
+
+
+def _trespasses(item: Moving, chat: Chat) -> bool:
+    """Say whether a provisioner speaks of what is not its own, and have it logged: it moves nothing."""
+    event = item.event if isinstance(item, Fact) else None
+    if event is None or (pool := trespassed(chat.workspace, event)) is None:
+        return False
+    words = f"{event.source} of pool {event.pool} says {event.type} of a workspace of pool {pool}"
+    chat.say(logging.WARNING, words, event_id=event.id)
+    return True
+
+
+def _sender(fact: Fact) -> str:
+    """Return the name of the provisioner that says it; empty for anybody else."""
+    source = fact.event.source
+    return source.removeprefix(_PROVISIONER) if source.startswith(_PROVISIONER) else ""
+
+
+def _bound(item: Moving, found: Found) -> Moving:
+    """Note of a provisioner's fact which pool its name is bound to."""
+    pool = found.pools.get(_sender(item)) if isinstance(item, Fact) else None
+    if pool is None or not isinstance(item, Fact):
+        return item
+    return replace(item, event=item.event.model_copy(update={"pool": pool}))
+
+
+def _take(chat: Chat, item: Moving, known: set[tuple[str, bytes]], changes: Changes) -> bool:
     """Apply one item to its chat; say whether it was news."""
     match item:
         case Fact(event=event, digest=digest):
@@ -85,67 +143,99 @@ def _take(
             return waking.fired(chat, purpose, generation)
         case Missed():
             return waking.missed(chat, item)
+        case Published():
+            return waking.published(chat, item)
 
 
-def _chat_id(item: Fact | Fired | Missed) -> str:
+def _takes_a_place(item: Moving, chat: Workspace) -> bool:
+    """Say whether it may stand where another was whose work was cut off, and which never comes again.
+
+    A timer that fires replaces its earlier firing, and the sign of life of an agent that is back
+    replaces the mark of its absence; what the agent says next undoes the loss.
+    """
+    if not isinstance(item, Fact):
+        return True
+    if not isinstance(item.event.data, _OF_AGENTS):
+        return False
+    facts = chat.heard_from(item.event.data.agent_id)
+    return facts is not None and facts.lost_at is not None
+
+
+def _chat_id(item: Moving) -> str:
     return item.event.chat_id if isinstance(item, Fact) else item.chat_id
 
 
-def _asks(item: Fact | Fired | Missed) -> bool:
+def _judges(item: Moving) -> bool:
+    """Say whether rules are asked whatever else is known: for a request, a deletion, a time that is over."""
+    if not isinstance(item, Fact):
+        return isinstance(item, Fired)
+    return isinstance(item.event.data, events.ToolRequested | events.DeleteRequested)
+
+
+def asks(item: Item) -> bool:
+    """Say whether the item is a call."""
     return isinstance(item, Fact) and isinstance(item.event.data, events.ToolRequested)
 
 
+async def _found(
+    items: Sequence[Moving], snapshots: dict[str, Workspace], tx: Transaction
+) -> Found:
+    """Look up events and calls: of waiting ones only those that a move of their chat may concern."""
+    facts = [item for item in items if isinstance(item, Fact)]
+    moved = {_chat_id(item) for item in items if not asks(item)}
+    return await tx.found(
+        [(fact.event.chat_id, fact.digest) for fact in facts],
+        {
+            Key(fact.event.chat_id, fact.event.data.call_id)
+            for fact in facts
+            if isinstance(fact.event.data, events.ToolRequested | events.ToolCanceled)
+        },
+        {
+            chat.chat_id
+            for chat in snapshots.values()
+            if chat.open_calls and (chat.chat_id in moved or not only_joins(chat))
+        },
+        {name for fact in facts if (name := _sender(fact))},
+    )
+
+
 async def _chats(
-    items: Sequence[Fact | Fired | Missed],
+    items: Sequence[Moving],
     snapshots: dict[str, Workspace],
+    found: Found,
     tx: Transaction,
     limits: Limits,
     changes: Changes,
-    seed: bytes,
+    known: Known,
 ) -> dict[str, Chat]:
-    """Load what the rules will ask: calls of these chats, and templates, names and settings for them."""
+    """Load what the rules will ask for: templates, names and settings."""
     facts = [item.event for item in items if isinstance(item, Fact)]
-    named = {
-        Key(event.chat_id, event.data.call_id)
-        for event in facts
-        if isinstance(event.data, events.ToolRequested | events.ToolCanceled)
-    }
-    stored = await tx.calls(named)
-    moved = {_chat_id(i) for i in items if not _asks(i)}
-    waiting = await tx.open_calls(
-        {
-            c.chat_id
-            for c in snapshots.values()
-            if c.open_calls and (c.chat_id in moved or not only_joins(c))
-        }
-    )
-    asked = [e.data for e in facts if isinstance(e.data, events.ToolRequested)]
-    canceled = await tx.cancellations(named) if asked else set()
-    deletes = {e.chat_id for e in facts if isinstance(e.data, events.DeleteRequested)}
-    judged = {e.chat_id for e in facts if isinstance(e.data, events.ToolRequested)} | deletes
-    judged |= {chat_id for chat_id, calls in waiting.items() if calls}
-    judged |= {item.chat_id for item in items if isinstance(item, Fired)}
-    known, taken = Known(EMPTY, seed=seed), dict[str, set[str]]()
+    calls: list[events.ToolRequested | Call] = [
+        fact.data for fact in facts if isinstance(fact.data, events.ToolRequested)
+    ]
+    waiting = [call for of_chat in found.waiting.values() for call in of_chat if looks_up(call)]
+    judged = {_chat_id(item) for item in items if _judges(item)}
+    judged |= {call.chat_id for call in waiting}
+    taken = dict[str, set[str]]()
     if judged:
-        calls: list[events.ToolRequested | Call] = list(asked)
-        calls += [call for open_calls in waiting.values() for call in open_calls]
-        asks = needs(calls, [snapshots[c] for c in judged], facts)
-        taken = await tx.names(asks.owners)
-        known = Known(
-            catalog=await tx.catalog(asks.organizations, asks.templates, asks.versions),
-            policy=policy(await tx.settings()),
+        wanted = needs([*calls, *waiting], [snapshots[c] for c in judged], facts)
+        taken = await tx.names(wanted.owners)
+        catalog, settings = await tx.terms(wanted.organizations, wanted.templates, wanted.versions)
+        known = replace(
+            known,
+            catalog=catalog,
+            policy=policy(settings),
             names=taken,
             had=await tx.had({f.id for c in judged for f in orphans(snapshots[c])}),
-            seed=seed,
         )
     return {
         chat_id: Chat(
             workspace=snapshot,
-            open={call.call_id: call for call in waiting.get(chat_id, [])},
-            stored=stored,
-            canceled=canceled,
+            open={call.call_id: call for call in found.waiting.get(chat_id, [])},
+            stored=found.calls,
+            canceled=found.canceled,
             # Call ids are unique in a chat only, and what is made of the seed must be everywhere.
-            known=replace(known, seed=seed + chat_id.encode()),
+            known=replace(known, seed=known.seed + chat_id.encode()),
             limits=limits,
             now=tx.now,
             changes=changes,

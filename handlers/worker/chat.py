@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from handlers.worker import effects
 from handlers.worker.own import own
@@ -24,16 +24,15 @@ from statemachine.calls import (
     Waiting,
 )
 from statemachine.events import OURS, BuildRequested, Event, OwnEvent
-from statemachine.machine import Decision, Ignored, Moved, decide
-from statemachine.replay import entry_of
-from statemachine.states import ABOUT
-from statemachine.store import Changes, Entry, Key, Outgoing, StoredCall
+from statemachine.folding import Unmoved
+from statemachine.machine import Decision, Ignored, Moved, cause_of, decide
+from statemachine.replay import entry_of, set_deadline
+from statemachine.store import Changes, Entry, Job, Key, Outgoing, StoredCall
 from statemachine.wakes import Purpose
 from statemachine.words import only_joins
-from statemachine.workspace import Limits, Workspace
+from statemachine.workspace import Cause, Limits, Workspace
 
 log = logging.getLogger(__name__)
-REPEAT: Final = "repeat"
 AHEAD: Final = timedelta(minutes=1)
 """How far another clock may run ahead, and be allowed for."""
 FARTHEST: Final = timedelta(days=30)
@@ -68,8 +67,8 @@ class Chat:
 
     def repeat(self, event: Event) -> None:
         """Note that an event came again; it has no further effect."""
-        state = ABOUT[self.workspace.state].wire
-        self._note(event, REPEAT, state, state, None)
+        again = Ignored(self.workspace, Unmoved.REPEAT)
+        self._note(event, entry_of(self.workspace, again))
 
     def apply(self, event: Event) -> None:
         """Apply an event that came over the bus."""
@@ -136,6 +135,8 @@ class Chat:
 
     def say(self, level: int, words: str, **ids: object) -> None:
         """Have something logged, once it is committed."""
+        if not log.isEnabledFor(level):
+            return
         chat_id = self.workspace.chat_id
         self.said.append((level, f"chat {chat_id}: {words}", {"chat_id": chat_id, **ids}))
 
@@ -232,18 +233,9 @@ class Chat:
 
     def _own(self, data: OwnEvent, because: Event) -> None:
         """Apply an event that the rules came to."""
-        before = self.workspace
-        self._decide(own(before.chat_id, data, self.now, because), because)
+        self._decide(own(self.workspace.chat_id, data, self.now, because), because)
         if isinstance(data, BuildRequested):
-            self._request(data, because, new=formers.is_new(before, data))
-
-    def _request(self, build: BuildRequested, because: Event, *, new: bool) -> None:
-        chat = self.workspace
-        if new and chat.owner_id is not None:
-            name = (build.workspace_id, chat.chat_id, chat.owner_id, build.workspace_name)
-            self.changes.names.append(name)
-            self.taken.setdefault(chat.owner_id, set()).add(build.workspace_name.lower())
-        self._job(build, because)
+            self._job(data, because)
 
     def _job(self, build: BuildRequested, because: Event) -> None:
         version = (
@@ -253,11 +245,12 @@ class Chat:
             self.say(logging.ERROR, f"build {build.build_id} has no template version")
             return
         not_after = self.now + self.limits.build
-        self._send(
-            effects.job(
-                self.workspace, build, version, not_after=not_after, because=because, at=self.now
-            )
+        job = effects.job(
+            self.workspace, build, version, not_after=not_after, because=because, at=self.now
         )
+        self._send(job)
+        kept = Job(build.build_id, job.chat_id, job.subject, job.payload, not_after)
+        self.changes.jobs.append(kept)
 
     def _decide(self, event: Event, because: Event) -> None:
         before = self.workspace
@@ -265,33 +258,37 @@ class Chat:
         self.workspace = decision.workspace
         gone = formers.newly_deleted(before, self.workspace)
         self.changes.freed += [(workspace_id, before.chat_id) for workspace_id in gone]
+        if (named := formers.newly_named(before, self.workspace)) is not None:
+            self.changes.names.append(named)
+            *_, owner_id, name = named
+            self.taken.setdefault(owner_id, set()).add(name.lower())
         if isinstance(decision, Moved):
             for step in decision.steps:
                 self._send(effects.state(step, because, self.now))
-        self._record(event, before, decision)
+        self._record(event, before, decision, because)
 
-    def _record(self, event: Event, before: Workspace, decision: Decision) -> None:
+    def _record(self, event: Event, before: Workspace, decision: Decision, because: Event) -> None:
         ours, ignored = event.source == OURS, isinstance(decision, Ignored)
-        if ours and ignored and decision.workspace == before:
-            return
-        recorded = entry_of(before, decision)
-        self._note(
-            event,
-            recorded["outcome"],
-            recorded["state_before"],
-            recorded["state_after"],
-            recorded["version"],
-        )
+        if not (ours and ignored and decision.workspace == before):
+            cause = None if because is event else cause_of(because)
+            deadline = set_deadline(before, decision.workspace)
+            self._note(event, entry_of(before, decision), cause, deadline)
 
     def _note(
-        self, event: Event, outcome: str, before: str, after: str, version: int | None
+        self,
+        event: Event,
+        recorded: Mapping[str, Any],
+        cause: Cause | None = None,
+        deadline: datetime | None = None,
     ) -> None:
         self.workspace = self.workspace.model_copy(update={"seq": self.workspace.seq + 1})
         shown = masking.event(event, self.workspace, self.known)
-        entry = Entry(self.workspace.seq, shown, outcome, before, after, version, self.now)
+        entry = Entry(
+            self.workspace.seq, shown, at=self.now, cause=cause, deadline=deadline, **recorded
+        )
         self.changes.entries.append((event.chat_id, entry))
-        words = f"{outcome} {event.type}: {before} -> {after}"
-        self.say(logging.INFO, words, event_id=event.id, version=version)
+        words = f"{entry.outcome} {event.type}: {entry.state_before} -> {entry.state_after}"
+        self.say(logging.INFO, words, event_id=event.id, version=entry.version)
 
     def _send(self, outgoing: Outgoing) -> None:
         self.changes.outgoing.append(outgoing)

@@ -31,7 +31,7 @@ class Lane(IntEnum):
     RESULT = 3
 
 
-def state(step: Workspace, because: Event, at: datetime) -> Outgoing:
+def state(step: Workspace, because: Event | None, at: datetime) -> Outgoing:
     """Publish one version of a chat."""
     name = f"{step.chat_id}:{step.version}"
     body = encode(
@@ -41,7 +41,7 @@ def state(step: Workspace, because: Event, at: datetime) -> Outgoing:
         state_changed(step),
         event_id=str(uuid5(NAMESPACE_URL, f"workspaced:{name}")),
         time=at,
-        traceparent=because.traceparent,
+        traceparent=because.traceparent if because else None,
     )
     return Outgoing(
         step.chat_id, Lane.STATE, subjects.state(step.chat_id), name, body, version=step.version

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from bus import Delivery, subjects
 from bus.streams import IN, TIMER
+from statemachine.arguments import is_uuid
 from statemachine.codec import Rejected, decode
 from statemachine.events import Event, ToolCanceled, ToolRequested
 from statemachine.store import identity
@@ -50,6 +51,20 @@ class Missed:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """A state that stands on the bus, to be compared with what the database holds."""
+
+    chat_id: str
+    state: Mapping[str, Any]
+    """The data of state_changed."""
+
+    @property
+    def version(self) -> int:
+        """The version that was published."""
+        return int(self.state["version"])
+
+
+@dataclass(frozen=True, slots=True)
 class Dead:
     """What can't be accepted, as it came."""
 
@@ -66,7 +81,7 @@ class Nothing:
     """A message that needs no work, like a sign of life."""
 
 
-Item = Fact | Fired | Missed | Dead | Nothing
+Item = Fact | Fired | Missed | Published | Dead | Nothing
 
 
 def read(delivery: Delivery, now: datetime) -> Item:
@@ -78,6 +93,8 @@ def read(delivery: Delivery, now: datetime) -> Item:
     if not delivery.expired:
         return Nothing()
     chat_id, agent_id = subjects.parse_presence(delivery.subject)
+    if not (is_uuid(chat_id) and is_uuid(agent_id)):
+        return Nothing()  # whoever may publish may set a mark's header too
     return Missed(chat_id, agent_id, delivery.sequence)
 
 
@@ -120,5 +137,5 @@ def _timer(delivery: Delivery) -> Item:
     chat_id, purpose = subjects.parse_timer_fired(delivery.subject)
     try:
         return Fired(chat_id, Purpose(purpose), int(json.loads(delivery.data)["generation"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return dead(delivery, Reason.BAD_DATA, "not a timer of ours")

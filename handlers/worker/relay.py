@@ -9,22 +9,40 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from bus import CLOUDEVENT, Bus, Conflict, Refused, Stored, subjects
+from bus import (
+    CLOUDEVENT,
+    TOGETHER_MOST,
+    TOGETHER_WORTHWHILE,
+    Ack,
+    Bus,
+    Conflict,
+    Refused,
+    Scheduled,
+    Stored,
+    Unavailable,
+    subjects,
+)
+from bus import Outgoing as Message
 from bus.streams import PRESENCE, STATE, pool_consumer
+from handlers.clock import clock
 from handlers.worker import effects
+from handlers.worker.certainty import Certainty
+from handlers.worker.chains import chains_of, parts_of
 from handlers.worker.effects import Lane
-from handlers.worker.inbox import DETAIL_LIMIT, Dead
+from handlers.worker.inbox import Dead
+from handlers.worker.letters import headers_of
 from statemachine.store import Outgoing
 
 log = logging.getLogger(__name__)
+
 _REMEMBERED: Final = 10_000
-LETTER_LIMIT: Final = 1_000_000
-"""Bytes of a dead letter's body and the headers that came with it: the server takes 1 MiB."""
 
 
 class Relay:
@@ -35,20 +53,47 @@ class Relay:
         self._last: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """Version and place of the last state, by subject, as far as this relay knows."""
         self._pools: set[str] = set()
+        self.places: dict[str, int] = {}
+        """The last place that each stream has told."""
+        self.certainty = Certainty()
 
-    async def publish(self, rows: Sequence[Outgoing]) -> None:
-        """Publish `rows`, kind by kind; all are stored when this returns. Raises BusError."""
-        states: dict[str, list[Outgoing]] = {}
+    async def publish(self, rows: Sequence[Outgoing], *, jobs_until: float = math.inf) -> set[str]:
+        """Publish `rows`, kind by kind; all are stored when this returns. Raises BusError.
+
+        Jobs until then by `clock`: later nobody would know another's by its message id.
+        Returns the chats of which a state stood there that was not older than one of `rows`.
+        """
+        lanes: dict[int, list[Outgoing]] = {}
         for row in rows:
-            if row.lane == Lane.STATE:
-                states.setdefault(row.chat_id, []).append(row)
-        await _all(self._states(chain) for chain in states.values())
+            lanes.setdefault(row.lane, []).append(row)
+        newer: set[str] = set()
         await _all(
-            self._timer(row) if row.lane == Lane.TIMER else self._job(row)
-            for row in rows
-            if row.lane in (Lane.JOB, Lane.TIMER)
+            [
+                self._states(lanes.get(Lane.STATE, []), newer),
+                self._many(lanes.get(Lane.TIMER, []), self._timer),
+            ]
         )
-        await _all(self._result(row) for row in rows if row.lane == Lane.RESULT)
+        # Who has a job or an answer never reads an older state.
+        await _all(
+            [
+                self._jobs(lanes.get(Lane.JOB, []), jobs_until),
+                self._many(lanes.get(Lane.RESULT, []), self._result),
+            ]
+        )
+        return newer
+
+    async def again(self, states: Sequence[Outgoing]) -> None:
+        """Publish states that their stream may have lost. Raises BusError."""
+        for row in states:  # nothing stands there; where something does, it is looked at
+            self._last[row.subject] = 0, 0
+        await self._states(states, set())
+
+    async def expect(self, agents: Iterable[tuple[str, str]], patience: float) -> None:
+        """Put a sign of life for each (chat, agent) that shows none, good for `patience` seconds.
+
+        So its absence is noticed. Raises BusError.
+        """
+        await _all(self._expect(subjects.presence(*agent), patience) for agent in agents)
 
     async def bury(self, dead: Iterable[Dead]) -> None:
         """Publish dead letters: the body as it was, and why. Raises BusError."""
@@ -70,12 +115,73 @@ class Relay:
         self._last.clear()
         self._pools.clear()
 
-    async def _states(self, chain: Sequence[Outgoing]) -> None:
-        """Publish the versions of one chat, oldest first."""
-        for row in sorted(chain, key=lambda row: row.version or 0):
-            await self._state(row)
+    async def _jobs(self, rows: Sequence[Outgoing], until: float) -> None:
+        if not rows:
+            return
+        await self.ensure_pools({_pool(row) for row in rows})
+        if clock() > until:
+            raise Unavailable("paused over builds to be asked for: others may have asked meanwhile")
+        await self._many(rows, self._job)
 
-    async def _state(self, row: Outgoing) -> None:
+    async def _states(self, rows: Sequence[Outgoing], newer: set[str]) -> None:
+        """Publish versions, each chat's oldest first: many chats at once, or each by itself.
+
+        Adds to `newer` the chats of which a state stood there that was not older.
+        """
+        alone: list[Sequence[Outgoing]] = []
+        many: list[list[Outgoing]] = []
+        for chain in chains_of(rows):
+            follows = self._expected(chain[0]) is not None and len(chain) <= TOGETHER_MOST
+            (many if follows else alone).append(chain)
+        for part in parts_of(many):
+            if sum(map(len, part)) < TOGETHER_WORTHWHILE or not await self._chains_together(part):
+                alone += part
+        await _all(self._chain(chain, newer) for chain in alone)
+
+    async def _chains_together(self, chains: Sequence[Sequence[Outgoing]]) -> bool:
+        """Publish versions of many chats at once, each first one where it is expected to follow."""
+        self.certainty.check()
+        acks = await self._bus.publish_together(
+            [
+                _message(row, self._expected(row) if row is c[0] else None)
+                for c in chains
+                for row in c
+            ]
+        )
+        if acks is None:
+            return False
+        for row, ack in zip((row for chain in chains for row in chain), acks, strict=True):
+            self._remember(row.subject, row.version or 0, ack.sequence)
+        self._placed(acks[-1])
+        return True
+
+    def _expected(self, row: Outgoing) -> int | None:
+        """Return the place of the state that `row` follows, if it is known and older."""
+        version, place = self._last.get(row.subject, (0, 0 if row.version == 1 else None))
+        return place if version < (row.version or 0) else None
+
+    async def _many(
+        self, rows: Sequence[Outgoing], one: Callable[[Outgoing], Awaitable[None]]
+    ) -> None:
+        """Publish rows of one stream: many at once, or each by itself."""
+        for start in range(0, len(rows), TOGETHER_MOST):
+            part = rows[start : start + TOGETHER_MOST]
+            acks = None
+            self.certainty.check()
+            if len(part) >= TOGETHER_WORTHWHILE:
+                acks = await self._bus.publish_together([_message(row) for row in part])
+            if acks is None:
+                await _all(one(row) for row in part)
+            else:
+                self._placed(acks[-1])
+
+    async def _chain(self, chain: Sequence[Outgoing], newer: set[str]) -> None:
+        for row in chain:
+            if not await self._state(row):
+                newer.add(row.chat_id)
+
+    async def _state(self, row: Outgoing) -> bool:
+        """Publish a state, unless one that is not older stands there; say whether."""
         version = row.version or 0
         newest, expected = self._last.get(row.subject, (0, 0 if version == 1 else None))
         while True:
@@ -83,8 +189,9 @@ class Relay:
                 last = await self._bus.last(STATE.name, row.subject)
                 newest, expected = (_version(last), last.sequence) if last else (0, 0)
                 self._remember(row.subject, newest, expected)
-            if newest >= version:
-                return  # left over by who died: a newer state stands there
+            if newest >= version:  # left over by who died, or the database was restored
+                return False
+            self.certainty.check()
             try:
                 ack = await self._bus.publish(
                     row.subject,
@@ -96,8 +203,9 @@ class Relay:
             except Conflict:
                 expected = None
                 continue
+            self._placed(ack)
             self._remember(row.subject, version, ack.sequence)
-            return
+            return True
 
     def _remember(self, subject: str, version: int, sequence: int) -> None:
         self._last[subject] = version, sequence
@@ -108,13 +216,15 @@ class Relay:
     async def _timer(self, row: Outgoing) -> None:
         if row.due is None:
             raise ValueError(f"timer {row.subject} has no time")
-        _, _, _, chat_id, purpose, _ = row.subject.split(".")
-        await self._bus.schedule(
-            row.subject, subjects.timer_fired(chat_id, purpose), row.due, row.payload
-        )
+        fires_on = subjects.fires_on(row.subject)
+        self.certainty.check()
+        self._placed(await self._bus.schedule(row.subject, fires_on, row.due, row.payload))
+
+    async def _expect(self, subject: str, patience: float) -> None:
+        with suppress(Conflict):
+            await self._bus.publish(subject, b"{}", ttl=patience, expected_last=0)
 
     async def _job(self, row: Outgoing) -> None:
-        await self.ensure_pools([row.subject.rsplit(".", 1)[1]])
         try:
             await self._plain(row)
         except Refused as no:  # again and again it would hold up its neighbours; the limit answers
@@ -131,37 +241,37 @@ class Relay:
             await self._plain(replace(row, payload=body, message_id=f"{row.message_id}:instead"))
 
     async def _plain(self, row: Outgoing) -> None:
-        await self._bus.publish(
+        self.certainty.check()
+        ack = await self._bus.publish(
             row.subject, row.payload, headers=CLOUDEVENT, message_id=row.message_id
         )
+        self._placed(ack)
+
+    def _placed(self, ack: Ack) -> None:
+        self.places[ack.stream] = max(self.places.get(ack.stream, 0), ack.sequence)
 
     async def _dead(self, letter: Dead) -> None:
-        reason, detail = letter.rejected.reason, letter.rejected.detail
         log.warning(
             "dead letter of %s: %s: %s",
             letter.subject,
-            reason,
-            detail,
+            letter.rejected.reason,
+            letter.rejected.detail,
             extra={"chat_id": letter.chat_id},
         )
-        headers = {
-            "Workspaced-Subject": letter.subject,
-            "Workspaced-Reason": str(reason),
-            "Workspaced-Detail": detail[:DETAIL_LIMIT],
-            "Workspaced-Headers": _fitting(letter.headers, LETTER_LIMIT - len(letter.data)),
-        }
-        await self._bus.publish(subjects.dead(letter.kind), letter.data, headers=headers)
+        subject = subjects.dead(letter.kind)
+        await self._bus.publish(subject, letter.data, headers=headers_of(letter))
 
 
-def _fitting(headers: Mapping[str, str], room: int) -> str:
-    """Write headers as JSON; what would make the letter larger than any message may be is left out."""
-    kept: dict[str, str] = {}
-    for name, value in headers.items():
-        size = len(json.dumps({name: value}, ensure_ascii=False).encode())
-        if size <= room:
-            kept[name] = value
-            room -= size
-    return json.dumps(kept, ensure_ascii=False)
+def _message(row: Outgoing, expected: int | None = None) -> Message:
+    """Return a row as the bus takes it."""
+    if row.due is None:
+        return Message(row.subject, row.payload, CLOUDEVENT, row.message_id, expected)
+    fires = Scheduled(subjects.fires_on(row.subject), row.due)
+    return Message(row.subject, row.payload, scheduled=fires)
+
+
+def _pool(row: Outgoing) -> str:
+    return row.subject.rsplit(".", 1)[1]
 
 
 def _version(last: Stored) -> int:

@@ -1,18 +1,21 @@
-"""What timers and missing signs of life do to a chat of the batch."""
+"""What timers, missing signs of life, and states of before a restore do to a chat of the batch."""
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from datetime import timedelta
 
 from handlers.worker.chat import Chat
-from handlers.worker.inbox import Missed
+from handlers.worker.inbox import Missed, Published
 from handlers.worker.own import own
 from handlers.worker.relay import Relay
 from statemachine import events, judging, wakes
 from statemachine.store import Store
+from statemachine.views import state_changed
 from statemachine.wakes import Purpose
+from statemachine.workspace import Workspace
 
 
 def fired(chat: Chat, purpose: Purpose, generation: int) -> bool:
@@ -63,6 +66,25 @@ def missed(chat: Chat, item: Missed) -> bool:
         reason="no sign of life",
     )
     chat.take(_event(chat, lost))
+    return True
+
+
+def went_back(chat: Workspace, item: Published) -> bool:
+    """Say whether what is kept of the chat is older than what was published, which was kept before.
+
+    Keys that only one of the two has are those of another version of this program.
+    """
+    if item.version != chat.version:
+        return item.version > chat.version
+    kept = json.loads(json.dumps(state_changed(chat)))
+    return any(item.state[key] != kept[key] for key in kept.keys() & item.state.keys())
+
+
+def published(chat: Chat, item: Published) -> bool:
+    """Let the chat go on above a version that was published before a restore; say whether it was."""
+    if not went_back(chat.workspace, item):
+        return False
+    chat.take(_event(chat, events.DatabaseRestored(published_version=item.version)))
     return True
 
 

@@ -6,22 +6,26 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
 from bus import Bus, BusError, Delivery, Message, Responder, Unavailable
-from bus.streams import CONSUMERS, STREAMS
+from bus.streams import Tuning
+from handlers.clock import clock
+from handlers.cutting import Cutting
 from handlers.sending.backoff import Backoff
-from handlers.worker import effects
-from handlers.worker.batch import apply
-from handlers.worker.chat import FARTHEST
+from handlers.worker.batch import Noticed, apply, asks
+from handlers.worker.gauge import Gauge, Room
 from handlers.worker.inbox import Dead, Item, Missed, dead, read
+from handlers.worker.reconciling import behind
+from handlers.worker.recovery import CARRIERS, Recovery
 from handlers.worker.relay import Relay
 from handlers.worker.waking import looked_for
+from handlers.worker.watching import Watch
 from statemachine.store import Outgoing, Store, StoreUnavailableError, TransientError
 from statemachine.strictness import Reason
-from statemachine.wakes import Purpose, wake
 from statemachine.workspace import Limits
 
 log = logging.getLogger(__name__)
@@ -31,6 +35,20 @@ BATCH: Final = 256
 POOLS_SUBJECT: Final = "workspaced.worker.pools"
 """Asked when a template was pushed: the pools it names get their consumers before the answer."""
 
+Place = tuple[str, int]
+"""Stream and sequence of a delivery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A batch that is in the database, and what must be published before it is acked."""
+
+    deliveries: Sequence[Delivery]
+    rows: Sequence[Outgoing]
+    buried: Sequence[Dead]
+    jobs_until: float
+    """By `clock`."""
+
 
 @dataclass(slots=True)
 class Worker:
@@ -39,60 +57,106 @@ class Worker:
     store: Store
     bus: Bus
     limits: Limits
+    tuning: Tuning = field(default_factory=Tuning)
+    room: Room = field(default_factory=Room)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     dead_letters: int = 0
     """How many this worker has buried."""
+    noticed: Noticed = field(default_factory=Noticed)
+    _again: asyncio.Event = field(default_factory=asyncio.Event)
+    """Streams may be gone, or others: to be looked at."""
+    _prepared: asyncio.Event = field(default_factory=asyncio.Event)
+    _restored: bool = False
+    """A chat was found to be older than what was published of it."""
+    _gauge: Gauge = field(init=False)
+    _cutting: Cutting = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._cutting = Cutting(self.store, self.bus)
+        self._gauge = Gauge(self.store, self.bus, self.room)
 
     async def run(self) -> None:
         """Work until cancelled."""
         relay = Relay(self.bus)
+        watch = Watch(self.store, self.bus, relay, self.tuning)
+        recovery = Recovery(self.store, self.bus, relay, self.limits, watch)
         self.bus.on_reconnect(relay.forget)
-        await self._prepare(relay)
+        self.bus.on_reconnect(relay.certainty.lose)
+        self.bus.on_reconnect(self._again.set)
+        self._again.set()
+        beside = (self._prepare(relay, recovery), self._pull(relay, watch), self._cutting.run())
+        jobs = [asyncio.create_task(job) for job in beside]
+        try:
+            await asyncio.gather(*jobs)
+        finally:
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+            await self._gauge.close()
+
+    async def _prepare(self, relay: Relay, recovery: Recovery) -> None:
+        """Make streams, consumers and timers as the database has them: at first, and when told.
+
+        It goes on beside the work: nothing that is applied meanwhile depends on it.
+        """
+        backoff, asking = Backoff(), asyncio.create_task(_nothing())
+        try:
+            while True:
+                await self._again.wait()
+                self._again.clear()
+                asking.cancel()  # of streams that are others by now; who was not asked is found again
+                relay.forget()
+                restored, self._restored = self._restored, False
+                try:
+                    lost = await recovery.prepare(restored=restored, made=self._prepared.set)
+                except (Unavailable, StoreUnavailableError) as bad:
+                    log.warning("not prepared yet, trying again: %s", bad)
+                    self._restored |= restored
+                    self._again.set()
+                    await backoff.wait()
+                    continue
+                if lost & CARRIERS:
+                    asking = asyncio.create_task(recovery.ask())
+                backoff.reset()
+        finally:
+            asking.cancel()
+
+    async def _pull(self, relay: Relay, watch: Watch) -> None:
+        await self._prepared.wait()
         await self.bus.respond(POOLS_SUBJECT, "workers", self._pools(relay))
-        async with self.bus.pull(*CONSUMERS, most=BATCH) as pull:
+        async with (
+            self.bus.pull(*self.tuning.consumers(), most=BATCH) as pull,
+            asyncio.TaskGroup() as group,
+        ):
             self.ready.set()
             log.info("worker is ready")
-            backoff = Backoff()
+            backoff, before, leaving = Backoff(), group.create_task(_well()), set[Place]()
             while True:
                 try:
                     deliveries = await pull.next(BATCH)
                 except Unavailable as bad:  # the servers are away, or others: begin anew
                     log.warning("nothing can be pulled, trying again: %s", bad)
+                    self._again.set()
                     await backoff.wait()
-                    await self._prepare_again(relay)
                     continue
                 backoff.reset()
-                await self._work(deliveries, relay)
+                await relay.certainty.there.wait()
+                # One batch is applied while the one before it is published, never ahead of it; what
+                # follows on one that was not published is left to come again behind it.
+                # What is just being published and comes again is passed over: its ack is near.
+                new = [d for d in deliveries if (d.stream, d.sequence) not in leaving]
+                committed = await self._commit(new, relay)
+                if await before and committed is not None:
+                    before = group.create_task(self._publish(committed, relay, watch))
+                    leaving = {(d.stream, d.sequence) for d in new}
+                else:
+                    before, leaving = group.create_task(_well()), set()
 
-    async def _prepare_again(self, relay: Relay) -> None:
-        relay.forget()
+    async def _note(self, watch: Watch, newest: Delivery) -> None:
         try:
-            await self._prepare(relay)
-        except (Unavailable, StoreUnavailableError) as bad:
-            log.warning("not ready to pull yet: %s", bad)
-
-    async def _prepare(self, relay: Relay) -> None:
-        """Make streams, consumers and timers as the database has them."""
-        for stream in STREAMS:
-            await self.bus.ensure_stream(stream)
-        for consumer in CONSUMERS:
-            await self.bus.ensure_consumer(consumer)
-        await relay.ensure_pools(await self.store.pools())
-        await self._arm(relay)
-
-    async def _arm(self, relay: Relay) -> None:
-        """Set the timers of all that chats wait for, from the database."""
-        after: str | None = None
-        while chats := await self.store.waking(after=after):
-            now, after = datetime.now(UTC), chats[-1].chat_id
-            open_ = [(c.chat_id, p, wake(c, p, self.limits)) for c in chats for p in Purpose]
-            await relay.publish(
-                [
-                    effects.timer(c, p, w.generation, min(w.at, now + FARTHEST))
-                    for c, p, w in open_
-                    if w
-                ]
-            )
+            await watch.note(newest)
+        except StoreUnavailableError as bad:
+            log.info("how far the streams are is not noted: %s", bad)
 
     def _pools(self, relay: Relay) -> Responder:
         async def respond(message: Message) -> bytes:
@@ -104,31 +168,68 @@ class Worker:
 
     async def _work(self, deliveries: Sequence[Delivery], relay: Relay) -> None:
         """Bring deliveries to their end: applied or buried, published, acked."""
-        now = datetime.now(UTC)
+        committed = await self._commit(deliveries, relay)
+        if committed is not None:
+            await self._publish(committed, relay)
+
+    async def _commit(self, deliveries: Sequence[Delivery], relay: Relay) -> Committed | None:
+        """Read and apply deliveries; None: a server is away, they come again."""
+        now, jobs_until = datetime.now(UTC), clock() + self.tuning.duplicate_window
         items = [(delivery, read(delivery, now)) for delivery in deliveries]
         try:
             items = [(delivery, await self._looked_for(item, relay)) for delivery, item in items]
             rows, buried = await self._apply(items)
-            await relay.publish(rows)
+        except Unavailable as bad:
+            self._bus_is_away(bad)
+        except StoreUnavailableError as bad:
+            log.warning("the database is away, the batch comes again: %s", bad)
+        else:
+            self._cutting.superseded(self.noticed.superseded)
+            return Committed(deliveries, rows, buried, jobs_until)
+        return None
+
+    async def _publish(
+        self, committed: Committed, relay: Relay, watch: Watch | None = None
+    ) -> bool:
+        """Publish what a batch has led to, then ack it; say whether that was done."""
+        rows, buried = committed.rows, committed.buried
+        try:
+            newer = await relay.publish(rows, jobs_until=committed.jobs_until)
             await relay.bury(buried)
+            await self._compare(newer)
             # Dropped before the ack: what an ack has let go nobody would look for in the outbox.
             if ids := [row.id for row in rows if row.id]:
                 await self.store.published(ids)
         except Unavailable as bad:
-            log.warning("the bus is away, what is not published comes again: %s", bad)
-            await self._prepare_again(relay)
+            self._bus_is_away(bad)
+            return False
         except BusError as bad:
             log.error(  # noqa: TRY400 — the server's words are all there is to say
                 "the bus refuses what must be published, it comes again: %s; see who may publish "
                 "where, and how large",
                 bad,
             )
+            return False
         except StoreUnavailableError as bad:
             log.warning("the database is away, the batch comes again: %s", bad)
-        else:
-            self.dead_letters += len(buried)
-            for delivery, _ in items:
-                await delivery.ack()
+            return False
+        self.dead_letters += len(buried)
+        for delivery in committed.deliveries:
+            await delivery.ack()
+        if watch is not None and committed.deliveries:
+            await self._note(watch, committed.deliveries[-1])
+        return True
+
+    def _bus_is_away(self, bad: Unavailable) -> None:
+        log.warning("the bus is away, what is not published comes again: %s", bad)
+        self._again.set()
+
+    async def _compare(self, newer: AbstractSet[str]) -> None:
+        """Have all chats looked at if one of these is older than what was published of it."""
+        if newer and await behind(self.store, self.bus, newer):
+            log.error("a published state is newer than the database: it was restored")
+            self._restored = True
+            self._again.set()
 
     async def _looked_for(self, item: Item, relay: Relay) -> Item:
         return await looked_for(item, self.store, relay) if isinstance(item, Missed) else item
@@ -138,11 +239,17 @@ class Worker:
     ) -> tuple[list[Outgoing], list[Dead]]:
         """Apply in one transaction; what makes it fail is found by halving, and buried alone."""
         buried = [item for _, item in items if isinstance(item, Dead)]
+        load = self._gauge.load(look=any(asks(item) for _, item in items))
         backoff = Backoff()
         while True:
             try:
                 rows = await apply(
-                    [item for _, item in items], self.store, self.limits, os.urandom(16)
+                    [item for _, item in items],
+                    self.store,
+                    self.limits,
+                    os.urandom(16),
+                    load,
+                    self.noticed,
                 )
             except TransientError as bad:  # a lost race, or too much for one transaction
                 if len(items) > 1:
@@ -177,3 +284,12 @@ class Worker:
         # Its words stay in our log: they may hold values that are nobody else's to read.
         letter = dead(delivery, Reason.INTERNAL, f"internal error: {type(bad).__name__}", item)
         return await self._apply([(delivery, letter)])
+
+
+async def _nothing() -> None:
+    """Ask nobody."""
+
+
+async def _well() -> bool:
+    """Stand where no batch is on its way."""
+    return True

@@ -1,0 +1,30 @@
+"""The versions of each chat in their order, and as many chats as are stored at once. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from bus import TOGETHER_MOST
+from statemachine.store import Outgoing
+
+
+def chains_of(rows: Iterable[Outgoing]) -> list[list[Outgoing]]:
+    """Return the states of each chat, the oldest first."""
+    chains: dict[str, list[Outgoing]] = {}
+    for row in sorted(rows, key=lambda row: row.version or 0):
+        chains.setdefault(row.subject, []).append(row)
+    return list(chains.values())
+
+
+def parts_of(chains: Iterable[Sequence[Outgoing]]) -> Iterator[list[Sequence[Outgoing]]]:
+    """Yield chains that together are no more than the server stores at once."""
+    part: list[Sequence[Outgoing]] = []
+    size = 0
+    for chain in chains:
+        if part and size + len(chain) > TOGETHER_MOST:
+            yield part
+            part, size = [], 0
+        part.append(chain)
+        size += len(chain)
+    if part:
+        yield part

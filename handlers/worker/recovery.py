@@ -1,0 +1,202 @@
+"""What NATS lost is published again from the database: it carries, PostgreSQL is the truth.
+
+What a worker had in hand is void by then: the bus drops acks for a server that was replaced. Only
+requests that NATS had taken and no worker had applied are lost; callers ask again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from bus import Bus, BusError, subjects
+from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER
+from handlers.sending.backoff import Backoff
+from handlers.worker import effects
+from handlers.worker.chat import FARTHEST
+from handlers.worker.effects import Lane
+from handlers.worker.reconciling import Reconciliation
+from handlers.worker.relay import Relay
+from handlers.worker.watching import Watch
+from statemachine.formers import awaits
+from statemachine.store import Key, Outgoing, Store, StoreUnavailableError
+from statemachine.wakes import Purpose, wake
+from statemachine.workspace import Limits, Workspace
+
+log = logging.getLogger(__name__)
+
+CARRIERS: Final = frozenset({IN.name, JOB.name, STATE.name, RESULT.name, TIMER.name})
+"""Streams whose loss means that senders must be asked what they had said.
+
+Presence is kept in memory, so it is lost with each restart; the log may lose its tail.
+"""
+FORGOTTEN: Final = frozenset({IN.name, JOB.name})
+"""Streams of which a restored database has forgotten what it had taken from them, or given them."""
+ASKED: Final = 4
+"""How often senders are asked: who finds NATS again later than we do would miss it."""
+RECONNECTS: Final = 2.0
+"""Seconds that others may take to find NATS again; doubled from one asking to the next."""
+ABSENT: Final = 30.0
+"""Seconds within which an agent shows itself that is still there."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Publishes from the database what streams lost; done twice, or by several, it does no harm."""
+
+    store: Store
+    bus: Bus
+    relay: Relay
+    limits: Limits
+    watch: Watch
+
+    async def prepare(
+        self, *, restored: bool = False, made: Callable[[], None] = lambda: None
+    ) -> frozenset[str]:
+        """Make streams, consumers and timers as the database has them, and what was lost again.
+
+        `restored`: a chat has shown that the database went back. `made` is called as soon as there
+        is what to work with: what is published again takes its time, and nobody needs to wait for it.
+        Returns the streams that lost something, be it to the bus or to the database.
+        Raises BusError, StoreUnavailableError.
+        """
+        lost = await self.watch.look()
+        await self.relay.ensure_pools(await self.store.pools())
+        origin, token = await self.store.origin(), self.watch.token()
+        if restored or origin.differs:
+            await self.reconciliation.run()
+            lost |= FORGOTTEN
+            token += f":{origin.here}"
+        made()
+        await self._arm()
+        if lost:
+            await self._recover(lost, token)
+        # Of the requests it is in doubt until senders were asked: who dies meanwhile leaves that to others.
+        if lost & CARRIERS:
+            await self.watch.accept(*(s.name for s in STREAMS if s is not IN))
+        else:
+            await self.watch.accept()
+        if origin.differs:
+            await self.store.settle(origin.here)
+        return lost
+
+    @property
+    def reconciliation(self) -> Reconciliation:
+        """What is done when the database went back."""
+        return Reconciliation(self.store, self.bus, self.relay, self.limits, self.watch)
+
+    async def ask(self) -> None:
+        """Have all senders publish their newest facts again, and note that they were asked."""
+        backoff = Backoff(first=RECONNECTS, most=8 * RECONNECTS)
+        for _ in range(ASKED):
+            try:
+                for subject in (subjects.RESEND_PROVISIONER, subjects.RESEND_AGENT):
+                    await self.bus.send(subject, b"{}")
+            except BusError as bad:
+                log.warning("senders could not be asked for their facts: %s", bad)
+            await backoff.wait()
+        try:
+            await self.watch.accept(IN.name)
+        except StoreUnavailableError as bad:
+            log.warning("that senders were asked is not noted, they will be again: %s", bad)
+
+    async def _recover(self, lost: frozenset[str], token: str) -> None:
+        """Publish what `lost` streams held, under names that they don't know for their `token`."""
+        counts = {
+            "states": await self._states(token) if STATE.name in lost else 0,
+            "jobs": await self._jobs(token) if JOB.name in lost else 0,
+            "answers": await self._answers(token) if RESULT.name in lost else 0,
+            "agents to show themselves": await self._agents() if PRESENCE.name in lost else 0,
+            # What brought these would have come again, if it was not lost.
+            "left over": await self._left_over(token) if lost & CARRIERS else 0,
+        }
+        told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        log.info("published again from the database: %s", told or "nothing")
+
+    async def _arm(self) -> None:
+        async for chats in _pages(self.store.waking, _chat_id):
+            now = datetime.now(UTC)
+            open_ = [(c.chat_id, p, wake(c, p, self.limits)) for c in chats for p in Purpose]
+            await self.relay.publish(
+                [
+                    effects.timer(c, p, w.generation, min(w.at, now + FARTHEST))
+                    for c, p, w in open_
+                    if w
+                ]
+            )
+
+    async def _states(self, token: str) -> int:
+        count, now = 0, datetime.now(UTC)
+        async for chats in _pages(self.store.published_states, _chat_id):
+            rows = [effects.state(chat, None, now) for chat in chats]
+            await self.relay.again(_renamed(rows, token))
+            count += len(chats)
+        return count
+
+    async def _jobs(self, token: str) -> int:
+        count = 0
+        async for jobs in _pages(self.store.jobs, lambda job: job[0].build_id):
+            rows = [
+                Outgoing(job.chat_id, Lane.JOB, job.subject, job.build_id, job.payload)
+                for job, chat in jobs
+                if awaits(chat, job.build_id)
+            ]
+            await self.relay.publish(_renamed(rows, token))
+            count += len(rows)
+        return count
+
+    async def _answers(self, token: str) -> int:
+        count, now = 0, datetime.now(UTC)
+        async for calls in _pages(
+            self.store.answers, lambda s: Key(s.call.chat_id, s.call.call_id)
+        ):
+            rows = [
+                effects.result(c.chat_id, c.call_id, c.tool, answer, None, now, _name(c))
+                for c, answer in ((stored.call, stored.answer) for stored in calls)
+                if answer is not None
+            ]
+            await self.relay.publish(_renamed(rows, token))
+            count += len(rows)
+        return count
+
+    async def _agents(self) -> int:
+        count = 0
+        async for chats in _pages(self.store.inhabited, _chat_id):
+            there = {(c.chat_id, facts.id) for c in chats for facts in c.agents if facts.connected}
+            await self.relay.expect(there, ABSENT)
+            count += len(there)
+        return count
+
+    async def _left_over(self, token: str) -> int:
+        count = 0
+        async for rows in _pages(self.store.left_over, lambda row: row.id):
+            await self.relay.publish(_renamed(rows, token))  # as `_jobs` names them
+            await self.store.published([row.id for row in rows])
+            count += len(rows)
+        return count
+
+
+async def _pages(
+    page: Callable[..., Awaitable[Sequence[T]]], key: Callable[[T], Any]
+) -> AsyncIterator[Sequence[T]]:
+    found = await page()
+    while found:
+        yield found
+        found = await page(after=key(found[-1]))
+
+
+def _chat_id(chat: Workspace) -> str:
+    return chat.chat_id
+
+
+def _name(call: Any) -> str:
+    return f"{call.chat_id}:{call.call_id}"
+
+
+def _renamed(rows: Iterable[Outgoing], token: str) -> list[Outgoing]:
+    """Return rows under names that the duplicate window doesn't know."""
+    return [replace(row, message_id=f"{row.message_id}:{token}") for row in rows]
