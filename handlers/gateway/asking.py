@@ -14,6 +14,7 @@ from uuid import uuid4
 from bus import CLOUDEVENT, Bus, BusError, Message, Refused, ServiceError, Subscription, subjects
 from handlers.gateway.bodies import CancelBody, ToolBody
 from statemachine.codec import encode
+from statemachine.load import BUSY
 from statemachine.store import Store, StoreUnavailableError
 
 SERVICE: Final = "gateway"
@@ -29,6 +30,9 @@ class Asking:
 
     bus: Bus
     store: Store
+    most: int = 10_000
+    """Calls held at once."""
+    _held: int = 0
     _reconnected: asyncio.Event = field(default_factory=asyncio.Event)
 
     def reconnected(self) -> None:
@@ -38,6 +42,16 @@ class Asking:
 
     async def tool(self, tool: str, body: ToolBody, asked: Message) -> bytes:
         """Ask, wait, and return the `data` of tool_resolved. Raises ServiceError."""
+        if self._held >= self.most:
+            words = f"{BUSY}this gateway holds {self._held} calls already; try again later"
+            raise ServiceError(429, words)
+        self._held += 1
+        try:
+            return _reply(await self._resolved(tool, body, asked))
+        finally:
+            self._held -= 1
+
+    async def _resolved(self, tool: str, body: ToolBody, asked: Message) -> dict[str, Any]:
         trace = _traceparent(asked.headers)
         call_id = body.call_id or uuid4().hex
         data = {
@@ -57,7 +71,7 @@ class Asking:
                     again = self._reconnected
                     await self._publish("tool_requested", body.chat_id, data, trace)
                     if (answer := await _first(results, again)) is not None:
-                        return json.dumps(answer["data"], ensure_ascii=False).encode()
+                        return dict(answer["data"])
         except TimeoutError:
             raise ServiceError(
                 503, f"call {call_id} has no answer yet; ask again with the same call_id"
@@ -98,6 +112,14 @@ class Asking:
             headers=CLOUDEVENT,
             message_id=f"{source}:{event_id}",
         )
+
+
+def _reply(data: dict[str, Any]) -> bytes:
+    """Return what the caller gets. Raises ServiceError when there was too much to do."""
+    words = data["result"].get("error") if data["is_error"] else None
+    if words is not None and words.startswith(BUSY):
+        raise ServiceError(429, words)
+    return json.dumps(data, ensure_ascii=False).encode()
 
 
 def _traceparent(headers: Mapping[str, str]) -> str | None:

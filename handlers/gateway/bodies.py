@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -56,21 +56,21 @@ class LogBody(Frozen):
 
     chat_id: Id
     build_id: Id
-    after: Annotated[int, Field(ge=0)] | None = None
+    after: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
 class EventsBody(Frozen):
     """Of `read_events`; `after`: a `seq`."""
 
     chat_id: Id
-    after: Annotated[int, Field(ge=0)] | None = None
+    after: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
 class ArchiveBody(Frozen):
     """Of `template_archive`; `offset` in bytes."""
 
     version_id: Id
-    offset: Annotated[int, Field(ge=0)] = 0
+    offset: Annotated[int, Field(ge=0, lt=2**30)] = 0
 
 
 class AgentCredentialBody(Frozen):
@@ -87,6 +87,29 @@ class FrontendCredentialBody(Frozen):
 
     chat_ids: Annotated[tuple[Id, ...], Field(strict=False, min_length=1, max_length=100)]
     ttl_seconds: Annotated[float, Field(ge=1, le=7 * 24 * 3600)] = 3600
+
+
+class IssueBody(Frozen):
+    """Of `issue_credential`; `name` is what a provisioner is called on the bus, and a label else."""
+
+    role: Literal["frontend", "chat-service", "provisioner", "operator", "worker", "gateway"]
+    chat_ids: Annotated[tuple[Id, ...], Field(strict=False, max_length=100)] = ()
+    name: Token | None = None
+    pool: Token | None = None
+    ttl_seconds: Annotated[float, Field(ge=1, le=30 * 24 * 3600)] = 3600
+
+
+class CredentialsBody(Frozen):
+    """Of `list_credentials`; `spent`: also what is over; `cursor` from the page before."""
+
+    spent: bool = False
+    cursor: Token | None = None
+
+
+class RevokeBody(Frozen):
+    """Of `revoke_credential`."""
+
+    public_key: Token
 
 
 Body = TypeVar("Body", bound=Frozen)

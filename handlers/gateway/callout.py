@@ -10,15 +10,16 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, Final
 
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 
-from bus import subjects
 from handlers import nkey
+from handlers.gateway.grants import Grant
 
 SUBJECT: Final = "$SYS.REQ.USER.AUTH"
 """Where the server asks."""
@@ -26,76 +27,87 @@ SUBJECT: Final = "$SYS.REQ.USER.AUTH"
 QUEUE: Final = "callout"
 """One of all gateways answers."""
 
-_ACCOUNT: Final = "APP"
-_DIRECT_GET_STATE: Final = "$JS.API.DIRECT.GET.WORKSPACED_STATE."
+_LONGEST: Final = 128
+_ONE_ANSWER: Final = {"max": 1, "ttl": 30 * 60 * 10**9}
+"""As `allow_responses` of the static roles: within 30 minutes, in nanoseconds."""
+
+
+class Why(StrEnum):
+    """Why somebody is not let in."""
+
+    NO_KEY = "no_key"
+    BAD_SIGNATURE = "bad_signature"
+    UNKNOWN = "unknown"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    SUPERSEDED = "superseded"
+
+
+WORDS: Final = {
+    Why.NO_KEY: "connect with an NKey",
+    Why.BAD_SIGNATURE: "the signature is not that of the key",
+    Why.UNKNOWN: "this key was issued by nobody here",
+    Why.REVOKED: "this key was revoked",
+    Why.EXPIRED: "this key has expired",
+    Why.SUPERSEDED: "the build of this key was superseded",
+}
+"""What the server is told, and logs. The client hears `Authorization Violation`, whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """What one client may publish and subscribe, until when; what is not named is refused."""
+class Visitor:
+    """Who wants to come in, by what it says of itself and what the server sees of it."""
 
+    key: str
+    """What it proves to hold, once that was checked."""
     name: str
-    publish: tuple[str, ...]
-    subscribe: tuple[str, ...]
-    expires_at: datetime
+    kind: str
+    address: str
+    server: str
+    server_name: str
+    client: int
 
 
-GrantFor = Callable[[str], Awaitable[Grant | None]]
-"""Looks up what was granted to a public key; None: nothing, or no longer."""
+GrantFor = Callable[[Visitor], Awaitable[Grant | Why]]
+"""Looks up what the holder of a key is granted, or why nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the server is told of a visitor."""
+
+    token: bytes
+    visitor: Visitor
+    refused: Why | None = None
 
 
 class NotFromServer(ValueError):
     """The request is not one that a server made: there is nobody to answer."""
 
 
-def inbox_prefix(name: str) -> str:
-    """Return where answers to the holder of a grant come."""
-    return f"_INBOX_{name}"
-
-
-def agent_grant(*, chat_id: str, build_id: str, agent_id: str, expires_at: datetime) -> Grant:
-    """Let an agent report about itself, and nothing else."""
-    return Grant(
-        name=agent_id,
-        publish=(
-            subjects.inbound("agent", chat_id, agent_id),
-            subjects.log(chat_id, build_id),
-            subjects.presence(chat_id, agent_id),
-        ),
-        subscribe=(subjects.RESEND_AGENT, f"{inbox_prefix(agent_id)}.>"),
-        expires_at=expires_at,
-    )
-
-
-def frontend_grant(*, name: str, chat_ids: Sequence[str], expires_at: datetime) -> Grant:
-    """Let a frontend see its chats: the last state of each, and what happens from then on."""
-    return Grant(
-        name=name,
-        publish=tuple(_DIRECT_GET_STATE + subjects.state(chat) for chat in chat_ids),
-        subscribe=(*map(subjects.ui, chat_ids), f"{inbox_prefix(name)}.>"),
-        expires_at=expires_at,
-    )
-
-
-async def answer(request: bytes, issuer_seed: str, grant_for: GrantFor, now: datetime) -> bytes:
+async def answer(request: bytes, issuer_seed: str, grant_for: GrantFor, now: datetime) -> Answered:
     """Return the signed answer to a server's question about one client.
 
     What `grant_for` raises goes through: without an answer the server refuses, and the client tries
     again. Raises NotFromServer.
     """
     asked = _read(request)
-    if (fault := _fault(asked)) is not None:
-        return _signed_answer(issuer_seed, asked, now, {"error": fault})
-    grant = await grant_for(asked.nkey)
-    if grant is None or grant.expires_at <= now:
-        return _signed_answer(issuer_seed, asked, now, {"error": "this key is granted nothing"})
-    return _signed_answer(issuer_seed, asked, now, {"jwt": _user(issuer_seed, asked, grant, now)})
+    visitor = asked.visitor()
+    found = _fault(asked) or await grant_for(visitor)
+    if isinstance(found, Grant):
+        if found.expires_at > now:
+            content = {"jwt": _user(issuer_seed, asked, found, now)}
+            return Answered(_signed_answer(issuer_seed, asked, now, content), visitor)
+        found = Why.EXPIRED
+    content = {"error": WORDS[found]}
+    return Answered(_signed_answer(issuer_seed, asked, now, content), visitor, found)
 
 
 class _Asked(BaseModel):
     """The part of the server's question that matters here."""
 
     server: Annotated[str, Field(validation_alias=AliasPath("nats", "server_id", "id"))]
+    server_name: Annotated[str, Field(validation_alias=AliasPath("nats", "server_id", "name"))] = ""
     issuer: Annotated[str, Field(validation_alias="iss")]
     kind: Annotated[str, Field(validation_alias=AliasPath("nats", "type"))]
     user: Annotated[str, Field(validation_alias=AliasPath("nats", "user_nkey"))]
@@ -104,6 +116,24 @@ class _Asked(BaseModel):
     nkey: Annotated[str, Field(validation_alias=AliasPath("nats", "connect_opts", "nkey"))] = ""
     """What the client claims to be."""
     signature: Annotated[str, Field(validation_alias=AliasPath("nats", "connect_opts", "sig"))] = ""
+    name: Annotated[str, Field(validation_alias=AliasPath("nats", "connect_opts", "name"))] = ""
+    """What it calls itself: anything."""
+    type: Annotated[str, Field(validation_alias=AliasPath("nats", "client_info", "type"))] = ""
+    address: Annotated[str, Field(validation_alias=AliasPath("nats", "client_info", "host"))] = ""
+    client: Annotated[int, Field(validation_alias=AliasPath("nats", "client_info", "id"))] = 0
+    """What the server calls the connection."""
+
+    def visitor(self) -> Visitor:
+        """Return who that is, what it says of itself shortened: it ends in logs."""
+        return Visitor(
+            key=self.nkey[:_LONGEST],
+            name=self.name[:_LONGEST],
+            kind=self.type or "client",
+            address=self.address,
+            server=self.server,
+            server_name=self.server_name,
+            client=self.client,
+        )
 
 
 def _read(request: bytes) -> _Asked:
@@ -118,31 +148,29 @@ def _read(request: bytes) -> _Asked:
     return asked
 
 
-def _fault(asked: _Asked) -> str | None:
-    if not asked.nkey:
-        return "connect with an NKey"
-    if not asked.nonce:
-        return "the server gave no nonce to sign"
+def _fault(asked: _Asked) -> Why | None:
+    if not (asked.nkey and asked.nonce):
+        return Why.NO_KEY
     try:
         signature = _decoded(asked.signature.encode())
     except ValueError:
-        return "the signature is not base64"
-    if not nkey.verify(asked.nkey, asked.nonce.encode(), signature):
-        return "the signature is not that of the key"
-    return None
+        return Why.BAD_SIGNATURE
+    signed = nkey.verify(asked.nkey, asked.nonce.encode(), signature)
+    return None if signed else Why.BAD_SIGNATURE
 
 
 def _user(issuer_seed: str, asked: _Asked, grant: Grant, now: datetime) -> str:
     claims = {
         "sub": asked.user,
-        "aud": _ACCOUNT,
+        "aud": grant.account,
         "name": grant.name,
         "exp": int(grant.expires_at.timestamp()),
         "nats": {
             "type": "user",
             "version": 2,
-            "pub": {"allow": grant.publish},
+            "pub": {"allow": grant.publish, "deny": grant.refused},
             "sub": {"allow": grant.subscribe},
+            **({"resp": _ONE_ANSWER} if grant.answers else {}),
             "subs": -1,
             "data": -1,
             "payload": -1,

@@ -7,16 +7,18 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
 from bus import Bus, BusError, Message, Responder, ServiceError, subjects
-from handlers.gateway import bodies, callout
+from handlers.gateway import bodies
 from handlers.gateway.asking import Asking
 from handlers.gateway.credentials import Credentials
+from handlers.gateway.door import Door
 from handlers.gateway.reading import Reader
+from handlers.gateway.turns import Turns
 from statemachine.events import Frozen
 from statemachine.judging import TOOLS
 from statemachine.store import Store, StoreUnavailableError
@@ -36,18 +38,21 @@ class Gateway:
     """How long the workers let a workspace run that no chat has, to tell operators."""
     issuer_seed: str | None = None
     """Signs for agents and frontends; without it another gateway must."""
+    held_calls: int = 10_000
+    """How many rpcs it holds at once."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        asking = Asking(self.bus, self.store)
+        asking = Asking(self.bus, self.store, self.held_calls)
         reader = Reader(self.store, self.bus, self.orphan_grace)
-        credentials = Credentials(self.store)
+        credentials = Credentials(self.store, self.bus)
         self.bus.on_reconnect(asking.reconnected)
         endpoints: dict[str, Responder] = {
             tool: _raw(bodies.ToolBody, partial(asking.tool, tool)) for tool in TOOLS
         }
-        endpoints |= {
+        turns = Turns()
+        quick: dict[str, Responder] = {
             "cancel": _json(bodies.CancelBody, asking.cancel),
             "get_chat": _json(bodies.ChatBody, reader.get_chat),
             "list_chats": _json(bodies.ChatsBody, reader.list_chats),
@@ -55,12 +60,15 @@ class Gateway:
             "read_log": _json(bodies.LogBody, reader.read_log),
             "read_events": _json(bodies.EventsBody, reader.read_events),
             "template_archive": _raw(bodies.ArchiveBody, _archive(reader)),
-            "agent_credential": _json(bodies.AgentCredentialBody, credentials.agent),
+            "agent_credential": _json_to(bodies.AgentCredentialBody, credentials.agent),
             "frontend_credential": _json(bodies.FrontendCredentialBody, credentials.frontend),
+            "issue_credential": _json(bodies.IssueBody, credentials.issue),
+            "list_credentials": _json(bodies.CredentialsBody, credentials.listed),
+            "revoke_credential": _json(bodies.RevokeBody, credentials.revoke),
         }
+        endpoints |= {name: turns.limited(responder) for name, responder in quick.items()}
         if self.issuer_seed is not None:
-            responder = partial(_callout, credentials, self.issuer_seed)
-            await self.bus.respond(callout.SUBJECT, callout.QUEUE, responder)
+            await Door(self.store, self.bus, self.issuer_seed).open()
         await self.bus.serve(
             SERVICE,
             version("workspaced"),
@@ -73,8 +81,15 @@ class Gateway:
 
 
 def _json(model: type[Body], answer: Callable[[Body], Awaitable[dict[str, Any]]]) -> Responder:
-    async def text(body: Body, _message: Message) -> bytes:
-        return json.dumps(await answer(body), ensure_ascii=False, separators=(",", ":")).encode()
+    return _json_to(model, lambda body, _message: answer(body))
+
+
+def _json_to(
+    model: type[Body], answer: Callable[[Body, Message], Awaitable[dict[str, Any]]]
+) -> Responder:
+    async def text(body: Body, message: Message) -> bytes:
+        found = await answer(body, message)
+        return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
 
     return _raw(model, text)
 
@@ -96,7 +111,3 @@ def _raw(model: type[Body], answer: Callable[[Body, Message], Awaitable[bytes]])
             raise ServiceError(503, f"the bus is away; ask again: {bad}") from bad
 
     return respond
-
-
-async def _callout(credentials: Credentials, issuer_seed: str, message: Message) -> bytes:
-    return await callout.answer(message.data, issuer_seed, credentials.grant_for, datetime.now(UTC))

@@ -18,6 +18,7 @@ from handlers.gateway.bodies import (
     LogBody,
     OrphansBody,
 )
+from handlers.lines import read_line
 from statemachine import formers
 from statemachine.codec import timestamp
 from statemachine.states import ABOUT
@@ -120,10 +121,8 @@ class Reader:
                 return {"lines": lines}
             after = found.sequence
             room -= len(found.data)
-            try:
-                lines.append(json.loads(found.data)["data"])
-            except (ValueError, KeyError, TypeError):
-                continue  # somebody wrote there what is no log line
+            if (line := read_line(found.data, body.build_id)) is not None:
+                lines.append(line)
         return {"lines": lines, "next": after}
 
     async def read_events(self, body: EventsBody) -> dict[str, Any]:
