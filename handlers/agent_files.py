@@ -16,14 +16,17 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers.sending.disk import write_whole
+from handlers.sending.disk import read_plain, write_whole
 
 OURS: Final = ".workspaced"
 """The folder in a workspace that belongs to workspaced."""
 
+PRESENCE_TTL: Final = 20.0
+"""Seconds that an agent's sign of life lasts; a lost one must be noticed within 30."""
 _CONFIG: Final = "config.json"
 _CREDENTIAL: Final = "credential.json"
 _LOCK: Final = "lock"
+_LARGEST: Final = 4 * 1024 * 1024
 _FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
@@ -50,6 +53,8 @@ class AgentConfig(BaseModel):
     agent_id: str
     name: str
     nats_url: str
+    nats_ca: Path | None = None
+    """Who signed the certificate of NATS; None: somebody whom this machine trusts."""
     directory: Path
     startup_script: str = ""
     startup_timeout_seconds: float = 600
@@ -58,6 +63,8 @@ class AgentConfig(BaseModel):
     env: dict[str, str] = Field(default={}, repr=False)
     secrets: tuple[str, ...] = Field(default=(), repr=False)
     log_limit: Annotated[int, Field(ge=0)] = 0
+    presence_ttl: Annotated[float, Field(ge=1)] = PRESENCE_TTL
+    """Seconds after which the workers take an agent as lost that did not show itself."""
     traceparent: str | None = None
 
 
@@ -83,7 +90,7 @@ def write_config(home: Path, config: AgentConfig) -> None:
 
 def read_config(home: Path) -> AgentConfig:
     """Read the configuration. Raises OSError, ValueError."""
-    return AgentConfig.model_validate_json((home / _CONFIG).read_bytes())
+    return AgentConfig.model_validate_json(read_plain(home / _CONFIG, _LARGEST))
 
 
 def config_path(home: Path) -> Path:
@@ -98,7 +105,7 @@ def write_credential(home: Path, credential: Credential) -> None:
 
 def read_credential(home: Path) -> Credential:
     """Read the credential as it is now: it is renewed in place. Raises OSError, ValueError."""
-    return Credential.model_validate_json((home / _CREDENTIAL).read_bytes())
+    return Credential.model_validate_json(read_plain(home / _CREDENTIAL, _LARGEST))
 
 
 @contextmanager
@@ -121,8 +128,8 @@ def running(home: Path) -> int | None:
     The kernel tells who holds the lock: a number in a file could be a dead process' by now.
     """
     try:
-        looked = os.open(home / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+        looked = os.open(home / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
         return None
     try:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

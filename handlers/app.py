@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+from bus import Refused
 from bus.jetstream import JetStreamBus, connect
+from bus.streams import Tuning
 from handlers import nkey
 from handlers.embedded import running_servers
-from handlers.embedded.permissions import inbox_prefix
+from handlers.embedded.permissions import PERMISSIONS, inbox_prefix
+from handlers.listening import trust
 from handlers.settings import Settings
+from handlers.worker.gauge import Room
 from statemachine.store.migrating import migrate
-from statemachine.store.postgres import PostgresStore
+from statemachine.store.postgres import PostgresStore, limits_of
 from statemachine.store.postgres import connect as open_store
 from statemachine.workspace import Limits
 
 log = logging.getLogger(__name__)
 Role = Literal["operator", "chat-service", "provisioner", "worker", "gateway"]
+DatabaseRole = Literal["operator", "worker", "gateway"]
 
 
 class NotFoundError(Exception):
@@ -36,6 +41,12 @@ class Place:
     database_url: str | None
     credentials: Path
     """A seed file, or the directory with one a role."""
+    transaction_timeout: float = 5.0
+    """Seconds that a transaction may hold its chats."""
+    databases: Mapping[str, str] = field(default_factory=dict)
+    """The URLs of roles that have one of their own."""
+    nats_ca: Path | None = None
+    """Who signed the certificate of NATS; None: somebody whom this machine trusts."""
 
     def seed_file(self, role: Role) -> Path:
         """Return the file with the role's seed. Raises NotFoundError."""
@@ -70,25 +81,65 @@ class Place:
     @asynccontextmanager
     async def bus(self, role: Role, *, wait: bool = False) -> AsyncIterator[JetStreamBus]:
         """Connect as `role`. Raises BusError, NotFoundError."""
-        async with await connect(
-            self.nats_url,
-            name=f"workspaced {role}",
-            seed=self.seed(role),
-            inbox_prefix=inbox_prefix(role),
-            wait=wait,
-        ) as bus:
-            yield bus
+        seed, prefixes = self.seed(role), self._inbox_prefixes(role)
+        while True:
+            prefix = prefixes.pop(0)
+            async with await connect(
+                self.nats_url,
+                name=f"workspaced {role}",
+                seed=seed,
+                inbox_prefix=prefix,
+                tls=trust(self.nats_ca),
+                wait=wait,
+            ) as bus:
+                if prefixes and not await _hears(bus, prefix):
+                    continue
+                yield bus
+                return
+
+    def _inbox_prefixes(self, role: Role) -> list[str]:
+        """Return where answers may come to, the likelier first.
+
+        Nothing in a seed says whether it is the role's own, whose inbox is named after the role, or
+        one that was issued, whose inbox is named after its key. Only the server knows.
+        """
+        of_role = inbox_prefix(role)
+        if PERMISSIONS[role].subscribe == (">",) or self.credentials.is_dir():
+            return [of_role]
+        of_key = f"_INBOX_{nkey.public_key(self.seed(role))}"
+        named = self.credentials.name == f"{role}.nk"
+        return [of_role, of_key] if named else [of_key, of_role]
 
     @asynccontextmanager
-    async def store(self) -> AsyncIterator[PostgresStore]:
-        """Open the database, brought to this version. Raises StoreUnavailableError, NotFoundError."""
-        if self.database_url is None:
+    async def store(self, role: DatabaseRole = "operator") -> AsyncIterator[PostgresStore]:
+        """Open the database as `role`. Raises StoreUnavailableError, NotFoundError."""
+        url = self.databases.get(role, self.database_url)
+        if url is None:
             raise NotFoundError(
                 "no database is named: use --database-url or WORKSPACED_DATABASE_URL"
             )
-        await migrate(self.database_url)  # whoever comes first: roles start in any order
-        async with open_store(self.database_url) as store:
+        async with opened(url, self.transaction_timeout) as store:
             yield store
+
+
+@asynccontextmanager
+async def opened(database_url: str, transaction_timeout: float) -> AsyncIterator[PostgresStore]:
+    """Open a database, brought to this version if its user may do that.
+
+    Raises StoreUnavailableError.
+    """
+    await migrate(database_url)  # whoever comes first: roles start in any order
+    async with open_store(database_url, limits=limits_of(transaction_timeout)) as store:
+        yield store
+
+
+async def _hears(bus: JetStreamBus, prefix: str) -> bool:
+    """Say whether we may listen to that inbox."""
+    try:
+        async with bus.subscribe(f"{prefix}.here"):
+            return True
+    except Refused:
+        return False
 
 
 def _seed(file: Path) -> str:
@@ -108,13 +159,32 @@ def locate(settings: Settings) -> Place:
     running = running_servers(settings.data_dir)
     nats_url = settings.nats_url or (running.nats_url if running else None)
     database_url = settings.database_url or (running.database_url if running else None)
+    databases = running.databases if running and settings.database_url is None else {}
     if nats_url is None:
         raise NotFoundError(
             f"no workspaced runs on {settings.data_dir}: start `workspaced up`, or name the "
             "servers with --nats-url and --database-url"
         )
     folder = running.credentials if running else settings.data_dir / "credentials"
-    return Place(nats_url, database_url, settings.credentials or folder)
+    return Place(
+        nats_url,
+        database_url,
+        settings.credentials or folder,
+        settings.transaction_timeout,
+        databases,
+        settings.nats_ca if settings.nats_url or running is None else running.nats_ca,
+    )
+
+
+@asynccontextmanager
+async def database(settings: Settings) -> AsyncIterator[PostgresStore]:
+    """Open the database alone: there may be no NATS to go with it. Raises as `Place.store`."""
+    if settings.database_url is not None:
+        async with opened(settings.database_url, settings.transaction_timeout) as store:
+            yield store
+        return
+    async with locate(settings).store() as store:
+        yield store
 
 
 def limits(settings: Settings) -> Limits:
@@ -125,3 +195,13 @@ def limits(settings: Settings) -> Limits:
         startup_scripts=timedelta(seconds=settings.startup_scripts_timeout),
         orphan_grace=timedelta(seconds=settings.orphan_grace),
     )
+
+
+def room(settings: Settings) -> Room:
+    """Return how much may wait."""
+    return Room(settings.waiting_calls_per_chat, settings.waiting_calls, settings.job_queue)
+
+
+def tuning(settings: Settings) -> Tuning:
+    """Return how streams and consumers are to be made."""
+    return Tuning(settings.nats_replicas, settings.duplicate_window, settings.ack_wait)

@@ -2,36 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.web_request import BaseRequest
 
+from bus import Bus, Unavailable
+from handlers.http_limits import Limited
+from handlers.listening import Certificate
+from statemachine.store import Store, StoreUnavailableError
+
+ANSWER_WITHIN: Final = 2.0
+"""Seconds that a server may take to answer a check: who asks for our health has little patience."""
 Check = Callable[[], Awaitable[str | None]]
 """Returns what is wrong, or None."""
 
 
+class Unhealthy(Exception):
+    """Health can't be served; the message says where and why."""
+
+
 @asynccontextmanager
-async def health_server(host: str, port: int, checks: Mapping[str, Check]) -> AsyncIterator[None]:
-    """Serve health on `host:port`: 200 when every check is well, else 503 naming what is not."""
+async def health_server(
+    host: str,
+    port: int | None,
+    checks: Mapping[str, Check],
+    certificate: Certificate | None = None,
+) -> AsyncIterator[None]:
+    """Serve health on `host:port`: 200 when every check is well, else 503 naming what is not.
 
-    async def healthz(request: web.Request) -> web.Response:
-        del request
-        return web.json_response({"status": "alive"})
+    `checks` may change meanwhile. No port: nothing is served. Raises Unhealthy.
+    """
+    if port is None:
+        yield
+        return
 
-    async def readyz(request: web.Request) -> web.Response:
-        del request
-        found = {name: await check() for name, check in checks.items()}
-        wrong = {name: problem for name, problem in found.items() if problem is not None}
-        body = {"status": "not ready", "problems": wrong} if wrong else {"status": "ready"}
-        return web.json_response(body, status=503 if wrong else 200)
+    async def answer(request: BaseRequest) -> web.StreamResponse:
+        if request.method not in ("GET", "HEAD"):
+            return web.json_response({"status": "not allowed"}, status=405)
+        if request.path == "/healthz":
+            return web.json_response({"status": "alive"})
+        if request.path == "/readyz":
+            return await _readiness(checks)
+        return web.json_response({"status": "not found"}, status=404)
 
-    app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz)])
-    runner = web.AppRunner(app, access_log=None)
+    # Nobody needs a credential for this, so it tells nothing else, and not too often.
+    runner = web.ServerRunner(Limited(answer))
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        context = None if certificate is None else certificate.context()
+        try:
+            await web.TCPSite(runner, host, port, ssl_context=context).start()
+        except OSError as no:
+            raise Unhealthy(f"health can't be served on {host}:{port}: {no.strerror}") from no
         yield
     finally:
         await runner.cleanup()
+
+
+async def _readiness(checks: Mapping[str, Check]) -> web.StreamResponse:
+    names = list(checks)
+    found = await asyncio.gather(*(_within(checks[name]) for name in names))
+    wrong = {name: problem for name, problem in zip(names, found, strict=True) if problem}
+    body = {"status": "not ready", "problems": wrong} if wrong else {"status": "ready"}
+    return web.json_response(body, status=503 if wrong else 200)
+
+
+async def _within(check: Check) -> str | None:
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN):
+            return await check()
+    except TimeoutError:
+        return f"no answer within {ANSWER_WITHIN:g} s"
+
+
+def connected(buses: Mapping[str, Bus]) -> Check:
+    """Check that NATS answers on each connection, named by its role."""
+
+    async def check() -> str | None:
+        found = await asyncio.gather(*map(_is_there, buses.values()))
+        without = [role for role, there in zip(buses, found, strict=True) if not there]
+        return f"not connected: {', '.join(without)}" if without else None
+
+    return check
+
+
+async def _is_there(bus: Bus) -> bool:
+    try:
+        # A connection whose other end is silent counts as one for half a minute.
+        async with asyncio.timeout(ANSWER_WITHIN / 2):
+            await bus.flush()
+    except (Unavailable, TimeoutError):
+        return False
+    return True
+
+
+def answers(store: Store) -> Check:
+    """Check that the database answers."""
+
+    async def check() -> str | None:
+        try:
+            await store.settings()
+        except StoreUnavailableError as bad:
+            return str(bad)
+        return None
+
+    return check
+
+
+def alive(tasks: Sequence[asyncio.Task[Any]]) -> Check:
+    """Check that none of the roles has ended."""
+
+    async def check() -> str | None:
+        ended = sum(task.done() for task in tasks)
+        return f"{ended} of {len(tasks)} roles have ended" if ended else None
+
+    return check
+
+
+def begun(ready: asyncio.Event) -> Check:
+    """Check that a role has begun its work."""
+
+    async def check() -> str | None:
+        return None if ready.is_set() else "still starting"
+
+    return check

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
-_FIELDS: Final = ("chat_id", "event_id", "version", "call_id", "build_id", "agent_id")
+from handlers.terminal import as_json, plain
+
+_FIELDS: Final = (
+    *("chat_id", "event_id", "version", "call_id", "build_id", "agent_id"),
+    *("why", "public_key", "address"),
+)
 
 
 class JsonLines(logging.Formatter):
@@ -17,31 +22,43 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one JSON object."""
         line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {
-            name: getattr(record, name)
-            for name in _FIELDS
-            if getattr(record, name, None) is not None
-        }
+        fields = record.__dict__
+        line |= {name: fields[name] for name in _FIELDS if fields.get(name) is not None}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return as_json(line)
+
+
+@lru_cache(maxsize=1)
+def _second(since_1970: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since_1970))
+
+
+class Lines(logging.Formatter):
+    """One line a record, which no value in it can break or colour; an exception follows it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 — the base's name
+        """Return the line."""
+        return plain(super().formatMessage(record)).replace("\n", " ")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 — the base's name
+        """Return the exception's lines."""
+        return plain(super().formatException(ei))
 
 
 def configure(*, quiet: bool = False) -> None:
     """Send this process' logs to stderr; `quiet` for commands whose output is the point."""
     handler = logging.StreamHandler(sys.stderr)
     if sys.stderr.isatty():
-        handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-        )
+        handler.setFormatter(Lines("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     else:
         handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler])
     logging.getLogger("transitions").setLevel(logging.WARNING)
     logging.getLogger("nats").setLevel(logging.CRITICAL)  # what it says is logged by `bus`
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)  # what is lost is told by the store

@@ -23,6 +23,10 @@ def load(folder: Path, organization_id: str) -> tuple[Version, bytes]:
     """Read a template's folder; return its version and archive. Raises TemplateError."""
     file = folder / "template.toml"
     try:
+        if (size := file.stat().st_size) > MANIFEST_SIZE:
+            raise TemplateError(
+                f"{file}: {size} bytes; at most {MANIFEST_SIZE} are taken. Scripts may lie beside it"
+            )
         manifest = read(file.read_text("utf-8"), file=str(file))
     except FileNotFoundError:
         raise TemplateError(
@@ -30,10 +34,6 @@ def load(folder: Path, organization_id: str) -> tuple[Version, bytes]:
         ) from None
     except (OSError, UnicodeDecodeError) as bad:
         raise TemplateError(f"{file}: {bad}") from None
-    if (size := file.stat().st_size) > MANIFEST_SIZE:
-        raise TemplateError(
-            f"{file}: {size} bytes; at most {MANIFEST_SIZE} are taken. Scripts may lie beside it"
-        )
     readme_file = folder / "README.md"
     try:
         readme = readme_file.read_text("utf-8") if readme_file.is_file() else None

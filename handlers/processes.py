@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -40,21 +40,36 @@ async def exited(descriptor: int) -> None:
 
 
 def marked(mark: str, *, spare_group: int | None = None) -> list[int]:
-    """Return the processes that have `mark` (`NAME=value`) in their environment, not ourselves.
+    """Return the processes that have `mark` (`NAME=value`) in their environment, or come of one.
 
-    A mark is inherited where a process group is left by `setsid`, and none of another user's
-    processes can be read or ended.
+    A mark is inherited where a process group is left by `setsid`; who wipes it out is still a child
+    of somebody, in the end of the keeper that `confined` leaves behind. We are spared, and those we
+    come from; none of another user's processes can be read or ended.
     """
-    wanted, found = mark.encode(), []
+    wanted, parents, found = mark.encode(), dict[int, int](), set[int]()
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or (pid := int(entry.name)) == os.getpid():
+        if not entry.name.isdigit():
             continue
-        with suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0") and (
-                spare_group is None or os.getpgid(pid) != spare_group
-            ):
-                found.append(pid)
-    return found
+        pid = int(entry.name)
+        with suppress(OSError, ValueError, IndexError):
+            # The name may hold anything, but not the last bracket of the line.
+            after = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if after[0] == b"Z":
+                continue
+            parents[pid] = int(after[1])
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.add(pid)
+    ours = set(_line(os.getpid(), parents))
+    for pid in parents.keys() - found - ours:
+        line = list[int]()
+        for one in _line(pid, parents):
+            if one == os.getpid():
+                break  # ours to see to
+            if one in found:
+                found.update(line)
+                break
+            line.append(one)
+    return [pid for pid in found - ours if spare_group is None or _group(pid) != spare_group]
 
 
 async def end_marked(mark: str, *, grace: float, spare_group: int | None = None) -> None:
@@ -64,6 +79,8 @@ async def end_marked(mark: str, *, grace: float, spare_group: int | None = None)
         deadline = now() + limit
         # Again while there are new ones: a process may have forked while the list was made.
         while pids := marked(mark, spare_group=spare_group):
+            if number is signal.SIGKILL:
+                pids = _stopped(pids, mark, spare_group)
             async with _held(pids) as held:
                 for descriptor in held:
                     with suppress(ProcessLookupError):
@@ -76,6 +93,34 @@ async def end_marked(mark: str, *, grace: float, spare_group: int | None = None)
                     break
         else:
             return
+
+
+def _stopped(pids: list[int], mark: str, spare_group: int | None) -> list[int]:
+    """Stop all of them first: who is killed while its child forks leaves a child that none finds."""
+    still = set[int]()
+    while new := set(pids) - still:
+        for pid in new:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        still |= new
+        pids = marked(mark, spare_group=spare_group)
+    return list(still)
+
+
+def _line(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
+    """Yield a process, its parent, and so on; the list may have been made while they changed."""
+    seen = set[int]()
+    while pid in parents and pid not in seen:
+        yield pid
+        seen.add(pid)
+        pid = parents[pid]
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 @asynccontextmanager

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from bus import Bus, Unavailable
-from handlers.app import Place, limits, locate
+from bus.urls import anonymous
+from handlers.app import Place, limits, locate, room, tuning
+from handlers.confining import Bounds, Confinement, choose
 from handlers.gateway.gateway import Gateway
+from handlers.health import Check, answers, begun, connected, health_server
+from handlers.listening import certificate_of, guard
 from handlers.provisioner import Allowance, Provisioner
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
@@ -42,28 +48,79 @@ async def lost(bus: Bus) -> None:
     raise Unavailable(f"NATS closed the connection for good: {await bus.closed()}")
 
 
-async def worker(settings: Settings) -> None:
+async def worker(
+    settings: Settings, *, http_host: str, http_port: int | None, insecure: bool
+) -> None:
     """Run a worker."""
-    place = locate(settings)
-    async with place.store() as store, place.bus("worker", wait=True) as bus:
-        await until_signalled(Worker(store, bus, limits(settings)).run(), lost(bus))
+    place, ready = locate(settings), asyncio.Event()
+    checks = {"worker": begun(ready)}
+    async with (
+        _health(settings, http_host, http_port, checks, insecure=insecure),
+        place.store("worker") as store,
+        place.bus("worker", wait=True) as bus,
+    ):
+        checks |= {"nats": connected({"worker": bus}), "database": answers(store)}
+        working = Worker(store, bus, limits(settings), tuning(settings), room(settings), ready)
+        await until_signalled(working.run(), lost(bus))
 
 
-async def gateway(settings: Settings) -> None:
+async def gateway(
+    settings: Settings, *, http_host: str, http_port: int | None, insecure: bool
+) -> None:
     """Run a gateway."""
-    place = locate(settings)
-    async with place.store() as store, place.bus("gateway", wait=True) as bus:
-        grace = limits(settings).orphan_grace
-        serving = Gateway(store, bus, orphan_grace=grace, issuer_seed=place.issuer_seed())
+    place, ready = locate(settings), asyncio.Event()
+    checks = {"gateway": begun(ready)}
+    async with (
+        _health(settings, http_host, http_port, checks, insecure=insecure),
+        place.store("gateway") as store,
+        place.bus("gateway", wait=True) as bus,
+    ):
+        checks |= {"nats": connected({"gateway": bus}), "database": answers(store)}
+        serving = Gateway(
+            store,
+            bus,
+            orphan_grace=limits(settings).orphan_grace,
+            issuer_seed=place.issuer_seed(),
+            held_calls=settings.held_calls,
+            ready=ready,
+        )
         await until_signalled(serving.run(), lost(bus))
 
 
-async def provisioner(settings: Settings, *, name: str, pool: str) -> None:
+async def provisioner(
+    settings: Settings,
+    *,
+    name: str,
+    pool: str,
+    http_host: str,
+    http_port: int | None,
+    insecure: bool,
+) -> None:
     """Run a local provisioner."""
-    place = locate(settings)
-    async with place.bus("provisioner", wait=True) as bus:
-        local = local_provisioner(place, bus, settings.data_dir, settings, name=name, pool=pool)
+    place, ready = locate(settings), asyncio.Event()
+    checks = {"provisioner": begun(ready)}
+    async with (
+        _health(settings, http_host, http_port, checks, insecure=insecure),
+        place.bus("provisioner", wait=True) as bus,
+    ):
+        checks |= {"nats": connected({"provisioner": bus})}
+        root = settings.data_dir
+        local = local_provisioner(place, bus, root, settings, name=name, pool=pool, ready=ready)
         await until_signalled(stoppable(local), lost(bus))
+
+
+def _health(
+    settings: Settings,
+    host: str,
+    port: int | None,
+    checks: dict[str, Check],
+    *,
+    insecure: bool,
+) -> AbstractAsyncContextManager[None]:
+    """Serve the health of a role where it was told to. Raises InvalidSettings."""
+    certificate = certificate_of(settings)
+    guard("--http-host", host, certificate, insecure=insecure)
+    return health_server(host, port, checks, certificate)
 
 
 def local_provisioner(
@@ -74,16 +131,41 @@ def local_provisioner(
     *,
     name: str = LOCAL,
     pool: str = LOCAL,
+    ready: asyncio.Event | None = None,
 ) -> Provisioner:
     """Compose the provisioner that builds under `data_dir`."""
+    environ = dict(os.environ)
     return Provisioner(
         bus,
         name=name,
         pool=pool,
         root=data_dir / "provisioner" / name,
-        nats_url=place.nats_url,
-        environ=dict(os.environ),
+        nats_url=anonymous(place.nats_url),
+        nats_ca=None if place.nats_ca is None else place.nats_ca.absolute(),
+        environ=environ,
         allowance=Allowance(settings.workspaces_per_owner, settings.disk_per_owner_mib),
+        confinement=replace(
+            confinement(settings, environ, (data_dir, place.credentials)),
+            readable=() if place.nats_ca is None else (place.nats_ca.resolve(),),
+        ),
+        presence_ttl=settings.presence_ttl,
+        ready=ready,
+    )
+
+
+def confinement(
+    settings: Settings, environ: Mapping[str, str], private: Sequence[Path]
+) -> Confinement:
+    """Choose how builds and agents of this machine are confined."""
+    bounds = Bounds(
+        settings.step_cpu_seconds,
+        settings.process_memory_mib,
+        settings.process_files,
+        settings.user_processes,
+        settings.file_size_mib,
+    )
+    return choose(
+        settings.confinement, bounds, private=private, environ=environ, writable=settings.writable
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -29,10 +29,27 @@ class Settings(BaseSettings):
 
     nats_url: str | None = Field(
         default=None,
+        repr=False,
         description="NATS to use, several servers with commas between; none: the embedded one.",
     )
     database_url: str | None = Field(
-        default=None, description="PostgreSQL to use; none: the embedded one."
+        default=None, repr=False, description="PostgreSQL to use; none: the embedded one."
+    )
+    nats_ca: Place | None = Field(
+        default=None,
+        description="File with the certificates, in PEM, of who signed that of NATS; none: those "
+        "that this machine trusts.",
+    )
+    tls_certificate: Place | None = Field(
+        default=None,
+        description="File with the certificate, in PEM, that every listener of this process and "
+        "of the NATS of `up` shows; none: no TLS, and nothing but this machine is listened to.",
+    )
+    tls_key: Place | None = Field(default=None, description="File with the key of that.")
+    websocket_origins: str | None = Field(
+        default=None,
+        description="Web pages that may use the websocket of `up`, as https://host with commas "
+        "between; none: any, which needs a credential all the same.",
     )
     credentials: Place | None = Field(
         default=None,
@@ -58,6 +75,52 @@ class Settings(BaseSettings):
         default=600.0,
         description="How many seconds startup scripts may take before their chat fails.",
     )
+    transaction_timeout: Seconds = Field(
+        default=5.0,
+        description="How many seconds PostgreSQL lets a transaction hold its chats.",
+    )
+    ack_wait: Seconds = Field(
+        default=5.0,
+        description="After how many seconds an event comes again that no worker has acked.",
+    )
+    duplicate_window: Seconds = Field(
+        default=24 * 3600.0,
+        description="For how many seconds NATS knows a job by its build, and drops another.",
+    )
+    nats_replicas: int = Field(
+        default=1,
+        ge=1,
+        le=5,
+        description="How many servers of a NATS cluster hold each stream; all workers must agree.",
+    )
+    waiting_calls_per_chat: int = Field(
+        default=1_000,
+        ge=1,
+        description="How many calls of a chat may wait; one more is refused at once.",
+    )
+    waiting_calls: int = Field(
+        default=100_000,
+        ge=1,
+        description="How many calls may wait over all chats, counted once a second at most.",
+    )
+    job_queue: int = Field(
+        default=1_000,
+        ge=1,
+        description="How many jobs of a pool may wait for a provisioner, counted once a second at "
+        "most; a call that would have one more workspace started is refused at once.",
+    )
+    held_calls: int = Field(
+        default=10_000,
+        ge=1,
+        description="How many rpcs a gateway holds at once; one more is refused at once.",
+    )
+    presence_ttl: float = Field(
+        default=20.0,
+        ge=1,
+        le=25,
+        description="For how many seconds a sign of life of a local provisioner's agent counts; "
+        "one that shows none is disconnected then.",
+    )
     workspaces_per_owner: int = Field(
         default=1000,
         ge=0,
@@ -69,6 +132,41 @@ class Settings(BaseSettings):
         ge=0,
         description="How many MiB of disk all workspaces of an owner may use on a local "
         "provisioner's machine, looked at before and after each start build; 0: no limit.",
+    )
+    confinement: Literal["auto", "bubblewrap", "landlock", "rlimits"] = Field(
+        default="auto",
+        description="What keeps a local provisioner's builds and agents from the rest of the "
+        "machine: bubblewrap, landlock or rlimits; auto: the first of these that works.",
+    )
+    writable: str = Field(
+        default="",
+        description="Paths, with colons between, that these may write beside their workspace, "
+        "temporary directories and the caches of package managers.",
+    )
+    step_cpu_seconds: int = Field(
+        default=36_000,
+        ge=0,
+        description="How many seconds of CPU a process of a build step may use; 0: no limit.",
+    )
+    process_memory_mib: int = Field(
+        default=0,
+        ge=0,
+        description="How many MiB of memory a process of a build or an agent may have for its own; "
+        "0: what the machine has.",
+    )
+    process_files: int = Field(
+        default=65_536, ge=0, description="How many files it may have open; 0: no limit."
+    )
+    user_processes: int = Field(
+        default=16_384,
+        ge=0,
+        description="How many processes and threads the user may have for it to start another, "
+        "unless that is root; 0: no limit.",
+    )
+    file_size_mib: int = Field(
+        default=65_536,
+        ge=0,
+        description="How many MiB a file may have that it writes; 0: no limit.",
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -26,8 +26,15 @@ class Shell:
     """
 
     def __init__(
-        self, command: str, *, cwd: Path, env: Mapping[str, str], output: Callable[[bytes], None]
+        self,
+        command: str,
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        output: Callable[[bytes], None],
+        prefix: Sequence[str] = (),
     ) -> None:
+        """`prefix`: a command that becomes the one that follows it."""
         self._output = output
         self._guard = subprocess.Popen(  # noqa: S603 — our own words
             ["/bin/sh", "-c", _GUARD],
@@ -40,7 +47,7 @@ class Shell:
         reading, writing = os.pipe()
         try:
             self._process = subprocess.Popen(  # noqa: S603 — what the template says
-                ["/bin/sh", "-c", command],
+                [*prefix, "/bin/sh", "-c", command],
                 cwd=cwd,
                 env=dict(env),
                 stdin=subprocess.DEVNULL,

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bus import Bus
 from bus.streams import pool_consumer
-from handlers.app import Place, limits
+from bus.urls import redacted
+from handlers.app import Place, limits, room, tuning
 from handlers.embedded import Servers, embedded_servers
-from handlers.embedded.ports import HOST, Ports
+from handlers.embedded.ports import Ports
 from handlers.gateway.gateway import Gateway
-from handlers.health import health_server
+from handlers.health import alive, answers, connected, health_server
+from handlers.listening import LOOPBACK, Listening, certificate_of, guard
 from handlers.roles import LOCAL, local_provisioner, lost, stoppable, until_signalled
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
-from statemachine.store import Store, StoreUnavailableError
+from statemachine.store.migrating import migrate
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +37,51 @@ class Running:
         return json.dumps(
             {
                 "ready": True,
-                "nats": self.servers.nats_url,
+                "nats": redacted(self.servers.nats_url),
                 "websocket": self.servers.websocket_url,
                 "http": self.http_url,
-                "database": self.servers.database_url,
+                "database": redacted(self.servers.database_url),
             }
         )
 
 
-async def up(settings: Settings, *, nats_port: int | None, http_port: int | None) -> None:
-    """Run until SIGINT or SIGTERM. Raises EmbeddedError, BusError, StoreUnavailableError."""
+async def up(
+    settings: Settings,
+    *,
+    nats_host: str,
+    nats_name: str | None,
+    nats_port: int | None,
+    websocket_host: str,
+    websocket_port: int | None,
+    http_host: str,
+    http_port: int | None,
+    insecure: bool,
+) -> None:
+    """Run until SIGINT or SIGTERM.
+
+    Raises InvalidSettings, EmbeddedError, BusError, StoreUnavailableError.
+    """
+    certificate = certificate_of(settings)
+    for flag, host in (
+        ("--nats-host", nats_host),
+        ("--websocket-host", websocket_host),
+        ("--http-host", http_host),
+    ):
+        guard(flag, host, certificate, insecure=insecure)
+    listening = Listening(
+        host=nats_host,
+        websocket_host=websocket_host,
+        name=nats_name,
+        port=nats_port,
+        websocket_port=websocket_port,
+        certificate=certificate,
+        origins=tuple(filter(None, (settings.websocket_origins or "").split(","))),
+        ca=settings.nats_ca.absolute() if settings.nats_ca and certificate else None,
+    )
 
     async def serve() -> None:
-        async with everything(settings, nats_port=nats_port, http_port=http_port) as running:
+        places = everything(settings, listening, http_host=http_host, http_port=http_port)
+        async with places as running:
             sys.stdout.write(running.announcement() + "\n")
             sys.stdout.flush()
             sys.stderr.write(
@@ -62,13 +95,17 @@ async def up(settings: Settings, *, nats_port: int | None, http_port: int | None
 
 @asynccontextmanager
 async def everything(
-    settings: Settings, *, nats_port: int | None = None, http_port: int | None = None
+    settings: Settings,
+    listening: Listening = Listening(),  # noqa: B008 — never changed
+    *,
+    http_host: str = LOOPBACK,
+    http_port: int | None = None,
 ) -> AsyncIterator[Running]:
     """Start servers and roles; ready when entered. A role that fails raises in the block."""
     directory = settings.data_dir
     async with embedded_servers(
         directory,
-        nats_port=nats_port,
+        listening=listening,
         nats_url=settings.nats_url,
         database_url=settings.database_url,
     ) as servers:
@@ -76,19 +113,26 @@ async def everything(
             servers.nats_url,
             servers.database_url,
             settings.credentials or servers.credentials,
+            settings.transaction_timeout,
+            servers.databases,
+            settings.nats_ca if settings.nats_url else listening.ca,
         )
+        if (owners := servers.databases.get("owner")) is not None:
+            await migrate(owners, granting=True)
         async with (
-            place.store() as store,
+            place.store("worker") as store,
+            place.store("gateway") as gateway_store,
             place.bus("worker") as worker_bus,
             place.bus("gateway") as gateway_bus,
             place.bus("provisioner") as provisioner_bus,
         ):
-            worker = Worker(store, worker_bus, limits(settings))
+            worker = Worker(store, worker_bus, limits(settings), tuning(settings), room(settings))
             gateway = Gateway(
-                store,
+                gateway_store,
                 gateway_bus,
                 orphan_grace=limits(settings).orphan_grace,
                 issuer_seed=place.issuer_seed(),
+                held_calls=settings.held_calls,
             )
             local = local_provisioner(place, provisioner_bus, servers.directory, settings)
             buses = {"worker": worker_bus, "gateway": gateway_bus, "provisioner": provisioner_bus}
@@ -100,15 +144,15 @@ async def everything(
                 await worker_bus.ensure_consumer(pool_consumer(LOCAL))
                 async with _beside(stoppable(local)) as tasks:
                     port = Ports(servers.directory).take(
-                        "http", asked=http_port, flag="--http-port"
+                        "http", asked=http_port, flag="--http-port", host=http_host
                     )
                     checks = {
-                        "nats": lambda: _connected(buses),
-                        "database": lambda: _answers(store),
-                        "roles": lambda: _alive([*roles, *tasks]),
+                        "nats": connected(buses),
+                        "database": answers(store),
+                        "roles": alive([*roles, *tasks]),
                     }
-                    async with health_server(HOST, port, checks):
-                        yield Running(servers, place, f"http://{HOST}:{port}")
+                    async with health_server(http_host, port, checks, listening.certificate):
+                        yield Running(servers, place, listening.url("http", http_host, port))
 
 
 @asynccontextmanager
@@ -130,21 +174,3 @@ async def _ready(task: asyncio.Task[None], ready: asyncio.Event) -> None:
     if task.done():
         waiting.cancel()
         task.result()
-
-
-async def _connected(buses: Mapping[str, Bus]) -> str | None:
-    without = [role for role, bus in buses.items() if not bus.connected]
-    return f"not connected: {', '.join(without)}" if without else None
-
-
-async def _answers(store: Store) -> str | None:
-    try:
-        await store.settings()
-    except StoreUnavailableError as bad:
-        return str(bad)
-    return None
-
-
-async def _alive(tasks: list[asyncio.Task[None]]) -> str | None:
-    ended = sum(task.done() for task in tasks)
-    return f"{ended} of {len(tasks)} roles have ended" if ended else None

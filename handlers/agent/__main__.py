@@ -6,34 +6,42 @@ import asyncio
 import logging
 import signal
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from bus import Bus
 from bus.jetstream import connect
+from handlers import agent_files
 from handlers.agent.agent import Agent
 from handlers.agent.link import Connect
 from handlers.agent_files import AlreadyRuns, Credential
+from handlers.listening import trust
 
+GIVEN_UP: Final = 3
 _log = logging.getLogger("handlers.agent")
 
 
-async def dial(url: str, credential: Credential) -> Bus:
-    """Connect to NATS as the agent. Raises Refused, Unavailable."""
+async def dial(home: Path, url: str, credential: Credential) -> Bus:
+    """Connect to NATS as the agent of that folder. Raises Refused, Unavailable, ValueError."""
     return await connect(
         url,
         name="workspaced agent",
         seed=credential.seed,
         jwt=credential.jwt,
         inbox_prefix=credential.inbox_prefix,
+        tls=trust(agent_files.read_config(home).nats_ca),
     )
 
 
-async def agent(config: Path, connect: Connect = dial) -> int:
+async def agent(config: Path, connect: Connect | None = None) -> int:
     """Be the agent of that configuration until it ends or is signalled; return the exit status.
 
-    0: it shut down, its build is superseded, or another process is this agent. 1: it can't run.
+    0: it shut down, or another process is this agent. 1: it can't run. 3: nobody let it in for so long that
+    its build must be superseded; its provisioner asks whether it is, and else starts it again.
     """
-    being = Agent(config.resolve().parent, connect)  # noqa: ASYNC240 — once, at the start
+    home = config.resolve().parent  # noqa: ASYNC240 — once, at the start
+    being = Agent(home, connect or partial(dial, home))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, being.stop)
@@ -44,7 +52,7 @@ async def agent(config: Path, connect: Connect = dial) -> int:
     except (OSError, ValueError) as broken:
         _log.error("%s: %s", config, broken)
         return 1
-    return 0
+    return GIVEN_UP if being.given_up else 0
 
 
 def run_agent(config: Path) -> int:

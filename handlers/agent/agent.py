@@ -17,6 +17,8 @@ from statemachine.events import Lifecycle
 
 FAREWELL: Final = 5.0
 """Seconds that the last facts and lines get to leave."""
+CUT_OFF: Final = 1.0
+"""Seconds that they get without a server: an agent whose build is superseded is let in by none."""
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ class Agent:
     def __init__(self, home: Path, connect: Connect, *, patience: float = PATIENCE) -> None:
         self._home, self._connect, self._patience = home, connect, patience
         self._stopping = asyncio.Event()
+        self.given_up = False
+        """It was let in by nobody for so long that its build must be superseded."""
 
     def stop(self) -> None:
         """Shut down: run the shutdown script, report, leave."""
@@ -58,7 +62,7 @@ class Agent:
                 await self._live(journal, scripts, linked)
                 if not (linked.done() or link.refused):
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(FAREWELL):
+                        async with asyncio.timeout(FAREWELL if link.connected else CUT_OFF):
                             await _all_said(journal, log)
             finally:
                 for task in (linked, logging_):
@@ -79,6 +83,7 @@ class Agent:
             await asyncio.gather(stopping, startup, return_exceptions=True)
         if linked.done():
             linked.result()
+            self.given_up = True
             # Superseded: the workspace belongs to another build, so nothing is run in it any more.
             await scripts.end_all(GRACE)
             return

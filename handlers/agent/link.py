@@ -6,22 +6,20 @@ import asyncio
 import json
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from bus import CLOUDEVENT, Bus, BusError, Refused, Unavailable, subjects
+from bus import Bus, BusError, Refused, Unavailable, subjects
 from handlers import agent_files
 from handlers.agent.journal import Journal
 from handlers.agent_files import AgentConfig, Credential
-from handlers.sending import Backoff
+from handlers.clock import clock
+from handlers.sending import Backoff, store
 
-PRESENCE_TTL: Final = 20.0
-"""Seconds after which the workers take an agent as lost that did not show itself."""
-PRESENCE_RENEWED: Final = 6.0
-"""Seconds between two signs of life: two may be lost."""
+RENEWED: Final = 0.3
+"""The part of a sign of life's time after which the next one is given: two may be lost."""
 REDIAL: Final = 10.0
 """Seconds without a server after which the connection is made anew, as the files say then."""
 PATIENCE: Final = 600.0
@@ -30,7 +28,8 @@ PATIENCE: Final = 600.0
 Refused is also who comes before the gateway is back, or before the credential is renewed."""
 SPREAD: Final = 2.0
 """Seconds over which agents that are all asked at once spread their answers."""
-_MARGIN: Final = 1.0
+_MARGIN: Final = 0.05
+"""The part of its time that a sign of life needs at most to arrive."""
 _RENEWED_WITHIN: Final = 0.5
 
 Connect = Callable[[str, Credential], Awaitable[Bus]]
@@ -50,10 +49,11 @@ class Link:
         connect: Connect,
         *,
         patience: float = PATIENCE,
-        clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        clock: Callable[[], float] = clock,
     ) -> None:
         self._home, self._config, self._journal, self._connect = home, config, journal, connect
         self._patience, self._clock = patience, clock
+        self._lasts = config.presence_ttl
         self._bus: Bus | None = None
         self._refused_since: float | None = None
         self._shown: float | None = None
@@ -79,6 +79,11 @@ class Link:
     def refused(self) -> bool:
         """Whether the bus lets this agent in no more, as far as it last said."""
         return self._refused_since is not None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server is there now."""
+        return self._bus is not None and self._bus.connected
 
     async def send(self, subject: str, data: bytes) -> None:
         """Publish a line of the log. Raises Unavailable while there is no bus."""
@@ -115,7 +120,7 @@ class Link:
                 back.clear()
                 fresh = True
             now = self._clock()
-            if self._shown is not None and now - self._shown > PRESENCE_TTL - _MARGIN:
+            if self._shown is not None and now - self._shown > self._lasts * (1 - _MARGIN):
                 # Paused, or cut off without a reconnect: the workers may have given us up.
                 fresh, self._shown = True, None
             renewal = asyncio.ensure_future(self._renew(bus))
@@ -133,7 +138,7 @@ class Link:
                 self._shown, lost_at = now, None
                 backoff.reset()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(PRESENCE_RENEWED):
+                    async with asyncio.timeout(self._lasts * RENEWED):
                         await back.wait()
                 continue
             if bus.connected:
@@ -154,7 +159,7 @@ class Link:
         }
         subject = subjects.presence(config.chat_id, config.agent_id)
         try:
-            await bus.publish(subject, json.dumps(body).encode(), ttl=PRESENCE_TTL)
+            await bus.publish(subject, json.dumps(body).encode(), ttl=self._lasts)
         except Refused as no:
             self._refused(no)
             return False
@@ -168,9 +173,7 @@ class Link:
         while not self._out_of_patience():
             fact = await self._journal.next()
             try:
-                await bus.publish(
-                    fact.subject, fact.body, headers=CLOUDEVENT, message_id=fact.identity
-                )
+                await store(bus, fact)
             except Refused as no:
                 self._refused(no)
                 await backoff.wait()

@@ -20,7 +20,9 @@ from handlers.cli.words import (
     a_uuid,
     add_command,
     add_group,
+    add_host,
     add_json,
+    add_listener,
     add_organization,
 )
 
@@ -58,6 +60,17 @@ def _add_servers(commands: Any) -> None:
     )
     up.add_argument("--nats-port", type=a_port, metavar="N", help="port of NATS; kept from then on")
     up.add_argument("--http-port", type=a_port, metavar="N", help="port of /healthz and /readyz")
+    up.add_argument(
+        "--websocket-port", type=a_port, metavar="N", help="port of NATS for browsers; likewise"
+    )
+    for what in ("nats", "websocket"):
+        add_host(up, what)
+    up.add_argument(
+        "--nats-name",
+        metavar="NAME",
+        help="as what clients reach NATS, and its certificate names it (default: its address)",
+    )
+    add_listener(up)
     up.set_defaults(serves=True, tells_settings=True)
     for name, words, more in (
         ("worker", "run a worker: any number share the work", ""),
@@ -70,6 +83,10 @@ def _add_servers(commands: Any) -> None:
     ):
         role = add_command(commands, name, words, more)
         role.set_defaults(serves=True, tells_settings=True)
+        role.add_argument(
+            "--http-port", type=a_port, metavar="N", help="serve /healthz and /readyz there"
+        )
+        add_listener(role)
         if name == "provisioner":
             role.add_argument(
                 "--name", default="local", help="its name on the bus (default: local)"

@@ -26,6 +26,9 @@ STATES: Final = (
     "stopped",
 )
 """The states of the wire, named here because the table of states is slow to import."""
+ROLES: Final = ("frontend", "chat-service", "provisioner", "operator", "worker", "gateway")
+"""The roles that keys are issued for."""
+_DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -62,6 +65,9 @@ def add_command(commands: Any, command: str, words: str, more: str = "") -> argp
         "--database-url", metavar="URL", help="PostgreSQL, likewise (WORKSPACED_DATABASE_URL)"
     )
     where.add_argument(
+        "--nats-ca", type=Path, metavar="FILE", help="who signed NATS's certificate, in PEM"
+    )
+    where.add_argument(
         "--credentials", type=Path, metavar="FILE", help="NKey seed file (WORKSPACED_CREDENTIALS)"
     )
     parser.set_defaults(command=command)
@@ -72,6 +78,31 @@ def add_group(commands: Any, name: str, words: str) -> Any:
     """Add a word that other commands begin with; return what takes them."""
     group = commands.add_parser(name, help=words)
     return group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def add_host(parser: argparse.ArgumentParser, what: str) -> None:
+    """Say on which address something listens."""
+    parser.add_argument(
+        f"--{what}-host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help=f"where {what} listens (default: 127.0.0.1); others need TLS",
+    )
+
+
+def add_listener(parser: argparse.ArgumentParser) -> None:
+    """Say where health is served, and what listeners show."""
+    add_host(parser, "http")
+    parser.add_argument(
+        "--tls-certificate", type=Path, metavar="FILE", help="what listeners show, in PEM"
+    )
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the key of that")
+    parser.add_argument(
+        "--insecure-no-tls",
+        dest="insecure",
+        action="store_true",
+        help="let other machines in without TLS, because something else guards the way",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +128,15 @@ def a_uuid(text: str) -> str:
     if not _UUID.fullmatch(text.lower()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a UUID")
     return text.lower()
+
+
+def a_duration(text: str) -> float:
+    """Read how many seconds `1h30m` is."""
+    found = _DURATION.fullmatch(text)
+    hours, minutes, seconds = map(float, found.groups(default="0")) if found else (0.0, 0.0, 0.0)
+    if not (total := 3600 * hours + 60 * minutes + seconds):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write it like 90s, 1h or 1h30m")
+    return total
 
 
 def a_port(text: str) -> int:

@@ -14,9 +14,11 @@ from bus import Bus
 from handlers.app import locate
 from handlers.commands import log
 from handlers.commands.describing import SETTLED, described
-from handlers.commands.printing import for_people, plain, tell, tell_nobody, write_json
+from handlers.commands.printing import for_people, tell, tell_nobody, write_json
 from handlers.commands.speaking import paged, rpc, watching
+from handlers.lines import is_whole
 from handlers.settings import Settings
+from handlers.terminal import plain
 
 LAST_WORDS: Final = 0.5
 """Seconds for which what was written before the chat was settled may still be on its way."""
@@ -142,4 +144,5 @@ class Follower:
 async def _print(bus: Bus, chat_id: str, build_id: str, printer: Printer) -> None:
     asked = {"chat_id": chat_id, "build_id": build_id}
     async for piece in paged(bus, "read_log", "lines", "after", **asked):
-        printer.write(piece)
+        if is_whole(piece):
+            printer.write(piece)

@@ -6,30 +6,21 @@ import argparse
 
 from handlers.app import locate
 from handlers.commands.describing import TITLES, about, row
-from handlers.commands.printing import fields, for_people, table, tell, write_json, write_lines
+from handlers.commands.printing import fields, for_people, write_json, write_lines, write_listed
 from handlers.commands.speaking import paged, rpc
 from handlers.settings import Settings
 
 
 async def show_all(flags: argparse.Namespace, settings: Settings) -> None:
     """Print the chats that are asked for, one a line."""
-    people = for_people(as_json=flags.json)
-    rows = []
     wanted = {
         "state": flags.state,
         "organization_id": flags.organization,
         "owner_id": flags.owner,
     }
     async with locate(settings).bus("operator") as bus:
-        async for chat in paged(bus, "list_chats", "chats", "cursor", **wanted):
-            if people:
-                rows.append(row(chat))
-            else:
-                write_json(chat)
-    if rows:
-        write_lines(table(TITLES, rows))
-    elif people:
-        tell("no such chats")
+        chats = paged(bus, "list_chats", "chats", "cursor", **wanted)
+        await write_listed(chats, TITLES, row, "no such chats", as_json=flags.json)
 
 
 async def show(chat_id: str, settings: Settings, *, as_json: bool) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from handlers.commands.printing import indented, local_time, one_line, plain
+from handlers.commands.printing import indented, local_time, one_line
+from handlers.terminal import plain
 
 Data = Mapping[str, Any]
 SETTLED: Final = ("ready", "failed", "stopped", "none")

@@ -1,25 +1,25 @@
-"""`workspaced events` and `workspaced replay`: what happened to a chat, and whether it adds up."""
+"""`workspaced events`: what happened to a chat, or to all of them."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+import argparse
+from collections.abc import AsyncIterator
 from typing import Any
 
 from bus import Bus
-from handlers.app import locate
-from handlers.commands.printing import write_json
+from handlers.app import database, locate
+from handlers.commands.printing import Progress, tell, write_json
 from handlers.commands.speaking import paged
 from handlers.settings import Settings
-from statemachine.replay import replay
 
 
-async def events(chat_id: str, settings: Settings) -> None:
-    """Print a chat's event log, one entry a line."""
+async def events(flags: argparse.Namespace, settings: Settings) -> None:
+    """Print the event log of a chat, or of all, one entry a line."""
+    if flags.all:
+        await _all(settings)
+        return
     async with locate(settings).bus("operator") as bus:
-        async for entry in read(bus, chat_id):
+        async for entry in read(bus, flags.chat):
             write_json(entry)
 
 
@@ -29,32 +29,13 @@ async def read(bus: Bus, chat_id: str) -> AsyncIterator[dict[str, Any]]:
         yield entry
 
 
-def replay_file(file: str) -> int:
-    """Fold a log and print each chat's path; return 1 when it differs from what was recorded."""
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
-        replayed = replay(_entries(text))
-    except (OSError, ValueError) as bad:
-        sys.stderr.write(f"workspaced: {file}: {bad}\n")
-        return 1
-    for chat_id, chat in replayed.items():
-        sys.stdout.write(f"{chat_id}  {' -> '.join(chat.path)}\n")
-        for difference in chat.differences:
-            sys.stderr.write(f"{chat_id}  {difference}\n")
-    return 1 if any(chat.differences for chat in replayed.values()) else 0
-
-
-def _entries(text: str) -> Iterator[dict[str, Any]]:
-    """Read the lines of a log. Raises ValueError that names the line."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as bad:
-            raise ValueError(f"line {number} is not JSON: {bad}") from bad
-        if not isinstance(entry, dict) or not isinstance(entry.get("event"), dict):
-            raise ValueError(  # noqa: TRY004 — as bad as what is no JSON
-                f"line {number} is no entry of an event log"
-            )
-        yield entry
+async def _all(settings: Settings) -> None:
+    """Print all logs, chat by chat: of each as far as it went when its page was read."""
+    progress, chats, entries, last = Progress("{} entries"), 0, 0, ""
+    async with database(settings) as store:
+        async for chat_id, entry in store.logs():
+            write_json(entry)
+            chats, last = chats + (chat_id != last), chat_id
+            entries += 1
+            progress.at(entries)
+    tell(f"{entries} entries of {chats} chats")

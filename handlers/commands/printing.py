@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-_SEQUENCES: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What would move, colour or rename a terminal."""
+from handlers.terminal import as_json, plain
+
+_QUIET: Final = 5.0
+"""Seconds of work before a word of progress."""
 
 
 def for_people(*, as_json: bool) -> bool:
@@ -20,7 +21,7 @@ def for_people(*, as_json: bool) -> bool:
 
 def tell(line: str) -> None:
     """Say something beside the data."""
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(plain(line) + "\n")
 
 
 def tell_nobody(line: str) -> None:
@@ -28,14 +29,50 @@ def tell_nobody(line: str) -> None:
     del line
 
 
+class Progress:
+    """Says now and then how far a long work is; nothing of a short one."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+        self._said = time.monotonic()
+
+    def at(self, done: int) -> None:
+        """Say how much is done, if nothing was said for a while."""
+        now = time.monotonic()
+        if now - self._said >= _QUIET:
+            self._said = now
+            tell(f"{self._words.format(done)} …")
+
+
 def write_json(found: Mapping[str, Any]) -> None:
     """Print one JSON line."""
-    sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
+    sys.stdout.write(as_json(found) + "\n")
 
 
 def write_lines(lines: Sequence[str]) -> None:
     """Print lines for people."""
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
+
+
+async def write_listed(
+    entries: AsyncIterable[dict[str, Any]],
+    titles: Sequence[str],
+    row: Callable[[dict[str, Any]], Sequence[str]],
+    none: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Print entries as JSON as they come, or below `titles` for people; `none`: there are none."""
+    people, rows = for_people(as_json=as_json), []
+    async for entry in entries:
+        if people:
+            rows.append(row(entry))
+        else:
+            write_json(entry)
+    if rows:
+        write_lines(table(titles, rows))
+    elif people:
+        tell(none)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -61,11 +98,6 @@ def fields(pairs: Sequence[tuple[str, str]]) -> list[str]:
 def indented(text: str, by: str = "  ") -> list[str]:
     """Return the lines of a text, each further in."""
     return [f"{by}{line}".rstrip() for line in plain(text).splitlines()]
-
-
-def plain(text: str) -> str:
-    """Return a text with nothing in it that a terminal would obey: builds write what they like."""
-    return _SEQUENCES.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def one_line(text: str) -> str:

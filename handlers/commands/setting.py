@@ -8,6 +8,7 @@ import sys
 from typing import Final
 
 from handlers.app import locate
+from handlers.commands.printing import tell
 from handlers.settings import Settings
 from handlers.worker.policy import ALLOWLIST, TTL, milliseconds
 
@@ -18,7 +19,7 @@ _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 async def change(key: str, value: str, settings: Settings) -> int:
     """Store a setting, if it can be understood."""
     if (problem := _problem(key, value.strip())) is not None:
-        sys.stderr.write(f"workspaced: {problem}\n")
+        tell(f"workspaced: {problem}")
         return 2
     async with locate(settings).store() as store:
         await store.put_setting(key, value.strip())

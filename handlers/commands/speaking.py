@@ -11,6 +11,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from bus import CLOUDEVENT, Bus, Subscription, subjects
+from handlers.lines import read_shown
 from statemachine.codec import encode
 
 SOURCE: Final = "cli"
@@ -30,7 +31,7 @@ async def publish(bus: Bus, type_name: str, chat_id: str, data: dict[str, Any]) 
     return event_id
 
 
-async def rpc(bus: Bus, name: str, **body: Any) -> dict[str, Any]:
+async def rpc(bus: Bus, name: str, /, **body: Any) -> dict[str, Any]:
     """Ask the gateway; what is None is left out."""
     given = {key: value for key, value in body.items() if value is not None}
     reply = await bus.request(subjects.rpc(name), json.dumps(given).encode(), timeout=_PATIENCE)
@@ -38,7 +39,7 @@ async def rpc(bus: Bus, name: str, **body: Any) -> dict[str, Any]:
 
 
 async def paged(
-    bus: Bus, name: str, key: str, cursor: str, **body: Any
+    bus: Bus, name: str, key: str, cursor: str, /, **body: Any
 ) -> AsyncIterator[dict[str, Any]]:
     """Yield the entries of all pages; `cursor` is what the next page is asked by."""
     page: dict[str, Any] = {"next": None}
@@ -76,9 +77,10 @@ async def _changes(heard: Subscription, look: asyncio.Event) -> Any:
                 lost = asyncio.ensure_future(look.wait())
                 yield None
             else:
-                envelope = json.loads(message.result().data)
+                came = message.result()
                 message = asyncio.ensure_future(heard.next())
-                yield envelope
+                if (envelope := read_shown(came.subject, came.data)) is not None:
+                    yield envelope
     finally:
         for task in (message, lost):
             task.cancel()

@@ -12,13 +12,16 @@ from typing import Any
 from uuid import uuid4
 
 from bus import Bus, subjects
+from bus.urls import redacted
 from handlers.app import locate
 from handlers.commands.answering import told
 from handlers.commands.describing import described
 from handlers.commands.noticing import noticing
 from handlers.commands.printing import tell, tell_nobody
 from handlers.commands.speaking import publish
+from handlers.lines import read_shown
 from handlers.settings import InvalidSettings, Settings
+from handlers.terminal import as_json
 
 
 async def call_tool(flags: argparse.Namespace, settings: Settings) -> int:
@@ -35,7 +38,7 @@ async def call_tool(flags: argparse.Namespace, settings: Settings) -> int:
     words(f"chat {flags.chat}, call {data['call_id']}")
     async with locate(settings).bus("chat-service") as bus:
         resolved = await ask(bus, flags.chat, data, words)
-    sys.stdout.write(json.dumps(resolved["result"], indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(as_json(resolved["result"], indent=2) + "\n")
     sys.stdout.flush()  # before the words about it
     for line in told(flags.tool, resolved, flags.chat, _where(flags)):
         words(line)
@@ -59,7 +62,9 @@ async def ask(
 
         async def follow() -> None:
             async for message in watched:
-                envelope = json.loads(message.data)
+                envelope = read_shown(message.subject, message.data)
+                if envelope is None:
+                    continue
                 heard(envelope)
                 for line in described(envelope):
                     words(line)
@@ -88,6 +93,8 @@ def arguments(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
             value = json.loads(text)
         except ValueError:
             value = text
+        except RecursionError:
+            raise InvalidSettings(f"--arg {key}: it is nested too deep") from None
         *path, last = key.split(".")
         inner = args
         for part in path:
@@ -102,5 +109,8 @@ def _where(flags: argparse.Namespace) -> str:
     """Return the flags that another command needs to come to the same servers."""
     given = {"--data-dir": flags.data_dir, "--nats-url": flags.nats_url}
     given |= {"--database-url": flags.database_url, "--credentials": flags.credentials}
-    words = [word for flag, value in given.items() if value for word in (flag, str(value))]
+    given |= {"--nats-ca": flags.nats_ca}
+    words = [
+        word for flag, value in given.items() if value for word in (flag, redacted(str(value)))
+    ]
     return f" {shlex.join(words)}" if words else ""

@@ -25,6 +25,7 @@ from handlers.commands.tool import ask
 from handlers.demo.timing import Watch, lines, table
 from handlers.packing import load
 from handlers.settings import Settings
+from handlers.terminal import as_json, plain
 from statemachine.replay import replay
 
 _START_LIMIT: Final = 60.0
@@ -33,7 +34,7 @@ _STOP_LIMIT: Final = 15.0
 
 def say(text: str = "") -> None:
     """Print a line of the story at once."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(plain(text) + "\n")
     sys.stdout.flush()
 
 
@@ -206,7 +207,7 @@ class _Story:
         return await ask(self.bus, chat, data, tell)
 
     def _show(self, what: str, resolved: dict[str, Any]) -> None:
-        say(f"  {what} is answered: {json.dumps(resolved['result'])}")
+        say(f"  {what} is answered: {as_json(resolved['result'])}")
 
     @asynccontextmanager
     async def _watched(self, chat: str, watch: Watch) -> AsyncIterator[None]:

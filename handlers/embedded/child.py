@@ -100,6 +100,8 @@ async def start(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            # Ours may say where another server is, with its password.
+            env={name: value for name, value in os.environ.items() if _harmless(name)},
             # A terminal's Ctrl-C is for us; the servers end after those who use them.
             start_new_session=True,
         )
@@ -112,6 +114,10 @@ def launched(
     """Return the command line that runs `command` by way of `launch`."""
     python = [sys.executable, "-I", "-S", launch.__file__]
     return [*python, str(os.getpid()), str(int(farewell)), *identity, *map(str, command)]
+
+
+def _harmless(variable: str) -> bool:
+    return not variable.startswith(("WORKSPACED_", "PG"))
 
 
 async def _either(ended: asyncio.Future[int], changed: asyncio.Event) -> None:

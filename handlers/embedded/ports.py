@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from handlers.embedded.errors import EmbeddedError, PortTaken
-
-HOST: Final = "127.0.0.1"
-"""Nothing embedded listens anywhere else."""
+from handlers.listening import LOOPBACK
 
 _LOWEST: Final = 20_000
 _TRIES: Final = 200
@@ -36,16 +34,23 @@ class Ports:
                 f"{self._path} is not an object of name to port ({error}): correct or delete it"
             ) from error
 
-    def take(self, name: str, *, asked: int | None = None, flag: str | None = None) -> int:
-        """Return the port for `name`, surely free just now: the asked one, the kept one, a new one.
+    def take(
+        self,
+        name: str,
+        *,
+        asked: int | None = None,
+        flag: str | None = None,
+        host: str = LOOPBACK,
+    ) -> int:
+        """Return the port for `name`, free on `host` just now: the asked one, the kept one, a new one.
 
         Raises PortTaken, naming `flag` as the way to choose another.
         """
         kept = self.kept()
         port = asked or kept.get(name)
         if port is None:
-            port = _unused(set(kept.values()))
-        elif (fault := _fault(port)) is not None:
+            port = _unused(set(kept.values()), host)
+        elif (fault := _fault(port, host)) is not None:
             ways = ["stop what holds it"]
             if flag is not None:
                 ways.append(f"choose another port with {flag}")
@@ -62,12 +67,13 @@ class Ports:
         new.replace(self._path)
 
 
-def _fault(port: int) -> str | None:
+def _fault(port: int, host: str) -> str | None:
     """Say why nobody can listen there now, if so."""
-    with socket.socket() as listener:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((HOST, port))
+            listener.bind((host, port))
             listener.listen()
         except (OSError, OverflowError) as error:
             held = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
@@ -75,7 +81,7 @@ def _fault(port: int) -> str | None:
     return None
 
 
-def _unused(taken: set[int]) -> int:
+def _unused(taken: set[int], host: str) -> int:
     """Stay below the range of outgoing connections.
 
     A client that keeps trying a port of that range while nobody listens there ends up connected to
@@ -87,8 +93,8 @@ def _unused(taken: set[int]) -> int:
         draw = random.SystemRandom()
         for _ in range(_TRIES):
             port = draw.randrange(_LOWEST, below)
-            if port not in taken and _fault(port) is None:
+            if port not in taken and _fault(port, host) is None:
                 return port
     with socket.socket() as any_free:
-        any_free.bind((HOST, 0))
+        any_free.bind((LOOPBACK, 0))
         return int(any_free.getsockname()[1])

@@ -11,18 +11,13 @@ from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
-
-import asyncpg
 
 from handlers.embedded import predecessor
 from handlers.embedded.child import Child, launched, start
+from handlers.embedded.database_roles import prepare, write_admission
 from handlers.embedded.errors import EmbeddedError, ServerFailed
 from handlers.embedded.socket_directory import SOCKET, socket_directory
 from handlers.embedded.unprivileged import Identity, identity_for
-
-DATABASE: Final = "workspaced"
-"""The database that is made at the first start."""
 
 _READY_LIMIT: Final = 120.0
 _READY_LINE: Final = 7
@@ -30,7 +25,7 @@ _READY_LINE: Final = 7
 
 @asynccontextmanager
 async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
-    """Run the server of a data directory that the caller owns; give its DSN and its process.
+    """Run the server of a data directory that the caller owns; give the administrator's URL and its process.
 
     Raises EmbeddedError.
     """
@@ -40,6 +35,7 @@ async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
         await _initialise(data, binaries, identity)
     sockets = socket_directory(data, identity)
     await _clear_way(data, sockets)
+    write_admission(data, identity)
     child = await start(
         "PostgreSQL",
         [binaries / "postgres", "-D", data, *_settings(sockets)],
@@ -49,7 +45,7 @@ async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
     )
     try:
         await child.ready(data, lambda: _is_ready(data, child.pid), _READY_LIMIT)
-        yield await _with_database(sockets), child
+        yield await prepare(sockets), child
     finally:
         await child.stop()
         shutil.rmtree(sockets, ignore_errors=True)
@@ -125,14 +121,3 @@ def _is_ready(data: Path, pid: int) -> bool | None:
         return None
     ready = len(lines) > _READY_LINE and lines[_READY_LINE].strip() == "ready"
     return (ready and lines[0] == str(pid)) or None
-
-
-async def _with_database(sockets: Path) -> str:
-    dsn = f"postgresql://postgres@/{DATABASE}?host={quote(str(sockets))}&port=5432"
-    try:
-        connection = await asyncpg.connect(dsn)
-    except asyncpg.InvalidCatalogNameError:
-        connection = await asyncpg.connect(dsn, database="postgres")
-        await connection.execute(f"create database {DATABASE}")
-    await connection.close()
-    return dsn

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from handlers.embedded.child import Child
+from handlers.embedded.database_roles import urls_of
 from handlers.embedded.errors import EmbeddedError, ServerFailed
 from handlers.embedded.identities import credentials_of, identities
 from handlers.embedded.lock import owner_of, owning
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import postgresql
+from handlers.listening import Listening
 
 _FOUND_IN: Final = "servers.json"
 
@@ -30,7 +32,12 @@ class Servers:
     nats_url: str
     websocket_url: str | None
     database_url: str
+    """The administrator's, or the one that was given."""
     children: tuple[Child, ...] = ()
+    databases: Mapping[str, str] = field(default_factory=dict)
+    """Each role's own URL; empty when one was given, which is everybody's."""
+    nats_ca: Path | None = None
+    """Who signed the certificate of NATS, if it is not known to this machine anyway."""
 
     async def lost(self) -> ServerFailed:
         """Wait until one of the servers ends by itself, and say which; for ever when none is ours."""
@@ -50,7 +57,7 @@ class Servers:
 async def embedded_servers(
     directory: Path,
     *,
-    nats_port: int | None = None,
+    listening: Listening = Listening(),  # noqa: B008 — never changed
     nats_url: str | None = None,
     database_url: str | None = None,
 ) -> AsyncIterator[Servers]:
@@ -68,7 +75,7 @@ async def embedded_servers(
         async def start_nats() -> tuple[str, str | None]:
             if nats_url is not None:
                 return nats_url, None
-            server = nats_server(directory, identities(directory), asked_port=nats_port)
+            server = nats_server(directory, identities(directory), listening)
             url, websocket_url, child = await stack.enter_async_context(server)
             children.append(child)
             return url, websocket_url
@@ -91,6 +98,8 @@ async def embedded_servers(
             websocket_url=websocket,
             database_url=database,
             children=tuple(children),
+            databases=urls_of(database) if database_url is None else {},
+            nats_ca=listening.ca,
         )
         _note(found_in, servers)
         stack.callback(found_in.unlink, missing_ok=True)
@@ -112,6 +121,8 @@ def running_servers(directory: Path) -> Servers | None:
         nats_url=noted["nats"],
         websocket_url=noted["websocket"],
         database_url=noted["database"],
+        databases=noted.get("databases", {}),
+        nats_ca=Path(noted["nats_ca"]) if noted.get("nats_ca") else None,
     )
 
 
@@ -120,6 +131,8 @@ def _note(path: Path, servers: Servers) -> None:
         "nats": servers.nats_url,
         "websocket": servers.websocket_url,
         "database": servers.database_url,
+        "databases": dict(servers.databases),
+        "nats_ca": None if servers.nats_ca is None else str(servers.nats_ca),
     }
     new = path.with_suffix(".new")
     # A URL that was given may hold a password.

@@ -18,6 +18,7 @@ from typing import Final
 from bus import Bus
 from handlers import agent_files
 from handlers.agent_files import AgentConfig, Credential
+from handlers.confining import Confinement
 from handlers.processes import end_marked, exited, watching
 from handlers.provisioner import environment
 from handlers.provisioner.build import LAUNCHER
@@ -28,6 +29,8 @@ from handlers.sending import Backoff
 _FAREWELL: Final = 15.0
 """Seconds that an agent gets beyond its shutdown script."""
 _SETTLED: Final = 60.0
+PATIENCE: Final = 600.0
+"""Seconds that an agent is refused before it gives up, and so that a new credential may take."""
 _LOG: Final = "agent.log"
 _LOG_SIZE: Final = 5 * 1024 * 1024
 """Bytes past which an agent begins a new log when it is started."""
@@ -47,18 +50,34 @@ class Agents:
         *,
         command: Sequence[str],
         nats_url: str,
+        nats_ca: Path | None = None,
+        confinement: Confinement,
     ) -> None:
         self._bus, self._workspaces, self._command = bus, workspaces, command
-        self._nats_url = nats_url
+        self._nats = {"nats_url": nats_url, "nats_ca": nats_ca}
+        self._confinement = confinement
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._started: dict[str, int] = {}
+        self._homes: dict[str, Path] = {}
+        self._renewals: dict[str, asyncio.Task[None]] = {}
+        self._renewed: dict[str, float] = {}
 
     def ensure(self, record: WorkspaceRecord) -> None:
         """See to it, from now on, that the record's agents run."""
         for agent_id in record.agents:
             if (keeper := self._keepers.get(agent_id)) is None or keeper.done():
-                home = self._home(record, agent_id)
+                home = self._homes[agent_id] = self._home(record, agent_id)
                 self._keepers[agent_id] = asyncio.create_task(self._keep(home, agent_id))
+
+    def renew(self) -> None:
+        """Get the agents new credentials: the old ones may be forgotten."""
+        now = monotonic()
+        for agent_id, keeper in self._keepers.items():
+            there = self._renewals.get(agent_id)
+            lately = now - self._renewed.get(agent_id, -_SETTLED) < _SETTLED
+            if not (keeper.done() or lately or (there is not None and not there.done())):
+                renewal = asyncio.create_task(self._renew(self._homes[agent_id], agent_id))
+                self._renewals[agent_id] = renewal
 
     async def shut_down(self, record: WorkspaceRecord) -> None:
         """End the record's agents, each with its shutdown script, and wait until they are gone."""
@@ -68,9 +87,10 @@ class Agents:
 
     async def leave(self) -> None:
         """Look after the agents no longer; they go on."""
-        for keeper in self._keepers.values():
-            keeper.cancel()
-        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
+        tasks = [*self._keepers.values(), *self._renewals.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _home(self, record: WorkspaceRecord, agent_id: str) -> Path:
         return agent_files.home_of(self._workspaces / record.workspace_id, agent_id)
@@ -100,10 +120,27 @@ class Agents:
         except (OSError, ValueError):
             _log.exception("agent %s can't be kept", agent_id)
 
+    async def _renew(self, home: Path, agent_id: str) -> None:
+        """Ask until there is an answer: what makes the build known again may not be applied yet."""
+        backoff, until = Backoff(first=0.5, most=30.0), monotonic() + PATIENCE
+        while monotonic() < until:
+            try:
+                config = agent_files.read_config(home)
+                agent_files.write_credential(home, await obtain(self._bus, config))
+            except Superseded as no:
+                _log.info("no new credential for agent %s yet: %s", agent_id, no)
+                await backoff.wait()
+            except (OSError, ValueError):
+                _log.exception("agent %s gets no new credential", agent_id)
+                return
+            else:
+                self._renewed[agent_id] = monotonic()
+                return
+
     def _config(self, home: Path) -> AgentConfig:
         config = agent_files.read_config(home)
-        if config.nats_url != self._nats_url:
-            config = config.model_copy(update={"nats_url": self._nats_url})
+        if (config.nats_url, config.nats_ca) != tuple(self._nats.values()):
+            config = config.model_copy(update=self._nats)
             agent_files.write_config(home, config)
         return config
 
@@ -125,10 +162,13 @@ class Agents:
         if os.access(launcher, os.X_OK):
             program.insert(0, str(launcher))
         _rotate(home / _LOG)
-        output, append = str(home / _LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        output = str(home / _LOG)
+        # What scripts left in its place is neither followed nor waited for.
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+        confined = self._confinement.prefix(config.directory, step=False)
         pid = os.posix_spawn(
-            "/bin/sh",
-            ["/bin/sh", "-c", _ENTER, str(config.directory), *program],
+            confined[0],
+            [*confined, "/bin/sh", "-c", _ENTER, str(config.directory), *program],
             {
                 # Not the template's `env`, which is meant for scripts: it could break our Python.
                 **{name: value for name, value in config.env.items() if environment.is_plain(name)},
@@ -161,9 +201,10 @@ class Agents:
         return _status_of(pid)
 
     async def _shut_down(self, home: Path, agent_id: str) -> None:
-        if (keeper := self._keepers.pop(agent_id, None)) is not None:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+        for tasks in (self._keepers, self._renewals):
+            if (task := tasks.pop(agent_id, None)) is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         started, pid = self._started.pop(agent_id, None), agent_files.running(home)
         limit = _FAREWELL
         with suppress(OSError, ValueError):

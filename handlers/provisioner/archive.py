@@ -21,9 +21,10 @@ from bus import Bus, NoResponder, ServiceError, Unavailable, subjects
 from handlers.agent_files import OURS
 from handlers.provisioner.job import TemplateRef
 from handlers.sending import Backoff
-from handlers.sending.disk import write_whole
+from handlers.sending.disk import own_directory, read_plain, write_whole
 
 _MANIFEST: Final = "template.toml"
+_MANIFEST_SIZE: Final = 1024 * 1024
 _MARK: Final = "template"
 _SUFFIX: Final = ".tar.gz"
 _ANSWER_WITHIN: Final = 5.0
@@ -114,8 +115,10 @@ class Archives:
 
 def is_unpacked(version_id: str, workspace: Path) -> bool:
     """Tell whether the workspace has that version's files."""
-    mark = workspace / OURS / _MARK
-    return mark.exists() and mark.read_text() == version_id
+    try:
+        return read_plain(workspace / OURS / _MARK, _ID_SIZE) == version_id.encode()
+    except OSError:
+        return False
 
 
 def _versions_in(workspaces: Path) -> set[str]:
@@ -139,8 +142,10 @@ def unpack(archive: Path, version_id: str, workspace: Path) -> None:
     Raises BadArchive.
     """
     ours = workspace / OURS
-    ours.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own_directory(ours)
     staged = ours / "unpacked"
+    if staged.is_symlink():
+        staged.unlink()
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(mode=0o700)
     try:
@@ -160,7 +165,7 @@ def unpack(archive: Path, version_id: str, workspace: Path) -> None:
 def sensitive_values(workspace: Path, parameters: Mapping[str, str]) -> list[str]:
     """Return the values that no log may show, as the unpacked template.toml marks them."""
     try:
-        declared = tomllib.loads((workspace / OURS / _MANIFEST).read_text())
+        declared = tomllib.loads(read_plain(workspace / OURS / _MANIFEST, _MANIFEST_SIZE).decode())
         return [
             parameters[parameter["name"]]
             for parameter in declared.get("parameter", [])
@@ -168,7 +173,7 @@ def sensitive_values(workspace: Path, parameters: Mapping[str, str]) -> list[str
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # What can't be read can't say that a value is harmless.
         return list(parameters.values())
 

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from handlers import agent_files
 from handlers.agent_files import OURS, AgentConfig
+from handlers.confining import Confinement
 from handlers.processes import end_marked
 from handlers.provisioner import archive, environment
 from handlers.provisioner.archive import Archives, BadArchive
@@ -22,6 +23,7 @@ from handlers.provisioner.job import AgentSpec, Job
 from handlers.provisioner.quota import Quotas
 from handlers.provisioner.step import LIMIT, Failed, run_step
 from handlers.sending import BuildLog, Mask
+from handlers.sending.disk import own_directory
 from handlers.sending.log import BUILD
 from statemachine.events import Transition
 
@@ -61,10 +63,15 @@ class Workplace:
         *,
         environ: Mapping[str, str],
         nats_url: str,
+        nats_ca: Path | None = None,
+        confinement: Confinement,
+        presence_ttl: float = agent_files.PRESENCE_TTL,
         step_limit: float = LIMIT,
     ) -> None:
         self._directory, self._archives, self._quotas = directory, archives, quotas
         self._environ, self._nats_url, self._step_limit = environ, nats_url, step_limit
+        self._presence_ttl, self._nats_ca = presence_ttl, nats_ca
+        self._confinement = confinement
 
     def of(self, workspace_id: str) -> Path:
         """Return the directory of a workspace."""
@@ -167,7 +174,11 @@ class Workplace:
         env = environment.of_job(job, workspace, self._environ)
         env["WORKSPACED_TRANSITION"] = name = transition.value
         env["WORKSPACED_AGENT_LAUNCHER"] = str(workspace / OURS / LAUNCHER)
-        return await run_step(name, command, workspace=workspace, env=env, log=log, limit=limit)
+        ends = transition is not Transition.START
+        prefix = self._confinement.prefix(workspace, step=True, signals=ends)
+        return await run_step(
+            name, command, workspace=workspace, env=env, log=log, limit=limit, prefix=prefix
+        )
 
     async def _unpack(self, job: Job, workspace: Path, log: BuildLog) -> None:
         version = job.template.version_id
@@ -184,6 +195,7 @@ class Workplace:
         share = (log.left + FOR_AGENTS) // max(1, len(specs))
         # The agents of earlier builds are gone, and their ids are never used again.
         await asyncio.to_thread(_remove, agent_files.homes(workspace))
+        own_directory(agent_files.homes(workspace))
         agents, listed = [], []
         for spec in specs:
             agent_id = ids[spec.name]
@@ -194,6 +206,7 @@ class Workplace:
                 agent_id=agent_id,
                 name=spec.name,
                 nats_url=self._nats_url,
+                nats_ca=self._nats_ca,
                 directory=workspace,
                 startup_script=spec.startup_script,
                 startup_timeout_seconds=spec.startup_timeout_seconds,
@@ -202,6 +215,7 @@ class Workplace:
                 env=environment.of_agent(env, spec, agent_id),
                 secrets=log.mask.secrets,
                 log_limit=share,
+                presence_ttl=self._presence_ttl,
                 traceparent=job.traceparent,
             )
             agent_files.write_config(agent_files.home_of(workspace, agent_id), config)
@@ -238,7 +252,8 @@ def _entered(workspace: Path, *, make: bool) -> bool:
     """Make the directory if it is to be there, and our folder in it."""
     if not make and not workspace.exists():
         return False
-    (workspace / OURS).mkdir(mode=0o700, parents=True, exist_ok=True)
+    workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own_directory(workspace / OURS)
     workspace.chmod(0o700)
     return True
 

@@ -32,6 +32,8 @@ class BuildRecord:
     transition: Transition
     facts: list[Fact] = field(default_factory=list)
     finished: bool = False
+    reply: str = ""
+    """Where its job can be given back, by who comes after us too."""
 
 
 @dataclass(slots=True)
@@ -89,6 +91,10 @@ class Journal:
         """Return every workspace that is known."""
         return iter(list(self._records.values()))
 
+    def unfinished(self) -> list[BuildRecord]:
+        """Return the builds that were begun and have no end."""
+        return [b for record in self._records.values() for b in record.builds if not b.finished]
+
     def newest_facts(self) -> list[Fact]:
         """Return the facts of the newest build of each workspace, in the order they came about."""
         return [
@@ -134,6 +140,7 @@ def _record(content: dict[str, Any]) -> WorkspaceRecord:
             Transition(build["transition"]),
             [Fact.from_kept(fact) for fact in build["facts"]],
             build["finished"],
+            build.get("reply", ""),
         )
         for build in content["builds"]
     ]

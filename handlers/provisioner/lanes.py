@@ -31,6 +31,8 @@ class Ticket:
     job: Job | None
     problem: str | None
     over: Over
+    reply: str = ""
+    """Where it can be given back."""
     late: bool = False
     """It came after its `not_after`."""
     highest: int = -1

@@ -8,14 +8,17 @@ import logging
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from bus import Bus, BusError, Delivery, subjects
+from bus import GIVE_BACK, Bus, BusError, Delivery, subjects
 from bus.streams import pool_consumer
+from handlers.agent_files import PRESENCE_TTL
+from handlers.confining import Confinement
 from handlers.provisioner.agents import Agents
 from handlers.provisioner.archive import Archives
 from handlers.provisioner.build import Workplace
@@ -33,6 +36,7 @@ HEARTBEAT: Final = 5.0
 IN_HAND: Final = 64
 """Jobs that are taken but not answered yet, those that wait for another of their workspace too."""
 NO_LIMIT: Final = Allowance()
+PLAIN: Final = Confinement()
 SPREAD: Final = 1.0
 """Seconds over which provisioners that are all asked at once spread their answers."""
 AGENT: Final = (sys.executable, "-P", "-m", "handlers.agent")
@@ -52,17 +56,26 @@ class Provisioner:
         pool: str,
         root: Path,
         nats_url: str,
+        nats_ca: Path | None = None,
         environ: Mapping[str, str],
         allowance: Allowance = NO_LIMIT,
+        confinement: Confinement = PLAIN,
         builds: int = BUILDS,
         heartbeat: float = HEARTBEAT,
         agent_command: Sequence[str] = AGENT,
+        presence_ttl: float = PRESENCE_TTL,
+        ready: asyncio.Event | None = None,
     ) -> None:
         self._bus, self._pool, self._root = bus, pool, root.resolve()
-        self._name, self._nats_url, self._environ = name, nats_url, environ
+        self._name, self._nats_url, self._nats_ca = name, nats_url, nats_ca
+        self._environ = environ
         self._heartbeat, self._builds, self._agent_command = heartbeat, builds, agent_command
         self._allowance, self._stopped = allowance, asyncio.Event()
         self._in_hand: set[Delivery] = set()
+        self._presence_ttl, self._confinement = presence_ttl, confinement
+        self._alive = self._root / "alive"
+        """Changed whenever jobs in hand were said to be worked: until when they surely are ours."""
+        self.ready = ready or asyncio.Event()
 
     def stop(self) -> None:
         """Make `run` return: steps are ended and their jobs come again; agents go on."""
@@ -78,10 +91,22 @@ class Provisioner:
             await archives.prune()
             quotas = Quotas(journal, workspaces, self._allowance)
             agents = Agents(
-                self._bus, workspaces, command=self._agent_command, nats_url=self._nats_url
+                self._bus,
+                workspaces,
+                command=self._agent_command,
+                nats_url=self._nats_url,
+                nats_ca=self._nats_ca,
+                confinement=self._confinement,
             )
             workplace = Workplace(
-                workspaces, archives, quotas, environ=self._environ, nats_url=self._nats_url
+                workspaces,
+                archives,
+                quotas,
+                environ=self._environ,
+                nats_url=self._nats_url,
+                nats_ca=self._nats_ca,
+                confinement=self._confinement,
+                presence_ttl=self._presence_ttl,
             )
             worker = Worker(
                 self._bus,
@@ -95,6 +120,7 @@ class Provisioner:
             lanes = Lanes(worker.work, self._builds)
             for record in journal.records():
                 agents.ensure(record)
+            await self._give_back(journal)
             asked = asyncio.Event()
             # After a restart the workers may have missed what was said last.
             asked.set()
@@ -103,11 +129,13 @@ class Provisioner:
                 for work in (
                     self._take(lanes, worker),
                     self._keep_alive(),
-                    self._hear(asked),
+                    self._hear(asked, agents),
                     self._say_again(asked, journal),
                     self._stopped.wait(),
                 )
             ]
+            self.ready.set()
+            _log.info("provisioner is ready")
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -117,7 +145,28 @@ class Provisioner:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await lanes.cancel()
+                await self._leave()
                 await agents.leave()
+
+    async def _give_back(self, journal: Journal) -> None:
+        """Have come again at once what we were building when we were killed.
+
+        Later than this it may be in another's hands; then it came again by itself.
+        """
+        ours = pool_consumer(self._pool).ack_wait - self._heartbeat
+        if not (self._alive.exists() and time.time() - self._alive.stat().st_mtime < ours):
+            return
+        for build in journal.unfinished():
+            if build.reply:
+                with suppress(BusError):
+                    await self._bus.send(build.reply, GIVE_BACK)
+
+    async def _leave(self) -> None:
+        """Give back what is in hand: we build no more."""
+        self._alive.unlink(missing_ok=True)
+        for delivery in self._in_hand:
+            with suppress(BusError):
+                await delivery.give_back()
 
     async def _take(self, lanes: Lanes, worker: Worker) -> None:
         """Take jobs, until cancelled; a pool that no template has named yet has no consumer."""
@@ -135,6 +184,7 @@ class Provisioner:
 
     def _accept(self, delivery: Delivery, lanes: Lanes, worker: Worker) -> None:
         self._in_hand.add(delivery)
+        self._alive.touch()
 
         async def over(*, answered: bool) -> None:
             self._in_hand.discard(delivery)
@@ -152,6 +202,7 @@ class Provisioner:
                 lanes.spawn(over(answered=True))
                 return
             ticket = Ticket(bad.head, None, str(bad), over)
+        ticket.reply = delivery.reply
         ticket.late = ticket.job is not None and datetime.now(UTC) > ticket.job.not_after
         ticket.highest = worker.highest(ticket.head)
         lanes.add(ticket)
@@ -163,17 +214,21 @@ class Provisioner:
                 async with asyncio.timeout(self._heartbeat):
                     await self._stopped.wait()
                 return
+            if not (self._in_hand and self._bus.connected):
+                continue
             for delivery in list(self._in_hand):
                 with suppress(BusError):
                     await delivery.working()
+            self._alive.touch()
 
-    async def _hear(self, asked: asyncio.Event) -> None:
+    async def _hear(self, asked: asyncio.Event, agents: Agents) -> None:
         backoff = Backoff()
         while True:
             try:
                 async with self._bus.subscribe(subjects.RESEND_PROVISIONER) as requests:
                     async for _ in requests:
                         asked.set()
+                        agents.renew()
             except BusError as no:
                 _log.info("can't hear requests to resend: %s", no)
             await backoff.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,6 +13,7 @@ from pydantic import BaseModel, StringConstraints, ValidationError
 
 from handlers.agent_files import OURS
 from handlers.sending import BuildLog, Mask
+from handlers.sending.disk import own_directory, read_plain
 from handlers.shell import Shell, status_words
 from statemachine.events import Quota
 
@@ -52,6 +53,7 @@ async def run_step(
     env: Mapping[str, str],
     log: BuildLog,
     limit: float = LIMIT,
+    prefix: Sequence[str] = (),
 ) -> Failed | None:
     """Run a step to its end and return why it failed, if it did. Cancelled, it leaves nothing running."""
     error_file = workspace / OURS / _ERROR_FILE
@@ -59,7 +61,7 @@ async def run_step(
     heard = log.stream(name)
     env = {**env, "WORKSPACED_ERROR_FILE": str(error_file)}
     try:
-        shell = Shell(command, cwd=workspace, env=env, output=heard.feed)
+        shell = Shell(command, cwd=workspace, env=env, output=heard.feed, prefix=prefix)
     except (OSError, ValueError) as no:
         return Failed(f"The {name} step could not be started: {no}")
     try:
@@ -70,6 +72,8 @@ async def run_step(
     finally:
         # What a step leaves running in its process group ends with it.
         shell.end()
+        # What the step left in its place is not ours to follow, neither now nor when we write there.
+        own_directory(workspace / OURS)
     if status == 0:
         return None
     if typed := _typed_error(error_file, log.mask):
@@ -80,8 +84,7 @@ async def run_step(
 
 def _typed_error(path: Path, mask: Mask) -> Failed | None:
     try:
-        with path.open("rb") as file:
-            typed = _Typed.model_validate(json.loads(file.read(_ERROR_SIZE)))
+        typed = _Typed.model_validate(json.loads(read_plain(path, _ERROR_SIZE)))
     except (OSError, ValueError, ValidationError, RecursionError):
         return None
     return Failed(

@@ -80,9 +80,10 @@ class Worker:
     async def _build(
         self, ticket: Ticket, job: Job, record: WorkspaceRecord, build: BuildRecord
     ) -> None:
-        changed = self._identify(record, job)
+        changed = self._identify(record, job) or build.reply != ticket.reply
+        build.reply = ticket.reply
         if not build.facts:
-            self._state(build, job, "build_started")
+            self._state(build, job, "build_started", _whose(job))
             changed = True
         if changed:
             self._journal.save(record)
@@ -198,3 +199,13 @@ class Worker:
             traceparent=head.traceparent,
         )
         build.facts.append(fact)
+
+
+def _whose(job: Job) -> dict[str, str]:
+    """Return what a chat must know of a workspace that its database has forgotten."""
+    return {
+        "workspace_name": job.workspace_name,
+        "owner_name": job.owner_name,
+        "template_id": job.template.id,
+        "template_version_id": job.template.version_id,
+    }

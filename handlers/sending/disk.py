@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
     """Put `data` in place of the file at once; `durable` also against a loss of power."""
     beside = path.with_name(f".{path.name}.new")
-    written = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    beside.unlink(missing_ok=True)
+    # Never through what somebody left there: in a workspace that may be a link to anywhere.
+    written = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         os.fchmod(written, mode)
         with memoryview(data) as rest:
@@ -23,6 +27,29 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = T
     beside.replace(path)
     if durable:
         sync_directory(path.parent)
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """Read a file that others may have replaced by a link, or by a pipe that nobody writes to.
+
+    Raises OSError also when it is no plain file, or holds more than `most` bytes.
+    """
+    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(opened, "rb") as file:  # noqa: PTH123 — opened already
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            raise OSError(f"{path} is no plain file")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(f"{path} has more than {most} bytes")
+    return data
+
+
+def own_directory(path: Path) -> None:
+    """Have a directory there, and not a link that somebody left in its place."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        path.unlink()
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700, parents=True)
 
 
 def sync_directory(directory: Path) -> None:

@@ -56,12 +56,24 @@ def new_fact(
     return Fact(f"workspaced.in.{kind}.{chat_id}.{sender}", f"{source}:{event_id}", body)
 
 
+async def store(bus: Bus, fact: Fact) -> None:
+    """Publish the fact once, and return when the stream has it. Raises Refused, Unavailable.
+
+    The server knows a message by its id alone, whoever sent it and where: another sender who has seen
+    the id of a fact could keep that from being sent again. So what is taken for a repeat goes out
+    once more without an id; a worker knows its repeats by themselves.
+    """
+    ack = await bus.publish(fact.subject, fact.body, headers=CLOUDEVENT, message_id=fact.identity)
+    if ack.duplicate:
+        await bus.publish(fact.subject, fact.body, headers=CLOUDEVENT)
+
+
 async def deliver(bus: Bus, fact: Fact) -> None:
     """Return when the stream has stored the fact, however often it takes to ask."""
     backoff = Backoff()
     while True:
         try:
-            await bus.publish(fact.subject, fact.body, headers=CLOUDEVENT, message_id=fact.identity)
+            await store(bus, fact)
         except Unavailable as gone:
             _log.info("fact %s waits for the bus: %s", fact.identity, gone)
         except Refused as no:

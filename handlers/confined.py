@@ -1,0 +1,223 @@
+"""Becomes a command that can do less than who starts it: run as a program, on the standard library alone.
+
+    python -I -S confined.py [KEY=VALUE…] -- COMMAND [ARGUMENT…]
+
+    cpu= data= files= processes= file_size=    limits of each process, in seconds, bytes and pieces
+    landlock=1         the kernel lets it write below `write=` paths only,
+    private=PATH       read nothing below these but `read=` paths,
+    write=PATH         and do everything below these, also if they are private;
+    signals=1          it may signal processes that are not its own
+
+Doing this here, and not between fork and exec of who starts it, keeps Python code out of the forked
+copy of a process that has threads. Three processes come of it: the command; a keeper, to whom all
+fall that leave the command's group or session, so that they can be found and ended; and the one that
+was started, a shell that waits for the command's status and takes it for its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+_REPORT = 'read -r s || exit 126; case $s in -*) ulimit -c 0; kill "$s" $$;; esac; exit "$s"'
+
+_PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_POWERS = (2, 12, *range(16, 28), 32, 33, 34, 37, 38, 39, 40)
+"""What root could leave its limits by: handles of files, networks, modules, raw devices, mounts,
+others' memory (also by the right to measure it), clocks, resources, security modules, programs in
+the kernel."""
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_VERSION, _BENEATH = 1, 1
+_ENOUGH = 2
+"""The version from which files can be moved between directories."""
+_SCOPES = 6
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
+_TRUNCATE = 1 << 14
+_ALL = (1 << 14) - 1
+_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
+_ABSTRACT_SOCKETS, _SIGNALS = 1, 2
+_DEVICES = ("/dev", "/proc")
+
+_LIMITS = {
+    "cpu": resource.RLIMIT_CPU,
+    "data": resource.RLIMIT_DATA,
+    "files": resource.RLIMIT_NOFILE,
+    "processes": resource.RLIMIT_NPROC,
+    "file_size": resource.RLIMIT_FSIZE,
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Divide into the three."""
+    if arguments[0] == "keep":
+        _keep(int(arguments[1]), int(arguments[2]))
+        return
+    border = arguments.index("--")
+    words = [word.partition("=") for word in arguments[:border]]
+    group = os.getpgrp()
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+        signal.signal(number, signal.SIG_DFL)
+    reading, writing = os.pipe()
+    if os.fork():
+        os.dup2(reading, 0)
+        os.execv("/bin/sh", ["sh", "-c", _REPORT])  # noqa: S606 — our own words
+    os.setpgid(0, 0)
+    _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    command = os.fork()
+    if not command:
+        _become(arguments[border + 1 :], [(key, value) for key, _, value in words], group)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.set_inheritable(writing, True)
+    # Anew, so that it does not look like the command to who reads command lines.
+    keeper = [sys.executable, "-I", "-S", __file__, "keep", str(command), str(writing)]
+    os.execv(sys.executable, keeper)  # noqa: S606 — ourselves
+
+
+def version() -> int:
+    """Return the version of Landlock that this kernel has, 0 for none."""
+    return max(0, int(_libc().syscall(_CREATE_RULESET, None, 0, _VERSION)))
+
+
+def usable() -> bool:
+    """Say whether this kernel's Landlock can confine a build."""
+    return version() >= _ENOUGH
+
+
+def beside(private: Sequence[str]) -> Iterator[str]:
+    """Yield all that is not private, as few paths as can be: what stands beside the way there."""
+    ways = {path for one in private for path in _ways(one)}
+    for way in sorted(ways - set(private)):
+        try:
+            entries = os.scandir(way)
+        except OSError:
+            continue
+        with entries:
+            # A link grants nothing: what it leads to is where it is.
+            yield from (e.path for e in entries if e.path not in ways and not e.is_symlink())
+    if not private:
+        yield "/"
+
+
+def _ways(path: str) -> Iterator[str]:
+    while path != "/":
+        yield path
+        path = os.path.dirname(path)  # noqa: PTH120 — pathlib is slow to import
+    yield path
+
+
+def _keep(command: int, writing: int) -> None:
+    """Be there until nobody is left who descends from the command."""
+    os.chdir("/")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    while True:
+        try:
+            pid, status = os.wait()
+        except ChildProcessError:
+            return
+        if pid == command:
+            try:  # noqa: SIM105 — contextlib is slow to import
+                os.write(writing, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+            except BrokenPipeError:
+                pass  # who waited was ended before
+            os.close(writing)
+
+
+def _become(command: Sequence[str], words: Sequence[tuple[str, str]], group: int) -> None:
+    try:
+        os.setpgid(0, group)
+        libc, said = _libc(), dict(words)
+        if os.geteuid() == 0:
+            for power in _POWERS:
+                libc.prctl(_PR_CAPBSET_DROP, power, 0, 0, 0)
+        if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "no_new_privs")
+        if "landlock" in said:
+            _confine(
+                libc,
+                [value for key, value in words if key == "private"],
+                [value for key, value in words if key == "write"],
+                read=[value for key, value in words if key == "read"],
+                signals="signals" in said,
+            )
+        for key, number in _LIMITS.items():
+            if key in said:
+                _limit(number, int(said[key]))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.execvp(command[0], list(command))  # noqa: S606 — no shell is wanted
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{command[0]} can't be run in its confinement: {error}\n")
+        sys.stderr.flush()
+    finally:
+        os._exit(126)
+
+
+def _limit(number: int, most: int) -> None:
+    soft, hard = resource.getrlimit(number)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    # Programs that use select() count on few descriptors; who wants more may ask.
+    keeps = number == resource.RLIMIT_NOFILE and soft != resource.RLIM_INFINITY
+    resource.setrlimit(number, (min(soft, most) if keeps else most, most))
+
+
+def _confine(
+    libc: ctypes.CDLL,
+    private: Sequence[str],
+    write: Iterable[str],
+    *,
+    read: Iterable[str],
+    signals: bool,
+) -> None:
+    there = version()
+    handled = _ALL | (_TRUNCATE if there > _ENOUGH else 0)
+    scoped = _ABSTRACT_SOCKETS | (0 if signals else _SIGNALS)
+    attributes = struct.pack("=QQQ", handled, 0, scoped)[: None if there >= _SCOPES else 8]
+    rules = _done(libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0))
+    _allow(libc, rules, "/", _READ_DIR)
+    for path in (*beside(private), *read):
+        _allow(libc, rules, path, _EXECUTE | _READ_FILE)
+    for path in _DEVICES:
+        _allow(libc, rules, path, _WRITE_FILE | handled & _TRUNCATE)
+    for path in write:
+        _allow(libc, rules, path, handled)
+    _done(libc.syscall(_RESTRICT_SELF, rules, 0))
+    os.close(rules)
+
+
+def _allow(libc: ctypes.CDLL, rules: int, path: str, access: int) -> None:
+    try:
+        beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return  # it went meanwhile
+    try:
+        if not os.path.isdir(f"/proc/self/fd/{beneath}"):  # noqa: PTH112 — as above
+            access &= _OF_FILES
+        if access:
+            rule = struct.pack("=Qi", access, beneath)
+            _done(libc.syscall(_ADD_RULE, rules, _BENEATH, rule, 0))
+    finally:
+        os.close(beneath)
+
+
+def _done(result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"Landlock: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,74 @@
+"""A role a service in the embedded PostgreSQL: who may come in, as whom, and what it finds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import asyncpg
+
+from handlers.embedded.unprivileged import Identity
+from statemachine.store.sql import roles
+
+DATABASE: Final = "workspaced"
+"""The database that is made at the first start."""
+ADMINISTRATOR: Final = "postgres"
+"""Whose files it is, and may do all: who may pass the socket's directory owns them anyway."""
+ROLES: Final = {name: f"workspaced_{name}" for name in ("owner", "worker", "gateway", "operator")}
+"""What each service, and who migrates, is called in the database."""
+_HBA: Final = "pg_hba.conf"
+
+
+def url_at(sockets: Path, role: str = ADMINISTRATOR) -> str:
+    """Return the URL of the database for a role."""
+    return f"postgresql://{role}@/{DATABASE}?host={quote(str(sockets))}&port=5432"
+
+
+def urls_of(administrators: str) -> dict[str, str]:
+    """Return each role's URL, from that of the administrator."""
+    before, after = administrators.split(f"//{ADMINISTRATOR}@", 1)
+    return {name: f"{before}//{role}@{after}" for name, role in ROLES.items()}
+
+
+def write_admission(data: Path, identity: Identity) -> None:
+    """Write who may come in and as whom: whole or not at all, as the server's own file."""
+    services = "\n".join(f"local   {DATABASE}  {role:<20} trust" for role in sorted(ROLES.values()))
+    text = f"""\
+# Written anew at each start. The socket lies in a directory of mode 0700: who passes it owns these files.
+# TYPE  DATABASE    USER                 ADDRESS  METHOD
+local   all         {ADMINISTRATOR:<20} trust
+local   replication {ADMINISTRATOR:<20} trust
+{services}
+local   all         all                  reject
+host    all         all                  all      reject
+"""
+    new = data / f"{_HBA}.new"
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        if identity.uid != os.geteuid():
+            os.fchown(file.fileno(), identity.uid, identity.gid)
+    new.replace(data / _HBA)
+
+
+async def prepare(sockets: Path) -> str:
+    """Make the database and its roles, as far as they are not there; return the administrator's URL.
+
+    What an earlier version made as administrator becomes the owner's.
+    """
+    url = url_at(sockets)
+    try:
+        connection = await asyncpg.connect(url)
+    except asyncpg.InvalidCatalogNameError:
+        connection = await asyncpg.connect(url, database="postgres")
+        await connection.execute(f"create database {DATABASE}")
+        await connection.close()
+        connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(roles()["roles"])
+        await connection.execute(roles()["database"])
+    finally:
+        await connection.close()
+    return url
