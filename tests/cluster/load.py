@@ -1,0 +1,309 @@
+"""Chats that go on while servers come and go: everybody of the contract, patient, and keeping count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+from nats.aio.msg import Msg
+
+from tests.wire.agents import agent_of
+from tests.wire.party import Event, Party, as_holder, as_role, connect, event, new_id
+from tests.wire.world import ORGANIZATION, POOL, Place
+
+AWAY = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
+"""What nats-py raises while there is no server, or no leader."""
+ANSWERED_WITHIN = 60.0
+"""Seconds in which every accepted call must be answered, whatever goes on."""
+FOR_EVER: dict[str, Any] = {
+    "allow_reconnect": True,
+    "max_reconnect_attempts": -1,
+    "reconnect_time_wait": 0.1,
+    "ping_interval": 3,
+}
+CALLS = ("list_templates", "stop_workspace", "start_workspace", "stop_workspace")
+"""What each chat asks after its create_workspace."""
+
+
+class Progress:
+    """When something came, and the longest time that nothing did."""
+
+    def __init__(self) -> None:
+        self.count, self.longest, self._last = 0, 0.0, time.monotonic()
+        self._changed = asyncio.Condition()
+
+    async def made(self) -> None:
+        now = time.monotonic()
+        self.longest, self._last = max(self.longest, now - self._last), now
+        async with self._changed:
+            self.count += 1
+            self._changed.notify_all()
+
+    async def more(self, number: int) -> None:
+        """Wait until that many more have come."""
+        wanted = self.count + number
+        async with asyncio.timeout(2 * ANSWERED_WITHIN), self._changed:
+            await self._changed.wait_for(lambda: self.count >= wanted)
+
+    def begin(self) -> None:
+        """Measure the longest time anew."""
+        self.longest, self._last = 0.0, time.monotonic()
+
+
+async def sure(tried: Callable[[], Awaitable[Any]]) -> Any:
+    """Try until it is done, as any client of a cluster must."""
+    delay = 0.05
+    while True:
+        try:
+            return await tried()
+        except AWAY:
+            await asyncio.sleep(delay)  # a back-off
+            delay = min(2 * delay, 1.0)
+
+
+async def stored(party: Party, subject: str, told: Event) -> None:
+    """Publish until a stream has it, under one identity."""
+    headers = {"Nats-Msg-Id": f"{told['source']}:{told['id']}"}
+    body = json.dumps(told).encode()
+    await sure(lambda: party.js.publish(subject, body, timeout=3, headers=headers))
+
+
+class Load:
+    """Some chats at a time, each from its first call to its last, one after the other."""
+
+    def __init__(self, place: Place, stack: AsyncExitStack) -> None:
+        self._place, self._stack = place, stack
+        self.service, self.provisioner, self.operator = Party(), Party(), Party()
+        self.answers, self.states = Progress(), Progress()
+        self.slowest = 0.0
+        """Seconds that the slowest call took, from when it was accepted; begun anew with `begin`."""
+        self.versions: dict[str, list[int]] = {}
+        """What a frontend saw of each chat."""
+        self.chats: list[str] = []
+        self.jobs: Counter[str] = Counter()
+        """Build ids, with how often each was taken."""
+        self.requested: Counter[str] = Counter()
+        """Builds that each chat must have been given."""
+        self.built: dict[str, set[str]] = {}
+        self.results: dict[tuple[str, str], list[Event]] = {}
+        self._facts: dict[str, list[tuple[str, Event]]] = {}
+        self._waiting: dict[tuple[str, str], asyncio.Future[Event]] = {}
+        self._stopping = asyncio.Event()
+        self._building: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Connect everybody, to any of the servers, for good."""
+        for party, role in (
+            (self.service, "chat-service"),
+            (self.provisioner, "provisioner"),
+            (self.operator, "operator"),
+        ):
+            await self._join(party, **as_role(self._place.credentials, role))
+        await self.service.client.subscribe("workspaced.result.>", cb=self._hear_result)
+        await self.service.client.subscribe("workspaced.ui.*.state", cb=self._hear_state)
+        await self.service.settled()
+
+    async def run(self, chats: int) -> None:
+        """Go on until stopped; each chat that was begun comes to its end."""
+        taking = asyncio.create_task(self._take())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(chats):
+                    group.create_task(self._chats())
+            # An ack may have gone down with a server: then its message comes again, and is acked.
+            for stream in ("WORKSPACED_JOB", "WORKSPACED_IN"):
+                await sure(partial(self._drained, stream))
+        finally:
+            taking.cancel()
+            await asyncio.gather(taking, *self._building, return_exceptions=True)
+
+    def begin(self) -> None:
+        """Measure anew."""
+        self.answers.begin()
+        self.states.begin()
+        self.slowest = 0.0
+
+    def stop(self) -> None:
+        """Begin no more chats."""
+        self._stopping.set()
+
+    async def _drained(self, stream: str) -> None:
+        info = await self.operator.js.stream_info(stream)
+        if info.state.messages:
+            raise TimeoutError
+
+    async def _join(self, party: Party, **options: Any) -> None:
+        servers = self._place.nats.split(",")
+        await sure(lambda: connect(party, servers, **(FOR_EVER | options)))  # type: ignore[arg-type]
+        self._stack.push_async_callback(party.client.close)
+
+    async def _chats(self) -> None:
+        while not self._stopping.is_set():
+            await self._chat()
+
+    async def _chat(self) -> None:
+        chat, owner = new_id(), new_id()
+        self.chats.append(chat)
+        template = self._place.templates["plain"]["template_id"]
+        created = await self._call(chat, owner, "create_workspace", {"template_id": template})
+        assert created["result"].get("created"), created
+        self.requested[chat] += 1
+        for tool in CALLS:
+            answer = await self._call(chat, owner, tool, {})
+            assert not answer["is_error"], answer
+            assert "error" not in answer["result"], answer
+            self.requested[chat] += tool != "list_templates"
+
+    async def _call(self, chat: str, owner: str, tool: str, args: Event) -> Event:
+        """Ask once, and wait for the answer: it is accepted, so it must come."""
+        key = (chat, f"call-{new_id()}")
+        answered = self._waiting[key] = asyncio.get_running_loop().create_future()
+        data = {"call_id": key[1], "tool": tool, "args": args, "owner_name": "ann"}
+        data |= {"organization_id": ORGANIZATION, "owner_id": owner}
+        told = event("tool_requested", "/chat/load", chat, data)
+        await stored(self.service, f"workspaced.in.tool.{chat}.load", told)
+        accepted = time.monotonic()
+        try:
+            async with asyncio.timeout(ANSWERED_WITHIN):
+                return await self._answer(key, answered)
+        except TimeoutError:
+            raise AssertionError(
+                f"{tool} of chat {chat} has no answer; {await self._about(key)}"
+            ) from None
+        finally:
+            self.slowest = max(self.slowest, time.monotonic() - accepted)
+
+    async def _answer(self, key: tuple[str, str], answered: asyncio.Future[Event]) -> Event:
+        """Wait for the result; who may have missed it, being reconnected, reads it."""
+        reconnected = self.service.client.stats["reconnects"]
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(5.0):
+                    return await asyncio.shield(answered)
+            if self.service.client.stats["reconnects"] != reconnected:
+                subject = f"workspaced.result.{key[0]}.{key[1]}"
+                with suppress(*AWAY):
+                    found = await self.service.last("WORKSPACED_RESULT", subject)
+                    if found is not None:
+                        await self._resolved(key, dict(found[0]["data"]))
+
+    async def _about(self, key: tuple[str, str]) -> str:
+        """What can be seen of a call that is not answered."""
+        state = await sure(
+            lambda: self.service.last("WORKSPACED_STATE", f"workspaced.state.{key[0]}")
+        )
+        result = await sure(
+            lambda: self.service.last("WORKSPACED_RESULT", f"workspaced.result.{key[0]}.{key[1]}")
+        )
+        built = {build: self.jobs[build] for build in self.built.get(key[0], ())}
+        return f"state {state and state[0]['data']}, result {result}, builds taken {built}"
+
+    async def _hear_result(self, message: Msg) -> None:
+        chat, call = message.subject.split(".")[-2:]
+        await self._resolved((chat, call), dict(json.loads(message.data)["data"]))
+
+    async def _resolved(self, key: tuple[str, str], data: Event) -> None:
+        self.results.setdefault(key, []).append(data)
+        waiting = self._waiting[key]
+        if not waiting.done():
+            waiting.set_result(data)
+            await self.answers.made()
+
+    async def _hear_state(self, message: Msg) -> None:
+        data = json.loads(message.data)["data"]
+        self.versions.setdefault(data["chat_id"], []).append(data["version"])
+        await self.states.made()
+
+    # -- builds ---------------------------------------------------------------------------------
+
+    async def _take(self) -> None:
+        """Take every job of the pool, and build it beside the others."""
+        bound = await sure(
+            lambda: self.provisioner.js.pull_subscribe_bind(f"pool-{POOL}", stream="WORKSPACED_JOB")
+        )
+        while True:
+            try:
+                messages = await bound.fetch(20, timeout=3)
+            except AWAY:
+                continue
+            for message in messages:
+                task = asyncio.create_task(self._build(message))
+                self._building.add(task)
+                task.add_done_callback(self._building.discard)
+
+    async def _build(self, message: Msg) -> None:
+        job = json.loads(message.data)["data"]
+        build, chat = job["build_id"], job["chat_id"]
+        self.jobs[build] += 1
+        self.built.setdefault(chat, set()).add(build)
+        listed = [agent_of()] if job["transition"] == "start" else []
+        keys = ("workspace_id", "build_id", "build_number", "transition")
+        data = {key: job[key] for key in keys}
+        data |= {"agents": listed, "template_version_id": job["template"]["version_id"]}
+        told = event("build_succeeded", "/provisioner/forge", chat, data)
+        first = build not in self._facts
+        kept = self._facts.setdefault(build, [(f"workspaced.in.provisioner.{chat}.forge", told)])
+        for subject, fact in kept:
+            await stored(self.provisioner, subject, fact)
+        with suppress(
+            *AWAY
+        ):  # lost, it comes again after 30 s: harmless, and a long wait for a test
+            await message.ack_sync(timeout=5)
+        if first and listed:
+            await self._agent(job, listed[0]["id"])
+
+    async def _agent(self, job: Event, agent_id: str) -> None:
+        """Be the agent of a build, with a credential of its own."""
+        body = {key: job[key] for key in ("chat_id", "workspace_id", "build_id")}
+        credential = await sure(
+            lambda: self.provisioner.client.request(
+                "workspaced.rpc.agent_credential",
+                json.dumps(body | {"agent_id": agent_id}).encode(),
+                timeout=3,
+            )
+        )
+        agent = Party()
+        try:
+            servers = self._place.nats.split(",")
+            options = FOR_EVER | as_holder(json.loads(credential.data))
+            await sure(lambda: connect(agent, servers, **options))  # type: ignore[arg-type]
+            said = (("agent_connected", {}), ("agent_lifecycle", {"lifecycle": "ready"}))
+            for number, (name, more) in enumerate(said, 1):
+                data = {key: job[key] for key in ("workspace_id", "build_id")}
+                data |= {"agent_id": agent_id, "sequence": number, **more}
+                told = event(name, f"/agent/{agent_id}", job["chat_id"], data)
+                await stored(agent, f"workspaced.in.agent.{job['chat_id']}.{agent_id}", told)
+        finally:
+            await agent.client.close()
+
+
+async def leader(operator: Party, stream: str) -> str:
+    """The name of the node that leads a stream; ask again while it has none."""
+
+    async def found() -> str:
+        info = await operator.js.stream_info(stream)
+        if info.cluster is None or not info.cluster.leader:
+            raise TimeoutError
+        return str(info.cluster.leader)
+
+    return str(await sure(found))
+
+
+async def in_step(operator: Party, stream: str) -> None:
+    """Return when all three nodes hold all of the stream."""
+
+    async def looked() -> None:
+        info = await operator.js.stream_info(stream)
+        replicas = (info.cluster.replicas or []) if info.cluster else []
+        if len(replicas) != 2 or not all(one.current and not one.offline for one in replicas):
+            raise TimeoutError
+
+    await sure(looked)

@@ -1,0 +1,36 @@
+"""Who is connected to one server of a cluster is cut off by whoever is connected to another."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bus import Unavailable
+from bus.jetstream import JetStreamBus, connect
+from handlers.cutting import can_cut, cut
+from statemachine.store import Connection
+from statemachine.store.memory import MemoryStore
+from tests.cluster.nodes import Cluster
+from tests.cluster.test_streams import elected
+
+
+async def test_a_connection_to_another_server_is_cut_off(cluster: Cluster) -> None:
+    one, two, _ = (node.url for node in cluster.nodes)
+
+    async def role(name: str, url: str) -> JetStreamBus:
+        seed_file = cluster.credentials / f"{name}.nk"
+        return await elected(lambda: connect(url, seed_file=seed_file))
+
+    async with await role("worker", one) as worker, await role("operator", two) as operator:
+        client = operator._connection
+        at, lost = Connection(client.server_id, client.client_id), asyncio.Event()
+        client.on_lost.append(lost.set)
+
+        async def found() -> None:
+            if not await can_cut(worker, at.server):
+                raise Unavailable("the servers have not found each other yet")
+
+        await elected(found)
+
+        assert await cut(MemoryStore(), worker, [at]) == 1
+        await asyncio.wait_for(lost.wait(), 10)
+        assert await cut(MemoryStore(), worker, [Connection("NOBODY", 1)]) == 0

@@ -1,0 +1,155 @@
+"""A cluster of three NATS servers loses its leader, and a node, under load: nothing else is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import AsyncExitStack
+
+import asyncpg
+import pytest
+
+from statemachine.replay import replay
+from statemachine.store.postgres import connect as open_store
+from tests.cluster.load import Load, in_step, leader
+from tests.cluster.nodes import Cluster
+from tests.wire.fleet import Fleet
+from tests.wire.world import Place
+
+KILLS = int(os.environ.get("CLUSTER_KILLS", "1"))
+PAUSES = int(os.environ.get("CLUSTER_PAUSES", "0"))
+CHATS = int(os.environ.get("CLUSTER_CHATS", "6"))
+CALM = int(os.environ.get("CLUSTER_CALM", "20"))
+"""Answers between two outages."""
+BUILDS_OF_A_CHAT = 4
+PATIENCE = 90.0
+"""Seconds after which the test gives up."""
+
+
+# nats-py leaves the socket open that it could not connect.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_cluster_that_loses_its_leader_or_a_node_loses_no_call(
+    fleet: tuple[Cluster, Fleet], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster, roles = fleet
+    begun = time.monotonic()
+    await asyncio.gather(*map(roles.start, ("worker", "worker", "gateway")))
+    templates = {"plain": await asyncio.to_thread(roles.push, "plain")}
+    figures = [f"cluster and roles ready after {time.monotonic() - begun:.1f} s"]
+    async with AsyncExitStack() as stack:
+        load = Load(Place(cluster.url, roles.credentials, templates), stack)
+        await load.open()
+        running = asyncio.create_task(load.run(CHATS))
+        try:
+            for number in range(KILLS):
+                await _calm(load, running, figures if number == 0 else None)
+                victim = cluster.node(await leader(load.operator, "WORKSPACED_IN"))
+                load.begin()
+                victim.kill()
+                await _first(running, load.answers.more(CALM))
+                figures.append(_told(f"leader {victim.name} killed", load))
+                victim.start()
+                await _first(running, in_step(load.operator, "WORKSPACED_IN"))
+            if PAUSES:
+                await _partitioned(cluster, roles, load, running, figures)
+            await _calm(load, running)
+            load.stop()
+            async with asyncio.timeout(120):
+                await running
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        reconnects = load.service.client.stats["reconnects"]
+        missed, stale = await _check(load, roles.database_url)
+        for process, said in roles.said.items():
+            assert process.returncode is None, said.decode()
+            lost = [line for line in said.decode().splitlines() if "NATS lost streams" in line]
+            assert not lost
+    figures.append(
+        f"{len(load.chats)} chats, {load.answers.count} calls, each answered once; "
+        f"{len(load.jobs)} builds, each asked for once; of {load.states.count + missed} states "
+        f"a frontend that read no snapshot, and was reconnected {reconnects} times, missed {missed}, "
+        f"of {stale} chats the last"
+    )
+    with capsys.disabled():
+        print("\n" + "\n".join(figures))  # noqa: T201 — what `make cluster` is for
+
+
+async def _partitioned(
+    cluster: Cluster, roles: Fleet, load: Load, running: asyncio.Task[None], figures: list[str]
+) -> None:
+    """Pause the server that a worker is connected to, until that worker has found another one."""
+    paused = cluster.nodes[2]
+    worker = await roles.start("worker", WORKSPACED_NATS_URL=paused.url)
+    await _calm(load, running)
+    load.begin()
+    paused.send(signal.SIGSTOP)
+    await _first(running, roles.heard(worker, b"connected to NATS again"))
+    await _first(running, load.answers.more(CALM))
+    figures.append(_told(f"{paused.name} paused, with a worker at it", load))
+    paused.send(signal.SIGCONT)
+
+
+def _told(what: str, load: Load) -> str:
+    return (
+        f"{what}: {load.answers.longest:.1f} s without an answered call, "
+        f"{load.states.longest:.1f} s without a published state, slowest call {load.slowest:.1f} s"
+    )
+
+
+async def _calm(load: Load, running: asyncio.Task[None], figures: list[str] | None = None) -> None:
+    """Let the load run undisturbed for a while."""
+    load.begin()
+    await _first(running, load.answers.more(CALM))
+    if figures is not None:
+        figures.append(_told("undisturbed", load))
+
+
+async def _first(running: asyncio.Task[None], waiting) -> None:
+    """Wait, but not longer than the load runs."""
+    wanted = asyncio.ensure_future(waiting)
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.wait((running, wanted), return_when=asyncio.FIRST_COMPLETED)
+    if not wanted.done():
+        wanted.cancel()
+        await running
+    await wanted
+
+
+async def _check(load: Load, database_url: str) -> tuple[int, int]:
+    """Nothing lost, nothing doubled: by the wire where it can be seen there, else in the database.
+
+    Returns how many states a frontend missed that only subscribed, and of how many chats the last.
+    """
+    for results in load.results.values():
+        assert all(one == results[0] for one in results), results
+    for chat in load.chats:
+        assert load.requested[chat] == len(load.built[chat]) == BUILDS_OF_A_CHAT
+    missed = stale = 0
+    async with open_store(database_url) as store:
+        for chat_id in load.chats:
+            chat = await store.chat(chat_id)
+            assert chat is not None
+            assert chat.open_calls == 0
+            log = await store.log(chat_id, most=10_000)
+            replayed = replay(log)[chat_id]
+            assert replayed.differences == ()
+            assert replayed.workspace.version == chat.version
+            seen = load.versions[chat_id]
+            assert seen == sorted(set(seen))
+            missed += chat.version - len(seen)
+            stale += chat.version != seen[-1]
+            found = await load.service.last("WORKSPACED_STATE", f"workspaced.state.{chat_id}")
+            assert found is not None
+            assert found[0]["data"]["version"] == chat.version
+    database = await asyncpg.connect(database_url)
+    try:
+        assert await database.fetchval("select count(*) from outbox") == 0
+        assert await database.fetchval("select count(*) from call where resolved_at is null") == 0
+    finally:
+        await database.close()
+    letters = await load.operator.js.stream_info("WORKSPACED_DEAD")
+    assert letters.state.messages == 0
+    return missed, stale

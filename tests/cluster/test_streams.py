@@ -1,0 +1,123 @@
+"""What the streams promise, kept by three servers; and how streams of one server come to three."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import pytest
+
+from bus import Ack, Bus, Conflict, Delivery, Refused, Unavailable, subjects
+from bus.streams import CONSUMERS, LOG, RESULT, Tuning, pool_consumer
+from handlers.sending.backoff import Backoff
+
+T = TypeVar("T")
+PATIENCE = 30.0
+
+
+async def elected(tried: Callable[[], Awaitable[T]]) -> T:
+    """Do what a cluster that has just begun may not be ready for."""
+    backoff = Backoff(most=0.5)
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return await tried()
+            except Unavailable:
+                await backoff.wait()
+
+
+@pytest.fixture
+async def streams(bus: Bus) -> Bus:
+    """All that workers make, on three servers."""
+
+    async def make() -> None:
+        for stream in Tuning(replicas=3).streams():
+            await bus.ensure_stream(stream)
+        for consumer in (*CONSUMERS, pool_consumer("local")):
+            await bus.ensure_consumer(consumer)
+
+    await elected(make)
+    return bus
+
+
+async def test_an_older_state_never_stands_over_a_newer_one(streams: Bus) -> None:
+    subject = subjects.state("older")
+    first = await elected(
+        lambda: streams.publish(subject, b"1", message_id="older:1", expected_last=0)
+    )
+    again = await streams.publish(subject, b"1", message_id="older:1", expected_last=0)
+
+    with pytest.raises(Conflict):
+        await streams.publish(subject, b"2", message_id="older:2", expected_last=0)
+
+    assert (again.sequence, again.duplicate) == (first.sequence, True)
+
+
+async def test_frontends_get_a_copy_of_what_was_stored(streams: Bus) -> None:
+    async with streams.subscribe("workspaced.ui.copied.>") as ui:
+        await streams.publish(subjects.state("copied"), b"state")
+        await streams.publish(subjects.log("copied", "b"), b"line")
+
+        assert [(await ui.next(5)).data for _ in range(2)] == [b"state", b"line"]
+
+
+async def test_timers_fire_and_the_silence_of_an_agent_is_marked(streams: Bus) -> None:
+    came: dict[str, list[Delivery]] = {}
+    soon = datetime.now(UTC) + timedelta(seconds=1)
+    fired = subjects.timer_fired("c", "deadline")
+    shown = subjects.presence("c", "a")
+    async with streams.pull(*CONSUMERS) as pull:
+        await streams.schedule(subjects.timer_arm("c", "deadline", 1), fired, soon, b"{}")
+        await streams.publish(shown, b"", ttl=1)
+        async with asyncio.timeout(PATIENCE):
+            while fired not in came or len(came.get(shown, ())) < 2:
+                for delivery in await pull.next(10):
+                    came.setdefault(delivery.subject, []).append(delivery)
+                    await delivery.ack()
+
+    assert [one.expired for one in came[shown]] == [False, True]
+
+
+async def test_a_message_that_is_being_stored_already_is_no_refusal(streams: Bus) -> None:
+    async def once() -> Ack | Unavailable:
+        try:
+            return await streams.publish(subjects.job("local"), b"{}", message_id="one build")
+        except Unavailable as busy:
+            return busy
+
+    outcomes = await asyncio.gather(*(once() for _ in range(50)))
+
+    acks = [one for one in outcomes if isinstance(one, Ack)]
+    assert len([ack for ack in acks if not ack.duplicate]) == 1
+    assert len({ack.sequence for ack in acks}) == 1
+
+
+async def test_streams_of_one_server_come_to_three_with_what_they_hold(bus: Bus) -> None:
+    alone = replace(RESULT, name="GROWING", subjects=("growing.*",))
+    await elected(lambda: bus.ensure_stream(alone))
+    # The other servers may not have heard of it yet.
+    await elected(lambda: bus.publish("growing.a", b"kept"))
+
+    await elected(lambda: bus.ensure_stream(replace(alone, replicas=3)))
+
+    stored = await elected(lambda: bus.last("GROWING", "growing.a"))
+    assert stored is not None
+    assert stored.data == b"kept"
+
+
+async def test_the_log_of_one_server_says_what_to_do_to_come_to_three(bus: Bus) -> None:
+    alone = replace(LOG, name="ALONE", subjects=("alone.*.*",), republish=None)
+    await elected(lambda: bus.ensure_stream(alone))
+
+    with pytest.raises(Refused, match="delete the stream"):
+        await bus.ensure_stream(replace(alone, replicas=3))
+
+
+async def test_a_log_of_three_servers_may_come_back_to_one(bus: Bus) -> None:
+    three = replace(LOG, name="BACK", subjects=("back.*.*",), republish=None, replicas=3)
+    await elected(lambda: bus.ensure_stream(three))
+
+    await elected(lambda: bus.ensure_stream(replace(three, replicas=1)))

@@ -1,0 +1,177 @@
+"""What goes wrong, when, and to whom: drawn from a seed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import asyncpg
+
+from tests.faults.processes import Passing, Program, Server
+from tests.faults.wire import Wire
+from tests.wire.running import processes_of
+
+AGENT = "agent"
+WEIGHTS = {
+    ("worker", "kill"): 6,
+    ("worker", "pause"): 6,
+    ("gateway", "kill"): 4,
+    ("gateway", "pause"): 4,
+    ("local provisioner", "kill"): 3,
+    ("local provisioner", "pause"): 3,
+    (AGENT, "kill"): 4,
+    (AGENT, "pause"): 4,
+    ("provisioner", "kill"): 4,
+    ("provisioner", "pause"): 4,
+    ("machine", "kill"): 3,
+    ("machine", "pause"): 3,
+    ("nats-server", "kill"): 5,
+    ("nats-server", "pause"): 3,
+    ("postgresql", "kill"): 3,
+    ("postgresql", "pause"): 2,
+    ("postgresql", "restart"): 1,
+    ("wire", "cut"): 6,
+    ("wire", "hold"): 5,
+    ("database connections", "cut"): 2,
+}
+MENDING = ("nats-server", "wire", "provisioner", "machine", "local provisioner")
+"""After these everybody says again what may be lost, so every other act goes without: what a worker
+loses then stays lost, and is seen."""
+INSTANT = 0.025
+"""Seconds after a request within which a worker is at it, if it is struck in time."""
+PATIENCE = 2.0
+LOST = 0.15
+"""Part of the agents' pauses that are so long that they are missed."""
+MISSED = (21.0, 27.0)
+BUILDERS = ("local provisioner", "provisioner")
+"""A job that one of these had comes again after half a minute, which a short run has not."""
+
+
+@dataclass
+class Faults:
+    """Strikes at random until cancelled."""
+
+    rng: Random
+    programs: Sequence[Program]
+    nats: Server
+    postgresql: Server
+    wires: Sequence[Wire]
+    directory: Path
+    database_url: str
+    every: float
+    """Seconds between two faults, on average."""
+    spare_builders: bool
+    moment: Callable[[], Awaitable[None]]
+    """Returns when a request is being published."""
+    act: float
+    """Seconds until the choice of whom to strike changes."""
+    struck: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How many, by kind of process and of fault."""
+    history: list[str] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Strike at random, several at a time."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await asyncio.sleep(self.rng.expovariate(1 / self.every))
+                calm = int((loop.time() - began) / self.act) % 2 == 1
+                kind, fault = self._draw(MENDING if calm else ())
+                strike = self._strike(kind, fault)
+                if strike is not None:
+                    self.struck[kind, fault] += 1
+                    group.create_task(strike)
+
+    async def wipe(self, store: Path) -> None:
+        """Have NATS lose all that it holds."""
+        self.struck["nats-server", "wipe"] += 1
+        self._note("wipe", "nats-server")
+        await self.nats.wipe(store)
+
+    @property
+    def total(self) -> int:
+        return sum(self.struck.values())
+
+    def _draw(self, spared: Sequence[str]) -> tuple[str, str]:
+        spared = (*spared, *(BUILDERS if self.spare_builders else ()))
+        weights = {who: weight for who, weight in WEIGHTS.items() if who[0] not in spared}
+        return self.rng.choices(tuple(weights), tuple(weights.values()))[0]
+
+    def _strike(self, kind: str, fault: str) -> Coroutine[Any, Any, None] | None:
+        if kind == "wire":
+            wire = self.rng.choice(self.wires)
+            seconds = self._long() if fault == "hold" else 0.0
+            self._note(fault, f"wire of {wire.kind}", seconds)
+            return wire.hold(seconds) if fault == "hold" else _at_once(wire.cut)
+        if kind == "database connections":
+            self._note(fault, kind)
+            return self._cut_database()
+        one = self._one(kind)
+        if one is None:
+            return None
+        seconds = 0.0 if fault != "pause" else self._long()
+        if seconds and kind == AGENT and self.rng.random() < LOST:
+            seconds = self.rng.uniform(*MISSED)
+        self._note(fault, one.name, seconds)
+        return self._on(one, fault, seconds)
+
+    def _note(self, fault: str, whom: str, seconds: float = 0.0) -> None:
+        at = datetime.now(UTC).strftime("%H:%M:%S.%f")[:-3]
+        self.history.append(f"{at} {fault} {whom}" + (f" {seconds:.1f} s" if seconds else ""))
+
+    def _long(self) -> float:
+        """Return how long a pause is: some outlast `ack_wait` and the limit of a transaction."""
+        return self.rng.choice((self.rng.uniform(0.2, 2), self.rng.uniform(2, 8)))
+
+    def _one(self, kind: str) -> Program | Server | Passing | None:
+        idle: list[Program | Server | Passing]
+        if kind == AGENT:
+            pids = processes_of(self.directory, "handlers.agent")
+            idle = [Passing(AGENT, pid) for pid in pids]
+        else:
+            every = (*self.programs, self.nats, self.postgresql)
+            idle = [one for one in every if one.kind == kind and one.pid and not one.busy]
+        return self.rng.choice(idle) if idle else None
+
+    async def _on(self, one: Program | Server | Passing, fault: str, seconds: float) -> None:
+        one.busy = True
+        try:
+            if one.kind == "worker":
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PATIENCE):
+                        await self.moment()
+                await asyncio.sleep(self.rng.uniform(0, INSTANT))
+            match fault:
+                case "kill":
+                    await one.kill()
+                case "restart" if isinstance(one, Server):
+                    await one.restart()
+                case _:
+                    await one.pause(seconds)
+        finally:
+            one.busy = False
+
+    async def _cut_database(self) -> None:
+        """Have PostgreSQL end every connection."""
+        with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            async with asyncio.timeout(5):
+                connection = await asyncpg.connect(self.database_url)
+                try:
+                    await connection.execute(
+                        "select pg_terminate_backend(pid) from pg_stat_activity "
+                        "where backend_type = 'client backend' and pid <> pg_backend_pid()"
+                    )
+                finally:
+                    await connection.close()
+
+
+async def _at_once(act: Callable[[], None]) -> None:
+    act()

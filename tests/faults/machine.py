@@ -1,0 +1,99 @@
+"""A machine on which agents run that know the contract only; it may be killed or paused at any time.
+
+`python -m tests.faults.machine CONFIG` with a JSON object. After a restart its agents go on where
+their journals end, as after a reboot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from handlers.embedded.watching import changes
+from tests.faults.line import Line
+from tests.faults.plans import LIVES
+from tests.faults.yard import Yard, whole
+from tests.wire.party import Event, as_holder, event
+
+
+class Agent:
+    """One agent: its facts stand in its journal before anybody hears of them."""
+
+    def __init__(self, config: dict[str, Any], url: str, journals: Path) -> None:
+        self._config = config
+        self._path = journals / f"{config['agent_id']}.json"
+        self._facts: list[Event] = []
+        if self._path.exists():
+            self._facts = json.loads(self._path.read_bytes())["facts"]
+        self._line = Line(url, as_holder(config["credential"]), self._listen)
+        self._asked = asyncio.Event()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            await asyncio.sleep(self._config["after"])
+            group.create_task(self._line.run())
+            for fact in list(self._facts):
+                await self._publish(fact)
+            group.create_task(self._say_again())
+            for delay, type_name, data in LIVES[self._config["life"]][len(self._facts) :]:
+                await asyncio.sleep(delay)
+                await self._publish(self._state(type_name, data))
+
+    async def _listen(self, client: Client) -> None:
+        async def asked(_message: Msg) -> None:
+            self._asked.set()
+
+        await client.subscribe("workspaced.resend.agent", cb=asked)
+
+    async def _say_again(self) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            for fact in list(self._facts):
+                await self._publish(fact)
+
+    def _state(self, type_name: str, data: Event) -> Event:
+        keys = {key: self._config[key] for key in ("workspace_id", "build_id", "agent_id")}
+        fact = event(
+            type_name,
+            f"/agent/{self._config['agent_id']}",
+            self._config["chat_id"],
+            {**keys, "sequence": len(self._facts) + 1, **data},
+        )
+        self._facts.append(fact)
+        whole(self._path, {"facts": self._facts})
+        return fact
+
+    async def _publish(self, fact: Event) -> None:
+        chat, agent = self._config["chat_id"], self._config["agent_id"]
+        await self._line.store(f"workspaced.in.agent.{chat}.{agent}", fact)
+
+
+async def machine(config: dict[str, Any]) -> None:
+    """Run the agents whose files are there, and none whose files have gone."""
+    yard = Path(config["yard"])
+    there, journals = Yard(yard).agents(config["name"]), yard / "facts"
+    journals.mkdir(exist_ok=True)
+    running: dict[str, asyncio.Task[None]] = {}
+    with changes(there) as changed:
+        while True:
+            wanted = {path.stem: path for path in there.glob("*.json")}
+            for gone in running.keys() - wanted.keys():
+                running.pop(gone).cancel()
+            for new in wanted.keys() - running.keys():
+                with suppress(FileNotFoundError):
+                    agent = Agent(json.loads(wanted[new].read_bytes()), config["url"], journals)
+                    running[new] = asyncio.create_task(agent.run())
+            await changed.wait()
+            changed.clear()
+
+
+if __name__ == "__main__":
+    asyncio.run(machine(json.loads(sys.argv[1])))

@@ -1,0 +1,200 @@
+"""Everything that runs: two servers, every role several times, their wires, their templates."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from handlers.embedded.database_roles import urls_of
+from handlers.embedded.identities import Identities, identities
+from handlers.embedded.nats_server import nats_server
+from handlers.embedded.postgresql import postgresql
+from statemachine.store.migrating import migrate
+from tests.faults.processes import Program, Server
+from tests.faults.wire import Wire
+from tests.wire.party import as_role, new_id
+from tests.wire.running import ROOT, end, environment, processes_of
+from tests.wire.world import template_folder
+
+CONTRACT = "contract"
+"""Pool of the provisioners that the harness brings; `local` and `annex` are workspaced's own."""
+LOCAL_POOLS = ("local", "annex")
+MACHINES = ("machine-1", "machine-2")
+TEMPLATES = {
+    "plain": f'name = "plain"\npool = "{CONTRACT}"\n',
+    "local": 'name = "local"\npool = "local"\n'
+    '[build]\nstart = "true"\nstop = "true"\n[[agent]]\nname = "main"\nstartup_script = "true"\n',
+    "annex": 'name = "annex"\npool = "annex"\n'
+    '[build]\nstart = "sleep 0.3; echo made > made"\nstop = "true"\ndelete = "true"\n'
+    '[[agent]]\nname = "main"\nstartup_script = "sleep 0.2"\nshutdown_script = "true"\n',
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long things may take in a run."""
+
+    build: float = 75.0
+    connect: float = 30.0
+    scripts: float = 20.0
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "WORKSPACED_BUILD_TIMEOUT": str(self.build),
+            "WORKSPACED_AGENT_CONNECT_TIMEOUT": str(self.connect),
+            "WORKSPACED_STARTUP_SCRIPTS_TIMEOUT": str(self.scripts),
+            # So short that a job which is published late, or twice, gets through to provisioners.
+            "WORKSPACED_DUPLICATE_WINDOW": "2",
+        }
+
+
+@dataclass
+class Place:
+    """What runs, and where."""
+
+    directory: Path
+    settings: Settings
+    rng: Random
+    identities: Identities
+    nats: Server
+    postgresql: Server
+    wires: dict[str, Wire]
+    programs: list[Program]
+    templates: dict[str, str]
+    organization_id: str
+
+    @property
+    def nats_url(self) -> str:
+        """The server itself, not by any wire."""
+        return str(self.nats.place[0])
+
+    @property
+    def database_url(self) -> str:
+        return str(self.postgresql.place[0])
+
+    @property
+    def nats_store(self) -> Path:
+        return self.directory / "nats" / "jetstream"
+
+    @property
+    def yard(self) -> Path:
+        return self.directory / "yard"
+
+    @property
+    def local_workspaces(self) -> list[Path]:
+        """Every directory that a local provisioner has made."""
+        parent = self.directory / "local" / "provisioner"
+        return sorted(parent.glob("*/workspaces/*"))
+
+    def as_role(self, role: str) -> dict[str, Any]:
+        return as_role(self.identities.directory, role)
+
+    def variables(self, role: str, wire: str) -> dict[str, str]:
+        return {
+            "WORKSPACED_NATS_URL": self.wires[wire].url if wire else self.nats_url,
+            # As under `up`; provisioners need none.
+            "WORKSPACED_DATABASE_URL": urls_of(self.database_url).get(role, ""),
+            "WORKSPACED_CREDENTIALS": str(self.identities.directory / f"{role}.nk"),
+            "WORKSPACED_DATA_DIR": str(self.directory / "local"),
+            **self.settings.environment,
+        }
+
+    async def command(self, *words: str | Path, patience: float = 60) -> tuple[int, str, str]:
+        """Run `workspaced …` as operator; return status, stdout, stderr."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "handlers", *map(str, words)),
+            cwd=ROOT,
+            env=environment(self.variables("operator", "")),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(patience):
+            out, err = await process.communicate()
+        return process.returncode or 0, out.decode(), err.decode()
+
+    def compose(self, workers: int, gateways: int) -> None:
+        """Say what is to run."""
+        for number in range(1, workers + 1):
+            self._role("worker", f"worker-{number}", "worker")
+        for number in range(1, gateways + 1):
+            self._role("gateway", f"gateway-{number}", "gateway")
+        for pool in LOCAL_POOLS:
+            words = ("--name", pool, "--pool", pool)
+            self._role("provisioner", f"local-{pool}", "local provisioner", *words)
+        for name in ("forge-1", "forge-2"):
+            self._own("provisioner", name, pool=CONTRACT, slow=self.settings.build * 1.1)
+        for name in MACHINES:
+            self._own("machine", name)
+
+    def _role(self, role: str, name: str, kind: str, *words: str) -> None:
+        command = (sys.executable, "-m", "handlers", role, *words)
+        self._add(kind, name, command, self.variables(role, kind))
+
+    def _own(self, kind: str, name: str, **more: Any) -> None:
+        config = {
+            "name": name,
+            "url": self.wires[kind].url,
+            "credentials": str(self.identities.directory),
+            "yard": str(self.yard),
+            "machines": MACHINES,
+            **more,
+        }
+        command = (sys.executable, "-m", f"tests.faults.{kind}", json.dumps(config))
+        self._add(kind, name, command, {})
+
+    def _add(self, kind: str, name: str, command: tuple[str, ...], env: dict[str, str]) -> None:
+        logs = self.directory / "logs"
+        logs.mkdir(exist_ok=True)
+        self.programs.append(Program(kind, name, command, env, logs, self.rng))
+
+    async def push(self, name: str, text: str) -> None:
+        """Push a template; the workers make its pool's consumer."""
+        folder = template_folder(self.directory / "templates", name, text)
+        words = ("template", "push", folder, "--organization", self.organization_id)
+        status, out, err = await self.command(*words)
+        if status != 0:
+            raise RuntimeError(f"the template {name} can't be pushed: {err}")
+        self.templates[name] = json.loads(out)["template_id"]
+
+
+@asynccontextmanager
+async def place_at(directory: Path, settings: Settings, rng: Random) -> AsyncIterator[Place]:
+    """Start everything; it is up when entered, and gone when left."""
+    keys = identities(directory)
+    nats = Server("nats-server", lambda: nats_server(directory, keys), rng)
+    database = Server("postgresql", lambda: postgresql(directory), rng)
+    kinds = ("worker", "gateway", "local provisioner", "provisioner", "machine", "caller")
+    wires = {kind: Wire(kind) for kind in kinds}
+    place = Place(directory, settings, rng, keys, nats, database, wires, [], {}, new_id())
+    tasks = [asyncio.create_task(server.keep()) for server in (nats, database)]
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.gather(nats.up.wait(), database.up.wait())
+        await migrate(place.database_url)
+        port = int(place.nats_url.rsplit(":", 1)[1])
+        for wire in wires.values():
+            await wire.open(port)
+        place.compose(workers=3, gateways=2)
+        (directory / "templates").mkdir()
+        tasks += [asyncio.create_task(program.keep()) for program in place.programs]
+        for name, text in TEMPLATES.items():
+            await place.push(name, text)
+        yield place
+    finally:
+        for task in tasks[2:]:
+            task.cancel()
+        await asyncio.gather(*tasks[2:], return_exceptions=True)
+        end(processes_of(directory, "handlers.agent"))
+        for task in tasks[:2]:
+            task.cancel()
+        await asyncio.gather(*tasks[:2], return_exceptions=True)
+        for wire in wires.values():
+            wire.close()

@@ -1,0 +1,180 @@
+"""A provisioner that knows the contract only: it builds nothing, and keeps careful books of it.
+
+`python -m tests.faults.provisioner CONFIG` with a JSON object; may be killed or paused at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import defaultdict
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from tests.faults.line import AWAY, BACK_OFF, Line
+from tests.faults.plans import Plan, plan
+from tests.faults.yard import Record, Yard
+from tests.wire.party import Event, ServiceFault, as_role, event
+
+HANDS = 12
+"""Jobs that are asked for at once."""
+SIGN_OF_LIFE = 5.0
+
+
+class Provisioner:
+    """Takes jobs, answers each from the journal or builds it, and acks when its end is stored."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._name, self._pool = config["name"], config["pool"]
+        self._machines, self._slow = config["machines"], config["slow"]
+        self._yard = Yard(Path(config["yard"]))
+        options = as_role(Path(config["credentials"]), "provisioner")
+        self._line = Line(config["url"], options, self._listen)
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._asked = asyncio.Event()
+        self._asked.set()  # after a restart
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._line.run())
+            group.create_task(self._say_again())
+            for _ in range(HANDS):
+                group.create_task(self._take(group))
+
+    async def _listen(self, client: Client) -> None:
+        async def asked(_message: Msg) -> None:
+            self._asked.set()
+
+        await client.subscribe("workspaced.resend.provisioner", cb=asked)
+
+    async def _take(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            await self._line.up.wait()
+            epoch = self._line.epoch
+            with suppress(*AWAY):
+                pulling = await self._line.js.pull_subscribe_bind(
+                    f"pool-{self._pool}", stream="WORKSPACED_JOB"
+                )
+                while self._line.epoch == epoch:
+                    with suppress(TimeoutError):
+                        for message in await pulling.fetch(1, timeout=5):
+                            group.create_task(self._work(message, epoch))
+            await asyncio.sleep(BACK_OFF)  # back-off
+
+    async def _say_again(self) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            for record in self._yard.records():
+                newest = max(record["builds"].values(), key=lambda build: build["number"])
+                for fact in newest["facts"]:
+                    if fact["source"] == f"/provisioner/{self._name}":
+                        await self._publish(fact)
+
+    async def _work(self, message: Msg, epoch: int) -> None:
+        job = json.loads(message.data)["data"]
+        living = asyncio.create_task(self._live(message, epoch))
+        try:
+            async with self._turns[job["workspace_id"]], self._yard.held(job["workspace_id"]):
+                record = self._yard.read(job["workspace_id"])
+                await self._answer(job, record, message.metadata.sequence.stream)
+            # What an earlier connection delivered may by now be the number of another message.
+            if self._line.epoch == epoch:
+                with suppress(*AWAY):
+                    await message.ack()
+        finally:
+            living.cancel()
+
+    async def _live(self, message: Msg, epoch: int) -> None:
+        while self._line.epoch == epoch:
+            await asyncio.sleep(SIGN_OF_LIFE)
+            with suppress(*AWAY):
+                await message.in_progress()
+
+    async def _answer(self, job: Event, record: Record, place: int) -> None:
+        build = record["builds"].get(job["build_id"])
+        if build is None:
+            build = {
+                "number": job["build_number"],
+                "transition": job["transition"],
+                "chat_id": job["chat_id"],
+                "facts": [],
+                "places": [],
+                "finished": None,
+            }
+            late = datetime.now(UTC) > datetime.fromisoformat(job["not_after"])
+            highest = max((b["number"] for b in record["builds"].values()), default=-1)
+            record["builds"][job["build_id"]] = build
+            if late or job["build_number"] < highest:
+                self._end(record, build, job, "build_canceled")
+            else:
+                build["facts"].append(self._fact("build_started", job))
+        if place not in build["places"]:
+            build["places"].append(place)
+        self._yard.write(record)
+        if build["finished"] is None:
+            await self._publish(build["facts"][0])
+            await self._build(job, record, build)
+        for fact in build["facts"]:
+            await self._publish(fact)
+
+    async def _build(self, job: Event, record: Record, build: Record) -> None:
+        will = plan(job["build_id"], job["transition"], self._slow)
+        self._yard.remove(record)
+        await asyncio.sleep(will.seconds)
+        if will.outcome != "succeeded":
+            error = {"error": "no disk left"} if will.outcome == "failed" else {}
+            self._end(record, build, job, f"build_{will.outcome}", **error)
+            self._yard.write(record)
+            return
+        agents = []
+        if job["transition"] == "start" and will.agents:
+            agent_id = str(uuid5(NAMESPACE_URL, job["build_id"]))
+            agents.append({"id": agent_id, "name": "main", "display_order": 0})
+            if will.life != "silent":
+                await self._let_run(job, record, agent_id, will)
+        version = job["template"]["version_id"]
+        self._end(record, build, job, "build_succeeded", template_version_id=version, agents=agents)
+        self._yard.write(record)
+
+    async def _let_run(self, job: Event, record: Record, agent_id: str, will: Plan) -> None:
+        keys = {key: job[key] for key in ("chat_id", "workspace_id", "build_id")}
+        keys["agent_id"] = agent_id
+        while True:
+            try:
+                credential = await self._line.ask("agent_credential", keys, 3)
+                break
+            except ServiceFault as no:
+                if no.code in (400, 403, 404):
+                    return  # superseded
+            except AWAY:
+                pass
+            await asyncio.sleep(BACK_OFF)  # back-off
+        machine = self._machines[int(agent_id[0], 16) % len(self._machines)]
+        record["agents"] = [[machine, agent_id]]
+        self._yard.write(record)
+        self._yard.place(machine, {**keys, **will._asdict(), "credential": credential})
+
+    def _end(self, record: Record, build: Record, job: Event, type_name: str, **data: Any) -> None:
+        build["facts"].append(self._fact(type_name, job, **data))
+        build["finished"] = type_name
+
+    def _fact(self, type_name: str, job: Event, **data: Any) -> Event:
+        keys = ("workspace_id", "build_id", "build_number", "transition")
+        source = f"/provisioner/{self._name}"
+        return event(type_name, source, job["chat_id"], {**{k: job[k] for k in keys}, **data})
+
+    async def _publish(self, fact: Event) -> None:
+        sender = fact["source"].rsplit("/", 1)[1]
+        await self._line.store(f"workspaced.in.provisioner.{fact['subject']}.{sender}", fact)
+
+
+if __name__ == "__main__":
+    asyncio.run(Provisioner(json.loads(sys.argv[1])).run())

@@ -1,0 +1,110 @@
+"""One chat as it can be told from outside: by rpc and by direct get."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.faults.line import AWAY, BACK_OFF
+from tests.wire.party import Event, Party, ServiceFault
+
+UNAVAILABLE = 503
+
+SETTLED = ("ready", "failed", "stopped", "none")
+
+
+@dataclass
+class Seen:
+    """One chat as it is told from outside."""
+
+    chat: Event
+    last: Event | None
+    log: list[Event]
+
+    @property
+    def published(self) -> bool:
+        """The last published state is the database's."""
+        chat = {key: value for key, value in self.chat.items() if key != "open_calls"}
+        return self.last == chat or (self.last is None and chat["version"] == 0)
+
+    @property
+    def versions(self) -> list[int]:
+        return [entry["version"] for entry in self.log if entry["version"] is not None]
+
+    @property
+    def at_rest(self) -> bool:
+        known = self.versions[-1:] == [self.chat["version"]] or not self.chat["version"]
+        return (
+            self.chat["state"] in SETTLED
+            and not self.chat["open_calls"]
+            and self.published
+            and known
+        )
+
+    def events(self, *names: str) -> list[Event]:
+        types = {f"workspaced.{name}.v1" for name in names}
+        return [e["event"] for e in self.log if e["event"]["type"] in types]
+
+    @property
+    def builds(self) -> dict[str, Event]:
+        """Data of every build that was asked for, by its id."""
+        return {e["data"]["build_id"]: e["data"] for e in self.events("build_requested")}
+
+    def superseded(self, build_id: str) -> bool:
+        """Say whether a later build of the same workspace was asked for."""
+        this = self.builds[build_id]
+        return any(
+            other["workspace_id"] == this["workspace_id"]
+            and other["build_number"] > this["build_number"]
+            for other in self.builds.values()
+        )
+
+    def ended(self) -> Iterator[tuple[str, bool]]:
+        """Yield each workspace whose newest good build was no start, and whether it is deleted."""
+        newest: dict[str, Event] = {}
+        for event in self.events("build_succeeded"):
+            data = event["data"]
+            last = newest.get(data["workspace_id"], data)
+            if data["build_number"] >= last["build_number"]:
+                newest[data["workspace_id"]] = data
+        for workspace_id, data in newest.items():
+            if data["transition"] != "start":
+                yield workspace_id, data["transition"] == "delete"
+
+
+async def look_at(operator: Party, chat_id: str, patience: float) -> Seen:
+    """Look until the chat has come to rest: a late agent may still move it."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience
+    while True:
+        seen = await _look(operator, chat_id)
+        if seen.at_rest or loop.time() > until:
+            return seen
+        await asyncio.sleep(BACK_OFF)  # back-off
+
+
+async def _look(operator: Party, chat_id: str) -> Seen:
+    chat = await _rpc(operator, "get_chat", chat_id=chat_id)
+    log: list[Event] = []
+    after = 0
+    while True:
+        page = await _rpc(operator, "read_events", chat_id=chat_id, after=after)
+        log += page["events"]
+        if "next" not in page:
+            break
+        after = page["next"]
+    return Seen(chat, await operator.last_state(chat_id), log)
+
+
+async def _rpc(operator: Party, name: str, **body: Any) -> Any:
+    """Ask; a gateway or a database that was killed last may still be starting."""
+    for _ in range(60):
+        try:
+            return await operator.rpc(name, **body)
+        except (*AWAY, ServiceFault) as bad:
+            if isinstance(bad, ServiceFault) and bad.code != UNAVAILABLE:
+                raise
+            await asyncio.sleep(BACK_OFF)  # back-off
+    return await operator.rpc(name, **body)

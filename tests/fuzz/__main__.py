@@ -1,0 +1,77 @@
+"""`make fuzz MESSAGES=100000 SEED=n`: hostile messages on each subject and rpc, and what became of them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from handlers.embedded import embedded_servers
+from tests.databases import database_on
+from tests.fuzz.hostile import INBOUND, RPCS
+from tests.fuzz.pure import ask_who, read_timers
+from tests.fuzz.rig import PIECE, Harm, Rig, kept, rig_on
+from tests.wire.fleet import Fleet
+
+
+async def run(messages: int, seed: int, only: list[str]) -> int:
+    """Send them all; print what became of them; 1 when one did harm."""
+    begun = time.monotonic()
+    async with AsyncExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="workspaced-fuzz-")))
+        servers = await stack.enter_async_context(embedded_servers(home / "servers"))
+        database_url = await stack.enter_async_context(database_on(servers))
+        fleet = Fleet(servers.nats_url, servers.credentials, database_url, home)
+        stack.push_async_callback(fleet.end_all)
+        rig = await stack.enter_async_context(rig_on(fleet, seed))
+        try:
+            for one in kept():
+                await rig.send_all(one.target, [one])
+            rig.figures.clear()
+            for target in only or (*INBOUND, "presence", *RPCS):
+                await _attack(rig, target, messages)
+            await rig.check()
+            rig.flat()
+        except Harm as harm:
+            print(f"HARM: {harm}")
+            return 1
+        if not only:
+            print(f"callout, as a function: {dict(await ask_who(seed, messages))}")
+            print(f"fired timers, as a function: {dict(read_timers(seed, messages))}")
+    for role, seen in rig.memory.items():
+        print(
+            f"{role}: {seen[0]:.0f} MiB after the first {PIECE} messages, "
+            f"{seen[len(seen) // 2]:.0f} in the middle, {seen[-1]:.0f} at the end, at most {max(seen):.0f}"
+        )
+    sent = sum(figures.sent for figures in rig.figures.values())
+    print(
+        f"seed {seed}: {sent} messages in {time.monotonic() - begun:.0f} s, no harm done; "
+        f"a healthy chat was served {rig.served} times among them"
+    )
+    return 0
+
+
+async def _attack(rig: Rig, target: str, messages: int) -> None:
+    for first in range(0, messages, 10 * PIECE):
+        healthy = asyncio.create_task(rig.healthy())
+        figures = await rig.send(target, range(first, min(messages, first + 10 * PIECE)))
+        await healthy
+    print(f"{target}: {figures}", flush=True)
+
+
+def main() -> int:
+    """Run as a program."""
+    words = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    words.add_argument("--messages", type=int, default=100_000)
+    words.add_argument("--seed", type=int, default=int(time.time()))
+    words.add_argument("--only", action="append", default=[], help="one subject kind or rpc")
+    found = words.parse_args()
+    return asyncio.run(run(found.messages, found.seed, found.only))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

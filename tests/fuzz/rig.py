@@ -1,0 +1,319 @@
+"""Hostile messages on real servers and processes: each is handled, or buried with its reason."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+import asyncpg
+from nats.aio.msg import Msg
+
+from statemachine.codec import decode
+from statemachine.events import Event
+from tests.fuzz.hostile import INBOUND, RPCS, Hostile, message
+from tests.wire.agents import agent_of
+from tests.wire.fleet import Fleet
+from tests.wire.harness import Chat, Job, Provisioner, Service
+from tests.wire.party import Party, as_role, connected, event
+from tests.wire.world import ORGANIZATION, POOL
+
+FOUND = Path(__file__).parent / "found"
+"""Messages that once did harm, each in a file: tried again in every run."""
+REASONS = {
+    "not_json",
+    "not_cloudevents",
+    "bad_type",
+    "bad_source",
+    "bad_data",
+    "chat_mismatch",
+    "too_large",
+}
+"""Why a message may be buried: `internal` would be our own fault."""
+CODES = frozenset({400, 403, 404, 429, 503})
+AT_ONCE = 300
+PIECE = 2_000
+PATIENCE = 60.0
+GROWTH, SPARE = 1.3, 40.0
+"""Times, and MiB, that the memory may grow by from the first tenth to the end."""
+
+
+class Harm(AssertionError):
+    """A message did what none may."""
+
+
+@dataclass
+class Figures:
+    """What became of the messages of one target."""
+
+    sent: int = 0
+    stored: int = 0
+    refused: int = 0
+    """By the server: their headers want what no stream here allows."""
+    repeated: int = 0
+    """Dropped by the server: their message id was known."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        dead = sum(self.reasons.values())
+        kinds = ", ".join(f"{name} {n}" for name, n in sorted(self.reasons.items()))
+        return (
+            f"{self.sent} sent in {self.seconds:.1f} s ({self.sent / max(self.seconds, 1e-9):.0f}/s): "
+            f"stored {self.stored}, refused by the server {self.refused}, repeats {self.repeated}; "
+            f"handled {self.stored - dead}, other {dead} ({kinds})"
+        )
+
+
+def rss(pid: int) -> float:
+    """MiB of memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4 / 1024
+
+
+class Rig:
+    """The attackers, who may publish all that any party may, and a healthy chat among them."""
+
+    def __init__(self, fleet: Fleet, template_id: str, pids: Mapping[str, int], seed: int) -> None:
+        self.attacker, self.service = Party(), Service()
+        self.provisioner = Provisioner(POOL)
+        self.seed, self.pids, self._template, self._fleet = seed, pids, template_id, fleet
+        self.figures: dict[str, Figures] = {}
+        self.memory: dict[str, list[float]] = {role: [] for role in pids}
+        self.served = 0
+        """Rounds of the healthy chat."""
+        self._dead: dict[str, dict[int, str]] = {kind: {} for kind in INBOUND}
+        self._identities: set[tuple[str, str, str]] = set()
+        self._changed = asyncio.Condition()
+
+    async def send(self, target: str, indexes: Iterable[int]) -> Figures:
+        """Send the messages of these indexes, and return when each has met its end."""
+        return await self.send_all(target, (message(self.seed, target, n) for n in indexes))
+
+    async def send_all(self, target: str, messages: Iterable[Hostile]) -> Figures:
+        """Send messages to a target in pieces, and look after each piece that no harm is done."""
+        figures = self.figures.setdefault(target, Figures())
+        begun, pending = time.monotonic(), iter(messages)
+        while piece := list(islice(pending, PIECE)):
+            if target in RPCS:
+                await self._ask(piece, figures)
+            else:
+                await self._publish(target, piece, figures)
+            for role, pid in self.pids.items():
+                try:
+                    self.memory[role].append(rss(pid))
+                except (OSError, IndexError):
+                    raise Harm(
+                        f"the {role} is gone: {target} {piece[0].index} to {piece[-1].index}"
+                    ) from None
+        figures.seconds += time.monotonic() - begun
+        return figures
+
+    async def healthy(self) -> None:
+        """A chat gets its workspace and loses it, as if there were no attack."""
+        chat = await self.service.chat()
+        chat.organization_id = ORGANIZATION
+        made = await self._called(chat, "create_workspace", {"template_id": self._template})
+        assert made["created"], made
+        assert (await self._called(chat, "stop_workspace", {}))["stopped"]
+        self.served += 1
+
+    async def build(self) -> None:
+        """Be the healthy provisioner, and the agents of what it builds, until cancelled."""
+        taking, done = asyncio.create_task(self.provisioner.take()), 0
+        try:
+            while True:
+                with suppress(TimeoutError):  # it waits for the next as long as it takes
+                    await self.provisioner.jobs.count(done + 1)
+                    job, done = self.provisioner.jobs.all[done], done + 1
+                    listed = [agent_of()] if job.transition == "start" else []
+                    await self.provisioner.succeed(job, *listed)
+                    for one in listed:
+                        await self._ready(job, one["id"])
+        finally:
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+
+    async def drained(self) -> None:
+        """Wait until the worker has acked all that the stream took."""
+        # Each look is a round trip; the server tells nobody of a queue that is empty.
+        async with asyncio.timeout(PATIENCE):
+            while (await self.attacker.js.stream_info("WORKSPACED_IN")).state.messages:
+                pass
+
+    async def check(self) -> None:
+        """All is accounted for: what was stored, what is in the database, what was buried."""
+        await self.drained()
+        database = await asyncpg.connect(self._fleet.database_url)
+        try:
+            rows = await database.fetch("select distinct chat_id from event_identity")
+            chats = {str(row["chat_id"]) for row in rows}
+            wanted = {chat for chat, _, _ in self._identities}
+            applied = await database.fetchval(
+                "select count(*) from event_identity where chat_id = any($1)", list(wanted)
+            )
+        finally:
+            await database.close()
+        if wanted - chats or applied != len(self._identities):
+            raise Harm(f"{len(self._identities)} events were to be applied, {applied} are")
+
+    def flat(self) -> None:
+        """The memory of each process is at the end what it was after the first tenth."""
+        for role, seen in self.memory.items():
+            first = max(seen[: max(1, len(seen) // 10)])
+            if seen[-1] > GROWTH * first + SPARE:
+                raise Harm(f"the {role} grew from {first:.0f} to {seen[-1]:.0f} MiB: {seen}")
+
+    async def listen(self) -> None:
+        """Hear what is buried."""
+        await self.attacker.client.subscribe(
+            "workspaced.dead.>", cb=self._hear, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        await self.attacker.settled()
+
+    async def _publish(self, target: str, piece: list[Hostile], figures: Figures) -> None:
+        now, expected = datetime.now(UTC), dict[int, str]()
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def put(one: Hostile) -> None:
+            async with gate:
+                reply = await self.attacker.client.request(
+                    one.subject, one.body, timeout=PATIENCE, headers=one.headers
+                )
+            ack = json.loads(reply.data)
+            figures.sent += 1
+            if "error" in ack:
+                figures.refused += 1
+            elif ack.get("duplicate"):
+                figures.repeated += 1
+            else:
+                figures.stored += 1
+                if target in INBOUND and (reason := self._judged(one, now)) is not None:
+                    expected[one.index] = reason
+
+        await asyncio.gather(*map(put, piece))
+        if target not in INBOUND:
+            return
+        dead = self._dead[target]
+        try:
+            async with asyncio.timeout(PATIENCE), self._changed:
+                await self._changed.wait_for(lambda: expected.keys() <= dead.keys())
+        except TimeoutError:
+            self._blame(piece, expected.keys() - dead.keys(), "was neither handled nor buried")
+        await self.drained()
+        self._blame(piece, dead.keys() - expected.keys(), "was buried though it is sound")
+        wrong = {n for n in expected if dead[n] != expected[n] or dead[n] not in REASONS}
+        self._blame(piece, wrong, "was buried for another reason")
+        figures.reasons.update(expected.values())
+        dead.clear()
+
+    def _judged(self, one: Hostile, now: datetime) -> str | None:
+        """Return why it must be buried; None for an event that must be applied."""
+        _, _, kind, chat, sender = one.subject.split(".")
+        # The server's own copy of a header: nats-py strips what stands around its value.
+        given = one.headers.get("Content-Type")
+        found = decode(kind, chat, sender, one.body, content_type=given, now=now)
+        if isinstance(found, Event):
+            self._identities.add((chat, found.source, found.id))
+            return None
+        return str(found.reason)
+
+    async def _ask(self, piece: list[Hostile], figures: Figures) -> None:
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def ask(one: Hostile) -> None:
+            async with gate:
+                try:
+                    reply = await self.attacker.client.request(
+                        one.subject, one.body, timeout=PATIENCE
+                    )
+                except TimeoutError:
+                    self._blame(piece, {one.index}, "was never answered")
+                    return
+            figures.sent += 1
+            code = int((reply.headers or {}).get("Nats-Service-Error-Code", 0))
+            if code and code not in CODES:
+                self._blame(piece, {one.index}, f"was answered {code}")
+            figures.stored += 1
+            if code:
+                figures.reasons[str(code)] += 1
+
+        await asyncio.gather(*map(ask, piece))
+
+    def _blame(self, piece: list[Hostile], indexes: Iterable[int], words: str) -> None:
+        wrong = [one for one in piece if one.index in set(indexes)]
+        if not wrong:
+            return
+        files = [str(keep(one, self.seed)) for one in wrong[:5]]
+        raise Harm(f"seed {self.seed}: {len(wrong)} {words}, such as {', '.join(files)}")
+
+    async def _hear(self, letter: Msg) -> None:
+        assert letter.headers is not None
+        kind = letter.subject.rpartition(".")[2]
+        number = json.loads(letter.headers["Workspaced-Headers"]).get("Fuzz")
+        if number is None or kind not in self._dead:
+            return
+        async with self._changed:
+            self._dead[kind][int(number)] = letter.headers["Workspaced-Reason"]
+            self._changed.notify_all()
+
+    async def _called(self, chat: Chat, tool: str, args: dict[str, object]) -> dict[str, object]:
+        resolved = await chat.answer(await chat.ask(tool, args), PATIENCE)
+        assert not resolved["is_error"], resolved
+        return dict(resolved["result"])
+
+    async def _ready(self, job: Job, agent: str) -> None:
+        said = (("agent_connected", {}), ("agent_lifecycle", {"lifecycle": "ready"}))
+        for number, (name, more) in enumerate(said, 1):
+            data = {"workspace_id": job.workspace_id, "build_id": job.build_id, "agent_id": agent}
+            told = event(name, f"/agent/{agent}", job.chat_id, {**data, "sequence": number, **more})
+            await self.attacker.publish(f"workspaced.in.agent.{job.chat_id}.{agent}", told)
+
+
+def keep(one: Hostile, seed: int) -> Path:
+    """Write a message to a file, so that it is tried again in every run."""
+    FOUND.mkdir(exist_ok=True)
+    path = FOUND / f"{one.target}-{seed}-{one.index}.json"
+    body = base64.b64encode(one.body).decode()
+    kept = {"target": one.target, "subject": one.subject, "headers": one.headers, "body": body}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    return path
+
+
+def kept() -> list[Hostile]:
+    """Return the messages of those files."""
+    found = []
+    for number, path in enumerate(sorted(FOUND.glob("*.json"))):
+        one = json.loads(path.read_text())
+        headers = {**one["headers"], "Fuzz": str(-1 - number)} if one["headers"] else {}
+        body = base64.b64decode(one["body"])
+        found.append(Hostile(one["target"], -1 - number, one["subject"], body, headers))
+    return found
+
+
+@asynccontextmanager
+async def rig_on(fleet: Fleet, seed: int) -> AsyncIterator[Rig]:
+    """Start a worker and a gateway, and connect everybody."""
+    worker, gateway = await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
+    template = await asyncio.to_thread(fleet.push, "plain")
+    rig = Rig(fleet, template["template_id"], {"worker": worker.pid, "gateway": gateway.pid}, seed)
+    operator = as_role(fleet.credentials, "operator")
+    async with (
+        connected(rig.attacker, fleet.nats_url, **operator),
+        connected(rig.service, fleet.nats_url, **as_role(fleet.credentials, "chat-service")),
+        connected(rig.provisioner, fleet.nats_url, **as_role(fleet.credentials, "provisioner")),
+    ):
+        await rig.listen()
+        building = asyncio.create_task(rig.build())
+        try:
+            yield rig
+        finally:
+            building.cancel()
+            await asyncio.gather(building, return_exceptions=True)

@@ -1,0 +1,136 @@
+"""What stands between one process and one server, in the hands of a test: it holds or cuts traffic.
+
+Holding from the message that carries certain words on makes an instant exact: the process has done
+all up to there, and nothing beyond has happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from tests.wire.running import PATIENCE
+
+_CHUNK: Final = 65_536
+Dial = Callable[[], Awaitable[tuple[StreamReader, StreamWriter]]]
+
+
+class Direction:
+    """One way of all connections of a proxy: open, or held."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.open.set()
+
+
+class Proxy:
+    """Takes connections on a port of its own and passes everything on, until it is told otherwise."""
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
+        self._out, self._back = Direction(), Direction()
+        self._words: bytes | None = None
+        self._then: tuple[Direction, ...] = ()
+        self._sprung = asyncio.Event()
+        self._ends: set[StreamWriter] = set()
+        self._refusing = False
+        self._server: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def hold(self, words: bytes) -> None:
+        """Pass nothing on to the server any more, beginning with what carries the words."""
+        self._set(words, self._out)
+
+    def hold_answers(self, words: bytes) -> None:
+        """Pass what carries the words on, and from then on no answer of the server."""
+        self._set(words, self._back)
+
+    def freeze(self) -> None:
+        """Hold both ways from now on: a partition that nobody is told of."""
+        self._out.open.clear()
+        self._back.open.clear()
+
+    async def held(self) -> None:
+        """Wait until the awaited words came."""
+        async with asyncio.timeout(PATIENCE):
+            await self._sprung.wait()
+
+    def release(self) -> None:
+        """Let everything through, and what was held first."""
+        self._words = None
+        self._out.open.set()
+        self._back.open.set()
+
+    def cut(self) -> None:
+        """Break every connection, lose what is held, and refuse new ones until `mend`."""
+        self._refusing = True
+        for end in list(self._ends):
+            end.transport.abort()
+        self.release()
+
+    def mend(self) -> None:
+        """Take connections again."""
+        self._refusing = False
+
+    def _set(self, words: bytes, *then: Direction) -> None:
+        self._sprung = asyncio.Event()
+        self._words, self._then = words, then
+
+    async def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
+        try:
+            if self._refusing:
+                return
+            server_reader, server_writer = await self._dial()
+            self._ends |= {writer, server_writer}
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(reader, server_writer, self._out, watched=True))
+                pumps.create_task(self._pump(server_reader, writer, self._back))
+        except* OSError:
+            pass
+        finally:
+            writer.transport.abort()
+            self._ends.discard(writer)
+
+    async def _pump(
+        self, reader: StreamReader, writer: StreamWriter, way: Direction, *, watched: bool = False
+    ) -> None:
+        before = b""
+        try:
+            while chunk := await reader.read(_CHUNK):
+                if watched:
+                    self._look(before + chunk)
+                    before = chunk[-64:]
+                await way.open.wait()
+                writer.write(chunk)
+                await writer.drain()
+        finally:
+            with suppress(OSError):
+                writer.transport.abort() if writer.transport.is_closing() else writer.close()
+            self._ends.discard(writer)
+
+    def _look(self, chunk: bytes) -> None:
+        if self._words is not None and self._words in chunk:
+            self._words = None
+            for way in self._then:
+                way.open.clear()
+            self._sprung.set()
+
+
+@asynccontextmanager
+async def proxy(dial: Dial) -> AsyncIterator[Proxy]:
+    """Run a proxy before what `dial` connects to."""
+    made = Proxy(dial)
+    made._server = await asyncio.start_server(made._connected, "127.0.0.1", 0)
+    try:
+        yield made
+    finally:
+        made.cut()
+        made._server.close()
+        await made._server.wait_closed()

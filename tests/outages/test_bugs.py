@@ -1,0 +1,94 @@
+"""An event that no transaction takes, for a bug of ours or for what it holds: the rest goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from nats.aio.msg import Msg
+
+from handlers.embedded import Servers
+from tests.outages import planted
+from tests.outages.fleet import Fleet, fleet_on
+from tests.wire.harness import Chat, Heard, event
+from tests.wire.world import Place, World, world_at
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SPOILT = {
+    "NUL": '"\\u0000"',
+    "a lone surrogate": '"\\ud800"',
+    "a number that no double holds": "1e999999",
+    "nesting": "[" * 20_000 + "]" * 20_000,
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fleet(module_servers: tuple[Servers, str, Path]) -> AsyncIterator[tuple[Fleet, Place]]:
+    servers, database_url, home = module_servers
+    async with fleet_on(servers, database_url, home) as fleet:
+        worker = await fleet.start("worker")
+        place = await fleet.place("plain")
+        await fleet.end(worker, signal.SIGTERM)
+        yield fleet, place
+
+
+async def letters_of(world: World, *kinds: str) -> Heard[Msg]:
+    letters: Heard[Msg] = Heard()
+    for kind in kinds:
+        await world.operator.client.subscribe(f"workspaced.dead.{kind}", cb=letters.add)
+    await world.operator.settled()
+    return letters
+
+
+async def spoilt(chat: Chat, world: World, name: str, value: str) -> None:
+    """Ask with a value that no store can hold."""
+    call = name.replace(" ", "-")
+    data = {"call_id": call, "tool": "list_templates", "args": {"a": "here"}, **chat.identity}
+    body = json.dumps(event("tool_requested", "/chat/chatd", chat.id, data))
+    subject = f"workspaced.in.tool.{chat.id}.chatd"
+    await world.service.publish(subject, body.replace('"here"', value).encode())
+
+
+async def test_a_bug_that_one_event_meets_costs_that_event_alone(
+    fleet: tuple[Fleet, Place],
+) -> None:
+    running, place = fleet
+    async with world_at(place) as world:
+        worker = await running.start("worker")
+        built, other, asking = [await world.chat() for _ in range(3)]
+        built_call, job = await world.building(built)
+        other_call, other_job = await world.building(other)
+        letters = await letters_of(world, "tool", "provisioner")
+        await running.end(worker, signal.SIGTERM)
+
+        # All of it waits for the next worker, in one batch.
+        bad = await world.provisioner.tell("build_failed", job, error=planted.PLANTED)
+        await world.provisioner.succeed(job)
+        for name, value in SPOILT.items():
+            await spoilt(asking, world, name, value)
+        bad_call = await asking.ask("list_templates", {"query": planted.PLANTED})
+        good_call = await asking.ask("list_templates")
+        await world.provisioner.succeed(other_job)
+        await running.start("worker", program=Path(planted.__file__))
+
+        for chat, call, its_job in ((built, built_call, job), (other, other_call, other_job)):
+            answer = await chat.answer(call)
+            assert answer["result"]["build_id"] == its_job.build_id
+            assert chat.path == ["building", "ready"]
+        assert (await asking.answer(good_call))["result"]["count"] == 1
+        refused = await asking.answer(bad_call)
+        assert refused["is_error"] is True
+        assert "internal" in refused["result"]["error"]
+        for name in SPOILT:
+            if name == "nesting":
+                continue  # its call can't be read
+            assert (await asking.answer(name.replace(" ", "-")))["is_error"] is True
+        found = await letters.count(len(SPOILT) + 2)
+        reasons = sorted((letter.headers or {})["Workspaced-Reason"] for letter in found)
+        assert reasons == sorted(["internal"] * 2 + ["bad_data"] * len(SPOILT))
+        assert json.dumps(bad).encode() in [letter.data for letter in found]

@@ -1,0 +1,249 @@
+"""NATS or PostgreSQL away for a while: the work resumes by itself, and nobody is left in the dark."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import nats.errors
+import pytest
+import pytest_asyncio
+
+from tests.outages.fleet import PATIENT, Fleet, Way, fleet_on, way_to
+from tests.outages.servers import Nats, Postgres, known_as
+from tests.wire.harness import Chat, ServiceFault
+from tests.wire.world import Place, World, world_at
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RECOVERED = 10.0
+"""Seconds within which all is as before once the servers are back."""
+CONNECT_WITHIN = 5.0
+"""Seconds that an agent may take to connect."""
+
+
+@dataclass
+class Stage:
+    """A worker and a gateway, each with a way of its own to the servers, and their health."""
+
+    nats: Nats
+    postgres: Postgres
+    fleet: Fleet
+    place: Place
+    ways: dict[str, Way]
+    ports: dict[str, int]
+
+    async def health(self, role: str, what: str = "readyz") -> tuple[int, Any]:
+        return await asyncio.to_thread(get, f"http://127.0.0.1:{self.ports[role]}/{what}")
+
+    async def lacks(self, server: str, *roles: str) -> None:
+        """The roles say that they live, and what they lack."""
+        for role in roles:
+            status, body = await self.health(role)
+            assert (status, set(body["problems"])) == (503, {server})
+            assert await self.health(role, "healthz") == (200, {"status": "alive"})
+
+    async def are_ready(self, *roles: str) -> None:
+        for role in roles:
+            assert await self.health(role) == (200, {"status": "ready"})
+
+    async def told(self, statement: str, *args: object) -> None:
+        """Tell the database server something."""
+        admin = await asyncpg.connect(self.postgres.url, database="postgres")
+        await admin.execute(statement, *args)
+        await admin.close()
+
+
+def get(url: str) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    home = tmp_path_factory.mktemp("servers")
+    nats_server, postgres = Nats(home / "nats"), Postgres(home / "postgres")
+    async with AsyncExitStack() as stack:
+        await asyncio.gather(nats_server.start(), postgres.start())
+        stack.push_async_callback(postgres.stop)
+        stack.push_async_callback(nats_server.stop)
+        servers = known_as(nats_server, postgres)
+        env = PATIENT | {"WORKSPACED_AGENT_CONNECT_TIMEOUT": str(CONNECT_WITHIN)}
+        fleet = await stack.enter_async_context(fleet_on(servers, postgres.url, home, env))
+        ways, ports = {}, {}
+        for role in ("worker", "gateway"):
+            ways[role] = await stack.enter_async_context(way_to(servers, postgres.url))
+            ports[role] = free_port()
+        await asyncio.gather(
+            *(fleet.start(r, "--http-port", str(ports[r]), way=way) for r, way in ways.items())
+        )
+        place = await fleet.place("plain")
+        yield Stage(nats_server, postgres, fleet, place, ways, ports)
+
+
+async def known(world: World, chat: Chat) -> dict[str, Any]:
+    """What the database has of the chat."""
+    found = await world.service.rpc("get_chat", chat_id=chat.id)
+    return {key: found[key] for key in found.keys() - {"open_calls", "notice"}}
+
+
+async def test_a_role_tells_how_it_is(stage: Stage) -> None:
+    await stage.are_ready("worker", "gateway")
+
+
+async def test_while_the_database_refuses_callers_hear_so_and_facts_wait(stage: Stage) -> None:
+    name = urlsplit(stage.fleet.database_url).path[1:]
+    async with world_at(stage.place) as world:
+        chat = await world.chat()
+        call, job = await world.building(chat)
+        await stage.told(f'alter database "{name}" with allow_connections false')
+        await stage.told(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name
+        )
+
+        held = asyncio.create_task(ask_by_rpc(world, await world.chat()))
+        await world.provisioner.succeed(job)
+        with pytest.raises(ServiceFault) as refused:
+            await world.service.rpc("get_chat", chat_id=chat.id)
+        await stage.lacks("database", "worker", "gateway")
+        assert (refused.value.code, not held.done()) == (503, True)
+        assert "database" in refused.value.text
+
+        await stage.told(f'alter database "{name}" with allow_connections true')
+        async with asyncio.timeout(RECOVERED):
+            assert (await held)["result"]["count"] == 1
+            assert (await chat.answer(call))["result"]["created"] is True
+        assert await world.service.last_state(chat.id) == await known(world, chat)
+        await stage.are_ready("worker", "gateway")
+
+
+async def ask_by_rpc(world: World, chat: Chat) -> dict[str, Any]:
+    body = {"chat_id": chat.id, **chat.identity, "args": {}}
+    return dict(await world.service.rpc("list_templates", **body))
+
+
+async def test_a_database_without_a_connection_left_is_away_until_it_has_one(stage: Stage) -> None:
+    async with world_at(stage.place) as world:
+        chat = await world.chat()
+        call, job = await world.building(chat)
+        for way in stage.ways.values():
+            way.database.cut()
+        taken: list[asyncpg.Connection[Any]] = []
+        with suppress(asyncpg.TooManyConnectionsError):
+            while True:
+                taken.append(await asyncpg.connect(stage.postgres.url))
+        for way in stage.ways.values():
+            way.database.mend()
+
+        await world.provisioner.succeed(job)
+        with pytest.raises(ServiceFault) as refused:
+            await world.service.rpc("get_chat", chat_id=chat.id)
+        await stage.lacks("database", "worker", "gateway")
+        assert (refused.value.code, "too many clients" in refused.value.text) == (503, True)
+
+        await asyncio.gather(*(connection.close() for connection in taken))
+        assert (await chat.answer(call, RECOVERED))["result"]["created"] is True
+        await stage.are_ready("worker", "gateway")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+async def test_after_a_restart_of_the_database_the_work_goes_on(
+    stage: Stage, how: signal.Signals
+) -> None:
+    async with world_at(stage.place) as world:
+        chat = await world.chat()
+        call, job = await world.building(chat)
+
+        await stage.postgres.stop(how)
+        await world.provisioner.succeed(job)
+        with pytest.raises(ServiceFault) as refused:
+            await world.service.rpc("get_chat", chat_id=chat.id)
+        await stage.lacks("database", "worker", "gateway")
+        await stage.postgres.start()
+
+        assert refused.value.code == 503
+        assert (await chat.answer(call, RECOVERED))["result"]["created"] is True
+        assert await world.service.last_state(chat.id) == await known(world, chat)
+        await stage.are_ready("worker", "gateway")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_after_a_restart_of_nats_the_work_goes_on(stage: Stage, how: signal.Signals) -> None:
+    async with world_at(stage.place) as world:
+        chat = await world.chat()
+        call, job = await world.building(chat)
+    async with stage.fleet.reconnected():
+        await stage.nats.stop(how)
+        await stage.lacks("nats", "worker", "gateway")
+        await stage.nats.start()
+
+    async with world_at(stage.place) as world:
+        again = await world.service.chat(chat.id)
+        again.organization_id, again.owner_id = chat.organization_id, chat.owner_id
+        await again.ask("create_workspace", {"template_id": world.plain}, call_id=call)
+        await world.provisioner.tell(
+            "build_succeeded", job, template_version_id=job.template["version_id"], agents=[]
+        )
+        answer = await again.answer(call, RECOVERED)
+
+        assert answer["result"]["build_id"] == job.build_id
+        assert await world.service.last_state(chat.id) == await known(world, again)
+        await stage.are_ready("worker", "gateway")
+
+
+async def test_a_worker_that_is_cut_off_keeps_nobody_waiting(stage: Stage) -> None:
+    async with world_at(stage.place) as world:
+        other = await stage.fleet.start("worker")
+        chat = await world.chat()
+        call, job = await world.building(chat)
+
+        stage.ways["worker"].nats.freeze()  # nobody is told: each thinks that the other is silent
+        await world.provisioner.succeed(job)
+        answer = await chat.answer(call, RECOVERED)
+        await stage.lacks("nats", "worker")
+        stage.ways["worker"].nats.release()
+        await stage.fleet.end(other, signal.SIGTERM)
+        await chat.call("list_templates")
+
+        assert answer["result"]["created"] is True
+        assert chat.path == ["building", "ready"]
+        assert await world.service.last_state(chat.id) == await known(world, chat)
+        await stage.are_ready("worker", "gateway")
+
+
+async def test_an_rpc_is_answered_though_its_gateway_lost_nats_meanwhile(stage: Stage) -> None:
+    async with world_at(stage.place) as world:
+        chat = await world.chat()
+        body = {"chat_id": chat.id, **chat.identity, "args": {"template_id": world.plain}}
+        held = asyncio.create_task(world.service.rpc("create_workspace", **body))
+        job = await world.provisioner.job(chat)
+
+        stage.ways["gateway"].nats.cut()
+        await stage.lacks("nats", "gateway")
+        with pytest.raises(nats.errors.NoRespondersError):
+            await world.service.rpc("get_chat", chat_id=chat.id)
+        await world.provisioner.succeed(job)
+        await chat.state("ready")
+        stage.ways["gateway"].nats.mend()
+
+        assert (await held)["result"]["build_id"] == job.build_id
+        await stage.are_ready("gateway")

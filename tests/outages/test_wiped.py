@@ -1,0 +1,171 @@
+"""NATS comes back without its store, while chats are in every phase and calls wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import pytest
+import pytest_asyncio
+
+from tests.outages.fleet import PATIENT, Fleet, fleet_on, heard_again
+from tests.outages.servers import Nats, Postgres, known_as
+from tests.wire.harness import Chat, Event, Job
+from tests.wire.running import Process
+from tests.wire.world import Place, World, world_at
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+STATES = (
+    *("none", "building", "agent_connecting", "scripts_running"),
+    *("ready", "failed", "stopping", "stopped"),
+)
+AGAIN = "published again from the database"
+"""What a worker says when it has."""
+SCRIPTS_WITHIN = 4.0
+"""Seconds that startup scripts may take."""
+
+
+@dataclass
+class Stage:
+    nats: Nats
+    fleet: Fleet
+    place: Place
+    workers: list[Process]
+
+    async def wiped(self) -> None:
+        """Have the server lose its store; return when the worker has put it right."""
+        async with heard_again(AGAIN, self.workers), self.fleet.reconnected():
+            await self.nats.stop()
+            self.nats.wipe()
+            await self.nats.start()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    home = tmp_path_factory.mktemp("wiped")
+    nats_server, postgres = Nats(home / "nats"), Postgres(home / "postgres")
+    async with AsyncExitStack() as stack:
+        await asyncio.gather(nats_server.start(), postgres.start())
+        stack.push_async_callback(postgres.stop)
+        stack.push_async_callback(nats_server.stop)
+        env = PATIENT | {"WORKSPACED_STARTUP_SCRIPTS_TIMEOUT": str(SCRIPTS_WITHIN)}
+        servers = known_as(nats_server, postgres)
+        fleet = await stack.enter_async_context(fleet_on(servers, postgres.url, home, env))
+        _, *workers = await asyncio.gather(*map(fleet.start, ("gateway", "worker")))
+        yield Stage(nats_server, fleet, await fleet.place("plain"), workers)
+
+
+async def known(world: World, chat: Chat) -> Event:
+    """What the database has of the chat."""
+    found = await world.service.rpc("get_chat", chat_id=chat.id)
+    return {key: found[key] for key in found.keys() - {"open_calls", "notice"}}
+
+
+async def resumed(world: World, before: Chat) -> Chat:
+    """The chat as its service sees it after its reconnect."""
+    chat = await world.service.chat(before.id)
+    chat.organization_id, chat.owner_id = before.organization_id, before.owner_id
+    return chat
+
+
+@dataclass
+class Phases:
+    """A chat in each state, by its name, and what was asked, answered and built in them."""
+
+    chats: dict[str, Chat]
+    calls: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, Event] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    states: dict[str, Event] = field(default_factory=dict)
+    agent: str = ""
+    """The one that is yet to connect."""
+
+
+async def in_every_phase(world: World) -> Phases:
+    chats = {name: await world.chat() for name in STATES}
+    phases = Phases(chats)
+    calls, jobs = phases.calls, phases.jobs
+    calls["none"] = await chats["none"].ask("list_templates")
+    await world.ready(chats["ready"])
+    calls["failed"], job = await world.building(chats["failed"])
+    await world.provisioner.fail(job)
+    for name in ("none", "failed"):
+        phases.answers[name] = await chats[name].answer(calls[name])
+    await world.stopped(chats["stopped"])
+    await world.ready(chats["stopping"])
+    calls["stopping"] = await chats["stopping"].ask("stop_workspace")
+    jobs["stopping"] = await world.provisioner.job(chats["stopping"], "stop")
+    calls["building"], jobs["building"] = await world.building(chats["building"])
+    calls["agent_connecting"], jobs["agent_connecting"], agent = await world.connecting(
+        chats["agent_connecting"]
+    )
+    phases.agent = agent.id
+    calls["scripts_running"], _, slow = await world.connecting(chats["scripts_running"])
+    await slow.connected()
+    await chats["scripts_running"].state("scripts_running")
+    phases.states = {name: await known(world, chat) for name, chat in chats.items()}
+    assert [state["state"] for state in phases.states.values()] == list(STATES)
+    return phases
+
+
+async def test_nothing_is_lost_that_was_applied(stage: Stage) -> None:
+    async with world_at(stage.place) as world:
+        phases = await in_every_phase(world)
+    await stage.wiped()
+
+    async with world_at(stage.place) as world:
+        chats = {name: await resumed(world, chat) for name, chat in phases.chats.items()}
+        calls = phases.calls
+        # The last states are there again.
+        for name in STATES[1:]:
+            assert await world.service.last_state(chats[name].id) == phases.states[name]
+        # The jobs of open builds come again, and the calls that wait for them are answered.
+        for name, transition in (("building", "start"), ("stopping", "stop")):
+            job = await world.provisioner.job(chats[name], transition)
+            assert job.data == phases.jobs[name].data
+            await world.provisioner.succeed(job)
+            answer = await chats[name].answer(calls[name])
+            assert answer["result"]["build_id"] == job.build_id
+        # Agents go on, and deadlines pass.
+        agent = await world.agent(phases.jobs["agent_connecting"], phases.agent)
+        await agent.connected()
+        await agent.reached("ready")
+        ready = await chats["agent_connecting"].answer(calls["agent_connecting"])
+        late = await chats["scripts_running"].answer(calls["scripts_running"])
+        assert ready["result"]["created"] is True
+        assert late["result"]["startup_scripts"] == "startup_scripts_timeout"
+        # Answers of before can be read, and had again by asking.
+        for name, answer in phases.answers.items():
+            subject = f"workspaced.result.{chats[name].id}.{calls[name]}"
+            read = await world.service.last("WORKSPACED_RESULT", subject)
+            assert read is not None
+            assert read[0]["data"] == answer
+        args = {"template_id": world.plain}
+        await chats["failed"].ask("create_workspace", args, call_id=calls["failed"])
+        assert await chats["failed"].answer(calls["failed"]) == phases.answers["failed"]
+        # And all goes on: nothing was published that the database does not have.
+        assert (await chats["ready"].call("start_workspace"))["no_build"] is True
+        for name in STATES[1:]:
+            last = await world.service.last_state(chats[name].id)
+            assert last == await known(world, chats[name])
+
+
+async def test_what_nobody_had_applied_is_answered_when_it_is_asked_again(stage: Stage) -> None:
+    """The one thing that is lost."""
+    async with world_at(stage.place) as world:
+        chat = await world.chat()
+        for worker in stage.workers:
+            await stage.fleet.end(worker)
+        call = await chat.ask("list_templates")
+    stage.workers = []
+    await stage.wiped()
+    stage.workers = [await stage.fleet.start("worker")]
+
+    async with world_at(stage.place) as world:
+        chat = await resumed(world, chat)
+        await chat.ask("list_templates", call_id=call)
+
+        assert (await chat.answer(call))["result"]["count"] == 1

@@ -1,0 +1,211 @@
+"""Requests come many times faster than they can be worked: clear refusals, flat memory, no loss."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from itertools import count
+from pathlib import Path
+
+import asyncpg
+import nats.errors
+import pytest
+from nats.aio.msg import Msg
+
+from handlers.embedded import Servers
+from tests.wire.agents import agent_of
+from tests.wire.fleet import Fleet
+from tests.wire.harness import Job, Provisioner
+from tests.wire.party import Event, Party, as_role, connected, event, new_id
+from tests.wire.world import ORGANIZATION, POOL
+
+SECONDS = float(os.environ.get("OVERLOAD_SECONDS", "3"))
+EVERY = max(1.0, SECONDS / 15)
+CHATS = 300
+PUBLISHERS, ASKERS = min(600, round(15 * SECONDS)), 560
+"""Each asks again as soon as it may; what is published in a long flood takes minutes to be worked."""
+ROOM = {
+    "WORKSPACED_WAITING_CALLS_PER_CHAT": "5",
+    "WORKSPACED_WAITING_CALLS": "1000",
+    "WORKSPACED_JOB_QUEUE": "100",
+    "WORKSPACED_HELD_CALLS": "500",
+}
+"""Small, so that a short flood reaches every limit."""
+GROWTH = 1.25
+"""Times that the memory under load may become, from when the limits are reached to the end."""
+PATIENCE = 240.0
+
+
+class Flood:
+    """Asks without waiting for answers, over the bus and by rpc, and counts what becomes of it."""
+
+    def __init__(self, template_id: str) -> None:
+        self.service, self.provisioner, self.operator = Party(), Provisioner(POOL), Party()
+        self._template_id = template_id
+        self.accepted: set[str] = set()
+        """Calls that a stream has, by chat and id."""
+        self.answered: set[str] = set()
+        self.worked = 0
+        """Calls that were answered when the flood was over."""
+        self.refused = 0
+        """Published calls that were answered that there is too much to do."""
+        self.rpcs: Counter[str] = Counter()
+        self._chats = [(new_id(), new_id()) for _ in range(CHATS)]
+        self._numbers = count()
+        self._changed = asyncio.Condition()
+        self._over = asyncio.Event()
+
+    async def run(self, seconds: float) -> None:
+        """Flood for so long; then let what was asked be built, and return when all is answered."""
+        await self.service.client.subscribe(
+            "workspaced.result.>", cb=self._hear, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        await self.service.settled()
+        asyncio.get_running_loop().call_later(seconds, self._over.set)
+        publishing = [asyncio.create_task(self._publish()) for _ in range(PUBLISHERS)]
+        asking = [asyncio.create_task(self._ask()) for _ in range(ASKERS)]
+        building: asyncio.Task[None] | None = None
+        try:
+            await self._over.wait()
+            self.worked = len(self.answered)
+            building = asyncio.create_task(self.build())
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*publishing, *asking)
+                async with self._changed:
+                    await self._changed.wait_for(lambda: self.accepted <= self.answered)
+        finally:
+            for task in (*publishing, *asking, *([building] if building else [])):
+                task.cancel()
+            await asyncio.gather(*publishing, *asking, return_exceptions=True)
+
+    def _call(self) -> Event:
+        chat, owner = random.choice(self._chats)
+        return {
+            "chat_id": chat,
+            "call_id": f"call-{next(self._numbers)}",
+            "organization_id": ORGANIZATION,
+            "owner_id": owner,
+            "owner_name": "ann",
+            "args": {"template_id": self._template_id},
+        }
+
+    async def _publish(self) -> None:
+        service = self.service
+        while not self._over.is_set():
+            body = self._call()
+            chat = body.pop("chat_id")
+            told = event("tool_requested", "/chat/flood", chat, body | {"tool": "create_workspace"})
+            await service.publish(f"workspaced.in.tool.{chat}.flood", told)
+            self.accepted.add(f"{chat}.{body['call_id']}")
+
+    async def _ask(self) -> None:
+        client = self.operator.client
+        while not self._over.is_set():
+            raw = json.dumps(self._call()).encode()
+            try:
+                reply = await client.request(
+                    "workspaced.rpc.create_workspace", raw, timeout=PATIENCE
+                )
+            except nats.errors.NoRespondersError:
+                self.rpcs["no gateway"] += 1
+                continue
+            code = (reply.headers or {}).get("Nats-Service-Error-Code", "answered")
+            self.rpcs[code] += 1
+
+    async def build(self) -> None:
+        """Build whatever is asked for, until cancelled; each agent is ready at once."""
+        taking = asyncio.create_task(self.provisioner.take())
+        try:
+            for taken in count():
+                job = (await self.provisioner.jobs.count(taken + 1))[taken]
+                listed = agent_of()
+                await self.provisioner.succeed(job, listed)
+                await self._ready(job, listed["id"])
+        finally:
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+
+    async def _ready(self, job: Job, agent: str) -> None:
+        said = (("agent_connected", {}), ("agent_lifecycle", {"lifecycle": "ready"}))
+        for number, (name, more) in enumerate(said, 1):
+            data = {"workspace_id": job.workspace_id, "build_id": job.build_id, "agent_id": agent}
+            told = event(name, f"/agent/{agent}", job.chat_id, {**data, "sequence": number, **more})
+            await self.operator.publish(f"workspaced.in.agent.{job.chat_id}.{agent}", told)
+
+    async def _hear(self, message: Msg) -> None:
+        key = message.subject.removeprefix("workspaced.result.")
+        self.answered.add(key)
+        self.refused += b'"too busy: ' in message.data
+        if self._over.is_set():
+            async with self._changed:
+                self._changed.notify_all()
+
+
+def rss(pid: int) -> float:
+    """MiB of memory that a process holds."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4 / 1024
+
+
+@pytest.fixture
+async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[Fleet]:
+    fleet = Fleet(own_nats.nats_url, own_nats.credentials, database_url, tmp_path, dict(ROOM))
+    yield fleet
+    await fleet.end_all()
+
+
+async def test_a_flood_is_refused_in_clear_words_at_flat_memory_and_costs_no_accepted_call(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker, gateway = await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
+    pids = {"worker": worker.pid, "gateway": gateway.pid}
+    flood = Flood(fleet.push("plain")["template_id"])
+    idle = {role: rss(pid) for role, pid in pids.items()}
+    samples: dict[str, list[float]] = {role: [] for role in pids}
+    figures = [f"idle: worker {idle['worker']:.0f} MiB, gateway {idle['gateway']:.0f} MiB"]
+
+    async with AsyncExitStack() as stack:
+        for party, role in (
+            (flood.service, "chat-service"),
+            (flood.provisioner, "provisioner"),
+            (flood.operator, "operator"),
+        ):
+            options = as_role(fleet.credentials, role)
+            await stack.enter_async_context(connected(party, fleet.nats_url, **options))
+        begun = time.monotonic()
+        running = asyncio.create_task(flood.run(SECONDS))
+        while not (await asyncio.wait({running}, timeout=EVERY))[0]:  # it measures, meanwhile
+            for role, pid in pids.items():
+                samples[role].append(rss(pid))
+            figures.append(
+                f"{time.monotonic() - begun:4.0f} s: worker {samples['worker'][-1]:.0f} MiB, gateway "
+                f"{samples['gateway'][-1]:.0f} MiB; {len(flood.accepted)} published, "
+                f"{len(flood.answered)} answered"
+            )
+        await running
+    figures.append(
+        f"published {len(flood.accepted)}, by rpc {sum(flood.rpcs.values())} {dict(flood.rpcs)}; "
+        f"answered in the flood {flood.worked}; refused as too busy {flood.refused}"
+    )
+    for role, seen in samples.items():
+        figures.append(
+            f"{role}: most {max(seen):.0f} MiB, {max(seen) / seen[0]:.2f} times the first"
+        )
+    with capsys.disabled():
+        print("\n" + "\n".join(figures))  # noqa: T201 — what `make overload` is for
+
+    assert flood.refused
+    assert flood.rpcs["429"]
+    assert set(flood.rpcs) <= {"429", "answered"}
+    database = await asyncpg.connect(fleet.database_url)
+    try:
+        assert await database.fetchval("select count(*) from call where resolved_at is null") == 0
+    finally:
+        await database.close()
+    for role, seen in samples.items():
+        assert max(seen) <= GROWTH * seen[len(seen) // 4], (role, seen)

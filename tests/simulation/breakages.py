@@ -1,0 +1,109 @@
+"""The seven protections, each taken away: a simulation that does not notice would prove nothing.
+
+They are planted into the running product by patching, for a run, and shipped nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from typing import Any, Final
+
+from bus import Delivery, subjects
+from handlers.worker.worker import Worker
+from statemachine import events, folding
+from statemachine.builds import seen_by
+from statemachine.store import Found
+from statemachine.store.memory_transaction import MemoryTransaction
+from statemachine.workspace import Workspace
+from tests.simulation.database import SimulatedTransaction
+from tests.simulation.edge import replaced
+from tests.simulation.network import SimulatedBus
+
+
+def _ack_before_commit() -> Callable[[], None]:
+    commit = Worker._commit
+
+    async def early(self: Worker, deliveries: Sequence[Delivery], relay: Any) -> Any:
+        for delivery in deliveries:
+            await delivery.ack()
+        return await commit(self, deliveries, relay)
+
+    return replaced(Worker, "_commit", early)
+
+
+def _no_dedupe_by_identity() -> Callable[[], None]:
+    found = SimulatedTransaction.found
+
+    async def all_new(self: Any, *looked_for: Any) -> Found:
+        return (await found(self, *looked_for))._replace(known=set())
+
+    return replaced(SimulatedTransaction, "found", all_new)
+
+
+def _no_row_lock() -> Callable[[], None]:
+    async def at_once(self: Any, row: str) -> None:
+        """Wait for nobody."""
+
+    return replaced(SimulatedTransaction, "_hold", at_once)
+
+
+def _outbox_not_relayed_on_a_repeat() -> Callable[[], None]:
+    async def nothing(self: Any, chat_ids: Any) -> list[Any]:
+        del self, chat_ids
+        return []
+
+    return replaced(MemoryTransaction, "unpublished", nothing)
+
+
+def _state_without_expected_sequence() -> Callable[[], None]:
+    publish = SimulatedBus.publish
+
+    async def trusting(self: Any, subject: str, data: bytes, **more: Any) -> Any:
+        return await publish(self, subject, data, **more | {"expected_last": None})
+
+    return replaced(SimulatedBus, "publish", trusting)
+
+
+def _timer_subject_without_generation() -> Callable[[], None]:
+    def one_for_all(chat: str, purpose: str, generation: int) -> str:
+        del generation
+        return f"workspaced.timer.arm.{chat}.{purpose}.0"
+
+    return replaced(subjects, "timer_arm", one_for_all)
+
+
+def _older_build_followed() -> Callable[[], None]:
+    build = folding._build
+
+    def any_is_followed(
+        workspace: Workspace, fact: events.ProvisionerFact, time: datetime, at: datetime
+    ) -> folding.Folded:
+        mine = workspace.ref is not None and workspace.ref.id == fact.workspace_id
+        current = workspace.build
+        if mine and current is not None and fact.build_number < current.number:
+            return folding._follow(workspace, seen_by(current, fact, time, at))
+        return build(workspace, fact, time, at)
+
+    return replaced(folding, "_build", any_is_followed)
+
+
+BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
+    "ack before commit": _ack_before_commit,
+    "no dedupe by identity": _no_dedupe_by_identity,
+    "no row lock": _no_row_lock,
+    "outbox not relayed on a repeat": _outbox_not_relayed_on_a_repeat,
+    "state without expected sequence": _state_without_expected_sequence,
+    "timer subject without generation": _timer_subject_without_generation,
+    "older build followed": _older_build_followed,
+}
+
+
+@contextmanager
+def planted(name: str | None) -> Iterator[None]:
+    """Have one protection broken meanwhile; None: all of them whole."""
+    with ExitStack() as undone:
+        if name is not None:
+            undone.callback(BREAKAGES[name]())
+        yield

@@ -1,0 +1,102 @@
+"""The chat service of a run: asks, cancels, asks again when it hears nothing, has chats deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any, Final
+
+from bus import Bus, subjects
+from handlers.sending import Fact, deliver
+from tests.simulation.loop import resolve
+from tests.unit.driver import ANN, ORG
+from tests.worker.messages import TEMPLATE_ID, envelope
+
+CREATE: Final = "create_workspace"
+TOOLS: Final = (CREATE, CREATE, "start_workspace", "stop_workspace", "stop_workspace")
+SOURCE: Final = "/chat/service"
+
+
+class Callers:
+    """All chats; what they were promised is in `accepted`, what they heard in `answers`."""
+
+    def __init__(self, bus: Bus, random: Random, pace: Callable[[float], float]) -> None:
+        self._bus, self._random, self._pace = bus, random, pace
+        self.accepted: dict[tuple[str, str], str] = {}
+        """Calls that the bus said it has, with the tool that they ask for."""
+        self.answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.asked_again = 0
+        self._waiting: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._lost: dict[tuple[str, str], asyncio.Event] = {}
+
+    def heard(self, subject: str, data: bytes) -> None:
+        """Take a result."""
+        *_, chat, call = subject.split(".")
+        self.answers.setdefault((chat, call), []).append(json.loads(data)["data"])
+        if (waiting := self._waiting.get((chat, call))) is not None:
+            resolve(waiting)
+
+    def store_lost(self) -> None:
+        """Hear that NATS lost something: whoever waits asks again."""
+        for lost in self._lost.values():
+            lost.set()
+
+    async def chat(self, chat: str, calls: int) -> None:
+        """Live the life of one chat, and return when all its calls are answered."""
+        random, open_calls = self._random, list[asyncio.Task[None]]()
+        for number in range(calls):
+            tool = CREATE if number == 0 else random.choice(TOOLS)
+            asking = asyncio.create_task(self._call(chat, f"call-{number}", tool))
+            open_calls.append(asking)
+            if random.random() < 0.12:
+                open_calls.append(asyncio.create_task(self._cancel(chat, f"call-{number}")))
+            if random.random() < 0.55:
+                await asyncio.wait({asking}, timeout=25)
+            if random.random() < 0.1:
+                await asyncio.sleep(self._pace(1.0))
+                await self._send(chat, "delete_requested", {"reason": "enough"})
+            if random.random() < 0.6:
+                await asyncio.sleep(self._pace(2.0))
+        await asyncio.gather(*open_calls)
+
+    async def _call(self, chat: str, call: str, tool: str) -> None:
+        data = {
+            "call_id": call,
+            "tool": tool,
+            "args": {"template_id": TEMPLATE_ID} if tool == CREATE else {},
+            "organization_id": ORG,
+            "owner_id": ANN,
+            "owner_name": "ann",
+        }
+        patient = self._random.random() < 0.7
+        key, loop = (chat, call), asyncio.get_running_loop()
+        answered = self._waiting[key] = loop.create_future()
+        lost = self._lost[key] = asyncio.Event()
+        while key not in self.answers:
+            lost.clear()
+            await self._send(chat, "tool_requested", data)
+            self.accepted[key] = tool
+            silence = asyncio.create_task(lost.wait())
+            limit = None if patient else 5 + self._pace(20.0)
+            await asyncio.wait((answered, silence), timeout=limit, return_when="FIRST_COMPLETED")
+            silence.cancel()
+            self.asked_again += key not in self.answers
+        del self._lost[key]
+
+    async def _cancel(self, chat: str, call: str) -> None:
+        await asyncio.sleep(self._pace(3.0))
+        await self._send(chat, "tool_canceled", {"call_id": call})
+
+    async def _send(self, chat: str, name: str, data: dict[str, Any]) -> None:
+        body = envelope(name, SOURCE, chat, data)
+        subject = subjects.inbound("tool", chat, "service")
+        fact = Fact(subject, f"{SOURCE}:{body['id']}", json.dumps(body).encode())
+        await deliver(self._bus, fact)
+
+
+def plan(random: Random, chats: Sequence[str]) -> dict[str, int]:
+    """Say how many calls each chat makes: few in most runs, so that there can be many runs."""
+    most = random.choice((1, 2, 3, 4, 8))
+    return {chat: random.randint(1, most) for chat in chats}

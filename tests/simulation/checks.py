@@ -1,0 +1,256 @@
+"""What must hold of a run: all the while, and when everything is mended and has come to rest."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from bus.streams import CONSUMERS, IN, JOB, PRESENCE, RESULT, STATE, TIMER
+from bus.subjects import result as result_subject
+from bus.subjects import state as state_subject
+from statemachine.formers import known, orphans
+from statemachine.replay import replay
+from statemachine.states import State
+from statemachine.store import Key
+from statemachine.views import state_changed
+from statemachine.wakes import Purpose, wake
+from statemachine.workspace import Workspace
+from tests.simulation.database import rests_at
+
+if TYPE_CHECKING:
+    from tests.simulation.run import Run
+
+ARMED: Final = "workspaced.timer.arm."
+SLACK: Final = 14.0
+"""Seconds after which a limit that nothing keeps from being obeyed is: a redelivery and two back-offs."""
+_SHOWN_OTHERWISE: Final = ("cause", "deadline", "failure")
+"""Of limits and causes the log holds less."""
+
+
+def deadline_in_turn(armed: dict[str, int], subject: str, data: bytes) -> Iterator[str]:
+    """A deadline that is armed never gives way to an older one."""
+    if not subject.startswith(ARMED):
+        return
+    generation = json.loads(data)["generation"]
+    before = armed.get(subject, generation)
+    armed[subject] = generation
+    if generation < before:
+        yield f"{subject} is armed for {generation} after {before}"
+
+
+def state_in_turn(states: list[dict[str, Any]]) -> Iterator[str]:
+    """What is published of a chat never goes back, nor does the build it follows."""
+    if len(states) == 1:
+        return  # the first, or the first since NATS lost something
+    before, last = states[-2:]
+    chat = last["chat_id"]
+    if last["version"] <= before["version"]:
+        yield f"state {last['version']} of chat {chat} is published after {before['version']}"
+    same = before["workspace"] and last["workspace"]
+    if same and before["workspace"]["id"] == last["workspace"]["id"]:
+        older, newer = before["build"]["number"], last["build"]["number"]
+        if newer < older:
+            yield f"chat {chat} follows build {newer} after build {older}"
+
+
+def deadlines(run: Run) -> Iterator[str]:
+    """No limit is over and not obeyed while everything has been well for long enough."""
+    now, since = run.database.now.timestamp(), run.troubles.last
+    armed, overdue = _armed(run), dict[tuple[str, Purpose, int, str], float]()
+    for chat in chats(run):
+        for purpose in Purpose:
+            open_ = wake(chat, purpose, run.limits)
+            if open_ is None:
+                continue
+            what = "obeyed" if now > open_.at.timestamp() else "armed"
+            if what == "obeyed" or (chat.chat_id, purpose, open_.generation) not in armed:
+                key = (chat.chat_id, purpose, open_.generation, what)
+                overdue[key] = run.overdue.get(key, run.loop.now)
+    run.overdue = overdue
+    if _all_there(run):
+        for (chat_id, purpose, generation, what), seen in overdue.items():
+            if run.loop.now > max(seen, since) + SLACK:
+                yield f"{purpose} {generation} of chat {chat_id} is not {what}"
+
+
+def _armed(run: Run) -> set[tuple[str, Purpose, int]]:
+    """Return the timers that the server will fire."""
+    stream = run.network.streams.get(TIMER.name)
+    return {
+        (tokens[3], Purpose(tokens[4]), json.loads(message.data)["generation"])
+        for message in (stream.messages.values() if stream else ())
+        if (tokens := message.subject.split("."))[2] == "arm"
+    }
+
+
+def _all_there(run: Run) -> bool:
+    """Whether all workers work. The open pulls of a paused one go on taking what others could."""
+    workers = [process for process in run.alive() if process.kind == "worker"]
+    paused = any(process.paused for process in workers)
+    return bool(workers) and not paused and run.network.up and run.database.up
+
+
+def chats(run: Run) -> list[Workspace]:
+    """Return the snapshots."""
+    found = (rests_at(run.database.store, chat) for chat in run.chats)
+    return [chat for chat in found if chat is not None]
+
+
+def rests(run: Run) -> bool:
+    """Whether nothing more will happen by itself."""
+    return not any(True for _ in unrest(run))
+
+
+def unrest(run: Run) -> Iterator[str]:
+    """What is still to come, or will never come."""
+    store = run.database.store
+    yield from (
+        f"call {key} is accepted and not answered"
+        for key in run.callers.accepted
+        if key not in run.callers.answers
+    )
+    yield from (f"call {k} waits" for k, stored in store.calls.items() if stored.answer is None)
+    yield from (f"outbox keeps {row.subject} {row.version}" for row in store.outbox.values())
+    for name in (IN.name, JOB.name):
+        stream = run.network.streams.get(name)
+        if stream is None:
+            yield f"{name} is not there"
+            continue
+        yield from (f"{name} keeps {m.subject} {n}" for n, m in stream.messages.items())
+    yield from _consumers_drained(run)
+    for chat in chats(run):
+        for purpose in Purpose:
+            if wake(chat, purpose, run.limits) is not None:
+                yield f"chat {chat.chat_id} waits for its {purpose}"
+    for name in sorted(set(run.machine.last_words()) - heard(run)):
+        yield f"{name}, the end of a workspace's newest build, was never heard"
+
+
+def at_rest(run: Run) -> Iterator[str]:
+    """All that must hold at the end."""
+    yield from (f"dead letter: {data[:200]!r}" for data in run.dead)
+    yield from _answers(run)
+    there = {chat.chat_id: chat for chat in chats(run)}
+    for chat_id in run.chats:
+        if chat_id in there:
+            yield from _of_chat(run, there[chat_id])
+    yield from _builds(run, list(there.values()))
+
+
+def _consumers_drained(run: Run) -> Iterator[str]:
+    for declared in CONSUMERS:
+        if declared.stream == PRESENCE.name:
+            continue  # signs of life never end
+        stream = run.network.streams.get(declared.stream)
+        consumer = stream.consumers.get(declared.name) if stream else None
+        if consumer is None or consumer._unacked or consumer._again:
+            yield f"consumer {declared.name} of {declared.stream} is not drained"
+
+
+def _answers(run: Run) -> Iterator[str]:
+    stored = run.database.store.calls
+    for key, answers in run.callers.answers.items():
+        if any(answer != answers[0] for answer in answers):
+            yield f"call {key} is answered in two ways: {answers}"
+        last = run.network.streams[RESULT.name].last_of(result_subject(*key))
+        if last is None:
+            yield f"the answer to call {key} can't be read any more"
+        kept = stored.get(Key(*key))
+        if kept is None or kept.answer is None:
+            yield f"call {key} is answered and not known as answered"
+        elif json.loads(json.dumps(kept.answer.result)) != answers[0]["result"]:
+            yield f"call {key} is answered otherwise than the database says"
+
+
+def _of_chat(run: Run, chat: Workspace) -> Iterator[str]:
+    name = f"chat {chat.chat_id}"
+    log = run.database.store.entries.get(chat.chat_id, [])
+    if [entry["seq"] for entry in log] != [*range(1, chat.seq + 1)]:
+        yield f"{name}: its log counts {[e['seq'] for e in log]}, its snapshot {chat.seq}"
+        return
+    yield from _heard_once(run, chat, log)
+    if log:
+        replayed = replay(log)[chat.chat_id]
+        yield from (f"{name}: {difference}" for difference in replayed.differences)
+        folded, kept = shown(replayed.workspace), shown(chat)
+        for key in _SHOWN_OTHERWISE:
+            folded.pop(key), kept.pop(key)
+        if folded != kept:
+            yield f"{name}: its log folds to {folded}, kept is {kept}"
+    last = run.network.streams[STATE.name].last_of(state_subject(chat.chat_id))
+    if chat.version and (last is None or json.loads(last.data)["data"] != shown(chat)):
+        yield f"{name}: last published is {last and last.data!r}, kept is {shown(chat)}"
+
+
+def shown(chat: Workspace) -> dict[str, Any]:
+    """Return a snapshot as it is published."""
+    found: dict[str, Any] = json.loads(json.dumps(state_changed(chat)))
+    return found
+
+
+def _heard_once(run: Run, chat: Workspace, log: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """What the bus took is in the log, and had its effect once."""
+    effects: Counter[tuple[str, str]] = Counter()
+    for entry in log:
+        effects[entry["event"]["source"], entry["event"]["id"]] += entry["outcome"] != "repeat"
+    twice = [name for name, count in effects.items() if count > 1]
+    yield from (f"{name} took effect twice" for name in twice)
+    for subject, data in run.inbound:
+        if chat.chat_id in subject and identity(data) not in effects:
+            yield f"{data[:200]!r} was stored on {subject} and is lost"
+
+
+def identity(data: bytes) -> tuple[str, str]:
+    """Return by what an event is known for ever."""
+    event = json.loads(data)
+    return event["source"], event["id"]
+
+
+def heard(run: Run) -> set[tuple[str, str]]:
+    """Return the identities of all events that were applied."""
+    logs = run.database.store.entries.values()
+    return {(e["event"]["source"], e["event"]["id"]) for log in logs for e in log}
+
+
+def _builds(run: Run, there: Iterable[Workspace]) -> Iterator[str]:
+    """One build per asked build."""
+    machine, asked, numbers = run.machine, Counter[str](), Counter[tuple[str, int]]()
+    for entry in (e for log in run.database.store.entries.values() for e in log):
+        if entry["event"]["type"] == "workspaced.build_requested.v1":
+            build = entry["event"]["data"]
+            asked[build["build_id"]] += 1
+            numbers[build["workspace_id"], build["build_number"]] += 1
+    ends = machine.ends()
+    yield from (f"build {b} is asked for twice" for b, n in asked.items() if n > 1)
+    yield from (f"two builds have the number {key}" for key, n in numbers.items() if n > 1)
+    yield from (f"build {b} is asked for and has no job" for b in asked if b not in run.jobs)
+    yield from (f"build {b} has a job and is not asked for" for b in run.jobs if b not in asked)
+    yield from (f"build {b} is built again after its end" for b in sorted(machine.built_again))
+    yield from (f"build {b} has {n} ends" for b, n in ends.items() if n != 1)
+    # A job that NATS lost is not asked for again once its time is over.
+    yield from (f"build {b} has no end" for b in asked if b not in ends and not run.losses)
+    for chat in there:
+        yield from _running(run, chat)
+
+
+def _running(run: Run, chat: Workspace) -> Iterator[str]:
+    """Nothing runs that nobody knows of."""
+    mine = chat.ref.id if chat.ref else None
+    left = {former.id for former in orphans(chat)}
+    asked = {j["workspace_id"] for j in run.jobs.values() if j["chat_id"] == chat.chat_id}
+    for workspace in sorted(asked):
+        if run.machine.running.get(workspace) != "start":
+            continue
+        if workspace == mine:
+            if chat.state is State.STOPPED:
+                yield f"workspace {mine} runs and is shown as stopped"
+        elif workspace not in left and not (run.losses and _being_stopped(chat, workspace)):
+            yield f"workspace {workspace} runs on and nobody knows"
+
+
+def _being_stopped(chat: Workspace, workspace_id: str) -> bool:
+    """Whether its stop was asked for: that job is not asked for again when NATS lost it in time."""
+    former = known(chat, workspace_id)
+    return former is not None and former.build is not None and former.build.outcome is None

@@ -1,0 +1,40 @@
+"""What a number of seeds must have met: troubles of each kind, and states that they lead to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from statemachine.states import ABOUT, State
+from tests.simulation.troubles import CHANCES, KINDS
+
+SELDOM: Final = 1000
+"""Seeds from which on also what is rare must be met."""
+_STATES: Final = {
+    f"state {about.wire}:{about.reason}" if about.reason else f"state {about.wire}"
+    for about in (ABOUT[state] for state in State)
+}
+_OUTCOMES: Final = {
+    f"outcome {outcome}" for outcome in ("moved", "changed", "kept", "repeat", "stale", "foreign")
+}
+_EVENTS: Final = {
+    f"event {name}"
+    for name in (
+        "agent_disconnected",
+        "build_canceled",
+        "deadline_passed",
+        "orphan_grace_passed",
+        "tool_canceled",
+        "ttl_passed",
+        "wait_resumed",
+    )
+}
+_OTHERS: Final = {"calls", "asked again", "transaction ended by the database", "published twice"}
+
+
+def missing(met: Counter[str], seeds: int) -> list[str]:
+    """Name what was to be met in so many seeds and was not."""
+    wanted = set(KINDS) | set(CHANCES)
+    if seeds >= SELDOM:
+        wanted |= _STATES | _OUTCOMES | _EVENTS | _OTHERS
+    return sorted(name for name in wanted if not met[name]) if seeds >= SELDOM // 10 else []

@@ -1,0 +1,244 @@
+"""What the provisioner and its agents touch, modelled: files, build steps, scripts, and the kernel.
+
+The provisioner and the agents are the real ones; `install` puts these in the place of what real ones
+do with disks and processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+from uuid import uuid4
+
+import handlers.agent.agent
+import handlers.agent.journal
+import handlers.agent.link
+import handlers.provisioner.journal
+import handlers.provisioner.provisioner
+import handlers.provisioner.work
+from handlers.agent_files import AgentConfig, AlreadyRuns, Credential
+from handlers.provisioner.build import Succeeded
+from handlers.provisioner.job import Job
+from handlers.provisioner.journal import WorkspaceRecord
+from handlers.provisioner.quota import CODE
+from handlers.provisioner.step import Failed
+from statemachine.events import Lifecycle, Transition
+from tests.simulation.loop import process_here
+from tests.simulation.machine import DiskPath, Machine, write_whole
+
+_FAREWELL: Final = 15.0
+CREDENTIAL: Final = Credential(seed="", inbox_prefix="")
+
+
+class Silent:
+    """A build log that nobody reads: lines may be lost, so nothing here depends on them."""
+
+    def __init__(self, *_args: Any, **_more: Any) -> None:
+        self._over = asyncio.Event()
+
+    def write(self, *_words: str) -> None:
+        """Forget it."""
+
+    async def run(self) -> None:
+        await self._over.wait()
+
+    async def drained(self, _within: float) -> None:
+        """All of nothing is sent."""
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+class Workplace:
+    """Runs build steps."""
+
+    machine: Machine
+
+    def __init__(self, *_args: Any, **_more: Any) -> None:
+        """It stands on its machine."""
+
+    def has(self, workspace_id: str) -> bool:
+        return workspace_id in self.machine.running
+
+    async def build(self, job: Job, _log: Any, *, new: bool) -> Succeeded | Failed:
+        del new
+        machine = self.machine
+        if job.build_id in machine.ends():
+            machine.built_again.add(job.build_id)
+        await asyncio.sleep(machine.pace(machine.ways.build))
+        chance = machine.loop.random.random
+        machine.made[job.build_id] += 1
+        if chance() < machine.ways.fails:
+            if job.transition is Transition.START:
+                machine.running[job.workspace_id] = "failed"
+            return Failed("disk full", CODE if chance() < 0.5 else None)
+        if job.transition is not Transition.START:
+            if job.transition is Transition.DELETE:
+                machine.running.pop(job.workspace_id, None)
+            elif job.workspace_id in machine.running:
+                machine.running[job.workspace_id] = "stop"
+            return Succeeded(job.template.version_id)
+        machine.running[job.workspace_id] = "start"
+        drawn = chance() - machine.ways.without_agents
+        names = () if drawn < 0 else ("a-coderd-chat", "b-coderd-chat")
+        if drawn >= machine.ways.torn:
+            names = ("main",)
+        agents = tuple(self._agent(job, name) for name in names)
+        listed = tuple({"id": a.agent_id, "name": a.name} for a in agents)
+        return Succeeded(job.template.version_id, agents, listed)
+
+    def _agent(self, job: Job, name: str) -> AgentConfig:
+        config = AgentConfig.model_construct(
+            chat_id=job.chat_id,
+            workspace_id=job.workspace_id,
+            build_id=job.build_id,
+            agent_id=str(uuid4()),
+            name=name,
+            nats_url="",
+            directory=Path("/"),
+        )
+        self.machine.configs[config.agent_id] = config
+        return config
+
+
+class Agents:
+    """Sees to it that agents run, as the real one does with processes of the kernel."""
+
+    machine: Machine
+
+    def __init__(self, *_args: Any, **_more: Any) -> None:
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+
+    def ensure(self, record: WorkspaceRecord) -> None:
+        for agent_id in record.agents:
+            if (keeper := self._keepers.get(agent_id)) is None or keeper.done():
+                self._keepers[agent_id] = asyncio.create_task(self._keep(agent_id))
+
+    async def shut_down(self, record: WorkspaceRecord) -> None:
+        await asyncio.gather(*(self._shut_down(agent_id) for agent_id in record.agents))
+
+    def renew(self) -> None:
+        """Credentials are none here: who may connect is the gateway's affair."""
+
+    async def leave(self) -> None:
+        for keeper in self._keepers.values():
+            keeper.cancel()
+
+    async def _keep(self, agent_id: str) -> None:
+        while True:
+            if agent_id not in self.machine.agents:
+                await asyncio.sleep(self.machine.pace(self.machine.ways.agent))
+            if agent_id not in self.machine.agents:
+                self.machine.start_agent(agent_id)
+            if await self.machine.gone(agent_id):
+                return
+            await asyncio.sleep(self.machine.pace(1.0))
+
+    async def _shut_down(self, agent_id: str) -> None:
+        if (keeper := self._keepers.pop(agent_id, None)) is not None:
+            keeper.cancel()
+        process = self.machine.agents.get(agent_id)
+        if process is None:
+            return
+        agent = self.machine.instances.get(agent_id)
+        if agent is not None:
+            self.machine.loop.spawn(process, _stop(agent))
+        try:
+            async with asyncio.timeout(_FAREWELL):
+                await self.machine.gone(agent_id)
+        except TimeoutError:  # it is paused: SIGKILL ends it
+            self.machine.loop.kill(process)
+
+
+async def _stop(agent: Any) -> None:
+    agent.stop()
+
+
+class Scripts:
+    """Runs scripts of an agent."""
+
+    machine: Machine
+
+    def __init__(self, _config: Any, _log: Any, report: Any) -> None:
+        self._report = report
+
+    async def startup(self) -> None:
+        machine = self.machine
+        self._report(Lifecycle.STARTING)
+        await asyncio.sleep(machine.pace(machine.ways.script))
+        fails = machine.loop.random.random() < machine.ways.script_fails
+        self._report(Lifecycle.START_ERROR if fails else Lifecycle.READY)
+
+    async def shutdown(self) -> None:
+        self._report(Lifecycle.SHUTTING_DOWN)
+        await asyncio.sleep(self.machine.pace(0.1))
+        self._report(Lifecycle.OFF)
+
+    async def end_all(self, _grace: float) -> None:
+        """Nothing descends from it."""
+
+
+class Quotas:
+    """Whoever asks may build."""
+
+    def __init__(self, *_args: Any) -> None:
+        """It counts nothing."""
+
+    def release(self, _workspace_id: str) -> None:
+        """Nothing was claimed."""
+
+
+class Archives:
+    """Nothing is unpacked."""
+
+    def __init__(self, *_args: Any) -> None:
+        """It keeps nothing."""
+
+    async def prune(self) -> None:
+        """There is nothing."""
+
+
+def install() -> None:
+    """Put the models in the place of disk, steps, scripts and kernel, for good."""
+    provisioner = handlers.provisioner.provisioner
+    for name, model in (
+        ("Archives", Archives),
+        ("Quotas", Quotas),
+        ("Agents", Agents),
+        ("Workplace", Workplace),
+        ("_owning", lambda _root: nullcontext()),
+    ):
+        setattr(provisioner, name, model)
+    for journal in (handlers.provisioner.journal, handlers.agent.journal):
+        journal.write_whole = write_whole  # type: ignore[attr-defined]
+    handlers.agent.journal._boot_id = lambda: "boot"
+    handlers.provisioner.work.BuildLog = Silent  # type: ignore[misc,assignment]
+    handlers.agent.agent.BuildLog = Silent  # type: ignore[misc,assignment]
+    handlers.agent.agent.Scripts = Scripts  # type: ignore[misc,assignment]
+    files = SimpleNamespace(
+        being=_being, read_config=_read_config, read_credential=lambda _home: CREDENTIAL
+    )
+    handlers.agent.agent.agent_files = files  # type: ignore[assignment]
+    handlers.agent.link.agent_files = files  # type: ignore[assignment]
+
+
+def belongs(machine: Machine) -> None:
+    """Let the models be those of this machine."""
+    for model in (Workplace, Agents, Scripts):
+        model.machine = machine  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _being(home: DiskPath) -> Iterator[None]:
+    agent_id = home.path.rsplit("/", 1)[1]
+    if Scripts.machine.agents.get(agent_id) is not process_here():
+        raise AlreadyRuns(agent_id)
+    yield
+
+
+def _read_config(home: DiskPath) -> AgentConfig:
+    return Scripts.machine.configs[home.path.rsplit("/", 1)[1]]

@@ -1,0 +1,137 @@
+"""The bus of a run: the server in this process behind a network that delays, and may break.
+
+What a client sent is in order, and may be long on its way; a paused client's publish arrives when it
+wakes. The connection of a killed process closes; that of a paused one stays, with its open pulls.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import bus.memory
+from bus import Ack, StreamInfo, Unavailable
+from bus.clock import Timer
+from bus.memory import MemoryBus
+from bus.memory_server import MemoryServer
+from bus.memory_stream import MemoryStream
+from bus.streams import JOB, Stream
+from tests.simulation.loop import Process, SeededLoop, process_here, resolve
+
+_SLOW: Final = 1.5
+
+
+class WorldClock:
+    """Time for the server: what it calls is its own affair, whoever made it."""
+
+    def __init__(self, loop: SeededLoop, ahead: float) -> None:
+        self._loop, self._ahead = loop, ahead
+
+    def now(self) -> float:
+        return self._loop.now + self._ahead
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        return self._loop.later(delay, callback)
+
+
+class Network(MemoryServer):
+    """The server, and the way there."""
+
+    def __init__(self, loop: SeededLoop, ahead: float, window: float | None) -> None:
+        super().__init__(WorldClock(loop, ahead))
+        self.loop = loop
+        self.window = window
+        """A duplicate window shorter than declared."""
+        self.buses: dict[Process, SimulatedBus] = {}
+        self.slow = 0.1
+        """How many messages are long on their way."""
+        self.loses_word: Callable[[], bool] = lambda: False
+        """Whether the word that this message is stored is lost."""
+        self.on_stored: Callable[[str, str, bytes, int], None] = lambda *_: None
+        """Told of each message that a stream took: stream, subject, body, sequence."""
+
+    async def turn(self) -> None:
+        """Be on the way to the server, or back: behind what was sent before."""
+        turn: Future[None] = self.loop.create_future()
+        process, random = process_here() or self.loop.world, self.loop.random.random
+        delay = 0.0
+        if random() < self.slow:
+            delay = random() ** 4 * _SLOW
+        process.sent = max(process.sent, self.loop.now + delay)
+        self.loop.later(process.sent - self.loop.now, resolve, turn)
+        await turn
+
+    def connect(self) -> SimulatedBus:
+        """Open a connection for the process that asks. Raises Unavailable."""
+        process = process_here() or self.loop.world
+        made = self.buses[process] = SimulatedBus(self, process)
+
+        def closed() -> None:
+            self.buses.pop(process, None)
+            made.end("the process is gone")
+
+        process.at_end.append(closed)
+        return made
+
+
+class SimulatedBus(MemoryBus):
+    """A connection that may be cut."""
+
+    def __init__(self, server: Network, process: Process) -> None:
+        self._process = process
+        super().__init__(server)
+        self._network = server
+        self.cut = False
+
+    @property
+    def connected(self) -> bool:
+        return super().connected and not self.cut
+
+    def break_off(self) -> None:
+        """Lose the connection; the server stays."""
+        self.cut = True
+        self.lost()
+
+    def mend(self) -> None:
+        """Have it again, once its process can see to it."""
+        if self.cut and not self._process.paused:
+            self.cut = False
+            if self._server.up:
+                self.back()
+
+    def back(self) -> None:
+        self.cut = self.cut or self._process.paused
+        if not self.cut:
+            super().back()
+
+    async def ensure_stream(self, stream: Stream) -> StreamInfo:
+        window = self._network.window
+        if window is not None and stream.name != JOB.name:
+            stream = replace(stream, duplicate_window=min(window, stream.duplicate_window))
+        return await super().ensure_stream(stream)
+
+    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> Ack:
+        ack = await super()._store(subject, data, fields)
+        if self._network.loses_word():
+            raise Unavailable("no word that it is stored")
+        return ack
+
+
+class WatchedStream(MemoryStream):
+    """Tells the run what it took."""
+
+    network: Network
+
+    def store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> Ack:
+        ack = super().store(subject, data, fields)
+        if not ack.duplicate:
+            self.network.on_stored(self.declared.name, subject, data, ack.sequence)
+        return ack
+
+
+def watch(network: Network) -> None:
+    """Have all streams that are made from now on tell this network."""
+    made: Any = type("Watched", (WatchedStream,), {"network": network})
+    bus.memory.MemoryStream = made  # type: ignore[misc]

@@ -1,0 +1,310 @@
+"""One run of one seed: servers, workers, a provisioner with its agents, callers, troubles; then rest."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Coroutine
+from datetime import timedelta
+from random import Random
+from typing import Any, Final
+
+import handlers.agent.agent
+import handlers.worker.relay
+from bus import BusError
+from bus.streams import DEAD, IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER, pool_consumer
+from handlers.provisioner.provisioner import Provisioner
+from handlers.worker.worker import Worker
+from statemachine.store import StoreUnavailableError
+from statemachine.workspace import Limits
+from tests.simulation import checks, edge, models, network
+from tests.simulation.callers import Callers, plan
+from tests.simulation.database import Database, SimulatedStore
+from tests.simulation.loop import EPOCH, Process, SeededLoop
+from tests.simulation.machine import Machine, Ways
+from tests.simulation.network import Network
+from tests.simulation.troubles import TAILS, Troubles
+from tests.unit.driver import ORG, PYTHON
+from tests.unit.facts import uid
+
+TROUBLED: Final = 35.0
+"""Seconds that things go wrong for, at least until all calls are asked."""
+REST: Final = 600.0
+"""Seconds within which a mended world must have come to rest."""
+LOOK: Final = 1.0
+ASKING: Final = 34.0
+"""Seconds that a recovery takes at most, with all that it asks for."""
+
+
+class Run:
+    """What one seed comes to."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.loop = SeededLoop(self.random)
+        edge.use(self.loop, seed)
+        self.trace: list[str] = []
+        self.processes: dict[str, Process] = {}
+        self.violations: list[str] = []
+        self.over = False
+        self.losses = 0
+        """How often NATS lost something."""
+        draw = self.random.choice
+        self.limits = Limits(
+            build=timedelta(seconds=draw((8, 20, 60, 150))),
+            agent_connect=timedelta(seconds=draw((4, 10, 40))),
+            startup_scripts=timedelta(seconds=draw((5, 15, 40))),
+            orphan_grace=timedelta(seconds=draw((10, 20))),
+        )
+        self.troubles = Troubles(self)
+        # So that also small batches leave together, in some runs.
+        handlers.worker.relay.TOGETHER_WORTHWHILE = draw((2, 16))  # type: ignore[misc]
+        short = "short windows" in self.troubles.chances
+        self.troubles.met["short windows"] += short
+        self.database = Database(self.loop, behind=draw((0.0, 0.0, 0.05)))
+        self.database.note = self.note
+        self.network = Network(self.loop, 0.0, draw((0.2, 2.0)) if short else None)
+        network.watch(self.network)
+        self.network.on_stored = self._stored
+        ways = Ways(
+            build=draw((0.3, 0.3, 2.0, 6.0)),
+            agent=draw((0.0, 0.0, 8.0)),
+            script=draw((0.3, 3.0, 9.0)),
+        )
+        self.machine = Machine(self.loop, ways, self.pace)
+        self.machine.start_agent = self._start_agent
+        models.belongs(self.machine)
+        self.inbound: list[tuple[str, bytes]] = []
+        """What IN took."""
+        self.states: dict[str, list[dict[str, Any]]] = {}
+        self.armed: dict[str, int] = {}
+        """The generation that each timer was last armed for, by subject."""
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.dead: list[bytes] = []
+        self.overdue: dict[tuple[str, Any, int, str], float] = {}
+        """Limits that are over, and since when that was seen."""
+        self.met: Counter[str] = Counter()
+        self.chats = [uid(f"chat {n}") for n in range(draw((1, 1, 1, 2, 2, 3, 4)))]
+        self.callers: Callers
+
+    def pace(self, about: float) -> float:
+        """Draw how long something takes: mostly a little less, sometimes a lot more."""
+        return min(self.random.expovariate(1 / about), about * 6) if about else 0.0
+
+    def note(self, words: str) -> None:
+        """Write a line into the trace."""
+        self.trace.append(f"{self.loop.now - EPOCH:9.3f} {words}")
+
+    @property
+    def digest(self) -> str:
+        """A name for all that happened, in its order."""
+        words = "\n".join(self.trace).encode()
+        return hashlib.sha256(bytes(self.loop.picks) + words).hexdigest()[:16]
+
+    # -- processes ------------------------------------------------------------------------------
+
+    def alive(self) -> list[Process]:
+        """Return those that run or are paused."""
+        return list(self.processes.values())
+
+    def start(self, name: str, kind: str, main: Coroutine[Any, Any, None]) -> Process:
+        """Start a process."""
+        process = self.processes[name] = Process(name, kind)
+        process.at_end.append(lambda: self._gone(process))
+        self.loop.spawn(process, self._living(process, main))
+        return process
+
+    def _gone(self, process: Process) -> None:
+        if self.processes.get(process.name) is process:
+            del self.processes[process.name]
+        self.database.closed(process)
+        if process.kind == "agent":
+            self.machine.over(process.name, well=False)
+
+    def start_again(self, process: Process, delay: float) -> None:
+        """Start another in its place, if it is one that somebody restarts."""
+        if process.kind == "worker":
+            self.loop.later(delay, self._start_worker, process.name)
+        elif process.kind == "provisioner":
+            self.loop.later(delay, self._start_provisioner)
+
+    async def _living(self, process: Process, main: Coroutine[Any, Any, None]) -> None:
+        """Run to the end; who ends unasked is started again."""
+        try:
+            await main
+        except (BusError, StoreUnavailableError) as bad:
+            self.note(f"{process} ends: {bad}")
+        except Exception as bad:  # noqa: BLE001 — a bug, whatever it is
+            self.violations.append(f"{process} died of {bad!r}")
+        finally:
+            if not self.over and self.processes.get(process.name) is process:
+                self.loop.outside(self._left, process)
+
+    def _left(self, process: Process) -> None:
+        if process.kind == "agent":
+            self.machine.over(process.name, well=True)
+        self.loop.kill(process)
+        self.start_again(process, self.pace(1.0))
+
+    def _start_worker(self, name: str) -> None:
+        async def main() -> None:
+            bus = self.network.connect()
+            await Worker(SimulatedStore(self.database), bus, self.limits).run()  # type: ignore[arg-type]
+
+        if name not in self.processes:
+            self.troubles.last = self.loop.now
+            self.start(name, "worker", main())
+
+    def _start_provisioner(self) -> None:
+        async def main() -> None:
+            provisioner = Provisioner(
+                self.network.connect(),
+                name="local",
+                pool="local",
+                root=self.machine.root,  # type: ignore[arg-type]
+                nats_url="",
+                environ={},
+            )
+            provisioner._in_hand = InOrder()  # type: ignore[assignment]
+            await provisioner.run()
+
+        if "provisioner" not in self.processes:
+            self.start("provisioner", "provisioner", main())
+
+    def _start_agent(self, agent_id: str) -> None:
+        async def connect(_url: str, _credential: Any) -> Any:
+            return self.network.connect()
+
+        async def main() -> None:
+            home = self.machine.root / agent_id
+            agent = handlers.agent.agent.Agent(home, connect)  # type: ignore[arg-type]
+            self.machine.instances[agent_id] = agent
+            await agent.run()
+
+        self.machine.agents[agent_id] = self.start(agent_id, "agent", main())
+
+    # -- what is seen ---------------------------------------------------------------------------
+
+    def _stored(self, stream: str, subject: str, data: bytes, sequence: int) -> None:
+        if stream == PRESENCE.name:
+            return
+        name = hashlib.sha256(data).hexdigest()[:8]
+        self.note(f"{stream} {sequence} {subject} {name}")
+        if stream == IN.name:
+            self.inbound.append((subject, data))
+        elif stream == STATE.name:
+            state = json.loads(data)["data"]
+            self.states.setdefault(state["chat_id"], []).append(state)
+            self.violations += checks.state_in_turn(self.states[state["chat_id"]])
+        elif stream == TIMER.name:
+            self.violations += checks.deadline_in_turn(self.armed, subject, data)
+        elif stream == RESULT.name:
+            self.callers.heard(subject, data)
+        elif stream == JOB.name:
+            job = json.loads(data)["data"]
+            self.jobs[job["build_id"]] = job
+        elif stream == DEAD.name:
+            self.dead.append(data)
+
+    def lost(self) -> None:
+        """Take note that NATS lost something: what it had taken and nobody applied may be gone."""
+        self.losses += 1
+        there = self.network.streams.get(IN.name)
+        kept = set() if there is None else {message.data for message in there.messages.values()}
+        heard = checks.heard(self)
+        self.inbound = [
+            (subject, data)
+            for subject, data in self.inbound
+            if data in kept or checks.identity(data) in heard
+        ]
+        self.states.clear()
+
+    # -- the run --------------------------------------------------------------------------------
+
+    def run(self) -> list[str]:
+        """Run to the end; return what was violated."""
+        try:
+            self.loop.run_until_complete(self._all())
+        except Exception as bad:  # noqa: BLE001 — what the run says of it is the result
+            self.violations.append(f"the run broke: {bad!r}")
+        self.met += self.troubles.met
+        self._count()
+        found, self.over = list(dict.fromkeys(self.violations)), True
+        self.loop.bury()
+        edge.leave()
+        return found
+
+    def _count(self) -> None:
+        """Tell what came about, so that runs in which nothing does can't pass for a proof."""
+        self.met["callbacks"] += self.loop.steps
+        self.met["virtual seconds"] += int(self.loop.now - EPOCH)
+        self.met["transaction ended by the database"] += self.database.ended
+        for entries in self.database.store.entries.values():
+            for entry in entries:
+                self.met[f"outcome {entry['outcome']}"] += 1
+                self.met[f"event {entry['event']['type'].split('.')[1]}"] += 1
+        for states in self.states.values():
+            for state in states:
+                reason = f":{state['failure']['reason']}" if state["failure"] else ""
+                self.met[f"state {state['state']}{reason}"] += 1
+        self.met["calls"] += len(self.callers.accepted)
+        self.met["asked again"] += self.callers.asked_again
+        self.met["published twice"] += sum(len(a) > 1 for a in self.callers.answers.values())
+
+    async def _all(self) -> None:
+        await self._prepare()
+        begun = self.loop.now
+        self.troubles.begin()
+        asking = [
+            asyncio.create_task(self.callers.chat(chat, calls))
+            for chat, calls in plan(self.random, self.chats).items()
+        ]
+        while self.loop.now < begun + TROUBLED:
+            await asyncio.sleep(LOOK)
+            self.violations += checks.deadlines(self)
+            if all(task.done() for task in asking) and self.random.random() < 0.2:
+                break
+        self.troubles.end()
+        self.note("everything is mended")
+        mended = self.loop.now
+        # Who lost something asks for it more than once.
+        until = mended + (ASKING if self.losses else 0.0)
+        while (
+            self.loop.now < until
+            or not all(task.done() for task in asking)
+            or not checks.rests(self)
+        ):
+            await asyncio.sleep(LOOK)
+            self.violations += checks.deadlines(self)
+            if self.loop.now > mended + REST or self.violations:
+                self.violations += checks.unrest(self)
+                self.violations += [f"callers wait: {task}" for task in asking if not task.done()]
+                break
+        if not self.violations:
+            self.violations += checks.at_rest(self)
+
+    async def _prepare(self) -> None:
+        store = self.database.store
+        await store.push(ORG, PYTHON.active, b"")
+        store.values["chat_workspace_ttl"] = self.random.choice(("", "", "3s", "12s"))
+        bus = self.network.connect()
+        for stream in STREAMS:
+            await bus.ensure_stream(stream)
+        await bus.ensure_consumer(pool_consumer("local"))
+        self.callers = Callers(bus, self.random, self.pace)
+        count = 1 if TAILS in self.troubles.kinds else self.random.choice((1, 2, 2, 3))
+        for number in range(count):
+            self._start_worker(f"worker {number + 1}")
+        self._start_provisioner()
+
+
+class InOrder(dict[Any, None]):
+    """A set that is gone through in the order of coming, and so the same in each run of a seed."""
+
+    def add(self, item: Any) -> None:
+        self[item] = None
+
+    def discard(self, item: Any) -> None:
+        self.pop(item, None)
