@@ -1,0 +1,72 @@
+"""One run of one system, in the environment of that system; prints a line of JSON for each measure.
+
+python -m tests.bench.measure NAME OPTIONS MEASURES: measures as `[["latency", {…}], …]`. `half` takes
+what the last throughput of this run was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tests.bench import measures
+from tests.bench.rig import Rig
+from tests.bench.waiting import idle
+
+Measure = tuple[str, dict[str, Any]]
+
+
+async def measured(rig: Rig, kind: str, words: dict[str, Any], chats_s: float) -> dict[str, Any]:
+    """Take one measure."""
+    match kind:
+        case "latency":
+            return await measures.latency(rig, **words)
+        case "throughput":
+            return await measures.throughput(rig, **words)
+        case "half":
+            return await measures.half(rig, chats_s, **words)
+        case "twice":
+            return await measures.twice(rig, **words)
+        case "rest":
+            return {"resident": getattr(rig.peer, "resident", dict)()}
+        case "idle":
+            return await idle(rig, **words)
+    from tests.bench import endurance  # noqa: PLC0415 — not to be had in the peers' environments
+
+    match kind:
+        case "crowd":
+            return await endurance.crowd(rig, **words)
+        case "aged":
+            return await endurance.aged(rig, **words)
+    raise ValueError(kind)
+
+
+async def run(name: str, options: Mapping[str, Any], asked: Sequence[Measure]) -> None:
+    """Start a system, take the measures in their order, and stop it."""
+    most = max([words.get("chats", 0) for _, words in asked], default=0)
+    chats_s = 0.0
+    async with Rig(name, options, most) as rig:
+        for kind, words in asked:
+            if kind == "warm":
+                await measures.warm(rig, **words)
+                continue
+            figures = await measured(rig, kind, words, chats_s)
+            chats_s = figures.get("chats_s", chats_s)
+            sys.stdout.write(json.dumps({"measure": kind, **figures}) + "\n")
+            sys.stdout.flush()
+
+
+async def main() -> None:
+    """Run, and take everything down also when told to end."""
+    name, options, asked = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    task = asyncio.create_task(run(name, options, asked))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await task
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

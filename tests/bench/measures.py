@@ -1,0 +1,167 @@
+"""What is measured of a system that runs: how soon, how much, and whether it came out right."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from tests.bench.figures import summary
+from tests.bench.peer import KINDS
+from tests.bench.processes import memory
+from tests.bench.rig import Rig, Usage, paced
+
+Figures = dict[str, Any]
+LIMIT = 600.0
+"""Seconds after which a measure gives up."""
+
+
+def names(letter: str, number: int) -> list[str]:
+    """Return new chats, RUN-NUMBER."""
+    run = f"{letter}{uuid4().hex[:8]}"
+    return [f"{run}-{i}" for i in range(number)]
+
+
+async def create_all(
+    rig: Rig, chats: Sequence[str], inflight: int
+) -> list[Awaitable[Mapping[str, Any]]]:
+    """Make the calls of all chats; return what they wait for."""
+    gate = asyncio.Semaphore(inflight)
+
+    async def one(chat: str) -> Awaitable[Mapping[str, Any]]:
+        async with gate:
+            return await rig.peer.create(chat)
+
+    return list(await asyncio.gather(*(one(chat) for chat in chats)))
+
+
+async def all_ready(pending: Sequence[Awaitable[Mapping[str, Any]]]) -> None:
+    """Wait for the results of all calls."""
+    results = await asyncio.wait_for(asyncio.gather(*pending), LIMIT)
+    wrong = [result for result in results if result["state"] != "ready"]
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} of {len(results)} calls ended otherwise: {wrong[0]}")
+
+
+async def verified(rig: Rig, chats: Sequence[str]) -> str:
+    """Say whether each chat is ready and each event logged once, or what is so."""
+    facts = await rig.peer.verify(chats)
+    number = facts.pop("sampled", len(chats))
+    fine = facts == {"ready": number, "logged": number * len(KINDS)}
+    return "ok" if fine else f"{facts} of {number} chats"
+
+
+async def latency(
+    rig: Rig, chats: int, seconds: float, rounds: int = 1, spread: float = 0.0
+) -> Figures:
+    """Start `chats` calls evenly over `seconds`, each with its events 50 to 100 ms apart.
+
+    `spread`: the first event comes up to so many seconds later, as in a real build: a poller must not
+    be measured at a phase of its own choice.
+
+    `ready_ms`: from just before the last event is handed over to the caller holding its result.
+    `overhead_ms`: the whole call without the pauses.
+    """
+    ready, overhead = [], []
+    done: list[str] = []
+
+    async def one(chat: str) -> None:
+        asked = time.monotonic_ns()
+        pending = await rig.peer.create(chat)
+        accepted = time.monotonic_ns()
+        playing = asyncio.create_task(rig.source.play([chat], gaps=paced(spread)))
+        await all_ready([pending])
+        held = time.monotonic_ns()
+        handed, stored = (await playing)[chat]
+        ready.append((held - handed[-1]) / 1e6)
+        between = sum(s - h for h, s in zip(handed[:-1], stored[:-1], strict=True))
+        overhead.append((accepted - asked + between + held - handed[-1]) / 1e6)
+
+    async def later(number: int, chat: str) -> None:
+        await asyncio.sleep(number * seconds / chats)
+        await one(chat)
+
+    for _ in range(rounds):
+        new = names("l", chats)
+        done += new
+        async with asyncio.timeout(LIMIT):
+            await asyncio.gather(*(later(*pair) for pair in enumerate(new)))
+    return {
+        "rate": round(chats / seconds, 1),
+        "ready_ms": summary(ready),
+        "overhead_ms": summary(overhead),
+        "verify": await verified(rig, done),
+    }
+
+
+async def throughput(rig: Rig, chats: int, inflight: int = 256) -> Figures:
+    """All calls, then all events, as fast as they are taken.
+
+    `events_s`: from the first event handed over to the last in effect. `chats_s`: from the first call
+    to the last result. CPU for 1,000 chats, the load generator left out.
+    """
+    new = names("t", chats)
+    before, usage = await rig.peer.counters(), Usage(rig)
+    began = time.monotonic_ns()
+    pending = await create_all(rig, new, inflight)
+    await rig.source.created(new)
+    created = time.monotonic_ns()
+    playing = asyncio.create_task(rig.source.play(new, inflight=inflight))
+    await all_ready(pending)
+    ended = time.monotonic_ns()
+    used = usage.since()
+    times = await playing
+    after = await rig.peer.counters()
+    first = min(handed[0] for handed, _ in times.values())
+    last = max(stored[-1] for _, stored in times.values())
+    in_effect = last if rig.peer.processed_on == "ack" else max(ended, last)
+    thousands = chats / 1000
+    return {
+        "chats": chats,
+        "creates_s": round(chats / (created - began) * 1e9, 1),
+        "accepted_s": round(len(KINDS) * chats / (last - first) * 1e9, 1),
+        "events_s": round(len(KINDS) * chats / (in_effect - first) * 1e9, 1),
+        "chats_s": round(chats / (ended - began) * 1e9, 1),
+        "cpu_per_1000": round(used["cpu"] / thousands, 3),
+        "load_per_1000": round(used["cpu_load"] / thousands, 3),
+        "of_per_1000": {name: round(cpu / thousands, 3) for name, cpu in used["cpu_of"].items()},
+        "writes_per_chat": round((after.get("writes", 0) - before.get("writes", 0)) / chats, 3),
+        "mib": resident(rig),
+        "verify": await verified(rig, new),
+    }
+
+
+async def half(rig: Rig, chats_s: float, seconds: float) -> Figures:
+    """Latency at half of the chats a second that the system was seen to do."""
+    rate = chats_s / 2
+    figures = await latency(rig, max(20, int(rate * seconds)), seconds)
+    return {**figures, "full": chats_s}
+
+
+async def twice(rig: Rig, chats: int) -> Figures:
+    """Hand each event over twice: it must still be applied once."""
+    new = names("d", chats)
+    pending = await create_all(rig, new, chats)
+    playing = asyncio.create_task(rig.source.play(new, gaps=[0.005] * len(KINDS), copies=2))
+    await all_ready(pending)
+    await playing
+    return {"chats": chats, "verify": await verified(rig, new)}
+
+
+async def warm(rig: Rig, chats: int = 30) -> None:
+    """Let every path be gone once."""
+    new = names("w", chats)
+    pending = await create_all(rig, new, 64)
+    await rig.source.play(new)
+    await all_ready(pending)
+
+
+def resident(rig: Rig) -> dict[str, float]:
+    """Return MiB by process tree, shared pages counted once."""
+    found = {name: memory(pid) for name, pid in rig.peer.pids().items()}
+    if not rig.peer.app_is_load:
+        found["app"] = memory(os.getpid()) - memory(rig.source.pid) - sum(found.values())
+    return {name: round(mib) for name, mib in found.items()}

@@ -1,0 +1,169 @@
+"""workspaced itself, over the wire: its own servers, worker and gateway processes, and the contract.
+
+Here the app's process is the chat service, which asks and holds the result, and the sources' process
+is the provisioner and all agents: nothing of the product runs in either. What it does more than the
+others: a create is a request on the stream that is judged (rules, template, name), makes a build, and
+leaves as a job; each event is a validated CloudEvent of about 500 bytes with an identity of its own;
+each move is a published state, each limit a timer; the answer is a published result.
+
+Options: `sync` (None: JetStream's default instead of the product's `always`), `workers`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from nats.aio.msg import Msg
+
+from tests.bench.peer import Peer
+from tests.bench.peers.product_processes import Processes
+from tests.bench.peers.product_sources import Sources
+from tests.bench.peers.product_wire import (
+    ORGANIZATION,
+    OWNED,
+    SERVICE,
+    chat_id,
+    connect,
+    envelope,
+    fixed_id,
+    publish,
+)
+from tests.bench.peers.servers import ready_and_logged, transactions
+from tests.bench.processes import rss
+
+WHOLE = {"created", "workspace_name", "build_id"}
+"""What a create answers with that came to `ready`: no more, no less."""
+VERIFY = """
+select (select count(*) from chat where chat_id = any($1::uuid[]) and state = 'ready') as ready,
+       (select count(*) from event_log where chat_id = any($1::uuid[]) and outcome <> 'repeat'
+        and event ->> 'source' ~ '^/(provisioner|agent)/') as logged
+"""
+CONNECTING = "select count(*) from chat where state = 'agent_connecting'"
+ASKED = """
+select count(*) from pg_stat_activity
+where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
+  and query_start > $1
+"""
+
+
+class Driver(Peer):
+    """The whole product, with a caller."""
+
+    app_is_load = True
+
+    async def start(self) -> None:
+        self.processes = Processes(self.root, self.stack)
+        await self.processes.start(**self.options)
+        self.template = self.processes.template["template_id"]
+        self.pending: dict[tuple[str, str], asyncio.Future[Mapping[str, Any]]] = {}
+        self.client = await connect(self.processes.nats_url, self.processes.seed("chat-service"))
+        self.stack.push_async_callback(self.client.close)
+        self.js = self.client.jetstream(timeout=60, publish_async_max_pending=4000)
+        await self.client.subscribe(
+            "workspaced.result.>", cb=self._resolved, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        await self.client.flush()
+
+    async def create(self, chat: str) -> Awaitable[Mapping[str, Any]]:
+        return await self._ask(chat, "create_workspace", {"template_id": self.template})
+
+    async def stop_workspace(self, chat: str) -> None:
+        """Stop the chat's workspace; its build ends by itself."""
+        await (await self._ask(chat, "stop_workspace", {}))
+
+    async def _ask(
+        self, chat: str, tool: str, args: Mapping[str, Any]
+    ) -> Awaitable[Mapping[str, Any]]:
+        future = asyncio.get_running_loop().create_future()
+        self.pending[chat_id(chat), tool] = future
+        run, _, number = chat.rpartition("-")
+        data = {
+            "call_id": tool,
+            "tool": tool,
+            "args": args,
+            "organization_id": ORGANIZATION,
+            "owner_id": fixed_id(f"owner-{run}-{int(number) // OWNED}"),
+            "owner_name": "ann",
+        }
+        told = envelope("tool_requested", f"/chat/{SERVICE}", chat, tool, data)
+        await publish(self.js, "tool", told)
+        return future
+
+    async def _resolved(self, message: Msg) -> None:
+        told = json.loads(message.data)
+        future = self.pending.pop((told["subject"], told["data"]["call_id"]), None)
+        if future is None:
+            return
+        result = told["data"]["result"]
+        whole = not told["data"]["is_error"] and result.keys() == WHOLE
+        future.set_result({"state": "ready" if whole else "failed", "result": result})
+
+    def pids(self) -> dict[str, int]:
+        return self.processes.pids()
+
+    def id_of(self, chat: str) -> str:
+        """Return the id of a chat that the benchmark knows by its name."""
+        return chat_id(chat)
+
+    def resident(self) -> dict[str, float]:
+        """Return MiB of worker and gateway, pages shared with other processes included."""
+        return {
+            name: rss(pid)
+            for name, pid in self.pids().items()
+            if name.startswith(("worker", "gateway"))
+        }
+
+    def address(self) -> dict[str, Any]:
+        seed = str(self.processes.seed("operator"))
+        return {"url": self.processes.nats_url, "seed": seed}
+
+    async def counters(self) -> dict[str, int]:
+        return await transactions(self.processes.database_url)
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[Any]:
+        """Connect to the database beside the product."""
+        connection = await asyncpg.connect(self.processes.database_url)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def now(self) -> Any:
+        """Return the database's time."""
+        async with self.database() as database:
+            return await database.fetchval("select clock_timestamp()")
+
+    async def asked_since(self, then: Any) -> int:
+        """Return how many connections of the product made a query since then."""
+        async with self.database() as database:
+            return int(await database.fetchval(ASKED, then))
+
+    async def wait_for_agents(self, chats: int) -> None:
+        """Wait until at least so many chats wait for their agents: what was accepted is applied."""
+        async with self.database() as database:
+            while await database.fetchval(CONNECTING) < chats:
+                await asyncio.sleep(0.2)
+
+    async def verify(self, chats: Sequence[str]) -> dict[str, int]:
+        ids = [chat_id(chat) for chat in chats]
+        return await ready_and_logged(self.processes.database_url, VERIFY, ids)
+
+    async def connect(self, address: Mapping[str, Any]) -> None:
+        self.sources = Sources()
+        await self.sources.connect(address["url"], address["seed"])
+
+    async def created(self, chats: Sequence[str]) -> None:
+        for chat in chats:
+            await self.sources.job(chat)
+
+    async def event(self, chat: str, kind: str) -> None:
+        await self.sources.tell(chat, kind)
+
+    async def close(self) -> None:
+        await self.sources.close()

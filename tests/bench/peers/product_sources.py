@@ -1,0 +1,140 @@
+"""The provisioner of the benchmark's pool and all the agents, on one connection.
+
+It takes jobs by an open pull, keeps what it holds with `+WPI`, and acks a job when the end of its
+build is stored. An operator's credential stands for those of many agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nats.aio.msg import Msg
+
+from tests.bench.peers.product_wire import (
+    POOL,
+    PROVISIONER,
+    chat_id,
+    connect,
+    envelope,
+    fixed_id,
+    publish,
+)
+
+_ASKED: Final = 1000
+"""Jobs of one request."""
+_EXPIRES: Final = 300
+_WORKING: Final = 10.0
+"""Seconds between signs that a job is still being worked."""
+_NEXT: Final = f"$JS.API.CONSUMER.MSG.NEXT.WORKSPACED_JOB.pool-{POOL}"
+
+
+@dataclass
+class Job:
+    """A build that is to be made."""
+
+    message: Msg
+    build: dict[str, Any]
+    version: str
+
+
+class Sources:
+    """Takes jobs, and tells their facts when it is told to."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, asyncio.Future[Job]] = {}
+        self._held: dict[str, Job] = {}
+        self._open = 0
+
+    async def connect(self, url: str, seed: str) -> None:
+        """Connect, and begin to take jobs."""
+        self._client = await connect(url, Path(seed))
+        self._js = self._client.jetstream(timeout=60, publish_async_max_pending=4000)
+        self._inbox = self._client.new_inbox()
+        await self._client.subscribe(
+            self._inbox, cb=self._take, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        await self._ask()
+        self._working = asyncio.create_task(self._work())
+
+    async def close(self) -> None:
+        """Leave."""
+        self._working.cancel()
+        await self._client.close()
+
+    async def job(self, chat: str) -> Job:
+        """Wait for the job of a chat."""
+        return await self._job(chat_id(chat))
+
+    async def tell(self, chat: str, kind: str) -> None:
+        """Publish a fact of the chat's build."""
+        job = await self.job(chat)
+        agent = fixed_id(f"{chat}/agent")
+        if kind.startswith("build_"):
+            data = dict(job.build)
+            if kind == "build_succeeded":
+                agents = [{"id": agent, "name": "main"}]
+                data |= {"template_version_id": job.version, "agents": agents}
+            told = envelope(kind, f"/provisioner/{PROVISIONER}", chat, kind, data)
+            await publish(self._js, "provisioner", told)
+            if kind == "build_succeeded" and self._held.pop(chat_id(chat), None):
+                await job.message.ack()
+            return
+        data = {key: job.build[key] for key in ("workspace_id", "build_id")}
+        data |= {"agent_id": agent, "sequence": time.time_ns() // 1000}
+        name = kind
+        if kind == "lifecycle_ready":
+            name, data["lifecycle"] = "agent_lifecycle", "ready"
+        told = envelope(name, f"/agent/{agent}", chat, kind, data)
+        await publish(self._js, "agent", told)
+
+    def _job(self, chat: str) -> asyncio.Future[Job]:
+        if chat not in self._jobs:
+            self._jobs[chat] = asyncio.get_running_loop().create_future()
+        return self._jobs[chat]
+
+    async def _ask(self) -> None:
+        request = {"batch": _ASKED, "expires": _EXPIRES * 1_000_000_000}
+        self._open += _ASKED
+        await self._client.publish(_NEXT, json.dumps(request).encode(), reply=self._inbox)
+
+    async def _take(self, message: Msg) -> None:
+        if message.headers and "Status" in message.headers:
+            if message.headers["Status"] != "100":
+                left = int(message.headers.get("Nats-Pending-Messages", _ASKED))
+                self._open = max(0, self._open - left)
+                if self._open == 0:
+                    await self._ask()
+            return
+        self._open -= 1
+        if self._open * 2 < _ASKED:
+            await self._ask()
+        data = json.loads(message.data)["data"]
+        keys = ("workspace_id", "build_id", "build_number", "transition")
+        job = Job(message, {key: data[key] for key in keys}, data["template"]["version_id"])
+        if job.build["transition"] != "start":
+            await self._ended(data["chat_id"], job)
+            return
+        waiting = self._job(data["chat_id"])
+        if waiting.done():  # it came again
+            await message.ack()
+            return
+        self._held[data["chat_id"]] = job
+        waiting.set_result(job)
+
+    async def _ended(self, chat: str, job: Job) -> None:
+        """End a stop build at once: nothing is measured of it."""
+        data = {**job.build, "template_version_id": job.version, "agents": []}
+        told = envelope("build_succeeded", f"/provisioner/{PROVISIONER}", chat, "stopped", data)
+        await publish(self._js, "provisioner", {**told, "subject": chat})
+        await job.message.ack()
+
+    async def _work(self) -> None:
+        while True:
+            await asyncio.sleep(_WORKING)
+            for job in list(self._held.values()):
+                await job.message.in_progress()

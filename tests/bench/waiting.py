@@ -1,0 +1,47 @@
+"""What it costs that calls wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tests.bench.measures import Figures, all_ready, create_all, names, resident, verified
+from tests.bench.peer import KINDS
+from tests.bench.rig import Rig, Usage
+
+TOLD = 12.0
+"""Seconds after which idle PostgreSQL backends have told what they did."""
+
+
+async def idle(rig: Rig, chats: int, seconds: float, settle: float = TOLD) -> Figures:
+    """Cost of the same processes without a call, and with calls that wait for their agents."""
+    without = await _watched(rig, seconds, settle)
+    new = names("i", chats)
+    pending = await create_all(rig, new, 256)
+    await rig.source.created(new)
+    await rig.source.play(new, kinds=KINDS[:2])
+    with_calls = await _watched(rig, seconds, settle)
+    memories = resident(rig)
+    began = time.monotonic()
+    await rig.source.play(new, kinds=KINDS[2:])
+    await all_ready(pending)
+    return {
+        "chats": chats,
+        "seconds": seconds,
+        "without": without,
+        "with": with_calls,
+        "more_cpu": round(with_calls["cpu"] - without["cpu"], 3),
+        "mib": memories,
+        "finish_s": round(time.monotonic() - began, 2),
+        "verify": await verified(rig, new),
+    }
+
+
+async def _watched(rig: Rig, seconds: float, settle: float) -> Figures:
+    await asyncio.sleep(settle)
+    before, usage = await rig.peer.counters(), Usage(rig)
+    then = await rig.peer.now()
+    await asyncio.sleep(seconds)
+    used, asked = usage.since(), await rig.peer.asked_since(then)
+    after = await rig.peer.counters()
+    return {**used, "asked": asked, **{name: after[name] - before[name] for name in after}}
