@@ -8,9 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import asyncpg
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
@@ -18,6 +16,7 @@ from nats.aio.client import Client
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.identities import seed_file
 from handlers.embedded.permissions import inbox_prefix
+from tests.databases import database_on
 
 ConnectAs = Callable[..., Awaitable[Client]]
 
@@ -36,14 +35,8 @@ async def servers() -> AsyncIterator[Servers]:
 @pytest.fixture
 async def database_url(servers: Servers) -> AsyncIterator[str]:
     """A database of the test's own, empty."""
-    name = f"test_{uuid4().hex}"
-    server = await asyncpg.connect(servers.database_url)
-    try:
-        await server.execute(f"create database {name} template template0")
-        yield servers.database_url.replace("/workspaced?", f"/{name}?", 1)
-        await server.execute(f"drop database {name} with (force)")
-    finally:
-        await server.close()
+    async with database_on(servers) as url:
+        yield url
 
 
 @pytest.fixture

@@ -119,11 +119,15 @@ async def test_a_restarted_agent_reports_anew_and_runs_no_script_again(
     rig.seen.clear()
 
     async with living(**script):
-        await rig.until(lambda: len(rig.facts(type="agent_connected")) > 1)
+
+        def anew() -> bool:
+            told = rig.facts(type="agent_connected")
+            return any(f["data"]["sequence"] > connected["data"]["sequence"] for f in told)
+
+        await rig.until(anew)
         again = rig.facts(type="agent_connected")
 
     assert connected in again
-    assert max(f["data"]["sequence"] for f in again) > connected["data"]["sequence"]
     assert (tmp_path / "runs").read_text() == "x\n"
     assert "starting" not in lifecycles(rig)[2:]
 
@@ -145,7 +149,7 @@ async def test_after_a_reconnect_it_reports_anew(
         await lifecycle(rig, "ready")
         server.stop()
         server.start()
-        await rig.until(lambda: len(rig.facts(type="agent_connected")) > 1)
+        await rig.until(lambda: rig.facts(type="agent_connected")[-1]["id"] != first["id"])
         await rig.until(lambda: lifecycles(rig)[-1] == "ready")
         last = rig.facts(type="agent_connected")[-1]
 
@@ -168,7 +172,7 @@ async def test_scripts_go_on_while_there_is_no_bus(
 async def test_presence_is_renewed(
     rig: Rig, living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "PRESENCE_RENEWED", 0.01)
+    monkeypatch.setattr(link, "RENEWED", 0.001)
     async with living():
         await rig.until(lambda: len(rig.events("workspaced.presence.")) >= 5)
     assert len(rig.facts(type="agent_connected")) == 1
@@ -177,12 +181,12 @@ async def test_presence_is_renewed(
 async def test_after_a_pause_longer_than_its_presence_lasts_it_reports_anew(
     rig: Rig, living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "PRESENCE_RENEWED", 0.01)
+    monkeypatch.setattr(link, "RENEWED", 0.001)
     async with living():
         await rig.fact(type="agent_connected")
-        monkeypatch.setattr(link, "PRESENCE_TTL", 1.005)  # any renewal comes too late now
+        monkeypatch.setattr(link, "_MARGIN", 0.9999)  # any renewal comes too late now
         await rig.until(lambda: len(rig.facts(type="agent_connected")) > 1)
-        monkeypatch.setattr(link, "PRESENCE_TTL", 20.0)
+        monkeypatch.setattr(link, "_MARGIN", 0.05)
 
 
 async def test_facts_come_again_as_they_were_when_asked(
@@ -214,6 +218,7 @@ async def test_an_agent_that_is_refused_for_good_ends_by_itself(
         home = next(agent_files.homes(tmp_path).iterdir())
         async with asyncio.timeout(10):
             await agent.running
+    assert agent.given_up, "so its provisioner asks whether its build is superseded"
     assert home.exists()
     assert not (tmp_path / "ran").exists()
     assert not rig.facts()

@@ -89,10 +89,12 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await world.start_nats()
     try:
         operator = await world.connect("operator")
+        gateway = await world.connect("gateway", "_INBOX_gateway")
         credential = {"seed": world.seed("operator"), "inbox_prefix": "_INBOX"}
-        async with Rig.on(operator, credential) as world.rig:
+        async with Rig.on(operator, credential, gateway) as world.rig:
             yield world
-        await operator.close()
+        for bus in (operator, gateway):
+            await bus.close()
     finally:
         for home in world.homes():
             await end_marked(f"WORKSPACED_AGENT_ID={home.name}", grace=0.5)
@@ -270,3 +272,30 @@ async def test_secrets_are_in_files_of_the_owner_alone(world: World) -> None:
     assert {p.stat().st_mode & 0o777 for p in home.iterdir()} == {0o600}
     assert world.seed("operator").encode() not in command
     assert json.loads((home / "credential.json").read_text())["seed"] == world.seed("operator")
+
+
+async def test_agents_get_new_credentials_when_senders_are_asked_for_their_facts(
+    world: World,
+) -> None:
+    """A database that went back knows theirs no more, and their builds only after a while."""
+    rig = world.rig
+    async with world.provisioner():
+        ended = await started(world, world.template("fails", phase="none"))
+        connected = await rig.fact(type="agent_connected")
+        (home,) = world.homes()
+        pid = world.agent()
+        build = ended["data"]["build_id"]
+        rig.superseded.add(build)
+        rig.credential["inbox_prefix"] = "_INBOX_another"
+
+        await rig.bus.send("workspaced.resend.provisioner", b"{}")
+        await rig.until(lambda: rig.refusals > 0, "a credential asked for in vain")
+        kept = agent_files.read_credential(home)
+        rig.superseded.clear()
+        while (new := agent_files.read_credential(home)) == kept:
+            await rig.bus.last("WORKSPACED_PRESENCE", "none")  # each look is a round trip
+
+        assert kept.inbox_prefix == "_INBOX"
+        assert new.inbox_prefix == "_INBOX_another"
+        assert world.agent() == pid, "it goes on meanwhile"
+        assert rig.facts(type="agent_connected") == [connected]

@@ -14,10 +14,9 @@ from handlers.cli.flags import parser
 from handlers.cli.words import STATES
 from handlers.settings import Settings
 from statemachine.states import ABOUT
-from tests.wire.harness import new_id
 from tests.wire.running import ROOT, Up, run
 
-CHAT = new_id()
+CHAT = "8a804acf-6f16-4fe3-8544-2c2e56a0edad"
 PLACE = ["--data-dir", "--nats-url", "--database-url", "--credentials"]
 FLAGS: dict[str, list[str]] = {
     "up": [*PLACE, "--nats-port", "--http-port"],
@@ -44,10 +43,23 @@ FLAGS: dict[str, list[str]] = {
     "workspace delete": [*PLACE, "CHAT", "--reason", "--json"],
     "workspace orphans": [*PLACE, "--json"],
     "log": [*PLACE, "CHAT", "BUILD", "--follow", "--json"],
-    "events": [*PLACE, "CHAT"],
-    "replay": ["FILE"],
+    "events": [*PLACE, "CHAT", "--all"],
+    "replay": [*PLACE, "FILE", "--chat", "--all", "--rebuild", "--dry-run"],
     "settings set": [*PLACE, "KEY", "VALUE"],
     "settings list": PLACE,
+    "migrate": PLACE,
+    "nats-auth": PLACE,
+    "credentials issue": [
+        *PLACE,
+        "--role",
+        "--chat",
+        "--pool",
+        "--name",
+        "--for",
+        "--out",
+    ],
+    "credentials list": [*PLACE, "--all", "--json"],
+    "credentials revoke": [*PLACE, "KEY"],
     "demo": ["--keep"],
 }
 
@@ -103,6 +115,8 @@ WORDS = {
     "events": ["events", CHAT],
     "replay": ["replay", "-"],
     "settings set": ["settings", "set", "a", "b"],
+    "credentials issue": ["credentials", "issue", "--role", "operator"],
+    "credentials revoke": ["credentials", "revoke", "U"],
 }
 
 
@@ -152,9 +166,15 @@ def test_a_time_that_nobody_waits_is_refused(seconds: str) -> None:
         ["workspace"],
         ["workspace", "delete"],
         ["log"],
-        ["log", new_id(), "newest"],
+        ["log", CHAT, "newest"],
         ["events"],
         ["events", "new"],
+        ["events", CHAT, "--all"],
+        ["replay"],
+        ["replay", "-", "--all"],
+        ["replay", "-", "--rebuild"],
+        ["replay", "--all", "--dry-run"],
+        ["replay", "--chat", "new"],
         ["settings", "set", "colour", "red"],
         ["settings", "set", "chat_workspace_ttl", "soon"],
         ["settings", "set", "chat_workspace_ttl"],
@@ -190,11 +210,13 @@ def test_a_setting_that_can_not_be_is_wrong_usage() -> None:
         ["template", "list"],
         ["template", "versions", "python"],
         ["chat", "list"],
-        ["chat", "show", new_id()],
-        ["workspace", "delete", new_id()],
+        ["chat", "show", CHAT],
+        ["workspace", "delete", CHAT],
         ["workspace", "orphans"],
-        ["log", new_id()],
-        ["events", new_id()],
+        ["log", CHAT],
+        ["events", CHAT],
+        ["events", "--all"],
+        ["replay", "--all"],
         ["settings", "list"],
         ["settings", "set", "chat_workspace_ttl", "2h"],
     ],
@@ -212,7 +234,7 @@ def test_without_a_running_up_a_command_says_what_to_do(words: list[str], tmp_pa
 def test_a_nats_that_is_not_there_is_named(tmp_path: Path) -> None:
     missing = ("--nats-url", "nats://127.0.0.1:1", "--credentials", tmp_path / "none.nk")
 
-    refused = run("events", new_id(), *missing)
+    refused = run("events", CHAT, *missing)
 
     assert refused.returncode == 1
     assert "none.nk" in refused.stderr

@@ -58,6 +58,8 @@ class Shelf:
             db = await asyncpg.connect(self.url)
             try:
                 await db.execute("update cancellation set at = at - $1::interval", passed)
+                await db.execute("update call set resolved_at = resolved_at - $1::interval", passed)
+                await db.execute("update job set not_after = not_after - $1::interval", passed)
             finally:
                 await db.close()
 

@@ -301,10 +301,28 @@ async def test_many_messages_come_through_many_hands_once_each(
 
     workers = [asyncio.ensure_future(work(on)) for on in (bus, other)]
     for _ in range(3):
-        await bus.publish_all([Outgoing(f"{prefix}.{n}", b"") for n in range(1000)])
+        await bus.publish_together([Outgoing(f"{prefix}.{n}", b"") for n in range(1000)])
     await asyncio.wait_for(done.wait(), 20)
     for worker in workers:
         worker.cancel()
     await asyncio.gather(*workers, return_exceptions=True)
 
     assert sorted(seen) == list(range(1, 3001))
+
+
+async def test_what_nobody_has_taken_is_counted(bus: Bus, declare: Declare, prefix: str) -> None:
+    stream = declare(work_queue=True)
+    await bus.ensure_stream(stream)
+    mine, other = (Consumer(stream.name, name, filter=f"{prefix}.{name}") for name in "ab")
+    with pytest.raises(Unavailable):
+        await bus.pending(mine)
+    await bus.ensure_consumer(mine)
+    await bus.ensure_consumer(other)
+    for name in "aaab":
+        await bus.publish(f"{prefix}.{name}", b"")
+
+    assert (await bus.pending(mine), await bus.pending(other)) == (3, 1)
+    async with bus.pull(mine, most=1) as pull:
+        (taken,) = await pull.next(1)
+        assert await bus.pending(mine) == 2
+        await taken.ack()

@@ -164,3 +164,39 @@ async def test_the_server_may_close_a_bus_for_good(bus: MemoryBus) -> None:
     assert await closed == "user authentication expired"
     with pytest.raises(Unavailable, match="expired"):
         await bus.publish("s.a", b"")
+
+
+async def test_a_publish_whose_connection_breaks_may_have_arrived(
+    server: MemoryServer, bus: MemoryBus
+) -> None:
+    await bus.ensure_stream(Stream("STREAM", ("s.>",), direct_get=True))
+    publishing = asyncio.ensure_future(bus.publish("s.a", b"x"))
+    while not server.streams["STREAM"].messages:
+        await server.turn()
+    server.stop()
+    with pytest.raises(Unavailable):
+        await publishing
+    server.start()
+
+    last = await bus.last("STREAM", "s.a")
+
+    assert last is not None
+    assert last.data == b"x"
+
+
+async def test_a_stream_that_lost_its_tail_gives_its_numbers_again(
+    server: MemoryServer, bus: MemoryBus
+) -> None:
+    await bus.ensure_stream(Stream("STREAM", ("s.>",), work_queue=True))
+    await bus.ensure_consumer(WORKER)
+    for data in (b"1", b"2", b"3"):
+        await bus.publish("s.a", data, message_id=data.decode())
+    async with bus.pull(WORKER) as pull:
+        await pull.next(3)
+        server.stop(tails={"STREAM": 2})
+        server.start()
+
+        assert (await bus.publish("s.b", b"new", message_id="2")).sequence == 2
+        (new,) = await pull.next(3)
+
+    assert new.data == b"new"

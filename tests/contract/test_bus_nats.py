@@ -14,6 +14,7 @@ import pytest
 
 from bus import Bus, Message, Refused, Stream, Unavailable
 from bus.jetstream import JetStreamBus, connect
+from bus.jsapi import ApiError
 from bus.streams import Consumer
 from tests.contract.conftest import NatsServer
 
@@ -297,3 +298,14 @@ async def test_a_request_for_messages_that_was_lost_is_asked_again(
         await bus.publish(f"{prefix}.a", b"x")
 
         assert len(await asyncio.wait_for(waiting, 5)) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(503, 10008), (400, 10005), (500, 10118), (409, 10158), (429, 10167)]
+)
+def test_what_passes_by_itself_is_no_refusal(status: int, code: int) -> None:
+    """Of a cluster: an election, a missing server, a message that is just being stored."""
+    answer = ApiError({"code": status, "err_code": code, "description": "not now"})
+
+    assert isinstance(answer.as_bus_error("S"), Unavailable)
+    assert isinstance(ApiError({"code": 400, "err_code": 10054}).as_bus_error("S"), Refused)

@@ -194,3 +194,41 @@ async def test_the_bus_can_be_closed_during_an_outage(own_world: World, bus: Bus
 
         with pytest.raises(Unavailable):
             await waiting
+
+
+async def test_the_ids_of_messages_that_are_gone_are_forgotten_in_an_outage(
+    own_world: World, bus: Bus
+) -> None:
+    """So a job that was done comes again when it is published again after a restart."""
+    await bus.publish("q.a", b"1", message_id="done")
+    await bus.publish("q.b", b"2", message_id="kept")
+    async with bus.pull(WORKER, most=1) as pull:
+        (first,) = await pull.next(1)
+        await first.ack()
+        while await bus.last(QUEUE.name, "q.a") is not None:  # an ack has no answer to wait for
+            pass
+    comings = Comings(bus)
+    own_world.server.stop()
+    await gone(bus)
+    own_world.server.start()
+    await comings.back()
+
+    assert not (await bus.publish("q.a", b"1", message_id="done")).duplicate
+    assert (await bus.publish("q.b", b"2", message_id="kept")).duplicate
+
+
+async def test_who_was_cut_off_takes_nothing_meanwhile(own_world: World, bus: Bus) -> None:
+    """A request for what comes next ends with its connection."""
+    other = await own_world.connect()
+    async with bus.pull(WORKER) as pull:
+        waiting = asyncio.ensure_future(pull.next(1))
+        await bus.flush()
+        await bus.close()
+        with pytest.raises(Unavailable):
+            await waiting
+    await other.publish("q.a", b"x")
+
+    async with other.pull(WORKER) as pull:
+        (taken,) = await asyncio.wait_for(pull.next(1), 5)
+
+    assert taken.data == b"x"

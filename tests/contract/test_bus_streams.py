@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bus import Ack, Bus, Conflict, Outgoing, Refused, Stream, Unavailable
+from bus import Ack, Bus, Conflict, Outgoing, Refused, Scheduled, Stream, Unavailable
 from bus.streams import CONSUMERS, STREAMS, Consumer, Republish, pool_consumer
 from tests.contract.conftest import World
 
@@ -246,42 +246,92 @@ async def test_a_subject_can_be_read_message_by_message(
     assert places == [1, 3]
 
 
-@pytest.mark.parametrize("how_many", [3, 100, 1500])
+@pytest.mark.parametrize("how_many", [3, 1000])
 async def test_many_are_stored_at_once_and_in_order(
     bus: Bus, declare: Declare, prefix: str, how_many: int
 ) -> None:
     stream = declare(atomic_batches=True)
     await bus.ensure_stream(stream)
 
-    outcomes = await bus.publish_all(
+    acks = await bus.publish_together(
         [Outgoing(f"{prefix}.{n}", b"x", message_id=str(n)) for n in range(how_many)]
     )
 
-    assert outcomes == [Ack(stream.name, n) for n in range(1, how_many + 1)]
+    assert acks == [Ack(stream.name, n) for n in range(1, how_many + 1)]
     assert (await bus.last(stream.name, f"{prefix}.{how_many - 1}")).sequence == how_many  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("how_many", [3, 100])
-async def test_each_of_many_has_its_own_outcome(
-    bus: Bus, declare: Declare, prefix: str, how_many: int
+async def test_several_of_a_subject_follow_each_other_where_the_first_is_expected(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare(atomic_batches=True, max_per_subject=1)
+    await bus.ensure_stream(stream)
+    before = await bus.publish(f"{prefix}.x", b"1")
+
+    acks = await bus.publish_together(
+        [
+            Outgoing(f"{prefix}.x", b"2", expected_last=before.sequence),
+            Outgoing(f"{prefix}.y", b"1", expected_last=0),
+            Outgoing(f"{prefix}.x", b"3"),
+            Outgoing(f"{prefix}.y", b"2"),
+        ]
+    )
+
+    assert acks == [Ack(stream.name, n) for n in (2, 3, 4, 5)]
+    assert [(await bus.last(stream.name, f"{prefix}.{s}")).data for s in "xy"] == [b"3", b"2"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Outgoing("x", b"", message_id="repeat"),
+        Outgoing("x", b"", expected_last=0),
+        Outgoing("x", b"", expected_last=7),
+    ],
+)
+async def test_all_or_none_are_stored(
+    bus: Bus, declare: Declare, prefix: str, bad: Outgoing
 ) -> None:
     stream = declare(atomic_batches=True)
     await bus.ensure_stream(stream)
     await bus.publish(f"{prefix}.x", b"", message_id="repeat")
-    many = [Outgoing(f"{prefix}.{n}", b"", expected_last=0) for n in range(how_many)]
+    many = [Outgoing(f"{prefix}.{n}", b"", expected_last=0) for n in range(20)]
 
-    outcomes = await bus.publish_all(
+    acks = await bus.publish_together([*many, replace(bad, subject=f"{prefix}.x")])
+
+    assert acks is None
+    assert await bus.last(stream.name, f"{prefix}.0") is None
+
+
+async def test_timers_are_armed_at_once(bus: Bus, declare: Declare, prefix: str) -> None:
+    stream = declare(atomic_batches=True, schedules=True)
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
+    await bus.ensure_consumer(consumer)
+    due, seen = soon(), set[str]()
+
+    acks = await bus.publish_together(
         [
-            Outgoing(f"{prefix}.x", b"", message_id="repeat"),
-            Outgoing(f"{prefix}.x", b"", expected_last=0),
-            *many,
+            Outgoing(f"{prefix}.arm.{n}", b"x", scheduled=Scheduled(f"{prefix}.fired.{n}", due))
+            for n in range(20)
         ]
     )
+    async with bus.pull(consumer) as pull:
+        while len(seen) < 20:
+            seen |= {delivery.subject for delivery in await pull.next(20)}
 
-    assert outcomes[0] == Ack(stream.name, 1, duplicate=True)
-    assert isinstance(outcomes[1], Conflict)
-    assert all(isinstance(outcome, Ack) for outcome in outcomes[2:])
-    assert len(outcomes) == how_many + 2
+    assert acks is not None
+    assert seen == {f"{prefix}.fired.{n}" for n in range(20)}
+
+
+async def test_a_stream_that_takes_no_batches_takes_none(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+
+    assert await bus.publish_together([Outgoing(f"{prefix}.{n}", b"") for n in range(20)]) is None
+    assert await bus.last(stream.name, f"{prefix}.0") is None
 
 
 async def test_a_subscriber_of_a_streams_subject_sees_also_what_was_refused(

@@ -121,9 +121,9 @@ async def test_what_raises_leaves_nothing_behind(shelf: Shelf) -> None:
     assert await shelf.store.chat(chat_id) is None
     async with shelf.store.transaction() as tx:
         assert (await tx.lock({chat_id}))[chat_id].version == 0
-        assert await tx.known([(chat_id, digest("a"))]) == set()
-        assert await tx.calls({key(asked)}) == {}
-        assert await tx.cancellations({Key(chat_id, "x")}) == set()
+        keys = {key(asked), Key(chat_id, "x")}
+        found = await tx.found([(chat_id, digest("a"))], keys, {chat_id})
+        assert found == (set(), {}, {chat_id: []}, set(), {})
         assert await tx.names({owner}) == {owner: set()}
         assert await tx.unpublished({chat_id}) == []
     assert await shelf.store.log(chat_id) == []
@@ -138,7 +138,9 @@ async def test_who_waits_for_a_chat_sees_all_that_the_other_wrote(shelf: Shelf) 
         async with shelf.store.transaction() as tx:
             asked.set()
             chats = await tx.lock({chat_id})
-            return chats[chat_id].version, await tx.known([(chat_id, digest("e"))])
+            return chats[chat_id].version, (
+                await tx.found([(chat_id, digest("e"))], set(), set())
+            ).known
 
     async with shelf.store.transaction() as tx:
         await tx.lock({chat_id})
@@ -264,7 +266,7 @@ async def test_an_identity_is_known_in_its_chat_only(shelf: Shelf) -> None:
     async with shelf.store.transaction() as tx:
         await tx.lock({one, two})
         asked = [(one, digest("a")), (one, digest("b")), (two, digest("c"))]
-        known = await tx.known(asked)
+        known = (await tx.found(asked, set(), set())).known
 
     assert known & set(asked) == {(one, digest("a"))}
 

@@ -21,7 +21,9 @@ async def test_a_call_comes_back_as_it_was_written(shelf: Shelf) -> None:
         assert await tx.calls({key(asked), Key(asked.chat_id, "other")}) == {
             key(asked): StoredCall(asked, None)
         }
-        assert await tx.open_calls({asked.chat_id}) == {asked.chat_id: [asked]}
+        found = await tx.found([], {key(asked)}, {asked.chat_id})
+        assert found.waiting == {asked.chat_id: [asked]}
+        assert found.calls == {key(asked): StoredCall(asked, None)}
         assert await tx.calls(set()) == {}
     assert await shelf.store.waiting(asked.chat_id) == [asked]
 
@@ -37,7 +39,9 @@ async def test_an_answer_ends_a_call_for_good(shelf: Shelf) -> None:
     async with shelf.store.transaction() as tx:
         await tx.lock({asked.chat_id})
         assert await tx.calls({key(asked)}) == {key(asked): over}
-        assert await tx.open_calls({asked.chat_id}) == {asked.chat_id: []}
+        found = await tx.found([], {key(asked)}, {asked.chat_id})
+        assert found.waiting == {asked.chat_id: []}
+        assert found.calls == {key(asked): over}
     assert await shelf.store.answered(*key(asked))
     assert await shelf.store.waiting(asked.chat_id) == []
 
@@ -51,7 +55,7 @@ async def test_open_calls_come_in_the_order_they_were_asked(shelf: Shelf) -> Non
 
     async with shelf.store.transaction() as tx:
         await tx.lock({chat_id, other})
-        found = await tx.open_calls({chat_id, other})
+        found = (await tx.found([], set(), {chat_id, other})).waiting
 
     assert [c.call_id for c in found[chat_id]] == ["m", "z", "a"]
     assert [c.call_id for c in await shelf.store.waiting(chat_id)] == ["m", "z", "a"]
@@ -69,7 +73,7 @@ async def test_a_cancellation_overtakes_its_request_by_ten_minutes_at_most(
 
     async with shelf.store.transaction() as tx:
         await tx.lock({late.chat_id})
-        found = await tx.cancellations({late, Key(late.chat_id, "d")})
+        found = (await tx.found([], {late, Key(late.chat_id, "d")}, set())).canceled
         assert found == ({late} if counts else set())
 
 
@@ -81,7 +85,7 @@ async def test_a_cancellation_that_comes_again_counts_anew(shelf: Shelf) -> None
 
     async with shelf.store.transaction() as tx:
         await tx.lock({late.chat_id})
-        assert await tx.cancellations({late}) == {late}
+        assert (await tx.found([], {late}, set())).canceled == {late}
 
 
 async def test_names_are_an_owners_without_case_until_the_workspace_is_gone(shelf: Shelf) -> None:
@@ -118,3 +122,12 @@ async def test_one_transaction_at_a_time_gives_out_an_owners_names(shelf: Shelf)
 
     async with shelf.store.transaction() as tx:
         assert await tx.names({ann}) == {ann: {"x", "x-1", "x-2", "x-3", "x-4", "x-5"}}
+
+
+async def test_open_calls_are_counted_over_all_chats_as_far_as_asked(shelf: Shelf) -> None:
+    asked = [call(uid(), name) for name in "abc"]
+    await write(shelf.store, Changes(calls=[StoredCall(c, None) for c in asked]))
+    await write(shelf.store, Changes(calls=[answered(asked[0])]))
+
+    assert await shelf.store.waiting_in_all(100) == 2
+    assert await shelf.store.waiting_in_all(1) == 1

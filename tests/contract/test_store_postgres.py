@@ -34,7 +34,8 @@ async def test_every_statement_fits_the_schema(url: str) -> None:
     db = await asyncpg.connect(url)
     try:
         for name, statement in queries().items():
-            assert (await db.prepare(statement)).get_query(), name
+            for command in statement.split(";\n"):
+                assert (await db.prepare(command)).get_query(), name
     finally:
         await db.close()
 
@@ -43,7 +44,7 @@ def test_every_statement_is_used_and_every_used_one_exists() -> None:
     used: set[str] = set()
     for source in STORE.glob("*.py"):
         text = source.read_text()
-        used |= set(re.findall(r'(?:Q\[|_fetch\(\s*)"(\w+)"', text))
+        used |= set(re.findall(r'(?:Q\[|fetch\(\s*)"(\w+)"', text))
         used |= set(re.findall(r'^\s+\(?"(write_\w+|free_\w+)",', text, re.MULTILINE))
 
     assert used == set(queries())
@@ -229,6 +230,21 @@ async def test_a_database_that_falls_silent_is_away(
     assert not isinstance(silent.value, TransientError)
 
 
+@pytest.mark.parametrize("work", [reading, pushing, working])
+async def test_a_farewell_that_came_before_the_end_of_its_connection_is_a_database_away(
+    url: str, work: Callable[..., Awaitable[object]]
+) -> None:
+    """A server that is killed says so to those who asked nothing; the end comes a moment later."""
+    async with Pipe.to(url) as pipe, connect(pipe.url, connections=1) as store, asyncio.timeout(10):
+        await store.settings()
+        pipe.closes.clear()
+        with pytest.raises(StoreUnavailableError) as lost:
+            await work(store, pipe.farewell(url))
+        assert not isinstance(lost.value, TransientError)
+
+        assert await store.settings() == {}
+
+
 class Pipe:
     """Stands between a client and the database; clogged, it swallows without a word."""
 
@@ -240,6 +256,10 @@ class Pipe:
         self.url = ""
         self.flows = asyncio.Event()
         self.flows.set()
+        self.closes = asyncio.Event()
+        """Not set, it keeps from the client that the database has closed the connection."""
+        self.closes.set()
+        self._ended = asyncio.Event()
         self._writers: list[asyncio.StreamWriter] = []
 
     @classmethod
@@ -259,6 +279,13 @@ class Pipe:
     async def clog(self) -> None:
         self.flows.clear()
 
+    async def farewell(self, url: str) -> None:
+        """Have the server end the connection; return when its last word is with the client."""
+        await cut(url)
+        await self._ended.wait()
+        for _ in range(10):  # turns of the loop in which the client reads it
+            await asyncio.sleep(0)
+
     async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_unix_connection(self._socket)
         self._writers += [writer, back]
@@ -269,6 +296,9 @@ class Pipe:
             while data := await reader.read(65536):
                 await self.flows.wait()
                 writer.write(data)
+        self._ended.set()
+        with suppress(asyncio.CancelledError):
+            await self.closes.wait()
         writer.close()
 
 
@@ -294,3 +324,20 @@ async def cut(url: str) -> None:
         )
     finally:
         await db.close()
+
+
+async def test_a_role_that_may_do_nothing_else_may_ask_which_database_this_is(
+    database_url: str,
+) -> None:
+    await migrate(database_url)
+    role = f"plain_{uid().replace('-', '_')}"
+    db = await asyncpg.connect(database_url)
+    try:
+        await db.execute(f"create role {role}; grant select on origin to {role}; set role {role}")
+        (row,) = await db.fetch(queries()["origin"])
+        await db.execute(f"reset role; drop owned by {role}; drop role {role}")
+    finally:
+        await db.close()
+
+    assert row["here"].count(":") == 4
+    assert row["noted"] is None

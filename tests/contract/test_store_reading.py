@@ -18,9 +18,9 @@ async def test_a_template_is_found_by_organization_and_by_id(shelf: Shelf) -> No
     await shelf.store.push(foreign, theirs, b"")
 
     async with shelf.store.transaction() as tx:
-        listed = await tx.catalog({org}, set(), set())
-        named = await tx.catalog(set(), {theirs.template_id}, set())
-        older = await tx.catalog(set(), set(), {mine.id, uid()})
+        listed = (await tx.terms({org}, set(), set())).catalog
+        named = (await tx.terms(set(), {theirs.template_id}, set())).catalog
+        older = (await tx.terms(set(), set(), {mine.id, uid()})).catalog
 
     assert listed.templates.keys() == {mine.template_id}
     assert listed.templates[mine.template_id].active == mine
@@ -46,7 +46,7 @@ async def test_the_version_pushed_last_is_the_active_one(shelf: Shelf) -> None:
     await shelf.store.push(org, first, b"1")
     assert await active() == first.id
     async with shelf.store.transaction() as tx:
-        catalog = await tx.catalog({org}, set(), {second.id})
+        catalog = (await tx.terms({org}, set(), {second.id})).catalog
     assert catalog.versions == {first.id: first, second.id: second}
 
 
@@ -106,7 +106,7 @@ async def test_a_setting_holds_at_once(shelf: Shelf) -> None:
 
     assert await shelf.store.settings() == {"a": "2", "b": ""}
     async with shelf.store.transaction() as tx:
-        assert await tx.settings() == {"a": "2", "b": ""}
+        assert (await tx.terms(set(), set(), set())).settings == {"a": "2", "b": ""}
 
 
 async def test_a_credential_comes_back_with_its_first_chat(shelf: Shelf) -> None:

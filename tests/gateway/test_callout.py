@@ -7,7 +7,6 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -19,15 +18,14 @@ from handlers import nkey
 from handlers.embedded import Servers
 from handlers.embedded.identities import ISSUER, seed_file
 from handlers.embedded.permissions import ROLES
-from handlers.gateway.callout import (
-    QUEUE,
-    SUBJECT,
+from handlers.gateway.callout import QUEUE, SUBJECT, NotFromServer, Visitor, Why, answer
+from handlers.gateway.grants import (
     Grant,
-    NotFromServer,
     agent_grant,
-    answer,
     frontend_grant,
     inbox_prefix,
+    provisioner_grant,
+    role_grant,
 )
 from tests.conftest import ConnectAs, settled
 
@@ -36,19 +34,22 @@ IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
 
 
 class Granted(dict[str, Grant]):
-    """What the tests' gateway knows, by public key, and what it answered."""
+    """What the tests' gateway knows, by public key, and whom it refused."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.answers: list[dict[str, Any]] = []
+        self.refused: list[tuple[Why, Visitor]] = []
 
     def give(self, make: Callable[..., Grant], **content: object) -> str:
         seed = nkey.new_seed("user")
-        self[nkey.public_key(seed)] = make(**{"expires_at": IN_AN_HOUR} | content)
+        key = nkey.public_key(seed)
+        if make in (role_grant, provisioner_grant):
+            content["public_key"] = key
+        self[key] = make(**{"expires_at": IN_AN_HOUR} | content)
         return seed
 
-    async def look_up(self, public_key: str) -> Grant | None:
-        return self.get(public_key)
+    async def look_up(self, visitor: Visitor) -> Grant | Why:
+        return self.get(visitor.key, Why.UNKNOWN)
 
 
 @pytest.fixture
@@ -59,21 +60,16 @@ async def granted(connect_as: ConnectAs, servers: Servers) -> AsyncIterator[Gran
 
     async def on_question(question: Msg) -> None:
         answered = await answer(question.data, issuer, grants.look_up, datetime.now(UTC))
-        grants.answers.append(claims_of(answered))
-        await question.respond(answered)
+        if answered.refused is not None:
+            grants.refused.append((answered.refused, answered.visitor))
+        await question.respond(answered.token)
 
     await gateway.subscribe(SUBJECT, queue=QUEUE, cb=on_question)
     await settled(gateway)
     return grants
 
 
-def claims_of(token: bytes) -> dict[str, Any]:
-    """What a JWT says."""
-    body = token.split(b".")[1]
-    return json.loads(base64.urlsafe_b64decode(body + b"=="))
-
-
-class Visitor:
+class Guest:
     """A client that connects by seed and notes what the server denies it."""
 
     def __init__(self, client: Client, denied: list[str]) -> None:
@@ -94,7 +90,7 @@ class Visitor:
 
 @pytest.fixture
 def visit(connect_as: ConnectAs, servers: Servers):
-    async def connect(seed: str, name: str, **options: object) -> Visitor:
+    async def connect(seed: str, name: str, /, **options: object) -> Guest:
         denied: list[str] = []
 
         async def note(error: Exception) -> None:
@@ -108,7 +104,7 @@ def visit(connect_as: ConnectAs, servers: Servers):
             error_cb=note,
             **options,
         )
-        return Visitor(client, denied)
+        return Guest(client, denied)
 
     return connect
 
@@ -161,13 +157,24 @@ async def test_a_frontend_may_see_its_chats_and_no_other(granted: Granted, visit
 
 
 async def test_a_key_that_was_granted_nothing_is_refused(granted: Granted, visit) -> None:
+    seed = nkey.new_seed("user")
+
     with pytest.raises(Error, match="Authorization Violation"):
-        await visit(nkey.new_seed("user"), "stranger")
+        await visit(seed, "stranger", name="a stranger")
+
+    ((why, visitor),) = granted.refused
+    assert why is Why.UNKNOWN
+    assert visitor.key == nkey.public_key(seed)
+    assert (visitor.name, visitor.kind, visitor.address) == ("a stranger", "nats", "127.0.0.1")
+    assert visitor.server
+    assert visitor.client
 
 
 async def test_a_client_without_a_key_is_refused(granted: Granted, connect_as: ConnectAs) -> None:
     with pytest.raises(Error, match="Authorization Violation"):
         await connect_as("operator", nkeys_seed=None)
+
+    assert [why for why, _ in granted.refused] == [Why.NO_KEY]
 
 
 async def test_a_grant_that_has_run_out_is_refused(granted: Granted, visit) -> None:
@@ -176,6 +183,86 @@ async def test_a_grant_that_has_run_out_is_refused(granted: Granted, visit) -> N
     )
     with pytest.raises(Error, match="Authorization Violation"):
         await visit(seed, AGENT)
+
+    assert [why for why, _ in granted.refused] == [Why.EXPIRED]
+
+
+async def test_a_provisioner_known_by_name_speaks_as_itself_and_builds_for_its_pool(
+    granted: Granted, visit
+) -> None:
+    seed = granted.give(provisioner_grant, pool="gpu", name="box")
+    key = nkey.public_key(seed)
+    box = await visit(seed, key)
+    jobs = "WORKSPACED_JOB.pool-"
+
+    for subject in (
+        f"workspaced.in.provisioner.{CHAT}.box",
+        f"workspaced.log.{CHAT}.{BUILD}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{jobs}gpu",
+        f"$JS.ACK.{jobs}gpu.1.1.1.1.0",
+        "workspaced.rpc.agent_credential",
+        "workspaced.rpc.template_archive",
+    ):
+        assert await box.may_publish(subject), subject
+    for subject in (
+        f"workspaced.in.provisioner.{CHAT}.other",
+        f"workspaced.in.agent.{CHAT}.{AGENT}",
+        f"workspaced.in.tool.{CHAT}.box",
+        f"$JS.API.CONSUMER.MSG.NEXT.{jobs}local",
+        f"$JS.API.CONSUMER.MSG.NEXT.{jobs}gpu-2",
+        f"$JS.ACK.{jobs}local.1.1.1.1.0",
+        "$JS.API.CONSUMER.CREATE.WORKSPACED_JOB.x",
+        "workspaced.rpc.issue_credential",
+        "workspaced.rpc.get_chat",
+        "$SYS.REQ.SERVER.X.KICK",
+    ):
+        assert not await box.may_publish(subject), subject
+    for subject in ("workspaced.resend.provisioner", f"_INBOX_{key}.>"):
+        assert await box.may_subscribe(subject), subject
+    for subject in ("_INBOX_provisioner.>", "_INBOX.>", f"_INBOX_{AGENT}.>", "workspaced.job.gpu"):
+        assert not await box.may_subscribe(subject), subject
+
+
+@pytest.mark.parametrize(
+    ("role", "may", "may_not"),
+    [
+        ("operator", "workspaced.rpc.issue_credential", "workspaced.timer.x"),
+        ("chat-service", f"workspaced.in.tool.{CHAT}.chat", "workspaced.rpc.issue_credential"),
+        ("worker", f"workspaced.state.{CHAT}", f"workspaced.in.tool.{CHAT}.chat"),
+        ("gateway", f"workspaced.in.tool.{CHAT}.chat", f"workspaced.state.{CHAT}"),
+    ],
+    ids=["operator", "chat-service", "worker", "gateway"],
+)
+async def test_an_issued_key_of_a_role_may_what_the_role_may_with_an_inbox_of_its_own(
+    granted: Granted, visit, role: str, may: str, may_not: str
+) -> None:
+    seed = granted.give(role_grant, role=role)
+    key = nkey.public_key(seed)
+    holder = await visit(seed, key)
+
+    assert await holder.may_publish(may)
+    assert not await holder.may_publish(may_not)
+    assert await holder.may_subscribe(f"_INBOX_{key}.>")
+    everything = role in ("operator", "worker")
+    assert await holder.may_subscribe(f"_INBOX_{role}.>") is everything
+
+
+async def test_an_issued_gateway_may_answer_once(
+    granted: Granted, visit, connect_as: ConnectAs
+) -> None:
+    seed = granted.give(role_grant, role="gateway")
+    gateway = await visit(seed, nkey.public_key(seed))
+    chat_service = await connect_as("chat-service")
+
+    async def twice(question: Msg) -> None:
+        await question.respond(b"one")
+        await question.respond(b"two")
+
+    await gateway.client.subscribe("workspaced.rpc.get_chat", cb=twice)
+    await settled(gateway.client)
+    answered = await chat_service.request("workspaced.rpc.get_chat", b"", timeout=2)
+
+    assert answered.data == b"one"
 
 
 class Forger(Client):
@@ -193,11 +280,13 @@ async def test_naming_a_granted_key_without_its_seed_is_refused(granted: Granted
     with pytest.raises(Error, match="Authorization Violation"):
         await visit(seed, AGENT, client=Forger())
 
-    assert granted.answers[-1]["nats"]["error"] == "the signature is not that of the key"
+    ((why, visitor),) = granted.refused
+    assert why is Why.BAD_SIGNATURE
+    assert visitor.key == nkey.public_key(seed)
 
 
 async def test_only_a_server_is_answered() -> None:
-    async def nobody(_key: str) -> None:
+    async def nobody(_visitor: Visitor) -> Why:
         raise AssertionError
 
     stranger, server = nkey.new_seed("account"), nkey.public_key(nkey.new_seed("account"))

@@ -6,20 +6,25 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from bus import Bus, ServiceError
+from bus import Bus, ServiceError, Subscription, subjects
 from bus.memory import MemoryBus
 from bus.memory_server import MemoryServer
-from bus.streams import STREAMS
+from bus.streams import LOG, STREAMS
 from handlers import nkey
 from handlers.app import NotFoundError, Place
+from handlers.gateway.bodies import LogBody
 from handlers.gateway.gateway import Gateway
+from handlers.gateway.reading import Reader
+from statemachine.load import BUSY
 from statemachine.store.memory import MemoryStore
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -107,3 +112,65 @@ def test_a_seed_that_signs_nothing_is_refused_at_once(tmp_path: Path) -> None:
 
     file.write_text(seed := nkey.new_seed("account"))
     assert Place("", None, tmp_path).issuer_seed() == seed
+
+
+async def answer_next(seen: Subscription, bus: Bus, error: str) -> None:
+    asked = json.loads((await seen.next(5)).data)
+    chat, call = asked["subject"], asked["data"]["call_id"]
+    data = {"call_id": call, "tool": "list_templates", "is_error": True, "result": {"error": error}}
+    await bus.publish(subjects.result(chat, call), json.dumps({"data": data}).encode())
+
+
+async def test_what_is_refused_for_load_is_a_service_error_429(bus: Bus) -> None:
+    async with bus.subscribe("workspaced.in.tool.*.*") as seen:
+        asking = asyncio.create_task(
+            bus.request("workspaced.rpc.list_templates", body(), timeout=5)
+        )
+        await answer_next(seen, bus, BUSY + "try again later")
+
+        with pytest.raises(ServiceError, match="try again later") as refused:
+            await asking
+    assert refused.value.code == 429
+
+
+async def test_a_gateway_that_holds_as_many_calls_as_it_may_refuses_one_more() -> None:
+    async with MemoryBus(MemoryServer()) as bus:
+        for stream in STREAMS:
+            await bus.ensure_stream(stream)
+        gateway = Gateway(MemoryStore(), bus, orphan_grace=timedelta(minutes=1), held_calls=1)
+        running = asyncio.create_task(gateway.run())
+        await gateway.ready.wait()
+        ask = partial(bus.request, "workspaced.rpc.list_templates", timeout=5)
+        async with bus.subscribe("workspaced.in.tool.*.*") as seen:
+            asking = asyncio.create_task(ask(body()))
+            first = await seen.next(5)
+
+            with pytest.raises(ServiceError, match="holds 1 calls already") as refused:
+                await ask(body())
+            assert refused.value.code == 429
+
+            asking.cancel()
+            data = json.loads(first.data)
+            chat, call = data["subject"], data["data"]["call_id"]
+            done = {"is_error": False, "result": {}}
+            await bus.publish(subjects.result(chat, call), json.dumps({"data": done}).encode())
+            asking = asyncio.create_task(ask(body()))
+            await answer_next(seen, bus, "no")
+            assert json.loads((await asking).data)["result"] == {"error": "no"}
+        running.cancel()
+
+
+async def test_a_log_that_forgot_its_beginning_is_read_from_what_it_has() -> None:
+    async with MemoryBus(MemoryServer()) as bus:
+        await bus.ensure_stream(replace(LOG, max_per_subject=3))
+        chat, build, other = (str(uuid4()) for _ in range(3))
+        for of, number in [(other, 0), *((build, number) for number in range(1, 6))]:
+            line = json.dumps({"data": {"sequence": number}}).encode()
+            await bus.publish(subjects.log(chat, of), line)
+        reader = Reader(MemoryStore(), bus, timedelta(minutes=1))
+
+        kept = await reader.read_log(LogBody(chat_id=chat, build_id=build))
+        others = await reader.read_log(LogBody(chat_id=chat, build_id=other))
+
+    assert [line["sequence"] for line in kept["lines"]] == [3, 4, 5]
+    assert [line["sequence"] for line in others["lines"]] == [0]

@@ -69,6 +69,25 @@ async def test_a_step_that_fails_leaves_nothing_of_itself(
         await db.close()
 
 
+async def test_a_step_does_not_wait_for_a_dump_with_all_workers_behind_it(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(database_url)
+    later = Migration(9999, "later", "alter table chat add column later text")
+    monkeypatch.setattr(migrating, "migrations", lambda: [*migrations(), later])
+    monkeypatch.setattr(migrating, "PATIENCE", "50ms")
+    dump = await asyncpg.connect(database_url)
+    try:
+        async with dump.transaction():
+            await dump.execute("lock table chat in access share mode")
+            with pytest.raises(StoreUnavailableError, match="in use"):
+                await migrate(database_url)
+    finally:
+        await dump.close()
+
+    assert await migrate(database_url) == [later]
+
+
 async def test_a_database_that_is_not_there_is_away() -> None:
     with pytest.raises(StoreUnavailableError):
         await migrate("postgresql://nobody@127.0.0.1:1/nowhere")

@@ -55,20 +55,26 @@ class Rig:
         self.seen: list[tuple[str, Event]] = []
         self.archives: dict[str, bytes] = {}
         self.superseded: set[str] = set()
+        self.refusals = 0
+        """Credentials that were asked for in vain."""
         self._heard: set[str] = set()
         self._changed = asyncio.Condition()
         self.chat, self.workspace, self.template = identity(), identity(), identity()
 
     @classmethod
     @asynccontextmanager
-    async def on(cls, bus: Bus, credential: Mapping[str, Any]) -> AsyncIterator[Rig]:
+    async def on(
+        cls, bus: Bus, credential: Mapping[str, Any], gateway: Bus | None = None
+    ) -> AsyncIterator[Rig]:
+        """`gateway` answers rpcs, where that takes another connection than `bus`."""
         rig = cls(bus, credential)
         for stream in (IN, JOB, LOG, PRESENCE):
             await bus.ensure_stream(stream)
         for consumer in (WORKER_IN, pool_consumer("local")):
             await bus.ensure_consumer(consumer)
-        await bus.respond("workspaced.rpc.template_archive", "q", rig._archive)
-        await bus.serve(
+        gateway = gateway or bus
+        await gateway.respond("workspaced.rpc.template_archive", "q", rig._archive)
+        await gateway.serve(
             "workspaced", "1.0.0", "", {"workspaced.rpc.agent_credential": rig._credential}
         )
         async with asyncio.TaskGroup() as tasks:
@@ -203,6 +209,9 @@ class Rig:
 
     async def _credential(self, message: Message) -> bytes:
         if json.loads(message.data)["build_id"] in self.superseded:
+            async with self._changed:
+                self.refusals += 1
+                self._changed.notify_all()
             raise ServiceError(403, "not the newest build")
         return json.dumps(self.credential).encode()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import handlers.provisioner.archive
 from handlers.provisioner.archive import BadArchive, sensitive_values, unpack
 from tests.provisioner.rig import packed
 
@@ -102,3 +103,25 @@ def test_the_manifest_says_what_is_sensitive_and_all_is_if_it_cannot(
     (tmp_path / "workspace" / "template.toml").write_text("")  # the user's to change
 
     assert sensitive_values(tmp_path / "workspace", {"a": "1", "b": "2"}) == expected
+
+
+@pytest.mark.parametrize("what", ["large", "many", "lying"])
+def test_a_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes are looked at in the archive's own words, and no more than those is ever written."""
+    monkeypatch.setattr(handlers.provisioner.archive, "_MEMBERS", 100)
+    with tarfile.open(tmp_path / "bomb", "w:gz", compresslevel=1) as file:
+        if what == "many":
+            for number in range(101):
+                file.addfile(tarfile.TarInfo(f"f{number}"))
+        else:
+            member = tarfile.TarInfo("zeros")
+            member.size = 2 ** (40 if what == "lying" else 30)
+            file.addfile(member)
+
+    with pytest.raises(BadArchive):
+        unpack(tmp_path / "bomb", "v1", tmp_path / "workspace")
+
+    assert [path.name for path in (tmp_path / "workspace").iterdir()] == [".workspaced"]
+    assert not list((tmp_path / "workspace/.workspaced").iterdir())

@@ -48,15 +48,22 @@ async def test_a_job_is_built_and_answered(
         started = await rig.fact(type="build_started", build_id=build)
         await acked(rig, server)
 
-    assert started["data"] == {
+    of_build = {
         "workspace_id": rig.workspace,
         "build_id": build,
         "build_number": 3,
         "transition": "start",
     }
+    assert started["data"] == {
+        **of_build,
+        "workspace_name": "tidy-owl",
+        "owner_name": "ann",
+        "template_id": rig.template,
+        "template_version_id": version["version_id"],
+    }
     assert succeeded["type"] == "workspaced.build_succeeded.v1"
     assert succeeded["data"] == {
-        **started["data"],
+        **of_build,
         "template_version_id": version["version_id"],
         "agents": [],
     }

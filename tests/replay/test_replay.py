@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from statemachine import events
-from statemachine.replay import Replayed, replay
+from statemachine.replay import Fold, Replayed, replay
 from statemachine.views import state_changed
 
 LOGS = Path(__file__).parent / "logs"
@@ -40,12 +40,59 @@ def test_a_recorded_log_still_ends_where_it_did(name: str) -> None:
     agent = state_changed(chat.workspace)["agent"]
     shown = None if agent is None else f"{agent['status']} {agent['lifecycle'] or 'none'}"
     assert shown == ending.get("agent")
+    cause = chat.workspace.cause
+    assert cause is not None
+    assert cause.type == ending.get("cause", cause.type)
 
 
 @pytest.mark.parametrize("name", ENDINGS)
 def test_a_recorded_log_still_agrees_entry_by_entry(name: str) -> None:
     """Outcome, states and version of each: none was recorded as it would not be today."""
     assert [str(difference) for difference in only(replay(entries(name))).differences] == []
+
+
+@pytest.mark.parametrize("name", ["export-before-causes", "export-with-causes"])
+def test_what_an_own_event_followed_from_is_known_whether_the_log_says_it_or_not(
+    name: str,
+) -> None:
+    fold, causes = Fold(entries(name)[0]["event"]["subject"]), []
+    for entry in entries(name):
+        fold.take(entry)
+        if entry["event"]["type"] == "workspaced.build_requested.v1":
+            causes.append(fold.workspace.cause)
+
+    asked = [e["event"] for e in entries(name) if "tool_requested" in e["event"]["type"]]
+    assert [(c.source, c.id, c.type) for c in causes if c] == [
+        (event["source"], event["id"], event["type"]) for event in asked
+    ]
+    assert len(causes) == 4
+
+
+def test_a_cause_or_a_limit_that_can_not_be_read_is_refused() -> None:
+    for key in ("cause", "deadline"):
+        log = entries("export-with-causes")
+        log[1][key] = "x"
+        with pytest.raises(ValueError, match="entry 2"):
+            replay(log)
+
+
+def test_a_limit_that_an_entry_did_not_set_is_named() -> None:
+    log = entries("export-with-causes")
+    log[0]["deadline"] = log[1]["deadline"]
+
+    (difference,) = only(replay(log)).differences
+
+    assert (difference.seq, difference.key, difference.folded) == (1, "deadline", None)
+
+
+def test_the_limit_in_force_then_is_that_of_the_log() -> None:
+    log = entries("export-with-causes")[:2]
+    log[1]["deadline"] = "2031-01-01T00:00:00.000000Z"
+
+    deadline = only(replay(log)).workspace.deadline
+
+    assert deadline is not None
+    assert deadline.year == 2031
 
 
 def test_logs_of_several_chats_may_be_mixed() -> None:
@@ -74,6 +121,7 @@ def test_every_type_that_a_log_may_hold_is_frozen_here() -> None:
         events.DeadlinePassed,
         events.TtlPassed,
         events.OrphanGracePassed,
+        events.DatabaseRestored,
     ]
     assert frozen == {f"workspaced.{model.name}.v1" for model in models}  # type: ignore[attr-defined]
 

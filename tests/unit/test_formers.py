@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from statemachine.calls import Known, Policy
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TemplateRef, TtlPassed
 from statemachine.folding import Unmoved
-from statemachine.formers import is_new, known, newly_deleted, orphans
+from statemachine.formers import known, newly_deleted, newly_named, orphans
 from statemachine.judging import expiry, orphan
 from statemachine.machine import Ignored, Parked
 from statemachine.replay import replay
 from statemachine.states import State
 from statemachine.workspace import MOST_PAST, Former, Ref, Workspace
-from tests.unit.driver import PYTHON, catalog, template
+from tests.unit.driver import ANN, PYTHON, asked, catalog, template
 from tests.unit.facts import (
     CHAT,
     DELETE,
@@ -79,7 +79,7 @@ def grace_over(name: str) -> Event:
 # -- replaced workspaces ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", set(State) - {State.NONE})
+@pytest.mark.parametrize("state", [state for state in State if state is not State.NONE])
 def test_a_workspace_that_is_left_running_is_an_orphan_until_its_stop_is_asked_for(
     state: State,
 ) -> None:
@@ -113,6 +113,16 @@ def test_a_stop_that_failed_of_a_start_that_failed_leaves_nothing_to_stop() -> N
     )
 
     assert orphaned(left) == []
+
+
+@pytest.mark.parametrize("end", [failed, canceled])
+@pytest.mark.parametrize(("start", "runs"), [([], True), ([failed()], False)])
+def test_one_that_was_not_removed_may_run_unless_its_start_is_known_to_have_failed(
+    start: list[Event], runs: bool, end: Any
+) -> None:
+    left = chat(requested(), *start, requested(2, DELETE), end(2, DELETE), requested(1, START, "v"))
+
+    assert orphaned(left) == (["w"] if runs else [])
 
 
 @pytest.mark.parametrize(
@@ -375,21 +385,29 @@ def test_a_delete_that_failed_first_deletes_nothing_when_it_succeeds() -> None:
     assert newly_deleted(after, apply(after, deleted()).workspace) == (uid("w"),)
 
 
-def test_a_build_is_of_a_new_workspace_or_the_next_one_of_one_there_is() -> None:
-    there = chat(*REPLACED, *ELSEWHERE)
+def test_a_workspace_holds_its_name_from_when_name_and_owner_are_known() -> None:
+    elsewhere = started(1, START, "x", workspace_name="theirs")
+    mine = (uid("x"), CHAT, ANN, "theirs")
 
-    def new(fact: Event) -> bool:
-        assert isinstance(fact.data, BuildRequested)
-        return is_new(there, fact.data)
+    unbound, nobodys = Workspace(chat_id=CHAT), chat(elsewhere)
+    owned = chat(asked("list_templates"), of=nobodys)
+    nameless = chat(asked("list_templates"), succeeded(workspace="x"))
 
-    assert new(requested(1, START, "u"))
-    assert new(requested(2, START, "u")), "whatever its number is"
-    for name in "vwx":
-        assert not new(requested(2, STOP, name))
-        assert not new(requested(1, START, name))
-    nothing = requested().data
-    assert isinstance(nothing, BuildRequested)
-    assert is_new(Workspace(chat_id=CHAT), nothing)
+    assert newly_named(unbound, nobodys) is None
+    assert newly_named(nobodys, owned) == mine
+    assert newly_named(nameless, chat(elsewhere, of=nameless)) == mine
+    assert newly_named(owned, chat(succeeded(workspace="x"), of=owned)) is None
+
+
+def test_the_next_build_of_a_workspace_gives_it_no_new_name() -> None:
+    there = chat(asked("list_templates"), *REPLACED)
+
+    new = newly_named(there, chat(requested(1, START, "u"), of=there))
+
+    assert new is not None
+    assert new[0] == uid("u")
+    assert newly_named(there, chat(requested(2, STOP, "v"), of=there)) is None
+    assert newly_named(there, chat(requested(2, STOP, "w"), of=there)) is None
 
 
 # -- memory -------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class Party:
             raise ServiceFault(int(code), reply.headers["Nats-Service-Error"])
         return reply.data
 
-    async def rpc(self, name: str, **body: Any) -> Any:
+    async def rpc(self, name: str, /, **body: Any) -> Any:
         return json.loads(await self.ask(name, body))
 
     async def last(self, stream: str, subject: str) -> tuple[Event, dict[str, str]] | None:

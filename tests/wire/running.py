@@ -49,9 +49,16 @@ def run(
 class Process:
     """A command that serves, with what it says."""
 
-    def __init__(self, *words: str | Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *words: str | Path,
+        env: Mapping[str, str] | None = None,
+        program: Path | None = None,
+    ) -> None:
+        """`program`: what to run in place of the module."""
+        main = ["-m", "handlers"] if program is None else [str(program)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "handlers", *map(str, words)],
+            [sys.executable, *main, *map(str, words)],
             cwd=ROOT,
             env=environment(env),
             stdin=subprocess.DEVNULL,
@@ -115,10 +122,14 @@ class Process:
         with self._more:
             return "".join(self._said)
 
-    def heard(self, words: str) -> None:
-        """Wait until it said that."""
+    def heard(self, words: str, times: int = 1) -> None:
+        """Wait until it said that so often."""
+
+        def often_enough() -> bool:
+            return sum(words in line for line in self._said) >= times
+
         with self._more:
-            assert self._more.wait_for(lambda: any(words in line for line in self._said), PATIENCE)
+            assert self._more.wait_for(often_enough, PATIENCE)
 
 
 @dataclass

@@ -123,8 +123,10 @@ async def test_c7_when_it_is_over_the_workers_stop_the_workspace(world: World, p
     call = await bare.ask(START)
     await world.provisioner.succeed(await world.provisioner.job(bare, "start", 3))
     await result(bare, call)
-    await world.provisioner.succeed(await world.provisioner.job(bare, "stop", 4))
-    await bare.state("stopped", above=bare.now["version"])
+    stop = await world.provisioner.job(bare, "stop", 4)
+    before = bare.now["version"]
+    await world.provisioner.succeed(stop)
+    await bare.state("stopped", above=before)
 
 
 async def test_c7_a_stop_that_fails_does_not_lengthen_it(world: World, put: Put) -> None:

@@ -3,101 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from handlers.embedded import Servers
 from tests.wire.agents import agent_of
-from tests.wire.harness import PATIENCE, Event
-from tests.wire.running import ROOT, environment, run
-from tests.wire.world import ORGANIZATION, TEMPLATES, Place, World, template_folder, world_at
-
-
-@dataclass
-class Fleet:
-    """Workers and gateways on one NATS and one PostgreSQL."""
-
-    servers: Servers
-    database_url: str
-    parent: Path
-    env: dict[str, str] = field(default_factory=dict)
-    running: dict[Process, asyncio.Task[None]] = field(default_factory=dict)
-
-    async def start(self, role: str) -> Process:
-        """Start a role; return when it works."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "handlers", role),
-            *("--credentials", str(self.servers.credentials / f"{role}.nk")),
-            *("--data-dir", str(self.parent / "nowhere")),
-            cwd=ROOT,
-            env=environment(self.urls | self.env),
-            stdout=PIPE,
-            stderr=PIPE,
-        )
-        ready, said = asyncio.Event(), bytearray()
-
-        async def listen() -> None:
-            assert process.stderr is not None
-            async for line in process.stderr:
-                said.extend(line)
-                if b"is ready" in line:
-                    ready.set()
-
-        listening = asyncio.create_task(listen())
-        self.running[process] = listening
-        waiting = asyncio.create_task(ready.wait())
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.wait((waiting, listening), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        assert ready.is_set(), said.decode()
-        return process
-
-    @property
-    def urls(self) -> dict[str, str]:
-        return {
-            "WORKSPACED_NATS_URL": self.servers.nats_url,
-            "WORKSPACED_DATABASE_URL": self.database_url,
-        }
-
-    def push(self, name: str) -> Event:
-        """Push a template of the tests."""
-        folder = template_folder(self.parent, name, TEMPLATES[name])
-        operator = ("--credentials", self.servers.credentials / "operator.nk")
-        done = run(
-            "template", "push", folder, "--organization", ORGANIZATION, *operator, env=self.urls
-        )
-        assert done.returncode == 0, done.stderr
-        return dict(json.loads(done.stdout))
-
-    async def end(self, process: Process, how: signal.Signals) -> int:
-        """End a process; return its status."""
-        with suppress(ProcessLookupError):
-            process.send_signal(how)
-        async with asyncio.timeout(PATIENCE):
-            status = await process.wait()
-            await self.running.pop(process)
-        return status
+from tests.wire.fleet import Fleet
+from tests.wire.world import Place, World, world_at
 
 
 @pytest.fixture
 async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[Fleet]:
-    fleet = Fleet(own_nats, database_url, tmp_path)
+    fleet = Fleet(own_nats.nats_url, own_nats.credentials, database_url, tmp_path)
     yield fleet
-    for process in list(fleet.running):
-        await fleet.end(process, signal.SIGKILL)
+    await fleet.end_all()
 
 
 async def world_of(fleet: Fleet, stack: AsyncExitStack) -> World:
-    place = Place(fleet.servers.nats_url, fleet.servers.credentials, {"plain": fleet.push("plain")})
+    place = Place(fleet.nats_url, fleet.credentials, {"plain": fleet.push("plain")})
     return await stack.enter_async_context(world_at(place))
 
 

@@ -151,8 +151,9 @@ async def test_a_stop_out_of_time(world: World) -> None:
     results = [(await chat.answer(call))["result"] for call in (stopping, waiting)]
     assert chat.path[-2:] == ["stopping", "failed:build_timeout"]
     assert chat.now["build"]["transition"] == "stop"
+    before = chat.now["version"]
     again = await chat.ask("stop_workspace")
-    await chat.state("stopping", above=chat.now["version"])
+    await chat.state("stopping", above=before)
     await world.provisioner.succeed(stop)
     resolved = (await chat.answer(again))["result"]
 

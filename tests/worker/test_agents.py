@@ -68,7 +68,7 @@ async def test_a_loss_is_noticed_once(
 async def test_a_loss_is_told_though_the_worker_died_that_noticed(
     rig: Rig, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def died(rows: Any) -> None:
+    async def died(rows: Any, **_more: object) -> None:
         raise Unavailable(f"died with {rows}")
 
     dying = rig.hand()
@@ -81,6 +81,32 @@ async def test_a_loss_is_told_though_the_worker_died_that_noticed(
 
     assert rig.state(chat)["agent"]["status"] == "disconnected"
     assert len(await losses(rig, chat)) == 1
+    await rig.check(chat)
+
+
+@pytest.mark.parametrize("word", ["connected", "starting"])
+async def test_what_a_dying_worker_left_of_a_loss_is_published_when_the_agent_is_back(
+    rig: Rig, send: Senders, job: Job, chat: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark never comes again: the agent's sign of life took its place."""
+
+    async def died(rows: Any, **_more: Any) -> None:
+        raise Unavailable(f"died with {rows}")
+
+    dying = rig.hand()
+    rig.clock.advance(SILENCE)
+    with monkeypatch.context() as patch:
+        patch.setattr(dying.relay, "publish", died)
+        await dying.pump()
+    assert rig.store.outbox
+    await send.show(job)
+    rig.clock.advance(WORKER_PRESENCE.ack_wait)
+
+    await send.agent(job, word, 3)
+    await rig.hand().pump()
+
+    assert rig.store.outbox == {}
+    assert rig.state(chat)["agent"]["status"] == "connected"
     await rig.check(chat)
 
 

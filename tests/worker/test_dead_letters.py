@@ -155,7 +155,7 @@ async def test_a_refusal_never_stands_over_the_answer_to_the_corrected_request(
     assert rig.answer(chat)["is_error"] is False
 
 
-async def unpublished(rows: object) -> None:
+async def unpublished(rows: object, **_more: object) -> None:
     raise Unavailable(f"died with {rows}")
 
 

@@ -69,6 +69,31 @@ async def test_what_fires_by_a_clock_that_runs_ahead_is_armed_again_and_not_at_o
     await rig.check(chat)
 
 
+async def test_what_a_dying_worker_left_of_a_timer_is_published_when_it_comes_again_as_news(
+    rig: Rig, hand: Hand, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer has no identity: what was too early at first is in time when it comes again."""
+
+    async def died(rows: Any, **_more: Any) -> None:
+        raise Unavailable(f"died with {rows}")
+
+    await send.create(chat)
+    await hand.pump()
+    rig.skew = timedelta(seconds=3)
+    rig.clock.advance(TEN_MINUTES)
+    with monkeypatch.context() as patch:
+        patch.setattr(hand.relay, "publish", died)
+        await hand.pump()
+    assert rig.store.outbox
+
+    rig.clock.advance(WORKER_TIMER.ack_wait)
+    await rig.hand().pump()
+
+    assert rig.state(chat)["state"] == "failed"
+    assert rig.store.outbox == {}
+    await rig.check(chat)
+
+
 async def test_an_old_timer_moves_nothing_and_arms_the_one_that_counts(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
@@ -117,7 +142,7 @@ async def test_what_a_limit_had_to_say_is_said_though_the_worker_died(
     await dying.pump()
     rig.clock.advance(TEN_MINUTES)
 
-    async def died(rows: Any) -> None:
+    async def died(rows: Any, **_more: object) -> None:
         raise Unavailable(f"died with {rows}")
 
     with monkeypatch.context() as patch:
@@ -171,7 +196,7 @@ async def test_a_worker_arms_open_deadlines_and_makes_pools_when_it_starts(
     rig.server.start()
 
     started = rig.hand()
-    await started.worker._prepare(started.relay)
+    await started.prepare()
 
     assert "pool-local" in rig.server.streams["WORKSPACED_JOB"].consumers
     rig.clock.advance(TEN_MINUTES)

@@ -16,6 +16,8 @@ from tests.worker.messages import Job, Senders, new_id
 from tests.worker.rig import Hand, Rig
 
 SECRET, PRESET, OTHER, DEFAULT = "s3cret-1", "s3cret-2", "s3cret-3", "s3cret-4"
+PIN = "471100815471100"
+"""So long that no random id holds it by chance."""
 TOML = f"""
 name = "secretive"
 [[parameter]]
@@ -97,7 +99,7 @@ async def readable(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str
 
 async def nothing_shows(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
     text = await readable(rig, chat, caplog)
-    for secret in (SECRET, PRESET, OTHER, DEFAULT, "4711"):
+    for secret in (SECRET, PRESET, OTHER, DEFAULT, PIN):
         assert secret not in text
     await rig.check(chat)
     return text
@@ -106,12 +108,12 @@ async def nothing_shows(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -
 async def test_a_call_s_value_is_in_the_job_only(
     rig: Rig, hand: Hand, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await create(rig, hand, chat, {"token": SECRET, "pin": 4711, "branch": "mine"})
+    await create(rig, hand, chat, {"token": SECRET, "pin": int(PIN), "branch": "mine"})
     await nothing_shows(rig, chat, caplog)  # also while the call waits
     assert rig.job["parameters"] == {
         "branch": "mine",
         "token": SECRET,
-        "pin": "4711",
+        "pin": PIN,
         "key": DEFAULT,
     }
 
@@ -173,7 +175,7 @@ async def test_later_builds_carry_the_real_value(
 async def test_what_does_not_fit_is_named_without_its_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wrong = {"token": f"no {SECRET}", "pin": f"{SECRET}4711", "tokn": OTHER}
+    wrong = {"token": f"no {SECRET}", "pin": f"{SECRET}{PIN}", "tokn": OTHER}
     await create(rig, hand, chat, wrong, "wrong")
     found = rig.answer(chat, "wrong")["result"]["validations"]
     assert {one["field"] for one in found} == {"token", "pin", "tokn"}
@@ -183,7 +185,7 @@ async def test_what_does_not_fit_is_named_without_its_value(
     await hand.pump()
     await ready(rig, hand, rig.job)
 
-    await send.ask(chat, "start_workspace", "bad", parameters={"key": OTHER, "pin": "x4711"})
+    await send.ask(chat, "start_workspace", "bad", parameters={"key": OTHER, "pin": f"x{PIN}"})
     await hand.pump()
 
     found = rig.answer(chat, "bad")["result"]["validations"]

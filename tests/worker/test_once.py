@@ -208,7 +208,7 @@ async def test_an_older_state_never_stands_over_a_newer_one(
     """A worker that was paused between commit and publish wakes up."""
     late, sent = rig.hand(), list[Outgoing]()
 
-    async def pause(rows: Sequence[Outgoing]) -> None:
+    async def pause(rows: Sequence[Outgoing], **_more: object) -> None:
         sent.extend(rows)
 
     await send.create(chat)
@@ -234,7 +234,7 @@ async def test_two_relays_that_publish_at_once_leave_the_newest_state(
     sent: list[Outgoing] = []
     relay = rig.hand().relay
 
-    async def keep(rows: Sequence[Outgoing]) -> None:
+    async def keep(rows: Sequence[Outgoing], **_more: object) -> None:
         sent.extend(rows)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -275,7 +275,7 @@ async def test_a_relay_that_published_a_newer_state_publishes_no_older_one(
         patch.setattr(dying.relay, "publish", died)
         await send.built(job, agents=("main",), event_id=event_id)
         await dying.pump()
-    await send.agent(job, "connected", 1)
+    await send.agent(job, "starting", 1)
     await hand.work(hand.take())
     assert rig.state(chat)["state"] == "scripts_running"
 
@@ -286,5 +286,5 @@ async def test_a_relay_that_published_a_newer_state_publishes_no_older_one(
     assert rig.store.outbox == {}
 
 
-async def died(rows: Sequence[Outgoing]) -> None:
+async def died(rows: Sequence[Outgoing], **_more: object) -> None:
     raise Unavailable(f"died with {len(rows)}")

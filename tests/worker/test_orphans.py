@@ -337,7 +337,7 @@ async def test_graces_hold_when_the_bus_has_lost_its_timers(
     rig.server.start()
 
     started = rig.hand()
-    await started.worker._prepare(started.relay)
+    await started.prepare()
     await passes(rig, started, 0)
     assert rig.jobs() == []
     await passes(rig, started, GRACE + 60)

@@ -241,7 +241,7 @@ async def test_it_holds_when_the_bus_has_lost_its_timers(
     rig.server.start()
 
     started = rig.hand()
-    await started.worker._prepare(started.relay)
+    await started.prepare()
     await passes(rig, started, 0)
     kept = await rig.store.chat(chat)
     assert kept is not None

@@ -1,0 +1,145 @@
+"""The database under `up` and a PostgreSQL of one's own: each service comes as itself, and can work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from handlers.embedded.child import start
+from handlers.embedded.database_roles import ROLES
+from handlers.embedded.postgresql import _binaries, _initialise, _is_ready
+from handlers.embedded.unprivileged import identity_for
+from statemachine.store import StoreUnavailableError
+from statemachine.store.migrating import migrate
+from statemachine.store.postgres import connect as open_store
+from tests.cli.folders import folder
+from tests.wire.running import ROOT, Up, run
+
+DEPLOY = ROOT / "deploy/postgres"
+
+
+async def test_under_up_each_service_comes_as_itself(running: Up) -> None:
+    admin = await asyncpg.connect(running.ready["database"])
+    found = await admin.fetch(
+        "select distinct usename::text from pg_stat_activity "
+        "where datname = 'workspaced' and pid <> pg_backend_pid()"
+    )
+    owners = await admin.fetch(
+        "select distinct tableowner::text from pg_tables where schemaname = 'public'"
+    )
+    await admin.close()
+
+    assert {row[0] for row in found} == {"workspaced_worker", "workspaced_gateway"}
+    assert [row[0] for row in owners] == ["workspaced_owner"]
+
+
+def test_under_up_commands_come_as_operator_and_the_owner_migrates(
+    running: Up, tmp_path: Path
+) -> None:
+    noted = json.loads((running.directory / "servers.json").read_bytes())
+    dump = tmp_path / "dump"
+
+    dumped = subprocess.run(
+        [_binaries() / "pg_dump", "-Fc", "-f", dump, noted["databases"]["operator"]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert dumped.returncode == 0, dumped.stderr
+    assert running.data("migrate") == {"applied": []}
+    assert running.data("template", "push", folder(tmp_path))
+    assert (running.directory / "servers.json").stat().st_mode & 0o077 == 0
+
+
+@asynccontextmanager
+async def listening(home: Path, port: int) -> AsyncIterator[str]:
+    """A PostgreSQL that is not embedded: it listens on TCP. Its administrator's URL."""
+    data, binaries = home / "postgres", _binaries()
+    identity = identity_for(data, binaries / "postgres")
+    if not data.exists():
+        await _initialise(data, binaries, identity)
+    settings = (f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=")
+    child = await start(
+        "PostgreSQL",
+        [binaries / "postgres", "-D", data, *(word for s in settings for word in ("-c", s))],
+        log=home / "postgres.log",
+        farewell=signal.SIGINT,
+        identity=identity.options,
+    )
+    try:
+        await child.ready(data, lambda: _is_ready(data, child.pid), 30)
+        yield f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable"
+    finally:
+        await child.stop()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def made_by(url: str) -> None:
+    """Run the example twice: the second time there is nothing to do."""
+    for _ in range(2):
+        done = subprocess.run(
+            [_binaries() / "psql", "-X", "-v", "ON_ERROR_STOP=1", "-f", DEPLOY / "roles.sql", url],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+async def test_the_examples_make_a_server_that_each_role_works_on_with_its_password_only(
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    of = {
+        name: f"postgresql://{role}:right@127.0.0.1:{port}/workspaced?sslmode=disable"
+        for name, role in ROLES.items()
+    }
+    async with listening(tmp_path, port) as url:
+        made_by(url)
+        admin = await asyncpg.connect(url)
+        for role in ROLES.values():
+            await admin.execute(f"alter role {role} password 'right'")
+        hba = tmp_path / "postgres" / "pg_hba.conf"
+        hba.write_text((DEPLOY / "pg_hba.conf").read_text())
+        wrong = await admin.fetch(
+            "select error from pg_hba_file_rules where error not like '%not supported by this build'"
+        )  # the embedded server's has no TLS
+        await admin.close()
+    async with listening(tmp_path, port):
+        refused = await asyncio.gather(
+            *(asyncpg.connect(url.replace(":right@", ":wrong@")) for url in of.values()),
+            asyncpg.connect(url),
+            asyncpg.connect(url, database="workspaced"),
+            asyncpg.connect(of["worker"], database="postgres"),
+            return_exceptions=True,
+        )
+        with pytest.raises(StoreUnavailableError, match="run `workspaced migrate`"):
+            await migrate(of["worker"])
+        migrated = await asyncio.to_thread(run, "migrate", "--database-url", of["owner"])
+        for name in ("worker", "gateway", "operator"):
+            assert await migrate(of[name]) == []
+            async with open_store(of[name]) as store:
+                assert await store.settings() == {}
+
+    assert wrong == []
+    assert {type(found) for found in refused} == {
+        asyncpg.InvalidPasswordError,
+        asyncpg.InvalidAuthorizationSpecificationError,
+    }
+    assert migrated.returncode == 0, migrated.stderr
+    assert json.loads(migrated.stdout)["applied"][0] == "0001_initial"
+    assert "right" not in migrated.stdout + migrated.stderr

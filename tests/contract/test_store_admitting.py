@@ -1,0 +1,145 @@
+"""Keys and connections, on both adapters: who may come in, and who is in and must go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from statemachine.events import Transition
+from statemachine.store import Changes, Connection, Credential
+from statemachine.store.admitting import MOST_CONNECTIONS
+from statemachine.workspace import Build, Ref, Workspace
+from tests.contract.stores import NOW, Shelf, uid, write
+
+IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
+
+
+def built(chat_id: str, build_id: str, number: int = 1) -> Workspace:
+    build = Build(id=build_id, number=number, transition=Transition.START, started_at=NOW)
+    return Workspace(chat_id=chat_id, ref=Ref(id=uid()), build=build)
+
+
+def agent_of(chat: Workspace, **more: object) -> Credential:
+    assert chat.build is not None
+    assert chat.ref is not None
+    credential = Credential("agent", (chat.chat_id,), IN_AN_HOUR, chat.ref.id, chat.build.id, uid())
+    return replace(credential, **more)  # type: ignore[arg-type]
+
+
+async def test_a_role_s_key_comes_back_as_it_was_issued(shelf: Shelf) -> None:
+    made = Credential("provisioner", (), IN_AN_HOUR, name="box", pool="gpu")
+
+    await shelf.store.issue("P", made)
+
+    assert await shelf.store.credential("P") == (made, None)
+
+
+async def test_a_revoked_key_stays_so_and_has_run_out(shelf: Shelf) -> None:
+    await shelf.store.issue("O", Credential("operator", (), IN_AN_HOUR))
+
+    assert await shelf.store.revoke("O")
+    first = await shelf.store.credential("O")
+    assert await shelf.store.revoke("O")
+
+    assert first == await shelf.store.credential("O")
+    assert first is not None
+    credential, _ = first
+    assert credential.revoked_at is not None
+    assert credential.expires_at <= credential.revoked_at
+    assert not await shelf.store.revoke("stranger")
+
+
+async def test_a_name_is_bound_to_one_pool_for_ever(shelf: Shelf) -> None:
+    assert await shelf.store.bind("box", "gpu") == "gpu"
+    assert await shelf.store.bind("box", "cpu") == "gpu"
+    async with shelf.store.transaction() as tx:
+        await tx.lock(set())
+        found = await tx.found([], set(), set(), {"box", "other"})
+
+    assert found.pools == {"box": "gpu"}
+
+
+async def test_keys_are_listed_by_page_and_spent_ones_when_asked_for(shelf: Shelf) -> None:
+    for key in ("A", "B", "C"):
+        await shelf.store.issue(key, Credential("frontend", (uid(),), IN_AN_HOUR, name=key))
+    await shelf.store.revoke("B")
+    credential, _ = await shelf.store.credential("A") or (None, None)
+    assert credential is not None
+    await shelf.store.let_in("A", Connection("S", 1), "one", credential)
+
+    now = await shelf.store.credentials()
+    everything = await shelf.store.credentials(spent=True, most=2)
+    rest = await shelf.store.credentials(spent=True, after=everything[-1].public_key)
+
+    assert [(k.public_key, k.connections) for k in now] == [("A", 1), ("C", 0)]
+    assert [k.public_key for k in everything + rest] == ["A", "B", "C"]
+
+
+async def test_connections_of_a_revoked_key_are_unwelcome_and_no_others(shelf: Shelf) -> None:
+    made = Credential("frontend", (uid(),), IN_AN_HOUR)
+    for number, key in enumerate(("A", "B", "A"), 1):
+        await shelf.store.issue(key, made)
+        assert await shelf.store.let_in(key, Connection("S", number), "one", made) == []
+
+    assert await shelf.store.unwelcome() == []
+    await shelf.store.revoke("A")
+
+    assert set(await shelf.store.unwelcome()) == {Connection("S", 1), Connection("S", 3)}
+    assert await shelf.store.unwelcome(public_key="B") == []
+    first = await shelf.store.unwelcome(public_key="A", most=1)
+    assert await shelf.store.unwelcome(after=first[0]) == [Connection("S", 3)]
+    await shelf.store.cut_off([Connection("S", 1), Connection("S", 3)])
+    assert await shelf.store.unwelcome() == []
+
+
+async def test_an_agent_is_unwelcome_when_its_build_is_superseded(shelf: Shelf) -> None:
+    chat, other = built(uid(), uid()), built(uid(), uid())
+    await write(shelf.store, Changes(chats=[chat, other]))
+    for number, (key, of) in enumerate((("A", chat), ("B", other)), 1):
+        await shelf.store.issue(key, agent_of(of))
+        await shelf.store.let_in(key, Connection("S", number), "one", agent_of(of))
+    assert await shelf.store.unwelcome() == []
+
+    await write(shelf.store, Changes(chats=[built(chat.chat_id, uid(), 2)]))
+
+    assert await shelf.store.unwelcome() == [Connection("S", 1)]
+    assert await shelf.store.unwelcome(chat_ids={chat.chat_id}) == [Connection("S", 1)]
+    assert await shelf.store.unwelcome(chat_ids={other.chat_id}) == []
+
+
+@pytest.mark.parametrize("gone", ["workspace", "chat"])
+async def test_an_agent_of_no_build_is_unwelcome(shelf: Shelf, gone: str) -> None:
+    chat = built(uid(), uid())
+    await shelf.store.issue("A", agent_of(chat))
+    if gone == "workspace":
+        await write(shelf.store, Changes(chats=[Workspace(chat_id=chat.chat_id)]))
+    await shelf.store.let_in("A", Connection("S", 1), "one", agent_of(chat))
+
+    assert await shelf.store.unwelcome(chat_ids={chat.chat_id}) == [Connection("S", 1)]
+
+
+async def test_of_too_many_connections_of_a_key_the_oldest_must_go(shelf: Shelf) -> None:
+    made = Credential("frontend", (uid(),), IN_AN_HOUR)
+    await shelf.store.issue("A", made)
+    too_many = [
+        await shelf.store.let_in("A", Connection("S", number), "one", made)
+        for number in range(MOST_CONNECTIONS + 2)
+    ]
+
+    assert too_many[:-2] == [[]] * MOST_CONNECTIONS
+    assert too_many[-2] == [Connection("S", 0)]
+    assert set(too_many[-1]) == {Connection("S", 0), Connection("S", 1)}
+
+
+async def test_a_server_that_began_anew_has_none_of_its_connections(shelf: Shelf) -> None:
+    made = Credential("frontend", (uid(),), IN_AN_HOUR)
+    await shelf.store.issue("A", made)
+    for server, name in (("S1", "one"), ("T", "two"), ("S2", "one")):
+        await shelf.store.let_in("A", Connection(server, 1), name, made)
+
+    await shelf.store.server_began("one", "S2")
+    await shelf.store.revoke("A")
+
+    assert set(await shelf.store.unwelcome()) == {Connection("T", 1), Connection("S2", 1)}

@@ -1,0 +1,137 @@
+"""What is asked of the store when the bus lost something, over both adapters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from statemachine.store import Changes, Job, Key, Seen
+from statemachine.workspace import AgentFacts, Workspace
+from tests.contract.stores import Shelf, answered, call, key, outgoing, uid, write
+
+SOON = timedelta(minutes=10)
+DAY = timedelta(days=1)
+
+
+def job(chat_id: str, *, begins: timedelta = SOON) -> Job:
+    return Job(uid(), chat_id, "workspaced.job.local", b"\x00{}", datetime.now(UTC) + begins)
+
+
+async def test_a_stream_is_followed_and_only_anew_replaced(shelf: Shelf) -> None:
+    store = shelf.store
+    await store.see_streams({"A": Seen("monday", 5), "B": Seen("monday", 1)})
+
+    await store.see_streams({"A": Seen("monday", 9), "B": Seen("sunday", 7)})
+    await store.see_streams({"A": Seen("monday", 8)})
+    followed = await store.streams_seen()
+    await store.see_streams({"A": Seen("monday", 2), "B": Seen("tuesday", 0)}, anew=True)
+
+    assert followed == {"A": Seen("monday", 9), "B": Seen("monday", 1)}
+    assert await store.streams_seen() == {"A": Seen("monday", 2), "B": Seen("tuesday", 0)}
+
+
+async def test_a_job_is_kept_for_a_day_after_it_may_begin(shelf: Shelf) -> None:
+    chat_id = uid()
+    first, second = sorted((job(chat_id), job(chat_id)), key=lambda j: j.build_id)
+    chat = Workspace(chat_id=chat_id, version=1)
+    await write(shelf.store, Changes(chats=[chat], jobs=[first, second]))
+    await write(shelf.store, Changes(chats=[chat], jobs=[first]))
+
+    kept = await shelf.store.jobs()
+    page = await shelf.store.jobs(after=first.build_id)
+    await shelf.later(SOON)
+    late = await shelf.store.jobs()
+    await shelf.later(DAY)
+
+    assert kept == [(first, chat), (second, chat)]
+    assert page == [(second, chat)]
+    assert [job.build_id for job, _ in late] == [first.build_id, second.build_id]
+    assert await shelf.store.jobs() == []
+
+
+async def test_a_job_that_is_over_is_forgotten_when_another_comes(shelf: Shelf) -> None:
+    chat_id, late = uid(), job(uid(), begins=-DAY - timedelta(seconds=1))
+    await write(shelf.store, Changes(jobs=[replace(late, chat_id=chat_id)]), lock=[chat_id])
+
+    await write(shelf.store, Changes(jobs=[job(chat_id)]), lock=[chat_id])
+    await write(shelf.store, Changes(jobs=[job(chat_id)]), lock=[chat_id])
+
+    assert len(await shelf.store.jobs()) == 2
+
+
+async def test_answers_of_a_day_are_there_by_page(shelf: Shelf) -> None:
+    chat_id = uid()
+    stored = [answered(call(chat_id, name)) for name in ("a", "b", "c")]
+    waiting = replace(stored[0], call=call(chat_id, "d"), answer=None)
+    await write(shelf.store, Changes(calls=[*stored, waiting]))
+
+    first = await shelf.store.answers(most=2)
+    rest = await shelf.store.answers(after=key(first[-1].call), most=2)
+    await shelf.later(timedelta(hours=24))
+
+    assert [s.call.call_id for s in (*first, *rest)] == ["a", "b", "c"]
+    assert first[0] == stored[0]
+    assert await shelf.store.answers(after=Key(chat_id, "c")) == []
+    assert await shelf.store.answers() == []
+
+
+async def test_chats_with_a_version_and_chats_with_agents_come_by_page(shelf: Shelf) -> None:
+    facts = AgentFacts(id=uid(), workspace_id=uid(), build_id=uid(), told=True)
+    ids = sorted(uid() for _ in range(4))
+    chats = [
+        Workspace(chat_id=ids[0], version=1),
+        Workspace(chat_id=ids[1]),
+        Workspace(chat_id=ids[2], version=3, agents=(facts,)),
+        Workspace(chat_id=ids[3], agents=(facts,)),
+    ]
+    await write(shelf.store, Changes(chats=chats))
+
+    assert await shelf.store.published_states() == [chats[0], chats[2]]
+    assert await shelf.store.published_states(after=ids[0], most=1) == [chats[2]]
+    assert await shelf.store.inhabited() == chats[2:]
+    assert await shelf.store.inhabited(after=ids[2]) == [chats[3]]
+
+
+async def test_chats_whose_agents_are_gone_are_not_looked_at_for_signs_of_life(
+    shelf: Shelf,
+) -> None:
+    """Most chats are over: a worker that starts must not read them all."""
+    ids = sorted(uid() for _ in range(4))
+    there = AgentFacts(id=uid(), workspace_id=uid(), build_id=uid(), told=True)
+    left = there.model_copy(update={"told": False})
+    lost = there.model_copy(update={"lost_at": 7})
+    silent = there.model_copy(update={"told": None})
+    chats = [
+        Workspace(chat_id=ids[0], agents=(left,)),
+        Workspace(chat_id=ids[1], agents=(lost, there)),
+        Workspace(chat_id=ids[2], agents=(lost,)),
+        Workspace(chat_id=ids[3], agents=(silent,)),
+    ]
+
+    await write(shelf.store, Changes(chats=chats))
+
+    assert await shelf.store.inhabited() == [chats[1]]
+
+
+async def test_what_is_left_over_is_there_whichever_chat_it_is_of(shelf: Shelf) -> None:
+    one, other = uid(), uid()
+    changes = Changes(outgoing=[outgoing(one, "a"), outgoing(other, "b", version=2)])
+    rows = await write(shelf.store, changes, lock=[one, other])
+
+    assert await shelf.store.left_over() == rows
+    assert await shelf.store.left_over(after=rows[0].id) == rows[1:]
+    await shelf.store.published([row.id for row in rows])
+    assert await shelf.store.left_over() == []
+
+
+async def test_rows_are_at_home_where_they_were_settled(shelf: Shelf) -> None:
+    new = await shelf.store.origin()
+    assert new.differs, "nobody has said where they are"
+
+    await shelf.store.settle(new.here)
+    settled = await shelf.store.origin()
+    await shelf.store.settle("another database")
+    restored = await shelf.store.origin()
+
+    assert (settled.here, settled.noted, settled.differs) == (new.here, new.here, False)
+    assert (restored.here, restored.noted, restored.differs) == (new.here, "another database", True)

@@ -1,0 +1,69 @@
+"""A caller that floods the gateway hears so; the others are served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+import pytest
+
+from bus import Message, ServiceError
+from handlers.gateway.grants import REQUEST_INFO
+from handlers.gateway.turns import Turns
+
+
+def by_inbox(who: str) -> Message:
+    return Message("workspaced.rpc.get_chat", who.encode(), {}, f"_INBOX_{who}.x.1")
+
+
+def by_name(who: str) -> Message:
+    """As it comes from another account."""
+    headers = {REQUEST_INFO: json.dumps({"user": who})}
+    return Message("workspaced.rpc.get_chat", who.encode(), headers, "_R_.x.1")
+
+
+@pytest.mark.parametrize("message", [by_inbox, by_name])
+async def test_who_has_too_many_in_hand_is_refused_and_others_are_answered(
+    message: Callable[[str], Message],
+) -> None:
+    go = asyncio.Event()
+
+    async def answer(asked: Message) -> bytes:
+        await go.wait()
+        return asked.data
+
+    turns = Turns(most=2)
+    respond = turns.limited(answer)
+
+    def asked(who: str) -> asyncio.Task[bytes]:
+        return asyncio.create_task(respond(message(who)))
+
+    flood, other = [asked("flood") for _ in range(3)], asked("other")
+    with pytest.raises(ServiceError) as refused:
+        await flood[2]
+    go.set()
+
+    assert refused.value.code == 429
+    assert [await task for task in (*flood[:2], other)] == [b"flood", b"flood", b"other"]
+    assert await asked("flood") == b"flood"
+    assert not turns._in_hand
+
+
+async def test_who_names_itself_is_told_by_its_inbox() -> None:
+    """Within the gateway's own account that header is anybody's."""
+    turns, go = Turns(most=1), asyncio.Event()
+
+    async def answer(asked: Message) -> bytes:
+        await go.wait()
+        return asked.data
+
+    respond = turns.limited(answer)
+    headers = [{REQUEST_INFO: json.dumps({"user": name})} for name in ("a", "b")]
+    messages = [Message("workspaced.rpc.get_chat", b"", h, "_INBOX_flood.x.1") for h in headers]
+    first, second = (asyncio.create_task(respond(message)) for message in messages)
+
+    with pytest.raises(ServiceError):
+        await second
+    go.set()
+    assert await first == b""

@@ -1,0 +1,148 @@
+"""Databases and workers of every earlier schema: the data goes on, the workers go on, the logs add up."""
+
+from __future__ import annotations
+
+import time
+from hashlib import sha256
+from typing import Any
+
+import asyncpg
+import pytest
+
+from handlers.commands.auditing import audits
+from statemachine.store import migrating
+from statemachine.store.migrating import migrate
+from statemachine.store.postgres import PostgresStore
+from statemachine.store.postgres import connect as open_store
+from statemachine.store.sql import migrations
+from statemachine.workspace import Limits, Workspace
+from tests.migration import recording
+from tests.worker.messages import new_id
+from tests.worker.rig import Hand, Rig
+
+RELEASED = {
+    "0001_initial": "5903438eebebbf1d3168a1e18c7c0547d2d6e0b3d58133bd23e8c918d55b6912",
+    "0002_recovery": "edb4a76192d5a23afbf47da3a45a752d7ff7338b576d3b623b71488fc94fb6ea",
+    "0003_rebuilding": "aab961e86643d7fefff8d39de2e2f390c1e075e8aa6fbadccd210e7ca02593a9",
+    "0004_credentials": "56f88f3056796b577c116159d854ac7137a924d37934a83a0b4b1837cb543e79",
+}
+"""A migration that somebody may have run is never changed; the next one mends it."""
+EARLIER = recording.recorded()
+
+
+def test_a_released_migration_is_never_changed() -> None:
+    found = {
+        f"{step.number:04d}_{step.name}": sha256(step.text.encode()).hexdigest()
+        for step in migrations()
+    }
+
+    assert found == RELEASED
+
+
+def test_every_earlier_schema_has_its_recording() -> None:
+    assert {step.number for step in migrations()[:-1]} <= set(EARLIER)
+
+
+async def brought_to(url: str, number: int, patch: pytest.MonkeyPatch) -> None:
+    with patch.context() as only:
+        only.setattr(
+            migrating, "migrations", lambda: [s for s in migrations() if s.number <= number]
+        )
+        await migrate(url)
+
+
+async def lived(url: str, steps: list[recording.Step]) -> None:
+    db = await asyncpg.connect(url)
+    try:
+        await recording.run(db, steps)
+    finally:
+        await db.close()
+
+
+async def wrong(store: PostgresStore) -> list[str]:
+    """What does not add up, of all chats."""
+    return [
+        f"{audit.kept.chat_id} {difference}"
+        async for page in audits(store, Limits())
+        for audit in page
+        for difference in (*audit.of_log, *audit.of_snapshot)
+    ]
+
+
+def job_of(chat: Workspace) -> dict[str, Any]:
+    """The job that the chat waits for, as its provisioner has it."""
+    assert chat.build is not None
+    assert chat.ref is not None
+    return {
+        "chat_id": chat.chat_id,
+        "workspace_id": chat.ref.id,
+        "build_id": chat.build.id,
+        "build_number": chat.build.number,
+        "transition": str(chat.build.transition),
+        "template": {"version_id": chat.build.template_version_id},
+    }
+
+
+async def gone_on(rig: Rig, hand: Hand, chat: Workspace) -> str:
+    """Let what the chat waits for come, and stop what runs; return where that leads."""
+    answered = len(rig.results)
+    if chat.state in ("building", "stopping"):
+        await rig.senders.built(job_of(chat), agents=())
+        await hand.pump()
+    await rig.senders.ask(chat.chat_id, "stop_workspace", "last")
+    await hand.pump()
+    for job in rig.jobs():
+        if job["chat_id"] == chat.chat_id:
+            await rig.senders.built(job)
+            await hand.pump()
+    assert len(rig.results) > answered
+    kept = await hand.worker.store.chat(chat.chat_id)
+    assert kept is not None
+    assert kept.open_calls == 0
+    return str(kept.state)
+
+
+@pytest.mark.parametrize("number", EARLIER)
+async def test_data_of_an_earlier_schema_goes_on(
+    database_url: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await brought_to(database_url, number, monkeypatch)
+    await lived(database_url, recording.read(number))
+
+    await migrate(database_url)
+
+    rig = await Rig(began=time.time()).open()
+    async with open_store(database_url) as store:
+        assert await wrong(store) == []
+        hand, chats = rig.hand(store=store), await store.chats()
+        went = {chat.state: await gone_on(rig, hand, chat) for chat in chats}
+        new = new_id()
+        await rig.senders.create(new)
+        await hand.pump()
+        assert rig.state(new)["state"] == "building"
+        assert await wrong(store) == []
+    assert went == {
+        "building": "stopped",
+        "ready": "stopped",
+        "stopped": "stopped",
+        "build_failed": "stopped",
+        "none": "none",
+    }
+
+
+@pytest.mark.parametrize("number", EARLIER)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+async def test_workers_of_an_earlier_schema_work_on_while_and_after_it_is_migrated(
+    database_url: str, number: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = recording.read(number)
+    until = int(len(steps) * share)
+    await brought_to(database_url, number, monkeypatch)
+    await lived(database_url, steps[:until])
+
+    await migrate(database_url)
+    await lived(database_url, steps[until:])
+
+    async with open_store(database_url) as store:
+        assert await wrong(store) == []
+        assert len(await store.chats()) == 6

@@ -1,0 +1,345 @@
+"""What builds and scripts can't do, on this kernel, whoever wrote them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from handlers import confined, confining
+from handlers.confining import Bounds, Confinement, Way, choose
+from handlers.processes import marked
+from handlers.shell import Shell, status_words
+from tests.provisioner.conftest import Provisioning
+from tests.provisioner.rig import Rig
+
+ENV = {"PATH": os.environ["PATH"]}
+landlock = pytest.mark.skipif(not confined.usable(), reason="this kernel has no Landlock")
+bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+
+
+async def said(prefix: list[str], command: str, cwd: Path) -> tuple[str, str]:
+    """Run a command; return what it wrote and how it ended."""
+    heard: list[bytes] = []
+    shell = Shell(command, cwd=cwd, env=ENV, output=heard.append, prefix=prefix)
+    try:
+        status = await shell.wait()
+    finally:
+        shell.end()
+    return b"".join(heard).decode(), status_words(status)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A data directory with secrets, and two workspaces in it."""
+    for name in ("credentials", "workspaces/mine", "workspaces/other"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data/credentials/provisioner.nk").write_text("SU-SECRET")
+    (tmp_path / "data/workspaces/other/file").write_text("OTHERS")
+    (tmp_path / "beside").write_text("readable\n")
+    (tmp_path / "link").symlink_to(tmp_path / "data/credentials")
+    return tmp_path
+
+
+WAYS = [
+    pytest.param(Way.LANDLOCK, marks=landlock),
+    pytest.param(Way.BUBBLEWRAP, marks=bubblewrap),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_build_writes_to_its_workspace_only_and_reads_no_secret_of_ours(
+    place: Path, way: Way
+) -> None:
+    mine = place / "data/workspaces/mine"
+    (place / "data/ca.pem").write_text("authority\n")
+    confinement = Confinement(way, private=(place / "data",), readable=(place / "data/ca.pem",))
+    commands = (
+        f"cat {place}/data/credentials/provisioner.nk",
+        f"cat {place}/link/provisioner.nk",
+        f"cat /proc/self/root{place}/data/credentials/provisioner.nk",
+        "cat ../other/file",
+        "echo x > ../other/file",
+        "echo x > ../new",
+        f"echo x > {place}/beside",
+        f"rm -f {place}/beside",
+        f"mv {place}/beside .",
+        f"ln {place}/data/credentials/provisioner.nk here",
+        f"cat /proc/{os.getpid()}/environ",
+        f"kill -TERM {os.getpid()}",
+        "echo x >> ~/.bashrc",
+    )
+    script = "\n".join(
+        f"if ({words}) 2>/dev/null; then echo 'DID {words}'; fi" for words in commands
+    )
+    script += f"\ncat {place}/data/ca.pem {place}/beside\nmkdir a && echo x > a/b && mv a/b c && cat c > /dev/null && ls {place}"
+
+    heard, ended = await said(confinement.prefix(mine, step=True), script, mine)
+
+    assert ended == "exited with status 0"
+    done = ["authority", "readable", "beside", "data", "link"]
+    # What bubblewrap covers may be written, and is gone with the step.
+    covered = ["DID", "echo", "x", ">", "../new"] if way is Way.BUBBLEWRAP else []
+    assert heard.split() == covered + done
+    assert not (place / "data/workspaces/new").exists()
+    assert (place / "beside").read_text() == "readable\n"
+    assert (mine / "c").exists()
+    assert (place / "data/workspaces/other/file").read_text() == "OTHERS"
+
+
+@landlock
+async def test_a_step_that_ends_a_workspace_may_signal_what_an_earlier_one_started(
+    place: Path,
+) -> None:
+    mine, confinement = place / "data/workspaces/mine", Confinement(Way.LANDLOCK)
+    target = await asyncio.create_subprocess_exec("sleep", "1000")
+    for signals, expected in ((False, 1), (True, 0)):
+        prefix = confinement.prefix(mine, step=True, signals=signals)
+        _, ended = await said(prefix, f"kill -TERM {target.pid} 2>/dev/null", mine)
+        assert ended == f"exited with status {expected}"
+
+    assert await target.wait() == -signal.SIGTERM
+
+
+async def test_each_process_has_limits_and_no_way_to_more_rights(tmp_path: Path) -> None:
+    bounds = Bounds(cpu_seconds=7, memory_mib=900, files=200, processes=3000, file_size_mib=1)
+    prefix = Confinement(bounds=bounds).prefix(tmp_path, step=True)
+    script = "grep -E 'NoNewPrivs|CapEff' /proc/self/status; cat /proc/self/limits"
+    heard, _ = await said(prefix, script, tmp_path)
+    lines = {" ".join(line.split()[:3]): line.split() for line in heard.splitlines()}
+
+    assert lines["NoNewPrivs: 1"]
+    effective = int(next(line.split()[1] for line in heard.splitlines() if "CapEff" in line), 16)
+    assert not effective & (1 << 21 | 1 << 16 | 1 << 19)  # no mounts, modules, others' memory
+    for name, value in (
+        ("Max cpu time", "7"),
+        ("Max data size", str(900 * 1024 * 1024)),
+        ("Max open files", "200"),
+        ("Max file size", str(1024 * 1024)),
+        ("Max core file", "0"),
+    ):
+        assert lines[name][-2] == value, lines[name]
+    assert lines["Max processes 3000"]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "script", "ended"),
+    [
+        (Bounds(file_size_mib=1), "exec head -c 2000000 /dev/zero > big", "killed by SIGXFSZ"),
+        (Bounds(files=20), "exec 3<. 4<. 5<. 6<. 7<. 8<. 9<. || true; ulimit -n 21", "status"),
+        (Bounds(memory_mib=300), "python3 -c 'bytearray(800_000_000)' 2>/dev/null", "status 1"),
+    ],
+    ids=["file", "files", "memory"],
+)
+async def test_what_goes_over_a_limit_ends_and_its_step_says_how(
+    bounds: Bounds, script: str, ended: str, tmp_path: Path
+) -> None:
+    prefix = Confinement(bounds=bounds).prefix(tmp_path, step=True)
+
+    _, words = await said(prefix, script, tmp_path)
+
+    assert ended in words
+    assert words != "exited with status 0"
+
+
+async def test_a_confined_command_ends_as_it_would_alone(tmp_path: Path) -> None:
+    prefix = Confinement().prefix(tmp_path, step=True)
+    for script, expected in (
+        ("exit 7", "exited with status 7"),
+        ("kill -KILL $$", "was killed by SIGKILL"),
+        ("yes | head -c 1 > /dev/null", "exited with status 0"),  # SIGPIPE is not ignored
+    ):
+        assert (await said(prefix, script, tmp_path))[1] == expected
+
+
+async def test_nothing_of_the_provisioners_environment_reaches_a_build(
+    rig: Rig, provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "WORKSPACED_CREDENTIALS",
+        "WORKSPACED_DATABASE_URL",
+        "AWS_SECRET_ACCESS_KEY",
+        "NATS_NKEY",
+        "PGPASSWORD",
+        "LD_PRELOAD_X",
+        "SSH_AUTH_SOCK",
+        "PYTHONPATH",
+    ):
+        monkeypatch.setenv(name, f"leaked-{name}")
+    script = "env | cut -d= -f1 | sort | tr '\\n' ' '; env | grep -c leaked"
+    async with provisioning():
+        build = await rig.ask(
+            rig.job(version=rig.version({}), build={"start": f"{script} || true"})
+        )
+        await rig.ended(build)
+
+    names, count = rig.output(build).splitlines()[-1].rsplit(maxsplit=1)
+    assert count == "0"
+    ours = "AGENT_LAUNCHER BUILD_ID CHAT_ID ERROR_FILE OWNER_NAME TEMPLATE_NAME TRANSITION "
+    ours += "WORKSPACE_DIRECTORY WORKSPACE_ID WORKSPACE_NAME"
+    found = {name for name in names.split() if name.startswith("WORKSPACED_")}
+    assert found == {f"WORKSPACED_{name}" for name in ours.split()}
+    allowed = "PATH HOME USER LOGNAME SHELL LANG LC_ALL TZ TMPDIR PWD OLDPWD SHLVL _"
+    assert set(names.split()) - found <= set(allowed.split())
+
+
+async def test_no_name_is_ever_a_piece_of_a_command(
+    rig: Rig, provisioning: Provisioning, tmp_path: Path
+) -> None:
+    evil = "$(touch pwned)`touch pwned`; touch pwned #\\n'\""
+    job = rig.job(
+        version=rig.version({}),
+        build={"start": 'printf "%s|" "$WORKSPACED_OWNER_NAME" "$WORKSPACED_WORKSPACE_NAME"; env'},
+        agent=[{"name": evil, "env": {"A": evil, "LD_PRELOAD": evil, "WORKSPACED_X": evil}}],
+        owner_name=evil,
+        workspace_name=evil,
+        parameters={"p": evil, "a-b $(id)": evil},
+    )
+    script = "exit 0"
+    async with provisioning(agent_command=("/bin/sh", "-c", script)):
+        build = await rig.ask(job)
+        ended = await rig.ended(build)
+
+    assert ended["type"] == "workspaced.build_succeeded.v1"
+    assert rig.output(build).count(evil) >= 6
+    assert not list(tmp_path.rglob("pwned"))
+
+
+HIDING = """
+(exec setsid env -i /bin/sh -c '
+  trap "" TERM HUP INT
+  (trap "" TERM; exec /bin/sh -c "exec 3> $0; echo there >&3; while :; do sleep 1000; done") &
+  exit 0' "{gate}") > /dev/null 2>&1 &
+wait
+"""
+"""It leaves its group, its session, its parent and its environment, and does not hear SIGTERM."""
+
+
+async def test_who_hides_from_a_build_is_ended_when_the_workspace_stops(
+    rig: Rig, provisioning: Provisioning, tmp_path: Path
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    opening = asyncio.create_task(asyncio.to_thread(os.open, gate, os.O_RDONLY))
+    async with provisioning():
+        job = rig.job(1, version=rig.version({}), build={"start": HIDING.format(gate=gate)})
+        started = await rig.ended(await rig.ask(job))
+        reader = await opening
+        assert os.read(reader, 100) == b"there\n"
+        stopped = await rig.ended(await rig.ask(rig.job(2, "stop", version=rig.version({}))))
+    with os.fdopen(reader) as held:
+        assert held.read() == ""  # ends when nobody is left who could write
+
+    assert (started["type"], stopped["type"]) == (
+        "workspaced.build_succeeded.v1",
+        "workspaced.build_succeeded.v1",
+    )
+    assert marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
+
+
+async def test_who_hides_from_an_agent_is_ended_with_it(
+    rig: Rig, provisioning: Provisioning, tmp_path: Path
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    agent = ("/bin/sh", "-c", f"{HIDING.format(gate=gate)}\nexec sleep 1000")
+    opening = asyncio.create_task(asyncio.to_thread(os.open, gate, os.O_RDONLY))
+    async with provisioning(agent_command=agent):
+        job = rig.job(1, version=rig.version({}), agent=[{"name": "main"}])
+        await rig.ended(await rig.ask(job))
+        reader = await opening
+        assert os.read(reader, 100) == b"there\n"
+        await rig.ended(await rig.ask(rig.job(2, "stop", version=rig.version({}))))
+    with os.fdopen(reader) as held:
+        assert held.read() == ""
+
+
+async def test_what_a_build_leaves_in_our_places_leads_us_nowhere(
+    rig: Rig, provisioning: Provisioning, tmp_path: Path
+) -> None:
+    """Links and pipes where the provisioner writes and reads, which is not confined itself."""
+    outside = tmp_path / "outside"
+    (outside / "agents").mkdir(parents=True)
+    (outside / "agents" / "precious").write_text("kept")
+    (outside / "error.json").write_text(json.dumps({"error": "SECRET"}))
+    steps = (
+        f"ln -s {outside}/error.json .workspaced/error.json; exit 1",
+        'mkfifo "$WORKSPACED_ERROR_FILE"; exit 1',
+        "rm -f .workspaced/template; mkfifo .workspaced/template .workspaced/.template.new",
+        f"rm -rf .workspaced; ln -s {outside} .workspaced",
+        f"rm -rf .workspaced/agents; ln -s {outside}/agents .workspaced/agents",
+        f"ln -s {outside}/agents/precious .workspaced/.template.new",
+        "true",
+    )
+    ends = []
+    async with provisioning(agent_command=("/bin/sh", "-c", "exit 0")):
+        for number, step in enumerate(steps, 1):
+            version = rig.version({"file": str(number)})
+            job = rig.job(number, version=version, build={"start": step}, agent=[{"name": "a"}])
+            ends.append(await rig.ended(await rig.ask(job)))
+
+    assert "SECRET" not in json.dumps(ends)
+    assert [end["type"].split(".")[1] for end in ends[:2]] == ["build_failed"] * 2
+    assert [end["type"].split(".")[1] for end in ends[-1:]] == ["build_succeeded"]
+    assert sorted(p.name for p in outside.rglob("*")) == ["agents", "error.json", "precious"]
+    assert (outside / "agents" / "precious").read_text() == "kept"
+
+
+def test_what_is_beside_private_places_is_all_but_them_and_no_link(place: Path) -> None:
+    found = set(confined.beside([str(place / "data"), str(place / "data/credentials")]))
+
+    assert str(place / "beside") in found
+    assert not any(path.startswith(str(place / "data")) for path in found)
+    assert str(place / "link") not in found
+    assert not any(str(place).startswith(f"{path}/") for path in found)
+    assert list(confined.beside([])) == ["/"]
+
+
+@pytest.mark.parametrize("wanted", ["auto", "landlock", "bubblewrap"])
+def test_where_nothing_better_is_there_limits_are_left_and_one_line_says_so(
+    wanted: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(confined, "usable", lambda: False)
+    with caplog.at_level(logging.INFO):
+        chosen = choose(wanted, Bounds(), private=[], environ={"PATH": "/nowhere"})
+
+    assert chosen.way is Way.RLIMITS
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@landlock
+def test_what_lies_below_a_place_for_all_is_not_private_and_one_line_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confining, "_TEMPORARY", (str(tmp_path),))
+    monkeypatch.setattr(confining.tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / "data").mkdir()
+    with caplog.at_level(logging.INFO):
+        below = choose("landlock", Bounds(), private=[tmp_path / "data"], environ={})
+        beside = choose("landlock", Bounds(), private=[Path(__file__).parent], environ={})
+
+    assert (below.private, beside.private) == ((), (Path(__file__).parent.resolve(),))
+    assert [f"can read {tmp_path}" in record.message for record in caplog.records] == [True, False]
+
+
+def test_bubblewrap_covers_what_is_private_and_lays_the_workspace_over_it() -> None:
+    """The words; what comes of them is shown above where bubblewrap is installed."""
+    confinement = Confinement(
+        Way.BUBBLEWRAP,
+        private=(Path("/home"), Path(os.devnull)),
+        writable=(Path("/tmp"), Path("/home/u/.cache")),
+        bubblewrap="/usr/bin/bwrap",
+    )
+    words = confinement.prefix(Path("/home/u/w"), step=True)
+    line = " ".join(words[words.index("/usr/bin/bwrap") :])
+
+    assert line.endswith("--bind /home/u/w /home/u/w --")
+    assert "--ro-bind / / --dev /dev --proc /proc --tmpfs /tmp" in line
+    assert "--unshare-pid" in line
+    assert "--die-with-parent" in line
+    assert line.index("--tmpfs /home") < line.index("--bind /home/u/w")
+    assert f"--ro-bind {os.devnull} {os.devnull}" in line

@@ -1,0 +1,127 @@
+"""Who asks for our health too often, too slowly or for something else harms nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import count
+
+import pytest
+
+from handlers import http_limits
+from handlers.health import health_server
+from handlers.http_limits import ADDRESSES, BURST, CONNECTIONS_PER_ADDRESS, Allowance
+
+HERE, OTHER = "127.0.0.1", "127.0.0.2"
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[int]:
+    """Serve a health that is always well."""
+    with socket.create_server((HERE, 0)) as free:
+        port = int(free.getsockname()[1])
+    async with health_server(HERE, port, {}):
+        yield port
+
+
+async def asked(port: int, request: bytes, address: str = HERE) -> bytes:
+    """Send a request from that address; return all that comes until the other end closes."""
+    reader, writer = await asyncio.open_connection(HERE, port, local_addr=(address, 0))
+    try:
+        writer.write(request)
+        async with asyncio.timeout(5):
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def get(path: str, *headers: str) -> bytes:
+    lines = (f"GET {path} HTTP/1.1", "Host: here", "Connection: close", *headers, "", "")
+    return "\r\n".join(lines).encode()
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split()[1])
+
+
+async def test_a_flood_from_one_address_gets_429_and_others_are_served() -> None:
+    async with serving() as port:
+        flood = [status(await asked(port, get("/healthz"))) for _ in range(BURST + 20)]
+        other = await asked(port, get("/readyz"), OTHER)
+
+    assert set(flood) == {200, 429}
+    assert flood[:BURST] == [200] * BURST
+    assert status(other) == 200
+
+
+async def test_nothing_but_health_is_served_and_only_to_who_reads() -> None:
+    async with serving() as port:
+        found = [status(await asked(port, get(path))) for path in ("/", "/metrics", "/healthz/x")]
+        wrong = await asked(port, get("/healthz").replace(b"GET", b"POST"))
+
+    assert found == [404, 404, 404]
+    assert status(wrong) == 405
+
+
+@pytest.mark.parametrize(
+    "request_of_size",
+    [
+        lambda size: get("/" + "x" * size),
+        lambda size: get("/healthz", "X-Long: " + "x" * size),
+        lambda size: get("/healthz", *(f"X-{i}: {'x' * 1000}" for i in range(size // 1000))),
+    ],
+    ids=["line", "header", "headers"],
+)
+async def test_a_request_that_is_too_long_is_refused(
+    request_of_size: Callable[[int], bytes],
+) -> None:
+    async with serving() as port:
+        answer = await asked(port, request_of_size(1_000_000))
+        after = await asked(port, get("/healthz"))
+
+    assert not answer or status(answer) in (400, 431)
+    assert status(after) == 200
+
+
+async def test_who_never_ends_a_request_loses_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_limits, "LIFE", 0.2)
+    async with serving() as port:
+        assert await asked(port, b"GET /healthz HTTP/1.1\r\nX-Slow: ") == b""
+
+
+async def test_an_address_holds_so_many_connections_and_leaves_room_for_others() -> None:
+    async with serving() as port:
+        held = [
+            await asyncio.open_connection(HERE, port, local_addr=(HERE, 0))
+            for _ in range(CONNECTIONS_PER_ADDRESS)
+        ]
+        one_more = await asked(port, get("/healthz"))
+        other = await asked(port, get("/healthz"), OTHER)
+        for _, writer in held:
+            writer.close()
+
+    assert one_more == b""
+    assert status(other) == 200
+
+
+def test_who_is_silent_may_ask_again() -> None:
+    clock = iter((0.0,) * 3 + (1.0,) * 3)
+    allowance = Allowance(lambda: next(clock), rate=2, burst=2)
+
+    assert [allowance.take("a") for _ in range(6)] == [True, True, False, True, True, False]
+
+
+def test_of_no_more_than_so_many_addresses_anything_is_kept() -> None:
+    ticks = count()
+    allowance = Allowance(lambda: next(ticks) / 1000)
+
+    for number in range(10 * ADDRESSES):
+        allowance.take(str(number))
+
+    assert len(allowance) == ADDRESSES

@@ -1,0 +1,35 @@
+"""A message id that somebody else has taken keeps no fact from the workers."""
+
+from __future__ import annotations
+
+from bus.jetstream import connect
+from bus.streams import IN
+from handlers.embedded import Servers
+from handlers.embedded.identities import seed_file
+from handlers.embedded.permissions import inbox_prefix
+from handlers.sending import deliver, new_fact
+from tests.conftest import ConnectAs
+
+
+async def test_a_fact_is_stored_though_its_id_was_taken(
+    own_nats: Servers, connect_as: ConnectAs
+) -> None:
+    operator = await connect_as("operator", on=own_nats)
+    async with await connect(
+        own_nats.nats_url, seed_file=seed_file(own_nats.credentials, "worker")
+    ) as bus:
+        await bus.ensure_stream(IN)
+    fact = new_fact("provisioner", "here", "chat", "build_canceled", {})
+    thief = (await connect_as("chat-service", on=own_nats)).jetstream()
+    taken = {"Nats-Msg-Id": fact.identity}
+    await thief.publish("workspaced.in.tool.chat.svc", b"nothing", headers=taken)
+
+    async with await connect(
+        own_nats.nats_url,
+        seed_file=seed_file(own_nats.credentials, "provisioner"),
+        inbox_prefix=inbox_prefix("provisioner"),
+    ) as bus:
+        await deliver(bus, fact)
+
+    last = await operator.jetstream().get_last_msg(IN.name, fact.subject)
+    assert last.data == fact.body

@@ -1,0 +1,207 @@
+"""TLS on every listener, with certificates of an authority that the test makes up."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nats.errors
+import pytest
+import trustme
+
+from bus import Unavailable, Untrusted
+from bus.jetstream import connect
+from handlers.cli import main
+from handlers.embedded import Servers
+from handlers.embedded.identities import seed_file
+from handlers.listening import Certificate, Listening, certificate_of, guard, trust
+from handlers.settings import InvalidSettings, Settings
+from tests.cli.folders import folder
+from tests.wire.harness import Party, new_id
+from tests.wire.party import as_role, connected
+from tests.wire.running import Up, run, up
+
+# nats-py gives aiohttp its patience in an old way.
+pytestmark = pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")
+
+
+@dataclass
+class Papers:
+    """A certificate for this machine, who signed it, and somebody else who signs."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+    stranger: Path
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
+    home = tmp_path_factory.mktemp("papers")
+    authority, stranger = trustme.CA(), trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    made = Papers(*(home / f"{name}.pem" for name in ("own", "key", "authority", "stranger")))
+    issued.cert_chain_pems[0].write_to_path(made.certificate)
+    issued.private_key_pem.write_to_path(made.key)
+    authority.cert_pem.write_to_path(made.authority)
+    stranger.cert_pem.write_to_path(made.stranger)
+    return made
+
+
+@pytest.fixture(scope="module")
+def secured(papers: Papers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """An `up` whose listeners are open to other machines, and speak TLS only."""
+    anywhere = ("--nats-host", "0.0.0.0", "--websocket-host", "0.0.0.0", "--http-host", "0.0.0.0")
+    environment = {
+        "WORKSPACED_TLS_CERTIFICATE": str(papers.certificate),
+        "WORKSPACED_TLS_KEY": str(papers.key),
+        "WORKSPACED_NATS_CA": str(papers.authority),
+        "WORKSPACED_WEBSOCKET_ORIGINS": "https://pages.example",
+    }
+    directory = tmp_path_factory.mktemp("secured") / "data"
+    with up(directory, *anywhere, env=environment) as running:
+        yield running
+
+
+@pytest.mark.parametrize("listener", ["nats", "websocket"])
+async def test_clients_come_in_over_tls_when_they_trust_who_signed(
+    listener: str, secured: Up, papers: Papers
+) -> None:
+    options = as_role(secured.directory / "credentials", "chat-service")
+    tls = ssl.create_default_context(cafile=str(papers.authority))
+
+    async with connected(Party(), secured.ready[listener], tls=tls, **options) as party:
+        chats = await party.rpc("list_chats")
+
+    assert secured.ready[listener].startswith(("tls://127.0.0.1:", "wss://127.0.0.1:"))
+    assert chats == {"chats": []}
+
+
+@pytest.mark.parametrize("listener", ["nats", "websocket"])
+async def test_a_client_that_trusts_another_does_not_come_in(
+    listener: str, secured: Up, papers: Papers
+) -> None:
+    seed = secured.seed_file("operator")
+
+    for tls in (trust(papers.stranger), None):
+        with pytest.raises(Untrusted, match="is not to be trusted"):
+            await connect(secured.ready[listener], seed_file=seed, tls=tls, wait=True)
+
+
+async def test_only_the_named_web_pages_may_use_the_websocket(secured: Up, papers: Papers) -> None:
+    options = as_role(secured.directory / "credentials", "chat-service")
+    options["tls"] = ssl.create_default_context(cafile=str(papers.authority))
+    url = secured.ready["websocket"]
+
+    page = {"Origin": ["https://pages.example"]}
+    async with connected(Party(), url, ws_connection_headers=page, **options) as party:
+        assert party.client.is_connected
+    other = {"Origin": ["https://elsewhere.example"]}
+    stranger = Party()
+    with pytest.raises(nats.errors.NoServersError):
+        async with connected(stranger, url, ws_connection_headers=other, **options):
+            pytest.fail("came in")
+    assert any("403" in str(error) for error in stranger.errors.all)
+
+
+def test_health_is_served_over_tls(secured: Up, papers: Papers) -> None:
+    context = ssl.create_default_context(cafile=str(papers.authority))
+
+    with urllib.request.urlopen(f"{secured.http}/readyz", context=context, timeout=5) as answer:
+        assert json.load(answer) == {"status": "ready"}
+
+    assert secured.http.startswith("https://127.0.0.1:")
+
+
+def test_commands_and_agents_find_their_way_over_tls(secured: Up, tmp_path: Path) -> None:
+    template = secured.data("template", "push", folder(tmp_path))
+    argument = f"template_id={template['template_id']}"
+    chat = new_id()
+
+    created = secured.data("tool", "create_workspace", "--chat", chat, "--arg", argument)
+    deleted = secured.run("workspace", "delete", chat)
+
+    assert created.keys() == {"created", "workspace_name", "build_id"}  # so its agent is ready
+    assert deleted.returncode == 0, deleted.stderr
+
+
+def test_a_wrong_authority_is_said_so_with_the_remedy(secured: Up, papers: Papers) -> None:
+    seed = ("--credentials", secured.seed_file("chat-service"))
+    where = ("--nats-url", secured.nats, *seed)
+
+    refused = run("chat", "list", *where, "--nats-ca", papers.stranger)
+
+    assert refused.returncode == 1
+    assert "is not to be trusted" in refused.stderr
+    assert "--nats-ca" in refused.stderr
+
+
+async def test_a_client_that_wants_tls_does_not_go_on_without(servers: Servers) -> None:
+    url = servers.nats_url.replace("nats://", "tls://")
+
+    with pytest.raises(Unavailable, match="no TLS"):
+        await connect(url, seed_file=seed_file(servers.credentials, "operator"))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org", ""])
+def test_an_address_that_others_reach_takes_tls_or_an_explicit_word(
+    host: str, papers: Papers
+) -> None:
+    with pytest.raises(InvalidSettings, match=r"--tls-certificate .* --insecure-no-tls"):
+        guard("--http-host", host, None, insecure=False)
+
+    guard("--http-host", host, None, insecure=True)
+    guard("--http-host", host, Certificate(papers.certificate, papers.key), insecure=False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_this_machine_alone_takes_none(host: str) -> None:
+    guard("--http-host", host, None, insecure=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [("up", "--nats-host"), ("up", "--websocket-host"), ("worker", "--http-host")],
+)
+def test_a_start_that_would_be_open_to_others_is_refused(
+    command: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers = ["--nats-url", "nats://127.0.0.1:1"] if command == "worker" else []
+    place = ["--data-dir", str(tmp_path / "data"), *servers]
+
+    assert main([command, *place, flag, "0.0.0.0"]) == 2
+    assert f"{flag} 0.0.0.0 can be reached from other machines" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_certificate_goes_with_its_key(papers: Papers, tmp_path: Path) -> None:
+    def settings(**files: Path) -> Settings:
+        return Settings(data_dir=tmp_path, **files)
+
+    assert certificate_of(settings()) is None
+    with pytest.raises(InvalidSettings, match="WORKSPACED_TLS_KEY is missing"):
+        certificate_of(settings(tls_certificate=papers.certificate))
+    with pytest.raises(InvalidSettings, match="no certificate and its key"):
+        certificate_of(settings(tls_certificate=papers.certificate, tls_key=papers.stranger))
+    with pytest.raises(InvalidSettings, match="WORKSPACED_NATS_CA"):
+        trust(tmp_path / "nothing.pem")
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "url"),
+    [
+        ("127.0.0.1", None, "nats://127.0.0.1:4222"),
+        ("0.0.0.0", None, "nats://127.0.0.1:4222"),
+        ("0.0.0.0", "bus.example", "nats://bus.example:4222"),
+        ("::", None, "nats://[::1]:4222"),
+        ("10.1.2.3", None, "nats://10.1.2.3:4222"),
+    ],
+)
+def test_a_listener_is_told_by_the_name_that_clients_use(
+    host: str, name: str | None, url: str
+) -> None:
+    assert Listening(host=host, name=name).url("nats", host, 4222) == url

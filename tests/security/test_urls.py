@@ -1,0 +1,56 @@
+"""A password in a URL is for the server at its other end, and is shown to nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bus.urls import anonymous, redacted
+from handlers.cli import main
+from handlers.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222"),
+        ("nats://ada:secret@bus:4222", "nats://ada:***@bus:4222"),
+        ("nats://secret@bus", "nats://***@bus"),
+        ("tls://a:secret@x,tls://b:secret@y", "tls://a:***@x,tls://b:***@y"),
+        ("postgresql://ada:secret@db/x", "postgresql://ada:***@db/x"),
+        ("postgresql://postgres@/x?host=/run", "postgresql://postgres@/x?host=/run"),
+        ("postgresql://ada:sec@ret/with#all@db/x", "postgresql://ada:***@db/x"),
+        (
+            "postgresql://db/x?user=ada&password=secret&port=1",
+            "postgresql://db/x?user=ada&password=***&port=1",
+        ),
+        ("no way to nats://ada:secret@bus: refused", "no way to nats://ada:***@bus: refused"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert redacted(url) == shown
+
+
+def test_an_agent_is_told_where_nats_is_and_no_password() -> None:
+    assert anonymous("nats://ada:secret@x:1,nats://b@y") == "nats://x:1,nats://y"
+
+
+def test_settings_show_no_url() -> None:
+    settings = Settings(nats_url="nats://a:secret@x", database_url="postgresql://a:secret@x/y")
+
+    assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize("password", ["se#cret", "se/cret", "se:cret", "se?cret"])
+def test_a_password_that_was_not_escaped_is_not_shown_in_parts(
+    password: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"postgresql://ada:{password}@127.0.0.1:1/x"
+
+    status = main(["settings", "list", "--data-dir", str(tmp_path), "--database-url", url])
+
+    said = capsys.readouterr().err
+    assert status == 1
+    assert "cret" not in said
+    assert "'se'" not in said

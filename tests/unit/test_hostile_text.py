@@ -1,0 +1,183 @@
+"""What others write is text: no terminal obeys it, and none of it costs more than its size."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from uuid import uuid4
+
+import pytest
+
+from bus import ServiceError
+from handlers.commands.describing import described, row
+from handlers.commands.printing import fields, table, tell, write_lines
+from handlers.commands.tool import arguments
+from handlers.gateway import bodies
+from handlers.lines import read_line, read_shown
+from handlers.logs import JsonLines, Lines
+from handlers.settings import InvalidSettings
+from handlers.terminal import as_json, plain
+from statemachine.parameters import Parameter, misfit
+from statemachine.strictness import Reason, Reject, parse
+from statemachine.templates import EXPRESSION, PARAMETERS, TemplateError, read
+
+HOSTILE = (
+    "\x1b]0;title\x07\x1b[2J\x1b[31mred\x9b1A\x1b(0\x08\x7f\x00\u202eexe\u2066\u2028x\u200f\ud800"
+)
+OBEYED = set("\x1b\x07\x08\x00\x7f\x9b\u202e\u2066\u2028\u200f\ud800")
+
+
+def lines_for_people() -> list[str]:
+    chat = {
+        "chat_id": HOSTILE,
+        "state": HOSTILE,
+        "workspace": {"owner_name": HOSTILE, "name": HOSTILE},
+        "build": None,
+        "agent": {"name": HOSTILE, "status": HOSTILE},
+        "failure": {"reason": HOSTILE, "message": HOSTILE},
+    }
+    log = {"type": "workspaced.log_appended.v1", "data": {"output": HOSTILE}}
+    change = {"type": "workspaced.state_changed.v1", "time": "2026-01-01T00:00:00Z", "data": chat}
+    return [
+        *table(("A",) * 6, [row(chat)]),
+        *fields([("a", HOSTILE)]),
+        *described(log),
+        *described(change),
+    ]
+
+
+def test_nothing_reaches_a_person_that_a_terminal_would_obey(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_lines(lines_for_people())
+    for line in lines_for_people():
+        tell(line)
+
+    shown = "".join(capsys.readouterr())
+    assert "red" in shown
+    assert not OBEYED & set(shown)
+    assert plain("ä → 日本 👩‍💻 \t ok\r\nnext\rlast") == "ä → 日本 👩‍💻 \t ok\nnext\nlast"
+
+
+def test_json_means_what_was_said_and_shows_as_it_is() -> None:
+    shown = as_json({"a": HOSTILE, "b": "日本"})
+
+    assert json.loads(shown) == {"a": HOSTILE, "b": "日本"}
+    assert "日本" in shown
+    assert not OBEYED & set(shown)
+    shown.encode()
+
+
+def test_a_log_line_is_one_line_whatever_stands_in_it() -> None:
+    record = logging.LogRecord("n", 30, "f", 1, "from %s", (f"a\nERROR forged {HOSTILE}",), None)
+
+    people = Lines("%(levelname)s %(message)s").format(record)
+    programs = JsonLines().format(record)
+
+    for line in (people, programs):
+        assert len(line.splitlines()) == 1
+        assert not OBEYED & set(line)
+    assert people.startswith("WARNING from a ERROR forged")
+
+
+@pytest.mark.parametrize("deep", [b"[" * 100_000, b'{"a":' * 100_000, b"[" * 33 + b"]" * 33])
+def test_depth_is_refused_at_every_door(deep: bytes) -> None:
+    for take, refused in (
+        (parse, Reject),
+        (lambda body: bodies.read(bodies.ChatsBody, body), ServiceError),
+    ):
+        with pytest.raises(refused):
+            take(deep)
+    assert read_line(deep, str(uuid4())) is None
+    if len(deep) > 1000:
+        with pytest.raises(InvalidSettings, match="nested too deep"):
+            arguments([("a", "[" * 100_000)])
+
+
+def test_what_is_json_but_deep_is_bad_data() -> None:
+    with pytest.raises(Reject) as no:
+        parse(b"[" * 33 + b"]" * 33)
+
+    assert no.value.reason is Reason.BAD_DATA
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 20_000,
+        "a = " + "{a = " * 10_000,
+        ".".join("a" * 3_000) + " = 1",
+        "[" + ".".join("a" * 3_000) + "]",
+        "a = " + "[" * 40 + "]" * 40,
+        "a = 1" + "0" * 5_000,
+        "a = nan",
+    ],
+    ids=["arrays", "tables", "keys", "header", "nested", "number", "nan"],
+)
+def test_a_bomb_in_a_template_is_a_template_that_is_none(text: str) -> None:
+    with pytest.raises(TemplateError):
+        read(f'name = "bomb"\n{text}\n')
+
+
+def test_a_template_has_only_so_many_parameters_and_so_long_expressions() -> None:
+    many = "".join(f'[[parameter]]\nname = "a{n}"\n' for n in range(PARAMETERS + 1))
+    long = f'[[parameter]]\nname = "a"\nvalidation_regex = "{"a" * (EXPRESSION + 1)}"\n'
+    for text in (many, long):
+        with pytest.raises(TemplateError, match=r"at most|more than"):
+            read(f'name = "large"\n[build]\nstart = ""\n{text}')
+
+
+@pytest.mark.parametrize(
+    "expression", ["^(a+)+$", "^(a|aa)+$", "(.*)*(.*)*(.*)*b", "(a{0,30}){0,30}$x"]
+)
+def test_no_expression_takes_longer_than_its_text_is_long(expression: str) -> None:
+    parameter = Parameter(name="a", validation_regex=expression)
+    begun = time.perf_counter()
+
+    assert misfit(parameter, "a" * 100_000 + "!") is not None
+
+    assert time.perf_counter() - begun < 2  # a machine that backtracks would need years
+
+
+def test_an_expression_that_needs_too_much_memory_is_none() -> None:
+    for expression in ("((a{0,1000}){0,1000}){0,1000}", r"(a)\1", "(?=a)"):
+        with pytest.raises(ValueError, match="RE2"):
+            Parameter(name="a", validation_regex=expression)
+
+
+def test_only_what_is_a_log_line_is_shown_as_one() -> None:
+    build = str(uuid4())
+    line = {
+        "build_id": build,
+        "origin": "agent",
+        "stage": "startup",
+        "level": "info",
+        "output": HOSTILE,
+        "sequence": 1,
+    }
+    subject = f"workspaced.ui.{uuid4()}.log.{build}"
+
+    def said(**more: object) -> bytes:
+        return json.dumps(
+            {"type": "workspaced.state_changed.v1", "data": {**line, **more}}
+        ).encode()
+
+    assert read_line(said(), build) == line
+    shown = read_shown(subject, said())
+    assert shown is not None
+    assert shown["type"] == "workspaced.log_appended.v1"  # whatever it says it is
+    for wrong in (
+        said(build_id=str(uuid4())),
+        said(build_id=None),
+        said(origin="worker"),
+        said(output=["x"]),
+        said(sequence=True),
+        said(stage=None),
+        b'{"data": 7}',
+        b"[]",
+        b"\xff",
+        b"",
+    ):
+        assert read_line(wrong, build) is None
+        assert read_shown(subject, wrong) is None

@@ -1,0 +1,95 @@
+"""A provisioner whose name is bound to a pool moves workspaces of that pool only."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from statemachine.codec import decode, envelope_of, event_of, written
+from statemachine.events import BuildRequested, Event, TemplateRef
+from statemachine.folding import Unmoved
+from statemachine.machine import Ignored, Moved
+from statemachine.pools import trespassed
+from statemachine.workspace import Workspace
+from tests.unit.facts import (
+    CHAT,
+    STOP,
+    apply,
+    chat,
+    deleted,
+    failed,
+    requested,
+    started,
+    succeeded,
+    uid,
+)
+
+
+def of_pool(pool: str, number: int = 1, **more: object) -> Event:
+    """A build that was requested of a pool."""
+    event = requested(number, **more)  # type: ignore[arg-type]
+    assert isinstance(event.data, BuildRequested)
+    template = TemplateRef(id=uid("t"), name="t", version_id=uid("v"), pool=pool)
+    return event.model_copy(update={"data": event.data.model_copy(update={"template": template})})
+
+
+def by(event: Event, pool: str | None) -> Event:
+    return event.model_copy(update={"pool": pool})
+
+
+def built(pool: str) -> Workspace:
+    return chat(of_pool(pool), started(), succeeded())
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        started(),
+        succeeded(),
+        failed(),
+        started(2),
+        succeeded(2, STOP),
+        failed(2, STOP),
+        started(9, build="made elsewhere"),
+        deleted(),
+    ],
+    ids=lambda fact: f"{fact.data.name}",
+)
+def test_what_is_said_of_another_pool_s_workspace_moves_and_leaves_nothing(fact: Event) -> None:
+    for before in (chat(of_pool("gpu")), built("gpu"), chat(of_pool("gpu"), of_pool("gpu", 2))):
+        decision = apply(before, by(fact, "cpu"))
+
+        assert decision == Ignored(before, Unmoved.FOREIGN)
+
+
+@pytest.mark.parametrize("pool", ["gpu", None])
+def test_its_own_pool_s_provisioner_and_one_without_a_pool_are_heard(pool: str | None) -> None:
+    assert isinstance(apply(built("gpu"), by(started(2, STOP), pool)), Moved)
+
+
+def test_a_workspace_made_elsewhere_is_of_no_pool() -> None:
+    made = chat(started(), succeeded())
+
+    assert isinstance(apply(made, by(started(2, STOP), "cpu")), Moved)
+    assert trespassed(made, by(failed(), "cpu")) is None
+
+
+def test_a_workspace_that_the_chat_has_left_keeps_its_pool() -> None:
+    left = chat(of_pool("gpu"), started(), succeeded(), of_pool("cpu", workspace="other"))
+
+    assert trespassed(left, by(deleted(), "cpu")) == "gpu"
+    assert trespassed(left, by(failed(workspace="other"), "cpu")) is None
+
+
+def test_the_pool_is_never_the_sender_s_word_and_stands_in_the_log() -> None:
+    said = envelope_of(started().model_copy(update={"source": "/provisioner/p"}))
+    raw = json.dumps({**said, "pool": "cpu"}).encode()
+
+    heard = decode("provisioner", CHAT, "p", raw, content_type=None, now=datetime.now(UTC))
+
+    assert isinstance(heard, Event)
+    assert heard.pool is None
+    assert "pool" not in envelope_of(heard)
+    assert event_of(json.loads(written(by(heard, "cpu")))) == by(heard, "cpu")

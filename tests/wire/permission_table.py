@@ -1,0 +1,233 @@
+"""The contract's table of permissions, written out by hand: who may say and hear what.
+
+Every subject that the product, JetStream or NATS itself listens to stands here, and each party is
+judged on each. Nothing is taken from the product's own table: this is the second opinion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STREAMS = ("IN", "JOB", "STATE", "LOG", "RESULT", "DEAD", "TIMER", "PRESENCE")
+CONSUMERS = {"JOB": "pool-wire"}
+"""A consumer of a stream that is worth attacking; of the others `worker`."""
+TOOLS = ("create_workspace", "start_workspace", "stop_workspace", "list_templates", "read_template")
+READING = ("cancel", "get_chat", "list_chats", "read_log", "read_events")
+POWERFUL = ("operator", "worker")
+PARTIES = (*POWERFUL, "chat-service", "provisioner", "gateway", "agent", "frontend")
+
+_STREAM_VERBS = (
+    *("CREATE", "UPDATE", "DELETE", "PURGE", "INFO", "SNAPSHOT", "RESTORE"),
+    *("MSG.GET", "MSG.DELETE", "LEADER.STEPDOWN", "PEER.REMOVE"),
+)
+_CONSUMER_VERBS = (
+    *("DURABLE.CREATE", "DELETE", "INFO", "PAUSE", "RESET", "UNPIN"),
+    *("LEADER.STEPDOWN", "MSG.NEXT"),
+)
+_SILENT = (
+    "$JS.ACK",
+    "$JS.FC",
+    "$SYS",
+    "$JS.EVENT",
+    "_INBOX",
+    "_R_",
+    "workspaced.ui",
+    "workspaced.res",
+)
+"""Beginnings of subjects where a publisher gets no answer of its own."""
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Whose the parties are, and whose they are not."""
+
+    chat: str
+    build: str
+    agent: str
+    other_chat: str
+    other_build: str
+    other_agent: str
+    agent_inbox: str
+    frontend_inbox: str
+
+    def own_inbox(self, party: str) -> str:
+        if party in POWERFUL:
+            return "_INBOX"
+        dynamic = {"agent": self.agent_inbox, "frontend": self.frontend_inbox}
+        return dynamic.get(party, f"_INBOX_{party}")
+
+
+def answered(subject: str) -> bool:
+    """Whether a request on it, however wrong, is answered when it is let through."""
+    if ".MSG.NEXT." in subject or ".CONSUMER.RESET." in subject:
+        return False  # nonsense is dropped here; pulls of sense are what every build begins with
+    return not subject.startswith(_SILENT) or subject.startswith("workspaced.result.")
+
+
+def _jetstream(ids: Ids) -> list[str]:
+    api = "$JS.API."
+    found = [
+        *(api + name for name in ("INFO", "STREAM.LIST", "STREAM.NAMES", "STREAM.CREATE.OTHER")),
+        *(
+            f"{api}DIRECT.GET.WORKSPACED_STATE.workspaced.state.{c}"
+            for c in (ids.chat, ids.other_chat)
+        ),
+        *(
+            f"{api}DIRECT.GET.WORKSPACED_RESULT.workspaced.result.{c}.1"
+            for c in (ids.chat, ids.other_chat)
+        ),
+        f"{api}DIRECT.GET.WORKSPACED_STATE.workspaced.state.>",
+        f"{api}DIRECT.GET.WORKSPACED_LOG.workspaced.log.{ids.chat}.{ids.build}",
+        f"{api}DIRECT.GET.WORKSPACED_PRESENCE.workspaced.presence.{ids.chat}.{ids.agent}",
+    ]
+    for short in STREAMS:
+        stream, consumer = f"WORKSPACED_{short}", CONSUMERS.get(short, "worker")
+        found += [f"{api}STREAM.{verb}.{stream}" for verb in _STREAM_VERBS]
+        found += [f"{api}CONSUMER.{verb}.{stream}.{consumer}" for verb in _CONSUMER_VERBS]
+        found += [f"{api}CONSUMER.{verb}.{stream}" for verb in ("CREATE", "LIST", "NAMES")]
+        found += [
+            f"{api}CONSUMER.CREATE.{stream}.mine",
+            f"{api}CONSUMER.CREATE.{stream}.mine.workspaced.>",
+            f"{api}DIRECT.GET.{stream}",
+            f"$JS.ACK.{stream}.{consumer}.1.1.1.1795194287913284674.0",
+            f"$JS.FC.{stream}.{consumer}.x",
+        ]
+    return found
+
+
+def published(ids: Ids) -> list[str]:
+    """Every subject that somebody might publish on."""
+    chats = (ids.chat, ids.other_chat)
+    return [
+        *(f"workspaced.in.tool.{chat}.svc" for chat in chats),
+        *(f"workspaced.in.provisioner.{chat}.wire" for chat in chats),
+        f"workspaced.in.agent.{ids.chat}.{ids.agent}",
+        f"workspaced.in.agent.{ids.chat}.{ids.other_agent}",
+        f"workspaced.in.agent.{ids.other_chat}.{ids.agent}",
+        "workspaced.job.nobody",
+        *(f"workspaced.state.{chat}" for chat in chats),
+        f"workspaced.log.{ids.chat}.{ids.build}",
+        f"workspaced.log.{ids.chat}.{ids.other_build}",
+        f"workspaced.log.{ids.other_chat}.{ids.build}",
+        *(f"workspaced.ui.{chat}.state" for chat in chats),
+        f"workspaced.ui.{ids.chat}.log.{ids.build}",
+        *(f"workspaced.result.{chat}.1" for chat in chats),
+        *(f"workspaced.dead.{kind}" for kind in ("tool", "provisioner", "agent")),
+        "workspaced.resend.provisioner",
+        "workspaced.resend.agent",
+        f"workspaced.timer.arm.{ids.chat}.x.1",
+        f"workspaced.presence.{ids.chat}.{ids.agent}",
+        f"workspaced.presence.{ids.chat}.{ids.other_agent}",
+        f"workspaced.presence.{ids.other_chat}.{ids.agent}",
+        *(f"workspaced.rpc.{name}" for name in (*TOOLS, *READING, "list_orphans")),
+        *(f"workspaced.rpc.{name}" for name in ("template_archive", "agent_credential")),
+        "workspaced.rpc.frontend_credential",
+        "$SRV.PING",
+        "$SYS.REQ.USER.AUTH",
+        "$SYS.REQ.SERVER.PING",
+        "$SYS.REQ.ACCOUNT.APP.CONNZ",
+        "$SYS.ACCOUNT.APP.CONNECT",
+        "$JS.EVENT.ADVISORY.API",
+        *(f"_INBOX{who}.x" for who in ("", "_worker", "_chat-service", "_provisioner", "_gateway")),
+        f"{ids.agent_inbox}.x",
+        f"{ids.frontend_inbox}.x",
+        "_R_.abcdef.x",
+        *_jetstream(ids),
+    ]
+
+
+def may_publish(party: str, subject: str, ids: Ids) -> bool:
+    """What the contract says, and of the project's own subjects its documents."""
+    if party == "operator":
+        return not subject.startswith("workspaced.timer.")
+    if party == "worker":
+        return not subject.startswith("workspaced.in.")
+    get = "$JS.API.DIRECT.GET.WORKSPACED_"
+    if party == "chat-service":
+        rpcs = (*TOOLS, *READING, "frontend_credential")
+        return subject.startswith(
+            ("workspaced.in.tool.", f"{get}STATE", f"{get}RESULT")
+        ) or subject in {f"workspaced.rpc.{name}" for name in rpcs}
+    if party == "provisioner":
+        return subject.startswith(
+            (
+                "workspaced.in.provisioner.",
+                "workspaced.log.",
+                "$JS.API.CONSUMER.MSG.NEXT.WORKSPACED_JOB.pool-",
+                "$JS.ACK.WORKSPACED_JOB.pool-",
+                "workspaced.rpc.template_archive",
+                "workspaced.rpc.agent_credential",
+            )
+        )
+    if party == "gateway":
+        answers = ("_INBOX_chat-service.", "_R_.")
+        gets = (f"{get}STATE", f"{get}RESULT", f"{get}LOG")
+        return subject.startswith(("workspaced.in.tool.", *gets, *answers))
+    if party == "agent":
+        return subject in {
+            f"workspaced.in.agent.{ids.chat}.{ids.agent}",
+            f"workspaced.log.{ids.chat}.{ids.build}",
+            f"workspaced.presence.{ids.chat}.{ids.agent}",
+        }
+    assert party == "frontend"
+    return subject == f"{get}STATE.workspaced.state.{ids.chat}"
+
+
+def subscribed(ids: Ids) -> list[str]:
+    """Every subject, and every wildcard, that somebody might listen to."""
+    chats = (ids.chat, ids.other_chat)
+    wide = (
+        "in",
+        "job",
+        "state",
+        "log",
+        "ui",
+        "result",
+        "dead",
+        "resend",
+        "rpc",
+        "timer",
+        "presence",
+    )
+    return [
+        *(">", "*", "*.*", "*.>", "*.*.*.*", "workspaced.>", "workspaced.*", "workspaced.*.>"),
+        *(f"workspaced.{name}.>" for name in wide),
+        *(f"workspaced.in.{kind}.>" for kind in ("tool", "provisioner", "agent")),
+        f"workspaced.in.agent.{ids.chat}.{ids.agent}",
+        "workspaced.job.wire",
+        *(f"workspaced.state.{chat}" for chat in chats),
+        *(f"workspaced.log.{chat}.{ids.build}" for chat in chats),
+        *(f"workspaced.ui.{chat}.>" for chat in chats),
+        *(f"workspaced.ui.{chat}.state" for chat in chats),
+        *(f"workspaced.result.{chat}.1" for chat in chats),
+        *(f"workspaced.presence.{chat}.{ids.agent}" for chat in chats),
+        "workspaced.ui.*.state",
+        "workspaced.resend.provisioner",
+        "workspaced.resend.agent",
+        "workspaced.rpc.get_chat",
+        *("$SYS.>", "$SYS.REQ.USER.AUTH", "$SYS.ACCOUNT.>", "$SRV.>", "$SRV.PING"),
+        *("$JS.>", "$JS.API.>", "$JS.ACK.>", "$JS.EVENT.>", "$JSC.>", "_R_.>", "_INBOX.>"),
+        *(f"_INBOX_{who}.>" for who in ("worker", "chat-service", "provisioner", "gateway")),
+        "_INBOX.abcdefghijklmnopqrstuv.x",
+        f"{ids.agent_inbox}.>",
+        f"{ids.frontend_inbox}.>",
+        f"_INBOX_{ids.other_agent}.>",
+    ]
+
+
+def may_subscribe(party: str, subject: str, ids: Ids) -> bool:
+    """Likewise."""
+    if party in POWERFUL or subject.startswith(f"{ids.own_inbox(party)}."):
+        return True
+    if party == "chat-service":
+        return subject.startswith(("workspaced.result.", "workspaced.ui."))
+    if party == "provisioner":
+        return subject == "workspaced.resend.provisioner"
+    if party == "gateway":
+        return subject == "$SYS.REQ.USER.AUTH" or subject.startswith(
+            ("workspaced.rpc.", "workspaced.result.", "$SRV.")
+        )
+    if party == "agent":
+        return subject == "workspaced.resend.agent"
+    assert party == "frontend"
+    return subject.startswith(f"workspaced.ui.{ids.chat}.")

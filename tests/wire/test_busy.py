@@ -1,0 +1,56 @@
+"""More calls than may wait: a clear error at once, over the bus and by rpc; who waits is not touched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from handlers.embedded import Servers
+from tests.wire.agents import agent_of
+from tests.wire.fleet import Fleet
+from tests.wire.harness import ServiceFault
+from tests.wire.world import Place, World, world_at
+
+
+@pytest.fixture
+async def world(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
+    fleet = Fleet(own_nats.nats_url, own_nats.credentials, database_url, tmp_path)
+    fleet.env["WORKSPACED_WAITING_CALLS_PER_CHAT"] = "1"
+    try:
+        await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
+        templates = {"plain": await asyncio.to_thread(fleet.push, "plain")}
+        async with AsyncExitStack() as stack:
+            place = Place(fleet.nats_url, fleet.credentials, templates)
+            yield await stack.enter_async_context(world_at(place))
+    finally:
+        await fleet.end_all()
+
+
+async def test_a_call_too_many_is_refused_and_those_that_wait_are_answered(world: World) -> None:
+    chat = await world.chat()
+    args = {"template_id": world.plain}
+    body = {"chat_id": chat.id, **chat.identity, "args": args}
+    call, job = await world.building(chat)
+
+    words = await chat.refused("create_workspace", args)
+    with pytest.raises(ServiceFault) as fault:
+        await world.service.rpc("create_workspace", **body)
+    listed = await chat.call("list_templates")
+    await chat.ask("create_workspace", args, call_id=call)
+    await world.provisioner.succeed(job, agent := agent_of())
+    its_agent = await world.agent(job, agent["id"])
+    await its_agent.connected()
+    await its_agent.reached("ready")
+
+    assert words.startswith("too busy: ")
+    assert "try again later" in words
+    assert fault.value.code == 429
+    assert fault.value.text.startswith("too busy: ")
+    assert listed["count"] == 1
+    assert (await chat.answer(call))["result"]["created"]
+    assert (await chat.call("create_workspace", args))["created"] is False
+    assert [one for one in world.provisioner.jobs.all if one.chat_id == chat.id] == [job]

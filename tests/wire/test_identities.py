@@ -1,0 +1,286 @@
+"""Keys that are issued and taken back: who is in goes, who comes back is refused, and it is said who."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+import nkeys
+import pytest
+
+from tests.wire.agents import agent_of
+from tests.wire.harness import Event, Party, Provisioner, ServiceFault
+from tests.wire.party import as_holder, connect, connected, event, new_id
+from tests.wire.running import Up
+from tests.wire.world import POOL, World
+
+
+def key_of(credential: Event) -> str:
+    """The public half of a credential."""
+    return str(nkeys.from_seed(bytearray(credential["seed"].encode())).public_key.decode())
+
+
+class Guest(Party):
+    """Somebody with a credential, and when they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gone = asyncio.Event()
+
+    async def left(self) -> None:
+        self._gone.set()
+
+    async def is_cut_off(self) -> None:
+        await asyncio.wait_for(self._gone.wait(), 10)
+
+
+@asynccontextmanager
+async def guest(world: World, credential: Event) -> AsyncIterator[Guest]:
+    party = Guest()
+    options = {**as_holder(credential), "closed_cb": party.left}
+    async with connected(party, world.place.nats, **options):
+        yield party
+
+
+async def refused(world: World, why: str, **options: Any) -> dict[str, Any]:
+    """See somebody refused, and return the line that the gateway logs of it."""
+    stranger = Party()
+    with pytest.raises(nats.errors.Error, match="Authorization Violation"):
+        await connect(stranger, world.place.nats, **options)
+    await stranger.client.close()
+    seed = bytearray(options["nkeys_seed_str"].encode())
+    return await said(world, f'"why": "{why}"', nkeys.from_seed(seed).public_key.decode())
+
+
+async def said(world: World, *words: str) -> dict[str, Any]:
+    """Wait for a line of the log that has all of these words."""
+    process = up_of(world).process
+
+    def line() -> dict[str, Any]:
+        process.heard(words[-1])
+        found = [one for one in process.said().splitlines() if all(w in one for w in words)]
+        return json.loads(found[-1])  # type: ignore[no-any-return]
+
+    return await asyncio.to_thread(line)
+
+
+def up_of(world: World) -> Up:
+    assert world.place.up is not None
+    return world.place.up
+
+
+async def agents_credential(world: World, build: Event, by: Party | None = None) -> Event:
+    keys = ("chat_id", "workspace_id", "build_id")
+    asked = {key: build[key] for key in keys} | {"agent_id": new_id()}
+    return dict(await (by or world.provisioner).rpc("agent_credential", **asked))
+
+
+async def test_an_agent_whose_build_is_superseded_is_cut_off_and_not_let_in_again(
+    world: World,
+) -> None:
+    chat = await world.chat()
+    job, _ = await world.ready(chat)
+    credential = await agents_credential(world, job.data)
+    other = await world.chat()
+    _, other_job = await world.building(other)
+    async with (
+        guest(world, credential) as old,
+        guest(world, await agents_credential(world, other_job.data)) as untouched,
+    ):
+        call = await chat.ask("stop_workspace")
+        await old.is_cut_off()
+        line = await refused(world, "superseded", name="the old one", **as_holder(credential))
+        assert untouched.client.is_connected
+        await untouched.settled()
+    await world.provisioner.succeed(await world.provisioner.job(chat, "stop"))
+    await chat.answer(call)
+
+    assert line["level"] == "warning"
+    assert line["address"] == "127.0.0.1"
+    assert "'the old one'" in line["message"]
+
+
+async def test_an_agent_of_a_deleted_workspace_is_cut_off(world: World) -> None:
+    chat = await world.chat()
+    job, _ = await world.ready(chat)
+    async with guest(world, await agents_credential(world, job.data)) as old:
+        await world.provisioner.tell(
+            "workspace_deleted", {**job.data, "build_id": None, "build_number": None}
+        )
+        await old.is_cut_off()
+
+
+async def test_a_frontends_key_is_revoked_at_once_and_for_ever(world: World) -> None:
+    chat = await world.chat()
+    give = {"chat_ids": [chat.id], "ttl_seconds": 60}
+    stolen = await world.service.rpc("frontend_credential", **give)
+    async with (
+        guest(world, stolen) as thief,
+        guest(world, stolen) as owner,
+        guest(world, await world.service.rpc("frontend_credential", **give)) as other,
+    ):
+        assert up_of(world).data("credentials", "revoke", key_of(stolen))["revoked"]
+        await asyncio.gather(thief.is_cut_off(), owner.is_cut_off())
+        await refused(world, "revoked", **as_holder(stolen))
+        assert other.client.is_connected
+        await other.settled()
+
+
+async def test_a_key_whose_time_is_over_is_refused(world: World) -> None:
+    chat = await world.chat()
+    short = await world.service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=1)
+    async with guest(world, short) as frontend:
+        await frontend.is_cut_off()
+
+    await refused(world, "expired", **as_holder(short))
+
+
+async def test_a_key_that_nobody_issued_is_refused(world: World) -> None:
+    seed = nkeys.encode_seed(new_id().replace("-", "").encode(), nkeys.PREFIX_BYTE_USER).decode()
+
+    line = await refused(world, "unknown", nkeys_seed_str=seed, name="\x1b[31mred")
+
+    assert "\x1b" not in line["message"]
+
+
+async def test_only_operators_issue_keys(world: World) -> None:
+    for party in (world.service, world.provisioner):
+        for name in ("issue_credential", "list_credentials", "revoke_credential"):
+            await party.client.publish(f"workspaced.rpc.{name}", b"{}")
+            await party.errors.first(lambda error, name=name: name in str(error))  # type: ignore[misc]
+
+
+async def test_an_operators_key_works_until_it_is_taken_back(world: World, tmp_path: Path) -> None:
+    up, file = up_of(world), tmp_path / "me.nk"
+    issued = up.data(
+        *("credentials", "issue", "--role", "operator", "--name", "me", "--for", "10m"),
+        *("--out", file),
+    )
+    assert "seed" not in issued
+    assert file.stat().st_mode & 0o777 == 0o600
+
+    worked = up.run("chat", "list", "--credentials", file)
+    (listed,) = [
+        entry
+        for line in up.run("credentials", "list").stdout.splitlines()
+        if (entry := json.loads(line))["public_key"] == issued["public_key"]
+    ]
+    assert up.data("credentials", "revoke", issued["public_key"])["revoked"]
+    after = up.run("chat", "list", "--credentials", file)
+    left = up.run("credentials", "list").stdout
+    everything = up.run("credentials", "list", "--all").stdout
+
+    assert worked.returncode == 0, worked.stderr
+    assert (listed["role"], listed["name"]) == ("operator", "me")
+    assert after.returncode == 1
+    assert "does not accept these credentials" in after.stderr
+    assert issued["public_key"] not in left
+    assert issued["public_key"] in everything
+    assert file.read_text() not in up.process.said()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "complaint"),
+    [
+        (("issue", "--role", "king"), 2, "invalid choice: 'king'"),
+        (("issue", "--role", "operator", "--for", "soon"), 2, "'soon' is no time"),
+        (("issue", "--role", "frontend"), 1, "body.chat_ids"),
+        (("issue", "--role", "operator", "--chat", new_id()), 1, "body.chat_ids"),
+        (("issue", "--role", "provisioner", "--pool", "p"), 1, "body.name, pool"),
+        (("issue", "--role", "chat-service", "--pool", "p"), 1, "body.pool"),
+        (("issue", "--role", "operator", "--for", "200h"), 1, "good for 604800 s at most"),
+        (("issue", "--role", "operator", "--out", "/"), 1, "can't be written"),
+        (("revoke", "UNOBODY"), 1, "no key UNOBODY"),
+    ],
+)
+async def test_what_does_not_fit_is_said(
+    world: World, words: tuple[str, ...], status: int, complaint: str
+) -> None:
+    done = await asyncio.to_thread(up_of(world).run, "credentials", *words)
+
+    assert done.returncode == status
+    assert complaint in done.stderr
+    assert done.stdout == ""
+
+
+async def provisioners_key(world: World, pool: str, name: str) -> Event:
+    issued = await world.operator.rpc("issue_credential", role="provisioner", pool=pool, name=name)
+    return {key: issued[key] for key in ("seed", "inbox_prefix", "expires_at")}
+
+
+async def test_a_provisioner_of_another_pool_moves_nothing_and_gets_no_credential(
+    world: World,
+) -> None:
+    chat = await world.chat()
+    job, _ = await world.ready(chat)
+    before = chat.now
+    options = as_holder(await provisioners_key(world, "elsewhere", "far"))
+    async with connected(Provisioner("elsewhere", "far"), world.place.nats, **options) as far:
+        newer = {**job.data, "build_id": new_id(), "build_number": job.build_number + 1}
+        for told, about in (
+            ("build_started", newer),
+            ("build_failed", newer),
+            ("build_failed", job.data),
+            ("workspace_deleted", {**job.data, "build_id": None, "build_number": None}),
+        ):
+            last = await far.tell(told, about, **({"error": "x"} if "failed" in told else {}))
+        line = await said(world, "of pool elsewhere", last["id"])
+        with pytest.raises(ServiceFault) as fault:
+            await agents_credential(world, job.data, by=far)
+    shown = await world.service.rpc("get_chat", chat_id=chat.id)
+    log = await world.service.rpc("read_events", chat_id=chat.id, after=0)
+
+    assert fault.value.code == 403
+    assert shown["version"] == before["version"]
+    outcomes = [(e["outcome"], e["version"]) for e in log["events"][-4:]]
+    assert outcomes == [("foreign", None)] * 4
+    assert line["chat_id"] == chat.id
+    assert f"a workspace of pool {POOL}" in line["message"]
+    replayed = await asyncio.to_thread(up_of(world).run, "replay", "--chat", chat.id)
+    assert replayed.returncode == 0, replayed.stderr
+
+
+async def test_a_provisioner_known_by_name_does_the_work_of_its_pool(world: World) -> None:
+    chat = await world.chat()
+    options = as_holder(await provisioners_key(world, POOL, "near"))
+    call, job = await world.building(chat)
+    async with connected(Provisioner(POOL, "near"), world.place.nats, **options) as near:
+        credential = await agents_credential(world, job.data, by=near)
+        await near.tell("build_started", job)
+        await near.tell(
+            "build_succeeded",
+            job,
+            template_version_id=job.template["version_id"],
+            agents=[agent_of()],
+        )
+        await job.ack()
+        await chat.state("agent_connecting")
+        fact = event("build_started", "/provisioner/other", chat.id, {})
+        with pytest.raises(nats.errors.Error):
+            await near.js.publish(
+                f"workspaced.in.provisioner.{chat.id}.other", json.dumps(fact).encode(), timeout=1
+            )
+    await chat.cancel(call)
+
+    assert credential["seed"]
+
+
+async def test_an_agent_has_two_seconds_for_its_last_words_when_its_workspace_is_stopped(
+    world: World,
+) -> None:
+    chat = await world.chat()
+    _, its_agent = await world.ready(chat)
+
+    call = await chat.ask("stop_workspace")
+    await chat.state("stopping")
+    await its_agent.log(1, "good bye\n")
+    line = await chat.logs.first(lambda e: e["data"]["origin"] == "agent")
+
+    assert line["data"]["output"] == "good bye\n"
+    await world.provisioner.succeed(await world.provisioner.job(chat, "stop"))
+    await chat.answer(call)

@@ -1,0 +1,137 @@
+"""Each party tries everything that there is to say and to hear, on the server as it is shipped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from nats.aio.msg import Msg
+
+from tests.wire.harness import Party, new_id
+from tests.wire.party import PATIENCE, as_holder, as_role, connected
+from tests.wire.permission_table import (
+    PARTIES,
+    Ids,
+    answered,
+    may_publish,
+    may_subscribe,
+    published,
+    subscribed,
+)
+from tests.wire.world import World
+
+HARMLESS = b"x"
+"""A body that nothing accepts: what is let through is answered with an error, and does nothing."""
+VIOLATION = re.compile(
+    r'permissions violation for (\w+) (?:to|with reply of) "([^"]+)"', re.IGNORECASE
+)
+
+
+@asynccontextmanager
+async def joined(world: World, party: str) -> AsyncIterator[tuple[Party, Ids]]:
+    """Connect as that party; an agent and a frontend get their credentials from the gateway."""
+    chat = await world.chat()
+    _, job = await world.building(chat)
+    about = {key: job.data[key] for key in ("chat_id", "workspace_id", "build_id")}
+    agent_id = new_id()
+    of_agent = await world.provisioner.rpc("agent_credential", **about, agent_id=agent_id)
+    of_frontend = await world.service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=60)
+    ids = Ids(
+        chat=chat.id,
+        build=job.data["build_id"],
+        agent=agent_id,
+        other_chat=new_id(),
+        other_build=new_id(),
+        other_agent=new_id(),
+        agent_inbox=of_agent["inbox_prefix"],
+        frontend_inbox=of_frontend["inbox_prefix"],
+    )
+    issued = {"agent": of_agent, "frontend": of_frontend}
+    credential = issued.get(party)
+    options = as_holder(credential) if credential else as_role(world.place.credentials, party)
+    async with connected(Party(), world.place.nats, **options) as client:
+        yield client, ids
+
+
+async def violations(party: Party, kind: str) -> set[str]:
+    """What the server has refused of all that was sent before, in lower case as nats-py tells it."""
+    await party.settled()
+    found = (VIOLATION.search(str(error)) for error in party.errors.all)
+    return {match[2] for match in found if match and match[1].lower() == kind}
+
+
+def known(denied: set[str], subjects: list[str]) -> set[str]:
+    return {subject for subject in subjects if subject.lower() in denied}
+
+
+@pytest.mark.parametrize("party", PARTIES)
+async def test_a_party_may_publish_what_the_contract_names_and_nothing_else(
+    party: str, world: World
+) -> None:
+    async with joined(world, party) as (client, ids):
+        subjects, answers = published(ids), set[str]()
+        awaited = {s for s in subjects if may_publish(party, s, ids) and answered(s)}
+        came = asyncio.Event()
+
+        async def heard(message: Msg) -> None:
+            answers.add(subjects[int(message.subject.rpartition(".")[2])])
+            if awaited <= answers:
+                came.set()
+
+        inbox = f"{ids.own_inbox(party)}.matrix"
+        await client.client.subscribe(f"{inbox}.*", cb=heard)
+        for number, subject in enumerate(subjects):
+            await client.client.publish(subject, HARMLESS, reply=f"{inbox}.{number}")
+        denied = known(await violations(client, "publish"), subjects)
+
+        assert denied == {s for s in subjects if not may_publish(party, s, ids)}
+        try:
+            await asyncio.wait_for(came.wait(), PATIENCE)
+        except TimeoutError:
+            pytest.fail(f"without effect: {sorted(awaited - answers)}")
+        assert answers.isdisjoint(denied)
+
+
+@pytest.mark.parametrize("party", PARTIES)
+@pytest.mark.parametrize("queue", ["", "q"])
+async def test_a_party_may_subscribe_what_the_contract_names_and_nothing_else(
+    party: str, queue: str, world: World
+) -> None:
+    async with joined(world, party) as (client, ids):
+        subjects = subscribed(ids)
+        for subject in subjects:
+            listening = await client.client.subscribe(subject, queue)
+            # At once, so that a queue group takes nothing from those who work here.
+            await listening.unsubscribe()
+        denied = known(await violations(client, "subscription"), subjects)
+
+    assert denied == {s for s in subjects if not may_subscribe(party, s, ids)}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"last_by_subj": "{other}"},
+        {"seq": 1},
+        {"seq": 1, "next_by_subj": "workspaced.state.>"},
+        {"multi_last": ["workspaced.state.>"]},
+        {"batch": 100, "next_by_subj": "{other}"},
+    ],
+    ids="-".join,
+)
+async def test_what_a_frontend_asks_for_in_the_body_is_not_given(
+    wanted: dict[str, object], world: World
+) -> None:
+    other = await world.chat()
+    await world.building(other)
+    async with joined(world, "frontend") as (client, ids):
+        body = json.dumps(wanted).replace("{other}", f"workspaced.state.{other.id}").encode()
+        own = f"$JS.API.DIRECT.GET.WORKSPACED_STATE.workspaced.state.{ids.chat}"
+        answer = await client.client.request(own, body, timeout=PATIENCE)
+
+    assert answer.data == b""
+    assert answer.headers["Status"] == "408"

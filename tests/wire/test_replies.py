@@ -1,0 +1,143 @@
+"""Where the server's answer is wanted is not checked by permissions: what that can be used for.
+
+A client names the subject of the answer itself. Were it in one account with the streams, the server
+would put a PubAck, another chat's state or an empty "not found" there in its own name: on a state, a
+result, or on JetStream's own API, where an empty message deletes a stream.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from nats.aio.msg import Msg
+
+from tests.wire.harness import Party, new_id
+from tests.wire.permission_table import STREAMS, Ids
+from tests.wire.test_permissions import HARMLESS, joined
+from tests.wire.world import World
+
+GET = "$JS.API.DIRECT.GET.WORKSPACED_"
+
+
+def asking(party: str, ids: Ids) -> list[str]:
+    """What this party may ask, to be answered by the server."""
+    state = f"{GET}STATE.workspaced.state."
+    return {
+        "chat-service": [
+            f"workspaced.in.tool.{ids.other_chat}.svc",
+            state + ids.chat,
+            state + ids.other_chat,  # not there: the answer is empty
+            f"{GET}RESULT.workspaced.result.{ids.other_chat}.1",
+            f"{GET}STATE",
+        ],
+        "gateway": [
+            f"workspaced.in.tool.{ids.other_chat}.svc",
+            state + ids.chat,
+            state + ids.other_chat,
+            f"{GET}LOG",
+        ],
+        "agent": [
+            f"workspaced.in.agent.{ids.chat}.{ids.agent}",
+            f"workspaced.log.{ids.chat}.{ids.build}",
+            f"workspaced.presence.{ids.chat}.{ids.agent}",
+        ],
+        "frontend": [state + ids.chat],
+    }[party]
+
+
+def targets(ids: Ids) -> list[str]:
+    """Where no such party may publish."""
+    victim = ids.other_agent  # a chat of which nothing is known yet
+    return [
+        *(f"$JS.API.STREAM.{verb}.WORKSPACED_{s}" for verb in ("PURGE", "DELETE") for s in STREAMS),
+        "$JS.API.STREAM.MSG.DELETE.WORKSPACED_STATE",
+        "$JS.API.CONSUMER.DELETE.WORKSPACED_IN.worker",
+        "$JS.API.CONSUMER.RESET.WORKSPACED_IN.worker",
+        "$JS.ACK.WORKSPACED_IN.worker.1.1.1.1795194287913284674.0",
+        f"workspaced.in.tool.{victim}.svc",
+        f"workspaced.in.provisioner.{victim}.wire",
+        f"workspaced.in.agent.{victim}.{victim}",
+        f"workspaced.state.{victim}",
+        f"workspaced.log.{victim}.{victim}",
+        f"workspaced.result.{victim}.1",
+        f"workspaced.ui.{victim}.state",
+        f"workspaced.presence.{victim}.{victim}",
+        f"workspaced.timer.arm.{victim}.x.1",
+        "workspaced.job.nobody",
+        "workspaced.dead.tool",
+        "workspaced.resend.provisioner",
+    ]
+
+
+@pytest.mark.parametrize("party", ["chat-service", "gateway", "agent", "frontend"])
+async def test_no_answer_can_be_had_where_one_may_not_publish(party: str, world: World) -> None:
+    async with joined(world, party) as (client, ids):
+        heard: list[str] = []
+
+        async def hear(message: Msg) -> None:
+            heard.append(message.subject)
+
+        watched = targets(ids)
+        for subject in watched:
+            if subject.startswith("workspaced.") and "dead" not in subject:
+                await world.operator.client.subscribe(subject, cb=hear)
+        await world.operator.settled()
+        before = await made(world.operator)
+        for subject in asking(party, ids):
+            for target in watched:
+                await client.client.publish(subject, HARMLESS, reply=target)
+                await client.client.publish(subject, b"", reply=target)
+        # What is asked later is answered later: when this has come, all of those have.
+        inbox, answered = f"{ids.own_inbox(party)}.last", Party().errors
+
+        async def last(message: Msg) -> None:
+            await answered.add(Exception(message.subject))
+
+        await client.client.subscribe(f"{inbox}.*", cb=last)
+        for number, subject in enumerate(asking(party, ids)):
+            await client.client.publish(subject, HARMLESS, reply=f"{inbox}.{number}")
+        await answered.count(len(asking(party, ids)))
+        await world.operator.settled()
+
+        assert heard == []
+        assert await made(world.operator) == before
+    chat = await world.chat()
+    await world.building(chat)  # all of it still works
+
+
+async def made(operator: Party) -> dict[str, Any]:
+    """When each stream and the workers' consumer were made, and that the states are still there."""
+    found: dict[str, Any] = {}
+    for name in STREAMS:
+        info = await operator.js.stream_info(f"WORKSPACED_{name}")
+        found[name] = info.created
+        if name in ("STATE", "RESULT"):
+            found[f"{name} first"] = info.state.first_seq
+    consumer = await operator.js.consumer_info("WORKSPACED_IN", "worker")
+    return {**found, "consumer": consumer.created}
+
+
+async def test_an_event_is_not_lost_to_who_took_its_message_id(world: World) -> None:
+    """The duplicate window is one for all subjects: another's id may be taken there, but not kept."""
+    chat = await world.chat()
+    call, job = await world.building(chat)
+    fact_id = new_id()
+    taken = {"Nats-Msg-Id": f"/provisioner/{world.provisioner.name}:{fact_id}"}
+
+    await world.service.publish(f"workspaced.in.tool.{chat.id}.svc", b"{}", taken)
+    keys = ("workspace_id", "build_id", "build_number", "transition")
+    told = {
+        **{key: job.data[key] for key in keys},
+        "template_version_id": job.template["version_id"],
+        "agents": [],
+    }
+    fact = await world.provisioner.tell("build_succeeded", job, id=fact_id, **told)
+    subject = f"workspaced.in.provisioner.{chat.id}.{world.provisioner.name}"
+    again = await world.provisioner.publish(subject, fact)
+    assert again  # the server still takes it for a repeat
+    # As the senders of this repository do when they hear that.
+    await world.provisioner.js.publish(subject, json.dumps(fact).encode())
+
+    assert (await chat.answer(call))["is_error"] is False

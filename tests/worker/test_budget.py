@@ -1,0 +1,219 @@
+"""What an event, and a batch, may cost: no stopwatch, but round trips, transactions and messages, counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import pytest
+
+from bus import Bus, Delivery
+from bus.jetstream import connect
+from bus.streams import WORKER_IN, pool_consumer
+from handlers.embedded import Servers
+from handlers.embedded.identities import seed_file
+from handlers.worker.recovery import Recovery
+from handlers.worker.relay import Relay
+from handlers.worker.watching import Watch
+from handlers.worker.worker import Worker
+from statemachine.store import Store
+from statemachine.store import postgres as postgres_store
+from statemachine.store.migrating import migrate
+from statemachine.store.postgres import connect as open_store
+from statemachine.store.sql import queries
+from statemachine.workspace import Limits
+from tests.unit.driver import ORG, PYTHON
+from tests.worker.messages import Job, Senders, new_id
+
+NAMES = {text: name for name, text in queries().items()}
+SAMPLED = ("count_open_calls", "pools")
+FACT = ["begin", "lock_chats", "found", "write", "commit", "delete_outbox"]
+CREATE = [
+    *FACT[:3],
+    *("lock_owners", "names", "terms"),
+    "write",
+    *("write_jobs", "write_names"),
+    *FACT[4:],
+]
+
+
+class Counting:
+    """A bus that notes what is published over it."""
+
+    def __init__(self, bus: Bus, cost: Cost) -> None:
+        self._bus, self._cost = bus, cost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def publish(self, subject: str, *args: Any, **more: Any) -> Any:
+        self._cost.published.append(subject.split(".")[1])
+        return await self._bus.publish(subject, *args, **more)
+
+    async def schedule(self, subject: str, *args: Any, **more: Any) -> Any:
+        self._cost.published.append(subject.split(".")[1])
+        return await self._bus.schedule(subject, *args, **more)
+
+    async def publish_together(self, messages: Sequence[Any]) -> Any:
+        self._cost.published.append(f"{len(messages)} {messages[0].subject.split('.')[1]}s")
+        return await self._bus.publish_together(messages)
+
+    async def last(self, stream: str, subject: str) -> Any:
+        self._cost.asked.append(subject.split(".")[1])
+        return await self._bus.last(stream, subject)
+
+
+@dataclass
+class Cost:
+    """What was done since the last look."""
+
+    statements: list[str] = field(default_factory=list)
+    """Each is a round trip to PostgreSQL; a commit after a write is its one write to the disk."""
+    published: list[str] = field(default_factory=list)
+    """Each is one write to the disk of NATS, be it a message or many together."""
+    asked: list[str] = field(default_factory=list)
+
+    def note(self, record: Any) -> None:
+        """Leave out what a connection asks once of types, and what is counted once a second."""
+        name = NAMES.get(record.query.strip())
+        if name is not None and name not in SAMPLED:
+            self.statements.append(name)
+
+
+@dataclass
+class Bench:
+    """One worker, worked by hand over real servers, and what it costs."""
+
+    store: Store
+    send: Senders
+    work: Callable[[int], Awaitable[None]]
+    """Take so many events as one batch, and work it."""
+    jobs: Callable[[int], Awaitable[list[Job]]]
+    cost: Cost
+
+    def spent(self) -> Cost:
+        """What was done since the last call."""
+        spent = Cost(self.cost.statements[:], self.cost.published[:], self.cost.asked[:])
+        for counted in (self.cost.statements, self.cost.published, self.cost.asked):
+            counted.clear()
+        return spent
+
+
+@pytest.fixture
+async def bench(
+    own_nats: Servers, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bench]:
+    await migrate(database_url)
+    cost, plain = Cost(), asyncpg.create_pool
+
+    async def counted(connection: Any) -> None:
+        connection.add_query_logger(cost.note)
+
+    def pool(*args: Any, **more: Any) -> Any:
+        return plain(*args, init=counted, **more)
+
+    monkeypatch.setattr(postgres_store.asyncpg, "create_pool", pool)
+    async with AsyncExitStack() as stack:
+
+        async def bus(role: str) -> Bus:
+            file = seed_file(own_nats.credentials, role)
+            made = await connect(own_nats.nats_url, name=role, seed_file=file)
+            return await stack.enter_async_context(made)
+
+        store = await stack.enter_async_context(open_store(database_url))
+        await store.push(ORG, PYTHON.active, b"")
+        counting: Any = Counting(await bus("worker"), cost)
+        worker, relay = Worker(store, counting, Limits()), Relay(counting)
+        await Recovery(
+            store, counting, relay, Limits(), Watch(store, counting, relay, worker.tuning)
+        ).prepare()
+        operator = await bus("operator")
+        pull = await stack.enter_async_context(counting.pull(WORKER_IN, most=1000))
+        jobs = await stack.enter_async_context(operator.pull(pool_consumer("local"), most=1000))
+
+        async def taken(source: Any, count: int) -> list[Delivery]:
+            found: list[Delivery] = []
+            while len(found) < count:
+                found += await source.next(count - len(found))
+            return found
+
+        async def work(count: int) -> None:
+            await worker._work(await taken(pull, count), relay)
+
+        async def next_jobs(count: int) -> list[Job]:
+            deliveries = await taken(jobs, count)
+            return [json.loads(d.data)["data"] for d in deliveries]
+
+        made = Bench(store, Senders(operator), work, next_jobs, cost)
+        made.spent()
+        yield made
+
+
+async def test_one_create_costs(bench: Bench) -> None:
+    await bench.send.create(new_id())
+    await bench.work(1)
+
+    spent = bench.spent()
+    assert spent.statements == CREATE
+    assert spent.published == ["state", "timer", "job"]
+    assert spent.asked == []
+
+
+async def test_a_fact_costs_and_the_ready_one_no_more_than_its_state_and_the_answer(
+    bench: Bench,
+) -> None:
+    await bench.send.create(new_id())
+    await bench.work(1)
+    (job,) = await bench.jobs(1)
+    bench.spent()
+
+    await bench.send.built(job, "started")
+    await bench.work(1)
+    assert bench.spent() == Cost(FACT[:-1], [])
+    await bench.send.built(job)
+    await bench.work(1)
+    assert bench.spent() == Cost(FACT, ["state", "timer"])
+    await bench.send.agent(job, "connected", 1)
+    await bench.work(1)
+    assert bench.spent() == Cost(FACT, ["state", "timer"])
+    await bench.send.agent(job, "ready", 2)
+    await bench.work(1)
+    assert bench.spent() == Cost(FACT, ["state", "result"])
+
+
+async def test_a_repeat_costs_one_look_into_the_outbox(bench: Bench) -> None:
+    chat = new_id()
+    await bench.send.create(chat, event_id="one")
+    await bench.work(1)
+    bench.spent()
+
+    await bench.send.create(chat, event_id="one")
+    await bench.work(1)
+
+    assert bench.spent() == Cost(
+        [*FACT[:3], "lock_owners", "names", "terms", "outbox_of", "write", "commit"], []
+    )
+
+
+@pytest.mark.parametrize("chats", [50, 200])
+async def test_a_batch_of_many_chats_costs_as_much_as_one(bench: Bench, chats: int) -> None:
+    """However many they are: that is what a batch is for."""
+    for _ in range(chats):
+        await bench.send.create(new_id(), owner=new_id())
+    await bench.work(chats)
+    assert bench.spent() == Cost(CREATE, [f"{chats} states", f"{chats} timers", f"{chats} jobs"])
+
+    jobs = await bench.jobs(chats)
+    for job in jobs:
+        await bench.send.built(job)
+    await bench.work(chats)
+    assert bench.spent() == Cost(FACT, [f"{chats} states", f"{chats} timers"])
+    for job in jobs:
+        await bench.send.agent(job, "connected", 1)
+        await bench.send.agent(job, "ready", 2)
+    await bench.work(2 * chats)
+    assert bench.spent() == Cost(FACT, [f"{2 * chats} states", f"{chats} results"])

@@ -1,0 +1,124 @@
+"""More calls and jobs than may wait: refused at once, and accepted again when there is room."""
+
+from __future__ import annotations
+
+import asyncio
+
+from handlers.worker.gauge import Gauge, Room
+from handlers.worker.worker import Worker
+from statemachine.load import BUSY
+from tests.worker.messages import Senders, new_id
+from tests.worker.rig import POOL, Hand, Rig
+
+
+def worker_with(rig: Rig, room: Room) -> Hand:
+    hand = rig.hand()
+    hand.worker = Worker(rig.store, rig.bus, rig.limits, room=room)
+    return hand
+
+
+async def looked(hand: Hand) -> None:
+    """Have the worker see how much waits now."""
+    await hand.worker._gauge.look()
+
+
+def refused(rig: Rig, chat: str, call: str = "c") -> bool:
+    answer = rig.answer(chat, call)
+    return bool(answer["is_error"]) and answer["result"]["error"].startswith(BUSY)
+
+
+async def test_one_more_call_of_a_chat_than_may_wait_is_refused_and_asked_again_goes_on_waiting(
+    rig: Rig, send: Senders, chat: str
+) -> None:
+    hand = worker_with(rig, Room(calls_per_chat=2))
+    for call in ("a", "b", "c", "a"):
+        await send.create(chat, call)
+    await hand.pump()
+
+    assert refused(rig, chat, "c")
+    assert not {(chat, "a"), (chat, "b")} & rig.results.keys()
+
+    await send.built(rig.job, "failed")
+    await hand.pump()
+    assert (
+        rig.answer(chat, "a")["result"]["build_id"] == rig.answer(chat, "b")["result"]["build_id"]
+    )
+    await rig.check(chat)
+
+
+async def test_what_was_refused_has_no_build_and_no_workspace(rig: Rig, send: Senders) -> None:
+    hand, waiting, late = worker_with(rig, Room(calls=1)), new_id(), new_id()
+    await send.create(waiting)
+    await hand.pump()
+    await looked(hand)
+
+    await send.create(late)
+    await hand.pump()
+
+    assert refused(rig, late)
+    assert rig.path(late) == []
+    assert [job["chat_id"] for job in rig.jobs()] == [waiting]
+    await rig.check(late)
+
+
+async def test_calls_are_accepted_again_when_others_are_answered(rig: Rig, send: Senders) -> None:
+    hand, waiting, late = worker_with(rig, Room(calls=1)), new_id(), new_id()
+    await send.create(waiting)
+    await hand.pump()
+    await looked(hand)
+    await send.built(rig.job, "failed")
+    await hand.pump()
+    await looked(hand)
+
+    await send.create(late)
+    await hand.pump()
+
+    assert rig.path(late) == ["building"]
+
+
+async def test_no_job_is_added_to_a_full_queue_until_one_is_taken(rig: Rig, send: Senders) -> None:
+    hand, chats = worker_with(rig, Room(jobs=1)), [new_id() for _ in range(3)]
+    await send.create(chats[0])
+    await hand.pump()
+    await looked(hand)
+    await send.create(chats[1])
+    await hand.pump()
+    assert refused(rig, chats[1])
+    assert len(rig.jobs()) == 1
+
+    async with rig.bus.pull(POOL, most=1) as pull:
+        (taken,) = await pull.next(1)
+        await taken.ack()
+    await looked(hand)
+    await send.create(chats[2])
+    await hand.pump()
+
+    assert [job["chat_id"] for job in rig.jobs()] == [chats[2]]
+
+
+async def test_how_much_waits_is_looked_at_when_a_call_comes_and_once_a_second(rig: Rig) -> None:
+    gauge = Gauge(rig.store, rig.bus, Room(calls=1))
+
+    gauge.load(look=False)
+    assert gauge._looking is None
+    gauge.load(look=True)
+    first = gauge._looking
+    assert first is not None
+    await asyncio.wait_for(first, 5)
+    gauge.load(look=True)
+    assert gauge._looking is first
+    await gauge.close()
+
+
+async def test_while_the_bus_is_away_the_last_look_counts(rig: Rig, send: Senders) -> None:
+    hand = worker_with(rig, Room(calls=1))
+    await send.create(new_id())
+    await hand.pump()
+    await looked(hand)
+    before = hand.worker._gauge.load(look=False)
+
+    rig.server.stop()
+    await looked(hand)
+
+    assert before.full
+    assert hand.worker._gauge.load(look=False) == before

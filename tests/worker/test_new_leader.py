@@ -1,0 +1,55 @@
+"""A cluster's new leader tells of fewer messages than it has, until it has applied them all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bus import StreamInfo
+from bus.memory import MemoryBus
+from bus.streams import STATE, Stream, Tuning
+from handlers.worker.watching import LOOKS, Watch
+from tests.worker.messages import Senders
+from tests.worker.rig import Rig
+
+
+class LaggingBus(MemoryBus):
+    """Of whose STATE stream the end is not to be seen for so many looks."""
+
+    looks = 0
+
+    async def ensure_stream(self, stream: Stream) -> StreamInfo:
+        info = await super().ensure_stream(stream)
+        if stream.name != STATE.name or not self.looks:
+            return info
+        self.looks -= 1
+        return replace(info, last=info.last - 1)
+
+
+async def looks(rig: Rig, send: Senders, chat: str, lagging: int) -> frozenset[str]:
+    """Look again, after a state was stored, as a worker does when it is connected anew."""
+    bus = LaggingBus(rig.server)
+    hand = rig.hand(bus)
+    watch = Watch(rig.store, bus, hand.relay, Tuning(replicas=3))
+    await watch.look()
+    await watch.accept()
+    await send.create(chat)
+    await hand.pump()
+    bus.looks = lagging
+    return await watch.look()
+
+
+async def test_what_it_tells_of_a_moment_later_is_not_lost(
+    rig: Rig, send: Senders, chat: str
+) -> None:
+    assert await looks(rig, send, chat, lagging=1) == frozenset()
+
+
+async def test_what_it_never_tells_of_is_lost(
+    rig: Rig, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.worker.watching.LOOKS", 2)
+
+    assert LOOKS > 2
+    assert await looks(rig, send, chat, lagging=3) == {STATE.name}

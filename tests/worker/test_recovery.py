@@ -1,0 +1,384 @@
+"""What NATS lost, the database tells it again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from bus import Message, subjects
+from bus.memory_server import Interest
+from bus.streams import IN, JOB, LOG, PRESENCE, RESULT, STATE, WORKER_IN, Tuning
+from handlers.worker.inbox import read
+from handlers.worker.recovery import ASKED, Recovery
+from handlers.worker.watching import Watch
+from statemachine.store import Seen
+from statemachine.store.memory import MemoryStore
+from tests.worker.messages import Job, Senders, new_id
+from tests.worker.rig import Hand, Rig
+
+TEN_MINUTES = 600.0
+SILENCE = 30.0
+PATIENCE = 10.0
+
+
+@pytest.fixture
+async def job(rig: Rig, hand: Hand, send: Senders, chat: str) -> Job:
+    """A chat that is being built, while its worker knows the streams."""
+    await hand.prepare()
+    await send.create(chat)
+    await hand.pump()
+    return rig.job
+
+
+@pytest.fixture
+async def ready(rig: Rig, hand: Hand, send: Senders, job: Job) -> Job:
+    await send.built(job)
+    await send.agent(job, "connected", 1)
+    await send.agent(job, "ready", 2)
+    await send.show(job)
+    await hand.pump()
+    return job
+
+
+def wiped(rig: Rig) -> None:
+    rig.server.stop(lose=True)
+    rig.server.start()
+
+
+def sequence(rig: Rig, stream: str) -> int:
+    return rig.server.streams[stream].last_sequence
+
+
+async def test_a_server_that_lost_nothing_is_told_nothing(rig: Rig, hand: Hand, ready: Job) -> None:
+    assert await hand.prepare() == frozenset()
+
+    before = {name: sequence(rig, name) for name in (STATE.name, JOB.name, RESULT.name)}
+    rig.server.stop()
+    rig.server.start()
+    lost = await hand.prepare()
+
+    assert lost == {PRESENCE.name}
+    assert {name: sequence(rig, name) for name in before} == before
+
+
+async def test_a_stream_that_grows_while_it_is_looked_at_has_lost_nothing(
+    rig: Rig, send: Senders, ready: Job, chat: str
+) -> None:
+    """Other workers publish, and note it, while one looks."""
+    other = rig.hand()
+    await other.prepare()
+
+    class Busy(MemoryStore):
+        async def streams_seen(self) -> dict[str, Seen]:
+            await send.ask(chat, "stop_workspace", new_id())
+            newest = other.take()
+            await other.work(newest)
+            other.watch._noted = 0.0
+            await other.watch.note(newest[-1])
+            return await rig.store.streams_seen()
+
+    looking = Watch(Busy(rig.now), rig.bus, rig.hand().relay, Tuning())
+
+    assert await looking.look() == frozenset()
+
+
+async def test_last_states_stand_there_again(
+    rig: Rig, hand: Hand, ready: Job, chat: str, send: Senders
+) -> None:
+    before = rig.state(chat)
+    wiped(rig)
+
+    await hand.prepare()
+
+    assert rig.state(chat) == before
+    await send.ask(chat, "stop_workspace", "s")
+    await hand.pump()
+    assert rig.state(chat)["version"] == before["version"] + 1
+
+
+async def test_an_answer_can_be_read_again(rig: Rig, hand: Hand, ready: Job, chat: str) -> None:
+    before = rig.answer(chat)
+    wiped(rig)
+
+    await hand.prepare()
+
+    last = await rig.bus.last(RESULT.name, subjects.result(chat, "c"))
+    assert last is not None
+    assert json.loads(last.data)["data"] == before
+
+
+async def test_a_build_that_nobody_ended_is_asked_for_again_just_as_it_was(
+    rig: Rig, hand: Hand, job: Job
+) -> None:
+    wiped(rig)
+
+    await hand.prepare()
+
+    assert rig.jobs() == [job]
+
+
+async def test_a_build_that_has_ended_is_not_asked_for_again(
+    rig: Rig, hand: Hand, ready: Job
+) -> None:
+    wiped(rig)
+
+    await hand.prepare()
+
+    assert rig.jobs() == []
+
+
+async def test_the_stop_of_a_replaced_workspace_is_asked_for_again(
+    rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
+) -> None:
+    await send.agent(ready, "disconnected", 3)
+    await send.create(chat, "new")
+    await hand.pump()
+    before = sorted(job["build_id"] for job in rig.jobs() if job["build_id"] != ready["build_id"])
+    assert len(before) == 2
+    wiped(rig)
+
+    await hand.prepare()
+
+    assert sorted(job["build_id"] for job in rig.jobs()) == before
+
+
+async def test_a_build_that_nobody_ended_in_its_time_is_asked_for_again(
+    rig: Rig, hand: Hand, job: Job
+) -> None:
+    """Who had begun it ends it, anybody else cancels it; else its chat would wait for it for ever."""
+    wiped(rig)
+    rig.clock.advance(TEN_MINUTES + 1)
+
+    await hand.prepare()
+
+    assert rig.jobs() == [job]
+
+
+async def test_a_limit_holds_though_its_timer_was_lost(
+    rig: Rig, hand: Hand, job: Job, chat: str
+) -> None:
+    wiped(rig)
+
+    await hand.prepare()
+    rig.clock.advance(TEN_MINUTES)
+    await hand.pump()
+
+    assert rig.state(chat)["failure"]["reason"] == "build_timeout"
+    assert "error" in rig.answer(chat)["result"]
+
+
+async def test_an_agent_that_went_with_the_server_is_missed(
+    rig: Rig, hand: Hand, ready: Job, chat: str
+) -> None:
+    """Signs of life are kept in memory: no mark would tell that one is overdue."""
+    rig.server.stop()
+    rig.server.start()
+
+    await hand.prepare()
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+
+    assert rig.state(chat)["agent"]["status"] == "disconnected"
+
+
+async def test_an_agent_that_shows_itself_again_is_not_missed(
+    rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
+) -> None:
+    rig.server.stop()
+    rig.server.start()
+
+    await hand.prepare()
+    rig.clock.advance(SILENCE - 1)
+    await send.show(ready)
+    await hand.prepare()
+    rig.clock.advance(2)
+    await hand.pump()
+
+    assert rig.state(chat)["agent"]["status"] == "connected"
+
+
+async def test_what_a_dead_worker_left_over_goes_out_though_nothing_brings_it_again(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """It died between commit and publish, and the event that would have come again was lost."""
+    await hand.prepare()
+    await send.create(chat)
+    items = [(delivery, read(delivery, rig.now())) for delivery in hand.take()]
+    await hand.worker._apply(items)
+    assert rig.store.outbox
+    wiped(rig)
+
+    await hand.prepare()
+
+    assert rig.store.outbox == {}
+    assert rig.state(chat)["state"] == "building"
+    assert len(rig.jobs()) == 1
+
+
+async def test_a_lost_tail_is_told_again(
+    rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
+) -> None:
+    """The stream is the same, but what was acknowledged last is gone."""
+    before = rig.state(chat)
+    stream = rig.server.streams[STATE.name]
+    stream.lose_tail(2)
+    rig.server.stop()
+    rig.server.start()
+
+    lost = await hand.prepare()
+
+    assert STATE.name in lost
+    assert rig.state(chat) == before
+
+
+async def test_what_was_told_again_and_is_lost_again_is_missed(
+    rig: Rig, hand: Hand, ready: Job, chat: str
+) -> None:
+    """Also by one who did not tell it: who did may be dead."""
+    before = rig.state(chat)
+    wiped(rig)
+    await hand.prepare()
+    rig.server.streams[STATE.name].lose_tail(1)
+
+    lost = await rig.hand().prepare()
+
+    assert STATE.name in lost
+    assert rig.state(chat) == before
+
+
+async def test_a_loss_is_in_doubt_until_all_is_told_again(
+    rig: Rig, hand: Hand, ready: Job, chat: str
+) -> None:
+    """Who found it may have died while it told, and what it told fills up what is missing."""
+    await hand.prepare()
+    before = rig.state(chat)
+    rig.server.streams[STATE.name].lose_tail(1)
+    assert STATE.name in await hand.watch.look()
+    other = {"data": {"chat_id": new_id(), "version": 1}}
+    await rig.bus.publish(subjects.state(other["data"]["chat_id"]), json.dumps(other).encode())
+
+    lost = await rig.hand().prepare()
+
+    assert STATE.name in lost
+    assert rig.state(chat) == before
+
+
+async def test_what_is_published_while_streams_are_looked_at_is_known_afterwards(
+    rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hand.prepare()
+    seen = rig.store.streams_seen
+
+    async def slow() -> dict[str, Seen]:
+        await send.ask(chat, "stop_workspace", "stop")
+        await hand.pump()
+        return await seen()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.store, "streams_seen", slow)
+        await hand.prepare()
+    before = rig.state(chat)
+    assert before["state"] == "stopping"
+    rig.server.streams[STATE.name].lose_tail(1)
+
+    assert STATE.name in await hand.prepare()
+    assert rig.state(chat) == before
+
+
+async def test_nothing_is_published_after_a_reconnect_before_it_is_known_what_was_lost(
+    rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
+) -> None:
+    """What filled up a lost tail would hide that it was lost."""
+    hand.relay.certainty.lose()
+    await send.ask(chat, "stop_workspace", "stop")
+    await hand.pump()
+    assert rig.state(chat)["state"] == "ready"
+
+    await hand.prepare()
+    rig.clock.advance(WORKER_IN.ack_wait)
+    await hand.pump()
+
+    assert rig.state(chat)["state"] == "stopping"
+
+
+async def test_two_workers_who_both_notice_do_no_harm(
+    rig: Rig, hand: Hand, job: Job, chat: str
+) -> None:
+    before, other = rig.state(chat), rig.hand()
+    await other.prepare()
+    wiped(rig)
+
+    first = await hand.watch.look()
+    await other.prepare()
+    await hand.prepare()
+
+    assert STATE.name in first
+    assert rig.state(chat) == before
+    assert rig.jobs() == [job]
+
+
+async def test_the_tail_of_a_log_is_nobodys_loss(rig: Rig, hand: Hand, chat: str) -> None:
+    await rig.bus.publish(subjects.log(chat, new_id()), b"{}")
+    await hand.prepare()
+    rig.server.streams[LOG.name].lose_tail(1)
+
+    assert LOG.name not in await hand.prepare()
+
+
+async def test_senders_are_asked_for_their_facts_more_than_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who finds NATS again later than the worker must hear it too."""
+    monkeypatch.setattr("handlers.worker.recovery.RECONNECTS", 0.001)
+    asked: list[Message] = []
+    rig.server.interests.append(Interest("workspaced.resend.*", "", asked.append))
+
+    hand = rig.hand()
+
+    await Recovery(rig.store, rig.bus, hand.relay, rig.limits, hand.watch).ask()
+
+    assert [m.subject for m in asked] == [
+        subjects.RESEND_PROVISIONER,
+        subjects.RESEND_AGENT,
+    ] * ASKED
+
+
+async def test_who_dies_before_senders_were_asked_leaves_that_to_the_next(
+    rig: Rig, hand: Hand, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All else is made good by then: only of the requests it is in doubt."""
+    monkeypatch.setattr("handlers.worker.recovery.RECONNECTS", 0.001)
+    wiped(rig)
+    recovery = Recovery(rig.store, rig.bus, hand.relay, rig.limits, hand.watch)
+    await recovery.prepare()
+
+    next_one = rig.hand()
+    lost = await next_one.watch.look()
+    assert await rig.hand().watch.look() == {IN.name}
+    await Recovery(rig.store, rig.bus, next_one.relay, rig.limits, next_one.watch).ask()
+
+    assert lost == {IN.name}
+    assert await rig.hand().watch.look() == frozenset()
+
+
+async def test_a_running_worker_finds_what_was_lost_and_asks(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
+) -> None:
+    """Nobody tells it: it compares when it finds the server again."""
+    asked = asyncio.Event()
+    before = rig.state(chat)
+    running = asyncio.create_task(hand.worker.run())
+    try:
+        await hand.worker.ready.wait()
+        rig.server.interests.append(Interest(subjects.RESEND_AGENT, "", lambda _: asked.set()))
+
+        wiped(rig)
+        await asyncio.wait_for(asked.wait(), PATIENCE)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+    assert rig.state(chat) == before
+    assert rig.jobs() == [job]

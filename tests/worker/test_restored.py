@@ -1,0 +1,294 @@
+"""The database went back to an earlier moment; NATS, provisioners and agents did not."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bus import subjects
+from bus.streams import RESULT
+from statemachine.views import state_changed
+from tests.worker.messages import Job, Senders, new_id
+from tests.worker.rig import Hand, Rig
+
+Restore = Callable[[], Hand]
+RESTORED = "workspaced.database_restored.v1"
+
+
+@pytest.fixture
+def backup(rig: Rig) -> Callable[[], Restore]:
+    """Keep the store as it is; what that returns puts it back, with a worker started on it."""
+
+    def taken() -> Restore:
+        apart = ("clock", "lock", "name")
+        kept = copy.deepcopy({k: v for k, v in vars(rig.store).items() if k not in apart})
+
+        def restored() -> Hand:
+            vars(rig.store).update(copy.deepcopy(kept))
+            rig.store.name = "another"
+            return rig.hand()
+
+        return restored
+
+    return taken
+
+
+async def agree(rig: Rig, chat: str) -> dict[str, Any]:
+    """What stands on the bus is what the database holds; return it."""
+    kept = await rig.store.chat(chat)
+    assert kept is not None
+    published = rig.state(chat)
+    assert published == json.loads(json.dumps(state_changed(kept)))
+    return published
+
+
+async def said(send: Senders, job: Job, *, ids: str = "1") -> None:
+    """All that a provisioner and an agent tell of a build; told again, it is the same."""
+    names = {"workspace_name": job["workspace_name"], "owner_name": job["owner_name"]}
+    names |= {"template_id": job["template"]["id"]}
+    await send.built(job, "started", event_id=f"{job['build_id']}-s{ids}", **names)
+    await send.built(job, event_id=f"{job['build_id']}-e{ids}")
+    if job["transition"] == "start":
+        await send.agent(job, "connected", 1, event_id=f"{job['build_id']}-c{ids}")
+        await send.agent(job, "ready", 2, event_id=f"{job['build_id']}-r{ids}")
+
+
+async def ready(rig: Rig, hand: Hand, send: Senders, chat: str, call: str = "c") -> Job:
+    await send.create(chat, call, name="blue")
+    await hand.pump()
+    job = rig.job
+    await said(send, job)
+    await hand.pump()
+    return job
+
+
+async def stopped(rig: Rig, hand: Hand, send: Senders, chat: str) -> Job:
+    await send.ask(chat, "stop_workspace", "stop")
+    await hand.pump()
+    job = rig.job
+    await said(send, job)
+    await hand.pump()
+    return job
+
+
+async def test_a_chat_goes_on_above_what_was_published(
+    rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
+) -> None:
+    await hand.prepare()
+    await ready(rig, hand, send, chat)
+    restore = backup()
+    stop = await stopped(rig, hand, send, chat)
+    before = rig.state(chat)
+    assert (before["state"], before["version"]) == ("stopped", 6)
+
+    worker = restore()
+    lost = await worker.prepare()
+
+    assert lost, "so senders are asked for their facts"
+    after = await agree(rig, chat)
+    assert (after["state"], after["version"]) == ("ready", 7)
+    assert (after["cause"]["source"], after["cause"]["type"]) == ("/workspaced", RESTORED)
+    await said(send, stop)
+    await worker.pump()
+    assert (await agree(rig, chat))["state"] == "stopped"
+    assert (await agree(rig, chat))["version"] == 9
+
+
+async def test_what_was_not_further_is_left_alone(
+    rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
+) -> None:
+    await hand.prepare()
+    await ready(rig, hand, send, chat)
+    restore = backup()
+
+    await restore().prepare()
+
+    await rig.check(chat)
+    assert (await rig.outcomes(chat)).count("changed") == 0
+
+
+async def test_once_it_was_seen_to_it_is_over(
+    rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
+) -> None:
+    await hand.prepare()
+    await ready(rig, hand, send, chat)
+    restore = backup()
+    await stopped(rig, hand, send, chat)
+    worker = restore()
+    await worker.prepare()
+    published = len(rig.envelopes)
+
+    assert await rig.hand().prepare() == frozenset()
+    assert await worker.prepare() == frozenset()
+    assert len(rig.envelopes) == published
+
+
+async def test_a_chat_that_only_the_bus_knows_gets_its_workspace_back_with_its_name(
+    rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
+) -> None:
+    await hand.prepare()
+    restore = backup()
+    job = await ready(rig, hand, send, chat)
+    version = rig.state(chat)["version"]
+    answer = rig.answer(chat)
+
+    worker = restore()
+    await worker.prepare()
+
+    bare = await agree(rig, chat)
+    assert (bare["state"], bare["workspace"], bare["version"]) == ("none", None, version + 1)
+    await said(send, job)
+    await worker.pump()
+    back = await agree(rig, chat)
+    assert (back["state"], back["workspace"]["id"]) == ("ready", job["workspace_id"])
+    assert back["workspace"]["name"] == "blue"
+    await send.create(chat, "c", name="blue")
+    await send.create(chat, "another-call", name="blue")
+    await send.create(other := new_id(), name="blue")
+    await worker.pump()
+    assert rig.answer(chat) == answer
+    assert rig.answer(chat, "another-call")["result"]["status"] == "already_exists"
+    assert rig.job["chat_id"] == other
+    assert rig.job["workspace_name"].startswith("blue-")
+    assert [j["workspace_id"] for j in rig.jobs() if j["chat_id"] == chat] == [job["workspace_id"]]
+
+
+async def test_a_call_that_had_been_answered_stays_answered(
+    rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
+) -> None:
+    """Also one that the database holds open; and a refused one may be corrected, as ever."""
+    await hand.prepare()
+    await send.create(chat)
+    await hand.pump()
+    job = rig.job
+    restore = backup()
+    await said(send, job)
+    await hand.pump()
+    await send.ask(chat, "create_workspace", "wrong", template_id="x")
+    await hand.pump()
+    answer = rig.answer(chat)
+
+    worker = restore()
+    await worker.prepare()
+    kept = await rig.store.chat(chat)
+    assert kept is not None
+    assert kept.open_calls == 0
+    await send.create(chat)
+    await send.ask(chat, "list_templates", "wrong")
+    await worker.pump()
+
+    assert rig.answer(chat) == answer
+    assert rig.results[chat, "wrong"][-1]["is_error"] is False
+    last = await rig.bus.last(RESULT.name, subjects.result(chat, "c"))
+    assert last is not None
+    assert json.loads(last.data)["data"] == answer
+
+
+async def test_a_build_that_the_database_still_waits_for_is_asked_for_again(
+    rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
+) -> None:
+    await hand.prepare()
+    await send.create(chat)
+    await hand.pump()
+    restore = backup()
+    asked = len(rig.jobs())
+
+    await restore().prepare()
+
+    assert rig.jobs()[asked:] == [rig.jobs()[0]]
+
+
+async def test_an_empty_database_beside_a_bus_that_knows_is_one_that_went_back(
+    rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
+) -> None:
+    """Nothing was kept, not even where it was kept."""
+    restore = backup()
+    job = await ready(rig, hand, send, chat)
+
+    worker = restore()
+    await worker.prepare()
+    await said(send, job)
+    await worker.pump()
+
+    assert (await agree(rig, chat))["state"] == "ready"
+
+
+@pytest.mark.parametrize("moves", [1, 2, 3])
+async def test_a_worker_that_was_not_started_anew_finds_out_with_the_first_move(
+    rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore], moves: int
+) -> None:
+    """Whether its version is then below, equal to, or above what was published elsewhere."""
+    quiet = new_id()
+    await hand.prepare()
+    await ready(rig, hand, send, chat)
+    await ready(rig, hand, send, quiet, "q")
+    restore = backup()
+    await send.ask(chat, "stop_workspace", "stop")
+    await hand.pump()
+    stop = rig.job
+    await stopped(rig, hand, send, quiet)
+    restore()
+    rig.store.name = "memory"  # the very same place: a copy of the files was put back
+
+    await send.agent({**stop, "build_id": await build_of(rig, chat)}, "disconnected", 7 + moves)
+    await hand.pump()
+    found = hand.worker._restored
+    await hand.prepare()
+
+    assert found
+    assert (await agree(rig, chat))["agent"]["status"] == "disconnected"
+    assert (await agree(rig, quiet))["state"] == "ready"
+    assert (await agree(rig, quiet))["cause"]["type"] == RESTORED
+    assert hand.worker._restored is False
+
+
+async def build_of(rig: Rig, chat: str) -> str:
+    kept = await rig.store.chat(chat)
+    assert kept is not None
+    assert kept.build is not None
+    return kept.build.id
+
+
+async def test_a_state_that_was_left_over_raises_no_alarm(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """A worker dies between publishing and dropping the rows: others find what stands there."""
+    await hand.prepare()
+    event = {"event_id": new_id()}
+    await send.create(chat, **event)
+    dying = rig.hand()
+
+    async def dies(_ids: Any) -> None:
+        raise AssertionError("killed")
+
+    dying.worker.store = copy.copy(rig.store)
+    dying.worker.store.published = dies  # type: ignore[method-assign]
+    with pytest.raises(AssertionError):
+        await dying.pump()
+    await send.create(chat, **event)
+
+    await hand.pump()
+
+    assert hand.worker._restored is False
+    assert rig.state(chat)["version"] == 1
+
+
+async def test_what_stands_there_and_is_no_state_or_answer_is_passed_over(
+    rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
+) -> None:
+    await hand.prepare()
+    await ready(rig, hand, send, chat)
+    restore = backup()
+    await stopped(rig, hand, send, chat)
+    rig.server.interests.clear()
+    for subject in (subjects.state(new_id()), subjects.state("x"), subjects.result("x", "y")):
+        for body in (b"{", b"[]", b'{"data": 7}', b'{"data": {"version": "x", "result": 1}}'):
+            await rig.bus.publish(subject, body)
+
+    await restore().prepare()
+
+    assert (await agree(rig, chat))["version"] == 7
