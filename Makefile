@@ -3,24 +3,61 @@
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.13 python3.12 python3))
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+AUDITING := .audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format diagram
+.PHONY: help demo test cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit sbom format diagram
+SEEDS ?= 1000
+# Processes that share the tests, file by file; most tests wait more than they compute.
+JOBS ?= 2
 
 help:  ## Say what the targets do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED)  ## See a chat get its workspace, on servers of its own
 	$(BIN)/workspaced demo
 
 test: $(INSTALLED)  ## Run all tests, on servers of their own
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+cluster: $(INSTALLED)  ## Kill the leader of three NATS servers under load, and pause one; tell how long nothing moved
+	CLUSTER_KILLS=3 CLUSTER_PAUSES=1 CLUSTER_CALM=150 $(BIN)/python -m pytest tests/cluster/test_outages.py $(ARGS)
+
+overload: $(INSTALLED)  ## Ask for far more than can be worked; tell how much memory that takes
+	OVERLOAD_SECONDS=40 $(BIN)/python -m pytest tests/overload $(ARGS)
+
+faults: $(INSTALLED)  ## Kill and pause everything under load, then check: MINUTES=10 CHATS=500 SEED=n
+	$(BIN)/python -m tests.faults.run --minutes $(or $(MINUTES),10) --chats $(or $(CHATS),500) $(if $(SEED),--seed $(SEED))
+
+faults-quick: $(INSTALLED)  ## The same in a minute
+	$(BIN)/python -m tests.faults.run --quick $(if $(SEED),--seed $(SEED))
+
+bench: $(INSTALLED)  ## Measure it beside what one might take instead, in 50 minutes
+	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-quick: $(INSTALLED)  ## The same in two minutes: smaller, and of fewer systems
+	$(BIN)/python -m tests.bench --quick $(ARGS)
 
 check: $(INSTALLED)  ## Lint, formatting, types, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(INSTALLED) $(AUDITING)  ## Installed is what is pinned, and no advisory speaks of it; OFFLINE=accepted
+	$(BIN)/python -m tests.dependencies.audit || { status=$$?; test $$status -eq 3 -a -n "$(OFFLINE)" || exit $$status; }
+
+sbom: $(AUDITING)  ## List all that an installation consists of: dist/*.cdx.json
+	.audit/bin/python -m tests.dependencies.sbom
+
+simulate: $(INSTALLED)  ## Crashes, pauses and losses by SEEDS=10000 seeds; SEED=7: all that happens in one
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+simulate-breakages: $(INSTALLED)  ## Take each protection away, and see the simulation miss it
+	$(BIN)/python -m tests.simulation --breakages
+
+fuzz: $(INSTALLED)  ## Send hostile messages to each inbound subject and rpc: MESSAGES=100000 SEED=n
+	$(BIN)/python -m tests.fuzz --messages $(or $(MESSAGES),100000) $(if $(SEED),--seed $(SEED))
 
 format: $(INSTALLED)  ## Put the code into its form
 	$(BIN)/ruff check --fix-only .
@@ -33,4 +70,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(AUDITING): pyproject.toml constraints.txt
+	test -x .audit/bin/python || $(PYTHON) -m venv .audit
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["audit"])' \
+		| xargs .audit/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 	@touch $@
