@@ -23,12 +23,6 @@ AWAY = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
 """What nats-py raises while there is no server, or no leader."""
 ANSWERED_WITHIN = 60.0
 """Seconds in which every accepted call must be answered, whatever goes on."""
-FOR_EVER: dict[str, Any] = {
-    "allow_reconnect": True,
-    "max_reconnect_attempts": -1,
-    "reconnect_time_wait": 0.1,
-    "ping_interval": 3,
-}
 CALLS = ("list_templates", "stop_workspace", "start_workspace", "stop_workspace")
 """What each chat asks after its create_workspace."""
 
@@ -82,6 +76,7 @@ class Load:
     def __init__(self, place: Place, stack: AsyncExitStack) -> None:
         self._place, self._stack = place, stack
         self.service, self.provisioner, self.operator = Party(), Party(), Party()
+        """Connected by `open`."""
         self.answers, self.states = Progress(), Progress()
         self.slowest = 0.0
         """Seconds that the slowest call took, from when it was accepted; begun anew with `begin`."""
@@ -97,33 +92,30 @@ class Load:
         self._facts: dict[str, list[tuple[str, Event]]] = {}
         self._waiting: dict[tuple[str, str], asyncio.Future[Event]] = {}
         self._stopping = asyncio.Event()
-        self._building: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Connect everybody, to any of the servers, for good."""
-        for party, role in (
-            (self.service, "chat-service"),
-            (self.provisioner, "provisioner"),
-            (self.operator, "operator"),
-        ):
-            await self._join(party, **as_role(self._place.credentials, role))
+        self.service, self.provisioner, self.operator = [
+            await self._joined(**as_role(self._place.credentials, role))
+            for role in ("chat-service", "provisioner", "operator")
+        ]
+        for party in (self.service, self.provisioner, self.operator):
+            self._stack.push_async_callback(party.client.close)
         await self.service.client.subscribe("workspaced.result.>", cb=self._hear_result)
         await self.service.client.subscribe("workspaced.ui.*.state", cb=self._hear_state)
         await self.service.settled()
 
     async def run(self, chats: int) -> None:
         """Go on until stopped; each chat that was begun comes to its end."""
-        taking = asyncio.create_task(self._take())
-        try:
+        async with asyncio.TaskGroup() as everybody:
+            taking = everybody.create_task(self._take(everybody))
             async with asyncio.TaskGroup() as group:
                 for _ in range(chats):
                     group.create_task(self._chats())
             # An ack may have gone down with a server: then its message comes again, and is acked.
             for stream in ("WORKSPACED_JOB", "WORKSPACED_IN"):
                 await sure(partial(self._drained, stream))
-        finally:
             taking.cancel()
-            await asyncio.gather(taking, *self._building, return_exceptions=True)
 
     def begin(self) -> None:
         """Measure anew."""
@@ -140,10 +132,23 @@ class Load:
         if info.state.messages:
             raise TimeoutError
 
-    async def _join(self, party: Party, **options: Any) -> None:
-        servers = self._place.nats.split(",")
-        await sure(lambda: connect(party, servers, **(FOR_EVER | options)))  # type: ignore[arg-type]
-        self._stack.push_async_callback(party.client.close)
+    async def _joined(self, **options: Any) -> Party:
+        """Connect a party to any of the servers, and keep it connected."""
+
+        async def tried() -> Party:
+            party = Party()
+            try:
+                await connect(party, self._place.nats.split(","), ping_interval=3, **options)
+            except BaseException:
+                await party.client.close()
+                raise
+            # From now on only: refused while it connects first, nats-py would both try again and
+            # reconnect, on one socket.
+            party.client.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
+            return party
+
+        joined: Party = await sure(tried)
+        return joined
 
     async def _chats(self) -> None:
         while not self._stopping.is_set():
@@ -224,7 +229,7 @@ class Load:
 
     # -- builds ---------------------------------------------------------------------------------
 
-    async def _take(self) -> None:
+    async def _take(self, building: asyncio.TaskGroup) -> None:
         """Take every job of the pool, and build it beside the others."""
         bound = await sure(
             lambda: self.provisioner.js.pull_subscribe_bind(f"pool-{POOL}", stream="WORKSPACED_JOB")
@@ -235,9 +240,7 @@ class Load:
             except AWAY:
                 continue
             for message in messages:
-                task = asyncio.create_task(self._build(message))
-                self._building.add(task)
-                task.add_done_callback(self._building.discard)
+                building.create_task(self._build(message))
 
     async def _build(self, message: Msg) -> None:
         job = json.loads(message.data)["data"]
@@ -270,11 +273,8 @@ class Load:
                 timeout=3,
             )
         )
-        agent = Party()
+        agent = await self._joined(**as_holder(json.loads(credential.data)))
         try:
-            servers = self._place.nats.split(",")
-            options = FOR_EVER | as_holder(json.loads(credential.data))
-            await sure(lambda: connect(agent, servers, **options))  # type: ignore[arg-type]
             said = (("agent_connected", {}), ("agent_lifecycle", {"lifecycle": "ready"}))
             for number, (name, more) in enumerate(said, 1):
                 data = {key: job[key] for key in ("workspace_id", "build_id")}

@@ -68,7 +68,8 @@ class Line:
 
         await client.connect(
             self._url,
-            max_reconnect_attempts=-1,
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
             reconnect_time_wait=BACK_OFF,
             connect_timeout=3,
             ping_interval=5,
@@ -81,6 +82,9 @@ class Line:
         )
         if not client.is_connected:
             raise nats.errors.UnexpectedEOF  # nats-py takes an early end for a yes
+        # From now on only: refused while it connects first, nats-py would both try again and
+        # reconnect, on one socket.
+        client.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
 
     async def _back(self) -> None:
         self.epoch += 1

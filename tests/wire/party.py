@@ -151,7 +151,7 @@ class Party:
         await self.client.flush()
 
 
-async def connect(party: Party, url: str, **options: Any) -> None:
+async def connect(party: Party, url: str | list[str], **options: Any) -> None:
     """Connect with `options` of nats-py, for once and for all. Raises what nats-py raises."""
 
     async def heard(error: Exception) -> None:
