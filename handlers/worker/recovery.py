@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from bus import Bus, BusError, subjects
 from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER
+from handlers.clock import clock
 from handlers.sending.backoff import Backoff
 from handlers.worker import effects
 from handlers.worker.chat import FARTHEST
@@ -41,6 +42,12 @@ RECONNECTS: Final = 2.0
 """Seconds that others may take to find NATS again; doubled from one asking to the next."""
 ABSENT: Final = 30.0
 """Seconds within which an agent shows itself that is still there."""
+_CARRIES: Final = {
+    Lane.STATE: STATE.name,
+    Lane.JOB: JOB.name,
+    Lane.TIMER: TIMER.name,
+    Lane.RESULT: RESULT.name,
+}
 T = TypeVar("T")
 
 
@@ -112,7 +119,7 @@ class Recovery:
             "answers": await self._answers(token) if RESULT.name in lost else 0,
             "agents to show themselves": await self._agents() if PRESENCE.name in lost else 0,
             # What brought these would have come again, if it was not lost.
-            "left over": await self._left_over(token) if lost & CARRIERS else 0,
+            "left over": await self._left_over(lost, token) if lost & CARRIERS else 0,
         }
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         log.info("published again from the database: %s", told or "nothing")
@@ -138,15 +145,15 @@ class Recovery:
         return count
 
     async def _jobs(self, token: str) -> int:
-        count = 0
+        count, until = 0, self._jobs_until()
         async for jobs in _pages(self.store.jobs, lambda job: job[0].build_id):
             rows = [
                 Outgoing(job.chat_id, Lane.JOB, job.subject, job.build_id, job.payload)
                 for job, chat in jobs
                 if awaits(chat, job.build_id)
             ]
-            await self.relay.publish(_renamed(rows, token))
-            count += len(rows)
+            await self.relay.publish(_renamed(rows, token), jobs_until=until)
+            count, until = count + len(rows), self._jobs_until()
         return count
 
     async def _answers(self, token: str) -> int:
@@ -171,13 +178,21 @@ class Recovery:
             count += len(there)
         return count
 
-    async def _left_over(self, token: str) -> int:
-        count = 0
+    async def _left_over(self, lost: frozenset[str], token: str) -> int:
+        count, until = 0, self._jobs_until()
         async for rows in _pages(self.store.left_over, lambda row: row.id):
-            await self.relay.publish(_renamed(rows, token))  # as `_jobs` names them
+            # Others may be publishing them right now: only a stream that lost something gets new
+            # names, of jobs the same as from `_jobs`.
+            again = [row for row in rows if _CARRIES[Lane(row.lane)] in lost]
+            others = [row for row in rows if _CARRIES[Lane(row.lane)] not in lost]
+            await self.relay.publish([*_renamed(again, token), *others], jobs_until=until)
             await self.store.published([row.id for row in rows])
-            count += len(rows)
+            count, until = count + len(rows), self._jobs_until()
         return count
+
+    def _jobs_until(self) -> float:
+        """Return until when jobs may be published of what is read from now on, by `clock`."""
+        return clock() + self.watch.tuning.duplicate_window
 
 
 async def _pages(

@@ -7,9 +7,11 @@ import json
 
 import pytest
 
-from bus import Message, subjects
+from bus import Message, Unavailable, subjects
 from bus.memory_server import Interest
 from bus.streams import IN, JOB, LOG, PRESENCE, RESULT, STATE, WORKER_IN, Tuning
+from handlers.clock import clock
+from handlers.worker import relay
 from handlers.worker.inbox import read
 from handlers.worker.recovery import ASKED, Recovery
 from handlers.worker.watching import Watch
@@ -214,6 +216,43 @@ async def test_what_a_dead_worker_left_over_goes_out_though_nothing_brings_it_ag
 
     assert rig.store.outbox == {}
     assert rig.state(chat)["state"] == "building"
+    assert len(rig.jobs()) == 1
+
+
+async def test_what_another_worker_publishes_meanwhile_is_asked_for_once(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """Requests are in doubt for a while after a loss: who reconnects then finds its outbox."""
+    await hand.prepare()
+    await send.create(chat)
+    committed = await hand.worker._commit(hand.take(), hand.relay)
+    assert committed is not None
+    await hand.relay.publish(committed.rows)
+    await rig.store.see_streams({IN.name: Seen("", 0)}, anew=True)
+
+    lost = await rig.hand().prepare()
+
+    assert lost == {IN.name}
+    assert rig.store.outbox == {}
+    assert len(rig.jobs()) == 1
+
+
+async def test_who_was_paused_over_builds_that_are_left_over_looks_again(
+    rig: Rig, hand: Hand, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hand.prepare()
+    await send.create(chat)
+    await hand.worker._commit(hand.take(), hand.relay)
+    wiped(rig)
+    late = clock() + hand.worker.tuning.duplicate_window + 1
+    with monkeypatch.context() as paused:
+        paused.setattr(relay, "clock", lambda: late)
+        with pytest.raises(Unavailable, match="paused"):
+            await hand.prepare()
+    assert rig.jobs() == []
+
+    await hand.prepare()
+
     assert len(rig.jobs()) == 1
 
 
