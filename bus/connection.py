@@ -7,6 +7,8 @@ What differs, and why it reaches below nats-py's public surface:
 * Messages go straight from the read loop to their taker: no task and no queue for each subscription.
 * A flush really follows what was sent before it (nats-py's PING overtakes its own queue), and one
   that was cancelled does not kill the read loop when its PONG comes.
+* Waiting for the socket ends when it is cancelled, and when the connection breaks.
+* After a break nothing is sent until all of `on_back` have heard of it: nats-py is connected earlier.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ class Connection(Client):
         """All that wait for the server, and must hear when the connection breaks."""
         self._denied_subscriptions: set[str] = set()
         self._kept_up = False
+        self._broken = False
+        """From when the connection breaks until everybody has heard that it is back."""
         self._last_word = ""
         self._refusals = 0
         self._closing: asyncio.Task[None] | None = None
@@ -72,6 +76,11 @@ class Connection(Client):
     def server_id(self) -> str:
         """Name of the server process at the other end; another one after it was restarted."""
         return str(self._server_info.get("server_id", ""))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is a server, and everybody knows that it may be another one."""
+        return self.is_connected and not self._broken
 
     def keep_up(self) -> None:
         """Come back from now on whenever the connection breaks."""
@@ -88,7 +97,7 @@ class Connection(Client):
 
         Raises Refused when no server could take it, Unavailable when none is there.
         """
-        if not self.is_connected:
+        if not self.is_usable:
             raise Unavailable(self.reason or "not connected")
         check(subject)
         if headers:
@@ -107,9 +116,16 @@ class Connection(Client):
             self._flush_queue.put_nowait(self._taken)
 
     async def drained(self) -> None:
-        """Wait until the socket has taken what was posted, when that is much."""
-        if self._pending_data_size > self._max_payload:
-            await self._flush_pending(force_flush=True)
+        """Wait until the socket has taken what was posted, when that is much. Raises Unavailable."""
+        if self._pending_data_size <= self._max_payload or self._flush_queue is None:
+            return
+        taken: Future[Any] = asyncio.get_running_loop().create_future()
+        self.waiting.add(taken)
+        try:
+            await self._flush_queue.put(taken)
+            await taken
+        finally:
+            self.waiting.discard(taken)
 
     async def round_trip(self, within: float = 5.0) -> None:
         """Return when the server has worked all that was posted. Raises Unavailable."""
@@ -214,6 +230,7 @@ class Connection(Client):
 
     async def lost(self) -> None:
         """Void all that belonged to the connection as it was."""
+        self._broken = True
         self._pending.clear()
         self._pending_data_size = 0
         self._break_off()
@@ -225,6 +242,7 @@ class Connection(Client):
         log.info("connected to NATS again, server %s", self.server_id)
         self.reason = self._last_word = ""
         self._refusals = 0
+        self._broken = False
         for callback in self.on_back:
             callback()
 
@@ -242,6 +260,7 @@ class Connection(Client):
         if self.is_connected:
             log.warning("lost the connection to NATS: %s", e)
             self.reason = str(e)
+            self._broken = True
             # Now, while nobody can post: nats-py tells only once the old socket has closed.
             await super()._process_op_err(e)
             self._break_off()

@@ -179,7 +179,7 @@ class JetStreamBus:
     async def send(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Publish without waiting for anybody."""
+        """Publish without waiting for anybody. Raises Refused, Unavailable."""
         self._connection.post(subject, data, headers)
         await self._connection.drained()
 

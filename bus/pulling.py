@@ -6,6 +6,7 @@ import asyncio
 from asyncio import Future, TimerHandle
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from bus import GIVE_BACK, MARKER, BusError, Delivery, Message, Refused, Unavailable, jsapi
@@ -65,9 +66,10 @@ class NatsDelivery:
 
     async def _say(self, word: bytes) -> None:
         connection = self._connection
-        if connection.is_connected and connection.server_id == self._server_id:
-            connection.post(self.reply, word)
-            await connection.drained()
+        if connection.server_id == self._server_id:
+            with suppress(Unavailable):  # then it comes again
+                connection.post(self.reply, word)
+                await connection.drained()
 
 
 class _Source:
@@ -99,7 +101,7 @@ class _Source:
     def ask(self, most: int) -> None:
         """Ask for what is missing to `most`, unless that is little."""
         there = self.open + self.buffered
-        if self._paused or (there and there * 2 > most) or not self._connection.is_connected:
+        if self._paused or (there and there * 2 > most) or not self._connection.is_usable:
             return
         request = jsapi.pull_request(most - there, EXPIRES, HEARTBEAT)
         self._connection.post(self.subject, request, None, self._inbox)

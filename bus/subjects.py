@@ -30,8 +30,6 @@ TIMERS_FIRED: Final = "workspaced.timer.fired.>"
 """Timers whose time has come."""
 PRESENCES: Final = "workspaced.presence.*.*"
 """Signs of life, by chat and agent."""
-RPCS: Final = "workspaced.rpc.>"
-"""Requests to the gateway."""
 RESEND_PROVISIONER: Final = "workspaced.resend.provisioner"
 """Asks every provisioner to publish its newest facts again."""
 RESEND_AGENT: Final = "workspaced.resend.agent"
@@ -140,11 +138,6 @@ def ui(chat: str) -> str:
 def ui_state(chat: str) -> str:
     """Return where the copy of the chat's stored state appears."""
     return f"workspaced.ui.{chat}.state"
-
-
-def ui_log(chat: str, build: str) -> str:
-    """Return where the copy of the build's stored log lines appears."""
-    return f"workspaced.ui.{chat}.log.{build}"
 
 
 def kick(server: str) -> str:

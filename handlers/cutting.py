@@ -29,12 +29,21 @@ async def cut_off(
 ) -> tuple[int, int]:
     """Cut off whose key is good no longer: agents of these chats, holders of a key, or everybody.
 
-    Return how many, and of how many the server can't be found. Raises as `cut`.
+    Return how many, and of how many the server can't be found. Raises as `cut`, after all others
+    were tried.
     """
     there, away, after = 0, 0, None
+    failed: BusError | TimeoutError | None = None
     while found := await store.unwelcome(chat_ids=chat_ids, public_key=public_key, after=after):
-        ended = await cut(store, bus, found)
-        there, away, after = there + ended, away + len(found) - ended, found[-1]
+        after = found[-1]
+        try:
+            ended = await cut(store, bus, found)
+        except (BusError, TimeoutError) as bad:
+            failed = failed or bad
+        else:
+            there, away = there + ended, away + len(found) - ended
+    if failed is not None:
+        raise failed
     return there, away
 
 
@@ -43,11 +52,15 @@ async def cut(store: Store, bus: Bus, connections: Sequence[Connection]) -> int:
 
     Of a server that is not to be found they are kept: it may be one that this side of a cluster does
     not see now. If it is gone, its successor or the end of the key has them forgotten.
-    Raises BusError, TimeoutError, StoreUnavailableError: then all are kept.
+    Raises StoreUnavailableError, and what the first server that failed said (BusError, TimeoutError):
+    the connections of others are ended and forgotten by then.
     """
-    asked = await asyncio.gather(*(_kick(bus, connection) for connection in connections))
-    ended = [connection for connection, there in zip(connections, asked, strict=True) if there]
+    asked = await asyncio.gather(*(_kick(bus, one) for one in connections), return_exceptions=True)
+    ended = [one for one, there in zip(connections, asked, strict=True) if there is True]
     await store.cut_off(ended)
+    for answer in asked:
+        if isinstance(answer, BaseException):
+            raise answer
     return len(ended)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
 from statemachine.codec import describe
 from statemachine.events import Frozen
+from statemachine.identifiers import is_uuid
 from statemachine.parameters import TextValue
-
-_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 Values = Annotated[dict[str, TextValue], Field(max_length=256)]
 
@@ -74,11 +72,6 @@ class ReadArguments(NoArguments):
     def id(self) -> str:
         """The template's id in canonical form."""
         return (self.template_id or "").strip().lower()
-
-
-def is_uuid(text: str) -> bool:
-    """Say whether it is a UUID, in capitals or not, with or without blanks around it."""
-    return _UUID.fullmatch(text.strip()) is not None
 
 
 def _template_problem(template_id: str | None) -> str | None:

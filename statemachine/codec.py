@@ -18,6 +18,7 @@ from pydantic_core import to_json
 
 from statemachine import events
 from statemachine.events import Event, Frozen
+from statemachine.identifiers import is_canonical
 from statemachine.strictness import Reason, Reject, parse
 
 MAX_SIZE: Final = 256 * 1024
@@ -34,7 +35,6 @@ Stored events are never rewritten, only lifted when read; a frozen event per ent
 """
 
 _TYPE: Final = re.compile(r"workspaced\.([a-z_]+)\.v([1-9][0-9]{0,3})")
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _RFC_3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
@@ -95,7 +95,7 @@ def decode(
                 Reason.CHAT_MISMATCH,
                 f"attribute 'subject' is {envelope['subject']!r}, the NATS subject says {chat_id!r}",
             )
-        if not _UUID.fullmatch(chat_id):
+        if not is_canonical(chat_id):
             raise Reject(Reason.BAD_DATA, f"chat id {chat_id!r} is not a lower-case canonical UUID")
         fact = _validated(model, payload)
         if isinstance(fact, events.AgentDisconnected) and fact.sequence is None:

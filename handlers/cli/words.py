@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+from statemachine.identifiers import is_canonical
+
 ORGANIZATION: Final = "0c5d1a5e-0000-4000-8000-000000000001"
 """The organization of who names none: one machine, one team."""
 OWNER: Final = "0c5d1a5e-0000-4000-8000-000000000002"
@@ -29,7 +31,6 @@ STATES: Final = (
 ROLES: Final = ("frontend", "chat-service", "provisioner", "operator", "worker", "gateway")
 """The roles that keys are issued for."""
 _DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,7 +126,7 @@ def add_organization(parser: argparse.ArgumentParser) -> None:
 
 def a_uuid(text: str) -> str:
     """Read a UUID."""
-    if not _UUID.fullmatch(text.lower()):
+    if not is_canonical(text.lower()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a UUID")
     return text.lower()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from typing import Final
 
@@ -11,9 +10,9 @@ from handlers.app import locate
 from handlers.commands.printing import tell
 from handlers.settings import Settings
 from handlers.worker.policy import ALLOWLIST, TTL, milliseconds
+from statemachine.identifiers import is_uuid
 
 KEYS: Final = (TTL, ALLOWLIST)
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 async def change(key: str, value: str, settings: Settings) -> int:
@@ -42,9 +41,7 @@ def _problem(key: str, value: str) -> str | None:
         except ValueError as bad:
             return str(bad)
     if key == ALLOWLIST:
-        wrong = [
-            p for p in value.split(",") if p.strip() and not _UUID.fullmatch(p.strip().lower())
-        ]
+        wrong = [p for p in value.split(",") if p.strip() and not is_uuid(p)]
         if wrong:
             return f"{wrong[0].strip()!r} is not a template id"
     return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from bus import BusError
 from handlers.app import NotFoundError, Place, locate
@@ -21,6 +20,7 @@ from handlers.packing import load
 from handlers.settings import Settings
 from handlers.worker.worker import POOLS_SUBJECT
 from statemachine.codec import timestamp
+from statemachine.identifiers import is_canonical
 from statemachine.templates import template_id as template_id_of
 
 
@@ -60,7 +60,9 @@ async def versions(
 ) -> None:
     """Print a template's versions. Raises NotFoundError."""
     template_id = (
-        template.lower() if _is_uuid(template) else template_id_of(organization_id, template)
+        template.lower()
+        if is_canonical(template.lower())
+        else template_id_of(organization_id, template)
     )
     async with locate(settings).store() as store:
         found = await store.history(template_id)
@@ -116,10 +118,3 @@ def _cell(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "active" if value else ""
     return local_time(value) if key.endswith("_at") else str(value or "")
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        return str(UUID(text)) == text.lower()
-    except ValueError:
-        return False

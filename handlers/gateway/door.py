@@ -65,7 +65,11 @@ class Door:
         return _granted(visitor.key, found)
 
     async def _leave_off(self, visitor: Visitor, too_many: list[Connection]) -> None:
-        log.warning("key %s has too many connections: %d end", visitor.key, len(too_many))
+        log.warning(
+            "key %s came in more often than is noted: its oldest connections, if open, end: %d",
+            visitor.key,
+            len(too_many),
+        )
         try:
             await cut(self._store, self._bus, too_many)
         except (BusError, TimeoutError, StoreUnavailableError) as bad:

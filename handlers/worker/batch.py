@@ -16,9 +16,9 @@ from handlers.worker.chat import Chat
 from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed, Published
 from handlers.worker.policy import policy
 from statemachine import events
-from statemachine.arguments import is_uuid
 from statemachine.calls import Call, Known, Load
 from statemachine.formers import orphans
+from statemachine.identifiers import is_uuid
 from statemachine.needs import looks_up, needs
 from statemachine.pools import trespassed
 from statemachine.store import Changes, Found, Key, Outgoing, Store, Transaction
@@ -26,6 +26,8 @@ from statemachine.templates import Catalog
 from statemachine.wakes import Purpose, wake
 from statemachine.words import only_joins
 from statemachine.workspace import Limits, Workspace
+
+log = logging.getLogger(__name__)
 
 _OF_AGENTS: Final = (events.AgentConnected, events.AgentDisconnected, events.AgentLifecycle)
 EMPTY: Final = Catalog({}, {})
@@ -39,9 +41,18 @@ class Noticed:
     """What came of batches beside their rows."""
 
     superseded: set[str] = field(default_factory=set)
-    """Chats that follow another build now than before."""
+    """Chats that follow another build now than before, or perhaps do."""
     trespasses: int = 0
     """Facts of provisioners about workspaces of another pool than theirs."""
+
+    def trespass(self, more: int) -> None:
+        """Count them, and have it logged."""
+        self.trespasses += more
+        if more:
+            log.warning(
+                "facts about workspaces of another pool since this worker began: %d",
+                self.trespasses,
+            )
 
 
 async def apply(
@@ -75,6 +86,7 @@ async def apply(
         chats = await _chats(moving, snapshots, found, tx, limits, changes, known)
         again: set[str] = set()
         """Chats of what may have come before, and been committed and not published."""
+        repeated: set[str] = set()
         trespasses = 0
         for item in moving:
             trespasses += _trespasses(item, chats[_chat_id(item)])
@@ -82,6 +94,8 @@ async def apply(
             news = _take(chats[_chat_id(item)], item, found.known, changes)
             if replaces or not news:
                 again.add(_chat_id(item))
+            if not news and isinstance(item, Fact):
+                repeated.add(_chat_id(item))
         for chat in chats.values():
             chat.close()
         left_over = await tx.unpublished(again)
@@ -91,7 +105,8 @@ async def apply(
     for chat in chats.values():
         chat.speak()
     if noticed is not None:
-        noticed.trespasses += trespasses
+        noticed.trespass(trespasses)
+        noticed.superseded |= repeated  # who committed it before may not have lived to notice
         for chat_id, chat in chats.items():
             _notice(noticed, snapshots[chat_id], chat.workspace)
     return rows

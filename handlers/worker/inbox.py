@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from bus import Delivery, subjects
 from bus.streams import IN, TIMER
-from statemachine.arguments import is_uuid
 from statemachine.codec import Rejected, decode
 from statemachine.events import Event, ToolCanceled, ToolRequested
+from statemachine.identifiers import is_canonical
 from statemachine.store import identity
 from statemachine.strictness import Reason
 from statemachine.wakes import Purpose
@@ -44,7 +44,6 @@ class Missed:
 
     chat_id: str
     agent_id: str
-    marker: int
     """Place of the server's mark in its stream: names this loss."""
     highest: int | None = None
     """The agent's highest sequence before its presence was looked for in vain; None: it is there."""
@@ -93,9 +92,9 @@ def read(delivery: Delivery, now: datetime) -> Item:
     if not delivery.expired:
         return Nothing()
     chat_id, agent_id = subjects.parse_presence(delivery.subject)
-    if not (is_uuid(chat_id) and is_uuid(agent_id)):
+    if not (is_canonical(chat_id) and is_canonical(agent_id)):
         return Nothing()  # whoever may publish may set a mark's header too
-    return Missed(chat_id, agent_id, delivery.sequence)
+    return Missed(chat_id, agent_id)
 
 
 def dead(delivery: Delivery, reason: Reason, detail: str, item: Item | None = None) -> Dead:

@@ -21,8 +21,8 @@ from handlers.worker.batch import apply
 from handlers.worker.inbox import Published
 from handlers.worker.relay import Relay
 from handlers.worker.watching import Watch
-from statemachine.arguments import is_uuid
 from statemachine.calls import Answered, Call
+from statemachine.identifiers import is_canonical
 from statemachine.store import Changes, Key, Store, StoredCall
 from statemachine.workspace import Limits, Workspace
 
@@ -126,14 +126,14 @@ async def behind(store: Store, bus: Bus, chat_ids: Iterable[str]) -> bool:
 def published_in(found: Stored) -> Published | None:
     """Read a state that was published, or None for what is none."""
     data, chat_id = _data(found), found.subject.rsplit(".", 1)[1]
-    if data is None or not isinstance(data.get("version"), int) or not is_uuid(chat_id):
+    if data is None or not isinstance(data.get("version"), int) or not is_canonical(chat_id):
         return None
     return Published(chat_id, data)
 
 
 def _given_in(found: Stored) -> Given | None:
     data, (*_, chat_id, call_id) = _data(found), found.subject.split(".")
-    if data is None or not isinstance(data.get("result"), dict) or not is_uuid(chat_id):
+    if data is None or not isinstance(data.get("result"), dict) or not is_canonical(chat_id):
         return None
     answer = Answered(data["result"], is_error=bool(data.get("is_error")))
     return Given(Key(chat_id, call_id), str(data.get("tool")), answer)

@@ -7,7 +7,7 @@ requests that NATS had taken and no worker had applied are lost; callers ask aga
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -73,15 +73,15 @@ class Recovery:
         """
         lost = await self.watch.look()
         await self.relay.ensure_pools(await self.store.pools())
-        origin, token = await self.store.origin(), self.watch.token()
+        origin, more = await self.store.origin(), ""
         if restored or origin.differs:
             await self.reconciliation.run()
             lost |= FORGOTTEN
-            token += f":{origin.here}"
+            more = f":{origin.here}"
         made()
         await self._arm()
         if lost:
-            await self._recover(lost, token)
+            await self._recover({name: self.watch.token(name) + more for name in lost})
         # Of the requests it is in doubt until senders were asked: who dies meanwhile leaves that to others.
         if lost & CARRIERS:
             await self.watch.accept(*(s.name for s in STREAMS if s is not IN))
@@ -111,15 +111,15 @@ class Recovery:
         except StoreUnavailableError as bad:
             log.warning("that senders were asked is not noted, they will be again: %s", bad)
 
-    async def _recover(self, lost: frozenset[str], token: str) -> None:
-        """Publish what `lost` streams held, under names that they don't know for their `token`."""
+    async def _recover(self, lost: Mapping[str, str]) -> None:
+        """Publish what `lost` streams held, under names that they don't know for their tokens."""
         counts = {
-            "states": await self._states(token) if STATE.name in lost else 0,
-            "jobs": await self._jobs(token) if JOB.name in lost else 0,
-            "answers": await self._answers(token) if RESULT.name in lost else 0,
+            "states": await self._states(lost[STATE.name]) if STATE.name in lost else 0,
+            "jobs": await self._jobs(lost[JOB.name]) if JOB.name in lost else 0,
+            "answers": await self._answers(lost[RESULT.name]) if RESULT.name in lost else 0,
             "agents to show themselves": await self._agents() if PRESENCE.name in lost else 0,
             # What brought these would have come again, if it was not lost.
-            "left over": await self._left_over(lost, token) if lost & CARRIERS else 0,
+            "left over": await self._left_over(lost) if lost.keys() & CARRIERS else 0,
         }
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         log.info("published again from the database: %s", told or "nothing")
@@ -140,7 +140,7 @@ class Recovery:
         count, now = 0, datetime.now(UTC)
         async for chats in _pages(self.store.published_states, _chat_id):
             rows = [effects.state(chat, None, now) for chat in chats]
-            await self.relay.again(_renamed(rows, token))
+            await self.relay.again([_renamed(row, token) for row in rows])
             count += len(chats)
         return count
 
@@ -152,7 +152,7 @@ class Recovery:
                 for job, chat in jobs
                 if awaits(chat, job.build_id)
             ]
-            await self.relay.publish(_renamed(rows, token), jobs_until=until)
+            await self.relay.publish([_renamed(row, token) for row in rows], jobs_until=until)
             count, until = count + len(rows), self._jobs_until()
         return count
 
@@ -166,7 +166,7 @@ class Recovery:
                 for c, answer in ((stored.call, stored.answer) for stored in calls)
                 if answer is not None
             ]
-            await self.relay.publish(_renamed(rows, token))
+            await self.relay.publish([_renamed(row, token) for row in rows])
             count += len(rows)
         return count
 
@@ -178,14 +178,13 @@ class Recovery:
             count += len(there)
         return count
 
-    async def _left_over(self, lost: frozenset[str], token: str) -> int:
+    async def _left_over(self, lost: Mapping[str, str]) -> int:
         count, until = 0, self._jobs_until()
         async for rows in _pages(self.store.left_over, lambda row: row.id):
             # Others may be publishing them right now: only a stream that lost something gets new
             # names, of jobs the same as from `_jobs`.
-            again = [row for row in rows if _CARRIES[Lane(row.lane)] in lost]
-            others = [row for row in rows if _CARRIES[Lane(row.lane)] not in lost]
-            await self.relay.publish([*_renamed(again, token), *others], jobs_until=until)
+            named = [_renamed(row, lost.get(_CARRIES[Lane(row.lane)])) for row in rows]
+            await self.relay.publish(named, jobs_until=until)
             await self.store.published([row.id for row in rows])
             count, until = count + len(rows), self._jobs_until()
         return count
@@ -212,6 +211,6 @@ def _name(call: Any) -> str:
     return f"{call.chat_id}:{call.call_id}"
 
 
-def _renamed(rows: Iterable[Outgoing], token: str) -> list[Outgoing]:
-    """Return rows under names that the duplicate window doesn't know."""
-    return [replace(row, message_id=f"{row.message_id}:{token}") for row in rows]
+def _renamed(row: Outgoing, token: str | None) -> Outgoing:
+    """Return a row under a name that the duplicate window doesn't know, if its stream lost something."""
+    return row if token is None else replace(row, message_id=f"{row.message_id}:{token}")

@@ -141,11 +141,14 @@ class Relay:
     async def _chains_together(self, chains: Sequence[Sequence[Outgoing]]) -> bool:
         """Publish versions of many chats at once, each first one where it is expected to follow."""
         self.certainty.check()
+        places = [self._expected(chain[0]) for chain in chains]
+        if None in places:  # forgotten meanwhile
+            return False
         acks = await self._bus.publish_together(
             [
-                _message(row, self._expected(row) if row is c[0] else None)
-                for c in chains
-                for row in c
+                _message(row, place if row is chain[0] else None)
+                for chain, place in zip(chains, places, strict=True)
+                for row in chain
             ]
         )
         if acks is None:

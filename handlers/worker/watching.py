@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,7 +24,6 @@ LOOKS: Final = 8
 """How often a cluster is asked again, some 4 s in all, until the end of a stream counts as lost."""
 _EXPENDABLE: Final = frozenset({LOG.name, DEAD.name})
 """Nothing of these can be published again; the log may lose its tail with every crash."""
-_UNKNOWN: Final = Seen("", 0)
 
 
 @dataclass(slots=True)
@@ -35,6 +35,7 @@ class Watch:
     relay: Relay
     tuning: Tuning
     _there: dict[str, Seen] = field(default_factory=dict)
+    _tokens: dict[str, str] = field(default_factory=dict)
     _noted: float = 0.0
 
     async def look(self) -> frozenset[str]:
@@ -50,7 +51,8 @@ class Watch:
         self._follow(self.relay.places)
         self.relay.places.clear()
         # What was seen is read next: streams grow meanwhile, and that must not look like a loss.
-        before = await self.store.streams_seen()
+        noted = await self.store.streams_seen()
+        before = dict(noted)
         for name, seen in self._there.items():  # newer than what was noted
             if name in before and before[name].created == seen.created:
                 before[name] = max(before[name], seen, key=lambda s: s.last)
@@ -62,14 +64,15 @@ class Watch:
             for stream in streams:
                 found[stream.name] = await self._applied(stream, found[stream.name], before)
         lost = {name for name, info in found.items() if _differs(before.get(name), info)}
-        if fresh := {n for n in lost - _EXPENDABLE if before.get(n, _UNKNOWN) != _UNKNOWN}:
+        if fresh := {n for n in lost - _EXPENDABLE if n in before and before[n].token is None}:
             log.warning("NATS lost streams, or the end of them: %s", ", ".join(sorted(fresh)))
+        there = {name: Seen(info.created, info.last) for name, info in found.items()}
         doubted = frozenset(lost - _EXPENDABLE)
-        await self.store.see_streams(dict.fromkeys(doubted, _UNKNOWN), anew=True)
+        tokens = await self._doubt(doubted, noted, _token(there)) if doubted else {}
         if certainty.lost != reconnects:
             raise Unavailable("the connection was lost while it was looked what streams lost")
         # Only now: who could not note it must find it again.
-        self._there = {name: Seen(info.created, info.last) for name, info in found.items()}
+        self._there, self._tokens = there, tokens
         certainty.there.set()
         return doubted
 
@@ -85,11 +88,26 @@ class Watch:
             info = await self.bus.ensure_stream(stream)
         return info
 
-    def token(self) -> str:
-        """Return what names this look: equal for all workers who find the same streams made anew."""
-        there = self._there.values()
-        newest = max((seen.created for seen in there), default="")
-        return f"{newest}:{sum(seen.last for seen in there)}"
+    async def _doubt(
+        self, lost: AbstractSet[str], noted: Mapping[str, Seen], token: str
+    ) -> dict[str, str]:
+        """Mark what is lost, and return what names each loss: equal for all workers who find it.
+
+        Raises Unavailable when another worker has just published again what we still miss.
+        """
+        await self.store.doubt_streams(
+            {n: noted.get(n) for n in lost if n not in noted or noted[n].token is None}, token
+        )
+        stands = await self.store.streams_seen()
+        tokens = {name: stands[name].token for name in lost if name in stands}
+        named = {name: token for name, token in tokens.items() if token is not None}
+        if named.keys() != lost:
+            raise Unavailable("another worker was publishing again what streams lost")
+        return named
+
+    def token(self, stream: str) -> str:
+        """Return what names the loss of a stream, or this look if it lost nothing."""
+        return self._tokens.get(stream) or _token(self._there)
 
     def reached(self, stream: str) -> int:
         """Return how far a stream was when it was looked at."""
@@ -117,6 +135,11 @@ class Watch:
             seen = self._there.get(stream)
             if seen is not None and seen.last < place:
                 self._there[stream] = Seen(seen.created, place)
+
+
+def _token(there: Mapping[str, Seen]) -> str:
+    newest = max((seen.created for seen in there.values()), default="")
+    return f"{newest}:{sum(seen.last for seen in there.values())}"
 
 
 def _differs(before: Seen | None, now: StreamInfo) -> bool:

@@ -166,12 +166,6 @@ class Worker:
 
         return respond
 
-    async def _work(self, deliveries: Sequence[Delivery], relay: Relay) -> None:
-        """Bring deliveries to their end: applied or buried, published, acked."""
-        committed = await self._commit(deliveries, relay)
-        if committed is not None:
-            await self._publish(committed, relay)
-
     async def _commit(self, deliveries: Sequence[Delivery], relay: Relay) -> Committed | None:
         """Read and apply deliveries; None: a server is away, they come again."""
         now, jobs_until = datetime.now(UTC), clock() + self.tuning.duplicate_window
@@ -213,7 +207,9 @@ class Worker:
         except StoreUnavailableError as bad:
             log.warning("the database is away, the batch comes again: %s", bad)
             return False
-        self.dead_letters += len(buried)
+        if buried:
+            self.dead_letters += len(buried)
+            log.warning("dead letters since this worker began: %d", self.dead_letters)
         for delivery in committed.deliveries:
             await delivery.ack()
         if watch is not None and committed.deliveries:

@@ -199,6 +199,12 @@ class MemoryStore(MemoryAdmitting):
         """Note that the rows are at home in this store."""
         self.noted = here
 
+    async def doubt_streams(self, before: Mapping[str, Seen | None], token: str) -> None:
+        """Mark streams as having lost something, each only where it is still noted as in `before`."""
+        for name, seen in before.items():
+            if self.streams.get(name) == seen:
+                self.streams[name] = Seen.lost(token)
+
     async def see_streams(self, seen: Mapping[str, Seen], *, anew: bool = False) -> None:
         """Note how far streams are. Only `anew` puts one in the place of another, or goes back."""
         for name, new in seen.items():

@@ -365,6 +365,14 @@ insert into stream_seen (stream, created, last)
 select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created, last) order by stream
 on conflict (stream) do update set created = excluded.created, last = excluded.last
 
+-- name: doubt_streams
+-- Whoever finds a loss second uses the mark of the first, and overwrites no mark that is gone again.
+insert into stream_seen as known (stream, created, last)
+select stream, $4, $5::bigint from unnest($1::text[]) as n(stream) order by stream
+on conflict (stream) do update set created = excluded.created, last = excluded.last
+where exists (select from unnest($1::text[], $2::text[], $3::bigint[]) as before(stream, created, last)
+              where (before.stream, before.created, before.last) = (known.stream, known.created, known.last))
+
 -- name: published_states
 -- For a lost stream, a page at a time.
 select snapshot from chat

@@ -216,6 +216,12 @@ class Reading(Auditing, PostgresAdmitting):
         rows = await self._fetch("streams_seen")
         return {row["stream"]: Seen(row["created"], row["last"]) for row in rows}
 
+    async def doubt_streams(self, before: Mapping[str, Seen | None], token: str) -> None:
+        """Mark streams as having lost something, each only where it is still noted as in `before`."""
+        mark, seen = Seen.lost(token), list(before.values())
+        created, last = [s and s.created for s in seen], [s and s.last for s in seen]
+        await self._fetch("doubt_streams", list(before), created, last, mark.created, mark.last)
+
     async def see_streams(self, seen: Mapping[str, Seen], *, anew: bool = False) -> None:
         """Note how far streams are. Only `anew` puts one in the place of another, or goes back."""
         columns = [list(seen), [s.created for s in seen.values()], [s.last for s in seen.values()]]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from statemachine.workspace import Workspace
 
 
+_LOST: Final = "lost:"
 JOB_KEPT: Final = timedelta(days=1)
 """How long after its `not_after` a job is kept: its build may have begun, and then is to be ended."""
 
@@ -29,10 +30,20 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A stream as it was seen last."""
+    """A stream as it was seen last, or the mark that it lost something."""
 
     created: str
     last: int
+
+    @classmethod
+    def lost(cls, token: str) -> Seen:
+        """Return the mark; `token`: what names all that is published again for this loss."""
+        return cls(f"{_LOST}{token}", 0)
+
+    @property
+    def token(self) -> str | None:
+        """What names the loss; None: it is no mark."""
+        return self.created.removeprefix(_LOST) if self.created.startswith(_LOST) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +75,13 @@ class Recovering(Protocol):
 
     async def streams_seen(self) -> dict[str, Seen]:
         """Return the streams that were noted, by name."""
+        ...
+
+    async def doubt_streams(self, before: Mapping[str, Seen | None], token: str) -> None:
+        """Mark streams as having lost something, each only where it is still noted as in `before`.
+
+        So all who find a loss at the same time find one mark, whoever made it.
+        """
         ...
 
     async def see_streams(self, seen: Mapping[str, Seen], *, anew: bool = False) -> None:

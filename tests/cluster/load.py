@@ -16,7 +16,7 @@ import nats.js.errors
 from nats.aio.msg import Msg
 
 from tests.wire.agents import agent_of
-from tests.wire.party import Event, Party, as_holder, as_role, connect, event, new_id
+from tests.wire.party import Event, Party, as_holder, as_role, connect, ended, event, new_id
 from tests.wire.world import ORGANIZATION, POOL, Place
 
 AWAY = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
@@ -115,7 +115,7 @@ class Load:
             # An ack may have gone down with a server: then its message comes again, and is acked.
             for stream in ("WORKSPACED_JOB", "WORKSPACED_IN"):
                 await sure(partial(self._drained, stream))
-            taking.cancel()
+            await ended(taking)
 
     def begin(self) -> None:
         """Measure anew."""

@@ -39,6 +39,15 @@ def guarded(tmp_path: Path) -> Iterator[NatsServer]:
     server.stop()
 
 
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server that may be stopped and started."""
+    server = NatsServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
 def as_user(server: NatsServer, user: str) -> str:
     return server.url.replace("nats://", f"nats://{user}:secret@")
 
@@ -309,3 +318,66 @@ def test_what_passes_by_itself_is_no_refusal(status: int, code: int) -> None:
 
     assert isinstance(answer.as_bus_error("S"), Unavailable)
     assert isinstance(ApiError({"code": 400, "err_code": 10054}).as_bus_error("S"), Refused)
+
+
+async def stuck(bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> asyncio.Task[None]:
+    """Send more than the socket takes, for it takes no more; return who waits for it."""
+    takes_no_more = asyncio.Event()
+    monkeypatch.setattr(bus._connection._transport, "drain", takes_no_more.wait)
+
+    async def flood() -> None:
+        for _ in range(3):
+            await bus.send("flood", b"x" * 700_000)
+
+    flooding = asyncio.create_task(flood())
+    while not bus._connection.waiting:
+        await asyncio.sleep(0)  # a turn of the loop
+    return flooding
+
+
+async def test_who_waits_for_the_socket_can_be_cancelled(
+    bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py waits without an end, and swallows the cancellation."""
+    flooding = await stuck(bus, monkeypatch)
+    flooding.cancel()
+
+    await asyncio.wait({flooding}, timeout=5)
+
+    assert flooding.cancelled()
+
+
+async def test_who_waits_for_the_socket_hears_that_the_connection_broke(
+    own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await connect(own_server.url, wait=True) as bus:
+        flooding = await stuck(bus, monkeypatch)
+        own_server.stop()
+
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(flooding, 5)
+
+
+async def test_nothing_is_sent_until_all_have_heard_that_the_server_may_be_another(
+    own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py counts as connected while it still subscribes again."""
+    async with await connect(own_server.url, wait=True) as bus:
+        heard, tried = asyncio.Event(), list[bool]()
+        bus.on_reconnect(heard.set)
+        flush = bus._connection.flush
+
+        async def flush_and_try(*args: int) -> None:
+            tried.append(bus._connection.is_connected)
+            with pytest.raises(Unavailable):
+                await bus.send("early", b"")
+            await flush(*args)
+
+        monkeypatch.setattr(bus._connection, "flush", flush_and_try)
+        own_server.stop()
+        own_server.start()
+
+        await asyncio.wait_for(heard.wait(), 10)
+
+        assert tried == [True]
+        await bus.send("late", b"")

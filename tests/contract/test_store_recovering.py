@@ -30,6 +30,28 @@ async def test_a_stream_is_followed_and_only_anew_replaced(shelf: Shelf) -> None
     assert await store.streams_seen() == {"A": Seen("monday", 2), "B": Seen("tuesday", 0)}
 
 
+async def test_a_loss_has_one_mark_whoever_finds_it(shelf: Shelf) -> None:
+    store, noted = shelf.store, Seen("monday", 5)
+    await store.see_streams({"A": noted, "B": noted, "C": noted})
+
+    await store.doubt_streams({"A": noted, "NEW": None}, "first")
+    await store.doubt_streams({"A": noted, "B": noted, "NEW": None}, "second")
+    await store.doubt_streams({"C": Seen("monday", 4)}, "of what is noted no more")
+    marked = await store.streams_seen()
+    await store.see_streams({"A": Seen("monday", 6)})
+    await store.see_streams({"B": Seen("tuesday", 1)}, anew=True)
+
+    assert {name: seen.token for name, seen in marked.items()} == {
+        "A": "first",
+        "B": "second",
+        "C": None,
+        "NEW": "first",
+    }
+    assert marked["C"] == noted
+    after = await store.streams_seen()
+    assert (after["A"].token, after["B"]) == ("first", Seen("tuesday", 1))
+
+
 async def test_a_job_is_kept_for_a_day_after_it_may_begin(shelf: Shelf) -> None:
     chat_id = uid()
     first, second = sorted((job(chat_id), job(chat_id)), key=lambda j: j.build_id)

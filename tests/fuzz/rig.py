@@ -23,7 +23,7 @@ from tests.fuzz.hostile import INBOUND, RPCS, Hostile, message
 from tests.wire.agents import agent_of
 from tests.wire.fleet import Fleet
 from tests.wire.harness import Chat, Job, Provisioner, Service
-from tests.wire.party import Party, as_role, connected, event
+from tests.wire.party import Party, as_role, connected, ended, event
 from tests.wire.world import ORGANIZATION, POOL
 
 FOUND = Path(__file__).parent / "found"
@@ -138,8 +138,7 @@ class Rig:
                     for one in listed:
                         await self._ready(job, one["id"])
         finally:
-            taking.cancel()
-            await asyncio.gather(taking, return_exceptions=True)
+            await ended(taking)
 
     async def drained(self) -> None:
         """Wait until the worker has acked all that the stream took."""

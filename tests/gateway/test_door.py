@@ -21,7 +21,7 @@ from handlers.agent.link import Link
 from handlers.agent_files import AgentConfig
 from handlers.agent_files import Credential as AgentCredential
 from handlers.app import Place
-from handlers.cutting import Cutting, can_cut
+from handlers.cutting import Cutting, can_cut, cut_off
 from handlers.embedded import Servers
 from handlers.embedded.identities import ISSUER, seed_file
 from handlers.embedded.permissions import inbox_prefix
@@ -205,6 +205,27 @@ async def test_what_can_not_be_cut_off_yet_is_tried_again(house: House) -> None:
     await gone(guest)
     assert tried.is_set()
     running.cancel()
+
+
+async def test_a_silent_server_keeps_nobody_in_on_another_one(house: House) -> None:
+    await house.door()
+    seed, key = await house.key()
+    guest, worker = await house.come(seed), await house.role("worker")
+    credential = Credential("frontend", (uid(),), IN_AN_HOUR)
+    await house.store.let_in(key, Connection("SILENT", 7), "other", credential)
+    await house.store.revoke(key)
+
+    class HalfDeaf:
+        async def request(self, subject: str, *args: object, **more: object) -> object:
+            if "SILENT" in subject:
+                raise TimeoutError("no answer")
+            return await worker.request(subject, *args, **more)  # type: ignore[arg-type]
+
+    with pytest.raises(TimeoutError):
+        await cut_off(house.store, HalfDeaf(), public_key=key)  # type: ignore[arg-type]
+
+    await gone(guest)
+    assert await house.store.unwelcome() == [Connection("SILENT", 7)]
 
 
 class RevokedMeanwhile(MemoryStore):

@@ -22,7 +22,7 @@ from handlers.embedded import Servers
 from tests.wire.agents import agent_of
 from tests.wire.fleet import Fleet
 from tests.wire.harness import Job, Provisioner
-from tests.wire.party import Event, Party, as_role, connected, event, new_id
+from tests.wire.party import Event, Party, as_role, connected, ended, event, new_id
 from tests.wire.world import ORGANIZATION, POOL
 
 SECONDS = float(os.environ.get("OVERLOAD_SECONDS", "3"))
@@ -128,8 +128,7 @@ class Flood:
                 await self.provisioner.succeed(job, listed)
                 await self._ready(job, listed["id"])
         finally:
-            taking.cancel()
-            await asyncio.gather(taking, return_exceptions=True)
+            await ended(taking)
 
     async def _ready(self, job: Job, agent: str) -> None:
         said = (("agent_connected", {}), ("agent_lifecycle", {"lifecycle": "ready"}))

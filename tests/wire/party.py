@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
@@ -167,6 +167,18 @@ async def connect(party: Party, url: str | list[str], **options: Any) -> None:
     await party.client.connect(url, **(settings | options))
     if not party.client.is_connected:
         raise nats.errors.AuthorizationError  # nats-py takes an early end for a yes
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task until it has ended.
+
+    `wait_for` of Python 3.11, so nats-py too, swallows a cancellation that comes with its result.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=1)
+    with suppress(asyncio.CancelledError):
+        task.result()
 
 
 @asynccontextmanager

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from tests.wire.agents import Agent, agent, agent_of
 from tests.wire.harness import Chat, Event, Job, Party, Provisioner, Service, new_id
-from tests.wire.party import as_role, connected
+from tests.wire.party import as_role, connected, ended
 from tests.wire.running import Up
 
 P = TypeVar("P", bound=Party)
@@ -185,8 +185,6 @@ async def world_at(place: Place) -> AsyncIterator[World]:
         try:
             yield World(place, service, provisioner, operator, stack)
         finally:
-            taking.cancel()
-            with suppress(asyncio.CancelledError):
-                await taking
+            await ended(taking)
         # A message of the wrong shape fails in a callback, which nats-py tells to this list only.
         assert not [bad for bad in service.errors.all if isinstance(bad, AssertionError)]

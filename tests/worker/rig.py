@@ -63,7 +63,9 @@ class Hand:
         return found
 
     async def work(self, deliveries: Sequence[Delivery]) -> None:
-        await self.worker._work(deliveries, self.relay)
+        committed = await self.worker._commit(deliveries, self.relay)
+        if committed is not None:
+            await self.worker._publish(committed, self.relay)
 
     async def pump(self, most: int = 256) -> int:
         """Work until nothing is there; return how many deliveries that were."""

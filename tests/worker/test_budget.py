@@ -142,7 +142,9 @@ async def bench(
             return found
 
         async def work(count: int) -> None:
-            await worker._work(await taken(pull, count), relay)
+            committed = await worker._commit(await taken(pull, count), relay)
+            assert committed is not None
+            assert await worker._publish(committed, relay)
 
         async def next_jobs(count: int) -> list[Job]:
             deliveries = await taken(jobs, count)

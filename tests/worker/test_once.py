@@ -11,7 +11,9 @@ import pytest
 
 from bus import Ack, Bus, Unavailable, subjects
 from bus.streams import WORKER_IN
+from handlers.worker.batch import Noticed, apply
 from handlers.worker.effects import Lane
+from handlers.worker.inbox import read
 from statemachine.store import Outgoing, StoreUnavailableError
 from statemachine.store.memory import MemoryStore
 from tests.worker.messages import Senders, new_id
@@ -288,3 +290,17 @@ async def test_a_relay_that_published_a_newer_state_publishes_no_older_one(
 
 async def died(rows: Sequence[Outgoing], **_more: object) -> None:
     raise Unavailable(f"died with {len(rows)}")
+
+
+async def test_a_build_that_was_superseded_unnoticed_is_noticed_when_its_event_comes_again(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """The commit was done, and its answer lost or its worker killed: who is in must be cut off."""
+    await send.create(chat)
+    items = [read(delivery, rig.now()) for delivery in hand.take()]
+    await apply(items, rig.store, rig.limits, b"seed")
+    noticed = Noticed()
+
+    await apply(items, rig.store, rig.limits, b"seed", noticed=noticed)
+
+    assert noticed.superseded == {chat}

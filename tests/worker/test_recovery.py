@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 
 import pytest
 
@@ -285,6 +286,44 @@ async def test_what_was_told_again_and_is_lost_again_is_missed(
 
     assert STATE.name in lost
     assert rig.state(chat) == before
+
+
+async def test_two_who_find_the_same_loss_at_once_ask_for_each_build_once(
+    rig: Rig, hand: Hand, job: Job
+) -> None:
+    """Each looks before the other has told all; streams grow between their looks."""
+    wiped(rig)
+    other = rig.hand()
+    looked = await hand.watch.look()
+    await rig.senders.ask(new_id(), "list_templates", new_id())
+
+    await other.prepare()
+    with_names = {name: hand.watch.token(name) for name in looked}
+    await Recovery(rig.store, rig.bus, hand.relay, rig.limits, hand.watch)._recover(with_names)
+
+    assert JOB.name in looked
+    assert [found["build_id"] for found in rig.jobs()] == [job["build_id"]]
+
+
+async def test_who_finds_a_loss_that_another_has_just_mended_looks_again(
+    rig: Rig, hand: Hand, job: Job
+) -> None:
+    wiped(rig)
+    other = rig.hand()
+
+    class Late(MemoryStore):
+        async def doubt_streams(self, before: Mapping[str, Seen | None], token: str) -> None:
+            await other.prepare()
+            await rig.store.doubt_streams(before, token)
+
+    late = Late(rig.now)
+    late.streams = rig.store.streams
+    late.streams_seen = rig.store.streams_seen  # type: ignore[method-assign]
+
+    with pytest.raises(Unavailable, match="another worker"):
+        await Watch(late, rig.bus, rig.hand().relay, Tuning()).look()
+
+    assert len(rig.jobs()) == 1
 
 
 async def test_a_loss_is_in_doubt_until_all_is_told_again(

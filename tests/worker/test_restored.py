@@ -288,7 +288,11 @@ async def test_what_stands_there_and_is_no_state_or_answer_is_passed_over(
     for subject in (subjects.state(new_id()), subjects.state("x"), subjects.result("x", "y")):
         for body in (b"{", b"[]", b'{"data": 7}', b'{"data": {"version": "x", "result": 1}}'):
             await rig.bus.publish(subject, body)
+    shouted = new_id().upper()  # PostgreSQL would know it, and call it otherwise
+    await rig.bus.publish(subjects.state(shouted), b'{"data": {"version": 1}}')
+    await rig.bus.publish(subjects.result(shouted, "y"), b'{"data": {"result": {}}}')
 
     await restore().prepare()
 
     assert (await agree(rig, chat))["version"] == 7
+    assert await rig.store.chat(shouted) is None
