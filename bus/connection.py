@@ -1,12 +1,10 @@
-"""nats-py's client, mended where the bus needs more than it promises.
+"""One connection to a NATS server, which tells the bus more than nats-py's client does.
 
 What differs, and why it reaches below nats-py's public surface:
 * Nothing is kept for later: what could not be sent while connected fails, and is never sent.
 * Whoever waits for an answer is told at once when the connection breaks or permission is denied;
   nats-py lets a request run into its timeout, and reports a denial to a callback only.
 * Messages go straight from the read loop to their taker: no task and no queue for each subscription.
-* A flush really follows what was sent before it (nats-py's PING overtakes its own queue), and one
-  that was cancelled does not kill the read loop when its PONG comes.
 * Waiting for the socket ends when it is cancelled, and when the connection breaks.
 * After a break nothing is sent until all of `on_back` have heard of it: nats-py is connected earlier.
 """
@@ -22,10 +20,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 import nats.errors
-from nats.aio.client import Client
 from nats.protocol import command
 
 from bus import Message, Refused, Unavailable
+from bus.client import MendedClient
 from bus.headers import read_block, write_block
 from bus.subjects import check
 
@@ -45,13 +43,11 @@ _DENIED: Final = re.compile(
 )
 
 
-class Connection(Client):
+class Connection(MendedClient):
     """One connection to a NATS server, kept up until it is closed."""
 
     def __init__(self, *, secret: bool = False) -> None:
-        super().__init__()
-        self._secret = secret
-        """Whether to speak with a server over TLS or not at all."""
+        super().__init__(secret=secret)
         self.reason = ""
         """What went wrong last; empty while all is well."""
         self.on_lost: list[Callable[[], None]] = []
@@ -266,39 +262,6 @@ class Connection(Client):
             self._break_off()
         else:
             await super()._process_op_err(e)
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        plain = self._current_server is not None and self._current_server.uri.scheme != "wss"
-        if self._secret and plain and initial_connection and not info.get("tls_required"):
-            # nats-py would go on without: whoever is on the way could have it so.
-            raise nats.errors.Error("the server offers no TLS")
-        await super()._process_info(info, initial_connection)
-
-    async def _process_connect_init(self) -> None:
-        try:
-            await super()._process_connect_init()
-        except BaseException:
-            if self._transport is not None:
-                # nats-py leaves it open, and opens another.
-                self._transport.close()  # type: ignore[no-untyped-call]
-                if self._current_server and self._current_server.uri.scheme in ("nats", "tls"):
-                    # After a TLS handshake that failed, its end could be awaited for ever.
-                    self._transport = None
-            raise
-
-    async def _process_pong(self) -> None:
-        if self._pongs and self._pongs[0].done():
-            self._pongs.pop(0)
-            self._pings_outstanding = 0
-        else:
-            await super()._process_pong()
-
-    async def _send_ping(self, future: Future[Any] | None = None) -> None:
-        if self._transport is not None and self._pending:
-            self._transport.writelines(self._pending)
-            self._pending = []
-            self._pending_data_size = 0
-        await super()._send_ping(future)
 
 
 def fail(future: Future[Any], error: Exception) -> None:
