@@ -47,6 +47,7 @@ def _run(flags: argparse.Namespace) -> int:
     from handlers import logs  # noqa: PLC0415
     from handlers.app import NotFoundError  # noqa: PLC0415
     from handlers.embedded import EmbeddedError  # noqa: PLC0415
+    from handlers.errors import CantServe  # noqa: PLC0415
     from handlers.health import Unhealthy  # noqa: PLC0415
     from handlers.settings import InvalidSettings, read_settings  # noqa: PLC0415
     from statemachine.store import StoreUnavailableError  # noqa: PLC0415
@@ -67,6 +68,7 @@ def _run(flags: argparse.Namespace) -> int:
         return _fail(f"{bad}: start `workspaced gateway` on this NATS, or `workspaced up`", 1)
     except (
         BusError,
+        CantServe,
         EmbeddedError,
         NotFoundError,
         StoreUnavailableError,

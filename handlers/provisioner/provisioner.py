@@ -19,6 +19,7 @@ from bus import GIVE_BACK, Bus, BusError, Delivery, subjects
 from bus.streams import pool_consumer
 from handlers.agent_files import PRESENCE_TTL
 from handlers.confining import Confinement
+from handlers.errors import CantServe
 from handlers.provisioner.agents import Agents
 from handlers.provisioner.archive import Archives
 from handlers.provisioner.build import Workplace
@@ -82,7 +83,7 @@ class Provisioner:
         self._stopped.set()
 
     async def run(self) -> None:
-        """Work until stopped. Raises BlockingIOError when another provisioner has this `root`."""
+        """Work until stopped. Raises CantServe when another provisioner has this `root`."""
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _owning(self._root):
             workspaces = self._root / "workspaces"
@@ -251,7 +252,13 @@ def _owning(root: Path) -> Iterator[None]:
     """Hold the directory: two provisioners in one would build over each other."""
     held = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CantServe(
+                f"{root} is in use by another provisioner (that of `up`?): stop it, or choose "
+                "another --name or --data-dir"
+            ) from None
         yield
     finally:
         os.close(held)

@@ -51,6 +51,18 @@ def test_a_provisioner_of_a_pool_of_its_own(running: Up, tmp_path: Path) -> None
     assert gone(agents, 10)
 
 
+def test_a_second_provisioner_of_a_directory_is_refused_in_one_line(running: Up) -> None:
+    refused = running.run("provisioner")
+
+    root = running.directory / "provisioner" / "local"
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1] == (
+        f"workspaced: {root} is in use by another provisioner (that of `up`?): stop it, or choose "
+        "another --name or --data-dir"
+    )
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_role_with_the_credential_of_another_is_refused(running: Up, tmp_path: Path) -> None:
     place = ("--nats-url", running.nats, "--database-url", running.ready["database"])
     refused = run("worker", *place, "--credentials", running.seed_file("chat-service"))
