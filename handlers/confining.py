@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from handlers import confined
+from handlers.settings import InvalidSettings
 
 _MIB: Final = 1024 * 1024
 _TEMPORARY: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # noqa: S108 — what anybody may use
@@ -28,6 +29,7 @@ _CACHES: Final = (
 )
 """Below a user's home: what package managers keep, and none runs by itself."""
 
+_NO_LANDLOCK: Final = "this kernel has no Landlock, or too old a one"
 _OURS: Final = Path(__file__).parents[1]
 
 _log = logging.getLogger(__name__)
@@ -125,34 +127,56 @@ def choose(
     environ: Mapping[str, str],
     writable: str = "",
 ) -> Confinement:
-    """Return the best confinement that is wanted and there is; say so when it is less.
+    """Return the confinement that is wanted; say so when `auto` finds the least only.
 
-    `wanted`: a Way, or `auto`. `private` are directories and files of ours.
+    `wanted`: a Way, or `auto` for the first that works. `private` are directories and files of ours.
+    Raises InvalidSettings for a Way that can't be had: who names one relies on it.
     """
     hidden = tuple(dict.fromkeys(path.resolve() for path in private if path.exists()))
     places = _writable(environ, writable)
-    bubblewrap = shutil.which("bwrap", path=environ.get("PATH"))
-    why = ""
+    why = _NO_LANDLOCK
     if wanted in ("auto", Way.BUBBLEWRAP):
-        why = "bubblewrap is not installed"
-        if bubblewrap is not None:
-            found = Confinement(Way.BUBBLEWRAP, bounds, hidden, places, bubblewrap=bubblewrap)
-            if not (why := _refusal(found)):
-                _log.info("builds are confined by bubblewrap")
-                return found
-    if wanted in ("auto", Way.LANDLOCK, Way.BUBBLEWRAP) and confined.usable():
+        program = _bubblewrap(environ)
+        found = Confinement(Way.BUBBLEWRAP, bounds, hidden, places, bubblewrap=program)
+        if not (why := _refusal(found)):
+            _log.info("builds are confined by bubblewrap")
+            return found
+    if wanted in ("auto", Way.LANDLOCK) and confined.usable():
         words = f"builds are confined by Landlock {confined.version()}"
         if shared := _shared(hidden, places):
             words += f"; they can read {shared}, which is below a directory that they may write"
             hidden = ()
-        _log.info("%s", f"{words} ({why})" if wanted == Way.BUBBLEWRAP else words)
+        _log.info("%s", words)
         return Confinement(Way.LANDLOCK, bounds, hidden, places)
-    if wanted != Way.RLIMITS:
+    if wanted in (Way.LANDLOCK, Way.BUBBLEWRAP):
+        raise _missing(wanted, why)
+    if wanted == "auto":
         _log.warning(
-            "builds are confined by limits of their processes only: this kernel has no Landlock%s",
-            f", and {why}" if why else "",
+            "builds are confined by limits of their processes only: %s, and %s", _NO_LANDLOCK, why
         )
     return Confinement(Way.RLIMITS, bounds)
+
+
+def demand(wanted: str, environ: Mapping[str, str]) -> None:
+    """See whether a Way that was named can be had, before anything starts. Raises InvalidSettings."""
+    if wanted == Way.LANDLOCK and not confined.usable():
+        raise _missing(wanted, _NO_LANDLOCK)
+    if wanted == Way.BUBBLEWRAP:
+        alone = Confinement(Way.BUBBLEWRAP, bubblewrap=_bubblewrap(environ))
+        if why := _refusal(alone):
+            raise _missing(wanted, why)
+
+
+def _missing(wanted: str, why: str) -> InvalidSettings:
+    others = " or ".join(way for way in Way if way != wanted)
+    return InvalidSettings(
+        f"WORKSPACED_CONFINEMENT is {wanted}, which can't be had here: {why}; provide it, or choose "
+        f"{others}, or auto for the first that works"
+    )
+
+
+def _bubblewrap(environ: Mapping[str, str]) -> str:
+    return shutil.which("bwrap", path=environ.get("PATH")) or ""
 
 
 def _writable(environ: Mapping[str, str], more: str) -> tuple[Path, ...]:
@@ -175,6 +199,8 @@ def _shared(private: Sequence[Path], writable: Sequence[Path]) -> Path | None:
 
 def _refusal(confinement: Confinement) -> str:
     """Try it as a step would use it: a kernel or a container may forbid what it needs."""
+    if not confinement.bubblewrap:
+        return "bubblewrap (bwrap) is not installed"
     try:
         with tempfile.TemporaryDirectory() as place:
             words = confinement.prefix(Path(place), step=True)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from bus import Bus, Unavailable
 from bus.urls import anonymous
 from handlers.app import Place, limits, locate, room, tuning
-from handlers.confining import Bounds, Confinement, choose
+from handlers.confining import Bounds, Confinement, choose, demand
 from handlers.gateway.gateway import Gateway
 from handlers.health import Check, answers, begun, connected, health_server
 from handlers.listening import certificate_of, guard
@@ -97,6 +97,7 @@ async def provisioner(
     insecure: bool,
 ) -> None:
     """Run a local provisioner."""
+    demand(settings.confinement, os.environ)
     place, ready = locate(settings), asyncio.Event()
     checks = {"provisioner": begun(ready)}
     async with (

@@ -136,7 +136,8 @@ class Settings(BaseSettings):
     confinement: Literal["auto", "bubblewrap", "landlock", "rlimits"] = Field(
         default="auto",
         description="What keeps a local provisioner's builds and agents from the rest of the "
-        "machine: bubblewrap, landlock or rlimits; auto: the first of these that works.",
+        "machine: bubblewrap, landlock or rlimits, and no start without it; auto: the first of "
+        "these that works.",
     )
     writable: str = Field(
         default="",

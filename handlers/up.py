@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 from bus.streams import pool_consumer
 from bus.urls import redacted
 from handlers.app import Place, limits, room, tuning
+from handlers.confining import demand
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
 from handlers.gateway.gateway import Gateway
@@ -68,6 +70,7 @@ async def up(
         ("--http-host", http_host),
     ):
         guard(flag, host, certificate, insecure=insecure)
+    demand(settings.confinement, os.environ)
     listening = Listening(
         host=nats_host,
         websocket_host=websocket_host,

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from handlers import confined, confining
-from handlers.confining import Bounds, Confinement, Way, choose
+from handlers.cli import main
+from handlers.confining import Bounds, Confinement, Way, choose, demand
 from handlers.processes import marked
+from handlers.settings import InvalidSettings
 from handlers.shell import Shell, status_words
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig
@@ -299,16 +301,56 @@ def test_what_is_beside_private_places_is_all_but_them_and_no_link(place: Path) 
     assert list(confined.beside([])) == ["/"]
 
 
-@pytest.mark.parametrize("wanted", ["auto", "landlock", "bubblewrap"])
 def test_where_nothing_better_is_there_limits_are_left_and_one_line_says_so(
-    wanted: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(confined, "usable", lambda: False)
     with caplog.at_level(logging.INFO):
-        chosen = choose(wanted, Bounds(), private=[], environ={"PATH": "/nowhere"})
+        chosen = choose("auto", Bounds(), private=[], environ={"PATH": "/nowhere"})
 
     assert chosen.way is Way.RLIMITS
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "missing"), [("landlock", "no Landlock"), ("bubblewrap", "is not installed")]
+)
+def test_a_way_that_is_named_and_can_not_be_had_is_refused(
+    wanted: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confined, "usable", lambda: False)
+    environ = {"PATH": "/nowhere"}
+
+    with pytest.raises(InvalidSettings, match=f"is {wanted}, .*{missing}.* or auto for the first"):
+        choose(wanted, Bounds(), private=[], environ=environ)
+    with pytest.raises(InvalidSettings, match=missing):
+        demand(wanted, environ)
+
+
+def test_a_named_bubblewrap_that_does_not_work_is_refused_though_there_is_landlock(
+    tmp_path: Path,
+) -> None:
+    program = tmp_path / "bwrap"
+    program.write_text("#!/bin/sh\necho no namespaces here >&2\nexit 1\n")
+    program.chmod(0o755)
+
+    with pytest.raises(InvalidSettings, match="does not work here: no namespaces here"):
+        choose("bubblewrap", Bounds(), private=[], environ={"PATH": str(tmp_path)})
+
+
+@pytest.mark.parametrize("command", ["up", "provisioner"])
+def test_nothing_starts_without_the_way_that_is_named(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORKSPACED_CONFINEMENT", "bubblewrap")
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    assert main([command, "--data-dir", str(tmp_path / "data")]) == 2
+    assert "bubblewrap (bwrap) is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 @landlock
