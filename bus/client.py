@@ -9,10 +9,13 @@
 from __future__ import annotations
 
 from asyncio import Future
-from typing import Any
+from typing import Any, Final
 
 import nats.errors
 from nats.aio.client import Client
+
+NO_TLS: Final = "the server offers no TLS"
+"""Why a connection ends that is to be secret."""
 
 
 class MendedClient(Client):
@@ -27,7 +30,7 @@ class MendedClient(Client):
         plain = self._current_server is not None and self._current_server.uri.scheme != "wss"
         if self._secret and plain and initial_connection and not info.get("tls_required"):
             # nats-py would go on without: whoever is on the way could have it so.
-            raise nats.errors.Error("the server offers no TLS")
+            raise nats.errors.Error(NO_TLS)
         await super()._process_info(info, initial_connection)
 
     async def _process_connect_init(self) -> None:

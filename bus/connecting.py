@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import random
 import ssl
 from collections.abc import Mapping, Sequence
@@ -14,8 +16,11 @@ import nats.errors
 from nats.aio.client import Server
 
 from bus import Refused, Unavailable, Untrusted
+from bus.client import NO_TLS
 from bus.connection import Connection
 from bus.urls import redacted, scheme
+
+log = logging.getLogger(__name__)
 
 _PING_INTERVAL: Final = 3
 """Seconds; a server that has left two pings unanswered is given up."""
@@ -23,6 +28,8 @@ _CONNECT_WITHIN: Final = 2
 _FIRST_RETRY: Final = 0.05
 _SLOWEST_RETRY: Final = 1.0
 _DOUBLINGS: Final = 10
+TOLD_EVERY: Final = 60.0
+"""Seconds between two words that there is still no server."""
 
 
 async def open_connection(
@@ -44,13 +51,20 @@ async def open_connection(
         options["nkeys_seed_str"] = seed
     if jwt is not None:
         options["user_jwt_cb"] = jwt.encode
-    attempts = 0
+    attempts, told = 0, -math.inf
     while True:
         try:
             return await _try(url, options, tls is not None or scheme(url) in ("tls", "wss"))
         except Unavailable as no:
             if not wait or isinstance(no, Untrusted):
                 raise
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # Python 3.11 forgets it when the socket opened at the same moment.
+                raise asyncio.CancelledError from None
+            if (now := asyncio.get_running_loop().time()) - told >= TOLD_EVERY:
+                told = now
+                log.warning("%s; trying again", no)
         attempts += 1
         await asyncio.sleep(_retry_delay(attempts))  # back-off
 
@@ -86,6 +100,11 @@ async def _try(url: str, options: Mapping[str, Any], secret: bool) -> Connection
             raise Untrusted(
                 f"the certificate of {where} is not to be trusted ({reason}): name who signed it "
                 "with --nats-ca or WORKSPACED_NATS_CA, and the server as the certificate does"
+            ) from None
+        if NO_TLS in reason:
+            raise Untrusted(
+                f"no NATS at {where} over TLS: {reason}, and without anybody on the way could read "
+                "and change what passes; name the right server, or let this one speak TLS"
             ) from None
         if "authorization" in reason.lower():
             raise Refused(

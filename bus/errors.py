@@ -12,7 +12,7 @@ class Unavailable(BusError):  # the word that a caller reads
 
 
 class Untrusted(Unavailable):
-    """Whoever answers there can't show to be the server: not now, until somebody mends that."""
+    """Whoever answers there can't show to be the server, or not in secret: until somebody mends that."""
 
 
 class NoResponder(BusError):  # the word that a caller reads

@@ -55,8 +55,8 @@ async def connect(
 ) -> JetStreamBus:
     """Connect with one identity: an NKey seed, itself or in a file, and a JWT if it needs one.
 
-    Raises Unavailable when there is no server (with `wait`: waits until there is one), Untrusted when
-    its certificate is not known, and Refused when it does not accept the credentials.
+    Raises Unavailable when there is no server (with `wait`: waits until there is one, and says so),
+    Untrusted when its certificate is not known or it has none for `tls://`, and Refused when it does not accept the credentials.
     """
     connection = await open_connection(
         url,

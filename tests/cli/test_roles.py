@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -77,6 +78,28 @@ def test_a_role_with_the_credential_of_another_is_refused(running: Up, tmp_path:
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
     assert "permission" in refused.stderr.lower()
+
+
+@pytest.mark.parametrize("role", ["worker", "gateway", "provisioner"])
+def test_a_role_that_finds_no_nats_says_so_and_goes_on(
+    role: str, running: Up, tmp_path: Path
+) -> None:
+    servers = {
+        "WORKSPACED_NATS_URL": "nats://ann:secret@127.0.0.1:1",
+        "WORKSPACED_DATABASE_URL": running.ready["database"],
+    }
+    seed = ("--credentials", running.seed_file(role))
+    process = Process(role, "--data-dir", tmp_path, *seed, env=servers)
+    try:
+        process.heard("trying again")
+    finally:
+        status = process.stop(within=10)
+
+    (line,) = [json.loads(one) for one in process.said().splitlines() if "trying again" in one]
+    assert line["level"] == "warning"
+    assert line["message"].startswith("no NATS at nats://ann:***@127.0.0.1:1: ")
+    assert "secret" not in process.said()
+    assert status != 1
 
 
 def test_an_agent_without_a_folder(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import nkeys
 import pytest
 
-from bus import Bus, Message, Refused, Stream, Unavailable
+from bus import Bus, Message, Refused, Stream, Unavailable, connecting
 from bus.jetstream import JetStreamBus, connect
 from bus.jsapi import ApiError
 from bus.streams import Consumer
@@ -94,6 +94,34 @@ async def test_who_is_asked_to_wait_for_a_server_waits(tmp_path: Path) -> None:
             assert bus.connected
     finally:
         server.stop()
+
+
+async def test_who_waits_for_a_server_says_so_at_once_and_then_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: asyncio.Queue[None] = asyncio.Queue()
+
+    async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tries.put_nowait(None)
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1") as nobody, asyncio.timeout(10):
+        where = f"127.0.0.1:{nobody.sockets[0].getsockname()[1]}"
+        waiting = asyncio.ensure_future(connect(f"nats://boss:secret@{where}", wait=True))
+        for _ in range(4):
+            await tries.get()
+        first = [record.getMessage() for record in caplog.records]
+        monkeypatch.setattr(connecting, "TOLD_EVERY", 0.0)
+        for _ in range(4):
+            await tries.get()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    (line,) = first
+    assert line.startswith(f"no NATS at nats://boss:***@{where}: ")
+    assert line.endswith("; trying again")
+    assert len(caplog.records) > len(first)
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
 
 
 async def test_wrong_credentials_are_refused_and_said_so(guarded: NatsServer, boss: Bus) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import urllib.request
@@ -13,7 +14,7 @@ import nats.errors
 import pytest
 import trustme
 
-from bus import Unavailable, Untrusted
+from bus import Untrusted
 from bus.jetstream import connect
 from handlers.cli import main
 from handlers.embedded import Servers
@@ -142,9 +143,29 @@ def test_a_wrong_authority_is_said_so_with_the_remedy(secured: Up, papers: Paper
 
 async def test_a_client_that_wants_tls_does_not_go_on_without(servers: Servers) -> None:
     url = servers.nats_url.replace("nats://", "tls://")
+    seed = seed_file(servers.credentials, "operator")
 
-    with pytest.raises(Unavailable, match="no TLS"):
-        await connect(url, seed_file=seed_file(servers.credentials, "operator"))
+    for wait in (False, True):
+        async with asyncio.timeout(10):
+            with pytest.raises(Untrusted, match=f"{url} over TLS: the server offers no TLS"):
+                await connect(url, seed_file=seed, wait=wait)
+
+
+@pytest.mark.parametrize("role", ["worker", "gateway", "provisioner"])
+async def test_a_role_ends_where_waiting_for_tls_can_not_help(
+    role: str, servers: Servers, database_url: str, tmp_path: Path
+) -> None:
+    url = servers.nats_url.replace("nats://", "tls://")
+    place = ("--data-dir", tmp_path, "--nats-url", url)
+    seed = ("--credentials", seed_file(servers.credentials, role))
+    # By the environment: a provisioner has no flag for it.
+    env = {"WORKSPACED_DATABASE_URL": database_url}
+
+    done = await asyncio.to_thread(run, role, *place, *seed, env=env)
+
+    assert done.returncode == 1
+    assert "offers no TLS" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org", ""])
