@@ -14,6 +14,7 @@ from typing import Protocol
 from bus.errors import (
     BusError,
     Conflict,
+    NoConsumer,
     NoResponder,
     Refused,
     ServiceError,
@@ -48,6 +49,7 @@ __all__ = [
     "Consumer",
     "Delivery",
     "Message",
+    "NoConsumer",
     "NoResponder",
     "Outgoing",
     "Pull",
@@ -129,7 +131,7 @@ class Pull(Protocol):
         """Wait until something is there, then return what is there now: 1 to `most`.
 
         Outlasts a reconnect: what was not handed out yet is forgotten, and asked for anew.
-        Raises Unavailable when a consumer is gone (make it, and call again) or the bus is closed;
+        Raises NoConsumer when one is gone (make it, and call again), Unavailable when the bus is closed,
         Refused when pulling from it is not allowed.
         """
         ...

@@ -11,6 +11,10 @@ class Unavailable(BusError):  # the word that a caller reads
     """Not now: no server, no stream, or a full one. It may have arrived: send it again."""
 
 
+class NoConsumer(Unavailable):  # the word that a caller reads
+    """The durable consumer is not there: not now, until somebody makes it."""
+
+
 class Untrusted(Unavailable):
     """Whoever answers there can't show to be the server, or not in secret: until somebody mends that."""
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bus import Delivery, Stored, Unavailable
+from bus import Delivery, NoConsumer, Stored
 from bus.clock import Clock, Timer
 from bus.streams import Consumer
 from bus.subjects import matches
@@ -246,6 +246,6 @@ class MemoryPull:
         for declared in self._declared:
             consumer = self._bus.consumer(declared)
             if consumer is None:
-                raise Unavailable(f"no consumer {declared.name} of {declared.stream}")
+                raise NoConsumer(f"no consumer {declared.name} of {declared.stream}")
             found.append(consumer)
         return found

@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from bus import GIVE_BACK, MARKER, BusError, Delivery, Message, Refused, Unavailable, jsapi
+from bus import (
+    GIVE_BACK,
+    MARKER,
+    BusError,
+    Delivery,
+    Message,
+    NoConsumer,
+    Refused,
+    Unavailable,
+    jsapi,
+)
 from bus.connection import Connection
 from bus.streams import Consumer
 
@@ -135,7 +145,7 @@ class _Source:
         if status == "408":
             self._pull.ask_if_awaited(self)
         elif status in ("404", "503") or words == "Consumer Deleted":
-            self._pull.fail(Unavailable(f"no consumer {self.name} of {self.stream}"))
+            self._pull.fail(NoConsumer(f"no consumer {self.name} of {self.stream}"))
         else:
             # Another leader, too many requests: the server says that it will be over soon.
             self._paused = True

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from bus import GIVE_BACK, Bus, BusError, Delivery, subjects
+from bus import GIVE_BACK, Bus, BusError, Delivery, NoConsumer, Refused, subjects
 from bus.streams import pool_consumer
 from handlers.agent_files import PRESENCE_TTL
 from handlers.confining import Confinement
@@ -170,17 +170,33 @@ class Provisioner:
                 await delivery.give_back()
 
     async def _take(self, lanes: Lanes, worker: Worker) -> None:
-        """Take jobs, until cancelled; a pool that no template has named yet has no consumer."""
+        """Take jobs, until cancelled; a pool that no template has named yet has no consumer.
+
+        Raises CantServe when none may ever be taken.
+        """
         consumer, backoff = pool_consumer(self._pool), Backoff()
+        took, told = False, ""
         while True:
             try:
                 async with self._bus.pull(consumer, most=IN_HAND) as pull:
                     while True:
                         for delivery in await pull.next(IN_HAND):
                             self._accept(delivery, lanes, worker)
+                        took, told = True, ""
                         backoff.reset()
             except BusError as no:
-                _log.info("no jobs of pool %s can be taken yet: %s", self._pool, no)
+                if isinstance(no, Refused) and not took:
+                    raise CantServe(
+                        f"this key is not allowed to take jobs of pool {self._pool}: it is good for "
+                        "another pool, or another role; see --pool, --name and `workspaced "
+                        f"credentials list` ({no})"
+                    ) from no
+                words = f"no jobs of pool {self._pool} can be taken now: {no}"
+                if isinstance(no, NoConsumer) and not took:
+                    words = f"no template of pool {self._pool} was pushed yet; waiting"
+                if words != told:
+                    _log.info("%s", words)
+                    told = words
             await backoff.wait()
 
     def _accept(self, delivery: Delivery, lanes: Lanes, worker: Worker) -> None:

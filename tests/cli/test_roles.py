@@ -52,6 +52,50 @@ def test_a_provisioner_of_a_pool_of_its_own(running: Up, tmp_path: Path) -> None
     assert gone(agents, 10)
 
 
+def test_a_provisioner_waits_in_one_line_for_the_first_template_of_its_pool(
+    running: Up, tmp_path: Path
+) -> None:
+    place = ("--data-dir", tmp_path / "home", "--nats-url", running.nats)
+    credential = ("--credentials", running.seed_file("provisioner"))
+    process = Process("provisioner", "--name", "late", "--pool", "late", *place, *credential)
+    try:
+        process.heard("no template of pool late was pushed yet; waiting")
+        text = QUICK.replace("quick", "late").replace("local", "late")
+        pushed = running.data("template", "push", folder(tmp_path, text))
+        argument = f"template_id={pushed['template_id']}"
+        chat = new_id()
+        created = running.data("tool", "create_workspace", "--chat", chat, "--arg", argument)
+        running.data("tool", "stop_workspace", "--chat", chat)
+    finally:
+        status = process.stop(within=10)
+
+    assert created["created"] is True
+    assert status == 0
+    assert process.said().count("pool late") == 1
+
+
+def test_a_provisioner_whose_key_is_good_for_another_pool_ends_and_says_so(
+    running: Up, tmp_path: Path
+) -> None:
+    file = tmp_path / "key.nk"
+    bound = ("--role", "provisioner", "--pool", "gpu", "--name", "far", "--out", file)
+    running.data("credentials", "issue", *bound)
+    place = ("--data-dir", tmp_path / "home", "--nats-url", running.nats, "--credentials", file)
+
+    refused = run("provisioner", "--name", "far", "--pool", "cpu", *place)
+    own = Process("provisioner", "--name", "far", "--pool", "gpu", *place)
+    try:
+        own.heard("no template of pool gpu was pushed yet; waiting")
+    finally:
+        status = own.stop(within=10)
+
+    assert refused.returncode == 1
+    last = refused.stderr.splitlines()[-1]
+    assert "this key is not allowed to take jobs of pool cpu: it is good for another pool" in last
+    assert "Traceback" not in refused.stderr
+    assert status == 0
+
+
 def test_a_second_provisioner_of_a_directory_is_refused_in_one_line(running: Up) -> None:
     refused = running.run("provisioner")
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from bus import Bus, Outgoing, Stream, Unavailable
+from bus import Bus, NoConsumer, Outgoing, Stream, Unavailable
 from bus.streams import Consumer
 
 Declare = Callable[..., Stream]
@@ -252,7 +252,7 @@ async def test_pulling_from_no_consumer_is_unavailable_until_it_is_made(
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "worker")
     async with bus.pull(consumer) as pull:
-        with pytest.raises(Unavailable):
+        with pytest.raises(NoConsumer):
             await pull.next(1)
 
         await bus.ensure_consumer(consumer)
@@ -271,7 +271,7 @@ async def test_who_waits_hears_when_the_consumer_is_deleted(
         await other.delete_consumer(queue)
         await other.delete_consumer(queue)
 
-        with pytest.raises(Unavailable):
+        with pytest.raises(NoConsumer):
             await waiting
 
 
