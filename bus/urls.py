@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_USERINFO: Final = re.compile(r"(?P<scheme>\w+://)(?P<user>[^,\s]*)@")
-"""Up to the last `@`: a password that was not escaped may hold `/`, `#` or another `@`."""
+_USERINFO: Final = re.compile(r"(?P<scheme>\w+://)(?P<user>(?:(?!,\w+://)\S)*)@")
+"""Up to the last `@` before the next URL: a password that was not escaped may hold `/`, `#`, `,` or
+another `@`."""
 _QUERY: Final = re.compile(r"(?i)(?P<key>[?&](?:password|sslpassword|passfile|token)=)[^&\s]*")
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Literal
 from bus import Refused
 from bus.jetstream import JetStreamBus, connect
 from bus.streams import Tuning
+from bus.urls import redacted
 from handlers import nkey
 from handlers.embedded import running_servers
 from handlers.embedded.permissions import PERMISSIONS, inbox_prefix
 from handlers.listening import trust
 from handlers.settings import Settings
 from handlers.worker.gauge import Room
+from statemachine.store import UnreachableError
 from statemachine.store.migrating import migrate
 from statemachine.store.postgres import PostgresStore, limits_of
 from statemachine.store.postgres import connect as open_store
@@ -128,9 +130,22 @@ async def opened(database_url: str, transaction_timeout: float) -> AsyncIterator
 
     Raises StoreUnavailableError.
     """
-    await migrate(database_url)  # whoever comes first: roles start in any order
-    async with open_store(database_url, limits=limits_of(transaction_timeout)) as store:
+    async with AsyncExitStack() as stack:
+        with naming(database_url):
+            await migrate(database_url)  # whoever comes first: roles start in any order
+            opening = open_store(database_url, limits=limits_of(transaction_timeout))
+            store = await stack.enter_async_context(opening)
         yield store
+
+
+@contextmanager
+def naming(database_url: str) -> Iterator[None]:
+    """Say which database it is that can't be opened, and nothing of its password."""
+    try:
+        yield
+    except UnreachableError as no:
+        # Spaces would end what is taken for the URL, and with it for the password.
+        raise UnreachableError(f"{no} ({redacted('%20'.join(database_url.split()))})") from no
 
 
 async def _hears(bus: JetStreamBus, prefix: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bus.streams import pool_consumer
 from bus.urls import redacted
-from handlers.app import Place, limits, room, tuning
+from handlers.app import Place, limits, naming, room, tuning
 from handlers.confining import demand
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
@@ -121,7 +121,8 @@ async def everything(
             settings.nats_ca if settings.nats_url else listening.ca,
         )
         if (owners := servers.databases.get("owner")) is not None:
-            await migrate(owners, granting=True)
+            with naming(owners):
+                await migrate(owners, granting=True)
         async with (
             place.store("worker") as store,
             place.store("gateway") as gateway_store,

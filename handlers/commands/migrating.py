@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.app import NotFoundError
+from handlers.app import NotFoundError, naming
 from handlers.commands.printing import write_json
 from handlers.embedded import running_servers
 from handlers.settings import Settings
@@ -19,5 +19,6 @@ async def run(settings: Settings) -> None:
                 f"no workspaced runs on {settings.data_dir}: name the database with --database-url"
             )
         url = running.databases.get("owner", running.database_url)
-    applied = await migrate(url, granting=True)
+    with naming(url):
+        applied = await migrate(url, granting=True)
     write_json({"applied": [f"{step.number:04d}_{step.name}" for step in applied]})

@@ -49,6 +49,10 @@ class StoreUnavailableError(Exception):
     """The database can't be reached or refuses work now; try again."""
 
 
+class UnreachableError(StoreUnavailableError):
+    """The database can't be opened; which one is for those to add who know what may be shown of it."""
+
+
 class TransientError(StoreUnavailableError):
     """The transaction lost a race or its time; the same again may succeed."""
 

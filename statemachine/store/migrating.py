@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from statemachine.store import StoreUnavailableError
+from statemachine.store import StoreUnavailableError, UnreachableError
 from statemachine.store.losses import ANSWER_WITHIN, CONNECTION_ERRORS, LOST_RACES, UNREADABLE
 from statemachine.store.sql import Migration, migrations, roles
 
@@ -37,7 +37,7 @@ async def migrate(url: str, *, granting: bool = False) -> list[Migration]:
     try:
         connection: asyncpg.Connection[Any] = await asyncpg.connect(url, timeout=ANSWER_WITHIN)
     except CONNECTION_ERRORS as bad:
-        raise StoreUnavailableError(
+        raise UnreachableError(
             f"can't open the database: {str(bad) or type(bad).__name__}"
         ) from bad
     except ValueError:

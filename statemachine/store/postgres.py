@@ -20,6 +20,7 @@ from statemachine.store import (
     StoredCall,
     StoreUnavailableError,
     Terms,
+    UnreachableError,
 )
 from statemachine.store.auditing import Auditing
 from statemachine.store.losses import (
@@ -81,7 +82,7 @@ async def connect(
             f"{' and '.join(limits)}: {bad}"
         ) from bad
     except CONNECTION_ERRORS as bad:
-        raise StoreUnavailableError(
+        raise UnreachableError(
             f"can't open the database: {str(bad) or type(bad).__name__}"
         ) from bad
     except ValueError:

@@ -21,6 +21,7 @@ from handlers.settings import Settings
         ("postgresql://ada:secret@db/x", "postgresql://ada:***@db/x"),
         ("postgresql://postgres@/x?host=/run", "postgresql://postgres@/x?host=/run"),
         ("postgresql://ada:sec@ret/with#all@db/x", "postgresql://ada:***@db/x"),
+        ("postgresql://ada:sec,ret@db,other/x", "postgresql://ada:***@db,other/x"),
         (
             "postgresql://db/x?user=ada&password=secret&port=1",
             "postgresql://db/x?user=ada&password=***&port=1",
@@ -54,3 +55,21 @@ def test_a_password_that_was_not_escaped_is_not_shown_in_parts(
     assert status == 1
     assert "cret" not in said
     assert "'se'" not in said
+
+
+@pytest.mark.parametrize("password", ["secret", "se,cret", "se cret", "se@cret"])
+@pytest.mark.parametrize("command", ["replay --all", "migrate", "worker"])
+def test_a_database_that_can_not_be_opened_is_named_without_its_password(
+    command: str, password: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"postgresql://ada:{password}@127.0.0.1:1/x"
+    place = ["--data-dir", str(tmp_path), "--database-url", url]
+    servers = ["--nats-url", "nats://127.0.0.1:1"] if command == "worker" else []
+
+    status = main([*command.split(), *place, *servers])
+
+    said = capsys.readouterr().err
+    assert status == 1
+    assert "can't open the database: " in said
+    assert said.endswith(" (postgresql://ada:***@127.0.0.1:1/x)\n")
+    assert "cret" not in said
