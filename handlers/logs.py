@@ -14,6 +14,8 @@ _FIELDS: Final = (
     *("chat_id", "event_id", "version", "call_id", "build_id", "agent_id"),
     *("why", "public_key", "address"),
 )
+_OF_NO_USE: Final = "returning true from eof_received() has no effect when using ssl"
+"""asyncio's warning at each end of a TLS connection of nats-py: nothing is wrong, nothing to do."""
 
 
 class JsonLines(logging.Formatter):
@@ -61,4 +63,9 @@ def configure(*, quiet: bool = False) -> None:
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler])
     logging.getLogger("transitions").setLevel(logging.WARNING)
     logging.getLogger("nats").setLevel(logging.CRITICAL)  # what it says is logged by `bus`
+    logging.getLogger("asyncio").addFilter(_tells)
     logging.getLogger("asyncpg").setLevel(logging.ERROR)  # what is lost is told by the store
+
+
+def _tells(record: logging.LogRecord) -> bool:
+    return record.getMessage() != _OF_NO_USE

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bus import Bus, Delivery, StreamInfo, Unavailable
-from bus.streams import DEAD, LOG, Stream, Tuning
+from bus.streams import DEAD, LOG, STREAMS, Stream, Tuning
 from handlers.sending.backoff import Backoff
 from handlers.worker.relay import Relay
 from statemachine.store import Seen, Store
@@ -24,6 +24,8 @@ LOOKS: Final = 8
 """How often a cluster is asked again, some 4 s in all, until the end of a stream counts as lost."""
 _EXPENDABLE: Final = frozenset({LOG.name, DEAD.name})
 """Nothing of these can be published again; the log may lose its tail with every crash."""
+_IN_MEMORY: Final = frozenset(stream.name for stream in STREAMS if stream.in_memory)
+"""What ends with its server, by design; with several of them it should not."""
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ class Watch:
                 found[stream.name] = await self._applied(stream, found[stream.name], before)
         lost = {name for name, info in found.items() if _differs(before.get(name), info)}
         if fresh := {n for n in lost - _EXPENDABLE if n in before and before[n].token is None}:
-            log.warning("NATS lost streams, or the end of them: %s", ", ".join(sorted(fresh)))
+            _tell(fresh, self.tuning.replicas)
         there = {name: Seen(info.created, info.last) for name, info in found.items()}
         doubted = frozenset(lost - _EXPENDABLE)
         tokens = await self._doubt(doubted, noted, _token(there)) if doubted else {}
@@ -140,6 +142,13 @@ class Watch:
 def _token(there: Mapping[str, Seen]) -> str:
     newest = max((seen.created for seen in there.values()), default="")
     return f"{newest}:{sum(seen.last for seen in there.values())}"
+
+
+def _tell(lost: AbstractSet[str], replicas: int) -> None:
+    if replicas == 1 and lost <= _IN_MEMORY:
+        log.info("signs of life went with NATS's restart; agents are asked")
+    else:
+        log.warning("NATS lost streams, or the end of them: %s", ", ".join(sorted(lost)))
 
 
 def _differs(before: Seen | None, now: StreamInfo) -> bool:

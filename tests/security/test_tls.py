@@ -128,6 +128,7 @@ def test_commands_and_agents_find_their_way_over_tls(secured: Up, tmp_path: Path
 
     assert created.keys() == {"created", "workspace_name", "build_id"}  # so its agent is ready
     assert deleted.returncode == 0, deleted.stderr
+    assert "eof_received" not in deleted.stderr  # asyncio's warning, of every connection's end
 
 
 def test_a_wrong_authority_is_said_so_with_the_remedy(secured: Up, papers: Papers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 
 import pytest
@@ -54,16 +55,21 @@ def sequence(rig: Rig, stream: str) -> int:
     return rig.server.streams[stream].last_sequence
 
 
-async def test_a_server_that_lost_nothing_is_told_nothing(rig: Rig, hand: Hand, ready: Job) -> None:
+async def test_a_server_that_lost_nothing_is_told_nothing(
+    rig: Rig, hand: Hand, ready: Job, caplog: pytest.LogCaptureFixture
+) -> None:
     assert await hand.prepare() == frozenset()
 
     before = {name: sequence(rig, name) for name in (STATE.name, JOB.name, RESULT.name)}
     rig.server.stop()
     rig.server.start()
-    lost = await hand.prepare()
+    with caplog.at_level(logging.INFO, "handlers.worker.watching"):
+        lost = await hand.prepare()
 
     assert lost == {PRESENCE.name}
     assert {name: sequence(rig, name) for name in before} == before
+    told = [r for r in caplog.records if r.name == "handlers.worker.watching"]
+    assert [(r.levelname, "signs of life" in r.message) for r in told] == [("INFO", True)]
 
 
 async def test_a_stream_that_grows_while_it_is_looked_at_has_lost_nothing(
