@@ -63,7 +63,7 @@ format: $(INSTALLED)  ## Put the code into its form
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-diagram: $(INSTALLED)  ## Draw the state machine into ARCHITECTURE.md
+diagram: $(INSTALLED)  ## Draw the state machine into ARCHITECTURE.md and README.md
 	$(BIN)/python -m statemachine.table
 
 $(INSTALLED): pyproject.toml constraints.txt

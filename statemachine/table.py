@@ -4,7 +4,8 @@ The engine, the diagram and the tests read TABLE; no other place decides where a
 A row's trigger is what the facts amount to (`machine.pending`), not the type of a message: the same
 build_succeeded is `built`, `built_without_agents`, `unselectable`, `stopped` or `deleted`.
 
-`python -m statemachine.table` rewrites the diagram in ARCHITECTURE.md; a test holds it to TABLE.
+`python -m statemachine.table` rewrites the diagrams in ARCHITECTURE.md and README.md; a test holds
+them to TABLE.
 """
 
 from __future__ import annotations
