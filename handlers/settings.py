@@ -197,7 +197,7 @@ def variables() -> str:
     lines = ["environment:"]
     for name, field in Settings.model_fields.items():
         words = field.description or ""
-        if (usual := field.default) is not None:
+        if (usual := field.default) not in (None, ""):
             words += f" Default: {f'{usual:g}' if isinstance(usual, float) else usual}."
         lines.append(f"  {_PREFIX}{name.upper()}")
         lines += wrap(words, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)

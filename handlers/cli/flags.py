@@ -187,5 +187,6 @@ def _add_demo(commands: Any) -> None:
         "show the whole thing on real servers, in a directory of its own",
         "Creates, joins, fails, stops and starts workspaces, replays the log, and ends with a table "
         "of how long each state took to reach the caller, beside polling every 2 s.",
+        somewhere=False,
     )
     demo.add_argument("--keep", action="store_true", help="leave the directory for a look")

@@ -46,12 +46,21 @@ class Parser(argparse.ArgumentParser):
         return f"{words}\n{variables()}"
 
 
-def add_command(commands: Any, command: str, words: str, more: str = "") -> argparse.ArgumentParser:
-    """Add a command that `dispatch` knows as `command`, with the flags that say where."""
+def add_command(
+    commands: Any, command: str, words: str, more: str = "", *, somewhere: bool = True
+) -> argparse.ArgumentParser:
+    """Add a command that `dispatch` knows as `command`; `somewhere`: with the flags that say where."""
     name = command.rpartition(" ")[2]
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=words, description=f"{words[0].upper()}{words[1:]}. {more}"
     )
+    parser.set_defaults(command=command)
+    if somewhere:
+        _add_place(parser)
+    return parser
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where")
     where.add_argument(
         "--data-dir",
@@ -71,8 +80,6 @@ def add_command(commands: Any, command: str, words: str, more: str = "") -> argp
     where.add_argument(
         "--credentials", type=Path, metavar="FILE", help="NKey seed file (WORKSPACED_CREDENTIALS)"
     )
-    parser.set_defaults(command=command)
-    return parser
 
 
 def add_group(commands: Any, name: str, words: str) -> Any:

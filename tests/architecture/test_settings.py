@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.settings import InvalidSettings, Settings, read_settings
+from handlers.settings import InvalidSettings, Settings, read_settings, variables
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +51,9 @@ def test_a_limit_is_at_least_a_tenth_of_a_second(
 
 def test_every_setting_says_what_it_is_for() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_a_default_that_is_nothing_is_not_shown() -> None:
+    """`Default: .` would read as the current directory."""
+    assert "Default: ." not in variables()
+    assert "Default: 600." in variables()

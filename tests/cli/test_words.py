@@ -92,6 +92,12 @@ def test_the_help_of_what_serves_names_every_setting(command: str) -> None:
         assert " ".join(str(field.description).split()) in " ".join(helped.split())
 
 
+def test_the_demo_is_not_told_where() -> None:
+    """It has servers of its own, in a directory of its own."""
+    assert not [flag for flag in PLACE if flag in run("demo", "--help").stdout]
+    assert run("demo", "--data-dir", "x").returncode == 2
+
+
 def test_the_gateway_tells_of_the_file_that_signs() -> None:
     assert "issuer.nk" in run("gateway", "--help").stdout
 
