@@ -14,6 +14,7 @@ from typing import Protocol
 from bus.errors import (
     BusError,
     Conflict,
+    Denied,
     NoConsumer,
     NoResponder,
     Refused,
@@ -48,6 +49,7 @@ __all__ = [
     "Conflict",
     "Consumer",
     "Delivery",
+    "Denied",
     "Message",
     "NoConsumer",
     "NoResponder",

@@ -22,12 +22,13 @@ from typing import Any, Final
 import nats.errors
 from nats.protocol import command
 
-from bus import Message, Refused, Unavailable
+from bus import Denied, Message, Refused, Unavailable
 from bus.client import MendedClient
 from bus.headers import read_block, write_block
 from bus.subjects import check
 
 log = logging.getLogger(__name__)
+denials = logging.getLogger(f"{__name__}.denied")
 
 REFUSALS: Final = 8
 """So often in a row may the credentials be refused (some 4 s) until the connection is given up.
@@ -168,9 +169,9 @@ class Connection(MendedClient):
         return number
 
     def check_subscribed(self, subject: str) -> None:
-        """Raise Refused when the server has denied a subscription to the subject."""
+        """Raise Denied when the server has denied a subscription to the subject."""
         if subject.lower() in self._denied_subscriptions:
-            raise Refused(f"not allowed to subscribe to {subject}")
+            raise Denied(f"not allowed to subscribe to {subject}")
 
     async def leave(self, number: int) -> None:
         """End a subscription."""
@@ -200,11 +201,11 @@ class Connection(MendedClient):
         words = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
         denied = _DENIED.search(words)
         if denied is not None:
-            log.error("NATS refused: %s", words)
+            denials.error("NATS refused: %s", words)
             what, subject = denied.groups()
             if what == "subscription":
                 self._denied_subscriptions.add(subject)
-            any(is_theirs(subject, Refused(words)) for is_theirs in self.on_denied)
+            any(is_theirs(subject, Denied(words)) for is_theirs in self.on_denied)
             return
         self.reason = words
         if self._kept_up and "authorization" in self.reason.lower():

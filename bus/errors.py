@@ -35,6 +35,10 @@ class Refused(BusError):  # the word that a caller reads
     """The server answered no, and would again: a permission, a limit, a bad configuration."""
 
 
+class Denied(Refused):
+    """The server let us in, but these credentials may not publish or subscribe there."""
+
+
 class ServiceError(BusError):
     """A micro service answered with an error; `code` as in HTTP."""
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from bus import Refused
+from bus import Denied, Refused
 from bus.jetstream import JetStreamBus, connect
 from bus.streams import Tuning
 from bus.urls import redacted
@@ -33,6 +33,18 @@ DatabaseRole = Literal["operator", "worker", "gateway"]
 
 class NotFoundError(Exception):
     """Something that a command needs is not there; the message says what to do."""
+
+
+class WrongKey(Refused):
+    """A key is let in, but may not do what is asked with it, as one of the role might."""
+
+    def __init__(self, file: Path, role: Role) -> None:
+        self.file, self.role = file, role
+        super().__init__(self.about("that"))
+
+    def about(self, what: str) -> str:
+        """Say what needs which key."""
+        return f"{self.file} is let in, but may not do this: {what} needs a key of role {self.role}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,7 @@ class Place:
 
     @asynccontextmanager
     async def bus(self, role: Role, *, wait: bool = False) -> AsyncIterator[JetStreamBus]:
-        """Connect as `role`. Raises BusError, NotFoundError."""
+        """Connect as `role`. Raises BusError, WrongKey also for what the block does, NotFoundError."""
         seed, prefixes = self.seed(role), self._inbox_prefixes(role)
         while True:
             prefix = prefixes.pop(0)
@@ -96,7 +108,10 @@ class Place:
             ) as bus:
                 if prefixes and not await _hears(bus, prefix):
                     continue
-                yield bus
+                try:
+                    yield bus
+                except Denied as no:
+                    raise WrongKey(self.seed_file(role), role) from no
                 return
 
     def _inbox_prefixes(self, role: Role) -> list[str]:

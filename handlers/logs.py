@@ -61,6 +61,9 @@ def configure(*, quiet: bool = False) -> None:
     else:
         handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler])
+    if quiet:
+        # A command says it in words of its own, once.
+        logging.getLogger("bus.connection.denied").setLevel(logging.CRITICAL)
     logging.getLogger("transitions").setLevel(logging.WARNING)
     logging.getLogger("nats").setLevel(logging.CRITICAL)  # what it says is logged by `bus`
     logging.getLogger("asyncio").addFilter(_tells)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> int:
     from bus import BusError, NoResponder  # noqa: PLC0415 — quick --help
     from handlers import logs  # noqa: PLC0415
-    from handlers.app import NotFoundError  # noqa: PLC0415
+    from handlers.app import NotFoundError, WrongKey  # noqa: PLC0415
     from handlers.embedded import EmbeddedError  # noqa: PLC0415
     from handlers.errors import CantServe  # noqa: PLC0415
     from handlers.health import Unhealthy  # noqa: PLC0415
@@ -66,6 +66,9 @@ def _run(flags: argparse.Namespace) -> int:
         return _fail(str(bad), 2)
     except NoResponder as bad:
         return _fail(f"{bad}: start `workspaced gateway` on this NATS, or `workspaced up`", 1)
+    except WrongKey as bad:
+        # Who serves has several keys, and logs what was refused.
+        return _fail(str(bad.__cause__ if flags.serves else bad.about(f"`{flags.command}`")), 1)
     except (
         BusError,
         CantServe,
