@@ -179,7 +179,7 @@ def _add_credentials(commands: Any) -> None:
         type=a_duration,
         default=3600.0,
         metavar="TIME",
-        help="how long it is good: 90s, 1h, 1h30m (default: 1h; a week at most, a month for services)",
+        help="how long it is good: 90s, 1h, 1h30m (default: 1h; a week at most, 30 days for services)",
     )
     issue.add_argument(
         "--out",

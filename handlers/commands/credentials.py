@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Final
 
+from bus import ServiceError
 from handlers.app import locate
 from handlers.commands.printing import local_time, tell, write_json, write_listed
 from handlers.commands.speaking import paged, rpc
+from handlers.gateway.credentials import LONGEST, SERVICES
 from handlers.settings import Settings
 
 TITLES: Final = ("PUBLIC KEY", "ROLE", "FOR", "ENDS", "CONNECTIONS")
+_FLAGS: Final = {"chat_ids": "--chat", "name": "--name", "pool": "--pool", "ttl_seconds": "--for"}
+"""What a field of the rpc's body is given by."""
 
 
 async def issue(flags: argparse.Namespace, settings: Settings) -> int:
@@ -36,7 +41,11 @@ async def issue(flags: argparse.Namespace, settings: Settings) -> int:
                 seed_file.write(issued.pop("seed"))
                 issued["seed_file"] = str(file)
     except OSError as bad:
-        tell(f"workspaced: the seed can't be written: {bad}")
+        tell(f"workspaced: the seed can't be written to {file}: {_why(bad)}")
+        return 1
+    except ServiceError as no:
+        faults = re.split(r"; (?=body\.)", no.description)
+        tell("workspaced: " + "; ".join(_in_flags(fault, flags) for fault in faults))
         return 1
     write_json(issued)
     return 0
@@ -67,10 +76,53 @@ async def show(flags: argparse.Namespace, settings: Settings) -> None:
         await write_listed(keys, TITLES, _row, none, as_json=flags.json)
 
 
-async def revoke(key: str, settings: Settings) -> None:
-    """Take a key back. Raises BusError when there is no such key."""
-    async with locate(settings).bus("operator") as bus:
-        write_json(await rpc(bus, "revoke_credential", public_key=key))
+async def revoke(key: str, settings: Settings) -> int:
+    """Take a key back; return 0 when it was. Raises BusError."""
+    try:
+        async with locate(settings).bus("operator") as bus:
+            write_json(await rpc(bus, "revoke_credential", public_key=key))
+    except ServiceError as no:
+        unknown = f"no key {key} was issued: `workspaced credentials list` shows those that were"
+        tell(f"workspaced: {unknown if no.code in (400, 404) else no.description}")
+        return 1
+    return 0
+
+
+def _why(bad: OSError) -> str:
+    if isinstance(bad, FileExistsError):
+        return "there is a file already: choose another name"
+    return bad.strerror or str(bad)
+
+
+def _in_flags(fault: str, flags: argparse.Namespace) -> str:
+    """Say what the gateway found wrong with a body to whoever gave flags, and knows no body."""
+    place, _, words = fault.removeprefix("body.").partition(": ")
+    fields = re.split(r"[.,]", place)
+    if not fault.startswith("body.") or fields[0] not in _FLAGS:
+        return fault
+    flag, role = _FLAGS[fields[0]], flags.role
+    match fields[0]:
+        case "ttl_seconds":
+            hours = LONGEST.get(role, SERVICES) / 3600
+            words = f"a key for {role} is good for {hours / 24:g} days ({hours:g}h) at most"
+        case "chat_ids" if role != "frontend":
+            words = (
+                f"a key for {role} is for all chats, only a frontend's is for some: leave it out"
+            )
+        case "chat_ids" if not flags.chat:
+            words = "a frontend's key is for some chats: name each with --chat UUID"
+        case "chat_ids":
+            words = "a key is for 100 chats at most"
+        case "name" if len(fields) > 1:
+            flag, words = (
+                "--pool, --name",
+                "a provisioner's key is for one name and one pool: give both",
+            )
+        case "pool" if role != "provisioner" and "pattern" not in words:
+            words = f"only a provisioner's key is for a pool, not one for {role}: leave it out"
+        case _ if "pattern" in words:
+            words = "letters, digits, - and _ only, 128 of them at most"
+    return f"{flag}: {words}"
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
