@@ -190,7 +190,11 @@ def _add_credentials(commands: Any) -> None:
     listing = add_command(
         verbs, "credentials list", "list keys that were issued; those of the static roles are files"
     )
-    listing.add_argument("--all", action="store_true", help="also what has ended or was revoked")
+    listing.add_argument(
+        "--all",
+        action="store_true",
+        help="also what has ended, was revoked, or is an agent's of a superseded build",
+    )
     add_json(listing)
     revoke = add_command(
         verbs,

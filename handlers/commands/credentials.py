@@ -128,6 +128,8 @@ def _in_flags(fault: str, flags: argparse.Namespace) -> str:
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     if "revoked_at" in entry:
         ends = f"revoked {local_time(entry['revoked_at'])}"
+    elif "superseded" in entry:
+        ends = "superseded"
     else:
         ends = local_time(entry["expires_at"])
     return (

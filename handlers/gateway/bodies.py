@@ -100,7 +100,7 @@ class IssueBody(Frozen):
 
 
 class CredentialsBody(Frozen):
-    """Of `list_credentials`; `spent`: also what is over; `cursor` from the page before."""
+    """Of `list_credentials`; `spent`: also what is no longer good; `cursor` from the page before."""
 
     spent: bool = False
     cursor: Token | None = None

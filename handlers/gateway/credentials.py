@@ -170,5 +170,6 @@ def _shown(listed: Listed) -> dict[str, Any]:
         "expires_at": timestamp(credential.expires_at),
         "revoked_at": timestamp(credential.revoked_at) if credential.revoked_at else None,
         "connections": listed.connections,
+        "superseded": listed.superseded or None,
     }
     return {key: value for key, value in shown.items() if value is not None}

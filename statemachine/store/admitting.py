@@ -49,6 +49,8 @@ class Listed:
     issued_at: datetime
     connections: int
     """Made with it and not known to be over."""
+    superseded: bool = False
+    """An agent's, whose build is not the newest of its chat any more: it lets nobody in."""
 
 
 class Admitting(Protocol):
@@ -72,7 +74,7 @@ class Admitting(Protocol):
     async def credentials(
         self, *, spent: bool = False, after: str | None = None, most: int = 100
     ) -> list[Listed]:
-        """Return the keys by name, after `after`; with `spent` also those that are over."""
+        """Return the keys by name, after `after`; with `spent` also those that are no longer good."""
         ...
 
     async def revoke(self, public_key: str) -> bool:

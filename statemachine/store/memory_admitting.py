@@ -43,12 +43,17 @@ class MemoryAdmitting:
     async def credentials(
         self, *, spent: bool = False, after: str | None = None, most: int = 100
     ) -> list[Listed]:
-        """Return the keys by name, after `after`; with `spent` also those that are over."""
-        now = self.clock()
+        """Return the keys by name, after `after`; with `spent` also those that are no longer good."""
         return [
-            Listed(key, credential, issued_at, sum(k == key for k, *_ in self.connections.values()))
+            Listed(
+                key,
+                credential,
+                issued_at,
+                sum(k == key for k, *_ in self.connections.values()),
+                await self._superseded(credential),
+            )
             for key, (credential, issued_at) in sorted(self.issued.items())
-            if (spent or credential.expires_at > now) and key > (after or "")
+            if (spent or await self._good(key)) and key > (after or "")
         ][:most]
 
     async def revoke(self, public_key: str) -> bool:
@@ -99,14 +104,19 @@ class MemoryAdmitting:
         ][:most]
 
     async def _good(self, public_key: str) -> bool:
-        found = await self.credential(public_key)
-        if found is None:
+        if public_key not in self.issued:
             return False
-        credential, chat = found
+        credential, _ = self.issued[public_key]
         if credential.revoked_at is not None or credential.expires_at <= self.clock():
             return False
+        return not await self._superseded(credential)
+
+    async def _superseded(self, credential: Credential) -> bool:
+        if credential.kind != "agent":
+            return False
+        chat = await self.chat(credential.chat_ids[0])
         build = chat.build if chat else None
-        return credential.kind != "agent" or (build is not None and build.id == credential.build_id)
+        return build is None or build.id != credential.build_id
 
     async def cut_off(self, connections: Sequence[Connection]) -> None:
         """Forget connections that are over."""

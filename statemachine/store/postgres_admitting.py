@@ -49,9 +49,15 @@ class PostgresAdmitting:
     async def credentials(
         self, *, spent: bool = False, after: str | None = None, most: int = 100
     ) -> list[Listed]:
-        """Return the keys by name, after `after`; with `spent` also those that are over."""
+        """Return the keys by name, after `after`; with `spent` also those that are no longer good."""
         return [
-            Listed(row["public_key"], _credential(row), row["issued_at"], row["connections"])
+            Listed(
+                row["public_key"],
+                _credential(row),
+                row["issued_at"],
+                row["connections"],
+                row["superseded"],
+            )
             for row in await self._fetch("credentials", spent, after, most)
         ]
 

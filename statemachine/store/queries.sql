@@ -286,12 +286,18 @@ select c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace
 from credential c where c.public_key = $1
 
 -- name: credentials
--- For operators, a page at a time; those that are over only when asked for.
+-- For operators, a page at a time; those that are over, or of an agent of a build that is not the newest
+-- of its chat any more, only when asked for.
 select c.public_key, c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace_id,
        c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at, c.name, c.pool, c.revoked_at,
-       c.issued_at, (select count(*) from connection n where n.public_key = c.public_key) as connections
-from credential c
-where ($1 or c.expires_at > clock_timestamp()) and ($2::text is null or c.public_key > $2)
+       c.issued_at, (select count(*) from connection n where n.public_key = c.public_key) as connections,
+       build.superseded
+from credential c, lateral (
+    select c.kind = 'agent' and not exists (
+        select from chat where chat.chat_id = c.chat_ids[1]
+        and chat.snapshot -> 'build' ->> 'id' = c.build_id::text) as superseded
+) build
+where ($1 or (c.expires_at > clock_timestamp() and not build.superseded)) and ($2::text is null or c.public_key > $2)
 order by c.public_key limit $3
 
 -- name: revoke_credential

@@ -77,6 +77,27 @@ async def test_keys_are_listed_by_page_and_spent_ones_when_asked_for(shelf: Shel
     assert [k.public_key for k in everything + rest] == ["A", "B", "C"]
 
 
+async def test_an_agents_key_is_listed_while_its_build_is_the_newest(shelf: Shelf) -> None:
+    chat, gone = built(uid(), uid()), built(uid(), uid())
+    await write(shelf.store, Changes(chats=[chat]))
+    for key, of in (("A", agent_of(chat)), ("B", agent_of(gone))):
+        await shelf.store.issue(key, of)
+    await shelf.store.issue("F", Credential("frontend", (gone.chat_id,), IN_AN_HOUR))
+
+    before = await shelf.store.credentials()
+    await write(shelf.store, Changes(chats=[built(chat.chat_id, uid(), 2)]))
+    after = await shelf.store.credentials()
+    everything = await shelf.store.credentials(spent=True)
+
+    assert [(k.public_key, k.superseded) for k in before] == [("A", False), ("F", False)]
+    assert [k.public_key for k in after] == ["F"]
+    assert [(k.public_key, k.superseded) for k in everything] == [
+        ("A", True),
+        ("B", True),
+        ("F", False),
+    ]
+
+
 async def test_connections_of_a_revoked_key_are_unwelcome_and_no_others(shelf: Shelf) -> None:
     made = Credential("frontend", (uid(),), IN_AN_HOUR)
     for number, key in enumerate(("A", "B", "A"), 1):

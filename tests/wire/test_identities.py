@@ -109,6 +109,25 @@ async def test_an_agent_whose_build_is_superseded_is_cut_off_and_not_let_in_agai
     assert "'the old one'" in line["message"]
 
 
+async def test_an_agents_key_is_listed_until_its_build_is_superseded(world: World) -> None:
+    chat = await world.chat()
+    job, _ = await world.ready(chat)
+    key = key_of(await agents_credential(world, job.data))
+
+    def listed(*flags: str) -> dict[str, Any]:
+        lines = up_of(world).run("credentials", "list", *flags).stdout.splitlines()
+        return {entry["public_key"]: entry for entry in map(json.loads, lines)}
+
+    assert "superseded" not in (await asyncio.to_thread(listed))[key]
+    call = await chat.ask("stop_workspace")
+    await chat.state("stopping")
+
+    assert key not in await asyncio.to_thread(listed)
+    assert (await asyncio.to_thread(listed, "--all"))[key]["superseded"] is True
+    await world.provisioner.succeed(await world.provisioner.job(chat, "stop"))
+    await chat.answer(call)
+
+
 async def test_an_agent_of_a_deleted_workspace_is_cut_off(world: World) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
