@@ -76,8 +76,12 @@ async def ask(
                 asked_again.clear()
                 await publish(bus, "tool_requested", chat_id, data)
                 lost = asyncio.create_task(asked_again.wait())
-                await asyncio.wait((answer, lost), return_when=asyncio.FIRST_COMPLETED)
+                ends = asyncio.FIRST_COMPLETED
+                await asyncio.wait((answer, lost, following), return_when=ends)
                 lost.cancel()
+                if following.done():  # nobody reads what is told, or NATS is closed for good
+                    following.result()
+                    await answer
             return json.loads(answer.result().data)["data"]  # type: ignore[no-any-return]
         finally:
             for task in (following, answer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -22,14 +23,14 @@ from handlers.cli import ORGANIZATION, OWNER
 from handlers.commands import log as event_log
 from handlers.commands.template import announce
 from handlers.commands.tool import ask
+from handlers.demo.running import RunningUp
 from handlers.demo.timing import Watch, lines, table
 from handlers.packing import load
 from handlers.settings import Settings
 from handlers.terminal import as_json, plain
 from statemachine.replay import replay
 
-_START_LIMIT: Final = 60.0
-_STOP_LIMIT: Final = 15.0
+_CANCEL_LIMIT: Final = 2.0
 
 
 def say(text: str = "") -> None:
@@ -44,52 +45,53 @@ def heading(text: str) -> None:
 
 
 async def demo(settings: Settings, *, keep: bool) -> int:
-    """Tell the story on servers of its own; return 0 when all of it came out as told."""
+    """Tell the story on servers of its own; return 0 when all of it came out as told.
+
+    However it ends, also by a signal or because nobody reads on, nothing of it runs on.
+    """
+    loop, told_to_end = asyncio.get_running_loop(), asyncio.Event()
+    signals: list[int] = []
+
+    def note(number: int) -> None:
+        signals.append(number)
+        told_to_end.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, note, number)
     directory = Path(tempfile.mkdtemp(prefix="workspaced-demo-"))
-    settings = settings.model_copy(
-        update={"data_dir": directory, "nats_url": None, "database_url": None, "credentials": None}
-    )
+    up = RunningUp(directory)
+    story = asyncio.create_task(_told(settings, directory, up))
+    waiting = asyncio.create_task(told_to_end.wait())
     try:
-        heading("PostgreSQL, NATS, worker, gateway and provisioner start on this machine")
-        began = time.monotonic()
-        async with _up(directory):
-            say(f"ready after {time.monotonic() - began:.2f} s, data in {directory}")
-            place = locate(settings)
-            async with place.bus("chat-service") as bus, place.bus("operator") as operator:
-                return await _Story(place, bus, operator, directory).tell()
+        await asyncio.wait((story, waiting), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if story.done():
+            return story.result()
+        while not story.done():  # again: who connects to NATS just then swallows it
+            story.cancel()
+            await asyncio.wait((story,), timeout=_CANCEL_LIMIT)
+        await asyncio.gather(story, return_exceptions=True)
+        return 128 + signals[0]
     finally:
+        await up.end()
         if keep:
             say(f"kept: {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-@asynccontextmanager
-async def _up(directory: Path) -> AsyncIterator[None]:
-    """Run `workspaced up` as a process of its own, as a user would."""
-    with (directory / "up.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "handlers",
-            "up",
-            "--data-dir",
-            str(directory),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log,
-        )
-    try:
-        if process.stdout is None:
-            raise NotFoundError("`workspaced up` has no output")
-        line = await asyncio.wait_for(process.stdout.readline(), _START_LIMIT)
-        if not line:
-            words = (directory / "up.log").read_text(errors="replace")[-2000:]
-            raise NotFoundError(f"`workspaced up` ended before it was ready:\n{words}")
-        yield
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await asyncio.wait_for(process.wait(), _STOP_LIMIT)
+async def _told(settings: Settings, directory: Path, up: RunningUp) -> int:
+    settings = settings.model_copy(
+        update={"data_dir": directory, "nats_url": None, "database_url": None, "credentials": None}
+    )
+    heading("PostgreSQL, NATS, worker, gateway and provisioner start on this machine")
+    began = time.monotonic()
+    await up.start()
+    say(f"ready after {time.monotonic() - began:.2f} s, data in {directory}")
+    place = locate(settings)
+    async with place.bus("chat-service") as bus, place.bus("operator") as operator:
+        return await _Story(place, bus, operator, directory).tell()
 
 
 @dataclass(slots=True)
@@ -145,9 +147,17 @@ class _Story:
                 building.set()
 
         first = asyncio.create_task(self._ask(chat, "create_workspace", args, tell))
-        await building.wait()
-        second = await self._ask(chat, "create_workspace", args, _silent)
-        self._show("first call", await first)
+        begun = asyncio.create_task(building.wait())
+        try:
+            await asyncio.wait((first, begun), return_when=asyncio.FIRST_COMPLETED)
+            if first.done():
+                first.result()  # what can't be told is raised
+            second = await self._ask(chat, "create_workspace", args, _silent)
+            self._show("first call", await first)
+        finally:
+            for task in (first, begun):
+                task.cancel()
+            await asyncio.gather(first, begun, return_exceptions=True)
         self._show("second call", second)
         reply = await self.operator.request(
             subjects.rpc("get_chat"), json.dumps({"chat_id": chat}).encode(), timeout=10

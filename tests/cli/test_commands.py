@@ -278,10 +278,3 @@ class TestReplay:
         _, said = process.communicate(timeout=30)
 
         assert said == b""
-
-
-def test_the_demo_tells_its_story_to_the_end() -> None:
-    done = run("demo", patience=120)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr

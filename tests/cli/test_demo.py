@@ -1,0 +1,66 @@
+"""`workspaced demo`: told to the end, and ended before that."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.wire.running import ROOT, end, environment, processes_of, run
+
+
+def test_the_demo_tells_its_story_to_the_end() -> None:
+    done = run("demo", patience=120)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def interrupted(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+
+
+def terminated(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+
+
+def unread(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("when", ["ready after", "  building", "== A command in the finished"])
+@pytest.mark.parametrize(("ended", "status"), [(interrupted, 130), (terminated, 143), (unread, 1)])
+def test_ended_early_it_leaves_nothing(
+    tmp_path: Path, ended: Callable[[subprocess.Popen[str]], None], status: int, when: str
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "handlers", "demo"],
+        cwd=ROOT,
+        env=environment({"TMPDIR": str(tmp_path)}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert any(when in line for line in process.stdout)
+            assert len(processes_of(tmp_path)) >= 3
+
+            ended(process)
+            assert process.stderr is not None
+            said = process.stderr.read()
+
+            assert process.wait(30) == status
+            assert said == ""
+            assert processes_of(tmp_path) == []
+            assert list(tmp_path.iterdir()) == []
+        finally:
+            process.kill()
+            end(processes_of(tmp_path))
