@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from handlers.settings import InvalidSettings, Settings
+from handlers.settings import InvalidSettings, Settings, variable
 
 LOOPBACK: Final = "127.0.0.1"
 """Where everything listens that was not told otherwise."""
@@ -60,7 +60,7 @@ def certificate_of(settings: Settings) -> Certificate | None:
     if file is None and key is None:
         return None
     if file is None or key is None:
-        missing = "WORKSPACED_TLS_KEY" if key is None else "WORKSPACED_TLS_CERTIFICATE"
+        missing = variable("tls_key" if key is None else "tls_certificate")
         raise InvalidSettings(f"{missing} is missing: a certificate and its key go together")
     certificate = Certificate(file.absolute(), key.absolute())
     try:

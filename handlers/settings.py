@@ -17,6 +17,15 @@ Seconds = Annotated[float, Field(ge=0.1, le=30 * 24 * 3600, allow_inf_nan=False)
 Place = Annotated[Path, AfterValidator(Path.expanduser)]
 """A path, in which `~` is the user's home."""
 
+_NAMED: Final = {
+    "data_dir": "a directory",
+    "credentials": "a file",
+    "nats_ca": "a file",
+    "tls_certificate": "a file",
+    "tls_key": "a file",
+}
+"""What a path is of. An empty one, as an unset variable of a shell gives, would be where we are."""
+
 
 class InvalidSettings(ValueError):
     """A flag or a variable has a value that can't be used; the message names each."""
@@ -182,6 +191,9 @@ def read_settings(flags: Mapping[str, object] | None = None) -> Settings:
         for name, value in (flags or {}).items()
         if name in Settings.model_fields and value is not None
     }
+    for name, what in _NAMED.items():
+        if given.get(name) == "":
+            raise InvalidSettings(f"{variable(name)} is empty: name {what}")
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -190,6 +202,11 @@ def read_settings(flags: Mapping[str, object] | None = None) -> Settings:
             for fault in error.errors()
         )
         raise InvalidSettings("; ".join(faults)) from error
+
+
+def variable(name: str) -> str:
+    """Return a setting's variable, with the flag that is over it."""
+    return f"{_PREFIX}{name.upper()} (--{name.replace('_', '-')})"
 
 
 def variables() -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -64,7 +63,6 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where")
     where.add_argument(
         "--data-dir",
-        type=Path,
         metavar="DIR",
         help="what `up` runs on (WORKSPACED_DATA_DIR; default ~/.local/share/workspaced)",
     )
@@ -74,11 +72,9 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--database-url", metavar="URL", help="PostgreSQL, likewise (WORKSPACED_DATABASE_URL)"
     )
+    where.add_argument("--nats-ca", metavar="FILE", help="who signed NATS's certificate, in PEM")
     where.add_argument(
-        "--nats-ca", type=Path, metavar="FILE", help="who signed NATS's certificate, in PEM"
-    )
-    where.add_argument(
-        "--credentials", type=Path, metavar="FILE", help="NKey seed file (WORKSPACED_CREDENTIALS)"
+        "--credentials", metavar="FILE", help="NKey seed file (WORKSPACED_CREDENTIALS)"
     )
 
 
@@ -101,10 +97,8 @@ def add_host(parser: argparse.ArgumentParser, what: str) -> None:
 def add_listener(parser: argparse.ArgumentParser) -> None:
     """Say where health is served, and what listeners show."""
     add_host(parser, "http")
-    parser.add_argument(
-        "--tls-certificate", type=Path, metavar="FILE", help="what listeners show, in PEM"
-    )
-    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the key of that")
+    parser.add_argument("--tls-certificate", metavar="FILE", help="what listeners show, in PEM")
+    parser.add_argument("--tls-key", metavar="FILE", help="the key of that")
     parser.add_argument(
         "--insecure-no-tls",
         dest="insecure",

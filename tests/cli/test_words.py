@@ -207,6 +207,39 @@ def test_a_setting_that_can_not_be_is_wrong_usage() -> None:
 
 
 @pytest.mark.parametrize(
+    "words", [["up"], ["chat", "list"], ["events", "--all"], ["demo"]], ids=" ".join
+)
+def test_a_directory_without_a_name_is_not_where_we_are(words: list[str]) -> None:
+    refused = run(*words, "--data-dir", "")
+
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr == (
+        "workspaced: WORKSPACED_DATA_DIR (--data-dir) is empty: name a directory\n"
+    )
+    assert not (ROOT / "credentials").exists()
+
+
+@pytest.mark.parametrize("flag", ["--credentials", "--nats-ca"])
+def test_a_file_without_a_name_is_wrong_usage(flag: str) -> None:
+    refused = run("chat", "list", flag, "")
+
+    assert refused.returncode == 2
+    assert f"({flag}) is empty: name a file" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [("--tls-certificate", "--tls-key"), ("--tls-key", "--tls-certificate")],
+)
+def test_half_a_certificate_names_the_other_flag(given: str, missing: str, tmp_path: Path) -> None:
+    refused = run("up", given, "x", "--data-dir", tmp_path / "data")
+
+    assert refused.returncode == 2
+    assert f"({missing}) is missing" in refused.stderr
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["worker"],

@@ -205,7 +205,7 @@ def test_a_certificate_goes_with_its_key(papers: Papers, tmp_path: Path) -> None
         return Settings(data_dir=tmp_path, **files)
 
     assert certificate_of(settings()) is None
-    with pytest.raises(InvalidSettings, match="WORKSPACED_TLS_KEY is missing"):
+    with pytest.raises(InvalidSettings, match=r"WORKSPACED_TLS_KEY \(--tls-key\) is missing"):
         certificate_of(settings(tls_certificate=papers.certificate))
     with pytest.raises(InvalidSettings, match="no certificate and its key"):
         certificate_of(settings(tls_certificate=papers.certificate, tls_key=papers.stranger))
