@@ -184,7 +184,7 @@ def _seed(file: Path) -> str:
 def locate(settings: Settings) -> Place:
     """Find the servers: those that are named, else those of a running `workspaced up`.
 
-    Raises NotFoundError.
+    Raises NotFoundError, EmbeddedError.
     """
     running = running_servers(settings.data_dir)
     nats_url = settings.nats_url or (running.nats_url if running else None)

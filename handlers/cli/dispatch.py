@@ -10,13 +10,13 @@ import argparse
 import asyncio
 import gc
 import inspect
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from handlers.cli.flags import parser
+from handlers.cli.stdout import Unwritable, silence, told_apart
 from handlers.terminal import plain
 
 if TYPE_CHECKING:
@@ -31,12 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.print_help(sys.stderr)
         return 2
     try:
-        status = _run(flags)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output had enough; Python would complain of it once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with told_apart(needed=not flags.serves):
+            status = _run(flags)
+    except BrokenPipeError:  # whoever read our output had enough
+        silence()
         return 1
+    except Unwritable as why:
+        silence()
+        return _fail(f"can't write to stdout: {why}", 1)
     except KeyboardInterrupt:
         return 130
     return status

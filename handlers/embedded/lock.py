@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from handlers.embedded.errors import DataDirectoryInUse
+from handlers.embedded.errors import DataDirectoryInUse, EmbeddedError
 
 
 @contextmanager
@@ -28,11 +28,18 @@ def owning(directory: Path) -> Iterator[None]:
 
 
 def owner_of(directory: Path) -> int | None:
-    """Return the process that owns the directory now, 0 when it can't be told, None for nobody."""
+    """Return the process that owns the directory now, 0 when it can't be told, None for nobody.
+
+    Raises EmbeddedError.
+    """
     try:
         looked = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    except OSError as no:
+        raise EmbeddedError(
+            f"{directory} can't be the data directory ({no.strerror}): choose another with --data-dir"
+        ) from no
     try:
         fcntl.flock(looked, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -107,7 +107,10 @@ async def embedded_servers(
 
 
 def running_servers(directory: Path) -> Servers | None:
-    """Return the servers that another process runs on the data directory now, if any."""
+    """Return the servers that another process runs on the data directory now, if any.
+
+    Raises EmbeddedError.
+    """
     directory = directory.expanduser().resolve()
     if owner_of(directory) is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from handlers.cli.flags import parser
 from handlers.cli.words import STATES
 from handlers.settings import Settings
 from statemachine.states import ABOUT
-from tests.wire.running import ROOT, Up, run
+from tests.wire.running import ROOT, Up, environment, run
 
 CHAT = "8a804acf-6f16-4fe3-8544-2c2e56a0edad"
 PLACE = ["--data-dir", "--nats-url", "--database-url", "--credentials"]
@@ -268,6 +269,61 @@ def test_without_a_running_up_a_command_says_what_to_do(words: list[str], tmp_pa
     assert refused.stdout == ""
     assert "workspaced up" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_data_directory_that_is_none_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+
+    refused = run("chat", "list", "--data-dir", file)
+
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"workspaced: {file} can't be the data directory (Not a directory): "
+        "choose another with --data-dir\n"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_so_is_one_that_may_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch(0)
+
+    refused = run("chat", "list", "--data-dir", tmp_path)
+
+    assert refused.returncode == 1
+    assert f"{tmp_path} can't be the data directory (Permission denied)" in refused.stderr
+
+
+def unwritable(running: Up, words: list[str], to: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "handlers", *words, "--data-dir", str(running.directory)]
+    return subprocess.run(
+        ["/bin/sh", "-c", f'"$@" >{to}', "sh", *command],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["chat", "list"], ["events", "--all"], ["replay", "--chat", CHAT], ["settings", "list"]],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
+    ("to", "why"), [("/dev/full", "No space left on device"), ("&-", "it is closed")]
+)
+def test_what_can_not_be_written_is_said(running: Up, words: list[str], to: str, why: str) -> None:
+    asked = ("tool", "list_templates", "--chat", CHAT, "--call-id", "unwritable", "--quiet")
+    running.data(*asked)
+
+    failed = unwritable(running, words, to)
+
+    assert failed.returncode == 1
+    assert f"workspaced: can't write to stdout: {why}" in failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 def test_a_nats_that_is_not_there_is_named(tmp_path: Path) -> None:
