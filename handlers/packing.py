@@ -32,7 +32,11 @@ def load(folder: Path, organization_id: str) -> tuple[Version, bytes]:
         raise TemplateError(
             f"{file}: there is no such file; a template is a folder with one"
         ) from None
-    except (OSError, UnicodeDecodeError) as bad:
+    except NotADirectoryError:
+        raise TemplateError(f"{folder} is a file: name the folder, not the file") from None
+    except OSError as bad:
+        raise TemplateError(f"{file}: {bad.strerror}") from None
+    except UnicodeDecodeError as bad:
         raise TemplateError(f"{file}: {bad}") from None
     readme_file = folder / "README.md"
     try:

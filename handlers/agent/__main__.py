@@ -49,7 +49,11 @@ async def agent(config: Path, connect: Connect | None = None) -> int:
         await being.run()
     except AlreadyRuns:
         _log.info("%s: this agent runs already", config)
-    except (OSError, ValueError) as broken:
+    except OSError as no:
+        there = config.exists()  # noqa: ASYNC240 — once, at the end
+        _log.error("%s: %s", (there and no.filename) or config, no.strerror or no)
+        return 1
+    except ValueError as broken:
         _log.error("%s: %s", config, broken)
         return 1
     return GIVEN_UP if being.given_up else 0

@@ -14,6 +14,7 @@ from handlers.cli.words import (
     ORGANIZATION,
     OWNER,
     Parser,
+    a_call_id,
     a_chat,
     a_pair,
     a_port,
@@ -130,7 +131,10 @@ def _add_tool(commands: Any) -> None:
         "V is JSON if it reads as JSON, else text",
     )
     tool.add_argument(
-        "--call-id", metavar="ID", help="to ask again for the answer of an earlier call"
+        "--call-id",
+        type=a_call_id,
+        metavar="ID",
+        help="to ask again for the answer of an earlier call",
     )
     tool.add_argument(
         "--json",

@@ -30,6 +30,7 @@ STATES: Final = (
 ROLES: Final = ("frontend", "chat-service", "provisioner", "operator", "worker", "gateway")
 """The roles that keys are issued for."""
 _DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_CALL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +44,13 @@ class Parser(argparse.ArgumentParser):
         from handlers.settings import variables  # noqa: PLC0415 — slow, and wanted here only
 
         return f"{words}\n{variables()}"
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is not known here, where the command's own usage can be shown."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def add_command(
@@ -151,6 +159,15 @@ def a_port(text: str) -> int:
 def a_chat(text: str) -> str:
     """Read a chat's UUID, or make one for `new`."""
     return str(uuid4()) if text == "new" else a_uuid(text)
+
+
+def a_call_id(text: str) -> str:
+    """Read a call's id, which is a part of a subject."""
+    if not _CALL_ID.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no call id: expected letters, digits, _ and -, 128 at most"
+        )
+    return text
 
 
 def a_pair(text: str) -> tuple[str, str]:

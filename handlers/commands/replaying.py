@@ -116,8 +116,10 @@ def _replay_file(file: str) -> int:
                 folds[chat_id] = fold  # the one spoken of last stands last
                 if len(folds) > _OPEN:
                     differ |= _ended(folds.pop(next(iter(folds))))
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError) as bad:
-        tell(f"workspaced: {file}: {bad}")
+        tell(f"workspaced: {file}: {getattr(bad, 'strerror', None) or bad}")
         return 1
     for fold in folds.values():
         differ |= _ended(fold)

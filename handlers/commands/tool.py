@@ -14,6 +14,7 @@ from uuid import uuid4
 from bus import Bus, subjects
 from bus.urls import redacted
 from handlers.app import locate
+from handlers.cli.words import ORGANIZATION, OWNER
 from handlers.commands.answering import told
 from handlers.commands.describing import described
 from handlers.commands.noticing import noticing
@@ -37,7 +38,11 @@ async def call_tool(flags: argparse.Namespace, settings: Settings) -> int:
     words = tell_nobody if flags.json else tell
     words(f"chat {flags.chat}, call {data['call_id']}")
     async with locate(settings).bus("chat-service") as bus:
-        resolved = await ask(bus, flags.chat, data, words)
+        try:
+            resolved = await ask(bus, flags.chat, data, words)
+        except asyncio.CancelledError:  # Ctrl-C
+            tell(f"the call goes on; to hear its answer: {_again(flags, data['call_id'])}")
+            raise
     sys.stdout.write(as_json(resolved["result"], indent=2) + "\n")
     sys.stdout.flush()  # before the words about it
     for line in told(flags.tool, resolved, flags.chat, _where(flags)):
@@ -107,6 +112,16 @@ def arguments(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
                 raise InvalidSettings(f"--arg {key}: '{part}' has a value of its own already")
         inner[last] = value
     return args
+
+
+def _again(flags: argparse.Namespace, call_id: str) -> str:
+    """Return the command that asks for the answer of the same call."""
+    ask = f"workspaced tool {shlex.quote(flags.tool)} --chat {flags.chat} --call-id {call_id}"
+    if flags.organization != ORGANIZATION:
+        ask += f" --organization {flags.organization}"
+    if flags.owner != OWNER:
+        ask += f" --owner {flags.owner}"
+    return ask + _where(flags)
 
 
 def _where(flags: argparse.Namespace) -> str:

@@ -99,6 +99,10 @@ class TestTool:
         assert status == 130
         assert waiting.rest == b""
         assert "Traceback" not in waiting.said()
+        assert waiting.said().endswith(
+            f"the call goes on; to hear its answer: workspaced tool create_workspace --chat {chat} "
+            f"--call-id mine --data-dir {running.directory}\n"
+        )
         assert created["created"] is True
 
 
@@ -161,6 +165,14 @@ class TestTemplates:
 
         assert refused.returncode == 1
         assert str(tmp_path) in refused.stderr
+
+    def test_its_file_is_not_the_folder(self, running: Up, tmp_path: Path) -> None:
+        file = folder(tmp_path) / "template.toml"
+
+        refused = running.run("template", "push", file)
+
+        assert refused.returncode == 1
+        assert refused.stderr == (f"workspaced: {file} is a file: name the folder, not the file\n")
 
     def test_a_folder_that_is_too_large(self, running: Up, tmp_path: Path) -> None:
         place = folder(tmp_path, QUICK.replace("quick", "large"))
@@ -258,7 +270,7 @@ class TestReplay:
         done = run("replay", tmp_path / "none")
 
         assert done.returncode == 1
-        assert "none" in done.stderr
+        assert done.stderr == f"workspaced: {tmp_path / 'none'}: No such file or directory\n"
 
     def test_who_reads_no_further_is_no_trouble(
         self, running: Up, log: list[dict[str, Any]]

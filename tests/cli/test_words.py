@@ -163,6 +163,7 @@ def test_a_time_that_nobody_waits_is_refused(seconds: str) -> None:
         ["tool", "list_templates", "--chat", "new", "--arg", "page"],
         ["tool", "list_templates", "--chat", "new", "--arg", "a=1", "--arg", "a.b=1"],
         ["tool", "list_templates", "--chat", "new", "--owner", "me"],
+        ["tool", "list_templates", "--chat", "new", "--call-id", "a b.c"],
         ["template"],
         ["template", "push", ".", "--organization", "ours"],
         ["template", "versions"],
@@ -198,6 +199,41 @@ def test_wrong_usage_is_told_from_failure(running: Up, words: list[str]) -> None
     assert refused.stdout == ""
     assert refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_an_id_that_is_none_names_its_flag(running: Up) -> None:
+    refused = running.run("tool", "list_templates", "--chat", "new", "--call-id", "a b.c")
+
+    assert "argument --call-id: 'a b.c'" in refused.stderr
+
+
+def test_a_configuration_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+    file = tmp_path / "none.json"
+
+    refused = run("agent", file)
+
+    assert refused.returncode == 1
+    assert refused.stderr.count(str(file)) == 1
+    assert "No such file or directory" in refused.stderr
+    assert "Errno" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "program"),
+    [
+        (["tool", "start_workspace", "--chat", CHAT, "--bogus"], "workspaced tool"),
+        (["chat", "list", "--bogus"], "workspaced chat list"),
+        (["events", CHAT, "more"], "workspaced events"),
+        (["--bogus", "chat", "list"], "workspaced"),
+    ],
+)
+def test_the_usage_is_that_of_the_command(words: list[str], program: str) -> None:
+    refused = run(*words)
+
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"usage: {program} [-h]")
+    assert f"{program}: error: " in refused.stderr
+    assert words[-1] in refused.stderr or words[0] in refused.stderr
 
 
 def test_a_setting_that_can_not_be_is_wrong_usage() -> None:
