@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from handlers.commands.printing import indented, one_line
+from handlers.commands.printing import counted, indented, one_line
 
 Result = Mapping[str, Any]
 _BUILD_FAILED: Final = "workspace build failed: "
@@ -133,23 +133,19 @@ def _stopped(result: Result) -> str:
 def _listed(result: Result) -> str:
     names = ", ".join(template["name"] for template in result["templates"])
     page = f"page {result['page']} of {result['total_pages']}"
-    return f"{_count(result['total_count'], 'template')}, {page}{': ' if names else ''}{names}"
+    return f"{counted(result['total_count'], 'template')}, {page}{': ' if names else ''}{names}"
 
 
 def _read(result: Result) -> str:
     template, presets = result["template"], result.get("presets", ())
     return (
-        f"template {template['name']}: {_count(len(result['parameters']), 'parameter')}, "
-        f"{_count(len(presets), 'preset')}, active version {template['active_version_id']}"
+        f"template {template['name']}: {counted(len(result['parameters']), 'parameter')}, "
+        f"{counted(len(presets), 'preset')}, active version {template['active_version_id']}"
     )
 
 
 def _name(result: Result) -> str:
     return one_line(str(result.get("workspace_name", "the workspace")))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 _SUCCESSES: Final[Mapping[str, Callable[[Result], str]]] = {

@@ -13,7 +13,7 @@ from typing import Any, Final
 from bus import Bus
 from handlers.app import locate
 from handlers.commands import log
-from handlers.commands.describing import SETTLED, described
+from handlers.commands.describing import SETTLED, Describing
 from handlers.commands.printing import for_people, tell, tell_nobody, write_json
 from handlers.commands.speaking import paged, rpc, watching
 from handlers.lines import is_whole
@@ -65,9 +65,10 @@ class Printer:
 
 
 async def show(flags: argparse.Namespace, settings: Settings) -> int:
-    """Print a build's log; return 1 when there is no build."""
+    """Print a build's log; return 1 when there is no build. Raises NotFoundError."""
     printer = Printer(flags.json, for_people(as_json=flags.json))
     async with locate(settings).bus("operator") as bus:
+        await log.sought(bus, flags.chat)
         build_id = flags.build or await newest_build(bus, flags.chat)
         if build_id is None:
             tell(f"workspaced: chat {flags.chat} has had no build")
@@ -107,6 +108,7 @@ class Follower:
     """The one build that is asked for."""
     printer: Printer
     words: Callable[[str], None]
+    _describing: Describing = field(default_factory=Describing)
 
     async def follow(self) -> None:
         """Go on until the chat is settled and all of it is printed."""
@@ -127,7 +129,7 @@ class Follower:
         if change is None:
             return
         if "output" not in change["data"]:
-            for line in described(change):
+            for line in self._describing.lines(change):
                 self.words(line)
         elif self.only in (None, change["data"]["build_id"]):
             self.printer.write(change["data"])

@@ -6,8 +6,9 @@ import argparse
 
 from handlers.app import locate
 from handlers.commands.describing import TITLES, about, row
+from handlers.commands.log import sought
 from handlers.commands.printing import fields, for_people, write_json, write_lines, write_listed
-from handlers.commands.speaking import paged, rpc
+from handlers.commands.speaking import paged
 from handlers.settings import Settings
 
 
@@ -24,9 +25,9 @@ async def show_all(flags: argparse.Namespace, settings: Settings) -> None:
 
 
 async def show(chat_id: str, settings: Settings, *, as_json: bool) -> None:
-    """Print all that is known of a chat."""
+    """Print all that is known of a chat. Raises NotFoundError."""
     async with locate(settings).bus("operator") as bus:
-        chat = await rpc(bus, "get_chat", chat_id=chat_id)
+        chat = await sought(bus, chat_id)
     if for_people(as_json=as_json):
         write_lines(fields(about(chat)))
     else:

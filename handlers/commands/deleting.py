@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bus import Bus
 from handlers.app import locate
 from handlers.commands import log
-from handlers.commands.describing import described, workspace_of
+from handlers.commands.describing import Describing, workspace_of
 from handlers.commands.noticing import noticing
 from handlers.commands.printing import (
     for_people,
@@ -64,6 +64,7 @@ class Deleting:
     """Ends the wait unless the deletion begins."""
     _build: str | None = None
     """The delete build, once it is seen."""
+    _describing: Describing = field(default_factory=Describing)
 
     async def end(self, changes: AsyncIterator[dict[str, Any] | None]) -> dict[str, Any]:
         """Return the chat as it is when the deletion is over, well or ill."""
@@ -72,7 +73,7 @@ class Deleting:
                 chat = await rpc(self.bus, "get_chat", chat_id=self.before["chat_id"])
             else:
                 self.heard(change)
-                for line in described(change):
+                for line in self._describing.lines(change):
                     self.words(line)
                 if "output" in change["data"]:
                     continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,17 +19,41 @@ TITLES: Final = ("CHAT", "STATE", "WORKSPACE", "BUILD", "AGENT", "NOTE")
 def described(envelope: Data) -> list[str]:
     """Put a state change or a piece of log into lines; all but the first are indented."""
     data = envelope["data"]
-    if envelope["type"].startswith("workspaced.log_appended"):
+    if _is_log(envelope):
         return [f"  | {line}" for line in plain(data["output"]).splitlines()]
     at = datetime.fromisoformat(envelope["time"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
-    line = f"{at}  {data['state']}"
+    first, *more = _shown(data)
+    return [f"{at}  {first}", *(f"{'':{len(at)}}  {text}".rstrip() for text in more)]
+
+
+@dataclass(slots=True)
+class Describing:
+    """Describes what comes of one chat; a change of what is not shown gives no line."""
+
+    _last: list[str] = field(default_factory=list)
+
+    def lines(self, envelope: Data) -> list[str]:
+        """Return the lines of the next state change or piece of log."""
+        if not _is_log(envelope):
+            now = _shown(envelope["data"])
+            if now == self._last:
+                return []
+            self._last = now
+        return described(envelope)
+
+
+def _is_log(envelope: Data) -> bool:
+    return str(envelope["type"]).startswith("workspaced.log_appended")
+
+
+def _shown(data: Data) -> list[str]:
+    line = str(data["state"])
     if data["agent"] is not None:
         line += f"  (agent {one_line(data['agent']['name'])}: {data['agent']['status']})"
     if data["failure"] is None:
         return [line]
     first, *more = indented(data["failure"]["message"], "") or [""]
-    further = [f"{'':{len(at)}}  {text}".rstrip() for text in more]
-    return [f"{line}  {data['failure']['reason']}: {first}", *further]
+    return [f"{line}  {data['failure']['reason']}: {first}", *more]
 
 
 def row(data: Data) -> tuple[str, ...]:

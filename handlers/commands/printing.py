@@ -95,6 +95,11 @@ def fields(pairs: Sequence[tuple[str, str]]) -> list[str]:
     ]
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with what it counts; `many`: when an s does not make it more."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def indented(text: str, by: str = "  ") -> list[str]:
     """Return the lines of a text, each further in."""
     return [f"{by}{line}".rstrip() for line in plain(text).splitlines()]

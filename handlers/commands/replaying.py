@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from handlers.app import NotFoundError, database, limits
+from handlers.app import database, limits
 from handlers.commands.auditing import Audit, audits, rebuild
-from handlers.commands.printing import Progress, tell, write_lines
+from handlers.commands.log import no_chat
+from handlers.commands.printing import Progress, counted, tell, write_lines
 from handlers.settings import InvalidSettings, Settings
 from statemachine.replay import Difference, Fold, chat_of
 from statemachine.store.postgres import PostgresStore
@@ -41,7 +42,7 @@ async def replay(flags: argparse.Namespace, settings: Settings) -> int:
             if only:
                 _print_path(page[0].fold)
     if only and not work.chats:
-        raise NotFoundError(f"there is no chat {flags.chat}; `workspaced chat list` has them")
+        raise no_chat(flags.chat)
     return work.ended()
 
 
@@ -88,8 +89,7 @@ class _Work:
     def ended(self) -> int:
         """Say what came of it; return the exit status."""
         differ = self.chats - self.agree
-        words = f"{self.chats} chats, {self.entries} entries: "
-        words += f"{differ} differ" if differ else "all agree"
+        words = _verdict(self.chats, self.entries, differ)
         if self.rebuilds and differ:
             would = "rebuilt" if self.writes else "would be rebuilt"
             count = self.rebuilt if self.writes else differ - self.bad_logs
@@ -101,9 +101,9 @@ class _Work:
 
 
 def _replay_file(file: str) -> int:
-    """Fold a file's logs and print each chat's path; return 1 when one differs."""
+    """Fold a file's logs and print each chat's path; return 1 when one differs, or there is none."""
     folds: dict[str, Fold] = {}
-    differ = False
+    told = _Told()
     try:
         with _lines(file) as lines:
             for number, entry in _entries(lines):
@@ -115,21 +115,42 @@ def _replay_file(file: str) -> int:
                     raise ValueError(f"line {number}: {bad}") from bad
                 folds[chat_id] = fold  # the one spoken of last stands last
                 if len(folds) > _OPEN:
-                    differ |= _ended(folds.pop(next(iter(folds))))
+                    told.take(folds.pop(next(iter(folds))))
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as bad:
         tell(f"workspaced: {file}: {getattr(bad, 'strerror', None) or bad}")
         return 1
     for fold in folds.values():
-        differ |= _ended(fold)
-    return 1 if differ else 0
+        told.take(fold)
+    if not told.entries:
+        tell(f"workspaced: no entries in {'stdin' if file == '-' else file}")
+        return 1
+    tell(_verdict(told.chats, told.entries, told.differ))
+    return 1 if told.differ else 0
 
 
-def _ended(fold: Fold) -> bool:
-    _print_path(fold)
-    _tell(fold.chat_id, fold.differences)
-    return bool(fold.differences)
+@dataclass(slots=True)
+class _Told:
+    """What was told of a file's chats."""
+
+    chats: int = 0
+    entries: int = 0
+    differ: int = 0
+
+    def take(self, fold: Fold) -> None:
+        """Print a chat's path, and tell what differs."""
+        _print_path(fold)
+        _tell(fold.chat_id, fold.differences)
+        self.chats += 1
+        self.entries += fold.entries
+        self.differ += bool(fold.differences)
+
+
+def _verdict(chats: int, entries: int, differ: int) -> str:
+    """Return what came of all of them."""
+    words = f"{counted(chats, 'chat')}, {counted(entries, 'entry', 'entries')}: "
+    return words + (f"{differ} differ" if differ else "all agree")
 
 
 def _print_path(fold: Fold) -> None:
@@ -144,6 +165,8 @@ def _tell(chat_id: str, differences: Sequence[Difference]) -> None:
 @contextmanager
 def _lines(file: str) -> Iterator[Iterable[str]]:
     if file == "-":
+        if sys.stdin is None:
+            raise ValueError("stdin is closed")
         yield sys.stdin
         return
     with Path(file).open(encoding="utf-8", newline="\n") as lines:

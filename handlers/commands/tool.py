@@ -16,7 +16,7 @@ from bus.urls import redacted
 from handlers.app import locate
 from handlers.cli.words import ORGANIZATION, OWNER
 from handlers.commands.answering import told
-from handlers.commands.describing import described
+from handlers.commands.describing import Describing
 from handlers.commands.noticing import noticing
 from handlers.commands.printing import tell, tell_nobody
 from handlers.commands.speaking import publish
@@ -66,12 +66,13 @@ async def ask(
     ):
 
         async def follow() -> None:
+            describing = Describing()
             async for message in watched:
                 envelope = read_shown(message.subject, message.data)
                 if envelope is None:
                     continue
                 heard(envelope)
-                for line in described(envelope):
+                for line in describing.lines(envelope):
                     words(line)
 
         following = asyncio.create_task(follow())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handlers.commands.answering import told
-from handlers.commands.describing import described
+from handlers.commands.describing import Describing, described
 from statemachine import answers
 from statemachine.calls import Answered
 from statemachine.events import Quota
@@ -258,3 +258,19 @@ def test_a_state_names_the_agent() -> None:
     (line,) = described(envelope)
 
     assert line.endswith("agent_connecting  (agent main: connecting)")
+
+
+def test_a_change_of_what_is_not_shown_gives_no_line() -> None:
+    def envelope(at: int, **keys: Any) -> dict[str, Any]:
+        data = {**state_changed(chat(requested(), succeeded())), **keys}
+        time = f"2030-01-02T03:04:{at:02}.678Z"
+        return {"type": "workspaced.state_changed.v1", "time": time, "data": data}
+
+    log = {"type": "workspaced.log_appended.v1", "data": {"output": "a\n"}}
+    describing = Describing()
+
+    assert len(describing.lines(envelope(1))) == 1
+    assert describing.lines(envelope(2, version=99)) == []
+    assert describing.lines(log) == describing.lines(log) == ["  | a"]
+    assert len(describing.lines(envelope(3, state="ready"))) == 1
+    assert len(describing.lines(envelope(4))) == 1

@@ -80,6 +80,20 @@ class TestTool:
         assert first.returncode == 0
         assert json.loads(first.stdout) == json.loads(second.stdout)
 
+    @pytest.mark.parametrize(
+        "words", [("chat", "show"), ("events",), ("log",), ("replay", "--chat")], ids=" ".join
+    )
+    def test_a_chat_that_is_not_there_is_said(self, running: Up, words: tuple[str, ...]) -> None:
+        chat = new_id()
+
+        unknown = running.run(*words, chat)
+
+        assert unknown.returncode == 1
+        assert unknown.stdout == ""
+        assert unknown.stderr == (
+            f"workspaced: there is no chat {chat}; `workspaced chat list` has them\n"
+        )
+
     def test_who_no_longer_waits_leaves_the_call_open(self, running: Up, tmp_path: Path) -> None:
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
@@ -207,7 +221,7 @@ class TestReplay:
         done = replayed(log)
 
         assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
+        assert done.stderr == f"1 chat, {len(log)} entries: all agree\n"
         path = [
             "none",
             "building",
@@ -265,6 +279,17 @@ class TestReplay:
         assert done.returncode == 1
         assert str(file) in done.stderr
         assert "Traceback" not in done.stderr
+
+    @pytest.mark.parametrize("text", ["", "\n\n"])
+    def test_a_file_without_entries_adds_up_to_nothing(self, tmp_path: Path, text: str) -> None:
+        file = tmp_path / "empty.jsonl"
+        file.write_text(text)
+
+        done, of_stdin = run("replay", file), run("replay", "-", stdin=text)
+
+        assert (done.returncode, of_stdin.returncode) == (1, 1)
+        assert done.stderr == f"workspaced: no entries in {file}\n"
+        assert of_stdin.stderr == "workspaced: no entries in stdin\n"
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         done = run("replay", tmp_path / "none")

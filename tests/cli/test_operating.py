@@ -204,8 +204,9 @@ class TestChats:
         assert shown[at + 1].startswith(" " * 12)
         assert "open calls  none" in shown
 
-    def test_a_chat_that_nobody_knows_has_nothing(self, running: Up) -> None:
+    def test_a_chat_that_only_asked_has_nothing(self, running: Up) -> None:
         chat = new_id()
+        running.data("tool", "list_templates", "--chat", chat)
 
         (found,) = lines(running, "chat", "show", chat)
         shown, _, status = on_a_terminal(running, "chat", "show", chat)
@@ -255,8 +256,10 @@ class TestLog:
         assert "nothing" in unknown.stderr
 
     def test_a_chat_without_a_build_has_no_log(self, running: Up) -> None:
+        chat = new_id()
+        running.data("tool", "list_templates", "--chat", chat)
         for more in ((), ("--follow",)):
-            refused = running.run("log", new_id(), *more)
+            refused = running.run("log", chat, *more)
 
             assert refused.returncode == 1
             assert refused.stdout == ""
