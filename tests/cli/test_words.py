@@ -243,9 +243,7 @@ def test_a_setting_that_can_not_be_is_wrong_usage() -> None:
     assert "WORKSPACED_BUILD_TIMEOUT" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    "words", [["up"], ["chat", "list"], ["events", "--all"], ["demo"]], ids=" ".join
-)
+@pytest.mark.parametrize("words", [["up"], ["chat", "list"], ["events", "--all"]], ids=" ".join)
 def test_a_directory_without_a_name_is_not_where_we_are(words: list[str]) -> None:
     refused = run(*words, "--data-dir", "")
 
