@@ -15,7 +15,7 @@ from bus.streams import CONSUMERS, LOG, RESULT, Tuning, pool_consumer
 from handlers.sending.backoff import Backoff
 
 T = TypeVar("T")
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 async def elected(tried: Callable[[], Awaitable[T]]) -> T:
