@@ -141,8 +141,9 @@ class Chat:
         data = envelope["data"]
         shapes.state_changed(data, self.id)
         if self._version is not None:
-            assert data["version"] == self._version + 1
-            assert data["previous_state"] == self.states.all[-1]["data"]["state"]
+            assert data["version"] > self._version  # a reader may miss one: two workers, one slow
+            if data["version"] == self._version + 1:
+                assert data["previous_state"] == self.states.all[-1]["data"]["state"]
         self._version = data["version"]
         await self.states.add(envelope)
 
