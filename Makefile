@@ -1,6 +1,8 @@
 # `make` lists what there is to do. Everything happens in .venv, which each target makes when needed.
 
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.13 python3.12 python3))
+# The first that runs and is new enough: a name alone can be another version's, or nothing that runs.
+PYTHON ?= $(shell for python in python3.11 python3.13 python3.12 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 AUDITING := .audit/.installed
@@ -67,13 +69,14 @@ diagram: $(INSTALLED)  ## Draw the state machine into ARCHITECTURE.md and README
 	$(BIN)/python -m statemachine.table
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or name it with make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 $(AUDITING): pyproject.toml constraints.txt
-	test -x .audit/bin/python || $(PYTHON) -m venv .audit
+	.audit/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .audit
 	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["audit"])' \
 		| xargs .audit/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 	@touch $@

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from bus import Bus, NoResponder, ServiceError, Unavailable, subjects
 from handlers.agent_files import OURS
@@ -155,7 +155,7 @@ def unpack(archive: Path, version_id: str, workspace: Path) -> None:
             # Ours to read later, whatever becomes of the one in the workspace.
             write_whole(ours / _MANIFEST, manifest.read_bytes())
         _merge(staged, workspace)
-    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as bad:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as bad:
         raise BadArchive(f"the template's folder can't be unpacked: {bad}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -182,25 +182,66 @@ def _extract(packed: tarfile.TarFile, into: Path) -> None:
     links: set[PurePosixPath] = set()
     total = 0
     for count, member in enumerate(packed, 1):
-        path = PurePosixPath(member.name)
         total += member.size
-        if count > _MEMBERS or total > _UNPACKED:
+        if member.size < 0 or count > _MEMBERS or total > _UNPACKED:
             raise BadArchive("the template's folder is too large when unpacked")
-        if path.is_absolute() or ".." in path.parts:
-            raise BadArchive(f"{member.name!r} leads out of the folder")
+        path = _inside(member.name, links)
         if path.parts and path.parts[0] == OURS:
             raise BadArchive(f"{member.name!r}: the folder {OURS} belongs to workspaced")
-        if links.intersection((path, *path.parents)):
-            raise BadArchive(f"{member.name!r} is written through a link")
+        source = into / _inside(member.linkname, links) if member.islnk() else None
         if member.issym():
             links.add(path)
-        # The rest is Python's: links that lead out, devices, pipes, modes, owners.
-        packed.extract(member, into, filter=_checked)
+        _write(packed, member, into / path, source)
+    # Checked at the end, because a later link can change where an earlier one leads.
+    for link in links:
+        if not Path(os.path.realpath(into / link)).is_relative_to(os.path.realpath(into)):
+            raise BadArchive(f"the link {str(link)!r} leads out of the folder")
 
 
-def _checked(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
-    checked: Any = tarfile.data_filter(member, into)
-    return checked  # type: ignore[no-any-return]
+def _inside(name: str, links: set[PurePosixPath]) -> PurePosixPath:
+    """Return the path of a name in the archive, which neither leads out nor follows a link."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise BadArchive(f"{name!r} leads out of the folder")
+    if links.intersection((path, *path.parents)):
+        raise BadArchive(f"{name!r} is reached through a link")
+    return path
+
+
+def _write(
+    packed: tarfile.TarFile, member: tarfile.TarInfo, target: Path, source: Path | None
+) -> None:
+    """Create one member at `target`, owned by this process; `source` is the file of a hard link.
+
+    `TarFile.extract` is not used: Python before 3.11.4 has no filters to make it safe.
+    """
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # as in every tar program, the last member of a name counts
+    if member.issym():
+        if PurePosixPath(member.linkname).is_absolute():
+            raise BadArchive(f"the link {member.name!r} leads out of the folder")
+        target.symlink_to(member.linkname)
+    elif source is not None:
+        os.link(source, target, follow_symlinks=False)
+    elif (content := packed.extractfile(member) if member.isreg() else None) is not None:
+        new = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with content, os.fdopen(new, "wb") as file:
+            shutil.copyfileobj(content, file)
+            file.flush()
+            os.fchmod(new, _mode(member))
+            with suppress(OSError, OverflowError):  # the archive may hold any number for a time
+                os.utime(new, (member.mtime, member.mtime))
+    else:
+        raise BadArchive(f"{member.name!r} is a device or a pipe; only files can be unpacked")
+
+
+def _mode(member: tarfile.TarInfo) -> int:
+    """Return a file's mode: executable by all or by nobody, and written by its owner only."""
+    executable = 0o111 if member.mode & 0o100 else 0
+    return member.mode & 0o044 | executable & member.mode | 0o600
 
 
 def _merge(source: Path, target: Path) -> None:
