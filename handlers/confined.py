@@ -44,7 +44,15 @@ _TRUNCATE = 1 << 14
 _ALL = (1 << 14) - 1
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
 _ABSTRACT_SOCKETS, _SIGNALS = 1, 2
-_DEVICES = ("/dev", "/proc")
+_DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
+"""All of `/dev` that is granted; `tty` is the command's own terminal, if it makes itself one.
+
+Terminals, consoles, disks and input devices of the host can't be opened by name.
+"""
+_OF_DEVICES = ("devpts", "devtmpfs")
+"""File systems that hold terminals, wherever they are mounted."""
+_NEW_MOUNTS, _NEW_USERS = 0x20000, 0x10000000
+_SLAVE, _BIND, _NO_SUID, _NO_EXEC = 0x84000, 0x1000, 2, 8
 
 _LIMITS = {
     "cpu": resource.RLIMIT_CPU,
@@ -137,6 +145,7 @@ def _become(command: Sequence[str], words: Sequence[tuple[str, str]], group: int
     try:
         os.setpgid(0, group)
         libc, said = _libc(), dict(words)
+        terminals = "landlock" in said and _make_terminals(libc)
         if os.geteuid() == 0:
             for power in _POWERS:
                 libc.prctl(_PR_CAPBSET_DROP, power, 0, 0, 0)
@@ -146,7 +155,8 @@ def _become(command: Sequence[str], words: Sequence[tuple[str, str]], group: int
             _confine(
                 libc,
                 [value for key, value in words if key == "private"],
-                [value for key, value in words if key == "write"],
+                [value for key, value in words if key == "write"]
+                + ["/dev/pts", "/dev/ptmx"] * terminals,
                 read=[value for key, value in words if key == "read"],
                 signals="signals" in said,
             )
@@ -184,14 +194,50 @@ def _confine(
     attributes = struct.pack("=QQQ", handled, 0, scoped)[: None if there >= _SCOPES else 8]
     rules = _done(libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0))
     _allow(libc, rules, "/", _READ_DIR)
-    for path in (*beside(private), *read):
+    for path in (*beside((*private, "/dev", *_mounted(_OF_DEVICES))), *read):
         _allow(libc, rules, path, _EXECUTE | _READ_FILE)
     for path in _DEVICES:
-        _allow(libc, rules, path, _WRITE_FILE | handled & _TRUNCATE)
+        _allow(libc, rules, path, _READ_FILE | _WRITE_FILE | handled & _TRUNCATE)
+    _allow(libc, rules, "/proc", _WRITE_FILE | handled & _TRUNCATE)
     for path in write:
         _allow(libc, rules, path, handled)
     _done(libc.syscall(_RESTRICT_SELF, rules, 0))
     os.close(rules)
+
+
+def _make_terminals(libc: ctypes.CDLL) -> bool:
+    """Give the command pseudo-terminals of its own in place of the host's, where the kernel lets us.
+
+    Without them it can't open any. Only a user without rights needs a user namespace for that; it
+    would keep root from files of other users.
+    """
+    user, group = os.geteuid(), os.getegid()
+    if libc.unshare(_NEW_MOUNTS | (_NEW_USERS if user else 0)):
+        return False
+    if user:
+        ids = (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        )
+        for name, content in ids:
+            with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123 — pathlib is slow to import
+                file.write(content)
+    pseudo = b"newinstance,ptmxmode=0666,mode=0620"
+    return not (
+        libc.mount(None, b"/", None, _SLAVE, None)
+        or libc.mount(b"devpts", b"/dev/pts", b"devpts", _NO_SUID | _NO_EXEC, pseudo)
+        or libc.mount(b"/dev/pts/ptmx", b"/dev/ptmx", None, _BIND, None)
+    )
+
+
+def _mounted(kinds: Sequence[str]) -> Iterator[str]:
+    """Yield where file systems of these kinds are mounted."""
+    with open("/proc/self/mounts", "rb") as mounts:  # noqa: PTH123 — pathlib is slow to import
+        for line in mounts:
+            _, place, kind, _ = line.split(b" ", 3)
+            if kind.decode() in kinds:
+                yield os.fsdecode(place.decode("unicode_escape").encode("latin-1"))
 
 
 def _allow(libc: ctypes.CDLL, rules: int, path: str, access: int) -> None:

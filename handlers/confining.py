@@ -97,12 +97,17 @@ class Confinement:
             words += ["signals=1"] * signals
         launcher = [sys.executable, "-I", "-S", confined.__file__, *words, "--"]
         if self.way is Way.BUBBLEWRAP:
-            return [*launcher, *self._wrapped(workspace)]
+            return [*launcher, *self._wrapped(workspace, step=step)]
         return launcher
 
-    def _wrapped(self, workspace: Path) -> list[str]:
-        """Return the words of bubblewrap: all read-only, what is private covered, the rest laid over."""
-        words = [self.bubblewrap, "--die-with-parent"]
+    def _wrapped(self, workspace: Path, *, step: bool) -> list[str]:
+        """Return the words of bubblewrap: all read-only, what is private covered, the rest laid over.
+
+        A session of its own and a `/dev` of its own keep it from every terminal of the host.
+        """
+        words = [self.bubblewrap, "--new-session"]
+        if step:  # what an agent's scripts left running goes on when the agent's process is killed
+            words.append("--die-with-parent")
         # A user namespace also for root, whose powers the launcher has dropped by then.
         words += ["--unshare-user", "--unshare-pid", "--unshare-ipc"]
         words += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]

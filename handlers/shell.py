@@ -1,4 +1,4 @@
-"""One shell command in a process group of its own that can't outlive the process that runs it."""
+"""One shell command in a session of its own that can't outlive the process that runs it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,26 @@ from typing import Final
 
 from handlers.processes import exited, watching
 
-_GUARD: Final = "trap '' HUP INT TERM; read -r released || kill -KILL 0"
-"""Waits for its pipe: a line lets the group be; the end of the pipe, which a SIGKILL of us brings
-about as well, ends the whole group. A parent-death signal would reach the first process alone."""
+_BEGIN: Final = (
+    "exec 3<&0 </dev/null; "
+    "( (trap '' HUP INT TERM; read -r released || kill -KILL 0) <&3 3<&- >/dev/null 2>&1 & ); "
+    'exec "$@" 3<&-'
+)
+"""Starts a guard in the new process group, then becomes the command.
+
+The guard reads a pipe of ours. A line releases the group. When the pipe ends, which a SIGKILL of us
+brings about as well, the guard kills the whole group; a parent-death signal would reach the first
+process alone. The guard is an orphan, so that a command that waits for all its children does not
+wait for it.
+"""
 
 
 class Shell:
     """A running `/bin/sh -c`.
 
-    The guard leads the process group. It is reaped last, so the group's number is ours while we
-    use it, and it is no child of the command, which may well wait for all of its own.
+    It leads a session without a controlling terminal: neither it nor what it starts can read from the
+    terminal of whoever runs us, type into it, or stop us by it. Its input is empty. The first process
+    is reaped last, so that the number of its group stays ours for as long as we use it.
     """
 
     def __init__(
@@ -34,30 +44,24 @@ class Shell:
         output: Callable[[bytes], None],
         prefix: Sequence[str] = (),
     ) -> None:
-        """`prefix`: a command that becomes the one that follows it."""
+        """Start it; `prefix` is a command that becomes the one that follows it.
+
+        Raises OSError or ValueError when it can't be started.
+        """
         self._output = output
-        self._guard = subprocess.Popen(  # noqa: S603 — our own words
-            ["/bin/sh", "-c", _GUARD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": os.defpath},
-            process_group=0,
-        )
         reading, writing = os.pipe()
         try:
             self._process = subprocess.Popen(  # noqa: S603 — what the template says
-                [*prefix, "/bin/sh", "-c", command],
+                ["/bin/sh", "-c", _BEGIN, "sh", *prefix, "/bin/sh", "-c", command],
                 cwd=cwd,
                 env=dict(env),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=writing,
                 stderr=writing,
-                process_group=self._guard.pid,
+                start_new_session=True,
             )
         except BaseException:
             os.close(reading)
-            self.end()
             raise
         finally:
             os.close(writing)
@@ -67,38 +71,40 @@ class Shell:
 
     async def wait(self) -> int:
         """Return the exit status when the command ends; what it left running may still write."""
-        with suppress(ProcessLookupError), watching(self._process.pid) as descriptor:
-            await exited(descriptor)
-        status = self._process.wait()
+        pid = self._process.pid
+        if self._process.returncode is None:
+            with watching(pid) as descriptor:
+                await exited(descriptor)
+            status = _status_left(pid)
+        else:
+            status = self._process.returncode
         self._read_what_is_there()
         return status
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole group."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._guard.pid, number)
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
     def release(self) -> None:
         """Let what the command left running go on, also when we end."""
-        assert self._guard.stdin is not None  # noqa: S101 — for the type checker
+        assert self._process.stdin is not None  # noqa: S101 — for the type checker
         with suppress(BrokenPipeError):
-            self._guard.stdin.write(b"\n")
-            self._guard.stdin.flush()
-        self._guard.stdin.close()
-        self._guard.send_signal(signal.SIGCONT)  # a command may have stopped its group
-        self._guard.wait()
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+        self.signal(signal.SIGCONT)  # a command may have stopped its group
+        self._process.stdin.close()
+        self._process.wait()
 
     def end(self) -> None:
         """End the command and all that it started in its group, now."""
-        if self._guard.returncode is None:
-            self.signal(signal.SIGKILL)
-            assert self._guard.stdin is not None  # noqa: S101 — for the type checker
-            self._guard.stdin.close()
-            self._guard.wait()
-        if hasattr(self, "_process"):
-            self._process.wait()
-            self._read_what_is_there()
-            self._stop_reading()
+        self.signal(signal.SIGKILL)
+        assert self._process.stdin is not None  # noqa: S101 — for the type checker
+        self._process.stdin.close()
+        self._process.wait()
+        self._read_what_is_there()
+        self._stop_reading()
 
     def _read(self) -> None:
         assert self._reading is not None  # noqa: S101 — for the type checker
@@ -125,6 +131,13 @@ class Shell:
         os.close(reading)
         if not ended:
             self._output(b"")
+
+
+def _status_left(pid: int) -> int:
+    """Return the status of a child that has ended, and leave it to be reaped."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert ended is not None  # noqa: S101 — for the type checker
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def status_words(status: int) -> str:
