@@ -262,7 +262,18 @@ def _agent(workspace: Workspace, fact: events.AgentFact) -> Folded:
     heard = _heard(workspace, fact)
     if heard is workspace:
         return Folded(workspace, unmoved=Unmoved.STALE)  # a higher sequence has spoken already
-    return Folded(heard)
+    return Folded(heard, unmoved=Unmoved.STALE if _left_before_loss(workspace, fact) else None)
+
+
+def _left_before_loss(workspace: Workspace, fact: events.AgentFact) -> bool:
+    """Say whether a lost agent reports with a lower sequence that it left: it is away either way.
+
+    Earlier versions recorded this as `stale`, so their logs fold to what they recorded.
+    """
+    facts = workspace.facts_of(fact.agent_id)
+    lost_at = facts.lost_at if facts is not None else None
+    left = isinstance(fact, events.AgentDisconnected) and fact.sequence is not None
+    return left and lost_at is not None and (fact.sequence or 0) <= lost_at
 
 
 def _heard(workspace: Workspace, fact: events.AgentFact) -> Workspace:

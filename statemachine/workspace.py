@@ -102,7 +102,11 @@ class Build(Frozen):
 
 
 class AgentFacts(Frozen):
-    """What an agent has reported, each field by the highest sequence that spoke of it."""
+    """What an agent has reported, each field by the highest sequence that spoke of it.
+
+    A loss that workers noticed ends this order: whatever the agent reports next shows that it is there,
+    and sequences are compared from that report on. Values last until a later report replaces them.
+    """
 
     id: str
     workspace_id: str
@@ -120,15 +124,22 @@ class AgentFacts(Frozen):
     startup_sequence: int = -1
     startup: Lifecycle | None = Field(default=None, strict=False)
     lost_at: int | None = None
-    """The workers missed it after this sequence; any higher one undoes that."""
+    """Workers noticed its loss when `highest` was this; the agent's next report undoes the loss."""
 
     def after(self, fact: events.AgentFact) -> AgentFacts:
-        """Fold `fact` in. Facts of a field come in any order; the highest sequence speaks."""
+        """Return the value with `fact` folded in: of each field the highest sequence counts."""
         if fact.sequence is None:
             return self.model_copy(update={"lost_at": self.highest})
+        if self.lost_at is None:
+            return self._with(fact)
+        if fact.sequence > self.lost_at:
+            return self.model_copy(update={"lost_at": None})._with(fact)
+        return self.model_copy(update=_FOUND_AGAIN)._with(fact)
+
+    def _with(self, fact: events.AgentFact) -> AgentFacts:
+        if fact.sequence is None:
+            return self
         new: dict[str, object] = {"highest": max(self.highest, fact.sequence)}
-        if self.lost_at is not None and fact.sequence > self.lost_at:
-            new["lost_at"] = None
         newest = fact.sequence > self.connection_sequence
         if isinstance(fact, events.AgentConnected):
             new["seen"] = True
@@ -162,6 +173,16 @@ class AgentFacts(Frozen):
     def start_ended(self) -> bool:
         """Whether the start has come to an end, well or ill: the latest lifecycle is settled."""
         return self.lifecycle is not None and self.lifecycle not in UNSETTLED
+
+
+_FOUND_AGAIN: Final = {
+    "lost_at": None,
+    "highest": -1,
+    "connection_sequence": -1,
+    "lifecycle_sequence": -1,
+    "startup_sequence": -1,
+}
+"""A lost agent is back with a lower sequence: it was restored, or lost its count."""
 
 
 class Failure(Frozen):

@@ -29,7 +29,6 @@ from statemachine.workspace import Limits, Workspace
 
 log = logging.getLogger(__name__)
 
-_OF_AGENTS: Final = (events.AgentConnected, events.AgentDisconnected, events.AgentLifecycle)
 EMPTY: Final = Catalog({}, {})
 NO_LOAD: Final = Load()
 _PROVISIONER: Final = "/provisioner/"
@@ -170,7 +169,7 @@ def _takes_a_place(item: Moving, chat: Workspace) -> bool:
     """
     if not isinstance(item, Fact):
         return True
-    if not isinstance(item.event.data, _OF_AGENTS):
+    if not isinstance(item.event.data, events.AgentFact):
         return False
     facts = chat.heard_from(item.event.data.agent_id)
     return facts is not None and facts.lost_at is not None

@@ -265,7 +265,15 @@ class Chat:
         if isinstance(decision, Moved):
             for step in decision.steps:
                 self._send(effects.state(step, because, self.now))
+        if isinstance(event.data, events.AgentFact):
+            self._expect(event.data.agent_id, before, because)
         self._record(event, before, decision, because)
+
+    def _expect(self, agent_id: str, before: Workspace, because: Event) -> None:
+        """Expect an agent whose loss was undone to show itself: what it said may have been delayed."""
+        known, now = before.heard_from(agent_id), self.workspace.heard_from(agent_id)
+        if known and known.lost_at is not None and now and now.connected:
+            self._send(effects.presence(before.chat_id, agent_id, because))
 
     def _record(self, event: Event, before: Workspace, decision: Decision, because: Event) -> None:
         ours, ignored = event.source == OURS, isinstance(decision, Ignored)

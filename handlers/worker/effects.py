@@ -29,6 +29,7 @@ class Lane(IntEnum):
     JOB = 1
     TIMER = 2
     RESULT = 3
+    PRESENCE = 4
 
 
 def state(step: Workspace, because: Event | None, at: datetime) -> Outgoing:
@@ -60,6 +61,12 @@ def timer(chat_id: str, purpose: Purpose, generation: int, due: datetime) -> Out
         body,
         due=due,
     )
+
+
+def presence(chat_id: str, agent_id: str, because: Event) -> Outgoing:
+    """Expect a sign of life of an agent that was lost, so that workers notice if it is gone after all."""
+    name = f"{chat_id}:{agent_id}:{because.source}:{because.id}"
+    return Outgoing(chat_id, Lane.PRESENCE, subjects.presence(chat_id, agent_id), name, b"{}")
 
 
 def job(

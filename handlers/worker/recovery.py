@@ -20,7 +20,7 @@ from handlers.worker import effects
 from handlers.worker.chat import FARTHEST
 from handlers.worker.effects import Lane
 from handlers.worker.reconciling import Reconciliation
-from handlers.worker.relay import Relay
+from handlers.worker.relay import ABSENT, Relay
 from handlers.worker.watching import Watch
 from statemachine.formers import awaits
 from statemachine.store import Key, Outgoing, Store, StoreUnavailableError
@@ -40,13 +40,12 @@ ASKED: Final = 4
 """How often senders are asked: who finds NATS again later than we do would miss it."""
 RECONNECTS: Final = 2.0
 """Seconds that others may take to find NATS again; doubled from one asking to the next."""
-ABSENT: Final = 30.0
-"""Seconds within which an agent shows itself that is still there."""
 _CARRIES: Final = {
     Lane.STATE: STATE.name,
     Lane.JOB: JOB.name,
     Lane.TIMER: TIMER.name,
     Lane.RESULT: RESULT.name,
+    Lane.PRESENCE: PRESENCE.name,
 }
 T = TypeVar("T")
 

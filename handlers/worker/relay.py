@@ -42,6 +42,8 @@ from statemachine.store import Outgoing
 
 log = logging.getLogger(__name__)
 
+ABSENT: Final = 30.0
+"""Seconds within which an agent that workers believe to be there must show itself."""
 _REMEMBERED: Final = 10_000
 
 
@@ -78,6 +80,7 @@ class Relay:
             [
                 self._jobs(lanes.get(Lane.JOB, []), jobs_until),
                 self._many(lanes.get(Lane.RESULT, []), self._result),
+                *(self._expect(row.subject, ABSENT) for row in lanes.get(Lane.PRESENCE, [])),
             ]
         )
         return newer
@@ -224,8 +227,12 @@ class Relay:
         self._placed(await self._bus.schedule(row.subject, fires_on, row.due, row.payload))
 
     async def _expect(self, subject: str, patience: float) -> None:
-        with suppress(Conflict):
-            await self._bus.publish(subject, b"{}", ttl=patience, expected_last=0)
+        last = await self._bus.last(PRESENCE.name, subject)
+        if last is not None and not last.expired:
+            return
+        with suppress(Conflict):  # it has just shown itself
+            place = last.sequence if last is not None else 0
+            await self._bus.publish(subject, b"{}", ttl=patience, expected_last=place)
 
     async def _job(self, row: Outgoing) -> None:
         try:

@@ -48,7 +48,9 @@ async def looked_for(item: Missed, store: Store, relay: Relay) -> Missed:
     """
     chat = await store.chat(item.chat_id)
     facts = chat.heard_from(item.agent_id) if chat is not None else None
-    if facts is None or not await relay.silent(item.chat_id, item.agent_id):
+    if facts is None or not facts.connected:
+        return item
+    if not await relay.silent(item.chat_id, item.agent_id):
         return item
     return replace(item, highest=facts.highest)
 

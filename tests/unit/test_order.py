@@ -6,6 +6,10 @@ outcome of the startup. A single highest-sequence rule would make order matter: 
 would wait for scripts that ended long ago. That an agent was ever connected, or ever beyond `created`,
 is remembered whatever its sequence.
 
+A loss that the workers noticed divides what an agent says: whatever its next fact is, it undoes the
+loss, and its numbers begin anew with that one. So a loss stands between two sets of facts; within each
+of them order does not matter. If the numbers go on rising, a late lower one still changes nothing.
+
 What the rule leaves open: an agent that runs its scripts *again* (a settled startup lifecycle, then a
 higher-numbered `starting` or `start_error`). The table keeps `ready` and `failed` there, while the
 sequence rule lets a late lower fact change nothing, so only there the order decides; a test says so.
@@ -19,7 +23,14 @@ from random import Random
 
 import pytest
 
-from statemachine.events import BuildRequested, Event, ProvisionerFact
+from statemachine.events import (
+    AgentConnected,
+    AgentDisconnected,
+    AgentFact,
+    BuildRequested,
+    Event,
+    ProvisionerFact,
+)
 from statemachine.states import State
 from statemachine.views import state_changed
 from statemachine.workspace import MOST_AGENTS, Workspace
@@ -36,6 +47,7 @@ from tests.unit.facts import (
     connected,
     deleted,
     disconnected,
+    event,
     failed,
     in_state,
     lifecycle,
@@ -386,22 +398,108 @@ def test_a_lost_agent_is_back_with_its_next_fact_whatever_that_is() -> None:
     assert apply(gone, disconnected(3)).workspace.agent_status() == "disconnected"
 
 
-def test_a_lost_agent_is_not_brought_back_by_what_it_said_before() -> None:
-    """The loss has no sequence: it stands after all that had come."""
-    gone = chat(requested(), succeeded(), lifecycle(5, "created"), lost())
+@pytest.mark.parametrize("sequence", [0, 4, 5, 6, 7])
+def test_a_lost_agent_is_back_with_its_next_fact_whatever_its_number(sequence: int) -> None:
+    gone = chat(requested(), succeeded(), connected(5), lifecycle(6, "ready"), lost())
+    assert gone.agent_status() == "disconnected"
 
-    for fact in (connected(3), lifecycle(4, "starting"), lifecycle(5, "created")):
-        assert apply(gone, fact).workspace.agent_status() == "disconnected"
+    for fact in (
+        connected(sequence),
+        lifecycle(sequence, "created"),
+        lifecycle(sequence, "starting"),
+        lifecycle(sequence, "ready"),
+    ):
+        back = apply(gone, fact)
+
+        assert back.outcome == "changed"
+        assert back.workspace.agent_status() == "connected"
+        assert back.workspace.state is S.READY
 
 
-@pytest.mark.parametrize("where", range(8))
-def test_a_loss_that_is_undone_leaves_nothing_behind(where: int) -> None:
-    run, _, _ = RUNS["start with reconnect"]
-    again = connected(9)
+def test_a_lost_agent_that_says_good_bye_with_a_lower_number_is_back_with_the_fact_after_that() -> (
+    None
+):
+    gone = chat(requested(), succeeded(), connected(5), lifecycle(6, "ready"), lost())
+
+    left = apply(gone, disconnected(2))
+
+    assert left.outcome == "stale"
+    assert left.workspace.agent_status() == "disconnected"
+    assert apply(left.workspace, connected(3)).workspace.agent_status() == "connected"
+
+
+BEFORE = [requested(), succeeded(), connected(50), lifecycle(51, "ready")]
+RESTORED: dict[str, tuple[list[Event], str, str]] = {
+    "connects": ([connected(1)], "connected", "ready"),
+    "runs its scripts again": (
+        [connected(1), lifecycle(2, "starting"), lifecycle(3, "start_error")],
+        "connected",
+        "start_error",
+    ),
+    "leaves": (
+        [connected(1), lifecycle(2, "shutting_down"), lifecycle(3, "off"), disconnected(4)],
+        "disconnected",
+        "off",
+    ),
+    "reconnects": (
+        [connected(1), lifecycle(2, "starting"), disconnected(3), connected(4)],
+        "connected",
+        "starting",
+    ),
+}
+"""What an agent says whose numbers went back after its loss, and what is shown of it then."""
+
+
+@pytest.mark.parametrize("name", RESTORED)
+def test_the_numbers_of_a_lost_agent_begin_anew_and_order_does_not_matter_then(name: str) -> None:
+    facts, status, shown = RESTORED[name]
+    for order in permutations(facts):
+        end = chat(*BEFORE, lost(), *order)
+
+        assert (end.agent_status(), end.agent_lifecycle()) == (status, shown)
+        assert place(end) == place(chat(*BEFORE, lost(), *facts))
+
+
+def test_scripts_that_are_run_again_after_a_loss_are_ready_in_the_end() -> None:
+    failed_before = [requested(), succeeded(), connected(50), lifecycle(51, "start_error"), lost()]
+
+    assert chat(*failed_before, connected(1), lifecycle(2, "ready")).state is S.READY
+    assert chat(*failed_before, lifecycle(2, "ready"), connected(1)).state is S.READY
+
+
+def test_an_agent_may_be_lost_and_restored_more_than_once() -> None:
+    again = [lost(), connected(7), lifecycle(8, "ready"), lost(), connected(2)]
+
+    end = chat(*BEFORE, *again)
+
+    assert (end.state, end.agent_status()) == (S.READY, "connected")
+    assert chat(*BEFORE, *again, lifecycle(3, "off")).agent_lifecycle() == "off"
+
+
+def test_an_old_fact_changes_nothing_once_an_agent_is_back_with_a_higher_number() -> None:
+    """A worker that was paused over it may be late by more than a loss takes to be noticed."""
+    back = chat(*BEFORE, lost(), connected(60))
+
+    for late_one in (lifecycle(49, "starting"), disconnected(48), connected(47)):
+        assert state_changed(apply(back, late_one).workspace) == state_changed(back)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_loss_that_is_undone_leaves_nothing_behind(name: str) -> None:
+    run, _, _ = RUNS[name]
+    said = [fact.data for fact in run if isinstance(fact.data, AgentFact)]
+    if not said:
+        return
+    agent = said[-1].agent_id
+    by = {"workspace_id": said[-1].workspace_id, "build_id": said[-1].build_id, "agent_id": agent}
+    gone = event(AgentDisconnected(**by))
+    again = event(AgentConnected(**by, sequence=9))
     for order in islice(orders(run), 100):
-        with_loss = [*order[:where], lost(), *order[where:], again]
+        spoke = [n for n, f in enumerate(order) if getattr(f.data, "agent_id", None) == agent]
+        for where in range(spoke[-1] + 1, len(order) + 1):
+            with_loss = [*order[:where], gone, *order[where:], again]
 
-        assert place(chat(*with_loss)) == place(chat(*run, again))
+            assert place(chat(*with_loss)) == place(chat(*run, again))
 
 
 def test_undoing_a_loss_restores_what_the_agent_had_said() -> None:

@@ -147,10 +147,13 @@ def test_order_never_matters(made: tuple[list[Event], list[Event]], chance: Rand
 def test_a_loss_that_is_undone_changes_no_end(
     made: tuple[list[Event], list[Event]], chance: Random, where: int
 ) -> None:
+    """The agent is lost after all that it said so far, and goes on with a higher number."""
     first, facts = made
     shuffled = chance.sample(facts, len(facts))
     agent = {"agent": "1/0", "number": 1}
     again = connected(99, **agent)  # type: ignore[arg-type]
+    spoke = [n for n, f in enumerate(shuffled) if getattr(f.data, "agent_id", None) == uid("1/0")]
+    where += max(spoke, default=-1) + 1
     with_loss = [*shuffled[:where], lost(**agent), *shuffled[where:], again]  # type: ignore[arg-type]
 
     assert place(chat(*first, *with_loss)) == place(chat(*first, *facts, again))

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from bus import Unavailable
-from bus.streams import WORKER_PRESENCE
-from tests.worker.messages import Job, Senders
+from bus.streams import PRESENCE, WORKER_IN, WORKER_PRESENCE
+from bus.subjects import presence
+from tests.worker.messages import Job, Senders, agent_of, new_id
 from tests.worker.rig import Hand, Rig
 
 SILENCE = 30.0
@@ -206,3 +207,112 @@ async def test_an_agent_that_nobody_knows_is_not_missed(
     await hand.pump()
 
     assert len(await losses(rig, chat)) == 1
+
+
+@pytest.mark.parametrize("sequence", [0, 1, 2, 3])
+async def test_a_lost_agent_is_back_whatever_its_number_and_its_workspace_is_not_replaced(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str, sequence: int
+) -> None:
+    """It was restored from a copy, or its clock is behind."""
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+    assert rig.state(chat)["agent"]["status"] == "disconnected"
+
+    await send.agent(job, "connected", sequence)
+    await send.create(chat, "again")
+    await hand.pump()
+
+    assert rig.state(chat)["agent"]["status"] == "connected"
+    assert rig.answer(chat, "again")["result"]["status"] == "already_exists"
+    await rig.check(chat)
+
+
+async def test_a_repeat_of_what_an_agent_said_before_its_loss_does_not_undo_it(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
+) -> None:
+    said = new_id()
+    await send.agent(job, "connected", 5, event_id=said)
+    await hand.pump()
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+
+    await send.agent(job, "connected", 5, event_id=said)
+    await hand.pump()
+
+    assert rig.state(chat)["agent"]["status"] == "disconnected"
+    await rig.check(chat)
+
+
+async def test_an_agent_whose_loss_a_delayed_fact_undid_is_lost_again(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
+) -> None:
+    """Nobody can tell a delayed fact from that of a restored agent, so the agent must show itself."""
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+    await send.agent(job, "starting", 1)
+    await hand.pump()
+    assert rig.state(chat)["agent"]["status"] == "connected"
+
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+
+    assert rig.state(chat)["agent"]["status"] == "disconnected"
+    assert len(await losses(rig, chat)) == 2
+    await rig.check(chat)
+
+
+async def test_an_agent_that_is_back_and_shows_itself_is_not_lost_again(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
+) -> None:
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+    await send.agent(job, "connected", 1)
+    await hand.pump()
+
+    for _ in range(3):
+        await send.show(job)
+        rig.clock.advance(19)
+        await hand.pump()
+
+    assert rig.state(chat)["agent"]["status"] == "connected"
+    assert len(await losses(rig, chat)) == 1
+
+
+async def test_the_sign_that_workers_expect_never_replaces_the_agents_own(
+    rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
+) -> None:
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+    own = await send.show(job)
+
+    await send.agent(job, "connected", 1)
+    await hand.pump()
+
+    last = await rig.bus.last(PRESENCE.name, presence(chat, agent_of(job)))
+    assert last is not None
+    assert last.sequence == own.sequence
+
+
+async def test_a_sign_is_expected_though_the_worker_died_that_heard_the_agent(
+    rig: Rig, send: Senders, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def died(rows: Any, **_more: Any) -> None:
+        raise Unavailable(f"died with {rows}")
+
+    dying = rig.hand()
+    rig.clock.advance(SILENCE)
+    await dying.pump()
+    await send.agent(job, "starting", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(dying.relay, "publish", died)
+        await dying.pump()
+    rig.clock.advance(WORKER_IN.ack_wait)
+    hand = rig.hand()
+    await hand.pump()
+    assert rig.state(chat)["agent"]["status"] == "connected"
+
+    rig.clock.advance(SILENCE)
+    await hand.pump()
+
+    assert rig.state(chat)["agent"]["status"] == "disconnected"
+    assert rig.store.outbox == {}
