@@ -130,15 +130,9 @@ class AgentFacts(Frozen):
         """Return the value with `fact` folded in: of each field the highest sequence counts."""
         if fact.sequence is None:
             return self.model_copy(update={"lost_at": self.highest})
-        if self.lost_at is None:
-            return self._with(fact)
-        if fact.sequence > self.lost_at:
-            return self.model_copy(update={"lost_at": None})._with(fact)
-        return self.model_copy(update=_FOUND_AGAIN)._with(fact)
-
-    def _with(self, fact: events.AgentFact) -> AgentFacts:
-        if fact.sequence is None:
-            return self
+        if self.lost_at is not None:
+            found = {"lost_at": None} if fact.sequence > self.lost_at else _FOUND_AGAIN
+            return self.model_copy(update=found).after(fact)
         new: dict[str, object] = {"highest": max(self.highest, fact.sequence)}
         newest = fact.sequence > self.connection_sequence
         if isinstance(fact, events.AgentConnected):
