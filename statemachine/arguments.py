@@ -5,14 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from statemachine.codec import describe
 from statemachine.events import Frozen
 from statemachine.identifiers import is_uuid
+from statemachine.leniency import UnreadableError, read
 from statemachine.parameters import TextValue
 
-Values = Annotated[dict[str, TextValue], Field(max_length=256)]
+
+def _given(values: object) -> object:
+    """Leave out parameters that are null: they are not given. An empty text is a value."""
+    if not isinstance(values, dict):
+        return values
+    return {name: value for name, value in values.items() if value is not None}
+
+
+Values = Annotated[dict[str, TextValue], BeforeValidator(_given), Field(max_length=256)]
 
 
 class NoArguments(Frozen):
@@ -31,7 +39,7 @@ class CreateArguments(NoArguments):
         """Say what is wrong before anything else is looked at."""
         if problem := _template_problem(self.template_id):
             return problem
-        if self.preset_id is not None and not is_uuid(self.preset_id):
+        if self.preset is not None and not is_uuid(self.preset):
             return f"preset_id {self.preset_id!r} is not a UUID; read_template lists the presets"
         return None
 
@@ -42,8 +50,8 @@ class CreateArguments(NoArguments):
 
     @property
     def preset(self) -> str | None:
-        """The preset's id in canonical form."""
-        return self.preset_id.strip().lower() if self.preset_id is not None else None
+        """The preset's id in canonical form; a blank one is none."""
+        return (self.preset_id or "").strip().lower() or None
 
 
 class StartArguments(NoArguments):
@@ -95,6 +103,6 @@ Model = TypeVar("Model", bound=NoArguments)
 def arguments(model: type[Model], args: dict[str, Any]) -> Model | BadArguments:
     """Read a call's `args`."""
     try:
-        return model.model_validate(args)
-    except ValidationError as bad:
-        return BadArguments(describe(bad, "args"))
+        return read(model, args, "args")
+    except UnreadableError as bad:
+        return BadArguments(str(bad))

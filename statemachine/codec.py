@@ -1,7 +1,8 @@
 """CloudEvents JSON to and from `Event`: the one place where bytes become values.
 
-Decoding is strict: what the store could not hold later (NUL, lone surrogates, numbers beyond a
-double, deep nesting) is rejected here, with the reason that the dead letter will carry.
+What a sender may write is decided in `strictness` (JSON), here (attributes) and in `leniency` (data).
+A request is rejected for whatever is wrong with it. Of a provisioner's or agent's fact, what can't be
+used is left out where the fact says enough without it; `Event.notice` tells what that was.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 
-from statemachine import events
+from statemachine import events, leniency
 from statemachine.events import Event, Frozen
-from statemachine.identifiers import is_canonical
-from statemachine.strictness import Reason, Reject, parse
+from statemachine.identifiers import is_canonical, is_uuid
+from statemachine.leniency import UnreadableError
+from statemachine.strictness import Reason, Reject, parse, salvage, storable
 
 MAX_SIZE: Final = 256 * 1024
 """Bytes of an inbound event."""
@@ -34,19 +36,27 @@ UPCASTS: Final[dict[tuple[str, int], Upcast]] = {}
 Stored events are never rewritten, only lifted when read; a frozen event per entry stands in the tests.
 """
 
+FACTS: Final = ("provisioner", "agent")
+"""The kinds of senders whose messages tell what has happened; the others ask for something."""
+_ATTRIBUTES: Final = ("id", "source", "type", "subject")
 _TYPE: Final = re.compile(r"workspaced\.([a-z_]+)\.v([1-9][0-9]{0,3})")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _RFC_3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
 )
 """An absent offset is taken for UTC."""
+_LEAP: Final = re.compile(r"(?<=\d\d:\d\d:)60(\.\d+)?")
 _TIME: Final = TypeAdapter(datetime)
+_TRACE: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
 _OWN: Final = (
     events.BuildRequested,
     events.WaitResumed,
     events.DeadlinePassed,
     events.TtlPassed,
     events.OrphanGracePassed,
+    events.FactRejected,
     events.DatabaseRestored,
 )
 _KINDS: Final[dict[str, dict[str, type[Frozen]]]] = {
@@ -62,12 +72,17 @@ _MODELS: Final[dict[str, type[Frozen]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """What can't be accepted: the reason, words for people, and the call that may be answered."""
+    """What can't be accepted: the reason, words for people, and what may be told to whom."""
 
     reason: Reason
     detail: str
     call_id: str | None = None
+    """The call that may be answered."""
     tool: str | None = None
+    build_id: str | None = None
+    """The build that a fact speaks of."""
+    fact: str = ""
+    """What the fact is, e.g. `build_failed`; empty if that can't be read."""
 
 
 def decode(
@@ -77,6 +92,7 @@ def decode(
 
     `now` stands in for an absent `time`. Never raises.
     """
+    forgiving = kind in FACTS
     try:
         if len(data) > MAX_SIZE:
             raise Reject(Reason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_SIZE} are accepted")
@@ -86,7 +102,7 @@ def decode(
                 Reason.NOT_CLOUDEVENTS,
                 f"Content-Type is {content_type!r}, expected {CONTENT_TYPE!r}",
             )
-        body = parse(data)
+        body, lost = _parsed(data, forgiving=forgiving)
         envelope = _envelope(body)
         model, payload = _typed(kind, envelope)
         _source(kind, sender, envelope["source"])
@@ -97,22 +113,58 @@ def decode(
             )
         if not is_canonical(chat_id):
             raise Reject(Reason.BAD_DATA, f"chat id {chat_id!r} is not a lower-case canonical UUID")
-        fact = _validated(model, payload)
+        notices: list[str] = []
+        time = _time(envelope.get("time"), now, notices, forgiving=forgiving)
+        trace = _trace(envelope.get("traceparent"), notices, forgiving=forgiving)
+        fact = _fact(model, payload, lost, notices, forgiving=forgiving)
         if isinstance(fact, events.AgentDisconnected) and fact.sequence is None:
-            raise Reject(Reason.BAD_DATA, "data.sequence: required of an agent")
+            raise Reject(Reason.BAD_DATA, "data.sequence is required of an agent")
         if kind == "agent" and fact.agent_id != sender:
             raise Reject(Reason.BAD_DATA, "data.agent_id is not the sender of the NATS subject")
         return Event.model_construct(
             source=envelope["source"],
             id=envelope["id"],
             chat_id=chat_id,
-            time=_time(envelope.get("time"), now),
-            traceparent=envelope.get("traceparent"),
+            time=time,
+            traceparent=trace,
             data=fact,
+            notice=leniency.listed(notices) if notices else None,
         )
     except Reject as no:
-        call_id, tool = _readable_call(data) if kind == "tool" else (None, None)
-        return Rejected(no.reason, no.detail, call_id, tool)
+        return _rejected(no, kind, data)
+
+
+def _parsed(data: bytes, *, forgiving: bool) -> tuple[object, Mapping[leniency.Path, str]]:
+    """Parse a message; of a fact, what no store can hold is lost, and told."""
+    try:
+        return parse(data), {}
+    except Reject:
+        if not forgiving:
+            raise
+    body, lost = salvage(data)
+    for name in _ATTRIBUTES:
+        value = body.get(name) if isinstance(body, dict) else None
+        if isinstance(value, str) and not storable(value):
+            raise Reject(Reason.BAD_DATA, f"attribute {name!r} contains what no store can hold")
+    return body, lost
+
+
+def _fact(
+    model: type[Frozen],
+    payload: Payload,
+    lost: Mapping[leniency.Path, str],
+    notices: list[str],
+    *,
+    forgiving: bool,
+) -> Any:
+    try:
+        if not forgiving:
+            return leniency.read(model, payload, "data")
+        fact, changed = leniency.accept(model, payload, "data", lost)
+    except UnreadableError as bad:
+        raise Reject(Reason.BAD_DATA, str(bad)) from None
+    notices += changed
+    return fact
 
 
 def encode(
@@ -125,6 +177,7 @@ def encode(
     time: datetime,
     traceparent: str | None = None,
     pool: str | None = None,
+    notice: str | None = None,
 ) -> bytes:
     """Write a CloudEvent in structured JSON mode, `type` `workspaced.<type_name>.v1`."""
     envelope: Payload = {
@@ -141,6 +194,8 @@ def encode(
         envelope["traceparent"] = traceparent
     if pool is not None:
         envelope["pool"] = pool
+    if notice is not None:
+        envelope["notice"] = notice
     return to_json(envelope, inf_nan_mode="null")
 
 
@@ -155,6 +210,7 @@ def written(event: Event) -> bytes:
         time=event.time,
         traceparent=event.traceparent,
         pool=event.pool,
+        notice=event.notice,
     )
 
 
@@ -176,6 +232,7 @@ def event_of(envelope: Mapping[str, Any]) -> Event:
         time=_TIME.validate_python(envelope["time"]),
         traceparent=envelope.get("traceparent"),
         pool=envelope.get("pool"),
+        notice=envelope.get("notice"),
         data=_MODELS[match[1]].model_validate_json(json.dumps(payload)),  # type: ignore[arg-type]
     )
 
@@ -195,16 +252,13 @@ def _envelope(body: object) -> Payload:
             Reason.NOT_CLOUDEVENTS,
             f"attribute 'specversion' is {body.get('specversion')!r}, expected '1.0'",
         )
-    for name in ("id", "source", "type", "subject"):
+    for name in _ATTRIBUTES:
         value = body.get(name)
         if not isinstance(value, str) or not value or len(value) > 1024:  # noqa: PLR2004
             raise Reject(
                 Reason.NOT_CLOUDEVENTS,
                 f"attribute {name!r} must be a text of 1 to 1,024 characters",
             )
-    for name in ("time", "traceparent"):
-        if not isinstance(body.get(name), str | None):
-            raise Reject(Reason.NOT_CLOUDEVENTS, f"attribute {name!r} must be a text")
     return body
 
 
@@ -248,43 +302,65 @@ def _source(kind: str, sender: str, source: str) -> None:
         )
 
 
-def _time(text: str | None, now: datetime) -> datetime:
-    if text is None:
+def _time(value: object, now: datetime, notices: list[str], *, forgiving: bool) -> datetime:
+    if value is None or value == "":
         return now
     try:
-        if _RFC_3339.fullmatch(text) is None:
-            raise ValueError
-        at = _TIME.validate_python(text)
-        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
+        return _read_time(value)
     except (ValueError, OverflowError):  # the ends of time may lie beyond UTC's
-        raise Reject(Reason.NOT_CLOUDEVENTS, f"attribute 'time' {text!r} is not RFC 3339") from None
+        shown = str(value)[:64]
+        if not forgiving:
+            raise Reject(
+                Reason.NOT_CLOUDEVENTS, f"attribute 'time' {shown!r} is not RFC 3339"
+            ) from None
+        notices.append(f"attribute 'time' {shown!r} is not RFC 3339: left out")
+        return now
 
 
-def _validated(model: type[Frozen], payload: Payload) -> Any:
+def _read_time(value: object) -> datetime:
+    """Read RFC 3339; a leap second is the end of the second before it. Raises ValueError."""
+    if not isinstance(value, str) or _RFC_3339.fullmatch(value) is None:
+        raise ValueError
+    at = _TIME.validate_python(_LEAP.sub("59.999999", value, count=1) if ":60" in value else value)
+    return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def is_traceparent(text: str) -> bool:
+    """Say whether it is a W3C trace context of the present version."""
+    return _TRACE.fullmatch(text) is not None
+
+
+def _trace(value: object, notices: list[str], *, forgiving: bool) -> str | None:
+    """Read `traceparent`. One that can't be read is no reason to refuse anything: W3C has it ignored."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        if not forgiving:
+            raise Reject(Reason.NOT_CLOUDEVENTS, "attribute 'traceparent' must be a text")
+    elif is_traceparent(value):
+        return value
+    notices.append("attribute 'traceparent' is no W3C trace context: left out")
+    return None
+
+
+def _rejected(no: Reject, kind: str, message: bytes) -> Rejected:
+    """Return why a message is a dead letter, and whom it concerns if that can be read in any way."""
     try:
-        return model.model_validate(payload)
-    except ValidationError as bad:
-        raise Reject(Reason.BAD_DATA, describe(bad)) from None
-
-
-def describe(bad: ValidationError, root: str = "data") -> str:
-    """Name every wrong field and what was expected of it, in one line."""
-    return "; ".join(
-        f"{'.'.join((root, *map(str, error['loc'])))}: {error['msg']}"
-        for error in bad.errors(include_url=False, include_context=False)[:20]
-    )
-
-
-def _readable_call(message: bytes) -> tuple[str | None, str | None]:
-    """Return call id and tool of a rejected message, if they can be read in any way."""
-    try:
-        body = json.loads(message.decode(errors="replace"), parse_int=str)
-    except (ValueError, RecursionError):
-        return None, None
+        body, _ = salvage(message)
+    except Reject:
+        return Rejected(no.reason, no.detail)
     data = body.get("data") if isinstance(body, dict) else None
-    if not isinstance(data, dict):
-        return None, None
+    if not isinstance(body, dict) or not isinstance(data, dict):
+        return Rejected(no.reason, no.detail)
+    if kind in FACTS:
+        build_id, match = data.get("build_id"), _TYPE.fullmatch(str(body.get("type")))
+        if not isinstance(build_id, str) or not is_uuid(build_id):
+            return Rejected(no.reason, no.detail)
+        # Only of such as this sender may tell: no agent may end a build, not even by a dead letter.
+        fact = match[1] if match is not None and match[1] in _KINDS[kind] else ""
+        return Rejected(no.reason, no.detail, build_id=build_id.strip().lower(), fact=fact)
     call_id, tool = data.get("call_id"), data.get("tool")
     if not isinstance(call_id, str) or not _TOKEN.fullmatch(call_id):
-        return None, None
-    return call_id, tool if isinstance(tool, str) and _TOKEN.fullmatch(tool) else None
+        return Rejected(no.reason, no.detail)
+    named = isinstance(tool, str) and _TOKEN.fullmatch(tool) is not None
+    return Rejected(no.reason, no.detail, call_id, tool if named else None)

@@ -11,7 +11,21 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
+
+AT_THE_DOOR: Final = {"at the door": True}
+"""The validation context of messages that come in.
+
+What stands in a log was accepted once, perhaps by an earlier version: it is read without it.
+"""
 
 Id = Annotated[
     str,
@@ -27,6 +41,37 @@ Text = Annotated[str, StringConstraints(max_length=65_536)]
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 """A short name that somebody else chose."""
+
+
+def _at_most(limit: int) -> AfterValidator:
+    """Bound a fact's text to `limit` bytes of UTF-8, at the door only."""
+
+    def bounded(value: str, info: ValidationInfo) -> str:
+        # No character takes more than four bytes, so most texts need not be encoded.
+        if info.context and len(value) * 4 > limit and len(value.encode()) > limit:
+            raise PydanticCustomError(
+                "text_too_long", "is longer than {limit} bytes", {"limit": limit}
+            )
+        return value
+
+    return AfterValidator(bounded)
+
+
+def _not_blank(value: str, info: ValidationInfo) -> str:
+    """Have an optional text that is empty left out, at the door only."""
+    if info.context and not value:
+        raise PydanticCustomError("text_blank", "is empty")
+    return value
+
+
+ErrorText = Annotated[str, _at_most(65_536)]
+"""Why a build failed; may be empty."""
+
+FactText = Annotated[str, AfterValidator(_not_blank), _at_most(4096)]
+"""An optional text of a provisioner's or agent's fact."""
+
+FactName = Annotated[str, StringConstraints(min_length=1), _at_most(4096)]
+"""A name in a provisioner's fact."""
 
 
 class Frozen(BaseModel):
@@ -79,7 +124,7 @@ class ToolRequested(Frozen):
     name: ClassVar = "tool_requested"
     call_id: Token
     tool: Annotated[str, StringConstraints(max_length=128)]
-    args: dict[str, Any]
+    args: dict[str, Any] = Field(default_factory=dict)
     organization_id: Id
     owner_id: Id
     owner_name: Label
@@ -110,8 +155,8 @@ class BuildStarted(_OfBuild):
     """A provisioner took the build up."""
 
     name: ClassVar = "build_started"
-    workspace_name: Label | None = None
-    owner_name: Label | None = None
+    workspace_name: FactName | None = None
+    owner_name: FactName | None = None
     template_id: Id | None = None
     template_version_id: Id | None = None
 
@@ -120,9 +165,16 @@ class Agent(Frozen):
     """An agent that a build made."""
 
     id: Id
-    name: Label
+    name: FactName
     parent_id: Id | None = None
     display_order: int = 0
+
+
+def _distinct(agents: tuple[Agent, ...], info: ValidationInfo) -> tuple[Agent, ...]:
+    """Refuse two agents of one id, at the door only."""
+    if info.context and len(agents) > 1 and len({agent.id for agent in agents}) < len(agents):
+        raise PydanticCustomError("duplicate_ids", "lists an id twice")
+    return agents
 
 
 class BuildSucceeded(_OfBuild):
@@ -130,7 +182,7 @@ class BuildSucceeded(_OfBuild):
 
     name: ClassVar = "build_succeeded"
     template_version_id: Id | None = None
-    agents: Annotated[tuple[Agent, ...], Field(strict=False, max_length=64)] = ()
+    agents: Annotated[tuple[Agent, ...], Field(strict=False), AfterValidator(_distinct)] = ()
 
 
 class Quota(Frozen):
@@ -144,8 +196,8 @@ class BuildFailed(_OfBuild):
     """The provisioner gave up on the build."""
 
     name: ClassVar = "build_failed"
-    error: Text
-    error_code: Annotated[str, StringConstraints(max_length=128)] | None = None
+    error: ErrorText = ""
+    error_code: FactText | None = None
     quota: Quota | None = None
 
 
@@ -185,7 +237,7 @@ class AgentDisconnected(_OfAgent):
 
     name: ClassVar = "agent_disconnected"
     sequence: Sequence | None = None  # type: ignore[assignment]
-    reason: Text | None = None
+    reason: FactText | None = None
 
 
 class AgentLifecycle(_OfAgent):
@@ -250,6 +302,17 @@ class OrphanGracePassed(Frozen):
     workspace_id: Id
 
 
+class FactRejected(Frozen):
+    """A provisioner or an agent told something of a build that can't be accepted: a dead letter."""
+
+    name: ClassVar = "fact_rejected"
+    build_id: Id
+    fact: str
+    """What it was, e.g. `build_failed`; empty if that can't be read either."""
+    detail: str
+    """What is wrong with it."""
+
+
 class DatabaseRestored(Frozen):
     """What is kept of the chat is older than what was published: the database was restored."""
 
@@ -262,7 +325,13 @@ ProvisionerFact = BuildStarted | BuildSucceeded | BuildFailed | BuildCanceled
 AgentFact = AgentConnected | AgentDisconnected | AgentLifecycle
 ToolEvent = ToolRequested | ToolCanceled | DeleteRequested
 OwnEvent = (
-    BuildRequested | WaitResumed | DeadlinePassed | TtlPassed | OrphanGracePassed | DatabaseRestored
+    BuildRequested
+    | WaitResumed
+    | DeadlinePassed
+    | TtlPassed
+    | OrphanGracePassed
+    | FactRejected
+    | DatabaseRestored
 )
 Data = ToolEvent | ProvisionerFact | WorkspaceDeleted | AgentFact | OwnEvent
 
@@ -291,6 +360,8 @@ class Event(Frozen):
 
     Never the sender's word: it is looked up, and stands in the log so that the log folds to the same.
     """
+    notice: str | None = None
+    """What was changed of it when it was accepted, for people; shown beside it in the log."""
 
     @property
     def type(self) -> str:

@@ -18,10 +18,12 @@ from statemachine.table import Trigger
 from statemachine.workspace import (
     MOST_AGENTS,
     MOST_PAST,
+    MOST_REJECTED,
     AgentFacts,
     Build,
     Former,
     Ref,
+    Rejection,
     Workspace,
 )
 
@@ -74,6 +76,8 @@ def fold(workspace: Workspace, event: Event, at: datetime) -> Folded:  # noqa: C
             return Folded(_expired(workspace))
         case events.OrphanGracePassed(workspace_id=orphan):
             return Folded(formers.overdue(workspace, orphan))
+        case events.FactRejected():
+            return _rejected(workspace, data, event.pool)
         case events.DatabaseRestored(published_version=published):
             if published < workspace.version:
                 return Folded(workspace, unmoved=Unmoved.STALE)
@@ -221,6 +225,7 @@ def _follow(workspace: Workspace, build: Build) -> Folded:
             "latest_build": build.id,
             "agents": _without(workspace, past, None if starts else last_start),
             "past": past,
+            "rejected": tuple(r for r in workspace.rejected if r.build_id not in past),
             "last_start": None if starts else last_start,
             "chosen": None,
             "failure": None,
@@ -246,6 +251,23 @@ def _deleted(workspace: Workspace, fact: events.WorkspaceDeleted) -> Folded:
     kept = formers.remembered(workspace, Former(id=fact.workspace_id, deleted=True))
     foreign = workspace.ref is not None or known is not None
     return Folded(kept, unmoved=Unmoved.FOREIGN if foreign else None)
+
+
+def _rejected(workspace: Workspace, fact: events.FactRejected, pool: str | None) -> Folded:
+    """Remember what could not be accepted about a build, also of one that is not known yet."""
+    build = workspace.build
+    new = Rejection(build_id=fact.build_id, fact=fact.fact, detail=fact.detail, pool=pool)
+    followed = build is not None and build.id == fact.build_id
+    if fact.build_id in workspace.past or (followed and build and not new.concerns(build)):
+        return Folded(workspace, unmoved=Unmoved.STALE)
+    place = (new.build_id, new.pool, new.ends)
+    kept = [r for r in workspace.rejected if (r.build_id, r.pool, r.ends) != place]
+    if len(kept) == MOST_REJECTED:
+        kept.remove(min(kept, key=lambda r: build is not None and r.build_id == build.id))
+    rejected = (*kept, new)
+    if rejected == workspace.rejected:
+        return Folded(workspace, unmoved=Unmoved.REPEAT)
+    return Folded(workspace.model_copy(update={"rejected": rejected}))
 
 
 def _agent(workspace: Workspace, fact: events.AgentFact) -> Folded:

@@ -129,7 +129,8 @@ def newly_named(before: Workspace, after: Workspace) -> tuple[str, str, str, str
         return None
     if (before.ref, before.owner_id) == (ref, owner):
         return None
-    return ref.id, after.chat_id, owner, ref.name
+    # Names are indexed, and an index takes no text of any length. One of ours is never as long as this.
+    return ref.id, after.chat_id, owner, ref.name[:255]
 
 
 def requested(workspace: Workspace, former: Former, build: Build, at: datetime) -> Workspace:

@@ -76,6 +76,8 @@ class About:
     limit: Limit | None = None
     overdue: bool = False
     """A limit has passed here, and only a late fact or a new call can move on."""
+    end_rejected: Word | None = None
+    """The word instead, once the build's end came and could not be accepted: no other will come."""
 
     @property
     def settled(self) -> bool:
@@ -96,7 +98,12 @@ ABOUT: Final[dict[State, About]] = {
     State.READY: About(Word.RUNNING, "ready"),
     State.BUILD_FAILED: About(Word.FAILED_BUILD, reason=Reason.BUILD_FAILED),
     State.BUILD_CANCELED: About(Word.FAILED_BUILD, reason=Reason.BUILD_CANCELED),
-    State.BUILD_TIMED_OUT: About(Word.BEING_BUILT, reason=Reason.BUILD_TIMEOUT, overdue=True),
+    State.BUILD_TIMED_OUT: About(
+        Word.BEING_BUILT,
+        reason=Reason.BUILD_TIMEOUT,
+        overdue=True,
+        end_rejected=Word.FAILED_BUILD,
+    ),
     State.SELECTION_ERROR: About(Word.RUNNING, reason=Reason.SELECTION_ERROR),
     State.AGENT_NOT_READY: About(Word.RUNNING, reason=Reason.AGENT_NOT_READY, overdue=True),
     State.SCRIPTS_FAILED: About(Word.RUNNING, reason=Reason.STARTUP_SCRIPTS_FAILED),
@@ -107,5 +114,10 @@ ABOUT: Final[dict[State, About]] = {
     State.STOPPED: About(Word.STOPPED, "stopped"),
     State.STOP_FAILED: About(Word.FAILED_STOP, reason=Reason.BUILD_FAILED),
     State.STOP_CANCELED: About(Word.FAILED_STOP, reason=Reason.BUILD_CANCELED),
-    State.STOP_TIMED_OUT: About(Word.BEING_STOPPED, reason=Reason.BUILD_TIMEOUT, overdue=True),
+    State.STOP_TIMED_OUT: About(
+        Word.BEING_STOPPED,
+        reason=Reason.BUILD_TIMEOUT,
+        overdue=True,
+        end_rejected=Word.FAILED_STOP,
+    ),
 }

@@ -1,4 +1,8 @@
-"""JSON that can be kept: what came over the wire, parsed, or the reason why it is a dead letter."""
+"""JSON that can be kept: what came over the wire, parsed, or the reason why it is a dead letter.
+
+`parse` refuses what no store can hold. `salvage` reads the rest of such a message, for senders
+whose facts must not be lost for a detail.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,18 @@ import json
 import math
 import re
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from pydantic_core import from_json
 
 MAX_DEPTH: Final = 32
 """Nesting of an inbound event."""
 
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_UNTELLABLE: Final = re.compile("[\0\ud800-\udfff]")
+"""Characters that no store can hold: NUL and lone surrogates."""
+_STRUCTURE: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+"""Whole texts, and the brackets around everything else."""
 
 _SUSPECT: Final = re.compile(rb"\\u0000|\d[\d.]{299}|[\s:,\[]-?\d[\d.]*[eE]\+?\d\d")
 """Without one of these no text holds NUL, and no number is beyond a double."""
@@ -40,7 +49,12 @@ class Reject(ValueError):
 
 
 def parse(data: bytes) -> object:
-    """Parse `data`. Raises Reject when it is no JSON, or JSON that no store can hold."""
+    """Parse `data`, after a byte order mark if there is one.
+
+    Raises Reject when it is no JSON, or JSON that no store can hold. Of a key that comes twice the
+    last counts.
+    """
+    data = data.removeprefix(_BYTE_ORDER_MARK)
     try:
         body = from_json(data, allow_inf_nan=False)
     except ValueError as bad:
@@ -51,6 +65,86 @@ def parse(data: bytes) -> object:
     if suspect and (problem := _unstorable(body)):
         raise Reject(Reason.BAD_DATA, problem)
     return body
+
+
+def salvage(data: bytes) -> tuple[object, dict[tuple[str | int, ...], str]]:
+    """Parse what `parse` refuses, without what can't be kept of the member `data`.
+
+    Returns the document, and what was changed below `data`: by place, in words. In a text, NUL, a
+    lone surrogate and a byte that is no UTF-8 become U+FFFD; control characters in it stay. What is no
+    number that a double holds, and what is nested too deep, becomes null. Raises Reject when it is no
+    JSON even so.
+    """
+    changed: dict[tuple[str | int, ...], str] = {}
+    text = data.removeprefix(_BYTE_ORDER_MARK).decode(errors="replace")
+    shallow = _shallow(text)
+    read = json.JSONDecoder(strict=False, parse_int=_number, parse_float=_number).decode
+    try:
+        body = read(shallow)
+    except (ValueError, RecursionError) as bad:
+        raise Reject(Reason.NOT_JSON, str(bad)) from None
+    if isinstance(body, dict) and isinstance(body.get("data"), dict):
+        body["data"] = _kept(body["data"], (), changed)
+    whole = []
+    if "\ufffd" in text and not _is_utf_8(data):
+        whole.append("bytes that are no UTF-8 were replaced by U+FFFD")
+    if shallow != text:
+        whole.append(f"what is nested deeper than {MAX_DEPTH} was left out")
+    return body, ({(): "; ".join(whole)} if whole else {}) | changed
+
+
+def _is_utf_8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def storable(text: str) -> bool:
+    """Say whether a text holds neither NUL nor a lone surrogate, nor stands for one that did."""
+    return _UNTELLABLE.search(text) is None and "\ufffd" not in text
+
+
+def _shallow(text: str) -> str:
+    """Put null in the place of all objects and lists that are nested too deep."""
+    pieces: list[str] = []
+    depth = done = 0
+    for found in _STRUCTURE.finditer(text):
+        if found[0] in "[{":
+            depth += 1
+            if depth == MAX_DEPTH + 1:
+                pieces += (text[done : found.start()], "null")
+        elif found[0] in "]}":
+            depth -= 1
+            if depth == MAX_DEPTH:
+                done = found.end()
+    # Without its closing brackets it is no JSON, whatever stands here.
+    return "".join(pieces) + (text[done:] if depth <= MAX_DEPTH else "")
+
+
+def _number(text: str) -> float | int:
+    """Read a number; one that is beyond a double becomes infinite."""
+    value = float(text)
+    whole = math.isfinite(value) and not set(text) & set(".eE")
+    return int(text) if whole else value
+
+
+def _kept(value: Any, place: tuple[str | int, ...], changed: dict[Any, str]) -> Any:
+    """Return a value without what no store can hold; it is not nested too deep."""
+    where = "data" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in place)
+    if isinstance(value, dict):
+        named = {_UNTELLABLE.sub("\ufffd", key): item for key, item in value.items()}
+        return {key: _kept(item, (*place, key), changed) for key, item in named.items()}
+    if isinstance(value, list):
+        return [_kept(item, (*place, n), changed) for n, item in enumerate(value)]
+    if isinstance(value, str) and _UNTELLABLE.search(value):
+        changed[place] = f"{where} contains what no store can hold: replaced by U+FFFD"
+        return _UNTELLABLE.sub("\ufffd", value)
+    if isinstance(value, float) and not math.isfinite(value):
+        changed[place] = f"{where} is not a number that a double holds: left out"
+        return None
+    return value
 
 
 def _is_json(data: bytes) -> bool:

@@ -92,8 +92,14 @@ def state_changed(workspace: Workspace) -> dict[str, Any]:
 
 
 def notice(workspace: Workspace) -> str | None:
-    """Say what holds up a build that was asked for, if anything: nobody has begun it."""
-    build = workspace.build
+    """Say what holds up the followed build, or what was said of it and could not be accepted."""
+    build, rejection = workspace.build, workspace.rejection
+    if build is not None and rejection is not None:
+        what = rejection.fact or "fact"
+        return (
+            f"a {what} of build {build.number} was not accepted and is a dead letter: "
+            f"{rejection.detail}; its sender must send it again, corrected, with a new event id"
+        )
     if build is None or build.taken or ABOUT[workspace.state].limit is not Limit.BUILD:
         return None
     pool = f" of pool '{build.template.pool}'" if build.template else ""

@@ -9,7 +9,10 @@ from statemachine.workspace import Workspace
 
 def word_of(chat: Workspace) -> Word:
     """Return the word of contract §5 for the chat; a failed stop is what the last start made it."""
-    word = ABOUT[chat.state].word
+    about = ABOUT[chat.state]
+    word = about.word
+    if about.end_rejected is not None and chat.rejection is not None and chat.rejection.ends:
+        word = about.end_rejected
     if word is not Word.FAILED_STOP:
         return word
     start = chat.start_build

@@ -28,10 +28,22 @@ STARTUP: Final = frozenset(
 """The lifecycles that tell how the start went; the others come after it."""
 UNSETTLED: Final = frozenset((Lifecycle.CREATED, Lifecycle.STARTING))
 
-MOST_AGENTS: Final = 128
+MOST_AGENTS: Final = 1024
 """Agents remembered of one chat: of its builds, early ones, and of workspaces it never had."""
+MOST_REJECTED: Final = 16
+"""Builds of which a fact was rejected that are remembered of one chat."""
 MOST_PAST: Final = 64
 """Superseded builds and former workspaces remembered of one chat."""
+
+
+ENDS: Final = frozenset(
+    model.name for model in (events.BuildSucceeded, events.BuildFailed, events.BuildCanceled)
+)
+"""The types of a build's terminal facts."""
+TOLD_BY_PROVISIONERS: Final = frozenset(
+    model.name  # type: ignore[attr-defined]
+    for model in events.BY_KIND["provisioner"]
+)
 
 
 class Limits(NamedTuple):
@@ -187,6 +199,33 @@ class Failure(Frozen):
     error_code: str | None = None
 
 
+class Rejection(Frozen):
+    """A fact about a build that could not be accepted: the last end of it, or the last other fact."""
+
+    build_id: str
+    fact: str
+    """The type's name, e.g. `build_failed`; empty if nobody could read it."""
+    detail: str
+    pool: str | None = None
+    """Of a provisioner that is bound to one: it counts for builds of that pool."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether it was the end of the build."""
+        return self.fact in ENDS
+
+    def concerns(self, build: Build) -> bool:
+        """Say whether it still matters to `build`, and comes from somebody who may speak of that.
+
+        Once the build's end is known, nothing that its provisioner had to tell is missing any more.
+        """
+        if build.id != self.build_id or (build.outcome and self.fact in TOLD_BY_PROVISIONERS):
+            return False
+        return None in (self.pool, build.template) or (
+            build.template is not None and build.template.pool == self.pool
+        )
+
+
 class Cause(Frozen):
     """The event that made the present version."""
 
@@ -247,6 +286,8 @@ class Workspace(Frozen):
 
     What waited for one of them is not answered with what becomes of this workspace.
     """
+    rejected: tuple[Rejection, ...] = Field(default=(), strict=False)
+    """What could not be accepted about this workspace's builds, also of those not known yet."""
     open_calls: int = 0
     changed_at: datetime | None = Field(default=None, strict=False)
 
@@ -256,6 +297,15 @@ class Workspace(Frozen):
         if self.build is not None and self.build.transition is Transition.START:
             return self.build
         return self.last_start
+
+    @property
+    def rejection(self) -> Rejection | None:
+        """What could not be accepted about the followed build and still matters; best its end."""
+        build = self.build
+        if build is None or not self.rejected:
+            return None
+        found = [rejection for rejection in self.rejected if rejection.concerns(build)]
+        return next((r for r in found if r.ends), found[-1] if found else None)
 
     @property
     def expires_at(self) -> datetime | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from uuid import uuid4
 
 from bus import CLOUDEVENT, Bus, BusError, Message, Refused, ServiceError, Subscription, subjects
 from handlers.gateway.bodies import CancelBody, ToolBody
-from statemachine.codec import encode
+from statemachine.codec import encode, is_traceparent
 from statemachine.load import BUSY
 from statemachine.store import Store, StoreUnavailableError
 
@@ -21,7 +20,6 @@ SERVICE: Final = "gateway"
 """The chat service that calls asked by rpc come from."""
 LONGEST: Final = 25 * 60.0
 """Seconds that an rpc may be held."""
-_TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(slots=True)
@@ -125,7 +123,7 @@ def _reply(data: dict[str, Any]) -> bytes:
 def _traceparent(headers: Mapping[str, str]) -> str | None:
     """Return the caller's trace, if it has one that can be read."""
     found = next((value for name, value in headers.items() if name.lower() == "traceparent"), "")
-    return found if _TRACE.fullmatch(found) else None
+    return found if is_traceparent(found) else None
 
 
 async def _first(results: Subscription, again: asyncio.Event) -> dict[str, Any] | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints
 
 from bus import ServiceError
-from statemachine.codec import describe
 from statemachine.events import Frozen, Id, Label, Token
+from statemachine.leniency import UnreadableError
+from statemachine.leniency import read as lenient
 from statemachine.strictness import Reject, parse
 
 
@@ -41,7 +42,7 @@ class ChatsBody(Frozen):
 
     organization_id: Id | None = None
     owner_id: Id | None = None
-    state: str | None = None
+    state: Annotated[str, StringConstraints(min_length=1)] | None = None
     cursor: Id | None = None
 
 
@@ -116,10 +117,13 @@ Body = TypeVar("Body", bound=Frozen)
 
 
 def read(model: type[Body], data: bytes) -> Body:
-    """Read a request's body. Raises ServiceError 400 that names every wrong field."""
+    """Read a request's body, as leniently as an event's data.
+
+    Raises ServiceError 400 that names every wrong field.
+    """
     try:
-        return model.model_validate(parse(data or b"{}"))
+        return lenient(model, parse(data or b"{}"), "body")
     except Reject as bad:
         raise ServiceError(400, f"body: {bad.detail}") from None
-    except ValidationError as bad:
-        raise ServiceError(400, describe(bad, "body")) from None
+    except UnreadableError as bad:
+        raise ServiceError(400, str(bad)) from None

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from statemachine.codec import describe
 from statemachine.events import Id, Transition
+from statemachine.leniency import describe
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _TYPE: Final = "workspaced.build_requested.v1"

@@ -13,7 +13,7 @@ from typing import Final
 
 from handlers.worker import effects, waking
 from handlers.worker.chat import Chat
-from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed, Published
+from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed, Noted, Published, noted
 from handlers.worker.policy import policy
 from statemachine import events
 from statemachine.calls import Call, Known, Load
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 EMPTY: Final = Catalog({}, {})
 NO_LOAD: Final = Load()
 _PROVISIONER: Final = "/provisioner/"
-Moving = Fact | Fired | Missed | Published
+Moving = Fact | Fired | Missed | Published | Noted
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ async def apply(
     `seed`: random bytes that new ids and names are made of; `load`: how much waits already.
     Raises what the store raises.
     """
-    moving = [item for item in items if isinstance(item, Fact | Fired | Missed | Published)]
+    moving = [moves for item in items if (moves := _moving(item)) is not None]
     dead = [item for item in items if isinstance(item, Dead) and item.rejected.call_id is not None]
     if not moving and not dead:
         return []
@@ -90,7 +90,7 @@ async def apply(
         for item in moving:
             trespasses += _trespasses(item, chats[_chat_id(item)])
             replaces = _takes_a_place(item, chats[_chat_id(item)].workspace)
-            news = _take(chats[_chat_id(item)], item, found.known, changes)
+            news = _take(chats[_chat_id(item)], item, found, changes)
             if replaces or not news:
                 again.add(_chat_id(item))
             if not news and isinstance(item, Fact):
@@ -111,6 +111,13 @@ async def apply(
     return rows
 
 
+def _moving(item: Item) -> Moving | None:
+    """Return what an item is to its chat, if it is anything."""
+    if isinstance(item, Dead):
+        return noted(item)
+    return item if isinstance(item, Moving) else None
+
+
 def _notice(noticed: Noticed, before: Workspace, now: Workspace) -> None:
     old, new = before.build, now.build
     if old is None or (new is not None and new.id == old.id):
@@ -128,9 +135,11 @@ def _trespasses(item: Moving, chat: Chat) -> bool:
     return True
 
 
-def _sender(fact: Fact) -> str:
+def _sender(item: Moving) -> str:
     """Return the name of the provisioner that says it; empty for anybody else."""
-    source = fact.event.source
+    if isinstance(item, Noted):
+        return item.sender
+    source = item.event.source if isinstance(item, Fact) else ""
     return source.removeprefix(_PROVISIONER) if source.startswith(_PROVISIONER) else ""
 
 
@@ -142,8 +151,9 @@ def _bound(item: Moving, found: Found) -> Moving:
     return replace(item, event=item.event.model_copy(update={"pool": pool}))
 
 
-def _take(chat: Chat, item: Moving, known: set[tuple[str, bytes]], changes: Changes) -> bool:
+def _take(chat: Chat, item: Moving, found: Found, changes: Changes) -> bool:
     """Apply one item to its chat; say whether it was news."""
+    known = found.known
     match item:
         case Fact(event=event, digest=digest):
             if (event.chat_id, digest) in known:
@@ -159,6 +169,9 @@ def _take(chat: Chat, item: Moving, known: set[tuple[str, bytes]], changes: Chan
             return waking.missed(chat, item)
         case Published():
             return waking.published(chat, item)
+        case Noted():
+            waking.noted(chat, item, found.pools.get(item.sender))
+            return True
 
 
 def _takes_a_place(item: Moving, chat: Workspace) -> bool:
@@ -167,6 +180,8 @@ def _takes_a_place(item: Moving, chat: Workspace) -> bool:
     A timer that fires replaces its earlier firing, and the sign of life of an agent that is back
     replaces the mark of its absence; what the agent says next undoes the loss.
     """
+    if isinstance(item, Noted):
+        return False  # a note publishes nothing
     if not isinstance(item, Fact):
         return True
     if not isinstance(item.event.data, events.AgentFact):
@@ -209,7 +224,7 @@ async def _found(
             for chat in snapshots.values()
             if chat.open_calls and (chat.chat_id in moved or not only_joins(chat))
         },
-        {name for fact in facts if (name := _sender(fact))},
+        {name for item in items if (name := _sender(item))},
     )
 
 

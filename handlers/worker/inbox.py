@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 from bus import Delivery, subjects
 from bus.streams import IN, TIMER
 from statemachine.codec import Rejected, decode
-from statemachine.events import Event, ToolCanceled, ToolRequested
+from statemachine.events import Event, FactRejected, ToolCanceled, ToolRequested
 from statemachine.identifiers import is_canonical
 from statemachine.store import identity
 from statemachine.strictness import Reason
@@ -19,6 +19,8 @@ from statemachine.wakes import Purpose
 
 DETAIL_LIMIT: Final = 1024
 """Characters of a dead letter's detail."""
+NOTICE_LIMIT: Final = 512
+"""Characters of it that stay on the chat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,21 @@ class Dead:
 
 
 @dataclass(frozen=True, slots=True)
+class Noted:
+    """A dead letter that tells something of a build, to be noted on its chat."""
+
+    chat_id: str
+    sender: str
+    """By the subject, as the server let it through."""
+    fact: FactRejected
+
+
+@dataclass(frozen=True, slots=True)
 class Nothing:
     """A message that needs no work, like a sign of life."""
 
 
-Item = Fact | Fired | Missed | Published | Dead | Nothing
+Item = Fact | Fired | Missed | Published | Noted | Dead | Nothing
 
 
 def read(delivery: Delivery, now: datetime) -> Item:
@@ -97,11 +109,25 @@ def read(delivery: Delivery, now: datetime) -> Item:
     return Missed(chat_id, agent_id)
 
 
+def noted(letter: Dead) -> Noted | None:
+    """Return what a dead letter leaves on its chat, if it names a build."""
+    rejected, inbound = letter.rejected, subjects.parse_inbound(letter.subject)
+    if rejected.build_id is None or inbound is None or not is_canonical(inbound.chat):
+        return None
+    detail = f"{rejected.reason}: {rejected.detail}"[:NOTICE_LIMIT]
+    fact = FactRejected(build_id=rejected.build_id, fact=rejected.fact, detail=detail)
+    return Noted(inbound.chat, inbound.sender, fact)
+
+
 def dead(delivery: Delivery, reason: Reason, detail: str, item: Item | None = None) -> Dead:
     """Give up on a delivery, read as `item` if it could be read."""
-    call_id, tool = None, None
-    if isinstance(item, Fact) and isinstance(item.event.data, ToolRequested | ToolCanceled):
-        call_id, tool = item.event.data.call_id, getattr(item.event.data, "tool", None)
+    rejected = Rejected(reason, detail)
+    if isinstance(item, Fact):
+        data = item.event.data
+        if isinstance(data, ToolRequested | ToolCanceled):
+            rejected = replace(rejected, call_id=data.call_id, tool=getattr(data, "tool", None))
+        elif (build_id := getattr(data, "build_id", None)) is not None:
+            rejected = replace(rejected, build_id=build_id, fact=data.name)
     inbound = subjects.parse_inbound(delivery.subject)
     return Dead(
         inbound.kind if inbound else delivery.subject.split(".")[1],
@@ -109,7 +135,7 @@ def dead(delivery: Delivery, reason: Reason, detail: str, item: Item | None = No
         delivery.subject,
         delivery.data,
         delivery.headers,
-        Rejected(reason, detail, call_id, tool),
+        rejected,
     )
 
 

@@ -1,4 +1,4 @@
-"""What timers, missing signs of life, and states of before a restore do to a chat of the batch."""
+"""What timers, lost agents, dead letters, and states of before a restore do to a chat of the batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from handlers.worker.chat import Chat
-from handlers.worker.inbox import Missed, Published
+from handlers.worker.inbox import Missed, Noted, Published
 from handlers.worker.own import own
 from handlers.worker.relay import Relay
 from statemachine import events, judging, wakes
@@ -88,6 +88,17 @@ def published(chat: Chat, item: Published) -> bool:
         return False
     chat.take(_event(chat, events.DatabaseRestored(published_version=item.version)))
     return True
+
+
+def noted(chat: Chat, item: Noted, pool: str | None) -> None:
+    """Note on the chat what could not be accepted about one of its builds.
+
+    `pool`: what the sender is bound to.
+    """
+    event = _event(chat, item.fact).model_copy(
+        update={"pool": pool, "notice": f"it is a dead letter: {item.fact.detail}"}
+    )
+    chat.take(event)
 
 
 def _expire(chat: Chat) -> None:

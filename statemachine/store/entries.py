@@ -12,8 +12,13 @@ from statemachine.codec import timestamp
 def shown(
     row: Mapping[str, Any], event: Mapping[str, Any], cause: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return an entry as the world sees it; `cause` and `deadline` stand in it where it has them."""
+    """Return an entry as the world sees it; `cause`, `deadline` and `notice` stand in it where it has them.
+
+    The notice is stored as an attribute of the event that it is about.
+    """
     deadline: datetime | None = row["deadline"]
+    notice = event.get("notice")
+    event = {name: value for name, value in event.items() if name != "notice"}
     return {
         "seq": row["seq"],
         "event": event,
@@ -24,4 +29,5 @@ def shown(
         "at": timestamp(row["at"]),
         **({} if cause is None else {"cause": cause}),
         **({} if deadline is None else {"deadline": timestamp(deadline)}),
+        **({} if notice is None else {"notice": notice}),
     }

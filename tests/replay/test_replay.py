@@ -121,6 +121,7 @@ def test_every_type_that_a_log_may_hold_is_frozen_here() -> None:
         events.DeadlinePassed,
         events.TtlPassed,
         events.OrphanGracePassed,
+        events.FactRejected,
         events.DatabaseRestored,
     ]
     assert frozen == {f"workspaced.{model.name}.v1" for model in models}  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from bus.streams import WORKER_IN
 from handlers.worker import batch
 from statemachine.machine import decide
 from statemachine.store import StoreUnavailableError
+from statemachine.views import notice
 from tests.worker.messages import Senders, envelope, new_id
 from tests.worker.rig import Hand, Rig
 
@@ -169,6 +170,108 @@ async def test_a_chat_that_is_none_is_buried_without_an_answer(
 
     assert [letter.headers["Workspaced-Reason"] for letter in rig.dead] == ["bad_data"]
     assert rig.results == {}
+
+
+async def test_a_fact_that_is_repaired_is_applied_and_its_log_entry_says_what_was_changed(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    listed = [{"id": new_id(), "name": "main"}, {"name": "nobody"}]
+    of_build = ("workspace_id", "build_id", "build_number", "transition")
+    data = {key: rig.job[key] for key in of_build}
+    data |= {"agents": listed, "template_version_id": "latest"}
+    fact = envelope("build_succeeded", "/provisioner/local", chat, data)
+    await send.send("provisioner", chat, "local", fact)
+    await hand.pump()
+
+    assert rig.state(chat)["state"] == "agent_connecting"
+    *_, entry = await rig.store.log(chat)
+    assert "data.template_version_id is not a UUID" in entry["notice"]
+    assert "data.agents[1]" in entry["notice"]
+    assert entry["event"]["data"]["agents"] == [
+        {**listed[0], "parent_id": None, "display_order": 0}
+    ]
+    assert "notice" not in entry["event"]
+    assert rig.dead == []
+    await rig.check(chat)
+
+
+async def test_a_fact_that_is_buried_is_noted_on_its_chat_once(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    version = rig.state(chat)["version"]
+    await send.built(rig.job, "failed", build_number="one")
+    await hand.pump()
+    again = rig.dead[0]
+    await send.send("provisioner", chat, "local", again.data)
+    await hand.pump()
+
+    kept = await rig.store.chat(chat)
+    assert kept is not None
+    words = notice(kept)
+    assert words is not None
+    assert "data.build_number is not an integer" in words
+    assert rig.state(chat)["version"] == version
+    entries = [
+        entry
+        for entry in await rig.store.log(chat)
+        if entry["event"]["type"] == "workspaced.fact_rejected.v1"
+    ]
+    assert [entry["outcome"] for entry in entries] == ["kept"]
+    assert "dead letter" in entries[0]["notice"]
+    assert len(rig.dead) == 2
+    await rig.check(chat)
+
+
+async def test_after_the_limit_nobody_waits_for_an_end_that_was_buried(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    first = rig.job
+    await send.built(first, "failed", build_number=None)
+    await hand.pump()
+    rig.clock.advance(rig.limits.build.total_seconds() + 1)
+    await hand.pump()
+    assert rig.answer(chat)["result"]["build_id"] == first["build_id"]
+
+    await send.ask(chat, "start_workspace", "again")
+    await hand.pump()
+
+    assert (rig.job["build_number"], rig.job["workspace_id"]) == (2, first["workspace_id"])
+    assert rig.state(chat)["state"] == "building"
+    await rig.check(chat)
+
+
+async def test_what_is_buried_of_a_chat_that_is_not_known_makes_none(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    body = envelope("build_failed", "/provisioner/p", chat, {"build_id": new_id()})
+    await send.send("provisioner", chat, "p", body)
+    await hand.pump()
+
+    assert len(rig.dead) == 1
+    assert await rig.store.chat(chat) is None
+
+
+async def test_a_fact_that_fails_alone_is_noted_too(
+    rig: Rig, hand: Hand, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = new_id()
+    await send.create(chat)
+    await hand.pump()
+    poisoned(monkeypatch, bad)
+    await send.built(rig.job, "failed", event_id=bad)
+    await hand.pump()
+
+    kept = await rig.store.chat(chat)
+    assert kept is not None
+    words = notice(kept)
+    assert words is not None
+    assert "internal" in words
 
 
 async def test_while_the_database_is_away_nothing_is_buried(

@@ -1,0 +1,261 @@
+"""How strictly `data`, rpc bodies and tool arguments are read (contract §1): the one place that decides.
+
+Everything is validated strictly first. What fails is repaired where the contract is lenient, and
+validated again; so a well-formed message pays nothing for this.
+
+`read` is for requests: it repairs how a sender's language writes what it means, and refuses the
+rest. `accept` is for facts of provisioners and agents, which have happened whatever else their
+message says: it also leaves out optional fields that can't be used, and cuts texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from statemachine.events import AT_THE_DOOR, Frozen
+from statemachine.identifiers import is_uuid
+
+Path = tuple[str | int, ...]
+"""Where something stands in a JSON document: keys, and indices of lists."""
+
+Model = TypeVar("Model", bound=Frozen)
+
+MOST_NAMED: Final = 20
+"""Wrong or changed fields that are named one by one."""
+_LONGEST: Final = 300
+"""Characters said of one field: unknown keys may be of any length."""
+_ROUNDS: Final = 16
+"""Repairs before giving up; each one goes a level outwards, and no model is as deep as this."""
+_BLANK: Final = frozenset(("string_pattern_mismatch", "string_too_short", "text_blank"))
+"""Errors that an empty id or text makes."""
+_ENDS_KEPT: Final = frozenset(("error", "output", "reason"))
+"""Texts whose end says most: of these the beginning is cut off."""
+_DEFINING: Final = frozenset(("parent_id",))
+"""Optional fields without which an entry of a list would mean something else."""
+_WORDS: Final = {
+    "missing": "is required",
+    "string_type": "is not a text",
+    "int_type": "is not an integer",
+    "float_type": "is not a number",
+    "bool_type": "is neither true nor false",
+    "tuple_type": "is not a list",
+    "dict_type": "is not an object",
+    "model_type": "is not an object",
+    "string_too_short": "is empty",
+}
+_OF_NAMES: Final = "{1,128}$"
+_LEFT_OUT: Final = ": left out"
+
+
+class UnreadableError(ValueError):
+    """What can't be read; the message names every wrong field."""
+
+
+def read(model: type[Model], body: object, root: str) -> Model:
+    """Read a request's object. `root` is what errors call it. Raises UnreadableError."""
+    try:
+        return model.model_validate(body, context=AT_THE_DOOR)
+    except ValidationError as bad:
+        return _Repair(root, deepcopy(body), _required(model), forgiving=False).done(model, bad)
+
+
+def accept(
+    model: type[Model], body: object, root: str, lost: Mapping[Path, str]
+) -> tuple[Model, list[str]]:
+    """Read a fact's object; return it with words for each thing that was changed.
+
+    `lost`: what could not be kept of the JSON, by its place. Raises UnreadableError when a field is
+    missing that the fact is nothing without.
+    """
+    try:
+        return model.model_validate(body, context=AT_THE_DOOR), list(lost.values())
+    except ValidationError as bad:
+        required, changed = _required(model), dict(lost)
+        repair = _Repair(root, deepcopy(body), required, forgiving=True, changed=changed)
+        return repair.done(model, bad), list(repair.changed.values())
+
+
+def describe(bad: ValidationError, root: str = "data") -> str:
+    """Name every wrong field and what is wrong with it, in one line."""
+    errors = bad.errors(include_url=False)[:MOST_NAMED]
+    return "; ".join(_words(error, spelled(root, error["loc"])) for error in errors)
+
+
+def spelled(root: str, path: Path) -> str:
+    """Return a place as people write it, e.g. `data.agents[3].id`."""
+    return root + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+
+
+def listed(words: list[str]) -> str:
+    """Return words for several things in one line; of very many the number."""
+    more = len(words) - MOST_NAMED
+    named = [
+        word if len(word) <= _LONGEST else f"{word[:_LONGEST]}…" for word in words[:MOST_NAMED]
+    ]
+    return "; ".join([*named, *([f"and {more} more"] if more > 0 else [])])
+
+
+def _required(model: type[Frozen]) -> frozenset[str]:
+    return frozenset(name for name, field in model.model_fields.items() if field.is_required())
+
+
+@dataclass(slots=True)
+class _Repair:
+    """An object under repair. It is changed in place."""
+
+    root: str
+    body: Any
+    required: frozenset[str]
+    """The keys that the whole is nothing without."""
+    forgiving: bool
+    """Whether fields that can't be used are left out, and texts cut."""
+    changed: dict[Path, str] = field(default_factory=dict)
+    """What was changed that may matter, by its place in the object as it came."""
+    _indices: dict[int, list[int]] = field(default_factory=dict)
+    """By id of a list that lost entries: the original indices of those that are left."""
+
+    def done(self, model: type[Model], bad: ValidationError) -> Model:
+        """Repair and validate until it holds. Raises UnreadableError."""
+        for _ in range(_ROUNDS):
+            self._mend(bad)
+            try:
+                return model.model_validate(self.body, context=AT_THE_DOOR)
+            except ValidationError as again:
+                bad = again
+        raise UnreadableError(describe(bad, self.root))
+
+    def _mend(self, bad: ValidationError) -> None:
+        """Repair what one validation found. Raises UnreadableError for what can't be repaired."""
+        wrong: list[str] = []
+        gone: set[Path] = set()
+        for error in bad.errors(include_url=False):
+            origin = self._origin(error["loc"])
+            words = _words(error, spelled(self.root, origin))
+            if not self._mended(error, words, gone):
+                lacking = f"{spelled(self.root, origin)} {_WORDS['missing']}"
+                said = self.changed.get(origin, lacking if _is_absent(error) else words)
+                wrong.append(said.removesuffix(_LEFT_OUT))
+        if wrong:
+            raise UnreadableError(listed(wrong))
+        inner = {path for path in gone if any(path[:n] in gone for n in range(len(path)))}
+        # Later entries of a list go first, so that the indices of earlier ones stay right.
+        for path in sorted(gone - inner, key=lambda path: [str(k).zfill(9) for k in path])[::-1]:
+            self._leave_out(path)
+
+    def _mended(self, error: ErrorDetails, words: str, gone: set[Path]) -> bool:
+        """Repair one error, or note in `gone` what to leave out; say whether that was possible."""
+        kind, path = error["type"], error["loc"]
+        if kind == "missing" or not path:
+            return self._escalate(path, words, gone)
+        value, key = error["input"], path[-1]
+        needed = len(path) == 1 and key in self.required
+        if _is_absent(error) and isinstance(key, str) and not needed:
+            gone.add(path)  # it means the same
+        elif kind == "int_type" and isinstance(value, float) and value.is_integer():
+            self._holder(path)[key] = int(value)
+        elif needed or not self.forgiving:
+            return False
+        elif kind == "text_too_long":
+            limit = error["ctx"]["limit"]
+            self._holder(path)[key] = _cut(value, limit, end=key in _ENDS_KEPT)
+            self.changed[self._origin(path)] = f"{words}: cut"
+        elif kind == "duplicate_ids":
+            self._leave_out_duplicates(path)
+        elif key in _DEFINING:
+            return self._escalate(path, words, gone)
+        else:
+            gone.add(path)
+            self.changed.setdefault(self._origin(path), f"{words}{_LEFT_OUT}")
+        return True
+
+    def _escalate(self, path: Path, words: str, gone: set[Path]) -> bool:
+        """Leave out what is nothing without the field at `path`, if that is not the whole."""
+        if not self.forgiving or len(path) < 2:  # noqa: PLR2004 — a field of the whole
+            return False
+        holder = path[:-1]
+        said = self.changed.pop(self._origin(path), words).removesuffix(_LEFT_OUT)
+        name = spelled(self.root, self._origin(holder))
+        self.changed.setdefault(self._origin(holder), f"{said}: {name} is left out")
+        gone.add(holder)
+        return True
+
+    def _leave_out_duplicates(self, path: Path) -> None:
+        """Keep the first entry of each id."""
+        known: set[str] = set()
+        again: list[Path] = []
+        for index, entry in enumerate(self._at(path)):
+            place = (*path, index)
+            if entry["id"] in known:
+                again.append(place)
+                name = spelled(self.root, self._origin(place))
+                self.changed[self._origin(place)] = (
+                    f"{name}.id was listed before: {name} is left out"
+                )
+            known.add(entry["id"])
+        for place in reversed(again):
+            self._leave_out(place)
+
+    def _leave_out(self, path: Path) -> None:
+        holder, key = self._holder(path), path[-1]
+        if isinstance(holder, list) and isinstance(key, int):
+            self._indices.setdefault(id(holder), list(range(len(holder)))).pop(key)
+        del holder[key]
+
+    def _at(self, path: Path) -> Any:
+        found = self.body
+        for key in path:
+            found = found[key]
+        return found
+
+    def _holder(self, path: Path) -> Any:
+        return self._at(path[:-1])
+
+    def _origin(self, path: Path) -> Path:
+        """Return where something stood in the object as it came."""
+        found, origin = self.body, list[str | int]()
+        for key in path:
+            known = self._indices.get(id(found))
+            origin.append(known[key] if known is not None and isinstance(key, int) else key)
+            present = isinstance(found, list) or (isinstance(found, dict) and key in found)
+            found = found[key] if present else None
+        return tuple(origin)
+
+
+def _is_absent(error: ErrorDetails) -> bool:
+    """Say whether the value means the same as none: null, or an id or text that is empty."""
+    return error["input"] is None or (error["input"] == "" and error["type"] in _BLANK)
+
+
+def _cut(text: str, limit: int, *, end: bool) -> str:
+    """Cut a text to `limit` bytes of UTF-8, between characters."""
+    encoded = text.encode()
+    return (encoded[-limit:] if end else encoded[:limit]).decode(errors="ignore")
+
+
+def _words(error: ErrorDetails, name: str) -> str:
+    """Say what is wrong with the field of that name."""
+    kind = error["type"]
+    if kind in _WORDS:
+        return f"{name} {_WORDS[kind]}"
+    if kind.startswith(("text_", "duplicate_")):
+        return f"{name} {error['msg']}"
+    if kind == "enum":
+        return f"{name} is none of: {error['ctx']['expected']}"
+    if kind == "string_pattern_mismatch":
+        return f"{name} {_of_pattern(error)}"
+    return f"{name}: {error['msg']}"
+
+
+def _of_pattern(error: ErrorDetails) -> str:
+    if error["ctx"]["pattern"].endswith(_OF_NAMES):
+        return "must be 1 to 128 of A-Z, a-z, 0-9, _ and -"
+    value = error["input"]
+    if isinstance(value, str) and is_uuid(value):
+        return "is a UUID, but not in lower-case canonical form"
+    return "is not a UUID"
