@@ -113,7 +113,7 @@ class Requested:
     build: BuildRequested
     wait: Wait
     replaces: BuildRequested | None = None
-    """The stop of the workspace that the new one takes the place of."""
+    """The stop or delete of the workspace that the new one takes the place of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from statemachine import events, formers
-from statemachine.builds import seen_by, start_before, with_fact
+from statemachine.builds import before_delete, seen_by, start_before, with_earlier, with_fact
 from statemachine.events import Data, Event, Transition
 from statemachine.table import Trigger
 from statemachine.workspace import (
@@ -154,14 +154,20 @@ def _build(
     current = workspace.build
     if current is not None and current.id == fact.build_id:
         known = with_fact(current, fact, at)
-        if known == current:
-            return Folded(workspace, unmoved=Unmoved.IGNORED)
-        return Folded(workspace.model_copy(update={"build": known}))
+        # It says nothing new, or only whether a canceled delete had begun, which nothing shows.
+        over = known == current or current.outcome is not None
+        return Folded(
+            workspace.model_copy(update={"build": known}),
+            unmoved=Unmoved.IGNORED if over else None,
+        )
     seen = seen_by(current, fact, time, at)
     if current is None or fact.build_number > current.number:
         return _follow(workspace, seen)
-    start = start_before(current, workspace.last_start, seen, fact, at)
-    return Folded(workspace.model_copy(update={"last_start": start}), unmoved=Unmoved.STALE)
+    new = {
+        "last_start": start_before(current, workspace.last_start, seen, fact, at),
+        "before_delete": with_earlier(current, workspace.before_delete, seen, fact, at),
+    }
+    return Folded(workspace.model_copy(update=new), unmoved=Unmoved.STALE)
 
 
 def joined(workspace: Workspace, before: Workspace) -> Folded | None:
@@ -177,6 +183,7 @@ def joined(workspace: Workspace, before: Workspace) -> Folded | None:
     builds = (*before.past, before.build.id if before.build else None, workspace.latest_build)
     new = {
         "last_start": heir.last_start,
+        "before_delete": heir.before_delete,
         "deleted_builds": tuple(build for build in builds if build is not None),
     }
     return replace(folded, workspace=folded.workspace.model_copy(update=new))
@@ -227,6 +234,7 @@ def _follow(workspace: Workspace, build: Build) -> Folded:
             "past": past,
             "rejected": tuple(r for r in workspace.rejected if r.build_id not in past),
             "last_start": None if starts else last_start,
+            "before_delete": before_delete(workspace.build, workspace.before_delete, build),
             "chosen": None,
             "failure": None,
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from statemachine import events
-from statemachine.builds import seen_by, start_before, with_fact
+from statemachine.builds import before_delete, seen_by, start_before, with_earlier, with_fact
 from statemachine.events import Transition
 from statemachine.states import Word
 from statemachine.words import word_of
@@ -58,6 +58,7 @@ def left(workspace: Workspace, at: datetime, *, deleted: bool) -> Workspace:
             "ref": None,
             "build": None,
             "last_start": None,
+            "before_delete": (),
             "chosen": None,
             "agents": _agents_but_of(workspace, ref.id),
             "past": (),
@@ -69,7 +70,9 @@ def _may_run(workspace: Workspace) -> bool:
     """Say whether the workspace runs, or was not stopped and nobody knows what its start came to."""
     start, build = workspace.start_build, workspace.build
     unknown = start is not None and start.outcome is None and start is not build
-    return word_of(workspace) is Word.RUNNING or (unknown and build is not None and _runs(build))
+    if start is not None and start.succeeded:
+        return word_of(workspace) in (Word.RUNNING, Word.FAILED_DELETE)
+    return unknown and build is not None and _runs(build)
 
 
 def told(
@@ -98,11 +101,16 @@ def told(
     if build is None or fact.build_number > build.number:
         if build is not None and build.transition is Transition.START:
             start = build
-        start = None if seen.transition is Transition.START else start
-        former = former.model_copy(update={"last_start": start})
-        return _with(workspace, former, seen, at)
-    start = start_before(build, start, seen, fact, at)
-    return remembered(workspace, former.model_copy(update={"last_start": start}))
+        new: dict[str, object] = {
+            "last_start": None if seen.transition is Transition.START else start,
+            "before_delete": before_delete(build, former.before_delete, seen),
+        }
+        return _with(workspace, former.model_copy(update=new), seen, at)
+    new = {
+        "last_start": start_before(build, start, seen, fact, at),
+        "before_delete": with_earlier(build, former.before_delete, seen, fact, at),
+    }
+    return remembered(workspace, former.model_copy(update=new))
 
 
 def heir(workspace: Workspace) -> Former | None:

@@ -104,14 +104,19 @@ def _create(call: Call, args: CreateArguments, chat: Workspace, known: Known) ->
             )
         case Word.RUNNING if usable(chat):
             return _running(call, chat)
-        case _:
-            return requests.create(call, args, chat, known, runs=word_of(chat) is Word.RUNNING)
+        case word:
+            return requests.create(call, args, chat, known, replaced=_REPLACED.get(word))
 
 
 def _start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Verdict:
     match word_of(chat):
         case Word.NOTHING:
             return answers.error(NO_WORKSPACE)
+        case Word.FAILED_DELETE:
+            return answers.error(
+                f"a delete of workspace '{name_of(chat)}' failed, and what it left can't be started; "
+                "use create_workspace to make a new one"
+            )
         case Word.BEING_BUILT:
             return _join(call, chat, Until.SETTLED)
         case Word.BEING_STOPPED:
@@ -253,6 +258,12 @@ def _success(call: Call, wait: Wait, chat: Workspace, keys: dict[str, Any]) -> A
     return Answered(result | ({} if wait.running else {"build_id": wait.build_id}) | keys)
 
 
+_REPLACED: Final = {
+    Word.RUNNING: Transition.STOP,
+    Word.FAILED_DELETE: Transition.DELETE,
+}
+"""By the word for a workspace that create_workspace replaces, the build that it gets."""
+
 Rules = Callable[[Call, Any, Workspace, Known], Verdict]
 _TOOLS: Final[dict[str, tuple[type[NoArguments], Rules]]] = {
     "create_workspace": (CreateArguments, _create),
@@ -291,8 +302,13 @@ def expiry(chat: Workspace, known: Known, label: str) -> BuildRequested | None:
 
 
 def orphan(chat: Workspace, known: Known, workspace_id: str, label: str) -> BuildRequested | None:
-    """Judge a workspace that ran on without a chat: the stop to make, if it still runs."""
+    """Judge a workspace that is left without a chat: the stop to make, if it still may run.
+
+    One that the chat had, and whose delete failed, is deleted again.
+    """
     former = formers.known(chat, workspace_id)
     if former is None or former.orphaned_at is None or workspace_id in known.had:
         return None
-    return requests.ending(chat, Transition.STOP, known, label, former)
+    last = former.build.transition if former.build is not None and former.ours else None
+    again = Transition.DELETE if last is Transition.DELETE else Transition.STOP
+    return requests.ending(chat, again, known, label, former)

@@ -36,9 +36,14 @@ def allowed(template: Template, call: Call, known: Known) -> bool:
 
 
 def create(
-    call: Call, args: CreateArguments, chat: Workspace, known: Known, *, runs: bool
+    call: Call,
+    args: CreateArguments,
+    chat: Workspace,
+    known: Known,
+    *,
+    replaced: Transition | None,
 ) -> Verdict:
-    """Have a new workspace built; the one that `runs` gets a stop."""
+    """Have a new workspace built. `replaced`: the build that the chat's present one gets, if any."""
     template = known.catalog.templates.get(args.template)
     if template is None or template.organization_id != call.organization_id:
         return answers.error(  # nobody learns what another organization has
@@ -81,8 +86,8 @@ def create(
         call_id=call.call_id,
     )
     wait = Wait(until=Until.SETTLED, build_id=build.build_id, requested=True)
-    replaces = ending(chat, Transition.STOP, known, f"{call.call_id}/replaced") if runs else None
-    return Requested(build, wait, replaces)
+    label = f"{call.call_id}/replaced"
+    return Requested(build, wait, ending(chat, replaced, known, label) if replaced else None)
 
 
 def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Verdict:

@@ -64,6 +64,8 @@ class Word(StrEnum):
     BEING_STOPPED = "being stopped"
     STOPPED = "stopped"
     FAILED_STOP = "failed stop"
+    """Also of a delete, as states go; `words.word_of` says what either means for the workspace."""
+    FAILED_DELETE = "failed delete"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,12 @@ from statemachine.workspace import Workspace
 
 
 def word_of(chat: Workspace) -> Word:
-    """Return the word of contract §5 for the chat; a failed stop is what the last start made it."""
+    """Return the word of contract §5 for the chat; after a failed stop or delete its builds say it."""
     about = ABOUT[chat.state]
     word = about.word
     if about.end_rejected is not None and chat.rejection is not None and chat.rejection.ends:
         word = about.end_rejected
-    if word is not Word.FAILED_STOP:
-        return word
-    start = chat.start_build
-    return Word.RUNNING if start is not None and start.succeeded else Word.FAILED_BUILD
+    return chat.standing if word is Word.FAILED_STOP else word
 
 
 def usable(chat: Workspace) -> bool:

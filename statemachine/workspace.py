@@ -14,7 +14,7 @@ from pydantic import Field
 
 from statemachine import events
 from statemachine.events import Agent, Frozen, Lifecycle, Quota, TemplateRef, Transition
-from statemachine.states import ABOUT, Limit, Reason, State
+from statemachine.states import ABOUT, Limit, Reason, State, Word
 
 STARTUP: Final = frozenset(
     (
@@ -32,6 +32,8 @@ MOST_AGENTS: Final = 1024
 """Agents remembered of one chat: of its builds, early ones, and of workspaces it never had."""
 MOST_REJECTED: Final = 16
 """Builds of which a fact was rejected that are remembered of one chat."""
+MOST_BEFORE_DELETE: Final = 16
+"""Stops and deletes remembered that came before a delete."""
 MOST_PAST: Final = 64
 """Superseded builds and former workspaces remembered of one chat."""
 
@@ -96,6 +98,8 @@ class Build(Frozen):
     started_at: datetime = Field(strict=False)
     taken: bool = False
     """A provisioner has said that it began."""
+    untouched: bool = False
+    """A delete that was canceled, and of which no `build_started` is stored: it changed nothing."""
     template: TemplateRef | None = None
     template_version_id: str | None = None
     parameters: dict[str, str] = Field(default_factory=dict)
@@ -246,6 +250,8 @@ class Former(Frozen):
     """The newest build known of it."""
     last_start: Build | None = None
     """The newest start build known of one made elsewhere, when `build` is no start."""
+    before_delete: tuple[Build, ...] = Field(default=(), strict=False)
+    """As of a chat's own workspace, for a chat that may get this one."""
     orphaned_at: datetime | None = Field(default=None, strict=False)
     """Since when it is known to run without a chat."""
     overdue: bool = False
@@ -277,6 +283,11 @@ class Workspace(Frozen):
     """Counts deadlines, so that a late timer is told from the present one."""
     cause: Cause | None = None
     former: tuple[Former, ...] = Field(default=(), strict=False)
+    before_delete: tuple[Build, ...] = Field(default=(), strict=False)
+    """When the followed build is a delete: the stops and deletes between the last start and it.
+
+    Without what nobody asks of them. A delete that changed nothing leaves what they had left.
+    """
     latest_build: str | None = None
     """The id of the build followed last, also after its workspace is gone."""
     past: tuple[str, ...] = Field(default=(), strict=False)
@@ -308,6 +319,23 @@ class Workspace(Frozen):
         return next((r for r in found if r.ends), found[-1] if found else None)
 
     @property
+    def standing(self) -> Word:
+        """What the builds made of the workspace, when the followed one is a stop or delete that failed.
+
+        `RUNNING`, `STOPPED`, `FAILED_BUILD`, or `FAILED_DELETE`: nobody knows what is left.
+        """
+        started = self.last_start is not None and self.last_start.succeeded
+        left = Word.RUNNING if started else Word.FAILED_BUILD
+        earlier = (self.build, self.last_start, *self.before_delete)
+        builds = sorted((b for b in earlier if b), key=lambda build: build.number, reverse=True)
+        last = next((build for build in builds if not build.untouched), None)
+        if last is None or last.transition is Transition.START:
+            return left
+        if last.transition is Transition.DELETE:
+            return Word.FAILED_DELETE
+        return Word.STOPPED if last.succeeded else left
+
+    @property
     def expires_at(self) -> datetime | None:
         """When the running workspace has lived as long as it may.
 
@@ -319,6 +347,8 @@ class Workspace(Frozen):
         stopping = build is not start and (build.outcome is None or build.succeeded)
         if stopping or start.expired or not start.ttl_ms:
             return None
+        if any(earlier.succeeded for earlier in self.before_delete):
+            return None  # it was stopped before somebody tried to delete it
         return start.ended_at + timedelta(milliseconds=start.ttl_ms)
 
     def facts_of(self, agent_id: str) -> AgentFacts | None:

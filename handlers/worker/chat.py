@@ -23,7 +23,7 @@ from statemachine.calls import (
     Resumed,
     Waiting,
 )
-from statemachine.events import OURS, BuildRequested, Event, OwnEvent
+from statemachine.events import OURS, BuildRequested, Event, OwnEvent, Transition
 from statemachine.folding import Unmoved
 from statemachine.machine import Decision, Ignored, Moved, cause_of, decide
 from statemachine.replay import entry_of, set_deadline
@@ -126,9 +126,10 @@ class Chat:
             outcome = build.outcome
             ending = outcome.ending if outcome else "was the last"
             error = f": {outcome.error}" if outcome and outcome.error else ""
+            deleted = build.transition is Transition.DELETE
             self.say(
                 logging.ERROR,
-                f"workspace {former.id} runs on though no chat has it: "
+                f"workspace {former.id} {'is left' if deleted else 'runs on'} though no chat has it: "
                 f"its {build.transition} build {build.id} {ending}{error}",
                 build_id=build.id,
             )

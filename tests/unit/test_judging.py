@@ -20,6 +20,7 @@ G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_template
 | C3d | stopped | `created:false`, `stopped`, points to start_workspace |
 | C3e | being deleted | waits, judged again: a new workspace |
 | C3f | being stopped, the stop fails | waits, judged again as C4i or C4j |
+| C3g | being deleted, the delete fails | waits, judged again as C4l or C4m |
 | C4a | running, settled, agent connected | `already_exists` + readiness keys, no `build_id` |
 | C4b | running, agent connecting or scripts running | waits; as C4a |
 | C4c | running, `selection_error` | `already_exists` + readiness keys |
@@ -31,6 +32,8 @@ G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_template
 | C4i | failed stop, the last start succeeded | as running |
 | C4j | failed stop, the last start failed | as a failed build |
 | C4k | to be replaced, but of a template not known here | new workspace, no job |
+| C4l | failed delete | new workspace, delete job for the old one |
+| C4m | canceled delete that never began | as before that delete |
 | C5a | template unknown | `is_error` |
 | C5b | of another organization | `is_error` |
 | C5c | not `agents_allowed` | `is_error` |
@@ -52,11 +55,14 @@ G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_template
 | S3a | being stopped | waits, judged again: starts |
 | S3b | being stopped, out of time | build failure object |
 | S3c | being deleted | waits, judged again: as S1 |
+| S3d | being deleted, the delete fails | waits, judged again as S5d or S5e |
 | S4a | running, settled (also lost agent, failed scripts) | `started:true`, `no_build:true`, readiness keys |
 | S4b | running, not settled | waits; as S4a |
 | S5a | stopped | a start build with the next number |
 | S5b | failed build | a start build with the next number |
 | S5c | failed stop, the last start succeeded / failed | as running / a start build |
+| S5d | failed delete | `is_error`, points to create_workspace |
+| S5e | canceled delete that never began | as before that delete |
 | S6a | active version demanded, differs | that version, `updated_to_active_version` … |
 | S6b | active version not demanded | the last build's version |
 | S7a | parameters | the call's over the last build's over the default |
@@ -70,6 +76,8 @@ G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_template
 | P3 | stopped | `stopped:true`, `no_build:true` |
 | P4a | running, failed build, failed stop | a stop build; `stopped:true`, `build_id` |
 | P4b | the stop fails, is canceled, or runs out of time | build failure object |
+| P4c | failed delete | a stop build; `stopped:true`, `build_id` |
+| P4d | canceled delete that never began | as before that delete |
 | P5 | template not known here | `is_error` |
 | L1 | list_templates | allowed ones of the organization, by name |
 | L2 | `query` | case-insensitive substring, no wildcards |

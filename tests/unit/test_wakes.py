@@ -84,6 +84,17 @@ CHILD = agents(child="nobody")
         ([limited(), succeeded(), requested(2, STOP), failed(2, STOP)], 1),
         ([limited(), succeeded(), requested(2, STOP), canceled(2, STOP)], 1),
         ([limited(), succeeded(), requested(2, DELETE), failed(2, DELETE)], 1),
+        (
+            [
+                limited(),
+                succeeded(),
+                requested(2, STOP),
+                succeeded(2, STOP),
+                requested(3, DELETE),
+                failed(3, DELETE),
+            ],
+            None,
+        ),
         ([limited(), requested(2, STOP), failed(2, STOP), succeeded()], 3),
         ([limited(), succeeded(), deleted()], None),
         ([limited(), succeeded(), started(2)], None),

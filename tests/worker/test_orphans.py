@@ -358,3 +358,34 @@ async def test_of_several_workers_one_asks_for_the_stop(rig: Rig, chat: str) -> 
 
     assert [job["build_number"] for job in rig.jobs() if job["transition"] == "stop"] == [2, 3]
     await rig.check(chat)
+
+
+async def test_a_delete_of_a_replaced_workspace_that_fails_is_told_and_tried_again(
+    rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
+) -> None:
+    """Its chat's own delete had failed, so that create_workspace made a new one."""
+    old = await made(rig, hand, chat, agents=())
+    await send.delete(chat)
+    await hand.pump()
+    await send.built(rig.job, "failed")
+    await hand.pump()
+    new = await made(rig, hand, chat, "again")
+    assert new["workspace_id"] != old["workspace_id"]
+
+    delete = [job for job in rig.jobs() if job["transition"] == "delete"][-1]
+    assert (delete["workspace_id"], delete["build_number"]) == (old["workspace_id"], 3)
+    assert errors == []
+    await send.built(delete, "failed")
+    await hand.pump()
+
+    assert len(errors) == 1
+    assert f"workspace {old['workspace_id']} is left though no chat has it" in errors[0]
+    assert await listed(rig, chat) == [old["workspace_id"]]
+    await passes(rig, hand, GRACE)
+    again = rig.job
+    assert (again["transition"], again["build_number"]) == ("delete", 4)
+    assert again["workspace_id"] == old["workspace_id"]
+    await send.built(again)
+    await hand.pump()
+    assert await listed(rig, chat) == []
+    await rig.check(chat)

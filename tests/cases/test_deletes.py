@@ -1,0 +1,22 @@
+"""Recorded cases about workspaces whose delete did not succeed."""
+
+from __future__ import annotations
+
+from tests.cases.playing import play
+from tests.wire.world import World
+
+
+async def test_b07_stopped_then_delete_failed(world: World) -> None:
+    """Nobody knows what is left, so nobody says that it runs."""
+    case = await play(world, "B07-stopped-then-delete-failed")
+    chat = case.chat
+    who = {"organization_id": case.names["org"], "owner_id": case.names["owner"]}
+
+    started = await case.answer("c1")
+    created = await chat.answer(
+        await chat.ask("create_workspace", {"template_id": world.plain}, owner_name="ada", **who)
+    )
+
+    assert started["is_error"] is True
+    assert "create_workspace" in started["result"]["error"]
+    assert "already_exists" not in str(created)
