@@ -5,6 +5,7 @@ The two are processes that share nothing else: either may be killed and started 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -126,11 +127,14 @@ def running(home: Path) -> int | None:
     """Return the process that is the agent of this folder now, None for nobody.
 
     The kernel tells who holds the lock: a number in a file could be a dead process' by now.
+    Raises OSError when that can't be seen now.
     """
     try:
         looked = os.open(home / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
+    except OSError as no:
+        if no.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            return None  # there is none, or scripts left something else in its place
+        raise
     try:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(looked, fcntl.F_GETLK, asked))

@@ -40,6 +40,10 @@ _OWN_DIRECTORY: Final = Path(__file__).parents[2]
 _log = logging.getLogger(__name__)
 
 
+class _Hopeless(Exception):
+    """The agent can't be started, and never could: trying again is of no use."""
+
+
 class Agents:
     """Sees to it that the agents which should run do, and ends those which should not."""
 
@@ -96,29 +100,48 @@ class Agents:
         return agent_files.home_of(self._workspaces / record.workspace_id, agent_id)
 
     async def _keep(self, home: Path, agent_id: str) -> None:
+        """Have the agent run until it ends by itself, or never can: what only fails now is tried again."""
         backoff = Backoff(first=0.5, most=30.0)
-        try:
-            config = self._config(home)
-            while True:
-                credential = await self._credential(home, config)
-                pid = agent_files.running(home)
-                if pid is None:
-                    pid = self._start(home, config)
-                since = monotonic()
-                ended = await self._ended(agent_id, pid, renewed_in(credential))
-                if ended is _STILL_RUNS or agent_files.running(home) is not None:
+        while True:
+            since = monotonic()
+            try:
+                ended = await self._run_once(home, agent_id)
+            except Superseded as no:
+                _log.info("agent %s is no longer wanted: %s", agent_id, no)
+                return
+            except _Hopeless as no:
+                _log.error("agent %s can't be started: %s", agent_id, no)
+                return
+            except OSError as no:
+                _log.error("agent %s can't be started now: %s", agent_id, no)
+            else:
+                if ended is _STILL_RUNS:
                     continue
                 if ended == 0:
                     _log.info("agent %s has ended", agent_id)
                     return
                 _log.warning("agent %s ended unasked (%s) and is started again", agent_id, ended)
-                if monotonic() - since > _SETTLED:
-                    backoff.reset()
-                await backoff.wait()
-        except Superseded as no:
-            _log.info("agent %s is no longer wanted: %s", agent_id, no)
-        except (OSError, ValueError):
-            _log.exception("agent %s can't be kept", agent_id)
+            if monotonic() - since > _SETTLED:
+                backoff.reset()
+            await backoff.wait()
+
+    async def _run_once(self, home: Path, agent_id: str) -> int | str:
+        """Start the agent unless it runs, and return how it ended.
+
+        Raises Superseded, _Hopeless, and OSError when it can't be started now.
+        """
+        try:
+            config = self._config(home)
+        except (FileNotFoundError, ValueError) as gone:
+            raise _Hopeless(
+                f"its configuration can't be read ({gone}); start a new build"
+            ) from gone
+        credential = await self._credential(home, config)
+        pid = agent_files.running(home)
+        if pid is None:
+            pid = self._start(home, config)
+        ended = await self._ended(agent_id, pid, renewed_in(credential))
+        return ended if agent_files.running(home) is None else _STILL_RUNS
 
     async def _renew(self, home: Path, agent_id: str) -> None:
         """Ask until there is an answer: what makes the build known again may not be applied yet."""
@@ -127,10 +150,10 @@ class Agents:
             try:
                 config = agent_files.read_config(home)
                 agent_files.write_credential(home, await obtain(self._bus, config))
-            except Superseded as no:
+            except (Superseded, OSError) as no:
                 _log.info("no new credential for agent %s yet: %s", agent_id, no)
                 await backoff.wait()
-            except (OSError, ValueError):
+            except ValueError:
                 _log.exception("agent %s gets no new credential", agent_id)
                 return
             else:
@@ -166,22 +189,25 @@ class Agents:
         # What scripts left in its place is neither followed nor waited for.
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
         confined = self._confinement.prefix(config.directory, step=False)
-        pid = os.posix_spawn(
-            confined[0],
-            [*confined, "/bin/sh", "-c", _ENTER, str(config.directory), *program],
-            {
-                # Not the template's `env`, which is meant for scripts: it could break our Python.
-                **{name: value for name, value in config.env.items() if environment.is_plain(name)},
-                "PYTHONPATH": str(_OWN_DIRECTORY),
-            },
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, output, append, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-        )
+        # Not the template's `env`, which is meant for scripts: it could break our Python.
+        env = {name: value for name, value in config.env.items() if environment.is_plain(name)}
+        for name in dict(environment.faults(env)):
+            del env[name]
+        try:
+            pid = os.posix_spawn(
+                confined[0],
+                [*confined, "/bin/sh", "-c", _ENTER, str(config.directory), *program],
+                {**env, "PYTHONPATH": str(_OWN_DIRECTORY)},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, output, append, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setsid=True,
+                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            )
+        except ValueError as bad:
+            raise _Hopeless(str(bad)) from bad
         self._started[config.agent_id] = pid
         return pid
 
@@ -205,9 +231,10 @@ class Agents:
             if (task := tasks.pop(agent_id, None)) is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        started, pid = self._started.pop(agent_id, None), agent_files.running(home)
+        started, pid = self._started.pop(agent_id, None), None
         limit = _FAREWELL
         with suppress(OSError, ValueError):
+            pid = agent_files.running(home)
             limit += agent_files.read_config(home).shutdown_timeout_seconds
         if (pid := pid or started) is not None:
             with suppress(ProcessLookupError, TimeoutError), watching(pid) as descriptor:

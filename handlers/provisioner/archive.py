@@ -17,10 +17,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from bus import Bus, NoResponder, ServiceError, Unavailable, subjects
+from bus import Bus, BusError, ServiceError, subjects
 from handlers.agent_files import OURS
-from handlers.provisioner.job import TemplateRef
-from handlers.sending import Backoff
+from handlers.provisioner.job import Packed
+from handlers.sending import Backoff, is_final
 from handlers.sending.disk import own_directory, read_plain, write_whole
 
 _MANIFEST: Final = "template.toml"
@@ -33,8 +33,6 @@ _LAST: Final = 8
 _ID_SIZE: Final = 64
 _UNPACKED: Final = 512 * 1024 * 1024
 _MEMBERS: Final = 20_000
-_CLIENT_ERRORS: Final = range(400, 500)
-_BUSY: Final = 429
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ class Archives:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @asynccontextmanager
-    async def held(self, template: TemplateRef) -> AsyncIterator[Path]:
+    async def held(self, template: Packed) -> AsyncIterator[Path]:
         """Have the checked archive, fetched unless it is there, to oneself. Raises BadArchive."""
         path = self._directory / f"{template.version_id}{_SUFFIX}"
         self._held[template.version_id] += 1
@@ -80,7 +78,7 @@ class Archives:
         except OSError:
             _log.exception("the archives in %s can't be pruned", self._directory)
 
-    async def _fetch(self, template: TemplateRef, path: Path) -> None:
+    async def _fetch(self, template: Packed, path: Path) -> None:
         packed = bytearray()
         while len(packed) < template.archive.size:
             piece = await self._piece(template.version_id, len(packed))
@@ -102,11 +100,12 @@ class Archives:
                     json.dumps(request).encode(),
                     timeout=_ANSWER_WITHIN,
                 )
-            except ServiceError as no:
-                if no.code in _CLIENT_ERRORS and no.code != _BUSY:
+            except BusError as no:
+                if is_final(no):
                     raise BadArchive(f"version {version_id} can't be fetched: {no}") from None
-                _log.warning("version %s can't be fetched yet: %s", version_id, no)
-            except (NoResponder, Unavailable, TimeoutError) as no:
+                level = logging.WARNING if isinstance(no, ServiceError) else logging.INFO
+                _log.log(level, "version %s can't be fetched yet: %s", version_id, no)
+            except TimeoutError as no:
                 _log.info("version %s can't be fetched yet: %s", version_id, no)
             else:
                 return answer.data

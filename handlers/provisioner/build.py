@@ -36,6 +36,8 @@ LAUNCHER: Final = "agent-launcher"
 _GRACE: Final = 2.0
 _DISCARD: Final = 60.0
 """Seconds that the delete step may take for what a build left that went over its owner's quota."""
+_UNPACKED_WITHIN: Final = 30.0
+"""Seconds that a step which ends a workspace waits for files of its template that are not here yet."""
 _NOTHING_TO_DO: Final = ("", "true", ":")
 
 
@@ -43,13 +45,14 @@ _NOTHING_TO_DO: Final = ("", "true", ":")
 class Succeeded:
     """The build is done, and these agents belong to it."""
 
-    version_id: str
+    version_id: str | None
     agents: tuple[AgentConfig, ...] = field(default=(), repr=False)
     listed: tuple[Mapping[str, Any], ...] = ()
 
     def data(self) -> dict[str, Any]:
         """Return what `build_succeeded` says of it."""
-        return {"template_version_id": self.version_id, "agents": list(self.listed)}
+        version = {} if self.version_id is None else {"template_version_id": self.version_id}
+        return {**version, "agents": list(self.listed)}
 
 
 class Workplace:
@@ -107,13 +110,27 @@ class Workplace:
     async def _start(
         self, job: Job, workspace: Path, log: BuildLog, *, new: bool
     ) -> Succeeded | Failed:
-        refused = _misfit(job.template.spec.agent) or self._quotas.admit(job)
+        refused = _misfit(job.template.spec.agent) or self._unusable(job, workspace)
+        refused = refused or self._quotas.admit(job)
         if refused := refused or await self._over(job, workspace, log, new=new, again=new):
             return refused
         failed = await self._run(job, workspace, log)
         # Looked at whatever became of the step: what a failed one left uses disk as well.
         over = await self._over(job, workspace, log, new=new)
         return failed or over or await self._with_agents(job, workspace, log)
+
+    def _unusable(self, job: Job, workspace: Path) -> Failed | None:
+        """Say which values no step, or no script of an agent, can be given."""
+        env = environment.of_job(job, workspace, self._environ)
+        found: dict[object, str] = dict(environment.faults(env))
+        for spec in job.template.spec.agent:
+            faults = environment.faults(environment.of_agent(env, spec, ""))
+            found |= {
+                (spec.name, name): f"agent {spec.name!r}: {words}"
+                for name, words in faults
+                if name not in found
+            }
+        return Failed(f"Nothing can be built: {'; '.join(found.values())}.") if found else None
 
     async def _over(
         self, job: Job, workspace: Path, log: BuildLog, *, new: bool, again: bool = False
@@ -133,7 +150,8 @@ class Workplace:
         """Remove what builds left, by the delete step too: no later job will find it."""
         step = job.template.spec.build.delete
         try:
-            unpacked = archive.is_unpacked(job.template.version_id, workspace)
+            version = job.template.version_id
+            unpacked = version is not None and archive.is_unpacked(version, workspace)
             if unpacked and step.strip() not in _NOTHING_TO_DO:
                 log.mask = Mask(archive.sensitive_values(workspace, job.parameters))
                 failed = await self._step(job, Transition.DELETE, step, workspace, log, _DISCARD)
@@ -152,8 +170,10 @@ class Workplace:
             log.write("prepare", "info", "The workspace has no directory here: nothing to do.\n")
             return None
         template, idle = job.template, job.step.strip() in _NOTHING_TO_DO
-        if starts or not idle:
+        if starts:
             await self._unpack(job, workspace, log)
+        elif not idle:
+            await self._unpack_if_possible(job, workspace, log)
         log.mask = Mask(archive.sensitive_values(workspace, job.parameters))
         if starts:
             (workspace / OURS / LAUNCHER).unlink(missing_ok=True)
@@ -172,6 +192,10 @@ class Workplace:
         limit: float,
     ) -> Failed | None:
         env = environment.of_job(job, workspace, self._environ)
+        for unusable, words in dict(environment.faults(env)).items():
+            # A start is refused for it; a workspace can be stopped and deleted all the same.
+            log.write(transition.value, "warn", f"{words}; the step runs without it.\n")
+            del env[unusable]
         env["WORKSPACED_TRANSITION"] = name = transition.value
         env["WORKSPACED_AGENT_LAUNCHER"] = str(workspace / OURS / LAUNCHER)
         ends = transition is not Transition.START
@@ -181,11 +205,25 @@ class Workplace:
         )
 
     async def _unpack(self, job: Job, workspace: Path, log: BuildLog) -> None:
-        version = job.template.version_id
+        """Put the template's files into the workspace. Raises BadArchive."""
+        template = job.template.packed
+        if template is None:
+            raise BadArchive("the job names no archive of it")
+        version = template.version_id
         if not archive.is_unpacked(version, workspace):
-            async with self._archives.held(job.template) as packed:
+            async with self._archives.held(template) as packed:
                 await asyncio.to_thread(archive.unpack, packed, version, workspace)
             log.write("prepare", "info", f"{job.template.name}: version {version} is unpacked.\n")
+
+    async def _unpack_if_possible(self, job: Job, workspace: Path, log: BuildLog) -> None:
+        """Do the same for a step that ends the workspace, which runs with or without them."""
+        try:
+            async with asyncio.timeout(_UNPACKED_WITHIN):
+                await self._unpack(job, workspace, log)
+        except (BadArchive, OSError) as no:
+            why = f"no answer within {_UNPACKED_WITHIN:g} s" if isinstance(no, TimeoutError) else no
+            words = f"The step runs without the files of this version of the template: {why}"
+            log.write("prepare", "warn", f"{words}\n")
 
     async def _with_agents(self, job: Job, workspace: Path, log: BuildLog) -> Succeeded:
         """Give each agent an id of its own and leave its configuration where it will look."""

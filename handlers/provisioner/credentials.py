@@ -7,18 +7,19 @@ import logging
 from datetime import UTC, datetime
 from typing import Final
 
-from bus import Bus, NoResponder, ServiceError, Unavailable, subjects
+from pydantic import ValidationError
+
+from bus import Bus, BusError, ServiceError, subjects
 from handlers.agent_files import AgentConfig, Credential
-from handlers.sending import Backoff
+from handlers.sending import Backoff, is_final
 
 _ANSWER_WITHIN: Final = 5.0
-_FINAL: Final = (400, 403, 404)
 
 _log = logging.getLogger(__name__)
 
 
 class Superseded(Exception):
-    """The gateway gives this agent no credential, and will give it none."""
+    """The agent gets no credential, and will get none: its build is over, or NATS refuses to ask."""
 
 
 async def obtain(bus: Bus, config: AgentConfig) -> Credential:
@@ -38,12 +39,15 @@ async def obtain(bus: Bus, config: AgentConfig) -> Credential:
                 timeout=_ANSWER_WITHIN,
             )
             return Credential.model_validate_json(answer.data)
-        except ServiceError as no:
-            if no.code in _FINAL:
+        except BusError as no:
+            if is_final(no):
                 raise Superseded(str(no)) from None
-            _log.warning("no credential for agent %s yet: %s", config.agent_id, no)
-        except (NoResponder, Unavailable, TimeoutError) as no:
+            level = logging.WARNING if isinstance(no, ServiceError) else logging.INFO
+            _log.log(level, "no credential for agent %s yet: %s", config.agent_id, no)
+        except TimeoutError as no:
             _log.info("no credential for agent %s yet: %s", config.agent_id, no)
+        except ValidationError as bad:
+            _log.warning("a credential for agent %s can't be read: %s", config.agent_id, bad)
         await backoff.wait()
 
 

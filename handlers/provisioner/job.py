@@ -7,14 +7,30 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from statemachine.events import Id, Transition
 from statemachine.leniency import describe
 
+
+def _with_offset(moment: object) -> object:
+    if isinstance(moment, str) and re.search(r"(Z|[+-]\d\d:?\d\d)$", moment) is None:
+        raise ValueError("it has no offset")
+    return moment
+
+
+Moment = Annotated[datetime, BeforeValidator(_with_offset)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _TYPE: Final = "workspaced.build_requested.v1"
 _LARGEST: Final = 16 * 1024 * 1024
+_TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[!-~]*")
 
 
 class BadJob(Exception):
@@ -64,14 +80,28 @@ class Spec(_Read):
     agent: Annotated[tuple[AgentSpec, ...], Field(max_length=64)] = ()
 
 
-class TemplateRef(_Read):
-    """The version of the template that is to be built."""
+class Packed(_Read):
+    """A version of a template, and the archive of its folder."""
 
-    id: Id
-    name: str
     version_id: Id
-    spec: Spec = Spec()
     archive: Archive
+
+
+class TemplateRef(_Read):
+    """The version of the template that the job is about."""
+
+    id: Id | None = None
+    name: str = ""
+    version_id: Id | None = None
+    spec: Spec = Spec()
+    archive: Archive | None = None
+
+    @property
+    def packed(self) -> Packed | None:
+        """The archive of this version, if the job names it."""
+        if self.version_id is None or self.archive is None:
+            return None
+        return Packed(version_id=self.version_id, archive=self.archive)
 
 
 class Head(_Read):
@@ -86,20 +116,36 @@ class Head(_Read):
 
 
 class Job(Head):
-    """All of a job."""
+    """A job: a stop or delete needs nothing but its head, so all else may be absent."""
 
-    workspace_name: str
+    workspace_name: str = ""
     owner_id: Id | None = None
-    owner_name: str
+    owner_name: str = ""
     organization_id: Id | None = None
-    template: TemplateRef
+    template: TemplateRef = TemplateRef()
     parameters: dict[str, str] = Field(default={}, repr=False)
-    not_after: datetime
+    not_after: Moment | None = None
 
     @property
     def step(self) -> str:
         """The shell command of this build."""
         return str(getattr(self.template.spec.build, self.transition))
+
+
+class _StartTemplate(TemplateRef):
+    id: Id
+    name: str
+    version_id: Id
+    archive: Archive
+
+
+class _Start(Job):
+    """A job that builds a workspace: all that it is built from has to be there."""
+
+    workspace_name: str
+    owner_name: str
+    template: _StartTemplate
+    not_after: Moment
 
 
 def read_job(body: bytes) -> Job:
@@ -112,19 +158,44 @@ def read_job(body: bytes) -> Job:
     if not isinstance(data, dict):
         raise BadJob("not a CloudEvent with an object as its data")
     trace = event.get("traceparent")
-    data = {**data, "traceparent": trace if isinstance(trace, str) else None}
+    traced = isinstance(trace, str) and _TRACE.fullmatch(trace) is not None
+    data = {**data, "traceparent": trace if traced else None}
     head = _head(data)
     if event.get("specversion") != "1.0" or event.get("type") != _TYPE:
         raise BadJob(f"its type is {event.get('type')!r}; this provisioner reads {_TYPE}", head)
     if head is not None and event.get("subject") != head.chat_id:
         raise BadJob(f"its subject is {event.get('subject')!r}, not its chat", head)
+    if head is not None and head.transition is not Transition.START:
+        return _what_can_be_read(data)
     try:
-        job = Job.model_validate(data)
+        return _Start.model_validate(data)
     except ValidationError as bad:
         raise BadJob(describe(bad), head) from None
-    if re.search(r"(Z|[+-]\d\d:?\d\d)$", str(data.get("not_after"))) is None:
-        raise BadJob("data.not_after: it has no offset", head)
-    return job
+
+
+def _what_can_be_read(data: dict[str, Any]) -> Job:
+    """Return a job that ends a workspace, without what can't be read of it.
+
+    A workspace can be stopped and deleted whatever its template says: a step that can't be read is
+    none.
+    """
+    given = data.get("parameters")
+    texts = given.items() if isinstance(given, dict) else ()
+    data = {**data, "parameters": {key: text for key, text in texts if isinstance(text, str)}}
+    while True:
+        try:
+            return Job.model_validate(data)
+        except ValidationError as bad:
+            data = _without(data, bad.errors()[0]["loc"])
+
+
+def _without(value: dict[str, Any], place: tuple[int | str, ...]) -> dict[str, Any]:
+    """Return an object without what stands at that place; of a list nothing is kept."""
+    name, below = place[0], place[1:]
+    inner = value.get(str(name))
+    if below and isinstance(inner, dict) and below[0] in inner:
+        return {**value, str(name): _without(inner, below)}
+    return {key: kept for key, kept in value.items() if key != name}
 
 
 def _head(data: dict[str, Any]) -> Head | None:

@@ -201,7 +201,7 @@ class Provisioner:
 
     def _accept(self, delivery: Delivery, lanes: Lanes, worker: Worker) -> None:
         self._in_hand.add(delivery)
-        self._alive.touch()
+        self._show_life()
 
         async def over(*, answered: bool) -> None:
             self._in_hand.discard(delivery)
@@ -220,7 +220,8 @@ class Provisioner:
                 return
             ticket = Ticket(bad.head, None, str(bad), over)
         ticket.reply = delivery.reply
-        ticket.late = ticket.job is not None and datetime.now(UTC) > ticket.job.not_after
+        until = None if ticket.job is None else ticket.job.not_after
+        ticket.late = until is not None and datetime.now(UTC) > until
         ticket.highest = worker.highest(ticket.head)
         lanes.add(ticket)
 
@@ -236,7 +237,14 @@ class Provisioner:
             for delivery in list(self._in_hand):
                 with suppress(BusError):
                     await delivery.working()
+            self._show_life()
+
+    def _show_life(self) -> None:
+        """Note for whoever comes after us that the jobs in hand are ours now."""
+        try:
             self._alive.touch()
+        except OSError as no:  # it would only give them back sooner
+            _log.warning("%s can't be changed: %s", self._alive, no)
 
     async def _hear(self, asked: asyncio.Event, agents: Agents) -> None:
         backoff = Backoff()
@@ -260,7 +268,10 @@ class Provisioner:
                     await self._stopped.wait()
             asked.clear()
             for fact in journal.newest_facts():
-                await deliver(self._bus, fact)
+                try:
+                    await deliver(self._bus, fact)
+                except Refused as no:
+                    _log.error("fact %s is refused: %s", fact.identity, no)
 
 
 @contextmanager

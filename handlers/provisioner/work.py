@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-from bus import Bus
+from bus import Bus, Refused
 from handlers.provisioner.agents import Agents
 from handlers.provisioner.build import OWN_LOG, Succeeded, Workplace
 from handlers.provisioner.job import Head, Job
@@ -16,17 +17,23 @@ from handlers.provisioner.journal import BuildRecord, Journal, WorkspaceRecord
 from handlers.provisioner.lanes import Ticket
 from handlers.provisioner.quota import Quotas
 from handlers.provisioner.step import Failed
-from handlers.sending import BuildLog, deliver, new_fact
+from handlers.sending import BuildLog, Fact, deliver, new_fact
 from statemachine.events import Transition
 
 _LAST_LINES: Final = 2.0
 """Seconds that a build's end waits at most for its lines to leave before it."""
+
+_ERROR_SIZE: Final = 4096
+"""Characters of an error of the provisioner that are told."""
 
 _log = logging.getLogger(__name__)
 
 
 class CalledOff:
     """The build was ended because its workspace is to be deleted."""
+
+
+Outcome = Succeeded | Failed | CalledOff
 
 
 class Worker:
@@ -65,21 +72,62 @@ class Worker:
             highest = max(ticket.highest, record.highest)
             begun = build is not None
             build = build or record.add(head)
-            if ticket.job is None:
-                self._finish(
-                    record, build, head, Failed(f"The job can't be read: {ticket.problem}")
-                )
-                await deliver(self._bus, build.facts[-1])
-            elif head.build_number < highest or (ticket.late and not begun):
+            if head.build_number < highest or (ticket.late and not begun):
                 self._finish(record, build, head, CalledOff())
                 await deliver(self._bus, build.facts[-1])
             else:
-                await self._build(ticket, ticket.job, record, build)
+                await self._build(ticket, record, build)
         await ticket.over(answered=True)
 
-    async def _build(
-        self, ticket: Ticket, job: Job, record: WorkspaceRecord, build: BuildRecord
-    ) -> None:
+    async def _build(self, ticket: Ticket, record: WorkspaceRecord, build: BuildRecord) -> None:
+        """Build it, and state how it ended: whatever is raised here is the end of this build."""
+        head, log = ticket.head, self._log_of(ticket.head)
+        logging_ = asyncio.create_task(log.run())
+        announced: asyncio.Task[None] | None = None
+        try:
+            try:
+                if ticket.job is None:
+                    outcome: Outcome = Failed(f"The job can't be read: {ticket.problem}")
+                else:
+                    self._begin(ticket, ticket.job, record, build)
+                    # Beside the build, which goes on while there is no bus.
+                    announced = asyncio.create_task(self._announce(build.facts[0]))
+                    await self._agents.shut_down(record)
+                    if record.agents:
+                        record.agents = []
+                        self._journal.save(record)
+                    outcome = await self._outcome(ticket, ticket.job, record, log)
+            except Exception as fault:  # noqa: BLE001 — whatever it is, the chat hears of it
+                _log.exception("build %s could not be worked", head.build_id)
+                outcome = _fault(fault)
+            outcome = self._finish(record, build, head, outcome)
+            self._quotas.release(head.workspace_id)
+            self._agents.ensure(record)
+            if isinstance(outcome, Failed):
+                log.write(head.transition.value, "error", f"{outcome.error}\n")
+            # Those who watch see the last lines before they see the end.
+            await log.drained(_LAST_LINES)
+            if announced is not None:
+                await announced
+            await deliver(self._bus, build.facts[-1])
+        finally:
+            self._quotas.release(head.workspace_id)
+            tasks = [task for task in (announced, logging_) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            log.close()
+        with suppress(OSError):
+            (self._ledgers / f"{head.build_id}.json").unlink(missing_ok=True)
+
+    async def _announce(self, fact: Fact) -> None:
+        try:
+            await deliver(self._bus, fact)
+        except Refused as no:
+            _log.error("the begin of a build can't be told: %s", no)
+
+    def _begin(self, ticket: Ticket, job: Job, record: WorkspaceRecord, build: BuildRecord) -> None:
+        """Write down that the build has begun. Raises OSError."""
         changed = self._identify(record, job) or build.reply != ticket.reply
         build.reply = ticket.reply
         if not build.facts:
@@ -87,23 +135,6 @@ class Worker:
             changed = True
         if changed:
             self._journal.save(record)
-        # Beside the build, which goes on while there is no bus.
-        announced = asyncio.create_task(deliver(self._bus, build.facts[0]))
-        try:
-            await self._agents.shut_down(record)
-            if record.agents:
-                record.agents = []
-                self._journal.save(record)
-            outcome = await self._outcome(ticket, job, record)
-            self._finish(record, build, job, outcome)
-            self._quotas.release(job.workspace_id)
-            self._agents.ensure(record)
-            await announced
-            await deliver(self._bus, build.facts[-1])
-        finally:
-            self._quotas.release(job.workspace_id)
-            announced.cancel()
-        (self._ledgers / f"{job.build_id}.json").unlink(missing_ok=True)
 
     def _identify(self, record: WorkspaceRecord, job: Job) -> bool:
         """Note whose the workspace is, and whether it is still to come to be; tell of a change."""
@@ -114,50 +145,42 @@ class Worker:
         record.name, record.new = job.workspace_name, new
         return before != (record.owner_id, record.name, record.new)
 
-    async def _outcome(
-        self, ticket: Ticket, job: Job, record: WorkspaceRecord
-    ) -> Succeeded | Failed | CalledOff:
-        log = BuildLog(
-            job.chat_id,
-            job.build_id,
+    def _log_of(self, head: Head) -> BuildLog:
+        return BuildLog(
+            head.chat_id,
+            head.build_id,
             "provisioner",
             f"/provisioner/{self._name}",
             self._bus.send,
-            ledger=self._ledgers / f"{job.build_id}.json",
+            ledger=self._ledgers / f"{head.build_id}.json",
             limit=OWN_LOG,
-            traceparent=job.traceparent,
+            traceparent=head.traceparent,
         )
-        logging_ = asyncio.create_task(log.run())
+
+    async def _outcome(
+        self, ticket: Ticket, job: Job, record: WorkspaceRecord, log: BuildLog
+    ) -> Outcome:
         building = asyncio.create_task(self._workplace.build(job, log, new=record.new))
         called_off = asyncio.create_task(ticket.called_off.wait())
         try:
             await asyncio.wait({building, called_off}, return_when=asyncio.FIRST_COMPLETED)
-            outcome: Succeeded | Failed | CalledOff
             if building.done():
-                outcome = building.result()
-                if isinstance(outcome, Failed):
-                    log.write(job.transition.value, "error", f"{outcome.error}\n")
-            else:
-                outcome = CalledOff()
-                log.write(job.transition.value, "warn", "The workspace is to be deleted.\n")
-            # Those who watch see the last lines before they see the end.
-            await log.drained(_LAST_LINES)
+                return building.result()
+            log.write(job.transition.value, "warn", "The workspace is to be deleted.\n")
+            return CalledOff()
         finally:
-            tasks = (building, called_off, logging_)
-            for task in tasks:
+            for task in (building, called_off):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            log.close()
-        return outcome
+            await asyncio.gather(building, called_off, return_exceptions=True)
 
     def _finish(
-        self,
-        record: WorkspaceRecord,
-        build: BuildRecord,
-        head: Head,
-        outcome: Succeeded | Failed | CalledOff,
-    ) -> None:
-        """Write down how the build ended, before anybody is told."""
+        self, record: WorkspaceRecord, build: BuildRecord, head: Head, outcome: Outcome
+    ) -> Outcome:
+        """Write down how the build ended, before anybody is told; return how it did.
+
+        A success that can't be written down is none: nobody would find its agents again. Any other
+        end is told all the same, since the job would come again for ever else.
+        """
         was_new = record.new
         match outcome:
             case Succeeded():
@@ -173,12 +196,14 @@ class Worker:
         build.finished = True
         try:
             self._journal.save(record)
-        except OSError:
-            # What is not on disk was not stated: the job comes again, and is built again.
-            build.facts.pop()
-            build.finished, record.agents, record.new = False, [], was_new
-            raise
+        except OSError as no:
+            _log.exception("the end of build %s can't be written down", head.build_id)
+            if isinstance(outcome, Succeeded):
+                build.facts.pop()
+                record.agents, record.new = [], was_new
+                return self._finish(record, build, head, _fault(no))
         _log.info("build %s of workspace %s: %s", head.build_id, head.workspace_id, outcome)
+        return outcome
 
     def _state(
         self, build: BuildRecord, head: Head, type_name: str, more: Mapping[str, Any] | None = None
@@ -201,11 +226,19 @@ class Worker:
         build.facts.append(fact)
 
 
+def _fault(fault: Exception) -> Failed:
+    """Say of a build that the provisioner itself could not work it."""
+    words = str(fault) if isinstance(fault, OSError) else f"{type(fault).__name__}: {fault}"
+    error = f"The provisioner could not work this build: {words}"[:_ERROR_SIZE]
+    return Failed(error.encode(errors="replace").decode())
+
+
 def _whose(job: Job) -> dict[str, str]:
     """Return what a chat must know of a workspace that its database has forgotten."""
-    return {
+    said = {
         "workspace_name": job.workspace_name,
         "owner_name": job.owner_name,
         "template_id": job.template.id,
         "template_version_id": job.template.version_id,
     }
+    return {key: value for key, value in said.items() if value}

@@ -1,9 +1,23 @@
-"""The wait after an error: longer each time, and never the same for two senders."""
+"""After an error: whether to try again, and a wait that is longer each time and never the same for two."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from typing import Final
+
+from bus import BusError, Refused, ServiceError
+
+_CLIENT_ERRORS: Final = range(400, 500)
+_LATER: Final = (408, 425, 429)
+"""Client errors that say "not now": too slow, too early, too many."""
+
+
+def is_final(error: BusError) -> bool:
+    """Tell a "no", which would be the same again, from a "not now", which passes."""
+    if isinstance(error, ServiceError):
+        return error.code in _CLIENT_ERRORS and error.code not in _LATER
+    return isinstance(error, Refused)
 
 
 class Backoff:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from bus import CLOUDEVENT, Bus, Refused, Unavailable
+from bus import CLOUDEVENT, Bus, Unavailable
 from handlers.sending.backoff import Backoff
 from statemachine import codec
 
@@ -69,16 +69,16 @@ async def store(bus: Bus, fact: Fact) -> None:
 
 
 async def deliver(bus: Bus, fact: Fact) -> None:
-    """Return when the stream has stored the fact, however often it takes to ask."""
+    """Return when the stream has stored the fact, however often it takes to ask.
+
+    Raises Refused when NATS says no, and would again: a permission, or a limit of its own.
+    """
     backoff = Backoff()
     while True:
         try:
             await store(bus, fact)
         except Unavailable as gone:
             _log.info("fact %s waits for the bus: %s", fact.identity, gone)
-        except Refused as no:
-            # A stream at its limit refuses as well: only somebody else can mend it, so be loud.
-            _log.error("fact %s is refused: %s", fact.identity, no)
         else:
             return
         await backoff.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Final, Literal
 from uuid import uuid4
 
 from bus import BusError
-from handlers.sending.backoff import Backoff
+from handlers.sending.backoff import Backoff, is_final
 from handlers.sending.disk import write_whole
 from handlers.sending.mask import Mask
 from statemachine import codec
@@ -30,6 +31,8 @@ _RESERVED: Final = 256
 _UNNOTED: Final = 256 * 1024
 
 Level = Literal["info", "warn", "error"]
+_log = logging.getLogger(__name__)
+
 Send = Callable[[str, bytes], Awaitable[None]]
 
 
@@ -69,6 +72,7 @@ class BuildLog:
         self._sequence = self._reserved = int(counted["sequence"])
         self._left, self._said = int(counted["left"]), bool(counted["said"])
         self._noted_left = self._left
+        self._refused = False
 
     @property
     def left(self) -> int:
@@ -115,13 +119,8 @@ class BuildLog:
             while self._pending:
                 stage, level, output = self._take()
                 body = self._message(stage, level, output)
-                while True:
-                    try:
-                        await self._send(f"workspaced.log.{self._chat_id}.{self._build_id}", body)
-                    except BusError:
-                        await backoff.wait()
-                    else:
-                        break
+                while not await self._sent(body):
+                    await backoff.wait()
                 backoff.reset()
             self._some.clear()
             self._empty.set()
@@ -129,6 +128,18 @@ class BuildLog:
     def close(self) -> None:
         """Note on disk exactly where this sender stopped."""
         self._note(self._sequence)
+
+    async def _sent(self, body: bytes) -> bool:
+        """Send a message, or give up one that NATS refuses for good; tell whether it is over with it."""
+        try:
+            await self._send(f"workspaced.log.{self._chat_id}.{self._build_id}", body)
+        except BusError as no:
+            if not is_final(no):
+                return False
+            if not self._refused:
+                _log.error("lines of the log of build %s are lost: %s", self._build_id, no)
+            self._refused = True
+        return True
 
     def _append(self, stage: str, level: Level, output: bytes) -> None:
         if self._pending and self._pending[-1][:2] == (stage, level):
