@@ -16,6 +16,7 @@ from bus.streams import Tuning
 from bus.urls import redacted
 from handlers import nkey
 from handlers.embedded import running_servers
+from handlers.embedded.database_password import completed
 from handlers.embedded.permissions import PERMISSIONS, inbox_prefix
 from handlers.listening import trust
 from handlers.settings import Settings
@@ -188,7 +189,7 @@ def locate(settings: Settings) -> Place:
     """
     running = running_servers(settings.data_dir)
     nats_url = settings.nats_url or (running.nats_url if running else None)
-    database_url = settings.database_url or (running.database_url if running else None)
+    database_url = database_of(settings) or (running.database_url if running else None)
     databases = running.databases if running and settings.database_url is None else {}
     if nats_url is None:
         raise NotFoundError(
@@ -206,11 +207,22 @@ def locate(settings: Settings) -> Place:
     )
 
 
+def database_of(settings: Settings) -> str | None:
+    """Return the URL of the database that is named, with the password if it is that of an `up`.
+
+    Raises EmbeddedError.
+    """
+    if settings.database_url is None:
+        return None
+    given = settings.credentials or settings.data_dir / "credentials"
+    return completed(settings.database_url, given if given.is_dir() else given.parent)
+
+
 @asynccontextmanager
 async def database(settings: Settings) -> AsyncIterator[PostgresStore]:
     """Open the database alone: there may be no NATS to go with it. Raises as `Place.store`."""
-    if settings.database_url is not None:
-        async with opened(settings.database_url, settings.transaction_timeout) as store:
+    if (url := database_of(settings)) is not None:
+        async with opened(url, settings.transaction_timeout) as store:
             yield store
         return
     async with locate(settings).store() as store:

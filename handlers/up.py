@@ -13,7 +13,7 @@ from typing import Any
 
 from bus.streams import pool_consumer
 from bus.urls import redacted
-from handlers.app import Place, limits, naming, room, tuning
+from handlers.app import Place, database_of, limits, naming, room, tuning
 from handlers.confining import demand
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
@@ -42,7 +42,7 @@ class Running:
                 "nats": redacted(self.servers.nats_url),
                 "websocket": self.servers.websocket_url,
                 "http": self.http_url,
-                "database": redacted(self.servers.database_url),
+                "database": self.servers.public_database_url,
             }
         )
 
@@ -110,7 +110,7 @@ async def everything(
         directory,
         listening=listening,
         nats_url=settings.nats_url,
-        database_url=settings.database_url,
+        database_url=database_of(settings),
     ) as servers:
         place = Place(
             servers.nats_url,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.app import NotFoundError, naming
+from handlers.app import NotFoundError, database_of, naming
 from handlers.commands.printing import write_json
 from handlers.embedded import running_servers
 from handlers.settings import Settings
@@ -11,7 +11,7 @@ from statemachine.store.migrating import migrate
 
 async def run(settings: Settings) -> None:
     """Apply what is missing and print what that was. Raises StoreUnavailableError, NotFoundError."""
-    url = settings.database_url
+    url = database_of(settings)
     if url is None:
         running = running_servers(settings.data_dir)
         if running is None:

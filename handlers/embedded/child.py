@@ -19,6 +19,9 @@ _STOP_LIMIT: Final = 3.0
 _LOG_KEPT: Final = 10 * 1024 * 1024
 _TAIL: Final = 2_000
 
+_KEPT_BACK: Final = ("WORKSPACED_", "PG", "NATS_", "GO", "OPENSSL_", "SSL_")
+"""How variables begin that tell workspaced, PostgreSQL, nats-server, Go or OpenSSL something."""
+
 T = TypeVar("T")
 
 
@@ -100,8 +103,7 @@ async def start(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            # Ours may say where another server is, with its password.
-            env={name: value for name, value in os.environ.items() if _harmless(name)},
+            env=environment(),
             # A terminal's Ctrl-C is for us; the servers end after those who use them.
             start_new_session=True,
         )
@@ -116,8 +118,12 @@ def launched(
     return [*python, str(os.getpid()), str(int(farewell)), *identity, *map(str, command)]
 
 
-def _harmless(variable: str) -> bool:
-    return not variable.startswith(("WORKSPACED_", "PG"))
+def environment() -> dict[str, str]:
+    """Return our environment for a server, without what would configure it in our place.
+
+    Our own variables may also hold the password of another server.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith(_KEPT_BACK)}
 
 
 async def _either(ended: asyncio.Future[int], changed: asyncio.Event) -> None:

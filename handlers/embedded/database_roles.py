@@ -9,16 +9,18 @@ from urllib.parse import quote
 
 import asyncpg
 
+from handlers.embedded.database_password import verifier, with_password
 from handlers.embedded.unprivileged import Identity
 from statemachine.store.sql import roles
 
 DATABASE: Final = "workspaced"
 """The database that is made at the first start."""
 ADMINISTRATOR: Final = "postgres"
-"""Whose files it is, and may do all: who may pass the socket's directory owns them anyway."""
+"""The superuser of the embedded server."""
 ROLES: Final = {name: f"workspaced_{name}" for name in ("owner", "worker", "gateway", "operator")}
 """What each service, and who migrates, is called in the database."""
 _HBA: Final = "pg_hba.conf"
+_METHOD: Final = "scram-sha-256"
 
 
 def url_at(sockets: Path, role: str = ADMINISTRATOR) -> str:
@@ -28,20 +30,24 @@ def url_at(sockets: Path, role: str = ADMINISTRATOR) -> str:
 
 def urls_of(administrators: str) -> dict[str, str]:
     """Return each role's URL, from that of the administrator."""
-    before, after = administrators.split(f"//{ADMINISTRATOR}@", 1)
-    return {name: f"{before}//{role}@{after}" for name, role in ROLES.items()}
+    return {
+        name: administrators.replace(f"//{ADMINISTRATOR}", f"//{role}", 1)
+        for name, role in ROLES.items()
+    }
 
 
 def write_admission(data: Path, identity: Identity) -> None:
     """Write who may come in and as whom: whole or not at all, as the server's own file."""
-    services = "\n".join(f"local   {DATABASE}  {role:<20} trust" for role in sorted(ROLES.values()))
+    services = "\n".join(
+        f"local   {DATABASE}  {role:<20}          {_METHOD}" for role in sorted(ROLES.values())
+    )
     text = f"""\
-# Written anew at each start. The socket lies in a directory of mode 0700: who passes it owns these files.
+# Written at each start. The password is in the data directory: credentials/database.pass
 # TYPE  DATABASE    USER                 ADDRESS  METHOD
-local   all         {ADMINISTRATOR:<20} trust
-local   replication {ADMINISTRATOR:<20} trust
+local   all         {ADMINISTRATOR:<20}          {_METHOD}
+local   replication {ADMINISTRATOR:<20}          {_METHOD}
 {services}
-local   all         all                  reject
+local   all         all                           reject
 host    all         all                  all      reject
 """
     new = data / f"{_HBA}.new"
@@ -53,12 +59,13 @@ host    all         all                  all      reject
     new.replace(data / _HBA)
 
 
-async def prepare(sockets: Path) -> str:
-    """Make the database and its roles, as far as they are not there; return the administrator's URL.
+async def prepare(sockets: Path, password: str) -> str:
+    """Make the database, its roles and their passwords; return the administrator's URL.
 
     What an earlier version made as administrator becomes the owner's.
+    Raises asyncpg.InvalidPasswordError when the administrator has another password.
     """
-    url = url_at(sockets)
+    url = with_password(url_at(sockets), password)
     try:
         connection = await asyncpg.connect(url)
     except asyncpg.InvalidCatalogNameError:
@@ -69,6 +76,13 @@ async def prepare(sockets: Path) -> str:
     try:
         await connection.execute(roles()["roles"])
         await connection.execute(roles()["database"])
+        for role in ROLES.values():
+            await connection.execute(password_statement(role, password))
     finally:
         await connection.close()
     return url
+
+
+def password_statement(role: str, password: str) -> str:
+    """Return the statement that gives a role its password; it does not hold the password."""
+    return f"alter role {role} password '{verifier(password)}'"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from handlers import nkey
+from handlers.embedded.database_password import write_private
 from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.permissions import ROLES
 
@@ -50,25 +50,11 @@ def seed_file(credentials: Path, role: str) -> Path:
 
 def _public_key(path: Path, kind: nkey.Kind) -> str:
     if not path.exists():
-        _write(path, nkey.new_seed(kind))
+        # No line end follows it: some clients hand the file to the decoder as it is.
+        write_private(path, nkey.new_seed(kind))
     try:
         return nkey.public_key(path.read_text().strip())
     except (nkey.InvalidSeed, UnicodeDecodeError) as error:
         raise EmbeddedError(
             f"{path} holds no NKey seed ({error}): restore it, or delete it to get a new one"
         ) from error
-
-
-def _write(path: Path, seed: str) -> None:
-    """Write it whole or not at all, readable by nobody else at any time.
-
-    No line end follows it: some clients hand the file to the decoder as it is.
-    """
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(seed)
-        file.flush()
-        os.fsync(descriptor)
-    new.replace(path)

@@ -6,16 +6,25 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+import asyncpg
+
 from handlers.embedded import predecessor
-from handlers.embedded.child import Child, launched, start
-from handlers.embedded.database_roles import prepare, write_admission
+from handlers.embedded.child import Child, environment, launched, start
+from handlers.embedded.database_password import made_password, write_private
+from handlers.embedded.database_roles import (
+    ADMINISTRATOR,
+    password_statement,
+    prepare,
+    write_admission,
+)
 from handlers.embedded.errors import EmbeddedError, ServerFailed
+from handlers.embedded.identities import credentials_of
 from handlers.embedded.socket_directory import SOCKET, socket_directory
 from handlers.embedded.unprivileged import Identity, identity_for
 
@@ -27,28 +36,48 @@ _READY_LINE: Final = 7
 async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
     """Run the server of a data directory that the caller owns; give the administrator's URL and its process.
 
+    A database with another password, or of a version that had none, gets this one.
     Raises EmbeddedError.
     """
     data, binaries = directory / "postgres", _binaries()
+    password = made_password(credentials_of(directory))
     identity = identity_for(data, binaries / "postgres")
     if not data.exists():
-        await _initialise(data, binaries, identity)
+        await _initialise(data, binaries, identity, password)
     sockets = socket_directory(data, identity)
     await _clear_way(data, sockets)
     write_admission(data, identity)
+    child = await _started(directory, sockets, identity)
+    try:
+        try:
+            url = await prepare(sockets, password)
+        except asyncpg.InvalidPasswordError:
+            await child.stop()
+            await _set_password(data, binaries, identity, password)
+            child = await _started(directory, sockets, identity)
+            url = await prepare(sockets, password)
+        yield url, child
+    finally:
+        await child.stop()
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+async def _started(directory: Path, sockets: Path, identity: Identity) -> Child:
+    """Start the server and wait until it accepts connections."""
+    data = directory / "postgres"
     child = await start(
         "PostgreSQL",
-        [binaries / "postgres", "-D", data, *_settings(sockets)],
+        [_binaries() / "postgres", "-D", data, *_settings(sockets)],
         log=directory / "postgres.log",
         farewell=signal.SIGINT,
         identity=identity.options,
     )
     try:
         await child.ready(data, lambda: _is_ready(data, child.pid), _READY_LIMIT)
-        yield await prepare(sockets), child
-    finally:
+    except BaseException:
         await child.stop()
-        shutil.rmtree(sockets, ignore_errors=True)
+        raise
+    return child
 
 
 def _binaries() -> Path:
@@ -71,32 +100,57 @@ def _settings(sockets: Path) -> list[str]:
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
-async def _initialise(data: Path, binaries: Path, identity: Identity) -> None:
+async def _initialise(data: Path, binaries: Path, identity: Identity, password: str) -> None:
     """Make the cluster aside and move it into place, so that a crash on the way leaves no half."""
-    new = data.with_name("postgres.new")
+    new, secret = data.with_name("postgres.new"), data.with_name("postgres.pass")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
+    write_private(secret, f"{password}\n")
     if identity.uid != os.geteuid():
-        os.chown(new, identity.uid, identity.gid)
-    command: list[str | Path] = [binaries / "initdb", "-D", new, "-U", "postgres", "--auth=trust"]
+        for path in (new, secret):
+            os.chown(path, identity.uid, identity.gid)
+    command: list[str | Path] = [binaries / "initdb", "-D", new, "-U", ADMINISTRATOR]
+    command += ["--auth=scram-sha-256", f"--pwfile={secret}"]
     command += ["--encoding=utf8", "--locale=C", "--no-instructions"]
+    try:
+        await _run(command, identity, f"initdb could not make the database in {data}")
+    finally:
+        secret.unlink(missing_ok=True)
+    new.rename(data)
+
+
+async def _set_password(data: Path, binaries: Path, identity: Identity, password: str) -> None:
+    """Give the administrator this password, without ever letting anybody in without one.
+
+    PostgreSQL in single-user mode listens nowhere and asks for no password.
+    """
+    command: list[str | Path] = [binaries / "postgres", "--single", "-D", data]
+    command += ["-c", "exit_on_error=on", "postgres"]
+    statement = f"{password_statement(ADMINISTRATOR, password)}\n"
+    what = f"the password of the database in {data} could not be set"
+    await _run(command, identity, what, statement)
+
+
+async def _run(
+    command: Sequence[str | Path], identity: Identity, what: str, given: str | None = None
+) -> None:
+    """Run a program of PostgreSQL to its end. Raises ServerFailed, which says `what` failed."""
     process = await asyncio.create_subprocess_exec(
         *launched(command, farewell=signal.SIGKILL, identity=identity.options),
         cwd="/",
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        env=environment(),
     )
     try:
-        _, complaint = await process.communicate()
+        _, complaint = await process.communicate(None if given is None else given.encode())
     except asyncio.CancelledError:
         process.kill()
         await process.wait()
         raise
     if process.returncode != 0:
-        words = complaint.decode(errors="replace").strip()
-        raise ServerFailed(f"initdb could not make the database in {data}: {words}")
-    new.rename(data)
+        raise ServerFailed(f"{what}: {complaint.decode(errors='replace').strip()}")
 
 
 async def _clear_way(data: Path, sockets: Path) -> None:

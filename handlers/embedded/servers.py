@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from bus.urls import redacted
 from handlers.embedded.child import Child
+from handlers.embedded.database_password import (
+    read_password,
+    with_password,
+    without_password,
+    write_private,
+)
 from handlers.embedded.database_roles import urls_of
 from handlers.embedded.errors import EmbeddedError, ServerFailed
 from handlers.embedded.identities import credentials_of, identities
@@ -32,12 +39,17 @@ class Servers:
     nats_url: str
     websocket_url: str | None
     database_url: str
-    """The administrator's, or the one that was given."""
+    """The administrator's with the password, or the one that was given."""
     children: tuple[Child, ...] = ()
     databases: Mapping[str, str] = field(default_factory=dict)
     """Each role's own URL; empty when one was given, which is everybody's."""
     nats_ca: Path | None = None
     """Who signed the certificate of NATS, if it is not known to this machine anyway."""
+
+    @property
+    def public_database_url(self) -> str:
+        """The URL of the database as it may be shown: without any password."""
+        return redacted(without_password(self.database_url))
 
     async def lost(self) -> ServerFailed:
         """Wait until one of the servers ends by itself, and say which; for ever when none is ours."""
@@ -118,30 +130,30 @@ def running_servers(directory: Path) -> Servers | None:
         noted = json.loads((directory / _FOUND_IN).read_bytes())
     except FileNotFoundError:
         return None
+    credentials, database_url = credentials_of(directory), noted["database"]
+    if embedded := noted.get("embedded_database", False):
+        database_url = with_password(database_url, read_password(credentials))
     return Servers(
         directory=directory,
-        credentials=credentials_of(directory),
+        credentials=credentials,
         nats_url=noted["nats"],
         websocket_url=noted["websocket"],
-        database_url=noted["database"],
-        databases=noted.get("databases", {}),
+        database_url=database_url,
+        databases=urls_of(database_url) if embedded else {},
         nats_ca=Path(noted["nats_ca"]) if noted.get("nats_ca") else None,
     )
 
 
 def _note(path: Path, servers: Servers) -> None:
+    embedded = bool(servers.databases)
     content = {
         "nats": servers.nats_url,
         "websocket": servers.websocket_url,
-        "database": servers.database_url,
-        "databases": dict(servers.databases),
+        "database": servers.public_database_url if embedded else servers.database_url,
+        "embedded_database": embedded,
         "nats_ca": None if servers.nats_ca is None else str(servers.nats_ca),
     }
-    new = path.with_suffix(".new")
-    # A URL that was given may hold a password.
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(content, file, indent=2)
-    new.replace(path)
+    write_private(path, json.dumps(content, indent=2))  # a URL that was given may hold a password
 
 
 def _made(directory: Path) -> Path:

@@ -13,6 +13,8 @@ from handlers.embedded.unprivileged import Identity
 
 SOCKET: Final = ".s.PGSQL.5432"
 """What PostgreSQL calls it."""
+PREFIX: Final = "workspaced-"
+"""How the name of each such directory begins."""
 
 _LONGEST: Final = 107
 _PRIVATE: Final = 0o700
@@ -24,7 +26,7 @@ def socket_directory(data: Path, identity: Identity) -> Path:
     Raises EmbeddedError when something that is not ours stands in its place.
     """
     mark = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
-    name = f"workspaced-{identity.uid}-{mark}"
+    name = f"{PREFIX}{identity.uid}-{mark}"
     directory = _runtime(name, identity) / name
     try:
         directory.mkdir(mode=_PRIVATE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ DEPLOY = ROOT / "deploy/postgres"
 
 
 async def test_under_up_each_service_comes_as_itself(running: Up) -> None:
-    admin = await asyncpg.connect(running.ready["database"])
+    admin = await asyncpg.connect(running.database)
     found = await admin.fetch(
         "select distinct usename::text from pg_stat_activity "
         "where datname = 'workspaced' and pid <> pg_backend_pid()"
@@ -45,16 +46,19 @@ async def test_under_up_each_service_comes_as_itself(running: Up) -> None:
 def test_under_up_commands_come_as_operator_and_the_owner_migrates(
     running: Up, tmp_path: Path
 ) -> None:
-    noted = json.loads((running.directory / "servers.json").read_bytes())
-    dump = tmp_path / "dump"
+    """The ready line's URL and the password file are all that a backup needs."""
+    words = ("-Fc", "-f", tmp_path / "dump", running.ready["database"])
+    command = [_binaries() / "pg_dump", "--no-password", *words]
 
-    dumped = subprocess.run(
-        [_binaries() / "pg_dump", "-Fc", "-f", dump, noted["databases"]["operator"]],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    def dump(**more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, env=os.environ | more
+        )
 
+    refused = dump()
+    dumped = dump(PGPASSFILE=str(running.directory / "credentials" / "database.pass"))
+
+    assert "no password supplied" in refused.stderr
     assert dumped.returncode == 0, dumped.stderr
     assert running.data("migrate") == {"applied": []}
     assert running.data("template", "push", folder(tmp_path))
@@ -67,7 +71,8 @@ async def listening(home: Path, port: int) -> AsyncIterator[str]:
     data, binaries = home / "postgres", _binaries()
     identity = identity_for(data, binaries / "postgres")
     if not data.exists():
-        await _initialise(data, binaries, identity)
+        await _initialise(data, binaries, identity, "not-used")
+        (data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 trust\n")
     settings = (f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=")
     child = await start(
         "PostgreSQL",

@@ -28,7 +28,7 @@ def chat(running: Up, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def execute(running: Up, statement: str, *args: object) -> None:
     async def done() -> None:
-        db = await asyncpg.connect(running.ready["database"])
+        db = await asyncpg.connect(running.database)
         try:
             await db.execute(statement, *args)
         finally:
@@ -59,7 +59,7 @@ def test_all_logs_are_exported_and_add_up(running: Up, chat: str, tmp_path: Path
 def test_a_database_is_verified_against_its_logs(running: Up, chat: str) -> None:
     everything = running.run("replay", "--all")
     one = running.run("replay", "--chat", chat)
-    by_url = run("replay", "--all", "--database-url", running.ready["database"])
+    by_url = run("replay", "--all", "--database-url", running.database)
     unknown = running.run("replay", "--chat", new_id())
 
     assert everything.returncode == 0, everything.stderr

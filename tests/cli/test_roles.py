@@ -109,7 +109,7 @@ def test_a_second_provisioner_of_a_directory_is_refused_in_one_line(running: Up)
 
 
 def test_a_role_with_the_credential_of_another_is_refused(running: Up, tmp_path: Path) -> None:
-    place = ("--nats-url", running.nats, "--database-url", running.ready["database"])
+    place = ("--nats-url", running.nats, "--database-url", running.database)
     refused = run("worker", *place, "--credentials", running.seed_file("chat-service"))
     unknown = tmp_path / "unknown.nk"
     unknown.write_text("SUAMK2FG4MI6UE3ACF3FK3OIQBCEIEZV7NSWFFEW63UXMRLFM2XLAXK4GY")
@@ -130,7 +130,7 @@ def test_a_role_that_finds_no_nats_says_so_and_goes_on(
 ) -> None:
     servers = {
         "WORKSPACED_NATS_URL": "nats://ann:secret@127.0.0.1:1",
-        "WORKSPACED_DATABASE_URL": running.ready["database"],
+        "WORKSPACED_DATABASE_URL": running.database,
     }
     seed = ("--credentials", running.seed_file(role))
     process = Process(role, "--data-dir", tmp_path, *seed, env=servers)

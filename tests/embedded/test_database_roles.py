@@ -271,7 +271,7 @@ async def test_what_a_service_finds_is_not_for_others_to_change(
 async def test_nobody_else_comes_in_and_nobody_elsewhere(
     servers: Servers, user: str, database: str
 ) -> None:
-    url = servers.database_url.replace("//postgres@", f"//{user}@")
+    url = servers.database_url.replace("//postgres:", f"//{user}:")
 
     with pytest.raises(
         asyncpg.InvalidAuthorizationSpecificationError, match=r"pg_hba\.conf rejects"

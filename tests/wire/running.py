@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from handlers.embedded.database_password import completed
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
 """Seconds after which a test gives up on a process; none waits that long when all is well."""
@@ -147,6 +149,11 @@ class Up:
     @property
     def http(self) -> str:
         return str(self.ready["http"])
+
+    @property
+    def database(self) -> str:
+        """The URL of the ready line with the password, which that line does not have."""
+        return completed(str(self.ready["database"]), self.directory / "credentials")
 
     def seed_file(self, role: str) -> Path:
         return self.directory / "credentials" / f"{role}.nk"
