@@ -21,6 +21,16 @@ ROLES: Final = {name: f"workspaced_{name}" for name in ("owner", "worker", "gate
 """What each service, and who migrates, is called in the database."""
 _HBA: Final = "pg_hba.conf"
 _METHOD: Final = "scram-sha-256"
+_GIVE_VERIFIER: Final = "select set_config('workspaced.verifier', $1, false)"
+_SET_PASSWORDS: Final = """do $$
+declare
+    role text;
+begin
+    foreach role in array array['workspaced_owner', 'workspaced_worker', 'workspaced_gateway', 'workspaced_operator']
+    loop
+        execute format('alter role %I password %L', role, current_setting('workspaced.verifier'));
+    end loop;
+end $$"""
 
 
 def url_at(sockets: Path, role: str = ADMINISTRATOR) -> str:
@@ -76,13 +86,8 @@ async def prepare(sockets: Path, password: str) -> str:
     try:
         await connection.execute(roles()["roles"])
         await connection.execute(roles()["database"])
-        for role in ROLES.values():
-            await connection.execute(password_statement(role, password))
+        await connection.execute(_GIVE_VERIFIER, verifier(password))
+        await connection.execute(_SET_PASSWORDS)
     finally:
         await connection.close()
     return url
-
-
-def password_statement(role: str, password: str) -> str:
-    """Return the statement that gives a role its password; it does not hold the password."""
-    return f"alter role {role} password '{verifier(password)}'"

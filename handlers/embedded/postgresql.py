@@ -16,10 +16,9 @@ import asyncpg
 
 from handlers.embedded import predecessor
 from handlers.embedded.child import Child, environment, launched, start
-from handlers.embedded.database_password import made_password, write_private
+from handlers.embedded.database_password import made_password, verifier, write_private
 from handlers.embedded.database_roles import (
     ADMINISTRATOR,
-    password_statement,
     prepare,
     write_admission,
 )
@@ -126,7 +125,7 @@ async def _set_password(data: Path, binaries: Path, identity: Identity, password
     """
     command: list[str | Path] = [binaries / "postgres", "--single", "-D", data]
     command += ["-c", "exit_on_error=on", "postgres"]
-    statement = f"{password_statement(ADMINISTRATOR, password)}\n"
+    statement = f"alter role {ADMINISTRATOR} password '{verifier(password)}'\n"
     what = f"the password of the database in {data} could not be set"
     await _run(command, identity, what, statement)
 
