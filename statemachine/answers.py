@@ -7,7 +7,8 @@ from typing import Any, Final
 from statemachine.agents import Unselectable, choose
 from statemachine.calls import Answered
 from statemachine.events import Lifecycle
-from statemachine.parameters import MASK, Misfits, Parameter, masked
+from statemachine.hiding import MASK
+from statemachine.parameters import Misfits, Parameter, masked
 from statemachine.states import State
 from statemachine.templates import Preset, Template, shown_readme
 from statemachine.workspace import UNSETTLED, Workspace
@@ -158,7 +159,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         },
         display_name=parameter.display_name,
         description=parameter.description,
-        default=MASK if parameter.sensitive and parameter.default else parameter.default,
+        default=parameter.default if parameter.default is None or not parameter.sensitive else MASK,
         options=[
             _given({"name": option.name, "value": option.value}, description=option.description)
             for option in parameter.options

@@ -1,22 +1,86 @@
 """Hiding sensitive parameter values before anything is logged, exported or shown.
 
 What is shown must be known to be harmless. A value for a template or a parameter that nobody has
-declared may be a secret under a misspelled name; so it is hidden too.
+declared may be a secret under a misspelled name; so it is hidden too. A fact's texts lose what they
+repeat of a sensitive value before the fact is folded, so the snapshot, the states, the answers and the
+event log that follow from it do not have it either.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
 from statemachine.calls import Known
 from statemachine.events import BuildRequested, Event, ToolRequested
-from statemachine.parameters import MASK, Parameter
-from statemachine.workspace import Workspace
+from statemachine.hiding import MASK, Mask
+from statemachine.parameters import Kind, Parameter, as_text
+from statemachine.workspace import Build, Workspace
 
 PLAIN: Final = frozenset(("template_id", "name", "preset_id"))
 """The arguments of the tools with parameters that hold no value of one."""
 WITH_PARAMETERS: Final = frozenset(("create_workspace", "start_workspace"))
+_TEXTS: Final = ("error", "error_code", "reason", "output")
+"""The keys of facts and requests whose values are text from the workspace or from people."""
+
+
+def has_text(event: Event) -> bool:
+    """Say whether an event has a text that could repeat a sensitive value."""
+    return any(isinstance(getattr(event.data, key, None), str) for key in _TEXTS)
+
+
+def fact(event: Event, chat: Workspace, known: Known) -> Event:
+    """Return the event with its texts masked; `known` has the versions of the chat's builds."""
+    if not has_text(event):
+        return event
+    mask = Mask(_sensitive_values(chat, known))
+    if not mask.values:
+        return event
+    texts = {key: getattr(event.data, key, None) for key in _TEXTS}
+    shown = {key: mask.whole(text) for key, text in texts.items() if isinstance(text, str)}
+    if event.notice is not None:
+        # A text of which the beginning was cut off may begin with the rest of a secret.
+        for key, text in shown.items():
+            if f"{key} is longer" in event.notice:
+                shown[key] = mask.torn(text)
+    notice = None if event.notice is None else mask.whole(event.notice)
+    data = event.data.model_copy(update=shown)
+    return event.model_copy(update={"data": data, "notice": notice})
+
+
+def builds_with_values(chat: Workspace) -> list[Build]:
+    """Return the builds known of the chat's workspaces, present and former, that have parameters."""
+    builds = [chat.build, chat.last_start, *(former.build for former in chat.former)]
+    return [build for build in builds if build is not None and build.parameters]
+
+
+def _sensitive_values(chat: Workspace, known: Known) -> list[str]:
+    found: list[str] = []
+    for build in builds_with_values(chat):
+        version_id = build.template.version_id if build.template else build.template_version_id
+        version = known.catalog.versions.get(version_id or "")
+        declared = version.manifest.parameter if version is not None else ()
+        found += secrets(declared, build.parameters)
+    return found
+
+
+def secrets(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> list[str]:
+    """Return the texts that no other text may repeat: sensitive values, and those of unknown names.
+
+    `true` and `false` are secrets of nobody, whatever parameter has them.
+    """
+    sensitive = {p.name for p in declared if p.sensitive and p.type is not Kind.BOOL}
+    plain = {p.name for p in declared} - sensitive
+    return [_text(value) for name, value in values.items() if name not in plain]
+
+
+def _text(value: object) -> str:
+    """Return a value as a job has it; of one that no job takes, something that shows its texts."""
+    try:
+        return as_text(value)
+    except ValueError:
+        return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def event(event: Event, chat: Workspace, known: Known) -> Event:
@@ -54,10 +118,24 @@ def arguments(tool: str, args: dict[str, Any], chat: Workspace, known: Known) ->
 
 
 def _hidden(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Hide all values but those of parameters that are declared, and sensitive in no version."""
+    """Hide all values but those of parameters that are declared, and sensitive in no version.
+
+    A value that repeats a sensitive one is hidden as a whole: replay takes it from the snapshot.
+    """
     sensitive = {parameter.name for parameter in declared if parameter.sensitive}
     plain = {parameter.name for parameter in declared} - sensitive
-    return {name: value if name in plain else MASK for name, value in values.items()}
+    mask = Mask(secrets(declared, values))
+    return {
+        name: value if name in plain and not _repeats(mask, value) else MASK
+        for name, value in values.items()
+    }
+
+
+def _repeats(mask: Mask, value: object) -> bool:
+    """Say whether a text, or a text in a list, has a secret in it."""
+    if isinstance(value, list):
+        return any(_repeats(mask, item) for item in value)
+    return isinstance(value, str) and mask.whole(value) != value
 
 
 def _declared(

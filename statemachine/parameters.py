@@ -17,9 +17,7 @@ import re2
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from statemachine.events import Frozen
-
-MASK: Final = "***"
-"""What is shown of a sensitive value."""
+from statemachine.hiding import MASK
 
 
 def as_text(value: object) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from statemachine.parameters import MASK
+from statemachine.hiding import MASK
 from statemachine.replay import Difference, Fold
 from statemachine.workspace import Build, Former, Workspace
 

@@ -12,8 +12,9 @@ from handlers import agent_files
 from handlers.agent.journal import Journal
 from handlers.agent.link import PATIENCE, Connect, Link
 from handlers.agent.scripts import GRACE, Scripts
-from handlers.sending import BuildLog, Mask
+from handlers.sending import BuildLog
 from statemachine.events import Lifecycle
+from statemachine.hiding import Mask
 
 FAREWELL: Final = 5.0
 """Seconds that the last facts and lines get to leave."""

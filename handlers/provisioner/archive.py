@@ -22,6 +22,7 @@ from handlers.agent_files import OURS
 from handlers.provisioner.job import Packed
 from handlers.sending import Backoff, is_final
 from handlers.sending.disk import own_directory, read_plain, write_whole
+from statemachine.parameters import Kind
 
 _MANIFEST: Final = "template.toml"
 _MANIFEST_SIZE: Final = 1024 * 1024
@@ -162,13 +163,18 @@ def unpack(archive: Path, version_id: str, workspace: Path) -> None:
 
 
 def sensitive_values(workspace: Path, parameters: Mapping[str, str]) -> list[str]:
-    """Return the values that no log may show, as the unpacked template.toml marks them."""
+    """Return the values that no log may show, as the unpacked template.toml marks them.
+
+    `true` and `false` of a bool are no secrets: hiding them would hide nothing and spoil every log.
+    """
     try:
-        declared = tomllib.loads(read_plain(workspace / OURS / _MANIFEST, _MANIFEST_SIZE).decode())
+        text = read_plain(workspace / OURS / _MANIFEST, _MANIFEST_SIZE).decode("utf-8-sig")
         return [
             parameters[parameter["name"]]
-            for parameter in declared.get("parameter", [])
-            if parameter.get("sensitive") and parameter["name"] in parameters
+            for parameter in tomllib.loads(text).get("parameter", [])
+            if parameter.get("sensitive")
+            and parameter.get("type") != Kind.BOOL
+            and parameter["name"] in parameters
         ]
     except FileNotFoundError:
         return []

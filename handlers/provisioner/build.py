@@ -22,10 +22,11 @@ from handlers.provisioner.archive import Archives, BadArchive
 from handlers.provisioner.job import AgentSpec, Job
 from handlers.provisioner.quota import Quotas
 from handlers.provisioner.step import LIMIT, Failed, run_step
-from handlers.sending import BuildLog, Mask
+from handlers.sending import BuildLog
 from handlers.sending.disk import own_directory
 from handlers.sending.log import BUILD
 from statemachine.events import Transition
+from statemachine.hiding import Mask
 
 FOR_AGENTS: Final = 256 * 1024
 """Bytes of a build's log that are its agents', however much the build says."""
@@ -251,7 +252,7 @@ class Workplace:
                 shutdown_script=spec.shutdown_script,
                 shutdown_timeout_seconds=spec.shutdown_timeout_seconds,
                 env=environment.of_agent(env, spec, agent_id),
-                secrets=log.mask.secrets,
+                secrets=log.mask.values,
                 log_limit=share,
                 presence_ttl=self._presence_ttl,
                 traceparent=job.traceparent,

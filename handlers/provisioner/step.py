@@ -12,10 +12,11 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, StringConstraints, ValidationError
 
 from handlers.agent_files import OURS
-from handlers.sending import BuildLog, Mask
+from handlers.sending import BuildLog
 from handlers.sending.disk import own_directory, read_plain
 from handlers.shell import Shell, status_words
 from statemachine.events import Quota
+from statemachine.hiding import Mask
 
 LIMIT: Final = 3600.0
 """Seconds that a step may take. Past the chat's own limit it may still end well."""
@@ -89,6 +90,6 @@ def _typed_error(path: Path, mask: Mask) -> Failed | None:
         return None
     return Failed(
         mask.whole(typed.error),
-        typed.error_code,
+        None if typed.error_code is None else mask.whole(typed.error_code),
         None if typed.quota is None else typed.quota.model_dump(),
     )

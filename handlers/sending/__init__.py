@@ -3,6 +3,5 @@
 from handlers.sending.backoff import Backoff, is_final
 from handlers.sending.facts import Fact, deliver, new_fact, store
 from handlers.sending.log import BuildLog
-from handlers.sending.mask import Mask
 
-__all__ = ["Backoff", "BuildLog", "Fact", "Mask", "deliver", "is_final", "new_fact", "store"]
+__all__ = ["Backoff", "BuildLog", "Fact", "deliver", "is_final", "new_fact", "store"]

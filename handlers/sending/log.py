@@ -17,8 +17,8 @@ from uuid import uuid4
 from bus import BusError
 from handlers.sending.backoff import Backoff, is_final
 from handlers.sending.disk import write_whole
-from handlers.sending.mask import Mask
 from statemachine import codec
+from statemachine.hiding import Mask, MaskedStream
 
 COLLECTED: Final = 0.05
 """Seconds that a line waits at most for others to travel with."""
@@ -195,7 +195,7 @@ class Output:
     def __init__(self, log: BuildLog, stage: str) -> None:
         self._log, self._stage = log, stage
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._mask = Mask(log.mask.secrets)
+        self._mask = MaskedStream(log.mask)
         self._last = deque[str](maxlen=64)
 
     def feed(self, chunk: bytes) -> None:

@@ -15,7 +15,7 @@ from handlers.worker import effects, waking
 from handlers.worker.chat import Chat
 from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed, Noted, Published, noted
 from handlers.worker.policy import policy
-from statemachine import events
+from statemachine import events, masking
 from statemachine.calls import Call, Known, Load
 from statemachine.formers import orphans
 from statemachine.identifiers import is_uuid
@@ -245,6 +245,11 @@ async def _chats(
     waiting = [call for of_chat in found.waiting.values() for call in of_chat if looks_up(call)]
     judged = {_chat_id(item) for item in items if _judges(item)}
     judged |= {call.chat_id for call in waiting}
+    judged |= {  # masking asks which parameters are sensitive
+        fact.chat_id
+        for fact in facts
+        if masking.has_text(fact) and masking.builds_with_values(snapshots[fact.chat_id])
+    }
     taken = dict[str, set[str]]()
     if judged:
         wanted = needs([*calls, *waiting], [snapshots[c] for c in judged], facts)

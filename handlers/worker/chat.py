@@ -68,11 +68,13 @@ class Chat:
     def repeat(self, event: Event) -> None:
         """Note that an event came again; it has no further effect."""
         again = Ignored(self.workspace, Unmoved.REPEAT)
+        event = masking.fact(event, self.workspace, self.known)
         self._note(event, entry_of(self.workspace, again))
 
     def apply(self, event: Event) -> None:
         """Apply an event that came over the bus."""
         version = self.workspace.version
+        event = masking.fact(event, self.workspace, self.known)
         self._decide(event, event)
         match event.data:
             case events.ToolRequested():

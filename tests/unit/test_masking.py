@@ -8,8 +8,8 @@ import pytest
 
 from statemachine.calls import Known
 from statemachine.events import BuildRequested, ToolRequested
+from statemachine.hiding import MASK
 from statemachine.masking import arguments, event
-from statemachine.parameters import MASK
 from statemachine.templates import Catalog
 from statemachine.workspace import Workspace
 from tests.unit.driver import ORG, asked, catalog, template

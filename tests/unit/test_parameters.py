@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from statemachine.parameters import MASK, Misfits, Parameter, as_text, masked, misfit, resolve
+from statemachine.hiding import MASK
+from statemachine.parameters import Misfits, Parameter, as_text, masked, misfit, resolve
 
 
 def parameter(**keys: Any) -> Parameter:

@@ -10,9 +10,9 @@ import pytest
 from bus.streams import JOB
 from handlers.gateway.bodies import ChatBody, EventsBody
 from handlers.gateway.reading import Reader
-from statemachine.parameters import MASK
+from statemachine.hiding import MASK
 from tests.unit.driver import template
-from tests.worker.messages import Job, Senders, new_id
+from tests.worker.messages import Job, Senders, agent_of, envelope, new_id
 from tests.worker.rig import Hand, Rig
 
 SECRET, PRESET, OTHER, DEFAULT = "s3cret-1", "s3cret-2", "s3cret-3", "s3cret-4"
@@ -309,3 +309,77 @@ async def test_a_letter_that_no_transaction_takes_gives_nothing_away_to_callers(
         [list(rig.results.values()), rig.envelopes, [r.getMessage() for r in caplog.records]]
     )
     assert SECRET not in text
+
+
+@pytest.mark.parametrize("name", ["create_workspace", "start_workspace"])
+async def test_what_a_fact_repeats_of_a_value_is_in_no_state_answer_or_log(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Whoever the provisioner is, and when the fact comes twice; replay still folds to the snapshot."""
+    await create(rig, hand, chat, {"token": f"{SECRET}\n{OTHER}", "pin": PIN})
+    if name == "start_workspace":
+        await ready(rig, hand, rig.job)
+        await send.ask(chat, "stop_workspace", "stop")
+        await hand.pump()
+        await ready(rig, hand, rig.job)
+        await send.ask(chat, name, "c2")
+        await hand.pump()
+
+    said = f"pin {PIN}: {SECRET} \\n{OTHER}\\n key={DEFAULT} on main"
+    for _ in range(2):
+        await send.built(rig.job, "failed", event_id="same", error=said, error_code=f"E_{SECRET}")
+        await hand.pump()
+
+    assert rig.state(chat)["failure"] == {
+        "reason": "build_failed",
+        "message": "pin ***: *** \\n***\\n key=*** on main",
+        "error_code": "E_***",
+    }
+    await nothing_shows(rig, chat, caplog)
+    assert (await rig.outcomes(chat))[-2:] == ["moved", "repeat"]
+
+
+async def test_what_an_agent_repeats_of_a_value_is_hidden(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await create(rig, hand, chat, {"token": SECRET})
+    await ready(rig, hand, rig.job)
+
+    agent = rig.job | {"agent_id": agent_of(rig.job, "main")}
+    keys = ("workspace_id", "build_id", "agent_id")
+    data = {key: agent[key] for key in keys} | {"sequence": 9, "reason": f"curl {SECRET}: refused"}
+    body = envelope("agent_disconnected", f"/agent/{agent['agent_id']}", chat, data)
+    await send.send("agent", chat, agent["agent_id"], body)
+    await hand.pump()
+
+    log = await rig.store.log(chat)
+    assert log[-1]["event"]["data"]["reason"] == "curl ***: refused"
+    await nothing_shows(rig, chat, caplog)
+
+
+async def test_another_parameter_s_value_that_repeats_a_sensitive_one_is_hidden_in_the_log(
+    rig: Rig, hand: Hand, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"https://me:{SECRET}@host/"
+    await create(rig, hand, chat, {"token": SECRET, "branch": url})
+    assert rig.job["parameters"]["branch"] == url
+
+    await ready(rig, hand, rig.job)
+
+    await nothing_shows(rig, chat, caplog)
+
+
+async def test_a_text_that_was_cut_does_not_begin_with_the_rest_of_a_value(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """Workers cut before they know the chat; of an error the end is kept."""
+    await create(rig, hand, chat, {"token": "s3-first-half-second-half"})
+    said = "s3-first-half-second-half" + "x" * (65_536 - len("-second-half"))
+
+    await send.built(rig.job, "failed", error=said)
+    await hand.pump()
+
+    message = rig.state(chat)["failure"]["message"]
+    assert "half" not in message
+    assert message.endswith("x" * 60_000)
+    await rig.check(chat)
