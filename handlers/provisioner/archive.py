@@ -166,18 +166,20 @@ def sensitive_values(workspace: Path, parameters: Mapping[str, str]) -> list[str
     """Return the values that no log may show, as the unpacked template.toml marks them.
 
     `true` and `false` of a bool are no secrets: hiding them would hide nothing and spoil every log.
+    The template.toml may be of another version than the job, so what it doesn't declare is hidden.
     """
     try:
         text = read_plain(workspace / OURS / _MANIFEST, _MANIFEST_SIZE).decode("utf-8-sig")
-        return [
-            parameters[parameter["name"]]
+        plain = {
+            parameter["name"]
             for parameter in tomllib.loads(text).get("parameter", [])
-            if parameter.get("sensitive")
-            and parameter.get("type") != Kind.BOOL
-            and parameter["name"] in parameters
-        ]
+            if not parameter.get("sensitive") or parameter.get("type") == Kind.BOOL
+        }
+        return [value for name, value in parameters.items() if name not in plain]
     except FileNotFoundError:
-        return []
+        # A folder without a template.toml marks nothing; one that isn't unpacked could mark anything.
+        unpacked = (workspace / OURS / _MARK).is_file()
+        return [] if unpacked else list(parameters.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # What can't be read can't say that a value is harmless.
         return list(parameters.values())
