@@ -11,12 +11,22 @@ _ORIGINS: Final = ("provisioner", "agent")
 
 
 def read_line(message: bytes, build_id: str) -> dict[str, Any] | None:
-    """Return the data of a log_appended of that build, or None when it holds what can't be of one."""
+    """Return the data of a log_appended of that build, or None when it holds what can't be of one.
+
+    It is read as leniently as other data: a key that is null is absent, and 2.0 is an integer.
+    """
     envelope = read_envelope(message)
-    line = envelope.get("data") if envelope else None
+    data = envelope.get("data") if envelope else None
+    if not isinstance(data, dict):
+        return None
+    line = {key: value for key, value in data.items() if value is not None}
+    if line.get("build_id") == "":
+        del line["build_id"]
+    number = line.get("sequence")
+    if isinstance(number, float) and number.is_integer():
+        line["sequence"] = int(number)
     sound = (
-        isinstance(line, dict)
-        and line.get("build_id", build_id) == build_id
+        line.get("build_id", build_id) == build_id
         and line.get("origin", "agent") in _ORIGINS
         and type(line.get("sequence", 0)) is int
         and all(isinstance(line.get(key, ""), str) for key in _TEXTS)
@@ -44,6 +54,9 @@ def read_shown(subject: str, message: bytes) -> dict[str, Any] | None:
     envelope = read_envelope(message)
     if envelope is None:
         return None
-    if what == "log" and ((line := read_line(message, last)) is None or not is_whole(line)):
+    if what != "log":
+        return envelope
+    line = read_line(message, last)
+    if line is None or not is_whole(line):
         return None
-    return {**envelope, "type": "workspaced.log_appended.v1"} if what == "log" else envelope
+    return {**envelope, "type": "workspaced.log_appended.v1", "data": line}

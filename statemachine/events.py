@@ -141,7 +141,7 @@ class DeleteRequested(Frozen):
     """The chat's workspace is to be deleted."""
 
     name: ClassVar = "delete_requested"
-    reason: Text | None = None
+    reason: Annotated[Text, AfterValidator(_not_blank)] | None = None
 
 
 class _OfBuild(Frozen):

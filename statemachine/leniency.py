@@ -249,7 +249,7 @@ def _words(error: ErrorDetails, name: str) -> str:
         return f"{name} is none of: {error['ctx']['expected']}"
     if kind == "string_pattern_mismatch":
         return f"{name} {_of_pattern(error)}"
-    return f"{name}: {error['msg']}"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _of_pattern(error: ErrorDetails) -> str:

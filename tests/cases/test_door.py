@@ -164,6 +164,22 @@ async def test_a_body_with_a_byte_order_mark_is_read(world: World) -> None:
     }
 
 
+async def test_names_of_any_length_are_kept_up_to_4_kib(world: World) -> None:
+    """They are indexed by the database, which takes no long text that does not compress."""
+    chat = await world.chat()
+    await chat.call("list_templates")
+    name = "".join(new_id() for _ in range(200))
+    build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": 1}
+    data = {**build, "transition": "start", "workspace_name": name, "owner_name": name}
+
+    told = event("build_started", "/provisioner/forge", chat.id, data)
+    await world.provisioner.publish(f"workspaced.in.provisioner.{chat.id}.forge", told)
+
+    state = await chat.state("building")
+    assert state["workspace"]["name"] == name[:4096]
+    assert state["workspace"]["owner_name"] == name[:4096]
+
+
 async def test_what_is_left_out_of_a_fact_stands_in_its_entry_s_notice(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)

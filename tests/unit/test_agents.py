@@ -60,5 +60,15 @@ def test_several_agents_named_for_the_chat_are_an_error_that_names_them() -> Non
     assert "b-CODERD-chat" in found.message
 
 
+def test_an_error_about_very_many_long_names_stays_short_enough_to_be_published() -> None:
+    crowd = [agent(f"{'x' * 3_000}{n}-coderd-chat") for n in range(80)]
+
+    found = choose(crowd)
+
+    assert isinstance(found, Unselectable)
+    assert "and 16 more" in found.message
+    assert len(found.message) < 20_000
+
+
 def test_agents_without_a_root_are_an_error() -> None:
     assert isinstance(choose([agent("kid", parent="gone")]), Unselectable)

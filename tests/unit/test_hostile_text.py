@@ -169,11 +169,9 @@ def test_only_what_is_a_log_line_is_shown_as_one() -> None:
     assert shown["type"] == "workspaced.log_appended.v1"  # whatever it says it is
     for wrong in (
         said(build_id=str(uuid4())),
-        said(build_id=None),
         said(origin="worker"),
         said(output=["x"]),
         said(sequence=True),
-        said(stage=None),
         b'{"data": 7}',
         b"[]",
         b"\xff",
@@ -181,3 +179,6 @@ def test_only_what_is_a_log_line_is_shown_as_one() -> None:
     ):
         assert read_line(wrong, build) is None
         assert read_shown(subject, wrong) is None
+    for key in ("build_id", "stage"):  # null is as if it were absent
+        assert read_line(said(**{key: None}), build) == {k: v for k, v in line.items() if k != key}
+        assert read_shown(subject, said(**{key: None})) is None

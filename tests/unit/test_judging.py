@@ -10,7 +10,7 @@ G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_template
 | G3 | another organization or owner than the chat's first request | `is_error` |
 | C1a | `template_id` absent or blank | `is_error`, before anything else |
 | C1b | `template_id` no UUID | `is_error`, before anything else |
-| C1c | `preset_id` no UUID | `is_error`, before anything else |
+| C1c | `preset_id` neither blank nor a UUID | `is_error`, before anything else |
 | C2a | being built, ends well | waits; `created:false`, `already_exists`, `build_id`, readiness keys |
 | C2b | being built, ends ill | waits; build failure object |
 | C2c | `build_timeout` of a start, no end yet | back to `building` with a new limit, waits, no second build |

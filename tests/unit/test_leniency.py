@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bus import ServiceError
 from handlers.gateway import bodies
+from handlers.lines import read_line
 from statemachine import events
 from statemachine.arguments import (
     BadArguments,
@@ -59,6 +60,7 @@ def raw(name: str, piece: str, **changes: Any) -> Event:
     [
         ("tool_requested", "args", None),
         ("delete_requested", "reason", None),
+        ("delete_requested", "reason", ""),
         ("build_started", "workspace_name", ""),
         ("build_started", "owner_name", None),
         ("build_started", "template_id", ""),
@@ -178,6 +180,22 @@ def test_of_a_doubled_key_the_last_counts_in_facts_bodies_and_repaired_messages(
     assert found.data.error == "two"
     twice = f'{{"chat_id": "x", "chat_id": "{CHAT}"}}'
     assert bodies.read(bodies.ChatBody, twice.encode()).chat_id == CHAT
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sequence": 3.0}, {"build_id": ""}, {"build_id": None}, {"extra": None}]
+)
+def test_log_lines_are_read_as_leniently(changes: dict[str, Any]) -> None:
+    build = uid("b")
+    line = {"build_id": build, "origin": "agent", "stage": "s", "level": "info", "output": "o"}
+    line |= {"sequence": 3, **changes}
+
+    found = read_line(BOM + json.dumps({"data": line}).encode(), build)
+
+    assert found is not None
+    given = {key: value for key, value in line.items() if value is not None}
+    assert {**found, "build_id": build} == {**given, "build_id": build, "sequence": 3}
+    assert type(found["sequence"]) is int
 
 
 # -- requests stay strict in meaning ----------------------------------------------------------
