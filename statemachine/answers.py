@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from statemachine.agents import Unselectable, choose
 from statemachine.calls import Answered
 from statemachine.events import Lifecycle
 from statemachine.hiding import MASK
-from statemachine.parameters import Misfits, Parameter, masked
+from statemachine.messages import (
+    ListedTemplate,
+    ParameterOption,
+    QuotaReached,
+    Readiness,
+    ReadTemplateSummary,
+    TemplateParameter,
+    TemplatePreset,
+    TemplateRead,
+    TemplatesPage,
+    ValuesRefused,
+)
+from statemachine.parameters import Misfits, Option, Parameter, masked
 from statemachine.states import State
 from statemachine.templates import Preset, Template, shown_readme
 from statemachine.workspace import UNSETTLED, Workspace
@@ -23,7 +35,7 @@ def error(message: str) -> Answered:
     return Answered({"error": message}, is_error=True)
 
 
-def readiness(workspace: Workspace) -> dict[str, Any]:
+def readiness(workspace: Workspace) -> Readiness:
     """Return the readiness keys of a settled chat; ready adds nothing."""
     state, failure = workspace.state, workspace.failure
     message = failure.message if failure else ""
@@ -43,7 +55,10 @@ def readiness(workspace: Workspace) -> dict[str, Any]:
     lifecycle = facts.lifecycle if facts else None
     settled = lifecycle not in (None, Lifecycle.READY, *UNSETTLED)
     if settled or state is State.SCRIPTS_FAILED:
-        return {"startup_scripts": "startup_scripts_failed", "lifecycle_state": str(lifecycle)}
+        keys: Readiness = {"startup_scripts": "startup_scripts_failed"}
+        if lifecycle is not None:
+            keys["lifecycle_state"] = lifecycle
+        return keys
     if state is State.SCRIPTS_TIMED_OUT:
         return {"startup_scripts": "startup_scripts_timeout"}
     return {}
@@ -57,7 +72,7 @@ def build_failure(workspace: Workspace, build_id: str, action: str) -> Answered:
     text = f"workspace build failed: {message}"
     if outcome is None or outcome.error_code != QUOTA:
         return Answered({"error": text, "build_id": build_id})
-    result: dict[str, Any] = {
+    result: QuotaReached = {
         "error_code": QUOTA,
         "error": text,
         "title": "Workspace quota reached",
@@ -88,17 +103,17 @@ def superseded(build_id: str, chat: Workspace) -> Answered:
     )
 
 
-def invalid(misfits: Misfits, **more: str) -> Answered:
+def invalid(misfits: Misfits, *, template_id: str | None = None) -> Answered:
     """Answer which fields are wrong, all at once."""
     first = ", ".join(field for field, _ in misfits.fields)
-    return Answered(
-        {
-            "error": "some values are not valid",
-            "detail": f"wrong: {first}",
-            "validations": misfits.validations,
-            **more,
-        }
-    )
+    result: ValuesRefused = {
+        "error": "some values are not valid",
+        "detail": f"wrong: {first}",
+        "validations": misfits.validations,
+    }
+    if template_id is not None:
+        result["template_id"] = template_id
+    return Answered(result)
 
 
 def templates_page(found: list[Template], page: int) -> Answered:
@@ -106,42 +121,46 @@ def templates_page(found: list[Template], page: int) -> Answered:
     total = len(found)
     page = max(page, 1)
     shown = found[(page - 1) * PAGE : page * PAGE]
-    return Answered(
-        {
-            "templates": [
-                _given(
-                    {
-                        "id": template.id,
-                        "name": template.name,
-                        "organization_id": template.organization_id,
-                    },
-                    display_name=template.active.manifest.display_name,
-                    description=template.active.manifest.description,
-                )
-                for template in shown
-            ],
-            "count": len(shown),
-            "page": page,
-            "total_pages": max(1, -(-total // PAGE)),
-            "total_count": total,
-        }
-    )
+    result: TemplatesPage = {
+        "templates": [_listed(template) for template in shown],
+        "count": len(shown),
+        "page": page,
+        "total_pages": max(1, -(-total // PAGE)),
+        "total_count": total,
+    }
+    return Answered(result)
+
+
+def _listed(template: Template) -> ListedTemplate:
+    manifest = template.active.manifest
+    listed: ListedTemplate = {
+        "id": template.id,
+        "name": template.name,
+        "organization_id": template.organization_id,
+    }
+    if manifest.display_name is not None:
+        listed["display_name"] = manifest.display_name
+    if manifest.description is not None:
+        listed["description"] = manifest.description
+    return listed
 
 
 def template_read(template: Template) -> Answered:
     """Answer read_template."""
     manifest, readme = template.active.manifest, template.active.readme
-    result: dict[str, Any] = {
-        "template": _given(
-            {
-                "id": template.id,
-                "name": template.name,
-                "active_version_id": template.active.id,
-            },
-            display_name=manifest.display_name,
-            description=manifest.description,
-            readme=shown_readme(readme) or None if readme else None,
-        ),
+    summary: ReadTemplateSummary = {
+        "id": template.id,
+        "name": template.name,
+        "active_version_id": template.active.id,
+    }
+    if manifest.display_name is not None:
+        summary["display_name"] = manifest.display_name
+    if manifest.description is not None:
+        summary["description"] = manifest.description
+    if readme and (shown := shown_readme(readme)):
+        summary["readme"] = shown
+    result: TemplateRead = {
+        "template": summary,
         "parameters": [_parameter(parameter) for parameter in manifest.parameter],
     }
     if manifest.preset:
@@ -149,47 +168,52 @@ def template_read(template: Template) -> Answered:
     return Answered(result)
 
 
-def _parameter(parameter: Parameter) -> dict[str, Any]:
-    return _given(
-        {
-            "name": parameter.name,
-            "type": str(parameter.type),
-            "required": parameter.required,
-            "mutable": parameter.mutable,
-        },
-        display_name=parameter.display_name,
-        description=parameter.description,
-        default=parameter.default if parameter.default is None or not parameter.sensitive else MASK,
-        options=[
-            _given({"name": option.name, "value": option.value}, description=option.description)
-            for option in parameter.options
-        ]
-        or None,
-        validation_regex=parameter.validation_regex,
-        validation_min=_number(parameter.validation_min),
-        validation_max=_number(parameter.validation_max),
-        sensitive=parameter.sensitive or None,
-    )
+def _parameter(parameter: Parameter) -> TemplateParameter:
+    shown: TemplateParameter = {
+        "name": parameter.name,
+        "type": parameter.type.value,
+        "required": parameter.required,
+        "mutable": parameter.mutable,
+    }
+    if parameter.display_name is not None:
+        shown["display_name"] = parameter.display_name
+    if parameter.description is not None:
+        shown["description"] = parameter.description
+    if parameter.default is not None:
+        shown["default"] = MASK if parameter.sensitive else parameter.default
+    if parameter.options:
+        shown["options"] = [_option(option) for option in parameter.options]
+    if parameter.validation_regex is not None:
+        shown["validation_regex"] = parameter.validation_regex
+    if parameter.validation_min is not None:
+        shown["validation_min"] = _number(parameter.validation_min)
+    if parameter.validation_max is not None:
+        shown["validation_max"] = _number(parameter.validation_max)
+    if parameter.sensitive:
+        shown["sensitive"] = True
+    return shown
 
 
-def _preset(template: Template, preset: Preset) -> dict[str, Any]:
+def _option(option: Option) -> ParameterOption:
+    shown: ParameterOption = {"name": option.name, "value": option.value}
+    if option.description is not None:
+        shown["description"] = option.description
+    return shown
+
+
+def _preset(template: Template, preset: Preset) -> TemplatePreset:
     values = masked(template.active.manifest.parameter, preset.parameters)
-    return _given(
-        {
-            "id": template.preset_id(preset),
-            "name": preset.name,
-            "default": preset.default,
-            "parameters": [{"name": name, "value": value} for name, value in values.items()],
-        },
-        description=preset.description,
-    )
+    shown: TemplatePreset = {
+        "id": template.preset_id(preset),
+        "name": preset.name,
+        "default": preset.default,
+        "parameters": [{"name": name, "value": value} for name, value in values.items()],
+    }
+    if preset.description is not None:
+        shown["description"] = preset.description
+    return shown
 
 
-def _given(keys: dict[str, Any], **optional: Any) -> dict[str, Any]:
-    """Return `keys` with those of `optional` that have a value."""
-    return keys | {name: value for name, value in optional.items() if value is not None}
-
-
-def _number(value: float | None) -> float | int | None:
+def _number(value: float) -> float | int:
     """Show a whole number as one."""
-    return int(value) if value is not None and value.is_integer() else value
+    return int(value) if value.is_integer() else value

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from statemachine.events import BuildRequested, Frozen, WaitResumed
+from statemachine.messages import ToolResult
 from statemachine.templates import Catalog
 
 
@@ -95,7 +96,7 @@ class Known:
 class Answered:
     """The call is over."""
 
-    result: dict[str, Any]
+    result: ToolResult
     is_error: bool = False
 
 

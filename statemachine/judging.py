@@ -7,7 +7,7 @@ answered, waits for, or has built.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from statemachine import answers, formers, requests
 from statemachine.arguments import (
@@ -31,6 +31,15 @@ from statemachine.calls import (
 )
 from statemachine.events import BuildRequested, Transition, WaitResumed
 from statemachine.load import refusal
+from statemachine.messages import (
+    AlreadyBuilt,
+    AlreadyExists,
+    AlreadyRunning,
+    Created,
+    Readiness,
+    Started,
+    StartNotes,
+)
 from statemachine.states import ABOUT, State, Word
 from statemachine.views import full_name, name_of
 from statemachine.words import usable, word_of
@@ -78,7 +87,7 @@ def canceled(call: Call, chat: Workspace) -> Answered:
                 "build_id": chat.build.id,
             }
         )
-    keys: dict[State, dict[str, Any]] = {
+    keys: dict[State, Readiness] = {
         State.AGENT_CONNECTING: {"agent_status": "not_ready"},
         State.SCRIPTS_RUNNING: {"startup_scripts": "startup_scripts_unknown"},
     }
@@ -227,35 +236,50 @@ def _after(call: Call, args: Any, chat: Workspace, known: Known, rules: Rules) -
     return rules(call, args, chat, known)
 
 
-def _success(call: Call, wait: Wait, chat: Workspace, keys: dict[str, Any]) -> Answered:
+def _success(call: Call, wait: Wait, chat: Workspace, keys: Readiness) -> Answered:
     """Build the tool's success object around readiness keys."""
+    name = name_of(chat)
     if call.tool == "start_workspace":
-        result: dict[str, Any] = {"started": True, "workspace_name": name_of(chat)}
-        result |= {"no_build": True} if wait.running else {"build_id": wait.build_id}
-        return Answered(result | wait.extra | keys)
-    if call.tool == "stop_workspace":
-        return Answered(
-            {"stopped": True, "workspace_name": name_of(chat), "build_id": wait.build_id}
-        )
-    if wait.requested:
-        return Answered(
-            {
-                "created": True,
-                "workspace_name": full_name(chat),
-                "build_id": wait.build_id,
-                **wait.extra,
+        if wait.running:
+            running: AlreadyRunning = {
+                "started": True,
+                "workspace_name": name,
+                "no_build": True,
                 **keys,
             }
-        )
-    result = {
+            return Answered(running)
+        notes = cast(StartNotes, wait.extra)
+        started: Started = {
+            "started": True,
+            "workspace_name": name,
+            "build_id": wait.build_id,
+            **notes,
+            **keys,
+        }
+        return Answered(started)
+    if call.tool == "stop_workspace":
+        return Answered({"stopped": True, "workspace_name": name, "build_id": wait.build_id})
+    if wait.requested:
+        created: Created = {
+            "created": True,
+            "workspace_name": full_name(chat),
+            "build_id": wait.build_id,
+            **keys,
+        }
+        return Answered(created)
+    exists: AlreadyExists = {
         "created": False,
-        "workspace_name": name_of(chat),
+        "workspace_name": name,
         "status": "already_exists",
         "message": "the workspace is running already"
         if wait.running
         else "the workspace that was being built is there now",
+        **keys,
     }
-    return Answered(result | ({} if wait.running else {"build_id": wait.build_id}) | keys)
+    if wait.running:
+        return Answered(exists)
+    built: AlreadyBuilt = {"build_id": wait.build_id, **exists}
+    return Answered(built)
 
 
 _REPLACED: Final = {

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, mode
 
 from statemachine.events import Frozen
 from statemachine.hiding import MASK
+from statemachine.messages import Validation
 
 
 def as_text(value: object) -> str:
@@ -40,7 +41,9 @@ def as_text(value: object) -> str:
 Bound = Annotated[float, Field(allow_inf_nan=False)]
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
-TextValue = Annotated[str, BeforeValidator(as_text)]
+TextValue = Annotated[
+    str, BeforeValidator(as_text, json_schema_input_type=str | float | bool | list[str])
+]
 
 
 class Kind(StrEnum):
@@ -170,7 +173,7 @@ class Misfits:
     fields: tuple[tuple[str, str], ...]
 
     @property
-    def validations(self) -> list[dict[str, str]]:
+    def validations(self) -> list[Validation]:
         """As answers carry them."""
         return [{"field": field, "detail": detail} for field, detail in self.fields]
 

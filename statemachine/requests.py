@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from statemachine import answers, naming
 from statemachine.arguments import CreateArguments, StartArguments
 from statemachine.calls import Call, Known, Requested, Until, Verdict, Wait
 from statemachine.events import BuildRequested, TemplateRef, Transition
+from statemachine.messages import StartNotes
 from statemachine.parameters import Misfits, resolve
 from statemachine.templates import Template, Version
 from statemachine.views import name_of
 from statemachine.workspace import Build, Former, Ref, Workspace
 
-UPDATED: Final = {
+UPDATED: Final[StartNotes] = {
     "updated_to_active_version": True,
     "update_reason": "template requires active versions",
     "message": "the workspace was started with the template's active version, "
@@ -96,7 +97,7 @@ def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Ve
     if version is None or chat.build is None:
         return _unknown_template(chat)
     template = known.catalog.templates.get(version.template_id)
-    extra: dict[str, Any] = {}
+    extra: StartNotes = {}
     if (
         template is not None
         and template.active.manifest.require_active_version
@@ -119,7 +120,7 @@ def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Ve
             "ttl_ms": known.policy.ttl_ms,
         }
     )
-    wait = Wait(until=Until.SETTLED, build_id=build.build_id, requested=True, extra=extra)
+    wait = Wait(until=Until.SETTLED, build_id=build.build_id, requested=True, extra=dict(extra))
     return Requested(build, wait)
 
 

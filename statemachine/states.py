@@ -9,7 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
+
+WireState = Literal[
+    "none",
+    "building",
+    "agent_connecting",
+    "scripts_running",
+    "ready",
+    "failed",
+    "stopping",
+    "stopped",
+]
+"""A state as messages name it."""
+
+AgentStatus = Literal["connecting", "connected", "disconnected", "timeout"]
+"""Whether an agent is connected, as messages name it; `timeout`: it did not connect in time."""
 
 
 class State(StrEnum):
@@ -73,7 +88,7 @@ class About:
     """What is true of a state."""
 
     word: Word
-    wire: str = "failed"
+    wire: WireState = "failed"
     reason: Reason | None = None
     limit: Limit | None = None
     overdue: bool = False

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from statemachine import naming
 from statemachine.events import Frozen, Label, Text, Token
+from statemachine.messages import Spec
 from statemachine.parameters import Parameter, TextValue, misfit
 
 MAX_DEPTH: Final = 16
@@ -108,7 +109,7 @@ class Manifest(_Declared):
         return self
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> Spec:
         """What a job carries of it."""
         return {"build": self.build, "agent": self.agent}
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from statemachine import messages
 from statemachine.codec import timestamp
+from statemachine.messages import (
+    ShownAgent,
+    ShownBuild,
+    ShownFailure,
+    ShownWorkspace,
+    StateChanged,
+)
 from statemachine.states import ABOUT, Limit
-from statemachine.workspace import Workspace
+from statemachine.workspace import Build, Cause, Failure, Workspace
 
 
 def visible(workspace: Workspace) -> tuple[object, ...]:
@@ -40,55 +46,64 @@ def name_of(workspace: Workspace) -> str:
     return "" if workspace.ref is None else workspace.ref.name or workspace.ref.id
 
 
-def state_changed(workspace: Workspace) -> dict[str, Any]:
+def state_changed(workspace: Workspace) -> StateChanged:
     """Return the data of `workspaced.state_changed.v1`."""
-    about, build, ref, chosen = (
-        ABOUT[workspace.state],
-        workspace.build,
-        workspace.ref,
-        workspace.chosen,
-    )
-    failure: dict[str, Any] | None = None
-    if workspace.failure is not None:
-        failure = {
-            "reason": str(workspace.failure.reason),
-            "message": workspace.failure.message,
-        }
-        if workspace.failure.error_code is not None:
-            failure["error_code"] = workspace.failure.error_code
     return {
         "chat_id": workspace.chat_id,
         "version": workspace.version,
-        "state": about.wire,
+        "state": ABOUT[workspace.state].wire,
         "previous_state": ABOUT[workspace.previous_state].wire,
-        "workspace": None
-        if ref is None
-        else {
-            "id": ref.id,
-            "name": name_of(workspace),
-            "owner_name": owner_of(workspace),
-            "template_id": ref.template_id,
-        },
-        "build": None
-        if build is None
-        else {
-            "id": build.id,
-            "number": build.number,
-            "transition": str(build.transition),
-            "started_at": timestamp(build.started_at),
-        },
-        "agent": None
-        if chosen is None
-        else {
-            "id": chosen.id,
-            "name": chosen.name,
-            "status": workspace.agent_status(),
-            "lifecycle": workspace.agent_lifecycle(),
-        },
-        "failure": failure,
+        "workspace": _workspace(workspace),
+        "build": None if workspace.build is None else _build(workspace.build),
+        "agent": _agent(workspace),
+        "failure": None if workspace.failure is None else _failure(workspace.failure),
         "deadline": None if workspace.deadline is None else timestamp(workspace.deadline),
-        "cause": None if workspace.cause is None else workspace.cause.model_dump(),
+        "cause": None if workspace.cause is None else _cause(workspace.cause),
     }
+
+
+def _workspace(workspace: Workspace) -> ShownWorkspace | None:
+    ref = workspace.ref
+    if ref is None:
+        return None
+    return {
+        "id": ref.id,
+        "name": name_of(workspace),
+        "owner_name": owner_of(workspace),
+        "template_id": ref.template_id,
+    }
+
+
+def _build(build: Build) -> ShownBuild:
+    return {
+        "id": build.id,
+        "number": build.number,
+        "transition": build.transition,
+        "started_at": timestamp(build.started_at),
+    }
+
+
+def _agent(workspace: Workspace) -> ShownAgent | None:
+    chosen, status = workspace.chosen, workspace.agent_status()
+    if chosen is None or status is None:
+        return None
+    return {
+        "id": chosen.id,
+        "name": chosen.name,
+        "status": status,
+        "lifecycle": workspace.agent_lifecycle(),
+    }
+
+
+def _failure(failure: Failure) -> ShownFailure:
+    shown: ShownFailure = {"reason": failure.reason, "message": failure.message}
+    if failure.error_code is not None:
+        shown["error_code"] = failure.error_code
+    return shown
+
+
+def _cause(cause: Cause) -> messages.Cause:
+    return {"source": cause.source, "id": cause.id, "type": cause.type}
 
 
 def notice(workspace: Workspace) -> str | None:

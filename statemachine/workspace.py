@@ -14,7 +14,7 @@ from pydantic import Field
 
 from statemachine import events
 from statemachine.events import Agent, Frozen, Lifecycle, Quota, TemplateRef, Transition
-from statemachine.states import ABOUT, Limit, Reason, State, Word
+from statemachine.states import ABOUT, AgentStatus, Limit, Reason, State, Word
 
 STARTUP: Final = frozenset(
     (
@@ -366,8 +366,8 @@ class Workspace(Frozen):
     def _has(self, facts: AgentFacts) -> bool:
         return self.ref is None or facts.workspace_id == self.ref.id
 
-    def agent_status(self) -> str | None:
-        """Return `connecting|connected|disconnected|timeout` of the chosen agent."""
+    def agent_status(self) -> AgentStatus | None:
+        """Return whether the chosen agent is connected; None if none is chosen."""
         if self.chosen is None:
             return None
         facts = self.facts_of(self.chosen.id)

@@ -19,6 +19,7 @@ from handlers.sending.backoff import Backoff, is_final
 from handlers.sending.disk import write_whole
 from statemachine import codec
 from statemachine.hiding import Mask, MaskedStream
+from statemachine.messages import LogAppended
 
 COLLECTED: Final = 0.05
 """Seconds that a line waits at most for others to travel with."""
@@ -164,7 +165,7 @@ class BuildLog:
         if self._sequence > self._reserved or self._noted_left - self._left > _UNNOTED:
             # Noted now and then: a killed sender leaves a gap, but gives no number out twice.
             self._note(self._sequence + _RESERVED)
-        data = {
+        data: LogAppended = {
             "build_id": self._build_id,
             "origin": self._origin,
             "stage": stage,

@@ -6,13 +6,14 @@ import json
 from datetime import datetime, timedelta
 from enum import IntEnum
 from hashlib import sha256
-from typing import Any, Final
+from typing import Final
 from uuid import NAMESPACE_URL, uuid5
 
 from bus import subjects
 from statemachine.calls import Answered, Call
 from statemachine.codec import encode
 from statemachine.events import OURS, BuildRequested, Event
+from statemachine.messages import BuildJob, ToolResolved
 from statemachine.store import Outgoing
 from statemachine.templates import Version
 from statemachine.views import state_changed
@@ -81,13 +82,13 @@ def job(
     """Have a build made."""
     if build.template is None:
         raise ValueError("a build without a template can't be asked for")
-    data: dict[str, Any] = {
+    data: BuildJob = {
         "chat_id": chat.chat_id,
         "workspace_id": build.workspace_id,
         "workspace_name": build.workspace_name,
         "build_id": build.build_id,
         "build_number": build.build_number,
-        "transition": str(build.transition),
+        "transition": build.transition,
         "owner_id": chat.owner_id,
         "owner_name": build.owner_name,
         "organization_id": chat.organization_id,
@@ -142,7 +143,7 @@ def result(
     name: str,
 ) -> Outgoing:
     """Answer a call. `name` tells this publication from others of the same answer."""
-    data = {
+    data: ToolResolved = {
         "call_id": call_id,
         "tool": tool,
         "is_error": answer.is_error,

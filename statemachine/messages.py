@@ -1,0 +1,433 @@
+"""The `data` of every message that workspaced publishes, as types.
+
+The functions that build these messages return plain dictionaries of these types: nothing is validated at
+run time, and mypy checks the functions. `handlers.schemas` makes the JSON Schemas in docs/schemas from
+the same types; the text below a key becomes its description there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+
+# pydantic reads TypedDicts of `typing` only from Python 3.12 on.
+from typing_extensions import TypedDict
+
+from statemachine.events import Id, Lifecycle, Token, Transition
+from statemachine.states import AgentStatus, Reason, WireState
+
+Timestamp = Annotated[
+    str, Field(json_schema_extra={"format": "date-time"}, pattern=r"^\d{4}-\d\d-\d\dT.*Z$")
+]
+"""RFC 3339 in UTC, with `Z`."""
+
+
+class ShownWorkspace(TypedDict):
+    """The workspace that the chat has."""
+
+    id: Id
+    name: str
+    """The workspace's name without its owner, or its id if no fact told the name."""
+    owner_name: str | None
+    """Null if the workspace was made elsewhere and no fact told the owner."""
+    template_id: Id | None
+    """Null if the workspace was made elsewhere and no fact told the template."""
+
+
+class ShownBuild(TypedDict):
+    """The newest build of the workspace."""
+
+    id: Id
+    number: int
+    """Rises with each build of a workspace."""
+    transition: Transition
+    started_at: Timestamp
+    """When the build was requested or, if it was made elsewhere, first reported."""
+
+
+class ShownAgent(TypedDict):
+    """The agent that was chosen for the chat."""
+
+    id: Id
+    name: str
+    status: AgentStatus
+    lifecycle: Lifecycle | None
+    """Null until the agent reports one."""
+
+
+class ShownFailure(TypedDict):
+    """Why the state is `failed`."""
+
+    reason: Reason
+    message: str
+    """Text for people."""
+    error_code: NotRequired[str]
+    """The `error_code` of `build_failed`, if that gave one."""
+
+
+class Cause(TypedDict):
+    """The event that caused a change."""
+
+    source: str
+    """The event's `source`; `/workspaced` if a limit passed."""
+    id: str
+    """The event's `id`."""
+    type: str
+    """The event's `type`; `workspaced.deadline_passed.v1` if the limit of a state passed."""
+
+
+class StateChanged(TypedDict):
+    """The state of a chat after a change."""
+
+    chat_id: Id
+    version: Annotated[int, Field(ge=0)]
+    """Rises by 1 with each change of any other key. Drop a state whose version is not above yours."""
+    state: WireState
+    previous_state: WireState
+    workspace: ShownWorkspace | None
+    """Null if the chat has no workspace."""
+    build: ShownBuild | None
+    """Null only in the state `none`."""
+    agent: ShownAgent | None
+    """Null until an agent is chosen."""
+    failure: ShownFailure | None
+    """Set exactly in the state `failed`."""
+    deadline: Timestamp | None
+    """When the limit of the state passes. Set exactly in the states that have a limit: `building`,
+    `agent_connecting`, `scripts_running` and `stopping`."""
+    cause: Cause | None
+    """Null only at version 0."""
+
+
+class Archive(TypedDict):
+    """The template's folder as a tar.gz, which the rpc `template_archive` returns in pieces."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    size: int
+    """In bytes."""
+
+
+class Spec(TypedDict):
+    """What template.toml says to the provisioner."""
+
+    build: dict[str, Any]
+    """The table `[build]`."""
+    agent: list[dict[str, Any]]
+    """The tables `[[agent]]`."""
+
+
+class JobTemplate(TypedDict):
+    """The template version to build."""
+
+    id: Id
+    name: str
+    version_id: Id
+    spec: Spec
+    archive: Archive
+
+
+class BuildJob(TypedDict):
+    """A build that workspaced asks a provisioner for."""
+
+    chat_id: Id
+    workspace_id: Id
+    workspace_name: str
+    build_id: Id
+    build_number: int
+    transition: Transition
+    owner_id: Id | None
+    """Null only if no request of the chat told the owner."""
+    owner_name: str
+    organization_id: Id | None
+    """Null only if no request of the chat told the organization."""
+    template: JobTemplate
+    parameters: dict[str, str]
+    """A value for every parameter of the template, as text. This is the only message that holds the values
+    of sensitive parameters."""
+    not_after: Timestamp
+    """Answer a job that you take for the first time after this time with `build_canceled`."""
+    preset_id: NotRequired[Id]
+    ttl_ms: NotRequired[int]
+    """workspaced stops the workspace this many milliseconds after the build succeeded."""
+
+
+class LogAppended(TypedDict):
+    """Output of a build or of an agent's scripts."""
+
+    build_id: Id
+    origin: Literal["provisioner", "agent"]
+    stage: str
+    """Which part of the work wrote the output."""
+    level: str
+    """workspaced's own provisioner and agent use `info`, `warn` and `error`."""
+    output: str
+    """One or more lines, at most 32 KiB."""
+    sequence: int
+    """Counts from 1 for each build and origin: order lines by it and drop repeats."""
+
+
+class Readiness(TypedDict, total=False):
+    """How far a workspace is from ready. A ready workspace has none of these keys."""
+
+    agent_status: Literal["no_agent", "selection_error", "not_ready"]
+    """Why no agent is connected: the template has none, none could be chosen, or it did not connect in
+    time (or the call was canceled before)."""
+    agent_error: str
+    """Text for people about `agent_status`."""
+    startup_scripts: Literal[
+        "startup_scripts_failed", "startup_scripts_timeout", "startup_scripts_unknown"
+    ]
+    """What happened to the startup scripts; `startup_scripts_unknown` if the call was canceled before
+    they ended."""
+    lifecycle_state: Lifecycle
+    """The agent's newest lifecycle, if the startup scripts failed."""
+
+
+class ToolError(TypedDict):
+    """What was wrong with the call itself: a configuration, an argument, a lookup or a permission."""
+
+    error: str
+    """Text for people and models."""
+
+
+class BuildFailure(TypedDict):
+    """A build that the call waited for did not succeed, or the call was canceled before it ended."""
+
+    error: str
+    """Text for people and models."""
+    build_id: Id
+
+
+class QuotaUsage(TypedDict):
+    """How much of the quota is used."""
+
+    credits_consumed: float
+    budget: float
+
+
+class QuotaReached(TypedDict):
+    """The build failed because the owner's quota is used up."""
+
+    error_code: Literal["INSUFFICIENT_QUOTA"]
+    error: str
+    """Text for people and models."""
+    title: Literal["Workspace quota reached"]
+    message: str
+    """Text for people and models that says what to do."""
+    build_id: Id
+    quota: NotRequired[QuotaUsage]
+    """Absent if the provisioner did not report it."""
+
+
+class Validation(TypedDict):
+    """One field whose value does not fit."""
+
+    field: str
+    """The name of a parameter, or `name`."""
+    detail: str
+    """Text for people and models."""
+
+
+class ValuesRefused(TypedDict):
+    """The call's values do not fit the template; every wrong field is named."""
+
+    error: str
+    detail: NotRequired[str]
+    """Text for people and models that names the fields."""
+    validations: list[Validation]
+    template_id: NotRequired[Id]
+    """Given by start_workspace."""
+
+
+class Created(Readiness):
+    """create_workspace made a new workspace."""
+
+    created: Literal[True]
+    workspace_name: str
+    """`<owner>/<name>`"""
+    build_id: Id
+
+
+class AlreadyExists(Readiness):
+    """create_workspace found a running workspace."""
+
+    created: Literal[False]
+    workspace_name: str
+    status: Literal["already_exists"]
+    message: str
+    """Text for people and models."""
+
+
+class AlreadyBuilt(AlreadyExists):
+    """create_workspace waited for the build of a workspace that another call had requested."""
+
+    build_id: Id
+    """The build that the call waited for."""
+
+
+class IsStopped(TypedDict):
+    """create_workspace found a stopped workspace, which start_workspace starts."""
+
+    created: Literal[False]
+    workspace_name: str
+    status: Literal["stopped"]
+    message: str
+    """Text for people and models."""
+
+
+class StartNotes(TypedDict, total=False):
+    """What else a call of start_workspace reports if the start succeeds."""
+
+    updated_to_active_version: Literal[True]
+    """The template demands its active version, and the last build used another one."""
+    update_reason: str
+    """Text for people and models."""
+    message: str
+    """Text for people and models."""
+    parameters_reset: list[str]
+    """Parameters whose last value the template no longer accepts; they have their default now."""
+
+
+class Started(Readiness, StartNotes):
+    """A start build succeeded, which start_workspace requested or waited for."""
+
+    started: Literal[True]
+    workspace_name: str
+    build_id: Id
+
+
+class AlreadyRunning(Readiness):
+    """start_workspace found a running workspace and requested no build."""
+
+    started: Literal[True]
+    workspace_name: str
+    no_build: Literal[True]
+
+
+class Stopped(TypedDict):
+    """The stop build that stop_workspace requested succeeded."""
+
+    stopped: Literal[True]
+    workspace_name: str
+    build_id: Id
+
+
+class AlreadyStopped(TypedDict):
+    """stop_workspace found a stopped workspace and requested no build."""
+
+    stopped: Literal[True]
+    workspace_name: str
+    no_build: Literal[True]
+
+
+class ListedTemplate(TypedDict):
+    """A template that the chat may use."""
+
+    id: Id
+    name: str
+    organization_id: Id
+    display_name: NotRequired[str]
+    description: NotRequired[str]
+
+
+class TemplatesPage(TypedDict):
+    """One page of list_templates."""
+
+    templates: list[ListedTemplate]
+    """Sorted by name."""
+    count: int
+    """Templates on this page."""
+    page: Annotated[int, Field(ge=1)]
+    total_pages: Annotated[int, Field(ge=1)]
+    total_count: int
+    """Templates on all pages."""
+
+
+class ReadTemplateSummary(TypedDict):
+    """The template itself."""
+
+    id: Id
+    name: str
+    active_version_id: Id
+    display_name: NotRequired[str]
+    description: NotRequired[str]
+    readme: NotRequired[str]
+    """The folder's README.md, without images and front matter, cut after 8,000 characters."""
+
+
+class ParameterOption(TypedDict):
+    """One of the values that a parameter may have."""
+
+    name: str
+    value: str
+    description: NotRequired[str]
+
+
+class TemplateParameter(TypedDict):
+    """A parameter that the template declares."""
+
+    name: str
+    type: Literal["string", "number", "bool", "list(string)"]
+    required: bool
+    """Whether create_workspace must give a value; one that has a default need not be given."""
+    mutable: bool
+    """Whether start_workspace may change the value."""
+    display_name: NotRequired[str]
+    description: NotRequired[str]
+    default: NotRequired[str]
+    """As text; `***` if the parameter is sensitive."""
+    options: NotRequired[list[ParameterOption]]
+    """If present, no other values fit."""
+    validation_regex: NotRequired[str]
+    """An RE2 expression that must match somewhere in the value."""
+    validation_min: NotRequired[float]
+    validation_max: NotRequired[float]
+    sensitive: NotRequired[Literal[True]]
+    """Values are shown as `***`."""
+
+
+class PresetValue(TypedDict):
+    """The value that a preset gives one parameter."""
+
+    name: str
+    value: str
+    """As text; `***` if the parameter is sensitive."""
+
+
+class TemplatePreset(TypedDict):
+    """Values that a call can choose together, by `preset_id`."""
+
+    id: Id
+    name: str
+    default: bool
+    """Whether the template suggests this preset."""
+    description: NotRequired[str]
+    parameters: list[PresetValue]
+
+
+class TemplateRead(TypedDict):
+    """What read_template returns."""
+
+    template: ReadTemplateSummary
+    parameters: list[TemplateParameter]
+    presets: NotRequired[list[TemplatePreset]]
+
+
+CreateResult = (
+    Created | AlreadyBuilt | AlreadyExists | IsStopped | BuildFailure | QuotaReached | ValuesRefused
+)
+StartResult = Started | AlreadyRunning | BuildFailure | QuotaReached | ValuesRefused
+StopResult = Stopped | AlreadyStopped | BuildFailure | QuotaReached
+ToolResult = CreateResult | StartResult | StopResult | TemplatesPage | TemplateRead | ToolError
+
+
+class ToolResolved(TypedDict):
+    """The answer of a tool call."""
+
+    call_id: Token
+    tool: str
+    """The tool as the call named it; empty if that could not be read."""
+    is_error: bool
+    """True: the call itself was wrong, and `result` is `{"error": text}`."""
+    result: ToolResult
