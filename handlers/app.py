@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -11,17 +12,20 @@ from pathlib import Path
 from typing import Literal
 
 from bus import Denied, Refused
+from bus.connecting import TOLD_EVERY
 from bus.jetstream import JetStreamBus, connect
 from bus.streams import Tuning
 from bus.urls import redacted
 from handlers import nkey
+from handlers.clock import clock
 from handlers.embedded import running_servers
 from handlers.embedded.database_password import completed
 from handlers.embedded.permissions import PERMISSIONS, inbox_prefix
 from handlers.listening import trust
+from handlers.sending import Backoff
 from handlers.settings import Settings
 from handlers.worker.gauge import Room
-from statemachine.store import UnreachableError
+from statemachine.store import StoreUnavailableError, UnreachableError, UnsuitableError
 from statemachine.store.migrating import migrate
 from statemachine.store.postgres import PostgresStore, limits_of
 from statemachine.store.postgres import connect as open_store
@@ -129,28 +133,47 @@ class Place:
         return [of_role, of_key] if named else [of_key, of_role]
 
     @asynccontextmanager
-    async def store(self, role: DatabaseRole = "operator") -> AsyncIterator[PostgresStore]:
-        """Open the database as `role`. Raises StoreUnavailableError, NotFoundError."""
+    async def store(
+        self, role: DatabaseRole = "operator", *, wait: bool = False
+    ) -> AsyncIterator[PostgresStore]:
+        """Open the database as `role`; with `wait`, wait until it is there, and say so.
+
+        Raises StoreUnavailableError, NotFoundError.
+        """
         url = self.databases.get(role, self.database_url)
         if url is None:
             raise NotFoundError(
                 "no database is named: use --database-url or WORKSPACED_DATABASE_URL"
             )
-        async with opened(url, self.transaction_timeout) as store:
+        async with opened(url, self.transaction_timeout, wait=wait) as store:
             yield store
 
 
 @asynccontextmanager
-async def opened(database_url: str, transaction_timeout: float) -> AsyncIterator[PostgresStore]:
+async def opened(
+    database_url: str, transaction_timeout: float, *, wait: bool = False
+) -> AsyncIterator[PostgresStore]:
     """Open a database, brought to this version if its user may do that.
 
-    Raises StoreUnavailableError.
+    With `wait`, wait until it is there, and say so; but not where only a change of the database or its URL
+    helps. Raises StoreUnavailableError.
     """
+    backoff, told = Backoff(), -math.inf
     async with AsyncExitStack() as stack:
-        with naming(database_url):
-            await migrate(database_url)  # whoever comes first: roles start in any order
-            opening = open_store(database_url, limits=limits_of(transaction_timeout))
-            store = await stack.enter_async_context(opening)
+        while True:
+            try:
+                with naming(database_url):
+                    await migrate(database_url)  # whoever comes first: roles start in any order
+                    opening = open_store(database_url, limits=limits_of(transaction_timeout))
+                    store = await stack.enter_async_context(opening)
+                break
+            except StoreUnavailableError as no:
+                if not wait or isinstance(no, UnsuitableError):
+                    raise
+                if (now := clock()) - told >= TOLD_EVERY:
+                    told = now
+                    log.warning("%s; trying again", no)
+            await backoff.wait()
         yield store
 
 
@@ -161,7 +184,7 @@ def naming(database_url: str) -> Iterator[None]:
         yield
     except UnreachableError as no:
         # Spaces would end what is taken for the URL, and with it for the password.
-        raise UnreachableError(f"{no} ({redacted('%20'.join(database_url.split()))})") from no
+        raise type(no)(f"{no} ({redacted('%20'.join(database_url.split()))})") from no
 
 
 async def _hears(bus: JetStreamBus, prefix: str) -> bool:

@@ -56,7 +56,7 @@ async def worker(
     checks = {"worker": begun(ready)}
     async with (
         _health(settings, http_host, http_port, checks, insecure=insecure),
-        place.store("worker") as store,
+        place.store("worker", wait=True) as store,
         place.bus("worker", wait=True) as bus,
     ):
         checks |= {"nats": connected({"worker": bus}), "database": answers(store)}
@@ -72,7 +72,7 @@ async def gateway(
     checks = {"gateway": begun(ready)}
     async with (
         _health(settings, http_host, http_port, checks, insecure=insecure),
-        place.store("gateway") as store,
+        place.store("gateway", wait=True) as store,
         place.bus("gateway", wait=True) as bus,
     ):
         checks |= {"nats": connected({"gateway": bus}), "database": answers(store)}

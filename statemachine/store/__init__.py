@@ -31,6 +31,7 @@ __all__ = [
     "Job",
     "Key",
     "Listed",
+    "NotAdmittedError",
     "Origin",
     "Outgoing",
     "Pushed",
@@ -41,6 +42,9 @@ __all__ = [
     "Terms",
     "Transaction",
     "TransientError",
+    "UnreachableError",
+    "UnsuitableError",
+    "WorkRefusedError",
     "identity",
 ]
 
@@ -51,6 +55,21 @@ class StoreUnavailableError(Exception):
 
 class UnreachableError(StoreUnavailableError):
     """The database can't be opened; which one is for those to add who know what may be shown of it."""
+
+
+class UnsuitableError(StoreUnavailableError):
+    """The database can't be used before somebody changes it, or its URL: waiting does not help."""
+
+
+class NotAdmittedError(UnreachableError, UnsuitableError):
+    """The server does not let this user in, or has no such database."""
+
+
+class WorkRefusedError(StoreUnavailableError):
+    """The database answers, but does not take this work now, and not because of its data; try again.
+
+    Other work may get through: a trigger may refuse one chat, a missing table refuses all of them.
+    """
 
 
 class TransientError(StoreUnavailableError):
@@ -280,6 +299,18 @@ class Store(Recovering, Admitting, Protocol):
 
     async def settings(self) -> dict[str, str]:
         """Return the settings."""
+        ...
+
+    async def check(self) -> None:
+        """Return if the database can take changes now. Raises StoreUnavailableError with what is wrong."""
+        ...
+
+    async def hold_up(self, chat_ids: AbstractSet[str], words: str, seconds: float) -> None:
+        """Note for so many seconds why events of these chats are not taken."""
+        ...
+
+    async def held_up(self, chat_ids: AbstractSet[str]) -> dict[str, str]:
+        """Return why events are not taken now, by chat: as noted, or because the database takes no changes."""
         ...
 
     async def put_setting(self, key: str, value: str) -> None:

@@ -1,4 +1,4 @@
-"""How the database fails, told apart: it is away, or the same again may succeed."""
+"""How the database fails: it is away, it refuses this work, the same again may succeed, or the work is at fault."""
 
 from __future__ import annotations
 
@@ -11,14 +11,9 @@ from typing import Any, Final, TypeAlias
 
 import asyncpg
 
-from statemachine.store import StoreUnavailableError, TransientError
+from statemachine.store import StoreUnavailableError, TransientError, WorkRefusedError
 
 Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
-UNREADABLE: Final = (
-    "the database's URL can't be read; a password in it has %2F for /, %23 for #, %3A for : and "
-    "%40 for @"
-)
-"""Instead of what the parser says, which may show a part of the password."""
 LOST_RACES: Final = (
     asyncpg.TransactionRollbackError,
     asyncpg.QueryCanceledError,
@@ -26,23 +21,14 @@ LOST_RACES: Final = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TransactionTimeoutError,
 )
-"""What it raises when the same again may succeed."""
-CONNECTION_ERRORS: Final = (
-    OSError,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.PostgresSystemError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.ObjectNotInPrerequisiteStateError,
-    asyncpg.InternalClientError,
-)
-"""What asyncpg raises when the database is away or refuses work for now: no fault of the work."""
-
+"""What the driver raises when the same again may succeed."""
+DATA: Final = frozenset({"22", "23"})
+"""Classes of SQLSTATE that blame the values that were sent, or the rows that they would have made."""
+AWAY: Final = frozenset({"08", "28", "3D", "53", "57", "58"})
+"""Classes of SQLSTATE that are about the server as a whole: no work would get through."""
+_READ_ONLY: Final = "25006"
+_OF_THE_SESSION: Final = frozenset({"0A", "26", "3F", "42"})
+"""Classes of SQLSTATE that another session may not meet: it may find other tables, or another server."""
 ANSWER_WITHIN: Final = 10.0
 """Seconds: a database that is silent for longer is away, even if nobody closed the connection."""
 _CLOSED: Final = (
@@ -56,15 +42,45 @@ _CLOSED: Final = (
 
 @contextmanager
 def said() -> Iterator[None]:
-    """Raise TransientError or StoreUnavailableError for what is no fault of the work."""
+    """Raise a StoreUnavailableError for whatever is no fault of the work; see `judged`."""
     try:
         yield
-    except LOST_RACES as race:
-        raise TransientError(str(race)) from race
-    except TimeoutError as silence:
-        raise StoreUnavailableError(f"no answer within {ANSWER_WITHIN:.0f} s") from silence
-    except CONNECTION_ERRORS as bad:
-        raise StoreUnavailableError(str(bad) or type(bad).__name__) from bad
+    except Exception as bad:
+        if (judged_as := judged(bad)) is None:
+            raise
+        raise judged_as from bad
+
+
+def judged(error: Exception) -> StoreUnavailableError | None:
+    """Decide whether the database failed, or the work; None: the work, by its data or by a bug of ours.
+
+    This is the one place where that is decided. Of what a server says only the classes in `DATA` blame the
+    work: whatever else it refuses, it may take later, without anything having changed in the work.
+    """
+    words = str(error) or type(error).__name__
+    if isinstance(error, StoreUnavailableError):
+        return error
+    if isinstance(error, LOST_RACES):
+        return TransientError(words)
+    if isinstance(error, TimeoutError):
+        return StoreUnavailableError(f"no answer within {ANSWER_WITHIN:.0f} s")
+    if isinstance(error, asyncpg.PostgresError):
+        state = _state(error)
+        if state[:2] in DATA:
+            return None
+        if state[:2] in AWAY or state == _READ_ONLY:
+            return StoreUnavailableError(words)
+        return WorkRefusedError(f"{words} (SQLSTATE {state})")
+    if isinstance(error, asyncpg.InterfaceError):
+        # The driver refuses values that it can't send with an error that is a ValueError as well.
+        return None if isinstance(error, ValueError) else StoreUnavailableError(words)
+    if isinstance(error, OSError | EOFError | asyncpg.InternalClientError):
+        return StoreUnavailableError(words)
+    return None
+
+
+def _state(error: asyncpg.PostgresError) -> str:
+    return str(getattr(error, "sqlstate", None) or "?????")
 
 
 @asynccontextmanager
@@ -76,8 +92,10 @@ async def borrowed(pool: asyncpg.Pool[Any]) -> AsyncIterator[Session]:
     """
     try:
         connection = await pool.acquire(timeout=ANSWER_WITHIN)
-    except asyncpg.PostgresError as refusal:
-        raise StoreUnavailableError(str(refusal)) from refusal
+    except Exception as refusal:
+        if isinstance(refusal, TimeoutError):
+            raise
+        raise StoreUnavailableError(str(refusal) or type(refusal).__name__) from refusal
     try:
         yield connection
     except TimeoutError:
@@ -85,6 +103,15 @@ async def borrowed(pool: asyncpg.Pool[Any]) -> AsyncIterator[Session]:
         raise
     except asyncpg.InternalClientError:
         connection.terminate()  # asyncpg loses its thread over what a server says in leaving
+        raise
+    except asyncpg.PostgresError as no:
+        if _state(no) == _READ_ONLY:
+            await (
+                pool.expire_connections()
+            )  # all lead to the same server, which is no longer the one to use
+            connection.terminate()
+        elif _state(no)[:2] in _OF_THE_SESSION:
+            connection.terminate()
         raise
     finally:
         await pool.release(connection)

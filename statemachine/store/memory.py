@@ -41,6 +41,8 @@ class MemoryStore(MemoryAdmitting):
         self.pushed: dict[str, datetime] = {}
         self.active: dict[str, tuple[str, str]] = {}
         self.values: dict[str, str] = {}
+        self.notes: dict[str, tuple[str, datetime]] = {}
+        """Why events of a chat are not taken, and until when that is said."""
         self.rows = 0
         self.name = "memory"
         self.noted: str | None = None
@@ -171,6 +173,23 @@ class MemoryStore(MemoryAdmitting):
     async def put_setting(self, key: str, value: str) -> None:
         """Change a setting, for all workers at once."""
         self.values[key] = value
+
+    async def check(self) -> None:
+        """Return: this store takes changes whenever it is there."""
+
+    async def hold_up(self, chat_ids: AbstractSet[str], words: str, seconds: float) -> None:
+        """Note for so many seconds why events of these chats are not taken."""
+        until = self.clock() + timedelta(seconds=seconds)
+        self.notes |= dict.fromkeys(chat_ids, (words, until))
+
+    async def held_up(self, chat_ids: AbstractSet[str]) -> dict[str, str]:
+        """Return why events are not taken now, by chat."""
+        now = self.clock()
+        return {
+            chat_id: words
+            for chat_id, (words, until) in self.notes.items()
+            if chat_id in chat_ids and until > now
+        }
 
     def catalog(
         self,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
 
-from statemachine.store import StoreUnavailableError, UnreachableError
-from statemachine.store.losses import ANSWER_WITHIN, CONNECTION_ERRORS, LOST_RACES, UNREADABLE
+from statemachine.store import StoreUnavailableError, UnsuitableError
+from statemachine.store.losses import judged
+from statemachine.store.opening import opened, read_url
 from statemachine.store.sql import Migration, migrations, roles
 
 log = logging.getLogger(__name__)
@@ -18,7 +20,9 @@ OLDEST: Final = 17
 OWNER: Final = "workspaced_owner"
 SERVICES: Final = ("workspaced_worker", "workspaced_gateway", "workspaced_operator")
 """The roles of roles.sql; a database whose server has none of them works without."""
-_LOCK: Final = 0x776F726B  # "work": the advisory lock of whoever migrates
+_LOCK: Final = (
+    f"select pg_advisory_xact_lock({0x776F726B})"  # "work": one process at a time migrates
+)
 PATIENCE: Final = "3s"
 """How long a step may wait for a table that somebody uses: all workers wait behind it."""
 _LEDGER: Final = """create table if not exists schema_migration (
@@ -34,51 +38,48 @@ async def migrate(url: str, *, granting: bool = False) -> list[Migration]:
     Who finds nothing missing needs no right to make anything. The services' rights are given with
     the last step, or with `granting` in any case. Raises StoreUnavailableError.
     """
-    try:
-        connection: asyncpg.Connection[Any] = await asyncpg.connect(url, timeout=ANSWER_WITHIN)
-    except CONNECTION_ERRORS as bad:
-        raise UnreachableError(
-            f"can't open the database: {str(bad) or type(bad).__name__}"
-        ) from bad
-    except ValueError:
-        raise StoreUnavailableError(UNREADABLE) from None
-    try:
+    address = read_url(url)
+    async with opened(address) as session:
+        connection = session.connection
         found = connection.get_server_version()
         if found.major < OLDEST:
-            raise StoreUnavailableError(
+            raise UnsuitableError(
                 f"PostgreSQL {OLDEST} or later is needed; this server is {found.major}.{found.minor}"
             )
-        return await _brought_forward(connection, granting=granting)
-    except asyncpg.InsufficientPrivilegeError as bad:
-        raise StoreUnavailableError(
-            f"the database is not ready for this user, who may not bring it to schema "
-            f"{migrations()[-1].number:04d} ({bad}): run `workspaced migrate` with its owner's URL"
-        ) from bad
-    except asyncpg.LockNotAvailableError as bad:
-        raise StoreUnavailableError(
-            f"can't migrate the database while a table is in use, by pg_dump perhaps: {bad}; try again"
-        ) from bad
-    except (*LOST_RACES, *CONNECTION_ERRORS) as bad:
-        raise StoreUnavailableError(
-            f"the database went away while it was migrated: {str(bad) or type(bad).__name__}"
-        ) from bad
-    finally:
-        with suppress(*CONNECTION_ERRORS):
-            await connection.close(timeout=ANSWER_WITHIN)
+        try:
+            if not granting and not await _missing(connection):
+                return []
+            async with opened(address) as other, other.connection.transaction():
+                # Held by a transaction of another connection: it outlasts the steps, and ends with whoever
+                # holds it. A session's lock could be left behind in a pooler.
+                await other.connection.execute(_LOCK)
+                return await _brought_forward(connection, granting=granting)
+        except asyncpg.InsufficientPrivilegeError as bad:
+            raise UnsuitableError(
+                f"the database is not ready for this user, who may not bring it to schema "
+                f"{migrations()[-1].number:04d} ({bad}): run `workspaced migrate` with its owner's URL"
+            ) from bad
+        except asyncpg.LockNotAvailableError as bad:
+            raise StoreUnavailableError(
+                f"can't migrate the database while a table is in use, by pg_dump perhaps: {bad}; try again"
+            ) from bad
+        except Exception as bad:
+            if isinstance(bad, StoreUnavailableError) or (why := judged(bad)) is None:
+                raise
+            raise StoreUnavailableError(f"the database could not be migrated: {why}") from bad
 
 
 async def _brought_forward(
     connection: asyncpg.Connection[Any], *, granting: bool
 ) -> list[Migration]:
-    if not granting and not await _missing(connection):
-        return []
-    if await connection.fetchrow(_OWNERS, OWNER) is not None:
-        await connection.execute(f"set role {OWNER}")  # what a superuser makes is the owner's too
-    await connection.execute("select pg_advisory_lock($1)", _LOCK)
-    await connection.execute(_LEDGER)
-    missing = await _missing(connection)
+    """Apply the steps that are missing, each in a transaction of its own."""
+    async with _as_owner(connection):
+        await connection.execute(_LEDGER)
+        missing = await _missing(connection)
+        if granting and not missing:
+            await _grant(connection)
     for step in missing:
-        async with connection.transaction():
+        async with _as_owner(connection):
             await connection.execute(f"set local lock_timeout = '{PATIENCE}'")
             await connection.execute(step.text)
             await connection.execute(
@@ -89,10 +90,16 @@ async def _brought_forward(
             if step is missing[-1]:
                 await _grant(connection)
         log.info("migrated the database to %04d %s", step.number, step.name)
-    if granting and not missing:
-        async with connection.transaction():
-            await _grant(connection)
     return missing
+
+
+@asynccontextmanager
+async def _as_owner(connection: asyncpg.Connection[Any]) -> AsyncIterator[None]:
+    """Run the block in a transaction, as the owner if there is one: what a superuser makes is the owner's too."""
+    async with connection.transaction():
+        if await connection.fetchrow(_OWNERS, OWNER) is not None:
+            await connection.execute(f"set local role {OWNER}")
+        yield
 
 
 async def _missing(connection: asyncpg.Connection[Any]) -> list[Migration]:
@@ -104,7 +111,7 @@ async def _missing(connection: asyncpg.Connection[Any]) -> list[Migration]:
     known = migrations()
     newest = max(step.number for step in known)
     if max(done, default=0) > newest:
-        raise StoreUnavailableError(
+        raise UnsuitableError(
             f"the database has schema {max(done):04d}, this program knows {newest:04d} at most: "
             "use the workspaced that migrated it, or a later one"
         )

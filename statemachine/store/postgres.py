@@ -18,21 +18,11 @@ from statemachine.store import (
     Key,
     Outgoing,
     StoredCall,
-    StoreUnavailableError,
     Terms,
-    UnreachableError,
 )
 from statemachine.store.auditing import Auditing
-from statemachine.store.losses import (
-    ANSWER_WITHIN,
-    CONNECTION_ERRORS,
-    UNREADABLE,
-    Block,
-    Session,
-    borrowed,
-    said,
-    shortest,
-)
+from statemachine.store.losses import ANSWER_WITHIN, Block, Session, borrowed, said, shortest
+from statemachine.store.opening import opened, opening, read_url
 from statemachine.store.reading import Reading, call_of, terms_of
 from statemachine.store.sql import queries
 from statemachine.store.writing import arrays_of, columns, seldom
@@ -42,12 +32,10 @@ from statemachine.workspace import Workspace
 LIMITS: Final = {"transaction_timeout": "5s", "idle_in_transaction_session_timeout": "5s"}
 """A paused worker must not hold rows: the server ends its transaction."""
 
-_REFUSED_LIMITS: Final = (
-    asyncpg.UndefinedObjectError,
-    asyncpg.CantChangeRuntimeParamError,
-    asyncpg.ProtocolViolationError,
+_SET: Final = (
+    "select set_config(name, value, false) from unnest($1::text[], $2::text[]) as l(name, value)"
 )
-"""What a server or a pooler raises that doesn't know `LIMITS`."""
+"""Sets what a connection asked for when it was opened, if something between left that out."""
 Q: Final = queries()
 
 
@@ -62,31 +50,28 @@ async def connect(
 ) -> AsyncIterator[PostgresStore]:
     """Open the store at `url`, with `LIMITS` or others. Raises StoreUnavailableError."""
     limits = LIMITS if limits is None else limits
+    address = read_url(url)
+    async with opened(address) as first:
+        pooled = first.pooled  # poolers refuse settings that they don't know, or leave them out
 
     async def keep(connection: Any) -> None:
         """Spare a round trip: nothing here changes a session."""
 
-    try:
+    async def begin(connection: Any) -> None:
+        await connection.execute(_SET, list(limits), list(limits.values()))
+
+    with opening(address, limits):
         pool = await asyncpg.create_pool(
-            url,
+            address.url,
             min_size=1,
             max_size=connections,
+            init=begin if pooled else None,
             reset=keep,
-            server_settings=dict(limits),
-            timeout=ANSWER_WITHIN,
+            server_settings={} if pooled else dict(limits),
+            timeout=address.timeout,
             command_timeout=ANSWER_WITHIN,
+            **address.options,
         )
-    except _REFUSED_LIMITS as bad:
-        raise StoreUnavailableError(
-            f"PostgreSQL 17 or later is needed, and no pooler between that refuses "
-            f"{' and '.join(limits)}: {bad}"
-        ) from bad
-    except CONNECTION_ERRORS as bad:
-        raise UnreachableError(
-            f"can't open the database: {str(bad) or type(bad).__name__}"
-        ) from bad
-    except ValueError:
-        raise StoreUnavailableError(UNREADABLE) from None
     try:
         yield PostgresStore(pool, shortest(limits))
     finally:

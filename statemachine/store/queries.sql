@@ -410,3 +410,20 @@ where snapshot @? '$.agents[*] ? (@.told == true && !exists(@.lost_at))'
 -- Of all chats: what brought it may have been lost with the stream.
 select id, chat_id::text as chat_id, lane, subject, message_id, version, due, payload
 from outbox where id > $1 order by id limit $2
+
+-- name: usable
+-- Whether changes can be made now. Tables are looked up by name, so that every role may ask.
+select pg_is_in_recovery() or current_setting('transaction_read_only') = 'on' as read_only,
+       array(select name from unnest($1::text[]) as name where to_regclass(name) is null) as missing
+
+-- name: hold_up
+with over as (delete from held_up where until < clock_timestamp() and chat_id <> all($1::text[]))
+insert into held_up (chat_id, words, until)
+select id, $2::text, clock_timestamp() + $3::interval from unnest($1::text[]) as id
+on conflict (chat_id) do update set words = excluded.words, until = excluded.until
+
+-- name: held_up
+-- With a row of no chat when no chat can be changed.
+select chat_id, words from held_up where chat_id = any($1::text[]) and until > clock_timestamp()
+union all
+select null, null where pg_is_in_recovery() or current_setting('transaction_read_only') = 'on'

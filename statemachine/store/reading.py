@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from datetime import timedelta
 from typing import Any, Final
 
 import asyncpg
@@ -18,6 +19,7 @@ from statemachine.store import (
     Pushed,
     Seen,
     StoredCall,
+    StoreUnavailableError,
     Terms,
 )
 from statemachine.store.auditing import Auditing, entry_in
@@ -30,6 +32,23 @@ from statemachine.workspace import Workspace
 Q: Final = queries()
 
 
+READ_ONLY: Final = "the database takes no changes now: it is read-only"
+TABLES: Final = [
+    "chat",
+    "event_log",
+    "event_identity",
+    "call",
+    "cancellation",
+    "workspace",
+    "outbox",
+    "job",
+    "template",
+    "template_version",
+    "setting",
+    "credential",
+    "stream_seen",
+]
+"""Tables without which events can't be applied."""
 _REMEMBERED: Final = 256
 """Versions that a process keeps."""
 Fetch = Callable[..., Awaitable[Sequence[Mapping[str, Any]]]]
@@ -201,6 +220,30 @@ class Reading(Auditing, PostgresAdmitting):
     async def put_setting(self, key: str, value: str) -> None:
         """Change a setting, for all workers at once."""
         await self._fetch("put_setting", key, value)
+
+    async def check(self) -> None:
+        """Return if the database can take changes now. Raises StoreUnavailableError with what is wrong."""
+        (found,) = await self._fetch("usable", TABLES)
+        if not found["read_only"] and not found["missing"]:
+            return
+        # Another session may find another server, or the tables.
+        await self._pool.expire_connections()
+        if found["read_only"]:
+            raise StoreUnavailableError(READ_ONLY)
+        raise StoreUnavailableError(
+            f"the database has no table {', '.join(found['missing'])}: was it renamed, or does search_path "
+            "name another schema?"
+        )
+
+    async def hold_up(self, chat_ids: AbstractSet[str], words: str, seconds: float) -> None:
+        """Note for so many seconds why events of these chats are not taken."""
+        await self._fetch("hold_up", sorted(chat_ids), words, timedelta(seconds=seconds))
+
+    async def held_up(self, chat_ids: AbstractSet[str]) -> dict[str, str]:
+        """Return why events are not taken now, by chat: as noted, or because the database takes no changes."""
+        rows = await self._fetch("held_up", list(chat_ids))
+        noted = {row["chat_id"]: row["words"] for row in rows if row["chat_id"] is not None}
+        return noted if len(noted) == len(rows) else dict.fromkeys(chat_ids, READ_ONLY)
 
     async def origin(self) -> Origin:
         """Return which database this is, and which one the rows were written in."""

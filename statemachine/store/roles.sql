@@ -84,6 +84,7 @@ begin
             ('provisioner_name', 'select',                         'select, insert',                                  'select'),
             ('stream_seen',      'select, insert, update',         '',                                                'select'),
             ('origin',           'select, insert, update',         '',                                                'select, delete'),
+            ('held_up',          'select, insert, update, delete', 'select',                                          'select'),
             ('schema_migration', 'select',                         'select',                                          'select')
         ) as decision(relation, worker, gateway, operator)
         where to_regclass(relation) is not null

@@ -39,13 +39,13 @@ USES = {
             "doubt_streams",
         ),
         *("published_states", "jobs", "answers", "inhabited", "left_over"),
-        *("unwelcome", "cut_off"),
+        *("unwelcome", "cut_off", "usable", "hold_up"),
     },
     "gateway": {
         *("chat", "chats", "calls_waiting", "answered", "log", "orphaned", "archive", "settings"),
         *("issue_credential", "credential", "had", "now", "lock_owners"),
         *("credentials", "revoke_credential", "bind_provisioner"),
-        *("let_in", "server_began", "unwelcome", "cut_off"),
+        *("let_in", "server_began", "unwelcome", "cut_off", "usable", "held_up"),
     },
     "operator": {
         *("settings", "put_setting", "push_version", "activate", "activate_again", "history"),

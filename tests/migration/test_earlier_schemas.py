@@ -25,6 +25,7 @@ RELEASED = {
     "0002_recovery": "edb4a76192d5a23afbf47da3a45a752d7ff7338b576d3b623b71488fc94fb6ea",
     "0003_rebuilding": "aab961e86643d7fefff8d39de2e2f390c1e075e8aa6fbadccd210e7ca02593a9",
     "0004_credentials": "56f88f3056796b577c116159d854ac7137a924d37934a83a0b4b1837cb543e79",
+    "0005_held_up": "08ff767f18b6b8aa90719e12462ad239e40264163ab74829edef45985d311551",
 }
 """A migration that somebody may have run is never changed; the next one mends it."""
 EARLIER = recording.recorded()
