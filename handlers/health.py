@@ -101,11 +101,11 @@ async def _is_there(bus: Bus) -> bool:
 
 
 def answers(store: Store) -> Check:
-    """Check that the database answers."""
+    """Check that the database takes changes."""
 
     async def check() -> str | None:
         try:
-            await store.settings()
+            await store.check()
         except StoreUnavailableError as bad:
             return str(bad)
         return None

@@ -59,8 +59,12 @@ async def worker(
         place.store("worker", wait=True) as store,
         place.bus("worker", wait=True) as bus,
     ):
-        checks |= {"nats": connected({"worker": bus}), "database": answers(store)}
         working = Worker(store, bus, limits(settings), tuning(settings), room(settings), ready)
+        checks |= {
+            "nats": connected({"worker": bus}),
+            "database": answers(store),
+            "events": working.troubles.check,
+        }
         await until_signalled(working.run(), lost(bus))
 
 

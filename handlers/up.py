@@ -153,6 +153,7 @@ async def everything(
                     checks = {
                         "nats": connected(buses),
                         "database": answers(store),
+                        "events": worker.troubles.check,
                         "roles": alive([*roles, *tasks]),
                     }
                     async with health_server(http_host, port, checks, listening.certificate):

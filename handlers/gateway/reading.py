@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
+
+from pydantic_core import to_json
 
 from bus import Bus, ServiceError, subjects
 from bus.streams import LOG
@@ -46,14 +47,15 @@ class Reader:
     async def get_chat(self, body: ChatBody) -> dict[str, Any]:
         """Return a chat's state and the calls that wait for it."""
         chat = await self.store.chat(body.chat_id)
+        held_up = await self.store.held_up({body.chat_id})
         if chat is None:
-            return state_changed(Workspace(chat_id=body.chat_id)) | {"open_calls": []}
+            return _shown(Workspace(chat_id=body.chat_id), held_up) | {"open_calls": []}
         waiting = await self.store.waiting(body.chat_id) if chat.open_calls else []
         calls = [
             {"call_id": call.call_id, "tool": call.tool, "asked_at": timestamp(call.asked_at)}
             for call in waiting
         ]
-        return _shown(chat) | {"open_calls": calls}
+        return _shown(chat, held_up) | {"open_calls": calls}
 
     async def list_chats(self, body: ChatsBody) -> dict[str, Any]:
         """Return a page of chats."""
@@ -70,9 +72,17 @@ class Reader:
             after=body.cursor,
             most=PAGE + 1,
         )
-        page: dict[str, Any] = {"chats": [_shown(chat) for chat in chats[:PAGE]]}
-        if len(chats) > PAGE:
-            page["next"] = chats[PAGE - 1].chat_id
+        held_up = await self.store.held_up({chat.chat_id for chat in chats})
+        shown: list[Any] = []
+        room = ROOM
+        for chat in chats[:PAGE]:
+            shown.append(_shown(chat, held_up))
+            room -= len(to_json(shown[-1]))
+            if room <= 0:
+                break
+        page: dict[str, Any] = {"chats": shown}
+        if len(shown) < len(chats):
+            page["next"] = chats[len(shown) - 1].chat_id
         return page
 
     async def list_orphans(self, body: OrphansBody) -> dict[str, Any]:
@@ -88,7 +98,7 @@ class Reader:
                 break
             entries = [self._orphan(chat, f) for f in found[chat.chat_id] if f.id not in had]
             orphans += entries
-            room -= len(json.dumps(entries))
+            room -= len(to_json(entries))
             last = chat.chat_id
         more = bool(chats) and last != chats[-1].chat_id
         return {"orphans": orphans} | ({"next": last} if more else {})
@@ -132,7 +142,7 @@ class Reader:
         room = ROOM
         for entry in found[:PAGE]:
             events.append(entry)
-            room -= len(json.dumps(entry))
+            room -= len(to_json(entry))
             if room <= 0:
                 break
         if len(events) < len(found):
@@ -147,7 +157,7 @@ class Reader:
         return piece
 
 
-def _shown(chat: Workspace) -> dict[str, Any]:
+def _shown(chat: Workspace, held_up: Mapping[str, str]) -> dict[str, Any]:
     """Return a chat as state_changed shows it, with a notice when something holds it up."""
-    held_up = notice(chat)
-    return state_changed(chat) | ({} if held_up is None else {"notice": held_up})
+    words = held_up.get(chat.chat_id) or notice(chat)
+    return state_changed(chat) | ({} if words is None else {"notice": words})

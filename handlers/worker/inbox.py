@@ -95,6 +95,13 @@ class Nothing:
 Item = Fact | Fired | Missed | Published | Noted | Dead | Nothing
 
 
+def chat_of(item: Item) -> str | None:
+    """Return the chat that an item is about, if it is about one."""
+    if isinstance(item, Nothing):
+        return None
+    return item.event.chat_id if isinstance(item, Fact) else item.chat_id or None
+
+
 def read(delivery: Delivery, now: datetime) -> Item:
     """Read a delivery of one of the worker's consumers. Never raises for what it holds."""
     if delivery.stream == IN.name:

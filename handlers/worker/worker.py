@@ -18,14 +18,14 @@ from handlers.cutting import Cutting
 from handlers.sending.backoff import Backoff
 from handlers.worker.batch import Noticed, apply, asks
 from handlers.worker.gauge import Gauge, Room
-from handlers.worker.inbox import Dead, Item, Missed, dead, read
+from handlers.worker.inbox import Dead, Item, Missed, read
 from handlers.worker.reconciling import behind
 from handlers.worker.recovery import CARRIERS, Recovery
 from handlers.worker.relay import Relay
+from handlers.worker.taking import SHOWN_FOR, SLOWEST, Taken, Taking, Troubles
 from handlers.worker.waking import looked_for
 from handlers.worker.watching import Watch
-from statemachine.store import Outgoing, Store, StoreUnavailableError, TransientError
-from statemachine.strictness import Reason
+from statemachine.store import Outgoing, Store, StoreUnavailableError
 from statemachine.workspace import Limits
 
 log = logging.getLogger(__name__)
@@ -68,12 +68,18 @@ class Worker:
     _prepared: asyncio.Event = field(default_factory=asyncio.Event)
     _restored: bool = False
     """A chat was found to be older than what was published of it."""
+    troubles: Troubles = field(default_factory=Troubles)
+    """What keeps it from its work now."""
     _gauge: Gauge = field(init=False)
     _cutting: Cutting = field(init=False)
+    _taking: Taking = field(init=False)
+    _returning: set[asyncio.Task[None]] = field(default_factory=set)
+    """Tasks that will give deliveries back."""
 
     def __post_init__(self) -> None:
         self._cutting = Cutting(self.store, self.bus)
         self._gauge = Gauge(self.store, self.bus, self.room)
+        self._taking = Taking(self.store, self.troubles)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -89,6 +95,7 @@ class Worker:
         try:
             await asyncio.gather(*jobs)
         finally:
+            jobs += self._returning
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
@@ -111,10 +118,14 @@ class Worker:
                     lost = await recovery.prepare(restored=restored, made=self._prepared.set)
                 except (Unavailable, StoreUnavailableError) as bad:
                     log.warning("not prepared yet, trying again: %s", bad)
+                    self.troubles.note(
+                        "streams", f"streams and timers can't be looked after: {bad}"
+                    )
                     self._restored |= restored
                     self._again.set()
                     await backoff.wait()
                     continue
+                self.troubles.clear("streams", "bus")
                 if lost & CARRIERS:
                     asking = asyncio.create_task(recovery.ask())
                 backoff.reset()
@@ -148,7 +159,7 @@ class Worker:
                 committed = await self._commit(new, relay)
                 if await before and committed is not None:
                     before = group.create_task(self._publish(committed, relay, watch))
-                    leaving = {(d.stream, d.sequence) for d in new}
+                    leaving = {(d.stream, d.sequence) for d in committed.deliveries}
                 else:
                     before, leaving = group.create_task(_well()), set()
 
@@ -172,14 +183,14 @@ class Worker:
         items = [(delivery, read(delivery, now)) for delivery in deliveries]
         try:
             items = [(delivery, await self._looked_for(item, relay)) for delivery, item in items]
-            rows, buried = await self._apply(items)
+            taken = await self._take(items)
         except Unavailable as bad:
             self._bus_is_away(bad)
         except StoreUnavailableError as bad:
-            log.warning("the database is away, the batch comes again: %s", bad)
+            self._database_is_away(bad)
         else:
             self._cutting.superseded(self.noticed.superseded)
-            return Committed(deliveries, rows, buried, jobs_until)
+            return Committed(taken.deliveries, taken.rows, taken.buried, jobs_until)
         return None
 
     async def _publish(
@@ -203,10 +214,12 @@ class Worker:
                 "where, and how large",
                 bad,
             )
+            self.troubles.note("bus", f"NATS refuses what must be published: {bad}", SHOWN_FOR)
             return False
         except StoreUnavailableError as bad:
-            log.warning("the database is away, the batch comes again: %s", bad)
+            self._database_is_away(bad)
             return False
+        self.troubles.clear("bus", "outbox")
         if buried:
             self.dead_letters += len(buried)
             log.warning("dead letters since this worker began: %d", self.dead_letters)
@@ -216,7 +229,12 @@ class Worker:
             await self._note(watch, committed.deliveries[-1])
         return True
 
+    def _database_is_away(self, bad: StoreUnavailableError) -> None:
+        log.warning("the database is away, the batch comes again: %s", bad)
+        self.troubles.note("outbox", f"the database is away: {bad}", SHOWN_FOR)
+
     def _bus_is_away(self, bad: Unavailable) -> None:
+        self.troubles.note("bus", f"NATS does not store what must be published: {bad}")
         log.warning("the bus is away, what is not published comes again: %s", bad)
         self._again.set()
 
@@ -230,56 +248,24 @@ class Worker:
     async def _looked_for(self, item: Item, relay: Relay) -> Item:
         return await looked_for(item, self.store, relay) if isinstance(item, Missed) else item
 
-    async def _apply(
-        self, items: Sequence[tuple[Delivery, Item]]
-    ) -> tuple[list[Outgoing], list[Dead]]:
-        """Apply in one transaction; what makes it fail is found by halving, and buried alone."""
-        buried = [item for _, item in items if isinstance(item, Dead)]
+    async def _take(self, items: Sequence[tuple[Delivery, Item]]) -> Taken:
         load = self._gauge.load(look=any(asks(item) for _, item in items))
-        backoff = Backoff()
-        while True:
-            try:
-                rows = await apply(
-                    [item for _, item in items],
-                    self.store,
-                    self.limits,
-                    os.urandom(16),
-                    load,
-                    self.noticed,
-                )
-            except TransientError as bad:  # a lost race, or too much for one transaction
-                if len(items) > 1:
-                    return await self._halved(items, bad)
-                log.warning("a transaction did not come through, trying again: %s", bad)
-                await backoff.wait()
-            except StoreUnavailableError as bad:
-                log.warning("the database is away, trying again: %s", bad)
-                await backoff.wait()
-            except Exception as bad:  # noqa: BLE001 — whatever it is, its neighbours go on
-                if len(items) > 1:
-                    return await self._halved(items, bad)
-                return await self._fails_alone(*items[0], bad)
-            else:
-                return rows, buried
 
-    async def _halved(
-        self, items: Sequence[tuple[Delivery, Item]], bad: Exception
-    ) -> tuple[list[Outgoing], list[Dead]]:
-        log.warning("a batch of %d failed, halving it: %s", len(items), bad)
-        half = len(items) // 2
-        first, second = await self._apply(items[:half]), await self._apply(items[half:])
-        return first[0] + second[0], first[1] + second[1]
+        async def applied(some: Sequence[Item]) -> list[Outgoing]:
+            return await apply(some, self.store, self.limits, os.urandom(16), load, self.noticed)
 
-    async def _fails_alone(
-        self, delivery: Delivery, item: Item, bad: Exception
-    ) -> tuple[list[Outgoing], list[Dead]]:
-        """Bury what no transaction takes, and answer its call if it is one."""
-        log.error("an event fails alone and is buried: %s", delivery.subject, exc_info=bad)
-        if isinstance(item, Dead):
-            return [], [item]
-        # Its words stay in our log: they may hold values that are nobody else's to read.
-        letter = dead(delivery, Reason.INTERNAL, f"internal error: {type(bad).__name__}", item)
-        return await self._apply([(delivery, letter)])
+        taken = await self._taking.take(items, applied)
+        if taken.left:
+            task = asyncio.create_task(self._give_back(taken.left))
+            self._returning.add(task)
+            task.add_done_callback(self._returning.discard)
+        return taken
+
+    async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Let what the database did not take come again after a while, sooner than it would by itself."""
+        await Backoff(SLOWEST, SLOWEST).wait()
+        for delivery in deliveries:
+            await delivery.give_back()
 
 
 async def _nothing() -> None:

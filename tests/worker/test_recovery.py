@@ -215,7 +215,7 @@ async def test_what_a_dead_worker_left_over_goes_out_though_nothing_brings_it_ag
     await hand.prepare()
     await send.create(chat)
     items = [(delivery, read(delivery, rig.now())) for delivery in hand.take()]
-    await hand.worker._apply(items)
+    await hand.worker._take(items)
     assert rig.store.outbox
     wiped(rig)
 
