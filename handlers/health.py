@@ -113,6 +113,15 @@ def answers(store: Store) -> Check:
     return check
 
 
+def either(check: Check, noted: Callable[[], str | None]) -> Check:
+    """Check what can be asked, and then what a role has noted at its work."""
+
+    async def both() -> str | None:
+        return await check() or noted()
+
+    return both
+
+
 def alive(tasks: Sequence[asyncio.Task[Any]]) -> Check:
     """Check that none of the roles has ended."""
 

@@ -16,7 +16,7 @@ from bus.urls import anonymous
 from handlers.app import Place, limits, locate, room, tuning
 from handlers.confining import Bounds, Confinement, choose, demand
 from handlers.gateway.gateway import Gateway
-from handlers.health import Check, answers, begun, connected, health_server
+from handlers.health import Check, answers, begun, connected, either, health_server
 from handlers.listening import certificate_of, guard
 from handlers.provisioner import Allowance, Provisioner
 from handlers.settings import Settings
@@ -60,10 +60,10 @@ async def worker(
         place.bus("worker", wait=True) as bus,
     ):
         working = Worker(store, bus, limits(settings), tuning(settings), room(settings), ready)
+        troubles = working.troubles
         checks |= {
-            "nats": connected({"worker": bus}),
-            "database": answers(store),
-            "events": working.troubles.check,
+            "nats": either(connected({"worker": bus}), lambda: troubles.of("nats")),
+            "database": either(answers(store), lambda: troubles.of("database")),
         }
         await until_signalled(working.run(), lost(bus))
 

@@ -18,7 +18,7 @@ from handlers.confining import demand
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
 from handlers.gateway.gateway import Gateway
-from handlers.health import alive, answers, connected, health_server
+from handlers.health import alive, answers, connected, either, health_server
 from handlers.listening import LOOPBACK, Listening, certificate_of, guard
 from handlers.roles import LOCAL, local_provisioner, lost, stoppable, until_signalled
 from handlers.settings import Settings
@@ -151,9 +151,8 @@ async def everything(
                         "http", asked=http_port, flag="--http-port", host=http_host
                     )
                     checks = {
-                        "nats": connected(buses),
-                        "database": answers(store),
-                        "events": worker.troubles.check,
+                        "nats": either(connected(buses), lambda: worker.troubles.of("nats")),
+                        "database": either(answers(store), lambda: worker.troubles.of("database")),
                         "roles": alive([*roles, *tasks]),
                     }
                     async with health_server(http_host, port, checks, listening.certificate):

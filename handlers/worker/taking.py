@@ -8,12 +8,13 @@ refuses are left behind, and come again.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from bus import Delivery
 from handlers.clock import clock
@@ -34,31 +35,34 @@ SHOWN_FOR: Final = 15.0
 """Seconds that a chat's notice stays without being renewed; what is not taken is tried again sooner."""
 SLOWEST: Final = 2.0
 """Seconds between two tries at most, so that the work goes on soon after the database can."""
+Server = Literal["database", "nats"]
 Read = tuple[Delivery, Item]
 Apply = Callable[[Sequence[Item]], Awaitable[list[Outgoing]]]
 """Applies events in one transaction, and returns what must be published."""
 
 
 class Troubles:
-    """What keeps a worker from its work now: its answer when somebody asks after its health."""
+    """What keeps a worker from its work now, by server: its answer when somebody asks after its health."""
 
     def __init__(self) -> None:
-        self._noted: dict[str, tuple[str, float]] = {}
+        self._noted: dict[tuple[Server, str], tuple[str, float]] = {}
 
-    def note(self, subject: str, words: str, seconds: float = float("inf")) -> None:
-        """Note what is wrong with `subject`, until it is cleared, or for so many seconds."""
-        self._noted[subject] = words, clock() + seconds
+    def note(
+        self, server: Server, words: str, *, what: str = "", seconds: float = math.inf
+    ) -> None:
+        """Note what is wrong with a server, or with `what` of it, until that is cleared or time is up."""
+        self._noted[server, what] = words, clock() + seconds
 
-    def clear(self, *subjects: str) -> None:
-        """Note that all is well with these."""
-        for subject in subjects:
-            self._noted.pop(subject, None)
+    def clear(self, server: Server, what: str = "") -> None:
+        """Note that all is well."""
+        self._noted.pop((server, what), None)
 
-    async def check(self) -> str | None:
-        """Return what is wrong, or None."""
+    def of(self, server: Server) -> str | None:
+        """Return what is wrong with a server, or None."""
         now = clock()
         self._noted = {name: noted for name, noted in self._noted.items() if noted[1] > now}
-        return "; ".join(sorted({words for words, _ in self._noted.values()})) or None
+        found = {words for (of, _), (words, _) in self._noted.items() if of == server}
+        return "; ".join(sorted(found)[:3]) or None
 
 
 @dataclass(slots=True)
@@ -115,7 +119,7 @@ class Taking:
                 await self._well(group)
         if batch.taken.left:
             words = "%d of %d events are not taken by the database now, and come again: %s"
-            log.warning(words, len(batch.taken.left), len(items), await self._troubles.check())
+            log.warning(words, len(batch.taken.left), len(items), self._troubles.of("database"))
         return batch.taken
 
     async def _waited(self, batch: _Batch, group: Sequence[Read], bad: Exception) -> bool:
@@ -172,7 +176,10 @@ class Taking:
         words = f"the database does not take an event of this chat, it is tried again: {bad}"
         taken.left.append(delivery)
         self._troubles.note(
-            _place(delivery), f"the database does not take an event: {bad}", SHOWN_FOR
+            "database",
+            f"the database does not take an event: {bad}",
+            what=_place(delivery),
+            seconds=SHOWN_FOR,
         )
         await self._show({chat_of(item)}, words)
 
@@ -183,7 +190,9 @@ class Taking:
             self._shown |= chats
 
     async def _well(self, group: Sequence[Read]) -> None:
-        self._troubles.clear("database", *(_place(delivery) for delivery, _ in group))
+        self._troubles.clear("database")
+        for delivery, _ in group:
+            self._troubles.clear("database", _place(delivery))
         if over := self._shown & {chat_of(item) or "" for _, item in group}:
             self._shown -= over
             with suppress(StoreUnavailableError):

@@ -118,14 +118,13 @@ class Worker:
                     lost = await recovery.prepare(restored=restored, made=self._prepared.set)
                 except (Unavailable, StoreUnavailableError) as bad:
                     log.warning("not prepared yet, trying again: %s", bad)
-                    self.troubles.note(
-                        "streams", f"streams and timers can't be looked after: {bad}"
-                    )
+                    self._note(bad)
                     self._restored |= restored
                     self._again.set()
                     await backoff.wait()
                     continue
-                self.troubles.clear("streams", "bus")
+                self.troubles.clear("nats")
+                self.troubles.clear("database")
                 if lost & CARRIERS:
                     asking = asyncio.create_task(recovery.ask())
                 backoff.reset()
@@ -163,7 +162,7 @@ class Worker:
                 else:
                     before, leaving = group.create_task(_well()), set()
 
-    async def _note(self, watch: Watch, newest: Delivery) -> None:
+    async def _note_places(self, watch: Watch, newest: Delivery) -> None:
         try:
             await watch.note(newest)
         except StoreUnavailableError as bad:
@@ -201,6 +200,7 @@ class Worker:
         try:
             newer = await relay.publish(rows, jobs_until=committed.jobs_until)
             await relay.bury(buried)
+            self.troubles.clear("nats")
             await self._compare(newer)
             # Dropped before the ack: what an ack has let go nobody would look for in the outbox.
             if ids := [row.id for row in rows if row.id]:
@@ -214,29 +214,37 @@ class Worker:
                 "where, and how large",
                 bad,
             )
-            self.troubles.note("bus", f"NATS refuses what must be published: {bad}", SHOWN_FOR)
+            self._note(bad)
             return False
         except StoreUnavailableError as bad:
             self._database_is_away(bad)
             return False
-        self.troubles.clear("bus", "outbox")
         if buried:
             self.dead_letters += len(buried)
             log.warning("dead letters since this worker began: %d", self.dead_letters)
         for delivery in committed.deliveries:
             await delivery.ack()
         if watch is not None and committed.deliveries:
-            await self._note(watch, committed.deliveries[-1])
+            await self._note_places(watch, committed.deliveries[-1])
         return True
 
     def _database_is_away(self, bad: StoreUnavailableError) -> None:
         log.warning("the database is away, the batch comes again: %s", bad)
-        self.troubles.note("outbox", f"the database is away: {bad}", SHOWN_FOR)
+        self._note(bad)
 
     def _bus_is_away(self, bad: Unavailable) -> None:
-        self.troubles.note("bus", f"NATS does not store what must be published: {bad}")
         log.warning("the bus is away, what is not published comes again: %s", bad)
+        self._note(bad)
         self._again.set()
+
+    def _note(self, bad: BusError | StoreUnavailableError) -> None:
+        """Note what went wrong, for those who ask after our health; a lost connection shows by itself."""
+        if isinstance(bad, StoreUnavailableError):
+            words = f"the database does not take changes: {bad}"
+            self.troubles.note("database", words, seconds=SHOWN_FOR)
+        elif self.bus.connected:
+            words = f"NATS does not store what must be published: {bad}"
+            self.troubles.note("nats", words, seconds=SHOWN_FOR)
 
     async def _compare(self, newer: AbstractSet[str]) -> None:
         """Have all chats looked at if one of these is older than what was published of it."""

@@ -1,0 +1,84 @@
+"""Whose fault it is when the database fails: decided by what it says, for every error that it knows."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+from asyncpg import exceptions
+
+from statemachine.store import StoreUnavailableError, TransientError, WorkRefusedError
+from statemachine.store.losses import judged, said
+
+ALL = sorted(
+    {
+        found
+        for found in vars(exceptions).values()
+        if isinstance(found, type)
+        and issubclass(found, asyncpg.PostgresError)
+        and getattr(found, "sqlstate", None)
+    },
+    key=lambda found: str(found.sqlstate),
+)
+
+
+@pytest.mark.parametrize("error", ALL, ids=lambda error: f"{error.sqlstate}-{error.__name__}")
+def test_only_errors_about_data_blame_the_work(error: type[asyncpg.PostgresError]) -> None:
+    found = judged(error("words"))
+
+    if str(error.sqlstate)[:2] in ("22", "23"):
+        assert found is None
+    else:
+        assert isinstance(found, StoreUnavailableError)
+
+
+def test_there_are_errors_to_be_judged() -> None:
+    assert len(ALL) > 200
+
+
+@pytest.mark.parametrize("state", ["P0001", "XX000", "99999", "HV000", "42P01", "42P05", "26000"])
+def test_what_is_refused_for_now_may_be_taken_later_and_other_work_meanwhile(state: str) -> None:
+    error = asyncpg.PostgresError.new({"C": state, "M": "words"})
+
+    assert type(judged(error)) is WorkRefusedError
+    assert state in str(judged(error))
+
+
+@pytest.mark.parametrize("state", ["40001", "40P01", "55P03", "57014", "25P03", "25P04"])
+def test_the_same_again_may_succeed_after_a_lost_race(state: str) -> None:
+    assert type(judged(asyncpg.PostgresError.new({"C": state, "M": "words"}))) is TransientError
+
+
+@pytest.mark.parametrize("state", ["08006", "25006", "28P01", "3D000", "53100", "57P01", "58030"])
+def test_of_some_errors_it_is_known_that_no_work_gets_through(state: str) -> None:
+    error = asyncpg.PostgresError.new({"C": state, "M": "words"})
+
+    assert type(judged(error)) is StoreUnavailableError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TimeoutError(),
+        ConnectionResetError(),
+        OSError("no route"),
+        EOFError(),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.InternalClientError("cannot switch to state"),
+    ],
+)
+def test_what_the_driver_raises_about_its_connection_is_a_database_away(error: Exception) -> None:
+    with pytest.raises(StoreUnavailableError), said():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("a bug"),
+        ValueError("a bug"),
+        exceptions._base.DataError("invalid input for query argument $1"),
+    ],
+)
+def test_bugs_and_values_that_the_driver_can_not_send_stay_what_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)), said():
+        raise error

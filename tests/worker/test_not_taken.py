@@ -1,0 +1,148 @@
+"""What the database does not take now comes again; only what fails by its data, or by a bug of ours, is buried."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from handlers.worker import taking, worker
+from statemachine.store import StoreUnavailableError, WorkRefusedError
+from statemachine.store.memory import MemoryStore
+from statemachine.store.memory_transaction import MemoryTransaction
+from tests.worker.messages import Senders, new_id
+from tests.worker.rig import Hand, Rig
+
+
+class Refusing(MemoryStore):
+    """A store that does not take some chats, or none, and says so like PostgreSQL does."""
+
+    refused: frozenset[str] | None = frozenset()
+    """None: it refuses whatever is asked."""
+    error: type[Exception] = WorkRefusedError
+    tries = 0
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
+        async with super().transaction() as tx:
+            lock = tx.lock
+
+            async def locked(chat_ids: Any, **more: Any) -> Any:
+                self.tries += 1
+                if self.refused is None or self.refused & chat_ids:
+                    raise self.error("a trigger says no")
+                return await lock(chat_ids, **more)
+
+            tx.lock = locked  # type: ignore[method-assign]
+            yield tx
+
+    async def check(self) -> None:
+        if self.refused is None:
+            raise StoreUnavailableError("the database has no table chat")
+
+
+@pytest.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    rig = Rig()
+    rig.store = Refusing(rig.now)
+    monkeypatch.setattr(taking, "SLOWEST", 0.01)
+    monkeypatch.setattr(worker, "SLOWEST", 0.01)
+    return await rig.open()
+
+
+@pytest.fixture
+def store(rig: Rig) -> Refusing:
+    assert isinstance(rig.store, Refusing)
+    return rig.store
+
+
+async def again(hand: Hand) -> None:
+    """Let what was left behind come again, and work it."""
+    await asyncio.gather(*hand.worker._returning)
+    await hand.pump()
+
+
+@pytest.mark.parametrize("neighbours", [0, 1, 6])
+async def test_an_event_that_the_database_refuses_is_not_buried_and_its_neighbours_go_through(
+    rig: Rig, hand: Hand, send: Senders, store: Refusing, neighbours: int
+) -> None:
+    chat, others = new_id(), [new_id() for _ in range(neighbours)]
+    for n, other in enumerate((*others, new_id())):
+        if n == neighbours // 2:
+            await send.create(chat)
+        await send.create(other)
+        others.append(other)
+    store.refused = frozenset({chat})
+
+    await hand.pump()
+
+    assert {job["chat_id"] for job in rig.jobs()} == {*others}
+    assert rig.dead == []
+    assert "a trigger says no" in (await store.held_up({chat, *others}))[chat]
+    assert set(await store.held_up({chat, *others})) == {chat}
+    assert "a trigger says no" in str(hand.worker.troubles.of("database"))
+    for _ in range(3):
+        await again(hand)
+    assert rig.dead == []
+
+    store.refused = frozenset()
+    await again(hand)
+
+    assert {job["chat_id"] for job in rig.jobs()} == {chat, *others}
+    assert await store.held_up({chat}) == {}
+    assert hand.worker.troubles.of("database") is None
+    assert rig.server.streams["WORKSPACED_IN"].messages == {}
+
+
+@pytest.mark.parametrize("error", [WorkRefusedError, StoreUnavailableError])
+async def test_while_the_database_takes_nothing_the_batch_is_kept_together_and_tried_again(
+    rig: Rig, hand: Hand, send: Senders, store: Refusing, error: type[Exception]
+) -> None:
+    chats = [new_id() for _ in range(32)]
+    for chat in chats:
+        await send.create(chat)
+    store.refused, store.error = None, error
+
+    working = asyncio.create_task(hand.pump())
+    while store.tries < 5:
+        await asyncio.sleep(0)
+    assert "the database does not take events" in str(hand.worker.troubles.of("database"))
+    assert set(await store.held_up(set(chats))) == (
+        set(chats) if error is WorkRefusedError else set()
+    )
+    store.refused = frozenset()
+    tries = store.tries
+    await working
+
+    assert store.tries == tries + 1
+    assert len(rig.jobs()) == 32
+    assert rig.dead == []
+    assert hand.worker.troubles.of("database") is None
+    assert await store.held_up(set(chats)) == {}
+
+
+async def test_a_bug_of_ours_is_buried_while_another_chat_is_refused(
+    rig: Rig, hand: Hand, send: Senders, store: Refusing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, bad = new_id(), new_id()
+    await send.create(refused)
+    await send.create(bad)
+    await send.create(other := new_id())
+    store.refused = frozenset({refused})
+    decide = worker.apply
+
+    async def applied(items: Any, *more: Any) -> Any:
+        if any(getattr(item, "event", None) and item.event.chat_id == bad for item in items):
+            raise KeyError("a bug")
+        return await decide(items, *more)
+
+    monkeypatch.setattr(worker, "apply", applied)
+    await hand.pump()
+
+    (letter,) = rig.dead
+    assert letter.headers["Workspaced-Detail"] == "internal error: KeyError"
+    assert [job["chat_id"] for job in rig.jobs()] == [other]
+    assert set(await store.held_up({refused, bad, other})) == {refused}
