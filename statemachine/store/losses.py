@@ -28,7 +28,7 @@ AWAY: Final = frozenset({"08", "28", "3D", "53", "57", "58"})
 """Classes of SQLSTATE that are about the server as a whole: no work would get through."""
 _READ_ONLY: Final = "25006"
 _OF_THE_SESSION: Final = frozenset({"0A", "26", "3F", "42"})
-"""Classes of SQLSTATE that another session may not meet: it may find other tables, or another server."""
+"""Classes of SQLSTATE for statements, schemas and tables that a session does not find."""
 ANSWER_WITHIN: Final = 10.0
 """Seconds: a database that is silent for longer is away, even if nobody closed the connection."""
 _CLOSED: Final = (
@@ -79,6 +79,11 @@ def judged(error: Exception) -> StoreUnavailableError | None:
     return None
 
 
+def of_the_session(error: asyncpg.PostgresError) -> bool:
+    """Say whether another session may not meet the error: it may find other tables, or another server."""
+    return _state(error) == _READ_ONLY or _state(error)[:2] in _OF_THE_SESSION
+
+
 def _state(error: asyncpg.PostgresError) -> str:
     return str(getattr(error, "sqlstate", None) or "?????")
 
@@ -105,12 +110,10 @@ async def borrowed(pool: asyncpg.Pool[Any]) -> AsyncIterator[Session]:
         connection.terminate()  # asyncpg loses its thread over what a server says in leaving
         raise
     except asyncpg.PostgresError as no:
-        if _state(no) == _READ_ONLY:
+        if of_the_session(no):
             await (
                 pool.expire_connections()
-            )  # all lead to the same server, which is no longer the one to use
-            connection.terminate()
-        elif _state(no)[:2] in _OF_THE_SESSION:
+            )  # the others were made at the same time, and are no better
             connection.terminate()
         raise
     finally:

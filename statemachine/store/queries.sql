@@ -427,3 +427,4 @@ on conflict (chat_id) do update set words = excluded.words, until = excluded.unt
 select chat_id, words from held_up where chat_id = any($1::text[]) and until > clock_timestamp()
 union all
 select null, null where pg_is_in_recovery() or current_setting('transaction_read_only') = 'on'
+    or exists (select from unnest($2::text[]) as name where to_regclass(name) is null)

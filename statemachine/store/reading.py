@@ -23,7 +23,7 @@ from statemachine.store import (
     Terms,
 )
 from statemachine.store.auditing import Auditing, entry_in
-from statemachine.store.losses import borrowed, said
+from statemachine.store.losses import borrowed, of_the_session, said
 from statemachine.store.postgres_admitting import PostgresAdmitting
 from statemachine.store.sql import queries
 from statemachine.templates import Catalog, Manifest, Template, Version
@@ -111,8 +111,16 @@ class Reading(Auditing, PostgresAdmitting):
 
     async def _fetch(self, name: str, *args: object) -> Sequence[Mapping[str, Any]]:
         with said():
-            async with borrowed(self._pool) as db:
-                return await db.fetch(Q[name], *args)
+            try:
+                return await self._fetched(name, *args)
+            except asyncpg.PostgresError as no:
+                if not of_the_session(no):
+                    raise
+            return await self._fetched(name, *args)  # in another session
+
+    async def _fetched(self, name: str, *args: object) -> Sequence[Mapping[str, Any]]:
+        async with borrowed(self._pool) as db:
+            return await db.fetch(Q[name], *args)
 
     async def published(self, ids: Sequence[int]) -> None:
         """Drop outbox rows that the bus has stored."""
@@ -224,16 +232,17 @@ class Reading(Auditing, PostgresAdmitting):
     async def check(self) -> None:
         """Return if the database can take changes now. Raises StoreUnavailableError with what is wrong."""
         (found,) = await self._fetch("usable", TABLES)
-        if not found["read_only"] and not found["missing"]:
-            return
-        # Another session may find another server, or the tables.
-        await self._pool.expire_connections()
+        if found["read_only"] or found["missing"]:
+            # Another session may find another server, or the tables.
+            await self._pool.expire_connections()
+            (found,) = await self._fetch("usable", TABLES)
         if found["read_only"]:
             raise StoreUnavailableError(READ_ONLY)
-        raise StoreUnavailableError(
-            f"the database has no table {', '.join(found['missing'])}: was it renamed, or does search_path "
-            "name another schema?"
-        )
+        if found["missing"]:
+            raise StoreUnavailableError(
+                f"the database has no table {', '.join(found['missing'])}: was it renamed, or does "
+                "search_path name another schema?"
+            )
 
     async def hold_up(self, chat_ids: AbstractSet[str], words: str, seconds: float) -> None:
         """Note for so many seconds why events of these chats are not taken."""
@@ -241,9 +250,14 @@ class Reading(Auditing, PostgresAdmitting):
 
     async def held_up(self, chat_ids: AbstractSet[str]) -> dict[str, str]:
         """Return why events are not taken now, by chat: as noted, or because the database takes no changes."""
-        rows = await self._fetch("held_up", list(chat_ids))
+        rows = await self._fetch("held_up", list(chat_ids), TABLES)
         noted = {row["chat_id"]: row["words"] for row in rows if row["chat_id"] is not None}
-        return noted if len(noted) == len(rows) else dict.fromkeys(chat_ids, READ_ONLY)
+        if len(noted) < len(rows):
+            try:
+                await self.check()
+            except StoreUnavailableError as bad:
+                return dict.fromkeys(chat_ids, str(bad)) | noted
+        return noted
 
     async def origin(self) -> Origin:
         """Return which database this is, and which one the rows were written in."""

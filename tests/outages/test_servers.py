@@ -9,7 +9,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ import nats.errors
 import pytest
 import pytest_asyncio
 
-from tests.outages.fleet import PATIENT, Fleet, Way, fleet_on, way_to
+from tests.outages.fleet import PATIENT, Fleet, Way, fleet_on, heard_again, way_to
 from tests.outages.servers import Nats, Postgres, known_as
 from tests.wire.harness import Chat, ServiceFault
 from tests.wire.world import Place, World, world_at
@@ -247,3 +247,120 @@ async def test_an_rpc_is_answered_though_its_gateway_lost_nats_meanwhile(stage: 
 
         assert (await held)["result"]["build_id"] == job.build_id
         await stage.are_ready("gateway")
+
+
+# -- a database that is there and refuses ------------------------------------------------------
+
+
+async def dead_letters(world: World) -> int:
+    found = await world.operator.js.stream_info("WORKSPACED_DEAD")
+    return int(found.state.messages)
+
+
+ENDED = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1"
+_RAISES = """create function no() returns trigger language plpgsql as
+    $$begin raise exception 'the trigger says no' using errcode = '{}'; end$$;
+    create trigger no before insert on event_log for each row execute function no()"""
+REFUSALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "table renamed": (
+        ("alter table event_log rename to gone",),
+        ("alter table gone rename to event_log",),
+    ),
+    "column renamed": (
+        ("alter table event_log rename outcome to gone",),
+        ("alter table event_log rename gone to outcome",),
+    ),
+    "schema away": (
+        ('alter database "{name}" set search_path = nosuch',),
+        ('alter database "{name}" reset search_path',),
+    ),
+    "P0001": ((_RAISES.format("P0001"),), ("drop function no cascade",)),
+    "XX000": ((_RAISES.format("XX000"),), ("drop function no cascade",)),
+    "read-only": (
+        ("alter system set default_transaction_read_only = on", "select pg_reload_conf()"),
+        ("alter system reset default_transaction_read_only", "select pg_reload_conf()"),
+    ),
+}
+"""How the database is made to refuse events, and to take them again."""
+
+
+@asynccontextmanager
+async def refusing(stage: Stage, what: str) -> AsyncIterator[None]:
+    name = urlsplit(stage.fleet.database_url).path[1:]
+    admin = await asyncpg.connect(stage.postgres.url.replace("/workspaced?", f"/{name}?"))
+    breaks, mends = REFUSALS[what]
+    try:
+        for statement in breaks:
+            await admin.execute(statement.replace("{name}", name))
+        if what == "schema away":  # only sessions that begin now find it so
+            await stage.told(f"{ENDED} and pid <> $2", name, admin.get_server_pid())
+        yield
+    finally:
+        await admin.execute("set default_transaction_read_only = off")
+        for statement in mends:
+            await admin.execute(statement.replace("{name}", name))
+        await admin.close()
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+async def test_while_the_database_refuses_events_they_wait_and_nothing_is_buried(
+    stage: Stage, what: str
+) -> None:
+    worker = stage.fleet.running[0]
+    words = "come again" if what in ("column renamed", "P0001", "XX000") else "trying again"
+    async with world_at(stage.place) as world:
+        chats = [await world.chat() for _ in range(8)]
+        building = await asyncio.gather(*(world.building(chat) for chat in chats))
+        buried = await dead_letters(world)
+        async with refusing(stage, what):
+            async with heard_again(words, [worker]):
+                for _, job in building:
+                    await world.provisioner.succeed(job)
+            status, body = await stage.health("worker")
+            assert (status, set(body["problems"])) == (503, {"database"})
+            assert (await stage.health("worker", "healthz"))[0] == 200
+            if what != "schema away":  # there nobody can read either, and hears so
+                async with asyncio.timeout(RECOVERED):
+                    await noticed(world, chats[-1])
+        async with asyncio.timeout(RECOVERED):
+            for chat, (call, _) in zip(chats, building, strict=True):
+                assert (await chat.answer(call))["result"]["created"] is True
+        assert await dead_letters(world) == buried
+        await stage.are_ready("worker", "gateway")
+        assert "notice" not in await world.service.rpc("get_chat", chat_id=chats[-1].id)
+        assert worker.process.poll() is None
+
+
+async def noticed(world: World, chat: Chat) -> dict[str, Any]:
+    """What get_chat says, once its notice is about the database: the worker may just be at it."""
+    found: dict[str, Any] = {}
+    while "database" not in found.get("notice", ""):  # each look is a round trip
+        found = await world.service.rpc("get_chat", chat_id=chat.id)
+    return found
+
+
+async def test_one_chat_that_the_database_refuses_holds_up_nobody_else(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world_at(stage.place) as world:
+        refused, other = await world.chat(), await world.chat()
+        (call, job), (others, its) = await world.building(refused), await world.building(other)
+        buried = await dead_letters(world)
+        only = _RAISES.format("P0001").replace(
+            "begin", f"begin if new.chat_id = '{refused.id}' then"
+        )
+        only = only.replace("; end$$", "; end if; return new; end$$")
+        monkeypatch.setitem(REFUSALS, "one chat", ((only,), ("drop function no cascade",)))
+        async with refusing(stage, "one chat"):
+            await world.provisioner.succeed(job)
+            await world.provisioner.succeed(its)
+            assert (await other.answer(others, RECOVERED))["result"]["created"] is True
+            async with asyncio.timeout(RECOVERED):
+                assert "trigger says no" in (await noticed(world, refused))["notice"]
+            status, body = await stage.health("worker")
+            assert (status, "trigger says no" in body["problems"]["database"]) == (503, True)
+            assert "notice" not in await world.service.rpc("get_chat", chat_id=other.id)
+
+        assert (await refused.answer(call, RECOVERED))["result"]["created"] is True
+        assert await dead_letters(world) == buried
+        await stage.are_ready("worker", "gateway")
