@@ -17,7 +17,7 @@ ALL = sorted(
         and issubclass(found, asyncpg.PostgresError)
         and getattr(found, "sqlstate", None)
     },
-    key=lambda found: str(found.sqlstate),
+    key=lambda found: (str(found.sqlstate), found.__name__),
 )
 
 
