@@ -160,7 +160,7 @@ async def test_a_user_or_database_that_is_not_known_is_nothing_to_wait_for(
 ) -> None:
     for url in (
         database_url.replace("/test_", "/no_"),
-        database_url.replace("//postgres@", "//nobody@"),
+        database_url.replace("//postgres", "//nobody", 1),
     ):
         with pytest.raises(NotAdmittedError):
             await migrate(url)
@@ -309,8 +309,8 @@ async def test_a_process_that_is_told_another_number_than_its_session_s_is_no_po
 
     server = await asyncio.start_server(passing, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    name = database_url.partition("///")[2] or database_url.rpartition("@/")[2]
-    url = f"postgresql://postgres@127.0.0.1:{port}/{name.partition('?')[0]}?sslmode=disable"
+    user, _, rest = database_url.partition("@")
+    url = f"{user}@127.0.0.1:{port}{rest.partition('?')[0]}?sslmode=disable"
     async with connect(url) as store:
         await store.check()
     server.close()
