@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from handlers import confined
-from handlers.settings import InvalidSettings
+from handlers.settings import InvalidSettings, expanded
 
 _MIB: Final = 1024 * 1024
 _TEMPORARY: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # noqa: S108 — what anybody may use
@@ -185,13 +185,17 @@ def _bubblewrap(environ: Mapping[str, str]) -> str:
 
 
 def _writable(environ: Mapping[str, str], more: str) -> tuple[Path, ...]:
-    named = [Path(path).expanduser() for path in more.split(os.pathsep) if path]
+    try:
+        named = [expanded(Path(path)) for path in more.split(os.pathsep) if path]
+    except ValueError as no:
+        raise InvalidSettings(f"WORKSPACED_WRITABLE is {more!r}: {no}") from None
     home = Path(environ["HOME"]) if environ.get("HOME") else None
     caches = [] if home is None else [home / cache for cache in _CACHES.split()]
     places = [Path(tempfile.gettempdir()), *map(Path, _TEMPORARY), *named, *caches]
     if "TMPDIR" in environ:
         places.append(Path(environ["TMPDIR"]))
-    return tuple(dict.fromkeys(path.resolve() for path in places if path.exists()))
+    # HOME may be another user's; what is there can't be seen then, nor written.
+    return tuple(dict.fromkeys(path.resolve() for path in places if os.path.exists(path)))  # noqa: PTH110
 
 
 def _shared(private: Sequence[Path], writable: Sequence[Path]) -> Path | None:

@@ -14,7 +14,26 @@ _PREFIX: Final = "WORKSPACED_"
 Seconds = Annotated[float, Field(ge=0.1, le=30 * 24 * 3600, allow_inf_nan=False)]
 """How long, 30 days at most; decimals allowed."""
 
-Place = Annotated[Path, AfterValidator(Path.expanduser)]
+_DATA: Final = Path("~/.local/share/workspaced")
+
+
+def expanded(path: Path) -> Path:
+    """Return the path with the user's home for `~`. Raises ValueError when nothing tells the home.
+
+    Only the default data directory is then below `/`, as container engines set HOME for a user
+    without an entry in /etc/passwd: commands that do not need the directory work.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        if path == _DATA:
+            return Path("/", *path.parts[1:])
+        raise ValueError(
+            "neither HOME nor /etc/passwd tells that home directory: set HOME, or give a whole path"
+        ) from None
+
+
+Place = Annotated[Path, AfterValidator(expanded)]
 """A path, in which `~` is the user's home."""
 
 _NAMED: Final = {
@@ -65,7 +84,7 @@ class Settings(BaseSettings):
         description="File with the NKey seed to connect with; none: that of the data directory.",
     )
     data_dir: Place = Field(
-        default=Path("~/.local/share/workspaced"),
+        default=_DATA,
         validate_default=True,
         description="Where `up` keeps its servers, ports, credentials and workspaces.",
     )

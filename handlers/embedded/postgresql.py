@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Sequence
@@ -24,8 +23,9 @@ from handlers.embedded.database_roles import (
 )
 from handlers.embedded.errors import EmbeddedError, ServerFailed
 from handlers.embedded.identities import credentials_of
+from handlers.embedded.nameless import programs_for
 from handlers.embedded.socket_directory import SOCKET, socket_directory
-from handlers.embedded.unprivileged import Identity, identity_for
+from handlers.embedded.unprivileged import Identity, hand_over, identity_for
 
 _READY_LIMIT: Final = 120.0
 _READY_LINE: Final = 7
@@ -40,10 +40,12 @@ async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
     """
     data, binaries = directory / "postgres", _binaries()
     password = made_password(credentials_of(directory))
-    identity = identity_for(data, binaries / "postgres")
-    if not data.exists():
+    sockets = socket_directory(data)
+    identity = identity_for(data, binaries / "postgres", sockets)
+    if data.exists():
+        hand_over(data, identity)
+    else:
         await _initialise(data, binaries, identity, password)
-    sockets = socket_directory(data, identity)
     await _clear_way(data, sockets)
     write_admission(data, identity)
     child = await _started(directory, sockets, identity)
@@ -105,14 +107,15 @@ async def _initialise(data: Path, binaries: Path, identity: Identity, password: 
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     write_private(secret, f"{password}\n")
-    if identity.uid != os.geteuid():
-        for path in (new, secret):
-            os.chown(path, identity.uid, identity.gid)
-    command: list[str | Path] = [binaries / "initdb", "-D", new, "-U", ADMINISTRATOR]
-    command += ["--auth=scram-sha-256", f"--pwfile={secret}"]
-    command += ["--encoding=utf8", "--locale=C", "--no-instructions"]
+    for path in (new, secret):
+        hand_over(path, identity)
+    options: list[str | Path] = ["-D", new, "-U", ADMINISTRATOR]
+    options += ["--auth=scram-sha-256", f"--pwfile={secret}"]
+    options += ["--encoding=utf8", "--locale=C", "--no-instructions"]
+    what = f"initdb could not make the database in {data}"
     try:
-        await _run(command, identity, f"initdb could not make the database in {data}")
+        with programs_for(identity, binaries, data.parent) as programs:
+            await _run([programs / "initdb", *options], identity, what)
     finally:
         secret.unlink(missing_ok=True)
     new.rename(data)
@@ -123,11 +126,11 @@ async def _set_password(data: Path, binaries: Path, identity: Identity, password
 
     PostgreSQL in single-user mode listens nowhere and asks for no password.
     """
-    command: list[str | Path] = [binaries / "postgres", "--single", "-D", data]
-    command += ["-c", "exit_on_error=on", "postgres"]
+    options: list[str | Path] = ["--single", "-D", data, "-c", "exit_on_error=on", "postgres"]
     statement = f"alter role {ADMINISTRATOR} password '{verifier(password)}'\n"
     what = f"the password of the database in {data} could not be set"
-    await _run(command, identity, what, statement)
+    with programs_for(identity, binaries, data.parent) as programs:
+        await _run([programs / "postgres", *options], identity, what, statement)
 
 
 async def _run(

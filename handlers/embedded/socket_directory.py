@@ -1,60 +1,78 @@
-"""Where PostgreSQL's socket lies: a short private directory, as a socket's path ends at 107 bytes."""
+"""Where PostgreSQL's socket is: in a short private directory, since its path has at most 107 bytes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from handlers.embedded.errors import EmbeddedError
-from handlers.embedded.unprivileged import Identity
 
 SOCKET: Final = ".s.PGSQL.5432"
-"""What PostgreSQL calls it."""
+"""PostgreSQL's name for it."""
 PREFIX: Final = "workspaced-"
 """How the name of each such directory begins."""
 
 _LONGEST: Final = 107
 _PRIVATE: Final = 0o700
+_SHARED: Final = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 — a directory there is checked for its owner
 
 
-def socket_directory(data: Path, identity: Identity) -> Path:
-    """Return the directory for the database in `data`, made if need be: 0700 and `identity`'s.
+def socket_directory(data: Path) -> Path:
+    """Return the directory for the database in `data`; it exists, has mode 0700 and is ours.
 
-    Raises EmbeddedError when something that is not ours stands in its place.
+    It is ours also when PostgreSQL runs as another user, who can enter it all the same; no other
+    process of that user can. Raises EmbeddedError.
     """
     mark = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
-    name = f"{PREFIX}{identity.uid}-{mark}"
-    directory = _runtime(name, identity) / name
+    name = f"{PREFIX}{os.geteuid()}-{mark}"
+    refusals = []
+    for place in _places(data):
+        directory = place / name
+        if len(os.fsencode(directory / SOCKET)) > _LONGEST:
+            refusals.append(f"{directory}: the path is too long")
+        elif (refusal := _refusal(directory)) is not None:
+            refusals.append(f"{directory}: {refusal}")
+        else:
+            return directory
+    raise EmbeddedError(
+        f"there is no place for PostgreSQL's socket ({'; '.join(refusals)}): set XDG_RUNTIME_DIR to "
+        f"a directory with a short path that belongs to you"
+    )
+
+
+def _places(data: Path) -> Iterator[Path]:
+    """Yield the user's own runtime directory, those that all users share, and the data directory."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/") and _is_ours(Path(runtime)):  # root may have another user's
+        yield Path(runtime)
+    yield from map(Path, _SHARED)
+    yield data.parent
+
+
+def _is_ours(directory: Path) -> bool:
     try:
-        directory.mkdir(mode=_PRIVATE)
-        if os.geteuid() != identity.uid:
-            os.chown(directory, identity.uid, identity.gid)
-    except FileExistsError:
-        pass
+        about = directory.stat()
+    except OSError:
+        return False
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return about.st_uid == os.geteuid() and not about.st_mode & others
+
+
+def _refusal(directory: Path) -> str | None:
+    """Create the directory unless it exists; return why it can't be used."""
+    try:
+        directory.mkdir(mode=_PRIVATE, exist_ok=True)
+        about = directory.lstat()
+        if not stat.S_ISDIR(about.st_mode):
+            return "something else is in its place"
+        if about.st_uid != os.geteuid():
+            return f"it belongs to the user with uid {about.st_uid}"
+        if stat.S_IMODE(about.st_mode) != _PRIVATE:
+            directory.chmod(_PRIVATE)
     except OSError as error:
-        raise EmbeddedError(f"can't make {directory} for PostgreSQL's socket: {error}") from error
-    about = directory.lstat()
-    if not stat.S_ISDIR(about.st_mode) or about.st_uid != identity.uid:
-        raise EmbeddedError(
-            f"{directory}, the place of PostgreSQL's socket, belongs to somebody else: "
-            f"remove it, or set XDG_RUNTIME_DIR to a private directory"
-        )
-    if stat.S_IMODE(about.st_mode) != _PRIVATE:
-        directory.chmod(_PRIVATE)
-    return directory
-
-
-def _runtime(name: str, identity: Identity) -> Path:
-    """Prefer the user's own runtime directory; it is no good for another user or a long path."""
-    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp")  # noqa: S108 — checked above
-    fits = len(os.fsencode(runtime / name / SOCKET)) <= _LONGEST
-    if runtime.is_absolute() and fits and identity.uid == os.geteuid() and _writable(runtime):
-        return runtime
-    return Path("/tmp")  # noqa: S108 — its content is checked for its owner
-
-
-def _writable(directory: Path) -> bool:
-    return directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)
+        return error.strerror or str(error)
+    return None

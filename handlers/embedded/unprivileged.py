@@ -1,133 +1,155 @@
-"""As whom PostgreSQL runs: it refuses root, so root needs a way to look like somebody else.
+"""Which user PostgreSQL runs as: it refuses to run as root, so root has to change it to another user.
 
-Preferred is a user namespace, in which the server sees itself as an ordinary user while its files
-stay root's: no system user, and directories below a 0700 parent work. Where the machine refuses
-namespaces, the system user `embedded_postgres` does it. Who owns the database's files is the record
-of the way that was taken.
+There are three ways, each tried with the program and the directories themselves:
+
+- as the user that we are, unless that is root;
+- in a user namespace, in which our own uid looks like another user's. The files stay ours;
+- for root, as the system user `nobody`, who keeps the power to pass and write every directory
+  (CAP_DAC_OVERRIDE), so that a clone or a data directory below /root works. The database's files
+  become that user's. Containers forbid user namespaces, but let root do this.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import signal
-import stat
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from handlers.embedded.child import launched
 from handlers.embedded.errors import NoUnprivilegedUser
 
-SYSTEM_USER: Final = "embedded_postgres"
-"""Runs PostgreSQL for root where user namespaces are refused."""
+_USERS: Final = ("nobody", "embedded_postgres")
+"""Users that root runs PostgreSQL as; earlier versions created the second."""
+_NO_ENTRY: Final = 65_534
+"""The uid that is used on a machine without any user but root."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """As whom a program runs: options of `launch`, and whose its files are, seen from outside."""
+    """A way to run PostgreSQL."""
 
+    way: str
+    """In words, for messages."""
     options: tuple[str, ...]
+    """For `launch`."""
+    uid: int
+    """The owner of its files, as we see it."""
+    gid: int
+    seen: int
+    """The uid that the program sees itself as."""
+
+    @property
+    def has_entry(self) -> bool:
+        """Tell whether the program finds its own user in /etc/passwd, which initdb insists on."""
+        return _entry(self.seen) is not None
+
+
+class _User(NamedTuple):
+    name: str
     uid: int
     gid: int
 
 
-def identity_for(data: Path, program: Path) -> Identity:
-    """Choose as whom `program` runs on the directory `data`, which may not be there yet.
+def identity_for(data: Path, program: Path, *directories: Path) -> Identity:
+    """Choose how to run `program` on the database in `data`, which need not exist yet.
 
-    Raises NoUnprivilegedUser.
+    The program will also write in each of `directories`. Raises NoUnprivilegedUser.
     """
-    owner = data.stat().st_uid if data.exists() else None
-    if (us := os.geteuid()) != 0:
-        if owner in (None, us):
-            return Identity((), us, os.getegid())
-    elif owner in (None, 0):
-        namespace = Identity(("--namespace",), 0, os.getegid())
-        refusal = _refusal(namespace, program)
-        if refusal is None:
-            return namespace
-        if owner is None:
-            return _system_user(data, program, refusal)
+    us, owner = os.geteuid(), data.stat().st_uid if data.exists() else None
+    ours = (us, *(user.uid for user in _users())) if us == 0 else (us,)
+    if owner is not None and owner not in ours:
         raise NoUnprivilegedUser(
-            f"{data} was made in a user namespace, which now fails ({refusal}): mend that (see "
-            f"sysctl user.max_user_namespaces), or run as an ordinary user with another --data-dir"
+            f"{data} belongs to {_name(owner)}: run as that user, or choose another --data-dir"
         )
-    elif _name(owner) == SYSTEM_USER:
-        return _system_user(data, program, "the data directory is that user's")
+    # Files that need not change their owner are best left as they are.
+    ways = sorted(_ways(us, is_new=owner is None), key=lambda way: way.uid != owner)
+    refusals = []
+    for way in ways:
+        refusal = _refusal(way, program, (data.parent, *directories))
+        if refusal is None:
+            return way
+        refusals.append(f"{way.way}: {refusal}")
     raise NoUnprivilegedUser(
-        f"{data} belongs to {_name(owner)}: run as that user, or choose another --data-dir"
+        f"PostgreSQL can't run here; {'; '.join(refusals)}. PostgreSQL refuses to run as root, so "
+        f"root needs user namespaces (see sysctl user.max_user_namespaces) or the capabilities "
+        f"CHOWN, SETUID, SETGID and DAC_OVERRIDE. Provide one of these, or run workspaced as an "
+        f"ordinary user who may read {program}"
+        if us == 0
+        else f"PostgreSQL can't run here; {'; '.join(refusals)}. Make {program} readable and "
+        f"{data.parent} writable for {_name(us)}"
     )
 
 
-def _system_user(data: Path, program: Path, why: str) -> Identity:
+def hand_over(data: Path, identity: Identity) -> None:
+    """Make all files of a database the identity's; the directory itself comes last, as the record.
+
+    Raises NoUnprivilegedUser.
+    """
+    if data.lstat().st_uid == identity.uid:
+        return
     try:
-        user = _made_user()
-    except (OSError, subprocess.SubprocessError) as error:
+        for directory, folders, files in os.walk(data, topdown=False):
+            for name in (*folders, *files):
+                os.lchown(Path(directory, name), identity.uid, identity.gid)
+        os.chown(data, identity.uid, identity.gid)
+    except OSError as error:
         raise NoUnprivilegedUser(
-            f"PostgreSQL can't run as root; a user namespace failed ({why}), and so did making the "
-            f"system user {SYSTEM_USER} ({error}): run as an ordinary user"
+            f"the files in {data} can't be given to {_name(identity.uid)}, as whom PostgreSQL has "
+            f"to run here ({error})"
         ) from error
-    if not data.parent.stat().st_mode & stat.S_IXOTH:
-        data.parent.chmod(0o711)  # the data directory itself is ours; those above it are not
-    for path in (data, program):
-        if (closed := _first_closed(path, user)) is not None:
-            raise NoUnprivilegedUser(
-                f"PostgreSQL would run as the system user {SYSTEM_USER} ({why}), who can't pass "
-                f"{closed} on the way to {path}: open that to others (chmod o+x), choose another "
-                f"place, or run as an ordinary user"
-            )
-    identity = Identity(("--user", str(user.pw_uid), str(user.pw_gid)), user.pw_uid, user.pw_gid)
-    if (refusal := _refusal(identity, program)) is not None:
-        raise NoUnprivilegedUser(
-            f"{program} does not run as the system user {SYSTEM_USER} ({refusal}; {why}): "
-            f"run as an ordinary user"
-        )
-    return identity
 
 
-def _made_user() -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        useradd = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin") or "useradd"
-        subprocess.run(  # noqa: S603 — ours
-            [useradd, "--system", "--user-group", "--no-create-home", SYSTEM_USER],
-            check=True,
-            capture_output=True,
-        )
-        return pwd.getpwnam(SYSTEM_USER)
+def _ways(us: int, *, is_new: bool) -> Iterator[Identity]:
+    gid = os.getegid()
+    itself = Identity("as this user", (), us, gid, us)
+    # An existing database does without the entry that initdb insists on.
+    if us != 0 and (itself.has_entry or not is_new):
+        yield itself
+        return
+    users = _users()
+    seen = users[0].uid
+    yield Identity("in a user namespace", ("--namespace", str(seen)), us, gid, seen)
+    if us != 0:
+        yield itself
+    for user in users if us == 0 else ():
+        options = ("--user", str(user.uid), str(user.gid))
+        yield Identity(f"as the user {user.name}", options, user.uid, user.gid, user.uid)
 
 
-def _first_closed(path: Path, user: pwd.struct_passwd) -> Path | None:
-    """Return the topmost directory above `path` that `user` may not pass."""
-    for directory in reversed(path.parents):
-        if not directory.exists():
-            return None
-        about = directory.stat()
-        if about.st_uid == user.pw_uid:
-            bit = stat.S_IXUSR
-        elif about.st_gid == user.pw_gid:
-            bit = stat.S_IXGRP
-        else:
-            bit = stat.S_IXOTH
-        if not about.st_mode & bit:
-            return directory
-    return None
+def _users() -> list[_User]:
+    """Return the users that stand in for root, or whom we look like in a namespace."""
+    entries = [entry for name in _USERS if (entry := _entry(name)) is not None]
+    entries = entries or [entry for entry in pwd.getpwall() if entry.pw_uid != 0][:1]
+    found = [_User(entry.pw_name, entry.pw_uid, entry.pw_gid) for entry in entries]
+    return found or [_User(f"uid {_NO_ENTRY}", _NO_ENTRY, _NO_ENTRY)]
 
 
-def _refusal(identity: Identity, program: Path) -> str | None:
+def _refusal(identity: Identity, program: Path, directories: tuple[Path, ...]) -> str | None:
     """Try the identity with a harmless call of the program itself; return what went wrong."""
-    command = launched([program, "--version"], farewell=signal.SIGKILL, identity=identity.options)
-    tried = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 — ours
+    options = [
+        *identity.options,
+        *(word for path in directories for word in ("--writes", str(path))),
+    ]
+    command = launched([program, "--version"], farewell=signal.SIGKILL, identity=options)
+    tried = subprocess.run(  # noqa: S603 — ours
+        command, check=False, capture_output=True, text=True, cwd="/"
+    )
     if tried.returncode == 0:
         return None
     return tried.stderr.strip() or f"status {tried.returncode}"
 
 
-def _name(uid: int | None) -> str:
+def _entry(user: int | str) -> pwd.struct_passwd | None:
     try:
-        return pwd.getpwuid(uid or 0).pw_name
+        return pwd.getpwuid(user) if isinstance(user, int) else pwd.getpwnam(user)
     except KeyError:
-        return f"uid {uid}"
+        return None
+
+
+def _name(uid: int) -> str:
+    return f"uid {uid}" if (entry := _entry(uid)) is None else entry.pw_name
