@@ -1,6 +1,7 @@
 """Parameters of templates: their declaration, and the values that fit.
 
 Values travel as text (contract §3, jobs); a bool is `true` or `false`, a list(string) a JSON array.
+A text is passed as it is given, and compared by the value that it stands for (`same`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -22,7 +24,10 @@ from statemachine.messages import Validation
 
 
 def as_text(value: object) -> str:
-    """Return a TOML or JSON value as the text that a job carries. Raises ValueError."""
+    """Return a TOML or JSON value as the text that a job carries. Raises ValueError.
+
+    A number without a fraction is an integer, however it is written: `4.0` is `4`.
+    """
     match value:
         case str():
             return value
@@ -31,7 +36,7 @@ def as_text(value: object) -> str:
         case int():
             return str(value)
         case float() if math.isfinite(value):
-            return repr(value)
+            return str(int(value)) if value.is_integer() else repr(value)
         case list() if all(isinstance(item, str) for item in value):
             return json.dumps(value, ensure_ascii=False)
         case _:
@@ -150,7 +155,10 @@ def misfit(parameter: Parameter, text: str) -> str | None:
         return problem
     items = _texts(text) if parameter.type is Kind.STRINGS else None
     chosen = [text] if items is None else items
-    if parameter.options and all(option.value != text for option in parameter.options):
+    kind = parameter.type
+    if parameter.options and not any(
+        same(kind, option.value, text) for option in parameter.options
+    ):
         values = [option.value for option in parameter.options]
         if wrong := [item for item in chosen if item not in values]:
             return f"{shown or repr(wrong[0])} is none of the options: {', '.join(values)}"
@@ -166,6 +174,31 @@ def misfit(parameter: Parameter, text: str) -> str | None:
     return None
 
 
+def same(kind: Kind, one: str, other: str) -> bool:
+    """Say whether two texts are the same value: `4.0` and `4`, or lists with the same content."""
+    if one == other:
+        return True
+    match kind:
+        case Kind.NUMBER:
+            number = _number(one)
+            return number is not None and number == _number(other)
+        case Kind.STRINGS:
+            texts = _texts(one)
+            return texts is not None and texts == _texts(other)
+        case Kind.STRING | Kind.BOOL:
+            return False
+
+
+def _number(text: str) -> Decimal | float | None:
+    """Read a number exactly, or None. One whose exponent no decimal can hold is read as a float."""
+    if _of_type(Kind.NUMBER, text, None) is not None:
+        return None
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return float(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Misfits:
     """Every wrong field with what is wrong about it."""
@@ -178,52 +211,78 @@ class Misfits:
         return [{"field": field, "detail": detail} for field, detail in self.fields]
 
 
+@dataclass(frozen=True, slots=True)
+class LastBuild:
+    """The values of the build before a start, which are carried over."""
+
+    values: Mapping[str, str]
+    declared: tuple[Parameter, ...] = ()
+    """The parameters of its template version, as far as that is known."""
+
+    def value(self, parameter: Parameter) -> str | None:
+        """Return the value that the last build had for `parameter`; None when it had none.
+
+        A job carries an empty text for a parameter without a value.
+        """
+        value = self.values.get(parameter.name)
+        if value != "":
+            return value
+        then = next((p for p in self.declared if p.name == parameter.name), parameter)
+        return None if then.default is None or misfit(then, "") is not None else value
+
+
 def resolve(
     declared: tuple[Parameter, ...],
     asked: Mapping[str, str],
     fallbacks: tuple[Mapping[str, str], ...] = (),
     *,
-    fixed: Mapping[str, str] | None = None,
+    last: LastBuild | None = None,
 ) -> dict[str, str] | Misfits:
     """Return a value for every declared parameter: the call's, else a fallback's, else the default.
 
-    `fixed`: the last build's values (start_workspace). They stand before the default, and only those
-    of mutable parameters may change.
+    `last`: for start_workspace. Its values stand before the default. Those of parameters that are not
+    mutable stay as they are, whether they fit or not; of the others, those that fit.
     """
     names = {parameter.name for parameter in declared}
     wrong = [(name, "the template has no such parameter") for name in asked if name not in names]
     values: dict[str, str] = {}
     for parameter in declared:
         name = parameter.name
-        before = None if fixed is None or _unset(parameter, fixed) else fixed[name]
-        if fixed is not None and not parameter.mutable and name in asked:
-            last = fixed.get(name, parameter.default)
-            if last is not None and asked[name] != last:
+        carried = last.value(parameter) if last is not None else None
+        given = next((source[name] for source in (asked, *fallbacks) if name in source), None)
+        if carried is not None and not parameter.mutable:
+            if given is not None and not same(parameter.type, given, carried):
                 wrong.append((name, "can't be changed after the workspace was created"))
-                continue
-        given = [source[name] for source in (asked, *fallbacks) if name in source]
-        options = (*given, before, parameter.default)
+            values[name] = carried
+            continue
+        unfit = misfit(parameter, carried) if carried is not None else None
+        options = (given, None if unfit else carried, parameter.default)
         value = next((value for value in options if value is not None), None)
-        if value is None:
-            if parameter.required:
-                wrong.append((name, "a value is required"))
-            values[name] = ""
-        elif (problem := misfit(parameter, value)) is not None:
+        if value is not None and (problem := misfit(parameter, value)) is not None:
             wrong.append((name, problem))
+        elif value is None and parameter.required:
+            why = f"; its last value no longer fits: {unfit}" if unfit else ""
+            wrong.append((name, f"a value is required{why}"))
         else:
-            values[name] = value
+            values[name] = value or ""
     return Misfits(tuple(wrong)) if wrong else values
+
+
+def reset(
+    declared: tuple[Parameter, ...], asked: Mapping[str, str], last: LastBuild
+) -> tuple[str, ...]:
+    """Return the names of the parameters whose last value no longer fits, and gives way to the default."""
+    return tuple(
+        parameter.name
+        for parameter in declared
+        if parameter.mutable
+        and parameter.name not in asked
+        and (carried := last.value(parameter)) is not None
+        and misfit(parameter, carried) is not None
+    )
 
 
 def masked(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` with the sensitive ones hidden."""
     hidden = {parameter.name for parameter in declared if parameter.sensitive}
     return {name: MASK if name in hidden else value for name, value in values.items()}
-
-
-def _unset(parameter: Parameter, last: Mapping[str, str]) -> bool:
-    """Say whether the last build had no value; a job carries an empty text then."""
-    if parameter.name not in last:
-        return True
-    empty = last[parameter.name] == ""
-    return empty and (parameter.default is None or misfit(parameter, "") is not None)

@@ -11,7 +11,7 @@ from statemachine.arguments import CreateArguments, StartArguments
 from statemachine.calls import Call, Known, Requested, Until, Verdict, Wait
 from statemachine.events import BuildRequested, TemplateRef, Transition
 from statemachine.messages import StartNotes
-from statemachine.parameters import Misfits, resolve
+from statemachine.parameters import LastBuild, Misfits, reset, resolve
 from statemachine.templates import Template, Version
 from statemachine.views import name_of
 from statemachine.workspace import Build, Former, Ref, Workspace
@@ -93,8 +93,8 @@ def create(
 
 def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Verdict:
     """Have the chat's workspace started again."""
-    version = _version_of(chat.ref, chat.build, known)
-    if version is None or chat.build is None:
+    built = version = _version_of(chat.ref, chat.build, known)
+    if built is None or version is None or chat.build is None:
         return _unknown_template(chat)
     template = known.catalog.templates.get(version.template_id)
     extra: StartNotes = {}
@@ -104,10 +104,13 @@ def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Ve
         and chat.build.template_version_id not in (None, template.active.id)
     ):
         version, extra = template.active, UPDATED
-    last = chat.build.parameters
-    values = resolve(version.manifest.parameter, args.parameters or {}, fixed=last)
+    declared, asked = version.manifest.parameter, args.parameters or {}
+    last = LastBuild(chat.build.parameters, built.manifest.parameter)
+    values = resolve(declared, asked, last=last)
     if isinstance(values, Misfits):
         return answers.invalid(values, template_id=version.template_id)
+    if names := reset(declared, asked, last):
+        extra = {**extra, "parameters_reset": list(names)}
     seed = known.seed + call.call_id.encode()
     build = _next_build(chat.ref, chat.build, chat.owner_name or "", Transition.START, seed)
     if build is None:

@@ -25,6 +25,7 @@ from handlers.cli.words import (
     add_json,
     add_listener,
     add_organization,
+    an_object,
 )
 
 _ISSUER: Final = (
@@ -127,8 +128,14 @@ def _add_tool(commands: Any) -> None:
         type=a_pair,
         default=[],
         metavar="K=V",
-        help="an argument of the tool; parameters.K=V for a template's parameter. "
-        "V is JSON if it reads as JSON, else text",
+        help="an argument of the tool; parameters.K=V for a template's parameter. In parameters, name, "
+        'query and ids V is text as typed, or JSON if it begins with " or [; in others it is JSON',
+    )
+    tool.add_argument(
+        "--args",
+        type=an_object,
+        metavar="JSON",
+        help="all arguments of the tool as a JSON object; --arg adds to it",
     )
     tool.add_argument(
         "--call-id",

@@ -6,6 +6,8 @@ Nothing heavy is imported here, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import re
 from typing import Any, Final
 from uuid import uuid4
@@ -168,6 +170,31 @@ def a_call_id(text: str) -> str:
             f"{text!r} is no call id: expected letters, digits, _ and -, 128 at most"
         )
     return text
+
+
+def strict_json(text: str) -> Any:
+    """Read JSON that can be written as JSON again. Raises ValueError, RecursionError."""
+    return json.loads(text, parse_constant=_no_json, parse_float=_finite)
+
+
+def _no_json(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_json(text)
+
+
+def an_object(text: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        value = strict_json(text)
+    except (ValueError, RecursionError) as bad:
+        raise argparse.ArgumentTypeError(f"it is not JSON: {bad}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError('expected a JSON object, like {"page": 2}')
+    return value
 
 
 def a_pair(text: str) -> tuple[str, str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 from uuid import uuid4
 
 from bus import Bus, subjects
 from bus.urls import redacted
 from handlers.app import locate
-from handlers.cli.words import ORGANIZATION, OWNER
+from handlers.cli.words import ORGANIZATION, OWNER, strict_json
 from handlers.commands.answering import told
 from handlers.commands.describing import Describing
 from handlers.commands.noticing import noticing
@@ -24,13 +25,16 @@ from handlers.lines import read_shown
 from handlers.settings import InvalidSettings, Settings
 from handlers.terminal import as_json
 
+TEXTS: Final = frozenset(("name", "query", "template", "preset"))
+"""Arguments that are texts, beside parameters and ids."""
+
 
 async def call_tool(flags: argparse.Namespace, settings: Settings) -> int:
     """Call the tool; return 0 when it went well."""
     data = {
         "call_id": flags.call_id or uuid4().hex,
         "tool": flags.tool,
-        "args": arguments(flags.arg),
+        "args": arguments(flags.arg, flags.args),
         "organization_id": flags.organization,
         "owner_id": flags.owner,
         "owner_name": flags.owner_name,
@@ -95,16 +99,13 @@ async def ask(
             await asyncio.gather(following, answer, return_exceptions=True)
 
 
-def arguments(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Join key-value pairs; a dot in a key goes one level down. Raises InvalidSettings."""
-    args: dict[str, Any] = {}
+def arguments(
+    pairs: Iterable[tuple[str, str]], whole: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Add key-value pairs to `whole`; a dot in a key goes one level down. Raises InvalidSettings."""
+    args: dict[str, Any] = copy.deepcopy(dict(whole or {}))
     for key, text in pairs:
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        except RecursionError:
-            raise InvalidSettings(f"--arg {key}: it is nested too deep") from None
+        value = _value(key, text)
         *path, last = key.split(".")
         inner = args
         for part in path:
@@ -113,6 +114,24 @@ def arguments(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
                 raise InvalidSettings(f"--arg {key}: '{part}' has a value of its own already")
         inner[last] = value
     return args
+
+
+def _value(key: str, text: str) -> Any:
+    """Read what was typed for an argument.
+
+    Where the tool takes a text, that is the text as it was typed: `3.10` must not become `3.1`. Only a
+    JSON text or list, known by its first character, is read as JSON. Other arguments are JSON if they
+    can be.
+    """
+    textual = key in TEXTS or key.startswith("parameters.") or key.endswith("_id")
+    if textual and not text.startswith(('"', "[")):
+        return text
+    try:
+        return strict_json(text)
+    except ValueError:
+        return text
+    except RecursionError:
+        raise InvalidSettings(f"--arg {key}: it is nested too deep") from None
 
 
 def _again(flags: argparse.Namespace, call_id: str) -> str:

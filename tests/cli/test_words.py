@@ -29,6 +29,7 @@ FLAGS: dict[str, list[str]] = {
         *PLACE,
         "--chat",
         "--arg",
+        "--args",
         "--call-id",
         "--json",
         "--quiet",

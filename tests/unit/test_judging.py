@@ -42,6 +42,7 @@ G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_template
 | C5f | parameters that don't fit | `error`, `detail`, `validations` with each of them |
 | C5g | preset | the call's value over the preset's over the default |
 | C5h | a workspace exists | its rules come before the template's |
+| C5i | values that are `null`, numbers, booleans, lists | `null` is not given; the others become the text that a template would write |
 | C6a | new, all well | `created:true`, `<owner>/<name>`, `build_id`, readiness keys |
 | C6b | new | bound and `building` before the wait |
 | C6c | new, build fails | build failure object; the binding stays |
@@ -67,6 +68,11 @@ G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_template
 | S6b | active version not demanded | the last build's version |
 | S7a | parameters | the call's over the last build's over the default |
 | S7b | parameters wrong or not mutable | as C5f, plus `template_id` |
+| S7c | not mutable, the same value in another spelling | no change: the last build's text stays |
+| S7d | not mutable, without a value in the last build | may be given once |
+| S7e | mutable, the last value no longer fits | the default, named in `parameters_reset`; required without default: as S7b |
+| S7f | not mutable, the last value no longer fits | kept |
+| S7g | a parameter that the version no longer has | left out |
 | S8 | template not known here | `is_error` |
 | P1 | no workspace, or deleted | `is_error`, points to create_workspace |
 | P2a | being built | waits until built, not until ready; then stops |
@@ -516,6 +522,41 @@ def test_c5f_a_sensitive_value_is_never_told() -> None:
         assert answer is not None
         (wrong,) = answer.result["validations"]
         assert wrong == {"field": "token", "detail": "*** does not match ^t-"}
+
+
+def test_c5i_values_of_json_become_the_text_that_a_template_would_write() -> None:
+    kinds = template(
+        """
+name = "kinds"
+[[parameter]]
+name = "text"
+default = "d"
+[[parameter]]
+name = "number"
+type = "number"
+[[parameter]]
+name = "flag"
+type = "bool"
+[[parameter]]
+name = "list"
+type = "list(string)"
+[build]
+start = "true"
+"""
+    )
+    given = {"text": None, "number": 4.0, "flag": True, "list": ["a", "b"], "unknown": None}
+    desk = Desk(known=catalog(kinds))
+    assert desk.create(template_id=kinds.id, parameters=given) is None
+    assert desk.job.parameters == {
+        "text": "d",
+        "number": "4",
+        "flag": "true",
+        "list": '["a", "b"]',
+    }
+    as_typed = {"text": "3.10", "number": "4.0", "flag": "true", "list": '["a","b"]'}
+    desk = Desk(known=catalog(kinds))
+    assert desk.create(template_id=kinds.id, parameters=as_typed) is None
+    assert desk.job.parameters == as_typed
 
 
 def test_c5g_the_calls_value_stands_before_the_presets_before_the_default() -> None:

@@ -316,6 +316,129 @@ def test_s7b_a_fixed_parameter_may_be_named_with_its_value() -> None:
     assert desk.job.parameters["size"] == "xl"
 
 
+def numbered(**keys: str) -> str:
+    """A template whose parameter `cpus` is declared by `keys`."""
+    declared = "".join(f"{key} = {value}\n" for key, value in {"type": '"number"', **keys}.items())
+    return (
+        'name = "numbered"\nrequire_active_version = true\n'
+        f'[[parameter]]\nname = "cpus"\n{declared}[build]\nstart = "true"\n'
+    )
+
+
+def changed(before: str, after: str, **parameters: object) -> Desk:
+    """A workspace made by one version of a template and stopped, when another version is active."""
+    old, new = template(before, version="old"), template(after, version="new")
+    desk = Desk(known=catalog(old))
+    desk.create(template_id=old.id, parameters=parameters)
+    Jobs(desk).succeed(())
+    desk.stop()
+    Jobs(desk).succeed()
+    assert desk.chat.state is S.STOPPED
+    desk.known = replace(desk.known, catalog=catalog(new, older=(old.active,)))
+    return desk
+
+
+@pytest.mark.parametrize("spelling", ["4", "4.0", "+4", 4, 4.0])
+def test_s7c_the_same_value_in_another_spelling_is_no_change(spelling: object) -> None:
+    desk = changed(numbered(mutable="false"), numbered(mutable="false"), cpus=4)
+
+    assert desk.start(parameters={"cpus": spelling}) is None
+
+    assert desk.job.parameters == {"cpus": "4"}
+
+
+def test_s7d_an_immutable_parameter_that_is_new_may_be_given_once() -> None:
+    text = 'name = "numbered"\nrequire_active_version = true\n[build]\nstart = "true"\n'
+    new = numbered(mutable="false", default="2")
+    once = changed(text, new)
+    assert once.start(parameters={"cpus": 8}) is None
+    assert once.job.parameters == {"cpus": "8"}
+
+    by_default = changed(text, new)
+    assert by_default.start() is None
+    assert by_default.job.parameters == {"cpus": "2"}
+
+    Jobs(once).succeed(())
+    once.stop()
+    Jobs(once).succeed()
+    again = once.start(parameters={"cpus": 2})
+    assert again is not None
+    assert again.result["validations"][0]["field"] == "cpus"
+
+
+def test_s7e_a_value_that_no_longer_fits_becomes_the_default_and_is_named() -> None:
+    desk = changed(numbered(), numbered(validation_max="4", default="2"), cpus=8)
+
+    assert desk.start("s") is None
+
+    assert desk.job.parameters == {"cpus": "2"}
+    wait = desk.open["s"].wait
+    assert wait is not None
+    desk.open["s"] = desk.open["s"].model_validate_json(desk.open["s"].model_dump_json())
+    Jobs(desk).succeed(())
+    assert desk.result("s")["parameters_reset"] == ["cpus"]
+    assert desk.result("s")["updated_to_active_version"] is True
+
+
+def test_s7e_a_value_that_the_call_gives_is_not_named() -> None:
+    desk = changed(numbered(), numbered(validation_max="4", default="2"), cpus=8)
+
+    assert desk.start("s", parameters={"cpus": 3}) is None
+
+    Jobs(desk).succeed(())
+    assert desk.job.parameters == {"cpus": "3"}
+    assert "parameters_reset" not in desk.result("s")
+
+
+def test_s7e_without_a_default_the_call_must_give_a_value() -> None:
+    desk = changed(numbered(), numbered(validation_max="4", required="true"), cpus=8)
+
+    answer = desk.start("s")
+
+    assert answer is not None
+    assert [wrong["field"] for wrong in answer.result["validations"]] == ["cpus"]
+    assert answer.result["template_id"]
+    assert desk.start("t", parameters={"cpus": 3}) is None
+
+
+def test_s7e_a_call_that_waited_for_a_stop_names_it_too() -> None:
+    old = template(numbered(), version="old")
+    desk = Desk(known=catalog(old))
+    desk.create(template_id=old.id, parameters={"cpus": 8})
+    Jobs(desk).succeed(())
+    desk.stop()
+    assert desk.start("s") is None
+    new = template(numbered(validation_max="4", default="2"), version="new")
+    desk.known = replace(desk.known, catalog=catalog(new, older=(old.active,)))
+
+    Jobs(desk).succeed()
+    Jobs(desk).succeed(())
+
+    assert desk.result("s")["parameters_reset"] == ["cpus"]
+
+
+def test_s7f_an_immutable_value_that_no_longer_fits_is_kept() -> None:
+    fixed = {"mutable": "false"}
+    desk = changed(numbered(**fixed), numbered(validation_max="4", default="2", **fixed), cpus=8)
+
+    assert desk.start("s") is None
+
+    Jobs(desk).succeed(())
+    assert desk.job.parameters == {"cpus": "8"}
+    assert "parameters_reset" not in desk.result("s")
+
+
+def test_s7g_a_parameter_that_the_version_no_longer_has_is_left_out() -> None:
+    text = 'name = "numbered"\nrequire_active_version = true\n[build]\nstart = "true"\n'
+    desk = changed(numbered(), text, cpus=8)
+
+    assert desk.start("s") is None
+
+    Jobs(desk).succeed(())
+    assert desk.job.parameters == {}
+    assert "parameters_reset" not in desk.result("s")
+
+
 @pytest.mark.parametrize("tool", ["start_workspace", "stop_workspace"])
 def test_s8_p5_what_was_made_of_an_unknown_template_is_not_ours_to_change(tool: str) -> None:
     elsewhere = catalog(template(version="other"))

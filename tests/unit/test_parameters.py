@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from statemachine.hiding import MASK
-from statemachine.parameters import Misfits, Parameter, as_text, masked, misfit, resolve
+from statemachine.parameters import (
+    Kind,
+    LastBuild,
+    Misfits,
+    Parameter,
+    as_text,
+    masked,
+    misfit,
+    reset,
+    resolve,
+    same,
+)
 
 
 def parameter(**keys: Any) -> Parameter:
@@ -96,6 +108,12 @@ def test_a_declaration_that_makes_no_sense_is_refused(keys: dict[str, Any]) -> N
         (False, "false"),
         (5, "5"),
         (1.5, "1.5"),
+        (4.0, "4"),
+        (-0.0, "0"),
+        (1e3, "1000"),
+        (1e21, "1000000000000000000000"),
+        (1e-7, "1e-07"),
+        ("4.0", "4.0"),
         (["a", "ä"], '["a", "ä"]'),
         ([], "[]"),
     ],
@@ -148,14 +166,14 @@ FIXED = (parameter(name="size", mutable=False, default="s"), parameter(name="b",
         ({"size": "xl", "b": ""}, {}, {"size": "xl", "b": ""}),
         ({}, {}, {"size": "s", "b": "d"}),
         ({"size": "xl"}, {"size": "s"}, None),
-        ({}, {"size": "xl"}, None),
+        ({}, {"size": "xl"}, {"size": "xl", "b": "d"}),
         ({"size": "xl", "gone": "1"}, {"gone": "1"}, None),
     ],
 )
 def test_what_is_not_mutable_stays_as_the_last_build_had_it(
     last: dict[str, str], asked: dict[str, str], expected: dict[str, str] | None
 ) -> None:
-    found = resolve(FIXED, asked, fixed=last)
+    found = resolve(FIXED, asked, last=LastBuild(last))
 
     assert found == expected if expected is not None else isinstance(found, Misfits)
 
@@ -163,8 +181,138 @@ def test_what_is_not_mutable_stays_as_the_last_build_had_it(
 def test_a_fixed_parameter_that_is_new_may_be_given_once() -> None:
     new = (parameter(name="zone", mutable=False, required=True),)
 
-    assert resolve(new, {"zone": "eu"}, fixed={"other": "1"}) == {"zone": "eu"}
-    assert isinstance(resolve(new, {"zone": "us"}, fixed={"zone": "eu"}), Misfits)
+    assert resolve(new, {"zone": "eu"}, last=LastBuild({"other": "1"})) == {"zone": "eu"}
+    assert isinstance(resolve(new, {"zone": "us"}, last=LastBuild({"zone": "eu"})), Misfits)
+
+
+SAME = [
+    (Kind.NUMBER, ["4", "4.0", "+4", "4.", "04", "4e0", "40e-1", ".4e1"]),
+    (Kind.NUMBER, ["0.5", ".5", "+.50", "5e-1"]),
+    (Kind.NUMBER, ["0", "-0", "0.0", "0e9"]),
+    (Kind.NUMBER, ["12345678901234567890", "12345678901234567890.0"]),
+    (Kind.STRINGS, ['["a","b"]', '["a", "b"]', ' [ "a" , "\\u0062" ] ']),
+    (Kind.STRINGS, ["[]", "[ ]"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "spellings"), SAME)
+def test_one_value_has_many_spellings(kind: Kind, spellings: list[str]) -> None:
+    for one, other in permutations(spellings, 2):
+        assert same(kind, one, other), (one, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "one", "other"),
+    [
+        (Kind.NUMBER, "4", "5"),
+        (Kind.NUMBER, "12345678901234567890", "12345678901234567891"),
+        (Kind.NUMBER, "4", "four"),
+        (Kind.NUMBER, "4", ""),
+        (Kind.NUMBER, "1e999", "1e998"),
+        (Kind.NUMBER, "1e-99999999999999999999", "1"),
+        (Kind.STRINGS, '["a","b"]', '["b","a"]'),
+        (Kind.STRINGS, '["a"]', "a"),
+        (Kind.STRING, "4", "4.0"),
+        (Kind.STRING, "a", "a "),
+        (Kind.BOOL, "true", "false"),
+    ],
+)
+def test_other_values_are_others(kind: Kind, one: str, other: str) -> None:
+    assert not same(kind, one, other)
+    assert not same(kind, other, one)
+
+
+def test_an_option_may_be_spelled_otherwise_and_is_passed_as_it_is_given() -> None:
+    sizes = [{"name": "small", "value": "4"}, {"name": "large", "value": "8.0"}]
+    number = parameter(type="number", options=sizes)
+    texts = parameter(type="list(string)", options=[{"name": "both", "value": '["a", "b"]'}])
+
+    for value in ("4.0", "8", "+8"):
+        assert resolve((number,), {"p": value}) == {"p": value}
+    assert isinstance(resolve((number,), {"p": "5"}), Misfits)
+    assert resolve((texts,), {"p": '["a","b"]'}) == {"p": '["a","b"]'}
+    assert isinstance(resolve((texts,), {"p": '["b","a"]'}), Misfits)
+
+
+STALE: dict[str, tuple[str, dict[str, Any]]] = {
+    "an option is gone": ("a", {"options": OPTIONS[1:], "default": "b"}),
+    "the maximum is lower": ("9", {"type": "number", "validation_max": 5, "default": "1"}),
+    "the minimum is higher": ("1", {"type": "number", "validation_min": 5, "default": "6"}),
+    "the expression is tighter": ("A", {"validation_regex": "^[a-z]$", "default": "b"}),
+    "a text became a number": ("big", {"type": "number", "default": "1"}),
+    "a text became a list": ("a", {"type": "list(string)", "default": "[]"}),
+    "a number became a bool": ("1", {"type": "bool", "default": "false"}),
+}
+"""Why the value of the last build no longer fits the template."""
+
+
+@pytest.mark.parametrize("why", STALE)
+def test_a_value_that_no_longer_fits_gives_way_to_the_default_or_is_kept(why: str) -> None:
+    value, keys = STALE[why]
+    last = LastBuild({"p": value})
+    for mutable in (True, False):
+        declared = (parameter(mutable=mutable, **keys),)
+        expected = keys["default"] if mutable else value
+
+        assert resolve(declared, {}, last=last) == {"p": expected}
+        assert reset(declared, {}, last) == (("p",) if mutable else ())
+        given = resolve(declared, {"p": value}, last=last)
+        assert isinstance(given, Misfits) if mutable else given == {"p": value}
+
+
+@pytest.mark.parametrize("why", STALE)
+def test_without_a_default_a_value_that_no_longer_fits_is_given_up_or_asked_for(why: str) -> None:
+    value, keys = STALE[why]
+    last, plain = LastBuild({"p": value}), {k: v for k, v in keys.items() if k != "default"}
+
+    assert resolve((parameter(**plain),), {}, last=last) == {"p": ""}
+    assert reset((parameter(**plain),), {}, last) == ("p",)
+    found = resolve((parameter(required=True, **plain),), {}, last=last)
+    assert isinstance(found, Misfits)
+    ((field, detail),) = found.fields
+    assert field == "p"
+    assert "no longer fits" in detail
+    required = (parameter(required=True, **plain),)
+    assert resolve(required, {"p": keys["default"]}, last=last) == {"p": keys["default"]}
+    assert reset(required, {"p": keys["default"]}, last) == ()
+
+
+def test_a_stale_value_that_is_kept_may_be_spelled_otherwise_and_not_be_changed() -> None:
+    declared = (parameter(type="number", mutable=False, validation_max=5),)
+    last = LastBuild({"p": "9"})
+
+    assert resolve(declared, {"p": "9.0"}, last=last) == {"p": "9"}
+    assert isinstance(resolve(declared, {"p": "4"}, last=last), Misfits)
+
+
+def test_a_parameter_that_the_template_no_longer_has_is_left_out() -> None:
+    last = LastBuild({"p": "1", "gone": "2"})
+
+    assert resolve((parameter(),), {}, last=last) == {"p": "1"}
+    assert reset((parameter(),), {}, last) == ()
+
+
+def test_a_fixed_parameter_without_a_value_may_be_given_once() -> None:
+    """A job carries an empty text for it; whether that was a value its own version says."""
+    without = (parameter(mutable=False),)
+    unset = LastBuild({"p": ""}, without)
+
+    assert resolve(without, {"p": "x"}, last=unset) == {"p": "x"}
+    with_default = (parameter(mutable=False, default="d"),)
+    assert resolve(with_default, {"p": "x"}, last=unset) == {"p": "x"}
+    assert resolve(with_default, {}, last=unset) == {"p": "d"}
+    given = LastBuild({"p": ""}, with_default)
+    assert isinstance(resolve(with_default, {"p": "x"}, last=given), Misfits)
+    assert resolve(with_default, {}, last=given) == {"p": ""}
+
+
+def test_a_value_that_no_longer_fits_is_not_told_if_it_is_sensitive() -> None:
+    declared = (parameter(type="number", sensitive=True, required=True),)
+
+    found = resolve(declared, {}, last=LastBuild({"p": "s3cret"}))
+
+    assert isinstance(found, Misfits)
+    assert "s3cret" not in str(found)
 
 
 @pytest.mark.parametrize(

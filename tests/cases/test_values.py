@@ -1,0 +1,155 @@
+"""Recorded cases about the values of parameters: compared as values, and passed as they are given."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cases.playing import INPUTS
+from tests.wire.harness import Event, new_id
+from tests.wire.running import Up
+
+
+class Caller:
+    """Calls the tools for one chat by the command line, as the cases' run.sh do."""
+
+    def __init__(self, running: Up) -> None:
+        self._running = running
+        self.chat, self.organization = new_id(), new_id()
+
+    def push(self, folder: str) -> str:
+        """Push a case's folder; return the template's id."""
+        pushed = self._running.data(
+            "template", "push", INPUTS / folder, "--organization", self.organization
+        )
+        return str(pushed["template_id"])
+
+    def call(self, tool: str, *words: str) -> tuple[int, Event]:
+        """Call a tool; return the status and the answer."""
+        place = ("--chat", self.chat, "--organization", self.organization, "--json")
+        done = self._running.run("tool", tool, *place, *words)
+        assert done.stdout, done.stderr
+        return done.returncode, json.loads(done.stdout)
+
+    def well(self, tool: str, *words: str) -> Event:
+        """Call a tool that succeeds; return the answer."""
+        status, answer = self.call(tool, *words)
+        assert status == 0, answer
+        return answer
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of the newest build, by the chat's event log."""
+        done = self._running.run("events", self.chat)
+        assert done.returncode == 0, done.stderr
+        entries = [json.loads(line) for line in done.stdout.splitlines()]
+        asked = [e["event"]["data"] for e in entries if "build_requested" in e["event"]["type"]]
+        return dict(asked[-1]["parameters"])
+
+
+@pytest.fixture
+def caller(running: Up) -> Caller:
+    return Caller(running)
+
+
+def test_b01_stale_immutable_option(caller: Caller) -> None:
+    """An immutable value that the new version no longer takes is kept, and does not block a start."""
+    template = caller.push("B01-stale-immutable-option/v1")
+    caller.well(
+        "create_workspace", "--arg", f"template_id={template}", "--arg", "parameters.image=old"
+    )
+    caller.well("stop_workspace")
+    caller.push("B01-stale-immutable-option/v2")
+
+    status, changed = caller.call("start_workspace", "--arg", "parameters.image=new")
+    started = caller.well("start_workspace")
+
+    assert status == 1
+    assert [wrong["field"] for wrong in changed["validations"]] == ["image"]
+    assert started["started"] is True
+    assert started["updated_to_active_version"] is True
+    assert "parameters_reset" not in started
+    assert caller.parameters() == {"image": "old"}
+
+
+def test_b01_the_same_immutable_value_may_be_given(caller: Caller) -> None:
+    template = caller.push("B01-stale-immutable-option/v1")
+    caller.well(
+        "create_workspace", "--arg", f"template_id={template}", "--arg", "parameters.image=old"
+    )
+    caller.well("stop_workspace")
+    caller.push("B01-stale-immutable-option/v2")
+
+    assert caller.well("start_workspace", "--arg", "parameters.image=old")["started"] is True
+
+
+def test_b02_new_immutable_parameter(caller: Caller) -> None:
+    """A parameter that the workspace never had may be chosen once."""
+    template = caller.push("B02-new-immutable-parameter/v1")
+    caller.well("create_workspace", "--arg", f"template_id={template}")
+    caller.well("stop_workspace")
+    caller.push("B02-new-immutable-parameter/v2")
+
+    caller.well("start_workspace", "--arg", "parameters.region=eu")
+    assert caller.parameters() == {"x": "1", "region": "eu"}
+    caller.well("stop_workspace")
+    status, _ = caller.call("start_workspace", "--arg", "parameters.region=us")
+    assert status == 1
+
+
+def test_b02_same_value_other_spelling(caller: Caller) -> None:
+    """The same value in another spelling is no change."""
+    template = caller.push("B02-same-value-other-spelling")
+    tags = 'parameters.tags="[\\"a\\",\\"b\\"]"'
+    made = ("--arg", f"template_id={template}", "--arg", tags, "--arg", "parameters.cpus=4")
+    caller.well("create_workspace", *made)
+    assert caller.parameters() == {"tags": '["a","b"]', "cpus": "4"}
+
+    for spelling in ('tags=["a", "b"]', "cpus=4.0", "cpus=+4"):
+        caller.well("stop_workspace")
+        answer = caller.well("start_workspace", "--arg", f"parameters.{spelling}")
+        assert answer["started"] is True
+        assert caller.parameters() == {"tags": '["a","b"]', "cpus": "4"}
+    caller.well("stop_workspace")
+    assert caller.call("start_workspace", "--arg", "parameters.cpus=5")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"),
+    [
+        ("python", "3.10"),
+        ("sha", "1e5"),
+        ("sha", "12e4567"),
+        ("sha", "null"),
+    ],
+)
+def test_b31_cli_values(caller: Caller, name: str, typed: str) -> None:
+    """What is typed for a parameter arrives as it was typed."""
+    template = caller.push("B31-cli-values")
+
+    caller.well(
+        "create_workspace",
+        "--arg",
+        f"template_id={template}",
+        "--arg",
+        f"parameters.{name}={typed}",
+    )
+
+    assert caller.parameters()[name] == typed
+
+
+def test_b31_cli_values_of_texts(caller: Caller) -> None:
+    """A name and a query are texts, whatever they look like."""
+    template = caller.push("B31-cli-values")
+
+    for name in ("2024", "true"):
+        caller.chat = new_id()
+        answer = caller.well(
+            "create_workspace", "--arg", f"template_id={template}", "--arg", f"name={name}"
+        )
+        assert answer["workspace_name"].split("/")[1].startswith(name)
+    found = caller.well("list_templates", "--arg", "query=2024", "--arg", "page=1")
+    assert found["templates"] == []
+    whole = json.dumps({"query": "typed", "page": 1})
+    assert caller.well("list_templates", "--args", whole)["count"] == 1

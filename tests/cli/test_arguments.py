@@ -1,0 +1,81 @@
+"""What is typed for the arguments of a tool, and what arrives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from handlers.cli.flags import parser
+from handlers.commands.tool import arguments
+
+TYPED: list[tuple[str, str, Any]] = [
+    *(
+        (key, text, text)
+        for key in (
+            "parameters.x",
+            "name",
+            "query",
+            "template_id",
+            "preset_id",
+            "template",
+            "preset",
+        )
+        for text in ("3.10", "1e5", "12e4567", "2024", "true", "null", "NaN", "", " 4", '{"a": 1}')
+    ),
+    ("parameters.x", '["a", "b"]', ["a", "b"]),
+    ("parameters.x", '"[\\"a\\"]"', '["a"]'),
+    ("parameters.x", '"3.10"', "3.10"),
+    ("parameters.x", '"3.10', '"3.10'),
+    ("parameters.x", "[main", "[main"),
+    ("parameters.x", "[NaN]", "[NaN]"),
+    ("parameters.x", "[1e999]", "[1e999]"),
+    ("parameters.x", "a=b", "a=b"),
+    ("name", '"2024"', "2024"),
+    ("page", "2", 2),
+    ("page", "two", "two"),
+    ("page", "NaN", "NaN"),
+    ("page", "1e999", "1e999"),
+    ("parameters", '{"x": 4.0}', {"x": 4.0}),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "value"), TYPED)
+def test_a_text_arrives_as_typed_and_other_arguments_are_json(
+    key: str, text: str, value: Any
+) -> None:
+    *path, last = key.split(".")
+    expected: Any = {last: value}
+    for part in reversed(path):
+        expected = {part: expected}
+
+    flags = parser().parse_args(["tool", "t", "--chat", "new", "--arg", f"{key}={text}"])
+
+    assert arguments(flags.arg, flags.args) == expected
+
+
+def test_all_arguments_may_be_given_as_one_object_and_single_ones_beside_it() -> None:
+    words = [
+        "tool",
+        "t",
+        "--chat",
+        "new",
+        "--args",
+        '{"page": 2, "parameters": {"x": 4.0, "y": 1}}',
+    ]
+
+    assert arguments(parser().parse_args(words).arg, parser().parse_args(words).args) == {
+        "page": 2,
+        "parameters": {"x": 4.0, "y": 1},
+    }
+    flags = parser().parse_args([*words, "--arg", "parameters.x=4.0"])
+    assert arguments(flags.arg, flags.args)["parameters"] == {"x": "4.0", "y": 1}
+
+
+@pytest.mark.parametrize("text", ["", "x", "[1]", "2", "null", '{"a": NaN}', '{"a": 1e999}', "["])
+def test_what_is_no_object_is_wrong_usage(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(["tool", "t", "--chat", "new", "--args", text])
+
+    assert ended.value.code == 2
+    assert "--args" in capsys.readouterr().err
