@@ -30,6 +30,8 @@ MOST_NAMED: Final = 20
 """Wrong or changed fields that are named one by one."""
 _LONGEST: Final = 300
 """Characters said of one field: unknown keys may be of any length."""
+_MOST_FAULTS: Final = 4096
+"""Faults that are repaired one by one."""
 _ROUNDS: Final = 16
 """Repairs before giving up; each one goes a level outwards, and no model is as deep as this."""
 _BLANK: Final = frozenset(("string_pattern_mismatch", "string_too_short", "text_blank"))
@@ -134,7 +136,15 @@ class _Repair:
         """Repair what one validation found. Raises UnreadableError for what can't be repaired."""
         wrong: list[str] = []
         gone: set[Path] = set()
-        for error in bad.errors(include_url=False):
+        errors = bad.errors(include_url=False)
+        if self.forgiving and len(errors) > _MOST_FAULTS:  # nobody's list, but somebody's attack
+            for key in {error["loc"][0] for error in errors if len(error["loc"]) > 1}:
+                gone.add((key,))
+                self.changed[(key,)] = f"{self.root}.{key} has too many faults{_LEFT_OUT}"
+            errors = [error for error in errors if len(error["loc"]) == 1]
+        for error in errors:
+            if len(wrong) == MOST_NAMED:
+                break
             origin = self._origin(error["loc"])
             words = _words(error, spelled(self.root, origin))
             if not self._mended(error, words, gone):
@@ -204,7 +214,9 @@ class _Repair:
     def _leave_out(self, path: Path) -> None:
         holder, key = self._holder(path), path[-1]
         if isinstance(holder, list) and isinstance(key, int):
-            self._indices.setdefault(id(holder), list(range(len(holder)))).pop(key)
+            if id(holder) not in self._indices:
+                self._indices[id(holder)] = list(range(len(holder)))
+            self._indices[id(holder)].pop(key)
         del holder[key]
 
     def _at(self, path: Path) -> Any:

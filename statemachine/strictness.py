@@ -20,8 +20,8 @@ MAX_DEPTH: Final = 32
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _UNTELLABLE: Final = re.compile("[\0\ud800-\udfff]")
 """Characters that no store can hold: NUL and lone surrogates."""
-_STRUCTURE: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
-"""Whole texts, and the brackets around everything else."""
+_STRUCTURE: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
+"""Whole texts, and the brackets around everything else. It never goes back, so it takes linear time."""
 
 _SUSPECT: Final = re.compile(rb"\\u0000|\d[\d.]{299}|[\s:,\[]-?\d[\d.]*[eE]\+?\d\d")
 """Without one of these no text holds NUL, and no number is beyond a double."""
