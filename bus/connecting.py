@@ -111,6 +111,9 @@ async def _try(url: str, options: Mapping[str, Any], secret: bool) -> Connection
                 f"{where} does not accept these credentials, or nobody is there to judge them: {reason}"
             ) from None
         raise Unavailable(f"no NATS at {where}: {reason}") from error
+    if (why := connection.too_narrow()) is not None:
+        await connection.close()
+        raise Refused(f"{redacted(url)}: {why}")
     return connection
 
 

@@ -36,6 +36,9 @@ REFUSALS: Final = 8
 Once would be too hasty: who judges the credentials may start after the server does.
 """
 
+NEEDED: Final = 1024 * 1024
+"""Bytes that a message may need: what nats-server takes unless its configuration says less."""
+
 Taker = Callable[[Message, str], None]
 """Gets each message of a subscription, and its status (empty for a message of a publisher)."""
 
@@ -78,6 +81,15 @@ class Connection(MendedClient):
     def is_usable(self) -> bool:
         """Whether there is a server, and everybody knows that it may be another one."""
         return self.is_connected and not self._broken
+
+    def too_narrow(self) -> str | None:
+        """Say what is wrong when the server takes too small messages only."""
+        if self._max_payload >= NEEDED:
+            return None
+        return (
+            f"the server takes messages of {self._max_payload} bytes at most, {NEEDED} are needed: "
+            "raise max_payload in its configuration"
+        )
 
     def keep_up(self) -> None:
         """Come back from now on whenever the connection breaks."""
@@ -218,8 +230,11 @@ class Connection(MendedClient):
         if self._refusals == 1:
             log.error("NATS no longer accepts the credentials: %s", self.reason)
         if self._refusals >= REFUSALS:
-            self._last_word = self.reason
-            self._closing = asyncio.get_running_loop().create_task(self.close())
+            self._give_up(self.reason)
+
+    def _give_up(self, why: str) -> None:
+        self._last_word = why
+        self._closing = asyncio.get_running_loop().create_task(self.close())
 
     def _break_off(self) -> None:
         for future in self.waiting:
@@ -242,6 +257,9 @@ class Connection(MendedClient):
         self._broken = False
         for callback in self.on_back:
             callback()
+        if (why := self.too_narrow()) is not None:
+            log.error("%s", why)
+            self._give_up(why)
 
     async def ended(self) -> None:
         """Tell whoever waits for it that the connection is closed for good."""

@@ -22,7 +22,9 @@ from bus import (
     NoResponder,
     Outgoing,
     Pull,
+    Refused,
     Responder,
+    ServiceError,
     Stored,
     StreamInfo,
     Subscription,
@@ -231,20 +233,24 @@ class JetStreamBus:
         self, name: str, version: str, description: str, endpoints: Mapping[str, Responder]
     ) -> None:
         """Register a NATS micro service whose endpoints are (subject -> responder)."""
+        service: Service | None = None
         try:
             service = await nats.micro.add_service(
                 self._connection, name=name, version=version, description=description
             )
-            self._services.append(service)
             for subject, responder in endpoints.items():
                 await service.add_endpoint(
                     name=serving.endpoint_name(subject),
                     subject=subject,
                     handler=self._handler(responder),
                 )
-        except nats.errors.Error as error:
+            await self._connection.round_trip()
+        except (nats.errors.Error, Unavailable) as error:
+            if service is not None:  # whoever tries again registers another one
+                with suppress(nats.errors.Error, Unavailable, TimeoutError):
+                    await service.stop()
             raise Unavailable(f"{name}: {error}") from None
-        await self._connection.round_trip()
+        self._services.append(service)
         for subject in endpoints:
             self._connection.check_subscribed(subject)
 
@@ -258,7 +264,13 @@ class JetStreamBus:
             )
             data, fields = await serving.service_reply(responder, message)
             with suppress(BusError):
-                self._connection.post(message.reply, data, fields)
+                try:
+                    self._connection.post(message.reply, data, fields)
+                except Refused as no:  # too large: whoever asked would wait in vain
+                    data, fields = serving.failure(
+                        ServiceError(500, f"the answer can't be sent: {no}")
+                    )
+                    self._connection.post(message.reply, data, fields)
 
         async def handler(request: Request) -> None:
             self._tasks.spawn(answer(request))

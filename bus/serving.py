@@ -46,12 +46,12 @@ async def service_reply(responder: Responder, message: Message) -> Reply:
     try:
         return await responder(message), None
     except ServiceError as error:
-        return _failure(error)
+        return failure(error)
     except asyncio.CancelledError:
-        return _failure(_LEAVING)
+        return failure(_LEAVING)
     except Exception:
         log.exception("a request on %s failed", message.subject)
-        return _failure(_INTERNAL)
+        return failure(_INTERNAL)
 
 
 async def raw_reply(responder: Responder, message: Message) -> Reply | None:
@@ -77,7 +77,8 @@ def endpoint_name(subject: str) -> str:
     return subject.rpartition(".")[2]
 
 
-def _failure(error: ServiceError) -> Reply:
+def failure(error: ServiceError) -> Reply:
+    """Return a service error as the answer that a caller of any language knows as one."""
     fields = {
         headers.SERVICE_ERROR: error.description,
         headers.SERVICE_ERROR_CODE: str(error.code),

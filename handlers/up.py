@@ -151,7 +151,9 @@ async def everything(
                         "http", asked=http_port, flag="--http-port", host=http_host
                     )
                     checks = {
-                        "nats": either(connected(buses), lambda: worker.troubles.of("nats")),
+                        "nats": either(
+                            connected(buses), lambda: servers.wrong() or worker.troubles.of("nats")
+                        ),
                         "database": either(answers(store), lambda: worker.troubles.of("database")),
                         "roles": alive([*roles, *tasks]),
                     }

@@ -6,13 +6,14 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from handlers.embedded import launch
 from handlers.embedded.errors import ServerFailed
+from handlers.embedded.full_disk import StoreWatch
 from handlers.embedded.watching import changes
 
 _STOP_LIMIT: Final = 3.0
@@ -34,8 +35,13 @@ class Child:
         process: asyncio.subprocess.Process,
         log: Path,
         farewell: signal.Signals,
+        again: Callable[[], Awaitable[asyncio.subprocess.Process]],
     ) -> None:
         self.name, self._process, self._log, self._farewell = name, process, log, farewell
+        self._again = again
+        self.watch: StoreWatch | None = None
+        """Tells whether the server can store what it is given, where somebody looks after that."""
+        self._restarting = asyncio.Lock()
 
     @property
     def pid(self) -> int:
@@ -63,8 +69,19 @@ class Child:
             ended.cancel()
 
     async def ended(self) -> ServerFailed:
-        """Wait until the server ends, and say so: nobody but `stop` should end it."""
-        return self._failed(f"ended with status {await self._process.wait()}")
+        """Wait until the server ends, and say so: nobody but `stop` and `restart` should end it."""
+        while True:
+            process = self._process
+            status = await process.wait()
+            async with self._restarting:
+                if process is self._process:
+                    return self._failed(f"ended with status {status}")
+
+    async def restart(self) -> None:
+        """End the server and start it again, with the same command line; it is not ready then."""
+        async with self._restarting:
+            await self.stop()
+            self._process = await self._again()
 
     async def stop(self) -> None:
         """End it in its own gentle way, and by force when that takes too long."""
@@ -96,18 +113,21 @@ async def start(
     Call it from a thread that lives as long as the process (the main one): the kernel takes the
     end of the starting thread for the parent's.
     """
-    _turn_over(log)
-    with log.open("ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            *launched(command, farewell=farewell, identity=identity),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environment(),
-            # A terminal's Ctrl-C is for us; the servers end after those who use them.
-            start_new_session=True,
-        )
-    return Child(name, process, log, farewell)
+
+    async def begin() -> asyncio.subprocess.Process:
+        _turn_over(log)
+        with log.open("ab") as output:
+            return await asyncio.create_subprocess_exec(
+                *launched(command, farewell=farewell, identity=identity),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment(),
+                # A terminal's Ctrl-C is for us; the servers end after those who use them.
+                start_new_session=True,
+            )
+
+    return Child(name, await begin(), log, farewell, begin)
 
 
 def launched(

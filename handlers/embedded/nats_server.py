@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -15,6 +16,7 @@ from handlers.embedded import predecessor
 from handlers.embedded.authorization import authorization
 from handlers.embedded.child import Child, start
 from handlers.embedded.errors import EmbeddedError
+from handlers.embedded.full_disk import StoreWatch
 from handlers.embedded.identities import Identities
 from handlers.embedded.ports import Ports
 from handlers.listening import Certificate, Listening
@@ -30,7 +32,7 @@ async def nats_server(
 ) -> AsyncIterator[tuple[str, str, Child]]:
     """Run the server of a data directory that the caller owns; give its two URLs and its process.
 
-    Raises EmbeddedError.
+    If its disk is full for a while, it is started again afterwards. Raises EmbeddedError.
     """
     home = directory / "nats"
     home.mkdir(mode=0o700, exist_ok=True)
@@ -55,14 +57,32 @@ async def nats_server(
         log=directory / "nats.log",
         farewell=signal.SIGTERM,
     )
-    try:
+
+    async def ready() -> None:
         await child.ready(said, lambda: _is_ready(said, child.pid), _READY_LIMIT)
+
+    async def restart() -> None:
+        await child.restart()
+        try:
+            await ready()
+        except EmbeddedError:
+            await child.stop()  # whoever waits for the server's end hears of it
+            raise
+
+    keeping: asyncio.Task[None] | None = None
+    try:
+        await ready()
+        child.watch = StoreWatch(directory / "nats.log", home)
+        keeping = asyncio.create_task(child.watch.run(restart))
         yield (
             listening.url("nats", host, port),
             listening.url("ws", websocket_host, websocket_port),
             child,
         )
     finally:
+        if keeping is not None:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
         await child.stop()
 
 

@@ -51,6 +51,11 @@ class Servers:
         """The URL of the database as it may be shown: without any password."""
         return redacted(without_password(self.database_url))
 
+    def wrong(self) -> str | None:
+        """Return what is wrong with a server that runs, or None."""
+        watches = [child.watch for child in self.children if child.watch is not None]
+        return next((wrong for watch in watches if (wrong := watch.wrong())), None)
+
     async def lost(self) -> ServerFailed:
         """Wait until one of the servers ends by itself, and say which; for ever when none is ours."""
         if not self.children:

@@ -14,6 +14,7 @@ from statemachine.calls import Answered, Call
 from statemachine.codec import encode
 from statemachine.events import OURS, BuildRequested, Event
 from statemachine.messages import BuildJob, ToolResolved
+from statemachine.sizes import fit
 from statemachine.store import Outgoing
 from statemachine.templates import Version
 from statemachine.views import state_changed
@@ -40,7 +41,7 @@ def state(step: Workspace, because: Event | None, at: datetime) -> Outgoing:
         "state_changed",
         OURS,
         step.chat_id,
-        state_changed(step),
+        fit(state_changed(step)),
         event_id=str(uuid5(NAMESPACE_URL, f"workspaced:{name}")),
         time=at,
         traceparent=because.traceparent if because else None,
@@ -147,7 +148,7 @@ def result(
         "call_id": call_id,
         "tool": tool,
         "is_error": answer.is_error,
-        "result": answer.result,
+        "result": fit(answer.result),
     }
     body = encode(
         "tool_resolved",

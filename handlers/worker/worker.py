@@ -243,7 +243,10 @@ class Worker:
             words = f"the database does not take changes: {bad}"
             self.troubles.note("database", words, seconds=SHOWN_FOR)
         elif self.bus.connected:
-            words = f"NATS does not store what must be published: {bad}"
+            words = (
+                f"NATS does not store what must be published: {bad}; if its disk was full, make room "
+                "there and start it again"
+            )
             self.troubles.note("nats", words, seconds=SHOWN_FOR)
 
     async def _compare(self, newer: AbstractSet[str]) -> None:

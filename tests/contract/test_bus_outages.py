@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from bus import Bus, Conflict, Stream, Unavailable
+from bus import Bus, Conflict, Refused, Stream, Unavailable
+from bus.jetstream import connect
 from bus.streams import Consumer
-from tests.contract.conftest import World
+from tests.contract.conftest import NatsServer, World
 
 QUEUE = Stream("QUEUE", ("q.>",), work_queue=True, direct_get=True)
 WORKER = Consumer("QUEUE", "worker", ack_wait=0.4)
@@ -232,3 +234,39 @@ async def test_who_was_cut_off_takes_nothing_meanwhile(own_world: World, bus: Bu
         (taken,) = await asyncio.wait_for(pull.next(1), 5)
 
     assert taken.data == b"x"
+
+
+NARROW = "jetstream {}\nmax_payload: 65536"
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_a_server_that_takes_small_messages_only_is_refused(
+    tmp_path: Path, *, wait: bool
+) -> None:
+    server = NatsServer(tmp_path, NARROW)
+    server.start()
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    with pytest.raises(Refused, match="65536 bytes at most.*raise max_payload"):
+                        await connect(server.url, wait=wait)
+                    break
+                except Unavailable:  # it is just starting
+                    assert not wait
+    finally:
+        server.stop()
+
+
+async def test_a_server_that_comes_back_narrower_is_left_in_words(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path)
+    server.start()
+    try:
+        async with await connect(server.url, wait=True) as bus, asyncio.timeout(20):
+            server.stop()
+            server.config.write_text(NARROW)
+            server.start()
+
+            assert "raise max_payload" in await bus.closed()
+    finally:
+        server.stop()

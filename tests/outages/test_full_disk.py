@@ -1,0 +1,79 @@
+"""A disk that is full for a while: `up` says so, starts its nats-server again, and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import nats.errors
+import pytest
+
+from tests.outages.test_servers import get
+from tests.wire.running import up
+from tests.wire.world import place_of, world_at
+
+CHATS = 20
+LARGE = "4g"
+"""How large the disk is when there is room; what is not used of it takes no memory."""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    where = tmp_path / "disk"
+    where.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={LARGE}", "tmpfs", where], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    yield where
+    subprocess.run(["umount", "-l", where], check=True)
+
+
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+
+
+async def test_after_a_full_disk_the_work_goes_on_and_nothing_is_lost(
+    disk: Path, tmp_path: Path
+) -> None:
+    with up(disk / "data") as running:
+        templates = tmp_path / "templates"
+        templates.mkdir()
+        place = await asyncio.to_thread(place_of, running, templates)
+        async with world_at(place) as world:
+            chats = [await world.chat() for _ in range(CHATS)]
+            building = await asyncio.gather(*(world.building(chat) for chat in chats))
+
+            used = os.statvfs(disk)
+            resize(disk, f"{(used.f_blocks - used.f_bfree) * used.f_frsize + 8192}")
+            with suppress(nats.errors.Error, TimeoutError, ExceptionGroup):
+                async with asyncio.timeout(3), asyncio.TaskGroup() as group:
+                    for _, job in building:
+                        group.create_task(world.provisioner.succeed(job))
+        await asyncio.to_thread(running.process.heard, "can't store messages")
+        status, body = await asyncio.to_thread(get, f"{running.http}/readyz")
+        assert (status, "can't store messages" in body["problems"]["nats"]) == (503, True)
+
+        resize(disk, LARGE)
+        await asyncio.to_thread(running.process.heard, "was started again")
+
+        async with world_at(place) as world:
+            for chat, (call, job) in zip(chats, building, strict=True):
+                again = await world.service.chat(chat.id)
+                again.organization_id, again.owner_id = chat.organization_id, chat.owner_id
+                await again.ask("create_workspace", {"template_id": world.plain}, call_id=call)
+                version = job.template["version_id"]
+                # As every sender does with what had no answer.
+                await world.provisioner.tell(
+                    "build_succeeded", job, template_version_id=version, agents=[]
+                )
+                assert (await again.answer(call, 30))["result"]["build_id"] == job.build_id
+            assert (await asyncio.to_thread(get, f"{running.http}/readyz"))[0] == 200
+        assert running.process.process.poll() is None
