@@ -249,7 +249,7 @@ async def test_a_server_that_takes_small_messages_only_is_refused(
         async with asyncio.timeout(20):
             while True:
                 try:
-                    with pytest.raises(Refused, match="65536 bytes at most.*raise max_payload"):
+                    with pytest.raises(Refused, match=r"65536 bytes at most.*raise max_payload"):
                         await connect(server.url, wait=wait)
                     break
                 except Unavailable:  # it is just starting
