@@ -54,19 +54,30 @@ async def open_connection(
     attempts, told = 0, -math.inf
     while True:
         try:
-            return await _try(url, options, tls is not None or scheme(url) in ("tls", "wss"))
+            connection = await _try(url, options, tls is not None or scheme(url) in ("tls", "wss"))
         except Unavailable as no:
+            _heed_cancel()
             if not wait or isinstance(no, Untrusted):
                 raise
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # Python 3.11 forgets it when the socket opened at the same moment.
-                raise asyncio.CancelledError from None
             if (now := asyncio.get_running_loop().time()) - told >= TOLD_EVERY:
                 told = now
                 log.warning("%s; trying again", no)
+        else:
+            try:
+                _heed_cancel()
+            except asyncio.CancelledError:
+                await connection.close()
+                raise
+            return connection
         attempts += 1
         await asyncio.sleep(_retry_delay(attempts))  # back-off
+
+
+def _heed_cancel() -> None:
+    """Raise CancelledError if that was done already: Python 3.11 forgets it when a socket opens just then."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _try(url: str, options: Mapping[str, Any], secret: bool) -> Connection:

@@ -67,6 +67,8 @@ class AgentConfig(BaseModel):
     presence_ttl: Annotated[float, Field(ge=1)] = PRESENCE_TTL
     """Seconds after which the workers take an agent as lost that did not show itself."""
     traceparent: str | None = None
+    machine: str = ""
+    """Which start of which machine or container this is (`handlers.processes.machine`)."""
 
 
 class AlreadyRuns(Exception):

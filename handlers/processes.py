@@ -11,6 +11,24 @@ from pathlib import Path
 from typing import Final
 
 _FORCED: Final = 5.0
+_STARTED: Final = 19
+"""Where in `stat`, behind the name, is when a process was started (proc(5), field 22)."""
+
+
+def machine() -> str:
+    """Name this start of this machine or container: after another one nothing of before runs.
+
+    A container starts again on a kernel that goes on, with a first process of another time.
+    """
+    said = []
+    with suppress(OSError):
+        said.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
+        said.append(Path("/proc/self/ns/pid").readlink().name)
+    with suppress(OSError, IndexError):
+        first = Path("/proc/1/stat").read_bytes()
+        said.append(first.rpartition(b")")[2].split()[_STARTED].decode())
+    return " ".join(said)
 
 
 @contextmanager
@@ -73,12 +91,15 @@ def marked(mark: str, *, spare_group: int | None = None) -> list[int]:
 
 
 async def end_marked(mark: str, *, grace: float, spare_group: int | None = None) -> None:
-    """End every process with `mark`: politely, and after `grace` seconds by force."""
+    """End every process with `mark`: politely, and after `grace` seconds by force.
+
+    Those that we may not signal are left: a confined agent may not signal what one before it started.
+    """
     now = asyncio.get_running_loop().time
     for number, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _FORCED)):
         deadline = now() + limit
         # Again while there are new ones: a process may have forked while the list was made.
-        while pids := marked(mark, spare_group=spare_group):
+        while pids := _in_reach(mark, spare_group):
             if number is signal.SIGKILL:
                 pids = _stopped(pids, mark, spare_group)
             async with _held(pids) as held:
@@ -103,8 +124,22 @@ def _stopped(pids: list[int], mark: str, spare_group: int | None) -> list[int]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
         still |= new
-        pids = marked(mark, spare_group=spare_group)
+        pids = _in_reach(mark, spare_group)
     return list(still)
+
+
+def _in_reach(mark: str, spare_group: int | None) -> list[int]:
+    return [pid for pid in marked(mark, spare_group=spare_group) if _may_signal(pid)]
+
+
+def _may_signal(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass  # it has just ended
+    return True
 
 
 def _line(pid: int, parents: Mapping[int, int]) -> Iterator[int]:

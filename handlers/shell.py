@@ -15,12 +15,12 @@ from handlers.processes import exited, watching
 
 _BEGIN: Final = (
     "exec 3<&0 </dev/null; "
-    "( (trap '' HUP INT TERM; read -r released || kill -KILL 0) <&3 3<&- >/dev/null 2>&1 & ); "
+    "( (trap '' HUP INT TERM; read -r nothing; kill -KILL 0) <&3 3<&- >/dev/null 2>&1 & ); "
     'exec "$@" 3<&-'
 )
 """Starts a guard in the new process group, then becomes the command.
 
-The guard reads a pipe of ours. A line releases the group. When the pipe ends, which a SIGKILL of us
+The guard reads a pipe of ours that never carries anything. When the pipe ends, which a SIGKILL of us
 brings about as well, the guard kills the whole group; a parent-death signal would reach the first
 process alone. The guard is an orphan, so that a command that waits for all its children does not
 wait for it.
@@ -86,16 +86,6 @@ class Shell:
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
-
-    def release(self) -> None:
-        """Let what the command left running go on, also when we end."""
-        assert self._process.stdin is not None  # noqa: S101 — for the type checker
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(b"\n")
-            self._process.stdin.flush()
-        self.signal(signal.SIGCONT)  # a command may have stopped its group
-        self._process.stdin.close()
-        self._process.wait()
 
     def end(self) -> None:
         """End the command and all that it started in its group, now."""

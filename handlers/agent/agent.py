@@ -20,6 +20,7 @@ FAREWELL: Final = 5.0
 """Seconds that the last facts and lines get to leave."""
 CUT_OFF: Final = 1.0
 """Seconds that they get without a server: an agent whose build is superseded is let in by none."""
+_TOLD_AGAIN: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Agent:
                 limit=config.log_limit,
                 traceparent=config.traceparent,
             )
-            scripts = Scripts(config, log, journal.reached)
+            scripts = Scripts(self._home, config, log, journal.reached)
             linked, logging_ = asyncio.ensure_future(link.run()), asyncio.ensure_future(log.run())
             try:
                 await self._live(journal, scripts, linked)
@@ -66,9 +67,7 @@ class Agent:
                         async with asyncio.timeout(FAREWELL if link.connected else CUT_OFF):
                             await _all_said(journal, log)
             finally:
-                for task in (linked, logging_):
-                    task.cancel()
-                await asyncio.gather(linked, logging_, return_exceptions=True)
+                await _end(linked, logging_)
                 log.close()
 
     async def _live(self, journal: Journal, scripts: Scripts, linked: asyncio.Future[None]) -> None:
@@ -79,9 +78,7 @@ class Agent:
             if not (stopping.done() or linked.done()):
                 await _first(stopping, linked)
         finally:
-            stopping.cancel()
-            startup.cancel()
-            await asyncio.gather(stopping, startup, return_exceptions=True)
+            await _end(stopping, startup)
         if linked.done():
             linked.result()
             self.given_up = True
@@ -94,10 +91,25 @@ class Agent:
 
 
 async def _start(journal: Journal, scripts: Scripts) -> None:
-    if not journal.must_start:
-        return
-    journal.reached(Lifecycle.CREATED)
-    await scripts.startup()
+    """Run the startup script, unless it ran already and what it started is still there."""
+    reached = journal.lifecycle
+    lost = journal.moved and not scripts.still_there
+    if journal.must_start or lost or scripts.must_run_again(reached):
+        journal.reached(Lifecycle.CREATED)
+        await scripts.startup()
+    else:
+        await scripts.go_on(reached)
+
+
+async def _end(*futures: asyncio.Future[Any]) -> None:
+    """Cancel these until they have ended: one that swallows a cancel is told again."""
+    while left := [future for future in futures if not future.done()]:
+        for future in left:
+            future.cancel()
+        await asyncio.wait(left, timeout=_TOLD_AGAIN)
+    for future in futures:
+        if not future.cancelled():
+            future.exception()  # whoever waits for them hears of it elsewhere
 
 
 async def _all_said(journal: Journal, log: BuildLog) -> None:

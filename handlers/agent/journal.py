@@ -17,7 +17,7 @@ from handlers.sending.disk import write_whole
 from statemachine.events import Lifecycle
 
 _CONNECTION: Final = "connection"
-_BEFORE_STARTED: Final = {None, Lifecycle.CREATED, Lifecycle.STARTING}
+_BEFORE_STARTED: Final = {None, Lifecycle.CREATED}
 _ENDED: Final = {
     Lifecycle.SHUTTING_DOWN,
     Lifecycle.SHUTDOWN_TIMEOUT,
@@ -34,7 +34,7 @@ class Journal:
 
     def __init__(self, home: Path, config: AgentConfig) -> None:
         self._path, self._config = home / "journal.json", config
-        self._sequence, self._boot = 0, ""
+        self._sequence, self._machine = 0, ""
         self.lifecycle: Lifecycle | None = None
         self._kept: dict[str, tuple[int, Fact]] = {}
         self._pending: deque[Fact] = deque()
@@ -45,12 +45,13 @@ class Journal:
 
     @property
     def must_start(self) -> bool:
-        """Whether the startup script is still to be run, or to be run again.
+        """Whether the startup script has not been started since the agent was made or shut down."""
+        return self.lifecycle in _BEFORE_STARTED | _ENDED
 
-        Again when it was cut off, when the agent was shut down, or the machine: then nothing of
-        what the script had started is left.
-        """
-        return self.lifecycle in _BEFORE_STARTED | _ENDED or self._boot != _boot_id()
+    @property
+    def moved(self) -> bool:
+        """Whether the machine or container was started since then: nothing of before runs any more."""
+        return self._machine != self._config.machine
 
     def connected(self) -> None:
         """State that the bus was reached, and where in its life the agent is, with new numbers."""
@@ -64,7 +65,7 @@ class Journal:
 
     def reached(self, lifecycle: Lifecycle) -> None:
         """State a point of the agent's life."""
-        self.lifecycle, self._boot = lifecycle, _boot_id()
+        self.lifecycle, self._machine = lifecycle, self._config.machine
         self._state("agent_lifecycle", lifecycle, {"lifecycle": lifecycle})
 
     def send_again(self) -> None:
@@ -121,7 +122,7 @@ class Journal:
         content = {
             "sequence": self._sequence,
             "lifecycle": self.lifecycle,
-            "boot": self._boot,
+            "machine": self._machine,
             "facts": {
                 kind: {"sequence": sequence, **fact.kept()}
                 for kind, (sequence, fact) in self._kept.items()
@@ -134,11 +135,7 @@ class Journal:
             kind: (int(kept["sequence"]), Fact.from_kept(kept))
             for kind, kept in content["facts"].items()
         }
-        self._sequence, self._boot = int(content["sequence"]), str(content["boot"])
+        self._sequence, self._machine = int(content["sequence"]), str(content["machine"])
         reached = content["lifecycle"]
         self.lifecycle = None if reached is None else Lifecycle(reached)
         self.send_again()
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -7,28 +7,57 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
+from handlers.agent.kept import Kept
 from handlers.agent_files import AgentConfig
 from handlers.processes import end_marked
 from handlers.sending import BuildLog
 from handlers.shell import Shell, status_words
+from handlers.variables import command_fault, faults
 from statemachine.events import Lifecycle
 
 GRACE: Final = 5.0
 """Seconds between the polite and the forced end of what a script left running."""
+_MORE: Final = 64 * 1024
+"""Bytes of output that are kept beyond the log's limit, so that the log says itself that it is full."""
+_UNENDED: Final = (Lifecycle.STARTING, Lifecycle.START_TIMEOUT)
 
 _log = logging.getLogger(__name__)
 
 
 class Scripts:
-    """Runs the scripts; `report` is told each point of the agent's life."""
+    """Runs the scripts; `report` is told each point of the agent's life.
+
+    `home` is the agent's folder, where a startup script of an earlier process of this agent is found.
+    """
 
     def __init__(
-        self, config: AgentConfig, log: BuildLog, report: Callable[[Lifecycle], None]
+        self, home: Path, config: AgentConfig, log: BuildLog, report: Callable[[Lifecycle], None]
     ) -> None:
+        self._folder = home / "startup"
         self._config, self._log, self._report = config, log, report
-        self._shells: list[Shell] = []
+        self._shell: Shell | None = None
+        try:
+            self._startup: Kept | None = Kept(self._folder)
+        except OSError:
+            self._startup = None
+
+    def must_run_again(self, reached: Lifecycle | None) -> bool:
+        """Tell whether a startup script that has run is to run again: it or what it left is gone.
+
+        `reached` is the point of its life at which the agent was last.
+        """
+        kept = self._startup
+        if kept is None or kept.alive:
+            return kept is None and reached in _UNENDED
+        return kept.ended is None or kept.ended[1]
+
+    @property
+    def still_there(self) -> bool:
+        """Whether the startup script, or something that it left running, is there."""
+        return self._startup is not None and self._startup.alive
 
     async def startup(self) -> None:
         """Run the startup script to its end; past its limit it goes on, and may still succeed."""
@@ -37,13 +66,57 @@ class Scripts:
             self._report(Lifecycle.READY)
             return
         self._report(Lifecycle.STARTING)
+        self._drop_startup()
         try:
-            shell = self._start("startup", script)
-        except OSError as no:
-            self._say("startup", f"the startup script could not be started: {no}")
+            self._check(script)
+            self._startup = Kept.start(
+                self._folder,
+                script,
+                cwd=self._config.directory,
+                env=self._config.env,
+                limit=self._config.log_limit + _MORE,
+            )
+            await self._until_ended(self._startup, limit)
+        except Exception as no:  # noqa: BLE001 — whatever it is, the chat hears of it
+            self._say("startup", f"the startup script could not be run: {_words(no)}")
             self._report(Lifecycle.START_ERROR)
+
+    async def go_on(self, reached: Lifecycle | None) -> None:
+        """Look after the startup script of an earlier process of this agent, and what it left running."""
+        if (kept := self._startup) is None:
             return
-        ended = asyncio.ensure_future(shell.wait())
+        if reached not in _UNENDED:
+            kept.listen(self._log.stream("startup").feed)
+            return
+        late = reached is Lifecycle.START_TIMEOUT
+        await self._until_ended(kept, None if late else self._config.startup_timeout_seconds)
+
+    async def shutdown(self) -> None:
+        """Run the shutdown script within its limit, then end all that the scripts left running."""
+        self._report(Lifecycle.SHUTTING_DOWN)
+        try:
+            reached = await self._shutdown_script()
+        except Exception as no:  # noqa: BLE001 — whatever it is, the chat hears of it
+            self._say("shutdown", f"the shutdown script could not be run: {_words(no)}")
+            reached = Lifecycle.SHUTDOWN_ERROR
+        await self.end_all(GRACE)
+        self._report(reached)
+
+    async def end_all(self, grace: float) -> None:
+        """End every process that descends from this agent's scripts."""
+        mark = f"WORKSPACED_AGENT_ID={self._config.agent_id}"
+        try:
+            # Not our own group: a launcher around us is none of the scripts' work.
+            await end_marked(mark, grace=grace, spare_group=os.getpgrp())
+        except OSError as no:  # our provisioner ends them as well
+            _log.warning("what the scripts left running can't be ended: %s", no)
+        if self._shell is not None:
+            self._shell.end()
+        self._drop_startup()
+
+    async def _until_ended(self, kept: Kept, limit: float | None) -> None:
+        kept.listen(self._log.stream("startup").feed)
+        ended = asyncio.ensure_future(kept.wait())
         try:
             done, _ = await asyncio.wait({ended}, timeout=limit)
             if not done:
@@ -53,40 +126,25 @@ class Scripts:
                 self._report(Lifecycle.START_TIMEOUT)
             status = await asyncio.shield(ended)
         except asyncio.CancelledError:
-            shell.signal(signal.SIGTERM)
+            kept.signal(signal.SIGTERM)
             await asyncio.wait({ended}, timeout=GRACE)
-            shell.end()
+            kept.signal(signal.SIGKILL)
+            ended.cancel()
             raise
-        # What it started in the background is what it was for.
-        shell.release()
-        if status:
+        if status is None:
+            self._say("startup", "the startup script was killed, and all that it had started")
+        elif status:
             self._say("startup", f"the startup script {status_words(status)}")
-        self._report(Lifecycle.START_ERROR if status else Lifecycle.READY)
-
-    async def shutdown(self) -> None:
-        """Run the shutdown script within its limit, then end all that the scripts left running."""
-        self._report(Lifecycle.SHUTTING_DOWN)
-        reached = await self._shutdown_script()
-        await self.end_all(GRACE)
-        self._report(reached)
-
-    async def end_all(self, grace: float) -> None:
-        """End every process that descends from this agent's scripts."""
-        mark = f"WORKSPACED_AGENT_ID={self._config.agent_id}"
-        # Not our own group: a launcher around us is none of the scripts' work.
-        await end_marked(mark, grace=grace, spare_group=os.getpgrp())
-        for shell in self._shells:
-            shell.end()
+        self._report(Lifecycle.READY if status == 0 else Lifecycle.START_ERROR)
 
     async def _shutdown_script(self) -> Lifecycle:
         script, limit = self._config.shutdown_script, self._config.shutdown_timeout_seconds
         if not script:
             return Lifecycle.OFF
-        try:
-            shell = self._start("shutdown", script)
-        except OSError as no:
-            self._say("shutdown", f"the shutdown script could not be started: {no}")
-            return Lifecycle.SHUTDOWN_ERROR
+        self._check(script)
+        heard, config = self._log.stream("shutdown"), self._config
+        shell = Shell(script, cwd=config.directory, env=config.env, output=heard.feed)
+        self._shell = shell
         try:
             async with asyncio.timeout(limit):
                 status = await shell.wait()
@@ -101,13 +159,25 @@ class Scripts:
             self._say("shutdown", f"the shutdown script {status_words(status)}")
         return Lifecycle.SHUTDOWN_ERROR if status else Lifecycle.OFF
 
-    def _start(self, stage: str, script: str) -> Shell:
-        heard = self._log.stream(stage)
-        config = self._config
-        shell = Shell(script, cwd=config.directory, env=config.env, output=heard.feed)
-        self._shells.append(shell)
-        return shell
+    def _check(self, script: str) -> None:
+        """Raise ValueError with the reason why no program can be started with this script."""
+        problems = [words for _, words in faults(self._config.env)]
+        if fault := command_fault(script):
+            problems.append(fault)
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def _drop_startup(self) -> None:
+        if self._startup is not None:
+            self._startup.close()
+            self._startup = None
 
     def _say(self, stage: str, words: str) -> None:
         _log.warning("%s", words)
-        self._log.write(stage, "error", f"{words}\n")
+        self._log.verdict(stage, f"{words}\n")
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, (OSError, ValueError)):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -16,10 +16,10 @@ from time import monotonic
 from typing import Final
 
 from bus import Bus
-from handlers import agent_files
+from handlers import agent_files, variables
 from handlers.agent_files import AgentConfig, Credential
 from handlers.confining import Confinement
-from handlers.processes import end_marked, exited, watching
+from handlers.processes import end_marked, exited, machine, watching
 from handlers.provisioner import environment
 from handlers.provisioner.build import LAUNCHER
 from handlers.provisioner.credentials import Superseded, obtain, renewed_in
@@ -28,6 +28,8 @@ from handlers.sending import Backoff
 
 _FAREWELL: Final = 15.0
 """Seconds that an agent gets beyond its shutdown script."""
+_GRACE: Final = 5.0
+"""Seconds between the polite and the forced end of what it did not end itself."""
 _SETTLED: Final = 60.0
 PATIENCE: Final = 600.0
 """Seconds that an agent is refused before it gives up, and so that a new credential may take."""
@@ -58,7 +60,7 @@ class Agents:
         confinement: Confinement,
     ) -> None:
         self._bus, self._workspaces, self._command = bus, workspaces, command
-        self._nats = {"nats_url": nats_url, "nats_ca": nats_ca}
+        self._here = {"nats_url": nats_url, "nats_ca": nats_ca, "machine": machine()}
         self._confinement = confinement
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._started: dict[str, int] = {}
@@ -162,8 +164,8 @@ class Agents:
 
     def _config(self, home: Path) -> AgentConfig:
         config = agent_files.read_config(home)
-        if (config.nats_url, config.nats_ca) != tuple(self._nats.values()):
-            config = config.model_copy(update=self._nats)
+        if (config.nats_url, config.nats_ca, config.machine) != tuple(self._here.values()):
+            config = config.model_copy(update=self._here)
             agent_files.write_config(home, config)
         return config
 
@@ -191,7 +193,7 @@ class Agents:
         confined = self._confinement.prefix(config.directory, step=False)
         # Not the template's `env`, which is meant for scripts: it could break our Python.
         env = {name: value for name, value in config.env.items() if environment.is_plain(name)}
-        for name in dict(environment.faults(env)):
+        for name in dict(variables.faults(env)):
             del env[name]
         try:
             pid = os.posix_spawn(
@@ -242,7 +244,7 @@ class Agents:
                 async with asyncio.timeout(limit):
                     await exited(descriptor)
         # What is left: an agent that does not end, a launcher, processes that left their group.
-        await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=1.0)
+        await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=_GRACE)
         if started is not None:
             _status_of(started)
 

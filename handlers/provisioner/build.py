@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from handlers import agent_files
+from handlers import agent_files, variables
 from handlers.agent_files import OURS, AgentConfig
 from handlers.confining import Confinement
 from handlers.processes import end_marked
@@ -24,13 +24,13 @@ from handlers.provisioner.quota import Quotas
 from handlers.provisioner.step import LIMIT, Failed, run_step
 from handlers.sending import BuildLog
 from handlers.sending.disk import own_directory
-from handlers.sending.log import BUILD
+from handlers.sending.log import BUILD, VERDICTS
 from statemachine.events import Transition
 from statemachine.hiding import Mask
 
 FOR_AGENTS: Final = 256 * 1024
 """Bytes of a build's log that are its agents', however much the build says."""
-OWN_LOG: Final = BUILD - FOR_AGENTS
+OWN_LOG: Final = BUILD - FOR_AGENTS - VERDICTS
 """Bytes of it that are the build's own."""
 LAUNCHER: Final = "agent-launcher"
 """A program that a start step may leave: agents are started through it."""
@@ -123,9 +123,9 @@ class Workplace:
     def _unusable(self, job: Job, workspace: Path) -> Failed | None:
         """Say which values no step, or no script of an agent, can be given."""
         env = environment.of_job(job, workspace, self._environ)
-        found: dict[object, str] = dict(environment.faults(env))
+        found: dict[object, str] = dict(variables.faults(env))
         for spec in job.template.spec.agent:
-            faults = environment.faults(environment.of_agent(env, spec, ""))
+            faults = variables.faults(environment.of_agent(env, spec, ""))
             found |= {
                 (spec.name, name): f"agent {spec.name!r}: {words}"
                 for name, words in faults
@@ -193,7 +193,7 @@ class Workplace:
         limit: float,
     ) -> Failed | None:
         env = environment.of_job(job, workspace, self._environ)
-        for unusable, words in dict(environment.faults(env)).items():
+        for unusable, words in dict(variables.faults(env)).items():
             # A start is refused for it; a workspace can be stopped and deleted all the same.
             log.write(transition.value, "warn", f"{words}; the step runs without it.\n")
             del env[unusable]
@@ -231,7 +231,7 @@ class Workplace:
         specs = job.template.spec.agent
         ids = {spec.name: str(uuid4()) for spec in specs}
         env = environment.of_job(job, workspace, self._environ)
-        share = (log.left + FOR_AGENTS) // max(1, len(specs))
+        share = (log.left + FOR_AGENTS) // max(1, len(specs)) - VERDICTS
         # The agents of earlier builds are gone, and their ids are never used again.
         await asyncio.to_thread(_remove, agent_files.homes(workspace))
         own_directory(agent_files.homes(workspace))

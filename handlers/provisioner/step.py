@@ -15,6 +15,7 @@ from handlers.agent_files import OURS
 from handlers.sending import BuildLog
 from handlers.sending.disk import own_directory, read_plain
 from handlers.shell import Shell, status_words
+from handlers.variables import command_fault
 from statemachine.events import Quota
 from statemachine.hiding import Mask
 
@@ -57,6 +58,8 @@ async def run_step(
     prefix: Sequence[str] = (),
 ) -> Failed | None:
     """Run a step to its end and return why it failed, if it did. Cancelled, it leaves nothing running."""
+    if fault := command_fault(command):
+        return Failed(f"The {name} step could not be started: {fault}")
     error_file = workspace / OURS / _ERROR_FILE
     error_file.unlink(missing_ok=True)
     heard = log.stream(name)

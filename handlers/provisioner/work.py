@@ -104,7 +104,7 @@ class Worker:
             self._quotas.release(head.workspace_id)
             self._agents.ensure(record)
             if isinstance(outcome, Failed):
-                log.write(head.transition.value, "error", f"{outcome.error}\n")
+                log.verdict(head.transition.value, f"{outcome.error}\n")
             # Those who watch see the last lines before they see the end.
             await log.drained(_LAST_LINES)
             if announced is not None:

@@ -27,6 +27,8 @@ MESSAGE: Final = 32 * 1024
 """Bytes of output in one message."""
 BUILD: Final = 10 * 1024 * 1024
 """Bytes of output of one build, all its senders together."""
+VERDICTS: Final = 1024
+"""Bytes that each sender may write beyond its limit to say how something ended."""
 _LEFT_OUT: Final = b"[the limit of this build's log is reached: what follows is left out]\n"
 _RESERVED: Final = 256
 _UNNOTED: Final = 256 * 1024
@@ -67,12 +69,12 @@ class BuildLog:
         self._pending: deque[tuple[str, Level, bytearray]] = deque()
         self._some, self._now, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._empty.set()
-        counted = {"sequence": 0, "left": limit, "said": 0}
+        counted = {"sequence": 0, "left": limit, "said": 0, "kept_back": VERDICTS}
         with suppress(FileNotFoundError, ValueError):
             counted |= json.loads(ledger.read_bytes())
         self._sequence = self._reserved = int(counted["sequence"])
         self._left, self._said = int(counted["left"]), bool(counted["said"])
-        self._noted_left = self._left
+        self._noted_left, self._kept_back = self._left, int(counted["kept_back"])
         self._refused = False
 
     @property
@@ -84,7 +86,7 @@ class BuildLog:
         """Take text that holds no secrets, until the limit; one line says that there was more."""
         if self._said or not text:
             return
-        output = text.replace("\0", "\ufffd").encode(errors="replace")
+        output = _encoded(text)
         if len(output) > self._left:
             self._append(stage, level, output[: _cut(output, self._left)])
             self._append(stage, "warn", _LEFT_OUT)
@@ -92,10 +94,17 @@ class BuildLog:
         else:
             self._append(stage, level, output)
             self._left -= len(output)
-        self._empty.clear()
-        self._some.set()
-        if len(self._pending) > 1 or len(self._pending[0][2]) >= MESSAGE:
-            self._now.set()
+        self._wake()
+
+    def verdict(self, stage: str, text: str) -> None:
+        """Take a line that says how something ended, also beyond the limit: some bytes are kept for it."""
+        output = _encoded(text)
+        if len(output) <= self._left:
+            self.write(stage, "error", text)
+        elif output := output[: _cut(output, self._kept_back)]:
+            self._kept_back -= len(output)
+            self._append(stage, "error", output)
+            self._wake()
 
     def stream(self, stage: str) -> Output:
         """Return what takes the output of one command, bytes as they come."""
@@ -142,6 +151,12 @@ class BuildLog:
             self._refused = True
         return True
 
+    def _wake(self) -> None:
+        self._empty.clear()
+        self._some.set()
+        if len(self._pending) > 1 or len(self._pending[0][2]) >= MESSAGE:
+            self._now.set()
+
     def _append(self, stage: str, level: Level, output: bytes) -> None:
         if self._pending and self._pending[-1][:2] == (stage, level):
             self._pending[-1][2].extend(output)
@@ -185,7 +200,12 @@ class BuildLog:
 
     def _note(self, reserved: int) -> None:
         self._reserved, self._noted_left = reserved, self._left
-        noted = {"sequence": reserved, "left": self._left, "said": int(self._said)}
+        noted = {
+            "sequence": reserved,
+            "left": self._left,
+            "said": int(self._said),
+            "kept_back": self._kept_back,
+        }
         with suppress(OSError):  # a full disk must not end a build because of its log
             write_whole(self._ledger, json.dumps(noted).encode(), durable=False)
 
@@ -210,6 +230,10 @@ class Output:
     def last_lines(self, count: int = 10) -> str:
         """Return the end of it, to tell why the command failed."""
         return "\n".join("".join(self._last)[-4096:].splitlines()[-count:]).strip()
+
+
+def _encoded(text: str) -> bytes:
+    return text.replace("\0", "\ufffd").encode(errors="replace")
 
 
 def _cut(output: bytes | bytearray, most: int) -> int:

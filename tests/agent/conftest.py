@@ -17,6 +17,8 @@ from bus.memory_server import MemoryServer
 from handlers import agent_files
 from handlers.agent.agent import Agent
 from handlers.agent_files import AgentConfig, Credential
+from handlers.processes import end_marked
+from tests.agent.world import World
 from tests.provisioner.rig import Rig, identity
 
 Living = Callable[..., AbstractAsyncContextManager[Agent]]
@@ -44,8 +46,11 @@ def living(server: MemoryServer, rig: Rig, tmp_path: Path) -> Living:
 
     @asynccontextmanager
     async def live(
-        connect: Any = dial, patience: float = 60, **scripts: Any
+        connect: Any = dial, patience: float = 60, **options: Any
     ) -> AsyncIterator[Agent]:
+        env = {"PATH": os.environ["PATH"], "WORKSPACED_AGENT_ID": agent_id}
+        options = {"directory": tmp_path, "log_limit": 1_000_000, **options}
+        options["env"] = {**env, **options.get("env", {})}
         config = AgentConfig(
             chat_id=rig.chat,
             workspace_id=rig.workspace,
@@ -53,10 +58,7 @@ def living(server: MemoryServer, rig: Rig, tmp_path: Path) -> Living:
             agent_id=agent_id,
             name="main",
             nats_url="nats://here",
-            directory=tmp_path,
-            env={"PATH": os.environ["PATH"], "WORKSPACED_AGENT_ID": agent_id},
-            log_limit=1_000_000,
-            **scripts,
+            **options,
         )
         agent_files.write_config(home, config)
         agent_files.write_credential(home, Credential(seed="SU", inbox_prefix="_INBOX"))
@@ -69,3 +71,21 @@ def living(server: MemoryServer, rig: Rig, tmp_path: Path) -> Living:
             await running
 
     return live
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(tmp_path)
+    await world.start_nats()
+    try:
+        operator = await world.connect("operator")
+        gateway = await world.connect("gateway", "_INBOX_gateway")
+        credential = {"seed": world.seed("operator"), "inbox_prefix": "_INBOX"}
+        async with Rig.on(operator, credential, gateway) as world.rig:
+            yield world
+        for bus in (operator, gateway):
+            await bus.close()
+    finally:
+        for home in world.homes():
+            await end_marked(f"WORKSPACED_AGENT_ID={home.name}", grace=0.5)
+        await world.stop_nats()

@@ -8,101 +8,17 @@ import os
 import signal
 import subprocess
 import sys
-import tomllib
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bus import Bus
-from bus.jetstream import connect
 from bus.streams import PRESENCE
 from handlers import agent_files
-from handlers.embedded import Servers, embedded_servers
-from handlers.embedded.identities import seed_file
 from handlers.embedded.watching import changes
-from handlers.processes import end_marked, exited, marked, watching
+from handlers.processes import exited, marked, watching
 from handlers.provisioner.journal import Journal
-from tests.provisioner.conftest import provisioner_on
-from tests.provisioner.rig import Rig, folder, identity
-
-TEMPLATES = Path(__file__).parents[2] / "deploy" / "templates"
-
-
-class World:
-    """A nats-server that may be restarted, somebody who listens, and a provisioner."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.root = directory, directory / "root"
-        self._server = AsyncExitStack()
-        self.servers: Servers
-        self.rig: Rig
-
-    async def start_nats(self) -> None:
-        self.servers = await self._server.enter_async_context(
-            embedded_servers(self.directory / "data", database_url="postgresql://not-used")
-        )
-
-    async def stop_nats(self) -> None:
-        await self._server.aclose()
-        self._server = AsyncExitStack()
-
-    def seed(self, role: str) -> str:
-        return seed_file(self.servers.credentials, role).read_text().strip()
-
-    async def connect(self, role: str, prefix: str = "_INBOX") -> Bus:
-        return await connect(self.servers.nats_url, seed=self.seed(role), inbox_prefix=prefix)
-
-    @asynccontextmanager
-    async def provisioner(self) -> AsyncIterator[None]:
-        bus = await self.connect("provisioner", "_INBOX_provisioner")
-        async with provisioner_on(bus, self.root, self.servers.nats_url):
-            yield
-        await bus.close()
-
-    def homes(self) -> list[Path]:
-        return list((self.root / "workspaces").glob("*/.workspaced/agents/*"))
-
-    def agent(self) -> int:
-        """The one agent's process."""
-        (pid,) = filter(None, map(agent_files.running, self.homes()))
-        return pid
-
-    def template(self, name: str, **parameters: str) -> dict[str, Any]:
-        manifest = tomllib.loads((TEMPLATES / name / "template.toml").read_text())
-        return {
-            "version": self.rig.version(folder(TEMPLATES / name)),
-            "build": manifest["build"],
-            "agent": manifest["agent"],
-            "parameters": {
-                **{p["name"]: str(p["default"]) for p in manifest["parameter"]},
-                **parameters,
-            },
-        }
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    world = World(tmp_path)
-    await world.start_nats()
-    try:
-        operator = await world.connect("operator")
-        gateway = await world.connect("gateway", "_INBOX_gateway")
-        credential = {"seed": world.seed("operator"), "inbox_prefix": "_INBOX"}
-        async with Rig.on(operator, credential, gateway) as world.rig:
-            yield world
-        for bus in (operator, gateway):
-            await bus.close()
-    finally:
-        for home in world.homes():
-            await end_marked(f"WORKSPACED_AGENT_ID={home.name}", grace=0.5)
-        await world.stop_nats()
-
-
-async def started(world: World, template: dict[str, Any], number: int = 1) -> dict[str, Any]:
-    return await world.rig.ended(await world.rig.ask(world.rig.job(number, **template)))
+from tests.agent.world import World, started
+from tests.provisioner.rig import identity
 
 
 async def test_the_python_template_from_start_to_deletion(world: World) -> None:
@@ -269,7 +185,8 @@ async def test_secrets_are_in_files_of_the_owner_alone(world: World) -> None:
         await world.rig.fact(type="agent_connected")
         (home,) = world.homes()
         command = Path(f"/proc/{world.agent()}/cmdline").read_bytes()
-    assert {p.stat().st_mode & 0o777 for p in home.iterdir()} == {0o600}
+    assert {p.stat().st_mode & 0o777 for p in home.rglob("*") if not p.is_dir()} == {0o600}
+    assert {p.stat().st_mode & 0o777 for p in home.rglob("*") if p.is_dir()} == {0o700}
     assert world.seed("operator").encode() not in command
     assert json.loads((home / "credential.json").read_text())["seed"] == world.seed("operator")
 

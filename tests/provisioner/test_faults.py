@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bus import NoResponder, Refused, ServiceError, Unavailable
-from handlers.provisioner import environment
+from handlers import variables
 from handlers.provisioner.build import Workplace
 from handlers.provisioner.journal import Journal, WorkspaceRecord
 from handlers.sending import BuildLog, deliver, is_final, new_fact
@@ -189,11 +189,11 @@ async def test_a_value_that_no_program_can_be_given_is_refused_with_words(
 
 
 def test_what_the_kernel_takes_is_not_refused() -> None:
-    name = f"{environment.PARAMETER}A"
+    name = f"{variables.PARAMETER}A"
     most = 32 * 4096 - len(f"{name}=\0")
 
-    assert not dict(environment.faults({name: "x" * most, "LANG": "C", "X": "ä" * 1000}))
-    assert dict(environment.faults({name: "x" * (most + 1)}))
+    assert not dict(variables.faults({name: "x" * most, "LANG": "C", "X": "ä" * 1000}))
+    assert dict(variables.faults({name: "x" * (most + 1)}))
 
 
 async def test_an_agent_that_can_not_be_started_now_is_started_later(

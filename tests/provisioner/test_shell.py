@@ -34,21 +34,15 @@ async def test_output_and_status(tmp_path: Path) -> None:
     assert b"".join(heard).decode() == f"{tmp_path}\nbad\n"
 
 
-async def test_what_a_command_leaves_running_ends_with_it_or_is_released(tmp_path: Path) -> None:
-    for release in (False, True):
-        os.mkfifo(gate := tmp_path / f"gate{release}")
-        command = f'(trap "" TERM; read go; echo "$go" > done{release}) < "{gate}" & exec true'
-        shell = Shell(command, cwd=tmp_path, env=ENV, output=lambda _: None)
-        writer = await asyncio.to_thread(os.open, gate, os.O_WRONLY)
-        assert await shell.wait() == 0
-        if release:
-            shell.release()
-            os.write(writer, b"go\n")  # there is still a reader: the background process
-        else:
-            shell.end()
-            await asyncio.to_thread(without_reader, writer)
-        os.close(writer)
-        shell.end()
+async def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    command = f'(trap "" TERM; read go) < "{gate}" & exec true'
+    shell = Shell(command, cwd=tmp_path, env=ENV, output=lambda _: None)
+    writer = await asyncio.to_thread(os.open, gate, os.O_WRONLY)
+    assert await shell.wait() == 0
+    shell.end()
+    await asyncio.to_thread(without_reader, writer)
+    os.close(writer)
 
 
 def test_a_kill_of_the_runner_ends_the_whole_group(tmp_path: Path) -> None:

@@ -163,8 +163,16 @@ class Scripts:
 
     machine: Machine
 
-    def __init__(self, _config: Any, _log: Any, report: Any) -> None:
+    still_there = False
+
+    def __init__(self, _home: Any, _config: Any, _log: Any, report: Any) -> None:
         self._report = report
+
+    def must_run_again(self, reached: Lifecycle | None) -> bool:
+        return reached is Lifecycle.STARTING
+
+    async def go_on(self, _reached: Lifecycle | None) -> None:
+        """What it started goes on."""
 
     async def startup(self) -> None:
         machine = self.machine
@@ -215,7 +223,6 @@ def install() -> None:
         setattr(provisioner, name, model)
     for journal in (handlers.provisioner.journal, handlers.agent.journal):
         journal.write_whole = write_whole  # type: ignore[attr-defined]
-    handlers.agent.journal._boot_id = lambda: "boot"
     handlers.provisioner.work.BuildLog = Silent  # type: ignore[misc,assignment]
     handlers.agent.agent.BuildLog = Silent  # type: ignore[misc,assignment]
     handlers.agent.agent.Scripts = Scripts  # type: ignore[misc,assignment]

@@ -1,0 +1,170 @@
+"""Keeps a command running when whoever started it ends: run as a program, on the standard library alone.
+
+    python -I -S keeper.py FOLDER LIMIT DESCRIPTOR COMMAND [ARGUMENT…]
+
+It starts the command in a session of its own, and stays until no process that descends from the
+command is left. In FOLDER it keeps
+
+    output   the first LIMIT bytes of what they wrote; what follows is read, and dropped
+    ended    once the command has ended: its exit status (negative: a signal), and 1 if something that
+             it started runs on, else 0
+    orders   a FIFO: each byte is the number of a signal for the command's process group
+
+DESCRIPTOR is a FIFO, open for reading and writing. The keeper writes a byte to it whenever one of
+these files has changed; whoever reads it sees its end when the keeper is gone, also by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+from collections.abc import Sequence
+
+OUTPUT, ENDED, ORDERS = "output", "ended", "orders"
+
+_PR_SET_CHILD_SUBREAPER = 36
+_PIECE = 65_536
+_PIPE_SIZE = 1024 * 1024
+_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Start the command and keep it."""
+    folder, limit, news = arguments[0], int(arguments[1]), int(arguments[2])
+    os.set_inheritable(news, False)
+    Keeper(folder, limit, news, arguments[3:]).run()
+
+
+class Keeper:
+    """A command, and all that descends from it."""
+
+    def __init__(self, folder: str, limit: int, news: int, command: Sequence[str]) -> None:
+        self._left, self._news, self._ended = limit, news, False
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._output = self._open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        # For writing as well: without a writer it would be at its end.
+        self._orders = self._open(ORDERS, os.O_RDWR | os.O_NONBLOCK)
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._signals, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        self._reading, writing = os.pipe2(os.O_CLOEXEC)
+        self._command = os.fork()
+        if not self._command:
+            _become(command, writing)
+        os.chdir("/")  # the directory of the command may be unmounted
+        os.close(writing)
+        os.set_blocking(self._reading, False)
+
+    def run(self) -> None:
+        """Return when nobody is left."""
+        poll = select.poll()
+        for descriptor in (self._signals, self._orders, self._reading):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == self._orders:
+                    self._obey(os.read(self._orders, _PIECE))
+                elif descriptor == self._reading:
+                    if not self._read():
+                        poll.unregister(self._reading)
+                else:
+                    os.read(self._signals, _PIECE)
+            # At each turn: a signal may have been lost in a pipe that was full.
+            if not self._reap():
+                self._read_what_is_there()
+                return
+
+    def _reap(self) -> bool:
+        """Reap whoever has ended; tell whether anybody is left."""
+        status: int | None = None
+        while True:
+            try:
+                pid, ended = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                left = False
+                break
+            if pid == 0:
+                left = True
+                break
+            if pid == self._command:
+                status = os.waitstatus_to_exitcode(ended)
+        if status is not None:
+            self._read_what_is_there()
+            self._ended = True
+            self._note(f"{status} {int(left)}\n")
+        return left
+
+    def _note(self, words: str) -> None:
+        try:
+            new = self._open(f".{ENDED}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.write(new, words.encode())
+            os.close(new)
+            os.rename(f".{ENDED}", ENDED, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        except OSError:
+            pass  # a full disk, or the folder is gone: whoever reads the news finds no end
+        self._tell()
+
+    def _open(self, name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._folder)
+
+    def _obey(self, numbers: bytes) -> None:
+        for number in numbers:
+            # Once the command is reaped, its number may come to mean another group.
+            if not self._ended:
+                try:  # noqa: SIM105 — contextlib is slow to import
+                    os.killpg(self._command, number)
+                except (ProcessLookupError, PermissionError, ValueError):
+                    pass
+
+    def _read(self) -> bool:
+        """Keep what was written; tell whether there may be more."""
+        try:
+            data = os.read(self._reading, _PIECE)
+        except BlockingIOError:
+            return True
+        if kept := data[: self._left]:
+            self._left -= len(kept)
+            try:
+                os.write(self._output, kept)
+            except OSError:  # no space: what it says must not end it
+                self._left = 0
+            self._tell()
+        return bool(data)
+
+    def _read_what_is_there(self) -> None:
+        """Read as much as the pipe can hold: all that the command wrote before it ended."""
+        for _ in range(_PIPE_SIZE // _PIECE):
+            if not self._read():
+                return
+
+    def _tell(self) -> None:
+        try:  # noqa: SIM105 — contextlib is slow to import
+            os.write(self._news, b"\n")
+        except BlockingIOError:
+            pass  # nobody has read what was told before
+
+
+def _become(command: Sequence[str], writing: int) -> None:
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (*_IGNORED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        for descriptor in (1, 2):
+            os.dup2(writing, descriptor)
+        os.execvp(command[0], list(command))  # noqa: S606 — no shell is wanted
+    except OSError as error:
+        sys.stderr.write(f"{command[0]} can't be run: {error}\n")
+        sys.stderr.flush()
+    finally:
+        os._exit(126)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

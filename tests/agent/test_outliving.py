@@ -1,0 +1,163 @@
+"""What a startup script started goes on without the agent's process, or the script is run again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlers.confining import Confinement, Way
+from handlers.processes import marked
+from tests.agent.world import World, started
+from tests.provisioner.rig import Rig
+from tests.provisioner.test_confinement import WAYS
+
+EVERY_WAY = pytest.mark.parametrize("way", [Way.RLIMITS, *WAYS])
+
+SERVICE = """
+echo run >> runs
+mkfifo asked answered 2>/dev/null
+serve() {
+    trap "" TERM
+    while read -r words; do echo "served $words"; echo "$words" > answered; done <> asked
+}
+serve &
+"""
+"""Leaves a service running that does not hear SIGTERM, and writes to the script's output."""
+
+
+def agent(script: str, **more: Any) -> dict[str, Any]:
+    return {"agent": [{"name": "main", "startup_script": script, **more}]}
+
+
+def confined(way: Way) -> Confinement:
+    return Confinement(way, bubblewrap="bwrap")
+
+
+def served(workspace: Path, words: str) -> str:
+    """Ask the service, which must be there."""
+    asked = os.open(workspace / "asked", os.O_RDWR)
+    try:
+        os.write(asked, f"{words}\n".encode())
+        return (workspace / "answered").read_text().strip()
+    finally:
+        os.close(asked)
+
+
+async def killed(world: World) -> None:
+    """Kill the agent's process, and wait until another one has connected."""
+    rig = world.rig
+    await rig.fact(type="agent_connected")
+    before = {fact["id"] for fact in rig.facts(type="agent_connected")}
+    os.kill(world.agent(), signal.SIGKILL)
+    await rig.until(
+        lambda: bool({fact["id"] for fact in rig.facts(type="agent_connected")} - before),
+        "the agent once more",
+    )
+
+
+def newest(rig: Rig) -> int:
+    """Return the highest number of what the agent has said so far."""
+    return max(fact["data"].get("sequence", 0) for fact in rig.facts())
+
+
+async def again(rig: Rig, before: int, lifecycle: str) -> None:
+    """Wait until that point of the agent's life was reached once more."""
+    await rig.until(
+        lambda: any(fact["data"]["sequence"] > before for fact in rig.facts(lifecycle=lifecycle)),
+        f"{lifecycle} once more",
+    )
+
+
+@EVERY_WAY
+async def test_b22_background_service_goes_on_and_is_ended_by_a_stop(
+    world: World, way: Way
+) -> None:
+    rig = world.rig
+    async with world.provisioner(confinement=confined(way)):
+        ended = await started(world, {"version": rig.version({}), **agent(SERVICE)})
+        await rig.fact(type="agent_lifecycle", lifecycle="ready")
+        workspace = world.root / "workspaces" / rig.workspace
+        assert await asyncio.to_thread(served, workspace, "one") == "one"
+        await killed(world)
+        assert await asyncio.to_thread(served, workspace, "two") == "two"
+        build = ended["data"]["build_id"]
+        await rig.until(lambda: "served two" in rig.output(build, "agent"), "what it wrote since")
+        begun = asyncio.get_running_loop().time()
+        await rig.ended(await rig.ask(rig.job(2, "stop", version=rig.version({}))))
+        took = asyncio.get_running_loop().time() - begun
+
+    assert (workspace / "runs").read_text() == "run\n"
+    assert marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
+    assert took < 15
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("spared", ["nobody", "keepers"])
+async def test_the_script_is_run_again_when_what_it_left_running_was_killed_as_well(
+    world: World, way: Way, spared: str
+) -> None:
+    rig = world.rig
+    async with world.provisioner(confinement=confined(way)):
+        await started(world, {"version": rig.version({}), **agent(SERVICE)})
+        await rig.fact(type="agent_lifecycle", lifecycle="ready")
+        connected = await rig.fact(type="agent_connected")
+        workspace = world.root / "workspaces" / rig.workspace
+        assert await asyncio.to_thread(served, workspace, "one") == "one"
+    for pid in marked(f"WORKSPACED_AGENT_ID={connected['data']['agent_id']}"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # bubblewrap's first ends the others
+            if spared == "nobody" or b"keeper.py" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+    before = newest(rig)
+    async with world.provisioner(confinement=confined(way)):
+        await again(rig, before, "starting")
+        await again(rig, before, "ready")
+        assert await asyncio.to_thread(served, workspace, "two") == "two"
+
+    assert (workspace / "runs").read_text() == "run\nrun\n"
+
+
+@EVERY_WAY
+async def test_a_script_goes_on_without_the_agent_and_its_end_is_told_once_it_is_back(
+    world: World, way: Way
+) -> None:
+    rig = world.rig
+    os.mkfifo(gate := world.directory / "gate")
+    script = f"echo run >> runs; read go < {gate}; echo last words; exit 7"
+    async with world.provisioner(confinement=confined(way)):
+        ended = await started(world, {"version": rig.version({}), **agent(script)})
+        await rig.fact(type="agent_lifecycle", lifecycle="starting")
+        writer = await asyncio.to_thread(os.open, gate, os.O_WRONLY)
+        await killed(world)
+        os.write(writer, b"go\n")
+        os.close(writer)
+        await rig.fact(type="agent_lifecycle", lifecycle="start_error")
+        build = ended["data"]["build_id"]
+        await rig.until(lambda: "exited with status 7" in rig.output(build, "agent"))
+
+    assert "last words" in rig.output(build, "agent")
+    assert (world.root / "workspaces" / rig.workspace / "runs").read_text() == "run\n"
+
+
+async def test_a_script_is_run_again_after_the_machine_or_container_was_started_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = world.rig
+    async with world.provisioner():
+        await started(world, {"version": rig.version({}), **agent("echo run >> runs")})
+        await rig.fact(type="agent_lifecycle", lifecycle="ready")
+        await rig.fact(type="agent_connected")
+        pid = world.agent()
+    os.kill(pid, signal.SIGKILL)
+    before = newest(rig)
+    monkeypatch.setattr("handlers.provisioner.agents.machine", lambda: "another")
+    async with world.provisioner():
+        await again(rig, before, "starting")
+        await again(rig, before, "ready")
+
+    assert (world.root / "workspaces" / rig.workspace / "runs").read_text() == "run\nrun\n"
