@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 AUDITING := .audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit sbom format diagram
+.PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit sbom format diagram
 SEEDS ?= 1000
 # Processes that share the tests, file by file; most tests wait more than they compute.
 JOBS ?= 2
@@ -21,6 +21,9 @@ demo: $(INSTALLED)  ## See a chat get its workspace, on servers of its own
 
 test: $(INSTALLED)  ## Run all tests, on servers of their own
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+fresh:  ## Run demo and tests as root in a bare Debian 12: WHAT=demo HOW=chroot; WHAT=help says more
+	JOBS=$(JOBS) tests/fresh/run.sh
 
 cluster: $(INSTALLED)  ## Kill the leader of three NATS servers under load, and pause one; tell how long nothing moved
 	CLUSTER_KILLS=3 CLUSTER_PAUSES=1 CLUSTER_CALM=150 $(BIN)/python -m pytest tests/cluster/test_outages.py $(ARGS)
