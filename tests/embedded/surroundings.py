@@ -21,7 +21,7 @@ from collections.abc import Sequence
 CONTAINERS = (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31)
 """Numbers of those capabilities: chown, dac_override, …, and not sys_admin, sys_ptrace, …"""
 _UNSHARE = {"x86_64": 272, "aarch64": 97}
-_CLONE_NEWNS = 0x0002_0000
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x0002_0000, 0x1000_0000
 _MS_REC, _MS_PRIVATE, _MS_BIND = 1 << 14, 1 << 18, 1 << 12
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 24, 38, 22
 _FILTER = 2
@@ -29,14 +29,21 @@ _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOWED, _REFUSED = 0x7FFF_0000, 0x0005_0000 | 1
 
 
-def possible() -> bool:
-    """Tell whether this process can make these surroundings."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if os.geteuid() != 0 or platform.machine() not in _UNSHARE:
-        return False
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if libc.unshare(_CLONE_NEWNS) == 0 else 1)
+def possible(*, passwd: bool = False) -> bool:
+    """Tell whether this process can make these surroundings; `passwd`: that one too."""
+    ours = os.geteuid() == 0 and platform.machine() in _UNSHARE
+    return ours and (not passwd or _can_unshare(_CLONE_NEWNS))
+
+
+def has_namespaces() -> bool:
+    """Tell whether this process could create a user namespace."""
+    return _can_unshare(_CLONE_NEWUSER)
+
+
+def _can_unshare(what: int) -> bool:
+    libc = ctypes.CDLL(None)
+    if (child := os.fork()) == 0:
+        os._exit(0 if libc.unshare(what) == 0 else 1)
     return os.waitpid(child, 0)[1] == 0
 
 
