@@ -77,7 +77,7 @@ def identity_for(data: Path, program: Path, *directories: Path) -> Identity:
     raise NoUnprivilegedUser(
         f"PostgreSQL can't run here; {'; '.join(refusals)}. PostgreSQL refuses to run as root, so "
         f"root needs user namespaces (see sysctl user.max_user_namespaces) or the capabilities "
-        f"CHOWN, SETUID, SETGID and DAC_OVERRIDE. Provide one of these, or run workspaced as an "
+        f"CHOWN, KILL, SETUID, SETGID and DAC_OVERRIDE. Provide one of these, or run workspaced as an "
         f"ordinary user who may read {program}"
         if us == 0
         else f"PostgreSQL can't run here; {'; '.join(refusals)}. Make {program} readable and "

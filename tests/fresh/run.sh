@@ -4,7 +4,7 @@ set -eu
 
 usage() {
     cat <<'WORDS'
-usage: make fresh [WHAT="demo test"] [HOW="chroot pivot_root"] [JOBS=n] [ARGS="paths and options of pytest"]
+usage: make fresh [WHAT="demo test"] [HOW="chroot pivot_root"] [JOBS=n] [ARGS="paths and options of pytest"] [UMASK=077]
 
 Clones this repository (what is committed) below /root of a bare Debian 12, and runs there, as root and
 with the capabilities of a container:
@@ -137,13 +137,14 @@ inside() {
         cd "$root"
         words=(chroot "$root" "${words[@]}")
     fi
+    umask "$UMASK"
     for target in $what; do
         "${words[@]}" "$target" </dev/null || fail "$how: make $target failed"
     done
 }
 
-what=${WHAT:-demo test} JOBS=${JOBS:-2} ARGS=${ARGS:-}
-export WHAT="$what" JOBS ARGS
+what=${WHAT:-demo test} JOBS=${JOBS:-2} ARGS=${ARGS:-} UMASK=${UMASK:-022}
+export WHAT="$what" JOBS ARGS UMASK
 if [ "${1:-}" = inside ]; then
     inside "$2" "$3"
     exit
