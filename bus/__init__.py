@@ -226,6 +226,10 @@ class Bus(Protocol):
         """Direct get: the subject's first message with a sequence above `after`, or None."""
         ...
 
+    async def now(self, stream: str) -> datetime:
+        """Return what the clock shows by which `stream` fires scheduled messages. Raises Unavailable."""
+        ...
+
     def pull(self, *consumers: Consumer, most: int = 256) -> AbstractAsyncContextManager[Pull]:
         """Take from durable consumers, at most `most` of each ahead of what `next` returned.
 

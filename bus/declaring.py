@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from bus import Message, StreamInfo, Unavailable, jsapi
@@ -85,6 +86,15 @@ async def pending(requests: Requests, consumer: Consumer) -> int:
     except ApiError as error:
         raise error.as_bus_error(f"{consumer.name} of {consumer.stream}") from None
     return int(there["num_pending"])
+
+
+async def now(requests: Requests, stream: str) -> datetime:
+    """Return what the clock of the stream's server (in a cluster its leader) shows."""
+    try:
+        there = await _api(requests, f"STREAM.INFO.{stream}")
+    except ApiError as error:
+        raise error.as_bus_error(stream) from None
+    return datetime.fromisoformat(there["ts"])
 
 
 async def _api(

@@ -149,6 +149,10 @@ class JetStreamBus:
         wanted = jsapi.write({"seq": after + 1, "next_by_subj": subject})
         return await self._direct_get(f"$JS.API.DIRECT.GET.{stream}", wanted)
 
+    async def now(self, stream: str) -> datetime:
+        """Return what the clock of the stream's server shows."""
+        return await declaring.now(self._requests, stream)
+
     @asynccontextmanager
     async def pull(self, *consumers: Consumer, most: int = 256) -> AsyncIterator[Pull]:
         """Take from durable consumers."""

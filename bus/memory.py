@@ -6,7 +6,7 @@ import asyncio
 from asyncio import Future
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Self
 
 from bus import (
@@ -140,6 +140,12 @@ class MemoryBus:
         """Direct get: the subject's first message with a sequence above `after`, or None."""
         await self._turn()
         return self._direct(stream).following(subject, after)
+
+    async def now(self, stream: str) -> datetime:
+        """Return what the server's clock shows."""
+        await self._turn()
+        self._server.stream(stream)
+        return datetime.fromtimestamp(self._server.clock.now(), UTC)
 
     @asynccontextmanager
     async def pull(self, *consumers: Consumer, most: int = 256) -> AsyncIterator[Pull]:

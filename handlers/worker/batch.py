@@ -13,6 +13,7 @@ from typing import Final
 
 from handlers.worker import effects, waking
 from handlers.worker.chat import Chat
+from handlers.worker.clocks import LATE
 from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed, Noted, Published, noted
 from handlers.worker.policy import policy
 from statemachine import events, masking
@@ -41,6 +42,10 @@ class Noticed:
 
     superseded: set[str] = field(default_factory=set)
     """Chats that follow another build now than before, or perhaps do."""
+    early: bool = False
+    """A timer fired too early since somebody last looked at the clocks."""
+    late: bool = False
+    """A timer fired very late since then."""
     trespasses: int = 0
     """Facts of provisioners about workspaces of another pool than theirs."""
 
@@ -108,6 +113,8 @@ async def apply(
         noticed.superseded |= repeated  # who committed it before may not have lived to notice
         for chat_id, chat in chats.items():
             _notice(noticed, snapshots[chat_id], chat.workspace)
+            noticed.early |= chat.early
+            noticed.late |= chat.late > LATE
     return rows
 
 

@@ -33,8 +33,6 @@ from statemachine.words import only_joins
 from statemachine.workspace import Cause, Limits, Workspace
 
 log = logging.getLogger(__name__)
-AHEAD: Final = timedelta(minutes=1)
-"""How far another clock may run ahead, and be allowed for."""
 FARTHEST: Final = timedelta(days=30)
 """Timers are kept for a little longer; one for a later time fires early and is set again."""
 
@@ -57,8 +55,10 @@ class Chat:
     """The generations of the timers that were set when the batch began."""
     taken: dict[str, set[str]] = field(default_factory=dict)
     """The names of `known`, for all chats of the batch: a new one counts for the next chat."""
-    later: dict[Purpose, timedelta] = field(default_factory=dict)
-    """How far the clock runs ahead that fired a present timer."""
+    early: bool = False
+    """A timer fired before its time: the bus's clock is further ahead than the worker knew."""
+    late: timedelta = timedelta(0)
+    """How long after its time a timer fired, at most."""
     said: list[tuple[int, str, dict[str, object]]] = field(default_factory=list)
     written: dict[str, StoredCall] = field(default_factory=dict)
     """Calls that the batch changed, by id."""
@@ -102,10 +102,9 @@ class Chat:
         self._own(data, because)
         self._settle(because)
 
-    def rearm(self, purpose: Purpose, later: timedelta) -> None:
-        """Have the open timer of `purpose` set again, `later` than it should fire."""
+    def rearm(self, purpose: Purpose) -> None:
+        """Have the open timer of `purpose` set again."""
         self.armed.pop(purpose, None)
-        self.later[purpose] = min(later, AHEAD)
 
     def close(self) -> None:
         """Collect what is written once a chat: its snapshot, and the timers of what it waits for."""
@@ -113,7 +112,7 @@ class Chat:
         for purpose in Purpose:
             wake = wakes.wake(chat, purpose, self.limits)
             if wake is not None and wake.generation != self.armed.get(purpose):
-                due = min(wake.at + self.later.get(purpose, timedelta(0)), self.now + FARTHEST)
+                due = min(wake.at, self.now + FARTHEST)
                 self._send(effects.timer(chat.chat_id, purpose, wake.generation, due))
         self._report_orphans()
         self.changes.chats.append(self.workspace)

@@ -54,7 +54,7 @@ def state(step: Workspace, because: Event | None, at: datetime) -> Outgoing:
 def timer(chat_id: str, purpose: Purpose, generation: int, due: datetime) -> Outgoing:
     """Wake the workers when a time is over."""
     body = json.dumps({"generation": generation}).encode()
-    due += -timedelta(microseconds=due.microsecond) % _MILLISECOND  # the bus counts in these
+    due = in_milliseconds(due)
     return Outgoing(
         chat_id,
         Lane.TIMER,
@@ -63,6 +63,11 @@ def timer(chat_id: str, purpose: Purpose, generation: int, due: datetime) -> Out
         body,
         due=due,
     )
+
+
+def in_milliseconds(due: datetime) -> datetime:
+    """Return the whole millisecond in which `due` is over: the bus counts in these."""
+    return due + (-timedelta(microseconds=due.microsecond) % _MILLISECOND)
 
 
 def presence(chat_id: str, agent_id: str, because: Event) -> Outgoing:

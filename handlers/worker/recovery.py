@@ -18,6 +18,7 @@ from handlers.clock import clock
 from handlers.sending.backoff import Backoff
 from handlers.worker import effects
 from handlers.worker.chat import FARTHEST
+from handlers.worker.clocks import read_clocks
 from handlers.worker.effects import Lane
 from handlers.worker.reconciling import Reconciliation
 from handlers.worker.relay import ABSENT, Relay
@@ -78,7 +79,9 @@ class Recovery:
             lost |= FORGOTTEN
             more = f":{origin.here}"
         made()
-        await self._arm()
+        clocks = await read_clocks(self.store, self.bus)
+        self.relay.ahead = clocks.ahead
+        await self._arm(clocks.now)
         if lost:
             await self._recover({name: self.watch.token(name) + more for name in lost})
         # Of the requests it is in doubt until senders were asked: who dies meanwhile leaves that to others.
@@ -123,9 +126,8 @@ class Recovery:
         told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         log.info("published again from the database: %s", told or "nothing")
 
-    async def _arm(self) -> None:
+    async def _arm(self, now: datetime) -> None:
         async for chats in _pages(self.store.waking, _chat_id):
-            now = datetime.now(UTC)
             open_ = [(c.chat_id, p, wake(c, p, self.limits)) for c in chats for p in Purpose]
             await self.relay.publish(
                 [

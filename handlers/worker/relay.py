@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from typing import Final
 
 from bus import (
@@ -58,6 +59,8 @@ class Relay:
         self.places: dict[str, int] = {}
         """The last place that each stream has told."""
         self.certainty = Certainty()
+        self.ahead = timedelta(0)
+        """What the bus's clock shows more than the database's."""
 
     async def publish(self, rows: Sequence[Outgoing], *, jobs_until: float = math.inf) -> set[str]:
         """Publish `rows`, kind by kind; all are stored when this returns. Raises BusError.
@@ -72,7 +75,7 @@ class Relay:
         await _all(
             [
                 self._states(lanes.get(Lane.STATE, []), newer),
-                self._many(lanes.get(Lane.TIMER, []), self._timer),
+                self._many([self._by_the_bus(r) for r in lanes.get(Lane.TIMER, [])], self._timer),
             ]
         )
         # Who has a job or an answer never reads an older state.
@@ -218,6 +221,12 @@ class Relay:
         self._last.move_to_end(subject)
         if len(self._last) > _REMEMBERED:
             self._last.popitem(last=False)
+
+    def _by_the_bus(self, row: Outgoing) -> Outgoing:
+        """Return a timer's row with the time that the bus's clock shows when it is to fire."""
+        if row.due is None:
+            return row
+        return replace(row, due=effects.in_milliseconds(row.due + self.ahead))
 
     async def _timer(self, row: Outgoing) -> None:
         if row.due is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from datetime import timedelta
 
 from handlers.worker.chat import Chat
 from handlers.worker.inbox import Missed, Noted, Published
@@ -21,15 +20,16 @@ from statemachine.workspace import Workspace
 def fired(chat: Chat, purpose: Purpose, generation: int) -> bool:
     """Let a time be over, if the timer is the present one's and it is; say whether.
 
-    An old timer, or one of a clock that runs ahead, has the open one armed again.
+    An old timer, or one that a clock fired that runs ahead, has the open one armed again.
     """
     wake = wakes.wake(chat.workspace, purpose, chat.limits)
     if wake is None:
         return False
     if generation != wake.generation or chat.now < wake.at:
-        early = wake.at - chat.now if generation == wake.generation else timedelta(0)
-        chat.rearm(purpose, early)  # by the difference later, else it would fire again at once
+        chat.early |= generation == wake.generation
+        chat.rearm(purpose)
         return False
+    chat.late = max(chat.late, chat.now - wake.at)
     match purpose:
         case Purpose.DEADLINE:
             chat.take(_event(chat, events.DeadlinePassed(generation=generation)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -17,6 +18,7 @@ from handlers.clock import clock
 from handlers.cutting import Cutting
 from handlers.sending.backoff import Backoff
 from handlers.worker.batch import Noticed, apply, asks
+from handlers.worker.clocks import CHANGED, LOOKED_EVERY, read_clocks
 from handlers.worker.gauge import Gauge, Room
 from handlers.worker.inbox import Dead, Item, Missed, read
 from handlers.worker.reconciling import behind
@@ -63,6 +65,8 @@ class Worker:
     dead_letters: int = 0
     """How many this worker has buried."""
     noticed: Noticed = field(default_factory=Noticed)
+    _looked_at: float = -math.inf
+    """When somebody last looked at the clocks, by `clock`."""
     _again: asyncio.Event = field(default_factory=asyncio.Event)
     """Streams may be gone, or others: to be looked at."""
     _prepared: asyncio.Event = field(default_factory=asyncio.Event)
@@ -198,6 +202,7 @@ class Worker:
         """Publish what a batch has led to, then ack it; say whether that was done."""
         rows, buried = committed.rows, committed.buried
         try:
+            await self._look_at_clocks(relay)
             newer = await relay.publish(rows, jobs_until=committed.jobs_until)
             await relay.bury(buried)
             self.troubles.clear("nats")
@@ -248,6 +253,28 @@ class Worker:
                 "there and start it again"
             )
             self.troubles.note("nats", words, seconds=SHOWN_FOR)
+
+    async def _look_at_clocks(self, relay: Relay) -> None:
+        """Learn how far the bus's clock is ahead if a timer fired early, or very late.
+
+        Late is what a backlog leaves, too; but if a clock was set, all timers are armed again.
+        Raises BusError, StoreUnavailableError.
+        """
+        noticed = self.noticed
+        late = noticed.late and clock() - self._looked_at > LOOKED_EVERY
+        if not (noticed.early or late):
+            return
+        ahead = (await read_clocks(self.store, self.bus)).ahead
+        noticed.early = noticed.late = False
+        self._looked_at = clock()
+        if late and abs(ahead - relay.ahead) > CHANGED:
+            self._again.set()
+        if abs(ahead - relay.ahead) > CHANGED:
+            log.warning(
+                "NATS's clock is %+.1f s off the database's, by which limits are counted",
+                ahead.total_seconds(),
+            )
+        relay.ahead = ahead
 
     async def _compare(self, newer: AbstractSet[str]) -> None:
         """Have all chats looked at if one of these is older than what was published of it."""

@@ -1,0 +1,227 @@
+"""The database's clock counts limits, NATS's fires timers: they may differ, and be set meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bus import Bus, Unavailable
+from bus.jetstream import connect
+from bus.streams import TIMER
+from handlers.embedded import Servers
+from handlers.embedded.identities import seed_file
+from handlers.worker.clocks import LATE, SAME, read_clocks
+from handlers.worker.worker import Worker
+from statemachine.store.memory import MemoryStore
+from statemachine.wakes import Purpose, wake
+from statemachine.workspace import Limits
+from tests.unit.driver import ORG, PYTHON
+from tests.worker.messages import Senders, new_id
+from tests.worker.rig import Hand, Rig
+
+HOUR = timedelta(hours=1)
+TEN_MINUTES = 600.0
+DIFFERENCES = [HOUR, -HOUR, timedelta(days=40), timedelta(days=-40), timedelta(seconds=0.3)]
+"""How far the database's clock is behind."""
+
+
+def timers(rig: Rig) -> int:
+    """How many messages were stored about timers: armed ones and fired ones."""
+    return rig.server.streams[TIMER.name].last_sequence
+
+
+async def limited(rig: Rig, hand: Hand, chat: str) -> None:
+    """Have a build that will not end."""
+    await rig.senders.create(chat)
+    await hand.pump()
+    assert rig.state(chat)["state"] == "building"
+
+
+async def obeyed(rig: Rig, hand: Hand, chat: str, seconds: float = TEN_MINUTES) -> None:
+    """See that the limit holds until `seconds` have passed, and is obeyed then."""
+    rig.clock.advance(seconds - 1)
+    await hand.pump()
+    assert rig.state(chat)["state"] == "building"
+    rig.clock.advance(1.5)
+    await hand.pump()
+    assert rig.state(chat)["state"] == "failed"
+    await rig.check(chat)
+
+
+@pytest.mark.parametrize("behind", DIFFERENCES)
+async def test_a_worker_that_knows_the_difference_arms_each_timer_once(
+    rig: Rig, hand: Hand, chat: str, behind: timedelta
+) -> None:
+    rig.skew = behind
+    await hand.prepare()
+    assert hand.relay.ahead == behind
+
+    await limited(rig, hand, chat)
+    await obeyed(rig, hand, chat)
+
+    assert timers(rig) == 2
+
+
+@pytest.mark.parametrize("behind", [HOUR, timedelta(days=40), timedelta(seconds=3)])
+async def test_a_clock_that_is_set_back_costs_each_open_limit_one_more_timer(
+    rig: Rig, hand: Hand, behind: timedelta
+) -> None:
+    await hand.prepare()
+    rig.skew = behind
+    chats = [new_id() for _ in range(5)]
+    for chat in chats:
+        await rig.senders.create(chat)
+    await hand.pump()
+
+    rig.clock.advance(TEN_MINUTES)
+    await hand.pump()
+
+    assert all(rig.state(chat)["state"] == "failed" for chat in chats)
+    # Those of the first batch were armed before anybody knew, so each of them fired early, once.
+    assert timers(rig) <= 4 * len(chats)
+    for chat in chats:
+        await rig.check(chat)
+
+
+async def test_limits_that_are_open_when_the_database_clock_is_set_back_fire_early_once(
+    rig: Rig, hand: Hand, chat: str
+) -> None:
+    await hand.prepare()
+    await limited(rig, hand, chat)
+    rig.skew = HOUR
+
+    rig.clock.advance(TEN_MINUTES)
+    await hand.pump()
+    assert rig.state(chat)["state"] == "building"
+    assert timers(rig) == 3
+    rig.clock.advance(HOUR.total_seconds())
+    await hand.pump()
+
+    assert rig.state(chat)["state"] == "failed"
+    assert timers(rig) == 4
+
+
+async def test_all_timers_are_armed_again_when_the_first_fires_late_for_a_clock_that_was_set(
+    rig: Rig, hand: Hand
+) -> None:
+    """NATS's clock was an hour ahead and is set right, or the database's was an hour behind."""
+    rig.skew = HOUR
+    await hand.prepare()
+    first, second = new_id(), new_id()
+    await limited(rig, hand, first)
+    rig.clock.advance(10)
+    await limited(rig, hand, second)
+
+    rig.skew = SAME
+    rig.clock.advance(TEN_MINUTES - 10)
+    await hand.pump()
+
+    assert rig.state(first)["state"] == "failed"
+    assert hand.relay.ahead == SAME
+    assert hand.worker._again.is_set()
+    await hand.prepare()
+    rig.clock.advance(0)
+    await hand.pump()
+    assert rig.state(second)["state"] == "failed"
+
+
+async def test_timers_that_a_backlog_made_late_are_not_armed_again(
+    rig: Rig, hand: Hand, chat: str
+) -> None:
+    await hand.prepare()
+    await limited(rig, hand, chat)
+
+    rig.clock.advance(TEN_MINUTES + 10 * LATE.total_seconds())
+    await hand.pump()
+
+    assert rig.state(chat)["state"] == "failed"
+    assert not hand.worker._again.is_set()
+    assert timers(rig) == 2
+
+
+async def test_what_can_not_be_published_while_the_clocks_can_not_be_read_comes_again(
+    rig: Rig, hand: Hand, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(stream: str) -> datetime:
+        raise Unavailable(stream)
+
+    await limited(rig, hand, chat)
+    rig.skew = timedelta(seconds=3)
+    rig.clock.advance(TEN_MINUTES)
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.bus, "now", away)
+        await hand.pump()
+    assert rig.store.outbox
+    rig.clock.advance(30)
+    await hand.pump()
+
+    assert rig.state(chat)["state"] == "failed"
+    assert rig.store.outbox == {}
+
+
+async def test_nothing_is_armed_by_the_worker_s_own_clock(rig: Rig, hand: Hand, chat: str) -> None:
+    """The rig's time is years from this machine's: only a timer armed by the database's clock is due."""
+    await hand.prepare()
+    await limited(rig, hand, chat)
+    rig.server.stop(lose=True)
+    rig.server.start()
+
+    again = rig.hand()
+    await again.prepare()
+    rig.clock.advance(TEN_MINUTES - 1)
+    await again.pump()
+    assert rig.state(chat)["state"] == "building"
+    rig.clock.advance(1)
+    await again.pump()
+    assert rig.state(chat)["state"] == "failed"
+
+
+class WrongClock:
+    """A database's clock."""
+
+    def __init__(self, behind: timedelta) -> None:
+        self.behind = behind
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) - self.behind
+
+
+@pytest.mark.parametrize(("known", "behind"), [(True, HOUR), (True, -HOUR), (False, HOUR)])
+async def test_over_nats_a_limit_costs_at_most_one_more_timer(
+    own_nats: Servers, known: bool, behind: timedelta
+) -> None:
+    """A real server fires by its own clock; the store in this process has another one."""
+    clock = WrongClock(behind if known else SAME)
+    store = MemoryStore(clock)
+    await store.push(ORG, PYTHON.active, b"")
+    limits = Limits(build=timedelta(seconds=1))
+    async with AsyncExitStack() as stack:
+
+        async def bus(role: str) -> Bus:
+            file = seed_file(own_nats.credentials, role)
+            made = await connect(own_nats.nats_url, name=role, seed_file=file)
+            return await stack.enter_async_context(made)
+
+        worker, operator = Worker(store, await bus("worker"), limits), await bus("operator")
+        running = asyncio.create_task(worker.run())
+        stack.push_async_callback(asyncio.wait, [running])
+        stack.callback(running.cancel)
+        await asyncio.wait_for(worker.ready.wait(), 20)
+        clocks = await read_clocks(store, operator)
+        assert abs(clocks.ahead - clock.behind) < timedelta(seconds=10)
+        clock.behind = behind
+        chats = [new_id() for _ in range(3)]
+        async with operator.subscribe("workspaced.result.>") as answers:
+            for chat in chats:
+                await Senders(operator).create(chat)
+            for _ in chats:
+                await answers.next(20)
+        for chat in chats:
+            kept = await store.chat(chat)
+            assert kept is not None
+            assert wake(kept, Purpose.DEADLINE, limits) is None
+        stored = (await operator.ensure_stream(TIMER)).last
+        assert stored <= (2 if known else 4) * len(chats)
