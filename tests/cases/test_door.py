@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests.cases.playing import play
 from tests.wire import shapes
 from tests.wire.harness import Heard, ServiceFault, event, new_id
+from tests.wire.running import Up
 from tests.wire.world import World
 
 
@@ -225,3 +227,24 @@ async def test_an_end_that_can_not_be_read_is_noted_on_the_chat_and_its_correcti
     await world.provisioner.fail(job)
     assert "error" in (await chat.answer(call))["result"]
     assert "notice" not in await world.service.rpc("get_chat", chat_id=chat.id)
+
+
+async def test_snapshots_are_what_the_logs_of_all_of_this_fold_to(
+    world: World, running: Up
+) -> None:
+    """Of accepted events, repaired ones and rejected ones, as this database holds them by now."""
+    chat = await world.chat()
+    _, job = await world.building(chat)
+    letters = await letters_of(world, "provisioner")
+    await world.provisioner.tell("build_failed", job, build_number=None, error="x" * 70_000)
+    await letters.first(lambda found: chat.id in found.headers["Workspaced-Subject"])
+    shown = await world.service.rpc("get_chat", chat_id=chat.id)
+
+    replayed = await asyncio.to_thread(running.run, "replay", "--chat", chat.id)
+
+    assert "data.build_number is required" in shown["notice"]
+    assert replayed.returncode == 0, replayed.stderr
+    await world.provisioner.tell("build_failed", job, error="x\0y")
+    await chat.state("failed:build_failed")
+    again = await asyncio.to_thread(running.run, "replay", "--chat", chat.id)
+    assert again.returncode == 0, again.stderr
