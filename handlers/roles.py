@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,11 @@ from handlers.gateway.gateway import Gateway
 from handlers.health import Check, answers, begun, connected, either, health_server
 from handlers.listening import certificate_of, guard
 from handlers.provisioner import Allowance, Provisioner
+from handlers.sending.backoff import Backoff
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
 
+log = logging.getLogger(__name__)
 LOCAL: Final = "local"
 """Name and pool of the provisioner that `up` runs."""
 
@@ -46,6 +49,19 @@ async def until_signalled(*jobs: Coroutine[Any, Any, None]) -> None:
 async def lost(bus: Bus) -> None:
     """Wait until the bus is closed for good. Raises Unavailable then: who runs us starts us anew."""
     raise Unavailable(f"NATS closed the connection for good: {await bus.closed()}")
+
+
+async def beginning_again(run: Callable[[], Awaitable[None]]) -> None:
+    """Run a role; when it loses NATS while it begins, say so and begin again."""
+    backoff = Backoff()
+    while True:
+        try:
+            await run()
+        except Unavailable as gone:
+            log.warning("lost NATS while beginning, beginning again: %s", gone)
+        else:
+            return
+        await backoff.wait()
 
 
 async def worker(
@@ -88,7 +104,7 @@ async def gateway(
             held_calls=settings.held_calls,
             ready=ready,
         )
-        await until_signalled(serving.run(), lost(bus))
+        await until_signalled(beginning_again(serving.run), lost(bus))
 
 
 async def provisioner(

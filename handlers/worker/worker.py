@@ -137,7 +137,7 @@ class Worker:
 
     async def _pull(self, relay: Relay, watch: Watch) -> None:
         await self._prepared.wait()
-        await self.bus.respond(POOLS_SUBJECT, "workers", self._pools(relay))
+        await self._answer(relay)
         async with (
             self.bus.pull(*self.tuning.consumers(), most=BATCH) as pull,
             asyncio.TaskGroup() as group,
@@ -171,6 +171,16 @@ class Worker:
             await watch.note(newest)
         except StoreUnavailableError as bad:
             log.info("how far the streams are is not noted: %s", bad)
+
+    async def _answer(self, relay: Relay) -> None:
+        """Answer those who have pushed a template, from now on."""
+        backoff = Backoff()
+        while True:
+            try:
+                return await self.bus.respond(POOLS_SUBJECT, "workers", self._pools(relay))
+            except Unavailable as gone:
+                log.warning("lost NATS while beginning, trying again: %s", gone)
+            await backoff.wait()
 
     def _pools(self, relay: Relay) -> Responder:
         async def respond(message: Message) -> bytes:

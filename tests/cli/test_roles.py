@@ -146,6 +146,56 @@ def test_a_role_that_finds_no_nats_says_so_and_goes_on(
     assert status != 1
 
 
+@pytest.mark.parametrize("role", ["worker", "gateway"])
+def test_a_role_that_finds_no_database_says_so_and_goes_on(
+    role: str, running: Up, tmp_path: Path
+) -> None:
+    servers = {
+        "WORKSPACED_NATS_URL": running.nats,
+        "WORKSPACED_DATABASE_URL": "postgresql://ann:secret@127.0.0.1:1/db",
+    }
+    seed = ("--credentials", running.seed_file(role))
+    process = Process(role, "--data-dir", tmp_path, *seed, env=servers)
+    try:
+        process.heard("trying again")
+    finally:
+        status = process.stop(within=10)
+
+    (line,) = [json.loads(one) for one in process.said().splitlines() if "trying again" in one]
+    assert line["level"] == "warning"
+    assert line["message"].startswith("can't open the database: ")
+    assert "postgresql://ann:***@127.0.0.1:1/db" in line["message"]
+    assert "secret" not in process.said()
+    assert status != 1
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("?sslmode=require&channel_binding=require", "channel_binding=require"),
+        ("?hostaddr=127.0.0.1", "hostaddr"),
+        ("?sslmode=sometimes", "sslmode"),
+    ],
+)
+@pytest.mark.parametrize("command", ["worker", "gateway", "migrate", "events"])
+def test_a_url_that_nothing_can_be_made_of_ends_a_command_in_one_line(
+    command: str, query: str, words: str, running: Up, tmp_path: Path
+) -> None:
+    role = command if command in ("worker", "gateway") else "operator"
+    more = ("00000000-0000-4000-8000-000000000000",) if command == "events" else ()
+    env = {
+        "WORKSPACED_NATS_URL": running.nats,
+        "WORKSPACED_DATABASE_URL": f"postgresql://ann:secret@127.0.0.1:1/db{query}",
+        "WORKSPACED_CREDENTIALS": str(running.seed_file(role)),
+    }
+    done = run(command, *more, "--data-dir", tmp_path, env=env)
+
+    assert done.returncode == 1, done.stderr
+    assert words in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+
+
 def test_an_agent_without_a_folder(tmp_path: Path) -> None:
     done = run("agent", tmp_path / "config.json")
 

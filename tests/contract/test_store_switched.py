@@ -1,0 +1,117 @@
+"""A database that is switched over: the address leads to the promoted standby, the old server stays up, read-only."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from handlers.embedded.postgresql import _binaries
+from handlers.embedded.unprivileged import identity_for
+from statemachine.store import Changes, StoreUnavailableError
+from statemachine.store.migrating import migrate
+from statemachine.store.postgres import connect
+from tests.cli.test_database import free_port, listening
+from tests.contract.stores import uid, write
+from tests.outages.proxy import proxy
+
+
+async def copied(url: str, of: Path, home: Path) -> None:
+    """Make a standby's files of a running server."""
+    with (of / "postgres" / "pg_hba.conf").open("a") as file:
+        file.write("host replication all 127.0.0.1/32 trust\n")
+    admin = await asyncpg.connect(url)
+    await admin.execute("select pg_reload_conf()")
+    await admin.close()
+    await asyncio.to_thread(_copied, url, home)
+
+
+def _copied(url: str, home: Path) -> None:
+    home.mkdir()
+    data = home / "postgres"
+    command = [
+        _binaries() / "pg_basebackup",
+        "-d",
+        url,
+        "-D",
+        data,
+        "-R",
+        "-X",
+        "stream",
+        "-c",
+        "fast",
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    identity = identity_for(data, _binaries() / "postgres")
+    for path in (data, *data.rglob("*")):
+        os.chown(path, identity.uid, identity.gid, follow_symlinks=False)
+
+
+async def test_connections_move_to_the_server_that_takes_changes_now(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    first, second = free_port(), free_port()
+    target = [first]
+    chat = uid()
+    async with listening(tmp_path / "old", first) as old:
+        await migrate(old)
+        await copied(old, tmp_path / "old", tmp_path / "new")
+        async with (
+            listening(tmp_path / "new", second) as new,
+            proxy(lambda: asyncio.open_connection("127.0.0.1", target[0])) as way,
+        ):
+            address = urlsplit(old)._replace(
+                netloc=urlsplit(old).netloc.replace(str(first), str(way.port))
+            )
+            async with connect(address.geturl()) as store:
+                await store.check()
+                await write(store, Changes(), lock=[uid()])
+
+                admin = await asyncpg.connect(old)
+                await admin.execute("alter system set default_transaction_read_only = on")
+                await admin.execute("select pg_reload_conf()")
+                await admin.close()
+                refused = 0
+                for _ in range(3):
+                    try:
+                        await write(store, Changes(), lock=[uid()])
+                    except StoreUnavailableError:
+                        refused += 1
+                with pytest.raises(StoreUnavailableError, match="read-only"):
+                    await store.check()
+
+                promoted = await asyncpg.connect(new)
+                assert await promoted.fetchval("select pg_promote()")
+                target[0] = second
+                with suppress(StoreUnavailableError):
+                    await write(store, Changes(), lock=[chat])  # may be the one that notices
+                await store.check()
+                await write(store, Changes(), lock=[chat])
+                assert await store.settings() == {}
+                found = await promoted.fetchval(
+                    "select count(*) from chat where chat_id::text = $1", chat
+                )
+                await promoted.close()
+    assert refused == 3
+    assert found == 1
+
+
+async def test_of_two_hosts_the_one_that_takes_changes_is_found(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    first, second = free_port(), free_port()
+    async with listening(tmp_path / "old", first) as old:
+        await migrate(old)
+        await copied(old, tmp_path / "old", tmp_path / "new")
+        async with listening(tmp_path / "new", second):
+            both = urlsplit(old)
+            netloc = both.netloc.replace(
+                f"127.0.0.1:{first}", f"127.0.0.1:{second},127.0.0.1:{first}"
+            )
+            async with connect(both._replace(netloc=netloc).geturl()) as store:
+                await store.check()
+                await write(store, Changes(), lock=[uid()])
