@@ -177,12 +177,12 @@ def test_a_role_that_finds_no_database_says_so_and_goes_on(
         ("?sslmode=sometimes", "sslmode"),
     ],
 )
-@pytest.mark.parametrize("command", ["worker", "gateway", "migrate", "events"])
+@pytest.mark.parametrize("command", ["worker", "gateway", "migrate", "settings"])
 def test_a_url_that_nothing_can_be_made_of_ends_a_command_in_one_line(
     command: str, query: str, words: str, running: Up, tmp_path: Path
 ) -> None:
     role = command if command in ("worker", "gateway") else "operator"
-    more = ("00000000-0000-4000-8000-000000000000",) if command == "events" else ()
+    more = ("list",) if command == "settings" else ()
     env = {
         "WORKSPACED_NATS_URL": running.nats,
         "WORKSPACED_DATABASE_URL": f"postgresql://ann:secret@127.0.0.1:1/db{query}",
