@@ -3,6 +3,7 @@
     python -I -S confined.py [KEY=VALUE…] -- COMMAND [ARGUMENT…]
 
     cpu= data= files= processes= file_size=    limits of each process, in seconds, bytes and pieces
+    soft_files=        how many files it may open unless it asks for more,
     landlock=1         the kernel lets it write below `write=` paths only,
     private=PATH       read nothing below these but `read=` paths,
     write=PATH         and do everything below these, also if they are private;
@@ -160,6 +161,11 @@ def _become(command: Sequence[str], words: Sequence[tuple[str, str]], group: int
                 read=[value for key, value in words if key == "read"],
                 signals="signals" in said,
             )
+        if "soft_files" in said:
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            soft = int(said["soft_files"])
+            soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for key, number in _LIMITS.items():
             if key in said:
                 _limit(number, int(said[key]))

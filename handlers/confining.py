@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from handlers import confined
+from handlers.processes import SHELLS_DESCRIPTORS
 from handlers.settings import InvalidSettings, expanded
 
 _MIB: Final = 1024 * 1024
@@ -89,6 +91,8 @@ class Confinement:
         `signals`: it may signal processes that are not its own, as who ends a workspace must.
         """
         words = self.bounds.words(step=step)
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] != SHELLS_DESCRIPTORS:
+            words.append(f"soft_files={SHELLS_DESCRIPTORS}")
         if self.way is Way.LANDLOCK:
             words.append("landlock=1")
             words += [f"private={path}" for path in self.private]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -29,6 +30,22 @@ def machine() -> str:
         first = Path("/proc/1/stat").read_bytes()
         said.append(first.rpartition(b")")[2].split()[_STARTED].decode())
     return " ".join(said)
+
+
+_ENOUGH_DESCRIPTORS: Final = 1 << 20
+SHELLS_DESCRIPTORS: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+"""The soft limit of open files that we were started with: what a template's code gets.
+
+Programs that use select() can't work with descriptors above 1023."""
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process open as many files as it may: builds, agents and connections take some each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from textwrap import wrap
 from typing import Annotated, Any, Final, Literal
@@ -15,6 +18,12 @@ Seconds = Annotated[float, Field(ge=0.1, le=30 * 24 * 3600, allow_inf_nan=False)
 """How long, 30 days at most; decimals allowed."""
 
 _DATA: Final = Path("~/.local/share/workspaced")
+_OF_SCRIPTS: Final = (
+    *("CHAT_ID", "WORKSPACE_ID", "WORKSPACE_NAME", "WORKSPACE_DIRECTORY", "BUILD_ID", "TRANSITION"),
+    *("OWNER_NAME", "TEMPLATE_NAME", "AGENT_ID", "AGENT_NAME", "ERROR_FILE", "AGENT_LAUNCHER"),
+)
+"""What provisioners tell a template's scripts, which may run `workspaced` as well."""
+_OF_PARAMETERS: Final = "PARAM_"
 
 
 def expanded(path: Path) -> Path:
@@ -24,26 +33,20 @@ def expanded(path: Path) -> Path:
     without an entry in /etc/passwd: commands that do not need the directory work.
     """
     try:
+        if path.parts[:1] == ("~",) and os.environ.get("HOME") == "":
+            return Path(pwd.getpwuid(os.getuid()).pw_dir, *path.parts[1:])
         return path.expanduser()
-    except RuntimeError:
+    except (RuntimeError, KeyError):
         if path == _DATA:
             return Path("/", *path.parts[1:])
         raise ValueError(
-            "neither HOME nor /etc/passwd tells that home directory: set HOME, or give a whole path"
+            f"neither HOME nor /etc/passwd tells the home directory {path.parts[0]}: set HOME, or "
+            "give a whole path"
         ) from None
 
 
 Place = Annotated[Path, AfterValidator(expanded)]
 """A path, in which `~` is the user's home."""
-
-_NAMED: Final = {
-    "data_dir": "a directory",
-    "credentials": "a file",
-    "nats_ca": "a file",
-    "tls_certificate": "a file",
-    "tls_key": "a file",
-}
-"""What a path is of. An empty one, as an unset variable of a shell gives, would be where we are."""
 
 
 class InvalidSettings(ValueError):
@@ -202,25 +205,41 @@ class Settings(BaseSettings):
 def read_settings(flags: Mapping[str, object] | None = None) -> Settings:
     """Return the settings under command-line flags, as `vars()` of what argparse found.
 
-    A flag that is None was not given; one that is no setting is somebody else's.
+    A flag that is None or empty was not given; one that is no setting is somebody else's.
     Raises InvalidSettings.
     """
     given: dict[str, Any] = {
         name: value
         for name, value in (flags or {}).items()
-        if name in Settings.model_fields and value is not None
+        if name in Settings.model_fields and value not in (None, "")
     }
-    for name, what in _NAMED.items():
-        if given.get(name) == "":
-            raise InvalidSettings(f"{variable(name)} is empty: name {what}")
     try:
         return Settings(**given)
     except ValidationError as error:
         faults = (
-            f"{_PREFIX}{str(fault['loc'][0]).upper()} is {fault['input']!r}: {fault['msg']}"
+            f"{_PREFIX}{str(fault['loc'][0]).upper()} is {str(fault['input'])!r}: "
+            f"{fault['msg'].removeprefix('Value error, ')}"
             for fault in error.errors()
         )
         raise InvalidSettings("; ".join(faults)) from error
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable that looks like a setting and is none."""
+    known = [f"{_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    strange = sorted(
+        name
+        for name in environ
+        if name.startswith(_PREFIX)
+        and name not in known
+        and (said := name.removeprefix(_PREFIX)) not in _OF_SCRIPTS
+        and not said.startswith(_OF_PARAMETERS)
+    )
+    return [
+        f"the variable {name} is no setting of workspaced and has no effect"
+        + "".join(f"; did you mean {near}?" for near in get_close_matches(name, known, 1, 0.8))
+        for name in strange
+    ]
 
 
 def variable(name: str) -> str:

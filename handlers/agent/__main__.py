@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from functools import partial
@@ -40,7 +41,7 @@ async def agent(config: Path, connect: Connect | None = None) -> int:
     0: it shut down, or another process is this agent. 1: it can't run. 3: nobody let it in for so long that
     its build must be superseded; its provisioner asks whether it is, and else starts it again.
     """
-    home = config.resolve().parent  # noqa: ASYNC240 — once, at the start
+    home = Path(os.path.realpath(config)).parent  # noqa: ASYNC240 — once, at the start
     being = Agent(home, connect or partial(dial, home))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,7 +51,7 @@ async def agent(config: Path, connect: Connect | None = None) -> int:
     except AlreadyRuns:
         _log.info("%s: this agent runs already", config)
     except OSError as no:
-        there = config.exists()  # noqa: ASYNC240 — once, at the end
+        there = os.path.exists(config)  # noqa: ASYNC240, PTH110 — False too when it can't be asked
         _log.error("%s: %s", (there and no.filename) or config, no.strerror or no)
         return 1
     except ValueError as broken:

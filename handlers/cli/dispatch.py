@@ -8,23 +8,40 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import gc
 import inspect
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from handlers.cli.flags import parser
-from handlers.cli.stdout import Unwritable, silence, told_apart
+from handlers.cli.standard_streams import Unwritable, prepare, silence, told_apart
 from handlers.terminal import plain
 
 if TYPE_CHECKING:
     from handlers.settings import Settings
 
 
+_log = logging.getLogger(__name__)
+_ADVICE: Final = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "this user's disk quota is used up",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "choose a place that can be written",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many files open (sysctl fs.file-max)",
+    errno.ENOMEM: "the machine is out of memory",
+}
+"""What to do about refusals that may come without the name of a file."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
+    prepare()
     words = parser()
     flags = words.parse_args(argv)
     if flags.command is None:
@@ -51,7 +68,8 @@ def _run(flags: argparse.Namespace) -> int:
     from handlers.embedded import EmbeddedError  # noqa: PLC0415
     from handlers.errors import CantServe  # noqa: PLC0415
     from handlers.health import Unhealthy  # noqa: PLC0415
-    from handlers.settings import InvalidSettings, read_settings  # noqa: PLC0415
+    from handlers.processes import raise_descriptor_limit  # noqa: PLC0415
+    from handlers.settings import InvalidSettings, read_settings, unknown_variables  # noqa: PLC0415
     from statemachine.store import StoreUnavailableError  # noqa: PLC0415
     from statemachine.templates import TemplateError  # noqa: PLC0415
 
@@ -62,6 +80,10 @@ def _run(flags: argparse.Namespace) -> int:
         return run_agent(flags.config)
     try:
         settings = read_settings(vars(flags))
+        for warning in unknown_variables(os.environ):
+            _log.warning("%s", warning)
+        if flags.serves:
+            raise_descriptor_limit()
         with asyncio.Runner(loop_factory=_quick_loop() if flags.serves else None) as runner:
             return runner.run(_started(flags, settings))
     except InvalidSettings as bad:
@@ -82,6 +104,19 @@ def _run(flags: argparse.Namespace) -> int:
         Unhealthy,
     ) as bad:
         return _fail(str(bad) or type(bad).__name__, 1)
+    except OSError as no:
+        if isinstance(no, BrokenPipeError) or (words := _refused_by_the_system(no)) is None:
+            raise
+        return _fail(words, 1)
+
+
+def _refused_by_the_system(no: OSError) -> str | None:
+    """Return a line about what the operating system refused; None if only a traceback can tell."""
+    if no.errno in _ADVICE or no.filename is not None:
+        where = "" if no.filename is None else f"{os.fsdecode(no.filename)}: "
+        advice = _ADVICE.get(no.errno or 0)
+        return f"{where}{no.strerror or no}" + ("" if advice is None else f"; {advice}")
+    return None
 
 
 def _quick_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

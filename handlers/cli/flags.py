@@ -6,7 +6,6 @@ Nothing heavy is imported here, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any, Final
 
 from handlers.cli.operating import add_operating
@@ -17,6 +16,7 @@ from handlers.cli.words import (
     a_call_id,
     a_chat,
     a_pair,
+    a_path,
     a_port,
     a_uuid,
     add_command,
@@ -100,7 +100,7 @@ def _add_servers(commands: Any) -> None:
         commands, "agent", "run one agent of a workspace (provisioners start these)"
     )
     agent.add_argument(
-        "config", type=Path, help="the agent's config.json, written by its provisioner"
+        "config", type=a_path, help="the agent's config.json, written by its provisioner"
     )
     agent.set_defaults(serves=True)
 
@@ -172,7 +172,7 @@ def _add_templates(commands: Any) -> None:
         "make a folder's content the active version of its template",
         "Prints JSON with template_id and version_id. An unchanged folder gives the same version.",
     )
-    push.add_argument("folder", type=Path, metavar="DIR", help="a folder with template.toml")
+    push.add_argument("folder", type=a_path, metavar="DIR", help="a folder with template.toml")
     listing = add_command(verbs, "template list", "list an organization's templates")
     versions = add_command(
         verbs, "template versions", "list a template's versions, the oldest first"

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from handlers.cli.words import ROLES, STATES, a_duration, a_uuid, add_command, add_group, add_json
+from handlers.cli.words import (
+    ROLES,
+    STATES,
+    a_duration,
+    a_file,
+    a_path,
+    a_uuid,
+    add_command,
+    add_group,
+    add_json,
+)
 
 
 def add_operating(commands: Any) -> None:
@@ -93,7 +102,11 @@ def _add_event_logs(commands: Any) -> None:
     )
     what = replay.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "file", nargs="?", metavar="FILE", help="what `workspaced events` printed; - for stdin"
+        "file",
+        nargs="?",
+        type=a_file,
+        metavar="FILE",
+        help="what `workspaced events` printed; - for stdin",
     )
     what.add_argument("--chat", type=a_uuid, metavar="UUID", help="that chat of the database")
     what.add_argument("--all", action="store_true", help="every chat of the database")
@@ -183,7 +196,7 @@ def _add_credentials(commands: Any) -> None:
     )
     issue.add_argument(
         "--out",
-        type=Path,
+        type=a_path,
         metavar="FILE",
         help="write the seed there, for you only, and not to stdout",
     )

@@ -9,6 +9,9 @@ import argparse
 import json
 import math
 import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -49,10 +52,35 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse what is not known here, where the command's own usage can be shown."""
+        args = self._without_empty(sys.argv[1:] if args is None else args)
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
+
+    def _without_empty(self, args: Sequence[str]) -> list[str]:
+        """Leave out flags with an empty value, as an unset variable of a shell gives."""
+        kept, words = list[str](), iter(args)
+        for word in words:
+            flag, equals, value = word.partition("=")
+            if word == "--":
+                return [*kept, word, *words]
+            if not self._takes_a_value(flag):
+                kept.append(word)
+            elif equals:
+                kept += [word] * bool(value)
+            else:
+                following = next(words, None)
+                kept += [word, *([] if following is None else [following])] * (following != "")
+        return kept
+
+    def _takes_a_value(self, flag: str) -> bool:
+        if not flag.startswith("--"):
+            return False
+        options = self._option_string_actions
+        meant = [options[flag]] if flag in options else []
+        meant = meant or [options[name] for name in options if name.startswith(flag)]
+        return bool(meant) and all(action.nargs is None for action in meant)
 
 
 def add_command(
@@ -133,6 +161,18 @@ def add_organization(parser: argparse.ArgumentParser) -> None:
         metavar="UUID",
         help="whose templates (default: the one of a single machine)",
     )
+
+
+def a_file(text: str) -> str:
+    """Read what names a file; an empty name would be the directory we are in."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a path")
+    return text
+
+
+def a_path(text: str) -> Path:
+    """Read a path."""
+    return Path(a_file(text))
 
 
 def a_uuid(text: str) -> str:

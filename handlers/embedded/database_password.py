@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.socket_directory import PREFIX
+from handlers.sending.disk import write_whole
 
 _FILE: Final = "database.pass"
 _LINE: Final = re.compile(r"\*:5432:\*:\*:([A-Za-z0-9_-]+)\n?")
@@ -57,20 +58,8 @@ def made_password(credentials: Path) -> str:
         return there
     credentials.mkdir(mode=0o700, exist_ok=True)
     password = secrets.token_urlsafe(32)
-    write_private(password_file(credentials), f"*:5432:*:*:{password}\n")
+    write_whole(password_file(credentials), f"*:5432:*:*:{password}\n".encode())
     return password
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file whole or not at all; nobody else can read it at any time."""
-    new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    new.replace(path)
 
 
 def with_password(url: str, password: str | None) -> str:

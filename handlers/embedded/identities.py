@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from handlers import nkey
-from handlers.embedded.database_password import write_private
 from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.permissions import ROLES
+from handlers.sending.disk import write_whole
 
 ISSUER: Final = "issuer"
 """The account key with which the gateway signs what it grants to agents and frontends."""
@@ -51,7 +51,7 @@ def seed_file(credentials: Path, role: str) -> Path:
 def _public_key(path: Path, kind: nkey.Kind) -> str:
     if not path.exists():
         # No line end follows it: some clients hand the file to the decoder as it is.
-        write_private(path, nkey.new_seed(kind))
+        write_whole(path, nkey.new_seed(kind).encode())
     try:
         return nkey.public_key(path.read_text().strip())
     except (nkey.InvalidSeed, UnicodeDecodeError) as error:

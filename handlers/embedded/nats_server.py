@@ -20,6 +20,7 @@ from handlers.embedded.full_disk import StoreWatch
 from handlers.embedded.identities import Identities
 from handlers.embedded.ports import Ports
 from handlers.listening import Certificate, Listening
+from handlers.sending.disk import write_whole
 
 _READY_LIMIT: Final = 60.0
 
@@ -48,9 +49,8 @@ async def nats_server(
     # A killed server leaves its file, which must not be taken for the new one's.
     shutil.rmtree(said, ignore_errors=True)
     said.mkdir()
-    configuration.write_text(
-        _configuration(home, identities, listening, port=port, websocket_port=websocket_port)
-    )
+    text = _configuration(home, identities, listening, port=port, websocket_port=websocket_port)
+    write_whole(configuration, text.encode(errors="surrogateescape"), durable=False)
     child = await start(
         "nats-server",
         [_program(), "-c", configuration],

@@ -11,6 +11,7 @@ from typing import Final
 
 from handlers.embedded.errors import EmbeddedError, PortTaken
 from handlers.listening import LOOPBACK
+from handlers.sending.disk import write_whole
 
 _LOWEST: Final = 20_000
 _TRIES: Final = 200
@@ -62,9 +63,7 @@ class Ports:
         return port
 
     def _write(self, ports: dict[str, int]) -> None:
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(ports, indent=2) + "\n")
-        new.replace(self._path)
+        write_whole(self._path, f"{json.dumps(ports, indent=2)}\n".encode())
 
 
 def _fault(port: int, host: str) -> str | None:

@@ -15,7 +15,7 @@ import asyncpg
 
 from handlers.embedded import predecessor
 from handlers.embedded.child import Child, environment, launched, start
-from handlers.embedded.database_password import made_password, verifier, write_private
+from handlers.embedded.database_password import made_password, verifier
 from handlers.embedded.database_roles import (
     ADMINISTRATOR,
     prepare,
@@ -26,6 +26,7 @@ from handlers.embedded.identities import credentials_of
 from handlers.embedded.nameless import programs_for
 from handlers.embedded.socket_directory import SOCKET, socket_directory
 from handlers.embedded.unprivileged import Identity, hand_over, identity_for
+from handlers.sending.disk import write_whole
 
 _READY_LIMIT: Final = 120.0
 _READY_LINE: Final = 7
@@ -106,7 +107,7 @@ async def _initialise(data: Path, binaries: Path, identity: Identity, password: 
     new, secret = data.with_name("postgres.new"), data.with_name("postgres.pass")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
-    write_private(secret, f"{password}\n")
+    write_whole(secret, f"{password}\n".encode())
     for path in (new, secret):
         hand_over(path, identity)
     options: list[str | Path] = ["-D", new, "-U", ADMINISTRATOR]

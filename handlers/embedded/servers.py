@@ -17,7 +17,6 @@ from handlers.embedded.database_password import (
     read_password,
     with_password,
     without_password,
-    write_private,
 )
 from handlers.embedded.database_roles import urls_of
 from handlers.embedded.errors import EmbeddedError, ServerFailed
@@ -26,6 +25,7 @@ from handlers.embedded.lock import owner_of, owning
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import postgresql
 from handlers.listening import Listening
+from handlers.sending.disk import write_whole
 
 _FOUND_IN: Final = "servers.json"
 
@@ -128,7 +128,7 @@ def running_servers(directory: Path) -> Servers | None:
 
     Raises EmbeddedError.
     """
-    directory = directory.expanduser().resolve()
+    directory = _real(directory)
     if owner_of(directory) is None:
         return None
     try:
@@ -158,17 +158,24 @@ def _note(path: Path, servers: Servers) -> None:
         "embedded_database": embedded,
         "nats_ca": None if servers.nats_ca is None else str(servers.nats_ca),
     }
-    write_private(path, json.dumps(content, indent=2))  # a URL that was given may hold a password
+    # For us alone: a URL that was given may hold a password.
+    write_whole(path, json.dumps(content, indent=2).encode(), durable=False)
 
 
 def _made(directory: Path) -> Path:
-    directory = directory.expanduser().resolve()
+    directory = _real(directory)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError("no permission to write there")
     except OSError as error:
         raise EmbeddedError(
-            f"{directory} can't be the data directory ({error}): choose another with --data-dir"
+            f"{directory} can't be the data directory ({error.strerror or error}): choose another "
+            "with --data-dir"
         ) from error
     return directory
+
+
+def _real(directory: Path) -> Path:
+    """Return where a directory is; links in a loop stay, and whoever opens them is refused."""
+    return Path(os.path.realpath(directory.expanduser()))  # Path.resolve raises RuntimeError there

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
-    """Put `data` in place of the file at once; `durable` also against a loss of power."""
+    """Put `data` in place of the file at once; `durable` also against a loss of power.
+
+    Raises OSError, which names the file also when its disk is full.
+    """
+    with _naming(path):
+        _write_whole(path, data, mode=mode, durable=durable)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in errors of calls that know its descriptor only."""
+    try:
+        yield
+    except OSError as no:
+        if no.filename is None:
+            no.filename = str(path)
+        raise
+
+
+def _write_whole(path: Path, data: bytes, *, mode: int, durable: bool) -> None:
     beside = path.with_name(f".{path.name}.new")
     beside.unlink(missing_ok=True)
     # Never through what somebody left there: in a workspace that may be a link to anywhere.

@@ -244,26 +244,6 @@ def test_a_setting_that_can_not_be_is_wrong_usage() -> None:
     assert "WORKSPACED_BUILD_TIMEOUT" in refused.stderr
 
 
-@pytest.mark.parametrize("words", [["up"], ["chat", "list"], ["events", "--all"]], ids=" ".join)
-def test_a_directory_without_a_name_is_not_where_we_are(words: list[str]) -> None:
-    refused = run(*words, "--data-dir", "")
-
-    assert refused.returncode == 2
-    assert refused.stdout == ""
-    assert refused.stderr == (
-        "workspaced: WORKSPACED_DATA_DIR (--data-dir) is empty: name a directory\n"
-    )
-    assert not (ROOT / "credentials").exists()
-
-
-@pytest.mark.parametrize("flag", ["--credentials", "--nats-ca"])
-def test_a_file_without_a_name_is_wrong_usage(flag: str) -> None:
-    refused = run("chat", "list", flag, "")
-
-    assert refused.returncode == 2
-    assert f"({flag}) is empty: name a file" in refused.stderr
-
-
 @pytest.mark.parametrize(
     ("given", "missing"),
     [("--tls-certificate", "--tls-key"), ("--tls-key", "--tls-certificate")],

@@ -1,0 +1,344 @@
+"""What a process finds around itself: streams, home, files, limits, variables. None ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from handlers.cli.flags import parser
+from handlers.settings import Settings, read_settings, unknown_variables
+from tests.cli.folders import folder
+from tests.wire.running import ROOT, Up, environment, run
+
+WORKSPACED = [sys.executable, "-m", "handlers"]
+NO_POWERS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+"""Root without the right to pass over permissions."""
+powerless = pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("setpriv") is None, reason="there is no setpriv"
+)
+
+
+def shell(words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of a shell in which $W is `workspaced`."""
+    return subprocess.run(
+        ["/bin/sh", "-c", words],
+        cwd=ROOT,
+        env=environment({"W": " ".join(WORKSPACED), **more}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def told(done: subprocess.CompletedProcess[str], *words: str | Path, status: int = 1) -> None:
+    """Hold that a command failed with one line that has these words."""
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (status, "")
+    assert line.startswith("workspaced: ")
+    assert [word for word in map(str, words) if word not in line] == []
+
+
+# Standard streams
+
+
+@pytest.mark.parametrize("closed", ["<&- >&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_up_runs_and_ends_whatever_its_standard_streams_are(closed: str, tmp_path: Path) -> None:
+    """It must open no socket under the number of a standard stream, and may have nobody to tell."""
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f'exec $W up --data-dir "$0" {closed}', str(tmp_path / "data")],
+        cwd=ROOT,
+        env=environment({"W": " ".join(WORKSPACED)}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        if ">&-" in closed.split():
+            _noted(tmp_path / "data" / "servers.json")
+        else:
+            assert json.loads(process.stdout.readline())["ready"] is True
+        listed = run("chat", "list", "--data-dir", tmp_path / "data")
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(30)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+    assert listed.returncode == 0, listed.stderr
+    assert status == 0
+
+
+def _noted(path: Path) -> None:
+    """Wait until the file is there, by the tool for that."""
+    script = (
+        "import asyncio, sys; from pathlib import Path; from handlers.embedded.watching import changes\n"
+        "async def main(path):\n"
+        "    path.parent.mkdir(exist_ok=True)\n"
+        "    with changes(path.parent) as changed:\n"
+        "        while not path.exists(): changed.clear(); await changed.wait()\n"
+        "asyncio.run(main(Path(sys.argv[1])))"
+    )
+    subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, timeout=60, check=True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=lambda more: ",".join(more.values()),
+)
+def test_what_a_stream_can_not_encode_is_escaped(
+    running: Up, more: dict[str, str], tmp_path: Path
+) -> None:
+    name = "Łukasz 𝄞 é"
+    text = f'name = "own"\npool = "nowhere"\ndisplay_name = "{name}"\n[build]\nstart = "true"\n'
+    pushed = running.run("template", "push", folder(tmp_path, text))
+    assert pushed.returncode == 0, pushed.stderr
+    words = ("--data-dir", running.directory)
+
+    listed = run("template", "list", *words, env=more)
+    refused = run("replay", f"/nowhere/{name}", env=more)
+
+    assert listed.returncode == 0, listed.stderr
+    names = [json.loads(line)["display_name"] for line in listed.stdout.splitlines()]
+    assert name in names
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    assert "/nowhere/" in refused.stderr
+
+
+# Flags and variables
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        (["chat", "list", "--data-dir", ""], ["chat", "list"]),
+        (["chat", "list", "--data-dir="], ["chat", "list"]),
+        (["events", "--all", "--database-url", ""], ["events", "--all"]),
+        (["replay", "--all", "--database-url="], ["replay", "--all"]),
+        (["migrate", "--data", ""], ["migrate"]),
+        (["up", "--nats-port", "", "--http-host", ""], ["up"]),
+        (["up", "--nats-name", "", "--tls-key", "", "--credentials", ""], ["up"]),
+        (["credentials", "issue", "--role", "operator", "--chat", ""], None),
+        (["chat", "list", "--json", "--owner", ""], ["chat", "list", "--json"]),
+    ],
+    ids=lambda words: " ".join(words or ["same"]),
+)
+def test_an_empty_flag_is_as_if_it_were_not_given(
+    given: Sequence[str], same: Sequence[str] | None
+) -> None:
+    same = given[:4] if same is None else same
+
+    assert vars(parser().parse_args(given)) == vars(parser().parse_args(same))
+
+
+def test_a_required_flag_that_is_empty_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["tool", "list_templates", "--chat", ""])
+
+    assert "required: --chat" in capsys.readouterr().err
+
+
+def test_a_value_that_is_given_stays(tmp_path: Path) -> None:
+    flags = parser().parse_args(
+        ["tool", "create_workspace", "--chat=new", "--arg", "name=", "--arg", "parameters.x=--y"]
+    )
+
+    assert flags.arg == [("name", ""), ("parameters.x", "--y")]
+    assert parser().parse_args(["events", "--all", "--data-dir", str(tmp_path)]).all is True
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_setting_is_its_default_as_flag_and_as_variable(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = read_settings()
+    monkeypatch.setenv(f"WORKSPACED_{name.upper()}", "")
+
+    assert read_settings({name: ""}) == usual
+
+
+def test_no_database_is_guessed_when_the_url_is_empty(tmp_path: Path) -> None:
+    for words in (["events", "--all"], ["replay", "--all"], ["migrate"], ["settings", "list"]):
+        for empty in (["--database-url", ""], ["--database-url="]):
+            done = run(*words, *empty, "--data-dir", tmp_path, env={"WORKSPACED_DATABASE_URL": ""})
+            told(done, f"no workspaced runs on {tmp_path}")
+
+
+@pytest.mark.parametrize("words", [["template", "push", ""], ["replay", ""], ["agent", ""]])
+def test_an_empty_path_is_not_where_we_are(words: list[str]) -> None:
+    done = run(*words)
+
+    assert done.returncode == 2
+    assert "it is empty: name a path" in done.stderr
+
+
+def test_unknown_variables_are_named_with_the_nearest_known_one() -> None:
+    nothing = "is no setting of workspaced and has no effect"
+    known = {f"WORKSPACED_{name.upper()}": "1" for name in Settings.model_fields}
+    found = unknown_variables(
+        known | {"WORKSPACED_BUILD_TIMEOU": "1", "WORKSPACED_ZZZ": "1", "WORKSPACE": "1"}
+    )
+
+    assert found == [
+        f"the variable WORKSPACED_BUILD_TIMEOU {nothing}; did you mean WORKSPACED_BUILD_TIMEOUT?",
+        f"the variable WORKSPACED_ZZZ {nothing}",
+    ]
+
+
+def test_a_warning_for_each_unknown_variable_goes_to_stderr(tmp_path: Path) -> None:
+    names = {"WORKSPACED_NATS_URI": "x", "WORKSPACED_DATADIR": "x", "WORKSPACED_PARAM_X": "x"}
+    done = run("chat", "list", "--data-dir", tmp_path, env=names)
+
+    *warnings, words = done.stderr.splitlines()
+    assert "no workspaced runs" in words
+    told = [json.loads(line)["message"].split()[2] for line in warnings]
+    assert told == ["WORKSPACED_DATADIR", "WORKSPACED_NATS_URI"]
+
+
+# Home and files
+
+
+@pytest.mark.parametrize(
+    ("home", "words"),
+    [("", ["--data-dir", "~nosuchuser/x"]), ("/nowhere", ["--data-dir", "~nosuchuser"])],
+)
+def test_a_home_that_nobody_has_is_named(home: str, words: list[str]) -> None:
+    done = run("chat", "list", *words, env={"HOME": home})
+
+    told(done, "~nosuchuser", "WORKSPACED_DATA_DIR", "HOME", status=2)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")
+@pytest.mark.parametrize("home", ["-u HOME", "HOME="])
+def test_a_user_without_passwd_entry_and_home_is_told_what_to_do(home: str) -> None:
+    as_nobody = "unshare -U --map-user=12345"
+    if shell(f"{as_nobody} true").returncode:
+        pytest.skip("this machine refuses user namespaces")
+
+    told(shell(f"{as_nobody} env {home} $W chat list"), "no workspaced runs on /.local/share")
+    told(shell(f"{as_nobody} env {home} $W chat list --data-dir '~/x'"), "set HOME", status=2)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    """Names of every kind that a file system refuses."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "read-only").mkdir(mode=0o500)
+    return tmp_path
+
+
+COMMANDS = [
+    "up --data-dir",
+    "provisioner --nats-url nats://127.0.0.1:1 --data-dir",
+    "worker --data-dir",
+    "chat list --data-dir",
+    "migrate --data-dir",
+    "nats-auth --data-dir",
+    "template push",
+    "replay",
+    "agent",
+    "chat list --nats-url nats://127.0.0.1:1 --credentials",
+]
+
+
+@powerless
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_the_file_system_refuses_is_one_line_with_the_path(command: str, places: Path) -> None:
+    too_long, failed = "x" * 300, list[str]()
+    for name in ("loop/x", "loop", "file/x", "closed/x", "closed", too_long):
+        path = places / name
+        done = subprocess.run(
+            [*NO_POWERS, *WORKSPACED, *command.split(), str(path)],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        last = done.stderr.splitlines()[-1] if done.stderr else ""
+        named = any(str(one) in last for one in (path, path.parent))
+        lines = len(done.stderr.splitlines())
+        if done.returncode != 1 or "Traceback" in done.stderr or not named or lines > 1:
+            failed.append(f"{name}: {done.returncode} {done.stderr[-400:]}")
+
+    assert failed == []
+
+
+@powerless
+def test_a_place_that_can_not_be_written_is_named(places: Path) -> None:
+    for words in (["up", "--data-dir"], ["nats-auth", "--data-dir"]):
+        done = subprocess.run(
+            [*NO_POWERS, *WORKSPACED, *words, str(places / "read-only")],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        told(done, places / "read-only")
+
+
+def test_a_full_disk_is_said_with_what_to_do() -> None:
+    told(
+        shell("ulimit -f 0; trap '' XFSZ; $W nats-auth --data-dir $(mktemp -d)"),
+        "credentials",
+        "File too large",
+    )
+
+
+# Descriptors
+
+
+def test_who_serves_may_open_as_many_files_as_the_machine_lets_it(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    code = (
+        "import resource, sys; from handlers import confined, processes\n"
+        "from handlers.confining import Confinement; from pathlib import Path\n"
+        "processes.raise_descriptor_limit()\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)\n"
+        "import os; words = Confinement().prefix(Path('.'), step=True)\n"
+        "os.execv(words[0], [*words, '/bin/sh', '-c', 'ulimit -S -n; ulimit -H -n'])"
+    )
+    done = shell(f'ulimit -S -n 128; {sys.executable} -c "$CODE"', CODE=code)
+
+    raised, soft, same = done.stdout.split()
+    expected = min(hard, 1 << 20) if hard != resource.RLIM_INFINITY else 1 << 20
+    assert int(raised) == expected
+    assert soft == "128"
+    assert same == "unlimited" or int(same) == hard
+
+
+def test_up_raises_its_limit_of_open_files(running: Up) -> None:
+    limits = Path(f"/proc/{running.process.pid}/limits").read_text().splitlines()
+    (line,) = [line for line in limits if line.startswith("Max open files")]
+    soft, hard = line.split()[3:5]
+
+    assert soft == hard or int(soft) == 1 << 20
+
+
+def test_without_descriptors_a_command_says_so(tmp_path: Path) -> None:
+    done = shell(f"ulimit -n 8; $W up --data-dir {tmp_path / 'data'}")
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "ulimit -n" in done.stderr
