@@ -17,6 +17,7 @@ from handlers import agent_files
 from handlers.agent.agent import Agent
 from handlers.agent.link import Connect
 from handlers.agent_files import AlreadyRuns, Credential
+from handlers.first import divide
 from handlers.listening import trust
 
 GIVEN_UP: Final = 3
@@ -71,6 +72,7 @@ def main() -> int:
     if len(sys.argv) != 2:  # noqa: PLR2004 — the program and its one argument
         sys.stderr.write("usage: python -m handlers.agent CONFIG\n")
         return 2
+    divide()
     return run_agent(Path(sys.argv[1]))
 
 

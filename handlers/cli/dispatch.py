@@ -47,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.command is None:
         words.print_help(sys.stderr)
         return 2
+    if flags.serves:
+        from handlers.first import divide  # noqa: PLC0415 — quick --help
+
+        divide()
     try:
         with told_apart(needed=not flags.serves):
             status = _run(flags)

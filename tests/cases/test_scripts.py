@@ -1,0 +1,19 @@
+"""Cases of agents whose scripts say more than a log takes; B22 and B23 are played in tests/agent."""
+
+from __future__ import annotations
+
+import json
+from uuid import uuid4
+
+from tests.cases.playing import INPUTS
+from tests.wire.running import Up
+
+
+def test_b03_verdict_lost_behind_the_limit(running: Up) -> None:
+    chat = str(uuid4())
+    pushed = running.data("template", "push", INPUTS / "B03-verdict-lost-behind-the-limit")
+    words = ("tool", "create_workspace", "--chat", chat, "--json", "--arg")
+    answer = json.loads(running.run(*words, f"template_id={pushed['template_id']}").stdout)
+
+    assert answer["lifecycle_state"] == "start_error"
+    assert "exited with status 5" in running.run("log", chat).stdout
