@@ -45,6 +45,18 @@ async def test_a_message_is_stored_under_the_next_number(
     assert (await bus.ensure_stream(stream)).last == 2
 
 
+async def test_the_clock_of_a_stream_is_its_servers(bus: Bus, declare: Declare) -> None:
+    stream = declare()
+    with pytest.raises(Unavailable):
+        await bus.now(stream.name)
+    await bus.ensure_stream(stream)
+
+    shown = [await bus.now(stream.name) for _ in range(3)]
+
+    assert shown == sorted(shown)
+    assert abs(datetime.now(UTC) - shown[-1]) < timedelta(seconds=60)
+
+
 async def test_starters_at_the_same_moment_make_one_stream(
     bus: Bus, other: Bus, declare: Declare
 ) -> None:
