@@ -1,4 +1,7 @@
-"""The arguments of the tools, checked."""
+"""The arguments of the tools, as models that check them.
+
+docs/schemas is made from these models: run `make schemas` after a change.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,20 @@ Values = Annotated[dict[str, TextValue], BeforeValidator(_given), Field(max_leng
 
 
 class NoArguments(Frozen):
-    """stop_workspace takes none."""
+    """The arguments of stop_workspace: none."""
 
 
 class CreateArguments(NoArguments):
-    """create_workspace's."""
+    """The arguments of create_workspace."""
 
     template_id: str | None = None
+    """Required: the id of a template, as list_templates lists it."""
     name: str | None = None
+    """The workspace's name; workspaced makes one up if it is absent, and a similar one if it is not valid."""
     parameters: Values | None = None
+    """Values by the names of parameters, as read_template lists them; null means "not given"."""
     preset_id: str | None = None
+    """The id of a preset, as read_template lists it; its values count where `parameters` has none."""
 
     def problem(self) -> str | None:
         """Say what is wrong before anything else is looked at."""
@@ -55,22 +62,26 @@ class CreateArguments(NoArguments):
 
 
 class StartArguments(NoArguments):
-    """start_workspace's."""
+    """The arguments of start_workspace."""
 
     parameters: Values | None = None
+    """New values for mutable parameters, by name; the others keep their last value."""
 
 
 class ListArguments(NoArguments):
-    """list_templates'."""
+    """The arguments of list_templates."""
 
     query: str | None = None
+    """Part of a name, a display name or a description, in any case; absent: all templates."""
     page: int | None = None
+    """Which page, from 1; absent: the first."""
 
 
 class ReadArguments(NoArguments):
-    """read_template's."""
+    """The arguments of read_template."""
 
     template_id: str | None = None
+    """Required: the id of a template, as list_templates lists it."""
 
     def problem(self) -> str | None:
         """Say what is wrong with the id."""

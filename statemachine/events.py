@@ -1,7 +1,10 @@
-"""The facts and requests that can reach a chat: one frozen model per type of contract §3.
+"""The facts and requests that can reach a chat: one frozen model for each type of event.
 
-A fact is past tense and never refused; a request may be. Each model is the `data` of a CloudEvent;
-`Event` adds the envelope's attributes that the core needs. Unknown keys are ignored.
+A fact has happened and is never refused; a request may be. Each model is the `data` of a CloudEvent;
+`Event` adds those attributes of the envelope that the core needs. Unknown keys are ignored.
+
+docs/schemas is made from the models that other programs send. The text below a class or a key becomes
+its description there; run `make schemas` after a change.
 """
 
 from __future__ import annotations
@@ -105,7 +108,7 @@ class Transition(StrEnum):
 
 
 class Lifecycle(StrEnum):
-    """How far an agent is; settled is all but the first two."""
+    """How far an agent has come. All values but `created` and `starting` are settled."""
 
     CREATED = "created"
     STARTING = "starting"
@@ -119,55 +122,70 @@ class Lifecycle(StrEnum):
 
 
 class ToolRequested(Frozen):
-    """The chat's model called a tool."""
+    """Asks for a tool call; the answer is `workspaced.tool_resolved.v1`."""
 
     name: ClassVar = "tool_requested"
     call_id: Token
+    """Identifies the call within its chat. A repeated request with the same `call_id` starts nothing."""
     tool: Annotated[str, StringConstraints(max_length=128)]
+    """The name of a tool, for example `create_workspace`."""
     args: dict[str, Any] = Field(default_factory=dict)
+    """The arguments of the tool."""
     organization_id: Id
+    """The chat's organization. The first accepted request of a chat fixes it."""
     owner_id: Id
+    """The chat's owner. The first accepted request of a chat fixes it."""
     owner_name: Label
+    """The owner's name, the first part of a workspace's full name."""
 
 
 class ToolCanceled(Frozen):
-    """The chat no longer waits for that call."""
+    """Ends the wait of one call. The build that the call waits for goes on."""
 
     name: ClassVar = "tool_canceled"
     call_id: Token
 
 
 class DeleteRequested(Frozen):
-    """The chat's workspace is to be deleted."""
+    """Requests a delete build of the chat's workspace."""
 
     name: ClassVar = "delete_requested"
     reason: Annotated[Text, AfterValidator(_not_blank)] | None = None
+    """Text for people."""
 
 
 class _OfBuild(Frozen):
     workspace_id: Id
     build_id: Id
     build_number: Annotated[int, Field(ge=0, lt=2**53)]
+    """The number in the job or, for a build made elsewhere, the workspace's last number + 1."""
     transition: Annotated[Transition, Field(strict=False)]
 
 
 class BuildStarted(_OfBuild):
-    """A provisioner took the build up."""
+    """A provisioner has begun a build."""
 
     name: ClassVar = "build_started"
     workspace_name: FactName | None = None
+    """For a build made elsewhere: the workspace's name."""
     owner_name: FactName | None = None
+    """For a build made elsewhere: the name of the workspace's owner."""
     template_id: Id | None = None
+    """For a build made elsewhere: the template that it uses."""
     template_version_id: Id | None = None
+    """For a build made elsewhere: the template version that it uses."""
 
 
 class Agent(Frozen):
-    """An agent that a build made."""
+    """An agent of a workspace, as a successful build reports it."""
 
     id: Id
+    """A later build never uses this id again."""
     name: FactName
     parent_id: Id | None = None
+    """The agent that this one belongs to; only agents without a parent can be chosen for the chat."""
     display_order: int = 0
+    """The chat's agent is the first one by this order, unless a name says otherwise."""
 
 
 def _distinct(agents: tuple[Agent, ...], info: ValidationInfo) -> tuple[Agent, ...]:
@@ -178,37 +196,41 @@ def _distinct(agents: tuple[Agent, ...], info: ValidationInfo) -> tuple[Agent, .
 
 
 class BuildSucceeded(_OfBuild):
-    """The build is done; these agents will connect."""
+    """A build has succeeded. This is a terminal fact."""
 
     name: ClassVar = "build_succeeded"
     template_version_id: Id | None = None
+    """The template version that the build used."""
     agents: Annotated[tuple[Agent, ...], Field(strict=False), AfterValidator(_distinct)] = ()
 
 
 class Quota(Frozen):
-    """What an owner used of what they may use."""
+    """How much of the owner's quota is used."""
 
     credits_consumed: float
     budget: float
 
 
 class BuildFailed(_OfBuild):
-    """The provisioner gave up on the build."""
+    """A build has failed. This is a terminal fact."""
 
     name: ClassVar = "build_failed"
     error: ErrorText = ""
+    """Why it failed, for people; at most 64 KiB, of which the end is kept."""
     error_code: FactText | None = None
+    """`INSUFFICIENT_QUOTA` says that the owner's quota is used up; workspaced passes on any other code."""
     quota: Quota | None = None
+    """With `INSUFFICIENT_QUOTA`: the owner's quota."""
 
 
 class BuildCanceled(_OfBuild):
-    """The build was called off before it ended."""
+    """A build was canceled before it ended. This is a terminal fact."""
 
     name: ClassVar = "build_canceled"
 
 
 class WorkspaceDeleted(Frozen):
-    """The workspace is gone, however that came."""
+    """A workspace no longer exists, whatever deleted it."""
 
     name: ClassVar = "workspace_deleted"
     workspace_id: Id
@@ -222,26 +244,34 @@ Sequence = Annotated[int, Field(ge=0, lt=2**63)]
 class _OfAgent(Frozen):
     workspace_id: Id
     build_id: Id
+    """The start build that made the agent."""
     agent_id: Id
+    """Equal to the last part of `source`."""
     sequence: Sequence
+    """Rises with each fact of the agent, also over its restarts."""
 
 
 class AgentConnected(_OfAgent):
-    """The agent reached the bus."""
+    """The agent has connected."""
 
     name: ClassVar = "agent_connected"
 
 
 class AgentDisconnected(_OfAgent):
-    """The agent left, or (source `/workspaced`, no sequence) was lost."""
+    """The agent has disconnected.
+
+    Workers record it themselves for an agent that they no longer see: source `/workspaced`, no sequence.
+    """
 
     name: ClassVar = "agent_disconnected"
     sequence: Sequence | None = None  # type: ignore[assignment]
+    """Rises with each fact of the agent, also over its restarts."""
     reason: FactText | None = None
+    """Text for people."""
 
 
 class AgentLifecycle(_OfAgent):
-    """The agent came to a point of its life."""
+    """The agent reports how far it has come."""
 
     name: ClassVar = "agent_lifecycle"
     lifecycle: Annotated[Lifecycle, Field(strict=False)]

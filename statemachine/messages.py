@@ -100,6 +100,27 @@ class StateChanged(TypedDict):
     """Null only at version 0."""
 
 
+class CloudEvent(TypedDict):
+    """The envelope of every message: a CloudEvents 1.0 event in structured JSON mode."""
+
+    specversion: Literal["1.0"]
+    id: Annotated[str, Field(min_length=1, max_length=1024)]
+    """A UUID that nobody can guess. A second event with the same `source` and `id` has no effect."""
+    source: Annotated[str, Field(min_length=1, max_length=1024)]
+    """`/chat/<service>`, `/provisioner/<name>`, `/agent/<agent_id>` or `/workspaced`."""
+    type: Annotated[str, Field(pattern=r"^workspaced\.[a-z_]+\.v[1-9][0-9]{0,3}$")]
+    subject: Id
+    """The chat id, equal to the one in the NATS subject."""
+    time: NotRequired[Annotated[str, Field(json_schema_extra={"format": "date-time"})]]
+    """RFC 3339. workspaced writes UTC with `Z`, and takes the time of receipt if it is absent."""
+    datacontenttype: NotRequired[str]
+    """workspaced writes `application/json`."""
+    traceparent: NotRequired[str]
+    """A W3C trace context. Events that follow from this one carry the same trace id."""
+    data: dict[str, Any]
+    """Depends on `type`."""
+
+
 class Archive(TypedDict):
     """The template's folder as a tar.gz, which the rpc `template_archive` returns in pieces."""
 
@@ -165,6 +186,47 @@ class LogAppended(TypedDict):
     """One or more lines, at most 32 KiB."""
     sequence: int
     """Counts from 1 for each build and origin: order lines by it and drop repeats."""
+
+
+class LogLine(TypedDict, total=False):
+    """The data of a stored `log_appended`. A key that the sender left out is absent."""
+
+    build_id: Id
+    origin: Literal["provisioner", "agent"]
+    stage: str
+    level: str
+    output: str
+    sequence: int
+
+
+class LoggedEvent(CloudEvent):
+    """An event as it was accepted: without unknown keys, with sensitive values as `***`."""
+
+    pool: NotRequired[str]
+    """The pool of the provisioner that sent the event, if its key is for one pool."""
+
+
+class LogEntry(TypedDict):
+    """An entry of a chat's event log."""
+
+    seq: int
+    """Counts from 1 within the chat."""
+    event: LoggedEvent
+    outcome: Literal["moved", "changed", "kept", "repeat", "stale", "foreign", "ignored"]
+    """What the event did. `moved`: the state changed. `changed`: another key changed. `kept`: the event may
+    take effect later. All others had no effect."""
+    state_before: WireState
+    state_after: WireState
+    version: int | None
+    """The version that the event led to, if it led to one."""
+    at: Timestamp
+    """When the event was stored."""
+    cause: NotRequired[Cause]
+    """The event that this one followed from, if workspaced itself made it."""
+    deadline: NotRequired[Timestamp]
+    """The limit of the new state, if the event set one."""
+    notice: NotRequired[str]
+    """Text for people: what of the event was changed when it was accepted."""
 
 
 class Readiness(TypedDict, total=False):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from statemachine.messages import LogEntry
 from statemachine.replay import Difference, Fold
 from statemachine.snapshots import differences, filled, read, without_hidden
 from statemachine.store import Changes
@@ -42,10 +43,10 @@ class Audit:
             if value != folded[name]
         ]
 
-    def take(self, entry: dict[str, object]) -> None:
+    def take(self, entry: LogEntry) -> None:
         """Fold an entry, unless one before it could not be read or the look was before it."""
         seq = entry["seq"]
-        if self.unreadable or (isinstance(seq, int) and seq > self.kept.last):
+        if self.unreadable or seq > self.kept.last:
             return
         try:
             self.fold.take(entry)

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from bus import CLOUDEVENT, Bus, BusError, Message, Refused, ServiceError, Subscription, subjects
 from handlers.gateway.bodies import CancelBody, ToolBody
+from handlers.gateway.replies import Canceled
 from statemachine.codec import encode, is_traceparent
 from statemachine.load import BUSY
 from statemachine.store import Store, StoreUnavailableError
@@ -81,7 +82,7 @@ class Asking:
                 503, f"the bus is away; ask again with call_id {call_id}: {bad}"
             ) from bad
 
-    async def cancel(self, body: CancelBody) -> dict[str, Any]:
+    async def cancel(self, body: CancelBody) -> Canceled:
         """End a call's wait; say whether there is, or may come, one to end."""
         try:
             over = await self.store.answered(body.chat_id, body.call_id)

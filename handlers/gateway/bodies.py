@@ -1,4 +1,7 @@
-"""The bodies of rpc requests (contract §5): what is expected, and the error that says so."""
+"""The bodies of rpc requests, as models that check them, and the error that says what is wrong.
+
+docs/schemas is made from these models: run `make schemas` after a change.
+"""
 
 from __future__ import annotations
 
@@ -12,70 +15,89 @@ from statemachine.leniency import UnreadableError
 from statemachine.leniency import read as lenient
 from statemachine.strictness import Reject, parse
 
+Role = Literal["frontend", "chat-service", "provisioner", "operator", "worker", "gateway"]
+"""What a key can be issued for."""
+
 
 class ToolBody(Frozen):
-    """Of the five tools."""
+    """The body of an rpc that calls a tool."""
 
     chat_id: Id
     call_id: Token | None = None
+    """Identifies the call within its chat; absent: the gateway makes one up."""
     organization_id: Id
+    """The chat's organization. The first accepted request of a chat fixes it."""
     owner_id: Id
+    """The chat's owner. The first accepted request of a chat fixes it."""
     owner_name: Label
+    """The owner's name, the first part of a workspace's full name."""
     args: dict[str, Any] = {}
+    """The arguments of the tool."""
 
 
 class CancelBody(Frozen):
-    """Of `cancel`."""
+    """The body of `cancel`, which ends the wait of a call."""
 
     chat_id: Id
     call_id: Token
 
 
 class ChatBody(Frozen):
-    """Of `get_chat`."""
+    """The body of `get_chat`, which returns the state of a chat."""
 
     chat_id: Id
 
 
 class ChatsBody(Frozen):
-    """Of `list_chats`; `state` as on the wire, `cursor` from the page before."""
+    """The body of `list_chats`, which returns the states of all chats that fit, page by page."""
 
     organization_id: Id | None = None
+    """Only chats of this organization."""
     owner_id: Id | None = None
+    """Only chats of this owner."""
     state: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """Only chats in this state, for example `failed`."""
     cursor: Id | None = None
+    """The `next` of the page before."""
 
 
 class OrphansBody(Frozen):
-    """Of `list_orphans`; `cursor` from the page before."""
+    """The body of `list_orphans`, which returns the running workspaces that no chat has."""
 
     cursor: Id | None = None
+    """The `next` of the page before."""
 
 
 class LogBody(Frozen):
-    """Of `read_log`; `after`: the `next` of the page before."""
+    """The body of `read_log`, which returns the stored log lines of a build, page by page."""
 
     chat_id: Id
     build_id: Id
     after: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """The `next` of the page before."""
 
 
 class EventsBody(Frozen):
-    """Of `read_events`; `after`: a `seq`."""
+    """The body of `read_events`, which returns the event log of a chat, page by page."""
 
     chat_id: Id
     after: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Only entries whose `seq` is above this one."""
 
 
 class ArchiveBody(Frozen):
-    """Of `template_archive`; `offset` in bytes."""
+    """The body of `template_archive`, which returns a piece of a template folder's tar.gz.
+
+    The reply is not JSON but the bytes themselves: at most 256 KiB, none at the end.
+    """
 
     version_id: Id
     offset: Annotated[int, Field(ge=0, lt=2**30)] = 0
+    """In bytes, from the beginning."""
 
 
 class AgentCredentialBody(Frozen):
-    """Of `agent_credential`."""
+    """The body of `agent_credential`, by which a provisioner obtains a key for an agent."""
 
     chat_id: Id
     workspace_id: Id
@@ -84,31 +106,39 @@ class AgentCredentialBody(Frozen):
 
 
 class FrontendCredentialBody(Frozen):
-    """Of `frontend_credential`."""
+    """The body of `frontend_credential`, by which a chat service obtains a key for a frontend."""
 
     chat_ids: Annotated[tuple[Id, ...], Field(strict=False, min_length=1, max_length=100)]
+    """The chats that the key can follow."""
     ttl_seconds: Annotated[float, Field(ge=1, le=7 * 24 * 3600)] = 3600
+    """How long the key is valid."""
 
 
 class IssueBody(Frozen):
-    """Of `issue_credential`; `name` is what a provisioner is called on the bus, and a label else."""
+    """The body of `issue_credential`, by which an operator issues a key for a role."""
 
-    role: Literal["frontend", "chat-service", "provisioner", "operator", "worker", "gateway"]
+    role: Role
     chat_ids: Annotated[tuple[Id, ...], Field(strict=False, max_length=100)] = ()
+    """For the role `frontend`, and for no other: the chats that the key can follow."""
     name: Token | None = None
+    """For a provisioner, which must have one: its name in subjects. Otherwise a label."""
     pool: Token | None = None
+    """For a provisioner, and for no other role: the pool whose jobs it takes."""
     ttl_seconds: Annotated[float, Field(ge=1, le=30 * 24 * 3600)] = 3600
+    """How long the key is valid; for frontends and operators at most 7 days."""
 
 
 class CredentialsBody(Frozen):
-    """Of `list_credentials`; `spent`: also what is no longer good; `cursor` from the page before."""
+    """The body of `list_credentials`, which returns the keys that were issued, page by page."""
 
     spent: bool = False
+    """Also keys that have expired, were revoked, or belong to an agent of an older build."""
     cursor: Token | None = None
+    """The `next` of the page before."""
 
 
 class RevokeBody(Frozen):
-    """Of `revoke_credential`."""
+    """The body of `revoke_credential`, which ends a key and its connections."""
 
     public_key: Token
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final, cast
 
 from bus import Bus, BusError, Message, ServiceError
 from handlers import nkey
@@ -17,6 +17,7 @@ from handlers.gateway.bodies import (
     RevokeBody,
 )
 from handlers.gateway.grants import asker, inbox_prefix, role_inbox_prefix
+from handlers.gateway.replies import IssuedKey, Key, KeysPage, ListedKey, RevokedKey
 from statemachine.codec import timestamp
 from statemachine.store import Credential, Listed, Store
 from statemachine.workspace import Build
@@ -37,7 +38,7 @@ class Credentials:
     store: Store
     bus: Bus
 
-    async def agent(self, body: AgentCredentialBody, asked: Message) -> dict[str, Any]:
+    async def agent(self, body: AgentCredentialBody, asked: Message) -> Key:
         """Issue a key to one agent of a chat's newest build. Raises ServiceError 403."""
         chat = await self.store.chat(body.chat_id)
         ref, build = (chat.ref, chat.build) if chat else (None, None)
@@ -69,13 +70,13 @@ class Credentials:
         if None not in (pool, theirs) and pool != theirs:
             raise ServiceError(403, f"build {build.id} is not one of pool {pool}")
 
-    async def frontend(self, body: FrontendCredentialBody) -> dict[str, Any]:
+    async def frontend(self, body: FrontendCredentialBody) -> Key:
         """Issue a key that follows some chats for a while."""
         expires_at = datetime.now(UTC) + timedelta(seconds=body.ttl_seconds)
         _, issued = await self._issue(Credential("frontend", body.chat_ids, expires_at))
         return issued
 
-    async def issue(self, body: IssueBody) -> dict[str, Any]:
+    async def issue(self, body: IssueBody) -> IssuedKey:
         """Issue a key for a role. Raises ServiceError 400."""
         if (fault := _fault(body)) is not None:
             raise ServiceError(400, f"body.{fault}")
@@ -95,15 +96,15 @@ class Credentials:
         public_key, issued = await self._issue(credential)
         return {"public_key": public_key, "role": body.role, **issued}
 
-    async def listed(self, body: CredentialsBody) -> dict[str, Any]:
+    async def listed(self, body: CredentialsBody) -> KeysPage:
         """Return a page of the keys that were issued."""
         found = await self.store.credentials(spent=body.spent, after=body.cursor, most=PAGE + 1)
-        page: dict[str, Any] = {"credentials": [_shown(listed) for listed in found[:PAGE]]}
+        page: KeysPage = {"credentials": [_shown(listed) for listed in found[:PAGE]]}
         if len(found) > PAGE:
             page["next"] = found[PAGE - 1].public_key
         return page
 
-    async def revoke(self, body: RevokeBody) -> dict[str, Any]:
+    async def revoke(self, body: RevokeBody) -> RevokedKey:
         """Take a key back, and cut off who is connected with it. Raises ServiceError 404."""
         if not await self.store.revoke(body.public_key):
             raise ServiceError(404, f"no key {body.public_key} was issued")
@@ -120,12 +121,12 @@ class Credentials:
             "connections_unreachable": unreachable,
         }
 
-    async def _issue(self, credential: Credential) -> tuple[str, dict[str, Any]]:
+    async def _issue(self, credential: Credential) -> tuple[str, Key]:
         """Keep a new key; return its public half, and what its holder is told."""
         seed = nkey.new_seed("user")
         public = nkey.public_key(seed)
         await self.store.issue(public, credential)
-        told = {
+        told: Key = {
             "seed": seed,
             "inbox_prefix": _inbox_prefix(credential, public),
             "expires_at": timestamp(credential.expires_at),
@@ -155,7 +156,7 @@ def _fault(body: IssueBody) -> str | None:
     return None
 
 
-def _shown(listed: Listed) -> dict[str, Any]:
+def _shown(listed: Listed) -> ListedKey:
     credential = listed.credential
     shown = {
         "public_key": listed.public_key,
@@ -172,4 +173,4 @@ def _shown(listed: Listed) -> dict[str, Any]:
         "connections": listed.connections,
         "superseded": listed.superseded or None,
     }
-    return {key: value for key, value in shown.items() if value is not None}
+    return cast(ListedKey, {key: value for key, value in shown.items() if value is not None})

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from bus import Bus, BusError, Message, Responder, ServiceError, subjects
 from handlers.gateway import bodies
@@ -80,12 +80,14 @@ class Gateway:
         await asyncio.get_running_loop().create_future()
 
 
-def _json(model: type[Body], answer: Callable[[Body], Awaitable[dict[str, Any]]]) -> Responder:
+def _json(
+    model: type[Body], answer: Callable[[Body], Awaitable[Mapping[str, object]]]
+) -> Responder:
     return _json_to(model, lambda body, _message: answer(body))
 
 
 def _json_to(
-    model: type[Body], answer: Callable[[Body, Message], Awaitable[dict[str, Any]]]
+    model: type[Body], answer: Callable[[Body, Message], Awaitable[Mapping[str, object]]]
 ) -> Responder:
     async def text(body: Body, message: Message) -> bytes:
         found = await answer(body, message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final, cast
 
 from pydantic_core import to_json
 
@@ -19,9 +19,20 @@ from handlers.gateway.bodies import (
     LogBody,
     OrphansBody,
 )
+from handlers.gateway.replies import (
+    ChatsPage,
+    ChatWithCalls,
+    EventsPage,
+    LinesPage,
+    OpenCall,
+    Orphan,
+    OrphansPage,
+    ShownChat,
+)
 from handlers.lines import read_line
 from statemachine import formers
 from statemachine.codec import timestamp
+from statemachine.messages import LogEntry, LogLine
 from statemachine.states import ABOUT
 from statemachine.store import Store
 from statemachine.views import notice, state_changed
@@ -44,20 +55,20 @@ class Reader:
     orphan_grace: timedelta
     """How long a workspace that no chat has may run before the workers stop it."""
 
-    async def get_chat(self, body: ChatBody) -> dict[str, Any]:
+    async def get_chat(self, body: ChatBody) -> ChatWithCalls:
         """Return a chat's state and the calls that wait for it."""
         chat = await self.store.chat(body.chat_id)
         held_up = await self.store.held_up({body.chat_id})
         if chat is None:
-            return _shown(Workspace(chat_id=body.chat_id), held_up) | {"open_calls": []}
+            return _with_calls(_shown(Workspace(chat_id=body.chat_id), held_up), [])
         waiting = await self.store.waiting(body.chat_id) if chat.open_calls else []
-        calls = [
+        calls: list[OpenCall] = [
             {"call_id": call.call_id, "tool": call.tool, "asked_at": timestamp(call.asked_at)}
             for call in waiting
         ]
-        return _shown(chat, held_up) | {"open_calls": calls}
+        return _with_calls(_shown(chat, held_up), calls)
 
-    async def list_chats(self, body: ChatsBody) -> dict[str, Any]:
+    async def list_chats(self, body: ChatsBody) -> ChatsPage:
         """Return a page of chats."""
         states = None
         if body.state is not None:
@@ -73,24 +84,24 @@ class Reader:
             most=PAGE + 1,
         )
         held_up = await self.store.held_up({chat.chat_id for chat in chats})
-        shown: list[Any] = []
+        shown: list[ShownChat] = []
         room = ROOM
         for chat in chats[:PAGE]:
             shown.append(_shown(chat, held_up))
             room -= len(to_json(shown[-1]))
             if room <= 0:
                 break
-        page: dict[str, Any] = {"chats": shown}
+        page: ChatsPage = {"chats": shown}
         if len(shown) < len(chats):
             page["next"] = chats[len(shown) - 1].chat_id
         return page
 
-    async def list_orphans(self, body: OrphansBody) -> dict[str, Any]:
+    async def list_orphans(self, body: OrphansBody) -> OrphansPage:
         """Return a page of the workspaces that run though no chat has them."""
         chats = await self.store.orphaned(after=body.cursor, most=PAGE + 1)
         found = {chat.chat_id: formers.orphans(chat) for chat in chats[:PAGE]}
         had = await self.store.had({former.id for some in found.values() for former in some})
-        orphans: list[Any] = []
+        orphans: list[Orphan] = []
         room = ROOM
         last = ""
         for chat in chats[:PAGE]:
@@ -101,11 +112,14 @@ class Reader:
             room -= len(to_json(entries))
             last = chat.chat_id
         more = bool(chats) and last != chats[-1].chat_id
-        return {"orphans": orphans} | ({"next": last} if more else {})
+        page: OrphansPage = {"orphans": orphans}
+        if more:
+            page["next"] = last
+        return page
 
-    def _orphan(self, chat: Workspace, former: Former) -> Mapping[str, Any]:
+    def _orphan(self, chat: Workspace, former: Former) -> Orphan:
         ref, build, since = former.ref, former.build, former.orphaned_at
-        entry: dict[str, Any] = {
+        entry: Orphan = {
             "workspace_id": former.id,
             "name": ref.name if ref else None,
             "owner_name": (ref.owner_name if ref else None)
@@ -120,10 +134,10 @@ class Reader:
             entry["stops_at"] = timestamp(since + self.orphan_grace)
         return entry
 
-    async def read_log(self, body: LogBody) -> dict[str, Any]:
+    async def read_log(self, body: LogBody) -> LinesPage:
         """Return a page of a build's log messages, in the order they were stored."""
         subject, after = subjects.log(body.chat_id, body.build_id), body.after or 0
-        lines: list[Any] = []
+        lines: list[LogLine] = []
         room = ROOM
         while len(lines) < PAGE and room > 0:
             found = await self.bus.following(LOG.name, subject, after)
@@ -132,13 +146,13 @@ class Reader:
             after = found.sequence
             room -= len(found.data)
             if (line := read_line(found.data, body.build_id)) is not None:
-                lines.append(line)
+                lines.append(cast(LogLine, line))
         return {"lines": lines, "next": after}
 
-    async def read_events(self, body: EventsBody) -> dict[str, Any]:
+    async def read_events(self, body: EventsBody) -> EventsPage:
         """Return a page of a chat's event log."""
         found = await self.store.log(body.chat_id, after=body.after or 0, most=PAGE + 1)
-        events: list[Any] = []
+        events: list[LogEntry] = []
         room = ROOM
         for entry in found[:PAGE]:
             events.append(entry)
@@ -157,7 +171,16 @@ class Reader:
         return piece
 
 
-def _shown(chat: Workspace, held_up: Mapping[str, str]) -> dict[str, Any]:
+def _with_calls(shown: ShownChat, calls: list[OpenCall]) -> ChatWithCalls:
+    with_calls = cast(ChatWithCalls, shown)
+    with_calls["open_calls"] = calls
+    return with_calls
+
+
+def _shown(chat: Workspace, held_up: Mapping[str, str]) -> ShownChat:
     """Return a chat as state_changed shows it, with a notice when something holds it up."""
+    shown = cast(ShownChat, state_changed(chat))
     words = held_up.get(chat.chat_id) or notice(chat)
-    return state_changed(chat) | ({} if words is None else {"notice": words})
+    if words is not None:
+        shown["notice"] = words
+    return shown

@@ -12,10 +12,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from statemachine.calls import Answered, Call
 from statemachine.events import Event
+from statemachine.messages import LogEntry
 from statemachine.store.admitting import Admitting, Connection, Credential, Listed
 from statemachine.store.beside import Pushed
 from statemachine.store.recovering import Job, Origin, Recovering, Seen
@@ -255,9 +256,7 @@ class Store(Recovering, Admitting, Protocol):
         """Say whether a call is known and over."""
         ...
 
-    async def log(
-        self, chat_id: str, *, after: int = 0, most: int = 100
-    ) -> list[Mapping[str, Any]]:
+    async def log(self, chat_id: str, *, after: int = 0, most: int = 100) -> list[LogEntry]:
         """Return log entries as `read_events` shows them, plus `at`."""
         ...
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from statemachine.messages import LogEntry
 from statemachine.store.entries import shown
 from statemachine.wakes import rests
 from statemachine.workspace import Workspace
@@ -58,7 +59,7 @@ class Auditing:
 
     async def logs(
         self, first: str | None = None, last: str | None = None, *, after: int = 0
-    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    ) -> AsyncIterator[tuple[str, LogEntry]]:
         """Yield (chat id, entry) of the logs of the chats from `first` to `last`, chat by chat.
 
         `after`: leave out so many entries of the first chat.
@@ -85,7 +86,7 @@ def columns_of(chat: Workspace) -> dict[str, Any]:
     }
 
 
-def entry_in(row: Mapping[str, Any]) -> dict[str, Any]:
+def entry_in(row: Mapping[str, Any]) -> LogEntry:
     """Return the entry that a row of the log holds."""
     cause = row["cause"]
     return shown(row, json.loads(row["event"]), None if cause is None else json.loads(cause))

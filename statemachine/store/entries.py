@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from statemachine.codec import timestamp
+from statemachine.messages import Cause, LogEntry, LoggedEvent
 
 
 def shown(
     row: Mapping[str, Any], event: Mapping[str, Any], cause: Mapping[str, Any] | None
-) -> dict[str, Any]:
+) -> LogEntry:
     """Return an entry as the world sees it; `cause`, `deadline` and `notice` stand in it where it has them.
 
     The notice is stored as an attribute of the event that it is about.
     """
     deadline: datetime | None = row["deadline"]
     notice = event.get("notice")
-    event = {name: value for name, value in event.items() if name != "notice"}
-    return {
+    logged = {name: value for name, value in event.items() if name != "notice"}
+    entry: LogEntry = {
         "seq": row["seq"],
-        "event": event,
+        "event": cast(LoggedEvent, logged),
         "outcome": row["outcome"],
         "state_before": row["state_before"],
         "state_after": row["state_after"],
         "version": row["version"],
         "at": timestamp(row["at"]),
-        **({} if cause is None else {"cause": cause}),
-        **({} if deadline is None else {"deadline": timestamp(deadline)}),
-        **({} if notice is None else {"notice": notice}),
     }
+    if cause is not None:
+        entry["cause"] = cast(Cause, cause)
+    if deadline is not None:
+        entry["deadline"] = timestamp(deadline)
+    if notice is not None:
+        entry["notice"] = notice
+    return entry

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from statemachine.calls import Call
 from statemachine.formers import orphans
+from statemachine.messages import LogEntry
 from statemachine.store import Job, Key, Origin, Outgoing, Pushed, Seen, StoredCall
 from statemachine.store.memory_admitting import MemoryAdmitting
 from statemachine.store.memory_transaction import MemoryTransaction
@@ -31,7 +31,7 @@ class MemoryStore(MemoryAdmitting):
         super().__init__(clock)
         self.lock = asyncio.Lock()
         self.snapshots: dict[str, str] = {}
-        self.entries: dict[str, list[Mapping[str, Any]]] = {}
+        self.entries: dict[str, list[LogEntry]] = {}
         self.identities: set[tuple[str, bytes]] = set()
         self.calls: dict[Key, StoredCall] = {}
         self.cancellations: dict[Key, datetime] = {}
@@ -109,9 +109,7 @@ class MemoryStore(MemoryAdmitting):
         stored = self.calls.get(Key(chat_id, call_id))
         return stored is not None and stored.answer is not None
 
-    async def log(
-        self, chat_id: str, *, after: int = 0, most: int = 100
-    ) -> list[Mapping[str, Any]]:
+    async def log(self, chat_id: str, *, after: int = 0, most: int = 100) -> list[LogEntry]:
         """Return log entries as `read_events` shows them, plus `at`."""
         return [e for e in self.entries.get(chat_id, []) if e["seq"] > after][:most]
 

@@ -108,8 +108,8 @@ class MemoryTransaction:
         for chat_id, entry in changes.entries:
             cause = entry.cause.model_dump() if entry.cause else None
             row = {name: getattr(entry, name) for name in Entry.__slots__}
-            kept = shown(row, envelope_of(entry.event), cause)
-            store.entries.setdefault(chat_id, []).append(kept)
+            logged = shown(row, envelope_of(entry.event), cause)
+            store.entries.setdefault(chat_id, []).append(logged)
         store.identities.update(changes.identities)
         for stored in changes.calls:
             self._keep(stored)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import asyncpg
 
 from statemachine.calls import Answered, Call
+from statemachine.messages import LogEntry
 from statemachine.store import (
     Job,
     Key,
@@ -157,9 +158,7 @@ class Reading(Auditing, PostgresAdmitting):
         """Say whether a call is known and over."""
         return bool(await self._fetch("answered", chat_id, call_id))
 
-    async def log(
-        self, chat_id: str, *, after: int = 0, most: int = 100
-    ) -> list[Mapping[str, Any]]:
+    async def log(self, chat_id: str, *, after: int = 0, most: int = 100) -> list[LogEntry]:
         """Return log entries as `read_events` shows them, plus `at`."""
         return [entry_in(row) for row in await self._fetch("log", chat_id, after, most)]
 

@@ -1,0 +1,151 @@
+"""The replies of the gateway's rpcs, as types. Those of the tools are `ToolResolved`.
+
+docs/schemas is made from these types: run `make schemas` after a change.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired
+
+# pydantic reads TypedDicts of `typing` only from Python 3.12 on.
+from typing_extensions import TypedDict
+
+from handlers.gateway.bodies import Role
+from statemachine.events import Id
+from statemachine.messages import LogEntry, LogLine, StateChanged, Timestamp
+
+
+class Canceled(TypedDict):
+    """The reply of `cancel`."""
+
+    canceled: bool
+    """True: the call was open, or will be ended when its request arrives. False: it was answered."""
+
+
+class ShownChat(StateChanged):
+    """The state of a chat, as `get_chat` and `list_chats` return it."""
+
+    notice: NotRequired[str]
+    """Text for people: what holds the chat up, or what of a message was thrown away."""
+
+
+class OpenCall(TypedDict):
+    """A call that waits for its answer."""
+
+    call_id: str
+    tool: str
+    asked_at: Timestamp
+
+
+class ChatWithCalls(ShownChat):
+    """The reply of `get_chat`; a chat that workspaced has not heard of is in state `none`, version 0."""
+
+    open_calls: list[OpenCall]
+
+
+class ChatsPage(TypedDict):
+    """The reply of `list_chats`."""
+
+    chats: list[ShownChat]
+    next: NotRequired[Id]
+    """Absent on the last page; otherwise the `cursor` of the next request."""
+
+
+class Orphan(TypedDict):
+    """A running workspace that no chat has."""
+
+    workspace_id: Id
+    name: str | None
+    """Null if no fact told it."""
+    owner_name: str | None
+    """Null if no fact told it."""
+    chat_id: Id
+    """The chat on whose subjects the workspace was reported."""
+    since: Timestamp | None
+    """Since when workspaced knows that the workspace runs without a chat."""
+    build_id: Id | None
+    """The newest build that is known."""
+    build_number: int | None
+    stops_at: NotRequired[Timestamp]
+    """When workers stop it; absent if they cannot, because its pool is not known."""
+
+
+class OrphansPage(TypedDict):
+    """The reply of `list_orphans`."""
+
+    orphans: list[Orphan]
+    next: NotRequired[Id]
+    """Absent on the last page; otherwise the `cursor` of the next request."""
+
+
+class LinesPage(TypedDict):
+    """The reply of `read_log`."""
+
+    lines: list[LogLine]
+    next: NotRequired[int]
+    """Absent if no more lines are stored; otherwise the `after` of the next request."""
+
+
+class EventsPage(TypedDict):
+    """The reply of `read_events`."""
+
+    events: list[LogEntry]
+    next: NotRequired[int]
+    """Absent on the last page; otherwise the `after` of the next request."""
+
+
+class Key(TypedDict):
+    """A new key, the reply of `agent_credential` and `frontend_credential`."""
+
+    seed: str
+    """The seed of the NKey. workspaced does not keep it."""
+    inbox_prefix: str
+    """The inbox prefix with which a client must connect."""
+    expires_at: Timestamp
+
+
+class IssuedKey(Key):
+    """The reply of `issue_credential`."""
+
+    public_key: str
+    role: Role
+
+
+class ListedKey(TypedDict):
+    """A key that was issued."""
+
+    public_key: str
+    role: str
+    """One of the roles of `issue_credential`, or `agent`."""
+    name: NotRequired[str]
+    pool: NotRequired[str]
+    chat_ids: NotRequired[list[Id]]
+    """The chats that the key is for; absent: it is for all chats."""
+    workspace_id: NotRequired[Id]
+    build_id: NotRequired[Id]
+    agent_id: NotRequired[Id]
+    issued_at: Timestamp
+    expires_at: Timestamp
+    revoked_at: NotRequired[Timestamp]
+    connections: int
+    """Connections that are open, as far as workspaced knows."""
+    superseded: NotRequired[Literal[True]]
+    """The key of an agent whose build is no longer the chat's newest."""
+
+
+class KeysPage(TypedDict):
+    """The reply of `list_credentials`."""
+
+    credentials: list[ListedKey]
+    next: NotRequired[str]
+    """Absent on the last page; otherwise the `cursor` of the next request."""
+
+
+class RevokedKey(TypedDict):
+    """The reply of `revoke_credential`."""
+
+    public_key: str
+    revoked: Literal[True]
+    connections_ended: int
+    connections_unreachable: int
+    """Connections on servers that did not answer. They may be open: repeat the request."""
