@@ -23,7 +23,15 @@ def _given(values: object) -> object:
     return {name: value for name, value in values.items() if value is not None}
 
 
-Values = Annotated[dict[str, TextValue], BeforeValidator(_given), Field(max_length=256)]
+_Written = str | float | bool | list[str] | None
+"""How a call may write the value of a parameter."""
+Values = Annotated[
+    dict[str, TextValue],
+    Field(max_length=256),
+    BeforeValidator(
+        _given, json_schema_input_type=Annotated[dict[str, _Written], Field(max_length=256)]
+    ),
+]
 
 
 class NoArguments(Frozen):

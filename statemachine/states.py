@@ -50,7 +50,7 @@ class State(StrEnum):
 
 
 class Reason(StrEnum):
-    """`failure.reason` of contract §4."""
+    """Why a chat is in the state `failed`."""
 
     BUILD_FAILED = "build_failed"
     BUILD_CANCELED = "build_canceled"

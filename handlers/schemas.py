@@ -1,0 +1,618 @@
+"""JSON Schemas and an AsyncAPI document of the wire contract, made from the types that the code uses.
+
+`python -m handlers.schemas DIR` (`make schemas`) writes them into DIR, which is docs/schemas. The text that
+stands below a class or a key in the code becomes its description. A new message, rpc or tool gets a
+line in one of the tables below.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, Final, Literal
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from handlers.gateway import bodies, replies
+from statemachine import arguments, events, messages
+from statemachine.strictness import Reason
+
+Json = dict[str, Any]
+
+TOOLS: Final[Mapping[str, tuple[type, Any]]] = {
+    "create_workspace": (arguments.CreateArguments, messages.CreateResult),
+    "start_workspace": (arguments.StartArguments, messages.StartResult),
+    "stop_workspace": (arguments.NoArguments, messages.StopResult),
+    "list_templates": (arguments.ListArguments, messages.TemplatesPage),
+    "read_template": (arguments.ReadArguments, messages.TemplateRead),
+}
+"""The arguments of each tool, and its result unless the call was wrong."""
+
+RPCS: Final[Mapping[str, tuple[type, Any]]] = {
+    "cancel": (bodies.CancelBody, replies.Canceled),
+    "get_chat": (bodies.ChatBody, replies.ChatWithCalls),
+    "list_chats": (bodies.ChatsBody, replies.ChatsPage),
+    "list_orphans": (bodies.OrphansBody, replies.OrphansPage),
+    "read_log": (bodies.LogBody, replies.LinesPage),
+    "read_events": (bodies.EventsBody, replies.EventsPage),
+    "template_archive": (bodies.ArchiveBody, None),
+    "agent_credential": (bodies.AgentCredentialBody, replies.Key),
+    "frontend_credential": (bodies.FrontendCredentialBody, replies.Key),
+    "issue_credential": (bodies.IssueBody, replies.IssuedKey),
+    "list_credentials": (bodies.CredentialsBody, replies.KeysPage),
+    "revoke_credential": (bodies.RevokeBody, replies.RevokedKey),
+}
+"""The body and the reply of each rpc that calls no tool; None: the reply is not JSON."""
+
+OUTGOING: Final[Mapping[str, Any]] = {
+    "build_requested": messages.BuildJob,
+    "state_changed": messages.StateChanged,
+    "tool_resolved": messages.ToolResolved,
+}
+"""The data of each event that workers publish."""
+
+REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
+    "AgentDisconnected": ("sequence",),
+    "BuildFailed": ("error",),
+    "BuildSucceeded": ("agents",),
+    "CreateArguments": ("template_id",),
+    "ReadArguments": ("template_id",),
+    "ToolBody": ("args",),
+    "ToolRequested": ("args",),
+}
+"""Keys that the models let be absent, because readers are lenient, but that senders must give."""
+
+SOURCES: Final[Mapping[str, str]] = {
+    "tool": r"^/chat/[A-Za-z0-9_-]{1,128}$",
+    "provisioner": r"^/provisioner/[A-Za-z0-9_-]{1,128}$",
+    "agent": r"^/agent/[0-9a-f-]{36}$",
+    "log": r"^/(provisioner|agent)/[A-Za-z0-9_-]{1,128}$",
+    "own": r"^/workspaced$",
+}
+"""What an event's `source` looks like, by the kind of its sender."""
+
+
+def _name(model: type[events.Frozen]) -> str:
+    return str(model.name)  # type: ignore[attr-defined]
+
+
+def _names(kind: Literal["tool", "provisioner", "agent"]) -> tuple[str, ...]:
+    return tuple(_name(model) for model in events.BY_KIND[kind])
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A subject as the AsyncAPI document describes it."""
+
+    name: str
+    address: str
+    action: Literal["send", "receive"]
+    """What workspaced does."""
+    summary: str
+    stream: str | None
+    messages: tuple[str, ...]
+
+
+CHANNELS: Final = (
+    Channel(
+        "requests",
+        "workspaced.in.tool.{chat_id}.{service}",
+        "receive",
+        "Requests of chat services",
+        "WORKSPACED_IN",
+        _names("tool"),
+    ),
+    Channel(
+        "provisioner_facts",
+        "workspaced.in.provisioner.{chat_id}.{provisioner}",
+        "receive",
+        "Facts of provisioners",
+        "WORKSPACED_IN",
+        _names("provisioner"),
+    ),
+    Channel(
+        "agent_facts",
+        "workspaced.in.agent.{chat_id}.{agent_id}",
+        "receive",
+        "Facts of agents",
+        "WORKSPACED_IN",
+        _names("agent"),
+    ),
+    Channel(
+        "jobs",
+        "workspaced.job.{pool}",
+        "send",
+        "Builds for the provisioners of a pool, which pull them from the durable consumer `pool-<pool>`",
+        "WORKSPACED_JOB",
+        ("build_requested",),
+    ),
+    Channel(
+        "states",
+        "workspaced.state.{chat_id}",
+        "send",
+        "The newest state of each chat, for direct gets",
+        "WORKSPACED_STATE",
+        ("state_changed",),
+    ),
+    Channel(
+        "ui_states",
+        "workspaced.ui.{chat_id}.state",
+        "send",
+        "The states of a chat, for frontends: the NATS server republishes what `WORKSPACED_STATE` stored",
+        None,
+        ("state_changed",),
+    ),
+    Channel(
+        "logs",
+        "workspaced.log.{chat_id}.{build_id}",
+        "receive",
+        "Output of builds and agents",
+        "WORKSPACED_LOG",
+        ("log_appended",),
+    ),
+    Channel(
+        "ui_logs",
+        "workspaced.ui.{chat_id}.log.{build_id}",
+        "send",
+        "Output for frontends: the NATS server republishes what `WORKSPACED_LOG` stored",
+        None,
+        ("log_appended",),
+    ),
+    Channel(
+        "results",
+        "workspaced.result.{chat_id}.{call_id}",
+        "send",
+        "Answers of tool calls",
+        "WORKSPACED_RESULT",
+        ("tool_resolved",),
+    ),
+    Channel(
+        "dead_letters",
+        "workspaced.dead.{kind}",
+        "send",
+        "Messages that workspaced could not accept",
+        "WORKSPACED_DEAD",
+        ("dead_letter",),
+    ),
+    Channel(
+        "resend_provisioner",
+        "workspaced.resend.provisioner",
+        "send",
+        "Asks every provisioner to publish the facts again that it keeps",
+        None,
+        ("resend",),
+    ),
+    Channel(
+        "resend_agent",
+        "workspaced.resend.agent",
+        "send",
+        "Asks every agent to publish the facts again that it keeps",
+        None,
+        ("resend",),
+    ),
+)
+
+PARAMETERS: Final[Mapping[str, str]] = {
+    "chat_id": "The id of the chat",
+    "service": "The name of the chat service",
+    "provisioner": "The name of the provisioner",
+    "agent_id": "The id of the agent",
+    "pool": "The provisioners that take the job",
+    "build_id": "The id of the build",
+    "call_id": "The id of the call",
+    "kind": "`tool`, `provisioner` or `agent`: the third token of the message's subject",
+}
+"""What stands in the variable tokens of subjects."""
+
+
+class _Generator(GenerateJsonSchema):
+    """Writes schemas whose descriptions are the texts below the keys in the code."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Leave titles of keys out: they would only repeat the keys."""
+        del schema
+        return False
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        """Write the schema of a pydantic model."""
+        return _described(super().model_schema(schema), schema["cls"])
+
+    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
+        """Write the schema of a TypedDict."""
+        return _described(super().typed_dict_schema(schema), schema.get("cls"))
+
+
+def _described(schema: JsonSchemaValue, cls: type | None) -> JsonSchemaValue:
+    for key, text in _texts(cls).items():
+        if key in schema.get("properties", {}):
+            schema["properties"][key].setdefault("description", text)
+    if "description" in schema:
+        schema["description"] = _line(schema["description"])
+    return schema
+
+
+def _texts(cls: Any) -> dict[str, str]:
+    """Return the texts below the keys of a class and of its bases."""
+    bases = cls.__dict__.get("__orig_bases__", ()) or cls.__bases__ if cls is not None else ()
+    texts: dict[str, str] = {}
+    for base in bases:
+        if getattr(base, "__module__", "").startswith(("statemachine.", "handlers.")):
+            texts |= _texts(base)
+    if cls is None:
+        return texts
+    (tree,) = ast.parse(dedent(inspect.getsource(cls))).body
+    for key, text in pairwise(tree.body if isinstance(tree, ast.ClassDef) else ()):
+        match key, text:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(words))),
+            ):
+                texts[name] = _line(words)
+    return texts
+
+
+def _line(text: str) -> str:
+    """Return a docstring as one line."""
+    return " ".join(text.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Schemas:
+    """All schemas by name; they refer to each other as `#/$defs/<name>`."""
+
+    definitions: Json
+    events: Mapping[str, str]
+    """The schema of each whole event, by the event's name."""
+    bodies: Mapping[str, str]
+    """The schema of each rpc's body."""
+    replies: Mapping[str, str]
+    """The schema of each rpc's reply, if that is JSON."""
+    arguments: Mapping[str, str]
+    """The schema of each tool's arguments."""
+    results: Mapping[str, str]
+    """The schema of each tool's result, unless the call was wrong."""
+
+    def document(self, name: str) -> Json:
+        """Return a JSON Schema that is complete by itself."""
+        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+        schema |= self.definitions[name]
+        needed = sorted(self._needed(name) - {name})
+        return schema | ({"$defs": {n: self.definitions[n] for n in needed}} if needed else {})
+
+    def _needed(self, name: str, known: frozenset[str] = frozenset()) -> set[str]:
+        found = {name}
+        for ref in _references(self.definitions[name]):
+            if ref not in known | found:
+                found |= self._needed(ref, known | found)
+        return found
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        if isinstance(ref := schema.get("$ref"), str):
+            yield ref.removeprefix("#/$defs/")
+        for value in schema.values():
+            yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)
+
+
+def schemas() -> Schemas:
+    """Make the schema of every message, body, reply, argument and result."""
+    incoming = {
+        _name(model): (kind, model) for kind in events.BY_KIND for model in events.BY_KIND[kind]
+    }
+    roots: dict[str, Any] = {
+        "CloudEvent": messages.CloudEvent,
+        "ToolBody": bodies.ToolBody,
+        "ToolError": messages.ToolError,
+        "ToolResolved": messages.ToolResolved,
+        "LogAppended": messages.LogAppended,
+    }
+    roots |= {model.__name__: model for _, model in incoming.values()}
+    roots |= {data.__name__: data for data in OUTGOING.values()}
+    for tool, (args, result) in TOOLS.items():
+        roots |= {args.__name__: args, f"{_pascal(tool)}Result": result}
+    for body, reply in RPCS.values():
+        roots |= {body.__name__: body} | ({reply.__name__: reply} if reply else {})
+    made, shared = TypeAdapter.json_schemas(
+        [(name, "validation", TypeAdapter(root)) for name, root in roots.items()],
+        schema_generator=_Generator,
+    )
+    definitions: Json = dict(shared["$defs"])
+    for (name, _), schema in made.items():
+        definitions.setdefault(name, schema)
+    for name, keys in REQUIRED.items():
+        for key in keys:
+            _require(definitions[name], key)
+    for tool in TOOLS:
+        result = definitions[f"{_pascal(tool)}Result"]
+        result.setdefault("description", f"The result of {tool}, unless the call was wrong.")
+        definitions[f"{_pascal(tool)}Result"] = {"title": f"{_pascal(tool)}Result"} | result
+
+    tool_replies = {}
+    for tool in TOOLS:
+        reply = f"{_pascal(tool)}Resolved"
+        result = _ref(f"{_pascal(tool)}Result")
+        definitions[reply] = _resolved(definitions, result, tool=tool)
+        tool_replies[tool] = reply
+    definitions["CallRefused"] = _resolved(definitions, _ref("ToolError"))
+    answers = [*tool_replies.values(), "CallRefused"]
+    definitions["ToolResolved"] = {
+        "title": "ToolResolved",
+        "description": definitions["ToolResolved"]["description"],
+        "anyOf": [_ref(answer) for answer in answers],
+    }
+    for tool, resolved in tool_replies.items():
+        definitions[f"{_pascal(tool)}Reply"] = {
+            "title": f"{_pascal(tool)}Reply",
+            "description": f"The reply of the rpc `{tool}`.",
+            "anyOf": [_ref(resolved), _ref("CallRefused")],
+        }
+
+    data = {name: (str(kind), model.__name__) for name, (kind, model) in incoming.items()}
+    data |= {name: ("own", model.__name__) for name, model in OUTGOING.items()}
+    data["log_appended"] = ("log", "LogAppended")
+    for name, (kind, model) in data.items():
+        definitions[f"{_pascal(name)}Event"] = _event(definitions, name, model, SOURCES[kind])
+    return Schemas(
+        definitions=definitions,
+        events={name: f"{_pascal(name)}Event" for name in data},
+        bodies=dict.fromkeys(TOOLS, "ToolBody")
+        | {name: body.__name__ for name, (body, _) in RPCS.items()},
+        replies={tool: f"{_pascal(tool)}Reply" for tool in TOOLS}
+        | {name: reply.__name__ for name, (_, reply) in RPCS.items() if reply},
+        arguments={tool: args.__name__ for tool, (args, _) in TOOLS.items()},
+        results={tool: f"{_pascal(tool)}Result" for tool in TOOLS},
+    )
+
+
+def _require(definition: Json, key: str) -> None:
+    """Have senders give a key that readers can do without."""
+    definition.setdefault("required", []).append(key)
+    schema: Json = definition["properties"][key]
+    schema.pop("default", None)
+    if "anyOf" in schema:
+        (kind,) = (kind for kind in schema.pop("anyOf") if kind != {"type": "null"})
+        schema |= kind
+
+
+def _event(definitions: Json, name: str, data: str, source: str) -> Json:
+    """Return the schema of a whole event: the envelope with its data."""
+    envelope: Json = definitions["CloudEvent"]
+    properties = envelope["properties"] | {
+        "type": {"const": f"workspaced.{name}.v1"},
+        "source": envelope["properties"]["source"] | {"pattern": source},
+        "data": _ref(data),
+    }
+    return envelope | {
+        "title": f"workspaced.{name}.v1",
+        "description": definitions[data]["description"],
+        "properties": properties,
+    }
+
+
+def _resolved(definitions: Json, result: Json, tool: str | None = None) -> Json:
+    """Return the schema of the answers of one tool or, without a tool, of calls that were wrong."""
+    answer: Json = definitions["ToolResolved"]
+    called = answer["properties"]["tool"] if tool is None else {"const": tool}
+    return answer | {
+        "title": "CallRefused" if tool is None else f"{_pascal(tool)}Resolved",
+        "description": "The call was wrong."
+        if tool is None
+        else f"The answer of a call of {tool}.",
+        "properties": answer["properties"]
+        | {"tool": called, "is_error": {"const": tool is None}, "result": result},
+    }
+
+
+def asyncapi(schemas: Schemas) -> Json:
+    """Return the AsyncAPI document."""
+    channels: Json = {}
+    operations: Json = {}
+    for channel in CHANNELS:
+        channels[channel.name] = _channel(channel)
+        operations[f"{channel.action}_{channel.name}"] = {
+            "action": channel.action,
+            "channel": {"$ref": f"#/channels/{channel.name}"},
+            "summary": channel.summary,
+        }
+    answers: Json = {"service_error": {"$ref": "#/components/messages/service_error"}}
+    bodies_and_replies: Json = {}
+    for name in schemas.bodies:
+        body, reply = f"{name}_body", f"{name}_reply"
+        answers[reply] = {"$ref": f"#/components/messages/{reply}"}
+        bodies_and_replies[body] = _plain(schemas, body, schemas.bodies[name])
+        bodies_and_replies[reply] = _plain(schemas, reply, schemas.replies.get(name))
+        channels[f"rpc_{name}"] = {
+            "address": f"workspaced.rpc.{name}",
+            "messages": {body: {"$ref": f"#/components/messages/{body}"}},
+        }
+        operations[f"rpc_{name}"] = {
+            "action": "receive",
+            "channel": {"$ref": f"#/channels/rpc_{name}"},
+            "summary": f"The rpc `{name}` of the NATS micro service `workspaced`",
+            "reply": {
+                "address": {
+                    "location": "$message.header#/reply-to",
+                    "description": "The reply subject, which the NATS client sets",
+                },
+                "channel": {"$ref": "#/channels/replies"},
+                "messages": [
+                    {"$ref": f"#/channels/replies/messages/{reply}"},
+                    {"$ref": "#/channels/replies/messages/service_error"},
+                ],
+            },
+        }
+    channels["replies"] = {
+        "address": None,
+        "description": "The reply subject of the request",
+        "messages": answers,
+    }
+    document = {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "workspaced",
+            "version": "1",
+            "description": "Development workspaces for AI chats, on NATS. docs/contract.md says what the "
+            "messages mean and how their senders and readers behave.",
+        },
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations,
+        "components": {
+            "messages": {
+                **{name: _message(schemas, name) for name in schemas.events},
+                **_OTHERS,
+                **bodies_and_replies,
+            },
+            "schemas": schemas.definitions,
+        },
+    }
+    placed = json.dumps(document).replace('"#/$defs/', '"#/components/schemas/')
+    return json.loads(placed)  # type: ignore[no-any-return]
+
+
+def _channel(channel: Channel) -> Json:
+    tokens = re.findall(r"\{(\w+)\}", channel.address)
+    return {
+        "address": channel.address,
+        "summary": channel.summary,
+        **({} if channel.stream is None else {"description": f"Stream `{channel.stream}`"}),
+        **(
+            {"parameters": {token: {"description": PARAMETERS[token]} for token in tokens}}
+            if tokens
+            else {}
+        ),
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in channel.messages},
+    }
+
+
+def _message(schemas: Schemas, name: str) -> Json:
+    schema = schemas.events[name]
+    return {
+        "name": f"workspaced.{name}.v1",
+        "summary": schemas.definitions[schema]["description"],
+        "contentType": "application/cloudevents+json",
+        "payload": _ref(schema),
+    }
+
+
+def _plain(schemas: Schemas, name: str, schema: str | None) -> Json:
+    if schema is None:
+        payload = {"type": "string", "format": "binary"}
+        return {"name": name, "contentType": "application/octet-stream", "payload": payload}
+    summary = schemas.definitions[schema].get("description", "")
+    return {"name": name, "summary": summary, "payload": _ref(schema)}
+
+
+_OTHERS: Final[Json] = {
+    "dead_letter": {
+        "name": "dead_letter",
+        "summary": "A message that workspaced could not accept, with its unchanged body.",
+        "contentType": "application/octet-stream",
+        "payload": {"type": "string", "format": "binary"},
+        "headers": {
+            "type": "object",
+            "required": [
+                "Workspaced-Subject",
+                "Workspaced-Reason",
+                "Workspaced-Detail",
+                "Workspaced-Headers",
+            ],
+            "properties": {
+                "Workspaced-Subject": {
+                    "type": "string",
+                    "description": "The subject on which the message came.",
+                },
+                "Workspaced-Reason": {
+                    "type": "string",
+                    "enum": [str(reason) for reason in Reason],
+                },
+                "Workspaced-Detail": {"type": "string", "description": "Text for people."},
+                "Workspaced-Headers": {
+                    "type": "string",
+                    "description": "The headers that came with the message, as JSON.",
+                },
+            },
+        },
+    },
+    "resend": {
+        "name": "resend",
+        "summary": "Asks for facts that NATS may have lost. The body has no meaning.",
+        "contentType": "application/octet-stream",
+        "payload": {"type": "string", "format": "binary"},
+    },
+    "service_error": {
+        "name": "service_error",
+        "summary": "The request was not accepted; the NATS micro service headers say why.",
+        "contentType": "application/octet-stream",
+        "payload": {"type": "string", "format": "binary"},
+        "headers": {
+            "type": "object",
+            "required": ["Nats-Service-Error", "Nats-Service-Error-Code"],
+            "properties": {
+                "Nats-Service-Error": {"type": "string", "description": "Text for people."},
+                "Nats-Service-Error-Code": {
+                    "type": "string",
+                    "enum": ["400", "403", "404", "429", "500", "503"],
+                },
+            },
+        },
+    },
+}
+"""The messages that are neither events nor JSON of an rpc."""
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _pascal(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+def files() -> dict[str, str]:
+    """Return the text of each file of docs/schemas, by its path there."""
+    made = schemas()
+    documents = {"asyncapi.json": asyncapi(made), "envelope.json": made.document("CloudEvent")}
+    for name, schema in made.events.items():
+        documents[f"messages/{name}.v1.json"] = made.document(schema)
+    for name, schema in made.bodies.items():
+        documents[f"rpcs/{name}.body.json"] = made.document(schema)
+    for name, schema in made.replies.items():
+        documents[f"rpcs/{name}.reply.json"] = made.document(schema)
+    for name, schema in made.arguments.items():
+        documents[f"tools/{name}.args.json"] = made.document(schema)
+    for name, schema in made.results.items():
+        documents[f"tools/{name}.result.json"] = made.document(schema)
+    return {
+        path: json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        for path, document in documents.items()
+    }
+
+
+def write(directory: Path) -> None:
+    """Write the files into `directory`, and delete other JSON files there."""
+    made = files()
+    for found in directory.rglob("*.json"):
+        if str(found.relative_to(directory)) not in made:
+            found.unlink()
+    for path, text in made.items():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_text(text)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
