@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 AUDITING := .audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit sbom format diagram
+.PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit sbom format diagram schemas
 SEEDS ?= 1000
 # Processes that share the tests, file by file; most tests wait more than they compute.
 JOBS ?= 2
@@ -70,6 +70,9 @@ format: $(INSTALLED)  ## Put the code into its form
 
 diagram: $(INSTALLED)  ## Draw the state machine into ARCHITECTURE.md and README.md
 	$(BIN)/python -m statemachine.table
+
+schemas: $(INSTALLED)  ## Write the AsyncAPI document and the JSON Schemas of the contract into docs/schemas
+	$(BIN)/python -m handlers.schemas docs/schemas
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or name it with make PYTHON=..." >&2; exit 1; }

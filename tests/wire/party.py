@@ -18,6 +18,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
+from tests import schemas
 from tests.wire import shapes
 
 PATIENCE = 15.0
@@ -121,6 +122,8 @@ class Party:
         reply = await self.client.request(f"workspaced.rpc.{rpc}", raw, timeout=PATIENCE)
         if reply.headers and (code := reply.headers.get("Nats-Service-Error-Code")):
             raise ServiceFault(int(code), reply.headers["Nats-Service-Error"])
+        if schemas.exists(described := f"rpcs/{rpc}.reply.json"):
+            schemas.check(described, json.loads(reply.data))
         return reply.data
 
     async def rpc(self, name: str, /, **body: Any) -> Any:

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from tests import schemas
+
 Event = dict[str, Any]
 
 UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -63,6 +65,7 @@ def is_time(text: object) -> bool:
 
 def envelope(event: Event, type_name: str, chat: str, headers: Mapping[str, str] | None) -> None:
     """An event that workspaced publishes."""
+    schemas.check_event(event)
     assert event["specversion"] == "1.0"
     assert UUID(event["id"])
     assert event["source"] == "/workspaced"

@@ -1,0 +1,54 @@
+"""Checks messages against docs/schemas. Nothing is imported from the product.
+
+A schema lets readers ignore unknown keys. What workspaced itself sends is checked more strictly: a key
+that no schema describes is an error here.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+SCHEMAS = Path(__file__).parents[1] / "docs/schemas"
+
+
+def check(path: str, value: Any) -> None:
+    """Raise AssertionError unless `value` fits the schema in that file of docs/schemas."""
+    wrong = best_match(_validator(path).iter_errors(value))
+    assert wrong is None, f"{path}: {wrong.json_path}: {wrong.message}"
+
+
+def check_event(event: dict[str, Any]) -> None:
+    """Check a whole event against the schema of its type."""
+    check(path_of(event), event)
+
+
+def path_of(event: dict[str, Any]) -> str:
+    """The file in docs/schemas that describes events of this type."""
+    return f"messages/{str(event['type']).removeprefix('workspaced.')}.json"
+
+
+def exists(path: str) -> bool:
+    return (SCHEMAS / path).is_file()
+
+
+@cache
+def _validator(path: str) -> Draft202012Validator:
+    return Draft202012Validator(_closed(json.loads((SCHEMAS / path).read_text())))
+
+
+def _closed(schema: Any) -> Any:
+    """Let no object have keys that the schema does not name."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(value) for key, value in schema.items()}
+    if isinstance(closed.get("properties"), dict) and closed.get("type") == "object":
+        closed.setdefault("additionalProperties", False)
+    return closed
