@@ -255,9 +255,12 @@ def test_an_ordinary_user_runs_them_as_itself(tmp_path: Path) -> None:
 
 
 def a_python_for(as_user: list[str]) -> str | None:
+    """Return a Python by which another user can import everything; a clone may be private to root."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    code = f"import sys; sys.path[:0] = {[str(ROOT), *packages]}; import asyncpg, handlers.embedded"
     for python in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
-        tried = subprocess.run([*as_user, python, "-c", ""], check=False, capture_output=True)
+        tried = subprocess.run([*as_user, python, "-c", code], check=False, capture_output=True)
         if tried.returncode == 0:
             return python
     return None
