@@ -44,7 +44,7 @@ tried("getpass", lambda: getpass.getpass("PASSWORD: "))
 if os.fork() == 0:
     os.setsid()
     tried("types from a session of its own", lambda: types(terminal))
-    print(json.dumps(said))
+    print(json.dumps(said), flush=True)
     os._exit(0)
 os.wait()
 """
