@@ -87,7 +87,8 @@ class Fleet:
         if way is not None:
             name = urlsplit(database).path
             nats = f"nats://127.0.0.1:{way.nats.port}"
-            database = f"postgresql://postgres@127.0.0.1:{way.database.port}{name}?sslmode=disable"
+            user = urlsplit(database).netloc.partition("@")[0]
+            database = f"postgresql://{user}@127.0.0.1:{way.database.port}{name}?sslmode=disable"
         return {"WORKSPACED_NATS_URL": nats, "WORKSPACED_DATABASE_URL": database}
 
     async def start(
