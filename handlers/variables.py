@@ -6,11 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-PARAMETER: Final = "WORKSPACED_PARAM_"
-"""What the variable of a template's parameter begins with."""
+from statemachine.local import LONGEST_VARIABLE, PARAMETER, variable_fault, variable_size
 
-_LONGEST: Final = 32 * 4096
-"""Bytes that the kernel takes of one argument or variable, with its end (MAX_ARG_STRLEN)."""
 _ROOM: Final = 192 * 1024
 """Bytes of what the kernel takes together that are left for the command itself."""
 _MOST: Final = 6 * 1024 * 1024
@@ -24,7 +21,8 @@ def faults(env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     room = max(min(os.sysconf("SC_ARG_MAX"), _MOST) - _ROOM, _LEAST)
     together = 0
     for name, value in env.items():
-        fault, size = _fault(name, value)
+        fault = variable_fault(name, value)
+        size = 0 if fault else variable_size(name, value) + _POINTER
         if not fault and together + size > room:
             fault = f"all variables together have more than {room:,} bytes"
         if fault:
@@ -41,27 +39,12 @@ def command_fault(command: str) -> str:
         size = len(os.fsencode(command))
     except UnicodeEncodeError:
         return "the command holds half a character (a lone surrogate)"
-    if size >= _LONGEST:
+    if size >= LONGEST_VARIABLE:
         return (
-            f"the command has {size:,} bytes, and {_LONGEST - 1:,} is the most: put it into a file of "
+            f"the command has {size:,} bytes, and {LONGEST_VARIABLE - 1:,} is the most: put it into a file of "
             "the template, and run that"
         )
     return ""
-
-
-def _fault(name: str, value: str) -> tuple[str, int]:
-    """Say what is wrong with a variable, and how many bytes of the kernel's room it takes."""
-    if not name or "=" in name or "\0" in name:
-        return "its name is empty, or holds '=' or a NUL", 0
-    if "\0" in value:
-        return "its value holds a NUL", 0
-    try:
-        own, length = len(os.fsencode(name)) + len("=\0"), len(os.fsencode(value))
-    except UnicodeEncodeError:
-        return "it holds half a character (a lone surrogate)", 0
-    if own + length > _LONGEST:
-        return f"its value has {length:,} bytes, and {_LONGEST - own:,} is the most", 0
-    return "", own + length + _POINTER
 
 
 def _origin(name: str) -> str:

@@ -67,6 +67,11 @@ def hidden_parts(value: str) -> set[str]:
     return {part for part in parts if len(part) >= SHORTEST and not part.isspace()}
 
 
+def is_short(value: str) -> bool:
+    """Say whether a value, or a text in a list, is too short to be hidden in other texts."""
+    return any(len(text.strip()) < SHORTEST for text in _elements(value) or [value])
+
+
 def spellings(value: str) -> set[str]:
     """Return every text that must be hidden so that no part of a secret value can be read."""
     found: set[str] = set()

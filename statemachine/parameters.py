@@ -199,6 +199,13 @@ def _number(text: str) -> Decimal | float | None:
         return float(text)
 
 
+def option_misfit(parameter: Parameter, text: str) -> str | None:
+    """Say why an option can never be chosen: the parameter's own validation refuses it."""
+    if parameter.type is Kind.STRINGS and _texts(text) is None:
+        text = json.dumps([text])  # one of the texts of a list
+    return misfit(parameter.model_copy(update={"options": ()}), text)
+
+
 @dataclass(frozen=True, slots=True)
 class Misfits:
     """Every wrong field with what is wrong about it."""

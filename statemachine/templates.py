@@ -5,19 +5,27 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from statemachine import naming
 from statemachine.events import Frozen, Label, Text, Token
+from statemachine.hiding import SHORTEST, is_short
+from statemachine.local import (
+    LOCAL_POOL,
+    AgentTable,
+    PushedAgent,
+    PushedBuild,
+    agent_faults,
+    shared_variables,
+)
 from statemachine.messages import Spec
-from statemachine.parameters import Parameter, TextValue, misfit
+from statemachine.parameters import Kind, Parameter, TextValue, misfit, option_misfit
 
 MAX_DEPTH: Final = 16
 """Nesting of a template.toml: a job, in which it is deeper still, must be readable."""
@@ -43,31 +51,6 @@ class Preset(_Declared):
     default: bool = False
     description: str | None = None
     parameters: dict[str, TextValue] = Field(default_factory=dict)
-
-
-class LocalAgent(_Declared):
-    """An `[[agent]]` table as the local provisioner reads it."""
-
-    name: Label
-    parent: str | None = None
-    display_order: int = 0
-    startup_script: str = ""
-    startup_timeout_seconds: float = Field(default=600, gt=0)
-    shutdown_script: str = ""
-    shutdown_timeout_seconds: float = Field(default=60, gt=0)
-    env: dict[str, TextValue] = Field(default_factory=dict)
-
-
-class LocalBuild(_Declared):
-    """The `[build]` table as the local provisioner reads it: shell commands."""
-
-    start: str
-    stop: str = "true"
-    delete: str = "true"
-
-
-LOCAL_POOL: Final = "local"
-"""The pool of the provisioner that `workspaced up` runs; `[build]` and `[[agent]]` are its to read."""
 
 
 class Manifest(_Declared):
@@ -159,7 +142,8 @@ def template_id(organization_id: str, name: str) -> str:
 
 
 def read(text: str, *, file: str = "template.toml") -> Manifest:
-    """Parse a template.toml. Raises TemplateError that names every wrong key."""
+    """Parse a template.toml that is pushed. Raises TemplateError that names every wrong key."""
+    text = text.removeprefix("\ufeff")
     try:
         table = tomllib.loads(text)
     except ValueError as bad:  # also a number of too many digits
@@ -167,62 +151,149 @@ def read(text: str, *, file: str = "template.toml") -> Manifest:
     except RecursionError:
         raise TemplateError(f"{file}: nested deeper than {MAX_DEPTH}") from None
     try:
-        manifest = Manifest.model_validate(_plain(table))
-        _small(manifest)
-        if manifest.pool == LOCAL_POOL:
-            _local(manifest)
+        plain = _plain(table)
     except TemplateError as bad:
         raise TemplateError(f"{file}: {bad}") from None
+    problems = [*_no_text(table)]
+    try:
+        manifest = Manifest.model_validate(plain)
     except ValidationError as bad:
-        raise TemplateError("\n".join(_words(file, bad, text))) from None
+        problems += _problems(bad)
+    else:
+        problems += _pushed(manifest)
+    if plain.get("pool", LOCAL_POOL) == LOCAL_POOL:
+        problems += _local(table)
+    if problems:
+        raise TemplateError("\n".join(_words(file, problems, text)))
     return manifest
 
 
-def _small(manifest: Manifest) -> None:
-    """Bound what each call costs. Only of what is pushed: what is stored must be read for ever."""
+class Problem(NamedTuple):
+    """Something wrong with a template.toml."""
+
+    where: tuple[str | int, ...]
+    words: str
+
+
+def _problems(bad: ValidationError, *where: str | int) -> list[Problem]:
+    """Return what pydantic found below `where`."""
+    found = []
+    for error in bad.errors(include_url=False, include_input=False):
+        words = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            words = "there is no such key"
+        elif error["type"] == "missing":
+            words = "the key is missing"
+        found.append(Problem((*where, *error["loc"]), words))
+    return found
+
+
+def _no_text(table: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what stands for a text, and is a number or the like: TOML's 3.10 is 3.1."""
+    kinds: dict[object, object] = {}
+    for index, parameter in _tables(table.get("parameter")):
+        kind = parameter.get("type", Kind.STRING)
+        kinds[str(parameter.get("name"))] = kind
+        if words := _not_of(kind, parameter.get("default", "")):
+            yield Problem(("parameter", index, "default"), words)
+        for number, option in _tables(parameter.get("options")):
+            if words := _not_of(kind, option.get("value", "")):
+                yield Problem(("parameter", index, "options", number, "value"), words)
+    for index, preset in _tables(table.get("preset")):
+        values = preset.get("parameters")
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if words := _not_of(kinds.get(name), value):
+                yield Problem(("preset", index, "parameters", name), words)
+
+
+def _not_of(kind: object, value: object) -> str | None:
+    if kind == Kind.STRING and not isinstance(value, str):
+        return "expected a text, since the parameter is a string: write it in quotes"
+    return None
+
+
+def _tables(value: object) -> Iterator[tuple[int, dict[str, Any]]]:
+    for index, table in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(table, dict):
+            yield index, table
+
+
+def _pushed(manifest: Manifest) -> Iterator[Problem]:
+    """Yield what is refused of what is pushed only: what is stored must be read for ever."""
     if len(manifest.parameter) > PARAMETERS:
-        raise TemplateError(f"parameter: {len(manifest.parameter)}; at most {PARAMETERS} are taken")
-    for parameter in manifest.parameter:
+        words = f"{len(manifest.parameter)}; at most {PARAMETERS} are taken"
+        yield Problem(("parameter",), words)
+    for index, parameter in enumerate(manifest.parameter):
+        where = ("parameter", index)
         if len(parameter.validation_regex or "") > EXPRESSION:
-            raise TemplateError(
-                f"parameter {parameter.name!r}: validation_regex has more than {EXPRESSION} characters"
-            )
+            words = f"has more than {EXPRESSION} characters"
+            yield Problem((*where, "validation_regex"), words)
+        least, most = parameter.validation_min, parameter.validation_max
+        if least is not None and most is not None and least > most:
+            yield Problem((*where, "validation_min"), f"is above validation_max, {most:g}")
+        for number, option in enumerate(parameter.options):
+            if problem := option_misfit(parameter, option.value):
+                yield Problem((*where, "options", number, "value"), f"{option.name!r}: {problem}")
+    for variable, names in shared_variables(parameter.name for parameter in manifest.parameter):
+        listed = ", ".join(map(repr, names))
+        words = f"{listed} would all be the environment variable {variable}: rename all but one"
+        yield Problem(("parameter",), words)
 
 
-def _local(manifest: Manifest) -> None:
-    problems: list[Any] = []
-    tables: list[tuple[tuple[str | int, ...], type[_Declared], dict[str, Any]]] = [
-        (("build",), LocalBuild, manifest.build),
-        *((("agent", n), LocalAgent, agent) for n, agent in enumerate(manifest.agent)),
-    ]
-    for where, model, table in tables:
+def _local(table: Mapping[str, Any]) -> list[Problem]:
+    """Return what the local provisioner would refuse, or not know."""
+    problems: list[Problem] = []
+    try:
+        PushedBuild.model_validate(table.get("build", {}))
+    except ValidationError as bad:
+        problems += _problems(bad, "build")
+    agents: list[AgentTable] = []
+    for index, agent in _tables(table.get("agent")):
         try:
-            model.model_validate(table)
+            agents.append(PushedAgent.model_validate(agent))
         except ValidationError as bad:
-            problems += [
-                {
-                    "type": e["type"],
-                    "loc": (*where, *e["loc"]),
-                    "input": e["input"],
-                    "ctx": e.get("ctx", {}),
-                }
-                for e in bad.errors()
-            ]
-    names = [agent.get("name") for agent in manifest.agent]
-    for number, agent in enumerate(manifest.agent):
-        for key, wrong, words in (
-            ("name", names.count(agent.get("name")) > 1, "another agent has that name"),
-            ("parent", agent.get("parent") not in (None, *names), "no agent has that name"),
-        ):
-            if wrong:
-                problem = PydanticCustomError("agents", words)
-                problems.append({"type": problem, "loc": ("agent", number, key), "input": agent})
-    if problems:
-        raise ValidationError.from_exception_data("template", problems)
+            problems += _problems(bad, "agent", index)
+    if not problems:
+        problems += [
+            Problem(("agent", index, key), words) for index, key, words in agent_faults(agents)
+        ]
+    return problems
+
+
+def warnings(manifest: Manifest) -> list[str]:
+    """Return what the author of a template should know though it is no fault."""
+    return [
+        f"parameter {parameter.name!r} is sensitive, but {why}: "
+        "only its own field is hidden then, and logs and messages may show it"
+        for parameter in manifest.parameter
+        if parameter.sensitive and (why := _hardly_hidden(manifest, parameter))
+    ]
+
+
+def _hardly_hidden(manifest: Manifest, parameter: Parameter) -> str | None:
+    """Say why texts may show the values of a sensitive parameter."""
+    if parameter.type is Kind.BOOL:
+        return "true and false are never hidden in texts"
+    given = [("its default", parameter.default)]
+    given += [(f"its option {option.name!r}", option.value) for option in parameter.options]
+    for preset in manifest.preset:
+        given.append(
+            (f"its value in preset {preset.name!r}", preset.parameters.get(parameter.name))
+        )
+    short = [what for what, value in given if value and is_short(value)]
+    if not short:
+        return None
+    words = "is" if len(short) == 1 else "are"
+    return (
+        f"{', '.join(short)} {words} shorter than {SHORTEST} characters, or a list with such a text"
+    )
 
 
 def _plain(value: Any, path: str = "", depth: int = 0) -> Any:
-    """Make a job's JSON of TOML: dates become text, and what no store can hold is refused."""
+    """Make a job's JSON of TOML: dates in a provisioner's tables become text. Raises TemplateError.
+
+    What no store can hold is refused. A date elsewhere stays one, so that the models refuse it.
+    """
     if depth > MAX_DEPTH:
         raise TemplateError(f"{path[:100]}: nested deeper than {MAX_DEPTH}")
     match value:
@@ -233,7 +304,7 @@ def _plain(value: Any, path: str = "", depth: int = 0) -> Any:
             }
         case list():
             return [_plain(x, f"{path}[{number}]", depth + 1) for number, x in enumerate(value)]
-        case date() | time():
+        case date() | time() if path.startswith(("build.", "agent[")):
             return value.isoformat()
         case str() if "\0" in value:
             raise TemplateError(f"{path}: a text contains NUL")
@@ -245,42 +316,42 @@ def _plain(value: Any, path: str = "", depth: int = 0) -> Any:
             return value
 
 
-def _words(file: str, bad: ValidationError, text: str) -> list[str]:
+def _words(file: str, problems: Iterable[Problem], text: str) -> list[str]:
     lines = []
-    for error in bad.errors(include_url=False):
-        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"]).lstrip(
-            "."
-        )
-        message = error["msg"].removeprefix("Value error, ")
-        if error["type"] == "extra_forbidden":
-            message = "there is no such key"
-        elif error["type"] == "missing":
-            message = "the key is missing"
-        line = _line_of(error["loc"], text)
-        lines.append(f"{file}{f':{line}' if line else ''}: {path or 'template'}: {message}")
-    return lines
+    for problem in problems:
+        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.where)
+        line = _line_of(problem.where, text)
+        where = path.lstrip(".") or "template"
+        lines.append(f"{file}{f':{line}' if line else ''}: {where}: {problem.words}")
+    return list(dict.fromkeys(lines))
 
 
 def _line_of(location: tuple[int | str, ...], text: str) -> int | None:
-    """Find the line of a key: tomllib tells none, so count the tables of that name."""
-    tables = [part for part in location if isinstance(part, str)]
-    if not tables:
+    """Find the line of a key, or of the table that it should be in: tomllib doesn't tell it."""
+    keys = [part for part in location if isinstance(part, str)]
+    lines = text.splitlines()
+    if not keys:
         return None
-    index = next((part for part in location if isinstance(part, int)), None)
-    start, seen = (0, -1) if len(location) == 1 else (None, -1)
-    for number, line in enumerate(text.splitlines()):
-        if len(location) == 1 and line.lstrip().startswith("["):
-            return None  # a key of the top level stands before the first table
-        if re.match(rf"\s*\[\[?\s*{re.escape(tables[0])}\s*\]\]?", line):
-            seen += 1
-            start = number if seen == (index or 0) else start
-        elif (
-            start is not None
-            and number >= start
-            and re.match(rf"\s*{re.escape(tables[-1])}\s*=", line)
-        ):
-            return number + 1
-    return None if start is None or len(location) == 1 else start + 1
+    if len(location) == 1:
+        return _line_with(keys[0], lines, 0)
+    index = next((part for part in location if isinstance(part, int)), 0)
+    header = re.compile(rf"\s*\[\[?\s*{re.escape(keys[0])}\s*\]\]?")
+    starts = [number for number, line in enumerate(lines) if header.match(line)]
+    if len(starts) <= index:
+        return None
+    start = starts[index]
+    found = (_line_with(key, lines, start + 1, below=keys[0]) for key in reversed(keys[1:]))
+    return next((number for number in found if number is not None), start + 1)
+
+
+def _line_with(key: str, lines: Sequence[str], start: int, below: str = "") -> int | None:
+    """Find the line that sets a key in the table that begins at `start`, or in a table of its own."""
+    for number, line in enumerate(lines[start:], start + 1):
+        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return number
+        if re.match(r"\s*\[", line) and not (below and line.strip("[ \t").startswith(f"{below}.")):
+            return None
+    return None
 
 
 def shown_readme(text: str) -> str:

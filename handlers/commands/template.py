@@ -22,11 +22,14 @@ from handlers.worker.worker import POOLS_SUBJECT
 from statemachine.codec import timestamp
 from statemachine.identifiers import is_canonical
 from statemachine.templates import template_id as template_id_of
+from statemachine.templates import warnings
 
 
 async def push(folder: Path, organization_id: str, settings: Settings) -> None:
     """Push a folder and print its ids. Raises TemplateError; then nothing was stored."""
     version, archive = load(folder, organization_id)
+    for words in warnings(version.manifest):
+        tell(f"warning: {words}")
     place = locate(settings)
     async with place.store() as store:
         await store.push(organization_id, version, archive)

@@ -19,6 +19,7 @@ from typing import Final
 
 from bus import Bus, BusError, ServiceError, subjects
 from handlers.agent_files import OURS
+from handlers.folder_rules import Entry, FolderRules
 from handlers.provisioner.job import Packed
 from handlers.sending import Backoff, is_final
 from handlers.sending.disk import own_directory, read_plain, write_whole
@@ -32,8 +33,6 @@ _ANSWER_WITHIN: Final = 5.0
 _LAST: Final = 8
 """Archives that are kept though no workspace here is of their version: those used last."""
 _ID_SIZE: Final = 64
-_UNPACKED: Final = 512 * 1024 * 1024
-_MEMBERS: Final = 20_000
 
 _log = logging.getLogger(__name__)
 
@@ -186,39 +185,23 @@ def sensitive_values(workspace: Path, parameters: Mapping[str, str]) -> list[str
 
 
 def _extract(packed: tarfile.TarFile, into: Path) -> None:
-    links: set[PurePosixPath] = set()
-    total = 0
-    for count, member in enumerate(packed, 1):
-        total += member.size
-        if member.size < 0 or count > _MEMBERS or total > _UNPACKED:
-            raise BadArchive("the template's folder is too large when unpacked")
-        path = _inside(member.name, links)
-        if path.parts and path.parts[0] == OURS:
-            raise BadArchive(f"{member.name!r}: the folder {OURS} belongs to workspaced")
-        source = into / _inside(member.linkname, links) if member.islnk() else None
-        if member.issym():
-            links.add(path)
-        _write(packed, member, into / path, source)
-    # Checked at the end, because a later link can change where an earlier one leads.
-    for link in links:
-        if not Path(os.path.realpath(into / link)).is_relative_to(os.path.realpath(into)):
-            raise BadArchive(f"the link {str(link)!r} leads out of the folder")
+    rules = FolderRules()
+    for member in packed:
+        if fault := rules.fault(member.name, _kind(member), member.size):
+            raise BadArchive(fault)
+        _write(packed, member, into / PurePosixPath(member.name))
 
 
-def _inside(name: str, links: set[PurePosixPath]) -> PurePosixPath:
-    """Return the path of a name in the archive, which neither leads out nor follows a link."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise BadArchive(f"{name!r} leads out of the folder")
-    if links.intersection((path, *path.parents)):
-        raise BadArchive(f"{name!r} is reached through a link")
-    return path
+def _kind(member: tarfile.TarInfo) -> Entry:
+    if member.isdir():
+        return Entry.FOLDER
+    if member.issym() or member.islnk():
+        return Entry.LINK
+    return Entry.FILE if member.isreg() else Entry.OTHER
 
 
-def _write(
-    packed: tarfile.TarFile, member: tarfile.TarInfo, target: Path, source: Path | None
-) -> None:
-    """Create one member at `target`, owned by this process; `source` is the file of a hard link.
+def _write(packed: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """Create one file or folder at `target`, owned by this process.
 
     `TarFile.extract` is not used: Python before 3.11.4 has no filters to make it safe.
     """
@@ -227,22 +210,14 @@ def _write(
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # as in every tar program, the last member of a name counts
-    if member.issym():
-        if PurePosixPath(member.linkname).is_absolute():
-            raise BadArchive(f"the link {member.name!r} leads out of the folder")
-        target.symlink_to(member.linkname)
-    elif source is not None:
-        os.link(source, target, follow_symlinks=False)
-    elif (content := packed.extractfile(member) if member.isreg() else None) is not None:
-        new = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with content, os.fdopen(new, "wb") as file:
+    new = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(new, "wb") as file:
+        if (content := packed.extractfile(member)) is not None:
             shutil.copyfileobj(content, file)
-            file.flush()
-            os.fchmod(new, _mode(member))
-            with suppress(OSError, OverflowError):  # the archive may hold any number for a time
-                os.utime(new, (member.mtime, member.mtime))
-    else:
-        raise BadArchive(f"{member.name!r} is a device or a pipe; only files can be unpacked")
+        file.flush()
+        os.fchmod(new, _mode(member))
+        with suppress(OSError, OverflowError):  # the archive may hold any number for a time
+            os.utime(new, (member.mtime, member.mtime))
 
 
 def _mode(member: tarfile.TarInfo) -> int:

@@ -19,7 +19,7 @@ from handlers.confining import Confinement
 from handlers.processes import end_marked
 from handlers.provisioner import archive, environment
 from handlers.provisioner.archive import Archives, BadArchive
-from handlers.provisioner.job import AgentSpec, Job
+from handlers.provisioner.job import Job
 from handlers.provisioner.quota import Quotas
 from handlers.provisioner.step import LIMIT, Failed, run_step
 from handlers.sending import BuildLog
@@ -27,6 +27,7 @@ from handlers.sending.disk import own_directory
 from handlers.sending.log import BUILD, VERDICTS
 from statemachine.events import Transition
 from statemachine.hiding import Mask
+from statemachine.local import AgentTable, agent_faults
 
 FOR_AGENTS: Final = 256 * 1024
 """Bytes of a build's log that are its agents', however much the build says."""
@@ -266,25 +267,11 @@ class Workplace:
         return Succeeded(job.template.version_id, tuple(agents), tuple(listed))
 
 
-def _misfit(specs: Sequence[AgentSpec]) -> Failed | None:
+def _misfit(agents: Sequence[AgentTable]) -> Failed | None:
     """Say why the template's agents can't be: told before anything is built."""
-    parents = {spec.name: spec.parent for spec in specs}
-    if len(parents) != len(specs):
-        return Failed("The template has two agents of the same name.")
-    for name, parent in parents.items():
-        if parent is not None and parent not in parents:
-            return Failed(
-                f"The agent {name!r} of the template names {parent!r} as its parent, and the "
-                f"template has no agent of that name; it has {', '.join(map(repr, parents))}."
-            )
-        ancestors: set[str] = set()
-        above = parent
-        while above is not None and above in parents and above not in ancestors:
-            ancestors.add(above)
-            above = parents[above]
-        if name in ancestors:
-            return Failed(f"The agent {name!r} of the template has itself among its parents.")
-    return None
+    faults = agent_faults(agents)
+    found = [f"agent {agents[index].name!r}: {words}" for index, _, words in faults]
+    return Failed(f"The template's agents can't be started: {'; '.join(found)}.") if found else None
 
 
 def _entered(workspace: Path, *, make: bool) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from handlers.provisioner.job import AgentSpec, Job
-from handlers.variables import PARAMETER
+from handlers.provisioner.job import Job
+from statemachine.local import AgentTable, variable_of, variable_text
 
 _PASSED_ON: Final = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _DEFAULTS: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
@@ -17,7 +16,7 @@ _DEFAULTS: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG":
 def of_job(job: Job, directory: Path, ours: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a build's steps; of our own only what any program needs."""
     passed = {name: ours[name] for name in _PASSED_ON if name in ours}
-    parameters = {f"{PARAMETER}{_name(k)}": v for k, v in job.parameters.items()}
+    parameters = {variable_of(name): value for name, value in job.parameters.items()}
     return {
         **_DEFAULTS,
         **passed,
@@ -33,9 +32,9 @@ def of_job(job: Job, directory: Path, ours: Mapping[str, str]) -> dict[str, str]
     }
 
 
-def of_agent(base: Mapping[str, str], spec: AgentSpec, agent_id: str) -> dict[str, str]:
+def of_agent(base: Mapping[str, str], spec: AgentTable, agent_id: str) -> dict[str, str]:
     """Return the environment of an agent's scripts; the template can't pass for workspaced."""
-    own = {name: _text(value) for name, value in spec.env.items()}
+    own = {name: variable_text(value) for name, value in spec.env.items()}
     return {
         **base,
         **{name: value for name, value in own.items() if not name.startswith("WORKSPACED_")},
@@ -47,11 +46,3 @@ def of_agent(base: Mapping[str, str], spec: AgentSpec, agent_id: str) -> dict[st
 def is_plain(name: str) -> bool:
     """Tell whether a variable is one that any program may have, or workspaced's own."""
     return name in _PASSED_ON or name.startswith("WORKSPACED_")
-
-
-def _name(parameter: str) -> str:
-    return re.sub(r"[^A-Z0-9]", "_", parameter.upper())
-
-
-def _text(value: str | float | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -16,8 +16,10 @@ from pydantic import (
     ValidationError,
 )
 
+from handlers.folder_rules import MOST_PACKED
 from statemachine.events import Id, Transition
 from statemachine.leniency import describe
+from statemachine.local import AgentTable, BuildTable
 
 
 def _with_offset(moment: object) -> object:
@@ -29,7 +31,6 @@ def _with_offset(moment: object) -> object:
 Moment = Annotated[datetime, BeforeValidator(_with_offset)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _TYPE: Final = "workspaced.build_requested.v1"
-_LARGEST: Final = 16 * 1024 * 1024
 _TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[!-~]*")
 
 
@@ -49,35 +50,14 @@ class Archive(_Read):
     """Which bytes a template's folder is packed in."""
 
     sha256: Sha256
-    size: Annotated[int, Field(gt=0, le=_LARGEST)]
-
-
-class BuildSpec(_Read):
-    """The `[build]` table: a shell command for each transition, empty for none."""
-
-    start: str = ""
-    stop: str = ""
-    delete: str = ""
-
-
-class AgentSpec(_Read):
-    """An `[[agent]]` table."""
-
-    name: Annotated[str, StringConstraints(min_length=1, max_length=255)]
-    parent: str | None = None
-    display_order: int = 0
-    startup_script: str = ""
-    startup_timeout_seconds: Annotated[float, Field(gt=0)] = 600
-    shutdown_script: str = ""
-    shutdown_timeout_seconds: Annotated[float, Field(gt=0)] = 60
-    env: dict[str, str | int | float | bool] = {}
+    size: Annotated[int, Field(gt=0, le=MOST_PACKED)]
 
 
 class Spec(_Read):
     """The tables of `template.toml` that are the local provisioner's."""
 
-    build: BuildSpec = BuildSpec()
-    agent: Annotated[tuple[AgentSpec, ...], Field(max_length=64)] = ()
+    build: BuildTable = BuildTable()
+    agent: tuple[AgentTable, ...] = ()
 
 
 class Packed(_Read):

@@ -16,6 +16,7 @@ from handlers import variables
 from handlers.provisioner.build import Workplace
 from handlers.provisioner.journal import Journal, WorkspaceRecord
 from handlers.sending import BuildLog, deliver, is_final, new_fact
+from statemachine.local import PARAMETER
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Event, Rig, identity
 
@@ -189,7 +190,7 @@ async def test_a_value_that_no_program_can_be_given_is_refused_with_words(
 
 
 def test_what_the_kernel_takes_is_not_refused() -> None:
-    name = f"{variables.PARAMETER}A"
+    name = f"{PARAMETER}A"
     most = 32 * 4096 - len(f"{name}=\0")
 
     assert not dict(variables.faults({name: "x" * most, "LANG": "C", "X": "ä" * 1000}))

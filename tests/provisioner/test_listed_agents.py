@@ -45,7 +45,7 @@ async def test_agents_are_listed_with_their_parents_and_order(
             [{"name": "main"}, {"name": "a", "parent": "b"}, {"name": "b", "parent": "a"}],
             ["'a'", "among its parents"],
         ),
-        ([{"name": "main"}, {"name": "main"}], ["two agents of the same name"]),
+        ([{"name": "main"}, {"name": "main"}], ["another agent has the name"]),
     ],
     ids=["unknown", "itself", "circle", "twice"],
 )

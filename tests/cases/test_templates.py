@@ -1,0 +1,94 @@
+"""Cases of templates that `template push` has to refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cases.playing import INPUTS
+from tests.cli.folders import QUICK, folder
+from tests.wire.harness import new_id
+from tests.wire.running import Up
+
+
+def refused(running: Up, template: Path) -> str:
+    """Push a template that must be refused; return the words."""
+    organization = ("--organization", new_id())
+    done = running.run("template", "push", template, *organization)
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert running.run("template", "list", *organization).stdout == "", "nothing is stored"
+    return done.stderr
+
+
+def test_b06_push_takes_agent_env_list(running: Up) -> None:
+    said = refused(running, INPUTS / "B06-push-takes-agent-env-list")
+
+    assert "template.toml:6: agent[0].env.D: expected a text" in said
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("files", "more than 20,000 files and folders"),
+        ("zeros", "more than 512 MiB"),
+        ("ours", "the folder .workspaced belongs to workspaced"),
+    ],
+)
+def test_b06_push_takes_what_can_not_be_unpacked(
+    running: Up, tmp_path: Path, what: str, words: str
+) -> None:
+    made = folder(tmp_path)
+    if what == "files":
+        (made / "m").mkdir()
+        for number in range(21_000):
+            (made / "m" / str(number)).touch()
+    elif what == "zeros":
+        with (made / "z").open("wb") as file:
+            file.truncate(600 * 1024 * 1024)
+    else:
+        (made / ".workspaced").mkdir()
+        (made / ".workspaced" / "x").write_text("x")
+
+    assert words in refused(running, made)
+    shutil.rmtree(made)
+
+
+def test_b23_env_name_with_equals(running: Up) -> None:
+    assert "'A=B'" in refused(running, INPUTS / "B23-env-name-with-equals")
+
+
+def test_b24_two_names_one_variable(running: Up) -> None:
+    said = refused(running, INPUTS / "B24-two-names-one-variable")
+
+    assert "'git-branch', 'git_branch', 'GIT_BRANCH'" in said
+    assert "WORKSPACED_PARAM_GIT_BRANCH" in said
+
+
+def test_b31_toml_number_for_text(running: Up) -> None:
+    said = refused(running, INPUTS / "B31-toml-number-for-text")
+
+    for where in (
+        "parameter[0].default",
+        "parameter[0].options[0].value",
+        "parameter[0].options[1].value",
+        "preset[0].parameters.python",
+    ):
+        assert f"{where}: expected a text" in said
+
+
+def test_a_sensitive_parameter_that_is_too_short_is_warned_of_on_stderr(
+    running: Up, tmp_path: Path
+) -> None:
+    text = f'{QUICK}\n[[parameter]]\nname = "pin"\nsensitive = true\ndefault = "123"\n'
+
+    done = running.run("template", "push", folder(tmp_path, text), "--organization", new_id())
+
+    assert done.returncode == 0
+    assert set(json.loads(done.stdout)) == {"template_id", "version_id"}
+    assert "warning: parameter 'pin' is sensitive" in done.stderr
