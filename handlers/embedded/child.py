@@ -41,6 +41,8 @@ class Child:
         self._again = again
         self.watch: StoreWatch | None = None
         """Tells whether the server can store what it is given, where somebody looks after that."""
+        self.needs: tuple[Path, ...] = ()
+        """Files and directories that clients can't reach it without, or that it can't do without."""
         self._restarting = asyncio.Lock()
 
     @property

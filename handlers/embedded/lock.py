@@ -7,14 +7,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from handlers.embedded.errors import DataDirectoryInUse, EmbeddedError
+
+LOCK: Final = "lock"
+"""The file in a data directory that its owner holds."""
 
 
 @contextmanager
 def owning(directory: Path) -> Iterator[None]:
     """Hold the directory until the context ends, or the process does, however it ends."""
-    held = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    held = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,7 +37,7 @@ def owner_of(directory: Path) -> int | None:
     Raises EmbeddedError.
     """
     try:
-        looked = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        looked = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     except OSError as no:

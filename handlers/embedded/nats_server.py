@@ -72,6 +72,7 @@ async def nats_server(
     keeping: asyncio.Task[None] | None = None
     try:
         await ready()
+        child.needs = (home, home / "jetstream")
         child.watch = StoreWatch(directory / "nats.log", home)
         keeping = asyncio.create_task(child.watch.run(restart))
         yield (

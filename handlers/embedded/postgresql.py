@@ -58,6 +58,7 @@ async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
             await _set_password(data, binaries, identity, password)
             child = await _started(directory, sockets, identity)
             url = await prepare(sockets, password)
+        child.needs = (sockets, sockets / SOCKET, data)
         yield url, child
     finally:
         await child.stop()

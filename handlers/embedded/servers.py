@@ -19,11 +19,12 @@ from handlers.embedded.database_password import (
     without_password,
 )
 from handlers.embedded.database_roles import urls_of
-from handlers.embedded.errors import EmbeddedError, ServerFailed
+from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.identities import credentials_of, identities
-from handlers.embedded.lock import owner_of, owning
+from handlers.embedded.lock import LOCK, owner_of, owning
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import postgresql
+from handlers.embedded.watching import vanished
 from handlers.listening import Listening
 from handlers.sending.disk import write_whole
 
@@ -56,18 +57,26 @@ class Servers:
         watches = [child.watch for child in self.children if child.watch is not None]
         return next((wrong for watch in watches if (wrong := watch.wrong())), None)
 
-    async def lost(self) -> ServerFailed:
-        """Wait until one of the servers ends by itself, and say which; for ever when none is ours."""
-        if not self.children:
-            never: asyncio.Future[ServerFailed] = asyncio.get_running_loop().create_future()
-            return await never
-        ends = [asyncio.ensure_future(child.ended()) for child in self.children]
+    async def lost(self) -> EmbeddedError:
+        """Wait until a server ends by itself, or a file or directory vanishes that they need; say which."""
+        ends: list[asyncio.Future[EmbeddedError]] = [asyncio.ensure_future(self._vanished())]
+        ends += [asyncio.ensure_future(child.ended()) for child in self.children]
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for end in ends:
                 end.cancel()
         return done.pop().result()
+
+    async def _vanished(self) -> EmbeddedError:
+        needs = [self.directory, self.directory / LOCK, self.directory / _FOUND_IN]
+        for child in self.children:
+            needs += [credentials_of(self.directory), *child.needs]
+        gone = await vanished(needs)
+        return EmbeddedError(
+            f"{gone} was removed or moved while workspaced ran on {self.directory}, so nothing can "
+            "reach it any more: start it again, and keep cleaners of temporary files away from there"
+        )
 
 
 @asynccontextmanager

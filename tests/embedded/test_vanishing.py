@@ -1,0 +1,128 @@
+"""Files that vanish under a running `up`, as at a logout or by a cleaner of temporary files, are noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from handlers.embedded import Servers, embedded_servers
+from handlers.embedded.watching import vanished
+from tests.wire.running import begin, end, processes_of, run
+
+PATIENCE = 30
+
+
+def sockets(servers: Servers) -> Path:
+    (child,) = [child for child in servers.children if child.name == "PostgreSQL"]
+    return child.needs[0]
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """A runtime directory with a short path, as a socket needs it."""
+    with tempfile.TemporaryDirectory(prefix="ws-", ignore_cleanup_errors=True) as above:
+        directory = Path(above) / "user"
+        directory.mkdir(mode=0o700)
+        yield directory
+
+
+def removed(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def moved(path: Path) -> None:
+    path.rename(path.with_name(f"{path.name}-elsewhere"))
+
+
+@pytest.mark.parametrize("how", [removed, moved])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "sockets",
+        "socket",
+        "runtime directory",
+        "data directory",
+        "directory above",
+        "nats/jetstream",
+        "credentials",
+        "lock",
+        "servers.json",
+    ],
+)
+async def test_what_vanishes_under_running_servers_is_named(
+    what: str,
+    how: Callable[[Path], None],
+    runtime: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = tmp_path / "home" / "above" / "data"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    async with embedded_servers(data) as servers:
+        there = sockets(servers)
+        path = {
+            "sockets": there,
+            "socket": there / ".s.PGSQL.5432",
+            "runtime directory": runtime,
+            "data directory": data,
+            "directory above": data.parent,
+        }.get(what, data / what)
+        lost = asyncio.ensure_future(servers.lost())
+        # It watches once it has looked, which is before it first waits.
+        await asyncio.sleep(0)
+        (data / "unrelated").touch()
+        (data / "unrelated").unlink()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not lost.done()
+
+        how(path)
+
+        words = str(await asyncio.wait_for(lost, PATIENCE))
+    assert "was removed or moved while workspaced ran" in words
+    assert str(path) in words or what in ("directory above", "runtime directory")
+
+
+async def test_a_path_that_is_replaced_or_never_was_has_vanished(tmp_path: Path) -> None:
+    kept, replaced = tmp_path / "kept", tmp_path / "replaced"
+    kept.touch()
+    replaced.touch()
+    waiting = asyncio.ensure_future(vanished([kept, replaced]))
+    await asyncio.sleep(0)
+    (tmp_path / "new").touch()
+    (tmp_path / "other").touch()
+    (tmp_path / "new").replace(tmp_path / "other")
+    assert not waiting.done()
+
+    (tmp_path / "other").replace(replaced)
+
+    assert await asyncio.wait_for(waiting, PATIENCE) == replaced
+    assert await asyncio.wait_for(vanished([tmp_path / "never"]), PATIENCE) == tmp_path / "never"
+
+
+def test_up_ends_with_words_when_its_socket_directory_is_removed(
+    runtime: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    running = begin(data, env={"XDG_RUNTIME_DIR": str(runtime)})
+    try:
+        assert str(runtime) in running.ready["database"]
+        shutil.rmtree(runtime)
+        status = running.process.ended(PATIENCE)
+        said = running.process.said()
+    finally:
+        running.process.kill()
+        end(processes_of(data))
+
+    assert status == 1
+    assert "Traceback" not in said
+    assert f"{runtime}" in said.splitlines()[-1]
+    assert "was removed or moved" in said.splitlines()[-1]
+    assert processes_of(data) == []
+    with_words = run("chat", "list", "--data-dir", data)
+    assert "no workspaced runs on" in with_words.stderr
