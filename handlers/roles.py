@@ -18,7 +18,7 @@ from handlers.app import Place, limits, locate, room, tuning
 from handlers.confining import Bounds, Confinement, choose, demand
 from handlers.gateway.gateway import Gateway
 from handlers.health import Check, answers, begun, connected, either, health_server
-from handlers.listening import certificate_of, guard
+from handlers.listening import address_of, certificate_of
 from handlers.provisioner import Allowance, Provisioner
 from handlers.sending.backoff import Backoff
 from handlers.settings import Settings
@@ -65,7 +65,7 @@ async def beginning_again(run: Callable[[], Awaitable[None]]) -> None:
 
 
 async def worker(
-    settings: Settings, *, http_host: str, http_port: int | None, insecure: bool
+    settings: Settings, *, http_host: str | None, http_port: int | None, insecure: bool
 ) -> None:
     """Run a worker."""
     place, ready = locate(settings), asyncio.Event()
@@ -85,7 +85,7 @@ async def worker(
 
 
 async def gateway(
-    settings: Settings, *, http_host: str, http_port: int | None, insecure: bool
+    settings: Settings, *, http_host: str | None, http_port: int | None, insecure: bool
 ) -> None:
     """Run a gateway."""
     place, ready = locate(settings), asyncio.Event()
@@ -112,7 +112,7 @@ async def provisioner(
     *,
     name: str,
     pool: str,
-    http_host: str,
+    http_host: str | None,
     http_port: int | None,
     insecure: bool,
 ) -> None:
@@ -132,7 +132,7 @@ async def provisioner(
 
 def _health(
     settings: Settings,
-    host: str,
+    host: str | None,
     port: int | None,
     checks: dict[str, Check],
     *,
@@ -140,8 +140,8 @@ def _health(
 ) -> AbstractAsyncContextManager[None]:
     """Serve the health of a role where it was told to. Raises InvalidSettings."""
     certificate = certificate_of(settings)
-    guard("--http-host", host, certificate, insecure=insecure)
-    return health_server(host, port, checks, certificate)
+    address = address_of("--http-host", host, certificate, insecure=insecure)
+    return health_server(address, port, checks, certificate)
 
 
 def local_provisioner(

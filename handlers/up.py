@@ -19,7 +19,7 @@ from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
 from handlers.gateway.gateway import Gateway
 from handlers.health import alive, answers, connected, either, health_server
-from handlers.listening import LOOPBACK, Listening, certificate_of, guard
+from handlers.listening import LOOPBACK, Listening, address_of, certificate_of, is_name
 from handlers.roles import LOCAL, local_provisioner, lost, stoppable, until_signalled
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
@@ -50,12 +50,12 @@ class Running:
 async def up(
     settings: Settings,
     *,
-    nats_host: str,
+    nats_host: str | None,
     nats_name: str | None,
     nats_port: int | None,
-    websocket_host: str,
+    websocket_host: str | None,
     websocket_port: int | None,
-    http_host: str,
+    http_host: str | None,
     http_port: int | None,
     insecure: bool,
 ) -> None:
@@ -64,26 +64,28 @@ async def up(
     Raises InvalidSettings, EmbeddedError, BusError, StoreUnavailableError.
     """
     certificate = certificate_of(settings)
-    for flag, host in (
-        ("--nats-host", nats_host),
-        ("--websocket-host", websocket_host),
-        ("--http-host", http_host),
-    ):
-        guard(flag, host, certificate, insecure=insecure)
+    given = {"nats": nats_host, "websocket": websocket_host, "http": http_host}
+    hosts = {
+        what: address_of(f"--{what}-host", host, certificate, insecure=insecure)
+        for what, host in given.items()
+    }
     demand(settings.confinement, os.environ)
     listening = Listening(
-        host=nats_host,
-        websocket_host=websocket_host,
+        host=hosts["nats"],
+        websocket_host=hosts["websocket"],
+        http_host=hosts["http"],
         name=nats_name,
         port=nats_port,
         websocket_port=websocket_port,
+        http_port=http_port,
+        names={hosts[what]: host for what, host in given.items() if host and is_name(host)},
         certificate=certificate,
         origins=tuple(filter(None, (settings.websocket_origins or "").split(","))),
         ca=settings.nats_ca.absolute() if settings.nats_ca and certificate else None,
     )
 
     async def serve() -> None:
-        places = everything(settings, listening, http_host=http_host, http_port=http_port)
+        places = everything(settings, listening)
         async with places as running:
             sys.stdout.write(running.announcement() + "\n")
             sys.stdout.flush()
@@ -99,10 +101,7 @@ async def up(
 @asynccontextmanager
 async def everything(
     settings: Settings,
-    listening: Listening = Listening(),  # noqa: B008 — never changed
-    *,
-    http_host: str = LOOPBACK,
-    http_port: int | None = None,
+    listening: Listening,
 ) -> AsyncIterator[Running]:
     """Start servers and roles; ready when entered. A role that fails raises in the block."""
     directory = settings.data_dir
@@ -147,9 +146,8 @@ async def everything(
                 # Before a template names the pool: else the first build would wait for a retry.
                 await worker_bus.ensure_consumer(pool_consumer(LOCAL))
                 async with _beside(stoppable(local)) as tasks:
-                    port = Ports(servers.directory).take(
-                        "http", asked=http_port, flag="--http-port", host=http_host
-                    )
+                    http_host = listening.http_host or LOOPBACK
+                    port = Ports(servers.directory).kept()["http"]
                     checks = {
                         "nats": either(
                             connected(buses), lambda: servers.wrong() or worker.troubles.of("nats")

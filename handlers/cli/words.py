@@ -126,9 +126,8 @@ def add_host(parser: argparse.ArgumentParser, what: str) -> None:
     """Say on which address something listens."""
     parser.add_argument(
         f"--{what}-host",
-        default="127.0.0.1",
         metavar="ADDRESS",
-        help=f"where {what} listens (default: 127.0.0.1); others need TLS",
+        help=f"where {what} listens (default: 127.0.0.1, or ::1 without IPv4); others need TLS",
     )
 
 

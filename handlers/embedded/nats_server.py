@@ -18,7 +18,7 @@ from handlers.embedded.child import Child, start
 from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.full_disk import StoreWatch
 from handlers.embedded.identities import Identities
-from handlers.embedded.ports import Ports
+from handlers.embedded.ports import Ports, wanted
 from handlers.listening import Certificate, Listening
 from handlers.sending.disk import write_whole
 
@@ -39,12 +39,9 @@ async def nats_server(
     home.mkdir(mode=0o700, exist_ok=True)
     configuration = home / "nats.conf"
     await predecessor.gone(home / "nats.pid", configuration)  # it holds the ports
-    ports = Ports(directory)
+    ports = Ports(directory).take(wanted(listening, nats=True))
     host, websocket_host = listening.host, listening.websocket_host
-    port = ports.take("nats", asked=listening.port, flag="--nats-port", host=host)
-    websocket_port = ports.take(
-        "websocket", asked=listening.websocket_port, flag="--websocket-port", host=websocket_host
-    )
+    port, websocket_port = ports["nats"], ports["websocket"]
     said = home / "ready"
     # A killed server leaves its file, which must not be taken for the new one's.
     shutil.rmtree(said, ignore_errors=True)

@@ -6,15 +6,43 @@ import errno
 import json
 import random
 import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from handlers.embedded.errors import EmbeddedError, PortTaken
-from handlers.listening import LOOPBACK
+from handlers.listening import LOOPBACK, Listening, family_of
 from handlers.sending.disk import write_whole
 
 _LOWEST: Final = 20_000
 _TRIES: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A listener that needs a port."""
+
+    name: str
+    flag: str
+    """What an operator chooses its port with."""
+    host: str = LOOPBACK
+    asked: int | None = None
+
+
+def wanted(listening: Listening, *, nats: bool) -> list[Wanted]:
+    """Return who of the listeners needs a port; `nats`: its server is ours."""
+    found = []
+    if nats:
+        found += [
+            Wanted("nats", "--nats-port", listening.host, listening.port),
+            Wanted(
+                "websocket", "--websocket-port", listening.websocket_host, listening.websocket_port
+            ),
+        ]
+    if listening.http_host is not None:
+        found.append(Wanted("http", "--http-port", listening.http_host, listening.http_port))
+    return found
 
 
 class Ports:
@@ -35,32 +63,51 @@ class Ports:
                 f"{self._path} is not an object of name to port ({error}): correct or delete it"
             ) from error
 
-    def take(
-        self,
-        name: str,
-        *,
-        asked: int | None = None,
-        flag: str | None = None,
-        host: str = LOOPBACK,
-    ) -> int:
-        """Return the port for `name`, free on `host` just now: the asked one, the kept one, a new one.
+    def take(self, wanted: Sequence[Wanted]) -> dict[str, int]:
+        """Return a port for each: the one asked for, else the kept one, else a new one; keep them.
 
-        Raises PortTaken, naming `flag` as the way to choose another.
+        All of them are decided together, and nothing is kept unless each is free and each is another
+        one. Raises PortTaken, which names the flags to choose others with.
         """
         kept = self.kept()
-        port = asked or kept.get(name)
-        if port is None:
-            port = _unused(set(kept.values()), host)
-        elif (fault := _fault(port, host)) is not None:
-            ways = ["stop what holds it"]
-            if flag is not None:
-                ways.append(f"choose another port with {flag}")
-            if asked is None:
-                ways.append(f"delete {name!r} from {self._path} to get a new one")
-            raise PortTaken(f"port {port} ({name}) {fault}: {', or '.join(ways)}")
-        if kept.get(name) != port:
-            self._write(kept | {name: port})
-        return port
+        chosen = {one.name: one.asked or kept.get(one.name) for one in wanted}
+        by_port: dict[int, str] = {}
+        for name, port in (kept | chosen).items():
+            if port is None or (other := by_port.setdefault(port, name)) == name:
+                continue
+            if name in chosen or other in chosen:
+                raise PortTaken(self._clash(port, {one.name: one for one in wanted}, other, name))
+        for one in wanted:
+            port = chosen[one.name]
+            if port is None:
+                others = {*kept.values(), *filter(None, chosen.values())}
+                try:
+                    chosen[one.name] = _unused(others, one.host)
+                except OSError as no:
+                    raise PortTaken(
+                        f"nothing can listen on {one.host} ({no.strerror or no}): choose another "
+                        f"address with {one.flag.removesuffix('port')}host"
+                    ) from no
+            elif (fault := _fault(port, one.host)) is not None:
+                ways = ["stop what holds it", f"choose another port with {one.flag}"]
+                if one.asked is None:
+                    ways.append(f"delete {one.name!r} from {self._path} to get a new one")
+                raise PortTaken(f"port {port} ({one.name}) {fault}: {', or '.join(ways)}")
+        ports = {name: port for name, port in chosen.items() if port is not None}
+        if (new := kept | ports) != kept:
+            self._write(new)
+        return ports
+
+    def _clash(self, port: int, wanted: Mapping[str, Wanted], *names: str) -> str:
+        """Say which two uses have the same port, and what to do."""
+        asked = [one.flag for name in names if (one := wanted.get(name)) and one.asked]
+        if len(asked) == len(names):
+            return f"port {port} is given by {' and '.join(asked)}: give each a port of its own"
+        flags = [one.flag for name in names if (one := wanted.get(name))]
+        return (
+            f"port {port} would be that of {' and '.join(names)}, since {self._path} keeps the ports "
+            f"of earlier starts: choose another with {' or '.join(flags)}"
+        )
 
     def _write(self, ports: dict[str, int]) -> None:
         write_whole(self._path, f"{json.dumps(ports, indent=2)}\n".encode())
@@ -68,8 +115,7 @@ class Ports:
 
 def _fault(port: int, host: str) -> str | None:
     """Say why nobody can listen there now, if so."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
+    with socket.socket(family_of(host)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
@@ -94,6 +140,6 @@ def _unused(taken: set[int], host: str) -> int:
             port = draw.randrange(_LOWEST, below)
             if port not in taken and _fault(port, host) is None:
                 return port
-    with socket.socket() as any_free:
-        any_free.bind((LOOPBACK, 0))
+    with socket.socket(family_of(host)) as any_free:
+        any_free.bind((host, 0))
         return int(any_free.getsockname()[1])

@@ -23,6 +23,7 @@ from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.identities import credentials_of, identities
 from handlers.embedded.lock import LOCK, owner_of, owning
 from handlers.embedded.nats_server import nats_server
+from handlers.embedded.ports import Ports, wanted
 from handlers.embedded.postgresql import postgresql
 from handlers.embedded.watching import vanished
 from handlers.listening import Listening
@@ -100,6 +101,7 @@ async def embedded_servers(
 
         async def start_nats() -> tuple[str, str | None]:
             if nats_url is not None:
+                Ports(directory).take(wanted(listening, nats=False))
                 return nats_url, None
             server = nats_server(directory, identities(directory), listening)
             url, websocket_url, child = await stack.enter_async_context(server)

@@ -79,17 +79,25 @@ def test_up_runs_and_ends_whatever_its_standard_streams_are(closed: str, tmp_pat
     assert status == 0
 
 
+WAIT = """
+import asyncio, sys
+from pathlib import Path
+from handlers.embedded.watching import changes
+
+async def main(path):
+    path.parent.mkdir(exist_ok=True)
+    with changes(path.parent) as changed:
+        while not path.exists():
+            changed.clear()
+            await changed.wait()
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
 def _noted(path: Path) -> None:
-    """Wait until the file is there, by the tool for that."""
-    script = (
-        "import asyncio, sys; from pathlib import Path; from handlers.embedded.watching import changes\n"
-        "async def main(path):\n"
-        "    path.parent.mkdir(exist_ok=True)\n"
-        "    with changes(path.parent) as changed:\n"
-        "        while not path.exists(): changed.clear(); await changed.wait()\n"
-        "asyncio.run(main(Path(sys.argv[1])))"
-    )
-    subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, timeout=60, check=True)
+    """Wait until the file is there."""
+    subprocess.run([sys.executable, "-c", WAIT, path], cwd=ROOT, timeout=60, check=True)
 
 
 @pytest.mark.parametrize(
@@ -342,3 +350,34 @@ def test_without_descriptors_a_command_says_so(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "ulimit -n" in done.stderr
+
+
+# Networks
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        "",
+        "--nats-host [::1] --websocket-host ::1 --http-host localhost",
+    ],
+)
+def test_up_runs_where_ipv6_alone_is_there(hosts: str, tmp_path: Path) -> None:
+    """In a network of its own, whose loopback has no 127.0.0.1; other commands find it there."""
+    network = "unshare -n" if os.geteuid() == 0 else "unshare -rn"
+    if shell(f"{network} ip link set lo up").returncode:
+        pytest.skip("this machine refuses network namespaces, or has no `ip`")
+    data = tmp_path / "data"
+    steps = (
+        "ip link set lo up; ip addr del 127.0.0.1/8 dev lo; "
+        f"$W up --data-dir {data} {hosts} >{tmp_path / 'ready'} 2>{tmp_path / 'said'} & "
+        f'timeout 40 {sys.executable} -c "$WAIT" {data / "servers.json"}; '
+        f"for _ in 1 2 3; do $W chat list --data-dir {data} && break; done; "
+        "kill $!; wait $!; echo status $?"
+    )
+    done = shell(f"{network} /bin/sh -c '{steps}'", WAIT=WAIT)
+
+    assert "status 0" in done.stdout, done.stderr + (tmp_path / "said").read_text()
+    ready = json.loads((tmp_path / "ready").read_text())
+    assert "[::1]" in ready["nats"]
+    assert "[::1]" in ready["http"] or "localhost" in ready["http"]

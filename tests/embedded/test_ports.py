@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
@@ -9,28 +10,100 @@ import pytest
 
 from handlers.embedded import EmbeddedError
 from handlers.embedded.errors import PortTaken
-from handlers.embedded.ports import Ports
+from handlers.embedded.ports import Ports, Wanted
+
+USES = ("nats", "websocket", "http")
+
+
+def take(directory: Path, *names: str, **asked: int) -> dict[str, int]:
+    """Take ports for these uses, or for all three."""
+    return Ports(directory).take(
+        [Wanted(name, f"--{name}-port", asked=asked.get(name)) for name in names or USES]
+    )
+
+
+def free(number: int) -> list[int]:
+    """Ports that nobody listens on just now."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def kept(directory: Path) -> dict[str, int] | None:
+    file = directory / "ports.json"
+    return json.loads(file.read_bytes()) if file.exists() else None
 
 
 def test_a_port_is_the_same_again(tmp_path: Path) -> None:
-    first = Ports(tmp_path).take("http")
-
-    assert Ports(tmp_path).take("http") == first
+    assert take(tmp_path) == take(tmp_path) == kept(tmp_path)
 
 
 def test_an_asked_port_is_kept_too(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    Ports(tmp_path).take("http", asked=port)
+    (port,) = free(1)
+    take(tmp_path, "http", http=port)
 
-    assert Ports(tmp_path).take("http") == port
+    assert take(tmp_path, "http") == {"http": port}
 
 
 def test_uses_get_different_ports(tmp_path: Path) -> None:
-    ports = Ports(tmp_path)
-    taken = {ports.take(name) for name in ("nats", "websocket", "http")}
+    assert len(set(take(tmp_path).values())) == len(USES)
 
-    assert len(taken) == 3
+
+def test_the_same_port_twice_is_refused_and_not_kept(tmp_path: Path) -> None:
+    (port,) = free(1)
+    for pair in (("nats", "websocket"), ("websocket", "http"), ("nats", "http")):
+        with pytest.raises(
+            PortTaken, match=rf"{port} is given by --{pair[0]}-port and --{pair[1]}"
+        ):
+            take(tmp_path, **dict.fromkeys(pair, port))
+
+    assert kept(tmp_path) is None
+    take(tmp_path)
+
+
+@pytest.mark.parametrize("asking", USES)
+def test_a_port_that_is_kept_for_another_use_is_refused_and_not_kept(
+    asking: str, tmp_path: Path
+) -> None:
+    before = take(tmp_path)
+    for other in set(USES) - {asking}:
+        for names in (USES, (asking,)):
+            with pytest.raises(PortTaken, match=rf"ports\.json .*--{asking}-port"):
+                take(tmp_path, *names, **{asking: before[other]})
+
+    assert take(tmp_path) == before
+
+
+def test_two_uses_may_exchange_their_ports(tmp_path: Path) -> None:
+    before = take(tmp_path)
+    after = take(tmp_path, nats=before["http"], http=before["nats"])
+
+    assert (after["nats"], after["http"]) == (before["http"], before["nats"])
+    assert take(tmp_path) == after
+
+
+def test_one_of_many_that_is_taken_keeps_none_of_the_others(tmp_path: Path) -> None:
+    before = take(tmp_path)
+    (port,) = free(1)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        held = other.getsockname()[1]
+        with pytest.raises(PortTaken, match=rf"port {held} \(http\) is held.*--http-port"):
+            take(tmp_path, nats=port, http=held)
+
+    assert take(tmp_path) == before
+
+
+def test_a_file_of_before_with_the_same_port_twice_says_how_to_go_on(tmp_path: Path) -> None:
+    port, another = free(2)
+    (tmp_path / "ports.json").write_text(json.dumps({"nats": port, "websocket": port}))
+
+    with pytest.raises(PortTaken, match=r"ports\.json .*--nats-port or --websocket-port"):
+        take(tmp_path)
+
+    assert take(tmp_path, websocket=another)["websocket"] == another
+    assert take(tmp_path)["nats"] == port
 
 
 def test_a_new_port_is_below_those_of_outgoing_connections(tmp_path: Path) -> None:
@@ -39,17 +112,17 @@ def test_a_new_port_is_below_those_of_outgoing_connections(tmp_path: Path) -> No
     if lowest <= 20_000:
         pytest.skip("this machine leaves no such ports")
 
-    assert Ports(tmp_path).take("nats") < lowest
+    assert take(tmp_path, "nats")["nats"] < lowest
 
 
 @pytest.mark.parametrize("port", [70_000, 2**40])
 def test_a_number_that_is_no_port_is_refused_in_words(port: int, tmp_path: Path) -> None:
     with pytest.raises(PortTaken, match=rf"{port}.*can't be used.*--http-port"):
-        Ports(tmp_path).take("http", asked=port, flag="--http-port")
+        take(tmp_path, "http", http=port)
 
 
 def test_a_spoilt_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "ports.json").write_text("[]")
 
     with pytest.raises(EmbeddedError, match=r"ports\.json"):
-        Ports(tmp_path).take("http")
+        take(tmp_path)

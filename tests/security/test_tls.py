@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +20,14 @@ from bus.jetstream import connect
 from handlers.cli import main
 from handlers.embedded import Servers
 from handlers.embedded.identities import seed_file
-from handlers.listening import Certificate, Listening, certificate_of, guard, trust
+from handlers.listening import (
+    Certificate,
+    Listening,
+    address_of,
+    certificate_of,
+    is_name,
+    trust,
+)
 from handlers.settings import InvalidSettings, Settings
 from tests.cli.folders import folder
 from tests.wire.harness import Party, new_id
@@ -174,15 +182,45 @@ def test_an_address_that_others_reach_takes_tls_or_an_explicit_word(
     host: str, papers: Papers
 ) -> None:
     with pytest.raises(InvalidSettings, match=r"--tls-certificate .* --insecure-no-tls"):
-        guard("--http-host", host, None, insecure=False)
+        address_of("--http-host", host, None, insecure=False)
 
-    guard("--http-host", host, None, insecure=True)
-    guard("--http-host", host, Certificate(papers.certificate, papers.key), insecure=False)
+    certificate = Certificate(papers.certificate, papers.key)
+    for listened in (
+        address_of("--http-host", host, None, insecure=True),
+        address_of("--http-host", host, certificate, insecure=False),
+    ):
+        assert host in (listened, "") or is_name(host)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_this_machine_alone_takes_none(host: str) -> None:
-    guard("--http-host", host, None, insecure=False)
+@pytest.mark.parametrize(
+    ("host", "addresses"),
+    [
+        (None, {"127.0.0.1"}),
+        ("127.0.0.1", {"127.0.0.1"}),
+        ("127.1.2.3", {"127.1.2.3"}),
+        ("127.1", {"127.0.0.1"}),
+        ("::1", {"::1"}),
+        ("[::1]", {"::1"}),
+        ("::ffff:127.0.0.1", {"::ffff:127.0.0.1"}),
+        ("localhost", {"127.0.0.1", "::1"}),
+        ("LOCALHOST.", {"127.0.0.1", "::1"}),
+        ("own.localhost", {"127.0.0.1", "::1"}),
+        ("ip6-localhost", {"::1"}),
+        ("ip6-loopback", {"::1"}),
+    ],
+)
+def test_this_machine_alone_takes_none(host: str | None, addresses: set[str]) -> None:
+    assert address_of("--http-host", host, None, insecure=False) in addresses
+
+
+def test_a_name_that_leads_to_other_machines_as_well_takes_tls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [(socket.AF_INET, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "10.1.2.3")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
+
+    with pytest.raises(InvalidSettings, match="can be reached from other machines"):
+        address_of("--http-host", "mixed", None, insecure=False)
 
 
 @pytest.mark.parametrize(
@@ -227,3 +265,11 @@ def test_a_listener_is_told_by_the_name_that_clients_use(
     host: str, name: str | None, url: str
 ) -> None:
     assert Listening(host=host, name=name).url("nats", host, 4222) == url
+
+
+def test_a_name_that_the_operator_gave_is_what_its_certificate_names(papers: Papers) -> None:
+    names, certificate = {"::1": "localhost"}, Certificate(papers.certificate, papers.key)
+    plain, secret = Listening(names=names), Listening(names=names, certificate=certificate)
+
+    assert plain.url("http", "::1", 80) == "http://[::1]:80"
+    assert secret.url("http", "::1", 80) == "https://localhost:80"
