@@ -8,25 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.schemas import SCHEMAS
 from tests.wire import shapes
 from tests.wire.harness import Chat, ServiceFault, new_id
 from tests.wire.world import World
 
-RPCS = {
-    "create_workspace",
-    "start_workspace",
-    "stop_workspace",
-    "list_templates",
-    "read_template",
-    "cancel",
-    "get_chat",
-    "list_chats",
-    "read_log",
-    "read_events",
-    "template_archive",
-    "agent_credential",
-    "frontend_credential",
-}
+RPCS = {path.name.removesuffix(".body.json") for path in (SCHEMAS / "rpcs").glob("*.body.json")}
+"""Those that docs/schemas describes."""
 
 
 def body(chat: Chat, args: Any = None, **more: Any) -> dict[str, Any]:
@@ -39,7 +27,7 @@ async def test_the_service_and_its_endpoints_can_be_found(world: World) -> None:
 
     assert json.loads(pong.data)["name"] == "workspaced"
     subjects = {endpoint["subject"] for endpoint in json.loads(info.data)["endpoints"]}
-    assert {f"workspaced.rpc.{name}" for name in RPCS} <= subjects
+    assert subjects == {f"workspaced.rpc.{name}" for name in RPCS}
 
 
 async def test_a_tool_by_rpc_is_answered_and_published(world: World) -> None:
