@@ -101,7 +101,7 @@ class StateChanged(TypedDict):
 
 
 class CloudEvent(TypedDict):
-    """The envelope of every message: a CloudEvents 1.0 event in structured JSON mode."""
+    """The envelope of every event: a CloudEvents 1.0 event in structured JSON mode."""
 
     specversion: Literal["1.0"]
     id: Annotated[str, Field(min_length=1, max_length=1024)]
@@ -233,8 +233,8 @@ class Readiness(TypedDict, total=False):
     """How far a workspace is from ready. A ready workspace has none of these keys."""
 
     agent_status: Literal["no_agent", "selection_error", "not_ready"]
-    """Why no agent is connected: the template has none, none could be chosen, or it did not connect in
-    time (or the call was canceled before)."""
+    """Why no agent is connected: the template has none, none can be chosen, or the chosen one did not
+    connect in time or before the call was canceled."""
     agent_error: str
     """Text for people about `agent_status`."""
     startup_scripts: Literal[
@@ -254,7 +254,7 @@ class ToolError(TypedDict):
 
 
 class BuildFailure(TypedDict):
-    """A build that the call waited for did not succeed, or the call was canceled before it ended."""
+    """The build failed, was canceled, ran out of time or was superseded, or the call was canceled."""
 
     error: str
     """Text for people and models."""
