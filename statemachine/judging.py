@@ -326,13 +326,15 @@ def expiry(chat: Workspace, known: Known, label: str) -> BuildRequested | None:
 
 
 def orphan(chat: Workspace, known: Known, workspace_id: str, label: str) -> BuildRequested | None:
-    """Judge a workspace that is left without a chat: the stop to make, if it still may run.
+    """Judge a workspace that is left without a chat: return the stop to make, if it may still run.
 
-    One that the chat had, and whose delete failed, is deleted again.
+    One that the chat had, and whose delete failed, is deleted again. A delete that was canceled before
+    it began changed nothing: the workspace is stopped.
     """
     former = formers.known(chat, workspace_id)
     if former is None or former.orphaned_at is None or workspace_id in known.had:
         return None
-    last = former.build.transition if former.build is not None and former.ours else None
-    again = Transition.DELETE if last is Transition.DELETE else Transition.STOP
+    last = former.build if former.ours else None
+    failed_delete = last is not None and last.transition is Transition.DELETE and not last.untouched
+    again = Transition.DELETE if failed_delete else Transition.STOP
     return requests.ending(chat, again, known, label, former)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.folders import FAILING, QUICK, folder
 from tests.wire.harness import new_id
-from tests.wire.running import ROOT, Process, Up, environment, gone, processes_of, run
+from tests.wire.running import ROOT, Process, Up, agents_of, environment, gone, run
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ class TestTool:
         args = ("--arg", f"template_id={template}", "--arg", "parameters.greeting=howdy")
 
         created = running.run("tool", "create_workspace", "--chat", chat, *args)
-        agents = processes_of(running.directory, "handlers.agent")
+        agents = agents_of(running.directory)
         stopped = running.run("tool", "stop_workspace", "--chat", chat, "--quiet")
 
         assert created.returncode == 0, created.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.folders import QUICK, folder
 from tests.wire.harness import new_id
-from tests.wire.running import Process, Up, gone, processes_of, run
+from tests.wire.running import Process, Up, agents_of, gone, run
 
 
 @pytest.mark.parametrize("role", ["worker", "gateway"])
@@ -41,7 +41,7 @@ def test_a_provisioner_of_a_pool_of_its_own(running: Up, tmp_path: Path) -> None
             "--arg",
             f"template_id={pushed['template_id']}",
         )
-        agents = processes_of(tmp_path / "home", "handlers.agent")
+        agents = agents_of(tmp_path / "home")
         running.data("tool", "stop_workspace", "--chat", chat)
     finally:
         status = process.stop(within=10)

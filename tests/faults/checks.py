@@ -20,7 +20,7 @@ from tests.faults.place import CONTRACT, Place
 from tests.faults.seen import SETTLED, Seen, look_at
 from tests.faults.yard import Record, Yard
 from tests.wire.party import Party, connected
-from tests.wire.running import processes_of
+from tests.wire.running import agents_of
 
 TERMINAL = ("build_succeeded", "build_failed", "build_canceled")
 
@@ -202,7 +202,7 @@ class Checks:
                 self.found.other.append(f"{directory} has no workspace")
         agents = {
             pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0")[-2]
-            for pid in processes_of(self._place.directory, "handlers.agent")
+            for pid in agents_of(self._place.directory)
         }
         for pid, config in agents.items():
             if ended.keys() & set(Path(config).parts):

@@ -298,8 +298,8 @@ class World:
         """No build is asked for beside one that has not ended; but a delete may come at any time."""
         former = known(before, build.workspace_id)
         if former is not None:
-            assert build.transition is events.Transition.STOP
             assert former.build is not None
+            assert build.transition is _ending_of(former)
             assert build.build_number == former.build.number + 1
             failed = former.build.transition is events.Transition.STOP
             self.met["stop tried again" if failed else "left stopped"] += 1
@@ -414,3 +414,15 @@ class _Recording:
 
     def __init__(self, publish: Any) -> None:
         self.publish = publish
+
+
+def _ending_of(former: Former) -> events.Transition:
+    """Return the build that a workspace without a chat gets.
+
+    What a failed delete has left is deleted. Somebody's work may be in everything else.
+    """
+    build = former.build
+    deleting = build is not None and build.transition is events.Transition.DELETE
+    if deleting and former.ours and not build.untouched:
+        return events.Transition.DELETE
+    return events.Transition.STOP

@@ -206,6 +206,23 @@ def processes_of(directory: Path, *words: str) -> list[int]:
     return found
 
 
+def agents_of(directory: Path) -> list[int]:
+    """Return the agents of a data directory, without the programs that confine them.
+
+    Those have the agent's command line at the end of their own.
+    """
+    agents = []
+    for pid in processes_of(directory, "handlers.agent"):
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            before, _, module = " ".join(words[1:]).partition("-m ")
+            python = "python" in Path(words[0]).name
+            options = all(word.startswith("-") for word in before.split())
+            if python and options and module.startswith("handlers.agent"):
+                agents.append(pid)
+    return agents
+
+
 def gone(pids: Sequence[int], within: float) -> bool:
     """Wait until all of these have ended, whoever started them."""
     deadline = time.monotonic() + within
