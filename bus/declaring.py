@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from bus import Message, StreamInfo, Unavailable, jsapi
+from bus import Message, Refused, StreamInfo, Unavailable, jsapi
 from bus.asking import Requests
 from bus.jsapi import ApiError
 from bus.streams import Consumer, Stream
@@ -43,10 +43,35 @@ async def ensure_stream(requests: Requests, stream: Stream) -> StreamInfo:
             there = await _create(requests, stream.name, declared)
         wanted = jsapi.update(there["config"], declared)
         if jsapi.differs(there["config"], wanted):
-            there = await _api(requests, f"STREAM.UPDATE.{stream.name}", wanted)
+            there = await _update(requests, stream.name, there["config"], wanted)
     except ApiError as error:
+        if error.code in jsapi.NO_STORAGE and stream.max_bytes > 0:
+            raise _no_room(stream, error) from None
         raise error.as_bus_error(stream.name) from None
     return jsapi.stream_info(there)
+
+
+def _no_room(stream: Stream, error: ApiError) -> Refused:
+    store = "max_memory_store" if stream.in_memory else "max_file_store"
+    return Refused(
+        f"{stream.name}: {error}: the stream reserves {stream.max_bytes >> 20} MiB; give NATS a larger "
+        f"{store}, or a disk with more room"
+    )
+
+
+async def _update(
+    requests: Requests, name: str, there: jsapi.Json, wanted: jsapi.Json
+) -> jsapi.Json:
+    try:
+        return await _api(requests, f"STREAM.UPDATE.{name}", wanted)
+    except ApiError as error:
+        if error.code not in jsapi.NO_STORAGE or wanted["max_bytes"] == there["max_bytes"]:
+            raise
+    # There is no room to make it larger, which is no reason to do without it.
+    wanted = wanted | {"max_bytes": there["max_bytes"]}
+    if not jsapi.differs(there, wanted):
+        return await _api(requests, f"STREAM.INFO.{name}")
+    return await _api(requests, f"STREAM.UPDATE.{name}", wanted)
 
 
 async def _create(requests: Requests, name: str, declared: jsapi.Json) -> jsapi.Json:

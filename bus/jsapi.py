@@ -15,6 +15,8 @@ Json = dict[str, Any]
 STREAM_NOT_FOUND: Final = 10059
 STREAM_NAME_IN_USE: Final = 10058
 CONSUMER_NOT_FOUND: Final = 10014
+NO_STORAGE: Final = frozenset({10023, 10028, 10047})
+"""What the server says that has no room for a stream of that size, or no more for its account."""
 
 _WRONG_LAST: Final = frozenset({10071, 10164})
 _NOT_NOW: Final = 503
@@ -97,7 +99,7 @@ def stream_config(stream: Stream) -> Json:
 
 
 def update(existing: Json, declared: Json) -> Json:
-    """Write what an existing stream is to become; how it keeps its messages never changes.
+    """Write what an existing stream is to become; how it keeps its messages never changes, and it never gets smaller.
 
     Raises Refused when that is of no use to a cluster.
     """
@@ -108,6 +110,8 @@ def update(existing: Json, declared: Json) -> Json:
             "the stream (what it holds is lost) and start again, or keep 1 replica"
         )
     kept = {key: value for key, value in declared.items() if key != "persist_mode"}
+    if existing.get("max_bytes", -1) > kept["max_bytes"] > 0:
+        kept["max_bytes"] = existing["max_bytes"]  # a smaller one would drop or refuse messages
     return existing | kept
 
 

@@ -1,7 +1,8 @@
 """Every stream and durable consumer, as data: what is kept, for how long, and who takes from it.
 
 Limits are in seconds and bytes. The sum of `max_bytes` must fit the server's store, which refuses a
-stream that it could not hold: so only those are bounded that could grow without end.
+stream that it could not hold: so only those are bounded that could grow without end. `Tuning.disk`
+makes them smaller for a small disk.
 """
 
 from __future__ import annotations
@@ -163,6 +164,11 @@ PRESENCE: Final = Stream(
 STREAMS: Final = (IN, JOB, STATE, LOG, RESULT, DEAD, TIMER, PRESENCE)
 """In the order in which they are made."""
 
+BOUNDED: Final = sum(s.max_bytes for s in STREAMS if s.max_bytes > 0 and not s.in_memory)
+"""Bytes of disk that all streams with a limit may take together."""
+LEAST: Final = 64 * _MIB
+"""Bytes below which these streams are of no use: a burst of events would not fit."""
+
 WORKER_IN: Final = Consumer(IN.name, "worker")
 """What all workers take events from."""
 
@@ -189,6 +195,11 @@ class Tuning:
     duplicate_window: float = JOB.duplicate_window
     """How long a job is known by its message id."""
     ack_wait: float = WORKER_IN.ack_wait
+    disk: int = BOUNDED
+    """Bytes that all streams with a limit may take together; each gets its share of it.
+
+    A smaller stream makes no weaker promise: `WORKSPACED_IN` refuses an event earlier, it drops none.
+    """
 
     def streams(self) -> tuple[Stream, ...]:
         """Return every stream as chosen, in the order in which they are made."""
@@ -200,4 +211,7 @@ class Tuning:
 
     def _stream(self, stream: Stream) -> Stream:
         window = self.duplicate_window if stream is JOB else stream.duplicate_window
-        return replace(stream, replicas=self.replicas, duplicate_window=window)
+        size = stream.max_bytes
+        if size > 0 and not stream.in_memory:
+            size = size * min(self.disk, BOUNDED) // BOUNDED
+        return replace(stream, replicas=self.replicas, duplicate_window=window, max_bytes=size)

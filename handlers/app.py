@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -66,6 +66,8 @@ class Place:
     """The URLs of roles that have one of their own."""
     nats_ca: Path | None = None
     """Who signed the certificate of NATS; None: somebody whom this machine trusts."""
+    stream_room: int | None = None
+    """Bytes of disk for the streams of an embedded NATS."""
 
     def seed_file(self, role: Role) -> Path:
         """Return the file with the role's seed. Raises NotFoundError."""
@@ -227,6 +229,7 @@ def locate(settings: Settings) -> Place:
         settings.transaction_timeout,
         databases,
         settings.nats_ca if settings.nats_url or running is None else running.nats_ca,
+        running.stream_room if running and settings.nats_url is None else None,
     )
 
 
@@ -267,6 +270,7 @@ def room(settings: Settings) -> Room:
     return Room(settings.waiting_calls_per_chat, settings.waiting_calls, settings.job_queue)
 
 
-def tuning(settings: Settings) -> Tuning:
+def tuning(settings: Settings, place: Place) -> Tuning:
     """Return how streams and consumers are to be made."""
-    return Tuning(settings.nats_replicas, settings.duplicate_window, settings.ack_wait)
+    chosen = Tuning(settings.nats_replicas, settings.duplicate_window, settings.ack_wait)
+    return chosen if place.stream_room is None else replace(chosen, disk=place.stream_room)

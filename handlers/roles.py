@@ -75,7 +75,9 @@ async def worker(
         place.store("worker", wait=True) as store,
         place.bus("worker", wait=True) as bus,
     ):
-        working = Worker(store, bus, limits(settings), tuning(settings), room(settings), ready)
+        working = Worker(
+            store, bus, limits(settings), tuning(settings, place), room(settings), ready
+        )
         troubles = working.troubles
         checks |= {
             "nats": either(connected({"worker": bus}), lambda: troubles.of("nats")),

@@ -118,6 +118,7 @@ async def everything(
             settings.transaction_timeout,
             servers.databases,
             settings.nats_ca if settings.nats_url else listening.ca,
+            servers.stream_room,
         )
         if (owners := servers.databases.get("owner")) is not None:
             with naming(owners):
@@ -129,7 +130,9 @@ async def everything(
             place.bus("gateway") as gateway_bus,
             place.bus("provisioner") as provisioner_bus,
         ):
-            worker = Worker(store, worker_bus, limits(settings), tuning(settings), room(settings))
+            worker = Worker(
+                store, worker_bus, limits(settings), tuning(settings, place), room(settings)
+            )
             gateway = Gateway(
                 gateway_store,
                 gateway_bus,

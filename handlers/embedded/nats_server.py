@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import files
 from pathlib import Path
@@ -30,10 +30,11 @@ async def nats_server(
     directory: Path,
     identities: Identities,
     listening: Listening = Listening(),  # noqa: B008 — never changed
+    store: int | None = None,
 ) -> AsyncIterator[tuple[str, str, Child]]:
     """Run the server of a data directory that the caller owns; give its two URLs and its process.
 
-    If its disk is full for a while, it is started again afterwards. Raises EmbeddedError.
+    `store`: bytes that it may store; None: what it finds by itself. If its disk is full for a while, it is started again afterwards. Raises EmbeddedError.
     """
     home = directory / "nats"
     home.mkdir(mode=0o700, exist_ok=True)
@@ -46,7 +47,12 @@ async def nats_server(
     # A killed server leaves its file, which must not be taken for the new one's.
     shutil.rmtree(said, ignore_errors=True)
     said.mkdir()
-    text = _configuration(home, identities, listening, port=port, websocket_port=websocket_port)
+    jetstream = {"store_dir": _text(home / "jetstream"), "sync_interval": "always"}
+    if store is not None:
+        jetstream["max_file_store"] = str(store)
+    text = _configuration(
+        home, identities, listening, jetstream, port=port, websocket_port=websocket_port
+    )
     write_whole(configuration, text.encode(errors="surrogateescape"), durable=False)
     child = await start(
         "nats-server",
@@ -101,7 +107,13 @@ def _program() -> Path:
 
 
 def _configuration(
-    home: Path, identities: Identities, listening: Listening, *, port: int, websocket_port: int
+    home: Path,
+    identities: Identities,
+    listening: Listening,
+    jetstream: Mapping[str, str],
+    *,
+    port: int,
+    websocket_port: int,
 ) -> str:
     tls = "" if listening.certificate is None else _tls(listening.certificate)
     origins = f", allowed_origins: {json.dumps(listening.origins)}" if listening.origins else ""
@@ -115,7 +127,7 @@ websocket {{
   {tls or "no_tls: true"}{origins}
 }}
 # The default acknowledges before the disk has it, up to two minutes.
-jetstream {{ store_dir: {_text(home / "jetstream")}, sync_interval: always }}
+jetstream {{ {", ".join(f"{key}: {value}" for key, value in jetstream.items())} }}
 pid_file: {_text(home / "nats.pid")}
 ports_file_dir: {_text(home / "ready")}
 {authorization(identities)}"""

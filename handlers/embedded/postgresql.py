@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,10 +33,12 @@ _READY_LINE: Final = 7
 
 
 @asynccontextmanager
-async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
+async def postgresql(
+    directory: Path, more: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[str, Child]]:
     """Run the server of a data directory that the caller owns; give the administrator's URL and its process.
 
-    A database with another password, or of a version that had none, gets this one.
+    `more`: settings of the server. A database with another password, or of a version that had none, gets this one.
     Raises EmbeddedError.
     """
     data, binaries = directory / "postgres", _binaries()
@@ -49,14 +51,14 @@ async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
         await _initialise(data, binaries, identity, password)
     await _clear_way(data, sockets)
     write_admission(data, identity)
-    child = await _started(directory, sockets, identity)
+    child = await _started(directory, sockets, identity, more or {})
     try:
         try:
             url = await prepare(sockets, password)
         except asyncpg.InvalidPasswordError:
             await child.stop()
             await _set_password(data, binaries, identity, password)
-            child = await _started(directory, sockets, identity)
+            child = await _started(directory, sockets, identity, more or {})
             url = await prepare(sockets, password)
         child.needs = (sockets, sockets / SOCKET, data)
         yield url, child
@@ -65,12 +67,14 @@ async def postgresql(directory: Path) -> AsyncIterator[tuple[str, Child]]:
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-async def _started(directory: Path, sockets: Path, identity: Identity) -> Child:
+async def _started(
+    directory: Path, sockets: Path, identity: Identity, more: Mapping[str, str]
+) -> Child:
     """Start the server and wait until it accepts connections."""
     data = directory / "postgres"
     child = await start(
         "PostgreSQL",
-        [_binaries() / "postgres", "-D", data, *_settings(sockets)],
+        [_binaries() / "postgres", "-D", data, *_settings(sockets, more)],
         log=directory / "postgres.log",
         farewell=signal.SIGINT,
         identity=identity.options,
@@ -91,7 +95,7 @@ def _binaries() -> Path:
     return Path(package.origin).parent / "pginstall" / "bin"
 
 
-def _settings(sockets: Path) -> list[str]:
+def _settings(sockets: Path, more: Mapping[str, str]) -> list[str]:
     settings = {
         "listen_addresses": "",
         "port": "5432",  # else PGPORT of the environment would count
@@ -99,6 +103,7 @@ def _settings(sockets: Path) -> list[str]:
         "unix_socket_permissions": "0700",
         "fsync": "on",
         "log_checkpoints": "off",
+        **more,
     }
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 

@@ -19,6 +19,7 @@ from handlers.embedded.database_password import (
     without_password,
 )
 from handlers.embedded.database_roles import urls_of
+from handlers.embedded.disk_room import Room, room_of
 from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.identities import credentials_of, identities
 from handlers.embedded.lock import LOCK, owner_of, owning
@@ -47,6 +48,8 @@ class Servers:
     """Each role's own URL; empty when one was given, which is everybody's."""
     nats_ca: Path | None = None
     """Who signed the certificate of NATS, if it is not known to this machine anyway."""
+    stream_room: int | None = None
+    """Bytes of disk for the streams; None: the NATS of somebody else has to have room for all."""
 
     @property
     def public_database_url(self) -> str:
@@ -98,12 +101,14 @@ async def embedded_servers(
         found_in = directory / _FOUND_IN
         found_in.unlink(missing_ok=True)
         children: list[Child] = []
+        ours = nats_url is None or database_url is None
+        room = room_of(directory) if ours else Room(0)
 
         async def start_nats() -> tuple[str, str | None]:
             if nats_url is not None:
                 Ports(directory).take(wanted(listening, nats=False))
                 return nats_url, None
-            server = nats_server(directory, identities(directory), listening)
+            server = nats_server(directory, identities(directory), listening, room.store)
             url, websocket_url, child = await stack.enter_async_context(server)
             children.append(child)
             return url, websocket_url
@@ -111,7 +116,8 @@ async def embedded_servers(
         async def start_database() -> str:
             if database_url is not None:
                 return database_url
-            dsn, child = await stack.enter_async_context(postgresql(directory))
+            server = postgresql(directory, room.database_settings())
+            dsn, child = await stack.enter_async_context(server)
             children.append(child)
             return dsn
 
@@ -128,6 +134,7 @@ async def embedded_servers(
             children=tuple(children),
             databases=urls_of(database) if database_url is None else {},
             nats_ca=listening.ca,
+            stream_room=None if nats_url is not None else room.streams,
         )
         _note(found_in, servers)
         stack.callback(found_in.unlink, missing_ok=True)
@@ -157,6 +164,7 @@ def running_servers(directory: Path) -> Servers | None:
         database_url=database_url,
         databases=urls_of(database_url) if embedded else {},
         nats_ca=Path(noted["nats_ca"]) if noted.get("nats_ca") else None,
+        stream_room=noted.get("stream_room"),
     )
 
 
@@ -168,6 +176,7 @@ def _note(path: Path, servers: Servers) -> None:
         "database": servers.public_database_url if embedded else servers.database_url,
         "embedded_database": embedded,
         "nats_ca": None if servers.nats_ca is None else str(servers.nats_ca),
+        "stream_room": servers.stream_room,
     }
     # For us alone: a URL that was given may hold a password.
     write_whole(path, json.dumps(content, indent=2).encode(), durable=False)
