@@ -19,7 +19,7 @@ from bus.urls import redacted
 from handlers import nkey
 from handlers.clock import clock
 from handlers.embedded import running_servers
-from handlers.embedded.database_password import completed
+from handlers.embedded.database_password import completed, folder_of
 from handlers.embedded.permissions import PERMISSIONS, inbox_prefix
 from handlers.listening import trust
 from handlers.sending import Backoff
@@ -241,7 +241,7 @@ def database_of(settings: Settings) -> str | None:
     if settings.database_url is None:
         return None
     given = settings.credentials or settings.data_dir / "credentials"
-    return completed(settings.database_url, given if given.is_dir() else given.parent)
+    return completed(settings.database_url, folder_of(given))
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from bus import Bus, Unavailable
 from bus.urls import anonymous
 from handlers.app import Place, limits, locate, room, tuning
 from handlers.confining import Bounds, Confinement, choose, demand
+from handlers.embedded.database_password import folder_of, password_file
 from handlers.gateway.gateway import Gateway
 from handlers.health import Check, answers, begun, connected, either, health_server
 from handlers.listening import address_of, certificate_of
@@ -168,12 +169,18 @@ def local_provisioner(
         environ=environ,
         allowance=Allowance(settings.workspaces_per_owner, settings.disk_per_owner_mib),
         confinement=replace(
-            confinement(settings, environ, (data_dir, place.credentials)),
+            confinement(settings, environ, (data_dir, *secrets_of(place.credentials))),
             readable=() if place.nats_ca is None else (place.nats_ca.resolve(),),
         ),
         presence_ttl=settings.presence_ttl,
         ready=ready,
     )
+
+
+def secrets_of(credentials: Path) -> list[Path]:
+    """Return what a template's code must not read: also what lies beside a seed file that was named."""
+    folder = folder_of(credentials)
+    return [folder if password_file(folder).exists() else credentials]
 
 
 def confinement(

@@ -37,6 +37,11 @@ def password_file(credentials: Path) -> Path:
     return credentials / _FILE
 
 
+def folder_of(credentials: Path) -> Path:
+    """Return the directory of credentials, of which somebody may have named a single seed file."""
+    return credentials if credentials.is_dir() else credentials.parent
+
+
 def read_password(credentials: Path) -> str | None:
     """Return the password, None when there is no file. Raises EmbeddedError."""
     path = password_file(credentials)
