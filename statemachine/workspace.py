@@ -347,7 +347,7 @@ class Workspace(Frozen):
         stopping = build is not start and (build.outcome is None or build.succeeded)
         if stopping or start.expired or not start.ttl_ms:
             return None
-        if any(earlier.succeeded for earlier in self.before_delete):
+        if any(e.succeeded and e.number > start.number for e in self.before_delete):
             return None  # it was stopped before somebody tried to delete it
         return start.ended_at + timedelta(milliseconds=start.ttl_ms)
 

@@ -96,6 +96,19 @@ CHILD = agents(child="nobody")
             None,
         ),
         ([limited(), requested(2, STOP), failed(2, STOP), succeeded()], 3),
+        (
+            [
+                limited(),
+                succeeded(),
+                requested(2, STOP),
+                limited(3),
+                succeeded(3),
+                requested(4, DELETE),
+                succeeded(2, STOP),  # late: that stop came before the last start
+                failed(4, DELETE),
+            ],
+            4,
+        ),
         ([limited(), succeeded(), deleted()], None),
         ([limited(), succeeded(), started(2)], None),
         ([limited(), succeeded(), started(2), failed(2)], None),
