@@ -114,7 +114,10 @@ def _create(call: Call, args: CreateArguments, chat: Workspace, known: Known) ->
         case Word.RUNNING if usable(chat):
             return _running(call, chat)
         case word:
-            return requests.create(call, args, chat, known, replaced=_REPLACED.get(word))
+            # A build whose end was rejected may have succeeded: what it made is stopped, too.
+            unknown = chat.build is not None and chat.build.outcome is None
+            replaced = _REPLACED.get(word, Transition.STOP if unknown else None)
+            return requests.create(call, args, chat, known, replaced=replaced)
 
 
 def _start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Verdict:
