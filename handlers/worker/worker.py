@@ -294,7 +294,17 @@ class Worker:
             self._again.set()
 
     async def _looked_for(self, item: Item, relay: Relay) -> Item:
-        return await looked_for(item, self.store, relay) if isinstance(item, Missed) else item
+        """Look whether a missed agent is still absent. Raises BusError, StoreUnavailableError."""
+        if not isinstance(item, Missed):
+            return item
+        try:
+            return await looked_for(item, self.store, relay)
+        except (BusError, StoreUnavailableError):
+            raise
+        except Exception:
+            # The chat can't be read. Applying the item fails for the same reason, and only it is buried.
+            log.exception("chat %s can't be read", item.chat_id)
+            return item
 
     async def _take(self, items: Sequence[tuple[Delivery, Item]]) -> Taken:
         load = self._gauge.load(look=any(asks(item) for _, item in items))

@@ -316,3 +316,17 @@ async def test_a_sign_is_expected_though_the_worker_died_that_heard_the_agent(
 
     assert rig.state(chat)["agent"]["status"] == "disconnected"
     assert rig.store.outbox == {}
+
+
+async def test_the_loss_of_an_agent_whose_chat_can_not_be_read_is_buried(
+    rig: Rig, hand: Hand, job: Job, chat: str
+) -> None:
+    """The worker goes on: no other chat has anything to do with it."""
+    rig.clock.advance(SILENCE)
+    rig.store.snapshots[chat] = "{}"
+
+    await hand.pump()
+
+    (letter,) = rig.dead
+    assert letter.headers["Workspaced-Subject"] == presence(chat, agent_of(job))
+    assert letter.headers["Workspaced-Reason"] == "internal"
