@@ -35,6 +35,8 @@ SHOWN_FOR: Final = 15.0
 """Seconds that a chat's notice stays without being renewed; what is not taken is tried again sooner."""
 SLOWEST: Final = 2.0
 """Seconds between two tries at most, so that the work goes on soon after the database can."""
+RACES: Final = 3
+"""How many transactions of single events a batch may lose before it leaves such events behind."""
 Server = Literal["database", "nats"]
 Read = tuple[Delivery, Item]
 Apply = Callable[[Sequence[Item]], Awaitable[list[Outgoing]]]
@@ -92,6 +94,10 @@ class _Batch:
     backoff: Backoff = field(default_factory=lambda: Backoff(most=SLOWEST))
     works: bool = False
     """Whether the database was seen to take changes."""
+    races: int = 0
+    """How many transactions of single events lost a race or ran out of time."""
+    shown: set[str] = field(default_factory=set)
+    """Chats whose notice says already that one of their events is not taken."""
 
 
 class Taking:
@@ -123,15 +129,17 @@ class Taking:
         return batch.taken
 
     async def _waited(self, batch: _Batch, group: Sequence[Read], bad: Exception) -> bool:
-        """Wait if the same group is to be tried again: the database is away, or a single one lost a race."""
+        """Wait if the same group is to be tried again: the database is away, or a single event lost a race."""
         if isinstance(bad, TransientError):
-            if len(group) > 1:
+            if len(group) > 1 or batch.races == RACES:
                 return False
+            batch.races += 1
             log.warning("a transaction did not come through, trying again: %s", bad)
         elif isinstance(bad, StoreUnavailableError):
-            batch.works = batch.works or (isinstance(bad, WorkRefusedError) and await self._works())
-            if batch.works:
+            if isinstance(bad, WorkRefusedError) and (batch.works or await self._works()):
+                batch.works = True
                 return False
+            batch.works = False
             await self._away(group, bad)
         else:
             return False
@@ -147,7 +155,7 @@ class Taking:
             return
         ((delivery, item),) = group
         if isinstance(bad, StoreUnavailableError):
-            await self._leave(delivery, item, bad, batch.taken)
+            await self._leave(delivery, item, bad, batch)
         elif isinstance(item, Dead):
             batch.taken.note(group, [])
         else:
@@ -172,16 +180,19 @@ class Taking:
         if isinstance(bad, WorkRefusedError):  # it answers, and may be able to keep a note
             await self._show({chat_of(item) for _, item in group}, words)
 
-    async def _leave(self, delivery: Delivery, item: Item, bad: Exception, taken: Taken) -> None:
+    async def _leave(self, delivery: Delivery, item: Item, bad: Exception, batch: _Batch) -> None:
         words = f"the database does not take an event of this chat, it is tried again: {bad}"
-        taken.left.append(delivery)
+        batch.taken.left.append(delivery)
         self._troubles.note(
             "database",
             f"the database does not take an event: {bad}",
             what=_place(delivery),
             seconds=SHOWN_FOR,
         )
-        await self._show({chat_of(item)}, words)
+        chat_id = chat_of(item)
+        if chat_id is not None and chat_id not in batch.shown:
+            batch.shown.add(chat_id)
+            await self._show({chat_id}, words)
 
     async def _show(self, chat_ids: AbstractSet[str | None], words: str) -> None:
         chats = {chat_id for chat_id in chat_ids if chat_id is not None}

@@ -47,6 +47,7 @@ TABLES: Final = [
     "template_version",
     "setting",
     "credential",
+    "provisioner_name",
     "stream_seen",
 ]
 """Tables without which events can't be applied."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from handlers.worker import taking, worker
-from statemachine.store import StoreUnavailableError, WorkRefusedError
+from statemachine.store import StoreUnavailableError, TransientError, WorkRefusedError
 from statemachine.store.memory import MemoryStore
 from statemachine.store.memory_transaction import MemoryTransaction
 from tests.worker.messages import Senders, new_id
@@ -122,6 +122,70 @@ async def test_while_the_database_takes_nothing_the_batch_is_kept_together_and_t
     assert rig.dead == []
     assert hand.worker.troubles.of("database") is None
     assert await store.held_up(set(chats)) == {}
+
+
+async def test_a_database_that_goes_away_while_a_batch_is_halved_is_waited_for(
+    rig: Rig, hand: Hand, send: Senders, store: Refusing
+) -> None:
+    refused, others = new_id(), [new_id() for _ in range(7)]
+    for chat in (refused, *others):
+        await send.create(chat)
+    store.refused = frozenset({refused})
+    noted = store.hold_up
+
+    async def away_from_now(*args: Any) -> None:
+        await noted(*args)
+        store.refused, store.error = None, StoreUnavailableError
+
+    store.hold_up = away_from_now  # type: ignore[method-assign]
+    working = asyncio.create_task(hand.pump())
+    async with asyncio.timeout(60):
+        while "does not take events" not in str(hand.worker.troubles.of("database")):
+            await asyncio.sleep(0)
+    store.hold_up = noted  # type: ignore[method-assign]
+    store.refused, store.error = frozenset({refused}), WorkRefusedError
+    await working
+
+    assert {job["chat_id"] for job in rig.jobs()} == {*others}
+    assert set(await store.held_up({refused, *others})) == {refused}
+
+
+async def test_an_event_that_loses_every_race_does_not_hold_up_its_neighbours(
+    rig: Rig, hand: Hand, send: Senders, store: Refusing
+) -> None:
+    """Somebody holds a lock on the chat's row."""
+    locked, others = new_id(), [new_id() for _ in range(3)]
+    for chat in (locked, *others):
+        await send.create(chat)
+    store.refused, store.error = frozenset({locked}), TransientError
+
+    async with asyncio.timeout(60):
+        await hand.pump()
+
+    assert {job["chat_id"] for job in rig.jobs()} == {*others}
+    assert set(await store.held_up({locked, *others})) == {locked}
+    assert rig.dead == []
+    store.refused = frozenset()
+    await again(hand)
+    assert {job["chat_id"] for job in rig.jobs()} == {locked, *others}
+
+
+async def test_several_events_of_a_refused_chat_are_noted_once(
+    rig: Rig, hand: Hand, send: Senders, store: Refusing
+) -> None:
+    refused = new_id()
+    for _ in range(4):
+        await send.create(refused)
+    store.refused, noted, notes = frozenset({refused}), store.hold_up, list[Any]()
+
+    async def hold_up(*args: Any) -> None:
+        notes.append(args)
+        await noted(*args)
+
+    store.hold_up = hold_up  # type: ignore[method-assign]
+    await hand.pump()
+
+    assert len(notes) == 1
 
 
 async def test_a_bug_of_ours_is_buried_while_another_chat_is_refused(
