@@ -255,11 +255,8 @@ def places(tmp_path: Path) -> Path:
 
 COMMANDS = [
     "up --data-dir",
-    "provisioner --nats-url nats://127.0.0.1:1 --data-dir",
-    "worker --data-dir",
     "chat list --data-dir",
     "migrate --data-dir",
-    "nats-auth --data-dir",
     "template push",
     "replay",
     "agent",

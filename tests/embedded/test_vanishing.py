@@ -39,20 +39,15 @@ def moved(path: Path) -> None:
     path.rename(path.with_name(f"{path.name}-elsewhere"))
 
 
-@pytest.mark.parametrize("how", [removed, moved])
+PLACES = (
+    *("sockets", "socket", "runtime directory", "data directory", "directory above"),
+    *("nats/jetstream", "credentials", "lock", "servers.json"),
+)
+MOVED = ("sockets", "data directory", "directory above")
+
+
 @pytest.mark.parametrize(
-    "what",
-    [
-        "sockets",
-        "socket",
-        "runtime directory",
-        "data directory",
-        "directory above",
-        "nats/jetstream",
-        "credentials",
-        "lock",
-        "servers.json",
-    ],
+    ("what", "how"), [*((p, removed) for p in PLACES), *((p, moved) for p in MOVED)]
 )
 async def test_what_vanishes_under_running_servers_is_named(
     what: str,
