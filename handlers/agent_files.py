@@ -85,6 +85,25 @@ def home_of(workspace: Path, agent_id: str) -> Path:
     return homes(workspace) / agent_id
 
 
+@contextmanager
+def entered(workspace: Path, agent_id: str) -> Iterator[Path]:
+    """Give the agent's folder by a path that stays the same folder, whatever the workspace's code does.
+
+    For a provisioner, which may do more than the template's code: a link that this code left in the
+    place of a folder, to another agent's folder for instance, is not followed. The path is good in this process, as long as the context lasts. Raises OSError.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    held = os.open(workspace, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in home_of(Path(), agent_id).parts:
+            inner = os.open(name, flags, dir_fd=held)
+            os.close(held)
+            held = inner
+        yield Path(f"/proc/self/fd/{held}")
+    finally:
+        os.close(held)
+
+
 def write_config(home: Path, config: AgentConfig) -> None:
     """Leave the configuration in the agent's folder, for its owner's eyes only."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)

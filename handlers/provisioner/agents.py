@@ -1,6 +1,10 @@
 """The agents of this machine's workspaces: started, started again, renewed, shut down.
 
 They are no children to care for: each outlives us, and is found again by the lock it holds.
+
+An agent's folder lies in its workspace, so the template's code can write there. We, who are not
+confined, take from it nothing that would give an agent more than its own: which agent of which
+build and chat it is, and where its workspace is, comes from our journal.
 """
 
 from __future__ import annotations
@@ -9,11 +13,11 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from bus import Bus
 from handlers import agent_files, variables
@@ -64,7 +68,8 @@ class Agents:
         self._confinement = confinement
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._started: dict[str, int] = {}
-        self._homes: dict[str, Path] = {}
+        self._known: dict[str, Mapping[str, Any]] = {}
+        """What the configuration of each agent has to say, whatever it says."""
         self._renewals: dict[str, asyncio.Task[None]] = {}
         self._renewed: dict[str, float] = {}
 
@@ -72,8 +77,15 @@ class Agents:
         """See to it, from now on, that the record's agents run."""
         for agent_id in record.agents:
             if (keeper := self._keepers.get(agent_id)) is None or keeper.done():
-                home = self._homes[agent_id] = self._home(record, agent_id)
-                self._keepers[agent_id] = asyncio.create_task(self._keep(home, agent_id))
+                self._known[agent_id] = {
+                    **self._here,
+                    "chat_id": record.chat_id,
+                    "workspace_id": record.workspace_id,
+                    "build_id": record.build_of(agent_id),
+                    "agent_id": agent_id,
+                    "directory": self._workspaces / record.workspace_id,
+                }
+                self._keepers[agent_id] = asyncio.create_task(self._keep(agent_id))
 
     def renew(self) -> None:
         """Get the agents new credentials: the old ones may be forgotten."""
@@ -82,13 +94,13 @@ class Agents:
             there = self._renewals.get(agent_id)
             lately = now - self._renewed.get(agent_id, -_SETTLED) < _SETTLED
             if not (keeper.done() or lately or (there is not None and not there.done())):
-                renewal = asyncio.create_task(self._renew(self._homes[agent_id], agent_id))
+                renewal = asyncio.create_task(self._renew(agent_id))
                 self._renewals[agent_id] = renewal
 
     async def shut_down(self, record: WorkspaceRecord) -> None:
         """End the record's agents, each with its shutdown script, and wait until they are gone."""
         await asyncio.gather(
-            *(self._shut_down(self._home(record, agent), agent) for agent in record.agents)
+            *(self._shut_down(record.workspace_id, agent) for agent in record.agents)
         )
 
     async def leave(self) -> None:
@@ -98,16 +110,16 @@ class Agents:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _home(self, record: WorkspaceRecord, agent_id: str) -> Path:
-        return agent_files.home_of(self._workspaces / record.workspace_id, agent_id)
+    def _home(self, agent_id: str) -> AbstractContextManager[Path]:
+        return agent_files.entered(self._known[agent_id]["directory"], agent_id)
 
-    async def _keep(self, home: Path, agent_id: str) -> None:
+    async def _keep(self, agent_id: str) -> None:
         """Have the agent run until it ends by itself, or never can: what only fails now is tried again."""
         backoff = Backoff(first=0.5, most=30.0)
         while True:
             since = monotonic()
             try:
-                ended = await self._run_once(home, agent_id)
+                ended = await self._run_once(agent_id)
             except Superseded as no:
                 _log.info("agent %s is no longer wanted: %s", agent_id, no)
                 return
@@ -127,31 +139,32 @@ class Agents:
                 backoff.reset()
             await backoff.wait()
 
-    async def _run_once(self, home: Path, agent_id: str) -> int | str:
+    async def _run_once(self, agent_id: str) -> int | str:
         """Start the agent unless it runs, and return how it ended.
 
         Raises Superseded, _Hopeless, and OSError when it can't be started now.
         """
         try:
-            config = self._config(home)
+            config = self._config(agent_id)
         except (FileNotFoundError, ValueError) as gone:
             raise _Hopeless(
                 f"its configuration can't be read ({gone}); start a new build"
             ) from gone
-        credential = await self._credential(home, config)
-        pid = agent_files.running(home)
-        if pid is None:
-            pid = self._start(home, config)
+        credential = await self._credential(config)
+        with self._home(agent_id) as home:
+            pid = agent_files.running(home)
+            if pid is None:
+                pid = self._start(home, config)
         ended = await self._ended(agent_id, pid, renewed_in(credential))
-        return ended if agent_files.running(home) is None else _STILL_RUNS
+        with self._home(agent_id) as home:
+            return ended if agent_files.running(home) is None else _STILL_RUNS
 
-    async def _renew(self, home: Path, agent_id: str) -> None:
+    async def _renew(self, agent_id: str) -> None:
         """Ask until there is an answer: what makes the build known again may not be applied yet."""
         backoff, until = Backoff(first=0.5, most=30.0), monotonic() + PATIENCE
         while monotonic() < until:
             try:
-                config = agent_files.read_config(home)
-                agent_files.write_credential(home, await obtain(self._bus, config))
+                await self._obtained(self._config(agent_id))
             except (Superseded, OSError) as no:
                 _log.info("no new credential for agent %s yet: %s", agent_id, no)
                 await backoff.wait()
@@ -162,28 +175,40 @@ class Agents:
                 self._renewed[agent_id] = monotonic()
                 return
 
-    def _config(self, home: Path) -> AgentConfig:
-        config = agent_files.read_config(home)
-        if (config.nats_url, config.nats_ca, config.machine) != tuple(self._here.values()):
-            config = config.model_copy(update=self._here)
-            agent_files.write_config(home, config)
+    def _config(self, agent_id: str) -> AgentConfig:
+        """Return the agent's configuration, after having put right in it what we know better."""
+        known = dict(self._known[agent_id])
+        if known["build_id"] is None:
+            raise ValueError("the journal has no build that made this agent")
+        with self._home(agent_id) as home:
+            there = agent_files.read_config(home)
+            config = there.model_copy(update=known)
+            if config != there:
+                agent_files.write_config(home, config)
         return config
 
-    async def _credential(self, home: Path, config: AgentConfig) -> Credential:
+    async def _credential(self, config: AgentConfig) -> Credential:
         """Return the credential that is there while it is young, else a new one."""
-        if agent_files.running(home) is not None:
-            with suppress(OSError, ValueError):
-                there = agent_files.read_credential(home)
-                if renewed_in(there) != 0:
-                    return there
+        with self._home(config.agent_id) as home:
+            if agent_files.running(home) is not None:
+                with suppress(OSError, ValueError):
+                    there = agent_files.read_credential(home)
+                    if renewed_in(there) != 0:
+                        return there
+        return await self._obtained(config)
+
+    async def _obtained(self, config: AgentConfig) -> Credential:
         credential = await obtain(self._bus, config)
-        agent_files.write_credential(home, credential)
+        with self._home(config.agent_id) as home:
+            agent_files.write_credential(home, credential)
         return credential
 
     def _start(self, home: Path, config: AgentConfig) -> int:
         """Start the agent as a session of its own that has nothing of ours but the environment."""
         launcher = config.directory / agent_files.OURS / LAUNCHER
-        program = [*self._command, str(agent_files.config_path(home))]
+        # By its own name: the path that we have of its folder is good for this process only.
+        own_home = agent_files.home_of(config.directory, config.agent_id)
+        program = [*self._command, str(agent_files.config_path(own_home))]
         if os.access(launcher, os.X_OK):
             program.insert(0, str(launcher))
         _rotate(home / _LOG)
@@ -228,14 +253,15 @@ class Agents:
         del self._started[agent_id]
         return _status_of(pid)
 
-    async def _shut_down(self, home: Path, agent_id: str) -> None:
+    async def _shut_down(self, workspace_id: str, agent_id: str) -> None:
         for tasks in (self._keepers, self._renewals):
             if (task := tasks.pop(agent_id, None)) is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         started, pid = self._started.pop(agent_id, None), None
         limit = _FAREWELL
-        with suppress(OSError, ValueError):
+        workspace = self._workspaces / workspace_id
+        with suppress(OSError, ValueError), agent_files.entered(workspace, agent_id) as home:
             pid = agent_files.running(home)
             limit += agent_files.read_config(home).shutdown_timeout_seconds
         if (pid := pid or started) is not None:

@@ -63,6 +63,15 @@ class WorkspaceRecord:
         """Return what is known of that build."""
         return next((build for build in self.builds if build.build_id == build_id), None)
 
+    def build_of(self, agent_id: str) -> str | None:
+        """Return the build that the agent belongs to."""
+        for build in reversed(self.builds):
+            for fact in build.facts:
+                listed = json.loads(fact.body)["data"].get("agents", ())
+                if any(agent["id"] == agent_id for agent in listed):
+                    return build.build_id
+        return None
+
     def add(self, head: Head) -> BuildRecord:
         """Begin to remember a build, and forget the oldest of too many."""
         build = BuildRecord(head.build_id, head.build_number, head.transition)

@@ -55,6 +55,8 @@ class Rig:
         self.seen: list[tuple[str, Event]] = []
         self.archives: dict[str, bytes] = {}
         self.superseded: set[str] = set()
+        self.asked_for: list[Event] = []
+        """Whose credentials were asked for."""
         self.refusals = 0
         """Credentials that were asked for in vain."""
         self._heard: set[str] = set()
@@ -208,10 +210,12 @@ class Rig:
         return self.archives[asked["version_id"]][asked["offset"] :][: 256 * 1024]
 
     async def _credential(self, message: Message) -> bytes:
-        if json.loads(message.data)["build_id"] in self.superseded:
-            async with self._changed:
-                self.refusals += 1
-                self._changed.notify_all()
+        asked = json.loads(message.data)
+        async with self._changed:
+            self.asked_for.append(asked)
+            self.refusals += asked["build_id"] in self.superseded
+            self._changed.notify_all()
+        if asked["build_id"] in self.superseded:
             raise ServiceError(403, "not the newest build")
         return json.dumps(self.credential).encode()
 

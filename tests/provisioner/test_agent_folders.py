@@ -1,0 +1,74 @@
+"""An agent's folder lies in its workspace: what a template's code writes there gives it no more rights."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from tests.provisioner.conftest import Provisioning
+from tests.provisioner.rig import Rig, identity
+
+FORGED = """
+import json, os, sys
+path = sys.argv[-1]
+config = json.loads(open(path).read())
+if not os.path.exists("tried"):
+    open("tried", "w").close()
+    open(path, "w").write(json.dumps(config | json.loads({forged!r})))
+    sys.exit(1)
+with open({gate!r}, "w") as gate:
+    gate.write(os.getcwd())
+"""
+
+
+async def test_a_forged_configuration_makes_an_agent_neither_another_one_nor_free(
+    rig: Rig, provisioning: Provisioning, tmp_path: Path
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    ids = ("chat_id", "workspace_id", "build_id", "agent_id")
+    forged = "{" + ", ".join(f'"{key}": "{identity()}"' for key in ids) + ', "directory": "/"}'
+    agent = (sys.executable, "-c", FORGED.format(forged=forged, gate=str(gate)))
+    async with provisioning(agent_command=agent):
+        job = rig.job(version=rig.version({}), agent=[{"name": "main"}])
+        ended = await rig.ended(await rig.ask(job))
+        directory = await asyncio.to_thread(gate.read_text)
+
+    genuine = {key: job[key] for key in ids[:3]} | {"agent_id": ended["data"]["agents"][0]["id"]}
+    assert Path(directory).name == rig.workspace
+    assert rig.asked_for == [genuine] * 2
+
+
+async def test_no_link_in_place_of_an_agents_folder_is_followed(
+    rig: Rig, provisioning: Provisioning, tmp_path: Path
+) -> None:
+    (outside := tmp_path / "outside").mkdir()
+    async with provisioning(agent_command=("/bin/sh", "-c", "exit 0")):
+        job = rig.job(version=rig.version({}), agent=[{"name": "main"}])
+        await rig.ended(await rig.ask(job))
+    (config,) = (tmp_path / "root/workspaces").rglob("config.json")
+    config.rename(outside / "config.json")
+    config.parent.rename(tmp_path / "before")
+    config.parent.symlink_to(outside)
+    async with provisioning(agent_command=("/bin/sh", "-c", "exit 0")):
+        another = rig.job(version=rig.version({}), workspace_id=identity())
+        await rig.ended(await rig.ask(another))
+
+    assert [path.name for path in outside.iterdir()] == ["config.json"]
+
+
+async def test_a_provisioner_that_starts_again_knows_whose_agents_they_are(
+    rig: Rig, provisioning: Provisioning
+) -> None:
+    agent = (sys.executable, "-c", "import sys; sys.exit(1)")
+    job = rig.job(version=rig.version({}), agent=[{"name": "main"}])
+    for _ in range(2):
+        before = len(rig.asked_for)
+        async with provisioning(agent_command=agent):
+            if not before:
+                await rig.ended(await rig.ask(job))
+            asked = rig.asked_for
+            await rig.until(lambda asked=asked, before=before: len(asked) > before)  # type: ignore[misc]
+
+    assert {asked["build_id"] for asked in rig.asked_for} == {job["build_id"]}
