@@ -204,7 +204,10 @@ def _confine(
         _allow(libc, rules, path, _EXECUTE | _READ_FILE)
     for path in _DEVICES:
         _allow(libc, rules, path, _READ_FILE | _WRITE_FILE | handled & _TRUNCATE)
-    _allow(libc, rules, "/proc", _WRITE_FILE | handled & _TRUNCATE)
+    if (
+        os.geteuid()
+    ):  # root could set the kernel's parameters there, a program of its own among them
+        _allow(libc, rules, "/proc", _WRITE_FILE | handled & _TRUNCATE)
     for path in write:
         _allow(libc, rules, path, handled)
     _done(libc.syscall(_RESTRICT_SELF, rules, 0))
@@ -214,12 +217,30 @@ def _confine(
 def _make_terminals(libc: ctypes.CDLL) -> bool:
     """Give the command pseudo-terminals of its own in place of the host's, where the kernel lets us.
 
-    Without them it can't open any. Only a user without rights needs a user namespace for that; it
-    would keep root from files of other users.
+    Without them it can't open any. A child tries first: some kernels (Ubuntu's AppArmor) let anybody
+    make a user namespace and then allow nothing in it, and there is no way back out of one.
+    """
+    child = os.fork()
+    if not child:
+        try:
+            _mount_terminals(libc)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        return False
+    _mount_terminals(libc)
+    return True
+
+
+def _mount_terminals(libc: ctypes.CDLL) -> None:
+    """Mount them, for this process and its children.
+
+    Only a user without rights needs a user namespace for that; it would keep root from files of
+    other users.
     """
     user, group = os.geteuid(), os.getegid()
-    if libc.unshare(_NEW_MOUNTS | (_NEW_USERS if user else 0)):
-        return False
+    _done(libc.unshare(_NEW_MOUNTS | (_NEW_USERS if user else 0)), "unshare")
     if user:
         ids = (
             ("setgroups", "deny"),
@@ -230,11 +251,9 @@ def _make_terminals(libc: ctypes.CDLL) -> bool:
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123 — pathlib is slow to import
                 file.write(content)
     pseudo = b"newinstance,ptmxmode=0666,mode=0620"
-    return not (
-        libc.mount(None, b"/", None, _SLAVE, None)
-        or libc.mount(b"devpts", b"/dev/pts", b"devpts", _NO_SUID | _NO_EXEC, pseudo)
-        or libc.mount(b"/dev/pts/ptmx", b"/dev/ptmx", None, _BIND, None)
-    )
+    _done(libc.mount(None, b"/", None, _SLAVE, None), "mount")
+    _done(libc.mount(b"devpts", b"/dev/pts", b"devpts", _NO_SUID | _NO_EXEC, pseudo), "mount")
+    _done(libc.mount(b"/dev/pts/ptmx", b"/dev/ptmx", None, _BIND, None), "mount")
 
 
 def _mounted(kinds: Sequence[str]) -> Iterator[str]:
@@ -261,9 +280,9 @@ def _allow(libc: ctypes.CDLL, rules: int, path: str, access: int) -> None:
         os.close(beneath)
 
 
-def _done(result: int) -> int:
+def _done(result: int, what: str = "Landlock") -> int:
     if result < 0:
-        raise OSError(ctypes.get_errno(), f"Landlock: {os.strerror(ctypes.get_errno())}")
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
 
 

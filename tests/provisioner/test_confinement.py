@@ -95,6 +95,16 @@ async def test_a_build_writes_to_its_workspace_only_and_reads_no_secret_of_ours(
     assert (place / "data/workspaces/other/file").read_text() == "OTHERS"
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_no_step_sets_what_the_kernel_does_for_all(way: Way, place: Path) -> None:
+    """Not as root either: the kernel runs the program that core_pattern names, unconfined."""
+    mine = place / "data/workspaces/mine"
+    for name in ("sys/kernel/core_pattern", "sysrq-trigger"):
+        opened = f"(: >> /proc/{name}) 2> error; echo $?"
+        output, _ = await said(Confinement(way).prefix(mine, step=True), opened, mine)
+        assert output != "0\n", name
+
+
 @landlock
 async def test_a_step_that_ends_a_workspace_may_signal_what_an_earlier_one_started(
     place: Path,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from handlers import confined
 from handlers.confining import Confinement, Way
 from tests.provisioner.test_confinement import WAYS, said
 
@@ -153,3 +154,16 @@ def _may_mount() -> bool:
     without_rights = ["--user", "--map-current-user"] if os.geteuid() else []
     tried = ["unshare", "--mount", *without_rights, "true"]
     return subprocess.run(tried, check=False, capture_output=True).returncode == 0
+
+
+def test_where_a_namespace_allows_nothing_a_step_runs_without_terminals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Ubuntu's AppArmor does it: it lets us make the namespace, and refuses all that follows."""
+
+    def refused(_libc: object) -> None:
+        raise PermissionError("/proc/self/uid_map")
+
+    monkeypatch.setattr(confined, "_mount_terminals", refused)
+
+    assert confined._make_terminals(confined._libc()) is False
