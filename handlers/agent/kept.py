@@ -94,6 +94,11 @@ class Kept:
         except (OSError, ValueError):
             return None
 
+    @property
+    def listening(self) -> bool:
+        """Whether somebody was told what it writes."""
+        return self._output is not None
+
     def listen(self, output: Callable[[bytes], None]) -> None:
         """Call `output` with what the command and what it left running write, until `close`."""
         self._output = output

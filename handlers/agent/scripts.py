@@ -66,8 +66,9 @@ class Scripts:
             self._report(Lifecycle.READY)
             return
         self._report(Lifecycle.STARTING)
-        self._drop_startup()
         try:
+            if self._startup is not None:  # its keeper may have been killed alone
+                await self._end_what_runs(GRACE)
             self._check(script)
             self._startup = Kept.start(
                 self._folder,
@@ -94,6 +95,7 @@ class Scripts:
     async def shutdown(self) -> None:
         """Run the shutdown script within its limit, then end all that the scripts left running."""
         self._report(Lifecycle.SHUTTING_DOWN)
+        await self._end_startup()
         try:
             reached = await self._shutdown_script()
         except Exception as no:  # noqa: BLE001 — whatever it is, the chat hears of it
@@ -104,15 +106,34 @@ class Scripts:
 
     async def end_all(self, grace: float) -> None:
         """End every process that descends from this agent's scripts."""
+        await self._end_what_runs(grace)
+        if self._shell is not None:
+            self._shell.end()
+
+    async def _end_what_runs(self, grace: float) -> None:
         mark = f"WORKSPACED_AGENT_ID={self._config.agent_id}"
         try:
             # Not our own group: a launcher around us is none of the scripts' work.
             await end_marked(mark, grace=grace, spare_group=os.getpgrp())
         except OSError as no:  # our provisioner ends them as well
             _log.warning("what the scripts left running can't be ended: %s", no)
-        if self._shell is not None:
-            self._shell.end()
-        self._drop_startup()
+        if self._startup is not None:
+            self._startup.close()
+            self._startup = None
+
+    async def _end_startup(self) -> None:
+        """End a startup script that still runs; what it started in the background stays for now."""
+        kept = self._startup
+        if kept is None or kept.ended is not None or not kept.alive:
+            return
+        if not kept.listening:
+            kept.listen(self._log.stream("startup").feed)
+        kept.signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(GRACE):
+                await kept.wait()
+        except TimeoutError:
+            kept.signal(signal.SIGKILL)
 
     async def _until_ended(self, kept: Kept, limit: float | None) -> None:
         kept.listen(self._log.stream("startup").feed)
@@ -124,15 +145,11 @@ class Scripts:
                     "startup", f"the startup script runs for more than {limit:g} s; it goes on"
                 )
                 self._report(Lifecycle.START_TIMEOUT)
-            status = await asyncio.shield(ended)
-        except asyncio.CancelledError:
-            kept.signal(signal.SIGTERM)
-            await asyncio.wait({ended}, timeout=GRACE)
-            kept.signal(signal.SIGKILL)
+            status = await ended
+        finally:
             ended.cancel()
-            raise
         if status is None:
-            self._say("startup", "the startup script was killed, and all that it had started")
+            self._say("startup", "nobody knows how the startup script ended: its keeper was killed")
         elif status:
             self._say("startup", f"the startup script {status_words(status)}")
         self._report(Lifecycle.READY if status == 0 else Lifecycle.START_ERROR)
@@ -166,11 +183,6 @@ class Scripts:
             problems.append(fault)
         if problems:
             raise ValueError("; ".join(problems))
-
-    def _drop_startup(self) -> None:
-        if self._startup is not None:
-            self._startup.close()
-            self._startup = None
 
     def _say(self, stage: str, words: str) -> None:
         _log.warning("%s", words)

@@ -30,7 +30,7 @@ from handlers.provisioner.credentials import Superseded, obtain, renewed_in
 from handlers.provisioner.journal import WorkspaceRecord
 from handlers.sending import Backoff
 
-_FAREWELL: Final = 15.0
+_FAREWELL: Final = 20.0
 """Seconds that an agent gets beyond its shutdown script."""
 _GRACE: Final = 5.0
 """Seconds between the polite and the forced end of what it did not end itself."""

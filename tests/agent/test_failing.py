@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,16 @@ async def test_a_stop_while_it_connects_is_not_forgotten(
         agent.stop()
         async with asyncio.timeout(10):
             await agent.running
+
+
+async def test_a_startup_script_has_time_to_end_before_the_shutdown_script_begins(
+    rig: Rig, living: Living, tmp_path: Path
+) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    startup = (
+        "trap 'sleep 2; echo startup >> order; exit 0' TERM; echo > gate; sleep 60 & wait; wait"
+    )
+    async with living(startup_script=startup, shutdown_script="echo shutdown >> order"):
+        await asyncio.to_thread(gate.read_text)
+
+    assert (tmp_path / "order").read_text().split() == ["startup", "shutdown"]

@@ -97,6 +97,30 @@ async def test_b22_background_service_goes_on_and_is_ended_by_a_stop(
     assert took < 15
 
 
+async def test_a_script_whose_keeper_was_killed_is_ended_before_it_is_run_again(
+    world: World,
+) -> None:
+    rig = world.rig
+    async with world.provisioner(confinement=confined(Way.RLIMITS)):
+        await started(world, {"version": rig.version({}), **agent(SERVICE)})
+        await rig.fact(type="agent_lifecycle", lifecycle="ready")
+        connected = await rig.fact(type="agent_connected")
+    mark = f"WORKSPACED_AGENT_ID={connected['data']['agent_id']}"
+
+    def running(words: bytes) -> list[int]:
+        lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in marked(mark)}
+        return [pid for pid, line in lines.items() if line.exists() and words in line.read_bytes()]
+
+    for pid in (*running(b"keeper.py"), world.agent()):
+        os.kill(pid, signal.SIGKILL)
+    before = newest(rig)
+    async with world.provisioner(confinement=confined(Way.RLIMITS)):
+        await again(rig, before, "ready")
+        services = [pid for pid in running(b"serve()") if pid not in running(b"keeper.py")]
+
+    assert len(services) == 1
+
+
 @EVERY_WAY
 @pytest.mark.parametrize("spared", ["nobody", "keepers"])
 async def test_the_script_is_run_again_when_what_it_left_running_was_killed_as_well(
