@@ -25,6 +25,8 @@ _STOPPED: Final = re.compile(
     rb"JetStream.{0,40}DISABLED",
     re.IGNORECASE,
 )
+_OF_A_CLIENT: Final = re.compile(rb"\[\d+\] \S+ \S+ \[\w+\] \S+ - [a-z]+id:\d")
+"""How a line about a connection begins; what follows may be the client's own words."""
 
 
 class StoreWatch:
@@ -61,7 +63,11 @@ class StoreWatch:
         whole, _, _ = new.rpartition(b"\n")
         self._read += len(whole)
         return next(
-            (line.decode(errors="replace") for line in whole.splitlines() if _STOPPED.search(line)),
+            (
+                line.decode(errors="replace")
+                for line in whole.splitlines()
+                if _STOPPED.search(line) and not _OF_A_CLIENT.match(line)
+            ),
             None,
         )
 

@@ -1,0 +1,30 @@
+"""What of nats-server's log says that it can't store any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from handlers.embedded.full_disk import StoreWatch
+
+CLIENTS = """\
+[27101] 2026/11/28 09:30:17.171918 [ERR] 127.0.0.1:51352 - cid:60 - "v2:python3:no space left on device" - \
+"CHATS/nkey:UBIC" - Publish Violation - Subject "JetStream.DISABLED"
+[27101] 2026/11/28 09:30:17.171919 [WRN] [::1]:51352 - wid:61 - "v2:js:out of resources" - Slow Consumer
+"""
+SERVERS = """\
+[27101] 2026/11/28 09:30:18.000000 [ERR] JetStream failed to store a msg on stream 'APP > WORKSPACED_IN': \
+no space left on device
+"""
+
+
+def test_only_the_servers_own_words_say_that_it_stopped_to_store(tmp_path: Path) -> None:
+    """A client may be called anything, and name any subject: none can have the server restarted."""
+    (log := tmp_path / "nats.log").touch()
+    watch = StoreWatch(log, tmp_path)
+
+    with log.open("a") as file:
+        file.write(CLIENTS)
+    assert watch._news() is None
+    with log.open("a") as file:
+        file.write(SERVERS)
+    assert "failed to store" in (watch._news() or "")
