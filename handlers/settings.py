@@ -61,144 +61,155 @@ class Settings(BaseSettings):
     nats_url: str | None = Field(
         default=None,
         repr=False,
-        description="NATS to use, several servers with commas between; none: the embedded one.",
+        description="URL of the NATS server, or URLs of several servers of a cluster, separated by commas. "
+        "If it is not set, `up` starts a NATS server.",
     )
     database_url: str | None = Field(
-        default=None, repr=False, description="PostgreSQL to use; none: the embedded one."
+        default=None,
+        repr=False,
+        description="URL of the PostgreSQL database. If it is not set, `up` starts a PostgreSQL server.",
     )
     nats_ca: Place | None = Field(
         default=None,
-        description="File with the certificates, in PEM, of who signed that of NATS; none: those "
-        "that this machine trusts.",
+        description="PEM file with the CA certificates that signed the certificate of NATS. If it is not "
+        "set, the CA certificates of this machine apply.",
     )
     tls_certificate: Place | None = Field(
         default=None,
-        description="File with the certificate, in PEM, that every listener of this process and "
-        "of the NATS of `up` shows; none: no TLS, and nothing but this machine is listened to.",
+        description="PEM file with the TLS certificate of every listener of this process and of the NATS "
+        "server that `up` starts. If it is not set, listeners accept connections from this "
+        "machine only.",
     )
-    tls_key: Place | None = Field(default=None, description="File with the key of that.")
+    tls_key: Place | None = Field(
+        default=None, description="PEM file with the private key of that certificate."
+    )
     websocket_origins: str | None = Field(
         default=None,
-        description="Web pages that may use the websocket of `up`, as https://host with commas "
-        "between; none: any, which needs a credential all the same.",
+        description="Web pages that may use the WebSocket of `up`, as https://host, separated by commas. If "
+        "it is not set, any page may, but still needs a key.",
     )
     credentials: Place | None = Field(
         default=None,
-        description="File with the NKey seed to connect with; none: that of the data directory.",
+        description="File with the NKey seed to connect to NATS with, or a folder with <role>.nk of each "
+        "role. If it is not set, the seeds in the data directory are used.",
     )
     data_dir: Place = Field(
         default=_DATA,
         validate_default=True,
-        description="Where `up` keeps its servers, ports, credentials and workspaces.",
+        description="Directory in which `up` keeps its servers, ports, credentials and workspaces.",
     )
     build_timeout: Seconds = Field(
-        default=600.0, description="How many seconds a build may take before its chat fails."
+        default=600.0, description="Seconds that a build may take before its chat becomes `failed`."
     )
     agent_connect_timeout: Seconds = Field(
         default=120.0,
-        description="How many seconds the chosen agent may take to connect before its chat fails.",
+        description="Seconds that the chosen agent may take to connect before its chat becomes `failed`.",
     )
     orphan_grace: Seconds = Field(
         default=900.0,
-        description="How many seconds a workspace that no chat has may run before it is stopped.",
+        description="Seconds that a workspace which belongs to no chat may run before workers stop it.",
     )
     startup_scripts_timeout: Seconds = Field(
         default=600.0,
-        description="How many seconds startup scripts may take before their chat fails.",
+        description="Seconds that startup scripts may take before their chat becomes `failed`.",
     )
     transaction_timeout: Seconds = Field(
         default=5.0,
-        description="How many seconds PostgreSQL lets a transaction hold its chats.",
+        description="Seconds after which PostgreSQL ends a transaction that holds chats.",
     )
     ack_wait: Seconds = Field(
         default=5.0,
-        description="After how many seconds an event comes again that no worker has acked.",
+        description="Seconds after which NATS delivers an event again that no worker has acknowledged.",
     )
     duplicate_window: Seconds = Field(
         default=24 * 3600.0,
-        description="For how many seconds NATS knows a job by its build, and drops another.",
+        description="Seconds for which NATS remembers a job by its build id and drops repeats.",
     )
     nats_replicas: int = Field(
         default=1,
         ge=1,
         le=5,
-        description="How many servers of a NATS cluster hold each stream; all workers must agree.",
+        description="Number of servers of a NATS cluster that store each stream. All workers must have the "
+        "same value.",
     )
     waiting_calls_per_chat: int = Field(
         default=1_000,
         ge=1,
-        description="How many calls of a chat may wait; one more is refused at once.",
+        description="Number of calls of one chat that may wait. Further calls are refused at once.",
     )
     waiting_calls: int = Field(
         default=100_000,
         ge=1,
-        description="How many calls may wait over all chats, counted once a second at most.",
+        description="Number of calls of all chats that may wait, counted at most once a second. Further "
+        "calls are refused at once.",
     )
     job_queue: int = Field(
         default=1_000,
         ge=1,
-        description="How many jobs of a pool may wait for a provisioner, counted once a second at "
-        "most; a call that would have one more workspace started is refused at once.",
+        description="Number of jobs of a pool that may wait for a provisioner, counted at most once a "
+        "second. Further calls that would start a workspace are refused at once.",
     )
     held_calls: int = Field(
         default=10_000,
         ge=1,
-        description="How many rpcs a gateway holds at once; one more is refused at once.",
+        description="Number of rpcs that one gateway may hold open. Further rpcs are refused at once.",
     )
     presence_ttl: float = Field(
         default=20.0,
         ge=1,
         le=25,
-        description="For how many seconds a sign of life of a local provisioner's agent counts; "
-        "one that shows none is disconnected then.",
+        description="Seconds that an agent of the local provisioner may be silent before it counts as "
+        "disconnected.",
     )
     workspaces_per_owner: int = Field(
         default=1000,
         ge=0,
-        description="How many workspaces an owner may have on a local provisioner's machine, "
-        "stopped ones too; 0: no limit.",
+        description="Number of workspaces, including stopped ones, that one owner may have on the local "
+        "provisioner's machine. 0: no limit.",
     )
     disk_per_owner_mib: int = Field(
         default=0,
         ge=0,
-        description="How many MiB of disk all workspaces of an owner may use on a local "
-        "provisioner's machine, looked at before and after each start build; 0: no limit.",
+        description="MiB of disk space that all workspaces of one owner may use on the local provisioner's "
+        "machine, checked before and after each start build. 0: no limit.",
     )
     confinement: Literal["auto", "bubblewrap", "landlock", "rlimits"] = Field(
         default="auto",
-        description="What keeps a local provisioner's builds and agents from the rest of the "
-        "machine: bubblewrap, landlock or rlimits, and no start without it; auto: the first of "
-        "these that works.",
+        description="How the local provisioner confines builds and agents: bubblewrap, landlock or rlimits "
+        "(the provisioner refuses to start if it is unavailable), or auto, the first of these "
+        "that works.",
     )
     writable: str = Field(
         default="",
-        description="Paths, with colons between, that these may write beside their workspace, "
-        "temporary directories and the caches of package managers.",
+        description="Paths, separated by colons, that builds and agents may write in addition to their "
+        "workspace, temporary directories and the caches of package managers.",
     )
     step_cpu_seconds: int = Field(
         default=36_000,
         ge=0,
-        description="How many seconds of CPU a process of a build step may use; 0: no limit.",
+        description="Seconds of CPU time that each process of a build step may use. 0: no limit.",
     )
     process_memory_mib: int = Field(
         default=0,
         ge=0,
-        description="How many MiB of memory a process of a build or an agent may have for its own; "
-        "0: what the machine has.",
+        description="MiB of memory that each process of a build or an agent may use. 0: no limit but the "
+        "machine's.",
     )
     process_files: int = Field(
-        default=65_536, ge=0, description="How many files it may have open; 0: no limit."
+        default=65_536,
+        ge=0,
+        description="Number of files that each process of a build or an agent may have open. 0: no limit.",
     )
     user_processes: int = Field(
         default=16_384,
         ge=0,
-        description="How many processes and threads the user may have for it to start another, "
-        "unless that is root; 0: no limit.",
+        description="Number of processes and threads that the provisioner's user may have in total; builds "
+        "and agents can start no more. Does not apply to root. 0: no limit.",
     )
     file_size_mib: int = Field(
         default=65_536,
         ge=0,
-        description="How many MiB a file may have that it writes; 0: no limit.",
+        description="MiB that each file which a build or an agent writes may have. 0: no limit.",
     )
 
 

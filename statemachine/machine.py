@@ -235,6 +235,18 @@ def _error_code(workspace: Workspace, reason: Reason) -> str | None:
     return outcome.error_code if outcome and reason is Reason.BUILD_FAILED else None
 
 
+def _of_scripts(workspace: Workspace) -> str:
+    """Say how the startup scripts failed, and where their output is."""
+    lifecycle = workspace.agent_lifecycle()
+    how = (
+        "did not end within their own time limit"
+        if lifecycle is Lifecycle.START_TIMEOUT
+        else "failed"
+    )
+    name = f" of agent '{workspace.chosen.name}'" if workspace.chosen else ""
+    return f"the startup scripts{name} {how}; the log of the build shows their output"
+
+
 def _message(workspace: Workspace, reason: Reason) -> str:
     """Say what is wrong, in words that a chat's model and its user can act on."""
     build = workspace.build
@@ -257,6 +269,6 @@ def _message(workspace: Workspace, reason: Reason) -> str:
             name = f" '{workspace.chosen.name}'" if workspace.chosen else ""
             return f"the workspace was built, but its agent{name} did not connect in time"
         case Reason.STARTUP_SCRIPTS_FAILED:
-            return "the startup scripts did not end well; the agent's lifecycle says how"
+            return _of_scripts(workspace)
         case Reason.STARTUP_SCRIPTS_TIMEOUT:
             return "the startup scripts did not end in time"

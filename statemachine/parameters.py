@@ -94,7 +94,9 @@ class Parameter(_Declared):
             try:
                 compiled(self.validation_regex)
             except re2.error as bad:
-                raise ValueError(f"validation_regex is no RE2 expression: {bad}") from None
+                raise ValueError(
+                    f"validation_regex is not a valid RE2 expression: {_reason(bad)}"
+                ) from None
         ranged = self.validation_min is not None or self.validation_max is not None
         if ranged and self.type is not Kind.NUMBER:
             raise ValueError("validation_min and validation_max are for type 'number'")
@@ -104,6 +106,12 @@ class Parameter(_Declared):
         if self.default is not None and (problem := misfit(self, self.default)):
             raise ValueError(f"default: {problem}")
         return self
+
+
+def _reason(bad: Exception) -> str:
+    """Return what RE2 says, which it says in bytes."""
+    said = bad.args[0] if bad.args else ""
+    return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
 
 
 def compiled(expression: str) -> Any:

@@ -321,8 +321,8 @@ def _words(file: str, problems: Iterable[Problem], text: str) -> list[str]:
     for problem in problems:
         path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.where)
         line = _line_of(problem.where, text)
-        where = path.lstrip(".") or "template"
-        lines.append(f"{file}{f':{line}' if line else ''}: {where}: {problem.words}")
+        where = f"{path.lstrip('.')}: " if path else ""  # the words about the whole name their key
+        lines.append(f"{file}{f':{line}' if line else ''}: {where}{problem.words}")
     return list(dict.fromkeys(lines))
 
 

@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
         prog="workspaced",
         description="Development workspaces for AI chats: a persisted state machine on NATS and "
         "PostgreSQL. Begin with `workspaced demo`, or `workspaced up` and `workspaced tool`.",
-        epilog="Every flag with a WORKSPACED_ variable may be given by that instead; the flag wins.",
+        epilog="A WORKSPACED_ variable in the environment can replace the flag that names it. If both are "
+        "given, the flag takes precedence. `workspaced COMMAND --help` describes a command.",
     )
     parser.set_defaults(command=None, serves=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -57,44 +58,58 @@ def _add_servers(commands: Any) -> None:
         commands,
         "up",
         "run everything on this machine: PostgreSQL, NATS, worker, gateway, local provisioner",
-        "Prints one line of JSON on stdout when ready. SIGINT or SIGTERM ends all of it; workspaces "
-        "and their agents go on and find the next `up`.",
+        "Prints one line of JSON on stdout when everything is ready. SIGINT (Ctrl-C) or SIGTERM stops the "
+        "servers; workspaces and their agents keep running and connect to the next `up`.",
     )
-    up.add_argument("--nats-port", type=a_port, metavar="N", help="port of NATS; kept from then on")
-    up.add_argument("--http-port", type=a_port, metavar="N", help="port of /healthz and /readyz")
     up.add_argument(
-        "--websocket-port", type=a_port, metavar="N", help="port of NATS for browsers; likewise"
+        "--nats-port",
+        type=a_port,
+        metavar="N",
+        help="port of NATS; later starts of `up` use the same port",
+    )
+    up.add_argument(
+        "--http-port",
+        type=a_port,
+        metavar="N",
+        help="port of /healthz and /readyz; later starts of `up` use the same port",
+    )
+    up.add_argument(
+        "--websocket-port",
+        type=a_port,
+        metavar="N",
+        help="port of NATS's WebSocket for browsers; later starts of `up` use the same port",
     )
     for what in ("nats", "websocket"):
         add_host(up, what)
     up.add_argument(
         "--nats-name",
         metavar="NAME",
-        help="as what clients reach NATS, and its certificate names it (default: its address)",
+        help="host name by which clients reach NATS; the TLS certificate must contain it (default: the "
+        "address of --nats-host)",
     )
     add_listener(up)
     up.set_defaults(serves=True, tells_settings=True)
     for name, words, more in (
-        ("worker", "run a worker: any number share the work", ""),
+        ("worker", "run a worker; you may run any number of them", ""),
         (
             "gateway",
-            "run a gateway: it answers workspaced.rpc.*; any number share the work",
+            "run a gateway, which answers workspaced.rpc.*; you may run any number of them",
             _ISSUER,
         ),
-        ("provisioner", "run a local provisioner: builds workspaces on this machine", ""),
+        ("provisioner", "run a local provisioner, which builds workspaces on this machine", ""),
     ):
         role = add_command(commands, name, words, more)
         role.set_defaults(serves=True, tells_settings=True)
         role.add_argument(
-            "--http-port", type=a_port, metavar="N", help="serve /healthz and /readyz there"
+            "--http-port", type=a_port, metavar="N", help="serve /healthz and /readyz on this port"
         )
         add_listener(role)
         if name == "provisioner":
             role.add_argument(
-                "--name", default="local", help="its name on the bus (default: local)"
+                "--name", default="local", help="the provisioner's name on the bus (default: local)"
             )
             role.add_argument(
-                "--pool", default="local", help="whose jobs it takes (default: local)"
+                "--pool", default="local", help="the pool that it takes jobs from (default: local)"
             )
     agent = add_command(
         commands, "agent", "run one agent of a workspace (provisioners start these)"
@@ -110,8 +125,8 @@ def _add_tool(commands: Any) -> None:
         commands,
         "tool",
         "call a tool for a chat and wait for the answer",
-        "Shows states and build log on stderr while waiting, the answer as JSON on stdout, and "
-        "then on stderr what it says. "
+        "While it waits, it shows the chat's states and the build's log on stderr. Then it prints the answer "
+        "as JSON on stdout, and explains it on stderr. "
         "Example: workspaced tool create_workspace --chat new --arg template_id=… "
         "--arg parameters.branch=main",
     )
@@ -120,73 +135,89 @@ def _add_tool(commands: Any) -> None:
         help="create_workspace, start_workspace, stop_workspace, list_templates or read_template",
     )
     tool.add_argument(
-        "--chat", required=True, type=a_chat, metavar="UUID", help="the chat, or `new`"
+        "--chat",
+        required=True,
+        type=a_chat,
+        metavar="UUID",
+        help="the chat's id, or `new` to begin a new chat",
     )
     tool.add_argument(
         "--arg",
         action="append",
         type=a_pair,
         default=[],
-        metavar="K=V",
-        help="an argument of the tool; parameters.K=V for a template's parameter. In parameters, name, "
-        'query and ids V is text as typed, or JSON if it begins with " or [; in others it is JSON',
+        metavar="KEY=VALUE",
+        help="an argument of the tool; parameters.NAME=VALUE sets a parameter of the template. For "
+        "parameters, name, query and ids, VALUE is the text exactly as you type it, but is read as JSON "
+        'if it begins with " or [. For all other arguments, VALUE is read as JSON',
     )
     tool.add_argument(
         "--args",
         type=an_object,
         metavar="JSON",
-        help="all arguments of the tool as a JSON object; --arg adds to it",
+        help="all arguments of the tool as one JSON object; --arg adds to it",
     )
     tool.add_argument(
         "--call-id",
         type=a_call_id,
         metavar="ID",
-        help="to ask again for the answer of an earlier call",
+        help="the id of an earlier call of this chat, to get its answer again (default: a new id)",
     )
     tool.add_argument(
         "--json",
         "--quiet",
         action="store_true",
-        help="only the JSON on stdout, and on stderr only why there is none",
+        help="print only the JSON answer, and on stderr only why there is no answer",
     )
     tool.add_argument(
         "--organization",
         type=a_uuid,
         default=ORGANIZATION,
         metavar="UUID",
-        help="the chat's organization",
+        help="the organization that the chat belongs to",
     )
     tool.add_argument(
-        "--owner", type=a_uuid, default=OWNER, metavar="UUID", help="the chat's owner"
+        "--owner",
+        type=a_uuid,
+        default=OWNER,
+        metavar="UUID",
+        help="the id of the user who owns the chat",
     )
     tool.add_argument(
-        "--owner-name", default="me", metavar="NAME", help="the owner's name (default: me)"
+        "--owner-name", default="me", metavar="NAME", help="the name of that user (default: me)"
     )
 
 
 def _add_templates(commands: Any) -> None:
-    verbs = add_group(commands, "template", "push or list templates, or choose the active version")
+    verbs = add_group(commands, "template", "push or list templates, or activate a version")
     push = add_command(
         verbs,
         "template push",
-        "make a folder's content the active version of its template",
-        "Prints JSON with template_id and version_id. An unchanged folder gives the same version.",
+        "store a folder as a new version of its template and activate it",
+        "Prints JSON with template_id and version_id. If the folder has not changed, the version stays the same.",
     )
-    push.add_argument("folder", type=a_path, metavar="DIR", help="a folder with template.toml")
+    push.add_argument(
+        "folder", type=a_path, metavar="DIR", help="the folder that contains template.toml"
+    )
     listing = add_command(verbs, "template list", "list an organization's templates")
     versions = add_command(
-        verbs, "template versions", "list a template's versions, the oldest first"
+        verbs, "template versions", "list the versions of a template, oldest first"
     )
-    versions.add_argument("template", metavar="NAME|ID", help="its name, or its id")
+    versions.add_argument("template", metavar="NAME|ID", help="the template's name or id")
     for verb in (push, listing, versions):
         add_organization(verb)
     activate = add_command(
         verbs,
         "template activate",
-        "make an earlier version the active one again",
-        "Prints JSON with template_id and version_id. Workspaces that were built keep theirs.",
+        "activate an earlier version of a template",
+        "Prints JSON with template_id and version_id. Existing workspaces keep the version that they have.",
     )
-    activate.add_argument("version", type=a_uuid, metavar="VERSION_ID", help="a version's id")
+    activate.add_argument(
+        "version",
+        type=a_uuid,
+        metavar="VERSION_ID",
+        help="the id of the version, as `template versions` lists it",
+    )
     for verb in (listing, versions):
         add_json(verb)
 
@@ -195,9 +226,11 @@ def _add_demo(commands: Any) -> None:
     demo = add_command(
         commands,
         "demo",
-        "show the whole thing on real servers, in a directory of its own",
-        "Creates, joins, fails, stops and starts workspaces, replays the log, and ends with a table "
-        "of how long each state took to reach the caller, beside polling every 2 s.",
+        "demonstrate workspaced on real servers, in a temporary directory",
+        "Creates, stops and starts a workspace, lets a build fail, replays the event log, and ends with a "
+        "table that compares how soon the caller knew of each state with polling every 2 s.",
         somewhere=False,
     )
-    demo.add_argument("--keep", action="store_true", help="leave the directory for a look")
+    demo.add_argument(
+        "--keep", action="store_true", help="do not delete the temporary directory at the end"
+    )

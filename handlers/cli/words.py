@@ -18,9 +18,9 @@ from uuid import uuid4
 from statemachine.identifiers import is_canonical
 
 ORGANIZATION: Final = "0c5d1a5e-0000-4000-8000-000000000001"
-"""The organization of who names none: one machine, one team."""
+"""The organization of commands that name none: one machine, one team."""
 OWNER: Final = "0c5d1a5e-0000-4000-8000-000000000002"
-"""The owner of who names none."""
+"""The owner in commands that name none."""
 STATES: Final = (
     "none",
     "building",
@@ -34,6 +34,12 @@ STATES: Final = (
 """The states of the wire, named here because the table of states is slow to import."""
 ROLES: Final = ("frontend", "chat-service", "provisioner", "operator", "worker", "gateway")
 """The roles that keys are issued for."""
+_LISTENERS: Final = {
+    "nats": "NATS",
+    "websocket": "NATS's WebSocket",
+    "http": "the HTTP server of /healthz and /readyz",
+}
+"""What a `--…-host` flag is about."""
 _DURATION: Final = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _CALL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -98,21 +104,32 @@ def add_command(
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_argument_group("where")
+    where = parser.add_argument_group("which servers to use")
     where.add_argument(
         "--data-dir",
         metavar="DIR",
-        help="what `up` runs on (WORKSPACED_DATA_DIR; default ~/.local/share/workspaced)",
+        help="the data directory of `up` (WORKSPACED_DATA_DIR; default: ~/.local/share/workspaced)",
     )
     where.add_argument(
-        "--nats-url", metavar="URL", help="NATS, if not that of `up` (WORKSPACED_NATS_URL)"
+        "--nats-url",
+        metavar="URL",
+        help="the NATS server to use instead of the one that `up` runs (WORKSPACED_NATS_URL)",
     )
     where.add_argument(
-        "--database-url", metavar="URL", help="PostgreSQL, likewise (WORKSPACED_DATABASE_URL)"
+        "--database-url",
+        metavar="URL",
+        help="the PostgreSQL database to use instead of the one that `up` runs "
+        "(WORKSPACED_DATABASE_URL)",
     )
-    where.add_argument("--nats-ca", metavar="FILE", help="who signed NATS's certificate, in PEM")
     where.add_argument(
-        "--credentials", metavar="FILE", help="NKey seed file (WORKSPACED_CREDENTIALS)"
+        "--nats-ca",
+        metavar="FILE",
+        help="PEM file with the CA certificates that signed NATS's certificate (WORKSPACED_NATS_CA)",
+    )
+    where.add_argument(
+        "--credentials",
+        metavar="FILE",
+        help="file with the NKey seed to connect with, or folder with <role>.nk (WORKSPACED_CREDENTIALS)",
     )
 
 
@@ -123,42 +140,51 @@ def add_group(commands: Any, name: str, words: str) -> Any:
 
 
 def add_host(parser: argparse.ArgumentParser, what: str) -> None:
-    """Say on which address something listens."""
+    """Add the flag for the address that a listener binds to."""
     parser.add_argument(
         f"--{what}-host",
         metavar="ADDRESS",
-        help=f"where {what} listens (default: 127.0.0.1, or ::1 without IPv4); others need TLS",
+        help=f"address on which {_LISTENERS[what]} accepts connections (default: 127.0.0.1, or ::1 "
+        "without IPv4); any other address requires TLS",
     )
 
 
 def add_listener(parser: argparse.ArgumentParser) -> None:
-    """Say where health is served, and what listeners show."""
+    """Add the flags for the HTTP address and the TLS certificate of listeners."""
     add_host(parser, "http")
-    parser.add_argument("--tls-certificate", metavar="FILE", help="what listeners show, in PEM")
-    parser.add_argument("--tls-key", metavar="FILE", help="the key of that")
+    parser.add_argument(
+        "--tls-certificate", metavar="FILE", help="PEM file with the certificate of all listeners"
+    )
+    parser.add_argument(
+        "--tls-key", metavar="FILE", help="PEM file with the private key of that certificate"
+    )
     parser.add_argument(
         "--insecure-no-tls",
         dest="insecure",
         action="store_true",
-        help="let other machines in without TLS, because something else guards the way",
+        help="accept connections from other machines without TLS; use it only if something else, such as "
+        "a private network, protects them",
     )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Let people's tables be JSON lines, as they are where no terminal is."""
+    """Add the flag that prints JSON lines instead of tables."""
     parser.add_argument(
-        "--json", action="store_true", help="JSON lines, as always when stdout is no terminal"
+        "--json",
+        action="store_true",
+        help="print JSON lines, as this command always does when stdout is not a terminal",
     )
 
 
 def add_organization(parser: argparse.ArgumentParser) -> None:
-    """Say whose templates are meant."""
+    """Add the flag for the organization that owns the templates."""
     parser.add_argument(
         "--organization",
         type=a_uuid,
         default=ORGANIZATION,
         metavar="UUID",
-        help="whose templates (default: the one of a single machine)",
+        help="the organization that owns the templates (default: the organization that all commands "
+        "use unless you name one)",
     )
 
 
@@ -177,7 +203,9 @@ def a_path(text: str) -> Path:
 def a_uuid(text: str) -> str:
     """Read a UUID."""
     if not is_canonical(text.lower()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a UUID")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a UUID, like 0c5d1a5e-0000-4000-8000-000000000001"
+        )
     return text.lower()
 
 
@@ -186,14 +214,16 @@ def a_duration(text: str) -> float:
     found = _DURATION.fullmatch(text)
     hours, minutes, seconds = map(float, found.groups(default="0")) if found else (0.0, 0.0, 0.0)
     if not (total := 3600 * hours + 60 * minutes + seconds):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write it like 90s, 1h or 1h30m")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a duration: write it like 90s, 1h or 1h30m"
+        )
     return total
 
 
 def a_port(text: str) -> int:
     """Read a port."""
     if not text.isdecimal() or not 0 < int(text) < 2**16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 1 to 65535")
     return int(text)
 
 
@@ -206,7 +236,7 @@ def a_call_id(text: str) -> str:
     """Read a call's id, which is a part of a subject."""
     if not _CALL_ID.fullmatch(text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no call id: expected letters, digits, _ and -, 128 at most"
+            f"{text!r} is not a call id: use letters, digits, _ and -, 128 characters at most"
         )
     return text
 
@@ -240,5 +270,5 @@ def a_pair(text: str) -> tuple[str, str]:
     """Read K=V."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected K=V")
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
     return key, value

@@ -21,11 +21,11 @@ _SUPERSEDED: Final = re.compile(
 def told(tool: str, resolved: Result, chat_id: str, place: str = "") -> list[str]:
     """Return the lines that tell the `data` of tool_resolved. `place`: flags that say where."""
     result: Result = resolved["result"]
+    log = f"workspaced log {chat_id} {{}}{place}"
     if resolved["is_error"]:
         return _with_rest(f"{tool} was refused: ", str(result.get("error", "")))
     if "error" not in result:
-        return [_success(tool, result), *_readiness(result)]
-    log = f"workspaced log {chat_id} {{}}{place}"
+        return [_success(tool, result), *_readiness(result, log)]
     if "validations" in result:
         return _invalid(tool, result)
     if "error_code" in result:
@@ -78,7 +78,7 @@ def _with_rest(words: str, text: str) -> list[str]:
     return [words + first, *(f"  {line}" for line in more)]
 
 
-def _readiness(result: Result) -> list[str]:
+def _readiness(result: Result, log: str) -> list[str]:
     """Put the readiness keys into words: the workspace is there, its agent may not be."""
     reason = one_line(str(result.get("agent_error", "")))
     agent = {
@@ -88,8 +88,8 @@ def _readiness(result: Result) -> list[str]:
         + (f": {reason}" if "agent_error" in result else " yet"),
     }
     scripts = {
-        "startup_scripts_failed": "its startup scripts failed; "
-        f"the agent's lifecycle is {result.get('lifecycle_state')}",
+        "startup_scripts_failed": f"its startup scripts failed ({result.get('lifecycle_state')}); "
+        f"see their output with `{log.format(result.get('build_id', '')).strip()}`",
         "startup_scripts_timeout": "its startup scripts did not end in time",
         "startup_scripts_unknown": "how its startup scripts end is not known yet",
     }

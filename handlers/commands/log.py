@@ -42,7 +42,7 @@ async def sought(bus: Bus, chat_id: str) -> dict[str, Any]:
 
 def no_chat(chat_id: str) -> NotFoundError:
     """Return the error that says so."""
-    return NotFoundError(f"there is no chat {chat_id}; `workspaced chat list` has them")
+    return NotFoundError(f"there is no chat {chat_id}; `workspaced chat list` shows all chats")
 
 
 async def read(bus: Bus, chat_id: str) -> AsyncIterator[dict[str, Any]]:

@@ -34,7 +34,7 @@ async def show(settings: Settings) -> None:
 
 def _problem(key: str, value: str) -> str | None:
     if key not in KEYS:
-        return f"there is no setting {key!r}; there are: {', '.join(KEYS)}"
+        return f"there is no setting {key!r}; the settings are: {', '.join(KEYS)}"
     if key == TTL and value not in ("", "0"):
         try:
             milliseconds(value)
@@ -43,5 +43,5 @@ def _problem(key: str, value: str) -> str | None:
     if key == ALLOWLIST:
         wrong = [p for p in value.split(",") if p.strip() and not is_uuid(p)]
         if wrong:
-            return f"{wrong[0].strip()!r} is not a template id"
+            return f"{wrong[0].strip()!r} is not a template id (a UUID); `workspaced template list` shows them"
     return None

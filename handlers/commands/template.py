@@ -70,7 +70,9 @@ async def versions(
     async with locate(settings).store() as store:
         found = await store.history(template_id)
     if not found:
-        raise NotFoundError(f"there is no template {template}; `workspaced template list` has them")
+        raise NotFoundError(
+            f"there is no template {template}; `workspaced template list` shows all templates"
+        )
     lines = [
         {
             "version_id": version.version_id,
@@ -89,7 +91,7 @@ async def activate(version_id: str, settings: Settings) -> None:
         template_id = await store.activate(version_id)
     if template_id is None:
         raise NotFoundError(
-            f"there is no template version {version_id}; `workspaced template versions` has them"
+            f"there is no template version {version_id}; `workspaced template versions NAME` shows the versions of a template"
         )
     write_json({"template_id": template_id, "version_id": version_id})
 

@@ -34,7 +34,7 @@ def policy(settings: Mapping[str, str]) -> Policy:
 def milliseconds(text: str) -> int:
     """Read a duration like `2h` or `1h30m`. Raises ValueError."""
     if not _DURATION.fullmatch(text):
-        raise ValueError(f"{text!r} is no duration; write it like 2h, 1h30m or 45s")
+        raise ValueError(f"{text!r} is not a duration: write it like 2h, 1h30m or 45s")
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
     total = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if total > LONGEST:

@@ -138,7 +138,7 @@ def test_a_refusal_is_told_in_its_own_words() -> None:
         ({"agent_status": "not_ready"}, "has not connected yet"),
         (
             {"startup_scripts": "startup_scripts_failed", "lifecycle_state": "start_error"},
-            "failed; the agent's lifecycle is start_error",
+            "failed (start_error); see their output with `workspaced log",
         ),
         ({"startup_scripts": "startup_scripts_timeout"}, "did not end in time"),
         ({"startup_scripts": "startup_scripts_unknown"}, "not known yet"),

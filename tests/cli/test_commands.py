@@ -91,7 +91,7 @@ class TestTool:
         assert unknown.returncode == 1
         assert unknown.stdout == ""
         assert unknown.stderr == (
-            f"workspaced: there is no chat {chat}; `workspaced chat list` has them\n"
+            f"workspaced: there is no chat {chat}; `workspaced chat list` shows all chats\n"
         )
 
     def test_who_no_longer_waits_leaves_the_call_open(self, running: Up, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ async def test_an_operators_key_works_until_it_is_taken_back(world: World, tmp_p
     ("words", "status", "complaint"),
     [
         (("issue", "--role", "king"), 2, "invalid choice: 'king'"),
-        (("issue", "--role", "operator", "--for", "soon"), 2, "'soon' is no time"),
+        (("issue", "--role", "operator", "--for", "soon"), 2, "'soon' is not a duration"),
         (("issue", "--role", "frontend"), 1, "name each with --chat UUID"),
         (("issue", "--role", "operator", "--chat", new_id()), 1, "--chat: a key for operator is"),
         (("issue", "--role", "frontend", *100 * ONE, *ONE), 1, "--chat: a key is for 100 chats"),
