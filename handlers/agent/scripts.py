@@ -142,7 +142,9 @@ class Scripts:
             done, _ = await asyncio.wait({ended}, timeout=limit)
             if not done:
                 self._say(
-                    "startup", f"the startup script runs for more than {limit:g} s; it goes on"
+                    "startup",
+                    f"the startup script has not ended within {limit:g} s "
+                    "(startup_timeout_seconds); it keeps running",
                 )
                 self._report(Lifecycle.START_TIMEOUT)
             status = await ended

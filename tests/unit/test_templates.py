@@ -131,7 +131,7 @@ def test_what_is_wrong_is_named_with_file_line_and_key(words: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "new", "a b", "x" * 33, "-a"])
 def test_a_templates_name_follows_the_rule_of_names(name: str) -> None:
-    with pytest.raises(TemplateError, match="name"):
+    with pytest.raises(TemplateError, match=r"^template\.toml(:1)?: name: "):
         read(f'name = "{name}"{BUILD}')
 
 
