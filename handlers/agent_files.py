@@ -10,14 +10,14 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers.sending.disk import read_plain, write_whole
+from handlers.sending.disk import pinned, read_plain, write_whole
 
 OURS: Final = ".workspaced"
 """The folder in a workspace that belongs to workspaced."""
@@ -92,16 +92,11 @@ def entered(workspace: Path, agent_id: str) -> Iterator[Path]:
     For a provisioner, which may do more than the template's code: a link that this code left in the
     place of a folder, to another agent's folder for instance, is not followed. The path is good in this process, as long as the context lasts. Raises OSError.
     """
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    held = os.open(workspace, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with ExitStack() as stack:
+        home = workspace
         for name in home_of(Path(), agent_id).parts:
-            inner = os.open(name, flags, dir_fd=held)
-            os.close(held)
-            held = inner
-        yield Path(f"/proc/self/fd/{held}")
-    finally:
-        os.close(held)
+            home = stack.enter_context(pinned(home / name))
+        yield home
 
 
 def write_config(home: Path, config: AgentConfig) -> None:

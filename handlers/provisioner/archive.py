@@ -22,13 +22,15 @@ from handlers.agent_files import OURS
 from handlers.folder_rules import Entry, FolderRules
 from handlers.provisioner.job import Packed
 from handlers.sending import Backoff, is_final
-from handlers.sending.disk import own_directory, read_plain, write_whole
+from handlers.sending.disk import own_directory, pinned, read_plain, write_whole
 from statemachine.parameters import Kind
 
 _MANIFEST: Final = "template.toml"
 _MANIFEST_SIZE: Final = 1024 * 1024
 _MARK: Final = "template"
 _SUFFIX: Final = ".tar.gz"
+_STAGED: Final = ".unpacked"
+"""How the name of a folder ends, beside a workspace, that a template is unpacked to first."""
 _ANSWER_WITHIN: Final = 5.0
 _LAST: Final = 8
 """Archives that are kept though no workspace here is of their version: those used last."""
@@ -48,6 +50,8 @@ class Archives:
         self._bus, self._directory, self._workspaces = bus, directory, workspaces
         self._held: Counter[str] = Counter()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in workspaces.glob(f".*{_STAGED}"):  # by a provisioner that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
     @asynccontextmanager
     async def held(self, template: Packed) -> AsyncIterator[Path]:
@@ -138,27 +142,26 @@ def _versions_in(workspaces: Path) -> set[str]:
 def unpack(archive: Path, version_id: str, workspace: Path) -> None:
     """Put the folder's files into the workspace, in place of those of the same name.
 
-    Raises BadArchive.
+    Programs of the template may run in the workspace meanwhile. So the files are unpacked outside of it,
+    and each folder that they are moved to is pinned. Raises BadArchive.
     """
-    ours = workspace / OURS
-    own_directory(ours)
-    staged = ours / "unpacked"
-    if staged.is_symlink():
-        staged.unlink()
+    own_directory(workspace / OURS)
+    staged = workspace.with_name(f".{workspace.name}{_STAGED}")
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(mode=0o700)
     try:
+        staged.mkdir(mode=0o700)
         with tarfile.open(archive, "r:gz") as packed:
             _extract(packed, staged)
-        if (manifest := staged / _MANIFEST).is_file():
-            # Ours to read later, whatever becomes of the one in the workspace.
-            write_whole(ours / _MANIFEST, manifest.read_bytes())
-        _merge(staged, workspace)
+        with pinned(workspace / OURS) as ours, pinned(workspace) as target:
+            if (manifest := staged / _MANIFEST).is_file():
+                # Ours to read later, whatever becomes of the one in the workspace.
+                write_whole(ours / _MANIFEST, manifest.read_bytes())
+            _merge(staged, target)
+            write_whole(ours / _MARK, version_id.encode())
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as bad:
         raise BadArchive(f"the template's folder can't be unpacked: {bad}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-    write_whole(ours / _MARK, version_id.encode())
 
 
 def sensitive_values(workspace: Path, parameters: Mapping[str, str]) -> list[str]:
@@ -227,19 +230,24 @@ def _mode(member: tarfile.TarInfo) -> int:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move everything over, file by file: never through a link that stands in the workspace."""
-    for entry in os.scandir(source):
-        there = target / entry.name
-        if entry.is_dir(follow_symlinks=False):
-            if there.is_symlink() or there.is_file():
-                there.unlink()
-            there.mkdir(exist_ok=True)
-            _merge(Path(entry.path), there)
-            there.chmod(entry.stat(follow_symlinks=False).st_mode & 0o7777)
-        else:
-            if there.is_dir() and not there.is_symlink():
-                shutil.rmtree(there)
-            Path(entry.path).replace(there)
+    """Move everything over, file by file: never through a link that stands in the workspace.
+
+    `target` is pinned.
+    """
+    with os.scandir(source) as entries:
+        for entry in entries:
+            there = target / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if there.is_symlink() or there.is_file():
+                    there.unlink()
+                there.mkdir(exist_ok=True)
+                with pinned(there) as inner:
+                    _merge(Path(entry.path), inner)
+                    inner.chmod(entry.stat(follow_symlinks=False).st_mode & 0o7777)
+            else:
+                if there.is_dir() and not there.is_symlink():
+                    shutil.rmtree(there)
+                Path(entry.path).replace(there)
 
 
 def _sha256(data: bytes | bytearray) -> str:

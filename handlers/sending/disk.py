@@ -72,6 +72,20 @@ def own_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True)
 
 
+@contextmanager
+def pinned(directory: Path) -> Iterator[Path]:
+    """Give a path that stays this very directory, whatever takes its place meanwhile.
+
+    A link in its place is not followed. The path is good in this process, as long as the context
+    lasts. Raises OSError.
+    """
+    held = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/self/fd/{held}")
+    finally:
+        os.close(held)
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names in the directory as durable as their files."""
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 import handlers.folder_rules
+from handlers.provisioner import archive as provisioner_archive
 from handlers.provisioner.archive import BadArchive, sensitive_values, unpack
 from tests.provisioner.rig import packed
 
@@ -121,6 +123,29 @@ def test_a_link_that_stands_in_the_workspace_is_replaced_not_followed(tmp_path: 
 
     assert not list(outside.iterdir())
     assert ((workspace / "src/a").read_text(), (workspace / "build.sh").read_text()) == ("1", "2")
+
+
+def test_a_link_that_is_made_while_the_files_come_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that an earlier build left may work in the workspace at that moment."""
+    outside, workspace = tmp_path / "outside", tmp_path / "workspace"
+    outside.mkdir()
+    workspace.mkdir()
+    (tmp_path / "good").write_bytes(packed({"src/a": "1"}))
+    pinned = provisioner_archive.pinned
+
+    def late(directory: Path) -> AbstractContextManager[Path]:
+        if directory.name == "src":
+            directory.rmdir()
+            directory.symlink_to(outside)
+        return pinned(directory)
+
+    monkeypatch.setattr(provisioner_archive, "pinned", late)
+    with pytest.raises(BadArchive):
+        unpack(tmp_path / "good", "v1", workspace)
+
+    assert not list(outside.iterdir())
 
 
 def test_a_new_version_comes_beside_what_is_in_the_workspace(tmp_path: Path) -> None:

@@ -56,6 +56,16 @@ async def test_archives_are_pruned_when_the_provisioner_starts(
     assert after == set()
 
 
+async def test_what_a_killed_provisioner_had_unpacked_halfway_is_removed(
+    rig: Rig, provisioning: Provisioning, root: Path
+) -> None:
+    (root / "workspaces" / f".{identity()}.unpacked" / "half").mkdir(parents=True)
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(version=rig.version({"a": "1"}))))
+
+    assert [path.name for path in (root / "workspaces").iterdir()] == [rig.workspace]
+
+
 async def test_an_archive_that_is_being_unpacked_is_not_pruned(
     rig: Rig, provisioning: Provisioning, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
