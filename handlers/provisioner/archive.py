@@ -235,19 +235,20 @@ def _merge(source: Path, target: Path) -> None:
     `target` is pinned.
     """
     with os.scandir(source) as entries:
-        for entry in entries:
-            there = target / entry.name
-            if entry.is_dir(follow_symlinks=False):
-                if there.is_symlink() or there.is_file():
-                    there.unlink()
-                there.mkdir(exist_ok=True)
-                with pinned(there) as inner:
-                    _merge(Path(entry.path), inner)
-                    inner.chmod(entry.stat(follow_symlinks=False).st_mode & 0o7777)
-            else:
-                if there.is_dir() and not there.is_symlink():
-                    shutil.rmtree(there)
-                Path(entry.path).replace(there)
+        found = list(entries)
+    for entry in found:
+        there = target / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if there.is_symlink() or there.is_file():
+                there.unlink()
+            there.mkdir(exist_ok=True)
+            with pinned(there) as inner:
+                _merge(Path(entry.path), inner)
+                inner.chmod(entry.stat(follow_symlinks=False).st_mode & 0o7777)
+        else:
+            if there.is_dir() and not there.is_symlink():
+                shutil.rmtree(there)
+            Path(entry.path).replace(there)
 
 
 def _sha256(data: bytes | bytearray) -> str:
