@@ -116,7 +116,8 @@ def decode(
         notices: list[str] = []
         time = _time(envelope.get("time"), now, notices, forgiving=forgiving)
         trace = _trace(envelope.get("traceparent"), notices, forgiving=forgiving)
-        fact = _fact(model, payload, lost, notices, forgiving=forgiving)
+        accepted = _accepted(model, payload, lost, forgiving=forgiving)
+        fact, notices = accepted.value, [*notices, *accepted.changed]
         if isinstance(fact, events.AgentDisconnected) and fact.sequence is None:
             raise Reject(Reason.BAD_DATA, "data.sequence is required of an agent")
         if kind == "agent" and fact.agent_id != sender:
@@ -129,6 +130,7 @@ def decode(
             traceparent=trace,
             data=fact,
             notice=leniency.listed(notices) if notices else None,
+            beginnings_cut=accepted.beginnings_cut,
         )
     except Reject as no:
         return _rejected(no, kind, data)
@@ -149,22 +151,19 @@ def _parsed(data: bytes, *, forgiving: bool) -> tuple[object, Mapping[leniency.P
     return body, lost
 
 
-def _fact(
+def _accepted(
     model: type[Frozen],
     payload: Payload,
     lost: Mapping[leniency.Path, str],
-    notices: list[str],
     *,
     forgiving: bool,
-) -> Any:
+) -> leniency.Accepted[Any]:
     try:
         if not forgiving:
-            return leniency.read(model, payload, "data")
-        fact, changed = leniency.accept(model, payload, "data", lost)
+            return leniency.Accepted(leniency.read(model, payload, "data"), [])
+        return leniency.accept(model, payload, "data", lost)
     except UnreadableError as bad:
         raise Reject(Reason.BAD_DATA, str(bad)) from None
-    notices += changed
-    return fact
 
 
 def encode(

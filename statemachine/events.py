@@ -392,6 +392,8 @@ class Event(Frozen):
     """
     notice: str | None = None
     """What was changed of it when it was accepted, for people; shown beside it in the log."""
+    beginnings_cut: frozenset[str] = frozenset()
+    """Keys of texts in `data` that lost their beginning when it was accepted; not kept in the log."""
 
     @property
     def type(self) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -67,20 +67,32 @@ def read(model: type[Model], body: object, root: str) -> Model:
         return _Repair(root, deepcopy(body), _required(model), forgiving=False).done(model, bad)
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted(Generic[Model]):
+    """A fact's object, and what was changed of it."""
+
+    value: Model
+    changed: list[str]
+    """Words for each change."""
+    beginnings_cut: frozenset[str] = frozenset()
+    """Keys of texts that lost their beginning."""
+
+
 def accept(
     model: type[Model], body: object, root: str, lost: Mapping[Path, str]
-) -> tuple[Model, list[str]]:
-    """Read a fact's object; return it with words for each thing that was changed.
+) -> Accepted[Model]:
+    """Read a fact's object.
 
     `lost`: what could not be kept of the JSON, by its place. Raises UnreadableError when a field is
     missing that the fact is nothing without.
     """
     try:
-        return model.model_validate(body, context=AT_THE_DOOR), list(lost.values())
+        return Accepted(model.model_validate(body, context=AT_THE_DOOR), list(lost.values()))
     except ValidationError as bad:
         required, changed = _required(model), dict(lost)
         repair = _Repair(root, deepcopy(body), required, forgiving=True, changed=changed)
-        return repair.done(model, bad), list(repair.changed.values())
+        value = repair.done(model, bad)
+        return Accepted(value, list(repair.changed.values()), frozenset(repair.beginnings_cut))
 
 
 def describe(bad: ValidationError, root: str = "data") -> str:
@@ -119,6 +131,8 @@ class _Repair:
     """Whether fields that can't be used are left out, and texts cut."""
     changed: dict[Path, str] = field(default_factory=dict)
     """What was changed that may matter, by its place in the object as it came."""
+    beginnings_cut: set[str] = field(default_factory=set)
+    """Keys of texts that lost their beginning."""
     _indices: dict[int, list[int]] = field(default_factory=dict)
     """By id of a list that lost entries: the original indices of those that are left."""
 
@@ -172,8 +186,10 @@ class _Repair:
         elif needed or not self.forgiving:
             return False
         elif kind == "text_too_long":
-            limit = error["ctx"]["limit"]
-            self._holder(path)[key] = _cut(value, limit, end=key in _ENDS_KEPT)
+            limit, end = error["ctx"]["limit"], key in _ENDS_KEPT
+            self._holder(path)[key] = _cut(value, limit, end=end)
+            if end:
+                self.beginnings_cut.add(str(key))
             self.changed[self._origin(path)] = f"{words}: cut"
         elif kind == "duplicate_ids":
             self._leave_out_duplicates(path)

@@ -39,11 +39,8 @@ def fact(event: Event, chat: Workspace, known: Known) -> Event:
         return event
     texts = {key: getattr(event.data, key, None) for key in _TEXTS}
     shown = {key: mask.whole(text) for key, text in texts.items() if isinstance(text, str)}
-    if event.notice is not None:
-        # A text of which the beginning was cut off may begin with the rest of a secret.
-        for key, text in shown.items():
-            if f"{key} is longer" in event.notice:
-                shown[key] = mask.torn(text)
+    for key in event.beginnings_cut & shown.keys():  # it may begin with the rest of a secret
+        shown[key] = mask.torn(shown[key])
     notice = None if event.notice is None else mask.whole(event.notice)
     data = event.data.model_copy(update=shown)
     return event.model_copy(update={"data": data, "notice": notice})

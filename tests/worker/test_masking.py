@@ -369,17 +369,23 @@ async def test_another_parameter_s_value_that_repeats_a_sensitive_one_is_hidden_
     await nothing_shows(rig, chat, caplog)
 
 
+@pytest.mark.parametrize("unknown", [0, 30])
 async def test_a_text_that_was_cut_does_not_begin_with_the_rest_of_a_value(
-    rig: Rig, hand: Hand, send: Senders, chat: str
+    rig: Rig, hand: Hand, send: Senders, chat: str, unknown: int
 ) -> None:
-    """Workers cut before they know the chat; of an error the end is kept."""
+    """Workers cut before they know the chat; of an error the end is kept.
+
+    `unknown`: how many other changes the notice has to name.
+    """
     await create(rig, hand, chat, {"token": "s3-first-half-second-half"})
     said = "s3-first-half-second-half" + "x" * (65_536 - len("-second-half"))
+    more = {"error_code": "E-1" + "y" * 5000, "unknown": ["\0"] * unknown}
 
-    await send.built(rig.job, "failed", error=said)
+    await send.built(rig.job, "failed", error=said, **more)
     await hand.pump()
 
-    message = rig.state(chat)["failure"]["message"]
-    assert "half" not in message
-    assert message.endswith("x" * 60_000)
+    failure = rig.state(chat)["failure"]
+    assert "half" not in failure["message"]
+    assert failure["message"].endswith("x" * 60_000)
+    assert failure["error_code"].startswith("E-1"), "of this the beginning is kept"
     await rig.check(chat)
