@@ -347,7 +347,9 @@ class Workspace(Frozen):
         stopping = build is not start and (build.outcome is None or build.succeeded)
         if stopping or start.expired or not start.ttl_ms:
             return None
-        if any(e.succeeded and e.number > start.number for e in self.before_delete):
+        stops = [b for b in self.before_delete if b.transition is Transition.STOP]
+        last_stop = max(stops, key=lambda stop: stop.number, default=None)
+        if last_stop and last_stop.number > start.number and last_stop.succeeded:
             return None  # it was stopped before somebody tried to delete it
         return start.ended_at + timedelta(milliseconds=start.ttl_ms)
 

@@ -109,6 +109,17 @@ CHILD = agents(child="nobody")
             ],
             4,
         ),
+        (
+            [
+                limited(),
+                succeeded(),
+                requested(3, STOP),
+                requested(4, DELETE),
+                succeeded(2, STOP),  # late: the last stop is another one, which did not end
+                failed(4, DELETE),
+            ],
+            1,
+        ),
         ([limited(), succeeded(), deleted()], None),
         ([limited(), succeeded(), started(2)], None),
         ([limited(), succeeded(), started(2), failed(2)], None),
