@@ -8,6 +8,7 @@ or with its line ends changed, as it is or as JSON, Python's repr and URLs write
 from __future__ import annotations
 
 import json
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -72,10 +73,16 @@ def is_short(value: str) -> bool:
     return any(len(text.strip()) < SHORTEST for text in _elements(value) or [value])
 
 
-def spellings(value: str) -> set[str]:
-    """Return every text that must be hidden so that no part of a secret value can be read."""
+def spellings(value: str, longest: float = math.inf) -> set[str]:
+    """Return every text that must be hidden so that no part of a secret value can be read.
+
+    `longest`: how many characters the texts have in which they are looked for. No part has a spelling
+    that is shorter than the part itself, so longer parts need not be spelled.
+    """
     found: set[str] = set()
     for part in hidden_parts(value):
+        if len(part) > longest:
+            continue
         found.add(part)
         lines = [line.strip() for line in part.splitlines()]
         # Escapes of several lines are covered by those of each line, unless a line is too short.
@@ -147,10 +154,11 @@ class Mask:
     What is put in its place is shorter than any spelling, so no text grows.
     """
 
-    def __init__(self, values: Iterable[str] = ()) -> None:
+    def __init__(self, values: Iterable[str] = (), *, longest: float = math.inf) -> None:
+        """`longest`: how many characters a text may have; for short texts less has to be made ready."""
         self.values: Final = tuple(dict.fromkeys(values))
         """The secret values themselves."""
-        found = {spelling for value in self.values for spelling in spellings(value)}
+        found = {spelling for value in self.values for spelling in spellings(value, longest)}
         self._spellings = sorted(found)
         self._heads = frozenset(spelling[:SHORTEST] for spelling in found)
         self._longest = max(map(len, found), default=0)

@@ -9,7 +9,9 @@ event log that follow from it do not have it either.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from statemachine.calls import Known
@@ -34,16 +36,31 @@ def fact(event: Event, chat: Workspace, known: Known) -> Event:
     """Return the event with its texts masked; `known` has the versions of the chat's builds."""
     if not has_text(event):
         return event
-    mask = Mask(_sensitive_values(chat, known))
-    if not mask.values:
+    values = _sensitive_values(chat, known)
+    if not values:
         return event
-    texts = {key: getattr(event.data, key, None) for key in _TEXTS}
-    shown = {key: mask.whole(text) for key, text in texts.items() if isinstance(text, str)}
+    given = {key: getattr(event.data, key, None) for key in _TEXTS}
+    texts = {key: text for key, text in given.items() if isinstance(text, str)}
+    # What was cut may hold the rest of a part that was longer than it.
+    longest = math.inf if event.beginnings_cut else _longest([*texts.values(), event.notice or ""])
+    mask = _mask(tuple(values), longest)
+    shown = {key: mask.whole(text) for key, text in texts.items()}
     for key in event.beginnings_cut & shown.keys():  # it may begin with the rest of a secret
         shown[key] = mask.torn(shown[key])
     notice = None if event.notice is None else mask.whole(event.notice)
     data = event.data.model_copy(update=shown)
     return event.model_copy(update={"data": data, "notice": notice})
+
+
+@lru_cache(maxsize=4)
+def _mask(values: tuple[str, ...], longest: float) -> Mask:
+    """Make a mask. Values of a hundred kilobytes take seconds, and each fact of their chat needs it again."""
+    return Mask(values, longest=longest)
+
+
+def _longest(texts: Iterable[str]) -> int:
+    """Return a length that none of the texts exceeds: a power of two, so that masks can be used again."""
+    return 1 << max(map(len, texts), default=0).bit_length()
 
 
 def builds_with_values(chat: Workspace) -> list[Build]:
@@ -121,7 +138,8 @@ def _hidden(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> dict[
     """
     sensitive = {parameter.name for parameter in declared if parameter.sensitive}
     plain = {parameter.name for parameter in declared} - sensitive
-    mask = Mask(secrets(declared, values))
+    texts = [text for name in plain & values.keys() for text in _texts_in(values[name])]
+    mask = _mask(tuple(secrets(declared, values)), _longest(texts))
     return {
         name: value if name in plain and not _repeats(mask, value) else MASK
         for name, value in values.items()
@@ -130,9 +148,14 @@ def _hidden(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> dict[
 
 def _repeats(mask: Mask, value: object) -> bool:
     """Say whether a text, or a text in a list, has a secret in it."""
+    return any(mask.whole(text) != text for text in _texts_in(value))
+
+
+def _texts_in(value: object) -> list[str]:
+    """Return a text, or the texts in a list, at any depth."""
     if isinstance(value, list):
-        return any(_repeats(mask, item) for item in value)
-    return isinstance(value, str) and mask.whole(value) != value
+        return [text for item in value for text in _texts_in(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def _declared(

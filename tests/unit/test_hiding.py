@@ -84,6 +84,24 @@ def test_no_element_of_a_list_survives(elements: list[str], around: str) -> None
                     assert not any(readable(shown, line) for line in lines_of(element))
 
 
+@given(st.lists(VALUES, max_size=3), VALUES, VALUES)
+def test_a_mask_for_short_texts_hides_the_same_in_them(
+    values: list[str], before: str, after: str
+) -> None:
+    for text in (
+        before,
+        *(f"{before}{written}{after}" for v in values for written in as_written(v)),
+    ):
+        assert Mask(values, longest=len(text)).whole(text) == Mask(values).whole(text)
+
+
+def test_a_mask_for_short_texts_does_not_spell_what_is_longer_than_they_are() -> None:
+    value = "\n".join(f"line {n} {'x' * 60}" for n in range(1000))
+
+    assert spellings(value, longest=60) == set()
+    assert spellings("short one\n" + value, longest=60) == spellings("short one")
+
+
 @given(
     st.lists(st.text("ab*c\n", max_size=5), max_size=3), st.text("ab*c\n", max_size=60), st.data()
 )
