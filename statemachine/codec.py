@@ -268,6 +268,8 @@ def _typed(kind: str, envelope: Payload) -> tuple[type[Frozen], Payload]:
         expected = ", ".join(f"workspaced.{name}.v1" for name in known)
         raise Reject(Reason.BAD_TYPE, f"type {envelope['type']!r} is none of: {expected}")
     data = envelope.get("data")
+    if data is None:
+        data = {}  # CloudEvents let it be absent, and a request may need nothing of it
     if not isinstance(data, dict):
         raise Reject(Reason.BAD_DATA, "attribute 'data' must be an object")
     return known[match[1]], _lifted(match[1], int(match[2]), data)

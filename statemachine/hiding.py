@@ -70,7 +70,13 @@ def hidden_parts(value: str) -> set[str]:
 
 def is_short(value: str) -> bool:
     """Say whether a value, or a text in a list, is too short to be hidden in other texts."""
-    return any(len(text.strip()) < SHORTEST for text in _elements(value) or [value])
+    texts = _elements(value) or ([] if _is_empty_list(value) else [value])
+    return any(len(text.strip()) < SHORTEST for text in texts)
+
+
+def _is_empty_list(value: str) -> bool:
+    """Say whether a value is a JSON array with nothing in it: there is nothing to hide."""
+    return re.fullmatch(r"\s*\[\s*\]\s*", value) is not None
 
 
 def spellings(value: str, longest: float = math.inf) -> set[str]:

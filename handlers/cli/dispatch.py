@@ -13,6 +13,7 @@ import gc
 import inspect
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags.serves:
         from handlers.first import divide  # noqa: PLC0415 — quick --help
 
+        # A parent may have blocked signals; children would inherit that, and nothing could be stopped.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         divide()
     try:
         with told_apart(needed=not flags.serves):

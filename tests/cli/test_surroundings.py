@@ -79,6 +79,35 @@ def test_up_runs_and_ends_whatever_its_standard_streams_are(closed: str, tmp_pat
     assert status == 0
 
 
+BLOCK_SIGNALS = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_up_runs_and_ends_though_its_parent_blocked_every_signal(tmp_path: Path) -> None:
+    """A process inherits which signals are blocked, and so would PostgreSQL and nats-server."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BLOCK_SIGNALS, *WORKSPACED, "up", "--data-dir", tmp_path / "data"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        assert json.loads(process.stdout.readline())["ready"] is True
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(30)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+    assert status == 0
+
+
 WAIT = """
 import asyncio, sys
 from pathlib import Path

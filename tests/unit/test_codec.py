@@ -233,6 +233,14 @@ def test_a_wrong_value_is_bad_data(name: str, changes: dict[str, Any]) -> None:
     assert reason is Reason.BAD_DATA
 
 
+def test_a_request_that_needs_no_data_may_leave_it_out() -> None:
+    body = envelope("delete_requested")
+    body["data"] = None
+    assert isinstance(read(body), Event)
+    del body["data"]
+    assert isinstance(read(body), Event)
+
+
 @pytest.mark.parametrize("data", [None, [], "x", 5])
 def test_data_must_be_an_object(data: object) -> None:
     assert refused(read(envelope(data=data)))[0] is Reason.BAD_DATA

@@ -202,7 +202,15 @@ def test_a_sensitive_parameter_that_is_too_short_to_be_hidden_is_warned_of(
 
 
 @pytest.mark.parametrize(
-    "lines", ["", 'default = "abcd"', 'default = ""', 'type = "number"\ndefault = 4711']
+    "lines",
+    [
+        "",
+        'default = "abcd"',
+        'default = ""',
+        'type = "number"\ndefault = 4711',
+        'type = "list(string)"\ndefault = []',
+        'type = "list(string)"\ndefault = " [ ] "',
+    ],
 )
 def test_of_others_nothing_is_warned(lines: str) -> None:
     assert warnings(read(parameter(f"sensitive = true\n{lines}"))) == []
