@@ -1,0 +1,37 @@
+"""Health answers in time, whatever the servers that it asks do."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from handlers import health
+from tests.cli.test_database import free_port
+
+
+async def test_a_check_that_ends_late_holds_up_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the database is paused, even the cancellation of a question to it takes long."""
+    monkeypatch.setattr(health, "ANSWER_WITHIN", 0.05)
+    released = asyncio.Event()
+
+    async def paused() -> str | None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await released.wait()
+        return None
+
+    port = free_port()
+    try:
+        async with (
+            health.health_server("127.0.0.1", port, {"database": paused}),
+            aiohttp.ClientSession() as client,
+            asyncio.timeout(20),
+            client.get(f"http://127.0.0.1:{port}/readyz") as answer,
+        ):
+            assert answer.status == 503
+            assert "no answer" in (await answer.json())["problems"]["database"]
+    finally:
+        released.set()
