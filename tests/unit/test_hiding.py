@@ -9,10 +9,13 @@ from itertools import pairwise
 from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from statemachine.hiding import MASK, SHORTEST, Mask, MaskedStream, hidden_parts, spellings
+
+PATIENT = settings(deadline=None)
+"""A busy machine takes longer now and then, which is no fault."""
 
 PEM = (
     "-----BEGIN KEY-----\nMC4CAQ/wBQYDK2VwBCIEIAbc+efGhIjKl==\n  indented line\n-----END KEY-----\n"
@@ -51,6 +54,7 @@ def cut(text: str, cuts: list[int]) -> list[str]:
     return [text[a:b] for a, b in pairwise(places)] if text else []
 
 
+@PATIENT
 @given(VALUES, VALUES, VALUES, st.lists(st.integers(0, 400), max_size=6))
 @example("abc\nabcd", "", "", [3])
 @example("ab'c\"d", "x", "y", [2, 4])
@@ -73,6 +77,7 @@ def test_no_line_of_a_secret_survives_in_any_spelling_or_cut(
                 assert not readable(shown, spelling)
 
 
+@PATIENT
 @given(st.lists(VALUES, max_size=5), VALUES)
 def test_no_element_of_a_list_survives(elements: list[str], around: str) -> None:
     for value in (json.dumps(elements), json.dumps(elements, ensure_ascii=False, indent=1)):
@@ -84,6 +89,7 @@ def test_no_element_of_a_list_survives(elements: list[str], around: str) -> None
                     assert not any(readable(shown, line) for line in lines_of(element))
 
 
+@PATIENT
 @given(st.lists(VALUES, max_size=3), VALUES, VALUES)
 def test_a_mask_for_short_texts_hides_the_same_in_them(
     values: list[str], before: str, after: str
@@ -102,6 +108,7 @@ def test_a_mask_for_short_texts_does_not_spell_what_is_longer_than_they_are() ->
     assert spellings("short one\n" + value, longest=60) == spellings("short one")
 
 
+@PATIENT
 @given(
     st.lists(st.text("ab*c\n", max_size=5), max_size=3), st.text("ab*c\n", max_size=60), st.data()
 )
