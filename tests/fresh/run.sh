@@ -51,13 +51,23 @@ make_tree() {
 run_one() {
     how=$1
     root=$(mktemp -d "$kept/run.XXXXXX")
-    trap 'rm -rf --one-file-system "$root"' EXIT
     cp -a "$kept/tree/." "$root"
     chmod 700 "$root/root"
     git clone --quiet --no-hardlinks "file://$here" "$root/root/workspaced"
     say "$how: $what"
     # All mounts are made in a mount namespace, and all processes in a pid namespace: both end with the run.
-    unshare --mount --propagation private --ipc --pid --fork --kill-child "$0" inside "$how" "$root"
+    unshare --mount --propagation private --ipc --pid --fork --kill-child "$0" inside "$how" "$root" &
+    running=$!
+    wait "$running"
+    end_run
+}
+
+end_run() {
+    # unshare ignores every signal but this one; its child, the first process of the namespace, dies with it.
+    [ -z "$running" ] || kill -KILL "$running" 2>/dev/null || true
+    wait
+    [ -z "$root" ] || rm -rf --one-file-system "$root" 2>/dev/null || rm -rf --one-file-system "$root"
+    running='' root=''
 }
 
 # Inside the namespaces: what a container has, then the change of the root.
@@ -149,12 +159,16 @@ if [ "${1:-}" = inside ]; then
     inside "$2" "$3"
     exit
 fi
+if [ $# != 0 ]; then usage >&2; exit 2; fi
 case " $what " in *" help "*) usage; exit ;; esac
 [ "$(id -u)" = 0 ] || fail "this needs root, to make a Debian tree and to enter it"
 case " $what " in *" clean "*) rm -rf --one-file-system "$kept"; exit ;; esac
 make_tree
 git -C "$here" diff --quiet HEAD || say "only what is committed is run"
+running='' root=''
+trap end_run EXIT
+trap 'exit 130' HUP INT TERM
 for how in ${HOW:-chroot pivot_root}; do
-    (run_one "$how")
+    run_one "$how"
 done
 say "passed: $what by ${HOW:-chroot pivot_root}"
