@@ -72,7 +72,13 @@ def test_all_arguments_may_be_given_as_one_object_and_single_ones_beside_it() ->
     assert arguments(flags.arg, flags.args)["parameters"] == {"x": "4.0", "y": 1}
 
 
-@pytest.mark.parametrize("text", ["", "x", "[1]", "2", "null", '{"a": NaN}', '{"a": 1e999}', "["])
+def test_an_empty_flag_is_as_if_it_were_not_given() -> None:
+    flags = parser().parse_args(["tool", "t", "--chat", "new", "--args", ""])
+
+    assert arguments(flags.arg, flags.args) == {}
+
+
+@pytest.mark.parametrize("text", ["x", "[1]", "2", "null", '{"a": NaN}', '{"a": 1e999}', "["])
 def test_what_is_no_object_is_wrong_usage(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parser().parse_args(["tool", "t", "--chat", "new", "--args", text])
