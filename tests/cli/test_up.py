@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.folders import folder
 from tests.wire.harness import new_id
-from tests.wire.running import Process, Up, begin, end, gone, processes_of, run, up
+from tests.wire.running import Process, Up, agents_of, begin, end, gone, processes_of, run, up
 
 ENDING = 10.0
 """Seconds that the contract gives `up` to end."""
@@ -99,8 +99,9 @@ def test_killed_its_servers_end_with_it_and_agents_go_on(data: Path, tmp_path: P
     template = running.data("template", "push", folder(tmp_path))["template_id"]
     chat = new_id()
     running.data("tool", "create_workspace", "--chat", chat, "--arg", f"template_id={template}")
-    agents = processes_of(data, "handlers.agent")
-    servers = [pid for pid in processes_of(data) if pid not in agents]
+    confined = processes_of(data, "handlers.agent")
+    agents = agents_of(data)
+    servers = [pid for pid in processes_of(data) if pid not in confined]
 
     running.process.send(signal.SIGKILL)
     running.process.ended()
@@ -108,7 +109,7 @@ def test_killed_its_servers_end_with_it_and_agents_go_on(data: Path, tmp_path: P
     assert len(agents) == 1
     assert len(servers) >= 3
     assert gone(servers, ENDING)
-    assert processes_of(data) == agents
+    assert processes_of(data) == confined
 
     with up(data) as again:
         assert again.ready == running.ready  # the same ports, also after this
@@ -138,10 +139,10 @@ def test_everything_is_there_again_after_a_restart(data: Path, tmp_path: Path) -
         "tool", "create_workspace", "--chat", chat, "--arg", f"template_id={template}"
     )
     before = first.run("events", chat).stdout
-    agents = processes_of(data, "handlers.agent")
+    agents, confined = agents_of(data), processes_of(data, "handlers.agent")
 
     assert first.process.stop(within=ENDING) == 0
-    assert processes_of(data) == agents
+    assert processes_of(data) == confined
     assert len(agents) == 1
     second = begin(data)
     after = second.run("events", chat).stdout

@@ -252,6 +252,7 @@ class Pipe:
         parts = urlsplit(url)
         place = dict(parse_qsl(parts.query))
         self._socket = f"{place['host']}/.s.PGSQL.{place['port']}"
+        self._user = parts.netloc.partition("@")[0]
         self._database = parts.path
         self.url = ""
         self.flows = asyncio.Event()
@@ -268,7 +269,8 @@ class Pipe:
         pipe = cls(url)
         server = await asyncio.start_server(pipe._joined, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        pipe.url = f"postgresql://postgres@127.0.0.1:{port}{pipe._database}?sslmode=disable"
+        address = f"{pipe._user}@127.0.0.1:{port}{pipe._database}"
+        pipe.url = f"postgresql://{address}?sslmode=disable"
         try:
             yield pipe
         finally:
