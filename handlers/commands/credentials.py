@@ -96,10 +96,11 @@ def _why(bad: OSError) -> str:
 
 def _in_flags(fault: str, flags: argparse.Namespace) -> str:
     """Say what the gateway found wrong with a body to whoever gave flags, and knows no body."""
-    place, _, words = fault.removeprefix("body.").partition(": ")
-    fields = re.split(r"[.,]", place)
-    if not fault.startswith("body.") or fields[0] not in _FLAGS:
+    found = re.match(r"body\.([a-z_.,]+)[^ :]*:? (.*)", fault)
+    fields = re.split(r"[.,]", found[1]) if found else [""]
+    if found is None or fields[0] not in _FLAGS:
         return fault
+    words, misspelled = found[2], "1 to 128 of" in found[2]
     flag, role = _FLAGS[fields[0]], flags.role
     match fields[0]:
         case "ttl_seconds":
@@ -118,9 +119,9 @@ def _in_flags(fault: str, flags: argparse.Namespace) -> str:
                 "--pool, --name",
                 "a provisioner's key is for one name and one pool: give both",
             )
-        case "pool" if role != "provisioner" and "pattern" not in words:
+        case "pool" if role != "provisioner" and not misspelled:
             words = f"only a provisioner's key is for a pool, not one for {role}: leave it out"
-        case _ if "pattern" in words:
+        case _ if misspelled:
             words = "letters, digits, - and _ only, 128 of them at most"
     return f"{flag}: {words}"
 

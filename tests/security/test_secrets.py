@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from nats.aio.msg import Msg
@@ -123,9 +124,9 @@ async def test_planted_secrets_are_found_nowhere(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     findings, of_agents = Findings(), Findings()
-    with_password = database_url.replace("postgres@", f"postgres:{IN_DATABASE_URL}@", 1)
-    assert with_password != database_url
-    environment = {"WORKSPACED_DATABASE_URL": with_password}
+    password = urlsplit(database_url).password
+    assert password
+    environment = {"WORKSPACED_DATABASE_URL": database_url}
     with up(tmp_path / "data", env=environment) as running:
         findings.add("the ready line", json.dumps(running.ready))
         with_user = running.nats.replace("nats://", f"nats://ada:{IN_NATS_URL}@")
@@ -175,11 +176,12 @@ async def test_planted_secrets_are_found_nowhere(
     assert len(issued) == 2
     for seed in (*seeds.values(), *issued):
         assert findings.of(seed) == []
+    assert findings.of(password) == []
     assert findings.of(IN_DATABASE_URL) == []
     assert findings.of(IN_NATS_URL) == []
     # Scripts get their parameters by the environment, and nothing else of ours.
     assert of_agents.of(IN_PARAMETER) != []
-    for secret in (IN_DATABASE_URL, IN_NATS_URL, *seeds.values(), *issued):
+    for secret in (password, IN_DATABASE_URL, IN_NATS_URL, *seeds.values(), *issued):
         assert of_agents.of(secret) == []
     # The request and the job are what carries a parameter; all the rest shows stars.
     carriers = ("workspaced.in.tool.", "workspaced.job.")
