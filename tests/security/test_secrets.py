@@ -107,7 +107,6 @@ def failures(up: Up, tmp_path: Path, findings: Findings) -> None:
     strange.write_text(f"SU{IN_PARAMETER}")
     bad = folder(tmp_path, f'name = "x"\nunknown = "{"{"}', "bad")
     for words, variables in (
-        (("worker",), {"NATS_URL": up.nats, "DATABASE_URL": f"{database}{nowhere}/x"}),
         (("worker",), {"NATS_URL": up.nats, "DATABASE_URL": f"{database}no host:no port/x"}),
         (("chat", "list"), {"NATS_URL": f"nats://ada:{IN_NATS_URL}@{nowhere}"}),
         (("chat", "list"), {"NATS_URL": f"nats://ada:{IN_NATS_URL}@no port:at all"}),
@@ -118,6 +117,13 @@ def failures(up: Up, tmp_path: Path, findings: Findings) -> None:
         done = run(*words, "--data-dir", up.directory, env=env)
         assert "Traceback" not in done.stderr, done.stderr
         findings.add(f"output of {' '.join(map(str, words))}", done.stdout + done.stderr)
+    env = {"WORKSPACED_NATS_URL": up.nats, "WORKSPACED_DATABASE_URL": f"{database}{nowhere}/x"}
+    waiting = Process("worker", "--data-dir", up.directory, env=env)
+    try:
+        waiting.heard("can't open the database")
+    finally:
+        waiting.kill()
+    findings.add("what a worker says that waits for its database", waiting.said())
 
 
 async def test_planted_secrets_are_found_nowhere(
