@@ -1,6 +1,6 @@
 """How messages travel: bytes, subjects and streams. Knows nothing of workspaces.
 
-This module is the port. `bus.jetstream` fills it over nats-py, `bus.memory` inside this process;
+This module is the port. `bus.jetstream` fills it over nats-py, `tests.doubles.memory_bus` inside this process;
 one contract suite (tests/contract) holds both to the same conduct.
 """
 

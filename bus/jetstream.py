@@ -29,19 +29,19 @@ from bus import (
     StreamInfo,
     Subscription,
     Unavailable,
-    declaring,
     jsapi,
-    serving,
+    management,
+    services,
 )
 from bus import headers as names
-from bus.asking import Requests
-from bus.batches import store_together
-from bus.connecting import open_connection
-from bus.declaring import NO_RESPONDERS, ask
+from bus.atomic_publish import store_together
+from bus.first_connection import open_connection
 from bus.jsapi import ApiError
-from bus.pulling import NatsPull
-from bus.queueing import Inbox
+from bus.management import NO_RESPONDERS, ask
+from bus.pull_consumer import NatsPull
+from bus.request_reply import Requests
 from bus.streams import Consumer, Stream
+from bus.subscription import Inbox
 
 
 async def connect(
@@ -81,7 +81,7 @@ class JetStreamBus:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         self._connection = requests.connection
-        self._tasks = serving.Tasks()
+        self._tasks = services.Tasks()
         self._services: list[Service] = []
 
     async def __aenter__(self) -> Self:
@@ -94,19 +94,19 @@ class JetStreamBus:
 
     async def ensure_stream(self, stream: Stream) -> StreamInfo:
         """Make the stream, or bring it up to its declaration."""
-        return await declaring.ensure_stream(self._requests, stream)
+        return await management.ensure_stream(self._requests, stream)
 
     async def ensure_consumer(self, consumer: Consumer) -> None:
         """Make the durable consumer, or bring it up to its declaration."""
-        await declaring.ensure_consumer(self._requests, consumer)
+        await management.ensure_consumer(self._requests, consumer)
 
     async def delete_consumer(self, consumer: Consumer) -> None:
         """Forget the durable consumer and its place in the stream."""
-        await declaring.delete_consumer(self._requests, consumer)
+        await management.delete_consumer(self._requests, consumer)
 
     async def pending(self, consumer: Consumer) -> int:
         """Return how many messages nobody has taken yet."""
-        return await declaring.pending(self._requests, consumer)
+        return await management.pending(self._requests, consumer)
 
     # -- messages that are stored --------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class JetStreamBus:
 
     async def now(self, stream: str) -> datetime:
         """Return what the clock of the stream's server shows."""
-        return await declaring.now(self._requests, stream)
+        return await management.now(self._requests, stream)
 
     @asynccontextmanager
     async def pull(self, *consumers: Consumer, most: int = 256) -> AsyncIterator[Pull]:
@@ -217,14 +217,14 @@ class JetStreamBus:
         answer, status = await self._requests.ask(subject, data, headers, timeout)
         if status == NO_RESPONDERS:
             raise NoResponder(f"nobody serves {subject}")
-        serving.raise_service_error(answer.headers)
+        services.raise_service_error(answer.headers)
         return answer
 
     async def respond(self, subject: str, queue: str, responder: Responder) -> None:
         """Answer requests on `subject`, one of the queue group each, until the bus is closed."""
 
         async def answer(message: Message) -> None:
-            reply = await serving.raw_reply(responder, message)
+            reply = await services.raw_reply(responder, message)
             if reply is not None and message.reply:
                 with suppress(BusError):  # whoever asked sees that nothing comes
                     self._connection.post(message.reply, reply[0])
@@ -244,7 +244,7 @@ class JetStreamBus:
             )
             for subject, responder in endpoints.items():
                 await service.add_endpoint(
-                    name=serving.endpoint_name(subject),
+                    name=services.endpoint_name(subject),
                     subject=subject,
                     handler=self._handler(responder),
                 )
@@ -266,12 +266,12 @@ class JetStreamBus:
                 request.headers or {},
                 request._msg.reply,  # noqa: SLF001  # it has no other way out
             )
-            data, fields = await serving.service_reply(responder, message)
+            data, fields = await services.service_reply(responder, message)
             with suppress(BusError):
                 try:
                     self._connection.post(message.reply, data, fields)
                 except Refused as no:  # too large: whoever asked would wait in vain
-                    data, fields = serving.failure(
+                    data, fields = services.failure(
                         ServiceError(500, f"the answer can't be sent: {no}")
                     )
                     self._connection.post(message.reply, data, fields)

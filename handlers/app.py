@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Literal
 
 from bus import Denied, Refused
-from bus.connecting import TOLD_EVERY
+from bus.first_connection import TOLD_EVERY
 from bus.jetstream import JetStreamBus, connect
 from bus.streams import Tuning
 from bus.urls import redacted
-from handlers import nkey
+from handlers.access import nkey
+from handlers.access.permissions import PERMISSIONS, inbox_prefix
 from handlers.clock import clock
 from handlers.embedded import running_servers
 from handlers.embedded.database_password import completed, folder_of
-from handlers.embedded.permissions import PERMISSIONS, inbox_prefix
-from handlers.listening import trust
-from handlers.sending import Backoff
+from handlers.listen import trust
+from handlers.publishing import Backoff
 from handlers.settings import Settings
-from handlers.worker.gauge import Room
+from handlers.worker.load_sampler import Room
+from statemachine.chat import Limits
 from statemachine.store import StoreUnavailableError, UnreachableError, UnsuitableError
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore, limits_of
 from statemachine.store.postgres import connect as open_store
-from statemachine.workspace import Limits
 
 log = logging.getLogger(__name__)
 Role = Literal["operator", "chat-service", "provisioner", "worker", "gateway"]

@@ -12,7 +12,7 @@ from aiohttp.web_request import BaseRequest
 
 from bus import Bus, Unavailable
 from handlers.http_limits import Limited
-from handlers.listening import Certificate
+from handlers.listen import Certificate
 from statemachine.store import Store, StoreUnavailableError
 
 ANSWER_WITHIN: Final = 2.0

@@ -15,13 +15,13 @@ from typing import Any, Final
 from bus import Bus, Unavailable
 from bus.urls import anonymous
 from handlers.app import Place, limits, locate, room, tuning
-from handlers.confining import Bounds, Confinement, choose, demand
 from handlers.embedded.database_password import folder_of, password_file
 from handlers.gateway.gateway import Gateway
 from handlers.health import Check, answers, begun, connected, either, health_server
-from handlers.listening import address_of, certificate_of
+from handlers.listen import address_of, certificate_of
 from handlers.provisioner import Allowance, Provisioner
-from handlers.sending.backoff import Backoff
+from handlers.publishing.backoff import Backoff
+from handlers.sandbox.confinement import Bounds, Confinement, choose, demand
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
 

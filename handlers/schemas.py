@@ -23,9 +23,9 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from handlers.gateway import bodies, replies
+from handlers.gateway import replies, requests
 from statemachine import arguments, events, messages
-from statemachine.strictness import Reason
+from statemachine.strict_json import Reason
 
 Json = dict[str, Any]
 
@@ -39,18 +39,18 @@ TOOLS: Final[Mapping[str, tuple[type, Any]]] = {
 """The arguments of each tool, and its result unless the call was wrong."""
 
 RPCS: Final[Mapping[str, tuple[type, Any]]] = {
-    "cancel": (bodies.CancelBody, replies.Canceled),
-    "get_chat": (bodies.ChatBody, replies.ChatWithCalls),
-    "list_chats": (bodies.ChatsBody, replies.ChatsPage),
-    "list_orphans": (bodies.OrphansBody, replies.OrphansPage),
-    "read_log": (bodies.LogBody, replies.LinesPage),
-    "read_events": (bodies.EventsBody, replies.EventsPage),
-    "template_archive": (bodies.ArchiveBody, None),
-    "agent_credential": (bodies.AgentCredentialBody, replies.Key),
-    "frontend_credential": (bodies.FrontendCredentialBody, replies.Key),
-    "issue_credential": (bodies.IssueBody, replies.IssuedKey),
-    "list_credentials": (bodies.CredentialsBody, replies.KeysPage),
-    "revoke_credential": (bodies.RevokeBody, replies.RevokedKey),
+    "cancel": (requests.CancelBody, replies.Canceled),
+    "get_chat": (requests.ChatBody, replies.ChatWithCalls),
+    "list_chats": (requests.ChatsBody, replies.ChatsPage),
+    "list_orphans": (requests.OrphansBody, replies.OrphansPage),
+    "read_log": (requests.LogBody, replies.LinesPage),
+    "read_events": (requests.EventsBody, replies.EventsPage),
+    "template_archive": (requests.ArchiveBody, None),
+    "agent_credential": (requests.AgentCredentialBody, replies.Key),
+    "frontend_credential": (requests.FrontendCredentialBody, replies.Key),
+    "issue_credential": (requests.IssueBody, replies.IssuedKey),
+    "list_credentials": (requests.CredentialsBody, replies.KeysPage),
+    "revoke_credential": (requests.RevokeBody, replies.RevokedKey),
 }
 """The body and the reply of each rpc that calls no tool; None: the reply is not JSON."""
 
@@ -315,7 +315,7 @@ def schemas() -> Schemas:
     }
     roots: dict[str, Any] = {
         "CloudEvent": messages.CloudEvent,
-        "ToolBody": bodies.ToolBody,
+        "ToolBody": requests.ToolBody,
         "ToolError": messages.ToolError,
         "ToolResolved": messages.ToolResolved,
         "LogAppended": messages.LogAppended,

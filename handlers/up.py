@@ -14,16 +14,16 @@ from typing import Any
 from bus.streams import pool_consumer
 from bus.urls import redacted
 from handlers.app import Place, database_of, limits, naming, room, tuning
-from handlers.confining import demand
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
 from handlers.gateway.gateway import Gateway
 from handlers.health import alive, answers, connected, either, health_server
-from handlers.listening import LOOPBACK, Listening, address_of, certificate_of, is_name
+from handlers.listen import LOOPBACK, Listening, address_of, certificate_of, is_name
 from handlers.roles import LOCAL, local_provisioner, lost, stoppable, until_signalled
+from handlers.sandbox.confinement import demand
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from typing import Final
 
 from statemachine.agents import Unselectable, choose
 from statemachine.calls import Answered
+from statemachine.chat import UNSETTLED, Workspace
 from statemachine.events import Lifecycle
-from statemachine.hiding import MASK
+from statemachine.mask import MASK
 from statemachine.messages import (
     ListedTemplate,
     ParameterOption,
@@ -23,7 +24,6 @@ from statemachine.messages import (
 from statemachine.parameters import Misfits, Option, Parameter, masked
 from statemachine.states import State
 from statemachine.templates import Preset, Template, shown_readme
-from statemachine.workspace import UNSETTLED, Workspace
 
 QUOTA: Final = "INSUFFICIENT_QUOTA"
 PAGE: Final = 10

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, Field
 
 from statemachine.events import Frozen
-from statemachine.identifiers import is_uuid
+from statemachine.ids import is_uuid
 from statemachine.leniency import UnreadableError, read
 from statemachine.parameters import TextValue
 

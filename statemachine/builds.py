@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from statemachine import events
+from statemachine.chat import MOST_BEFORE_DELETE, Build, Ending, Outcome
 from statemachine.events import Transition
-from statemachine.workspace import MOST_BEFORE_DELETE, Build, Ending, Outcome
 
 
 def seen_by(

@@ -19,9 +19,9 @@ from pydantic_core import to_json
 
 from statemachine import events, leniency
 from statemachine.events import Event, Frozen
-from statemachine.identifiers import is_canonical, is_uuid
+from statemachine.ids import is_canonical, is_uuid
 from statemachine.leniency import UnreadableError
-from statemachine.strictness import Reason, Reject, parse, salvage, storable
+from statemachine.strict_json import Reason, Reject, parse, salvage, storable
 
 MAX_SIZE: Final = 256 * 1024
 """Bytes of an inbound event."""

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from statemachine.events import AT_THE_DOOR, Frozen
-from statemachine.identifiers import is_uuid
+from statemachine.ids import is_uuid
 
 Path = tuple[str | int, ...]
 """Where something stands in a JSON document: keys, and indices of lists."""

@@ -15,15 +15,15 @@ from typing import Final
 
 from transitions import Machine
 
-from statemachine import folding, formers
+from statemachine import fold, previous_workspaces
 from statemachine.agents import Unselectable, choose
+from statemachine.chat import Build, Cause, Ending, Failure, Limits, Workspace
 from statemachine.events import Event, Lifecycle, Transition
-from statemachine.folding import Unmoved
-from statemachine.pools import trespassed
+from statemachine.fold import Unmoved
+from statemachine.pool_scope import trespassed
 from statemachine.states import ABOUT, Reason, State
 from statemachine.table import LEGAL, TABLE, Trigger
 from statemachine.views import visible
-from statemachine.workspace import Build, Cause, Ending, Failure, Limits, Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +115,11 @@ def decide(
     """
     if trespassed(workspace, event) is not None:
         return Ignored(workspace, Unmoved.FOREIGN)
-    folded = folding.fold(workspace, event, at)
+    folded = fold.fold(workspace, event, at)
     known = folded.workspace
     cause = cause_of(because or event)
     steps = list(_steps(known, folded.trigger, at, limits, cause))
-    if steps and (joined := folding.joined(steps[-1], workspace)) is not None:
+    if steps and (joined := fold.joined(steps[-1], workspace)) is not None:
         steps += _steps(joined.workspace, joined.trigger, at, limits, cause)
     known = steps[-1] if steps else known
     if not steps and (folded.anew or visible(known) != visible(workspace)):
@@ -227,7 +227,7 @@ def _enter(
             "changed_at": at,
         }
     )
-    return entered if about.bound else formers.left(entered, at, deleted=True)
+    return entered if about.bound else previous_workspaces.left(entered, at, deleted=True)
 
 
 def _error_code(workspace: Workspace, reason: Reason) -> str | None:

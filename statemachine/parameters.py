@@ -19,7 +19,7 @@ import re2
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from statemachine.events import Frozen
-from statemachine.hiding import MASK
+from statemachine.mask import MASK
 from statemachine.messages import Validation
 
 

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
+from statemachine.chat import Cause, Limits, Workspace
 from statemachine.codec import event_of
 from statemachine.events import OURS, BuildRequested, Event, WaitResumed
-from statemachine.folding import Unmoved
+from statemachine.fold import Unmoved
 from statemachine.machine import Decision, Ignored, Moved, decide
 from statemachine.states import ABOUT
-from statemachine.workspace import Cause, Limits, Workspace
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from uuid import UUID
 from statemachine import answers, naming
 from statemachine.arguments import CreateArguments, StartArguments
 from statemachine.calls import Call, Known, Requested, Until, Verdict, Wait
+from statemachine.chat import Build, Former, Ref, Workspace
 from statemachine.events import BuildRequested, TemplateRef, Transition
 from statemachine.messages import StartNotes
 from statemachine.parameters import LastBuild, Misfits, reset, resolve
 from statemachine.templates import Template, Version
 from statemachine.views import name_of
-from statemachine.workspace import Build, Former, Ref, Workspace
 
 UPDATED: Final[StartNotes] = {
     "updated_to_active_version": True,

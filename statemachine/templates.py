@@ -15,8 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from statemachine import naming
 from statemachine.events import Frozen, Label, Text, Token
-from statemachine.hiding import SHORTEST, is_short
-from statemachine.local import (
+from statemachine.local_template import (
     LOCAL_POOL,
     AgentTable,
     PushedAgent,
@@ -24,6 +23,7 @@ from statemachine.local import (
     agent_faults,
     shared_variables,
 )
+from statemachine.mask import SHORTEST, is_short
 from statemachine.messages import Spec
 from statemachine.parameters import Kind, Parameter, TextValue, misfit, option_misfit
 

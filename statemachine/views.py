@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statemachine import messages
+from statemachine.chat import Build, Cause, Failure, Workspace
 from statemachine.codec import timestamp
 from statemachine.messages import (
     ShownAgent,
@@ -12,7 +13,6 @@ from statemachine.messages import (
     StateChanged,
 )
 from statemachine.states import ABOUT, Limit
-from statemachine.workspace import Build, Cause, Failure, Workspace
 
 
 def visible(workspace: Workspace) -> tuple[object, ...]:

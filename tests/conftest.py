@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
+from handlers.access.identities import seed_file
+from handlers.access.permissions import inbox_prefix
 from handlers.embedded import Servers, embedded_servers
-from handlers.embedded.identities import seed_file
-from handlers.embedded.permissions import inbox_prefix
 from tests.databases import database_on
 
 ConnectAs = Callable[..., Awaitable[Client]]

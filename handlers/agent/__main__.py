@@ -13,12 +13,12 @@ from typing import Final
 
 from bus import Bus
 from bus.jetstream import connect
-from handlers import agent_files
 from handlers.agent.agent import Agent
 from handlers.agent.link import Connect
-from handlers.agent_files import AlreadyRuns, Credential
-from handlers.first import divide
-from handlers.listening import trust
+from handlers.container_init import divide
+from handlers.listen import trust
+from handlers.publishing import agent_files
+from handlers.publishing.agent_files import AlreadyRuns, Credential
 
 GIVEN_UP: Final = 3
 _log = logging.getLogger("handlers.agent")

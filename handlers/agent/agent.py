@@ -8,13 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from handlers import agent_files
 from handlers.agent.journal import Journal
 from handlers.agent.link import PATIENCE, Connect, Link
 from handlers.agent.scripts import GRACE, Scripts
-from handlers.sending import BuildLog
+from handlers.publishing import BuildLog, agent_files
 from statemachine.events import Lifecycle
-from statemachine.hiding import Mask
+from statemachine.mask import Mask
 
 FAREWELL: Final = 5.0
 """Seconds that the last facts and lines get to leave."""

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from handlers.agent_files import AgentConfig
-from handlers.sending import Fact, new_fact
-from handlers.sending.disk import write_whole
+from handlers.publishing import Fact, new_fact
+from handlers.publishing.agent_files import AgentConfig
+from handlers.publishing.atomic_files import write_whole
 from statemachine.events import Lifecycle
 
 _CONNECTION: Final = "connection"

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
-from handlers import keeper
-from handlers.sending.disk import read_plain, write_whole
+from handlers.publishing.atomic_files import read_plain, write_whole
+from handlers.sandbox import keeper
 
 _NEWS: Final = "news"
 _READ: Final = "read"
@@ -25,7 +25,7 @@ _PIECE: Final = 65_536
 
 
 class Kept:
-    """A command in the care of a keeper (`handlers/keeper.py`), which shares a folder with us.
+    """A command in the care of a keeper (`handlers/sandbox/keeper.py`), which shares a folder with us.
 
     It is found by files and FIFOs alone: under bubblewrap, the next process of the agent is in
     another process namespace, and under Landlock it may not signal what this one started.

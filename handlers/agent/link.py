@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from bus import Bus, BusError, Refused, Unavailable, subjects
-from handlers import agent_files
 from handlers.agent.journal import Journal
-from handlers.agent_files import AgentConfig, Credential
 from handlers.clock import clock
-from handlers.sending import Backoff, store
+from handlers.publishing import Backoff, agent_files, store
+from handlers.publishing.agent_files import AgentConfig, Credential
 
 RENEWED: Final = 0.3
 """The part of a sign of life's time after which the next one is given: two may be lost."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from handlers.agent.kept import Kept
-from handlers.agent_files import AgentConfig
-from handlers.processes import end_marked
-from handlers.sending import BuildLog
-from handlers.shell import Shell, status_words
-from handlers.variables import command_fault, faults
+from handlers.publishing import BuildLog
+from handlers.publishing.agent_files import AgentConfig
+from handlers.sandbox.exec_limits import command_fault, faults
+from handlers.sandbox.processes import end_marked
+from handlers.sandbox.shell import Shell, status_words
 from statemachine.events import Lifecycle
 
 GRACE: Final = 5.0

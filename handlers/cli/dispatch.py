@@ -20,8 +20,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from handlers.cli.flags import parser
+from handlers.cli.sanitize import plain
 from handlers.cli.standard_streams import Unwritable, prepare, silence, told_apart
-from handlers.terminal import plain
 
 if TYPE_CHECKING:
     from handlers.settings import Settings
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.print_help(sys.stderr)
         return 2
     if flags.serves:
-        from handlers.first import divide  # noqa: PLC0415 — quick --help
+        from handlers.container_init import divide  # noqa: PLC0415 — quick --help
 
         # A parent may have blocked signals; children would inherit that, and nothing could be stopped.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -75,7 +75,7 @@ def _run(flags: argparse.Namespace) -> int:
     from handlers.embedded import EmbeddedError  # noqa: PLC0415
     from handlers.errors import CantServe  # noqa: PLC0415
     from handlers.health import Unhealthy  # noqa: PLC0415
-    from handlers.processes import raise_descriptor_limit  # noqa: PLC0415
+    from handlers.sandbox.processes import raise_descriptor_limit  # noqa: PLC0415
     from handlers.settings import InvalidSettings, read_settings, unknown_variables  # noqa: PLC0415
     from statemachine.store import StoreUnavailableError  # noqa: PLC0415
     from statemachine.templates import TemplateError  # noqa: PLC0415
@@ -154,26 +154,26 @@ COMMANDS: Final = {
     "worker": ("handlers.roles", "worker"),
     "gateway": ("handlers.roles", "gateway"),
     "provisioner": ("handlers.roles", "provisioner"),
-    "tool": ("handlers.commands.tool", "call_tool"),
-    "template push": ("handlers.commands.template", "push"),
-    "template list": ("handlers.commands.template", "show"),
-    "template versions": ("handlers.commands.template", "versions"),
-    "template activate": ("handlers.commands.template", "activate"),
+    "tool": ("handlers.cli.commands.tool", "call_tool"),
+    "template push": ("handlers.cli.commands.template", "push"),
+    "template list": ("handlers.cli.commands.template", "show"),
+    "template versions": ("handlers.cli.commands.template", "versions"),
+    "template activate": ("handlers.cli.commands.template", "activate"),
     "demo": ("handlers.demo.demo", "demo"),
-    "chat list": ("handlers.commands.chat", "show_all"),
-    "chat show": ("handlers.commands.chat", "show"),
-    "workspace delete": ("handlers.commands.deleting", "delete"),
-    "workspace orphans": ("handlers.commands.orphans", "show"),
-    "log": ("handlers.commands.build_log", "show"),
-    "events": ("handlers.commands.log", "events"),
-    "replay": ("handlers.commands.replaying", "replay"),
-    "settings set": ("handlers.commands.setting", "change"),
-    "settings list": ("handlers.commands.setting", "show"),
-    "migrate": ("handlers.commands.migrating", "run"),
-    "credentials issue": ("handlers.commands.credentials", "issue"),
-    "credentials list": ("handlers.commands.credentials", "show"),
-    "credentials revoke": ("handlers.commands.credentials", "revoke"),
-    "nats-auth": ("handlers.commands.authorizing", "show"),
+    "chat list": ("handlers.cli.commands.chat", "show_all"),
+    "chat show": ("handlers.cli.commands.chat", "show"),
+    "workspace delete": ("handlers.cli.commands.workspace_delete", "delete"),
+    "workspace orphans": ("handlers.cli.commands.orphans", "show"),
+    "log": ("handlers.cli.commands.log", "show"),
+    "events": ("handlers.cli.commands.events", "events"),
+    "replay": ("handlers.cli.commands.replay", "replay"),
+    "settings set": ("handlers.cli.commands.settings", "change"),
+    "settings list": ("handlers.cli.commands.settings", "show"),
+    "migrate": ("handlers.cli.commands.migrate", "run"),
+    "credentials issue": ("handlers.cli.commands.credentials", "issue"),
+    "credentials list": ("handlers.cli.commands.credentials", "show"),
+    "credentials revoke": ("handlers.cli.commands.credentials", "revoke"),
+    "nats-auth": ("handlers.cli.commands.nats_auth", "show"),
 }
 """Command -> module and function, imported when it is called; see `called` for its arguments."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from statemachine.identifiers import is_canonical
+from statemachine.ids import is_canonical
 
 ORGANIZATION: Final = "0c5d1a5e-0000-4000-8000-000000000001"
 """The organization of commands that name none: one machine, one team."""

@@ -20,14 +20,14 @@ from uuid import uuid4
 from bus import Bus, subjects
 from handlers.app import NotFoundError, Place, locate
 from handlers.cli import ORGANIZATION, OWNER
-from handlers.commands import log as event_log
-from handlers.commands.template import announce
-from handlers.commands.tool import ask
+from handlers.cli.commands import events as event_log
+from handlers.cli.commands.template import announce
+from handlers.cli.commands.tool import ask
+from handlers.cli.sanitize import as_json, plain
 from handlers.demo.running import RunningUp
 from handlers.demo.timing import Watch, lines, table
-from handlers.packing import load
 from handlers.settings import Settings
-from handlers.terminal import as_json, plain
+from handlers.template_archive import load
 from statemachine.replay import replay
 
 _CANCEL_LIMIT: Final = 2.0

@@ -11,7 +11,7 @@ from typing import Final
 
 from handlers.app import NotFoundError
 from handlers.embedded.child import launched
-from handlers.processes import end_marked
+from handlers.sandbox.processes import end_marked
 
 _START_LIMIT: Final = 60.0
 _STOP_LIMIT: Final = 15.0

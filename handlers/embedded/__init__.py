@@ -1,6 +1,6 @@
 """PostgreSQL and nats-server as child processes of this one, for `workspaced up` and the tests."""
 
-from handlers.embedded.errors import DataDirectoryInUse, EmbeddedError
 from handlers.embedded.servers import Servers, embedded_servers, running_servers
+from handlers.errors import DataDirectoryInUse, EmbeddedError
 
 __all__ = ["DataDirectoryInUse", "EmbeddedError", "Servers", "embedded_servers", "running_servers"]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from handlers.embedded import launch
-from handlers.embedded.errors import ServerFailed
 from handlers.embedded.full_disk import StoreWatch
-from handlers.embedded.watching import changes
+from handlers.embedded.inotify import changes
+from handlers.errors import ServerFailed
 
 _STOP_LIMIT: Final = 3.0
 _LOG_KEPT: Final = 10 * 1024 * 1024

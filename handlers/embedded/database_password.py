@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, quote, urlsplit
 
-from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.socket_directory import PREFIX
-from handlers.sending.disk import write_whole
+from handlers.errors import EmbeddedError
+from handlers.publishing.atomic_files import write_whole
 
 _FILE: Final = "database.pass"
 _LINE: Final = re.compile(r"\*:5432:\*:\*:([A-Za-z0-9_-]+)\n?")

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import asyncpg
 
 from handlers.embedded.database_password import verifier, with_password
-from handlers.embedded.unprivileged import Identity
+from handlers.embedded.run_as import Identity
 from statemachine.store.sql import roles
 
 DATABASE: Final = "workspaced"

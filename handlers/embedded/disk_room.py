@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bus.streams import BOUNDED, LEAST
-from handlers.embedded.errors import EmbeddedError
+from handlers.errors import EmbeddedError
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from handlers.embedded.watching import changes
-from handlers.sending.backoff import Backoff
+from handlers.embedded.inotify import changes
+from handlers.publishing.backoff import Backoff
 
 log = logging.getLogger(__name__)
 

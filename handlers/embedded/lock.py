@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from handlers.embedded.errors import DataDirectoryInUse, EmbeddedError
+from handlers.errors import DataDirectoryInUse, EmbeddedError
 
 LOCK: Final = "lock"
 """The file in a data directory that its owner holds."""

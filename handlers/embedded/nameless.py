@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from handlers.embedded.errors import EmbeddedError
-from handlers.embedded.unprivileged import Identity
+from handlers.embedded.run_as import Identity
+from handlers.errors import EmbeddedError
 
 _PROGRAMS: Final = ("initdb", "postgres")
 _CALLED: Final = b"\0getpwuid\0"

@@ -12,15 +12,15 @@ from importlib.metadata import files
 from pathlib import Path
 from typing import Final
 
-from handlers.embedded import predecessor
-from handlers.embedded.authorization import authorization
+from handlers.access.identities import Identities
+from handlers.access.server_config import authorization
+from handlers.embedded import stale_process
 from handlers.embedded.child import Child, start
-from handlers.embedded.errors import EmbeddedError
 from handlers.embedded.full_disk import StoreWatch
-from handlers.embedded.identities import Identities
 from handlers.embedded.ports import Ports, wanted
-from handlers.listening import Certificate, Listening
-from handlers.sending.disk import write_whole
+from handlers.errors import EmbeddedError
+from handlers.listen import Certificate, Listening
+from handlers.publishing.atomic_files import write_whole
 
 _READY_LIMIT: Final = 60.0
 
@@ -39,7 +39,7 @@ async def nats_server(
     home = directory / "nats"
     home.mkdir(mode=0o700, exist_ok=True)
     configuration = home / "nats.conf"
-    await predecessor.gone(home / "nats.pid", configuration)  # it holds the ports
+    await stale_process.gone(home / "nats.pid", configuration)  # it holds the ports
     ports = Ports(directory).take(wanted(listening, nats=True))
     host, websocket_host = listening.host, listening.websocket_host
     port, websocket_port = ports["nats"], ports["websocket"]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from handlers.embedded.errors import EmbeddedError, PortTaken
-from handlers.listening import LOOPBACK, Listening, family_of
-from handlers.sending.disk import write_whole
+from handlers.errors import EmbeddedError, PortTaken
+from handlers.listen import LOOPBACK, Listening, family_of
+from handlers.publishing.atomic_files import write_whole
 
 _LOWEST: Final = 20_000
 _TRIES: Final = 200

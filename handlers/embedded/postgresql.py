@@ -13,7 +13,8 @@ from typing import Final
 
 import asyncpg
 
-from handlers.embedded import predecessor
+from handlers.access.identities import credentials_of
+from handlers.embedded import stale_process
 from handlers.embedded.child import Child, environment, launched, start
 from handlers.embedded.database_password import made_password, verifier
 from handlers.embedded.database_roles import (
@@ -21,12 +22,11 @@ from handlers.embedded.database_roles import (
     prepare,
     write_admission,
 )
-from handlers.embedded.errors import EmbeddedError, ServerFailed
-from handlers.embedded.identities import credentials_of
 from handlers.embedded.nameless import programs_for
+from handlers.embedded.run_as import Identity, hand_over, identity_for
 from handlers.embedded.socket_directory import SOCKET, socket_directory
-from handlers.embedded.unprivileged import Identity, hand_over, identity_for
-from handlers.sending.disk import write_whole
+from handlers.errors import EmbeddedError, ServerFailed
+from handlers.publishing.atomic_files import write_whole
 
 _READY_LIMIT: Final = 120.0
 _READY_LINE: Final = 7
@@ -168,8 +168,8 @@ async def _clear_way(data: Path, sockets: Path) -> None:
     PostgreSQL judges what a crash left very well, but takes any live process for a server.
     """
     pid_file = data / "postmaster.pid"
-    await predecessor.gone(pid_file, data)
-    pid, same = predecessor.recorded(pid_file, data)
+    await stale_process.gone(pid_file, data)
+    pid, same = stale_process.recorded(pid_file, data)
     if pid is not None and not same:
         pid_file.unlink()
     # Nothing of this data directory runs any more, so nobody listens there.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from bus.urls import redacted
+from handlers.access.identities import credentials_of, identities
 from handlers.embedded.child import Child
 from handlers.embedded.database_password import (
     read_password,
@@ -20,15 +21,14 @@ from handlers.embedded.database_password import (
 )
 from handlers.embedded.database_roles import urls_of
 from handlers.embedded.disk_room import Room, room_of
-from handlers.embedded.errors import EmbeddedError
-from handlers.embedded.identities import credentials_of, identities
+from handlers.embedded.inotify import vanished
 from handlers.embedded.lock import LOCK, owner_of, owning
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.ports import Ports, wanted
 from handlers.embedded.postgresql import postgresql
-from handlers.embedded.watching import vanished
-from handlers.listening import Listening
-from handlers.sending.disk import write_whole
+from handlers.errors import EmbeddedError
+from handlers.listen import Listening
+from handlers.publishing.atomic_files import write_whole
 
 _FOUND_IN: Final = "servers.json"
 

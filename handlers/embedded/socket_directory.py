@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from handlers.embedded.errors import EmbeddedError
+from handlers.errors import EmbeddedError
 
 SOCKET: Final = ".s.PGSQL.5432"
 """PostgreSQL's name for it."""

@@ -7,20 +7,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, cast
 
 from bus import Bus, BusError, Message, ServiceError
-from handlers import nkey
-from handlers.cutting import cut_off
-from handlers.gateway.bodies import (
+from handlers.access import nkey
+from handlers.access.disconnect import cut_off
+from handlers.access.grants import asker, inbox_prefix, role_inbox_prefix
+from handlers.gateway.replies import IssuedKey, Key, KeysPage, ListedKey, RevokedKey
+from handlers.gateway.requests import (
     AgentCredentialBody,
     CredentialsBody,
     FrontendCredentialBody,
     IssueBody,
     RevokeBody,
 )
-from handlers.gateway.grants import asker, inbox_prefix, role_inbox_prefix
-from handlers.gateway.replies import IssuedKey, Key, KeysPage, ListedKey, RevokedKey
+from statemachine.chat import Build
 from statemachine.codec import timestamp
 from statemachine.store import Credential, Listed, Store
-from statemachine.workspace import Build
 
 AGENT_LIFE: Final = timedelta(days=30)
 """How long an agent's key is good, if its build is not superseded before."""

@@ -13,15 +13,15 @@ from importlib.metadata import version
 from typing import Final, TypeVar
 
 from bus import Bus, BusError, Message, Responder, ServiceError, subjects
-from handlers.gateway import bodies
-from handlers.gateway.asking import Asking
+from handlers.access.auth_callout import Door
+from handlers.gateway import requests
+from handlers.gateway.concurrency_limit import Turns
 from handlers.gateway.credentials import Credentials
-from handlers.gateway.door import Door
-from handlers.gateway.reading import Reader
-from handlers.gateway.turns import Turns
+from handlers.gateway.queries import Reader
+from handlers.gateway.tool_calls import Asking
 from statemachine.events import Frozen
-from statemachine.judging import TOOLS
 from statemachine.store import Store, StoreUnavailableError
+from statemachine.tool_rules import TOOLS
 
 log = logging.getLogger(__name__)
 SERVICE: Final = "workspaced"
@@ -49,22 +49,22 @@ class Gateway:
         credentials = Credentials(self.store, self.bus)
         self.bus.on_reconnect(asking.reconnected)
         endpoints: dict[str, Responder] = {
-            tool: _raw(bodies.ToolBody, partial(asking.tool, tool)) for tool in TOOLS
+            tool: _raw(requests.ToolBody, partial(asking.tool, tool)) for tool in TOOLS
         }
         turns = Turns()
         quick: dict[str, Responder] = {
-            "cancel": _json(bodies.CancelBody, asking.cancel),
-            "get_chat": _json(bodies.ChatBody, reader.get_chat),
-            "list_chats": _json(bodies.ChatsBody, reader.list_chats),
-            "list_orphans": _json(bodies.OrphansBody, reader.list_orphans),
-            "read_log": _json(bodies.LogBody, reader.read_log),
-            "read_events": _json(bodies.EventsBody, reader.read_events),
-            "template_archive": _raw(bodies.ArchiveBody, _archive(reader)),
-            "agent_credential": _json_to(bodies.AgentCredentialBody, credentials.agent),
-            "frontend_credential": _json(bodies.FrontendCredentialBody, credentials.frontend),
-            "issue_credential": _json(bodies.IssueBody, credentials.issue),
-            "list_credentials": _json(bodies.CredentialsBody, credentials.listed),
-            "revoke_credential": _json(bodies.RevokeBody, credentials.revoke),
+            "cancel": _json(requests.CancelBody, asking.cancel),
+            "get_chat": _json(requests.ChatBody, reader.get_chat),
+            "list_chats": _json(requests.ChatsBody, reader.list_chats),
+            "list_orphans": _json(requests.OrphansBody, reader.list_orphans),
+            "read_log": _json(requests.LogBody, reader.read_log),
+            "read_events": _json(requests.EventsBody, reader.read_events),
+            "template_archive": _raw(requests.ArchiveBody, _archive(reader)),
+            "agent_credential": _json_to(requests.AgentCredentialBody, credentials.agent),
+            "frontend_credential": _json(requests.FrontendCredentialBody, credentials.frontend),
+            "issue_credential": _json(requests.IssueBody, credentials.issue),
+            "list_credentials": _json(requests.CredentialsBody, credentials.listed),
+            "revoke_credential": _json(requests.RevokeBody, credentials.revoke),
         }
         endpoints |= {name: turns.limited(responder) for name, responder in quick.items()}
         if self.issuer_seed is not None:
@@ -96,13 +96,13 @@ def _json_to(
     return _raw(model, text)
 
 
-def _archive(reader: Reader) -> Callable[[bodies.ArchiveBody, Message], Awaitable[bytes]]:
+def _archive(reader: Reader) -> Callable[[requests.ArchiveBody, Message], Awaitable[bytes]]:
     return lambda body, _message: reader.template_archive(body)
 
 
 def _raw(model: type[Body], answer: Callable[[Body, Message], Awaitable[bytes]]) -> Responder:
     async def respond(message: Message) -> bytes:
-        body = bodies.read(model, message.data)
+        body = requests.read(model, message.data)
         try:
             return await answer(body, message)
         except StoreUnavailableError as bad:

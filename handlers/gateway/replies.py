@@ -10,7 +10,7 @@ from typing import Literal, NotRequired
 # pydantic reads TypedDicts of `typing` only from Python 3.12 on.
 from typing_extensions import TypedDict
 
-from handlers.gateway.bodies import Role
+from handlers.gateway.requests import Role
 from statemachine.events import Id
 from statemachine.messages import LogEntry, LogLine, StateChanged, Timestamp
 

@@ -18,11 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from bus import Bus, BusError, ServiceError, subjects
-from handlers.agent_files import OURS
-from handlers.folder_rules import Entry, FolderRules
 from handlers.provisioner.job import Packed
-from handlers.sending import Backoff, is_final
-from handlers.sending.disk import own_directory, pinned, read_plain, write_whole
+from handlers.publishing import Backoff, is_final
+from handlers.publishing.agent_files import OURS
+from handlers.publishing.atomic_files import own_directory, pinned, read_plain, write_whole
+from handlers.template_rules import Entry, FolderRules
 from statemachine.parameters import Kind
 
 _MANIFEST: Final = "template.toml"

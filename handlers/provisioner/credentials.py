@@ -10,8 +10,8 @@ from typing import Final
 from pydantic import ValidationError
 
 from bus import Bus, BusError, ServiceError, subjects
-from handlers.agent_files import AgentConfig, Credential
-from handlers.sending import Backoff, is_final
+from handlers.publishing import Backoff, is_final
+from handlers.publishing.agent_files import AgentConfig, Credential
 
 _ANSWER_WITHIN: Final = 5.0
 

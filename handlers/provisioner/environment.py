@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from handlers.provisioner.job import Job
-from statemachine.local import AgentTable, variable_of, variable_text
+from statemachine.local_template import AgentTable, variable_of, variable_text
 
 _PASSED_ON: Final = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _DEFAULTS: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}

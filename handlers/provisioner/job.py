@@ -16,10 +16,10 @@ from pydantic import (
     ValidationError,
 )
 
-from handlers.folder_rules import MOST_PACKED
+from handlers.template_rules import MOST_PACKED
 from statemachine.events import Id, Transition
 from statemachine.leniency import describe
-from statemachine.local import AgentTable, BuildTable
+from statemachine.local_template import AgentTable, BuildTable
 
 
 def _with_offset(moment: object) -> object:

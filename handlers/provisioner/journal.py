@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from handlers.provisioner.job import Head
-from handlers.sending import Fact
-from handlers.sending.disk import write_whole
+from handlers.publishing import Fact
+from handlers.publishing.atomic_files import write_whole
 from statemachine.events import Transition
 
 _REMEMBERED: Final = 16

@@ -17,18 +17,18 @@ from typing import Final
 
 from bus import GIVE_BACK, Bus, BusError, Delivery, NoConsumer, Refused, subjects
 from bus.streams import pool_consumer
-from handlers.agent_files import PRESENCE_TTL
-from handlers.confining import Confinement
 from handlers.errors import CantServe
-from handlers.provisioner.agents import Agents
+from handlers.provisioner.agent_supervisor import Agents
 from handlers.provisioner.archive import Archives
-from handlers.provisioner.build import Workplace
+from handlers.provisioner.builder import Workplace
 from handlers.provisioner.job import BadJob, read_job
+from handlers.provisioner.job_runner import Worker
 from handlers.provisioner.journal import Journal
-from handlers.provisioner.lanes import Lanes, Ticket
 from handlers.provisioner.quota import Allowance, Quotas
-from handlers.provisioner.work import Worker
-from handlers.sending import Backoff, deliver
+from handlers.provisioner.scheduler import Lanes, Ticket
+from handlers.publishing import Backoff, deliver
+from handlers.publishing.agent_files import PRESENCE_TTL
+from handlers.sandbox.confinement import Confinement
 
 BUILDS: Final = 8
 """Builds at once."""

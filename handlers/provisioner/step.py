@@ -11,13 +11,13 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, StringConstraints, ValidationError
 
-from handlers.agent_files import OURS
-from handlers.sending import BuildLog
-from handlers.sending.disk import own_directory, read_plain
-from handlers.shell import Shell, status_words
-from handlers.variables import command_fault
+from handlers.publishing import BuildLog
+from handlers.publishing.agent_files import OURS
+from handlers.publishing.atomic_files import own_directory, read_plain
+from handlers.sandbox.exec_limits import command_fault
+from handlers.sandbox.shell import Shell, status_words
 from statemachine.events import Quota
-from statemachine.hiding import Mask
+from statemachine.mask import Mask
 
 LIMIT: Final = 3600.0
 """Seconds that a step may take. Past the chat's own limit it may still end well."""

@@ -11,22 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from handlers.worker import effects, waking
+from handlers.worker import effects, timer_events
 from handlers.worker.chat import Chat
 from handlers.worker.clocks import LATE
-from handlers.worker.inbox import Dead, Fact, Fired, Item, Missed, Noted, Published, noted
-from handlers.worker.policy import policy
-from statemachine import events, masking
+from handlers.worker.deliveries import Dead, Fact, Fired, Item, Missed, Noted, Published, noted
+from handlers.worker.runtime_settings import policy
+from statemachine import events, redaction
 from statemachine.calls import Call, Known, Load
-from statemachine.formers import orphans
-from statemachine.identifiers import is_uuid
-from statemachine.needs import looks_up, needs
-from statemachine.pools import trespassed
+from statemachine.chat import Limits, Workspace
+from statemachine.ids import is_uuid
+from statemachine.lookups import looks_up, needs
+from statemachine.phase import only_joins
+from statemachine.pool_scope import trespassed
+from statemachine.previous_workspaces import orphans
 from statemachine.store import Changes, Found, Key, Outgoing, Store, Transaction
 from statemachine.templates import Catalog
-from statemachine.wakes import Purpose, wake
-from statemachine.words import only_joins
-from statemachine.workspace import Limits, Workspace
+from statemachine.timers import Purpose, wake
 
 log = logging.getLogger(__name__)
 
@@ -171,13 +171,13 @@ def _take(chat: Chat, item: Moving, found: Found, changes: Changes) -> bool:
             chat.apply(event)
             return True
         case Fired(purpose=purpose, generation=generation):
-            return waking.fired(chat, purpose, generation)
+            return timer_events.fired(chat, purpose, generation)
         case Missed():
-            return waking.missed(chat, item)
+            return timer_events.missed(chat, item)
         case Published():
-            return waking.published(chat, item)
+            return timer_events.published(chat, item)
         case Noted():
-            waking.noted(chat, item, found.pools.get(item.sender))
+            timer_events.noted(chat, item, found.pools.get(item.sender))
             return True
 
 
@@ -255,7 +255,7 @@ async def _chats(
     judged |= {  # masking asks which parameters are sensitive
         fact.chat_id
         for fact in facts
-        if masking.has_text(fact) and masking.builds_with_values(snapshots[fact.chat_id])
+        if redaction.has_text(fact) and redaction.builds_with_values(snapshots[fact.chat_id])
     }
     taken = dict[str, set[str]]()
     if judged:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from handlers.worker import effects
 from handlers.worker.own import own
-from statemachine import events, formers, judging, masking, wakes
+from statemachine import events, previous_workspaces, redaction, timers, tool_rules
 from statemachine.calls import (
     Answered,
     Call,
@@ -23,14 +23,14 @@ from statemachine.calls import (
     Resumed,
     Waiting,
 )
+from statemachine.chat import Cause, Limits, Workspace
 from statemachine.events import OURS, BuildRequested, Event, OwnEvent, Transition
-from statemachine.folding import Unmoved
+from statemachine.fold import Unmoved
 from statemachine.machine import Decision, Ignored, Moved, cause_of, decide
+from statemachine.phase import only_joins
 from statemachine.replay import entry_of, set_deadline
 from statemachine.store import Changes, Entry, Job, Key, Outgoing, StoredCall
-from statemachine.wakes import Purpose
-from statemachine.words import only_joins
-from statemachine.workspace import Cause, Limits, Workspace
+from statemachine.timers import Purpose
 
 log = logging.getLogger(__name__)
 FARTHEST: Final = timedelta(days=30)
@@ -68,13 +68,13 @@ class Chat:
     def repeat(self, event: Event) -> None:
         """Note that an event came again; it has no further effect."""
         again = Ignored(self.workspace, Unmoved.REPEAT)
-        event = masking.fact(event, self.workspace, self.known)
+        event = redaction.fact(event, self.workspace, self.known)
         self._note(event, entry_of(self.workspace, again))
 
     def apply(self, event: Event) -> None:
         """Apply an event that came over the bus."""
         version = self.workspace.version
-        event = masking.fact(event, self.workspace, self.known)
+        event = redaction.fact(event, self.workspace, self.known)
         self._decide(event, event)
         match event.data:
             case events.ToolRequested():
@@ -82,7 +82,7 @@ class Chat:
             case events.ToolCanceled(call_id=call_id):
                 self._canceled(event, call_id)
             case events.DeleteRequested():
-                verdict = judging.deletion(self.workspace, self.known, event.id)
+                verdict = tool_rules.deletion(self.workspace, self.known, event.id)
                 if verdict is not None:
                     self._own(verdict, event)
                 elif self.workspace.ref is not None and not only_joins(self.workspace):
@@ -110,7 +110,7 @@ class Chat:
         """Collect what is written once a chat: its snapshot, and the timers of what it waits for."""
         chat = self.workspace
         for purpose in Purpose:
-            wake = wakes.wake(chat, purpose, self.limits)
+            wake = timers.wake(chat, purpose, self.limits)
             if wake is not None and wake.generation != self.armed.get(purpose):
                 due = min(wake.at, self.now + FARTHEST)
                 self._send(effects.timer(chat.chat_id, purpose, wake.generation, due))
@@ -120,7 +120,7 @@ class Chat:
 
     def _report_orphans(self) -> None:
         """Tell operators of workspaces that are left running: someone pays for them."""
-        for former in formers.orphans(self.workspace):
+        for former in previous_workspaces.orphans(self.workspace):
             build = former.build
             if former.id in self.orphans or build is None:
                 continue
@@ -169,21 +169,21 @@ class Chat:
             order=self.workspace.seq,
         )
         if key in self.canceled:
-            self._answer(call, judging.canceled(call, self.workspace), event)
+            self._answer(call, tool_rules.canceled(call, self.workspace), event)
             return
         self._judge(call, event)
 
     def _canceled(self, event: Event, call_id: str) -> None:
         call = self.open.get(call_id)
         if call is not None:
-            self._answer(call, judging.canceled(call, self.workspace), event)
+            self._answer(call, tool_rules.canceled(call, self.workspace), event)
         elif call_id not in self.written and Key(event.chat_id, call_id) not in self.stored:
             self.changes.cancellations.append(Key(event.chat_id, call_id))
             self.canceled.add(Key(event.chat_id, call_id))
 
     def _judge(self, call: Call, because: Event) -> bool:
         """Carry out the verdict on a call; say whether it moved the chat."""
-        verdict = judging.judge(call, self.workspace, self.known)
+        verdict = tool_rules.judge(call, self.workspace, self.known)
         match verdict:
             case Answered():
                 self._answer(call, verdict, because)
@@ -225,7 +225,7 @@ class Chat:
     def _answer(self, call: Call, answer: Answered, because: Event) -> None:
         if self.open.pop(call.call_id, None) is not None:
             self._count(-1)
-        args = masking.arguments(call.tool, call.args, self.workspace, self.known)
+        args = redaction.arguments(call.tool, call.args, self.workspace, self.known)
         self.written[call.call_id] = StoredCall(call.model_copy(update={"args": args}), answer)
         self._send(effects.answered(call, answer, because, self.now))
         how = "error" if "error" in answer.result else "well"
@@ -258,9 +258,9 @@ class Chat:
         before = self.workspace
         decision = decide(before, event, self.now, self.limits, because)
         self.workspace = decision.workspace
-        gone = formers.newly_deleted(before, self.workspace)
+        gone = previous_workspaces.newly_deleted(before, self.workspace)
         self.changes.freed += [(workspace_id, before.chat_id) for workspace_id in gone]
-        if (named := formers.newly_named(before, self.workspace)) is not None:
+        if (named := previous_workspaces.newly_named(before, self.workspace)) is not None:
             self.changes.names.append(named)
             *_, owner_id, name = named
             self.taken.setdefault(owner_id, set()).add(name.lower())
@@ -292,7 +292,7 @@ class Chat:
         deadline: datetime | None = None,
     ) -> None:
         self.workspace = self.workspace.model_copy(update={"seq": self.workspace.seq + 1})
-        shown = masking.event(event, self.workspace, self.known)
+        shown = redaction.event(event, self.workspace, self.known)
         entry = Entry(
             self.workspace.seq, shown, at=self.now, cause=cause, deadline=deadline, **recorded
         )

@@ -11,15 +11,15 @@ from uuid import NAMESPACE_URL, uuid5
 
 from bus import subjects
 from statemachine.calls import Answered, Call
+from statemachine.chat import Workspace
 from statemachine.codec import encode
 from statemachine.events import OURS, BuildRequested, Event
 from statemachine.messages import BuildJob, ToolResolved
 from statemachine.sizes import fit
 from statemachine.store import Outgoing
 from statemachine.templates import Version
+from statemachine.timers import Purpose
 from statemachine.views import state_changed
-from statemachine.wakes import Purpose
-from statemachine.workspace import Workspace
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
 

@@ -15,18 +15,18 @@ from typing import Any, Final, TypeVar
 from bus import Bus, BusError, subjects
 from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER
 from handlers.clock import clock
-from handlers.sending.backoff import Backoff
+from handlers.publishing.backoff import Backoff
 from handlers.worker import effects
 from handlers.worker.chat import FARTHEST
 from handlers.worker.clocks import read_clocks
 from handlers.worker.effects import Lane
-from handlers.worker.reconciling import Reconciliation
 from handlers.worker.relay import ABSENT, Relay
-from handlers.worker.watching import Watch
-from statemachine.formers import awaits
+from handlers.worker.restore import Reconciliation
+from handlers.worker.stream_watch import Watch
+from statemachine.chat import Limits, Workspace
+from statemachine.previous_workspaces import awaits
 from statemachine.store import Key, Outgoing, Store, StoreUnavailableError
-from statemachine.wakes import Purpose, wake
-from statemachine.workspace import Limits, Workspace
+from statemachine.timers import Purpose, wake
 
 log = logging.getLogger(__name__)
 

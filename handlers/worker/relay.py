@@ -34,11 +34,11 @@ from bus import Outgoing as Message
 from bus.streams import PRESENCE, STATE, pool_consumer
 from handlers.clock import clock
 from handlers.worker import effects
-from handlers.worker.certainty import Certainty
 from handlers.worker.chains import chains_of, parts_of
+from handlers.worker.dead_letters import headers_of
+from handlers.worker.deliveries import Dead
 from handlers.worker.effects import Lane
-from handlers.worker.inbox import Dead
-from handlers.worker.letters import headers_of
+from handlers.worker.publish_gate import Certainty
 from statemachine.store import Outgoing
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from typing import Final, Literal
 
 from bus import Delivery
 from handlers.clock import clock
-from handlers.sending.backoff import Backoff
-from handlers.worker.inbox import Dead, Item, chat_of, dead
+from handlers.publishing.backoff import Backoff
+from handlers.worker.deliveries import Dead, Item, chat_of, dead
 from statemachine.store import (
     Outgoing,
     Store,
@@ -27,7 +27,7 @@ from statemachine.store import (
     TransientError,
     WorkRefusedError,
 )
-from statemachine.strictness import Reason
+from statemachine.strict_json import Reason
 
 log = logging.getLogger(__name__)
 

@@ -14,21 +14,21 @@ from typing import Final
 
 from bus import Bus, BusError, Delivery, Message, Responder, Unavailable
 from bus.streams import Tuning
+from handlers.access.disconnect import Cutting
 from handlers.clock import clock
-from handlers.cutting import Cutting
-from handlers.sending.backoff import Backoff
+from handlers.publishing.backoff import Backoff
 from handlers.worker.batch import Noticed, apply, asks
 from handlers.worker.clocks import CHANGED, LOOKED_EVERY, read_clocks
-from handlers.worker.gauge import Gauge, Room
-from handlers.worker.inbox import Dead, Item, Missed, read
-from handlers.worker.reconciling import behind
+from handlers.worker.deliveries import Dead, Item, Missed, read
+from handlers.worker.load_sampler import Gauge, Room
 from handlers.worker.recovery import CARRIERS, Recovery
 from handlers.worker.relay import Relay
+from handlers.worker.restore import behind
+from handlers.worker.stream_watch import Watch
 from handlers.worker.taking import SHOWN_FOR, SLOWEST, Taken, Taking, Troubles
-from handlers.worker.waking import looked_for
-from handlers.worker.watching import Watch
+from handlers.worker.timer_events import looked_for
+from statemachine.chat import Limits
 from statemachine.store import Outgoing, Store, StoreUnavailableError
-from statemachine.workspace import Limits
 
 log = logging.getLogger(__name__)
 

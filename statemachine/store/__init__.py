@@ -15,13 +15,13 @@ from hashlib import sha256
 from typing import NamedTuple, Protocol
 
 from statemachine.calls import Answered, Call
+from statemachine.chat import Cause, Workspace
 from statemachine.events import Event
 from statemachine.messages import LogEntry
-from statemachine.store.admitting import Admitting, Connection, Credential, Listed
 from statemachine.store.beside import Pushed
-from statemachine.store.recovering import Job, Origin, Recovering, Seen
+from statemachine.store.credentials import Admitting, Connection, Credential, Listed
+from statemachine.store.recovery import Job, Origin, Recovering, Seen
 from statemachine.templates import Catalog, Version
-from statemachine.workspace import Cause, Workspace
 
 __all__ = [
     "Changes",

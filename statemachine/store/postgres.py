@@ -12,6 +12,7 @@ from typing import Any, Final
 import asyncpg
 
 from statemachine.calls import Call
+from statemachine.chat import Workspace
 from statemachine.store import (
     Changes,
     Found,
@@ -20,14 +21,13 @@ from statemachine.store import (
     StoredCall,
     Terms,
 )
-from statemachine.store.auditing import Auditing
-from statemachine.store.losses import ANSWER_WITHIN, Block, Session, borrowed, said, shortest
-from statemachine.store.opening import opened, opening, read_url
-from statemachine.store.reading import Reading, call_of, terms_of
+from statemachine.store.audit import Auditing
+from statemachine.store.connection import opened, opening, read_url
+from statemachine.store.errors import ANSWER_WITHIN, Block, Session, borrowed, said, shortest
+from statemachine.store.postgres_reads import Reading, call_of, terms_of
+from statemachine.store.rows import arrays_of, columns, seldom
 from statemachine.store.sql import queries
-from statemachine.store.writing import arrays_of, columns, seldom
 from statemachine.templates import Version
-from statemachine.workspace import Workspace
 
 LIMITS: Final = {"transaction_timeout": "5s", "idle_in_transaction_session_timeout": "5s"}
 """A paused worker must not hold rows: the server ends its transaction."""

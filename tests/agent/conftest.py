@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from bus import Bus
-from bus.memory import MemoryBus
-from bus.memory_server import MemoryServer
-from handlers import agent_files
 from handlers.agent.agent import Agent
-from handlers.agent_files import AgentConfig, Credential
-from handlers.processes import end_marked
+from handlers.publishing import agent_files
+from handlers.publishing.agent_files import AgentConfig, Credential
+from handlers.sandbox.processes import end_marked
 from tests.agent.world import World
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.rig import Rig, identity
 
 Living = Callable[..., AbstractAsyncContextManager[Agent]]

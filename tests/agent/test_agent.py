@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from bus import Bus, Refused
-from bus.memory import MemoryBus
-from bus.memory_server import MemoryServer
-from handlers import agent_files
 from handlers.agent import link
-from handlers.agent_files import Credential
+from handlers.publishing import agent_files
+from handlers.publishing.agent_files import Credential
 from tests.agent.conftest import Living
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.rig import Rig
 
 

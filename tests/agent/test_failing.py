@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from bus import Bus
-from bus.memory import MemoryBus
-from bus.memory_server import MemoryServer
 from handlers.agent import scripts
-from handlers.agent_files import Credential
+from handlers.publishing.agent_files import Credential
 from tests.agent.conftest import Living
 from tests.agent.test_agent import lifecycle
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.rig import Rig
 
 LONG = "x" * 140_000

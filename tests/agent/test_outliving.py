@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from handlers.confining import Confinement, Way
-from handlers.processes import marked
+from handlers.sandbox.confinement import Confinement, Way
+from handlers.sandbox.processes import marked
 from tests.agent.world import World, started
 from tests.provisioner.rig import Rig
 from tests.provisioner.test_confinement import WAYS
@@ -179,7 +179,7 @@ async def test_a_script_is_run_again_after_the_machine_or_container_was_started_
         pid = world.agent()
     os.kill(pid, signal.SIGKILL)
     before = newest(rig)
-    monkeypatch.setattr("handlers.provisioner.agents.machine", lambda: "another")
+    monkeypatch.setattr("handlers.provisioner.agent_supervisor.machine", lambda: "another")
     async with world.provisioner():
         await again(rig, before, "starting")
         await again(rig, before, "ready")

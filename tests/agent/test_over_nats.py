@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from bus.streams import PRESENCE
-from handlers import agent_files
-from handlers.embedded.watching import changes
-from handlers.processes import exited, marked, watching
+from handlers.embedded.inotify import changes
 from handlers.provisioner.journal import Journal
+from handlers.publishing import agent_files
+from handlers.sandbox.processes import exited, marked, watching
 from tests.agent.world import World, started
 from tests.provisioner.rig import identity
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from bus import Bus
 from bus.jetstream import connect
-from handlers import agent_files
+from handlers.access.identities import seed_file
 from handlers.embedded import Servers, embedded_servers
-from handlers.embedded.identities import seed_file
+from handlers.publishing import agent_files
 from tests.provisioner.conftest import provisioner_on
 from tests.provisioner.rig import Rig, folder
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TESTS = {
-    "the pure function": "tests/unit/test_judging*.py",
+    "the pure function": "tests/unit/test_tool_rules*.py",
     "the wire": "tests/wire/test_branches_*.py",
 }
 ROW = re.compile(r"^\| ([A-Z]\d[a-z]?) \|", re.MULTILINE)

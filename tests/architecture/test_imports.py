@@ -48,7 +48,7 @@ def test_the_contracts_are_kept(copy: Path) -> None:
         ("statemachine/machine.py", "import asyncio", "The core neither"),
         ("statemachine/machine.py", "import nats.errors", "The core neither"),
         ("statemachine/machine.py", "import statemachine.store", "Only handlers use the store"),
-        ("handlers/worker/__init__.py", "import handlers.gateway.callout", "Roles meet"),
+        ("handlers/worker/__init__.py", "import handlers.gateway.gateway", "Roles meet"),
         ("handlers/agent/__init__.py", "import handlers.provisioner", "Roles meet"),
     ],
 )

@@ -14,7 +14,7 @@ from pydantic_asyncapi import v3
 
 from bus import subjects
 from handlers import schemas as generator
-from statemachine.judging import TOOLS
+from statemachine.tool_rules import TOOLS
 from tests import schemas
 
 ROOT = Path(__file__).parents[2]

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from handlers.commands.answering import told
-from handlers.commands.describing import Describing, described
+from handlers.cli.commands.result_text import told
+from handlers.cli.commands.state_text import Describing, described
 from statemachine import answers
 from statemachine.calls import Answered
+from statemachine.chat import Workspace
 from statemachine.events import Quota
 from statemachine.parameters import Misfits
 from statemachine.views import state_changed
-from statemachine.workspace import Workspace
 from tests.unit.driver import PYTHON
 from tests.unit.facts import START, STOP, chat, failed, requested, succeeded, uid
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from handlers.cli.commands.tool import arguments
 from handlers.cli.flags import parser
-from handlers.commands.tool import arguments
 
 TYPED: list[tuple[str, str, Any]] = [
     *(

@@ -18,9 +18,9 @@ import pytest
 from handlers.embedded.child import start
 from handlers.embedded.database_roles import ROLES
 from handlers.embedded.postgresql import _binaries, _initialise, _is_ready
-from handlers.embedded.unprivileged import identity_for
+from handlers.embedded.run_as import identity_for
 from statemachine.store import StoreUnavailableError
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from tests.cli.folders import folder
 from tests.wire.running import ROOT, Up, run

@@ -111,7 +111,7 @@ def test_up_runs_and_ends_though_its_parent_blocked_every_signal(tmp_path: Path)
 WAIT = """
 import asyncio, sys
 from pathlib import Path
-from handlers.embedded.watching import changes
+from handlers.embedded.inotify import changes
 
 async def main(path):
     path.parent.mkdir(exist_ok=True)
@@ -347,7 +347,7 @@ def test_who_serves_may_open_as_many_files_as_the_machine_lets_it(tmp_path: Path
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     code = (
         "import resource, sys; from handlers import confined, processes\n"
-        "from handlers.confining import Confinement; from pathlib import Path\n"
+        "from handlers.sandbox.confinement import Confinement; from pathlib import Path\n"
         "processes.raise_descriptor_limit()\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)\n"
         "import os; words = Confinement().prefix(Path('.'), step=True)\n"

@@ -6,11 +6,11 @@ import asyncio
 
 from bus import Unavailable
 from bus.jetstream import JetStreamBus, connect
-from handlers.cutting import can_cut, cut
+from handlers.access.disconnect import can_cut, cut
 from statemachine.store import Connection
-from statemachine.store.memory import MemoryStore
 from tests.cluster.nodes import Cluster
 from tests.cluster.test_streams import elected
+from tests.doubles.memory_store import MemoryStore
 
 
 async def test_a_connection_to_another_server_is_cut_off(cluster: Cluster) -> None:

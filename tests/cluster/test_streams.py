@@ -12,7 +12,7 @@ import pytest
 
 from bus import Ack, Bus, Conflict, Delivery, Refused, Unavailable, subjects
 from bus.streams import CONSUMERS, LOG, RESULT, Tuning, pool_consumer
-from handlers.sending.backoff import Backoff
+from handlers.publishing.backoff import Backoff
 
 T = TypeVar("T")
 PATIENCE = 60.0

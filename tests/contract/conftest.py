@@ -15,12 +15,12 @@ import pytest
 
 from bus import Bus, Stream
 from bus.jetstream import connect
-from bus.memory import MemoryBus
-from bus.memory_server import MemoryServer
-from statemachine.store.memory import MemoryStore
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from tests.contract.stores import Shelf
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_server import MemoryServer
+from tests.doubles.memory_store import MemoryStore
 
 NATS_SERVER = Path(sys.executable).parent / "nats-server"
 

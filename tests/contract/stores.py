@@ -12,10 +12,10 @@ from uuid import uuid4
 import asyncpg
 
 from statemachine.calls import Answered, Call, Until, Wait
+from statemachine.chat import Workspace
 from statemachine.events import Data, DeleteRequested, Event
 from statemachine.store import Changes, Entry, Key, Outgoing, Store, StoredCall, identity
 from statemachine.templates import Version, read, template_id
-from statemachine.workspace import Workspace
 
 WAITING = """select count(*) from pg_stat_activity
 where datname = current_database() and wait_event_type = 'Lock'"""

@@ -9,9 +9,9 @@ import pytest
 
 from bus import Message, Stream, Unavailable
 from bus.clock import VirtualClock
-from bus.memory import MemoryBus
-from bus.memory_server import MemoryServer
 from bus.streams import Consumer
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_server import MemoryServer
 
 DAY = 86_400.0
 WORKER = Consumer("STREAM", "worker", ack_wait=30.0)

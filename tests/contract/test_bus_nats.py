@@ -12,7 +12,7 @@ from pathlib import Path
 import nkeys
 import pytest
 
-from bus import Bus, Message, Refused, Stream, Unavailable, connecting
+from bus import Bus, Message, Refused, Stream, Unavailable, first_connection
 from bus.jetstream import JetStreamBus, connect
 from bus.jsapi import ApiError
 from bus.streams import Consumer
@@ -111,7 +111,7 @@ async def test_who_waits_for_a_server_says_so_at_once_and_then_now_and_then(
         for _ in range(4):
             await tries.get()
         first = [record.getMessage() for record in caplog.records]
-        monkeypatch.setattr(connecting, "TOLD_EVERY", 0.0)
+        monkeypatch.setattr(first_connection, "TOLD_EVERY", 0.0)
         for _ in range(4):
             await tries.get()
         waiting.cancel()
@@ -314,7 +314,7 @@ async def test_a_request_for_messages_that_was_lost_is_asked_again(
     prefix: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bus.pulling.HEARTBEAT", 0.1)
+    monkeypatch.setattr("bus.pull_consumer.HEARTBEAT", 0.1)
     stream = declare()
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "worker")

@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 
 from statemachine import events
+from statemachine.chat import AgentFacts, Build, Cause, Ending, Failure, Outcome, Ref
 from statemachine.states import Reason, State
 from statemachine.store import Changes, Key, Outgoing, StoredCall
-from statemachine.workspace import AgentFacts, Build, Cause, Ending, Failure, Outcome, Ref
 from tests.contract.stores import (
     NOW,
     Shelf,

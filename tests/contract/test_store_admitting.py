@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from statemachine.chat import Build, Ref, Workspace
 from statemachine.events import Transition
 from statemachine.store import Changes, Connection, Credential
-from statemachine.store.admitting import MOST_CONNECTIONS
-from statemachine.workspace import Build, Ref, Workspace
+from statemachine.store.credentials import MOST_CONNECTIONS
 from tests.contract.stores import NOW, Shelf, uid, write
 
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)

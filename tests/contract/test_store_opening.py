@@ -21,10 +21,10 @@ from statemachine.store import (
     StoreUnavailableError,
     UnreachableError,
     UnsuitableError,
-    opening,
+    connection,
 )
-from statemachine.store.migrating import migrate
-from statemachine.store.opening import read_url
+from statemachine.store.connection import read_url
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect
 from tests.cli.test_database import free_port, listening
 
@@ -209,16 +209,16 @@ def rotating(size: int) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 20])
 async def test_connections_that_take_turns_at_sessions_are_seen_through(size: int) -> None:
-    assert await opening._share_sessions(*rotating(size))
+    assert await connection._share_sessions(*rotating(size))
 
 
 async def test_connections_that_find_each_other_s_session_free_are_seen_through() -> None:
     """The pooler hands out again the session that came back last."""
-    assert await opening._share_sessions(*(Pooled(lambda: 7), Pooled(lambda: 7)))  # type: ignore[arg-type]
+    assert await connection._share_sessions(*(Pooled(lambda: 7), Pooled(lambda: 7)))  # type: ignore[arg-type]
 
 
 async def test_connections_that_keep_their_sessions_are_no_pooler_s() -> None:
-    assert not await opening._share_sessions(*(Pooled(lambda: 7), Pooled(lambda: 8)))  # type: ignore[arg-type]
+    assert not await connection._share_sessions(*(Pooled(lambda: 7), Pooled(lambda: 8)))  # type: ignore[arg-type]
 
 
 BOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

@@ -13,12 +13,13 @@ import asyncpg
 import pytest
 
 from handlers.embedded import embedded_servers
-from statemachine.store import Changes, Store, StoreUnavailableError, TransientError, losses
+from statemachine.chat import Workspace
+from statemachine.store import Changes, Store, StoreUnavailableError, TransientError
+from statemachine.store import errors as store_errors
 from statemachine.store import postgres as postgres_store
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore, connect
 from statemachine.store.sql import queries
-from statemachine.workspace import Workspace
 from tests.contract.stores import owned, uid, version, write
 
 STORE = Path(postgres_store.__file__).parent
@@ -216,7 +217,7 @@ async def test_a_database_that_falls_silent_is_away(
     url: str, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Awaitable[object]]
 ) -> None:
     """Nobody closes the connection; what is sent goes nowhere."""
-    for module in (postgres_store, losses):
+    for module in (postgres_store, store_errors):
         monkeypatch.setattr(module, "ANSWER_WITHIN", 0.3)
     async with Pipe.to(url) as pipe, connect(pipe.url, connections=1) as store, asyncio.timeout(10):
         await store.settings()

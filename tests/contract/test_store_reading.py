@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
+from statemachine.chat import Former, Ref
 from statemachine.states import State
 from statemachine.store import Changes, Credential
-from statemachine.workspace import Former, Ref
 from tests.contract.stores import NOW, Shelf, owned, uid, version, write
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from statemachine.chat import AgentFacts, Workspace
 from statemachine.store import Changes, Job, Key, Seen
-from statemachine.workspace import AgentFacts, Workspace
 from tests.contract.stores import Shelf, answered, call, key, outgoing, uid, write
 
 SOON = timedelta(minutes=10)

@@ -13,9 +13,9 @@ import asyncpg
 import pytest
 
 from handlers.embedded.postgresql import _binaries
-from handlers.embedded.unprivileged import identity_for
+from handlers.embedded.run_as import identity_for
 from statemachine.store import Changes, StoreUnavailableError
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect
 from tests.cli.test_database import free_port, listening
 from tests.contract.stores import uid, write

@@ -16,8 +16,8 @@ import pytest
 from handlers.embedded import Servers
 from handlers.embedded.database_roles import ROLES, urls_of
 from handlers.embedded.postgresql import _binaries, postgresql
-from statemachine.store import StoreUnavailableError, migrating
-from statemachine.store.migrating import migrate
+from statemachine.store import StoreUnavailableError, migrator
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from statemachine.store.sql import Migration, migrations, queries, roles
 from tests.migration import recording
@@ -342,7 +342,7 @@ async def test_who_may_not_migrate_works_when_there_is_nothing_to_do_and_else_sa
     async with open_store(worker) as store:
         assert await store.pools() == set()
     later = Migration(9999, "later", "create table later ()")
-    monkeypatch.setattr(migrating, "migrations", lambda: [*migrations(), later])
+    monkeypatch.setattr(migrator, "migrations", lambda: [*migrations(), later])
     with pytest.raises(StoreUnavailableError, match="may not bring it to schema 9999"):
         await migrate(worker)
 

@@ -14,10 +14,10 @@ import pytest
 from bus import Refused
 from bus.jetstream import JetStreamBus, connect
 from bus.streams import BOUNDED, IN, LEAST, PRESENCE, STATE, STREAMS, Stream, Tuning
+from handlers.access.identities import identities, seed_file
 from handlers.embedded.disk_room import Room, room_of
-from handlers.embedded.errors import EmbeddedError
-from handlers.embedded.identities import identities, seed_file
 from handlers.embedded.nats_server import nats_server
+from handlers.errors import EmbeddedError
 from tests.wire.running import run, up
 
 MIB = 1024 * 1024

@@ -8,8 +8,8 @@ from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy
 from nats.micro.request import Request
 
+from handlers.access.permissions import PERMISSIONS, Permissions, as_nats_conf
 from handlers.embedded import Servers
-from handlers.embedded.permissions import PERMISSIONS, Permissions, as_nats_conf
 from tests.conftest import ConnectAs, settled
 
 ALL_PUBLISHED = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from handlers.embedded import EmbeddedError
-from handlers.embedded.errors import PortTaken
 from handlers.embedded.ports import Ports, Wanted
+from handlers.errors import PortTaken
 
 USES = ("nats", "websocket", "http")
 

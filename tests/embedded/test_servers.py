@@ -20,6 +20,7 @@ import asyncpg
 import nats
 import pytest
 
+from handlers.access.identities import seed_file
 from handlers.embedded import (
     DataDirectoryInUse,
     EmbeddedError,
@@ -27,8 +28,7 @@ from handlers.embedded import (
     embedded_servers,
     running_servers,
 )
-from handlers.embedded.errors import PortTaken
-from handlers.embedded.identities import seed_file
+from handlers.errors import PortTaken
 from tests.conftest import ConnectAs
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from handlers.embedded import Servers, embedded_servers
-from handlers.embedded.watching import vanished
+from handlers.embedded.inotify import vanished
 from tests.wire.running import begin, end, processes_of, run
 
 PATIENCE = 30

@@ -16,7 +16,7 @@ from typing import Any
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from handlers.embedded.watching import changes
+from handlers.embedded.inotify import changes
 from tests.faults.line import Line
 from tests.faults.plans import LIVES
 from tests.faults.yard import Yard, whole

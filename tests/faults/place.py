@@ -12,11 +12,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from handlers.access.identities import Identities, identities
 from handlers.embedded.database_roles import urls_of
-from handlers.embedded.identities import Identities, identities
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import postgresql
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 from tests.faults.processes import Program, Server
 from tests.faults.wire import Wire
 from tests.wire.party import as_role, new_id

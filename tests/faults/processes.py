@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 
 from handlers.embedded.child import Child, launched
-from handlers.embedded.errors import EmbeddedError
+from handlers.errors import EmbeddedError
 from tests.wire.running import ROOT, environment
 
 

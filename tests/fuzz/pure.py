@@ -9,9 +9,8 @@ from collections import Counter
 from datetime import UTC, datetime
 
 from bus.streams import TIMER
-from handlers import nkey
-from handlers.gateway import callout
-from handlers.worker.inbox import Dead, Fired, read
+from handlers.access import auth_protocol, nkey
+from handlers.worker.deliveries import Dead, Fired, read
 from tests.fuzz.hostile import _body, _mutate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -32,9 +31,9 @@ async def ask_who(seed: int, count: int) -> Counter[str]:
     issuer, server, client = (nkey.new_seed(kind) for kind in ("account", "account", "user"))
     ends: Counter[str] = Counter()
 
-    async def nobody(visitor: callout.Visitor) -> callout.Why:
+    async def nobody(visitor: auth_protocol.Visitor) -> auth_protocol.Why:
         ends["looked up"] += visitor.key == nkey.public_key(client)
-        return callout.Why.UNKNOWN
+        return auth_protocol.Why.UNKNOWN
 
     for index in range(count):
         rng = random.Random(f"{seed}/callout/{index}")
@@ -52,8 +51,8 @@ async def ask_who(seed: int, count: int) -> Counter[str]:
         elif rng.random() < 0.1:
             request = _body(rng, {"a": {"b": "c"}})
         try:
-            await callout.answer(request, issuer, nobody, NOW)
-        except callout.NotFromServer:
+            await auth_protocol.answer(request, issuer, nobody, NOW)
+        except auth_protocol.NotFromServer:
             ends["not the server's"] += 1
         else:
             ends["refused"] += 1

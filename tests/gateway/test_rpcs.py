@@ -16,16 +16,16 @@ from uuid import uuid4
 import pytest
 
 from bus import Bus, ServiceError, Subscription, subjects
-from bus.memory import MemoryBus
-from bus.memory_server import MemoryServer
 from bus.streams import LOG, STREAMS
-from handlers import nkey
+from handlers.access import nkey
 from handlers.app import NotFoundError, Place
-from handlers.gateway.bodies import LogBody
 from handlers.gateway.gateway import Gateway
-from handlers.gateway.reading import Reader
-from statemachine.load import BUSY
-from statemachine.store.memory import MemoryStore
+from handlers.gateway.queries import Reader
+from handlers.gateway.requests import LogBody
+from statemachine.admission import BUSY
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_server import MemoryServer
+from tests.doubles.memory_store import MemoryStore
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from bus import Message, ServiceError
-from handlers.gateway.grants import REQUEST_INFO
-from handlers.gateway.turns import Turns
+from handlers.access.grants import REQUEST_INFO
+from handlers.gateway.concurrency_limit import Turns
 
 
 def by_inbox(who: str) -> Message:

@@ -96,7 +96,7 @@ async def record() -> None:
 async def _place() -> AsyncIterator[Any]:
     from bus.clock import VirtualClock  # noqa: PLC0415 — those who read a recording need no worker
     from handlers.embedded import embedded_servers  # noqa: PLC0415
-    from statemachine.store.migrating import migrate  # noqa: PLC0415
+    from statemachine.store.migrator import migrate  # noqa: PLC0415
     from statemachine.store.postgres import connect  # noqa: PLC0415
     from tests.worker import rig as rigs  # noqa: PLC0415
 

@@ -9,13 +9,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from handlers.commands.auditing import audits
-from statemachine.store import migrating
-from statemachine.store.migrating import migrate
+from handlers.cli.commands.audit import audits
+from statemachine.chat import Limits, Workspace
+from statemachine.store import migrator
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore
 from statemachine.store.postgres import connect as open_store
 from statemachine.store.sql import migrations
-from statemachine.workspace import Limits, Workspace
 from tests.migration import recording
 from tests.worker.messages import new_id
 from tests.worker.rig import Hand, Rig
@@ -47,7 +47,7 @@ def test_every_earlier_schema_has_its_recording() -> None:
 async def brought_to(url: str, number: int, patch: pytest.MonkeyPatch) -> None:
     with patch.context() as only:
         only.setattr(
-            migrating, "migrations", lambda: [s for s in migrations() if s.number <= number]
+            migrator, "migrations", lambda: [s for s in migrations() if s.number <= number]
         )
         await migrate(url)
 

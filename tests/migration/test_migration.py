@@ -8,8 +8,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from statemachine.store import StoreUnavailableError, migrating, sql
-from statemachine.store.migrating import migrate
+from statemachine.store import StoreUnavailableError, migrator, sql
+from statemachine.store.migrator import migrate
 from statemachine.store.sql import Migration, migrations
 
 
@@ -46,7 +46,7 @@ async def test_a_later_step_is_applied_alone(
 ) -> None:
     await migrate(database_url)
     later = Migration(9999, "later", "create table later (); select 1;")
-    monkeypatch.setattr(migrating, "migrations", lambda: [*migrations(), later])
+    monkeypatch.setattr(migrator, "migrations", lambda: [*migrations(), later])
 
     assert await migrate(database_url) == [later]
 
@@ -56,7 +56,7 @@ async def test_a_step_that_fails_leaves_nothing_of_itself(
 ) -> None:
     await migrate(database_url)
     bad = Migration(9999, "bad", "create table half (); select 1 / 0;")
-    monkeypatch.setattr(migrating, "migrations", lambda: [*migrations(), bad])
+    monkeypatch.setattr(migrator, "migrations", lambda: [*migrations(), bad])
 
     with pytest.raises(asyncpg.DivisionByZeroError):
         await migrate(database_url)
@@ -74,8 +74,8 @@ async def test_a_step_does_not_wait_for_a_dump_with_all_workers_behind_it(
 ) -> None:
     await migrate(database_url)
     later = Migration(9999, "later", "alter table chat add column later text")
-    monkeypatch.setattr(migrating, "migrations", lambda: [*migrations(), later])
-    monkeypatch.setattr(migrating, "PATIENCE", "50ms")
+    monkeypatch.setattr(migrator, "migrations", lambda: [*migrations(), later])
+    monkeypatch.setattr(migrator, "PATIENCE", "50ms")
     dump = await asyncpg.connect(database_url)
     try:
         async with dump.transaction():
@@ -96,7 +96,7 @@ async def test_a_database_that_is_not_there_is_away() -> None:
 async def test_an_older_server_is_refused(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrating, "OLDEST", 99)
+    monkeypatch.setattr(migrator, "OLDEST", 99)
 
     with pytest.raises(StoreUnavailableError, match="PostgreSQL 99 or later is needed"):
         await migrate(database_url)
@@ -107,7 +107,7 @@ async def test_a_schema_of_a_later_program_is_refused(
 ) -> None:
     later = Migration(9999, "later", "select 1")
     with monkeypatch.context() as patch:
-        patch.setattr(migrating, "migrations", lambda: [*migrations(), later])
+        patch.setattr(migrator, "migrations", lambda: [*migrations(), later])
         await migrate(database_url)
 
     with pytest.raises(StoreUnavailableError, match="schema 9999"):
@@ -118,7 +118,7 @@ async def test_a_connection_that_is_lost_within_a_step_is_a_database_that_is_awa
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut = Migration(9999, "cut", "select pg_terminate_backend(pg_backend_pid())")
-    monkeypatch.setattr(migrating, "migrations", lambda: [*migrations(), cut])
+    monkeypatch.setattr(migrator, "migrations", lambda: [*migrations(), cut])
 
     with pytest.raises(StoreUnavailableError):
         await migrate(database_url)

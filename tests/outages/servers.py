@@ -9,9 +9,9 @@ from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any
 
+from handlers.access.identities import credentials_of, identities
 from handlers.embedded import Servers
 from handlers.embedded.child import Child
-from handlers.embedded.identities import credentials_of, identities
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import postgresql
 

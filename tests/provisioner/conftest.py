@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import pytest
 
 from bus import Bus
-from bus.memory import MemoryBus
-from bus.memory_server import MemoryServer
 from handlers.provisioner import Provisioner
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.rig import Rig
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import handlers.folder_rules
+import handlers.template_rules
 from handlers.provisioner import archive as provisioner_archive
 from handlers.provisioner.archive import BadArchive, sensitive_values, unpack
 from tests.provisioner.rig import packed
@@ -180,7 +180,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sizes are looked at in the archive's own words, and no more than those is ever written."""
-    monkeypatch.setattr(handlers.folder_rules, "MOST_ENTRIES", 100)
+    monkeypatch.setattr(handlers.template_rules, "MOST_ENTRIES", 100)
     with tarfile.open(tmp_path / "bomb", "w:gz", compresslevel=1) as file:
         if what == "many":
             for number in range(101):

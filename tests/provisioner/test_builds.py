@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bus.memory import MemoryBus
-from bus.memory_server import MemoryServer
 from bus.streams import JOB
 from statemachine import codec
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig, identity
 

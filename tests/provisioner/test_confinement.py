@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from handlers import confined, confining
 from handlers.cli import main
-from handlers.confining import Bounds, Confinement, Way, choose, demand
-from handlers.processes import marked
+from handlers.sandbox import confine, confinement
+from handlers.sandbox.confinement import Bounds, Confinement, Way, choose, demand
+from handlers.sandbox.processes import marked
+from handlers.sandbox.shell import Shell, status_words
 from handlers.settings import InvalidSettings
-from handlers.shell import Shell, status_words
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig
 
 ENV = {"PATH": os.environ["PATH"]}
-landlock = pytest.mark.skipif(not confined.usable(), reason="this kernel has no Landlock")
+landlock = pytest.mark.skipif(not confine.usable(), reason="this kernel has no Landlock")
 bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 
@@ -302,19 +302,19 @@ async def test_what_a_build_leaves_in_our_places_leads_us_nowhere(
 
 
 def test_what_is_beside_private_places_is_all_but_them_and_no_link(place: Path) -> None:
-    found = set(confined.beside([str(place / "data"), str(place / "data/credentials")]))
+    found = set(confine.beside([str(place / "data"), str(place / "data/credentials")]))
 
     assert str(place / "beside") in found
     assert not any(path.startswith(str(place / "data")) for path in found)
     assert str(place / "link") not in found
     assert not any(str(place).startswith(f"{path}/") for path in found)
-    assert list(confined.beside([])) == ["/"]
+    assert list(confine.beside([])) == ["/"]
 
 
 def test_where_nothing_better_is_there_limits_are_left_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(confined, "usable", lambda: False)
+    monkeypatch.setattr(confine, "usable", lambda: False)
     with caplog.at_level(logging.INFO):
         chosen = choose("auto", Bounds(), private=[], environ={"PATH": "/nowhere"})
 
@@ -328,7 +328,7 @@ def test_where_nothing_better_is_there_limits_are_left_and_one_line_says_so(
 def test_a_way_that_is_named_and_can_not_be_had_is_refused(
     wanted: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confined, "usable", lambda: False)
+    monkeypatch.setattr(confine, "usable", lambda: False)
     environ = {"PATH": "/nowhere"}
 
     with pytest.raises(InvalidSettings, match=f"is {wanted}, .*{missing}.* or auto for the first"):
@@ -367,8 +367,8 @@ def test_nothing_starts_without_the_way_that_is_named(
 def test_what_lies_below_a_place_for_all_is_not_private_and_one_line_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confining, "_TEMPORARY", (str(tmp_path),))
-    monkeypatch.setattr(confining.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(confinement, "_TEMPORARY", (str(tmp_path),))
+    monkeypatch.setattr(confinement.tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / "data").mkdir()
     with caplog.at_level(logging.INFO):
         below = choose("landlock", Bounds(), private=[tmp_path / "data"], environ={})

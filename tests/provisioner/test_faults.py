@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from bus import NoResponder, Refused, ServiceError, Unavailable
-from handlers import variables
-from handlers.provisioner.build import Workplace
+from handlers.provisioner.builder import Workplace
 from handlers.provisioner.journal import Journal, WorkspaceRecord
-from handlers.sending import BuildLog, deliver, is_final, new_fact
-from statemachine.local import PARAMETER
+from handlers.publishing import BuildLog, deliver, is_final, new_fact
+from handlers.sandbox import exec_limits
+from statemachine.local_template import PARAMETER
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Event, Rig, identity
 
@@ -193,8 +193,8 @@ def test_what_the_kernel_takes_is_not_refused() -> None:
     name = f"{PARAMETER}A"
     most = 32 * 4096 - len(f"{name}=\0")
 
-    assert not dict(variables.faults({name: "x" * most, "LANG": "C", "X": "ä" * 1000}))
-    assert dict(variables.faults({name: "x" * (most + 1)}))
+    assert not dict(exec_limits.faults({name: "x" * most, "LANG": "C", "X": "ä" * 1000}))
+    assert dict(exec_limits.faults({name: "x" * (most + 1)}))
 
 
 async def test_an_agent_that_can_not_be_started_now_is_started_later(

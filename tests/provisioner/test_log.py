@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from bus import Unavailable
-from handlers.sending import BuildLog
-from statemachine.hiding import Mask
+from handlers.publishing import BuildLog
+from statemachine.mask import Mask
 
 
 class Sent:

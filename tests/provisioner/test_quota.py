@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from bus.memory import MemoryBus
-from bus.memory_server import MemoryServer
 from handlers.app import Place
 from handlers.provisioner import Allowance
 from handlers.roles import local_provisioner
 from handlers.settings import InvalidSettings, read_settings
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Event, Rig, identity
 

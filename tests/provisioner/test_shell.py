@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from handlers.processes import end_marked, marked
-from handlers.shell import Shell
+from handlers.sandbox.processes import end_marked, marked
+from handlers.sandbox.shell import Shell
 
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -50,7 +50,7 @@ def test_a_kill_of_the_runner_ends_the_whole_group(tmp_path: Path) -> None:
     program = f"""
 import asyncio
 from pathlib import Path
-from handlers.shell import Shell
+from handlers.sandbox.shell import Shell
 async def run():
     await Shell('(sleep 1000 & sleep 1000) > {gate}', cwd=Path('/'), env={ENV!r}, output=print).wait()
 asyncio.run(run())

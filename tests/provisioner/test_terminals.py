@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from handlers import confined
-from handlers.confining import Confinement, Way
+from handlers.sandbox import confine
+from handlers.sandbox.confinement import Confinement, Way
 from tests.provisioner.test_confinement import WAYS, said
 
 ATTACK = """
@@ -53,8 +53,8 @@ os.wait()
 RUNNER = """
 import asyncio, fcntl, json, os, sys, termios
 from pathlib import Path
-from handlers.confining import Confinement, Way
-from handlers.shell import Shell
+from handlers.sandbox.confinement import Confinement, Way
+from handlers.sandbox.shell import Shell
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 way, place = Way(sys.argv[1]), Path(sys.argv[2])
 
@@ -164,6 +164,6 @@ def test_where_a_namespace_allows_nothing_a_step_runs_without_terminals(
     def refused(_libc: object) -> None:
         raise PermissionError("/proc/self/uid_map")
 
-    monkeypatch.setattr(confined, "_mount_terminals", refused)
+    monkeypatch.setattr(confine, "_mount_terminals", refused)
 
-    assert confined._make_terminals(confined._libc()) is False
+    assert confine._make_terminals(confine._libc()) is False

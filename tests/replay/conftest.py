@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore
 from statemachine.store.postgres import connect as open_store
 from tests.unit.driver import ORG, PYTHON, template

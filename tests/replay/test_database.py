@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from handlers.commands.auditing import Audit, audits, rebuild
-from statemachine.workspace import Limits
+from handlers.cli.commands.audit import Audit, audits, rebuild
+from statemachine.chat import Limits
 from tests.replay.conftest import TOKEN, Place
 
 SNAPSHOTS = "select chat_id::text, snapshot, version, state, organization_id, owner_id, workspace_id, wakes from chat order by 1"

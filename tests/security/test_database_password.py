@@ -13,13 +13,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from handlers import confined
-from handlers.confining import Confinement, Way
 from handlers.embedded import EmbeddedError, Servers, running_servers
 from handlers.embedded.database_password import completed, made_password, read_password
 from handlers.embedded.database_roles import ADMINISTRATOR, DATABASE, ROLES, urls_of
 from handlers.embedded.postgresql import postgresql
 from handlers.roles import secrets_of
+from handlers.sandbox import confine
+from handlers.sandbox.confinement import Confinement, Way
 from tests.wire.running import run, up
 
 USERS = (ADMINISTRATOR, *ROLES.values())
@@ -27,7 +27,7 @@ REFUSED = (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificati
 WAYS = [
     pytest.param(
         Way.LANDLOCK,
-        marks=pytest.mark.skipif(not confined.usable(), reason="this kernel has no Landlock"),
+        marks=pytest.mark.skipif(not confine.usable(), reason="this kernel has no Landlock"),
     ),
     pytest.param(
         Way.BUBBLEWRAP,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from bus.jetstream import connect
 from bus.streams import IN
+from handlers.access.identities import seed_file
+from handlers.access.permissions import inbox_prefix
 from handlers.embedded import Servers
-from handlers.embedded.identities import seed_file
-from handlers.embedded.permissions import inbox_prefix
-from handlers.sending import deliver, new_fact
+from handlers.publishing import deliver, new_fact
 from tests.conftest import ConnectAs
 
 

@@ -17,10 +17,10 @@ import trustme
 
 from bus import Untrusted
 from bus.jetstream import connect
+from handlers.access.identities import seed_file
 from handlers.cli import main
 from handlers.embedded import Servers
-from handlers.embedded.identities import seed_file
-from handlers.listening import (
+from handlers.listen import (
     Certificate,
     Listening,
     address_of,

@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from bus import Delivery, subjects
 from handlers.worker.worker import Worker
-from statemachine import events, folding
+from statemachine import events, fold
 from statemachine.builds import seen_by
+from statemachine.chat import Workspace
 from statemachine.store import Found
-from statemachine.store.memory_transaction import MemoryTransaction
-from statemachine.workspace import Workspace
+from tests.doubles.memory_transaction import MemoryTransaction
 from tests.simulation.database import SimulatedTransaction
 from tests.simulation.edge import replaced
 from tests.simulation.network import SimulatedBus
@@ -75,18 +75,18 @@ def _timer_subject_without_generation() -> Callable[[], None]:
 
 
 def _older_build_followed() -> Callable[[], None]:
-    build = folding._build
+    build = fold._build
 
     def any_is_followed(
         workspace: Workspace, fact: events.ProvisionerFact, time: datetime, at: datetime
-    ) -> folding.Folded:
+    ) -> fold.Folded:
         mine = workspace.ref is not None and workspace.ref.id == fact.workspace_id
         current = workspace.build
         if mine and current is not None and fact.build_number < current.number:
-            return folding._follow(workspace, seen_by(current, fact, time, at))
+            return fold._follow(workspace, seen_by(current, fact, time, at))
         return build(workspace, fact, time, at)
 
-    return replaced(folding, "_build", any_is_followed)
+    return replaced(fold, "_build", any_is_followed)
 
 
 BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {

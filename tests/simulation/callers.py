@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Final
 
 from bus import Bus, subjects
-from handlers.sending import Fact, deliver
+from handlers.publishing import Fact, deliver
 from tests.simulation.loop import resolve
 from tests.unit.driver import ANN, ORG
 from tests.worker.messages import TEMPLATE_ID, envelope

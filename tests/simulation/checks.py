@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 from bus.streams import CONSUMERS, IN, JOB, PRESENCE, RESULT, STATE, TIMER
 from bus.subjects import result as result_subject
 from bus.subjects import state as state_subject
-from statemachine.formers import known, orphans
+from statemachine.chat import Workspace
+from statemachine.previous_workspaces import known, orphans
 from statemachine.replay import replay
 from statemachine.states import State
 from statemachine.store import Key
+from statemachine.timers import Purpose, wake
 from statemachine.views import state_changed
-from statemachine.wakes import Purpose, wake
-from statemachine.workspace import Workspace
 from tests.simulation.database import rests_at
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 
+from statemachine.chat import Workspace
 from statemachine.store import Changes, Found, Key, Outgoing, StoreUnavailableError, TransientError
-from statemachine.store.memory import MemoryStore
-from statemachine.store.memory_transaction import MemoryTransaction
-from statemachine.workspace import Workspace
+from tests.doubles.memory_store import MemoryStore
+from tests.doubles.memory_transaction import MemoryTransaction
 from tests.simulation.loop import Process, SeededLoop, process_here, resolve
 
 LONGEST: Final = 5.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from bus import Ack, Bus, Unavailable
 from statemachine.store import StoreUnavailableError
-from statemachine.store.memory import MemoryStore
+from tests.doubles.memory_store import MemoryStore
 
 
 class Flaky:

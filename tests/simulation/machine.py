@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from handlers.agent_files import AgentConfig
+from handlers.publishing.agent_files import AgentConfig
 from tests.simulation.loop import Process, SeededLoop
 
 

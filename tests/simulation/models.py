@@ -17,15 +17,15 @@ from uuid import uuid4
 import handlers.agent.agent
 import handlers.agent.journal
 import handlers.agent.link
+import handlers.provisioner.job_runner
 import handlers.provisioner.journal
 import handlers.provisioner.provisioner
-import handlers.provisioner.work
-from handlers.agent_files import AgentConfig, AlreadyRuns, Credential
-from handlers.provisioner.build import Succeeded
+from handlers.provisioner.builder import Succeeded
 from handlers.provisioner.job import Job
 from handlers.provisioner.journal import WorkspaceRecord
 from handlers.provisioner.quota import CODE
 from handlers.provisioner.step import Failed
+from handlers.publishing.agent_files import AgentConfig, AlreadyRuns, Credential
 from statemachine.events import Lifecycle, Transition
 from tests.simulation.loop import process_here
 from tests.simulation.machine import DiskPath, Machine, write_whole
@@ -223,7 +223,7 @@ def install() -> None:
         setattr(provisioner, name, model)
     for journal in (handlers.provisioner.journal, handlers.agent.journal):
         journal.write_whole = write_whole  # type: ignore[attr-defined]
-    handlers.provisioner.work.BuildLog = Silent  # type: ignore[misc,assignment]
+    handlers.provisioner.job_runner.BuildLog = Silent  # type: ignore[misc,assignment]
     handlers.agent.agent.BuildLog = Silent  # type: ignore[misc,assignment]
     handlers.agent.agent.Scripts = Scripts  # type: ignore[misc,assignment]
     files = SimpleNamespace(

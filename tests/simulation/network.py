@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-import bus.memory
+import tests.doubles.memory_bus
 from bus import Ack, StreamInfo, Unavailable
 from bus.clock import Timer
-from bus.memory import MemoryBus
-from bus.memory_server import MemoryServer
-from bus.memory_stream import MemoryStream
 from bus.streams import JOB, Stream
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_server import MemoryServer
+from tests.doubles.memory_stream import MemoryStream
 from tests.simulation.loop import Process, SeededLoop, process_here, resolve
 
 _SLOW: Final = 1.5
@@ -134,4 +134,4 @@ class WatchedStream(MemoryStream):
 def watch(network: Network) -> None:
     """Have all streams that are made from now on tell this network."""
     made: Any = type("Watched", (WatchedStream,), {"network": network})
-    bus.memory.MemoryStream = made  # type: ignore[misc]
+    tests.doubles.memory_bus.MemoryStream = made  # type: ignore[misc]

@@ -17,8 +17,8 @@ from bus import BusError
 from bus.streams import DEAD, IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER, pool_consumer
 from handlers.provisioner.provisioner import Provisioner
 from handlers.worker.worker import Worker
+from statemachine.chat import Limits
 from statemachine.store import StoreUnavailableError
-from statemachine.workspace import Limits
 from tests.simulation import checks, edge, models, network
 from tests.simulation.callers import Callers, plan
 from tests.simulation.database import Database, SimulatedStore

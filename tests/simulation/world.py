@@ -13,15 +13,15 @@ from pydantic import TypeAdapter
 from bus import Ack, Delivery
 from bus.streams import CONSUMERS, WORKER_IN
 from statemachine import events
+from statemachine.chat import Former, Limits, Workspace
 from statemachine.codec import event_of
-from statemachine.folding import Unmoved
-from statemachine.formers import known, orphans
+from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, decide
+from statemachine.phase import word_of
+from statemachine.previous_workspaces import known, orphans
 from statemachine.replay import entry_of
 from statemachine.states import Word
 from statemachine.views import state_changed
-from statemachine.words import word_of
-from statemachine.workspace import Former, Limits, Workspace
 from tests.simulation.faults import Flaky, Forgetful
 from tests.unit.facts import uid
 from tests.worker.messages import TEMPLATE_ID, Job

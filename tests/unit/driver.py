@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from statemachine import judging
+from statemachine import tool_rules
 from statemachine.calls import Answered, Call, Known, Policy, Requested, Resumed, Waiting
+from statemachine.chat import Workspace
 from statemachine.events import BuildRequested, DeleteRequested, Event, ToolRequested
 from statemachine.machine import decide
 from statemachine.states import State
 from statemachine.templates import Catalog, Template, Version, read
-from statemachine.workspace import Workspace
 from tests.unit.facts import CHAT, LIMITS, NOW, deadline, event, uid
 
 ORG, ANN = uid("org"), uid("ann")
@@ -132,13 +132,13 @@ class Desk:
 
     def cancel(self, call_id: str) -> Answered:
         """Let the chat not wait any more."""
-        return judging.canceled(self.open.pop(call_id), self.chat)
+        return tool_rules.canceled(self.open.pop(call_id), self.chat)
 
     def delete(self) -> None:
         """Let somebody ask for the end of the workspace."""
         request = event(DeleteRequested(), source="/chat/service")
         self._decide(request)
-        verdict = judging.deletion(self.chat, self.known, request.id)
+        verdict = tool_rules.deletion(self.chat, self.known, request.id)
         if verdict is not None:
             self._decide(event(verdict))
             if isinstance(verdict, BuildRequested):
@@ -165,7 +165,7 @@ class Desk:
         self.chat = decision.workspace
 
     def _judge(self, call: Call) -> bool:
-        verdict = judging.judge(call, self.chat, self.known)
+        verdict = tool_rules.judge(call, self.chat, self.known)
         match verdict:
             case Answered():
                 self.open.pop(call.call_id, None)

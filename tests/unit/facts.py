@@ -9,6 +9,7 @@ from typing import Any, Final
 from uuid import NAMESPACE_OID, uuid5
 
 from statemachine import answers
+from statemachine.chat import Limits, Workspace
 from statemachine.events import (
     OURS,
     Agent,
@@ -30,11 +31,10 @@ from statemachine.events import (
     WorkspaceDeleted,
 )
 from statemachine.machine import Decision, decide
+from statemachine.phase import word_of
 from statemachine.replay import shown
 from statemachine.states import State
 from statemachine.views import state_changed
-from statemachine.words import word_of
-from statemachine.workspace import Limits, Workspace
 
 NOW: Final = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 LIMITS: Final = Limits()

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
+from statemachine.chat import Workspace
 from statemachine.codec import envelope_of, timestamp
 from statemachine.events import Event
-from statemachine.folding import Unmoved
+from statemachine.fold import Unmoved
 from statemachine.machine import Ignored
 from statemachine.replay import entry_of
-from statemachine.workspace import Workspace
 from tests.unit.facts import CHAT, NOW, apply
 
 

@@ -22,7 +22,7 @@ from statemachine.codec import (
     timestamp,
 )
 from statemachine.events import BY_KIND, Event, Lifecycle
-from statemachine.strictness import Reason
+from statemachine.strict_json import Reason
 from tests.unit.facts import (
     CHAT,
     NOW,

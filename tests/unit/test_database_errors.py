@@ -7,7 +7,7 @@ import pytest
 from asyncpg import exceptions
 
 from statemachine.store import StoreUnavailableError, TransientError, WorkRefusedError
-from statemachine.store.losses import judged, said
+from statemachine.store.errors import judged, said
 
 ALL = sorted(
     {

@@ -10,16 +10,16 @@ from uuid import uuid4
 import pytest
 
 from bus import ServiceError
-from handlers.commands.describing import described, row
-from handlers.commands.printing import fields, table, tell, write_lines
-from handlers.commands.tool import arguments
-from handlers.gateway import bodies
-from handlers.lines import read_line, read_shown
+from handlers.cli.commands.state_text import described, row
+from handlers.cli.commands.tool import arguments
+from handlers.cli.output import fields, table, tell, write_lines
+from handlers.cli.sanitize import as_json, plain
+from handlers.gateway import requests
 from handlers.logs import JsonLines, Lines
+from handlers.publishing.log_lines import read_line, read_shown
 from handlers.settings import InvalidSettings
-from handlers.terminal import as_json, plain
 from statemachine.parameters import Parameter, misfit
-from statemachine.strictness import Reason, Reject, parse
+from statemachine.strict_json import Reason, Reject, parse
 from statemachine.templates import EXPRESSION, PARAMETERS, TemplateError, read
 
 HOSTILE = (
@@ -85,7 +85,7 @@ def test_a_log_line_is_one_line_whatever_stands_in_it() -> None:
 def test_depth_is_refused_at_every_door(deep: bytes) -> None:
     for take, refused in (
         (parse, Reject),
-        (lambda body: bodies.read(bodies.ChatsBody, body), ServiceError),
+        (lambda body: requests.read(requests.ChatsBody, body), ServiceError),
     ):
         with pytest.raises(refused):
             take(deep)

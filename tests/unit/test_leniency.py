@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus import ServiceError
-from handlers.gateway import bodies
-from handlers.lines import read_line
+from handlers.gateway import requests
+from handlers.publishing.log_lines import read_line
 from statemachine import events
 from statemachine.arguments import (
     BadArguments,
@@ -25,7 +25,7 @@ from statemachine.codec import MAX_SIZE, Rejected, envelope_of, event_of, writte
 from statemachine.events import Event
 from statemachine.replay import replay
 from statemachine.states import State
-from statemachine.strictness import Reason, parse
+from statemachine.strict_json import Reason, parse
 from tests.unit.facts import CHAT, NOW, chat, requested, uid
 from tests.unit.logs import recorded
 from tests.unit.test_codec import AGENT, OF_AGENT, OF_BUILD, TOOL, VALID, envelope, read, refused
@@ -179,7 +179,7 @@ def test_of_a_doubled_key_the_last_counts_in_facts_bodies_and_repaired_messages(
     assert isinstance(found.data, events.BuildFailed)
     assert found.data.error == "two"
     twice = f'{{"chat_id": "x", "chat_id": "{CHAT}"}}'
-    assert bodies.read(bodies.ChatBody, twice.encode()).chat_id == CHAT
+    assert requests.read(requests.ChatBody, twice.encode()).chat_id == CHAT
 
 
 @pytest.mark.parametrize(
@@ -231,17 +231,17 @@ def test_rpc_bodies_follow_the_same_leniency() -> None:
         "args": None,
     }
 
-    found = bodies.read(bodies.ToolBody, BOM + json.dumps(body).encode())
+    found = requests.read(requests.ToolBody, BOM + json.dumps(body).encode())
 
     assert (found.call_id, found.args) == (None, {})
     listing = b'{"organization_id": "", "owner_id": null, "state": "", "cursor": ""}'
-    assert bodies.read(bodies.ChatsBody, listing) == bodies.ChatsBody()
+    assert requests.read(requests.ChatsBody, listing) == requests.ChatsBody()
     page = f'{{"chat_id": "{CHAT}", "after": 2e0}}'.encode()
-    assert bodies.read(bodies.EventsBody, page).after == 2
+    assert requests.read(requests.EventsBody, page).after == 2
     offset = f'{{"version_id": "{CHAT}", "offset": null}}'.encode()
-    assert bodies.read(bodies.ArchiveBody, offset).offset == 0
+    assert requests.read(requests.ArchiveBody, offset).offset == 0
     issued = b'{"role": "provisioner", "name": "p", "pool": "cpu", "chat_ids": null}'
-    assert bodies.read(bodies.IssueBody, issued).chat_ids == ()
+    assert requests.read(requests.IssueBody, issued).chat_ids == ()
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_what_grants_something_is_granted_for_what_was_named_only(chat_ids: obje
     body = json.dumps({"chat_ids": chat_ids}).encode()
 
     with pytest.raises(ServiceError, match=r"body\.chat_ids"):
-        bodies.read(bodies.FrontendCredentialBody, body)
+        requests.read(requests.FrontendCredentialBody, body)
 
 
 def test_arguments_follow_the_same_leniency() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from statemachine.admission import BUSY
 from statemachine.calls import Answered, Load
-from statemachine.load import BUSY
 from statemachine.states import State
 from tests.unit.driver import Desk
 from tests.unit.facts import ways

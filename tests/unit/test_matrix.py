@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from statemachine import events
+from statemachine.chat import Workspace
 from statemachine.events import Event
-from statemachine.folding import Unmoved
+from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, Moved, next_state
 from statemachine.states import ABOUT, State
 from statemachine.table import LEGAL, TABLE, Trigger
 from statemachine.views import state_changed
-from statemachine.workspace import Workspace
 from tests.unit.facts import (
     DELETE,
     START,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from statemachine.chat import Workspace
 from statemachine.events import BuildRequested, Data, Event, TemplateRef, Transition
 from statemachine.views import notice, state_changed
-from statemachine.workspace import Workspace
 from tests.unit.facts import (
     CHAT,
     START,

@@ -23,6 +23,7 @@ from random import Random
 
 import pytest
 
+from statemachine.chat import MOST_AGENTS, Workspace
 from statemachine.events import (
     AgentConnected,
     AgentDisconnected,
@@ -33,7 +34,6 @@ from statemachine.events import (
 )
 from statemachine.states import State
 from statemachine.views import state_changed
-from statemachine.workspace import MOST_AGENTS, Workspace
 from tests.unit.driver import asked
 from tests.unit.facts import (
     CHAT,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from statemachine.hiding import MASK
+from statemachine.mask import MASK
 from statemachine.parameters import (
     Kind,
     LastBuild,

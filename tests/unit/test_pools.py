@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from statemachine.chat import Workspace
 from statemachine.codec import decode, envelope_of, event_of, written
 from statemachine.events import BuildRequested, Event, TemplateRef
-from statemachine.folding import Unmoved
+from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, Moved
-from statemachine.pools import trespassed
-from statemachine.workspace import Workspace
+from statemachine.pool_scope import trespassed
 from tests.unit.facts import (
     CHAT,
     STOP,

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from statemachine.chat import Workspace
 from statemachine.events import Agent, Event, Transition
 from statemachine.machine import Moved
 from statemachine.replay import replay
 from statemachine.views import state_changed
-from statemachine.workspace import Workspace
 from tests.unit.facts import (
     CHAT,
     DELETE,

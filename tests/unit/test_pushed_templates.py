@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from statemachine.local import AgentTable, agent_faults, variable_of
+from statemachine.local_template import AgentTable, agent_faults, variable_of
 from statemachine.templates import TemplateError, read, warnings
 
 BUILD = '[build]\nstart = "true"\n'

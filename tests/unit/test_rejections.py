@@ -6,13 +6,13 @@ from itertools import permutations
 
 import pytest
 
+from statemachine.chat import MOST_REJECTED, Workspace
 from statemachine.events import BuildRequested, Event, FactRejected, TemplateRef, WaitResumed
+from statemachine.phase import Word, word_of
 from statemachine.replay import Fold, replay
-from statemachine.snapshots import differences
+from statemachine.snapshot_audit import differences
 from statemachine.states import State
 from statemachine.views import notice, state_changed
-from statemachine.words import Word, word_of
-from statemachine.workspace import MOST_REJECTED, Workspace
 from tests.unit.driver import PYTHON, Desk
 from tests.unit.facts import (
     CHAT,

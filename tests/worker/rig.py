@@ -10,21 +10,21 @@ from typing import Any
 
 from bus import Bus, Delivery, Message, subjects
 from bus.clock import VirtualClock
-from bus.memory import MemoryBus
-from bus.memory_consumer import MemoryDelivery
-from bus.memory_server import Interest, MemoryServer
 from bus.streams import CONSUMERS, JOB, STREAMS, pool_consumer
 from handlers.worker.recovery import Recovery
 from handlers.worker.relay import Relay
-from handlers.worker.watching import Watch
+from handlers.worker.stream_watch import Watch
 from handlers.worker.worker import Worker
+from statemachine.chat import Limits
 from statemachine.replay import Fold
-from statemachine.snapshots import differences
+from statemachine.snapshot_audit import differences
 from statemachine.store import Store
-from statemachine.store.memory import MemoryStore
 from statemachine.templates import Template
 from statemachine.views import state_changed
-from statemachine.workspace import Limits
+from tests.doubles.memory_bus import MemoryBus
+from tests.doubles.memory_consumer import MemoryDelivery
+from tests.doubles.memory_server import Interest, MemoryServer
+from tests.doubles.memory_store import MemoryStore
 from tests.unit.driver import ORG, PYTHON, template
 from tests.worker.messages import Job, Senders
 

@@ -14,18 +14,18 @@ import pytest
 from bus import Bus, Delivery
 from bus.jetstream import connect
 from bus.streams import WORKER_IN, pool_consumer
+from handlers.access.identities import seed_file
 from handlers.embedded import Servers
-from handlers.embedded.identities import seed_file
 from handlers.worker.recovery import Recovery
 from handlers.worker.relay import Relay
-from handlers.worker.watching import Watch
+from handlers.worker.stream_watch import Watch
 from handlers.worker.worker import Worker
+from statemachine.chat import Limits
 from statemachine.store import Store
 from statemachine.store import postgres as postgres_store
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from statemachine.store.sql import queries
-from statemachine.workspace import Limits
 from tests.unit.driver import ORG, PYTHON
 from tests.worker.messages import Job, Senders, new_id
 

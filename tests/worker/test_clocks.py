@@ -11,13 +11,13 @@ import pytest
 from bus import Bus, Unavailable
 from bus.jetstream import connect
 from bus.streams import TIMER
+from handlers.access.identities import seed_file
 from handlers.embedded import Servers
-from handlers.embedded.identities import seed_file
 from handlers.worker.clocks import LATE, SAME, read_clocks
 from handlers.worker.worker import Worker
-from statemachine.store.memory import MemoryStore
-from statemachine.wakes import Purpose, wake
-from statemachine.workspace import Limits
+from statemachine.chat import Limits
+from statemachine.timers import Purpose, wake
+from tests.doubles.memory_store import MemoryStore
 from tests.unit.driver import ORG, PYTHON
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import Hand, Rig

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from handlers.worker.gauge import Gauge, Room
+from handlers.worker.load_sampler import Gauge, Room
 from handlers.worker.worker import Worker
-from statemachine.load import BUSY
+from statemachine.admission import BUSY
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import POOL, Hand, Rig
 

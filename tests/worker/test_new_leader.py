@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from bus import StreamInfo
-from bus.memory import MemoryBus
 from bus.streams import STATE, Stream, Tuning
-from handlers.worker.watching import LOOKS, Watch
+from handlers.worker.stream_watch import LOOKS, Watch
+from tests.doubles.memory_bus import MemoryBus
 from tests.worker.messages import Senders
 from tests.worker.rig import Rig
 
@@ -49,7 +49,7 @@ async def test_what_it_tells_of_a_moment_later_is_not_lost(
 async def test_what_it_never_tells_of_is_lost(
     rig: Rig, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.worker.watching.LOOKS", 2)
+    monkeypatch.setattr("handlers.worker.stream_watch.LOOKS", 2)
 
     assert LOOKS > 2
     assert await looks(rig, send, chat, lagging=3) == {STATE.name}

@@ -11,8 +11,8 @@ import pytest
 
 from handlers.worker import taking, worker
 from statemachine.store import StoreUnavailableError, TransientError, WorkRefusedError
-from statemachine.store.memory import MemoryStore
-from statemachine.store.memory_transaction import MemoryTransaction
+from tests.doubles.memory_store import MemoryStore
+from tests.doubles.memory_transaction import MemoryTransaction
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import Hand, Rig
 

@@ -15,13 +15,13 @@ import pytest
 from bus import Bus, Subscription, subjects
 from bus.jetstream import connect
 from bus.streams import JOB, STATE, pool_consumer
+from handlers.access.identities import seed_file
 from handlers.embedded import Servers
-from handlers.embedded.identities import seed_file
 from handlers.worker.worker import Worker
+from statemachine.chat import Limits
 from statemachine.store import Store
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
-from statemachine.workspace import Limits
 from tests.unit.driver import ORG, PYTHON
 from tests.unit.facts import uid
 from tests.worker.messages import Job, Senders, new_id

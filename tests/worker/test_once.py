@@ -12,10 +12,10 @@ import pytest
 from bus import Ack, Bus, Unavailable, subjects
 from bus.streams import WORKER_IN
 from handlers.worker.batch import Noticed, apply
+from handlers.worker.deliveries import read
 from handlers.worker.effects import Lane
-from handlers.worker.inbox import read
 from statemachine.store import Outgoing, StoreUnavailableError
-from statemachine.store.memory import MemoryStore
+from tests.doubles.memory_store import MemoryStore
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import Hand, Rig
 

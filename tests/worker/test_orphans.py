@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from statemachine.formers import orphans
+from statemachine.previous_workspaces import orphans
 from tests.unit.facts import uid
 from tests.worker.messages import TEMPLATE_ID, Job, Senders, new_id
 from tests.worker.rig import Hand, Rig

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 import pytest
 
 from bus import Message, Unavailable, subjects
-from bus.memory_server import Interest
 from bus.streams import IN, JOB, LOG, PRESENCE, RESULT, STATE, WORKER_IN, Tuning
 from handlers.clock import clock
 from handlers.worker import relay
-from handlers.worker.inbox import read
+from handlers.worker.deliveries import read
 from handlers.worker.recovery import ASKED, Recovery
-from handlers.worker.watching import Watch
+from handlers.worker.stream_watch import Watch
 from statemachine.store import Seen
-from statemachine.store.memory import MemoryStore
+from tests.doubles.memory_server import Interest
+from tests.doubles.memory_store import MemoryStore
 from tests.worker.messages import Job, Senders, new_id
 from tests.worker.rig import Hand, Rig
 
@@ -63,12 +63,12 @@ async def test_a_server_that_lost_nothing_is_told_nothing(
     before = {name: sequence(rig, name) for name in (STATE.name, JOB.name, RESULT.name)}
     rig.server.stop()
     rig.server.start()
-    with caplog.at_level(logging.INFO, "handlers.worker.watching"):
+    with caplog.at_level(logging.INFO, "handlers.worker.stream_watch"):
         lost = await hand.prepare()
 
     assert lost == {PRESENCE.name}
     assert {name: sequence(rig, name) for name in before} == before
-    told = [r for r in caplog.records if r.name == "handlers.worker.watching"]
+    told = [r for r in caplog.records if r.name == "handlers.worker.stream_watch"]
     assert [(r.levelname, "signs of life" in r.message) for r in told] == [("INFO", True)]
 
 

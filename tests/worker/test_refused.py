@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bus import Ack, Refused
-from bus.memory import MemoryBus
+from tests.doubles.memory_bus import MemoryBus
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import Rig
 

@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from handlers.access.identities import identities
 from handlers.embedded import embedded_servers
-from handlers.embedded.identities import identities
 from handlers.embedded.nats_server import nats_server
-from statemachine.store.migrating import migrate
+from statemachine.store.migrator import migrate
 from tests.bench.peer import ROOT
 from tests.bench.peers.product_wire import ORGANIZATION, POOL
 from tests.bench.peers.servers import nats_program

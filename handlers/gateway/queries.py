@@ -1,0 +1,186 @@
+"""What operators and chat services read: chats, logs, events, template archives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, cast
+
+from pydantic_core import to_json
+
+from bus import Bus, ServiceError, subjects
+from bus.streams import LOG
+from handlers.gateway.replies import (
+    ChatsPage,
+    ChatWithCalls,
+    EventsPage,
+    LinesPage,
+    OpenCall,
+    Orphan,
+    OrphansPage,
+    ShownChat,
+)
+from handlers.gateway.requests import (
+    ArchiveBody,
+    ChatBody,
+    ChatsBody,
+    EventsBody,
+    LogBody,
+    OrphansBody,
+)
+from handlers.publishing.log_lines import read_line
+from statemachine import previous_workspaces
+from statemachine.chat import Former, Workspace
+from statemachine.codec import timestamp
+from statemachine.messages import LogEntry, LogLine
+from statemachine.states import ABOUT
+from statemachine.store import Store
+from statemachine.views import notice, state_changed
+
+PAGE: Final = 100
+"""Chats, events or log messages a page."""
+PIECE: Final = 256 * 1024
+"""Bytes of an archive at once."""
+ROOM: Final = 512 * 1024
+"""Bytes after which a page is full: with one more entry of the largest size it still is a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Answers from the store and the log stream; changes nothing."""
+
+    store: Store
+    bus: Bus
+    orphan_grace: timedelta
+    """How long a workspace that no chat has may run before the workers stop it."""
+
+    async def get_chat(self, body: ChatBody) -> ChatWithCalls:
+        """Return a chat's state and the calls that wait for it."""
+        chat = await self.store.chat(body.chat_id)
+        held_up = await self.store.held_up({body.chat_id})
+        if chat is None:
+            return _with_calls(_shown(Workspace(chat_id=body.chat_id), held_up), [])
+        waiting = await self.store.waiting(body.chat_id) if chat.open_calls else []
+        calls: list[OpenCall] = [
+            {"call_id": call.call_id, "tool": call.tool, "asked_at": timestamp(call.asked_at)}
+            for call in waiting
+        ]
+        return _with_calls(_shown(chat, held_up), calls)
+
+    async def list_chats(self, body: ChatsBody) -> ChatsPage:
+        """Return a page of chats."""
+        states = None
+        if body.state is not None:
+            states = [str(state) for state, about in ABOUT.items() if about.wire == body.state]
+            if not states:
+                known = ", ".join(sorted({about.wire for about in ABOUT.values()}))
+                raise ServiceError(400, f"body.state: {body.state!r} is none of: {known}")
+        chats = await self.store.chats(
+            organization_id=body.organization_id,
+            owner_id=body.owner_id,
+            states=states,
+            after=body.cursor,
+            most=PAGE + 1,
+        )
+        held_up = await self.store.held_up({chat.chat_id for chat in chats})
+        shown: list[ShownChat] = []
+        room = ROOM
+        for chat in chats[:PAGE]:
+            shown.append(_shown(chat, held_up))
+            room -= len(to_json(shown[-1]))
+            if room <= 0:
+                break
+        page: ChatsPage = {"chats": shown}
+        if len(shown) < len(chats):
+            page["next"] = chats[len(shown) - 1].chat_id
+        return page
+
+    async def list_orphans(self, body: OrphansBody) -> OrphansPage:
+        """Return a page of the workspaces that run though no chat has them."""
+        chats = await self.store.orphaned(after=body.cursor, most=PAGE + 1)
+        found = {chat.chat_id: previous_workspaces.orphans(chat) for chat in chats[:PAGE]}
+        had = await self.store.had({former.id for some in found.values() for former in some})
+        orphans: list[Orphan] = []
+        room = ROOM
+        last = ""
+        for chat in chats[:PAGE]:
+            if room <= 0:
+                break
+            entries = [self._orphan(chat, f) for f in found[chat.chat_id] if f.id not in had]
+            orphans += entries
+            room -= len(to_json(entries))
+            last = chat.chat_id
+        more = bool(chats) and last != chats[-1].chat_id
+        page: OrphansPage = {"orphans": orphans}
+        if more:
+            page["next"] = last
+        return page
+
+    def _orphan(self, chat: Workspace, former: Former) -> Orphan:
+        ref, build, since = former.ref, former.build, former.orphaned_at
+        entry: Orphan = {
+            "workspace_id": former.id,
+            "name": ref.name if ref else None,
+            "owner_name": (ref.owner_name if ref else None)
+            or (chat.owner_name if former.ours else None),
+            "chat_id": chat.chat_id,
+            "since": None if since is None else timestamp(since),
+            "build_id": build.id if build else None,
+            "build_number": build.number if build else None,
+        }
+        stoppable = build is not None and build.template is not None  # its pool is known
+        if stoppable and since is not None:
+            entry["stops_at"] = timestamp(since + self.orphan_grace)
+        return entry
+
+    async def read_log(self, body: LogBody) -> LinesPage:
+        """Return a page of a build's log messages, in the order they were stored."""
+        subject, after = subjects.log(body.chat_id, body.build_id), body.after or 0
+        lines: list[LogLine] = []
+        room = ROOM
+        while len(lines) < PAGE and room > 0:
+            found = await self.bus.following(LOG.name, subject, after)
+            if found is None:
+                return {"lines": lines}
+            after = found.sequence
+            room -= len(found.data)
+            if (line := read_line(found.data, body.build_id)) is not None:
+                lines.append(cast(LogLine, line))
+        return {"lines": lines, "next": after}
+
+    async def read_events(self, body: EventsBody) -> EventsPage:
+        """Return a page of a chat's event log."""
+        found = await self.store.log(body.chat_id, after=body.after or 0, most=PAGE + 1)
+        events: list[LogEntry] = []
+        room = ROOM
+        for entry in found[:PAGE]:
+            events.append(entry)
+            room -= len(to_json(entry))
+            if room <= 0:
+                break
+        if len(events) < len(found):
+            return {"events": events, "next": events[-1]["seq"]}
+        return {"events": events}
+
+    async def template_archive(self, body: ArchiveBody) -> bytes:
+        """Return a piece of a template version's tar.gz; empty at its end."""
+        piece = await self.store.archive(body.version_id, body.offset, PIECE)
+        if piece is None:
+            raise ServiceError(404, f"there is no template version {body.version_id}")
+        return piece
+
+
+def _with_calls(shown: ShownChat, calls: list[OpenCall]) -> ChatWithCalls:
+    with_calls = cast(ChatWithCalls, shown)
+    with_calls["open_calls"] = calls
+    return with_calls
+
+
+def _shown(chat: Workspace, held_up: Mapping[str, str]) -> ShownChat:
+    """Return a chat as state_changed shows it, with a notice when something holds it up."""
+    shown = cast(ShownChat, state_changed(chat))
+    words = held_up.get(chat.chat_id) or notice(chat)
+    if words is not None:
+        shown["notice"] = words
+    return shown

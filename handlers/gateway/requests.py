@@ -1,0 +1,159 @@
+"""The bodies of rpc requests, as models that check them, and the error that says what is wrong.
+
+docs/schemas is made from these models: run `make schemas` after a change.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, StringConstraints
+
+from bus import ServiceError
+from statemachine.events import Frozen, Id, Label, Token
+from statemachine.leniency import UnreadableError
+from statemachine.leniency import read as lenient
+from statemachine.strict_json import Reject, parse
+
+Role = Literal["frontend", "chat-service", "provisioner", "operator", "worker", "gateway"]
+"""What a key can be issued for."""
+
+
+class ToolBody(Frozen):
+    """The body of an rpc that calls a tool."""
+
+    chat_id: Id
+    call_id: Token | None = None
+    """Identifies the call within its chat; absent: the gateway makes one up."""
+    organization_id: Id
+    """The chat's organization. The first accepted request of a chat fixes it."""
+    owner_id: Id
+    """The chat's owner. The first accepted request of a chat fixes it."""
+    owner_name: Label
+    """The owner's name, the first part of a workspace's full name."""
+    args: dict[str, Any] = {}
+    """The arguments of the tool."""
+
+
+class CancelBody(Frozen):
+    """The body of `cancel`, which ends the wait of a call."""
+
+    chat_id: Id
+    call_id: Token
+
+
+class ChatBody(Frozen):
+    """The body of `get_chat`, which returns the state of a chat."""
+
+    chat_id: Id
+
+
+class ChatsBody(Frozen):
+    """The body of `list_chats`, which returns the states of all chats that fit, page by page."""
+
+    organization_id: Id | None = None
+    """Only chats of this organization."""
+    owner_id: Id | None = None
+    """Only chats of this owner."""
+    state: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """Only chats in this state, for example `failed`."""
+    cursor: Id | None = None
+    """The `next` of the page before."""
+
+
+class OrphansBody(Frozen):
+    """The body of `list_orphans`, which returns the running workspaces that no chat has."""
+
+    cursor: Id | None = None
+    """The `next` of the page before."""
+
+
+class LogBody(Frozen):
+    """The body of `read_log`, which returns the stored log lines of a build, page by page."""
+
+    chat_id: Id
+    build_id: Id
+    after: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """The `next` of the page before."""
+
+
+class EventsBody(Frozen):
+    """The body of `read_events`, which returns the event log of a chat, page by page."""
+
+    chat_id: Id
+    after: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Only entries whose `seq` is above this one."""
+
+
+class ArchiveBody(Frozen):
+    """The body of `template_archive`, which returns a piece of a template folder's tar.gz.
+
+    The reply is not JSON but the bytes themselves: at most 256 KiB, none at the end.
+    """
+
+    version_id: Id
+    offset: Annotated[int, Field(ge=0, lt=2**30)] = 0
+    """In bytes, from the beginning."""
+
+
+class AgentCredentialBody(Frozen):
+    """The body of `agent_credential`, by which a provisioner obtains a key for an agent."""
+
+    chat_id: Id
+    workspace_id: Id
+    build_id: Id
+    agent_id: Id
+
+
+class FrontendCredentialBody(Frozen):
+    """The body of `frontend_credential`, by which a chat service obtains a key for a frontend."""
+
+    chat_ids: Annotated[tuple[Id, ...], Field(strict=False, min_length=1, max_length=100)]
+    """The chats that the key can follow."""
+    ttl_seconds: Annotated[float, Field(ge=1, le=7 * 24 * 3600)] = 3600
+    """How long the key is valid."""
+
+
+class IssueBody(Frozen):
+    """The body of `issue_credential`, by which an operator issues a key for a role."""
+
+    role: Role
+    chat_ids: Annotated[tuple[Id, ...], Field(strict=False, max_length=100)] = ()
+    """For the role `frontend`, and for no other: the chats that the key can follow."""
+    name: Token | None = None
+    """For a provisioner, which must have one: its name in subjects. Otherwise a label."""
+    pool: Token | None = None
+    """For a provisioner, and for no other role: the pool whose jobs it takes."""
+    ttl_seconds: Annotated[float, Field(ge=1, le=30 * 24 * 3600)] = 3600
+    """How long the key is valid; for frontends and operators at most 7 days."""
+
+
+class CredentialsBody(Frozen):
+    """The body of `list_credentials`, which returns the keys that were issued, page by page."""
+
+    spent: bool = False
+    """Also keys that have expired, were revoked, or belong to an agent of an older build."""
+    cursor: Token | None = None
+    """The `next` of the page before."""
+
+
+class RevokeBody(Frozen):
+    """The body of `revoke_credential`, which ends a key and its connections."""
+
+    public_key: Token
+
+
+Body = TypeVar("Body", bound=Frozen)
+
+
+def read(model: type[Body], data: bytes) -> Body:
+    """Read a request's body, as leniently as an event's data.
+
+    Raises ServiceError 400 that names every wrong field.
+    """
+    try:
+        return lenient(model, parse(data or b"{}"), "body")
+    except Reject as bad:
+        raise ServiceError(400, f"body: {bad.detail}") from None
+    except UnreadableError as bad:
+        raise ServiceError(400, str(bad)) from None

@@ -1,0 +1,301 @@
+"""One build from its job to its outcome: what happens on this machine, and nothing of the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from handlers.provisioner import archive, environment
+from handlers.provisioner.archive import Archives, BadArchive
+from handlers.provisioner.job import Job
+from handlers.provisioner.quota import Quotas
+from handlers.provisioner.step import LIMIT, Failed, run_step
+from handlers.publishing import BuildLog, agent_files
+from handlers.publishing.agent_files import OURS, AgentConfig
+from handlers.publishing.atomic_files import own_directory
+from handlers.publishing.build_log import BUILD, VERDICTS
+from handlers.sandbox import exec_limits
+from handlers.sandbox.confinement import Confinement
+from handlers.sandbox.processes import end_marked
+from statemachine.events import Transition
+from statemachine.local_template import AgentTable, agent_faults
+from statemachine.mask import Mask
+
+FOR_AGENTS: Final = 256 * 1024
+"""Bytes of a build's log that are its agents', however much the build says."""
+OWN_LOG: Final = BUILD - FOR_AGENTS - VERDICTS
+"""Bytes of it that are the build's own."""
+LAUNCHER: Final = "agent-launcher"
+"""A program that a start step may leave: agents are started through it."""
+_GRACE: Final = 2.0
+_DISCARD: Final = 60.0
+"""Seconds that the delete step may take for what a build left that went over its owner's quota."""
+_UNPACKED_WITHIN: Final = 30.0
+"""Seconds that a step which ends a workspace waits for files of its template that are not here yet."""
+_NOTHING_TO_DO: Final = ("", "true", ":")
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The build is done, and these agents belong to it."""
+
+    version_id: str | None
+    agents: tuple[AgentConfig, ...] = field(default=(), repr=False)
+    listed: tuple[Mapping[str, Any], ...] = ()
+
+    def data(self) -> dict[str, Any]:
+        """Return what `build_succeeded` says of it."""
+        version = {} if self.version_id is None else {"template_version_id": self.version_id}
+        return {**version, "agents": list(self.listed)}
+
+
+class Workplace:
+    """Where workspaces are, and what builds in them need."""
+
+    def __init__(
+        self,
+        directory: Path,
+        archives: Archives,
+        quotas: Quotas,
+        *,
+        environ: Mapping[str, str],
+        nats_url: str,
+        nats_ca: Path | None = None,
+        confinement: Confinement,
+        presence_ttl: float = agent_files.PRESENCE_TTL,
+        step_limit: float = LIMIT,
+    ) -> None:
+        self._directory, self._archives, self._quotas = directory, archives, quotas
+        self._environ, self._nats_url, self._step_limit = environ, nats_url, step_limit
+        self._presence_ttl, self._nats_ca = presence_ttl, nats_ca
+        self._confinement = confinement
+
+    def of(self, workspace_id: str) -> Path:
+        """Return the directory of a workspace."""
+        return self._directory / workspace_id
+
+    def has(self, workspace_id: str) -> bool:
+        """Tell whether the workspace's directory is there."""
+        return self.of(workspace_id).exists()
+
+    async def build(self, job: Job, log: BuildLog, *, new: bool) -> Succeeded | Failed:
+        """Run the job's step, its agents of before being gone. Cancelled, it leaves nothing running.
+
+        Of a `new` workspace, in which nobody has worked, nothing stays that is over the quota. A
+        start holds its place among the owner's workspaces until the caller releases it.
+        """
+        workspace = self.of(job.workspace_id)
+        # Of this build when it was begun before, and the provisioner died.
+        await end_marked(f"WORKSPACED_BUILD_ID={job.build_id}", grace=0)
+        try:
+            if job.transition is Transition.START:
+                return await self._start(job, workspace, log, new=new)
+            failed = await self._run(job, workspace, log)
+            if failed is None:
+                await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
+            if failed is None and job.transition is Transition.DELETE:
+                await asyncio.to_thread(_remove, workspace)
+        except BadArchive as bad:
+            failed = Failed(f"The template can't be used: {bad}")
+        except OSError as no:
+            failed = Failed(f"The provisioner can't work in the workspace's directory: {no}")
+        return failed or Succeeded(job.template.version_id)
+
+    async def _start(
+        self, job: Job, workspace: Path, log: BuildLog, *, new: bool
+    ) -> Succeeded | Failed:
+        refused = _misfit(job.template.spec.agent) or self._unusable(job, workspace)
+        refused = refused or self._quotas.admit(job)
+        if refused := refused or await self._over(job, workspace, log, new=new, again=new):
+            return refused
+        failed = await self._run(job, workspace, log)
+        # Looked at whatever became of the step: what a failed one left uses disk as well.
+        over = await self._over(job, workspace, log, new=new)
+        return failed or over or await self._with_agents(job, workspace, log)
+
+    def _unusable(self, job: Job, workspace: Path) -> Failed | None:
+        """Say which values no step, or no script of an agent, can be given."""
+        env = environment.of_job(job, workspace, self._environ)
+        found: dict[object, str] = dict(exec_limits.faults(env))
+        for spec in job.template.spec.agent:
+            faults = exec_limits.faults(environment.of_agent(env, spec, ""))
+            found |= {
+                (spec.name, name): f"agent {spec.name!r}: {words}"
+                for name, words in faults
+                if name not in found
+            }
+        return Failed(f"Nothing can be built: {'; '.join(found.values())}.") if found else None
+
+    async def _over(
+        self, job: Job, workspace: Path, log: BuildLog, *, new: bool, again: bool = False
+    ) -> Failed | None:
+        """Say if the owner's disk is used up; then nothing stays of a new workspace.
+
+        It may be that an earlier attempt left too much: `again` looks once more without that.
+        """
+        async with self._quotas.turn(job):
+            failed = await self._quotas.disk(job)
+            if failed is not None and new and self.has(job.workspace_id):
+                await self._discard(job, workspace, log)
+                failed = await self._quotas.disk(job) if again else failed
+        return failed
+
+    async def _discard(self, job: Job, workspace: Path, log: BuildLog) -> None:
+        """Remove what builds left, by the delete step too: no later job will find it."""
+        step = job.template.spec.build.delete
+        try:
+            version = job.template.version_id
+            unpacked = version is not None and archive.is_unpacked(version, workspace)
+            if unpacked and step.strip() not in _NOTHING_TO_DO:
+                log.mask = Mask(archive.sensitive_values(workspace, job.parameters))
+                failed = await self._step(job, Transition.DELETE, step, workspace, log, _DISCARD)
+                if failed is not None:
+                    log.write("delete", "warn", f"{failed.error}\n")
+            await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
+            await asyncio.to_thread(_remove, workspace)
+        except OSError as no:
+            log.write("delete", "warn", f"What the build left can't be removed: {no}\n")
+        else:
+            log.write("delete", "info", "What the build left is removed.\n")
+
+    async def _run(self, job: Job, workspace: Path, log: BuildLog) -> Failed | None:
+        starts, name = job.transition is Transition.START, job.transition.value
+        if not _entered(workspace, make=starts):
+            log.write("prepare", "info", "The workspace has no directory here: nothing to do.\n")
+            return None
+        template, idle = job.template, job.step.strip() in _NOTHING_TO_DO
+        if starts:
+            await self._unpack(job, workspace, log)
+        elif not idle:
+            await self._unpack_if_possible(job, workspace, log)
+        log.mask = Mask(archive.sensitive_values(workspace, job.parameters))
+        if starts:
+            (workspace / OURS / LAUNCHER).unlink(missing_ok=True)
+        if idle:
+            return None
+        log.write("prepare", "info", f"{template.name}: the {name} step begins.\n")
+        return await self._step(job, job.transition, job.step, workspace, log, self._step_limit)
+
+    async def _step(
+        self,
+        job: Job,
+        transition: Transition,
+        command: str,
+        workspace: Path,
+        log: BuildLog,
+        limit: float,
+    ) -> Failed | None:
+        env = environment.of_job(job, workspace, self._environ)
+        for unusable, words in dict(exec_limits.faults(env)).items():
+            # A start is refused for it; a workspace can be stopped and deleted all the same.
+            log.write(transition.value, "warn", f"{words}; the step runs without it.\n")
+            del env[unusable]
+        env["WORKSPACED_TRANSITION"] = name = transition.value
+        env["WORKSPACED_AGENT_LAUNCHER"] = str(workspace / OURS / LAUNCHER)
+        ends = transition is not Transition.START
+        prefix = self._confinement.prefix(workspace, step=True, signals=ends)
+        return await run_step(
+            name, command, workspace=workspace, env=env, log=log, limit=limit, prefix=prefix
+        )
+
+    async def _unpack(self, job: Job, workspace: Path, log: BuildLog) -> None:
+        """Put the template's files into the workspace. Raises BadArchive."""
+        template = job.template.packed
+        if template is None:
+            raise BadArchive("the job names no archive of it")
+        version = template.version_id
+        if not archive.is_unpacked(version, workspace):
+            async with self._archives.held(template) as packed:
+                await asyncio.to_thread(archive.unpack, packed, version, workspace)
+            log.write("prepare", "info", f"{job.template.name}: version {version} is unpacked.\n")
+
+    async def _unpack_if_possible(self, job: Job, workspace: Path, log: BuildLog) -> None:
+        """Do the same for a step that ends the workspace, which runs with or without them."""
+        try:
+            async with asyncio.timeout(_UNPACKED_WITHIN):
+                await self._unpack(job, workspace, log)
+        except (BadArchive, OSError) as no:
+            why = f"no answer within {_UNPACKED_WITHIN:g} s" if isinstance(no, TimeoutError) else no
+            words = f"The step runs without the files of this version of the template: {why}"
+            log.write("prepare", "warn", f"{words}\n")
+
+    async def _with_agents(self, job: Job, workspace: Path, log: BuildLog) -> Succeeded:
+        """Give each agent an id of its own and leave its configuration where it will look."""
+        specs = job.template.spec.agent
+        ids = {spec.name: str(uuid4()) for spec in specs}
+        env = environment.of_job(job, workspace, self._environ)
+        share = (log.left + FOR_AGENTS) // max(1, len(specs)) - VERDICTS
+        # The agents of earlier builds are gone, and their ids are never used again.
+        await asyncio.to_thread(_remove, agent_files.homes(workspace))
+        own_directory(agent_files.homes(workspace))
+        agents, listed = [], []
+        for spec in specs:
+            agent_id = ids[spec.name]
+            config = AgentConfig(
+                chat_id=job.chat_id,
+                workspace_id=job.workspace_id,
+                build_id=job.build_id,
+                agent_id=agent_id,
+                name=spec.name,
+                nats_url=self._nats_url,
+                nats_ca=self._nats_ca,
+                directory=workspace,
+                startup_script=spec.startup_script,
+                startup_timeout_seconds=spec.startup_timeout_seconds,
+                shutdown_script=spec.shutdown_script,
+                shutdown_timeout_seconds=spec.shutdown_timeout_seconds,
+                env=environment.of_agent(env, spec, agent_id),
+                secrets=log.mask.values,
+                log_limit=share,
+                presence_ttl=self._presence_ttl,
+                traceparent=job.traceparent,
+            )
+            agent_files.write_config(agent_files.home_of(workspace, agent_id), config)
+            agents.append(config)
+            parent = {} if spec.parent is None else {"parent_id": ids[spec.parent]}
+            listed.append(
+                {"id": agent_id, "name": spec.name, "display_order": spec.display_order, **parent}
+            )
+        return Succeeded(job.template.version_id, tuple(agents), tuple(listed))
+
+
+def _misfit(agents: Sequence[AgentTable]) -> Failed | None:
+    """Say why the template's agents can't be: told before anything is built."""
+    faults = agent_faults(agents)
+    found = [f"agent {agents[index].name!r}: {words}" for index, _, words in faults]
+    return Failed(f"The template's agents can't be started: {'; '.join(found)}.") if found else None
+
+
+def _entered(workspace: Path, *, make: bool) -> bool:
+    """Make the directory if it is to be there, and our folder in it."""
+    if not make and not workspace.exists():
+        return False
+    workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own_directory(workspace / OURS)
+    workspace.chmod(0o700)
+    return True
+
+
+def _remove(workspace: Path) -> None:
+    """Delete the directory, also where its owner made parts of it read-only."""
+
+    def writable(again: Callable[[str], object], path: str, _: object) -> None:
+        with suppress(FileNotFoundError):
+            for place in (Path(path).parent, Path(path)):
+                if not place.is_symlink():
+                    place.chmod(place.stat().st_mode | stat.S_IRWXU)
+            if again in (os.scandir, os.open, os.listdir):
+                shutil.rmtree(path, onerror=writable)
+            else:
+                again(path)
+
+    with suppress(FileNotFoundError):
+        shutil.rmtree(workspace, onerror=writable)

@@ -1,0 +1,244 @@
+"""Lines of one build's log on their way to those who watch: collected, numbered, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import json
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+from uuid import uuid4
+
+from bus import BusError
+from handlers.publishing.atomic_files import write_whole
+from handlers.publishing.backoff import Backoff, is_final
+from statemachine import codec
+from statemachine.mask import Mask, MaskedStream
+from statemachine.messages import LogAppended
+
+COLLECTED: Final = 0.05
+"""Seconds that a line waits at most for others to travel with."""
+MESSAGE: Final = 32 * 1024
+"""Bytes of output in one message."""
+BUILD: Final = 10 * 1024 * 1024
+"""Bytes of output of one build, all its senders together."""
+VERDICTS: Final = 1024
+"""Bytes that each sender may write beyond its limit to say how something ended."""
+_LEFT_OUT: Final = b"[the limit of this build's log is reached: what follows is left out]\n"
+_RESERVED: Final = 256
+_UNNOTED: Final = 256 * 1024
+
+Level = Literal["info", "warn", "error"]
+_log = logging.getLogger(__name__)
+
+Send = Callable[[str, bytes], Awaitable[None]]
+
+
+class BuildLog:
+    """What one origin says of one build. `write` never waits; `run` is the task that sends.
+
+    `ledger` is a file that lets a sender which was killed go on counting where it was.
+    """
+
+    def __init__(
+        self,
+        chat_id: str,
+        build_id: str,
+        origin: Literal["provisioner", "agent"],
+        source: str,
+        send: Send,
+        *,
+        ledger: Path,
+        mask: Mask | None = None,
+        limit: int = BUILD,
+        traceparent: str | None = None,
+    ) -> None:
+        self._chat_id, self._build_id, self._origin, self._source = (
+            chat_id,
+            build_id,
+            origin,
+            source,
+        )
+        self._send, self._traceparent, self._ledger = send, traceparent, ledger
+        self.mask = mask or Mask()
+        self._pending: deque[tuple[str, Level, bytearray]] = deque()
+        self._some, self._now, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._empty.set()
+        counted = {"sequence": 0, "left": limit, "said": 0, "kept_back": VERDICTS}
+        with suppress(FileNotFoundError, ValueError):
+            counted |= json.loads(ledger.read_bytes())
+        self._sequence = self._reserved = int(counted["sequence"])
+        self._left, self._said = int(counted["left"]), bool(counted["said"])
+        self._noted_left, self._kept_back = self._left, int(counted["kept_back"])
+        self._refused = False
+
+    @property
+    def left(self) -> int:
+        """Bytes that may still be written."""
+        return self._left
+
+    def write(self, stage: str, level: Level, text: str) -> None:
+        """Take text that holds no secrets, until the limit; one line says that there was more."""
+        if self._said or not text:
+            return
+        output = _encoded(text)
+        if len(output) > self._left:
+            self._append(stage, level, output[: _cut(output, self._left)])
+            self._append(stage, "warn", _LEFT_OUT)
+            self._left, self._said = 0, True
+        else:
+            self._append(stage, level, output)
+            self._left -= len(output)
+        self._wake()
+
+    def verdict(self, stage: str, text: str) -> None:
+        """Take a line that says how something ended, also beyond the limit: some bytes are kept for it."""
+        output = _encoded(text)
+        if len(output) <= self._left:
+            self.write(stage, "error", text)
+        elif output := output[: _cut(output, self._kept_back)]:
+            self._kept_back -= len(output)
+            self._append(stage, "error", output)
+            self._wake()
+
+    def stream(self, stage: str) -> Output:
+        """Return what takes the output of one command, bytes as they come."""
+        return Output(self, stage)
+
+    async def drained(self, within: float) -> None:
+        """Return when all that was written is sent, or after `within` seconds."""
+        self._now.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._empty.wait()
+
+    async def run(self) -> None:
+        """Send what is written, in order, until cancelled; wait while there is no bus."""
+        backoff = Backoff()
+        while True:
+            await self._some.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(COLLECTED):
+                    await self._now.wait()
+            self._now.clear()
+            while self._pending:
+                stage, level, output = self._take()
+                body = self._message(stage, level, output)
+                while not await self._sent(body):
+                    await backoff.wait()
+                backoff.reset()
+            self._some.clear()
+            self._empty.set()
+
+    def close(self) -> None:
+        """Note on disk exactly where this sender stopped."""
+        self._note(self._sequence)
+
+    async def _sent(self, body: bytes) -> bool:
+        """Send a message, or give up one that NATS refuses for good; tell whether it is over with it."""
+        try:
+            await self._send(f"workspaced.log.{self._chat_id}.{self._build_id}", body)
+        except BusError as no:
+            if not is_final(no):
+                return False
+            if not self._refused:
+                _log.error("lines of the log of build %s are lost: %s", self._build_id, no)
+            self._refused = True
+        return True
+
+    def _wake(self) -> None:
+        self._empty.clear()
+        self._some.set()
+        if len(self._pending) > 1 or len(self._pending[0][2]) >= MESSAGE:
+            self._now.set()
+
+    def _append(self, stage: str, level: Level, output: bytes) -> None:
+        if self._pending and self._pending[-1][:2] == (stage, level):
+            self._pending[-1][2].extend(output)
+        elif output:
+            self._pending.append((stage, level, bytearray(output)))
+
+    def _take(self) -> tuple[str, Level, bytes]:
+        stage, level, output = self._pending[0]
+        end = len(output)
+        if end > MESSAGE:
+            # At the end of a line where there is one in the second half.
+            end = output.rfind(b"\n", MESSAGE // 2, MESSAGE) + 1 or _cut(output, MESSAGE)
+        taken = bytes(output[:end])
+        del output[:end]
+        if not output:
+            self._pending.popleft()
+        return stage, level, taken
+
+    def _message(self, stage: str, level: Level, output: bytes) -> bytes:
+        self._sequence += 1
+        if self._sequence > self._reserved or self._noted_left - self._left > _UNNOTED:
+            # Noted now and then: a killed sender leaves a gap, but gives no number out twice.
+            self._note(self._sequence + _RESERVED)
+        data: LogAppended = {
+            "build_id": self._build_id,
+            "origin": self._origin,
+            "stage": stage,
+            "level": level,
+            "output": output.decode(),
+            "sequence": self._sequence,
+        }
+        return codec.encode(
+            "log_appended",
+            self._source,
+            self._chat_id,
+            data,
+            event_id=str(uuid4()),
+            time=datetime.now(UTC),
+            traceparent=self._traceparent,
+        )
+
+    def _note(self, reserved: int) -> None:
+        self._reserved, self._noted_left = reserved, self._left
+        noted = {
+            "sequence": reserved,
+            "left": self._left,
+            "said": int(self._said),
+            "kept_back": self._kept_back,
+        }
+        with suppress(OSError):  # a full disk must not end a build because of its log
+            write_whole(self._ledger, json.dumps(noted).encode(), durable=False)
+
+
+class Output:
+    """The output of one command: decoded, and without its secrets, as it comes."""
+
+    def __init__(self, log: BuildLog, stage: str) -> None:
+        self._log, self._stage = log, stage
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._mask = MaskedStream(log.mask)
+        self._last = deque[str](maxlen=64)
+
+    def feed(self, chunk: bytes) -> None:
+        """Take what the command wrote; nothing when it will write no more."""
+        text = self._mask.feed(self._decoder.decode(chunk, final=not chunk))
+        if not chunk:
+            text += self._mask.close()
+        self._last.append(text[-4096:])
+        self._log.write(self._stage, "info", text)
+
+    def last_lines(self, count: int = 10) -> str:
+        """Return the end of it, to tell why the command failed."""
+        return "\n".join("".join(self._last)[-4096:].splitlines()[-count:]).strip()
+
+
+def _encoded(text: str) -> bytes:
+    return text.replace("\0", "\ufffd").encode(errors="replace")
+
+
+def _cut(output: bytes | bytearray, most: int) -> int:
+    """Return where to cut at or before `most`, never inside a character."""
+    most = min(most, len(output))
+    while 0 < most < len(output) and output[most] & 0xC0 == 0x80:  # noqa: PLR2004 — UTF-8 inside
+        most -= 1
+    return most

@@ -1,0 +1,1 @@
+"""Shell commands in sessions of their own, and how they are confined: bubblewrap, Landlock, or nothing."""

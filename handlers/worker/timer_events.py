@@ -1,0 +1,131 @@
+"""What timers, lost agents, dead letters, and states of before a restore do to a chat of the batch."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+
+from handlers.worker.chat import Chat
+from handlers.worker.deliveries import Missed, Noted, Published
+from handlers.worker.own import own
+from handlers.worker.relay import Relay
+from statemachine import events, timers, tool_rules
+from statemachine.chat import Workspace
+from statemachine.store import Store
+from statemachine.timers import Purpose
+from statemachine.views import state_changed
+
+
+def fired(chat: Chat, purpose: Purpose, generation: int) -> bool:
+    """Let a time be over, if the timer is the present one's and it is; say whether.
+
+    An old timer, or one that a clock fired that runs ahead, has the open one armed again.
+    """
+    wake = timers.wake(chat.workspace, purpose, chat.limits)
+    if wake is None:
+        return False
+    if generation != wake.generation or chat.now < wake.at:
+        chat.early |= generation == wake.generation
+        chat.rearm(purpose)
+        return False
+    chat.late = max(chat.late, chat.now - wake.at)
+    match purpose:
+        case Purpose.DEADLINE:
+            chat.take(_event(chat, events.DeadlinePassed(generation=generation)))
+        case Purpose.TTL:
+            _expire(chat)
+        case Purpose.ORPHAN:
+            _stop_orphans(chat)
+    return True
+
+
+async def looked_for(item: Missed, store: Store, relay: Relay) -> Missed:
+    """Look whether the agent is still not to be seen. Raises BusError, StoreUnavailableError.
+
+    What it had said is read before: if it comes back after the look, it says more, and the loss is
+    not recorded (`missed`) or undone. So no transaction is held while the bus is asked.
+    """
+    chat = await store.chat(item.chat_id)
+    facts = chat.heard_from(item.agent_id) if chat is not None else None
+    if facts is None or not facts.connected:
+        return item
+    if not await relay.silent(item.chat_id, item.agent_id):
+        return item
+    return replace(item, highest=facts.highest)
+
+
+def missed(chat: Chat, item: Missed) -> bool:
+    """Let an agent be lost, if it was there and has said nothing since it was looked for; say whether."""
+    facts = chat.workspace.heard_from(item.agent_id)
+    if facts is None or not facts.connected or facts.highest != item.highest:
+        return False
+    lost = events.AgentDisconnected(
+        workspace_id=facts.workspace_id,
+        build_id=facts.build_id,
+        agent_id=item.agent_id,
+        sequence=None,
+        reason="no sign of life",
+    )
+    chat.take(_event(chat, lost))
+    return True
+
+
+def went_back(chat: Workspace, item: Published) -> bool:
+    """Say whether what is kept of the chat is older than what was published, which was kept before.
+
+    Keys that only one of the two has are those of another version of this program.
+    """
+    if item.version != chat.version:
+        return item.version > chat.version
+    kept = json.loads(json.dumps(state_changed(chat)))
+    return any(item.state[key] != kept[key] for key in kept.keys() & item.state.keys())
+
+
+def published(chat: Chat, item: Published) -> bool:
+    """Let the chat go on above a version that was published before a restore; say whether it was."""
+    if not went_back(chat.workspace, item):
+        return False
+    chat.take(_event(chat, events.DatabaseRestored(published_version=item.version)))
+    return True
+
+
+def noted(chat: Chat, item: Noted, pool: str | None) -> None:
+    """Note on the chat what could not be accepted about one of its builds.
+
+    `pool`: what the sender is bound to.
+    """
+    event = _event(chat, item.fact).model_copy(
+        update={"pool": pool, "notice": f"it is a dead letter: {item.fact.detail}"}
+    )
+    chat.take(event)
+
+
+def _expire(chat: Chat) -> None:
+    build = chat.workspace.build
+    if build is None:
+        return
+    event = _event(chat, events.TtlPassed(build_id=build.id))
+    stop = tool_rules.expiry(chat.workspace, chat.known, event.id)
+    chat.take(event)
+    if stop is None:
+        chat.say(logging.ERROR, "nobody here can stop its workspace after its lifetime")
+        return
+    chat.follow(stop, event)
+
+
+def _stop_orphans(chat: Chat) -> None:
+    for former in timers.overdue(chat.workspace, chat.now, chat.limits):
+        event = _event(chat, events.OrphanGracePassed(workspace_id=former.id))
+        stop = tool_rules.orphan(chat.workspace, chat.known, former.id, event.id)
+        chat.take(event)
+        if stop is not None:
+            chat.follow(stop, event)
+        elif former.id not in chat.known.had:
+            chat.say(
+                logging.ERROR, f"nobody here can stop workspace {former.id}, which no chat has"
+            )
+
+
+def _event(chat: Chat, data: events.OwnEvent | events.AgentDisconnected) -> events.Event:
+    return own(chat.workspace.chat_id, data, chat.now)

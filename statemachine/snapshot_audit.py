@@ -1,0 +1,115 @@
+"""Snapshots beside the logs that they should be the fold of: what differs, and what to write instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from statemachine.chat import Build, Former, Workspace
+from statemachine.mask import MASK
+from statemachine.replay import Difference, Fold
+
+_ABSENT: Final = "nothing"
+
+
+def read(snapshot: str) -> Workspace | None:
+    """Return a stored snapshot, or None for one that is damaged."""
+    try:
+        return Workspace.model_validate_json(snapshot)
+    except ValidationError:
+        return None
+
+
+def differences(snapshot: str, fold: Fold, open_calls: int) -> list[Difference]:
+    """Return what a stored snapshot has otherwise than the log folds to."""
+    stored = read(snapshot)
+    if stored is None:
+        return [Difference(None, "snapshot", "what can't be read", "a workspace")]
+    folded = filled(fold, stored, open_calls)
+    return list(_unlike("", _shown(stored), _shown(folded)))
+
+
+def filled(fold: Fold, stored: Workspace | None, open_calls: int) -> Workspace:
+    """Return the snapshot that a log folds to, with what is not in logs taken from the stored one.
+
+    That is the values of parameters that the log hides, the limit of a log that does not say, and
+    how many calls wait, which the calls say.
+    """
+    chat = fold.workspace.model_copy(update={"open_calls": open_calls})
+    if stored is None:
+        return chat
+    if not fold.deadline_recorded and stored.generation == chat.generation and chat.deadline:
+        chat = chat.model_copy(update={"deadline": stored.deadline or chat.deadline})
+    known = {build.id: build.parameters for build in _builds(stored)}
+    return _with_parameters(chat, lambda build: _unmasked(build, known.get(build.id)))
+
+
+def without_hidden(chat: Workspace) -> tuple[Workspace, list[str]]:
+    """Return a snapshot without the values that nobody knows any more, and what they were of.
+
+    A next build takes the template's default for them, or asks for a value.
+    """
+    lost = [
+        f"parameter {name!r} of build {build.id}"
+        for build in _builds(chat)
+        for name, value in build.parameters.items()
+        if value == MASK
+    ]
+    plain = _with_parameters(
+        chat, lambda build: {k: v for k, v in build.parameters.items() if v != MASK}
+    )
+    return plain, lost
+
+
+def _unmasked(build: Build, known: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a build's parameters with the values it has in the stored snapshot, if it is there.
+
+    One that the stored build has not was given up when that was rebuilt.
+    """
+    if known is None:
+        return build.parameters
+    hidden = {name for name, value in build.parameters.items() if value == MASK}
+    return {
+        name: known[name] if name in hidden else value
+        for name, value in build.parameters.items()
+        if name not in hidden or name in known
+    }
+
+
+def _builds(chat: Workspace) -> Iterator[Build]:
+    holders: tuple[Workspace | Former, ...] = (chat, *chat.former)
+    for holder in holders:
+        yield from (build for build in (holder.build, holder.last_start) if build is not None)
+
+
+def _with_parameters(chat: Workspace, change: Callable[[Build], dict[str, str]]) -> Workspace:
+    def again(holder: Workspace | Former) -> dict[str, Build | None]:
+        return {
+            key: build and build.model_copy(update={"parameters": change(build)})
+            for key, build in (("build", holder.build), ("last_start", holder.last_start))
+        }
+
+    former = tuple(former.model_copy(update=again(former)) for former in chat.former)
+    return chat.model_copy(update={**again(chat), "former": former})
+
+
+def _shown(chat: Workspace) -> dict[str, Any]:
+    return json.loads(chat.model_dump_json())  # type: ignore[no-any-return]
+
+
+def _unlike(key: str, stored: Any, folded: Any) -> Iterator[Difference]:
+    """Yield where two documents differ; values of parameters may be secret, and are not told."""
+    if isinstance(stored, dict) and isinstance(folded, dict):
+        for name in sorted(stored.keys() | folded.keys()):
+            below = f"{key}.{name}" if key else name
+            yield from _unlike(below, stored.get(name, _ABSENT), folded.get(name, _ABSENT))
+    elif isinstance(stored, list) and isinstance(folded, list) and len(stored) == len(folded):
+        for number, pair in enumerate(zip(stored, folded, strict=True)):
+            yield from _unlike(f"{key}[{number}]", *pair)
+    elif stored != folded and ".parameters" in f".{key}":
+        yield Difference(None, key, MASK, MASK)
+    elif stored != folded:
+        yield Difference(None, key, stored, folded)

@@ -1,0 +1,336 @@
+"""Opening connections to the database: what its URL asks for, and whether the server suits.
+
+A server suits when its database holds every text (UTF-8), and when a connection stays one session. A pooler in
+transaction mode gives the same client another session for each transaction: the limits on our transactions,
+prepared statements and locks would then belong to somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qsl, quote_plus, unquote, urlsplit, urlunsplit
+
+import asyncpg
+
+from statemachine.store import (
+    NotAdmittedError,
+    StoreUnavailableError,
+    UnreachableError,
+    UnsuitableError,
+)
+from statemachine.store.errors import ANSWER_WITHIN
+
+UNREADABLE: Final = (
+    "the database's URL can't be read; a password in it has %2F for /, %23 for #, %3F for ?, %3A for : "
+    "and %40 for @"
+)
+"""Used instead of the parser's own words, which may show a part of the password."""
+POOLER: Final = (
+    "between here and the database is a connection pooler in transaction mode (like pgbouncer's "
+    "pool_mode=transaction), where a session belongs to several clients: name the database server itself, "
+    "or let the pooler give this user sessions (pool_mode=session)"
+)
+_SCHEMES: Final = ("postgresql", "postgres")
+_MOST_PORT: Final = 65_535
+_FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_FULFILLED: Final[Mapping[str, tuple[str, ...]]] = {
+    "channel_binding": ("prefer", "disable"),
+    "gssencmode": ("prefer", "disable"),
+    "sslcompression": ("0",),
+    "sslsni": ("1",),
+    "sslcertmode": ("allow",),
+    "keepalives": ("1",),
+    "load_balance_hosts": ("disable",),
+    "replication": ("false", "off", "no", "0"),
+    "client_encoding": ("utf8", "utf-8", "unicode", "auto"),
+}
+"""Parameters of libpq that the driver does not know, and the values that describe what it does anyway."""
+_UNSUPPORTED: Final = frozenset(
+    [
+        "hostaddr",
+        "keepalives_idle",
+        "keepalives_interval",
+        "keepalives_count",
+        "tcp_user_timeout",
+        "requirepeer",
+        "require_auth",
+        "sslcrldir",
+        "gssdelegation",
+        "servicefile",
+        "min_protocol_version",
+        "max_protocol_version",
+        "sslkeylogfile",
+        "scram_client_key",
+        "scram_server_key",
+        "oauth_issuer",
+        "oauth_client_id",
+        "oauth_client_secret",
+        "oauth_scope",
+    ]
+)
+"""Parameters of libpq that neither the driver nor the server knows."""
+_NOT_ADMITTED: Final = frozenset({"28", "3D"})
+"""Classes of SQLSTATE for a wrong user or password, and for a database that is not there."""
+_REFUSED_SETTING: Final = re.compile(r'parameter(?::| "?)\s*"?([\w.]+)')
+"""The name in the server's or a pooler's refusal of a setting."""
+_WHO: Final = "select pg_backend_pid() as pid, current_setting('server_encoding') as encoding"
+_TURNS: Final = "ABBAABABBA"
+"""In which order two connections are asked: not one that a pooler's rotation would hide itself in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A database's URL as the driver takes it."""
+
+    url: str
+    timeout: float = ANSWER_WITHIN
+    """Seconds that connecting may take."""
+    asked: frozenset[str] = frozenset()
+    """Names of the server's settings that the URL gives a value."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments for the driver."""
+
+
+def read_url(url: str) -> Address:
+    """Read a database's URL. Raises UnsuitableError with words that show no password."""
+    try:
+        parts = urlsplit(url.strip())
+        given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise UnsuitableError(UNREADABLE) from None
+    if parts.scheme not in _SCHEMES:
+        raise UnsuitableError(
+            "the database's URL can't be read: it begins with postgresql://, like "
+            "postgresql://user:password@host:5432/database"
+        )
+    # An "@" behind the host belongs to a password with an unescaped "/", "?" or "#".
+    if parts.fragment or "@" in parts.path or any("@" in f"{n}{v}" for n, v in given):
+        raise UnsuitableError(UNREADABLE)
+    values = {name: value for name, value in given if value != ""}
+    where = parts.netloc.rpartition("@")[2]
+    hosts = [host for host in (where or unquote(values.get("host", ""))).split(",") if host]
+    for port in (*map(_port_in, hosts), *values.get("port", "").split(",")):
+        _check_port(port)
+    timeout = _timeout(values.pop("connect_timeout", None))
+    if (name := values.pop("fallback_application_name", None)) is not None:
+        values.setdefault("application_name", name)
+    for name in list(values):
+        _check(name, values)
+    options: dict[str, Any] = {}
+    if len(hosts) > 1 and "target_session_attrs" not in values:
+        options["target_session_attrs"] = "read-write"  # after a switch-over, the one that writes
+    query = "&".join(f"{name}={quote_plus(value)}" for name, value in values.items())
+    netloc = parts.netloc.replace("@", "%40", parts.netloc.count("@") - 1)
+    return Address(
+        urlunsplit((parts.scheme, netloc, parts.path, query, "")),
+        timeout,
+        frozenset(values),
+        options,
+    )
+
+
+def _port_in(host: str) -> str:
+    """Return the port in `host:port`; empty for none."""
+    if host.startswith("/"):
+        return ""
+    return host.rpartition("]")[2].partition(":")[2]
+
+
+def _check_port(port: str) -> None:
+    if port == "":
+        return
+    if not (port.isascii() and port.isdecimal()):
+        raise UnsuitableError(UNREADABLE)
+    if not 0 < int(port) <= _MOST_PORT:
+        raise UnsuitableError(
+            f"the database's URL names port {port}: ports are numbers from 1 to {_MOST_PORT}"
+        )
+
+
+def _timeout(text: str | None) -> float:
+    if text is None:
+        return ANSWER_WITHIN
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise UnsuitableError(
+            "connect_timeout in the database's URL is a number of seconds"
+        ) from None
+    return min(seconds, 600.0) if seconds > 0 else ANSWER_WITHIN
+
+
+def _check(name: str, values: dict[str, str]) -> None:
+    """Drop a parameter that asks for nothing else than what is done. Raises UnsuitableError."""
+    value = values[name]
+    if name in _FULFILLED:
+        if value.lower() not in _FULFILLED[name]:
+            known = " or ".join(_FULFILLED[name])
+            raise UnsuitableError(
+                f"{name}={value} in the database's URL is not supported: remove it, or say {known}"
+            )
+        del values[name]
+    elif name in _UNSUPPORTED:
+        raise UnsuitableError(f"parameter {name} in the database's URL is not supported: remove it")
+    elif name in _FILES:
+        try:
+            with Path(value).open("rb"):
+                pass
+        except OSError as no:
+            raise UnsuitableError(
+                f"{name} in the database's URL names {value}, which can't be read: {no.strerror}"
+            ) from no
+
+
+@contextmanager
+def opening(address: Address, limits: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Say in words why a connection can't be opened, whatever the driver raises.
+
+    Raises UnreachableError, and UnsuitableError where waiting does not help.
+    """
+    try:
+        yield
+    except StoreUnavailableError:
+        raise
+    except asyncpg.PostgresError as no:
+        raise _refused(no, address, limits or {}) from no
+    except TimeoutError as silence:
+        raise UnreachableError(
+            f"can't open the database: no answer within {address.timeout:g} s"
+        ) from silence
+    except asyncpg.ClientConfigurationError as bad:
+        raise UnsuitableError(f"can't open the database: {_first_line(bad)}") from None
+    except ValueError as bad:
+        if isinstance(bad, UnicodeError):  # of the host's name
+            raise UnreachableError(f"can't open the database: {bad}") from None
+        raise UnsuitableError(UNREADABLE) from None
+    except Exception as bad:  # to open a connection no work is needed that could be at fault
+        raise UnreachableError(
+            f"can't open the database: {_first_line(bad) or type(bad).__name__}"
+        ) from bad
+
+
+def _refused(
+    no: asyncpg.PostgresError, address: Address, limits: Mapping[str, str]
+) -> StoreUnavailableError:
+    found = _REFUSED_SETTING.search(str(no))
+    if str(no.sqlstate)[:2] in _NOT_ADMITTED:
+        return NotAdmittedError(f"can't open the database: {no}")
+    if found is None:
+        return UnreachableError(f"can't open the database: {no}")
+    if found[1] in limits:
+        return UnsuitableError(
+            f"PostgreSQL 17 or later is needed, and no pooler between that refuses "
+            f"{' and '.join(limits)}: {no}"
+        )
+    if found[1] in address.asked:
+        return UnsuitableError(
+            f"parameter {found[1]} in the database's URL is not supported: remove it ({no})"
+        )
+    return UnreachableError(f"can't open the database: {no}")
+
+
+def _first_line(bad: Exception) -> str:
+    return str(bad).partition("\n")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A connection to a server that suits."""
+
+    connection: asyncpg.Connection[Any]
+    pooled: bool
+    """Whether a pooler is between, which may leave out the settings that a connection asks for."""
+
+
+@asynccontextmanager
+async def opened(
+    address: Address, limits: Mapping[str, str] | None = None
+) -> AsyncIterator[Opened]:
+    """Open one connection. Raises StoreUnavailableError also when the server does not suit."""
+    with opening(address, limits):
+        connection = await _connection(address, limits)
+    try:
+        with opening(address, limits):
+            pooled = await _examine(connection, address, limits)
+        yield Opened(connection, pooled)
+    finally:
+        await _closed(connection)
+
+
+async def _connection(
+    address: Address, limits: Mapping[str, str] | None
+) -> asyncpg.Connection[Any]:
+    connection: asyncpg.Connection[Any] = await asyncpg.connect(
+        address.url,
+        timeout=address.timeout,
+        statement_cache_size=0,
+        server_settings=dict(limits or {}),
+        **address.options,
+    )
+    return connection
+
+
+async def _closed(connection: asyncpg.Connection[Any]) -> None:
+    try:
+        await connection.close(timeout=ANSWER_WITHIN)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        connection.terminate()
+
+
+async def _examine(
+    connection: asyncpg.Connection[Any], address: Address, limits: Mapping[str, str] | None
+) -> bool:
+    """Say whether a pooler is between; raise StoreUnavailableError when it or the database does not suit."""
+    who = await _ask(connection)
+    if who["encoding"] != "UTF8":
+        raise UnsuitableError(
+            f"the database has encoding {who['encoding']}, which can't hold every text: make one with encoding UTF8 "
+            "(createdb --encoding=UTF8 --template=template0)"
+        )
+    # A pooler tells its clients another process id than the server does.
+    if who["pid"] == connection.get_server_pid():
+        return False
+    other = await _connection(address, limits)
+    try:
+        if await _share_sessions(connection, other):
+            raise UnsuitableError(POOLER)
+    except TimeoutError as silence:
+        raise UnreachableError(
+            f"can't open the database: the connection pooler before it gave no second session within "
+            f"{ANSWER_WITHIN:g} s; each process needs some (pgbouncer's default_pool_size)"
+        ) from silence
+    finally:
+        await _closed(other)
+    return True
+
+
+async def _share_sessions(one: asyncpg.Connection[Any], other: asyncpg.Connection[Any]) -> bool:
+    """Say whether two open connections get the same session, or one of them several.
+
+    Where each client keeps its session, neither ever happens; in transaction mode the first happens with a
+    pool of one, and the second with a larger one as soon as both ask in turns.
+    """
+    seen: dict[str, set[int]] = {"A": set(), "B": set()}
+    for name in _TURNS:
+        seen[name].add((await _ask(one if name == "A" else other))["pid"])
+        if seen["A"] & seen["B"] or len(seen[name]) > 1:
+            return True
+    async with one.transaction():  # it keeps its session busy, so that the other one gets another
+        return (await _ask(other))["pid"] not in seen["B"]
+
+
+async def _ask(connection: asyncpg.Connection[Any]) -> Any:
+    """Ask for process id and encoding, in a transaction: no pooler spreads that over several sessions."""
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN), connection.transaction():
+            return await connection.fetchrow(_WHO)
+    except (asyncpg.PostgresConnectionError, asyncpg.InvalidSQLStatementNameError) as no:
+        if isinstance(no, asyncpg.InvalidSQLStatementNameError) or "pooling mode" in str(no):
+            raise UnsuitableError(f"{POOLER} ({no})") from no
+        raise

@@ -1,0 +1,65 @@
+"""What a chat must be woken for: the limit of its state, its workspace's lifetime, its orphans.
+
+A wake has a generation, so that the timer of an older one is told from the present one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from statemachine import previous_workspaces
+from statemachine.chat import Former, Limits, Workspace
+
+
+class Purpose(StrEnum):
+    """Why a timer is set; a token of its subject."""
+
+    DEADLINE = "deadline"
+    TTL = "ttl"
+    ORPHAN = "orphan"
+
+
+class Wake(NamedTuple):
+    """When to look at the chat again, and which timer says so."""
+
+    generation: int
+    at: datetime
+
+
+def wake(chat: Workspace, purpose: Purpose, limits: Limits) -> Wake | None:
+    """Return the open wake of `purpose`, if there is one."""
+    match purpose:
+        case Purpose.DEADLINE:
+            at = chat.deadline
+            return None if at is None else Wake(chat.generation, at)
+        case Purpose.TTL:
+            return _named_by_time(chat.expires_at)
+        case Purpose.ORPHAN:
+            graces = [at for _, at in _graces(chat, limits)]
+            return _named_by_time(min(graces, default=None))
+
+
+def overdue(chat: Workspace, now: datetime, limits: Limits) -> tuple[Former, ...]:
+    """Return the orphans whose grace is over."""
+    return tuple(former for former, at in _graces(chat, limits) if at <= now)
+
+
+def rests(chat: Workspace) -> bool:
+    """Say whether there is nothing to wake the chat for."""
+    return (
+        chat.deadline is None and chat.expires_at is None and not previous_workspaces.orphans(chat)
+    )
+
+
+def _graces(chat: Workspace, limits: Limits) -> Iterator[tuple[Former, datetime]]:
+    """Yield the orphans that were not seen to yet, each with the end of its grace."""
+    for former in previous_workspaces.orphans(chat):
+        if former.orphaned_at is not None and not former.overdue:
+            yield former, former.orphaned_at + limits.orphan_grace
+
+
+def _named_by_time(at: datetime | None) -> Wake | None:
+    return None if at is None else Wake(int(at.timestamp() * 1000), at)

@@ -1,0 +1,343 @@
+"""judge: the rules of the tools, as one pure function of a call and its chat's latest facts.
+
+Branch numbers are those of the table in ARCHITECTURE.md. Nothing outside decides what a call is
+answered, waits for, or has built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from statemachine import answers, previous_workspaces, requests
+from statemachine.admission import refusal
+from statemachine.arguments import (
+    BadArguments,
+    CreateArguments,
+    ListArguments,
+    NoArguments,
+    ReadArguments,
+    StartArguments,
+    arguments,
+)
+from statemachine.calls import (
+    Answered,
+    Call,
+    Known,
+    Resumed,
+    Until,
+    Verdict,
+    Wait,
+    Waiting,
+)
+from statemachine.chat import Workspace
+from statemachine.events import BuildRequested, Transition, WaitResumed
+from statemachine.messages import (
+    AlreadyBuilt,
+    AlreadyExists,
+    AlreadyRunning,
+    Created,
+    Readiness,
+    Started,
+    StartNotes,
+)
+from statemachine.phase import usable, word_of
+from statemachine.states import ABOUT, State, Word
+from statemachine.views import full_name, name_of
+
+NO_WORKSPACE: Final = "the chat has no workspace; use create_workspace to make one"
+
+
+def judge(call: Call, chat: Workspace, known: Known) -> Verdict:
+    """Judge a call against its chat: one that comes, or one that waits, when the chat has moved."""
+    verdict = _verdict(call, chat, known)
+    return refusal(call, verdict, chat, known.load) or verdict
+
+
+def _verdict(call: Call, chat: Workspace, known: Known) -> Verdict:
+    tool = _TOOLS.get(call.tool)
+    if tool is None:
+        return answers.error(f"unknown tool {call.tool!r}; there are: {', '.join(_TOOLS)}")
+    model, rules = tool
+    args = arguments(model, call.args)
+    if isinstance(args, BadArguments):
+        return answers.error(f"{call.tool}: {args.message}")
+    if call.wait is None:
+        if (call.organization_id, call.owner_id) != (chat.organization_id, chat.owner_id):
+            return answers.error("the chat belongs to another organization or owner")
+        return rules(call, args, chat, known)
+    match call.wait.until:
+        case Until.SETTLED:
+            return _what_became(call, call.wait, chat)
+        case Until.STOPPED:
+            return _whether_stopped(call.wait, chat)
+        case Until.OVER:
+            return _after(call, args, chat, known, rules)
+
+
+def canceled(call: Call, chat: Workspace) -> Answered:
+    """Answer a call whose chat no longer waits for it; what was begun goes on."""
+    wait, about = call.wait, ABOUT[chat.state]
+    if wait is None or chat.build is None:
+        return answers.error("the call was canceled before a build was requested")
+    if about.word in (Word.BEING_BUILT, Word.BEING_STOPPED):
+        return Answered(
+            {
+                "error": f"the call was canceled; the {chat.build.transition} build goes on",
+                "build_id": chat.build.id,
+            }
+        )
+    keys: dict[State, Readiness] = {
+        State.AGENT_CONNECTING: {"agent_status": "not_ready"},
+        State.SCRIPTS_RUNNING: {"startup_scripts": "startup_scripts_unknown"},
+    }
+    return _success(call, wait, chat, keys.get(chat.state, {}))
+
+
+def _create(call: Call, args: CreateArguments, chat: Workspace, known: Known) -> Verdict:
+    if problem := args.problem():
+        return answers.error(problem)
+    match word_of(chat):
+        case Word.BEING_BUILT:
+            return _join(call, chat, Until.SETTLED)
+        case Word.BEING_STOPPED:
+            return _join(call, chat, Until.OVER)
+        case Word.STOPPED:
+            return Answered(
+                {
+                    "created": False,
+                    "workspace_name": name_of(chat),
+                    "status": "stopped",
+                    "message": "the workspace is stopped; use start_workspace to start it",
+                }
+            )
+        case Word.RUNNING if usable(chat):
+            return _running(call, chat)
+        case word:
+            # A build whose end was rejected may have succeeded: what it made is stopped, too.
+            unknown = chat.build is not None and chat.build.outcome is None
+            replaced = _REPLACED.get(word, Transition.STOP if unknown else None)
+            return requests.create(call, args, chat, known, replaced=replaced)
+
+
+def _start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Verdict:
+    match word_of(chat):
+        case Word.NOTHING:
+            return answers.error(NO_WORKSPACE)
+        case Word.FAILED_DELETE:
+            return answers.error(
+                f"a delete of workspace '{name_of(chat)}' failed, and what it left can't be started; "
+                "use create_workspace to make a new one"
+            )
+        case Word.BEING_BUILT:
+            return _join(call, chat, Until.SETTLED)
+        case Word.BEING_STOPPED:
+            return _join(call, chat, Until.OVER)
+        case Word.RUNNING:
+            return _running(call, chat)
+        case _:
+            return requests.start(call, args, chat, known)
+
+
+def _stop(call: Call, args: NoArguments, chat: Workspace, known: Known) -> Verdict:
+    del args
+    match word_of(chat):
+        case Word.NOTHING:
+            return answers.error(NO_WORKSPACE)
+        case Word.BEING_BUILT | Word.BEING_STOPPED:
+            return _join(call, chat, Until.OVER)
+        case Word.STOPPED:
+            return Answered({"stopped": True, "workspace_name": name_of(chat), "no_build": True})
+        case _:
+            return requests.stop(call, chat, known)
+
+
+def _list(call: Call, args: ListArguments, chat: Workspace, known: Known) -> Verdict:
+    del chat
+    words = (args.query or "").strip().lower()
+    found = [
+        template
+        for template in known.catalog.templates.values()
+        if requests.allowed(template, call, known)
+        and any(
+            words in (text or "").lower()
+            for text in (
+                template.name,
+                template.active.manifest.display_name,
+                template.active.manifest.description,
+            )
+        )
+    ]
+    found.sort(key=lambda template: (template.name.lower(), template.name))
+    return answers.templates_page(found, args.page or 1)
+
+
+def _read(call: Call, args: ReadArguments, chat: Workspace, known: Known) -> Verdict:
+    del chat
+    if problem := args.problem():
+        return answers.error(problem)
+    template = known.catalog.templates.get(args.id)
+    if template is None or not requests.allowed(template, call, known):
+        return answers.error(f"template {args.id} was not found; use list_templates to find one")
+    return answers.template_read(template)
+
+
+def _join(call: Call, chat: Workspace, until: Until) -> Verdict:
+    """Wait for the build that is under way; if its time was over without an end, begin it anew."""
+    if chat.build is None:
+        return answers.error(NO_WORKSPACE)
+    wait = Wait(until=until, build_id=chat.build.id)
+    if ABOUT[chat.state].settled:
+        return Resumed(WaitResumed(build_id=chat.build.id, call_id=call.call_id), wait)
+    return Waiting(wait)
+
+
+def _running(call: Call, chat: Workspace) -> Verdict:
+    """Answer for a workspace that runs, once it is known how ready it is."""
+    build = chat.start_build
+    if build is None:
+        return answers.error(NO_WORKSPACE)
+    wait = Wait(until=Until.SETTLED, build_id=build.id, running=True)
+    if not ABOUT[chat.state].settled:
+        return Waiting(wait)
+    return _success(call, wait, chat, answers.readiness(chat))
+
+
+def _what_became(call: Call, wait: Wait, chat: Workspace) -> Verdict:
+    """Answer by what became of the start build, or of the start build that took it over."""
+    build, gone = chat.build, wait.build_id in chat.deleted_builds
+    if gone or build is None or build.transition is not Transition.START:
+        return answers.superseded(wait.build_id, chat)
+    running = wait.running and wait.build_id == build.id
+    followed = wait.model_copy(update={"build_id": build.id, "running": running})
+    if not ABOUT[chat.state].settled:
+        return Waiting(followed)
+    if ABOUT[chat.state].word is Word.RUNNING:
+        return _success(call, followed, chat, answers.readiness(chat))
+    return answers.build_failure(chat, build.id, _ACTIONS[call.tool])
+
+
+def _whether_stopped(wait: Wait, chat: Workspace) -> Verdict:
+    """Answer by what became of the stop build that the call asked for."""
+    if chat.build is None or chat.build.id != wait.build_id:
+        return answers.superseded(wait.build_id, chat)
+    if not ABOUT[chat.state].settled:
+        return Waiting(wait)
+    if ABOUT[chat.state].word is Word.STOPPED:
+        return Answered(
+            {"stopped": True, "workspace_name": name_of(chat), "build_id": wait.build_id}
+        )
+    return answers.build_failure(chat, wait.build_id, "stop")
+
+
+def _after(call: Call, args: Any, chat: Workspace, known: Known, rules: Rules) -> Verdict:
+    """Judge again once the build in the way is over; its limit ends the wait."""
+    about = ABOUT[chat.state]
+    waited = about.word in (Word.BEING_BUILT, Word.BEING_STOPPED)
+    if waited and about.settled and chat.build is not None:
+        return answers.build_failure(chat, chat.build.id, _ACTIONS[call.tool])
+    return rules(call, args, chat, known)
+
+
+def _success(call: Call, wait: Wait, chat: Workspace, keys: Readiness) -> Answered:
+    """Build the tool's success object around readiness keys."""
+    name = name_of(chat)
+    if call.tool == "start_workspace":
+        if wait.running:
+            running: AlreadyRunning = {
+                "started": True,
+                "workspace_name": name,
+                "no_build": True,
+                **keys,
+            }
+            return Answered(running)
+        notes = cast(StartNotes, wait.extra)
+        started: Started = {
+            "started": True,
+            "workspace_name": name,
+            "build_id": wait.build_id,
+            **notes,
+            **keys,
+        }
+        return Answered(started)
+    if call.tool == "stop_workspace":
+        return Answered({"stopped": True, "workspace_name": name, "build_id": wait.build_id})
+    if wait.requested:
+        created: Created = {
+            "created": True,
+            "workspace_name": full_name(chat),
+            "build_id": wait.build_id,
+            **keys,
+        }
+        return Answered(created)
+    exists: AlreadyExists = {
+        "created": False,
+        "workspace_name": name,
+        "status": "already_exists",
+        "message": "the workspace is running already"
+        if wait.running
+        else "the workspace that was being built is there now",
+        **keys,
+    }
+    if wait.running:
+        return Answered(exists)
+    built: AlreadyBuilt = {"build_id": wait.build_id, **exists}
+    return Answered(built)
+
+
+_REPLACED: Final = {
+    Word.RUNNING: Transition.STOP,
+    Word.FAILED_DELETE: Transition.DELETE,
+}
+"""By the word for a workspace that create_workspace replaces, the build that it gets."""
+
+Rules = Callable[[Call, Any, Workspace, Known], Verdict]
+_TOOLS: Final[dict[str, tuple[type[NoArguments], Rules]]] = {
+    "create_workspace": (CreateArguments, _create),
+    "start_workspace": (StartArguments, _start),
+    "stop_workspace": (NoArguments, _stop),
+    "list_templates": (ListArguments, _list),
+    "read_template": (ReadArguments, _read),
+}
+_ACTIONS: Final = {
+    "create_workspace": "create",
+    "start_workspace": "start",
+    "stop_workspace": "stop",
+}
+TOOLS: Final = tuple(_TOOLS)
+"""The names of the tools."""
+
+
+def deletion(chat: Workspace, known: Known, label: str) -> BuildRequested | WaitResumed | None:
+    """Judge a request to delete: the build to make, the wait to begin anew, or nothing to do."""
+    build = chat.build
+    if build is None:
+        return None
+    deleting = build.transition is Transition.DELETE and word_of(chat) is Word.BEING_STOPPED
+    if deleting and not ABOUT[chat.state].settled:
+        return None
+    if deleting:
+        return WaitResumed(build_id=build.id, call_id=label)
+    return requests.ending(chat, Transition.DELETE, known, label)
+
+
+def expiry(chat: Workspace, known: Known, label: str) -> BuildRequested | None:
+    """Judge that the running workspace has lived as long as it may: the stop to make, if any."""
+    if chat.expires_at is None:
+        return None
+    return requests.ending(chat, Transition.STOP, known, label)
+
+
+def orphan(chat: Workspace, known: Known, workspace_id: str, label: str) -> BuildRequested | None:
+    """Judge a workspace that is left without a chat: return the stop to make, if it may still run.
+
+    One that the chat had, and whose delete failed, is deleted again. A delete that was canceled before
+    it began changed nothing: the workspace is stopped.
+    """
+    former = previous_workspaces.known(chat, workspace_id)
+    if former is None or former.orphaned_at is None or workspace_id in known.had:
+        return None
+    last = former.build if former.ours else None
+    failed_delete = last is not None and last.transition is Transition.DELETE and not last.untouched
+    again = Transition.DELETE if failed_delete else Transition.STOP
+    return requests.ending(chat, again, known, label, former)

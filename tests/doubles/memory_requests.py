@@ -1,0 +1,121 @@
+"""Subscriptions, requests and answers of one bus in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from bus import Message, NoResponder, Responder, Unavailable, services
+from tests.doubles.memory_server import Interest, MemoryServer
+
+_BROKE: Final = "the connection broke; it may have arrived"
+
+
+class MemoryRequests:
+    """What one bus listens to and waits for."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        self._server = server
+        self._interests: list[Interest] = []
+        self._asked: dict[Future[Message], None] = {}
+        self._breaks = 0
+        """How often the connection was lost."""
+        self._tasks = services.Tasks()
+
+    def listen(self, subject: str, queue: str, take: Callable[[Message], None]) -> Interest:
+        """Let `take` have each message of the subject."""
+        interest = Interest(subject, queue, take)
+        self._interests.append(interest)
+        self._server.interests.append(interest)
+        return interest
+
+    def unlisten(self, interest: Interest) -> None:
+        """Let it have no more."""
+        if interest in self._interests:
+            self._interests.remove(interest)
+            self._server.interests.remove(interest)
+
+    def unlisten_all(self) -> None:
+        """End all subscriptions, as a closed connection does."""
+        for interest in list(self._interests):
+            self.unlisten(interest)
+
+    async def ask(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None, within: float
+    ) -> Message:
+        """Ask and wait. Raises NoResponder, ServiceError, TimeoutError, Unavailable."""
+        reply = f"_INBOX.{next(self._server.numbers)}"
+        answer: Future[Message] = asyncio.get_running_loop().create_future()
+        late = TimeoutError(f"no answer from {subject}")
+        timer = self._server.clock.call_later(within, lambda: _fail(answer, late))
+        interest = self.listen(reply, "", lambda message: _succeed(answer, message))
+        self._asked[answer] = None
+        try:
+            if not self._server.deliver(Message(subject, data, dict(headers or {}), reply)):
+                raise NoResponder(f"nobody serves {subject}")
+            message = await answer
+        finally:
+            timer.cancel()
+            self._asked.pop(answer, None)
+            self.unlisten(interest)
+        services.raise_service_error(message.headers)
+        return message
+
+    def answer(self, subject: str, queue: str, responder: Responder) -> None:
+        """Answer requests as they are, and stay silent when the responder raises."""
+
+        async def work(message: Message) -> None:
+            reply = await services.raw_reply(responder, message)
+            if reply is not None:
+                self._reply(message, reply)
+
+        self.listen(subject, queue, lambda message: self._tasks.spawn(work(message)))
+
+    def answer_as_service(self, subject: str, responder: Responder) -> None:
+        """Answer requests as a micro service does."""
+
+        async def work(message: Message) -> None:
+            self._reply(message, await services.service_reply(responder, message))
+
+        self.listen(subject, services.QUEUE, lambda message: self._tasks.spawn(work(message)))
+
+    async def trip(self) -> None:
+        """Be on the way to the server, or back. Raises Unavailable when the connection breaks."""
+        breaks = self._breaks
+        await self._server.turn()
+        if self._breaks != breaks:
+            raise Unavailable(_BROKE)
+
+    async def answered(self) -> bool:
+        """Wait for the word that something is stored; say whether it came."""
+        try:
+            await self.trip()
+        except Unavailable:
+            return False
+        return True
+
+    def fail_all(self) -> None:
+        """Tell all who wait for an answer that none will come: the connection broke."""
+        self._breaks += 1
+        for answer in self._asked:
+            _fail(answer, Unavailable(_BROKE))
+
+    async def cancel(self) -> None:
+        """Stop working on what was asked."""
+        await self._tasks.cancel()
+
+    def _reply(self, message: Message, reply: services.Reply) -> None:
+        if message.reply and self._server.up:
+            self._server.deliver(Message(message.reply, reply[0], reply[1] or {}))
+
+
+def _succeed(future: Future[Any], value: object) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

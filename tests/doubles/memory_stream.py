@@ -1,0 +1,282 @@
+"""A stream in this process: what it takes in, keeps and lets go, as the server would."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from bus import (
+    MARKER,
+    Ack,
+    Conflict,
+    Message,
+    Outgoing,
+    Refused,
+    Stored,
+    StreamInfo,
+    Unavailable,
+    headers,
+)
+from bus.clock import Clock, Timer
+from bus.streams import Stream
+from bus.subjects import matches
+from tests.doubles.memory_consumer import MemoryConsumer
+
+_SCHEDULER: Final = "Nats-Scheduler"
+_SCHEDULE_NEXT: Final = "Nats-Schedule-Next"
+_ROLLUP: Final = "Nats-Rollup"
+_NOT_FIRED: Final = frozenset(
+    {
+        headers.MESSAGE_ID,
+        headers.EXPECTED_LAST,
+        headers.SCHEDULE,
+        headers.SCHEDULE_TARGET,
+        headers.TTL,
+    }
+)
+_WILDCARD: Final = re.compile(r"\{\{wildcard\((\d+)\)\}\}")
+
+Publish = Callable[[Message], object]
+"""Hands a message to whoever is subscribed."""
+
+
+class MemoryStream:
+    """One stream and its consumers."""
+
+    def __init__(self, declared: Stream, clock: Clock, created: str, publish: Publish) -> None:
+        self.declared = declared
+        self.consumers: dict[str, MemoryConsumer] = {}
+        self.messages: dict[int, Stored] = {}
+        """By sequence, in order."""
+        self.last_sequence = 0
+        self._created = created
+        self._clock = clock
+        self._publish = publish
+        self._by_subject: dict[str, dict[int, None]] = {}
+        self._bytes = 0
+        self._replaced: deque[tuple[int, Stored]] = deque(maxlen=64)
+        """By which message, and what; the newest only."""
+        self._message_ids: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._expiries: list[tuple[float, int]] = []
+        self._expiry: Timer | None = None
+
+    def info(self) -> StreamInfo:
+        """Tell which stream it is."""
+        first = next(iter(self.messages), self.last_sequence + 1 if self.last_sequence else 0)
+        return StreamInfo(self._created, first, self.last_sequence)
+
+    def takes(self, subject: str) -> bool:
+        """Tell whether messages of that subject are stored here."""
+        return any(matches(pattern, subject) for pattern in self.declared.subjects)
+
+    def store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> Ack:
+        """Store a message. Raises Conflict, Refused, Unavailable."""
+        size = len(data) + (len(headers.write_block(fields)) if fields else 0)
+        self._check_headers(subject, fields, size)
+        expected = fields.get(headers.EXPECTED_LAST)
+        there = self.last_of(subject)
+        last = there.sequence if there else 0
+        if expected is not None and int(expected) != last:
+            raise Conflict(f"{subject}: wrong last sequence: {last}", last)
+        message_id = fields.get(headers.MESSAGE_ID)
+        if message_id is not None:
+            self._forget_old_ids()
+            if message_id in self._message_ids:
+                return Ack(self.declared.name, self._message_ids[message_id][1], duplicate=True)
+        self._make_room(size)
+        stored = self._append(subject, data, fields, last)
+        if message_id is not None:
+            self._message_ids[message_id] = (self._clock.now(), stored.sequence)
+        if headers.SCHEDULE in fields:
+            self._arm(stored)
+        return Ack(self.declared.name, stored.sequence)
+
+    def store_together(self, messages: Sequence[Outgoing]) -> list[Ack] | None:
+        """Store all of `messages`, or none and return None."""
+        ids = [m.message_id for m in messages if m.message_id is not None]
+        self._forget_old_ids()
+        if not self.declared.atomic_batches or len(set(ids)) < len(ids):
+            return None
+        if any(name in self._message_ids for name in ids):
+            return None
+        for message in messages:
+            there, expected = self.last_of(message.subject), message.expected_last
+            if expected is not None and expected != (there.sequence if there else 0):
+                return None
+        return [self.store(m.subject, m.data, m.fields()) for m in messages]
+
+    def last_of(self, subject: str) -> Stored | None:
+        """Return the subject's last message."""
+        places = self._by_subject.get(subject)
+        return self.messages[next(reversed(places))] if places else None
+
+    def following(self, subject: str, after: int) -> Stored | None:
+        """Return the subject's first message above that sequence; wildcards are allowed."""
+        for sequence, message in self.messages.items():
+            if sequence > after and matches(subject, message.subject):
+                return message
+        return None
+
+    def remove(self, sequence: int) -> None:
+        """Let a message go."""
+        message = self.messages.pop(sequence, None)
+        if message is None:
+            return
+        self._bytes -= _size(message)
+        places = self._by_subject[message.subject]
+        del places[sequence]
+        if not places:
+            del self._by_subject[message.subject]
+
+    def lose_tail(self, count: int) -> None:
+        """Forget the last `count` sequences, as a server may that lost power before a write.
+
+        Whatever the count, the ids of messages that are gone are forgotten: the disk has no others.
+        """
+        self.last_sequence = last = max(0, self.last_sequence - count)
+        for sequence in [s for s in self.messages if s > last]:
+            self.remove(sequence)
+        while self._replaced and self._replaced[-1][0] > last:
+            _, replaced = self._replaced.pop()  # that it was replaced is lost with what replaced it
+            if replaced.sequence <= last:
+                self._keep(replaced)
+        there = sorted(self.messages.items())
+        self.messages.clear()
+        self.messages.update(there)
+        for consumer in self.consumers.values():
+            consumer.stopped(self.last_sequence)
+        for name, (_, sequence) in list(self._message_ids.items()):
+            if sequence not in self.messages:
+                del self._message_ids[name]
+
+    def _check_headers(self, subject: str, fields: Mapping[str, str], size: int) -> None:
+        declared = self.declared
+        if 0 <= declared.max_msg_size < size:
+            raise Refused(f"{subject}: message size exceeds maximum allowed")
+        if headers.TTL in fields and not declared.message_ttl:
+            raise Refused(f"{subject}: per-message TTL is disabled")
+        if headers.SCHEDULE in fields:
+            target = fields.get(headers.SCHEDULE_TARGET, "")
+            if not declared.schedules:
+                raise Refused(f"{subject}: message schedules is disabled")
+            if target == subject or not self.takes(target):
+                raise Refused(f"{subject}: message schedules target is invalid")
+        if _ROLLUP in fields and not (declared.schedules or declared.message_ttl):
+            raise Refused(f"{subject}: rollup not permitted")
+
+    def _append(self, subject: str, data: bytes, fields: Mapping[str, str], last: int) -> Stored:
+        self.last_sequence += 1
+        stored = Stored(subject, data, dict(fields), sequence=self.last_sequence)
+        places = self._keep(stored)
+        most = 1 if headers.SCHEDULE in fields else self.declared.max_per_subject
+        while 0 < most < len(places):
+            oldest = next(iter(places))
+            self._replaced.append((stored.sequence, self.messages[oldest]))
+            self.remove(oldest)
+        self._let_expire(stored)
+        self._republish(stored, last)
+        for consumer in self.consumers.values():
+            consumer.offer()
+        return stored
+
+    def _keep(self, stored: Stored) -> dict[int, None]:
+        """Hold a message; return the places of its subject."""
+        self.messages[stored.sequence] = stored
+        self._bytes += _size(stored)
+        places = self._by_subject.setdefault(stored.subject, {})
+        places[stored.sequence] = None
+        return places
+
+    def _make_room(self, size: int) -> None:
+        most = self.declared.max_bytes
+        if most < 0:
+            return
+        if self.declared.discard_new and self._bytes + size > most:
+            raise Unavailable(f"{self.declared.name}: maximum bytes exceeded")
+        while self.messages and self._bytes + size > most:
+            self.remove(next(iter(self.messages)))
+
+    def _forget_old_ids(self) -> None:
+        since = self._clock.now() - self.declared.duplicate_window
+        while self._message_ids:
+            oldest = next(iter(self._message_ids))
+            if self._message_ids[oldest][0] > since:
+                return
+            del self._message_ids[oldest]
+
+    def _republish(self, stored: Stored, last: int) -> None:
+        rule = self.declared.republish
+        if rule is None or not matches(rule.source, stored.subject):
+            return
+        tokens = zip(rule.source.split("."), stored.subject.split("."), strict=True)
+        found = [token for pattern, token in tokens if pattern == "*"]
+        destination = _WILDCARD.sub(lambda at: found[int(at[1]) - 1], rule.destination)
+        fields = {
+            **stored.headers,
+            headers.STREAM: self.declared.name,
+            headers.SUBJECT: stored.subject,
+            headers.SEQUENCE: str(stored.sequence),
+            headers.LAST_SEQUENCE: str(last),
+        }
+        self._publish(Message(destination, stored.data, fields))
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def _let_expire(self, stored: Stored) -> None:
+        lives = [self.declared.max_age] if self.declared.max_age else []
+        if headers.TTL in stored.headers:
+            lives.append(float(stored.headers[headers.TTL].removesuffix("s")))
+        if lives:
+            heapq.heappush(self._expiries, (self._clock.now() + min(lives), stored.sequence))
+            self._watch_expiries()
+
+    def _watch_expiries(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        while self._expiries and self._expiries[0][1] not in self.messages:
+            heapq.heappop(self._expiries)
+        if self._expiries:
+            delay = self._expiries[0][0] - self._clock.now()
+            self._expiry = self._clock.call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        now = self._clock.now()
+        self._expiry = None
+        while self._expiries and self._expiries[0][0] <= now:
+            gone = self.messages.get(heapq.heappop(self._expiries)[1])
+            if gone is not None:
+                self.remove(gone.sequence)
+                self._mark(gone)
+        self._watch_expiries()
+
+    def _mark(self, gone: Stored) -> None:
+        lives = self.declared.marker_ttl
+        if not lives or MARKER in gone.headers or gone.subject in self._by_subject:
+            return
+        fields = {MARKER: "MaxAge", headers.TTL: f"{round(lives)}s", _ROLLUP: "sub"}
+        self._append(gone.subject, b"", fields, gone.sequence)
+
+    def _arm(self, armed: Stored) -> None:
+        at = datetime.fromisoformat(armed.headers[headers.SCHEDULE].removeprefix("@at "))
+        self._clock.call_later(
+            max(0.0, at.timestamp() - self._clock.now()), lambda: self._fire(armed)
+        )
+
+    def _fire(self, armed: Stored) -> None:
+        if self.messages.get(armed.sequence) is not armed:
+            return
+        self.remove(armed.sequence)
+        fields = {key: value for key, value in armed.headers.items() if key not in _NOT_FIRED}
+        fields |= {_SCHEDULER: armed.subject, _SCHEDULE_NEXT: "purge"}
+        there = self.last_of(armed.headers[headers.SCHEDULE_TARGET])
+        last = there.sequence if there else 0
+        self._append(armed.headers[headers.SCHEDULE_TARGET], armed.data, fields, last)
+
+
+def _size(message: Message) -> int:
+    return len(message.data) + (len(headers.write_block(message.headers)) if message.headers else 0)

@@ -1,0 +1,401 @@
+"""The door over real servers: several may keep it, nobody may, and who must go goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from bus import Bus, Message, Refused, Unavailable
+from bus.jetstream import connect
+from bus.streams import PRESENCE
+from handlers.access import grants, nkey
+from handlers.access.auth_callout import Door
+from handlers.access.auth_failures import QUIET, Refusals
+from handlers.access.auth_protocol import Visitor, Why
+from handlers.access.disconnect import Cutting, can_cut, cut_off
+from handlers.access.identities import ISSUER, seed_file
+from handlers.access.permissions import inbox_prefix
+from handlers.agent.journal import Journal
+from handlers.agent.link import Link
+from handlers.app import Place
+from handlers.embedded import Servers
+from handlers.publishing import agent_files
+from handlers.publishing.agent_files import AgentConfig
+from handlers.publishing.agent_files import Credential as AgentCredential
+from handlers.roles import lost
+from statemachine.chat import Build, Ref, Workspace
+from statemachine.events import Transition
+from statemachine.store import Changes, Connection, Credential, Store, credentials
+from statemachine.store.migrator import migrate
+from statemachine.store.postgres import connect as open_store
+from tests.contract.stores import uid, write
+from tests.doubles.memory_store import MemoryStore
+
+IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
+A_WHILE = 10.0
+
+
+class House:
+    """A nats-server and a database, and whoever keeps the door."""
+
+    def __init__(self, servers: Servers, store: Store, stack: AsyncExitStack) -> None:
+        self.servers, self.store, self._stack = servers, store, stack
+        self._issuer = seed_file(servers.credentials, ISSUER).read_text()
+
+    async def role(self, role: str) -> Bus:
+        return await self._stack.enter_async_context(
+            await connect(
+                self.servers.nats_url,
+                name=role,
+                seed_file=seed_file(self.servers.credentials, role),
+                inbox_prefix=inbox_prefix(role),
+            )
+        )
+
+    async def door(self) -> tuple[Door, Bus]:
+        """Somebody who keeps the door, and the connection by which they do."""
+        bus = await self.role("gateway")
+        door = Door(self.store, bus, self._issuer)
+        await door.open()
+        return door, bus
+
+    async def key(self, credential: Credential | None = None) -> tuple[str, str]:
+        """A key that was issued, a frontend's if nothing else is said: its seed and its name."""
+        seed = nkey.new_seed("user")
+        key = nkey.public_key(seed)
+        await self.store.issue(key, credential or Credential("frontend", (uid(),), IN_AN_HOUR))
+        return seed, key
+
+    async def come(self, seed: str) -> Bus:
+        """Come in. Raises Refused."""
+        prefix = grants.inbox_prefix(nkey.public_key(seed))
+        return await self._stack.enter_async_context(
+            await connect(self.servers.nats_url, name="guest", seed=seed, inbox_prefix=prefix)
+        )
+
+
+@pytest.fixture
+async def house(own_nats: Servers, database_url: str) -> AsyncIterator[House]:
+    await migrate(database_url)
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(database_url))
+        yield House(own_nats, store, stack)
+
+
+def soon() -> datetime:
+    """When a key ends that is only to be used once, also on a machine with much to do."""
+    return datetime.now(UTC) + timedelta(seconds=4)
+
+
+async def gone(bus: Bus) -> str:
+    """Wait until a connection is closed for good; return why."""
+    return await asyncio.wait_for(bus.closed(), A_WHILE)
+
+
+async def test_one_of_two_gateways_is_enough_and_with_none_who_is_in_stays(house: House) -> None:
+    _, one = await house.door()
+    _, two = await house.door()
+    seed, _ = await house.key()
+    inside = await house.come(seed)
+
+    await one.close()
+    await house.come(seed)
+    await two.close()
+    with pytest.raises(Refused, match="nobody is there to judge them"):
+        await house.come(seed)
+
+    await inside.flush()
+    await house.door()
+    await house.come(seed)
+
+
+async def test_a_server_says_whether_it_cuts_off_whom_we_name(house: House) -> None:
+    seen: list[str] = []
+    door, bus = await house.door()
+    seed, _ = await house.key()
+    meet = door._meet
+
+    async def look(visitor: Visitor) -> None:
+        seen.append(visitor.server)
+        await meet(visitor)
+
+    door._meet = look  # type: ignore[method-assign]
+    await house.come(seed)
+
+    assert await can_cut(bus, seen[0])
+    assert not await can_cut(bus, "NOBODY")
+
+
+async def test_of_too_many_connections_of_a_key_the_oldest_is_cut_off(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("statemachine.store.postgres_credentials.MOST_CONNECTIONS", 2)
+    await house.door()
+    seed, _ = await house.key()
+    guests = [await house.come(seed) for _ in range(2)]
+
+    await house.come(seed)
+
+    await asyncio.wait_for(_lost(guests[0]), A_WHILE)
+
+
+async def _lost(bus: Bus) -> None:
+    """Wait until a connection was closed; it may come back."""
+    lost = asyncio.Event()
+    bus.on_reconnect(lost.set)
+    await lost.wait()
+
+
+def following(chat_id: str, build_id: str, number: int) -> Workspace:
+    build = Build(
+        id=build_id, number=number, transition=Transition.START, started_at=datetime.now(UTC)
+    )
+    return Workspace(chat_id=chat_id, ref=Ref(id=uid()), build=build)
+
+
+async def test_a_worker_that_starts_cuts_off_whom_a_dead_one_did_not_get_to(house: House) -> None:
+    await house.door()
+    chats = [following(uid(), uid(), 1) for _ in range(2)]
+    await write(house.store, Changes(chats=chats))
+    guests = []
+    for chat in chats:
+        assert chat.build is not None
+        agent = Credential("agent", (chat.chat_id,), IN_AN_HOUR, uid(), chat.build.id, uid())
+        seed, _ = await house.key(agent)
+        guests.append(await house.come(seed))
+    await write(house.store, Changes(chats=[following(chats[0].chat_id, uid(), 2)]))
+
+    cutting = asyncio.create_task(Cutting(house.store, await house.role("worker")).run())
+
+    assert "Authorization" in await gone(guests[0])
+    assert guests[1].connected
+    assert await house.store.unwelcome() == []
+    cutting.cancel()
+
+
+async def test_what_can_not_be_cut_off_yet_is_tried_again(house: House) -> None:
+    await house.door()
+    chat = following(uid(), uid(), 1)
+    await write(house.store, Changes(chats=[chat]))
+    assert chat.build is not None
+    agent = Credential("agent", (chat.chat_id,), IN_AN_HOUR, uid(), chat.build.id, uid())
+    seed, _ = await house.key(agent)
+    guest, worker = await house.come(seed), await house.role("worker")
+    tried = asyncio.Event()
+
+    class Deaf:
+        async def request(self, *args: object, **more: object) -> object:
+            if tried.is_set():
+                return await worker.request(*args, **more)  # type: ignore[arg-type]
+            tried.set()
+            raise TimeoutError("no answer")
+
+    cutting = Cutting(house.store, Deaf())  # type: ignore[arg-type]
+    running = asyncio.create_task(cutting.run())
+    await write(house.store, Changes(chats=[following(chat.chat_id, uid(), 2)]))
+    cutting.superseded({chat.chat_id})
+
+    await gone(guest)
+    assert tried.is_set()
+    running.cancel()
+
+
+async def test_a_silent_server_keeps_nobody_in_on_another_one(house: House) -> None:
+    await house.door()
+    seed, key = await house.key()
+    guest, worker = await house.come(seed), await house.role("worker")
+    credential = Credential("frontend", (uid(),), IN_AN_HOUR)
+    await house.store.let_in(key, Connection("SILENT", 7), "other", credential)
+    await house.store.revoke(key)
+
+    class HalfDeaf:
+        async def request(self, subject: str, *args: object, **more: object) -> object:
+            if "SILENT" in subject:
+                raise TimeoutError("no answer")
+            return await worker.request(subject, *args, **more)  # type: ignore[arg-type]
+
+    with pytest.raises(TimeoutError):
+        await cut_off(house.store, HalfDeaf(), public_key=key)  # type: ignore[arg-type]
+
+    await gone(guest)
+    assert await house.store.unwelcome() == [Connection("SILENT", 7)]
+
+
+class RevokedMeanwhile(MemoryStore):
+    """Takes a key back between the two looks at it."""
+
+    async def let_in(
+        self, public_key: str, at: Connection, server_name: str, credential: Credential
+    ) -> list[Connection]:
+        await self.revoke(public_key)
+        return await super().let_in(public_key, at, server_name, credential)
+
+
+async def test_who_comes_in_while_the_key_is_taken_back_does_not_slip_through() -> None:
+    store = RevokedMeanwhile()
+    await store.issue("K", Credential("frontend", (uid(),), IN_AN_HOUR))
+    door = Door(store, None, nkey.new_seed("account"))  # type: ignore[arg-type]
+
+    assert await door.grant_for(visitor("K")) is Why.REVOKED
+    assert store.connections == {}
+
+
+def visitor(key: str = "K", **more: object) -> Visitor:
+    of = Visitor(
+        key=key,
+        name="n",
+        kind="nats",
+        address="10.0.0.1",
+        server="S",
+        server_name="one",
+        client=1,
+    )
+    return replace(of, **more)  # type: ignore[arg-type]
+
+
+def test_the_same_refusal_is_logged_once_a_minute_and_counted_each_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = 0.0
+    refusals = Refusals(clock=lambda: now)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            refusals.note(visitor(), Why.REVOKED)
+        refusals.note(visitor(), Why.EXPIRED)
+        refusals.note(visitor(address="10.0.0.2"), Why.REVOKED)
+        now += QUIET
+        refusals.note(visitor(), Why.REVOKED)
+
+    assert refusals.counts == {Why.REVOKED: 5, Why.EXPIRED: 1}
+    assert [record.why for record in caplog.records] == ["revoked", "expired", "revoked", "revoked"]
+    assert "5 such refusals, 3 of them like this" in caplog.messages[-1]
+
+
+def test_what_is_remembered_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.access.auth_failures.REMEMBERED", 10)
+    refusals = Refusals()
+    for number in range(50):
+        refusals.note(visitor(f"K{number}"), Why.UNKNOWN)
+
+    assert len(refusals._said) == 10
+
+
+async def test_a_role_whose_key_ends_ends_and_says_why(house: House) -> None:
+    await house.door()
+    seed, _ = await house.key(Credential("chat-service", (), soon()))
+    bus = await house.come(seed)
+
+    with pytest.raises(Unavailable, match="expired"):
+        await asyncio.wait_for(lost(bus), A_WHILE)
+
+
+async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_its_place(
+    house: House, tmp_path: Path
+) -> None:
+    await (await house.role("operator")).ensure_stream(PRESENCE)
+    await house.door()
+    chat = following(uid(), uid(), 1)
+    await write(house.store, Changes(chats=[chat]))
+    assert chat.build is not None
+    assert chat.ref is not None
+    config = AgentConfig(
+        chat_id=chat.chat_id,
+        workspace_id=chat.ref.id,
+        build_id=chat.build.id,
+        agent_id=uid(),
+        name="main",
+        nats_url=house.servers.nats_url,
+        directory=tmp_path,
+    )
+    of_agent = Credential(
+        "agent",
+        (chat.chat_id,),
+        IN_AN_HOUR,
+        chat.ref.id,
+        chat.build.id,
+        config.agent_id,
+    )
+
+    async def credential(expires_at: datetime) -> AgentCredential:
+        seed, _ = await house.key(replace(of_agent, expires_at=expires_at))
+        return AgentCredential(seed=seed, inbox_prefix=grants.inbox_prefix(config.agent_id))
+
+    agent_files.write_config(tmp_path, config)
+    first = await credential(soon())
+    agent_files.write_credential(tmp_path, first)
+    came: asyncio.Queue[tuple[AgentCredential, Bus]] = asyncio.Queue()
+
+    async def dial(url: str, given: AgentCredential) -> Bus:
+        bus = await connect(url, seed=given.seed, inbox_prefix=given.inbox_prefix)
+        await came.put((given, bus))
+        return bus
+
+    link = Link(tmp_path, config, Journal(tmp_path, config), dial)
+    running = asyncio.create_task(link.run())
+    used, bus = await asyncio.wait_for(came.get(), A_WHILE)
+    assert used.seed == first.seed
+    second = await credential(IN_AN_HOUR)
+    agent_files.write_credential(tmp_path, second)
+
+    assert "expired" in await gone(bus)
+    used, bus = await asyncio.wait_for(came.get(), A_WHILE)
+
+    assert used.seed == second.seed
+    assert bus.connected
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def test_a_key_has_room_for_a_browser_with_many_tabs() -> None:
+    assert credentials.MOST_CONNECTIONS >= 32
+
+
+@pytest.mark.parametrize(
+    ("headers", "who"),
+    [
+        ({"Nats-Request-Info": '{"acc": "APP", "user": "UKEY"}'}, "UKEY"),
+        ({"nats-request-info": '{"user": "FORGED"}'}, ""),
+        ({"Nats-Request-Info": "[]"}, ""),
+        ({"Nats-Request-Info": "{"}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_server_s_header_tells_who_asks(headers: dict[str, str], who: str) -> None:
+    assert grants.asker(headers) == who
+
+
+async def test_a_seed_file_is_enough_whether_it_is_the_role_s_own_or_issued(
+    house: House, tmp_path: Path
+) -> None:
+    await house.door()
+    issued, _ = await house.key(Credential("provisioner", (), IN_AN_HOUR, name="box", pool="local"))
+    own = seed_file(house.servers.credentials, "provisioner").read_text()
+    echo, asked_by = await house.role("gateway"), []
+
+    async def answer(message: Message) -> bytes:
+        asked_by.append(grants.asker(message.headers))
+        return message.data
+
+    await echo.respond("workspaced.rpc.template_archive", "q", answer)
+    for name, seed in (
+        ("provisioner.nk", own),
+        ("mine.nk", own),
+        ("box.nk", issued),
+        ("elsewhere/provisioner.nk", issued),
+    ):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(seed)
+        async with Place(house.servers.nats_url, None, file).bus("provisioner") as bus:
+            forged = {grants.REQUEST_INFO: '{"user": "FORGED"}'}
+            subject = "workspaced.rpc.template_archive"
+            found = await bus.request(subject, b"hello", timeout=5, headers=forged)
+        assert found.data == b"hello", name
+        assert asked_by.pop() == nkey.public_key(seed)

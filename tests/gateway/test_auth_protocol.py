@@ -1,0 +1,321 @@
+"""Who proves the key that was granted gets in, with that much and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error
+
+from handlers.access import nkey
+from handlers.access.auth_protocol import QUEUE, SUBJECT, NotFromServer, Visitor, Why, answer
+from handlers.access.grants import (
+    Grant,
+    agent_grant,
+    frontend_grant,
+    inbox_prefix,
+    provisioner_grant,
+    role_grant,
+)
+from handlers.access.identities import ISSUER, seed_file
+from handlers.access.permissions import ROLES
+from handlers.embedded import Servers
+from tests.conftest import ConnectAs, settled
+
+CHAT, OTHER_CHAT, BUILD, AGENT = (str(uuid4()) for _ in range(4))
+IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
+
+
+class Granted(dict[str, Grant]):
+    """What the tests' gateway knows, by public key, and whom it refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[tuple[Why, Visitor]] = []
+
+    def give(self, make: Callable[..., Grant], **content: object) -> str:
+        seed = nkey.new_seed("user")
+        key = nkey.public_key(seed)
+        if make in (role_grant, provisioner_grant):
+            content["public_key"] = key
+        self[key] = make(**{"expires_at": IN_AN_HOUR} | content)
+        return seed
+
+    async def look_up(self, visitor: Visitor) -> Grant | Why:
+        return self.get(visitor.key, Why.UNKNOWN)
+
+
+@pytest.fixture
+async def granted(connect_as: ConnectAs, servers: Servers) -> AsyncIterator[Granted]:
+    """A gateway that answers the server's questions."""
+    grants, issuer = Granted(), seed_file(servers.credentials, ISSUER).read_text()
+    gateway = await connect_as("gateway")
+
+    async def on_question(question: Msg) -> None:
+        answered = await answer(question.data, issuer, grants.look_up, datetime.now(UTC))
+        if answered.refused is not None:
+            grants.refused.append((answered.refused, answered.visitor))
+        await question.respond(answered.token)
+
+    await gateway.subscribe(SUBJECT, queue=QUEUE, cb=on_question)
+    await settled(gateway)
+    return grants
+
+
+class Guest:
+    """A client that connects by seed and notes what the server denies it."""
+
+    def __init__(self, client: Client, denied: list[str]) -> None:
+        self.client, self._denied = client, denied
+
+    async def may_publish(self, subject: str) -> bool:
+        return await self._passes(self.client.publish(subject, b"{}"))
+
+    async def may_subscribe(self, subject: str) -> bool:
+        return await self._passes(self.client.subscribe(subject))
+
+    async def _passes(self, asked) -> bool:
+        self._denied.clear()
+        await asked
+        await settled(self.client)
+        return not self._denied
+
+
+@pytest.fixture
+def visit(connect_as: ConnectAs, servers: Servers):
+    async def connect(seed: str, name: str, /, **options: object) -> Guest:
+        denied: list[str] = []
+
+        async def note(error: Exception) -> None:
+            denied.append(str(error))
+
+        client = await connect_as(
+            "operator",
+            nkeys_seed=None,
+            nkeys_seed_str=seed,
+            inbox_prefix=inbox_prefix(name),
+            error_cb=note,
+            **options,
+        )
+        return Guest(client, denied)
+
+    return connect
+
+
+async def test_an_agent_may_report_about_itself_and_nothing_else(granted: Granted, visit) -> None:
+    seed = granted.give(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT)
+    agent = await visit(seed, AGENT)
+
+    for subject in (
+        f"workspaced.in.agent.{CHAT}.{AGENT}",
+        f"workspaced.log.{CHAT}.{BUILD}",
+        f"workspaced.presence.{CHAT}.{AGENT}",
+    ):
+        assert await agent.may_publish(subject), subject
+    for subject in (
+        f"workspaced.in.agent.{CHAT}.{uuid4()}",
+        f"workspaced.in.agent.{OTHER_CHAT}.{AGENT}",
+        f"workspaced.in.tool.{CHAT}.chat",
+        f"workspaced.log.{CHAT}.{uuid4()}",
+        f"workspaced.presence.{CHAT}.{uuid4()}",
+        "workspaced.rpc.list_chats",
+        "$JS.API.STREAM.LIST",
+        SUBJECT,
+    ):
+        assert not await agent.may_publish(subject), subject
+    for subject in ("workspaced.resend.agent", f"_INBOX_{AGENT}.>"):
+        assert await agent.may_subscribe(subject), subject
+    for subject in (">", "_INBOX.>", f"workspaced.ui.{CHAT}.>", "workspaced.resend.provisioner"):
+        assert not await agent.may_subscribe(subject), subject
+
+
+async def test_a_frontend_may_see_its_chats_and_no_other(granted: Granted, visit) -> None:
+    mine = [CHAT, str(uuid4())]
+    seed = granted.give(frontend_grant, name="page", chat_ids=mine)
+    frontend = await visit(seed, "page")
+    get = "$JS.API.DIRECT.GET.WORKSPACED_STATE"
+
+    for chat in mine:
+        assert await frontend.may_publish(f"{get}.workspaced.state.{chat}")
+        assert await frontend.may_subscribe(f"workspaced.ui.{chat}.>")
+    for subject in (
+        f"{get}.workspaced.state.{OTHER_CHAT}",
+        get,
+        "$JS.API.CONSUMER.CREATE.WORKSPACED_STATE.x",
+        f"workspaced.in.tool.{CHAT}.page",
+    ):
+        assert not await frontend.may_publish(subject), subject
+    for subject in (f"workspaced.ui.{OTHER_CHAT}.>", "workspaced.ui.>", f"workspaced.state.{CHAT}"):
+        assert not await frontend.may_subscribe(subject), subject
+
+
+async def test_a_key_that_was_granted_nothing_is_refused(granted: Granted, visit) -> None:
+    seed = nkey.new_seed("user")
+
+    with pytest.raises(Error, match="Authorization Violation"):
+        await visit(seed, "stranger", name="a stranger")
+
+    ((why, visitor),) = granted.refused
+    assert why is Why.UNKNOWN
+    assert visitor.key == nkey.public_key(seed)
+    assert (visitor.name, visitor.kind, visitor.address) == ("a stranger", "nats", "127.0.0.1")
+    assert visitor.server
+    assert visitor.client
+
+
+async def test_a_client_without_a_key_is_refused(granted: Granted, connect_as: ConnectAs) -> None:
+    with pytest.raises(Error, match="Authorization Violation"):
+        await connect_as("operator", nkeys_seed=None)
+
+    assert [why for why, _ in granted.refused] == [Why.NO_KEY]
+
+
+async def test_a_grant_that_has_run_out_is_refused(granted: Granted, visit) -> None:
+    seed = granted.give(
+        agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT, expires_at=datetime.now(UTC)
+    )
+    with pytest.raises(Error, match="Authorization Violation"):
+        await visit(seed, AGENT)
+
+    assert [why for why, _ in granted.refused] == [Why.EXPIRED]
+
+
+async def test_a_provisioner_known_by_name_speaks_as_itself_and_builds_for_its_pool(
+    granted: Granted, visit
+) -> None:
+    seed = granted.give(provisioner_grant, pool="gpu", name="box")
+    key = nkey.public_key(seed)
+    box = await visit(seed, key)
+    jobs = "WORKSPACED_JOB.pool-"
+
+    for subject in (
+        f"workspaced.in.provisioner.{CHAT}.box",
+        f"workspaced.log.{CHAT}.{BUILD}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{jobs}gpu",
+        f"$JS.ACK.{jobs}gpu.1.1.1.1.0",
+        "workspaced.rpc.agent_credential",
+        "workspaced.rpc.template_archive",
+    ):
+        assert await box.may_publish(subject), subject
+    for subject in (
+        f"workspaced.in.provisioner.{CHAT}.other",
+        f"workspaced.in.agent.{CHAT}.{AGENT}",
+        f"workspaced.in.tool.{CHAT}.box",
+        f"$JS.API.CONSUMER.MSG.NEXT.{jobs}local",
+        f"$JS.API.CONSUMER.MSG.NEXT.{jobs}gpu-2",
+        f"$JS.ACK.{jobs}local.1.1.1.1.0",
+        "$JS.API.CONSUMER.CREATE.WORKSPACED_JOB.x",
+        "workspaced.rpc.issue_credential",
+        "workspaced.rpc.get_chat",
+        "$SYS.REQ.SERVER.X.KICK",
+    ):
+        assert not await box.may_publish(subject), subject
+    for subject in ("workspaced.resend.provisioner", f"_INBOX_{key}.>"):
+        assert await box.may_subscribe(subject), subject
+    for subject in ("_INBOX_provisioner.>", "_INBOX.>", f"_INBOX_{AGENT}.>", "workspaced.job.gpu"):
+        assert not await box.may_subscribe(subject), subject
+
+
+@pytest.mark.parametrize(
+    ("role", "may", "may_not"),
+    [
+        ("operator", "workspaced.rpc.issue_credential", "workspaced.timer.x"),
+        ("chat-service", f"workspaced.in.tool.{CHAT}.chat", "workspaced.rpc.issue_credential"),
+        ("worker", f"workspaced.state.{CHAT}", f"workspaced.in.tool.{CHAT}.chat"),
+        ("gateway", f"workspaced.in.tool.{CHAT}.chat", f"workspaced.state.{CHAT}"),
+    ],
+    ids=["operator", "chat-service", "worker", "gateway"],
+)
+async def test_an_issued_key_of_a_role_may_what_the_role_may_with_an_inbox_of_its_own(
+    granted: Granted, visit, role: str, may: str, may_not: str
+) -> None:
+    seed = granted.give(role_grant, role=role)
+    key = nkey.public_key(seed)
+    holder = await visit(seed, key)
+
+    assert await holder.may_publish(may)
+    assert not await holder.may_publish(may_not)
+    assert await holder.may_subscribe(f"_INBOX_{key}.>")
+    everything = role in ("operator", "worker")
+    assert await holder.may_subscribe(f"_INBOX_{role}.>") is everything
+
+
+async def test_an_issued_gateway_may_answer_once(
+    granted: Granted, visit, connect_as: ConnectAs
+) -> None:
+    seed = granted.give(role_grant, role="gateway")
+    gateway = await visit(seed, nkey.public_key(seed))
+    chat_service = await connect_as("chat-service")
+
+    async def twice(question: Msg) -> None:
+        await question.respond(b"one")
+        await question.respond(b"two")
+
+    await gateway.client.subscribe("workspaced.rpc.get_chat", cb=twice)
+    await settled(gateway.client)
+    answered = await chat_service.request("workspaced.rpc.get_chat", b"", timeout=2)
+
+    assert answered.data == b"one"
+
+
+class Forger(Client):
+    """Claims a key, and signs with another."""
+
+    def _setup_nkeys_seed_connect(self) -> None:
+        super()._setup_nkeys_seed_connect()
+        other = nkey.new_seed("user")
+        self._signature_cb = lambda nonce: base64.b64encode(nkey.sign(other, nonce.encode()))
+
+
+async def test_naming_a_granted_key_without_its_seed_is_refused(granted: Granted, visit) -> None:
+    seed = granted.give(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT)
+
+    with pytest.raises(Error, match="Authorization Violation"):
+        await visit(seed, AGENT, client=Forger())
+
+    ((why, visitor),) = granted.refused
+    assert why is Why.BAD_SIGNATURE
+    assert visitor.key == nkey.public_key(seed)
+
+
+async def test_only_a_server_is_answered() -> None:
+    async def nobody(_visitor: Visitor) -> Why:
+        raise AssertionError
+
+    stranger, server = nkey.new_seed("account"), nkey.public_key(nkey.new_seed("account"))
+    claims = {
+        "iss": server,
+        "nats": {"type": "authorization_request", "server_id": {"id": server}, "user_nkey": "U"},
+    }
+    content = b".".join(base64.urlsafe_b64encode(json.dumps(p).encode()) for p in ({}, claims))
+    signature = base64.urlsafe_b64encode(nkey.sign(stranger, content))
+    for request in (b"", b"a.b.c", b"\xff.\xff.\xff", content + b"." + signature):
+        with pytest.raises(NotFromServer):
+            await answer(request, nkey.new_seed("account"), nobody, datetime.now(UTC))
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_static_role_needs_no_gateway(role: str, connect_as: ConnectAs) -> None:
+    client = await connect_as(role)
+
+    assert client.is_connected
+
+
+async def test_a_client_of_a_grant_that_runs_out_is_let_go(granted: Granted, visit) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    seed = granted.give(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT, expires_at=soon)
+    closed = asyncio.Event()
+
+    async def on_close() -> None:
+        closed.set()
+
+    await visit(seed, AGENT, closed_cb=on_close)
+
+    await asyncio.wait_for(closed.wait(), 5)

@@ -1,0 +1,103 @@
+"""What must be looked up before calls are judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from statemachine.calls import Call
+from statemachine.chat import Workspace
+from statemachine.events import BuildRequested, Event, TemplateRef, ToolRequested
+from statemachine.lookups import Needs, needs
+from tests.unit.driver import ANN, ORG, asked
+from tests.unit.facts import (
+    CHAT,
+    NOW,
+    START,
+    STOP,
+    chat,
+    connected,
+    event,
+    failed,
+    requested,
+    started,
+    succeeded,
+    uid,
+)
+
+TEMPLATE = uid("template")
+
+
+def found(
+    templates: tuple[str, ...] = (),
+    versions: tuple[str, ...] = (),
+    *,
+    organizations: tuple[str, ...] = (),
+    owners: tuple[str, ...] = (),
+) -> Needs:
+    return Needs(*map(frozenset, (organizations, templates, versions, owners)))
+
+
+def called(tool: str, **args: Any) -> ToolRequested:
+    request = asked(tool, **args).data
+    assert isinstance(request, ToolRequested)
+    return request
+
+
+def waiting(tool: str, **args: Any) -> Call:
+    of = {"organization_id": ORG, "owner_id": ANN, "owner_name": "ann", "asked_at": NOW}
+    return Call(chat_id=CHAT, call_id="c", tool=tool, args=args, order=1, **of)
+
+
+def templated(number: int, workspace: str = "w") -> Event:
+    request = requested(number, START, workspace).data
+    assert isinstance(request, BuildRequested)
+    ref = TemplateRef(id=TEMPLATE, name="python", version_id=uid("asked"), pool="local")
+    return event(request.model_copy(update={"template": ref}))
+
+
+def test_nothing_is_needed_for_nothing() -> None:
+    new, talk = Workspace(chat_id=CHAT), [asked("stop_workspace"), connected(1), failed()]
+
+    assert needs([], [], []) == found()
+    assert needs([called("start_workspace")], [new], talk) == found()
+
+
+@pytest.mark.parametrize("make", [called, waiting])
+def test_the_tools_need_what_they_speak_of(make: Any) -> None:
+    upper = f" {TEMPLATE.upper()} "
+
+    assert needs([make("list_templates")], [], []) == found(organizations=(ORG,))
+    assert needs([make("read_template", template_id=upper)], [], []) == found((TEMPLATE,))
+    create = make("create_workspace", template_id=upper)
+    assert needs([create], [], []) == found((TEMPLATE,), owners=(ANN,))
+
+
+@pytest.mark.parametrize("bad", [None, "", "python", 7, ["x"], TEMPLATE + "0", TEMPLATE + "\n0"])
+def test_what_is_no_id_is_not_looked_up(bad: Any) -> None:
+    assert needs([called("read_template", template_id=bad)], [], []) == found()
+
+
+def test_what_facts_tell_of_is_needed() -> None:
+    told = started(template_id=TEMPLATE, template_version_id=uid("told"))
+
+    assert needs([], [], [told, started(2)]) == found((TEMPLATE,), (uid("told"),))
+    assert needs([], [], [succeeded()]) == found((), (uid("version"),))
+
+
+def test_what_chats_were_built_of_is_needed() -> None:
+    mine = chat(started(template_id=TEMPLATE, template_version_id=uid("told")))
+    assert needs([], [mine], []) == found((TEMPLATE,), (uid("told"),))
+
+    ours = chat(templated(1), succeeded())
+    assert needs([], [ours], []) == found((TEMPLATE,), (uid("asked"), uid("version")))
+    stopped = chat(requested(2, STOP), of=ours)
+    assert needs([], [stopped], []).versions == {uid("asked"), uid("version")}
+
+
+def test_former_workspaces_are_needed_too() -> None:
+    other = started(workspace="x", template_id=uid("theirs"), template_version_id=uid("told"))
+    there = chat(templated(1), requested(1, START, "v"), other)
+
+    assert needs([], [there], []) == found((TEMPLATE, uid("theirs")), (uid("asked"), uid("told")))

@@ -1,0 +1,536 @@
+"""Workspaces that a chat does not have, or no longer: replaced ones, and those that nobody asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import permutations
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from statemachine.calls import Known, Policy
+from statemachine.chat import MOST_PAST, Former, Ref, Workspace
+from statemachine.events import BuildRequested, Event, OrphanGracePassed, TemplateRef, TtlPassed
+from statemachine.fold import Unmoved
+from statemachine.machine import Ignored, Parked
+from statemachine.previous_workspaces import known, newly_deleted, newly_named, orphans
+from statemachine.replay import replay
+from statemachine.states import State
+from statemachine.tool_rules import expiry, orphan
+from tests.unit.driver import ANN, PYTHON, asked, catalog, template
+from tests.unit.facts import (
+    CHAT,
+    DELETE,
+    LIMITS,
+    NOW,
+    START,
+    STOP,
+    apply,
+    canceled,
+    chat,
+    connected,
+    deleted,
+    event,
+    failed,
+    lifecycle,
+    place,
+    requested,
+    started,
+    succeeded,
+    uid,
+    ways,
+)
+from tests.unit.logs import recorded
+
+MINUTE = timedelta(minutes=1)
+KNOWN = Known(catalog=catalog(PYTHON), policy=Policy(), seed=b"seed")
+REPLACED = [requested(), succeeded(), connected(1), requested(1, START, "v")]
+"""The chat had `w`, which runs; it has `v`."""
+
+
+def templated(number: int = 1, transition: Any = START, workspace: str = "w") -> Event:
+    """A build that workspaced asked for, of a template that is known."""
+    asked = requested(number, transition, workspace).data
+    assert isinstance(asked, BuildRequested)
+    active = PYTHON.active
+    ref = TemplateRef(id=PYTHON.id, name="python", version_id=active.id, pool="local")
+    more = {"template": ref, "parameters": {"branch": "main"}}
+    return event(asked.model_copy(update=more))
+
+
+def of(workspace: Workspace, name: str = "w") -> Former:
+    found = known(workspace, uid(name))
+    assert found is not None
+    return found
+
+
+def orphaned(workspace: Workspace) -> list[str]:
+    names = {uid(name): name for name in "uvwxyz"}
+    return sorted(names[former.id] for former in orphans(workspace))
+
+
+def grace_over(name: str) -> Event:
+    return event(OrphanGracePassed(workspace_id=uid(name)))
+
+
+# -- replaced workspaces ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.NONE])
+def test_a_workspace_that_is_left_running_is_an_orphan_until_its_stop_is_asked_for(
+    state: State,
+) -> None:
+    runs = state.name in [
+        "AGENT_CONNECTING",
+        "SCRIPTS_RUNNING",
+        "READY",
+        "SELECTION_ERROR",
+        "AGENT_NOT_READY",
+        "SCRIPTS_FAILED",
+        "SCRIPTS_TIMED_OUT",
+        "STOP_FAILED",
+        "STOP_CANCELED",
+    ]
+    left = chat(*ways()[state], requested(1, START, "v"))
+
+    assert orphaned(left) == (["w"] if runs else [])
+    build = of(left).build
+    assert build is not None
+    after = apply(left, requested(build.number + 1, STOP))
+
+    assert isinstance(after, Ignored)
+    assert after.outcome == "foreign"
+    assert orphaned(after.workspace) == []
+    assert place(after.workspace) == place(left)
+
+
+def test_a_stop_that_failed_of_a_start_that_failed_leaves_nothing_to_stop() -> None:
+    left = chat(
+        requested(), failed(), requested(2, STOP), failed(2, STOP), requested(1, START, "v")
+    )
+
+    assert orphaned(left) == []
+
+
+@pytest.mark.parametrize("end", [failed, canceled])
+@pytest.mark.parametrize(("start", "runs"), [([], True), ([failed()], False)])
+def test_one_that_was_not_removed_may_run_unless_its_start_is_known_to_have_failed(
+    start: list[Event], runs: bool, end: Any
+) -> None:
+    left = chat(requested(), *start, requested(2, DELETE), end(2, DELETE), requested(1, START, "v"))
+
+    assert orphaned(left) == (["w"] if runs else [])
+
+
+@pytest.mark.parametrize(
+    ("facts", "runs"),
+    [
+        ([], False),
+        ([started(2, STOP)], False),
+        ([succeeded(2, STOP)], False),
+        ([failed(2, STOP)], True),
+        ([canceled(2, STOP)], True),
+        ([failed(2, STOP), succeeded(2, STOP)], True),
+        ([succeeded(2, STOP), failed(2, STOP)], False),
+        ([failed(2, STOP), deleted()], False),
+        ([failed(2, STOP), requested(3, STOP)], False),
+        ([failed(2, STOP), requested(3, STOP), succeeded(3, STOP)], False),
+        ([failed(2, STOP), requested(3, STOP), failed(3, STOP)], True),
+        ([failed(2, STOP), succeeded(3, DELETE)], False),
+        ([failed(2, STOP), failed(3, DELETE)], True),
+        ([succeeded(2, STOP), started(3)], False),
+        ([succeeded(2, STOP), succeeded(3)], True),
+        ([succeeded(2, STOP), failed(3)], False),
+        ([failed(2, STOP), failed(1, STOP)], True),
+        ([succeeded(2, STOP), succeeded(1)], False),
+    ],
+)
+def test_what_becomes_of_the_stop_of_a_replaced_workspace(facts: list[Event], runs: bool) -> None:
+    before = chat(*REPLACED, requested(2, STOP))
+    after = chat(*facts, of=before)
+
+    assert orphaned(after) == (["w"] if runs else [])
+    assert after.version == before.version
+    assert (after.ref, after.build, after.state) == (before.ref, before.build, before.state)
+
+
+def test_a_stop_that_failed_is_asked_for_again_with_the_next_number() -> None:
+    asked = [templated(), succeeded(), templated(1, START, "v"), templated(2, STOP)]
+    left = chat(*asked, failed(2, STOP))
+
+    build = orphan(left, KNOWN, uid("w"), "label")
+
+    assert build is not None
+    assert (build.workspace_id, build.build_number, build.transition) == (uid("w"), 3, STOP)
+    assert build.template is not None
+    assert build.template.pool == "local"
+    assert build.parameters == {"branch": "main"}
+    assert orphan(chat(*asked), KNOWN, uid("w"), "label") is None, "somebody is at it"
+    stopped = chat(*asked, failed(2, STOP), event(build), of=None)
+    assert orphan(stopped, KNOWN, uid("w"), "label") is None
+
+
+def test_a_former_workspace_never_comes_back() -> None:
+    left = chat(*REPLACED, succeeded(2, DELETE, workspace="v"))
+    assert left.state is State.NONE
+
+    for fact in (started(3), succeeded(3), failed(4), connected(7, number=3)):
+        decision = apply(left, fact)
+        assert isinstance(decision, Ignored)
+        assert decision.reason is Unmoved.FOREIGN
+        left = decision.workspace
+    assert left.ref is None
+
+
+def test_what_is_said_of_a_deleted_workspace_is_stale() -> None:
+    left = chat(*REPLACED, requested(2, STOP), failed(2, STOP), deleted())
+
+    for fact in (succeeded(), failed(5, STOP), succeeded(6), deleted()):
+        decision = apply(left, fact)
+        assert isinstance(decision, Ignored)
+        assert decision.reason is Unmoved.STALE
+        assert decision.workspace == left
+
+
+# -- workspaces that nobody asked for -----------------------------------------------------------
+
+ELSEWHERE = [
+    started(1, workspace="x", workspace_name="theirs", owner_name="bob", template_id=PYTHON.id),
+    succeeded(1, workspace="x"),
+]
+
+
+def test_a_running_workspace_that_no_chat_has_is_an_orphan_once_its_start_succeeded() -> None:
+    begun = chat(requested(), ELSEWHERE[0])
+    there = apply(begun, ELSEWHERE[1], NOW + MINUTE).workspace
+
+    assert orphaned(begun) == []
+    former = of(there, "x")
+    assert former.orphaned_at == NOW + MINUTE
+    assert not former.ours
+    assert former.ref is not None
+    assert (former.ref.name, former.ref.owner_name) == ("theirs", "bob")
+    assert place(there)["workspace"] == place(chat(requested()))["workspace"]
+
+
+def test_an_orphan_is_stopped_if_its_template_is_known_and_no_chat_has_it() -> None:
+    there = chat(requested(), *ELSEWHERE)
+
+    build = orphan(there, KNOWN, uid("x"), "label")
+
+    assert build is not None
+    assert (build.workspace_id, build.workspace_name) == (uid("x"), "theirs")
+    assert (build.build_number, build.transition, build.owner_name) == (2, STOP, "bob")
+    assert build.template is not None
+    assert build.template.id == PYTHON.id
+    nowhere = Known(catalog=catalog(), policy=Policy())
+    assert orphan(there, nowhere, uid("x"), "label") is None
+    had = Known(catalog=catalog(PYTHON), policy=Policy(), had={uid("x")})
+    assert orphan(there, had, uid("x"), "label") is None
+    assert orphan(there, KNOWN, uid("y"), "label") is None
+
+
+def test_a_grace_that_passed_says_so_and_comes_once() -> None:
+    there = chat(requested(), *ELSEWHERE)
+
+    after = apply(there, grace_over("x"))
+
+    assert isinstance(after, Parked)
+    assert of(after.workspace, "x").overdue
+    assert orphaned(after.workspace) == ["x"], "it is listed for as long as it runs"
+    assert apply(after.workspace, grace_over("x")).workspace == after.workspace
+    assert apply(there, grace_over("y")).workspace == there
+
+
+def test_a_workspace_that_is_started_again_has_a_new_grace() -> None:
+    there = chat(requested(), *ELSEWHERE, grace_over("x"))
+    again = chat(started(2, STOP, "x"), succeeded(2, STOP, workspace="x"), of=there)
+
+    after = apply(again, succeeded(3, workspace="x"), NOW + MINUTE).workspace
+
+    assert orphaned(again) == []
+    former = of(after, "x")
+    assert (former.orphaned_at, former.overdue) == (NOW + MINUTE, False)
+
+
+def test_one_whose_template_is_told_late_is_seen_to_again() -> None:
+    newer = Known(catalog=catalog(template(version="new")), policy=Policy())
+    there = chat(requested(), *ELSEWHERE[1:], grace_over("x"))
+    assert orphan(there, newer, uid("x"), "label") is None, "its version is not known here"
+
+    there = chat(ELSEWHERE[0], of=there)
+
+    assert not of(there, "x").overdue
+    assert orphan(there, newer, uid("x"), "label") is not None
+    seen_to = chat(grace_over("x"), event(ELSEWHERE[0].data), of=there)
+    assert of(seen_to, "x").overdue
+
+
+def test_a_grace_does_not_ask_the_clock_of_the_sender() -> None:
+    for year in (1, 1970, 9999):
+        told = succeeded(workspace="x").model_copy(update={"time": NOW.replace(year=year)})
+
+        assert of(chat(requested(), told), "x").orphaned_at == NOW + timedelta(seconds=1)
+
+
+FOREIGN: dict[str, tuple[list[Event], bool]] = {
+    "start": ([*ELSEWHERE], True),
+    "start, stop": ([*ELSEWHERE, started(2, STOP, "x"), succeeded(2, STOP, workspace="x")], False),
+    "start, stop failed": ([*ELSEWHERE, failed(2, STOP, workspace="x")], True),
+    "start, stop, start": (
+        [*ELSEWHERE, succeeded(2, STOP, workspace="x"), started(3, START, "x"), succeeded(3, workspace="x")],
+        True,
+    ),
+    "start, delete": ([*ELSEWHERE, succeeded(2, DELETE, workspace="x")], False),
+    "start, gone": ([*ELSEWHERE, deleted("x")], False),
+    "start failed": ([started(1, START, "x"), failed(workspace="x")], False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_order_of_what_is_said_of_a_foreign_workspace_never_matters(name: str) -> None:
+    facts, runs = FOREIGN[name]
+    seen: list[Any] = []
+    for order in permutations(facts):
+        there = chat(requested(), *order)
+        assert orphaned(there) == (["x"] if runs else [])
+        former = of(there, "x")
+        build = former.build
+        told = build and (build.id, build.number, build.transition, build.outcome)
+        seen.append((former.deleted, former.ref, told))
+        if runs:
+            assert orphan(there, KNOWN, uid("x"), "label") is not None or build is None
+
+    assert all(one == seen[0] for one in seen)
+
+
+def test_it_binds_as_far_as_it_has_come_when_the_chats_own_is_deleted() -> None:
+    """What was said of it while the chat had another is not forgotten, nor waits for more."""
+    there = chat(requested(), *ELSEWHERE)
+    assert orphaned(there) == ["x"]
+
+    after = apply(there, deleted(), NOW + MINUTE)
+
+    assert after.outcome == "moved"
+    assert after.workspace.state is State.AGENT_CONNECTING
+    assert after.workspace.deadline == NOW + MINUTE + LIMITS.agent_connect
+    ref = after.workspace.ref
+    assert ref == Ref(id=uid("x"), name="theirs", owner_name="bob", template_id=PYTHON.id)
+    assert orphaned(after.workspace) == []
+    assert known(after.workspace, uid("x")) is None
+    assert after.workspace.expires_at is None
+
+
+def test_a_late_fact_of_an_old_build_tells_of_what_the_workspace_is_now() -> None:
+    there = chat(requested(), succeeded(2, STOP, workspace="x"), deleted())
+
+    after = chat(started(1, START, "x", template_id=PYTHON.id), of=there)
+
+    assert after.state is State.STOPPED
+    assert after.build is not None
+    assert after.build.number == 2
+    assert after.ref is not None
+    assert after.ref.template_id == PYTHON.id
+
+
+def test_one_that_is_deleted_or_was_the_chats_is_not_bound() -> None:
+    gone = chat(requested(), *ELSEWHERE, succeeded(2, DELETE, workspace="x"), deleted())
+    assert (gone.ref, orphaned(gone)) == (None, [])
+    assert apply(gone, succeeded(1, workspace="x")).workspace.ref is None
+
+    assert chat(*REPLACED, deleted("v")).ref is None
+
+
+def test_one_of_which_only_agents_spoke_binds_with_its_build() -> None:
+    there = chat(
+        requested(),
+        connected(1, workspace="x"),
+        deleted(),
+        lifecycle(2, "ready", workspace="x"),
+    )
+    assert there.state is State.NONE
+
+    assert chat(succeeded(workspace="x"), of=there).state is State.READY
+
+
+def test_a_deletion_is_told_once_and_of_whatever_workspace() -> None:
+    there = chat(*REPLACED, *ELSEWHERE)
+    for fact, gone in (
+        (deleted(), ["w"]),
+        (deleted("v"), ["v"]),
+        (deleted("x"), ["x"]),
+        (deleted("new"), ["new"]),
+        (succeeded(2, DELETE), ["w"]),
+        (succeeded(2, DELETE, workspace="v"), ["v"]),
+        (failed(2, DELETE), []),
+        (succeeded(2, STOP), []),
+    ):
+        after = apply(there, fact).workspace
+
+        assert newly_deleted(there, after) == tuple(uid(name) for name in gone)
+        assert newly_deleted(after, apply(after, fact).workspace) == ()
+
+
+def test_a_delete_that_failed_first_deletes_nothing_when_it_succeeds() -> None:
+    """Of two ends of one build the first counts: the chat still has its workspace, and the name."""
+    there = chat(requested(), succeeded(), requested(2, DELETE), failed(2, DELETE))
+
+    after = apply(there, succeeded(2, DELETE)).workspace
+
+    assert after.ref is not None
+    assert newly_deleted(there, after) == ()
+    assert newly_deleted(after, apply(after, deleted()).workspace) == (uid("w"),)
+
+
+def test_a_workspace_holds_its_name_from_when_name_and_owner_are_known() -> None:
+    elsewhere = started(1, START, "x", workspace_name="theirs")
+    mine = (uid("x"), CHAT, ANN, "theirs")
+
+    unbound, nobodys = Workspace(chat_id=CHAT), chat(elsewhere)
+    owned = chat(asked("list_templates"), of=nobodys)
+    nameless = chat(asked("list_templates"), succeeded(workspace="x"))
+
+    assert newly_named(unbound, nobodys) is None
+    assert newly_named(nobodys, owned) == mine
+    assert newly_named(nameless, chat(elsewhere, of=nameless)) == mine
+    assert newly_named(owned, chat(succeeded(workspace="x"), of=owned)) is None
+
+
+def test_the_next_build_of_a_workspace_gives_it_no_new_name() -> None:
+    there = chat(asked("list_templates"), *REPLACED)
+
+    new = newly_named(there, chat(requested(1, START, "u"), of=there))
+
+    assert new is not None
+    assert new[0] == uid("u")
+    assert newly_named(there, chat(requested(2, STOP, "v"), of=there)) is None
+    assert newly_named(there, chat(requested(2, STOP, "w"), of=there)) is None
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+
+def test_no_more_than_some_are_remembered_and_what_matters_least_goes_first() -> None:
+    there = chat(*REPLACED, succeeded(1, START, workspace="y"))
+    for number in range(MOST_PAST + 9):
+        there = chat(failed(1, START, workspace=f"other {number}"), of=there)
+
+    assert len(there.former) == MOST_PAST
+    assert of(there).ours, "it was the chat's: must not come back"
+    assert orphaned(there) == ["w", "y"]
+    assert known(there, uid("other 0")) is None
+    assert known(there, uid(f"other {MOST_PAST + 8}")) is not None
+
+    for number in range(MOST_PAST + 9):
+        there = chat(succeeded(1, START, workspace=f"running {number}"), of=there)
+
+    assert len(there.former) == MOST_PAST
+    assert len(orphans(there)) == MOST_PAST
+    assert known(there, uid("y")) is None
+
+
+def test_many_replaced_ones_are_remembered_by_the_newest() -> None:
+    there = Workspace(chat_id=CHAT)
+    for number in range(MOST_PAST + 3):
+        there = chat(
+            requested(1, START, f"mine {number}"), failed(workspace=f"mine {number}"), of=there
+        )
+
+    assert len(there.former) == MOST_PAST
+    assert known(there, uid("mine 0")) is None
+    assert known(there, uid(f"mine {MOST_PAST + 1}")) is not None
+
+
+# -- logs ---------------------------------------------------------------------------------------
+
+ANYTHING = [
+    *REPLACED,
+    *ELSEWHERE,
+    requested(2, STOP),
+    failed(2, STOP),
+    requested(3, STOP),
+    succeeded(3, STOP),
+    canceled(3, STOP),
+    succeeded(2, STOP, workspace="v"),
+    succeeded(workspace="v"),
+    requested(1, START, "u"),
+    succeeded(workspace="u"),
+    failed(2, STOP, workspace="x"),
+    succeeded(2, DELETE, workspace="x"),
+    started(4, START, "x"),
+    deleted(),
+    deleted("v"),
+    deleted("x"),
+    grace_over("w"),
+    grace_over("x"),
+    event(TtlPassed(build_id=uid("w/b1"))),
+]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(ANYTHING), max_size=16))
+def test_any_log_of_these_folds_to_what_it_recorded(facts: list[Event]) -> None:
+    log = list(recorded(facts))
+    workspace = Workspace(chat_id=CHAT)
+    for fact, entry in zip(facts, log, strict=True):
+        if entry["outcome"] != "repeat":
+            workspace = apply(workspace, fact, datetime.fromisoformat(entry["at"])).workspace
+        assert_sound(workspace)
+
+    if log:
+        replayed = replay(log)[CHAT]
+        assert replayed.differences == ()
+        assert replayed.workspace.former == workspace.former
+        assert replayed.workspace.expires_at == workspace.expires_at
+
+
+def assert_sound(workspace: Workspace) -> None:
+    """No workspace stands twice; what is gone or being worked at is no orphan."""
+    ids = [former.id for former in workspace.former]
+    assert len(set(ids)) == len(ids)
+    assert workspace.ref is None or workspace.ref.id not in ids
+    for former in orphans(workspace):
+        assert not former.deleted
+        assert former.build is not None
+        assert former.build.outcome is not None
+    assert all(former.orphaned_at or not former.overdue for former in workspace.former)
+    read_back = Workspace.model_validate_json(workspace.model_dump_json(exclude_defaults=True))
+    assert read_back == workspace
+
+
+# -- the lifetime, judged -----------------------------------------------------------------------
+
+
+def lived(*facts: Event) -> Iterator[Event]:
+    asked = templated().data
+    assert isinstance(asked, BuildRequested)
+    yield event(asked.model_copy(update={"ttl_ms": 1000}))
+    yield from facts
+
+
+def test_what_has_lived_as_long_as_it_may_is_stopped_with_the_next_number() -> None:
+    build = expiry(chat(*lived(succeeded())), KNOWN, "label")
+
+    assert build is not None
+    assert (build.build_number, build.transition, build.workspace_id) == (2, STOP, uid("w"))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [[], [failed()], [succeeded(), requested(2, STOP)], [succeeded(), deleted()]],
+    ids=["building", "failed", "being stopped", "gone"],
+)
+def test_what_does_not_run_is_not_stopped(facts: list[Event]) -> None:
+    assert expiry(chat(*lived(*facts)), KNOWN, "label") is None
+
+
+def test_its_lifetime_is_over_once() -> None:
+    there = chat(*lived(succeeded()))
+
+    decision = apply(there, event(TtlPassed(build_id=uid("w/b1"))))
+
+    assert isinstance(decision, Parked)
+    assert expiry(decision.workspace, KNOWN, "label") is None

@@ -1,0 +1,259 @@
+"""The rules after a delete that did not succeed; the table stands in `test_judging`."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import pytest
+
+from statemachine.chat import MOST_BEFORE_DELETE
+from statemachine.events import BuildRequested, Event
+from statemachine.phase import word_of
+from statemachine.states import State, Word
+from tests.unit.driver import PYTHON, Desk
+from tests.unit.facts import (
+    DELETE,
+    START,
+    STOP,
+    canceled,
+    chat,
+    connected,
+    disconnected,
+    event,
+    failed,
+    lifecycle,
+    place,
+    requested,
+    started,
+    succeeded,
+    uid,
+)
+from tests.unit.jobs import Jobs, is_error
+from tests.unit.test_order import possible
+
+S = State
+KNOWN = started(1, workspace_name="w", owner_name="ann", template_id=PYTHON.id)
+RUNS = [requested(), KNOWN, succeeded(), connected(1), lifecycle(2, "ready")]
+STOPPED = [*RUNS, requested(2, STOP), started(2, STOP), disconnected(9), succeeded(2, STOP)]
+FAILED = [requested(), KNOWN, failed()]
+STANDINGS: dict[str, tuple[list[Event], int, Word]] = {
+    "running": (RUNS, 2, Word.RUNNING),
+    "stopped": (STOPPED, 3, Word.STOPPED),
+    "a failed build": (FAILED, 2, Word.FAILED_BUILD),
+    "a failed stop": ([*RUNS, requested(2, STOP), failed(2, STOP)], 3, Word.RUNNING),
+    "a failed stop of a failed build": (
+        [*FAILED, requested(2, STOP), canceled(2, STOP)],
+        3,
+        Word.FAILED_BUILD,
+    ),
+}
+"""What a workspace was before its delete, the delete's number, and the word for it."""
+UNSUCCESSFUL = {
+    "failed": lambda number: [failed(number, DELETE)],
+    "canceled after it began": lambda number: [started(number, DELETE), canceled(number, DELETE)],
+    "canceled, and that it began is heard of later": lambda number: [
+        canceled(number, DELETE),
+        started(number, DELETE),
+    ],
+}
+
+
+def deleted_badly(name: str, how: str) -> Desk:
+    facts, number, _ = STANDINGS[name]
+    return Desk(*facts, requested(number, DELETE), *UNSUCCESSFUL[how](number))
+
+
+def called_off(name: str) -> Desk:
+    """A chat whose delete was canceled before it began."""
+    facts, number, _ = STANDINGS[name]
+    return Desk(*facts, requested(number, DELETE), canceled(number, DELETE))
+
+
+@pytest.mark.parametrize("how", UNSUCCESSFUL)
+@pytest.mark.parametrize("name", STANDINGS)
+def test_c4l_after_a_failed_delete_a_new_workspace_is_made_and_the_old_one_deleted(
+    name: str, how: str
+) -> None:
+    desk, number = deleted_badly(name, how), STANDINGS[name][1]
+
+    assert desk.create("c") is None
+
+    old, new = desk.jobs
+    assert (old.workspace_id, old.transition, old.build_number) == (uid("w"), DELETE, number + 1)
+    assert (new.transition, new.build_number) == (START, 1)
+    assert desk.chat.ref is not None
+    assert desk.chat.ref.id == new.workspace_id
+    Jobs(desk).succeed(())
+    assert desk.result("c")["created"] is True
+
+
+@pytest.mark.parametrize("how", UNSUCCESSFUL)
+@pytest.mark.parametrize("name", STANDINGS)
+def test_s5d_after_a_failed_delete_there_is_nothing_to_start(name: str, how: str) -> None:
+    desk = deleted_badly(name, how)
+
+    answer = desk.start()
+
+    assert is_error(answer)
+    assert answer is not None
+    assert "create_workspace" in answer.result["error"]
+    assert desk.jobs == []
+
+
+@pytest.mark.parametrize("how", UNSUCCESSFUL)
+@pytest.mark.parametrize("name", STANDINGS)
+def test_p4c_what_a_failed_delete_left_can_be_stopped(name: str, how: str) -> None:
+    desk, number = deleted_badly(name, how), STANDINGS[name][1]
+
+    assert desk.stop("p") is None
+
+    assert (desk.job.transition, desk.job.build_number) == (STOP, number + 1)
+    Jobs(desk).succeed()
+    assert desk.result("p")["stopped"] is True
+    assert word_of(desk.chat) is Word.STOPPED
+    assert desk.start() is None
+
+
+def test_c3g_s3d_a_call_that_waits_for_a_delete_is_judged_again_when_it_fails() -> None:
+    desk = Desk(*STOPPED, requested(3, DELETE))
+    assert desk.create("c") is None
+    assert desk.start("s") is None
+
+    desk.hear(failed(3, DELETE))
+
+    assert [job.transition for job in desk.jobs] == [DELETE, START]
+    other = Desk(*STOPPED, requested(3, DELETE))
+    assert other.start("s") is None
+    other.hear(failed(3, DELETE))
+    assert is_error(other.answers["s"])
+
+
+@pytest.mark.parametrize("how", UNSUCCESSFUL)
+def test_a_failed_delete_may_be_tried_again(how: str) -> None:
+    desk = deleted_badly("stopped", how)
+
+    desk.delete()
+
+    assert (desk.job.transition, desk.job.build_number) == (DELETE, 4)
+    Jobs(desk).succeed()
+    assert desk.chat.state is S.NONE
+
+
+@pytest.mark.parametrize("name", STANDINGS)
+def test_a_delete_that_was_canceled_before_it_began_leaves_the_workspace_as_it_was(
+    name: str,
+) -> None:
+    assert word_of(called_off(name).chat) is STANDINGS[name][2]
+
+
+def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_stopped_workspace_is_stopped() -> None:
+    created = called_off("stopped").create()
+    assert created is not None
+    assert created.result["status"] == "stopped"
+    stopped = called_off("stopped").stop()
+    assert stopped is not None
+    assert stopped.result["no_build"] is True
+    desk = called_off("stopped")
+
+    assert desk.start("s") is None
+
+    assert (desk.job.transition, desk.job.build_number) == (START, 4)
+    Jobs(desk).succeed(())
+    assert desk.result("s")["started"] is True
+
+
+def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_running_workspace_runs() -> None:
+    created = called_off("running").create()
+    assert created is not None
+    assert created.result["status"] == "already_exists"
+    started_ = called_off("running").start()
+    assert started_ is not None
+    assert started_.result["no_build"] is True
+    desk = called_off("running")
+    assert desk.stop() is None
+    assert (desk.job.transition, desk.job.build_number) == (STOP, 3)
+
+
+def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_failed_build_is_one() -> None:
+    for ask, transition in (("create", START), ("start", START), ("stop", STOP)):
+        desk = called_off("a failed build")
+
+        assert getattr(desk, ask)() is None
+
+        assert [job.transition for job in desk.jobs] == [transition]
+
+
+def test_deletes_that_never_began_hide_nothing_of_what_came_before_them() -> None:
+    calls_off = [fact for n in (3, 4, 5) for fact in (requested(n, DELETE), canceled(n, DELETE))]
+
+    assert word_of(chat(*STOPPED, *calls_off)) is Word.STOPPED
+    one_failed = [*calls_off[:2], requested(4, DELETE), failed(4, DELETE), *calls_off[4:]]
+    assert word_of(chat(*STOPPED, *one_failed)) is Word.FAILED_DELETE
+
+
+def test_what_came_before_a_delete_is_bounded() -> None:
+    facts = [fact for n in range(2, 99) for fact in (requested(n, DELETE), canceled(n, DELETE))]
+
+    end = chat(*RUNS, *facts)
+
+    assert len(end.before_delete) == MOST_BEFORE_DELETE
+    assert word_of(end) is Word.RUNNING
+
+
+def test_what_is_remembered_before_a_delete_holds_no_values() -> None:
+    asked = BuildRequested(
+        workspace_id=uid("w"),
+        workspace_name="w",
+        owner_name="ann",
+        build_id=uid("w/b2"),
+        build_number=2,
+        transition=STOP,
+        parameters={"token": "s3cret"},
+    )
+
+    end = chat(*RUNS, event(asked), failed(2, STOP, error="s3cret"), started(3, DELETE))
+
+    assert "s3cret" not in str(end.before_delete)
+
+
+ORDERS: dict[str, list[Event]] = {
+    "stopped, and a delete that fails": [*STOPPED[-3:], requested(3, DELETE), failed(3, DELETE)],
+    "stopped, and a delete that never began": [
+        *STOPPED[-3:],
+        requested(3, DELETE),
+        canceled(3, DELETE),
+    ],
+    "stopped, and a canceled delete that began": [
+        succeeded(2, STOP),
+        started(3, DELETE),
+        canceled(3, DELETE),
+    ],
+    "made elsewhere": [succeeded(2, STOP), canceled(3, DELETE), canceled(4, DELETE)],
+    "made elsewhere, one fails": [failed(3, DELETE), succeeded(2, STOP), canceled(4, DELETE)],
+    "made elsewhere, the stop fails": [failed(2, STOP), canceled(3, DELETE)],
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_never_matters_for_what_is_left(name: str) -> None:
+    facts = [succeeded(), *ORDERS[name]]
+    first = [] if name.startswith("made elsewhere") else [requested()]
+    end = chat(*first, *facts)
+    for order in permutations(facts):
+        if possible((*first, *order)):
+            assert place(chat(*first, *order)) == place(end), [fact.data for fact in order]
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_order_never_matters_for_a_workspace_that_the_chat_gets_later(order: int) -> None:
+    """Spoken of while the chat has another one, and bound when that is deleted."""
+    theirs: dict[str, Any] = {"workspace": "x"}
+    facts = [succeeded(**theirs), succeeded(2, STOP, **theirs), canceled(3, DELETE, **theirs)]
+    facts = [*facts[order:], *facts[:order]]
+
+    end = chat(*RUNS, *facts, succeeded(2, DELETE))
+
+    assert end.ref is not None
+    assert end.ref.id == uid("x")
+    assert word_of(end) is Word.STOPPED

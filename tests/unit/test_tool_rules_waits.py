@@ -1,0 +1,459 @@
+"""What waiting calls are answered: readiness (R), build failures (F), superseding (U), cancels (X), waits (W)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from statemachine import answers, tool_rules
+from statemachine.calls import Answered
+from statemachine.events import Event, Quota
+from statemachine.states import State
+from tests.unit.driver import Desk
+from tests.unit.facts import (
+    DELETE,
+    START,
+    STOP,
+    agents,
+    chat,
+    connected,
+    deleted,
+    disconnected,
+    failed,
+    lifecycle,
+    requested,
+    started,
+    succeeded,
+    uid,
+    ways,
+)
+from tests.unit.jobs import Jobs, at
+
+S = State
+
+
+def scripts(state: str, lifecycle_state: str | None = None) -> dict[str, str]:
+    more = {} if lifecycle_state is None else {"lifecycle_state": lifecycle_state}
+    return {"startup_scripts": f"startup_scripts_{state}", **more}
+
+
+READINESS: dict[str, tuple[list[Event], dict[str, Any]]] = {
+    "R1 ready": (ways()[S.READY], {}),
+    "R1 ready, agent lost": ([*ways()[S.READY], disconnected(9)], {}),
+    "R1 ready, started again": ([*ways()[S.READY], lifecycle(9, "starting")], {}),
+    "R2 no agents": ([requested(), succeeded(made=())], {"agent_status": "no_agent"}),
+    "R5 failed": (ways()[S.SCRIPTS_FAILED], scripts("failed", "start_error")),
+    "R5 settled later": (
+        [*ways()[S.READY], lifecycle(9, "shutting_down")],
+        scripts("failed", "shutting_down"),
+    ),
+    "R5 failed, then begun again": (
+        [*ways()[S.SCRIPTS_FAILED], lifecycle(9, "starting")],
+        scripts("failed", "starting"),
+    ),
+    "R5 out of time, then failed": (
+        [*ways()[S.SCRIPTS_TIMED_OUT], lifecycle(9, "start_error")],
+        scripts("failed", "start_error"),
+    ),
+    "R6 out of time": (ways()[S.SCRIPTS_TIMED_OUT], scripts("timeout")),
+    "R6 out of time, then ready": ([*ways()[S.SCRIPTS_TIMED_OUT], lifecycle(9, "ready")], {}),
+    "failed stop, ready before": ([*ways()[S.READY], started(2, STOP), failed(2, STOP)], {}),
+    "failed stop, failed before": (
+        [*ways()[S.SCRIPTS_FAILED], started(2, STOP), failed(2, STOP)],
+        scripts("failed", "start_error"),
+    ),
+    "failed stop, no agents": (
+        [requested(), succeeded(made=()), started(2, STOP), failed(2, STOP)],
+        {"agent_status": "no_agent"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READINESS)
+def test_r_readiness_is_told_by_its_keys(name: str) -> None:
+    facts, keys = READINESS[name]
+
+    assert answers.readiness(chat(*facts)) == keys
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [(S.SELECTION_ERROR, "selection_error"), (S.AGENT_NOT_READY, "not_ready")],
+)
+def test_r3_r4_what_is_wrong_with_the_agent_is_told_in_words(state: State, status: str) -> None:
+    keys = answers.readiness(chat(*ways()[state]))
+
+    assert keys.pop("agent_error")
+    assert keys == {"agent_status": status}
+
+
+def test_r4_an_agent_that_only_reports_a_lifecycle_later_is_still_not_ready() -> None:
+    keys = answers.readiness(chat(*ways()[S.AGENT_NOT_READY], lifecycle(9, "start_error")))
+
+    assert keys["agent_status"] == "not_ready"
+
+
+def test_f1_a_build_failure_says_which_build_and_why() -> None:
+    desk = Desk()
+    desk.create("c")
+
+    desk.late()
+
+    assert set(desk.result("c")) == {"error", "build_id"}
+    assert desk.result("c")["build_id"] == desk.job.build_id
+
+
+@pytest.mark.parametrize(("call", "word"), [("create", "create"), ("start", "start")])
+def test_f2_a_quota_that_is_used_up_is_told_with_its_numbers(call: str, word: str) -> None:
+    desk = Desk() if call == "create" else at(S.STOPPED)
+    getattr(desk, call)("c")
+
+    quota = Quota(credits_consumed=12, budget=10.5)
+    Jobs(desk).fail("too much", "INSUFFICIENT_QUOTA", quota)
+
+    result = desk.result("c")
+    assert f"ould not {word}" in result.pop("message")
+    assert "too much" in result.pop("error")
+    assert result == {
+        "error_code": "INSUFFICIENT_QUOTA",
+        "title": "Workspace quota reached",
+        "build_id": desk.job.build_id,
+        "quota": {"credits_consumed": 12, "budget": 10.5},
+    }
+
+
+def test_f2_a_quota_without_numbers_has_no_key_for_them() -> None:
+    desk = Desk()
+    desk.create("c")
+
+    Jobs(desk).fail("too much", "INSUFFICIENT_QUOTA")
+
+    assert "quota" not in desk.result("c")
+    assert desk.result("c")["error_code"] == "INSUFFICIENT_QUOTA"
+
+
+def test_f2_another_error_code_means_nothing_to_the_caller() -> None:
+    desk = Desk()
+    desk.create("c")
+
+    Jobs(desk).fail("too much", "OTHER", Quota(credits_consumed=1, budget=1))
+
+    assert set(desk.result("c")) == {"error", "build_id"}
+
+
+def test_u1_a_call_follows_the_start_build_that_took_over() -> None:
+    desk = Desk()
+    desk.create("made")
+    desk.create("joined")
+    workspace, number = desk.job.workspace_id, 2
+    assert desk.chat.ref is not None
+    newer = started(number).data.model_copy(
+        update={"workspace_id": workspace, "build_id": uid("newer")}
+    )
+
+    desk.hear(started().model_copy(update={"data": newer, "id": uid("e1")}))
+    assert set(desk.open) == {"made", "joined"}
+    done = succeeded(number, made=()).data.model_copy(
+        update={"workspace_id": workspace, "build_id": uid("newer")}
+    )
+    desk.hear(succeeded().model_copy(update={"data": done, "id": uid("e2")}))
+
+    assert desk.result("made")["build_id"] == desk.result("joined")["build_id"] == uid("newer")
+    assert desk.result("made")["created"] is True
+
+
+def test_u1_a_call_that_waited_for_the_agent_names_the_build_that_took_over() -> None:
+    """It was built after all, so `no_build` would be wrong."""
+    desk = at(S.AGENT_CONNECTING)
+    desk.start("s")
+
+    desk.hear(started(2), succeeded(2, made=()))
+
+    assert desk.result("s") == {
+        "started": True,
+        "workspace_name": "w",
+        "build_id": uid("w/b2"),
+        "agent_status": "no_agent",
+    }
+
+
+@pytest.mark.parametrize("transition", [STOP, DELETE])
+@pytest.mark.parametrize("state", [S.BUILDING, S.AGENT_CONNECTING, S.SCRIPTS_RUNNING])
+def test_u2_a_call_whose_build_is_taken_over_by_a_stop_is_answered_when_that_is_seen(
+    state: State, transition: Any
+) -> None:
+    desk = at(state)
+    desk.create("c")
+    desk.start("s")
+
+    desk.hear(started(2, transition))
+
+    for call in ("c", "s"):
+        assert set(desk.result(call)) == {"error", "build_id"}
+        assert desk.result(call)["build_id"] == uid("w/b1")
+        assert uid("w/b2") in desk.result(call)["error"]
+
+
+def test_u2_a_stop_that_is_over_at_once_is_seen_all_the_same() -> None:
+    desk = at(S.BUILDING)
+    desk.create("c")
+
+    desk.hear(succeeded(2, DELETE))
+
+    assert desk.chat.state is S.NONE
+    assert desk.result("c")["build_id"] == uid("w/b1")
+    assert uid("w/b2") in desk.result("c")["error"]
+
+
+def test_u2_a_request_to_delete_answers_who_waits() -> None:
+    desk = at(S.BUILDING)
+    desk.create("c")
+    desk.start("s")
+
+    desk.delete()
+
+    assert desk.job.transition is DELETE
+    assert {*desk.answers} == {"c", "s"}
+    assert desk.job.build_id in desk.result("c")["error"]
+
+
+def test_u3_a_workspace_that_is_gone_answers_who_waits_for_it() -> None:
+    for state in (S.BUILDING, S.SCRIPTS_RUNNING):
+        desk = at(state)
+        desk.create("c")
+
+        desk.hear(deleted())
+
+        assert set(desk.result("c")) == {"error", "build_id"}
+        assert desk.result("c")["build_id"] == uid("w/b1")
+
+
+@pytest.mark.parametrize("state", [S.BUILDING, S.SCRIPTS_RUNNING])
+def test_u3_who_waits_for_a_workspace_is_not_answered_with_the_one_that_takes_its_place(
+    state: State,
+) -> None:
+    gone, taken_over = (at(state).hear(started(workspace="x")) for _ in range(2))
+    for desk in (gone, taken_over):
+        desk.create("c")
+    gone.hear(deleted())
+    taken_over.hear(succeeded(2, DELETE))
+
+    for desk in (gone, taken_over):
+        assert desk.chat.ref is not None
+        assert desk.chat.ref.id == uid("x")
+        assert set(desk.result("c")) == {"error", "build_id"}
+        assert desk.result("c")["build_id"] == uid("w/b1")
+    assert "deleted" in gone.result("c")["error"]
+    assert uid("w/b2") in taken_over.result("c")["error"]
+
+    gone.create("again")
+    gone.hear(succeeded(workspace="x", made=()))
+    assert gone.result("again")["status"] == "already_exists"
+
+
+def test_u4_a_stop_whose_workspace_gives_place_to_another_is_answered() -> None:
+    desk = at(S.READY).hear(started(workspace="x"))
+    desk.stop("p")
+
+    desk.hear(deleted())
+
+    assert desk.result("p")["build_id"] == desk.job.build_id
+    assert "deleted" in desk.result("p")["error"]
+
+
+@pytest.mark.parametrize("transition", [START, STOP, DELETE])
+def test_u4_a_stop_that_is_taken_over_is_answered_when_that_is_seen(transition: Any) -> None:
+    desk = at(S.READY)
+    desk.stop("p")
+
+    desk.hear(started(3, transition))
+
+    assert desk.result("p")["build_id"] == desk.job.build_id
+    assert uid("w/b3") in desk.result("p")["error"]
+
+
+def test_u4_a_stop_whose_workspace_is_gone_is_answered() -> None:
+    desk = at(S.READY)
+    desk.stop("p")
+
+    desk.hear(deleted())
+
+    assert desk.result("p")["build_id"] == desk.job.build_id
+
+
+@pytest.mark.parametrize("tool", ["create", "start", "stop"])
+@pytest.mark.parametrize("state", [S.BUILDING, S.STOPPING])
+def test_x1_a_call_canceled_while_a_build_goes_on_is_a_build_failure(
+    state: State, tool: str
+) -> None:
+    desk = at(state)
+    getattr(desk, tool)("x")
+    assert desk.chat.build is not None
+
+    answer = desk.cancel("x")
+
+    assert not answer.is_error
+    assert set(answer.result) == {"error", "build_id"}
+    assert answer.result["build_id"] == desk.chat.build.id
+    assert desk.chat.state is state
+
+
+def test_x2_a_call_canceled_while_the_agent_connects_has_its_workspace() -> None:
+    made, started_, joined = Desk(), at(S.STOPPED), at(S.AGENT_CONNECTING)
+    made.create("x", name="box")
+    started_.start("x")
+    for desk in (made, started_):
+        Jobs(desk).succeed()
+    joined.create("x")
+
+    assert made.cancel("x").result == {
+        "created": True,
+        "workspace_name": "ann/box",
+        "build_id": made.job.build_id,
+        "agent_status": "not_ready",
+    }
+    assert started_.cancel("x").result == {
+        "started": True,
+        "workspace_name": "w",
+        "build_id": started_.job.build_id,
+        "agent_status": "not_ready",
+    }
+    answer = joined.cancel("x").result
+    assert (answer["status"], answer["agent_status"]) == ("already_exists", "not_ready")
+
+
+def test_x3_a_call_canceled_while_scripts_run_does_not_know_of_them() -> None:
+    desk = at(S.SCRIPTS_RUNNING)
+    desk.start("x")
+
+    assert desk.cancel("x") == Answered(
+        {
+            "started": True,
+            "workspace_name": "w",
+            "no_build": True,
+            "startup_scripts": "startup_scripts_unknown",
+        }
+    )
+
+
+def test_x4_a_call_canceled_before_it_came_requests_nothing() -> None:
+    desk = Desk()
+    desk.create("x")
+    unjudged = desk.open["x"].model_copy(update={"wait": None})
+
+    answer = tool_rules.canceled(unjudged, Desk().chat)
+
+    assert set(answer.result) == {"error"}
+
+
+@pytest.mark.parametrize(
+    ("state", "keys"),
+    [
+        (S.BUILDING, {"error", "build_id"}),
+        (
+            S.AGENT_CONNECTING,
+            {"created", "workspace_name", "status", "message", "agent_status", "agent_error"},
+        ),
+        (
+            S.SCRIPTS_RUNNING,
+            {"created", "workspace_name", "status", "message", "startup_scripts"},
+        ),
+    ],
+)
+def test_w1_a_call_that_waits_when_the_limit_passes_is_answered(
+    state: State, keys: set[str]
+) -> None:
+    desk = at(state)
+    desk.create("c")
+    late_comer = at(state)
+
+    desk.late()
+    late_comer.late()
+
+    assert set(desk.result("c")) == keys
+    if state is S.BUILDING:
+        assert desk.chat.state is S.BUILD_TIMED_OUT
+        assert late_comer.create("c") is None
+        assert late_comer.chat.state is S.BUILDING
+
+
+def test_w1_a_second_wait_has_a_limit_too() -> None:
+    desk = at(S.BUILD_TIMED_OUT)
+    desk.create("c")
+
+    desk.late()
+
+    assert desk.chat.state is S.BUILD_TIMED_OUT
+    assert set(desk.result("c")) == {"error", "build_id"}
+
+
+def test_w2_waiting_calls_are_judged_in_the_order_they_came() -> None:
+    """A start and a create that waited for a stop: the first starts it, the second joins that."""
+    desk = at(S.STOPPING)
+    desk.start("first")
+    desk.create("second")
+    desk.start("third")
+
+    desk.hear(succeeded(2, STOP))
+
+    assert len(desk.jobs) == 1
+    assert {*desk.open} == {"first", "second", "third"}
+    Jobs(desk).succeed(())
+    assert desk.result("first")["build_id"] == desk.result("third")["build_id"]
+    assert desk.result("second")["created"] is False
+    assert desk.result("second")["status"] == "already_exists"
+
+
+def test_w2_a_create_that_came_first_is_told_of_the_stop_before_a_start_starts_it() -> None:
+    desk = at(S.STOPPING)
+    desk.create("first")
+    desk.start("second")
+
+    desk.hear(succeeded(2, STOP))
+
+    assert desk.result("first")["status"] == "stopped"
+    assert desk.chat.state is S.BUILDING
+
+
+def test_w2_stops_that_waited_for_one_build_make_one_stop() -> None:
+    desk = at(S.BUILDING)
+    desk.stop("first")
+    desk.stop("second")
+
+    desk.hear(succeeded())
+    Jobs(desk).succeed()
+
+    assert len(desk.jobs) == 1
+    assert desk.result("first")["build_id"] == desk.job.build_id
+    assert desk.result("second") == {"stopped": True, "workspace_name": "w", "no_build": True}
+
+
+def test_w3_the_whole_life_of_a_chat_by_its_tools() -> None:
+    desk = Desk()
+    desk.create("create")
+    Jobs(desk).succeed(agents("main")).connect().live("ready")
+    desk.stop("stop")
+    Jobs(desk).succeed()
+    desk.start("start")
+    Jobs(desk).succeed(agents("other")).live("ready")
+    desk.delete()
+    Jobs(desk).succeed()
+
+    assert [job.build_number for job in desk.jobs] == [1, 2, 3, 4]
+    assert {*desk.answers} == {"create", "stop", "start"}
+    assert desk.states == [
+        S.BUILDING,
+        S.AGENT_CONNECTING,
+        S.SCRIPTS_RUNNING,
+        S.READY,
+        S.STOPPING,
+        S.STOPPED,
+        S.BUILDING,
+        S.AGENT_CONNECTING,
+        S.SCRIPTS_RUNNING,
+        S.READY,
+        S.STOPPING,
+        S.NONE,
+    ]
+    assert connected(1).data.name == "agent_connected"

@@ -1,0 +1,391 @@
+"""What is sensitive is in the jobs, and nowhere else that anybody could read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bus.streams import JOB
+from handlers.gateway.queries import Reader
+from handlers.gateway.requests import ChatBody, EventsBody
+from statemachine.mask import MASK
+from tests.unit.driver import template
+from tests.worker.messages import Job, Senders, agent_of, envelope, new_id
+from tests.worker.rig import Hand, Rig
+
+SECRET, PRESET, OTHER, DEFAULT = "s3cret-1", "s3cret-2", "s3cret-3", "s3cret-4"
+PIN = "471100815471100"
+"""So long that no random id holds it by chance."""
+TOML = f"""
+name = "secretive"
+[[parameter]]
+name = "branch"
+default = "main"
+[[parameter]]
+name = "token"
+sensitive = true
+required = true
+validation_regex = "^s3"
+[[parameter]]
+name = "pin"
+type = "number"
+sensitive = true
+default = 1
+[[parameter]]
+name = "key"
+sensitive = true
+mutable = false
+default = "{DEFAULT}"
+[[preset]]
+name = "team"
+parameters = {{ token = "{PRESET}", branch = "next" }}
+[build]
+start = "true"
+"""
+TEMPLATE = template(TOML, version="secretive")
+TEAM = TEMPLATE.preset_id(TEMPLATE.active.manifest.preset[0])
+
+
+@pytest.fixture
+async def rig(caplog: pytest.LogCaptureFixture) -> Rig:
+    caplog.set_level("DEBUG", "handlers")
+    rig = await Rig().open()
+    await rig.push(TEMPLATE)
+    return rig
+
+
+async def create(
+    rig: Rig, hand: Hand, chat: str, parameters: Any, call: str = "c", **more: Any
+) -> None:
+    args = {"template_id": TEMPLATE.id, "parameters": parameters, **more}
+    await rig.senders.ask(chat, "create_workspace", call, **args)
+    await hand.pump()
+
+
+async def ready(rig: Rig, hand: Hand, job: Job) -> None:
+    await rig.senders.built(job)
+    if job["transition"] == "start":
+        await rig.senders.agent(job, "connected", 1)
+        await rig.senders.agent(job, "ready", 2)
+    await hand.pump()
+
+
+async def readable(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
+    """All that anybody can read of the chat, but jobs and what callers and senders wrote themselves."""
+    reader = Reader(rig.store, rig.bus, orphan_grace=rig.limits.orphan_grace)
+    shown: list[Any] = [
+        await reader.read_events(EventsBody(chat_id=chat)),
+        await reader.get_chat(ChatBody(chat_id=chat)),
+        rig.states,
+        list(rig.results.values()),
+        rig.envelopes,
+        [
+            (stored.call.args, stored.answer.result)
+            for key, stored in rig.store.calls.items()
+            if key.chat_id == chat and stored.answer is not None
+        ],
+        [record.getMessage() for record in caplog.records],
+    ]
+    streams = [
+        (m.subject, m.data.decode(), dict(m.headers))
+        for name, stream in rig.server.streams.items()
+        if name not in (JOB.name, "WORKSPACED_IN", "WORKSPACED_DEAD")
+        for m in stream.messages.values()
+    ]
+    return json.dumps([shown, streams], default=str)
+
+
+async def nothing_shows(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
+    text = await readable(rig, chat, caplog)
+    for secret in (SECRET, PRESET, OTHER, DEFAULT, PIN):
+        assert secret not in text
+    await rig.check(chat)
+    return text
+
+
+async def test_a_call_s_value_is_in_the_job_only(
+    rig: Rig, hand: Hand, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await create(rig, hand, chat, {"token": SECRET, "pin": int(PIN), "branch": "mine"})
+    await nothing_shows(rig, chat, caplog)  # also while the call waits
+    assert rig.job["parameters"] == {
+        "branch": "mine",
+        "token": SECRET,
+        "pin": PIN,
+        "key": DEFAULT,
+    }
+
+    await ready(rig, hand, rig.job)
+
+    assert rig.answer(chat)["result"]["created"]
+    text = await nothing_shows(rig, chat, caplog)
+    assert "mine" in text, "what is not sensitive is shown"
+    log = await rig.store.log(chat)
+    asked, requested = (entry["event"]["data"] for entry in log[:2])
+    assert asked["args"]["parameters"] == {"token": MASK, "pin": MASK, "branch": "mine"}
+    assert requested["parameters"] == {"branch": "mine", "token": MASK, "pin": MASK, "key": MASK}
+
+
+async def test_a_preset_s_value_is_in_the_job_only(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await send.ask(chat, "read_template", "read", template_id=TEMPLATE.id)
+    await create(rig, hand, chat, None, preset_id=TEAM)
+
+    assert rig.job["parameters"]["token"] == PRESET
+    await nothing_shows(rig, chat, caplog)
+    found = rig.answer(chat, "read")["result"]
+    values = {p["name"]: p["value"] for p in found["presets"][0]["parameters"]}
+    assert values == {"token": MASK, "branch": "next"}
+    assert {p["name"]: p.get("default") for p in found["parameters"]} == {
+        "branch": "main",
+        "token": None,
+        "pin": MASK,
+        "key": MASK,
+    }
+
+
+async def test_later_builds_carry_the_real_value(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await create(rig, hand, chat, {"token": SECRET, "key": OTHER})
+    await ready(rig, hand, rig.job)
+    await send.ask(chat, "stop_workspace", "stop")
+    await hand.pump()
+    assert rig.job["parameters"]["token"] == SECRET
+    await ready(rig, hand, rig.job)
+
+    await send.ask(chat, "start_workspace", "start", parameters={"branch": "next"})
+    await hand.pump()
+
+    started = rig.job["parameters"]
+    assert started == {"branch": "next", "token": SECRET, "pin": "1", "key": OTHER}
+    await ready(rig, hand, rig.job)
+    await send.ask(chat, "stop_workspace", "stop-2")
+    await hand.pump()
+    await ready(rig, hand, rig.job)
+    await send.ask(chat, "start_workspace", "change", parameters={"token": OTHER})
+    await hand.pump()
+    assert rig.job["parameters"] == {**started, "token": OTHER}
+    await nothing_shows(rig, chat, caplog)
+
+
+async def test_what_does_not_fit_is_named_without_its_value(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = {"token": f"no {SECRET}", "pin": f"{SECRET}{PIN}", "tokn": OTHER}
+    await create(rig, hand, chat, wrong, "wrong")
+    found = rig.answer(chat, "wrong")["result"]["validations"]
+    assert {one["field"] for one in found} == {"token", "pin", "tokn"}
+    await create(rig, hand, chat, {"token": SECRET})
+    await ready(rig, hand, rig.job)
+    await send.ask(chat, "stop_workspace", "stop")
+    await hand.pump()
+    await ready(rig, hand, rig.job)
+
+    await send.ask(chat, "start_workspace", "bad", parameters={"key": OTHER, "pin": f"x{PIN}"})
+    await hand.pump()
+
+    found = rig.answer(chat, "bad")["result"]["validations"]
+    assert {one["field"] for one in found} == {"key", "pin"}
+    await nothing_shows(rig, chat, caplog)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"parameters": [SECRET]},
+        {"parameters": SECRET},
+        {"parameters": {"token": {"deep": SECRET}}},
+        {"parameters": {"token": SECRET}, "template_id": new_id()},
+        {"parameters": {"token": SECRET}, "template_id": "secretive"},
+        {"parameters": {"token": SECRET}, "template_id": ""},
+        {"rich_parameters": [{"name": "token", "value": SECRET}]},
+    ],
+)
+@pytest.mark.parametrize("tool", ["create_workspace", "start_workspace"])
+async def test_a_call_that_is_wrong_gives_nothing_away(
+    rig: Rig,
+    hand: Hand,
+    send: Senders,
+    chat: str,
+    caplog: pytest.LogCaptureFixture,
+    tool: str,
+    args: dict[str, Any],
+) -> None:
+    await send.ask(chat, tool, **{"template_id": TEMPLATE.id, **args})
+    await hand.pump()
+
+    assert rig.answer(chat)["is_error"] or "validations" in rig.answer(chat)["result"]
+    await nothing_shows(rig, chat, caplog)
+
+
+async def test_a_call_of_a_tool_that_is_not_there_gives_nothing_away(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for tool in ("restart_workspace", "list_templates", "stop_workspace"):
+        await send.ask(chat, tool, tool, parameters={"token": SECRET})
+    await hand.pump()
+
+    await nothing_shows(rig, chat, caplog)
+
+
+async def test_a_call_whose_workspace_is_gone_meanwhile_gives_nothing_away(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was kept with its values as long as it waited; then nobody can tell what they were."""
+    await create(rig, hand, chat, {"token": SECRET})
+    await ready(rig, hand, rig.job)
+    await send.ask(chat, "stop_workspace", "stop")
+    await hand.pump()
+    await send.ask(chat, "start_workspace", "start", parameters={"token": OTHER})
+    await hand.pump()
+    assert (chat, "start") not in rig.results
+
+    await send.deleted(rig.job)
+    await hand.pump()
+
+    assert rig.answer(chat, "start")["is_error"]
+    await nothing_shows(rig, chat, caplog)
+
+
+async def test_asked_again_it_gives_nothing_away(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By another event, by the same, and when the call is over."""
+    args = {"template_id": TEMPLATE.id, "parameters": {"token": SECRET}}
+    for event_id in ("one", "one", "two"):
+        await send.ask(chat, "create_workspace", event_id=event_id, **args)
+        await hand.pump()
+    await ready(rig, hand, rig.job)
+    for event_id in ("one", "three"):
+        await send.ask(chat, "create_workspace", event_id=event_id, **args)
+        await hand.pump()
+
+    assert [e["outcome"] for e in await rig.store.log(chat)].count("repeat") == 2
+    assert len(rig.jobs()) == 1
+    await nothing_shows(rig, chat, caplog)
+
+
+async def test_stops_that_nobody_asked_for_give_nothing_away(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a replaced workspace, of an orphan, of one whose lifetime is over."""
+    await rig.store.put_setting("chat_workspace_ttl", "2h")
+    await create(rig, hand, chat, {"token": SECRET})
+    await send.built(rig.job, agents=())
+    await hand.pump()
+    await create(rig, hand, chat, {"token": OTHER}, "again")
+    new, stop = rig.jobs()[-2:]
+    assert stop["parameters"]["token"] == SECRET
+    await ready(rig, hand, new)
+    await send.built(stop, "failed")
+    await hand.pump()
+    rig.clock.advance(900)
+    await hand.pump()
+    assert (rig.job["build_number"], rig.job["parameters"]["token"]) == (3, SECRET)
+    rig.clock.advance(7200)
+    await hand.pump()
+
+    assert rig.state(chat)["state"] == "stopping"
+    assert rig.job["parameters"]["token"] == OTHER
+    await nothing_shows(rig, chat, caplog)
+
+
+async def test_a_letter_that_no_transaction_takes_gives_nothing_away_to_callers(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The dead letter is the operators' and has its body unchanged; its answer has not."""
+    bad = {"token": SECRET, "nul": "\0"}
+    await send.ask(chat, "create_workspace", template_id=TEMPLATE.id, parameters=bad)
+    await hand.pump()
+
+    assert rig.answer(chat)["is_error"]
+    assert len(rig.dead) == 1
+    assert SECRET not in json.dumps(dict(rig.dead[0].headers))
+    text = json.dumps(
+        [list(rig.results.values()), rig.envelopes, [r.getMessage() for r in caplog.records]]
+    )
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize("name", ["create_workspace", "start_workspace"])
+async def test_what_a_fact_repeats_of_a_value_is_in_no_state_answer_or_log(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Whoever the provisioner is, and when the fact comes twice; replay still folds to the snapshot."""
+    await create(rig, hand, chat, {"token": f"{SECRET}\n{OTHER}", "pin": PIN})
+    if name == "start_workspace":
+        await ready(rig, hand, rig.job)
+        await send.ask(chat, "stop_workspace", "stop")
+        await hand.pump()
+        await ready(rig, hand, rig.job)
+        await send.ask(chat, name, "c2")
+        await hand.pump()
+
+    said = f"pin {PIN}: {SECRET} \\n{OTHER}\\n key={DEFAULT} on main"
+    for _ in range(2):
+        await send.built(rig.job, "failed", event_id="same", error=said, error_code=f"E_{SECRET}")
+        await hand.pump()
+
+    assert rig.state(chat)["failure"] == {
+        "reason": "build_failed",
+        "message": "pin ***: *** \\n***\\n key=*** on main",
+        "error_code": "E_***",
+    }
+    await nothing_shows(rig, chat, caplog)
+    assert (await rig.outcomes(chat))[-2:] == ["moved", "repeat"]
+
+
+async def test_what_an_agent_repeats_of_a_value_is_hidden(
+    rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await create(rig, hand, chat, {"token": SECRET})
+    await ready(rig, hand, rig.job)
+
+    agent = rig.job | {"agent_id": agent_of(rig.job, "main")}
+    keys = ("workspace_id", "build_id", "agent_id")
+    data = {key: agent[key] for key in keys} | {"sequence": 9, "reason": f"curl {SECRET}: refused"}
+    body = envelope("agent_disconnected", f"/agent/{agent['agent_id']}", chat, data)
+    await send.send("agent", chat, agent["agent_id"], body)
+    await hand.pump()
+
+    log = await rig.store.log(chat)
+    assert log[-1]["event"]["data"]["reason"] == "curl ***: refused"
+    await nothing_shows(rig, chat, caplog)
+
+
+async def test_another_parameter_s_value_that_repeats_a_sensitive_one_is_hidden_in_the_log(
+    rig: Rig, hand: Hand, chat: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"https://me:{SECRET}@host/"
+    await create(rig, hand, chat, {"token": SECRET, "branch": url})
+    assert rig.job["parameters"]["branch"] == url
+
+    await ready(rig, hand, rig.job)
+
+    await nothing_shows(rig, chat, caplog)
+
+
+@pytest.mark.parametrize("unknown", [0, 30])
+async def test_a_text_that_was_cut_does_not_begin_with_the_rest_of_a_value(
+    rig: Rig, hand: Hand, send: Senders, chat: str, unknown: int
+) -> None:
+    """Workers cut before they know the chat; of an error the end is kept.
+
+    `unknown`: how many other changes the notice has to name.
+    """
+    await create(rig, hand, chat, {"token": "s3-first-half-second-half"})
+    said = "s3-first-half-second-half" + "x" * (65_536 - len("-second-half"))
+    more = {"error_code": "E-1" + "y" * 5000, "unknown": ["\0"] * unknown}
+
+    await send.built(rig.job, "failed", error=said, **more)
+    await hand.pump()
+
+    failure = rig.state(chat)["failure"]
+    assert "half" not in failure["message"]
+    assert failure["message"].endswith("x" * 60_000)
+    assert failure["error_code"].startswith("E-1"), "of this the beginning is kept"
+    await rig.check(chat)
