@@ -309,7 +309,7 @@ class World:
             assert build.build_number == before.build.number + 1
 
     def _expired(self, folded: Folded, at: datetime) -> None:
-        """A lifetime is over when it is, once a start, and of a workspace that runs."""
+        """A lifetime ends when its time comes, once for each start, while the workspace runs or may run."""
         chat = folded.workspace
         start = chat.start_build
         assert start is not None
@@ -317,7 +317,7 @@ class World:
         assert start.id not in folded.expired
         assert chat.expires_at is not None
         assert chat.expires_at <= at
-        assert word_of(chat) is Word.RUNNING
+        assert word_of(chat) in (Word.RUNNING, Word.FAILED_DELETE)
         folded.expired.add(start.id)
         self.met["lifetime over"] += 1
 
