@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from handlers.embedded import Servers
-from tests.outages.fleet import PATIENT, SHORT, Fleet, Way, fleet_on, way_to
+from tests.outages.fleet import PATIENT, SHORT, WINDOW, Fleet, Way, fleet_on, way_to
 from tests.wire.agents import agent_of
 from tests.wire.harness import Chat, Event, Heard, Job
 from tests.wire.running import Process
@@ -168,6 +168,15 @@ async def built(stage: Stage, chat: Chat, job: Job, call: str) -> Event:
     assert (result["created"], result["build_id"]) == (True, job.build_id)
     assert chat.path == ["building", "ready"]
     return ended
+
+
+async def duplicate_window_passed(stage: Stage) -> None:
+    """Wait until NATS has forgotten the ids of earlier jobs: a deadline of another chat passes meanwhile."""
+    assert CONNECT_WITHIN > WINDOW
+    other = await stage.world.chat()
+    call, job = await stage.world.building(other)
+    await stage.world.provisioner.succeed(job, agent_of())
+    assert (await other.answer(call))["result"]["agent_status"] == "not_ready"
 
 
 @pytest.mark.parametrize("at", REQUESTED.values(), ids=REQUESTED)
@@ -326,6 +335,7 @@ async def test_a_job_that_was_on_its_way_to_nats_meanwhile_is_no_second_build(
     one.send(signal.SIGSTOP)
     job = await stage.world.provisioner.job(chat)
     ended = await built(stage, chat, job, call)
+    await duplicate_window_passed(stage)
     await stage.awake(chat)
     again = await stage.world.provisioner.jobs.first(
         lambda other: other is not job and other.chat_id == chat.id
