@@ -23,6 +23,7 @@ from handlers.provisioner import Allowance, Provisioner
 from handlers.publishing.backoff import Backoff
 from handlers.sandbox.confinement import Bounds, Confinement, choose, demand
 from handlers.settings import Settings
+from handlers.supervise import run_until_one_ends
 from handlers.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -31,20 +32,11 @@ LOCAL: Final = "local"
 
 
 async def until_signalled(*jobs: Coroutine[Any, Any, None]) -> None:
-    """Run `jobs` until SIGINT or SIGTERM, or until one of them ends by an error, which is raised."""
+    """Run `jobs` until SIGINT or SIGTERM arrives, or one of them ends; raises the error of that one."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    tasks = [asyncio.create_task(job) for job in jobs]
-    waiting = asyncio.create_task(stop.wait())
-    try:
-        done, _ = await asyncio.wait((*tasks, waiting), return_when=asyncio.FIRST_COMPLETED)
-        for task in done - {waiting}:
-            task.result()
-    finally:
-        for task in (*tasks, waiting):
-            task.cancel()
-        await asyncio.gather(*tasks, waiting, return_exceptions=True)
+    await run_until_one_ends(*jobs, stop.wait())
 
 
 async def lost(bus: Bus) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from bus.streams import pool_consumer
 from bus.urls import redacted
@@ -22,6 +20,7 @@ from handlers.listen import LOOPBACK, Listening, address_of, certificate_of, is_
 from handlers.roles import LOCAL, local_provisioner, lost, stoppable, until_signalled
 from handlers.sandbox.confinement import demand
 from handlers.settings import Settings
+from handlers.supervise import running
 from handlers.worker.worker import Worker
 from statemachine.store.migrator import migrate
 
@@ -86,14 +85,14 @@ async def up(
 
     async def serve() -> None:
         places = everything(settings, listening)
-        async with places as running:
-            sys.stdout.write(running.announcement() + "\n")
+        async with places as ready:
+            sys.stdout.write(ready.announcement() + "\n")
             sys.stdout.flush()
             sys.stderr.write(
                 f"workspaced is ready on {settings.data_dir}; stop it with Ctrl-C. "
                 "Workspaces and their agents go on without it.\n"
             )
-            raise await running.servers.lost()
+            raise await ready.servers.lost()
 
     await until_signalled(serve())
 
@@ -143,12 +142,12 @@ async def everything(
             local = local_provisioner(place, provisioner_bus, servers.directory, settings)
             buses = {"worker": worker_bus, "gateway": gateway_bus, "provisioner": provisioner_bus}
             closed = [lost(bus) for bus in buses.values()]
-            async with _beside(worker.run(), gateway.run(), *closed) as roles:
-                for role, ready in zip(roles, (worker.ready, gateway.ready), strict=False):
-                    await _ready(role, ready)
+            async with running(worker.run(), gateway.run(), *closed) as roles:
+                await worker.ready.wait()
+                await gateway.ready.wait()
                 # Before a template names the pool: else the first build would wait for a retry.
                 await worker_bus.ensure_consumer(pool_consumer(LOCAL))
-                async with _beside(stoppable(local)) as tasks:
+                async with running(stoppable(local)) as tasks:
                     http_host = listening.http_host or LOOPBACK
                     port = Ports(servers.directory).kept()["http"]
                     checks = {
@@ -160,24 +159,3 @@ async def everything(
                     }
                     async with health_server(http_host, port, checks, listening.certificate):
                         yield Running(servers, place, listening.url("http", http_host, port))
-
-
-@asynccontextmanager
-async def _beside(*jobs: Coroutine[Any, Any, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Run `jobs` beside the block and end them with it; the first that fails ends the block."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(job) for job in jobs]
-            yield tasks
-            for task in tasks:
-                task.cancel()
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-
-
-async def _ready(task: asyncio.Task[None], ready: asyncio.Event) -> None:
-    waiting = asyncio.create_task(ready.wait())
-    await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        waiting.cancel()
-        task.result()

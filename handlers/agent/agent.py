@@ -6,12 +6,13 @@ import asyncio
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from handlers.agent.journal import Journal
 from handlers.agent.link import PATIENCE, Connect, Link
 from handlers.agent.scripts import GRACE, Scripts
 from handlers.publishing import BuildLog, agent_files
+from handlers.supervise import cancel_and_wait, first_to_end
 from statemachine.events import Lifecycle
 from statemachine.mask import Mask
 
@@ -58,7 +59,7 @@ class Agent:
                 traceparent=config.traceparent,
             )
             scripts = Scripts(self._home, config, log, journal.reached)
-            linked, logging_ = asyncio.ensure_future(link.run()), asyncio.ensure_future(log.run())
+            linked, logging_ = asyncio.create_task(link.run()), asyncio.create_task(log.run())
             try:
                 await self._live(journal, scripts, linked)
                 if not (linked.done() or link.refused):
@@ -66,18 +67,19 @@ class Agent:
                         async with asyncio.timeout(FAREWELL if link.connected else CUT_OFF):
                             await _all_said(journal, log)
             finally:
-                await _end(linked, logging_)
+                await cancel_and_wait(linked, logging_, cancel_again_after=_TOLD_AGAIN)
                 log.close()
 
-    async def _live(self, journal: Journal, scripts: Scripts, linked: asyncio.Future[None]) -> None:
-        startup = asyncio.ensure_future(_start(journal, scripts))
-        stopping = asyncio.ensure_future(self._stopping.wait())
+    async def _live(self, journal: Journal, scripts: Scripts, linked: asyncio.Task[None]) -> None:
+        startup = asyncio.create_task(_start(journal, scripts))
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await _first(stopping, linked, startup)
-            if not (stopping.done() or linked.done()):
-                await _first(stopping, linked)
+            await first_to_end(stopping, linked, startup)
+            if startup.done():
+                startup.result()
+                await first_to_end(stopping, linked)
         finally:
-            await _end(stopping, startup)
+            await cancel_and_wait(stopping, startup, cancel_again_after=_TOLD_AGAIN)
         if linked.done():
             linked.result()
             self.given_up = True
@@ -100,24 +102,6 @@ async def _start(journal: Journal, scripts: Scripts) -> None:
         await scripts.go_on(reached)
 
 
-async def _end(*futures: asyncio.Future[Any]) -> None:
-    """Cancel these until they have ended: one that swallows a cancel is told again."""
-    while left := [future for future in futures if not future.done()]:
-        for future in left:
-            future.cancel()
-        await asyncio.wait(left, timeout=_TOLD_AGAIN)
-    for future in futures:
-        if not future.cancelled():
-            future.exception()  # whoever waits for them hears of it elsewhere
-
-
 async def _all_said(journal: Journal, log: BuildLog) -> None:
     await log.drained(FAREWELL)
     await journal.all_sent()
-
-
-async def _first(*futures: asyncio.Future[Any]) -> None:
-    """Wait for one of them; an error of it is ours."""
-    done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-    for future in done:
-        future.result()

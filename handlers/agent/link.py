@@ -16,6 +16,7 @@ from handlers.agent.journal import Journal
 from handlers.clock import clock
 from handlers.publishing import Backoff, agent_files, store
 from handlers.publishing.agent_files import AgentConfig, Credential
+from handlers.supervise import run_until_one_ends
 
 RENEWED: Final = 0.3
 """The part of a sign of life's time after which the next one is given: two may be lost."""
@@ -93,19 +94,12 @@ class Link:
     async def _while_connected(self, bus: Bus) -> None:
         """Do all that is done on one connection, until it is of no use any more."""
         self._bus = bus
-        tasks = [
-            asyncio.create_task(work)
-            for work in (self._show(bus), self._send_facts(bus), self._hear(bus), bus.closed())
-        ]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await run_until_one_ends(
+                self._show(bus), self._send_facts(bus), self._hear(bus), bus.closed()
+            )
         finally:
             self._bus = None
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             with suppress(BusError, TimeoutError):
                 await bus.close()
 

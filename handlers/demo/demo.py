@@ -27,10 +27,11 @@ from handlers.cli.sanitize import as_json, plain
 from handlers.demo.running import RunningUp
 from handlers.demo.timing import Watch, lines, table
 from handlers.settings import Settings
+from handlers.supervise import cancel_and_wait, first_to_end
 from handlers.template_archive import load
 from statemachine.replay import replay
 
-_CANCEL_LIMIT: Final = 2.0
+_CANCEL_AGAIN_AFTER: Final = 2.0
 
 
 def say(text: str = "") -> None:
@@ -64,16 +65,12 @@ async def demo(settings: Settings, *, keep: bool) -> int:
     story = asyncio.create_task(_told(settings, directory, up))
     waiting = asyncio.create_task(told_to_end.wait())
     try:
-        await asyncio.wait((story, waiting), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        await first_to_end(story, waiting)
         if story.done():
             return story.result()
-        while not story.done():  # again: who connects to NATS just then swallows it
-            story.cancel()
-            await asyncio.wait((story,), timeout=_CANCEL_LIMIT)
-        await asyncio.gather(story, return_exceptions=True)
         return 128 + signals[0]
     finally:
+        await cancel_and_wait(story, waiting, cancel_again_after=_CANCEL_AGAIN_AFTER)
         await up.end()
         if keep:
             say(f"kept: {directory}")
@@ -149,15 +146,13 @@ class _Story:
         first = asyncio.create_task(self._ask(chat, "create_workspace", args, tell))
         begun = asyncio.create_task(building.wait())
         try:
-            await asyncio.wait((first, begun), return_when=asyncio.FIRST_COMPLETED)
+            await first_to_end(first, begun)
             if first.done():
-                first.result()  # what can't be told is raised
+                first.result()  # raises the error of a call that failed
             second = await self._ask(chat, "create_workspace", args, _silent)
             self._show("first call", await first)
         finally:
-            for task in (first, begun):
-                task.cancel()
-            await asyncio.gather(first, begun, return_exceptions=True)
+            await cancel_and_wait(first, begun)
         self._show("second call", second)
         reply = await self.operator.request(
             subjects.rpc("get_chat"), json.dumps({"chat_id": chat}).encode(), timeout=10
@@ -232,8 +227,7 @@ class _Story:
             try:
                 yield
             finally:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+                await cancel_and_wait(following)
 
 
 def _silent(line: str) -> None:

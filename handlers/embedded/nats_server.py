@@ -21,6 +21,7 @@ from handlers.embedded.ports import Ports, wanted
 from handlers.errors import EmbeddedError
 from handlers.listen import Certificate, Listening
 from handlers.publishing.atomic_files import write_whole
+from handlers.supervise import cancel_and_wait
 
 _READY_LIMIT: Final = 60.0
 
@@ -85,8 +86,7 @@ async def nats_server(
         )
     finally:
         if keeping is not None:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            await cancel_and_wait(keeping)
         await child.stop()
 
 

@@ -29,6 +29,7 @@ from handlers.embedded.postgresql import postgresql
 from handlers.errors import EmbeddedError
 from handlers.listen import Listening
 from handlers.publishing.atomic_files import write_whole
+from handlers.supervise import run_until_one_ends
 
 _FOUND_IN: Final = "servers.json"
 
@@ -63,14 +64,8 @@ class Servers:
 
     async def lost(self) -> EmbeddedError:
         """Wait until a server ends by itself, or a file or directory vanishes that they need; say which."""
-        ends: list[asyncio.Future[EmbeddedError]] = [asyncio.ensure_future(self._vanished())]
-        ends += [asyncio.ensure_future(child.ended()) for child in self.children]
-        try:
-            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
-        return done.pop().result()
+        ended = (child.ended() for child in self.children)
+        return await run_until_one_ends(self._vanished(), *ended)
 
     async def _vanished(self) -> EmbeddedError:
         needs = [self.directory, self.directory / LOCK, self.directory / _FOUND_IN]

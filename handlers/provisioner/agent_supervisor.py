@@ -29,6 +29,7 @@ from handlers.publishing.agent_files import AgentConfig, Credential
 from handlers.sandbox import exec_limits
 from handlers.sandbox.confinement import Confinement
 from handlers.sandbox.processes import end_marked, exited, machine, watching
+from handlers.supervise import cancel_and_wait
 
 _FAREWELL: Final = 20.0
 """Seconds that an agent gets beyond its shutdown script."""
@@ -105,10 +106,7 @@ class Agents:
 
     async def leave(self) -> None:
         """Look after the agents no longer; they go on."""
-        tasks = [*self._keepers.values(), *self._renewals.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._keepers.values(), *self._renewals.values())
 
     def _home(self, agent_id: str) -> AbstractContextManager[Path]:
         return agent_files.entered(self._known[agent_id]["directory"], agent_id)
@@ -256,8 +254,7 @@ class Agents:
     async def _shut_down(self, workspace_id: str, agent_id: str) -> None:
         for tasks in (self._keepers, self._renewals):
             if (task := tasks.pop(agent_id, None)) is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await cancel_and_wait(task)
         started, pid = self._started.pop(agent_id, None), None
         limit = _FAREWELL
         workspace = self._workspaces / workspace_id

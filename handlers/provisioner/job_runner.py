@@ -18,6 +18,7 @@ from handlers.provisioner.quota import Quotas
 from handlers.provisioner.scheduler import Ticket
 from handlers.provisioner.step import Failed
 from handlers.publishing import BuildLog, Fact, deliver, new_fact
+from handlers.supervise import cancel_and_wait, run_until_one_ends
 from statemachine.events import Transition
 
 _LAST_LINES: Final = 2.0
@@ -113,9 +114,7 @@ class Worker:
         finally:
             self._quotas.release(head.workspace_id)
             tasks = [task for task in (announced, logging_) if task is not None]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_and_wait(*tasks)
             log.close()
         with suppress(OSError):
             (self._ledgers / f"{head.build_id}.json").unlink(missing_ok=True)
@@ -160,18 +159,13 @@ class Worker:
     async def _outcome(
         self, ticket: Ticket, job: Job, record: WorkspaceRecord, log: BuildLog
     ) -> Outcome:
-        building = asyncio.create_task(self._workplace.build(job, log, new=record.new))
-        called_off = asyncio.create_task(ticket.called_off.wait())
-        try:
-            await asyncio.wait({building, called_off}, return_when=asyncio.FIRST_COMPLETED)
-            if building.done():
-                return building.result()
+        async def call_off() -> Outcome:
+            await ticket.called_off.wait()
             log.write(job.transition.value, "warn", "The workspace is to be deleted.\n")
             return CalledOff()
-        finally:
-            for task in (building, called_off):
-                task.cancel()
-            await asyncio.gather(building, called_off, return_exceptions=True)
+
+        build = self._workplace.build(job, log, new=record.new)
+        return await run_until_one_ends(build, call_off())
 
     def _finish(
         self, record: WorkspaceRecord, build: BuildRecord, head: Head, outcome: Outcome

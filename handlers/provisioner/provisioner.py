@@ -29,6 +29,7 @@ from handlers.provisioner.scheduler import Lanes, Ticket
 from handlers.publishing import Backoff, deliver
 from handlers.publishing.agent_files import PRESENCE_TTL
 from handlers.sandbox.confinement import Confinement
+from handlers.supervise import run_until_one_ends
 
 BUILDS: Final = 8
 """Builds at once."""
@@ -125,26 +126,17 @@ class Provisioner:
             asked = asyncio.Event()
             # After a restart the workers may have missed what was said last.
             asked.set()
-            tasks = [
-                asyncio.create_task(work)
-                for work in (
+            self.ready.set()
+            _log.info("provisioner is ready")
+            try:
+                await run_until_one_ends(
                     self._take(lanes, worker),
                     self._keep_alive(),
                     self._hear(asked, agents),
                     self._say_again(asked, journal),
                     self._stopped.wait(),
                 )
-            ]
-            self.ready.set()
-            _log.info("provisioner is ready")
-            try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
                 await lanes.cancel()
                 await self._leave()
                 await agents.leave()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from handlers.provisioner.job import Head, Job
+from handlers.supervise import cancel_and_wait
 from statemachine.events import Transition
 
 _log = logging.getLogger(__name__)
@@ -77,9 +78,7 @@ class Lanes:
 
     async def cancel(self) -> None:
         """End all work and wait until it has."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks)
 
     async def _drive(self, lane: _Lane) -> None:
         try:

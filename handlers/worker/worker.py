@@ -17,6 +17,7 @@ from bus.streams import Tuning
 from handlers.access.disconnect import Cutting
 from handlers.clock import clock
 from handlers.publishing.backoff import Backoff
+from handlers.supervise import cancel_and_wait, run_until_one_ends
 from handlers.worker.batch import Noticed, apply, asks
 from handlers.worker.clocks import CHANGED, LOOKED_EVERY, read_clocks
 from handlers.worker.deliveries import Dead, Item, Missed, read
@@ -94,15 +95,12 @@ class Worker:
         self.bus.on_reconnect(relay.certainty.lose)
         self.bus.on_reconnect(self._again.set)
         self._again.set()
-        beside = (self._prepare(relay, recovery), self._pull(relay, watch), self._cutting.run())
-        jobs = [asyncio.create_task(job) for job in beside]
         try:
-            await asyncio.gather(*jobs)
+            await run_until_one_ends(
+                self._prepare(relay, recovery), self._pull(relay, watch), self._cutting.run()
+            )
         finally:
-            jobs += self._returning
-            for job in jobs:
-                job.cancel()
-            await asyncio.gather(*jobs, return_exceptions=True)
+            await cancel_and_wait(*self._returning)
             await self._gauge.close()
 
     async def _prepare(self, relay: Relay, recovery: Recovery) -> None:
@@ -133,7 +131,7 @@ class Worker:
                     asking = asyncio.create_task(recovery.ask())
                 backoff.reset()
         finally:
-            asking.cancel()
+            await cancel_and_wait(asking)
 
     async def _pull(self, relay: Relay, watch: Watch) -> None:
         await self._prepared.wait()
