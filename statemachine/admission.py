@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from statemachine.calls import Answered, Call, Load, Requested, Verdict
-from statemachine.chat import Workspace
+from statemachine.calls import Answered, Call, CallOutcome, Load, Requested
+from statemachine.chat import Chat
 from statemachine.events import Transition
 
 BUSY: Final = "too busy: "
 """How the error of every such refusal begins; by rpc it is a service error 429."""
 
 
-def refusal(call: Call, verdict: Verdict, chat: Workspace, load: Load) -> Answered | None:
+def check_limits(call: Call, verdict: CallOutcome, chat: Chat, load: Load) -> Answered | None:
     """Refuse what would wait, or be built, over a limit. Who waits already goes on waiting."""
     if isinstance(verdict, Answered):
         return None

@@ -6,7 +6,7 @@ from typing import Final
 
 from statemachine.agents import Unselectable, choose
 from statemachine.calls import Answered
-from statemachine.chat import UNSETTLED, Workspace
+from statemachine.chat import UNSETTLED, Chat
 from statemachine.events import Lifecycle
 from statemachine.mask import MASK
 from statemachine.messages import (
@@ -35,7 +35,7 @@ def error(message: str) -> Answered:
     return Answered({"error": message}, is_error=True)
 
 
-def readiness(workspace: Workspace) -> Readiness:
+def readiness(workspace: Chat) -> Readiness:
     """Return the readiness keys of a settled chat; ready adds nothing."""
     state, failure = workspace.state, workspace.failure
     message = failure.message if failure else ""
@@ -64,7 +64,7 @@ def readiness(workspace: Workspace) -> Readiness:
     return {}
 
 
-def build_failure(workspace: Workspace, build_id: str, action: str) -> Answered:
+def build_failure(workspace: Chat, build_id: str, action: str) -> Answered:
     """Answer what became of a build that did not end well. `action`: create, start, stop."""
     build = workspace.build
     outcome = build.outcome if build is not None and build.id == build_id else None
@@ -88,7 +88,7 @@ def build_failure(workspace: Workspace, build_id: str, action: str) -> Answered:
     return Answered(result)
 
 
-def superseded(build_id: str, chat: Workspace) -> Answered:
+def superseded(build_id: str, chat: Chat) -> Answered:
     """Answer a call whose build another one took over, or whose workspace is gone."""
     gone = build_id in chat.deleted_builds
     by, by_id = (None, chat.deleted_builds[-1]) if gone else (chat.build, chat.latest_build)

@@ -125,4 +125,4 @@ class Resumed:
     wait: Wait
 
 
-Verdict = Answered | Waiting | Requested | Resumed
+CallOutcome = Answered | Waiting | Requested | Resumed

@@ -1,4 +1,4 @@
-"""Workspace: the snapshot of one chat, all that is known of its workspace now.
+"""The snapshot of one chat: everything known about its workspaces.
 
 It holds folded facts (builds, agents, also early ones) beside the state that the facts amount to. Each
 fold takes facts in any order to the same value; `machine` does the moves.
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from statemachine import events
 from statemachine.events import Agent, Frozen, Lifecycle, Quota, TemplateRef, Transition
-from statemachine.states import ABOUT, AgentStatus, Limit, Reason, State, Word
+from statemachine.states import STATE_INFO, AgentStatus, Limit, Phase, Reason, State
 
 STARTUP: Final = frozenset(
     (
@@ -62,7 +62,7 @@ class Limits(NamedTuple):
         return getattr(self, limit)  # type: ignore[no-any-return]
 
 
-class Ref(Frozen):
+class WorkspaceRef(Frozen):
     """The workspace that the chat is bound to. Names are unknown until a fact tells them."""
 
     id: str
@@ -238,14 +238,14 @@ class Cause(Frozen):
     type: str
 
 
-class Former(Frozen):
+class PreviousWorkspace(Frozen):
     """A workspace that the chat does not have, or no longer."""
 
     id: str
     deleted: bool
     ours: bool = True
     """The chat had it once; what is said of it later never binds it again."""
-    ref: Ref | None = None
+    ref: WorkspaceRef | None = None
     build: Build | None = None
     """The newest build known of it."""
     last_start: Build | None = None
@@ -258,7 +258,7 @@ class Former(Frozen):
     """Its grace is over. It is listed for as long as it runs, but not seen to again."""
 
 
-class Workspace(Frozen):
+class Chat(Frozen):
     """The snapshot of one chat after `version` moves."""
 
     chat_id: str
@@ -270,7 +270,7 @@ class Workspace(Frozen):
     organization_id: str | None = None
     owner_id: str | None = None
     owner_name: str | None = None
-    ref: Ref | None = None
+    ref: WorkspaceRef | None = None
     build: Build | None = None
     """The followed build."""
     last_start: Build | None = None
@@ -282,7 +282,7 @@ class Workspace(Frozen):
     generation: int = 0
     """Counts deadlines, so that a late timer is told from the present one."""
     cause: Cause | None = None
-    former: tuple[Former, ...] = Field(default=(), strict=False)
+    former: tuple[PreviousWorkspace, ...] = Field(default=(), strict=False)
     before_delete: tuple[Build, ...] = Field(default=(), strict=False)
     """When the followed build is a delete: the stops and deletes between the last start and it.
 
@@ -319,21 +319,21 @@ class Workspace(Frozen):
         return next((r for r in found if r.ends), found[-1] if found else None)
 
     @property
-    def standing(self) -> Word:
+    def standing(self) -> Phase:
         """What the builds made of the workspace, when the followed one is a stop or delete that failed.
 
         `RUNNING`, `STOPPED`, `FAILED_BUILD`, or `FAILED_DELETE`: nobody knows what is left.
         """
         started = self.last_start is not None and self.last_start.succeeded
-        left = Word.RUNNING if started else Word.FAILED_BUILD
+        left = Phase.RUNNING if started else Phase.FAILED_BUILD
         earlier = (self.build, self.last_start, *self.before_delete)
         builds = sorted((b for b in earlier if b), key=lambda build: build.number, reverse=True)
         last = next((build for build in builds if not build.untouched), None)
         if last is None or last.transition is Transition.START:
             return left
         if last.transition is Transition.DELETE:
-            return Word.FAILED_DELETE
-        return Word.STOPPED if last.succeeded else left
+            return Phase.FAILED_DELETE
+        return Phase.STOPPED if last.succeeded else left
 
     @property
     def expires_at(self) -> datetime | None:
@@ -374,7 +374,7 @@ class Workspace(Frozen):
             return None
         facts = self.facts_of(self.chosen.id)
         if facts is None or facts.connected is None:
-            overdue = ABOUT[self.state].overdue
+            overdue = STATE_INFO[self.state].overdue
             return "timeout" if overdue else "connecting"
         return "connected" if facts.connected else "disconnected"
 

@@ -19,10 +19,10 @@ from statemachine.chat import (
     MOST_REJECTED,
     AgentFacts,
     Build,
-    Former,
-    Ref,
+    Chat,
+    PreviousWorkspace,
     Rejection,
-    Workspace,
+    WorkspaceRef,
 )
 from statemachine.events import Data, Event, Transition
 from statemachine.table import Trigger
@@ -41,7 +41,7 @@ class Unmoved(StrEnum):
 class Folded:
     """The snapshot that knows the fact, and the trigger that the fact itself is."""
 
-    workspace: Workspace
+    workspace: Chat
     trigger: Trigger | None = None
     unmoved: Unmoved | None = None
     """Set when the fact has no say in what is seen (its folding may still matter later)."""
@@ -49,7 +49,7 @@ class Folded:
     """What is seen is shown anew, though nothing of it changed."""
 
 
-def fold(workspace: Workspace, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR0912 — one arm a type
+def fold(workspace: Chat, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR0912 — one arm a type
     """Fold `event` into `workspace`. `at` is when: an event's own time is its sender's affair."""
     data: Data = event.data
     match data:
@@ -88,7 +88,7 @@ def fold(workspace: Workspace, event: Event, at: datetime) -> Folded:  # noqa: C
             return Folded(_introduced(workspace, data))
 
 
-def _introduced(workspace: Workspace, asked: events.ToolRequested) -> Workspace:
+def _introduced(workspace: Chat, asked: events.ToolRequested) -> Chat:
     """Let the first request fix whose chat it is."""
     if workspace.organization_id is not None:
         return workspace
@@ -101,7 +101,7 @@ def _introduced(workspace: Workspace, asked: events.ToolRequested) -> Workspace:
     )
 
 
-def _expired(workspace: Workspace) -> Workspace:
+def _expired(workspace: Chat) -> Chat:
     """Let the lifetime of the last start be over."""
     start = workspace.start_build
     if start is None:
@@ -111,7 +111,7 @@ def _expired(workspace: Workspace) -> Workspace:
 
 
 def _requested(
-    workspace: Workspace, asked: events.BuildRequested, time: datetime, at: datetime
+    workspace: Chat, asked: events.BuildRequested, time: datetime, at: datetime
 ) -> Folded:
     starts = asked.transition is Transition.START
     last = workspace.build
@@ -133,7 +133,7 @@ def _requested(
     if ref is None or ref.id != asked.workspace_id:
         workspace = _bound(
             previous_workspaces.left(workspace, at, deleted=False),
-            Ref(
+            WorkspaceRef(
                 id=asked.workspace_id,
                 name=asked.workspace_name,
                 owner_name=asked.owner_name,
@@ -143,13 +143,11 @@ def _requested(
     return _follow(workspace, build)
 
 
-def _build(
-    workspace: Workspace, fact: events.ProvisionerFact, time: datetime, at: datetime
-) -> Folded:
+def _build(workspace: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime) -> Folded:
     if (unmoved := _elsewhere(workspace, fact.workspace_id)) is not None:
         return Folded(previous_workspaces.told(workspace, fact, time, at), unmoved=unmoved)
     if workspace.ref is None:
-        workspace = _bound(workspace, Ref(id=fact.workspace_id))
+        workspace = _bound(workspace, WorkspaceRef(id=fact.workspace_id))
     workspace = _named(workspace, fact)
     current = workspace.build
     if current is not None and current.id == fact.build_id:
@@ -170,7 +168,7 @@ def _build(
     return Folded(workspace.model_copy(update=new), unmoved=Unmoved.STALE)
 
 
-def joined(workspace: Workspace, before: Workspace) -> Folded | None:
+def joined(workspace: Chat, before: Chat) -> Folded | None:
     """Bind a workspace that was spoken of before the chat's own was deleted, as far as it has come.
 
     So the chat ends as if the deletion had come first. `before`: the chat when it still had the other.
@@ -189,13 +187,13 @@ def joined(workspace: Workspace, before: Workspace) -> Folded | None:
     return replace(folded, workspace=folded.workspace.model_copy(update=new))
 
 
-def _bound(workspace: Workspace, ref: Ref) -> Workspace:
+def _bound(workspace: Chat, ref: WorkspaceRef) -> Chat:
     """Return the chat with this workspace; what its agents have said already takes effect."""
     others = tuple(former for former in workspace.former if former.id != ref.id)
     return workspace.model_copy(update={"ref": ref, "former": others, "deleted_builds": ()})
 
 
-def _elsewhere(workspace: Workspace, workspace_id: str) -> Unmoved | None:
+def _elsewhere(workspace: Chat, workspace_id: str) -> Unmoved | None:
     """Say whether a fact speaks of a workspace that is not (any more) this chat's."""
     former = previous_workspaces.known(workspace, workspace_id)
     if former is not None and former.deleted:
@@ -207,12 +205,12 @@ def _elsewhere(workspace: Workspace, workspace_id: str) -> Unmoved | None:
     return None
 
 
-def _named(workspace: Workspace, fact: events.ProvisionerFact) -> Workspace:
+def _named(workspace: Chat, fact: events.ProvisionerFact) -> Chat:
     """Fill in what nobody had told of a workspace made elsewhere."""
     ref = workspace.ref
     if ref is None or not isinstance(fact, events.BuildStarted):
         return workspace
-    told = Ref(
+    told = WorkspaceRef(
         id=ref.id,
         name=ref.name or fact.workspace_name,
         owner_name=ref.owner_name or fact.owner_name,
@@ -221,7 +219,7 @@ def _named(workspace: Workspace, fact: events.ProvisionerFact) -> Workspace:
     return workspace if told == ref else workspace.model_copy(update={"ref": told})
 
 
-def _follow(workspace: Workspace, build: Build) -> Folded:
+def _follow(workspace: Chat, build: Build) -> Folded:
     past, last_start = workspace.past, workspace.start_build
     if workspace.build is not None:
         past = (*past, workspace.build.id)[-MOST_PAST:]
@@ -242,26 +240,26 @@ def _follow(workspace: Workspace, build: Build) -> Folded:
     return Folded(following, Trigger.START_FOLLOWED if starts else Trigger.STOP_FOLLOWED)
 
 
-def _without(
-    workspace: Workspace, past: tuple[str, ...], start: Build | None
-) -> tuple[AgentFacts, ...]:
+def _without(workspace: Chat, past: tuple[str, ...], start: Build | None) -> tuple[AgentFacts, ...]:
     """Forget the agents of superseded builds, but for the last start's."""
     kept = start.id if start is not None else None
     return tuple(f for f in workspace.agents if f.build_id == kept or f.build_id not in past)
 
 
-def _deleted(workspace: Workspace, fact: events.WorkspaceDeleted) -> Folded:
+def _deleted(workspace: Chat, fact: events.WorkspaceDeleted) -> Folded:
     if workspace.ref is not None and workspace.ref.id == fact.workspace_id:
         return Folded(workspace, Trigger.WORKSPACE_DELETED)
     known = previous_workspaces.known(workspace, fact.workspace_id)
     if known is not None and known.deleted:
         return Folded(workspace, unmoved=Unmoved.STALE)
-    kept = previous_workspaces.remembered(workspace, Former(id=fact.workspace_id, deleted=True))
+    kept = previous_workspaces.remembered(
+        workspace, PreviousWorkspace(id=fact.workspace_id, deleted=True)
+    )
     foreign = workspace.ref is not None or known is not None
     return Folded(kept, unmoved=Unmoved.FOREIGN if foreign else None)
 
 
-def _rejected(workspace: Workspace, fact: events.FactRejected, pool: str | None) -> Folded:
+def _rejected(workspace: Chat, fact: events.FactRejected, pool: str | None) -> Folded:
     """Remember what could not be accepted about a build, also of one that is not known yet."""
     build = workspace.build
     new = Rejection(build_id=fact.build_id, fact=fact.fact, detail=fact.detail, pool=pool)
@@ -278,7 +276,7 @@ def _rejected(workspace: Workspace, fact: events.FactRejected, pool: str | None)
     return Folded(workspace.model_copy(update={"rejected": rejected}))
 
 
-def _agent(workspace: Workspace, fact: events.AgentFact) -> Folded:
+def _agent(workspace: Chat, fact: events.AgentFact) -> Folded:
     unmoved = _elsewhere(workspace, fact.workspace_id)
     if unmoved is not None:
         former = previous_workspaces.known(workspace, fact.workspace_id)
@@ -295,7 +293,7 @@ def _agent(workspace: Workspace, fact: events.AgentFact) -> Folded:
     return Folded(heard, unmoved=Unmoved.STALE if _left_before_loss(workspace, fact) else None)
 
 
-def _left_before_loss(workspace: Workspace, fact: events.AgentFact) -> bool:
+def _left_before_loss(workspace: Chat, fact: events.AgentFact) -> bool:
     """Say whether a lost agent reports with a lower sequence that it left: it is away either way.
 
     Earlier versions recorded this as `stale`, so their logs fold to what they recorded.
@@ -306,7 +304,7 @@ def _left_before_loss(workspace: Workspace, fact: events.AgentFact) -> bool:
     return left and lost_at is not None and (fact.sequence or 0) <= lost_at
 
 
-def _heard(workspace: Workspace, fact: events.AgentFact) -> Workspace:
+def _heard(workspace: Chat, fact: events.AgentFact) -> Chat:
     """Keep what an agent says; of too many the oldest go, and first those of other workspaces."""
     of = (fact.workspace_id, fact.agent_id)
     known = next((f for f in workspace.agents if (f.workspace_id, f.id) == of), None)
@@ -324,11 +322,11 @@ def _heard(workspace: Workspace, fact: events.AgentFact) -> Workspace:
     return workspace.model_copy(update={"agents": tuple(kept)})
 
 
-def _of_last_start(workspace: Workspace, fact: events.AgentFact) -> bool:
+def _of_last_start(workspace: Chat, fact: events.AgentFact) -> bool:
     return workspace.last_start is not None and workspace.last_start.id == fact.build_id
 
 
-def _is_other_than_chosen(workspace: Workspace, fact: events.AgentFact) -> bool:
+def _is_other_than_chosen(workspace: Chat, fact: events.AgentFact) -> bool:
     """Say whether the followed build ended without choosing this agent."""
     build = workspace.build
     if build is None or build.id != fact.build_id or build.outcome is None:

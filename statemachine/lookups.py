@@ -7,14 +7,14 @@ from typing import Final, NamedTuple
 
 from statemachine.arguments import BadArguments, ReadArguments, arguments
 from statemachine.calls import Call, Until
-from statemachine.chat import Build, Workspace
+from statemachine.chat import Build, Chat
 from statemachine.events import BuildStarted, BuildSucceeded, Event, ToolRequested
 
 LISTING: Final = "list_templates"
 NAMING: Final = "create_workspace"
 
 
-class Needs(NamedTuple):
+class Lookups(NamedTuple):
     """What to look up, by ids."""
 
     organizations: frozenset[str]
@@ -34,9 +34,9 @@ def looks_up(call: Call) -> bool:
     return call.wait is None or call.wait.until is Until.OVER or "parameters" in call.args
 
 
-def needs(
-    calls: Iterable[ToolRequested | Call], chats: Iterable[Workspace], facts: Iterable[Event]
-) -> Needs:
+def lookups(
+    calls: Iterable[ToolRequested | Call], chats: Iterable[Chat], facts: Iterable[Event]
+) -> Lookups:
     """Return what the rules may ask for when they judge `calls` against `chats`.
 
     `facts`: what is folded into the chats before that, and may speak of more.
@@ -55,7 +55,7 @@ def needs(
         for build in _builds(chat):
             versions.add(build.template_version_id)
             versions.add(build.template.version_id if build.template else None)
-    return Needs(
+    return Lookups(
         organizations=frozenset(call.organization_id for call in calls if call.tool == LISTING),
         templates=frozenset(template for template in templates if template),
         versions=frozenset(version for version in versions if version),
@@ -69,7 +69,7 @@ def _template_of(call: ToolRequested | Call) -> str | None:
     return None if isinstance(args, BadArguments) or args.problem() else args.id
 
 
-def _builds(chat: Workspace) -> Iterator[Build]:
+def _builds(chat: Chat) -> Iterator[Build]:
     for build in (chat.build, chat.last_start, *(former.build for former in chat.former)):
         if build is not None:
             yield build

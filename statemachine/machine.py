@@ -17,11 +17,11 @@ from transitions import Machine
 
 from statemachine import fold, previous_workspaces
 from statemachine.agents import Unselectable, choose
-from statemachine.chat import Build, Cause, Ending, Failure, Limits, Workspace
+from statemachine.chat import Build, Cause, Chat, Ending, Failure, Limits
 from statemachine.events import Event, Lifecycle, Transition
 from statemachine.fold import Unmoved
-from statemachine.pool_scope import trespassed
-from statemachine.states import ABOUT, Reason, State
+from statemachine.pool_scope import foreign_pool
+from statemachine.states import STATE_INFO, Reason, State
 from statemachine.table import LEGAL, TABLE, Trigger
 from statemachine.views import visible
 
@@ -30,8 +30,8 @@ from statemachine.views import visible
 class Moved:
     """The state or what is shown with it changed: one published version a step."""
 
-    workspace: Workspace
-    steps: tuple[Workspace, ...]
+    workspace: Chat
+    steps: tuple[Chat, ...]
 
     @property
     def outcome(self) -> str:
@@ -43,7 +43,7 @@ class Moved:
 class Parked:
     """Known now, and nothing to show for it yet: it came early, or matters only with another."""
 
-    workspace: Workspace
+    workspace: Chat
     outcome: Final = "kept"
 
 
@@ -51,7 +51,7 @@ class Parked:
 class Ignored:
     """It has no say. `workspace` may still know it."""
 
-    workspace: Workspace
+    workspace: Chat
     reason: Unmoved
 
     @property
@@ -103,7 +103,7 @@ def cause_of(event: Event | Cause) -> Cause:
 
 
 def decide(
-    workspace: Workspace,
+    workspace: Chat,
     event: Event,
     at: datetime,
     limits: Limits,
@@ -113,7 +113,7 @@ def decide(
 
     `because`: the event from the bus that `event` follows from, when it is one of our own.
     """
-    if trespassed(workspace, event) is not None:
+    if foreign_pool(workspace, event) is not None:
         return Ignored(workspace, Unmoved.FOREIGN)
     folded = fold.fold(workspace, event, at)
     known = folded.workspace
@@ -142,8 +142,8 @@ def decide(
 
 
 def _steps(
-    known: Workspace, trigger: Trigger | None, at: datetime, limits: Limits, cause: Cause
-) -> Iterator[Workspace]:
+    known: Chat, trigger: Trigger | None, at: datetime, limits: Limits, cause: Cause
+) -> Iterator[Chat]:
     """Yield the snapshot after each move: the trigger's, then those that the facts amount to."""
     if trigger is not None and (state := next_state(known.state, trigger)) is not None:
         known = _enter(known, state, trigger, at, limits, cause)
@@ -153,7 +153,7 @@ def _steps(
         yield known
 
 
-def pending(workspace: Workspace) -> Iterator[Trigger]:
+def pending(workspace: Chat) -> Iterator[Trigger]:
     """Yield what the facts amount to, in the order in which they follow from each other."""
     if workspace.build is not None and workspace.build.outcome is not None:
         yield _ended(workspace.build)
@@ -186,7 +186,7 @@ def _ended(build: Build) -> Trigger:
     return Trigger.BUILT
 
 
-def _due(workspace: Workspace) -> tuple[State, Trigger] | None:
+def _due(workspace: Chat) -> tuple[State, Trigger] | None:
     for trigger in pending(workspace):
         if (state := next_state(workspace.state, trigger)) is not None:
             return state, trigger
@@ -194,15 +194,15 @@ def _due(workspace: Workspace) -> tuple[State, Trigger] | None:
 
 
 def _enter(
-    workspace: Workspace,
+    workspace: Chat,
     state: State,
     trigger: Trigger,
     at: datetime,
     limits: Limits,
     cause: Cause,
-) -> Workspace:
+) -> Chat:
     """Return the snapshot in `state`: a new version with all that the state brings."""
-    about = ABOUT[state]
+    about = STATE_INFO[state]
     if trigger is Trigger.BUILT and workspace.build is not None and workspace.build.outcome:
         chosen = choose(workspace.build.outcome.agents)
         workspace = workspace.model_copy(update={"chosen": chosen})
@@ -230,12 +230,12 @@ def _enter(
     return entered if about.bound else previous_workspaces.left(entered, at, deleted=True)
 
 
-def _error_code(workspace: Workspace, reason: Reason) -> str | None:
+def _error_code(workspace: Chat, reason: Reason) -> str | None:
     outcome = workspace.build.outcome if workspace.build else None
     return outcome.error_code if outcome and reason is Reason.BUILD_FAILED else None
 
 
-def _of_scripts(workspace: Workspace) -> str:
+def _of_scripts(workspace: Chat) -> str:
     """Say how the startup scripts failed, and where their output is."""
     lifecycle = workspace.agent_lifecycle()
     how = (
@@ -247,7 +247,7 @@ def _of_scripts(workspace: Workspace) -> str:
     return f"the startup scripts{name} {how}; the log of the build shows their output"
 
 
-def _message(workspace: Workspace, reason: Reason) -> str:
+def _message(workspace: Chat, reason: Reason) -> str:
     """Say what is wrong, in words that a chat's model and its user can act on."""
     build = workspace.build
     what = f"the {build.transition} build" if build else "the build"

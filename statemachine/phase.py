@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from statemachine.agents import Unselectable, choose
-from statemachine.chat import Workspace
-from statemachine.states import ABOUT, Word
+from statemachine.chat import Chat
+from statemachine.states import STATE_INFO, Phase
 
 
-def word_of(chat: Workspace) -> Word:
+def phase_of(chat: Chat) -> Phase:
     """Return the word of contract §5 for the chat; after a failed stop or delete its builds say it."""
-    about = ABOUT[chat.state]
+    about = STATE_INFO[chat.state]
     word = about.word
     if about.end_rejected is not None and chat.rejection is not None and chat.rejection.ends:
         word = about.end_rejected
-    return chat.standing if word is Word.FAILED_STOP else word
+    return chat.standing if word is Phase.FAILED_STOP else word
 
 
-def usable(chat: Workspace) -> bool:
+def usable(chat: Chat) -> bool:
     """Say whether a running workspace's agent is there or may still come, or can't be told."""
     build = chat.start_build
     if build is None or build.outcome is None or not build.outcome.agents:
@@ -26,14 +26,14 @@ def usable(chat: Workspace) -> bool:
         return True
     facts = chat.facts_of(chosen.id)
     if facts is None or facts.connected is None:
-        return not ABOUT[chat.state].overdue
+        return not STATE_INFO[chat.state].overdue
     return facts.connected
 
 
-def only_joins(chat: Workspace) -> bool:
+def only_joins(chat: Chat) -> bool:
     """Say whether a call that comes can only wait here, or be answered at once, and move nothing.
 
     So it is while a build is under way: those that wait already need not be looked at.
     """
-    about = ABOUT[chat.state]
-    return about.word in (Word.BEING_BUILT, Word.BEING_STOPPED) and not about.settled
+    about = STATE_INFO[chat.state]
+    return about.word in (Phase.BEING_BUILT, Phase.BEING_STOPPED) and not about.settled

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from statemachine import previous_workspaces
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.events import Event
 
 
-def trespassed(workspace: Workspace, event: Event) -> str | None:
+def foreign_pool(workspace: Chat, event: Event) -> str | None:
     """Return the pool that `event` speaks of though its sender is bound to another.
 
     A build made elsewhere has no pool: anybody's word on it counts.
@@ -20,7 +20,7 @@ def trespassed(workspace: Workspace, event: Event) -> str | None:
     return None if pool == event.pool else pool
 
 
-def _pool_of(workspace: Workspace, workspace_id: str | None, build_id: str | None) -> str | None:
+def _pool_of(workspace: Chat, workspace_id: str | None, build_id: str | None) -> str | None:
     """Return the pool of the build, if it is known, else that of the workspace's newest one."""
     if workspace_id is None:
         return None

@@ -10,18 +10,18 @@ from datetime import datetime
 
 from statemachine import events
 from statemachine.builds import before_delete, seen_by, start_before, with_earlier, with_fact
-from statemachine.chat import MOST_PAST, AgentFacts, Build, Former, Ref, Workspace
+from statemachine.chat import MOST_PAST, AgentFacts, Build, Chat, PreviousWorkspace, WorkspaceRef
 from statemachine.events import Transition
-from statemachine.phase import word_of
-from statemachine.states import Word
+from statemachine.phase import phase_of
+from statemachine.states import Phase
 
 
-def known(workspace: Workspace, workspace_id: str) -> Former | None:
+def known(workspace: Chat, workspace_id: str) -> PreviousWorkspace | None:
     """Return what is remembered of a workspace that the chat does not have."""
     return next((f for f in workspace.former if f.id == workspace_id), None)
 
 
-def remembered(workspace: Workspace, former: Former) -> Workspace:
+def remembered(workspace: Chat, former: PreviousWorkspace) -> Chat:
     """Return the chat with `former` as the newest it remembers."""
     others = [f for f in workspace.former if f.id != former.id]
     while len(others) >= MOST_PAST:
@@ -32,16 +32,16 @@ def remembered(workspace: Workspace, former: Former) -> Workspace:
     return workspace.model_copy(update=new)
 
 
-def _agents_but_of(workspace: Workspace, workspace_id: str) -> tuple[AgentFacts, ...]:
+def _agents_but_of(workspace: Chat, workspace_id: str) -> tuple[AgentFacts, ...]:
     return tuple(facts for facts in workspace.agents if facts.workspace_id != workspace_id)
 
 
-def _weight(former: Former) -> int:
+def _weight(former: PreviousWorkspace) -> int:
     """Say how much is lost with it: that it runs, or that it was ours and must not come back."""
     return 2 * (former.orphaned_at is not None) + former.ours
 
 
-def left(workspace: Workspace, at: datetime, *, deleted: bool) -> Workspace:
+def left(workspace: Chat, at: datetime, *, deleted: bool) -> Chat:
     """Return the chat without its workspace, remembering that it had it.
 
     One that runs is an orphan from here on, unless a stop of it is asked for in the same breath.
@@ -49,10 +49,12 @@ def left(workspace: Workspace, at: datetime, *, deleted: bool) -> Workspace:
     ref = workspace.ref
     if ref is None:
         return workspace
-    former = Former(id=ref.id, deleted=True)
+    former = PreviousWorkspace(id=ref.id, deleted=True)
     if not deleted:
         since = at if _may_run(workspace) else None
-        former = Former(id=ref.id, deleted=False, ref=ref, build=workspace.build, orphaned_at=since)
+        former = PreviousWorkspace(
+            id=ref.id, deleted=False, ref=ref, build=workspace.build, orphaned_at=since
+        )
     return remembered(workspace, former).model_copy(
         update={
             "ref": None,
@@ -66,26 +68,24 @@ def left(workspace: Workspace, at: datetime, *, deleted: bool) -> Workspace:
     )
 
 
-def _may_run(workspace: Workspace) -> bool:
+def _may_run(workspace: Chat) -> bool:
     """Say whether the workspace runs, or was not stopped and nobody knows what its start came to."""
     start, build = workspace.start_build, workspace.build
     unknown = start is not None and start.outcome is None and start is not build
     if start is not None and start.succeeded:
-        return word_of(workspace) in (Word.RUNNING, Word.FAILED_DELETE)
+        return phase_of(workspace) in (Phase.RUNNING, Phase.FAILED_DELETE)
     return unknown and build is not None and _runs(build)
 
 
-def told(
-    workspace: Workspace, fact: events.ProvisionerFact, time: datetime, at: datetime
-) -> Workspace:
+def told(workspace: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime) -> Chat:
     """Fold a provisioner's fact about a workspace that is not the chat's."""
-    former = known(workspace, fact.workspace_id) or Former(
-        id=fact.workspace_id, deleted=False, ours=False, ref=Ref(id=fact.workspace_id)
+    former = known(workspace, fact.workspace_id) or PreviousWorkspace(
+        id=fact.workspace_id, deleted=False, ours=False, ref=WorkspaceRef(id=fact.workspace_id)
     )
     if former.deleted:
         return workspace
     if isinstance(fact, events.BuildStarted) and former.ref is not None:
-        ref = Ref(
+        ref = WorkspaceRef(
             id=former.id,
             name=former.ref.name or fact.workspace_name,
             owner_name=former.ref.owner_name or fact.owner_name,
@@ -113,7 +113,7 @@ def told(
     return remembered(workspace, former.model_copy(update=new))
 
 
-def heir(workspace: Workspace) -> Former | None:
+def heir(workspace: Chat) -> PreviousWorkspace | None:
     """Return the workspace that a chat has from here on whose own was deleted.
 
     One made elsewhere, of which a build is known; of several the one with the lowest id, so that it
@@ -124,13 +124,13 @@ def heir(workspace: Workspace) -> Former | None:
     return min(waiting, key=lambda former: former.id, default=None)
 
 
-def newly_deleted(before: Workspace, after: Workspace) -> tuple[str, ...]:
+def newly_deleted(before: Chat, after: Chat) -> tuple[str, ...]:
     """Return the ids of the workspaces that are known as deleted only since `before`."""
     gone = {former.id for former in before.former if former.deleted}
     return tuple(f.id for f in after.former if f.deleted and f.id not in gone)
 
 
-def newly_named(before: Workspace, after: Workspace) -> tuple[str, str, str, str] | None:
+def newly_named(before: Chat, after: Chat) -> tuple[str, str, str, str] | None:
     """Return (workspace, chat, owner, name) when the chat's workspace has a name of an owner since."""
     ref, owner = after.ref, after.owner_id
     if ref is None or ref.name is None or owner is None:
@@ -141,25 +141,25 @@ def newly_named(before: Workspace, after: Workspace) -> tuple[str, str, str, str
     return ref.id, after.chat_id, owner, ref.name[:255]
 
 
-def requested(workspace: Workspace, former: Former, build: Build, at: datetime) -> Workspace:
+def requested(workspace: Chat, former: PreviousWorkspace, build: Build, at: datetime) -> Chat:
     """Note that a build of a former workspace was asked for."""
     return _with(workspace, former, build, at)
 
 
-def awaits(workspace: Workspace, build_id: str) -> bool:
+def awaits(workspace: Chat, build_id: str) -> bool:
     """Say whether the end of that build is still to be heard of, and would matter."""
     builds = (workspace.build, *(former.build for former in workspace.former))
     return any(b is not None and b.id == build_id and b.outcome is None for b in builds)
 
 
-def orphans(workspace: Workspace) -> tuple[Former, ...]:
+def orphans(workspace: Chat) -> tuple[PreviousWorkspace, ...]:
     """Return the former workspaces that run though no chat has them."""
     if not workspace.former:  # nearly always: asked several times an event
         return ()
     return tuple(former for former in workspace.former if former.orphaned_at is not None)
 
 
-def overdue(workspace: Workspace, workspace_id: str) -> Workspace:
+def overdue(workspace: Chat, workspace_id: str) -> Chat:
     """Let the grace of an orphan be over."""
     former = known(workspace, workspace_id)
     if former is None or former.orphaned_at is None:
@@ -167,9 +167,11 @@ def overdue(workspace: Workspace, workspace_id: str) -> Workspace:
     return remembered(workspace, former.model_copy(update={"overdue": True}))
 
 
-def _with(workspace: Workspace, former: Former, build: Build, at: datetime) -> Workspace:
+def _with(workspace: Chat, former: PreviousWorkspace, build: Build, at: datetime) -> Chat:
     if build.succeeded and build.transition is Transition.DELETE:
-        return remembered(workspace, Former(id=former.id, deleted=True, ours=former.ours))
+        return remembered(
+            workspace, PreviousWorkspace(id=former.id, deleted=True, ours=former.ours)
+        )
     runs, before = _runs(build), former.orphaned_at
     new = {
         "build": build,

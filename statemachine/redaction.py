@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from statemachine.calls import Known
-from statemachine.chat import Build, Workspace
+from statemachine.chat import Build, Chat
 from statemachine.events import BuildRequested, Event, ToolRequested
 from statemachine.mask import MASK, Mask
 from statemachine.parameters import Kind, Parameter, as_text
@@ -32,7 +32,7 @@ def has_text(event: Event) -> bool:
     return any(isinstance(getattr(event.data, key, None), str) for key in _TEXTS)
 
 
-def fact(event: Event, chat: Workspace, known: Known) -> Event:
+def fact(event: Event, chat: Chat, known: Known) -> Event:
     """Return the event with its texts masked; `known` has the versions of the chat's builds."""
     if not has_text(event):
         return event
@@ -63,13 +63,13 @@ def _longest(texts: Iterable[str]) -> int:
     return 1 << max(map(len, texts), default=0).bit_length()
 
 
-def builds_with_values(chat: Workspace) -> list[Build]:
+def builds_with_values(chat: Chat) -> list[Build]:
     """Return the builds known of the chat's workspaces, present and former, that have parameters."""
     builds = [chat.build, chat.last_start, *(former.build for former in chat.former)]
     return [build for build in builds if build is not None and build.parameters]
 
 
-def _sensitive_values(chat: Workspace, known: Known) -> list[str]:
+def _sensitive_values(chat: Chat, known: Known) -> list[str]:
     found: list[str] = []
     for build in builds_with_values(chat):
         version_id = build.template.version_id if build.template else build.template_version_id
@@ -97,7 +97,7 @@ def _text(value: object) -> str:
         return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def event(event: Event, chat: Workspace, known: Known) -> Event:
+def event(event: Event, chat: Chat, known: Known) -> Event:
     """Return the event as the log may hold it."""
     data = event.data
     if isinstance(data, ToolRequested) and data.args:
@@ -111,7 +111,7 @@ def event(event: Event, chat: Workspace, known: Known) -> Event:
     return event
 
 
-def arguments(tool: str, args: dict[str, Any], chat: Workspace, known: Known) -> dict[str, Any]:
+def arguments(tool: str, args: dict[str, Any], chat: Chat, known: Known) -> dict[str, Any]:
     """Return a call's arguments as they may be shown.
 
     Of a tool with parameters, what it does not take is hidden too: they may stand under a wrong name.
@@ -158,9 +158,7 @@ def _texts_in(value: object) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def _declared(
-    tool: str, args: dict[str, Any], chat: Workspace, known: Known
-) -> tuple[Parameter, ...]:
+def _declared(tool: str, args: dict[str, Any], chat: Chat, known: Known) -> tuple[Parameter, ...]:
     """Return the parameters that the values are for, of every version that may be meant."""
     if tool == "create_workspace":
         template = known.catalog.templates.get(str(args.get("template_id")).strip().lower())

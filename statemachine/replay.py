@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
-from statemachine.chat import Cause, Limits, Workspace
+from statemachine.chat import Cause, Chat, Limits
 from statemachine.codec import event_of
 from statemachine.events import OURS, BuildRequested, Event, WaitResumed
 from statemachine.fold import Unmoved
 from statemachine.machine import Decision, Ignored, Moved, decide
-from statemachine.states import ABOUT
+from statemachine.states import STATE_INFO
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Difference:
 class Replayed:
     """One chat after its log."""
 
-    workspace: Workspace
+    workspace: Chat
     path: tuple[str, ...]
     """The states in the order they were entered, `failed` with its reason."""
     differences: tuple[Difference, ...]
@@ -48,23 +48,23 @@ class Replayed:
 _TIME: Final = TypeAdapter(datetime)
 
 
-def shown(workspace: Workspace) -> str:
+def shown(workspace: Chat) -> str:
     """Return the wire state, `failed` with its reason."""
-    about = ABOUT[workspace.state]
+    about = STATE_INFO[workspace.state]
     return about.wire if about.reason is None else f"{about.wire}:{about.reason}"
 
 
-def entry_of(before: Workspace, decision: Decision) -> dict[str, Any]:
+def entry_of(before: Chat, decision: Decision) -> dict[str, Any]:
     """Return what the log records of a decision."""
     return {
         "outcome": decision.outcome,
-        "state_before": ABOUT[before.state].wire,
-        "state_after": ABOUT[decision.workspace.state].wire,
+        "state_before": STATE_INFO[before.state].wire,
+        "state_after": STATE_INFO[decision.workspace.state].wire,
         "version": decision.workspace.version if isinstance(decision, Moved) else None,
     }
 
 
-def set_deadline(before: Workspace, after: Workspace) -> datetime | None:
+def set_deadline(before: Chat, after: Chat) -> datetime | None:
     """Return the limit that an entry set and that still holds after it; the log records it."""
     return after.deadline if after.generation != before.generation else None
 
@@ -76,7 +76,7 @@ class Fold:
     chat_id: str
     limits: Limits = field(default_factory=Limits)
     """For entries of logs that don't say what limit they set."""
-    workspace: Workspace = field(init=False)
+    workspace: Chat = field(init=False)
     path: list[str] = field(init=False)
     differences: list[Difference] = field(default_factory=list)
     entries: int = 0
@@ -87,7 +87,7 @@ class Fold:
     """The last event that followed from no other: what an older log's rules acted upon."""
 
     def __post_init__(self) -> None:
-        self.workspace = Workspace(chat_id=self.chat_id)
+        self.workspace = Chat(chat_id=self.chat_id)
         self.path = [shown(self.workspace)]
 
     def take(self, entry: Mapping[str, Any]) -> None:
@@ -139,7 +139,7 @@ class Fold:
         self._root = Cause(source=event.source, id=event.id, type=event.type)
         return None
 
-    def _limited(self, before: Workspace, deadline: datetime | None) -> None:
+    def _limited(self, before: Chat, deadline: datetime | None) -> None:
         """Take over the limit that was in force then."""
         folded = set_deadline(before, self.workspace)
         if folded is None and deadline is not None:

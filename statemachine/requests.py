@@ -8,8 +8,8 @@ from uuid import UUID
 
 from statemachine import answers, naming
 from statemachine.arguments import CreateArguments, StartArguments
-from statemachine.calls import Call, Known, Requested, Until, Verdict, Wait
-from statemachine.chat import Build, Former, Ref, Workspace
+from statemachine.calls import Call, CallOutcome, Known, Requested, Until, Wait
+from statemachine.chat import Build, Chat, PreviousWorkspace, WorkspaceRef
 from statemachine.events import BuildRequested, TemplateRef, Transition
 from statemachine.messages import StartNotes
 from statemachine.parameters import LastBuild, Misfits, reset, resolve
@@ -39,11 +39,11 @@ def allowed(template: Template, call: Call, known: Known) -> bool:
 def create(
     call: Call,
     args: CreateArguments,
-    chat: Workspace,
+    chat: Chat,
     known: Known,
     *,
     replaced: Transition | None,
-) -> Verdict:
+) -> CallOutcome:
     """Have a new workspace built. `replaced`: the build that the chat's present one gets, if any."""
     template = known.catalog.templates.get(args.template)
     if template is None or template.organization_id != call.organization_id:
@@ -91,7 +91,7 @@ def create(
     return Requested(build, wait, ending(chat, replaced, known, label) if replaced else None)
 
 
-def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Verdict:
+def start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOutcome:
     """Have the chat's workspace started again."""
     built = version = _version_of(chat.ref, chat.build, known)
     if built is None or version is None or chat.build is None:
@@ -127,7 +127,7 @@ def start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Ve
     return Requested(build, wait)
 
 
-def stop(call: Call, chat: Workspace, known: Known) -> Verdict:
+def stop(call: Call, chat: Chat, known: Known) -> CallOutcome:
     """Have the chat's workspace stopped."""
     build = ending(chat, Transition.STOP, known, call.call_id)
     if build is None:
@@ -137,11 +137,11 @@ def stop(call: Call, chat: Workspace, known: Known) -> Verdict:
 
 
 def ending(
-    chat: Workspace,
+    chat: Chat,
     transition: Transition,
     known: Known,
     label: str,
-    former: Former | None = None,
+    former: PreviousWorkspace | None = None,
 ) -> BuildRequested | None:
     """Return the stop or delete build that comes next, or None when nobody here can make it.
 
@@ -159,7 +159,11 @@ def ending(
 
 
 def _next_build(
-    ref: Ref | None, last: Build | None, owner_name: str, transition: Transition, seed: bytes
+    ref: WorkspaceRef | None,
+    last: Build | None,
+    owner_name: str,
+    transition: Transition,
+    seed: bytes,
 ) -> BuildRequested | None:
     if ref is None or last is None:
         return None
@@ -176,7 +180,7 @@ def _next_build(
     )
 
 
-def _version_of(ref: Ref | None, build: Build | None, known: Known) -> Version | None:
+def _version_of(ref: WorkspaceRef | None, build: Build | None, known: Known) -> Version | None:
     """Return the template version of the last build, or of the template if only that is known."""
     if build is None:
         return None
@@ -195,7 +199,7 @@ def _template_ref(version: Version) -> TemplateRef:
     )
 
 
-def _unknown_template(chat: Workspace) -> Verdict:
+def _unknown_template(chat: Chat) -> CallOutcome:
     return answers.error(
         f"workspace '{name_of(chat)}' was made elsewhere, from a template that is not known here; "
         "change it where it was made"

@@ -8,17 +8,17 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from statemachine.chat import Build, Former, Workspace
+from statemachine.chat import Build, Chat, PreviousWorkspace
 from statemachine.mask import MASK
 from statemachine.replay import Difference, Fold
 
 _ABSENT: Final = "nothing"
 
 
-def read(snapshot: str) -> Workspace | None:
+def read(snapshot: str) -> Chat | None:
     """Return a stored snapshot, or None for one that is damaged."""
     try:
-        return Workspace.model_validate_json(snapshot)
+        return Chat.model_validate_json(snapshot)
     except ValidationError:
         return None
 
@@ -32,7 +32,7 @@ def differences(snapshot: str, fold: Fold, open_calls: int) -> list[Difference]:
     return list(_unlike("", _shown(stored), _shown(folded)))
 
 
-def filled(fold: Fold, stored: Workspace | None, open_calls: int) -> Workspace:
+def filled(fold: Fold, stored: Chat | None, open_calls: int) -> Chat:
     """Return the snapshot that a log folds to, with what is not in logs taken from the stored one.
 
     That is the values of parameters that the log hides, the limit of a log that does not say, and
@@ -47,7 +47,7 @@ def filled(fold: Fold, stored: Workspace | None, open_calls: int) -> Workspace:
     return _with_parameters(chat, lambda build: _unmasked(build, known.get(build.id)))
 
 
-def without_hidden(chat: Workspace) -> tuple[Workspace, list[str]]:
+def without_hidden(chat: Chat) -> tuple[Chat, list[str]]:
     """Return a snapshot without the values that nobody knows any more, and what they were of.
 
     A next build takes the template's default for them, or asks for a value.
@@ -79,14 +79,14 @@ def _unmasked(build: Build, known: Mapping[str, str] | None) -> dict[str, str]:
     }
 
 
-def _builds(chat: Workspace) -> Iterator[Build]:
-    holders: tuple[Workspace | Former, ...] = (chat, *chat.former)
+def _builds(chat: Chat) -> Iterator[Build]:
+    holders: tuple[Chat | PreviousWorkspace, ...] = (chat, *chat.former)
     for holder in holders:
         yield from (build for build in (holder.build, holder.last_start) if build is not None)
 
 
-def _with_parameters(chat: Workspace, change: Callable[[Build], dict[str, str]]) -> Workspace:
-    def again(holder: Workspace | Former) -> dict[str, Build | None]:
+def _with_parameters(chat: Chat, change: Callable[[Build], dict[str, str]]) -> Chat:
+    def again(holder: Chat | PreviousWorkspace) -> dict[str, Build | None]:
         return {
             key: build and build.model_copy(update={"parameters": change(build)})
             for key, build in (("build", holder.build), ("last_start", holder.last_start))
@@ -96,7 +96,7 @@ def _with_parameters(chat: Workspace, change: Callable[[Build], dict[str, str]])
     return chat.model_copy(update={**again(chat), "former": former})
 
 
-def _shown(chat: Workspace) -> dict[str, Any]:
+def _shown(chat: Chat) -> dict[str, Any]:
     return json.loads(chat.model_dump_json())  # type: ignore[no-any-return]
 
 

@@ -69,7 +69,7 @@ class Limit(StrEnum):
     STARTUP_SCRIPTS = "startup_scripts"
 
 
-class Word(StrEnum):
+class Phase(StrEnum):
     """The words of contract §5 in which tool calls are judged."""
 
     NOTHING = "nothing"
@@ -79,21 +79,21 @@ class Word(StrEnum):
     BEING_STOPPED = "being stopped"
     STOPPED = "stopped"
     FAILED_STOP = "failed stop"
-    """Also of a delete, as states go; `words.word_of` says what either means for the workspace."""
+    """Also of a delete, as states go; `phase.phase_of` says what either means for the workspace."""
     FAILED_DELETE = "failed delete"
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class StateInfo:
     """What is true of a state."""
 
-    word: Word
+    word: Phase
     wire: WireState = "failed"
     reason: Reason | None = None
     limit: Limit | None = None
     overdue: bool = False
     """A limit has passed here, and only a late fact or a new call can move on."""
-    end_rejected: Word | None = None
+    end_rejected: Phase | None = None
     """The word instead, once the build's end came and could not be accepted: no other will come."""
 
     @property
@@ -104,37 +104,37 @@ class About:
     @property
     def bound(self) -> bool:
         """Whether the chat has a workspace."""
-        return self.word is not Word.NOTHING
+        return self.word is not Phase.NOTHING
 
 
-ABOUT: Final[dict[State, About]] = {
-    State.NONE: About(Word.NOTHING, "none"),
-    State.BUILDING: About(Word.BEING_BUILT, "building", limit=Limit.BUILD),
-    State.AGENT_CONNECTING: About(Word.RUNNING, "agent_connecting", limit=Limit.AGENT_CONNECT),
-    State.SCRIPTS_RUNNING: About(Word.RUNNING, "scripts_running", limit=Limit.STARTUP_SCRIPTS),
-    State.READY: About(Word.RUNNING, "ready"),
-    State.BUILD_FAILED: About(Word.FAILED_BUILD, reason=Reason.BUILD_FAILED),
-    State.BUILD_CANCELED: About(Word.FAILED_BUILD, reason=Reason.BUILD_CANCELED),
-    State.BUILD_TIMED_OUT: About(
-        Word.BEING_BUILT,
+STATE_INFO: Final[dict[State, StateInfo]] = {
+    State.NONE: StateInfo(Phase.NOTHING, "none"),
+    State.BUILDING: StateInfo(Phase.BEING_BUILT, "building", limit=Limit.BUILD),
+    State.AGENT_CONNECTING: StateInfo(Phase.RUNNING, "agent_connecting", limit=Limit.AGENT_CONNECT),
+    State.SCRIPTS_RUNNING: StateInfo(Phase.RUNNING, "scripts_running", limit=Limit.STARTUP_SCRIPTS),
+    State.READY: StateInfo(Phase.RUNNING, "ready"),
+    State.BUILD_FAILED: StateInfo(Phase.FAILED_BUILD, reason=Reason.BUILD_FAILED),
+    State.BUILD_CANCELED: StateInfo(Phase.FAILED_BUILD, reason=Reason.BUILD_CANCELED),
+    State.BUILD_TIMED_OUT: StateInfo(
+        Phase.BEING_BUILT,
         reason=Reason.BUILD_TIMEOUT,
         overdue=True,
-        end_rejected=Word.FAILED_BUILD,
+        end_rejected=Phase.FAILED_BUILD,
     ),
-    State.SELECTION_ERROR: About(Word.RUNNING, reason=Reason.SELECTION_ERROR),
-    State.AGENT_NOT_READY: About(Word.RUNNING, reason=Reason.AGENT_NOT_READY, overdue=True),
-    State.SCRIPTS_FAILED: About(Word.RUNNING, reason=Reason.STARTUP_SCRIPTS_FAILED),
-    State.SCRIPTS_TIMED_OUT: About(
-        Word.RUNNING, reason=Reason.STARTUP_SCRIPTS_TIMEOUT, overdue=True
+    State.SELECTION_ERROR: StateInfo(Phase.RUNNING, reason=Reason.SELECTION_ERROR),
+    State.AGENT_NOT_READY: StateInfo(Phase.RUNNING, reason=Reason.AGENT_NOT_READY, overdue=True),
+    State.SCRIPTS_FAILED: StateInfo(Phase.RUNNING, reason=Reason.STARTUP_SCRIPTS_FAILED),
+    State.SCRIPTS_TIMED_OUT: StateInfo(
+        Phase.RUNNING, reason=Reason.STARTUP_SCRIPTS_TIMEOUT, overdue=True
     ),
-    State.STOPPING: About(Word.BEING_STOPPED, "stopping", limit=Limit.BUILD),
-    State.STOPPED: About(Word.STOPPED, "stopped"),
-    State.STOP_FAILED: About(Word.FAILED_STOP, reason=Reason.BUILD_FAILED),
-    State.STOP_CANCELED: About(Word.FAILED_STOP, reason=Reason.BUILD_CANCELED),
-    State.STOP_TIMED_OUT: About(
-        Word.BEING_STOPPED,
+    State.STOPPING: StateInfo(Phase.BEING_STOPPED, "stopping", limit=Limit.BUILD),
+    State.STOPPED: StateInfo(Phase.STOPPED, "stopped"),
+    State.STOP_FAILED: StateInfo(Phase.FAILED_STOP, reason=Reason.BUILD_FAILED),
+    State.STOP_CANCELED: StateInfo(Phase.FAILED_STOP, reason=Reason.BUILD_CANCELED),
+    State.STOP_TIMED_OUT: StateInfo(
+        Phase.BEING_STOPPED,
         reason=Reason.BUILD_TIMEOUT,
         overdue=True,
-        end_rejected=Word.FAILED_STOP,
+        end_rejected=Phase.FAILED_STOP,
     ),
 }

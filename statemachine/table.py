@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from statemachine.states import ABOUT, State
+from statemachine.states import STATE_INFO, State
 
 
 class Trigger(StrEnum):
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 S, T = State, Trigger
 _ANY: Final = tuple(State)
-_BOUND: Final = tuple(state for state in State if ABOUT[state].bound)
+_BOUND: Final = tuple(state for state in State if STATE_INFO[state].bound)
 _OPEN_START: Final = (S.BUILDING, S.BUILD_TIMED_OUT)
 _OPEN_STOP: Final = (S.STOPPING, S.STOP_TIMED_OUT)
 
@@ -94,7 +94,7 @@ def mermaid(rows: Iterable[Row] = TABLE) -> str:
     for row in rows:
         lines += [f"    {name} --> {row.dest}: {row.trigger}" for name in _origins(row)]
     for state in State:
-        if (reason := ABOUT[state].reason) is not None:
+        if (reason := STATE_INFO[state].reason) is not None:
             lines.append(f"    {state}: failed ({reason})")
     return "\n".join(lines)
 
@@ -104,8 +104,8 @@ def wire_mermaid(rows: Iterable[Row] = TABLE) -> str:
     moves: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for name in _origins(row):
-            source = ABOUT[name].wire if isinstance(name, State) else name
-            triggers = moves.setdefault((source, ABOUT[row.dest].wire), [])
+            source = STATE_INFO[name].wire if isinstance(name, State) else name
+            triggers = moves.setdefault((source, STATE_INFO[row.dest].wire), [])
             if row.trigger not in triggers:
                 triggers.append(row.trigger)
     lines = [f"    {source} --> {dest}: {', '.join(on)}" for (source, dest), on in moves.items()]

@@ -11,10 +11,10 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from statemachine import previous_workspaces
-from statemachine.chat import Former, Limits, Workspace
+from statemachine.chat import Chat, Limits, PreviousWorkspace
 
 
-class Purpose(StrEnum):
+class TimerKind(StrEnum):
     """Why a timer is set; a token of its subject."""
 
     DEADLINE = "deadline"
@@ -22,44 +22,44 @@ class Purpose(StrEnum):
     ORPHAN = "orphan"
 
 
-class Wake(NamedTuple):
+class ChatTimer(NamedTuple):
     """When to look at the chat again, and which timer says so."""
 
     generation: int
     at: datetime
 
 
-def wake(chat: Workspace, purpose: Purpose, limits: Limits) -> Wake | None:
+def open_timer(chat: Chat, purpose: TimerKind, limits: Limits) -> ChatTimer | None:
     """Return the open wake of `purpose`, if there is one."""
     match purpose:
-        case Purpose.DEADLINE:
+        case TimerKind.DEADLINE:
             at = chat.deadline
-            return None if at is None else Wake(chat.generation, at)
-        case Purpose.TTL:
+            return None if at is None else ChatTimer(chat.generation, at)
+        case TimerKind.TTL:
             return _named_by_time(chat.expires_at)
-        case Purpose.ORPHAN:
+        case TimerKind.ORPHAN:
             graces = [at for _, at in _graces(chat, limits)]
             return _named_by_time(min(graces, default=None))
 
 
-def overdue(chat: Workspace, now: datetime, limits: Limits) -> tuple[Former, ...]:
+def overdue(chat: Chat, now: datetime, limits: Limits) -> tuple[PreviousWorkspace, ...]:
     """Return the orphans whose grace is over."""
     return tuple(former for former, at in _graces(chat, limits) if at <= now)
 
 
-def rests(chat: Workspace) -> bool:
+def rests(chat: Chat) -> bool:
     """Say whether there is nothing to wake the chat for."""
     return (
         chat.deadline is None and chat.expires_at is None and not previous_workspaces.orphans(chat)
     )
 
 
-def _graces(chat: Workspace, limits: Limits) -> Iterator[tuple[Former, datetime]]:
+def _graces(chat: Chat, limits: Limits) -> Iterator[tuple[PreviousWorkspace, datetime]]:
     """Yield the orphans that were not seen to yet, each with the end of its grace."""
     for former in previous_workspaces.orphans(chat):
         if former.orphaned_at is not None and not former.overdue:
             yield former, former.orphaned_at + limits.orphan_grace
 
 
-def _named_by_time(at: datetime | None) -> Wake | None:
-    return None if at is None else Wake(int(at.timestamp() * 1000), at)
+def _named_by_time(at: datetime | None) -> ChatTimer | None:
+    return None if at is None else ChatTimer(int(at.timestamp() * 1000), at)

@@ -1,4 +1,4 @@
-"""judge: the rules of the tools, as one pure function of a call and its chat's latest facts.
+"""evaluate: the rules of the tools, as one pure function of a call and its chat's latest facts.
 
 Branch numbers are those of the table in ARCHITECTURE.md. Nothing outside decides what a call is
 answered, waits for, or has built.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from statemachine import answers, previous_workspaces, requests
-from statemachine.admission import refusal
+from statemachine.admission import check_limits
 from statemachine.arguments import (
     BadArguments,
     CreateArguments,
@@ -23,14 +23,14 @@ from statemachine.arguments import (
 from statemachine.calls import (
     Answered,
     Call,
+    CallOutcome,
     Known,
     Resumed,
     Until,
-    Verdict,
     Wait,
     Waiting,
 )
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.events import BuildRequested, Transition, WaitResumed
 from statemachine.messages import (
     AlreadyBuilt,
@@ -41,20 +41,20 @@ from statemachine.messages import (
     Started,
     StartNotes,
 )
-from statemachine.phase import usable, word_of
-from statemachine.states import ABOUT, State, Word
+from statemachine.phase import phase_of, usable
+from statemachine.states import STATE_INFO, Phase, State
 from statemachine.views import full_name, name_of
 
 NO_WORKSPACE: Final = "the chat has no workspace; use create_workspace to make one"
 
 
-def judge(call: Call, chat: Workspace, known: Known) -> Verdict:
+def evaluate(call: Call, chat: Chat, known: Known) -> CallOutcome:
     """Judge a call against its chat: one that comes, or one that waits, when the chat has moved."""
     verdict = _verdict(call, chat, known)
-    return refusal(call, verdict, chat, known.load) or verdict
+    return check_limits(call, verdict, chat, known.load) or verdict
 
 
-def _verdict(call: Call, chat: Workspace, known: Known) -> Verdict:
+def _verdict(call: Call, chat: Chat, known: Known) -> CallOutcome:
     tool = _TOOLS.get(call.tool)
     if tool is None:
         return answers.error(f"unknown tool {call.tool!r}; there are: {', '.join(_TOOLS)}")
@@ -75,12 +75,12 @@ def _verdict(call: Call, chat: Workspace, known: Known) -> Verdict:
             return _after(call, args, chat, known, rules)
 
 
-def canceled(call: Call, chat: Workspace) -> Answered:
+def canceled(call: Call, chat: Chat) -> Answered:
     """Answer a call whose chat no longer waits for it; what was begun goes on."""
-    wait, about = call.wait, ABOUT[chat.state]
+    wait, about = call.wait, STATE_INFO[chat.state]
     if wait is None or chat.build is None:
         return answers.error("the call was canceled before a build was requested")
-    if about.word in (Word.BEING_BUILT, Word.BEING_STOPPED):
+    if about.word in (Phase.BEING_BUILT, Phase.BEING_STOPPED):
         return Answered(
             {
                 "error": f"the call was canceled; the {chat.build.transition} build goes on",
@@ -94,15 +94,15 @@ def canceled(call: Call, chat: Workspace) -> Answered:
     return _success(call, wait, chat, keys.get(chat.state, {}))
 
 
-def _create(call: Call, args: CreateArguments, chat: Workspace, known: Known) -> Verdict:
+def _create(call: Call, args: CreateArguments, chat: Chat, known: Known) -> CallOutcome:
     if problem := args.problem():
         return answers.error(problem)
-    match word_of(chat):
-        case Word.BEING_BUILT:
+    match phase_of(chat):
+        case Phase.BEING_BUILT:
             return _join(call, chat, Until.SETTLED)
-        case Word.BEING_STOPPED:
+        case Phase.BEING_STOPPED:
             return _join(call, chat, Until.OVER)
-        case Word.STOPPED:
+        case Phase.STOPPED:
             return Answered(
                 {
                     "created": False,
@@ -111,7 +111,7 @@ def _create(call: Call, args: CreateArguments, chat: Workspace, known: Known) ->
                     "message": "the workspace is stopped; use start_workspace to start it",
                 }
             )
-        case Word.RUNNING if usable(chat):
+        case Phase.RUNNING if usable(chat):
             return _running(call, chat)
         case word:
             # A build whose end was rejected may have succeeded: what it made is stopped, too.
@@ -120,39 +120,39 @@ def _create(call: Call, args: CreateArguments, chat: Workspace, known: Known) ->
             return requests.create(call, args, chat, known, replaced=replaced)
 
 
-def _start(call: Call, args: StartArguments, chat: Workspace, known: Known) -> Verdict:
-    match word_of(chat):
-        case Word.NOTHING:
+def _start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOutcome:
+    match phase_of(chat):
+        case Phase.NOTHING:
             return answers.error(NO_WORKSPACE)
-        case Word.FAILED_DELETE:
+        case Phase.FAILED_DELETE:
             return answers.error(
                 f"a delete of workspace '{name_of(chat)}' failed, and what it left can't be started; "
                 "use create_workspace to make a new one"
             )
-        case Word.BEING_BUILT:
+        case Phase.BEING_BUILT:
             return _join(call, chat, Until.SETTLED)
-        case Word.BEING_STOPPED:
+        case Phase.BEING_STOPPED:
             return _join(call, chat, Until.OVER)
-        case Word.RUNNING:
+        case Phase.RUNNING:
             return _running(call, chat)
         case _:
             return requests.start(call, args, chat, known)
 
 
-def _stop(call: Call, args: NoArguments, chat: Workspace, known: Known) -> Verdict:
+def _stop(call: Call, args: NoArguments, chat: Chat, known: Known) -> CallOutcome:
     del args
-    match word_of(chat):
-        case Word.NOTHING:
+    match phase_of(chat):
+        case Phase.NOTHING:
             return answers.error(NO_WORKSPACE)
-        case Word.BEING_BUILT | Word.BEING_STOPPED:
+        case Phase.BEING_BUILT | Phase.BEING_STOPPED:
             return _join(call, chat, Until.OVER)
-        case Word.STOPPED:
+        case Phase.STOPPED:
             return Answered({"stopped": True, "workspace_name": name_of(chat), "no_build": True})
         case _:
             return requests.stop(call, chat, known)
 
 
-def _list(call: Call, args: ListArguments, chat: Workspace, known: Known) -> Verdict:
+def _list(call: Call, args: ListArguments, chat: Chat, known: Known) -> CallOutcome:
     del chat
     words = (args.query or "").strip().lower()
     found = [
@@ -172,7 +172,7 @@ def _list(call: Call, args: ListArguments, chat: Workspace, known: Known) -> Ver
     return answers.templates_page(found, args.page or 1)
 
 
-def _read(call: Call, args: ReadArguments, chat: Workspace, known: Known) -> Verdict:
+def _read(call: Call, args: ReadArguments, chat: Chat, known: Known) -> CallOutcome:
     del chat
     if problem := args.problem():
         return answers.error(problem)
@@ -182,64 +182,64 @@ def _read(call: Call, args: ReadArguments, chat: Workspace, known: Known) -> Ver
     return answers.template_read(template)
 
 
-def _join(call: Call, chat: Workspace, until: Until) -> Verdict:
+def _join(call: Call, chat: Chat, until: Until) -> CallOutcome:
     """Wait for the build that is under way; if its time was over without an end, begin it anew."""
     if chat.build is None:
         return answers.error(NO_WORKSPACE)
     wait = Wait(until=until, build_id=chat.build.id)
-    if ABOUT[chat.state].settled:
+    if STATE_INFO[chat.state].settled:
         return Resumed(WaitResumed(build_id=chat.build.id, call_id=call.call_id), wait)
     return Waiting(wait)
 
 
-def _running(call: Call, chat: Workspace) -> Verdict:
+def _running(call: Call, chat: Chat) -> CallOutcome:
     """Answer for a workspace that runs, once it is known how ready it is."""
     build = chat.start_build
     if build is None:
         return answers.error(NO_WORKSPACE)
     wait = Wait(until=Until.SETTLED, build_id=build.id, running=True)
-    if not ABOUT[chat.state].settled:
+    if not STATE_INFO[chat.state].settled:
         return Waiting(wait)
     return _success(call, wait, chat, answers.readiness(chat))
 
 
-def _what_became(call: Call, wait: Wait, chat: Workspace) -> Verdict:
+def _what_became(call: Call, wait: Wait, chat: Chat) -> CallOutcome:
     """Answer by what became of the start build, or of the start build that took it over."""
     build, gone = chat.build, wait.build_id in chat.deleted_builds
     if gone or build is None or build.transition is not Transition.START:
         return answers.superseded(wait.build_id, chat)
     running = wait.running and wait.build_id == build.id
     followed = wait.model_copy(update={"build_id": build.id, "running": running})
-    if not ABOUT[chat.state].settled:
+    if not STATE_INFO[chat.state].settled:
         return Waiting(followed)
-    if ABOUT[chat.state].word is Word.RUNNING:
+    if STATE_INFO[chat.state].word is Phase.RUNNING:
         return _success(call, followed, chat, answers.readiness(chat))
     return answers.build_failure(chat, build.id, _ACTIONS[call.tool])
 
 
-def _whether_stopped(wait: Wait, chat: Workspace) -> Verdict:
+def _whether_stopped(wait: Wait, chat: Chat) -> CallOutcome:
     """Answer by what became of the stop build that the call asked for."""
     if chat.build is None or chat.build.id != wait.build_id:
         return answers.superseded(wait.build_id, chat)
-    if not ABOUT[chat.state].settled:
+    if not STATE_INFO[chat.state].settled:
         return Waiting(wait)
-    if ABOUT[chat.state].word is Word.STOPPED:
+    if STATE_INFO[chat.state].word is Phase.STOPPED:
         return Answered(
             {"stopped": True, "workspace_name": name_of(chat), "build_id": wait.build_id}
         )
     return answers.build_failure(chat, wait.build_id, "stop")
 
 
-def _after(call: Call, args: Any, chat: Workspace, known: Known, rules: Rules) -> Verdict:
+def _after(call: Call, args: Any, chat: Chat, known: Known, rules: Rules) -> CallOutcome:
     """Judge again once the build in the way is over; its limit ends the wait."""
-    about = ABOUT[chat.state]
-    waited = about.word in (Word.BEING_BUILT, Word.BEING_STOPPED)
+    about = STATE_INFO[chat.state]
+    waited = about.word in (Phase.BEING_BUILT, Phase.BEING_STOPPED)
     if waited and about.settled and chat.build is not None:
         return answers.build_failure(chat, chat.build.id, _ACTIONS[call.tool])
     return rules(call, args, chat, known)
 
 
-def _success(call: Call, wait: Wait, chat: Workspace, keys: Readiness) -> Answered:
+def _success(call: Call, wait: Wait, chat: Chat, keys: Readiness) -> Answered:
     """Build the tool's success object around readiness keys."""
     name = name_of(chat)
     if call.tool == "start_workspace":
@@ -286,12 +286,12 @@ def _success(call: Call, wait: Wait, chat: Workspace, keys: Readiness) -> Answer
 
 
 _REPLACED: Final = {
-    Word.RUNNING: Transition.STOP,
-    Word.FAILED_DELETE: Transition.DELETE,
+    Phase.RUNNING: Transition.STOP,
+    Phase.FAILED_DELETE: Transition.DELETE,
 }
 """By the word for a workspace that create_workspace replaces, the build that it gets."""
 
-Rules = Callable[[Call, Any, Workspace, Known], Verdict]
+Rules = Callable[[Call, Any, Chat, Known], CallOutcome]
 _TOOLS: Final[dict[str, tuple[type[NoArguments], Rules]]] = {
     "create_workspace": (CreateArguments, _create),
     "start_workspace": (StartArguments, _start),
@@ -308,27 +308,27 @@ TOOLS: Final = tuple(_TOOLS)
 """The names of the tools."""
 
 
-def deletion(chat: Workspace, known: Known, label: str) -> BuildRequested | WaitResumed | None:
+def deletion(chat: Chat, known: Known, label: str) -> BuildRequested | WaitResumed | None:
     """Judge a request to delete: the build to make, the wait to begin anew, or nothing to do."""
     build = chat.build
     if build is None:
         return None
-    deleting = build.transition is Transition.DELETE and word_of(chat) is Word.BEING_STOPPED
-    if deleting and not ABOUT[chat.state].settled:
+    deleting = build.transition is Transition.DELETE and phase_of(chat) is Phase.BEING_STOPPED
+    if deleting and not STATE_INFO[chat.state].settled:
         return None
     if deleting:
         return WaitResumed(build_id=build.id, call_id=label)
     return requests.ending(chat, Transition.DELETE, known, label)
 
 
-def expiry(chat: Workspace, known: Known, label: str) -> BuildRequested | None:
+def expiry(chat: Chat, known: Known, label: str) -> BuildRequested | None:
     """Judge that the running workspace has lived as long as it may: the stop to make, if any."""
     if chat.expires_at is None:
         return None
     return requests.ending(chat, Transition.STOP, known, label)
 
 
-def orphan(chat: Workspace, known: Known, workspace_id: str, label: str) -> BuildRequested | None:
+def orphan(chat: Chat, known: Known, workspace_id: str, label: str) -> BuildRequested | None:
     """Judge a workspace that is left without a chat: return the stop to make, if it may still run.
 
     One that the chat had, and whose delete failed, is deleted again. A delete that was canceled before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statemachine import messages
-from statemachine.chat import Build, Cause, Failure, Workspace
+from statemachine.chat import Build, Cause, Chat, Failure
 from statemachine.codec import timestamp
 from statemachine.messages import (
     ShownAgent,
@@ -12,10 +12,10 @@ from statemachine.messages import (
     ShownWorkspace,
     StateChanged,
 )
-from statemachine.states import ABOUT, Limit
+from statemachine.states import STATE_INFO, Limit
 
 
-def visible(workspace: Workspace) -> tuple[object, ...]:
+def visible(workspace: Chat) -> tuple[object, ...]:
     """Return all that is shown; two snapshots that show the same have the same version."""
     build = workspace.build
     return (
@@ -31,28 +31,28 @@ def visible(workspace: Workspace) -> tuple[object, ...]:
     )
 
 
-def full_name(workspace: Workspace) -> str:
+def full_name(workspace: Chat) -> str:
     """Return `<owner>/<name>`."""
     return f"{owner_of(workspace) or ''}/{name_of(workspace)}"
 
 
-def owner_of(workspace: Workspace) -> str | None:
+def owner_of(workspace: Chat) -> str | None:
     """Return the owner's name: the workspace's, else the chat's."""
     return (workspace.ref.owner_name if workspace.ref else None) or workspace.owner_name
 
 
-def name_of(workspace: Workspace) -> str:
+def name_of(workspace: Chat) -> str:
     """Return the workspace's name, or its id when nobody has told the name."""
     return "" if workspace.ref is None else workspace.ref.name or workspace.ref.id
 
 
-def state_changed(workspace: Workspace) -> StateChanged:
+def state_changed(workspace: Chat) -> StateChanged:
     """Return the data of `workspaced.state_changed.v1`."""
     return {
         "chat_id": workspace.chat_id,
         "version": workspace.version,
-        "state": ABOUT[workspace.state].wire,
-        "previous_state": ABOUT[workspace.previous_state].wire,
+        "state": STATE_INFO[workspace.state].wire,
+        "previous_state": STATE_INFO[workspace.previous_state].wire,
         "workspace": _workspace(workspace),
         "build": None if workspace.build is None else _build(workspace.build),
         "agent": _agent(workspace),
@@ -62,7 +62,7 @@ def state_changed(workspace: Workspace) -> StateChanged:
     }
 
 
-def _workspace(workspace: Workspace) -> ShownWorkspace | None:
+def _workspace(workspace: Chat) -> ShownWorkspace | None:
     ref = workspace.ref
     if ref is None:
         return None
@@ -83,7 +83,7 @@ def _build(build: Build) -> ShownBuild:
     }
 
 
-def _agent(workspace: Workspace) -> ShownAgent | None:
+def _agent(workspace: Chat) -> ShownAgent | None:
     chosen, status = workspace.chosen, workspace.agent_status()
     if chosen is None or status is None:
         return None
@@ -106,7 +106,7 @@ def _cause(cause: Cause) -> messages.Cause:
     return {"source": cause.source, "id": cause.id, "type": cause.type}
 
 
-def notice(workspace: Workspace) -> str | None:
+def notice(workspace: Chat) -> str | None:
     """Say what holds up the followed build, or what was said of it and could not be accepted."""
     build, rejection = workspace.build, workspace.rejection
     if build is not None and rejection is not None:
@@ -115,7 +115,7 @@ def notice(workspace: Workspace) -> str | None:
             f"a {what} of build {build.number} was not accepted and is a dead letter: "
             f"{rejection.detail}; its sender must send it again, corrected, with a new event id"
         )
-    if build is None or build.taken or ABOUT[workspace.state].limit is not Limit.BUILD:
+    if build is None or build.taken or STATE_INFO[workspace.state].limit is not Limit.BUILD:
         return None
     pool = f" of pool '{build.template.pool}'" if build.template else ""
     return f"no provisioner{pool} has begun build {build.number} yet"

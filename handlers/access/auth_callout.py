@@ -18,7 +18,7 @@ from handlers.access.grants import (
     provisioner_grant,
     role_grant,
 )
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.store import Connection, Credential, Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Door:
         )
 
 
-def _still_good(found: tuple[Credential, Workspace | None] | None) -> Credential | Why:
+def _still_good(found: tuple[Credential, Chat | None] | None) -> Credential | Why:
     if found is None:
         return Why.UNKNOWN
     credential, chat = found

@@ -31,10 +31,10 @@ from handlers.gateway.requests import (
 )
 from handlers.publishing.log_lines import read_line
 from statemachine import previous_workspaces
-from statemachine.chat import Former, Workspace
+from statemachine.chat import Chat, PreviousWorkspace
 from statemachine.codec import timestamp
 from statemachine.messages import LogEntry, LogLine
-from statemachine.states import ABOUT
+from statemachine.states import STATE_INFO
 from statemachine.store import Store
 from statemachine.views import notice, state_changed
 
@@ -60,7 +60,7 @@ class Reader:
         chat = await self.store.chat(body.chat_id)
         held_up = await self.store.held_up({body.chat_id})
         if chat is None:
-            return _with_calls(_shown(Workspace(chat_id=body.chat_id), held_up), [])
+            return _with_calls(_shown(Chat(chat_id=body.chat_id), held_up), [])
         waiting = await self.store.waiting(body.chat_id) if chat.open_calls else []
         calls: list[OpenCall] = [
             {"call_id": call.call_id, "tool": call.tool, "asked_at": timestamp(call.asked_at)}
@@ -72,9 +72,9 @@ class Reader:
         """Return a page of chats."""
         states = None
         if body.state is not None:
-            states = [str(state) for state, about in ABOUT.items() if about.wire == body.state]
+            states = [str(state) for state, about in STATE_INFO.items() if about.wire == body.state]
             if not states:
-                known = ", ".join(sorted({about.wire for about in ABOUT.values()}))
+                known = ", ".join(sorted({about.wire for about in STATE_INFO.values()}))
                 raise ServiceError(400, f"body.state: {body.state!r} is none of: {known}")
         chats = await self.store.chats(
             organization_id=body.organization_id,
@@ -117,7 +117,7 @@ class Reader:
             page["next"] = last
         return page
 
-    def _orphan(self, chat: Workspace, former: Former) -> Orphan:
+    def _orphan(self, chat: Chat, former: PreviousWorkspace) -> Orphan:
         ref, build, since = former.ref, former.build, former.orphaned_at
         entry: Orphan = {
             "workspace_id": former.id,
@@ -177,7 +177,7 @@ def _with_calls(shown: ShownChat, calls: list[OpenCall]) -> ChatWithCalls:
     return with_calls
 
 
-def _shown(chat: Workspace, held_up: Mapping[str, str]) -> ShownChat:
+def _shown(chat: Chat, held_up: Mapping[str, str]) -> ShownChat:
     """Return a chat as state_changed shows it, with a notice when something holds it up."""
     shown = cast(ShownChat, state_changed(chat))
     words = held_up.get(chat.chat_id) or notice(chat)

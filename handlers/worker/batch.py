@@ -12,21 +12,21 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from handlers.worker import effects, timer_events
-from handlers.worker.chat import Chat
+from handlers.worker.chat import ChatInBatch
 from handlers.worker.clocks import LATE
 from handlers.worker.deliveries import Dead, Fact, Fired, Item, Missed, Noted, Published, noted
 from handlers.worker.runtime_settings import policy
 from statemachine import events, redaction
 from statemachine.calls import Call, Known, Load
-from statemachine.chat import Limits, Workspace
+from statemachine.chat import Chat, Limits
 from statemachine.ids import is_uuid
-from statemachine.lookups import looks_up, needs
+from statemachine.lookups import looks_up, lookups
 from statemachine.phase import only_joins
-from statemachine.pool_scope import trespassed
+from statemachine.pool_scope import foreign_pool
 from statemachine.previous_workspaces import orphans
 from statemachine.store import Changes, Found, Key, Outgoing, Store, Transaction
 from statemachine.templates import Catalog
-from statemachine.timers import Purpose, wake
+from statemachine.timers import TimerKind, open_timer
 
 log = logging.getLogger(__name__)
 
@@ -125,17 +125,17 @@ def _moving(item: Item) -> Moving | None:
     return item if isinstance(item, Moving) else None
 
 
-def _notice(noticed: Noticed, before: Workspace, now: Workspace) -> None:
+def _notice(noticed: Noticed, before: Chat, now: Chat) -> None:
     old, new = before.build, now.build
     if old is None or (new is not None and new.id == old.id):
         return
     noticed.superseded.add(now.chat_id)
 
 
-def _trespasses(item: Moving, chat: Chat) -> bool:
+def _trespasses(item: Moving, chat: ChatInBatch) -> bool:
     """Say whether a provisioner speaks of what is not its own, and have it logged: it moves nothing."""
     event = item.event if isinstance(item, Fact) else None
-    if event is None or (pool := trespassed(chat.workspace, event)) is None:
+    if event is None or (pool := foreign_pool(chat.workspace, event)) is None:
         return False
     words = f"{event.source} of pool {event.pool} says {event.type} of a workspace of pool {pool}"
     chat.say(logging.WARNING, words, event_id=event.id)
@@ -158,7 +158,7 @@ def _bound(item: Moving, found: Found) -> Moving:
     return replace(item, event=item.event.model_copy(update={"pool": pool}))
 
 
-def _take(chat: Chat, item: Moving, found: Found, changes: Changes) -> bool:
+def _take(chat: ChatInBatch, item: Moving, found: Found, changes: Changes) -> bool:
     """Apply one item to its chat; say whether it was news."""
     known = found.known
     match item:
@@ -181,7 +181,7 @@ def _take(chat: Chat, item: Moving, found: Found, changes: Changes) -> bool:
             return True
 
 
-def _takes_a_place(item: Moving, chat: Workspace) -> bool:
+def _takes_a_place(item: Moving, chat: Chat) -> bool:
     """Say whether it may stand where another was whose work was cut off, and which never comes again.
 
     A timer that fires replaces its earlier firing, and the sign of life of an agent that is back
@@ -213,9 +213,7 @@ def asks(item: Item) -> bool:
     return isinstance(item, Fact) and isinstance(item.event.data, events.ToolRequested)
 
 
-async def _found(
-    items: Sequence[Moving], snapshots: dict[str, Workspace], tx: Transaction
-) -> Found:
+async def _found(items: Sequence[Moving], snapshots: dict[str, Chat], tx: Transaction) -> Found:
     """Look up events and calls: of waiting ones only those that a move of their chat may concern."""
     facts = [item for item in items if isinstance(item, Fact)]
     moved = {_chat_id(item) for item in items if not asks(item)}
@@ -237,13 +235,13 @@ async def _found(
 
 async def _chats(
     items: Sequence[Moving],
-    snapshots: dict[str, Workspace],
+    snapshots: dict[str, Chat],
     found: Found,
     tx: Transaction,
     limits: Limits,
     changes: Changes,
     known: Known,
-) -> dict[str, Chat]:
+) -> dict[str, ChatInBatch]:
     """Load what the rules will ask for: templates, names and settings."""
     facts = [item.event for item in items if isinstance(item, Fact)]
     calls: list[events.ToolRequested | Call] = [
@@ -259,7 +257,7 @@ async def _chats(
     }
     taken = dict[str, set[str]]()
     if judged:
-        wanted = needs([*calls, *waiting], [snapshots[c] for c in judged], facts)
+        wanted = lookups([*calls, *waiting], [snapshots[c] for c in judged], facts)
         taken = await tx.names(wanted.owners)
         catalog, settings = await tx.terms(wanted.organizations, wanted.templates, wanted.versions)
         known = replace(
@@ -270,7 +268,7 @@ async def _chats(
             had=await tx.had({f.id for c in judged for f in orphans(snapshots[c])}),
         )
     return {
-        chat_id: Chat(
+        chat_id: ChatInBatch(
             workspace=snapshot,
             open={call.call_id: call for call in found.waiting.get(chat_id, [])},
             stored=found.calls,
@@ -288,8 +286,8 @@ async def _chats(
     }
 
 
-def _armed(chat: Workspace, limits: Limits) -> dict[Purpose, int]:
-    found = {purpose: wake(chat, purpose, limits) for purpose in Purpose}
+def _armed(chat: Chat, limits: Limits) -> dict[TimerKind, int]:
+    found = {purpose: open_timer(chat, purpose, limits) for purpose in TimerKind}
     return {purpose: open_.generation for purpose, open_ in found.items() if open_ is not None}
 
 

@@ -23,14 +23,14 @@ from statemachine.calls import (
     Resumed,
     Waiting,
 )
-from statemachine.chat import Cause, Limits, Workspace
+from statemachine.chat import Cause, Chat, Limits
 from statemachine.events import OURS, BuildRequested, Event, OwnEvent, Transition
 from statemachine.fold import Unmoved
 from statemachine.machine import Decision, Ignored, Moved, cause_of, decide
 from statemachine.phase import only_joins
 from statemachine.replay import entry_of, set_deadline
 from statemachine.store import Changes, Entry, Job, Key, Outgoing, StoredCall
-from statemachine.timers import Purpose
+from statemachine.timers import TimerKind
 
 log = logging.getLogger(__name__)
 FARTHEST: Final = timedelta(days=30)
@@ -38,10 +38,10 @@ FARTHEST: Final = timedelta(days=30)
 
 
 @dataclass(slots=True)
-class Chat:
+class ChatInBatch:
     """A chat's snapshot and calls, and the changes that the batch makes."""
 
-    workspace: Workspace
+    workspace: Chat
     open: dict[str, Call]
     """Waiting calls by id, in the order they came."""
     stored: Mapping[Key, StoredCall]
@@ -51,7 +51,7 @@ class Chat:
     limits: Limits
     now: datetime
     changes: Changes
-    armed: dict[Purpose, int] = field(default_factory=dict)
+    armed: dict[TimerKind, int] = field(default_factory=dict)
     """The generations of the timers that were set when the batch began."""
     taken: dict[str, set[str]] = field(default_factory=dict)
     """The names of `known`, for all chats of the batch: a new one counts for the next chat."""
@@ -102,15 +102,15 @@ class Chat:
         self._own(data, because)
         self._settle(because)
 
-    def rearm(self, purpose: Purpose) -> None:
+    def rearm(self, purpose: TimerKind) -> None:
         """Have the open timer of `purpose` set again."""
         self.armed.pop(purpose, None)
 
     def close(self) -> None:
         """Collect what is written once a chat: its snapshot, and the timers of what it waits for."""
         chat = self.workspace
-        for purpose in Purpose:
-            wake = timers.wake(chat, purpose, self.limits)
+        for purpose in TimerKind:
+            wake = timers.open_timer(chat, purpose, self.limits)
             if wake is not None and wake.generation != self.armed.get(purpose):
                 due = min(wake.at, self.now + FARTHEST)
                 self._send(effects.timer(chat.chat_id, purpose, wake.generation, due))
@@ -183,7 +183,7 @@ class Chat:
 
     def _judge(self, call: Call, because: Event) -> bool:
         """Carry out the verdict on a call; say whether it moved the chat."""
-        verdict = tool_rules.judge(call, self.workspace, self.known)
+        verdict = tool_rules.evaluate(call, self.workspace, self.known)
         match verdict:
             case Answered():
                 self._answer(call, verdict, because)
@@ -271,13 +271,13 @@ class Chat:
             self._expect(event.data.agent_id, before, because)
         self._record(event, before, decision, because)
 
-    def _expect(self, agent_id: str, before: Workspace, because: Event) -> None:
+    def _expect(self, agent_id: str, before: Chat, because: Event) -> None:
         """Expect an agent whose loss was undone to show itself: what it said may have been delayed."""
         known, now = before.heard_from(agent_id), self.workspace.heard_from(agent_id)
         if known and known.lost_at is not None and now and now.connected:
             self._send(effects.presence(before.chat_id, agent_id, because))
 
-    def _record(self, event: Event, before: Workspace, decision: Decision, because: Event) -> None:
+    def _record(self, event: Event, before: Chat, decision: Decision, because: Event) -> None:
         ours, ignored = event.source == OURS, isinstance(decision, Ignored)
         if not (ours and ignored and decision.workspace == before):
             cause = None if because is event else cause_of(because)

@@ -15,7 +15,7 @@ from statemachine.events import Event, FactRejected, ToolCanceled, ToolRequested
 from statemachine.ids import is_canonical
 from statemachine.store import identity
 from statemachine.strict_json import Reason
-from statemachine.timers import Purpose
+from statemachine.timers import TimerKind
 
 DETAIL_LIMIT: Final = 1024
 """Characters of a dead letter's detail."""
@@ -36,7 +36,7 @@ class Fired:
     """A timer came up; whether its time has come is for the database's clock to say."""
 
     chat_id: str
-    purpose: Purpose
+    purpose: TimerKind
     generation: int
 
 
@@ -168,6 +168,6 @@ def _inbound(delivery: Delivery, now: datetime) -> Item:
 def _timer(delivery: Delivery) -> Item:
     chat_id, purpose = subjects.parse_timer_fired(delivery.subject)
     try:
-        return Fired(chat_id, Purpose(purpose), int(json.loads(delivery.data)["generation"]))
+        return Fired(chat_id, TimerKind(purpose), int(json.loads(delivery.data)["generation"]))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return dead(delivery, Reason.BAD_DATA, "not a timer of ours")

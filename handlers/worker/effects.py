@@ -11,14 +11,14 @@ from uuid import NAMESPACE_URL, uuid5
 
 from bus import subjects
 from statemachine.calls import Answered, Call
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.codec import encode
 from statemachine.events import OURS, BuildRequested, Event
 from statemachine.messages import BuildJob, ToolResolved
 from statemachine.sizes import fit
 from statemachine.store import Outgoing
 from statemachine.templates import Version
-from statemachine.timers import Purpose
+from statemachine.timers import TimerKind
 from statemachine.views import state_changed
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -34,7 +34,7 @@ class Lane(IntEnum):
     PRESENCE = 4
 
 
-def state(step: Workspace, because: Event | None, at: datetime) -> Outgoing:
+def state(step: Chat, because: Event | None, at: datetime) -> Outgoing:
     """Publish one version of a chat."""
     name = f"{step.chat_id}:{step.version}"
     body = encode(
@@ -51,7 +51,7 @@ def state(step: Workspace, because: Event | None, at: datetime) -> Outgoing:
     )
 
 
-def timer(chat_id: str, purpose: Purpose, generation: int, due: datetime) -> Outgoing:
+def timer(chat_id: str, purpose: TimerKind, generation: int, due: datetime) -> Outgoing:
     """Wake the workers when a time is over."""
     body = json.dumps({"generation": generation}).encode()
     due = in_milliseconds(due)
@@ -77,7 +77,7 @@ def presence(chat_id: str, agent_id: str, because: Event) -> Outgoing:
 
 
 def job(
-    chat: Workspace,
+    chat: Chat,
     build: BuildRequested,
     version: Version,
     *,

@@ -23,10 +23,10 @@ from handlers.worker.effects import Lane
 from handlers.worker.relay import ABSENT, Relay
 from handlers.worker.restore import Reconciliation
 from handlers.worker.stream_watch import Watch
-from statemachine.chat import Limits, Workspace
+from statemachine.chat import Chat, Limits
 from statemachine.previous_workspaces import awaits
 from statemachine.store import Key, Outgoing, Store, StoreUnavailableError
-from statemachine.timers import Purpose, wake
+from statemachine.timers import TimerKind, open_timer
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,9 @@ class Recovery:
 
     async def _arm(self, now: datetime) -> None:
         async for chats in _pages(self.store.waking, _chat_id):
-            open_ = [(c.chat_id, p, wake(c, p, self.limits)) for c in chats for p in Purpose]
+            open_ = [
+                (c.chat_id, p, open_timer(c, p, self.limits)) for c in chats for p in TimerKind
+            ]
             await self.relay.publish(
                 [
                     effects.timer(c, p, w.generation, min(w.at, now + FARTHEST))
@@ -204,7 +206,7 @@ async def _pages(
         found = await page(after=key(found[-1]))
 
 
-def _chat_id(chat: Workspace) -> str:
+def _chat_id(chat: Chat) -> str:
     return chat.chat_id
 
 

@@ -22,7 +22,7 @@ from handlers.worker.deliveries import Published
 from handlers.worker.relay import Relay
 from handlers.worker.stream_watch import Watch
 from statemachine.calls import Answered, Call
-from statemachine.chat import Limits, Workspace
+from statemachine.chat import Chat, Limits
 from statemachine.ids import is_canonical
 from statemachine.store import Changes, Key, Store, StoredCall
 
@@ -117,7 +117,7 @@ async def behind(store: Store, bus: Bus, chat_ids: Iterable[str]) -> bool:
     for chat_id in chat_ids:
         last = await bus.last(STATE.name, subjects.state(chat_id))
         found = published_in(last) if last is not None else None
-        kept = await store.chat(chat_id) or Workspace(chat_id=chat_id)
+        kept = await store.chat(chat_id) or Chat(chat_id=chat_id)
         if found is not None and timer_events.went_back(kept, found):
             return True
     return False
@@ -147,7 +147,7 @@ def _data(found: Stored) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def _call(given: Given, chat: Workspace, at: datetime) -> Call:
+def _call(given: Given, chat: Chat, at: datetime) -> Call:
     """Return a call of which only the answer is known."""
     return Call(
         chat_id=given.key.chat_id,

@@ -6,23 +6,23 @@ import json
 import logging
 from dataclasses import replace
 
-from handlers.worker.chat import Chat
+from handlers.worker.chat import ChatInBatch
 from handlers.worker.deliveries import Missed, Noted, Published
 from handlers.worker.own import own
 from handlers.worker.relay import Relay
 from statemachine import events, timers, tool_rules
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.store import Store
-from statemachine.timers import Purpose
+from statemachine.timers import TimerKind
 from statemachine.views import state_changed
 
 
-def fired(chat: Chat, purpose: Purpose, generation: int) -> bool:
+def fired(chat: ChatInBatch, purpose: TimerKind, generation: int) -> bool:
     """Let a time be over, if the timer is the present one's and it is; say whether.
 
     An old timer, or one that a clock fired that runs ahead, has the open one armed again.
     """
-    wake = timers.wake(chat.workspace, purpose, chat.limits)
+    wake = timers.open_timer(chat.workspace, purpose, chat.limits)
     if wake is None:
         return False
     if generation != wake.generation or chat.now < wake.at:
@@ -31,11 +31,11 @@ def fired(chat: Chat, purpose: Purpose, generation: int) -> bool:
         return False
     chat.late = max(chat.late, chat.now - wake.at)
     match purpose:
-        case Purpose.DEADLINE:
+        case TimerKind.DEADLINE:
             chat.take(_event(chat, events.DeadlinePassed(generation=generation)))
-        case Purpose.TTL:
+        case TimerKind.TTL:
             _expire(chat)
-        case Purpose.ORPHAN:
+        case TimerKind.ORPHAN:
             _stop_orphans(chat)
     return True
 
@@ -55,7 +55,7 @@ async def looked_for(item: Missed, store: Store, relay: Relay) -> Missed:
     return replace(item, highest=facts.highest)
 
 
-def missed(chat: Chat, item: Missed) -> bool:
+def missed(chat: ChatInBatch, item: Missed) -> bool:
     """Let an agent be lost, if it was there and has said nothing since it was looked for; say whether."""
     facts = chat.workspace.heard_from(item.agent_id)
     if facts is None or not facts.connected or facts.highest != item.highest:
@@ -71,7 +71,7 @@ def missed(chat: Chat, item: Missed) -> bool:
     return True
 
 
-def went_back(chat: Workspace, item: Published) -> bool:
+def went_back(chat: Chat, item: Published) -> bool:
     """Say whether what is kept of the chat is older than what was published, which was kept before.
 
     Keys that only one of the two has are those of another version of this program.
@@ -82,7 +82,7 @@ def went_back(chat: Workspace, item: Published) -> bool:
     return any(item.state[key] != kept[key] for key in kept.keys() & item.state.keys())
 
 
-def published(chat: Chat, item: Published) -> bool:
+def published(chat: ChatInBatch, item: Published) -> bool:
     """Let the chat go on above a version that was published before a restore; say whether it was."""
     if not went_back(chat.workspace, item):
         return False
@@ -90,7 +90,7 @@ def published(chat: Chat, item: Published) -> bool:
     return True
 
 
-def noted(chat: Chat, item: Noted, pool: str | None) -> None:
+def noted(chat: ChatInBatch, item: Noted, pool: str | None) -> None:
     """Note on the chat what could not be accepted about one of its builds.
 
     `pool`: what the sender is bound to.
@@ -101,7 +101,7 @@ def noted(chat: Chat, item: Noted, pool: str | None) -> None:
     chat.take(event)
 
 
-def _expire(chat: Chat) -> None:
+def _expire(chat: ChatInBatch) -> None:
     build = chat.workspace.build
     if build is None:
         return
@@ -114,7 +114,7 @@ def _expire(chat: Chat) -> None:
     chat.follow(stop, event)
 
 
-def _stop_orphans(chat: Chat) -> None:
+def _stop_orphans(chat: ChatInBatch) -> None:
     for former in timers.overdue(chat.workspace, chat.now, chat.limits):
         event = _event(chat, events.OrphanGracePassed(workspace_id=former.id))
         stop = tool_rules.orphan(chat.workspace, chat.known, former.id, event.id)
@@ -127,5 +127,5 @@ def _stop_orphans(chat: Chat) -> None:
             )
 
 
-def _event(chat: Chat, data: events.OwnEvent | events.AgentDisconnected) -> events.Event:
+def _event(chat: ChatInBatch, data: events.OwnEvent | events.AgentDisconnected) -> events.Event:
     return own(chat.workspace.chat_id, data, chat.now)

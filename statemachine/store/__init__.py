@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import NamedTuple, Protocol
 
 from statemachine.calls import Answered, Call
-from statemachine.chat import Cause, Workspace
+from statemachine.chat import Cause, Chat
 from statemachine.events import Event
 from statemachine.messages import LogEntry
 from statemachine.store.beside import Pushed
@@ -128,7 +128,7 @@ class StoredCall:
 class Changes:
     """All that one transaction writes."""
 
-    chats: list[Workspace] = field(default_factory=list)
+    chats: list[Chat] = field(default_factory=list)
     entries: list[tuple[str, Entry]] = field(default_factory=list)
     identities: list[tuple[str, bytes]] = field(default_factory=list)
     calls: list[StoredCall] = field(default_factory=list)
@@ -173,7 +173,7 @@ class Transaction(Protocol):
 
     async def lock(
         self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
-    ) -> dict[str, Workspace]:
+    ) -> dict[str, Chat]:
         """Lock the chats until the end and return their snapshots; `creating` (all) may be new."""
         ...
 
@@ -228,7 +228,7 @@ class Store(Recovering, Admitting, Protocol):
         """Drop outbox rows that the bus has stored."""
         ...
 
-    async def chat(self, chat_id: str) -> Workspace | None:
+    async def chat(self, chat_id: str) -> Chat | None:
         """Return a snapshot, without lock."""
         ...
 
@@ -240,7 +240,7 @@ class Store(Recovering, Admitting, Protocol):
         states: Sequence[str] | None = None,
         after: str | None = None,
         most: int = 100,
-    ) -> list[Workspace]:
+    ) -> list[Chat]:
         """Return snapshots by chat id, after `after`."""
         ...
 
@@ -260,11 +260,11 @@ class Store(Recovering, Admitting, Protocol):
         """Return log entries as `read_events` shows them, plus `at`."""
         ...
 
-    async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Workspace]:
+    async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Chat]:
         """Return the chats that a timer is set for, by chat id, after `after`."""
         ...
 
-    async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Workspace]:
+    async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Chat]:
         """Return the chats that remember orphans, by chat id, after `after`."""
         ...
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.messages import LogEntry
 from statemachine.store.entries import shown
 from statemachine.timers import rests
@@ -50,7 +50,7 @@ class Auditing:
             Kept(
                 row["chat_id"],
                 row["snapshot"],
-                {name: row[name] for name in columns_of(Workspace(chat_id=row["chat_id"]))},
+                {name: row[name] for name in columns_of(Chat(chat_id=row["chat_id"]))},
                 row["last"],
                 row["open_calls"],
             )
@@ -74,7 +74,7 @@ class Auditing:
             place = (rows[-1]["chat_id"], rows[-1]["seq"])
 
 
-def columns_of(chat: Workspace) -> dict[str, Any]:
+def columns_of(chat: Chat) -> dict[str, Any]:
     """Return what a chat's row repeats of its snapshot."""
     return {
         "version": chat.version,

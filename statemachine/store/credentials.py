@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from statemachine.chat import Workspace
+    from statemachine.chat import Chat
 
 MOST_CONNECTIONS: Final = 64
 """Connections of one key; with one more the oldest must go."""
@@ -67,7 +67,7 @@ class Admitting(Protocol):
         """
         ...
 
-    async def credential(self, public_key: str) -> tuple[Credential, Workspace | None] | None:
+    async def credential(self, public_key: str) -> tuple[Credential, Chat | None] | None:
         """Return what a public key may be used for, with its (first) chat."""
         ...
 

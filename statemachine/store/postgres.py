@@ -12,7 +12,7 @@ from typing import Any, Final
 import asyncpg
 
 from statemachine.calls import Call
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.store import (
     Changes,
     Found,
@@ -144,7 +144,7 @@ class PostgresTransaction(Auditing):
 
     async def lock(
         self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
-    ) -> dict[str, Workspace]:
+    ) -> dict[str, Chat]:
         """Lock the chats until the end and return their snapshots; `creating` (all) may be new."""
         wanted, new = sorted(chat_ids), sorted(chat_ids if creating is None else creating)
         rows: Sequence[Mapping[str, Any]] = ()
@@ -153,7 +153,7 @@ class PostgresTransaction(Auditing):
             if not new:
                 break
         self._now = rows[-1]["now"] if rows else await self._db.fetchval(Q["now"])
-        return {row["chat_id"]: Workspace.model_validate_json(row["snapshot"]) for row in rows}
+        return {row["chat_id"]: Chat.model_validate_json(row["snapshot"]) for row in rows}
 
     async def found(
         self,

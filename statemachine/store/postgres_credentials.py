@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.store.credentials import MOST_CONNECTIONS, Connection, Credential, Listed
 
 
@@ -38,13 +38,13 @@ class PostgresAdmitting:
             rows = await self._fetch("bind_provisioner", name, pool)
         return str(rows[0]["pool"])
 
-    async def credential(self, public_key: str) -> tuple[Credential, Workspace | None] | None:
+    async def credential(self, public_key: str) -> tuple[Credential, Chat | None] | None:
         """Return what a public key may be used for, with its (first) chat."""
         rows = await self._fetch("credential", public_key)
         if not rows:
             return None
         chat = rows[0]["snapshot"]
-        return _credential(rows[0]), None if chat is None else Workspace.model_validate_json(chat)
+        return _credential(rows[0]), None if chat is None else Chat.model_validate_json(chat)
 
     async def credentials(
         self, *, spent: bool = False, after: str | None = None, most: int = 100

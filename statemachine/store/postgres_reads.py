@@ -11,7 +11,7 @@ from typing import Any, Final
 import asyncpg
 
 from statemachine.calls import Answered, Call
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.messages import LogEntry
 from statemachine.store import (
     Job,
@@ -128,10 +128,10 @@ class Reading(Auditing, PostgresAdmitting):
         """Drop outbox rows that the bus has stored."""
         await self._fetch("delete_outbox", ids)
 
-    async def chat(self, chat_id: str) -> Workspace | None:
+    async def chat(self, chat_id: str) -> Chat | None:
         """Return a snapshot, without lock."""
         rows = await self._fetch("chat", chat_id)
-        return Workspace.model_validate_json(rows[0]["snapshot"]) if rows else None
+        return Chat.model_validate_json(rows[0]["snapshot"]) if rows else None
 
     async def chats(
         self,
@@ -141,10 +141,10 @@ class Reading(Auditing, PostgresAdmitting):
         states: Sequence[str] | None = None,
         after: str | None = None,
         most: int = 100,
-    ) -> list[Workspace]:
+    ) -> list[Chat]:
         """Return snapshots by chat id, after `after`."""
         rows = await self._fetch("chats", organization_id, owner_id, states, after, most)
-        return [Workspace.model_validate_json(row["snapshot"]) for row in rows]
+        return [Chat.model_validate_json(row["snapshot"]) for row in rows]
 
     async def waiting(self, chat_id: str) -> list[Call]:
         """Return a chat's open calls."""
@@ -163,15 +163,15 @@ class Reading(Auditing, PostgresAdmitting):
         """Return log entries as `read_events` shows them, plus `at`."""
         return [entry_in(row) for row in await self._fetch("log", chat_id, after, most)]
 
-    async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Workspace]:
+    async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Chat]:
         """Return the chats that a timer is set for, by chat id, after `after`."""
         rows = await self._fetch("waking", after, most)
-        return [Workspace.model_validate_json(row["snapshot"]) for row in rows]
+        return [Chat.model_validate_json(row["snapshot"]) for row in rows]
 
-    async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Workspace]:
+    async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Chat]:
         """Return the chats that remember orphans, by chat id, after `after`."""
         rows = await self._fetch("orphaned", after, most)
-        return [Workspace.model_validate_json(row["snapshot"]) for row in rows]
+        return [Chat.model_validate_json(row["snapshot"]) for row in rows]
 
     async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
         """Return those of `workspace_ids` that some chat has."""
@@ -287,19 +287,15 @@ class Reading(Auditing, PostgresAdmitting):
         else:
             await self._fetch("note_streams", *columns)
 
-    async def published_states(
-        self, *, after: str | None = None, most: int = 500
-    ) -> list[Workspace]:
+    async def published_states(self, *, after: str | None = None, most: int = 500) -> list[Chat]:
         """Return the chats that have a version, by chat id."""
         rows = await self._fetch("published_states", after, most)
-        return [Workspace.model_validate_json(row["snapshot"]) for row in rows]
+        return [Chat.model_validate_json(row["snapshot"]) for row in rows]
 
-    async def jobs(
-        self, *, after: str | None = None, most: int = 100
-    ) -> list[tuple[Job, Workspace]]:
+    async def jobs(self, *, after: str | None = None, most: int = 100) -> list[tuple[Job, Chat]]:
         """Return the jobs that are to be answered with their chats, by build id."""
         rows = [dict(row) for row in await self._fetch("jobs", after, most)]
-        chats = [Workspace.model_validate_json(row.pop("snapshot")) for row in rows]
+        chats = [Chat.model_validate_json(row.pop("snapshot")) for row in rows]
         return [(Job(**row), chat) for row, chat in zip(rows, chats, strict=True)]
 
     async def answers(self, *, after: Key | None = None, most: int = 500) -> list[StoredCall]:
@@ -308,10 +304,10 @@ class Reading(Auditing, PostgresAdmitting):
             call_of(row) for row in await self._fetch("answers", *(after or (None, None)), most)
         ]
 
-    async def inhabited(self, *, after: str | None = None, most: int = 500) -> list[Workspace]:
+    async def inhabited(self, *, after: str | None = None, most: int = 500) -> list[Chat]:
         """Return the chats with agents that are connected, by chat id."""
         rows = await self._fetch("inhabited", after, most)
-        return [Workspace.model_validate_json(row["snapshot"]) for row in rows]
+        return [Chat.model_validate_json(row["snapshot"]) for row in rows]
 
     async def left_over(self, *, after: int = 0, most: int = 500) -> list[Outgoing]:
         """Return what is in the outbox, by row."""

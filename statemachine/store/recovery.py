@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from statemachine.chat import Workspace
+    from statemachine.chat import Chat
     from statemachine.store import Key, Outgoing, StoredCall
 
 
@@ -90,13 +90,13 @@ class Recovering(Protocol):
 
     async def published_states(
         self, *, after: str | None = None, most: int = 500
-    ) -> Sequence[Workspace]:
+    ) -> Sequence[Chat]:
         """Return the chats that have a version, by chat id."""
         ...
 
     async def jobs(
         self, *, after: str | None = None, most: int = 100
-    ) -> Sequence[tuple[Job, Workspace]]:
+    ) -> Sequence[tuple[Job, Chat]]:
         """Return the jobs that are to be answered with their chats, by build id; for a day after their time."""
         ...
 
@@ -104,7 +104,7 @@ class Recovering(Protocol):
         """Return the calls that were answered within the last day, by key."""
         ...
 
-    async def inhabited(self, *, after: str | None = None, most: int = 500) -> Sequence[Workspace]:
+    async def inhabited(self, *, after: str | None = None, most: int = 500) -> Sequence[Chat]:
         """Return the chats with agents that are connected, by chat id."""
         ...
 

@@ -10,7 +10,7 @@ from handlers.cli.commands.result_text import told
 from handlers.cli.commands.state_text import Describing, described
 from statemachine import answers
 from statemachine.calls import Answered
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.events import Quota
 from statemachine.parameters import Misfits
 from statemachine.views import state_changed
@@ -26,7 +26,7 @@ def said(tool: str, answer: Answered, place: str = "") -> str:
     return "\n".join(told(tool, resolved, CHAT, place))
 
 
-def failure(workspace: Workspace) -> Answered:
+def failure(workspace: Chat) -> Answered:
     assert workspace.build is not None
     return answers.build_failure(workspace, workspace.build.id, "create")
 
@@ -101,7 +101,7 @@ def test_a_call_that_was_overtaken_tells_by_whom(transition: Any) -> None:
 
 
 def test_so_does_one_whose_overtaker_is_known_by_its_id_only() -> None:
-    gone = Workspace(chat_id=CHAT, deleted_builds=(uid("w/b1"), uid("w/b2")))
+    gone = Chat(chat_id=CHAT, deleted_builds=(uid("w/b1"), uid("w/b2")))
     words = said("stop_workspace", answers.superseded(uid("w/b1"), gone))
 
     assert words.startswith("stop_workspace was overtaken: a build took over")
@@ -109,9 +109,7 @@ def test_so_does_one_whose_overtaker_is_known_by_its_id_only() -> None:
 
 
 def test_a_call_whose_workspace_was_deleted_says_so() -> None:
-    words = said("stop_workspace", answers.superseded(uid("w/b1"), Workspace(chat_id=CHAT))).split(
-        "\n"
-    )
+    words = said("stop_workspace", answers.superseded(uid("w/b1"), Chat(chat_id=CHAT))).split("\n")
 
     assert words[0] == "stop_workspace did not succeed: the workspace was deleted"
     assert words[1].split() == ["build", uid("w/b1")]

@@ -14,7 +14,7 @@ from handlers.cli.dispatch import COMMANDS, called
 from handlers.cli.flags import parser
 from handlers.cli.words import STATES
 from handlers.settings import Settings
-from statemachine.states import ABOUT
+from statemachine.states import STATE_INFO
 from tests.wire.running import ROOT, Up, environment, run
 
 CHAT = "8a804acf-6f16-4fe3-8544-2c2e56a0edad"
@@ -362,4 +362,4 @@ def test_settings_are_shown_as_they_were_set(running: Up) -> None:
 
 
 def test_the_states_that_can_be_asked_for_are_those_there_are() -> None:
-    assert set(STATES) == {about.wire for about in ABOUT.values()}
+    assert set(STATES) == {about.wire for about in STATE_INFO.values()}

@@ -12,7 +12,7 @@ from uuid import uuid4
 import asyncpg
 
 from statemachine.calls import Answered, Call, Until, Wait
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.events import Data, DeleteRequested, Event
 from statemachine.store import Changes, Entry, Key, Outgoing, Store, StoredCall, identity
 from statemachine.templates import Version, read, template_id
@@ -118,8 +118,8 @@ def key(stored: Call) -> Key:
     return Key(stored.chat_id, stored.call_id)
 
 
-def owned(chat_id: str, organization: str, owner: str, **more: Any) -> Workspace:
-    return Workspace(
+def owned(chat_id: str, organization: str, owner: str, **more: Any) -> Chat:
+    return Chat(
         chat_id=chat_id, organization_id=organization, owner_id=owner, owner_name="ann", **more
     )
 

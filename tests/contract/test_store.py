@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from statemachine import events
-from statemachine.chat import AgentFacts, Build, Cause, Ending, Failure, Outcome, Ref
+from statemachine.chat import AgentFacts, Build, Cause, Ending, Failure, Outcome, WorkspaceRef
 from statemachine.states import Reason, State
 from statemachine.store import Changes, Key, Outgoing, StoredCall
 from tests.contract.stores import (
@@ -45,7 +45,7 @@ async def test_a_snapshot_comes_back_as_it_was_written(shelf: Shelf) -> None:
             "seq": 9,
             "state": State.SCRIPTS_TIMED_OUT,
             "previous_state": State.SCRIPTS_RUNNING,
-            "ref": Ref(id=uid(), name="n", owner_name="ä", template_id=uid()),
+            "ref": WorkspaceRef(id=uid(), name="n", owner_name="ä", template_id=uid()),
             "build": Build(
                 id=uid(),
                 number=2**53 - 1,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from statemachine.chat import Build, Ref, Workspace
+from statemachine.chat import Build, Chat, WorkspaceRef
 from statemachine.events import Transition
 from statemachine.store import Changes, Connection, Credential
 from statemachine.store.credentials import MOST_CONNECTIONS
@@ -16,12 +16,12 @@ from tests.contract.stores import NOW, Shelf, uid, write
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
 
 
-def built(chat_id: str, build_id: str, number: int = 1) -> Workspace:
+def built(chat_id: str, build_id: str, number: int = 1) -> Chat:
     build = Build(id=build_id, number=number, transition=Transition.START, started_at=NOW)
-    return Workspace(chat_id=chat_id, ref=Ref(id=uid()), build=build)
+    return Chat(chat_id=chat_id, ref=WorkspaceRef(id=uid()), build=build)
 
 
-def agent_of(chat: Workspace, **more: object) -> Credential:
+def agent_of(chat: Chat, **more: object) -> Credential:
     assert chat.build is not None
     assert chat.ref is not None
     credential = Credential("agent", (chat.chat_id,), IN_AN_HOUR, chat.ref.id, chat.build.id, uid())
@@ -135,7 +135,7 @@ async def test_an_agent_of_no_build_is_unwelcome(shelf: Shelf, gone: str) -> Non
     chat = built(uid(), uid())
     await shelf.store.issue("A", agent_of(chat))
     if gone == "workspace":
-        await write(shelf.store, Changes(chats=[Workspace(chat_id=chat.chat_id)]))
+        await write(shelf.store, Changes(chats=[Chat(chat_id=chat.chat_id)]))
     await shelf.store.let_in("A", Connection("S", 1), "one", agent_of(chat))
 
     assert await shelf.store.unwelcome(chat_ids={chat.chat_id}) == [Connection("S", 1)]

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from handlers.embedded import embedded_servers
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.store import Changes, Store, StoreUnavailableError, TransientError
 from statemachine.store import errors as store_errors
 from statemachine.store import postgres as postgres_store
@@ -305,7 +305,7 @@ class Pipe:
         writer.close()
 
 
-def newer(chat_id: str) -> Workspace:
+def newer(chat_id: str) -> Chat:
     return owned(chat_id, uid(), uid(), version=1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from statemachine.chat import AgentFacts, Workspace
+from statemachine.chat import AgentFacts, Chat
 from statemachine.store import Changes, Job, Key, Seen
 from tests.contract.stores import Shelf, answered, call, key, outgoing, uid, write
 
@@ -55,7 +55,7 @@ async def test_a_loss_has_one_mark_whoever_finds_it(shelf: Shelf) -> None:
 async def test_a_job_is_kept_for_a_day_after_it_may_begin(shelf: Shelf) -> None:
     chat_id = uid()
     first, second = sorted((job(chat_id), job(chat_id)), key=lambda j: j.build_id)
-    chat = Workspace(chat_id=chat_id, version=1)
+    chat = Chat(chat_id=chat_id, version=1)
     await write(shelf.store, Changes(chats=[chat], jobs=[first, second]))
     await write(shelf.store, Changes(chats=[chat], jobs=[first]))
 
@@ -101,10 +101,10 @@ async def test_chats_with_a_version_and_chats_with_agents_come_by_page(shelf: Sh
     facts = AgentFacts(id=uid(), workspace_id=uid(), build_id=uid(), told=True)
     ids = sorted(uid() for _ in range(4))
     chats = [
-        Workspace(chat_id=ids[0], version=1),
-        Workspace(chat_id=ids[1]),
-        Workspace(chat_id=ids[2], version=3, agents=(facts,)),
-        Workspace(chat_id=ids[3], agents=(facts,)),
+        Chat(chat_id=ids[0], version=1),
+        Chat(chat_id=ids[1]),
+        Chat(chat_id=ids[2], version=3, agents=(facts,)),
+        Chat(chat_id=ids[3], agents=(facts,)),
     ]
     await write(shelf.store, Changes(chats=chats))
 
@@ -124,10 +124,10 @@ async def test_chats_whose_agents_are_gone_are_not_looked_at_for_signs_of_life(
     lost = there.model_copy(update={"lost_at": 7})
     silent = there.model_copy(update={"told": None})
     chats = [
-        Workspace(chat_id=ids[0], agents=(left,)),
-        Workspace(chat_id=ids[1], agents=(lost, there)),
-        Workspace(chat_id=ids[2], agents=(lost,)),
-        Workspace(chat_id=ids[3], agents=(silent,)),
+        Chat(chat_id=ids[0], agents=(left,)),
+        Chat(chat_id=ids[1], agents=(lost, there)),
+        Chat(chat_id=ids[2], agents=(lost,)),
+        Chat(chat_id=ids[3], agents=(silent,)),
     ]
 
     await write(shelf.store, Changes(chats=chats))

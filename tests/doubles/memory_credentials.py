@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from operator import itemgetter
 
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.store.credentials import MOST_CONNECTIONS, Connection, Credential, Listed
 
 
@@ -21,7 +21,7 @@ class MemoryAdmitting:
         self.bound: dict[str, str] = {}
         self.connections: dict[Connection, tuple[str, str, Credential]] = {}
 
-    async def chat(self, chat_id: str) -> Workspace | None:
+    async def chat(self, chat_id: str) -> Chat | None:
         """Return a snapshot, without lock."""
         raise NotImplementedError
 
@@ -33,7 +33,7 @@ class MemoryAdmitting:
         """Bind a provisioner's name to a pool; return the one it is bound to."""
         return self.bound.setdefault(name, pool)
 
-    async def credential(self, public_key: str) -> tuple[Credential, Workspace | None] | None:
+    async def credential(self, public_key: str) -> tuple[Credential, Chat | None] | None:
         """Return what a public key may be used for, with its (first) chat."""
         if public_key not in self.issued:
             return None

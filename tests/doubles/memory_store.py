@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 from statemachine.calls import Call
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.messages import LogEntry
 from statemachine.previous_workspaces import orphans
 from statemachine.store import Job, Key, Origin, Outgoing, Pushed, Seen, StoredCall
@@ -63,10 +63,10 @@ class MemoryStore(MemoryAdmitting):
         for row in ids:
             self.outbox.pop(row, None)
 
-    async def chat(self, chat_id: str) -> Workspace | None:
+    async def chat(self, chat_id: str) -> Chat | None:
         """Return a snapshot, without lock."""
         text = self.snapshots.get(chat_id)
-        return None if text is None else Workspace.model_validate_json(text)
+        return None if text is None else Chat.model_validate_json(text)
 
     async def chats(
         self,
@@ -76,13 +76,13 @@ class MemoryStore(MemoryAdmitting):
         states: Sequence[str] | None = None,
         after: str | None = None,
         most: int = 100,
-    ) -> list[Workspace]:
+    ) -> list[Chat]:
         """Return snapshots by chat id, after `after`."""
         found = [
             chat
             for chat_id in sorted(self.snapshots)
             if after is None or chat_id > after
-            for chat in [Workspace.model_validate_json(self.snapshots[chat_id])]
+            for chat in [Chat.model_validate_json(self.snapshots[chat_id])]
             if organization_id in (None, chat.organization_id)
             and owner_id in (None, chat.owner_id)
             and (states is None or chat.state in states)
@@ -113,11 +113,11 @@ class MemoryStore(MemoryAdmitting):
         """Return log entries as `read_events` shows them, plus `at`."""
         return [e for e in self.entries.get(chat_id, []) if e["seq"] > after][:most]
 
-    async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Workspace]:
+    async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Chat]:
         """Return the chats that a timer is set for, by chat id, after `after`."""
         return [c for c in await self._all() if not rests(c) and c.chat_id > (after or "")][:most]
 
-    async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Workspace]:
+    async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Chat]:
         """Return the chats that remember orphans, by chat id, after `after`."""
         return [c for c in await self._all() if orphans(c) and c.chat_id > (after or "")][:most]
 
@@ -125,8 +125,8 @@ class MemoryStore(MemoryAdmitting):
         """Return those of `workspace_ids` that some chat has."""
         return {c.ref.id for c in await self._all() if c.ref and c.ref.id in workspace_ids}
 
-    async def _all(self) -> list[Workspace]:
-        return [Workspace.model_validate_json(text) for _, text in sorted(self.snapshots.items())]
+    async def _all(self) -> list[Chat]:
+        return [Chat.model_validate_json(text) for _, text in sorted(self.snapshots.items())]
 
     async def pools(self) -> set[str]:
         """Return the pools that templates name."""
@@ -229,15 +229,11 @@ class MemoryStore(MemoryAdmitting):
             if anew or (known.created == new.created and known.last < new.last):
                 self.streams[name] = new
 
-    async def published_states(
-        self, *, after: str | None = None, most: int = 500
-    ) -> list[Workspace]:
+    async def published_states(self, *, after: str | None = None, most: int = 500) -> list[Chat]:
         """Return the chats that have a version, by chat id."""
         return [c for c in await self._all() if c.version and c.chat_id > (after or "")][:most]
 
-    async def jobs(
-        self, *, after: str | None = None, most: int = 100
-    ) -> list[tuple[Job, Workspace]]:
+    async def jobs(self, *, after: str | None = None, most: int = 100) -> list[tuple[Job, Chat]]:
         """Return the jobs that are to be answered with their chats, by build id."""
         now, chats = self.clock(), {chat.chat_id: chat for chat in await self._all()}
         return [
@@ -255,7 +251,7 @@ class MemoryStore(MemoryAdmitting):
             if at > since and (after is None or key > after)
         ][:most]
 
-    async def inhabited(self, *, after: str | None = None, most: int = 500) -> list[Workspace]:
+    async def inhabited(self, *, after: str | None = None, most: int = 500) -> list[Chat]:
         """Return the chats with agents that are connected, by chat id."""
         return [
             chat

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.codec import envelope_of
 from statemachine.store import Changes, Entry, Found, Key, Outgoing, StoredCall, Terms
 from statemachine.store.entries import shown
@@ -29,14 +29,14 @@ class MemoryTransaction:
 
     async def lock(
         self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
-    ) -> dict[str, Workspace]:
+    ) -> dict[str, Chat]:
         """Return the snapshots; `creating` (all) may be new."""
         may_be_new = chat_ids if creating is None else creating
-        found: dict[str, Workspace] = {}
+        found: dict[str, Chat] = {}
         for chat_id in sorted(chat_ids):
             chat = await self._store.chat(chat_id)
             if chat is not None or chat_id in may_be_new:
-                found[chat_id] = chat or Workspace(chat_id=chat_id)
+                found[chat_id] = chat or Chat(chat_id=chat_id)
         self._locked |= found.keys()
         return found
 
@@ -99,7 +99,7 @@ class MemoryTransaction:
         """Apply what was written."""
         store, changes = self._store, self._changes
         for chat_id in self._locked:
-            new = Workspace(chat_id=chat_id)
+            new = Chat(chat_id=chat_id)
             store.snapshots.setdefault(chat_id, new.model_dump_json(exclude_defaults=True))
         if changes is None:
             return

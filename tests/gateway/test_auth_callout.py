@@ -30,7 +30,7 @@ from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AgentConfig
 from handlers.publishing.agent_files import Credential as AgentCredential
 from handlers.roles import lost
-from statemachine.chat import Build, Ref, Workspace
+from statemachine.chat import Build, Chat, WorkspaceRef
 from statemachine.events import Transition
 from statemachine.store import Changes, Connection, Credential, Store, credentials
 from statemachine.store.migrator import migrate
@@ -153,11 +153,11 @@ async def _lost(bus: Bus) -> None:
     await lost.wait()
 
 
-def following(chat_id: str, build_id: str, number: int) -> Workspace:
+def following(chat_id: str, build_id: str, number: int) -> Chat:
     build = Build(
         id=build_id, number=number, transition=Transition.START, started_at=datetime.now(UTC)
     )
-    return Workspace(chat_id=chat_id, ref=Ref(id=uid()), build=build)
+    return Chat(chat_id=chat_id, ref=WorkspaceRef(id=uid()), build=build)
 
 
 async def test_a_worker_that_starts_cuts_off_whom_a_dead_one_did_not_get_to(house: House) -> None:

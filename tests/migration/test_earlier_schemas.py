@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from handlers.cli.commands.audit import audits
-from statemachine.chat import Limits, Workspace
+from statemachine.chat import Chat, Limits
 from statemachine.store import migrator
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore
@@ -70,7 +70,7 @@ async def wrong(store: PostgresStore) -> list[str]:
     ]
 
 
-def job_of(chat: Workspace) -> dict[str, Any]:
+def job_of(chat: Chat) -> dict[str, Any]:
     """The job that the chat waits for, as its provisioner has it."""
     assert chat.build is not None
     assert chat.ref is not None
@@ -84,7 +84,7 @@ def job_of(chat: Workspace) -> dict[str, Any]:
     }
 
 
-async def gone_on(rig: Rig, hand: Hand, chat: Workspace) -> str:
+async def gone_on(rig: Rig, hand: Hand, chat: Chat) -> str:
     """Let what the chat waits for come, and stop what runs; return where that leads."""
     answered = len(rig.results)
     if chat.state in ("building", "stopping"):

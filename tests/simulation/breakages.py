@@ -14,7 +14,7 @@ from bus import Delivery, subjects
 from handlers.worker.worker import Worker
 from statemachine import events, fold
 from statemachine.builds import seen_by
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.store import Found
 from tests.doubles.memory_transaction import MemoryTransaction
 from tests.simulation.database import SimulatedTransaction
@@ -78,7 +78,7 @@ def _older_build_followed() -> Callable[[], None]:
     build = fold._build
 
     def any_is_followed(
-        workspace: Workspace, fact: events.ProvisionerFact, time: datetime, at: datetime
+        workspace: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime
     ) -> fold.Folded:
         mine = workspace.ref is not None and workspace.ref.id == fact.workspace_id
         current = workspace.build

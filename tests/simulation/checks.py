@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 from bus.streams import CONSUMERS, IN, JOB, PRESENCE, RESULT, STATE, TIMER
 from bus.subjects import result as result_subject
 from bus.subjects import state as state_subject
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.previous_workspaces import known, orphans
 from statemachine.replay import replay
 from statemachine.states import State
 from statemachine.store import Key
-from statemachine.timers import Purpose, wake
+from statemachine.timers import TimerKind, open_timer
 from statemachine.views import state_changed
 from tests.simulation.database import rests_at
 
@@ -58,10 +58,10 @@ def state_in_turn(states: list[dict[str, Any]]) -> Iterator[str]:
 def deadlines(run: Run) -> Iterator[str]:
     """No limit is over and not obeyed while everything has been well for long enough."""
     now, since = run.database.now.timestamp(), run.troubles.last
-    armed, overdue = _armed(run), dict[tuple[str, Purpose, int, str], float]()
+    armed, overdue = _armed(run), dict[tuple[str, TimerKind, int, str], float]()
     for chat in chats(run):
-        for purpose in Purpose:
-            open_ = wake(chat, purpose, run.limits)
+        for purpose in TimerKind:
+            open_ = open_timer(chat, purpose, run.limits)
             if open_ is None:
                 continue
             what = "obeyed" if now > open_.at.timestamp() else "armed"
@@ -75,11 +75,11 @@ def deadlines(run: Run) -> Iterator[str]:
                 yield f"{purpose} {generation} of chat {chat_id} is not {what}"
 
 
-def _armed(run: Run) -> set[tuple[str, Purpose, int]]:
+def _armed(run: Run) -> set[tuple[str, TimerKind, int]]:
     """Return the timers that the server will fire."""
     stream = run.network.streams.get(TIMER.name)
     return {
-        (tokens[3], Purpose(tokens[4]), json.loads(message.data)["generation"])
+        (tokens[3], TimerKind(tokens[4]), json.loads(message.data)["generation"])
         for message in (stream.messages.values() if stream else ())
         if (tokens := message.subject.split("."))[2] == "arm"
     }
@@ -92,7 +92,7 @@ def _all_there(run: Run) -> bool:
     return bool(workers) and not paused and run.network.up and run.database.up
 
 
-def chats(run: Run) -> list[Workspace]:
+def chats(run: Run) -> list[Chat]:
     """Return the snapshots."""
     found = (rests_at(run.database.store, chat) for chat in run.chats)
     return [chat for chat in found if chat is not None]
@@ -121,8 +121,8 @@ def unrest(run: Run) -> Iterator[str]:
         yield from (f"{name} keeps {m.subject} {n}" for n, m in stream.messages.items())
     yield from _consumers_drained(run)
     for chat in chats(run):
-        for purpose in Purpose:
-            if wake(chat, purpose, run.limits) is not None:
+        for purpose in TimerKind:
+            if open_timer(chat, purpose, run.limits) is not None:
                 yield f"chat {chat.chat_id} waits for its {purpose}"
     for name in sorted(set(run.machine.last_words()) - heard(run)):
         yield f"{name}, the end of a workspace's newest build, was never heard"
@@ -164,7 +164,7 @@ def _answers(run: Run) -> Iterator[str]:
             yield f"call {key} is answered otherwise than the database says"
 
 
-def _of_chat(run: Run, chat: Workspace) -> Iterator[str]:
+def _of_chat(run: Run, chat: Chat) -> Iterator[str]:
     name = f"chat {chat.chat_id}"
     log = run.database.store.entries.get(chat.chat_id, [])
     if [entry["seq"] for entry in log] != [*range(1, chat.seq + 1)]:
@@ -184,13 +184,13 @@ def _of_chat(run: Run, chat: Workspace) -> Iterator[str]:
         yield f"{name}: last published is {last and last.data!r}, kept is {shown(chat)}"
 
 
-def shown(chat: Workspace) -> dict[str, Any]:
+def shown(chat: Chat) -> dict[str, Any]:
     """Return a snapshot as it is published."""
     found: dict[str, Any] = json.loads(json.dumps(state_changed(chat)))
     return found
 
 
-def _heard_once(run: Run, chat: Workspace, log: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def _heard_once(run: Run, chat: Chat, log: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """What the bus took is in the log, and had its effect once."""
     effects: Counter[tuple[str, str]] = Counter()
     for entry in log:
@@ -214,7 +214,7 @@ def heard(run: Run) -> set[tuple[str, str]]:
     return {(e["event"]["source"], e["event"]["id"]) for log in logs for e in log}
 
 
-def _builds(run: Run, there: Iterable[Workspace]) -> Iterator[str]:
+def _builds(run: Run, there: Iterable[Chat]) -> Iterator[str]:
     """One build per asked build."""
     machine, asked, numbers = run.machine, Counter[str](), Counter[tuple[str, int]]()
     for entry in (e for log in run.database.store.entries.values() for e in log):
@@ -235,7 +235,7 @@ def _builds(run: Run, there: Iterable[Workspace]) -> Iterator[str]:
         yield from _running(run, chat)
 
 
-def _running(run: Run, chat: Workspace) -> Iterator[str]:
+def _running(run: Run, chat: Chat) -> Iterator[str]:
     """Nothing runs that nobody knows of."""
     mine = chat.ref.id if chat.ref else None
     left = {former.id for former in orphans(chat)}
@@ -250,7 +250,7 @@ def _running(run: Run, chat: Workspace) -> Iterator[str]:
             yield f"workspace {workspace} runs on and nobody knows"
 
 
-def _being_stopped(chat: Workspace, workspace_id: str) -> bool:
+def _being_stopped(chat: Chat, workspace_id: str) -> bool:
     """Whether its stop was asked for: that job is not asked for again when NATS lost it in time."""
     former = known(chat, workspace_id)
     return former is not None and former.build is not None and former.build.outcome is None

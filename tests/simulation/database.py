@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.store import Changes, Found, Key, Outgoing, StoreUnavailableError, TransientError
 from tests.doubles.memory_store import MemoryStore
 from tests.doubles.memory_transaction import MemoryTransaction
@@ -179,7 +179,7 @@ class SimulatedTransaction(MemoryTransaction):
 
     async def lock(
         self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
-    ) -> dict[str, Workspace]:
+    ) -> dict[str, Chat]:
         await self.query()
         for chat_id in sorted(chat_ids):
             await self._hold(chat_id)
@@ -230,12 +230,12 @@ class SimulatedTransaction(MemoryTransaction):
             self._database.note(f"{self.process} commits {what} {rows}")
 
 
-def rests_at(store: MemoryStore, chat_id: str) -> Workspace | None:
+def rests_at(store: MemoryStore, chat_id: str) -> Chat | None:
     """Read a snapshot at once, as nobody in the simulation can."""
     text = store.snapshots.get(chat_id)
     return None if text is None else _read(text)
 
 
 @lru_cache(maxsize=16)
-def _read(text: str) -> Workspace:
-    return Workspace.model_validate_json(text)
+def _read(text: str) -> Chat:
+    return Chat.model_validate_json(text)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from statemachine.states import ABOUT, State
+from statemachine.states import STATE_INFO, State
 from tests.simulation.troubles import CHANCES, KINDS
 
 SELDOM: Final = 1000
 """Seeds from which on also what is rare must be met."""
 _STATES: Final = {
     f"state {about.wire}:{about.reason}" if about.reason else f"state {about.wire}"
-    for about in (ABOUT[state] for state in State)
+    for about in (STATE_INFO[state] for state in State)
 }
 _OUTCOMES: Final = {
     f"outcome {outcome}" for outcome in ("moved", "changed", "kept", "repeat", "stale", "foreign")

@@ -13,21 +13,21 @@ from pydantic import TypeAdapter
 from bus import Ack, Delivery
 from bus.streams import CONSUMERS, WORKER_IN
 from statemachine import events
-from statemachine.chat import Former, Limits, Workspace
+from statemachine.chat import Chat, Limits, PreviousWorkspace
 from statemachine.codec import event_of
 from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, decide
-from statemachine.phase import word_of
+from statemachine.phase import phase_of
 from statemachine.previous_workspaces import known, orphans
 from statemachine.replay import entry_of
-from statemachine.states import Word
+from statemachine.states import Phase
 from statemachine.views import state_changed
 from tests.simulation.faults import Flaky, Forgetful
 from tests.unit.facts import uid
 from tests.worker.messages import TEMPLATE_ID, Job
 from tests.worker.rig import Hand, Rig
 
-BUSY: Final = (Word.BEING_BUILT, Word.BEING_STOPPED)
+BUSY: Final = (Phase.BEING_BUILT, Phase.BEING_STOPPED)
 AGENTS: Final = (("main",), (), ("a-coderd-chat", "b-coderd-chat"), ("z", "one-coderd-chat"))
 ROUNDS: Final = 12
 LIMITS: Final = Limits()
@@ -39,7 +39,7 @@ GRACE: Final = LIMITS.orphan_grace
 class Folded:
     """A chat's log, folded entry by entry."""
 
-    workspace: Workspace
+    workspace: Chat
     read: int = 0
     seen: set[tuple[str, str]] = field(default_factory=set)
     asked: dict[str, events.BuildRequested] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class World:
         self.over = False
         """All is drained: what is committed must be published now."""
         self.sequences: Counter[str] = Counter()
-        self.folded = {chat: Folded(Workspace(chat_id=chat)) for chat in self.chats}
+        self.folded = {chat: Folded(Chat(chat_id=chat)) for chat in self.chats}
         self.disturbed = False
         """A worker was paused or died: a reader may have missed a version."""
 
@@ -294,7 +294,7 @@ class World:
         folded.workspace = decision.workspace
         folded.read = entry["seq"]
 
-    def _in_turn(self, before: Workspace, build: events.BuildRequested) -> None:
+    def _in_turn(self, before: Chat, build: events.BuildRequested) -> None:
         """No build is asked for beside one that has not ended; but a delete may come at any time."""
         former = known(before, build.workspace_id)
         if former is not None:
@@ -304,7 +304,7 @@ class World:
             failed = former.build.transition is events.Transition.STOP
             self.met["stop tried again" if failed else "left stopped"] += 1
         elif build.transition is not events.Transition.DELETE:
-            assert word_of(before) not in BUSY, (before.state, build)
+            assert phase_of(before) not in BUSY, (before.state, build)
         if before.ref is not None and before.ref.id == build.workspace_id and before.build:
             assert build.build_number == before.build.number + 1
 
@@ -317,11 +317,11 @@ class World:
         assert start.id not in folded.expired
         assert chat.expires_at is not None
         assert chat.expires_at <= at
-        assert word_of(chat) in (Word.RUNNING, Word.FAILED_DELETE)
+        assert phase_of(chat) in (Phase.RUNNING, Phase.FAILED_DELETE)
         folded.expired.add(start.id)
         self.met["lifetime over"] += 1
 
-    def _nothing_runs_beside(self, kept: Workspace, folded: Folded) -> None:
+    def _nothing_runs_beside(self, kept: Chat, folded: Folded) -> None:
         """A workspace that was last asked to start and runs is the chat's own, or an orphan."""
         mine = kept.ref.id if kept.ref else None
         for workspace_id, asked in folded.asked.items():
@@ -403,7 +403,7 @@ class World:
             assert consumer.take() is None
 
 
-def _stoppable(former: Former) -> bool:
+def _stoppable(former: PreviousWorkspace) -> bool:
     build = former.build
     told = former.ref is not None and former.ref.template_id is not None
     return told or (build is not None and build.template is not None)
@@ -416,7 +416,7 @@ class _Recording:
         self.publish = publish
 
 
-def _ending_of(former: Former) -> events.Transition:
+def _ending_of(former: PreviousWorkspace) -> events.Transition:
     """Return the build that a workspace without a chat gets.
 
     What a failed delete has left is deleted. Somebody's work may be in everything else.

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from statemachine import tool_rules
 from statemachine.calls import Answered, Call, Known, Policy, Requested, Resumed, Waiting
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.events import BuildRequested, DeleteRequested, Event, ToolRequested
 from statemachine.machine import decide
 from statemachine.states import State
@@ -75,7 +75,7 @@ class Desk:
         policy: Policy | None = None,
         names: tuple[str, ...] = (),
     ) -> None:
-        self.chat = Workspace(chat_id=CHAT)
+        self.chat = Chat(chat_id=CHAT)
         self.known = Known(
             catalog=known or catalog(PYTHON),
             policy=policy or Policy(),
@@ -165,7 +165,7 @@ class Desk:
         self.chat = decision.workspace
 
     def _judge(self, call: Call) -> bool:
-        verdict = tool_rules.judge(call, self.chat, self.known)
+        verdict = tool_rules.evaluate(call, self.chat, self.known)
         match verdict:
             case Answered():
                 self.open.pop(call.call_id, None)

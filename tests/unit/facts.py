@@ -9,7 +9,7 @@ from typing import Any, Final
 from uuid import NAMESPACE_OID, uuid5
 
 from statemachine import answers
-from statemachine.chat import Limits, Workspace
+from statemachine.chat import Chat, Limits
 from statemachine.events import (
     OURS,
     Agent,
@@ -31,7 +31,7 @@ from statemachine.events import (
     WorkspaceDeleted,
 )
 from statemachine.machine import Decision, decide
-from statemachine.phase import word_of
+from statemachine.phase import phase_of
 from statemachine.replay import shown
 from statemachine.states import State
 from statemachine.views import state_changed
@@ -185,19 +185,19 @@ def resumed(number: int = 1, workspace: str = "w") -> Event:
     return event(WaitResumed(build_id=uid(f"{workspace}/b{number}"), call_id="c"))
 
 
-def apply(workspace: Workspace, fact: Event, at: datetime = NOW) -> Decision:
+def apply(workspace: Chat, fact: Event, at: datetime = NOW) -> Decision:
     return decide(workspace, fact, at, LIMITS)
 
 
-def chat(*facts: Event, of: Workspace | None = None) -> Workspace:
+def chat(*facts: Event, of: Chat | None = None) -> Chat:
     """The chat after `facts`, one a second."""
-    workspace = of or Workspace(chat_id=CHAT)
+    workspace = of or Chat(chat_id=CHAT)
     for second, fact in enumerate(facts):
         workspace = apply(workspace, fact, NOW + timedelta(seconds=second)).workspace
     return workspace
 
 
-def late(workspace: Workspace) -> Event:
+def late(workspace: Chat) -> Event:
     """The limit of the present state is over."""
     return deadline(workspace.generation)
 
@@ -209,7 +209,7 @@ def then_late(*facts: Event) -> list[Event]:
 
 def path(*facts: Event) -> list[str]:
     """The states that were published, in order."""
-    workspace, seen = Workspace(chat_id=CHAT), list[str]()
+    workspace, seen = Chat(chat_id=CHAT), list[str]()
     for fact in facts:
         decision = apply(workspace, fact)
         steps = getattr(decision, "steps", ())
@@ -218,7 +218,7 @@ def path(*facts: Event) -> list[str]:
     return seen
 
 
-def place(workspace: Workspace) -> dict[str, Any]:
+def place(workspace: Chat) -> dict[str, Any]:
     """Where the chat is, whatever way it took: no versions, times and causes."""
     seen = state_changed(workspace)
     for key in ("version", "previous_state", "deadline", "cause"):
@@ -227,7 +227,7 @@ def place(workspace: Workspace) -> dict[str, Any]:
         del seen["build"]["started_at"]
     return seen | {
         "inner": workspace.state,
-        "word": word_of(workspace),
+        "word": phase_of(workspace),
         "readiness": answers.readiness(workspace),
         "former": sorted((former.id, former.deleted) for former in workspace.former),
     }
@@ -258,9 +258,9 @@ def ways() -> dict[State, list[Event]]:
     }
 
 
-def in_state(state: State) -> Workspace:
+def in_state(state: State) -> Chat:
     return chat(*ways()[state])
 
 
-def facts_of(workspaces: Iterable[Workspace]) -> list[dict[str, Any]]:
+def facts_of(workspaces: Iterable[Chat]) -> list[dict[str, Any]]:
     return [place(workspace) for workspace in workspaces]

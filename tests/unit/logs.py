@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.codec import envelope_of, timestamp
 from statemachine.events import Event
 from statemachine.fold import Unmoved
@@ -17,7 +17,7 @@ from tests.unit.facts import CHAT, NOW, apply
 
 def recorded(facts: Iterable[Event]) -> Iterator[dict[str, Any]]:
     """The log of a new chat to which `facts` came, in this order and one a second."""
-    workspace, known = Workspace(chat_id=CHAT), set[tuple[str, str]]()
+    workspace, known = Chat(chat_id=CHAT), set[tuple[str, str]]()
     for seq, fact in enumerate(facts, 1):
         at, identity = NOW + timedelta(seconds=seq), (fact.source, fact.id)
         decision = (

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from statemachine.calls import Call
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.events import BuildRequested, Event, TemplateRef, ToolRequested
-from statemachine.lookups import Needs, needs
+from statemachine.lookups import Lookups, lookups
 from tests.unit.driver import ANN, ORG, asked
 from tests.unit.facts import (
     CHAT,
@@ -35,8 +35,8 @@ def found(
     *,
     organizations: tuple[str, ...] = (),
     owners: tuple[str, ...] = (),
-) -> Needs:
-    return Needs(*map(frozenset, (organizations, templates, versions, owners)))
+) -> Lookups:
+    return Lookups(*map(frozenset, (organizations, templates, versions, owners)))
 
 
 def called(tool: str, **args: Any) -> ToolRequested:
@@ -58,46 +58,46 @@ def templated(number: int, workspace: str = "w") -> Event:
 
 
 def test_nothing_is_needed_for_nothing() -> None:
-    new, talk = Workspace(chat_id=CHAT), [asked("stop_workspace"), connected(1), failed()]
+    new, talk = Chat(chat_id=CHAT), [asked("stop_workspace"), connected(1), failed()]
 
-    assert needs([], [], []) == found()
-    assert needs([called("start_workspace")], [new], talk) == found()
+    assert lookups([], [], []) == found()
+    assert lookups([called("start_workspace")], [new], talk) == found()
 
 
 @pytest.mark.parametrize("make", [called, waiting])
 def test_the_tools_need_what_they_speak_of(make: Any) -> None:
     upper = f" {TEMPLATE.upper()} "
 
-    assert needs([make("list_templates")], [], []) == found(organizations=(ORG,))
-    assert needs([make("read_template", template_id=upper)], [], []) == found((TEMPLATE,))
+    assert lookups([make("list_templates")], [], []) == found(organizations=(ORG,))
+    assert lookups([make("read_template", template_id=upper)], [], []) == found((TEMPLATE,))
     create = make("create_workspace", template_id=upper)
-    assert needs([create], [], []) == found((TEMPLATE,), owners=(ANN,))
+    assert lookups([create], [], []) == found((TEMPLATE,), owners=(ANN,))
 
 
 @pytest.mark.parametrize("bad", [None, "", "python", 7, ["x"], TEMPLATE + "0", TEMPLATE + "\n0"])
 def test_what_is_no_id_is_not_looked_up(bad: Any) -> None:
-    assert needs([called("read_template", template_id=bad)], [], []) == found()
+    assert lookups([called("read_template", template_id=bad)], [], []) == found()
 
 
 def test_what_facts_tell_of_is_needed() -> None:
     told = started(template_id=TEMPLATE, template_version_id=uid("told"))
 
-    assert needs([], [], [told, started(2)]) == found((TEMPLATE,), (uid("told"),))
-    assert needs([], [], [succeeded()]) == found((), (uid("version"),))
+    assert lookups([], [], [told, started(2)]) == found((TEMPLATE,), (uid("told"),))
+    assert lookups([], [], [succeeded()]) == found((), (uid("version"),))
 
 
 def test_what_chats_were_built_of_is_needed() -> None:
     mine = chat(started(template_id=TEMPLATE, template_version_id=uid("told")))
-    assert needs([], [mine], []) == found((TEMPLATE,), (uid("told"),))
+    assert lookups([], [mine], []) == found((TEMPLATE,), (uid("told"),))
 
     ours = chat(templated(1), succeeded())
-    assert needs([], [ours], []) == found((TEMPLATE,), (uid("asked"), uid("version")))
+    assert lookups([], [ours], []) == found((TEMPLATE,), (uid("asked"), uid("version")))
     stopped = chat(requested(2, STOP), of=ours)
-    assert needs([], [stopped], []).versions == {uid("asked"), uid("version")}
+    assert lookups([], [stopped], []).versions == {uid("asked"), uid("version")}
 
 
 def test_former_workspaces_are_needed_too() -> None:
     other = started(workspace="x", template_id=uid("theirs"), template_version_id=uid("told"))
     there = chat(templated(1), requested(1, START, "v"), other)
 
-    assert needs([], [there], []) == found((TEMPLATE, uid("theirs")), (uid("asked"), uid("told")))
+    assert lookups([], [there], []) == found((TEMPLATE, uid("theirs")), (uid("asked"), uid("told")))

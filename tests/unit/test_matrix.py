@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from statemachine import events
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.events import Event
 from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, Moved, next_state
-from statemachine.states import ABOUT, State
+from statemachine.states import STATE_INFO, State
 from statemachine.table import LEGAL, TABLE, Trigger
 from statemachine.views import state_changed
 from tests.unit.facts import (
@@ -140,18 +140,18 @@ def test_a_state_is_called_on_the_wire_what_the_contract_calls_it(state: State) 
 
     wire, reason = WIRE[state]
     assert (data["state"], (data["failure"] or {}).get("reason")) == (wire, reason)
-    assert ABOUT[state].settled is (state not in LIMITED)
+    assert STATE_INFO[state].settled is (state not in LIMITED)
 
 
-def followed_number(workspace: Workspace) -> int:
+def followed_number(workspace: Chat) -> int:
     return workspace.build.number if workspace.build else 1
 
 
-def transition_of(workspace: Workspace) -> events.Transition:
+def transition_of(workspace: Chat) -> events.Transition:
     return workspace.build.transition if workspace.build else START
 
 
-def of_a_build(chat_: Workspace, number: int, **more: Any) -> list[Event]:
+def of_a_build(chat_: Chat, number: int, **more: Any) -> list[Event]:
     """Every provisioner fact of the build of that number, of its own kind and of every other."""
     kinds = {transition_of(chat_)} if not more else {START}
     return [
@@ -171,7 +171,7 @@ def of_an_agent(**more: str | int) -> list[Event]:
     return [connected(90, **more), disconnected(90, **more), lost(**more), *lives]  # type: ignore[arg-type]
 
 
-def everything(workspace: Workspace) -> dict[str, list[Event]]:
+def everything(workspace: Chat) -> dict[str, list[Event]]:
     """Each type of event, by how it stands to the chat."""
     number = followed_number(workspace)
     tool = events.ToolRequested(
@@ -215,7 +215,7 @@ def everything(workspace: Workspace) -> dict[str, list[Event]]:
     }
 
 
-def formerly_f(state: State) -> Workspace:
+def formerly_f(state: State) -> Chat:
     """A chat in `state` that had workspace `f` before."""
     gone = chat(requested(1, START, "f"), deleted("f"))
     return chat(*ways_after(state), of=gone)
@@ -229,7 +229,7 @@ def ways_after(state: State) -> list[Event]:
     ]
 
 
-def assert_sound(workspace: Workspace) -> None:
+def assert_sound(workspace: Chat) -> None:
     """What the contract says is set exactly when."""
     data = state_changed(workspace)
     assert (data["deadline"] is not None) is (workspace.state in LIMITED)
@@ -238,7 +238,7 @@ def assert_sound(workspace: Workspace) -> None:
     if data["state"] in ("none", "building", "stopping", "stopped"):
         assert data["agent"] is None
     assert data["cause"] is not None or workspace.version == 0
-    assert Workspace.model_validate_json(workspace.model_dump_json()) == workspace
+    assert Chat.model_validate_json(workspace.model_dump_json()) == workspace
 
 
 @pytest.mark.parametrize("state", State)

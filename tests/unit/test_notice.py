@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.events import BuildRequested, Data, Event, TemplateRef, Transition
 from statemachine.views import notice, state_changed
 from tests.unit.facts import (
@@ -60,7 +60,7 @@ def test_whatever_a_provisioner_says_of_it_ends_the_notice(fact: Event) -> None:
 
 
 def test_a_chat_that_asked_for_nothing_has_none() -> None:
-    assert notice(Workspace(chat_id=CHAT)) is None
+    assert notice(Chat(chat_id=CHAT)) is None
 
 
 def test_a_build_made_elsewhere_has_somebody_who_made_it() -> None:

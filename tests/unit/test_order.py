@@ -23,7 +23,7 @@ from random import Random
 
 import pytest
 
-from statemachine.chat import MOST_AGENTS, Workspace
+from statemachine.chat import MOST_AGENTS, Chat
 from statemachine.events import (
     AgentConnected,
     AgentDisconnected,
@@ -674,6 +674,6 @@ def test_an_owner_told_late_is_a_change_of_what_is_shown() -> None:
 
 
 def test_a_new_chat_is_in_none_with_version_0() -> None:
-    data = state_changed(Workspace(chat_id=CHAT))
+    data = state_changed(Chat(chat_id=CHAT))
 
     assert (data["state"], data["version"], data["cause"]) == ("none", 0, None)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.codec import decode, envelope_of, event_of, written
 from statemachine.events import BuildRequested, Event, TemplateRef
 from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, Moved
-from statemachine.pool_scope import trespassed
+from statemachine.pool_scope import foreign_pool
 from tests.unit.facts import (
     CHAT,
     STOP,
@@ -39,7 +39,7 @@ def by(event: Event, pool: str | None) -> Event:
     return event.model_copy(update={"pool": pool})
 
 
-def built(pool: str) -> Workspace:
+def built(pool: str) -> Chat:
     return chat(of_pool(pool), started(), succeeded())
 
 
@@ -73,14 +73,14 @@ def test_a_workspace_made_elsewhere_is_of_no_pool() -> None:
     made = chat(started(), succeeded())
 
     assert isinstance(apply(made, by(started(2, STOP), "cpu")), Moved)
-    assert trespassed(made, by(failed(), "cpu")) is None
+    assert foreign_pool(made, by(failed(), "cpu")) is None
 
 
 def test_a_workspace_that_the_chat_has_left_keeps_its_pool() -> None:
     left = chat(of_pool("gpu"), started(), succeeded(), of_pool("cpu", workspace="other"))
 
-    assert trespassed(left, by(deleted(), "cpu")) == "gpu"
-    assert trespassed(left, by(failed(workspace="other"), "cpu")) is None
+    assert foreign_pool(left, by(deleted(), "cpu")) == "gpu"
+    assert foreign_pool(left, by(failed(workspace="other"), "cpu")) is None
 
 
 def test_the_pool_is_never_the_sender_s_word_and_stands_in_the_log() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statemachine.calls import Known, Policy
-from statemachine.chat import MOST_PAST, Former, Ref, Workspace
+from statemachine.chat import MOST_PAST, Chat, PreviousWorkspace, WorkspaceRef
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TemplateRef, TtlPassed
 from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, Parked
@@ -61,13 +61,13 @@ def templated(number: int = 1, transition: Any = START, workspace: str = "w") ->
     return event(asked.model_copy(update=more))
 
 
-def of(workspace: Workspace, name: str = "w") -> Former:
+def of(workspace: Chat, name: str = "w") -> PreviousWorkspace:
     found = known(workspace, uid(name))
     assert found is not None
     return found
 
 
-def orphaned(workspace: Workspace) -> list[str]:
+def orphaned(workspace: Chat) -> list[str]:
     names = {uid(name): name for name in "uvwxyz"}
     return sorted(names[former.id] for former in orphans(workspace))
 
@@ -318,7 +318,7 @@ def test_it_binds_as_far_as_it_has_come_when_the_chats_own_is_deleted() -> None:
     assert after.workspace.state is State.AGENT_CONNECTING
     assert after.workspace.deadline == NOW + MINUTE + LIMITS.agent_connect
     ref = after.workspace.ref
-    assert ref == Ref(id=uid("x"), name="theirs", owner_name="bob", template_id=PYTHON.id)
+    assert ref == WorkspaceRef(id=uid("x"), name="theirs", owner_name="bob", template_id=PYTHON.id)
     assert orphaned(after.workspace) == []
     assert known(after.workspace, uid("x")) is None
     assert after.workspace.expires_at is None
@@ -389,7 +389,7 @@ def test_a_workspace_holds_its_name_from_when_name_and_owner_are_known() -> None
     elsewhere = started(1, START, "x", workspace_name="theirs")
     mine = (uid("x"), CHAT, ANN, "theirs")
 
-    unbound, nobodys = Workspace(chat_id=CHAT), chat(elsewhere)
+    unbound, nobodys = Chat(chat_id=CHAT), chat(elsewhere)
     owned = chat(asked("list_templates"), of=nobodys)
     nameless = chat(asked("list_templates"), succeeded(workspace="x"))
 
@@ -433,7 +433,7 @@ def test_no_more_than_some_are_remembered_and_what_matters_least_goes_first() ->
 
 
 def test_many_replaced_ones_are_remembered_by_the_newest() -> None:
-    there = Workspace(chat_id=CHAT)
+    there = Chat(chat_id=CHAT)
     for number in range(MOST_PAST + 3):
         there = chat(
             requested(1, START, f"mine {number}"), failed(workspace=f"mine {number}"), of=there
@@ -474,7 +474,7 @@ ANYTHING = [
 @given(st.lists(st.sampled_from(ANYTHING), max_size=16))
 def test_any_log_of_these_folds_to_what_it_recorded(facts: list[Event]) -> None:
     log = list(recorded(facts))
-    workspace = Workspace(chat_id=CHAT)
+    workspace = Chat(chat_id=CHAT)
     for fact, entry in zip(facts, log, strict=True):
         if entry["outcome"] != "repeat":
             workspace = apply(workspace, fact, datetime.fromisoformat(entry["at"])).workspace
@@ -487,7 +487,7 @@ def test_any_log_of_these_folds_to_what_it_recorded(facts: list[Event]) -> None:
         assert replayed.workspace.expires_at == workspace.expires_at
 
 
-def assert_sound(workspace: Workspace) -> None:
+def assert_sound(workspace: Chat) -> None:
     """No workspace stands twice; what is gone or being worked at is no orphan."""
     ids = [former.id for former in workspace.former]
     assert len(set(ids)) == len(ids)
@@ -497,7 +497,7 @@ def assert_sound(workspace: Workspace) -> None:
         assert former.build is not None
         assert former.build.outcome is not None
     assert all(former.orphaned_at or not former.overdue for former in workspace.former)
-    read_back = Workspace.model_validate_json(workspace.model_dump_json(exclude_defaults=True))
+    read_back = Chat.model_validate_json(workspace.model_dump_json(exclude_defaults=True))
     assert read_back == workspace
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.events import Agent, Event, Transition
 from statemachine.machine import Moved
 from statemachine.replay import replay
@@ -208,7 +208,7 @@ anything = st.lists(st.sampled_from(ANYTHING), max_size=14)
 @given(anything)
 def test_any_facts_in_any_order_leave_a_sound_chat(facts: list[Event]) -> None:
     """Total: nothing raises, and versions rise by one a step."""
-    workspace = Workspace(chat_id=CHAT)
+    workspace = Chat(chat_id=CHAT)
     for fact in facts:
         decision = apply(workspace, fact)
         if isinstance(decision, Moved):
@@ -226,7 +226,7 @@ def test_any_facts_in_any_order_leave_a_sound_chat(facts: list[Event]) -> None:
 def test_a_snapshot_survives_its_own_json(facts: list[Event]) -> None:
     workspace = chat(*facts)
 
-    assert Workspace.model_validate_json(workspace.model_dump_json()) == workspace
+    assert Chat.model_validate_json(workspace.model_dump_json()) == workspace
 
 
 @quick
@@ -236,7 +236,7 @@ def test_a_snapshot_that_was_read_back_decides_alike(
 ) -> None:
     kept = chat(*before)
 
-    read_back = Workspace.model_validate_json(kept.model_dump_json())
+    read_back = Chat.model_validate_json(kept.model_dump_json())
 
     assert chat(*after, of=read_back) == chat(*after, of=kept)
 

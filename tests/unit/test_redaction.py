@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from statemachine.calls import Known
-from statemachine.chat import Workspace
+from statemachine.chat import Chat
 from statemachine.events import BuildRequested, ToolRequested
 from statemachine.mask import MASK
 from statemachine.redaction import arguments, event
@@ -31,11 +31,11 @@ ACTIVE = template(CLOSED, version="new")
 OLD = template(OPEN, version="old")
 KNOWN = Known(catalog=catalog(ACTIVE, older=(OLD.active,)))
 NOTHING = Known(catalog=Catalog({}, {}))
-NEW_CHAT = Workspace(chat_id=CHAT)
+NEW_CHAT = Chat(chat_id=CHAT)
 BOTH = {"branch": "main", "token": SECRET}
 
 
-def bound(version: str = "new") -> Workspace:
+def bound(version: str = "new") -> Chat:
     """A chat whose workspace was built of that version."""
     return chat(
         started(1, workspace_name="w", template_id=ACTIVE.id, template_version_id=uid(version))
@@ -103,7 +103,7 @@ def test_values_for_a_tool_that_takes_none_are_hidden(tool: str) -> None:
     ids=["of the active version", "of an older one", "no workspace", "unknown template", "deleted"],
 )
 def test_values_of_a_start_are_hidden_as_any_version_that_is_meant_has_it(
-    workspace: Workspace, shown_branch: str
+    workspace: Chat, shown_branch: str
 ) -> None:
     shown = arguments("start_workspace", {"parameters": BOTH}, workspace, KNOWN)
 

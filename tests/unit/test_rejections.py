@@ -6,9 +6,9 @@ from itertools import permutations
 
 import pytest
 
-from statemachine.chat import MOST_REJECTED, Workspace
+from statemachine.chat import MOST_REJECTED, Chat
 from statemachine.events import BuildRequested, Event, FactRejected, TemplateRef, WaitResumed
-from statemachine.phase import Word, word_of
+from statemachine.phase import Phase, phase_of
 from statemachine.replay import Fold, replay
 from statemachine.snapshot_audit import differences
 from statemachine.states import State
@@ -61,7 +61,7 @@ def test_after_its_limit_a_build_whose_end_was_rejected_is_a_failed_one(
     over = chat(*way)
 
     assert over.state is State.BUILD_TIMED_OUT
-    assert word_of(over) is Word.FAILED_BUILD
+    assert phase_of(over) is Phase.FAILED_BUILD
     words = notice(over)
     assert words is not None
     assert f"{fact} of build 1" in words
@@ -72,14 +72,14 @@ def test_a_stop_whose_end_was_rejected_is_a_failed_one() -> None:
     over = chat(*then_late(requested(), succeeded(), requested(2, STOP)), rejected(build="w/b2"))
 
     assert over.state is State.STOP_TIMED_OUT
-    assert word_of(over) is Word.RUNNING
+    assert phase_of(over) is Phase.RUNNING
 
 
 @pytest.mark.parametrize("fact", ["build_started", "agent_lifecycle", ""])
 def test_what_is_no_end_is_noticed_and_ends_nothing(fact: str) -> None:
     over = chat(*then_late(requested()), rejected(fact))
 
-    assert word_of(over) is Word.BEING_BUILT
+    assert phase_of(over) is Phase.BEING_BUILT
     assert notice(over) is not None
 
 
@@ -87,7 +87,7 @@ def test_until_the_limit_the_corrected_end_is_waited_for() -> None:
     waiting = chat(requested(), rejected())
 
     assert waiting.state is State.BUILDING
-    assert word_of(waiting) is Word.BEING_BUILT
+    assert phase_of(waiting) is Phase.BEING_BUILT
     assert notice(waiting) is not None
     assert place(chat(requested(), rejected(), succeeded())) == place(
         chat(requested(), succeeded())
@@ -161,7 +161,7 @@ def test_a_provisioner_of_another_pool_ends_nothing(
 
     over = chat(*then_late(*([letter, ours()] if early else [ours(), letter])))
 
-    assert word_of(over) is (Word.FAILED_BUILD if counts else Word.BEING_BUILT)
+    assert phase_of(over) is (Phase.FAILED_BUILD if counts else Phase.BEING_BUILT)
     assert (notice(over) is not None) == counts
 
 
@@ -190,7 +190,7 @@ def test_a_log_folds_to_it() -> None:
     assert folded.differences == ()
     assert {r.fact for r in folded.workspace.rejected} == {"build_failed", "build_started"}
     stored = folded.workspace.model_dump_json(exclude_defaults=True)
-    assert Workspace.model_validate_json(stored) == folded.workspace
+    assert Chat.model_validate_json(stored) == folded.workspace
     fold = Fold(CHAT)
     for entry in log:
         fold.take(entry)

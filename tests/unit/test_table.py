@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from statemachine.states import ABOUT, State
+from statemachine.states import STATE_INFO, State
 from statemachine.table import DRAWINGS, END, mermaid, redraw, wire_mermaid
 
 ROOT = Path(__file__).parents[2]
@@ -49,4 +49,4 @@ def test_a_document_without_both_marks_is_refused(text: str) -> None:
 def test_the_diagrams_name_every_state() -> None:
     for state in State:
         assert f" {state}" in mermaid()
-        assert f" {ABOUT[state].wire}" in wire_mermaid()
+        assert f" {STATE_INFO[state].wire}" in wire_mermaid()

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 import pytest
 
 from handlers.worker.runtime_settings import milliseconds, policy
-from statemachine.chat import Limits, Workspace
+from statemachine.chat import Chat, Limits
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TtlPassed
-from statemachine.timers import Purpose, Wake, overdue, rests, wake
+from statemachine.timers import ChatTimer, TimerKind, open_timer, overdue, rests
 from tests.unit.facts import (
     CHAT,
     DELETE,
@@ -43,17 +43,17 @@ def limited(number: int = 1, ttl: timedelta | None = HOUR, workspace: str = "w")
     return event(asked.model_copy(update={"ttl_ms": None if ttl is None else ttl // MILLISECOND}))
 
 
-def hours(*facts: Event) -> Workspace:
+def hours(*facts: Event) -> Chat:
     """A chat to which one fact came an hour, the first at NOW."""
-    workspace = Workspace(chat_id=CHAT)
+    workspace = Chat(chat_id=CHAT)
     for number, fact in enumerate(facts):
         workspace = apply(workspace, fact, NOW + number * HOUR).workspace
     return workspace
 
 
-def ends(chat: Workspace) -> datetime | None:
+def ends(chat: Chat) -> datetime | None:
     """When the workspace's lifetime is over, as its timer has it."""
-    due = wake(chat, Purpose.TTL, LIMITS)
+    due = open_timer(chat, TimerKind.TTL, LIMITS)
     assert (due and due.at) == chat.expires_at
     assert due is None or not rests(chat)
     return chat.expires_at
@@ -177,21 +177,21 @@ def test_a_lifetime_does_not_ask_the_clock_of_the_sender() -> None:
 def test_a_timer_has_the_generation_of_its_own_lifetime() -> None:
     first = hours(limited(), succeeded())
     later = hours(limited(), succeeded(), requested(2, STOP), limited(3), succeeded(3))
-    kept = Workspace.model_validate_json(first.model_dump_json(exclude_defaults=True))
+    kept = Chat.model_validate_json(first.model_dump_json(exclude_defaults=True))
 
-    one, other = wake(first, Purpose.TTL, LIMITS), wake(later, Purpose.TTL, LIMITS)
+    one, other = open_timer(first, TimerKind.TTL, LIMITS), open_timer(later, TimerKind.TTL, LIMITS)
 
     assert one is not None
     assert other is not None
     assert one.generation != other.generation
-    assert wake(kept, Purpose.TTL, LIMITS) == one
+    assert open_timer(kept, TimerKind.TTL, LIMITS) == one
 
 
 def test_who_waits_for_nothing_sleeps() -> None:
     chat = hours(requested(), succeeded(made=()))
 
     assert rests(chat)
-    assert [wake(chat, purpose, LIMITS) for purpose in Purpose] == [None] * 3
+    assert [open_timer(chat, purpose, LIMITS) for purpose in TimerKind] == [None] * 3
     assert not rests(hours(requested()))
 
 
@@ -199,11 +199,11 @@ def other(number: int, transition: str = "start") -> Event:
     return succeeded(1, START if transition == "start" else STOP, workspace=f"other {number}")
 
 
-def grace(chat: Workspace) -> Wake | None:
-    return wake(chat, Purpose.ORPHAN, LIMITS)
+def grace(chat: Chat) -> ChatTimer | None:
+    return open_timer(chat, TimerKind.ORPHAN, LIMITS)
 
 
-def names(chat: Workspace, now: datetime) -> list[str]:
+def names(chat: Chat, now: datetime) -> list[str]:
     found = overdue(chat, now, LIMITS)
     return [name for name in map("other {}".format, range(9)) if uid(name) in {f.id for f in found}]
 
@@ -234,7 +234,7 @@ def test_orphans_are_woken_for_one_after_the_other() -> None:
 def test_a_grace_is_as_long_as_the_setting_says_now() -> None:
     chat = hours(requested(), other(1))
 
-    short = wake(chat, Purpose.ORPHAN, Limits(orphan_grace=MILLISECOND))
+    short = open_timer(chat, TimerKind.ORPHAN, Limits(orphan_grace=MILLISECOND))
 
     assert short is not None
     assert short.at == NOW + HOUR + MILLISECOND

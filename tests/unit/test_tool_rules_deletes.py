@@ -9,8 +9,8 @@ import pytest
 
 from statemachine.chat import MOST_BEFORE_DELETE
 from statemachine.events import BuildRequested, Event
-from statemachine.phase import word_of
-from statemachine.states import State, Word
+from statemachine.phase import phase_of
+from statemachine.states import Phase, State
 from tests.unit.driver import PYTHON, Desk
 from tests.unit.facts import (
     DELETE,
@@ -37,15 +37,15 @@ KNOWN = started(1, workspace_name="w", owner_name="ann", template_id=PYTHON.id)
 RUNS = [requested(), KNOWN, succeeded(), connected(1), lifecycle(2, "ready")]
 STOPPED = [*RUNS, requested(2, STOP), started(2, STOP), disconnected(9), succeeded(2, STOP)]
 FAILED = [requested(), KNOWN, failed()]
-STANDINGS: dict[str, tuple[list[Event], int, Word]] = {
-    "running": (RUNS, 2, Word.RUNNING),
-    "stopped": (STOPPED, 3, Word.STOPPED),
-    "a failed build": (FAILED, 2, Word.FAILED_BUILD),
-    "a failed stop": ([*RUNS, requested(2, STOP), failed(2, STOP)], 3, Word.RUNNING),
+STANDINGS: dict[str, tuple[list[Event], int, Phase]] = {
+    "running": (RUNS, 2, Phase.RUNNING),
+    "stopped": (STOPPED, 3, Phase.STOPPED),
+    "a failed build": (FAILED, 2, Phase.FAILED_BUILD),
+    "a failed stop": ([*RUNS, requested(2, STOP), failed(2, STOP)], 3, Phase.RUNNING),
     "a failed stop of a failed build": (
         [*FAILED, requested(2, STOP), canceled(2, STOP)],
         3,
-        Word.FAILED_BUILD,
+        Phase.FAILED_BUILD,
     ),
 }
 """What a workspace was before its delete, the delete's number, and the word for it."""
@@ -111,7 +111,7 @@ def test_p4c_what_a_failed_delete_left_can_be_stopped(name: str, how: str) -> No
     assert (desk.job.transition, desk.job.build_number) == (STOP, number + 1)
     Jobs(desk).succeed()
     assert desk.result("p")["stopped"] is True
-    assert word_of(desk.chat) is Word.STOPPED
+    assert phase_of(desk.chat) is Phase.STOPPED
     assert desk.start() is None
 
 
@@ -144,7 +144,7 @@ def test_a_failed_delete_may_be_tried_again(how: str) -> None:
 def test_a_delete_that_was_canceled_before_it_began_leaves_the_workspace_as_it_was(
     name: str,
 ) -> None:
-    assert word_of(called_off(name).chat) is STANDINGS[name][2]
+    assert phase_of(called_off(name).chat) is STANDINGS[name][2]
 
 
 def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_stopped_workspace_is_stopped() -> None:
@@ -187,9 +187,9 @@ def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_failed_build_is_one() -> 
 def test_deletes_that_never_began_hide_nothing_of_what_came_before_them() -> None:
     calls_off = [fact for n in (3, 4, 5) for fact in (requested(n, DELETE), canceled(n, DELETE))]
 
-    assert word_of(chat(*STOPPED, *calls_off)) is Word.STOPPED
+    assert phase_of(chat(*STOPPED, *calls_off)) is Phase.STOPPED
     one_failed = [*calls_off[:2], requested(4, DELETE), failed(4, DELETE), *calls_off[4:]]
-    assert word_of(chat(*STOPPED, *one_failed)) is Word.FAILED_DELETE
+    assert phase_of(chat(*STOPPED, *one_failed)) is Phase.FAILED_DELETE
 
 
 def test_what_came_before_a_delete_is_bounded() -> None:
@@ -198,7 +198,7 @@ def test_what_came_before_a_delete_is_bounded() -> None:
     end = chat(*RUNS, *facts)
 
     assert len(end.before_delete) == MOST_BEFORE_DELETE
-    assert word_of(end) is Word.RUNNING
+    assert phase_of(end) is Phase.RUNNING
 
 
 def test_what_is_remembered_before_a_delete_holds_no_values() -> None:
@@ -256,4 +256,4 @@ def test_order_never_matters_for_a_workspace_that_the_chat_gets_later(order: int
 
     assert end.ref is not None
     assert end.ref.id == uid("x")
-    assert word_of(end) is Word.STOPPED
+    assert phase_of(end) is Phase.STOPPED

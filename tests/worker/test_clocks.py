@@ -16,7 +16,7 @@ from handlers.embedded import Servers
 from handlers.worker.clocks import LATE, SAME, read_clocks
 from handlers.worker.worker import Worker
 from statemachine.chat import Limits
-from statemachine.timers import Purpose, wake
+from statemachine.timers import TimerKind, open_timer
 from tests.doubles.memory_store import MemoryStore
 from tests.unit.driver import ORG, PYTHON
 from tests.worker.messages import Senders, new_id
@@ -222,6 +222,6 @@ async def test_over_nats_a_limit_costs_at_most_one_more_timer(
         for chat in chats:
             kept = await store.chat(chat)
             assert kept is not None
-            assert wake(kept, Purpose.DEADLINE, limits) is None
+            assert open_timer(kept, TimerKind.DEADLINE, limits) is None
         stored = (await operator.ensure_stream(TIMER)).last
         assert stored <= (2 if known else 4) * len(chats)
