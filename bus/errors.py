@@ -6,6 +6,9 @@ from __future__ import annotations
 class BusError(Exception):
     """The bus could not do what was asked."""
 
+    exit_status = 1
+    """`workspaced` exits with this status when the error ends a command."""
+
 
 class Unavailable(BusError):  # the word that a caller reads
     """Not now: no server, no stream, or a full one. It may have arrived: send it again."""

@@ -1,4 +1,4 @@
-"""The composition root: which store, which bus, which identity a process works with."""
+"""The composition root: finds the servers and credentials of a process and connects to them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from bus.jetstream import JetStreamBus, connect
 from bus.streams import Tuning
 from bus.urls import redacted
 from handlers.access import nkey
+from handlers.access.listeners import client_context
 from handlers.access.permissions import PERMISSIONS, inbox_prefix
 from handlers.clock import clock
 from handlers.embedded import running_servers
 from handlers.embedded.database_password import completed, folder_of
-from handlers.listen import trust
+from handlers.errors import NotFoundError
 from handlers.publishing import Backoff
 from handlers.settings import Settings
 from handlers.worker.load_sampler import Room
@@ -36,41 +37,36 @@ Role = Literal["operator", "chat-service", "provisioner", "worker", "gateway"]
 DatabaseRole = Literal["operator", "worker", "gateway"]
 
 
-class NotFoundError(Exception):
-    """Something that a command needs is not there; the message says what to do."""
-
-
 class WrongKey(Refused):
-    """A key is let in, but may not do what is asked with it, as one of the role might."""
+    """NATS accepts a key, but its permissions do not allow what was tried with it."""
 
-    def __init__(self, file: Path, role: Role) -> None:
+    def __init__(self, file: Path, role: Role, denied: Denied) -> None:
         self.file, self.role = file, role
-        super().__init__(self.about("that"))
-
-    def about(self, what: str) -> str:
-        """Say what needs which key."""
-        return f"{self.file} is let in, but may not do this: {what} needs a key of role {self.role}"
+        super().__init__(
+            f"the key in {file} does not permit this ({denied}): "
+            f"use a key of role {role} with --credentials"
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the servers are, and where the credentials."""
+class Endpoints:
+    """The servers that a process uses, and the credentials it connects with."""
 
     nats_url: str
     database_url: str | None
     credentials: Path
-    """A seed file, or the directory with one a role."""
+    """A seed file, or a directory that holds `<role>.nk` for each role."""
     transaction_timeout: float = 5.0
-    """Seconds that a transaction may hold its chats."""
+    """Seconds after which PostgreSQL ends a transaction that locks chats."""
     databases: Mapping[str, str] = field(default_factory=dict)
-    """The URLs of roles that have one of their own."""
+    """Database URLs of the roles that have one of their own, by role."""
     nats_ca: Path | None = None
-    """Who signed the certificate of NATS; None: somebody whom this machine trusts."""
+    """CA certificates (PEM) to verify NATS with; None: those of the system."""
     stream_room: int | None = None
-    """Bytes of disk for the streams of an embedded NATS."""
+    """Bytes of disk that the streams of an embedded NATS may use; None: the usual size."""
 
     def seed_file(self, role: Role) -> Path:
-        """Return the file with the role's seed. Raises NotFoundError."""
+        """Return the file that holds the role's seed. Raises NotFoundError."""
         file = self.credentials / f"{role}.nk" if self.credentials.is_dir() else self.credentials
         if not file.is_file():
             raise NotFoundError(
@@ -80,13 +76,14 @@ class Place:
         return file
 
     def seed(self, role: Role) -> str:
-        """Read the role's seed; a line end behind it does no harm. Raises NotFoundError."""
-        return _seed(self.seed_file(role))
+        """Read the role's seed. Raises NotFoundError."""
+        return _read_seed(self.seed_file(role))
 
     def issuer_seed(self) -> str | None:
-        """Return the seed that signs for agents and frontends, or None and say so.
+        """Read the seed that signs the credentials of agents and frontends.
 
-        Raises NotFoundError for one that can't be used.
+        Returns None, and logs a warning, if there is no such file. Raises NotFoundError if the file
+        cannot be used.
         """
         folder = self.credentials if self.credentials.is_dir() else self.credentials.parent
         file = folder / "issuer.nk"
@@ -97,11 +94,14 @@ class Place:
                 file,
             )
             return None
-        return _seed(file)
+        return _read_seed(file)
 
     @asynccontextmanager
     async def bus(self, role: Role, *, wait: bool = False) -> AsyncIterator[JetStreamBus]:
-        """Connect as `role`. Raises BusError, WrongKey also for what the block does, NotFoundError."""
+        """Connect to NATS as `role`; with `wait`, retry until the server answers.
+
+        Raises BusError and NotFoundError. Raises WrongKey also when NATS denies what the block does.
+        """
         seed, prefixes = self.seed(role), self._inbox_prefixes(role)
         while True:
             prefix = prefixes.pop(0)
@@ -110,35 +110,35 @@ class Place:
                 name=f"workspaced {role}",
                 seed=seed,
                 inbox_prefix=prefix,
-                tls=trust(self.nats_ca),
+                tls=client_context(self.nats_ca),
                 wait=wait,
             ) as bus:
-                if prefixes and not await _hears(bus, prefix):
+                if prefixes and not await _may_subscribe(bus, prefix):
                     continue
                 try:
                     yield bus
-                except Denied as no:
-                    raise WrongKey(self.seed_file(role), role) from no
+                except Denied as denied:
+                    raise WrongKey(self.seed_file(role), role, denied) from denied
                 return
 
     def _inbox_prefixes(self, role: Role) -> list[str]:
-        """Return where answers may come to, the likelier first.
+        """Return the inbox prefixes that the key may have, the likelier one first.
 
-        Nothing in a seed says whether it is the role's own, whose inbox is named after the role, or
-        one that was issued, whose inbox is named after its key. Only the server knows.
+        The inbox of a role's own key is named after the role, that of an issued key after the key.
+        The seed does not say which kind it is; only the server knows.
         """
-        of_role = inbox_prefix(role)
+        role_prefix = inbox_prefix(role)
         if PERMISSIONS[role].subscribe == (">",) or self.credentials.is_dir():
-            return [of_role]
-        of_key = f"_INBOX_{nkey.public_key(self.seed(role))}"
-        named = self.credentials.name == f"{role}.nk"
-        return [of_role, of_key] if named else [of_key, of_role]
+            return [role_prefix]
+        key_prefix = f"_INBOX_{nkey.public_key(self.seed(role))}"
+        is_role_file = self.credentials.name == f"{role}.nk"
+        return [role_prefix, key_prefix] if is_role_file else [key_prefix, role_prefix]
 
     @asynccontextmanager
     async def store(
         self, role: DatabaseRole = "operator", *, wait: bool = False
     ) -> AsyncIterator[PostgresStore]:
-        """Open the database as `role`; with `wait`, wait until it is there, and say so.
+        """Connect to the database as `role`; with `wait`, retry until it is available.
 
         Raises StoreUnavailableError, NotFoundError.
         """
@@ -147,50 +147,51 @@ class Place:
             raise NotFoundError(
                 "no database is named: use --database-url or WORKSPACED_DATABASE_URL"
             )
-        async with opened(url, self.transaction_timeout, wait=wait) as store:
+        async with connect_store(url, self.transaction_timeout, wait=wait) as store:
             yield store
 
 
 @asynccontextmanager
-async def opened(
+async def connect_store(
     database_url: str, transaction_timeout: float, *, wait: bool = False
 ) -> AsyncIterator[PostgresStore]:
-    """Open a database, brought to this version if its user may do that.
+    """Connect to a database, and migrate it first if its user has the rights.
 
-    With `wait`, wait until it is there, and say so; but not where only a change of the database or its URL
-    helps. Raises StoreUnavailableError.
+    With `wait`, retry and log until the database is available, unless only a change of the database
+    or of its URL would help. Raises StoreUnavailableError.
     """
-    backoff, told = Backoff(), -math.inf
+    backoff, last_warning = Backoff(), -math.inf
     async with AsyncExitStack() as stack:
         while True:
             try:
-                with naming(database_url):
-                    await migrate(database_url)  # whoever comes first: roles start in any order
+                with errors_name_database(database_url):
+                    await migrate(database_url)  # roles start in any order: the first one migrates
                     opening = open_store(database_url, limits=limits_of(transaction_timeout))
                     store = await stack.enter_async_context(opening)
                 break
-            except StoreUnavailableError as no:
-                if not wait or isinstance(no, UnsuitableError):
+            except StoreUnavailableError as error:
+                if not wait or isinstance(error, UnsuitableError):
                     raise
-                if (now := clock()) - told >= TOLD_EVERY:
-                    told = now
-                    log.warning("%s; trying again", no)
+                if (now := clock()) - last_warning >= TOLD_EVERY:
+                    last_warning = now
+                    log.warning("%s; trying again", error)
             await backoff.wait()
         yield store
 
 
 @contextmanager
-def naming(database_url: str) -> Iterator[None]:
-    """Say which database it is that can't be opened, and nothing of its password."""
+def errors_name_database(database_url: str) -> Iterator[None]:
+    """Add the URL, without its password, to errors of a database that cannot be reached."""
     try:
         yield
-    except UnreachableError as no:
-        # Spaces would end what is taken for the URL, and with it for the password.
-        raise type(no)(f"{no} ({redacted('%20'.join(database_url.split()))})") from no
+    except UnreachableError as error:
+        # A space would end what `redacted` takes for the URL, and the password with it.
+        shown = redacted("%20".join(database_url.split()))
+        raise type(error)(f"{error} ({shown})") from error
 
 
-async def _hears(bus: JetStreamBus, prefix: str) -> bool:
-    """Say whether we may listen to that inbox."""
+async def _may_subscribe(bus: JetStreamBus, prefix: str) -> bool:
+    """Return whether NATS lets this connection subscribe below the inbox prefix."""
     try:
         async with bus.subscribe(f"{prefix}.here"):
             return True
@@ -198,43 +199,41 @@ async def _hears(bus: JetStreamBus, prefix: str) -> bool:
         return False
 
 
-def _seed(file: Path) -> str:
+def _read_seed(file: Path) -> str:
     try:
         seed = file.read_text().strip()
         nkey.public_key(seed)
-    except (OSError, UnicodeDecodeError, nkey.InvalidSeed) as bad:
-        raise NotFoundError(f"{file}: {bad}") from bad
+    except (OSError, UnicodeDecodeError, nkey.InvalidSeed) as error:
+        raise NotFoundError(f"{file}: {error}") from error
     return seed
 
 
-def locate(settings: Settings) -> Place:
-    """Find the servers: those that are named, else those of a running `workspaced up`.
+def locate(settings: Settings) -> Endpoints:
+    """Return the servers that the settings name, or those of the running `workspaced up`.
 
     Raises NotFoundError, EmbeddedError.
     """
     running = running_servers(settings.data_dir)
     nats_url = settings.nats_url or (running.nats_url if running else None)
-    database_url = database_of(settings) or (running.database_url if running else None)
-    databases = running.databases if running and settings.database_url is None else {}
     if nats_url is None:
         raise NotFoundError(
             f"no workspaced runs on {settings.data_dir}: start `workspaced up`, or name the "
             "servers with --nats-url and --database-url"
         )
     folder = running.credentials if running else settings.data_dir / "credentials"
-    return Place(
+    return Endpoints(
         nats_url,
-        database_url,
+        database_url(settings) or (running.database_url if running else None),
         settings.credentials or folder,
         settings.transaction_timeout,
-        databases,
+        running.databases if running and settings.database_url is None else {},
         settings.nats_ca if settings.nats_url or running is None else running.nats_ca,
         running.stream_room if running and settings.nats_url is None else None,
     )
 
 
-def database_of(settings: Settings) -> str | None:
-    """Return the URL of the database that is named, with the password if it is that of an `up`.
+def database_url(settings: Settings) -> str | None:
+    """Return the database URL of the settings, completed with the password of an `up` if it is its.
 
     Raises EmbeddedError.
     """
@@ -245,10 +244,10 @@ def database_of(settings: Settings) -> str | None:
 
 
 @asynccontextmanager
-async def database(settings: Settings) -> AsyncIterator[PostgresStore]:
-    """Open the database alone: there may be no NATS to go with it. Raises as `Place.store`."""
-    if (url := database_of(settings)) is not None:
-        async with opened(url, settings.transaction_timeout) as store:
+async def store_from_settings(settings: Settings) -> AsyncIterator[PostgresStore]:
+    """Connect to the database only, since there may be no NATS. Raises as `Endpoints.store`."""
+    if (url := database_url(settings)) is not None:
+        async with connect_store(url, settings.transaction_timeout) as store:
             yield store
         return
     async with locate(settings).store() as store:
@@ -256,7 +255,7 @@ async def database(settings: Settings) -> AsyncIterator[PostgresStore]:
 
 
 def limits(settings: Settings) -> Limits:
-    """Return how long each state may last."""
+    """Return how long a chat may stay in each state."""
     return Limits(
         build=timedelta(seconds=settings.build_timeout),
         agent_connect=timedelta(seconds=settings.agent_connect_timeout),
@@ -266,11 +265,12 @@ def limits(settings: Settings) -> Limits:
 
 
 def room(settings: Settings) -> Room:
-    """Return how much may wait."""
+    """Return how many calls and jobs may wait."""
     return Room(settings.waiting_calls_per_chat, settings.waiting_calls, settings.job_queue)
 
 
-def tuning(settings: Settings, place: Place) -> Tuning:
-    """Return how streams and consumers are to be made."""
+def tuning(settings: Settings, endpoints: Endpoints) -> Tuning:
+    """Return how workers configure streams and consumers."""
     chosen = Tuning(settings.nats_replicas, settings.duplicate_window, settings.ack_wait)
-    return chosen if place.stream_room is None else replace(chosen, disk=place.stream_room)
+    room = endpoints.stream_room
+    return chosen if room is None else replace(chosen, disk=room)

@@ -1,36 +1,59 @@
-"""What keeps a role from its work for good, in words for the person at the keyboard."""
+"""Errors that end a command or a role, and how `workspaced` recognizes them.
+
+An error that a user can act on has an attribute `exit_status`: `workspaced` then prints its text as one
+line and exits with that status. Any other exception is a bug and ends in a traceback. Errors of
+`handlers` inherit the attribute from `WorkspacedError`; `bus` and `statemachine` import nothing from
+here, so their base classes (`BusError`, `StoreUnavailableError`, `TemplateError`) define it themselves.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 
-class CantServe(Exception):
-    """The role can't do its work here; the message says what is wrong, where, and what to do."""
+class WorkspacedError(Exception):
+    """Ends a command or a role; the text says what is wrong, where, and what to do."""
+
+    exit_status: ClassVar[int] = 1
 
 
-class EmbeddedError(Exception):
-    """The embedded servers can't run; the message says what is wrong, where, and what to do."""
+class NotFoundError(WorkspacedError):
+    """Something that a command needs does not exist."""
+
+
+class CannotServe(WorkspacedError):
+    """A role cannot do its work on this machine or with these servers."""
+
+
+class EmbeddedError(WorkspacedError):
+    """The embedded servers cannot run."""
 
 
 class DataDirectoryInUse(EmbeddedError):
-    """Another process runs on this data directory; it was not disturbed."""
+    """Another process uses the data directory; it was not disturbed."""
 
     def __init__(self, directory: Path, pid: int | None) -> None:
         self.directory, self.pid = directory, pid
         holder = f"process {pid}" if pid else "another process"
         super().__init__(
-            f"{directory} is in use by {holder}: stop it, or choose another place with --data-dir"
+            f"{directory} is in use by {holder}: stop it, or choose another directory with --data-dir"
         )
 
 
 class PortTaken(EmbeddedError):
-    """A port that must be ours is held by another program."""
+    """Another program holds a port that an embedded server needs."""
 
 
 class ServerFailed(EmbeddedError):
-    """A server ended by itself, or did not get ready."""
+    """An embedded server ended by itself, or did not become ready."""
 
 
 class NoUnprivilegedUser(EmbeddedError):
-    """PostgreSQL refuses to run as root, and no way around that works here."""
+    """PostgreSQL refuses to run as root, and no way to run it as another user works here."""
+
+
+def exit_status_of(error: BaseException) -> int | None:
+    """Return the exit status of an error that a user can act on; None for any other exception."""
+    status = getattr(error, "exit_status", None)
+    return status if isinstance(status, int) else None

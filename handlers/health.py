@@ -1,28 +1,48 @@
-"""`GET /healthz` and `/readyz`: is the process alive, and can it do its work now."""
+"""`GET /healthz` (is the process alive?) and `GET /readyz` (can it do its work now?).
+
+Nobody needs a credential for these, so requests are limited: see the constants below. The server
+subclasses `aiohttp.web.Server`, because an `aiohttp.web.Application` cannot limit connections.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
 from bus import Bus, Unavailable
-from handlers.http_limits import Limited
-from handlers.listen import Certificate
+from handlers.access.listeners import Certificate
+from handlers.errors import WorkspacedError
 from statemachine.store import Store, StoreUnavailableError
 
 ANSWER_WITHIN: Final = 2.0
-"""Seconds that a server may take to answer a check: who asks for our health has little patience."""
+"""Seconds that a check may take before it counts as failed: probes time out soon."""
+RATE: Final = 20.0
+"""Requests per second that one address may send for long."""
+BURST: Final = 100
+"""Requests that one address may send at once."""
+ADDRESSES: Final = 1024
+"""Addresses whose requests are counted; the address that was silent longest is forgotten first."""
+CONNECTIONS: Final = 256
+"""Open connections of all addresses together."""
+CONNECTIONS_PER_ADDRESS: Final = 64
+LIFE: Final = 10.0
+"""Seconds after which a connection is closed, even if it sends one byte at a time."""
+LINE: Final = 2048
+"""Bytes of a request's first line, and of each header."""
+
 Check = Callable[[], Awaitable[str | None]]
-"""Returns what is wrong, or None."""
+"""Returns a description of the problem, or None if there is none."""
 
 
-class Unhealthy(Exception):
-    """Health can't be served; the message says where and why."""
+class HealthServerError(WorkspacedError):
+    """The HTTP server cannot listen."""
 
 
 @asynccontextmanager
@@ -32,9 +52,10 @@ async def health_server(
     checks: Mapping[str, Check],
     certificate: Certificate | None = None,
 ) -> AsyncIterator[None]:
-    """Serve health on `host:port`: 200 when every check is well, else 503 naming what is not.
+    """Serve health on `host:port`, or do nothing if `port` is None.
 
-    `checks` may change meanwhile. No port: nothing is served. Raises Unhealthy.
+    `/readyz` answers 200 if no check finds a problem, otherwise 503 with the problems by name. Checks
+    may be added to the mapping later. Raises HealthServerError.
     """
     if port is None:
         yield
@@ -49,15 +70,16 @@ async def health_server(
             return await _readiness(checks)
         return web.json_response({"status": "not found"}, status=404)
 
-    # Nobody needs a credential for this, so it tells nothing else, and not too often.
-    runner = web.ServerRunner(Limited(answer))
+    runner = web.ServerRunner(LimitedServer(answer))
     await runner.setup()
     try:
         context = None if certificate is None else certificate.context()
         try:
             await web.TCPSite(runner, host, port, ssl_context=context).start()
-        except OSError as no:
-            raise Unhealthy(f"health can't be served on {host}:{port}: {no.strerror}") from no
+        except OSError as error:
+            raise HealthServerError(
+                f"health can't be served on {host}:{port}: {error.strerror}"
+            ) from error
         yield
     finally:
         await runner.cleanup()
@@ -65,40 +87,40 @@ async def health_server(
 
 async def _readiness(checks: Mapping[str, Check]) -> web.StreamResponse:
     names = list(checks)
-    found = await asyncio.gather(*(_within(checks[name]) for name in names))
-    wrong = {name: problem for name, problem in zip(names, found, strict=True) if problem}
-    body = {"status": "not ready", "problems": wrong} if wrong else {"status": "ready"}
-    return web.json_response(body, status=503 if wrong else 200)
+    results = await asyncio.gather(*(_run_check(checks[name]) for name in names))
+    problems = {name: problem for name, problem in zip(names, results, strict=True) if problem}
+    body = {"status": "not ready", "problems": problems} if problems else {"status": "ready"}
+    return web.json_response(body, status=503 if problems else 200)
 
 
-async def _within(check: Check) -> str | None:
-    """Return what a check finds, or that it takes too long.
+async def _run_check(check: Check) -> str | None:
+    """Return the result of a check, or a problem if it takes too long.
 
-    A check that is canceled may take long to end, since the driver then asks the database to cancel.
-    Nobody waits for that.
+    A canceled check may end late, since asyncpg then asks the database to cancel the query. The
+    response does not wait for that.
     """
-    asked = asyncio.ensure_future(check())
+    running = asyncio.ensure_future(check())
     try:
-        done, _ = await asyncio.wait((asked,), timeout=ANSWER_WITHIN)
+        done, _ = await asyncio.wait((running,), timeout=ANSWER_WITHIN)
     finally:
-        asked.cancel()
-    return asked.result() if done else f"no answer within {ANSWER_WITHIN:g} s"
+        running.cancel()
+    return running.result() if done else f"no answer within {ANSWER_WITHIN:g} s"
 
 
-def connected(buses: Mapping[str, Bus]) -> Check:
-    """Check that NATS answers on each connection, named by its role."""
+def nats_check(buses: Mapping[str, Bus]) -> Check:
+    """Check that NATS answers on the connection of each role."""
 
     async def check() -> str | None:
-        found = await asyncio.gather(*map(_is_there, buses.values()))
-        without = [role for role, there in zip(buses, found, strict=True) if not there]
-        return f"not connected: {', '.join(without)}" if without else None
+        found = await asyncio.gather(*map(_answers, buses.values()))
+        silent = [role for role, answered in zip(buses, found, strict=True) if not answered]
+        return f"not connected: {', '.join(silent)}" if silent else None
 
     return check
 
 
-async def _is_there(bus: Bus) -> bool:
+async def _answers(bus: Bus) -> bool:
     try:
-        # A connection whose other end is silent counts as one for half a minute.
+        # The client notices a server that is silent only after half a minute.
         async with asyncio.timeout(ANSWER_WITHIN / 2):
             await bus.flush()
     except (Unavailable, TimeoutError):
@@ -106,30 +128,30 @@ async def _is_there(bus: Bus) -> bool:
     return True
 
 
-def answers(store: Store) -> Check:
-    """Check that the database takes changes."""
+def database_check(store: Store) -> Check:
+    """Check that the database accepts writes."""
 
     async def check() -> str | None:
         try:
             await store.check()
-        except StoreUnavailableError as bad:
-            return str(bad)
+        except StoreUnavailableError as error:
+            return str(error)
         return None
 
     return check
 
 
-def either(check: Check, noted: Callable[[], str | None]) -> Check:
-    """Check what can be asked, and then what a role has noted at its work."""
+def first_problem(check: Check, reported: Callable[[], str | None]) -> Check:
+    """Run a check; if it finds no problem, return the one that a role has reported, if any."""
 
     async def both() -> str | None:
-        return await check() or noted()
+        return await check() or reported()
 
     return both
 
 
-def alive(tasks: Sequence[asyncio.Task[Any]]) -> Check:
-    """Check that none of the roles has ended."""
+def tasks_check(tasks: Sequence[asyncio.Task[Any]]) -> Check:
+    """Check that the task of each role is still running."""
 
     async def check() -> str | None:
         ended = sum(task.done() for task in tasks)
@@ -138,10 +160,82 @@ def alive(tasks: Sequence[asyncio.Task[Any]]) -> Check:
     return check
 
 
-def begun(ready: asyncio.Event) -> Check:
-    """Check that a role has begun its work."""
+def started_check(ready: asyncio.Event) -> Check:
+    """Check that a role has started its work."""
 
     async def check() -> str | None:
         return None if ready.is_set() else "still starting"
 
     return check
+
+
+class RateLimiter:
+    """A token bucket for each address, for a limited number of addresses."""
+
+    def __init__(
+        self,
+        now: Callable[[], float],
+        rate: float = RATE,
+        burst: int = BURST,
+        addresses: int = ADDRESSES,
+    ) -> None:
+        self._now, self._rate, self._burst, self._limit = now, rate, burst, addresses
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, address: str) -> bool:
+        """Count a request; return whether the address may send it now."""
+        now = self._now()
+        tokens, since = self._buckets.pop(address, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - since) * self._rate)
+        allowed = tokens >= 1
+        self._buckets[address] = (tokens - 1 if allowed else tokens, now)
+        if len(self._buckets) > self._limit:
+            self._buckets.popitem(last=False)
+        return allowed
+
+
+class LimitedServer(web.Server):
+    """Limits connections and requests of each address; answers 429 beyond the rate."""
+
+    def __init__(self, handler: Callable[[BaseRequest], Awaitable[web.StreamResponse]]) -> None:
+        super().__init__(
+            self._serve,
+            access_log=None,
+            keepalive_timeout=LIFE,
+            lingering_time=0,  # do not read what a client sends after its request
+            max_line_size=LINE,
+            max_field_size=LINE,
+        )
+        self._handler = handler
+        self._limiter = RateLimiter(asyncio.get_running_loop().time)
+        self._open: dict[RequestHandler, tuple[str, asyncio.TimerHandle]] = {}
+        """Of each connection its address and the timer that closes it."""
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Accept a connection, or close it at once if there are too many."""
+        super().connection_made(handler, transport)
+        peer = transport.get_extra_info("peername")
+        address = str(peer[0]) if peer else ""
+        counted = Counter(known for known, _ in self._open.values())
+        if len(self._open) >= CONNECTIONS or counted[address] >= CONNECTIONS_PER_ADDRESS:
+            transport.abort()
+            return
+        timer = asyncio.get_running_loop().call_later(LIFE, transport.abort)
+        self._open[handler] = (address, timer)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """Forget a connection."""
+        if (known := self._open.pop(handler, None)) is not None:
+            known[1].cancel()
+        super().connection_lost(handler, exc)
+
+    async def _serve(self, request: BaseRequest) -> web.StreamResponse:
+        if self._limiter.take(request.remote or ""):
+            return await self._handler(request)
+        body = {"status": "too many requests"}
+        response = web.json_response(body, status=429, headers={"Retry-After": "1"})
+        response.force_close()
+        return response

@@ -1,4 +1,4 @@
-"""Running one role until it is told to stop."""
+"""`workspaced worker`, `gateway` and `provisioner`: runs one role until it is signalled to stop."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from typing import Any, Final
 
 from bus import Bus, Unavailable
 from bus.urls import anonymous
-from handlers.app import Place, limits, locate, room, tuning
+from handlers.access.listeners import listen_address, server_certificate
+from handlers.app import Endpoints, limits, locate, room, tuning
 from handlers.embedded.database_password import folder_of, password_file
 from handlers.gateway.gateway import Gateway
-from handlers.health import Check, answers, begun, connected, either, health_server
-from handlers.listen import address_of, certificate_of
+from handlers.health import (
+    Check,
+    database_check,
+    first_problem,
+    health_server,
+    nats_check,
+    started_check,
+)
 from handlers.provisioner import Allowance, Provisioner
 from handlers.publishing.backoff import Backoff
 from handlers.sandbox.confinement import Bounds, Confinement, choose, demand
@@ -31,27 +38,30 @@ LOCAL: Final = "local"
 """Name and pool of the provisioner that `up` runs."""
 
 
-async def until_signalled(*jobs: Coroutine[Any, Any, None]) -> None:
-    """Run `jobs` until SIGINT or SIGTERM arrives, or one of them ends; raises the error of that one."""
+async def run_until_signal(*jobs: Coroutine[Any, Any, None]) -> None:
+    """Run `jobs` until SIGINT or SIGTERM, or until one of them ends; raises its exception."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     await run_until_one_ends(*jobs, stop.wait())
 
 
-async def lost(bus: Bus) -> None:
-    """Wait until the bus is closed for good. Raises Unavailable then: who runs us starts us anew."""
+async def raise_when_closed(bus: Bus) -> None:
+    """Wait until the connection is closed for good, then raise Unavailable.
+
+    The process then ends, so that whatever supervises it starts it again.
+    """
     raise Unavailable(f"NATS closed the connection for good: {await bus.closed()}")
 
 
-async def beginning_again(run: Callable[[], Awaitable[None]]) -> None:
-    """Run a role; when it loses NATS while it begins, say so and begin again."""
+async def restart_on_disconnect(run: Callable[[], Awaitable[None]]) -> None:
+    """Run a role; if it loses NATS while it starts, log that and start it again."""
     backoff = Backoff()
     while True:
         try:
             await run()
-        except Unavailable as gone:
-            log.warning("lost NATS while beginning, beginning again: %s", gone)
+        except Unavailable as error:
+            log.warning("lost NATS while starting, starting again: %s", error)
         else:
             return
         await backoff.wait()
@@ -61,45 +71,45 @@ async def worker(
     settings: Settings, *, http_host: str | None, http_port: int | None, insecure: bool
 ) -> None:
     """Run a worker."""
-    place, ready = locate(settings), asyncio.Event()
-    checks = {"worker": begun(ready)}
+    endpoints, ready = locate(settings), asyncio.Event()
+    checks = {"worker": started_check(ready)}
     async with (
         _health(settings, http_host, http_port, checks, insecure=insecure),
-        place.store("worker", wait=True) as store,
-        place.bus("worker", wait=True) as bus,
+        endpoints.store("worker", wait=True) as store,
+        endpoints.bus("worker", wait=True) as bus,
     ):
         working = Worker(
-            store, bus, limits(settings), tuning(settings, place), room(settings), ready
+            store, bus, limits(settings), tuning(settings, endpoints), room(settings), ready
         )
         troubles = working.troubles
         checks |= {
-            "nats": either(connected({"worker": bus}), lambda: troubles.of("nats")),
-            "database": either(answers(store), lambda: troubles.of("database")),
+            "nats": first_problem(nats_check({"worker": bus}), lambda: troubles.of("nats")),
+            "database": first_problem(database_check(store), lambda: troubles.of("database")),
         }
-        await until_signalled(working.run(), lost(bus))
+        await run_until_signal(working.run(), raise_when_closed(bus))
 
 
 async def gateway(
     settings: Settings, *, http_host: str | None, http_port: int | None, insecure: bool
 ) -> None:
     """Run a gateway."""
-    place, ready = locate(settings), asyncio.Event()
-    checks = {"gateway": begun(ready)}
+    endpoints, ready = locate(settings), asyncio.Event()
+    checks = {"gateway": started_check(ready)}
     async with (
         _health(settings, http_host, http_port, checks, insecure=insecure),
-        place.store("gateway", wait=True) as store,
-        place.bus("gateway", wait=True) as bus,
+        endpoints.store("gateway", wait=True) as store,
+        endpoints.bus("gateway", wait=True) as bus,
     ):
-        checks |= {"nats": connected({"gateway": bus}), "database": answers(store)}
+        checks |= {"nats": nats_check({"gateway": bus}), "database": database_check(store)}
         serving = Gateway(
             store,
             bus,
             orphan_grace=limits(settings).orphan_grace,
-            issuer_seed=place.issuer_seed(),
+            issuer_seed=endpoints.issuer_seed(),
             held_calls=settings.held_calls,
             ready=ready,
         )
-        await until_signalled(beginning_again(serving.run), lost(bus))
+        await run_until_signal(restart_on_disconnect(serving.run), raise_when_closed(bus))
 
 
 async def provisioner(
@@ -113,16 +123,16 @@ async def provisioner(
 ) -> None:
     """Run a local provisioner."""
     demand(settings.confinement, os.environ)
-    place, ready = locate(settings), asyncio.Event()
-    checks = {"provisioner": begun(ready)}
+    endpoints, ready = locate(settings), asyncio.Event()
+    checks = {"provisioner": started_check(ready)}
     async with (
         _health(settings, http_host, http_port, checks, insecure=insecure),
-        place.bus("provisioner", wait=True) as bus,
+        endpoints.bus("provisioner", wait=True) as bus,
     ):
-        checks |= {"nats": connected({"provisioner": bus})}
+        checks |= {"nats": nats_check({"provisioner": bus})}
         root = settings.data_dir
-        local = local_provisioner(place, bus, root, settings, name=name, pool=pool, ready=ready)
-        await until_signalled(stoppable(local), lost(bus))
+        local = local_provisioner(endpoints, bus, root, settings, name=name, pool=pool, ready=ready)
+        await run_until_signal(run_provisioner(local), raise_when_closed(bus))
 
 
 def _health(
@@ -133,14 +143,14 @@ def _health(
     *,
     insecure: bool,
 ) -> AbstractAsyncContextManager[None]:
-    """Serve the health of a role where it was told to. Raises InvalidSettings."""
-    certificate = certificate_of(settings)
-    address = address_of("--http-host", host, certificate, insecure=insecure)
+    """Serve a role's health on the address that its flags name. Raises InvalidSettings."""
+    certificate = server_certificate(settings)
+    address = listen_address("--http-host", host, certificate, insecure=insecure)
     return health_server(address, port, checks, certificate)
 
 
 def local_provisioner(
-    place: Place,
+    endpoints: Endpoints,
     bus: Any,
     data_dir: Path,
     settings: Settings,
@@ -149,28 +159,31 @@ def local_provisioner(
     pool: str = LOCAL,
     ready: asyncio.Event | None = None,
 ) -> Provisioner:
-    """Compose the provisioner that builds under `data_dir`."""
+    """Return the provisioner that builds workspaces below `data_dir`."""
     environ = dict(os.environ)
     return Provisioner(
         bus,
         name=name,
         pool=pool,
         root=data_dir / "provisioner" / name,
-        nats_url=anonymous(place.nats_url),
-        nats_ca=None if place.nats_ca is None else place.nats_ca.absolute(),
+        nats_url=anonymous(endpoints.nats_url),
+        nats_ca=None if endpoints.nats_ca is None else endpoints.nats_ca.absolute(),
         environ=environ,
         allowance=Allowance(settings.workspaces_per_owner, settings.disk_per_owner_mib),
         confinement=replace(
-            confinement(settings, environ, (data_dir, *secrets_of(place.credentials))),
-            readable=() if place.nats_ca is None else (place.nats_ca.resolve(),),
+            confinement(settings, environ, (data_dir, *secret_paths(endpoints.credentials))),
+            readable=() if endpoints.nats_ca is None else (endpoints.nats_ca.resolve(),),
         ),
         presence_ttl=settings.presence_ttl,
         ready=ready,
     )
 
 
-def secrets_of(credentials: Path) -> list[Path]:
-    """Return what a template's code must not read: also what lies beside a seed file that was named."""
+def secret_paths(credentials: Path) -> list[Path]:
+    """Return the paths that a template's code must not read.
+
+    If the folder of a seed file also holds the database password, that is the whole folder.
+    """
     folder = folder_of(credentials)
     return [folder if password_file(folder).exists() else credentials]
 
@@ -178,7 +191,7 @@ def secrets_of(credentials: Path) -> list[Path]:
 def confinement(
     settings: Settings, environ: Mapping[str, str], private: Sequence[Path]
 ) -> Confinement:
-    """Choose how builds and agents of this machine are confined."""
+    """Return how builds and agents on this machine are confined."""
     bounds = Bounds(
         settings.step_cpu_seconds,
         settings.process_memory_mib,
@@ -191,12 +204,12 @@ def confinement(
     )
 
 
-async def stoppable(provisioner: Provisioner) -> None:
-    """Run a provisioner; when cancelled, let it end its steps in order."""
-    running = asyncio.create_task(provisioner.run())
+async def run_provisioner(provisioner: Provisioner) -> None:
+    """Run a provisioner; when cancelled, wait until it has ended its running steps."""
+    run = asyncio.create_task(provisioner.run())
     try:
-        await asyncio.shield(running)
+        await asyncio.shield(run)
     except asyncio.CancelledError:
         provisioner.stop()
-        await running
+        await run
         raise

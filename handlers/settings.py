@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from handlers.errors import WorkspacedError
+
 _PREFIX: Final = "WORKSPACED_"
 Seconds = Annotated[float, Field(ge=0.1, le=30 * 24 * 3600, allow_inf_nan=False)]
 """How long, 30 days at most; decimals allowed."""
@@ -49,8 +51,10 @@ Place = Annotated[Path, AfterValidator(expanded)]
 """A path, in which `~` is the user's home."""
 
 
-class InvalidSettings(ValueError):
-    """A flag or a variable has a value that can't be used; the message names each."""
+class InvalidSettings(WorkspacedError, ValueError):
+    """A flag or variable has a value that cannot be used; the text names each."""
+
+    exit_status = 2
 
 
 class Settings(BaseSettings):

@@ -1,4 +1,4 @@
-"""`workspaced up`: everything on one machine, in one process and its servers."""
+"""`workspaced up`: PostgreSQL, NATS and all roles on one machine, the roles in one process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,25 @@ from dataclasses import dataclass
 
 from bus.streams import pool_consumer
 from bus.urls import redacted
-from handlers.app import Place, database_of, limits, naming, room, tuning
+from handlers.access.listeners import (
+    LOOPBACK,
+    Listeners,
+    is_host_name,
+    listen_address,
+    server_certificate,
+)
+from handlers.app import Endpoints, database_url, errors_name_database, limits, room, tuning
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
 from handlers.gateway.gateway import Gateway
-from handlers.health import alive, answers, connected, either, health_server
-from handlers.listen import LOOPBACK, Listening, address_of, certificate_of, is_name
-from handlers.roles import LOCAL, local_provisioner, lost, stoppable, until_signalled
+from handlers.health import database_check, first_problem, health_server, nats_check, tasks_check
+from handlers.roles import (
+    LOCAL,
+    local_provisioner,
+    raise_when_closed,
+    run_provisioner,
+    run_until_signal,
+)
 from handlers.sandbox.confinement import demand
 from handlers.settings import Settings
 from handlers.supervise import running
@@ -27,14 +39,14 @@ from statemachine.store.migrator import migrate
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What `up` tells when it is ready."""
+    """The servers and endpoints of a running `up`."""
 
     servers: Servers
-    place: Place
+    endpoints: Endpoints
     http_url: str
 
     def announcement(self) -> str:
-        """Return the one line of stdout."""
+        """Return the line of JSON that `up` prints on stdout when it is ready."""
         return json.dumps(
             {
                 "ready": True,
@@ -62,14 +74,14 @@ async def up(
 
     Raises InvalidSettings, EmbeddedError, BusError, StoreUnavailableError.
     """
-    certificate = certificate_of(settings)
+    certificate = server_certificate(settings)
     given = {"nats": nats_host, "websocket": websocket_host, "http": http_host}
     hosts = {
-        what: address_of(f"--{what}-host", host, certificate, insecure=insecure)
+        what: listen_address(f"--{what}-host", host, certificate, insecure=insecure)
         for what, host in given.items()
     }
     demand(settings.confinement, os.environ)
-    listening = Listening(
+    listeners = Listeners(
         host=hosts["nats"],
         websocket_host=hosts["websocket"],
         http_host=hosts["http"],
@@ -77,85 +89,89 @@ async def up(
         port=nats_port,
         websocket_port=websocket_port,
         http_port=http_port,
-        names={hosts[what]: host for what, host in given.items() if host and is_name(host)},
+        names={hosts[what]: host for what, host in given.items() if host and is_host_name(host)},
         certificate=certificate,
         origins=tuple(filter(None, (settings.websocket_origins or "").split(","))),
         ca=settings.nats_ca.absolute() if settings.nats_ca and certificate else None,
     )
 
     async def serve() -> None:
-        places = everything(settings, listening)
-        async with places as ready:
-            sys.stdout.write(ready.announcement() + "\n")
+        async with everything(settings, listeners) as up:
+            sys.stdout.write(up.announcement() + "\n")
             sys.stdout.flush()
             sys.stderr.write(
                 f"workspaced is ready on {settings.data_dir}; stop it with Ctrl-C. "
                 "Workspaces and their agents go on without it.\n"
             )
-            raise await ready.servers.lost()
+            raise await up.servers.lost()
 
-    await until_signalled(serve())
+    await run_until_signal(serve())
 
 
 @asynccontextmanager
 async def everything(
     settings: Settings,
-    listening: Listening,
+    listeners: Listeners,
 ) -> AsyncIterator[Running]:
-    """Start servers and roles; ready when entered. A role that fails raises in the block."""
+    """Run servers and roles while the block runs; they are ready when it is entered.
+
+    The exception of a role that fails is raised in the block.
+    """
     directory = settings.data_dir
     async with embedded_servers(
         directory,
-        listening=listening,
+        listeners=listeners,
         nats_url=settings.nats_url,
-        database_url=database_of(settings),
+        database_url=database_url(settings),
     ) as servers:
-        place = Place(
+        endpoints = Endpoints(
             servers.nats_url,
             servers.database_url,
             settings.credentials or servers.credentials,
             settings.transaction_timeout,
             servers.databases,
-            settings.nats_ca if settings.nats_url else listening.ca,
+            settings.nats_ca if settings.nats_url else listeners.ca,
             servers.stream_room,
         )
         if (owners := servers.databases.get("owner")) is not None:
-            with naming(owners):
+            with errors_name_database(owners):
                 await migrate(owners, granting=True)
         async with (
-            place.store("worker") as store,
-            place.store("gateway") as gateway_store,
-            place.bus("worker") as worker_bus,
-            place.bus("gateway") as gateway_bus,
-            place.bus("provisioner") as provisioner_bus,
+            endpoints.store("worker") as store,
+            endpoints.store("gateway") as gateway_store,
+            endpoints.bus("worker") as worker_bus,
+            endpoints.bus("gateway") as gateway_bus,
+            endpoints.bus("provisioner") as provisioner_bus,
         ):
             worker = Worker(
-                store, worker_bus, limits(settings), tuning(settings, place), room(settings)
+                store, worker_bus, limits(settings), tuning(settings, endpoints), room(settings)
             )
             gateway = Gateway(
                 gateway_store,
                 gateway_bus,
                 orphan_grace=limits(settings).orphan_grace,
-                issuer_seed=place.issuer_seed(),
+                issuer_seed=endpoints.issuer_seed(),
                 held_calls=settings.held_calls,
             )
-            local = local_provisioner(place, provisioner_bus, servers.directory, settings)
+            local = local_provisioner(endpoints, provisioner_bus, servers.directory, settings)
             buses = {"worker": worker_bus, "gateway": gateway_bus, "provisioner": provisioner_bus}
-            closed = [lost(bus) for bus in buses.values()]
+            closed = [raise_when_closed(bus) for bus in buses.values()]
             async with running(worker.run(), gateway.run(), *closed) as roles:
                 await worker.ready.wait()
                 await gateway.ready.wait()
-                # Before a template names the pool: else the first build would wait for a retry.
+                # Create it before a template names the pool: the first build would otherwise wait for a retry.
                 await worker_bus.ensure_consumer(pool_consumer(LOCAL))
-                async with running(stoppable(local)) as tasks:
-                    http_host = listening.http_host or LOOPBACK
+                async with running(run_provisioner(local)) as tasks:
+                    http_host = listeners.http_host or LOOPBACK
                     port = Ports(servers.directory).kept()["http"]
                     checks = {
-                        "nats": either(
-                            connected(buses), lambda: servers.wrong() or worker.troubles.of("nats")
+                        "nats": first_problem(
+                            nats_check(buses), lambda: servers.wrong() or worker.troubles.of("nats")
                         ),
-                        "database": either(answers(store), lambda: worker.troubles.of("database")),
-                        "roles": alive([*roles, *tasks]),
+                        "database": first_problem(
+                            database_check(store), lambda: worker.troubles.of("database")
+                        ),
+                        "roles": tasks_check([*roles, *tasks]),
                     }
-                    async with health_server(http_host, port, checks, listening.certificate):
-                        yield Running(servers, place, listening.url("http", http_host, port))
+                    async with health_server(http_host, port, checks, listeners.certificate):
+                        yield Running(servers, endpoints, listeners.url("http", http_host, port))

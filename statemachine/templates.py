@@ -39,6 +39,9 @@ README_LIMIT: Final = 8_000
 class TemplateError(Exception):
     """The folder is no template; the text says which file, which key, and what was expected."""
 
+    exit_status = 1
+    """`workspaced` exits with this status when the error ends a command."""
+
 
 class _Declared(Frozen):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

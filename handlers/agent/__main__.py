@@ -13,10 +13,10 @@ from typing import Final
 
 from bus import Bus
 from bus.jetstream import connect
+from handlers.access.listeners import client_context
 from handlers.agent.agent import Agent
 from handlers.agent.link import Connect
 from handlers.container_init import divide
-from handlers.listen import trust
 from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AlreadyRuns, Credential
 
@@ -32,7 +32,7 @@ async def dial(home: Path, url: str, credential: Credential) -> Bus:
         seed=credential.seed,
         jwt=credential.jwt,
         inbox_prefix=credential.inbox_prefix,
-        tls=trust(agent_files.read_config(home).nats_ca),
+        tls=client_context(agent_files.read_config(home).nats_ca),
     )
 
 

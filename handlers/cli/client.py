@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
-from bus import CLOUDEVENT, Bus, Subscription, subjects
+from bus import CLOUDEVENT, Bus, NoResponder, Subscription, subjects
+from handlers.errors import NotFoundError
 from handlers.publishing.log_lines import read_shown
 from statemachine.codec import encode
 
@@ -32,9 +33,17 @@ async def publish(bus: Bus, type_name: str, chat_id: str, data: dict[str, Any]) 
 
 
 async def rpc(bus: Bus, name: str, /, **body: Any) -> dict[str, Any]:
-    """Ask the gateway; what is None is left out."""
+    """Call an rpc of the gateway, without the arguments that are None; return its reply.
+
+    Raises BusError, TimeoutError, NotFoundError if no gateway runs.
+    """
     given = {key: value for key, value in body.items() if value is not None}
-    reply = await bus.request(subjects.rpc(name), json.dumps(given).encode(), timeout=_PATIENCE)
+    try:
+        reply = await bus.request(subjects.rpc(name), json.dumps(given).encode(), timeout=_PATIENCE)
+    except NoResponder as error:
+        raise NotFoundError(
+            f"{error}: start `workspaced gateway` on this NATS, or `workspaced up`"
+        ) from error
     return json.loads(reply.data)  # type: ignore[no-any-return]
 
 

@@ -69,16 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    from bus import BusError, NoResponder  # noqa: PLC0415 — quick --help
-    from handlers import logs  # noqa: PLC0415
-    from handlers.app import NotFoundError, WrongKey  # noqa: PLC0415
-    from handlers.embedded import EmbeddedError  # noqa: PLC0415
-    from handlers.errors import CantServe  # noqa: PLC0415
-    from handlers.health import Unhealthy  # noqa: PLC0415
+    from handlers.cli import logs  # noqa: PLC0415 — quick --help
+    from handlers.errors import exit_status_of  # noqa: PLC0415
     from handlers.sandbox.processes import raise_descriptor_limit  # noqa: PLC0415
-    from handlers.settings import InvalidSettings, read_settings, unknown_variables  # noqa: PLC0415
-    from statemachine.store import StoreUnavailableError  # noqa: PLC0415
-    from statemachine.templates import TemplateError  # noqa: PLC0415
+    from handlers.settings import read_settings, unknown_variables  # noqa: PLC0415
 
     logs.configure(quiet=not flags.serves)
     if flags.command == "agent":
@@ -93,28 +87,16 @@ def _run(flags: argparse.Namespace) -> int:
             raise_descriptor_limit()
         with asyncio.Runner(loop_factory=_quick_loop() if flags.serves else None) as runner:
             return runner.run(_started(flags, settings))
-    except InvalidSettings as bad:
-        return _fail(str(bad), 2)
-    except NoResponder as bad:
-        return _fail(f"{bad}: start `workspaced gateway` on this NATS, or `workspaced up`", 1)
-    except WrongKey as bad:
-        # Who serves has several keys, and logs what was refused.
-        return _fail(str(bad.__cause__ if flags.serves else bad.about(f"`{flags.command}`")), 1)
-    except (
-        BusError,
-        CantServe,
-        EmbeddedError,
-        NotFoundError,
-        StoreUnavailableError,
-        TemplateError,
-        TimeoutError,
-        Unhealthy,
-    ) as bad:
-        return _fail(str(bad) or type(bad).__name__, 1)
+    except TimeoutError as error:
+        return _fail(str(error) or "no answer in time", 1)
     except OSError as no:
         if isinstance(no, BrokenPipeError) or (words := _refused_by_the_system(no)) is None:
             raise
         return _fail(words, 1)
+    except Exception as error:
+        if (status := exit_status_of(error)) is None:
+            raise
+        return _fail(str(error) or type(error).__name__, status)
 
 
 def _refused_by_the_system(no: OSError) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from bus import Bus, subjects
-from handlers.app import NotFoundError, Place, locate
+from handlers.app import Endpoints, locate
 from handlers.cli import ORGANIZATION, OWNER
 from handlers.cli.commands import events as event_log
 from handlers.cli.commands.template import announce
@@ -26,6 +26,7 @@ from handlers.cli.commands.tool import ask
 from handlers.cli.sanitize import as_json, plain
 from handlers.demo.running import RunningUp
 from handlers.demo.timing import Watch, lines, table
+from handlers.errors import NotFoundError
 from handlers.settings import Settings
 from handlers.supervise import cancel_and_wait, first_to_end
 from handlers.template_archive import load
@@ -86,16 +87,16 @@ async def _told(settings: Settings, directory: Path, up: RunningUp) -> int:
     began = time.monotonic()
     await up.start()
     say(f"ready after {time.monotonic() - began:.2f} s, data in {directory}")
-    place = locate(settings)
-    async with place.bus("chat-service") as bus, place.bus("operator") as operator:
-        return await _Story(place, bus, operator, directory).tell()
+    endpoints = locate(settings)
+    async with endpoints.bus("chat-service") as bus, endpoints.bus("operator") as operator:
+        return await _Story(endpoints, bus, operator, directory).tell()
 
 
 @dataclass(slots=True)
 class _Story:
     """The parts in their order; each says what it shows."""
 
-    place: Place
+    endpoints: Endpoints
     bus: Bus
     operator: Bus
     directory: Path
@@ -124,13 +125,13 @@ class _Story:
     async def _templates(self) -> dict[str, str]:
         heading("Two templates are pushed")
         ids: dict[str, str] = {}
-        async with self.place.store() as store:
+        async with self.endpoints.store() as store:
             for name in ("python", "fails"):
                 version, archive = load(_folder(name), ORGANIZATION)
                 await store.push(ORGANIZATION, version, archive)
                 ids[name] = version.template_id
                 say(f"{name}: template {version.template_id}, {version.size} bytes packed")
-        await announce(self.place)
+        await announce(self.endpoints)
         return ids
 
     async def _create(self, chat: str, template: str) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from handlers.app import NotFoundError
 from handlers.embedded.child import launched
+from handlers.errors import NotFoundError
 from handlers.sandbox.processes import end_marked
 
 _START_LIMIT: Final = 60.0

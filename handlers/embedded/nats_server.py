@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from handlers.access.identities import Identities
+from handlers.access.listeners import Certificate, Listeners
 from handlers.access.server_config import authorization
 from handlers.embedded import stale_process
 from handlers.embedded.child import Child, start
 from handlers.embedded.full_disk import StoreWatch
 from handlers.embedded.ports import Ports, wanted
 from handlers.errors import EmbeddedError
-from handlers.listen import Certificate, Listening
 from handlers.publishing.atomic_files import write_whole
 from handlers.supervise import cancel_and_wait
 
@@ -30,7 +30,7 @@ _READY_LIMIT: Final = 60.0
 async def nats_server(
     directory: Path,
     identities: Identities,
-    listening: Listening = Listening(),  # noqa: B008 — never changed
+    listeners: Listeners = Listeners(),  # noqa: B008 — never changed
     store: int | None = None,
 ) -> AsyncIterator[tuple[str, str, Child]]:
     """Run the server of a data directory that the caller owns; give its two URLs and its process.
@@ -41,8 +41,8 @@ async def nats_server(
     home.mkdir(mode=0o700, exist_ok=True)
     configuration = home / "nats.conf"
     await stale_process.gone(home / "nats.pid", configuration)  # it holds the ports
-    ports = Ports(directory).take(wanted(listening, nats=True))
-    host, websocket_host = listening.host, listening.websocket_host
+    ports = Ports(directory).take(wanted(listeners, nats=True))
+    host, websocket_host = listeners.host, listeners.websocket_host
     port, websocket_port = ports["nats"], ports["websocket"]
     said = home / "ready"
     # A killed server leaves its file, which must not be taken for the new one's.
@@ -52,7 +52,7 @@ async def nats_server(
     if store is not None:
         jetstream["max_file_store"] = str(store)
     text = _configuration(
-        home, identities, listening, jetstream, port=port, websocket_port=websocket_port
+        home, identities, listeners, jetstream, port=port, websocket_port=websocket_port
     )
     write_whole(configuration, text.encode(errors="surrogateescape"), durable=False)
     child = await start(
@@ -80,8 +80,8 @@ async def nats_server(
         child.watch = StoreWatch(directory / "nats.log", home)
         keeping = asyncio.create_task(child.watch.run(restart))
         yield (
-            listening.url("nats", host, port),
-            listening.url("ws", websocket_host, websocket_port),
+            listeners.url("nats", host, port),
+            listeners.url("ws", websocket_host, websocket_port),
             child,
         )
     finally:
@@ -109,21 +109,21 @@ def _program() -> Path:
 def _configuration(
     home: Path,
     identities: Identities,
-    listening: Listening,
+    listeners: Listeners,
     jetstream: Mapping[str, str],
     *,
     port: int,
     websocket_port: int,
 ) -> str:
-    tls = "" if listening.certificate is None else _tls(listening.certificate)
-    origins = f", allowed_origins: {json.dumps(listening.origins)}" if listening.origins else ""
+    tls = "" if listeners.certificate is None else _tls(listeners.certificate)
+    origins = f", allowed_origins: {json.dumps(listeners.origins)}" if listeners.origins else ""
     return f"""\
 # Written anew at each start.
 server_name: workspaced
-listen: {json.dumps(_address(listening.host, port))}
+listen: {json.dumps(_address(listeners.host, port))}
 {tls}
 websocket {{
-  listen: {json.dumps(_address(listening.websocket_host, websocket_port))}
+  listen: {json.dumps(_address(listeners.websocket_host, websocket_port))}
   {tls or "no_tls: true"}{origins}
 }}
 # The default acknowledges before the disk has it, up to two minutes.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from handlers.access.listeners import LOOPBACK, Listeners, address_family
 from handlers.errors import EmbeddedError, PortTaken
-from handlers.listen import LOOPBACK, Listening, family_of
 from handlers.publishing.atomic_files import write_whole
 
 _LOWEST: Final = 20_000
@@ -30,18 +30,18 @@ class Wanted:
     asked: int | None = None
 
 
-def wanted(listening: Listening, *, nats: bool) -> list[Wanted]:
+def wanted(listeners: Listeners, *, nats: bool) -> list[Wanted]:
     """Return who of the listeners needs a port; `nats`: its server is ours."""
     found = []
     if nats:
         found += [
-            Wanted("nats", "--nats-port", listening.host, listening.port),
+            Wanted("nats", "--nats-port", listeners.host, listeners.port),
             Wanted(
-                "websocket", "--websocket-port", listening.websocket_host, listening.websocket_port
+                "websocket", "--websocket-port", listeners.websocket_host, listeners.websocket_port
             ),
         ]
-    if listening.http_host is not None:
-        found.append(Wanted("http", "--http-port", listening.http_host, listening.http_port))
+    if listeners.http_host is not None:
+        found.append(Wanted("http", "--http-port", listeners.http_host, listeners.http_port))
     return found
 
 
@@ -115,7 +115,7 @@ class Ports:
 
 def _fault(port: int, host: str) -> str | None:
     """Say why nobody can listen there now, if so."""
-    with socket.socket(family_of(host)) as listener:
+    with socket.socket(address_family(host)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
@@ -140,6 +140,6 @@ def _unused(taken: set[int], host: str) -> int:
             port = draw.randrange(_LOWEST, below)
             if port not in taken and _fault(port, host) is None:
                 return port
-    with socket.socket(family_of(host)) as any_free:
+    with socket.socket(address_family(host)) as any_free:
         any_free.bind((host, 0))
         return int(any_free.getsockname()[1])

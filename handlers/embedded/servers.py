@@ -13,6 +13,7 @@ from typing import Final
 
 from bus.urls import redacted
 from handlers.access.identities import credentials_of, identities
+from handlers.access.listeners import Listeners
 from handlers.embedded.child import Child
 from handlers.embedded.database_password import (
     read_password,
@@ -27,7 +28,6 @@ from handlers.embedded.nats_server import nats_server
 from handlers.embedded.ports import Ports, wanted
 from handlers.embedded.postgresql import postgresql
 from handlers.errors import EmbeddedError
-from handlers.listen import Listening
 from handlers.publishing.atomic_files import write_whole
 from handlers.supervise import run_until_one_ends
 
@@ -82,7 +82,7 @@ class Servers:
 async def embedded_servers(
     directory: Path,
     *,
-    listening: Listening = Listening(),  # noqa: B008 — never changed
+    listeners: Listeners = Listeners(),  # noqa: B008 — never changed
     nats_url: str | None = None,
     database_url: str | None = None,
 ) -> AsyncIterator[Servers]:
@@ -101,9 +101,9 @@ async def embedded_servers(
 
         async def start_nats() -> tuple[str, str | None]:
             if nats_url is not None:
-                Ports(directory).take(wanted(listening, nats=False))
+                Ports(directory).take(wanted(listeners, nats=False))
                 return nats_url, None
-            server = nats_server(directory, identities(directory), listening, room.store)
+            server = nats_server(directory, identities(directory), listeners, room.store)
             url, websocket_url, child = await stack.enter_async_context(server)
             children.append(child)
             return url, websocket_url
@@ -128,7 +128,7 @@ async def embedded_servers(
             database_url=database,
             children=tuple(children),
             databases=urls_of(database) if database_url is None else {},
-            nats_ca=listening.ca,
+            nats_ca=listeners.ca,
             stream_room=None if nats_url is not None else room.streams,
         )
         _note(found_in, servers)

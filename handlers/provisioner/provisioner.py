@@ -17,7 +17,7 @@ from typing import Final
 
 from bus import GIVE_BACK, Bus, BusError, Delivery, NoConsumer, Refused, subjects
 from bus.streams import pool_consumer
-from handlers.errors import CantServe
+from handlers.errors import CannotServe
 from handlers.provisioner.agent_supervisor import Agents
 from handlers.provisioner.archive import Archives
 from handlers.provisioner.builder import Workplace
@@ -84,7 +84,7 @@ class Provisioner:
         self._stopped.set()
 
     async def run(self) -> None:
-        """Work until stopped. Raises CantServe when another provisioner has this `root`."""
+        """Work until stopped. Raises CannotServe when another provisioner has this `root`."""
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _owning(self._root):
             workspaces = self._root / "workspaces"
@@ -164,7 +164,7 @@ class Provisioner:
     async def _take(self, lanes: Lanes, worker: Worker) -> None:
         """Take jobs, until cancelled; a pool that no template has named yet has no consumer.
 
-        Raises CantServe when none may ever be taken.
+        Raises CannotServe when none may ever be taken.
         """
         consumer, backoff = pool_consumer(self._pool), Backoff()
         took, told = False, ""
@@ -178,7 +178,7 @@ class Provisioner:
                         backoff.reset()
             except BusError as no:
                 if isinstance(no, Refused) and not took:
-                    raise CantServe(
+                    raise CannotServe(
                         f"this key is not allowed to take jobs of pool {self._pool}: it is good for "
                         "another pool, or another role; see --pool, --name and `workspaced "
                         f"credentials list` ({no})"
@@ -274,7 +274,7 @@ def _owning(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CantServe(
+            raise CannotServe(
                 f"{root} is in use by another provisioner (that of `up`?): stop it, or choose "
                 "another --name or --data-dir"
             ) from None

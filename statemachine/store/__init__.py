@@ -53,6 +53,9 @@ __all__ = [
 class StoreUnavailableError(Exception):
     """The database can't be reached or refuses work now; try again."""
 
+    exit_status = 1
+    """`workspaced` exits with this status when the error ends a command."""
+
 
 class UnreachableError(StoreUnavailableError):
     """The database can't be opened; which one is for those to add who know what may be shown of it."""

@@ -24,12 +24,12 @@ from handlers.access.identities import ISSUER, seed_file
 from handlers.access.permissions import inbox_prefix
 from handlers.agent.journal import Journal
 from handlers.agent.link import Link
-from handlers.app import Place
+from handlers.app import Endpoints
 from handlers.embedded import Servers
 from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AgentConfig
 from handlers.publishing.agent_files import Credential as AgentCredential
-from handlers.roles import lost
+from handlers.roles import raise_when_closed
 from statemachine.chat import Build, Chat, WorkspaceRef
 from statemachine.events import Transition
 from statemachine.store import Changes, Connection, Credential, Store, credentials
@@ -293,7 +293,7 @@ async def test_a_role_whose_key_ends_ends_and_says_why(house: House) -> None:
     bus = await house.come(seed)
 
     with pytest.raises(Unavailable, match="expired"):
-        await asyncio.wait_for(lost(bus), A_WHILE)
+        await asyncio.wait_for(raise_when_closed(bus), A_WHILE)
 
 
 async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_its_place(
@@ -393,7 +393,7 @@ async def test_a_seed_file_is_enough_whether_it_is_the_role_s_own_or_issued(
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(seed)
-        async with Place(house.servers.nats_url, None, file).bus("provisioner") as bus:
+        async with Endpoints(house.servers.nats_url, None, file).bus("provisioner") as bus:
             forged = {grants.REQUEST_INFO: '{"user": "FORGED"}'}
             subject = "workspaced.rpc.template_archive"
             found = await bus.request(subject, b"hello", timeout=5, headers=forged)

@@ -18,7 +18,8 @@ import pytest
 from bus import Bus, ServiceError, Subscription, subjects
 from bus.streams import LOG, STREAMS
 from handlers.access import nkey
-from handlers.app import NotFoundError, Place
+from handlers.app import Endpoints
+from handlers.errors import NotFoundError
 from handlers.gateway.gateway import Gateway
 from handlers.gateway.queries import Reader
 from handlers.gateway.requests import LogBody
@@ -98,7 +99,7 @@ def test_without_the_seed_that_signs_the_file_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert Place("", None, tmp_path).issuer_seed() is None
+        assert Endpoints("", None, tmp_path).issuer_seed() is None
 
     assert str(tmp_path / "issuer.nk") in caplog.text
     assert "agents and frontends can't connect" in caplog.text
@@ -108,10 +109,10 @@ def test_a_seed_that_signs_nothing_is_refused_at_once(tmp_path: Path) -> None:
     file = tmp_path / "issuer.nk"
     file.write_text("nothing")
     with pytest.raises(NotFoundError, match="issuer"):
-        Place("", None, tmp_path).issuer_seed()
+        Endpoints("", None, tmp_path).issuer_seed()
 
     file.write_text(seed := nkey.new_seed("account"))
-    assert Place("", None, tmp_path).issuer_seed() == seed
+    assert Endpoints("", None, tmp_path).issuer_seed() == seed
 
 
 async def answer_next(seen: Subscription, bus: Bus, error: str) -> None:

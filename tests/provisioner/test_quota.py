@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handlers.app import Place
+from handlers.app import Endpoints
 from handlers.provisioner import Allowance
 from handlers.roles import local_provisioner
 from handlers.settings import InvalidSettings, read_settings
@@ -87,9 +87,9 @@ def test_the_limits_are_settings(
         ("DISK", "WORKSPACED_DISK_PER_OWNER_MIB"),
     ):
         monkeypatch.setenv(variable, given.get(name, ""))
-    place = Place("nats://127.0.0.1:1", None, tmp_path)
+    endpoints = Endpoints("nats://127.0.0.1:1", None, tmp_path)
 
-    local = local_provisioner(place, None, tmp_path, read_settings())
+    local = local_provisioner(endpoints, None, tmp_path, read_settings())
 
     assert local._allowance == expected
 

@@ -17,7 +17,7 @@ from handlers.embedded import EmbeddedError, Servers, running_servers
 from handlers.embedded.database_password import completed, made_password, read_password
 from handlers.embedded.database_roles import ADMINISTRATOR, DATABASE, ROLES, urls_of
 from handlers.embedded.postgresql import postgresql
-from handlers.roles import secrets_of
+from handlers.roles import secret_paths
 from handlers.sandbox import confine
 from handlers.sandbox.confinement import Confinement, Way
 from tests.wire.running import run, up
@@ -246,11 +246,11 @@ def test_only_an_embedded_server_gets_the_password(url: str, tmp_path: Path) -> 
 def test_who_names_one_seed_of_up_hides_the_password_beside_it(tmp_path: Path) -> None:
     seed = tmp_path / "provisioner.nk"
     seed.touch()
-    assert secrets_of(seed) == [seed]
+    assert secret_paths(seed) == [seed]
     made_password(tmp_path)
 
-    assert secrets_of(seed) == [tmp_path]
-    assert secrets_of(tmp_path) == [tmp_path]
+    assert secret_paths(seed) == [tmp_path]
+    assert secret_paths(tmp_path) == [tmp_path]
 
 
 HOSTILE = {

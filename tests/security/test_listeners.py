@@ -10,9 +10,8 @@ from itertools import count
 
 import pytest
 
-from handlers import http_limits
-from handlers.health import health_server
-from handlers.http_limits import ADDRESSES, BURST, CONNECTIONS_PER_ADDRESS, Allowance
+from handlers import health
+from handlers.health import ADDRESSES, BURST, CONNECTIONS_PER_ADDRESS, RateLimiter, health_server
 
 HERE, OTHER = "127.0.0.1", "127.0.0.2"
 
@@ -90,7 +89,7 @@ async def test_a_request_that_is_too_long_is_refused(
 async def test_who_never_ends_a_request_loses_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_limits, "LIFE", 0.2)
+    monkeypatch.setattr(health, "LIFE", 0.2)
     async with serving() as port:
         assert await asked(port, b"GET /healthz HTTP/1.1\r\nX-Slow: ") == b""
 
@@ -112,14 +111,14 @@ async def test_an_address_holds_so_many_connections_and_leaves_room_for_others()
 
 def test_who_is_silent_may_ask_again() -> None:
     clock = iter((0.0,) * 3 + (1.0,) * 3)
-    allowance = Allowance(lambda: next(clock), rate=2, burst=2)
+    allowance = RateLimiter(lambda: next(clock), rate=2, burst=2)
 
     assert [allowance.take("a") for _ in range(6)] == [True, True, False, True, True, False]
 
 
 def test_of_no_more_than_so_many_addresses_anything_is_kept() -> None:
     ticks = count()
-    allowance = Allowance(lambda: next(ticks) / 1000)
+    allowance = RateLimiter(lambda: next(ticks) / 1000)
 
     for number in range(10 * ADDRESSES):
         allowance.take(str(number))

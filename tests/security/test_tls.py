@@ -18,16 +18,16 @@ import trustme
 from bus import Untrusted
 from bus.jetstream import connect
 from handlers.access.identities import seed_file
+from handlers.access.listeners import (
+    Certificate,
+    Listeners,
+    client_context,
+    is_host_name,
+    listen_address,
+    server_certificate,
+)
 from handlers.cli import main
 from handlers.embedded import Servers
-from handlers.listen import (
-    Certificate,
-    Listening,
-    address_of,
-    certificate_of,
-    is_name,
-    trust,
-)
 from handlers.settings import InvalidSettings, Settings
 from tests.cli.folders import folder
 from tests.wire.harness import Party, new_id
@@ -96,7 +96,7 @@ async def test_a_client_that_trusts_another_does_not_come_in(
 ) -> None:
     seed = secured.seed_file("operator")
 
-    for tls in (trust(papers.stranger), None):
+    for tls in (client_context(papers.stranger), None):
         with pytest.raises(Untrusted, match="is not to be trusted"):
             await connect(secured.ready[listener], seed_file=seed, tls=tls, wait=True)
 
@@ -182,14 +182,14 @@ def test_an_address_that_others_reach_takes_tls_or_an_explicit_word(
     host: str, papers: Papers
 ) -> None:
     with pytest.raises(InvalidSettings, match=r"--tls-certificate .* --insecure-no-tls"):
-        address_of("--http-host", host, None, insecure=False)
+        listen_address("--http-host", host, None, insecure=False)
 
     certificate = Certificate(papers.certificate, papers.key)
     for listened in (
-        address_of("--http-host", host, None, insecure=True),
-        address_of("--http-host", host, certificate, insecure=False),
+        listen_address("--http-host", host, None, insecure=True),
+        listen_address("--http-host", host, certificate, insecure=False),
     ):
-        assert host in (listened, "") or is_name(host)
+        assert host in (listened, "") or is_host_name(host)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_an_address_that_others_reach_takes_tls_or_an_explicit_word(
     ],
 )
 def test_this_machine_alone_takes_none(host: str | None, addresses: set[str]) -> None:
-    assert address_of("--http-host", host, None, insecure=False) in addresses
+    assert listen_address("--http-host", host, None, insecure=False) in addresses
 
 
 def test_a_name_that_leads_to_other_machines_as_well_takes_tls(
@@ -220,7 +220,7 @@ def test_a_name_that_leads_to_other_machines_as_well_takes_tls(
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
 
     with pytest.raises(InvalidSettings, match="can be reached from other machines"):
-        address_of("--http-host", "mixed", None, insecure=False)
+        listen_address("--http-host", "mixed", None, insecure=False)
 
 
 @pytest.mark.parametrize(
@@ -242,13 +242,13 @@ def test_a_certificate_goes_with_its_key(papers: Papers, tmp_path: Path) -> None
     def settings(**files: Path) -> Settings:
         return Settings(data_dir=tmp_path, **files)
 
-    assert certificate_of(settings()) is None
+    assert server_certificate(settings()) is None
     with pytest.raises(InvalidSettings, match=r"WORKSPACED_TLS_KEY \(--tls-key\) is missing"):
-        certificate_of(settings(tls_certificate=papers.certificate))
-    with pytest.raises(InvalidSettings, match="no certificate and its key"):
-        certificate_of(settings(tls_certificate=papers.certificate, tls_key=papers.stranger))
+        server_certificate(settings(tls_certificate=papers.certificate))
+    with pytest.raises(InvalidSettings, match="not a certificate and its key"):
+        server_certificate(settings(tls_certificate=papers.certificate, tls_key=papers.stranger))
     with pytest.raises(InvalidSettings, match="WORKSPACED_NATS_CA"):
-        trust(tmp_path / "nothing.pem")
+        client_context(tmp_path / "nothing.pem")
 
 
 @pytest.mark.parametrize(
@@ -264,12 +264,12 @@ def test_a_certificate_goes_with_its_key(papers: Papers, tmp_path: Path) -> None
 def test_a_listener_is_told_by_the_name_that_clients_use(
     host: str, name: str | None, url: str
 ) -> None:
-    assert Listening(host=host, name=name).url("nats", host, 4222) == url
+    assert Listeners(host=host, name=name).url("nats", host, 4222) == url
 
 
 def test_a_name_that_the_operator_gave_is_what_its_certificate_names(papers: Papers) -> None:
     names, certificate = {"::1": "localhost"}, Certificate(papers.certificate, papers.key)
-    plain, secret = Listening(names=names), Listening(names=names, certificate=certificate)
+    plain, secret = Listeners(names=names), Listeners(names=names, certificate=certificate)
 
     assert plain.url("http", "::1", 80) == "http://[::1]:80"
     assert secret.url("http", "::1", 80) == "https://localhost:80"

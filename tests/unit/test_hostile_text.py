@@ -12,10 +12,10 @@ import pytest
 from bus import ServiceError
 from handlers.cli.commands.state_text import described, row
 from handlers.cli.commands.tool import arguments
+from handlers.cli.logs import JsonLines, Lines
 from handlers.cli.output import fields, table, tell, write_lines
 from handlers.cli.sanitize import as_json, plain
 from handlers.gateway import requests
-from handlers.logs import JsonLines, Lines
 from handlers.publishing.log_lines import read_line, read_shown
 from handlers.settings import InvalidSettings
 from statemachine.parameters import Parameter, misfit

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from bus import Bus
-from handlers.app import NotFoundError, database, locate
+from handlers.app import locate, store_from_settings
 from handlers.cli.client import paged, rpc
 from handlers.cli.output import Progress, counted, tell, write_json
+from handlers.errors import NotFoundError
 from handlers.settings import Settings
 
 
@@ -54,7 +55,7 @@ async def read(bus: Bus, chat_id: str) -> AsyncIterator[dict[str, Any]]:
 async def _all(settings: Settings) -> None:
     """Print all logs, chat by chat: of each as far as it went when its page was read."""
     progress, chats, entries, last = Progress("{} entries"), 0, 0, ""
-    async with database(settings) as store:
+    async with store_from_settings(settings) as store:
         async for chat_id, entry in store.logs():
             write_json(entry)
             chats, last = chats + (chat_id != last), chat_id

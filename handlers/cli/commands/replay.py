@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from handlers.app import database, limits
+from handlers.app import limits, store_from_settings
 from handlers.cli.commands.audit import Audit, audits, rebuild
 from handlers.cli.commands.events import no_chat
 from handlers.cli.output import Progress, counted, tell, write_lines
@@ -34,7 +34,7 @@ async def replay(flags: argparse.Namespace, settings: Settings) -> int:
         return _replay_file(flags.file)
     if flags.dry_run and not flags.rebuild:
         raise InvalidSettings("--dry-run goes with --rebuild: without it nothing is written")
-    async with database(settings) as store:
+    async with store_from_settings(settings) as store:
         work = _Work(store, writes=flags.rebuild and not flags.dry_run, rebuilds=flags.rebuild)
         only = None if flags.all else [flags.chat]
         async for page in audits(store, limits(settings), only):

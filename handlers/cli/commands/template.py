@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bus import BusError
-from handlers.app import NotFoundError, Place, locate
+from handlers.app import Endpoints, locate
 from handlers.cli.output import (
     for_people,
     local_time,
@@ -16,6 +16,7 @@ from handlers.cli.output import (
     write_json,
     write_lines,
 )
+from handlers.errors import NotFoundError
 from handlers.settings import Settings
 from handlers.template_archive import load
 from handlers.worker.worker import POOLS_SUBJECT
@@ -30,10 +31,10 @@ async def push(folder: Path, organization_id: str, settings: Settings) -> None:
     version, archive = load(folder, organization_id)
     for words in warnings(version.manifest):
         tell(f"warning: {words}")
-    place = locate(settings)
-    async with place.store() as store:
+    endpoints = locate(settings)
+    async with endpoints.store() as store:
         await store.push(organization_id, version, archive)
-    await announce(place)
+    await announce(endpoints)
     write_json({"template_id": version.template_id, "version_id": version.id})
 
 
@@ -96,10 +97,10 @@ async def activate(version_id: str, settings: Settings) -> None:
     write_json({"template_id": template_id, "version_id": version_id})
 
 
-async def announce(place: Place) -> None:
+async def announce(endpoints: Endpoints) -> None:
     """Have a worker make the pool's consumer now; without one, the next to start does."""
     try:
-        async with place.bus("operator") as bus:
+        async with endpoints.bus("operator") as bus:
             await bus.request(POOLS_SUBJECT, b"{}", timeout=5)
     except (BusError, TimeoutError) as bad:
         tell(f"stored; no worker has prepared its pool yet ({bad})")

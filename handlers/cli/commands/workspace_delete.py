@@ -30,8 +30,8 @@ TAKEN_UP: Final = 5.0
 
 async def delete(flags: argparse.Namespace, settings: Settings) -> int:
     """Delete the chat's workspace; return 0 when it is gone."""
-    place = locate(settings)
-    async with place.bus("chat-service") as bus, watching(bus, flags.chat) as changes:
+    endpoints = locate(settings)
+    async with endpoints.bus("chat-service") as bus, watching(bus, flags.chat) as changes:
         before = await rpc(bus, "get_chat", chat_id=flags.chat)
         if before["workspace"] is None:
             tell(f"workspaced: chat {flags.chat} has no workspace: there is nothing to delete")

@@ -1,4 +1,4 @@
-"""Where listeners listen, and that nobody listens on the way: TLS, or this machine only."""
+"""Listeners: their addresses and certificates. Other machines may connect only over TLS."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from typing import Final
 from handlers.settings import InvalidSettings, Settings, variable
 
 LOOPBACK: Final = "127.0.0.1"
-"""Where everything listens that was not told otherwise."""
+"""The default address of every listener."""
 _LOOPBACK_6: Final = "::1"
-_ANY: Final = {"0.0.0.0": LOOPBACK, "::": _LOOPBACK_6}  # noqa: S104 — recognised, not bound
+_ANY: Final = {"0.0.0.0": LOOPBACK, "::": _LOOPBACK_6}  # noqa: S104 — compared with, not bound to
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What a listener shows of itself."""
+    """The TLS certificate of a listener and its private key, as PEM files."""
 
     file: Path
     key: Path
 
     def context(self) -> ssl.SSLContext:
-        """Return what a listener in this process speaks TLS with."""
+        """Return the TLS context for a listener of this process."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.file, self.key)
         return context
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
-    """Where the servers of `up` are to be reached, and how."""
+class Listeners:
+    """The addresses of the servers that `up` starts, and how clients reach them."""
 
     host: str = LOOPBACK
-    """Of NATS for its clients."""
+    """Address on which NATS accepts clients."""
     websocket_host: str = LOOPBACK
     name: str | None = None
-    """By which clients reach NATS, as its certificate says; none: the address itself."""
+    """Host name in the URL of NATS, which its certificate contains; None: the address."""
     port: int | None = None
     websocket_port: int | None = None
     http_host: str | None = None
-    """Of HTTP; None: nothing listens there."""
+    """Address of the health server; None: there is no health server."""
     http_port: int | None = None
     names: Mapping[str, str] = field(default_factory=dict)
-    """What the operator called an address, by the address: its certificate may name that."""
+    """Host names that the operator gave, by the address each resolved to."""
     certificate: Certificate | None = None
     origins: tuple[str, ...] = ()
-    """Web pages that may use the websocket; none: any that has a credential."""
+    """Origins of web pages that may use the WebSocket; empty: every origin."""
     ca: Path | None = None
-    """Who signed the certificate, told to those who look for the running servers."""
+    """CA certificates (PEM) with which local clients verify the certificate."""
 
     def url(self, scheme: str, host: str, port: int) -> str:
-        """Return a URL of a listener on `host`; `scheme` is the one without TLS."""
+        """Return the URL of a listener on `host`; `scheme` is `nats`, `ws` or `http`."""
         named = self.name
         if self.certificate is not None:
             scheme = {"nats": "tls", "ws": "wss", "http": "https"}[scheme]
@@ -64,26 +64,28 @@ class Listening:
         return f"{scheme}://{f'[{reached}]' if ':' in reached else reached}:{port}"
 
 
-def certificate_of(settings: Settings) -> Certificate | None:
-    """Return the certificate that listeners show, if there is to be TLS. Raises InvalidSettings."""
+def server_certificate(settings: Settings) -> Certificate | None:
+    """Return the certificate of the settings, or None without TLS. Raises InvalidSettings."""
     file, key = settings.tls_certificate, settings.tls_key
     if file is None and key is None:
         return None
     if file is None or key is None:
         missing = variable("tls_key" if key is None else "tls_certificate")
-        raise InvalidSettings(f"{missing} is missing: a certificate and its key go together")
+        raise InvalidSettings(
+            f"{missing} is missing: a certificate needs its private key, and the other way round"
+        )
     certificate = Certificate(file.absolute(), key.absolute())
     try:
         certificate.context()
-    except (OSError, ssl.SSLError) as bad:
+    except (OSError, ssl.SSLError) as error:
         raise InvalidSettings(
-            f"{file} and {key} are no certificate and its key in PEM: {bad.strerror or bad}"
-        ) from bad
+            f"{file} and {key} are not a certificate and its key in PEM: {error.strerror or error}"
+        ) from error
     return certificate
 
 
-def trust(ca: Path | None) -> ssl.SSLContext | None:
-    """Return whom a client believes who NATS is; None: whom this machine believes.
+def client_context(ca: Path | None) -> ssl.SSLContext | None:
+    """Return a TLS context that verifies NATS with a CA bundle; None: with the system's CAs.
 
     Raises InvalidSettings.
     """
@@ -91,47 +93,48 @@ def trust(ca: Path | None) -> ssl.SSLContext | None:
         return None
     try:
         return ssl.create_default_context(cafile=str(ca))
-    except (OSError, ssl.SSLError) as bad:
+    except (OSError, ssl.SSLError) as error:
         raise InvalidSettings(
-            f"WORKSPACED_NATS_CA: {ca} holds no certificates in PEM: {bad.strerror or bad}"
-        ) from bad
+            f"WORKSPACED_NATS_CA: {ca} does not contain PEM certificates: {error.strerror or error}"
+        ) from error
 
 
-def address_of(
+def listen_address(
     flag: str, host: str | None, certificate: Certificate | None, *, insecure: bool
 ) -> str:
-    """Return the address to listen on for what a flag names; None: this machine only.
+    """Return the numeric address to listen on for the host that a flag names; None: loopback.
 
-    What leaves this machine must not be readable on its way. Raises InvalidSettings.
+    A host with an address that is not a loopback address requires a certificate, unless `insecure`.
+    Raises InvalidSettings.
     """
     if host is None:
         return next(filter(_can_be_bound, (LOOPBACK, _LOOPBACK_6)), LOOPBACK)
     addresses = _addresses(host.removeprefix("[").removesuffix("]"))
     if certificate is None and not insecure and not all(map(_is_loopback, addresses)):
         raise InvalidSettings(
-            f"{flag} {host} can be reached from other machines, and without TLS anybody on the way "
-            "can read and change what passes: name --tls-certificate and --tls-key, or leave it at "
-            f"{LOOPBACK}, or say --insecure-no-tls if something else guards the way"
+            f"{flag} {host} can be reached from other machines, and without TLS others could read "
+            "and change the traffic: give --tls-certificate and --tls-key, or keep the default "
+            f"{LOOPBACK}, or give --insecure-no-tls if something else protects the connections"
         )
-    # The name may lead to several; a machine without IPv4, or without IPv6, has only some of them.
+    # A name may have an IPv4 and an IPv6 address; a machine may support only one of them.
     return next(filter(_can_be_bound, addresses), addresses[0])
 
 
-def is_name(host: str) -> bool:
-    """Tell a name from a numeric address."""
+def is_host_name(host: str) -> bool:
+    """Return whether a host is a name, not a numeric address."""
     return host[:1].isalpha() and ":" not in host
 
 
-def family_of(address: str) -> socket.AddressFamily:
-    """Return the kind of a numeric address."""
+def address_family(address: str) -> socket.AddressFamily:
+    """Return the address family of a numeric address."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _addresses(host: str) -> list[str]:
-    """Return the numeric addresses that a host has, or the host itself if none are known."""
+    """Return the numeric addresses of a host, or the host itself if it cannot be resolved."""
     always: list[str] = []
     if (name := host.lower().removesuffix(".")) == "localhost" or name.endswith(".localhost"):
-        always = [LOOPBACK, _LOOPBACK_6]  # whatever this machine's list of names says (RFC 6761)
+        always = [LOOPBACK, _LOOPBACK_6]  # even if /etc/hosts says otherwise (RFC 6761)
     elif name in ("ip6-localhost", "ip6-loopback"):
         always = [_LOOPBACK_6]
     try:
@@ -143,7 +146,7 @@ def _addresses(host: str) -> list[str]:
 
 def _can_be_bound(address: str) -> bool:
     try:
-        with socket.socket(family_of(address)) as tried:
+        with socket.socket(address_family(address)) as tried:
             tried.bind((address, 0))
     except OSError:
         return False
@@ -154,6 +157,6 @@ def _is_loopback(host: str) -> bool:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return False  # a name that nobody knows may lead anywhere later
+        return False  # a name without addresses now may get any address later
     inner = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (inner or address).is_loopback
