@@ -23,27 +23,27 @@ from bus.errors import (
     Untrusted,
 )
 from bus.messages import (
+    BATCH_LIMIT,
+    BATCH_WORTHWHILE,
     CLOUDEVENT,
-    GIVE_BACK,
     MARKER,
-    TOGETHER_MOST,
-    TOGETHER_WORTHWHILE,
-    Ack,
+    NAK,
+    BatchMessage,
     Message,
-    Outgoing,
+    PubAck,
     Scheduled,
-    Stored,
+    StoredMessage,
     StreamInfo,
 )
 from bus.streams import Consumer, Stream
 
 __all__ = [
+    "BATCH_LIMIT",
+    "BATCH_WORTHWHILE",
     "CLOUDEVENT",
-    "GIVE_BACK",
     "MARKER",
-    "TOGETHER_MOST",
-    "TOGETHER_WORTHWHILE",
-    "Ack",
+    "NAK",
+    "BatchMessage",
     "Bus",
     "BusError",
     "Conflict",
@@ -53,13 +53,13 @@ __all__ = [
     "Message",
     "NoConsumer",
     "NoResponder",
-    "Outgoing",
+    "PubAck",
     "Pull",
     "Refused",
     "Responder",
     "Scheduled",
     "ServiceError",
-    "Stored",
+    "StoredMessage",
     "Stream",
     "StreamInfo",
     "Subscription",
@@ -97,7 +97,7 @@ class Delivery(Protocol):
         ...
 
     @property
-    def expired(self) -> bool:
+    def is_delete_marker(self) -> bool:
         """It is the server's mark that a message with a time to live has gone, not a message."""
         ...
 
@@ -109,17 +109,17 @@ class Delivery(Protocol):
         """
         ...
 
-    async def working(self) -> None:
+    async def in_progress(self) -> None:
         """Ask for another `ack_wait` (+WPI); under the same conditions as `ack`."""
         ...
 
-    async def give_back(self) -> None:
+    async def nak(self) -> None:
         """Let it come again at once, to whoever pulls next; under the same conditions as `ack`."""
         ...
 
     @property
     def reply(self) -> str:
-        """Where another process may send GIVE_BACK in our place; empty: nowhere.
+        """Where another process may send NAK in our place; empty: nowhere.
 
         It is not known there whose the message is by then: it may come twice.
         """
@@ -129,8 +129,8 @@ class Delivery(Protocol):
 class Pull(Protocol):
     """Batches from one or several durable consumers."""
 
-    async def next(self, most: int) -> Sequence[Delivery]:
-        """Wait until something is there, then return what is there now: 1 to `most`.
+    async def next(self, limit: int) -> Sequence[Delivery]:
+        """Wait until something is there, then return what is there now: 1 to `limit`.
 
         Outlasts a reconnect: what was not handed out yet is forgotten, and asked for anew.
         Raises NoConsumer when one is gone (make it, and call again), Unavailable when the bus is closed,
@@ -173,7 +173,7 @@ class Bus(Protocol):
         """Forget the durable consumer and its place in the stream, if it is there."""
         ...
 
-    async def pending(self, consumer: Consumer) -> int:
+    async def num_pending(self, consumer: Consumer) -> int:
         """Return how many messages nobody has taken yet. Raises Unavailable without consumer."""
         ...
 
@@ -186,7 +186,7 @@ class Bus(Protocol):
         message_id: str | None = None,
         expected_last: int | None = None,
         ttl: float | None = None,
-    ) -> Ack:
+    ) -> PubAck:
         """Store a message in the stream of `subject`, and wait for the word that it is.
 
         `message_id` lets the stream drop a repeat within its duplicate window; `expected_last` is
@@ -195,7 +195,7 @@ class Bus(Protocol):
         """
         ...
 
-    async def publish_together(self, messages: Sequence[Outgoing]) -> Sequence[Ack] | None:
+    async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
         """Store up to 1,000 messages of one stream at once, side by side, all or none.
 
         `expected_last` is compared with what the stream held before. None: not stored, or not known
@@ -211,29 +211,29 @@ class Bus(Protocol):
         data: bytes,
         *,
         headers: Mapping[str, str] | None = None,
-    ) -> Ack:
+    ) -> PubAck:
         """Store a message that makes the server store `data` on `target` at `at`.
 
         A second one on the same subject replaces the first. `headers` come with the fired message.
         """
         ...
 
-    async def last(self, stream: str, subject: str) -> Stored | None:
+    async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
         """Direct get: the subject's last message, or None."""
         ...
 
-    async def following(self, stream: str, subject: str, after: int) -> Stored | None:
+    async def get_next(self, stream: str, subject: str, after: int) -> StoredMessage | None:
         """Direct get: the subject's first message with a sequence above `after`, or None."""
         ...
 
-    async def now(self, stream: str) -> datetime:
+    async def server_time(self, stream: str) -> datetime:
         """Return what the clock shows by which `stream` fires scheduled messages. Raises Unavailable."""
         ...
 
-    def pull(self, *consumers: Consumer, most: int = 256) -> AbstractAsyncContextManager[Pull]:
-        """Take from durable consumers, at most `most` of each ahead of what `next` returned.
+    def pull(self, *consumers: Consumer, prefetch: int = 256) -> AbstractAsyncContextManager[Pull]:
+        """Take from durable consumers, at most `prefetch` of each ahead of what `next` returned.
 
-        It asks only when `next` is called, so with `most=1` nothing is taken that nobody awaits.
+        It asks only when `next` is called, so with `prefetch=1` nothing is taken that nobody awaits.
         What was taken and not handed out when the context is left goes to whoever pulls next.
         """
         ...
@@ -289,7 +289,7 @@ class Bus(Protocol):
         """Whether a server is there now."""
         ...
 
-    async def closed(self) -> str:
+    async def wait_closed(self) -> str:
         """Wait until the bus is closed for good, and return why; empty: `close` was called.
 
         The server closes a connection for good when its credential expires or is taken away.

@@ -7,13 +7,15 @@ from contextlib import ExitStack
 from itertools import count
 from uuid import uuid4
 
-from bus import Ack, BusError, Outgoing, headers, jsapi
+from bus import BatchMessage, BusError, PubAck, headers, jsapi
 from bus.jsapi import ApiError
 from bus.management import ANSWER_WITHIN
 from bus.request_reply import Requests
 
 
-async def store_together(requests: Requests, messages: Sequence[Outgoing]) -> list[Ack] | None:
+async def publish_batch(
+    requests: Requests, messages: Sequence[BatchMessage]
+) -> list[PubAck] | None:
     """Store all or none; None: one of them was a repeat, or outdated, or refused, or no word came."""
     batch = {headers.BATCH_ID: uuid4().hex}
     last = len(messages)
@@ -43,4 +45,4 @@ async def store_together(requests: Requests, messages: Sequence[Outgoing]) -> li
         except (ApiError, BusError, TimeoutError):
             return None
     places = count(ack.sequence - last + 1)
-    return [Ack(ack.stream, place) for _, place in zip(messages, places, strict=False)]
+    return [PubAck(ack.stream, place) for _, place in zip(messages, places, strict=False)]

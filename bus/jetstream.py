@@ -16,16 +16,16 @@ from nats.micro.request import Handler, Request
 from nats.micro.service import Service
 
 from bus import (
-    Ack,
+    BatchMessage,
     BusError,
     Message,
     NoResponder,
-    Outgoing,
+    PubAck,
     Pull,
     Refused,
     Responder,
     ServiceError,
-    Stored,
+    StoredMessage,
     StreamInfo,
     Subscription,
     Unavailable,
@@ -34,7 +34,7 @@ from bus import (
     services,
 )
 from bus import headers as names
-from bus.atomic_publish import store_together
+from bus.atomic_publish import publish_batch
 from bus.first_connection import open_connection
 from bus.jsapi import ApiError
 from bus.management import NO_RESPONDERS, ask
@@ -104,9 +104,9 @@ class JetStreamBus:
         """Forget the durable consumer and its place in the stream."""
         await management.delete_consumer(self._requests, consumer)
 
-    async def pending(self, consumer: Consumer) -> int:
+    async def num_pending(self, consumer: Consumer) -> int:
         """Return how many messages nobody has taken yet."""
-        return await management.pending(self._requests, consumer)
+        return await management.num_pending(self._requests, consumer)
 
     # -- messages that are stored --------------------------------------------------------------
 
@@ -119,14 +119,14 @@ class JetStreamBus:
         message_id: str | None = None,
         expected_last: int | None = None,
         ttl: float | None = None,
-    ) -> Ack:
+    ) -> PubAck:
         """Store a message in the stream of `subject`, and wait for the word that it is."""
         fields = names.publishing(headers, message_id, expected_last, ttl)
         return await self._store(subject, data, fields)
 
-    async def publish_together(self, messages: Sequence[Outgoing]) -> Sequence[Ack] | None:
+    async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
         """Store messages of one stream at once, all or none."""
-        return await store_together(self._requests, messages)
+        return await publish_batch(self._requests, messages)
 
     async def schedule(
         self,
@@ -136,41 +136,41 @@ class JetStreamBus:
         data: bytes,
         *,
         headers: Mapping[str, str] | None = None,
-    ) -> Ack:
+    ) -> PubAck:
         """Store a message that makes the server store `data` on `target` at `at`."""
         return await self._store(subject, data, names.scheduling(headers, target, at))
 
-    async def last(self, stream: str, subject: str) -> Stored | None:
+    async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
         """Direct get: the subject's last message, or None."""
         return await self._direct_get(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"")
 
-    async def following(self, stream: str, subject: str, after: int) -> Stored | None:
+    async def get_next(self, stream: str, subject: str, after: int) -> StoredMessage | None:
         """Direct get: the subject's first message with a sequence above `after`, or None."""
         wanted = jsapi.write({"seq": after + 1, "next_by_subj": subject})
         return await self._direct_get(f"$JS.API.DIRECT.GET.{stream}", wanted)
 
-    async def now(self, stream: str) -> datetime:
+    async def server_time(self, stream: str) -> datetime:
         """Return what the clock of the stream's server shows."""
-        return await management.now(self._requests, stream)
+        return await management.server_time(self._requests, stream)
 
     @asynccontextmanager
-    async def pull(self, *consumers: Consumer, most: int = 256) -> AsyncIterator[Pull]:
+    async def pull(self, *consumers: Consumer, prefetch: int = 256) -> AsyncIterator[Pull]:
         """Take from durable consumers."""
-        pull = NatsPull(self._connection, consumers, most)
+        pull = NatsPull(self._connection, consumers, prefetch)
         await pull.start()
         try:
             yield pull
         finally:
             await pull.stop()
 
-    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> Ack:
+    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
         answer = await ask(self._requests, subject, data, fields)
         try:
             return jsapi.ack(answer.data)
         except ApiError as error:
             raise error.as_bus_error(subject) from None
 
-    async def _direct_get(self, subject: str, wanted: bytes) -> Stored | None:
+    async def _direct_get(self, subject: str, wanted: bytes) -> StoredMessage | None:
         answer = await ask(self._requests, subject, wanted)
         fields = dict(answer.headers)
         if names.SEQUENCE not in fields:
@@ -178,7 +178,7 @@ class JetStreamBus:
         place, stored_as = int(fields[names.SEQUENCE]), fields[names.SUBJECT]
         for added in names.ADDED:
             fields.pop(added, None)
-        return Stored(stored_as, answer.data, fields, sequence=place)
+        return StoredMessage(stored_as, answer.data, fields, sequence=place)
 
     # -- messages that are not -----------------------------------------------------------------
 
@@ -292,7 +292,7 @@ class JetStreamBus:
         """Whether a server is there now."""
         return self._connection.is_connected
 
-    async def closed(self) -> str:
+    async def wait_closed(self) -> str:
         """Wait until the bus is closed for good, and return why."""
         return await asyncio.shield(self._connection.gone)
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from bus import Ack, BusError, Conflict, Refused, StreamInfo, Unavailable
+from bus import BusError, Conflict, PubAck, Refused, StreamInfo, Unavailable
 from bus.streams import Consumer, Stream
 
 Json = dict[str, Any]
@@ -60,10 +60,10 @@ def write(request: Mapping[str, Any]) -> bytes:
     return json.dumps(request).encode()
 
 
-def ack(data: bytes) -> Ack:
+def ack(data: bytes) -> PubAck:
     """Read a publish acknowledgement. Raises ApiError."""
     answer = read(data)
-    return Ack(answer["stream"], answer["seq"], answer.get("duplicate", False))
+    return PubAck(answer["stream"], answer["seq"], answer.get("duplicate", False))
 
 
 def stream_info(answer: Json) -> StreamInfo:

@@ -104,7 +104,7 @@ async def delete_consumer(requests: Requests, consumer: Consumer) -> None:
             raise error.as_bus_error(f"{consumer.name} of {consumer.stream}") from None
 
 
-async def pending(requests: Requests, consumer: Consumer) -> int:
+async def num_pending(requests: Requests, consumer: Consumer) -> int:
     """Return how many messages of the durable consumer nobody has taken yet."""
     try:
         there = await _api(requests, f"CONSUMER.INFO.{consumer.stream}.{consumer.name}")
@@ -113,7 +113,7 @@ async def pending(requests: Requests, consumer: Consumer) -> int:
     return int(there["num_pending"])
 
 
-async def now(requests: Requests, stream: str) -> datetime:
+async def server_time(requests: Requests, stream: str) -> datetime:
     """Return what the clock of the stream's server (in a cluster its leader) shows."""
     try:
         there = await _api(requests, f"STREAM.INFO.{stream}")

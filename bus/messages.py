@@ -14,7 +14,7 @@ CLOUDEVENT: Final = {"Content-Type": "application/cloudevents+json"}
 
 MARKER: Final = "Nats-Marker-Reason"
 """Header by which the server marks that a message with a time to live has gone."""
-GIVE_BACK: Final = b"-NAK"
+NAK: Final = b"-NAK"
 """Has a message come again at once, sent to its delivery's `reply`."""
 
 
@@ -28,20 +28,20 @@ class Message:
     reply: str = ""
 
     @property
-    def expired(self) -> bool:
+    def is_delete_marker(self) -> bool:
         """It is the server's mark that a message with a time to live has gone, not a message."""
         return MARKER in self.headers
 
 
 @dataclass(frozen=True, slots=True)
-class Stored(Message):
+class StoredMessage(Message):
     """A message of a stream with its place in it."""
 
     sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Ack:
+class PubAck:
     """The stream's word that it stored the message, or (duplicate) had it already."""
 
     stream: str
@@ -58,7 +58,7 @@ class Scheduled:
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class BatchMessage:
     """One of many messages to be stored; see `Bus.publish` for what its parts do."""
 
     subject: str
@@ -75,9 +75,9 @@ class Outgoing:
         return publishing(headers, self.message_id, self.expected_last)
 
 
-TOGETHER_MOST: Final = 1000
+BATCH_LIMIT: Final = 1000
 """The server stores no more messages at once."""
-TOGETHER_WORTHWHILE: Final = 12
+BATCH_WORTHWHILE: Final = 12
 """From so many on it is faster than side by side: it costs 2.5 ms, and one write to the disk."""
 
 

@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Final
 
 from bus import (
-    GIVE_BACK,
     MARKER,
+    NAK,
     BusError,
     Delivery,
     Message,
@@ -58,7 +58,7 @@ class NatsDelivery:
         return int(tokens[_SEQUENCE if len(tokens) == _TOKENS else _SEQUENCE_WITH_DOMAIN])
 
     @property
-    def expired(self) -> bool:
+    def is_delete_marker(self) -> bool:
         """It is the server's mark that a message with a time to live has gone."""
         return MARKER in self.headers
 
@@ -66,13 +66,13 @@ class NatsDelivery:
         """Done: never deliver it again."""
         await self._say(b"+ACK")
 
-    async def working(self) -> None:
+    async def in_progress(self) -> None:
         """Ask for another `ack_wait`."""
         await self._say(b"+WPI")
 
-    async def give_back(self) -> None:
+    async def nak(self) -> None:
         """Let it come again at once, to whoever pulls next."""
-        await self._say(GIVE_BACK)
+        await self._say(NAK)
 
     async def _say(self, word: bytes) -> None:
         connection = self._connection
@@ -108,14 +108,14 @@ class _Source:
             self._watch.cancel()
         await self._connection.leave(self._subscription)
 
-    def ask(self, most: int) -> None:
-        """Ask for what is missing to `most`, unless that is little."""
+    def ask(self, limit: int) -> None:
+        """Ask for what is missing to `limit`, unless that is little."""
         there = self.open + self.buffered
-        if self._paused or (there and there * 2 > most) or not self._connection.is_usable:
+        if self._paused or (there and there * 2 > limit) or not self._connection.is_usable:
             return
-        request = jsapi.pull_request(most - there, EXPIRES, HEARTBEAT)
+        request = jsapi.pull_request(limit - there, EXPIRES, HEARTBEAT)
         self._connection.post(self.subject, request, None, self._inbox)
-        self.open += most - there
+        self.open += limit - there
         self._heard = self._loop.time()
         if self._watch is None:
             self._watch = self._loop.call_later(2.5 * HEARTBEAT, self._check)
@@ -170,10 +170,12 @@ class _Source:
 class NatsPull:
     """What several consumers delivered, in one buffer."""
 
-    def __init__(self, connection: Connection, consumers: Sequence[Consumer], most: int) -> None:
+    def __init__(
+        self, connection: Connection, consumers: Sequence[Consumer], prefetch: int
+    ) -> None:
         self.connection = connection
         self._sources = [_Source(self, consumer) for consumer in consumers]
-        self._most = most
+        self._prefetch = prefetch
         self._buffer: deque[tuple[_Source, NatsDelivery]] = deque()
         self._awaited: Future[None] | None = None
         self._error: BusError | None = None
@@ -194,10 +196,10 @@ class NatsPull:
         for source in self._sources:
             await source.stop()
         for _, delivery in self._buffer:
-            await delivery.give_back()
+            await delivery.nak()
 
-    async def next(self, most: int) -> Sequence[Delivery]:
-        """Wait until something is there, then return what is there now: 1 to `most`."""
+    async def next(self, limit: int) -> Sequence[Delivery]:
+        """Wait until something is there, then return what is there now: 1 to `limit`."""
         while True:
             if self.connection.is_closed:
                 raise Unavailable(self.connection.reason or "the bus is closed")
@@ -205,9 +207,9 @@ class NatsPull:
                 error, self._error = self._error, None
                 raise error
             for source in self._sources:
-                source.ask(self._most)
+                source.ask(self._prefetch)
             if self._buffer:
-                return self._hand_out(most)
+                return self._hand_out(limit)
             self._awaited = asyncio.get_running_loop().create_future()
             try:
                 await self._awaited
@@ -228,11 +230,11 @@ class NatsPull:
     def ask_if_awaited(self, source: _Source) -> None:
         """Ask again when somebody waits; else the next call of `next` does."""
         if self._awaited is not None:
-            source.ask(self._most)
+            source.ask(self._prefetch)
 
-    def _hand_out(self, most: int) -> list[NatsDelivery]:
+    def _hand_out(self, limit: int) -> list[NatsDelivery]:
         taken: list[NatsDelivery] = []
-        while self._buffer and len(taken) < most:
+        while self._buffer and len(taken) < limit:
             source, delivery = self._buffer.popleft()
             source.buffered -= 1
             taken.append(delivery)

@@ -51,7 +51,7 @@ async def raise_when_closed(bus: Bus) -> None:
 
     The process then ends, so that whatever supervises it starts it again.
     """
-    raise Unavailable(f"NATS closed the connection for good: {await bus.closed()}")
+    raise Unavailable(f"NATS closed the connection for good: {await bus.wait_closed()}")
 
 
 async def restart_on_disconnect(run: Callable[[], Awaitable[None]]) -> None:

@@ -96,7 +96,7 @@ class Link:
         self._bus = bus
         try:
             await run_until_one_ends(
-                self._show(bus), self._send_facts(bus), self._hear(bus), bus.closed()
+                self._show(bus), self._send_facts(bus), self._hear(bus), bus.wait_closed()
             )
         finally:
             self._bus = None

@@ -140,7 +140,7 @@ class Reader:
         lines: list[LogLine] = []
         room = ROOM
         while len(lines) < PAGE and room > 0:
-            found = await self.bus.following(LOG.name, subject, after)
+            found = await self.bus.get_next(LOG.name, subject, after)
             if found is None:
                 return {"lines": lines}
             after = found.sequence

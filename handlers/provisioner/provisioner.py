@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from bus import GIVE_BACK, Bus, BusError, Delivery, NoConsumer, Refused, subjects
+from bus import NAK, Bus, BusError, Delivery, NoConsumer, Refused, subjects
 from bus.streams import pool_consumer
 from handlers.errors import CannotServe
 from handlers.provisioner.agent_supervisor import Agents
@@ -152,14 +152,14 @@ class Provisioner:
         for build in journal.unfinished():
             if build.reply:
                 with suppress(BusError):
-                    await self._bus.send(build.reply, GIVE_BACK)
+                    await self._bus.send(build.reply, NAK)
 
     async def _leave(self) -> None:
         """Give back what is in hand: we build no more."""
         self._alive.unlink(missing_ok=True)
         for delivery in self._in_hand:
             with suppress(BusError):
-                await delivery.give_back()
+                await delivery.nak()
 
     async def _take(self, lanes: Lanes, worker: Worker) -> None:
         """Take jobs, until cancelled; a pool that no template has named yet has no consumer.
@@ -170,7 +170,7 @@ class Provisioner:
         took, told = False, ""
         while True:
             try:
-                async with self._bus.pull(consumer, most=IN_HAND) as pull:
+                async with self._bus.pull(consumer, prefetch=IN_HAND) as pull:
                     while True:
                         for delivery in await pull.next(IN_HAND):
                             self._accept(delivery, lanes, worker)
@@ -228,7 +228,7 @@ class Provisioner:
                 continue
             for delivery in list(self._in_hand):
                 with suppress(BusError):
-                    await delivery.working()
+                    await delivery.in_progress()
             self._show_life()
 
     def _show_life(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from bus import TOGETHER_MOST
+from bus import BATCH_LIMIT
 from statemachine.store import Outgoing
 
 
@@ -21,7 +21,7 @@ def parts_of(chains: Iterable[Sequence[Outgoing]]) -> Iterator[list[Sequence[Out
     part: list[Sequence[Outgoing]] = []
     size = 0
     for chain in chains:
-        if part and size + len(chain) > TOGETHER_MOST:
+        if part and size + len(chain) > BATCH_LIMIT:
             yield part
             part, size = [], 0
         part.append(chain)

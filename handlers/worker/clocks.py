@@ -37,9 +37,9 @@ async def read_clocks(store: Store, bus: Bus) -> Clocks:
     The database's is read between two looks at the bus's. If the clocks can be equal by that, they count
     as equal; else the difference is rounded up, so that no timer fires too early for it.
     """
-    before = await bus.now(TIMER.name)
+    before = await bus.server_time(TIMER.name)
     async with store.transaction() as tx:
         await tx.lock(set())
         now = tx.now
-    after = await bus.now(TIMER.name)
+    after = await bus.server_time(TIMER.name)
     return Clocks(now, SAME if before <= now <= after else after - now)

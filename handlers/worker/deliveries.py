@@ -108,7 +108,7 @@ def read(delivery: Delivery, now: datetime) -> Item:
         return _inbound(delivery, now)
     if delivery.stream == TIMER.name:
         return _timer(delivery)
-    if not delivery.expired:
+    if not delivery.is_delete_marker:
         return Nothing()
     chat_id, agent_id = subjects.parse_presence(delivery.subject)
     if not (is_canonical(chat_id) and is_canonical(agent_id)):

@@ -75,4 +75,4 @@ class Gauge:
             await asyncio.gather(self._looking, return_exceptions=True)
 
     async def _waiting(self, pool: str) -> int:
-        return await self.bus.pending(pool_consumer(pool))
+        return await self.bus.num_pending(pool_consumer(pool))

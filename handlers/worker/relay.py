@@ -18,19 +18,19 @@ from datetime import timedelta
 from typing import Final
 
 from bus import (
+    BATCH_LIMIT,
+    BATCH_WORTHWHILE,
     CLOUDEVENT,
-    TOGETHER_MOST,
-    TOGETHER_WORTHWHILE,
-    Ack,
     Bus,
     Conflict,
+    PubAck,
     Refused,
     Scheduled,
-    Stored,
+    StoredMessage,
     Unavailable,
     subjects,
 )
-from bus import Outgoing as Message
+from bus import BatchMessage as Message
 from bus.streams import PRESENCE, STATE, pool_consumer
 from handlers.clock import clock
 from handlers.worker import effects
@@ -113,8 +113,8 @@ class Relay:
 
     async def silent(self, chat_id: str, agent_id: str) -> bool:
         """Say whether nothing shows that the agent lives. Raises BusError."""
-        last = await self._bus.last(PRESENCE.name, subjects.presence(chat_id, agent_id))
-        return last is None or last.expired
+        last = await self._bus.get_last(PRESENCE.name, subjects.presence(chat_id, agent_id))
+        return last is None or last.is_delete_marker
 
     def forget(self) -> None:
         """Drop what is remembered of the streams: they may be others after a reconnect."""
@@ -137,10 +137,10 @@ class Relay:
         alone: list[Sequence[Outgoing]] = []
         many: list[list[Outgoing]] = []
         for chain in chains_of(rows):
-            follows = self._expected(chain[0]) is not None and len(chain) <= TOGETHER_MOST
+            follows = self._expected(chain[0]) is not None and len(chain) <= BATCH_LIMIT
             (many if follows else alone).append(chain)
         for part in parts_of(many):
-            if sum(map(len, part)) < TOGETHER_WORTHWHILE or not await self._chains_together(part):
+            if sum(map(len, part)) < BATCH_WORTHWHILE or not await self._chains_together(part):
                 alone += part
         await _all(self._chain(chain, newer) for chain in alone)
 
@@ -150,7 +150,7 @@ class Relay:
         places = [self._expected(chain[0]) for chain in chains]
         if None in places:  # forgotten meanwhile
             return False
-        acks = await self._bus.publish_together(
+        acks = await self._bus.publish_batch(
             [
                 _message(row, place if row is chain[0] else None)
                 for chain, place in zip(chains, places, strict=True)
@@ -173,12 +173,12 @@ class Relay:
         self, rows: Sequence[Outgoing], one: Callable[[Outgoing], Awaitable[None]]
     ) -> None:
         """Publish rows of one stream: many at once, or each by itself."""
-        for start in range(0, len(rows), TOGETHER_MOST):
-            part = rows[start : start + TOGETHER_MOST]
+        for start in range(0, len(rows), BATCH_LIMIT):
+            part = rows[start : start + BATCH_LIMIT]
             acks = None
             self.certainty.check()
-            if len(part) >= TOGETHER_WORTHWHILE:
-                acks = await self._bus.publish_together([_message(row) for row in part])
+            if len(part) >= BATCH_WORTHWHILE:
+                acks = await self._bus.publish_batch([_message(row) for row in part])
             if acks is None:
                 await _all(one(row) for row in part)
             else:
@@ -195,7 +195,7 @@ class Relay:
         newest, expected = self._last.get(row.subject, (0, 0 if version == 1 else None))
         while True:
             if expected is None:
-                last = await self._bus.last(STATE.name, row.subject)
+                last = await self._bus.get_last(STATE.name, row.subject)
                 newest, expected = (_version(last), last.sequence) if last else (0, 0)
                 self._remember(row.subject, newest, expected)
             if newest >= version:  # left over by who died, or the database was restored
@@ -236,8 +236,8 @@ class Relay:
         self._placed(await self._bus.schedule(row.subject, fires_on, row.due, row.payload))
 
     async def _expect(self, subject: str, patience: float) -> None:
-        last = await self._bus.last(PRESENCE.name, subject)
-        if last is not None and not last.expired:
+        last = await self._bus.get_last(PRESENCE.name, subject)
+        if last is not None and not last.is_delete_marker:
             return
         with suppress(Conflict):  # it has just shown itself
             place = last.sequence if last is not None else 0
@@ -266,7 +266,7 @@ class Relay:
         )
         self._placed(ack)
 
-    def _placed(self, ack: Ack) -> None:
+    def _placed(self, ack: PubAck) -> None:
         self.places[ack.stream] = max(self.places.get(ack.stream, 0), ack.sequence)
 
     async def _dead(self, letter: Dead) -> None:
@@ -293,7 +293,7 @@ def _pool(row: Outgoing) -> str:
     return row.subject.rsplit(".", 1)[1]
 
 
-def _version(last: Stored) -> int:
+def _version(last: StoredMessage) -> int:
     """Read the version of a published state; anything else that stands there is older."""
     try:
         return int(json.loads(last.data)["data"]["version"])

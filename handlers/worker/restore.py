@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
 
-from bus import Bus, Stored, subjects
+from bus import Bus, StoredMessage, subjects
 from bus.streams import RESULT, STATE, Stream
 from handlers.worker import timer_events
 from handlers.worker.batch import apply
@@ -92,12 +92,12 @@ class Reconciliation:
         return len(changes.calls)
 
     async def _pages(
-        self, stream: Stream, subject: str, read: Callable[[Stored], T | None]
+        self, stream: Stream, subject: str, read: Callable[[StoredMessage], T | None]
     ) -> AsyncIterator[list[T]]:
         """Yield what stands on a stream now; what comes later is of a database that knows it."""
         last, place = self.watch.reached(stream.name), 0
         page: list[T] = []
-        while place < last and (found := await self.bus.following(stream.name, subject, place)):
+        while place < last and (found := await self.bus.get_next(stream.name, subject, place)):
             place = found.sequence
             if (one := read(found)) is not None:
                 page.append(one)
@@ -115,7 +115,7 @@ async def behind(store: Store, bus: Bus, chat_ids: Iterable[str]) -> bool:
     StoreUnavailableError.
     """
     for chat_id in chat_ids:
-        last = await bus.last(STATE.name, subjects.state(chat_id))
+        last = await bus.get_last(STATE.name, subjects.state(chat_id))
         found = published_in(last) if last is not None else None
         kept = await store.chat(chat_id) or Chat(chat_id=chat_id)
         if found is not None and timer_events.went_back(kept, found):
@@ -123,7 +123,7 @@ async def behind(store: Store, bus: Bus, chat_ids: Iterable[str]) -> bool:
     return False
 
 
-def published_in(found: Stored) -> Published | None:
+def published_in(found: StoredMessage) -> Published | None:
     """Read a state that was published, or None for what is none."""
     data, chat_id = _data(found), found.subject.rsplit(".", 1)[1]
     if data is None or not isinstance(data.get("version"), int) or not is_canonical(chat_id):
@@ -131,7 +131,7 @@ def published_in(found: Stored) -> Published | None:
     return Published(chat_id, data)
 
 
-def _given_in(found: Stored) -> Given | None:
+def _given_in(found: StoredMessage) -> Given | None:
     data, (*_, chat_id, call_id) = _data(found), found.subject.split(".")
     if data is None or not isinstance(data.get("result"), dict) or not is_canonical(chat_id):
         return None
@@ -139,7 +139,7 @@ def _given_in(found: Stored) -> Given | None:
     return Given(Key(chat_id, call_id), str(data.get("tool")), answer)
 
 
-def _data(found: Stored) -> dict[str, Any] | None:
+def _data(found: StoredMessage) -> dict[str, Any] | None:
     try:
         data = json.loads(found.data)["data"]
     except (ValueError, KeyError, TypeError):

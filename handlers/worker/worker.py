@@ -137,7 +137,7 @@ class Worker:
         await self._prepared.wait()
         await self._answer(relay)
         async with (
-            self.bus.pull(*self.tuning.consumers(), most=BATCH) as pull,
+            self.bus.pull(*self.tuning.consumers(), prefetch=BATCH) as pull,
             asyncio.TaskGroup() as group,
         ):
             self.ready.set()
@@ -321,7 +321,7 @@ class Worker:
         """Let what the database did not take come again after a while, sooner than it would by itself."""
         await Backoff(SLOWEST, SLOWEST).wait()
         for delivery in deliveries:
-            await delivery.give_back()
+            await delivery.nak()
 
 
 async def _nothing() -> None:

@@ -210,7 +210,7 @@ async def test_agents_get_new_credentials_when_senders_are_asked_for_their_facts
         kept = agent_files.read_credential(home)
         rig.superseded.clear()
         while (new := agent_files.read_credential(home)) == kept:
-            await rig.bus.last("WORKSPACED_PRESENCE", "none")  # each look is a round trip
+            await rig.bus.get_last("WORKSPACED_PRESENCE", "none")  # each look is a round trip
 
         assert kept.inbox_prefix == "_INBOX"
         assert new.inbox_prefix == "_INBOX_another"

@@ -102,7 +102,7 @@ class Place:
 
 
 async def last(bus: Bus, chat: str) -> dict[str, Any]:
-    found = await bus.last(STATE.name, subjects.state(chat))
+    found = await bus.get_last(STATE.name, subjects.state(chat))
     data: dict[str, Any] = json.loads(found.data)["data"] if found else {"state": "none"}
     return data
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from bus import Ack, Bus, Conflict, Delivery, Refused, Unavailable, subjects
+from bus import Bus, Conflict, Delivery, PubAck, Refused, Unavailable, subjects
 from bus.streams import CONSUMERS, LOG, RESULT, Tuning, pool_consumer
 from handlers.publishing.backoff import Backoff
 
@@ -78,11 +78,11 @@ async def test_timers_fire_and_the_silence_of_an_agent_is_marked(streams: Bus) -
                     came.setdefault(delivery.subject, []).append(delivery)
                     await delivery.ack()
 
-    assert [one.expired for one in came[shown]] == [False, True]
+    assert [one.is_delete_marker for one in came[shown]] == [False, True]
 
 
 async def test_a_message_that_is_being_stored_already_is_no_refusal(streams: Bus) -> None:
-    async def once() -> Ack | Unavailable:
+    async def once() -> PubAck | Unavailable:
         try:
             return await streams.publish(subjects.job("local"), b"{}", message_id="one build")
         except Unavailable as busy:
@@ -90,7 +90,7 @@ async def test_a_message_that_is_being_stored_already_is_no_refusal(streams: Bus
 
     outcomes = await asyncio.gather(*(once() for _ in range(50)))
 
-    acks = [one for one in outcomes if isinstance(one, Ack)]
+    acks = [one for one in outcomes if isinstance(one, PubAck)]
     assert len([ack for ack in acks if not ack.duplicate]) == 1
     assert len({ack.sequence for ack in acks}) == 1
 
@@ -103,7 +103,7 @@ async def test_streams_of_one_server_come_to_three_with_what_they_hold(bus: Bus)
 
     await elected(lambda: bus.ensure_stream(replace(alone, replicas=3)))
 
-    stored = await elected(lambda: bus.last("GROWING", "growing.a"))
+    stored = await elected(lambda: bus.get_last("GROWING", "growing.a"))
     assert stored is not None
     assert stored.data == b"kept"
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from bus import Bus, NoConsumer, Outgoing, Stream, Unavailable
+from bus import BatchMessage, Bus, NoConsumer, Stream, Unavailable
 from bus.streams import Consumer
 
 Declare = Callable[..., Stream]
@@ -36,7 +36,7 @@ async def test_a_delivery_knows_its_place(bus: Bus, queue: Consumer, prefix: str
         (queue.stream, 2, f"{prefix}.b", b"2"),
     ]
     assert seen[1].headers == {"Own": "header", "Status": "503"}
-    assert not seen[1].expired
+    assert not seen[1].is_delete_marker
 
 
 async def test_next_returns_what_is_there_up_to_the_most(
@@ -72,7 +72,7 @@ async def test_what_is_not_acked_comes_again_and_what_is_acked_does_not(
 ) -> None:
     for data in (b"acked", b"not acked"):
         await bus.publish(f"{prefix}.a", data)
-    async with bus.pull(queue, most=1) as first:
+    async with bus.pull(queue, prefetch=1) as first:
         taken = [*await first.next(1), *await first.next(1)]
         await taken[0].ack()
         await bus.flush()
@@ -93,7 +93,7 @@ async def test_an_acked_message_of_a_work_queue_is_gone(
         await seen[0].ack()
         await pull.next(1)  # the other one, again: so the ack has been worked
 
-    first = await bus.following(queue.stream, f"{prefix}.a", 0)
+    first = await bus.get_next(queue.stream, f"{prefix}.a", 0)
     assert first is not None
     assert first.data == b"2"
 
@@ -103,11 +103,11 @@ async def test_a_message_being_worked_on_comes_later(
 ) -> None:
     for data in (b"worked on", b"idle"):
         await bus.publish(f"{prefix}.a", data)
-    async with bus.pull(queue, most=1) as first, bus.subscribe(f"{prefix}x.silence") as silence:
+    async with bus.pull(queue, prefetch=1) as first, bus.subscribe(f"{prefix}x.silence") as silence:
         taken = [*await first.next(1), *await first.next(1)]
         with pytest.raises(TimeoutError):
             await silence.next(timeout=0.2)
-        await taken[0].working()
+        await taken[0].in_progress()
         await bus.flush()
 
         async with other.pull(queue) as second:
@@ -137,7 +137,7 @@ async def test_with_one_at_most_nothing_is_taken_that_nobody_awaits(
     for data in (b"1", b"2", b"3"):
         await bus.publish(f"{prefix}.a", data)
 
-    async with bus.pull(queue, most=1) as one, other.pull(queue) as two:
+    async with bus.pull(queue, prefetch=1) as one, other.pull(queue) as two:
         (mine,) = await one.next(1)
         theirs = [*await two.next(1), *await two.next(1)]
 
@@ -291,7 +291,7 @@ async def test_many_messages_come_through_many_hands_once_each(
     done = asyncio.Event()
 
     async def work(on: Bus) -> None:
-        async with on.pull(consumer, most=100) as pull:
+        async with on.pull(consumer, prefetch=100) as pull:
             while True:
                 for delivery in await pull.next(50):
                     seen.append(delivery.sequence)
@@ -301,7 +301,7 @@ async def test_many_messages_come_through_many_hands_once_each(
 
     workers = [asyncio.ensure_future(work(on)) for on in (bus, other)]
     for _ in range(3):
-        await bus.publish_together([Outgoing(f"{prefix}.{n}", b"") for n in range(1000)])
+        await bus.publish_batch([BatchMessage(f"{prefix}.{n}", b"") for n in range(1000)])
     await asyncio.wait_for(done.wait(), 20)
     for worker in workers:
         worker.cancel()
@@ -315,14 +315,14 @@ async def test_what_nobody_has_taken_is_counted(bus: Bus, declare: Declare, pref
     await bus.ensure_stream(stream)
     mine, other = (Consumer(stream.name, name, filter=f"{prefix}.{name}") for name in "ab")
     with pytest.raises(Unavailable):
-        await bus.pending(mine)
+        await bus.num_pending(mine)
     await bus.ensure_consumer(mine)
     await bus.ensure_consumer(other)
     for name in "aaab":
         await bus.publish(f"{prefix}.{name}", b"")
 
-    assert (await bus.pending(mine), await bus.pending(other)) == (3, 1)
-    async with bus.pull(mine, most=1) as pull:
+    assert (await bus.num_pending(mine), await bus.num_pending(other)) == (3, 1)
+    async with bus.pull(mine, prefetch=1) as pull:
         (taken,) = await pull.next(1)
-        assert await bus.pending(mine) == 2
+        assert await bus.num_pending(mine) == 2
         await taken.ack()

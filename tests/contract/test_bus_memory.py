@@ -49,9 +49,9 @@ async def test_messages_go_when_they_are_too_old(bus: MemoryBus, clock: VirtualC
     await bus.publish("s.a", b"")
 
     clock.advance(DAY - 1)
-    assert await bus.last("STREAM", "s.a") is not None
+    assert await bus.get_last("STREAM", "s.a") is not None
     clock.advance(1)
-    assert await bus.last("STREAM", "s.a") is None
+    assert await bus.get_last("STREAM", "s.a") is None
 
 
 async def test_a_delivery_that_is_never_acked_comes_again_and_again(
@@ -78,7 +78,7 @@ async def test_a_long_job_stays_with_whoever_says_that_it_goes_on(
         waiting = asyncio.ensure_future(two.next(1))
         for _ in range(100):
             clock.advance(20)
-            await delivery.working()
+            await delivery.in_progress()
         await bus.flush()
         assert not waiting.done()
 
@@ -158,7 +158,7 @@ async def test_a_server_that_lost_its_store_has_another_stream(
 
 
 async def test_the_server_may_close_a_bus_for_good(bus: MemoryBus) -> None:
-    closed = asyncio.ensure_future(bus.closed())
+    closed = asyncio.ensure_future(bus.wait_closed())
     bus.end("user authentication expired")
 
     assert await closed == "user authentication expired"
@@ -178,7 +178,7 @@ async def test_a_publish_whose_connection_breaks_may_have_arrived(
         await publishing
     server.start()
 
-    last = await bus.last("STREAM", "s.a")
+    last = await bus.get_last("STREAM", "s.a")
 
     assert last is not None
     assert last.data == b"x"

@@ -216,7 +216,7 @@ async def test_a_credential_that_is_taken_away_closes_the_bus_and_says_why(
     guarded: NatsServer, guest: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bus.connection.REFUSALS", 2)
-    closed = asyncio.ensure_future(guest.closed())
+    closed = asyncio.ensure_future(guest.wait_closed())
     async with guest.subscribe("allowed.x") as messages:
         waiting = asyncio.ensure_future(messages.next())
         await guest.flush()
@@ -233,7 +233,7 @@ async def test_a_credential_that_expires_closes_the_bus_and_says_why(bus: JetStr
     async with bus.pull(Consumer("STREAM", "worker")) as pull:
         await bus._connection._process_err("'user authentication expired'")
 
-        assert await asyncio.wait_for(bus.closed(), 5) == "user authentication expired"
+        assert await asyncio.wait_for(bus.wait_closed(), 5) == "user authentication expired"
         with pytest.raises(Unavailable, match="expired"):
             await pull.next(1)
     with pytest.raises(Unavailable, match="expired"):

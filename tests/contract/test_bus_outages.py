@@ -204,10 +204,10 @@ async def test_the_ids_of_messages_that_are_gone_are_forgotten_in_an_outage(
     """So a job that was done comes again when it is published again after a restart."""
     await bus.publish("q.a", b"1", message_id="done")
     await bus.publish("q.b", b"2", message_id="kept")
-    async with bus.pull(WORKER, most=1) as pull:
+    async with bus.pull(WORKER, prefetch=1) as pull:
         (first,) = await pull.next(1)
         await first.ack()
-        while await bus.last(QUEUE.name, "q.a") is not None:  # an ack has no answer to wait for
+        while await bus.get_last(QUEUE.name, "q.a") is not None:  # an ack has no answer to wait for
             pass
     comings = Comings(bus)
     own_world.server.stop()
@@ -267,6 +267,6 @@ async def test_a_server_that_comes_back_narrower_is_left_in_words(tmp_path: Path
             server.config.write_text(NARROW)
             server.start()
 
-            assert "raise max_payload" in await bus.closed()
+            assert "raise max_payload" in await bus.wait_closed()
     finally:
         server.stop()

@@ -197,7 +197,7 @@ async def test_what_was_sent_goes_out_before_the_bus_closes(
 
 async def test_a_closed_bus_says_so_to_all_who_wait(bus: Bus, prefix: str) -> None:
     async with bus.subscribe(prefix) as messages:
-        closed = asyncio.ensure_future(bus.closed())
+        closed = asyncio.ensure_future(bus.wait_closed())
         waiting = asyncio.ensure_future(messages.next())
 
         await bus.close()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from bus import Ack, Bus, Conflict, Outgoing, Refused, Scheduled, Stream, Unavailable
+from bus import BatchMessage, Bus, Conflict, PubAck, Refused, Scheduled, Stream, Unavailable
 from bus.streams import CONSUMERS, STREAMS, Consumer, Republish, pool_consumer
 from tests.contract.conftest import World
 
@@ -41,17 +41,17 @@ async def test_a_message_is_stored_under_the_next_number(
 
     acks = [await bus.publish(f"{prefix}.a", b"x") for _ in range(2)]
 
-    assert acks == [Ack(stream.name, 1), Ack(stream.name, 2)]
+    assert acks == [PubAck(stream.name, 1), PubAck(stream.name, 2)]
     assert (await bus.ensure_stream(stream)).last == 2
 
 
 async def test_the_clock_of_a_stream_is_its_servers(bus: Bus, declare: Declare) -> None:
     stream = declare()
     with pytest.raises(Unavailable):
-        await bus.now(stream.name)
+        await bus.server_time(stream.name)
     await bus.ensure_stream(stream)
 
-    shown = [await bus.now(stream.name) for _ in range(3)]
+    shown = [await bus.server_time(stream.name) for _ in range(3)]
 
     assert shown == sorted(shown)
     assert abs(datetime.now(UTC) - shown[-1]) < timedelta(seconds=60)
@@ -98,7 +98,7 @@ async def test_a_repeat_within_the_window_is_a_duplicate(
     again = await bus.publish(f"{prefix}.b", b"y", message_id="m")
 
     assert again == replace(first, duplicate=True)
-    assert await bus.last(prefix.upper(), f"{prefix}.b") is None
+    assert await bus.get_last(prefix.upper(), f"{prefix}.b") is None
 
 
 async def test_an_outdated_expectation_is_a_conflict_that_tells_what_stands(
@@ -113,7 +113,7 @@ async def test_an_outdated_expectation_is_a_conflict_that_tells_what_stands(
         await bus.publish(f"{prefix}.a", b"3", expected_last=1)
 
     assert conflict.value.last == 3
-    assert (await bus.last(prefix.upper(), f"{prefix}.a")).data == b"2"  # type: ignore[union-attr]
+    assert (await bus.get_last(prefix.upper(), f"{prefix}.a")).data == b"2"  # type: ignore[union-attr]
 
 
 async def test_the_expectation_is_checked_before_the_repeat(
@@ -149,7 +149,7 @@ async def test_a_full_stream_that_discards_the_new_keeps_what_it_has(
     with pytest.raises(Unavailable):
         await bus.publish(f"{prefix}.b", b"x" * 600)
 
-    assert await bus.last(prefix.upper(), f"{prefix}.a") is not None
+    assert await bus.get_last(prefix.upper(), f"{prefix}.a") is not None
 
 
 async def test_a_full_stream_that_discards_the_old_forgets_the_oldest(
@@ -160,8 +160,8 @@ async def test_a_full_stream_that_discards_the_old_forgets_the_oldest(
     for name in "ab":
         await bus.publish(f"{prefix}.{name}", b"x" * 600)
 
-    assert await bus.last(prefix.upper(), f"{prefix}.a") is None
-    assert await bus.last(prefix.upper(), f"{prefix}.b") is not None
+    assert await bus.get_last(prefix.upper(), f"{prefix}.a") is None
+    assert await bus.get_last(prefix.upper(), f"{prefix}.b") is not None
 
 
 @pytest.mark.parametrize("power", [{"Nats-TTL": "1s"}, {"Nats-Rollup": "sub"}])
@@ -201,7 +201,7 @@ async def test_a_line_break_in_a_header_does_not_make_another_header(
 
     await bus.publish(f"{prefix}.a", b"", headers={"A": "b\r\nNats-TTL: 1s"})
 
-    assert set((await bus.last(prefix.upper(), f"{prefix}.a")).headers) == {"A"}  # type: ignore[union-attr]
+    assert set((await bus.get_last(prefix.upper(), f"{prefix}.a")).headers) == {"A"}  # type: ignore[union-attr]
 
 
 async def test_one_per_subject_keeps_the_last(bus: Bus, declare: Declare, prefix: str) -> None:
@@ -210,7 +210,7 @@ async def test_one_per_subject_keeps_the_last(bus: Bus, declare: Declare, prefix
     for data in (b"1", b"2"):
         await bus.publish(f"{prefix}.a", data)
 
-    only = await bus.following(prefix.upper(), f"{prefix}.a", 0)
+    only = await bus.get_next(prefix.upper(), f"{prefix}.a", 0)
     assert only is not None
     assert (only.sequence, only.data) == (2, b"2")
 
@@ -222,12 +222,12 @@ async def test_direct_get_tells_the_last_message_as_it_was_published(
     await bus.publish(f"{prefix}.a", b"1")
     await bus.publish(f"{prefix}.a", b"2", headers={"Own": "header"}, message_id="m")
 
-    last = await bus.last(prefix.upper(), f"{prefix}.a")
+    last = await bus.get_last(prefix.upper(), f"{prefix}.a")
 
     assert last is not None
     assert (last.subject, last.data, last.sequence) == (f"{prefix}.a", b"2", 2)
     assert last.headers == {"Own": "header", "Nats-Msg-Id": "m"}
-    assert not last.expired
+    assert not last.is_delete_marker
 
 
 async def test_direct_get_of_what_is_not_there_is_none(
@@ -235,13 +235,13 @@ async def test_direct_get_of_what_is_not_there_is_none(
 ) -> None:
     await bus.ensure_stream(declare())
 
-    assert await bus.last(prefix.upper(), f"{prefix}.a") is None
-    assert await bus.following(prefix.upper(), f"{prefix}.a", 0) is None
+    assert await bus.get_last(prefix.upper(), f"{prefix}.a") is None
+    assert await bus.get_next(prefix.upper(), f"{prefix}.a", 0) is None
 
 
 async def test_direct_get_of_no_stream_is_unavailable(bus: Bus, prefix: str) -> None:
     with pytest.raises(Unavailable):
-        await bus.last(prefix.upper(), f"{prefix}.a")
+        await bus.get_last(prefix.upper(), f"{prefix}.a")
 
 
 async def test_a_subject_can_be_read_message_by_message(
@@ -252,7 +252,7 @@ async def test_a_subject_can_be_read_message_by_message(
         await bus.publish(f"{prefix}.{name}", name.encode())
 
     places, after = [], 0
-    while (message := await bus.following(prefix.upper(), f"{prefix}.a", after)) is not None:
+    while (message := await bus.get_next(prefix.upper(), f"{prefix}.a", after)) is not None:
         places.append(after := message.sequence)
 
     assert places == [1, 3]
@@ -265,12 +265,12 @@ async def test_many_are_stored_at_once_and_in_order(
     stream = declare(atomic_batches=True)
     await bus.ensure_stream(stream)
 
-    acks = await bus.publish_together(
-        [Outgoing(f"{prefix}.{n}", b"x", message_id=str(n)) for n in range(how_many)]
+    acks = await bus.publish_batch(
+        [BatchMessage(f"{prefix}.{n}", b"x", message_id=str(n)) for n in range(how_many)]
     )
 
-    assert acks == [Ack(stream.name, n) for n in range(1, how_many + 1)]
-    assert (await bus.last(stream.name, f"{prefix}.{how_many - 1}")).sequence == how_many  # type: ignore[union-attr]
+    assert acks == [PubAck(stream.name, n) for n in range(1, how_many + 1)]
+    assert (await bus.get_last(stream.name, f"{prefix}.{how_many - 1}")).sequence == how_many  # type: ignore[union-attr]
 
 
 async def test_several_of_a_subject_follow_each_other_where_the_first_is_expected(
@@ -280,39 +280,39 @@ async def test_several_of_a_subject_follow_each_other_where_the_first_is_expecte
     await bus.ensure_stream(stream)
     before = await bus.publish(f"{prefix}.x", b"1")
 
-    acks = await bus.publish_together(
+    acks = await bus.publish_batch(
         [
-            Outgoing(f"{prefix}.x", b"2", expected_last=before.sequence),
-            Outgoing(f"{prefix}.y", b"1", expected_last=0),
-            Outgoing(f"{prefix}.x", b"3"),
-            Outgoing(f"{prefix}.y", b"2"),
+            BatchMessage(f"{prefix}.x", b"2", expected_last=before.sequence),
+            BatchMessage(f"{prefix}.y", b"1", expected_last=0),
+            BatchMessage(f"{prefix}.x", b"3"),
+            BatchMessage(f"{prefix}.y", b"2"),
         ]
     )
 
-    assert acks == [Ack(stream.name, n) for n in (2, 3, 4, 5)]
-    assert [(await bus.last(stream.name, f"{prefix}.{s}")).data for s in "xy"] == [b"3", b"2"]  # type: ignore[union-attr]
+    assert acks == [PubAck(stream.name, n) for n in (2, 3, 4, 5)]
+    assert [(await bus.get_last(stream.name, f"{prefix}.{s}")).data for s in "xy"] == [b"3", b"2"]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        Outgoing("x", b"", message_id="repeat"),
-        Outgoing("x", b"", expected_last=0),
-        Outgoing("x", b"", expected_last=7),
+        BatchMessage("x", b"", message_id="repeat"),
+        BatchMessage("x", b"", expected_last=0),
+        BatchMessage("x", b"", expected_last=7),
     ],
 )
 async def test_all_or_none_are_stored(
-    bus: Bus, declare: Declare, prefix: str, bad: Outgoing
+    bus: Bus, declare: Declare, prefix: str, bad: BatchMessage
 ) -> None:
     stream = declare(atomic_batches=True)
     await bus.ensure_stream(stream)
     await bus.publish(f"{prefix}.x", b"", message_id="repeat")
-    many = [Outgoing(f"{prefix}.{n}", b"", expected_last=0) for n in range(20)]
+    many = [BatchMessage(f"{prefix}.{n}", b"", expected_last=0) for n in range(20)]
 
-    acks = await bus.publish_together([*many, replace(bad, subject=f"{prefix}.x")])
+    acks = await bus.publish_batch([*many, replace(bad, subject=f"{prefix}.x")])
 
     assert acks is None
-    assert await bus.last(stream.name, f"{prefix}.0") is None
+    assert await bus.get_last(stream.name, f"{prefix}.0") is None
 
 
 async def test_timers_are_armed_at_once(bus: Bus, declare: Declare, prefix: str) -> None:
@@ -322,9 +322,9 @@ async def test_timers_are_armed_at_once(bus: Bus, declare: Declare, prefix: str)
     await bus.ensure_consumer(consumer)
     due, seen = soon(), set[str]()
 
-    acks = await bus.publish_together(
+    acks = await bus.publish_batch(
         [
-            Outgoing(f"{prefix}.arm.{n}", b"x", scheduled=Scheduled(f"{prefix}.fired.{n}", due))
+            BatchMessage(f"{prefix}.arm.{n}", b"x", scheduled=Scheduled(f"{prefix}.fired.{n}", due))
             for n in range(20)
         ]
     )
@@ -342,8 +342,8 @@ async def test_a_stream_that_takes_no_batches_takes_none(
     stream = declare()
     await bus.ensure_stream(stream)
 
-    assert await bus.publish_together([Outgoing(f"{prefix}.{n}", b"") for n in range(20)]) is None
-    assert await bus.last(stream.name, f"{prefix}.0") is None
+    assert await bus.publish_batch([BatchMessage(f"{prefix}.{n}", b"") for n in range(20)]) is None
+    assert await bus.get_last(stream.name, f"{prefix}.0") is None
 
 
 async def test_a_subscriber_of_a_streams_subject_sees_also_what_was_refused(
@@ -397,7 +397,7 @@ async def test_a_scheduled_message_is_stored_on_its_target_when_its_time_comes(
     assert (delivery.subject, delivery.data) == (f"{prefix}.fired.a", b"x")
     assert delivery.headers["Own"] == "1"
     assert "Nats-Msg-Id" not in delivery.headers
-    assert await bus.last(stream.name, f"{prefix}.arm.a") is None
+    assert await bus.get_last(stream.name, f"{prefix}.arm.a") is None
 
 
 async def test_a_schedule_replaces_the_one_before_on_its_subject(
@@ -445,11 +445,11 @@ async def test_a_message_with_a_time_to_live_leaves_a_mark_when_it_goes(
         (beat,) = await pull.next(1)
         (mark,) = await pull.next(1)
 
-    assert (beat.subject, beat.data, beat.expired) == (f"{prefix}.a", b"", False)
-    assert (mark.subject, mark.data, mark.expired) == (f"{prefix}.a", b"", True)
-    last = await bus.last(stream.name, f"{prefix}.a")
+    assert (beat.subject, beat.data, beat.is_delete_marker) == (f"{prefix}.a", b"", False)
+    assert (mark.subject, mark.data, mark.is_delete_marker) == (f"{prefix}.a", b"", True)
+    last = await bus.get_last(stream.name, f"{prefix}.a")
     assert last is not None
-    assert last.expired
+    assert last.is_delete_marker
 
 
 async def test_a_renewed_message_leaves_no_mark(bus: Bus, declare: Declare, prefix: str) -> None:
@@ -463,7 +463,7 @@ async def test_a_renewed_message_leaves_no_mark(bus: Bus, declare: Declare, pref
     await bus.publish(f"{prefix}.b", b"other", ttl=1.0)
     async with bus.pull(worker) as pull:
         seen = []
-        while len(marks := [d.subject for d in seen if d.expired]) < 2:
+        while len(marks := [d.subject for d in seen if d.is_delete_marker]) < 2:
             seen += await pull.next(10)
 
     assert marks == [f"{prefix}.b", f"{prefix}.a"]

@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from typing import Self
 
 from bus import (
-    Ack,
+    BatchMessage,
     BusError,
     Message,
-    Outgoing,
+    PubAck,
     Pull,
     Refused,
     Responder,
-    Stored,
+    StoredMessage,
     StreamInfo,
     Subscription,
     Unavailable,
@@ -84,10 +84,10 @@ class MemoryBus:
         await self._turn()
         self._server.delete_consumer(consumer)
 
-    async def pending(self, consumer: Consumer) -> int:
+    async def num_pending(self, consumer: Consumer) -> int:
         """Return how many messages nobody has taken yet."""
         await self._turn()
-        return self._server.pending(consumer)
+        return self._server.num_pending(consumer)
 
     def consumer(self, consumer: Consumer) -> MemoryConsumer | None:
         """Return the durable consumer, if it is there."""
@@ -105,18 +105,18 @@ class MemoryBus:
         message_id: str | None = None,
         expected_last: int | None = None,
         ttl: float | None = None,
-    ) -> Ack:
+    ) -> PubAck:
         """Store a message in the stream of `subject`, and wait for the word that it is."""
         fields = names.publishing(headers, message_id, expected_last, ttl)
         return await self._store(subject, data, fields)
 
-    async def publish_together(self, messages: Sequence[Outgoing]) -> Sequence[Ack] | None:
+    async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
         """Store messages of one stream at once, all or none."""
         await self._turn()
         for message in messages:
             self._server.deliver(Message(message.subject, message.data, message.fields()))
         stream = self._server.stream_of(messages[0].subject)
-        acks = None if stream is None else stream.store_together(messages)
+        acks = None if stream is None else stream.publish_batch(messages)
         return acks if await self._requests.answered() else None
 
     async def schedule(
@@ -127,39 +127,39 @@ class MemoryBus:
         data: bytes,
         *,
         headers: Mapping[str, str] | None = None,
-    ) -> Ack:
+    ) -> PubAck:
         """Store a message that makes the server store `data` on `target` at `at`."""
         return await self._store(subject, data, names.scheduling(headers, target, at))
 
-    async def last(self, stream: str, subject: str) -> Stored | None:
+    async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
         """Direct get: the subject's last message, or None."""
         await self._turn()
         return self._direct(stream).last_of(subject)
 
-    async def following(self, stream: str, subject: str, after: int) -> Stored | None:
+    async def get_next(self, stream: str, subject: str, after: int) -> StoredMessage | None:
         """Direct get: the subject's first message with a sequence above `after`, or None."""
         await self._turn()
-        return self._direct(stream).following(subject, after)
+        return self._direct(stream).get_next(subject, after)
 
-    async def now(self, stream: str) -> datetime:
+    async def server_time(self, stream: str) -> datetime:
         """Return what the server's clock shows."""
         await self._turn()
         self._server.stream(stream)
         return datetime.fromtimestamp(self._server.clock.now(), UTC)
 
     @asynccontextmanager
-    async def pull(self, *consumers: Consumer, most: int = 256) -> AsyncIterator[Pull]:
+    async def pull(self, *consumers: Consumer, prefetch: int = 256) -> AsyncIterator[Pull]:
         """Take from durable consumers."""
         self.check_open()
-        pull = MemoryPull(self, consumers, most)
+        pull = MemoryPull(self, consumers, prefetch)
         self._pulls.append(pull)
         try:
             yield pull
         finally:
             self._pulls.remove(pull)
-            await pull.give_back()
+            await pull.nak()
 
-    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> Ack:
+    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
         await self._turn()
         check(subject)
         stream = self._server.stream_of(subject)
@@ -253,7 +253,7 @@ class MemoryBus:
         if self._gone.done():
             raise Unavailable(self._gone.result() or "the bus is closed")
 
-    async def closed(self) -> str:
+    async def wait_closed(self) -> str:
         """Wait until the bus is closed for good, and return why."""
         return await asyncio.shield(self._gone)
 

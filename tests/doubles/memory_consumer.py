@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bus import Delivery, NoConsumer, Stored
+from bus import Delivery, NoConsumer, StoredMessage
 from bus.clock import Clock, Timer
 from bus.streams import Consumer
 from bus.subjects import matches
@@ -31,7 +31,7 @@ class MemoryConsumer:
         self._waiting: deque[MemoryPull] = deque()
         self._timer: Timer | None = None
 
-    def take(self) -> Stored | None:
+    def take(self) -> StoredMessage | None:
         """Hand out the next message: those that come again first."""
         if len(self._unacked) >= self.declared.max_ack_pending:
             return None
@@ -41,7 +41,7 @@ class MemoryConsumer:
             self._watch()
         return message
 
-    def pending(self) -> int:
+    def num_pending(self) -> int:
         """Count the messages that nobody has taken yet."""
         wanted = self.declared.filter
         return sum(
@@ -84,7 +84,7 @@ class MemoryConsumer:
             self._watch()
             self.offer()
 
-    def working(self, sequence: int) -> None:
+    def in_progress(self, sequence: int) -> None:
         """Start its `ack_wait` anew."""
         if self._unacked.pop(sequence, None) is not None:
             self._unacked[sequence] = self._clock.now() + self.declared.ack_wait
@@ -96,14 +96,14 @@ class MemoryConsumer:
         self._again = deque(sequence for sequence in self._again if sequence <= last)
         self._unacked = {s: due for s, due in self._unacked.items() if s <= last}
 
-    def _next_again(self) -> Stored | None:
+    def _next_again(self) -> StoredMessage | None:
         while self._again:
             message = self._stream.messages.get(self._again.popleft())
             if message is not None:
                 return message
         return None
 
-    def _next_new(self) -> Stored | None:
+    def _next_new(self) -> StoredMessage | None:
         while self._next <= self._stream.last_sequence:
             message = self._stream.messages.get(self._next)
             self._next += 1
@@ -142,20 +142,20 @@ class MemoryDelivery:
         "_consumer",
         "_run",
         "data",
-        "expired",
         "headers",
+        "is_delete_marker",
         "sequence",
         "stream",
         "subject",
     )
 
-    def __init__(self, bus: MemoryBus, consumer: MemoryConsumer, message: Stored) -> None:
+    def __init__(self, bus: MemoryBus, consumer: MemoryConsumer, message: StoredMessage) -> None:
         self.subject: str = message.subject
         self.data: bytes = message.data
         self.headers: Mapping[str, str] = message.headers
         self.stream: str = consumer.declared.stream
         self.sequence: int = message.sequence
-        self.expired: bool = message.expired
+        self.is_delete_marker: bool = message.is_delete_marker
         if consumer.declared.headers_only:
             self.headers = {**message.headers, "Nats-Msg-Size": str(len(message.data))}
             self.data = b""
@@ -168,24 +168,24 @@ class MemoryDelivery:
         if self._bus.connected and self._bus.run == self._run:
             self._consumer.acked(self.sequence)
 
-    async def give_back(self) -> None:
+    async def nak(self) -> None:
         """Let it come again at once."""
         if self._bus.connected and self._bus.run == self._run:
             self._consumer.given_back(self.sequence)
 
-    async def working(self) -> None:
+    async def in_progress(self) -> None:
         """Ask for another `ack_wait`."""
         if self._bus.connected and self._bus.run == self._run:
-            self._consumer.working(self.sequence)
+            self._consumer.in_progress(self.sequence)
 
 
 class MemoryPull:
     """What several consumers handed out."""
 
-    def __init__(self, bus: MemoryBus, consumers: Sequence[Consumer], most: int) -> None:
+    def __init__(self, bus: MemoryBus, consumers: Sequence[Consumer], prefetch: int) -> None:
         self._bus = bus
         self._declared = consumers
-        self._most = most
+        self._prefetch = prefetch
         self._buffer: deque[MemoryDelivery] = deque()
         self._awaited: Future[None] | None = None
         self._open: list[MemoryConsumer] = []
@@ -194,9 +194,9 @@ class MemoryPull:
     @property
     def hungry(self) -> bool:
         """Whether it takes more."""
-        return len(self._buffer) < self._most
+        return len(self._buffer) < self._prefetch
 
-    def put(self, consumer: MemoryConsumer, message: Stored) -> None:
+    def put(self, consumer: MemoryConsumer, message: StoredMessage) -> None:
         """Add a message, and wake whoever awaits one."""
         self._buffer.append(MemoryDelivery(self._bus, consumer, message))
         self.wake()
@@ -206,26 +206,26 @@ class MemoryPull:
         self._buffer.clear()
         self._withdraw()
 
-    async def give_back(self) -> None:
+    async def nak(self) -> None:
         """Let what was not handed out go to whoever pulls next."""
         while self._buffer:
-            await self._buffer.popleft().give_back()
+            await self._buffer.popleft().nak()
 
     def wake(self) -> None:
         """Let `next` look again."""
         if self._awaited is not None and not self._awaited.done():
             self._awaited.set_result(None)
 
-    async def next(self, most: int) -> Sequence[Delivery]:
-        """Wait until something is there, then return what is there now: 1 to `most`."""
+    async def next(self, limit: int) -> Sequence[Delivery]:
+        """Wait until something is there, then return what is there now: 1 to `limit`."""
         while True:
             self._bus.check_open()
             consumers = self._consumers() if self._bus.connected else []
             for consumer in consumers:
-                while len(self._buffer) < most and (message := consumer.take()) is not None:
+                while len(self._buffer) < limit and (message := consumer.take()) is not None:
                     self.put(consumer, message)
             if self._buffer:
-                return [self._buffer.popleft() for _ in range(min(most, len(self._buffer)))]
+                return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
             self._awaited = get_running_loop().create_future()
             self._open = consumers
             for consumer in consumers:

@@ -104,12 +104,12 @@ class MemoryServer:
             for bus in self._buses:
                 bus.look_again()
 
-    def pending(self, consumer: Consumer) -> int:
+    def num_pending(self, consumer: Consumer) -> int:
         """Count a consumer's messages that nobody has taken. Raises Unavailable without it."""
         there = self.stream(consumer.stream).consumers.get(consumer.name)
         if there is None:
             raise Unavailable(f"{consumer.name} of {consumer.stream}: consumer not found")
-        return there.pending()
+        return there.num_pending()
 
     def stream(self, name: str) -> MemoryStream:
         """Return the stream. Raises Unavailable when there is none."""

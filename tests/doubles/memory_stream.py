@@ -11,12 +11,12 @@ from typing import Final
 
 from bus import (
     MARKER,
-    Ack,
+    BatchMessage,
     Conflict,
     Message,
-    Outgoing,
+    PubAck,
     Refused,
-    Stored,
+    StoredMessage,
     StreamInfo,
     Unavailable,
     headers,
@@ -50,7 +50,7 @@ class MemoryStream:
     def __init__(self, declared: Stream, clock: Clock, created: str, publish: Publish) -> None:
         self.declared = declared
         self.consumers: dict[str, MemoryConsumer] = {}
-        self.messages: dict[int, Stored] = {}
+        self.messages: dict[int, StoredMessage] = {}
         """By sequence, in order."""
         self.last_sequence = 0
         self._created = created
@@ -58,7 +58,7 @@ class MemoryStream:
         self._publish = publish
         self._by_subject: dict[str, dict[int, None]] = {}
         self._bytes = 0
-        self._replaced: deque[tuple[int, Stored]] = deque(maxlen=64)
+        self._replaced: deque[tuple[int, StoredMessage]] = deque(maxlen=64)
         """By which message, and what; the newest only."""
         self._message_ids: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self._expiries: list[tuple[float, int]] = []
@@ -73,7 +73,7 @@ class MemoryStream:
         """Tell whether messages of that subject are stored here."""
         return any(matches(pattern, subject) for pattern in self.declared.subjects)
 
-    def store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> Ack:
+    def store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
         """Store a message. Raises Conflict, Refused, Unavailable."""
         size = len(data) + (len(headers.write_block(fields)) if fields else 0)
         self._check_headers(subject, fields, size)
@@ -86,16 +86,16 @@ class MemoryStream:
         if message_id is not None:
             self._forget_old_ids()
             if message_id in self._message_ids:
-                return Ack(self.declared.name, self._message_ids[message_id][1], duplicate=True)
+                return PubAck(self.declared.name, self._message_ids[message_id][1], duplicate=True)
         self._make_room(size)
         stored = self._append(subject, data, fields, last)
         if message_id is not None:
             self._message_ids[message_id] = (self._clock.now(), stored.sequence)
         if headers.SCHEDULE in fields:
             self._arm(stored)
-        return Ack(self.declared.name, stored.sequence)
+        return PubAck(self.declared.name, stored.sequence)
 
-    def store_together(self, messages: Sequence[Outgoing]) -> list[Ack] | None:
+    def publish_batch(self, messages: Sequence[BatchMessage]) -> list[PubAck] | None:
         """Store all of `messages`, or none and return None."""
         ids = [m.message_id for m in messages if m.message_id is not None]
         self._forget_old_ids()
@@ -109,12 +109,12 @@ class MemoryStream:
                 return None
         return [self.store(m.subject, m.data, m.fields()) for m in messages]
 
-    def last_of(self, subject: str) -> Stored | None:
+    def last_of(self, subject: str) -> StoredMessage | None:
         """Return the subject's last message."""
         places = self._by_subject.get(subject)
         return self.messages[next(reversed(places))] if places else None
 
-    def following(self, subject: str, after: int) -> Stored | None:
+    def get_next(self, subject: str, after: int) -> StoredMessage | None:
         """Return the subject's first message above that sequence; wildcards are allowed."""
         for sequence, message in self.messages.items():
             if sequence > after and matches(subject, message.subject):
@@ -168,9 +168,11 @@ class MemoryStream:
         if _ROLLUP in fields and not (declared.schedules or declared.message_ttl):
             raise Refused(f"{subject}: rollup not permitted")
 
-    def _append(self, subject: str, data: bytes, fields: Mapping[str, str], last: int) -> Stored:
+    def _append(
+        self, subject: str, data: bytes, fields: Mapping[str, str], last: int
+    ) -> StoredMessage:
         self.last_sequence += 1
-        stored = Stored(subject, data, dict(fields), sequence=self.last_sequence)
+        stored = StoredMessage(subject, data, dict(fields), sequence=self.last_sequence)
         places = self._keep(stored)
         most = 1 if headers.SCHEDULE in fields else self.declared.max_per_subject
         while 0 < most < len(places):
@@ -183,7 +185,7 @@ class MemoryStream:
             consumer.offer()
         return stored
 
-    def _keep(self, stored: Stored) -> dict[int, None]:
+    def _keep(self, stored: StoredMessage) -> dict[int, None]:
         """Hold a message; return the places of its subject."""
         self.messages[stored.sequence] = stored
         self._bytes += _size(stored)
@@ -208,7 +210,7 @@ class MemoryStream:
                 return
             del self._message_ids[oldest]
 
-    def _republish(self, stored: Stored, last: int) -> None:
+    def _republish(self, stored: StoredMessage, last: int) -> None:
         rule = self.declared.republish
         if rule is None or not matches(rule.source, stored.subject):
             return
@@ -226,7 +228,7 @@ class MemoryStream:
 
     # -- time ----------------------------------------------------------------------------------
 
-    def _let_expire(self, stored: Stored) -> None:
+    def _let_expire(self, stored: StoredMessage) -> None:
         lives = [self.declared.max_age] if self.declared.max_age else []
         if headers.TTL in stored.headers:
             lives.append(float(stored.headers[headers.TTL].removesuffix("s")))
@@ -254,20 +256,20 @@ class MemoryStream:
                 self._mark(gone)
         self._watch_expiries()
 
-    def _mark(self, gone: Stored) -> None:
+    def _mark(self, gone: StoredMessage) -> None:
         lives = self.declared.marker_ttl
         if not lives or MARKER in gone.headers or gone.subject in self._by_subject:
             return
         fields = {MARKER: "MaxAge", headers.TTL: f"{round(lives)}s", _ROLLUP: "sub"}
         self._append(gone.subject, b"", fields, gone.sequence)
 
-    def _arm(self, armed: Stored) -> None:
+    def _arm(self, armed: StoredMessage) -> None:
         at = datetime.fromisoformat(armed.headers[headers.SCHEDULE].removeprefix("@at "))
         self._clock.call_later(
             max(0.0, at.timestamp() - self._clock.now()), lambda: self._fire(armed)
         )
 
-    def _fire(self, armed: Stored) -> None:
+    def _fire(self, armed: StoredMessage) -> None:
         if self.messages.get(armed.sequence) is not armed:
             return
         self.remove(armed.sequence)

@@ -96,7 +96,7 @@ def soon() -> datetime:
 
 async def gone(bus: Bus) -> str:
     """Wait until a connection is closed for good; return why."""
-    return await asyncio.wait_for(bus.closed(), A_WHILE)
+    return await asyncio.wait_for(bus.wait_closed(), A_WHILE)
 
 
 async def test_one_of_two_gateways_is_enough_and_with_none_who_is_in_stays(house: House) -> None:

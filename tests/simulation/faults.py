@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bus import Ack, Bus, Unavailable
+from bus import Bus, PubAck, Unavailable
 from statemachine.store import StoreUnavailableError
 from tests.doubles.memory_store import MemoryStore
 
@@ -21,13 +21,13 @@ class Flaky:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bus, name)
 
-    async def publish(self, subject: str, data: bytes, **more: Any) -> Ack:
+    async def publish(self, subject: str, data: bytes, **more: Any) -> PubAck:
         return await self._through(self._bus.publish(subject, data, **more))
 
-    async def schedule(self, *args: Any, **more: Any) -> Ack:
+    async def schedule(self, *args: Any, **more: Any) -> PubAck:
         return await self._through(self._bus.schedule(*args, **more))
 
-    async def _through(self, publishing: Any) -> Ack:
+    async def _through(self, publishing: Any) -> PubAck:
         if self.breaks_in is not None:
             self.breaks_in -= 1
             if self.breaks_in < 0:
@@ -37,7 +37,7 @@ class Flaky:
                 else:
                     publishing.close()
                 raise Unavailable("the connection broke")
-        ack: Ack = await publishing
+        ack: PubAck = await publishing
         return ack
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import tests.doubles.memory_bus
-from bus import Ack, StreamInfo, Unavailable
+from bus import PubAck, StreamInfo, Unavailable
 from bus.clock import Timer
 from bus.streams import JOB, Stream
 from tests.doubles.memory_bus import MemoryBus
@@ -112,7 +112,7 @@ class SimulatedBus(MemoryBus):
             stream = replace(stream, duplicate_window=min(window, stream.duplicate_window))
         return await super().ensure_stream(stream)
 
-    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> Ack:
+    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
         ack = await super()._store(subject, data, fields)
         if self._network.loses_word():
             raise Unavailable("no word that it is stored")
@@ -124,7 +124,7 @@ class WatchedStream(MemoryStream):
 
     network: Network
 
-    def store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> Ack:
+    def store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
         ack = super().store(subject, data, fields)
         if not ack.duplicate:
             self.network.on_stored(self.declared.name, subject, data, ack.sequence)

@@ -60,7 +60,7 @@ class Run:
         )
         self.troubles = Troubles(self)
         # So that also small batches leave together, in some runs.
-        handlers.worker.relay.TOGETHER_WORTHWHILE = draw((2, 16))  # type: ignore[misc]
+        handlers.worker.relay.BATCH_WORTHWHILE = draw((2, 16))  # type: ignore[misc]
         short = "short windows" in self.troubles.chances
         self.troubles.met["short windows"] += short
         self.database = Database(self.loop, behind=draw((0.0, 0.0, 0.05)))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
-from bus import Ack, Delivery
+from bus import Delivery, PubAck
 from bus.streams import CONSUMERS, WORKER_IN
 from statemachine import events
 from statemachine.chat import Chat, Limits, PreviousWorkspace
@@ -82,7 +82,7 @@ class World:
         await self.rig.open()
         publish = self.rig.bus.publish
 
-        async def kept(subject: str, data: bytes, **more: Any) -> Ack:
+        async def kept(subject: str, data: bytes, **more: Any) -> PubAck:
             if subject.startswith("workspaced.in."):
                 self.sent.append((subject, data))
             return await publish(subject, data, **more)

@@ -6,7 +6,7 @@ import json
 from typing import Any, Final
 from uuid import uuid4
 
-from bus import CLOUDEVENT, Ack, Bus, subjects
+from bus import CLOUDEVENT, Bus, PubAck, subjects
 from tests.unit.driver import ANN, ORG, PLAIN
 from tests.unit.facts import uid
 
@@ -48,7 +48,7 @@ class Senders:
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
 
-    async def send(self, kind: str, chat: str, sender: str, body: dict[str, Any] | bytes) -> Ack:
+    async def send(self, kind: str, chat: str, sender: str, body: dict[str, Any] | bytes) -> PubAck:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         subject = subjects.inbound(kind, chat, sender)
         return await self.bus.publish(subject, data, headers=CLOUDEVENT)
@@ -64,7 +64,7 @@ class Senders:
         owner: str = ANN,
         service: str = "service",
         **args: Any,
-    ) -> Ack:
+    ) -> PubAck:
         data = {
             "call_id": call,
             "tool": tool,
@@ -78,14 +78,14 @@ class Senders:
         )
         return await self.send("tool", chat, service, body)
 
-    async def create(self, chat: str, call: str = "c", **more: Any) -> Ack:
+    async def create(self, chat: str, call: str = "c", **more: Any) -> PubAck:
         return await self.ask(chat, "create_workspace", call, template_id=TEMPLATE_ID, **more)
 
-    async def cancel(self, chat: str, call: str) -> Ack:
+    async def cancel(self, chat: str, call: str) -> PubAck:
         body = envelope("tool_canceled", "/chat/service", chat, {"call_id": call})
         return await self.send("tool", chat, "service", body)
 
-    async def delete(self, chat: str) -> Ack:
+    async def delete(self, chat: str) -> PubAck:
         body = envelope("delete_requested", "/chat/service", chat, {"reason": "enough"})
         return await self.send("tool", chat, "service", body)
 
@@ -98,7 +98,7 @@ class Senders:
         trace: str | None = None,
         agents: tuple[str, ...] = ("main",),
         **more: Any,
-    ) -> Ack:
+    ) -> PubAck:
         """Tell of a job's build that it `started`, `succeeded`, `failed` or was `canceled`."""
         data = {key: job[key] for key in ("workspace_id", "build_id", "build_number", "transition")}
         if how == "succeeded":
@@ -119,7 +119,7 @@ class Senders:
         )
         return await self.send("provisioner", job["chat_id"], "local", body)
 
-    async def deleted(self, job: Job) -> Ack:
+    async def deleted(self, job: Job) -> PubAck:
         """Tell that a job's workspace is gone."""
         body = envelope(
             "workspace_deleted",
@@ -131,7 +131,7 @@ class Senders:
 
     async def agent(
         self, job: Job, how: str, sequence: int, *, agent: str = "main", event_id: str | None = None
-    ) -> Ack:
+    ) -> PubAck:
         """Have an agent tell that it is `connected`, `disconnected` or at a point of its life."""
         known = how in ("connected", "disconnected")
         data = {
@@ -146,7 +146,7 @@ class Senders:
         body = envelope(name, f"/agent/{me}", job["chat_id"], data, event_id=event_id)
         return await self.send("agent", job["chat_id"], me, body)
 
-    async def show(self, job: Job, *, agent: str = "main", ttl: float | None = 20.0) -> Ack:
+    async def show(self, job: Job, *, agent: str = "main", ttl: float | None = 20.0) -> PubAck:
         """Have an agent show that it lives."""
         subject = subjects.presence(job["chat_id"], agent_of(job, agent))
         return await self.bus.publish(subject, b"{}", ttl=ttl)

@@ -116,7 +116,7 @@ async def test_an_agent_that_is_back_when_its_mark_is_worked_is_not_lost(
 ) -> None:
     rig.clock.advance(SILENCE)
     taken = hand.take()
-    assert [delivery.expired for delivery in taken] == [True]
+    assert [delivery.is_delete_marker for delivery in taken] == [True]
     await send.show(job)
 
     await hand.work(taken)
@@ -288,7 +288,7 @@ async def test_the_sign_that_workers_expect_never_replaces_the_agents_own(
     await send.agent(job, "connected", 1)
     await hand.pump()
 
-    last = await rig.bus.last(PRESENCE.name, presence(chat, agent_of(job)))
+    last = await rig.bus.get_last(PRESENCE.name, presence(chat, agent_of(job)))
     assert last is not None
     assert last.sequence == own.sequence
 

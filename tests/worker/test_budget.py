@@ -58,13 +58,13 @@ class Counting:
         self._cost.published.append(subject.split(".")[1])
         return await self._bus.schedule(subject, *args, **more)
 
-    async def publish_together(self, messages: Sequence[Any]) -> Any:
+    async def publish_batch(self, messages: Sequence[Any]) -> Any:
         self._cost.published.append(f"{len(messages)} {messages[0].subject.split('.')[1]}s")
-        return await self._bus.publish_together(messages)
+        return await self._bus.publish_batch(messages)
 
-    async def last(self, stream: str, subject: str) -> Any:
+    async def get_last(self, stream: str, subject: str) -> Any:
         self._cost.asked.append(subject.split(".")[1])
-        return await self._bus.last(stream, subject)
+        return await self._bus.get_last(stream, subject)
 
 
 @dataclass
@@ -132,8 +132,8 @@ async def bench(
             store, counting, relay, Limits(), Watch(store, counting, relay, worker.tuning)
         ).prepare()
         operator = await bus("operator")
-        pull = await stack.enter_async_context(counting.pull(WORKER_IN, most=1000))
-        jobs = await stack.enter_async_context(operator.pull(pool_consumer("local"), most=1000))
+        pull = await stack.enter_async_context(counting.pull(WORKER_IN, prefetch=1000))
+        jobs = await stack.enter_async_context(operator.pull(pool_consumer("local"), prefetch=1000))
 
         async def taken(source: Any, count: int) -> list[Delivery]:
             found: list[Delivery] = []

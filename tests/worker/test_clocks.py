@@ -152,7 +152,7 @@ async def test_what_can_not_be_published_while_the_clocks_can_not_be_read_comes_
     rig.skew = timedelta(seconds=3)
     rig.clock.advance(TEN_MINUTES)
     with monkeypatch.context() as patch:
-        patch.setattr(rig.bus, "now", away)
+        patch.setattr(rig.bus, "server_time", away)
         await hand.pump()
     assert rig.store.outbox
     rig.clock.advance(30)

@@ -86,7 +86,7 @@ async def test_no_job_is_added_to_a_full_queue_until_one_is_taken(rig: Rig, send
     assert refused(rig, chats[1])
     assert len(rig.jobs()) == 1
 
-    async with rig.bus.pull(POOL, most=1) as pull:
+    async with rig.bus.pull(POOL, prefetch=1) as pull:
         (taken,) = await pull.next(1)
         await taken.ack()
     await looked(hand)

@@ -40,7 +40,7 @@ class Place:
     start: Start
 
     async def next_job(self) -> Job:
-        async with self.bus.pull(pool_consumer("local"), most=1) as pull:
+        async with self.bus.pull(pool_consumer("local"), prefetch=1) as pull:
             (delivery,) = await asyncio.wait_for(pull.next(1), WITHIN)
             await delivery.ack()
             job: Job = json.loads(delivery.data)["data"]
@@ -108,7 +108,7 @@ async def test_the_whole_way_from_request_to_answer(place: Place) -> None:
     assert answer["result"]["created"] is True
     assert answer["result"]["build_id"] == job["build_id"]
     assert seen == ["building", "agent_connecting", "scripts_running", "ready"]
-    last = await place.bus.last(STATE.name, subjects.state(chat))
+    last = await place.bus.get_last(STATE.name, subjects.state(chat))
     assert last is not None
     assert json.loads(last.data)["data"]["version"] == 4
 

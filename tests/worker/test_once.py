@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bus import Ack, Bus, Unavailable, subjects
+from bus import Bus, PubAck, Unavailable, subjects
 from bus.streams import WORKER_IN
 from handlers.worker.batch import Noticed, apply
 from handlers.worker.deliveries import read
@@ -101,7 +101,7 @@ class Broken:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bus, name)
 
-    async def publish(self, subject: str, data: bytes, **more: Any) -> Ack:
+    async def publish(self, subject: str, data: bytes, **more: Any) -> PubAck:
         if self.broke or not subjects.matches(self._subject, subject):
             return await self._bus.publish(subject, data, **more)
         self.broke = True

@@ -113,7 +113,7 @@ async def test_an_answer_can_be_read_again(rig: Rig, hand: Hand, ready: Job, cha
 
     await hand.prepare()
 
-    last = await rig.bus.last(RESULT.name, subjects.result(chat, "c"))
+    last = await rig.bus.get_last(RESULT.name, subjects.result(chat, "c"))
     assert last is not None
     assert json.loads(last.data)["data"] == before
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bus import Ack, Refused
+from bus import PubAck, Refused
 from tests.doubles.memory_bus import MemoryBus
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import Rig
@@ -17,7 +17,7 @@ class Small(MemoryBus):
 
     refused = ""
 
-    async def publish(self, subject: str, data: bytes, **more: Any) -> Ack:
+    async def publish(self, subject: str, data: bytes, **more: Any) -> PubAck:
         if self.refused and subject.startswith(self.refused) and len(data) > 600:
             raise Refused("maximum payload exceeded")
         return await super().publish(subject, data, **more)

@@ -183,7 +183,7 @@ async def test_a_call_that_had_been_answered_stays_answered(
 
     assert rig.answer(chat) == answer
     assert rig.results[chat, "wrong"][-1]["is_error"] is False
-    last = await rig.bus.last(RESULT.name, subjects.result(chat, "c"))
+    last = await rig.bus.get_last(RESULT.name, subjects.result(chat, "c"))
     assert last is not None
     assert json.loads(last.data)["data"] == answer
 
