@@ -126,3 +126,13 @@ class Resumed:
 
 
 CallOutcome = Answered | Waiting | Requested | Resumed
+
+
+def call_from_json(text: str | bytes) -> Call:
+    """Read a stored call. Raises ValueError for one that is damaged."""
+    return Call.model_validate_json(text)
+
+
+def call_to_json(call: Call) -> str:
+    """Return a call as it is stored."""
+    return call.model_dump_json()

@@ -382,3 +382,13 @@ class Chat(Frozen):
         """Return the latest lifecycle of the chosen agent."""
         facts = None if self.chosen is None else self.facts_of(self.chosen.id)
         return None if facts is None else facts.lifecycle
+
+
+def chat_from_json(text: str | bytes) -> Chat:
+    """Read a stored snapshot. Raises ValueError for one that is damaged."""
+    return Chat.model_validate_json(text)
+
+
+def chat_to_json(chat: Chat) -> str:
+    """Return a snapshot as it is stored: JSON without the fields that have their default."""
+    return chat.model_dump_json(exclude_defaults=True)

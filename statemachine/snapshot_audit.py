@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from statemachine.chat import Build, Chat, PreviousWorkspace
+from statemachine.chat import Build, Chat, PreviousWorkspace, chat_from_json
 from statemachine.mask import MASK
 from statemachine.replay import Difference, Fold
 
@@ -18,7 +18,7 @@ _ABSENT: Final = "nothing"
 def read(snapshot: str) -> Chat | None:
     """Return a stored snapshot, or None for one that is damaged."""
     try:
-        return Chat.model_validate_json(snapshot)
+        return chat_from_json(snapshot)
     except ValidationError:
         return None
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from statemachine.calls import Call
-from statemachine.chat import Chat
+from statemachine.calls import call_from_json
+from statemachine.chat import Chat, chat_from_json
 from statemachine.store import (
     Changes,
     Found,
@@ -153,7 +153,7 @@ class PostgresTransaction(Auditing):
             if not new:
                 break
         self._now = rows[-1]["now"] if rows else await self._db.fetchval(Q["now"])
-        return {row["chat_id"]: Chat.model_validate_json(row["snapshot"]) for row in rows}
+        return {row["chat_id"]: chat_from_json(row["snapshot"]) for row in rows}
 
     async def found(
         self,
@@ -174,7 +174,7 @@ class PostgresTransaction(Auditing):
                 case "bound":
                     found.pools[row["call_id"]] = row["chat_id"]
                 case "waiting":
-                    call = Call.model_validate_json(row["body"])
+                    call = call_from_json(row["body"])
                     found.waiting[call.chat_id].append(call)
                 case _:
                     stored = call_of(row)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from statemachine.chat import Chat
+from statemachine.chat import Chat, chat_from_json
 from statemachine.store.credentials import MOST_CONNECTIONS, Connection, Credential, Listed
 
 
@@ -44,7 +44,7 @@ class PostgresAdmitting:
         if not rows:
             return None
         chat = rows[0]["snapshot"]
-        return _credential(rows[0]), None if chat is None else Chat.model_validate_json(chat)
+        return _credential(rows[0]), None if chat is None else chat_from_json(chat)
 
     async def credentials(
         self, *, spent: bool = False, after: str | None = None, most: int = 100

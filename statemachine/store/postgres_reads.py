@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from statemachine.calls import Answered, Call
-from statemachine.chat import Chat
+from statemachine.calls import Answered, Call, call_from_json
+from statemachine.chat import Chat, chat_from_json
 from statemachine.messages import LogEntry
 from statemachine.store import (
     Job,
@@ -102,7 +102,7 @@ async def terms_of(
 def call_of(row: Mapping[str, Any]) -> StoredCall:
     """Read a call and its answer, if it has one."""
     answer = row["result"] and Answered(json.loads(row["result"]), row["is_error"])
-    return StoredCall(Call.model_validate_json(row["body"]), answer or None)
+    return StoredCall(call_from_json(row["body"]), answer or None)
 
 
 class Reading(Auditing, PostgresAdmitting):
@@ -131,7 +131,7 @@ class Reading(Auditing, PostgresAdmitting):
     async def chat(self, chat_id: str) -> Chat | None:
         """Return a snapshot, without lock."""
         rows = await self._fetch("chat", chat_id)
-        return Chat.model_validate_json(rows[0]["snapshot"]) if rows else None
+        return chat_from_json(rows[0]["snapshot"]) if rows else None
 
     async def chats(
         self,
@@ -144,12 +144,12 @@ class Reading(Auditing, PostgresAdmitting):
     ) -> list[Chat]:
         """Return snapshots by chat id, after `after`."""
         rows = await self._fetch("chats", organization_id, owner_id, states, after, most)
-        return [Chat.model_validate_json(row["snapshot"]) for row in rows]
+        return [chat_from_json(row["snapshot"]) for row in rows]
 
     async def waiting(self, chat_id: str) -> list[Call]:
         """Return a chat's open calls."""
         rows = await self._fetch("calls_waiting", chat_id)
-        return [Call.model_validate_json(row["body"]) for row in rows]
+        return [call_from_json(row["body"]) for row in rows]
 
     async def waiting_in_all(self, most: int) -> int:
         """Count the open calls of all chats, up to `most`."""
@@ -166,12 +166,12 @@ class Reading(Auditing, PostgresAdmitting):
     async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Chat]:
         """Return the chats that a timer is set for, by chat id, after `after`."""
         rows = await self._fetch("waking", after, most)
-        return [Chat.model_validate_json(row["snapshot"]) for row in rows]
+        return [chat_from_json(row["snapshot"]) for row in rows]
 
     async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Chat]:
         """Return the chats that remember orphans, by chat id, after `after`."""
         rows = await self._fetch("orphaned", after, most)
-        return [Chat.model_validate_json(row["snapshot"]) for row in rows]
+        return [chat_from_json(row["snapshot"]) for row in rows]
 
     async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
         """Return those of `workspace_ids` that some chat has."""
@@ -290,12 +290,12 @@ class Reading(Auditing, PostgresAdmitting):
     async def published_states(self, *, after: str | None = None, most: int = 500) -> list[Chat]:
         """Return the chats that have a version, by chat id."""
         rows = await self._fetch("published_states", after, most)
-        return [Chat.model_validate_json(row["snapshot"]) for row in rows]
+        return [chat_from_json(row["snapshot"]) for row in rows]
 
     async def jobs(self, *, after: str | None = None, most: int = 100) -> list[tuple[Job, Chat]]:
         """Return the jobs that are to be answered with their chats, by build id."""
         rows = [dict(row) for row in await self._fetch("jobs", after, most)]
-        chats = [Chat.model_validate_json(row.pop("snapshot")) for row in rows]
+        chats = [chat_from_json(row.pop("snapshot")) for row in rows]
         return [(Job(**row), chat) for row, chat in zip(rows, chats, strict=True)]
 
     async def answers(self, *, after: Key | None = None, most: int = 500) -> list[StoredCall]:
@@ -307,7 +307,7 @@ class Reading(Auditing, PostgresAdmitting):
     async def inhabited(self, *, after: str | None = None, most: int = 500) -> list[Chat]:
         """Return the chats with agents that are connected, by chat id."""
         rows = await self._fetch("inhabited", after, most)
-        return [Chat.model_validate_json(row["snapshot"]) for row in rows]
+        return [chat_from_json(row["snapshot"]) for row in rows]
 
     async def left_over(self, *, after: int = 0, most: int = 500) -> list[Outgoing]:
         """Return what is in the outbox, by row."""

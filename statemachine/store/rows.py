@@ -9,6 +9,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from statemachine import codec
+from statemachine.calls import call_to_json
+from statemachine.chat import chat_to_json
 from statemachine.store import Changes
 from statemachine.store.audit import columns_of
 
@@ -16,8 +18,7 @@ from statemachine.store.audit import columns_of
 def arrays_of(changes: Changes) -> list[list[Any]]:
     """Return what the statement `write` takes: the columns of the five tables that it writes."""
     chats = [
-        (chat.chat_id, *columns_of(chat).values(), chat.model_dump_json(exclude_defaults=True))
-        for chat in changes.chats
+        (chat.chat_id, *columns_of(chat).values(), chat_to_json(chat)) for chat in changes.chats
     ]
     entries = [
         (
@@ -39,7 +40,7 @@ def arrays_of(changes: Changes) -> list[list[Any]]:
             stored.call.chat_id,
             stored.call.call_id,
             stored.call.order,
-            stored.call.model_dump_json(),
+            call_to_json(stored.call),
             stored.call.asked_at,
             stored.answer.is_error if stored.answer else None,
             to_json(stored.answer.result).decode() if stored.answer else None,

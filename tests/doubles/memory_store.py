@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 from statemachine.calls import Call
-from statemachine.chat import Chat
+from statemachine.chat import Chat, chat_from_json
 from statemachine.messages import LogEntry
 from statemachine.previous_workspaces import orphans
 from statemachine.store import Job, Key, Origin, Outgoing, Pushed, Seen, StoredCall
@@ -66,7 +66,7 @@ class MemoryStore(MemoryAdmitting):
     async def chat(self, chat_id: str) -> Chat | None:
         """Return a snapshot, without lock."""
         text = self.snapshots.get(chat_id)
-        return None if text is None else Chat.model_validate_json(text)
+        return None if text is None else chat_from_json(text)
 
     async def chats(
         self,
@@ -82,7 +82,7 @@ class MemoryStore(MemoryAdmitting):
             chat
             for chat_id in sorted(self.snapshots)
             if after is None or chat_id > after
-            for chat in [Chat.model_validate_json(self.snapshots[chat_id])]
+            for chat in [chat_from_json(self.snapshots[chat_id])]
             if organization_id in (None, chat.organization_id)
             and owner_id in (None, chat.owner_id)
             and (states is None or chat.state in states)
@@ -126,7 +126,7 @@ class MemoryStore(MemoryAdmitting):
         return {c.ref.id for c in await self._all() if c.ref and c.ref.id in workspace_ids}
 
     async def _all(self) -> list[Chat]:
-        return [Chat.model_validate_json(text) for _, text in sorted(self.snapshots.items())]
+        return [chat_from_json(text) for _, text in sorted(self.snapshots.items())]
 
     async def pools(self) -> set[str]:
         """Return the pools that templates name."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from statemachine.chat import Chat
+from statemachine.chat import Chat, chat_to_json
 from statemachine.codec import envelope_of
 from statemachine.store import Changes, Entry, Found, Key, Outgoing, StoredCall, Terms
 from statemachine.store.entries import shown
@@ -100,11 +100,11 @@ class MemoryTransaction:
         store, changes = self._store, self._changes
         for chat_id in self._locked:
             new = Chat(chat_id=chat_id)
-            store.snapshots.setdefault(chat_id, new.model_dump_json(exclude_defaults=True))
+            store.snapshots.setdefault(chat_id, chat_to_json(new))
         if changes is None:
             return
         for chat in changes.chats:
-            store.snapshots[chat.chat_id] = chat.model_dump_json(exclude_defaults=True)
+            store.snapshots[chat.chat_id] = chat_to_json(chat)
         for chat_id, entry in changes.entries:
             cause = entry.cause.model_dump() if entry.cause else None
             row = {name: getattr(entry, name) for name in Entry.__slots__}

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 
-from statemachine.chat import Chat
+from statemachine.chat import Chat, chat_from_json
 from statemachine.store import Changes, Found, Key, Outgoing, StoreUnavailableError, TransientError
 from tests.doubles.memory_store import MemoryStore
 from tests.doubles.memory_transaction import MemoryTransaction
@@ -238,4 +238,4 @@ def rests_at(store: MemoryStore, chat_id: str) -> Chat | None:
 
 @lru_cache(maxsize=16)
 def _read(text: str) -> Chat:
-    return Chat.model_validate_json(text)
+    return chat_from_json(text)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from statemachine import events
-from statemachine.chat import Chat
+from statemachine.chat import Chat, chat_from_json, chat_to_json
 from statemachine.events import Event
 from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, Moved, next_state
@@ -238,7 +238,7 @@ def assert_sound(workspace: Chat) -> None:
     if data["state"] in ("none", "building", "stopping", "stopped"):
         assert data["agent"] is None
     assert data["cause"] is not None or workspace.version == 0
-    assert Chat.model_validate_json(workspace.model_dump_json()) == workspace
+    assert chat_from_json(chat_to_json(workspace)) == workspace
 
 
 @pytest.mark.parametrize("state", State)

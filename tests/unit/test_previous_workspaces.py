@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statemachine.calls import Known, Policy
-from statemachine.chat import MOST_PAST, Chat, PreviousWorkspace, WorkspaceRef
+from statemachine.chat import (
+    MOST_PAST,
+    Chat,
+    PreviousWorkspace,
+    WorkspaceRef,
+    chat_from_json,
+    chat_to_json,
+)
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TemplateRef, TtlPassed
 from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, Parked
@@ -497,7 +504,7 @@ def assert_sound(workspace: Chat) -> None:
         assert former.build is not None
         assert former.build.outcome is not None
     assert all(former.orphaned_at or not former.overdue for former in workspace.former)
-    read_back = Chat.model_validate_json(workspace.model_dump_json(exclude_defaults=True))
+    read_back = chat_from_json(chat_to_json(workspace))
     assert read_back == workspace
 
 

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 
-from statemachine.chat import MOST_REJECTED, Chat
+from statemachine.chat import MOST_REJECTED, chat_from_json, chat_to_json
 from statemachine.events import BuildRequested, Event, FactRejected, TemplateRef, WaitResumed
 from statemachine.phase import Phase, phase_of
 from statemachine.replay import Fold, replay
@@ -189,8 +189,8 @@ def test_a_log_folds_to_it() -> None:
 
     assert folded.differences == ()
     assert {r.fact for r in folded.workspace.rejected} == {"build_failed", "build_started"}
-    stored = folded.workspace.model_dump_json(exclude_defaults=True)
-    assert Chat.model_validate_json(stored) == folded.workspace
+    stored = chat_to_json(folded.workspace)
+    assert chat_from_json(stored) == folded.workspace
     fold = Fold(CHAT)
     for entry in log:
         fold.take(entry)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from handlers.worker.runtime_settings import milliseconds, policy
-from statemachine.chat import Chat, Limits
+from statemachine.chat import Chat, Limits, chat_from_json, chat_to_json
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TtlPassed
 from statemachine.timers import ChatTimer, TimerKind, open_timer, overdue, rests
 from tests.unit.facts import (
@@ -177,7 +177,7 @@ def test_a_lifetime_does_not_ask_the_clock_of_the_sender() -> None:
 def test_a_timer_has_the_generation_of_its_own_lifetime() -> None:
     first = hours(limited(), succeeded())
     later = hours(limited(), succeeded(), requested(2, STOP), limited(3), succeeded(3))
-    kept = Chat.model_validate_json(first.model_dump_json(exclude_defaults=True))
+    kept = chat_from_json(chat_to_json(first))
 
     one, other = open_timer(first, TimerKind.TTL, LIMITS), open_timer(later, TimerKind.TTL, LIMITS)
 

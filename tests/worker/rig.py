@@ -15,7 +15,7 @@ from handlers.worker.recovery import Recovery
 from handlers.worker.relay import Relay
 from handlers.worker.stream_watch import Watch
 from handlers.worker.worker import Worker
-from statemachine.chat import Limits
+from statemachine.chat import Limits, chat_to_json
 from statemachine.replay import Fold
 from statemachine.snapshot_audit import differences
 from statemachine.store import Store
@@ -169,7 +169,7 @@ class Rig:
             for entry in log:
                 fold.take(entry)
             assert fold.differences == []
-            stored = kept.model_dump_json(exclude_defaults=True)
+            stored = chat_to_json(kept)
             assert differences(stored, fold, kept.open_calls) == []
 
     def _state(self, message: Message) -> None:
