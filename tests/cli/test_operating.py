@@ -293,18 +293,27 @@ class TestLog:
         assert "ready" in following.said()
         assert again.stdout.splitlines() == printed
 
-    def test_who_has_seen_enough_may_go(self, running: Up, templates: dict[str, str]) -> None:
-        chat = new_id()
-        process = waiting(running, chat, templates["unserved"])
+    def test_following_ends_quietly_when_it_is_interrupted(
+        self, running: Up, tmp_path: Path
+    ) -> None:
+        pipe, chat = tmp_path / "pipe", new_id()
+        os.mkfifo(pipe)
+        text = QUICK.replace("quick", "interrupted").replace(
+            "echo $", f"echo one; cat {pipe}; echo $"
+        )
+        pushed = running.data("template", "push", folder(tmp_path, text))
+        process = waiting(running, chat, pushed["template_id"])
+        following = Process("log", chat, "--follow", "--data-dir", running.directory)
         try:
-            process.heard("building")
-            following = Process("log", chat, "--follow", "--data-dir", running.directory)
-            running.run("tool", "start_workspace", "--chat", chat, "--owner", new_id())
+            following.line()
             status = following.stop(signal.SIGINT)
+            pipe.write_bytes(b"two\n")
+            process.ended()
         finally:
-            process.stop(signal.SIGINT)
+            process.kill()
+            following.kill()
 
-        assert status in (130, -signal.SIGINT)
+        assert status == 130
         assert "Traceback" not in following.said()
 
 

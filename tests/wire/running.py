@@ -17,10 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from handlers.embedded.database_password import completed
+from tests import preloaded
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0
 """Seconds after which a test gives up on a process; none waits that long when all is well."""
+
+
+OF_THE_INTERPRETER = ("PYTHON", "LANG", "LC_", "LD_", "TZ")
+"""Variables that act when Python starts: a command that is given one of these starts its own."""
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -36,6 +41,8 @@ def run(
     patience: float = PATIENCE,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
+    if not any(name.startswith(OF_THE_INTERPRETER) for name in env or ()):
+        return preloaded.run([*map(str, words)], environment(env), stdin or "", patience)
     return subprocess.run(
         [sys.executable, "-m", "handlers", *map(str, words)],
         cwd=ROOT,
