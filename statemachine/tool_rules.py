@@ -1,6 +1,6 @@
 """evaluate: the rules of the tools, as one pure function of a call and its chat's latest facts.
 
-Branch numbers are those of the table in ARCHITECTURE.md. Nothing outside decides what a call is
+docs/internals/tool-rules.md lists the branches with their numbers. Nothing outside decides what a call is
 answered, waits for, or has built.
 """
 

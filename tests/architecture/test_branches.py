@@ -1,4 +1,4 @@
-"""Every branch of ARCHITECTURE.md's table has its tests, which carry its number."""
+"""Every branch in docs/internals/tool-rules.md has tests that carry its number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IN_AN_ID = re.compile(r"\A[A-Z]\d[a-z]?\b")
 
 
 def branches() -> list[str]:
-    return ROW.findall((ROOT / "ARCHITECTURE.md").read_text())
+    return ROW.findall((ROOT / "docs/internals/tool-rules.md").read_text())
 
 
 def numbers(source: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The situations of ARCHITECTURE.md's branch table, brought about over real servers."""
+"""The situations of docs/internals/tool-rules.md, brought about over real servers."""
 
 from __future__ import annotations
 

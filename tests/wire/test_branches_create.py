@@ -1,4 +1,4 @@
-"""create_workspace (C1 to C4c) and what holds for every tool (G), by ARCHITECTURE.md's numbers.
+"""create_workspace (C1 to C4c) and what holds for every tool (G), numbered as in docs/internals/tool-rules.md.
 
 What makes a new workspace is in `test_branches_new`, templates and settings in
 `test_branches_templates` and `test_branches_settings`, limits in `test_branches_limits`.

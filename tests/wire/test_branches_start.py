@@ -1,4 +1,4 @@
-"""start_workspace (S), by the numbers of ARCHITECTURE.md's table; limits in `test_branches_limits`."""
+"""start_workspace (S), numbered as in docs/internals/tool-rules.md; limits in `test_branches_limits`."""
 
 from __future__ import annotations
 

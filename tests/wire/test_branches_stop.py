@@ -1,4 +1,4 @@
-"""stop_workspace (P), by the numbers of ARCHITECTURE.md's table; limits in `test_branches_limits`.
+"""stop_workspace (P), numbered as in docs/internals/tool-rules.md; limits in `test_branches_limits`.
 
 P1 stands in `test_branches_start`, and S8 stands here: they are the same for both tools.
 """

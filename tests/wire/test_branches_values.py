@@ -1,4 +1,4 @@
-"""Values of parameters (C5i, S7c to S7g), by ARCHITECTURE.md's numbers."""
+"""Values of parameters (C5i, S7c to S7g), numbered as in docs/internals/tool-rules.md."""
 
 from __future__ import annotations
 
