@@ -630,7 +630,9 @@ def test_whatever_stands_in_the_optional_fields_a_terminal_fact_is_accepted_and_
         return
     assert isinstance(found, Event), found
     parse(written(found))  # the store can hold it
-    assert event_of(envelope_of(found)) == found
+    assert event_of(envelope_of(found)) == found.model_copy(
+        update={"beginnings_cut": frozenset()}  # the log does not keep it
+    )
     ended = chat(requested(), found)
     assert ended.state is not State.BUILDING
     log = list(recorded([requested(), found]))
