@@ -32,6 +32,7 @@ from bus import (
     jsapi,
     management,
     services,
+    subjects,
 )
 from bus import headers as names
 from bus.atomic_publish import publish_batch
@@ -142,12 +143,12 @@ class JetStreamBus:
 
     async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
         """Direct get: the subject's last message, or None."""
-        return await self._direct_get(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"")
+        return await self._direct_get(subjects.direct_get(stream, subject), b"")
 
     async def get_next(self, stream: str, subject: str, after: int) -> StoredMessage | None:
         """Direct get: the subject's first message with a sequence above `after`, or None."""
         wanted = jsapi.write({"seq": after + 1, "next_by_subj": subject})
-        return await self._direct_get(f"$JS.API.DIRECT.GET.{stream}", wanted)
+        return await self._direct_get(subjects.direct_get(stream), wanted)
 
     async def server_time(self, stream: str) -> datetime:
         """Return what the clock of the stream's server shows."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from bus import Message, Refused, StreamInfo, Unavailable, jsapi
+from bus import Message, Refused, StreamInfo, Unavailable, jsapi, subjects
 from bus.jsapi import ApiError
 from bus.request_reply import Requests
 from bus.streams import Consumer, Stream
@@ -126,5 +126,5 @@ async def _api(
     requests: Requests, subject: str, request: Mapping[str, Any] | None = None
 ) -> jsapi.Json:
     body = b"" if request is None else jsapi.write(request)
-    answer = await ask(requests, f"$JS.API.{subject}", body)
+    answer = await ask(requests, f"{subjects.JETSTREAM}.{subject}", body)
     return jsapi.read(answer.data)

@@ -19,6 +19,7 @@ from bus import (
     Refused,
     Unavailable,
     jsapi,
+    subjects,
 )
 from bus.connection import Connection
 from bus.streams import Consumer
@@ -90,7 +91,7 @@ class _Source:
         self._connection = pull.connection
         self.stream = consumer.stream
         self.name = consumer.name
-        self.subject = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.name}"
+        self.subject = subjects.next_messages(consumer.stream, consumer.name)
         self.open = 0
         """Messages asked for that have not come yet."""
         self.buffered = 0

@@ -1,4 +1,8 @@
-"""Every subject of the wire, by name: nobody else glues one together or takes one apart."""
+"""Every NATS subject that workspaced uses, defined once.
+
+No other module builds a subject from parts or splits one; an architecture test enforces that.
+A `*` matches one token of a subject, `>` all remaining tokens.
+"""
 
 from __future__ import annotations
 
@@ -9,150 +13,185 @@ from typing import Final
 from bus.errors import Refused
 
 IN_TOOL: Final = "workspaced.in.tool.*.*"
-"""Requests of chat services."""
+"""Tool calls of chat services, by chat and service."""
 IN_PROVISIONER: Final = "workspaced.in.provisioner.*.*"
-"""Facts of provisioners."""
+"""Facts from provisioners, by chat and provisioner."""
 IN_AGENT: Final = "workspaced.in.agent.*.*"
-"""Facts of agents."""
+"""Facts from agents, by chat and agent."""
 JOBS: Final = "workspaced.job.*"
-"""Builds, by pool."""
+"""Jobs for provisioners, by pool."""
 STATES: Final = "workspaced.state.*"
-"""Last states, by chat."""
+"""The latest state of each chat."""
 LOGS: Final = "workspaced.log.*.*"
 """Log lines, by chat and build."""
 RESULTS: Final = "workspaced.result.*.*"
-"""Answers, by chat and call."""
+"""Results of tool calls, by chat and call."""
 DEADS: Final = "workspaced.dead.*"
-"""Dead letters, by kind."""
+"""Dead letters, by the kind of sender."""
 TIMERS_ARMED: Final = "workspaced.timer.arm.>"
-"""Timers that wait."""
+"""Scheduled messages of timers that have not fired."""
 TIMERS_FIRED: Final = "workspaced.timer.fired.>"
-"""Timers whose time has come."""
+"""Messages of timers that have fired."""
 PRESENCES: Final = "workspaced.presence.*.*"
-"""Signs of life, by chat and agent."""
+"""Heartbeats of agents, by chat and agent."""
 RESEND_PROVISIONER: Final = "workspaced.resend.provisioner"
-"""Asks every provisioner to publish its newest facts again."""
+"""Asks every provisioner to publish its latest facts again."""
 RESEND_AGENT: Final = "workspaced.resend.agent"
-"""Asks the same of every agent."""
+"""Asks every agent to publish its latest facts again."""
+WORKER_POOLS: Final = "workspaced.worker.pools"
+"""Asks a worker to create the durable consumers of all pools that templates name."""
+
+ALL_IN: Final = "workspaced.in.>"
+ALL_TIMERS: Final = "workspaced.timer.>"
+ALL_RESULTS: Final = "workspaced.result.>"
+ALL_UI: Final = "workspaced.ui.>"
+ALL_RPCS: Final = "workspaced.rpc.>"
 
 UI_STATE_COPY: Final = "workspaced.ui.{{wildcard(1)}}.state"
-"""Where the server republishes a stored state; the wildcard is that of `STATES`."""
+"""Where the server republishes a stored state; `wildcard(1)` is the `*` of `STATES`."""
 UI_LOG_COPY: Final = "workspaced.ui.{{wildcard(1)}}.log.{{wildcard(2)}}"
 """Where the server republishes a stored log line; the wildcards are those of `LOGS`."""
+
+JETSTREAM: Final = "$JS.API"
+"""Prefix of JetStream's API."""
+ALL_SERVICES: Final = "$SRV.>"
+"""Discovery, ping and statistics of NATS micro services."""
+AUTH_CALLOUT: Final = "$SYS.REQ.USER.AUTH"
+"""The server asks here whether a client may connect."""
 
 _IN: Final = re.compile(
     r"workspaced\.in\.(?P<kind>tool|provisioner|agent)\.(?P<chat>[^.]+)\.(?P<sender>[^.]+)"
 )
-
-_SUBJECT: Final = re.compile(r"[^\s]+")
+_NO_WHITESPACE: Final = re.compile(r"[^\s]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """What the subject of an inbound message says of it."""
+    """The parts of an inbound message's subject."""
 
     kind: str
+    """`tool`, `provisioner` or `agent`."""
     chat: str
     sender: str
 
 
 def parse_inbound(subject: str) -> Inbound | None:
-    """Read `workspaced.in.<kind>.<chat>.<sender>`, or None when it is none."""
+    """Split `workspaced.in.<kind>.<chat>.<sender>`; return None for any other subject."""
     found = _IN.fullmatch(subject)
     return Inbound(*found.groups()) if found else None
 
 
 def inbound(kind: str, chat: str, sender: str) -> str:
-    """Return where `sender` publishes an event about `chat`."""
+    """Return the subject on which `sender` publishes an event about `chat`."""
     return f"workspaced.in.{kind}.{chat}.{sender}"
 
 
 def job(pool: str) -> str:
-    """Return where builds for `pool` are published."""
+    """Return the subject of jobs for the provisioners of `pool`."""
     return f"workspaced.job.{pool}"
 
 
 def state(chat: str) -> str:
-    """Return where the chat's state is published and kept."""
+    """Return the subject of the chat's stored state."""
     return f"workspaced.state.{chat}"
 
 
 def log(chat: str, build: str) -> str:
-    """Return where the build's log lines are published."""
+    """Return the subject of the build's log lines."""
     return f"workspaced.log.{chat}.{build}"
 
 
 def result(chat: str, call: str) -> str:
-    """Return where the call is answered."""
+    """Return the subject of the tool call's result."""
     return f"workspaced.result.{chat}.{call}"
 
 
 def dead(kind: str) -> str:
-    """Return where dead letters of that kind go."""
+    """Return the subject of dead letters from senders of that kind."""
     return f"workspaced.dead.{kind}"
 
 
 def timer_arm(chat: str, purpose: str, generation: int) -> str:
-    """Return where a timer is armed; each generation has its own, so none replaces another."""
+    """Return the subject that arms a timer; a new generation does not replace an earlier one."""
     return f"workspaced.timer.arm.{chat}.{purpose}.{generation}"
 
 
 def timer_fired(chat: str, purpose: str) -> str:
-    """Return where that timer fires, whatever its generation."""
+    """Return the subject on which that timer fires; it is the same for all generations."""
     return f"workspaced.timer.fired.{chat}.{purpose}"
 
 
 def fires_on(armed: str) -> str:
-    """Return where a timer fires that is armed on that subject."""
+    """Return the subject on which the timer fires that was armed on subject `armed`."""
     _, _, _, chat, purpose, _ = armed.split(".")
     return timer_fired(chat, purpose)
 
 
 def parse_timer_fired(subject: str) -> tuple[str, str]:
-    """Return chat and purpose of a fired timer."""
+    """Return chat and purpose from the subject of a fired timer."""
     _, _, _, chat, purpose = subject.split(".", 4)
     return chat, purpose
 
 
 def presence(chat: str, agent: str) -> str:
-    """Return where the agent shows that it lives."""
+    """Return the subject of the agent's heartbeats."""
     return f"workspaced.presence.{chat}.{agent}"
 
 
 def parse_presence(subject: str) -> tuple[str, str]:
-    """Return chat and agent of a sign of life."""
+    """Return chat and agent from the subject of a heartbeat."""
     _, _, chat, agent = subject.split(".", 3)
     return chat, agent
 
 
 def rpc(name: str) -> str:
-    """Return where the gateway answers requests of that name."""
+    """Return the subject on which the gateway serves the rpc `name`."""
     return f"workspaced.rpc.{name}"
 
 
 def ui(chat: str) -> str:
-    """Return what a frontend of the chat subscribes to: its states and logs."""
+    """Return the wildcard subject of everything a frontend of the chat sees: states and logs."""
     return f"workspaced.ui.{chat}.>"
 
 
 def ui_state(chat: str) -> str:
-    """Return where the copy of the chat's stored state appears."""
+    """Return the subject on which the server republishes the chat's states."""
     return f"workspaced.ui.{chat}.state"
 
 
+def ui_log(chat: str, build: str) -> str:
+    """Return the subject on which the server republishes the build's log lines."""
+    return f"workspaced.ui.{chat}.log.{build}"
+
+
+def direct_get(stream: str, subject: str = "") -> str:
+    """Return the request subject that reads a stream: one subject's last message, or (without) any."""
+    return f"{JETSTREAM}.DIRECT.GET.{stream}" + (f".{subject}" if subject else "")
+
+
+def next_messages(stream: str, consumer: str) -> str:
+    """Return the request subject that pulls messages from a durable consumer."""
+    return f"{JETSTREAM}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+
+
+def acks(stream: str, consumer: str) -> str:
+    """Return the wildcard subject of the acks of that consumer's messages."""
+    return f"$JS.ACK.{stream}.{consumer}.>"
+
+
 def kick(server: str) -> str:
-    """Return where that server process is asked to close a client's connection."""
+    """Return the request subject that makes that server disconnect a client."""
     return f"$SYS.REQ.SERVER.{server}.KICK"
 
 
 def check(subject: str) -> None:
-    """Raise Refused for what is no subject: a blank in it would be a command to the server."""
-    if not _SUBJECT.fullmatch(subject):
+    """Raise Refused for an invalid subject: whitespace in it would inject a protocol command."""
+    if not _NO_WHITESPACE.fullmatch(subject):
         raise Refused(f"not a subject: {subject!r}")
 
 
 def matches(pattern: str, subject: str) -> bool:
-    """Tell whether a subscription to `pattern` gets messages of `subject`."""
+    """Return whether a subscription to `pattern` receives messages published on `subject`."""
     if pattern == subject:
         return True
     wanted, tokens = pattern.split("."), subject.split(".")

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from bus import subjects
 from handlers.gateway import replies, requests
 from statemachine import arguments, events, messages
 from statemachine.strict_json import Reason
@@ -106,7 +107,7 @@ class Channel:
 CHANNELS: Final = (
     Channel(
         "requests",
-        "workspaced.in.tool.{chat_id}.{service}",
+        subjects.inbound("tool", "{chat_id}", "{service}"),
         "receive",
         "Requests of chat services",
         "WORKSPACED_IN",
@@ -114,7 +115,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "provisioner_facts",
-        "workspaced.in.provisioner.{chat_id}.{provisioner}",
+        subjects.inbound("provisioner", "{chat_id}", "{provisioner}"),
         "receive",
         "Facts of provisioners",
         "WORKSPACED_IN",
@@ -122,7 +123,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "agent_facts",
-        "workspaced.in.agent.{chat_id}.{agent_id}",
+        subjects.inbound("agent", "{chat_id}", "{agent_id}"),
         "receive",
         "Facts of agents",
         "WORKSPACED_IN",
@@ -130,7 +131,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "jobs",
-        "workspaced.job.{pool}",
+        subjects.job("{pool}"),
         "send",
         "Builds for the provisioners of a pool, which pull them from the durable consumer `pool-<pool>`",
         "WORKSPACED_JOB",
@@ -138,7 +139,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "states",
-        "workspaced.state.{chat_id}",
+        subjects.state("{chat_id}"),
         "send",
         "The newest state of each chat, for direct gets",
         "WORKSPACED_STATE",
@@ -146,7 +147,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "ui_states",
-        "workspaced.ui.{chat_id}.state",
+        subjects.ui_state("{chat_id}"),
         "send",
         "The states of a chat, for frontends: the NATS server republishes what `WORKSPACED_STATE` stored",
         None,
@@ -154,7 +155,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "logs",
-        "workspaced.log.{chat_id}.{build_id}",
+        subjects.log("{chat_id}", "{build_id}"),
         "receive",
         "Output of builds and agents",
         "WORKSPACED_LOG",
@@ -162,7 +163,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "ui_logs",
-        "workspaced.ui.{chat_id}.log.{build_id}",
+        subjects.ui_log("{chat_id}", "{build_id}"),
         "send",
         "Output for frontends: the NATS server republishes what `WORKSPACED_LOG` stored",
         None,
@@ -170,7 +171,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "results",
-        "workspaced.result.{chat_id}.{call_id}",
+        subjects.result("{chat_id}", "{call_id}"),
         "send",
         "Answers of tool calls",
         "WORKSPACED_RESULT",
@@ -178,7 +179,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "dead_letters",
-        "workspaced.dead.{kind}",
+        subjects.dead("{kind}"),
         "send",
         "Messages that workspaced could not accept",
         "WORKSPACED_DEAD",
@@ -186,7 +187,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "resend_provisioner",
-        "workspaced.resend.provisioner",
+        subjects.RESEND_PROVISIONER,
         "send",
         "Asks every provisioner to publish the facts again that it keeps",
         None,
@@ -194,7 +195,7 @@ CHANNELS: Final = (
     ),
     Channel(
         "resend_agent",
-        "workspaced.resend.agent",
+        subjects.RESEND_AGENT,
         "send",
         "Asks every agent to publish the facts again that it keeps",
         None,
@@ -436,7 +437,7 @@ def asyncapi(schemas: Schemas) -> Json:
         bodies_and_replies[body] = _plain(schemas, body, schemas.bodies[name])
         bodies_and_replies[reply] = _plain(schemas, reply, schemas.replies.get(name))
         channels[f"rpc_{name}"] = {
-            "address": f"workspaced.rpc.{name}",
+            "address": subjects.rpc(name),
             "messages": {body: {"$ref": f"#/components/messages/{body}"}},
         }
         operations[f"rpc_{name}"] = {

@@ -18,6 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bus import subjects
+from bus.streams import LOG, RESULT, STATE
+
 CORE: Final = "APP"
 """Has the streams, and who works on them."""
 CHATS: Final = "CHATS"
@@ -28,7 +31,7 @@ FRONTENDS: Final = "FRONTENDS"
 
 SYSTEM: Final = "SYS"
 """The servers' own."""
-KICK: Final = "$SYS.REQ.SERVER.*.KICK"
+KICK: Final = subjects.kick("*")
 """Closes a client's connection: the one service of the servers that others may be let to ask."""
 
 HOMES: Final = {
@@ -62,8 +65,10 @@ def _stream(subject: str, *users: str) -> Passage:
 
 
 def _direct_gets(stream: str, *users: str) -> tuple[Passage, Passage]:
-    subject = f"$JS.API.DIRECT.GET.{stream}"
-    return _service(subject, *users), _service(f"{subject}.>", *users)
+    return (
+        _service(subjects.direct_get(stream), *users),
+        _service(subjects.direct_get(stream, ">"), *users),
+    )
 
 
 _MANY_ANSWERS: Final = "response: stream"
@@ -73,20 +78,20 @@ _LATE_ANSWER: Final = 'response_threshold: "30m"'
 
 OFFERED: Final[dict[str, tuple[Passage, ...]]] = {
     CORE: (
-        _service("workspaced.in.tool.*.*", CHATS),
-        _service("workspaced.in.agent.*.*", AGENTS),
-        _service("workspaced.log.*.*", AGENTS),
-        _service("workspaced.presence.*.*", AGENTS),
-        *_direct_gets("WORKSPACED_STATE", CHATS, FRONTENDS),
-        *_direct_gets("WORKSPACED_RESULT", CHATS),
-        *_direct_gets("WORKSPACED_LOG", CHATS),
-        _stream("workspaced.result.>", CHATS),
-        _stream("workspaced.ui.>", CHATS, FRONTENDS),
-        _stream("workspaced.resend.agent", AGENTS),
+        _service(subjects.IN_TOOL, CHATS),
+        _service(subjects.IN_AGENT, AGENTS),
+        _service(subjects.LOGS, AGENTS),
+        _service(subjects.PRESENCES, AGENTS),
+        *_direct_gets(STATE.name, CHATS, FRONTENDS),
+        *_direct_gets(RESULT.name, CHATS),
+        *_direct_gets(LOG.name, CHATS),
+        _stream(subjects.ALL_RESULTS, CHATS),
+        _stream(subjects.ALL_UI, CHATS, FRONTENDS),
+        _stream(subjects.RESEND_AGENT, AGENTS),
     ),
     CHATS: (
-        _service("workspaced.rpc.>", CORE, options=_LATE_ANSWER, tells=True),
-        _service("$SRV.>", CORE, options=_MANY_ANSWERS),
+        _service(subjects.ALL_RPCS, CORE, options=_LATE_ANSWER, tells=True),
+        _service(subjects.ALL_SERVICES, CORE, options=_MANY_ANSWERS),
     ),
     AGENTS: (),
     FRONTENDS: (),

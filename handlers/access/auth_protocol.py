@@ -18,10 +18,11 @@ from typing import Annotated, Any, Final
 
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 
+from bus import subjects
 from handlers.access import nkey
 from handlers.access.grants import Grant
 
-SUBJECT: Final = "$SYS.REQ.USER.AUTH"
+SUBJECT: Final = subjects.AUTH_CALLOUT
 """Where the server asks."""
 
 QUEUE: Final = "callout"

@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Final
 
 from bus import subjects
+from bus.streams import STATE
 from handlers.access.accounts import AGENTS, FRONTENDS, HOMES
 from handlers.access.permissions import PERMISSIONS, provisioner_of
 from handlers.access.permissions import inbox_prefix as static_inbox_prefix
 
-_DIRECT_GET_STATE: Final = "$JS.API.DIRECT.GET.WORKSPACED_STATE."
 REQUEST_INFO: Final = "Nats-Request-Info"
 _ALL_INBOXES: Final = "_INBOX"
 _OWN: Final = "_INBOX_"
@@ -77,7 +77,7 @@ def frontend_grant(*, name: str, chat_ids: Sequence[str], expires_at: datetime) 
     return Grant(
         name=name,
         account=FRONTENDS,
-        publish=tuple(_DIRECT_GET_STATE + subjects.state(chat) for chat in chat_ids),
+        publish=tuple(subjects.direct_get(STATE.name, subjects.state(chat)) for chat in chat_ids),
         subscribe=(*map(subjects.ui, chat_ids), f"{inbox_prefix(name)}.>"),
         expires_at=expires_at,
     )

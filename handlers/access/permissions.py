@@ -10,7 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-_RPC: Final = "workspaced.rpc."
+from bus import subjects
+from bus.streams import JOB, LOG, RESULT, STATE, pool_consumer
+
 _CHAT_SERVICE_RPCS: Final = (
     "create_workspace",
     "start_workspace",
@@ -26,7 +28,7 @@ _CHAT_SERVICE_RPCS: Final = (
 )
 _PROVISIONER_RPCS: Final = ("template_archive", "agent_credential")
 _EVERYTHING: Final = (">",)
-_RESEND: Final = "workspaced.resend.provisioner"
+_STATE, _RESULT, _LOG, _JOB = STATE.name, RESULT.name, LOG.name, JOB.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,9 @@ class Permissions:
 
 def _direct_gets(*streams: str) -> tuple[str, ...]:
     """By subject in the request's own subject, and by sequence in its body."""
-    forms = ("$JS.API.DIRECT.GET.{}", "$JS.API.DIRECT.GET.{}.>")
-    return tuple(form.format(stream) for stream in streams for form in forms)
+    return tuple(
+        subjects.direct_get(stream, subject) for stream in streams for subject in ("", ">")
+    )
 
 
 def inbox_prefix(role: str) -> str:
@@ -54,36 +57,36 @@ def inbox_prefix(role: str) -> str:
 PERMISSIONS: Final[dict[str, Permissions]] = {
     "operator": Permissions(
         publish=_EVERYTHING,
-        refused=("workspaced.timer.>",),
+        refused=(subjects.ALL_TIMERS,),
         subscribe=_EVERYTHING,
     ),
     "chat-service": Permissions(
         publish=(
-            "workspaced.in.tool.*.*",
-            *(_RPC + name for name in _CHAT_SERVICE_RPCS),
-            *_direct_gets("WORKSPACED_STATE", "WORKSPACED_RESULT"),
+            subjects.IN_TOOL,
+            *map(subjects.rpc, _CHAT_SERVICE_RPCS),
+            *_direct_gets(_STATE, _RESULT),
         ),
-        subscribe=("workspaced.result.>", "workspaced.ui.>", "_INBOX_chat-service.>"),
+        subscribe=(subjects.ALL_RESULTS, subjects.ALL_UI, "_INBOX_chat-service.>"),
     ),
     "provisioner": Permissions(
         publish=(
-            "workspaced.in.provisioner.*.*",
-            "workspaced.log.*.*",
-            "$JS.API.CONSUMER.MSG.NEXT.WORKSPACED_JOB.*",
-            "$JS.ACK.WORKSPACED_JOB.*.>",
-            *(_RPC + name for name in _PROVISIONER_RPCS),
+            subjects.IN_PROVISIONER,
+            subjects.LOGS,
+            subjects.next_messages(_JOB, "*"),
+            subjects.acks(_JOB, "*"),
+            *map(subjects.rpc, _PROVISIONER_RPCS),
         ),
-        subscribe=(_RESEND, "_INBOX_provisioner.>"),
+        subscribe=(subjects.RESEND_PROVISIONER, "_INBOX_provisioner.>"),
     ),
     "worker": Permissions(
         publish=_EVERYTHING,
-        refused=("workspaced.in.>",),
+        refused=(subjects.ALL_IN,),
         subscribe=_EVERYTHING,
     ),
     "gateway": Permissions(
         publish=(
-            "workspaced.in.tool.*.*",
-            *_direct_gets("WORKSPACED_STATE", "WORKSPACED_RESULT", "WORKSPACED_LOG"),
+            subjects.IN_TOOL,
+            *_direct_gets(_STATE, _RESULT, _LOG),
             # Answers to rpcs that were asked before NATS was lost and found again: the server
             # forgets with the connection what it let us answer. Chat services ask in our own
             # account; the others' requests come from theirs, under names that the server makes
@@ -91,13 +94,13 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
             "_INBOX_chat-service.>",
             "_R_.>",
             # Who was let in is cut off when the key is revoked. No new power: it says who comes in.
-            "$SYS.REQ.SERVER.*.KICK",
+            subjects.kick("*"),
         ),
         subscribe=(
-            "workspaced.rpc.>",
-            "workspaced.result.>",
-            "$SRV.>",  # every micro service answers for its presence and its figures there
-            "$SYS.REQ.USER.AUTH",  # the server asks who a client is
+            subjects.ALL_RPCS,
+            subjects.ALL_RESULTS,
+            subjects.ALL_SERVICES,  # every micro service answers for its presence and its figures there
+            subjects.AUTH_CALLOUT,  # the server asks who a client is
             "_INBOX_gateway.>",
         ),
         answers=True,
@@ -113,13 +116,13 @@ def provisioner_of(pool: str, name: str) -> Permissions:
     """Return what a provisioner may do that is known by name: for its pool, and as itself only."""
     return Permissions(
         publish=(
-            f"workspaced.in.provisioner.*.{name}",
-            "workspaced.log.*.*",
-            f"$JS.API.CONSUMER.MSG.NEXT.WORKSPACED_JOB.pool-{pool}",
-            f"$JS.ACK.WORKSPACED_JOB.pool-{pool}.>",
-            *(_RPC + name for name in _PROVISIONER_RPCS),
+            subjects.inbound("provisioner", "*", name),
+            subjects.LOGS,
+            subjects.next_messages(_JOB, pool_consumer(pool).name),
+            subjects.acks(_JOB, pool_consumer(pool).name),
+            *map(subjects.rpc, _PROVISIONER_RPCS),
         ),
-        subscribe=(_RESEND,),
+        subscribe=(subjects.RESEND_PROVISIONER,),
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 from uuid import uuid4
 
-from bus import BusError
+from bus import BusError, subjects
 from handlers.publishing.atomic_files import write_whole
 from handlers.publishing.backoff import Backoff, is_final
 from statemachine import codec
@@ -142,7 +142,7 @@ class BuildLog:
     async def _sent(self, body: bytes) -> bool:
         """Send a message, or give up one that NATS refuses for good; tell whether it is over with it."""
         try:
-            await self._send(f"workspaced.log.{self._chat_id}.{self._build_id}", body)
+            await self._send(subjects.log(self._chat_id, self._build_id), body)
         except BusError as no:
             if not is_final(no):
                 return False

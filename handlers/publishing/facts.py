@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from bus import CLOUDEVENT, Bus, Unavailable
+from bus import CLOUDEVENT, Bus, Unavailable, subjects
 from handlers.publishing.backoff import Backoff
 from statemachine import codec
 
@@ -53,7 +53,7 @@ def new_fact(
     body = codec.encode(
         type_name, source, chat_id, data, event_id=event_id, time=clock(), traceparent=traceparent
     )
-    return Fact(f"workspaced.in.{kind}.{chat_id}.{sender}", f"{source}:{event_id}", body)
+    return Fact(subjects.inbound(kind, chat_id, sender), f"{source}:{event_id}", body)
 
 
 async def store(bus: Bus, fact: Fact) -> None:

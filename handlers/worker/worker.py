@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from bus import Bus, BusError, Delivery, Message, Responder, Unavailable
+from bus import Bus, BusError, Delivery, Message, Responder, Unavailable, subjects
 from bus.streams import Tuning
 from handlers.access.disconnect import Cutting
 from handlers.clock import clock
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 BATCH: Final = 256
 """Deliveries a batch at most; under light load it is one."""
-POOLS_SUBJECT: Final = "workspaced.worker.pools"
 """Asked when a template was pushed: the pools it names get their consumers before the answer."""
 
 Place = tuple[str, int]
@@ -175,7 +174,7 @@ class Worker:
         backoff = Backoff()
         while True:
             try:
-                return await self.bus.respond(POOLS_SUBJECT, "workers", self._pools(relay))
+                return await self.bus.respond(subjects.WORKER_POOLS, "workers", self._pools(relay))
             except Unavailable as gone:
                 log.warning("lost NATS while beginning, trying again: %s", gone)
             await backoff.wait()

@@ -41,3 +41,27 @@ def test_sleep_is_only_ever_a_back_off_after_an_error() -> None:
 
     unexplained = [found for found in lines if not re.search(r"#.*\bback-off\b", found[1])]
     assert not unexplained
+
+
+SUBJECT = re.compile(
+    r"workspaced\.(in|job|state|log|result|dead|timer|presence|resend|ui|rpc|worker)\.|\$(JS|SYS|SRV)\."
+)
+"""How a subject begins; `workspaced.<name>.v1`, the type of an event, does not match."""
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if named(path) != "bus/subjects.py"], ids=named
+)
+def test_only_the_module_of_subjects_spells_a_subject(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    spelled = [
+        f"line {node.lineno}: {node.value}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in docstrings
+        and SUBJECT.match(node.value)
+    ]
+
+    assert not spelled, "use the constants and functions of bus/subjects.py"

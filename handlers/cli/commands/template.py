@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bus import BusError
+from bus import BusError, subjects
 from handlers.app import Endpoints, locate
 from handlers.cli.output import (
     for_people,
@@ -19,7 +19,6 @@ from handlers.cli.output import (
 from handlers.errors import NotFoundError
 from handlers.settings import Settings
 from handlers.template_archive import load
-from handlers.worker.worker import POOLS_SUBJECT
 from statemachine.codec import timestamp
 from statemachine.ids import is_canonical
 from statemachine.templates import template_id as template_id_of
@@ -101,7 +100,7 @@ async def announce(endpoints: Endpoints) -> None:
     """Have a worker make the pool's consumer now; without one, the next to start does."""
     try:
         async with endpoints.bus("operator") as bus:
-            await bus.request(POOLS_SUBJECT, b"{}", timeout=5)
+            await bus.request(subjects.WORKER_POOLS, b"{}", timeout=5)
     except (BusError, TimeoutError) as bad:
         tell(f"stored; no worker has prepared its pool yet ({bad})")
 
