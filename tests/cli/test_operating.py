@@ -303,6 +303,7 @@ class TestLog:
         )
         pushed = running.data("template", "push", folder(tmp_path, text))
         process = waiting(running, chat, pushed["template_id"])
+        process.heard("| one")
         following = Process("log", chat, "--follow", "--data-dir", running.directory)
         try:
             following.line()
