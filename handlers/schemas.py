@@ -65,7 +65,7 @@ OUTGOING: Final[Mapping[str, Any]] = {
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "AgentDisconnected": ("sequence",),
     "BuildFailed": ("error",),
-    "BuildSucceeded": ("agents",),
+    "BuildSucceeded": ("template_version_id", "agents"),
     "CreateArguments": ("template_id",),
     "ReadArguments": ("template_id",),
     "ToolBody": ("args",),
