@@ -27,9 +27,9 @@ from handlers.publishing import Backoff
 from handlers.settings import Settings
 from handlers.worker.load_sampler import Room
 from statemachine.chat import Limits
-from statemachine.store import StoreUnavailableError, UnreachableError, UnsuitableError
+from statemachine.store import MisconfiguredError, StoreUnavailableError, UnreachableError
 from statemachine.store.migrator import migrate
-from statemachine.store.postgres import PostgresStore, limits_of
+from statemachine.store.postgres import PostgresStore, timeouts
 from statemachine.store.postgres import connect as open_store
 
 log = logging.getLogger(__name__)
@@ -166,11 +166,11 @@ async def connect_store(
             try:
                 with errors_name_database(database_url):
                     await migrate(database_url)  # roles start in any order: the first one migrates
-                    opening = open_store(database_url, limits=limits_of(transaction_timeout))
+                    opening = open_store(database_url, limits=timeouts(transaction_timeout))
                     store = await stack.enter_async_context(opening)
                 break
             except StoreUnavailableError as error:
-                if not wait or isinstance(error, UnsuitableError):
+                if not wait or isinstance(error, MisconfiguredError):
                     raise
                 if (now := clock()) - last_warning >= TOLD_EVERY:
                     last_warning = now

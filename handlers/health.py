@@ -133,7 +133,7 @@ def database_check(store: Store) -> Check:
 
     async def check() -> str | None:
         try:
-            await store.check()
+            await store.check_writable()
         except StoreUnavailableError as error:
             return str(error)
         return None

@@ -18,8 +18,13 @@ from handlers.access.grants import (
     provisioner_grant,
     role_grant,
 )
-from statemachine.chat import Chat
-from statemachine.store import Connection, Credential, Store, StoreUnavailableError
+from statemachine.store import (
+    CheckedCredential,
+    ClientConnection,
+    Credential,
+    Store,
+    StoreUnavailableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,23 +53,25 @@ class Door:
 
     async def grant_for(self, visitor: Visitor) -> Grant | Why:
         """Return what the holder of a key may do now, or why nothing."""
-        found = _still_good(await self._store.credential(visitor.key))
+        found = _still_good(await self._store.credentials.get(visitor.key))
         if isinstance(found, Why):
             return found
         await self._meet(visitor)
-        at = Connection(visitor.server, visitor.client)
-        too_many = await self._store.let_in(visitor.key, at, visitor.server_name, found)
+        at = ClientConnection(visitor.server, visitor.client)
+        too_many = await self._store.credentials.record_connection(
+            visitor.key, at, visitor.server_name, found
+        )
         # Looked at again once it is noted where: whoever takes the key back, or supersedes its build,
         # from here on finds the connection; who did so before is seen now.
-        found = _still_good(await self._store.credential(visitor.key))
+        found = _still_good(await self._store.credentials.get(visitor.key))
         if isinstance(found, Why):
-            await self._store.cut_off([at])
+            await self._store.credentials.forget_connections([at])
             return found
         if too_many:
             await self._leave_off(visitor, too_many)
         return _granted(visitor.key, found)
 
-    async def _leave_off(self, visitor: Visitor, too_many: list[Connection]) -> None:
+    async def _leave_off(self, visitor: Visitor, too_many: list[ClientConnection]) -> None:
         log.warning(
             "key %s came in more often than is noted: its oldest connections, if open, end: %d",
             visitor.key,
@@ -79,7 +86,7 @@ class Door:
         """Forget, of a server process that is new to us, the connections of the one before it."""
         if visitor.server in self._servers:
             return
-        await self._store.server_began(visitor.server_name, visitor.server)
+        await self._store.credentials.forget_earlier_server(visitor.server_name, visitor.server)
         self._servers.add(visitor.server)
         looking = asyncio.create_task(self._look_at(visitor.server))
         self._looking.add(looking)
@@ -99,18 +106,10 @@ class Door:
         )
 
 
-def _still_good(found: tuple[Credential, Chat | None] | None) -> Credential | Why:
+def _still_good(found: CheckedCredential | None) -> Credential | Why:
     if found is None:
         return Why.UNKNOWN
-    credential, chat = found
-    if credential.revoked_at is not None:
-        return Why.REVOKED
-    if credential.expires_at <= datetime.now(UTC):
-        return Why.EXPIRED
-    build = chat.build if chat else None
-    if credential.kind == "agent" and (build is None or build.id != credential.build_id):
-        return Why.SUPERSEDED  # what that agent says moves nothing
-    return credential
+    return found.credential if found.denial is None else Why(found.denial)
 
 
 def _granted(public_key: str, credential: Credential) -> Grant | Why:

@@ -11,7 +11,7 @@ from typing import Final
 
 from bus import Bus, BusError, NoResponder, subjects
 from handlers.publishing import Backoff
-from statemachine.store import Connection, Store, StoreUnavailableError
+from statemachine.store import ClientConnection, Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 WITHIN: Final = 5.0
@@ -34,7 +34,9 @@ async def cut_off(
     """
     there, away, after = 0, 0, None
     failed: BusError | TimeoutError | None = None
-    while found := await store.unwelcome(chat_ids=chat_ids, public_key=public_key, after=after):
+    while found := await store.credentials.invalid_connections(
+        chat_ids=chat_ids, public_key=public_key, after=after
+    ):
         after = found[-1]
         try:
             ended = await cut(store, bus, found)
@@ -47,7 +49,7 @@ async def cut_off(
     return there, away
 
 
-async def cut(store: Store, bus: Bus, connections: Sequence[Connection]) -> int:
+async def cut(store: Store, bus: Bus, connections: Sequence[ClientConnection]) -> int:
     """Have the servers close these connections, and forget them; return how many.
 
     Of a server that is not to be found they are kept: it may be one that this side of a cluster does
@@ -57,7 +59,7 @@ async def cut(store: Store, bus: Bus, connections: Sequence[Connection]) -> int:
     """
     asked = await asyncio.gather(*(_kick(bus, one) for one in connections), return_exceptions=True)
     ended = [one for one, there in zip(connections, asked, strict=True) if there is True]
-    await store.cut_off(ended)
+    await store.credentials.forget_connections(ended)
     for answer in asked:
         if isinstance(answer, BaseException):
             raise answer
@@ -67,13 +69,13 @@ async def cut(store: Store, bus: Bus, connections: Sequence[Connection]) -> int:
 async def can_cut(bus: Bus, server: str) -> bool:
     """Say whether that server, which is there, would cut somebody off for us."""
     try:
-        await _ask(bus, Connection(server, 0))  # nobody is called that
+        await _ask(bus, ClientConnection(server, 0))  # nobody is called that
     except NoResponder:
         return False
     return True
 
 
-async def _kick(bus: Bus, connection: Connection) -> bool:
+async def _kick(bus: Bus, connection: ClientConnection) -> bool:
     try:
         await _ask(bus, connection)
     except NoResponder:
@@ -82,7 +84,7 @@ async def _kick(bus: Bus, connection: Connection) -> bool:
     return True
 
 
-async def _ask(bus: Bus, connection: Connection) -> None:
+async def _ask(bus: Bus, connection: ClientConnection) -> None:
     """Ask; a connection that is not there any more is answered too."""
     body = json.dumps({"cid": connection.client}).encode()
     await bus.request(subjects.kick(connection.server), body, timeout=WITHIN)

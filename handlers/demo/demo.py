@@ -128,7 +128,7 @@ class _Story:
         async with self.endpoints.store() as store:
             for name in ("python", "fails"):
                 version, archive = load(_folder(name), ORGANIZATION)
-                await store.push(ORGANIZATION, version, archive)
+                await store.templates.push(ORGANIZATION, version, archive)
                 ids[name] = version.template_id
                 say(f"{name}: template {version.template_id}, {version.size} bytes packed")
         await announce(self.endpoints)

@@ -11,7 +11,7 @@ import asyncpg
 
 from handlers.embedded.database_password import verifier, with_password
 from handlers.embedded.run_as import Identity
-from statemachine.store.sql import roles
+from statemachine.store.migrator import roles
 
 DATABASE: Final = "workspaced"
 """The database that is made at the first start."""

@@ -20,7 +20,7 @@ from handlers.gateway.requests import (
 )
 from statemachine.chat import Build
 from statemachine.codec import timestamp
-from statemachine.store import Credential, Listed, Store
+from statemachine.store import Credential, ListedCredential, Store
 
 AGENT_LIFE: Final = timedelta(days=30)
 """How long an agent's key is good, if its build is not superseded before."""
@@ -40,7 +40,7 @@ class Credentials:
 
     async def agent(self, body: AgentCredentialBody, asked: Message) -> Key:
         """Issue a key to one agent of a chat's newest build. Raises ServiceError 403."""
-        chat = await self.store.chat(body.chat_id)
+        chat = await self.store.chats.get(body.chat_id)
         ref, build = (chat.ref, chat.build) if chat else (None, None)
         if ref is None or ref.id != body.workspace_id or build is None or build.id != body.build_id:
             raise ServiceError(
@@ -64,8 +64,8 @@ class Credentials:
 
         Its pool is looked up by its key, which the server tells of who asks.
         """
-        found = await self.store.credential(asker(asked.headers))
-        pool = found[0].pool if found else None
+        found = await self.store.credentials.get(asker(asked.headers))
+        pool = found.credential.pool if found else None
         theirs = build.template.pool if build.template else None
         if None not in (pool, theirs) and pool != theirs:
             raise ServiceError(403, f"build {build.id} is not one of pool {pool}")
@@ -81,7 +81,7 @@ class Credentials:
         if (fault := _fault(body)) is not None:
             raise ServiceError(400, f"body.{fault}")
         if body.role == "provisioner" and body.name and body.pool:
-            bound = await self.store.bind(body.name, body.pool)
+            bound = await self.store.credentials.bind_provisioner(body.name, body.pool)
             if bound != body.pool:
                 raise ServiceError(
                     400, f"body.name: {body.name!r} is a provisioner of pool {bound} for ever"
@@ -98,7 +98,9 @@ class Credentials:
 
     async def listed(self, body: CredentialsBody) -> KeysPage:
         """Return a page of the keys that were issued."""
-        found = await self.store.credentials(spent=body.spent, after=body.cursor, most=PAGE + 1)
+        found = await self.store.credentials.find(
+            include_expired=body.spent, after=body.cursor, limit=PAGE + 1
+        )
         page: KeysPage = {"credentials": [_shown(listed) for listed in found[:PAGE]]}
         if len(found) > PAGE:
             page["next"] = found[PAGE - 1].public_key
@@ -106,7 +108,7 @@ class Credentials:
 
     async def revoke(self, body: RevokeBody) -> RevokedKey:
         """Take a key back, and cut off who is connected with it. Raises ServiceError 404."""
-        if not await self.store.revoke(body.public_key):
+        if not await self.store.credentials.revoke(body.public_key):
             raise ServiceError(404, f"no key {body.public_key} was issued")
         try:
             ended, unreachable = await cut_off(self.store, self.bus, public_key=body.public_key)
@@ -125,7 +127,7 @@ class Credentials:
         """Keep a new key; return its public half, and what its holder is told."""
         seed = nkey.new_seed("user")
         public = nkey.public_key(seed)
-        await self.store.issue(public, credential)
+        await self.store.credentials.issue(public, credential)
         told: Key = {
             "seed": seed,
             "inbox_prefix": _inbox_prefix(credential, public),
@@ -156,7 +158,7 @@ def _fault(body: IssueBody) -> str | None:
     return None
 
 
-def _shown(listed: Listed) -> ListedKey:
+def _shown(listed: ListedCredential) -> ListedKey:
     credential = listed.credential
     shown = {
         "public_key": listed.public_key,

@@ -57,11 +57,11 @@ class Reader:
 
     async def get_chat(self, body: ChatBody) -> ChatWithCalls:
         """Return a chat's state and the calls that wait for it."""
-        chat = await self.store.chat(body.chat_id)
-        held_up = await self.store.held_up({body.chat_id})
+        chat = await self.store.chats.get(body.chat_id)
+        held_up = await self.store.blocked({body.chat_id})
         if chat is None:
             return _with_calls(_shown(Chat(chat_id=body.chat_id), held_up), [])
-        waiting = await self.store.waiting(body.chat_id) if chat.open_calls else []
+        waiting = await self.store.chats.open_calls(body.chat_id) if chat.open_calls else []
         calls: list[OpenCall] = [
             {"call_id": call.call_id, "tool": call.tool, "asked_at": timestamp(call.asked_at)}
             for call in waiting
@@ -76,14 +76,14 @@ class Reader:
             if not states:
                 known = ", ".join(sorted({about.wire for about in STATE_INFO.values()}))
                 raise ServiceError(400, f"body.state: {body.state!r} is none of: {known}")
-        chats = await self.store.chats(
+        chats = await self.store.chats.find(
             organization_id=body.organization_id,
             owner_id=body.owner_id,
             states=states,
             after=body.cursor,
-            most=PAGE + 1,
+            limit=PAGE + 1,
         )
-        held_up = await self.store.held_up({chat.chat_id for chat in chats})
+        held_up = await self.store.blocked({chat.chat_id for chat in chats})
         shown: list[ShownChat] = []
         room = ROOM
         for chat in chats[:PAGE]:
@@ -98,9 +98,11 @@ class Reader:
 
     async def list_orphans(self, body: OrphansBody) -> OrphansPage:
         """Return a page of the workspaces that run though no chat has them."""
-        chats = await self.store.orphaned(after=body.cursor, most=PAGE + 1)
+        chats = await self.store.chats.with_orphans(after=body.cursor, limit=PAGE + 1)
         found = {chat.chat_id: previous_workspaces.orphans(chat) for chat in chats[:PAGE]}
-        had = await self.store.had({former.id for some in found.values() for former in some})
+        had = await self.store.chats.current_workspaces(
+            {former.id for some in found.values() for former in some}
+        )
         orphans: list[Orphan] = []
         room = ROOM
         last = ""
@@ -151,7 +153,7 @@ class Reader:
 
     async def read_events(self, body: EventsBody) -> EventsPage:
         """Return a page of a chat's event log."""
-        found = await self.store.log(body.chat_id, after=body.after or 0, most=PAGE + 1)
+        found = await self.store.chats.log(body.chat_id, after=body.after or 0, limit=PAGE + 1)
         events: list[LogEntry] = []
         room = ROOM
         for entry in found[:PAGE]:
@@ -165,7 +167,7 @@ class Reader:
 
     async def template_archive(self, body: ArchiveBody) -> bytes:
         """Return a piece of a template version's tar.gz; empty at its end."""
-        piece = await self.store.archive(body.version_id, body.offset, PIECE)
+        piece = await self.store.templates.read_archive(body.version_id, body.offset, PIECE)
         if piece is None:
             raise ServiceError(404, f"there is no template version {body.version_id}")
         return piece

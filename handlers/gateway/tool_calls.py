@@ -85,7 +85,7 @@ class Asking:
     async def cancel(self, body: CancelBody) -> Canceled:
         """End a call's wait; say whether there is, or may come, one to end."""
         try:
-            over = await self.store.answered(body.chat_id, body.call_id)
+            over = await self.store.chats.is_answered(body.chat_id, body.call_id)
             if not over:
                 await self._publish("tool_canceled", body.chat_id, {"call_id": body.call_id})
         except (BusError, StoreUnavailableError) as bad:

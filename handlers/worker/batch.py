@@ -24,7 +24,7 @@ from statemachine.lookups import looks_up, lookups
 from statemachine.phase import only_joins
 from statemachine.pool_scope import foreign_pool
 from statemachine.previous_workspaces import orphans
-from statemachine.store import Changes, Found, Key, Outgoing, Store, Transaction
+from statemachine.store import CallKey, Changes, OutboxMessage, Prefetched, Store, Transaction
 from statemachine.templates import Catalog
 from statemachine.timers import TimerKind, open_timer
 
@@ -66,7 +66,7 @@ async def apply(
     seed: bytes,
     load: Load = NO_LOAD,
     noticed: Noticed | None = None,
-) -> list[Outgoing]:
+) -> list[OutboxMessage]:
     """Apply `items` and commit; return what must be published, with what repeats had left over.
 
     `seed`: random bytes that new ids and names are made of; `load`: how much waits already.
@@ -150,7 +150,7 @@ def _sender(item: Moving) -> str:
     return source.removeprefix(_PROVISIONER) if source.startswith(_PROVISIONER) else ""
 
 
-def _bound(item: Moving, found: Found) -> Moving:
+def _bound(item: Moving, found: Prefetched) -> Moving:
     """Note of a provisioner's fact which pool its name is bound to."""
     pool = found.pools.get(_sender(item)) if isinstance(item, Fact) else None
     if pool is None or not isinstance(item, Fact):
@@ -158,7 +158,7 @@ def _bound(item: Moving, found: Found) -> Moving:
     return replace(item, event=item.event.model_copy(update={"pool": pool}))
 
 
-def _take(chat: ChatInBatch, item: Moving, found: Found, changes: Changes) -> bool:
+def _take(chat: ChatInBatch, item: Moving, found: Prefetched, changes: Changes) -> bool:
     """Apply one item to its chat; say whether it was news."""
     known = found.known
     match item:
@@ -213,14 +213,16 @@ def asks(item: Item) -> bool:
     return isinstance(item, Fact) and isinstance(item.event.data, events.ToolRequested)
 
 
-async def _found(items: Sequence[Moving], snapshots: dict[str, Chat], tx: Transaction) -> Found:
+async def _found(
+    items: Sequence[Moving], snapshots: dict[str, Chat], tx: Transaction
+) -> Prefetched:
     """Look up events and calls: of waiting ones only those that a move of their chat may concern."""
     facts = [item for item in items if isinstance(item, Fact)]
     moved = {_chat_id(item) for item in items if not asks(item)}
-    return await tx.found(
+    return await tx.prefetch(
         [(fact.event.chat_id, fact.digest) for fact in facts],
         {
-            Key(fact.event.chat_id, fact.event.data.call_id)
+            CallKey(fact.event.chat_id, fact.event.data.call_id)
             for fact in facts
             if isinstance(fact.event.data, events.ToolRequested | events.ToolCanceled)
         },
@@ -236,7 +238,7 @@ async def _found(items: Sequence[Moving], snapshots: dict[str, Chat], tx: Transa
 async def _chats(
     items: Sequence[Moving],
     snapshots: dict[str, Chat],
-    found: Found,
+    found: Prefetched,
     tx: Transaction,
     limits: Limits,
     changes: Changes,
@@ -258,14 +260,16 @@ async def _chats(
     taken = dict[str, set[str]]()
     if judged:
         wanted = lookups([*calls, *waiting], [snapshots[c] for c in judged], facts)
-        taken = await tx.names(wanted.owners)
-        catalog, settings = await tx.terms(wanted.organizations, wanted.templates, wanted.versions)
+        taken = await tx.workspace_names(wanted.owners)
+        catalog, settings = await tx.catalog_and_settings(
+            wanted.organizations, wanted.templates, wanted.versions
+        )
         known = replace(
             known,
             catalog=catalog,
             policy=policy(settings),
             names=taken,
-            had=await tx.had({f.id for c in judged for f in orphans(snapshots[c])}),
+            had=await tx.current_workspaces({f.id for c in judged for f in orphans(snapshots[c])}),
         )
     return {
         chat_id: ChatInBatch(
@@ -291,11 +295,11 @@ def _armed(chat: Chat, limits: Limits) -> dict[TimerKind, int]:
     return {purpose: open_.generation for purpose, open_ in found.items() if open_ is not None}
 
 
-async def _refusals(dead: Sequence[Dead], changes: Changes, tx: Transaction) -> list[Outgoing]:
+async def _refusals(dead: Sequence[Dead], changes: Changes, tx: Transaction) -> list[OutboxMessage]:
     """Answer dead letters whose call can be told, unless that call was accepted before."""
-    keys = {Key(d.chat_id, d.rejected.call_id): d for d in dead if d.rejected.call_id}
+    keys = {CallKey(d.chat_id, d.rejected.call_id): d for d in dead if d.rejected.call_id}
     keys = {key: d for key, d in keys.items() if is_uuid(key.chat_id)}
-    accepted = {Key(s.call.chat_id, s.call.call_id) for s in changes.calls}
+    accepted = {CallKey(s.call.chat_id, s.call.call_id) for s in changes.calls}
     for key in accepted | (await tx.calls(set(keys))).keys():
         keys.pop(key, None)
     return [

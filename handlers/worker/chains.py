@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from bus import BATCH_LIMIT
-from statemachine.store import Outgoing
+from statemachine.store import OutboxMessage
 
 
-def chains_of(rows: Iterable[Outgoing]) -> list[list[Outgoing]]:
+def chains_of(rows: Iterable[OutboxMessage]) -> list[list[OutboxMessage]]:
     """Return the states of each chat, the oldest first."""
-    chains: dict[str, list[Outgoing]] = {}
+    chains: dict[str, list[OutboxMessage]] = {}
     for row in sorted(rows, key=lambda row: row.version or 0):
         chains.setdefault(row.subject, []).append(row)
     return list(chains.values())
 
 
-def parts_of(chains: Iterable[Sequence[Outgoing]]) -> Iterator[list[Sequence[Outgoing]]]:
+def parts_of(chains: Iterable[Sequence[OutboxMessage]]) -> Iterator[list[Sequence[OutboxMessage]]]:
     """Yield chains that together are no more than the server stores at once."""
-    part: list[Sequence[Outgoing]] = []
+    part: list[Sequence[OutboxMessage]] = []
     size = 0
     for chain in chains:
         if part and size + len(chain) > BATCH_LIMIT:

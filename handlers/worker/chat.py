@@ -29,7 +29,7 @@ from statemachine.fold import Unmoved
 from statemachine.machine import Decision, Ignored, Moved, cause_of, decide
 from statemachine.phase import only_joins
 from statemachine.replay import entry_of, set_deadline
-from statemachine.store import Changes, Entry, Job, Key, Outgoing, StoredCall
+from statemachine.store import CallKey, Changes, Entry, OutboxMessage, StoredCall, StoredJob
 from statemachine.timers import TimerKind
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,9 @@ class ChatInBatch:
     workspace: Chat
     open: dict[str, Call]
     """Waiting calls by id, in the order they came."""
-    stored: Mapping[Key, StoredCall]
+    stored: Mapping[CallKey, StoredCall]
     """Calls that the batch speaks of and that exist already."""
-    canceled: set[Key]
+    canceled: set[CallKey]
     known: Known
     limits: Limits
     now: datetime
@@ -150,7 +150,7 @@ class ChatInBatch:
     # -- calls ----------------------------------------------------------------------------------
 
     def _asked(self, event: Event, asked: events.ToolRequested) -> None:
-        key = Key(event.chat_id, asked.call_id)
+        key = CallKey(event.chat_id, asked.call_id)
         stored = self.written.get(asked.call_id) or self.stored.get(key)
         if stored is not None and stored.answer is None:
             return  # asked again while it waits: it goes on waiting
@@ -177,9 +177,9 @@ class ChatInBatch:
         call = self.open.get(call_id)
         if call is not None:
             self._answer(call, tool_rules.canceled(call, self.workspace), event)
-        elif call_id not in self.written and Key(event.chat_id, call_id) not in self.stored:
-            self.changes.cancellations.append(Key(event.chat_id, call_id))
-            self.canceled.add(Key(event.chat_id, call_id))
+        elif call_id not in self.written and CallKey(event.chat_id, call_id) not in self.stored:
+            self.changes.cancellations.append(CallKey(event.chat_id, call_id))
+            self.canceled.add(CallKey(event.chat_id, call_id))
 
     def _judge(self, call: Call, because: Event) -> bool:
         """Carry out the verdict on a call; say whether it moved the chat."""
@@ -251,7 +251,7 @@ class ChatInBatch:
             self.workspace, build, version, not_after=not_after, because=because, at=self.now
         )
         self._send(job)
-        kept = Job(build.build_id, job.chat_id, job.subject, job.payload, not_after)
+        kept = StoredJob(build.build_id, job.chat_id, job.subject, job.payload, not_after)
         self.changes.jobs.append(kept)
 
     def _decide(self, event: Event, because: Event) -> None:
@@ -300,5 +300,5 @@ class ChatInBatch:
         words = f"{entry.outcome} {event.type}: {entry.state_before} -> {entry.state_after}"
         self.say(logging.INFO, words, event_id=event.id, version=entry.version)
 
-    def _send(self, outgoing: Outgoing) -> None:
-        self.changes.outgoing.append(outgoing)
+    def _send(self, outgoing: OutboxMessage) -> None:
+        self.changes.outbox.append(outgoing)

@@ -13,7 +13,7 @@ from bus.streams import IN, TIMER
 from statemachine.codec import Rejected, decode
 from statemachine.events import Event, FactRejected, ToolCanceled, ToolRequested
 from statemachine.ids import is_canonical
-from statemachine.store import identity
+from statemachine.store import event_digest
 from statemachine.strict_json import Reason
 from statemachine.timers import TimerKind
 
@@ -159,7 +159,7 @@ def _inbound(delivery: Delivery, now: datetime) -> Item:
         now=now,
     )
     if isinstance(found, Event):
-        return Fact(found, identity(found.source, found.id))
+        return Fact(found, event_digest(found.source, found.id))
     return Dead(
         inbound.kind, inbound.chat, delivery.subject, delivery.data, delivery.headers, found
     )

@@ -16,7 +16,7 @@ from statemachine.codec import encode
 from statemachine.events import OURS, BuildRequested, Event
 from statemachine.messages import BuildJob, ToolResolved
 from statemachine.sizes import fit
-from statemachine.store import Outgoing
+from statemachine.store import OutboxMessage
 from statemachine.templates import Version
 from statemachine.timers import TimerKind
 from statemachine.views import state_changed
@@ -34,7 +34,7 @@ class Lane(IntEnum):
     PRESENCE = 4
 
 
-def state(step: Chat, because: Event | None, at: datetime) -> Outgoing:
+def state(step: Chat, because: Event | None, at: datetime) -> OutboxMessage:
     """Publish one version of a chat."""
     name = f"{step.chat_id}:{step.version}"
     body = encode(
@@ -46,16 +46,16 @@ def state(step: Chat, because: Event | None, at: datetime) -> Outgoing:
         time=at,
         traceparent=because.traceparent if because else None,
     )
-    return Outgoing(
+    return OutboxMessage(
         step.chat_id, Lane.STATE, subjects.state(step.chat_id), name, body, version=step.version
     )
 
 
-def timer(chat_id: str, purpose: TimerKind, generation: int, due: datetime) -> Outgoing:
+def timer(chat_id: str, purpose: TimerKind, generation: int, due: datetime) -> OutboxMessage:
     """Wake the workers when a time is over."""
     body = json.dumps({"generation": generation}).encode()
     due = in_milliseconds(due)
-    return Outgoing(
+    return OutboxMessage(
         chat_id,
         Lane.TIMER,
         subjects.timer_arm(chat_id, purpose, generation),
@@ -70,10 +70,10 @@ def in_milliseconds(due: datetime) -> datetime:
     return due + (-timedelta(microseconds=due.microsecond) % _MILLISECOND)
 
 
-def presence(chat_id: str, agent_id: str, because: Event) -> Outgoing:
+def presence(chat_id: str, agent_id: str, because: Event) -> OutboxMessage:
     """Expect a sign of life of an agent that was lost, so that workers notice if it is gone after all."""
     name = f"{chat_id}:{agent_id}:{because.source}:{because.id}"
-    return Outgoing(chat_id, Lane.PRESENCE, subjects.presence(chat_id, agent_id), name, b"{}")
+    return OutboxMessage(chat_id, Lane.PRESENCE, subjects.presence(chat_id, agent_id), name, b"{}")
 
 
 def job(
@@ -84,7 +84,7 @@ def job(
     not_after: datetime,
     because: Event,
     at: datetime,
-) -> Outgoing:
+) -> OutboxMessage:
     """Have a build made."""
     if build.template is None:
         raise ValueError("a build without a template can't be asked for")
@@ -121,10 +121,12 @@ def job(
         time=at,
         traceparent=because.traceparent,
     )
-    return Outgoing(chat.chat_id, Lane.JOB, subjects.job(build.template.pool), build.build_id, body)
+    return OutboxMessage(
+        chat.chat_id, Lane.JOB, subjects.job(build.template.pool), build.build_id, body
+    )
 
 
-def answered(call: Call, answer: Answered, because: Event, at: datetime) -> Outgoing:
+def answered(call: Call, answer: Answered, because: Event, at: datetime) -> OutboxMessage:
     """Answer a call; asked again, by another event, it is published again."""
     name = f"{call.chat_id}:{call.call_id}:{because.source}:{because.id}"
     return result(call.chat_id, call.call_id, call.tool, answer, because, at, name)
@@ -132,7 +134,7 @@ def answered(call: Call, answer: Answered, because: Event, at: datetime) -> Outg
 
 def refused(
     chat_id: str, call_id: str, tool: str | None, detail: str, message: bytes, at: datetime
-) -> Outgoing:
+) -> OutboxMessage:
     """Answer a request that is a dead letter."""
     answer = Answered({"error": f"the request was not accepted: {detail}"}, is_error=True)
     name = f"{chat_id}:{call_id}:{digest(message)}"
@@ -147,7 +149,7 @@ def result(
     because: Event | None,
     at: datetime,
     name: str,
-) -> Outgoing:
+) -> OutboxMessage:
     """Answer a call. `name` tells this publication from others of the same answer."""
     data: ToolResolved = {
         "call_id": call_id,
@@ -164,7 +166,7 @@ def result(
         time=at,
         traceparent=because.traceparent if because else None,
     )
-    return Outgoing(chat_id, Lane.RESULT, subjects.result(chat_id, call_id), name, body)
+    return OutboxMessage(chat_id, Lane.RESULT, subjects.result(chat_id, call_id), name, body)
 
 
 def digest(data: bytes) -> str:

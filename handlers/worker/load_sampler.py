@@ -53,8 +53,8 @@ class Gauge:
     async def look(self) -> None:
         """Take a sample; while something is away the last one stays."""
         try:
-            full = await self.store.waiting_in_all(self.room.calls) >= self.room.calls
-            pools = await self.store.pools()
+            full = await self.store.chats.count_open_calls(self.room.calls) >= self.room.calls
+            pools = await self.store.templates.pools()
             crowded = [pool for pool in pools if await self._waiting(pool) >= self.room.jobs]
         except (BusError, StoreUnavailableError) as bad:
             log.info("how much waits can't be seen now: %s", bad)

@@ -25,7 +25,7 @@ from handlers.worker.restore import Reconciliation
 from handlers.worker.stream_watch import Watch
 from statemachine.chat import Chat, Limits
 from statemachine.previous_workspaces import awaits
-from statemachine.store import Key, Outgoing, Store, StoreUnavailableError
+from statemachine.store import CallKey, OutboxMessage, Store, StoreUnavailableError
 from statemachine.timers import TimerKind, open_timer
 
 log = logging.getLogger(__name__)
@@ -72,12 +72,12 @@ class Recovery:
         Raises BusError, StoreUnavailableError.
         """
         lost = await self.watch.look()
-        await self.relay.ensure_pools(await self.store.pools())
-        origin, more = await self.store.origin(), ""
+        await self.relay.ensure_pools(await self.store.templates.pools())
+        origin, more = await self.store.recovery.origin(), ""
         if restored or origin.differs:
             await self.reconciliation.run()
             lost |= FORGOTTEN
-            more = f":{origin.here}"
+            more = f":{origin.current}"
         made()
         clocks = await read_clocks(self.store, self.bus)
         self.relay.ahead = clocks.ahead
@@ -90,7 +90,7 @@ class Recovery:
         else:
             await self.watch.accept()
         if origin.differs:
-            await self.store.settle(origin.here)
+            await self.store.recovery.record_origin(origin.current)
         return lost
 
     @property
@@ -127,7 +127,7 @@ class Recovery:
         log.info("published again from the database: %s", told or "nothing")
 
     async def _arm(self, now: datetime) -> None:
-        async for chats in _pages(self.store.waking, _chat_id):
+        async for chats in _pages(self.store.chats.with_timers, _chat_id):
             open_ = [
                 (c.chat_id, p, open_timer(c, p, self.limits)) for c in chats for p in TimerKind
             ]
@@ -141,7 +141,7 @@ class Recovery:
 
     async def _states(self, token: str) -> int:
         count, now = 0, datetime.now(UTC)
-        async for chats in _pages(self.store.published_states, _chat_id):
+        async for chats in _pages(self.store.recovery.published_chats, _chat_id):
             rows = [effects.state(chat, None, now) for chat in chats]
             await self.relay.again([_renamed(row, token) for row in rows])
             count += len(chats)
@@ -149,9 +149,9 @@ class Recovery:
 
     async def _jobs(self, token: str) -> int:
         count, until = 0, self._jobs_until()
-        async for jobs in _pages(self.store.jobs, lambda job: job[0].build_id):
+        async for jobs in _pages(self.store.recovery.jobs, lambda job: job[0].build_id):
             rows = [
-                Outgoing(job.chat_id, Lane.JOB, job.subject, job.build_id, job.payload)
+                OutboxMessage(job.chat_id, Lane.JOB, job.subject, job.build_id, job.payload)
                 for job, chat in jobs
                 if awaits(chat, job.build_id)
             ]
@@ -162,7 +162,7 @@ class Recovery:
     async def _answers(self, token: str) -> int:
         count, now = 0, datetime.now(UTC)
         async for calls in _pages(
-            self.store.answers, lambda s: Key(s.call.chat_id, s.call.call_id)
+            self.store.recovery.answered_calls, lambda s: CallKey(s.call.chat_id, s.call.call_id)
         ):
             rows = [
                 effects.result(c.chat_id, c.call_id, c.tool, answer, None, now, _name(c))
@@ -175,7 +175,7 @@ class Recovery:
 
     async def _agents(self) -> int:
         count = 0
-        async for chats in _pages(self.store.inhabited, _chat_id):
+        async for chats in _pages(self.store.recovery.chats_with_agents, _chat_id):
             there = {(c.chat_id, facts.id) for c in chats for facts in c.agents if facts.connected}
             await self.relay.expect(there, ABSENT)
             count += len(there)
@@ -183,12 +183,12 @@ class Recovery:
 
     async def _left_over(self, lost: Mapping[str, str]) -> int:
         count, until = 0, self._jobs_until()
-        async for rows in _pages(self.store.left_over, lambda row: row.id):
+        async for rows in _pages(self.store.recovery.outbox, lambda row: row.id):
             # Others may be publishing them right now: only a stream that lost something gets new
             # names, of jobs the same as from `_jobs`.
             named = [_renamed(row, lost.get(_CARRIES[Lane(row.lane)])) for row in rows]
             await self.relay.publish(named, jobs_until=until)
-            await self.store.published([row.id for row in rows])
+            await self.store.delete_published([row.id for row in rows])
             count, until = count + len(rows), self._jobs_until()
         return count
 
@@ -214,6 +214,6 @@ def _name(call: Any) -> str:
     return f"{call.chat_id}:{call.call_id}"
 
 
-def _renamed(row: Outgoing, token: str | None) -> Outgoing:
+def _renamed(row: OutboxMessage, token: str | None) -> OutboxMessage:
     """Return a row under a name that the duplicate window doesn't know, if its stream lost something."""
     return row if token is None else replace(row, message_id=f"{row.message_id}:{token}")

@@ -39,7 +39,7 @@ from handlers.worker.dead_letters import headers_of
 from handlers.worker.deliveries import Dead
 from handlers.worker.effects import Lane
 from handlers.worker.publish_gate import Certainty
-from statemachine.store import Outgoing
+from statemachine.store import OutboxMessage
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +62,15 @@ class Relay:
         self.ahead = timedelta(0)
         """What the bus's clock shows more than the database's."""
 
-    async def publish(self, rows: Sequence[Outgoing], *, jobs_until: float = math.inf) -> set[str]:
+    async def publish(
+        self, rows: Sequence[OutboxMessage], *, jobs_until: float = math.inf
+    ) -> set[str]:
         """Publish `rows`, kind by kind; all are stored when this returns. Raises BusError.
 
         Jobs until then by `clock`: later nobody would know another's by its message id.
         Returns the chats of which a state stood there that was not older than one of `rows`.
         """
-        lanes: dict[int, list[Outgoing]] = {}
+        lanes: dict[int, list[OutboxMessage]] = {}
         for row in rows:
             lanes.setdefault(row.lane, []).append(row)
         newer: set[str] = set()
@@ -88,7 +90,7 @@ class Relay:
         )
         return newer
 
-    async def again(self, states: Sequence[Outgoing]) -> None:
+    async def again(self, states: Sequence[OutboxMessage]) -> None:
         """Publish states that their stream may have lost. Raises BusError."""
         for row in states:  # nothing stands there; where something does, it is looked at
             self._last[row.subject] = 0, 0
@@ -121,7 +123,7 @@ class Relay:
         self._last.clear()
         self._pools.clear()
 
-    async def _jobs(self, rows: Sequence[Outgoing], until: float) -> None:
+    async def _jobs(self, rows: Sequence[OutboxMessage], until: float) -> None:
         if not rows:
             return
         await self.ensure_pools({_pool(row) for row in rows})
@@ -129,13 +131,13 @@ class Relay:
             raise Unavailable("paused over builds to be asked for: others may have asked meanwhile")
         await self._many(rows, self._job)
 
-    async def _states(self, rows: Sequence[Outgoing], newer: set[str]) -> None:
+    async def _states(self, rows: Sequence[OutboxMessage], newer: set[str]) -> None:
         """Publish versions, each chat's oldest first: many chats at once, or each by itself.
 
         Adds to `newer` the chats of which a state stood there that was not older.
         """
-        alone: list[Sequence[Outgoing]] = []
-        many: list[list[Outgoing]] = []
+        alone: list[Sequence[OutboxMessage]] = []
+        many: list[list[OutboxMessage]] = []
         for chain in chains_of(rows):
             follows = self._expected(chain[0]) is not None and len(chain) <= BATCH_LIMIT
             (many if follows else alone).append(chain)
@@ -144,7 +146,7 @@ class Relay:
                 alone += part
         await _all(self._chain(chain, newer) for chain in alone)
 
-    async def _chains_together(self, chains: Sequence[Sequence[Outgoing]]) -> bool:
+    async def _chains_together(self, chains: Sequence[Sequence[OutboxMessage]]) -> bool:
         """Publish versions of many chats at once, each first one where it is expected to follow."""
         self.certainty.check()
         places = [self._expected(chain[0]) for chain in chains]
@@ -164,13 +166,13 @@ class Relay:
         self._placed(acks[-1])
         return True
 
-    def _expected(self, row: Outgoing) -> int | None:
+    def _expected(self, row: OutboxMessage) -> int | None:
         """Return the place of the state that `row` follows, if it is known and older."""
         version, place = self._last.get(row.subject, (0, 0 if row.version == 1 else None))
         return place if version < (row.version or 0) else None
 
     async def _many(
-        self, rows: Sequence[Outgoing], one: Callable[[Outgoing], Awaitable[None]]
+        self, rows: Sequence[OutboxMessage], one: Callable[[OutboxMessage], Awaitable[None]]
     ) -> None:
         """Publish rows of one stream: many at once, or each by itself."""
         for start in range(0, len(rows), BATCH_LIMIT):
@@ -184,12 +186,12 @@ class Relay:
             else:
                 self._placed(acks[-1])
 
-    async def _chain(self, chain: Sequence[Outgoing], newer: set[str]) -> None:
+    async def _chain(self, chain: Sequence[OutboxMessage], newer: set[str]) -> None:
         for row in chain:
             if not await self._state(row):
                 newer.add(row.chat_id)
 
-    async def _state(self, row: Outgoing) -> bool:
+    async def _state(self, row: OutboxMessage) -> bool:
         """Publish a state, unless one that is not older stands there; say whether."""
         version = row.version or 0
         newest, expected = self._last.get(row.subject, (0, 0 if version == 1 else None))
@@ -222,13 +224,13 @@ class Relay:
         if len(self._last) > _REMEMBERED:
             self._last.popitem(last=False)
 
-    def _by_the_bus(self, row: Outgoing) -> Outgoing:
+    def _by_the_bus(self, row: OutboxMessage) -> OutboxMessage:
         """Return a timer's row with the time that the bus's clock shows when it is to fire."""
         if row.due is None:
             return row
         return replace(row, due=effects.in_milliseconds(row.due + self.ahead))
 
-    async def _timer(self, row: Outgoing) -> None:
+    async def _timer(self, row: OutboxMessage) -> None:
         if row.due is None:
             raise ValueError(f"timer {row.subject} has no time")
         fires_on = subjects.fires_on(row.subject)
@@ -243,7 +245,7 @@ class Relay:
             place = last.sequence if last is not None else 0
             await self._bus.publish(subject, b"{}", ttl=patience, expected_last=place)
 
-    async def _job(self, row: Outgoing) -> None:
+    async def _job(self, row: OutboxMessage) -> None:
         try:
             await self._plain(row)
         except Refused as no:  # again and again it would hold up its neighbours; the limit answers
@@ -251,7 +253,7 @@ class Relay:
                 "build %s of chat %s can't be asked for: %s", row.message_id, row.chat_id, no
             )
 
-    async def _result(self, row: Outgoing) -> None:
+    async def _result(self, row: OutboxMessage) -> None:
         try:
             await self._plain(row)
         except Refused as no:
@@ -259,7 +261,7 @@ class Relay:
             body = effects.instead(row.payload, f"the answer can't be sent: {no}")
             await self._plain(replace(row, payload=body, message_id=f"{row.message_id}:instead"))
 
-    async def _plain(self, row: Outgoing) -> None:
+    async def _plain(self, row: OutboxMessage) -> None:
         self.certainty.check()
         ack = await self._bus.publish(
             row.subject, row.payload, headers=CLOUDEVENT, message_id=row.message_id
@@ -281,7 +283,7 @@ class Relay:
         await self._bus.publish(subject, letter.data, headers=headers_of(letter))
 
 
-def _message(row: Outgoing, expected: int | None = None) -> Message:
+def _message(row: OutboxMessage, expected: int | None = None) -> Message:
     """Return a row as the bus takes it."""
     if row.due is None:
         return Message(row.subject, row.payload, CLOUDEVENT, row.message_id, expected)
@@ -289,7 +291,7 @@ def _message(row: Outgoing, expected: int | None = None) -> Message:
     return Message(row.subject, row.payload, scheduled=fires)
 
 
-def _pool(row: Outgoing) -> str:
+def _pool(row: OutboxMessage) -> str:
     return row.subject.rsplit(".", 1)[1]
 
 

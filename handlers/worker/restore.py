@@ -24,7 +24,7 @@ from handlers.worker.stream_watch import Watch
 from statemachine.calls import Answered, Call
 from statemachine.chat import Chat, Limits
 from statemachine.ids import is_canonical
-from statemachine.store import Changes, Key, Store, StoredCall
+from statemachine.store import CallKey, Changes, Store, StoredCall
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 class Given(NamedTuple):
     """An answer that stands on the bus."""
 
-    key: Key
+    key: CallKey
     tool: str
     answer: Answered
 
@@ -59,7 +59,7 @@ class Reconciliation:
         async for states in self._pages(STATE, subjects.state("*"), published_in):
             rows = await apply(states, self.store, self.limits, os.urandom(16))
             await self.relay.publish(rows)
-            await self.store.published([row.id for row in rows])
+            await self.store.delete_published([row.id for row in rows])
             chats += len({row.chat_id for row in rows})
         async for answers in self._pages(RESULT, subjects.result("*", "*"), _given_in):
             calls += await self._take(answers)
@@ -117,7 +117,7 @@ async def behind(store: Store, bus: Bus, chat_ids: Iterable[str]) -> bool:
     for chat_id in chat_ids:
         last = await bus.get_last(STATE.name, subjects.state(chat_id))
         found = published_in(last) if last is not None else None
-        kept = await store.chat(chat_id) or Chat(chat_id=chat_id)
+        kept = await store.chats.get(chat_id) or Chat(chat_id=chat_id)
         if found is not None and timer_events.went_back(kept, found):
             return True
     return False
@@ -136,7 +136,7 @@ def _given_in(found: StoredMessage) -> Given | None:
     if data is None or not isinstance(data.get("result"), dict) or not is_canonical(chat_id):
         return None
     answer = Answered(data["result"], is_error=bool(data.get("is_error")))
-    return Given(Key(chat_id, call_id), str(data.get("tool")), answer)
+    return Given(CallKey(chat_id, call_id), str(data.get("tool")), answer)
 
 
 def _data(found: StoredMessage) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from bus import Bus, Delivery, StreamInfo, Unavailable
 from bus.streams import DEAD, LOG, STREAMS, Stream, Tuning
 from handlers.publishing.backoff import Backoff
 from handlers.worker.relay import Relay
-from statemachine.store import Seen, Store
+from statemachine.store import Store, StreamPosition
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Watch:
     bus: Bus
     relay: Relay
     tuning: Tuning
-    _there: dict[str, Seen] = field(default_factory=dict)
+    _there: dict[str, StreamPosition] = field(default_factory=dict)
     _tokens: dict[str, str] = field(default_factory=dict)
     _noted: float = 0.0
 
@@ -53,7 +53,7 @@ class Watch:
         self._follow(self.relay.places)
         self.relay.places.clear()
         # What was seen is read next: streams grow meanwhile, and that must not look like a loss.
-        noted = await self.store.streams_seen()
+        noted = await self.store.recovery.stream_positions()
         before = dict(noted)
         for name, seen in self._there.items():  # newer than what was noted
             if name in before and before[name].created == seen.created:
@@ -66,9 +66,9 @@ class Watch:
             for stream in streams:
                 found[stream.name] = await self._applied(stream, found[stream.name], before)
         lost = {name for name, info in found.items() if _differs(before.get(name), info)}
-        if fresh := {n for n in lost - _EXPENDABLE if n in before and before[n].token is None}:
+        if fresh := {n for n in lost - _EXPENDABLE if n in before and before[n].loss_token is None}:
             _tell(fresh, self.tuning.replicas)
-        there = {name: Seen(info.created, info.last) for name, info in found.items()}
+        there = {name: StreamPosition(info.created, info.last) for name, info in found.items()}
         doubted = frozenset(lost - _EXPENDABLE)
         tokens = await self._doubt(doubted, noted, _token(there)) if doubted else {}
         if certainty.lost != reconnects:
@@ -79,7 +79,7 @@ class Watch:
         return doubted
 
     async def _applied(
-        self, stream: Stream, info: StreamInfo, before: Mapping[str, Seen]
+        self, stream: Stream, info: StreamInfo, before: Mapping[str, StreamPosition]
     ) -> StreamInfo:
         """Ask again where the end seems lost: a new leader first applies what a majority holds."""
         backoff, seen = Backoff(first=0.1, most=1.0), before.get(stream.name)
@@ -91,17 +91,17 @@ class Watch:
         return info
 
     async def _doubt(
-        self, lost: AbstractSet[str], noted: Mapping[str, Seen], token: str
+        self, lost: AbstractSet[str], noted: Mapping[str, StreamPosition], token: str
     ) -> dict[str, str]:
         """Mark what is lost, and return what names each loss: equal for all workers who find it.
 
         Raises Unavailable when another worker has just published again what we still miss.
         """
-        await self.store.doubt_streams(
-            {n: noted.get(n) for n in lost if n not in noted or noted[n].token is None}, token
+        await self.store.recovery.mark_lost(
+            {n: noted.get(n) for n in lost if n not in noted or noted[n].loss_token is None}, token
         )
-        stands = await self.store.streams_seen()
-        tokens = {name: stands[name].token for name in lost if name in stands}
+        stands = await self.store.recovery.stream_positions()
+        tokens = {name: stands[name].loss_token for name in lost if name in stands}
         named = {name: token for name, token in tokens.items() if token is not None}
         if named.keys() != lost:
             raise Unavailable("another worker was publishing again what streams lost")
@@ -122,7 +122,7 @@ class Watch:
         """
         self._follow(self.relay.places)
         there = {name: s for name, s in self._there.items() if not streams or name in streams}
-        await self.store.see_streams(there, anew=True)
+        await self.store.recovery.record_positions(there, reset=True)
 
     async def note(self, newest: Delivery) -> None:
         """Note now and then how far streams are. Raises StoreUnavailableError."""
@@ -130,16 +130,16 @@ class Watch:
         if (now := time.monotonic()) - self._noted >= NOTED_EVERY:
             self._noted = now
             self._follow(self.relay.places)
-            await self.store.see_streams(self._there)
+            await self.store.recovery.record_positions(self._there)
 
     def _follow(self, places: Mapping[str, int]) -> None:
         for stream, place in places.items():
             seen = self._there.get(stream)
             if seen is not None and seen.last < place:
-                self._there[stream] = Seen(seen.created, place)
+                self._there[stream] = StreamPosition(seen.created, place)
 
 
-def _token(there: Mapping[str, Seen]) -> str:
+def _token(there: Mapping[str, StreamPosition]) -> str:
     newest = max((seen.created for seen in there.values()), default="")
     return f"{newest}:{sum(seen.last for seen in there.values())}"
 
@@ -151,9 +151,9 @@ def _tell(lost: AbstractSet[str], replicas: int) -> None:
         log.warning("NATS lost streams, or the end of them: %s", ", ".join(sorted(lost)))
 
 
-def _differs(before: Seen | None, now: StreamInfo) -> bool:
+def _differs(before: StreamPosition | None, now: StreamInfo) -> bool:
     return before is None or before.created != now.created or _is_shorter(before, now)
 
 
-def _is_shorter(before: Seen | None, now: StreamInfo) -> bool:
+def _is_shorter(before: StreamPosition | None, now: StreamInfo) -> bool:
     return before is not None and before.created == now.created and now.last < before.last

@@ -21,7 +21,7 @@ from handlers.clock import clock
 from handlers.publishing.backoff import Backoff
 from handlers.worker.deliveries import Dead, Item, chat_of, dead
 from statemachine.store import (
-    Outgoing,
+    OutboxMessage,
     Store,
     StoreUnavailableError,
     TransientError,
@@ -39,7 +39,7 @@ RACES: Final = 3
 """How many transactions of single events a batch may lose before it leaves such events behind."""
 Server = Literal["database", "nats"]
 Read = tuple[Delivery, Item]
-Apply = Callable[[Sequence[Item]], Awaitable[list[Outgoing]]]
+Apply = Callable[[Sequence[Item]], Awaitable[list[OutboxMessage]]]
 """Applies events in one transaction, and returns what must be published."""
 
 
@@ -73,12 +73,12 @@ class Taken:
 
     deliveries: list[Delivery] = field(default_factory=list)
     """Those that are in the database, or are to be buried."""
-    rows: list[Outgoing] = field(default_factory=list)
+    rows: list[OutboxMessage] = field(default_factory=list)
     buried: list[Dead] = field(default_factory=list)
     left: list[Delivery] = field(default_factory=list)
     """Those that the database does not take now."""
 
-    def note(self, group: Sequence[Read], rows: Iterable[Outgoing]) -> None:
+    def note(self, group: Sequence[Read], rows: Iterable[OutboxMessage]) -> None:
         """Note that a group is in the database, with what must be published for it."""
         self.deliveries += [delivery for delivery, _ in group]
         self.rows += rows
@@ -167,7 +167,7 @@ class Taking:
     async def _works(self) -> bool:
         """Say whether the database can take changes at all, so that it refuses only some of them."""
         try:
-            await self._store.check()
+            await self._store.check_writable()
         except StoreUnavailableError as bad:
             log.warning("the database can't take changes: %s", bad)
             return False
@@ -197,7 +197,7 @@ class Taking:
     async def _show(self, chat_ids: AbstractSet[str | None], words: str) -> None:
         chats = {chat_id for chat_id in chat_ids if chat_id is not None}
         with suppress(StoreUnavailableError):
-            await self._store.hold_up(chats, words, SHOWN_FOR)
+            await self._store.note_blocked(chats, words, SHOWN_FOR)
             self._shown |= chats
 
     async def _well(self, group: Sequence[Read]) -> None:
@@ -207,7 +207,7 @@ class Taking:
         if over := self._shown & {chat_of(item) or "" for _, item in group}:
             self._shown -= over
             with suppress(StoreUnavailableError):
-                await self._store.hold_up(over, "", 0)
+                await self._store.note_blocked(over, "", 0)
 
 
 def _place(delivery: Delivery) -> str:

@@ -46,7 +46,7 @@ async def looked_for(item: Missed, store: Store, relay: Relay) -> Missed:
     What it had said is read before: if it comes back after the look, it says more, and the loss is
     not recorded (`missed`) or undone. So no transaction is held while the bus is asked.
     """
-    chat = await store.chat(item.chat_id)
+    chat = await store.chats.get(item.chat_id)
     facts = chat.heard_from(item.agent_id) if chat is not None else None
     if facts is None or not facts.connected:
         return item

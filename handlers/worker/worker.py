@@ -29,7 +29,7 @@ from handlers.worker.stream_watch import Watch
 from handlers.worker.taking import SHOWN_FOR, SLOWEST, Taken, Taking, Troubles
 from handlers.worker.timer_events import looked_for
 from statemachine.chat import Limits
-from statemachine.store import Outgoing, Store, StoreUnavailableError
+from statemachine.store import OutboxMessage, Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Committed:
     """A batch that is in the database, and what must be published before it is acked."""
 
     deliveries: Sequence[Delivery]
-    rows: Sequence[Outgoing]
+    rows: Sequence[OutboxMessage]
     buried: Sequence[Dead]
     jobs_until: float
     """By `clock`."""
@@ -182,7 +182,7 @@ class Worker:
     def _pools(self, relay: Relay) -> Responder:
         async def respond(message: Message) -> bytes:
             del message
-            await relay.ensure_pools(await self.store.pools())
+            await relay.ensure_pools(await self.store.templates.pools())
             return b"{}"
 
         return respond
@@ -216,7 +216,7 @@ class Worker:
             await self._compare(newer)
             # Dropped before the ack: what an ack has let go nobody would look for in the outbox.
             if ids := [row.id for row in rows if row.id]:
-                await self.store.published(ids)
+                await self.store.delete_published(ids)
         except Unavailable as bad:
             self._bus_is_away(bad)
             return False
@@ -306,7 +306,7 @@ class Worker:
     async def _take(self, items: Sequence[tuple[Delivery, Item]]) -> Taken:
         load = self._gauge.load(look=any(asks(item) for _, item in items))
 
-        async def applied(some: Sequence[Item]) -> list[Outgoing]:
+        async def applied(some: Sequence[Item]) -> list[OutboxMessage]:
             return await apply(some, self.store, self.limits, os.urandom(16), load, self.noticed)
 
         taken = await self._taking.take(items, applied)

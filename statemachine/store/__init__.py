@@ -1,7 +1,18 @@
-"""Where snapshots, logs, calls and the outbox are kept.
+"""The store's port: where snapshots, event logs, tool calls and the outbox are kept.
 
-This module is the port. `postgres` fills it; `memory` does too, in this process, for simulation; one
-contract suite holds both to the same conduct. Whatever moves a chat happens in one `Transaction`.
+`postgres` implements it; `tests/doubles` has an implementation in memory. One contract suite
+(`tests/contract/test_store*.py`) runs against both.
+
+A `Store` is composed of small parts, each a protocol of its own:
+
+- `transaction()`: the only way to change a chat. One transaction per batch of events.
+- `chats`: reads of chats, calls and event logs outside of a transaction.
+- `templates`: template versions and their archives.
+- `credentials`: issued keys, and the NATS connections made with them.
+- `recovery`: what workers need to publish again after NATS lost data or the database was restored.
+
+Every method may raise `StoreUnavailableError`. Lists come in pages: at most `limit` rows, sorted by
+their key, beginning behind the key `after`.
 """
 
 from __future__ import annotations
@@ -10,78 +21,61 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from statemachine.calls import Answered, Call
 from statemachine.chat import Cause, Chat
+from statemachine.codec import timestamp
 from statemachine.events import Event
-from statemachine.messages import LogEntry
-from statemachine.store.beside import Pushed
-from statemachine.store.credentials import Admitting, Connection, Credential, Listed
-from statemachine.store.recovery import Job, Origin, Recovering, Seen
+from statemachine.messages import Cause as LoggedCause
+from statemachine.messages import LogEntry, LoggedEvent
 from statemachine.templates import Catalog, Version
+from statemachine.timers import rests
 
-__all__ = [
-    "Changes",
-    "Connection",
-    "Credential",
-    "Entry",
-    "Found",
-    "Job",
-    "Key",
-    "Listed",
-    "NotAdmittedError",
-    "Origin",
-    "Outgoing",
-    "Pushed",
-    "Seen",
-    "Store",
-    "StoreUnavailableError",
-    "StoredCall",
-    "Terms",
-    "Transaction",
-    "TransientError",
-    "UnreachableError",
-    "UnsuitableError",
-    "WorkRefusedError",
-    "identity",
-]
+JOB_RETENTION: Final = timedelta(days=1)
+"""How long a job is kept after its `not_after`: its build may have begun in time and still need an end."""
+CONNECTIONS_PER_KEY: Final = 64
+"""Recorded connections per key. When one more is made, the oldest one has to be closed."""
+_LOSS_PREFIX: Final = "lost:"
+
+
+# -- errors ---------------------------------------------------------------------------------------
 
 
 class StoreUnavailableError(Exception):
-    """The database can't be reached or refuses work now; try again."""
-
-    exit_status = 1
-    """`workspaced` exits with this status when the error ends a command."""
+    """The database can't be reached or accepts no changes now. Try again later."""
 
 
 class UnreachableError(StoreUnavailableError):
-    """The database can't be opened; which one is for those to add who know what may be shown of it."""
+    """No connection can be opened. The message does not name the database: callers add its redacted URL."""
 
 
-class UnsuitableError(StoreUnavailableError):
-    """The database can't be used before somebody changes it, or its URL: waiting does not help."""
+class MisconfiguredError(StoreUnavailableError):
+    """The database, or its URL, has to be changed first. Waiting does not help."""
 
 
-class NotAdmittedError(UnreachableError, UnsuitableError):
-    """The server does not let this user in, or has no such database."""
+class AccessDeniedError(UnreachableError, MisconfiguredError):
+    """The server rejects this user, or has no such database."""
 
 
 class WorkRefusedError(StoreUnavailableError):
-    """The database answers, but does not take this work now, and not because of its data; try again.
+    """The database answers but refuses this transaction, and not because of its data. Try again later.
 
-    Other work may get through: a trigger may refuse one chat, a missing table refuses all of them.
+    Other transactions may succeed: a trigger may refuse one chat, a missing table refuses all chats.
     """
 
 
 class TransientError(StoreUnavailableError):
-    """The transaction lost a race or its time; the same again may succeed."""
+    """The transaction hit a deadlock, a lock or a timeout. The same transaction may succeed next time."""
 
 
-class Key(NamedTuple):
-    """Names a call."""
+# -- values ---------------------------------------------------------------------------------------
+
+
+class CallKey(NamedTuple):
+    """Identifies a tool call."""
 
     chat_id: str
     call_id: str
@@ -89,7 +83,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the event log records of one event."""
+    """A new entry of a chat's event log."""
 
     seq: int
     event: Event
@@ -99,227 +93,575 @@ class Entry:
     version: int | None
     at: datetime
     cause: Cause | None = None
-    """The event that it followed from; None for one that followed from no other."""
+    """The event that led to this one; None for events that came over the bus."""
     deadline: datetime | None = None
-    """The limit that it set, and that holds after it."""
+    """The limit of the new state, if this event set one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
-    """An effect on its way: a message for the bus. `lane` gives the order in which kinds leave."""
+class OutboxMessage:
+    """A message that has to be published. It stays in the outbox until NATS has stored it."""
 
     chat_id: str
     lane: int
+    """Messages with lower lanes are published first."""
     subject: str
     message_id: str
     payload: bytes
     version: int | None = None
     due: datetime | None = None
     id: int = 0
-    """Its row, once committed."""
+    """The number of its row; 0 before it is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCall:
-    """A call and, when it is over, its answer."""
+    """A tool call and its answer; None while it is open."""
 
     call: Call
     answer: Answered | None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A build that was requested, with the message as it was published."""
+
+    build_id: str
+    chat_id: str
+    subject: str
+    payload: bytes
+    not_after: datetime
+
+
 @dataclass(slots=True)
 class Changes:
-    """All that one transaction writes."""
+    """Everything that one transaction writes."""
 
     chats: list[Chat] = field(default_factory=list)
     entries: list[tuple[str, Entry]] = field(default_factory=list)
+    """(chat id, entry)."""
     identities: list[tuple[str, bytes]] = field(default_factory=list)
+    """(chat id, digest) of the events that were applied."""
     calls: list[StoredCall] = field(default_factory=list)
-    cancellations: list[Key] = field(default_factory=list)
+    cancellations: list[CallKey] = field(default_factory=list)
+    """Calls that were canceled before they arrived."""
     names: list[tuple[str, str, str, str]] = field(default_factory=list)
     """(workspace id, chat id, owner id, name) of new workspaces."""
     freed: list[tuple[str, str]] = field(default_factory=list)
-    """(workspace id, chat id) of deleted ones."""
-    outgoing: list[Outgoing] = field(default_factory=list)
-    jobs: list[Job] = field(default_factory=list)
-    """Those of `outgoing` that ask for builds, kept for a day, to be asked for again."""
+    """(workspace id, chat id) of deleted workspaces, whose names may be used again."""
+    outbox: list[OutboxMessage] = field(default_factory=list)
+    jobs: list[StoredJob] = field(default_factory=list)
+    """The jobs among `outbox`: kept longer than their outbox rows, to be published again if NATS loses them."""
 
 
-class Found(NamedTuple):
-    """What there is of events and calls that a batch speaks of."""
+class Prefetched(NamedTuple):
+    """What the database knows about the events and calls of a batch."""
 
     known: set[tuple[str, bytes]]
-    """Those events (chat id, digest) that were applied before."""
-    calls: dict[Key, StoredCall]
+    """(chat id, digest) of the events that were applied before."""
+    calls: dict[CallKey, StoredCall]
     waiting: dict[str, list[Call]]
-    """By chat, in the order they came."""
-    canceled: set[Key]
-    """Calls whose cancellation came before them."""
+    """Open calls by chat, in the order of their arrival."""
+    canceled: set[CallKey]
+    """Calls whose cancellation arrived before them."""
     pools: dict[str, str]
-    """The pool that a provisioner is bound to, by its name."""
+    """The pool that each provisioner is bound to, by the provisioner's name."""
 
 
-class Terms(NamedTuple):
-    """What calls are judged by."""
+class CatalogAndSettings(NamedTuple):
+    """The templates and the settings that calls are judged by."""
 
     catalog: Catalog
     settings: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class PushedVersion:
+    """One version in a template's history."""
+
+    version_id: str
+    pushed_at: datetime
+    size: int
+    """Bytes of its archive."""
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """The rights of an issued public key."""
+
+    kind: str
+    """`agent`, `frontend`, or a static role."""
+    chat_ids: tuple[str, ...]
+    """The chats that the key is for; empty for a static role's key, which is for all of them."""
+    expires_at: datetime
+    workspace_id: str | None = None
+    build_id: str | None = None
+    agent_id: str | None = None
+    name: str | None = None
+    """A label; for a provisioner, its name on the bus."""
+    pool: str | None = None
+    """For a provisioner: the pool whose builds it makes."""
+    revoked_at: datetime | None = None
+
+
+class CheckedCredential(NamedTuple):
+    """An issued credential, and whether its key may be used now."""
+
+    credential: Credential
+    denial: str | None
+    """None while the key is valid; otherwise `revoked`, `expired`, or `superseded` (by a newer build)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedCredential:
+    """A credential as operators see it."""
+
+    public_key: str
+    credential: Credential
+    issued_at: datetime
+    connections: int
+    """Recorded connections that are not known to be closed."""
+    superseded: bool = False
+    """For an agent: its chat has a newer build, so the key admits nobody."""
+
+
+class ClientConnection(NamedTuple):
+    """Identifies a client's connection to NATS. Servers never use an id twice."""
+
+    server: str
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPosition:
+    """The last known end of a stream, or the mark that the stream lost messages."""
+
+    created: str
+    """When the stream was created, as the server reports it."""
+    last: int
+    """The last sequence."""
+
+    @classmethod
+    def lost(cls, token: str) -> StreamPosition:
+        """Return the mark of a loss. `token` names the loss: it becomes part of message ids."""
+        return cls(f"{_LOSS_PREFIX}{token}", 0)
+
+    @property
+    def loss_token(self) -> str | None:
+        """The token of the loss; None if this is a position."""
+        lost = self.created.startswith(_LOSS_PREFIX)
+        return self.created.removeprefix(_LOSS_PREFIX) if lost else None
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseOrigin:
+    """Identifies this database, and the one that its rows were written in.
+
+    They differ after a restore, which took the rows back to an earlier moment.
+    """
+
+    current: str
+    recorded: str | None
+    """None if nobody has recorded it yet."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the rows may come from another database."""
+        return self.current != self.recorded
+
+
+# -- the port -------------------------------------------------------------------------------------
+
+
 class Transaction(Protocol):
-    """Reads under lock, and one write."""
+    """Reads under lock, then one write. See `Store.transaction`."""
 
     @property
     def now(self) -> datetime:
-        """The database's clock when the chats were locked."""
+        """The database's time when `lock` had locked the chats."""
         ...
 
     async def lock(
         self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
     ) -> dict[str, Chat]:
-        """Lock the chats until the end and return their snapshots; `creating` (all) may be new."""
+        """Lock chats until the end of the transaction and return their snapshots by id.
+
+        Chats that do not exist are created if they are in `creating` (None: all), and left out otherwise.
+        Raises TransientError when another transaction holds a chat for too long.
+        """
         ...
 
-    async def found(
+    async def prefetch(
         self,
         identities: Sequence[tuple[str, bytes]],
-        keys: AbstractSet[Key],
+        keys: AbstractSet[CallKey],
         waiting_of: AbstractSet[str],
         provisioners: AbstractSet[str] = frozenset(),
-    ) -> Found:
-        """Return what there is of events, calls by key, waiting calls by chat, pools by provisioner."""
+    ) -> Prefetched:
+        """Look up events by (chat id, digest), calls by key, open calls by chat, and pools by provisioner.
+
+        `lock` must have locked the chats before.
+        """
         ...
 
-    async def calls(self, keys: AbstractSet[Key]) -> dict[Key, StoredCall]:
-        """Return the calls of these keys that exist."""
+    async def calls(self, keys: AbstractSet[CallKey]) -> dict[CallKey, StoredCall]:
+        """Return those of the calls that exist, open or answered."""
         ...
 
-    async def names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
-        """Return the lower-case names in use by owner; nobody else gives out names meanwhile."""
+    async def workspace_names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
+        """Return the names in use, in lower case, by owner.
+
+        Until the end of the transaction no other one gets the names of these owners.
+        """
         ...
 
-    async def terms(
+    async def catalog_and_settings(
         self,
         organization_ids: AbstractSet[str],
         template_ids: AbstractSet[str],
         version_ids: AbstractSet[str],
-    ) -> Terms:
-        """Return the templates of these organizations and ids, these versions, and the settings."""
+    ) -> CatalogAndSettings:
+        """Return the templates of these organizations, these templates, these versions, and all settings."""
         ...
 
-    async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
-        """Return those of `workspace_ids` that some chat has."""
+    async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        """Return those of the workspaces that are the current workspace of a chat."""
         ...
 
-    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[Outgoing]:
-        """Return what these chats still have in the outbox."""
+    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
+        """Return the outbox rows of these chats, oldest first."""
         ...
 
-    async def write(self, changes: Changes) -> list[Outgoing]:
-        """Write everything; return the outgoing with their row ids."""
+    async def write(self, changes: Changes) -> list[OutboxMessage]:
+        """Write everything; return `changes.outbox` with the numbers of the rows."""
         ...
 
 
-class Store(Recovering, Admitting, Protocol):
-    """The truth."""
+class Chats(Protocol):
+    """Reads of chats, their calls and their logs; nothing is locked."""
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Commit at the end of the block, roll back when it raises."""
+    async def get(self, chat_id: str) -> Chat | None:
+        """Return a chat's snapshot."""
         ...
 
-    async def published(self, ids: Sequence[int]) -> None:
-        """Drop outbox rows that the bus has stored."""
-        ...
-
-    async def chat(self, chat_id: str) -> Chat | None:
-        """Return a snapshot, without lock."""
-        ...
-
-    async def chats(
+    async def find(
         self,
         *,
         organization_id: str | None = None,
         owner_id: str | None = None,
         states: Sequence[str] | None = None,
         after: str | None = None,
-        most: int = 100,
+        limit: int = 100,
     ) -> list[Chat]:
-        """Return snapshots by chat id, after `after`."""
+        """Return a page of chats, sorted by chat id. A filter that is None matches every chat."""
         ...
 
-    async def waiting(self, chat_id: str) -> list[Call]:
-        """Return a chat's open calls."""
+    async def with_timers(self, *, after: str | None = None, limit: int = 1000) -> list[Chat]:
+        """Return a page of the chats that a timer is set for, sorted by chat id."""
         ...
 
-    async def waiting_in_all(self, most: int) -> int:
-        """Count the open calls of all chats, up to `most`."""
+    async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
+        """Return a page of the chats with orphaned workspaces, sorted by chat id."""
         ...
 
-    async def answered(self, chat_id: str, call_id: str) -> bool:
-        """Say whether a call is known and over."""
+    async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        """Return those of the workspaces that are the current workspace of a chat."""
         ...
 
-    async def log(self, chat_id: str, *, after: int = 0, most: int = 100) -> list[LogEntry]:
-        """Return log entries as `read_events` shows them, plus `at`."""
+    async def open_calls(self, chat_id: str) -> list[Call]:
+        """Return a chat's open calls, in the order of their arrival."""
         ...
 
-    async def waking(self, *, after: str | None = None, most: int = 1000) -> list[Chat]:
-        """Return the chats that a timer is set for, by chat id, after `after`."""
+    async def count_open_calls(self, limit: int) -> int:
+        """Count the open calls of all chats; stop counting at `limit`."""
         ...
 
-    async def orphaned(self, *, after: str | None = None, most: int = 100) -> list[Chat]:
-        """Return the chats that remember orphans, by chat id, after `after`."""
+    async def is_answered(self, chat_id: str, call_id: str) -> bool:
+        """Say whether a call exists and was answered."""
         ...
 
-    async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
-        """Return those of `workspace_ids` that some chat has."""
+    async def log(self, chat_id: str, *, after: int = 0, limit: int = 100) -> list[LogEntry]:
+        """Return a page of a chat's event log, as `read_events` shows it, behind sequence `after`."""
         ...
 
-    async def pools(self) -> set[str]:
-        """Return the pools that templates name."""
-        ...
 
-    async def archive(self, version_id: str, offset: int, size: int) -> bytes | None:
-        """Return a piece of a template version's tar.gz, or None when there is no such version."""
-        ...
+class Templates(Protocol):
+    """Template versions and their archives."""
 
     async def push(self, organization_id: str, version: Version, archive: bytes) -> None:
-        """Keep a template version and make it the active one."""
-        ...
+        """Keep a version with its tar.gz and make it its template's active version.
 
-    async def templates(self, organization_id: str) -> Catalog:
-        """Return an organization's templates."""
-        ...
-
-    async def history(self, template_id: str) -> list[Pushed]:
-        """Return a template's versions in the order they were first pushed."""
+        Pushing a version again activates it again; the stored version stays as it is.
+        """
         ...
 
     async def activate(self, version_id: str) -> str | None:
-        """Make a version its template's active one; return the template's id, if there is such."""
+        """Make a version its template's active one; return the template's id, None for an unknown version."""
+        ...
+
+    async def catalog(self, organization_id: str) -> Catalog:
+        """Return an organization's templates with their active versions."""
+        ...
+
+    async def versions(self, template_id: str) -> Sequence[PushedVersion]:
+        """Return a template's versions, oldest first."""
+        ...
+
+    async def read_archive(self, version_id: str, offset: int, size: int) -> bytes | None:
+        """Return at most `size` bytes of a version's tar.gz from `offset` on; None for an unknown version."""
+        ...
+
+    async def pools(self) -> set[str]:
+        """Return the pools that template versions name."""
+        ...
+
+
+class Credentials(Protocol):
+    """Issued keys, and the connections that were made with them."""
+
+    async def issue(self, public_key: str, credential: Credential) -> None:
+        """Store a key's credential; replace the one that it has."""
+        ...
+
+    async def get(self, public_key: str) -> CheckedCredential | None:
+        """Return a key's credential and whether the key may be used now; None for an unknown key.
+
+        This and `invalid_connections` are the only places that decide whether a key is valid.
+        """
+        ...
+
+    async def find(
+        self, *, include_expired: bool = False, after: str | None = None, limit: int = 100
+    ) -> list[ListedCredential]:
+        """Return a page of the credentials, sorted by public key.
+
+        Without `include_expired`, keys that expired or were revoked or superseded are left out.
+        """
+        ...
+
+    async def revoke(self, public_key: str) -> bool:
+        """Revoke a key for ever; return False for an unknown key."""
+        ...
+
+    async def bind_provisioner(self, name: str, pool: str) -> str:
+        """Bind a provisioner's name to a pool for ever; return the pool that it is bound to.
+
+        That is another pool than `pool` if the name was bound before.
+        """
+        ...
+
+    async def record_connection(
+        self, public_key: str, at: ClientConnection, server_name: str, credential: Credential
+    ) -> list[ClientConnection]:
+        """Record a connection before NATS admits it; return the key's surplus connections, newest first.
+
+        A key has at most `CONNECTIONS_PER_KEY`.
+        """
+        ...
+
+    async def invalid_connections(
+        self,
+        *,
+        chat_ids: AbstractSet[str] | None = None,
+        public_key: str | None = None,
+        after: ClientConnection | None = None,
+        limit: int = 500,
+    ) -> list[ClientConnection]:
+        """Return a page of the connections whose key is no longer valid, sorted.
+
+        Only those of agents of `chat_ids`, or of `public_key`, if given.
+        """
+        ...
+
+    async def forget_connections(self, connections: Sequence[ClientConnection]) -> None:
+        """Delete the records of connections that are closed."""
+        ...
+
+    async def forget_earlier_server(self, server_name: str, server: str) -> None:
+        """Delete the records of connections to earlier processes of the server with that name."""
+        ...
+
+
+class Recovery(Protocol):
+    """What workers read, and record, to publish again what NATS lost."""
+
+    async def origin(self) -> DatabaseOrigin:
+        """Return which database this is, and which one its rows were written in."""
+        ...
+
+    async def record_origin(self, current: str) -> None:
+        """Record that the rows belong to the database `current`."""
+        ...
+
+    async def stream_positions(self) -> dict[str, StreamPosition]:
+        """Return the recorded positions of streams, by stream name."""
+        ...
+
+    async def record_positions(
+        self, positions: Mapping[str, StreamPosition], *, reset: bool = False
+    ) -> None:
+        """Record how far streams are.
+
+        A position only moves forward, within the same stream, and never replaces the mark of a loss. With
+        `reset` it replaces whatever is recorded.
+        """
+        ...
+
+    async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:
+        """Mark streams as having lost messages; each only while its recorded position is that in `before`.
+
+        So all workers that find a loss at the same time agree on one mark.
+        """
+        ...
+
+    async def published_chats(
+        self, *, after: str | None = None, limit: int = 500
+    ) -> Sequence[Chat]:
+        """Return a page of the chats that have published a state, sorted by chat id."""
+        ...
+
+    async def chats_with_agents(
+        self, *, after: str | None = None, limit: int = 500
+    ) -> Sequence[Chat]:
+        """Return a page of the chats with connected agents, sorted by chat id."""
+        ...
+
+    async def jobs(
+        self, *, after: str | None = None, limit: int = 100
+    ) -> Sequence[tuple[StoredJob, Chat]]:
+        """Return a page of the jobs that still need an end, each with its chat, sorted by build id.
+
+        A job is among them until `JOB_RETENTION` after its `not_after`.
+        """
+        ...
+
+    async def answered_calls(
+        self, *, after: CallKey | None = None, limit: int = 500
+    ) -> Sequence[StoredCall]:
+        """Return a page of the calls that were answered within the last 24 hours, sorted by key."""
+        ...
+
+    async def outbox(self, *, after: int = 0, limit: int = 500) -> Sequence[OutboxMessage]:
+        """Return a page of the outbox of all chats, oldest first."""
+        ...
+
+
+class Store(Protocol):
+    """The database of workspaced. See the module's text for its parts."""
+
+    @property
+    def chats(self) -> Chats:
+        """Reads of chats."""
+        ...
+
+    @property
+    def templates(self) -> Templates:
+        """Template versions."""
+        ...
+
+    @property
+    def credentials(self) -> Credentials:
+        """Issued keys and their connections."""
+        ...
+
+    @property
+    def recovery(self) -> Recovery:
+        """What workers need to publish again."""
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Begin a transaction: it commits at the end of the block and rolls back when the block raises.
+
+        Raises TransientError, WorkRefusedError, StoreUnavailableError; an error of the database that
+        blames the data passes through as the driver raised it.
+        """
+        ...
+
+    async def delete_published(self, ids: Sequence[int]) -> None:
+        """Delete outbox rows whose messages NATS has stored."""
         ...
 
     async def settings(self) -> dict[str, str]:
-        """Return the settings."""
-        ...
-
-    async def check(self) -> None:
-        """Return if the database can take changes now. Raises StoreUnavailableError with what is wrong."""
-        ...
-
-    async def hold_up(self, chat_ids: AbstractSet[str], words: str, seconds: float) -> None:
-        """Note for so many seconds why events of these chats are not taken."""
-        ...
-
-    async def held_up(self, chat_ids: AbstractSet[str]) -> dict[str, str]:
-        """Return why events are not taken now, by chat: as noted, or because the database takes no changes."""
+        """Return the operators' settings by name."""
         ...
 
     async def put_setting(self, key: str, value: str) -> None:
-        """Change a setting, for all workers at once."""
+        """Change a setting; it holds for the next transaction of every worker."""
+        ...
+
+    async def check_writable(self) -> None:
+        """Return if the database accepts changes now; write nothing.
+
+        Raises StoreUnavailableError that says what is wrong: the database is read-only, lacks a table, or
+        a table is locked by somebody else.
+        """
+        ...
+
+    async def probe_write(self) -> None:
+        """Write sample rows into every table that a batch writes, and roll back.
+
+        Raises StoreUnavailableError when the database does not accept them, whatever its reason is: the
+        sample is valid, so it is the database that is at fault.
+        """
+        ...
+
+    async def note_blocked(self, chat_ids: AbstractSet[str], reason: str, seconds: float) -> None:
+        """Record for so many seconds why events of these chats can't be applied."""
+        ...
+
+    async def blocked(self, chat_ids: AbstractSet[str]) -> dict[str, str]:
+        """Return the reasons why events of these chats can't be applied now, by chat.
+
+        They are those of `note_blocked`, or what `check_writable` finds.
+        """
         ...
 
 
-def identity(source: str, event_id: str) -> bytes:
-    """Return the 16-byte digest by which an event is known for ever."""
+# -- representations that all implementations share -----------------------------------------------
+
+
+def event_digest(source: str, event_id: str) -> bytes:
+    """Return the 16 bytes that identify an event for ever, made of its source and id."""
     return sha256(f"{len(source)}:{source}{event_id}".encode()).digest()[:16]
+
+
+def chat_columns(chat: Chat) -> dict[str, Any]:
+    """Return the columns of a chat's row that repeat parts of its snapshot, to search by."""
+    return {
+        "version": chat.version,
+        "state": str(chat.state),
+        "organization_id": chat.organization_id,
+        "owner_id": chat.owner_id,
+        "workspace_id": chat.ref.id if chat.ref else None,
+        "wakes": not rests(chat),
+    }
+
+
+def log_entry(
+    row: Mapping[str, Any], event: Mapping[str, Any], cause: Mapping[str, Any] | None
+) -> LogEntry:
+    """Return a log entry as `read_events` and exports show it.
+
+    `row` has the columns of `event_log`. The keys `cause`, `deadline` and `notice` are left out where there
+    is none. The notice is stored as an attribute of the event, and shown as the entry's.
+    """
+    deadline: datetime | None = row["deadline"]
+    notice = event.get("notice")
+    logged = {name: value for name, value in event.items() if name != "notice"}
+    entry: LogEntry = {
+        "seq": row["seq"],
+        "event": cast(LoggedEvent, logged),
+        "outcome": row["outcome"],
+        "state_before": row["state_before"],
+        "state_after": row["state_after"],
+        "version": row["version"],
+        "at": timestamp(row["at"]),
+    }
+    if cause is not None:
+        entry["cause"] = cast(LoggedCause, cause)
+    if deadline is not None:
+        entry["deadline"] = timestamp(deadline)
+    if notice is not None:
+        entry["notice"] = notice
+    return entry

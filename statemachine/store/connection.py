@@ -19,12 +19,12 @@ from urllib.parse import parse_qsl, quote_plus, unquote, urlsplit, urlunsplit
 import asyncpg
 
 from statemachine.store import (
-    NotAdmittedError,
+    AccessDeniedError,
+    MisconfiguredError,
     StoreUnavailableError,
     UnreachableError,
-    UnsuitableError,
 )
-from statemachine.store.errors import ANSWER_WITHIN
+from statemachine.store.errors import RESPONSE_TIMEOUT
 
 UNREADABLE: Final = (
     "the database's URL can't be read; a password in it has %2F for /, %23 for #, %3F for ?, %3A for : "
@@ -89,7 +89,7 @@ class Address:
     """A database's URL as the driver takes it."""
 
     url: str
-    timeout: float = ANSWER_WITHIN
+    timeout: float = RESPONSE_TIMEOUT
     """Seconds that connecting may take."""
     asked: frozenset[str] = frozenset()
     """Names of the server's settings that the URL gives a value."""
@@ -98,20 +98,20 @@ class Address:
 
 
 def read_url(url: str) -> Address:
-    """Read a database's URL. Raises UnsuitableError with words that show no password."""
+    """Read a database's URL. Raises MisconfiguredError with words that show no password."""
     try:
         parts = urlsplit(url.strip())
         given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
-        raise UnsuitableError(UNREADABLE) from None
+        raise MisconfiguredError(UNREADABLE) from None
     if parts.scheme not in _SCHEMES:
-        raise UnsuitableError(
+        raise MisconfiguredError(
             "the database's URL can't be read: it begins with postgresql://, like "
             "postgresql://user:password@host:5432/database"
         )
     # An "@" behind the host belongs to a password with an unescaped "/", "?" or "#".
     if parts.fragment or "@" in parts.path or any("@" in f"{n}{v}" for n, v in given):
-        raise UnsuitableError(UNREADABLE)
+        raise MisconfiguredError(UNREADABLE)
     values = {name: value for name, value in given if value != ""}
     where = parts.netloc.rpartition("@")[2]
     hosts = [host for host in (where or unquote(values.get("host", ""))).split(",") if host]
@@ -146,43 +146,45 @@ def _check_port(port: str) -> None:
     if port == "":
         return
     if not (port.isascii() and port.isdecimal()):
-        raise UnsuitableError(UNREADABLE)
+        raise MisconfiguredError(UNREADABLE)
     if not 0 < int(port) <= _MOST_PORT:
-        raise UnsuitableError(
+        raise MisconfiguredError(
             f"the database's URL names port {port}: ports are numbers from 1 to {_MOST_PORT}"
         )
 
 
 def _timeout(text: str | None) -> float:
     if text is None:
-        return ANSWER_WITHIN
+        return RESPONSE_TIMEOUT
     try:
         seconds = float(text)
     except ValueError:
-        raise UnsuitableError(
+        raise MisconfiguredError(
             "connect_timeout in the database's URL is a number of seconds"
         ) from None
-    return min(seconds, 600.0) if seconds > 0 else ANSWER_WITHIN
+    return min(seconds, 600.0) if seconds > 0 else RESPONSE_TIMEOUT
 
 
 def _check(name: str, values: dict[str, str]) -> None:
-    """Drop a parameter that asks for nothing else than what is done. Raises UnsuitableError."""
+    """Drop a parameter that asks for nothing else than what is done. Raises MisconfiguredError."""
     value = values[name]
     if name in _FULFILLED:
         if value.lower() not in _FULFILLED[name]:
             known = " or ".join(_FULFILLED[name])
-            raise UnsuitableError(
+            raise MisconfiguredError(
                 f"{name}={value} in the database's URL is not supported: remove it, or say {known}"
             )
         del values[name]
     elif name in _UNSUPPORTED:
-        raise UnsuitableError(f"parameter {name} in the database's URL is not supported: remove it")
+        raise MisconfiguredError(
+            f"parameter {name} in the database's URL is not supported: remove it"
+        )
     elif name in _FILES:
         try:
             with Path(value).open("rb"):
                 pass
         except OSError as no:
-            raise UnsuitableError(
+            raise MisconfiguredError(
                 f"{name} in the database's URL names {value}, which can't be read: {no.strerror}"
             ) from no
 
@@ -191,7 +193,7 @@ def _check(name: str, values: dict[str, str]) -> None:
 def opening(address: Address, limits: Mapping[str, str] | None = None) -> Iterator[None]:
     """Say in words why a connection can't be opened, whatever the driver raises.
 
-    Raises UnreachableError, and UnsuitableError where waiting does not help.
+    Raises UnreachableError, and MisconfiguredError where waiting does not help.
     """
     try:
         yield
@@ -204,11 +206,11 @@ def opening(address: Address, limits: Mapping[str, str] | None = None) -> Iterat
             f"can't open the database: no answer within {address.timeout:g} s"
         ) from silence
     except asyncpg.ClientConfigurationError as bad:
-        raise UnsuitableError(f"can't open the database: {_first_line(bad)}") from None
+        raise MisconfiguredError(f"can't open the database: {_first_line(bad)}") from None
     except ValueError as bad:
         if isinstance(bad, UnicodeError):  # of the host's name
             raise UnreachableError(f"can't open the database: {bad}") from None
-        raise UnsuitableError(UNREADABLE) from None
+        raise MisconfiguredError(UNREADABLE) from None
     except Exception as bad:  # to open a connection no work is needed that could be at fault
         raise UnreachableError(
             f"can't open the database: {_first_line(bad) or type(bad).__name__}"
@@ -220,16 +222,16 @@ def _refused(
 ) -> StoreUnavailableError:
     found = _REFUSED_SETTING.search(str(no))
     if str(no.sqlstate)[:2] in _NOT_ADMITTED:
-        return NotAdmittedError(f"can't open the database: {no}")
+        return AccessDeniedError(f"can't open the database: {no}")
     if found is None:
         return UnreachableError(f"can't open the database: {no}")
     if found[1] in limits:
-        return UnsuitableError(
+        return MisconfiguredError(
             f"PostgreSQL 17 or later is needed, and no pooler between that refuses "
             f"{' and '.join(limits)}: {no}"
         )
     if found[1] in address.asked:
-        return UnsuitableError(
+        return MisconfiguredError(
             f"parameter {found[1]} in the database's URL is not supported: remove it ({no})"
         )
     return UnreachableError(f"can't open the database: {no}")
@@ -278,7 +280,7 @@ async def _connection(
 
 async def _closed(connection: asyncpg.Connection[Any]) -> None:
     try:
-        await connection.close(timeout=ANSWER_WITHIN)
+        await connection.close(timeout=RESPONSE_TIMEOUT)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         connection.terminate()
 
@@ -289,7 +291,7 @@ async def _examine(
     """Say whether a pooler is between; raise StoreUnavailableError when it or the database does not suit."""
     who = await _ask(connection)
     if who["encoding"] != "UTF8":
-        raise UnsuitableError(
+        raise MisconfiguredError(
             f"the database has encoding {who['encoding']}, which can't hold every text: make one with encoding UTF8 "
             "(createdb --encoding=UTF8 --template=template0)"
         )
@@ -299,11 +301,11 @@ async def _examine(
     other = await _connection(address, limits)
     try:
         if await _share_sessions(connection, other):
-            raise UnsuitableError(POOLER)
+            raise MisconfiguredError(POOLER)
     except TimeoutError as silence:
         raise UnreachableError(
             f"can't open the database: the connection pooler before it gave no second session within "
-            f"{ANSWER_WITHIN:g} s; each process needs some (pgbouncer's default_pool_size)"
+            f"{RESPONSE_TIMEOUT:g} s; each process needs some (pgbouncer's default_pool_size)"
         ) from silence
     finally:
         await _closed(other)
@@ -328,9 +330,9 @@ async def _share_sessions(one: asyncpg.Connection[Any], other: asyncpg.Connectio
 async def _ask(connection: asyncpg.Connection[Any]) -> Any:
     """Ask for process id and encoding, in a transaction: no pooler spreads that over several sessions."""
     try:
-        async with asyncio.timeout(ANSWER_WITHIN), connection.transaction():
+        async with asyncio.timeout(RESPONSE_TIMEOUT), connection.transaction():
             return await connection.fetchrow(_WHO)
     except (asyncpg.PostgresConnectionError, asyncpg.InvalidSQLStatementNameError) as no:
         if isinstance(no, asyncpg.InvalidSQLStatementNameError) or "pooling mode" in str(no):
-            raise UnsuitableError(f"{POOLER} ({no})") from no
+            raise MisconfiguredError(f"{POOLER} ({no})") from no
         raise

@@ -27,7 +27,7 @@ with made as (
 select chat_id::text as chat_id, snapshot, clock_timestamp() as now from locked
 union all select chat_id::text, snapshot, clock_timestamp() from made
 
--- name: found
+-- name: prefetch
 -- All that the batch asks of its chats, in one look: events that are known, calls by key, waiting calls,
 -- cancellations that came before their call by ten minutes at most; and which pools senders are bound to.
 -- After the lock, in a statement of its own: one that waits for a lock still reads other tables as of its start.
@@ -56,12 +56,12 @@ from call c join unnest($1::uuid[], $2::text[]) as k(chat_id, call_id) using (ch
 -- Names are given out by one transaction at a time an owner. Chats are locked before, so no circle.
 select pg_advisory_xact_lock(hashtextextended(id, 0)) from unnest($1::text[]) as id order by id
 
--- name: names
+-- name: workspace_names
 -- What an owner's workspaces are called, without case.
 select owner_id::text as owner_id, lower(name) as name from workspace
 where owner_id = any($1::uuid[]) and deleted_at is null
 
--- name: terms
+-- name: catalog_and_settings
 -- What calls are judged by: templates by organization (to list) or by id (to build) with their active
 -- versions, other versions, settings. Of versions that are known ($4) only that they are there: they never change.
 -- The archive is left out, only provisioners need it. There is no cache that could be old.
@@ -155,7 +155,7 @@ insert into job (build_id, chat_id, subject, payload, not_after)
 select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::timestamptz[])
 on conflict do nothing
 
--- name: outbox_of
+-- name: unpublished
 -- What a redelivered event's chat has not published yet.
 select id, chat_id::text as chat_id, lane, subject, message_id, version, due, payload
 from outbox where chat_id = any($1::uuid[]) order by id
@@ -164,7 +164,7 @@ from outbox where chat_id = any($1::uuid[]) order by id
 delete from outbox where id = any($1::bigint[])
 
 -- name: now
-select clock_timestamp()
+select clock_timestamp() as now
 
 -- name: chat
 select snapshot from chat where chat_id = $1::uuid
@@ -176,14 +176,14 @@ where ($1::uuid is null or organization_id = $1) and ($2::uuid is null or owner_
   and ($3::text[] is null or state = any($3)) and ($4::uuid is null or chat_id > $4)
 order by chat_id limit $5
 
--- name: calls_waiting
+-- name: open_calls
 select body from call where chat_id = $1::uuid and resolved_at is null order by ord
 
 -- name: count_open_calls
 -- Over the index of open calls, and no further than anybody asks.
 select count(*) from (select from call where resolved_at is null limit $1) as open
 
--- name: answered
+-- name: is_answered
 select 1 from call
 where chat_id = $1::uuid and call_id = $2 and resolved_at is not null
 
@@ -198,7 +198,7 @@ select chat_id::text as chat_id, seq, event, outcome, state_before, state_after,
 from event_log where (chat_id, seq) > ($1::uuid, $2::bigint) and ($3::uuid is null or chat_id <= $3)
 order by chat_id, seq limit $4
 
--- name: kept
+-- name: chat_rows
 -- What is kept of chats beside their logs, in one look: a page of all, or those that are named.
 select c.chat_id::text as chat_id, c.snapshot, c.version, c.state,
        c.organization_id::text as organization_id, c.owner_id::text as owner_id,
@@ -208,15 +208,15 @@ select c.chat_id::text as chat_id, c.snapshot, c.version, c.state,
 from chat c where ($1::uuid is null or c.chat_id > $1) and ($2::uuid[] is null or c.chat_id = any($2))
 order by c.chat_id limit $3
 
--- name: waking
+-- name: chats_with_timers
 -- For the start of a worker, a page at a time: timers are armed again from here.
 select snapshot from chat where wakes and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
--- name: had
+-- name: current_workspaces
 -- Workspaces that are some chat's.
 select workspace_id::text as workspace_id from chat where workspace_id = any($1::uuid[])
 
--- name: orphaned
+-- name: chats_with_orphans
 -- For operators: chats that remember a workspace which runs on without one. Each has a timer.
 select snapshot from chat
 where wakes and jsonb_path_exists(snapshot, '$.former[*].orphaned_at')
@@ -226,26 +226,27 @@ where wakes and jsonb_path_exists(snapshot, '$.former[*].orphaned_at')
 -- Every pool that a template version names; its consumer must exist.
 select distinct manifest ->> 'pool' as pool from template_version
 
--- name: archive
+-- name: read_archive
 -- A piece of the folder's tar.gz.
 select substring(archive from $2 + 1 for $3) as piece from template_version where version_id = $1::uuid
 
 -- name: push_version
-insert into template_version (version_id, template_id, manifest, readme, sha256, archive)
-values ($1, $2, $3, $4, $5, $6) on conflict (version_id) do nothing
-
--- name: activate
-insert into template (template_id, organization_id, name, active_version_id) values ($1, $2, $3, $4)
+-- Keeps the version and makes it the active one.
+with version as (
+    insert into template_version (version_id, template_id, manifest, readme, sha256, archive)
+    values ($1, $2, $3, $4, $5, $6) on conflict (version_id) do nothing
+)
+insert into template (template_id, organization_id, name, active_version_id) values ($2, $7, $8, $1)
 on conflict (template_id) do update set active_version_id = excluded.active_version_id, name = excluded.name
 
--- name: history
+-- name: template_versions
 -- Without manifest and archive: when which version came, and which one is built now.
 select v.version_id::text as version_id, v.created_at as pushed_at, length(v.archive) as size,
        v.version_id = t.active_version_id as active
 from template_version v join template t using (template_id)
 where v.template_id = $1::uuid order by v.created_at, v.version_id
 
--- name: activate_again
+-- name: activate
 -- An earlier version becomes the active one; builds that were made keep theirs.
 update template set active_version_id = v.version_id, name = v.manifest ->> 'name'
 from template_version v
@@ -279,25 +280,20 @@ with new as (
 select pool from new union all select pool from provisioner_name where name = $1
 
 -- name: credential
--- With the newest build of the chat's workspace, which an agent's must be of.
+-- With the reason why the key may not be used now, if there is one.
 select c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace_id,
        c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at, c.name, c.pool, c.revoked_at,
-       (select snapshot from chat where chat_id = c.chat_ids[1]) as snapshot
+       credential_denial(c) as denial
 from credential c where c.public_key = $1
 
 -- name: credentials
--- For operators, a page at a time; those that are over, or of an agent of a build that is not the newest
--- of its chat any more, only when asked for.
+-- For operators, a page at a time; keys that may not be used any more only with $1.
 select c.public_key, c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace_id,
        c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at, c.name, c.pool, c.revoked_at,
        c.issued_at, (select count(*) from connection n where n.public_key = c.public_key) as connections,
-       build.superseded
-from credential c, lateral (
-    select c.kind = 'agent' and not exists (
-        select from chat where chat.chat_id = c.chat_ids[1]
-        and chat.snapshot -> 'build' ->> 'id' = c.build_id::text) as superseded
-) build
-where ($1 or (c.expires_at > clock_timestamp() and not build.superseded)) and ($2::text is null or c.public_key > $2)
+       credential_superseded(c) as superseded
+from credential c
+where ($1 or credential_denial(c) is null) and ($2::text is null or c.public_key > $2)
 order by c.public_key limit $3
 
 -- name: revoke_credential
@@ -306,7 +302,7 @@ update credential set revoked_at = coalesce(revoked_at, clock_timestamp()),
                       expires_at = least(expires_at, clock_timestamp())
 where public_key = $1 returning public_key
 
--- name: let_in
+-- name: record_connection
 -- Those whose key has run out are gone: they are forgotten when another comes, not on a timer.
 -- Answers with what is beyond $7 connections of the key, this one counted.
 with ended as (
@@ -323,23 +319,20 @@ with ended as (
 select server, client from connection
 where public_key = $4 and (server, client) <> ($1, $2) order by since desc offset $7 - 1
 
--- name: server_began
+-- name: forget_earlier_server
 -- No two servers of a cluster have one name: the process that had it before is gone, with all its clients.
 delete from connection where server_name = $1 and server <> $2
 
--- name: unwelcome
--- Connections by keys that are not good (any more), of agents of some chats ($1), of one key ($2), or all,
+-- name: invalid_connections
+-- Connections whose key may not be used any more: of agents of some chats ($1), of one key ($2), or all,
 -- a page at a time.
 select n.server, n.client from connection n left join credential c using (public_key)
 where ($1::uuid[] is null or n.chat_id = any($1)) and ($2::text is null or n.public_key = $2)
   and ($3::text is null or (n.server, n.client) > ($3, $4::bigint))
-  and (c.public_key is null or c.revoked_at is not null or c.expires_at <= clock_timestamp()
-       or (c.kind = 'agent' and not exists (
-            select from chat where chat.chat_id = c.chat_ids[1]
-            and chat.snapshot -> 'build' ->> 'id' = c.build_id::text)))
+  and (c.public_key is null or credential_denial(c) is not null)
 order by n.server, n.client limit $5
 
--- name: cut_off
+-- name: forget_connections
 delete from connection using unnest($1::text[], $2::bigint[]) as n(server, client)
 where connection.server = n.server and connection.client = n.client
 
@@ -351,13 +344,13 @@ select concat_ws(':', (select system_identifier from pg_control_system()),
                  substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) as here,
        (select name from origin) as noted
 
--- name: settle
+-- name: record_origin
 insert into origin (name) values ($1) on conflict (one) do update set name = excluded.name
 
--- name: streams_seen
+-- name: stream_positions
 select stream, created, last from stream_seen
 
--- name: note_streams
+-- name: advance_positions
 -- By a worker at its work: one that has not heard of a new stream yet must not bring the old one back.
 -- In one order, so that two workers never wait for each other in a circle.
 insert into stream_seen as known (stream, created, last)
@@ -365,13 +358,13 @@ select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created,
 on conflict (stream) do update set last = excluded.last
 where known.created = excluded.created and known.last < excluded.last
 
--- name: see_streams
+-- name: reset_positions
 -- After what was lost has been published again.
 insert into stream_seen (stream, created, last)
 select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created, last) order by stream
 on conflict (stream) do update set created = excluded.created, last = excluded.last
 
--- name: doubt_streams
+-- name: mark_lost
 -- Whoever finds a loss second uses the mark of the first, and overwrites no mark that is gone again.
 insert into stream_seen as known (stream, created, last)
 select stream, $4, $5::bigint from unnest($1::text[]) as n(stream) order by stream
@@ -379,7 +372,7 @@ on conflict (stream) do update set created = excluded.created, last = excluded.l
 where exists (select from unnest($1::text[], $2::text[], $3::bigint[]) as before(stream, created, last)
               where (before.stream, before.created, before.last) = (known.stream, known.created, known.last))
 
--- name: published_states
+-- name: published_chats
 -- For a lost stream, a page at a time.
 select snapshot from chat
 where version > 0 and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
@@ -392,37 +385,44 @@ from job j join chat c using (chat_id)
 where j.not_after > clock_timestamp() - interval '1 day' and ($1::uuid is null or j.build_id > $1)
 order by j.build_id limit $2
 
--- name: answers
+-- name: answered_calls
 -- A result is kept for a day at least, whatever becomes of the stream.
 select body, is_error, result from call
 where resolved_at > clock_timestamp() - interval '24 hours'
   and ($1::uuid is null or (chat_id, call_id) > ($1, $2::text))
 order by chat_id, call_id limit $3
 
--- name: inhabited
+-- name: chats_with_agents
 -- Signs of life are kept in memory only: after each restart of NATS those that are due are put again.
 -- Most chats are over: their agents are left out here, before a worker that starts has to read them.
 select snapshot from chat
 where snapshot @? '$.agents[*] ? (@.told == true && !exists(@.lost_at))'
   and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
--- name: left_over
+-- name: outbox
 -- Of all chats: what brought it may have been lost with the stream.
 select id, chat_id::text as chat_id, lane, subject, message_id, version, due, payload
 from outbox where id > $1 order by id limit $2
 
--- name: usable
--- Whether changes can be made now. Tables are looked up by name, so that every role may ask.
+-- name: writable
+-- Whether changes can be made now. Tables are looked up by name, so that every role may ask. A lock of another
+-- session counts if it conflicts with the lock that every change takes (row exclusive).
+with required as (select name, to_regclass(name) as id from unnest($1::text[]) as name)
 select pg_is_in_recovery() or current_setting('transaction_read_only') = 'on' as read_only,
-       array(select name from unnest($1::text[]) as name where to_regclass(name) is null) as missing
+       array(select name from required where id is null) as missing,
+       array(select distinct name from required join pg_locks held on held.relation = id
+             where held.granted and held.locktype = 'relation' and held.pid is distinct from pg_backend_pid()
+               and held.database = (select oid from pg_database where datname = current_database())
+               and held.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+             order by name) as locked
 
--- name: hold_up
+-- name: note_blocked
 with over as (delete from held_up where until < clock_timestamp() and chat_id <> all($1::text[]))
 insert into held_up (chat_id, words, until)
 select id, $2::text, clock_timestamp() + $3::interval from unnest($1::text[]) as id
 on conflict (chat_id) do update set words = excluded.words, until = excluded.until
 
--- name: held_up
+-- name: blocked
 -- With a row of no chat when no chat can be changed.
 select chat_id, words from held_up where chat_id = any($1::text[]) and until > clock_timestamp()
 union all

@@ -59,7 +59,7 @@ def is_fixed(statement: ast.expr) -> bool:
             return True
         case ast.Name(id=name):
             return name.isupper()
-        case ast.Subscript(value=ast.Name(id="Q") | ast.Call(func=ast.Name(id="roles"))):
+        case ast.Subscript(value=ast.Name(id="QUERIES") | ast.Call(func=ast.Name(id="roles"))):
             return True
         case ast.JoinedStr(values=parts):
             return all(map(is_fixed, parts))

@@ -7,7 +7,7 @@ import asyncio
 from bus import Unavailable
 from bus.jetstream import JetStreamBus, connect
 from handlers.access.disconnect import can_cut, cut
-from statemachine.store import Connection
+from statemachine.store import ClientConnection
 from tests.cluster.nodes import Cluster
 from tests.cluster.test_streams import elected
 from tests.doubles.memory_store import MemoryStore
@@ -22,7 +22,7 @@ async def test_a_connection_to_another_server_is_cut_off(cluster: Cluster) -> No
 
     async with await role("worker", one) as worker, await role("operator", two) as operator:
         client = operator._connection
-        at, lost = Connection(client.server_id, client.client_id), asyncio.Event()
+        at, lost = ClientConnection(client.server_id, client.client_id), asyncio.Event()
         client.on_lost.append(lost.set)
 
         async def found() -> None:
@@ -33,4 +33,4 @@ async def test_a_connection_to_another_server_is_cut_off(cluster: Cluster) -> No
 
         assert await cut(MemoryStore(), worker, [at]) == 1
         await asyncio.wait_for(lost.wait(), 10)
-        assert await cut(MemoryStore(), worker, [Connection("NOBODY", 1)]) == 0
+        assert await cut(MemoryStore(), worker, [ClientConnection("NOBODY", 1)]) == 0

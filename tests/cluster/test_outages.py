@@ -130,10 +130,10 @@ async def _check(load: Load, database_url: str) -> tuple[int, int]:
     missed = stale = 0
     async with open_store(database_url) as store:
         for chat_id in load.chats:
-            chat = await store.chat(chat_id)
+            chat = await store.chats.get(chat_id)
             assert chat is not None
             assert chat.open_calls == 0
-            log = await store.log(chat_id, most=10_000)
+            log = await store.chats.log(chat_id, limit=10_000)
             replayed = replay(log)[chat_id]
             assert replayed.differences == ()
             assert replayed.workspace.version == chat.version

@@ -17,7 +17,7 @@ from bus import Bus, Stream
 from bus.jetstream import connect
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
-from tests.contract.stores import Shelf
+from tests.contract.stores import Shelf, Shift
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
 from tests.doubles.memory_store import MemoryStore
@@ -134,10 +134,8 @@ def declare(prefix: str) -> Callable[..., Stream]:
 @pytest.fixture
 async def memory_shelf() -> Shelf:
     """The store in this process."""
-    memory = MemoryStore()
-    found = Shelf(memory)
-    memory.clock = found.clock
-    return found
+    shift = Shift()
+    return Shelf(MemoryStore(shift.now), shift=shift)
 
 
 @pytest.fixture

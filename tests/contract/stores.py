@@ -14,7 +14,15 @@ import asyncpg
 from statemachine.calls import Answered, Call, Until, Wait
 from statemachine.chat import Chat
 from statemachine.events import Data, DeleteRequested, Event
-from statemachine.store import Changes, Entry, Key, Outgoing, Store, StoredCall, identity
+from statemachine.store import (
+    CallKey,
+    Changes,
+    Entry,
+    OutboxMessage,
+    Store,
+    StoredCall,
+    event_digest,
+)
 from statemachine.templates import Version, read, template_id
 
 WAITING = """select count(*) from pg_stat_activity
@@ -27,12 +35,22 @@ def uid() -> str:
 
 
 @dataclass(slots=True)
+class Shift:
+    """A clock that runs ahead of the real one by the time that a test lets pass."""
+
+    passed: timedelta = field(default_factory=timedelta)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.passed
+
+
+@dataclass(slots=True)
 class Shelf:
     """One of the two adapters, and what only a test may do to it."""
 
     store: Store
     url: str | None = None
-    shift: timedelta = field(default_factory=timedelta)
+    shift: Shift = field(default_factory=Shift)
 
     @staticmethod
     def nothing() -> AbstractAsyncContextManager[None]:
@@ -48,12 +66,9 @@ class Shelf:
         finally:
             await db.close()
 
-    def clock(self) -> datetime:
-        return datetime.now(UTC) + self.shift
-
     async def later(self, passed: timedelta) -> None:
         """Let time pass for what is kept."""
-        self.shift += passed
+        self.shift.passed += passed
         if self.url is not None:
             db = await asyncpg.connect(self.url)
             try:
@@ -64,7 +79,7 @@ class Shelf:
                 await db.close()
 
 
-async def write(store: Store, changes: Changes, *, lock: Iterable[str] = ()) -> list[Outgoing]:
+async def write(store: Store, changes: Changes, *, lock: Iterable[str] = ()) -> list[OutboxMessage]:
     """Write `changes` in a transaction of their own, under the lock of their chats."""
     chats = {*lock, *(chat.chat_id for chat in changes.chats)}
     chats |= {stored.call.chat_id for stored in changes.calls}
@@ -106,16 +121,18 @@ def answered(stored: Call, result: dict[str, Any] | None = None) -> StoredCall:
     return StoredCall(stored, Answered(result or {"created": True, "x": [1, 2.5, "ä"]}))
 
 
-def outgoing(chat_id: str, name: str, lane: int = 0, **more: Any) -> Outgoing:
-    return Outgoing(chat_id, lane, f"subject.{name}", name, b"\x00\xff" + name.encode(), **more)
+def outgoing(chat_id: str, name: str, lane: int = 0, **more: Any) -> OutboxMessage:
+    return OutboxMessage(
+        chat_id, lane, f"subject.{name}", name, b"\x00\xff" + name.encode(), **more
+    )
 
 
 def digest(name: str) -> bytes:
-    return identity("/chat/service", name)
+    return event_digest("/chat/service", name)
 
 
-def key(stored: Call) -> Key:
-    return Key(stored.chat_id, stored.call_id)
+def key(stored: Call) -> CallKey:
+    return CallKey(stored.chat_id, stored.call_id)
 
 
 def owned(chat_id: str, organization: str, owner: str, **more: Any) -> Chat:

@@ -10,7 +10,7 @@ import pytest
 from statemachine import events
 from statemachine.chat import AgentFacts, Build, Cause, Ending, Failure, Outcome, WorkspaceRef
 from statemachine.states import Reason, State
-from statemachine.store import Changes, Key, Outgoing, StoredCall
+from statemachine.store import CallKey, Changes, OutboxMessage, StoredCall
 from tests.contract.stores import (
     NOW,
     Shelf,
@@ -27,14 +27,14 @@ from tests.contract.stores import (
 
 async def test_a_chat_that_is_locked_first_is_there_from_then_on(shelf: Shelf) -> None:
     one, two = sorted((uid(), uid()))
-    assert await shelf.store.chat(one) is None
+    assert await shelf.store.chats.get(one) is None
 
     async with shelf.store.transaction() as tx:
         found = await tx.lock({two, one})
 
     assert list(found) == [one, two]
     assert {chat.version for chat in found.values()} == {0}
-    assert await shelf.store.chat(one) == found[one]
+    assert await shelf.store.chats.get(one) == found[one]
 
 
 async def test_a_snapshot_comes_back_as_it_was_written(shelf: Shelf) -> None:
@@ -81,11 +81,11 @@ async def test_a_snapshot_comes_back_as_it_was_written(shelf: Shelf) -> None:
 
     await write(shelf.store, Changes(chats=[chat]))
 
-    assert await shelf.store.chat(chat.chat_id) == chat
+    assert await shelf.store.chats.get(chat.chat_id) == chat
     async with shelf.store.transaction() as tx:
         assert await tx.lock({chat.chat_id}) == {chat.chat_id: chat}
-    assert await shelf.store.waking() == [chat]
-    assert await shelf.store.waking(after=chat.chat_id) == []
+    assert await shelf.store.chats.with_timers() == [chat]
+    assert await shelf.store.chats.with_timers(after=chat.chat_id) == []
 
 
 async def test_a_snapshot_without_deadline_has_none_to_arm(shelf: Shelf) -> None:
@@ -94,7 +94,7 @@ async def test_a_snapshot_without_deadline_has_none_to_arm(shelf: Shelf) -> None
 
     await write(shelf.store, Changes(chats=[chat.model_copy(update={"deadline": None})]))
 
-    assert await shelf.store.waking() == []
+    assert await shelf.store.chats.with_timers() == []
 
 
 async def test_what_raises_leaves_nothing_behind(shelf: Shelf) -> None:
@@ -104,9 +104,9 @@ async def test_what_raises_leaves_nothing_behind(shelf: Shelf) -> None:
         entries=[(chat_id, entry(1, chat_id))],
         identities=[(chat_id, digest("a"))],
         calls=[StoredCall(asked, None)],
-        cancellations=[Key(chat_id, "x")],
+        cancellations=[CallKey(chat_id, "x")],
         names=[(workspace, chat_id, owner, "Name")],
-        outgoing=[outgoing(chat_id, "a")],
+        outbox=[outgoing(chat_id, "a")],
     )
 
     async def fail() -> None:
@@ -118,15 +118,15 @@ async def test_what_raises_leaves_nothing_behind(shelf: Shelf) -> None:
     with pytest.raises(ZeroDivisionError):
         await fail()
 
-    assert await shelf.store.chat(chat_id) is None
+    assert await shelf.store.chats.get(chat_id) is None
     async with shelf.store.transaction() as tx:
         assert (await tx.lock({chat_id}))[chat_id].version == 0
-        keys = {key(asked), Key(chat_id, "x")}
-        found = await tx.found([(chat_id, digest("a"))], keys, {chat_id})
+        keys = {key(asked), CallKey(chat_id, "x")}
+        found = await tx.prefetch([(chat_id, digest("a"))], keys, {chat_id})
         assert found == (set(), {}, {chat_id: []}, set(), {})
-        assert await tx.names({owner}) == {owner: set()}
+        assert await tx.workspace_names({owner}) == {owner: set()}
         assert await tx.unpublished({chat_id}) == []
-    assert await shelf.store.log(chat_id) == []
+    assert await shelf.store.chats.log(chat_id) == []
 
 
 async def test_who_waits_for_a_chat_sees_all_that_the_other_wrote(shelf: Shelf) -> None:
@@ -139,7 +139,7 @@ async def test_who_waits_for_a_chat_sees_all_that_the_other_wrote(shelf: Shelf) 
             asked.set()
             chats = await tx.lock({chat_id})
             return chats[chat_id].version, (
-                await tx.found([(chat_id, digest("e"))], set(), set())
+                await tx.prefetch([(chat_id, digest("e"))], set(), set())
             ).known
 
     async with shelf.store.transaction() as tx:
@@ -169,7 +169,7 @@ async def test_a_chat_is_made_once_by_two_who_meet(shelf: Shelf) -> None:
 
     await asyncio.gather(*(count() for _ in range(8)))
 
-    chat = await shelf.store.chat(chat_id)
+    chat = await shelf.store.chats.get(chat_id)
     assert chat is not None
     assert chat.version == 8
 
@@ -194,7 +194,7 @@ async def test_overlapping_sets_of_chats_never_wait_in_a_circle(shelf: Shelf) ->
     orders = (chats, chats[::-1], chats[3:] + chats[:3], chats[::2], chats[1::2])
     await asyncio.gather(*(count(list(order)) for order in orders * 4))
 
-    found = [await shelf.store.chat(chat_id) for chat_id in chats]
+    found = [await shelf.store.chats.get(chat_id) for chat_id in chats]
     assert [chat.version for chat in found if chat] == [16] * 6
 
 
@@ -218,7 +218,7 @@ async def test_the_time_is_that_after_the_wait_for_the_lock(shelf: Shelf) -> Non
                 await another.lock(set())
                 released = another.now
             else:
-                released = shelf.clock()
+                released = shelf.shift.now()
 
     assert await other
 
@@ -229,8 +229,8 @@ async def test_the_log_comes_back_in_order_and_in_pages(shelf: Shelf) -> None:
     await write(shelf.store, Changes(entries=[(chat_id, e) for e in entries[:3]]))
     await write(shelf.store, Changes(entries=[(chat_id, e) for e in entries[3:]]))
 
-    everything = await shelf.store.log(chat_id)
-    page = await shelf.store.log(chat_id, after=1, most=2)
+    everything = await shelf.store.chats.log(chat_id)
+    page = await shelf.store.chats.log(chat_id, after=1, limit=2)
 
     assert [e["seq"] for e in everything] == [1, 2, 3, 4, 5]
     assert [e["seq"] for e in page] == [2, 3]
@@ -266,7 +266,7 @@ async def test_an_identity_is_known_in_its_chat_only(shelf: Shelf) -> None:
     async with shelf.store.transaction() as tx:
         await tx.lock({one, two})
         asked = [(one, digest("a")), (one, digest("b")), (two, digest("c"))]
-        known = (await tx.found(asked, set(), set())).known
+        known = (await tx.prefetch(asked, set(), set())).known
 
     assert known & set(asked) == {(one, digest("a"))}
 
@@ -279,20 +279,20 @@ async def test_what_goes_out_stays_until_it_is_known_to_be_published(shelf: Shel
         outgoing(chat_id, "c", lane=2, due=NOW),
     ]
 
-    written = await write(shelf.store, Changes(outgoing=rows), lock=[chat_id, other])
+    written = await write(shelf.store, Changes(outbox=rows), lock=[chat_id, other])
 
     assert [(r.message_id, r.payload, r.version, r.due) for r in written] == [
         (r.message_id, r.payload, r.version, r.due) for r in rows
     ]
     assert len({row.id for row in written}) == 3
     assert await unpublished(shelf, chat_id) == [written[0], written[2]]
-    await shelf.store.published([written[0].id, 10**9])
+    await shelf.store.delete_published([written[0].id, 10**9])
     assert await unpublished(shelf, chat_id) == [written[2]]
     assert await unpublished(shelf, chat_id, other) == [written[1], written[2]]
     assert await unpublished(shelf) == []
 
 
-async def unpublished(shelf: Shelf, *chats: str) -> list[Outgoing]:
+async def unpublished(shelf: Shelf, *chats: str) -> list[OutboxMessage]:
     async with shelf.store.transaction() as tx:
         await tx.lock(set(chats))
         return await tx.unpublished(set(chats))

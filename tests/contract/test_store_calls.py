@@ -7,25 +7,25 @@ from datetime import timedelta
 
 import pytest
 
-from statemachine.store import Changes, Key, StoredCall
+from statemachine.store import CallKey, Changes, StoredCall
 from tests.contract.stores import Shelf, answered, call, key, uid, write
 
 
 async def test_a_call_comes_back_as_it_was_written(shelf: Shelf) -> None:
     asked = call(uid())
     await write(shelf.store, Changes(calls=[StoredCall(asked, None)]))
-    assert not await shelf.store.answered(*key(asked))
+    assert not await shelf.store.chats.is_answered(*key(asked))
 
     async with shelf.store.transaction() as tx:
         await tx.lock({asked.chat_id})
-        assert await tx.calls({key(asked), Key(asked.chat_id, "other")}) == {
+        assert await tx.calls({key(asked), CallKey(asked.chat_id, "other")}) == {
             key(asked): StoredCall(asked, None)
         }
-        found = await tx.found([], {key(asked)}, {asked.chat_id})
+        found = await tx.prefetch([], {key(asked)}, {asked.chat_id})
         assert found.waiting == {asked.chat_id: [asked]}
         assert found.calls == {key(asked): StoredCall(asked, None)}
         assert await tx.calls(set()) == {}
-    assert await shelf.store.waiting(asked.chat_id) == [asked]
+    assert await shelf.store.chats.open_calls(asked.chat_id) == [asked]
 
 
 async def test_an_answer_ends_a_call_for_good(shelf: Shelf) -> None:
@@ -39,11 +39,11 @@ async def test_an_answer_ends_a_call_for_good(shelf: Shelf) -> None:
     async with shelf.store.transaction() as tx:
         await tx.lock({asked.chat_id})
         assert await tx.calls({key(asked)}) == {key(asked): over}
-        found = await tx.found([], {key(asked)}, {asked.chat_id})
+        found = await tx.prefetch([], {key(asked)}, {asked.chat_id})
         assert found.waiting == {asked.chat_id: []}
         assert found.calls == {key(asked): over}
-    assert await shelf.store.answered(*key(asked))
-    assert await shelf.store.waiting(asked.chat_id) == []
+    assert await shelf.store.chats.is_answered(*key(asked))
+    assert await shelf.store.chats.open_calls(asked.chat_id) == []
 
 
 async def test_open_calls_come_in_the_order_they_were_asked(shelf: Shelf) -> None:
@@ -55,10 +55,10 @@ async def test_open_calls_come_in_the_order_they_were_asked(shelf: Shelf) -> Non
 
     async with shelf.store.transaction() as tx:
         await tx.lock({chat_id, other})
-        found = (await tx.found([], set(), {chat_id, other})).waiting
+        found = (await tx.prefetch([], set(), {chat_id, other})).waiting
 
     assert [c.call_id for c in found[chat_id]] == ["m", "z", "a"]
-    assert [c.call_id for c in await shelf.store.waiting(chat_id)] == ["m", "z", "a"]
+    assert [c.call_id for c in await shelf.store.chats.open_calls(chat_id)] == ["m", "z", "a"]
     assert found[other] == [elsewhere]
 
 
@@ -66,26 +66,26 @@ async def test_open_calls_come_in_the_order_they_were_asked(shelf: Shelf) -> Non
 async def test_a_cancellation_overtakes_its_request_by_ten_minutes_at_most(
     shelf: Shelf, minutes: int, *, counts: bool
 ) -> None:
-    late = Key(uid(), "c")
+    late = CallKey(uid(), "c")
     await write(shelf.store, Changes(cancellations=[late, late]), lock=[late.chat_id])
 
     await shelf.later(timedelta(minutes=minutes))
 
     async with shelf.store.transaction() as tx:
         await tx.lock({late.chat_id})
-        found = (await tx.found([], {late, Key(late.chat_id, "d")}, set())).canceled
+        found = (await tx.prefetch([], {late, CallKey(late.chat_id, "d")}, set())).canceled
         assert found == ({late} if counts else set())
 
 
 async def test_a_cancellation_that_comes_again_counts_anew(shelf: Shelf) -> None:
-    late = Key(uid(), "c")
+    late = CallKey(uid(), "c")
     for _ in range(2):
         await write(shelf.store, Changes(cancellations=[late]), lock=[late.chat_id])
         await shelf.later(timedelta(minutes=6))
 
     async with shelf.store.transaction() as tx:
         await tx.lock({late.chat_id})
-        assert (await tx.found([], {late}, set())).canceled == {late}
+        assert (await tx.prefetch([], {late}, set())).canceled == {late}
 
 
 async def test_names_are_an_owners_without_case_until_the_workspace_is_gone(shelf: Shelf) -> None:
@@ -98,7 +98,7 @@ async def test_names_are_an_owners_without_case_until_the_workspace_is_gone(shel
 
     async def names() -> dict[str, set[str]]:
         async with shelf.store.transaction() as tx:
-            return await tx.names({ann, bob})
+            return await tx.workspace_names({ann, bob})
 
     assert await names() == {ann: {"blue", "green"}, bob: set()}
     await write(shelf.store, Changes(freed=[(one, uid())]), lock=[chat_id])
@@ -114,14 +114,14 @@ async def test_one_transaction_at_a_time_gives_out_an_owners_names(shelf: Shelf)
         chat_id = uid()
         async with shelf.store.transaction() as tx:
             await tx.lock({chat_id})
-            taken = await tx.names({ann})
+            taken = await tx.workspace_names({ann})
             name = wanted if wanted not in taken[ann] else f"{wanted}-{len(taken[ann])}"
             await tx.write(Changes(names=[(uid(), chat_id, ann, name)]))
 
     await asyncio.gather(*(take("x") for _ in range(6)))
 
     async with shelf.store.transaction() as tx:
-        assert await tx.names({ann}) == {ann: {"x", "x-1", "x-2", "x-3", "x-4", "x-5"}}
+        assert await tx.workspace_names({ann}) == {ann: {"x", "x-1", "x-2", "x-3", "x-4", "x-5"}}
 
 
 async def test_open_calls_are_counted_over_all_chats_as_far_as_asked(shelf: Shelf) -> None:
@@ -129,5 +129,5 @@ async def test_open_calls_are_counted_over_all_chats_as_far_as_asked(shelf: Shel
     await write(shelf.store, Changes(calls=[StoredCall(c, None) for c in asked]))
     await write(shelf.store, Changes(calls=[answered(asked[0])]))
 
-    assert await shelf.store.waiting_in_all(100) == 2
-    assert await shelf.store.waiting_in_all(1) == 1
+    assert await shelf.store.chats.count_open_calls(100) == 2
+    assert await shelf.store.chats.count_open_calls(1) == 1

@@ -15,11 +15,12 @@ import pytest
 from handlers.embedded import embedded_servers
 from statemachine.chat import Chat
 from statemachine.store import Changes, Store, StoreUnavailableError, TransientError
+from statemachine.store import database as store_database
 from statemachine.store import errors as store_errors
 from statemachine.store import postgres as postgres_store
+from statemachine.store.database import queries
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore, connect
-from statemachine.store.sql import queries
 from tests.contract.stores import owned, uid, version, write
 
 STORE = Path(postgres_store.__file__).parent
@@ -45,7 +46,7 @@ def test_every_statement_is_used_and_every_used_one_exists() -> None:
     used: set[str] = set()
     for source in STORE.glob("*.py"):
         text = source.read_text()
-        used |= set(re.findall(r'(?:Q\[|fetch\(\s*)"(\w+)"', text))
+        used |= set(re.findall(r'(?:QUERIES\[|fetch\(\s*)"(\w+)"', text))
         used |= set(re.findall(r'^\s+\(?"(write_\w+|free_\w+)",', text, re.MULTILINE))
 
     assert used == set(queries())
@@ -57,12 +58,12 @@ async def test_the_server_ends_the_transaction_of_a_paused_worker(
     """Whoever waits for its chats goes on; it hears of it when it wakes."""
     chat_id = uid()
     async with connect(url) as awake:  # with time enough: the one who waits began later
-        monkeypatch.setattr(postgres_store, "LIMITS", {"transaction_timeout": "200ms"})
+        monkeypatch.setattr(postgres_store, "TIMEOUTS", {"transaction_timeout": "200ms"})
         async with connect(url) as paused:
             with pytest.raises(TransientError):
                 await held(paused, chat_id, until=write(awake, Changes(chats=[newer(chat_id)])))
 
-            chat = await paused.chat(chat_id)
+            chat = await paused.chats.get(chat_id)
 
     assert chat is not None
     assert chat.version == 1
@@ -72,7 +73,7 @@ async def test_a_transaction_that_does_nothing_is_ended_too(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits = {"idle_in_transaction_session_timeout": "200ms"}
-    monkeypatch.setattr(postgres_store, "LIMITS", limits)
+    monkeypatch.setattr(postgres_store, "TIMEOUTS", limits)
     chat_id = uid()
     async with connect(url) as paused, connect(url) as awake:
         with pytest.raises(TransientError):
@@ -82,7 +83,7 @@ async def test_a_transaction_that_does_nothing_is_ended_too(
 async def test_a_statement_that_outlasts_its_transaction_may_be_tried_again(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_store, "LIMITS", {"transaction_timeout": "200ms"})
+    monkeypatch.setattr(postgres_store, "TIMEOUTS", {"transaction_timeout": "200ms"})
     async with connect(url) as store:
         with pytest.raises(TransientError):
             await held(store, uid(), until=None)
@@ -92,7 +93,7 @@ async def test_a_statement_that_takes_too_long_may_be_tried_again(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat_id = uid()
-    monkeypatch.setattr(postgres_store, "LIMITS", {"lock_timeout": "100ms"})
+    monkeypatch.setattr(postgres_store, "TIMEOUTS", {"lock_timeout": "100ms"})
     async with connect(url) as store:
         await write(store, Changes(), lock=[chat_id])
         async with store.transaction() as tx:
@@ -128,12 +129,12 @@ async def test_a_lost_connection_is_a_store_that_is_away(url: str) -> None:
             await held(store, chat_id, until=cut(url))
         assert not isinstance(lost.value, TransientError)
 
-        assert await store.chat(chat_id) is None
+        assert await store.chats.get(chat_id) is None
 
 
 async def test_a_connection_that_was_lost_unused_is_made_anew_or_said_to_be_away(url: str) -> None:
     async with connect(url, connections=1) as store:
-        assert await store.waking() == []
+        assert await store.chats.with_timers() == []
         await cut(url)
         for _ in range(2):
             try:
@@ -170,9 +171,9 @@ async def test_a_server_that_went_away_is_a_store_that_is_away(tmp_path: Path) -
 
     for asked in (
         store.settings(),
-        store.chat(uid()),
-        store.published([1]),
-        store.templates(uid()),
+        store.chats.get(uid()),
+        store.delete_published([1]),
+        store.templates.catalog(uid()),
         write(store, Changes(), lock=[uid()]),
         migrate(own.database_url),
         connect(own.database_url).__aenter__(),
@@ -186,7 +187,7 @@ async def test_a_server_that_knows_no_such_limit_is_told_of(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As PostgreSQL 16 is with `transaction_timeout`."""
-    monkeypatch.setattr(postgres_store, "LIMITS", {"some_timeout": "5s"})
+    monkeypatch.setattr(postgres_store, "TIMEOUTS", {"some_timeout": "5s"})
 
     with pytest.raises(StoreUnavailableError, match="PostgreSQL 17 or later"):
         await connect(url).__aenter__()
@@ -203,7 +204,7 @@ def reading(store: Store, silence: Awaitable[None]) -> Awaitable[object]:
 def pushing(store: Store, silence: Awaitable[None]) -> Awaitable[object]:
     async def work() -> None:
         await silence
-        await store.push(uid(), version(uid()), b"")
+        await store.templates.push(uid(), version(uid()), b"")
 
     return work()
 
@@ -217,8 +218,8 @@ async def test_a_database_that_falls_silent_is_away(
     url: str, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Awaitable[object]]
 ) -> None:
     """Nobody closes the connection; what is sent goes nowhere."""
-    for module in (postgres_store, store_errors):
-        monkeypatch.setattr(module, "ANSWER_WITHIN", 0.3)
+    for module in (postgres_store, store_database, store_errors):
+        monkeypatch.setattr(module, "RESPONSE_TIMEOUT", 0.3)
     async with Pipe.to(url) as pipe, connect(pipe.url, connections=1) as store, asyncio.timeout(10):
         await store.settings()
         with pytest.raises(StoreUnavailableError, match="no answer") as silent:
@@ -313,7 +314,7 @@ async def held(store: PostgresStore, chat_id: str, *, until: Awaitable[object] |
     """Have a chat's lock, do nothing until that has happened (None: work long), and then go on."""
     async with store.transaction() as tx:
         await tx.lock({chat_id})
-        await (until or tx._db.execute("select pg_sleep(5)"))
+        await (until or tx._session.execute("select pg_sleep(5)"))
         await tx.write(Changes(chats=[owned(chat_id, uid(), uid(), version=9)]))
 
 

@@ -1,4 +1,4 @@
-"""A transaction of the store in this process: reads under the lock, and one write at its end."""
+"""A transaction of the store in memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ from typing import TYPE_CHECKING
 
 from statemachine.chat import Chat, chat_to_json
 from statemachine.codec import envelope_of
-from statemachine.store import Changes, Entry, Found, Key, Outgoing, StoredCall, Terms
-from statemachine.store.entries import shown
-from statemachine.store.recovery import JOB_KEPT
+from statemachine.store import (
+    JOB_RETENTION,
+    CallKey,
+    CatalogAndSettings,
+    Changes,
+    Entry,
+    OutboxMessage,
+    Prefetched,
+    StoredCall,
+    log_entry,
+)
 
 if TYPE_CHECKING:
     from tests.doubles.memory_store import MemoryStore
 
 
 class MemoryTransaction:
-    """Reads under the lock, and one write, done at the end."""
+    """Implements `Transaction`: writes when it commits."""
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
@@ -30,73 +38,74 @@ class MemoryTransaction:
     async def lock(
         self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
     ) -> dict[str, Chat]:
-        """Return the snapshots; `creating` (all) may be new."""
+        """Return the snapshots of the chats that exist or may be created."""
         may_be_new = chat_ids if creating is None else creating
         found: dict[str, Chat] = {}
         for chat_id in sorted(chat_ids):
-            chat = await self._store.chat(chat_id)
+            chat = await self._store.chats.get(chat_id)
             if chat is not None or chat_id in may_be_new:
                 found[chat_id] = chat or Chat(chat_id=chat_id)
         self._locked |= found.keys()
         return found
 
-    async def found(
+    async def prefetch(
         self,
         identities: Sequence[tuple[str, bytes]],
-        keys: AbstractSet[Key],
+        keys: AbstractSet[CallKey],
         waiting_of: AbstractSet[str],
         provisioners: AbstractSet[str] = frozenset(),
-    ) -> Found:
-        """Return what there is of events, calls by key, waiting calls by chat, pools by provisioner."""
-        store, oldest = self._store, self.now - timedelta(minutes=10)
-        return Found(
+    ) -> Prefetched:
+        """Look up events, calls, open calls and pools."""
+        store, bound = self._store, self._store.credentials.bound
+        oldest = self.now - timedelta(minutes=10)
+        return Prefetched(
             store.identities.intersection(identities),
             await self.calls(keys),
-            {chat_id: await store.waiting(chat_id) for chat_id in waiting_of},
+            {chat_id: await store.chats.open_calls(chat_id) for chat_id in waiting_of},
             {key for key in keys if store.cancellations.get(key, oldest) > oldest},
-            {name: store.bound[name] for name in provisioners if name in store.bound},
+            {name: bound[name] for name in provisioners if name in bound},
         )
 
-    async def calls(self, keys: AbstractSet[Key]) -> dict[Key, StoredCall]:
-        """Return the calls of these keys that exist."""
+    async def calls(self, keys: AbstractSet[CallKey]) -> dict[CallKey, StoredCall]:
+        """Return those of the calls that exist."""
         return {key: self._store.calls[key] for key in keys if key in self._store.calls}
 
-    async def names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
-        """Return the lower-case names in use by owner."""
+    async def workspace_names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
+        """Return the names in use by owner."""
         found: dict[str, set[str]] = {owner_id: set() for owner_id in owner_ids}
         for _, owner_id, name, deleted in self._store.names.values():
             if owner_id in found and not deleted:
                 found[owner_id].add(name.lower())
         return found
 
-    async def terms(
+    async def catalog_and_settings(
         self,
         organization_ids: AbstractSet[str],
         template_ids: AbstractSet[str],
         version_ids: AbstractSet[str],
-    ) -> Terms:
-        """Return the templates of these organizations and ids, these versions, and the settings."""
-        found = self._store.catalog(organization_ids, template_ids, version_ids)
-        return Terms(found, await self._store.settings())
+    ) -> CatalogAndSettings:
+        """Return the templates and the settings that calls are judged by."""
+        found = self._store.templates.select(organization_ids, template_ids, version_ids)
+        return CatalogAndSettings(found, await self._store.settings())
 
-    async def had(self, workspace_ids: AbstractSet[str]) -> set[str]:
-        """Return those of `workspace_ids` that some chat has."""
-        return await self._store.had(workspace_ids)
+    async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        """Return those of the workspaces that are the current workspace of a chat."""
+        return await self._store.chats.current_workspaces(workspace_ids)
 
-    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[Outgoing]:
-        """Return what these chats still have in the outbox."""
+    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
+        """Return the outbox rows of these chats."""
         return [row for row in self._store.outbox.values() if row.chat_id in chat_ids]
 
-    async def write(self, changes: Changes) -> list[Outgoing]:
-        """Keep the changes for the end; return the outgoing with their row ids."""
+    async def write(self, changes: Changes) -> list[OutboxMessage]:
+        """Keep the changes for the commit; return `changes.outbox` with the numbers of the rows."""
         first = self._store.rows + 1
-        self._store.rows += len(changes.outgoing)
-        changes.outgoing = [replace(o, id=first + n) for n, o in enumerate(changes.outgoing)]
+        self._store.rows += len(changes.outbox)
+        changes.outbox = [replace(o, id=first + n) for n, o in enumerate(changes.outbox)]
         self._changes = changes
-        return changes.outgoing
+        return changes.outbox
 
     def commit(self) -> None:
-        """Apply what was written."""
+        """Apply what `write` was given."""
         store, changes = self._store, self._changes
         for chat_id in self._locked:
             new = Chat(chat_id=chat_id)
@@ -108,7 +117,7 @@ class MemoryTransaction:
         for chat_id, entry in changes.entries:
             cause = entry.cause.model_dump() if entry.cause else None
             row = {name: getattr(entry, name) for name in Entry.__slots__}
-            logged = shown(row, envelope_of(entry.event), cause)
+            logged = log_entry(row, envelope_of(entry.event), cause)
             store.entries.setdefault(chat_id, []).append(logged)
         store.identities.update(changes.identities)
         for stored in changes.calls:
@@ -119,16 +128,16 @@ class MemoryTransaction:
         for workspace_id, chat_id in changes.freed:
             if (known := store.names.get(workspace_id)) and known[0] == chat_id:
                 store.names[workspace_id] = (*known[:3], True)
-        store.outbox |= {row.id: row for row in changes.outgoing}
+        store.outbox |= {row.id: row for row in changes.outbox}
         if changes.jobs:
-            since = self.now - JOB_KEPT
-            kept = {key: job for key, job in store.asked.items() if job.not_after >= since}
-            store.asked = {job.build_id: job for job in changes.jobs} | kept
+            since = self.now - JOB_RETENTION
+            kept = {key: job for key, job in store.jobs.items() if job.not_after >= since}
+            store.jobs = {job.build_id: job for job in changes.jobs} | kept
 
     def _keep(self, stored: StoredCall) -> None:
-        key = Key(stored.call.chat_id, stored.call.call_id)
-        if key in self._store.resolved:
+        key = CallKey(stored.call.chat_id, stored.call.call_id)
+        if key in self._store.answered_at:
             return
         self._store.calls[key] = stored
         if stored.answer is not None:
-            self._store.resolved[key] = self.now
+            self._store.answered_at[key] = self.now

@@ -17,39 +17,72 @@ from handlers.embedded import Servers
 from handlers.embedded.database_roles import ROLES, urls_of
 from handlers.embedded.postgresql import _binaries, postgresql
 from statemachine.store import StoreUnavailableError, migrator
-from statemachine.store.migrator import migrate
+from statemachine.store.database import queries
+from statemachine.store.migrator import Migration, migrate, migrations, roles
 from statemachine.store.postgres import connect as open_store
-from statemachine.store.sql import Migration, migrations, queries, roles
 from tests.migration import recording
 from tests.wire.running import run
 
 LEDGER = "select number from schema_migration"
 USES = {
     "worker": {
-        *("lock_chats", "found", "calls", "lock_owners", "names", "terms", "settings", "write"),
+        *(
+            "lock_chats",
+            "prefetch",
+            "calls",
+            "lock_owners",
+            "workspace_names",
+            "catalog_and_settings",
+            "settings",
+            "write",
+        ),
         *("write_cancellations", "forget_cancellations", "write_names", "free_names", "write_jobs"),
-        *("outbox_of", "delete_outbox", "now", "chat", "count_open_calls", "waking", "had"),
+        *(
+            "unpublished",
+            "delete_outbox",
+            "now",
+            "chat",
+            "count_open_calls",
+            "chats_with_timers",
+            "current_workspaces",
+        ),
         *(
             "pools",
             "origin",
-            "settle",
-            "streams_seen",
-            "note_streams",
-            "see_streams",
-            "doubt_streams",
+            "record_origin",
+            "stream_positions",
+            "advance_positions",
+            "reset_positions",
+            "mark_lost",
         ),
-        *("published_states", "jobs", "answers", "inhabited", "left_over"),
-        *("unwelcome", "cut_off", "usable", "hold_up"),
+        *("published_chats", "jobs", "answered_calls", "chats_with_agents", "outbox"),
+        *("invalid_connections", "forget_connections", "writable", "note_blocked"),
     },
     "gateway": {
-        *("chat", "chats", "calls_waiting", "answered", "log", "orphaned", "archive", "settings"),
-        *("issue_credential", "credential", "had", "now", "lock_owners"),
+        *(
+            "chat",
+            "chats",
+            "open_calls",
+            "is_answered",
+            "log",
+            "chats_with_orphans",
+            "read_archive",
+            "settings",
+        ),
+        *("issue_credential", "credential", "current_workspaces", "now", "lock_owners"),
         *("credentials", "revoke_credential", "bind_provisioner"),
-        *("let_in", "server_began", "unwelcome", "cut_off", "usable", "held_up"),
+        *(
+            "record_connection",
+            "forget_earlier_server",
+            "invalid_connections",
+            "forget_connections",
+            "writable",
+            "blocked",
+        ),
     },
     "operator": {
-        *("settings", "put_setting", "push_version", "activate", "activate_again", "history"),
-        *("terms", "log_of_many", "kept", "lock_chats", "write"),
+        *("settings", "put_setting", "push_version", "activate", "template_versions"),
+        *("catalog_and_settings", "log_of_many", "chat_rows", "lock_chats", "write"),
     },
 }
 """The statements that the code of each runs; `now` and `lock_owners` touch no table."""
@@ -147,7 +180,14 @@ async def test_of_others_statements_a_gateway_may_read_chats_and_logs_and_write_
     async with acting_as(admin, "gateway"):
         allowed = {name for name, text in others.items() if await may(admin, text)}
 
-    reading = {"published_states", "inhabited", "waking", "log_of_many", "count_open_calls", "kept"}
+    reading = {
+        "published_chats",
+        "chats_with_agents",
+        "chats_with_timers",
+        "log_of_many",
+        "count_open_calls",
+        "chat_rows",
+    }
     assert allowed == reading
 
 
@@ -340,7 +380,7 @@ async def test_who_may_not_migrate_works_when_there_is_nothing_to_do_and_else_sa
     assert "0001_initial" in migrated.stdout
     assert await migrate(worker) == []
     async with open_store(worker) as store:
-        assert await store.pools() == set()
+        assert await store.templates.pools() == set()
     later = Migration(9999, "later", "create table later ()")
     monkeypatch.setattr(migrator, "migrations", lambda: [*migrations(), later])
     with pytest.raises(StoreUnavailableError, match="may not bring it to schema 9999"):

@@ -32,10 +32,11 @@ from handlers.publishing.agent_files import Credential as AgentCredential
 from handlers.roles import raise_when_closed
 from statemachine.chat import Build, Chat, WorkspaceRef
 from statemachine.events import Transition
-from statemachine.store import Changes, Connection, Credential, Store, credentials
+from statemachine.store import CONNECTIONS_PER_KEY, Changes, ClientConnection, Credential, Store
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from tests.contract.stores import uid, write
+from tests.doubles.memory_credentials import MemoryCredentials
 from tests.doubles.memory_store import MemoryStore
 
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
@@ -70,7 +71,9 @@ class House:
         """A key that was issued, a frontend's if nothing else is said: its seed and its name."""
         seed = nkey.new_seed("user")
         key = nkey.public_key(seed)
-        await self.store.issue(key, credential or Credential("frontend", (uid(),), IN_AN_HOUR))
+        await self.store.credentials.issue(
+            key, credential or Credential("frontend", (uid(),), IN_AN_HOUR)
+        )
         return seed, key
 
     async def come(self, seed: str) -> Bus:
@@ -136,7 +139,7 @@ async def test_a_server_says_whether_it_cuts_off_whom_we_name(house: House) -> N
 async def test_of_too_many_connections_of_a_key_the_oldest_is_cut_off(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("statemachine.store.postgres_credentials.MOST_CONNECTIONS", 2)
+    monkeypatch.setattr("statemachine.store.postgres_queries.CONNECTIONS_PER_KEY", 2)
     await house.door()
     seed, _ = await house.key()
     guests = [await house.come(seed) for _ in range(2)]
@@ -176,7 +179,7 @@ async def test_a_worker_that_starts_cuts_off_whom_a_dead_one_did_not_get_to(hous
 
     assert "Authorization" in await gone(guests[0])
     assert guests[1].connected
-    assert await house.store.unwelcome() == []
+    assert await house.store.credentials.invalid_connections() == []
     cutting.cancel()
 
 
@@ -212,8 +215,10 @@ async def test_a_silent_server_keeps_nobody_in_on_another_one(house: House) -> N
     seed, key = await house.key()
     guest, worker = await house.come(seed), await house.role("worker")
     credential = Credential("frontend", (uid(),), IN_AN_HOUR)
-    await house.store.let_in(key, Connection("SILENT", 7), "other", credential)
-    await house.store.revoke(key)
+    await house.store.credentials.record_connection(
+        key, ClientConnection("SILENT", 7), "other", credential
+    )
+    await house.store.credentials.revoke(key)
 
     class HalfDeaf:
         async def request(self, subject: str, *args: object, **more: object) -> object:
@@ -225,26 +230,27 @@ async def test_a_silent_server_keeps_nobody_in_on_another_one(house: House) -> N
         await cut_off(house.store, HalfDeaf(), public_key=key)  # type: ignore[arg-type]
 
     await gone(guest)
-    assert await house.store.unwelcome() == [Connection("SILENT", 7)]
+    assert await house.store.credentials.invalid_connections() == [ClientConnection("SILENT", 7)]
 
 
-class RevokedMeanwhile(MemoryStore):
-    """Takes a key back between the two looks at it."""
+class RevokedMeanwhile(MemoryCredentials):
+    """Revokes a key between the two times that the gateway checks it."""
 
-    async def let_in(
-        self, public_key: str, at: Connection, server_name: str, credential: Credential
-    ) -> list[Connection]:
+    async def record_connection(
+        self, public_key: str, at: ClientConnection, server_name: str, credential: Credential
+    ) -> list[ClientConnection]:
         await self.revoke(public_key)
-        return await super().let_in(public_key, at, server_name, credential)
+        return await super().record_connection(public_key, at, server_name, credential)
 
 
 async def test_who_comes_in_while_the_key_is_taken_back_does_not_slip_through() -> None:
-    store = RevokedMeanwhile()
-    await store.issue("K", Credential("frontend", (uid(),), IN_AN_HOUR))
+    store = MemoryStore()
+    store.credentials = RevokedMeanwhile(store.clock, store.chats.get)
+    await store.credentials.issue("K", Credential("frontend", (uid(),), IN_AN_HOUR))
     door = Door(store, None, nkey.new_seed("account"))  # type: ignore[arg-type]
 
     assert await door.grant_for(visitor("K")) is Why.REVOKED
-    assert store.connections == {}
+    assert store.credentials.connections == {}
 
 
 def visitor(key: str = "K", **more: object) -> Visitor:
@@ -354,7 +360,7 @@ async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_
 
 
 def test_a_key_has_room_for_a_browser_with_many_tabs() -> None:
-    assert credentials.MOST_CONNECTIONS >= 32
+    assert CONNECTIONS_PER_KEY >= 32
 
 
 @pytest.mark.parametrize(

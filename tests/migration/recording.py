@@ -19,7 +19,8 @@ from typing import Any
 
 import asyncpg
 
-from statemachine.store.sql import migrations, queries
+from statemachine.store.database import queries
+from statemachine.store.migrator import migrations
 
 DATA = Path(__file__).parent / "data"
 Step = tuple[str, tuple[Any, ...]]
@@ -121,7 +122,7 @@ async def _story(rig: Any, hand: Any) -> None:
     )
     plain, send = template(), rig.senders
     for pushed in (plain, secretive):
-        await hand.worker.store.push(ORG, pushed.active, b"archive")
+        await hand.worker.store.templates.push(ORG, pushed.active, b"archive")
 
     async def ask(chat: str, tool: str, call: str, **args: Any) -> None:
         await send.ask(chat, tool, call, **args)

@@ -12,10 +12,9 @@ import pytest
 from handlers.cli.commands.audit import audits
 from statemachine.chat import Chat, Limits
 from statemachine.store import migrator
-from statemachine.store.migrator import migrate
+from statemachine.store.migrator import migrate, migrations
 from statemachine.store.postgres import PostgresStore
 from statemachine.store.postgres import connect as open_store
-from statemachine.store.sql import migrations
 from tests.migration import recording
 from tests.worker.messages import new_id
 from tests.worker.rig import Hand, Rig
@@ -26,6 +25,7 @@ RELEASED = {
     "0003_rebuilding": "aab961e86643d7fefff8d39de2e2f390c1e075e8aa6fbadccd210e7ca02593a9",
     "0004_credentials": "56f88f3056796b577c116159d854ac7137a924d37934a83a0b4b1837cb543e79",
     "0005_held_up": "08ff767f18b6b8aa90719e12462ad239e40264163ab74829edef45985d311551",
+    "0006_credential_denial": "892b8c52cf6cb318cadf970528a47191dcf7174a51b7c077ce35057c7766ac31",
 }
 """A migration that somebody may have run is never changed; the next one mends it."""
 EARLIER = recording.recorded()
@@ -97,7 +97,7 @@ async def gone_on(rig: Rig, hand: Hand, chat: Chat) -> str:
             await rig.senders.built(job)
             await hand.pump()
     assert len(rig.results) > answered
-    kept = await hand.worker.store.chat(chat.chat_id)
+    kept = await hand.worker.store.chats.get(chat.chat_id)
     assert kept is not None
     assert kept.open_calls == 0
     return str(kept.state)
@@ -115,7 +115,7 @@ async def test_data_of_an_earlier_schema_goes_on(
     rig = await Rig(began=time.time()).open()
     async with open_store(database_url) as store:
         assert await wrong(store) == []
-        hand, chats = rig.hand(store=store), await store.chats()
+        hand, chats = rig.hand(store=store), await store.chats.find()
         went = {chat.state: await gone_on(rig, hand, chat) for chat in chats}
         new = new_id()
         await rig.senders.create(new)
@@ -146,4 +146,4 @@ async def test_workers_of_an_earlier_schema_work_on_while_and_after_it_is_migrat
 
     async with open_store(database_url) as store:
         assert await wrong(store) == []
-        assert len(await store.chats()) == 6
+        assert len(await store.chats.find()) == 6

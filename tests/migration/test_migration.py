@@ -8,9 +8,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from statemachine.store import StoreUnavailableError, migrator, sql
-from statemachine.store.migrator import migrate
-from statemachine.store.sql import Migration, migrations
+from statemachine.store import StoreUnavailableError, migrator
+from statemachine.store.migrator import Migration, migrate, migrations
 
 
 async def ledger(url: str) -> list[tuple[int, str]]:
@@ -75,7 +74,7 @@ async def test_a_step_does_not_wait_for_a_dump_with_all_workers_behind_it(
     await migrate(database_url)
     later = Migration(9999, "later", "alter table chat add column later text")
     monkeypatch.setattr(migrator, "migrations", lambda: [*migrations(), later])
-    monkeypatch.setattr(migrator, "PATIENCE", "50ms")
+    monkeypatch.setattr(migrator, "LOCK_TIMEOUT", "50ms")
     dump = await asyncpg.connect(database_url)
     try:
         async with dump.transaction():
@@ -125,7 +124,7 @@ async def test_a_connection_that_is_lost_within_a_step_is_a_database_that_is_awa
 
 
 def test_every_file_of_the_folder_is_a_step_and_numbers_count_up() -> None:
-    folder = Path(sql.__file__).parent / "migrations"
+    folder = Path(migrator.__file__).parent / "migrations"
     files = sorted(path.name for path in folder.glob("*.sql"))
 
     assert [f"{step.number:04d}_{step.name}.sql" for step in migrations()] == files

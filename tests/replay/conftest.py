@@ -118,5 +118,5 @@ async def place(database_url: str) -> AsyncIterator[Place]:
     rig = await Rig(began=time.time()).open()
     async with open_store(database_url) as store:
         for pushed in (PYTHON, SECRETIVE):
-            await store.push(ORG, pushed.active, b"")
+            await store.templates.push(ORG, pushed.active, b"")
         yield Place(database_url, rig, rig.hand(store=store), store)

@@ -45,7 +45,7 @@ async def test_a_log_tells_what_its_own_events_followed_from_and_the_limits_it_s
 ) -> None:
     chat = await place.create()
 
-    asked, requested = await place.store.log(chat)
+    asked, requested = await place.store.chats.log(chat)
 
     assert "cause" not in asked
     assert requested["cause"] == {
@@ -53,7 +53,7 @@ async def test_a_log_tells_what_its_own_events_followed_from_and_the_limits_it_s
         "id": asked["event"]["id"],
         "type": "workspaced.tool_requested.v1",
     }
-    kept = await place.store.chat(chat)
+    kept = await place.store.chats.get(chat)
     assert kept is not None
     assert kept.deadline is not None
     assert "deadline" not in asked
@@ -129,7 +129,7 @@ async def test_what_a_log_hides_is_taken_from_the_old_snapshot(place: Place) -> 
     lost = await rebuilt(place)
 
     assert lost == {chat: []}
-    kept = await place.store.chat(chat)
+    kept = await place.store.chats.get(chat)
     assert kept is not None
     assert kept.build is not None
     assert kept.build.parameters == {"branch": "next", "token": TOKEN}
@@ -199,7 +199,7 @@ async def test_a_limit_that_nobody_wrote_down_counts_by_the_limits_in_force(plac
     (page,) = [page async for page in audits(place.store, place.rig.limits)]
     await rebuild(place.store, page)
 
-    kept = await place.store.chat(chat)
+    kept = await place.store.chats.get(chat)
     assert kept is not None
     assert kept.changed_at is not None
     assert kept.deadline == kept.changed_at + place.rig.limits.build
@@ -215,7 +215,7 @@ async def test_what_comes_between_the_look_and_the_lock_is_folded_too(place: Pla
     lost = await rebuild(place.store, [look[chat]])
 
     assert lost == {chat: []}
-    kept = await place.store.chat(chat)
+    kept = await place.store.chats.get(chat)
     assert kept is not None
     assert (kept.seq, kept.build is not None and kept.build.taken) == (3, True)
 

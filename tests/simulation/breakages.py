@@ -15,7 +15,7 @@ from handlers.worker.worker import Worker
 from statemachine import events, fold
 from statemachine.builds import seen_by
 from statemachine.chat import Chat
-from statemachine.store import Found
+from statemachine.store import Prefetched
 from tests.doubles.memory_transaction import MemoryTransaction
 from tests.simulation.database import SimulatedTransaction
 from tests.simulation.edge import replaced
@@ -34,12 +34,12 @@ def _ack_before_commit() -> Callable[[], None]:
 
 
 def _no_dedupe_by_identity() -> Callable[[], None]:
-    found = SimulatedTransaction.found
+    found = SimulatedTransaction.prefetch
 
-    async def all_new(self: Any, *looked_for: Any) -> Found:
+    async def all_new(self: Any, *looked_for: Any) -> Prefetched:
         return (await found(self, *looked_for))._replace(known=set())
 
-    return replaced(SimulatedTransaction, "found", all_new)
+    return replaced(SimulatedTransaction, "prefetch", all_new)
 
 
 def _no_row_lock() -> Callable[[], None]:

@@ -14,7 +14,7 @@ from statemachine.chat import Chat
 from statemachine.previous_workspaces import known, orphans
 from statemachine.replay import replay
 from statemachine.states import State
-from statemachine.store import Key
+from statemachine.store import CallKey
 from statemachine.timers import TimerKind, open_timer
 from statemachine.views import state_changed
 from tests.simulation.database import rests_at
@@ -157,7 +157,7 @@ def _answers(run: Run) -> Iterator[str]:
         last = run.network.streams[RESULT.name].last_of(result_subject(*key))
         if last is None:
             yield f"the answer to call {key} can't be read any more"
-        kept = stored.get(Key(*key))
+        kept = stored.get(CallKey(*key))
         if kept is None or kept.answer is None:
             yield f"call {key} is answered and not known as answered"
         elif json.loads(json.dumps(kept.answer.result)) != answers[0]["result"]:

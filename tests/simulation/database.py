@@ -16,7 +16,14 @@ from functools import lru_cache
 from typing import Any, Final
 
 from statemachine.chat import Chat, chat_from_json
-from statemachine.store import Changes, Found, Key, Outgoing, StoreUnavailableError, TransientError
+from statemachine.store import (
+    CallKey,
+    Changes,
+    OutboxMessage,
+    Prefetched,
+    StoreUnavailableError,
+    TransientError,
+)
 from tests.doubles.memory_store import MemoryStore
 from tests.doubles.memory_transaction import MemoryTransaction
 from tests.simulation.loop import Process, SeededLoop, process_here, resolve
@@ -97,22 +104,34 @@ class Database:
                 return
 
 
+class _RemotePart:
+    """A part of the store, such as `chats`, whose methods take round trips."""
+
+    def __init__(self, part: Any, remote: Callable[[Any], Any]) -> None:
+        self._part, self._remote = part, remote
+
+    def __getattr__(self, name: str) -> Any:
+        return self._remote(getattr(self._part, name))
+
+
 class SimulatedStore:
     """One process' way to the database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def published(self, ids: Sequence[int]) -> None:
+    async def delete_published(self, ids: Sequence[int]) -> None:
         """Drop outbox rows."""
         await self._database.turn()
-        await self._database.store.published(ids)
+        await self._database.store.delete_published(ids)
         self._database.note(f"{process_here()} has published {ids}")
         await self._database.turn()
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._database.store, name)
+        part = getattr(self._database.store, name)
+        return self._remote(part) if callable(part) else _RemotePart(part, self._remote)
 
+    def _remote(self, method: Any) -> Any:
         async def over_the_wire(*args: Any, **more: Any) -> Any:
             await self._database.turn()
             found = await method(*args, **more)
@@ -188,25 +207,25 @@ class SimulatedTransaction(MemoryTransaction):
         await self.query()
         return found
 
-    async def found(
+    async def prefetch(
         self,
         identities: Sequence[tuple[str, bytes]],
-        keys: AbstractSet[Key],
+        keys: AbstractSet[CallKey],
         waiting_of: AbstractSet[str],
         provisioners: AbstractSet[str] = frozenset(),
-    ) -> Found:
+    ) -> Prefetched:
         await self.query()
-        found = await super().found(identities, keys, waiting_of, provisioners)
+        found = await super().prefetch(identities, keys, waiting_of, provisioners)
         await self.query()
         return found
 
-    async def names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
+    async def workspace_names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
         for owner_id in sorted(owner_ids):
             await self._hold(f"owner {owner_id}")
         await self.query()
-        return await super().names(owner_ids)
+        return await super().workspace_names(owner_ids)
 
-    async def write(self, changes: Changes) -> list[Outgoing]:
+    async def write(self, changes: Changes) -> list[OutboxMessage]:
         await self.query()
         return await super().write(changes)
 
@@ -225,7 +244,7 @@ class SimulatedTransaction(MemoryTransaction):
         changes = self._changes
         if changes is not None:
             what = [(chat_id[:4], e.event.data.name, e.outcome) for chat_id, e in changes.entries]
-            rows = [(row.id, row.subject.split(".", 1)[1][:17]) for row in changes.outgoing]
+            rows = [(row.id, row.subject.split(".", 1)[1][:17]) for row in changes.outbox]
             self._database.on_commit(self.process)
             self._database.note(f"{self.process} commits {what} {rows}")
 

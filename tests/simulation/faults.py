@@ -46,7 +46,7 @@ class Forgetful(MemoryStore):
 
     away = False
 
-    async def published(self, ids: Sequence[int]) -> None:
+    async def delete_published(self, ids: Sequence[int]) -> None:
         if self.away:
             raise StoreUnavailableError("away")
-        await super().published(ids)
+        await super().delete_published(ids)

@@ -287,8 +287,8 @@ class Run:
 
     async def _prepare(self) -> None:
         store = self.database.store
-        await store.push(ORG, PYTHON.active, b"")
-        store.values["chat_workspace_ttl"] = self.random.choice(("", "", "3s", "12s"))
+        await store.templates.push(ORG, PYTHON.active, b"")
+        store.setting_values["chat_workspace_ttl"] = self.random.choice(("", "", "3s", "12s"))
         bus = self.network.connect()
         for stream in STREAMS:
             await bus.ensure_stream(stream)

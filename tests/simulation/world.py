@@ -56,7 +56,7 @@ class World:
         self.rig = Rig()
         store = Forgetful(self.rig.now)
         self.rig.store = self.store = store
-        self.store.values[TTL] = ttl
+        self.store.setting_values[TTL] = ttl
         self.flaky = Flaky(self.rig.bus)
         self.hands = [Hand(self.rig, self.flaky, store) for _ in range(hands)]
         self.held: list[tuple[Hand, list[Delivery]]] = []
@@ -207,7 +207,7 @@ class World:
             await self.wake(0)
         for _ in range(ROUNDS):
             await self._finish(WORKER_IN.ack_wait + 0.001)
-            if not any([await self.store.waiting(chat) for chat in self.chats]):
+            if not any([await self.store.chats.open_calls(chat) for chat in self.chats]):
                 return
             self.rig.clock.advance(700)
             await self.hands[0].pump()
@@ -232,7 +232,7 @@ class World:
         for chat in self.chats:
             await self._agrees(chat)
         self._answered_at_most_once()
-        kept = [await self.store.chat(chat) for chat in self.chats]
+        kept = [await self.store.chats.get(chat) for chat in self.chats]
         bound = [chat.ref.id for chat in kept if chat is not None and chat.ref is not None]
         assert len(set(bound)) == len(bound), "two chats have one workspace"
         jobs = self.rig.jobs()
@@ -243,9 +243,9 @@ class World:
 
     async def _agrees(self, chat: str) -> None:
         """Fold what is new in the log: it must come to the snapshot, and that is what is published."""
-        kept = await self.store.chat(chat)
+        kept = await self.store.chats.get(chat)
         folded = self.folded[chat]
-        for entry in await self.store.log(chat, after=folded.read, most=10_000):
+        for entry in await self.store.chats.log(chat, after=folded.read, limit=10_000):
             self._fold(folded, entry)
         if kept is None:
             return
@@ -342,7 +342,7 @@ class World:
         """When graces and lifetimes are over only those run on that nobody here can stop."""
         now = self.rig.now()
         for chat in self.chats:
-            kept = await self.store.chat(chat)
+            kept = await self.store.chats.get(chat)
             if kept is None:
                 continue
             assert kept.expires_at is None or kept.expires_at > now
@@ -396,7 +396,7 @@ class World:
         await self.check()
         for chat, call in self.calls:
             assert (chat, call) in self.rig.results, (call, self.folded[chat].workspace.state)
-            assert await self.store.answered(chat, call)
+            assert await self.store.chats.is_answered(chat, call)
         for declared in CONSUMERS:
             consumer = self.rig.bus.consumer(declared)
             assert consumer is not None

@@ -119,7 +119,7 @@ class Rig:
     async def push(self, *pushed: Template | str) -> None:
         for one in pushed:
             found = template(one, version=f"version of {one}") if isinstance(one, str) else one
-            await self.store.push(ORG, found.active, b"")
+            await self.store.templates.push(ORG, found.active, b"")
 
     def hand(self, bus: Bus | None = None, store: Store | None = None) -> Hand:
         return Hand(self, bus or self.bus, store or self.store)
@@ -153,13 +153,13 @@ class Rig:
         return found[0]
 
     async def outcomes(self, chat: str) -> list[str]:
-        return [e["outcome"] for e in await self.store.log(chat, most=10_000)]
+        return [e["outcome"] for e in await self.store.chats.log(chat, limit=10_000)]
 
     async def check(self, chat: str) -> None:
         """What is published, kept and logged agrees; versions count by one."""
-        kept = await self.store.chat(chat)
+        kept = await self.store.chats.get(chat)
         assert kept is not None
-        log = await self.store.log(chat, most=10_000)
+        log = await self.store.chats.log(chat, limit=10_000)
         if kept.version:
             assert self.state(chat) == json.loads(json.dumps(state_changed(kept)))
         assert [s["version"] for s in self.states.get(chat, [])] == [*range(1, kept.version + 1)]

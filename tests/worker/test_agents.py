@@ -32,7 +32,7 @@ async def job(rig: Rig, hand: Hand, send: Senders, chat: str) -> Job:
 async def losses(rig: Rig, chat: str) -> list[dict[str, Any]]:
     return [
         entry["event"]
-        for entry in await rig.store.log(chat)
+        for entry in await rig.store.chats.log(chat)
         if entry["event"]["type"] == "workspaced.agent_disconnected.v1"
     ]
 

@@ -23,18 +23,18 @@ from handlers.worker.worker import Worker
 from statemachine.chat import Limits
 from statemachine.store import Store
 from statemachine.store import postgres as postgres_store
+from statemachine.store.database import queries
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
-from statemachine.store.sql import queries
 from tests.unit.driver import ORG, PYTHON
 from tests.worker.messages import Job, Senders, new_id
 
 NAMES = {text: name for name, text in queries().items()}
 SAMPLED = ("count_open_calls", "pools")
-FACT = ["begin", "lock_chats", "found", "write", "commit", "delete_outbox"]
+FACT = ["begin", "lock_chats", "prefetch", "write", "commit", "delete_outbox"]
 CREATE = [
     *FACT[:3],
-    *("lock_owners", "names", "terms"),
+    *("lock_owners", "workspace_names", "catalog_and_settings"),
     "write",
     *("write_jobs", "write_names"),
     *FACT[4:],
@@ -125,7 +125,7 @@ async def bench(
             return await stack.enter_async_context(made)
 
         store = await stack.enter_async_context(open_store(database_url))
-        await store.push(ORG, PYTHON.active, b"")
+        await store.templates.push(ORG, PYTHON.active, b"")
         counting: Any = Counting(await bus("worker"), cost)
         worker, relay = Worker(store, counting, Limits()), Relay(counting)
         await Recovery(
@@ -197,7 +197,16 @@ async def test_a_repeat_costs_one_look_into_the_outbox(bench: Bench) -> None:
     await bench.work(1)
 
     assert bench.spent() == Cost(
-        [*FACT[:3], "lock_owners", "names", "terms", "outbox_of", "write", "commit"], []
+        [
+            *FACT[:3],
+            "lock_owners",
+            "workspace_names",
+            "catalog_and_settings",
+            "unpublished",
+            "write",
+            "commit",
+        ],
+        [],
     )
 
 

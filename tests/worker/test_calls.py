@@ -243,7 +243,7 @@ async def test_no_log_entry_shows_a_sensitive_value_not_even_that_of_a_repeat(
         )
         await hand.pump()
 
-    log = await rig.store.log(chat)
+    log = await rig.store.chats.log(chat)
     assert [entry["outcome"] for entry in log] == ["kept", "moved", "repeat"]
     assert "hush" not in json.dumps(log)
     assert "***" in json.dumps(log[2])
@@ -268,7 +268,7 @@ async def test_what_an_event_causes_has_its_trace(
         "workspaced.tool_resolved.v1",
     ]
     assert {e["traceparent"].split("-")[1] for e in caused} == {TRACE.split("-")[1]}
-    log = await rig.store.log(chat)
+    log = await rig.store.chats.log(chat)
     assert {entry["event"]["traceparent"] for entry in log} == {TRACE}
 
 

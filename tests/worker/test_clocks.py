@@ -196,7 +196,7 @@ async def test_over_nats_a_limit_costs_at_most_one_more_timer(
     """A real server fires by its own clock; the store in this process has another one."""
     clock = WrongClock(behind if known else SAME)
     store = MemoryStore(clock)
-    await store.push(ORG, PYTHON.active, b"")
+    await store.templates.push(ORG, PYTHON.active, b"")
     limits = Limits(build=timedelta(seconds=1))
     async with AsyncExitStack() as stack:
 
@@ -220,7 +220,7 @@ async def test_over_nats_a_limit_costs_at_most_one_more_timer(
             for _ in chats:
                 await answers.next(20)
         for chat in chats:
-            kept = await store.chat(chat)
+            kept = await store.chats.get(chat)
             assert kept is not None
             assert open_timer(kept, TimerKind.DEADLINE, limits) is None
         stored = (await operator.ensure_stream(TIMER)).last

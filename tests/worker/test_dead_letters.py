@@ -51,7 +51,7 @@ async def test_a_dead_letter_keeps_its_body_and_says_why(
     assert letter.headers["Workspaced-Detail"]
     assert json.loads(letter.headers["Workspaced-Headers"]) == headers
     assert hand.worker.dead_letters == 1
-    assert await rig.store.chat(chat) is None
+    assert await rig.store.chats.get(chat) is None
 
 
 async def test_what_the_stream_took_fits_as_a_dead_letter_whatever_its_headers(
@@ -186,7 +186,7 @@ async def test_a_fact_that_is_repaired_is_applied_and_its_log_entry_says_what_wa
     await hand.pump()
 
     assert rig.state(chat)["state"] == "agent_connecting"
-    *_, entry = await rig.store.log(chat)
+    *_, entry = await rig.store.chats.log(chat)
     assert "data.template_version_id is not a UUID" in entry["notice"]
     assert "data.agents[1]" in entry["notice"]
     assert entry["event"]["data"]["agents"] == [
@@ -209,7 +209,7 @@ async def test_a_fact_that_is_buried_is_noted_on_its_chat_once(
     await send.send("provisioner", chat, "local", again.data)
     await hand.pump()
 
-    kept = await rig.store.chat(chat)
+    kept = await rig.store.chats.get(chat)
     assert kept is not None
     words = notice(kept)
     assert words is not None
@@ -217,7 +217,7 @@ async def test_a_fact_that_is_buried_is_noted_on_its_chat_once(
     assert rig.state(chat)["version"] == version
     entries = [
         entry
-        for entry in await rig.store.log(chat)
+        for entry in await rig.store.chats.log(chat)
         if entry["event"]["type"] == "workspaced.fact_rejected.v1"
     ]
     assert [entry["outcome"] for entry in entries] == ["kept"]
@@ -254,7 +254,7 @@ async def test_what_is_buried_of_a_chat_that_is_not_known_makes_none(
     await hand.pump()
 
     assert len(rig.dead) == 1
-    assert await rig.store.chat(chat) is None
+    assert await rig.store.chats.get(chat) is None
 
 
 async def test_a_fact_that_fails_alone_is_noted_too(
@@ -267,7 +267,7 @@ async def test_a_fact_that_fails_alone_is_noted_too(
     await send.built(rig.job, "failed", event_id=bad)
     await hand.pump()
 
-    kept = await rig.store.chat(chat)
+    kept = await rig.store.chats.get(chat)
     assert kept is not None
     words = notice(kept)
     assert words is not None

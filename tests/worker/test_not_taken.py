@@ -39,7 +39,7 @@ class Refusing(MemoryStore):
             tx.lock = locked  # type: ignore[method-assign]
             yield tx
 
-    async def check(self) -> None:
+    async def check_writable(self) -> None:
         if self.refused is None:
             raise StoreUnavailableError("the database has no table chat")
 
@@ -81,8 +81,8 @@ async def test_an_event_that_the_database_refuses_is_not_buried_and_its_neighbou
 
     assert {job["chat_id"] for job in rig.jobs()} == {*others}
     assert rig.dead == []
-    assert "a trigger says no" in (await store.held_up({chat, *others}))[chat]
-    assert set(await store.held_up({chat, *others})) == {chat}
+    assert "a trigger says no" in (await store.blocked({chat, *others}))[chat]
+    assert set(await store.blocked({chat, *others})) == {chat}
     assert "a trigger says no" in str(hand.worker.troubles.of("database"))
     for _ in range(3):
         await again(hand)
@@ -92,7 +92,7 @@ async def test_an_event_that_the_database_refuses_is_not_buried_and_its_neighbou
     await again(hand)
 
     assert {job["chat_id"] for job in rig.jobs()} == {chat, *others}
-    assert await store.held_up({chat}) == {}
+    assert await store.blocked({chat}) == {}
     assert hand.worker.troubles.of("database") is None
     assert rig.server.streams["WORKSPACED_IN"].messages == {}
 
@@ -110,7 +110,7 @@ async def test_while_the_database_takes_nothing_the_batch_is_kept_together_and_t
     while store.tries < 5:
         await asyncio.sleep(0)
     assert "the database does not take events" in str(hand.worker.troubles.of("database"))
-    assert set(await store.held_up(set(chats))) == (
+    assert set(await store.blocked(set(chats))) == (
         set(chats) if error is WorkRefusedError else set()
     )
     store.refused = frozenset()
@@ -121,7 +121,7 @@ async def test_while_the_database_takes_nothing_the_batch_is_kept_together_and_t
     assert len(rig.jobs()) == 32
     assert rig.dead == []
     assert hand.worker.troubles.of("database") is None
-    assert await store.held_up(set(chats)) == {}
+    assert await store.blocked(set(chats)) == {}
 
 
 async def test_a_database_that_goes_away_while_a_batch_is_halved_is_waited_for(
@@ -131,23 +131,23 @@ async def test_a_database_that_goes_away_while_a_batch_is_halved_is_waited_for(
     for chat in (refused, *others):
         await send.create(chat)
     store.refused = frozenset({refused})
-    noted = store.hold_up
+    noted = store.note_blocked
 
     async def away_from_now(*args: Any) -> None:
         await noted(*args)
         store.refused, store.error = None, StoreUnavailableError
 
-    store.hold_up = away_from_now  # type: ignore[method-assign]
+    store.note_blocked = away_from_now  # type: ignore[method-assign]
     working = asyncio.create_task(hand.pump())
     async with asyncio.timeout(60):
         while "does not take events" not in str(hand.worker.troubles.of("database")):
             await asyncio.sleep(0)
-    store.hold_up = noted  # type: ignore[method-assign]
+    store.note_blocked = noted  # type: ignore[method-assign]
     store.refused, store.error = frozenset({refused}), WorkRefusedError
     await working
 
     assert {job["chat_id"] for job in rig.jobs()} == {*others}
-    assert set(await store.held_up({refused, *others})) == {refused}
+    assert set(await store.blocked({refused, *others})) == {refused}
 
 
 async def test_an_event_that_loses_every_race_does_not_hold_up_its_neighbours(
@@ -163,7 +163,7 @@ async def test_an_event_that_loses_every_race_does_not_hold_up_its_neighbours(
         await hand.pump()
 
     assert {job["chat_id"] for job in rig.jobs()} == {*others}
-    assert set(await store.held_up({locked, *others})) == {locked}
+    assert set(await store.blocked({locked, *others})) == {locked}
     assert rig.dead == []
     store.refused = frozenset()
     await again(hand)
@@ -176,13 +176,13 @@ async def test_several_events_of_a_refused_chat_are_noted_once(
     refused = new_id()
     for _ in range(4):
         await send.create(refused)
-    store.refused, noted, notes = frozenset({refused}), store.hold_up, list[Any]()
+    store.refused, noted, notes = frozenset({refused}), store.note_blocked, list[Any]()
 
     async def hold_up(*args: Any) -> None:
         notes.append(args)
         await noted(*args)
 
-    store.hold_up = hold_up  # type: ignore[method-assign]
+    store.note_blocked = hold_up  # type: ignore[method-assign]
     await hand.pump()
 
     assert len(notes) == 1
@@ -209,4 +209,4 @@ async def test_a_bug_of_ours_is_buried_while_another_chat_is_refused(
     (letter,) = rig.dead
     assert letter.headers["Workspaced-Detail"] == "internal error: KeyError"
     assert [job["chat_id"] for job in rig.jobs()] == [other]
-    assert set(await store.held_up({refused, bad, other})) == {refused}
+    assert set(await store.blocked({refused, bad, other})) == {refused}

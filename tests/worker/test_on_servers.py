@@ -88,7 +88,7 @@ async def place(own_nats: Servers, database_url: str) -> AsyncIterator[Place]:
             return worker
 
         store = await stack.enter_async_context(open_store(database_url))
-        await store.push(ORG, PYTHON.active, b"")
+        await store.templates.push(ORG, PYTHON.active, b"")
         operator = await bus("operator")
         yield Place(operator, store, Senders(operator), start)
 
@@ -162,7 +162,7 @@ async def test_a_limit_holds_by_the_servers_own_timers(place: Place) -> None:
         answer = await data(answers)
 
     assert answer["result"].keys() == {"error", "build_id"}
-    log = await place.store.log(chat)
+    log = await place.store.chats.log(chat)
     fired = [e for e in log if e["event"]["type"] == "workspaced.deadline_passed.v1"]
     assert len(fired) == 1
     assert [e["state_after"] for e in fired] == ["failed"]
@@ -231,5 +231,5 @@ async def test_whatever_json_a_call_brings_survives_the_database(place: Place) -
         again = await data(answers)
 
     assert again["result"]["count"] == 1
-    (asked, _) = await place.store.log(chat)
+    (asked, _) = await place.store.chats.log(chat)
     assert asked["event"]["data"]["args"] == deep

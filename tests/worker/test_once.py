@@ -14,7 +14,7 @@ from bus.streams import WORKER_IN
 from handlers.worker.batch import Noticed, apply
 from handlers.worker.deliveries import read
 from handlers.worker.effects import Lane
-from statemachine.store import Outgoing, StoreUnavailableError
+from statemachine.store import OutboxMessage, StoreUnavailableError
 from tests.doubles.memory_store import MemoryStore
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import Hand, Rig
@@ -151,18 +151,18 @@ class Forgetful(MemoryStore):
         super().__init__(rig.now)
         self.fails = 1
 
-    async def published(self, ids: Sequence[int]) -> None:
+    async def delete_published(self, ids: Sequence[int]) -> None:
         if self.fails:
             self.fails -= 1
             raise StoreUnavailableError("away")
-        await super().published(ids)
+        await super().delete_published(ids)
 
 
 async def test_what_stayed_in_the_outbox_is_published_again_without_harm(
     rig: Rig, send: Senders, chat: str
 ) -> None:
     store = Forgetful(rig)
-    store.versions, store.active = rig.store.versions, rig.store.active
+    store.templates = rig.store.templates
     rig.store, event_id = store, new_id()
     hand = rig.hand()
     await send.create(chat, event_id=event_id)
@@ -208,9 +208,9 @@ async def test_an_older_state_never_stands_over_a_newer_one(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """A worker that was paused between commit and publish wakes up."""
-    late, sent = rig.hand(), list[Outgoing]()
+    late, sent = rig.hand(), list[OutboxMessage]()
 
-    async def pause(rows: Sequence[Outgoing], **_more: object) -> None:
+    async def pause(rows: Sequence[OutboxMessage], **_more: object) -> None:
         sent.extend(rows)
 
     await send.create(chat)
@@ -233,10 +233,10 @@ async def test_an_older_state_never_stands_over_a_newer_one(
 async def test_two_relays_that_publish_at_once_leave_the_newest_state(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    sent: list[Outgoing] = []
+    sent: list[OutboxMessage] = []
     relay = rig.hand().relay
 
-    async def keep(rows: Sequence[Outgoing], **_more: object) -> None:
+    async def keep(rows: Sequence[OutboxMessage], **_more: object) -> None:
         sent.extend(rows)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -260,7 +260,7 @@ async def test_two_relays_that_publish_at_once_leave_the_newest_state(
     assert versions == sorted(versions)
 
 
-def created(rows: Sequence[Outgoing]) -> dict[str, Any]:
+def created(rows: Sequence[OutboxMessage]) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(next(r for r in rows if r.lane == Lane.JOB).payload)["data"]
     return data
 
@@ -288,7 +288,7 @@ async def test_a_relay_that_published_a_newer_state_publishes_no_older_one(
     assert rig.store.outbox == {}
 
 
-async def died(rows: Sequence[Outgoing], **_more: object) -> None:
+async def died(rows: Sequence[OutboxMessage], **_more: object) -> None:
     raise Unavailable(f"died with {len(rows)}")
 
 

@@ -72,15 +72,17 @@ async def passes(rig: Rig, hand: Hand, seconds: float) -> None:
 
 async def listed(rig: Rig, chat: str) -> list[str]:
     """The orphans that operators find."""
-    found = [o.id for c in await rig.store.orphaned() for o in orphans(c) if c.chat_id == chat]
-    had = await rig.store.had(set(found))
+    found = [
+        o.id for c in await rig.store.chats.with_orphans() for o in orphans(c) if c.chat_id == chat
+    ]
+    had = await rig.store.chats.current_workspaces(set(found))
     return [one for one in found if one not in had]
 
 
 async def entries(rig: Rig, chat: str, name: str) -> list[Any]:
     return [
         e
-        for e in await rig.store.log(chat, most=10_000)
+        for e in await rig.store.chats.log(chat, limit=10_000)
         if e["event"]["type"] == f"workspaced.{name}.v1"
     ]
 

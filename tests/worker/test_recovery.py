@@ -16,9 +16,9 @@ from handlers.worker import relay
 from handlers.worker.deliveries import read
 from handlers.worker.recovery import ASKED, Recovery
 from handlers.worker.stream_watch import Watch
-from statemachine.store import Seen
+from statemachine.store import StreamPosition
 from tests.doubles.memory_server import Interest
-from tests.doubles.memory_store import MemoryStore
+from tests.doubles.memory_store import MemoryRecovery, MemoryStore
 from tests.worker.messages import Job, Senders, new_id
 from tests.worker.rig import Hand, Rig
 
@@ -79,16 +79,18 @@ async def test_a_stream_that_grows_while_it_is_looked_at_has_lost_nothing(
     other = rig.hand()
     await other.prepare()
 
-    class Busy(MemoryStore):
-        async def streams_seen(self) -> dict[str, Seen]:
+    class Busy(MemoryRecovery):
+        async def stream_positions(self) -> dict[str, StreamPosition]:
             await send.ask(chat, "stop_workspace", new_id())
             newest = other.take()
             await other.work(newest)
             other.watch._noted = 0.0
             await other.watch.note(newest[-1])
-            return await rig.store.streams_seen()
+            return await rig.store.recovery.stream_positions()
 
-    looking = Watch(Busy(rig.now), rig.bus, rig.hand().relay, Tuning())
+    busy = MemoryStore(rig.now)
+    busy.recovery = Busy(busy)
+    looking = Watch(busy, rig.bus, rig.hand().relay, Tuning())
 
     assert await looking.look() == frozenset()
 
@@ -235,7 +237,7 @@ async def test_what_another_worker_publishes_meanwhile_is_asked_for_once(
     committed = await hand.worker._commit(hand.take(), hand.relay)
     assert committed is not None
     await hand.relay.publish(committed.rows)
-    await rig.store.see_streams({IN.name: Seen("", 0)}, anew=True)
+    await rig.store.recovery.record_positions({IN.name: StreamPosition("", 0)}, reset=True)
 
     lost = await rig.hand().prepare()
 
@@ -317,14 +319,14 @@ async def test_who_finds_a_loss_that_another_has_just_mended_looks_again(
     wiped(rig)
     other = rig.hand()
 
-    class Late(MemoryStore):
-        async def doubt_streams(self, before: Mapping[str, Seen | None], token: str) -> None:
+    class Late(MemoryRecovery):
+        async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:
             await other.prepare()
-            await rig.store.doubt_streams(before, token)
+            await rig.store.recovery.mark_lost(before, token)
 
-    late = Late(rig.now)
-    late.streams = rig.store.streams
-    late.streams_seen = rig.store.streams_seen  # type: ignore[method-assign]
+    late = MemoryStore(rig.now)
+    late.recovery = Late(late)
+    late.recovery._positions = rig.store.recovery._positions
 
     with pytest.raises(Unavailable, match="another worker"):
         await Watch(late, rig.bus, rig.hand().relay, Tuning()).look()
@@ -353,15 +355,15 @@ async def test_what_is_published_while_streams_are_looked_at_is_known_afterwards
     rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await hand.prepare()
-    seen = rig.store.streams_seen
+    seen = rig.store.recovery.stream_positions
 
-    async def slow() -> dict[str, Seen]:
+    async def slow() -> dict[str, StreamPosition]:
         await send.ask(chat, "stop_workspace", "stop")
         await hand.pump()
         return await seen()
 
     with monkeypatch.context() as patch:
-        patch.setattr(rig.store, "streams_seen", slow)
+        patch.setattr(rig.store.recovery, "stream_positions", slow)
         await hand.prepare()
     before = rig.state(chat)
     assert before["state"] == "stopping"

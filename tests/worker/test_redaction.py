@@ -122,7 +122,7 @@ async def test_a_call_s_value_is_in_the_job_only(
     assert rig.answer(chat)["result"]["created"]
     text = await nothing_shows(rig, chat, caplog)
     assert "mine" in text, "what is not sensitive is shown"
-    log = await rig.store.log(chat)
+    log = await rig.store.chats.log(chat)
     asked, requested = (entry["event"]["data"] for entry in log[:2])
     assert asked["args"]["parameters"] == {"token": MASK, "pin": MASK, "branch": "mine"}
     assert requested["parameters"] == {"branch": "mine", "token": MASK, "pin": MASK, "key": MASK}
@@ -264,7 +264,7 @@ async def test_asked_again_it_gives_nothing_away(
         await send.ask(chat, "create_workspace", event_id=event_id, **args)
         await hand.pump()
 
-    assert [e["outcome"] for e in await rig.store.log(chat)].count("repeat") == 2
+    assert [e["outcome"] for e in await rig.store.chats.log(chat)].count("repeat") == 2
     assert len(rig.jobs()) == 1
     await nothing_shows(rig, chat, caplog)
 
@@ -352,7 +352,7 @@ async def test_what_an_agent_repeats_of_a_value_is_hidden(
     await send.send("agent", chat, agent["agent_id"], body)
     await hand.pump()
 
-    log = await rig.store.log(chat)
+    log = await rig.store.chats.log(chat)
     assert log[-1]["event"]["data"]["reason"] == "curl ***: refused"
     await nothing_shows(rig, chat, caplog)
 

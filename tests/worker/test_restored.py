@@ -24,12 +24,11 @@ def backup(rig: Rig) -> Callable[[], Restore]:
     """Keep the store as it is; what that returns puts it back, with a worker started on it."""
 
     def taken() -> Restore:
-        apart = ("clock", "lock", "name")
-        kept = copy.deepcopy({k: v for k, v in vars(rig.store).items() if k not in apart})
+        kept = rig.store.backup()
 
         def restored() -> Hand:
-            vars(rig.store).update(copy.deepcopy(kept))
-            rig.store.name = "another"
+            rig.store.restore(kept)
+            rig.store.recovery.current_origin = "another"
             return rig.hand()
 
         return restored
@@ -39,7 +38,7 @@ def backup(rig: Rig) -> Callable[[], Restore]:
 
 async def agree(rig: Rig, chat: str) -> dict[str, Any]:
     """What stands on the bus is what the database holds; return it."""
-    kept = await rig.store.chat(chat)
+    kept = await rig.store.chats.get(chat)
     assert kept is not None
     published = rig.state(chat)
     assert published == json.loads(json.dumps(state_changed(kept)))
@@ -174,7 +173,7 @@ async def test_a_call_that_had_been_answered_stays_answered(
 
     worker = restore()
     await worker.prepare()
-    kept = await rig.store.chat(chat)
+    kept = await rig.store.chats.get(chat)
     assert kept is not None
     assert kept.open_calls == 0
     await send.create(chat)
@@ -232,7 +231,9 @@ async def test_a_worker_that_was_not_started_anew_finds_out_with_the_first_move(
     stop = rig.job
     await stopped(rig, hand, send, quiet)
     restore()
-    rig.store.name = "memory"  # the very same place: a copy of the files was put back
+    rig.store.recovery.current_origin = (
+        "memory"  # the very same place: a copy of the files was put back
+    )
 
     await send.agent({**stop, "build_id": await build_of(rig, chat)}, "disconnected", 7 + moves)
     await hand.pump()
@@ -247,7 +248,7 @@ async def test_a_worker_that_was_not_started_anew_finds_out_with_the_first_move(
 
 
 async def build_of(rig: Rig, chat: str) -> str:
-    kept = await rig.store.chat(chat)
+    kept = await rig.store.chats.get(chat)
     assert kept is not None
     assert kept.build is not None
     return kept.build.id
@@ -266,7 +267,7 @@ async def test_a_state_that_was_left_over_raises_no_alarm(
         raise AssertionError("killed")
 
     dying.worker.store = copy.copy(rig.store)
-    dying.worker.store.published = dies  # type: ignore[method-assign]
+    dying.worker.store.delete_published = dies  # type: ignore[method-assign]
     with pytest.raises(AssertionError):
         await dying.pump()
     await send.create(chat, **event)
@@ -295,4 +296,4 @@ async def test_what_stands_there_and_is_no_state_or_answer_is_passed_over(
     await restore().prepare()
 
     assert (await agree(rig, chat))["version"] == 7
-    assert await rig.store.chat(shouted) is None
+    assert await rig.store.chats.get(shouted) is None

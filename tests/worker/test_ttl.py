@@ -243,7 +243,7 @@ async def test_it_holds_when_the_bus_has_lost_its_timers(
     started = rig.hand()
     await started.prepare()
     await passes(rig, started, 0)
-    kept = await rig.store.chat(chat)
+    kept = await rig.store.chats.get(chat)
     assert kept is not None
     assert kept.state == ("stopping" if away else "ready")
     await passes(rig, started, TTL + 60)

@@ -12,16 +12,16 @@ from statemachine.chat import Limits
 from statemachine.messages import LogEntry
 from statemachine.replay import Difference, Fold
 from statemachine.snapshot_audit import differences, filled, read, without_hidden
-from statemachine.store import Changes
-from statemachine.store.audit import Kept, columns_of
+from statemachine.store import Changes, chat_columns
 from statemachine.store.postgres import PostgresStore
+from statemachine.store.postgres_queries import ChatRow
 
 
 @dataclass(slots=True)
 class Audit:
     """A chat, and what its log folds to."""
 
-    kept: Kept
+    kept: ChatRow
     fold: Fold
     unreadable: list[Difference] = field(default_factory=list)
     """The first entry that can't be read: nothing behind it is folded."""
@@ -36,7 +36,7 @@ class Audit:
         """What is kept beside the log, and differs from what it folds to."""
         kept, fold = self.kept, self.fold
         found = differences(kept.snapshot, fold, kept.open_calls)
-        folded = columns_of(fold.workspace)
+        folded = chat_columns(fold.workspace)
         return found + [
             Difference(None, f"column {name}", value, folded[name])
             for name, value in kept.columns.items()
@@ -62,10 +62,10 @@ async def audits(
     `limits` stand in where a log does not say which were in force.
     """
     after: str | None = None
-    while page := await store.kept(after=after, only=only):
+    while page := await store.audit.chat_rows(after=after, only=only):
         after = page[-1].chat_id
         found = {kept.chat_id: Audit(kept, Fold(kept.chat_id, limits)) for kept in page}
-        async for chat_id, entry in store.logs(page[0].chat_id, after):
+        async for chat_id, entry in store.audit.logs(page[0].chat_id, after):
             if (audit := found.get(chat_id)) is not None:  # else it came after the look
                 audit.take(entry)
         yield list(found.values())
@@ -79,11 +79,13 @@ async def rebuild(store: PostgresStore, wrong: Sequence[Audit]) -> dict[str, lis
     folds = {audit.kept.chat_id: audit.fold for audit in wrong}
     lost: dict[str, list[str]] = {}
     async with store.transaction() as tx:
-        await tx.hold(folds.keys())
+        await tx.lock_damaged(folds.keys())
         changes = Changes()
-        for kept in await tx.kept(only=list(folds), most=len(folds)):
+        for kept in await tx.audit.chat_rows(only=list(folds), limit=len(folds)):
             fold = folds[kept.chat_id]
-            async for _, entry in tx.logs(kept.chat_id, kept.chat_id, after=fold.workspace.seq):
+            async for _, entry in tx.audit.logs(
+                kept.chat_id, kept.chat_id, after=fold.workspace.seq
+            ):
                 fold.take(entry)
             if not fold.differences:
                 chat = filled(fold, read(kept.snapshot), kept.open_calls)

@@ -56,7 +56,7 @@ async def _all(settings: Settings) -> None:
     """Print all logs, chat by chat: of each as far as it went when its page was read."""
     progress, chats, entries, last = Progress("{} entries"), 0, 0, ""
     async with store_from_settings(settings) as store:
-        async for chat_id, entry in store.logs():
+        async for chat_id, entry in store.audit.logs():
             write_json(entry)
             chats, last = chats + (chat_id != last), chat_id
             entries += 1

@@ -32,7 +32,7 @@ async def push(folder: Path, organization_id: str, settings: Settings) -> None:
         tell(f"warning: {words}")
     endpoints = locate(settings)
     async with endpoints.store() as store:
-        await store.push(organization_id, version, archive)
+        await store.templates.push(organization_id, version, archive)
     await announce(endpoints)
     write_json({"template_id": version.template_id, "version_id": version.id})
 
@@ -40,7 +40,7 @@ async def push(folder: Path, organization_id: str, settings: Settings) -> None:
 async def show(organization_id: str, settings: Settings, *, as_json: bool) -> None:
     """Print an organization's templates, one a line; values of parameters are not shown."""
     async with locate(settings).store() as store:
-        catalog = await store.templates(organization_id)
+        catalog = await store.templates.catalog(organization_id)
     found = sorted(catalog.templates.values(), key=lambda template: template.name)
     lines = [
         {
@@ -68,7 +68,7 @@ async def versions(
         else template_id_of(organization_id, template)
     )
     async with locate(settings).store() as store:
-        found = await store.history(template_id)
+        found = await store.templates.versions(template_id)
     if not found:
         raise NotFoundError(
             f"there is no template {template}; `workspaced template list` shows all templates"
@@ -88,7 +88,7 @@ async def versions(
 async def activate(version_id: str, settings: Settings) -> None:
     """Make a version the active one of its template. Raises NotFoundError."""
     async with locate(settings).store() as store:
-        template_id = await store.activate(version_id)
+        template_id = await store.templates.activate(version_id)
     if template_id is None:
         raise NotFoundError(
             f"there is no template version {version_id}; `workspaced template versions NAME` shows the versions of a template"

@@ -6,50 +6,59 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from statemachine.chat import AgentFacts, Chat
-from statemachine.store import Changes, Job, Key, Seen
+from statemachine.store import CallKey, Changes, StoredJob, StreamPosition
 from tests.contract.stores import Shelf, answered, call, key, outgoing, uid, write
 
 SOON = timedelta(minutes=10)
 DAY = timedelta(days=1)
 
 
-def job(chat_id: str, *, begins: timedelta = SOON) -> Job:
-    return Job(uid(), chat_id, "workspaced.job.local", b"\x00{}", datetime.now(UTC) + begins)
+def job(chat_id: str, *, begins: timedelta = SOON) -> StoredJob:
+    return StoredJob(uid(), chat_id, "workspaced.job.local", b"\x00{}", datetime.now(UTC) + begins)
 
 
 async def test_a_stream_is_followed_and_only_anew_replaced(shelf: Shelf) -> None:
     store = shelf.store
-    await store.see_streams({"A": Seen("monday", 5), "B": Seen("monday", 1)})
+    await store.recovery.record_positions(
+        {"A": StreamPosition("monday", 5), "B": StreamPosition("monday", 1)}
+    )
 
-    await store.see_streams({"A": Seen("monday", 9), "B": Seen("sunday", 7)})
-    await store.see_streams({"A": Seen("monday", 8)})
-    followed = await store.streams_seen()
-    await store.see_streams({"A": Seen("monday", 2), "B": Seen("tuesday", 0)}, anew=True)
+    await store.recovery.record_positions(
+        {"A": StreamPosition("monday", 9), "B": StreamPosition("sunday", 7)}
+    )
+    await store.recovery.record_positions({"A": StreamPosition("monday", 8)})
+    followed = await store.recovery.stream_positions()
+    await store.recovery.record_positions(
+        {"A": StreamPosition("monday", 2), "B": StreamPosition("tuesday", 0)}, reset=True
+    )
 
-    assert followed == {"A": Seen("monday", 9), "B": Seen("monday", 1)}
-    assert await store.streams_seen() == {"A": Seen("monday", 2), "B": Seen("tuesday", 0)}
+    assert followed == {"A": StreamPosition("monday", 9), "B": StreamPosition("monday", 1)}
+    assert await store.recovery.stream_positions() == {
+        "A": StreamPosition("monday", 2),
+        "B": StreamPosition("tuesday", 0),
+    }
 
 
 async def test_a_loss_has_one_mark_whoever_finds_it(shelf: Shelf) -> None:
-    store, noted = shelf.store, Seen("monday", 5)
-    await store.see_streams({"A": noted, "B": noted, "C": noted})
+    store, noted = shelf.store, StreamPosition("monday", 5)
+    await store.recovery.record_positions({"A": noted, "B": noted, "C": noted})
 
-    await store.doubt_streams({"A": noted, "NEW": None}, "first")
-    await store.doubt_streams({"A": noted, "B": noted, "NEW": None}, "second")
-    await store.doubt_streams({"C": Seen("monday", 4)}, "of what is noted no more")
-    marked = await store.streams_seen()
-    await store.see_streams({"A": Seen("monday", 6)})
-    await store.see_streams({"B": Seen("tuesday", 1)}, anew=True)
+    await store.recovery.mark_lost({"A": noted, "NEW": None}, "first")
+    await store.recovery.mark_lost({"A": noted, "B": noted, "NEW": None}, "second")
+    await store.recovery.mark_lost({"C": StreamPosition("monday", 4)}, "of what is noted no more")
+    marked = await store.recovery.stream_positions()
+    await store.recovery.record_positions({"A": StreamPosition("monday", 6)})
+    await store.recovery.record_positions({"B": StreamPosition("tuesday", 1)}, reset=True)
 
-    assert {name: seen.token for name, seen in marked.items()} == {
+    assert {name: seen.loss_token for name, seen in marked.items()} == {
         "A": "first",
         "B": "second",
         "C": None,
         "NEW": "first",
     }
     assert marked["C"] == noted
-    after = await store.streams_seen()
-    assert (after["A"].token, after["B"]) == ("first", Seen("tuesday", 1))
+    after = await store.recovery.stream_positions()
+    assert (after["A"].loss_token, after["B"]) == ("first", StreamPosition("tuesday", 1))
 
 
 async def test_a_job_is_kept_for_a_day_after_it_may_begin(shelf: Shelf) -> None:
@@ -59,16 +68,16 @@ async def test_a_job_is_kept_for_a_day_after_it_may_begin(shelf: Shelf) -> None:
     await write(shelf.store, Changes(chats=[chat], jobs=[first, second]))
     await write(shelf.store, Changes(chats=[chat], jobs=[first]))
 
-    kept = await shelf.store.jobs()
-    page = await shelf.store.jobs(after=first.build_id)
+    kept = await shelf.store.recovery.jobs()
+    page = await shelf.store.recovery.jobs(after=first.build_id)
     await shelf.later(SOON)
-    late = await shelf.store.jobs()
+    late = await shelf.store.recovery.jobs()
     await shelf.later(DAY)
 
     assert kept == [(first, chat), (second, chat)]
     assert page == [(second, chat)]
     assert [job.build_id for job, _ in late] == [first.build_id, second.build_id]
-    assert await shelf.store.jobs() == []
+    assert await shelf.store.recovery.jobs() == []
 
 
 async def test_a_job_that_is_over_is_forgotten_when_another_comes(shelf: Shelf) -> None:
@@ -78,7 +87,7 @@ async def test_a_job_that_is_over_is_forgotten_when_another_comes(shelf: Shelf) 
     await write(shelf.store, Changes(jobs=[job(chat_id)]), lock=[chat_id])
     await write(shelf.store, Changes(jobs=[job(chat_id)]), lock=[chat_id])
 
-    assert len(await shelf.store.jobs()) == 2
+    assert len(await shelf.store.recovery.jobs()) == 2
 
 
 async def test_answers_of_a_day_are_there_by_page(shelf: Shelf) -> None:
@@ -87,14 +96,14 @@ async def test_answers_of_a_day_are_there_by_page(shelf: Shelf) -> None:
     waiting = replace(stored[0], call=call(chat_id, "d"), answer=None)
     await write(shelf.store, Changes(calls=[*stored, waiting]))
 
-    first = await shelf.store.answers(most=2)
-    rest = await shelf.store.answers(after=key(first[-1].call), most=2)
+    first = await shelf.store.recovery.answered_calls(limit=2)
+    rest = await shelf.store.recovery.answered_calls(after=key(first[-1].call), limit=2)
     await shelf.later(timedelta(hours=24))
 
     assert [s.call.call_id for s in (*first, *rest)] == ["a", "b", "c"]
     assert first[0] == stored[0]
-    assert await shelf.store.answers(after=Key(chat_id, "c")) == []
-    assert await shelf.store.answers() == []
+    assert await shelf.store.recovery.answered_calls(after=CallKey(chat_id, "c")) == []
+    assert await shelf.store.recovery.answered_calls() == []
 
 
 async def test_chats_with_a_version_and_chats_with_agents_come_by_page(shelf: Shelf) -> None:
@@ -108,10 +117,10 @@ async def test_chats_with_a_version_and_chats_with_agents_come_by_page(shelf: Sh
     ]
     await write(shelf.store, Changes(chats=chats))
 
-    assert await shelf.store.published_states() == [chats[0], chats[2]]
-    assert await shelf.store.published_states(after=ids[0], most=1) == [chats[2]]
-    assert await shelf.store.inhabited() == chats[2:]
-    assert await shelf.store.inhabited(after=ids[2]) == [chats[3]]
+    assert await shelf.store.recovery.published_chats() == [chats[0], chats[2]]
+    assert await shelf.store.recovery.published_chats(after=ids[0], limit=1) == [chats[2]]
+    assert await shelf.store.recovery.chats_with_agents() == chats[2:]
+    assert await shelf.store.recovery.chats_with_agents(after=ids[2]) == [chats[3]]
 
 
 async def test_chats_whose_agents_are_gone_are_not_looked_at_for_signs_of_life(
@@ -132,28 +141,32 @@ async def test_chats_whose_agents_are_gone_are_not_looked_at_for_signs_of_life(
 
     await write(shelf.store, Changes(chats=chats))
 
-    assert await shelf.store.inhabited() == [chats[1]]
+    assert await shelf.store.recovery.chats_with_agents() == [chats[1]]
 
 
 async def test_what_is_left_over_is_there_whichever_chat_it_is_of(shelf: Shelf) -> None:
     one, other = uid(), uid()
-    changes = Changes(outgoing=[outgoing(one, "a"), outgoing(other, "b", version=2)])
+    changes = Changes(outbox=[outgoing(one, "a"), outgoing(other, "b", version=2)])
     rows = await write(shelf.store, changes, lock=[one, other])
 
-    assert await shelf.store.left_over() == rows
-    assert await shelf.store.left_over(after=rows[0].id) == rows[1:]
-    await shelf.store.published([row.id for row in rows])
-    assert await shelf.store.left_over() == []
+    assert await shelf.store.recovery.outbox() == rows
+    assert await shelf.store.recovery.outbox(after=rows[0].id) == rows[1:]
+    await shelf.store.delete_published([row.id for row in rows])
+    assert await shelf.store.recovery.outbox() == []
 
 
 async def test_rows_are_at_home_where_they_were_settled(shelf: Shelf) -> None:
-    new = await shelf.store.origin()
+    new = await shelf.store.recovery.origin()
     assert new.differs, "nobody has said where they are"
 
-    await shelf.store.settle(new.here)
-    settled = await shelf.store.origin()
-    await shelf.store.settle("another database")
-    restored = await shelf.store.origin()
+    await shelf.store.recovery.record_origin(new.current)
+    settled = await shelf.store.recovery.origin()
+    await shelf.store.recovery.record_origin("another database")
+    restored = await shelf.store.recovery.origin()
 
-    assert (settled.here, settled.noted, settled.differs) == (new.here, new.here, False)
-    assert (restored.here, restored.noted, restored.differs) == (new.here, "another database", True)
+    assert (settled.current, settled.recorded, settled.differs) == (new.current, new.current, False)
+    assert (restored.current, restored.recorded, restored.differs) == (
+        new.current,
+        "another database",
+        True,
+    )

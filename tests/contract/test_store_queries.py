@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from statemachine.chat import PreviousWorkspace, WorkspaceRef
@@ -14,20 +14,20 @@ from tests.contract.stores import NOW, Shelf, owned, uid, version, write
 async def test_a_template_is_found_by_organization_and_by_id(shelf: Shelf) -> None:
     org, foreign = uid(), uid()
     mine, theirs = version(org), version(foreign)
-    await shelf.store.push(org, mine, b"")
-    await shelf.store.push(foreign, theirs, b"")
+    await shelf.store.templates.push(org, mine, b"")
+    await shelf.store.templates.push(foreign, theirs, b"")
 
     async with shelf.store.transaction() as tx:
-        listed = (await tx.terms({org}, set(), set())).catalog
-        named = (await tx.terms(set(), {theirs.template_id}, set())).catalog
-        older = (await tx.terms(set(), set(), {mine.id, uid()})).catalog
+        listed = (await tx.catalog_and_settings({org}, set(), set())).catalog
+        named = (await tx.catalog_and_settings(set(), {theirs.template_id}, set())).catalog
+        older = (await tx.catalog_and_settings(set(), set(), {mine.id, uid()})).catalog
 
     assert listed.templates.keys() == {mine.template_id}
     assert listed.templates[mine.template_id].active == mine
     assert listed.templates[mine.template_id].organization_id == org
     assert named.templates[theirs.template_id].organization_id == foreign
     assert (older.templates, older.versions) == ({}, {mine.id: mine})
-    assert (await shelf.store.templates(org)).templates == listed.templates
+    assert (await shelf.store.templates.catalog(org)).templates == listed.templates
 
 
 async def test_the_version_pushed_last_is_the_active_one(shelf: Shelf) -> None:
@@ -35,18 +35,18 @@ async def test_the_version_pushed_last_is_the_active_one(shelf: Shelf) -> None:
     first, second = version(org, archive=b"1"), version(org, archive=b"22")
 
     async def active() -> str:
-        catalog = await shelf.store.templates(org)
+        catalog = await shelf.store.templates.catalog(org)
         return catalog.templates[first.template_id].active.id
 
-    await shelf.store.push(org, first, b"1")
-    await shelf.store.push(org, first, b"1")
+    await shelf.store.templates.push(org, first, b"1")
+    await shelf.store.templates.push(org, first, b"1")
     assert await active() == first.id
-    await shelf.store.push(org, second, b"22")
+    await shelf.store.templates.push(org, second, b"22")
     assert await active() == second.id
-    await shelf.store.push(org, first, b"1")
+    await shelf.store.templates.push(org, first, b"1")
     assert await active() == first.id
     async with shelf.store.transaction() as tx:
-        catalog = (await tx.terms({org}, set(), {second.id})).catalog
+        catalog = (await tx.catalog_and_settings({org}, set(), {second.id})).catalog
     assert catalog.versions == {first.id: first, second.id: second}
 
 
@@ -55,12 +55,12 @@ async def test_an_earlier_version_can_be_made_the_active_one_again(shelf: Shelf)
     first, second = version(org, archive=b"1"), version(org, archive=b"22")
     other = version(foreign)
     for pushed, archive in ((first, b"1"), (second, b"22"), (first, b"1"), (second, b"22")):
-        await shelf.store.push(org, pushed, archive)
-    await shelf.store.push(foreign, other, b"")
+        await shelf.store.templates.push(org, pushed, archive)
+    await shelf.store.templates.push(foreign, other, b"")
 
-    moved = await shelf.store.activate(first.id)
-    history = await shelf.store.history(first.template_id)
-    catalog = await shelf.store.templates(org)
+    moved = await shelf.store.templates.activate(first.id)
+    history = await shelf.store.templates.versions(first.template_id)
+    catalog = await shelf.store.templates.catalog(org)
 
     assert moved == first.template_id
     assert catalog.templates[first.template_id].active == first
@@ -70,33 +70,37 @@ async def test_an_earlier_version_can_be_made_the_active_one_again(shelf: Shelf)
         (second.id, 2, False),
     ]
     assert history[0].pushed_at <= history[1].pushed_at
-    assert (await shelf.store.templates(foreign)).templates[other.template_id].active == other
+    assert (await shelf.store.templates.catalog(foreign)).templates[
+        other.template_id
+    ].active == other
 
 
 async def test_what_was_never_pushed_has_no_history(shelf: Shelf) -> None:
-    assert await shelf.store.history(uid()) == []
-    assert await shelf.store.activate(uid()) is None
+    assert await shelf.store.templates.versions(uid()) == []
+    assert await shelf.store.templates.activate(uid()) is None
 
 
 async def test_pools_are_those_that_any_version_names(shelf: Shelf) -> None:
     org = uid()
-    assert await shelf.store.pools() == set()
+    assert await shelf.store.templates.pools() == set()
 
     for pool in ("local", "gpu", "gpu"):
-        await shelf.store.push(org, version(org, pool=pool), b"")
+        await shelf.store.templates.push(org, version(org, pool=pool), b"")
 
-    assert await shelf.store.pools() == {"local", "gpu"}
+    assert await shelf.store.templates.pools() == {"local", "gpu"}
 
 
 async def test_an_archive_comes_in_pieces(shelf: Shelf) -> None:
     org, archive = uid(), bytes(range(256)) * 5
     pushed = version(org, archive=archive)
-    await shelf.store.push(org, pushed, archive)
+    await shelf.store.templates.push(org, pushed, archive)
 
-    pieces = [await shelf.store.archive(pushed.id, at, 500) for at in (0, 500, 1000, 1500)]
+    pieces = [
+        await shelf.store.templates.read_archive(pushed.id, at, 500) for at in (0, 500, 1000, 1500)
+    ]
 
     assert pieces == [archive[:500], archive[500:1000], archive[1000:], b""]
-    assert await shelf.store.archive(uid(), 0, 500) is None
+    assert await shelf.store.templates.read_archive(uid(), 0, 500) is None
 
 
 async def test_a_setting_holds_at_once(shelf: Shelf) -> None:
@@ -106,31 +110,36 @@ async def test_a_setting_holds_at_once(shelf: Shelf) -> None:
 
     assert await shelf.store.settings() == {"a": "2", "b": ""}
     async with shelf.store.transaction() as tx:
-        assert (await tx.terms(set(), set(), set())).settings == {"a": "2", "b": ""}
+        assert (await tx.catalog_and_settings(set(), set(), set())).settings == {"a": "2", "b": ""}
 
 
-async def test_a_credential_comes_back_with_its_first_chat(shelf: Shelf) -> None:
-    chat = owned(uid(), uid(), uid(), version=2)
-    await write(shelf.store, Changes(chats=[chat]))
-    agent = Credential("agent", (chat.chat_id,), NOW, uid(), uid(), uid())
-    frontend = Credential("frontend", (uid(), chat.chat_id), NOW)
+async def test_a_credential_comes_back_with_the_reason_why_its_key_may_not_be_used(
+    shelf: Shelf,
+) -> None:
+    later, past = datetime.now(UTC) + timedelta(hours=1), datetime.now(UTC) - timedelta(hours=1)
+    agent = Credential("agent", (uid(),), later, uid(), uid(), uid())
+    frontend = Credential("frontend", (uid(), uid()), later)
+    expired = Credential("frontend", (uid(),), past)
 
-    await shelf.store.issue("A", agent)
-    await shelf.store.issue("F", frontend)
+    await shelf.store.credentials.issue("A", agent)
+    await shelf.store.credentials.issue("F", frontend)
 
-    assert await shelf.store.credential("A") == (agent, chat)
-    assert await shelf.store.credential("F") == (frontend, None)
-    assert await shelf.store.credential("other") is None
+    await shelf.store.credentials.issue("E", expired)
+
+    assert await shelf.store.credentials.get("A") == (agent, "superseded")
+    assert await shelf.store.credentials.get("F") == (frontend, None)
+    assert await shelf.store.credentials.get("E") == (expired, "expired")
+    assert await shelf.store.credentials.get("other") is None
 
 
 async def test_a_key_that_is_issued_again_has_what_it_was_given_last(shelf: Shelf) -> None:
     first = Credential("frontend", (uid(),), NOW)
     second = Credential("frontend", (uid(),), NOW + timedelta(hours=1))
 
-    await shelf.store.issue("A", first)
-    await shelf.store.issue("A", second)
+    await shelf.store.credentials.issue("A", first)
+    await shelf.store.credentials.issue("A", second)
 
-    assert await shelf.store.credential("A") == (second, None)
+    assert await shelf.store.credentials.get("A") == (second, None)
 
 
 async def test_chats_are_listed_by_filter_and_page(shelf: Shelf) -> None:
@@ -145,13 +154,13 @@ async def test_chats_are_listed_by_filter_and_page(shelf: Shelf) -> None:
     ]
     await write(shelf.store, Changes(chats=chats))
 
-    listed = shelf.store.chats
+    listed = shelf.store.chats.find
     assert await listed() == chats
     assert await listed(organization_id=org) == [chats[n] for n in (0, 1, 3, 4)]
     assert await listed(organization_id=org, owner_id=ann) == [chats[n] for n in (0, 3, 4)]
     assert await listed(states=[State.READY, State.BUILD_FAILED]) == [chats[n] for n in (0, 2, 3)]
     assert await listed(states=[]) == []
-    assert await listed(organization_id=org, after=ids[1], most=1) == [chats[3]]
+    assert await listed(organization_id=org, after=ids[1], limit=1) == [chats[3]]
     assert await listed(after=ids[4]) == []
 
 
@@ -171,9 +180,9 @@ async def test_chats_with_orphans_are_found_by_page(shelf: Shelf) -> None:
     ]
     await write(shelf.store, Changes(chats=chats))
 
-    assert await shelf.store.orphaned() == [chats[0], chats[2]]
-    assert await shelf.store.orphaned(most=1) == [chats[0]]
-    assert await shelf.store.orphaned(after=ids[0]) == [chats[2]]
-    assert await shelf.store.orphaned(after=ids[2]) == []
-    assert await shelf.store.had({left.id, runs.id}) == {left.id}
-    assert await shelf.store.had(set()) == set()
+    assert await shelf.store.chats.with_orphans() == [chats[0], chats[2]]
+    assert await shelf.store.chats.with_orphans(limit=1) == [chats[0]]
+    assert await shelf.store.chats.with_orphans(after=ids[0]) == [chats[2]]
+    assert await shelf.store.chats.with_orphans(after=ids[2]) == []
+    assert await shelf.store.chats.current_workspaces({left.id, runs.id}) == {left.id}
+    assert await shelf.store.chats.current_workspaces(set()) == set()

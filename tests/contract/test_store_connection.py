@@ -17,10 +17,10 @@ import pytest
 
 from handlers.embedded import Servers
 from statemachine.store import (
-    NotAdmittedError,
+    AccessDeniedError,
+    MisconfiguredError,
     StoreUnavailableError,
     UnreachableError,
-    UnsuitableError,
     connection,
 )
 from statemachine.store.connection import read_url
@@ -62,7 +62,7 @@ ELSEWHERE = "postgresql://user:secret@127.0.0.1:1/db"
 )
 async def test_a_url_that_can_not_be_followed_is_refused_in_words(url: str, words: str) -> None:
     for use in (migrate(url), connect(url).__aenter__()):
-        with pytest.raises(UnsuitableError) as refused:
+        with pytest.raises(MisconfiguredError) as refused:
             await use
         assert words in str(refused.value)
         assert "secret" not in str(refused.value)
@@ -78,7 +78,7 @@ async def test_a_url_that_can_not_be_followed_is_refused_in_words(url: str, word
     ],
 )
 async def test_values_that_the_driver_does_not_know_are_named(query: str, words: str) -> None:
-    with pytest.raises(UnsuitableError, match=words):
+    with pytest.raises(MisconfiguredError, match=words):
         await migrate(f"{ELSEWHERE}?{query}")
 
 
@@ -86,7 +86,7 @@ async def test_values_that_the_driver_does_not_know_are_named(query: str, words:
 async def test_a_host_that_is_not_there_may_come(host: str) -> None:
     with pytest.raises(UnreachableError) as away:
         await migrate(f"postgresql://user:secret@{host}/db")
-    assert not isinstance(away.value, UnsuitableError)
+    assert not isinstance(away.value, MisconfiguredError)
 
 
 async def test_a_password_file_that_is_broken_is_told_of(
@@ -126,9 +126,9 @@ async def test_usual_parameters_work(database_url: str, query: str) -> None:
     assert await migrate(url)
 
     async with connect(url) as store:
-        await store.check()
-        shown = await store._pool.fetchval("show application_name")
-        limit = await store._pool.fetchval("show statement_timeout")
+        await store.check_writable()
+        shown = await store._database._pool.fetchval("show application_name")
+        limit = await store._database._pool.fetchval("show statement_timeout")
 
     if "name=" in query:
         assert shown in ("ours", "a b+c")
@@ -143,7 +143,7 @@ async def test_usual_parameters_work(database_url: str, query: str) -> None:
 async def test_a_parameter_that_the_server_does_not_take_is_named(
     database_url: str, query: str, name: str
 ) -> None:
-    with pytest.raises(UnsuitableError, match=f"parameter {name}"):
+    with pytest.raises(MisconfiguredError, match=f"parameter {name}"):
         await migrate(f"{database_url}&{query}")
 
 
@@ -162,7 +162,7 @@ async def test_a_user_or_database_that_is_not_known_is_nothing_to_wait_for(
         database_url.replace("/test_", "/no_"),
         database_url.replace("//postgres", "//nobody", 1),
     ):
-        with pytest.raises(NotAdmittedError):
+        with pytest.raises(AccessDeniedError):
             await migrate(url)
 
 
@@ -178,7 +178,7 @@ async def test_a_database_that_can_not_hold_every_text_is_refused(
         )
         url = servers.database_url.replace("/workspaced?", f"/{name}?", 1)
         for use in (migrate(url), connect(url).__aenter__()):
-            with pytest.raises(UnsuitableError, match=f"{encoding}.*UTF8"):
+            with pytest.raises(MisconfiguredError, match=f"{encoding}.*UTF8"):
                 await use
         await server.execute(f"drop database {name} with (force)")
     finally:
@@ -273,18 +273,18 @@ async def test_a_pooler_is_refused_where_sessions_are_shared_and_leaves_no_lock(
         ):
             async with pooler(home, database, mode, size, more) as url:
                 for use in (migrate(url), connect(url).__aenter__()):
-                    with pytest.raises(UnsuitableError, match="pool_mode=session"):
+                    with pytest.raises(MisconfiguredError, match="pool_mode=session"):
                         await use
         for more in ("", ignoring):
             async with pooler(home, database, "session", 20, more) as url:
                 await migrate(url)
                 async with connect(url) as store:
-                    assert await store._pool.fetchval("show transaction_timeout") == "5s"
+                    assert await store._database._pool.fetchval("show transaction_timeout") == "5s"
                     await store.put_setting("a", "b")
         assert await migrate(database) == []
         async with connect(database) as store:
             locks = "select count(*) from pg_locks where locktype = 'advisory'"
-            assert await store._pool.fetchval(locks) == 0
+            assert await store._database._pool.fetchval(locks) == 0
             assert await store.settings() == {"a": "b"}
 
 
@@ -312,7 +312,7 @@ async def test_a_process_that_is_told_another_number_than_its_session_s_is_no_po
     user, _, rest = database_url.partition("@")
     url = f"{user}@127.0.0.1:{port}{rest.partition('?')[0]}?sslmode=disable"
     async with connect(url) as store:
-        await store.check()
+        await store.check_writable()
     server.close()
     for writer in connections:
         writer.transport.abort()

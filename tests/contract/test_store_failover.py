@@ -78,7 +78,7 @@ async def test_connections_move_to_the_server_that_takes_changes_now(tmp_path: P
                 netloc=urlsplit(old).netloc.replace(str(first), str(way.port))
             )
             async with connect(address.geturl()) as store:
-                await store.check()
+                await store.check_writable()
                 await write(store, Changes(), lock=[uid()])
 
                 admin = await asyncpg.connect(old)
@@ -90,14 +90,14 @@ async def test_connections_move_to_the_server_that_takes_changes_now(tmp_path: P
                         pass
                 assert [await is_written(store) for _ in range(3)] == [False, False, False]
                 with pytest.raises(StoreUnavailableError, match="read-only"):
-                    await store.check()
+                    await store.check_writable()
 
                 promoted = await asyncpg.connect(new)
                 assert await promoted.fetchval("select pg_promote()")
                 target[0] = second
                 with suppress(StoreUnavailableError):
                     await write(store, Changes(), lock=[chat])  # may be the one that notices
-                await store.check()
+                await store.check_writable()
                 await write(store, Changes(), lock=[chat])
                 assert await store.settings() == {}
                 found = await promoted.fetchval(
@@ -119,5 +119,5 @@ async def test_of_two_hosts_the_one_that_takes_changes_is_found(tmp_path: Path) 
                 f"127.0.0.1:{first}", f"127.0.0.1:{second},127.0.0.1:{first}"
             )
             async with connect(both._replace(netloc=netloc).geturl()) as store:
-                await store.check()
+                await store.check_writable()
                 await write(store, Changes(), lock=[uid()])

@@ -1,0 +1,181 @@
+"""Runs the statements of queries.sql over a pool of connections, alone or in a transaction."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final, TypeAlias
+
+import asyncpg
+
+from statemachine.store import StoreUnavailableError, TransientError
+from statemachine.store.errors import (
+    RESPONSE_TIMEOUT,
+    TRANSIENT_ERRORS,
+    is_session_error,
+    translate_errors,
+)
+
+Session: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
+Rows = Sequence[Mapping[str, Any]]
+Fetch = Callable[..., Awaitable[Rows]]
+"""Runs the statement with a name; returns its rows."""
+_CONNECTION_LOST: Final = (
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    ConnectionError,
+)
+"""What the driver raises on a closed connection; the server's reason may have been lost with it."""
+
+
+def named_statements(file: str) -> dict[str, str]:
+    """Read an SQL file of this package; return the text below each line `-- name: NAME`, by name."""
+    text = files(__package__).joinpath(file).read_text()
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
+    return {name: part.strip() for name, part in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@cache
+def queries() -> dict[str, str]:
+    """Return the statements of queries.sql by name."""
+    return named_statements("queries.sql")
+
+
+QUERIES: Final = queries()
+
+
+class Database:
+    """A pool of connections to a database of workspaced."""
+
+    def __init__(self, pool: asyncpg.Pool[Any], transaction_timeout: float) -> None:
+        """`transaction_timeout`: seconds after which the server ends a transaction."""
+        self._pool = pool
+        self._transaction_timeout = transaction_timeout
+
+    async def fetch(self, name: str, *args: object) -> Rows:
+        """Run a statement on its own; return its rows.
+
+        Raises StoreUnavailableError; an error that blames `args` passes through as the driver raised it.
+        """
+        with translate_errors():
+            try:
+                return await self._fetch_once(name, args)
+            except asyncpg.PostgresError as error:
+                if not is_session_error(error):
+                    raise
+            return await self._fetch_once(name, args)  # in a new session
+
+    async def _fetch_once(self, name: str, args: Sequence[object]) -> Rows:
+        async with self._acquire() as session:
+            return await session.fetch(QUERIES[name], *args)
+
+    async def expire_sessions(self) -> None:
+        """Use new sessions from now on: they may reach another server, or see other tables."""
+        await self._pool.expire_connections()
+
+    @asynccontextmanager
+    async def transaction(self, locked: Callable[[], bool]) -> AsyncIterator[Session]:
+        """Commit at the end of the block, roll back when it raises.
+
+        `locked` says whether the transaction holds locks by now. Raises like `fetch`, and TransientError when
+        the server ended the transaction because it took too long.
+        """
+        timeout = _TimeoutDetector(self._transaction_timeout, locked)
+        with translate_errors(), timeout.detect():
+            async with self._acquire() as session, _begun(session):
+                timeout.start()
+                try:
+                    yield session
+                except TimeoutError:
+                    timeout.server_silent = True
+                    session.terminate()  # otherwise the rollback would wait as long again
+                    raise
+
+    @asynccontextmanager
+    async def _acquire(self) -> AsyncIterator[Session]:
+        """Borrow a connection; one that fails is not used again.
+
+        Raises like asyncpg, but StoreUnavailableError for whatever the server answers to a new connection:
+        no statement is at fault for that.
+        """
+        try:
+            session = await self._pool.acquire(timeout=RESPONSE_TIMEOUT)
+        except Exception as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise StoreUnavailableError(str(error) or type(error).__name__) from error
+        try:
+            yield session
+        except TimeoutError:
+            session.terminate()  # otherwise it would wait for the server to confirm the cancellation
+            raise
+        except asyncpg.InternalClientError:
+            session.terminate()  # asyncpg can't follow the protocol after a server's last message
+            raise
+        except asyncpg.PostgresError as error:
+            if is_session_error(error):
+                await self.expire_sessions()  # the others were opened at the same time
+                session.terminate()
+            raise
+        finally:
+            await self._pool.release(session)
+
+
+@asynccontextmanager
+async def _begun(session: Session) -> AsyncIterator[None]:
+    """Commit at the end, roll back what raises. Beginning takes one round trip, settings included."""
+    await session.execute(QUERIES["begin"])
+    try:
+        yield
+    except BaseException:
+        await session.execute(QUERIES["rollback"])
+        raise
+    await session.execute(QUERIES["commit"])
+
+
+class _TimeoutDetector:
+    """Tells a transaction that ran out of time from a database that went away.
+
+    The server closes the connection in both cases, and a session that is idle at that moment does not
+    receive the reason.
+    """
+
+    def __init__(self, timeout: float, locked: Callable[[], bool]) -> None:
+        self._timeout, self._locked = timeout, locked
+        self._started = math.inf
+        self.server_silent = False
+        """The database did not answer in time."""
+
+    def start(self) -> None:
+        """Measure from now on."""
+        self._started = time.monotonic()
+
+    @contextmanager
+    def detect(self) -> Iterator[None]:
+        """Raise TransientError if the server closed the connection because the transaction took too long."""
+        try:
+            yield
+        except _CONNECTION_LOST as error:
+            if _caused_by_timeout(error) or self._out_of_time():
+                raise TransientError(f"the transaction took too long: {error}") from error
+            if self.server_silent:
+                raise TimeoutError from error
+            raise
+
+    def _out_of_time(self) -> bool:
+        if self.server_silent or not self._locked():
+            return False
+        elapsed = time.monotonic() - self._started
+        return elapsed >= 0.8 * self._timeout  # the server measures with its own clock
+
+
+def _caused_by_timeout(error: BaseException) -> bool:
+    """Say whether the server's reason arrived: as the error's cause, or as that of the error before it."""
+    before = error.__context__ if isinstance(error.__context__, _CONNECTION_LOST) else None
+    return isinstance(error.__cause__ or (before and before.__cause__), TRANSIENT_ERRORS)

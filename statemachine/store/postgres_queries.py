@@ -1,0 +1,437 @@
+"""The parts of the store in PostgreSQL that need no transaction: each is composed of named statements."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any, Final
+
+from statemachine.calls import Answered, Call, call_from_json
+from statemachine.chat import Chat, chat_from_json
+from statemachine.messages import LogEntry
+from statemachine.store import (
+    CONNECTIONS_PER_KEY,
+    CallKey,
+    CatalogAndSettings,
+    CheckedCredential,
+    ClientConnection,
+    Credential,
+    DatabaseOrigin,
+    ListedCredential,
+    OutboxMessage,
+    PushedVersion,
+    StoredCall,
+    StoredJob,
+    StreamPosition,
+    chat_columns,
+    log_entry,
+)
+from statemachine.store.database import Fetch
+from statemachine.templates import Catalog, Manifest, Template, Version
+
+_REMEMBERED_VERSIONS: Final = 256
+_LOG_PAGE: Final = 250
+"""Log entries that are read at once."""
+_LOWEST_ID: Final = "00000000-0000-0000-0000-000000000000"
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def chat_from_row(row: Mapping[str, Any]) -> Chat:
+    """Return the chat of a row with the column `snapshot`."""
+    return chat_from_json(row["snapshot"])
+
+
+def call_from_row(row: Mapping[str, Any]) -> StoredCall:
+    """Return the call of a row of `call`, with its answer if it has one."""
+    answer = row["result"] and Answered(json.loads(row["result"]), row["is_error"])
+    return StoredCall(call_from_json(row["body"]), answer or None)
+
+
+def _entry_from_row(row: Mapping[str, Any]) -> LogEntry:
+    cause = row["cause"]
+    return log_entry(row, json.loads(row["event"]), None if cause is None else json.loads(cause))
+
+
+def _credential_from_row(row: Mapping[str, Any]) -> Credential:
+    return Credential(
+        row["kind"],
+        tuple(row["chat_ids"]),
+        row["expires_at"],
+        workspace_id=row["workspace_id"],
+        build_id=row["build_id"],
+        agent_id=row["agent_id"],
+        name=row["name"],
+        pool=row["pool"],
+        revoked_at=row["revoked_at"],
+    )
+
+
+def _version_from_row(row: Mapping[str, Any]) -> Version:
+    manifest = Manifest.model_validate_json(row["manifest"])
+    return Version(
+        row["id"], row["belongs_to"], manifest, row["readme"] or None, row["sha256"], row["size"]
+    )
+
+
+async def read_catalog_and_settings(
+    fetch: Fetch,
+    remembered: dict[str, Version],
+    organization_ids: AbstractSet[str],
+    template_ids: AbstractSet[str],
+    version_ids: AbstractSet[str],
+) -> CatalogAndSettings:
+    """Return the templates of these organizations, these templates, these versions, and the settings.
+
+    `remembered` has versions that were read before, and gets those that are read now. Versions never change,
+    so a remembered one is not read again.
+    """
+    versions = {
+        key: version
+        for key, version in remembered.items()
+        if key in version_ids or version.template_id in template_ids
+    }
+    heads, settings = [], {}
+    for row in await fetch(
+        "catalog_and_settings",
+        list(organization_ids),
+        list(template_ids),
+        list(version_ids),
+        list(versions),
+    ):
+        match row["kind"]:
+            case "template":
+                heads.append(row)
+            case "version":
+                versions[row["id"]] = remembered[row["id"]] = _version_from_row(row)
+            case _:
+                settings[row["id"]] = row["value"]
+    while len(remembered) > _REMEMBERED_VERSIONS:
+        del remembered[next(iter(remembered))]
+    templates = {
+        row["id"]: Template(row["id"], row["belongs_to"], versions[row["value"]]) for row in heads
+    }
+    return CatalogAndSettings(Catalog(templates, versions), settings)
+
+
+# -- parts of the port ----------------------------------------------------------------------------
+
+
+class PostgresChats:
+    """Implements `Chats`."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+
+    async def get(self, chat_id: str) -> Chat | None:
+        """Return a chat's snapshot."""
+        rows = await self._fetch("chat", chat_id)
+        return chat_from_row(rows[0]) if rows else None
+
+    async def find(
+        self,
+        *,
+        organization_id: str | None = None,
+        owner_id: str | None = None,
+        states: Sequence[str] | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[Chat]:
+        """Return a page of the chats that match."""
+        rows = await self._fetch("chats", organization_id, owner_id, states, after, limit)
+        return [chat_from_row(row) for row in rows]
+
+    async def with_timers(self, *, after: str | None = None, limit: int = 1000) -> list[Chat]:
+        """Return a page of the chats that a timer is set for."""
+        return [chat_from_row(row) for row in await self._fetch("chats_with_timers", after, limit)]
+
+    async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
+        """Return a page of the chats with orphaned workspaces."""
+        return [chat_from_row(row) for row in await self._fetch("chats_with_orphans", after, limit)]
+
+    async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        """Return those of the workspaces that are the current workspace of a chat."""
+        if not workspace_ids:
+            return set()
+        return {
+            row["workspace_id"]
+            for row in await self._fetch("current_workspaces", list(workspace_ids))
+        }
+
+    async def open_calls(self, chat_id: str) -> list[Call]:
+        """Return a chat's open calls."""
+        rows = await self._fetch("open_calls", chat_id)
+        return [call_from_json(row["body"]) for row in rows]
+
+    async def count_open_calls(self, limit: int) -> int:
+        """Count the open calls of all chats, up to `limit`."""
+        return int((await self._fetch("count_open_calls", limit))[0]["count"])
+
+    async def is_answered(self, chat_id: str, call_id: str) -> bool:
+        """Say whether a call exists and was answered."""
+        return bool(await self._fetch("is_answered", chat_id, call_id))
+
+    async def log(self, chat_id: str, *, after: int = 0, limit: int = 100) -> list[LogEntry]:
+        """Return a page of a chat's event log."""
+        return [_entry_from_row(row) for row in await self._fetch("log", chat_id, after, limit)]
+
+
+class PostgresTemplates:
+    """Implements `Templates`."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+
+    async def push(self, organization_id: str, version: Version, archive: bytes) -> None:
+        """Keep a version with its archive and make it the active one."""
+        await self._fetch(
+            "push_version",
+            version.id,
+            version.template_id,
+            version.manifest.model_dump_json(),  # with its defaults: a stored manifest never changes
+            version.readme,
+            version.sha256,
+            archive,
+            organization_id,
+            version.manifest.name,
+        )
+
+    async def activate(self, version_id: str) -> str | None:
+        """Make a version its template's active one; return the template's id."""
+        rows = await self._fetch("activate", version_id)
+        return rows[0]["template_id"] if rows else None
+
+    async def catalog(self, organization_id: str) -> Catalog:
+        """Return an organization's templates with their active versions."""
+        found = await read_catalog_and_settings(self._fetch, {}, {organization_id}, set(), set())
+        return found.catalog
+
+    async def versions(self, template_id: str) -> list[PushedVersion]:
+        """Return a template's versions, oldest first."""
+        return [PushedVersion(**row) for row in await self._fetch("template_versions", template_id)]
+
+    async def read_archive(self, version_id: str, offset: int, size: int) -> bytes | None:
+        """Return a piece of a version's archive."""
+        rows = await self._fetch("read_archive", version_id, offset, size)
+        return rows[0]["piece"] if rows else None
+
+    async def pools(self) -> set[str]:
+        """Return the pools that template versions name."""
+        return {row["pool"] for row in await self._fetch("pools")}
+
+
+class PostgresCredentials:
+    """Implements `Credentials`."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+
+    async def issue(self, public_key: str, credential: Credential) -> None:
+        """Store a key's credential."""
+        await self._fetch(
+            "issue_credential",
+            public_key,
+            credential.kind,
+            list(credential.chat_ids),
+            credential.workspace_id,
+            credential.build_id,
+            credential.agent_id,
+            credential.expires_at,
+            credential.name,
+            credential.pool,
+        )
+
+    async def get(self, public_key: str) -> CheckedCredential | None:
+        """Return a key's credential and whether the key may be used now."""
+        rows = await self._fetch("credential", public_key)
+        return CheckedCredential(_credential_from_row(rows[0]), rows[0]["denial"]) if rows else None
+
+    async def find(
+        self, *, include_expired: bool = False, after: str | None = None, limit: int = 100
+    ) -> list[ListedCredential]:
+        """Return a page of the credentials."""
+        return [
+            ListedCredential(
+                row["public_key"],
+                _credential_from_row(row),
+                row["issued_at"],
+                row["connections"],
+                row["superseded"],
+            )
+            for row in await self._fetch("credentials", include_expired, after, limit)
+        ]
+
+    async def revoke(self, public_key: str) -> bool:
+        """Revoke a key for ever; return False for an unknown key."""
+        return bool(await self._fetch("revoke_credential", public_key))
+
+    async def bind_provisioner(self, name: str, pool: str) -> str:
+        """Bind a provisioner's name to a pool; return the pool that it is bound to."""
+        rows: Sequence[Mapping[str, Any]] = ()
+        while not rows:  # another transaction is binding it: the next look finds its row
+            rows = await self._fetch("bind_provisioner", name, pool)
+        return str(rows[0]["pool"])
+
+    async def record_connection(
+        self, public_key: str, at: ClientConnection, server_name: str, credential: Credential
+    ) -> list[ClientConnection]:
+        """Record a connection; return the key's surplus connections."""
+        rows = await self._fetch(
+            "record_connection",
+            *at,
+            server_name,
+            public_key,
+            credential.chat_ids[0] if credential.kind == "agent" else None,
+            credential.expires_at,
+            CONNECTIONS_PER_KEY,
+        )
+        return [ClientConnection(**row) for row in rows]
+
+    async def invalid_connections(
+        self,
+        *,
+        chat_ids: AbstractSet[str] | None = None,
+        public_key: str | None = None,
+        after: ClientConnection | None = None,
+        limit: int = 500,
+    ) -> list[ClientConnection]:
+        """Return a page of the connections whose key is no longer valid."""
+        chats = None if chat_ids is None else list(chat_ids)
+        rows = await self._fetch(
+            "invalid_connections", chats, public_key, *(after or (None, None)), limit
+        )
+        return [ClientConnection(**row) for row in rows]
+
+    async def forget_connections(self, connections: Sequence[ClientConnection]) -> None:
+        """Delete the records of connections that are closed."""
+        await self._fetch(
+            "forget_connections", [c.server for c in connections], [c.client for c in connections]
+        )
+
+    async def forget_earlier_server(self, server_name: str, server: str) -> None:
+        """Delete the records of connections to earlier processes of that server."""
+        await self._fetch("forget_earlier_server", server_name, server)
+
+
+class PostgresRecovery:
+    """Implements `Recovery`."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+
+    async def origin(self) -> DatabaseOrigin:
+        """Return which database this is, and which one its rows were written in."""
+        (row,) = await self._fetch("origin")
+        return DatabaseOrigin(row["here"], row["noted"])
+
+    async def record_origin(self, current: str) -> None:
+        """Record that the rows belong to the database `current`."""
+        await self._fetch("record_origin", current)
+
+    async def stream_positions(self) -> dict[str, StreamPosition]:
+        """Return the recorded positions of streams, by stream name."""
+        rows = await self._fetch("stream_positions")
+        return {row["stream"]: StreamPosition(row["created"], row["last"]) for row in rows}
+
+    async def record_positions(
+        self, positions: Mapping[str, StreamPosition], *, reset: bool = False
+    ) -> None:
+        """Record how far streams are."""
+        seen = list(positions.values())
+        columns = [list(positions), [s.created for s in seen], [s.last for s in seen]]
+        if reset:
+            await self._fetch("reset_positions", *columns)
+        else:
+            await self._fetch("advance_positions", *columns)
+
+    async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:
+        """Mark streams as having lost messages."""
+        mark, seen = StreamPosition.lost(token), list(before.values())
+        created, last = [s and s.created for s in seen], [s and s.last for s in seen]
+        await self._fetch("mark_lost", list(before), created, last, mark.created, mark.last)
+
+    async def published_chats(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
+        """Return a page of the chats that have published a state."""
+        return [chat_from_row(row) for row in await self._fetch("published_chats", after, limit)]
+
+    async def chats_with_agents(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
+        """Return a page of the chats with connected agents."""
+        return [chat_from_row(row) for row in await self._fetch("chats_with_agents", after, limit)]
+
+    async def jobs(
+        self, *, after: str | None = None, limit: int = 100
+    ) -> list[tuple[StoredJob, Chat]]:
+        """Return a page of the jobs that still need an end, each with its chat."""
+        rows = [dict(row) for row in await self._fetch("jobs", after, limit)]
+        chats = [chat_from_json(row.pop("snapshot")) for row in rows]
+        return [(StoredJob(**row), chat) for row, chat in zip(rows, chats, strict=True)]
+
+    async def answered_calls(
+        self, *, after: CallKey | None = None, limit: int = 500
+    ) -> list[StoredCall]:
+        """Return a page of the calls that were answered within the last 24 hours."""
+        rows = await self._fetch("answered_calls", *(after or (None, None)), limit)
+        return [call_from_row(row) for row in rows]
+
+    async def outbox(self, *, after: int = 0, limit: int = 500) -> list[OutboxMessage]:
+        """Return a page of the outbox of all chats."""
+        return [OutboxMessage(**row) for row in await self._fetch("outbox", after, limit)]
+
+
+# -- audit: PostgreSQL only, because memory does not outlive the process ----------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRow:
+    """A chat's row as it is stored, to be compared with what its event log folds to."""
+
+    chat_id: str
+    snapshot: str
+    """JSON; it may be damaged."""
+    columns: Mapping[str, Any]
+    """The columns of `chat_columns`."""
+    last: int
+    """The sequence of the last log entry."""
+    open_calls: int
+
+
+class PostgresAudit:
+    """Reads rows and logs for `workspaced replay`, with or without a transaction."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+
+    async def chat_rows(
+        self, *, after: str | None = None, only: Sequence[str] | None = None, limit: int = 200
+    ) -> list[ChatRow]:
+        """Return a page of the rows of all chats, or of those in `only`, sorted by chat id."""
+        names = chat_columns(Chat(chat_id=_LOWEST_ID))
+        return [
+            ChatRow(
+                row["chat_id"],
+                row["snapshot"],
+                {name: row[name] for name in names},
+                row["last"],
+                row["open_calls"],
+            )
+            for row in await self._fetch("chat_rows", after, only, limit)
+        ]
+
+    async def logs(
+        self, first: str | None = None, last: str | None = None, *, after: int = 0
+    ) -> AsyncIterator[tuple[str, LogEntry]]:
+        """Yield (chat id, entry) of the logs of the chats from `first` to `last`, chat by chat.
+
+        Of the chat `first`, entries up to sequence `after` are left out.
+        """
+        position = (first or _LOWEST_ID, after)
+        while True:
+            rows = await self._fetch("log_of_many", *position, last, _LOG_PAGE)
+            for row in rows:
+                yield row["chat_id"], _entry_from_row(row)
+            if len(rows) < _LOG_PAGE:
+                return
+            position = (rows[-1]["chat_id"], rows[-1]["seq"])
