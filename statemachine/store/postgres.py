@@ -428,7 +428,7 @@ def _sample_changes(chat_id: str) -> Changes:
         asked_at=now,
         order=1,
     )
-    message = OutboxMessage(chat_id, 0, f"workspaced.state.{chat_id}", "sample", b"{}", version=1)
+    message = OutboxMessage(chat_id, 0, "sample", "sample", b"{}", version=1)
     return Changes(
         chats=[chat],
         entries=[(chat_id, Entry(1, event, "moved", "none", "none", 1, now))],
@@ -438,5 +438,5 @@ def _sample_changes(chat_id: str) -> Changes:
         names=[(workspace_id, chat_id, owner_id, "sample")],
         freed=[(workspace_id, chat_id)],
         outbox=[message],
-        jobs=[StoredJob(str(uuid4()), chat_id, "workspaced.job.sample", b"{}", now)],
+        jobs=[StoredJob(str(uuid4()), chat_id, "sample", b"{}", now)],
     )
