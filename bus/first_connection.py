@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ import nats.errors
 from nats.aio.client import Server
 
 from bus import Refused, Unavailable, Untrusted
+from bus.backoff import retry_delay
 from bus.client import NO_TLS
 from bus.connection import Connection
 from bus.urls import redacted, scheme
@@ -25,9 +25,7 @@ log = logging.getLogger(__name__)
 _PING_INTERVAL: Final = 3
 """Seconds; a server that has left two pings unanswered is given up."""
 _CONNECT_WITHIN: Final = 2
-_FIRST_RETRY: Final = 0.05
 _SLOWEST_RETRY: Final = 1.0
-_DOUBLINGS: Final = 10
 TOLD_EVERY: Final = 60.0
 """Seconds between two words that there is still no server."""
 
@@ -70,7 +68,7 @@ async def open_connection(
                 raise
             return connection
         attempts += 1
-        await asyncio.sleep(_retry_delay(attempts))  # back-off
+        await asyncio.sleep(retry_delay(attempts, limit=_SLOWEST_RETRY))  # back-off
 
 
 def _heed_cancel() -> None:
@@ -133,9 +131,4 @@ def _next_server(
 ) -> tuple[Server | None, float]:
     """Choose whom to try next and after how long, so that not all clients come back at once."""
     server = min(servers, key=lambda candidate: candidate.reconnects)
-    return server, _retry_delay(server.reconnects)
-
-
-def _retry_delay(attempts: int) -> float:
-    longest = min(_SLOWEST_RETRY, _FIRST_RETRY * (1 << min(attempts, _DOUBLINGS)))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret
+    return server, retry_delay(server.reconnects, limit=_SLOWEST_RETRY)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from bus import Denied, Refused
+from bus.backoff import Backoff
 from bus.first_connection import TOLD_EVERY
 from bus.jetstream import JetStreamBus, connect
 from bus.streams import Tuning
@@ -23,7 +24,6 @@ from handlers.clock import clock
 from handlers.embedded import running_servers
 from handlers.embedded.database_password import completed, folder_of
 from handlers.errors import NotFoundError
-from handlers.publishing import Backoff
 from handlers.settings import Settings
 from handlers.worker.load_sampler import Room
 from statemachine.chat import Limits

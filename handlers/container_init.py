@@ -27,7 +27,7 @@ _BY_THE_KERNEL: Final = 0x80
 _KILLED: Final = 128
 
 
-def divide() -> None:
+def become_init_child() -> None:
     """Return in a child if orphans fall to this process; either ends when the other does.
 
     Call it before there are threads. Does nothing in a process to which no orphans fall.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bus import Bus, Unavailable
+from bus.backoff import Backoff
 from bus.urls import anonymous
 from handlers.access.listeners import listen_address, server_certificate
 from handlers.app import Endpoints, limits, locate, room, tuning
@@ -26,9 +27,13 @@ from handlers.health import (
     nats_check,
     started_check,
 )
-from handlers.provisioner import Allowance, Provisioner
-from handlers.publishing.backoff import Backoff
-from handlers.sandbox.confinement import Bounds, Confinement, choose, demand
+from handlers.provisioner import Provisioner, QuotaLimits
+from handlers.sandbox.policy import (
+    Confinement,
+    ResourceLimits,
+    choose_confinement,
+    require_confinement,
+)
 from handlers.settings import Settings
 from handlers.supervise import run_until_one_ends
 from handlers.worker.worker import Worker
@@ -122,7 +127,7 @@ async def provisioner(
     insecure: bool,
 ) -> None:
     """Run a local provisioner."""
-    demand(settings.confinement, os.environ)
+    require_confinement(settings.confinement, os.environ)
     endpoints, ready = locate(settings), asyncio.Event()
     checks = {"provisioner": started_check(ready)}
     async with (
@@ -169,7 +174,7 @@ def local_provisioner(
         nats_url=anonymous(endpoints.nats_url),
         nats_ca=None if endpoints.nats_ca is None else endpoints.nats_ca.absolute(),
         environ=environ,
-        allowance=Allowance(settings.workspaces_per_owner, settings.disk_per_owner_mib),
+        quota_limits=QuotaLimits(settings.workspaces_per_owner, settings.disk_per_owner_mib),
         confinement=replace(
             confinement(settings, environ, (data_dir, *secret_paths(endpoints.credentials))),
             readable=() if endpoints.nats_ca is None else (endpoints.nats_ca.resolve(),),
@@ -192,14 +197,14 @@ def confinement(
     settings: Settings, environ: Mapping[str, str], private: Sequence[Path]
 ) -> Confinement:
     """Return how builds and agents on this machine are confined."""
-    bounds = Bounds(
+    bounds = ResourceLimits(
         settings.step_cpu_seconds,
         settings.process_memory_mib,
         settings.process_files,
         settings.user_processes,
         settings.file_size_mib,
     )
-    return choose(
+    return choose_confinement(
         settings.confinement, bounds, private=private, environ=environ, writable=settings.writable
     )
 

@@ -13,11 +13,88 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid5
 
-from handlers.template_rules import MOST_ENTRIES, MOST_PACKED, Entry, FolderRules
 from statemachine.templates import TemplateError, Version, read, template_id
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+from enum import Enum, auto
+from pathlib import PurePosixPath
+
+from handlers.publishing.agent_files import OWN_FOLDER
+
+MAX_PACKED_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of a packed folder."""
+MAX_ENTRIES: Final = 20_000
+"""Files and folders in it."""
+MAX_UNPACKED_BYTES: Final = 512 * 1024 * 1024
+"""Bytes of all its files."""
+MAX_NAME_BYTES: Final = 255
+"""Bytes of one name, as Linux has it."""
+MAX_PATH_BYTES: Final = 2_048
+"""Bytes of a path in the folder: half of what Linux takes, for the workspace's own path comes before it."""
+_SHOWN: Final = 200
+
+
+class EntryKind(Enum):
+    """What a path in the folder is."""
+
+    FILE = auto()
+    FOLDER = auto()
+    LINK = auto()
+    OTHER = auto()
+    """A device, a pipe or a socket."""
+
+
+class FolderRules:
+    """Looks at one folder's entries, one after the other."""
+
+    def __init__(self) -> None:
+        self._entries = self._bytes = 0
+
+    def fault(self, name: str, entry: EntryKind, size: int = 0) -> str | None:
+        """Say why the folder can't have this entry after those before it, or None if it can."""
+        self._entries += 1
+        self._bytes += size if entry is EntryKind.FILE else 0
+        if self._entries > MAX_ENTRIES:
+            return f"it holds more than {MAX_ENTRIES:,} files and folders"
+        if size < 0 or self._bytes > MAX_UNPACKED_BYTES:
+            return f"its files have more than {MAX_UNPACKED_BYTES >> 20} MiB together, unpacked"
+        problem = _of_name(name) or _of_kind(entry)
+        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+        return f"{shown!r} {problem}" if problem else None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the folder is too large, so that more entries tell nothing new."""
+        return self._entries > MAX_ENTRIES or self._bytes > MAX_UNPACKED_BYTES
+
+
+def _of_name(name: str) -> str | None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return "leads out of the folder"
+    if path.parts and path.parts[0] == OWN_FOLDER:
+        return f"can't be in a template: the folder {OWN_FOLDER} belongs to workspaced"
+    if "\0" in name:
+        return "has a NUL character in its name"
+    try:
+        lengths = [len(part.encode()) for part in path.parts]
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8"
+    if max(lengths, default=0) > MAX_NAME_BYTES:
+        return f"has a name longer than {MAX_NAME_BYTES} bytes"
+    if len(str(path).encode()) > MAX_PATH_BYTES:
+        return f"has a path longer than {MAX_PATH_BYTES:,} bytes"
+    return None
+
+
+def _of_kind(entry: EntryKind) -> str | None:
+    if entry is EntryKind.LINK:
+        return "is a link; a template holds only files and folders"
+    if entry is EntryKind.OTHER:
+        return "is a device, a pipe or a socket; a template holds only files and folders"
+    return None
+
 
 MANIFEST_SIZE: Final = 48 * 1024
 """Bytes of template.toml: an answer that lists ten templates, all escaped, still is one message."""
@@ -128,16 +205,16 @@ def _below(folder: Path) -> Iterator[Path]:
             if name not in _LEFT_OUT:
                 yield Path(parent, name)
                 count += 1
-        if count > MOST_ENTRIES:
+        if count > MAX_ENTRIES:
             return  # too many, whatever is left
 
 
-def _kind(mode: int) -> Entry:
+def _kind(mode: int) -> EntryKind:
     if stat.S_ISDIR(mode):
-        return Entry.FOLDER
+        return EntryKind.FOLDER
     if stat.S_ISLNK(mode):
-        return Entry.LINK
-    return Entry.FILE if stat.S_ISREG(mode) else Entry.OTHER
+        return EntryKind.LINK
+    return EntryKind.FILE if stat.S_ISREG(mode) else EntryKind.OTHER
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
@@ -181,7 +258,7 @@ class _Compressed(io.RawIOBase):
 
     def _take(self, packed: bytes) -> None:
         self._packed += packed
-        if len(self._packed) > MOST_PACKED:
+        if len(self._packed) > MAX_PACKED_BYTES:
             raise TemplateError(
-                f"{self._folder}: more than {MOST_PACKED} bytes packed; that is the most that is taken"
+                f"{self._folder}: more than {MAX_PACKED_BYTES} bytes packed; that is the most that is taken"
             )

@@ -30,7 +30,7 @@ from handlers.roles import (
     run_provisioner,
     run_until_signal,
 )
-from handlers.sandbox.confinement import demand
+from handlers.sandbox.policy import require_confinement
 from handlers.settings import Settings
 from handlers.supervise import running
 from handlers.worker.worker import Worker
@@ -80,7 +80,7 @@ async def up(
         what: listen_address(f"--{what}-host", host, certificate, insecure=insecure)
         for what, host in given.items()
     }
-    demand(settings.confinement, os.environ)
+    require_confinement(settings.confinement, os.environ)
     listeners = Listeners(
         host=hosts["nats"],
         websocket_host=hosts["websocket"],

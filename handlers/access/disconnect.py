@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from typing import Final
 
 from bus import Bus, BusError, NoResponder, subjects
-from handlers.publishing import Backoff
+from bus.backoff import Backoff
 from statemachine.store import ClientConnection, Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)

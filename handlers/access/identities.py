@@ -9,7 +9,7 @@ from typing import Final
 from handlers.access import nkey
 from handlers.access.permissions import ROLES
 from handlers.errors import EmbeddedError
-from handlers.publishing.atomic_files import write_whole
+from handlers.publishing.atomic_files import write_atomically
 
 ISSUER: Final = "issuer"
 """The account key with which the gateway signs what it grants to agents and frontends."""
@@ -51,7 +51,7 @@ def seed_file(credentials: Path, role: str) -> Path:
 def _public_key(path: Path, kind: nkey.Kind) -> str:
     if not path.exists():
         # No line end follows it: some clients hand the file to the decoder as it is.
-        write_whole(path, nkey.new_seed(kind).encode())
+        write_atomically(path, nkey.new_seed(kind).encode())
     try:
         return nkey.public_key(path.read_text().strip())
     except (nkey.InvalidSeed, UnicodeDecodeError) as error:

@@ -16,15 +16,15 @@ from bus.jetstream import connect
 from handlers.access.listeners import client_context
 from handlers.agent.agent import Agent
 from handlers.agent.link import Connect
-from handlers.container_init import divide
+from handlers.container_init import become_init_child
 from handlers.publishing import agent_files
-from handlers.publishing.agent_files import AlreadyRuns, Credential
+from handlers.publishing.agent_files import AgentAlreadyRuns, AgentCredential
 
 GIVEN_UP: Final = 3
 _log = logging.getLogger("handlers.agent")
 
 
-async def dial(home: Path, url: str, credential: Credential) -> Bus:
+async def dial(home: Path, url: str, credential: AgentCredential) -> Bus:
     """Connect to NATS as the agent of that folder. Raises Refused, Unavailable, ValueError."""
     return await connect(
         url,
@@ -49,7 +49,7 @@ async def agent(config: Path, connect: Connect | None = None) -> int:
         loop.add_signal_handler(number, being.stop)
     try:
         await being.run()
-    except AlreadyRuns:
+    except AgentAlreadyRuns:
         _log.info("%s: this agent runs already", config)
     except OSError as no:
         there = os.path.exists(config)  # noqa: ASYNC240, PTH110 — False too when it can't be asked
@@ -72,7 +72,7 @@ def main() -> int:
     if len(sys.argv) != 2:  # noqa: PLR2004 — the program and its one argument
         sys.stderr.write("usage: python -m handlers.agent CONFIG\n")
         return 2
-    divide()
+    become_init_child()
     return run_agent(Path(sys.argv[1]))
 
 

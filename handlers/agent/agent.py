@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from handlers.agent.journal import Journal
+from handlers.agent.journal import AgentJournal
 from handlers.agent.link import PATIENCE, Connect, Link
 from handlers.agent.scripts import GRACE, Scripts
 from handlers.publishing import BuildLog, agent_files
@@ -41,11 +41,11 @@ class Agent:
     async def run(self) -> None:
         """Be this agent until it is stopped or superseded.
 
-        Raises AlreadyRuns, and OSError or ValueError when its folder can't be read.
+        Raises AgentAlreadyRuns, and OSError or ValueError when its folder can't be read.
         """
-        with agent_files.being(self._home):
+        with agent_files.agent_lock(self._home):
             config = agent_files.read_config(self._home)
-            journal = Journal(self._home, config)
+            journal = AgentJournal(self._home, config)
             link = Link(self._home, config, journal, self._connect, patience=self._patience)
             log = BuildLog(
                 config.chat_id,
@@ -70,7 +70,9 @@ class Agent:
                 await cancel_and_wait(linked, logging_, cancel_again_after=_TOLD_AGAIN)
                 log.close()
 
-    async def _live(self, journal: Journal, scripts: Scripts, linked: asyncio.Task[None]) -> None:
+    async def _live(
+        self, journal: AgentJournal, scripts: Scripts, linked: asyncio.Task[None]
+    ) -> None:
         startup = asyncio.create_task(_start(journal, scripts))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -91,7 +93,7 @@ class Agent:
         journal.disconnected("the workspace is stopped")
 
 
-async def _start(journal: Journal, scripts: Scripts) -> None:
+async def _start(journal: AgentJournal, scripts: Scripts) -> None:
     """Run the startup script, unless it ran already and what it started is still there."""
     reached = journal.lifecycle
     lost = journal.moved and not scripts.still_there
@@ -102,6 +104,6 @@ async def _start(journal: Journal, scripts: Scripts) -> None:
         await scripts.go_on(reached)
 
 
-async def _all_said(journal: Journal, log: BuildLog) -> None:
+async def _all_said(journal: AgentJournal, log: BuildLog) -> None:
     await log.drained(FAREWELL)
     await journal.all_sent()

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from handlers.publishing import Fact, new_fact
+from handlers.publishing import FactMessage, new_fact
 from handlers.publishing.agent_files import AgentConfig
-from handlers.publishing.atomic_files import write_whole
+from handlers.publishing.atomic_files import write_atomically
 from statemachine.events import Lifecycle
 
 _CONNECTION: Final = "connection"
@@ -26,7 +26,7 @@ _ENDED: Final = {
 }
 
 
-class Journal:
+class AgentJournal:
     """Facts in the order in which they came about; the newest of each kind is kept.
 
     An older one of its kind has a lower `sequence`, so nobody would heed it if it came again.
@@ -36,8 +36,8 @@ class Journal:
         self._path, self._config = home / "journal.json", config
         self._sequence, self._machine = 0, ""
         self.lifecycle: Lifecycle | None = None
-        self._kept: dict[str, tuple[int, Fact]] = {}
-        self._pending: deque[Fact] = deque()
+        self._kept: dict[str, tuple[int, FactMessage]] = {}
+        self._pending: deque[FactMessage] = deque()
         self._some, self._none = asyncio.Event(), asyncio.Event()
         self._none.set()
         with suppress(FileNotFoundError, ValueError, KeyError):
@@ -74,7 +74,7 @@ class Journal:
             if fact not in self._pending:
                 self._queue(fact)
 
-    async def next(self) -> Fact:
+    async def next(self) -> FactMessage:
         """Wait for a fact that is to be sent; the same one until it is `sent`."""
         await self._some.wait()
         return self._pending[0]
@@ -113,7 +113,7 @@ class Journal:
         self._write()
         self._queue(fact)
 
-    def _queue(self, fact: Fact) -> None:
+    def _queue(self, fact: FactMessage) -> None:
         self._pending.append(fact)
         self._none.clear()
         self._some.set()
@@ -128,11 +128,11 @@ class Journal:
                 for kind, (sequence, fact) in self._kept.items()
             },
         }
-        write_whole(self._path, json.dumps(content, ensure_ascii=False).encode())
+        write_atomically(self._path, json.dumps(content, ensure_ascii=False).encode())
 
     def _read(self, content: Mapping[str, Any]) -> None:
         self._kept = {
-            kind: (int(kept["sequence"]), Fact.from_kept(kept))
+            kind: (int(kept["sequence"]), FactMessage.from_kept(kept))
             for kind, kept in content["facts"].items()
         }
         self._sequence, self._machine = int(content["sequence"]), str(content["machine"])

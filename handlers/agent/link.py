@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from bus import Bus, BusError, Refused, Unavailable, subjects
-from handlers.agent.journal import Journal
+from bus.backoff import Backoff
+from handlers.agent.journal import AgentJournal
 from handlers.clock import clock
-from handlers.publishing import Backoff, agent_files, store
-from handlers.publishing.agent_files import AgentConfig, Credential
+from handlers.publishing import agent_files, publish_once
+from handlers.publishing.agent_files import AgentConfig, AgentCredential
 from handlers.supervise import run_until_one_ends
 
 RENEWED: Final = 0.3
@@ -32,7 +33,7 @@ _MARGIN: Final = 0.05
 """The part of its time that a sign of life needs at most to arrive."""
 _RENEWED_WITHIN: Final = 0.5
 
-Connect = Callable[[str, Credential], Awaitable[Bus]]
+Connect = Callable[[str, AgentCredential], Awaitable[Bus]]
 """Opens a connection to the url. Raises Refused, Unavailable."""
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Link:
         self,
         home: Path,
         config: AgentConfig,
-        journal: Journal,
+        journal: AgentJournal,
         connect: Connect,
         *,
         patience: float = PATIENCE,
@@ -60,7 +61,7 @@ class Link:
 
     async def run(self) -> None:
         """Return when the bus refused this agent for so long that its build must be superseded."""
-        backoff = Backoff(most=2.0)
+        backoff = Backoff(limit=2.0)
         while not self._out_of_patience():
             try:
                 config = agent_files.read_config(self._home)
@@ -105,7 +106,7 @@ class Link:
 
     async def _show(self, bus: Bus) -> None:
         """Renew the sign of life, and report anew where it may have run out meanwhile."""
-        back, fresh, backoff = asyncio.Event(), True, Backoff(most=1.0)
+        back, fresh, backoff = asyncio.Event(), True, Backoff(limit=1.0)
         bus.on_reconnect(back.set)
         lost_at: float | None = None
         while not self._out_of_patience():
@@ -162,11 +163,11 @@ class Link:
         return True
 
     async def _send_facts(self, bus: Bus) -> None:
-        backoff = Backoff(most=1.0)
+        backoff = Backoff(limit=1.0)
         while not self._out_of_patience():
             fact = await self._journal.next()
             try:
-                await store(bus, fact)
+                await publish_once(bus, fact)
             except Refused as no:
                 self._refused(no)
                 await backoff.wait()
@@ -180,7 +181,7 @@ class Link:
 
     async def _hear(self, bus: Bus) -> None:
         """Send all facts again when the workers ask."""
-        loop, backoff = asyncio.get_running_loop(), Backoff(most=2.0)
+        loop, backoff = asyncio.get_running_loop(), Backoff(limit=2.0)
         while True:
             try:
                 async with bus.subscribe(subjects.RESEND_AGENT) as asked:

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from handlers.agent.kept import Kept
+from handlers.agent.detached_command import DetachedCommand
 from handlers.publishing import BuildLog
 from handlers.publishing.agent_files import AgentConfig
-from handlers.sandbox.exec_limits import command_fault, faults
 from handlers.sandbox.processes import end_marked
-from handlers.sandbox.shell import Shell, status_words
+from handlers.sandbox.shell import Shell, command_fault, environment_faults, status_words
 from statemachine.events import Lifecycle
 
 GRACE: Final = 5.0
@@ -40,7 +39,7 @@ class Scripts:
         self._config, self._log, self._report = config, log, report
         self._shell: Shell | None = None
         try:
-            self._startup: Kept | None = Kept(self._folder)
+            self._startup: DetachedCommand | None = DetachedCommand(self._folder)
         except OSError:
             self._startup = None
 
@@ -70,7 +69,7 @@ class Scripts:
             if self._startup is not None:  # its keeper may have been killed alone
                 await self._end_what_runs(GRACE)
             self._check(script)
-            self._startup = Kept.start(
+            self._startup = DetachedCommand.start(
                 self._folder,
                 script,
                 cwd=self._config.directory,
@@ -135,7 +134,7 @@ class Scripts:
         except TimeoutError:
             kept.signal(signal.SIGKILL)
 
-    async def _until_ended(self, kept: Kept, limit: float | None) -> None:
+    async def _until_ended(self, kept: DetachedCommand, limit: float | None) -> None:
         kept.listen(self._log.stream("startup").feed)
         ended = asyncio.ensure_future(kept.wait())
         try:
@@ -180,7 +179,7 @@ class Scripts:
 
     def _check(self, script: str) -> None:
         """Raise ValueError with the reason why no program can be started with this script."""
-        problems = [words for _, words in faults(self._config.env)]
+        problems = [words for _, words in environment_faults(self._config.env)]
         if fault := command_fault(script):
             problems.append(fault)
         if problems:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from bus import CLOUDEVENT, Bus, NoResponder, Subscription, subjects
 from handlers.errors import NotFoundError
-from handlers.publishing.log_lines import read_shown
+from handlers.publishing.build_log import read_ui_message
 from statemachine.codec import encode
 
 SOURCE: Final = "cli"
@@ -88,7 +88,7 @@ async def _changes(heard: Subscription, look: asyncio.Event) -> Any:
             else:
                 came = message.result()
                 message = asyncio.ensure_future(heard.next())
-                if (envelope := read_shown(came.subject, came.data)) is not None:
+                if (envelope := read_ui_message(came.subject, came.data)) is not None:
                     yield envelope
     finally:
         for task in (message, lost):

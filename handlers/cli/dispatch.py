@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.print_help(sys.stderr)
         return 2
     if flags.serves:
-        from handlers.container_init import divide  # noqa: PLC0415 — quick --help
+        from handlers.container_init import become_init_child  # noqa: PLC0415 — quick --help
 
         # A parent may have blocked signals; children would inherit that, and nothing could be stopped.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        divide()
+        become_init_child()
     try:
         with told_apart(needed=not flags.serves):
             status = _run(flags)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> int:
     from handlers.cli import logs  # noqa: PLC0415 — quick --help
     from handlers.errors import exit_status_of  # noqa: PLC0415
-    from handlers.sandbox.processes import raise_descriptor_limit  # noqa: PLC0415
+    from handlers.sandbox.processes import raise_file_limit  # noqa: PLC0415
     from handlers.settings import read_settings, unknown_variables  # noqa: PLC0415
 
     logs.configure(quiet=not flags.serves)
@@ -84,7 +84,7 @@ def _run(flags: argparse.Namespace) -> int:
         for warning in unknown_variables(os.environ):
             _log.warning("%s", warning)
         if flags.serves:
-            raise_descriptor_limit()
+            raise_file_limit()
         with asyncio.Runner(loop_factory=_quick_loop() if flags.serves else None) as runner:
             return runner.run(_started(flags, settings))
     except TimeoutError as error:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from handlers.embedded.socket_directory import PREFIX
 from handlers.errors import EmbeddedError
-from handlers.publishing.atomic_files import write_whole
+from handlers.publishing.atomic_files import write_atomically
 
 _FILE: Final = "database.pass"
 _LINE: Final = re.compile(r"\*:5432:\*:\*:([A-Za-z0-9_-]+)\n?")
@@ -63,7 +63,7 @@ def made_password(credentials: Path) -> str:
         return there
     credentials.mkdir(mode=0o700, exist_ok=True)
     password = secrets.token_urlsafe(32)
-    write_whole(password_file(credentials), f"*:5432:*:*:{password}\n".encode())
+    write_atomically(password_file(credentials), f"*:5432:*:*:{password}\n".encode())
     return password
 
 

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from bus.backoff import Backoff
 from handlers.embedded.inotify import changes
-from handlers.publishing.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class StoreWatch:
             ROOM // (1024 * 1024),
             self._store,
         )
-        backoff = Backoff(first=0.1, most=1.0)
+        backoff = Backoff(first=0.1, limit=1.0)
         while shutil.disk_usage(self._store).free < ROOM:
             await backoff.wait()
         await restart()

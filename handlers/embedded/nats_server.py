@@ -20,7 +20,7 @@ from handlers.embedded.child import Child, start
 from handlers.embedded.full_disk import StoreWatch
 from handlers.embedded.ports import Ports, wanted
 from handlers.errors import EmbeddedError
-from handlers.publishing.atomic_files import write_whole
+from handlers.publishing.atomic_files import write_atomically
 from handlers.supervise import cancel_and_wait
 
 _READY_LIMIT: Final = 60.0
@@ -54,7 +54,7 @@ async def nats_server(
     text = _configuration(
         home, identities, listeners, jetstream, port=port, websocket_port=websocket_port
     )
-    write_whole(configuration, text.encode(errors="surrogateescape"), durable=False)
+    write_atomically(configuration, text.encode(errors="surrogateescape"), durable=False)
     child = await start(
         "nats-server",
         [_program(), "-c", configuration],

@@ -13,7 +13,7 @@ from typing import Final
 
 from handlers.access.listeners import LOOPBACK, Listeners, address_family
 from handlers.errors import EmbeddedError, PortTaken
-from handlers.publishing.atomic_files import write_whole
+from handlers.publishing.atomic_files import write_atomically
 
 _LOWEST: Final = 20_000
 _TRIES: Final = 200
@@ -110,7 +110,7 @@ class Ports:
         )
 
     def _write(self, ports: dict[str, int]) -> None:
-        write_whole(self._path, f"{json.dumps(ports, indent=2)}\n".encode())
+        write_atomically(self._path, f"{json.dumps(ports, indent=2)}\n".encode())
 
 
 def _fault(port: int, host: str) -> str | None:

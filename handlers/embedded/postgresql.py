@@ -26,7 +26,7 @@ from handlers.embedded.nameless import programs_for
 from handlers.embedded.run_as import Identity, hand_over, identity_for
 from handlers.embedded.socket_directory import SOCKET, socket_directory
 from handlers.errors import EmbeddedError, ServerFailed
-from handlers.publishing.atomic_files import write_whole
+from handlers.publishing.atomic_files import write_atomically
 
 _READY_LIMIT: Final = 120.0
 _READY_LINE: Final = 7
@@ -113,7 +113,7 @@ async def _initialise(data: Path, binaries: Path, identity: Identity, password: 
     new, secret = data.with_name("postgres.new"), data.with_name("postgres.pass")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
-    write_whole(secret, f"{password}\n".encode())
+    write_atomically(secret, f"{password}\n".encode())
     for path in (new, secret):
         hand_over(path, identity)
     options: list[str | Path] = ["-D", new, "-U", ADMINISTRATOR]

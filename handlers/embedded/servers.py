@@ -28,7 +28,7 @@ from handlers.embedded.nats_server import nats_server
 from handlers.embedded.ports import Ports, wanted
 from handlers.embedded.postgresql import postgresql
 from handlers.errors import EmbeddedError
-from handlers.publishing.atomic_files import write_whole
+from handlers.publishing.atomic_files import write_atomically
 from handlers.supervise import run_until_one_ends
 
 _FOUND_IN: Final = "servers.json"
@@ -174,7 +174,7 @@ def _note(path: Path, servers: Servers) -> None:
         "stream_room": servers.stream_room,
     }
     # For us alone: a URL that was given may hold a password.
-    write_whole(path, json.dumps(content, indent=2).encode(), durable=False)
+    write_atomically(path, json.dumps(content, indent=2).encode(), durable=False)
 
 
 def _made(directory: Path) -> Path:

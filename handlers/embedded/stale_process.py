@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from handlers.sandbox.processes import exited, watching
+from handlers.sandbox.processes import hold_process, wait_for_exit
 
 _PATIENCE: Final = 10.0
 
@@ -33,11 +33,11 @@ async def gone(pid_file: Path, mark: Path) -> None:
     pid, same = recorded(pid_file, mark)
     if pid is None or not same:
         return
-    with suppress(ProcessLookupError), watching(pid) as process:
+    with suppress(ProcessLookupError), hold_process(pid) as process:
         if not recorded(pid_file, mark)[1]:
             return
         try:
-            await asyncio.wait_for(exited(process), _PATIENCE)
+            await asyncio.wait_for(wait_for_exit(process), _PATIENCE)
         except TimeoutError:
             signal.pidfd_send_signal(process, signal.SIGKILL)
-            await exited(process)
+            await wait_for_exit(process)

@@ -29,7 +29,7 @@ from handlers.gateway.requests import (
     LogBody,
     OrphansBody,
 )
-from handlers.publishing.log_lines import read_line
+from handlers.publishing.build_log import read_log_line
 from statemachine import previous_workspaces
 from statemachine.chat import Chat, PreviousWorkspace
 from statemachine.codec import timestamp
@@ -147,7 +147,7 @@ class Reader:
                 return {"lines": lines}
             after = found.sequence
             room -= len(found.data)
-            if (line := read_line(found.data, body.build_id)) is not None:
+            if (line := read_log_line(found.data, body.build_id)) is not None:
                 lines.append(cast(LogLine, line))
         return {"lines": lines, "next": after}
 

@@ -10,25 +10,29 @@ build and chat it is, and where its workspace is, comes from our journal.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-from bus import Bus
-from handlers.provisioner import environment
+from pydantic import ValidationError
+
+from bus import Bus, BusError, ServiceError, subjects
+from bus.backoff import Backoff, is_final
 from handlers.provisioner.builder import LAUNCHER
-from handlers.provisioner.credentials import Superseded, obtain, renewed_in
 from handlers.provisioner.journal import WorkspaceRecord
-from handlers.publishing import Backoff, agent_files
-from handlers.publishing.agent_files import AgentConfig, Credential
-from handlers.sandbox import exec_limits
-from handlers.sandbox.confinement import Confinement
-from handlers.sandbox.processes import end_marked, exited, machine, watching
+from handlers.provisioner.step import is_passed_on
+from handlers.publishing import agent_files
+from handlers.publishing.agent_files import AgentConfig, AgentCredential
+from handlers.sandbox.policy import Confinement
+from handlers.sandbox.processes import end_marked, hold_process, machine_identity, wait_for_exit
+from handlers.sandbox.shell import environment_faults
 from handlers.supervise import cancel_and_wait
 
 _FAREWELL: Final = 20.0
@@ -51,7 +55,7 @@ class _Hopeless(Exception):
     """The agent can't be started, and never could: trying again is of no use."""
 
 
-class Agents:
+class AgentSupervisor:
     """Sees to it that the agents which should run do, and ends those which should not."""
 
     def __init__(
@@ -65,7 +69,7 @@ class Agents:
         confinement: Confinement,
     ) -> None:
         self._bus, self._workspaces, self._command = bus, workspaces, command
-        self._here = {"nats_url": nats_url, "nats_ca": nats_ca, "machine": machine()}
+        self._here = {"nats_url": nats_url, "nats_ca": nats_ca, "machine": machine_identity()}
         self._confinement = confinement
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._started: dict[str, int] = {}
@@ -109,11 +113,11 @@ class Agents:
         await cancel_and_wait(*self._keepers.values(), *self._renewals.values())
 
     def _home(self, agent_id: str) -> AbstractContextManager[Path]:
-        return agent_files.entered(self._known[agent_id]["directory"], agent_id)
+        return agent_files.pinned_home(self._known[agent_id]["directory"], agent_id)
 
     async def _keep(self, agent_id: str) -> None:
         """Have the agent run until it ends by itself, or never can: what only fails now is tried again."""
-        backoff = Backoff(first=0.5, most=30.0)
+        backoff = Backoff(first=0.5, limit=30.0)
         while True:
             since = monotonic()
             try:
@@ -150,16 +154,16 @@ class Agents:
             ) from gone
         credential = await self._credential(config)
         with self._home(agent_id) as home:
-            pid = agent_files.running(home)
+            pid = agent_files.running_agent(home)
             if pid is None:
                 pid = self._start(home, config)
         ended = await self._ended(agent_id, pid, renewed_in(credential))
         with self._home(agent_id) as home:
-            return ended if agent_files.running(home) is None else _STILL_RUNS
+            return ended if agent_files.running_agent(home) is None else _STILL_RUNS
 
     async def _renew(self, agent_id: str) -> None:
         """Ask until there is an answer: what makes the build known again may not be applied yet."""
-        backoff, until = Backoff(first=0.5, most=30.0), monotonic() + PATIENCE
+        backoff, until = Backoff(first=0.5, limit=30.0), monotonic() + PATIENCE
         while monotonic() < until:
             try:
                 await self._obtained(self._config(agent_id))
@@ -185,17 +189,17 @@ class Agents:
                 agent_files.write_config(home, config)
         return config
 
-    async def _credential(self, config: AgentConfig) -> Credential:
+    async def _credential(self, config: AgentConfig) -> AgentCredential:
         """Return the credential that is there while it is young, else a new one."""
         with self._home(config.agent_id) as home:
-            if agent_files.running(home) is not None:
+            if agent_files.running_agent(home) is not None:
                 with suppress(OSError, ValueError):
                     there = agent_files.read_credential(home)
                     if renewed_in(there) != 0:
                         return there
         return await self._obtained(config)
 
-    async def _obtained(self, config: AgentConfig) -> Credential:
+    async def _obtained(self, config: AgentConfig) -> AgentCredential:
         credential = await obtain(self._bus, config)
         with self._home(config.agent_id) as home:
             agent_files.write_credential(home, credential)
@@ -203,9 +207,9 @@ class Agents:
 
     def _start(self, home: Path, config: AgentConfig) -> int:
         """Start the agent as a session of its own that has nothing of ours but the environment."""
-        launcher = config.directory / agent_files.OURS / LAUNCHER
+        launcher = config.directory / agent_files.OWN_FOLDER / LAUNCHER
         # By its own name: the path that we have of its folder is good for this process only.
-        own_home = agent_files.home_of(config.directory, config.agent_id)
+        own_home = agent_files.agent_home(config.directory, config.agent_id)
         program = [*self._command, str(agent_files.config_path(own_home))]
         if os.access(launcher, os.X_OK):
             program.insert(0, str(launcher))
@@ -215,8 +219,8 @@ class Agents:
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
         confined = self._confinement.prefix(config.directory, step=False)
         # Not the template's `env`, which is meant for scripts: it could break our Python.
-        env = {name: value for name, value in config.env.items() if environment.is_plain(name)}
-        for name in dict(exec_limits.faults(env)):
+        env = {name: value for name, value in config.env.items() if is_passed_on(name)}
+        for name in dict(environment_faults(env)):
             del env[name]
         try:
             pid = os.posix_spawn(
@@ -239,9 +243,9 @@ class Agents:
     async def _ended(self, agent_id: str, pid: int, limit: float | None) -> int | str:
         """Return the exit status, or what is to be said instead of it."""
         try:
-            with watching(pid) as descriptor:
+            with hold_process(pid) as descriptor:
                 async with asyncio.timeout(limit):
-                    await exited(descriptor)
+                    await wait_for_exit(descriptor)
         except TimeoutError:
             return _STILL_RUNS
         except ProcessLookupError:
@@ -258,14 +262,14 @@ class Agents:
         started, pid = self._started.pop(agent_id, None), None
         limit = _FAREWELL
         workspace = self._workspaces / workspace_id
-        with suppress(OSError, ValueError), agent_files.entered(workspace, agent_id) as home:
-            pid = agent_files.running(home)
+        with suppress(OSError, ValueError), agent_files.pinned_home(workspace, agent_id) as home:
+            pid = agent_files.running_agent(home)
             limit += agent_files.read_config(home).shutdown_timeout_seconds
         if (pid := pid or started) is not None:
-            with suppress(ProcessLookupError, TimeoutError), watching(pid) as descriptor:
+            with suppress(ProcessLookupError, TimeoutError), hold_process(pid) as descriptor:
                 signal.pidfd_send_signal(descriptor, signal.SIGTERM)
                 async with asyncio.timeout(limit):
-                    await exited(descriptor)
+                    await wait_for_exit(descriptor)
         # What is left: an agent that does not end, a launcher, processes that left their group.
         await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=_GRACE)
         if started is not None:
@@ -287,3 +291,49 @@ def _status_of(pid: int) -> int | str:
         return os.waitstatus_to_exitcode(os.waitpid(pid, os.WNOHANG)[1])
     except ChildProcessError:
         return "status unknown"
+
+
+_ANSWER_WITHIN: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Superseded(Exception):
+    """The agent gets no credential, and will get none: its build is over, or NATS refuses to ask."""
+
+
+async def obtain(bus: Bus, config: AgentConfig) -> AgentCredential:
+    """Ask until there is an answer. Raises Superseded."""
+    backoff = Backoff()
+    request = {
+        "chat_id": config.chat_id,
+        "workspace_id": config.workspace_id,
+        "build_id": config.build_id,
+        "agent_id": config.agent_id,
+    }
+    while True:
+        try:
+            answer = await bus.request(
+                subjects.rpc("agent_credential"),
+                json.dumps(request).encode(),
+                timeout=_ANSWER_WITHIN,
+            )
+            return AgentCredential.model_validate_json(answer.data)
+        except BusError as no:
+            if is_final(no):
+                raise Superseded(str(no)) from None
+            level = logging.WARNING if isinstance(no, ServiceError) else logging.INFO
+            _log.log(level, "no credential for agent %s yet: %s", config.agent_id, no)
+        except TimeoutError as no:
+            _log.info("no credential for agent %s yet: %s", config.agent_id, no)
+        except ValidationError as bad:
+            _log.warning("a credential for agent %s can't be read: %s", config.agent_id, bad)
+        await backoff.wait()
+
+
+def renewed_in(credential: AgentCredential) -> float | None:
+    """Return the seconds until it should be renewed, in the middle of its life; None for never."""
+    if credential.expires_at is None:
+        return None
+    half = (credential.expires_at - credential.issued_at) / 2
+    return max(0.0, (credential.issued_at + half - datetime.now(UTC)).total_seconds())

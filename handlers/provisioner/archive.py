@@ -18,11 +18,16 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from bus import Bus, BusError, ServiceError, subjects
+from bus.backoff import Backoff, is_final
 from handlers.provisioner.job import Packed
-from handlers.publishing import Backoff, is_final
-from handlers.publishing.agent_files import OURS
-from handlers.publishing.atomic_files import own_directory, pinned, read_plain, write_whole
-from handlers.template_rules import Entry, FolderRules
+from handlers.publishing.agent_files import OWN_FOLDER
+from handlers.publishing.atomic_files import (
+    ensure_directory,
+    pinned_directory,
+    read_regular_file,
+    write_atomically,
+)
+from handlers.template_archive import EntryKind, FolderRules
 from statemachine.parameters import Kind
 
 _MANIFEST: Final = "template.toml"
@@ -93,7 +98,7 @@ class Archives:
             raise BadArchive(
                 f"the archive of version {template.version_id} is not what the job says"
             )
-        write_whole(path, bytes(packed))
+        write_atomically(path, bytes(packed))
 
     async def _piece(self, version_id: str, offset: int) -> bytes:
         backoff, request = Backoff(), {"version_id": version_id, "offset": offset}
@@ -119,7 +124,7 @@ class Archives:
 def is_unpacked(version_id: str, workspace: Path) -> bool:
     """Tell whether the workspace has that version's files."""
     try:
-        return read_plain(workspace / OURS / _MARK, _ID_SIZE) == version_id.encode()
+        return read_regular_file(workspace / OWN_FOLDER / _MARK, _ID_SIZE) == version_id.encode()
     except OSError:
         return False
 
@@ -131,7 +136,7 @@ def _versions_in(workspaces: Path) -> set[str]:
         for workspace in workspaces.iterdir():
             with suppress(OSError):
                 flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-                mark = os.open(workspace / OURS / _MARK, flags)
+                mark = os.open(workspace / OWN_FOLDER / _MARK, flags)
                 try:
                     versions.add(os.read(mark, _ID_SIZE).decode(errors="replace"))
                 finally:
@@ -145,19 +150,22 @@ def unpack(archive: Path, version_id: str, workspace: Path) -> None:
     Programs of the template may run in the workspace meanwhile. So the files are unpacked outside of it,
     and each folder that they are moved to is pinned. Raises BadArchive.
     """
-    own_directory(workspace / OURS)
+    ensure_directory(workspace / OWN_FOLDER)
     staged = workspace.with_name(f".{workspace.name}{_STAGED}")
     shutil.rmtree(staged, ignore_errors=True)
     try:
         staged.mkdir(mode=0o700)
         with tarfile.open(archive, "r:gz") as packed:
             _extract(packed, staged)
-        with pinned(workspace / OURS) as ours, pinned(workspace) as target:
+        with (
+            pinned_directory(workspace / OWN_FOLDER) as ours,
+            pinned_directory(workspace) as target,
+        ):
             if (manifest := staged / _MANIFEST).is_file():
                 # Ours to read later, whatever becomes of the one in the workspace.
-                write_whole(ours / _MANIFEST, manifest.read_bytes())
+                write_atomically(ours / _MANIFEST, manifest.read_bytes())
             _merge(staged, target)
-            write_whole(ours / _MARK, version_id.encode())
+            write_atomically(ours / _MARK, version_id.encode())
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as bad:
         raise BadArchive(f"the template's folder can't be unpacked: {bad}") from None
     finally:
@@ -171,7 +179,9 @@ def sensitive_values(workspace: Path, parameters: Mapping[str, str]) -> list[str
     The template.toml may be of another version than the job, so what it doesn't declare is hidden.
     """
     try:
-        text = read_plain(workspace / OURS / _MANIFEST, _MANIFEST_SIZE).decode("utf-8-sig")
+        text = read_regular_file(workspace / OWN_FOLDER / _MANIFEST, _MANIFEST_SIZE).decode(
+            "utf-8-sig"
+        )
         plain = {
             parameter["name"]
             for parameter in tomllib.loads(text).get("parameter", [])
@@ -180,7 +190,7 @@ def sensitive_values(workspace: Path, parameters: Mapping[str, str]) -> list[str
         return [value for name, value in parameters.items() if name not in plain]
     except FileNotFoundError:
         # A folder without a template.toml marks nothing; one that isn't unpacked could mark anything.
-        unpacked = (workspace / OURS / _MARK).is_file()
+        unpacked = (workspace / OWN_FOLDER / _MARK).is_file()
         return [] if unpacked else list(parameters.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # What can't be read can't say that a value is harmless.
@@ -195,12 +205,12 @@ def _extract(packed: tarfile.TarFile, into: Path) -> None:
         _write(packed, member, into / PurePosixPath(member.name))
 
 
-def _kind(member: tarfile.TarInfo) -> Entry:
+def _kind(member: tarfile.TarInfo) -> EntryKind:
     if member.isdir():
-        return Entry.FOLDER
+        return EntryKind.FOLDER
     if member.issym() or member.islnk():
-        return Entry.LINK
-    return Entry.FILE if member.isreg() else Entry.OTHER
+        return EntryKind.LINK
+    return EntryKind.FILE if member.isreg() else EntryKind.OTHER
 
 
 def _write(packed: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
@@ -242,7 +252,7 @@ def _merge(source: Path, target: Path) -> None:
             if there.is_symlink() or there.is_file():
                 there.unlink()
             there.mkdir(exist_ok=True)
-            with pinned(there) as inner:
+            with pinned_directory(there) as inner:
                 _merge(Path(entry.path), inner)
                 inner.chmod(entry.stat(follow_symlinks=False).st_mode & 0o7777)
         else:

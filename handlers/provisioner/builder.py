@@ -13,25 +13,25 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from handlers.provisioner import archive, environment
+from handlers.provisioner import archive
 from handlers.provisioner.archive import Archives, BadArchive
 from handlers.provisioner.job import Job
 from handlers.provisioner.quota import Quotas
-from handlers.provisioner.step import LIMIT, Failed, run_step
+from handlers.provisioner.step import LIMIT, Failed, agent_environment, job_environment, run_step
 from handlers.publishing import BuildLog, agent_files
-from handlers.publishing.agent_files import OURS, AgentConfig
-from handlers.publishing.atomic_files import own_directory
-from handlers.publishing.build_log import BUILD, VERDICTS
-from handlers.sandbox import exec_limits
-from handlers.sandbox.confinement import Confinement
+from handlers.publishing.agent_files import OWN_FOLDER, AgentConfig
+from handlers.publishing.atomic_files import ensure_directory
+from handlers.publishing.build_log import BUILD_LOG_SIZE, VERDICT_SIZE
+from handlers.sandbox.policy import Confinement
 from handlers.sandbox.processes import end_marked
+from handlers.sandbox.shell import environment_faults
 from statemachine.events import Transition
 from statemachine.local_template import AgentTable, agent_faults
 from statemachine.mask import Mask
 
 FOR_AGENTS: Final = 256 * 1024
 """Bytes of a build's log that are its agents', however much the build says."""
-OWN_LOG: Final = BUILD - FOR_AGENTS - VERDICTS
+OWN_LOG: Final = BUILD_LOG_SIZE - FOR_AGENTS - VERDICT_SIZE
 """Bytes of it that are the build's own."""
 LAUNCHER: Final = "agent-launcher"
 """A program that a start step may leave: agents are started through it."""
@@ -57,7 +57,7 @@ class Succeeded:
         return {**version, "agents": list(self.listed)}
 
 
-class Workplace:
+class Builder:
     """Where workspaces are, and what builds in them need."""
 
     def __init__(
@@ -123,10 +123,10 @@ class Workplace:
 
     def _unusable(self, job: Job, workspace: Path) -> Failed | None:
         """Say which values no step, or no script of an agent, can be given."""
-        env = environment.of_job(job, workspace, self._environ)
-        found: dict[object, str] = dict(exec_limits.faults(env))
+        env = job_environment(job, workspace, self._environ)
+        found: dict[object, str] = dict(environment_faults(env))
         for spec in job.template.spec.agent:
-            faults = exec_limits.faults(environment.of_agent(env, spec, ""))
+            faults = environment_faults(agent_environment(env, spec, ""))
             found |= {
                 (spec.name, name): f"agent {spec.name!r}: {words}"
                 for name, words in faults
@@ -178,7 +178,7 @@ class Workplace:
             await self._unpack_if_possible(job, workspace, log)
         log.mask = Mask(archive.sensitive_values(workspace, job.parameters))
         if starts:
-            (workspace / OURS / LAUNCHER).unlink(missing_ok=True)
+            (workspace / OWN_FOLDER / LAUNCHER).unlink(missing_ok=True)
         if idle:
             return None
         log.write("prepare", "info", f"{template.name}: the {name} step begins.\n")
@@ -193,13 +193,13 @@ class Workplace:
         log: BuildLog,
         limit: float,
     ) -> Failed | None:
-        env = environment.of_job(job, workspace, self._environ)
-        for unusable, words in dict(exec_limits.faults(env)).items():
+        env = job_environment(job, workspace, self._environ)
+        for unusable, words in dict(environment_faults(env)).items():
             # A start is refused for it; a workspace can be stopped and deleted all the same.
             log.write(transition.value, "warn", f"{words}; the step runs without it.\n")
             del env[unusable]
         env["WORKSPACED_TRANSITION"] = name = transition.value
-        env["WORKSPACED_AGENT_LAUNCHER"] = str(workspace / OURS / LAUNCHER)
+        env["WORKSPACED_AGENT_LAUNCHER"] = str(workspace / OWN_FOLDER / LAUNCHER)
         ends = transition is not Transition.START
         prefix = self._confinement.prefix(workspace, step=True, signals=ends)
         return await run_step(
@@ -231,11 +231,11 @@ class Workplace:
         """Give each agent an id of its own and leave its configuration where it will look."""
         specs = job.template.spec.agent
         ids = {spec.name: str(uuid4()) for spec in specs}
-        env = environment.of_job(job, workspace, self._environ)
-        share = (log.left + FOR_AGENTS) // max(1, len(specs)) - VERDICTS
+        env = job_environment(job, workspace, self._environ)
+        share = (log.left + FOR_AGENTS) // max(1, len(specs)) - VERDICT_SIZE
         # The agents of earlier builds are gone, and their ids are never used again.
-        await asyncio.to_thread(_remove, agent_files.homes(workspace))
-        own_directory(agent_files.homes(workspace))
+        await asyncio.to_thread(_remove, agent_files.agent_homes(workspace))
+        ensure_directory(agent_files.agent_homes(workspace))
         agents, listed = [], []
         for spec in specs:
             agent_id = ids[spec.name]
@@ -252,13 +252,13 @@ class Workplace:
                 startup_timeout_seconds=spec.startup_timeout_seconds,
                 shutdown_script=spec.shutdown_script,
                 shutdown_timeout_seconds=spec.shutdown_timeout_seconds,
-                env=environment.of_agent(env, spec, agent_id),
+                env=agent_environment(env, spec, agent_id),
                 secrets=log.mask.values,
                 log_limit=share,
                 presence_ttl=self._presence_ttl,
                 traceparent=job.traceparent,
             )
-            agent_files.write_config(agent_files.home_of(workspace, agent_id), config)
+            agent_files.write_config(agent_files.agent_home(workspace, agent_id), config)
             agents.append(config)
             parent = {} if spec.parent is None else {"parent_id": ids[spec.parent]}
             listed.append(
@@ -279,7 +279,7 @@ def _entered(workspace: Path, *, make: bool) -> bool:
     if not make and not workspace.exists():
         return False
     workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
-    own_directory(workspace / OURS)
+    ensure_directory(workspace / OWN_FOLDER)
     workspace.chmod(0o700)
     return True
 

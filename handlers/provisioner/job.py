@@ -16,7 +16,7 @@ from pydantic import (
     ValidationError,
 )
 
-from handlers.template_rules import MOST_PACKED
+from handlers.template_archive import MAX_PACKED_BYTES
 from statemachine.events import Id, Transition
 from statemachine.leniency import describe
 from statemachine.local_template import AgentTable, BuildTable
@@ -50,7 +50,7 @@ class Archive(_Read):
     """Which bytes a template's folder is packed in."""
 
     sha256: Sha256
-    size: Annotated[int, Field(gt=0, le=MOST_PACKED)]
+    size: Annotated[int, Field(gt=0, le=MAX_PACKED_BYTES)]
 
 
 class Spec(_Read):

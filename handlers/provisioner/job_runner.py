@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Final, assert_never
 
 from bus import Bus, Refused
-from handlers.provisioner.agent_supervisor import Agents
-from handlers.provisioner.builder import OWN_LOG, Succeeded, Workplace
+from handlers.provisioner.agent_supervisor import AgentSupervisor
+from handlers.provisioner.builder import OWN_LOG, Builder, Succeeded
 from handlers.provisioner.job import Head, Job
-from handlers.provisioner.journal import BuildRecord, Journal, WorkspaceRecord
+from handlers.provisioner.journal import BuildJournal, BuildRecord, WorkspaceRecord
 from handlers.provisioner.quota import Quotas
-from handlers.provisioner.scheduler import Ticket
+from handlers.provisioner.scheduler import QueuedJob
 from handlers.provisioner.step import Failed
-from handlers.publishing import BuildLog, Fact, deliver, new_fact
+from handlers.publishing import BuildLog, FactMessage, deliver, new_fact
 from handlers.supervise import cancel_and_wait, run_until_one_ends
 from statemachine.events import Transition
 
@@ -30,29 +30,29 @@ _ERROR_SIZE: Final = 4096
 _log = logging.getLogger(__name__)
 
 
-class CalledOff:
+class Canceled:
     """The build was ended because its workspace is to be deleted."""
 
 
-Outcome = Succeeded | Failed | CalledOff
+Outcome = Succeeded | Failed | Canceled
 
 
-class Worker:
-    """Works tickets; each is answered by one terminal fact, the same one however often it comes."""
+class JobRunner:
+    """Works jobs; each is answered by one terminal fact, the same one however often it comes."""
 
     def __init__(
         self,
         bus: Bus,
         *,
         name: str,
-        journal: Journal,
-        workplace: Workplace,
-        agents: Agents,
+        journal: BuildJournal,
+        builder: Builder,
+        agents: AgentSupervisor,
         quotas: Quotas,
         ledgers: Path,
     ) -> None:
         self._bus, self._name, self._journal = bus, name, journal
-        self._workplace, self._agents, self._quotas = workplace, agents, quotas
+        self._builder, self._agents, self._quotas = builder, agents, quotas
         self._ledgers = ledgers
         ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -60,9 +60,9 @@ class Worker:
         """Return the highest number seen of the job's workspace."""
         return self._journal.of(head).highest
 
-    async def work(self, ticket: Ticket) -> None:
+    async def run(self, queued: QueuedJob) -> None:
         """Answer the job, and ack it once its terminal fact is stored."""
-        head, record = ticket.head, self._journal.of(ticket.head)
+        head, record = queued.head, self._journal.of(queued.head)
         build = record.find(head.build_id)
         if build is not None and build.finished:
             # It came again: its ack was lost, or the bus forgot that it was done.
@@ -70,34 +70,34 @@ class Worker:
             for fact in build.facts:
                 await deliver(self._bus, fact)
         else:
-            highest = max(ticket.highest, record.highest)
+            highest = max(queued.highest, record.highest)
             begun = build is not None
             build = build or record.add(head)
-            if head.build_number < highest or (ticket.late and not begun):
-                self._finish(record, build, head, CalledOff())
+            if head.build_number < highest or (queued.late and not begun):
+                self._finish(record, build, head, Canceled())
                 await deliver(self._bus, build.facts[-1])
             else:
-                await self._build(ticket, record, build)
-        await ticket.over(answered=True)
+                await self._build(queued, record, build)
+        await queued.over(answered=True)
 
-    async def _build(self, ticket: Ticket, record: WorkspaceRecord, build: BuildRecord) -> None:
+    async def _build(self, queued: QueuedJob, record: WorkspaceRecord, build: BuildRecord) -> None:
         """Build it, and state how it ended: whatever is raised here is the end of this build."""
-        head, log = ticket.head, self._log_of(ticket.head)
+        head, log = queued.head, self._log_of(queued.head)
         logging_ = asyncio.create_task(log.run())
         announced: asyncio.Task[None] | None = None
         try:
             try:
-                if ticket.job is None:
-                    outcome: Outcome = Failed(f"The job can't be read: {ticket.problem}")
+                if queued.job is None:
+                    outcome: Outcome = Failed(f"The job can't be read: {queued.problem}")
                 else:
-                    self._begin(ticket, ticket.job, record, build)
+                    self._begin(queued, queued.job, record, build)
                     # Beside the build, which goes on while there is no bus.
                     announced = asyncio.create_task(self._announce(build.facts[0]))
                     await self._agents.shut_down(record)
                     if record.agents:
                         record.agents = []
                         self._journal.save(record)
-                    outcome = await self._outcome(ticket, ticket.job, record, log)
+                    outcome = await self._outcome(queued, queued.job, record, log)
             except Exception as fault:  # noqa: BLE001 — whatever it is, the chat hears of it
                 _log.exception("build %s could not be worked", head.build_id)
                 outcome = _fault(fault)
@@ -119,16 +119,18 @@ class Worker:
         with suppress(OSError):
             (self._ledgers / f"{head.build_id}.json").unlink(missing_ok=True)
 
-    async def _announce(self, fact: Fact) -> None:
+    async def _announce(self, fact: FactMessage) -> None:
         try:
             await deliver(self._bus, fact)
         except Refused as no:
             _log.error("the begin of a build can't be told: %s", no)
 
-    def _begin(self, ticket: Ticket, job: Job, record: WorkspaceRecord, build: BuildRecord) -> None:
+    def _begin(
+        self, queued: QueuedJob, job: Job, record: WorkspaceRecord, build: BuildRecord
+    ) -> None:
         """Write down that the build has begun. Raises OSError."""
-        changed = self._identify(record, job) or build.reply != ticket.reply
-        build.reply = ticket.reply
+        changed = self._identify(record, job) or build.reply != queued.reply
+        build.reply = queued.reply
         if not build.facts:
             self._state(build, job, "build_started", _whose(job))
             changed = True
@@ -138,7 +140,7 @@ class Worker:
     def _identify(self, record: WorkspaceRecord, job: Job) -> bool:
         """Note whose the workspace is, and whether it is still to come to be; tell of a change."""
         starts = job.transition is Transition.START
-        new = record.new or (starts and not self._workplace.has(job.workspace_id))
+        new = record.new or (starts and not self._builder.has(job.workspace_id))
         before = (record.owner_id, record.name, record.new)
         record.owner_id = job.owner_id or record.owner_id
         record.name, record.new = job.workspace_name, new
@@ -157,14 +159,14 @@ class Worker:
         )
 
     async def _outcome(
-        self, ticket: Ticket, job: Job, record: WorkspaceRecord, log: BuildLog
+        self, queued: QueuedJob, job: Job, record: WorkspaceRecord, log: BuildLog
     ) -> Outcome:
         async def call_off() -> Outcome:
-            await ticket.called_off.wait()
+            await queued.called_off.wait()
             log.write(job.transition.value, "warn", "The workspace is to be deleted.\n")
-            return CalledOff()
+            return Canceled()
 
-        build = self._workplace.build(job, log, new=record.new)
+        build = self._builder.build(job, log, new=record.new)
         return await run_until_one_ends(build, call_off())
 
     def _finish(
@@ -183,7 +185,7 @@ class Worker:
                 record.new = record.new and head.transition is not Transition.START
             case Failed():
                 self._state(build, head, "build_failed", outcome.data())
-            case CalledOff():
+            case Canceled():
                 self._state(build, head, "build_canceled")
             case _:
                 assert_never(outcome)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from handlers.provisioner.job import Head
-from handlers.publishing import Fact
-from handlers.publishing.atomic_files import write_whole
+from handlers.publishing import FactMessage
+from handlers.publishing.atomic_files import write_atomically
 from statemachine.events import Transition
 
 _REMEMBERED: Final = 16
@@ -30,7 +30,7 @@ class BuildRecord:
     build_id: str
     number: int
     transition: Transition
-    facts: list[Fact] = field(default_factory=list)
+    facts: list[FactMessage] = field(default_factory=list)
     finished: bool = False
     reply: str = ""
     """Where its job can be given back, by who comes after us too."""
@@ -81,7 +81,7 @@ class WorkspaceRecord:
         return build
 
 
-class Journal:
+class BuildJournal:
     """One file per workspace; written before what it says is published."""
 
     def __init__(self, directory: Path) -> None:
@@ -104,7 +104,7 @@ class Journal:
         """Return the builds that were begun and have no end."""
         return [b for record in self._records.values() for b in record.builds if not b.finished]
 
-    def newest_facts(self) -> list[Fact]:
+    def newest_facts(self) -> list[FactMessage]:
         """Return the facts of the newest build of each workspace, in the order they came about."""
         return [
             fact
@@ -118,7 +118,7 @@ class Journal:
         content = asdict(record)
         for build, kept in zip(record.builds, content["builds"], strict=True):
             kept["facts"] = [fact.kept() for fact in build.facts]
-        write_whole(
+        write_atomically(
             self._path(record.workspace_id), json.dumps(content, ensure_ascii=False).encode()
         )
 
@@ -147,7 +147,7 @@ def _record(content: dict[str, Any]) -> WorkspaceRecord:
             build["build_id"],
             build["number"],
             Transition(build["transition"]),
-            [Fact.from_kept(fact) for fact in build["facts"]],
+            [FactMessage.from_kept(fact) for fact in build["facts"]],
             build["finished"],
             build.get("reply", ""),
         )

@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Final
 
 from bus import NAK, Bus, BusError, Delivery, NoConsumer, Refused, subjects
+from bus.backoff import Backoff
 from bus.streams import pool_consumer
 from handlers.errors import CannotServe
-from handlers.provisioner.agent_supervisor import Agents
+from handlers.provisioner.agent_supervisor import AgentSupervisor
 from handlers.provisioner.archive import Archives
-from handlers.provisioner.builder import Workplace
+from handlers.provisioner.builder import Builder
 from handlers.provisioner.job import BadJob, read_job
-from handlers.provisioner.job_runner import Worker
-from handlers.provisioner.journal import Journal
-from handlers.provisioner.quota import Allowance, Quotas
-from handlers.provisioner.scheduler import Lanes, Ticket
-from handlers.publishing import Backoff, deliver
+from handlers.provisioner.job_runner import JobRunner
+from handlers.provisioner.journal import BuildJournal
+from handlers.provisioner.quota import QuotaLimits, Quotas
+from handlers.provisioner.scheduler import QueuedJob, Scheduler
+from handlers.publishing import deliver
 from handlers.publishing.agent_files import PRESENCE_TTL
-from handlers.sandbox.confinement import Confinement
+from handlers.sandbox.policy import Confinement
 from handlers.supervise import run_until_one_ends
 
 BUILDS: Final = 8
@@ -37,7 +38,7 @@ HEARTBEAT: Final = 5.0
 """Seconds between two signs that a job is still being worked; 30 would be its end."""
 IN_HAND: Final = 64
 """Jobs that are taken but not answered yet, those that wait for another of their workspace too."""
-NO_LIMIT: Final = Allowance()
+NO_LIMIT: Final = QuotaLimits()
 PLAIN: Final = Confinement()
 SPREAD: Final = 1.0
 """Seconds over which provisioners that are all asked at once spread their answers."""
@@ -60,7 +61,7 @@ class Provisioner:
         nats_url: str,
         nats_ca: Path | None = None,
         environ: Mapping[str, str],
-        allowance: Allowance = NO_LIMIT,
+        quota_limits: QuotaLimits = NO_LIMIT,
         confinement: Confinement = PLAIN,
         builds: int = BUILDS,
         heartbeat: float = HEARTBEAT,
@@ -72,7 +73,7 @@ class Provisioner:
         self._name, self._nats_url, self._nats_ca = name, nats_url, nats_ca
         self._environ = environ
         self._heartbeat, self._builds, self._agent_command = heartbeat, builds, agent_command
-        self._allowance, self._stopped = allowance, asyncio.Event()
+        self._limits, self._stopped = quota_limits, asyncio.Event()
         self._in_hand: set[Delivery] = set()
         self._presence_ttl, self._confinement = presence_ttl, confinement
         self._alive = self._root / "alive"
@@ -88,11 +89,11 @@ class Provisioner:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _owning(self._root):
             workspaces = self._root / "workspaces"
-            journal = Journal(self._root / "journal")
+            journal = BuildJournal(self._root / "journal")
             archives = Archives(self._bus, self._root / "templates", workspaces)
             await archives.prune()
-            quotas = Quotas(journal, workspaces, self._allowance)
-            agents = Agents(
+            quotas = Quotas(journal, workspaces, self._limits)
+            agents = AgentSupervisor(
                 self._bus,
                 workspaces,
                 command=self._agent_command,
@@ -100,7 +101,7 @@ class Provisioner:
                 nats_ca=self._nats_ca,
                 confinement=self._confinement,
             )
-            workplace = Workplace(
+            builder = Builder(
                 workspaces,
                 archives,
                 quotas,
@@ -110,16 +111,16 @@ class Provisioner:
                 confinement=self._confinement,
                 presence_ttl=self._presence_ttl,
             )
-            worker = Worker(
+            runner = JobRunner(
                 self._bus,
                 name=self._name,
                 journal=journal,
-                workplace=workplace,
+                builder=builder,
                 agents=agents,
                 quotas=quotas,
                 ledgers=self._root / "logs",
             )
-            lanes = Lanes(worker.work, self._builds)
+            scheduler = Scheduler(runner.run, self._builds)
             for record in journal.records():
                 agents.ensure(record)
             await self._give_back(journal)
@@ -130,18 +131,18 @@ class Provisioner:
             _log.info("provisioner is ready")
             try:
                 await run_until_one_ends(
-                    self._take(lanes, worker),
+                    self._take(scheduler, runner),
                     self._keep_alive(),
                     self._hear(asked, agents),
                     self._say_again(asked, journal),
                     self._stopped.wait(),
                 )
             finally:
-                await lanes.cancel()
+                await scheduler.cancel()
                 await self._leave()
                 await agents.leave()
 
-    async def _give_back(self, journal: Journal) -> None:
+    async def _give_back(self, journal: BuildJournal) -> None:
         """Have come again at once what we were building when we were killed.
 
         Later than this it may be in another's hands; then it came again by itself.
@@ -161,7 +162,7 @@ class Provisioner:
             with suppress(BusError):
                 await delivery.nak()
 
-    async def _take(self, lanes: Lanes, worker: Worker) -> None:
+    async def _take(self, scheduler: Scheduler, runner: JobRunner) -> None:
         """Take jobs, until cancelled; a pool that no template has named yet has no consumer.
 
         Raises CannotServe when none may ever be taken.
@@ -173,7 +174,7 @@ class Provisioner:
                 async with self._bus.pull(consumer, prefetch=IN_HAND) as pull:
                     while True:
                         for delivery in await pull.next(IN_HAND):
-                            self._accept(delivery, lanes, worker)
+                            self._accept(delivery, scheduler, runner)
                         took, told = True, ""
                         backoff.reset()
             except BusError as no:
@@ -191,7 +192,7 @@ class Provisioner:
                     told = words
             await backoff.wait()
 
-    def _accept(self, delivery: Delivery, lanes: Lanes, worker: Worker) -> None:
+    def _accept(self, delivery: Delivery, scheduler: Scheduler, runner: JobRunner) -> None:
         self._in_hand.add(delivery)
         self._show_life()
 
@@ -203,19 +204,19 @@ class Provisioner:
 
         try:
             job = read_job(delivery.data)
-            ticket = Ticket(job, job, None, over)
+            queued = QueuedJob(job, job, None, over)
         except BadJob as bad:
             _log.error("a job of pool %s can't be read: %s", self._pool, bad)
             if bad.head is None:
                 # Nobody can be answered; kept, it would only come again.
-                lanes.spawn(over(answered=True))
+                scheduler.spawn(over(answered=True))
                 return
-            ticket = Ticket(bad.head, None, str(bad), over)
-        ticket.reply = delivery.reply
-        until = None if ticket.job is None else ticket.job.not_after
-        ticket.late = until is not None and datetime.now(UTC) > until
-        ticket.highest = worker.highest(ticket.head)
-        lanes.add(ticket)
+            queued = QueuedJob(bad.head, None, str(bad), over)
+        queued.reply = delivery.reply
+        until = None if queued.job is None else queued.job.not_after
+        queued.late = until is not None and datetime.now(UTC) > until
+        queued.highest = runner.highest(queued.head)
+        scheduler.add(queued)
 
     async def _keep_alive(self) -> None:
         """Tell the server that what is in hand is being worked."""
@@ -238,7 +239,7 @@ class Provisioner:
         except OSError as no:  # it would only give them back sooner
             _log.warning("%s can't be changed: %s", self._alive, no)
 
-    async def _hear(self, asked: asyncio.Event, agents: Agents) -> None:
+    async def _hear(self, asked: asyncio.Event, agents: AgentSupervisor) -> None:
         backoff = Backoff()
         while True:
             try:
@@ -250,7 +251,7 @@ class Provisioner:
                 _log.info("can't hear requests to resend: %s", no)
             await backoff.wait()
 
-    async def _say_again(self, asked: asyncio.Event, journal: Journal) -> None:
+    async def _say_again(self, asked: asyncio.Event, journal: BuildJournal) -> None:
         """Publish the newest facts of each workspace again, as they were, whenever asked."""
         while True:
             await asked.wait()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from handlers.provisioner.job import Job
-from handlers.provisioner.journal import Journal, WorkspaceRecord
+from handlers.provisioner.journal import BuildJournal, WorkspaceRecord
 from handlers.provisioner.step import Failed
 
 CODE: Final = "INSUFFICIENT_QUOTA"
@@ -26,7 +26,7 @@ _NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Allowance:
+class QuotaLimits:
     """What one owner may have here; 0 for no limit."""
 
     workspaces: int = 0
@@ -39,8 +39,8 @@ class Quotas:
     Whose a workspace is stands in the journal; whether it is still here, its directory says.
     """
 
-    def __init__(self, journal: Journal, directory: Path, allowance: Allowance) -> None:
-        self._journal, self._directory, self._allowance = journal, directory, allowance
+    def __init__(self, journal: BuildJournal, directory: Path, quota_limits: QuotaLimits) -> None:
+        self._journal, self._directory, self._limits = journal, directory, quota_limits
         self._claimed: set[str] = set()
         self._turns: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -50,7 +50,7 @@ class Quotas:
         Nothing is awaited between the look and the claim: of two builds that both want the last
         place, the second finds it taken.
         """
-        limit = self._allowance.workspaces
+        limit = self._limits.workspaces
         others = [
             record
             for record in (self._of_owner(job) if limit else ())
@@ -81,7 +81,7 @@ class Quotas:
 
     async def disk(self, job: Job) -> Failed | None:
         """Say whether the owner's workspaces, as they are now, use more than they may."""
-        limit = self._allowance.disk_mib
+        limit = self._limits.disk_mib
         if not limit or not (records := self._of_owner(job)):
             return None
         sizes = await measured([self._directory / record.workspace_id for record in records])

@@ -25,8 +25,8 @@ class Over(Protocol):
 
 
 @dataclass(slots=True)
-class Ticket:
-    """One delivery of a job, readable or not, on its way through its workspace's lane."""
+class QueuedJob:
+    """One delivery of a job, readable or not, on its way through its workspace's queue."""
 
     head: Head
     job: Job | None
@@ -43,32 +43,34 @@ class Ticket:
 
 
 @dataclass(slots=True)
-class _Lane:
-    current: Ticket
-    waiting: deque[Ticket] = field(default_factory=deque)
+class _WorkspaceQueue:
+    current: QueuedJob
+    waiting: deque[QueuedJob] = field(default_factory=deque)
 
 
-class Lanes:
-    """Calls `work` with one ticket after another of each workspace."""
+class Scheduler:
+    """Calls `work` with one queued after another of each workspace."""
 
-    def __init__(self, work: Callable[[Ticket], Coroutine[Any, Any, None]], at_once: int) -> None:
+    def __init__(
+        self, work: Callable[[QueuedJob], Coroutine[Any, Any, None]], at_once: int
+    ) -> None:
         self._work, self._slots = work, asyncio.Semaphore(at_once)
-        self._lanes: dict[str, _Lane] = {}
+        self._queues: dict[str, _WorkspaceQueue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, ticket: Ticket) -> None:
-        """Work the ticket now, or when those before it in its workspace are done."""
-        lane = self._lanes.get(ticket.head.workspace_id)
-        if lane is None:
+    def add(self, queued: QueuedJob) -> None:
+        """Work the queued now, or when those before it in its workspace are done."""
+        queue = self._queues.get(queued.head.workspace_id)
+        if queue is None:
             # Taken at once: a newer job that comes now finds it begun.
-            lane = self._lanes[ticket.head.workspace_id] = _Lane(ticket)
-            self.spawn(self._drive(lane))
+            queue = self._queues[queued.head.workspace_id] = _WorkspaceQueue(queued)
+            self.spawn(self._drive(queue))
             return
-        for other in lane.waiting:
-            other.highest = max(other.highest, ticket.head.build_number)
-            ticket.highest = max(ticket.highest, other.head.build_number)
-        lane.waiting.append(ticket)
-        self._call_off(lane.current, ticket)
+        for other in queue.waiting:
+            other.highest = max(other.highest, queued.head.build_number)
+            queued.highest = max(queued.highest, other.head.build_number)
+        queue.waiting.append(queued)
+        self._call_off(queue.current, queued)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task until it ends or `cancel` ends it."""
@@ -80,23 +82,23 @@ class Lanes:
         """End all work and wait until it has."""
         await cancel_and_wait(*self._tasks)
 
-    async def _drive(self, lane: _Lane) -> None:
+    async def _drive(self, queue: _WorkspaceQueue) -> None:
         try:
             while True:
-                ticket = lane.current
+                queued = queue.current
                 async with self._slots:
                     try:
-                        await self._work(ticket)
+                        await self._work(queued)
                     except Exception:  # noqa: BLE001 — a bug, or a full disk: others must go on
-                        _log.exception("build %s could not be worked", ticket.head.build_id)
-                        await ticket.over(answered=False)
-                if not lane.waiting:
+                        _log.exception("build %s could not be worked", queued.head.build_id)
+                        await queued.over(answered=False)
+                if not queue.waiting:
                     return
-                lane.current = lane.waiting.popleft()
+                queue.current = queue.waiting.popleft()
         finally:
-            del self._lanes[lane.current.head.workspace_id]
+            del self._queues[queue.current.head.workspace_id]
 
-    def _call_off(self, current: Ticket, newer: Ticket) -> None:
+    def _call_off(self, current: QueuedJob, newer: QueuedJob) -> None:
         """End a build whose workspace is to be deleted."""
         if (
             newer.head.transition is Transition.DELETE

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, StringConstraints, ValidationError
 
+from handlers.provisioner.job import Job
 from handlers.publishing import BuildLog
-from handlers.publishing.agent_files import OURS
-from handlers.publishing.atomic_files import own_directory, read_plain
-from handlers.sandbox.exec_limits import command_fault
-from handlers.sandbox.shell import Shell, status_words
+from handlers.publishing.agent_files import OWN_FOLDER
+from handlers.publishing.atomic_files import ensure_directory, read_regular_file
+from handlers.sandbox.shell import Shell, command_fault, status_words
 from statemachine.events import Quota
+from statemachine.local_template import AgentTable, variable_of, variable_text
 from statemachine.mask import Mask
 
 LIMIT: Final = 3600.0
@@ -60,7 +61,7 @@ async def run_step(
     """Run a step to its end and return why it failed, if it did. Cancelled, it leaves nothing running."""
     if fault := command_fault(command):
         return Failed(f"The {name} step could not be started: {fault}")
-    error_file = workspace / OURS / _ERROR_FILE
+    error_file = workspace / OWN_FOLDER / _ERROR_FILE
     error_file.unlink(missing_ok=True)
     heard = log.stream(name)
     env = {**env, "WORKSPACED_ERROR_FILE": str(error_file)}
@@ -77,7 +78,7 @@ async def run_step(
         # What a step leaves running in its process group ends with it.
         shell.end()
         # What the step left in its place is not ours to follow, neither now nor when we write there.
-        own_directory(workspace / OURS)
+        ensure_directory(workspace / OWN_FOLDER)
     if status == 0:
         return None
     if typed := _typed_error(error_file, log.mask):
@@ -88,7 +89,7 @@ async def run_step(
 
 def _typed_error(path: Path, mask: Mask) -> Failed | None:
     try:
-        typed = _Typed.model_validate(json.loads(read_plain(path, _ERROR_SIZE)))
+        typed = _Typed.model_validate(json.loads(read_regular_file(path, _ERROR_SIZE)))
     except (OSError, ValueError, ValidationError, RecursionError):
         return None
     return Failed(
@@ -96,3 +97,42 @@ def _typed_error(path: Path, mask: Mask) -> Failed | None:
         None if typed.error_code is None else mask.whole(typed.error_code),
         None if typed.quota is None else typed.quota.model_dump(),
     )
+
+
+_PASSED_ON: Final = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR")
+_DEFAULTS: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8"}
+
+
+def job_environment(job: Job, directory: Path, ours: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a build's steps; of our own only what any program needs."""
+    passed = {name: ours[name] for name in _PASSED_ON if name in ours}
+    parameters = {variable_of(name): value for name, value in job.parameters.items()}
+    return {
+        **_DEFAULTS,
+        **passed,
+        **parameters,
+        "WORKSPACED_CHAT_ID": job.chat_id,
+        "WORKSPACED_WORKSPACE_ID": job.workspace_id,
+        "WORKSPACED_WORKSPACE_NAME": job.workspace_name,
+        "WORKSPACED_WORKSPACE_DIRECTORY": str(directory),
+        "WORKSPACED_BUILD_ID": job.build_id,
+        "WORKSPACED_TRANSITION": job.transition.value,
+        "WORKSPACED_OWNER_NAME": job.owner_name,
+        "WORKSPACED_TEMPLATE_NAME": job.template.name,
+    }
+
+
+def agent_environment(base: Mapping[str, str], spec: AgentTable, agent_id: str) -> dict[str, str]:
+    """Return the environment of an agent's scripts; the template can't pass for workspaced."""
+    own = {name: variable_text(value) for name, value in spec.env.items()}
+    return {
+        **base,
+        **{name: value for name, value in own.items() if not name.startswith("WORKSPACED_")},
+        "WORKSPACED_AGENT_ID": agent_id,
+        "WORKSPACED_AGENT_NAME": spec.name,
+    }
+
+
+def is_passed_on(name: str) -> bool:
+    """Tell whether a variable is one that any program may have, or workspaced's own."""
+    return name in _PASSED_ON or name.startswith("WORKSPACED_")

@@ -17,9 +17,9 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers.publishing.atomic_files import pinned, read_plain, write_whole
+from handlers.publishing.atomic_files import pinned_directory, read_regular_file, write_atomically
 
-OURS: Final = ".workspaced"
+OWN_FOLDER: Final = ".workspaced"
 """The folder in a workspace that belongs to workspaced."""
 
 PRESENCE_TTL: Final = 20.0
@@ -31,7 +31,7 @@ _LARGEST: Final = 4 * 1024 * 1024
 _FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
-class Credential(BaseModel):
+class AgentCredential(BaseModel):
     """What an agent connects with, as `agent_credential` answered it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -71,22 +71,22 @@ class AgentConfig(BaseModel):
     """Which start of which machine or container this is (`handlers.sandbox.processes.machine`)."""
 
 
-class AlreadyRuns(Exception):
+class AgentAlreadyRuns(Exception):
     """Another process is this agent."""
 
 
-def homes(workspace: Path) -> Path:
+def agent_homes(workspace: Path) -> Path:
     """Return the folder of all agents of a workspace."""
-    return workspace / OURS / "agents"
+    return workspace / OWN_FOLDER / "agents"
 
 
-def home_of(workspace: Path, agent_id: str) -> Path:
+def agent_home(workspace: Path, agent_id: str) -> Path:
     """Return the agent's own folder in a workspace."""
-    return homes(workspace) / agent_id
+    return agent_homes(workspace) / agent_id
 
 
 @contextmanager
-def entered(workspace: Path, agent_id: str) -> Iterator[Path]:
+def pinned_home(workspace: Path, agent_id: str) -> Iterator[Path]:
     """Give the agent's folder by a path that stays the same folder, whatever the workspace's code does.
 
     For a provisioner, which may do more than the template's code: a link that this code left in the
@@ -94,20 +94,20 @@ def entered(workspace: Path, agent_id: str) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         home = workspace
-        for name in home_of(Path(), agent_id).parts:
-            home = stack.enter_context(pinned(home / name))
+        for name in agent_home(Path(), agent_id).parts:
+            home = stack.enter_context(pinned_directory(home / name))
         yield home
 
 
 def write_config(home: Path, config: AgentConfig) -> None:
     """Leave the configuration in the agent's folder, for its owner's eyes only."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_whole(home / _CONFIG, config.model_dump_json().encode())
+    write_atomically(home / _CONFIG, config.model_dump_json().encode())
 
 
 def read_config(home: Path) -> AgentConfig:
     """Read the configuration. Raises OSError, ValueError."""
-    return AgentConfig.model_validate_json(read_plain(home / _CONFIG, _LARGEST))
+    return AgentConfig.model_validate_json(read_regular_file(home / _CONFIG, _LARGEST))
 
 
 def config_path(home: Path) -> Path:
@@ -115,31 +115,31 @@ def config_path(home: Path) -> Path:
     return home / _CONFIG
 
 
-def write_credential(home: Path, credential: Credential) -> None:
+def write_credential(home: Path, credential: AgentCredential) -> None:
     """Leave the credential in the agent's folder: never on a command line, which all can read."""
-    write_whole(home / _CREDENTIAL, credential.model_dump_json().encode())
+    write_atomically(home / _CREDENTIAL, credential.model_dump_json().encode())
 
 
-def read_credential(home: Path) -> Credential:
+def read_credential(home: Path) -> AgentCredential:
     """Read the credential as it is now: it is renewed in place. Raises OSError, ValueError."""
-    return Credential.model_validate_json(read_plain(home / _CREDENTIAL, _LARGEST))
+    return AgentCredential.model_validate_json(read_regular_file(home / _CREDENTIAL, _LARGEST))
 
 
 @contextmanager
-def being(home: Path) -> Iterator[None]:
-    """Be the agent of this folder until the context, or the process, ends. Raises AlreadyRuns."""
+def agent_lock(home: Path) -> Iterator[None]:
+    """Be the agent of this folder until the context, or the process, ends. Raises AgentAlreadyRuns."""
     held = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyRuns(str(home)) from None
+            raise AgentAlreadyRuns(str(home)) from None
         yield
     finally:
         os.close(held)
 
 
-def running(home: Path) -> int | None:
+def running_agent(home: Path) -> int | None:
     """Return the process that is the agent of this folder now, None for nobody.
 
     The kernel tells who holds the lock: a number in a file could be a dead process' by now.

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
     """Put `data` in place of the file at once; `durable` also against a loss of power.
 
     Raises OSError, which names the file also when its disk is full.
@@ -49,7 +49,7 @@ def _write_whole(path: Path, data: bytes, *, mode: int, durable: bool) -> None:
         sync_directory(path.parent)
 
 
-def read_plain(path: Path, most: int) -> bytes:
+def read_regular_file(path: Path, most: int) -> bytes:
     """Read a file that others may have replaced by a link, or by a pipe that nobody writes to.
 
     Raises OSError also when it is no plain file, or holds more than `most` bytes.
@@ -64,7 +64,7 @@ def read_plain(path: Path, most: int) -> bytes:
     return data
 
 
-def own_directory(path: Path) -> None:
+def ensure_directory(path: Path) -> None:
     """Have a directory there, and not a link that somebody left in its place."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         path.unlink()
@@ -73,7 +73,7 @@ def own_directory(path: Path) -> None:
 
 
 @contextmanager
-def pinned(directory: Path) -> Iterator[Path]:
+def pinned_directory(directory: Path) -> Iterator[Path]:
     """Give a path that stays this very directory, whatever takes its place meanwhile.
 
     A link in its place is not followed. The path is good in this process, as long as the context

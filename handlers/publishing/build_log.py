@@ -7,27 +7,27 @@ import codecs
 import json
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from uuid import uuid4
 
 from bus import BusError, subjects
-from handlers.publishing.atomic_files import write_whole
-from handlers.publishing.backoff import Backoff, is_final
+from bus.backoff import Backoff, is_final
+from handlers.publishing.atomic_files import write_atomically
 from statemachine import codec
 from statemachine.mask import Mask, MaskedStream
 from statemachine.messages import LogAppended
 
-COLLECTED: Final = 0.05
+COLLECT_SECONDS: Final = 0.05
 """Seconds that a line waits at most for others to travel with."""
-MESSAGE: Final = 32 * 1024
+MESSAGE_SIZE: Final = 32 * 1024
 """Bytes of output in one message."""
-BUILD: Final = 10 * 1024 * 1024
+BUILD_LOG_SIZE: Final = 10 * 1024 * 1024
 """Bytes of output of one build, all its senders together."""
-VERDICTS: Final = 1024
+VERDICT_SIZE: Final = 1024
 """Bytes that each sender may write beyond its limit to say how something ended."""
 _LEFT_OUT: Final = b"[the limit of this build's log is reached: what follows is left out]\n"
 _RESERVED: Final = 256
@@ -55,7 +55,7 @@ class BuildLog:
         *,
         ledger: Path,
         mask: Mask | None = None,
-        limit: int = BUILD,
+        limit: int = BUILD_LOG_SIZE,
         traceparent: str | None = None,
     ) -> None:
         self._chat_id, self._build_id, self._origin, self._source = (
@@ -69,7 +69,7 @@ class BuildLog:
         self._pending: deque[tuple[str, Level, bytearray]] = deque()
         self._some, self._now, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._empty.set()
-        counted = {"sequence": 0, "left": limit, "said": 0, "kept_back": VERDICTS}
+        counted = {"sequence": 0, "left": limit, "said": 0, "kept_back": VERDICT_SIZE}
         with suppress(FileNotFoundError, ValueError):
             counted |= json.loads(ledger.read_bytes())
         self._sequence = self._reserved = int(counted["sequence"])
@@ -123,7 +123,7 @@ class BuildLog:
         while True:
             await self._some.wait()
             with suppress(TimeoutError):
-                async with asyncio.timeout(COLLECTED):
+                async with asyncio.timeout(COLLECT_SECONDS):
                     await self._now.wait()
             self._now.clear()
             while self._pending:
@@ -154,7 +154,7 @@ class BuildLog:
     def _wake(self) -> None:
         self._empty.clear()
         self._some.set()
-        if len(self._pending) > 1 or len(self._pending[0][2]) >= MESSAGE:
+        if len(self._pending) > 1 or len(self._pending[0][2]) >= MESSAGE_SIZE:
             self._now.set()
 
     def _append(self, stage: str, level: Level, output: bytes) -> None:
@@ -166,9 +166,11 @@ class BuildLog:
     def _take(self) -> tuple[str, Level, bytes]:
         stage, level, output = self._pending[0]
         end = len(output)
-        if end > MESSAGE:
+        if end > MESSAGE_SIZE:
             # At the end of a line where there is one in the second half.
-            end = output.rfind(b"\n", MESSAGE // 2, MESSAGE) + 1 or _cut(output, MESSAGE)
+            end = output.rfind(b"\n", MESSAGE_SIZE // 2, MESSAGE_SIZE) + 1 or _cut(
+                output, MESSAGE_SIZE
+            )
         taken = bytes(output[:end])
         del output[:end]
         if not output:
@@ -207,7 +209,7 @@ class BuildLog:
             "kept_back": self._kept_back,
         }
         with suppress(OSError):  # a full disk must not end a build because of its log
-            write_whole(self._ledger, json.dumps(noted).encode(), durable=False)
+            write_atomically(self._ledger, json.dumps(noted).encode(), durable=False)
 
 
 class Output:
@@ -242,3 +244,59 @@ def _cut(output: bytes | bytearray, most: int) -> int:
     while 0 < most < len(output) and output[most] & 0xC0 == 0x80:  # noqa: PLR2004 — UTF-8 inside
         most -= 1
     return most
+
+
+_TEXTS: Final = ("stage", "level", "output")
+_ORIGINS: Final = ("provisioner", "agent")
+
+
+def read_log_line(message: bytes, build_id: str) -> dict[str, Any] | None:
+    """Return the data of a log_appended of that build, or None when it holds what can't be of one.
+
+    It is read as leniently as other data: a key that is null is absent, and 2.0 is an integer.
+    """
+    envelope = read_envelope(message)
+    data = envelope.get("data") if envelope else None
+    if not isinstance(data, dict):
+        return None
+    line = {key: value for key, value in data.items() if value is not None}
+    if line.get("build_id") == "":
+        del line["build_id"]
+    number = line.get("sequence")
+    if isinstance(number, float) and number.is_integer():
+        line["sequence"] = int(number)
+    sound = (
+        line.get("build_id", build_id) == build_id
+        and line.get("origin", "agent") in _ORIGINS
+        and type(line.get("sequence", 0)) is int
+        and all(isinstance(line.get(key, ""), str) for key in _TEXTS)
+    )
+    return line if sound else None
+
+
+def is_complete_line(line: Mapping[str, Any]) -> bool:
+    """Say whether a line has all that a line must have."""
+    return line.keys() >= {"build_id", "origin", "sequence", *_TEXTS}
+
+
+def read_envelope(message: bytes) -> dict[str, Any] | None:
+    """Return a message's JSON object, or None when it is none."""
+    try:
+        envelope = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    return envelope if isinstance(envelope, dict) else None
+
+
+def read_ui_message(subject: str, message: bytes) -> dict[str, Any] | None:
+    """Return what came on a chat's ui subject: a state of the server's, or a log line that is one."""
+    *_, what, last = subject.split(".")
+    envelope = read_envelope(message)
+    if envelope is None:
+        return None
+    if what != "log":
+        return envelope
+    line = read_log_line(message, last)
+    if line is None or not is_complete_line(line):
+        return None
+    return {**envelope, "type": "workspaced.log_appended.v1", "data": line}

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from bus import CLOUDEVENT, Bus, Unavailable, subjects
-from handlers.publishing.backoff import Backoff
+from bus.backoff import Backoff
 from statemachine import codec
 
 _log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def _now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class FactMessage:
     """One event for one subject; `identity` is its `<source>:<id>`."""
 
     subject: str
@@ -33,7 +33,7 @@ class Fact:
         return {"subject": self.subject, "identity": self.identity, "body": self.body.decode()}
 
     @classmethod
-    def from_kept(cls, kept: Mapping[str, str]) -> Fact:
+    def from_kept(cls, kept: Mapping[str, str]) -> FactMessage:
         """Read it back, byte for byte."""
         return cls(kept["subject"], kept["identity"], kept["body"].encode())
 
@@ -47,16 +47,16 @@ def new_fact(
     *,
     traceparent: str | None = None,
     clock: Callable[[], datetime] = _now,
-) -> Fact:
+) -> FactMessage:
     """Make an event that `sender` of `kind` (provisioner or agent) states for the first time."""
     source, event_id = f"/{kind}/{sender}", str(uuid4())
     body = codec.encode(
         type_name, source, chat_id, data, event_id=event_id, time=clock(), traceparent=traceparent
     )
-    return Fact(subjects.inbound(kind, chat_id, sender), f"{source}:{event_id}", body)
+    return FactMessage(subjects.inbound(kind, chat_id, sender), f"{source}:{event_id}", body)
 
 
-async def store(bus: Bus, fact: Fact) -> None:
+async def publish_once(bus: Bus, fact: FactMessage) -> None:
     """Publish the fact once, and return when the stream has it. Raises Refused, Unavailable.
 
     The server knows a message by its id alone, whoever sent it and where: another sender who has seen
@@ -68,7 +68,7 @@ async def store(bus: Bus, fact: Fact) -> None:
         await bus.publish(fact.subject, fact.body, headers=CLOUDEVENT)
 
 
-async def deliver(bus: Bus, fact: Fact) -> None:
+async def deliver(bus: Bus, fact: FactMessage) -> None:
     """Return when the stream has stored the fact, however often it takes to ask.
 
     Raises Refused when NATS says no, and would again: a permission, or a limit of its own.
@@ -76,7 +76,7 @@ async def deliver(bus: Bus, fact: Fact) -> None:
     backoff = Backoff()
     while True:
         try:
-            await store(bus, fact)
+            await publish_once(bus, fact)
         except Unavailable as gone:
             _log.info("fact %s waits for the bus: %s", fact.identity, gone)
         else:

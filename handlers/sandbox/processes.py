@@ -16,7 +16,7 @@ _STARTED: Final = 19
 """Where in `stat`, behind the name, is when a process was started (proc(5), field 22)."""
 
 
-def machine() -> str:
+def machine_identity() -> str:
     """Name this start of this machine or container: after another one nothing of before runs.
 
     A container starts again on a kernel that goes on, with a first process of another time.
@@ -33,13 +33,13 @@ def machine() -> str:
 
 
 _ENOUGH_DESCRIPTORS: Final = 1 << 20
-SHELLS_DESCRIPTORS: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+INHERITED_FILE_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 """The soft limit of open files that we were started with: what a template's code gets.
 
 Programs that use select() can't work with descriptors above 1023."""
 
 
-def raise_descriptor_limit() -> None:
+def raise_file_limit() -> None:
     """Let this process open as many files as it may: builds, agents and connections take some each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_DESCRIPTORS)
@@ -49,7 +49,7 @@ def raise_descriptor_limit() -> None:
 
 
 @contextmanager
-def watching(pid: int) -> Iterator[int]:
+def hold_process(pid: int) -> Iterator[int]:
     """Hold a process by descriptor, so that its number can't come to mean another one.
 
     Raises ProcessLookupError when it is gone.
@@ -61,7 +61,7 @@ def watching(pid: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-async def exited(descriptor: int) -> None:
+async def wait_for_exit(descriptor: int) -> None:
     """Wait until the process behind the descriptor has ended, whoever started it."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     # A descriptor of our own: two may wait for one process, the loop knows one reader of each.
@@ -74,7 +74,7 @@ async def exited(descriptor: int) -> None:
         os.close(own)
 
 
-def marked(mark: str, *, spare_group: int | None = None) -> list[int]:
+def find_marked(mark: str, *, spare_group: int | None = None) -> list[int]:
     """Return the processes that have `mark` (`NAME=value`) in their environment, or come of one.
 
     A mark is inherited where a process group is left by `setsid`; who wipes it out is still a child
@@ -126,7 +126,7 @@ async def end_marked(mark: str, *, grace: float, spare_group: int | None = None)
                 try:
                     async with asyncio.timeout_at(deadline):
                         for descriptor in held:
-                            await exited(descriptor)
+                            await wait_for_exit(descriptor)
                 except TimeoutError:
                     break
         else:
@@ -146,7 +146,7 @@ def _stopped(pids: list[int], mark: str, spare_group: int | None) -> list[int]:
 
 
 def _in_reach(mark: str, spare_group: int | None) -> list[int]:
-    return [pid for pid in marked(mark, spare_group=spare_group) if _may_signal(pid)]
+    return [pid for pid in find_marked(mark, spare_group=spare_group) if _may_signal(pid)]
 
 
 def _may_signal(pid: int) -> bool:

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from bus import Bus, BusError, subjects
+from bus.backoff import Backoff
 from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER
 from handlers.clock import clock
-from handlers.publishing.backoff import Backoff
 from handlers.worker import effects
 from handlers.worker.chat import FARTHEST
 from handlers.worker.clocks import read_clocks
@@ -100,7 +100,7 @@ class Recovery:
 
     async def ask(self) -> None:
         """Have all senders publish their newest facts again, and note that they were asked."""
-        backoff = Backoff(first=RECONNECTS, most=8 * RECONNECTS)
+        backoff = Backoff(first=RECONNECTS, limit=8 * RECONNECTS)
         for _ in range(ASKED):
             try:
                 for subject in (subjects.RESEND_PROVISIONER, subjects.RESEND_AGENT):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bus import Bus, Delivery, StreamInfo, Unavailable
+from bus.backoff import Backoff
 from bus.streams import DEAD, LOG, STREAMS, Stream, Tuning
-from handlers.publishing.backoff import Backoff
 from handlers.worker.relay import Relay
 from statemachine.store import Store, StreamPosition
 
@@ -82,7 +82,7 @@ class Watch:
         self, stream: Stream, info: StreamInfo, before: Mapping[str, StreamPosition]
     ) -> StreamInfo:
         """Ask again where the end seems lost: a new leader first applies what a majority holds."""
-        backoff, seen = Backoff(first=0.1, most=1.0), before.get(stream.name)
+        backoff, seen = Backoff(first=0.1, limit=1.0), before.get(stream.name)
         for _ in range(LOOKS):
             if not _is_shorter(seen, info):
                 break

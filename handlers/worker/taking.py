@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from bus import Delivery
+from bus.backoff import Backoff
 from handlers.clock import clock
-from handlers.publishing.backoff import Backoff
 from handlers.worker.deliveries import Dead, Item, chat_of, dead
 from statemachine.store import (
     OutboxMessage,
@@ -91,7 +91,7 @@ class _Batch:
 
     groups: deque[Sequence[Read]]
     taken: Taken = field(default_factory=Taken)
-    backoff: Backoff = field(default_factory=lambda: Backoff(most=SLOWEST))
+    backoff: Backoff = field(default_factory=lambda: Backoff(limit=SLOWEST))
     works: bool = False
     """Whether the database was seen to take changes."""
     races: int = 0

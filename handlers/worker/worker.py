@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from bus import Bus, BusError, Delivery, Message, Responder, Unavailable, subjects
+from bus.backoff import Backoff
 from bus.streams import Tuning
 from handlers.access.disconnect import Cutting
 from handlers.clock import clock
-from handlers.publishing.backoff import Backoff
 from handlers.supervise import cancel_and_wait, run_until_one_ends
 from handlers.worker.batch import Noticed, apply, asks
 from handlers.worker.clocks import CHANGED, LOOKED_EVERY, read_clocks

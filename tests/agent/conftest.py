@@ -14,7 +14,7 @@ import pytest
 from bus import Bus
 from handlers.agent.agent import Agent
 from handlers.publishing import agent_files
-from handlers.publishing.agent_files import AgentConfig, Credential
+from handlers.publishing.agent_files import AgentConfig, AgentCredential
 from handlers.sandbox.processes import end_marked
 from tests.agent.world import World
 from tests.doubles.memory_bus import MemoryBus
@@ -39,9 +39,9 @@ async def rig(server: MemoryServer) -> AsyncIterator[Rig]:
 def living(server: MemoryServer, rig: Rig, tmp_path: Path) -> Living:
     """`async with living(startup_script=…):` runs the agent; again: the same one, restarted."""
     agent_id = identity()
-    home = agent_files.home_of(tmp_path, agent_id)
+    home = agent_files.agent_home(tmp_path, agent_id)
 
-    async def dial(url: str, credential: Credential) -> Bus:
+    async def dial(url: str, credential: AgentCredential) -> Bus:
         return MemoryBus(server)
 
     @asynccontextmanager
@@ -61,7 +61,7 @@ def living(server: MemoryServer, rig: Rig, tmp_path: Path) -> Living:
             **options,
         )
         agent_files.write_config(home, config)
-        agent_files.write_credential(home, Credential(seed="SU", inbox_prefix="_INBOX"))
+        agent_files.write_credential(home, AgentCredential(seed="SU", inbox_prefix="_INBOX"))
         agent = Agent(home, connect, patience=patience)
         running = agent.running = asyncio.create_task(agent.run())
         try:

@@ -11,7 +11,7 @@ import pytest
 from bus import Bus, Refused
 from handlers.agent import link
 from handlers.publishing import agent_files
-from handlers.publishing.agent_files import Credential
+from handlers.publishing.agent_files import AgentCredential
 from tests.agent.conftest import Living
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
@@ -215,13 +215,13 @@ async def test_facts_come_again_as_they_were_when_asked(
 async def test_an_agent_that_is_refused_for_good_ends_by_itself(
     rig: Rig, living: Living, tmp_path: Path
 ) -> None:
-    async def refuse(url: str, credential: Credential) -> Bus:
+    async def refuse(url: str, credential: AgentCredential) -> Bus:
         raise Refused("authorization violation")
 
     async with living(
         refuse, patience=0.2, startup_script="sleep 1000", shutdown_script="echo x > ran"
     ) as agent:
-        home = next(agent_files.homes(tmp_path).iterdir())
+        home = next(agent_files.agent_homes(tmp_path).iterdir())
         async with asyncio.timeout(10):
             await agent.running
     assert agent.given_up, "so its provisioner asks whether its build is superseded"

@@ -11,7 +11,7 @@ import pytest
 
 from bus import Bus
 from handlers.agent import scripts
-from handlers.publishing.agent_files import Credential
+from handlers.publishing.agent_files import AgentCredential
 from tests.agent.conftest import Living
 from tests.agent.test_agent import lifecycle
 from tests.doubles.memory_bus import MemoryBus
@@ -64,7 +64,7 @@ async def test_whatever_is_raised_is_told(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(scripts.Kept, "start", broken)
+    monkeypatch.setattr(scripts.DetachedCommand, "start", broken)
     monkeypatch.setattr(scripts, "Shell", broken)
     async with living(**{f"{stage}_script": "true"}) as agent:
         await rig.fact(type="agent_connected")
@@ -91,7 +91,7 @@ async def test_a_stop_while_it_connects_is_not_forgotten(
     """As Python 3.11 forgets a cancel when the socket opens at that moment."""
     connecting = asyncio.Event()
 
-    async def deaf(url: str, credential: Credential) -> Bus:
+    async def deaf(url: str, credential: AgentCredential) -> Bus:
         connecting.set()
         try:
             await asyncio.Event().wait()

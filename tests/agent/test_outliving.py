@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from handlers.sandbox.confinement import Confinement, Way
-from handlers.sandbox.processes import marked
+from handlers.sandbox.policy import Confinement, Mechanism
+from handlers.sandbox.processes import find_marked
 from tests.agent.world import World, started
 from tests.provisioner.rig import Rig
 from tests.provisioner.test_confinement import WAYS
 
-EVERY_WAY = pytest.mark.parametrize("way", [Way.RLIMITS, *WAYS])
+EVERY_WAY = pytest.mark.parametrize("way", [Mechanism.RLIMITS, *WAYS])
 
 SERVICE = """
 echo run >> runs
@@ -35,7 +35,7 @@ def agent(script: str, **more: Any) -> dict[str, Any]:
     return {"agent": [{"name": "main", "startup_script": script, **more}]}
 
 
-def confined(way: Way) -> Confinement:
+def confined(way: Mechanism) -> Confinement:
     return Confinement(way, bubblewrap="bwrap")
 
 
@@ -76,7 +76,7 @@ async def again(rig: Rig, before: int, lifecycle: str) -> None:
 
 @EVERY_WAY
 async def test_b22_background_service_goes_on_and_is_ended_by_a_stop(
-    world: World, way: Way
+    world: World, way: Mechanism
 ) -> None:
     rig = world.rig
     async with world.provisioner(confinement=confined(way)):
@@ -93,7 +93,7 @@ async def test_b22_background_service_goes_on_and_is_ended_by_a_stop(
         took = asyncio.get_running_loop().time() - begun
 
     assert (workspace / "runs").read_text() == "run\n"
-    assert marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
+    assert find_marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
     assert took < 15
 
 
@@ -101,20 +101,20 @@ async def test_a_script_whose_keeper_was_killed_is_ended_before_it_is_run_again(
     world: World,
 ) -> None:
     rig = world.rig
-    async with world.provisioner(confinement=confined(Way.RLIMITS)):
+    async with world.provisioner(confinement=confined(Mechanism.RLIMITS)):
         await started(world, {"version": rig.version({}), **agent(SERVICE)})
         await rig.fact(type="agent_lifecycle", lifecycle="ready")
         connected = await rig.fact(type="agent_connected")
     mark = f"WORKSPACED_AGENT_ID={connected['data']['agent_id']}"
 
     def running(words: bytes) -> list[int]:
-        lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in marked(mark)}
+        lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in find_marked(mark)}
         return [pid for pid, line in lines.items() if line.exists() and words in line.read_bytes()]
 
     for pid in (*running(b"keeper.py"), world.agent()):
         os.kill(pid, signal.SIGKILL)
     before = newest(rig)
-    async with world.provisioner(confinement=confined(Way.RLIMITS)):
+    async with world.provisioner(confinement=confined(Mechanism.RLIMITS)):
         await again(rig, before, "ready")
         services = [pid for pid in running(b"serve()") if pid not in running(b"keeper.py")]
 
@@ -124,7 +124,7 @@ async def test_a_script_whose_keeper_was_killed_is_ended_before_it_is_run_again(
 @EVERY_WAY
 @pytest.mark.parametrize("spared", ["nobody", "keepers"])
 async def test_the_script_is_run_again_when_what_it_left_running_was_killed_as_well(
-    world: World, way: Way, spared: str
+    world: World, way: Mechanism, spared: str
 ) -> None:
     rig = world.rig
     async with world.provisioner(confinement=confined(way)):
@@ -133,7 +133,7 @@ async def test_the_script_is_run_again_when_what_it_left_running_was_killed_as_w
         connected = await rig.fact(type="agent_connected")
         workspace = world.root / "workspaces" / rig.workspace
         assert await asyncio.to_thread(served, workspace, "one") == "one"
-    for pid in marked(f"WORKSPACED_AGENT_ID={connected['data']['agent_id']}"):
+    for pid in find_marked(f"WORKSPACED_AGENT_ID={connected['data']['agent_id']}"):
         with suppress(FileNotFoundError, ProcessLookupError):  # bubblewrap's first ends the others
             if spared == "nobody" or b"keeper.py" not in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
@@ -148,7 +148,7 @@ async def test_the_script_is_run_again_when_what_it_left_running_was_killed_as_w
 
 @EVERY_WAY
 async def test_a_script_goes_on_without_the_agent_and_its_end_is_told_once_it_is_back(
-    world: World, way: Way
+    world: World, way: Mechanism
 ) -> None:
     rig = world.rig
     os.mkfifo(gate := world.directory / "gate")
@@ -179,7 +179,7 @@ async def test_a_script_is_run_again_after_the_machine_or_container_was_started_
         pid = world.agent()
     os.kill(pid, signal.SIGKILL)
     before = newest(rig)
-    monkeypatch.setattr("handlers.provisioner.agent_supervisor.machine", lambda: "another")
+    monkeypatch.setattr("handlers.provisioner.agent_supervisor.machine_identity", lambda: "another")
     async with world.provisioner():
         await again(rig, before, "starting")
         await again(rig, before, "ready")

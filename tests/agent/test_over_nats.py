@@ -14,9 +14,9 @@ import pytest
 
 from bus.streams import PRESENCE
 from handlers.embedded.inotify import changes
-from handlers.provisioner.journal import Journal
+from handlers.provisioner.journal import BuildJournal
 from handlers.publishing import agent_files
-from handlers.sandbox.processes import exited, marked, watching
+from handlers.sandbox.processes import find_marked, hold_process, wait_for_exit
 from tests.agent.world import World, started
 from tests.provisioner.rig import identity
 
@@ -32,10 +32,10 @@ async def test_the_python_template_from_start_to_deletion(world: World) -> None:
         await rig.until(lambda: "Ran 12 tests" in rig.output(first["data"]["build_id"], "agent"))
         pid = world.agent()
 
-        with watching(pid) as descriptor:
+        with hold_process(pid) as descriptor:
             stop = await rig.ask(rig.job(2, "stop", **template))
             stopped = await rig.ended(stop)
-            await exited(descriptor)
+            await wait_for_exit(descriptor)
         assert stopped["data"]["agents"] == []
         await rig.fact(type="agent_lifecycle", lifecycle="off", agent_id=listed["id"])
 
@@ -46,7 +46,7 @@ async def test_the_python_template_from_start_to_deletion(world: World) -> None:
         )
         await rig.ended(await rig.ask(rig.job(4, "delete", **template)))
     assert not (world.root / "workspaces" / rig.workspace).exists()
-    assert marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
+    assert find_marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ async def test_an_agent_outlives_provisioner_and_nats_and_reports_again(world: W
     await rig.bus.ensure_stream(PRESENCE)  # as workers do: it was in the server's memory
     async with world.provisioner():
         await rig.ended(await rig.ask(rig.job(2, "stop", **template)))
-    assert not [home for home in world.homes() if agent_files.running(home)]
+    assert not [home for home in world.homes() if agent_files.running_agent(home)]
     assert "saved" in rig.output(connected["data"]["build_id"], "agent")
 
 
@@ -156,7 +156,7 @@ asyncio.run(run())
     finally:
         process.kill()
         process.wait()
-    (record,) = Journal(world.root / "journal").records()
+    (record,) = BuildJournal(world.root / "journal").records()
     assert record.newest is not None
     assert not record.newest.finished
     async with world.provisioner():

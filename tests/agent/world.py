@@ -55,7 +55,7 @@ class World:
 
     def agent(self) -> int:
         """The one agent's process."""
-        (pid,) = filter(None, map(agent_files.running, self.homes()))
+        (pid,) = filter(None, map(agent_files.running_agent, self.homes()))
         return pid
 
     def template(self, name: str, **parameters: str) -> dict[str, Any]:

@@ -346,9 +346,9 @@ def test_a_full_disk_is_said_with_what_to_do() -> None:
 def test_who_serves_may_open_as_many_files_as_the_machine_lets_it(tmp_path: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     code = (
-        "import resource, sys; from handlers.sandbox import processes\n"
-        "from handlers.sandbox.confinement import Confinement; from pathlib import Path\n"
-        "processes.raise_descriptor_limit()\n"
+        "import resource, sys; from handlers.sandbox.processes import raise_file_limit\n"
+        "from handlers.sandbox.policy import Confinement; from pathlib import Path\n"
+        "raise_file_limit()\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)\n"
         "import os; words = Confinement().prefix(Path('.'), step=True)\n"
         "os.execv(words[0], [*words, '/bin/sh', '-c', 'ulimit -S -n; ulimit -H -n'])"

@@ -11,8 +11,8 @@ from typing import TypeVar
 import pytest
 
 from bus import Bus, Conflict, Delivery, PubAck, Refused, Unavailable, subjects
+from bus.backoff import Backoff
 from bus.streams import CONSUMERS, LOG, RESULT, Tuning, pool_consumer
-from handlers.publishing.backoff import Backoff
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -20,7 +20,7 @@ PATIENCE = 60.0
 
 async def elected(tried: Callable[[], Awaitable[T]]) -> T:
     """Do what a cluster that has just begun may not be ready for."""
-    backoff = Backoff(most=0.5)
+    backoff = Backoff(limit=0.5)
     async with asyncio.timeout(PATIENCE):
         while True:
             try:

@@ -252,9 +252,9 @@ def test_builds_are_confined_though_home_is_unreadable(place: Path, wanted: str)
     (place / "home").mkdir(mode=0o700)
     packages = [path for path in sys.path if path.endswith("site-packages")]
     code = (
-        "import os\nfrom handlers.sandbox.confinement import Bounds, choose\n"
+        "import os\nfrom handlers.sandbox.policy import ResourceLimits, choose_confinement\n"
         "from handlers.settings import InvalidSettings\n"
-        f"try: print(choose({wanted!r}, Bounds(), private=(), environ=os.environ).way)\n"
+        f"try: print(choose_confinement({wanted!r}, ResourceLimits(), private=(), environ=os.environ).way)\n"
         "except InvalidSettings as no: print(no)"
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import handlers.template_rules
+import handlers.template_archive
 from handlers.provisioner import archive as provisioner_archive
 from handlers.provisioner.archive import BadArchive, sensitive_values, unpack
 from tests.provisioner.rig import packed
@@ -133,15 +133,15 @@ def test_a_link_that_is_made_while_the_files_come_is_not_followed(
     outside.mkdir()
     workspace.mkdir()
     (tmp_path / "good").write_bytes(packed({"src/a": "1"}))
-    pinned = provisioner_archive.pinned
+    pin = provisioner_archive.pinned_directory
 
     def late(directory: Path) -> AbstractContextManager[Path]:
         if directory.name == "src":
             directory.rmdir()
             directory.symlink_to(outside)
-        return pinned(directory)
+        return pin(directory)
 
-    monkeypatch.setattr(provisioner_archive, "pinned", late)
+    monkeypatch.setattr(provisioner_archive, "pinned_directory", late)
     with pytest.raises(BadArchive):
         unpack(tmp_path / "good", "v1", workspace)
 
@@ -180,7 +180,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sizes are looked at in the archive's own words, and no more than those is ever written."""
-    monkeypatch.setattr(handlers.template_rules, "MOST_ENTRIES", 100)
+    monkeypatch.setattr(handlers.template_archive, "MAX_ENTRIES", 100)
     with tarfile.open(tmp_path / "bomb", "w:gz", compresslevel=1) as file:
         if what == "many":
             for number in range(101):

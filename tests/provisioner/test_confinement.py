@@ -13,16 +13,24 @@ from pathlib import Path
 import pytest
 
 from handlers.cli import main
-from handlers.sandbox import confine, confinement
-from handlers.sandbox.confinement import Bounds, Confinement, Way, choose, demand
-from handlers.sandbox.processes import marked
+from handlers.sandbox import confined_exec, policy
+from handlers.sandbox.policy import (
+    Confinement,
+    Mechanism,
+    ResourceLimits,
+    choose_confinement,
+    require_confinement,
+)
+from handlers.sandbox.processes import find_marked
 from handlers.sandbox.shell import Shell, status_words
 from handlers.settings import InvalidSettings
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig
 
 ENV = {"PATH": os.environ["PATH"]}
-landlock = pytest.mark.skipif(not confine.usable(), reason="this kernel has no Landlock")
+landlock = pytest.mark.skipif(
+    not confined_exec.is_landlock_usable(), reason="this kernel has no Landlock"
+)
 bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
 
@@ -50,14 +58,14 @@ def place(tmp_path: Path) -> Path:
 
 
 WAYS = [
-    pytest.param(Way.LANDLOCK, marks=landlock),
-    pytest.param(Way.BUBBLEWRAP, marks=bubblewrap),
+    pytest.param(Mechanism.LANDLOCK, marks=landlock),
+    pytest.param(Mechanism.BUBBLEWRAP, marks=bubblewrap),
 ]
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_build_writes_to_its_workspace_only_and_reads_no_secret_of_ours(
-    place: Path, way: Way
+    place: Path, way: Mechanism
 ) -> None:
     mine = place / "data/workspaces/mine"
     (place / "data/ca.pem").write_text("authority\n")
@@ -87,7 +95,7 @@ async def test_a_build_writes_to_its_workspace_only_and_reads_no_secret_of_ours(
     assert ended == "exited with status 0"
     done = ["authority", "readable", "beside", "data", "link"]
     # What bubblewrap covers may be written, and is gone with the step.
-    covered = ["DID", "echo", "x", ">", "../new"] if way is Way.BUBBLEWRAP else []
+    covered = ["DID", "echo", "x", ">", "../new"] if way is Mechanism.BUBBLEWRAP else []
     assert heard.split() == covered + done
     assert not (place / "data/workspaces/new").exists()
     assert (place / "beside").read_text() == "readable\n"
@@ -96,7 +104,7 @@ async def test_a_build_writes_to_its_workspace_only_and_reads_no_secret_of_ours(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_no_step_sets_what_the_kernel_does_for_all(way: Way, place: Path) -> None:
+async def test_no_step_sets_what_the_kernel_does_for_all(way: Mechanism, place: Path) -> None:
     """Not as root either: the kernel runs the program that core_pattern names, unconfined."""
     mine = place / "data/workspaces/mine"
     for name in ("sys/kernel/core_pattern", "sysrq-trigger"):
@@ -109,7 +117,7 @@ async def test_no_step_sets_what_the_kernel_does_for_all(way: Way, place: Path) 
 async def test_a_step_that_ends_a_workspace_may_signal_what_an_earlier_one_started(
     place: Path,
 ) -> None:
-    mine, confinement = place / "data/workspaces/mine", Confinement(Way.LANDLOCK)
+    mine, confinement = place / "data/workspaces/mine", Confinement(Mechanism.LANDLOCK)
     target = await asyncio.create_subprocess_exec("sleep", "1000")
     for signals, expected in ((False, 1), (True, 0)):
         prefix = confinement.prefix(mine, step=True, signals=signals)
@@ -120,7 +128,9 @@ async def test_a_step_that_ends_a_workspace_may_signal_what_an_earlier_one_start
 
 
 async def test_each_process_has_limits_and_no_way_to_more_rights(tmp_path: Path) -> None:
-    bounds = Bounds(cpu_seconds=7, memory_mib=900, files=200, processes=3000, file_size_mib=1)
+    bounds = ResourceLimits(
+        cpu_seconds=7, memory_mib=900, files=200, processes=3000, file_size_mib=1
+    )
     prefix = Confinement(bounds=bounds).prefix(tmp_path, step=True)
     script = "grep -E 'NoNewPrivs|CapEff' /proc/self/status; cat /proc/self/limits"
     heard, _ = await said(prefix, script, tmp_path)
@@ -143,14 +153,26 @@ async def test_each_process_has_limits_and_no_way_to_more_rights(tmp_path: Path)
 @pytest.mark.parametrize(
     ("bounds", "script", "ended"),
     [
-        (Bounds(file_size_mib=1), "exec head -c 2000000 /dev/zero > big", "killed by SIGXFSZ"),
-        (Bounds(files=20), "exec 3<. 4<. 5<. 6<. 7<. 8<. 9<. || true; ulimit -n 21", "status"),
-        (Bounds(memory_mib=300), "python3 -c 'bytearray(800_000_000)' 2>/dev/null", "status 1"),
+        (
+            ResourceLimits(file_size_mib=1),
+            "exec head -c 2000000 /dev/zero > big",
+            "killed by SIGXFSZ",
+        ),
+        (
+            ResourceLimits(files=20),
+            "exec 3<. 4<. 5<. 6<. 7<. 8<. 9<. || true; ulimit -n 21",
+            "status",
+        ),
+        (
+            ResourceLimits(memory_mib=300),
+            "python3 -c 'bytearray(800_000_000)' 2>/dev/null",
+            "status 1",
+        ),
     ],
     ids=["file", "files", "memory"],
 )
 async def test_what_goes_over_a_limit_ends_and_its_step_says_how(
-    bounds: Bounds, script: str, ended: str, tmp_path: Path
+    bounds: ResourceLimits, script: str, ended: str, tmp_path: Path
 ) -> None:
     prefix = Confinement(bounds=bounds).prefix(tmp_path, step=True)
 
@@ -251,7 +273,7 @@ async def test_who_hides_from_a_build_is_ended_when_the_workspace_stops(
         "workspaced.build_succeeded.v1",
         "workspaced.build_succeeded.v1",
     )
-    assert marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
+    assert find_marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
 
 
 async def test_who_hides_from_an_agent_is_ended_with_it(
@@ -302,23 +324,27 @@ async def test_what_a_build_leaves_in_our_places_leads_us_nowhere(
 
 
 def test_what_is_beside_private_places_is_all_but_them_and_no_link(place: Path) -> None:
-    found = set(confine.beside([str(place / "data"), str(place / "data/credentials")]))
+    found = set(
+        confined_exec.uncovered_paths([str(place / "data"), str(place / "data/credentials")])
+    )
 
     assert str(place / "beside") in found
     assert not any(path.startswith(str(place / "data")) for path in found)
     assert str(place / "link") not in found
     assert not any(str(place).startswith(f"{path}/") for path in found)
-    assert list(confine.beside([])) == ["/"]
+    assert list(confined_exec.uncovered_paths([])) == ["/"]
 
 
 def test_where_nothing_better_is_there_limits_are_left_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(confine, "usable", lambda: False)
+    monkeypatch.setattr(confined_exec, "is_landlock_usable", lambda: False)
     with caplog.at_level(logging.INFO):
-        chosen = choose("auto", Bounds(), private=[], environ={"PATH": "/nowhere"})
+        chosen = choose_confinement(
+            "auto", ResourceLimits(), private=[], environ={"PATH": "/nowhere"}
+        )
 
-    assert chosen.way is Way.RLIMITS
+    assert chosen.way is Mechanism.RLIMITS
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
@@ -328,13 +354,13 @@ def test_where_nothing_better_is_there_limits_are_left_and_one_line_says_so(
 def test_a_way_that_is_named_and_can_not_be_had_is_refused(
     wanted: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confine, "usable", lambda: False)
+    monkeypatch.setattr(confined_exec, "is_landlock_usable", lambda: False)
     environ = {"PATH": "/nowhere"}
 
     with pytest.raises(InvalidSettings, match=f"is {wanted}, .*{missing}.* or auto for the first"):
-        choose(wanted, Bounds(), private=[], environ=environ)
+        choose_confinement(wanted, ResourceLimits(), private=[], environ=environ)
     with pytest.raises(InvalidSettings, match=missing):
-        demand(wanted, environ)
+        require_confinement(wanted, environ)
 
 
 def test_a_named_bubblewrap_that_does_not_work_is_refused_though_there_is_landlock(
@@ -345,7 +371,9 @@ def test_a_named_bubblewrap_that_does_not_work_is_refused_though_there_is_landlo
     program.chmod(0o755)
 
     with pytest.raises(InvalidSettings, match="does not work here: no namespaces here"):
-        choose("bubblewrap", Bounds(), private=[], environ={"PATH": str(tmp_path)})
+        choose_confinement(
+            "bubblewrap", ResourceLimits(), private=[], environ={"PATH": str(tmp_path)}
+        )
 
 
 @pytest.mark.parametrize("command", ["up", "provisioner"])
@@ -367,12 +395,16 @@ def test_nothing_starts_without_the_way_that_is_named(
 def test_what_lies_below_a_place_for_all_is_not_private_and_one_line_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confinement, "_TEMPORARY", (str(tmp_path),))
-    monkeypatch.setattr(confinement.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(policy, "_TEMPORARY", (str(tmp_path),))
+    monkeypatch.setattr(policy.tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / "data").mkdir()
     with caplog.at_level(logging.INFO):
-        below = choose("landlock", Bounds(), private=[tmp_path / "data"], environ={})
-        beside = choose("landlock", Bounds(), private=[Path(__file__).parent], environ={})
+        below = choose_confinement(
+            "landlock", ResourceLimits(), private=[tmp_path / "data"], environ={}
+        )
+        beside = choose_confinement(
+            "landlock", ResourceLimits(), private=[Path(__file__).parent], environ={}
+        )
 
     assert (below.private, beside.private) == ((), (Path(__file__).parent.resolve(),))
     assert [f"can read {tmp_path}" in record.message for record in caplog.records] == [True, False]
@@ -381,7 +413,7 @@ def test_what_lies_below_a_place_for_all_is_not_private_and_one_line_says_so(
 def test_bubblewrap_covers_what_is_private_and_lays_the_workspace_over_it() -> None:
     """The words; what comes of them is shown above where bubblewrap is installed."""
     confinement = Confinement(
-        Way.BUBBLEWRAP,
+        Mechanism.BUBBLEWRAP,
         private=(Path("/home"), Path(os.devnull)),
         writable=(Path("/tmp"), Path("/home/u/.cache")),
         bubblewrap="/usr/bin/bwrap",

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from bus import NoResponder, Refused, ServiceError, Unavailable
-from handlers.provisioner.builder import Workplace
-from handlers.provisioner.journal import Journal, WorkspaceRecord
-from handlers.publishing import BuildLog, deliver, is_final, new_fact
-from handlers.sandbox import exec_limits
+from bus.backoff import is_final
+from handlers.provisioner.builder import Builder
+from handlers.provisioner.journal import BuildJournal, WorkspaceRecord
+from handlers.publishing import BuildLog, deliver, new_fact
+from handlers.sandbox.shell import environment_faults
 from statemachine.local_template import PARAMETER
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Event, Rig, identity
@@ -44,11 +45,11 @@ async def failed(rig: Rig, job: Event) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("owner", "method", "error", "words"),
     [
-        (Workplace, "build", RuntimeError("a bug"), "a bug"),
-        (Workplace, "build", NO_DESCRIPTORS, "Too many open files"),
-        (Workplace, "build", Refused("permissions violation"), "permissions violation"),
-        (Workplace, "has", PermissionError(13, "Permission denied"), "Permission denied"),
-        (Journal, "save", NO_SPACE, "No space left"),
+        (Builder, "build", RuntimeError("a bug"), "a bug"),
+        (Builder, "build", NO_DESCRIPTORS, "Too many open files"),
+        (Builder, "build", Refused("permissions violation"), "permissions violation"),
+        (Builder, "has", PermissionError(13, "Permission denied"), "Permission denied"),
+        (BuildJournal, "save", NO_SPACE, "No space left"),
     ],
 )
 async def test_whatever_is_raised_ends_the_build_with_its_words(
@@ -74,14 +75,14 @@ async def test_whatever_is_raised_ends_the_build_with_its_words(
 async def test_a_success_that_can_not_be_written_down_is_a_failure(
     rig: Rig, provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = Journal.save
+    save = BuildJournal.save
 
-    def full_at_the_end(self: Journal, record: WorkspaceRecord) -> None:
+    def full_at_the_end(self: BuildJournal, record: WorkspaceRecord) -> None:
         if record.newest is not None and record.newest.finished:
             raise NO_SPACE
         save(self, record)
 
-    monkeypatch.setattr(Journal, "save", full_at_the_end)
+    monkeypatch.setattr(BuildJournal, "save", full_at_the_end)
     async with provisioning():
         said, _ = await failed(rig, rig.job(version=rig.version({}), agent=[{"name": "main"}]))
 
@@ -193,8 +194,8 @@ def test_what_the_kernel_takes_is_not_refused() -> None:
     name = f"{PARAMETER}A"
     most = 32 * 4096 - len(f"{name}=\0")
 
-    assert not dict(exec_limits.faults({name: "x" * most, "LANG": "C", "X": "ä" * 1000}))
-    assert dict(exec_limits.faults({name: "x" * (most + 1)}))
+    assert not dict(environment_faults({name: "x" * most, "LANG": "C", "X": "ä" * 1000}))
+    assert dict(environment_faults({name: "x" * (most + 1)}))
 
 
 async def test_an_agent_that_can_not_be_started_now_is_started_later(

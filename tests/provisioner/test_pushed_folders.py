@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import handlers.template_rules
+import handlers.template_archive
 from handlers.provisioner.archive import BadArchive, unpack
 from handlers.template_archive import load, pack
 from statemachine.templates import TemplateError
@@ -102,10 +102,10 @@ def test_too_many_and_too_much_are_refused_in_the_same_words(
     ]
 
     os.truncate(folder / "zeros", 2_000)
-    monkeypatch.setattr(handlers.template_rules, "MOST_BYTES", 1_000)
+    monkeypatch.setattr(handlers.template_archive, "MAX_UNPACKED_BYTES", 1_000)
     assert refused_by_push(folder) == [f"{folder}: {refused_by_unpacking(folder, tmp_path)}"]
     (folder / "zeros").unlink()
-    monkeypatch.setattr(handlers.template_rules, "MOST_ENTRIES", 2)
+    monkeypatch.setattr(handlers.template_archive, "MAX_ENTRIES", 2)
     for name in "abc":
         (folder / name).touch()
     assert refused_by_push(folder) == [f"{folder}: {refused_by_unpacking(folder, tmp_path)}"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from handlers.app import Endpoints
-from handlers.provisioner import Allowance
+from handlers.provisioner import QuotaLimits
 from handlers.roles import local_provisioner
 from handlers.settings import InvalidSettings, read_settings
 from tests.doubles.memory_bus import MemoryBus
@@ -17,7 +17,7 @@ from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Event, Rig, identity
 
-ONE = Allowance(workspaces=1)
+ONE = QuotaLimits(workspaces=1)
 ANN = identity()
 
 
@@ -47,7 +47,7 @@ async def test_an_owner_who_has_all_they_may_is_told_so(
     rig: Rig, provisioning: Provisioning, places: Path
 ) -> None:
     more = start(rig, build={"start": "touch built"})
-    async with provisioning(allowance=Allowance(workspaces=2)):
+    async with provisioning(quota_limits=QuotaLimits(workspaces=2)):
         for name in ("tidy-owl", "calm-elk"):
             assert succeeded(await built(rig, start(rig, workspace_name=name)))
         failed = await built(rig, more)
@@ -65,7 +65,7 @@ async def test_another_owner_and_another_build_of_the_same_workspace_are_let_in(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     first = start(rig)
-    async with provisioning(allowance=ONE):
+    async with provisioning(quota_limits=ONE):
         assert succeeded(await built(rig, first))
         again = start(rig, 2, workspace_id=first["workspace_id"])
         assert succeeded(await built(rig, again))
@@ -74,13 +74,13 @@ async def test_another_owner_and_another_build_of_the_same_workspace_are_let_in(
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [({}, Allowance(1000, 0)), ({"WORKSPACES": "3", "DISK": "512"}, Allowance(3, 512))],
+    [({}, QuotaLimits(1000, 0)), ({"WORKSPACES": "3", "DISK": "512"}, QuotaLimits(3, 512))],
 )
 def test_the_limits_are_settings(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     given: dict[str, str],
-    expected: Allowance,
+    expected: QuotaLimits,
 ) -> None:
     for name, variable in (
         ("WORKSPACES", "WORKSPACED_WORKSPACES_PER_OWNER"),
@@ -91,7 +91,7 @@ def test_the_limits_are_settings(
 
     local = local_provisioner(endpoints, None, tmp_path, read_settings())
 
-    assert local._allowance == expected
+    assert local._limits == expected
 
 
 @pytest.mark.parametrize("value", ["-1", "many", "1.5"])
@@ -103,16 +103,16 @@ def test_a_limit_that_is_no_count_is_refused(monkeypatch: pytest.MonkeyPatch, va
 
 
 async def test_no_limit_is_none(rig: Rig, provisioning: Provisioning) -> None:
-    async with provisioning(allowance=Allowance(workspaces=0, disk_mib=0)):
+    async with provisioning(quota_limits=QuotaLimits(workspaces=0, disk_mib=0)):
         assert [succeeded(await built(rig, start(rig))) for _ in range(3)] == [True] * 3
 
 
 async def test_whose_a_workspace_is_survives_a_restart(
     rig: Rig, provisioning: Provisioning
 ) -> None:
-    async with provisioning(allowance=ONE):
+    async with provisioning(quota_limits=ONE):
         await built(rig, start(rig))
-    async with provisioning(allowance=ONE):
+    async with provisioning(quota_limits=ONE):
         assert refused(await built(rig, start(rig)))
 
 
@@ -121,7 +121,7 @@ async def test_a_stopped_workspace_counts_and_a_deleted_one_does_not(
 ) -> None:
     first = start(rig)
     deletion = start(rig, 3, "delete", workspace_id=first["workspace_id"])
-    async with provisioning(allowance=ONE):
+    async with provisioning(quota_limits=ONE):
         await built(rig, first)
         await built(rig, start(rig, 2, "stop", workspace_id=first["workspace_id"]))
         assert refused(await built(rig, start(rig)))
@@ -129,7 +129,7 @@ async def test_a_stopped_workspace_counts_and_a_deleted_one_does_not(
         assert not (places / first["workspace_id"]).exists()
         assert succeeded(await built(rig, start(rig)))
     rig.seen.clear()
-    async with provisioning(allowance=ONE):  # says again how the deletion ended
+    async with provisioning(quota_limits=ONE):  # says again how the deletion ended
         again = await rig.ended(deletion["build_id"])
         async with MemoryBus(server) as worker:
             await worker.send("workspaced.resend.provisioner", b"")
@@ -142,7 +142,7 @@ async def test_a_workspace_whose_directory_was_removed_by_hand_does_not_count(
     rig: Rig, provisioning: Provisioning, places: Path
 ) -> None:
     first = start(rig)
-    async with provisioning(allowance=ONE):
+    async with provisioning(quota_limits=ONE):
         await built(rig, first)
         (places / first["workspace_id"]).rename(places.parent / "elsewhere")
         assert succeeded(await built(rig, start(rig)))
@@ -154,7 +154,7 @@ async def test_a_workspace_that_never_came_to_be_takes_no_place(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     broken = start(rig, build={"start": "exit 1"})
-    async with provisioning(allowance=ONE):
+    async with provisioning(quota_limits=ONE):
         assert not refused(await built(rig, broken))
         assert succeeded(await built(rig, start(rig)))
         mended = start(rig, 2, workspace_id=broken["workspace_id"])
@@ -166,7 +166,7 @@ async def test_a_workspace_that_was_once_started_counts_though_its_last_start_fa
 ) -> None:
     first = start(rig)
     failing = start(rig, 2, workspace_id=first["workspace_id"], build={"start": "exit 1"})
-    async with provisioning(allowance=ONE):
+    async with provisioning(quota_limits=ONE):
         await built(rig, first)
         await built(rig, failing)
         assert refused(await built(rig, start(rig)))
@@ -178,7 +178,7 @@ async def test_of_two_builds_at_once_only_one_gets_the_last_place(
     os.mkfifo(gate := tmp_path / "gate")
     # The one that is let in waits until the other was judged.
     jobs = [start(rig, build={"start": f"read line < {gate}"}) for _ in range(2)]
-    async with provisioning(allowance=ONE):
+    async with provisioning(quota_limits=ONE):
         builds = [await rig.ask(job) for job in jobs]
         await rig.fact(error_code="INSUFFICIENT_QUOTA")
         await built(rig, start(rig, owner_id=identity(), build={"start": f"echo > {gate}"}))
@@ -194,7 +194,7 @@ async def test_a_place_is_free_again_when_the_build_that_held_it_fails(
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
     first = start(rig, build={"start": f"read line < {gate}; exit 1"})
-    async with provisioning(allowance=ONE):
+    async with provisioning(quota_limits=ONE):
         await rig.ask(first)
         await rig.fact(type="build_started", build_id=first["build_id"])
         assert refused(await built(rig, start(rig)))

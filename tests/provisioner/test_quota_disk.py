@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from handlers.provisioner import Allowance
+from handlers.provisioner import QuotaLimits
 from handlers.provisioner.quota import measured
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig, identity
 from tests.provisioner.test_quota import built, refused, start, succeeded
 
 MIB = 1024 * 1024
-FOUR = Allowance(disk_mib=4)
+FOUR = QuotaLimits(disk_mib=4)
 
 
 def write(mib: int, name: str = "big") -> str:
@@ -32,7 +32,7 @@ async def test_a_new_workspace_that_went_over_fails_and_leaves_nothing(
 ) -> None:
     delete = f'echo "$WORKSPACED_TRANSITION" > {tmp_path / "deleted"}'
     greedy = start(rig, build={"start": write(5), "delete": delete})
-    async with provisioning(allowance=FOUR):
+    async with provisioning(quota_limits=FOUR):
         failed = await built(rig, greedy)
         left = (places / greedy["workspace_id"]).exists()
         assert succeeded(await built(rig, start(rig, build={"start": write(3)})))
@@ -53,10 +53,10 @@ async def test_an_existing_workspace_that_went_over_keeps_its_files_and_is_not_s
 ) -> None:
     first = start(rig, build={"start": write(1)})
     workspace, same = places / first["workspace_id"], {"workspace_id": first["workspace_id"]}
-    async with provisioning(allowance=FOUR):
+    async with provisioning(quota_limits=FOUR):
         await built(rig, first)
         assert refused(await built(rig, start(rig, 2, **same, build={"start": write(4, "more")})))
-    async with provisioning(allowance=FOUR):
+    async with provisioning(quota_limits=FOUR):
         third = start(rig, 3, **same, build={"start": "touch begun"})
         assert refused(await built(rig, third))
         kept = {path.name for path in workspace.iterdir()}
@@ -70,7 +70,7 @@ async def test_all_workspaces_of_the_owner_are_added_up_and_deleted_ones_are_not
     rig: Rig, provisioning: Provisioning
 ) -> None:
     first = start(rig, build={"start": write(3)})
-    async with provisioning(allowance=FOUR):
+    async with provisioning(quota_limits=FOUR):
         assert succeeded(await built(rig, first))
         assert succeeded(
             await built(rig, start(rig, build={"start": write(3)}, owner_id=identity()))
@@ -87,7 +87,7 @@ async def test_stopping_and_deleting_are_never_refused(
     same = {"workspace_id": first["workspace_id"]}
     async with provisioning():
         await built(rig, first)
-    async with provisioning(allowance=Allowance(workspaces=1, disk_mib=1)):
+    async with provisioning(quota_limits=QuotaLimits(workspaces=1, disk_mib=1)):
         assert succeeded(await built(rig, start(rig, 2, "stop", **same)))
         assert succeeded(await built(rig, start(rig, 3, "delete", **same)))
 
@@ -100,7 +100,7 @@ async def test_of_two_builds_that_go_over_together_one_stays(
         start(rig, build={"start": f"{write(3)}; read line < {gate}"}),
         start(rig, build={"start": f"{write(3)}; echo > {gate}"}),
     ]
-    async with provisioning(allowance=FOUR):
+    async with provisioning(quota_limits=FOUR):
         builds = [await rig.ask(job) for job in jobs]
         ends = [await rig.ended(build) for build in builds]
 
@@ -112,7 +112,7 @@ async def test_a_step_that_fails_is_told_as_such_and_what_it_left_over_the_limit
     rig: Rig, provisioning: Provisioning, places: Path
 ) -> None:
     greedy = start(rig, build={"start": f"{write(5)}; exit 7"})
-    async with provisioning(allowance=FOUR):
+    async with provisioning(quota_limits=FOUR):
         failed = await built(rig, greedy)
 
     assert "status 7" in failed["data"]["error"]
@@ -126,13 +126,13 @@ async def test_what_an_attempt_left_that_was_cut_off_does_not_fail_the_next(
     cut_off = tmp_path / "cut-off"
     script = f"if [ ! -e {cut_off} ]; then {write(5)}; (sleep 1000 & echo; wait) > {gate}; fi"
     job = start(rig, build={"start": script})
-    async with provisioning(allowance=FOUR):
+    async with provisioning(quota_limits=FOUR):
         await rig.ask(job)
         held = await asyncio.to_thread(os.open, gate, os.O_RDONLY)
     with os.fdopen(held) as running:
         await asyncio.to_thread(running.read)  # ends when every process of the step has ended
     cut_off.touch()
-    async with provisioning(allowance=FOUR):
+    async with provisioning(quota_limits=FOUR):
         assert succeeded(await built(rig, job))
 
 

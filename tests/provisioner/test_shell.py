@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from handlers.sandbox.processes import end_marked, marked
+from handlers.sandbox.processes import end_marked, find_marked
 from handlers.sandbox.shell import Shell
 
 ENV = {"PATH": os.environ["PATH"]}
@@ -70,8 +70,8 @@ async def test_processes_are_found_by_mark_and_ended_also_the_stubborn(tmp_path:
         env={**ENV, "WORKSPACED_TEST": str(gate)},
     )
     with await asyncio.to_thread(gate.open):
-        assert stubborn.pid in marked(mark) or marked(mark)
+        assert stubborn.pid in find_marked(mark) or find_marked(mark)
         await end_marked(mark, grace=0.2)
 
-    assert marked(mark) == []
+    assert find_marked(mark) == []
     stubborn.wait()

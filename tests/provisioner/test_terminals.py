@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from handlers.sandbox import confine
-from handlers.sandbox.confinement import Confinement, Way
+from handlers.sandbox import confined_exec
+from handlers.sandbox.policy import Confinement, Mechanism
 from tests.provisioner.test_confinement import WAYS, said
 
 ATTACK = """
@@ -53,10 +53,10 @@ os.wait()
 RUNNER = """
 import asyncio, fcntl, json, os, sys, termios
 from pathlib import Path
-from handlers.sandbox.confinement import Confinement, Way
+from handlers.sandbox.policy import Confinement, Mechanism
 from handlers.sandbox.shell import Shell
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-way, place = Way(sys.argv[1]), Path(sys.argv[2])
+way, place = Mechanism(sys.argv[1]), Path(sys.argv[2])
 
 async def run():
     ends = []
@@ -74,7 +74,7 @@ async def run():
 """
 
 
-def attacked(way: Way, place: Path) -> tuple[dict[str, Any], bytes]:
+def attacked(way: Mechanism, place: Path) -> tuple[dict[str, Any], bytes]:
     """Run steps from a process that has a terminal; return its result and what the terminal got."""
     (place / "attack.py").write_text(ATTACK)
     master, slave = pty.openpty()
@@ -101,8 +101,10 @@ def attacked(way: Way, place: Path) -> tuple[dict[str, Any], bytes]:
         os.close(slave)
 
 
-@pytest.mark.parametrize("way", [Way.RLIMITS, *WAYS])
-def test_a_step_can_neither_read_nor_type_nor_take_the_terminal(tmp_path: Path, way: Way) -> None:
+@pytest.mark.parametrize("way", [Mechanism.RLIMITS, *WAYS])
+def test_a_step_can_neither_read_nor_type_nor_take_the_terminal(
+    tmp_path: Path, way: Mechanism
+) -> None:
     result, shown = attacked(way, tmp_path)
 
     (attack, output), (asks, words) = result["ends"]
@@ -119,15 +121,15 @@ def test_a_step_can_neither_read_nor_type_nor_take_the_terminal(tmp_path: Path, 
     for name in ("steals", "foreground"):
         assert found[name].endswith("Error"), name
     assert (found["input"], found["getpass"]) == ("b''", "EOFError")
-    if way is not Way.RLIMITS:
+    if way is not Mechanism.RLIMITS:
         by_name = {name: found[name] for name in found if "/dev/" in name or "opens" in name}
         assert not {name for name, ends in by_name.items() if not ends.endswith("Error")}
 
 
-@pytest.mark.parametrize("way", [Way.RLIMITS, *WAYS])
-async def test_a_step_may_make_terminals_of_its_own(tmp_path: Path, way: Way) -> None:
+@pytest.mark.parametrize("way", [Mechanism.RLIMITS, *WAYS])
+async def test_a_step_may_make_terminals_of_its_own(tmp_path: Path, way: Mechanism) -> None:
     """As `script`, `expect` and test suites do; where the kernel lets nobody mount, Landlock can't."""
-    if way is Way.LANDLOCK and not _may_mount():
+    if way is Mechanism.LANDLOCK and not _may_mount():
         pytest.skip("this user may not mount")
     (tmp_path / "own.py").write_text(
         "import os, pty\n"
@@ -164,6 +166,6 @@ def test_where_a_namespace_allows_nothing_a_step_runs_without_terminals(
     def refused(_libc: object) -> None:
         raise PermissionError("/proc/self/uid_map")
 
-    monkeypatch.setattr(confine, "_mount_terminals", refused)
+    monkeypatch.setattr(confined_exec, "_mount_terminals", refused)
 
-    assert confine._make_terminals(confine._libc()) is False
+    assert confined_exec._make_terminals(confined_exec._libc()) is False

@@ -18,19 +18,21 @@ from handlers.embedded.database_password import completed, made_password, read_p
 from handlers.embedded.database_roles import ADMINISTRATOR, DATABASE, ROLES, urls_of
 from handlers.embedded.postgresql import postgresql
 from handlers.roles import secret_paths
-from handlers.sandbox import confine
-from handlers.sandbox.confinement import Confinement, Way
+from handlers.sandbox import confined_exec
+from handlers.sandbox.policy import Confinement, Mechanism
 from tests.wire.running import run, up
 
 USERS = (ADMINISTRATOR, *ROLES.values())
 REFUSED = (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError)
 WAYS = [
     pytest.param(
-        Way.LANDLOCK,
-        marks=pytest.mark.skipif(not confine.usable(), reason="this kernel has no Landlock"),
+        Mechanism.LANDLOCK,
+        marks=pytest.mark.skipif(
+            not confined_exec.is_landlock_usable(), reason="this kernel has no Landlock"
+        ),
     ),
     pytest.param(
-        Way.BUBBLEWRAP,
+        Mechanism.BUBBLEWRAP,
         marks=pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bubblewrap here"),
     ),
 ]
@@ -123,7 +125,7 @@ def stolen(servers: Servers, cwd: Path, prefix: Sequence[str] = ()) -> str:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_build_step_cant_reach_the_database_as_anybody(servers: Servers, way: Way) -> None:
+def test_a_build_step_cant_reach_the_database_as_anybody(servers: Servers, way: Mechanism) -> None:
     workspace = servers.directory / "provisioner" / "local" / "workspaces" / way
     workspace.mkdir(parents=True)
     confinement = Confinement(way, private=(servers.directory, servers.credentials))

@@ -59,7 +59,7 @@ class DiskPath:
         self.files.pop(self.path, None)
 
 
-def write_whole(path: DiskPath, data: bytes) -> None:
+def write_atomically(path: DiskPath, data: bytes) -> None:
     """Write a file: it is whole or not there."""
     path.files[path.path] = data
 

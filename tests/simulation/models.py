@@ -25,13 +25,13 @@ from handlers.provisioner.job import Job
 from handlers.provisioner.journal import WorkspaceRecord
 from handlers.provisioner.quota import CODE
 from handlers.provisioner.step import Failed
-from handlers.publishing.agent_files import AgentConfig, AlreadyRuns, Credential
+from handlers.publishing.agent_files import AgentAlreadyRuns, AgentConfig, AgentCredential
 from statemachine.events import Lifecycle, Transition
 from tests.simulation.loop import process_here
-from tests.simulation.machine import DiskPath, Machine, write_whole
+from tests.simulation.machine import DiskPath, Machine, write_atomically
 
 _FAREWELL: Final = 15.0
-CREDENTIAL: Final = Credential(seed="", inbox_prefix="")
+CREDENTIAL: Final = AgentCredential(seed="", inbox_prefix="")
 
 
 class Silent:
@@ -53,7 +53,7 @@ class Silent:
         """Nothing is kept."""
 
 
-class Workplace:
+class Builder:
     """Runs build steps."""
 
     machine: Machine
@@ -105,7 +105,7 @@ class Workplace:
         return config
 
 
-class Agents:
+class AgentSupervisor:
     """Sees to it that agents run, as the real one does with processes of the kernel."""
 
     machine: Machine
@@ -216,18 +216,18 @@ def install() -> None:
     for name, model in (
         ("Archives", Archives),
         ("Quotas", Quotas),
-        ("Agents", Agents),
-        ("Workplace", Workplace),
+        ("AgentSupervisor", AgentSupervisor),
+        ("Builder", Builder),
         ("_owning", lambda _root: nullcontext()),
     ):
         setattr(provisioner, name, model)
     for journal in (handlers.provisioner.journal, handlers.agent.journal):
-        journal.write_whole = write_whole  # type: ignore[attr-defined]
+        journal.write_atomically = write_atomically  # type: ignore[attr-defined]
     handlers.provisioner.job_runner.BuildLog = Silent  # type: ignore[misc,assignment]
     handlers.agent.agent.BuildLog = Silent  # type: ignore[misc,assignment]
     handlers.agent.agent.Scripts = Scripts  # type: ignore[misc,assignment]
     files = SimpleNamespace(
-        being=_being, read_config=_read_config, read_credential=lambda _home: CREDENTIAL
+        agent_lock=_agent_lock, read_config=_read_config, read_credential=lambda _home: CREDENTIAL
     )
     handlers.agent.agent.agent_files = files  # type: ignore[assignment]
     handlers.agent.link.agent_files = files  # type: ignore[assignment]
@@ -235,15 +235,15 @@ def install() -> None:
 
 def belongs(machine: Machine) -> None:
     """Let the models be those of this machine."""
-    for model in (Workplace, Agents, Scripts):
+    for model in (Builder, AgentSupervisor, Scripts):
         model.machine = machine  # type: ignore[attr-defined]
 
 
 @contextmanager
-def _being(home: DiskPath) -> Iterator[None]:
+def _agent_lock(home: DiskPath) -> Iterator[None]:
     agent_id = home.path.rsplit("/", 1)[1]
     if Scripts.machine.agents.get(agent_id) is not process_here():
-        raise AlreadyRuns(agent_id)
+        raise AgentAlreadyRuns(agent_id)
     yield
 
 

@@ -16,7 +16,7 @@ from handlers.cli.logs import JsonLines, Lines
 from handlers.cli.output import fields, table, tell, write_lines
 from handlers.cli.sanitize import as_json, plain
 from handlers.gateway import requests
-from handlers.publishing.log_lines import read_line, read_shown
+from handlers.publishing.build_log import read_log_line, read_ui_message
 from handlers.settings import InvalidSettings
 from statemachine.parameters import Parameter, misfit
 from statemachine.strict_json import Reason, Reject, parse
@@ -89,7 +89,7 @@ def test_depth_is_refused_at_every_door(deep: bytes) -> None:
     ):
         with pytest.raises(refused):
             take(deep)
-    assert read_line(deep, str(uuid4())) is None
+    assert read_log_line(deep, str(uuid4())) is None
     if len(deep) > 1000:
         with pytest.raises(InvalidSettings, match="nested too deep"):
             arguments([("a", "[" * 100_000)])
@@ -163,8 +163,8 @@ def test_only_what_is_a_log_line_is_shown_as_one() -> None:
             {"type": "workspaced.state_changed.v1", "data": {**line, **more}}
         ).encode()
 
-    assert read_line(said(), build) == line
-    shown = read_shown(subject, said())
+    assert read_log_line(said(), build) == line
+    shown = read_ui_message(subject, said())
     assert shown is not None
     assert shown["type"] == "workspaced.log_appended.v1"  # whatever it says it is
     for wrong in (
@@ -177,8 +177,10 @@ def test_only_what_is_a_log_line_is_shown_as_one() -> None:
         b"\xff",
         b"",
     ):
-        assert read_line(wrong, build) is None
-        assert read_shown(subject, wrong) is None
+        assert read_log_line(wrong, build) is None
+        assert read_ui_message(subject, wrong) is None
     for key in ("build_id", "stage"):  # null is as if it were absent
-        assert read_line(said(**{key: None}), build) == {k: v for k, v in line.items() if k != key}
-        assert read_shown(subject, said(**{key: None})) is None
+        assert read_log_line(said(**{key: None}), build) == {
+            k: v for k, v in line.items() if k != key
+        }
+        assert read_ui_message(subject, said(**{key: None})) is None

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bus import ServiceError
 from handlers.gateway import requests
-from handlers.publishing.log_lines import read_line
+from handlers.publishing.build_log import read_log_line
 from statemachine import events
 from statemachine.arguments import (
     BadArguments,
@@ -190,7 +190,7 @@ def test_log_lines_are_read_as_leniently(changes: dict[str, Any]) -> None:
     line = {"build_id": build, "origin": "agent", "stage": "s", "level": "info", "output": "o"}
     line |= {"sequence": 3, **changes}
 
-    found = read_line(BOM + json.dumps({"data": line}).encode(), build)
+    found = read_log_line(BOM + json.dumps({"data": line}).encode(), build)
 
     assert found is not None
     given = {key: value for key, value in line.items() if value is not None}

@@ -17,7 +17,7 @@ from handlers.cli.commands import events
 from handlers.cli.commands.state_text import SETTLED, Describing
 from handlers.cli.output import for_people, tell, tell_nobody, write_json
 from handlers.cli.sanitize import plain
-from handlers.publishing.log_lines import is_whole
+from handlers.publishing.build_log import is_complete_line
 from handlers.settings import Settings
 
 LAST_WORDS: Final = 0.5
@@ -146,5 +146,5 @@ class Follower:
 async def _print(bus: Bus, chat_id: str, build_id: str, printer: Printer) -> None:
     asked = {"chat_id": chat_id, "build_id": build_id}
     async for piece in paged(bus, "read_log", "lines", "after", **asked):
-        if is_whole(piece):
+        if is_complete_line(piece):
             printer.write(piece)

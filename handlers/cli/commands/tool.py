@@ -22,7 +22,7 @@ from handlers.cli.commands.state_text import Describing
 from handlers.cli.output import tell, tell_nobody
 from handlers.cli.sanitize import as_json
 from handlers.cli.words import ORGANIZATION, OWNER, strict_json
-from handlers.publishing.log_lines import read_shown
+from handlers.publishing.build_log import read_ui_message
 from handlers.settings import InvalidSettings, Settings
 
 TEXTS: Final = frozenset(("name", "query", "template", "preset"))
@@ -72,7 +72,7 @@ async def ask(
         async def follow() -> None:
             describing = Describing()
             async for message in watched:
-                envelope = read_shown(message.subject, message.data)
+                envelope = read_ui_message(message.subject, message.data)
                 if envelope is None:
                     continue
                 heard(envelope)

@@ -91,17 +91,17 @@ def main(arguments: Sequence[str]) -> None:
     os.execv(sys.executable, keeper)  # noqa: S606 — ourselves
 
 
-def version() -> int:
+def landlock_version() -> int:
     """Return the version of Landlock that this kernel has, 0 for none."""
     return max(0, int(_libc().syscall(_CREATE_RULESET, None, 0, _VERSION)))
 
 
-def usable() -> bool:
+def is_landlock_usable() -> bool:
     """Say whether this kernel's Landlock can confine a build."""
-    return version() >= _ENOUGH
+    return landlock_version() >= _ENOUGH
 
 
-def beside(private: Sequence[str]) -> Iterator[str]:
+def uncovered_paths(private: Sequence[str]) -> Iterator[str]:
     """Yield all that is not private, as few paths as can be: what stands beside the way there."""
     ways = {path for one in private for path in _ways(one)}
     for way in sorted(ways - set(private)):
@@ -194,13 +194,13 @@ def _confine(
     read: Iterable[str],
     signals: bool,
 ) -> None:
-    there = version()
+    there = landlock_version()
     handled = _ALL | (_TRUNCATE if there > _ENOUGH else 0)
     scoped = _ABSTRACT_SOCKETS | (0 if signals else _SIGNALS)
     attributes = struct.pack("=QQQ", handled, 0, scoped)[: None if there >= _SCOPES else 8]
     rules = _done(libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0))
     _allow(libc, rules, "/", _READ_DIR)
-    for path in (*beside((*private, "/dev", *_mounted(_OF_DEVICES))), *read):
+    for path in (*uncovered_paths((*private, "/dev", *_mounted(_OF_DEVICES))), *read):
         _allow(libc, rules, path, _EXECUTE | _READ_FILE)
     for path in _DEVICES:
         _allow(libc, rules, path, _READ_FILE | _WRITE_FILE | handled & _TRUNCATE)

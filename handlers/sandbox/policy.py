@@ -19,8 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from handlers.sandbox import confine
-from handlers.sandbox.processes import SHELLS_DESCRIPTORS
+from handlers.sandbox import confined_exec
+from handlers.sandbox.processes import INHERITED_FILE_LIMIT
 from handlers.settings import InvalidSettings, expanded
 
 _MIB: Final = 1024 * 1024
@@ -39,7 +39,7 @@ _OURS: Final = Path(__file__).parents[2]
 _log = logging.getLogger(__name__)
 
 
-class Way(StrEnum):
+class Mechanism(StrEnum):
     """What confines."""
 
     BUBBLEWRAP = "bubblewrap"
@@ -48,7 +48,7 @@ class Way(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class ResourceLimits:
     """What each process of a build, or of an agent, may use; 0: no bound."""
 
     cpu_seconds: int = 0
@@ -77,8 +77,8 @@ class Bounds:
 class Confinement:
     """A way to confine, and what it keeps builds from."""
 
-    way: Way = Way.RLIMITS
-    bounds: Bounds = field(default_factory=Bounds)
+    way: Mechanism = Mechanism.RLIMITS
+    bounds: ResourceLimits = field(default_factory=ResourceLimits)
     private: tuple[Path, ...] = ()
     """What builds may not read."""
     writable: tuple[Path, ...] = ()
@@ -93,16 +93,16 @@ class Confinement:
         `signals`: it may signal processes that are not its own, as who ends a workspace must.
         """
         words = self.bounds.words(step=step)
-        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] != SHELLS_DESCRIPTORS:
-            words.append(f"soft_files={SHELLS_DESCRIPTORS}")
-        if self.way is Way.LANDLOCK:
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] != INHERITED_FILE_LIMIT:
+            words.append(f"soft_files={INHERITED_FILE_LIMIT}")
+        if self.way is Mechanism.LANDLOCK:
             words.append("landlock=1")
             words += [f"private={path}" for path in self.private]
             words += [f"read={path}" for path in self.readable]
             words += [f"write={path}" for path in (*self.writable, workspace)]
             words += ["signals=1"] * signals
-        launcher = [sys.executable, "-I", "-S", confine.__file__, *words, "--"]
-        if self.way is Way.BUBBLEWRAP:
+        launcher = [sys.executable, "-I", "-S", confined_exec.__file__, *words, "--"]
+        if self.way is Mechanism.BUBBLEWRAP:
             return [*launcher, *self._wrapped(workspace, step=step)]
         return launcher
 
@@ -132,9 +132,9 @@ class Confinement:
         return [*words, "--bind", str(workspace), str(workspace), "--"]
 
 
-def choose(
+def choose_confinement(
     wanted: str,
-    bounds: Bounds,
+    bounds: ResourceLimits,
     *,
     private: Sequence[Path],
     environ: Mapping[str, str],
@@ -142,46 +142,46 @@ def choose(
 ) -> Confinement:
     """Return the confinement that is wanted; say so when `auto` finds the least only.
 
-    `wanted`: a Way, or `auto` for the first that works. `private` are directories and files of ours.
-    Raises InvalidSettings for a Way that can't be had: who names one relies on it.
+    `wanted`: a Mechanism, or `auto` for the first that works. `private` are directories and files of ours.
+    Raises InvalidSettings for a Mechanism that can't be had: who names one relies on it.
     """
     hidden = tuple(dict.fromkeys(path.resolve() for path in private if path.exists()))
     places = _writable(environ, writable)
     why = _NO_LANDLOCK
-    if wanted in ("auto", Way.BUBBLEWRAP):
+    if wanted in ("auto", Mechanism.BUBBLEWRAP):
         program = _bubblewrap(environ)
-        found = Confinement(Way.BUBBLEWRAP, bounds, hidden, places, bubblewrap=program)
+        found = Confinement(Mechanism.BUBBLEWRAP, bounds, hidden, places, bubblewrap=program)
         if not (why := _refusal(found)):
             _log.info("builds are confined by bubblewrap")
             return found
-    if wanted in ("auto", Way.LANDLOCK) and confine.usable():
-        words = f"builds are confined by Landlock {confine.version()}"
+    if wanted in ("auto", Mechanism.LANDLOCK) and confined_exec.is_landlock_usable():
+        words = f"builds are confined by Landlock {confined_exec.landlock_version()}"
         if shared := _shared(hidden, places):
             words += f"; they can read {shared}, which is below a directory that they may write"
             hidden = ()
         _log.info("%s", words)
-        return Confinement(Way.LANDLOCK, bounds, hidden, places)
-    if wanted in (Way.LANDLOCK, Way.BUBBLEWRAP):
+        return Confinement(Mechanism.LANDLOCK, bounds, hidden, places)
+    if wanted in (Mechanism.LANDLOCK, Mechanism.BUBBLEWRAP):
         raise _missing(wanted, why)
     if wanted == "auto":
         _log.warning(
             "builds are confined by limits of their processes only: %s, and %s", _NO_LANDLOCK, why
         )
-    return Confinement(Way.RLIMITS, bounds)
+    return Confinement(Mechanism.RLIMITS, bounds)
 
 
-def demand(wanted: str, environ: Mapping[str, str]) -> None:
-    """See whether a Way that was named can be had, before anything starts. Raises InvalidSettings."""
-    if wanted == Way.LANDLOCK and not confine.usable():
+def require_confinement(wanted: str, environ: Mapping[str, str]) -> None:
+    """See whether a Mechanism that was named can be had, before anything starts. Raises InvalidSettings."""
+    if wanted == Mechanism.LANDLOCK and not confined_exec.is_landlock_usable():
         raise _missing(wanted, _NO_LANDLOCK)
-    if wanted == Way.BUBBLEWRAP:
-        alone = Confinement(Way.BUBBLEWRAP, bubblewrap=_bubblewrap(environ))
+    if wanted == Mechanism.BUBBLEWRAP:
+        alone = Confinement(Mechanism.BUBBLEWRAP, bubblewrap=_bubblewrap(environ))
         if why := _refusal(alone):
             raise _missing(wanted, why)
 
 
 def _missing(wanted: str, why: str) -> InvalidSettings:
-    others = " or ".join(way for way in Way if way != wanted)
+    others = " or ".join(way for way in Mechanism if way != wanted)
     return InvalidSettings(
         f"WORKSPACED_CONFINEMENT is {wanted}, which can't be had here: {why}; provide it, or choose "
         f"{others}, or auto for the first that works"

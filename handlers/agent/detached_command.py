@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
-from handlers.publishing.atomic_files import read_plain, write_whole
+from handlers.publishing.atomic_files import read_regular_file, write_atomically
 from handlers.sandbox import keeper
 
 _NEWS: Final = "news"
@@ -24,7 +24,7 @@ _NOTE_SIZE: Final = 64
 _PIECE: Final = 65_536
 
 
-class Kept:
+class DetachedCommand:
     """A command in the care of a keeper (`handlers/sandbox/keeper.py`), which shares a folder with us.
 
     It is found by files and FIFOs alone: under bubblewrap, the next process of the agent is in
@@ -45,7 +45,7 @@ class Kept:
         self._output: Callable[[bytes], None] | None = None
         self._offset = 0
         with suppress(OSError, ValueError):
-            self._offset = int(read_plain(folder / _READ, _NOTE_SIZE))
+            self._offset = int(read_regular_file(folder / _READ, _NOTE_SIZE))
 
     @classmethod
     def start(
@@ -89,7 +89,7 @@ class Kept:
     def ended(self) -> tuple[int, bool] | None:
         """The command's exit status, and whether it left something running; None: it has not ended."""
         try:
-            status, left = read_plain(self._folder / keeper.ENDED, _NOTE_SIZE).split()
+            status, left = read_regular_file(self._folder / keeper.ENDED, _NOTE_SIZE).split()
             return int(status), left == b"1"
         except (OSError, ValueError):
             return None
@@ -167,6 +167,6 @@ class Kept:
             finally:
                 os.close(output)
             if self._offset != before:
-                write_whole(self._folder / _READ, str(self._offset).encode(), durable=False)
+                write_atomically(self._folder / _READ, str(self._offset).encode(), durable=False)
         if self._over:
             self._output(b"")
