@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 AUDITING := .audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit sbom format diagram schemas
+.PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit sbom format diagram settings schemas
 SEEDS ?= 1000
 # Processes that share the tests, file by file; most tests wait more than they compute.
 JOBS ?= 2
@@ -70,6 +70,9 @@ format: $(INSTALLED)  ## Put the code into its form
 
 diagram: $(INSTALLED)  ## Draw the state machine into ARCHITECTURE.md and README.md
 	$(BIN)/python -m statemachine.table
+
+settings: $(INSTALLED)  ## Write the table of settings into docs/operators.md
+	$(BIN)/python -m handlers.settings docs/operators.md
 
 schemas: $(INSTALLED)  ## Write the AsyncAPI document and the JSON Schemas of the contract into docs/schemas
 	$(BIN)/python -m handlers.schemas docs/schemas

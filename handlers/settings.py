@@ -1,9 +1,14 @@
-"""What a process can be told: the only reader of `WORKSPACED_*` in the environment."""
+"""The settings of a process: flags over `WORKSPACED_*` variables over defaults.
+
+A new setting is a field of `Settings` (and an entry in `SETTING_FLAGS` if it is also a flag); its
+description becomes the help of flag and variable, and the table in docs/operators.md.
+"""
 
 from __future__ import annotations
 
 import os
 import pwd
+import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,41 +19,45 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from handlers.errors import WorkspacedError
+from handlers.setting_flags import SETTING_FLAGS
 
 _PREFIX: Final = "WORKSPACED_"
+TABLE_START: Final = "<!-- settings: written by `make settings` -->"
+TABLE_END: Final = "<!-- end of settings -->"
 Seconds = Annotated[float, Field(ge=0.1, le=30 * 24 * 3600, allow_inf_nan=False)]
-"""How long, 30 days at most; decimals allowed."""
+"""A number of seconds from 0.1 to 30 days."""
 
-_DATA: Final = Path("~/.local/share/workspaced")
-_OF_SCRIPTS: Final = (
+_DEFAULT_DATA_DIR: Final = Path("~/.local/share/workspaced")
+_SCRIPT_VARIABLES: Final = (
     *("CHAT_ID", "WORKSPACE_ID", "WORKSPACE_NAME", "WORKSPACE_DIRECTORY", "BUILD_ID", "TRANSITION"),
     *("OWNER_NAME", "TEMPLATE_NAME", "AGENT_ID", "AGENT_NAME", "ERROR_FILE", "AGENT_LAUNCHER"),
 )
-"""What provisioners tell a template's scripts, which may run `workspaced` as well."""
-_OF_PARAMETERS: Final = "PARAM_"
+"""Variables that provisioners set for a template's scripts, which may call `workspaced`."""
+_PARAMETER_PREFIX: Final = "PARAM_"
 
 
 def expanded(path: Path) -> Path:
-    """Return the path with the user's home for `~`. Raises ValueError when nothing tells the home.
+    """Return the path with the user's home directory in place of `~`.
 
-    Only the default data directory is then below `/`, as container engines set HOME for a user
-    without an entry in /etc/passwd: commands that do not need the directory work.
+    Raises ValueError if the home directory is unknown, except for the default data directory, which is
+    then below `/`: that is where container engines put the home of a user without an entry in
+    /etc/passwd, and commands that do not use the directory then work.
     """
     try:
         if path.parts[:1] == ("~",) and os.environ.get("HOME") == "":
             return Path(pwd.getpwuid(os.getuid()).pw_dir, *path.parts[1:])
         return path.expanduser()
     except (RuntimeError, KeyError):
-        if path == _DATA:
+        if path == _DEFAULT_DATA_DIR:
             return Path("/", *path.parts[1:])
         raise ValueError(
-            f"neither HOME nor /etc/passwd tells the home directory {path.parts[0]}: set HOME, or "
-            "give a whole path"
+            f"neither HOME nor /etc/passwd names the home directory {path.parts[0]}: set HOME, or "
+            "give an absolute path"
         ) from None
 
 
-Place = Annotated[Path, AfterValidator(expanded)]
-"""A path, in which `~` is the user's home."""
+ExpandedPath = Annotated[Path, AfterValidator(expanded)]
+"""A path in which a leading `~` is replaced."""
 
 
 class InvalidSettings(WorkspacedError, ValueError):
@@ -58,49 +67,44 @@ class InvalidSettings(WorkspacedError, ValueError):
 
 
 class Settings(BaseSettings):
-    """Flag over environment over default, read once by the composition root."""
+    """All settings; read them with `read_settings`."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, frozen=True)
 
     nats_url: str | None = Field(
         default=None,
         repr=False,
-        description="URL of the NATS server, or URLs of several servers of a cluster, separated by commas. "
-        "If it is not set, `up` starts a NATS server.",
+        description=SETTING_FLAGS["nats_url"].description,
     )
     database_url: str | None = Field(
         default=None,
         repr=False,
-        description="URL of the PostgreSQL database. If it is not set, `up` starts a PostgreSQL server.",
+        description=SETTING_FLAGS["database_url"].description,
     )
-    nats_ca: Place | None = Field(
+    nats_ca: ExpandedPath | None = Field(
         default=None,
-        description="PEM file with the CA certificates that signed the certificate of NATS. If it is not "
-        "set, the CA certificates of this machine apply.",
+        description=SETTING_FLAGS["nats_ca"].description,
     )
-    tls_certificate: Place | None = Field(
+    tls_certificate: ExpandedPath | None = Field(
         default=None,
-        description="PEM file with the TLS certificate of every listener of this process and of the NATS "
-        "server that `up` starts. If it is not set, listeners accept connections from this "
-        "machine only.",
+        description=SETTING_FLAGS["tls_certificate"].description,
     )
-    tls_key: Place | None = Field(
-        default=None, description="PEM file with the private key of that certificate."
+    tls_key: ExpandedPath | None = Field(
+        default=None, description=SETTING_FLAGS["tls_key"].description
     )
     websocket_origins: str | None = Field(
         default=None,
         description="Web pages that may use the WebSocket of `up`, as https://host, separated by commas. If "
         "it is not set, any page may, but still needs a key.",
     )
-    credentials: Place | None = Field(
+    credentials: ExpandedPath | None = Field(
         default=None,
-        description="File with the NKey seed to connect to NATS with, or a folder with <role>.nk of each "
-        "role. If it is not set, the seeds in the data directory are used.",
+        description=SETTING_FLAGS["credentials"].description,
     )
-    data_dir: Place = Field(
-        default=_DATA,
+    data_dir: ExpandedPath = Field(
+        default=_DEFAULT_DATA_DIR,
         validate_default=True,
-        description="Directory in which `up` keeps its servers, ports, credentials and workspaces.",
+        description=SETTING_FLAGS["data_dir"].description,
     )
     build_timeout: Seconds = Field(
         default=600.0, description="Seconds that a build may take before its chat becomes `failed`."
@@ -218,10 +222,9 @@ class Settings(BaseSettings):
 
 
 def read_settings(flags: Mapping[str, object] | None = None) -> Settings:
-    """Return the settings under command-line flags, as `vars()` of what argparse found.
+    """Return the settings; `flags` are the arguments of a command by name.
 
-    A flag that is None or empty was not given; one that is no setting is somebody else's.
-    Raises InvalidSettings.
+    Ignores flags that are None or empty, and arguments that are not settings. Raises InvalidSettings.
     """
     given: dict[str, Any] = {
         name: value
@@ -231,44 +234,75 @@ def read_settings(flags: Mapping[str, object] | None = None) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        faults = (
-            f"{_PREFIX}{str(fault['loc'][0]).upper()} is {str(fault['input'])!r}: "
-            f"{fault['msg'].removeprefix('Value error, ')}"
-            for fault in error.errors()
+        problems = (
+            f"{_PREFIX}{str(problem['loc'][0]).upper()} is {str(problem['input'])!r}: "
+            f"{problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
         )
-        raise InvalidSettings("; ".join(faults)) from error
+        raise InvalidSettings("; ".join(problems)) from error
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Return a warning for each variable that looks like a setting and is none."""
+    """Return a warning for each `WORKSPACED_` variable that is not a setting."""
     known = [f"{_PREFIX}{name.upper()}" for name in Settings.model_fields]
-    strange = sorted(
+    unknown = sorted(
         name
         for name in environ
         if name.startswith(_PREFIX)
         and name not in known
-        and (said := name.removeprefix(_PREFIX)) not in _OF_SCRIPTS
-        and not said.startswith(_OF_PARAMETERS)
+        and (short := name.removeprefix(_PREFIX)) not in _SCRIPT_VARIABLES
+        and not short.startswith(_PARAMETER_PREFIX)
     )
     return [
         f"the variable {name} is no setting of workspaced and has no effect"
         + "".join(f"; did you mean {near}?" for near in get_close_matches(name, known, 1, 0.8))
-        for name in strange
+        for name in unknown
     ]
 
 
 def variable(name: str) -> str:
-    """Return a setting's variable, with the flag that is over it."""
+    """Return the variable of a setting, with the flag that overrides it."""
     return f"{_PREFIX}{name.upper()} (--{name.replace('_', '-')})"
 
 
-def variables() -> str:
-    """Return every variable of the environment with what it is for, as `--help` shows them."""
+def describe_variables() -> str:
+    """Return the section of `--help` that describes every variable."""
     lines = ["environment:"]
     for name, field in Settings.model_fields.items():
-        words = field.description or ""
-        if (usual := field.default) not in (None, ""):
-            words += f" Default: {f'{usual:g}' if isinstance(usual, float) else usual}."
+        text = field.description or ""
+        if default := _default(name):
+            text += f" Default: {default}."
         lines.append(f"  {_PREFIX}{name.upper()}")
-        lines += wrap(words, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines += wrap(text, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines) + "\n"
+
+
+def settings_table() -> str:
+    """Return all settings as the Markdown table of docs/operators.md."""
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        flag = f" (`--{name.replace('_', '-')}`)" if name in SETTING_FLAGS else ""
+        lines.append(
+            f"| `{_PREFIX}{name.upper()}`{flag} | {_default(name)} | {field.description} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _default(name: str) -> str:
+    """Return the default of a setting as text; empty if there is none."""
+    default = Settings.model_fields[name].default
+    if default is None:
+        return ""
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def write_settings_table(file: Path) -> None:
+    """Replace the table of settings in a Markdown file."""
+    before, _, rest = file.read_text().partition(TABLE_START)
+    file.write_text(
+        f"{before}{TABLE_START}\n{settings_table()}{TABLE_END}{rest.partition(TABLE_END)[2]}"
+    )
+
+
+if __name__ == "__main__":
+    write_settings_table(Path(sys.argv[1]))

@@ -1,30 +1,33 @@
-"""The command line on the bus: what it publishes as a chat service, asks, and watches."""
+"""What commands do over NATS: publish as a chat service, call rpcs, and watch chats."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
-from bus import CLOUDEVENT, Bus, NoResponder, Subscription, subjects
+from bus import CLOUDEVENT, Bus, BusError, NoResponder, Subscription, subjects
 from handlers.errors import NotFoundError
 from handlers.publishing.build_log import read_ui_message
+from handlers.supervise import cancel_and_wait
 from statemachine.codec import encode
 
-SOURCE: Final = "cli"
-"""The chat service that the command line is."""
-_PATIENCE: Final = 10.0
+SERVICE: Final = "cli"
+"""The command line's name as a chat service."""
+STALL: Final = 3.0
+"""Seconds without a message after which `notice_stalls` asks whether a provisioner works."""
+_RPC_TIMEOUT: Final = 10.0
 
 
 async def publish(bus: Bus, type_name: str, chat_id: str, data: dict[str, Any]) -> str:
-    """Publish an event of a chat service; return its id."""
-    source, event_id = f"/chat/{SOURCE}", str(uuid4())
+    """Publish an event as a chat service; return its id."""
+    source, event_id = f"/chat/{SERVICE}", str(uuid4())
     await bus.publish(
-        subjects.inbound("tool", chat_id, SOURCE),
+        subjects.inbound("tool", chat_id, SERVICE),
         encode(type_name, source, chat_id, data, event_id=event_id, time=datetime.now(UTC)),
         headers=CLOUDEVENT,
         message_id=f"{source}:{event_id}",
@@ -35,11 +38,13 @@ async def publish(bus: Bus, type_name: str, chat_id: str, data: dict[str, Any]) 
 async def rpc(bus: Bus, name: str, /, **body: Any) -> dict[str, Any]:
     """Call an rpc of the gateway, without the arguments that are None; return its reply.
 
-    Raises BusError, TimeoutError, NotFoundError if no gateway runs.
+    Raises BusError, TimeoutError, and NotFoundError if no gateway runs.
     """
     given = {key: value for key, value in body.items() if value is not None}
     try:
-        reply = await bus.request(subjects.rpc(name), json.dumps(given).encode(), timeout=_PATIENCE)
+        reply = await bus.request(
+            subjects.rpc(name), json.dumps(given).encode(), timeout=_RPC_TIMEOUT
+        )
     except NoResponder as error:
         raise NotFoundError(
             f"{error}: start `workspaced gateway` on this NATS, or `workspaced up`"
@@ -47,10 +52,10 @@ async def rpc(bus: Bus, name: str, /, **body: Any) -> dict[str, Any]:
     return json.loads(reply.data)  # type: ignore[no-any-return]
 
 
-async def paged(
+async def rpc_pages(
     bus: Bus, name: str, key: str, cursor: str, /, **body: Any
 ) -> AsyncIterator[dict[str, Any]]:
-    """Yield the entries of all pages; `cursor` is what the next page is asked by."""
+    """Yield the entries under `key` of all pages; `cursor` is the argument that names the page."""
     page: dict[str, Any] = {"next": None}
     while "next" in page:
         page = await rpc(bus, name, **{**body, cursor: page["next"]})
@@ -58,39 +63,96 @@ async def paged(
             yield entry
 
 
-@asynccontextmanager
-async def watching(bus: Bus, chat_id: str) -> AsyncIterator[AsyncIterator[dict[str, Any] | None]]:
-    """Watch a chat as a frontend does: its states and logs, from now on.
+async def read_events(bus: Bus, chat_id: str) -> AsyncIterator[dict[str, Any]]:
+    """Yield the entries of a chat's event log."""
+    async for entry in rpc_pages(bus, "read_events", "events", "after", chat_id=chat_id):
+        yield entry
 
-    None comes first, and after each reconnect: something may have passed, look at the whole.
+
+async def get_known_chat(bus: Bus, chat_id: str) -> dict[str, Any]:
+    """Return the reply of `get_chat`; raises NotFoundError if the chat never received an event.
+
+    `get_chat` answers for every id. Only its event log shows a chat that never had a workspace.
+    """
+    chat = await rpc(bus, "get_chat", chat_id=chat_id)
+    if chat["version"] == 0 and not chat["open_calls"]:
+        page = await rpc(bus, "read_events", chat_id=chat_id)
+        if not page["events"]:
+            raise unknown_chat(chat_id)
+    return chat
+
+
+def unknown_chat(chat_id: str) -> NotFoundError:
+    """Return the error that there is no such chat."""
+    return NotFoundError(f"there is no chat {chat_id}; `workspaced chat list` shows all chats")
+
+
+@asynccontextmanager
+async def watch_chat(bus: Bus, chat_id: str) -> AsyncIterator[AsyncIterator[dict[str, Any] | None]]:
+    """Watch a chat as a frontend does; the iterator yields its states and log lines from now on.
+
+    It yields None first and after each reconnect: messages may have been missed, so ask for the state.
     """
     look = asyncio.Event()
     look.set()
     bus.on_reconnect(look.set)
-    async with bus.subscribe(subjects.ui(chat_id)) as heard:
-        changes = _changes(heard, look)
+    async with bus.subscribe(subjects.ui(chat_id)) as messages:
+        changes = _changes(messages, look)
         try:
             yield changes
         finally:
             await changes.aclose()
 
 
-async def _changes(heard: Subscription, look: asyncio.Event) -> Any:
-    message = asyncio.ensure_future(heard.next())
-    lost = asyncio.ensure_future(look.wait())
+async def _changes(messages: Subscription, look: asyncio.Event) -> Any:
+    next_message = asyncio.create_task(messages.next())
+    missed = asyncio.create_task(look.wait())
     try:
         while True:
-            await asyncio.wait((message, lost), return_when=asyncio.FIRST_COMPLETED)
-            if lost.done():
+            await asyncio.wait((next_message, missed), return_when=asyncio.FIRST_COMPLETED)
+            if missed.done():
                 look.clear()
-                lost = asyncio.ensure_future(look.wait())
+                missed = asyncio.create_task(look.wait())
                 yield None
             else:
-                came = message.result()
-                message = asyncio.ensure_future(heard.next())
-                if (envelope := read_ui_message(came.subject, came.data)) is not None:
+                message = next_message.result()
+                next_message = asyncio.create_task(messages.next())
+                if (envelope := read_ui_message(message.subject, message.data)) is not None:
                     yield envelope
     finally:
-        for task in (message, lost):
-            task.cancel()
-        await asyncio.gather(message, lost, return_exceptions=True)
+        await cancel_and_wait(next_message, missed)
+
+
+@asynccontextmanager
+async def notice_stalls(
+    bus: Bus, chat_id: str, report: Callable[[str], object]
+) -> AsyncIterator[Callable[[Mapping[str, Any]], None]]:
+    """Report the chat's notice, such as that no provisioner serves its pool, if it gets no message.
+
+    Yields a function that the caller must call with each message of the chat.
+    """
+    loop = asyncio.get_running_loop()
+    asking: list[asyncio.Task[None]] = []
+
+    async def ask() -> None:
+        with suppress(BusError, NotFoundError, TimeoutError):  # the notice is not essential
+            chat = await rpc(bus, "get_chat", chat_id=chat_id)
+            if "notice" in chat:
+                report(f"  {chat['notice']}")
+
+    def start() -> None:
+        asking.append(loop.create_task(ask()))
+
+    timer = loop.call_later(STALL, start)
+
+    def heard(envelope: Mapping[str, Any]) -> None:
+        nonlocal timer
+        timer.cancel()
+        if envelope["data"].get("state") in ("building", "stopping"):
+            timer = loop.call_later(STALL, start)
+
+    try:
+        yield heard
+    finally:
+        timer.cancel()
+        await cancel_and_wait(*asking)

@@ -1,4 +1,4 @@
-"""Logging of a process: to stderr, for people on a terminal, as JSON lines otherwise."""
+"""Logging to stderr: plain lines on a terminal, JSON lines otherwise."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _FIELDS: Final = (
     *("chat_id", "event_id", "version", "call_id", "build_id", "agent_id"),
     *("why", "public_key", "address"),
 )
-_OF_NO_USE: Final = "returning true from eof_received() has no effect when using ssl"
-"""asyncio's warning at each end of a TLS connection of nats-py: nothing is wrong, nothing to do."""
+_MEANINGLESS: Final = "returning true from eof_received() has no effect when using ssl"
+"""asyncio logs this whenever a TLS connection of nats-py ends; it means nothing."""
 
 
 class JsonLines(logging.Formatter):
-    """One object a line, with the ids that a record carries."""
+    """Formats a record as one line of JSON, with the ids in its `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one JSON object."""
@@ -42,19 +42,19 @@ def _second(since_1970: int) -> str:
 
 
 class Lines(logging.Formatter):
-    """One line a record, which no value in it can break or colour; an exception follows it."""
+    """Formats a record as one sanitized line, followed by its exception."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 — the base's name
-        """Return the line."""
+        """Return the record without newlines."""
         return plain(super().formatMessage(record)).replace("\n", " ")
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 — the base's name
-        """Return the exception's lines."""
+        """Return the sanitized traceback."""
         return plain(super().formatException(ei))
 
 
 def configure(*, quiet: bool = False) -> None:
-    """Send this process' logs to stderr; `quiet` for commands whose output is the point."""
+    """Log to stderr; with `quiet`, for commands that are no servers, only warnings."""
     handler = logging.StreamHandler(sys.stderr)
     if sys.stderr.isatty():
         handler.setFormatter(Lines("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
@@ -62,13 +62,13 @@ def configure(*, quiet: bool = False) -> None:
         handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler])
     if quiet:
-        # A command says it in words of its own, once.
+        # The command reports this error itself.
         logging.getLogger("bus.connection.denied").setLevel(logging.CRITICAL)
     logging.getLogger("transitions").setLevel(logging.WARNING)
-    logging.getLogger("nats").setLevel(logging.CRITICAL)  # what it says is logged by `bus`
-    logging.getLogger("asyncio").addFilter(_tells)
-    logging.getLogger("asyncpg").setLevel(logging.ERROR)  # what is lost is told by the store
+    logging.getLogger("nats").setLevel(logging.CRITICAL)  # `bus` logs the same events
+    logging.getLogger("asyncio").addFilter(_is_meaningful)
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)  # the store reports lost connections
 
 
-def _tells(record: logging.LogRecord) -> bool:
-    return record.getMessage() != _OF_NO_USE
+def _is_meaningful(record: logging.LogRecord) -> bool:
+    return record.getMessage() != _MEANINGLESS

@@ -1,51 +1,90 @@
-"""How commands show what they found: tables for people, JSON lines for programs."""
+"""How commands print: tables for people, JSON lines for programs, notes on stderr.
+
+`rich` draws for terminals and is imported only there. Everything printed is sanitized first.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncIterable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
 from handlers.cli.sanitize import as_json, plain
 
-_QUIET: Final = 5.0
-"""Seconds of work before a word of progress."""
+_FIRST_PROGRESS: Final = 5.0
+"""Seconds before the first report of progress, and between reports."""
+_STYLES: Final = {
+    "ready": "green",
+    "failed": "red",
+    "building": "yellow",
+    "agent_connecting": "yellow",
+    "scripts_running": "yellow",
+    "stopping": "yellow",
+    "stopped": "dim",
+    "none": "dim",
+}
+"""Colours of states in tables."""
 
 
 def for_people(*, as_json: bool) -> bool:
-    """Say whether a person reads stdout."""
+    """Return whether to print for a person: stdout is a terminal, and --json was not given."""
     return not as_json and sys.stdout.isatty()
 
 
-def tell(line: str) -> None:
-    """Say something beside the data."""
+def note(line: str) -> None:
+    """Print a line on stderr."""
     sys.stderr.write(plain(line) + "\n")
 
 
-def tell_nobody(line: str) -> None:
-    """Say nothing, where only data is wanted."""
+def no_note(line: str) -> None:
+    """Print nothing: the alternative to `note` with --json."""
     del line
 
 
 class Progress:
-    """Says now and then how far a long work is; nothing of a short one."""
+    """Reports on stderr how far a long task is; a short task reports nothing."""
 
-    def __init__(self, words: str) -> None:
-        self._words = words
-        self._said = time.monotonic()
+    def __init__(self, text: str) -> None:
+        """Report in words: `text` has a `{}` for the number."""
+        self._text = text
+        self._last = time.monotonic()
 
     def at(self, done: int) -> None:
-        """Say how much is done, if nothing was said for a while."""
+        """Report how much is done, unless the last report is recent."""
         now = time.monotonic()
-        if now - self._said >= _QUIET:
-            self._said = now
-            tell(f"{self._words.format(done)} …")
+        if now - self._last >= _FIRST_PROGRESS:
+            self._last = now
+            note(f"{self._text.format(done)} …")
+
+
+@contextmanager
+def waiting(text: str, *, shown: bool) -> Iterator[Callable[[str], None]]:
+    """Show a status line below the notes while the block runs, if stderr is a terminal.
+
+    Yields a function that replaces the text. Nothing is shown unless `shown`.
+    """
+    if not shown or not sys.stderr.isatty():
+        yield no_note
+        return
+    from rich.console import Console  # noqa: PLC0415 — only for terminals
+    from rich.live import Live  # noqa: PLC0415
+    from rich.spinner import Spinner  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    def line(text: str) -> Text:
+        return Text(plain(text), style="dim")
+
+    spinner = Spinner("dots", line(text))
+    # Stdout is data, which may go elsewhere: it must not be drawn on this console.
+    with Live(spinner, console=Console(stderr=True), transient=True, redirect_stdout=False):
+        yield lambda text: spinner.update(text=line(text))
 
 
 def write_json(found: Mapping[str, Any]) -> None:
-    """Print one JSON line."""
+    """Print one line of JSON."""
     sys.stdout.write(as_json(found) + "\n")
 
 
@@ -54,15 +93,18 @@ def write_lines(lines: Sequence[str]) -> None:
     sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
 
 
-async def write_listed(
-    entries: AsyncIterable[dict[str, Any]],
+async def write_entries(
+    entries: AsyncIterable[Mapping[str, Any]],
     titles: Sequence[str],
-    row: Callable[[dict[str, Any]], Sequence[str]],
-    none: str,
+    row: Callable[[Mapping[str, Any]], Sequence[str]],
     *,
+    none: str,
     as_json: bool,
 ) -> None:
-    """Print entries as JSON as they come, or below `titles` for people; `none`: there are none."""
+    """Print each entry as JSON as it comes, or for people all of them as a table.
+
+    `row` returns the cells of an entry. `none` is printed for people if there are no entries.
+    """
     people, rows = for_people(as_json=as_json), []
     async for entry in entries:
         if people:
@@ -70,43 +112,64 @@ async def write_listed(
         else:
             write_json(entry)
     if rows:
-        write_lines(table(titles, rows))
+        write_table(titles, rows)
     elif people:
-        tell(none)
+        note(none)
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows below their titles, each column as wide as it must be; each row is one line."""
-    cells = [list(titles), *([one_line(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[n]) for row in cells) for n in range(len(titles))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+def write_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table for people. Each row is one line; longer texts are cut at their first line."""
+    from rich.text import Text  # noqa: PLC0415 — only for terminals
+
+    cells: list[list[Text]] = [[Text(title, style="bold") for title in titles]]
+    for row in rows:
+        cells.append([])
+        for title, value in zip(titles, row, strict=True):
+            text = one_line(value)
+            style = _STYLES.get(text.partition(":")[0], "") if title == "STATE" else ""
+            cells[-1].append(Text(text, style=style))
+    _write_grid(cells)
 
 
-def fields(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Return what is known of one thing, a name and a value a line; later lines are indented."""
-    width = max((len(name) for name, _ in pairs), default=0)
-    return [
-        f"{name if first else '':<{width}}  {line}".rstrip()
-        for name, value in pairs
-        for first, line in _numbered(plain(value).splitlines() or ["-"])
-    ]
+def write_fields(pairs: Sequence[tuple[str, str]]) -> None:
+    """Print names and values for people, one pair a line; more lines of a value are indented."""
+    from rich.text import Text  # noqa: PLC0415 — only for terminals
+
+    _write_grid(
+        [
+            [Text(name, style="bold"), Text(plain(value).rstrip("\n") or "-")]
+            for name, value in pairs
+        ]
+    )
+
+
+def _write_grid(rows: Sequence[Sequence[Any]]) -> None:
+    """Print aligned columns, never wrapped, so that ids can be copied and lines be searched."""
+    from rich.console import Console  # noqa: PLC0415 — only for terminals
+    from rich.table import Table  # noqa: PLC0415
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for cells in rows:
+        grid.add_row(*cells)
+    console = Console(file=sys.stdout)
+    width = console.measure(grid, options=console.options.update(max_width=100_000)).maximum
+    with console.capture() as captured:
+        console.print(grid, width=width, crop=False, no_wrap=True)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().split("\n")[:-1]))
 
 
 def counted(number: int, one: str, many: str = "") -> str:
-    """Return a number with what it counts; `many`: when an s does not make it more."""
+    """Return a number with its noun; `many` is the plural if it is not `one` with an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def indented(text: str, by: str = "  ") -> list[str]:
-    """Return the lines of a text, each further in."""
+    """Return the sanitized lines of a text, indented."""
     return [f"{by}{line}".rstrip() for line in plain(text).splitlines()]
 
 
 def one_line(text: str) -> str:
-    """Return the first line of a text, and a sign when there is more."""
+    """Return the first line of a text that is not blank, with an ellipsis if there are more."""
     lines = [line for line in plain(text).splitlines() if line.strip()]
     if not lines:
         return "-"
@@ -114,11 +177,7 @@ def one_line(text: str) -> str:
 
 
 def local_time(text: str | None) -> str:
-    """Return a time of the wire as the reader's clock has it."""
+    """Return an RFC 3339 time in the local time zone."""
     if text is None:
         return "-"
     return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _numbered(lines: Sequence[str]) -> list[tuple[bool, str]]:
-    return [(number == 0, line) for number, line in enumerate(lines)]

@@ -1,7 +1,7 @@
-"""Standard input, output and error of a process, whatever whoever started it made of them.
+"""Makes stdin, stdout and stderr usable however the process was started.
 
-They may be closed, full, or unable to encode a character. Stdout reports its own failures as
-`Unwritable`; a failure to write to stderr ends nothing.
+They may be closed, full, or unable to encode a character. Failures to write to stdout become
+`Unwritable`; failures to write to stderr are ignored.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ _ESCAPES: Final = "workspaced.escapes"
 
 
 class Unwritable(Exception):
-    """Stdout does not take what a command prints; the message says why."""
+    """A command cannot write to stdout; the text says why."""
 
 
 def prepare() -> None:
     r"""Make the three streams usable; call it before anything opens a file or a socket.
 
-    A closed descriptor is opened on /dev/null: the next socket would else get its number, and be
-    taken for a standard stream. What an encoding lacks is written as `\\uXXXX`, also valid in JSON.
+    Opens closed descriptors on /dev/null, because the next socket would otherwise get such a number
+    and be taken for a standard stream. Characters that the encoding of a stream lacks are written as
+    `\\uXXXX`, which is also valid in JSON.
     """
     null = os.open(os.devnull, os.O_RDWR)
     while null <= 2:  # noqa: PLR2004 — 0, 1 and 2 are the standard streams
@@ -49,14 +50,14 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 
 @contextmanager
-def told_apart(*, needed: bool) -> Iterator[None]:
-    """Have what can't be written to stdout raised as Unwritable; all is written at the end.
+def report_stdout_errors(*, required: bool) -> Iterator[None]:
+    """Raise failures to write to stdout as Unwritable while the block runs, and flush it at the end.
 
-    A reader that went stays BrokenPipeError. Who has no stdout at all may do without, unless it is
-    `needed`.
+    A reader that has closed the pipe still raises BrokenPipeError. A closed stdout is an error only
+    if stdout is `required`.
     """
     if sys.stdout is None:
-        if needed:
+        if required:
             raise Unwritable("it is closed; send it to a file, or to /dev/null")
         with Path(os.devnull).open("w", encoding="utf-8") as nothing, redirect_stdout(nothing):
             yield
@@ -66,8 +67,8 @@ def told_apart(*, needed: bool) -> Iterator[None]:
         sys.stdout.flush()
 
 
-def silence() -> None:
-    """Let what was not written go nowhere: Python would complain of it once more at its end."""
+def discard_stdout() -> None:
+    """Send what is still buffered to /dev/null, since Python would report it again at its exit."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -85,17 +86,17 @@ class _Stdout:
             return self._inner.write(text)
         except BrokenPipeError:
             raise
-        except OSError as no:
-            raise Unwritable(no.strerror or str(no)) from no
+        except OSError as error:
+            raise Unwritable(error.strerror or str(error)) from error
 
     def flush(self) -> None:
-        """Write what waits, or raise Unwritable."""
+        """Flush, or raise Unwritable."""
         try:
             self._inner.flush()
         except BrokenPipeError:
             raise
-        except OSError as no:
-            raise Unwritable(no.strerror or str(no)) from no
+        except OSError as error:
+            raise Unwritable(error.strerror or str(error)) from error
 
 
 class _Stderr:
@@ -106,12 +107,12 @@ class _Stderr:
         return getattr(self._inner, name)
 
     def write(self, text: str) -> int:
-        """Write what can be written: nobody is left to tell of a failure."""
+        """Write, and ignore a failure, which could be reported nowhere."""
         with suppress(OSError):
             return self._inner.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Write what waits, if it can be written."""
+        """Flush, and ignore a failure."""
         with suppress(OSError):
             self._inner.flush()

@@ -19,10 +19,11 @@ from uuid import uuid4
 
 from bus import Bus, subjects
 from handlers.app import Endpoints, locate
-from handlers.cli import ORGANIZATION, OWNER
-from handlers.cli.commands import events as event_log
-from handlers.cli.commands.template import announce
-from handlers.cli.commands.tool import ask
+from handlers.cli.client import read_events
+from handlers.cli.command_table import DEFAULT_ORGANIZATION, DEFAULT_OWNER, Demo
+from handlers.cli.commands.template import prepare_pools
+from handlers.cli.commands.tool import request_and_wait
+from handlers.cli.output import no_note
 from handlers.cli.sanitize import as_json, plain
 from handlers.demo.running import RunningUp
 from handlers.demo.timing import Watch, lines, table
@@ -46,7 +47,7 @@ def heading(text: str) -> None:
     say(f"\n== {text}")
 
 
-async def demo(settings: Settings, *, keep: bool) -> int:
+async def demo(command: Demo, settings: Settings) -> int:
     """Tell the story on servers of its own; return 0 when all of it came out as told.
 
     However it ends, also by a signal or because nobody reads on, nothing of it runs on.
@@ -73,7 +74,7 @@ async def demo(settings: Settings, *, keep: bool) -> int:
     finally:
         await cancel_and_wait(story, waiting, cancel_again_after=_CANCEL_AGAIN_AFTER)
         await up.end()
-        if keep:
+        if command.keep:
             say(f"kept: {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
@@ -115,7 +116,7 @@ class _Story:
             watch.run = "start"
             await self._tool(chat, "start_workspace", {})
             watch.run = "end"
-            log = [entry async for entry in event_log.read(self.operator, chat)]
+            log = [entry async for entry in read_events(self.operator, chat)]
             await self._tool(chat, "stop_workspace", {}, quiet=True)  # leave no agent behind
         agrees = self._replay(log)
         heading("How long each state took to reach the caller")
@@ -127,11 +128,11 @@ class _Story:
         ids: dict[str, str] = {}
         async with self.endpoints.store() as store:
             for name in ("python", "fails"):
-                version, archive = load(_folder(name), ORGANIZATION)
-                await store.templates.push(ORGANIZATION, version, archive)
+                version, archive = load(_folder(name), DEFAULT_ORGANIZATION)
+                await store.templates.push(DEFAULT_ORGANIZATION, version, archive)
                 ids[name] = version.template_id
                 say(f"{name}: template {version.template_id}, {version.size} bytes packed")
-        await announce(self.endpoints)
+        await prepare_pools(self.endpoints)
         return ids
 
     async def _create(self, chat: str, template: str) -> str:
@@ -150,7 +151,7 @@ class _Story:
             await first_to_end(first, begun)
             if first.done():
                 first.result()  # raises the error of a call that failed
-            second = await self._ask(chat, "create_workspace", args, _silent)
+            second = await self._ask(chat, "create_workspace", args, no_note)
             self._show("first call", await first)
         finally:
             await cancel_and_wait(first, begun)
@@ -196,7 +197,7 @@ class _Story:
         self, chat: str, tool: str, args: dict[str, Any], *, quiet: bool = False
     ) -> None:
         answer = await self._ask(
-            chat, tool, args, _silent if quiet else lambda line: say(f"  {line}")
+            chat, tool, args, no_note if quiet else lambda line: say(f"  {line}")
         )
         if not quiet:
             self._show(tool, answer)
@@ -206,11 +207,11 @@ class _Story:
             "call_id": uuid4().hex,
             "tool": tool,
             "args": args,
-            "organization_id": ORGANIZATION,
-            "owner_id": OWNER,
+            "organization_id": DEFAULT_ORGANIZATION,
+            "owner_id": DEFAULT_OWNER,
             "owner_name": "demo",
         }
-        return await ask(self.bus, chat, data, tell)
+        return await request_and_wait(self.bus, chat, data, tell)
 
     def _show(self, what: str, resolved: dict[str, Any]) -> None:
         say(f"  {what} is answered: {as_json(resolved['result'])}")
@@ -229,10 +230,6 @@ class _Story:
                 yield
             finally:
                 await cancel_and_wait(following)
-
-
-def _silent(line: str) -> None:
-    del line
 
 
 def _folder(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Flag over environment over default."""
+"""Flags take precedence over variables, variables over defaults; docs and help show all of them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from handlers.settings import InvalidSettings, Settings, read_settings, variables
+from handlers.setting_flags import SETTING_FLAGS
+from handlers.settings import (
+    TABLE_END,
+    TABLE_START,
+    InvalidSettings,
+    Settings,
+    describe_variables,
+    read_settings,
+    settings_table,
+)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"WORKSPACED_{name.upper()}", raising=False)
 
 
-def test_without_a_word_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_apply_without_flags_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("WORKSPACED_NATS_URL", "")
 
@@ -27,7 +36,7 @@ def test_without_a_word_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> No
     assert settings.agent_connect_timeout == 120
 
 
-def test_the_environment_is_over_the_default_and_a_flag_over_both(
+def test_a_flag_takes_precedence_over_its_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WORKSPACED_BUILD_TIMEOUT", "0.5")
@@ -40,7 +49,7 @@ def test_the_environment_is_over_the_default_and_a_flag_over_both(
 
 
 @pytest.mark.parametrize("value", ["0", "0.09", "-1", "nan", "inf", "soon"])
-def test_a_limit_is_at_least_a_tenth_of_a_second(
+def test_durations_below_a_tenth_of_a_second_are_rejected(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKSPACED_BUILD_TIMEOUT", value)
@@ -49,11 +58,23 @@ def test_a_limit_is_at_least_a_tenth_of_a_second(
         read_settings()
 
 
-def test_every_setting_says_what_it_is_for() -> None:
+def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
-def test_a_default_that_is_nothing_is_not_shown() -> None:
+def test_an_empty_default_is_not_shown() -> None:
     """`Default: .` would read as the current directory."""
-    assert "Default: ." not in variables()
-    assert "Default: 600." in variables()
+    assert "Default: ." not in describe_variables()
+    assert "Default: 600." in describe_variables()
+
+
+def test_the_table_in_the_docs_is_up_to_date() -> None:
+    text = (Path(__file__).parents[2] / "docs/operators.md").read_text()
+
+    table = text.partition(TABLE_START)[2].partition(TABLE_END)[0]
+
+    assert table.strip() == settings_table().strip(), "run `make settings`"
+
+
+def test_flags_of_settings_are_settings() -> None:
+    assert SETTING_FLAGS.keys() <= Settings.model_fields.keys()

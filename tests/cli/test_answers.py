@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from handlers.cli.commands.result_text import told
-from handlers.cli.commands.state_text import Describing, described
+from handlers.cli.commands.result_text import describe_result
+from handlers.cli.commands.state_text import ChangeDescriber, describe
 from statemachine import answers
 from statemachine.calls import Answered
 from statemachine.chat import Chat
@@ -23,7 +23,7 @@ ERROR = "The start step exited with status 1. Its last lines:\nfetching\nerror: 
 
 def said(tool: str, answer: Answered, place: str = "") -> str:
     resolved = {"call_id": "c", "tool": tool, "is_error": answer.is_error, "result": answer.result}
-    return "\n".join(told(tool, resolved, CHAT, place))
+    return "\n".join(describe_result(tool, resolved, CHAT, place))
 
 
 def failure(workspace: Chat) -> Answered:
@@ -94,7 +94,7 @@ def test_a_call_that_was_overtaken_tells_by_whom(transition: Any) -> None:
 
     words = said("start_workspace", answers.superseded(uid("w/b1"), overtaken)).split("\n")
 
-    assert words[0].startswith(f"start_workspace was overtaken: a {transition} build took over")
+    assert words[0].startswith(f"start_workspace was superseded: a {transition} build took over")
     assert words[1].split() == ["build", uid("w/b1")]
     assert words[2].split() == ["by", by.id]
     assert words[3].endswith(f"workspaced log {CHAT} {by.id}")
@@ -104,7 +104,7 @@ def test_so_does_one_whose_overtaker_is_known_by_its_id_only() -> None:
     gone = Chat(chat_id=CHAT, deleted_builds=(uid("w/b1"), uid("w/b2")))
     words = said("stop_workspace", answers.superseded(uid("w/b1"), gone))
 
-    assert words.startswith("stop_workspace was overtaken: a build took over")
+    assert words.startswith("stop_workspace was superseded: a build took over")
     assert uid("w/b2") in words
 
 
@@ -138,7 +138,7 @@ def test_a_refusal_is_told_in_its_own_words() -> None:
             {"startup_scripts": "startup_scripts_failed", "lifecycle_state": "start_error"},
             "failed (start_error); see their output with `workspaced log",
         ),
-        ({"startup_scripts": "startup_scripts_timeout"}, "did not end in time"),
+        ({"startup_scripts": "startup_scripts_timeout"}, "did not finish in time"),
         ({"startup_scripts": "startup_scripts_unknown"}, "not known yet"),
         ({"agent_status": "asleep"}, "agent_status is asleep"),
     ],
@@ -232,7 +232,7 @@ def test_a_failure_of_several_lines_stays_in_its_column() -> None:
         "data": data,
     }
 
-    first, *more = described(envelope)
+    first, *more = describe(envelope)
 
     assert first[12:] == (
         "  failed  build_failed: The start step exited with status 1. Its last lines:"
@@ -243,7 +243,7 @@ def test_a_failure_of_several_lines_stays_in_its_column() -> None:
 def test_each_line_of_log_is_marked() -> None:
     envelope = {"type": "workspaced.log_appended.v1", "data": {"output": "a\nb\n"}}
 
-    assert described(envelope) == ["  | a", "  | b"]
+    assert describe(envelope) == ["  | a", "  | b"]
 
 
 def test_a_state_names_the_agent() -> None:
@@ -253,7 +253,7 @@ def test_a_state_names_the_agent() -> None:
         "data": state_changed(chat(requested(), succeeded())),
     }
 
-    (line,) = described(envelope)
+    (line,) = describe(envelope)
 
     assert line.endswith("agent_connecting  (agent main: connecting)")
 
@@ -265,7 +265,7 @@ def test_a_change_of_what_is_not_shown_gives_no_line() -> None:
         return {"type": "workspaced.state_changed.v1", "time": time, "data": data}
 
     log = {"type": "workspaced.log_appended.v1", "data": {"output": "a\n"}}
-    describing = Describing()
+    describing = ChangeDescriber()
 
     assert len(describing.lines(envelope(1))) == 1
     assert describing.lines(envelope(2, version=99)) == []

@@ -1,4 +1,4 @@
-"""What is typed for the arguments of a tool, and what arrives."""
+"""The arguments of `workspaced tool`: what is typed, and what the tool receives."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from handlers.cli.command_table import command_parser
 from handlers.cli.commands.tool import arguments
-from handlers.cli.flags import parser
 
 TYPED: list[tuple[str, str, Any]] = [
     *(
@@ -41,7 +41,7 @@ TYPED: list[tuple[str, str, Any]] = [
 
 
 @pytest.mark.parametrize(("key", "text", "value"), TYPED)
-def test_a_text_arrives_as_typed_and_other_arguments_are_json(
+def test_text_arguments_stay_as_typed_and_others_are_read_as_json(
     key: str, text: str, value: Any
 ) -> None:
     *path, last = key.split(".")
@@ -49,12 +49,12 @@ def test_a_text_arrives_as_typed_and_other_arguments_are_json(
     for part in reversed(path):
         expected = {part: expected}
 
-    flags = parser().parse_args(["tool", "t", "--chat", "new", "--arg", f"{key}={text}"])
+    flags = command_parser().parse_args(["tool", "t", "--chat", "new", "--arg", f"{key}={text}"])
 
     assert arguments(flags.arg, flags.args) == expected
 
 
-def test_all_arguments_may_be_given_as_one_object_and_single_ones_beside_it() -> None:
+def test_args_gives_all_arguments_and_arg_adds_to_them() -> None:
     words = [
         "tool",
         "t",
@@ -64,24 +64,28 @@ def test_all_arguments_may_be_given_as_one_object_and_single_ones_beside_it() ->
         '{"page": 2, "parameters": {"x": 4.0, "y": 1}}',
     ]
 
-    assert arguments(parser().parse_args(words).arg, parser().parse_args(words).args) == {
+    assert arguments(
+        command_parser().parse_args(words).arg, command_parser().parse_args(words).args
+    ) == {
         "page": 2,
         "parameters": {"x": 4.0, "y": 1},
     }
-    flags = parser().parse_args([*words, "--arg", "parameters.x=4.0"])
+    flags = command_parser().parse_args([*words, "--arg", "parameters.x=4.0"])
     assert arguments(flags.arg, flags.args)["parameters"] == {"x": "4.0", "y": 1}
 
 
-def test_an_empty_flag_is_as_if_it_were_not_given() -> None:
-    flags = parser().parse_args(["tool", "t", "--chat", "new", "--args", ""])
+def test_an_empty_flag_counts_as_absent() -> None:
+    flags = command_parser().parse_args(["tool", "t", "--chat", "new", "--args", ""])
 
     assert arguments(flags.arg, flags.args) == {}
 
 
 @pytest.mark.parametrize("text", ["x", "[1]", "2", "null", '{"a": NaN}', '{"a": 1e999}', "["])
-def test_what_is_no_object_is_wrong_usage(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_args_that_is_not_a_json_object_is_wrong_usage(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        parser().parse_args(["tool", "t", "--chat", "new", "--args", text])
+        command_parser().parse_args(["tool", "t", "--chat", "new", "--args", text])
 
     assert ended.value.code == 2
     assert "--args" in capsys.readouterr().err

@@ -114,7 +114,7 @@ class TestTool:
         assert waiting.rest == b""
         assert "Traceback" not in waiting.said()
         assert waiting.said().endswith(
-            f"the call goes on; to hear its answer: workspaced tool create_workspace --chat {chat} "
+            f"the call goes on; to get its answer: workspaced tool create_workspace --chat {chat} "
             f"--call-id mine --data-dir {running.directory}\n"
         )
         assert created["created"] is True

@@ -51,13 +51,15 @@ def templates(running: Up, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     }
 
 
-def on_a_terminal(running: Up, *words: str | Path) -> tuple[list[str], str, int]:
+def on_a_terminal(
+    running: Up, *words: str | Path, terminal: str = "dumb"
+) -> tuple[list[str], str, int]:
     """Run a command whose stdout is a terminal; return its lines, its stderr and its status."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "handlers", *map(str, words), "--data-dir", running.directory],
         cwd=ROOT,
-        env=environment(),
+        env=environment({"TERM": terminal}),
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=subprocess.PIPE,
@@ -167,6 +169,7 @@ class TestChats:
         listed = {chat["chat_id"]: chat for chat in lines(running, *mine)}
         of_state = lines(running, *mine, "--state", "failed")
         table, _, status = on_a_terminal(running, *mine)
+        coloured, _, _ = on_a_terminal(running, *mine, terminal="xterm-256color")
         as_json, _, _ = on_a_terminal(running, *mine, "--json")
         none, said, _ = on_a_terminal(running, "chat", "list", "--owner", other)
         running.run("tool", "stop_workspace", "--chat", ready, "--owner", owner)
@@ -180,6 +183,7 @@ class TestChats:
         assert rows.keys() == {ready, failed}
         assert f"ready                 {answer['workspace_name']}" in rows[ready]
         assert "main connected" in rows[ready]
+        assert any(f"{ready}  \x1b[32mready\x1b[0m" in line for line in coloured)
         assert "failed: build_failed" in rows[failed]
         assert [json.loads(line)["chat_id"] for line in as_json] == sorted(listed)
         assert (none, lines(running, "chat", "list", "--owner", other)) == ([], [])

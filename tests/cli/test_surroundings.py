@@ -1,4 +1,4 @@
-"""What a process finds around itself: streams, home, files, limits, variables. None ends in a traceback."""
+"""Streams, home directories, files, limits and variables that a process finds: none causes a traceback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.cli.flags import parser
+from handlers.cli.command_table import command_parser
 from handlers.settings import Settings, read_settings, unknown_variables
 from tests.cli.folders import folder
 from tests.wire.running import ROOT, Up, environment, run
@@ -181,23 +181,23 @@ def test_an_empty_flag_is_as_if_it_were_not_given(
 ) -> None:
     same = given[:4] if same is None else same
 
-    assert vars(parser().parse_args(given)) == vars(parser().parse_args(same))
+    assert vars(command_parser().parse_args(given)) == vars(command_parser().parse_args(same))
 
 
 def test_a_required_flag_that_is_empty_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parser().parse_args(["tool", "list_templates", "--chat", ""])
+        command_parser().parse_args(["tool", "list_templates", "--chat", ""])
 
     assert "required: --chat" in capsys.readouterr().err
 
 
 def test_a_value_that_is_given_stays(tmp_path: Path) -> None:
-    flags = parser().parse_args(
+    flags = command_parser().parse_args(
         ["tool", "create_workspace", "--chat=new", "--arg", "name=", "--arg", "parameters.x=--y"]
     )
 
     assert flags.arg == [("name", ""), ("parameters.x", "--y")]
-    assert parser().parse_args(["events", "--all", "--data-dir", str(tmp_path)]).all is True
+    assert command_parser().parse_args(["events", "--all", "--data-dir", str(tmp_path)]).all is True
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

@@ -1,32 +1,34 @@
-"""Flags, exit statuses, and where a command writes what."""
+"""Help, arguments, exit statuses, and errors of every command."""
 
 from __future__ import annotations
 
-import inspect
 import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
-from handlers.cli.dispatch import COMMANDS, called
-from handlers.cli.flags import parser
-from handlers.cli.words import STATES
+from handlers.cli.arguments import Command
+from handlers.cli.command_table import COMMANDS, STATES, ExportEvents, command_parser
+from handlers.cli.dispatch import load_function
 from handlers.settings import Settings
 from statemachine.states import STATE_INFO
 from tests.wire.running import ROOT, Up, environment, run
 
 CHAT = "8a804acf-6f16-4fe3-8544-2c2e56a0edad"
-PLACE = ["--data-dir", "--nats-url", "--database-url", "--credentials"]
+SERVERS = ["--data-dir", "--nats-url", "--database-url", "--credentials"]
 FLAGS: dict[str, list[str]] = {
-    "up": [*PLACE, "--nats-port", "--http-port"],
-    "worker": PLACE,
-    "gateway": PLACE,
-    "provisioner": [*PLACE, "--name", "--pool"],
+    "up": [*SERVERS, "--nats-port", "--http-port"],
+    "worker": SERVERS,
+    "gateway": SERVERS,
+    "provisioner": [*SERVERS, "--name", "--pool"],
     "agent": ["config"],
     "tool": [
-        *PLACE,
+        *SERVERS,
         "--chat",
         "--arg",
         "--args",
@@ -36,23 +38,23 @@ FLAGS: dict[str, list[str]] = {
         "--organization",
         "--owner",
     ],
-    "template push": [*PLACE, "DIR", "--organization"],
-    "template list": [*PLACE, "--organization", "--json"],
-    "template versions": [*PLACE, "NAME|ID", "--organization", "--json"],
-    "template activate": [*PLACE, "VERSION_ID"],
-    "chat list": [*PLACE, "--state", "--organization", "--owner", "--json"],
-    "chat show": [*PLACE, "CHAT", "--json"],
-    "workspace delete": [*PLACE, "CHAT", "--reason", "--json"],
-    "workspace orphans": [*PLACE, "--json"],
-    "log": [*PLACE, "CHAT", "BUILD", "--follow", "--json"],
-    "events": [*PLACE, "CHAT", "--all"],
-    "replay": [*PLACE, "FILE", "--chat", "--all", "--rebuild", "--dry-run"],
-    "settings set": [*PLACE, "KEY", "VALUE"],
-    "settings list": PLACE,
-    "migrate": PLACE,
-    "nats-auth": PLACE,
+    "template push": [*SERVERS, "DIR", "--organization"],
+    "template list": [*SERVERS, "--organization", "--json"],
+    "template versions": [*SERVERS, "NAME|ID", "--organization", "--json"],
+    "template activate": [*SERVERS, "VERSION_ID"],
+    "chat list": [*SERVERS, "--state", "--organization", "--owner", "--json"],
+    "chat show": [*SERVERS, "CHAT", "--json"],
+    "workspace delete": [*SERVERS, "CHAT", "--reason", "--json"],
+    "workspace orphans": [*SERVERS, "--json"],
+    "log": [*SERVERS, "CHAT", "BUILD", "--follow", "--json"],
+    "events": [*SERVERS, "CHAT", "--all"],
+    "replay": [*SERVERS, "FILE", "--chat", "--all", "--rebuild", "--dry-run"],
+    "settings set": [*SERVERS, "KEY", "VALUE"],
+    "settings list": SERVERS,
+    "migrate": SERVERS,
+    "nats-auth": SERVERS,
     "credentials issue": [
-        *PLACE,
+        *SERVERS,
         "--role",
         "--chat",
         "--pool",
@@ -60,9 +62,10 @@ FLAGS: dict[str, list[str]] = {
         "--for",
         "--out",
     ],
-    "credentials list": [*PLACE, "--all", "--json"],
-    "credentials revoke": [*PLACE, "KEY"],
+    "credentials list": [*SERVERS, "--all", "--json"],
+    "credentials revoke": [*SERVERS, "KEY"],
     "demo": ["--keep"],
+    "completion": ["SHELL", "bash"],
 }
 
 
@@ -86,7 +89,7 @@ def test_the_help_of_a_command_names_every_flag(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["up", "worker", "gateway", "provisioner"])
-def test_the_help_of_what_serves_names_every_setting(command: str) -> None:
+def test_the_help_of_a_server_describes_every_setting(command: str) -> None:
     helped = run(command, "--help").stdout
 
     for name, field in Settings.model_fields.items():
@@ -94,56 +97,88 @@ def test_the_help_of_what_serves_names_every_setting(command: str) -> None:
         assert " ".join(str(field.description).split()) in " ".join(helped.split())
 
 
-def test_the_demo_is_not_told_where() -> None:
-    """It has servers of its own, in a directory of its own."""
-    assert not [flag for flag in PLACE if flag in run("demo", "--help").stdout]
+def test_the_demo_takes_no_servers() -> None:
+    """It starts its own servers in a temporary directory."""
+    assert not [flag for flag in SERVERS if flag in run("demo", "--help").stdout]
     assert run("demo", "--data-dir", "x").returncode == 2
 
 
-def test_the_gateway_tells_of_the_file_that_signs() -> None:
+def test_the_help_of_the_gateway_mentions_the_issuer_seed() -> None:
     assert "issuer.nk" in run("gateway", "--help").stdout
 
 
-def test_quick_words_import_nothing_heavy() -> None:
-    code = "import sys; from handlers.cli.flags import parser; parser().format_help();"
-    code += "sys.exit('pydantic' in sys.modules or 'asyncpg' in sys.modules)"
+def test_help_imports_nothing_slow() -> None:
+    code = "import sys; from handlers.cli.command_table import command_parser; command_parser().format_help();"
+    code += (
+        "sys.exit(any(name in sys.modules for name in ('pydantic', 'asyncpg', 'rich', 'shtab')))"
+    )
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-WORDS = {
-    **{role: [role] for role in ("up", "worker", "gateway", "provisioner", "demo")},
-    "tool": ["tool", "list_templates", "--chat", "new"],
-    "template push": ["template", "push", "."],
-    "template versions": ["template", "versions", "x"],
-    "template activate": ["template", "activate", CHAT],
-    "chat show": ["chat", "show", CHAT],
-    "workspace delete": ["workspace", "delete", CHAT],
-    "log": ["log", CHAT],
-    "events": ["events", CHAT],
-    "replay": ["replay", "-"],
-    "settings set": ["settings", "set", "a", "b"],
-    "credentials issue": ["credentials", "issue", "--role", "operator"],
-    "credentials revoke": ["credentials", "revoke", "U"],
-}
+def test_the_table_of_commands_is_complete() -> None:
+    assert [command.name for command in COMMANDS] == [*FLAGS]
 
 
-def test_every_command_but_the_agent_is_in_the_table() -> None:
-    assert COMMANDS.keys() == FLAGS.keys() - {"agent"}
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_a_function_and_a_type_for_each_argument(command: type[Command]) -> None:
+    arguments = {name for name, _ in command.arguments()}
+
+    assert callable(load_function(command))
+    assert arguments <= get_type_hints(command).keys()
+    assert set(command.one_of) <= arguments
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_a_function_and_all_that_it_asks_for(command: str) -> None:
-    flags = parser().parse_args(WORDS.get(command, command.split()))
+def test_a_parsed_command_has_its_arguments_as_attributes() -> None:
+    parsed = command_parser().parse_args(["events", CHAT, "--data-dir", "/data"])
 
-    function, arguments = called(flags, Settings())
+    command = parsed.command(vars(parsed))
 
-    assert flags.command == command
-    inspect.signature(function).bind(**arguments)
+    assert isinstance(command, ExportEvents)
+    assert (command.chat, command.all, command.data_dir) == (CHAT, False, "/data")
+
+
+def test_the_version_is_printed() -> None:
+    done = run("--version")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"workspaced {version('workspaced')}\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["work"], ["workspace", "worker"]),
+        (["chat", ""], ["list", "show"]),
+        (["chat", "list", "--st"], ["--state"]),
+        (["completion", ""], ["bash", "zsh"]),
+    ],
+    ids=" ".join,
+)
+def test_bash_completes_commands_and_flags(words: list[str], offered: list[str]) -> None:
+    script = run("completion", "bash").stdout
+    line = " ".join(f"'{word}'" for word in ("workspaced", *words))
+    script += f"""
+COMP_WORDS=({line}); COMP_CWORD={len(words)}
+$(complete -p workspaced | sed 's/.*-F \\([^ ]*\\).*/\\1/') workspaced '{words[-1]}' ''
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+
+    assert set(offered) <= set(done.stdout.split())
+
+
+def test_there_is_a_completion_script_for_zsh() -> None:
+    done = run("completion", "zsh")
+
+    assert done.returncode == 0
+    assert done.stdout.startswith("#compdef workspaced")
 
 
 @pytest.mark.parametrize("seconds", ["0", "1e9", "nan", "2592001"])
-def test_a_time_that_nobody_waits_is_refused(seconds: str) -> None:
+def test_a_timeout_out_of_range_is_wrong_usage(seconds: str) -> None:
     refused = run("worker", env={"WORKSPACED_BUILD_TIMEOUT": seconds})
 
     assert refused.returncode == 2
@@ -191,10 +226,10 @@ def test_a_time_that_nobody_waits_is_refused(seconds: str) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_told_from_failure(running: Up, words: list[str]) -> None:
-    place = ["--data-dir", str(running.directory)] if len(words) > 1 else []
+def test_wrong_usage_exits_with_status_2(running: Up, words: list[str]) -> None:
+    servers = ["--data-dir", str(running.directory)] if len(words) > 1 else []
 
-    refused = run(*words, *place)
+    refused = run(*words, *servers)
 
     assert refused.returncode == 2
     assert refused.stdout == ""
@@ -202,13 +237,13 @@ def test_wrong_usage_is_told_from_failure(running: Up, words: list[str]) -> None
     assert "Traceback" not in refused.stderr
 
 
-def test_an_id_that_is_none_names_its_flag(running: Up) -> None:
+def test_an_invalid_id_names_its_flag(running: Up) -> None:
     refused = running.run("tool", "list_templates", "--chat", "new", "--call-id", "a b.c")
 
     assert "argument --call-id: 'a b.c'" in refused.stderr
 
 
-def test_a_configuration_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+def test_a_missing_agent_configuration_is_named_once(tmp_path: Path) -> None:
     file = tmp_path / "none.json"
 
     refused = run("agent", file)
@@ -237,7 +272,7 @@ def test_the_usage_is_that_of_the_command(words: list[str], program: str) -> Non
     assert words[-1] in refused.stderr or words[0] in refused.stderr
 
 
-def test_a_setting_that_can_not_be_is_wrong_usage() -> None:
+def test_an_invalid_setting_is_wrong_usage() -> None:
     refused = run("up", env={"WORKSPACED_BUILD_TIMEOUT": "soon"})
 
     assert refused.returncode == 2
@@ -248,7 +283,9 @@ def test_a_setting_that_can_not_be_is_wrong_usage() -> None:
     ("given", "missing"),
     [("--tls-certificate", "--tls-key"), ("--tls-key", "--tls-certificate")],
 )
-def test_half_a_certificate_names_the_other_flag(given: str, missing: str, tmp_path: Path) -> None:
+def test_a_certificate_without_its_key_names_the_missing_flag(
+    given: str, missing: str, tmp_path: Path
+) -> None:
     refused = run("up", given, "x", "--data-dir", tmp_path / "data")
 
     assert refused.returncode == 2
@@ -286,7 +323,7 @@ def test_without_a_running_up_a_command_says_what_to_do(words: list[str], tmp_pa
     assert "Traceback" not in refused.stderr
 
 
-def test_a_data_directory_that_is_none_is_said(tmp_path: Path) -> None:
+def test_a_data_directory_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
 
@@ -300,7 +337,7 @@ def test_a_data_directory_that_is_none_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_so_is_one_that_may_not_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_data_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "lock").touch(0)
 
     refused = run("chat", "list", "--data-dir", tmp_path)
@@ -330,7 +367,9 @@ def unwritable(running: Up, words: list[str], to: str) -> subprocess.CompletedPr
 @pytest.mark.parametrize(
     ("to", "why"), [("/dev/full", "No space left on device"), ("&-", "it is closed")]
 )
-def test_what_can_not_be_written_is_said(running: Up, words: list[str], to: str, why: str) -> None:
+def test_a_stdout_that_cannot_be_written_is_an_error(
+    running: Up, words: list[str], to: str, why: str
+) -> None:
     asked = ("tool", "list_templates", "--chat", CHAT, "--call-id", "unwritable", "--quiet")
     running.data(*asked)
 
@@ -341,7 +380,7 @@ def test_what_can_not_be_written_is_said(running: Up, words: list[str], to: str,
     assert "Traceback" not in failed.stderr
 
 
-def test_a_nats_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_seed_file_is_named(tmp_path: Path) -> None:
     missing = ("--nats-url", "nats://127.0.0.1:1", "--credentials", tmp_path / "none.nk")
 
     refused = run("events", CHAT, *missing)
@@ -350,7 +389,7 @@ def test_a_nats_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "none.nk" in refused.stderr
 
 
-def test_settings_are_shown_as_they_were_set(running: Up) -> None:
+def test_settings_list_prints_what_settings_set_stored(running: Up) -> None:
     try:
         assert running.run("settings", "set", "chat_workspace_ttl", "1h30m").returncode == 0
         assert running.data("settings", "list") == {
@@ -361,5 +400,5 @@ def test_settings_are_shown_as_they_were_set(running: Up) -> None:
         assert running.run("settings", "set", "chat_workspace_ttl", "").returncode == 0
 
 
-def test_the_states_that_can_be_asked_for_are_those_there_are() -> None:
+def test_the_states_of_chat_list_are_all_states() -> None:
     assert set(STATES) == {about.wire for about in STATE_INFO.values()}

@@ -25,11 +25,11 @@ from handlers.access.permissions import inbox_prefix
 from handlers.agent.journal import Journal
 from handlers.agent.link import Link
 from handlers.app import Endpoints
+from handlers.cli.commands.roles import raise_when_closed
 from handlers.embedded import Servers
 from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AgentConfig
 from handlers.publishing.agent_files import Credential as AgentCredential
-from handlers.roles import raise_when_closed
 from statemachine.chat import Build, Chat, WorkspaceRef
 from statemachine.events import Transition
 from statemachine.store import CONNECTIONS_PER_KEY, Changes, ClientConnection, Credential, Store

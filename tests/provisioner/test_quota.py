@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from handlers.app import Endpoints
+from handlers.cli.commands.roles import local_provisioner
 from handlers.provisioner import QuotaLimits
-from handlers.roles import local_provisioner
 from handlers.settings import InvalidSettings, read_settings
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer

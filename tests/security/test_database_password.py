@@ -13,11 +13,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from handlers.cli.commands.roles import secret_paths
 from handlers.embedded import EmbeddedError, Servers, running_servers
 from handlers.embedded.database_password import completed, made_password, read_password
 from handlers.embedded.database_roles import ADMINISTRATOR, DATABASE, ROLES, urls_of
 from handlers.embedded.postgresql import postgresql
-from handlers.roles import secret_paths
 from handlers.sandbox import confined_exec
 from handlers.sandbox.policy import Confinement, Mechanism
 from tests.wire.running import run, up

@@ -10,10 +10,11 @@ from uuid import uuid4
 import pytest
 
 from bus import ServiceError
-from handlers.cli.commands.state_text import described, row
+from handlers.cli.commands.chat import chat_fields, chat_row
+from handlers.cli.commands.state_text import describe
 from handlers.cli.commands.tool import arguments
 from handlers.cli.logs import JsonLines, Lines
-from handlers.cli.output import fields, table, tell, write_lines
+from handlers.cli.output import note, write_fields, write_lines, write_table
 from handlers.cli.sanitize import as_json, plain
 from handlers.gateway import requests
 from handlers.publishing.build_log import read_log_line, read_ui_message
@@ -28,31 +29,29 @@ HOSTILE = (
 OBEYED = set("\x1b\x07\x08\x00\x7f\x9b\u202e\u2066\u2028\u200f\ud800")
 
 
-def lines_for_people() -> list[str]:
+def test_nothing_printed_for_people_is_interpreted_by_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     chat = {
         "chat_id": HOSTILE,
         "state": HOSTILE,
-        "workspace": {"owner_name": HOSTILE, "name": HOSTILE},
+        "version": 1,
+        "workspace": {"owner_name": HOSTILE, "name": HOSTILE, "id": HOSTILE, "template_id": None},
         "build": None,
-        "agent": {"name": HOSTILE, "status": HOSTILE},
+        "agent": {"name": HOSTILE, "status": HOSTILE, "lifecycle": None},
         "failure": {"reason": HOSTILE, "message": HOSTILE},
+        "deadline": None,
+        "open_calls": [],
+        "cause": None,
     }
     log = {"type": "workspaced.log_appended.v1", "data": {"output": HOSTILE}}
     change = {"type": "workspaced.state_changed.v1", "time": "2026-01-01T00:00:00Z", "data": chat}
-    return [
-        *table(("A",) * 6, [row(chat)]),
-        *fields([("a", HOSTILE)]),
-        *described(log),
-        *described(change),
-    ]
 
-
-def test_nothing_reaches_a_person_that_a_terminal_would_obey(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    write_lines(lines_for_people())
-    for line in lines_for_people():
-        tell(line)
+    write_table(("A",) * 6, [chat_row(chat)])
+    write_fields(chat_fields(chat))
+    write_lines([*describe(log), *describe(change)])
+    for line in [HOSTILE, *describe(log), *describe(change)]:
+        note(line)
 
     shown = "".join(capsys.readouterr())
     assert "red" in shown

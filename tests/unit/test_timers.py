@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from handlers.worker.runtime_settings import milliseconds, policy
+from handlers.clock import milliseconds
+from handlers.worker.runtime_settings import policy
 from statemachine.chat import Chat, Limits, chat_from_json, chat_to_json
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TtlPassed
 from statemachine.timers import ChatTimer, TimerKind, open_timer, overdue, rests

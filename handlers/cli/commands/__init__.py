@@ -1,1 +1,1 @@
-"""What each command of `workspaced` does, apart from reading its flags."""
+"""The functions that run the commands of `handlers.cli.command_table`."""

@@ -1,6 +1,6 @@
-"""Chats beside their logs: which of them agree, and snapshots made anew from the log.
+"""Compares the snapshots of chats with their event logs, and rebuilds snapshots from logs.
 
-A page of chats at a time, so that any number of them needs no more memory than a page.
+Works on one page of chats at a time, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from statemachine.store.postgres_queries import ChatRow
 
 @dataclass(slots=True)
 class Audit:
-    """A chat, and what its log folds to."""
+    """A stored chat, and the result of folding its event log."""
 
     kept: ChatRow
     fold: Fold
     unreadable: list[Difference] = field(default_factory=list)
-    """The first entry that can't be read: nothing behind it is folded."""
+    """The first entry that cannot be read; later entries are not folded."""
 
     @property
     def of_log(self) -> list[Difference]:
-        """What the log itself says otherwise than it folds to."""
+        """Return the differences between what the log recorded and what it folds to."""
         return self.fold.differences + self.unreadable
 
     @property
     def of_snapshot(self) -> list[Difference]:
-        """What is kept beside the log, and differs from what it folds to."""
+        """Return the differences between the stored row of the chat and what its log folds to."""
         kept, fold = self.kept, self.fold
         found = differences(kept.snapshot, fold, kept.open_calls)
         folded = chat_columns(fold.workspace)
@@ -44,37 +44,38 @@ class Audit:
         ]
 
     def take(self, entry: LogEntry) -> None:
-        """Fold an entry, unless one before it could not be read or the look was before it."""
+        """Fold an entry, unless an earlier one cannot be read or it is newer than the stored row."""
         seq = entry["seq"]
         if self.unreadable or seq > self.kept.last:
             return
         try:
             self.fold.take(entry)
-        except ValueError as bad:
-            self.unreadable.append(Difference(None, f"entry {seq}", str(bad), "an event"))
+        except ValueError as error:
+            self.unreadable.append(Difference(None, f"entry {seq}", str(error), "an event"))
 
 
 async def audits(
     store: PostgresStore, limits: Limits, only: Sequence[str] | None = None
 ) -> AsyncIterator[list[Audit]]:
-    """Yield all chats, or those named, a page at a time, each with its log folded.
+    """Yield pages of all chats, or of those in `only`, with their logs folded.
 
-    `limits` stand in where a log does not say which were in force.
+    `limits` are the time limits of states for entries that do not record which limits applied.
     """
     after: str | None = None
     while page := await store.audit.chat_rows(after=after, only=only):
         after = page[-1].chat_id
         found = {kept.chat_id: Audit(kept, Fold(kept.chat_id, limits)) for kept in page}
         async for chat_id, entry in store.audit.logs(page[0].chat_id, after):
-            if (audit := found.get(chat_id)) is not None:  # else it came after the look
+            if (audit := found.get(chat_id)) is not None:  # None: the chat is newer than the page
                 audit.take(entry)
         yield list(found.values())
 
 
 async def rebuild(store: PostgresStore, wrong: Sequence[Audit]) -> dict[str, list[str]]:
-    """Write anew the snapshots of chats whose log folds; return what could not be restored of each.
+    """Rewrite the snapshots of chats whose logs have no differences of their own.
 
-    In one transaction that holds the chats; what the log got since it was folded is folded first.
+    Returns, by chat, the names of sensitive values that could not be restored. Locks the chats in one
+    transaction, and folds entries first that were logged since the audit.
     """
     folds = {audit.kept.chat_id: audit.fold for audit in wrong}
     lost: dict[str, list[str]] = {}

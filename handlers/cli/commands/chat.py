@@ -1,34 +1,92 @@
-"""`workspaced chat`: what the chats are at."""
+"""`workspaced chat list` and `chat show`."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
+from typing import Any, Final
 
 from handlers.app import locate
-from handlers.cli.client import paged
-from handlers.cli.commands.events import sought
-from handlers.cli.commands.state_text import TITLES, about, row
-from handlers.cli.output import fields, for_people, write_json, write_lines, write_listed
+from handlers.cli.client import get_known_chat, rpc_pages
+from handlers.cli.command_table import ListChats, ShowChat
+from handlers.cli.commands.state_text import workspace_name
+from handlers.cli.output import for_people, local_time, write_entries, write_fields, write_json
 from handlers.settings import Settings
 
+_TITLES: Final = ("CHAT", "STATE", "WORKSPACE", "BUILD", "AGENT", "NOTE")
 
-async def show_all(flags: argparse.Namespace, settings: Settings) -> None:
-    """Print the chats that are asked for, one a line."""
-    wanted = {
-        "state": flags.state,
-        "organization_id": flags.organization,
-        "owner_id": flags.owner,
-    }
+
+async def list_chats(command: ListChats, settings: Settings) -> None:
+    """Print the chats that match the flags."""
     async with locate(settings).bus("operator") as bus:
-        chats = paged(bus, "list_chats", "chats", "cursor", **wanted)
-        await write_listed(chats, TITLES, row, "no such chats", as_json=flags.json)
+        chats = rpc_pages(
+            bus,
+            "list_chats",
+            "chats",
+            "cursor",
+            state=command.state,
+            organization_id=command.organization,
+            owner_id=command.owner,
+        )
+        await write_entries(chats, _TITLES, chat_row, none="no such chats", as_json=command.json)
 
 
-async def show(chat_id: str, settings: Settings, *, as_json: bool) -> None:
-    """Print all that is known of a chat. Raises NotFoundError."""
+async def show_chat(command: ShowChat, settings: Settings) -> None:
+    """Print everything that `get_chat` returns. Raises NotFoundError."""
     async with locate(settings).bus("operator") as bus:
-        chat = await sought(bus, chat_id)
-    if for_people(as_json=as_json):
-        write_lines(fields(about(chat)))
+        chat = await get_known_chat(bus, command.chat)
+    if for_people(as_json=command.json):
+        write_fields(chat_fields(chat))
     else:
         write_json(chat)
+
+
+def chat_row(chat: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a chat in the table of chats."""
+    failure, agent = chat["failure"], chat["agent"]
+    return (
+        chat["chat_id"],
+        _state(chat),
+        workspace_name(chat),
+        _build(chat),
+        "-" if agent is None else f"{agent['name']} {agent['status']}",
+        chat.get("notice") or (failure["message"] if failure else ""),
+    )
+
+
+def chat_fields(chat: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what `get_chat` replied as names and values."""
+    fields = [("chat", chat["chat_id"]), ("state", f"{_state(chat)}, version {chat['version']}")]
+    if chat["workspace"] is not None:
+        fields += [("workspace", f"{workspace_name(chat)}  {chat['workspace']['id']}")]
+        fields += [("template", chat["workspace"]["template_id"] or "not known here")]
+    if chat["build"] is not None:
+        started = local_time(chat["build"]["started_at"])
+        fields += [("build", f"{_build(chat)}, since {started}  {chat['build']['id']}")]
+    if (agent := chat["agent"]) is not None:
+        lifecycle = f", {agent['lifecycle']}" if agent["lifecycle"] else ""
+        fields += [("agent", f"{agent['name']}: {agent['status']}{lifecycle}")]
+    if (failure := chat["failure"]) is not None:
+        code, message = failure.get("error_code"), failure["message"]
+        fields += [("failure", f"{code}: {message}" if code else message)]
+    if chat["deadline"] is not None:
+        fields += [("deadline", local_time(chat["deadline"]))]
+    if "notice" in chat:
+        fields += [("notice", chat["notice"])]
+    calls = [
+        f"{call['tool']}, since {local_time(call['asked_at'])}  {call['call_id']}"
+        for call in chat["open_calls"]
+    ]
+    fields += [("open calls", "\n".join(calls) or "none")]
+    if (cause := chat["cause"]) is not None:
+        fields += [("last cause", f"{cause['type']} from {cause['source']}")]
+    return fields
+
+
+def _state(chat: Mapping[str, Any]) -> str:
+    failure = chat["failure"]
+    return f"failed: {failure['reason']}" if failure else str(chat["state"])
+
+
+def _build(chat: Mapping[str, Any]) -> str:
+    build = chat["build"]
+    return "-" if build is None else f"{build['number']} {build['transition']}"

@@ -1,7 +1,4 @@
-"""A tool's answer in words that a person reads at a glance. Pure.
-
-The answer itself is JSON for programs; this says what it says, with what to do next.
-"""
+"""Explains the answer of a tool to a person, with the next command to use. Pure."""
 
 from __future__ import annotations
 
@@ -18,10 +15,13 @@ _SUPERSEDED: Final = re.compile(
 )
 
 
-def told(tool: str, resolved: Result, chat_id: str, place: str = "") -> list[str]:
-    """Return the lines that tell the `data` of tool_resolved. `place`: flags that say where."""
+def describe_result(tool: str, resolved: Result, chat_id: str, server_flags: str = "") -> list[str]:
+    """Return lines that explain the `data` of tool_resolved.
+
+    `server_flags` are the flags with which other commands use the same servers.
+    """
     result: Result = resolved["result"]
-    log = f"workspaced log {chat_id} {{}}{place}"
+    log = f"workspaced log {chat_id} {{}}{server_flags}"
     if resolved["is_error"]:
         return _with_rest(f"{tool} was refused: ", str(result.get("error", "")))
     if "error" not in result:
@@ -39,7 +39,7 @@ def _failure(tool: str, result: Result, log: str) -> list[str]:
         return _with_rest(f"{tool} did not succeed: ", error)
     if (by := _SUPERSEDED.fullmatch(error)) is not None:
         return [
-            f"{tool} was overtaken: a {by['what']} took over from the one that it waited for",
+            f"{tool} was superseded: a {by['what']} took over from the one that it waited for",
             f"  build  {build_id}",
             f"  by     {by['id']}",
             f"  log    {log.format(by['id'])}",
@@ -79,10 +79,10 @@ def _with_rest(words: str, text: str) -> list[str]:
 
 
 def _readiness(result: Result, log: str) -> list[str]:
-    """Put the readiness keys into words: the workspace is there, its agent may not be."""
+    """Explain the readiness keys: the workspace exists, but its agent may not be ready."""
     reason = one_line(str(result.get("agent_error", "")))
     agent = {
-        "no_agent": "it has no agent to work with",
+        "no_agent": "it has no agent",
         "selection_error": f"none of its agents can be chosen: {reason}",
         "not_ready": "its agent has not connected"
         + (f": {reason}" if "agent_error" in result else " yet"),
@@ -90,8 +90,8 @@ def _readiness(result: Result, log: str) -> list[str]:
     scripts = {
         "startup_scripts_failed": f"its startup scripts failed ({result.get('lifecycle_state')}); "
         f"see their output with `{log.format(result.get('build_id', '')).strip()}`",
-        "startup_scripts_timeout": "its startup scripts did not end in time",
-        "startup_scripts_unknown": "how its startup scripts end is not known yet",
+        "startup_scripts_timeout": "its startup scripts did not finish in time",
+        "startup_scripts_unknown": "the result of its startup scripts is not known yet",
     }
     lines = []
     for key, words in (("agent_status", agent), ("startup_scripts", scripts)):

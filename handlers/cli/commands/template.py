@@ -1,46 +1,41 @@
-"""`workspaced template`: folders become versions."""
+"""`workspaced template`: stores folders as versions of templates, and lists both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from bus import BusError, subjects
 from handlers.app import Endpoints, locate
-from handlers.cli.output import (
-    for_people,
-    local_time,
-    table,
-    tell,
-    write_json,
-    write_lines,
-)
+from handlers.cli.command_table import ActivateVersion, ListTemplates, ListVersions, PushTemplate
+from handlers.cli.output import for_people, local_time, note, write_json, write_table
 from handlers.errors import NotFoundError
 from handlers.settings import Settings
 from handlers.template_archive import load
 from statemachine.codec import timestamp
 from statemachine.ids import is_canonical
-from statemachine.templates import template_id as template_id_of
-from statemachine.templates import warnings
+from statemachine.templates import template_id, warnings
+
+_TEMPLATE_COLUMNS: Final = ("name", "template_id", "version_id", "pool", "description")
+_VERSION_COLUMNS: Final = ("version_id", "pushed_at", "active")
 
 
-async def push(folder: Path, organization_id: str, settings: Settings) -> None:
-    """Push a folder and print its ids. Raises TemplateError; then nothing was stored."""
-    version, archive = load(folder, organization_id)
-    for words in warnings(version.manifest):
-        tell(f"warning: {words}")
+async def push(command: PushTemplate, settings: Settings) -> None:
+    """Push a folder and print the ids. Raises TemplateError, and then stores nothing."""
+    version, archive = load(command.folder, command.organization)
+    for warning in warnings(version.manifest):
+        note(f"warning: {warning}")
     endpoints = locate(settings)
     async with endpoints.store() as store:
-        await store.templates.push(organization_id, version, archive)
-    await announce(endpoints)
+        await store.templates.push(command.organization, version, archive)
+    await prepare_pools(endpoints)
     write_json({"template_id": version.template_id, "version_id": version.id})
 
 
-async def show(organization_id: str, settings: Settings, *, as_json: bool) -> None:
-    """Print an organization's templates, one a line; values of parameters are not shown."""
+async def list_templates(command: ListTemplates, settings: Settings) -> None:
+    """Print an organization's templates, without the values of parameters."""
     async with locate(settings).store() as store:
-        catalog = await store.templates.catalog(organization_id)
+        catalog = await store.templates.catalog(command.organization)
     found = sorted(catalog.templates.values(), key=lambda template: template.name)
     lines = [
         {
@@ -54,24 +49,19 @@ async def show(organization_id: str, settings: Settings, *, as_json: bool) -> No
         }
         for template in found
     ]
-    keys = ("name", "template_id", "version_id", "pool", "description")
-    _write(lines, keys, as_json=as_json, nothing="no templates; push one")
+    _write(lines, _TEMPLATE_COLUMNS, as_json=command.json, none="no templates; push one")
 
 
-async def versions(
-    template: str, organization_id: str, settings: Settings, *, as_json: bool
-) -> None:
+async def list_versions(command: ListVersions, settings: Settings) -> None:
     """Print a template's versions. Raises NotFoundError."""
-    template_id = (
-        template.lower()
-        if is_canonical(template.lower())
-        else template_id_of(organization_id, template)
-    )
+    name = command.template
+    is_id = is_canonical(name.lower())
+    wanted = name.lower() if is_id else template_id(command.organization, name)
     async with locate(settings).store() as store:
-        found = await store.templates.versions(template_id)
+        found = await store.templates.versions(wanted)
     if not found:
         raise NotFoundError(
-            f"there is no template {template}; `workspaced template list` shows all templates"
+            f"there is no template {name}; `workspaced template list` shows all templates"
         )
     lines = [
         {
@@ -82,44 +72,44 @@ async def versions(
         }
         for version in found
     ]
-    _write(lines, ("version_id", "pushed_at", "active"), as_json=as_json, nothing="")
+    _write(lines, _VERSION_COLUMNS, as_json=command.json, none="no versions")
 
 
-async def activate(version_id: str, settings: Settings) -> None:
+async def activate(command: ActivateVersion, settings: Settings) -> None:
     """Make a version the active one of its template. Raises NotFoundError."""
     async with locate(settings).store() as store:
-        template_id = await store.templates.activate(version_id)
-    if template_id is None:
+        found = await store.templates.activate(command.version)
+    if found is None:
         raise NotFoundError(
-            f"there is no template version {version_id}; `workspaced template versions NAME` shows the versions of a template"
+            f"there is no template version {command.version}; `workspaced template versions NAME` "
+            "shows the versions of a template"
         )
-    write_json({"template_id": template_id, "version_id": version_id})
+    write_json({"template_id": found, "version_id": command.version})
 
 
-async def announce(endpoints: Endpoints) -> None:
-    """Have a worker make the pool's consumer now; without one, the next to start does."""
+async def prepare_pools(endpoints: Endpoints) -> None:
+    """Let a worker create the consumers of new pools now, not when the first build needs one."""
     try:
         async with endpoints.bus("operator") as bus:
             await bus.request(subjects.WORKER_POOLS, b"{}", timeout=5)
-    except (BusError, TimeoutError) as bad:
-        tell(f"stored; no worker has prepared its pool yet ({bad})")
+    except (BusError, TimeoutError) as error:
+        note(f"stored; no worker has prepared its pool yet ({error})")
 
 
 def _write(
-    lines: Sequence[Mapping[str, Any]], keys: Sequence[str], *, as_json: bool, nothing: str
+    lines: Iterable[Mapping[str, Any]], columns: tuple[str, ...], *, as_json: bool, none: str
 ) -> None:
-    """Print the lines, for people as a table of `keys`."""
+    """Print JSON lines, or for people a table of some columns."""
     if not for_people(as_json=as_json):
         for line in lines:
             write_json(line)
-    elif lines:
-        titles = [key.upper().replace("_", " ") for key in keys]
-        write_lines(table(titles, [[_cell(key, line[key]) for key in keys] for line in lines]))
+    elif rows := [[_cell(name, line[name]) for name in columns] for line in lines]:
+        write_table([name.upper().replace("_", " ") for name in columns], rows)
     else:
-        tell(nothing)
+        note(none)
 
 
-def _cell(key: str, value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return "active" if value else ""
-    return local_time(value) if key.endswith("_at") else str(value or "")
+    return local_time(value) if name.endswith("_at") else str(value or "")

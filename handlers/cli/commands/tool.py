@@ -1,8 +1,7 @@
-"""`workspaced tool`: a caller by the contract, with states and log shown while it waits."""
+"""`workspaced tool`: calls a tool as a chat service, and shows states and log while it waits."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import copy
 import json
@@ -15,97 +14,98 @@ from uuid import uuid4
 from bus import Bus, subjects
 from bus.urls import redacted
 from handlers.app import locate
-from handlers.cli.client import publish
-from handlers.cli.commands.result_text import told
-from handlers.cli.commands.stall_notice import noticing
-from handlers.cli.commands.state_text import Describing
-from handlers.cli.output import tell, tell_nobody
+from handlers.cli.arguments import strict_json
+from handlers.cli.client import notice_stalls, publish
+from handlers.cli.command_table import DEFAULT_ORGANIZATION, DEFAULT_OWNER, CallTool
+from handlers.cli.commands.result_text import describe_result
+from handlers.cli.commands.state_text import ChangeDescriber
+from handlers.cli.output import no_note, note, waiting
 from handlers.cli.sanitize import as_json
-from handlers.cli.words import ORGANIZATION, OWNER, strict_json
 from handlers.publishing.build_log import read_ui_message
 from handlers.settings import InvalidSettings, Settings
+from handlers.supervise import cancel_and_wait
 
-TEXTS: Final = frozenset(("name", "query", "template", "preset"))
-"""Arguments that are texts, beside parameters and ids."""
+TEXT_ARGUMENTS: Final = frozenset(("name", "query", "template", "preset"))
+"""Arguments that are text; parameters and ids are as well."""
 
 
-async def call_tool(flags: argparse.Namespace, settings: Settings) -> int:
-    """Call the tool; return 0 when it went well."""
+async def call_tool(command: CallTool, settings: Settings) -> int:
+    """Call the tool and print its answer; return 1 if the answer is an error."""
+    call_id = command.call_id or uuid4().hex
     data = {
-        "call_id": flags.call_id or uuid4().hex,
-        "tool": flags.tool,
-        "args": arguments(flags.arg, flags.args),
-        "organization_id": flags.organization,
-        "owner_id": flags.owner,
-        "owner_name": flags.owner_name,
+        "call_id": call_id,
+        "tool": command.tool,
+        "args": arguments(command.arg, command.args),
+        "organization_id": command.organization,
+        "owner_id": command.owner,
+        "owner_name": command.owner_name,
     }
-    words = tell_nobody if flags.json else tell
-    words(f"chat {flags.chat}, call {data['call_id']}")
+    report = no_note if command.json else note
+    report(f"chat {command.chat}, call {call_id}")
     async with locate(settings).bus("chat-service") as bus:
         try:
-            resolved = await ask(bus, flags.chat, data, words)
+            with waiting(f"waiting for {command.tool}", shown=not command.json):
+                resolved = await request_and_wait(bus, command.chat, data, report)
         except asyncio.CancelledError:  # Ctrl-C
-            tell(f"the call goes on; to hear its answer: {_again(flags, data['call_id'])}")
+            note(f"the call goes on; to get its answer: {_same_call(command, call_id)}")
             raise
     sys.stdout.write(as_json(resolved["result"], indent=2) + "\n")
-    sys.stdout.flush()  # before the words about it
-    for line in told(flags.tool, resolved, flags.chat, _where(flags)):
-        words(line)
+    sys.stdout.flush()  # before the explanation on stderr
+    for line in describe_result(command.tool, resolved, command.chat, _server_flags(command)):
+        report(line)
     return 1 if "error" in resolved["result"] else 0
 
 
-async def ask(
-    bus: Bus, chat_id: str, data: dict[str, Any], words: Callable[[str], object]
+async def request_and_wait(
+    bus: Bus, chat_id: str, data: dict[str, Any], report: Callable[[str], object]
 ) -> dict[str, Any]:
-    """Ask, tell states and log lines as they come, and return the `data` of tool_resolved.
+    """Publish tool_requested, report states and log lines, and return the `data` of tool_resolved.
 
-    Subscribes first, so that nothing is missed; after a reconnect asks again with the same call id.
+    Subscribes first, so that it misses nothing. After a reconnect it publishes the same call again.
     """
-    asked_again = asyncio.Event()
-    bus.on_reconnect(asked_again.set)
+    reconnected = asyncio.Event()
+    bus.on_reconnect(reconnected.set)
     async with (
         bus.subscribe(subjects.result(chat_id, data["call_id"])) as results,
-        bus.subscribe(subjects.ui(chat_id)) as watched,
-        noticing(bus, chat_id, words) as heard,
+        bus.subscribe(subjects.ui(chat_id)) as changes,
+        notice_stalls(bus, chat_id, report) as heard,
     ):
 
         async def follow() -> None:
-            describing = Describing()
-            async for message in watched:
+            describer = ChangeDescriber()
+            async for message in changes:
                 envelope = read_ui_message(message.subject, message.data)
                 if envelope is None:
                     continue
                 heard(envelope)
-                for line in describing.lines(envelope):
-                    words(line)
+                for line in describer.lines(envelope):
+                    report(line)
 
         following = asyncio.create_task(follow())
         answer = asyncio.create_task(results.next())
         try:
             while not answer.done():
-                asked_again.clear()
+                reconnected.clear()
                 await publish(bus, "tool_requested", chat_id, data)
-                lost = asyncio.create_task(asked_again.wait())
-                ends = asyncio.FIRST_COMPLETED
-                await asyncio.wait((answer, lost, following), return_when=ends)
-                lost.cancel()
-                if following.done():  # nobody reads what is told, or NATS is closed for good
+                again = asyncio.create_task(reconnected.wait())
+                first = asyncio.FIRST_COMPLETED
+                await asyncio.wait((answer, again, following), return_when=first)
+                again.cancel()
+                if following.done():  # stderr is closed, or NATS is closed for good
                     following.result()
                     await answer
             return json.loads(answer.result().data)["data"]  # type: ignore[no-any-return]
         finally:
-            for task in (following, answer):
-                task.cancel()
-            await asyncio.gather(following, answer, return_exceptions=True)
+            await cancel_and_wait(following, answer)
 
 
 def arguments(
-    pairs: Iterable[tuple[str, str]], whole: Mapping[str, Any] | None = None
+    pairs: Iterable[tuple[str, str]], base: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Add key-value pairs to `whole`; a dot in a key goes one level down. Raises InvalidSettings."""
-    args: dict[str, Any] = copy.deepcopy(dict(whole or {}))
+    """Add keys and values to `base`; a dot in a key leads one level down. Raises InvalidSettings."""
+    args: dict[str, Any] = copy.deepcopy(dict(base or {}))
     for key, text in pairs:
-        value = _value(key, text)
+        value = _read_value(key, text)
         *path, last = key.split(".")
         inner = args
         for part in path:
@@ -116,15 +116,14 @@ def arguments(
     return args
 
 
-def _value(key: str, text: str) -> Any:
-    """Read what was typed for an argument.
+def _read_value(key: str, text: str) -> Any:
+    """Return the value that the text of an argument means.
 
-    Where the tool takes a text, that is the text as it was typed: `3.10` must not become `3.1`. Only a
-    JSON text or list, known by its first character, is read as JSON. Other arguments are JSON if they
-    can be.
+    If the tool takes text, it is the text as typed: `3.10` must not become `3.1`. Only a JSON string
+    or array, recognized by its first character, is read as JSON. Other arguments are JSON if possible.
     """
-    textual = key in TEXTS or key.startswith("parameters.") or key.endswith("_id")
-    if textual and not text.startswith(('"', "[")):
+    is_text = key in TEXT_ARGUMENTS or key.startswith("parameters.") or key.endswith("_id")
+    if is_text and not text.startswith(('"', "[")):
         return text
     try:
         return strict_json(text)
@@ -134,22 +133,26 @@ def _value(key: str, text: str) -> Any:
         raise InvalidSettings(f"--arg {key}: it is nested too deep") from None
 
 
-def _again(flags: argparse.Namespace, call_id: str) -> str:
+def _same_call(command: CallTool, call_id: str) -> str:
     """Return the command that asks for the answer of the same call."""
-    ask = f"workspaced tool {shlex.quote(flags.tool)} --chat {flags.chat} --call-id {call_id}"
-    if flags.organization != ORGANIZATION:
-        ask += f" --organization {flags.organization}"
-    if flags.owner != OWNER:
-        ask += f" --owner {flags.owner}"
-    return ask + _where(flags)
+    words = f"workspaced tool {shlex.quote(command.tool)} --chat {command.chat} --call-id {call_id}"
+    if command.organization != DEFAULT_ORGANIZATION:
+        words += f" --organization {command.organization}"
+    if command.owner != DEFAULT_OWNER:
+        words += f" --owner {command.owner}"
+    return words + _server_flags(command)
 
 
-def _where(flags: argparse.Namespace) -> str:
-    """Return the flags that another command needs to come to the same servers."""
-    given = {"--data-dir": flags.data_dir, "--nats-url": flags.nats_url}
-    given |= {"--database-url": flags.database_url, "--credentials": flags.credentials}
-    given |= {"--nats-ca": flags.nats_ca}
+def _server_flags(command: CallTool) -> str:
+    """Return the flags with which another command uses the same servers."""
+    flags = {
+        "--data-dir": command.data_dir,
+        "--nats-url": command.nats_url,
+        "--database-url": command.database_url,
+        "--credentials": command.credentials,
+        "--nats-ca": command.nats_ca,
+    }
     words = [
-        word for flag, value in given.items() if value for word in (flag, redacted(str(value)))
+        word for flag, value in flags.items() if value for word in (flag, redacted(str(value)))
     ]
     return f" {shlex.join(words)}" if words else ""

@@ -19,17 +19,18 @@ from handlers.access.listeners import (
     server_certificate,
 )
 from handlers.app import Endpoints, database_url, errors_name_database, limits, room, tuning
-from handlers.embedded import Servers, embedded_servers
-from handlers.embedded.ports import Ports
-from handlers.gateway.gateway import Gateway
-from handlers.health import database_check, first_problem, health_server, nats_check, tasks_check
-from handlers.roles import (
+from handlers.cli.command_table import Up
+from handlers.cli.commands.roles import (
     LOCAL,
     local_provisioner,
     raise_when_closed,
     run_provisioner,
     run_until_signal,
 )
+from handlers.embedded import Servers, embedded_servers
+from handlers.embedded.ports import Ports
+from handlers.gateway.gateway import Gateway
+from handlers.health import database_check, first_problem, health_server, nats_check, tasks_check
 from handlers.sandbox.policy import require_confinement
 from handlers.settings import Settings
 from handlers.supervise import running
@@ -58,38 +59,31 @@ class Running:
         )
 
 
-async def up(
-    settings: Settings,
-    *,
-    nats_host: str | None,
-    nats_name: str | None,
-    nats_port: int | None,
-    websocket_host: str | None,
-    websocket_port: int | None,
-    http_host: str | None,
-    http_port: int | None,
-    insecure: bool,
-) -> None:
+async def up(command: Up, settings: Settings) -> None:
     """Run until SIGINT or SIGTERM.
 
     Raises InvalidSettings, EmbeddedError, BusError, StoreUnavailableError.
     """
     certificate = server_certificate(settings)
-    given = {"nats": nats_host, "websocket": websocket_host, "http": http_host}
+    given = {
+        "nats": command.nats_host,
+        "websocket": command.websocket_host,
+        "http": command.http_host,
+    }
     hosts = {
-        what: listen_address(f"--{what}-host", host, certificate, insecure=insecure)
-        for what, host in given.items()
+        name: listen_address(f"--{name}-host", host, certificate, insecure=command.insecure)
+        for name, host in given.items()
     }
     require_confinement(settings.confinement, os.environ)
     listeners = Listeners(
         host=hosts["nats"],
         websocket_host=hosts["websocket"],
         http_host=hosts["http"],
-        name=nats_name,
-        port=nats_port,
-        websocket_port=websocket_port,
-        http_port=http_port,
-        names={hosts[what]: host for what, host in given.items() if host and is_host_name(host)},
+        name=command.nats_name,
+        port=command.nats_port,
+        websocket_port=command.websocket_port,
+        http_port=command.http_port,
+        names={hosts[name]: host for name, host in given.items() if host and is_host_name(host)},
         certificate=certificate,
         origins=tuple(filter(None, (settings.websocket_origins or "").split(","))),
         ca=settings.nats_ca.absolute() if settings.nats_ca and certificate else None,
@@ -101,7 +95,7 @@ async def up(
             sys.stdout.flush()
             sys.stderr.write(
                 f"workspaced is ready on {settings.data_dir}; stop it with Ctrl-C. "
-                "Workspaces and their agents go on without it.\n"
+                "Workspaces and their agents keep running without it.\n"
             )
             raise await up.servers.lost()
 

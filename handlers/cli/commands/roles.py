@@ -17,6 +17,7 @@ from bus.backoff import Backoff
 from bus.urls import anonymous
 from handlers.access.listeners import listen_address, server_certificate
 from handlers.app import Endpoints, limits, locate, room, tuning
+from handlers.cli.command_table import RunGateway, RunProvisioner, RunWorker, ServerCommand
 from handlers.embedded.database_password import folder_of, password_file
 from handlers.gateway.gateway import Gateway
 from handlers.health import (
@@ -72,14 +73,12 @@ async def restart_on_disconnect(run: Callable[[], Awaitable[None]]) -> None:
         await backoff.wait()
 
 
-async def worker(
-    settings: Settings, *, http_host: str | None, http_port: int | None, insecure: bool
-) -> None:
+async def worker(command: RunWorker, settings: Settings) -> None:
     """Run a worker."""
     endpoints, ready = locate(settings), asyncio.Event()
     checks = {"worker": started_check(ready)}
     async with (
-        _health(settings, http_host, http_port, checks, insecure=insecure),
+        _health(command, settings, checks),
         endpoints.store("worker", wait=True) as store,
         endpoints.bus("worker", wait=True) as bus,
     ):
@@ -94,14 +93,12 @@ async def worker(
         await run_until_signal(working.run(), raise_when_closed(bus))
 
 
-async def gateway(
-    settings: Settings, *, http_host: str | None, http_port: int | None, insecure: bool
-) -> None:
+async def gateway(command: RunGateway, settings: Settings) -> None:
     """Run a gateway."""
     endpoints, ready = locate(settings), asyncio.Event()
     checks = {"gateway": started_check(ready)}
     async with (
-        _health(settings, http_host, http_port, checks, insecure=insecure),
+        _health(command, settings, checks),
         endpoints.store("gateway", wait=True) as store,
         endpoints.bus("gateway", wait=True) as bus,
     ):
@@ -117,41 +114,37 @@ async def gateway(
         await run_until_signal(restart_on_disconnect(serving.run), raise_when_closed(bus))
 
 
-async def provisioner(
-    settings: Settings,
-    *,
-    name: str,
-    pool: str,
-    http_host: str | None,
-    http_port: int | None,
-    insecure: bool,
-) -> None:
+async def provisioner(command: RunProvisioner, settings: Settings) -> None:
     """Run a local provisioner."""
     require_confinement(settings.confinement, os.environ)
     endpoints, ready = locate(settings), asyncio.Event()
     checks = {"provisioner": started_check(ready)}
     async with (
-        _health(settings, http_host, http_port, checks, insecure=insecure),
+        _health(command, settings, checks),
         endpoints.bus("provisioner", wait=True) as bus,
     ):
         checks |= {"nats": nats_check({"provisioner": bus})}
-        root = settings.data_dir
-        local = local_provisioner(endpoints, bus, root, settings, name=name, pool=pool, ready=ready)
+        local = local_provisioner(
+            endpoints,
+            bus,
+            settings.data_dir,
+            settings,
+            name=command.provisioner,
+            pool=command.pool,
+            ready=ready,
+        )
         await run_until_signal(run_provisioner(local), raise_when_closed(bus))
 
 
 def _health(
-    settings: Settings,
-    host: str | None,
-    port: int | None,
-    checks: dict[str, Check],
-    *,
-    insecure: bool,
+    command: ServerCommand, settings: Settings, checks: dict[str, Check]
 ) -> AbstractAsyncContextManager[None]:
     """Serve a role's health on the address that its flags name. Raises InvalidSettings."""
     certificate = server_certificate(settings)
-    address = listen_address("--http-host", host, certificate, insecure=insecure)
-    return health_server(address, port, checks, certificate)
+    address = listen_address(
+        "--http-host", command.http_host, certificate, insecure=command.insecure
+    )
+    return health_server(address, command.http_port, checks, certificate)
 
 
 def local_provisioner(

@@ -1,0 +1,49 @@
+"""The settings that are also flags of commands: one description for the flag and the variable.
+
+Apart from `handlers.settings`, because `--help` must not wait for the import of pydantic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+
+class SettingFlag(NamedTuple):
+    """How a flag shows its setting."""
+
+    metavar: str
+    description: str
+
+
+SETTING_FLAGS: Final[Mapping[str, SettingFlag]] = {
+    "data_dir": SettingFlag(
+        "DIR", "Directory in which `up` keeps its servers, ports, credentials and workspaces."
+    ),
+    "nats_url": SettingFlag(
+        "URL",
+        "URL of the NATS server, or URLs of several servers of a cluster, separated by commas. "
+        "If it is not set, `up` starts a NATS server, and other commands use that one.",
+    ),
+    "database_url": SettingFlag(
+        "URL",
+        "URL of the PostgreSQL database. If it is not set, `up` starts a PostgreSQL server, and other "
+        "commands use that one.",
+    ),
+    "nats_ca": SettingFlag(
+        "FILE",
+        "PEM file with the CA certificates that signed the certificate of NATS. If it is not set, the "
+        "CA certificates of this machine apply.",
+    ),
+    "credentials": SettingFlag(
+        "PATH",
+        "File with the NKey seed to connect to NATS with, or a folder with <role>.nk of each role. If "
+        "it is not set, the seeds in the data directory are used.",
+    ),
+    "tls_certificate": SettingFlag(
+        "FILE",
+        "PEM file with the TLS certificate of every listener of this process and of the NATS server "
+        "that `up` starts. If it is not set, listeners accept connections from this machine only.",
+    ),
+    "tls_key": SettingFlag("FILE", "PEM file with the private key of that certificate."),
+}
