@@ -16,6 +16,8 @@ from handlers.cli.sanitize import as_json, plain
 
 _FIRST_PROGRESS: Final = 5.0
 """Seconds before the first report of progress, and between reports."""
+_UNWRAPPED: Final = 100_000
+"""A width that no line reaches."""
 _STYLES: Final = {
     "ready": "green",
     "failed": "red",
@@ -121,13 +123,13 @@ def write_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table for people. Each row is one line; longer texts are cut at their first line."""
     from rich.text import Text  # noqa: PLC0415 — only for terminals
 
-    cells: list[list[Text]] = [[Text(title, style="bold") for title in titles]]
+    cells: list[list[Text]] = [[Text.assemble((title, "bold")) for title in titles]]
     for row in rows:
         cells.append([])
         for title, value in zip(titles, row, strict=True):
             text = one_line(value)
             style = _STYLES.get(text.partition(":")[0], "") if title == "STATE" else ""
-            cells[-1].append(Text(text, style=style))
+            cells[-1].append(Text.assemble((text, style)))  # the padding has no style
     _write_grid(cells)
 
 
@@ -151,10 +153,9 @@ def _write_grid(rows: Sequence[Sequence[Any]]) -> None:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for cells in rows:
         grid.add_row(*cells)
-    console = Console(file=sys.stdout)
-    width = console.measure(grid, options=console.options.update(max_width=100_000)).maximum
+    console = Console(file=sys.stdout, width=_UNWRAPPED, height=1)
     with console.capture() as captured:
-        console.print(grid, width=width, crop=False, no_wrap=True)
+        console.print(grid)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().split("\n")[:-1]))
 
 

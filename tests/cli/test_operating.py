@@ -381,7 +381,7 @@ class TestDelete:
         refused = running.run("workspace", "delete", chat)
 
         assert refused.returncode == 1
-        assert "made elsewhere" in refused.stderr
+        assert "created elsewhere" in refused.stderr
 
 
 class TestOrphans:
