@@ -20,13 +20,19 @@ from handlers.clock import clock
 from handlers.supervise import cancel_and_wait, run_until_one_ends
 from handlers.worker.batch import Noticed, apply, asks
 from handlers.worker.clocks import CHANGED, LOOKED_EVERY, read_clocks
+from handlers.worker.committer import (
+    LONGEST_DELAY,
+    NOTICE_SECONDS,
+    CommitResult,
+    Committer,
+    Problems,
+)
 from handlers.worker.deliveries import Dead, Item, Missed, read
 from handlers.worker.load_sampler import Gauge, Room
 from handlers.worker.recovery import CARRIERS, Recovery
 from handlers.worker.relay import Relay
 from handlers.worker.restore import behind
 from handlers.worker.stream_watch import Watch
-from handlers.worker.taking import SHOWN_FOR, SLOWEST, Taken, Taking, Troubles
 from handlers.worker.timer_events import looked_for
 from statemachine.chat import Limits
 from statemachine.store import OutboxMessage, Store, StoreUnavailableError
@@ -72,18 +78,18 @@ class Worker:
     _prepared: asyncio.Event = field(default_factory=asyncio.Event)
     _restored: bool = False
     """A chat was found to be older than what was published of it."""
-    troubles: Troubles = field(default_factory=Troubles)
+    problems: Problems = field(default_factory=Problems)
     """What keeps it from its work now."""
     _gauge: Gauge = field(init=False)
     _cutting: Cutting = field(init=False)
-    _taking: Taking = field(init=False)
+    _committer: Committer = field(init=False)
     _returning: set[asyncio.Task[None]] = field(default_factory=set)
     """Tasks that will give deliveries back."""
 
     def __post_init__(self) -> None:
         self._cutting = Cutting(self.store, self.bus)
         self._gauge = Gauge(self.store, self.bus, self.room)
-        self._taking = Taking(self.store, self.troubles)
+        self._committer = Committer(self.store, self.problems)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -124,8 +130,8 @@ class Worker:
                     self._again.set()
                     await backoff.wait()
                     continue
-                self.troubles.clear("nats")
-                self.troubles.clear("database")
+                self.problems.clear("nats")
+                self.problems.clear("database")
                 if lost & CARRIERS:
                     asking = asyncio.create_task(recovery.ask())
                 backoff.reset()
@@ -212,7 +218,7 @@ class Worker:
             await self._look_at_clocks(relay)
             newer = await relay.publish(rows, jobs_until=committed.jobs_until)
             await relay.bury(buried)
-            self.troubles.clear("nats")
+            self.problems.clear("nats")
             await self._compare(newer)
             # Dropped before the ack: what an ack has let go nobody would look for in the outbox.
             if ids := [row.id for row in rows if row.id]:
@@ -253,13 +259,13 @@ class Worker:
         """Note what went wrong, for those who ask after our health; a lost connection shows by itself."""
         if isinstance(bad, StoreUnavailableError):
             words = f"the database does not take changes: {bad}"
-            self.troubles.note("database", words, seconds=SHOWN_FOR)
+            self.problems.report("database", words, seconds=NOTICE_SECONDS)
         elif self.bus.connected:
             words = (
                 f"NATS does not store what must be published: {bad}; if its disk was full, make room "
                 "there and start it again"
             )
-            self.troubles.note("nats", words, seconds=SHOWN_FOR)
+            self.problems.report("nats", words, seconds=NOTICE_SECONDS)
 
     async def _look_at_clocks(self, relay: Relay) -> None:
         """Learn how far the bus's clock is ahead if a timer fired early, or very late.
@@ -303,22 +309,22 @@ class Worker:
             log.exception("chat %s can't be read", item.chat_id)
             return item
 
-    async def _take(self, items: Sequence[tuple[Delivery, Item]]) -> Taken:
+    async def _take(self, items: Sequence[tuple[Delivery, Item]]) -> CommitResult:
         load = self._gauge.load(look=any(asks(item) for _, item in items))
 
         async def applied(some: Sequence[Item]) -> list[OutboxMessage]:
             return await apply(some, self.store, self.limits, os.urandom(16), load, self.noticed)
 
-        taken = await self._taking.take(items, applied)
-        if taken.left:
-            task = asyncio.create_task(self._give_back(taken.left))
+        taken = await self._committer.commit(items, applied)
+        if taken.postponed:
+            task = asyncio.create_task(self._give_back(taken.postponed))
             self._returning.add(task)
             task.add_done_callback(self._returning.discard)
         return taken
 
     async def _give_back(self, deliveries: Sequence[Delivery]) -> None:
         """Let what the database did not take come again after a while, sooner than it would by itself."""
-        await Backoff(SLOWEST, SLOWEST).wait()
+        await Backoff(LONGEST_DELAY, LONGEST_DELAY).wait()
         for delivery in deliveries:
             await delivery.nak()
 

@@ -85,10 +85,10 @@ async def worker(command: RunWorker, settings: Settings) -> None:
         working = Worker(
             store, bus, limits(settings), tuning(settings, endpoints), room(settings), ready
         )
-        troubles = working.troubles
+        problems = working.problems
         checks |= {
-            "nats": first_problem(nats_check({"worker": bus}), lambda: troubles.of("nats")),
-            "database": first_problem(database_check(store), lambda: troubles.of("database")),
+            "nats": first_problem(nats_check({"worker": bus}), lambda: problems.of("nats")),
+            "database": first_problem(database_check(store), lambda: problems.of("database")),
         }
         await run_until_signal(working.run(), raise_when_closed(bus))
 

@@ -160,10 +160,10 @@ async def everything(
                     port = Ports(servers.directory).kept()["http"]
                     checks = {
                         "nats": first_problem(
-                            nats_check(buses), lambda: servers.wrong() or worker.troubles.of("nats")
+                            nats_check(buses), lambda: servers.wrong() or worker.problems.of("nats")
                         ),
                         "database": first_problem(
-                            database_check(store), lambda: worker.troubles.of("database")
+                            database_check(store), lambda: worker.problems.of("database")
                         ),
                         "roles": tasks_check([*roles, *tasks]),
                     }

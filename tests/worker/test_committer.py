@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from handlers.worker import taking, worker
+from handlers.worker import committer, worker
 from statemachine.store import StoreUnavailableError, TransientError, WorkRefusedError
 from tests.doubles.memory_store import MemoryStore
 from tests.doubles.memory_transaction import MemoryTransaction
@@ -48,8 +48,8 @@ class Refusing(MemoryStore):
 async def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     rig = Rig()
     rig.store = Refusing(rig.now)
-    monkeypatch.setattr(taking, "SLOWEST", 0.01)
-    monkeypatch.setattr(worker, "SLOWEST", 0.01)
+    monkeypatch.setattr(committer, "LONGEST_DELAY", 0.01)
+    monkeypatch.setattr(worker, "LONGEST_DELAY", 0.01)
     return await rig.open()
 
 
@@ -83,7 +83,7 @@ async def test_an_event_that_the_database_refuses_is_not_buried_and_its_neighbou
     assert rig.dead == []
     assert "a trigger says no" in (await store.blocked({chat, *others}))[chat]
     assert set(await store.blocked({chat, *others})) == {chat}
-    assert "a trigger says no" in str(hand.worker.troubles.of("database"))
+    assert "a trigger says no" in str(hand.worker.problems.of("database"))
     for _ in range(3):
         await again(hand)
     assert rig.dead == []
@@ -93,7 +93,7 @@ async def test_an_event_that_the_database_refuses_is_not_buried_and_its_neighbou
 
     assert {job["chat_id"] for job in rig.jobs()} == {chat, *others}
     assert await store.blocked({chat}) == {}
-    assert hand.worker.troubles.of("database") is None
+    assert hand.worker.problems.of("database") is None
     assert rig.server.streams["WORKSPACED_IN"].messages == {}
 
 
@@ -109,7 +109,7 @@ async def test_while_the_database_takes_nothing_the_batch_is_kept_together_and_t
     working = asyncio.create_task(hand.pump())
     while store.tries < 5:
         await asyncio.sleep(0)
-    assert "the database does not take events" in str(hand.worker.troubles.of("database"))
+    assert "the database does not take events" in str(hand.worker.problems.of("database"))
     assert set(await store.blocked(set(chats))) == (
         set(chats) if error is WorkRefusedError else set()
     )
@@ -120,7 +120,7 @@ async def test_while_the_database_takes_nothing_the_batch_is_kept_together_and_t
     assert store.tries == tries + 1
     assert len(rig.jobs()) == 32
     assert rig.dead == []
-    assert hand.worker.troubles.of("database") is None
+    assert hand.worker.problems.of("database") is None
     assert await store.blocked(set(chats)) == {}
 
 
@@ -140,7 +140,7 @@ async def test_a_database_that_goes_away_while_a_batch_is_halved_is_waited_for(
     store.note_blocked = away_from_now  # type: ignore[method-assign]
     working = asyncio.create_task(hand.pump())
     async with asyncio.timeout(60):
-        while "does not take events" not in str(hand.worker.troubles.of("database")):
+        while "does not take events" not in str(hand.worker.problems.of("database")):
             await asyncio.sleep(0)
     store.note_blocked = noted  # type: ignore[method-assign]
     store.refused, store.error = frozenset({refused}), WorkRefusedError
