@@ -5,10 +5,9 @@ PYTHON ?= $(shell for python in python3.11 python3.13 python3.12 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-AUDITING := .audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit sbom format diagram settings schemas
+.PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas
 SEEDS ?= 1000
 # Processes that share the tests, file by file; most tests wait more than they compute.
 JOBS ?= 2
@@ -49,11 +48,26 @@ check: $(INSTALLED)  ## Lint, formatting, types, and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-audit: $(INSTALLED) $(AUDITING)  ## Installed is what is pinned, and no advisory speaks of it; OFFLINE=accepted
-	$(BIN)/python -m tests.dependencies.audit || { status=$$?; test $$status -eq 3 -a -n "$(OFFLINE)" || exit $$status; }
+audit: $(INSTALLED)  ## Check that installed = pinned, and ask OSV for known vulnerabilities; OFFLINE=accepted
+	$(BIN)/python -m pip check
+	@! $(BIN)/python -m pip freeze --all --exclude-editable | grep -vixFf constraints.txt \
+		|| { echo "these installed versions differ from constraints.txt" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --no-deps --require-hashes --requirement hashes.txt
+	@if $(BIN)/python -c 'import socket; socket.create_connection(("api.osv.dev", 443), 10)' 2>/dev/null; then \
+		$(BIN)/pip-audit --no-deps --disable-pip --progress-spinner off --vulnerability-service osv --requirement constraints.txt; \
+	else echo "api.osv.dev is unreachable: known vulnerabilities were NOT looked for" >&2; test -n "$(OFFLINE)"; fi
 
-sbom: $(AUDITING)  ## List all that an installation consists of: dist/*.cdx.json
-	.audit/bin/python -m tests.dependencies.sbom
+hashes: $(INSTALLED)  ## Write hashes.txt after a change of constraints.txt (takes minutes)
+	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+		--no-emit-options --output-file hashes.txt constraints.txt
+
+sbom: $(INSTALLED)  ## List what an installation consists of as CycloneDX 1.6: dist/workspaced.cdx.json
+	@mkdir -p dist
+	$(PYTHON) -m venv --clear .sbom
+	.sbom/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
+	$(BIN)/cyclonedx-py environment --spec-version 1.6 --output-format JSON --output-reproducible --validate \
+		--pyproject pyproject.toml --output-file dist/workspaced.cdx.json .sbom/bin/python
+	@rm -r .sbom
 
 simulate: $(INSTALLED)  ## Crashes, pauses and losses by SEEDS=10000 seeds; SEED=7: all that happens in one
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
@@ -77,15 +91,10 @@ settings: $(INSTALLED)  ## Write the table of settings into docs/operators.md
 schemas: $(INSTALLED)  ## Write the AsyncAPI document and the JSON Schemas of the contract into docs/schemas
 	$(BIN)/python -m handlers.schemas docs/schemas
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt hashes.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or name it with make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@touch $@
-
-$(AUDITING): pyproject.toml constraints.txt
-	.audit/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .audit
-	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["audit"])' \
-		| xargs .audit/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement hashes.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,audit]'
 	@touch $@

@@ -151,7 +151,7 @@ class TestTool:
     ) -> None:
         process = waiting(running, new_id(), templates["unserved"])
         try:
-            process.heard("no provisioner of pool 'moon' has begun build 1 yet")
+            process.wait_for_output("no provisioner of pool 'moon' has begun build 1 yet")
         finally:
             process.stop(signal.SIGINT)
 
@@ -225,7 +225,7 @@ class TestChats:
         chat = new_id()
         process = waiting(running, chat, templates["unserved"])
         try:
-            process.heard("building")
+            process.wait_for_output("building")
             (found,) = lines(running, "chat", "show", chat)
             shown, _, _ = on_a_terminal(running, "chat", "show", chat)
             table, _, _ = on_a_terminal(running, "chat", "list", "--state", "building")
@@ -277,7 +277,7 @@ class TestLog:
         text = QUICK.replace("quick", "followed").replace("echo $", f"echo one; cat {pipe}; echo $")
         pushed = running.data("template", "push", folder(tmp_path, text))
         process = waiting(running, chat, pushed["template_id"])
-        process.heard("| one")
+        process.wait_for_output("| one")
         following = Process("log", chat, "--follow", "--data-dir", running.directory)
         try:
             first = following.line()  # it has caught up
@@ -307,7 +307,7 @@ class TestLog:
         )
         pushed = running.data("template", "push", folder(tmp_path, text))
         process = waiting(running, chat, pushed["template_id"])
-        process.heard("| one")
+        process.wait_for_output("| one")
         following = Process("log", chat, "--follow", "--data-dir", running.directory)
         try:
             following.line()
@@ -459,7 +459,7 @@ def test_a_sensitive_value_is_shown_by_no_command(running: Up, templates: dict[s
         *("--arg", f"parameters.secret={secret}", "--data-dir", running.directory),
     )
     try:
-        process.heard("building")
+        process.wait_for_output("building")
         shown = [
             running.run(*words)
             for words in (
