@@ -50,7 +50,8 @@ check: $(INSTALLED)  ## Lint, formatting, types, and who imports whom
 
 audit: $(INSTALLED)  ## Check that installed = pinned, and ask OSV for known vulnerabilities; OFFLINE=accepted
 	$(BIN)/python -m pip check
-	@! $(BIN)/python -m pip freeze --all --exclude-editable | grep -vixFf constraints.txt \
+	@tr A-Z_ a-z- < constraints.txt > .venv/.pins
+	@! $(BIN)/python -m pip freeze --all --exclude-editable | tr A-Z_ a-z- | grep -vxFf .venv/.pins \
 		|| { echo "these installed versions differ from constraints.txt" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --no-deps --require-hashes --requirement hashes.txt
 	@if $(BIN)/python -c 'import socket; socket.create_connection(("api.osv.dev", 443), 10)' 2>/dev/null; then \

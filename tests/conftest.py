@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from handlers.access.identities import seed_file
 from handlers.access.permissions import inbox_prefix
 from handlers.embedded import Servers, embedded_servers
-from tests.databases import database_on
+from tests.rigs.servers import new_database
 
 ConnectAs = Callable[..., Awaitable[Client]]
 
@@ -35,7 +35,7 @@ async def servers() -> AsyncIterator[Servers]:
 @pytest.fixture
 async def database_url(servers: Servers) -> AsyncIterator[str]:
     """A database of the test's own, empty."""
-    async with database_on(servers) as url:
+    async with new_database(servers) as url:
         yield url
 
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.wire.running import Up, up
-from tests.wire.world import Place, World, place_of, world_at
+from tests.rigs.processes import Up, up
+from tests.rigs.world import Deployment, World, connected_world, deployment_of
 
 
 @pytest.fixture(scope="session")
@@ -17,11 +17,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 @pytest.fixture(scope="session")
-def place(running: Up, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return place_of(running, tmp_path_factory.mktemp("templates"))
+def place(running: Up, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    return deployment_of(running, tmp_path_factory.mktemp("templates"))
 
 
 @pytest.fixture
-async def world(place: Place) -> AsyncIterator[World]:
-    async with world_at(place) as world:
+async def world(place: Deployment) -> AsyncIterator[World]:
+    async with connected_world(place) as world:
         yield world

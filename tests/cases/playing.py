@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.wire.harness import Chat, Event, new_id
-from tests.wire.party import CONTENT_TYPE
-from tests.wire.world import World
+from tests.rigs.client import CONTENT_TYPE, Chat, Event, new_id
+from tests.rigs.world import World
 
 INPUTS = Path(__file__).parent / "inputs"
 _SENDERS = {"tool": "service", "provisioner": "provisioner", "agent": "operator"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.cases.playing import play
-from tests.wire.world import World
+from tests.rigs.world import World
 
 
 async def test_b07_stopped_then_delete_failed(world: World) -> None:

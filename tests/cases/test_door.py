@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.cases.playing import play
-from tests.wire import shapes
-from tests.wire.harness import Heard, ServiceFault, event, new_id
-from tests.wire.running import Up
-from tests.wire.world import World
+from tests.rigs import shapes
+from tests.rigs.client import Received, ServiceError, cloud_event, new_id
+from tests.rigs.processes import Up
+from tests.rigs.world import World
 
 
 async def entry_of(world: World, chat: str, event_type: str) -> dict[str, Any]:
@@ -24,11 +24,11 @@ async def entry_of(world: World, chat: str, event_type: str) -> dict[str, Any]:
     return dict(found[-1])
 
 
-async def letters_of(world: World, kind: str) -> Heard[Any]:
+async def letters_of(world: World, kind: str) -> Received[Any]:
     """Dead letters of that kind, from now on."""
-    letters: Heard[Any] = Heard()
+    letters: Received[Any] = Received()
     await world.operator.client.subscribe(f"workspaced.dead.{kind}", cb=letters.add)
-    await world.operator.settled()
+    await world.operator.flush()
     return letters
 
 
@@ -99,7 +99,7 @@ async def test_b10_call_id_used_twice(world: World) -> None:
     letter = await letters.first(lambda found: case.chat.id in found.headers["Workspaced-Subject"])
     assert letter.headers["Workspaced-Reason"] == "bad_data"
     assert "data.call_id must be 1 to 128 of" in letter.headers["Workspaced-Detail"]
-    with pytest.raises(ServiceFault, match=r"body\.call_id must be 1 to 128 of") as refused:
+    with pytest.raises(ServiceError, match=r"body\.call_id must be 1 to 128 of") as refused:
         await world.service.rpc(
             "stop_workspace", chat_id=case.chat.id, call_id="functions.x:0", **case.chat.identity
         )
@@ -153,7 +153,9 @@ async def test_null_and_absent_args_are_alike_on_the_bus_and_by_rpc(world: World
         assert answer["is_error"] is False
         told = {k: v for k, v in {**chat.identity, **more}.items() if k != "call_id"}
         call_id = f"c-{new_id()}"
-        await chat.tell("tool_requested", {**told, "call_id": call_id, "tool": "list_templates"})
+        await chat.publish_event(
+            "tool_requested", {**told, "call_id": call_id, "tool": "list_templates"}
+        )
         assert (await chat.answer(call_id))["result"] == answer["result"]
 
 
@@ -174,7 +176,7 @@ async def test_names_of_any_length_are_kept_up_to_4_kib(world: World) -> None:
     build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": 1}
     data = {**build, "transition": "start", "workspace_name": name, "owner_name": name}
 
-    told = event("build_started", "/provisioner/forge", chat.id, data)
+    told = cloud_event("build_started", "/provisioner/forge", chat.id, data)
     await world.provisioner.publish(f"workspaced.in.provisioner.{chat.id}.forge", told)
 
     state = await chat.state("building")
@@ -187,7 +189,7 @@ async def test_what_is_left_out_of_a_fact_stands_in_its_entry_s_notice(world: Wo
     _, job = await world.building(chat)
     good = {"id": new_id(), "name": "main"}
 
-    await world.provisioner.tell(
+    await world.provisioner.publish_event(
         "build_succeeded",
         job,
         template_version_id="latest",
@@ -210,7 +212,9 @@ async def test_an_end_that_can_not_be_read_is_noted_on_the_chat_and_its_correcti
     call, job = await world.building(chat)
     letters = await letters_of(world, "provisioner")
     broken = {"workspace_id": job.workspace_id, "build_id": job.build_id, "transition": "start"}
-    told = event("build_failed", "/provisioner/forge", chat.id, {**broken, "build_number": "1"})
+    told = cloud_event(
+        "build_failed", "/provisioner/forge", chat.id, {**broken, "build_number": "1"}
+    )
 
     await world.provisioner.publish(f"workspaced.in.provisioner.{chat.id}.forge", told)
     letter = await letters.first(lambda found: chat.id in found.headers["Workspaced-Subject"])
@@ -236,7 +240,9 @@ async def test_snapshots_are_what_the_logs_of_all_of_this_fold_to(
     chat = await world.chat()
     _, job = await world.building(chat)
     letters = await letters_of(world, "provisioner")
-    await world.provisioner.tell("build_failed", job, build_number=None, error="x" * 70_000)
+    await world.provisioner.publish_event(
+        "build_failed", job, build_number=None, error="x" * 70_000
+    )
     await letters.first(lambda found: chat.id in found.headers["Workspaced-Subject"])
     shown = await world.service.rpc("get_chat", chat_id=chat.id)
 
@@ -244,7 +250,7 @@ async def test_snapshots_are_what_the_logs_of_all_of_this_fold_to(
 
     assert "data.build_number is required" in shown["notice"]
     assert replayed.returncode == 0, replayed.stderr
-    await world.provisioner.tell("build_failed", job, error="x\0y")
+    await world.provisioner.publish_event("build_failed", job, error="x\0y")
     await chat.state("failed:build_failed")
     again = await asyncio.to_thread(running.run, "replay", "--chat", chat.id)
     assert again.returncode == 0, again.stderr

@@ -10,9 +10,9 @@ from nats.aio.msg import Msg
 
 from tests import schemas
 from tests.cli.folders import folder
-from tests.wire.harness import Event, Heard
-from tests.wire.running import Up
-from tests.wire.world import World
+from tests.rigs.client import Event, Received
+from tests.rigs.processes import Up
+from tests.rigs.world import World
 
 TYPES = {
     *("tool_requested", "tool_canceled", "delete_requested"),
@@ -26,7 +26,7 @@ async def test_every_message_of_a_workspace_from_create_to_delete_fits_its_schem
     running: Up, world: World, tmp_path: Path
 ) -> None:
     chat = await world.chat()
-    said: Heard[Event] = Heard()
+    said: Received[Event] = Received()
 
     async def hear(message: Msg) -> None:
         await said.add(json.loads(message.data))
@@ -35,7 +35,7 @@ async def test_every_message_of_a_workspace_from_create_to_delete_fits_its_schem
         await world.operator.client.subscribe(f"workspaced.{subject}.{chat.id}.>", cb=hear)
     await world.operator.client.subscribe(f"workspaced.state.{chat.id}", cb=hear)
     await world.operator.client.subscribe("workspaced.job.local", cb=hear)
-    await world.operator.settled()
+    await world.operator.flush()
     template = await asyncio.to_thread(
         running.data, "template", "push", folder(tmp_path), "--organization", chat.organization_id
     )
@@ -46,7 +46,7 @@ async def test_every_message_of_a_workspace_from_create_to_delete_fits_its_schem
     await chat.cancel(call)
     await chat.answer(call)
     await chat.state("stopped")
-    await chat.tell("delete_requested", {})
+    await chat.publish_event("delete_requested", {})
     await chat.state("none", above=1)
 
     of_chat = [event for event in said.all if event["subject"] == chat.id]

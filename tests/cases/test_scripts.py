@@ -6,7 +6,7 @@ import json
 from uuid import uuid4
 
 from tests.cases.playing import INPUTS
-from tests.wire.running import Up
+from tests.rigs.processes import Up
 
 
 def test_b03_verdict_lost_behind_the_limit(running: Up) -> None:

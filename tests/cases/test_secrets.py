@@ -10,7 +10,7 @@ import pytest
 
 from tests.cases.playing import INPUTS
 from tests.cli.folders import folder
-from tests.wire.running import Up
+from tests.rigs.processes import Up
 
 BOOL = """
 name = "short-bool"

@@ -10,8 +10,8 @@ import pytest
 
 from tests.cases.playing import INPUTS
 from tests.cli.folders import QUICK, folder
-from tests.wire.harness import new_id
-from tests.wire.running import Up
+from tests.rigs.client import new_id
+from tests.rigs.processes import Up
 
 
 def refused(running: Up, template: Path) -> str:

@@ -19,7 +19,7 @@ from uuid import uuid4
 import pytest
 
 from tests.cases.playing import INPUTS
-from tests.wire.running import PATIENCE, ROOT, end, environment, processes_of, run
+from tests.rigs.processes import ROOT, TIMEOUT, environment, kill_processes, processes_using, run
 
 IN_A_TERMINAL = """
 import fcntl, os, sys, termios
@@ -84,9 +84,9 @@ def up_in_a_terminal(directory: Path) -> Iterator[InATerminal]:
         yield InATerminal(directory, process, master, slave)
     finally:
         process.terminate()
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT)
         process.stdout.close()
-        end(processes_of(directory))
+        kill_processes(processes_using(directory))
         os.close(master)
         os.close(slave)
 

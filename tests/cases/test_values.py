@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.cases.playing import INPUTS
-from tests.wire.harness import Event, new_id
-from tests.wire.running import Up
+from tests.rigs.client import Event, new_id
+from tests.rigs.processes import Up
 
 
 class Caller:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.wire.running import Up, up
+from tests.rigs.processes import Up, up
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.wire.running import run
+from tests.rigs.processes import run
 
 
 def test_it_makes_the_seeds_once_and_prints_none_of_them(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.cli.folders import FAILING, QUICK, folder
-from tests.wire.harness import new_id
-from tests.wire.running import ROOT, Process, Up, agents_of, environment, gone, run
+from tests.rigs.client import new_id
+from tests.rigs.processes import ROOT, Process, Up, agents_using, environment, run, wait_until_gone
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ class TestTool:
         args = ("--arg", f"template_id={template}", "--arg", "parameters.greeting=howdy")
 
         created = running.run("tool", "create_workspace", "--chat", chat, *args)
-        agents = agents_of(running.directory)
+        agents = agents_using(running.directory)
         stopped = running.run("tool", "stop_workspace", "--chat", chat, "--quiet")
 
         assert created.returncode == 0, created.stderr
@@ -52,7 +52,7 @@ class TestTool:
         assert stopped.stderr == ""
         assert json.loads(stopped.stdout)["stopped"] is True
         assert agents
-        assert gone(agents, 10)
+        assert wait_until_gone(agents, 10)
 
     def test_an_answer_that_is_an_error_is_a_failure(self, running: Up) -> None:
         refused = running.run("tool", "start_workspace", "--chat", "new")
@@ -104,7 +104,7 @@ class TestTool:
         ask = ("tool", "create_workspace", "--chat", chat, *args, "--data-dir", running.directory)
 
         waiting = Process(*ask)
-        waiting.heard("building")
+        waiting.wait_for_output("building")
         status = waiting.stop(signal.SIGINT)
         pipe.write_bytes(b"go on\n")
         created = running.data(*ask[:-2])
@@ -112,8 +112,8 @@ class TestTool:
 
         assert status == 130
         assert waiting.rest == b""
-        assert "Traceback" not in waiting.said()
-        assert waiting.said().endswith(
+        assert "Traceback" not in waiting.output()
+        assert waiting.output().endswith(
             f"the call goes on; to get its answer: workspaced tool create_workspace --chat {chat} "
             f"--call-id mine --data-dir {running.directory}\n"
         )

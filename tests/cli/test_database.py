@@ -23,7 +23,7 @@ from statemachine.store import StoreUnavailableError
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from tests.cli.folders import folder
-from tests.wire.running import ROOT, Up, run
+from tests.rigs.processes import ROOT, Up, run
 
 DEPLOY = ROOT / "deploy/postgres"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wire.running import ROOT, end, environment, processes_of, run
+from tests.rigs.processes import ROOT, environment, kill_processes, processes_using, run
 
 
 def test_the_demo_tells_its_story_to_the_end() -> None:
@@ -51,7 +51,7 @@ def test_ended_early_it_leaves_nothing(
         try:
             assert process.stdout is not None
             assert any(when in line for line in process.stdout)
-            assert len(processes_of(tmp_path)) >= 3
+            assert len(processes_using(tmp_path)) >= 3
 
             ended(process)
             assert process.stderr is not None
@@ -59,8 +59,8 @@ def test_ended_early_it_leaves_nothing(
 
             assert process.wait(30) == status
             assert said == ""
-            assert processes_of(tmp_path) == []
+            assert processes_using(tmp_path) == []
             assert list(tmp_path.iterdir()) == []
         finally:
             process.kill()
-            end(processes_of(tmp_path))
+            kill_processes(processes_using(tmp_path))

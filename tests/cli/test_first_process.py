@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.wire.running import PATIENCE, ROOT, end, environment, processes_of, run
+from tests.rigs.processes import ROOT, TIMEOUT, environment, kill_processes, processes_using, run
 
 NEW_NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 SUBREAPER = """
@@ -67,11 +67,11 @@ def test_orphans_are_reaped_and_statuses_of_steps_are_not_lost(tmp_path: Path, w
             assert _zombies(process.pid) == []
             (handed,) = _workers(process.pid)
             os.kill(handed, signal.SIGTERM)
-            assert process.wait(PATIENCE) == 0
+            assert process.wait(TIMEOUT) == 0
     finally:
         process.kill()
         process.wait()
-        end(processes_of(data))
+        kill_processes(processes_using(data))
 
 
 def _workers(first: int) -> list[int]:

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from tests.cli.folders import QUICK, folder
-from tests.wire.harness import Event, Party, event, new_id
-from tests.wire.party import as_role, connected
-from tests.wire.running import PATIENCE, ROOT, Process, Up, environment
+from tests.rigs.client import Event, Participant, cloud_event, connected, new_id, role_options
+from tests.rigs.processes import ROOT, TIMEOUT, Process, Up, environment
 
 UNSERVED = """
 name = "unserved"
@@ -73,7 +72,7 @@ def on_a_terminal(
         pass  # so a terminal ends
     finally:
         os.close(ours)
-    _, said = process.communicate(timeout=PATIENCE)
+    _, said = process.communicate(timeout=TIMEOUT)
     return shown.decode().splitlines(), said.decode(), process.returncode
 
 
@@ -103,9 +102,9 @@ def tell(running: Up, chat: str, type_name: str, data: Event) -> None:
     """Publish a fact as a provisioner would."""
 
     async def told() -> None:
-        options = as_role(running.directory / "credentials", "provisioner")
-        async with connected(Party(), running.nats, **options) as party:
-            fact = event(type_name, "/provisioner/forge", chat, data)
+        options = role_options(running.directory / "credentials", "provisioner")
+        async with connected(Participant(), running.nats, **options) as party:
+            fact = cloud_event(type_name, "/provisioner/forge", chat, data)
             await party.publish(f"workspaced.in.provisioner.{chat}.forge", fact)
 
     asyncio.run(told())
@@ -294,7 +293,7 @@ class TestLog:
         assert status == 0
         assert [line for line in printed if line in ("one", "two")] == ["one", "two"]
         assert printed.count("hello from the build") == 1
-        assert "ready" in following.said()
+        assert "ready" in following.output()
         assert again.stdout.splitlines() == printed
 
     def test_following_ends_quietly_when_it_is_interrupted(
@@ -319,7 +318,7 @@ class TestLog:
             following.kill()
 
         assert status == 130
-        assert "Traceback" not in following.said()
+        assert "Traceback" not in following.output()
 
 
 class TestDelete:
@@ -479,4 +478,4 @@ def test_a_sensitive_value_is_shown_by_no_command(running: Up, templates: dict[s
         assert done.returncode == 0, done.stderr
         assert secret not in done.stdout + done.stderr
         assert "swordfish" not in done.stdout + done.stderr
-    assert secret not in process.said()
+    assert secret not in process.output()

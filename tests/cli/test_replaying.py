@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from tests.cli.folders import folder
-from tests.wire.harness import new_id
-from tests.wire.running import Up, run
+from tests.rigs.client import new_id
+from tests.rigs.processes import Up, run
 
 
 @pytest.fixture(scope="module")

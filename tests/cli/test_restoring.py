@@ -20,8 +20,8 @@ from bus.jetstream import connect
 from bus.streams import STATE
 from handlers.embedded.postgresql import _binaries
 from tests.cli.folders import QUICK, folder
-from tests.wire.harness import new_id
-from tests.wire.running import Process, Up, begin, end, processes_of
+from tests.rigs.client import new_id
+from tests.rigs.processes import Process, Up, kill_processes, processes_using, start_up
 
 WITHIN = 30.0
 
@@ -64,7 +64,7 @@ class Place:
     def start(self) -> None:
         # A step of the test reads a pipe in /tmp, which stronger confinement hides.
         env = {"WORKSPACED_DATABASE_URL": self.url, "WORKSPACED_CONFINEMENT": "rlimits"}
-        self.up = begin(self.directory, env=env)
+        self.up = start_up(self.directory, env=env)
 
     def create(self, chat: str, template: str, call: str = "create") -> Any:
         args = ("--arg", f"template_id={template}", "--call-id", call)
@@ -115,7 +115,7 @@ def place(tmp_path: Path, database_url: str) -> Iterator[Place]:
         yield place
         place.up.process.stop()
     finally:
-        end(processes_of(place.directory))
+        kill_processes(processes_using(place.directory))
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.folders import QUICK, folder
-from tests.wire.harness import new_id
-from tests.wire.running import Process, Up, agents_of, gone, run
+from tests.rigs.client import new_id
+from tests.rigs.processes import Process, Up, agents_using, run, wait_until_gone
 
 
 @pytest.mark.parametrize("role", ["worker", "gateway"])
@@ -19,7 +19,7 @@ def test_a_role_finds_the_running_up_and_ends_when_told(
     running: Up, role: str, number: signal.Signals
 ) -> None:
     process = Process(role, "--data-dir", running.directory)
-    process.heard(f"{role} is ready")
+    process.wait_for_output(f"{role} is ready")
 
     assert process.stop(number, within=10) == 0
     assert process.rest == b""
@@ -41,7 +41,7 @@ def test_a_provisioner_of_a_pool_of_its_own(running: Up, tmp_path: Path) -> None
             "--arg",
             f"template_id={pushed['template_id']}",
         )
-        agents = agents_of(tmp_path / "home")
+        agents = agents_using(tmp_path / "home")
         running.data("tool", "stop_workspace", "--chat", chat)
     finally:
         status = process.stop(within=10)
@@ -49,7 +49,7 @@ def test_a_provisioner_of_a_pool_of_its_own(running: Up, tmp_path: Path) -> None
     assert created["created"] is True
     assert status == 0
     assert len(agents) == 1
-    assert gone(agents, 10)
+    assert wait_until_gone(agents, 10)
 
 
 def test_a_provisioner_waits_in_one_line_for_the_first_template_of_its_pool(
@@ -59,7 +59,7 @@ def test_a_provisioner_waits_in_one_line_for_the_first_template_of_its_pool(
     credential = ("--credentials", running.seed_file("provisioner"))
     process = Process("provisioner", "--name", "late", "--pool", "late", *place, *credential)
     try:
-        process.heard("no template of pool late was pushed yet; waiting")
+        process.wait_for_output("no template of pool late was pushed yet; waiting")
         text = QUICK.replace("quick", "late").replace("local", "late")
         pushed = running.data("template", "push", folder(tmp_path, text))
         argument = f"template_id={pushed['template_id']}"
@@ -71,7 +71,7 @@ def test_a_provisioner_waits_in_one_line_for_the_first_template_of_its_pool(
 
     assert created["created"] is True
     assert status == 0
-    assert process.said().count("pool late") == 1
+    assert process.output().count("pool late") == 1
 
 
 def test_a_provisioner_whose_key_is_good_for_another_pool_ends_and_says_so(
@@ -85,7 +85,7 @@ def test_a_provisioner_whose_key_is_good_for_another_pool_ends_and_says_so(
     refused = run("provisioner", "--name", "far", "--pool", "cpu", *place)
     own = Process("provisioner", "--name", "far", "--pool", "gpu", *place)
     try:
-        own.heard("no template of pool gpu was pushed yet; waiting")
+        own.wait_for_output("no template of pool gpu was pushed yet; waiting")
     finally:
         status = own.stop(within=10)
 
@@ -135,14 +135,14 @@ def test_a_role_that_finds_no_nats_says_so_and_goes_on(
     seed = ("--credentials", running.seed_file(role))
     process = Process(role, "--data-dir", tmp_path, *seed, env=servers)
     try:
-        process.heard("trying again")
+        process.wait_for_output("trying again")
     finally:
         status = process.stop(within=10)
 
-    (line,) = [json.loads(one) for one in process.said().splitlines() if "trying again" in one]
+    (line,) = [json.loads(one) for one in process.output().splitlines() if "trying again" in one]
     assert line["level"] == "warning"
     assert line["message"].startswith("no NATS at nats://ann:***@127.0.0.1:1: ")
-    assert "secret" not in process.said()
+    assert "secret" not in process.output()
     assert status != 1
 
 
@@ -157,15 +157,15 @@ def test_a_role_that_finds_no_database_says_so_and_goes_on(
     seed = ("--credentials", running.seed_file(role))
     process = Process(role, "--data-dir", tmp_path, *seed, env=servers)
     try:
-        process.heard("trying again")
+        process.wait_for_output("trying again")
     finally:
         status = process.stop(within=10)
 
-    (line,) = [json.loads(one) for one in process.said().splitlines() if "trying again" in one]
+    (line,) = [json.loads(one) for one in process.output().splitlines() if "trying again" in one]
     assert line["level"] == "warning"
     assert line["message"].startswith("can't open the database: ")
     assert "postgresql://ann:***@127.0.0.1:1/db" in line["message"]
-    assert "secret" not in process.said()
+    assert "secret" not in process.output()
     assert status != 1
 
 

@@ -17,7 +17,7 @@ import pytest
 from handlers.cli.command_table import command_parser
 from handlers.settings import Settings, read_settings, unknown_variables
 from tests.cli.folders import folder
-from tests.wire.running import ROOT, Up, environment, run
+from tests.rigs.processes import ROOT, Up, environment, run
 
 WORKSPACED = [sys.executable, "-m", "handlers"]
 NO_POWERS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]

@@ -14,8 +14,18 @@ from typing import Any
 import pytest
 
 from tests.cli.folders import folder
-from tests.wire.harness import new_id
-from tests.wire.running import Process, Up, agents_of, begin, end, gone, processes_of, run, up
+from tests.rigs.client import new_id
+from tests.rigs.processes import (
+    Process,
+    Up,
+    agents_using,
+    kill_processes,
+    processes_using,
+    run,
+    start_up,
+    up,
+    wait_until_gone,
+)
 
 ENDING = 10.0
 """Seconds that the contract gives `up` to end."""
@@ -26,7 +36,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
     """A data directory; what still runs in it is ended."""
     directory = tmp_path / "data"
     yield directory
-    end(processes_of(directory))
+    kill_processes(processes_using(directory))
 
 
 def get(url: str) -> tuple[int, Any]:
@@ -62,12 +72,12 @@ def test_its_credentials_are_for_their_owner_alone(running: Up) -> None:
 
 
 def test_logs_are_json_and_data_is_the_line(data: Path) -> None:
-    first = begin(data)
+    first = start_up(data)
 
     assert first.process.stop() == 0
 
     assert first.process.rest == b""
-    lines = [line for line in first.process.said().splitlines() if line.startswith("{")]
+    lines = [line for line in first.process.output().splitlines() if line.startswith("{")]
     assert lines
     for line in map(json.loads, lines):
         assert {"time", "level", "logger", "message"} <= line.keys()
@@ -75,47 +85,47 @@ def test_logs_are_json_and_data_is_the_line(data: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_end_it_ends_all_of_it(data: Path, number: signal.Signals) -> None:
-    running = begin(data)
-    all_of_it = processes_of(data)
+    running = start_up(data)
+    all_of_it = processes_using(data)
 
     status = running.process.stop(number, within=ENDING)
 
     assert status == 0
     assert len(all_of_it) >= 3
-    assert gone(all_of_it, 0)
-    assert processes_of(data) == []
+    assert wait_until_gone(all_of_it, 0)
+    assert processes_using(data) == []
 
 
 def test_told_to_end_before_it_is_ready_it_ends_as_well(data: Path) -> None:
     process = Process("up", "--data-dir", data)
-    process.heard("worker is ready")  # the first sign of a life that ends in order
+    process.wait_for_output("worker is ready")  # the first sign of a life that ends in order
 
     assert process.stop(within=ENDING) == 0
-    assert processes_of(data) == []
+    assert processes_using(data) == []
 
 
 def test_killed_its_servers_end_with_it_and_agents_go_on(data: Path, tmp_path: Path) -> None:
-    running = begin(data)
+    running = start_up(data)
     template = running.data("template", "push", folder(tmp_path))["template_id"]
     chat = new_id()
     running.data("tool", "create_workspace", "--chat", chat, "--arg", f"template_id={template}")
-    confined = processes_of(data, "handlers.agent")
-    agents = agents_of(data)
-    servers = [pid for pid in processes_of(data) if pid not in confined]
+    confined = processes_using(data, "handlers.agent")
+    agents = agents_using(data)
+    servers = [pid for pid in processes_using(data) if pid not in confined]
 
     running.process.send(signal.SIGKILL)
     running.process.ended()
 
     assert len(agents) == 1
     assert len(servers) >= 3
-    assert gone(servers, ENDING)
-    assert processes_of(data) == confined
+    assert wait_until_gone(servers, ENDING)
+    assert processes_using(data) == confined
 
     with up(data) as again:
         assert again.ready == running.ready  # the same ports, also after this
         answer = again.data("tool", "stop_workspace", "--chat", chat)
         assert answer["stopped"] is True
-        assert gone(agents, ENDING)
+        assert wait_until_gone(agents, ENDING)
 
 
 def test_a_second_one_on_the_directory_is_refused_and_the_first_is_not_disturbed(
@@ -133,18 +143,18 @@ def test_a_second_one_on_the_directory_is_refused_and_the_first_is_not_disturbed
 
 def test_everything_is_there_again_after_a_restart(data: Path, tmp_path: Path) -> None:
     chat = new_id()
-    first = begin(data)
+    first = start_up(data)
     template = first.data("template", "push", folder(tmp_path))["template_id"]
     created = first.data(
         "tool", "create_workspace", "--chat", chat, "--arg", f"template_id={template}"
     )
     before = first.run("events", chat).stdout
-    agents, confined = agents_of(data), processes_of(data, "handlers.agent")
+    agents, confined = agents_using(data), processes_using(data, "handlers.agent")
 
     assert first.process.stop(within=ENDING) == 0
-    assert processes_of(data) == confined
+    assert processes_using(data) == confined
     assert len(agents) == 1
-    second = begin(data)
+    second = start_up(data)
     after = second.run("events", chat).stdout
     found = second.data(
         "tool", "create_workspace", "--chat", chat, "--arg", f"template_id={template}"
@@ -156,9 +166,9 @@ def test_everything_is_there_again_after_a_restart(data: Path, tmp_path: Path) -
     assert after.startswith(before)
     assert found["status"] == "already_exists"
     assert stopped["stopped"] is True
-    assert gone(agents, ENDING)
+    assert wait_until_gone(agents, ENDING)
     assert second.process.stop(within=ENDING) == 0
-    assert "NATS lost" not in second.process.said()
+    assert "NATS lost" not in second.process.output()
 
 
 def test_ports_may_be_chosen_and_are_kept(data: Path) -> None:
@@ -193,7 +203,7 @@ def test_it_uses_servers_that_it_is_told_of(running: Up, data: Path) -> None:
     with up(data, env=env) as guest:
         assert guest.nats == running.nats
         assert guest.ready["database"] == running.ready["database"]
-        assert processes_of(data) == [guest.process.pid]
+        assert processes_using(data) == [guest.process.pid]
         assert get(f"{guest.http}/readyz")[0] == 200
         assert guest.run("settings", "list").returncode == 0
 
@@ -210,11 +220,11 @@ def test_a_directory_that_can_not_be_is_said(tmp_path: Path) -> None:
 
 
 def test_without_its_server_it_does_not_go_on(data: Path) -> None:
-    running = begin(data)
-    (nats,) = processes_of(data, "nats-server")
+    running = start_up(data)
+    (nats,) = processes_using(data, "nats-server")
 
     os.kill(nats, signal.SIGKILL)
 
     assert running.process.ended(ENDING) == 1
-    assert processes_of(data) == []
-    assert "nats-server" in running.process.said()
+    assert processes_using(data) == []
+    assert "nats-server" in running.process.output()

@@ -17,7 +17,7 @@ from handlers.cli.command_table import COMMANDS, STATES, ExportEvents, command_p
 from handlers.cli.dispatch import load_function
 from handlers.settings import Settings
 from statemachine.states import STATE_INFO
-from tests.wire.running import ROOT, Up, environment, run
+from tests.rigs.processes import ROOT, Up, environment, run
 
 CHAT = "8a804acf-6f16-4fe3-8544-2c2e56a0edad"
 SERVERS = ["--data-dir", "--nats-url", "--database-url", "--credentials"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wire.running import Up
+from tests.rigs.processes import Up
 
 CHAT = "8a804acf-6f16-4fe3-8544-2c2e56a0edad"
 

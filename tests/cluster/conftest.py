@@ -10,7 +10,7 @@ import pytest
 from bus import Bus
 from bus.jetstream import connect
 from tests.cluster.nodes import Cluster, cluster_in
-from tests.wire.fleet import Fleet
+from tests.rigs.fleet import Fleet
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,19 @@ import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
 
-from tests.wire.agents import agent_of
-from tests.wire.party import Event, Party, as_holder, as_role, connect, ended, event, new_id
-from tests.wire.world import ORGANIZATION, POOL, Place
+from tests.rigs.client import (
+    Event,
+    Participant,
+    agent_entry,
+    cancel_and_wait,
+    cloud_event,
+    connect,
+    credential_options,
+    new_id,
+    ready_agent_facts,
+    role_options,
+)
+from tests.rigs.world import ORGANIZATION, POOL, Deployment
 
 AWAY = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
 """What nats-py raises while there is no server, or no leader."""
@@ -63,7 +73,7 @@ async def sure(tried: Callable[[], Awaitable[Any]]) -> Any:
             delay = min(2 * delay, 1.0)
 
 
-async def stored(party: Party, subject: str, told: Event) -> None:
+async def stored(party: Participant, subject: str, told: Event) -> None:
     """Publish until a stream has it, under one identity."""
     headers = {"Nats-Msg-Id": f"{told['source']}:{told['id']}"}
     body = json.dumps(told).encode()
@@ -73,9 +83,9 @@ async def stored(party: Party, subject: str, told: Event) -> None:
 class Load:
     """Some chats at a time, each from its first call to its last, one after the other."""
 
-    def __init__(self, place: Place, stack: AsyncExitStack) -> None:
+    def __init__(self, place: Deployment, stack: AsyncExitStack) -> None:
         self._place, self._stack = place, stack
-        self.service, self.provisioner, self.operator = Party(), Party(), Party()
+        self.service, self.provisioner, self.operator = Participant(), Participant(), Participant()
         """Connected by `open`."""
         self.answers, self.states = Progress(), Progress()
         self.slowest = 0.0
@@ -96,14 +106,14 @@ class Load:
     async def open(self) -> None:
         """Connect everybody, to any of the servers, for good."""
         self.service, self.provisioner, self.operator = [
-            await self._joined(**as_role(self._place.credentials, role))
+            await self._joined(**role_options(self._place.credentials, role))
             for role in ("chat-service", "provisioner", "operator")
         ]
         for party in (self.service, self.provisioner, self.operator):
             self._stack.push_async_callback(party.client.close)
         await self.service.client.subscribe("workspaced.result.>", cb=self._hear_result)
         await self.service.client.subscribe("workspaced.ui.*.state", cb=self._hear_state)
-        await self.service.settled()
+        await self.service.flush()
 
     async def run(self, chats: int) -> None:
         """Go on until stopped; each chat that was begun comes to its end."""
@@ -115,7 +125,7 @@ class Load:
             # An ack may have gone down with a server: then its message comes again, and is acked.
             for stream in ("WORKSPACED_JOB", "WORKSPACED_IN"):
                 await sure(partial(self._drained, stream))
-            await ended(taking)
+            await cancel_and_wait(taking)
 
     def begin(self) -> None:
         """Measure anew."""
@@ -132,11 +142,11 @@ class Load:
         if info.state.messages:
             raise TimeoutError
 
-    async def _joined(self, **options: Any) -> Party:
+    async def _joined(self, **options: Any) -> Participant:
         """Connect a party to any of the servers, and keep it connected."""
 
-        async def tried() -> Party:
-            party = Party()
+        async def tried() -> Participant:
+            party = Participant()
             try:
                 await connect(party, self._place.nats.split(","), ping_interval=3, **options)
             except BaseException:
@@ -147,7 +157,7 @@ class Load:
             party.client.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
             return party
 
-        joined: Party = await sure(tried)
+        joined: Participant = await sure(tried)
         return joined
 
     async def _chats(self) -> None:
@@ -173,7 +183,7 @@ class Load:
         answered = self._waiting[key] = asyncio.get_running_loop().create_future()
         data = {"call_id": key[1], "tool": tool, "args": args, "owner_name": "ann"}
         data |= {"organization_id": ORGANIZATION, "owner_id": owner}
-        told = event("tool_requested", "/chat/load", chat, data)
+        told = cloud_event("tool_requested", "/chat/load", chat, data)
         await stored(self.service, f"workspaced.in.tool.{chat}.load", told)
         accepted = time.monotonic()
         try:
@@ -247,11 +257,11 @@ class Load:
         build, chat = job["build_id"], job["chat_id"]
         self.jobs[build] += 1
         self.built.setdefault(chat, set()).add(build)
-        listed = [agent_of()] if job["transition"] == "start" else []
+        listed = [agent_entry()] if job["transition"] == "start" else []
         keys = ("workspace_id", "build_id", "build_number", "transition")
         data = {key: job[key] for key in keys}
         data |= {"agents": listed, "template_version_id": job["template"]["version_id"]}
-        told = event("build_succeeded", "/provisioner/forge", chat, data)
+        told = cloud_event("build_succeeded", "/provisioner/forge", chat, data)
         first = build not in self._facts
         kept = self._facts.setdefault(build, [(f"workspaced.in.provisioner.{chat}.forge", told)])
         for subject, fact in kept:
@@ -273,19 +283,15 @@ class Load:
                 timeout=3,
             )
         )
-        agent = await self._joined(**as_holder(json.loads(credential.data)))
+        agent = await self._joined(**credential_options(json.loads(credential.data)))
         try:
-            said = (("agent_connected", {}), ("agent_lifecycle", {"lifecycle": "ready"}))
-            for number, (name, more) in enumerate(said, 1):
-                data = {key: job[key] for key in ("workspace_id", "build_id")}
-                data |= {"agent_id": agent_id, "sequence": number, **more}
-                told = event(name, f"/agent/{agent_id}", job["chat_id"], data)
-                await stored(agent, f"workspaced.in.agent.{job['chat_id']}.{agent_id}", told)
+            for subject, fact in ready_agent_facts(job, agent_id):
+                await stored(agent, subject, fact)
         finally:
             await agent.client.close()
 
 
-async def leader(operator: Party, stream: str) -> str:
+async def leader(operator: Participant, stream: str) -> str:
     """The name of the node that leads a stream; ask again while it has none."""
 
     async def found() -> str:
@@ -297,7 +303,7 @@ async def leader(operator: Party, stream: str) -> str:
     return str(await sure(found))
 
 
-async def in_step(operator: Party, stream: str) -> None:
+async def in_step(operator: Participant, stream: str) -> None:
     """Return when all three nodes hold all of the stream."""
 
     async def looked() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from tests.wire.running import PATIENCE, ROOT, run
+from tests.rigs.processes import ROOT, TIMEOUT, run
 
 NATS_SERVER = Path(sys.executable).parent / "nats-server"
 DEPLOYED = ROOT / "deploy" / "nats"
@@ -41,7 +41,7 @@ class Node:
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(PATIENCE)
+            self._process.wait(TIMEOUT)
             self._process = None
 
 

@@ -15,8 +15,8 @@ from statemachine.replay import replay
 from statemachine.store.postgres import connect as open_store
 from tests.cluster.load import Load, in_step, leader
 from tests.cluster.nodes import Cluster
-from tests.wire.fleet import Fleet
-from tests.wire.world import Place
+from tests.rigs.fleet import Fleet
+from tests.rigs.world import Deployment
 
 KILLS = int(os.environ.get("CLUSTER_KILLS", "1"))
 PAUSES = int(os.environ.get("CLUSTER_PAUSES", "0"))
@@ -39,7 +39,7 @@ async def test_a_cluster_that_loses_its_leader_or_a_node_loses_no_call(
     templates = {"plain": await asyncio.to_thread(roles.push, "plain")}
     figures = [f"cluster and roles ready after {time.monotonic() - begun:.1f} s"]
     async with AsyncExitStack() as stack:
-        load = Load(Place(cluster.url, roles.credentials, templates), stack)
+        load = Load(Deployment(cluster.url, roles.credentials, templates), stack)
         await load.open()
         running = asyncio.create_task(load.run(CHATS))
         try:

@@ -19,7 +19,7 @@ from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect
 from tests.cli.test_database import free_port, listening
 from tests.contract.stores import uid, write
-from tests.outages.proxy import proxy
+from tests.rigs.proxy import proxy
 
 
 async def copied(url: str, of: Path, home: Path) -> None:

@@ -21,7 +21,7 @@ from statemachine.store.database import queries
 from statemachine.store.migrator import Migration, migrate, migrations, roles
 from statemachine.store.postgres import connect as open_store
 from tests.migration import recording
-from tests.wire.running import run
+from tests.rigs.processes import run
 
 LEDGER = "select number from schema_migration"
 USES = {

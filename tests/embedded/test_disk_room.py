@@ -18,7 +18,7 @@ from handlers.access.identities import identities, seed_file
 from handlers.embedded.disk_room import Room, room_of
 from handlers.embedded.nats_server import nats_server
 from handlers.errors import EmbeddedError
-from tests.wire.running import run, up
+from tests.rigs.processes import run, up
 
 MIB = 1024 * 1024
 
@@ -116,7 +116,7 @@ def test_up_runs_on_a_small_disk_and_starts_again(tmp_path: Path) -> None:
         for _ in range(2):
             with up(place / "data") as running:
                 assert running.run("chat", "list").returncode == 0
-                said = running.process.said()
+                said = running.process.output()
             assert "streams that are made now take" in said
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.inotify import vanished
-from tests.wire.running import begin, end, processes_of, run
+from tests.rigs.processes import kill_processes, processes_using, run, start_up
 
 PATIENCE = 30
 
@@ -104,20 +104,20 @@ def test_up_ends_with_words_when_its_socket_directory_is_removed(
     runtime: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    running = begin(data, env={"XDG_RUNTIME_DIR": str(runtime)})
+    running = start_up(data, env={"XDG_RUNTIME_DIR": str(runtime)})
     try:
         assert str(runtime) in running.ready["database"]
         shutil.rmtree(runtime)
         status = running.process.ended(PATIENCE)
-        said = running.process.said()
+        said = running.process.output()
     finally:
         running.process.kill()
-        end(processes_of(data))
+        kill_processes(processes_using(data))
 
     assert status == 1
     assert "Traceback" not in said
     assert f"{runtime}" in said.splitlines()[-1]
     assert "was removed or moved" in said.splitlines()[-1]
-    assert processes_of(data) == []
+    assert processes_using(data) == []
     with_words = run("chat", "list", "--data-dir", data)
     assert "no workspaced runs on" in with_words.stderr

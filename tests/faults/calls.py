@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from tests.faults.line import AWAY, BACK_OFF, Line
-from tests.wire.party import Event, ServiceFault, event, new_id
+from tests.rigs.client import Event, ServiceError, cloud_event, new_id
 
 RPC_PATIENCE = 12.0
 """Seconds after which a caller by rpc asks again, with the same call id."""
@@ -109,7 +109,7 @@ class Calls:
     async def publish(self, chat_id: str, type_name: str, data: Event) -> None:
         self._moment.set()
         self._moment = asyncio.Event()
-        told = event(type_name, f"/chat/{SERVICE}", chat_id, data)
+        told = cloud_event(type_name, f"/chat/{SERVICE}", chat_id, data)
         await self.line.store(f"workspaced.in.tool.{chat_id}.{SERVICE}", told)
 
     async def again(self, call: Call) -> None:
@@ -137,7 +137,7 @@ class Calls:
         while not call.over.is_set():
             try:
                 reply = await self.line.ask(call.tool, body, RPC_PATIENCE)
-            except ServiceFault as no:
+            except ServiceError as no:
                 if no.code not in (429, 503):
                     self.refused.append(f"{call}: {no}")
                     return

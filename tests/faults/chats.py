@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.faults.calls import Call, Calls, new_call
-from tests.wire.party import Event, new_id
+from tests.rigs.client import Event, new_id
 
 PATIENCE = 240.0
 """Seconds after which a chat gives up on a call: the checks will find it unanswered."""

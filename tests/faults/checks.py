@@ -19,8 +19,8 @@ from tests.faults.line import BACK_OFF
 from tests.faults.place import CONTRACT, Place
 from tests.faults.seen import SETTLED, Seen, look_at
 from tests.faults.yard import Record, Yard
-from tests.wire.party import Party, connected
-from tests.wire.running import agents_of
+from tests.rigs.client import Participant, connected
+from tests.rigs.processes import agents_using
 
 TERMINAL = ("build_succeeded", "build_failed", "build_canceled")
 
@@ -54,7 +54,7 @@ class Checks:
     async def judge(self, patience: float) -> Findings:
         """Wait for the streams to be drained, then look at all."""
         async with connected(
-            Party(), self._place.nats_url, **self._place.as_role("operator")
+            Participant(), self._place.nats_url, **self._place.role_options("operator")
         ) as operator:
             await self._drained(operator, patience)
             limit = asyncio.Semaphore(8)
@@ -82,7 +82,7 @@ class Checks:
         self.found.other += self._calls.older
         return self.found
 
-    async def _drained(self, operator: Party, patience: float) -> None:
+    async def _drained(self, operator: Participant, patience: float) -> None:
         """Wait until nothing is left in the queues: the server tells nobody when it is so."""
         left: dict[str, int] = {}
         try:
@@ -96,7 +96,7 @@ class Checks:
         except TimeoutError:
             self.found.stuck.append(f"not drained after {patience:.0f} s: {left}")
 
-    async def _dead_letters(self, operator: Party) -> None:
+    async def _dead_letters(self, operator: Participant) -> None:
         if dead := (await operator.js.stream_info("WORKSPACED_DEAD")).state.messages:
             self.found.other.append(f"{dead} dead letters")
 
@@ -202,7 +202,7 @@ class Checks:
                 self.found.other.append(f"{directory} has no workspace")
         agents = {
             pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0")[-2]
-            for pid in agents_of(self._place.directory)
+            for pid in agents_using(self._place.directory)
         }
         for pid, config in agents.items():
             if ended.keys() & set(Path(config).parts):

@@ -16,7 +16,7 @@ import asyncpg
 
 from tests.faults.processes import Passing, Program, Server
 from tests.faults.wire import Wire
-from tests.wire.running import agents_of
+from tests.rigs.processes import agents_using
 
 AGENT = "agent"
 WEIGHTS = {
@@ -134,7 +134,7 @@ class Faults:
     def _one(self, kind: str) -> Program | Server | Passing | None:
         idle: list[Program | Server | Passing]
         if kind == AGENT:
-            pids = agents_of(self.directory)
+            pids = agents_using(self.directory)
             idle = [Passing(AGENT, pid) for pid in pids]
         else:
             every = (*self.programs, self.nats, self.postgresql)

@@ -16,7 +16,7 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from tests.wire.party import CONTENT_TYPE, Event, ServiceFault
+from tests.rigs.client import CONTENT_TYPE, Event, ServiceError
 
 BACK_OFF = 0.25
 Came = Callable[[Client], Awaitable[None]]
@@ -110,12 +110,12 @@ class Line:
                 return
 
     async def ask(self, rpc: str, body: Event, patience: float) -> Any:
-        """Ask an rpc. Raises ServiceFault, and what is in AWAY."""
+        """Ask an rpc. Raises ServiceError, and what is in AWAY."""
         async with asyncio.timeout(patience + 1):
             await self.up.wait()
             reply = await self.client.request(
                 f"workspaced.rpc.{rpc}", json.dumps(body).encode(), timeout=patience
             )
         if reply.headers and (code := reply.headers.get("Nats-Service-Error-Code")):
-            raise ServiceFault(int(code), reply.headers["Nats-Service-Error"])
+            raise ServiceError(int(code), reply.headers["Nats-Service-Error"])
         return json.loads(reply.data)

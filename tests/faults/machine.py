@@ -20,7 +20,7 @@ from handlers.embedded.inotify import changes
 from tests.faults.line import Line
 from tests.faults.plans import LIVES
 from tests.faults.yard import Yard, whole
-from tests.wire.party import Event, as_holder, event
+from tests.rigs.client import Event, cloud_event, credential_options
 
 
 class Agent:
@@ -32,7 +32,7 @@ class Agent:
         self._facts: list[Event] = []
         if self._path.exists():
             self._facts = json.loads(self._path.read_bytes())["facts"]
-        self._line = Line(url, as_holder(config["credential"]), self._listen)
+        self._line = Line(url, credential_options(config["credential"]), self._listen)
         self._asked = asyncio.Event()
 
     async def run(self) -> None:
@@ -61,7 +61,7 @@ class Agent:
 
     def _state(self, type_name: str, data: Event) -> Event:
         keys = {key: self._config[key] for key in ("workspace_id", "build_id", "agent_id")}
-        fact = event(
+        fact = cloud_event(
             type_name,
             f"/agent/{self._config['agent_id']}",
             self._config["chat_id"],

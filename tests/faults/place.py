@@ -19,9 +19,9 @@ from handlers.embedded.postgresql import postgresql
 from statemachine.store.migrator import migrate
 from tests.faults.processes import Program, Server
 from tests.faults.wire import Wire
-from tests.wire.party import as_role, new_id
-from tests.wire.running import ROOT, end, environment, processes_of
-from tests.wire.world import template_folder
+from tests.rigs.client import new_id, role_options
+from tests.rigs.processes import ROOT, environment, kill_processes, processes_using
+from tests.rigs.world import template_folder
 
 CONTRACT = "contract"
 """Pool of the provisioners that the harness brings; `local` and `annex` are workspaced's own."""
@@ -94,8 +94,8 @@ class Place:
         parent = self.directory / "local" / "provisioner"
         return sorted(parent.glob("*/workspaces/*"))
 
-    def as_role(self, role: str) -> dict[str, Any]:
-        return as_role(self.identities.directory, role)
+    def role_options(self, role: str) -> dict[str, Any]:
+        return role_options(self.identities.directory, role)
 
     def variables(self, role: str, wire: str) -> dict[str, str]:
         return {
@@ -192,7 +192,7 @@ async def place_at(directory: Path, settings: Settings, rng: Random) -> AsyncIte
         for task in tasks[2:]:
             task.cancel()
         await asyncio.gather(*tasks[2:], return_exceptions=True)
-        end(processes_of(directory, "handlers.agent"))
+        kill_processes(processes_using(directory, "handlers.agent"))
         for task in tasks[:2]:
             task.cancel()
         await asyncio.gather(*tasks[:2], return_exceptions=True)

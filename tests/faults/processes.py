@@ -17,7 +17,7 @@ import asyncpg
 
 from handlers.embedded.child import Child, launched
 from handlers.errors import EmbeddedError
-from tests.wire.running import ROOT, environment
+from tests.rigs.processes import ROOT, environment
 
 
 def strike(pid: int, number: signal.Signals) -> None:

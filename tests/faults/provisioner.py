@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from tests.faults.line import AWAY, BACK_OFF, Line
 from tests.faults.plans import Plan, plan
 from tests.faults.yard import Record, Yard
-from tests.wire.party import Event, ServiceFault, as_role, event
+from tests.rigs.client import Event, ServiceError, cloud_event, role_options
 
 HANDS = 12
 """Jobs that are asked for at once."""
@@ -35,7 +35,7 @@ class Provisioner:
         self._name, self._pool = config["name"], config["pool"]
         self._machines, self._slow = config["machines"], config["slow"]
         self._yard = Yard(Path(config["yard"]))
-        options = as_role(Path(config["credentials"]), "provisioner")
+        options = role_options(Path(config["credentials"]), "provisioner")
         self._line = Line(config["url"], options, self._listen)
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._asked = asyncio.Event()
@@ -151,7 +151,7 @@ class Provisioner:
             try:
                 credential = await self._line.ask("agent_credential", keys, 3)
                 break
-            except ServiceFault as no:
+            except ServiceError as no:
                 if no.code in (400, 403, 404):
                     return  # superseded
             except AWAY:
@@ -169,7 +169,7 @@ class Provisioner:
     def _fact(self, type_name: str, job: Event, **data: Any) -> Event:
         keys = ("workspace_id", "build_id", "build_number", "transition")
         source = f"/provisioner/{self._name}"
-        return event(type_name, source, job["chat_id"], {**{k: job[k] for k in keys}, **data})
+        return cloud_event(type_name, source, job["chat_id"], {**{k: job[k] for k in keys}, **data})
 
     async def _publish(self, fact: Event) -> None:
         sender = fact["source"].rsplit("/", 1)[1]

@@ -60,7 +60,7 @@ async def run(wanted: Wanted, directory: Path) -> Findings:
     rng = Random(wanted.seed)
     tell(f"seed {wanted.seed}, {wanted.minutes:g} minutes, data in {directory}")
     async with place_at(directory, wanted.settings, Random(rng.random())) as place:
-        calls = Calls(place.wires["caller"].url, place.as_role("chat-service"))
+        calls = Calls(place.wires["caller"].url, place.role_options("chat-service"))
         faults = Faults(
             Random(rng.random()),
             place.programs,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.faults.line import AWAY, BACK_OFF
-from tests.wire.party import Event, Party, ServiceFault
+from tests.rigs.client import Event, Participant, ServiceError
 
 UNAVAILABLE = 503
 
@@ -74,7 +74,7 @@ class Seen:
                 yield workspace_id, data["transition"] == "delete"
 
 
-async def look_at(operator: Party, chat_id: str, patience: float) -> Seen:
+async def look_at(operator: Participant, chat_id: str, patience: float) -> Seen:
     """Look until the chat has come to rest: a late agent may still move it."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience
@@ -85,7 +85,7 @@ async def look_at(operator: Party, chat_id: str, patience: float) -> Seen:
         await asyncio.sleep(BACK_OFF)  # back-off
 
 
-async def _look(operator: Party, chat_id: str) -> Seen:
+async def _look(operator: Participant, chat_id: str) -> Seen:
     chat = await _rpc(operator, "get_chat", chat_id=chat_id)
     log: list[Event] = []
     after = 0
@@ -98,13 +98,13 @@ async def _look(operator: Party, chat_id: str) -> Seen:
     return Seen(chat, await operator.last_state(chat_id), log)
 
 
-async def _rpc(operator: Party, name: str, **body: Any) -> Any:
+async def _rpc(operator: Participant, name: str, **body: Any) -> Any:
     """Ask; a gateway or a database that was killed last may still be starting."""
     for _ in range(60):
         try:
             return await operator.rpc(name, **body)
-        except (*AWAY, ServiceFault) as bad:
-            if isinstance(bad, ServiceFault) and bad.code != UNAVAILABLE:
+        except (*AWAY, ServiceError) as bad:
+            if isinstance(bad, ServiceError) and bad.code != UNAVAILABLE:
                 raise
             await asyncio.sleep(BACK_OFF)  # back-off
     return await operator.rpc(name, **body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.wire.running import ROOT
+from tests.rigs.processes import ROOT
 
 PATIENCE = 180.0
 

@@ -11,11 +11,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from handlers.embedded import embedded_servers
-from tests.databases import database_on
 from tests.fuzz.hostile import INBOUND, RPCS
 from tests.fuzz.pure import ask_who, read_timers
 from tests.fuzz.rig import PIECE, Harm, Rig, kept, rig_on
-from tests.wire.fleet import Fleet
+from tests.rigs.fleet import Fleet
+from tests.rigs.servers import new_database
 
 
 async def run(messages: int, seed: int, only: list[str]) -> int:
@@ -24,7 +24,7 @@ async def run(messages: int, seed: int, only: list[str]) -> int:
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="workspaced-fuzz-")))
         servers = await stack.enter_async_context(embedded_servers(home / "servers"))
-        database_url = await stack.enter_async_context(database_on(servers))
+        database_url = await stack.enter_async_context(new_database(servers))
         fleet = Fleet(servers.nats_url, servers.credentials, database_url, home)
         stack.push_async_callback(fleet.end_all)
         rig = await stack.enter_async_context(rig_on(fleet, seed))

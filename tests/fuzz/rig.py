@@ -8,7 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -20,11 +20,17 @@ from nats.aio.msg import Msg
 from statemachine.codec import decode
 from statemachine.events import Event
 from tests.fuzz.hostile import INBOUND, RPCS, Hostile, message
-from tests.wire.agents import agent_of
-from tests.wire.fleet import Fleet
-from tests.wire.harness import Chat, Job, Provisioner, Service
-from tests.wire.party import Party, as_role, connected, ended, event
-from tests.wire.world import ORGANIZATION, POOL
+from tests.rigs.client import (
+    Chat,
+    ChatService,
+    Participant,
+    Provisioner,
+    cancel_and_wait,
+    connected,
+    role_options,
+)
+from tests.rigs.fleet import Fleet
+from tests.rigs.world import ORGANIZATION, POOL
 
 FOUND = Path(__file__).parent / "found"
 """Messages that once did harm, each in a file: tried again in every run."""
@@ -82,7 +88,7 @@ class Rig:
     """The attackers, who may publish all that any party may, and a healthy chat among them."""
 
     def __init__(self, fleet: Fleet, template_id: str, pids: Mapping[str, int], seed: int) -> None:
-        self.attacker, self.service = Party(), Service()
+        self.attacker, self.service = Participant(), ChatService()
         self.provisioner = Provisioner(POOL)
         self.seed, self.pids, self._template, self._fleet = seed, pids, template_id, fleet
         self.figures: dict[str, Figures] = {}
@@ -125,21 +131,6 @@ class Rig:
         assert (await self._called(chat, "stop_workspace", {}))["stopped"]
         self.served += 1
 
-    async def build(self) -> None:
-        """Be the healthy provisioner, and the agents of what it builds, until cancelled."""
-        taking, done = asyncio.create_task(self.provisioner.take()), 0
-        try:
-            while True:
-                with suppress(TimeoutError):  # it waits for the next as long as it takes
-                    await self.provisioner.jobs.count(done + 1)
-                    job, done = self.provisioner.jobs.all[done], done + 1
-                    listed = [agent_of()] if job.transition == "start" else []
-                    await self.provisioner.succeed(job, *listed)
-                    for one in listed:
-                        await self._ready(job, one["id"])
-        finally:
-            await ended(taking)
-
     async def drained(self) -> None:
         """Wait until the worker has acked all that the stream took."""
         # Each look is a round trip; the server tells nobody of a queue that is empty.
@@ -175,7 +166,7 @@ class Rig:
         await self.attacker.client.subscribe(
             "workspaced.dead.>", cb=self._hear, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        await self.attacker.settled()
+        await self.attacker.flush()
 
     async def _publish(self, target: str, piece: list[Hostile], figures: Figures) -> None:
         now, expected = datetime.now(UTC), dict[int, str]()
@@ -268,13 +259,6 @@ class Rig:
         assert not resolved["is_error"], resolved
         return dict(resolved["result"])
 
-    async def _ready(self, job: Job, agent: str) -> None:
-        said = (("agent_connected", {}), ("agent_lifecycle", {"lifecycle": "ready"}))
-        for number, (name, more) in enumerate(said, 1):
-            data = {"workspace_id": job.workspace_id, "build_id": job.build_id, "agent_id": agent}
-            told = event(name, f"/agent/{agent}", job.chat_id, {**data, "sequence": number, **more})
-            await self.attacker.publish(f"workspaced.in.agent.{job.chat_id}.{agent}", told)
-
 
 def keep(one: Hostile, seed: int) -> Path:
     """Write a message to a file, so that it is tried again in every run."""
@@ -303,16 +287,17 @@ async def rig_on(fleet: Fleet, seed: int) -> AsyncIterator[Rig]:
     worker, gateway = await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
     template = await asyncio.to_thread(fleet.push, "plain")
     rig = Rig(fleet, template["template_id"], {"worker": worker.pid, "gateway": gateway.pid}, seed)
-    operator = as_role(fleet.credentials, "operator")
+    operator = role_options(fleet.credentials, "operator")
     async with (
         connected(rig.attacker, fleet.nats_url, **operator),
-        connected(rig.service, fleet.nats_url, **as_role(fleet.credentials, "chat-service")),
-        connected(rig.provisioner, fleet.nats_url, **as_role(fleet.credentials, "provisioner")),
+        connected(rig.service, fleet.nats_url, **role_options(fleet.credentials, "chat-service")),
+        connected(
+            rig.provisioner, fleet.nats_url, **role_options(fleet.credentials, "provisioner")
+        ),
     ):
         await rig.listen()
-        building = asyncio.create_task(rig.build())
+        building = asyncio.create_task(rig.provisioner.build_everything(rig.attacker))
         try:
             yield rig
         finally:
-            building.cancel()
-            await asyncio.gather(building, return_exceptions=True)
+            await cancel_and_wait(building)

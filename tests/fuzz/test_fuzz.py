@@ -12,8 +12,8 @@ from handlers.embedded import Servers
 from tests.fuzz.hostile import INBOUND, RPCS, TOOLS, message
 from tests.fuzz.pure import ask_who, read_timers
 from tests.fuzz.rig import Rig, kept, rig_on
-from tests.wire.fleet import Fleet
-from tests.wire.party import CONTENT_TYPE, new_id
+from tests.rigs.client import CONTENT_TYPE, new_id
+from tests.rigs.fleet import Fleet
 
 SEED = 6
 MESSAGES = 300

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from handlers.embedded import Servers, embedded_servers
-from tests.databases import database_on
+from tests.rigs.servers import new_database
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -19,7 +19,7 @@ async def module_servers(
     """A NATS and a database for the tests of one module, and a directory."""
     home = tmp_path_factory.mktemp("outages")
     async with (
-        database_on(servers) as database_url,
+        new_database(servers) as database_url,
         embedded_servers(home / "nats", database_url=servers.database_url) as own,
     ):
         yield own, database_url, home

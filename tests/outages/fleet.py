@@ -12,10 +12,10 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from handlers.embedded import Servers
-from tests.outages.proxy import Proxy, proxy
-from tests.wire.harness import Event
-from tests.wire.running import Process, run
-from tests.wire.world import ORGANIZATION, TEMPLATES, Place, template_folder
+from tests.rigs.client import Event
+from tests.rigs.processes import Process, run
+from tests.rigs.proxy import Proxy, proxy
+from tests.rigs.world import ORGANIZATION, TEMPLATES, Deployment, template_folder
 
 LIMIT = 0.5
 """Seconds of an ack's wait and of a transaction: what a worker that is gone may hold others up."""
@@ -34,9 +34,9 @@ AGAIN = "connected to NATS again"
 @asynccontextmanager
 async def heard_again(words: str, processes: Sequence[Process]) -> AsyncIterator[None]:
     """End when each of the processes has said it once more than before."""
-    times = {process: process.said().count(words) + 1 for process in processes}
+    times = {process: process.output().count(words) + 1 for process in processes}
     yield
-    heard = (asyncio.to_thread(process.heard, words, n) for process, n in times.items())
+    heard = (asyncio.to_thread(process.wait_for_output, words, n) for process, n in times.items())
     await asyncio.gather(*heard)
 
 
@@ -101,7 +101,7 @@ class Fleet:
     ) -> Process:
         """Start a role; return when it works. `program` runs in place of `-m handlers`."""
         process = self.begin(role, *more, way=way, env=env, program=program)
-        await asyncio.to_thread(process.heard, f"{role} is ready")
+        await asyncio.to_thread(process.wait_for_output, f"{role} is ready")
         return process
 
     def begin(
@@ -135,10 +135,10 @@ class Fleet:
         self.running.remove(process)
         return await asyncio.to_thread(process.stop, how)
 
-    async def place(self, *templates: str) -> Place:
+    async def place(self, *templates: str) -> Deployment:
         """Push templates of the tests."""
         pushed = {name: await self.push(TEMPLATES[name], name) for name in templates}
-        return Place(self.servers.nats_url, self.servers.credentials, pushed)
+        return Deployment(self.servers.nats_url, self.servers.credentials, pushed)
 
     async def push(self, text: str, name: str) -> Event:
         """Push a template."""

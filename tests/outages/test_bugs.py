@@ -14,8 +14,8 @@ from nats.aio.msg import Msg
 from handlers.embedded import Servers
 from tests.outages import planted
 from tests.outages.fleet import Fleet, fleet_on
-from tests.wire.harness import Chat, Heard, event
-from tests.wire.world import Place, World, world_at
+from tests.rigs.client import Chat, Received, cloud_event
+from tests.rigs.world import Deployment, World, connected_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -28,7 +28,9 @@ SPOILT = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def fleet(module_servers: tuple[Servers, str, Path]) -> AsyncIterator[tuple[Fleet, Place]]:
+async def fleet(
+    module_servers: tuple[Servers, str, Path],
+) -> AsyncIterator[tuple[Fleet, Deployment]]:
     servers, database_url, home = module_servers
     async with fleet_on(servers, database_url, home) as fleet:
         worker = await fleet.start("worker")
@@ -37,11 +39,11 @@ async def fleet(module_servers: tuple[Servers, str, Path]) -> AsyncIterator[tupl
         yield fleet, place
 
 
-async def letters_of(world: World, *kinds: str) -> Heard[Msg]:
-    letters: Heard[Msg] = Heard()
+async def letters_of(world: World, *kinds: str) -> Received[Msg]:
+    letters: Received[Msg] = Received()
     for kind in kinds:
         await world.operator.client.subscribe(f"workspaced.dead.{kind}", cb=letters.add)
-    await world.operator.settled()
+    await world.operator.flush()
     return letters
 
 
@@ -49,16 +51,16 @@ async def spoilt(chat: Chat, world: World, name: str, value: str) -> None:
     """Ask with a value that no store can hold."""
     call = name.replace(" ", "-")
     data = {"call_id": call, "tool": "list_templates", "args": {"a": "here"}, **chat.identity}
-    body = json.dumps(event("tool_requested", "/chat/chatd", chat.id, data))
+    body = json.dumps(cloud_event("tool_requested", "/chat/chatd", chat.id, data))
     subject = f"workspaced.in.tool.{chat.id}.chatd"
     await world.service.publish(subject, body.replace('"here"', value).encode())
 
 
 async def test_a_bug_that_one_event_meets_costs_that_event_alone(
-    fleet: tuple[Fleet, Place],
+    fleet: tuple[Fleet, Deployment],
 ) -> None:
     running, place = fleet
-    async with world_at(place) as world:
+    async with connected_world(place) as world:
         worker = await running.start("worker")
         built, other, asking = [await world.chat() for _ in range(3)]
         built_call, job = await world.building(built)
@@ -67,7 +69,7 @@ async def test_a_bug_that_one_event_meets_costs_that_event_alone(
         await running.end(worker, signal.SIGTERM)
 
         # All of it waits for the next worker, in one batch.
-        bad = await world.provisioner.tell("build_failed", job, error=planted.PLANTED)
+        bad = await world.provisioner.publish_event("build_failed", job, error=planted.PLANTED)
         await world.provisioner.succeed(job)
         for name, value in SPOILT.items():
             await spoilt(asking, world, name, value)

@@ -13,8 +13,8 @@ import nats.errors
 import pytest
 
 from tests.outages.test_servers import get
-from tests.wire.running import up
-from tests.wire.world import place_of, world_at
+from tests.rigs.processes import up
+from tests.rigs.world import connected_world, deployment_of
 
 CHATS = 20
 LARGE = "4g"
@@ -46,8 +46,8 @@ async def test_after_a_full_disk_the_work_goes_on_and_nothing_is_lost(
     with up(disk / "data") as running:
         templates = tmp_path / "templates"
         templates.mkdir()
-        place = await asyncio.to_thread(place_of, running, templates)
-        async with world_at(place) as world:
+        place = await asyncio.to_thread(deployment_of, running, templates)
+        async with connected_world(place) as world:
             chats = [await world.chat() for _ in range(CHATS)]
             building = await asyncio.gather(*(world.building(chat) for chat in chats))
 
@@ -57,21 +57,21 @@ async def test_after_a_full_disk_the_work_goes_on_and_nothing_is_lost(
                 async with asyncio.timeout(3), asyncio.TaskGroup() as group:
                     for _, job in building:
                         group.create_task(world.provisioner.succeed(job))
-        await asyncio.to_thread(running.process.heard, "can't store messages")
+        await asyncio.to_thread(running.process.wait_for_output, "can't store messages")
         status, body = await asyncio.to_thread(get, f"{running.http}/readyz")
         assert (status, "can't store messages" in body["problems"]["nats"]) == (503, True)
 
         resize(disk, LARGE)
-        await asyncio.to_thread(running.process.heard, "was started again")
+        await asyncio.to_thread(running.process.wait_for_output, "was started again")
 
-        async with world_at(place) as world:
+        async with connected_world(place) as world:
             for chat, (call, job) in zip(chats, building, strict=True):
                 again = await world.service.chat(chat.id)
                 again.organization_id, again.owner_id = chat.organization_id, chat.owner_id
                 await again.ask("create_workspace", {"template_id": world.plain}, call_id=call)
                 version = job.template["version_id"]
                 # As every sender does with what had no answer.
-                await world.provisioner.tell(
+                await world.provisioner.publish_event(
                     "build_succeeded", job, template_version_id=version, agents=[]
                 )
                 assert (await again.answer(call, 30))["result"]["build_id"] == job.build_id

@@ -15,8 +15,22 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.wire.running import PATIENCE, Process, Up, begin, end, gone, processes_of
-from tests.wire.world import ORGANIZATION, Place, place_of, template_folder, world_at
+from tests.rigs.processes import (
+    TIMEOUT,
+    Process,
+    Up,
+    kill_processes,
+    processes_using,
+    start_up,
+    wait_until_gone,
+)
+from tests.rigs.world import (
+    ORGANIZATION,
+    Deployment,
+    connected_world,
+    deployment_of,
+    template_folder,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,7 +64,7 @@ class Gate:
     path: Path
 
     async def passed(self) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await asyncio.to_thread(self.path.read_text)
 
 
@@ -67,7 +81,7 @@ class Machine:
     up: Up
     env: dict[str, str]
     gate: Gate
-    place: Place
+    place: Deployment
     quick: str
     house: str
 
@@ -75,7 +89,7 @@ class Machine:
         return self.up.directory / "provisioner" / "local" / "workspaces" / workspace_id
 
     def agents(self, workspace_id: str) -> list[int]:
-        return processes_of(self.workspace(workspace_id), "handlers.agent")
+        return processes_using(self.workspace(workspace_id), "handlers.agent")
 
     def switched_off(self) -> None:
         """End all of it at one instant, builds and agents too."""
@@ -84,16 +98,16 @@ class Machine:
             os.kill(pid, signal.SIGSTOP)  # none of them sees another one end
         for pid in everything:
             os.kill(pid, signal.SIGKILL)
-        assert gone(everything, PATIENCE)
+        assert wait_until_gone(everything, TIMEOUT)
         self.up.process.ended()
 
     def switched_on(self) -> None:
-        self.up = begin(self.up.directory, env=self.env)
+        self.up = start_up(self.up.directory, env=self.env)
 
 
 def of(directory: Path) -> list[int]:
     """Processes that have the directory on their command line or in their environment."""
-    found = set(processes_of(directory))
+    found = set(processes_using(directory))
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(OSError):
@@ -110,7 +124,7 @@ async def machine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mac
         "WORKSPACED_PRESENCE_TTL": str(PRESENCE),
         "WORKSPACED_STARTUP_SCRIPTS_TIMEOUT": str(SCRIPTS_WITHIN),
     }
-    running = begin(home / "data", env=env)
+    running = start_up(home / "data", env=env)
     try:
         house = HOUSE.format(pool="local", gate=gate.path)
         texts = {"house": house, "quick": QUICK}
@@ -121,15 +135,15 @@ async def machine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mac
             )["template_id"]
             for name, text in texts.items()
         }
-        made = Machine(running, env, gate, place_of(running, home), **pushed)
+        made = Machine(running, env, gate, deployment_of(running, home), **pushed)
         yield made
         made.up.process.stop()
     finally:
-        end(of(home / "data"))
+        kill_processes(of(home / "data"))
 
 
 async def test_an_agent_that_is_paused_is_missed_and_back_when_it_wakes(machine: Machine) -> None:
-    async with world_at(machine.place) as world:
+    async with connected_world(machine.place) as world:
         chat = await world.chat()
         await chat.call("create_workspace", {"template_id": machine.quick})
         (agent,) = machine.agents(chat.now["workspace"]["id"])
@@ -152,13 +166,13 @@ async def test_an_agent_that_is_paused_is_missed_and_back_when_it_wakes(machine:
 
 
 async def test_a_machine_that_is_switched_off_goes_on_where_it_was(machine: Machine) -> None:
-    async with world_at(machine.place) as world:
+    async with connected_world(machine.place) as world:
         living, late, half = [await world.chat() for _ in range(3)]
         await living.call("create_workspace", {"template_id": machine.quick})
         half_call = await half.ask("create_workspace", {"template_id": machine.house})
         await machine.gate.passed()
         late_call, _, agent = await world.connecting(late)
-        await agent.connected()
+        await agent.report_connected()
         deadline = datetime.fromisoformat((await late.state("scripts_running"))["deadline"])
         room = machine.workspace(living.now["workspace"]["id"])
         build = half.now["build"]["id"]
@@ -170,7 +184,7 @@ async def test_a_machine_that_is_switched_off_goes_on_where_it_was(machine: Mach
     machine.switched_on()
     began = time.monotonic()
 
-    async with world_at(machine.place) as world:
+    async with connected_world(machine.place) as world:
         chats = [await world.service.chat(chat.id) for chat in (living, late, half)]
         for chat, before in zip(chats, (living, late, half), strict=True):
             chat.organization_id, chat.owner_id = before.organization_id, before.owner_id
@@ -214,7 +228,7 @@ async def test_a_build_goes_on_at_once_when_its_killed_provisioner_is_back(
     one = provisioner()
     two: Process | None = None
     try:
-        async with world_at(machine.place) as world:
+        async with connected_world(machine.place) as world:
             chat = await world.chat()
             call = await chat.ask("create_workspace", {"template_id": hut})
             await gate.passed()
@@ -232,24 +246,24 @@ async def test_a_build_goes_on_at_once_when_its_killed_provisioner_is_back(
         one.kill()
         if two is not None:
             two.kill()
-        end(of(tmp_path))
+        kill_processes(of(tmp_path))
 
 
 async def test_without_its_database_all_of_it_ends_and_says_so(tmp_path: Path) -> None:
     """Whoever runs it starts it anew: then it goes on."""
-    running = begin(tmp_path / "data")
+    running = start_up(tmp_path / "data")
     try:
-        pid = processes_of(tmp_path / "data", "bin/postgres")[0]
+        pid = processes_using(tmp_path / "data", "bin/postgres")[0]
 
         os.kill(pid, signal.SIGKILL)
 
         assert running.process.ended(10.0) == 1
-        assert "PostgreSQL ended with status" in running.process.said()
-        assert "Traceback" not in running.process.said()
-        assert processes_of(tmp_path / "data") == []
-        again = begin(tmp_path / "data")
+        assert "PostgreSQL ended with status" in running.process.output()
+        assert "Traceback" not in running.process.output()
+        assert processes_using(tmp_path / "data") == []
+        again = start_up(tmp_path / "data")
         assert again.ready == running.ready
         assert again.process.stop() == 0
     finally:
         running.process.kill()
-        end(of(tmp_path / "data"))
+        kill_processes(of(tmp_path / "data"))

@@ -20,9 +20,9 @@ import pytest
 import pytest_asyncio
 
 from tests.outages.fleet import PATIENT, Fleet, Way, fleet_on, heard_again, way_to
-from tests.outages.servers import Nats, Postgres, known_as
-from tests.wire.harness import Chat, ServiceFault
-from tests.wire.world import Place, World, world_at
+from tests.rigs.client import Chat, ServiceError
+from tests.rigs.servers import Nats, Postgres, servers_of
+from tests.rigs.world import Deployment, World, connected_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -39,7 +39,7 @@ class Stage:
     nats: Nats
     postgres: Postgres
     fleet: Fleet
-    place: Place
+    place: Deployment
     ways: dict[str, Way]
     ports: dict[str, int]
 
@@ -86,7 +86,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         await asyncio.gather(nats_server.start(), postgres.start())
         stack.push_async_callback(postgres.stop)
         stack.push_async_callback(nats_server.stop)
-        servers = known_as(nats_server, postgres)
+        servers = servers_of(nats_server, postgres)
         env = PATIENT | {"WORKSPACED_AGENT_CONNECT_TIMEOUT": str(CONNECT_WITHIN)}
         fleet = await stack.enter_async_context(fleet_on(servers, postgres.url, home, env))
         ways, ports = {}, {}
@@ -112,7 +112,7 @@ async def test_a_role_tells_how_it_is(stage: Stage) -> None:
 
 async def test_while_the_database_refuses_callers_hear_so_and_facts_wait(stage: Stage) -> None:
     name = urlsplit(stage.fleet.database_url).path[1:]
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         chat = await world.chat()
         call, job = await world.building(chat)
         await stage.told(f'alter database "{name}" with allow_connections false')
@@ -122,7 +122,7 @@ async def test_while_the_database_refuses_callers_hear_so_and_facts_wait(stage: 
 
         held = asyncio.create_task(ask_by_rpc(world, await world.chat()))
         await world.provisioner.succeed(job)
-        with pytest.raises(ServiceFault) as refused:
+        with pytest.raises(ServiceError) as refused:
             await world.service.rpc("get_chat", chat_id=chat.id)
         await stage.lacks("database", "worker", "gateway")
         assert (refused.value.code, not held.done()) == (503, True)
@@ -142,7 +142,7 @@ async def ask_by_rpc(world: World, chat: Chat) -> dict[str, Any]:
 
 
 async def test_a_database_without_a_connection_left_is_away_until_it_has_one(stage: Stage) -> None:
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         chat = await world.chat()
         call, job = await world.building(chat)
         for way in stage.ways.values():
@@ -155,7 +155,7 @@ async def test_a_database_without_a_connection_left_is_away_until_it_has_one(sta
             way.database.mend()
 
         await world.provisioner.succeed(job)
-        with pytest.raises(ServiceFault) as refused:
+        with pytest.raises(ServiceError) as refused:
             await world.service.rpc("get_chat", chat_id=chat.id)
         await stage.lacks("database", "worker", "gateway")
         assert (refused.value.code, "too many clients" in refused.value.text) == (503, True)
@@ -169,13 +169,13 @@ async def test_a_database_without_a_connection_left_is_away_until_it_has_one(sta
 async def test_after_a_restart_of_the_database_the_work_goes_on(
     stage: Stage, how: signal.Signals
 ) -> None:
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         chat = await world.chat()
         call, job = await world.building(chat)
 
         await stage.postgres.stop(how)
         await world.provisioner.succeed(job)
-        with pytest.raises(ServiceFault) as refused:
+        with pytest.raises(ServiceError) as refused:
             await world.service.rpc("get_chat", chat_id=chat.id)
         await stage.lacks("database", "worker", "gateway")
         await stage.postgres.start()
@@ -188,7 +188,7 @@ async def test_after_a_restart_of_the_database_the_work_goes_on(
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 async def test_after_a_restart_of_nats_the_work_goes_on(stage: Stage, how: signal.Signals) -> None:
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         chat = await world.chat()
         call, job = await world.building(chat)
     async with stage.fleet.reconnected():
@@ -196,11 +196,11 @@ async def test_after_a_restart_of_nats_the_work_goes_on(stage: Stage, how: signa
         await stage.lacks("nats", "worker", "gateway")
         await stage.nats.start()
 
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         again = await world.service.chat(chat.id)
         again.organization_id, again.owner_id = chat.organization_id, chat.owner_id
         await again.ask("create_workspace", {"template_id": world.plain}, call_id=call)
-        await world.provisioner.tell(
+        await world.provisioner.publish_event(
             "build_succeeded", job, template_version_id=job.template["version_id"], agents=[]
         )
         answer = await again.answer(call, RECOVERED)
@@ -211,7 +211,7 @@ async def test_after_a_restart_of_nats_the_work_goes_on(stage: Stage, how: signa
 
 
 async def test_a_worker_that_is_cut_off_keeps_nobody_waiting(stage: Stage) -> None:
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         other = await stage.fleet.start("worker")
         chat = await world.chat()
         call, job = await world.building(chat)
@@ -231,7 +231,7 @@ async def test_a_worker_that_is_cut_off_keeps_nobody_waiting(stage: Stage) -> No
 
 
 async def test_an_rpc_is_answered_though_its_gateway_lost_nats_meanwhile(stage: Stage) -> None:
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         chat = await world.chat()
         body = {"chat_id": chat.id, **chat.identity, "args": {"template_id": world.plain}}
         held = asyncio.create_task(world.service.rpc("create_workspace", **body))
@@ -308,7 +308,7 @@ async def test_while_the_database_refuses_events_they_wait_and_nothing_is_buried
 ) -> None:
     worker = stage.fleet.running[0]
     words = "come again" if what in ("column renamed", "P0001", "XX000") else "trying again"
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         chats = [await world.chat() for _ in range(8)]
         building = await asyncio.gather(*(world.building(chat) for chat in chats))
         buried = await dead_letters(world)
@@ -342,7 +342,7 @@ async def noticed(world: World, chat: Chat) -> dict[str, Any]:
 async def test_one_chat_that_the_database_refuses_holds_up_nobody_else(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         refused, other = await world.chat(), await world.chat()
         (call, job), (others, its) = await world.building(refused), await world.building(other)
         buried = await dead_letters(world)

@@ -11,10 +11,10 @@ import pytest
 import pytest_asyncio
 
 from tests.outages.fleet import PATIENT, Fleet, fleet_on, heard_again
-from tests.outages.servers import Nats, Postgres, known_as
-from tests.wire.harness import Chat, Event, Job
-from tests.wire.running import Process
-from tests.wire.world import Place, World, world_at
+from tests.rigs.client import Chat, Event, Job
+from tests.rigs.processes import Process
+from tests.rigs.servers import Nats, Postgres, servers_of
+from tests.rigs.world import Deployment, World, connected_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -32,7 +32,7 @@ SCRIPTS_WITHIN = 4.0
 class Stage:
     nats: Nats
     fleet: Fleet
-    place: Place
+    place: Deployment
     workers: list[Process]
 
     async def wiped(self) -> None:
@@ -52,7 +52,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         stack.push_async_callback(postgres.stop)
         stack.push_async_callback(nats_server.stop)
         env = PATIENT | {"WORKSPACED_STARTUP_SCRIPTS_TIMEOUT": str(SCRIPTS_WITHIN)}
-        servers = known_as(nats_server, postgres)
+        servers = servers_of(nats_server, postgres)
         fleet = await stack.enter_async_context(fleet_on(servers, postgres.url, home, env))
         _, *workers = await asyncio.gather(*map(fleet.start, ("gateway", "worker")))
         yield Stage(nats_server, fleet, await fleet.place("plain"), workers)
@@ -104,7 +104,7 @@ async def in_every_phase(world: World) -> Phases:
     )
     phases.agent = agent.id
     calls["scripts_running"], _, slow = await world.connecting(chats["scripts_running"])
-    await slow.connected()
+    await slow.report_connected()
     await chats["scripts_running"].state("scripts_running")
     phases.states = {name: await known(world, chat) for name, chat in chats.items()}
     assert [state["state"] for state in phases.states.values()] == list(STATES)
@@ -112,11 +112,11 @@ async def in_every_phase(world: World) -> Phases:
 
 
 async def test_nothing_is_lost_that_was_applied(stage: Stage) -> None:
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         phases = await in_every_phase(world)
     await stage.wiped()
 
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         chats = {name: await resumed(world, chat) for name, chat in phases.chats.items()}
         calls = phases.calls
         # The last states are there again.
@@ -131,8 +131,8 @@ async def test_nothing_is_lost_that_was_applied(stage: Stage) -> None:
             assert answer["result"]["build_id"] == job.build_id
         # Agents go on, and deadlines pass.
         agent = await world.agent(phases.jobs["agent_connecting"], phases.agent)
-        await agent.connected()
-        await agent.reached("ready")
+        await agent.report_connected()
+        await agent.report_lifecycle("ready")
         ready = await chats["agent_connecting"].answer(calls["agent_connecting"])
         late = await chats["scripts_running"].answer(calls["scripts_running"])
         assert ready["result"]["created"] is True
@@ -155,7 +155,7 @@ async def test_nothing_is_lost_that_was_applied(stage: Stage) -> None:
 
 async def test_what_nobody_had_applied_is_answered_when_it_is_asked_again(stage: Stage) -> None:
     """The one thing that is lost."""
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         chat = await world.chat()
         for worker in stage.workers:
             await stage.fleet.end(worker)
@@ -164,7 +164,7 @@ async def test_what_nobody_had_applied_is_answered_when_it_is_asked_again(stage:
     await stage.wiped()
     stage.workers = [await stage.fleet.start("worker")]
 
-    async with world_at(stage.place) as world:
+    async with connected_world(stage.place) as world:
         chat = await resumed(world, chat)
         await chat.ask("list_templates", call_id=call)
 

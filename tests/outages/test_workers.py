@@ -19,10 +19,9 @@ import pytest_asyncio
 
 from handlers.embedded import Servers
 from tests.outages.fleet import PATIENT, SHORT, WINDOW, Fleet, Way, fleet_on, way_to
-from tests.wire.agents import agent_of
-from tests.wire.harness import Chat, Event, Heard, Job
-from tests.wire.running import Process
-from tests.wire.world import World, world_at
+from tests.rigs.client import Chat, Event, Job, Received, agent_entry
+from tests.rigs.processes import Process
+from tests.rigs.world import World, connected_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -110,7 +109,7 @@ class Stage:
         try:
             await chat.call("list_templates")
         except AssertionError as silent:
-            raise AssertionError(self.one.said()[-4000:]) from silent
+            raise AssertionError(self.one.output()[-4000:]) from silent
         self.other_way.nats.mend()
 
     async def agree(self, chat: Chat) -> None:
@@ -136,7 +135,7 @@ async def stage(module_servers: tuple[Servers, str, Path]) -> AsyncIterator[Stag
         other_way = await enter(way_to(servers, database_url))
         await fleet.start("gateway")
         other = await fleet.start("worker", way=other_way)
-        world = await enter(world_at(await fleet.place("plain")))
+        world = await enter(connected_world(await fleet.place("plain")))
         yield Stage(fleet, world, way, other_way, other)
 
 
@@ -175,7 +174,7 @@ async def duplicate_window_passed(stage: Stage) -> None:
     assert CONNECT_WITHIN > WINDOW
     other = await stage.world.chat()
     call, job = await stage.world.building(other)
-    await stage.world.provisioner.succeed(job, agent_of())
+    await stage.world.provisioner.succeed(job, agent_entry())
     assert (await other.answer(call))["result"]["agent_status"] == "not_ready"
 
 
@@ -229,7 +228,7 @@ async def test_a_deadline_holds_though_the_worker_that_sets_it_stands_still(
     one = await stage.first()
     call, job = await stage.world.building(chat)
     stage.alone(at)
-    await stage.world.provisioner.succeed(job, agent_of())
+    await stage.world.provisioner.succeed(job, agent_entry())
     await stage.stands_still(at)
     began = time.monotonic()
 
@@ -250,7 +249,7 @@ async def test_a_deadline_holds_though_the_worker_that_sets_it_stands_still(
 async def test_workers_come_and_go_under_load(stage: Stage) -> None:
     fleet, world = stage.fleet, stage.world
     chats = [await world.chat() for _ in range(20)]
-    done: Heard[Event] = Heard()
+    done: Received[Event] = Received()
     extra = [await fleet.start("worker"), await fleet.start("worker")]
 
     async def provide() -> None:

@@ -19,11 +19,17 @@ import pytest
 from nats.aio.msg import Msg
 
 from handlers.embedded import Servers
-from tests.wire.agents import agent_of
-from tests.wire.fleet import Fleet
-from tests.wire.harness import Job, Provisioner
-from tests.wire.party import Event, Party, as_role, connected, ended, event, new_id
-from tests.wire.world import ORGANIZATION, POOL
+from tests.rigs.client import (
+    Event,
+    Participant,
+    Provisioner,
+    cloud_event,
+    connected,
+    new_id,
+    role_options,
+)
+from tests.rigs.fleet import Fleet
+from tests.rigs.world import ORGANIZATION, POOL
 
 SECONDS = float(os.environ.get("OVERLOAD_SECONDS", "3"))
 EVERY = max(1.0, SECONDS / 15)
@@ -46,7 +52,11 @@ class Flood:
     """Asks without waiting for answers, over the bus and by rpc, and counts what becomes of it."""
 
     def __init__(self, template_id: str) -> None:
-        self.service, self.provisioner, self.operator = Party(), Provisioner(POOL), Party()
+        self.service, self.provisioner, self.operator = (
+            Participant(),
+            Provisioner(POOL),
+            Participant(),
+        )
         self._template_id = template_id
         self.accepted: set[str] = set()
         """Calls that a stream has, by chat and id."""
@@ -66,7 +76,7 @@ class Flood:
         await self.service.client.subscribe(
             "workspaced.result.>", cb=self._hear, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        await self.service.settled()
+        await self.service.flush()
         asyncio.get_running_loop().call_later(seconds, self._over.set)
         publishing = [asyncio.create_task(self._publish()) for _ in range(PUBLISHERS)]
         asking = [asyncio.create_task(self._ask()) for _ in range(ASKERS)]
@@ -74,7 +84,7 @@ class Flood:
         try:
             await self._over.wait()
             self.worked = len(self.answered)
-            building = asyncio.create_task(self.build())
+            building = asyncio.create_task(self.provisioner.build_everything(self.operator))
             async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*publishing, *asking)
                 async with self._changed:
@@ -100,7 +110,9 @@ class Flood:
         while not self._over.is_set():
             body = self._call()
             chat = body.pop("chat_id")
-            told = event("tool_requested", "/chat/flood", chat, body | {"tool": "create_workspace"})
+            told = cloud_event(
+                "tool_requested", "/chat/flood", chat, body | {"tool": "create_workspace"}
+            )
             await service.publish(f"workspaced.in.tool.{chat}.flood", told)
             self.accepted.add(f"{chat}.{body['call_id']}")
 
@@ -117,25 +129,6 @@ class Flood:
                 continue
             code = (reply.headers or {}).get("Nats-Service-Error-Code", "answered")
             self.rpcs[code] += 1
-
-    async def build(self) -> None:
-        """Build whatever is asked for, until cancelled; each agent is ready at once."""
-        taking = asyncio.create_task(self.provisioner.take())
-        try:
-            for taken in count():
-                job = (await self.provisioner.jobs.count(taken + 1))[taken]
-                listed = agent_of()
-                await self.provisioner.succeed(job, listed)
-                await self._ready(job, listed["id"])
-        finally:
-            await ended(taking)
-
-    async def _ready(self, job: Job, agent: str) -> None:
-        said = (("agent_connected", {}), ("agent_lifecycle", {"lifecycle": "ready"}))
-        for number, (name, more) in enumerate(said, 1):
-            data = {"workspace_id": job.workspace_id, "build_id": job.build_id, "agent_id": agent}
-            told = event(name, f"/agent/{agent}", job.chat_id, {**data, "sequence": number, **more})
-            await self.operator.publish(f"workspaced.in.agent.{job.chat_id}.{agent}", told)
 
     async def _hear(self, message: Msg) -> None:
         key = message.subject.removeprefix("workspaced.result.")
@@ -174,7 +167,7 @@ async def test_a_flood_is_refused_in_clear_words_at_flat_memory_and_costs_no_acc
             (flood.provisioner, "provisioner"),
             (flood.operator, "operator"),
         ):
-            options = as_role(fleet.credentials, role)
+            options = role_options(fleet.credentials, role)
             await stack.enter_async_context(connected(party, fleet.nats_url, **options))
         begun = time.monotonic()
         running = asyncio.create_task(flood.run(SECONDS))

@@ -20,7 +20,7 @@ from handlers.embedded.database_roles import ADMINISTRATOR, DATABASE, ROLES, url
 from handlers.embedded.postgresql import postgresql
 from handlers.sandbox import confined_exec
 from handlers.sandbox.policy import Confinement, Mechanism
-from tests.wire.running import run, up
+from tests.rigs.processes import run, up
 
 USERS = (ADMINISTRATOR, *ROLES.values())
 REFUSED = (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError)

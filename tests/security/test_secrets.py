@@ -15,9 +15,15 @@ import pytest
 from nats.aio.msg import Msg
 
 from tests.cli.folders import folder
-from tests.wire.harness import Party, Service, new_id
-from tests.wire.party import as_holder, as_role, connected
-from tests.wire.running import Process, Up, end, processes_of, run, up
+from tests.rigs.client import (
+    ChatService,
+    Participant,
+    connected,
+    credential_options,
+    new_id,
+    role_options,
+)
+from tests.rigs.processes import Process, Up, kill_processes, processes_using, run, up
 
 IN_DATABASE_URL, IN_NATS_URL, IN_PARAMETER = (f"planted-{new_id()}" for _ in range(3))
 TEMPLATE = """
@@ -54,21 +60,21 @@ class Findings:
 
 
 @asynccontextmanager
-async def listening(up: Up, findings: Findings) -> AsyncIterator[Party]:
+async def listening(up: Up, findings: Findings) -> AsyncIterator[Participant]:
     """Hear everything that passes, as an operator."""
 
     async def hear(message: Msg) -> None:
         findings.add(message.subject, f"{message.headers} ".encode() + message.data)
 
     async with connected(
-        Party(), up.nats, **as_role(up.directory / "credentials", "operator")
+        Participant(), up.nats, **role_options(up.directory / "credentials", "operator")
     ) as it:
         await it.client.subscribe("workspaced.>", cb=hear)
-        await it.settled()
+        await it.flush()
         yield it
 
 
-async def stored(operator: Party, findings: Findings) -> None:
+async def stored(operator: Participant, findings: Findings) -> None:
     """Look into every stream."""
     for stream in ("STATE", "LOG", "RESULT", "DEAD", "TIMER", "PRESENCE"):
         state = (await operator.js.stream_info(f"WORKSPACED_{stream}")).state
@@ -120,10 +126,10 @@ def failures(up: Up, tmp_path: Path, findings: Findings) -> None:
     env = {"WORKSPACED_NATS_URL": up.nats, "WORKSPACED_DATABASE_URL": f"{database}{nowhere}/x"}
     waiting = Process("worker", "--data-dir", up.directory, env=env)
     try:
-        waiting.heard("can't open the database")
+        waiting.wait_for_output("can't open the database")
     finally:
         waiting.kill()
-    findings.add("what a worker says that waits for its database", waiting.said())
+    findings.add("what a worker says that waits for its database", waiting.output())
 
 
 async def test_planted_secrets_are_found_nowhere(
@@ -153,9 +159,9 @@ async def test_planted_secrets_are_found_nowhere(
         )
         try:
             await lived(running, tmp_path, findings)
-            servers = processes_of(running.directory, "nats-server")
-            agents = processes_of(tmp_path / "apart", "handlers.agent")
-            everybody = processes_of(tmp_path)
+            servers = processes_using(running.directory, "nats-server")
+            agents = processes_using(tmp_path / "apart", "handlers.agent")
+            everybody = processes_using(tmp_path)
             assert servers
             assert agents
             looked_at(everybody, findings, environment_of=servers)
@@ -165,7 +171,7 @@ async def test_planted_secrets_are_found_nowhere(
                 findings.add(f"log {log}", log.read_bytes())
         finally:
             apart.stop()
-            end(processes_of(tmp_path / "apart"))
+            kill_processes(processes_using(tmp_path / "apart"))
         readable(running.directory, findings)
         readable(tmp_path / "apart", findings)
         credentials = running.directory / "credentials"
@@ -174,8 +180,8 @@ async def test_planted_secrets_are_found_nowhere(
             0,
             0,
         )
-    findings.add("what up said", running.process.said())
-    findings.add("what the provisioner said", apart.said())
+    findings.add("what up said", running.process.output())
+    findings.add("what the provisioner said", apart.output())
     issued = [text for where, text in findings.seen if where == "an issued seed"]
     findings.seen = [(where, text) for where, text in findings.seen if where != "an issued seed"]
 
@@ -203,10 +209,10 @@ async def lived(running: Up, tmp_path: Path, findings: Findings) -> None:
         )["template_id"]
         for name, status in (("well", 0), ("ill", 3))
     }
-    options = as_role(running.directory / "credentials", "chat-service")
+    options = role_options(running.directory / "credentials", "chat-service")
     async with (
         listening(running, findings) as operator,
-        connected(Service(), running.nats, **options) as service,
+        connected(ChatService(), running.nats, **options) as service,
     ):
         organization = "0c5d1a5e-0000-4000-8000-000000000001"
         for name, unknown in (("well", {}), ("ill", {}), ("well", {"other": IN_PARAMETER})):
@@ -227,8 +233,8 @@ async def lived(running: Up, tmp_path: Path, findings: Findings) -> None:
         junk = json.dumps({"token": "not for a dead letter"}).encode()
         await service.publish(f"workspaced.in.tool.{chat.id}.svc", junk)
         frontend = await service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=60)
-        async with connected(Party(), running.nats, **as_holder(frontend)) as party:
-            await party.settled()
+        async with connected(Participant(), running.nats, **credential_options(frontend)) as party:
+            await party.flush()
         await stored(operator, findings)
     findings.add("an issued seed", frontend["seed"])
     (credential,) = (tmp_path / "apart").rglob("credential.json")

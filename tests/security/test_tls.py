@@ -30,9 +30,8 @@ from handlers.cli import main
 from handlers.embedded import Servers
 from handlers.settings import InvalidSettings, Settings
 from tests.cli.folders import folder
-from tests.wire.harness import Party, new_id
-from tests.wire.party import as_role, connected
-from tests.wire.running import Up, run, up
+from tests.rigs.client import Participant, connected, new_id, role_options
+from tests.rigs.processes import Up, run, up
 
 # nats-py gives aiohttp its patience in an old way.
 pytestmark = pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")
@@ -80,10 +79,10 @@ def secured(papers: Papers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 async def test_clients_come_in_over_tls_when_they_trust_who_signed(
     listener: str, secured: Up, papers: Papers
 ) -> None:
-    options = as_role(secured.directory / "credentials", "chat-service")
+    options = role_options(secured.directory / "credentials", "chat-service")
     tls = ssl.create_default_context(cafile=str(papers.authority))
 
-    async with connected(Party(), secured.ready[listener], tls=tls, **options) as party:
+    async with connected(Participant(), secured.ready[listener], tls=tls, **options) as party:
         chats = await party.rpc("list_chats")
 
     assert secured.ready[listener].startswith(("tls://127.0.0.1:", "wss://127.0.0.1:"))
@@ -102,15 +101,15 @@ async def test_a_client_that_trusts_another_does_not_come_in(
 
 
 async def test_only_the_named_web_pages_may_use_the_websocket(secured: Up, papers: Papers) -> None:
-    options = as_role(secured.directory / "credentials", "chat-service")
+    options = role_options(secured.directory / "credentials", "chat-service")
     options["tls"] = ssl.create_default_context(cafile=str(papers.authority))
     url = secured.ready["websocket"]
 
     page = {"Origin": ["https://pages.example"]}
-    async with connected(Party(), url, ws_connection_headers=page, **options) as party:
+    async with connected(Participant(), url, ws_connection_headers=page, **options) as party:
         assert party.client.is_connected
     other = {"Origin": ["https://elsewhere.example"]}
-    stranger = Party()
+    stranger = Participant()
     with pytest.raises(nats.errors.NoServersError):
         async with connected(stranger, url, ws_connection_headers=other, **options):
             pytest.fail("came in")

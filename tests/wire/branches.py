@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.wire.agents import Agent, agent_of
-from tests.wire.harness import Chat, Event, Job, new_id
-from tests.wire.world import World
+from tests.rigs.client import Agent, Chat, Event, Job, agent_entry, new_id
+from tests.rigs.world import World
 
 CREATE, START, STOP = "create_workspace", "start_workspace", "stop_workspace"
 FAILURE = {"error", "build_id"}
@@ -48,7 +47,7 @@ async def waits(world: World, chat: Chat, *calls: str) -> None:
 async def end(world: World, job: Job, how: str) -> None:
     """End a build: `succeeded` (without agents), `failed` or `canceled`."""
     if how == "canceled":
-        await world.provisioner.tell("build_canceled", job)
+        await world.provisioner.publish_event("build_canceled", job)
         await job.ack()
     elif how == "failed":
         await world.provisioner.fail(job)
@@ -88,14 +87,16 @@ async def stopped(world: World, chat: Chat) -> Job:
 
 async def deleting(world: World, chat: Chat) -> Job:
     """Have the chat's workspace deleted; return the job."""
-    await chat.tell("delete_requested", {"reason": "no longer needed"})
+    await chat.publish_event("delete_requested", {"reason": "no longer needed"})
     return await world.provisioner.job(chat, "delete")
 
 
 async def gone(world: World, chat: Chat) -> Job:
     """Have had a workspace that somebody deleted; return its start."""
     job = await ended(world, chat)
-    await world.provisioner.tell("workspace_deleted", job, build_id=None, build_number=None)
+    await world.provisioner.publish_event(
+        "workspace_deleted", job, build_id=None, build_number=None
+    )
     await chat.state("none")
     return job
 
@@ -112,14 +113,14 @@ async def running(world: World, chat: Chat, state: str) -> tuple[Job, Agent | No
     call, job, agent = await world.connecting(chat)
     if state == "agent_connecting":
         return job, agent
-    await agent.connected()
+    await agent.report_connected()
     await chat.state("scripts_running")
     if state == "scripts_running":
         return job, agent
-    await agent.reached("start_error" if state == "scripts_failed" else "ready")
+    await agent.report_lifecycle("start_error" if state == "scripts_failed" else "ready")
     await chat.answer(call)
     if state == "lost":
-        await agent.disconnected()
+        await agent.report_disconnected()
         await chat.states.first(
             lambda e: (e["data"]["agent"] or {}).get("status") == "disconnected"
         )
@@ -128,7 +129,7 @@ async def running(world: World, chat: Chat, state: str) -> tuple[Job, Agent | No
 
 def unchoosable() -> tuple[Event, Event]:
     """Agents of which none can be chosen."""
-    return agent_of("one-coderd-chat"), agent_of("two-CODERD-chat")
+    return agent_entry("one-coderd-chat"), agent_entry("two-CODERD-chat")
 
 
 def elsewhere(of: Job | Chat, number: int = 1, transition: str = "start") -> Event:
@@ -150,7 +151,7 @@ async def told(world: World, build: Event, type_name: str, *agents: Event) -> No
         more = {"template_version_id": new_id(), "agents": list(agents)}
     elif type_name == "build_failed":
         more = {"error": "no disk left"}
-    await world.provisioner.tell(type_name, build, **more)
+    await world.provisioner.publish_event(type_name, build, **more)
 
 
 def is_failure(answer: Event, build_id: str) -> bool:

@@ -6,18 +6,18 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.wire.running import up
-from tests.wire.world import Place, World, place_of, world_at
+from tests.rigs.processes import up
+from tests.rigs.world import Deployment, World, connected_world, deployment_of
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     parent = tmp_path_factory.mktemp("wire")
     with up(parent / "data") as running:
-        yield place_of(running, parent)
+        yield deployment_of(running, parent)
 
 
 @pytest.fixture
-async def world(place: Place) -> AsyncIterator[World]:
-    async with world_at(place) as world:
+async def world(place: Deployment) -> AsyncIterator[World]:
+    async with connected_world(place) as world:
         yield world

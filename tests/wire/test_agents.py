@@ -6,17 +6,16 @@ import json
 
 import pytest
 
-from tests.wire import shapes
-from tests.wire.agents import agent_of
-from tests.wire.harness import new_id
-from tests.wire.world import World
+from tests.rigs import shapes
+from tests.rigs.client import agent_entry, new_id
+from tests.rigs.world import World
 
 
 @pytest.mark.parametrize(
     "agents",
     [
-        [agent_of("a-coderd-chat"), agent_of("b-coderd-chat")],
-        [agent_of("child", parent_id=new_id())],
+        [agent_entry("a-coderd-chat"), agent_entry("b-coderd-chat")],
+        [agent_entry("child", parent_id=new_id())],
     ],
     ids=["several that want to be it", "no root agent"],
 )
@@ -40,8 +39,8 @@ async def test_the_agent_that_is_named_for_it_is_chosen(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
 
-    wanted = agent_of("X-CODERD-chat", display_order=9)
-    await world.provisioner.succeed(job, agent_of("a", display_order=-1), wanted)
+    wanted = agent_entry("X-CODERD-chat", display_order=9)
+    await world.provisioner.succeed(job, agent_entry("a", display_order=-1), wanted)
 
     assert (await chat.state("agent_connecting"))["agent"]["id"] == wanted["id"]
 
@@ -51,15 +50,15 @@ async def test_scripts_that_fail(world: World, lifecycle: str) -> None:
     chat = await world.chat()
     call, _, agent = await world.connecting(chat)
 
-    await agent.connected()
-    await agent.reached(lifecycle)
+    await agent.report_connected()
+    await agent.report_lifecycle(lifecycle)
     result = (await chat.answer(call))["result"]
 
     assert chat.path[-2:] == ["scripts_running", "failed:startup_scripts_failed"]
     assert result["startup_scripts"] == "startup_scripts_failed"
     assert result["lifecycle_state"] == lifecycle
     assert result["created"] is True
-    await agent.reached("ready")
+    await agent.report_lifecycle("ready")
     await chat.state("ready")
 
 
@@ -67,8 +66,8 @@ async def test_an_agent_that_starts_its_scripts_before_it_says_it_is_there(world
     chat = await world.chat()
     call, _, agent = await world.connecting(chat)
 
-    await agent.reached("created")
-    await agent.reached("ready")
+    await agent.report_lifecycle("created")
+    await agent.report_lifecycle("ready")
     await chat.answer(call)
 
     assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
@@ -78,10 +77,10 @@ async def test_an_agent_that_leaves_and_comes_back_changes_no_state(world: World
     chat = await world.chat()
     _, agent = await world.ready(chat)
 
-    left = await agent.disconnected()
+    left = await agent.report_disconnected()
     away = await chat.states.first(lambda e: e["data"]["cause"]["id"] == left["id"])
-    await agent.tell("agent_connected", sequence=1)  # an older one than was seen
-    await agent.connected()
+    await agent.publish_event("agent_connected", sequence=1)  # an older one than was seen
+    await agent.report_connected()
     await chat.states.first(
         lambda e: (
             e["data"]["version"] > away["data"]["version"]
@@ -99,11 +98,11 @@ async def test_an_agents_fact_may_come_again(world: World) -> None:
     _, agent = await world.ready(chat)
     before = chat.now["version"]
 
-    fact = await agent.disconnected()
+    fact = await agent.report_disconnected()
     subject = f"workspaced.in.agent.{chat.id}.{agent.id}"
     assert await agent.publish(subject, fact)  # NATS spares us this one
     await agent.publish(subject, json.dumps(fact).encode())  # and not this one
-    await agent.connected()
+    await agent.report_connected()
     await chat.states.first(lambda e: e["data"]["version"] == before + 2)
 
     assert chat.now["agent"]["status"] == "connected"

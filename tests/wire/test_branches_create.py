@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.wire.agents import agent_of
+from tests.rigs.client import agent_entry, new_id
+from tests.rigs.world import World
 from tests.wire.branches import (
     CREATE,
     EXISTS,
@@ -30,8 +31,6 @@ from tests.wire.branches import (
     stopping,
     waits,
 )
-from tests.wire.harness import new_id
-from tests.wire.world import World
 
 
 @pytest.mark.parametrize("tool", ["drop_database", "", "CREATE_WORKSPACE"])
@@ -60,7 +59,7 @@ async def test_g2_arguments_of_the_wrong_shape(world: World) -> None:
         ("read_template", {"template_id": {}}),
     ]
 
-    for text in await asyncio.gather(*(chat.refused(tool, args) for tool, args in wrong)):
+    for text in await asyncio.gather(*(chat.call_error(tool, args) for tool, args in wrong)):
         assert text
 
     assert await jobs(world, chat) == []
@@ -70,8 +69,8 @@ async def test_g3_the_first_request_fixes_whose_chat_it_is(world: World) -> None
     chat = await world.chat()
     await chat.call("list_templates")
 
-    assert await chat.refused(CREATE, {"template_id": world.plain}, owner_id=new_id())
-    assert await chat.refused(STOP, organization_id=new_id())
+    assert await chat.call_error(CREATE, {"template_id": world.plain}, owner_id=new_id())
+    assert await chat.call_error(STOP, organization_id=new_id())
 
     assert await jobs(world, chat) == []
 
@@ -87,7 +86,7 @@ async def test_c1a_c1b_c1c_ids_are_looked_at_before_anything_else(world: World) 
     ]
 
     for chat in (fresh, other):
-        for text in await asyncio.gather(*(chat.refused(CREATE, args) for args in wrong)):
+        for text in await asyncio.gather(*(chat.call_error(CREATE, args) for args in wrong)):
             assert text
 
     assert await jobs(world, fresh) == []
@@ -99,10 +98,10 @@ async def test_c2a_what_is_being_built_is_waited_for(world: World) -> None:
 
     call = await create(world, chat)
     await waits(world, chat, call)
-    listed = agent_of()
+    listed = agent_entry()
     await world.provisioner.succeed(job, listed)
     agent = await world.agent(job, listed["id"])
-    await agent.reached("start_error")
+    await agent.report_lifecycle("start_error")
     answer = await result(chat, call)
 
     assert answer.pop("message")
@@ -244,7 +243,7 @@ async def test_c4b_readiness_is_waited_for(world: World, state: str) -> None:
 
     call = await create(world, chat)
     await waits(world, chat, call)
-    await agent.reached("start_timeout")
+    await agent.report_lifecycle("start_timeout")
     answer = await result(chat, call)
 
     assert answer.keys() == EXISTS | {"startup_scripts", "lifecycle_state"}

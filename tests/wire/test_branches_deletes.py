@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.rigs.client import Chat, Job
+from tests.rigs.world import World
 from tests.wire.branches import (
     CREATE,
     START,
@@ -18,8 +20,6 @@ from tests.wire.branches import (
     stopping,
     waits,
 )
-from tests.wire.harness import Chat, Job
-from tests.wire.world import World
 
 LEFT = ["stopped", "running", "failed build"]
 
@@ -31,7 +31,7 @@ async def left(world: World, chat: Chat, what: str, how: str) -> tuple[Job, Job]
         await stop_ended(world, chat)
     delete = await deleting(world, chat)
     if how == "canceled after it began":
-        await world.provisioner.tell("build_started", delete)
+        await world.provisioner.publish_event("build_started", delete)
     await end(world, delete, how.split(maxsplit=1)[0])
     await chat.state("failed")
     return start, delete
@@ -61,7 +61,7 @@ async def test_s5d_p4c_it_can_not_be_started_but_stopped(world: World, what: str
     chat = await world.chat()
     start, delete = await left(world, chat, what, "failed")
 
-    assert CREATE in await chat.refused(START)
+    assert CREATE in await chat.call_error(START)
 
     call, stop = await stopping(world, chat)
     assert (stop.workspace_id, stop.build_number) == (start.workspace_id, delete.build_number + 1)

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.wire.agents import Agent
+from tests.rigs.client import Agent, Chat, Job
+from tests.rigs.processes import up
+from tests.rigs.world import Deployment, World, connected_world, deployment_of
 from tests.wire.branches import (
     CREATE,
     EXISTS,
@@ -24,26 +26,23 @@ from tests.wire.branches import (
     result,
     stopping,
 )
-from tests.wire.harness import Chat, Job
-from tests.wire.running import up
-from tests.wire.world import Place, World, place_of, world_at
 
 LIMIT = 1.5
 """Seconds; the tests wait for it to pass, so it is short, and what comes before it is shorter."""
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     parent = tmp_path_factory.mktemp("branches")
     names = ("BUILD", "AGENT_CONNECT", "STARTUP_SCRIPTS")
     env = {f"WORKSPACED_{name}_TIMEOUT": str(LIMIT) for name in names}
     with up(parent / "data", env=env) as running:
-        yield place_of(running, parent)
+        yield deployment_of(running, parent)
 
 
 @pytest.fixture
-async def world(hasty: Place) -> AsyncIterator[World]:
-    async with world_at(hasty) as world:
+async def world(hasty: Deployment) -> AsyncIterator[World]:
+    async with connected_world(hasty) as world:
         yield world
 
 
@@ -79,8 +78,8 @@ async def not_ready(world: World, chat: Chat) -> tuple[Job, Agent]:
 async def too_slow(world: World, chat: Chat) -> tuple[Job, Agent]:
     """Have a workspace whose scripts did not end in time."""
     call, job, agent = await world.connecting(chat)
-    await agent.connected()
-    await agent.reached("starting")
+    await agent.report_connected()
+    await agent.report_lifecycle("starting")
     answer = await result(chat, call)
     assert answer["startup_scripts"] == "startup_scripts_timeout"
     return job, agent
@@ -237,8 +236,8 @@ async def test_c4e_p4a_r4_an_agent_that_did_not_connect_in_time(world: World) ->
     async def came_after_all() -> None:
         chat = await world.chat()
         job, agent = await not_ready(world, chat)
-        await agent.connected()
-        await agent.reached("ready")
+        await agent.report_connected()
+        await agent.report_lifecycle("ready")
         await chat.state("ready")
         answer = await chat.call(CREATE, {"template_id": world.plain})
         assert answer.keys() == EXISTS
@@ -256,10 +255,10 @@ async def test_c4a_p4a_r6_scripts_out_of_time(world: World) -> None:
         found = await chat.call(CREATE, {"template_id": world.plain})
         assert found.keys() == EXISTS | scripts.keys()
         assert {**found, **scripts} == found
-        await agent.reached("start_error")
+        await agent.report_lifecycle("start_error")
         late = await chat.call(START)
         assert late["lifecycle_state"] == "start_error"
-        await agent.reached("ready")
+        await agent.report_lifecycle("ready")
         await chat.state("ready")
         assert (await chat.call(START)).keys() == {"started", "workspace_name", "no_build"}
         assert await jobs(world, chat) == [job]

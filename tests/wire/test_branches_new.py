@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.wire.agents import agent_of
+from tests.rigs.client import Chat, Job, agent_entry, new_id
+from tests.rigs.world import World
 from tests.wire.branches import (
     CREATE,
     START,
@@ -25,8 +26,6 @@ from tests.wire.branches import (
     stopped,
     told,
 )
-from tests.wire.harness import Chat, Job, new_id
-from tests.wire.world import World
 
 
 async def replaced(world: World, chat: Chat, old: Job, number: int) -> tuple[Job, Job]:
@@ -62,7 +61,7 @@ async def test_c4d_a_lost_agents_workspace_is_replaced_and_stopped(world: World,
     assert (chat.path, chat.now["version"]) == (path, version)
     if how == "failed":
         assert world.place.up is not None
-        world.place.up.process.heard(old.workspace_id)
+        world.place.up.process.wait_for_output(old.workspace_id)
 
 
 async def test_c4f_without_agents_it_is_replaced_and_stopped(world: World) -> None:
@@ -192,13 +191,13 @@ async def test_c6a_c6b_it_is_bound_and_published_before_the_wait(world: World) -
     assert [waiting["call_id"] for waiting in found["open_calls"]] == [call]
     assert chat.results.all == []
 
-    listed = agent_of()
+    listed = agent_entry()
     await world.provisioner.succeed(job, listed)
     agent = await world.agent(job, listed["id"])
-    await agent.connected()
+    await agent.report_connected()
     await chat.state("scripts_running")
     assert chat.results.all == []
-    await agent.reached("ready")
+    await agent.report_lifecycle("ready")
 
     assert await result(chat, call) == {
         "created": True,

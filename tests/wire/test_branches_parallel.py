@@ -14,11 +14,10 @@ from random import Random
 import pytest
 
 from handlers.embedded import Servers
-from tests.wire.agents import agent_of
+from tests.rigs.client import Chat, Event, Job, agent_entry
+from tests.rigs.world import Deployment, World, connected_world
 from tests.wire.branches import CREATE, FAILURE, START, STOP, end
-from tests.wire.harness import Chat, Event, Job
 from tests.wire.test_crashes import Fleet
-from tests.wire.world import Place, World, world_at
 
 EACH = 3
 """So many gateways, and so many workers."""
@@ -38,8 +37,8 @@ async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIt
 @pytest.fixture
 async def world(fleet: Fleet) -> AsyncIterator[World]:
     templates = {"plain": await asyncio.to_thread(fleet.push, "plain")}
-    place = Place(fleet.nats_url, fleet.credentials, templates)
-    async with world_at(place) as world:
+    place = Deployment(fleet.nats_url, fleet.credentials, templates)
+    async with connected_world(place) as world:
         yield world
 
 
@@ -50,7 +49,7 @@ async def resolved_by_event(chat: Chat, tool: str, args: Event, call_id: str) ->
 
 async def resolved_by_rpc(chat: Chat, tool: str, args: Event, call_id: str) -> Event:
     body = {"chat_id": chat.id, "call_id": call_id, **chat.identity, "args": args}
-    return dict(await chat.party.rpc(tool, **body))
+    return dict(await chat.participant.rpc(tool, **body))
 
 
 async def resolved(chat: Chat, tool: str, args: Event, number: int) -> Event:
@@ -68,7 +67,7 @@ async def answered_once(fleet: Fleet, world: World, chat: Chat, number: int) -> 
     assert found["open_calls"] == []
     ends = [fleet.end(process, signal.SIGTERM) for process in list(fleet.running)]
     assert set(await asyncio.gather(*ends)) == {0}
-    await world.service.settled()
+    await world.service.flush()
 
     asked = Counter(envelope["data"]["call_id"] for envelope in chat.results.all)
     assert len(asked) == number
@@ -83,15 +82,15 @@ async def sequence(world: World, stream: str) -> int:
 
 
 async def test_c8_200_creates_at_once_make_one_workspace(fleet: Fleet, world: World) -> None:
-    chat, listed = await world.chat(), agent_of()
+    chat, listed = await world.chat(), agent_entry()
     args = {"template_id": world.plain}
 
     calls = asyncio.gather(*(resolved(chat, CREATE, args, number) for number in range(200)))
     job = await world.provisioner.job(chat)
     await world.provisioner.succeed(job, listed)
     agent = await world.agent(job, listed["id"])
-    await agent.connected()
-    await agent.reached("ready")
+    await agent.report_connected()
+    await agent.report_lifecycle("ready")
     answers = [answer["result"] for answer in await calls]
 
     assert Counter(answer["created"] for answer in answers) == {True: 1, False: 199}
@@ -132,12 +131,12 @@ class Builder:
         self.under_way.discard(job.build_id)  # the next may come before our PubAck does
         self.done.append(job)
         if how == "succeeded" and job.transition == "start":
-            listed = agent_of()
+            listed = agent_entry()
             await self.world.provisioner.succeed(job, listed)
             with suppress(Exception):  # a stop may have taken over, then there is no credential
                 agent = await self.world.agent(job, listed["id"])
-                await agent.connected()
-                await agent.reached("ready")
+                await agent.report_connected()
+                await agent.report_lifecycle("ready")
         else:
             await end(self.world, job, how)
 

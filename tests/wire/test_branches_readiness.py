@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.wire.agents import agent_of
+from tests.rigs.client import Chat, Event, Job, agent_entry
+from tests.rigs.world import World
 from tests.wire.branches import (
     CREATE,
     START,
@@ -23,8 +24,6 @@ from tests.wire.branches import (
     told,
     unchoosable,
 )
-from tests.wire.harness import Chat, Event, Job
-from tests.wire.world import World
 
 FAILED = {"startup_scripts": "startup_scripts_failed"}
 READINESS: dict[str, tuple[list[str], Event]] = {
@@ -44,7 +43,7 @@ async def test_r_readiness_after_the_scripts(world: World, name: str) -> None:
     lifecycles, keys = READINESS[name]
 
     for lifecycle in lifecycles:
-        await agent.reached(lifecycle)
+        await agent.report_lifecycle(lifecycle)
 
     assert await result(chat, call) == {
         "created": True,
@@ -86,11 +85,11 @@ async def test_r5_what_comes_later_counts_for_the_next_call(world: World) -> Non
     assert agent is not None
     plain = {"template_id": world.plain}
 
-    await agent.reached("starting")
+    await agent.report_lifecycle("starting")
     again = await chat.call(CREATE, plain)
-    await agent.reached("shutting_down")
+    await agent.report_lifecycle("shutting_down")
     down = await chat.call(CREATE, plain)
-    await agent.reached("ready")
+    await agent.report_lifecycle("ready")
     ready = await chat.call(CREATE, plain)
 
     assert "startup_scripts" not in again.keys() | ready.keys()
@@ -103,7 +102,7 @@ async def test_r1_scripts_that_failed_and_then_end_well(world: World) -> None:
     _, agent = await running(world, chat, "scripts_failed")
     assert agent is not None
 
-    await agent.reached("ready")
+    await agent.report_lifecycle("ready")
     answer = await chat.call(START)
 
     assert answer.keys() == {"started", "workspace_name", "no_build"}
@@ -234,7 +233,7 @@ async def test_u2_a_request_to_delete_answers_who_waits(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
-    await chat.tell("delete_requested", {})
+    await chat.publish_event("delete_requested", {})
     delete = await world.provisioner.job(chat, "delete")
     answer = await result(chat, call)
     await world.provisioner.succeed(delete)
@@ -256,7 +255,7 @@ async def test_u3_a_workspace_that_is_gone_answers_who_waits_for_it(
         job, _ = await running(world, chat, state)
         call = await create(world, chat)
 
-    await world.provisioner.tell("workspace_deleted", job)
+    await world.provisioner.publish_event("workspace_deleted", job)
 
     assert is_failure(await result(chat, call), job.build_id)
     assert chat.now["state"] == "none"
@@ -274,7 +273,7 @@ async def test_u4_a_stop_that_is_taken_over_is_answered_when_that_is_seen(
     if over in ("start", "stop", "delete"):
         await told(world, theirs, "build_started")
     else:
-        await world.provisioner.tell("workspace_deleted", job)
+        await world.provisioner.publish_event("workspace_deleted", job)
     answer = await result(chat, call)
 
     assert is_failure(answer, stop.build_id)
@@ -292,12 +291,12 @@ async def test_r2_a_failed_stop_tells_what_the_start_made(world: World) -> None:
 async def test_r1_of_several_agents_the_chosen_one_counts(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
-    other, chosen = agent_of("a"), agent_of("z-coderd-chat")
-    child = {**agent_of("child-coderd-chat"), "parent_id": other["id"]}
+    other, chosen = agent_entry("a"), agent_entry("z-coderd-chat")
+    child = {**agent_entry("child-coderd-chat"), "parent_id": other["id"]}
     await world.provisioner.succeed(job, other, chosen, child)
 
-    await (await world.agent(job, other["id"])).reached("start_error")
-    await (await world.agent(job, chosen["id"])).reached("ready")
+    await (await world.agent(job, other["id"])).report_lifecycle("start_error")
+    await (await world.agent(job, chosen["id"])).report_lifecycle("ready")
     answer = await result(chat, call)
 
     assert answer.keys() == {"created", "workspace_name", "build_id"}

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 from nats.aio.msg import Msg
 
+from tests.rigs.client import Chat, Job
+from tests.rigs.world import Deployment, World
 from tests.wire.branches import (
     CREATE,
     START,
@@ -19,15 +21,13 @@ from tests.wire.branches import (
     stop_ended,
     stopping,
 )
-from tests.wire.harness import Chat, Job
-from tests.wire.world import Place, World
 
 TTL, ALLOWLIST = "chat_workspace_ttl", "chat_template_allowlist"
 Put = Callable[[str, str], int]
 
 
 @pytest.fixture
-def put(place: Place) -> Iterator[Put]:
+def put(place: Deployment) -> Iterator[Put]:
     """Change a setting with the command line; return its status. All are put back at the end."""
     assert place.up is not None
     running, changed = place.up, set()
@@ -46,8 +46,8 @@ async def test_c5d_only_what_is_on_the_allowlist(world: World, put: Put) -> None
     assert put(ALLOWLIST, f" {world.rich.upper()} ,{chat.id}") == 0
 
     page = await chat.call("list_templates")
-    text = await chat.refused(CREATE, {"template_id": world.plain})
-    not_found = await chat.refused("read_template", {"template_id": world.plain})
+    text = await chat.call_error(CREATE, {"template_id": world.plain})
+    not_found = await chat.call_error("read_template", {"template_id": world.plain})
     read = await chat.call("read_template", {"template_id": world.rich})
     call = await create(world, chat, template_id=world.rich, parameters={"word": "w"})
     await world.provisioner.succeed(await world.provisioner.job(chat))
@@ -149,7 +149,7 @@ async def overheard(world: World) -> AsyncIterator[list[tuple[str, bytes]]]:
         heard.append((message.subject, message.data + str(message.headers).encode()))
 
     subscription = await world.operator.client.subscribe("workspaced.>", cb=hear)
-    await world.operator.settled()
+    await world.operator.flush()
     yield heard
     await subscription.unsubscribe()
 
@@ -192,7 +192,7 @@ async def test_a_sensitive_value_is_in_the_jobs_only(
         await world.service.ask("list_chats", {"owner_id": chat.owner_id}),
         await world.service.ask("read_template", _read(world, chat)),
         json.dumps([*chat.states.all, *chat.results.all]).encode(),
-        world.place.up.process.said().encode(),
+        world.place.up.process.output().encode(),
         exported.stdout.encode(),
     ]
     for text in shown:

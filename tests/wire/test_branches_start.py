@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.wire.agents import agent_of
+from tests.rigs.client import Chat, Event, Job, agent_entry, new_id
+from tests.rigs.world import ORGANIZATION, World, template_folder
 from tests.wire.branches import (
     CREATE,
     START,
@@ -26,8 +27,6 @@ from tests.wire.branches import (
     told,
     waits,
 )
-from tests.wire.harness import Chat, Event, Job, new_id
-from tests.wire.world import ORGANIZATION, World, template_folder
 
 
 async def started(world: World, chat: Chat, number: int, **args: object) -> tuple[Event, Job]:
@@ -44,7 +43,7 @@ async def test_s1_p1_without_a_workspace_there_is_nothing_to_do(world: World, to
     await gone(world, deleted)
 
     for chat in (fresh, deleted):
-        assert CREATE in await chat.refused(tool)
+        assert CREATE in await chat.call_error(tool)
 
     assert await jobs(world, fresh) == []
 
@@ -57,9 +56,9 @@ async def test_s2a_what_is_being_built_is_waited_for(world: World, lifecycle: st
 
     call = await chat.ask(START)
     await waits(world, chat, call)
-    listed = agent_of()
+    listed = agent_entry()
     await world.provisioner.succeed(job, listed)
-    await (await world.agent(job, listed["id"])).reached(lifecycle)
+    await (await world.agent(job, listed["id"])).report_lifecycle(lifecycle)
 
     assert await result(chat, call) == {
         "started": True,
@@ -179,7 +178,7 @@ async def test_s4b_readiness_is_waited_for(world: World, state: str) -> None:
 
     call = await chat.ask(START)
     await waits(world, chat, call)
-    await agent.reached("ready")
+    await agent.report_lifecycle("ready")
 
     assert await result(chat, call) == {
         "started": True,
@@ -197,9 +196,9 @@ async def test_s5a_s5b_what_does_not_run_is_started(world: World, how: str) -> N
 
     call = await chat.ask(START)
     job = await world.provisioner.job(chat, "start", number)
-    listed = agent_of()
+    listed = agent_entry()
     await world.provisioner.succeed(job, listed)
-    await (await world.agent(job, listed["id"])).reached("ready")
+    await (await world.agent(job, listed["id"])).report_lifecycle("ready")
 
     assert await result(chat, call) == {
         "started": True,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.wire.agents import agent_of
+from tests.rigs.client import agent_entry
+from tests.rigs.world import World
 from tests.wire.branches import (
     START,
     STOP,
@@ -25,7 +26,6 @@ from tests.wire.branches import (
     told,
     waits,
 )
-from tests.wire.world import World
 
 
 async def test_p2a_a_build_is_waited_for_and_its_agent_is_not(world: World) -> None:
@@ -34,7 +34,7 @@ async def test_p2a_a_build_is_waited_for_and_its_agent_is_not(world: World) -> N
 
     call = await chat.ask(STOP)
     await waits(world, chat, create, call)
-    await world.provisioner.succeed(start, agent_of())
+    await world.provisioner.succeed(start, agent_entry())
     stop = await world.provisioner.job(chat, "stop")
     gave_way = await result(chat, create)
     await world.provisioner.succeed(stop)
@@ -178,6 +178,6 @@ async def test_s8_p5_what_was_made_of_an_unknown_template_is_not_ours(
     await told(world, elsewhere(chat), "build_failed")
     await chat.state("failed:build_failed")
 
-    assert await chat.refused(tool)
+    assert await chat.call_error(tool)
 
     assert await jobs(world, chat) == []

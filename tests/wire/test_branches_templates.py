@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.rigs.client import Chat, Event, new_id
+from tests.rigs.world import Deployment, World, template_folder
 from tests.wire.branches import CREATE, create, jobs, result
-from tests.wire.harness import Chat, Event, new_id
-from tests.wire.world import Place, World, template_folder
 
 NUMBERED = [f"t{number:02}" for number in range(11)]
 FULL = """
@@ -71,7 +71,7 @@ What it is for.
 
 
 @pytest.fixture(scope="module")
-def many(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Event]:
+def many(place: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Event]:
     """Templates of an organization of their own, by name; the organization's id by ''."""
     assert place.up is not None
     up, parent, organization = place.up, tmp_path_factory.mktemp("many"), new_id()
@@ -205,14 +205,14 @@ async def test_t2_a_template_that_is_not_the_chats_to_see(
     chat = await chat_of(world, many)
 
     for template in (new_id(), world.plain, many["closed"]["template_id"]):
-        assert "not found" in await chat.refused("read_template", {"template_id": template})
+        assert "not found" in await chat.call_error("read_template", {"template_id": template})
 
 
 async def test_t3_the_template_must_be_a_uuid(world: World) -> None:
     chat = await world.chat()
 
     for wrong in ({}, {"template_id": None}, {"template_id": " "}, {"template_id": "plain"}):
-        assert await chat.refused("read_template", wrong)
+        assert await chat.call_error("read_template", wrong)
 
 
 async def test_c5a_c5b_c5c_c5e_what_can_not_be_built_is_refused(
@@ -221,9 +221,9 @@ async def test_c5a_c5b_c5c_c5e_what_can_not_be_built_is_refused(
     chat = await chat_of(world, many)
 
     for template in (new_id(), world.plain, many["closed"]["template_id"]):
-        assert await chat.refused(CREATE, {"template_id": template})
+        assert await chat.call_error(CREATE, {"template_id": template})
     preset = {"template_id": many["full"]["template_id"], "preset_id": new_id()}
-    assert await chat.refused(CREATE, preset)
+    assert await chat.call_error(CREATE, preset)
 
     assert chat.states.all == []
     assert await jobs(world, chat) == []

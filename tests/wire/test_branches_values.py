@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.rigs.client import Chat, Event, Job, new_id
+from tests.rigs.world import World, template_folder
 from tests.wire.branches import START, STOP, create, result, stop_ended
-from tests.wire.harness import Chat, Event, Job, new_id
-from tests.wire.world import World, template_folder
 
 
 def toml(name: str, *parameters: str) -> str:

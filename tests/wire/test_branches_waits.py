@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.wire.agents import agent_of
+from tests.rigs.client import Chat, Event, agent_entry
+from tests.rigs.world import World
 from tests.wire.branches import (
     CREATE,
     EXISTS,
@@ -22,8 +23,6 @@ from tests.wire.branches import (
     stopping,
     waits,
 )
-from tests.wire.harness import Chat, Event
-from tests.wire.world import World
 
 
 async def canceled(world: World, chat: Chat, call: str, *, by_rpc: bool = False) -> Event:
@@ -91,11 +90,11 @@ async def test_x2_x3_a_start_that_is_canceled_has_its_build(world: World) -> Non
         first = await stopped(world, chat)
         call = await chat.ask(START)
         job = await world.provisioner.job(chat, "start", 3)
-        listed = agent_of()
+        listed = agent_entry()
         await world.provisioner.succeed(job, listed)
         await chat.state("agent_connecting")
         if connects:
-            await (await world.agent(job, listed["id"])).connected()
+            await (await world.agent(job, listed["id"])).report_connected()
             await chat.state("scripts_running")
         answer = await canceled(world, chat, call, by_rpc=connects)
         assert answer.pop("build_id") == job.build_id
@@ -111,7 +110,7 @@ async def test_x2_x3_a_start_that_is_canceled_has_its_build(world: World) -> Non
 async def test_x3_canceled_while_scripts_run(world: World) -> None:
     chat = await world.chat()
     made, job, agent = await world.connecting(chat)
-    await agent.connected()
+    await agent.report_connected()
     await chat.state("scripts_running")
     joined = await create(world, chat)
 
@@ -124,7 +123,7 @@ async def test_x3_canceled_while_scripts_run(world: World) -> None:
         "startup_scripts": "startup_scripts_unknown",
     }
     assert answers[1].keys() == EXISTS | {"startup_scripts"}
-    await agent.reached("ready")
+    await agent.report_lifecycle("ready")
     await chat.state("ready")
     assert len(chat.results.all) == 2 + 2  # with two of `waits`
 
@@ -202,7 +201,7 @@ async def test_w2_who_waited_for_readiness_is_answered_by_it_at_once(world: Worl
     calls = [await chat.ask(tool, {"template_id": world.plain}) for tool in (CREATE, START) * 3]
     await waits(world, chat, *calls)
 
-    await agent.reached("ready")
+    await agent.report_lifecycle("ready")
     answers = await asyncio.gather(*(result(chat, call) for call in calls))
 
     assert all("build_id" not in answer for answer in answers)

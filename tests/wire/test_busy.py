@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from handlers.embedded import Servers
-from tests.wire.agents import agent_of
-from tests.wire.fleet import Fleet
-from tests.wire.harness import ServiceFault
-from tests.wire.world import Place, World, world_at
+from tests.rigs.client import ServiceError, agent_entry
+from tests.rigs.fleet import Fleet
+from tests.rigs.world import Deployment, World, connected_world
 
 
 @pytest.fixture
@@ -24,8 +23,8 @@ async def world(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIt
         await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
         templates = {"plain": await asyncio.to_thread(fleet.push, "plain")}
         async with AsyncExitStack() as stack:
-            place = Place(fleet.nats_url, fleet.credentials, templates)
-            yield await stack.enter_async_context(world_at(place))
+            place = Deployment(fleet.nats_url, fleet.credentials, templates)
+            yield await stack.enter_async_context(connected_world(place))
     finally:
         await fleet.end_all()
 
@@ -36,15 +35,15 @@ async def test_a_call_too_many_is_refused_and_those_that_wait_are_answered(world
     body = {"chat_id": chat.id, **chat.identity, "args": args}
     call, job = await world.building(chat)
 
-    words = await chat.refused("create_workspace", args)
-    with pytest.raises(ServiceFault) as fault:
+    words = await chat.call_error("create_workspace", args)
+    with pytest.raises(ServiceError) as fault:
         await world.service.rpc("create_workspace", **body)
     listed = await chat.call("list_templates")
     await chat.ask("create_workspace", args, call_id=call)
-    await world.provisioner.succeed(job, agent := agent_of())
+    await world.provisioner.succeed(job, agent := agent_entry())
     its_agent = await world.agent(job, agent["id"])
-    await its_agent.connected()
-    await its_agent.reached("ready")
+    await its_agent.report_connected()
+    await its_agent.report_lifecycle("ready")
 
     assert words.startswith("too busy: ")
     assert "try again later" in words

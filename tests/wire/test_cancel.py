@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.wire.harness import Chat
-from tests.wire.world import World
+from tests.rigs.client import Chat
+from tests.rigs.world import World
 
 
 async def canceled(world: World, chat: Chat, call: str, *, by_rpc: bool) -> None:
@@ -46,7 +46,7 @@ async def test_while_the_agent_connects(world: World) -> None:
 async def test_while_scripts_run(world: World) -> None:
     chat = await world.chat()
     call, _, agent = await world.connecting(chat)
-    await agent.connected()
+    await agent.report_connected()
     await chat.state("scripts_running")
 
     await canceled(world, chat, call, by_rpc=True)
@@ -99,7 +99,7 @@ async def test_a_cancel_that_overtakes_its_request(world: World) -> None:
     chat = await world.chat()
 
     await chat.cancel("early-bird")
-    text = await chat.refused(
+    text = await chat.call_error(
         "create_workspace", {"template_id": world.plain}, call_id="early-bird"
     )
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from handlers.embedded import Servers
-from tests.wire.agents import agent_of
-from tests.wire.fleet import Fleet
-from tests.wire.world import Place, World, world_at
+from tests.rigs.client import agent_entry
+from tests.rigs.fleet import Fleet
+from tests.rigs.world import Deployment, World, connected_world
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIt
 
 
 async def world_of(fleet: Fleet, stack: AsyncExitStack) -> World:
-    place = Place(fleet.nats_url, fleet.credentials, {"plain": fleet.push("plain")})
-    return await stack.enter_async_context(world_at(place))
+    place = Deployment(fleet.nats_url, fleet.credentials, {"plain": fleet.push("plain")})
+    return await stack.enter_async_context(connected_world(place))
 
 
 async def test_a_call_outlives_the_worker_that_took_it(fleet: Fleet) -> None:
@@ -34,14 +34,14 @@ async def test_a_call_outlives_the_worker_that_took_it(fleet: Fleet) -> None:
         world = await world_of(fleet, stack)
         chat = await world.chat()
         call, job = await world.building(chat)
-        listed = agent_of()
+        listed = agent_entry()
         agent = await world.agent(job, listed["id"])
 
         await fleet.end(worker, signal.SIGKILL)
         await world.provisioner.succeed(job, listed)
-        await agent.connected()
+        await agent.report_connected()
         await fleet.start("worker")
-        await agent.reached("ready")
+        await agent.report_lifecycle("ready")
         result = (await chat.answer(call))["result"]
 
         assert (result["created"], result["build_id"]) == (True, job.build_id)
@@ -76,11 +76,11 @@ async def test_a_worker_that_is_paused_and_wakes_does_no_harm(fleet: Fleet) -> N
         call, job = await world.building(chat)
 
         one.send_signal(signal.SIGSTOP)
-        listed = agent_of()
+        listed = agent_entry()
         await world.provisioner.succeed(job, listed)
         agent = await world.agent(job, listed["id"])
-        await agent.connected()
-        await agent.reached("ready")
+        await agent.report_connected()
+        await agent.report_lifecycle("ready")
         result = (await chat.answer(call))["result"]
         one.send_signal(signal.SIGCONT)
         await chat.call("list_templates")
@@ -96,7 +96,7 @@ async def test_many_that_share_the_work_make_one_workspace(fleet: Fleet) -> None
     async with AsyncExitStack() as stack:
         world = await world_of(fleet, stack)
         chat = await world.chat()
-        args, listed = {"template_id": world.plain}, agent_of()
+        args, listed = {"template_id": world.plain}, agent_entry()
         body = {"chat_id": chat.id, **chat.identity, "args": args}
 
         calls = asyncio.gather(*(chat.ask("create_workspace", args) for _ in range(30)))
@@ -106,8 +106,8 @@ async def test_many_that_share_the_work_make_one_workspace(fleet: Fleet) -> None
         await world.provisioner.succeed(job, listed)
         await chat.state("agent_connecting")
         agent = await world.agent(job, listed["id"])
-        await agent.connected()
-        await agent.reached("ready")
+        await agent.report_connected()
+        await agent.report_lifecycle("ready")
         results = [(await chat.answer(call))["result"] for call in await calls]
         results += [resolved["result"] for resolved in await rpcs]
 

@@ -9,21 +9,28 @@ from typing import Any
 import nats.errors
 import pytest
 
-from tests.wire.agents import agent, agent_of
-from tests.wire.harness import Party, ServiceFault, new_id
-from tests.wire.party import as_holder, connect, connected
-from tests.wire.world import Place, World
+from tests.rigs.client import (
+    Participant,
+    ServiceError,
+    agent_entry,
+    connect,
+    connected,
+    connected_agent,
+    credential_options,
+    new_id,
+)
+from tests.rigs.world import Deployment, World
 
 
-async def denied(party: Party, word: str) -> None:
+async def denied(party: Participant, word: str) -> None:
     """Wait until the server refused this party something with `word`."""
     found = await party.errors.first(lambda error: word.lower() in str(error).lower())
     assert "permissions violation" in str(found).lower()
 
 
-async def refused(place: Place, **options: Any) -> None:
+async def refused(place: Deployment, **options: Any) -> None:
     """See that NATS does not let somebody in."""
-    stranger = Party()
+    stranger = Participant()
     with pytest.raises(nats.errors.Error):
         await connect(stranger, place.nats, **options)
     await stranger.client.close()
@@ -56,10 +63,12 @@ async def test_an_agent_may_speak_of_itself_and_of_nothing_else(world: World) ->
 async def test_a_credential_may_come_before_the_build_has_succeeded(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
-    listed = agent_of()
+    listed = agent_entry()
 
-    async with agent(world.place.nats, world.provisioner, job.data, listed["id"]) as early:
-        await early.connected()
+    async with connected_agent(
+        world.place.nats, world.provisioner, job.data, listed["id"]
+    ) as early:
+        await early.report_connected()
         await world.provisioner.succeed(job, listed)
         await chat.state("scripts_running")
 
@@ -72,7 +81,7 @@ async def test_only_the_newest_build_of_the_chat_gets_one(world: World, wrong: s
     keys = ("chat_id", "workspace_id", "build_id")
     asked = {key: job.data[key] for key in keys} | {wrong: new_id(), "agent_id": new_id()}
 
-    with pytest.raises(ServiceFault) as fault:
+    with pytest.raises(ServiceError) as fault:
         await world.provisioner.rpc("agent_credential", **asked)
 
     assert fault.value.code == 403
@@ -87,9 +96,9 @@ async def test_an_older_build_gets_none_and_its_agents_are_not_let_in_again(worl
 
     call = await chat.ask("stop_workspace")
     stop = await world.provisioner.job(chat, "stop")
-    with pytest.raises(ServiceFault) as fault:
+    with pytest.raises(ServiceError) as fault:
         await world.provisioner.rpc("agent_credential", **asked)
-    await refused(world.place, **as_holder(credential))
+    await refused(world.place, **credential_options(credential))
     await world.provisioner.succeed(stop)
     await chat.answer(call)
 
@@ -105,9 +114,11 @@ async def test_a_frontend_follows_its_chats_and_sees_no_other(world: World) -> N
     async def show(message: object) -> None:
         await seen.put(json.loads(message.data))  # type: ignore[attr-defined]
 
-    async with connected(Party(), world.place.nats, **as_holder(credential)) as frontend:
+    async with connected(
+        Participant(), world.place.nats, **credential_options(credential)
+    ) as frontend:
         await frontend.client.subscribe(f"workspaced.ui.{mine.id}.>", cb=show)
-        await frontend.settled()
+        await frontend.flush()
         snapshot = await frontend.last_state(mine.id)
         await world.provisioner.succeed(job)
         shown = await asyncio.wait_for(seen.get(), 5)
@@ -138,8 +149,8 @@ async def test_a_frontends_credential_ends_when_its_time_is_over(world: World) -
     async def over() -> None:
         closed.set()
 
-    options = {"closed_cb": over, **as_holder(credential)}
-    async with connected(Party(), world.place.nats, **options):
+    options = {"closed_cb": over, **credential_options(credential)}
+    async with connected(Participant(), world.place.nats, **options):
         await asyncio.wait_for(closed.wait(), 10)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from tests.wire.harness import Chat, Heard, event, new_id
-from tests.wire.world import World
+from tests.rigs.client import Chat, Received, cloud_event, new_id
+from tests.rigs.world import World
 
 NUL, SURROGATE = "\x00", "\ud800"
 
@@ -19,7 +19,7 @@ def asked(chat: Chat, **more: Any) -> dict[str, Any]:
     """A request that is well."""
     data = {"call_id": "call", "tool": "list_templates", "args": {}, **chat.identity}
     data |= {key: more.pop(key) for key in list(more) if key in data}
-    made = event("tool_requested", "/chat/chatd", chat.id, data) | more
+    made = cloud_event("tool_requested", "/chat/chatd", chat.id, data) | more
     return {key: value for key, value in made.items() if value is not None}
 
 
@@ -37,9 +37,9 @@ async def buried(
     headers: Mapping[str, str] | None = None,
 ) -> Msg:
     """Publish what can't be accepted; return the dead letter, after a check that the chat goes on."""
-    letters: Heard[Msg] = Heard()
+    letters: Received[Msg] = Received()
     subscription = await world.operator.client.subscribe(f"workspaced.dead.{kind}", cb=letters.add)
-    await world.operator.settled()
+    await world.operator.flush()
     party = world.service if kind == "tool" else world.provisioner
     subject = f"workspaced.in.{kind}.{chat.id}.{sender}"
     await party.publish(subject, body, headers)
@@ -149,7 +149,7 @@ async def test_headers_of_the_sender_have_no_power_in_a_dead_letter(world: World
 async def test_a_provisioners_dead_letter(world: World) -> None:
     chat = await world.chat()
     build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": "one"}
-    fact = event("build_started", "/provisioner/forge", chat.id, build)
+    fact = cloud_event("build_started", "/provisioner/forge", chat.id, build)
 
     letter = await buried(
         world, chat, json.dumps(fact).encode(), kind="provisioner", sender="forge"
@@ -164,11 +164,11 @@ async def test_a_provisioners_dead_letter(world: World) -> None:
 async def test_an_agent_that_speaks_for_another(world: World) -> None:
     chat = await world.chat()
     _, agent = await world.ready(chat)
-    letters: Heard[Msg] = Heard()
+    letters: Received[Msg] = Received()
     await world.operator.client.subscribe("workspaced.dead.agent", cb=letters.add)
-    await world.operator.settled()
+    await world.operator.flush()
 
-    await agent.tell("agent_disconnected", agent_id=new_id())
+    await agent.publish_event("agent_disconnected", agent_id=new_id())
     letter = await letters.first(lambda _: True)
 
     assert letter.headers is not None

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.wire.agents import agent_of
-from tests.wire.harness import Chat, Event, new_id
-from tests.wire.world import World
+from tests.rigs.client import Chat, Event, agent_entry, new_id
+from tests.rigs.world import World
 
 
 def elsewhere(chat: Chat, number: int = 1, transition: str = "start", **more: Any) -> Event:
@@ -34,16 +33,16 @@ async def test_a_build_made_elsewhere_binds_its_workspace(world: World) -> None:
     build = elsewhere(chat)
     more = {"workspace_name": "theirs", "owner_name": "bob", "template_id": new_id()}
 
-    await world.provisioner.tell("build_started", build, **more)
+    await world.provisioner.publish_event("build_started", build, **more)
     building = await chat.state("building")
-    listed = agent_of()
-    await world.provisioner.tell(
+    listed = agent_entry()
+    await world.provisioner.publish_event(
         "build_succeeded", build, template_version_id=new_id(), agents=[listed]
     )
     await chat.state("agent_connecting")
     agent = await world.agent(build, listed["id"])
-    await agent.connected()
-    await agent.reached("ready")
+    await agent.report_connected()
+    await agent.report_lifecycle("ready")
     await chat.state("ready")
 
     assert building["workspace"] == {
@@ -62,11 +61,11 @@ async def test_a_build_of_a_higher_number_supersedes(world: World) -> None:
     job, agent = await world.ready(chat)
     theirs = {**job.data, "build_id": new_id(), "build_number": 2}
 
-    await world.provisioner.tell("build_started", theirs)
+    await world.provisioner.publish_event("build_started", theirs)
     building = await chat.state("building", above=3)
-    old = await agent.reached("off")
-    listed = agent_of()
-    await world.provisioner.tell(
+    old = await agent.report_lifecycle("off")
+    listed = agent_entry()
+    await world.provisioner.publish_event(
         "build_succeeded", theirs, template_version_id=job.template["version_id"], agents=[listed]
     )
     connecting = await chat.state("agent_connecting", above=building["version"])
@@ -81,9 +80,9 @@ async def test_a_call_whose_build_is_superseded_follows_the_other(world: World) 
     call, job = await world.building(chat)
     theirs = {**job.data, "build_id": new_id(), "build_number": 2}
 
-    await world.provisioner.tell("build_started", theirs)
+    await world.provisioner.publish_event("build_started", theirs)
     await world.provisioner.fail(job, "the older one")
-    await world.provisioner.tell("build_failed", theirs, error="the newer one")
+    await world.provisioner.publish_event("build_failed", theirs, error="the newer one")
     result = (await chat.answer(call))["result"]
 
     assert result["build_id"] == theirs["build_id"]
@@ -96,7 +95,7 @@ async def test_a_call_whose_build_gives_way_to_a_stop_is_told_so(world: World) -
     call, job = await world.building(chat)
     theirs = {**job.data, "build_id": new_id(), "build_number": 2, "transition": "stop"}
 
-    await world.provisioner.tell("build_started", theirs)
+    await world.provisioner.publish_event("build_started", theirs)
     result = (await chat.answer(call))["result"]
 
     assert result["build_id"] == job.build_id
@@ -111,7 +110,7 @@ async def test_of_two_ends_of_one_build_the_first_counts(world: World) -> None:
     await world.provisioner.fail(job)
     await chat.answer(call)
     version = job.template["version_id"]
-    late = await world.provisioner.tell(
+    late = await world.provisioner.publish_event(
         "build_succeeded", job, template_version_id=version, agents=[]
     )
     again = await chat.ask("create_workspace", {"template_id": world.plain})
@@ -131,7 +130,7 @@ async def test_facts_of_another_workspace_move_nothing(world: World) -> None:
     version = chat.now["version"]
     foreign = elsewhere(chat, 9)
 
-    told = await world.provisioner.tell("build_started", foreign)
+    told = await world.provisioner.publish_event("build_started", foreign)
     await chat.call("list_templates")
 
     assert chat.now["version"] == version
@@ -146,13 +145,13 @@ async def test_a_workspace_that_is_deleted_elsewhere(world: World, known: bool) 
     if not known:
         gone |= {"build_id": None, "build_number": None}
 
-    await world.provisioner.tell("workspace_deleted", gone)
+    await world.provisioner.publish_event("workspace_deleted", gone)
     none = await chat.state("none")
-    await agent.disconnected()
-    await world.provisioner.tell(
+    await agent.report_disconnected()
+    await world.provisioner.publish_event(
         "build_started", {**job.data, "build_id": new_id(), "build_number": 7}
     )
-    assert "create_workspace" in await chat.refused("start_workspace")
+    assert "create_workspace" in await chat.call_error("start_workspace")
 
     assert none["cause"]["type"] == "workspaced.workspace_deleted.v1"
     assert chat.now["state"] == "none"
@@ -168,7 +167,7 @@ async def test_a_workspace_that_is_deleted_while_a_call_waits(world: World) -> N
     chat = await world.chat()
     call, job = await world.building(chat)
 
-    await world.provisioner.tell("workspace_deleted", job)
+    await world.provisioner.publish_event("workspace_deleted", job)
     await job.ack()
     resolved = await chat.answer(call)
 
@@ -180,8 +179,8 @@ async def test_a_delete_that_the_chat_service_requests(world: World) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
 
-    await chat.tell("delete_requested", {"reason": "the chat is gone"})
-    await chat.tell("delete_requested", {})
+    await chat.publish_event("delete_requested", {"reason": "the chat is gone"})
+    await chat.publish_event("delete_requested", {})
     delete = await world.provisioner.job(chat, "delete")
     await chat.state("stopping")
     await world.provisioner.succeed(delete)
@@ -193,17 +192,17 @@ async def test_a_delete_that_the_chat_service_requests(world: World) -> None:
         "delete",
     ]
     assert none["cause"]["type"] == "workspaced.build_succeeded.v1"
-    assert "create_workspace" in await chat.refused("stop_workspace")
+    assert "create_workspace" in await chat.call_error("stop_workspace")
 
 
 async def test_a_delete_while_it_is_built_answers_who_waits(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
-    await chat.tell("delete_requested", {})
+    await chat.publish_event("delete_requested", {})
     delete = await world.provisioner.job(chat, "delete")
     resolved = await chat.answer(call)
-    await world.provisioner.tell("build_canceled", job)
+    await world.provisioner.publish_event("build_canceled", job)
     await world.provisioner.succeed(delete)
     await chat.state("none")
 
@@ -215,7 +214,7 @@ async def test_a_delete_while_it_is_built_answers_who_waits(world: World) -> Non
 async def test_a_delete_of_nothing_does_nothing(world: World) -> None:
     chat = await world.chat()
 
-    await chat.tell("delete_requested", {})
+    await chat.publish_event("delete_requested", {})
     await chat.call("list_templates")
 
     assert chat.states.all == []
@@ -225,9 +224,11 @@ async def test_the_end_of_a_build_may_come_before_its_beginning(world: World) ->
     chat = await world.chat()
     build = elsewhere(chat)
 
-    await world.provisioner.tell("build_succeeded", build, template_version_id=new_id(), agents=[])
+    await world.provisioner.publish_event(
+        "build_succeeded", build, template_version_id=new_id(), agents=[]
+    )
     await chat.state("ready")
-    await world.provisioner.tell("build_started", build, workspace_name="late")
+    await world.provisioner.publish_event("build_started", build, workspace_name="late")
     await chat.call("list_templates")
 
     assert chat.path == ["building", "ready"]

@@ -14,11 +14,20 @@ import nats.errors
 import nkeys
 import pytest
 
-from tests.wire.agents import agent_of
-from tests.wire.harness import Event, Party, Provisioner, ServiceFault
-from tests.wire.party import as_holder, connect, connected, event, new_id
-from tests.wire.running import Up
-from tests.wire.world import POOL, World
+from tests.rigs.client import (
+    Event,
+    Participant,
+    Provisioner,
+    ServiceError,
+    agent_entry,
+    cloud_event,
+    connect,
+    connected,
+    credential_options,
+    new_id,
+)
+from tests.rigs.processes import Up
+from tests.rigs.world import POOL, World
 
 ONE = ("--chat", new_id())
 """A chat on the command line."""
@@ -29,7 +38,7 @@ def key_of(credential: Event) -> str:
     return str(nkeys.from_seed(bytearray(credential["seed"].encode())).public_key.decode())
 
 
-class Guest(Party):
+class Guest(Participant):
     """Somebody with a credential, and when they are let go."""
 
     def __init__(self) -> None:
@@ -46,14 +55,14 @@ class Guest(Party):
 @asynccontextmanager
 async def guest(world: World, credential: Event) -> AsyncIterator[Guest]:
     party = Guest()
-    options = {**as_holder(credential), "closed_cb": party.left}
+    options = {**credential_options(credential), "closed_cb": party.left}
     async with connected(party, world.place.nats, **options):
         yield party
 
 
 async def refused(world: World, why: str, **options: Any) -> dict[str, Any]:
     """See somebody refused, and return the line that the gateway logs of it."""
-    stranger = Party()
+    stranger = Participant()
     with pytest.raises(nats.errors.Error, match="Authorization Violation"):
         await connect(stranger, world.place.nats, **options)
     await stranger.client.close()
@@ -66,8 +75,8 @@ async def said(world: World, *words: str) -> dict[str, Any]:
     process = up_of(world).process
 
     def line() -> dict[str, Any]:
-        process.heard(words[-1])
-        found = [one for one in process.said().splitlines() if all(w in one for w in words)]
+        process.wait_for_output(words[-1])
+        found = [one for one in process.output().splitlines() if all(w in one for w in words)]
         return json.loads(found[-1])  # type: ignore[no-any-return]
 
     return await asyncio.to_thread(line)
@@ -78,7 +87,7 @@ def up_of(world: World) -> Up:
     return world.place.up
 
 
-async def agents_credential(world: World, build: Event, by: Party | None = None) -> Event:
+async def agents_credential(world: World, build: Event, by: Participant | None = None) -> Event:
     keys = ("chat_id", "workspace_id", "build_id")
     asked = {key: build[key] for key in keys} | {"agent_id": new_id()}
     return dict(await (by or world.provisioner).rpc("agent_credential", **asked))
@@ -98,9 +107,11 @@ async def test_an_agent_whose_build_is_superseded_is_cut_off_and_not_let_in_agai
     ):
         call = await chat.ask("stop_workspace")
         await old.is_cut_off()
-        line = await refused(world, "superseded", name="the old one", **as_holder(credential))
+        line = await refused(
+            world, "superseded", name="the old one", **credential_options(credential)
+        )
         assert untouched.client.is_connected
-        await untouched.settled()
+        await untouched.flush()
     await world.provisioner.succeed(await world.provisioner.job(chat, "stop"))
     await chat.answer(call)
 
@@ -132,7 +143,7 @@ async def test_an_agent_of_a_deleted_workspace_is_cut_off(world: World) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
     async with guest(world, await agents_credential(world, job.data)) as old:
-        await world.provisioner.tell(
+        await world.provisioner.publish_event(
             "workspace_deleted", {**job.data, "build_id": None, "build_number": None}
         )
         await old.is_cut_off()
@@ -149,9 +160,9 @@ async def test_a_frontends_key_is_revoked_at_once_and_for_ever(world: World) -> 
     ):
         assert up_of(world).data("credentials", "revoke", key_of(stolen))["revoked"]
         await asyncio.gather(thief.is_cut_off(), owner.is_cut_off())
-        await refused(world, "revoked", **as_holder(stolen))
+        await refused(world, "revoked", **credential_options(stolen))
         assert other.client.is_connected
-        await other.settled()
+        await other.flush()
 
 
 async def test_a_key_whose_time_is_over_is_refused(world: World) -> None:
@@ -160,7 +171,7 @@ async def test_a_key_whose_time_is_over_is_refused(world: World) -> None:
     async with guest(world, short) as frontend:
         await frontend.is_cut_off()
 
-    await refused(world, "expired", **as_holder(short))
+    await refused(world, "expired", **credential_options(short))
 
 
 async def test_a_key_that_nobody_issued_is_refused(world: World) -> None:
@@ -204,7 +215,7 @@ async def test_an_operators_key_works_until_it_is_taken_back(world: World, tmp_p
     assert "does not accept these credentials" in after.stderr
     assert issued["public_key"] not in left
     assert issued["public_key"] in everything
-    assert file.read_text() not in up.process.said()
+    assert file.read_text() not in up.process.output()
 
 
 @pytest.mark.parametrize(
@@ -257,7 +268,7 @@ async def test_a_provisioner_of_another_pool_moves_nothing_and_gets_no_credentia
     chat = await world.chat()
     job, _ = await world.ready(chat)
     before = chat.now
-    options = as_holder(await provisioners_key(world, "elsewhere", "far"))
+    options = credential_options(await provisioners_key(world, "elsewhere", "far"))
     async with connected(Provisioner("elsewhere", "far"), world.place.nats, **options) as far:
         newer = {**job.data, "build_id": new_id(), "build_number": job.build_number + 1}
         for told, about in (
@@ -266,9 +277,11 @@ async def test_a_provisioner_of_another_pool_moves_nothing_and_gets_no_credentia
             ("build_failed", job.data),
             ("workspace_deleted", {**job.data, "build_id": None, "build_number": None}),
         ):
-            last = await far.tell(told, about, **({"error": "x"} if "failed" in told else {}))
+            last = await far.publish_event(
+                told, about, **({"error": "x"} if "failed" in told else {})
+            )
         line = await said(world, "of pool elsewhere", last["id"])
-        with pytest.raises(ServiceFault) as fault:
+        with pytest.raises(ServiceError) as fault:
             await agents_credential(world, job.data, by=far)
     shown = await world.service.rpc("get_chat", chat_id=chat.id)
     log = await world.service.rpc("read_events", chat_id=chat.id, after=0)
@@ -285,20 +298,20 @@ async def test_a_provisioner_of_another_pool_moves_nothing_and_gets_no_credentia
 
 async def test_a_provisioner_known_by_name_does_the_work_of_its_pool(world: World) -> None:
     chat = await world.chat()
-    options = as_holder(await provisioners_key(world, POOL, "near"))
+    options = credential_options(await provisioners_key(world, POOL, "near"))
     call, job = await world.building(chat)
     async with connected(Provisioner(POOL, "near"), world.place.nats, **options) as near:
         credential = await agents_credential(world, job.data, by=near)
-        await near.tell("build_started", job)
-        await near.tell(
+        await near.publish_event("build_started", job)
+        await near.publish_event(
             "build_succeeded",
             job,
             template_version_id=job.template["version_id"],
-            agents=[agent_of()],
+            agents=[agent_entry()],
         )
         await job.ack()
         await chat.state("agent_connecting")
-        fact = event("build_started", "/provisioner/other", chat.id, {})
+        fact = cloud_event("build_started", "/provisioner/other", chat.id, {})
         with pytest.raises(nats.errors.Error):
             await near.js.publish(
                 f"workspaced.in.provisioner.{chat.id}.other", json.dumps(fact).encode(), timeout=1

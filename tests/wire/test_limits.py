@@ -7,27 +7,26 @@ from datetime import datetime
 
 import pytest
 
-from tests.wire.agents import agent_of
-from tests.wire.harness import Event
-from tests.wire.running import up
-from tests.wire.world import Place, World, place_of, world_at
+from tests.rigs.client import Event, agent_entry
+from tests.rigs.processes import up
+from tests.rigs.world import Deployment, World, connected_world, deployment_of
 
 LIMIT = 0.6
 """Seconds; the tests wait for it to pass, so it is short."""
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     parent = tmp_path_factory.mktemp("limits")
     names = ("BUILD", "AGENT_CONNECT", "STARTUP_SCRIPTS")
     env = {f"WORKSPACED_{name}_TIMEOUT": str(LIMIT) for name in names}
     with up(parent / "data", env=env) as running:
-        yield place_of(running, parent)
+        yield deployment_of(running, parent)
 
 
 @pytest.fixture
-async def world(hasty: Place) -> AsyncIterator[World]:
-    async with world_at(hasty) as world:
+async def world(hasty: Deployment) -> AsyncIterator[World]:
+    async with connected_world(hasty) as world:
         yield world
 
 
@@ -89,9 +88,9 @@ async def test_an_agent_that_does_not_come(world: World) -> None:
 
     result = (await chat.answer(call))["result"]
     failed = chat.now
-    await agent.connected()
+    await agent.report_connected()
     await chat.state("scripts_running")
-    await agent.reached("ready")
+    await agent.report_lifecycle("ready")
     await chat.state("ready")
 
     assert result.keys() == {
@@ -127,12 +126,12 @@ async def test_a_workspace_whose_agent_never_came_is_replaced(world: World) -> N
 async def test_scripts_out_of_time(world: World) -> None:
     chat = await world.chat()
     call, _, agent = await world.connecting(chat)
-    await agent.connected()
-    await agent.reached("starting")
+    await agent.report_connected()
+    await agent.report_lifecycle("starting")
 
     result = (await chat.answer(call))["result"]
     failed = chat.now
-    await agent.reached("ready")
+    await agent.report_lifecycle("ready")
     await chat.state("ready")
 
     assert result["startup_scripts"] == "startup_scripts_timeout"
@@ -180,7 +179,7 @@ async def test_a_limit_counts_from_entering_the_state(world: World) -> None:
 async def test_a_lost_agent_is_no_answer_to_the_limit_of_another_state(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
-    listed = agent_of()
+    listed = agent_entry()
     await world.provisioner.succeed(job, listed)
 
     first = await chat.state("agent_connecting")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.wire.harness import Chat, Event, ServiceFault, new_id
-from tests.wire.shapes import is_time
-from tests.wire.world import World
+from tests.rigs.client import Chat, Event, ServiceError, new_id
+from tests.rigs.shapes import is_time
+from tests.rigs.world import World
 
 START, STOP = "start", "stop"
 
@@ -36,7 +36,7 @@ async def seen(world: World, chat: Chat, fact: Event) -> None:
 async def test_a_replaced_workspace_that_can_not_be_stopped_is_listed(world: World) -> None:
     chat = await world.chat()
     first, agent = await world.ready(chat)
-    await agent.disconnected()
+    await agent.report_disconnected()
     await chat.states.first(lambda e: (e["data"]["agent"] or {}).get("status") == "disconnected")
     await chat.ask("create_workspace", {"template_id": world.plain})
     stop = await world.provisioner.job(chat, STOP)
@@ -66,7 +66,7 @@ async def test_a_workspace_that_nobody_here_asked_for_is_listed_until_it_stops(
     await world.ready(chat)
     build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": 4, "transition": START}
     stopped = build | {"build_id": new_id(), "build_number": 5, "transition": STOP}
-    tell = world.provisioner.tell
+    tell = world.provisioner.publish_event
 
     await tell("build_started", build, chat.id, workspace_name="stray")
     fact = await tell("build_succeeded", build, chat.id, template_version_id=new_id(), agents=[])
@@ -85,7 +85,7 @@ async def test_a_workspace_of_another_chat_is_none(world: World) -> None:
     await world.ready(chat)
     job, _ = await world.ready(other)
 
-    fact = await world.provisioner.tell(
+    fact = await world.provisioner.publish_event(
         "build_succeeded", job, chat.id, template_version_id=new_id(), agents=[]
     )
     await seen(world, chat, fact)
@@ -103,7 +103,7 @@ async def test_operators_only_may_ask_for_them(world: World) -> None:
 
 
 async def test_a_cursor_that_is_none_is_told(world: World) -> None:
-    with pytest.raises(ServiceFault) as fault:
+    with pytest.raises(ServiceError) as fault:
         await world.operator.rpc("list_orphans", cursor="first")
 
     assert fault.value.code == 400

@@ -11,8 +11,15 @@ from contextlib import asynccontextmanager
 import pytest
 from nats.aio.msg import Msg
 
-from tests.wire.harness import Party, new_id
-from tests.wire.party import PATIENCE, as_holder, as_role, connected
+from tests.rigs.client import (
+    TIMEOUT,
+    Participant,
+    connected,
+    credential_options,
+    new_id,
+    role_options,
+)
+from tests.rigs.world import World
 from tests.wire.permission_table import (
     PARTIES,
     Ids,
@@ -22,7 +29,6 @@ from tests.wire.permission_table import (
     published,
     subscribed,
 )
-from tests.wire.world import World
 
 HARMLESS = b"x"
 """A body that nothing accepts: what is let through is answered with an error, and does nothing."""
@@ -32,7 +38,7 @@ VIOLATION = re.compile(
 
 
 @asynccontextmanager
-async def joined(world: World, party: str) -> AsyncIterator[tuple[Party, Ids]]:
+async def joined(world: World, party: str) -> AsyncIterator[tuple[Participant, Ids]]:
     """Connect as that party; an agent and a frontend get their credentials from the gateway."""
     chat = await world.chat()
     _, job = await world.building(chat)
@@ -52,14 +58,18 @@ async def joined(world: World, party: str) -> AsyncIterator[tuple[Party, Ids]]:
     )
     issued = {"agent": of_agent, "frontend": of_frontend}
     credential = issued.get(party)
-    options = as_holder(credential) if credential else as_role(world.place.credentials, party)
-    async with connected(Party(), world.place.nats, **options) as client:
+    options = (
+        credential_options(credential)
+        if credential
+        else role_options(world.place.credentials, party)
+    )
+    async with connected(Participant(), world.place.nats, **options) as client:
         yield client, ids
 
 
-async def violations(party: Party, kind: str) -> set[str]:
+async def violations(party: Participant, kind: str) -> set[str]:
     """What the server has refused of all that was sent before, in lower case as nats-py tells it."""
-    await party.settled()
+    await party.flush()
     found = (VIOLATION.search(str(error)) for error in party.errors.all)
     return {match[2] for match in found if match and match[1].lower() == kind}
 
@@ -90,7 +100,7 @@ async def test_a_party_may_publish_what_the_contract_names_and_nothing_else(
 
         assert denied == {s for s in subjects if not may_publish(party, s, ids)}
         try:
-            await asyncio.wait_for(came.wait(), PATIENCE)
+            await asyncio.wait_for(came.wait(), TIMEOUT)
         except TimeoutError:
             pytest.fail(f"without effect: {sorted(awaited - answers)}")
         assert answers.isdisjoint(denied)
@@ -131,7 +141,7 @@ async def test_what_a_frontend_asks_for_in_the_body_is_not_given(
     async with joined(world, "frontend") as (client, ids):
         body = json.dumps(wanted).replace("{other}", f"workspaced.state.{other.id}").encode()
         own = f"$JS.API.DIRECT.GET.WORKSPACED_STATE.workspaced.state.{ids.chat}"
-        answer = await client.client.request(own, body, timeout=PATIENCE)
+        answer = await client.client.request(own, body, timeout=TIMEOUT)
 
     assert answer.data == b""
     assert answer.headers["Status"] == "408"

@@ -6,8 +6,8 @@ import asyncio
 import json
 import time
 
-from tests.wire.agents import Agent
-from tests.wire.world import World
+from tests.rigs.client import Agent
+from tests.rigs.world import World
 
 RENEWED = 5.0
 """Seconds between two signs of life: as the project says, three of them fit into 20 s."""
@@ -48,6 +48,6 @@ async def test_an_agent_that_falls_silent_is_lost_and_its_next_fact_undoes_it(
     assert lost["data"]["cause"]["type"] == "workspaced.agent_disconnected.v1"
     assert steady_chat.now["agent"]["status"] == "connected"
 
-    await silent.connected()
+    await silent.report_connected()
     back = await silent_chat.states.first(lambda e: e["data"]["version"] == version + 2)
     assert back["data"]["agent"]["status"] == "connected"

@@ -8,9 +8,9 @@ import json
 import tarfile
 from typing import Any
 
-from tests.wire import shapes
-from tests.wire.harness import Chat, new_id
-from tests.wire.world import World
+from tests.rigs import shapes
+from tests.rigs.client import Chat, new_id
+from tests.rigs.world import World
 
 
 async def test_a_chat_can_be_looked_at(world: World) -> None:
@@ -81,7 +81,7 @@ async def test_more_chats_than_a_page_holds(world: World) -> None:
 async def test_the_event_log_tells_what_came_and_what_became_of_it(world: World) -> None:
     chat = await world.chat()
     _, agent = await world.ready(chat)
-    repeated = await agent.disconnected()
+    repeated = await agent.report_disconnected()
     subject = f"workspaced.in.agent.{chat.id}.{agent.id}"
     await agent.publish(subject, json.dumps(repeated).encode())
     await chat.call("list_templates")
@@ -143,7 +143,7 @@ async def test_a_log_of_large_events_comes_in_pages(world: World) -> None:
     chat = await world.chat()
     large = {"template_id": "x" * 200_000}
     for _ in range(8):
-        await chat.refused("create_workspace", large)
+        await chat.call_error("create_workspace", large)
 
     found: list[int] = []
     page: dict[str, Any] = {}

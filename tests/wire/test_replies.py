@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from tests.wire.harness import Party, new_id
+from tests.rigs.client import Participant, new_id
+from tests.rigs.world import World
 from tests.wire.permission_table import STREAMS, Ids
 from tests.wire.test_permissions import HARMLESS, joined
-from tests.wire.world import World
 
 GET = "$JS.API.DIRECT.GET.WORKSPACED_"
 
@@ -83,14 +83,14 @@ async def test_no_answer_can_be_had_where_one_may_not_publish(party: str, world:
         for subject in watched:
             if subject.startswith("workspaced.") and "dead" not in subject:
                 await world.operator.client.subscribe(subject, cb=hear)
-        await world.operator.settled()
+        await world.operator.flush()
         before = await made(world.operator)
         for subject in asking(party, ids):
             for target in watched:
                 await client.client.publish(subject, HARMLESS, reply=target)
                 await client.client.publish(subject, b"", reply=target)
         # What is asked later is answered later: when this has come, all of those have.
-        inbox, answered = f"{ids.own_inbox(party)}.last", Party().errors
+        inbox, answered = f"{ids.own_inbox(party)}.last", Participant().errors
 
         async def last(message: Msg) -> None:
             await answered.add(Exception(message.subject))
@@ -99,7 +99,7 @@ async def test_no_answer_can_be_had_where_one_may_not_publish(party: str, world:
         for number, subject in enumerate(asking(party, ids)):
             await client.client.publish(subject, HARMLESS, reply=f"{inbox}.{number}")
         await answered.count(len(asking(party, ids)))
-        await world.operator.settled()
+        await world.operator.flush()
 
         assert heard == []
         assert await made(world.operator) == before
@@ -107,7 +107,7 @@ async def test_no_answer_can_be_had_where_one_may_not_publish(party: str, world:
     await world.building(chat)  # all of it still works
 
 
-async def made(operator: Party) -> dict[str, Any]:
+async def made(operator: Participant) -> dict[str, Any]:
     """When each stream and the workers' consumer were made, and that the states are still there."""
     found: dict[str, Any] = {}
     for name in STREAMS:
@@ -133,7 +133,7 @@ async def test_an_event_is_not_lost_to_who_took_its_message_id(world: World) -> 
         "template_version_id": job.template["version_id"],
         "agents": [],
     }
-    fact = await world.provisioner.tell("build_succeeded", job, id=fact_id, **told)
+    fact = await world.provisioner.publish_event("build_succeeded", job, id=fact_id, **told)
     subject = f"workspaced.in.provisioner.{chat.id}.{world.provisioner.name}"
     again = await world.provisioner.publish(subject, fact)
     assert again  # the server still takes it for a repeat

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.rigs import shapes
+from tests.rigs.client import Chat, ServiceError, new_id
+from tests.rigs.world import World
 from tests.schemas import SCHEMAS
-from tests.wire import shapes
-from tests.wire.harness import Chat, ServiceFault, new_id
-from tests.wire.world import World
 
 RPCS = {path.name.removesuffix(".body.json") for path in (SCHEMAS / "rpcs").glob("*.body.json")}
 """Those that docs/schemas describes."""
@@ -89,7 +89,7 @@ async def test_what_can_not_be_accepted_is_answered_at_once(
     if isinstance(wrong, dict) and rpc == "list_templates":
         wrong = body(await world.chat()) | wrong
 
-    with pytest.raises(ServiceFault) as fault:
+    with pytest.raises(ServiceError) as fault:
         await world.service.ask(rpc, wrong)
 
     assert fault.value.code == code
@@ -97,9 +97,9 @@ async def test_what_can_not_be_accepted_is_answered_at_once(
 
 
 async def test_a_provisioner_hears_400_and_404_too(world: World) -> None:
-    with pytest.raises(ServiceFault) as unknown:
+    with pytest.raises(ServiceError) as unknown:
         await world.provisioner.ask("template_archive", {"version_id": new_id(), "offset": 0})
-    with pytest.raises(ServiceFault) as negative:
+    with pytest.raises(ServiceError) as negative:
         await world.provisioner.ask("template_archive", {"version_id": new_id(), "offset": -1})
 
     assert (unknown.value.code, negative.value.code) == (404, 400)
@@ -120,7 +120,7 @@ async def refused_with(world: World, asked: dict[str, Any]) -> int | str:
     """The code of a service error, or that the answer is one."""
     try:
         resolved = await world.service.rpc("list_templates", **asked)
-    except ServiceFault as fault:
+    except ServiceError as fault:
         return fault.code
     return "is_error" if resolved["is_error"] else "well"
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta
 
-from tests.wire.agents import agent_of
-from tests.wire.harness import new_id, trace
-from tests.wire.world import ORGANIZATION, World
+from tests.rigs.client import agent_entry, new_id, new_trace
+from tests.rigs.world import ORGANIZATION, World
 
 
 async def test_a_call_a_job_its_states_and_the_answer(world: World) -> None:
     chat = await world.chat()
-    trace_id, traceparent = trace()
+    trace_id, traceparent = new_trace()
 
     call = await chat.ask(
         "create_workspace", {"template_id": world.rich, "parameters": {"word": "hello"}},
@@ -47,14 +46,14 @@ async def test_a_call_a_job_its_states_and_the_answer(world: World) -> None:
     assert abs(datetime.fromisoformat(building["deadline"]) - ten_minutes) < timedelta(seconds=1)
     assert abs(datetime.fromisoformat(job.not_after) - ten_minutes) < timedelta(seconds=1)
 
-    listed = agent_of("main", parent_id=None, display_order=0)
+    listed = agent_entry("main", parent_id=None, display_order=0)
     built = await world.provisioner.succeed(job, listed)
     connecting = await chat.state("agent_connecting")
     agent = await world.agent(job, listed["id"])
-    connected = await agent.connected()
+    connected = await agent.report_connected()
     running = await chat.state("scripts_running")
-    started = await agent.reached("starting")
-    await agent.reached("ready")
+    started = await agent.report_lifecycle("starting")
+    await agent.report_lifecycle("ready")
     resolved = await chat.answer(call)
 
     assert connecting["agent"] == {
@@ -93,9 +92,11 @@ async def test_a_call_a_job_its_states_and_the_answer(world: World) -> None:
 async def test_what_an_event_causes_carries_its_trace(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
-    trace_id, traceparent = trace()
+    trace_id, traceparent = new_trace()
 
-    await world.provisioner.tell("build_failed", job, error="gone", traceparent=traceparent)
+    await world.provisioner.publish_event(
+        "build_failed", job, error="gone", traceparent=traceparent
+    )
     await job.ack()
     await chat.state("failed:build_failed")
     await chat.results.count(1)
@@ -131,11 +132,11 @@ async def test_a_frontend_that_joins_late_misses_nothing_and_sees_nothing_twice(
     _, _, agent = await world.connecting(chat)
 
     late = await world.service.chat(chat.id)
-    await agent.connected()
+    await agent.report_connected()
     await chat.state("scripts_running")
     snapshot = await world.service.last_state(chat.id)
     assert snapshot is not None
-    await agent.reached("ready")
+    await agent.report_lifecycle("ready")
     await late.state("ready")
     held, kept = snapshot["version"], [snapshot["state"]]
     for data in (envelope["data"] for envelope in late.states.all):
@@ -163,11 +164,11 @@ async def test_a_build_without_agents_is_ready_at_once(world: World) -> None:
 async def test_facts_that_come_early_take_effect_when_their_time_has_come(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
-    listed = agent_of()
+    listed = agent_entry()
     agent = await world.agent(job, listed["id"])
 
-    await agent.connected()
-    await agent.reached("ready")
+    await agent.report_connected()
+    await agent.report_lifecycle("ready")
     await world.provisioner.succeed(job, listed)
     await chat.answer(call)
 

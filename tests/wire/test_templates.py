@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.wire.harness import new_id
-from tests.wire.world import ORGANIZATION, Place, World, template_folder
+from tests.rigs.client import new_id
+from tests.rigs.world import ORGANIZATION, Deployment, World, template_folder
 
 
 async def test_every_wrong_parameter_is_named_at_once(world: World) -> None:
@@ -39,7 +39,7 @@ async def test_a_preset_fills_what_the_call_leaves_open(world: World) -> None:
     assert job.parameters["branch"] == "next"
     assert job.parameters["word"] == "mine"
     other = {"template_id": world.rich, "preset_id": new_id()}
-    assert await chat.refused("create_workspace", other)
+    assert await chat.call_error("create_workspace", other)
 
 
 async def test_a_start_keeps_the_parameters_and_changes_what_may_be_changed(world: World) -> None:
@@ -140,15 +140,15 @@ async def test_another_organization_sees_none_of_it(world: World) -> None:
 
     assert page["templates"] == []
     assert page["total_pages"] == 1
-    assert await chat.refused("read_template", {"template_id": world.plain})
-    assert await chat.refused("create_workspace", {"template_id": world.plain})
+    assert await chat.call_error("read_template", {"template_id": world.plain})
+    assert await chat.call_error("create_workspace", {"template_id": world.plain})
 
 
 class TestSettings:
     """What operators set holds for all workers at once."""
 
     @pytest.fixture
-    def allow(self, place: Place) -> Iterator[None]:
+    def allow(self, place: Deployment) -> Iterator[None]:
         assert place.up is not None
         rich = str(place.templates["rich"]["template_id"])
         done = place.up.run("settings", "set", "chat_template_allowlist", rich)
@@ -164,8 +164,8 @@ class TestSettings:
         page = await chat.call("list_templates")
 
         assert [template["id"] for template in page["templates"]] == [world.rich]
-        assert await chat.refused("read_template", {"template_id": world.plain})
-        assert await chat.refused("create_workspace", {"template_id": world.plain})
+        assert await chat.call_error("read_template", {"template_id": world.plain})
+        assert await chat.call_error("create_workspace", {"template_id": world.plain})
 
     async def test_a_workspace_is_stopped_when_its_time_is_over(self, world: World) -> None:
         assert world.place.up is not None
@@ -197,7 +197,7 @@ class TestSettings:
         page = await chat.call("list_templates")
 
         assert "closed" not in [template["name"] for template in page["templates"]]
-        assert await chat.refused("create_workspace", {"template_id": pushed["template_id"]})
+        assert await chat.call_error("create_workspace", {"template_id": pushed["template_id"]})
 
 
 async def test_a_template_that_demands_its_active_version(world: World, tmp_path: Path) -> None:

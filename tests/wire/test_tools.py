@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.wire.agents import agent_of
-from tests.wire.harness import new_id
-from tests.wire.world import World
+from tests.rigs.client import agent_entry, new_id
+from tests.rigs.world import World
 
 TOOLS = ["create_workspace", "start_workspace", "stop_workspace"]
 
@@ -29,7 +28,7 @@ async def test_stop_and_start_again(world: World) -> None:
     call = await chat.ask("stop_workspace")
     stop = await world.provisioner.job(chat, "stop")
     await chat.state("stopping")
-    await agent.disconnected()
+    await agent.report_disconnected()
     await world.provisioner.succeed(stop)
     stopped = (await chat.answer(call))["result"]
     assert stopped == {
@@ -98,7 +97,7 @@ async def test_a_stop_while_it_is_built_waits_for_the_build_and_not_for_the_agen
     create, job = await world.building(chat)
     stop = await chat.ask("stop_workspace")
 
-    await world.provisioner.succeed(job, agent_of())
+    await world.provisioner.succeed(job, agent_entry())
     ending = await world.provisioner.job(chat, "stop")
     superseded = (await chat.answer(create))["result"]
     await world.provisioner.succeed(ending)
@@ -158,7 +157,7 @@ async def test_a_build_that_is_canceled(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
-    await world.provisioner.tell("build_canceled", job)
+    await world.provisioner.publish_event("build_canceled", job)
     await job.ack()
     result = (await chat.answer(call))["result"]
 
@@ -169,7 +168,7 @@ async def test_a_build_that_is_canceled(world: World) -> None:
 async def test_a_lost_agents_workspace_is_replaced_and_stopped(world: World) -> None:
     chat = await world.chat()
     old, agent = await world.ready(chat)
-    await agent.disconnected()
+    await agent.report_disconnected()
 
     call = await chat.ask("create_workspace", {"template_id": world.plain})
     new = await world.provisioner.jobs.first(
@@ -208,7 +207,7 @@ async def test_a_stop_that_fails_leaves_it_running(world: World) -> None:
 async def test_without_a_workspace_there_is_nothing_to_do(world: World, tool: str) -> None:
     chat = await world.chat()
 
-    assert "create_workspace" in await chat.refused(tool)
+    assert "create_workspace" in await chat.call_error(tool)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +229,7 @@ async def test_without_a_workspace_there_is_nothing_to_do(world: World, tool: st
 async def test_a_call_that_can_not_be_meant(world: World, tool: str, args: object) -> None:
     chat = await world.chat()
 
-    assert await chat.refused(tool, args)  # type: ignore[arg-type]
+    assert await chat.call_error(tool, args)  # type: ignore[arg-type]
     assert chat.states.all == []
 
 
@@ -238,7 +237,7 @@ async def test_arguments_are_looked_at_first(world: World) -> None:
     chat = await world.chat()
     await world.ready(chat)
 
-    assert await chat.refused("create_workspace", {"template_id": "plain"})
+    assert await chat.call_error("create_workspace", {"template_id": "plain"})
     found = await chat.call("create_workspace", {"template_id": new_id()})
     assert found["status"] == "already_exists"
 
@@ -282,6 +281,6 @@ async def test_a_chat_belongs_to_who_asked_first(world: World) -> None:
     chat = await world.chat()
     await chat.call("list_templates")
 
-    assert await chat.refused("list_templates", owner_id=new_id())
-    assert await chat.refused("list_templates", organization_id=new_id())
+    assert await chat.call_error("list_templates", owner_id=new_id())
+    assert await chat.call_error("list_templates", organization_id=new_id())
     await chat.call("list_templates", owner_name="renamed")

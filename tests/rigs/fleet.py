@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.wire.harness import PATIENCE, Event
-from tests.wire.running import ROOT, environment, run
-from tests.wire.world import ORGANIZATION, TEMPLATES, template_folder
+from tests.rigs.client import TIMEOUT, Event
+from tests.rigs.processes import ROOT, environment, run
+from tests.rigs.world import ORGANIZATION, TEMPLATES, template_folder
 
 STARTED_WITHIN = 60.0
 """Seconds until a role must work: a cluster that just forms may leave some questions of 5 s unanswered."""
@@ -95,7 +95,7 @@ class Fleet:
         """End a process; return its status."""
         with suppress(ProcessLookupError):
             process.send_signal(how)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             status = await process.wait()
             await self.running.pop(process)
         return status

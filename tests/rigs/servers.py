@@ -1,13 +1,17 @@
-"""A NATS and a PostgreSQL of a test's own, which it stops, kills and starts again."""
+"""Servers for tests: an empty database on a running PostgreSQL; servers that a test stops, kills and restarts."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+import asyncpg
 
 from handlers.access.identities import credentials_of, identities
 from handlers.embedded import Servers
@@ -16,8 +20,21 @@ from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import postgresql
 
 
+@asynccontextmanager
+async def new_database(servers: Servers) -> AsyncIterator[str]:
+    """Create an empty database and yield its URL; drop it at the end."""
+    name = f"test_{uuid4().hex}"
+    server = await asyncpg.connect(servers.database_url)
+    try:
+        await server.execute(f"create database {name} template template0")
+        yield servers.database_url.replace("/workspaced?", f"/{name}?", 1)
+        await server.execute(f"drop database {name} with (force)")
+    finally:
+        await server.close()
+
+
 class Nats:
-    """A nats-server that keeps its port, and its store unless that is wiped."""
+    """A nats-server that keeps its port, and its store unless the test wipes it."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True)
@@ -31,17 +48,17 @@ class Nats:
         self._pid = child.pid
 
     async def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it, by force with SIGKILL."""
+        """End it, with SIGKILL by force."""
         await _end(self._running, self._pid, how)
         self._running = None
 
     def wipe(self) -> None:
-        """Remove its store."""
+        """Remove the JetStream store; the server must be stopped."""
         shutil.rmtree(self.directory / "nats" / "jetstream")
 
 
 class Postgres:
-    """A PostgreSQL that keeps its place and its data."""
+    """A PostgreSQL that keeps its socket and its data."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True)
@@ -55,7 +72,7 @@ class Postgres:
         self._pid = child.pid
 
     async def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """End it, by force with SIGKILL."""
+        """End it, with SIGKILL by force."""
         await _end(self._running, self._pid, how)
         self._running = None
 
@@ -68,6 +85,6 @@ async def _end(running: AbstractAsyncContextManager[Any] | None, pid: int, how: 
         await running.__aexit__(None, None, None)
 
 
-def known_as(nats: Nats, postgres: Postgres) -> Servers:
-    """Both, as those know them who connect to them."""
+def servers_of(nats: Nats, postgres: Postgres) -> Servers:
+    """Return how programs reach both servers."""
     return Servers(nats.directory, credentials_of(nats.directory), nats.url, None, postgres.url)

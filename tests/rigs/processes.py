@@ -20,7 +20,7 @@ from handlers.embedded.database_password import completed
 from tests import preloaded
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds after which a test gives up on a process; none waits that long when all is well."""
 
 
@@ -38,7 +38,7 @@ def run(
     *words: str | Path,
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
-    patience: float = PATIENCE,
+    patience: float = TIMEOUT,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     if not any(name.startswith(OF_THE_INTERPRETER) for name in env or ()):
@@ -96,20 +96,20 @@ class Process:
     def line(self) -> bytes:
         """The next line of stdout; empty when it ended."""
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-        assert readable, f"nothing was said:\n{self.said()}"
+        readable, _, _ = select.select([self.process.stdout], [], [], TIMEOUT)
+        assert readable, f"nothing was said:\n{self.output()}"
         return self.process.stdout.readline()
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, *, within: float = PATIENCE) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, *, within: float = TIMEOUT) -> int:
         """Tell it to end; return the exit status."""
         if self.process.poll() is None:
             self.send(number)
         return self.ended(within)
 
-    def ended(self, within: float = PATIENCE) -> int:
+    def ended(self, within: float = TIMEOUT) -> int:
         """Wait for its end; return the exit status."""
         try:
             return self.process.wait(within)
@@ -118,7 +118,7 @@ class Process:
             if self.process.returncode is not None:
                 self.rest = self.process.stdout.read()
                 self.process.stdout.close()
-                self._listener.join(PATIENCE)
+                self._listener.join(TIMEOUT)
 
     def kill(self) -> None:
         """End it by force, if it is still there."""
@@ -126,19 +126,19 @@ class Process:
             self.process.kill()
             self.ended()
 
-    def said(self) -> str:
+    def output(self) -> str:
         """What it wrote to stderr so far."""
         with self._more:
             return "".join(self._said)
 
-    def heard(self, words: str, times: int = 1) -> None:
+    def wait_for_output(self, words: str, times: int = 1) -> None:
         """Wait until it said that so often."""
 
         def often_enough() -> bool:
             return sum(words in line for line in self._said) >= times
 
         with self._more:
-            assert self._more.wait_for(often_enough, PATIENCE)
+            assert self._more.wait_for(often_enough, TIMEOUT)
 
 
 @dataclass
@@ -176,12 +176,12 @@ class Up:
         return json.loads(done.stdout)
 
 
-def begin(directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> Up:
+def start_up(directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> Up:
     """Start `up` and wait until it is ready."""
     process = Process("up", "--data-dir", directory, *flags, env=env)
     try:
         line = process.line()
-        assert line, f"`up` ended before it was ready:\n{process.said()}"
+        assert line, f"`up` ended before it was ready:\n{process.output()}"
         return Up(directory, process, json.loads(line))
     except BaseException:
         process.kill()
@@ -192,16 +192,16 @@ def begin(directory: Path, *flags: str, env: Mapping[str, str] | None = None) ->
 def up(directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[Up]:
     """Run `up`, and leave no process behind."""
     try:
-        running = begin(directory, *flags, env=env)
+        running = start_up(directory, *flags, env=env)
         try:
             yield running
         finally:
             running.process.stop()
     finally:
-        end(processes_of(directory))
+        kill_processes(processes_using(directory))
 
 
-def processes_of(directory: Path, *words: str) -> list[int]:
+def processes_using(directory: Path, *words: str) -> list[int]:
     """Processes that have the directory on their command line, and all of `words` as well."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -213,13 +213,13 @@ def processes_of(directory: Path, *words: str) -> list[int]:
     return found
 
 
-def agents_of(directory: Path) -> list[int]:
+def agents_using(directory: Path) -> list[int]:
     """Return the agents of a data directory, without the programs that confine them.
 
     Those have the agent's command line at the end of their own.
     """
     agents = []
-    for pid in processes_of(directory, "handlers.agent"):
+    for pid in processes_using(directory, "handlers.agent"):
         with suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             before, _, module = " ".join(words[1:]).partition("-m ")
@@ -230,7 +230,7 @@ def agents_of(directory: Path) -> list[int]:
     return agents
 
 
-def gone(pids: Sequence[int], within: float) -> bool:
+def wait_until_gone(pids: Sequence[int], within: float) -> bool:
     """Wait until all of these have ended, whoever started them."""
     deadline = time.monotonic() + within
     for pid in pids:
@@ -245,9 +245,9 @@ def gone(pids: Sequence[int], within: float) -> bool:
     return True
 
 
-def end(pids: Sequence[int]) -> None:
+def kill_processes(pids: Sequence[int]) -> None:
     """End these by force, and wait until they have."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    gone(pids, PATIENCE)
+    wait_until_gone(pids, TIMEOUT)

@@ -9,12 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tests.wire.agents import Agent, agent, agent_of
-from tests.wire.harness import Chat, Event, Job, Party, Provisioner, Service, new_id
-from tests.wire.party import as_role, connected, ended
-from tests.wire.running import Up
+from tests.rigs.client import (
+    Agent,
+    Chat,
+    ChatService,
+    Event,
+    Job,
+    Participant,
+    Provisioner,
+    agent_entry,
+    cancel_and_wait,
+    connected,
+    connected_agent,
+    new_id,
+    role_options,
+)
+from tests.rigs.processes import Up
 
-P = TypeVar("P", bound=Party)
+P = TypeVar("P", bound=Participant)
 POOL = "wire"
 ORGANIZATION = new_id()
 """Whose templates the tests push."""
@@ -73,7 +85,7 @@ TEMPLATES: Mapping[str, str] = {"plain": PLAIN, "rich": RICH}
 
 
 @dataclass(frozen=True)
-class Place:
+class Deployment:
     """A workspaced that runs, and the templates that it was given."""
 
     nats: str
@@ -91,7 +103,7 @@ def template_folder(parent: Path, name: str, text: str) -> Path:
     return folder
 
 
-def place_of(up: Up, folders: Path) -> Place:
+def deployment_of(up: Up, folders: Path) -> Deployment:
     """Push the templates to a running `up`."""
     templates = {
         name: up.data(
@@ -103,17 +115,17 @@ def place_of(up: Up, folders: Path) -> Place:
         )
         for name, text in TEMPLATES.items()
     }
-    return Place(up.nats, up.directory / "credentials", templates, up)
+    return Deployment(up.nats, up.directory / "credentials", templates, up)
 
 
 @dataclass
 class World:
     """The parties, and what they often do together."""
 
-    place: Place
-    service: Service
+    place: Deployment
+    service: ChatService
     provisioner: Provisioner
-    operator: Party
+    operator: Participant
     _stack: AsyncExitStack
 
     @property
@@ -134,7 +146,7 @@ class World:
         """Connect as an agent of the build."""
         data = build.data if isinstance(build, Job) else build
         return await self._stack.enter_async_context(
-            agent(self.place.nats, self.provisioner, data, agent_id)
+            connected_agent(self.place.nats, self.provisioner, data, agent_id)
         )
 
     async def building(self, chat: Chat) -> tuple[str, Job]:
@@ -145,7 +157,7 @@ class World:
     async def connecting(self, chat: Chat) -> tuple[str, Job, Agent]:
         """Have a workspace built, whose agent does not connect yet."""
         call, job = await self.building(chat)
-        listed = agent_of()
+        listed = agent_entry()
         await self.provisioner.succeed(job, listed)
         await chat.state("agent_connecting")
         return call, job, await self.agent(job, listed["id"])
@@ -153,8 +165,8 @@ class World:
     async def ready(self, chat: Chat) -> tuple[Job, Agent]:
         """Have a workspace, all the way."""
         call, job, its_agent = await self.connecting(chat)
-        await its_agent.connected()
-        await its_agent.reached("ready")
+        await its_agent.report_connected()
+        await its_agent.report_lifecycle("ready")
         result = (await chat.answer(call))["result"]
         assert result.keys() == {"created", "workspace_name", "build_id"}, result
         return job, its_agent
@@ -170,21 +182,21 @@ class World:
 
 
 @asynccontextmanager
-async def world_at(place: Place) -> AsyncIterator[World]:
+async def connected_world(place: Deployment) -> AsyncIterator[World]:
     """Connect everybody."""
     async with AsyncExitStack() as stack:
 
         async def join(party: P, role: str) -> P:
-            options = as_role(place.credentials, role)
+            options = role_options(place.credentials, role)
             return await stack.enter_async_context(connected(party, place.nats, **options))
 
-        service = await join(Service(), "chat-service")
+        service = await join(ChatService(), "chat-service")
         provisioner = await join(Provisioner(POOL), "provisioner")
-        operator = await join(Party(), "operator")
-        taking = asyncio.create_task(provisioner.take())
+        operator = await join(Participant(), "operator")
+        taking = asyncio.create_task(provisioner.take_jobs())
         try:
             yield World(place, service, provisioner, operator, stack)
         finally:
-            await ended(taking)
+            await cancel_and_wait(taking)
         # A message of the wrong shape fails in a callback, which nats-py tells to this list only.
         assert not [bad for bad in service.errors.all if isinstance(bad, AssertionError)]

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from tests.wire.running import PATIENCE
+from tests.rigs.processes import TIMEOUT
 
 _CHUNK: Final = 65_536
 Dial = Callable[[], Awaitable[tuple[StreamReader, StreamWriter]]]
@@ -59,7 +59,7 @@ class Proxy:
 
     async def held(self) -> None:
         """Wait until the awaited words came."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await self._sprung.wait()
 
     def release(self) -> None:
