@@ -26,7 +26,7 @@ VALUES = st.text(st.one_of(st.sampled_from("ab%/+ \n\r\t'\"\\ü<=&~"), LETTERS),
 
 
 def lines_of(value: str) -> list[str]:
-    lines = [value, *re.split("\r?\n", value), *value.splitlines()]
+    lines = [value, *re.split("\r\n|\r|\n", value), *value.splitlines()]
     return [line for text in lines for line in (text, text.strip())]
 
 
