@@ -1,12 +1,16 @@
-"""The documentation names files, symbols and sections that exist."""
+"""The documentation names files, symbols, sections, commands, flags and targets that exist."""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from handlers.cli.command_table import command_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -14,6 +18,7 @@ PAGES = sorted(
 )
 PATH = re.compile(r"`((?:statemachine|bus|handlers|tests|deploy|docs)/[\w./*-]*)`")
 SYMBOL = re.compile(r"`([A-Za-z_][\w.]*)`\s\(`([\w/.]+\.(?:py|sql))`\)")
+FENCE = re.compile(r"^```(.*)\n((?s:.*?))^```$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 
@@ -85,6 +90,62 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             broken.append(f"{path}#{anchor}")
 
     assert not broken
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Yield each `workspaced …` line of a page's code blocks and inline code, without comments."""
+    for language, fence in FENCE.findall(page.read_text()):
+        if language:
+            continue
+        for line in fence.replace("\\\n", " ").splitlines():
+            if found := re.search(r"(?:^|\$ |bin/|^ +)workspaced ([a-z].*?)(?:$|#| &)", line):
+                yield found[1]
+    yield from re.findall(r"`workspaced ([^`]*)`", prose(page))
+
+
+def unknown_words(parser: argparse.ArgumentParser, line: str) -> list[str]:
+    """Return the commands and flags of a line that the command line does not have."""
+    words = re.findall(r"[\w-]+", line)
+    while words:
+        groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        if not groups or words[0] not in groups[0].choices:
+            break
+        parser = groups[0].choices[words.pop(0)]
+    if groups and words and words[0].islower() and not words[0].startswith("-"):
+        return [words[0]]
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", line))
+    return sorted(flags - set(parser._option_string_actions))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_command_and_flag_that_a_page_names_exists(page: Path) -> None:
+    parser = command_parser()
+
+    wrong = {line: found for line in commands(page) if (found := unknown_words(parser, line))}
+
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_make_target_that_a_page_names_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = page.read_text()
+
+    found = {
+        *re.findall(r"`make ([a-z-]+)", text),
+        *re.findall(r"^make ([a-z-]+)", text, re.MULTILINE),
+    }
+
+    assert found <= targets
+
+
+def test_operators_names_commands_and_a_wrong_one_is_found() -> None:
+    """So that the tests above can fail."""
+    parser = command_parser()
+
+    assert len(list(commands(ROOT / "docs/operators.md"))) > 20
+    assert unknown_words(parser, "chat shows CHAT") == ["shows"]
+    assert unknown_words(parser, "chat list --stat S") == ["--stat"]
 
 
 def test_architecture_names_symbols() -> None:
