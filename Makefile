@@ -1,6 +1,6 @@
-# `make` lists what there is to do. Everything happens in .venv, which each target makes when needed.
+# `make` lists the targets. They install everything into .venv when it is missing or out of date.
 
-# The first that runs and is new enough: a name alone can be another version's, or nothing that runs.
+# The first interpreter that runs and is new enough; a name alone does not tell its version.
 PYTHON ?= $(shell for python in python3.11 python3.13 python3.12 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
@@ -9,40 +9,40 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas
 SEEDS ?= 1000
-# Processes that share the tests, file by file; most tests wait more than they compute.
+# Number of processes that run the tests, file by file; most tests wait more than they compute.
 JOBS ?= 2
 
-help:  ## Say what the targets do
+help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED)  ## See a chat get its workspace, on servers of its own
+demo: $(INSTALLED)  ## Create, stop and start a workspace on real servers, in a temporary directory
 	$(BIN)/workspaced demo
 
-test: $(INSTALLED)  ## Run all tests, on servers of their own
+test: $(INSTALLED)  ## Run all tests on real servers that they start; ARGS="tests/wire -k stop" runs some
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-fresh:  ## Run demo and tests as root in a bare Debian 12: WHAT=demo HOW=chroot; WHAT=help says more
+fresh:  ## Run demo and tests as root in a bare Debian 12: WHAT=demo HOW=chroot; WHAT=help explains
 	JOBS=$(JOBS) tests/fresh/run.sh
 
-cluster: $(INSTALLED)  ## Kill the leader of three NATS servers under load, and pause one; tell how long nothing moved
+cluster: $(INSTALLED)  ## Kill and pause servers of a NATS cluster under load; report how long nothing moved
 	CLUSTER_KILLS=3 CLUSTER_PAUSES=1 CLUSTER_CALM=150 $(BIN)/python -m pytest tests/cluster/test_outages.py $(ARGS)
 
-overload: $(INSTALLED)  ## Ask for far more than can be worked; tell how much memory that takes
+overload: $(INSTALLED)  ## Send far more requests than workers can handle; report the memory use
 	OVERLOAD_SECONDS=40 $(BIN)/python -m pytest tests/overload $(ARGS)
 
-faults: $(INSTALLED)  ## Kill and pause everything under load, then check: MINUTES=10 CHATS=500 SEED=n
+faults: $(INSTALLED)  ## Kill and pause every process under load, then check: MINUTES=10 CHATS=500 SEED=n
 	$(BIN)/python -m tests.faults.run --minutes $(or $(MINUTES),10) --chats $(or $(CHATS),500) $(if $(SEED),--seed $(SEED))
 
-faults-quick: $(INSTALLED)  ## The same in a minute
+faults-quick: $(INSTALLED)  ## The same for one minute
 	$(BIN)/python -m tests.faults.run --quick $(if $(SEED),--seed $(SEED))
 
-bench: $(INSTALLED)  ## Measure it beside what one might take instead, in 50 minutes
+bench: $(INSTALLED)  ## Compare with alternatives (50 minutes)
 	$(BIN)/python -m tests.bench $(ARGS)
 
-bench-quick: $(INSTALLED)  ## The same in two minutes: smaller, and of fewer systems
+bench-quick: $(INSTALLED)  ## The same, smaller and with fewer alternatives (2 minutes)
 	$(BIN)/python -m tests.bench --quick $(ARGS)
 
-check: $(INSTALLED)  ## Lint, formatting, types, and who imports whom
+check: $(INSTALLED)  ## Check lint, formatting, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -70,26 +70,26 @@ sbom: $(INSTALLED)  ## List what an installation consists of as CycloneDX 1.6: d
 		--pyproject pyproject.toml --output-file dist/workspaced.cdx.json .sbom/bin/python
 	@rm -r .sbom
 
-simulate: $(INSTALLED)  ## Crashes, pauses and losses by SEEDS=10000 seeds; SEED=7: all that happens in one
+simulate: $(INSTALLED)  ## Simulate crashes and losses with SEEDS=10000 seeds; SEED=7 prints one run
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
-simulate-breakages: $(INSTALLED)  ## Take each protection away, and see the simulation miss it
+simulate-breakages: $(INSTALLED)  ## Remove each protection, and check that the simulation notices
 	$(BIN)/python -m tests.simulation --breakages
 
 fuzz: $(INSTALLED)  ## Send hostile messages to each inbound subject and rpc: MESSAGES=100000 SEED=n
 	$(BIN)/python -m tests.fuzz --messages $(or $(MESSAGES),100000) $(if $(SEED),--seed $(SEED))
 
-format: $(INSTALLED)  ## Put the code into its form
+format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-diagram: $(INSTALLED)  ## Draw the state machine into ARCHITECTURE.md and README.md
+diagram: $(INSTALLED)  ## Update the state diagrams in ARCHITECTURE.md and README.md
 	$(BIN)/python -m statemachine.table
 
-settings: $(INSTALLED)  ## Write the table of settings into docs/operators.md
+settings: $(INSTALLED)  ## Update the table of settings in docs/operators.md
 	$(BIN)/python -m handlers.settings docs/operators.md
 
-schemas: $(INSTALLED)  ## Write the AsyncAPI document and the JSON Schemas of the contract into docs/schemas
+schemas: $(INSTALLED)  ## Update the AsyncAPI document and the JSON Schemas in docs/schemas
 	$(BIN)/python -m handlers.schemas docs/schemas
 
 $(INSTALLED): pyproject.toml constraints.txt hashes.txt
