@@ -1,8 +1,7 @@
-"""JSON Schemas and an AsyncAPI document of the wire contract, made from the types that the code uses.
+"""JSON Schemas and an AsyncAPI document of the wire contract, generated from the types of the code.
 
-`python -m handlers.schemas DIR` (`make schemas`) writes them into DIR, which is docs/schemas. The text that
-stands below a class or a key in the code becomes its description. A new message, rpc or tool gets a
-line in one of the tables below.
+`make schemas` writes them into docs/schemas. The docstring of a class or an attribute becomes its
+description. A new message, rpc or tool needs an entry in one of the tables below.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "ToolBody": ("args",),
     "ToolRequested": ("args",),
 }
-"""Keys that the models let be absent, because readers are lenient, but that senders must give."""
+"""Keys that readers tolerate to be absent, but that senders must send."""
 
 SOURCES: Final[Mapping[str, str]] = {
     "tool": r"^/chat/[A-Za-z0-9_-]{1,128}$",
@@ -80,7 +79,7 @@ SOURCES: Final[Mapping[str, str]] = {
     "log": r"^/(provisioner|agent)/[A-Za-z0-9_-]{1,128}$",
     "own": r"^/workspaced$",
 }
-"""What an event's `source` looks like, by the kind of its sender."""
+"""The pattern of an event's `source`, by the kind of its sender."""
 
 
 def _name(model: type[events.Frozen]) -> str:
@@ -98,7 +97,7 @@ class Channel:
     name: str
     address: str
     action: Literal["send", "receive"]
-    """What workspaced does."""
+    """Whether workspaced publishes to the subject or subscribes to it."""
     summary: str
     stream: str | None
     messages: tuple[str, ...]
@@ -213,23 +212,23 @@ PARAMETERS: Final[Mapping[str, str]] = {
     "call_id": "The id of the call",
     "kind": "`tool`, `provisioner` or `agent`: the third token of the message's subject",
 }
-"""What stands in the variable tokens of subjects."""
+"""Descriptions of the variable tokens of subjects."""
 
 
 class _Generator(GenerateJsonSchema):
-    """Writes schemas whose descriptions are the texts below the keys in the code."""
+    """Generates schemas whose descriptions are the docstrings of classes and attributes."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
-        """Leave titles of keys out: they would only repeat the keys."""
+        """Omit titles of keys, which would only repeat the keys."""
         del schema
         return False
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
-        """Write the schema of a pydantic model."""
+        """Return the schema of a pydantic model."""
         return _described(super().model_schema(schema), schema["cls"])
 
     def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
-        """Write the schema of a TypedDict."""
+        """Return the schema of a TypedDict."""
         return _described(super().typed_dict_schema(schema), schema.get("cls"))
 
 
@@ -243,7 +242,7 @@ def _described(schema: JsonSchemaValue, cls: type | None) -> JsonSchemaValue:
 
 
 def _texts(cls: Any) -> dict[str, str]:
-    """Return the texts below the keys of a class and of its bases."""
+    """Return the docstrings of the attributes of a class and of its bases, by name."""
     bases = cls.__dict__.get("__orig_bases__", ()) or cls.__bases__ if cls is not None else ()
     texts: dict[str, str] = {}
     for base in bases:
@@ -284,7 +283,7 @@ class Schemas:
     """The schema of each tool's result, unless the call was wrong."""
 
     def document(self, name: str) -> Json:
-        """Return a JSON Schema that is complete by itself."""
+        """Return a JSON Schema that includes every definition it refers to."""
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
         schema |= self.definitions[name]
         needed = sorted(self._needed(name) - {name})
@@ -310,7 +309,7 @@ def _references(schema: Any) -> Iterator[str]:
 
 
 def schemas() -> Schemas:
-    """Make the schema of every message, body, reply, argument and result."""
+    """Generate the schemas of all messages, rpc bodies and replies, tool arguments and results."""
     incoming = {
         _name(model): (kind, model) for kind in events.BY_KIND for model in events.BY_KIND[kind]
     }
@@ -380,7 +379,7 @@ def schemas() -> Schemas:
 
 
 def _require(definition: Json, key: str) -> None:
-    """Have senders give a key that readers can do without."""
+    """Make a key required and not nullable in a definition."""
     definition.setdefault("required", []).append(key)
     schema: Json = definition["properties"][key]
     schema.pop("default", None)
@@ -390,7 +389,7 @@ def _require(definition: Json, key: str) -> None:
 
 
 def _event(definitions: Json, name: str, data: str, source: str) -> Json:
-    """Return the schema of a whole event: the envelope with its data."""
+    """Return the schema of an event: the envelope and its data."""
     envelope: Json = definitions["CloudEvent"]
     properties = envelope["properties"] | {
         "type": {"const": f"workspaced.{name}.v1"},
@@ -405,7 +404,7 @@ def _event(definitions: Json, name: str, data: str, source: str) -> Json:
 
 
 def _resolved(definitions: Json, result: Json, tool: str | None = None) -> Json:
-    """Return the schema of the answers of one tool or, without a tool, of calls that were wrong."""
+    """Return the schema of the answers of one tool or, without a tool, of refused calls."""
     answer: Json = definitions["ToolResolved"]
     called = answer["properties"]["tool"] if tool is None else {"const": tool}
     return answer | {
@@ -573,7 +572,7 @@ _OTHERS: Final[Json] = {
         },
     },
 }
-"""The messages that are neither events nor JSON of an rpc."""
+"""Messages that are neither events nor JSON bodies of rpcs."""
 
 
 def _ref(name: str) -> Json:
@@ -605,7 +604,7 @@ def files() -> dict[str, str]:
 
 
 def write(directory: Path) -> None:
-    """Write the files into `directory`, and delete other JSON files there."""
+    """Write the files into `directory`, and delete all other JSON files there."""
     made = files()
     for found in directory.rglob("*.json"):
         if str(found.relative_to(directory)) not in made:

@@ -1,1 +1,1 @@
-"""`workspaced demo`: the whole way of a workspace on real servers, with its times."""
+"""`workspaced demo`: a workspace from its creation to its end on real servers, with times."""

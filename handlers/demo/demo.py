@@ -1,15 +1,14 @@
-"""The demo's story, told while it happens."""
+"""`workspaced demo`: shows a workspace being created, stopped and started, and prints what happens."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -19,116 +18,159 @@ from uuid import uuid4
 
 from bus import Bus, subjects
 from handlers.app import Endpoints, locate
-from handlers.cli.client import read_events
+from handlers.cli.client import read_events, rpc
 from handlers.cli.command_table import DEFAULT_ORGANIZATION, DEFAULT_OWNER, Demo
 from handlers.cli.commands.template import prepare_pools
 from handlers.cli.commands.tool import request_and_wait
 from handlers.cli.output import no_note
 from handlers.cli.sanitize import as_json, plain
-from handlers.demo.running import RunningUp
-from handlers.demo.timing import Watch, lines, table
-from handlers.errors import NotFoundError
+from handlers.demo.timing import StateRecorder, compare, format_table
+from handlers.embedded.child import launched
+from handlers.errors import WorkspacedError
+from handlers.sandbox.processes import end_marked
 from handlers.settings import Settings
 from handlers.supervise import cancel_and_wait, first_to_end
 from handlers.template_archive import load
 from statemachine.replay import replay
 
 _CANCEL_AGAIN_AFTER: Final = 2.0
+_START_LIMIT: Final = 60.0
+_STOP_LIMIT: Final = 15.0
+_GRACE: Final = 3.0
+"""Seconds that the agents' shutdown scripts may take."""
 
 
-def say(text: str = "") -> None:
-    """Print a line of the story at once."""
+def say(text: str) -> None:
+    """Print a line at once."""
     sys.stdout.write(plain(text) + "\n")
     sys.stdout.flush()
 
 
 def heading(text: str) -> None:
-    """Begin a part of the story."""
+    """Print the heading of a part."""
     say(f"\n== {text}")
 
 
 async def demo(command: Demo, settings: Settings) -> int:
-    """Tell the story on servers of its own; return 0 when all of it came out as told.
+    """Run the demo on its own servers; return 0 if the replayed log agrees with the recorded states.
 
-    However it ends, also by a signal or because nobody reads on, nothing of it runs on.
+    Stops everything that it started however it ends, also after a signal or when stdout is closed.
     """
-    loop, told_to_end = asyncio.get_running_loop(), asyncio.Event()
+    loop, signalled = asyncio.get_running_loop(), asyncio.Event()
     signals: list[int] = []
 
-    def note(number: int) -> None:
+    def on_signal(number: int) -> None:
         signals.append(number)
-        told_to_end.set()
+        signalled.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, note, number)
+            loop.add_signal_handler(number, on_signal, number)
     directory = Path(tempfile.mkdtemp(prefix="workspaced-demo-"))
-    up = RunningUp(directory)
-    story = asyncio.create_task(_told(settings, directory, up))
-    waiting = asyncio.create_task(told_to_end.wait())
+    up = _UpProcess(directory)
+    story = asyncio.create_task(_run(settings, directory, up))
+    waiting = asyncio.create_task(signalled.wait())
     try:
         await first_to_end(story, waiting)
-        if story.done():
-            return story.result()
-        return 128 + signals[0]
+        return story.result() if story.done() else 128 + signals[0]
     finally:
         await cancel_and_wait(story, waiting, cancel_again_after=_CANCEL_AGAIN_AFTER)
-        await up.end()
+        await up.stop()
         if command.keep:
             say(f"kept: {directory}")
         else:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _told(settings: Settings, directory: Path, up: RunningUp) -> int:
+async def _run(settings: Settings, directory: Path, up: _UpProcess) -> int:
     settings = settings.model_copy(
         update={"data_dir": directory, "nats_url": None, "database_url": None, "credentials": None}
     )
     heading("PostgreSQL, NATS, worker, gateway and provisioner start on this machine")
-    began = time.monotonic()
+    started = time.monotonic()
     await up.start()
-    say(f"ready after {time.monotonic() - began:.2f} s, data in {directory}")
+    say(f"ready after {time.monotonic() - started:.2f} s, data in {directory}")
     endpoints = locate(settings)
     async with endpoints.bus("chat-service") as bus, endpoints.bus("operator") as operator:
-        return await _Story(endpoints, bus, operator, directory).tell()
+        return await _Story(endpoints, bus, operator, directory).run()
+
+
+@dataclass(slots=True)
+class _UpProcess:
+    """`workspaced up` in a process of its own, as a user would run it."""
+
+    directory: Path
+    _process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start `up` and wait until it is ready. Raises WorkspacedError, TimeoutError.
+
+        Ctrl-C in the terminal does not reach it, but it ends if this process is killed.
+        """
+        up = [sys.executable, "-m", "handlers", "up", "--data-dir", str(self.directory)]
+        with (self.directory / "up.log").open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *launched(up, farewell=signal.SIGTERM, identity=()),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        if self._process.stdout is None:
+            raise WorkspacedError("`workspaced up` has no output")
+        line = await asyncio.wait_for(self._process.stdout.readline(), _START_LIMIT)
+        if not line:
+            end_of_log = (self.directory / "up.log").read_text(errors="replace")[-2000:]
+            raise WorkspacedError(f"`workspaced up` ended before it was ready:\n{end_of_log}")
+
+    async def stop(self) -> None:
+        """Stop `up`, and then the agents, which would otherwise outlive it."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), _STOP_LIMIT)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        for workspace in self.directory.glob("provisioner/*/workspaces/*"):
+            await end_marked(f"WORKSPACED_WORKSPACE_ID={workspace.name}", grace=_GRACE)
 
 
 @dataclass(slots=True)
 class _Story:
-    """The parts in their order; each says what it shows."""
+    """The parts of the demo, in their order."""
 
     endpoints: Endpoints
     bus: Bus
     operator: Bus
     directory: Path
 
-    async def tell(self) -> int:
-        """Tell all of it."""
-        templates = await self._templates()
-        chat, watch = str(uuid4()), Watch("create")
-        async with self._watched(chat, watch):
+    async def run(self) -> int:
+        """Run all parts; return the exit status."""
+        templates = await self._push_templates()
+        chat, recorder = str(uuid4()), StateRecorder("create")
+        async with self._recorded(chat, recorder):
             workspace = await self._create(chat, templates["python"])
-            await self._command(workspace)
-            await self._failing(templates["fails"])
+            await self._run_command(workspace)
+            await self._fail(templates["fails"])
             heading("stop_workspace, then start_workspace")
-            watch.run = "stop"
+            recorder.run = "stop"
             await self._tool(chat, "stop_workspace", {})
-            watch.run = "start"
+            recorder.run = "start"
             await self._tool(chat, "start_workspace", {})
-            watch.run = "end"
+            recorder.run = "end"
             log = [entry async for entry in read_events(self.operator, chat)]
-            await self._tool(chat, "stop_workspace", {}, quiet=True)  # leave no agent behind
+            await self._tool(chat, "stop_workspace", {}, quiet=True)  # stop the agent
         agrees = self._replay(log)
         heading("How long each state took to reach the caller")
-        say(table([line for line in lines(watch, log) if line.run != "end"]))
+        say(format_table([row for row in compare(recorder, log) if row.run != "end"]))
         return 0 if agrees else 1
 
-    async def _templates(self) -> dict[str, str]:
+    async def _push_templates(self) -> dict[str, str]:
         heading("Two templates are pushed")
         ids: dict[str, str] = {}
         async with self.endpoints.store() as store:
             for name in ("python", "fails"):
-                version, archive = load(_folder(name), DEFAULT_ORGANIZATION)
+                version, archive = load(_template_folder(name), DEFAULT_ORGANIZATION)
                 await store.templates.push(DEFAULT_ORGANIZATION, version, archive)
                 ids[name] = version.template_id
                 say(f"{name}: template {version.template_id}, {version.size} bytes packed")
@@ -136,32 +178,31 @@ class _Story:
         return ids
 
     async def _create(self, chat: str, template: str) -> str:
+        """Create the workspace by two calls at once; return its id."""
         heading("create_workspace, and a second call for the same chat that joins it")
         building = asyncio.Event()
         args = {"template_id": template, "parameters": {"project": "hello"}}
 
-        def tell(line: str) -> None:
+        def report(line: str) -> None:
             say(f"  {line}")
             if "  building" in line:
                 building.set()
 
-        first = asyncio.create_task(self._ask(chat, "create_workspace", args, tell))
-        begun = asyncio.create_task(building.wait())
+        first = asyncio.create_task(self._call(chat, "create_workspace", args, report))
+        started = asyncio.create_task(building.wait())
         try:
-            await first_to_end(first, begun)
+            await first_to_end(first, started)
             if first.done():
                 first.result()  # raises the error of a call that failed
-            second = await self._ask(chat, "create_workspace", args, no_note)
-            self._show("first call", await first)
+            second = await self._call(chat, "create_workspace", args, no_note)
+            _show_answer("first call", await first)
         finally:
-            await cancel_and_wait(first, begun)
-        self._show("second call", second)
-        reply = await self.operator.request(
-            subjects.rpc("get_chat"), json.dumps({"chat_id": chat}).encode(), timeout=10
-        )
-        return str(json.loads(reply.data)["workspace"]["id"])
+            await cancel_and_wait(first, started)
+        _show_answer("second call", second)
+        found = await rpc(self.operator, "get_chat", chat_id=chat)
+        return str(found["workspace"]["id"])
 
-    async def _command(self, workspace: str) -> None:
+    async def _run_command(self, workspace: str) -> None:
         heading("A command in the finished workspace's directory")
         folder = self.directory / "provisioner" / "local" / "workspaces" / workspace
         command = "pwd; ls; cd hello && git log --oneline && ../.venv/bin/python --version"
@@ -173,14 +214,15 @@ class _Story:
         for line in output.decode(errors="replace").splitlines():
             say(f"  {line}")
         if process.returncode:
-            raise NotFoundError(f"the command ended with status {process.returncode}")
+            raise WorkspacedError(f"the command ended with status {process.returncode}")
 
-    async def _failing(self, template: str) -> None:
+    async def _fail(self, template: str) -> None:
         heading("A build that fails: its log, and the error with the build's id")
         args = {"template_id": template, "parameters": {"phase": "build"}}
         await self._tool(str(uuid4()), "create_workspace", args)
 
     def _replay(self, log: list[dict[str, Any]]) -> bool:
+        """Replay the chat's event log; return whether it agrees with the recorded states."""
         heading("The event log of the chat, replayed")
         for entry in log:
             version = "" if entry["version"] is None else f"version {entry['version']}"
@@ -196,13 +238,15 @@ class _Story:
     async def _tool(
         self, chat: str, tool: str, args: dict[str, Any], *, quiet: bool = False
     ) -> None:
-        answer = await self._ask(
-            chat, tool, args, no_note if quiet else lambda line: say(f"  {line}")
-        )
+        """Call a tool, and print the chat's messages and the answer unless `quiet`."""
+        report = no_note if quiet else lambda line: say(f"  {line}")
+        answer = await self._call(chat, tool, args, report)
         if not quiet:
-            self._show(tool, answer)
+            _show_answer(tool, answer)
 
-    async def _ask(self, chat: str, tool: str, args: dict[str, Any], tell: Any) -> dict[str, Any]:
+    async def _call(
+        self, chat: str, tool: str, args: dict[str, Any], report: Callable[[str], None]
+    ) -> dict[str, Any]:
         data = {
             "call_id": uuid4().hex,
             "tool": tool,
@@ -211,19 +255,16 @@ class _Story:
             "owner_id": DEFAULT_OWNER,
             "owner_name": "demo",
         }
-        return await request_and_wait(self.bus, chat, data, tell)
-
-    def _show(self, what: str, resolved: dict[str, Any]) -> None:
-        say(f"  {what} is answered: {as_json(resolved['result'])}")
+        return await request_and_wait(self.bus, chat, data, report)
 
     @asynccontextmanager
-    async def _watched(self, chat: str, watch: Watch) -> AsyncIterator[None]:
-        """Note the chat's states as a frontend would see them."""
+    async def _recorded(self, chat: str, recorder: StateRecorder) -> AsyncIterator[None]:
+        """Record the chat's states, as a frontend receives them, while the block runs."""
         async with self.bus.subscribe(subjects.ui_state(chat)) as messages:
 
             async def follow() -> None:
                 async for message in messages:
-                    watch.note(message)
+                    recorder.record(message)
 
             following = asyncio.create_task(follow())
             try:
@@ -232,8 +273,12 @@ class _Story:
                 await cancel_and_wait(following)
 
 
-def _folder(name: str) -> Path:
-    """Find an example template: in the wheel, or in the source tree."""
+def _show_answer(caller: str, resolved: dict[str, Any]) -> None:
+    say(f"  {caller} is answered: {as_json(resolved['result'])}")
+
+
+def _template_folder(name: str) -> Path:
+    """Return the folder of an example template, in the wheel or in the source tree."""
     installed = Path(str(files("handlers"))) / "templates" / name
     return (
         installed if installed.is_dir() else Path(__file__).parents[2] / "deploy/templates" / name

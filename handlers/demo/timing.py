@@ -1,4 +1,4 @@
-"""When each state was true, published and known, beside what polling would have given."""
+"""How soon a caller knows of each state, compared with polling."""
 
 from __future__ import annotations
 
@@ -11,58 +11,60 @@ from typing import Any, Final
 
 from bus import Message
 
-POLL: Final = 2.0
-"""Seconds between two looks of the way that this replaces."""
+POLL_INTERVAL: Final = 2.0
+"""Seconds between two requests of a caller that polls."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A published state as it came to the caller."""
+class ReceivedState:
+    """A published state as the caller received it."""
 
     version: int
     state: str
     cause: Mapping[str, str]
     published: datetime
-    known: datetime
+    received: datetime
 
 
 @dataclass(slots=True)
-class Watch:
-    """Collects the states of one chat; `run` names the part of the demo they belong to."""
+class StateRecorder:
+    """Records the states of one chat with the part of the demo that they belong to."""
 
-    run: str = ""
-    seen: list[tuple[str, Seen]] = field(default_factory=list)
+    run: str
+    """The current part."""
+    states: list[tuple[str, ReceivedState]] = field(default_factory=list)
 
-    def note(self, message: Message) -> Seen:
-        """Note a message of `workspaced.ui.<chat>.state`, just now."""
-        known = datetime.now(UTC)
+    def record(self, message: Message) -> None:
+        """Record a message of `workspaced.ui.<chat>.state` that has just arrived."""
+        received = datetime.now(UTC)
         envelope = json.loads(message.data)
         data = envelope["data"]
-        stored = message.headers.get("Nats-Time-Stamp") or envelope["time"]
-        seen = Seen(
+        published = message.headers.get("Nats-Time-Stamp") or envelope["time"]
+        state = ReceivedState(
             data["version"],
             data["state"],
             data["cause"],
-            datetime.fromisoformat(stored),
-            known,
+            datetime.fromisoformat(published),
+            received,
         )
-        if not any(other.version == seen.version for _, other in self.seen):
-            self.seen.append((self.run, seen))
-        return seen
+        if not any(known.version == state.version for _, known in self.states):
+            self.states.append((self.run, state))
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One state of the table; in milliseconds."""
+class Row:
+    """One state in the table; times are in milliseconds."""
 
     run: str
     state: str
     at: float
-    """Since the run's first fact."""
+    """When it became true, since the first fact of the run."""
     published: float
-    """Since its fact was true."""
+    """How much later it was published."""
     known: float
+    """How much later the caller received it."""
     polled: float
+    """How much later a caller that polls would have known."""
 
     def __str__(self) -> str:
         return (
@@ -78,46 +80,45 @@ HEADER: Final = (
 )
 
 
-def lines(watch: Watch, log: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Join the states that the caller saw with the facts in the chat's event log."""
+def compare(recorder: StateRecorder, log: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Join the states that the caller received with the facts in the chat's event log."""
     facts = {
         (e["event"]["source"], e["event"]["id"]): datetime.fromisoformat(e["event"]["time"])
         for e in log
     }
-    found: list[Line] = []
-    began: dict[str, datetime] = {}
-    entered: dict[str, str] = {}
-    for run, seen in watch.seen:
-        true = facts.get((seen.cause["source"], seen.cause["id"]))
-        if true is None or entered.get(run) == seen.state:
-            continue  # the state is the same, something shown with it changed
-        entered[run] = seen.state
-        start = began.setdefault(run, true)
-        since = (true - start).total_seconds()
-        # The first look is taken at once, the next every POLL: a fact is seen at the first look after it.
-        look = ceil(since / POLL) * POLL
-        found.append(
-            Line(
+    rows: list[Row] = []
+    first_fact: dict[str, datetime] = {}
+    last_state: dict[str, str] = {}
+    for run, received in recorder.states:
+        true = facts.get((received.cause["source"], received.cause["id"]))
+        if true is None or last_state.get(run) == received.state:
+            continue  # a new version of the same state
+        last_state[run] = received.state
+        since = (true - first_fact.setdefault(run, true)).total_seconds()
+        # The caller polls at once, and then each interval: it learns a fact at the next poll.
+        next_poll = ceil(since / POLL_INTERVAL) * POLL_INTERVAL
+        rows.append(
+            Row(
                 run,
-                seen.state,
+                received.state,
                 since * 1000,
-                (seen.published - true).total_seconds() * 1000,
-                (seen.known - true).total_seconds() * 1000,
-                (look - since) * 1000,
+                (received.published - true).total_seconds() * 1000,
+                (received.received - true).total_seconds() * 1000,
+                (next_poll - since) * 1000,
             )
         )
-    return found
+    return rows
 
 
-def table(found: Sequence[Line]) -> str:
-    """Return the table, with what became of the mean."""
-    waited = [line for line in found if line.at > 0]
-    text = "\n".join([HEADER, *map(str, found)])
-    if waited:
-        known = sum(line.known for line in waited) / len(waited)
-        polled = sum(line.polled for line in waited) / len(waited)
+def format_table(rows: Sequence[Row]) -> str:
+    """Return the table, with the averages of all states after the first of each run."""
+    later = [row for row in rows if row.at > 0]
+    text = "\n".join([HEADER, *map(str, rows)])
+    if later:
+        known = sum(row.known for row in later) / len(later)
+        polled = sum(row.polled for row in later) / len(later)
         text += (
-            f"\nOn average the caller knew {known:.1f} ms after the fact; "
-            f"polling every {POLL:g} s would have taken {polled:.0f} ms ({polled / known:.0f} times)."
+            f"\nOn average the caller knew {known:.1f} ms after the fact; polling every "
+            f"{POLL_INTERVAL:g} s would have taken {polled:.0f} ms ({polled / known:.0f} times)."
         )
     return text

@@ -47,6 +47,9 @@ _LOSS_PREFIX: Final = "lost:"
 class StoreUnavailableError(Exception):
     """The database can't be reached or accepts no changes now. Try again later."""
 
+    exit_status = 1
+    """`workspaced` exits with this status when the error ends a command; see `handlers.errors`."""
+
 
 class UnreachableError(StoreUnavailableError):
     """No connection can be opened. The message does not name the database: callers add its redacted URL."""

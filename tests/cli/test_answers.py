@@ -1,4 +1,4 @@
-"""What `workspaced tool` says of an answer, one kind at a time; the answers are the core's own."""
+"""How `workspaced tool` explains each kind of answer; the answers come from the core."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def created(**keys: Any) -> Answered:
     return Answered({"created": True, "workspace_name": "ann/w", "build_id": uid("b"), **keys})
 
 
-def test_a_build_failure_tells_what_failed_and_where_its_log_is() -> None:
+def test_a_build_failure_names_the_error_and_the_command_for_its_log() -> None:
     build = uid("w/b1")
 
     words = said("create_workspace", failure(chat(requested(), failed(error=ERROR))))
@@ -50,13 +50,13 @@ def test_a_build_failure_tells_what_failed_and_where_its_log_is() -> None:
     ]
 
 
-def test_the_command_to_see_the_log_comes_to_the_same_servers() -> None:
+def test_the_command_for_the_log_uses_the_same_servers() -> None:
     words = said("create_workspace", failure(chat(requested(), failed())), " --data-dir /data")
 
     assert words.endswith(f"workspaced log {CHAT} {uid('w/b1')} --data-dir /data")
 
 
-def test_a_quota_tells_what_is_used_of_how_much() -> None:
+def test_a_quota_error_shows_usage_and_budget() -> None:
     quota = Quota(credits_consumed=3, budget=4.5)
     refused = failed(error="ann has 3", code="INSUFFICIENT_QUOTA", quota=quota)
 
@@ -68,13 +68,13 @@ def test_a_quota_tells_what_is_used_of_how_much() -> None:
     assert words[3].split() == ["build", uid("w/b1")]
 
 
-def test_a_quota_without_numbers_is_told_without_them() -> None:
+def test_a_quota_error_without_numbers_shows_none() -> None:
     answer = failure(chat(requested(), failed(code="INSUFFICIENT_QUOTA")))
 
     assert said("create_workspace", answer).startswith("Workspace quota reached\n")
 
 
-def test_validations_are_a_line_each() -> None:
+def test_each_validation_error_is_one_line() -> None:
     misfits = Misfits((("size", "must be 9 at most"), ("name", "is in use\nalready")))
 
     words = said("create_workspace", answers.invalid(misfits)).split("\n")
@@ -87,7 +87,7 @@ def test_validations_are_a_line_each() -> None:
 
 
 @pytest.mark.parametrize("transition", [START, STOP])
-def test_a_call_that_was_overtaken_tells_by_whom(transition: Any) -> None:
+def test_a_superseded_call_names_the_build_that_took_over(transition: Any) -> None:
     overtaken = chat(requested(), requested(2, transition))
     by = overtaken.build
     assert by is not None
@@ -100,7 +100,7 @@ def test_a_call_that_was_overtaken_tells_by_whom(transition: Any) -> None:
     assert words[3].endswith(f"workspaced log {CHAT} {by.id}")
 
 
-def test_so_does_one_whose_overtaker_is_known_by_its_id_only() -> None:
+def test_a_superseded_call_may_know_only_the_id_of_that_build() -> None:
     gone = Chat(chat_id=CHAT, deleted_builds=(uid("w/b1"), uid("w/b2")))
     words = said("stop_workspace", answers.superseded(uid("w/b1"), gone))
 
@@ -108,20 +108,20 @@ def test_so_does_one_whose_overtaker_is_known_by_its_id_only() -> None:
     assert uid("w/b2") in words
 
 
-def test_a_call_whose_workspace_was_deleted_says_so() -> None:
+def test_a_call_whose_workspace_was_deleted_names_that_reason() -> None:
     words = said("stop_workspace", answers.superseded(uid("w/b1"), Chat(chat_id=CHAT))).split("\n")
 
     assert words[0] == "stop_workspace did not succeed: the workspace was deleted"
     assert words[1].split() == ["build", uid("w/b1")]
 
 
-def test_a_failure_before_any_build_is_told_without_one() -> None:
+def test_a_failure_without_a_build_names_no_build() -> None:
     words = said("create_workspace", Answered({"error": "the call was canceled"}))
 
     assert words == "create_workspace did not succeed: the call was canceled"
 
 
-def test_a_refusal_is_told_in_its_own_words() -> None:
+def test_a_refusal_shows_the_error_text() -> None:
     words = said("stop_workspace", answers.error("there is nothing\nto stop"))
 
     assert words == "stop_workspace was refused: there is nothing\n  to stop"
@@ -143,7 +143,7 @@ def test_a_refusal_is_told_in_its_own_words() -> None:
         ({"agent_status": "asleep"}, "agent_status is asleep"),
     ],
 )
-def test_readiness_is_put_into_words(keys: dict[str, str], words: str) -> None:
+def test_readiness_keys_are_explained(keys: dict[str, str], words: str) -> None:
     first, second = said("create_workspace", created(**keys)).split("\n")
 
     assert first == f"created ann/w, build {uid('b')}"
@@ -210,11 +210,11 @@ def test_readiness_is_put_into_words(keys: dict[str, str], words: str) -> None:
         ("fly", {}, "fly is done"),
     ],
 )
-def test_success_is_one_line(tool: str, result: dict[str, Any], words: str) -> None:
+def test_success_is_explained_in_one_line(tool: str, result: dict[str, Any], words: str) -> None:
     assert said(tool, Answered(result)) == words
 
 
-def test_nothing_that_a_build_wrote_reaches_the_terminal_as_a_command() -> None:
+def test_escape_sequences_of_a_build_do_not_reach_the_terminal() -> None:
     error = "\x1b[31mred\x1b[0m\x1b]0;title\x07\rbell"
 
     words = said("create_workspace", failure(chat(requested(), failed(error=error))))
@@ -224,7 +224,7 @@ def test_nothing_that_a_build_wrote_reaches_the_terminal_as_a_command() -> None:
     assert "  red]0;title\n  bell" in words
 
 
-def test_a_failure_of_several_lines_stays_in_its_column() -> None:
+def test_a_failure_of_several_lines_is_indented() -> None:
     data = state_changed(chat(requested(), failed(error=ERROR)))
     envelope = {
         "type": "workspaced.state_changed.v1",
@@ -240,13 +240,13 @@ def test_a_failure_of_several_lines_stays_in_its_column() -> None:
     assert more == [f"{'':12}  fetching", f"{'':12}  error: not found"]
 
 
-def test_each_line_of_log_is_marked() -> None:
+def test_each_line_of_log_has_a_mark() -> None:
     envelope = {"type": "workspaced.log_appended.v1", "data": {"output": "a\nb\n"}}
 
     assert describe(envelope) == ["  | a", "  | b"]
 
 
-def test_a_state_names_the_agent() -> None:
+def test_a_state_line_names_the_agent() -> None:
     envelope = {
         "type": "workspaced.state_changed.v1",
         "time": "2030-01-02T03:04:05.678Z",
@@ -258,7 +258,7 @@ def test_a_state_names_the_agent() -> None:
     assert line.endswith("agent_connecting  (agent main: connecting)")
 
 
-def test_a_change_of_what_is_not_shown_gives_no_line() -> None:
+def test_a_change_of_fields_that_are_not_shown_gives_no_line() -> None:
     def envelope(at: int, **keys: Any) -> dict[str, Any]:
         data = {**state_changed(chat(requested(), succeeded())), **keys}
         time = f"2030-01-02T03:04:{at:02}.678Z"

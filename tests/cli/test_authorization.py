@@ -1,4 +1,4 @@
-"""`workspaced nats-auth`: what servers of one's own must know, and nothing that is secret."""
+"""`workspaced nats-auth` prints public keys only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.rigs.processes import run
 
 
-def test_it_makes_the_seeds_once_and_prints_none_of_them(tmp_path: Path) -> None:
+def test_nats_auth_creates_the_seeds_once_and_prints_only_public_keys(tmp_path: Path) -> None:
     first = run("nats-auth", "--data-dir", tmp_path / "new")
     again = run("nats-auth", "--data-dir", tmp_path / "new")
 
@@ -21,7 +21,7 @@ def test_it_makes_the_seeds_once_and_prints_none_of_them(tmp_path: Path) -> None
         assert f"# {role}\n" in first.stdout
 
 
-def test_a_file_that_holds_no_seed_is_named(tmp_path: Path) -> None:
+def test_a_file_without_a_seed_is_named(tmp_path: Path) -> None:
     (tmp_path / "credentials").mkdir()
     (tmp_path / "credentials/worker.nk").write_text("nothing")
 

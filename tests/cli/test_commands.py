@@ -1,4 +1,4 @@
-"""`tool`, `template`, `events` and `replay` beside a running `up`."""
+"""`tool`, `template`, `events` and `replay` with a running `up`."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class TestTool:
         assert agents
         assert wait_until_gone(agents, 10)
 
-    def test_an_answer_that_is_an_error_is_a_failure(self, running: Up) -> None:
+    def test_an_error_answer_exits_with_status_1(self, running: Up) -> None:
         refused = running.run("tool", "start_workspace", "--chat", "new")
 
         assert refused.returncode == 1
         assert "create_workspace" in json.loads(refused.stdout)["error"]
 
-    def test_a_build_that_fails_is_a_failure(self, running: Up, tmp_path: Path) -> None:
+    def test_a_failed_build_exits_with_status_1(self, running: Up, tmp_path: Path) -> None:
         pushed = running.data("template", "push", folder(tmp_path, FAILING))
         args = ("--arg", f"template_id={pushed['template_id']}")
 
@@ -71,7 +71,7 @@ class TestTool:
         assert "on my way" in failed.stderr
         assert "build_failed" in failed.stderr
 
-    def test_the_answer_of_a_call_can_be_had_again(self, running: Up) -> None:
+    def test_the_same_call_id_returns_the_same_answer(self, running: Up) -> None:
         chat = new_id()
         ask = ("tool", "list_templates", "--chat", chat, "--call-id", "mine", "--quiet")
 
@@ -83,7 +83,7 @@ class TestTool:
     @pytest.mark.parametrize(
         "words", [("chat", "show"), ("events",), ("log",), ("replay", "--chat")], ids=" ".join
     )
-    def test_a_chat_that_is_not_there_is_said(self, running: Up, words: tuple[str, ...]) -> None:
+    def test_an_unknown_chat_is_an_error(self, running: Up, words: tuple[str, ...]) -> None:
         chat = new_id()
 
         unknown = running.run(*words, chat)
@@ -94,7 +94,9 @@ class TestTool:
             f"workspaced: there is no chat {chat}; `workspaced chat list` shows all chats\n"
         )
 
-    def test_who_no_longer_waits_leaves_the_call_open(self, running: Up, tmp_path: Path) -> None:
+    def test_an_interrupted_tool_command_leaves_the_call_open(
+        self, running: Up, tmp_path: Path
+    ) -> None:
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
         text = QUICK.replace("quick", "slow").replace("echo $", f"cat {pipe}; echo $")
@@ -158,7 +160,7 @@ class TestTemplates:
             ('name = "x"\n[build]\nstop = "true"', ["build", "start"]),
         ],
     )
-    def test_what_is_no_template_is_not_stored(
+    def test_an_invalid_template_is_not_stored(
         self, running: Up, tmp_path: Path, text: str, words: list[str]
     ) -> None:
         organization = ("--organization", new_id())
@@ -174,13 +176,15 @@ class TestTemplates:
             assert word in refused.stderr
         assert listed.stdout == ""
 
-    def test_a_folder_without_one_is_said(self, running: Up, tmp_path: Path) -> None:
+    def test_a_folder_without_template_toml_is_an_error(self, running: Up, tmp_path: Path) -> None:
         refused = running.run("template", "push", tmp_path)
 
         assert refused.returncode == 1
         assert str(tmp_path) in refused.stderr
 
-    def test_its_file_is_not_the_folder(self, running: Up, tmp_path: Path) -> None:
+    def test_pushing_the_file_instead_of_the_folder_is_an_error(
+        self, running: Up, tmp_path: Path
+    ) -> None:
         file = folder(tmp_path) / "template.toml"
 
         refused = running.run("template", "push", file)
@@ -188,7 +192,7 @@ class TestTemplates:
         assert refused.returncode == 1
         assert refused.stderr == (f"workspaced: {file} is a file: name the folder, not the file\n")
 
-    def test_a_folder_that_is_too_large(self, running: Up, tmp_path: Path) -> None:
+    def test_a_folder_that_is_too_large_is_an_error(self, running: Up, tmp_path: Path) -> None:
         place = folder(tmp_path, QUICK.replace("quick", "large"))
         (place / "noise").write_bytes(os.urandom(17 * 1024 * 1024))
 
@@ -197,7 +201,9 @@ class TestTemplates:
         assert refused.returncode == 1
         assert "16777216" in refused.stderr
 
-    def test_a_template_that_would_not_fit_an_answer(self, running: Up, tmp_path: Path) -> None:
+    def test_a_template_too_large_for_an_answer_is_an_error(
+        self, running: Up, tmp_path: Path
+    ) -> None:
         text = f'description = "{"w" * 50_000}"\n{QUICK}'
 
         refused = running.run("template", "push", folder(tmp_path, text))
@@ -217,7 +223,7 @@ def log(running: Up, template: str) -> list[dict[str, Any]]:
 
 
 class TestReplay:
-    def test_a_log_folds_to_what_was_recorded(self, log: list[dict[str, Any]]) -> None:
+    def test_a_log_replays_to_the_recorded_states(self, log: list[dict[str, Any]]) -> None:
         done = replayed(log)
 
         assert done.returncode == 0, done.stderr
@@ -234,7 +240,7 @@ class TestReplay:
         positions = [done.stdout.index(state) for state in path]
         assert positions == sorted(positions)
 
-    def test_what_looks_like_a_line_end_is_none(self, running: Up) -> None:
+    def test_unicode_line_separators_do_not_end_an_entry(self, running: Up) -> None:
         chat = new_id()
         running.data("tool", "list_templates", "--chat", chat, "--arg", "query=a\u2028b\x85c")
 
@@ -243,7 +249,7 @@ class TestReplay:
     @pytest.mark.parametrize(
         ("key", "value"), [("version", 77), ("state_after", "failed"), ("outcome", "stale")]
     )
-    def test_a_log_that_was_tampered_with_is_told(
+    def test_replay_reports_a_changed_log(
         self, log: list[dict[str, Any]], key: str, value: object
     ) -> None:
         changed = [dict(entry) for entry in log]
@@ -255,7 +261,7 @@ class TestReplay:
         assert f"seq {log[2]['seq']}" in done.stderr
         assert key in done.stderr
 
-    def test_an_event_that_was_changed_is_told(self, log: list[dict[str, Any]]) -> None:
+    def test_replay_reports_a_changed_event(self, log: list[dict[str, Any]]) -> None:
         changed = json.loads(json.dumps(log))
         for entry in changed:
             if entry["event"]["type"].startswith("workspaced.build_succeeded"):
@@ -270,7 +276,7 @@ class TestReplay:
     @pytest.mark.parametrize(
         "line", ["{", "[]", "7", "{}", '{"event": 1, "at": 2}', '{"event": {"type": "x"}}']
     )
-    def test_a_file_that_is_no_log_is_told(self, tmp_path: Path, line: str) -> None:
+    def test_a_file_that_is_not_a_log_is_an_error(self, tmp_path: Path, line: str) -> None:
         file = tmp_path / "log.jsonl"
         file.write_text(line + "\n")
 
@@ -281,7 +287,7 @@ class TestReplay:
         assert "Traceback" not in done.stderr
 
     @pytest.mark.parametrize("text", ["", "\n\n"])
-    def test_a_file_without_entries_adds_up_to_nothing(self, tmp_path: Path, text: str) -> None:
+    def test_a_file_without_entries_is_an_error(self, tmp_path: Path, text: str) -> None:
         file = tmp_path / "empty.jsonl"
         file.write_text(text)
 
@@ -291,13 +297,13 @@ class TestReplay:
         assert done.stderr == f"workspaced: no entries in {file}\n"
         assert of_stdin.stderr == "workspaced: no entries in stdin\n"
 
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_an_error(self, tmp_path: Path) -> None:
         done = run("replay", tmp_path / "none")
 
         assert done.returncode == 1
         assert done.stderr == f"workspaced: {tmp_path / 'none'}: No such file or directory\n"
 
-    def test_who_reads_no_further_is_no_trouble(
+    def test_a_closed_pipe_ends_the_command_quietly(
         self, running: Up, log: list[dict[str, Any]]
     ) -> None:
         chat = log[0]["event"]["subject"]

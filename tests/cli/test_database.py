@@ -1,4 +1,4 @@
-"""The database under `up` and a PostgreSQL of one's own: each service comes as itself, and can work."""
+"""Each service has a database role of its own, under `up` and on another PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.rigs.processes import ROOT, Up, run
 DEPLOY = ROOT / "deploy/postgres"
 
 
-async def test_under_up_each_service_comes_as_itself(running: Up) -> None:
+async def test_under_up_each_service_connects_with_its_own_database_role(running: Up) -> None:
     admin = await asyncpg.connect(running.database)
     found = await admin.fetch(
         "select distinct usename::text from pg_stat_activity "
@@ -43,7 +43,7 @@ async def test_under_up_each_service_comes_as_itself(running: Up) -> None:
     assert [row[0] for row in owners] == ["workspaced_owner"]
 
 
-def test_under_up_commands_come_as_operator_and_the_owner_migrates(
+def test_under_up_commands_connect_as_operator_and_the_owner_migrates(
     running: Up, tmp_path: Path
 ) -> None:
     """The ready line's URL and the password file are all that a backup needs."""
@@ -105,7 +105,7 @@ def made_by(url: str) -> None:
         assert done.returncode == 0, done.stderr
 
 
-async def test_the_examples_make_a_server_that_each_role_works_on_with_its_password_only(
+async def test_with_the_example_configuration_each_role_works_with_its_password_only(
     tmp_path: Path,
 ) -> None:
     port = free_port()

@@ -1,4 +1,4 @@
-"""`workspaced demo`: told to the end, and ended before that."""
+"""`workspaced demo`: runs to its end, or is interrupted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tests.rigs.processes import ROOT, environment, kill_processes, processes_using, run
 
 
-def test_the_demo_tells_its_story_to_the_end() -> None:
+def test_the_demo_runs_to_its_end() -> None:
     done = run("demo", patience=120)
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -36,7 +36,7 @@ def unread(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("when", ["ready after", "  building", "== A command in the finished"])
 @pytest.mark.parametrize(("ended", "status"), [(interrupted, 130), (terminated, 143), (unread, 1)])
-def test_ended_early_it_leaves_nothing(
+def test_an_interrupted_demo_leaves_no_files_or_processes(
     tmp_path: Path, ended: Callable[[subprocess.Popen[str]], None], status: int, when: str
 ) -> None:
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""As the first process of a container, `up` leaves no zombies."""
+"""As the first process of a container, `up` reaps orphans."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _may_unshare() -> bool:
 
 
 @pytest.mark.parametrize("way", ["pid 1", "subreaper"])
-def test_orphans_are_reaped_and_statuses_of_steps_are_not_lost(tmp_path: Path, way: str) -> None:
+def test_up_reaps_orphans_and_keeps_the_exit_statuses_of_steps(tmp_path: Path, way: str) -> None:
     if way == "pid 1" and not _may_unshare():
         pytest.skip("this user may make no process namespace")
     python = [sys.executable] if way == "pid 1" else [sys.executable, "-c", SUBREAPER]

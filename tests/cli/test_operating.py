@@ -1,4 +1,4 @@
-"""`chat`, `log`, `workspace` and `template versions`: what operators look at, beside a running `up`."""
+"""`chat`, `log`, `workspace` and `template versions` with a running `up`."""
 
 from __future__ import annotations
 
@@ -111,9 +111,7 @@ def tell(running: Up, chat: str, type_name: str, data: Event) -> None:
 
 
 class TestTool:
-    def test_json_alone_where_only_that_is_wanted(
-        self, running: Up, templates: dict[str, str]
-    ) -> None:
+    def test_json_prints_only_the_answer(self, running: Up, templates: dict[str, str]) -> None:
         wrong = ("--arg", f"template_id={templates['quick']}", "--arg", "parameters.colour=red")
 
         refused = running.run("tool", "create_workspace", "--chat", "new", *wrong, "--json")
@@ -122,7 +120,7 @@ class TestTool:
         assert refused.stderr == ""
         assert json.loads(refused.stdout)["validations"][0]["field"] == "colour"
 
-    def test_an_answer_is_told_to_who_reads_stderr(
+    def test_the_answer_is_explained_on_stderr(
         self, running: Up, templates: dict[str, str]
     ) -> None:
         wrong = ("--arg", f"template_id={templates['quick']}", "--arg", "parameters.colour=red")
@@ -132,7 +130,7 @@ class TestTool:
         assert json.loads(refused.stdout)["validations"]
         assert "\n  colour  " in refused.stderr
 
-    def test_the_command_that_it_names_shows_the_log(
+    def test_the_suggested_command_shows_the_log(
         self, running: Up, templates: dict[str, str]
     ) -> None:
         chat, _ = created(running, templates["stubborn"])
@@ -145,7 +143,7 @@ class TestTool:
         assert named.split()[-2:] == ["--data-dir", str(running.directory)]
         assert "not that easily\n" in shown.stdout
 
-    def test_who_waits_for_a_pool_that_nobody_serves_is_told(
+    def test_a_call_that_waits_for_an_unserved_pool_reports_that(
         self, running: Up, templates: dict[str, str]
     ) -> None:
         process = waiting(running, new_id(), templates["unserved"])
@@ -154,9 +152,31 @@ class TestTool:
         finally:
             process.stop(signal.SIGINT)
 
+    def test_a_status_line_on_stderr_says_what_a_call_waits_for(self, running: Up) -> None:
+        ours, theirs = pty.openpty()
+        command = ["tool", "list_templates", "--chat", "new", "--data-dir", str(running.directory)]
+
+        done = subprocess.run(
+            [sys.executable, "-m", "handlers", *command],
+            cwd=ROOT,
+            env=environment({"TERM": "xterm-256color"}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            timeout=PATIENCE,
+            check=True,
+        )
+        os.close(theirs)
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            shown = terminal.read(65_536).decode()
+
+        assert "templates" in json.loads(done.stdout)
+        assert "waiting for list_templates" in shown
+        assert "templates, page 1" in shown or "template, page 1" in shown
+
 
 class TestChats:
-    def test_chats_are_listed_for_programs_and_for_people(
+    def test_chat_list_prints_json_lines_or_a_table(
         self, running: Up, templates: dict[str, str]
     ) -> None:
         owner, other = new_id(), new_id()
@@ -188,7 +208,7 @@ class TestChats:
         assert (none, lines(running, "chat", "list", "--owner", other)) == ([], [])
         assert "no such chats" in said
 
-    def test_a_chat_is_shown_with_what_its_failure_says(
+    def test_chat_show_includes_the_failure_message(
         self, running: Up, templates: dict[str, str]
     ) -> None:
         chat, answer = created(running, templates["stubborn"])
@@ -207,7 +227,7 @@ class TestChats:
         assert shown[at + 1].startswith(" " * 12)
         assert "open calls  none" in shown
 
-    def test_a_chat_that_only_asked_has_nothing(self, running: Up) -> None:
+    def test_a_chat_without_a_workspace_can_be_shown(self, running: Up) -> None:
         chat = new_id()
         running.data("tool", "list_templates", "--chat", chat)
 
@@ -218,7 +238,7 @@ class TestChats:
         assert "state       none, version 0" in shown
         assert status == 0
 
-    def test_a_build_that_nobody_has_begun_is_said(
+    def test_a_build_that_no_provisioner_has_started_has_a_notice(
         self, running: Up, templates: dict[str, str]
     ) -> None:
         chat = new_id()
@@ -238,7 +258,7 @@ class TestChats:
 
 
 class TestLog:
-    def test_the_newest_builds_log_or_the_one_that_is_named(
+    def test_log_prints_the_newest_build_or_the_given_one(
         self, running: Up, templates: dict[str, str]
     ) -> None:
         chat, answer = created(running, templates["quick"])
@@ -268,9 +288,7 @@ class TestLog:
             assert refused.stdout == ""
             assert "no build" in refused.stderr
 
-    def test_followed_it_goes_on_until_the_chat_is_settled(
-        self, running: Up, tmp_path: Path
-    ) -> None:
+    def test_log_follow_ends_when_the_chat_is_settled(self, running: Up, tmp_path: Path) -> None:
         pipe, chat = tmp_path / "pipe", new_id()
         os.mkfifo(pipe)
         text = QUICK.replace("quick", "followed").replace("echo $", f"echo one; cat {pipe}; echo $")
@@ -322,7 +340,7 @@ class TestLog:
 
 
 class TestDelete:
-    def test_a_workspace_is_deleted_and_its_log_stays(
+    def test_deleting_a_workspace_keeps_its_logs(
         self, running: Up, templates: dict[str, str]
     ) -> None:
         chat, answer = created(running, templates["quick"])
@@ -348,7 +366,9 @@ class TestDelete:
         assert "hello from the build" in running.run("log", chat, answer["build_id"]).stdout
         assert running.run("log", chat).returncode == 0
 
-    def test_a_deletion_that_fails_says_why(self, running: Up, templates: dict[str, str]) -> None:
+    def test_a_failed_deletion_prints_the_reason(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
         chat, _ = created(running, templates["stubborn"])
 
         first = running.run("workspace", "delete", chat)
@@ -363,7 +383,7 @@ class TestDelete:
         assert "  | never" in first.stderr
         assert "  | never" not in second.stderr
 
-    def test_what_was_made_elsewhere_is_not_deleted_here(self, running: Up) -> None:
+    def test_a_workspace_of_an_unknown_template_is_not_deleted(self, running: Up) -> None:
         chat = new_id()
         build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": 1}
         build["transition"] = "start"
@@ -384,7 +404,7 @@ class TestDelete:
 
 
 class TestOrphans:
-    def test_a_workspace_that_no_chat_has_is_listed(
+    def test_workspaces_without_a_chat_are_listed(
         self, running: Up, templates: dict[str, str]
     ) -> None:
         chat, _ = created(running, templates["quick"])
@@ -409,7 +429,7 @@ class TestOrphans:
 
 
 class TestVersions:
-    def test_the_active_version_can_be_moved_back(self, running: Up, tmp_path: Path) -> None:
+    def test_an_earlier_version_can_be_activated(self, running: Up, tmp_path: Path) -> None:
         place = folder(tmp_path, QUICK.replace("quick", "moving"))
         organization = ("--organization", new_id())
         first = running.data("template", "push", place, *organization)
@@ -434,21 +454,25 @@ class TestVersions:
         assert [line.endswith("active") for line in table[1:]] == [True, False]
 
     @pytest.mark.parametrize("words", [("versions", "nothing"), ("activate", new_id())])
-    def test_what_is_not_there_is_told(self, running: Up, words: tuple[str, str]) -> None:
+    def test_unknown_templates_and_versions_are_errors(
+        self, running: Up, words: tuple[str, str]
+    ) -> None:
         refused = running.run("template", *words)
 
         assert refused.returncode == 1
         assert refused.stdout == ""
         assert words[1] in refused.stderr
 
-    def test_templates_are_a_table_for_people(self, running: Up, templates: dict[str, str]) -> None:
+    def test_template_list_prints_a_table_on_a_terminal(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
         table, _, _ = on_a_terminal(running, "template", "list")
 
         assert table[0].split()[0] == "NAME"
         assert any(line.split()[:2] == ["quick", templates["quick"]] for line in table)
 
 
-def test_a_sensitive_value_is_shown_by_no_command(running: Up, templates: dict[str, str]) -> None:
+def test_no_command_prints_a_sensitive_value(running: Up, templates: dict[str, str]) -> None:
     chat, secret = new_id(), "tr0ub4dor"
     ask = ("--arg", f"template_id={templates['unserved']}")
     process = Process(

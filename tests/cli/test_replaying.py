@@ -1,4 +1,4 @@
-"""`events --all` and `replay` of a running database: verified, and made anew."""
+"""`events --all` and `replay` of a database: checks and rebuilds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def execute(running: Up, statement: str, *args: object) -> None:
     asyncio.run(done())
 
 
-def test_all_logs_are_exported_and_add_up(running: Up, chat: str, tmp_path: Path) -> None:
+def test_exported_logs_replay_without_differences(running: Up, chat: str, tmp_path: Path) -> None:
     exported = running.run("events", "--all")
     alone = running.run("events", chat)
     file = tmp_path / "all.jsonl"
@@ -56,7 +56,7 @@ def test_all_logs_are_exported_and_add_up(running: Up, chat: str, tmp_path: Path
     assert path.endswith("ready -> stopping -> stopped")
 
 
-def test_a_database_is_verified_against_its_logs(running: Up, chat: str) -> None:
+def test_replay_checks_the_database_against_its_logs(running: Up, chat: str) -> None:
     everything = running.run("replay", "--all")
     one = running.run("replay", "--chat", chat)
     by_url = run("replay", "--all", "--database-url", running.database)
@@ -72,7 +72,7 @@ def test_a_database_is_verified_against_its_logs(running: Up, chat: str) -> None
     assert "there is no chat" in unknown.stderr
 
 
-def test_what_differs_is_named_and_rebuilt_when_asked_to(running: Up, chat: str) -> None:
+def test_replay_reports_and_rebuilds_a_changed_snapshot(running: Up, chat: str) -> None:
     damage = (
         "update chat set snapshot = jsonb_set(snapshot, '{build,number}', '9') where chat_id = $1"
     )
@@ -96,7 +96,7 @@ def test_what_differs_is_named_and_rebuilt_when_asked_to(running: Up, chat: str)
     assert (shown["state"], shown["build"]["number"]) == ("stopped", 2)
 
 
-def test_a_log_that_does_not_fold_rebuilds_nothing(running: Up, chat: str) -> None:
+def test_a_log_with_differences_rebuilds_nothing(running: Up, chat: str) -> None:
     execute(running, "update event_log set version = version + 1 where chat_id = $1", chat)
     try:
         refused = running.run("replay", "--chat", chat, "--rebuild")
@@ -108,7 +108,9 @@ def test_a_log_that_does_not_fold_rebuilds_nothing(running: Up, chat: str) -> No
     assert "1 can't be: their logs don't fold to what they recorded\n" in refused.stderr
 
 
-def test_chats_that_lie_far_apart_in_a_file_are_told(running: Up, chat: str) -> None:
+def test_entries_of_a_chat_that_are_far_apart_in_a_file_are_reported(
+    running: Up, chat: str
+) -> None:
     """A file's chats are not kept for ever; in an export each stands in one piece."""
     log = running.run("events", chat).stdout.split("\n")
     between = [log[0].replace(chat, new_id()) for _ in range(1001)]

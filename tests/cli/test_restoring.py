@@ -1,4 +1,4 @@
-"""`pg_dump` while chats are at work, `pg_restore`, and everything finds together again."""
+"""`pg_dump` while chats are active, `pg_restore`, and reconciliation afterwards."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def in_flight(place: Place, chat: str, template: str) -> Iterator[Process]:
 
 
 @pytest.mark.parametrize("restore", [restored_into_a_new_one, restored_in_place])
-async def test_after_a_restore_all_find_together_again(
+async def test_after_a_restore_all_parts_reconcile(
     place: Place, tmp_path: Path, restore: Any
 ) -> None:
     stopped, built, new, deleted, quiet = chats = [new_id() for _ in range(5)]
@@ -178,9 +178,7 @@ async def test_after_a_restore_all_find_together_again(
         place.stop(chat, "the-last")
 
 
-async def test_a_database_that_is_lost_altogether_is_told_what_there_is(
-    place: Place, tmp_path: Path
-) -> None:
+async def test_an_empty_database_learns_what_exists(place: Place, tmp_path: Path) -> None:
     chat = new_id()
     template = folder(tmp_path)
     quick = place.up.data("template", "push", template)["template_id"]

@@ -1,4 +1,4 @@
-"""Roles by themselves, beside a running `up`."""
+"""`worker`, `gateway`, `provisioner` and `agent` as processes of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.rigs.processes import Process, Up, agents_using, run, wait_until_gone
 
 @pytest.mark.parametrize("role", ["worker", "gateway"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_role_finds_the_running_up_and_ends_when_told(
+def test_a_role_uses_the_running_up_and_stops_on_a_signal(
     running: Up, role: str, number: signal.Signals
 ) -> None:
     process = Process(role, "--data-dir", running.directory)
@@ -25,7 +25,7 @@ def test_a_role_finds_the_running_up_and_ends_when_told(
     assert process.rest == b""
 
 
-def test_a_provisioner_of_a_pool_of_its_own(running: Up, tmp_path: Path) -> None:
+def test_a_provisioner_serves_its_own_pool(running: Up, tmp_path: Path) -> None:
     text = QUICK.replace("quick", "apart").replace("local", "apart")
     pushed = running.data("template", "push", folder(tmp_path, text))
     home = ("--data-dir", tmp_path / "home", "--nats-url", running.nats)
@@ -52,7 +52,7 @@ def test_a_provisioner_of_a_pool_of_its_own(running: Up, tmp_path: Path) -> None
     assert wait_until_gone(agents, 10)
 
 
-def test_a_provisioner_waits_in_one_line_for_the_first_template_of_its_pool(
+def test_a_provisioner_logs_once_that_it_waits_for_a_template_of_its_pool(
     running: Up, tmp_path: Path
 ) -> None:
     place = ("--data-dir", tmp_path / "home", "--nats-url", running.nats)
@@ -74,7 +74,7 @@ def test_a_provisioner_waits_in_one_line_for_the_first_template_of_its_pool(
     assert process.output().count("pool late") == 1
 
 
-def test_a_provisioner_whose_key_is_good_for_another_pool_ends_and_says_so(
+def test_a_provisioner_with_a_key_for_another_pool_ends_with_an_error(
     running: Up, tmp_path: Path
 ) -> None:
     file = tmp_path / "key.nk"
@@ -96,7 +96,7 @@ def test_a_provisioner_whose_key_is_good_for_another_pool_ends_and_says_so(
     assert status == 0
 
 
-def test_a_second_provisioner_of_a_directory_is_refused_in_one_line(running: Up) -> None:
+def test_a_second_provisioner_of_a_directory_is_an_error(running: Up) -> None:
     refused = running.run("provisioner")
 
     root = running.directory / "provisioner" / "local"
@@ -108,7 +108,7 @@ def test_a_second_provisioner_of_a_directory_is_refused_in_one_line(running: Up)
     assert "Traceback" not in refused.stderr
 
 
-def test_a_role_with_the_credential_of_another_is_refused(running: Up, tmp_path: Path) -> None:
+def test_a_role_with_the_key_of_another_role_is_refused(running: Up, tmp_path: Path) -> None:
     place = ("--nats-url", running.nats, "--database-url", running.database)
     refused = run("worker", *place, "--credentials", running.seed_file("chat-service"))
     unknown = tmp_path / "unknown.nk"
@@ -125,9 +125,7 @@ def test_a_role_with_the_credential_of_another_is_refused(running: Up, tmp_path:
 
 
 @pytest.mark.parametrize("role", ["worker", "gateway", "provisioner"])
-def test_a_role_that_finds_no_nats_says_so_and_goes_on(
-    role: str, running: Up, tmp_path: Path
-) -> None:
+def test_a_role_waits_for_nats_and_logs_that(role: str, running: Up, tmp_path: Path) -> None:
     servers = {
         "WORKSPACED_NATS_URL": "nats://ann:secret@127.0.0.1:1",
         "WORKSPACED_DATABASE_URL": running.database,
@@ -147,7 +145,7 @@ def test_a_role_that_finds_no_nats_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize("role", ["worker", "gateway"])
-def test_a_role_that_finds_no_database_says_so_and_goes_on(
+def test_a_role_waits_for_the_database_and_logs_that(
     role: str, running: Up, tmp_path: Path
 ) -> None:
     servers = {
@@ -178,7 +176,7 @@ def test_a_role_that_finds_no_database_says_so_and_goes_on(
     ],
 )
 @pytest.mark.parametrize("command", ["worker", "gateway", "migrate", "settings"])
-def test_a_url_that_nothing_can_be_made_of_ends_a_command_in_one_line(
+def test_an_invalid_url_is_a_one_line_error(
     command: str, query: str, words: str, running: Up, tmp_path: Path
 ) -> None:
     role = command if command in ("worker", "gateway") else "operator"
@@ -196,7 +194,7 @@ def test_a_url_that_nothing_can_be_made_of_ends_a_command_in_one_line(
     assert "secret" not in done.stderr
 
 
-def test_an_agent_without_a_folder(tmp_path: Path) -> None:
+def test_an_agent_without_its_folder_is_an_error(tmp_path: Path) -> None:
     done = run("agent", tmp_path / "config.json")
 
     assert done.returncode == 1

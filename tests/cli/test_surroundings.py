@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from handlers.cli.command_table import command_parser
 from handlers.settings import Settings, read_settings, unknown_variables
 from tests.cli.folders import folder
-from tests.rigs.processes import ROOT, Up, environment, run
+from tests.rigs.processes import PATIENCE, ROOT, Up, environment, run
 
 WORKSPACED = [sys.executable, "-m", "handlers"]
 NO_POWERS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
@@ -52,7 +53,9 @@ def told(done: subprocess.CompletedProcess[str], *words: str | Path, status: int
 
 
 @pytest.mark.parametrize("closed", ["<&- >&-", "<&- >&- 2>&-", "2>/dev/full"])
-def test_up_runs_and_ends_whatever_its_standard_streams_are(closed: str, tmp_path: Path) -> None:
+def test_up_runs_and_stops_with_closed_or_full_standard_streams(
+    closed: str, tmp_path: Path
+) -> None:
     """It must open no socket under the number of a standard stream, and may have nobody to tell."""
     process = subprocess.Popen(
         ["/bin/sh", "-c", f'exec $W up --data-dir "$0" {closed}', str(tmp_path / "data")],
@@ -68,6 +71,9 @@ def test_up_runs_and_ends_whatever_its_standard_streams_are(closed: str, tmp_pat
         else:
             assert json.loads(process.stdout.readline())["ready"] is True
         listed = run("chat", "list", "--data-dir", tmp_path / "data")
+        deadline = time.monotonic() + PATIENCE
+        while "nobody serves" in listed.stderr and time.monotonic() < deadline:  # still starting
+            listed = run("chat", "list", "--data-dir", tmp_path / "data")
         process.send_signal(signal.SIGTERM)
         status = process.wait(30)
     finally:
@@ -86,7 +92,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_up_runs_and_ends_though_its_parent_blocked_every_signal(tmp_path: Path) -> None:
+def test_up_runs_and_stops_though_its_parent_blocked_every_signal(tmp_path: Path) -> None:
     """A process inherits which signals are blocked, and so would PostgreSQL and nats-server."""
     process = subprocess.Popen(
         [sys.executable, "-c", BLOCK_SIGNALS, *WORKSPACED, "up", "--data-dir", tmp_path / "data"],
@@ -138,7 +144,7 @@ def _noted(path: Path) -> None:
     ],
     ids=lambda more: ",".join(more.values()),
 )
-def test_what_a_stream_can_not_encode_is_escaped(
+def test_characters_that_a_stream_cannot_encode_are_escaped(
     running: Up, more: dict[str, str], tmp_path: Path
 ) -> None:
     name = "Łukasz 𝄞 é"
@@ -176,22 +182,20 @@ def test_what_a_stream_can_not_encode_is_escaped(
     ],
     ids=lambda words: " ".join(words or ["same"]),
 )
-def test_an_empty_flag_is_as_if_it_were_not_given(
-    given: Sequence[str], same: Sequence[str] | None
-) -> None:
+def test_an_empty_flag_counts_as_absent(given: Sequence[str], same: Sequence[str] | None) -> None:
     same = given[:4] if same is None else same
 
     assert vars(command_parser().parse_args(given)) == vars(command_parser().parse_args(same))
 
 
-def test_a_required_flag_that_is_empty_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_required_flag_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command_parser().parse_args(["tool", "list_templates", "--chat", ""])
 
     assert "required: --chat" in capsys.readouterr().err
 
 
-def test_a_value_that_is_given_stays(tmp_path: Path) -> None:
+def test_values_that_look_empty_or_like_flags_are_kept(tmp_path: Path) -> None:
     flags = command_parser().parse_args(
         ["tool", "create_workspace", "--chat=new", "--arg", "name=", "--arg", "parameters.x=--y"]
     )
@@ -218,14 +222,14 @@ def test_no_database_is_guessed_when_the_url_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["template", "push", ""], ["replay", ""], ["agent", ""]])
-def test_an_empty_path_is_not_where_we_are(words: list[str]) -> None:
+def test_an_empty_path_is_not_the_current_directory(words: list[str]) -> None:
     done = run(*words)
 
     assert done.returncode == 2
     assert "it is empty: name a path" in done.stderr
 
 
-def test_unknown_variables_are_named_with_the_nearest_known_one() -> None:
+def test_unknown_variables_are_reported_with_the_nearest_known_one() -> None:
     nothing = "is no setting of workspaced and has no effect"
     known = {f"WORKSPACED_{name.upper()}": "1" for name in Settings.model_fields}
     found = unknown_variables(
@@ -255,7 +259,7 @@ def test_a_warning_for_each_unknown_variable_goes_to_stderr(tmp_path: Path) -> N
     ("home", "words"),
     [("", ["--data-dir", "~nosuchuser/x"]), ("/nowhere", ["--data-dir", "~nosuchuser"])],
 )
-def test_a_home_that_nobody_has_is_named(home: str, words: list[str]) -> None:
+def test_an_unknown_home_directory_is_an_error(home: str, words: list[str]) -> None:
     done = run("chat", "list", *words, env={"HOME": home})
 
     told(done, "~nosuchuser", "WORKSPACED_DATA_DIR", "HOME", status=2)
@@ -263,7 +267,7 @@ def test_a_home_that_nobody_has_is_named(home: str, words: list[str]) -> None:
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")
 @pytest.mark.parametrize("home", ["-u HOME", "HOME="])
-def test_a_user_without_passwd_entry_and_home_is_told_what_to_do(home: str) -> None:
+def test_without_passwd_entry_and_home_the_error_says_what_to_do(home: str) -> None:
     as_nobody = "unshare -U --map-user=12345"
     if shell(f"{as_nobody} true").returncode:
         pytest.skip("this machine refuses user namespaces")
@@ -295,7 +299,7 @@ COMMANDS = [
 
 @powerless
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_the_file_system_refuses_is_one_line_with_the_path(command: str, places: Path) -> None:
+def test_errors_of_the_file_system_are_one_line_with_the_path(command: str, places: Path) -> None:
     too_long, failed = "x" * 300, list[str]()
     for name in ("loop/x", "loop", "file/x", "closed/x", "closed", too_long):
         path = places / name
@@ -318,7 +322,7 @@ def test_what_the_file_system_refuses_is_one_line_with_the_path(command: str, pl
 
 
 @powerless
-def test_a_place_that_can_not_be_written_is_named(places: Path) -> None:
+def test_an_unwritable_directory_is_named(places: Path) -> None:
     for words in (["up", "--data-dir"], ["nats-auth", "--data-dir"]):
         done = subprocess.run(
             [*NO_POWERS, *WORKSPACED, *words, str(places / "read-only")],
@@ -332,7 +336,7 @@ def test_a_place_that_can_not_be_written_is_named(places: Path) -> None:
         told(done, places / "read-only")
 
 
-def test_a_full_disk_is_said_with_what_to_do() -> None:
+def test_a_file_size_limit_is_reported_with_advice() -> None:
     told(
         shell("ulimit -f 0; trap '' XFSZ; $W nats-auth --data-dir $(mktemp -d)"),
         "credentials",
@@ -343,7 +347,9 @@ def test_a_full_disk_is_said_with_what_to_do() -> None:
 # Descriptors
 
 
-def test_who_serves_may_open_as_many_files_as_the_machine_lets_it(tmp_path: Path) -> None:
+def test_servers_raise_their_limit_of_open_files_and_commands_they_run_get_the_old_one(
+    tmp_path: Path,
+) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     code = (
         "import resource, sys; from handlers.sandbox.processes import raise_file_limit\n"
@@ -370,7 +376,7 @@ def test_up_raises_its_limit_of_open_files(running: Up) -> None:
     assert soft == hard or int(soft) == 1 << 20
 
 
-def test_without_descriptors_a_command_says_so(tmp_path: Path) -> None:
+def test_running_out_of_file_descriptors_is_reported_with_advice(tmp_path: Path) -> None:
     done = shell(f"ulimit -n 8; $W up --data-dir {tmp_path / 'data'}")
 
     assert done.returncode == 1
@@ -388,7 +394,7 @@ def test_without_descriptors_a_command_says_so(tmp_path: Path) -> None:
         "--nats-host [::1] --websocket-host ::1 --http-host localhost",
     ],
 )
-def test_up_runs_where_ipv6_alone_is_there(hosts: str, tmp_path: Path) -> None:
+def test_up_runs_on_a_machine_with_only_ipv6(hosts: str, tmp_path: Path) -> None:
     """In a network of its own, whose loopback has no 127.0.0.1; other commands find it there."""
     network = "unshare -n" if os.geteuid() == 0 else "unshare -rn"
     if shell(f"{network} ip link set lo up").returncode:

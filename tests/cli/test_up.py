@@ -1,4 +1,4 @@
-"""`workspaced up` as a process: how it begins, how it ends, and what outlives it."""
+"""`workspaced up` as a process: its start, its end, and what survives it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def get(url: str) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
-def test_it_says_one_line_when_it_is_ready(running: Up) -> None:
+def test_up_prints_one_line_when_it_is_ready(running: Up) -> None:
     ready = running.ready
 
     assert ready.keys() == {"ready", "nats", "websocket", "http", "database"}
@@ -58,12 +58,12 @@ def test_it_says_one_line_when_it_is_ready(running: Up) -> None:
     assert ready["database"].startswith("postgresql://")
 
 
-def test_it_can_be_asked_how_it_is(running: Up) -> None:
+def test_up_serves_its_health(running: Up) -> None:
     assert get(f"{running.http}/healthz")[0] == 200
     assert get(f"{running.http}/readyz")[0] == 200
 
 
-def test_its_credentials_are_for_their_owner_alone(running: Up) -> None:
+def test_only_the_owner_may_read_the_credentials(running: Up) -> None:
     folder = running.directory / "credentials"
     for role in ("operator", "chat-service", "provisioner", "worker", "gateway"):
         file = folder / f"{role}.nk"
@@ -71,7 +71,7 @@ def test_its_credentials_are_for_their_owner_alone(running: Up) -> None:
         assert file.stat().st_mode & 0o077 == 0
 
 
-def test_logs_are_json_and_data_is_the_line(data: Path) -> None:
+def test_logs_are_json_lines_on_stderr_and_stdout_has_only_the_ready_line(data: Path) -> None:
     first = start_up(data)
 
     assert first.process.stop() == 0
@@ -84,7 +84,7 @@ def test_logs_are_json_and_data_is_the_line(data: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_end_it_ends_all_of_it(data: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_all_servers(data: Path, number: signal.Signals) -> None:
     running = start_up(data)
     all_of_it = processes_using(data)
 
@@ -96,7 +96,7 @@ def test_told_to_end_it_ends_all_of_it(data: Path, number: signal.Signals) -> No
     assert processes_using(data) == []
 
 
-def test_told_to_end_before_it_is_ready_it_ends_as_well(data: Path) -> None:
+def test_a_signal_before_up_is_ready_stops_it(data: Path) -> None:
     process = Process("up", "--data-dir", data)
     process.wait_for_output("worker is ready")  # the first sign of a life that ends in order
 
@@ -104,7 +104,7 @@ def test_told_to_end_before_it_is_ready_it_ends_as_well(data: Path) -> None:
     assert processes_using(data) == []
 
 
-def test_killed_its_servers_end_with_it_and_agents_go_on(data: Path, tmp_path: Path) -> None:
+def test_servers_end_with_a_killed_up_and_agents_keep_running(data: Path, tmp_path: Path) -> None:
     running = start_up(data)
     template = running.data("template", "push", folder(tmp_path))["template_id"]
     chat = new_id()
@@ -128,7 +128,7 @@ def test_killed_its_servers_end_with_it_and_agents_go_on(data: Path, tmp_path: P
         assert wait_until_gone(agents, ENDING)
 
 
-def test_a_second_one_on_the_directory_is_refused_and_the_first_is_not_disturbed(
+def test_a_second_up_on_the_directory_is_refused_and_the_first_keeps_running(
     running: Up,
 ) -> None:
     second = run("up", "--data-dir", running.directory, patience=5)
@@ -141,7 +141,7 @@ def test_a_second_one_on_the_directory_is_refused_and_the_first_is_not_disturbed
     assert running.run("settings", "list").returncode == 0
 
 
-def test_everything_is_there_again_after_a_restart(data: Path, tmp_path: Path) -> None:
+def test_chats_and_workspaces_survive_a_restart(data: Path, tmp_path: Path) -> None:
     chat = new_id()
     first = start_up(data)
     template = first.data("template", "push", folder(tmp_path))["template_id"]
@@ -171,7 +171,7 @@ def test_everything_is_there_again_after_a_restart(data: Path, tmp_path: Path) -
     assert "NATS lost" not in second.process.output()
 
 
-def test_ports_may_be_chosen_and_are_kept(data: Path) -> None:
+def test_chosen_ports_are_kept(data: Path) -> None:
     with up(data) as first:
         nats_port = int(first.nats.rpartition(":")[2])
         http_port = int(first.http.rpartition(":")[2])
@@ -184,7 +184,7 @@ def test_ports_may_be_chosen_and_are_kept(data: Path) -> None:
         assert third.ready == second.ready
 
 
-def test_a_port_that_is_taken_is_named(running: Up, data: Path) -> None:
+def test_a_taken_port_is_named(running: Up, data: Path) -> None:
     port = running.nats.rpartition(":")[2]
 
     refused = run("up", "--data-dir", data, "--nats-port", port)
@@ -194,7 +194,7 @@ def test_a_port_that_is_taken_is_named(running: Up, data: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-def test_it_uses_servers_that_it_is_told_of(running: Up, data: Path) -> None:
+def test_up_uses_the_servers_that_are_given(running: Up, data: Path) -> None:
     env = {
         "WORKSPACED_NATS_URL": running.nats,
         "WORKSPACED_DATABASE_URL": running.ready["database"],
@@ -208,7 +208,7 @@ def test_it_uses_servers_that_it_is_told_of(running: Up, data: Path) -> None:
         assert guest.run("settings", "list").returncode == 0
 
 
-def test_a_directory_that_can_not_be_is_said(tmp_path: Path) -> None:
+def test_an_unusable_data_directory_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
 
@@ -219,7 +219,7 @@ def test_a_directory_that_can_not_be_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-def test_without_its_server_it_does_not_go_on(data: Path) -> None:
+def test_up_ends_when_a_server_ends(data: Path) -> None:
     running = start_up(data)
     (nats,) = processes_using(data, "nats-server")
 

@@ -12,9 +12,11 @@ from typing import get_type_hints
 
 import pytest
 
+from bus import BusError
 from handlers.cli.arguments import Command
 from handlers.cli.command_table import COMMANDS, STATES, ExportEvents, command_parser
 from handlers.cli.dispatch import load_function
+from handlers.errors import WorkspacedError, exit_status_of
 from handlers.settings import Settings
 from statemachine.states import STATE_INFO
 from tests.rigs.processes import ROOT, Up, environment, run
@@ -175,6 +177,12 @@ def test_there_is_a_completion_script_for_zsh() -> None:
 
     assert done.returncode == 0
     assert done.stdout.startswith("#compdef workspaced")
+
+
+@pytest.mark.parametrize("error", [BusError, StoreUnavailableError, TemplateError, WorkspacedError])
+def test_errors_that_users_can_act_on_have_an_exit_status(error: type[Exception]) -> None:
+    """Such an error is printed as one line; without the attribute it would be a traceback."""
+    assert exit_status_of(error("text")) == 1
 
 
 @pytest.mark.parametrize("seconds", ["0", "1e9", "nan", "2592001"])

@@ -1,4 +1,4 @@
-"""Who asks for our health too often, too slowly or for something else harms nobody else."""
+"""The health server limits clients that send too much, too slowly, or for anything else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def status(answer: bytes) -> int:
     return int(answer.split()[1])
 
 
-async def test_a_flood_from_one_address_gets_429_and_others_are_served() -> None:
+async def test_one_address_gets_429_beyond_its_rate_and_others_are_served() -> None:
     async with serving() as port:
         flood = [status(await asked(port, get("/healthz"))) for _ in range(BURST + 20)]
         other = await asked(port, get("/readyz"), OTHER)
@@ -57,7 +57,7 @@ async def test_a_flood_from_one_address_gets_429_and_others_are_served() -> None
     assert status(other) == 200
 
 
-async def test_nothing_but_health_is_served_and_only_to_who_reads() -> None:
+async def test_other_paths_and_methods_are_refused() -> None:
     async with serving() as port:
         found = [status(await asked(port, get(path))) for path in ("/", "/metrics", "/healthz/x")]
         wrong = await asked(port, get("/healthz").replace(b"GET", b"POST"))
@@ -86,7 +86,7 @@ async def test_a_request_that_is_too_long_is_refused(
     assert status(after) == 200
 
 
-async def test_who_never_ends_a_request_loses_the_connection(
+async def test_a_connection_whose_request_never_ends_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(health, "LIFE", 0.2)
@@ -94,7 +94,7 @@ async def test_who_never_ends_a_request_loses_the_connection(
         assert await asked(port, b"GET /healthz HTTP/1.1\r\nX-Slow: ") == b""
 
 
-async def test_an_address_holds_so_many_connections_and_leaves_room_for_others() -> None:
+async def test_connections_of_one_address_are_limited() -> None:
     async with serving() as port:
         held = [
             await asyncio.open_connection(HERE, port, local_addr=(HERE, 0))
@@ -109,14 +109,14 @@ async def test_an_address_holds_so_many_connections_and_leaves_room_for_others()
     assert status(other) == 200
 
 
-def test_who_is_silent_may_ask_again() -> None:
+def test_the_rate_limit_recovers_with_time() -> None:
     clock = iter((0.0,) * 3 + (1.0,) * 3)
     allowance = RateLimiter(lambda: next(clock), rate=2, burst=2)
 
     assert [allowance.take("a") for _ in range(6)] == [True, True, False, True, True, False]
 
 
-def test_of_no_more_than_so_many_addresses_anything_is_kept() -> None:
+def test_the_number_of_counted_addresses_is_limited() -> None:
     ticks = count()
     allowance = RateLimiter(lambda: next(ticks) / 1000)
 
