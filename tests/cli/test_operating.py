@@ -163,7 +163,7 @@ class TestTool:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=theirs,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=True,
         )
         os.close(theirs)

@@ -18,7 +18,7 @@ import pytest
 from handlers.cli.command_table import command_parser
 from handlers.settings import Settings, read_settings, unknown_variables
 from tests.cli.folders import folder
-from tests.rigs.processes import PATIENCE, ROOT, Up, environment, run
+from tests.rigs.processes import ROOT, TIMEOUT, Up, environment, run
 
 WORKSPACED = [sys.executable, "-m", "handlers"]
 NO_POWERS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
@@ -71,7 +71,7 @@ def test_up_runs_and_stops_with_closed_or_full_standard_streams(
         else:
             assert json.loads(process.stdout.readline())["ready"] is True
         listed = run("chat", "list", "--data-dir", tmp_path / "data")
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while "nobody serves" in listed.stderr and time.monotonic() < deadline:  # still starting
             listed = run("chat", "list", "--data-dir", tmp_path / "data")
         process.send_signal(signal.SIGTERM)

@@ -19,6 +19,8 @@ from handlers.cli.dispatch import load_function
 from handlers.errors import WorkspacedError, exit_status_of
 from handlers.settings import Settings
 from statemachine.states import STATE_INFO
+from statemachine.store import StoreUnavailableError
+from statemachine.templates import TemplateError
 from tests.rigs.processes import ROOT, Up, environment, run
 
 CHAT = "8a804acf-6f16-4fe3-8544-2c2e56a0edad"
