@@ -19,7 +19,7 @@ from bus.streams import Tuning
 from bus.urls import redacted
 from handlers.access import nkey
 from handlers.access.listeners import client_context
-from handlers.access.permissions import PERMISSIONS, inbox_prefix
+from handlers.access.permissions import PERMISSIONS, role_inbox_prefix
 from handlers.clock import clock
 from handlers.embedded import running_servers
 from handlers.embedded.database_password import completed, folder_of
@@ -127,7 +127,7 @@ class Endpoints:
         The inbox of a role's own key is named after the role, that of an issued key after the key.
         The seed does not say which kind it is; only the server knows.
         """
-        role_prefix = inbox_prefix(role)
+        role_prefix = role_inbox_prefix(role)
         if PERMISSIONS[role].subscribe == (">",) or self.credentials.is_dir():
             return [role_prefix]
         key_prefix = f"_INBOX_{nkey.public_key(self.seed(role))}"

@@ -14,7 +14,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 
 from handlers.access.identities import seed_file
-from handlers.access.permissions import inbox_prefix
+from handlers.access.permissions import role_inbox_prefix
 from handlers.embedded import Servers, embedded_servers
 from tests.rigs.servers import new_database
 
@@ -59,7 +59,7 @@ async def connect_as(servers: Servers) -> AsyncIterator[ConnectAs]:
             settings: dict[str, Any] = {
                 "client": Client(),
                 "nkeys_seed": str(seed_file(on.credentials, role)),
-                "inbox_prefix": inbox_prefix(role),
+                "inbox_prefix": role_inbox_prefix(role),
                 "max_reconnect_attempts": 1,
                 "reconnect_time_wait": 0.1,
                 "connect_timeout": 2,

@@ -1,20 +1,20 @@
-"""Which of NATS's accounts each party is in, and what passes between them.
+"""The accounts of NATS: each client's account, and what accounts export to each other.
 
-Permissions alone do not keep a client to its part. The server checks where a client publishes, but not
-where it wants the answer: as itself it would publish a PubAck, a stored state or an empty "not found"
-on any subject of the account, also on `workspaced.state.*` and on `$JS.API.STREAM.DELETE.*`, where
-nobody may. So chat services, frontends and agents have accounts of their own, without JetStream: they
-reach the few subjects they need as imported services. What the server answers such a client stays in
-the client's own account, and goes through no import again.
+Permissions alone do not contain a client. nats-server checks the subjects on which a client publishes,
+but not the reply subject that the client asks an answer to be sent to. So a client could make the
+server publish a PubAck, a stored state or an empty "not found" on any subject of its account, for
+example on `workspaced.state.*` or `$JS.API.STREAM.DELETE.*`, where it may not publish itself.
+Chat services, frontends and agents are therefore in accounts of their own, without JetStream, and
+import the few subjects that they need as services. The server's answers to such a client stay in the
+client's account and do not pass through another import.
 
-Provisioners are beside the streams, because they pull: nats-server 2.15 gives a job to a pull that
-came through another account and whose client left in the same instant, and nobody gets it for 30 s.
+Provisioners are in the account of the streams because they pull jobs. If a pull request came through
+another account and its client disconnects at the same moment, nats-server 2.15 hands the job to that
+request, and it is redelivered only after 30 s.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,19 +22,19 @@ from bus import subjects
 from bus.streams import LOG, RESULT, STATE
 
 CORE: Final = "APP"
-"""Has the streams, and who works on them."""
+"""Contains the streams, and the roles that work on them."""
 CHATS: Final = "CHATS"
-"""Chat services, and the gateway: answers to rpcs that it holds must outlive a restart of the
-server, which forgets what it let pass between accounts."""
+"""Contains the chat services and the gateway. nats-server forgets the reply routes between accounts
+when it restarts, so the gateway's long-held rpcs have to be answered within one account."""
 AGENTS: Final = "AGENTS"
 FRONTENDS: Final = "FRONTENDS"
 
 SYSTEM: Final = "SYS"
-"""The servers' own."""
+"""The system account of nats-server."""
 KICK: Final = subjects.kick("*")
-"""Closes a client's connection: the one service of the servers that others may be let to ask."""
+"""Closes a client's connection: the only system service that other accounts may request."""
 
-HOMES: Final = {
+ROLE_ACCOUNTS: Final = {
     "operator": CORE,
     "worker": CORE,
     "chat-service": CHATS,
@@ -45,38 +45,42 @@ HOMES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """What one account offers and which others use: requests (a service) or copies (a stream)."""
+class Export:
+    """A subject that an account exports, and the accounts that import it."""
 
     kind: str
+    """`service` (the importers send requests) or `stream` (they receive messages)."""
     subject: str
-    users: tuple[str, ...]
+    importers: tuple[str, ...]
     options: str = ""
-    tells: bool = False
-    """The server says in a header of each request who asks (`Nats-Request-Info`)."""
+    """Further options of the export, in nats-server's configuration syntax."""
+    share_client_info: bool = False
+    """Whether the server names the requesting client in a header (`Nats-Request-Info`)."""
 
 
-def _service(subject: str, *users: str, options: str = "", tells: bool = False) -> Passage:
-    return Passage("service", subject, users, options, tells)
+def _service(
+    subject: str, *importers: str, options: str = "", share_client_info: bool = False
+) -> Export:
+    return Export("service", subject, importers, options, share_client_info)
 
 
-def _stream(subject: str, *users: str) -> Passage:
-    return Passage("stream", subject, users)
+def _stream(subject: str, *importers: str) -> Export:
+    return Export("stream", subject, importers)
 
 
-def _direct_gets(stream: str, *users: str) -> tuple[Passage, Passage]:
+def _direct_gets(stream: str, *importers: str) -> tuple[Export, Export]:
     return (
-        _service(subjects.direct_get(stream), *users),
-        _service(subjects.direct_get(stream, ">"), *users),
+        _service(subjects.direct_get(stream), *importers),
+        _service(subjects.direct_get(stream, ">"), *importers),
     )
 
 
 _MANY_ANSWERS: Final = "response: stream"
-"""One question, and an answer of every gateway."""
+"""One request, and an answer from each gateway."""
 _LATE_ANSWER: Final = 'response_threshold: "30m"'
-"""An rpc may be held for 25 minutes; the server's own patience is two."""
+"""A gateway may hold an rpc for 25 minutes; the default threshold is two minutes."""
 
-OFFERED: Final[dict[str, tuple[Passage, ...]]] = {
+EXPORTS: Final[dict[str, tuple[Export, ...]]] = {
     CORE: (
         _service(subjects.IN_TOOL, CHATS),
         _service(subjects.IN_AGENT, AGENTS),
@@ -90,37 +94,11 @@ OFFERED: Final[dict[str, tuple[Passage, ...]]] = {
         _stream(subjects.RESEND_AGENT, AGENTS),
     ),
     CHATS: (
-        _service(subjects.ALL_RPCS, CORE, options=_LATE_ANSWER, tells=True),
+        _service(subjects.ALL_RPCS, CORE, options=_LATE_ANSWER, share_client_info=True),
         _service(subjects.ALL_SERVICES, CORE, options=_MANY_ANSWERS),
     ),
     AGENTS: (),
     FRONTENDS: (),
     SYSTEM: (_service(KICK, CORE, CHATS),),
 }
-"""Each account, and what it offers to others."""
-
-
-def as_nats_conf(account: str, users: Sequence[str]) -> str:
-    """Return an account as nats-server's configuration spells it; `users` are spelled already."""
-    exports = [
-        _block({passage.kind: passage.subject}, passage.options) for passage in OFFERED[account]
-    ]
-    imports = [
-        f"{{ {passage.kind}: {_block({'account': owner, 'subject': passage.subject})}"
-        f"{', share: true' if passage.tells else ''} }}"
-        for owner, passages in OFFERED.items()
-        for passage in passages
-        if account in passage.users
-    ]
-    parts = ["jetstream: enabled"] if account == CORE else []
-    for name, entries in (("users", users), ("exports", exports), ("imports", imports)):
-        if entries:
-            listed = "\n".join(f"      {entry}" for entry in entries)
-            parts.append(f"{name}: [\n{listed}\n    ]")
-    content = "\n    ".join(parts)
-    return f"  {account} {{\n    {content}\n  }}"
-
-
-def _block(pairs: dict[str, str], options: str = "") -> str:
-    said = [f"{key}: {json.dumps(value)}" for key, value in pairs.items()]
-    return "{ " + ", ".join([*said, options] if options else said) + " }"
+"""The accounts, and what each exports to others."""

@@ -1,131 +1,158 @@
-"""The door: NATS asks who may come in, and of everybody who may it is noted where they are."""
+"""Decides at each connect to NATS whether the client's issued key is valid, and records the connection.
+
+Connections are recorded so that they can be closed when their key becomes invalid.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Final
 
-from bus import Bus, BusError, Message
+from bus import Bus, BusError, Message, subjects
 from handlers.access import auth_protocol
-from handlers.access.auth_failures import Refusals
-from handlers.access.auth_protocol import Visitor, Why
-from handlers.access.disconnect import can_cut, cut
-from handlers.access.grants import (
-    Grant,
-    agent_grant,
-    frontend_grant,
-    provisioner_grant,
-    role_grant,
-)
-from statemachine.store import (
-    CheckedCredential,
-    ClientConnection,
-    Credential,
-    Store,
-    StoreUnavailableError,
-)
+from handlers.access.auth_protocol import DENIAL_MESSAGES, ConnectRequest, DenialReason, Grant
+from handlers.access.disconnect import can_disconnect, disconnect
+from handlers.access.issued_keys import grant_for
+from handlers.clock import clock
+from statemachine.store import ClientConnection, Credential, Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)
+LOG_INTERVAL: Final = 60.0
+"""Seconds in which a repeated failure is counted but not logged: refused clients retry for ever."""
+MAX_REMEMBERED: Final = 1000
+"""Different failures for which the time of the last log line is remembered."""
 
 
-class Door:
-    """Answers NATS; any number of gateways do."""
+class AuthCallout:
+    """Answers nats-server's auth callout requests; several gateways may do so at the same time."""
 
     def __init__(self, store: Store, bus: Bus, issuer_seed: str) -> None:
         self._store, self._bus, self._issuer_seed = store, bus, issuer_seed
-        self.refusals = Refusals()
+        self.failures = AuthFailures()
         self._servers: set[str] = set()
-        self._looking: set[asyncio.Task[None]] = set()
+        self._checks: set[asyncio.Task[None]] = set()
 
-    async def open(self) -> None:
-        """Answer from now on. Raises BusError."""
-        await self._bus.respond(auth_protocol.SUBJECT, auth_protocol.QUEUE, self._respond)
+    async def start(self) -> None:
+        """Start to answer requests. Raises BusError."""
+        await self._bus.respond(subjects.AUTH_CALLOUT, auth_protocol.QUEUE, self._respond)
 
     async def _respond(self, message: Message) -> bytes:
-        """Answer one question. What it raises is logged; nobody comes in without an answer."""
-        answered = await auth_protocol.answer(
-            message.data, self._issuer_seed, self.grant_for, datetime.now(UTC)
+        """Answer a request. Errors are logged by the bus; the server then refuses the client."""
+        response = await auth_protocol.answer(
+            message.data, self._issuer_seed, self.look_up, datetime.now(UTC)
         )
-        if answered.refused is not None:
-            self.refusals.note(answered.visitor, answered.refused)
-        return answered.token
+        if response.denial is not None:
+            self.failures.record(response.request, response.denial)
+        return response.token
 
-    async def grant_for(self, visitor: Visitor) -> Grant | Why:
-        """Return what the holder of a key may do now, or why nothing."""
-        found = _still_good(await self._store.credentials.get(visitor.key))
-        if isinstance(found, Why):
-            return found
-        await self._meet(visitor)
-        at = ClientConnection(visitor.server, visitor.client)
-        too_many = await self._store.credentials.record_connection(
-            visitor.key, at, visitor.server_name, found
+    async def look_up(self, request: ConnectRequest) -> Grant | DenialReason:
+        """Return what the holder of a key may do, or why it may not connect.
+
+        The key is checked again after the connection is recorded: whoever revokes the key or
+        supersedes its build later finds the recorded connection and closes it, and whoever did so
+        earlier is noticed by the second check.
+        """
+        credential = await self._valid_credential(request.public_key)
+        if isinstance(credential, DenialReason):
+            return credential
+        await self._register_server(request)
+        connection = ClientConnection(request.server_id, request.client_id)
+        excess = await self._store.credentials.record_connection(
+            request.public_key, connection, request.server_name, credential
         )
-        # Looked at again once it is noted where: whoever takes the key back, or supersedes its build,
-        # from here on finds the connection; who did so before is seen now.
-        found = _still_good(await self._store.credentials.get(visitor.key))
-        if isinstance(found, Why):
-            await self._store.credentials.forget_connections([at])
-            return found
-        if too_many:
-            await self._leave_off(visitor, too_many)
-        return _granted(visitor.key, found)
+        credential = await self._valid_credential(request.public_key)
+        if isinstance(credential, DenialReason):
+            await self._store.credentials.forget_connections([connection])
+            return credential
+        if excess:
+            await self._disconnect_excess(request, excess)
+        return grant_for(request.public_key, credential)
 
-    async def _leave_off(self, visitor: Visitor, too_many: list[ClientConnection]) -> None:
+    async def _valid_credential(self, public_key: str) -> Credential | DenialReason:
+        found = await self._store.credentials.get(public_key)
+        if found is None:
+            return DenialReason.UNKNOWN
+        return found.credential if found.denial is None else DenialReason(found.denial)
+
+    async def _disconnect_excess(
+        self, request: ConnectRequest, connections: list[ClientConnection]
+    ) -> None:
         log.warning(
-            "key %s came in more often than is noted: its oldest connections, if open, end: %d",
-            visitor.key,
-            len(too_many),
+            "key %s has too many connections: closing its oldest %d",
+            request.public_key,
+            len(connections),
         )
         try:
-            await cut(self._store, self._bus, too_many)
-        except (BusError, TimeoutError, StoreUnavailableError) as bad:
-            log.warning("they could not be cut off, the next one tries again: %s", bad)
+            await disconnect(self._store, self._bus, connections)
+        except (BusError, TimeoutError, StoreUnavailableError) as error:
+            log.warning("could not close them; the key's next connect tries again: %s", error)
 
-    async def _meet(self, visitor: Visitor) -> None:
-        """Forget, of a server process that is new to us, the connections of the one before it."""
-        if visitor.server in self._servers:
+    async def _register_server(self, request: ConnectRequest) -> None:
+        """When a nats-server process is new, delete the connections to the process before it."""
+        if request.server_id in self._servers:
             return
-        await self._store.credentials.forget_earlier_server(visitor.server_name, visitor.server)
-        self._servers.add(visitor.server)
-        looking = asyncio.create_task(self._look_at(visitor.server))
-        self._looking.add(looking)
-        looking.add_done_callback(self._looking.discard)
+        await self._store.credentials.forget_earlier_server(request.server_name, request.server_id)
+        self._servers.add(request.server_id)
+        check = asyncio.create_task(self._check_disconnect_support(request.server_id))
+        self._checks.add(check)
+        check.add_done_callback(self._checks.discard)
 
-    async def _look_at(self, server: str) -> None:
+    async def _check_disconnect_support(self, server_id: str) -> None:
         try:
-            if await can_cut(self._bus, server):
+            if await can_disconnect(self._bus, server_id):
                 return
-        except (BusError, TimeoutError) as bad:
-            log.info("it is not known whether server %s cuts off whom we name: %s", server, bad)
+        except (BusError, TimeoutError) as error:
+            log.info("could not check whether server %s closes connections: %s", server_id, error)
             return
         log.error(
-            "server %s cuts nobody off when a key is revoked: its configuration is an older one; print "
-            "it anew with `workspaced nats-auth`",
-            server,
+            "server %s does not close the connections of revoked keys, because its configuration is "
+            "of an older version: generate it again with `workspaced nats-auth`",
+            server_id,
         )
 
 
-def _still_good(found: CheckedCredential | None) -> Credential | Why:
-    if found is None:
-        return Why.UNKNOWN
-    return found.credential if found.denial is None else Why(found.denial)
+@dataclass(slots=True)
+class AuthFailures:
+    """Counts denied connects, and logs each kind of failure at most once a minute per client."""
 
+    clock: Callable[[], float] = clock
+    counts: Counter[DenialReason] = field(default_factory=Counter)
+    """Failures since the process started, by reason."""
+    _last_logged: OrderedDict[tuple[str, str, DenialReason], tuple[float, int]] = field(
+        default_factory=OrderedDict
+    )
+    """The time of the last log line, and the number of failures since, by key, address and reason."""
 
-def _granted(public_key: str, credential: Credential) -> Grant | Why:
-    expires_at = credential.expires_at
-    match credential:
-        case Credential(kind="frontend", chat_ids=chat_ids):
-            return frontend_grant(name=public_key, chat_ids=chat_ids, expires_at=expires_at)
-        case Credential(
-            kind="agent", chat_ids=(chat, *_), build_id=str(build), agent_id=str(agent)
-        ):
-            return agent_grant(chat_id=chat, build_id=build, agent_id=agent, expires_at=expires_at)
-        case Credential(kind="provisioner", pool=str(pool), name=str(name)):
-            return provisioner_grant(
-                public_key=public_key, pool=pool, name=name, expires_at=expires_at
-            )
-        case Credential(kind="operator" | "chat-service" | "worker" | "gateway" as role):
-            return role_grant(role=role, public_key=public_key, expires_at=expires_at)
-        case _:
-            return Why.UNKNOWN
+    def record(self, request: ConnectRequest, reason: DenialReason) -> None:
+        """Count a failure, and log it unless the same one was logged within `LOG_INTERVAL`."""
+        self.counts[reason] += 1
+        now, failure = self.clock(), (request.public_key, request.address, reason)
+        logged_at, unlogged = self._last_logged.pop(failure, (now - LOG_INTERVAL, 0))
+        if now - logged_at < LOG_INTERVAL:
+            self._last_logged[failure] = (logged_at, unlogged + 1)
+            return
+        self._last_logged[failure] = (now, 0)
+        if len(self._last_logged) > MAX_REMEMBERED:
+            self._last_logged.popitem(last=False)
+        log.warning(
+            "connect denied: %s (%s); key %r, client name %r, %s from %s; %d denied for this reason, "
+            "%d of them from this client since the last log line",
+            reason,
+            DENIAL_MESSAGES[reason],
+            request.public_key,
+            request.client_name,
+            request.client_type,
+            request.address,
+            self.counts[reason],
+            unlogged + 1,
+            extra={
+                "why": str(reason),
+                "public_key": request.public_key,
+                "address": request.address,
+            },
+        )

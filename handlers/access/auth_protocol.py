@@ -1,40 +1,33 @@
-"""Who an unlisted client is: the server asks, and this answers with what it may say and hear.
+"""The auth callout's protocol: nats-server's question about a client, and the signed answer.
 
-The server does not check the signature of a key that it doesn't know; it passes on the client's
-claim and its signature over the nonce. So the proof is checked here, before anything is granted.
+nats-server asks about every client whose key is not in its configuration. For such a key it does not
+check the client's signature: it passes on the key that the client claims and the signature of the
+connection's nonce. `answer` therefore verifies that signature before it looks up any permissions.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 
-from bus import subjects
-from handlers.access import nkey
-from handlers.access.grants import Grant
-
-SUBJECT: Final = subjects.AUTH_CALLOUT
-"""Where the server asks."""
+from handlers.access import nats_jwt, nkey
 
 QUEUE: Final = "callout"
-"""One of all gateways answers."""
+"""The queue group of all gateways: one of them answers each request."""
 
-_LONGEST: Final = 128
-_ONE_ANSWER: Final = {"max": 1, "ttl": 30 * 60 * 10**9}
-"""As `allow_responses` of the static roles: within 30 minutes, in nanoseconds."""
+_MAX_TEXT: Final = 128
+"""Characters of a client's own texts that are kept; they end up in logs."""
+_ONE_RESPONSE: Final = {"max": 1, "ttl": 30 * 60 * 10**9}
+"""A client may answer each request once, within 30 minutes (in nanoseconds)."""
 
 
-class Why(StrEnum):
-    """Why somebody is not let in."""
+class DenialReason(StrEnum):
+    """Why a client may not connect."""
 
     NO_KEY = "no_key"
     BAD_SIGNATURE = "bad_signature"
@@ -44,123 +37,140 @@ class Why(StrEnum):
     SUPERSEDED = "superseded"
 
 
-WORDS: Final = {
-    Why.NO_KEY: "connect with an NKey",
-    Why.BAD_SIGNATURE: "the signature is not that of the key",
-    Why.UNKNOWN: "this key was issued by nobody here",
-    Why.REVOKED: "this key was revoked",
-    Why.EXPIRED: "this key has expired",
-    Why.SUPERSEDED: "the build of this key was superseded",
+DENIAL_MESSAGES: Final = {
+    DenialReason.NO_KEY: "the client presented no NKey",
+    DenialReason.BAD_SIGNATURE: "the signature does not match the key",
+    DenialReason.UNKNOWN: "workspaced did not issue this key",
+    DenialReason.REVOKED: "this key was revoked",
+    DenialReason.EXPIRED: "this key has expired",
+    DenialReason.SUPERSEDED: "a newer build superseded this agent's build",
 }
-"""What the server is told, and logs. The client hears `Authorization Violation`, whatever it is."""
+"""For the logs of nats-server and the gateway. The client always gets `Authorization Violation`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
-    """Who wants to come in, by what it says of itself and what the server sees of it."""
+class ConnectRequest:
+    """A client that wants to connect: what it says about itself, and what the server knows of it."""
 
-    key: str
-    """What it proves to hold, once that was checked."""
-    name: str
-    kind: str
+    public_key: str
+    """When permissions are looked up, the client has proved that it holds this key."""
+    client_name: str
+    """Chosen by the client, so it can be anything."""
+    client_type: str
     address: str
-    server: str
+    server_id: str
+    """The running nats-server process: each start makes a new id."""
     server_name: str
-    client: int
-
-
-GrantFor = Callable[[Visitor], Awaitable[Grant | Why]]
-"""Looks up what the holder of a key is granted, or why nothing."""
+    client_id: int
+    """The server's number of the connection."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """What the server is told of a visitor."""
+class Grant:
+    """What a client may publish and subscribe to, and until when; nothing else is allowed."""
+
+    name: str
+    account: str
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    expires_at: datetime
+    deny_publish: tuple[str, ...] = ()
+    """Exceptions from `publish`."""
+    allow_responses: bool = False
+    """The client may also answer each request that it receives, once."""
+
+
+GrantLookup = Callable[[ConnectRequest], Awaitable[Grant | DenialReason]]
+
+
+@dataclass(frozen=True, slots=True)
+class AuthResponse:
+    """The answer to nats-server, and what it was about."""
 
     token: bytes
-    visitor: Visitor
-    refused: Why | None = None
+    """The signed answer."""
+    request: ConnectRequest
+    denial: DenialReason | None = None
 
 
-class NotFromServer(ValueError):
-    """The request is not one that a server made: there is nobody to answer."""
+class InvalidAuthRequest(ValueError):
+    """No nats-server made this request, so it gets no answer."""
 
 
-async def answer(request: bytes, issuer_seed: str, grant_for: GrantFor, now: datetime) -> Answered:
-    """Return the signed answer to a server's question about one client.
+async def answer(
+    message: bytes, issuer_seed: str, look_up: GrantLookup, now: datetime
+) -> AuthResponse:
+    """Answer nats-server's question whether a client may connect.
 
-    What `grant_for` raises goes through: without an answer the server refuses, and the client tries
-    again. Raises NotFromServer.
+    Raises InvalidAuthRequest and whatever `look_up` raises. Without an answer the server refuses the
+    client, which then tries again.
     """
-    asked = _read(request)
-    visitor = asked.visitor()
-    found = _fault(asked) or await grant_for(visitor)
+    asked = _parse(message)
+    request = asked.connect_request()
+    found = _check_signature(asked) or await look_up(request)
     if isinstance(found, Grant):
         if found.expires_at > now:
-            content = {"jwt": _user(issuer_seed, asked, found, now)}
-            return Answered(_signed_answer(issuer_seed, asked, now, content), visitor)
-        found = Why.EXPIRED
-    content = {"error": WORDS[found]}
-    return Answered(_signed_answer(issuer_seed, asked, now, content), visitor, found)
+            content = {"jwt": _user_jwt(issuer_seed, asked, found, now)}
+            return AuthResponse(_response_jwt(issuer_seed, asked, now, content), request)
+        found = DenialReason.EXPIRED
+    content = {"error": DENIAL_MESSAGES[found]}
+    return AuthResponse(_response_jwt(issuer_seed, asked, now, content), request, found)
 
 
-class _Asked(BaseModel):
-    """The part of the server's question that matters here."""
+class _AuthRequest(BaseModel):
+    """The claims of the server's question that are used here."""
 
-    server: Annotated[str, Field(validation_alias=AliasPath("nats", "server_id", "id"))]
+    server_id: Annotated[str, Field(validation_alias=AliasPath("nats", "server_id", "id"))]
     server_name: Annotated[str, Field(validation_alias=AliasPath("nats", "server_id", "name"))] = ""
     issuer: Annotated[str, Field(validation_alias="iss")]
     kind: Annotated[str, Field(validation_alias=AliasPath("nats", "type"))]
     user: Annotated[str, Field(validation_alias=AliasPath("nats", "user_nkey"))]
-    """A key that the server made for this one connection; the answer is about it."""
+    """A key that the server made up for this connection; the answer has to name it."""
     nonce: Annotated[str, Field(validation_alias=AliasPath("nats", "client_info", "nonce"))] = ""
     nkey: Annotated[str, Field(validation_alias=AliasPath("nats", "connect_opts", "nkey"))] = ""
-    """What the client claims to be."""
+    """The key that the client claims to hold."""
     signature: Annotated[str, Field(validation_alias=AliasPath("nats", "connect_opts", "sig"))] = ""
     name: Annotated[str, Field(validation_alias=AliasPath("nats", "connect_opts", "name"))] = ""
-    """What it calls itself: anything."""
     type: Annotated[str, Field(validation_alias=AliasPath("nats", "client_info", "type"))] = ""
     address: Annotated[str, Field(validation_alias=AliasPath("nats", "client_info", "host"))] = ""
-    client: Annotated[int, Field(validation_alias=AliasPath("nats", "client_info", "id"))] = 0
-    """What the server calls the connection."""
+    client_id: Annotated[int, Field(validation_alias=AliasPath("nats", "client_info", "id"))] = 0
 
-    def visitor(self) -> Visitor:
-        """Return who that is, what it says of itself shortened: it ends in logs."""
-        return Visitor(
-            key=self.nkey[:_LONGEST],
-            name=self.name[:_LONGEST],
-            kind=self.type or "client",
+    def connect_request(self) -> ConnectRequest:
+        return ConnectRequest(
+            public_key=self.nkey[:_MAX_TEXT],
+            client_name=self.name[:_MAX_TEXT],
+            client_type=self.type or "client",
             address=self.address,
-            server=self.server,
+            server_id=self.server_id,
             server_name=self.server_name,
-            client=self.client,
+            client_id=self.client_id,
         )
 
 
-def _read(request: bytes) -> _Asked:
+def _parse(message: bytes) -> _AuthRequest:
     try:
-        head, body, signature = request.split(b".")
-        asked = _Asked.model_validate_json(_decoded(body))
-        signed = nkey.verify(asked.issuer, head + b"." + body, _decoded(signature))
+        token = nats_jwt.decode(message)
+        asked = _AuthRequest.model_validate_json(token.claims)
+        signed = token.is_signed_by(asked.issuer)
     except (ValueError, ValidationError) as error:
-        raise NotFromServer(f"not a callout request: {error}") from error
-    if not signed or asked.issuer != asked.server or asked.kind != "authorization_request":
-        raise NotFromServer("not a callout request that the server it names has signed")
+        raise InvalidAuthRequest(f"not an auth callout request: {error}") from error
+    if not signed or asked.issuer != asked.server_id or asked.kind != "authorization_request":
+        raise InvalidAuthRequest("not an auth callout request signed by the server that it names")
     return asked
 
 
-def _fault(asked: _Asked) -> Why | None:
+def _check_signature(asked: _AuthRequest) -> DenialReason | None:
     if not (asked.nkey and asked.nonce):
-        return Why.NO_KEY
+        return DenialReason.NO_KEY
     try:
-        signature = _decoded(asked.signature.encode())
+        signature = nats_jwt.decode_base64(asked.signature.encode())
     except ValueError:
-        return Why.BAD_SIGNATURE
-    signed = nkey.verify(asked.nkey, asked.nonce.encode(), signature)
-    return None if signed else Why.BAD_SIGNATURE
+        return DenialReason.BAD_SIGNATURE
+    valid = nkey.verify(asked.nkey, asked.nonce.encode(), signature)
+    return None if valid else DenialReason.BAD_SIGNATURE
 
 
-def _user(issuer_seed: str, asked: _Asked, grant: Grant, now: datetime) -> str:
+def _user_jwt(issuer_seed: str, asked: _AuthRequest, grant: Grant, now: datetime) -> str:
     claims = {
         "sub": asked.user,
         "aud": grant.account,
@@ -169,49 +179,23 @@ def _user(issuer_seed: str, asked: _Asked, grant: Grant, now: datetime) -> str:
         "nats": {
             "type": "user",
             "version": 2,
-            "pub": {"allow": grant.publish, "deny": grant.refused},
+            "pub": {"allow": grant.publish, "deny": grant.deny_publish},
             "sub": {"allow": grant.subscribe},
-            **({"resp": _ONE_ANSWER} if grant.answers else {}),
+            **({"resp": _ONE_RESPONSE} if grant.allow_responses else {}),
             "subs": -1,
             "data": -1,
             "payload": -1,
         },
     }
-    return _jwt(issuer_seed, claims, now).decode()
+    return nats_jwt.encode(issuer_seed, claims, now).decode()
 
 
-def _signed_answer(
-    issuer_seed: str, asked: _Asked, now: datetime, content: Mapping[str, str]
+def _response_jwt(
+    issuer_seed: str, asked: _AuthRequest, now: datetime, content: Mapping[str, str]
 ) -> bytes:
     claims = {
         "sub": asked.user,
-        "aud": asked.server,
+        "aud": asked.server_id,
         "nats": {"type": "authorization_response", "version": 2, **content},
     }
-    return _jwt(issuer_seed, claims, now)
-
-
-def _jwt(issuer_seed: str, claims: Mapping[str, Any], now: datetime) -> bytes:
-    claims = {**claims, "iss": nkey.public_key(issuer_seed), "iat": int(now.timestamp())}
-    claims["jti"] = hashlib.sha256(_json(claims)).hexdigest()
-    content = (
-        _encoded(_json({"typ": "JWT", "alg": "ed25519-nkey"})) + b"." + _encoded(_json(claims))
-    )
-    return content + b"." + _encoded(nkey.sign(issuer_seed, content))
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _encoded(raw: bytes) -> bytes:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=")
-
-
-def _decoded(text: bytes) -> bytes:
-    """Read base64 in the standard alphabet or that of URLs, padded or not: clients differ."""
-    plain = text.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
-    try:
-        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"not base64: {error}") from error
+    return nats_jwt.encode(issuer_seed, claims, now)

@@ -1,4 +1,8 @@
-"""Cutting off who is in and may be no longer: NATS asks who somebody is at the door only."""
+"""Closes connections to NATS whose key has become invalid.
+
+nats-server asks whether a key is valid only when a client connects. Connections whose key was revoked,
+or belongs to the agent of a superseded build, therefore have to be closed by `$SYS.REQ.SERVER.<id>.KICK`.
+"""
 
 from __future__ import annotations
 
@@ -14,62 +18,64 @@ from bus.backoff import Backoff
 from statemachine.store import ClientConnection, Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)
-WITHIN: Final = 5.0
-"""Seconds that a server may take to close a connection."""
-LAST_WORDS: Final = 2.0
-"""Seconds that an agent is left when its build is superseded: for what its shutdown script prints."""
+REPLY_TIMEOUT: Final = 5.0
+"""Seconds to wait for a server's answer to a KICK request."""
+SHUTDOWN_GRACE: Final = 2.0
+"""Seconds between a build's supersession and the disconnect of its agent, which may still send the
+output of its shutdown scripts."""
 
 
-async def cut_off(
+async def disconnect_invalid(
     store: Store,
     bus: Bus,
     *,
     chat_ids: AbstractSet[str] | None = None,
     public_key: str | None = None,
 ) -> tuple[int, int]:
-    """Cut off whose key is good no longer: agents of these chats, holders of a key, or everybody.
+    """Close the connections of invalid keys: of agents of some chats, of one key, or all of them.
 
-    Return how many, and of how many the server can't be found. Raises as `cut`, after all others
-    were tried.
+    Returns how many connections were closed, and how many are on servers that did not answer.
+    Raises the first error of `disconnect` after it has tried all connections.
     """
-    there, away, after = 0, 0, None
+    closed, unreachable, after = 0, 0, None
     failed: BusError | TimeoutError | None = None
     while found := await store.credentials.invalid_connections(
         chat_ids=chat_ids, public_key=public_key, after=after
     ):
         after = found[-1]
         try:
-            ended = await cut(store, bus, found)
-        except (BusError, TimeoutError) as bad:
-            failed = failed or bad
+            ended = await disconnect(store, bus, found)
+        except (BusError, TimeoutError) as error:
+            failed = failed or error
         else:
-            there, away = there + ended, away + len(found) - ended
+            closed, unreachable = closed + ended, unreachable + len(found) - ended
     if failed is not None:
         raise failed
-    return there, away
+    return closed, unreachable
 
 
-async def cut(store: Store, bus: Bus, connections: Sequence[ClientConnection]) -> int:
-    """Have the servers close these connections, and forget them; return how many.
+async def disconnect(store: Store, bus: Bus, connections: Sequence[ClientConnection]) -> int:
+    """Ask the servers to close connections, delete their records, and return how many were closed.
 
-    Of a server that is not to be found they are kept: it may be one that this side of a cluster does
-    not see now. If it is gone, its successor or the end of the key has them forgotten.
-    Raises StoreUnavailableError, and what the first server that failed said (BusError, TimeoutError):
-    the connections of others are ended and forgotten by then.
+    A record is kept if nobody answers for its server: in a partitioned cluster the server may be out
+    of reach only for now. If the server is gone, the next process of that server or the end of the
+    key deletes the record. Raises StoreUnavailableError, or the error of the first server that failed
+    (BusError, TimeoutError), after the connections on the other servers were closed.
     """
-    asked = await asyncio.gather(*(_kick(bus, one) for one in connections), return_exceptions=True)
-    ended = [one for one, there in zip(connections, asked, strict=True) if there is True]
-    await store.credentials.forget_connections(ended)
-    for answer in asked:
+    requests = (_kick(bus, one) for one in connections)
+    answers = await asyncio.gather(*requests, return_exceptions=True)
+    closed = [one for one, answer in zip(connections, answers, strict=True) if answer is True]
+    await store.credentials.forget_connections(closed)
+    for answer in answers:
         if isinstance(answer, BaseException):
             raise answer
-    return len(ended)
+    return len(closed)
 
 
-async def can_cut(bus: Bus, server: str) -> bool:
-    """Say whether that server, which is there, would cut somebody off for us."""
+async def can_disconnect(bus: Bus, server_id: str) -> bool:
+    """Check whether a running server accepts KICK requests. Raises BusError and TimeoutError."""
     try:
-        await _ask(bus, ClientConnection(server, 0))  # nobody is called that
+        await _request_kick(bus, ClientConnection(server_id, 0))  # no connection has this number
     except NoResponder:
         return False
     return True
@@ -77,50 +83,55 @@ async def can_cut(bus: Bus, server: str) -> bool:
 
 async def _kick(bus: Bus, connection: ClientConnection) -> bool:
     try:
-        await _ask(bus, connection)
+        await _request_kick(bus, connection)
     except NoResponder:
         return False
-    log.info("cut off connection %d of server %s", connection.client, connection.server)
+    log.info("closed connection %d of server %s", connection.client, connection.server)
     return True
 
 
-async def _ask(bus: Bus, connection: ClientConnection) -> None:
-    """Ask; a connection that is not there any more is answered too."""
+async def _request_kick(bus: Bus, connection: ClientConnection) -> None:
+    """Send a KICK request; the server also answers if the connection is closed already."""
     body = json.dumps({"cid": connection.client}).encode()
-    await bus.request(subjects.kick(connection.server), body, timeout=WITHIN)
+    await bus.request(subjects.kick(connection.server), body, timeout=REPLY_TIMEOUT)
 
 
-class Cutting:
-    """Cuts off the agents of superseded builds, beside the work: when told, and at first all."""
+class SupersededAgents:
+    """Disconnects the agents of superseded builds, in the background."""
 
     def __init__(self, store: Store, bus: Bus) -> None:
         self._store, self._bus = store, bus
         self._chats: set[str] = set()
-        self._told = asyncio.Event()
+        self._scheduled = asyncio.Event()
 
-    def superseded(self, chat_ids: set[str]) -> None:
-        """Take these chats, whose agents of earlier builds are to be cut off after their last words."""
+    def disconnect_later(self, chat_ids: set[str]) -> None:
+        """Disconnect the agents of older builds of these chats after the grace period; empties the set."""
         if chat_ids:
-            asyncio.get_running_loop().call_later(LAST_WORDS, self._cut_off, chat_ids.copy())
+            asyncio.get_running_loop().call_later(SHUTDOWN_GRACE, self._schedule, chat_ids.copy())
             chat_ids.clear()
 
-    def _cut_off(self, chat_ids: AbstractSet[str]) -> None:
+    def _schedule(self, chat_ids: AbstractSet[str]) -> None:
         self._chats |= chat_ids
-        self._told.set()
+        self._scheduled.set()
 
     async def run(self) -> None:
-        """Cut off until cancelled. Whom a worker that died did not get to is found at the start."""
-        backoff, everybody = Backoff(), True
+        """Disconnect agents until cancelled.
+
+        The first pass covers all chats, because a worker that crashed may have left some undone.
+        """
+        backoff, all_chats = Backoff(), True
         while True:
             chats, self._chats = self._chats, set()
-            self._told.clear()
+            self._scheduled.clear()
             try:
-                await cut_off(self._store, self._bus, chat_ids=None if everybody else chats)
-            except (BusError, TimeoutError, StoreUnavailableError) as bad:
-                log.warning("agents of superseded builds are not cut off yet: %s", bad)
+                await disconnect_invalid(
+                    self._store, self._bus, chat_ids=None if all_chats else chats
+                )
+            except (BusError, TimeoutError, StoreUnavailableError) as error:
+                log.warning("could not disconnect agents of superseded builds yet: %s", error)
                 self._chats |= chats
                 await backoff.wait()
                 continue
             backoff.reset()
-            everybody = False
-            await self._told.wait()
+            all_chats = False
+            await self._scheduled.wait()

@@ -1,4 +1,4 @@
-"""The data directory's NKeys: one seed for each static role, and the one that signs grants."""
+"""The NKeys of a data directory: one for each static role, and the issuer's, which signs grants."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from handlers.errors import EmbeddedError
 from handlers.publishing.atomic_files import write_atomically
 
 ISSUER: Final = "issuer"
-"""The account key with which the gateway signs what it grants to agents and frontends."""
+"""The account key with which the gateway signs its answers to nats-server's auth callout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """Public keys, by role and of the issuer; `directory` holds their seeds."""
+    """The public keys of the static roles and of the issuer, and the directory of their seeds."""
 
     directory: Path
     roles: dict[str, str]
     issuer: str
 
 
-def identities(data_directory: Path) -> Identities:
-    """Read the seeds, after making those that are not there yet.
+def load_identities(data_directory: Path) -> Identities:
+    """Read the seed files of a data directory, and generate those that are missing.
 
-    Raises EmbeddedError when a file holds no seed.
+    Raises EmbeddedError if a file contains no NKey seed.
     """
-    directory = credentials_of(data_directory)
+    directory = credentials_directory(data_directory)
     directory.mkdir(mode=0o700, exist_ok=True)
     return Identities(
         directory=directory,
@@ -38,23 +38,23 @@ def identities(data_directory: Path) -> Identities:
     )
 
 
-def credentials_of(data_directory: Path) -> Path:
-    """Return the directory of the seeds."""
+def credentials_directory(data_directory: Path) -> Path:
+    """Return the directory that contains the seed files of a data directory."""
     return data_directory / "credentials"
 
 
 def seed_file(credentials: Path, role: str) -> Path:
-    """Return where the role's seed lies."""
+    """Return the path of a role's seed file."""
     return credentials / f"{role}.nk"
 
 
 def _public_key(path: Path, kind: nkey.Kind) -> str:
     if not path.exists():
-        # No line end follows it: some clients hand the file to the decoder as it is.
+        # Without a line end, because some clients decode the file's content as it is.
         write_atomically(path, nkey.new_seed(kind).encode())
     try:
         return nkey.public_key(path.read_text().strip())
     except (nkey.InvalidSeed, UnicodeDecodeError) as error:
         raise EmbeddedError(
-            f"{path} holds no NKey seed ({error}): restore it, or delete it to get a new one"
+            f"{path} contains no NKey seed ({error}): restore it, or delete it to generate a new key"
         ) from error

@@ -1,4 +1,4 @@
-"""NKeys: who one is on the bus. A seed signs, its public key names; both are short text."""
+"""NKeys, the Ed25519 key pairs that NATS identifies clients by: the seed signs, the public key names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
 Kind = Literal["user", "account"]
-"""A client, or an account that signs for its clients."""
+"""A client, or an account, which signs permissions for clients."""
 
 _PREFIXES: Final[dict[Kind, int]] = {
     "user": nkeys.PREFIX_BYTE_USER,
@@ -22,29 +22,29 @@ _RAW_LENGTH: Final = 35  # prefix, 32 bytes of key, checksum
 
 
 class InvalidSeed(ValueError):
-    """The text is no NKey seed."""
+    """The text is not an NKey seed."""
 
 
 def new_seed(kind: Kind) -> str:
-    """Make a new identity."""
+    """Generate a key pair and return its seed, which is secret."""
     seed: bytes = nkeys.encode_seed(os.urandom(32), _PREFIXES[kind])
     return seed.decode()
 
 
 def public_key(seed: str) -> str:
-    """Return the name under which the seed's holder is known."""
-    key: bytes = _pair(seed).public_key
+    """Return the public key that belongs to a seed. Raises InvalidSeed."""
+    key: bytes = _key_pair(seed).public_key
     return key.decode()
 
 
 def sign(seed: str, content: bytes) -> bytes:
-    """Sign in the seed's name."""
-    signature: bytes = _pair(seed).sign(content)
+    """Return the signature of the content. Raises InvalidSeed."""
+    signature: bytes = _key_pair(seed).sign(content)
     return signature
 
 
 def verify(public: str, content: bytes, signature: bytes) -> bool:
-    """Tell whether the holder of `public`'s seed signed the content."""
+    """Check that the content was signed with the seed that belongs to a public key."""
     try:
         raw = base64.b32decode(public)
     except (binascii.Error, ValueError):
@@ -58,7 +58,7 @@ def verify(public: str, content: bytes, signature: bytes) -> bool:
     return True
 
 
-def _pair(seed: str) -> nkeys.KeyPair:
+def _key_pair(seed: str) -> nkeys.KeyPair:
     try:
         return nkeys.from_seed(bytearray(seed.encode()))
     except (nkeys.NkeysError, ValueError) as error:

@@ -1,12 +1,12 @@
-"""Who may say and hear what on the bus: the contract's table as data, and as nats-server reads it.
+"""The permissions of the static roles: the subjects that each may publish and subscribe to.
 
-What is not named is refused. Agents and frontends are not here: the gateway grants theirs. It also grants
-what is here to keys that were issued for a role, a provisioner's narrowed to its pool and name.
+Everything that is not listed is denied. `issued_keys` grants the same permissions to keys that were
+issued for a role (a provisioner's are limited to its pool and name), and defines the permissions of
+agents and frontends.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,37 +27,43 @@ _CHAT_SERVICE_RPCS: Final = (
     "frontend_credential",
 )
 _PROVISIONER_RPCS: Final = ("template_archive", "agent_credential")
+SHARED_INBOX_PREFIX: Final = "_INBOX"
+"""The default prefix of NATS clients."""
 _EVERYTHING: Final = (">",)
 _STATE, _RESULT, _LOG, _JOB = STATE.name, RESULT.name, LOG.name, JOB.name
 
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """What one role may publish and subscribe; with `answers`, also reply once to what it gets."""
+    """What a client may publish and subscribe to."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-    refused: tuple[str, ...] = ()
-    """Subjects of `publish` that it may not publish after all."""
-    answers: bool = False
+    deny_publish: tuple[str, ...] = ()
+    """Exceptions from `publish`."""
+    allow_responses: bool = False
+    """The client may also answer each request that it receives, once."""
 
 
 def _direct_gets(*streams: str) -> tuple[str, ...]:
-    """By subject in the request's own subject, and by sequence in its body."""
+    """Return the request subjects for both forms of a direct get: by subject, and by sequence."""
     return tuple(
         subjects.direct_get(stream, subject) for stream in streams for subject in ("", ">")
     )
 
 
-def inbox_prefix(role: str) -> str:
-    """Return where answers to this role come, which no other role may listen to."""
-    return "_INBOX" if PERMISSIONS[role].subscribe == _EVERYTHING else f"_INBOX_{role}"
+def role_inbox_prefix(role: str) -> str:
+    """Return the inbox prefix of a static role, to which no other role may subscribe.
+
+    Roles that may subscribe to everything use NATS's default prefix.
+    """
+    return SHARED_INBOX_PREFIX if PERMISSIONS[role].subscribe == _EVERYTHING else f"_INBOX_{role}"
 
 
 PERMISSIONS: Final[dict[str, Permissions]] = {
     "operator": Permissions(
         publish=_EVERYTHING,
-        refused=(subjects.ALL_TIMERS,),
+        deny_publish=(subjects.ALL_TIMERS,),
         subscribe=_EVERYTHING,
     ),
     "chat-service": Permissions(
@@ -80,40 +86,41 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
     ),
     "worker": Permissions(
         publish=_EVERYTHING,
-        refused=(subjects.ALL_IN,),
+        deny_publish=(subjects.ALL_IN,),
         subscribe=_EVERYTHING,
     ),
     "gateway": Permissions(
         publish=(
             subjects.IN_TOOL,
             *_direct_gets(_STATE, _RESULT, _LOG),
-            # Answers to rpcs that were asked before NATS was lost and found again: the server
-            # forgets with the connection what it let us answer. Chat services ask in our own
-            # account; the others' requests come from theirs, under names that the server makes
-            # up. Nothing of ours reaches an inbox of workers, operators or provisioners.
+            # Answers to rpcs that arrived before the connection to NATS was lost: the server
+            # forgets its permission to respond together with the connection. Chat services are
+            # in the same account; requests of other accounts come from reply subjects that the
+            # server makes up. Workers, operators and provisioners have no inbox in this account.
             "_INBOX_chat-service.>",
             "_R_.>",
-            # Who was let in is cut off when the key is revoked. No new power: it says who comes in.
+            # Closes the connections of revoked keys. This adds no power: the gateway already
+            # decides who may connect.
             subjects.kick("*"),
         ),
         subscribe=(
             subjects.ALL_RPCS,
             subjects.ALL_RESULTS,
-            subjects.ALL_SERVICES,  # every micro service answers for its presence and its figures there
-            subjects.AUTH_CALLOUT,  # the server asks who a client is
+            subjects.ALL_SERVICES,  # discovery and statistics of micro services
+            subjects.AUTH_CALLOUT,
             "_INBOX_gateway.>",
         ),
-        answers=True,
+        allow_responses=True,
     ),
 }
-"""The static roles; each holds one NKey of the data directory's `credentials`."""
+"""The static roles. Each has an NKey in the `credentials` directory of the data directory."""
 
 ROLES: Final = tuple(PERMISSIONS)
 """The names of the static roles."""
 
 
-def provisioner_of(pool: str, name: str) -> Permissions:
-    """Return what a provisioner may do that is known by name: for its pool, and as itself only."""
+def provisioner_permissions(pool: str, name: str) -> Permissions:
+    """Return the permissions of a provisioner: jobs of its pool, and reports under its own name."""
     return Permissions(
         publish=(
             subjects.inbound("provisioner", "*", name),
@@ -124,15 +131,3 @@ def provisioner_of(pool: str, name: str) -> Permissions:
         ),
         subscribe=(subjects.RESEND_PROVISIONER,),
     )
-
-
-def as_nats_conf(permissions: Permissions) -> str:
-    """Return the `permissions` block of a user, as the server's configuration spells it."""
-    publish = f"allow: {json.dumps(permissions.publish)}"
-    if permissions.refused:
-        publish += f", deny: {json.dumps(permissions.refused)}"
-    block = f"publish: {{ {publish} }}, subscribe: {{ allow: {json.dumps(permissions.subscribe)} }}"
-    if permissions.answers:
-        # An rpc may be held for 25 minutes before its one answer.
-        block += ', allow_responses: { max: 1, expires: "30m" }'
-    return f"{{ {block} }}"

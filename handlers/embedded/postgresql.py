@@ -13,7 +13,7 @@ from typing import Final
 
 import asyncpg
 
-from handlers.access.identities import credentials_of
+from handlers.access.identities import credentials_directory
 from handlers.embedded import stale_process
 from handlers.embedded.child import Child, environment, launched, start
 from handlers.embedded.database_password import made_password, verifier
@@ -42,7 +42,7 @@ async def postgresql(
     Raises EmbeddedError.
     """
     data, binaries = directory / "postgres", _binaries()
-    password = made_password(credentials_of(directory))
+    password = made_password(credentials_directory(directory))
     sockets = socket_directory(data)
     identity = identity_for(data, binaries / "postgres", sockets)
     if data.exists():

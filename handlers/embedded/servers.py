@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from bus.urls import redacted
-from handlers.access.identities import credentials_of, identities
+from handlers.access.identities import credentials_directory, load_identities
 from handlers.access.listeners import Listeners
 from handlers.embedded.child import Child
 from handlers.embedded.database_password import (
@@ -70,7 +70,7 @@ class Servers:
     async def _vanished(self) -> EmbeddedError:
         needs = [self.directory, self.directory / LOCK, self.directory / _FOUND_IN]
         for child in self.children:
-            needs += [credentials_of(self.directory), *child.needs]
+            needs += [credentials_directory(self.directory), *child.needs]
         gone = await vanished(needs)
         return EmbeddedError(
             f"{gone} was removed or moved while workspaced ran on {self.directory}, so nothing can "
@@ -103,7 +103,7 @@ async def embedded_servers(
             if nats_url is not None:
                 Ports(directory).take(wanted(listeners, nats=False))
                 return nats_url, None
-            server = nats_server(directory, identities(directory), listeners, room.store)
+            server = nats_server(directory, load_identities(directory), listeners, room.store)
             url, websocket_url, child = await stack.enter_async_context(server)
             children.append(child)
             return url, websocket_url
@@ -122,7 +122,7 @@ async def embedded_servers(
         (nats, websocket), database = started[0].result(), started[1].result()
         servers = Servers(
             directory=directory,
-            credentials=credentials_of(directory),
+            credentials=credentials_directory(directory),
             nats_url=nats,
             websocket_url=websocket,
             database_url=database,
@@ -148,7 +148,7 @@ def running_servers(directory: Path) -> Servers | None:
         noted = json.loads((directory / _FOUND_IN).read_bytes())
     except FileNotFoundError:
         return None
-    credentials, database_url = credentials_of(directory), noted["database"]
+    credentials, database_url = credentials_directory(directory), noted["database"]
     if embedded := noted.get("embedded_database", False):
         database_url = with_password(database_url, read_password(credentials))
     return Servers(

@@ -1,1 +1,1 @@
-"""What chat services, provisioners and operators call; it asks the workers by way of the bus."""
+"""The gateway role: it answers rpcs, and it decides which issued keys may connect to NATS."""

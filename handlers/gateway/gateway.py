@@ -1,10 +1,14 @@
-"""The gateway: the micro service `workspaced`, and who agents and frontends are."""
+"""The gateway's service: the micro service `workspaced` with one endpoint for each rpc.
+
+It also runs the auth callout. Any number of gateways can run at the same time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,103 +17,149 @@ from importlib.metadata import version
 from typing import Final, TypeVar
 
 from bus import Bus, BusError, Message, Responder, ServiceError, subjects
-from handlers.access.auth_callout import Door
+from handlers.access.auth_callout import AuthCallout
+from handlers.access.issued_keys import caller_key
 from handlers.gateway import requests
-from handlers.gateway.concurrency_limit import Turns
 from handlers.gateway.credentials import Credentials
-from handlers.gateway.queries import Reader
-from handlers.gateway.tool_calls import Asking
+from handlers.gateway.queries import Queries
+from handlers.gateway.tool_calls import ToolCalls
+from statemachine.admission import BUSY
 from statemachine.events import Frozen
 from statemachine.store import Store, StoreUnavailableError
 from statemachine.tool_rules import TOOLS
 
 log = logging.getLogger(__name__)
 SERVICE: Final = "workspaced"
+MAX_PER_CALLER: Final = 1_000
+"""Rpcs of one caller that are answered at the same time. Tool calls have a limit of their own."""
+_IMPORTED_REPLY: Final = "_R_"
+"""The first token of the reply subjects that nats-server makes up for requests of other accounts."""
 Body = TypeVar("Body", bound=Frozen)
 
 
 @dataclass(slots=True)
 class Gateway:
-    """Answers rpcs, with any number of others doing the same."""
+    """Answers rpcs, and auth callout requests if it has the issuer's seed."""
 
     store: Store
     bus: Bus
     orphan_grace: timedelta
-    """How long the workers let a workspace run that no chat has, to tell operators."""
+    """How long workers let an orphan run; shown to operators."""
     issuer_seed: str | None = None
-    """Signs for agents and frontends; without it another gateway must."""
+    """Signs the answers to auth callout requests; None: another gateway has to answer them."""
     held_calls: int = 10_000
-    """How many rpcs it holds at once."""
+    """How many tool calls it holds at the same time."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
-        """Serve until cancelled."""
-        asking = Asking(self.bus, self.store, self.held_calls)
-        reader = Reader(self.store, self.bus, self.orphan_grace)
-        credentials = Credentials(self.store, self.bus)
-        self.bus.on_reconnect(asking.reconnected)
-        endpoints: dict[str, Responder] = {
-            tool: _raw(requests.ToolBody, partial(asking.tool, tool)) for tool in TOOLS
-        }
-        turns = Turns()
-        quick: dict[str, Responder] = {
-            "cancel": _json(requests.CancelBody, asking.cancel),
-            "get_chat": _json(requests.ChatBody, reader.get_chat),
-            "list_chats": _json(requests.ChatsBody, reader.list_chats),
-            "list_orphans": _json(requests.OrphansBody, reader.list_orphans),
-            "read_log": _json(requests.LogBody, reader.read_log),
-            "read_events": _json(requests.EventsBody, reader.read_events),
-            "template_archive": _raw(requests.ArchiveBody, _archive(reader)),
-            "agent_credential": _json_to(requests.AgentCredentialBody, credentials.agent),
-            "frontend_credential": _json(requests.FrontendCredentialBody, credentials.frontend),
-            "issue_credential": _json(requests.IssueBody, credentials.issue),
-            "list_credentials": _json(requests.CredentialsBody, credentials.listed),
-            "revoke_credential": _json(requests.RevokeBody, credentials.revoke),
-        }
-        endpoints |= {name: turns.limited(responder) for name, responder in quick.items()}
+        """Serve until cancelled. Raises BusError if the service can't be started."""
         if self.issuer_seed is not None:
-            await Door(self.store, self.bus, self.issuer_seed).open()
+            await AuthCallout(self.store, self.bus, self.issuer_seed).start()
         await self.bus.serve(
             SERVICE,
             version("workspaced"),
             "Development workspaces for AI chats",
-            {subjects.rpc(name): responder for name, responder in endpoints.items()},
+            {subjects.rpc(name): responder for name, responder in self._endpoints().items()},
         )
         self.ready.set()
         log.info("gateway is ready")
         await asyncio.get_running_loop().create_future()
 
+    def _endpoints(self) -> dict[str, Responder]:
+        calls = ToolCalls(self.bus, self.store, self.held_calls)
+        self.bus.on_reconnect(calls.publish_again)
+        queries = Queries(self.store, self.bus, self.orphan_grace)
+        credentials = Credentials(self.store, self.bus)
+        tools: dict[str, Responder] = {
+            tool: _bytes(requests.ToolBody, partial(calls.call, tool)) for tool in TOOLS
+        }
+        others: dict[str, Responder] = {
+            "cancel": _json(requests.CancelBody, calls.cancel),
+            "get_chat": _json(requests.ChatBody, queries.get_chat),
+            "list_chats": _json(requests.ChatsBody, queries.list_chats),
+            "list_orphans": _json(requests.OrphansBody, queries.list_orphans),
+            "read_log": _json(requests.LogBody, queries.read_log),
+            "read_events": _json(requests.EventsBody, queries.read_events),
+            "template_archive": _bytes(
+                requests.ArchiveBody, lambda body, _message: queries.template_archive(body)
+            ),
+            "agent_credential": _json_of_caller(
+                requests.AgentCredentialBody, credentials.agent_credential
+            ),
+            "frontend_credential": _json(
+                requests.FrontendCredentialBody, credentials.frontend_credential
+            ),
+            "issue_credential": _json(requests.IssueBody, credentials.issue_credential),
+            "list_credentials": _json(requests.CredentialsBody, credentials.list_credentials),
+            "revoke_credential": _json(requests.RevokeBody, credentials.revoke_credential),
+        }
+        limit = CallerLimit()
+        return tools | {name: limit.apply(responder) for name, responder in others.items()}
+
+
+class CallerLimit:
+    """Limits how many rpcs of one caller are answered at once, so that a flood does not block others."""
+
+    def __init__(self, limit: int = MAX_PER_CALLER) -> None:
+        self._limit = limit
+        self._running: Counter[str] = Counter()
+
+    def apply(self, responder: Responder) -> Responder:
+        """Return a responder that raises ServiceError 429 when the caller has reached the limit."""
+
+        async def respond(message: Message) -> bytes:
+            caller = _caller(message)
+            if self._running[caller] >= self._limit:
+                text = f"{BUSY}{self._limit} rpcs of yours are being answered; try again later"
+                raise ServiceError(429, text)
+            self._running[caller] += 1
+            try:
+                return await responder(message)
+            finally:
+                self._running[caller] -= 1
+                if not self._running[caller]:
+                    del self._running[caller]
+
+        return respond
+
+
+def _caller(message: Message) -> str:
+    """Identify the caller: by inbox prefix, or by the key that the server reports for other accounts.
+
+    Within the gateway's own account anybody could set the header that reports the key.
+    """
+    inbox = message.reply.partition(".")[0]
+    return inbox if inbox != _IMPORTED_REPLY else caller_key(message.headers) or inbox
+
 
 def _json(
     model: type[Body], answer: Callable[[Body], Awaitable[Mapping[str, object]]]
 ) -> Responder:
-    return _json_to(model, lambda body, _message: answer(body))
+    return _json_of_caller(model, lambda body, _message: answer(body))
 
 
-def _json_to(
+def _json_of_caller(
     model: type[Body], answer: Callable[[Body, Message], Awaitable[Mapping[str, object]]]
 ) -> Responder:
-    async def text(body: Body, message: Message) -> bytes:
-        found = await answer(body, message)
-        return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
+    async def encoded(body: Body, message: Message) -> bytes:
+        reply = await answer(body, message)
+        return json.dumps(reply, ensure_ascii=False, separators=(",", ":")).encode()
 
-    return _raw(model, text)
-
-
-def _archive(reader: Reader) -> Callable[[requests.ArchiveBody, Message], Awaitable[bytes]]:
-    return lambda body, _message: reader.template_archive(body)
+    return _bytes(model, encoded)
 
 
-def _raw(model: type[Body], answer: Callable[[Body, Message], Awaitable[bytes]]) -> Responder:
+def _bytes(model: type[Body], answer: Callable[[Body, Message], Awaitable[bytes]]) -> Responder:
+    """Return a responder that parses the body and turns outages into ServiceError 503."""
+
     async def respond(message: Message) -> bytes:
-        body = requests.read(model, message.data)
+        body = requests.parse_body(model, message.data)
         try:
             return await answer(body, message)
-        except StoreUnavailableError as bad:
-            raise ServiceError(503, f"the database is away; ask again: {bad}") from bad
-        except BusError as bad:
-            if isinstance(bad, ServiceError):
-                raise
-            raise ServiceError(503, f"the bus is away; ask again: {bad}") from bad
+        except StoreUnavailableError as error:
+            raise ServiceError(503, f"the database is unavailable; try again: {error}") from error
+        except ServiceError:
+            raise
+        except BusError as error:
+            raise ServiceError(503, f"NATS is unavailable; try again: {error}") from error
 
     return respond

@@ -1,4 +1,4 @@
-"""What operators and chat services read: chats, logs, events, template archives."""
+"""The rpcs that only read: chats, orphans, logs, events, template archives."""
 
 from __future__ import annotations
 
@@ -39,24 +39,25 @@ from statemachine.store import Store
 from statemachine.views import notice, state_changed
 
 PAGE: Final = 100
-"""Chats, events or log messages a page."""
-PIECE: Final = 256 * 1024
-"""Bytes of an archive at once."""
-ROOM: Final = 512 * 1024
-"""Bytes after which a page is full: with one more entry of the largest size it still is a message."""
+"""The most chats, events or log messages on a page."""
+CHUNK: Final = 256 * 1024
+"""The most bytes of an archive in a reply."""
+PAGE_BYTES: Final = 512 * 1024
+"""A page ends with the entry that makes it this large. The last entry may be as large as NATS allows
+an event to be, so a page always fits into a message."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """Answers from the store and the log stream; changes nothing."""
+class Queries:
+    """Answers from the store and from the stream of build logs."""
 
     store: Store
     bus: Bus
     orphan_grace: timedelta
-    """How long a workspace that no chat has may run before the workers stop it."""
+    """How long workers let an orphan run before they stop it."""
 
     async def get_chat(self, body: ChatBody) -> ChatWithCalls:
-        """Return a chat's state and the calls that wait for it."""
+        """Return a chat's state and its open calls."""
         chat = await self.store.chats.get(body.chat_id)
         held_up = await self.store.blocked({body.chat_id})
         if chat is None:
@@ -69,13 +70,13 @@ class Reader:
         return _with_calls(_shown(chat, held_up), calls)
 
     async def list_chats(self, body: ChatsBody) -> ChatsPage:
-        """Return a page of chats."""
+        """Return a page of chats. Raises ServiceError 400 for an unknown state."""
         states = None
         if body.state is not None:
             states = [str(state) for state, about in STATE_INFO.items() if about.wire == body.state]
             if not states:
                 known = ", ".join(sorted({about.wire for about in STATE_INFO.values()}))
-                raise ServiceError(400, f"body.state: {body.state!r} is none of: {known}")
+                raise ServiceError(400, f"body.state: {body.state!r} is not one of: {known}")
         chats = await self.store.chats.find(
             organization_id=body.organization_id,
             owner_id=body.owner_id,
@@ -85,11 +86,11 @@ class Reader:
         )
         held_up = await self.store.blocked({chat.chat_id for chat in chats})
         shown: list[ShownChat] = []
-        room = ROOM
+        space = PAGE_BYTES
         for chat in chats[:PAGE]:
             shown.append(_shown(chat, held_up))
-            room -= len(to_json(shown[-1]))
-            if room <= 0:
+            space -= len(to_json(shown[-1]))
+            if space <= 0:
                 break
         page: ChatsPage = {"chats": shown}
         if len(shown) < len(chats):
@@ -97,21 +98,21 @@ class Reader:
         return page
 
     async def list_orphans(self, body: OrphansBody) -> OrphansPage:
-        """Return a page of the workspaces that run though no chat has them."""
+        """Return a page of the running workspaces that belong to no chat."""
         chats = await self.store.chats.with_orphans(after=body.cursor, limit=PAGE + 1)
         found = {chat.chat_id: previous_workspaces.orphans(chat) for chat in chats[:PAGE]}
         had = await self.store.chats.current_workspaces(
             {former.id for some in found.values() for former in some}
         )
         orphans: list[Orphan] = []
-        room = ROOM
+        space = PAGE_BYTES
         last = ""
         for chat in chats[:PAGE]:
-            if room <= 0:
+            if space <= 0:
                 break
             entries = [self._orphan(chat, f) for f in found[chat.chat_id] if f.id not in had]
             orphans += entries
-            room -= len(to_json(entries))
+            space -= len(to_json(entries))
             last = chat.chat_id
         more = bool(chats) and last != chats[-1].chat_id
         page: OrphansPage = {"orphans": orphans}
@@ -137,16 +138,16 @@ class Reader:
         return entry
 
     async def read_log(self, body: LogBody) -> LinesPage:
-        """Return a page of a build's log messages, in the order they were stored."""
+        """Return a page of a build's log messages, in the order in which they were stored."""
         subject, after = subjects.log(body.chat_id, body.build_id), body.after or 0
         lines: list[LogLine] = []
-        room = ROOM
-        while len(lines) < PAGE and room > 0:
+        space = PAGE_BYTES
+        while len(lines) < PAGE and space > 0:
             found = await self.bus.get_next(LOG.name, subject, after)
             if found is None:
                 return {"lines": lines}
             after = found.sequence
-            room -= len(found.data)
+            space -= len(found.data)
             if (line := read_log_line(found.data, body.build_id)) is not None:
                 lines.append(cast(LogLine, line))
         return {"lines": lines, "next": after}
@@ -155,22 +156,22 @@ class Reader:
         """Return a page of a chat's event log."""
         found = await self.store.chats.log(body.chat_id, after=body.after or 0, limit=PAGE + 1)
         events: list[LogEntry] = []
-        room = ROOM
+        space = PAGE_BYTES
         for entry in found[:PAGE]:
             events.append(entry)
-            room -= len(to_json(entry))
-            if room <= 0:
+            space -= len(to_json(entry))
+            if space <= 0:
                 break
         if len(events) < len(found):
             return {"events": events, "next": events[-1]["seq"]}
         return {"events": events}
 
     async def template_archive(self, body: ArchiveBody) -> bytes:
-        """Return a piece of a template version's tar.gz; empty at its end."""
-        piece = await self.store.templates.read_archive(body.version_id, body.offset, PIECE)
-        if piece is None:
+        """Return a part of a template version's tar.gz, empty after its end. Raises ServiceError 404."""
+        chunk = await self.store.templates.read_archive(body.version_id, body.offset, CHUNK)
+        if chunk is None:
             raise ServiceError(404, f"there is no template version {body.version_id}")
-        return piece
+        return chunk
 
 
 def _with_calls(shown: ShownChat, calls: list[OpenCall]) -> ChatWithCalls:
@@ -180,9 +181,9 @@ def _with_calls(shown: ShownChat, calls: list[OpenCall]) -> ChatWithCalls:
 
 
 def _shown(chat: Chat, held_up: Mapping[str, str]) -> ShownChat:
-    """Return a chat as state_changed shows it, with a notice when something holds it up."""
+    """Return a chat as state_changed shows it, with a notice if something blocks the chat."""
     shown = cast(ShownChat, state_changed(chat))
-    words = held_up.get(chat.chat_id) or notice(chat)
-    if words is not None:
-        shown["notice"] = words
+    text = held_up.get(chat.chat_id) or notice(chat)
+    if text is not None:
+        shown["notice"] = text
     return shown

@@ -1,4 +1,4 @@
-"""The bodies of rpc requests, as models that check them, and the error that says what is wrong.
+"""The bodies of rpc requests, as pydantic models that validate them.
 
 docs/schemas is made from these models: run `make schemas` after a change.
 """
@@ -24,7 +24,7 @@ class ToolBody(Frozen):
 
     chat_id: Id
     call_id: Token | None = None
-    """Identifies the call within its chat; absent: the gateway makes one up."""
+    """Identifies the call within its chat; absent: the gateway generates one."""
     organization_id: Id
     """The chat's organization. The first accepted request of a chat fixes it."""
     owner_id: Id
@@ -146,10 +146,10 @@ class RevokeBody(Frozen):
 Body = TypeVar("Body", bound=Frozen)
 
 
-def read(model: type[Body], data: bytes) -> Body:
-    """Read a request's body, as leniently as an event's data.
+def parse_body(model: type[Body], data: bytes) -> Body:
+    """Validate a request's body, with the same leniency as the data of an event.
 
-    Raises ServiceError 400 that names every wrong field.
+    Raises ServiceError 400, whose text names every invalid field.
     """
     try:
         return lenient(model, parse(data or b"{}"), "body")

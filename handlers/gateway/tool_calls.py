@@ -1,4 +1,4 @@
-"""A tool call by rpc: asked on the bus like any other, and held until its result comes."""
+"""Tool calls by rpc: the gateway publishes the request and holds the rpc until the result arrives."""
 
 from __future__ import annotations
 
@@ -18,40 +18,47 @@ from statemachine.codec import encode, is_traceparent
 from statemachine.store import Store, StoreUnavailableError
 
 SERVICE: Final = "gateway"
-"""The chat service that calls asked by rpc come from."""
-LONGEST: Final = 25 * 60.0
-"""Seconds that an rpc may be held."""
+"""The name of the chat service in the requests that the gateway publishes."""
+MAX_WAIT: Final = 25 * 60.0
+"""Seconds that the gateway holds an rpc."""
 
 
 @dataclass(slots=True)
-class Asking:
-    """Asks on the bus in the name of rpc callers."""
+class ToolCalls:
+    """Publishes tool requests for callers of rpcs, and returns the results to them."""
 
     bus: Bus
     store: Store
-    most: int = 10_000
-    """Calls held at once."""
+    limit: int = 10_000
+    """Calls that are held at the same time."""
     _held: int = 0
     _reconnected: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def reconnected(self) -> None:
-        """Have every held call asked again: its result may have passed unseen."""
+    def publish_again(self) -> None:
+        """Publish the request of every held call again, because its result may have been missed.
+
+        Called after a reconnect. A repeated request gets the stored result.
+        """
         self._reconnected.set()
         self._reconnected = asyncio.Event()
 
-    async def tool(self, tool: str, body: ToolBody, asked: Message) -> bytes:
-        """Ask, wait, and return the `data` of tool_resolved. Raises ServiceError."""
-        if self._held >= self.most:
-            words = f"{BUSY}this gateway holds {self._held} calls already; try again later"
-            raise ServiceError(429, words)
+    async def call(self, tool: str, body: ToolBody, message: Message) -> bytes:
+        """Publish a tool request, wait for its result, and return the `data` of tool_resolved.
+
+        Raises ServiceError 429 if there are too many calls, 400 if NATS refuses the request, and 503
+        if the result did not arrive in time or NATS is unavailable.
+        """
+        if self._held >= self.limit:
+            text = f"{BUSY}this gateway holds {self._held} calls already; try again later"
+            raise ServiceError(429, text)
         self._held += 1
         try:
-            return _reply(await self._resolved(tool, body, asked))
+            return _reply(await self._result(tool, body, message))
         finally:
             self._held -= 1
 
-    async def _resolved(self, tool: str, body: ToolBody, asked: Message) -> dict[str, Any]:
-        trace = _traceparent(asked.headers)
+    async def _result(self, tool: str, body: ToolBody, message: Message) -> dict[str, Any]:
+        traceparent = _traceparent(message.headers)
         call_id = body.call_id or uuid4().hex
         data = {
             "call_id": call_id,
@@ -63,34 +70,34 @@ class Asking:
         }
         try:
             async with (
-                asyncio.timeout(LONGEST),
+                asyncio.timeout(MAX_WAIT),
                 self.bus.subscribe(subjects.result(body.chat_id, call_id)) as results,
             ):
                 while True:
-                    again = self._reconnected
-                    await self._publish("tool_requested", body.chat_id, data, trace)
-                    if (answer := await _first(results, again)) is not None:
-                        return dict(answer["data"])
+                    reconnected = self._reconnected
+                    await self._publish("tool_requested", body.chat_id, data, traceparent)
+                    if (resolved := await _next_result(results, reconnected)) is not None:
+                        return dict(resolved["data"])
         except TimeoutError:
             raise ServiceError(
-                503, f"call {call_id} has no answer yet; ask again with the same call_id"
+                503, f"call {call_id} has no result yet; try again with the same call_id"
             ) from None
-        except Refused as bad:
-            raise ServiceError(400, str(bad)) from bad
-        except BusError as bad:
+        except Refused as error:
+            raise ServiceError(400, str(error)) from error
+        except BusError as error:
             raise ServiceError(
-                503, f"the bus is away; ask again with call_id {call_id}: {bad}"
-            ) from bad
+                503, f"NATS is unavailable; try again with call_id {call_id}: {error}"
+            ) from error
 
     async def cancel(self, body: CancelBody) -> Canceled:
-        """End a call's wait; say whether there is, or may come, one to end."""
+        """Cancel a call, unless it has its result already. Raises ServiceError 503."""
         try:
-            over = await self.store.chats.is_answered(body.chat_id, body.call_id)
-            if not over:
+            answered = await self.store.chats.is_answered(body.chat_id, body.call_id)
+            if not answered:
                 await self._publish("tool_canceled", body.chat_id, {"call_id": body.call_id})
-        except (BusError, StoreUnavailableError) as bad:
-            raise ServiceError(503, f"not canceled, ask again: {bad}") from bad
-        return {"canceled": not over}
+        except (BusError, StoreUnavailableError) as error:
+            raise ServiceError(503, f"the call was not canceled; try again: {error}") from error
+        return {"canceled": not answered}
 
     async def _publish(
         self, type_name: str, chat_id: str, data: dict[str, Any], traceparent: str | None = None
@@ -114,22 +121,22 @@ class Asking:
 
 
 def _reply(data: dict[str, Any]) -> bytes:
-    """Return what the caller gets. Raises ServiceError when there was too much to do."""
-    words = data["result"].get("error") if data["is_error"] else None
-    if words is not None and words.startswith(BUSY):
-        raise ServiceError(429, words)
+    """Encode a result for the caller. Raises ServiceError 429 if a worker refused the call for load."""
+    error = data["result"].get("error") if data["is_error"] else None
+    if error is not None and error.startswith(BUSY):
+        raise ServiceError(429, error)
     return json.dumps(data, ensure_ascii=False).encode()
 
 
 def _traceparent(headers: Mapping[str, str]) -> str | None:
-    """Return the caller's trace, if it has one that can be read."""
-    found = next((value for name, value in headers.items() if name.lower() == "traceparent"), "")
-    return found if is_traceparent(found) else None
+    """Return the caller's `traceparent` header if it is valid."""
+    value = next((value for name, value in headers.items() if name.lower() == "traceparent"), "")
+    return value if is_traceparent(value) else None
 
 
-async def _first(results: Subscription, again: asyncio.Event) -> dict[str, Any] | None:
-    """Return the result, or None when the connection was lost meanwhile."""
-    result, lost = asyncio.ensure_future(results.next()), asyncio.ensure_future(again.wait())
+async def _next_result(results: Subscription, reconnected: asyncio.Event) -> dict[str, Any] | None:
+    """Return the next result, or None if the connection was lost and restored before it arrived."""
+    result, lost = asyncio.ensure_future(results.next()), asyncio.ensure_future(reconnected.wait())
     try:
         await asyncio.wait((result, lost), return_when=asyncio.FIRST_COMPLETED)
         if not result.done():

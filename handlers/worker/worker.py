@@ -15,7 +15,7 @@ from typing import Final
 from bus import Bus, BusError, Delivery, Message, Responder, Unavailable, subjects
 from bus.backoff import Backoff
 from bus.streams import Tuning
-from handlers.access.disconnect import Cutting
+from handlers.access.disconnect import SupersededAgents
 from handlers.clock import clock
 from handlers.supervise import cancel_and_wait, run_until_one_ends
 from handlers.worker.batch import Noticed, apply, asks
@@ -81,13 +81,13 @@ class Worker:
     problems: Problems = field(default_factory=Problems)
     """What keeps it from its work now."""
     _gauge: Gauge = field(init=False)
-    _cutting: Cutting = field(init=False)
+    _superseded_agents: SupersededAgents = field(init=False)
     _committer: Committer = field(init=False)
     _returning: set[asyncio.Task[None]] = field(default_factory=set)
     """Tasks that will give deliveries back."""
 
     def __post_init__(self) -> None:
-        self._cutting = Cutting(self.store, self.bus)
+        self._superseded_agents = SupersededAgents(self.store, self.bus)
         self._gauge = Gauge(self.store, self.bus, self.room)
         self._committer = Committer(self.store, self.problems)
 
@@ -102,7 +102,9 @@ class Worker:
         self._again.set()
         try:
             await run_until_one_ends(
-                self._prepare(relay, recovery), self._pull(relay, watch), self._cutting.run()
+                self._prepare(relay, recovery),
+                self._pull(relay, watch),
+                self._superseded_agents.run(),
             )
         finally:
             await cancel_and_wait(*self._returning)
@@ -205,7 +207,7 @@ class Worker:
         except StoreUnavailableError as bad:
             self._database_is_away(bad)
         else:
-            self._cutting.superseded(self.noticed.superseded)
+            self._superseded_agents.disconnect_later(self.noticed.superseded)
             return Committed(taken.deliveries, taken.rows, taken.buried, jobs_until)
         return None
 

@@ -28,5 +28,5 @@ def test_a_file_without_a_seed_is_named(tmp_path: Path) -> None:
     refused = run("nats-auth", "--data-dir", tmp_path)
 
     assert refused.returncode == 1
-    assert "worker.nk holds no NKey seed" in refused.stderr
+    assert "worker.nk contains no NKey seed" in refused.stderr
     assert refused.stdout == ""

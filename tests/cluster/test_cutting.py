@@ -6,7 +6,7 @@ import asyncio
 
 from bus import Unavailable
 from bus.jetstream import JetStreamBus, connect
-from handlers.access.disconnect import can_cut, cut
+from handlers.access.disconnect import can_disconnect, disconnect
 from statemachine.store import ClientConnection
 from tests.cluster.nodes import Cluster
 from tests.cluster.test_streams import elected
@@ -26,11 +26,11 @@ async def test_a_connection_to_another_server_is_cut_off(cluster: Cluster) -> No
         client.on_lost.append(lost.set)
 
         async def found() -> None:
-            if not await can_cut(worker, at.server):
+            if not await can_disconnect(worker, at.server):
                 raise Unavailable("the servers have not found each other yet")
 
         await elected(found)
 
-        assert await cut(MemoryStore(), worker, [at]) == 1
+        assert await disconnect(MemoryStore(), worker, [at]) == 1
         await asyncio.wait_for(lost.wait(), 10)
-        assert await cut(MemoryStore(), worker, [ClientConnection("NOBODY", 1)]) == 0
+        assert await disconnect(MemoryStore(), worker, [ClientConnection("NOBODY", 1)]) == 0

@@ -14,7 +14,7 @@ import pytest
 from bus import Refused
 from bus.jetstream import JetStreamBus, connect
 from bus.streams import BOUNDED, IN, LEAST, PRESENCE, STATE, STREAMS, Stream, Tuning
-from handlers.access.identities import identities, seed_file
+from handlers.access.identities import load_identities, seed_file
 from handlers.embedded.disk_room import Room, room_of
 from handlers.embedded.nats_server import nats_server
 from handlers.errors import EmbeddedError
@@ -84,7 +84,7 @@ async def sizes(bus: JetStreamBus, stream: Stream) -> int:
 
 async def test_a_stream_never_gets_smaller_and_grows_where_there_is_room(tmp_path: Path) -> None:
     """Another worker may be told of more room, or of less, than `up` was."""
-    seeds = identities(tmp_path)
+    seeds = load_identities(tmp_path)
     small, whole = Tuning(disk=LEAST).streams()[0], IN
     async with (
         nats_server(tmp_path, seeds, store=256 * MIB) as (url, _, _),

@@ -8,7 +8,8 @@ from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy
 from nats.micro.request import Request
 
-from handlers.access.permissions import PERMISSIONS, Permissions, as_nats_conf
+from handlers.access.permissions import PERMISSIONS, Permissions
+from handlers.access.server_config import permissions_block
 from handlers.embedded import Servers
 from tests.conftest import ConnectAs, settled
 
@@ -165,9 +166,11 @@ async def test_the_gateway_serves_rpcs_with_its_permissions(
 
 
 def test_the_configuration_says_what_the_data_says() -> None:
-    everything = Permissions(publish=(">",), refused=("x.>",), subscribe=("a",), answers=True)
+    everything = Permissions(
+        publish=(">",), deny_publish=("x.>",), subscribe=("a",), allow_responses=True
+    )
 
-    assert as_nats_conf(everything) == (
+    assert permissions_block(everything) == (
         '{ publish: { allow: [">"], deny: ["x.>"] }, subscribe: { allow: ["a"] }, '
         'allow_responses: { max: 1, expires: "30m" } }'
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from handlers.access.identities import Identities, identities
+from handlers.access.identities import Identities, load_identities
 from handlers.embedded.database_roles import urls_of
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import postgresql
@@ -168,7 +168,7 @@ class Place:
 @asynccontextmanager
 async def place_at(directory: Path, settings: Settings, rng: Random) -> AsyncIterator[Place]:
     """Start everything; it is up when entered, and gone when left."""
-    keys = identities(directory)
+    keys = load_identities(directory)
     nats = Server("nats-server", lambda: nats_server(directory, keys), rng)
     database = Server("postgresql", lambda: postgresql(directory), rng)
     kinds = ("worker", "gateway", "local provisioner", "provisioner", "machine", "caller")

@@ -31,9 +31,9 @@ async def ask_who(seed: int, count: int) -> Counter[str]:
     issuer, server, client = (nkey.new_seed(kind) for kind in ("account", "account", "user"))
     ends: Counter[str] = Counter()
 
-    async def nobody(visitor: auth_protocol.Visitor) -> auth_protocol.Why:
-        ends["looked up"] += visitor.key == nkey.public_key(client)
-        return auth_protocol.Why.UNKNOWN
+    async def nobody(request: auth_protocol.ConnectRequest) -> auth_protocol.DenialReason:
+        ends["looked up"] += request.public_key == nkey.public_key(client)
+        return auth_protocol.DenialReason.UNKNOWN
 
     for index in range(count):
         rng = random.Random(f"{seed}/callout/{index}")
@@ -52,7 +52,7 @@ async def ask_who(seed: int, count: int) -> Counter[str]:
             request = _body(rng, {"a": {"b": "c"}})
         try:
             await auth_protocol.answer(request, issuer, nobody, NOW)
-        except auth_protocol.NotFromServer:
+        except auth_protocol.InvalidAuthRequest:
             ends["not the server's"] += 1
         else:
             ends["refused"] += 1

@@ -15,13 +15,12 @@ import pytest
 from bus import Bus, Message, Refused, Unavailable
 from bus.jetstream import connect
 from bus.streams import PRESENCE
-from handlers.access import grants, nkey
-from handlers.access.auth_callout import Door
-from handlers.access.auth_failures import QUIET, Refusals
-from handlers.access.auth_protocol import Visitor, Why
-from handlers.access.disconnect import Cutting, can_cut, cut_off
+from handlers.access import issued_keys, nkey
+from handlers.access.auth_callout import LOG_INTERVAL, AuthCallout, AuthFailures
+from handlers.access.auth_protocol import ConnectRequest, DenialReason
+from handlers.access.disconnect import SupersededAgents, can_disconnect, disconnect_invalid
 from handlers.access.identities import ISSUER, seed_file
-from handlers.access.permissions import inbox_prefix
+from handlers.access.permissions import role_inbox_prefix
 from handlers.agent.journal import Journal
 from handlers.agent.link import Link
 from handlers.app import Endpoints
@@ -56,15 +55,15 @@ class House:
                 self.servers.nats_url,
                 name=role,
                 seed_file=seed_file(self.servers.credentials, role),
-                inbox_prefix=inbox_prefix(role),
+                inbox_prefix=role_inbox_prefix(role),
             )
         )
 
-    async def door(self) -> tuple[Door, Bus]:
+    async def door(self) -> tuple[AuthCallout, Bus]:
         """Somebody who keeps the door, and the connection by which they do."""
         bus = await self.role("gateway")
-        door = Door(self.store, bus, self._issuer)
-        await door.open()
+        door = AuthCallout(self.store, bus, self._issuer)
+        await door.start()
         return door, bus
 
     async def key(self, credential: Credential | None = None) -> tuple[str, str]:
@@ -78,7 +77,7 @@ class House:
 
     async def come(self, seed: str) -> Bus:
         """Come in. Raises Refused."""
-        prefix = grants.inbox_prefix(nkey.public_key(seed))
+        prefix = issued_keys.inbox_prefix(nkey.public_key(seed))
         return await self._stack.enter_async_context(
             await connect(self.servers.nats_url, name="guest", seed=seed, inbox_prefix=prefix)
         )
@@ -123,17 +122,17 @@ async def test_a_server_says_whether_it_cuts_off_whom_we_name(house: House) -> N
     seen: list[str] = []
     door, bus = await house.door()
     seed, _ = await house.key()
-    meet = door._meet
+    meet = door._register_server
 
-    async def look(visitor: Visitor) -> None:
-        seen.append(visitor.server)
-        await meet(visitor)
+    async def look(request: ConnectRequest) -> None:
+        seen.append(request.server_id)
+        await meet(request)
 
-    door._meet = look  # type: ignore[method-assign]
+    door._register_server = look  # type: ignore[method-assign]
     await house.come(seed)
 
-    assert await can_cut(bus, seen[0])
-    assert not await can_cut(bus, "NOBODY")
+    assert await can_disconnect(bus, seen[0])
+    assert not await can_disconnect(bus, "NOBODY")
 
 
 async def test_of_too_many_connections_of_a_key_the_oldest_is_cut_off(
@@ -175,7 +174,7 @@ async def test_a_worker_that_starts_cuts_off_whom_a_dead_one_did_not_get_to(hous
         guests.append(await house.come(seed))
     await write(house.store, Changes(chats=[following(chats[0].chat_id, uid(), 2)]))
 
-    cutting = asyncio.create_task(Cutting(house.store, await house.role("worker")).run())
+    cutting = asyncio.create_task(SupersededAgents(house.store, await house.role("worker")).run())
 
     assert "Authorization" in await gone(guests[0])
     assert guests[1].connected
@@ -200,10 +199,10 @@ async def test_what_can_not_be_cut_off_yet_is_tried_again(house: House) -> None:
             tried.set()
             raise TimeoutError("no answer")
 
-    cutting = Cutting(house.store, Deaf())  # type: ignore[arg-type]
+    cutting = SupersededAgents(house.store, Deaf())  # type: ignore[arg-type]
     running = asyncio.create_task(cutting.run())
     await write(house.store, Changes(chats=[following(chat.chat_id, uid(), 2)]))
-    cutting.superseded({chat.chat_id})
+    cutting.disconnect_later({chat.chat_id})
 
     await gone(guest)
     assert tried.is_set()
@@ -227,7 +226,7 @@ async def test_a_silent_server_keeps_nobody_in_on_another_one(house: House) -> N
             return await worker.request(subject, *args, **more)  # type: ignore[arg-type]
 
     with pytest.raises(TimeoutError):
-        await cut_off(house.store, HalfDeaf(), public_key=key)  # type: ignore[arg-type]
+        await disconnect_invalid(house.store, HalfDeaf(), public_key=key)  # type: ignore[arg-type]
 
     await gone(guest)
     assert await house.store.credentials.invalid_connections() == [ClientConnection("SILENT", 7)]
@@ -247,21 +246,21 @@ async def test_who_comes_in_while_the_key_is_taken_back_does_not_slip_through() 
     store = MemoryStore()
     store.credentials = RevokedMeanwhile(store.clock, store.chats.get)
     await store.credentials.issue("K", Credential("frontend", (uid(),), IN_AN_HOUR))
-    door = Door(store, None, nkey.new_seed("account"))  # type: ignore[arg-type]
+    door = AuthCallout(store, None, nkey.new_seed("account"))  # type: ignore[arg-type]
 
-    assert await door.grant_for(visitor("K")) is Why.REVOKED
+    assert await door.look_up(connect_request("K")) is DenialReason.REVOKED
     assert store.credentials.connections == {}
 
 
-def visitor(key: str = "K", **more: object) -> Visitor:
-    of = Visitor(
-        key=key,
-        name="n",
-        kind="nats",
+def connect_request(public_key: str = "K", **more: object) -> ConnectRequest:
+    of = ConnectRequest(
+        public_key=public_key,
+        client_name="n",
+        client_type="nats",
         address="10.0.0.1",
-        server="S",
+        server_id="S",
         server_name="one",
-        client=1,
+        client_id=1,
     )
     return replace(of, **more)  # type: ignore[arg-type]
 
@@ -270,27 +269,27 @@ def test_the_same_refusal_is_logged_once_a_minute_and_counted_each_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = 0.0
-    refusals = Refusals(clock=lambda: now)
+    failures = AuthFailures(clock=lambda: now)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            refusals.note(visitor(), Why.REVOKED)
-        refusals.note(visitor(), Why.EXPIRED)
-        refusals.note(visitor(address="10.0.0.2"), Why.REVOKED)
-        now += QUIET
-        refusals.note(visitor(), Why.REVOKED)
+            failures.record(connect_request(), DenialReason.REVOKED)
+        failures.record(connect_request(), DenialReason.EXPIRED)
+        failures.record(connect_request(address="10.0.0.2"), DenialReason.REVOKED)
+        now += LOG_INTERVAL
+        failures.record(connect_request(), DenialReason.REVOKED)
 
-    assert refusals.counts == {Why.REVOKED: 5, Why.EXPIRED: 1}
+    assert failures.counts == {DenialReason.REVOKED: 5, DenialReason.EXPIRED: 1}
     assert [record.why for record in caplog.records] == ["revoked", "expired", "revoked", "revoked"]
-    assert "5 such refusals, 3 of them like this" in caplog.messages[-1]
+    assert "5 denied for this reason, 3 of them from this client" in caplog.messages[-1]
 
 
 def test_what_is_remembered_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handlers.access.auth_failures.REMEMBERED", 10)
-    refusals = Refusals()
+    monkeypatch.setattr("handlers.access.auth_callout.MAX_REMEMBERED", 10)
+    failures = AuthFailures()
     for number in range(50):
-        refusals.note(visitor(f"K{number}"), Why.UNKNOWN)
+        failures.record(connect_request(f"K{number}"), DenialReason.UNKNOWN)
 
-    assert len(refusals._said) == 10
+    assert len(failures._last_logged) == 10
 
 
 async def test_a_role_whose_key_ends_ends_and_says_why(house: House) -> None:
@@ -331,7 +330,7 @@ async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_
 
     async def credential(expires_at: datetime) -> AgentCredential:
         seed, _ = await house.key(replace(of_agent, expires_at=expires_at))
-        return AgentCredential(seed=seed, inbox_prefix=grants.inbox_prefix(config.agent_id))
+        return AgentCredential(seed=seed, inbox_prefix=issued_keys.inbox_prefix(config.agent_id))
 
     agent_files.write_config(tmp_path, config)
     first = await credential(soon())
@@ -374,7 +373,7 @@ def test_a_key_has_room_for_a_browser_with_many_tabs() -> None:
     ],
 )
 def test_the_server_s_header_tells_who_asks(headers: dict[str, str], who: str) -> None:
-    assert grants.asker(headers) == who
+    assert issued_keys.caller_key(headers) == who
 
 
 async def test_a_seed_file_is_enough_whether_it_is_the_role_s_own_or_issued(
@@ -386,7 +385,7 @@ async def test_a_seed_file_is_enough_whether_it_is_the_role_s_own_or_issued(
     echo, asked_by = await house.role("gateway"), []
 
     async def answer(message: Message) -> bytes:
-        asked_by.append(grants.asker(message.headers))
+        asked_by.append(issued_keys.caller_key(message.headers))
         return message.data
 
     await echo.respond("workspaced.rpc.template_archive", "q", answer)
@@ -400,7 +399,7 @@ async def test_a_seed_file_is_enough_whether_it_is_the_role_s_own_or_issued(
         file.parent.mkdir(exist_ok=True)
         file.write_text(seed)
         async with Endpoints(house.servers.nats_url, None, file).bus("provisioner") as bus:
-            forged = {grants.REQUEST_INFO: '{"user": "FORGED"}'}
+            forged = {issued_keys.REQUEST_INFO: '{"user": "FORGED"}'}
             subject = "workspaced.rpc.template_archive"
             found = await bus.request(subject, b"hello", timeout=5, headers=forged)
         assert found.data == b"hello", name

@@ -14,17 +14,24 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error
 
+from bus import subjects
 from handlers.access import nkey
-from handlers.access.auth_protocol import QUEUE, SUBJECT, NotFromServer, Visitor, Why, answer
-from handlers.access.grants import (
+from handlers.access.auth_protocol import (
+    QUEUE,
+    ConnectRequest,
+    DenialReason,
     Grant,
+    InvalidAuthRequest,
+    answer,
+)
+from handlers.access.identities import ISSUER, seed_file
+from handlers.access.issued_keys import (
     agent_grant,
     frontend_grant,
     inbox_prefix,
     provisioner_grant,
     role_grant,
 )
-from handlers.access.identities import ISSUER, seed_file
 from handlers.access.permissions import ROLES
 from handlers.embedded import Servers
 from tests.conftest import ConnectAs, settled
@@ -38,7 +45,7 @@ class Granted(dict[str, Grant]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.refused: list[tuple[Why, Visitor]] = []
+        self.refused: list[tuple[DenialReason, ConnectRequest]] = []
 
     def give(self, make: Callable[..., Grant], **content: object) -> str:
         seed = nkey.new_seed("user")
@@ -48,8 +55,8 @@ class Granted(dict[str, Grant]):
         self[key] = make(**{"expires_at": IN_AN_HOUR} | content)
         return seed
 
-    async def look_up(self, visitor: Visitor) -> Grant | Why:
-        return self.get(visitor.key, Why.UNKNOWN)
+    async def look_up(self, request: ConnectRequest) -> Grant | DenialReason:
+        return self.get(request.public_key, DenialReason.UNKNOWN)
 
 
 @pytest.fixture
@@ -60,11 +67,11 @@ async def granted(connect_as: ConnectAs, servers: Servers) -> AsyncIterator[Gran
 
     async def on_question(question: Msg) -> None:
         answered = await answer(question.data, issuer, grants.look_up, datetime.now(UTC))
-        if answered.refused is not None:
-            grants.refused.append((answered.refused, answered.visitor))
+        if answered.denial is not None:
+            grants.refused.append((answered.denial, answered.request))
         await question.respond(answered.token)
 
-    await gateway.subscribe(SUBJECT, queue=QUEUE, cb=on_question)
+    await gateway.subscribe(subjects.AUTH_CALLOUT, queue=QUEUE, cb=on_question)
     await settled(gateway)
     return grants
 
@@ -127,7 +134,7 @@ async def test_an_agent_may_report_about_itself_and_nothing_else(granted: Grante
         f"workspaced.presence.{CHAT}.{uuid4()}",
         "workspaced.rpc.list_chats",
         "$JS.API.STREAM.LIST",
-        SUBJECT,
+        subjects.AUTH_CALLOUT,
     ):
         assert not await agent.may_publish(subject), subject
     for subject in ("workspaced.resend.agent", f"_INBOX_{AGENT}.>"):
@@ -162,19 +169,23 @@ async def test_a_key_that_was_granted_nothing_is_refused(granted: Granted, visit
     with pytest.raises(Error, match="Authorization Violation"):
         await visit(seed, "stranger", name="a stranger")
 
-    ((why, visitor),) = granted.refused
-    assert why is Why.UNKNOWN
-    assert visitor.key == nkey.public_key(seed)
-    assert (visitor.name, visitor.kind, visitor.address) == ("a stranger", "nats", "127.0.0.1")
-    assert visitor.server
-    assert visitor.client
+    ((why, request),) = granted.refused
+    assert why is DenialReason.UNKNOWN
+    assert request.public_key == nkey.public_key(seed)
+    assert (request.client_name, request.client_type, request.address) == (
+        "a stranger",
+        "nats",
+        "127.0.0.1",
+    )
+    assert request.server_id
+    assert request.client_id
 
 
 async def test_a_client_without_a_key_is_refused(granted: Granted, connect_as: ConnectAs) -> None:
     with pytest.raises(Error, match="Authorization Violation"):
         await connect_as("operator", nkeys_seed=None)
 
-    assert [why for why, _ in granted.refused] == [Why.NO_KEY]
+    assert [why for why, _ in granted.refused] == [DenialReason.NO_KEY]
 
 
 async def test_a_grant_that_has_run_out_is_refused(granted: Granted, visit) -> None:
@@ -184,7 +195,7 @@ async def test_a_grant_that_has_run_out_is_refused(granted: Granted, visit) -> N
     with pytest.raises(Error, match="Authorization Violation"):
         await visit(seed, AGENT)
 
-    assert [why for why, _ in granted.refused] == [Why.EXPIRED]
+    assert [why for why, _ in granted.refused] == [DenialReason.EXPIRED]
 
 
 async def test_a_provisioner_known_by_name_speaks_as_itself_and_builds_for_its_pool(
@@ -280,13 +291,13 @@ async def test_naming_a_granted_key_without_its_seed_is_refused(granted: Granted
     with pytest.raises(Error, match="Authorization Violation"):
         await visit(seed, AGENT, client=Forger())
 
-    ((why, visitor),) = granted.refused
-    assert why is Why.BAD_SIGNATURE
-    assert visitor.key == nkey.public_key(seed)
+    ((why, request),) = granted.refused
+    assert why is DenialReason.BAD_SIGNATURE
+    assert request.public_key == nkey.public_key(seed)
 
 
 async def test_only_a_server_is_answered() -> None:
-    async def nobody(_visitor: Visitor) -> Why:
+    async def nobody(_request: ConnectRequest) -> DenialReason:
         raise AssertionError
 
     stranger, server = nkey.new_seed("account"), nkey.public_key(nkey.new_seed("account"))
@@ -297,7 +308,7 @@ async def test_only_a_server_is_answered() -> None:
     content = b".".join(base64.urlsafe_b64encode(json.dumps(p).encode()) for p in ({}, claims))
     signature = base64.urlsafe_b64encode(nkey.sign(stranger, content))
     for request in (b"", b"a.b.c", b"\xff.\xff.\xff", content + b"." + signature):
-        with pytest.raises(NotFromServer):
+        with pytest.raises(InvalidAuthRequest):
             await answer(request, nkey.new_seed("account"), nobody, datetime.now(UTC))
 
 

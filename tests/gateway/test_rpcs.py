@@ -21,7 +21,7 @@ from handlers.access import nkey
 from handlers.app import Endpoints
 from handlers.errors import NotFoundError
 from handlers.gateway.gateway import Gateway
-from handlers.gateway.queries import Reader
+from handlers.gateway.queries import Queries
 from handlers.gateway.requests import LogBody
 from statemachine.admission import BUSY
 from tests.doubles.memory_bus import MemoryBus
@@ -168,7 +168,7 @@ async def test_a_log_that_forgot_its_beginning_is_read_from_what_it_has() -> Non
         for of, number in [(other, 0), *((build, number) for number in range(1, 6))]:
             line = json.dumps({"data": {"sequence": number}}).encode()
             await bus.publish(subjects.log(chat, of), line)
-        reader = Reader(MemoryStore(), bus, timedelta(minutes=1))
+        reader = Queries(MemoryStore(), bus, timedelta(minutes=1))
 
         kept = await reader.read_log(LogBody(chat_id=chat, build_id=build))
         others = await reader.read_log(LogBody(chat_id=chat, build_id=other))

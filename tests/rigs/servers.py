@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import asyncpg
 
-from handlers.access.identities import credentials_of, identities
+from handlers.access.identities import credentials_directory, load_identities
 from handlers.embedded import Servers
 from handlers.embedded.child import Child
 from handlers.embedded.nats_server import nats_server
@@ -43,7 +43,7 @@ class Nats:
         self._pid = 0
 
     async def start(self) -> None:
-        self._running = nats_server(self.directory, identities(self.directory))
+        self._running = nats_server(self.directory, load_identities(self.directory))
         self.url, _, child = await self._running.__aenter__()
         self._pid = child.pid
 
@@ -87,4 +87,6 @@ async def _end(running: AbstractAsyncContextManager[Any] | None, pid: int, how: 
 
 def servers_of(nats: Nats, postgres: Postgres) -> Servers:
     """Return how programs reach both servers."""
-    return Servers(nats.directory, credentials_of(nats.directory), nats.url, None, postgres.url)
+    return Servers(
+        nats.directory, credentials_directory(nats.directory), nats.url, None, postgres.url
+    )

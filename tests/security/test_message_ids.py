@@ -5,7 +5,7 @@ from __future__ import annotations
 from bus.jetstream import connect
 from bus.streams import IN
 from handlers.access.identities import seed_file
-from handlers.access.permissions import inbox_prefix
+from handlers.access.permissions import role_inbox_prefix
 from handlers.embedded import Servers
 from handlers.publishing import deliver, new_fact
 from tests.conftest import ConnectAs
@@ -27,7 +27,7 @@ async def test_a_fact_is_stored_though_its_id_was_taken(
     async with await connect(
         own_nats.nats_url,
         seed_file=seed_file(own_nats.credentials, "provisioner"),
-        inbox_prefix=inbox_prefix("provisioner"),
+        inbox_prefix=role_inbox_prefix("provisioner"),
     ) as bus:
         await deliver(bus, fact)
 

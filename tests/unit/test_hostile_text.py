@@ -84,7 +84,7 @@ def test_a_log_line_is_one_line_whatever_stands_in_it() -> None:
 def test_depth_is_refused_at_every_door(deep: bytes) -> None:
     for take, refused in (
         (parse, Reject),
-        (lambda body: requests.read(requests.ChatsBody, body), ServiceError),
+        (lambda body: requests.parse_body(requests.ChatsBody, body), ServiceError),
     ):
         with pytest.raises(refused):
             take(deep)

@@ -179,7 +179,7 @@ def test_of_a_doubled_key_the_last_counts_in_facts_bodies_and_repaired_messages(
     assert isinstance(found.data, events.BuildFailed)
     assert found.data.error == "two"
     twice = f'{{"chat_id": "x", "chat_id": "{CHAT}"}}'
-    assert requests.read(requests.ChatBody, twice.encode()).chat_id == CHAT
+    assert requests.parse_body(requests.ChatBody, twice.encode()).chat_id == CHAT
 
 
 @pytest.mark.parametrize(
@@ -231,17 +231,17 @@ def test_rpc_bodies_follow_the_same_leniency() -> None:
         "args": None,
     }
 
-    found = requests.read(requests.ToolBody, BOM + json.dumps(body).encode())
+    found = requests.parse_body(requests.ToolBody, BOM + json.dumps(body).encode())
 
     assert (found.call_id, found.args) == (None, {})
     listing = b'{"organization_id": "", "owner_id": null, "state": "", "cursor": ""}'
-    assert requests.read(requests.ChatsBody, listing) == requests.ChatsBody()
+    assert requests.parse_body(requests.ChatsBody, listing) == requests.ChatsBody()
     page = f'{{"chat_id": "{CHAT}", "after": 2e0}}'.encode()
-    assert requests.read(requests.EventsBody, page).after == 2
+    assert requests.parse_body(requests.EventsBody, page).after == 2
     offset = f'{{"version_id": "{CHAT}", "offset": null}}'.encode()
-    assert requests.read(requests.ArchiveBody, offset).offset == 0
+    assert requests.parse_body(requests.ArchiveBody, offset).offset == 0
     issued = b'{"role": "provisioner", "name": "p", "pool": "cpu", "chat_ids": null}'
-    assert requests.read(requests.IssueBody, issued).chat_ids == ()
+    assert requests.parse_body(requests.IssueBody, issued).chat_ids == ()
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_what_grants_something_is_granted_for_what_was_named_only(chat_ids: obje
     body = json.dumps({"chat_ids": chat_ids}).encode()
 
     with pytest.raises(ServiceError, match=r"body\.chat_ids"):
-        requests.read(requests.FrontendCredentialBody, body)
+        requests.parse_body(requests.FrontendCredentialBody, body)
 
 
 def test_arguments_follow_the_same_leniency() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bus.streams import JOB
-from handlers.gateway.queries import Reader
+from handlers.gateway.queries import Queries
 from handlers.gateway.requests import ChatBody, EventsBody
 from statemachine.mask import MASK
 from tests.unit.driver import template
@@ -74,7 +74,7 @@ async def ready(rig: Rig, hand: Hand, job: Job) -> None:
 
 async def readable(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
     """All that anybody can read of the chat, but jobs and what callers and senders wrote themselves."""
-    reader = Reader(rig.store, rig.bus, orphan_grace=rig.limits.orphan_grace)
+    reader = Queries(rig.store, rig.bus, orphan_grace=rig.limits.orphan_grace)
     shown: list[Any] = [
         await reader.read_events(EventsBody(chat_id=chat)),
         await reader.get_chat(ChatBody(chat_id=chat)),

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from bus import ServiceError
+from handlers.access.issued_keys import max_lifetime
 from handlers.app import locate
 from handlers.cli.client import rpc, rpc_pages
 from handlers.cli.command_table import IssueCredential, ListCredentials, RevokeCredential
 from handlers.cli.output import local_time, note, write_entries, write_json
-from handlers.gateway.credentials import LONGEST, SERVICES
 from handlers.settings import Settings
 
 TITLES: Final = ("PUBLIC KEY", "ROLE", "FOR", "ENDS", "CONNECTIONS")
@@ -107,7 +107,7 @@ def _explain_fault(fault: str, command: IssueCredential) -> str:
     flag, role = _FLAGS[fields[0]], command.role
     match fields[0]:
         case "ttl_seconds":
-            hours = LONGEST.get(role, SERVICES) / 3600
+            hours = max_lifetime(role) / 3600
             words = f"a key for {role} is valid for {hours / 24:g} days ({hours:g}h) at most"
         case "chat_ids" if role != "frontend":
             words = f"a key for {role} is valid for all chats: leave it out; only a frontend's key is limited to some"

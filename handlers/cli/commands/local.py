@@ -65,10 +65,10 @@ def print_nats_authorization(_: PrintNatsAuthorization, settings: Settings) -> N
 
     Raises EmbeddedError if a file contains no seed.
     """
-    from handlers.access.identities import identities
+    from handlers.access.identities import load_identities
     from handlers.access.server_config import authorization
 
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = identities(settings.data_dir)
+    found = load_identities(settings.data_dir)
     sys.stdout.write(authorization(found))
     sys.stderr.write(f"The seeds are in {found.directory}. The printed block contains no secret.\n")

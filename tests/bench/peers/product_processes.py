@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from handlers.access.identities import identities
+from handlers.access.identities import load_identities
 from handlers.embedded import embedded_servers
 from handlers.embedded.nats_server import nats_server
 from statemachine.store.migrator import migrate
@@ -78,7 +78,7 @@ class Processes:
     async def _nats_by_default(self) -> str:
         """Start the product's NATS, with JetStream's default sync instead of the product's."""
         self.directory.mkdir(mode=0o700)
-        async with nats_server(self.directory, identities(self.directory)) as made:
+        async with nats_server(self.directory, load_identities(self.directory)) as made:
             url = made[0]
         written = self.directory / "nats" / "nats.conf"
         own = written.with_name("bench.conf")

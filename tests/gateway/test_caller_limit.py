@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from bus import Message, ServiceError
-from handlers.access.grants import REQUEST_INFO
-from handlers.gateway.concurrency_limit import Turns
+from handlers.access.issued_keys import REQUEST_INFO
+from handlers.gateway.gateway import CallerLimit
 
 
 def by_inbox(who: str) -> Message:
@@ -24,7 +24,7 @@ def by_name(who: str) -> Message:
 
 
 @pytest.mark.parametrize("message", [by_inbox, by_name])
-async def test_who_has_too_many_in_hand_is_refused_and_others_are_answered(
+async def test_who_has_too_many_running_is_refused_and_others_are_answered(
     message: Callable[[str], Message],
 ) -> None:
     go = asyncio.Event()
@@ -33,8 +33,8 @@ async def test_who_has_too_many_in_hand_is_refused_and_others_are_answered(
         await go.wait()
         return asked.data
 
-    turns = Turns(most=2)
-    respond = turns.limited(answer)
+    turns = CallerLimit(limit=2)
+    respond = turns.apply(answer)
 
     def asked(who: str) -> asyncio.Task[bytes]:
         return asyncio.create_task(respond(message(who)))
@@ -47,18 +47,18 @@ async def test_who_has_too_many_in_hand_is_refused_and_others_are_answered(
     assert refused.value.code == 429
     assert [await task for task in (*flood[:2], other)] == [b"flood", b"flood", b"other"]
     assert await asked("flood") == b"flood"
-    assert not turns._in_hand
+    assert not turns._running
 
 
 async def test_who_names_itself_is_told_by_its_inbox() -> None:
     """Within the gateway's own account that header is anybody's."""
-    turns, go = Turns(most=1), asyncio.Event()
+    turns, go = CallerLimit(limit=1), asyncio.Event()
 
     async def answer(asked: Message) -> bytes:
         await go.wait()
         return asked.data
 
-    respond = turns.limited(answer)
+    respond = turns.apply(answer)
     headers = [{REQUEST_INFO: json.dumps({"user": name})} for name in ("a", "b")]
     messages = [Message("workspaced.rpc.get_chat", b"", h, "_INBOX_flood.x.1") for h in headers]
     first, second = (asyncio.create_task(respond(message)) for message in messages)

@@ -1,0 +1,160 @@
+"""Issued keys: how long they are valid, and what they permit.
+
+The store keeps only the public key with a `Credential`, and decides whether the key is valid. The auth
+callout turns a valid credential into a `Grant` each time its holder connects.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from bus import subjects
+from bus.streams import STATE
+from handlers.access import nkey
+from handlers.access.accounts import AGENTS, FRONTENDS, ROLE_ACCOUNTS
+from handlers.access.auth_protocol import DenialReason, Grant
+from handlers.access.permissions import (
+    PERMISSIONS,
+    SHARED_INBOX_PREFIX,
+    provisioner_permissions,
+    role_inbox_prefix,
+)
+from statemachine.store import Credential, Store
+
+REQUEST_INFO: Final = "Nats-Request-Info"
+"""The header in which nats-server tells a service of another account who sent the request."""
+
+AGENT_LIFETIME: Final = timedelta(days=30)
+"""How long an agent's key is valid, unless a newer build supersedes the agent's build earlier."""
+_DAY: Final = 24 * 3600.0
+_MAX_LIFETIMES: Final = {"frontend": 7 * _DAY, "operator": 7 * _DAY}
+
+_OWN_INBOX: Final = "_INBOX_"
+
+
+class IssuedKey(NamedTuple):
+    """A new key. Its holder gets the seed and connects with the inbox prefix."""
+
+    seed: str
+    public_key: str
+    inbox_prefix: str
+
+
+def max_lifetime(role: str) -> float:
+    """Return the longest lifetime of a key for a role, in seconds."""
+    return _MAX_LIFETIMES.get(role, 30 * _DAY)
+
+
+async def issue(store: Store, credential: Credential) -> IssuedKey:
+    """Generate a key and store its public part with the credential."""
+    seed = nkey.new_seed("user")
+    public_key = nkey.public_key(seed)
+    await store.credentials.issue(public_key, credential)
+    return IssuedKey(seed, public_key, _inbox_prefix_of(credential, public_key))
+
+
+def grant_for(public_key: str, credential: Credential) -> Grant | DenialReason:
+    """Return what the holder of a valid key may do."""
+    expires_at = credential.expires_at
+    match credential:
+        case Credential(kind="frontend", chat_ids=chat_ids):
+            return frontend_grant(name=public_key, chat_ids=chat_ids, expires_at=expires_at)
+        case Credential(
+            kind="agent", chat_ids=(chat, *_), build_id=str(build), agent_id=str(agent)
+        ):
+            return agent_grant(chat_id=chat, build_id=build, agent_id=agent, expires_at=expires_at)
+        case Credential(kind="provisioner", pool=str(pool), name=str(name)):
+            return provisioner_grant(
+                public_key=public_key, pool=pool, name=name, expires_at=expires_at
+            )
+        case Credential(kind="operator" | "chat-service" | "worker" | "gateway" as role):
+            return role_grant(role=role, public_key=public_key, expires_at=expires_at)
+        case _:
+            return DenialReason.UNKNOWN
+
+
+def agent_grant(*, chat_id: str, build_id: str, agent_id: str, expires_at: datetime) -> Grant:
+    """Let an agent report about itself, and nothing else."""
+    return Grant(
+        name=agent_id,
+        account=AGENTS,
+        publish=(
+            subjects.inbound("agent", chat_id, agent_id),
+            subjects.log(chat_id, build_id),
+            subjects.presence(chat_id, agent_id),
+        ),
+        subscribe=(subjects.RESEND_AGENT, f"{inbox_prefix(agent_id)}.>"),
+        expires_at=expires_at,
+    )
+
+
+def frontend_grant(*, name: str, chat_ids: Sequence[str], expires_at: datetime) -> Grant:
+    """Let a frontend read the current state of its chats and follow their changes."""
+    return Grant(
+        name=name,
+        account=FRONTENDS,
+        publish=tuple(subjects.direct_get(STATE.name, subjects.state(chat)) for chat in chat_ids),
+        subscribe=(*map(subjects.ui, chat_ids), f"{inbox_prefix(name)}.>"),
+        expires_at=expires_at,
+    )
+
+
+def role_grant(*, role: str, public_key: str, expires_at: datetime) -> Grant:
+    """Let a client do what the static role may do, but with an inbox of its own."""
+    permissions, shared_inbox = PERMISSIONS[role], f"{role_inbox_prefix(role)}.>"
+    subscribe = tuple(subject for subject in permissions.subscribe if subject != shared_inbox)
+    return Grant(
+        name=public_key,
+        account=ROLE_ACCOUNTS[role],
+        publish=permissions.publish,
+        subscribe=(*subscribe, f"{inbox_prefix(public_key)}.>"),
+        expires_at=expires_at,
+        deny_publish=permissions.deny_publish,
+        allow_responses=permissions.allow_responses,
+    )
+
+
+def provisioner_grant(*, public_key: str, pool: str, name: str, expires_at: datetime) -> Grant:
+    """Let a provisioner take the jobs of its pool and report under its own name."""
+    permissions = provisioner_permissions(pool, name)
+    return Grant(
+        name=public_key,
+        account=ROLE_ACCOUNTS["provisioner"],
+        publish=permissions.publish,
+        subscribe=(*permissions.subscribe, f"{inbox_prefix(public_key)}.>"),
+        expires_at=expires_at,
+    )
+
+
+def inbox_prefix(name: str) -> str:
+    """Return the inbox prefix of the client that a grant names."""
+    return _OWN_INBOX + name
+
+
+def issued_role_inbox_prefix(role: str, public_key: str) -> str:
+    """Return the inbox prefix for an issued key of a role; no other client can read that inbox."""
+    static = role_inbox_prefix(role)
+    return static if static == SHARED_INBOX_PREFIX else inbox_prefix(public_key)
+
+
+def caller_key(headers: Mapping[str, str]) -> str:
+    """Return the public key of the client in another account that sent an rpc, or an empty string.
+
+    nats-server replaces this header if a client of another account sets it. It adds none to requests
+    from the gateway's own account, whose clients may not call the rpcs that depend on it.
+    """
+    try:
+        return str(json.loads(headers.get(REQUEST_INFO, "{}"))["user"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _inbox_prefix_of(credential: Credential, public_key: str) -> str:
+    if credential.agent_id is not None:
+        return inbox_prefix(credential.agent_id)
+    if credential.kind == "frontend":
+        return inbox_prefix(public_key)
+    return issued_role_inbox_prefix(credential.kind, public_key)
