@@ -21,14 +21,13 @@ from handlers.access.auth_protocol import ConnectRequest, DenialReason
 from handlers.access.disconnect import SupersededAgents, can_disconnect, disconnect_invalid
 from handlers.access.identities import ISSUER, seed_file
 from handlers.access.permissions import role_inbox_prefix
-from handlers.agent.journal import Journal
+from handlers.agent.journal import AgentJournal
 from handlers.agent.link import Link
 from handlers.app import Endpoints
 from handlers.cli.commands.roles import raise_when_closed
 from handlers.embedded import Servers
 from handlers.publishing import agent_files
-from handlers.publishing.agent_files import AgentConfig
-from handlers.publishing.agent_files import Credential as AgentCredential
+from handlers.publishing.agent_files import AgentConfig, AgentCredential
 from statemachine.chat import Build, Chat, WorkspaceRef
 from statemachine.events import Transition
 from statemachine.store import CONNECTIONS_PER_KEY, Changes, ClientConnection, Credential, Store
@@ -342,7 +341,7 @@ async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_
         await came.put((given, bus))
         return bus
 
-    link = Link(tmp_path, config, Journal(tmp_path, config), dial)
+    link = Link(tmp_path, config, AgentJournal(tmp_path, config), dial)
     running = asyncio.create_task(link.run())
     used, bus = await asyncio.wait_for(came.get(), A_WHILE)
     assert used.seed == first.seed
