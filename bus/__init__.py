@@ -1,7 +1,7 @@
-"""How messages travel: bytes, subjects and streams. Knows nothing of workspaces.
+"""The message bus as workspaced uses it: subjects, streams and requests, without any domain knowledge.
 
-This module is the port. `bus.jetstream` fills it over nats-py, `tests.doubles.memory_bus` inside this process;
-one contract suite (tests/contract) holds both to the same conduct.
+This module is the port. Its adapter to NATS is `bus.jetstream`; the tests have another one that works
+inside the process (`tests.doubles.memory_bus`). tests/contract runs the same tests against both.
 """
 
 from __future__ import annotations
@@ -69,112 +69,122 @@ __all__ = [
 
 
 class Delivery(Protocol):
-    """One message handed out by a durable consumer; unless acked it comes again."""
+    """One message delivered by a durable consumer. The server redelivers it until it is acked."""
 
     @property
     def subject(self) -> str:
-        """What it was published on."""
+        """The subject on which it was published."""
         ...
 
     @property
     def data(self) -> bytes:
-        """Its body."""
+        """Its payload."""
         ...
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Its publisher's headers, and the server's."""
+        """Headers of its publisher and of the server."""
         ...
 
     @property
     def stream(self) -> str:
-        """Name of the stream that holds it."""
+        """Name of its stream."""
         ...
 
     @property
     def sequence(self) -> int:
-        """Place in its stream."""
+        """Its sequence in the stream."""
         ...
 
     @property
     def is_delete_marker(self) -> bool:
-        """It is the server's mark that a message with a time to live has gone, not a message."""
+        """Whether the server stored this in place of a message whose TTL expired."""
         ...
 
     async def ack(self) -> None:
-        """Done: never deliver it again. Not confirmed; a lost ack is a redelivery.
+        """Acknowledge: never redeliver. Not confirmed; if the ack is lost, the message is redelivered.
 
-        Does nothing while disconnected, nor once the connection went to another server process:
-        its store may have been lost, and the ack would swallow a new message of that number.
+        Does nothing while disconnected, and after a reconnect to another server process: its store may
+        have been lost, and the ack would then apply to a new message with the same sequence.
         """
         ...
 
     async def in_progress(self) -> None:
-        """Ask for another `ack_wait` (+WPI); under the same conditions as `ack`."""
+        """Restart the `ack_wait` of this message. Does nothing under the same conditions as `ack`."""
         ...
 
     async def nak(self) -> None:
-        """Let it come again at once, to whoever pulls next; under the same conditions as `ack`."""
+        """Negatively acknowledge: redeliver immediately. Does nothing under the same conditions as `ack`."""
         ...
 
     @property
     def reply(self) -> str:
-        """Where another process may send NAK in our place; empty: nowhere.
+        """The subject on which another process may publish NAK for this message; empty: none.
 
-        It is not known there whose the message is by then: it may come twice.
+        If the message was redelivered before, a NAK may cause one more delivery.
         """
         ...
 
 
 class Pull(Protocol):
-    """Batches from one or several durable consumers."""
+    """Pulls batches from one or several durable consumers."""
 
     async def next(self, limit: int) -> Sequence[Delivery]:
-        """Wait until something is there, then return what is there now: 1 to `limit`.
+        """Wait for at least one message, then return 1 to `limit` messages without more waiting.
 
-        Outlasts a reconnect: what was not handed out yet is forgotten, and asked for anew.
-        Raises NoConsumer when one is gone (make it, and call again), Unavailable when the bus is closed,
-        Refused when pulling from it is not allowed.
+        Continues after a reconnect; messages that were buffered before it are dropped and requested again.
+        Raises NoConsumer when a consumer does not exist (create it and call again), Unavailable when the
+        bus is closed, Refused when pulling is not permitted.
         """
         ...
 
 
 class Subscription(Protocol):
-    """Messages as they come, from the moment the context was entered.
+    """Messages in the order of their arrival, from the moment in which the context was entered.
 
-    Outlasts a reconnect, but misses what was sent meanwhile: see `Bus.on_reconnect`.
+    It continues after a reconnect, but messages published in between are missed.
     """
 
     def __aiter__(self) -> AsyncIterator[Message]: ...
     async def next(self, timeout: float | None = None) -> Message:  # noqa: ASYNC109
-        """Return the next message.
+        """Return the next message; a reconnect goes unnoticed.
 
         Raises TimeoutError after `timeout` seconds, Unavailable when the bus is closed.
         """
         ...
 
+    async def next_or_reconnect(self) -> Message | None:
+        """Return the next message, or None if the connection was lost and is back.
+
+        After None, messages may have been missed. Raises Unavailable when the bus is closed.
+        """
+        ...
+
 
 Responder = Callable[[Message], Awaitable[bytes]]
-"""Answers one request; raise ServiceError to answer with an error. Runs in a task of its own."""
+"""Returns the reply to one request, or raises ServiceError. Each call runs in a task of its own."""
 
 
 class Bus(Protocol):
     """A connection with one identity."""
 
     async def ensure_stream(self, stream: Stream) -> StreamInfo:
-        """Make the stream, or bring it up to its declaration; any number may do so at once."""
+        """Create or update the stream. Safe to call from several processes at once.
+
+        Raises Refused, Unavailable.
+        """
         ...
 
     async def ensure_consumer(self, consumer: Consumer) -> None:
-        """Make the durable consumer, or bring it up to its declaration."""
+        """Create or update the durable consumer. Raises Refused, Unavailable."""
         ...
 
     async def delete_consumer(self, consumer: Consumer) -> None:
-        """Forget the durable consumer and its place in the stream, if it is there."""
+        """Delete the durable consumer with its position in the stream, if it exists."""
         ...
 
     async def num_pending(self, consumer: Consumer) -> int:
-        """Return how many messages nobody has taken yet. Raises Unavailable without consumer."""
+        """Return how many messages were not delivered yet. Raises Unavailable if there is no consumer."""
         ...
 
     async def publish(
@@ -187,19 +197,21 @@ class Bus(Protocol):
         expected_last: int | None = None,
         ttl: float | None = None,
     ) -> PubAck:
-        """Store a message in the stream of `subject`, and wait for the word that it is.
+        """Publish to the stream of `subject`, and wait for the stream's acknowledgement.
 
-        `message_id` lets the stream drop a repeat within its duplicate window; `expected_last` is
-        the sequence of the subject's last message (0: none); `ttl` in seconds.
+        The stream drops a message whose `message_id` it saw within its duplicate window.
+        `expected_last` is the required sequence of the subject's last message (0: there is none).
+        `ttl` is in seconds.
         Raises Conflict, Refused, Unavailable (also when no stream has the subject).
         """
         ...
 
     async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
-        """Store up to 1,000 messages of one stream at once, side by side, all or none.
+        """Publish up to BATCH_LIMIT messages to one stream: all are stored without a gap, or none.
 
-        `expected_last` is compared with what the stream held before. None: not stored, or not known
-        to be: one was a repeat, or expected something else, or the server is away. Ask one by one.
+        Each `expected_last` is compared with the stream as it was before the batch.
+        Returns None if the batch was not stored, or it is unknown whether it was: a message was a
+        duplicate or had another `expected_last`, or the server is away. Then publish one by one.
         """
         ...
 
@@ -212,44 +224,50 @@ class Bus(Protocol):
         *,
         headers: Mapping[str, str] | None = None,
     ) -> PubAck:
-        """Store a message that makes the server store `data` on `target` at `at`.
+        """Store a schedule on `subject`: at the time `at` the server stores `data` on `target`.
 
-        A second one on the same subject replaces the first. `headers` come with the fired message.
+        A later schedule on the same subject replaces it. `headers` are those of the scheduled message.
         """
         ...
 
     async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
-        """Direct get: the subject's last message, or None."""
+        """Direct get: return the subject's last message, or None."""
         ...
 
     async def get_next(self, stream: str, subject: str, after: int) -> StoredMessage | None:
-        """Direct get: the subject's first message with a sequence above `after`, or None."""
+        """Direct get: return the subject's first message with a sequence above `after`, or None."""
         ...
 
     async def server_time(self, stream: str) -> datetime:
-        """Return what the clock shows by which `stream` fires scheduled messages. Raises Unavailable."""
+        """Return the time of the clock by which the server fires the stream's schedules.
+
+        Raises Unavailable.
+        """
         ...
 
     def pull(self, *consumers: Consumer, prefetch: int = 256) -> AbstractAsyncContextManager[Pull]:
-        """Take from durable consumers, at most `prefetch` of each ahead of what `next` returned.
+        """Pull from durable consumers; buffer at most `prefetch` messages of each.
 
-        It asks only when `next` is called, so with `prefetch=1` nothing is taken that nobody awaits.
-        What was taken and not handed out when the context is left goes to whoever pulls next.
+        Messages are requested only when `next` is called: with `prefetch=1` none is taken in advance.
+        When the context is left, buffered messages are redelivered to other processes.
         """
         ...
 
     async def send(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Publish without waiting for anybody. Raises Unavailable, and nothing is sent later."""
+        """Publish without an acknowledgement. Raises Refused, Unavailable; then nothing is sent later."""
         ...
 
     async def flush(self) -> None:
-        """Return when the server has taken all that was sent. Raises Unavailable."""
+        """Return when the server has processed everything sent so far. Raises Unavailable."""
         ...
 
     def subscribe(self, subject: str) -> AbstractAsyncContextManager[Subscription]:
-        """Be subscribed, for certain, from entering the context. Raises Refused, Unavailable."""
+        """Subscribe; the server has confirmed it when the context is entered.
+
+        Raises Refused, Unavailable.
+        """
         ...
 
     async def request(
@@ -260,42 +278,45 @@ class Bus(Protocol):
         timeout: float,  # noqa: ASYNC109
         headers: Mapping[str, str] | None = None,
     ) -> Message:
-        """Ask and wait. Raises NoResponder, ServiceError, Refused, TimeoutError, Unavailable."""
+        """Send a request and return the reply.
+
+        Raises NoResponder, ServiceError, Refused, TimeoutError, Unavailable.
+        """
         ...
 
     async def respond(self, subject: str, queue: str, responder: Responder) -> None:
-        """Answer requests on `subject`, one of the queue group each, until the bus is closed.
+        """Reply to requests on `subject` until the bus is closed; each goes to one member of `queue`.
 
-        Raw: the reply is what `responder` returns, and nothing when it raises.
+        The reply is what `responder` returns. There is no reply when it raises.
         """
         ...
 
     async def serve(
         self, name: str, version: str, description: str, endpoints: Mapping[str, Responder]
     ) -> None:
-        """Register a NATS micro service whose endpoints are (subject -> responder).
+        """Register a NATS micro service; `endpoints` maps subjects to responders.
 
-        An exception other than ServiceError is logged, and answered 500 without its words;
-        what is still being worked on when the bus is closed is answered 503.
+        An exception other than ServiceError is logged, and the reply is error 500 without its text.
+        Requests that are in progress when the bus is closed get error 503.
         """
         ...
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Call `callback` after each reconnect; what was in hand before it is void."""
+        """Call `callback` after each reconnect. Deliveries received before it can't be acked any more."""
         ...
 
     @property
     def connected(self) -> bool:
-        """Whether a server is there now."""
+        """Whether a server is connected now."""
         ...
 
     async def wait_closed(self) -> str:
-        """Wait until the bus is closed for good, and return why; empty: `close` was called.
+        """Wait until the bus is closed for good, and return the reason; empty: `close` was called.
 
-        The server closes a connection for good when its credential expires or is taken away.
+        The server closes a connection for good when its credentials expire or are revoked.
         """
         ...
 
     async def close(self) -> None:
-        """Leave, after what was sent has gone out."""
+        """Send what is buffered, and close the connection."""
         ...

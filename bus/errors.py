@@ -1,49 +1,46 @@
-"""What can go wrong on the bus: one class for each thing that a caller can act on."""
+"""The exceptions of the bus: one class for each case that a caller handles differently."""
 
 from __future__ import annotations
 
 
 class BusError(Exception):
-    """The bus could not do what was asked."""
-
-    exit_status = 1
-    """`workspaced` exits with this status when the error ends a command."""
+    """Base class of all errors that the bus raises, except TimeoutError."""
 
 
-class Unavailable(BusError):  # the word that a caller reads
-    """Not now: no server, no stream, or a full one. It may have arrived: send it again."""
+class Unavailable(BusError):
+    """No server, no stream, or the stream is full. Retry: the message may have been received or not."""
 
 
-class NoConsumer(Unavailable):  # the word that a caller reads
-    """The durable consumer is not there: not now, until somebody makes it."""
+class NoConsumer(Unavailable):
+    """The durable consumer does not exist. Retry after it was created."""
 
 
 class Untrusted(Unavailable):
-    """Whoever answers there can't show to be the server, or not in secret: until somebody mends that."""
+    """The server's certificate can't be verified, or it offers no TLS where TLS is required."""
 
 
-class NoResponder(BusError):  # the word that a caller reads
-    """Nobody serves that subject."""
+class NoResponder(BusError):
+    """Nobody is subscribed to the subject of a request."""
 
 
-class Conflict(BusError):  # the word that a caller reads
-    """The subject's last sequence is not the expected one; `last`: what stands there, if told."""
+class Conflict(BusError):
+    """The subject's last sequence is not the expected one; `last` is the actual one, if known."""
 
     def __init__(self, description: str, last: int | None = None) -> None:
         super().__init__(description)
         self.last = last
 
 
-class Refused(BusError):  # the word that a caller reads
-    """The server answered no, and would again: a permission, a limit, a bad configuration."""
+class Refused(BusError):
+    """The server rejects the request, and would reject it again: a permission, a limit, a bad configuration."""
 
 
 class Denied(Refused):
-    """The server let us in, but these credentials may not publish or subscribe there."""
+    """The credentials are valid, but do not permit to publish or subscribe to that subject."""
 
 
 class ServiceError(BusError):
-    """A micro service answered with an error; `code` as in HTTP."""
+    """A micro service replied with an error. `code` is an HTTP status code."""
 
     def __init__(self, code: int, description: str) -> None:
         super().__init__(f"{code} {description}")

@@ -1,48 +1,42 @@
-"""The port over nats-py: a connection to NATS with JetStream."""
+"""The adapter of the port `bus.Bus` to NATS with JetStream, on top of nats-py."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Self
+from uuid import uuid4
 
-import nats.errors
-import nats.micro
-from nats.micro.request import Handler, Request
+from nats.js.errors import APIError, NotFoundError
 from nats.micro.service import Service
+from typing_extensions import override
 
-from bus import (
+from bus import Bus, Pull, Responder, Subscription, services
+from bus.connect import open_connection
+from bus.errors import BusError, NoResponder, Unavailable
+from bus.management import API_TIMEOUT, Management, translated_errors
+from bus.messages import (
+    ADDED_BY_DIRECT_GET,
+    BATCH_COMMIT,
+    BATCH_ID,
+    BATCH_SEQUENCE,
     BatchMessage,
-    BusError,
     Message,
-    NoResponder,
     PubAck,
-    Pull,
-    Refused,
-    Responder,
-    ServiceError,
     StoredMessage,
     StreamInfo,
-    Subscription,
-    Unavailable,
-    jsapi,
-    management,
-    services,
-    subjects,
+    publish_headers,
+    schedule_headers,
 )
-from bus import headers as names
-from bus.atomic_publish import publish_batch
-from bus.first_connection import open_connection
-from bus.jsapi import ApiError
-from bus.management import NO_RESPONDERS, ask
+from bus.nats_client import NO_RESPONDERS, NatsClient
 from bus.pull_consumer import NatsPull
-from bus.request_reply import Requests
 from bus.streams import Consumer, Stream
-from bus.subscription import Inbox
+from bus.subscription import MessageQueue
 
 
 async def connect(
@@ -56,12 +50,12 @@ async def connect(
     tls: ssl.SSLContext | None = None,
     wait: bool = False,
 ) -> JetStreamBus:
-    """Connect with one identity: an NKey seed, itself or in a file, and a JWT if it needs one.
+    """Connect to NATS with an NKey seed (as text or in a file), and a JWT if the server requires one.
 
-    Raises Unavailable when there is no server (with `wait`: waits until there is one, and says so),
-    Untrusted when its certificate is not known or it has none for `tls://`, and Refused when it does not accept the credentials.
+    Raises Unavailable when there is no server (with `wait`: waits for one and logs that), Untrusted when
+    its certificate can't be verified or it offers no TLS, Refused when it rejects the credentials.
     """
-    connection = await open_connection(
+    client = await open_connection(
         url,
         name=name,
         seed=seed,
@@ -71,17 +65,16 @@ async def connect(
         tls=tls,
         wait=wait,
     )
-    requests = Requests(connection)
-    await requests.open()
-    return JetStreamBus(requests)
+    await client.start_requests()
+    return JetStreamBus(client)
 
 
-class JetStreamBus:
-    """A connection to NATS; see `bus.Bus` for what each method promises."""
+class JetStreamBus(Bus):
+    """A connection to NATS; `bus.Bus` documents the methods."""
 
-    def __init__(self, requests: Requests) -> None:
-        self._requests = requests
-        self._connection = requests.connection
+    def __init__(self, client: NatsClient) -> None:
+        self._client = client
+        self._management = Management(client)
         self._tasks = services.Tasks()
         self._services: list[Service] = []
 
@@ -93,24 +86,29 @@ class JetStreamBus:
 
     # -- streams and consumers -----------------------------------------------------------------
 
+    @override
     async def ensure_stream(self, stream: Stream) -> StreamInfo:
-        """Make the stream, or bring it up to its declaration."""
-        return await management.ensure_stream(self._requests, stream)
+        return await self._management.ensure_stream(stream)
 
+    @override
     async def ensure_consumer(self, consumer: Consumer) -> None:
-        """Make the durable consumer, or bring it up to its declaration."""
-        await management.ensure_consumer(self._requests, consumer)
+        await self._management.ensure_consumer(consumer)
 
+    @override
     async def delete_consumer(self, consumer: Consumer) -> None:
-        """Forget the durable consumer and its place in the stream."""
-        await management.delete_consumer(self._requests, consumer)
+        await self._management.delete_consumer(consumer)
 
+    @override
     async def num_pending(self, consumer: Consumer) -> int:
-        """Return how many messages nobody has taken yet."""
-        return await management.num_pending(self._requests, consumer)
+        return await self._management.num_pending(consumer)
 
-    # -- messages that are stored --------------------------------------------------------------
+    @override
+    async def server_time(self, stream: str) -> datetime:
+        return await self._management.server_time(stream)
 
+    # -- stored messages -----------------------------------------------------------------------
+
+    @override
     async def publish(
         self,
         subject: str,
@@ -121,14 +119,10 @@ class JetStreamBus:
         expected_last: int | None = None,
         ttl: float | None = None,
     ) -> PubAck:
-        """Store a message in the stream of `subject`, and wait for the word that it is."""
-        fields = names.publishing(headers, message_id, expected_last, ttl)
+        fields = publish_headers(headers, message_id, expected_last, ttl)
         return await self._store(subject, data, fields)
 
-    async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
-        """Store messages of one stream at once, all or none."""
-        return await publish_batch(self._requests, messages)
-
+    @override
     async def schedule(
         self,
         subject: str,
@@ -138,171 +132,187 @@ class JetStreamBus:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> PubAck:
-        """Store a message that makes the server store `data` on `target` at `at`."""
-        return await self._store(subject, data, names.scheduling(headers, target, at))
+        return await self._store(subject, data, schedule_headers(headers, target, at))
 
+    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
+        try:
+            reply, status = await self._client.ask(subject, data, fields, API_TIMEOUT)
+        except TimeoutError as error:
+            raise Unavailable(str(error)) from None
+        if status == NO_RESPONDERS:
+            raise Unavailable(f"no stream answers on {subject}")
+        with translated_errors(subject):
+            return _read_ack(reply.data)
+
+    @override
+    async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
+        batch, size = {BATCH_ID: uuid4().hex}, len(messages)
+        with ExitStack() as awaited:
+            replies = []
+            for number, message in enumerate(messages, 1):
+                fields = message.all_headers() | batch
+                fields[BATCH_SEQUENCE] = str(number)
+                if number == size:
+                    fields[BATCH_COMMIT] = "1"
+                reply_subject = ""
+                if number in (1, size):
+                    # The server replies to the first message when it has opened the batch, and to
+                    # the last one when it has stored the batch.
+                    reply_subject, reply = awaited.enter_context(
+                        self._client.expect_reply(message.subject, API_TIMEOUT)
+                    )
+                    replies.append(reply)
+                try:
+                    self._client.publish_nowait(
+                        message.subject, message.data, fields, reply_subject
+                    )
+                except BusError:
+                    return None
+            try:
+                results = [await reply for reply in replies]
+                if any(status for _, status in results):
+                    return None
+                if size > 1 and results[0][0].data:
+                    return None  # an error: the reply to the message that opens a batch is empty
+                last = _read_ack(results[-1][0].data)
+            except (APIError, BusError, TimeoutError):
+                return None
+        first = last.sequence - size + 1
+        return [PubAck(last.stream, first + index) for index in range(size)]
+
+    @override
     async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
-        """Direct get: the subject's last message, or None."""
-        return await self._direct_get(subjects.direct_get(stream, subject), b"")
+        return await self._direct_get(stream, subject, None)
 
+    @override
     async def get_next(self, stream: str, subject: str, after: int) -> StoredMessage | None:
-        """Direct get: the subject's first message with a sequence above `after`, or None."""
-        wanted = jsapi.write({"seq": after + 1, "next_by_subj": subject})
-        return await self._direct_get(subjects.direct_get(stream), wanted)
+        return await self._direct_get(stream, subject, after + 1)
 
-    async def server_time(self, stream: str) -> datetime:
-        """Return what the clock of the stream's server shows."""
-        return await management.server_time(self._requests, stream)
+    async def _direct_get(
+        self, stream: str, subject: str, first: int | None
+    ) -> StoredMessage | None:
+        with translated_errors(f"{subject} of {stream}"):
+            try:
+                found = await self._management.manager.get_msg(
+                    stream, seq=first, subject=subject, direct=True, next=first is not None
+                )
+            except NotFoundError:
+                return None
+        headers = {
+            name: value
+            for name, value in (found.headers or {}).items()
+            if name not in ADDED_BY_DIRECT_GET
+        }
+        return StoredMessage(
+            found.subject or "", found.data or b"", headers, sequence=found.seq or 0
+        )
 
+    @override
     @asynccontextmanager
     async def pull(self, *consumers: Consumer, prefetch: int = 256) -> AsyncIterator[Pull]:
-        """Take from durable consumers."""
-        pull = NatsPull(self._connection, consumers, prefetch)
+        pull = NatsPull(self._client, consumers, prefetch)
         await pull.start()
         try:
             yield pull
         finally:
             await pull.stop()
 
-    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
-        answer = await ask(self._requests, subject, data, fields)
-        try:
-            return jsapi.ack(answer.data)
-        except ApiError as error:
-            raise error.as_bus_error(subject) from None
+    # -- messages that are not stored ----------------------------------------------------------
 
-    async def _direct_get(self, subject: str, wanted: bytes) -> StoredMessage | None:
-        answer = await ask(self._requests, subject, wanted)
-        fields = dict(answer.headers)
-        if names.SEQUENCE not in fields:
-            return None
-        place, stored_as = int(fields[names.SEQUENCE]), fields[names.SUBJECT]
-        for added in names.ADDED:
-            fields.pop(added, None)
-        return StoredMessage(stored_as, answer.data, fields, sequence=place)
-
-    # -- messages that are not -----------------------------------------------------------------
-
+    @override
     async def send(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Publish without waiting for anybody. Raises Refused, Unavailable."""
-        self._connection.post(subject, data, headers)
-        await self._connection.drained()
+        self._client.publish_nowait(subject, data, headers)
+        await self._client.wait_if_behind()
 
+    @override
     async def flush(self) -> None:
-        """Return when the server has taken all that was sent."""
-        await self._connection.round_trip()
+        await self._client.round_trip()
 
+    @override
     @asynccontextmanager
     async def subscribe(self, subject: str) -> AsyncIterator[Subscription]:
-        """Subscribe, for certain, before the context is entered."""
-        inbox = Inbox(subject)
-        number = await self._connection.take_for_certain(subject, inbox.put)
-        self._connection.gone.add_done_callback(inbox.close)
+        client, queue = self._client, MessageQueue(subject)
+        number = await client.listen_confirmed(subject, queue.put)
+        client.on_reconnect.append(queue.put_reconnect)
+        client.closed_for_good.add_done_callback(queue.close)
         try:
-            yield inbox
+            yield queue
         finally:
-            self._connection.gone.remove_done_callback(inbox.close)
-            await self._connection.leave(number)
+            client.closed_for_good.remove_done_callback(queue.close)
+            client.on_reconnect.remove(queue.put_reconnect)
+            await client.unlisten(number)
 
+    @override
     async def request(
         self,
         subject: str,
         data: bytes,
         *,
-        timeout: float,  # noqa: ASYNC109  # the port's
+        timeout: float,
         headers: Mapping[str, str] | None = None,
     ) -> Message:
-        """Ask and wait."""
-        answer, status = await self._requests.ask(subject, data, headers, timeout)
+        reply, status = await self._client.ask(subject, data, headers, timeout)
         if status == NO_RESPONDERS:
             raise NoResponder(f"nobody serves {subject}")
-        services.raise_service_error(answer.headers)
-        return answer
+        services.raise_service_error(reply.headers)
+        return reply
 
+    @override
     async def respond(self, subject: str, queue: str, responder: Responder) -> None:
-        """Answer requests on `subject`, one of the queue group each, until the bus is closed."""
-
         async def answer(message: Message) -> None:
-            reply = await services.raw_reply(responder, message)
-            if reply is not None and message.reply:
-                with suppress(BusError):  # whoever asked sees that nothing comes
-                    self._connection.post(message.reply, reply[0])
+            data = await services.plain_reply(responder, message)
+            if data is not None and message.reply:
+                with suppress(BusError):  # the caller's request times out
+                    self._client.publish_nowait(message.reply, data)
 
-        await self._connection.take_for_certain(
+        await self._client.listen_confirmed(
             subject, lambda message, _status: self._tasks.spawn(answer(message)), queue
         )
 
+    @override
     async def serve(
         self, name: str, version: str, description: str, endpoints: Mapping[str, Responder]
     ) -> None:
-        """Register a NATS micro service whose endpoints are (subject -> responder)."""
-        service: Service | None = None
-        try:
-            service = await nats.micro.add_service(
-                self._connection, name=name, version=version, description=description
-            )
-            for subject, responder in endpoints.items():
-                await service.add_endpoint(
-                    name=services.endpoint_name(subject),
-                    subject=subject,
-                    handler=self._handler(responder),
-                )
-            await self._connection.round_trip()
-        except (nats.errors.Error, Unavailable) as error:
-            if service is not None:  # whoever tries again registers another one
-                with suppress(nats.errors.Error, Unavailable, TimeoutError):
-                    await service.stop()
-            raise Unavailable(f"{name}: {error}") from None
+        service = await services.start_service(
+            self._client, self._tasks, name, version, description, endpoints
+        )
         self._services.append(service)
         for subject in endpoints:
-            self._connection.check_subscribed(subject)
-
-    def _handler(self, responder: Responder) -> Handler:
-        async def answer(request: Request) -> None:
-            message = Message(
-                request.subject,
-                request.data,
-                request.headers or {},
-                request._msg.reply,  # noqa: SLF001  # it has no other way out
-            )
-            data, fields = await services.service_reply(responder, message)
-            with suppress(BusError):
-                try:
-                    self._connection.post(message.reply, data, fields)
-                except Refused as no:  # too large: whoever asked would wait in vain
-                    data, fields = services.failure(
-                        ServiceError(500, f"the answer can't be sent: {no}")
-                    )
-                    self._connection.post(message.reply, data, fields)
-
-        async def handler(request: Request) -> None:
-            self._tasks.spawn(answer(request))
-
-        return handler
+            self._client.check_subscribed(subject)
 
     # -- the connection ------------------------------------------------------------------------
 
+    @override
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Call `callback` after each reconnect."""
-        self._connection.on_back.append(callback)
+        self._client.on_reconnect.append(callback)
 
     @property
+    @override
     def connected(self) -> bool:
-        """Whether a server is there now."""
-        return self._connection.is_connected
+        return self._client.is_connected
 
+    @override
     async def wait_closed(self) -> str:
-        """Wait until the bus is closed for good, and return why."""
-        return await asyncio.shield(self._connection.gone)
+        return await asyncio.shield(self._client.closed_for_good)
 
+    @override
     async def close(self) -> None:
-        """Leave, after what was sent has gone out."""
         for service in self._services if self.connected else ():
-            with suppress(nats.errors.Error, Unavailable, TimeoutError):
-                await service.stop()
+            await services.stop_service(service)
         await self._tasks.cancel()
         with suppress(BusError):
-            await self._connection.round_trip(within=1.0)
-        await self._connection.close()
+            await self._client.round_trip(timeout=1.0)
+        await self._client.close()
+
+
+def _read_ack(data: bytes) -> PubAck:
+    """Read the reply to a publish. Raises APIError.
+
+    Read here because this is on the hot path: nats-py's PubAck takes several times as long.
+    """
+    answer = json.loads(data)
+    if "error" in answer:
+        APIError.from_error(answer["error"])
+    return PubAck(answer["stream"], answer["seq"], answer.get("duplicate", False))

@@ -1,130 +1,165 @@
-"""Streams and durable consumers brought to what is declared, and how JetStream is asked at all."""
+"""Create and update streams and durable consumers, with nats-py's JetStreamManager."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from bus import Message, Refused, StreamInfo, Unavailable, jsapi, subjects
-from bus.jsapi import ApiError
-from bus.request_reply import Requests
-from bus.streams import Consumer, Stream
+from nats.js.api import PersistMode, StreamConfig
+from nats.js.api import StreamInfo as NatsStreamInfo
+from nats.js.errors import APIError, NotFoundError
+from nats.js.manager import JetStreamManager
 
-ANSWER_WITHIN: Final = 5.0
-"""How long JetStream may take to answer; it stores a message in well under a millisecond."""
+from bus import subjects
+from bus.errors import BusError, Conflict, Refused, Unavailable
+from bus.messages import StreamInfo
+from bus.nats_client import NatsClient
+from bus.streams import MANAGED, Consumer, Stream
 
-NO_RESPONDERS: Final = "503"
-"""The server's status for a request that nobody listens to."""
+API_TIMEOUT: Final = 5.0
+"""Seconds that JetStream may take to reply; it stores a message in well under a millisecond."""
+
+_STREAM_NOT_FOUND: Final = 10059
+_STREAM_NAME_IN_USE: Final = 10058
+_CONSUMER_NOT_FOUND: Final = 10014
+_NO_STORAGE: Final = frozenset({10023, 10028, 10047})
+"""The server or the account has no room for a stream of that size."""
+_WRONG_LAST: Final = frozenset({10071, 10164})
+_UNAVAILABLE: Final = 503
+_TRANSIENT: Final = frozenset(
+    {10005, 10007, 10009, 10041, 10118, 10119, 10158, 10167, 10194, 10195, 10202}
+)
+"""Errors of a cluster that elects a leader, lacks a server or is busy: no peers, no leader, offline, too
+many requests, or (10158) a message with the same id is being stored at this moment."""
 
 
-async def ask(
-    requests: Requests, subject: str, data: bytes, headers: Mapping[str, str] | None = None
-) -> Message:
-    """Send a request that JetStream answers. Raises Refused, Unavailable."""
+def bus_error(error: APIError, about: str) -> BusError:
+    """Translate JetStream's error into one of the bus; `about` names the stream or subject."""
+    words = f"{about}: {error.description or 'no reason given'}"
+    if error.err_code in _WRONG_LAST:
+        found = re.search(r"\d+$", words)
+        return Conflict(words, int(found[0]) if found else None)
+    if (
+        error.code == _UNAVAILABLE
+        or error.err_code in _TRANSIENT
+        or error.err_code in (_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND)
+    ):
+        return Unavailable(words)
+    return Refused(words)
+
+
+@contextmanager
+def translated_errors(about: str) -> Iterator[None]:
+    """Raise errors of JetStream as errors of the bus."""
     try:
-        answer, status = await requests.ask(subject, data, headers, ANSWER_WITHIN)
-    except TimeoutError as error:
-        raise Unavailable(str(error)) from None
-    if status == NO_RESPONDERS:
-        raise Unavailable(f"no stream answers on {subject}")
-    return answer
+        yield
+    except APIError as error:
+        raise bus_error(error, about) from None
 
 
-async def ensure_stream(requests: Requests, stream: Stream) -> StreamInfo:
-    """Make the stream, or bring it up to its declaration; one question when it is as declared."""
-    declared = jsapi.stream_config(stream)
-    try:
-        try:
-            there = await _api(requests, f"STREAM.INFO.{stream.name}")
-        except ApiError as error:
-            if error.code != jsapi.STREAM_NOT_FOUND:
+class Management:
+    """Administers the streams and consumers of one account."""
+
+    def __init__(self, client: NatsClient) -> None:
+        self.manager = JetStreamManager(client, timeout=API_TIMEOUT)
+        self._client = client
+
+    async def ensure_stream(self, stream: Stream) -> StreamInfo:
+        """Create or update the stream; takes one request if it is as declared."""
+        with translated_errors(stream.name):
+            try:
+                info = await self._create_or_update(stream)
+            except APIError as error:
+                if error.err_code in _NO_STORAGE and stream.max_bytes > 0:
+                    raise _no_room(stream, error) from None
                 raise
-            there = await _create(requests, stream.name, declared)
-        wanted = jsapi.update(there["config"], declared)
-        if jsapi.differs(there["config"], wanted):
-            there = await _update(requests, stream.name, there["config"], wanted)
-    except ApiError as error:
-        if error.code in jsapi.NO_STORAGE and stream.max_bytes > 0:
-            raise _no_room(stream, error) from None
-        raise error.as_bus_error(stream.name) from None
-    return jsapi.stream_info(there)
+        assert info.created is not None  # noqa: S101  # the server always tells
+        return StreamInfo(info.created.isoformat(), info.state.first_seq, info.state.last_seq)
+
+    async def _create_or_update(self, stream: Stream) -> NatsStreamInfo:
+        try:
+            info = await self.manager.stream_info(stream.name)
+        except NotFoundError:
+            info = await self._create(stream)
+        wanted = _updated(info.config, stream)
+        if not _differs(info.config, wanted):
+            return info
+        try:
+            return await self.manager.update_stream(wanted)
+        except APIError as error:
+            if error.err_code not in _NO_STORAGE or wanted.max_bytes == info.config.max_bytes:
+                raise
+        # There is no room for a larger stream. Keep its size, and update the rest.
+        wanted = wanted.evolve(max_bytes=info.config.max_bytes)
+        if _differs(info.config, wanted):
+            return await self.manager.update_stream(wanted)
+        return info
+
+    async def _create(self, stream: Stream) -> NatsStreamInfo:
+        config = stream if stream.num_replicas == 1 else stream.evolve(persist_mode=None)
+        try:
+            return await self.manager.add_stream(config)
+        except APIError as error:
+            if error.err_code != _STREAM_NAME_IN_USE:
+                raise
+            return await self.manager.stream_info(stream.name)  # another process created it
+
+    async def ensure_consumer(self, consumer: Consumer) -> None:
+        """Create or update the durable consumer."""
+        with translated_errors(f"{consumer.name} of {consumer.stream}"):
+            await self.manager.add_consumer(consumer.stream, consumer.config())
+
+    async def delete_consumer(self, consumer: Consumer) -> None:
+        """Delete the durable consumer, if it exists."""
+        with translated_errors(f"{consumer.name} of {consumer.stream}"), suppress(NotFoundError):
+            await self.manager.delete_consumer(consumer.stream, consumer.name)
+
+    async def num_pending(self, consumer: Consumer) -> int:
+        """Return how many messages of the durable consumer were not delivered yet."""
+        with translated_errors(f"{consumer.name} of {consumer.stream}"):
+            info = await self.manager.consumer_info(consumer.stream, consumer.name)
+        return info.num_pending or 0
+
+    async def server_time(self, stream: str) -> datetime:
+        """Return the current time of the stream's server (in a cluster, of the stream's leader)."""
+        # Not with the manager, whose StreamInfo has no field for this time.
+        reply = await self._client.request(subjects.stream_info(stream), timeout=API_TIMEOUT)
+        info = json.loads(reply.data)
+        with translated_errors(stream):
+            if "error" in info:
+                APIError.from_error(info["error"])
+        return datetime.fromisoformat(info["ts"])
 
 
-def _no_room(stream: Stream, error: ApiError) -> Refused:
+def _updated(existing: StreamConfig, stream: Stream) -> StreamConfig:
+    """Return the existing configuration with the declared values, but never a smaller size.
+
+    Raises Refused if the stream was created for one server and is to be replicated.
+    """
+    if existing.persist_mode == PersistMode.ASYNC and stream.num_replicas > 1:
+        raise Refused(
+            f"{stream.name} was made for one server, and the server can't change that: delete "
+            "the stream (what it holds is lost) and start again, or keep 1 replica"
+        )
+    declared = {name: getattr(stream, name) for name in MANAGED}
+    declared["persist_mode"] = existing.persist_mode  # the server does not change it
+    if existing.max_bytes is not None and existing.max_bytes > stream.max_bytes > 0:
+        declared["max_bytes"] = existing.max_bytes  # a smaller stream would drop or refuse messages
+    return existing.evolve(**declared)
+
+
+def _differs(existing: StreamConfig, wanted: StreamConfig) -> bool:
+    """Compare the managed fields; the server omits fields that are zero or false."""
+    return any((getattr(existing, n) or None) != (getattr(wanted, n) or None) for n in MANAGED)
+
+
+def _no_room(stream: Stream, error: APIError) -> Refused:
     store = "max_memory_store" if stream.in_memory else "max_file_store"
     return Refused(
-        f"{stream.name}: {error}: the stream reserves {stream.max_bytes >> 20} MiB; give NATS a larger "
-        f"{store}, or a disk with more room"
+        f"{stream.name}: {error.description}: the stream reserves {stream.max_bytes >> 20} MiB; give NATS "
+        f"a larger {store}, or a disk with more room"
     )
-
-
-async def _update(
-    requests: Requests, name: str, there: jsapi.Json, wanted: jsapi.Json
-) -> jsapi.Json:
-    try:
-        return await _api(requests, f"STREAM.UPDATE.{name}", wanted)
-    except ApiError as error:
-        if error.code not in jsapi.NO_STORAGE or wanted["max_bytes"] == there["max_bytes"]:
-            raise
-    # There is no room to make it larger, which is no reason to do without it.
-    wanted = wanted | {"max_bytes": there["max_bytes"]}
-    if not jsapi.differs(there, wanted):
-        return await _api(requests, f"STREAM.INFO.{name}")
-    return await _api(requests, f"STREAM.UPDATE.{name}", wanted)
-
-
-async def _create(requests: Requests, name: str, declared: jsapi.Json) -> jsapi.Json:
-    try:
-        return await _api(requests, f"STREAM.CREATE.{name}", declared)
-    except ApiError as error:
-        if error.code != jsapi.STREAM_NAME_IN_USE:
-            raise
-        return await _api(requests, f"STREAM.INFO.{name}")  # somebody else was faster
-
-
-async def ensure_consumer(requests: Requests, consumer: Consumer) -> None:
-    """Make the durable consumer, or bring it up to its declaration."""
-    subject = f"CONSUMER.CREATE.{consumer.stream}.{consumer.name}"
-    if consumer.filter:
-        subject += f".{consumer.filter}"
-    config = jsapi.consumer_config(consumer)
-    try:
-        await _api(requests, subject, {"stream_name": consumer.stream, "config": config})
-    except ApiError as error:
-        raise error.as_bus_error(f"{consumer.name} of {consumer.stream}") from None
-
-
-async def delete_consumer(requests: Requests, consumer: Consumer) -> None:
-    """Forget the durable consumer and its place in the stream, if it is there."""
-    try:
-        await _api(requests, f"CONSUMER.DELETE.{consumer.stream}.{consumer.name}")
-    except ApiError as error:
-        if error.code not in (jsapi.CONSUMER_NOT_FOUND, jsapi.STREAM_NOT_FOUND):
-            raise error.as_bus_error(f"{consumer.name} of {consumer.stream}") from None
-
-
-async def num_pending(requests: Requests, consumer: Consumer) -> int:
-    """Return how many messages of the durable consumer nobody has taken yet."""
-    try:
-        there = await _api(requests, f"CONSUMER.INFO.{consumer.stream}.{consumer.name}")
-    except ApiError as error:
-        raise error.as_bus_error(f"{consumer.name} of {consumer.stream}") from None
-    return int(there["num_pending"])
-
-
-async def server_time(requests: Requests, stream: str) -> datetime:
-    """Return what the clock of the stream's server (in a cluster its leader) shows."""
-    try:
-        there = await _api(requests, f"STREAM.INFO.{stream}")
-    except ApiError as error:
-        raise error.as_bus_error(stream) from None
-    return datetime.fromisoformat(there["ts"])
-
-
-async def _api(
-    requests: Requests, subject: str, request: Mapping[str, Any] | None = None
-) -> jsapi.Json:
-    body = b"" if request is None else jsapi.write(request)
-    answer = await ask(requests, f"{subjects.JETSTREAM}.{subject}", body)
-    return jsapi.read(answer.data)

@@ -1,40 +1,49 @@
-"""How requests are answered, the same over every adapter."""
+"""Replies to requests, plain or of a NATS micro service; used by every adapter of the bus."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
-from bus import Message, Responder, ServiceError, headers
+import nats.errors
+import nats.micro
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER, Handler, Request
+from nats.micro.service import Service
+
+from bus import Responder
+from bus.errors import BusError, Refused, ServiceError, Unavailable
+from bus.messages import Message
+from bus.nats_client import NatsClient, service_message
 
 log = logging.getLogger(__name__)
 
 Reply = tuple[bytes, dict[str, str] | None]
-"""Body and headers of an answer."""
+"""Data and headers of a reply."""
 
 QUEUE: Final = "q"
-"""The queue group of micro services: each request goes to one of them."""
+"""nats-py's queue group of micro services: each request goes to one member."""
 
 _INTERNAL: Final = ServiceError(500, "internal error")
-_LEAVING: Final = ServiceError(503, "going away: ask again")
+_CLOSING: Final = ServiceError(503, "going away: ask again")
 
 
 class Tasks:
-    """Requests being worked on: each in a task of its own, since callbacks come one at a time."""
+    """The requests in progress, each in a task of its own."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Work on a request without holding up the next one."""
+        """Start a task for a request."""
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
     async def cancel(self) -> None:
-        """Stop all of them, and wait until each has said its last word."""
+        """Cancel all tasks except the current one, and wait until they have ended."""
         running = self._running - {asyncio.current_task()}
         for task in running:
             task.cancel()
@@ -42,45 +51,87 @@ class Tasks:
 
 
 async def service_reply(responder: Responder, message: Message) -> Reply:
-    """Let a responder answer as a micro service does: errors are answers too."""
+    """Call a responder of a micro service, and turn its exception into an error reply."""
     try:
         return await responder(message), None
     except ServiceError as error:
-        return failure(error)
+        return error_reply(error)
     except asyncio.CancelledError:
-        return failure(_LEAVING)
+        return error_reply(_CLOSING)
     except Exception:
         log.exception("a request on %s failed", message.subject)
-        return failure(_INTERNAL)
+        return error_reply(_INTERNAL)
 
 
-async def raw_reply(responder: Responder, message: Message) -> Reply | None:
-    """Let a responder answer, or stay silent when it raises."""
+async def plain_reply(responder: Responder, message: Message) -> bytes | None:
+    """Call a responder; log its exception and return None when it raises."""
     try:
-        return await responder(message), None
+        return await responder(message)
     except Exception:
         log.exception("a request on %s failed", message.subject)
         return None
 
 
-def raise_service_error(fields: Mapping[str, str]) -> None:
-    """Raise what a micro service answered, if that is an error."""
-    code = fields.get(headers.SERVICE_ERROR_CODE)
+def raise_service_error(headers: Mapping[str, str]) -> None:
+    """Raise ServiceError if these are the headers of a micro service's error reply."""
+    code = headers.get(ERROR_CODE_HEADER)
     if code is not None:
-        raise ServiceError(
-            int(code) if code.isdecimal() else 500, fields.get(headers.SERVICE_ERROR, "")
+        raise ServiceError(int(code) if code.isdecimal() else 500, headers.get(ERROR_HEADER, ""))
+
+
+def error_reply(error: ServiceError) -> Reply:
+    """Return the reply by which clients in every language recognise a service error."""
+    return b"", {ERROR_HEADER: error.description, ERROR_CODE_HEADER: str(error.code)}
+
+
+async def start_service(
+    client: NatsClient,
+    tasks: Tasks,
+    name: str,
+    version: str,
+    description: str,
+    endpoints: Mapping[str, Responder],
+) -> Service:
+    """Register a NATS micro service; its endpoints are named by the last token of their subjects.
+
+    Raises Unavailable, Denied.
+    """
+    service: Service | None = None
+    try:
+        service = await nats.micro.add_service(
+            client, name=name, version=version, description=description
         )
+        for subject, responder in endpoints.items():
+            await service.add_endpoint(
+                name=subject.rpartition(".")[2],
+                subject=subject,
+                handler=_handler(client, tasks, responder),
+            )
+        await client.round_trip()
+    except (nats.errors.Error, Unavailable) as error:
+        if service is not None:  # a retry registers another one
+            await stop_service(service)
+        raise Unavailable(f"{name}: {error}") from None
+    return service
 
 
-def endpoint_name(subject: str) -> str:
-    """Name an endpoint after the last token of its subject."""
-    return subject.rpartition(".")[2]
+async def stop_service(service: Service) -> None:
+    """Deregister a micro service, if there is a connection."""
+    with suppress(nats.errors.Error, Unavailable, TimeoutError):
+        await service.stop()
 
 
-def failure(error: ServiceError) -> Reply:
-    """Return a service error as the answer that a caller of any language knows as one."""
-    fields = {
-        headers.SERVICE_ERROR: error.description,
-        headers.SERVICE_ERROR_CODE: str(error.code),
-    }
-    return b"", fields
+def _handler(client: NatsClient, tasks: Tasks, responder: Responder) -> Handler:
+    async def answer(message: Message) -> None:
+        data, headers = await service_reply(responder, message)
+        with suppress(BusError):
+            try:
+                client.publish_nowait(message.reply, data, headers)
+            except Refused as error:  # too large: without a reply the caller would wait in vain
+                data, headers = error_reply(ServiceError(500, f"the answer can't be sent: {error}"))
+                client.publish_nowait(message.reply, data, headers)
+
+    async def handler(request: Request) -> None:
+        tasks.spawn(answer(service_message(request)))
+
+    return handler

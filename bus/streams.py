@@ -1,14 +1,24 @@
-"""Every stream and durable consumer, as data: what is kept, for how long, and who takes from it.
+"""All streams and durable consumers of workspaced, as data.
 
-Limits are in seconds and bytes. The sum of `max_bytes` must fit the server's store, which refuses a
-stream that it could not hold: so only those are bounded that could grow without end. `Tuning.disk`
-makes them smaller for a small disk.
+Times are in seconds, sizes in bytes. The sum of `max_bytes` has to fit the server's store, because the
+server refuses a stream for which it has no room. Therefore only those streams have a limit that could
+grow without end; `Tuning.disk` scales the limits down for a small disk.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Final
+
+from nats.js.api import (
+    ConsumerConfig,
+    DiscardPolicy,
+    PersistMode,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
 
 from bus import subjects
 
@@ -19,194 +29,214 @@ _KIB: Final = 1024
 _MIB: Final = 1024 * _KIB
 
 
-@dataclass(frozen=True, slots=True)
-class Republish:
-    """Where the server sends a copy of each message that a stream stored."""
+@dataclass(kw_only=True)
+class Stream(StreamConfig):
+    """A stream's configuration, with a value for each field that workspaced manages.
 
-    source: str
-    destination: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """What one stream takes in, keeps and lets go."""
+    `Bus.ensure_stream` sets exactly these fields; an operator may set all other fields of the base class.
+    """
 
     name: str
-    subjects: tuple[str, ...]
-    work_queue: bool = False
-    in_memory: bool = False
+    subjects: list[str]
+    retention: RetentionPolicy = RetentionPolicy.LIMITS
+    storage: StorageType = StorageType.FILE
+    discard: DiscardPolicy = DiscardPolicy.OLD
     max_age: float = 0.0
-    """0: for ever."""
+    """0: no limit."""
     max_bytes: int = -1
     max_msg_size: int = -1
     """Headers included."""
-    max_per_subject: int = -1
-    discard_new: bool = False
-    """At `max_bytes` refuse the new message, instead of forgetting the oldest."""
+    max_msgs_per_subject: int = -1
     duplicate_window: float = 2 * _MINUTE
-    direct_get: bool = False
-    atomic_batches: bool = False
-    schedules: bool = False
-    """Whoever may publish here may forge any subject of this stream: for trusted publishers."""
-    message_ttl: bool = False
-    marker_ttl: float = 0.0
-    """How long the mark stays that a message with a time to live has gone; 0: no marks."""
-    persist_async: bool = False
-    """Acknowledge before the write: fast, and a crash of the server may cost the tail."""
-    republish: Republish | None = None
-    replicas: int = 1
-    """Servers of a cluster that hold it; `persist_async` is for one only, and gives way."""
+    allow_direct: bool = False
+    allow_atomic: bool = False
+    allow_msg_schedules: bool = False
+    """Publishers can then forge every subject of this stream: only for streams of trusted publishers."""
+    allow_msg_ttl: bool = False
+    subject_delete_marker_ttl: float = 0.0
+    """How long the delete marker of an expired message stays; 0: no markers."""
+    republish: RePublish | None = None
+    num_replicas: int = 1
+    persist_mode: PersistMode | None = None
+    """ASYNC acknowledges before the write: fast, but a crash of the server may lose the tail.
+
+    Ignored with more than one replica.
+    """
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether a restart of the server empties the stream."""
+        return self.storage is StorageType.MEMORY
+
+
+MANAGED: Final = tuple(Stream.__annotations__)
+"""The fields that `Bus.ensure_stream` sets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """A durable consumer with explicit acks and no delivery limit."""
+    """A durable pull consumer with explicit acks and unlimited redelivery.
+
+    nats-py's ConsumerConfig does not name its stream and can't be a key, so this is not a subclass.
+    """
 
     stream: str
     name: str
     filter: str = ""
-    """Only this subject; empty: all of the stream."""
+    """Deliver this subject only; empty: all subjects of the stream."""
     ack_wait: float = 5.0
-    """How long a delivery may stay unacked before it comes again."""
+    """The server redelivers a message that was not acked for so long."""
     max_ack_pending: int = 10_000
-    """Over all who pull: room for ten workers with two full batches each."""
+    """For all pulling processes together: enough for ten workers with two full batches each."""
     headers_only: bool = False
+
+    def config(self) -> ConsumerConfig:
+        """Return the configuration for nats-py."""
+        return ConsumerConfig(
+            name=self.name,
+            durable_name=self.name,
+            filter_subject=self.filter or None,
+            ack_wait=self.ack_wait,
+            max_deliver=-1,
+            max_ack_pending=self.max_ack_pending,
+            headers_only=self.headers_only,
+        )
 
 
 IN: Final = Stream(
-    "WORKSPACED_IN",
-    (subjects.IN_TOOL, subjects.IN_PROVISIONER, subjects.IN_AGENT),
-    work_queue=True,
+    name="WORKSPACED_IN",
+    subjects=[subjects.IN_TOOL, subjects.IN_PROVISIONER, subjects.IN_AGENT],
+    retention=RetentionPolicy.WORK_QUEUE,
     max_bytes=1024 * _MIB,
     max_msg_size=900 * _KIB,
-    discard_new=True,
+    discard=DiscardPolicy.NEW,
 )
-"""All that can move a workspace. Senders are not trusted: no header has power here."""
+"""Every event that can change a workspace. Publishers are untrusted: no option here acts on headers."""
 
 JOB: Final = Stream(
-    "WORKSPACED_JOB",
-    (subjects.JOBS,),
-    work_queue=True,
+    name="WORKSPACED_JOB",
+    subjects=[subjects.JOBS],
+    retention=RetentionPolicy.WORK_QUEUE,
     duplicate_window=24 * _HOUR,
-    atomic_batches=True,
+    allow_atomic=True,
 )
-"""Builds for provisioners; the message id is the build id."""
+"""Jobs for provisioners; the message id is the build id."""
 
 STATE: Final = Stream(
-    "WORKSPACED_STATE",
-    (subjects.STATES,),
-    max_per_subject=1,
-    direct_get=True,
-    atomic_batches=True,
-    republish=Republish(subjects.STATES, subjects.UI_STATE_COPY),
+    name="WORKSPACED_STATE",
+    subjects=[subjects.STATES],
+    max_msgs_per_subject=1,
+    allow_direct=True,
+    allow_atomic=True,
+    republish=RePublish(subjects.STATES, subjects.UI_STATE_COPY),
 )
-"""The last state of each chat."""
+"""The latest state of each chat."""
 
 LOG: Final = Stream(
-    "WORKSPACED_LOG",
-    (subjects.LOGS,),
+    name="WORKSPACED_LOG",
+    subjects=[subjects.LOGS],
     max_age=7 * _DAY,
     max_bytes=1024 * _MIB,
     max_msg_size=256 * _KIB,
-    max_per_subject=20_000,
-    direct_get=True,
-    persist_async=True,
-    republish=Republish(subjects.LOGS, subjects.UI_LOG_COPY),
+    max_msgs_per_subject=20_000,
+    allow_direct=True,
+    persist_mode=PersistMode.ASYNC,
+    republish=RePublish(subjects.LOGS, subjects.UI_LOG_COPY),
 )
-"""Output of builds and scripts; the one stream that may lose its tail.
+"""Output of builds and scripts. It is the only stream that may lose its tail.
 
-A build that goes on and on forgets its own first messages, not those of other builds.
+A build with endless output loses its own oldest messages, not those of other builds.
 """
 
 RESULT: Final = Stream(
-    "WORKSPACED_RESULT",
-    (subjects.RESULTS,),
+    name="WORKSPACED_RESULT",
+    subjects=[subjects.RESULTS],
     max_age=48 * _HOUR,
-    max_per_subject=1,
-    direct_get=True,
-    atomic_batches=True,
+    max_msgs_per_subject=1,
+    allow_direct=True,
+    allow_atomic=True,
 )
-"""The answer to each call, kept twice as long as promised."""
+"""The result of each tool call, kept twice as long as the contract promises."""
 
 DEAD: Final = Stream(
-    "WORKSPACED_DEAD",
-    (subjects.DEADS,),
+    name="WORKSPACED_DEAD",
+    subjects=[subjects.DEADS],
     max_age=30 * _DAY,
     max_bytes=256 * _MIB,
-    direct_get=True,
+    allow_direct=True,
 )
-"""What could not be accepted. No size limit of its own: it takes what IN took, with headers added."""
+"""Dead letters. No `max_msg_size`: a letter is larger than the message of `IN`, by its headers."""
 
 TIMER: Final = Stream(
-    "WORKSPACED_TIMER",
-    (subjects.TIMERS_ARMED, subjects.TIMERS_FIRED),
+    name="WORKSPACED_TIMER",
+    subjects=[subjects.TIMERS_ARMED, subjects.TIMERS_FIRED],
     max_age=35 * _DAY,
-    max_per_subject=1,
-    direct_get=True,
-    atomic_batches=True,
-    schedules=True,
+    max_msgs_per_subject=1,
+    allow_direct=True,
+    allow_atomic=True,
+    allow_msg_schedules=True,
 )
-"""Deadlines. A timer that fires again replaces its earlier firing: only the last one matters."""
+"""Timers, armed and fired. When a timer fires again, the message replaces that of the earlier firing."""
 
 PRESENCE: Final = Stream(
-    "WORKSPACED_PRESENCE",
-    (subjects.PRESENCES,),
-    in_memory=True,
+    name="WORKSPACED_PRESENCE",
+    subjects=[subjects.PRESENCES],
+    storage=StorageType.MEMORY,
     max_bytes=64 * _MIB,
     max_msg_size=4 * _KIB,
-    max_per_subject=1,
-    direct_get=True,
-    message_ttl=True,
-    marker_ttl=_HOUR,
+    max_msgs_per_subject=1,
+    allow_direct=True,
+    allow_msg_ttl=True,
+    subject_delete_marker_ttl=_HOUR,
 )
-"""One short-lived message per agent; its mark tells the workers that the agent went silent."""
+"""The latest heartbeat of each agent, with a TTL; its delete marker tells workers that the agent is silent."""
 
 STREAMS: Final = (IN, JOB, STATE, LOG, RESULT, DEAD, TIMER, PRESENCE)
-"""In the order in which they are made."""
+"""In the order of their creation."""
 
 BOUNDED: Final = sum(s.max_bytes for s in STREAMS if s.max_bytes > 0 and not s.in_memory)
-"""Bytes of disk that all streams with a limit may take together."""
+"""Bytes of disk that all streams with a limit may use together."""
 LEAST: Final = 64 * _MIB
-"""Bytes below which these streams are of no use: a burst of events would not fit."""
+"""The smallest useful value of `Tuning.disk`: a burst of events has to fit."""
 
 WORKER_IN: Final = Consumer(IN.name, "worker")
-"""What all workers take events from."""
+"""All workers pull events from this consumer."""
 
 WORKER_TIMER: Final = Consumer(TIMER.name, "worker", filter=subjects.TIMERS_FIRED)
-"""Fired timers; unfiltered it would deliver the armed ones too."""
+"""Fired timers. Without the filter it would deliver armed timers too."""
 
 WORKER_PRESENCE: Final = Consumer(PRESENCE.name, "worker", headers_only=True)
-"""Marks of agents that went silent. Renewals come too (the server can't tell them apart): cheaply."""
+"""Delete markers of silent agents. The server can't filter out heartbeats, so they come without data."""
 
 CONSUMERS: Final = (WORKER_IN, WORKER_TIMER, WORKER_PRESENCE)
-"""Those of the workers; the pools' are made as templates name them."""
+"""The consumers of the workers. Those of pools are created when a template names the pool."""
 
 
 def pool_consumer(pool: str) -> Consumer:
-    """Return the durable consumer that the provisioners of `pool` share."""
+    """Return the durable consumer that all provisioners of `pool` share."""
     return Consumer(JOB.name, f"pool-{pool}", filter=subjects.job(pool), ack_wait=30.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What an operator may choose of streams and of the workers' consumers. Seconds."""
+    """An operator's settings of streams and of the workers' consumers. Times are in seconds."""
 
     replicas: int = 1
     duplicate_window: float = JOB.duplicate_window
-    """How long a job is known by its message id."""
+    """How long the stream of jobs remembers the message id of a job."""
     ack_wait: float = WORKER_IN.ack_wait
     disk: int = BOUNDED
-    """Bytes that all streams with a limit may take together; each gets its share of it.
+    """Bytes that all streams with a limit may use together; each gets a proportional share.
 
-    A smaller stream makes no weaker promise: `WORKSPACED_IN` refuses an event earlier, it drops none.
+    A smaller limit weakens no guarantee: `WORKSPACED_IN` refuses an event earlier, but drops none.
     """
 
     def streams(self) -> tuple[Stream, ...]:
-        """Return every stream as chosen, in the order in which they are made."""
+        """Return all streams with these settings, in the order of their creation."""
         return tuple(self._stream(stream) for stream in STREAMS)
 
     def consumers(self) -> tuple[Consumer, ...]:
-        """Return the workers' consumers as chosen."""
+        """Return the workers' consumers with these settings."""
         return tuple(replace(consumer, ack_wait=self.ack_wait) for consumer in CONSUMERS)
 
     def _stream(self, stream: Stream) -> Stream:
@@ -214,4 +244,4 @@ class Tuning:
         size = stream.max_bytes
         if size > 0 and not stream.in_memory:
             size = size * min(self.disk, BOUNDED) // BOUNDED
-        return replace(stream, replicas=self.replicas, duplicate_window=window, max_bytes=size)
+        return replace(stream, num_replicas=self.replicas, duplicate_window=window, max_bytes=size)

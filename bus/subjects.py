@@ -169,6 +169,11 @@ def direct_get(stream: str, subject: str = "") -> str:
     return f"{JETSTREAM}.DIRECT.GET.{stream}" + (f".{subject}" if subject else "")
 
 
+def stream_info(stream: str) -> str:
+    """Return the request subject for the configuration and state of a stream."""
+    return f"{JETSTREAM}.STREAM.INFO.{stream}"
+
+
 def next_messages(stream: str, consumer: str) -> str:
     """Return the request subject that pulls messages from a durable consumer."""
     return f"{JETSTREAM}.CONSUMER.MSG.NEXT.{stream}.{consumer}"

@@ -1,4 +1,4 @@
-"""What a subscriber reads from: messages in the order in which they came."""
+"""The queue of a subscription: messages in the order of their arrival, and reconnects between them."""
 
 from __future__ import annotations
 
@@ -7,46 +7,62 @@ import logging
 from asyncio import Future
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Final, Protocol
 
-from bus import Message, Unavailable
-from bus.clock import Timer
+from bus.errors import Unavailable
+from bus.messages import Message
 
 log = logging.getLogger(__name__)
 
-MOST: Final = 65_536
-"""How many messages may wait for a reader before the newest are dropped."""
-
-Later = Callable[[float, Callable[[], None]], Timer]
-"""Calls something after so many seconds: the loop's `call_later`, or a clock's."""
+QUEUE_LIMIT: Final = 65_536
+"""How many messages may wait for the reader before new ones are dropped."""
 
 
-class Inbox:
-    """A subscription's messages, for one reader."""
+class Timer(Protocol):
+    """A scheduled call, for example an asyncio.TimerHandle."""
 
-    def __init__(self, subject: str, later: Later | None = None) -> None:
+    def cancel(self) -> None:
+        """Prevent the call."""
+        ...
+
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
+"""Calls a function after a number of seconds: the event loop's `call_later`, or a test clock's."""
+
+
+class MessageQueue:
+    """The messages of one subscription, for one reader; see `bus.Subscription`."""
+
+    def __init__(self, subject: str, call_later: CallLater | None = None) -> None:
         self._subject = subject
-        self._later: Later = later or asyncio.get_running_loop().call_later
-        self._messages: deque[Message] = deque()
-        self._awaited: Future[None] | None = None
+        self._call_later: CallLater = call_later or asyncio.get_running_loop().call_later
+        self._items: deque[Message | None] = deque()
+        """None stands for a reconnect."""
+        self._waiter: Future[None] | None = None
         self._closed = False
         self._dropping = False
 
     def put(self, message: Message, _status: str = "") -> None:
-        """Add a message, and wake the reader."""
-        if len(self._messages) >= MOST:
+        """Add a message and wake the reader."""
+        if len(self._items) >= QUEUE_LIMIT:
             if not self._dropping:
-                log.error("a reader of %s is too slow: it misses messages", self._subject)
+                log.error("the reader of %s is too slow: dropping messages", self._subject)
             self._dropping = True
             return
         self._dropping = False
-        self._messages.append(message)
-        self._wake(None)
+        self._items.append(message)
+        self._wake()
 
-    def close(self, _why: object = None) -> None:
-        """Let the reader know that no more will come."""
+    def put_reconnect(self) -> None:
+        """Record that the connection was lost and is back."""
+        if not self._items or self._items[-1] is not None:
+            self._items.append(None)
+            self._wake()
+
+    def close(self, _reason: object = None) -> None:
+        """Raise Unavailable in the reader once the queue is empty."""
         self._closed = True
-        self._wake(None)
+        self._wake()
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         while True:
@@ -54,28 +70,34 @@ class Inbox:
 
     async def next(self, timeout: float | None = None) -> Message:  # noqa: ASYNC109  # the port's
         """Return the next message."""
-        if self._messages:
-            return self._messages.popleft()
         timer = None
-        if timeout is not None:
-            late = TimeoutError(f"no message on {self._subject} in {timeout} s")
-            timer = self._later(timeout, lambda: self._wake(late))
+        if timeout is not None and not any(self._items):
+            late = TimeoutError(f"no message on {self._subject} within {timeout} s")
+            timer = self._call_later(timeout, lambda: self._wake(late))
         try:
-            while not self._messages:
-                if self._closed:
-                    raise Unavailable("the bus is closed")
-                self._awaited = asyncio.get_running_loop().create_future()
-                await self._awaited
-            return self._messages.popleft()
+            while (message := await self.next_or_reconnect()) is None:
+                pass
+            return message
         finally:
-            self._awaited = None
             if timer is not None:
                 timer.cancel()
 
-    def _wake(self, error: Exception | None) -> None:
-        if self._awaited is None or self._awaited.done():
+    async def next_or_reconnect(self) -> Message | None:
+        """Return the next message, or None after a reconnect."""
+        try:
+            while not self._items:
+                if self._closed:
+                    raise Unavailable("the bus is closed")
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+            return self._items.popleft()
+        finally:
+            self._waiter = None
+
+    def _wake(self, error: Exception | None = None) -> None:
+        if self._waiter is None or self._waiter.done():
             return
         if error is None:
-            self._awaited.set_result(None)
+            self._waiter.set_result(None)
         else:
-            self._awaited.set_exception(error)
+            self._waiter.set_exception(error)

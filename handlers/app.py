@@ -13,7 +13,7 @@ from typing import Literal
 
 from bus import Denied, Refused
 from bus.backoff import Backoff
-from bus.first_connection import TOLD_EVERY
+from bus.connect import LOG_INTERVAL
 from bus.jetstream import JetStreamBus, connect
 from bus.streams import Tuning
 from bus.urls import redacted
@@ -172,7 +172,7 @@ async def connect_store(
             except StoreUnavailableError as error:
                 if not wait or isinstance(error, MisconfiguredError):
                     raise
-                if (now := clock()) - last_warning >= TOLD_EVERY:
+                if (now := clock()) - last_warning >= LOG_INTERVAL:
                     last_warning = now
                     log.warning("%s; trying again", error)
             await backoff.wait()

@@ -93,34 +93,22 @@ async def watch_chat(bus: Bus, chat_id: str) -> AsyncIterator[AsyncIterator[dict
 
     It yields None first and after each reconnect: messages may have been missed, so ask for the state.
     """
-    look = asyncio.Event()
-    look.set()
-    bus.on_reconnect(look.set)
-    async with bus.subscribe(subjects.ui(chat_id)) as messages:
-        changes = _changes(messages, look)
+    async with bus.subscribe(subjects.ui(chat_id)) as subscription:
+        changes = _changes(subscription)
         try:
             yield changes
         finally:
             await changes.aclose()
 
 
-async def _changes(messages: Subscription, look: asyncio.Event) -> Any:
-    next_message = asyncio.create_task(messages.next())
-    missed = asyncio.create_task(look.wait())
-    try:
-        while True:
-            await asyncio.wait((next_message, missed), return_when=asyncio.FIRST_COMPLETED)
-            if missed.done():
-                look.clear()
-                missed = asyncio.create_task(look.wait())
-                yield None
-            else:
-                message = next_message.result()
-                next_message = asyncio.create_task(messages.next())
-                if (envelope := read_ui_message(message.subject, message.data)) is not None:
-                    yield envelope
-    finally:
-        await cancel_and_wait(next_message, missed)
+async def _changes(subscription: Subscription) -> Any:
+    yield None
+    while True:
+        message = await subscription.next_or_reconnect()
+        if message is None:
+            yield None
+        elif (envelope := read_ui_message(message.subject, message.data)) is not None:
+            yield envelope
 
 
 @asynccontextmanager

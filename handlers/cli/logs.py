@@ -63,7 +63,7 @@ def configure(*, quiet: bool = False) -> None:
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler])
     if quiet:
         # The command reports this error itself.
-        logging.getLogger("bus.connection.denied").setLevel(logging.CRITICAL)
+        logging.getLogger("bus.nats_client.denied").setLevel(logging.CRITICAL)
     logging.getLogger("transitions").setLevel(logging.WARNING)
     logging.getLogger("nats").setLevel(logging.CRITICAL)  # `bus` logs the same events
     logging.getLogger("asyncio").addFilter(_is_meaningful)

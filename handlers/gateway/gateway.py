@@ -67,7 +67,6 @@ class Gateway:
 
     def _endpoints(self) -> dict[str, Responder]:
         calls = ToolCalls(self.bus, self.store, self.held_calls)
-        self.bus.on_reconnect(calls.publish_again)
         queries = Queries(self.store, self.bus, self.orphan_grace)
         credentials = Credentials(self.store, self.bus)
         tools: dict[str, Responder] = {

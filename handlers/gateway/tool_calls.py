@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
-from bus import CLOUDEVENT, Bus, BusError, Message, Refused, ServiceError, Subscription, subjects
+from bus import CLOUDEVENT, Bus, BusError, Message, Refused, ServiceError, subjects
 from handlers.gateway.replies import Canceled
 from handlers.gateway.requests import CancelBody, ToolBody
 from statemachine.admission import BUSY
@@ -32,15 +32,6 @@ class ToolCalls:
     limit: int = 10_000
     """Calls that are held at the same time."""
     _held: int = 0
-    _reconnected: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def publish_again(self) -> None:
-        """Publish the request of every held call again, because its result may have been missed.
-
-        Called after a reconnect. A repeated request gets the stored result.
-        """
-        self._reconnected.set()
-        self._reconnected = asyncio.Event()
 
     async def call(self, tool: str, body: ToolBody, message: Message) -> bytes:
         """Publish a tool request, wait for its result, and return the `data` of tool_resolved.
@@ -74,10 +65,10 @@ class ToolCalls:
                 self.bus.subscribe(subjects.result(body.chat_id, call_id)) as results,
             ):
                 while True:
-                    reconnected = self._reconnected
                     await self._publish("tool_requested", body.chat_id, data, traceparent)
-                    if (resolved := await _next_result(results, reconnected)) is not None:
-                        return dict(resolved["data"])
+                    # After a reconnect publish again: the result may have been missed.
+                    if (resolved := await results.next_or_reconnect()) is not None:
+                        return json.loads(resolved.data)["data"]  # type: ignore[no-any-return]
         except TimeoutError:
             raise ServiceError(
                 503, f"call {call_id} has no result yet; try again with the same call_id"
@@ -132,16 +123,3 @@ def _traceparent(headers: Mapping[str, str]) -> str | None:
     """Return the caller's `traceparent` header if it is valid."""
     value = next((value for name, value in headers.items() if name.lower() == "traceparent"), "")
     return value if is_traceparent(value) else None
-
-
-async def _next_result(results: Subscription, reconnected: asyncio.Event) -> dict[str, Any] | None:
-    """Return the next result, or None if the connection was lost and restored before it arrived."""
-    result, lost = asyncio.ensure_future(results.next()), asyncio.ensure_future(reconnected.wait())
-    try:
-        await asyncio.wait((result, lost), return_when=asyncio.FIRST_COMPLETED)
-        if not result.done():
-            return None
-        return json.loads(result.result().data)  # type: ignore[no-any-return]
-    finally:
-        result.cancel()
-        lost.cancel()

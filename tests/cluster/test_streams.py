@@ -96,12 +96,12 @@ async def test_a_message_that_is_being_stored_already_is_no_refusal(streams: Bus
 
 
 async def test_streams_of_one_server_come_to_three_with_what_they_hold(bus: Bus) -> None:
-    alone = replace(RESULT, name="GROWING", subjects=("growing.*",))
+    alone = replace(RESULT, name="GROWING", subjects=["growing.*"])
     await elected(lambda: bus.ensure_stream(alone))
     # The other servers may not have heard of it yet.
     await elected(lambda: bus.publish("growing.a", b"kept"))
 
-    await elected(lambda: bus.ensure_stream(replace(alone, replicas=3)))
+    await elected(lambda: bus.ensure_stream(replace(alone, num_replicas=3)))
 
     stored = await elected(lambda: bus.get_last("GROWING", "growing.a"))
     assert stored is not None
@@ -113,11 +113,11 @@ async def test_the_log_of_one_server_says_what_to_do_to_come_to_three(bus: Bus) 
     await elected(lambda: bus.ensure_stream(alone))
 
     with pytest.raises(Refused, match="delete the stream"):
-        await bus.ensure_stream(replace(alone, replicas=3))
+        await bus.ensure_stream(replace(alone, num_replicas=3))
 
 
 async def test_a_log_of_three_servers_may_come_back_to_one(bus: Bus) -> None:
-    three = replace(LOG, name="BACK", subjects=("back.*.*",), republish=None, replicas=3)
+    three = replace(LOG, name="BACK", subjects=["back.*.*"], republish=None, num_replicas=3)
     await elected(lambda: bus.ensure_stream(three))
 
-    await elected(lambda: bus.ensure_stream(replace(three, replicas=1)))
+    await elected(lambda: bus.ensure_stream(replace(three, num_replicas=1)))

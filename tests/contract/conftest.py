@@ -126,7 +126,9 @@ def declare(prefix: str) -> Callable[..., Stream]:
     """A stream that no other test uses."""
 
     def make(**declared: Any) -> Stream:
-        return Stream(prefix.upper(), (f"{prefix}.>",), **{"direct_get": True, **declared})
+        return Stream(
+            name=prefix.upper(), subjects=[f"{prefix}.>"], **{"allow_direct": True, **declared}
+        )
 
     return make
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from nats.js.api import RetentionPolicy
 
 from bus import BatchMessage, Bus, NoConsumer, Stream, Unavailable
 from bus.streams import Consumer
@@ -17,7 +18,7 @@ Declare = Callable[..., Stream]
 @pytest.fixture
 async def queue(bus: Bus, declare: Declare) -> Consumer:
     """A work queue's only consumer."""
-    stream = declare(work_queue=True)
+    stream = declare(retention=RetentionPolicy.WORK_QUEUE)
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "worker", ack_wait=0.4)
     await bus.ensure_consumer(consumer)
@@ -148,7 +149,7 @@ async def test_with_one_at_most_nothing_is_taken_that_nobody_awaits(
 async def test_what_was_not_handed_out_goes_to_another_when_a_pull_ends(
     bus: Bus, other: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(work_queue=True)
+    stream = declare(retention=RetentionPolicy.WORK_QUEUE)
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "worker", ack_wait=60.0)
     await bus.ensure_consumer(consumer)
@@ -170,7 +171,7 @@ async def test_what_was_not_handed_out_goes_to_another_when_a_pull_ends(
 async def test_a_pull_merges_several_consumers(bus: Bus, prefix: str) -> None:
     consumers = []
     for name in ("x", "y"):
-        stream = Stream(f"{prefix.upper()}{name}", (f"{prefix}.{name}.>",))
+        stream = Stream(name=f"{prefix.upper()}{name}", subjects=[f"{prefix}.{name}.>"])
         await bus.ensure_stream(stream)
         consumers.append(Consumer(stream.name, "worker"))
         await bus.ensure_consumer(consumers[-1])
@@ -283,7 +284,7 @@ async def test_a_consumer_of_no_stream_is_unavailable(bus: Bus, prefix: str) -> 
 async def test_many_messages_come_through_many_hands_once_each(
     bus: Bus, other: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(work_queue=True, atomic_batches=True)
+    stream = declare(retention=RetentionPolicy.WORK_QUEUE, allow_atomic=True)
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "worker", ack_wait=30.0)
     await bus.ensure_consumer(consumer)
@@ -311,7 +312,7 @@ async def test_many_messages_come_through_many_hands_once_each(
 
 
 async def test_what_nobody_has_taken_is_counted(bus: Bus, declare: Declare, prefix: str) -> None:
-    stream = declare(work_queue=True)
+    stream = declare(retention=RetentionPolicy.WORK_QUEUE)
     await bus.ensure_stream(stream)
     mine, other = (Consumer(stream.name, name, filter=f"{prefix}.{name}") for name in "ab")
     with pytest.raises(Unavailable):

@@ -6,10 +6,11 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from nats.js.api import RetentionPolicy
 
 from bus import Message, Stream, Unavailable
-from bus.clock import VirtualClock
 from bus.streams import Consumer
+from tests.doubles.clock import VirtualClock
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
 
@@ -35,7 +36,7 @@ async def bus(server: MemoryServer) -> MemoryBus:
 async def test_a_repeat_after_the_window_is_stored_anew(
     bus: MemoryBus, clock: VirtualClock
 ) -> None:
-    await bus.ensure_stream(Stream("STREAM", ("s.>",), duplicate_window=DAY))
+    await bus.ensure_stream(Stream(name="STREAM", subjects=["s.>"], duplicate_window=DAY))
     await bus.publish("s.a", b"", message_id="m")
 
     clock.advance(DAY - 1)
@@ -45,7 +46,7 @@ async def test_a_repeat_after_the_window_is_stored_anew(
 
 
 async def test_messages_go_when_they_are_too_old(bus: MemoryBus, clock: VirtualClock) -> None:
-    await bus.ensure_stream(Stream("STREAM", ("s.>",), max_age=DAY, direct_get=True))
+    await bus.ensure_stream(Stream(name="STREAM", subjects=["s.>"], max_age=DAY, allow_direct=True))
     await bus.publish("s.a", b"")
 
     clock.advance(DAY - 1)
@@ -57,7 +58,9 @@ async def test_messages_go_when_they_are_too_old(bus: MemoryBus, clock: VirtualC
 async def test_a_delivery_that_is_never_acked_comes_again_and_again(
     bus: MemoryBus, clock: VirtualClock
 ) -> None:
-    await bus.ensure_stream(Stream("STREAM", ("s.>",), work_queue=True))
+    await bus.ensure_stream(
+        Stream(name="STREAM", subjects=["s.>"], retention=RetentionPolicy.WORK_QUEUE)
+    )
     await bus.ensure_consumer(WORKER)
     await bus.publish("s.a", b"")
     async with bus.pull(WORKER) as pull:
@@ -70,7 +73,9 @@ async def test_a_delivery_that_is_never_acked_comes_again_and_again(
 async def test_a_long_job_stays_with_whoever_says_that_it_goes_on(
     bus: MemoryBus, clock: VirtualClock
 ) -> None:
-    await bus.ensure_stream(Stream("STREAM", ("s.>",), work_queue=True))
+    await bus.ensure_stream(
+        Stream(name="STREAM", subjects=["s.>"], retention=RetentionPolicy.WORK_QUEUE)
+    )
     await bus.ensure_consumer(WORKER)
     await bus.publish("s.a", b"")
     async with bus.pull(WORKER) as one, bus.pull(WORKER) as two:
@@ -87,7 +92,7 @@ async def test_a_long_job_stays_with_whoever_says_that_it_goes_on(
 
 
 async def test_timers_fire_in_the_order_of_their_times(bus: MemoryBus, clock: VirtualClock) -> None:
-    await bus.ensure_stream(Stream("STREAM", ("s.>",), schedules=True))
+    await bus.ensure_stream(Stream(name="STREAM", subjects=["s.>"], allow_msg_schedules=True))
     await bus.ensure_consumer(fired := Consumer("STREAM", "worker", filter="s.fired.*"))
     now = datetime.fromtimestamp(clock.now(), UTC)
     for hours in (3, 1, 2):
@@ -119,7 +124,9 @@ async def test_a_request_runs_out_of_time_by_the_clock(bus: MemoryBus, clock: Vi
 async def test_what_a_killed_process_took_comes_to_another(
     server: MemoryServer, bus: MemoryBus, clock: VirtualClock
 ) -> None:
-    await bus.ensure_stream(Stream("STREAM", ("s.>",), work_queue=True))
+    await bus.ensure_stream(
+        Stream(name="STREAM", subjects=["s.>"], retention=RetentionPolicy.WORK_QUEUE)
+    )
     await bus.ensure_consumer(WORKER)
     await bus.publish("s.a", b"")
     async with bus.pull(WORKER) as pull:
@@ -136,7 +143,7 @@ async def test_what_a_killed_process_took_comes_to_another(
 async def test_a_server_that_lost_its_store_has_another_stream(
     server: MemoryServer, bus: MemoryBus
 ) -> None:
-    stream = Stream("STREAM", ("s.>",))
+    stream = Stream(name="STREAM", subjects=["s.>"])
     before = await bus.ensure_stream(stream)
     await bus.ensure_consumer(WORKER)
     await bus.publish("s.a", b"")
@@ -169,7 +176,7 @@ async def test_the_server_may_close_a_bus_for_good(bus: MemoryBus) -> None:
 async def test_a_publish_whose_connection_breaks_may_have_arrived(
     server: MemoryServer, bus: MemoryBus
 ) -> None:
-    await bus.ensure_stream(Stream("STREAM", ("s.>",), direct_get=True))
+    await bus.ensure_stream(Stream(name="STREAM", subjects=["s.>"], allow_direct=True))
     publishing = asyncio.ensure_future(bus.publish("s.a", b"x"))
     while not server.streams["STREAM"].messages:
         await server.turn()
@@ -187,7 +194,9 @@ async def test_a_publish_whose_connection_breaks_may_have_arrived(
 async def test_a_stream_that_lost_its_tail_gives_its_numbers_again(
     server: MemoryServer, bus: MemoryBus
 ) -> None:
-    await bus.ensure_stream(Stream("STREAM", ("s.>",), work_queue=True))
+    await bus.ensure_stream(
+        Stream(name="STREAM", subjects=["s.>"], retention=RetentionPolicy.WORK_QUEUE)
+    )
     await bus.ensure_consumer(WORKER)
     for data in (b"1", b"2", b"3"):
         await bus.publish("s.a", data, message_id=data.decode())

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import nkeys
 import pytest
+from nats.js.errors import APIError
 
-from bus import Bus, Message, Refused, Stream, Unavailable, first_connection
+from bus import Bus, Message, Refused, Stream, Unavailable
 from bus.jetstream import JetStreamBus, connect
-from bus.jsapi import ApiError
+from bus.management import bus_error
 from bus.streams import Consumer
 from tests.contract.conftest import NatsServer
 
@@ -111,7 +112,7 @@ async def test_who_waits_for_a_server_says_so_at_once_and_then_now_and_then(
         for _ in range(4):
             await tries.get()
         first = [record.getMessage() for record in caplog.records]
-        monkeypatch.setattr(first_connection, "TOLD_EVERY", 0.0)
+        monkeypatch.setattr("bus.connect.LOG_INTERVAL", 0.0)
         for _ in range(4):
             await tries.get()
         waiting.cancel()
@@ -215,7 +216,7 @@ async def test_an_inbox_that_is_not_allowed_fails_requests_at_once(guarded: Nats
 async def test_a_credential_that_is_taken_away_closes_the_bus_and_says_why(
     guarded: NatsServer, guest: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bus.connection.REFUSALS", 2)
+    monkeypatch.setattr("bus.nats_client.MAX_REJECTIONS", 2)
     closed = asyncio.ensure_future(guest.wait_closed())
     async with guest.subscribe("allowed.x") as messages:
         waiting = asyncio.ensure_future(messages.next())
@@ -231,7 +232,7 @@ async def test_a_credential_that_is_taken_away_closes_the_bus_and_says_why(
 
 async def test_a_credential_that_expires_closes_the_bus_and_says_why(bus: JetStreamBus) -> None:
     async with bus.pull(Consumer("STREAM", "worker")) as pull:
-        await bus._connection._process_err("'user authentication expired'")
+        await bus._client._process_err("'user authentication expired'")
 
         assert await asyncio.wait_for(bus.wait_closed(), 5) == "user authentication expired"
         with pytest.raises(Unavailable, match="expired"):
@@ -324,12 +325,10 @@ async def test_a_request_for_messages_that_was_lost_is_asked_again(
         await bus.flush()
         (source,) = pull._sources  # type: ignore[attr-defined]
         # The server forgets the request when nobody listens to its inbox, and says nothing.
-        await bus._connection._subs[source._subscription]._conn._send_unsubscribe(
-            source._subscription
-        )
+        await bus._client._subs[source._subscription]._conn._send_unsubscribe(source._subscription)
         await bus.flush()
-        taker = bus._connection._takers.pop(source._subscription)
-        number = await bus._connection.take(source._inbox, taker)
+        handler = bus._client._handlers.pop(source._subscription)
+        number = await bus._client.listen(source._inbox, handler)
         source._subscription = number
 
         await bus.publish(f"{prefix}.a", b"x")
@@ -342,23 +341,23 @@ async def test_a_request_for_messages_that_was_lost_is_asked_again(
 )
 def test_what_passes_by_itself_is_no_refusal(status: int, code: int) -> None:
     """Of a cluster: an election, a missing server, a message that is just being stored."""
-    answer = ApiError({"code": status, "err_code": code, "description": "not now"})
+    error = APIError(code=status, err_code=code, description="not now")
 
-    assert isinstance(answer.as_bus_error("S"), Unavailable)
-    assert isinstance(ApiError({"code": 400, "err_code": 10054}).as_bus_error("S"), Refused)
+    assert isinstance(bus_error(error, "S"), Unavailable)
+    assert isinstance(bus_error(APIError(code=400, err_code=10054), "S"), Refused)
 
 
 async def stuck(bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> asyncio.Task[None]:
     """Send more than the socket takes, for it takes no more; return who waits for it."""
     takes_no_more = asyncio.Event()
-    monkeypatch.setattr(bus._connection._transport, "drain", takes_no_more.wait)
+    monkeypatch.setattr(bus._client._transport, "drain", takes_no_more.wait)
 
     async def flood() -> None:
         for _ in range(3):
             await bus.send("flood", b"x" * 700_000)
 
     flooding = asyncio.create_task(flood())
-    while not bus._connection.waiting:
+    while not bus._client.waiting:
         await asyncio.sleep(0)  # a turn of the loop
     return flooding
 
@@ -393,15 +392,15 @@ async def test_nothing_is_sent_until_all_have_heard_that_the_server_may_be_anoth
     async with await connect(own_server.url, wait=True) as bus:
         heard, tried = asyncio.Event(), list[bool]()
         bus.on_reconnect(heard.set)
-        flush = bus._connection.flush
+        flush = bus._client.flush
 
         async def flush_and_try(*args: int) -> None:
-            tried.append(bus._connection.is_connected)
+            tried.append(bus._client.is_connected)
             with pytest.raises(Unavailable):
                 await bus.send("early", b"")
             await flush(*args)
 
-        monkeypatch.setattr(bus._connection, "flush", flush_and_try)
+        monkeypatch.setattr(bus._client, "flush", flush_and_try)
         own_server.stop()
         own_server.start()
 

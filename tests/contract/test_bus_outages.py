@@ -7,13 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from nats.js.api import RetentionPolicy, StorageType
 
 from bus import Bus, Conflict, Refused, Stream, Unavailable
 from bus.jetstream import connect
 from bus.streams import Consumer
 from tests.contract.conftest import NatsServer, World
 
-QUEUE = Stream("QUEUE", ("q.>",), work_queue=True, direct_get=True)
+QUEUE = Stream(
+    name="QUEUE", subjects=["q.>"], retention=RetentionPolicy.WORK_QUEUE, allow_direct=True
+)
 WORKER = Consumer("QUEUE", "worker", ack_wait=0.4)
 
 
@@ -175,7 +178,7 @@ async def test_streams_outlast_an_outage_with_numbers_repeats_and_timers(
 
 
 async def test_a_memory_stream_is_another_one_after_an_outage(own_world: World, bus: Bus) -> None:
-    presence = Stream("PRESENCE", ("p.>",), in_memory=True)
+    presence = Stream(name="PRESENCE", subjects=["p.>"], storage=StorageType.MEMORY)
     before = await bus.ensure_stream(presence)
     comings = Comings(bus)
     own_world.server.stop()

@@ -8,9 +8,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from nats.js.api import DiscardPolicy, RePublish, StorageType
 
 from bus import BatchMessage, Bus, Conflict, PubAck, Refused, Scheduled, Stream, Unavailable
-from bus.streams import CONSUMERS, STREAMS, Consumer, Republish, pool_consumer
+from bus.streams import CONSUMERS, STREAMS, Consumer, pool_consumer
 from tests.contract.conftest import World
 
 Declare = Callable[..., Stream]
@@ -86,7 +87,7 @@ async def test_a_declaration_that_cannot_be_brought_about_is_refused(
     await bus.ensure_stream(declare())
 
     with pytest.raises(Refused):
-        await bus.ensure_stream(declare(in_memory=True))
+        await bus.ensure_stream(declare(storage=StorageType.MEMORY))
 
 
 async def test_a_repeat_within_the_window_is_a_duplicate(
@@ -143,7 +144,7 @@ async def test_what_is_too_large_with_its_headers_is_refused(
 async def test_a_full_stream_that_discards_the_new_keeps_what_it_has(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
-    await bus.ensure_stream(declare(max_bytes=1000, discard_new=True))
+    await bus.ensure_stream(declare(max_bytes=1000, discard=DiscardPolicy.NEW))
     await bus.publish(f"{prefix}.a", b"x" * 600)
 
     with pytest.raises(Unavailable):
@@ -205,7 +206,7 @@ async def test_a_line_break_in_a_header_does_not_make_another_header(
 
 
 async def test_one_per_subject_keeps_the_last(bus: Bus, declare: Declare, prefix: str) -> None:
-    await bus.ensure_stream(declare(max_per_subject=1))
+    await bus.ensure_stream(declare(max_msgs_per_subject=1))
 
     for data in (b"1", b"2"):
         await bus.publish(f"{prefix}.a", data)
@@ -262,7 +263,7 @@ async def test_a_subject_can_be_read_message_by_message(
 async def test_many_are_stored_at_once_and_in_order(
     bus: Bus, declare: Declare, prefix: str, how_many: int
 ) -> None:
-    stream = declare(atomic_batches=True)
+    stream = declare(allow_atomic=True)
     await bus.ensure_stream(stream)
 
     acks = await bus.publish_batch(
@@ -276,7 +277,7 @@ async def test_many_are_stored_at_once_and_in_order(
 async def test_several_of_a_subject_follow_each_other_where_the_first_is_expected(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(atomic_batches=True, max_per_subject=1)
+    stream = declare(allow_atomic=True, max_msgs_per_subject=1)
     await bus.ensure_stream(stream)
     before = await bus.publish(f"{prefix}.x", b"1")
 
@@ -304,7 +305,7 @@ async def test_several_of_a_subject_follow_each_other_where_the_first_is_expecte
 async def test_all_or_none_are_stored(
     bus: Bus, declare: Declare, prefix: str, bad: BatchMessage
 ) -> None:
-    stream = declare(atomic_batches=True)
+    stream = declare(allow_atomic=True)
     await bus.ensure_stream(stream)
     await bus.publish(f"{prefix}.x", b"", message_id="repeat")
     many = [BatchMessage(f"{prefix}.{n}", b"", expected_last=0) for n in range(20)]
@@ -316,7 +317,7 @@ async def test_all_or_none_are_stored(
 
 
 async def test_timers_are_armed_at_once(bus: Bus, declare: Declare, prefix: str) -> None:
-    stream = declare(atomic_batches=True, schedules=True)
+    stream = declare(allow_atomic=True, allow_msg_schedules=True)
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
     await bus.ensure_consumer(consumer)
@@ -360,8 +361,10 @@ async def test_a_subscriber_of_a_streams_subject_sees_also_what_was_refused(
 async def test_only_what_was_stored_is_republished_with_its_place(
     bus: Bus, other: Bus, prefix: str
 ) -> None:
-    rule = Republish(f"{prefix}.in.*.*", f"{prefix}.ui.{{{{wildcard(2)}}}}.{{{{wildcard(1)}}}}")
-    await bus.ensure_stream(Stream(prefix.upper(), (f"{prefix}.in.*.*",), republish=rule))
+    rule = RePublish(f"{prefix}.in.*.*", f"{prefix}.ui.{{{{wildcard(2)}}}}.{{{{wildcard(1)}}}}")
+    await bus.ensure_stream(
+        Stream(name=prefix.upper(), subjects=[f"{prefix}.in.*.*"], republish=rule)
+    )
     async with other.subscribe(f"{prefix}.ui.>") as copies:
         await bus.publish(f"{prefix}.in.a.b", b"1", headers={"Own": "header"})
         with pytest.raises(Conflict):
@@ -379,7 +382,7 @@ async def test_only_what_was_stored_is_republished_with_its_place(
 async def test_a_scheduled_message_is_stored_on_its_target_when_its_time_comes(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(schedules=True)
+    stream = declare(allow_msg_schedules=True)
     await bus.ensure_stream(stream)
     fired = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
     await bus.ensure_consumer(fired)
@@ -403,7 +406,7 @@ async def test_a_scheduled_message_is_stored_on_its_target_when_its_time_comes(
 async def test_a_schedule_replaces_the_one_before_on_its_subject(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(schedules=True)
+    stream = declare(allow_msg_schedules=True)
     await bus.ensure_stream(stream)
     fired = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
     await bus.ensure_consumer(fired)
@@ -420,7 +423,7 @@ async def test_a_schedule_replaces_the_one_before_on_its_subject(
 async def test_a_schedule_in_the_past_fires_at_once(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(schedules=True)
+    stream = declare(allow_msg_schedules=True)
     await bus.ensure_stream(stream)
     fired = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
     await bus.ensure_consumer(fired)
@@ -435,7 +438,12 @@ async def test_a_schedule_in_the_past_fires_at_once(
 async def test_a_message_with_a_time_to_live_leaves_a_mark_when_it_goes(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(in_memory=True, max_per_subject=1, message_ttl=True, marker_ttl=3600.0)
+    stream = declare(
+        storage=StorageType.MEMORY,
+        max_msgs_per_subject=1,
+        allow_msg_ttl=True,
+        subject_delete_marker_ttl=3600.0,
+    )
     await bus.ensure_stream(stream)
     worker = Consumer(stream.name, "w", headers_only=True)
     await bus.ensure_consumer(worker)
@@ -453,7 +461,12 @@ async def test_a_message_with_a_time_to_live_leaves_a_mark_when_it_goes(
 
 
 async def test_a_renewed_message_leaves_no_mark(bus: Bus, declare: Declare, prefix: str) -> None:
-    stream = declare(in_memory=True, max_per_subject=1, message_ttl=True, marker_ttl=3600.0)
+    stream = declare(
+        storage=StorageType.MEMORY,
+        max_msgs_per_subject=1,
+        allow_msg_ttl=True,
+        subject_delete_marker_ttl=3600.0,
+    )
     await bus.ensure_stream(stream)
     worker = Consumer(stream.name, "w")
     await bus.ensure_consumer(worker)

@@ -21,11 +21,11 @@ from bus import (
     StreamInfo,
     Subscription,
     Unavailable,
+    messages,
 )
-from bus import headers as names
 from bus.streams import Consumer, Stream
 from bus.subjects import check
-from bus.subscription import Inbox
+from bus.subscription import MessageQueue
 from tests.doubles.memory_consumer import MemoryConsumer, MemoryPull
 from tests.doubles.memory_requests import MemoryRequests
 from tests.doubles.memory_server import MemoryServer
@@ -39,7 +39,7 @@ class MemoryBus:
         self._server = server
         self._gone: Future[str] = asyncio.get_running_loop().create_future()
         self._requests = MemoryRequests(server)
-        self._inboxes: list[Inbox] = []
+        self._inboxes: list[MessageQueue] = []
         self._pulls: list[MemoryPull] = []
         self._on_back: list[Callable[[], None]] = []
         server.attach(self)
@@ -61,9 +61,9 @@ class MemoryBus:
             created = f"{server.clock.now()}/{next(server.numbers)}"
             there = MemoryStream(stream, server.clock, created, server.deliver)
             server.streams[stream.name] = there
-        elif (there.declared.in_memory, there.declared.work_queue) != (
-            stream.in_memory,
-            stream.work_queue,
+        elif (there.declared.storage, there.declared.retention) != (
+            stream.storage,
+            stream.retention,
         ):
             raise Refused(f"{stream.name}: storage and retention can't be changed")
         there.declared = stream
@@ -107,14 +107,14 @@ class MemoryBus:
         ttl: float | None = None,
     ) -> PubAck:
         """Store a message in the stream of `subject`, and wait for the word that it is."""
-        fields = names.publishing(headers, message_id, expected_last, ttl)
+        fields = messages.publish_headers(headers, message_id, expected_last, ttl)
         return await self._store(subject, data, fields)
 
     async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
         """Store messages of one stream at once, all or none."""
         await self._turn()
         for message in messages:
-            self._server.deliver(Message(message.subject, message.data, message.fields()))
+            self._server.deliver(Message(message.subject, message.data, message.all_headers()))
         stream = self._server.stream_of(messages[0].subject)
         acks = None if stream is None else stream.publish_batch(messages)
         return acks if await self._requests.answered() else None
@@ -129,7 +129,7 @@ class MemoryBus:
         headers: Mapping[str, str] | None = None,
     ) -> PubAck:
         """Store a message that makes the server store `data` on `target` at `at`."""
-        return await self._store(subject, data, names.scheduling(headers, target, at))
+        return await self._store(subject, data, messages.schedule_headers(headers, target, at))
 
     async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
         """Direct get: the subject's last message, or None."""
@@ -157,7 +157,7 @@ class MemoryBus:
             yield pull
         finally:
             self._pulls.remove(pull)
-            await pull.nak()
+            await pull.release()
 
     async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
         await self._turn()
@@ -172,7 +172,7 @@ class MemoryBus:
 
     def _direct(self, name: str) -> MemoryStream:
         stream = self._server.stream(name)
-        if not stream.declared.direct_get:
+        if not stream.declared.allow_direct:
             raise Unavailable(f"no stream answers on $JS.API.DIRECT.GET.{name}")
         return stream
 
@@ -199,7 +199,7 @@ class MemoryBus:
     async def subscribe(self, subject: str) -> AsyncIterator[Subscription]:
         """Subscribe, for certain, before the context is entered."""
         await self._turn()
-        inbox = Inbox(subject, self._server.clock.call_later)
+        inbox = MessageQueue(subject, self._server.clock.call_later)
         interest = self._requests.listen(subject, "", inbox.put)
         self._inboxes.append(inbox)
         try:
@@ -285,6 +285,8 @@ class MemoryBus:
     def back(self) -> None:
         """Tell everybody that there is a server again."""
         self.look_again()
+        for inbox in self._inboxes:
+            inbox.put_reconnect()
         for callback in self._on_back:
             callback()
 

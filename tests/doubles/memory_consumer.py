@@ -7,10 +7,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from nats.js.api import RetentionPolicy
+
 from bus import Delivery, NoConsumer, StoredMessage
-from bus.clock import Clock, Timer
 from bus.streams import Consumer
 from bus.subjects import matches
+from bus.subscription import Timer
+from tests.doubles.clock import Clock
 
 if TYPE_CHECKING:
     from tests.doubles.memory_bus import MemoryBus
@@ -73,7 +76,7 @@ class MemoryConsumer:
             if sequence not in self._again:
                 return
             self._again.remove(sequence)
-        if self._stream.declared.work_queue:
+        if self._stream.declared.retention is RetentionPolicy.WORK_QUEUE:
             self._stream.remove(sequence)
         self.offer()
 
@@ -206,7 +209,7 @@ class MemoryPull:
         self._buffer.clear()
         self._withdraw()
 
-    async def nak(self) -> None:
+    async def release(self) -> None:
         """Let what was not handed out go to whoever pulls next."""
         while self._buffer:
             await self._buffer.popleft().nak()

@@ -67,9 +67,9 @@ class MemoryRequests:
         """Answer requests as they are, and stay silent when the responder raises."""
 
         async def work(message: Message) -> None:
-            reply = await services.raw_reply(responder, message)
-            if reply is not None:
-                self._reply(message, reply)
+            data = await services.plain_reply(responder, message)
+            if data is not None:
+                self._reply(message, (data, None))
 
         self.listen(subject, queue, lambda message: self._tasks.spawn(work(message)))
 

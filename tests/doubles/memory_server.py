@@ -8,9 +8,9 @@ from itertools import count
 from typing import Protocol
 
 from bus import Message, Unavailable
-from bus.clock import Clock, LoopClock
 from bus.streams import Consumer
 from bus.subjects import matches
+from tests.doubles.clock import Clock, LoopClock
 from tests.doubles.memory_stream import MemoryStream
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
+from nats.js.api import DiscardPolicy
+
 from bus import (
     MARKER,
     BatchMessage,
@@ -19,11 +21,12 @@ from bus import (
     StoredMessage,
     StreamInfo,
     Unavailable,
-    headers,
+    messages,
 )
-from bus.clock import Clock, Timer
 from bus.streams import Stream
 from bus.subjects import matches
+from bus.subscription import Timer
+from tests.doubles.clock import Clock
 from tests.doubles.memory_consumer import MemoryConsumer
 
 _SCHEDULER: Final = "Nats-Scheduler"
@@ -31,11 +34,11 @@ _SCHEDULE_NEXT: Final = "Nats-Schedule-Next"
 _ROLLUP: Final = "Nats-Rollup"
 _NOT_FIRED: Final = frozenset(
     {
-        headers.MESSAGE_ID,
-        headers.EXPECTED_LAST,
-        headers.SCHEDULE,
-        headers.SCHEDULE_TARGET,
-        headers.TTL,
+        messages.MESSAGE_ID,
+        messages.EXPECTED_LAST,
+        messages.SCHEDULE,
+        messages.SCHEDULE_TARGET,
+        messages.TTL,
     }
 )
 _WILDCARD: Final = re.compile(r"\{\{wildcard\((\d+)\)\}\}")
@@ -75,14 +78,14 @@ class MemoryStream:
 
     def store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
         """Store a message. Raises Conflict, Refused, Unavailable."""
-        size = len(data) + (len(headers.write_block(fields)) if fields else 0)
+        size = len(data) + (len(messages.write_headers(fields)) if fields else 0)
         self._check_headers(subject, fields, size)
-        expected = fields.get(headers.EXPECTED_LAST)
+        expected = fields.get(messages.EXPECTED_LAST)
         there = self.last_of(subject)
         last = there.sequence if there else 0
         if expected is not None and int(expected) != last:
             raise Conflict(f"{subject}: wrong last sequence: {last}", last)
-        message_id = fields.get(headers.MESSAGE_ID)
+        message_id = fields.get(messages.MESSAGE_ID)
         if message_id is not None:
             self._forget_old_ids()
             if message_id in self._message_ids:
@@ -91,7 +94,7 @@ class MemoryStream:
         stored = self._append(subject, data, fields, last)
         if message_id is not None:
             self._message_ids[message_id] = (self._clock.now(), stored.sequence)
-        if headers.SCHEDULE in fields:
+        if messages.SCHEDULE in fields:
             self._arm(stored)
         return PubAck(self.declared.name, stored.sequence)
 
@@ -99,7 +102,7 @@ class MemoryStream:
         """Store all of `messages`, or none and return None."""
         ids = [m.message_id for m in messages if m.message_id is not None]
         self._forget_old_ids()
-        if not self.declared.atomic_batches or len(set(ids)) < len(ids):
+        if not self.declared.allow_atomic or len(set(ids)) < len(ids):
             return None
         if any(name in self._message_ids for name in ids):
             return None
@@ -107,7 +110,7 @@ class MemoryStream:
             there, expected = self.last_of(message.subject), message.expected_last
             if expected is not None and expected != (there.sequence if there else 0):
                 return None
-        return [self.store(m.subject, m.data, m.fields()) for m in messages]
+        return [self.store(m.subject, m.data, m.all_headers()) for m in messages]
 
     def last_of(self, subject: str) -> StoredMessage | None:
         """Return the subject's last message."""
@@ -157,15 +160,15 @@ class MemoryStream:
         declared = self.declared
         if 0 <= declared.max_msg_size < size:
             raise Refused(f"{subject}: message size exceeds maximum allowed")
-        if headers.TTL in fields and not declared.message_ttl:
+        if messages.TTL in fields and not declared.allow_msg_ttl:
             raise Refused(f"{subject}: per-message TTL is disabled")
-        if headers.SCHEDULE in fields:
-            target = fields.get(headers.SCHEDULE_TARGET, "")
-            if not declared.schedules:
+        if messages.SCHEDULE in fields:
+            target = fields.get(messages.SCHEDULE_TARGET, "")
+            if not declared.allow_msg_schedules:
                 raise Refused(f"{subject}: message schedules is disabled")
             if target == subject or not self.takes(target):
                 raise Refused(f"{subject}: message schedules target is invalid")
-        if _ROLLUP in fields and not (declared.schedules or declared.message_ttl):
+        if _ROLLUP in fields and not (declared.allow_msg_schedules or declared.allow_msg_ttl):
             raise Refused(f"{subject}: rollup not permitted")
 
     def _append(
@@ -174,7 +177,7 @@ class MemoryStream:
         self.last_sequence += 1
         stored = StoredMessage(subject, data, dict(fields), sequence=self.last_sequence)
         places = self._keep(stored)
-        most = 1 if headers.SCHEDULE in fields else self.declared.max_per_subject
+        most = 1 if messages.SCHEDULE in fields else self.declared.max_msgs_per_subject
         while 0 < most < len(places):
             oldest = next(iter(places))
             self._replaced.append((stored.sequence, self.messages[oldest]))
@@ -197,7 +200,7 @@ class MemoryStream:
         most = self.declared.max_bytes
         if most < 0:
             return
-        if self.declared.discard_new and self._bytes + size > most:
+        if self.declared.discard is DiscardPolicy.NEW and self._bytes + size > most:
             raise Unavailable(f"{self.declared.name}: maximum bytes exceeded")
         while self.messages and self._bytes + size > most:
             self.remove(next(iter(self.messages)))
@@ -212,17 +215,17 @@ class MemoryStream:
 
     def _republish(self, stored: StoredMessage, last: int) -> None:
         rule = self.declared.republish
-        if rule is None or not matches(rule.source, stored.subject):
+        if rule is None or not matches(rule.src, stored.subject):
             return
-        tokens = zip(rule.source.split("."), stored.subject.split("."), strict=True)
+        tokens = zip(rule.src.split("."), stored.subject.split("."), strict=True)
         found = [token for pattern, token in tokens if pattern == "*"]
-        destination = _WILDCARD.sub(lambda at: found[int(at[1]) - 1], rule.destination)
+        destination = _WILDCARD.sub(lambda at: found[int(at[1]) - 1], rule.dest)
         fields = {
             **stored.headers,
-            headers.STREAM: self.declared.name,
-            headers.SUBJECT: stored.subject,
-            headers.SEQUENCE: str(stored.sequence),
-            headers.LAST_SEQUENCE: str(last),
+            messages.STREAM: self.declared.name,
+            messages.SUBJECT: stored.subject,
+            messages.SEQUENCE: str(stored.sequence),
+            messages.LAST_SEQUENCE: str(last),
         }
         self._publish(Message(destination, stored.data, fields))
 
@@ -230,8 +233,8 @@ class MemoryStream:
 
     def _let_expire(self, stored: StoredMessage) -> None:
         lives = [self.declared.max_age] if self.declared.max_age else []
-        if headers.TTL in stored.headers:
-            lives.append(float(stored.headers[headers.TTL].removesuffix("s")))
+        if messages.TTL in stored.headers:
+            lives.append(float(stored.headers[messages.TTL].removesuffix("s")))
         if lives:
             heapq.heappush(self._expiries, (self._clock.now() + min(lives), stored.sequence))
             self._watch_expiries()
@@ -257,14 +260,14 @@ class MemoryStream:
         self._watch_expiries()
 
     def _mark(self, gone: StoredMessage) -> None:
-        lives = self.declared.marker_ttl
+        lives = self.declared.subject_delete_marker_ttl
         if not lives or MARKER in gone.headers or gone.subject in self._by_subject:
             return
-        fields = {MARKER: "MaxAge", headers.TTL: f"{round(lives)}s", _ROLLUP: "sub"}
+        fields = {MARKER: "MaxAge", messages.TTL: f"{round(lives)}s", _ROLLUP: "sub"}
         self._append(gone.subject, b"", fields, gone.sequence)
 
     def _arm(self, armed: StoredMessage) -> None:
-        at = datetime.fromisoformat(armed.headers[headers.SCHEDULE].removeprefix("@at "))
+        at = datetime.fromisoformat(armed.headers[messages.SCHEDULE].removeprefix("@at "))
         self._clock.call_later(
             max(0.0, at.timestamp() - self._clock.now()), lambda: self._fire(armed)
         )
@@ -275,10 +278,12 @@ class MemoryStream:
         self.remove(armed.sequence)
         fields = {key: value for key, value in armed.headers.items() if key not in _NOT_FIRED}
         fields |= {_SCHEDULER: armed.subject, _SCHEDULE_NEXT: "purge"}
-        there = self.last_of(armed.headers[headers.SCHEDULE_TARGET])
+        there = self.last_of(armed.headers[messages.SCHEDULE_TARGET])
         last = there.sequence if there else 0
-        self._append(armed.headers[headers.SCHEDULE_TARGET], armed.data, fields, last)
+        self._append(armed.headers[messages.SCHEDULE_TARGET], armed.data, fields, last)
 
 
 def _size(message: Message) -> int:
-    return len(message.data) + (len(headers.write_block(message.headers)) if message.headers else 0)
+    return len(message.data) + (
+        len(messages.write_headers(message.headers)) if message.headers else 0
+    )

@@ -48,8 +48,8 @@ def test_streams_share_the_disk_by_their_sizes_and_nothing_else_changes() -> Non
     assert sum(bounded(small).values()) <= BOUNDED // 10
     assert bounded(small)[IN.name] == IN.max_bytes // 10
     for before, after in zip(whole.streams(), small.streams(), strict=True):
-        assert (after.discard_new, after.max_age, after.max_msg_size) == (
-            before.discard_new,
+        assert (after.discard, after.max_age, after.max_msg_size) == (
+            before.discard,
             before.max_age,
             before.max_msg_size,
         )

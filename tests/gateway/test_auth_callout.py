@@ -109,7 +109,7 @@ async def test_one_of_two_gateways_is_enough_and_with_none_who_is_in_stays(house
     await one.close()
     await house.come(seed)
     await two.close()
-    with pytest.raises(Refused, match="nobody is there to judge them"):
+    with pytest.raises(Refused, match="no gateway runs to check them"):
         await house.come(seed)
 
     await inside.flush()

@@ -163,7 +163,7 @@ async def test_a_gateway_that_holds_as_many_calls_as_it_may_refuses_one_more() -
 
 async def test_a_log_that_forgot_its_beginning_is_read_from_what_it_has() -> None:
     async with MemoryBus(MemoryServer()) as bus:
-        await bus.ensure_stream(replace(LOG, max_per_subject=3))
+        await bus.ensure_stream(replace(LOG, max_msgs_per_subject=3))
         chat, build, other = (str(uuid4()) for _ in range(3))
         for of, number in [(other, 0), *((build, number) for number in range(1, 6))]:
             line = json.dumps({"data": {"sequence": number}}).encode()

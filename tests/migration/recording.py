@@ -95,10 +95,10 @@ async def record() -> None:
 
 @asynccontextmanager
 async def _place() -> AsyncIterator[Any]:
-    from bus.clock import VirtualClock  # noqa: PLC0415 — those who read a recording need no worker
     from handlers.embedded import embedded_servers  # noqa: PLC0415
     from statemachine.store.migrator import migrate  # noqa: PLC0415
     from statemachine.store.postgres import connect  # noqa: PLC0415
+    from tests.doubles.clock import VirtualClock  # noqa: PLC0415 — those who read a recording need no worker
     from tests.worker import rig as rigs  # noqa: PLC0415
 
     rigs.VirtualClock = lambda _: VirtualClock(time.time())  # type: ignore[attr-defined]

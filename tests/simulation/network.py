@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import tests.doubles.memory_bus
 from bus import PubAck, StreamInfo, Unavailable
-from bus.clock import Timer
 from bus.streams import JOB, Stream
+from bus.subscription import Timer
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
 from tests.doubles.memory_stream import MemoryStream

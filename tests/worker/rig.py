@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bus import Bus, Delivery, Message, subjects
-from bus.clock import VirtualClock
 from bus.streams import CONSUMERS, JOB, STREAMS, pool_consumer
 from handlers.worker.recovery import Recovery
 from handlers.worker.relay import Relay
@@ -21,6 +20,7 @@ from statemachine.snapshot_audit import differences
 from statemachine.store import Store
 from statemachine.templates import Template
 from statemachine.views import state_changed
+from tests.doubles.clock import VirtualClock
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_consumer import MemoryDelivery
 from tests.doubles.memory_server import Interest, MemoryServer

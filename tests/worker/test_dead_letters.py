@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bus import CLOUDEVENT, Unavailable, subjects
-from bus.headers import write_block
+from bus.messages import write_headers
 from bus.streams import WORKER_IN
 from handlers.worker import batch
 from statemachine.machine import decide
@@ -64,7 +64,7 @@ async def test_what_the_stream_took_fits_as_a_dead_letter_whatever_its_headers(
     await hand.pump()
 
     (letter,) = rig.dead
-    assert len(letter.data) + len(write_block(letter.headers)) < 1024 * 1024
+    assert len(letter.data) + len(write_headers(letter.headers)) < 1024 * 1024
     assert letter.headers["Workspaced-Reason"] == "too_large"
     assert json.loads(letter.headers["Workspaced-Headers"])["Y"] == "short"
 

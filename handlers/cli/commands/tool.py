@@ -63,8 +63,6 @@ async def request_and_wait(
 
     Subscribes first, so that it misses nothing. After a reconnect it publishes the same call again.
     """
-    reconnected = asyncio.Event()
-    bus.on_reconnect(reconnected.set)
     async with (
         bus.subscribe(subjects.result(chat_id, data["call_id"])) as results,
         bus.subscribe(subjects.ui(chat_id)) as changes,
@@ -81,20 +79,18 @@ async def request_and_wait(
                 for line in describer.lines(envelope):
                     report(line)
 
-        following = asyncio.create_task(follow())
-        answer = asyncio.create_task(results.next())
-        try:
-            while not answer.done():
-                reconnected.clear()
+        async def resolve() -> dict[str, Any]:
+            while True:
                 await publish(bus, "tool_requested", chat_id, data)
-                again = asyncio.create_task(reconnected.wait())
-                first = asyncio.FIRST_COMPLETED
-                await asyncio.wait((answer, again, following), return_when=first)
-                again.cancel()
-                if following.done():  # stderr is closed, or NATS is closed for good
-                    following.result()
-                    await answer
-            return json.loads(answer.result().data)["data"]  # type: ignore[no-any-return]
+                if (message := await results.next_or_reconnect()) is not None:
+                    return json.loads(message.data)["data"]  # type: ignore[no-any-return]
+
+        following, answer = asyncio.create_task(follow()), asyncio.create_task(resolve())
+        try:
+            await asyncio.wait((answer, following), return_when=asyncio.FIRST_COMPLETED)
+            if following.done() and not answer.done():
+                following.result()  # raises: the output is closed, or NATS is closed for good
+            return await answer
         finally:
             await cancel_and_wait(following, answer)
 

@@ -1,4 +1,4 @@
-"""Time for the bus in this process: the loop's own, or one that a test moves on by hand."""
+"""Clocks for the in-memory bus: the event loop's, or one that a test advances."""
 
 from __future__ import annotations
 
@@ -9,41 +9,33 @@ from collections.abc import Callable
 from itertools import count
 from typing import Protocol
 
-
-class Timer(Protocol):
-    """Something that will happen, unless cancelled."""
-
-    def cancel(self) -> None:
-        """Let it not happen."""
-        ...
+from bus.subscription import Timer
 
 
 class Clock(Protocol):
-    """Tells the time, and calls when it has come."""
+    """Tells the time, and calls functions later."""
 
     def now(self) -> float:
         """Return the seconds since 1970."""
         ...
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
-        """Call after so many seconds."""
+        """Call `callback` after `delay` seconds."""
         ...
 
 
 class LoopClock:
-    """Real time, on the running loop."""
+    """Real time, on the running event loop."""
 
     def now(self) -> float:
-        """Return the seconds since 1970."""
         return time.time()
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
-        """Call after so many seconds."""
         return asyncio.get_running_loop().call_later(delay, callback)
 
 
 class VirtualClock:
-    """Time that stands still until it is advanced; what falls due is called in order, at once."""
+    """Time that stands still until a test advances it; timers that fall due are called in order."""
 
     def __init__(self, now: float = 1_000_000_000.0) -> None:
         self._now = now
@@ -51,24 +43,22 @@ class VirtualClock:
         self._due: list[tuple[float, int, _VirtualTimer]] = []
 
     def now(self) -> float:
-        """Return the seconds since 1970."""
         return self._now
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
-        """Call when time has been advanced by so many seconds."""
         timer = _VirtualTimer(callback)
         heapq.heappush(self._due, (self._now + max(0.0, delay), next(self._order), timer))
         return timer
 
     @property
     def next_due(self) -> float | None:
-        """When something happens next, if ever."""
+        """The time of the next timer, or None."""
         while self._due and self._due[0][2].callback is None:
             heapq.heappop(self._due)
         return self._due[0][0] if self._due else None
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass."""
+        """Move time forward, and call the timers that fall due on the way."""
         until = self._now + seconds
         while (due := self.next_due) is not None and due <= until:
             self._now = due

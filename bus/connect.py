@@ -1,0 +1,136 @@
+"""Open a connection to NATS: one attempt or retries, with an error that says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import ssl
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Server
+
+from bus.backoff import retry_delay
+from bus.errors import Refused, Unavailable, Untrusted
+from bus.nats_client import NO_TLS, NatsClient
+from bus.urls import redacted, scheme
+
+log = logging.getLogger(__name__)
+
+_PING_INTERVAL: Final = 3
+"""Seconds; the connection is considered broken after two unanswered pings."""
+_CONNECT_TIMEOUT: Final = 2
+_SLOWEST_RETRY: Final = 1.0
+LOG_INTERVAL: Final = 60.0
+"""Seconds between two warnings that there is still no server."""
+
+
+async def open_connection(
+    url: str,
+    *,
+    name: str | None,
+    seed: str | None,
+    seed_file: Path | None,
+    jwt: str | None,
+    inbox_prefix: str,
+    tls: ssl.SSLContext | None,
+    wait: bool,
+) -> NatsClient:
+    """Connect as documented at `bus.jetstream.connect`."""
+    options: dict[str, Any] = {"name": name, "tls": tls, "inbox_prefix": inbox_prefix}
+    if seed_file is not None:
+        options["nkeys_seed"] = str(seed_file)
+    elif seed is not None:
+        options["nkeys_seed_str"] = seed
+    if jwt is not None:
+        options["user_jwt_cb"] = jwt.encode
+    attempts, logged_at = 0, -math.inf
+    while True:
+        try:
+            client = await _try(url, options, tls is not None or scheme(url) in ("tls", "wss"))
+        except Unavailable as error:
+            _raise_if_cancelled()
+            if not wait or isinstance(error, Untrusted):
+                raise
+            if (now := asyncio.get_running_loop().time()) - logged_at >= LOG_INTERVAL:
+                logged_at = now
+                log.warning("%s; trying again", error)
+        else:
+            try:
+                _raise_if_cancelled()
+            except asyncio.CancelledError:
+                await client.close()
+                raise
+            return client
+        await asyncio.sleep(retry_delay(attempts, limit=_SLOWEST_RETRY))  # back-off
+        attempts += 1
+
+
+def _raise_if_cancelled() -> None:
+    """Raise a pending CancelledError: Python 3.11 loses it when a socket opens at the same moment."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def _try(url: str, options: Mapping[str, Any], tls_required: bool) -> NatsClient:
+    client = NatsClient(tls_required=tls_required)
+    try:
+        # One attempt only: left to itself, nats-py would retry a first connection without end.
+        await client.connect(
+            url.split(","),
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            reconnect_to_server_handler=_next_server,
+            connect_timeout=_CONNECT_TIMEOUT,
+            ping_interval=_PING_INTERVAL,
+            pending_size=0,
+            error_cb=client.report_error,
+            disconnected_cb=client.report_disconnect,
+            reconnected_cb=client.report_reconnect,
+            closed_cb=client.report_closed,
+            **options,
+        )
+        if not client.is_connected:
+            raise nats.errors.UnexpectedEOF  # nats-py returns normally after an early EOF
+        client.enable_reconnect()
+    except (OSError, nats.errors.Error, TimeoutError) as error:
+        reason = redacted(client.error_text or str(error) or type(error).__name__)
+        with suppress(Exception):
+            await client.close()
+        raise _explained(redacted(url), reason) from error
+    if (problem := client.payload_problem()) is not None:
+        await client.close()
+        raise Refused(f"{redacted(url)}: {problem}")
+    return client
+
+
+def _explained(where: str, reason: str) -> Refused | Unavailable:
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return Untrusted(
+            f"the certificate of {where} is not to be trusted ({reason}): name the CA that signed it "
+            "with --nats-ca or WORKSPACED_NATS_CA, and the server by a name in its certificate"
+        )
+    if NO_TLS in reason:
+        return Untrusted(
+            f"no NATS at {where} over TLS: {reason}, and in plain text anybody on the way could read "
+            "and change the messages; name the right server, or enable TLS on this one"
+        )
+    if "authorization" in reason.lower():
+        return Refused(
+            f"{where} does not accept these credentials, or no gateway runs to check them: {reason}"
+        )
+    return Unavailable(f"no NATS at {where}: {reason}")
+
+
+def _next_server(
+    servers: Sequence[Server], _info: Mapping[str, Any]
+) -> tuple[Server | None, float]:
+    """Return the server to try next, and a random delay so that clients do not reconnect at once."""
+    server = min(servers, key=lambda candidate: candidate.reconnects)
+    return server, retry_delay(server.reconnects, limit=_SLOWEST_RETRY)
