@@ -1,4 +1,4 @@
-"""The queue of a subscription: messages in the order of their arrival, and reconnects between them."""
+"""Read subscriptions: the queue of messages and reconnects behind each, and a loop that keeps one up."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import logging
 from asyncio import Future
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
-from bus.errors import Unavailable
+from bus import Bus
+from bus.backoff import Backoff
+from bus.errors import BusError, Unavailable
 from bus.messages import Message
 
 log = logging.getLogger(__name__)
@@ -101,3 +103,17 @@ class MessageQueue:
             self._waiter.set_result(None)
         else:
             self._waiter.set_exception(error)
+
+
+async def call_on_message(
+    bus: Bus, subject: str, callback: Callable[[], object], backoff: Backoff
+) -> NoReturn:
+    """Call `callback` for each message on `subject`, until cancelled; subscribe again after errors."""
+    while True:
+        try:
+            async with bus.subscribe(subject) as messages:
+                async for _ in messages:
+                    callback()
+        except BusError as error:
+            log.info("can't subscribe to %s: %s", subject, error)
+        await backoff.wait()

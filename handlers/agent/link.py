@@ -13,6 +13,7 @@ from typing import Final
 
 from bus import Bus, BusError, Refused, Unavailable, subjects
 from bus.backoff import Backoff
+from bus.subscription import call_on_message
 from handlers.agent.journal import AgentJournal
 from handlers.clock import clock
 from handlers.publishing import agent_files, publish_once
@@ -181,16 +182,13 @@ class Link:
 
     async def _hear(self, bus: Bus) -> None:
         """Send all facts again when the workers ask."""
-        loop, backoff = asyncio.get_running_loop(), Backoff(limit=2.0)
-        while True:
-            try:
-                async with bus.subscribe(subjects.RESEND_AGENT) as asked:
-                    async for _ in asked:
-                        delay = random.uniform(0, SPREAD)  # noqa: S311 — no secret
-                        loop.call_later(delay, self._journal.send_again)
-            except BusError as no:
-                _log.info("can't hear requests to resend: %s", no)
-            await backoff.wait()
+        loop = asyncio.get_running_loop()
+
+        def resend() -> None:
+            delay = random.uniform(0, SPREAD)  # noqa: S311 — no secret
+            loop.call_later(delay, self._journal.send_again)
+
+        await call_on_message(bus, subjects.RESEND_AGENT, resend, Backoff(limit=2.0))
 
     def _refused(self, no: Refused) -> None:
         _log.error("refused: %s", no)

@@ -18,6 +18,7 @@ from typing import Final
 from bus import NAK, Bus, BusError, Delivery, NoConsumer, Refused, subjects
 from bus.backoff import Backoff
 from bus.streams import pool_consumer
+from bus.subscription import call_on_message
 from handlers.errors import CannotServe
 from handlers.provisioner.agent_supervisor import AgentSupervisor
 from handlers.provisioner.archive import Archives
@@ -240,16 +241,11 @@ class Provisioner:
             _log.warning("%s can't be changed: %s", self._alive, no)
 
     async def _hear(self, asked: asyncio.Event, agents: AgentSupervisor) -> None:
-        backoff = Backoff()
-        while True:
-            try:
-                async with self._bus.subscribe(subjects.RESEND_PROVISIONER) as requests:
-                    async for _ in requests:
-                        asked.set()
-                        agents.renew()
-            except BusError as no:
-                _log.info("can't hear requests to resend: %s", no)
-            await backoff.wait()
+        def resend() -> None:
+            asked.set()
+            agents.renew()
+
+        await call_on_message(self._bus, subjects.RESEND_PROVISIONER, resend, Backoff())
 
     async def _say_again(self, asked: asyncio.Event, journal: BuildJournal) -> None:
         """Publish the newest facts of each workspace again, as they were, whenever asked."""
