@@ -6,6 +6,9 @@ from __future__ import annotations
 class BusError(Exception):
     """Base class of all errors that the bus raises, except TimeoutError."""
 
+    exit_status = 1
+    """`workspaced` exits with this status when the error ends a command."""
+
 
 class Unavailable(BusError):
     """No server, no stream, or the stream is full. Retry: the message may have been received or not."""
