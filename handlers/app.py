@@ -22,7 +22,7 @@ from handlers.access.listeners import client_context
 from handlers.access.permissions import PERMISSIONS, role_inbox_prefix
 from handlers.clock import clock
 from handlers.embedded import running_servers
-from handlers.embedded.database_password import completed, folder_of
+from handlers.embedded.database_access import complete_url, credentials_folder
 from handlers.errors import NotFoundError
 from handlers.settings import Settings
 from handlers.worker.load_sampler import Room
@@ -240,7 +240,7 @@ def database_url(settings: Settings) -> str | None:
     if settings.database_url is None:
         return None
     given = settings.credentials or settings.data_dir / "credentials"
-    return completed(settings.database_url, folder_of(given))
+    return complete_url(settings.database_url, credentials_folder(given))
 
 
 @asynccontextmanager

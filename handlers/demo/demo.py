@@ -25,7 +25,7 @@ from handlers.cli.commands.tool import request_and_wait
 from handlers.cli.output import no_note
 from handlers.cli.sanitize import as_json, plain
 from handlers.demo.timing import StateRecorder, compare, format_table
-from handlers.embedded.child import launched
+from handlers.embedded.child import launch_command
 from handlers.errors import WorkspacedError
 from handlers.sandbox.processes import end_marked
 from handlers.settings import Settings
@@ -110,7 +110,7 @@ class _UpProcess:
         up = [sys.executable, "-m", "handlers", "up", "--data-dir", str(self.directory)]
         with (self.directory / "up.log").open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *launched(up, farewell=signal.SIGTERM, identity=()),
+                *launch_command(up, stop_signal=signal.SIGTERM, run_as=()),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,

@@ -1,4 +1,4 @@
-"""PostgreSQL and nats-server as child processes of this one, for `workspaced up` and the tests."""
+"""PostgreSQL and nats-server as child processes, for `workspaced up` and the tests."""
 
 from handlers.embedded.servers import Servers, embedded_servers, running_servers
 from handlers.errors import DataDirectoryInUse, EmbeddedError

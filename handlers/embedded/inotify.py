@@ -1,4 +1,7 @@
-"""Wakes when files change or vanish: how a server's readiness, and the loss of its files, is seen without polling."""
+"""Waits for changes and removals of files by inotify, so that nothing has to poll for them.
+
+The library asyncinotify is not used: it runs `ldconfig` or a compiler when it is imported.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,21 @@ _MOVED_AWAY, _REMOVED, _SELF_REMOVED, _SELF_MOVED = 0x40, 0x200, 0x400, 0x800
 _ENTRY_LOST: Final = _MOVED_AWAY | _REMOVED
 _SELF_LOST: Final = _SELF_REMOVED | _SELF_MOVED
 _ADD: Final = 0x2000_0000
-"""Add to what is watched of the same directory under another name."""
+"""IN_MASK_ADD: extend an existing watch of the same directory instead of replacing it."""
 
 
 @contextmanager
 def changes(directory: Path) -> Iterator[asyncio.Event]:
-    """Give an event that is set at each change of a file in the directory; the reader clears it."""
+    """Yield an event that is set whenever a file in the directory changes; the caller clears it."""
     with _watched({directory: _ANY_CHANGE}, optional=()) as changed:
         yield changed
 
 
-async def vanished(paths: Sequence[Path]) -> Path:
-    """Wait until one of these has been removed or moved away, or replaced; return it.
+async def wait_until_removed(paths: Sequence[Path]) -> Path:
+    """Wait until one of the paths has been removed, moved or replaced, and return it.
 
-    The kernel tells of a removed directory that a process still uses only in the directory above it,
-    and of a moved one only the directory that moved itself.
+    inotify reports the removal of a directory that is in use only to watches of its parent, and a move only
+    to watches of the directory that was moved. So the paths, their parents and all ancestors are watched.
     """
     known = {path: _identity(path) for path in paths}
     masks = dict.fromkeys(paths, _SELF_LOST | _ENTRY_LOST)
@@ -62,19 +65,19 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def _watched(masks: Mapping[Path, int], optional: Sequence[Path]) -> Iterator[asyncio.Event]:
-    """Give an event that is set when what a mask says happens to its path.
+    """Yield an event that is set when an event of its mask happens to one of the paths.
 
-    A path that is `optional` may be missing, or be closed to us.
+    A path in `optional` may be missing or inaccessible.
     """
     first = next(iter(masks))
     descriptor = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     if descriptor < 0:
-        raise _refused(first)
+        raise _watch_error(first)
     try:
         for path, mask in masks.items():
             added = _LIBC.inotify_add_watch(descriptor, os.fsencode(path), mask | _ADD)
             if added < 0 and path not in optional and ctypes.get_errno() != errno.ENOENT:
-                raise _refused(path)
+                raise _watch_error(path)
         changed, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def on_change() -> None:
@@ -90,10 +93,10 @@ def _watched(masks: Mapping[Path, int], optional: Sequence[Path]) -> Iterator[as
         os.close(descriptor)
 
 
-def _refused(directory: Path) -> EmbeddedError:
+def _watch_error(directory: Path) -> EmbeddedError:
     code = ctypes.get_errno()
     advice = (
-        ": this user may watch no more; close programs that watch files, or raise the sysctls "
+        ": this user has reached the limit of watches; close programs that watch files, or raise the sysctls "
         "fs.inotify.max_user_instances and fs.inotify.max_user_watches"
         if code in (errno.EMFILE, errno.ENOSPC)
         else ""

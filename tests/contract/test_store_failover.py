@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from handlers.embedded.postgresql import _binaries
-from handlers.embedded.run_as import identity_for
+from handlers.embedded.run_as import choose_user
 from statemachine.store import Changes, Store, StoreUnavailableError
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect
@@ -48,7 +48,7 @@ def _copied(url: str, home: Path) -> None:
         "fast",
     ]
     subprocess.run(command, check=True, capture_output=True)
-    identity = identity_for(data, _binaries() / "postgres")
+    identity = choose_user(data, _binaries() / "postgres")
     for path in (data, *data.rglob("*")):
         os.chown(path, identity.uid, identity.gid, follow_symlinks=False)
 

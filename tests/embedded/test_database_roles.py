@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from handlers.embedded import Servers
-from handlers.embedded.database_roles import ROLES, urls_of
+from handlers.embedded.database_access import ROLES, role_urls
 from handlers.embedded.postgresql import _binaries, postgresql
 from statemachine.store import StoreUnavailableError, migrator
 from statemachine.store.database import queries
@@ -349,7 +349,7 @@ async def test_data_of_a_time_before_the_roles_comes_to_the_owner(tmp_path: Path
     (tmp_path / "postgres" / "pg_hba.conf").write_text("local all all trust\n")
 
     async with postgresql(tmp_path) as (url, _):
-        of = urls_of(url)
+        of = role_urls(url)
         assert await migrate(of["owner"], granting=True) == []
         async with open_store(of["worker"]) as worker, open_store(of["operator"]) as operator:
             assert await worker.settings() == {"k": "v"}

@@ -15,7 +15,7 @@ from bus import Refused
 from bus.jetstream import JetStreamBus, connect
 from bus.streams import BOUNDED, IN, LEAST, PRESENCE, STATE, STREAMS, Stream, Tuning
 from handlers.access.identities import load_identities, seed_file
-from handlers.embedded.disk_room import Room, room_of
+from handlers.embedded.disk_space import DiskSpace, check_disk
 from handlers.embedded.nats_server import nats_server
 from handlers.errors import EmbeddedError
 from tests.rigs.processes import run, up
@@ -66,7 +66,7 @@ def test_what_fits_at_the_least_takes_the_largest_message() -> None:
 
 @pytest.mark.parametrize("mib", [256, 300, 512, 2048, 5000, 1_000_000])
 def test_a_disk_is_shared_out_and_something_is_left(mib: int) -> None:
-    room = Room(mib * MIB)
+    room = DiskSpace(mib * MIB)
     log = int(room.database_settings()["max_wal_size"].removesuffix("MB")) * MIB
 
     assert LEAST <= room.streams <= BOUNDED
@@ -117,7 +117,7 @@ def test_up_runs_on_a_small_disk_and_starts_again(tmp_path: Path) -> None:
             with up(place / "data") as running:
                 assert running.run("chat", "list").returncode == 0
                 said = running.process.output()
-            assert "streams that are made now take" in said
+            assert "new streams are limited to" in said
 
 
 def test_too_small_a_disk_is_said_before_anything_is_made(tmp_path: Path) -> None:
@@ -130,4 +130,4 @@ def test_too_small_a_disk_is_said_before_anything_is_made(tmp_path: Path) -> Non
         assert "needs 256 MiB there" in line
         assert not (place / "data" / "postgres").exists()
         with pytest.raises(EmbeddedError, match="256 MiB"):
-            room_of(place)
+            check_disk(place)

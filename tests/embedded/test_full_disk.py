@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from handlers.embedded.full_disk import StoreWatch
+from handlers.embedded.disk_space import FullDiskMonitor
 
 CLIENTS = """\
 [27101] 2026/11/28 09:30:17.171918 [ERR] 127.0.0.1:51352 - cid:60 - "v2:python3:no space left on device" - \
@@ -20,11 +20,11 @@ no space left on device
 def test_only_the_servers_own_words_say_that_it_stopped_to_store(tmp_path: Path) -> None:
     """A client may be called anything, and name any subject: none can have the server restarted."""
     (log := tmp_path / "nats.log").touch()
-    watch = StoreWatch(log, tmp_path)
+    watch = FullDiskMonitor(log, tmp_path)
 
     with log.open("a") as file:
         file.write(CLIENTS)
-    assert watch._news() is None
+    assert watch._first_failure() is None
     with log.open("a") as file:
         file.write(SERVERS)
-    assert "failed to store" in (watch._news() or "")
+    assert "failed to store" in (watch._first_failure() or "")

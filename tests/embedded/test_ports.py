@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from handlers.embedded import EmbeddedError
-from handlers.embedded.ports import Ports, Wanted
+from handlers.embedded.ports import PortRequest, Ports
 from handlers.errors import PortTaken
 
 USES = ("nats", "websocket", "http")
@@ -18,7 +18,7 @@ USES = ("nats", "websocket", "http")
 def take(directory: Path, *names: str, **asked: int) -> dict[str, int]:
     """Take ports for these uses, or for all three."""
     return Ports(directory).take(
-        [Wanted(name, f"--{name}-port", asked=asked.get(name)) for name in names or USES]
+        [PortRequest(name, f"--{name}-port", port=asked.get(name)) for name in names or USES]
     )
 
 

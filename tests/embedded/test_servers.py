@@ -179,7 +179,7 @@ async def test_a_kept_port_that_another_program_holds_is_named_with_the_flag(
 
 async def test_a_server_that_ends_by_itself_is_reported(tmp_path: Path) -> None:
     async with embedded_servers(tmp_path, database_url="postgresql://elsewhere") as servers:
-        lost = asyncio.ensure_future(servers.lost())
+        lost = asyncio.ensure_future(servers.failed())
         os.kill(servers.children[0].pid, signal.SIGKILL)
 
         assert "nats-server ended" in str(await asyncio.wait_for(lost, 5))

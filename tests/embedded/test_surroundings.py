@@ -15,7 +15,7 @@ import pytest
 
 from handlers.embedded import EmbeddedError
 from handlers.embedded.postgresql import _binaries
-from handlers.embedded.socket_directory import SOCKET, socket_directory
+from handlers.embedded.run_as import SOCKET, socket_directory
 from handlers.settings import InvalidSettings, read_settings
 from tests.embedded import surroundings
 from tests.embedded.surroundings import prefix
@@ -194,7 +194,7 @@ def test_the_database_of_another_user_is_refused(place: Path) -> None:
 def test_a_socket_is_never_in_a_directory_of_another_user(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.embedded.socket_directory._SHARED", (str(place / "shared"),))
+    monkeypatch.setattr("handlers.embedded.run_as._SHARED_DIRECTORIES", (str(place / "shared"),))
     runtime, data = place / "run", place / "data" / "postgres"
     for path in (runtime, place / "shared", data.parent):
         path.mkdir(mode=0o700)
@@ -222,7 +222,9 @@ def test_a_socket_is_never_in_a_directory_of_another_user(
 def test_no_place_for_a_socket_is_told_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.embedded.socket_directory._SHARED", (str(tmp_path / "missing"),))
+    monkeypatch.setattr(
+        "handlers.embedded.run_as._SHARED_DIRECTORIES", (str(tmp_path / "missing"),)
+    )
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
 
     with pytest.raises(EmbeddedError, match=r"too long.*set XDG_RUNTIME_DIR"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from handlers.embedded import Servers, embedded_servers
-from handlers.embedded.inotify import vanished
+from handlers.embedded.inotify import wait_until_removed
 from tests.rigs.processes import kill_processes, processes_using, run, start_up
 
 PATIENCE = 30
@@ -67,7 +67,7 @@ async def test_what_vanishes_under_running_servers_is_named(
             "data directory": data,
             "directory above": data.parent,
         }.get(what, data / what)
-        lost = asyncio.ensure_future(servers.lost())
+        lost = asyncio.ensure_future(servers.failed())
         # It watches once it has looked, which is before it first waits.
         await asyncio.sleep(0)
         (data / "unrelated").touch()
@@ -87,7 +87,7 @@ async def test_a_path_that_is_replaced_or_never_was_has_vanished(tmp_path: Path)
     kept, replaced = tmp_path / "kept", tmp_path / "replaced"
     kept.touch()
     replaced.touch()
-    waiting = asyncio.ensure_future(vanished([kept, replaced]))
+    waiting = asyncio.ensure_future(wait_until_removed([kept, replaced]))
     await asyncio.sleep(0)
     (tmp_path / "new").touch()
     (tmp_path / "other").touch()
@@ -97,7 +97,10 @@ async def test_a_path_that_is_replaced_or_never_was_has_vanished(tmp_path: Path)
     (tmp_path / "other").replace(replaced)
 
     assert await asyncio.wait_for(waiting, PATIENCE) == replaced
-    assert await asyncio.wait_for(vanished([tmp_path / "never"]), PATIENCE) == tmp_path / "never"
+    assert (
+        await asyncio.wait_for(wait_until_removed([tmp_path / "never"]), PATIENCE)
+        == tmp_path / "never"
+    )
 
 
 def test_up_ends_with_words_when_its_socket_directory_is_removed(

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from handlers.access.identities import Identities, load_identities
-from handlers.embedded.database_roles import urls_of
+from handlers.embedded.database_access import role_urls
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import postgresql
 from statemachine.store.migrator import migrate
@@ -101,7 +101,7 @@ class Place:
         return {
             "WORKSPACED_NATS_URL": self.wires[wire].url if wire else self.nats_url,
             # As under `up`; provisioners need none.
-            "WORKSPACED_DATABASE_URL": urls_of(self.database_url).get(role, ""),
+            "WORKSPACED_DATABASE_URL": role_urls(self.database_url).get(role, ""),
             "WORKSPACED_CREDENTIALS": str(self.identities.directory / f"{role}.nk"),
             "WORKSPACED_DATA_DIR": str(self.directory / "local"),
             **self.settings.environment,

@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncpg
 
-from handlers.embedded.child import Child, launched
+from handlers.embedded.child import Child, launch_command
 from handlers.errors import EmbeddedError
 from tests.rigs.processes import ROOT, environment
 
@@ -57,7 +57,7 @@ class Program:
                 self._killed = False
                 with self._log.open("ab") as log:
                     self._process = await asyncio.create_subprocess_exec(
-                        *launched(self._command, farewell=signal.SIGKILL, identity=()),
+                        *launch_command(self._command, stop_signal=signal.SIGKILL, run_as=()),
                         cwd=ROOT,
                         env=self._env,
                         stdin=DEVNULL,

@@ -62,7 +62,7 @@ async def test_after_a_full_disk_the_work_goes_on_and_nothing_is_lost(
         assert (status, "can't store messages" in body["problems"]["nats"]) == (503, True)
 
         resize(disk, LARGE)
-        await asyncio.to_thread(running.process.wait_for_output, "was started again")
+        await asyncio.to_thread(running.process.wait_for_output, "was restarted")
 
         async with connected_world(place) as world:
             for chat, (call, job) in zip(chats, building, strict=True):

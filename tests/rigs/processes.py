@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handlers.embedded.database_password import completed
+from handlers.embedded.database_access import complete_url
 from tests import preloaded
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +160,7 @@ class Up:
     @property
     def database(self) -> str:
         """The URL of the ready line with the password, which that line does not have."""
-        return completed(str(self.ready["database"]), self.directory / "credentials")
+        return complete_url(str(self.ready["database"]), self.directory / "credentials")
 
     def seed_file(self, role: str) -> Path:
         return self.directory / "credentials" / f"{role}.nk"

@@ -15,8 +15,15 @@ import pytest
 
 from handlers.cli.commands.roles import secret_paths
 from handlers.embedded import EmbeddedError, Servers, running_servers
-from handlers.embedded.database_password import completed, made_password, read_password
-from handlers.embedded.database_roles import ADMINISTRATOR, DATABASE, ROLES, urls_of
+from handlers.embedded.database_access import (
+    ADMINISTRATOR,
+    DATABASE,
+    ROLES,
+    complete_url,
+    ensure_password,
+    read_password,
+    role_urls,
+)
 from handlers.embedded.postgresql import postgresql
 from handlers.sandbox import confined_exec
 from handlers.sandbox.policy import Confinement, Mechanism
@@ -208,7 +215,7 @@ async def test_a_data_directory_of_before_gets_a_password_and_never_goes_without
             after = await asyncpg.connect(url)
             assert await after.fetchval("select word from kept") == "yes"
             await after.close()
-            for role in urls_of(url).values():
+            for role in role_urls(url).values():
                 await (await asyncpg.connect(role)).close()
             bare = url.partition("//")[2]
             with pytest.raises(REFUSED):
@@ -216,7 +223,7 @@ async def test_a_data_directory_of_before_gets_a_password_and_never_goes_without
 
 
 def test_a_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
-    made_password(tmp_path)
+    ensure_password(tmp_path)
     for wrong in ("", "nonsense", "*:5432:*:*:", "a:b:c:d:e:f\n", "\udcff"):
         (tmp_path / "database.pass").write_text(wrong, "utf-8", "surrogateescape")
         with pytest.raises(EmbeddedError, match=r"database\.pass"):
@@ -237,19 +244,19 @@ def test_a_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_only_an_embedded_server_gets_the_password(url: str, tmp_path: Path) -> None:
-    password = made_password(tmp_path)
+    password = ensure_password(tmp_path)
     ours = "postgresql://postgres@/workspaced?host=/tmp/workspaced-0-abc&port=5432"
 
-    assert completed(url, tmp_path) == url
-    assert f"postgres:{password}@" in completed(ours, tmp_path)
-    assert completed(ours, tmp_path / "elsewhere") == ours
+    assert complete_url(url, tmp_path) == url
+    assert f"postgres:{password}@" in complete_url(ours, tmp_path)
+    assert complete_url(ours, tmp_path / "elsewhere") == ours
 
 
 def test_who_names_one_seed_of_up_hides_the_password_beside_it(tmp_path: Path) -> None:
     seed = tmp_path / "provisioner.nk"
     seed.touch()
     assert secret_paths(seed) == [seed]
-    made_password(tmp_path)
+    ensure_password(tmp_path)
 
     assert secret_paths(seed) == [tmp_path]
     assert secret_paths(tmp_path) == [tmp_path]

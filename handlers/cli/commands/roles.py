@@ -18,7 +18,7 @@ from bus.urls import anonymous
 from handlers.access.listeners import listen_address, server_certificate
 from handlers.app import Endpoints, limits, locate, room, tuning
 from handlers.cli.command_table import RunGateway, RunProvisioner, RunWorker, ServerCommand
-from handlers.embedded.database_password import folder_of, password_file
+from handlers.embedded.database_access import credentials_folder, password_file
 from handlers.gateway.gateway import Gateway
 from handlers.health import (
     Check,
@@ -182,7 +182,7 @@ def secret_paths(credentials: Path) -> list[Path]:
 
     If the folder of a seed file also holds the database password, that is the whole folder.
     """
-    folder = folder_of(credentials)
+    folder = credentials_folder(credentials)
     return [folder if password_file(folder).exists() else credentials]
 
 

@@ -97,7 +97,7 @@ async def up(command: Up, settings: Settings) -> None:
                 f"workspaced is ready on {settings.data_dir}; stop it with Ctrl-C. "
                 "Workspaces and their agents keep running without it.\n"
             )
-            raise await up.servers.lost()
+            raise await up.servers.failed()
 
     await run_until_signal(serve())
 
@@ -160,7 +160,8 @@ async def everything(
                     port = Ports(servers.directory).kept()["http"]
                     checks = {
                         "nats": first_problem(
-                            nats_check(buses), lambda: servers.wrong() or worker.problems.of("nats")
+                            nats_check(buses),
+                            lambda: servers.problem() or worker.problems.of("nats"),
                         ),
                         "database": first_problem(
                             database_check(store), lambda: worker.problems.of("database")
