@@ -112,9 +112,9 @@ def _serve(control: socket.socket) -> None:
         head, descriptors, _, _ = socket.recv_fds(control, 4, 4)
         if not head:
             return
-        request = b""
-        while len(request) < int.from_bytes(head, "big"):
-            request += control.recv(1 << 20)
+        request, length = b"", int.from_bytes(head, "big")
+        while len(request) < length:  # not a byte more: the next request may follow at once
+            request += control.recv(length - len(request))
         if not os.fork():
             control.close()
             _supervise(json.loads(request), *descriptors)

@@ -1,10 +1,10 @@
-"""Everybody of the contract at once, around one running workspaced."""
+"""A deployed workspaced, and chat service, provisioner and operator connected to it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,12 +24,12 @@ from tests.rigs.client import (
     new_id,
     role_options,
 )
-from tests.rigs.processes import Up
+from tests.rigs.processes import Up, up
 
 P = TypeVar("P", bound=Participant)
 POOL = "wire"
 ORGANIZATION = new_id()
-"""Whose templates the tests push."""
+"""The organization whose templates the tests push."""
 
 PLAIN = """
 name = "plain"
@@ -86,7 +86,7 @@ TEMPLATES: Mapping[str, str] = {"plain": PLAIN, "rich": RICH}
 
 @dataclass(frozen=True)
 class Deployment:
-    """A workspaced that runs, and the templates that it was given."""
+    """How to reach a running workspaced, and the answers to the pushes of its templates, by name."""
 
     nats: str
     credentials: Path
@@ -95,7 +95,7 @@ class Deployment:
 
 
 def template_folder(parent: Path, name: str, text: str) -> Path:
-    """Write a template's folder."""
+    """Write the folder of a template."""
     folder = parent / name
     folder.mkdir()
     (folder / "template.toml").write_text(text)
@@ -103,10 +103,10 @@ def template_folder(parent: Path, name: str, text: str) -> Path:
     return folder
 
 
-def deployment_of(up: Up, folders: Path) -> Deployment:
-    """Push the templates to a running `up`."""
+def deployment_of(running: Up, folders: Path) -> Deployment:
+    """Push the templates of the tests to a running `up`."""
     templates = {
-        name: up.data(
+        name: running.data(
             "template",
             "push",
             template_folder(folders, name, text),
@@ -115,14 +115,23 @@ def deployment_of(up: Up, folders: Path) -> Deployment:
         )
         for name, text in TEMPLATES.items()
     }
-    return Deployment(up.nats, up.directory / "credentials", templates, up)
+    return Deployment(running.nats, running.directory / "credentials", templates, running)
+
+
+@contextmanager
+def deployment_with_timeouts(parent: Path, seconds: float) -> Iterator[Deployment]:
+    """Run an `up` on which builds, connecting agents and startup scripts time out after `seconds`."""
+    names = ("BUILD", "AGENT_CONNECT", "STARTUP_SCRIPTS")
+    env = {f"WORKSPACED_{name}_TIMEOUT": str(seconds) for name in names}
+    with up(parent / "data", env=env) as running:
+        yield deployment_of(running, parent)
 
 
 @dataclass
 class World:
-    """The parties, and what they often do together."""
+    """Participants connected to one deployment, and the steps that tests often take with them."""
 
-    place: Deployment
+    deployment: Deployment
     service: ChatService
     provisioner: Provisioner
     operator: Participant
@@ -130,32 +139,32 @@ class World:
 
     @property
     def plain(self) -> str:
-        return str(self.place.templates["plain"]["template_id"])
+        return str(self.deployment.templates["plain"]["template_id"])
 
     @property
     def rich(self) -> str:
-        return str(self.place.templates["rich"]["template_id"])
+        return str(self.deployment.templates["rich"]["template_id"])
 
     async def chat(self, chat_id: str | None = None) -> Chat:
-        """A new chat of the tests' organization."""
+        """Return a new chat of the tests' organization."""
         chat = await self.service.chat(chat_id)
         chat.organization_id = ORGANIZATION
         return chat
 
     async def agent(self, build: Job | Event, agent_id: str) -> Agent:
-        """Connect as an agent of the build."""
+        """Connect as an agent of the build, until the end of the test."""
         data = build.data if isinstance(build, Job) else build
         return await self._stack.enter_async_context(
-            connected_agent(self.place.nats, self.provisioner, data, agent_id)
+            connected_agent(self.deployment.nats, self.provisioner, data, agent_id)
         )
 
     async def building(self, chat: Chat) -> tuple[str, Job]:
-        """Ask for a workspace; return the call and its job."""
+        """Request a workspace; return the call and the job."""
         call = await chat.ask("create_workspace", {"template_id": self.plain})
         return call, await self.provisioner.job(chat)
 
     async def connecting(self, chat: Chat) -> tuple[str, Job, Agent]:
-        """Have a workspace built, whose agent does not connect yet."""
+        """Bring the chat to `agent_connecting`; return the call, the job and the agent."""
         call, job = await self.building(chat)
         listed = agent_entry()
         await self.provisioner.succeed(job, listed)
@@ -163,7 +172,7 @@ class World:
         return call, job, await self.agent(job, listed["id"])
 
     async def ready(self, chat: Chat) -> tuple[Job, Agent]:
-        """Have a workspace, all the way."""
+        """Bring the chat to `ready`."""
         call, job, its_agent = await self.connecting(chat)
         await its_agent.report_connected()
         await its_agent.report_lifecycle("ready")
@@ -172,7 +181,7 @@ class World:
         return job, its_agent
 
     async def stopped(self, chat: Chat) -> Job:
-        """Have a workspace that is stopped."""
+        """Bring the chat to `stopped`; return the stop job."""
         await self.ready(chat)
         call = await chat.ask("stop_workspace")
         job = await self.provisioner.job(chat, "stop")
@@ -182,21 +191,21 @@ class World:
 
 
 @asynccontextmanager
-async def connected_world(place: Deployment) -> AsyncIterator[World]:
-    """Connect everybody."""
+async def connected_world(deployment: Deployment) -> AsyncIterator[World]:
+    """Connect all participants; fail at the end if a message had a wrong shape."""
     async with AsyncExitStack() as stack:
 
         async def join(party: P, role: str) -> P:
-            options = role_options(place.credentials, role)
-            return await stack.enter_async_context(connected(party, place.nats, **options))
+            options = role_options(deployment.credentials, role)
+            return await stack.enter_async_context(connected(party, deployment.nats, **options))
 
         service = await join(ChatService(), "chat-service")
         provisioner = await join(Provisioner(POOL), "provisioner")
         operator = await join(Participant(), "operator")
         taking = asyncio.create_task(provisioner.take_jobs())
         try:
-            yield World(place, service, provisioner, operator, stack)
+            yield World(deployment, service, provisioner, operator, stack)
         finally:
             await cancel_and_wait(taking)
-        # A message of the wrong shape fails in a callback, which nats-py tells to this list only.
+        # nats-py reports an AssertionError of a subscription's callback here only.
         assert not [bad for bad in service.errors.all if isinstance(bad, AssertionError)]

@@ -11,13 +11,13 @@ from tests.rigs.world import Deployment, World, connected_world, deployment_of
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     parent = tmp_path_factory.mktemp("wire")
     with up(parent / "data") as running:
         yield deployment_of(running, parent)
 
 
 @pytest.fixture
-async def world(place: Deployment) -> AsyncIterator[World]:
-    async with connected_world(place) as world:
+async def world(deployment: Deployment) -> AsyncIterator[World]:
+    async with connected_world(deployment) as world:
         yield world

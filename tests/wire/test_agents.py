@@ -19,7 +19,9 @@ from tests.rigs.world import World
     ],
     ids=["several that want to be it", "no root agent"],
 )
-async def test_an_agent_that_can_not_be_chosen(world: World, agents: list[shapes.Event]) -> None:
+async def test_no_agent_is_chosen_if_several_match(
+    world: World, agents: list[shapes.Event]
+) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
@@ -35,7 +37,7 @@ async def test_an_agent_that_can_not_be_chosen(world: World, agents: list[shapes
     assert again["agent_status"] == "selection_error"
 
 
-async def test_the_agent_that_is_named_for_it_is_chosen(world: World) -> None:
+async def test_the_agent_with_the_designated_name_is_chosen(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
 
@@ -46,7 +48,7 @@ async def test_the_agent_that_is_named_for_it_is_chosen(world: World) -> None:
 
 
 @pytest.mark.parametrize("lifecycle", ["start_error", "start_timeout", "off"])
-async def test_scripts_that_fail(world: World, lifecycle: str) -> None:
+async def test_failed_startup_scripts_are_reported(world: World, lifecycle: str) -> None:
     chat = await world.chat()
     call, _, agent = await world.connecting(chat)
 
@@ -62,7 +64,7 @@ async def test_scripts_that_fail(world: World, lifecycle: str) -> None:
     await chat.state("ready")
 
 
-async def test_an_agent_that_starts_its_scripts_before_it_says_it_is_there(world: World) -> None:
+async def test_an_agent_may_report_its_scripts_before_its_connection(world: World) -> None:
     chat = await world.chat()
     call, _, agent = await world.connecting(chat)
 
@@ -73,7 +75,7 @@ async def test_an_agent_that_starts_its_scripts_before_it_says_it_is_there(world
     assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
 
 
-async def test_an_agent_that_leaves_and_comes_back_changes_no_state(world: World) -> None:
+async def test_an_agent_that_reconnects_changes_no_state(world: World) -> None:
     chat = await world.chat()
     _, agent = await world.ready(chat)
 
@@ -93,7 +95,7 @@ async def test_an_agent_that_leaves_and_comes_back_changes_no_state(world: World
     assert chat.now["version"] == away["data"]["version"] + 1
 
 
-async def test_an_agents_fact_may_come_again(world: World) -> None:
+async def test_a_repeated_agent_fact_has_no_effect(world: World) -> None:
     chat = await world.chat()
     _, agent = await world.ready(chat)
     before = chat.now["version"]

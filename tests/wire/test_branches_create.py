@@ -13,28 +13,12 @@ import pytest
 
 from tests.rigs.client import agent_entry, new_id
 from tests.rigs.world import World
-from tests.wire.branches import (
-    CREATE,
-    EXISTS,
-    START,
-    STOP,
-    create,
-    deleting,
-    end,
-    ended,
-    is_failure,
-    jobs,
-    new_job,
-    result,
-    running,
-    stopped,
-    stopping,
-    waits,
-)
+from tests.wire import steps
+from tests.wire.steps import CREATE, EXISTS, START, STOP
 
 
 @pytest.mark.parametrize("tool", ["drop_database", "", "CREATE_WORKSPACE"])
-async def test_g1_an_unknown_tool(world: World, tool: str) -> None:
+async def test_g1_an_unknown_tool_is_an_error(world: World, tool: str) -> None:
     chat = await world.chat()
 
     resolved = await chat.answer(await chat.ask(tool))
@@ -43,7 +27,7 @@ async def test_g1_an_unknown_tool(world: World, tool: str) -> None:
     assert chat.states.all == []
 
 
-async def test_g2_arguments_of_the_wrong_shape(world: World) -> None:
+async def test_g2_arguments_of_the_wrong_shape_are_an_error(world: World) -> None:
     chat = await world.chat()
     plain = {"template_id": world.plain}
     wrong: list[tuple[str, dict[str, Any]]] = [
@@ -62,22 +46,24 @@ async def test_g2_arguments_of_the_wrong_shape(world: World) -> None:
     for text in await asyncio.gather(*(chat.call_error(tool, args) for tool, args in wrong)):
         assert text
 
-    assert await jobs(world, chat) == []
+    assert await steps.all_jobs(world, chat) == []
 
 
-async def test_g3_the_first_request_fixes_whose_chat_it_is(world: World) -> None:
+async def test_g3_the_first_request_fixes_the_organization_and_the_owner_of_a_chat(
+    world: World,
+) -> None:
     chat = await world.chat()
     await chat.call("list_templates")
 
     assert await chat.call_error(CREATE, {"template_id": world.plain}, owner_id=new_id())
     assert await chat.call_error(STOP, organization_id=new_id())
 
-    assert await jobs(world, chat) == []
+    assert await steps.all_jobs(world, chat) == []
 
 
-async def test_c1a_c1b_c1c_ids_are_looked_at_before_anything_else(world: World) -> None:
+async def test_c1a_c1b_c1c_ids_are_validated_before_anything_else(world: World) -> None:
     fresh, other = await world.chat(), await world.chat()
-    await stopped(world, other)
+    await steps.given_stopped_workspace(world, other)
     plain = {"template_id": world.plain}
     wrong: list[dict[str, Any]] = [
         *({}, {"template_id": None}, {"template_id": ""}, {"template_id": " \t\n"}),
@@ -89,20 +75,20 @@ async def test_c1a_c1b_c1c_ids_are_looked_at_before_anything_else(world: World) 
         for text in await asyncio.gather(*(chat.call_error(CREATE, args) for args in wrong)):
             assert text
 
-    assert await jobs(world, fresh) == []
+    assert await steps.all_jobs(world, fresh) == []
 
 
-async def test_c2a_what_is_being_built_is_waited_for(world: World) -> None:
+async def test_c2a_create_waits_for_a_build_in_progress(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
 
-    call = await create(world, chat)
-    await waits(world, chat, call)
+    call = await steps.request_create(world, chat)
+    await steps.assert_calls_wait(world, chat, call)
     listed = agent_entry()
     await world.provisioner.succeed(job, listed)
     agent = await world.agent(job, listed["id"])
     await agent.report_lifecycle("start_error")
-    answer = await result(chat, call)
+    answer = await steps.successful_result(chat, call)
 
     assert answer.pop("message")
     assert answer == {
@@ -113,37 +99,41 @@ async def test_c2a_what_is_being_built_is_waited_for(world: World) -> None:
         "startup_scripts": "startup_scripts_failed",
         "lifecycle_state": "start_error",
     }
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled"])
-async def test_c2b_what_is_being_built_and_fails(world: World, how: str) -> None:
+async def test_c2b_create_returns_the_failure_of_a_build_in_progress(
+    world: World, how: str
+) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
-    call = await create(world, chat)
+    call = await steps.request_create(world, chat)
 
-    await end(world, job, how)
+    await steps.finish_build(world, job, how)
 
-    assert is_failure(await result(chat, call), job.build_id)
-    assert await jobs(world, chat) == [job]
+    assert steps.is_build_failure(await steps.successful_result(chat, call), job.build_id)
+    assert await steps.all_jobs(world, chat) == [job]
 
 
-async def test_c3a_after_a_stop_it_is_judged_again(world: World) -> None:
+async def test_c3a_create_waits_for_a_stop_and_then_returns_stopped(world: World) -> None:
     chat = await world.chat()
-    start = await ended(world, chat)
-    _, stop = await stopping(world, chat)
+    start = await steps.given_finished_start(world, chat)
+    _, stop = await steps.request_stop(world, chat)
 
-    call = await create(world, chat)
-    await waits(world, chat, call)
+    call = await steps.request_create(world, chat)
+    await steps.assert_calls_wait(world, chat, call)
     await world.provisioner.succeed(stop)
 
-    assert (await result(chat, call))["status"] == "stopped"
-    assert await jobs(world, chat) == [start, stop]
+    assert (await steps.successful_result(chat, call))["status"] == "stopped"
+    assert await steps.all_jobs(world, chat) == [start, stop]
 
 
-async def test_c3d_what_is_stopped_is_to_be_started(world: World) -> None:
+async def test_c3d_create_points_to_start_workspace_if_the_workspace_is_stopped(
+    world: World,
+) -> None:
     chat = await world.chat()
-    job = await stopped(world, chat)
+    job = await steps.given_stopped_workspace(world, chat)
 
     answer = await chat.call(CREATE, {"template_id": world.plain})
 
@@ -155,72 +145,79 @@ async def test_c3d_what_is_stopped_is_to_be_started(world: World) -> None:
     }
 
 
-async def test_c3e_after_a_delete_there_is_room_for_a_new_one(world: World) -> None:
+async def test_c3e_create_waits_for_a_delete_and_then_makes_a_new_workspace(world: World) -> None:
     chat = await world.chat()
-    old = await ended(world, chat)
-    delete = await deleting(world, chat)
+    old = await steps.given_finished_start(world, chat)
+    delete = await steps.request_delete(world, chat)
 
-    call = await create(world, chat)
-    await waits(world, chat, call)
+    call = await steps.request_create(world, chat)
+    await steps.assert_calls_wait(world, chat, call)
     await world.provisioner.succeed(delete)
-    new = await new_job(world, chat, old)
+    new = await steps.job_of_new_workspace(world, chat, old)
     await world.provisioner.succeed(new)
 
-    assert (await result(chat, call))["build_id"] == new.build_id
+    assert (await steps.successful_result(chat, call))["build_id"] == new.build_id
     assert (new.build_number, new.transition) == (1, "start")
-    assert await jobs(world, chat) == [old, delete, new]
+    assert await steps.all_jobs(world, chat) == [old, delete, new]
 
 
-async def test_c3e_a_delete_that_takes_over_the_stop_is_waited_for_too(world: World) -> None:
+async def test_c3e_create_waits_for_a_delete_that_supersedes_the_stop(world: World) -> None:
     chat = await world.chat()
-    old = await ended(world, chat)
-    _, stop = await stopping(world, chat)
-    call = await create(world, chat)
+    old = await steps.given_finished_start(world, chat)
+    _, stop = await steps.request_stop(world, chat)
+    call = await steps.request_create(world, chat)
 
-    delete = await deleting(world, chat)
+    delete = await steps.request_delete(world, chat)
     await world.provisioner.succeed(stop)  # too late to mean anything
-    await waits(world, chat, call)
+    await steps.assert_calls_wait(world, chat, call)
     await world.provisioner.succeed(delete)
-    new = await new_job(world, chat, old)
+    new = await steps.job_of_new_workspace(world, chat, old)
     await world.provisioner.succeed(new)
 
-    assert (await result(chat, call))["created"] is True
-    assert await jobs(world, chat) == [old, stop, delete, new]
+    assert (await steps.successful_result(chat, call))["created"] is True
+    assert await steps.all_jobs(world, chat) == [old, stop, delete, new]
 
 
-async def test_c3f_c4i_a_stop_that_fails_leaves_it_running(world: World) -> None:
+async def test_c3f_c4i_after_a_failed_stop_the_workspace_counts_as_running(world: World) -> None:
     chat = await world.chat()
-    start, _ = await running(world, chat, "ready")
-    _, stop = await stopping(world, chat)
+    start, _ = await steps.given_running_workspace(world, chat, "ready")
+    _, stop = await steps.request_stop(world, chat)
 
-    waiting = await create(world, chat)
+    waiting = await steps.request_create(world, chat)
     await world.provisioner.fail(stop)
-    answers = [await result(chat, waiting), await chat.call(CREATE, {"template_id": world.plain})]
+    answers = [
+        await steps.successful_result(chat, waiting),
+        await chat.call(CREATE, {"template_id": world.plain}),
+    ]
 
     for answer in answers:
         assert answer.keys() == EXISTS
         assert answer["status"] == "already_exists"
-    assert await jobs(world, chat) == [start, stop]
+    assert await steps.all_jobs(world, chat) == [start, stop]
 
 
-async def test_c3f_c4j_a_stop_that_fails_after_a_failed_start_leaves_nothing(world: World) -> None:
+async def test_c3f_c4j_after_a_failed_start_and_a_failed_stop_create_makes_a_new_workspace(
+    world: World,
+) -> None:
     chat = await world.chat()
-    old = await ended(world, chat, "failed")
-    _, stop = await stopping(world, chat)
+    old = await steps.given_finished_start(world, chat, "failed")
+    _, stop = await steps.request_stop(world, chat)
 
-    call = await create(world, chat)
-    await end(world, stop, "canceled")
-    new = await new_job(world, chat, old)
+    call = await steps.request_create(world, chat)
+    await steps.finish_build(world, stop, "canceled")
+    new = await steps.job_of_new_workspace(world, chat, old)
     await world.provisioner.succeed(new)
 
-    assert (await result(chat, call))["created"] is True
-    assert await jobs(world, chat) == [old, stop, new]
+    assert (await steps.successful_result(chat, call))["created"] is True
+    assert await steps.all_jobs(world, chat) == [old, stop, new]
 
 
 @pytest.mark.parametrize("state", ["ready", "scripts_failed"])
-async def test_c4a_what_runs_with_its_agent_is_the_one(world: World, state: str) -> None:
+async def test_c4a_create_returns_the_running_workspace_whose_agent_is_connected(
+    world: World, state: str
+) -> None:
     chat = await world.chat()
-    job, _ = await running(world, chat, state)
+    job, _ = await steps.given_running_workspace(world, chat, state)
     scripts = {"startup_scripts": "startup_scripts_failed", "lifecycle_state": "start_error"}
 
     answer = await chat.call(CREATE, {"template_id": world.plain})
@@ -232,31 +229,33 @@ async def test_c4a_what_runs_with_its_agent_is_the_one(world: World, state: str)
         "status": "already_exists",
         **(scripts if state == "scripts_failed" else {}),
     }
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]
 
 
 @pytest.mark.parametrize("state", ["agent_connecting", "scripts_running"])
-async def test_c4b_readiness_is_waited_for(world: World, state: str) -> None:
+async def test_c4b_create_waits_for_readiness(world: World, state: str) -> None:
     chat = await world.chat()
-    job, agent = await running(world, chat, state)
+    job, agent = await steps.given_running_workspace(world, chat, state)
     assert agent is not None
 
-    call = await create(world, chat)
-    await waits(world, chat, call)
+    call = await steps.request_create(world, chat)
+    await steps.assert_calls_wait(world, chat, call)
     await agent.report_lifecycle("start_timeout")
-    answer = await result(chat, call)
+    answer = await steps.successful_result(chat, call)
 
     assert answer.keys() == EXISTS | {"startup_scripts", "lifecycle_state"}
     assert answer["lifecycle_state"] == "start_timeout"
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]
 
 
-async def test_c4c_without_a_choice_of_agent_it_is_the_one(world: World) -> None:
+async def test_c4c_create_returns_the_running_workspace_after_a_selection_error(
+    world: World,
+) -> None:
     chat = await world.chat()
-    job, _ = await running(world, chat, "selection_error")
+    job, _ = await steps.given_running_workspace(world, chat, "selection_error")
 
     answer = await chat.call(CREATE, {"template_id": world.plain})
 
     assert answer.keys() == EXISTS | {"agent_status", "agent_error"}
     assert (answer["status"], answer["agent_status"]) == ("already_exists", "selection_error")
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]

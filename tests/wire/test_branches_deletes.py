@@ -6,79 +6,71 @@ import pytest
 
 from tests.rigs.client import Chat, Job
 from tests.rigs.world import World
-from tests.wire.branches import (
-    CREATE,
-    START,
-    STOP,
-    create,
-    deleting,
-    end,
-    ended,
-    new_job,
-    result,
-    stop_ended,
-    stopping,
-    waits,
-)
+from tests.wire import steps
+from tests.wire.steps import CREATE, START, STOP
 
 LEFT = ["stopped", "running", "failed build"]
 
 
-async def left(world: World, chat: Chat, what: str, how: str) -> tuple[Job, Job]:
+async def given_failed_delete(world: World, chat: Chat, what: str, how: str) -> tuple[Job, Job]:
     """Have a workspace whose delete ended as `how`; return its first build and the delete."""
-    start = await ended(world, chat, "failed" if what == "failed build" else "succeeded")
+    start = await steps.given_finished_start(
+        world, chat, "failed" if what == "failed build" else "succeeded"
+    )
     if what == "stopped":
-        await stop_ended(world, chat)
-    delete = await deleting(world, chat)
+        await steps.given_finished_stop(world, chat)
+    delete = await steps.request_delete(world, chat)
     if how == "canceled after it began":
         await world.provisioner.publish_event("build_started", delete)
-    await end(world, delete, how.split(maxsplit=1)[0])
+    await steps.finish_build(world, delete, how.split(maxsplit=1)[0])
     await chat.state("failed")
     return start, delete
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled after it began"])
 @pytest.mark.parametrize("what", LEFT)
-async def test_c4l_the_old_workspace_is_deleted_and_a_new_one_made(
+async def test_c4l_after_a_failed_delete_create_deletes_the_old_workspace_and_makes_a_new_one(
     world: World, what: str, how: str
 ) -> None:
     chat = await world.chat()
-    start, delete = await left(world, chat, what, how)
+    start, delete = await given_failed_delete(world, chat, what, how)
 
-    call = await create(world, chat)
-    new = await new_job(world, chat, start)
+    call = await steps.request_create(world, chat)
+    new = await steps.job_of_new_workspace(world, chat, start)
     again = await world.provisioner.job(chat, "delete", delete.build_number + 1)
     await world.provisioner.succeed(again)
     await world.provisioner.succeed(new)
 
     assert again.workspace_id == start.workspace_id
     assert (new.transition, new.build_number) == ("start", 1)
-    assert (await result(chat, call))["created"] is True
+    assert (await steps.successful_result(chat, call))["created"] is True
 
 
 @pytest.mark.parametrize("what", LEFT)
-async def test_s5d_p4c_it_can_not_be_started_but_stopped(world: World, what: str) -> None:
+async def test_s5d_p4c_after_a_failed_delete_the_workspace_can_be_stopped_but_not_started(
+    world: World, what: str
+) -> None:
     chat = await world.chat()
-    start, delete = await left(world, chat, what, "failed")
+    start, delete = await given_failed_delete(world, chat, what, "failed")
 
     assert CREATE in await chat.call_error(START)
 
-    call, stop = await stopping(world, chat)
+    call, stop = await steps.request_stop(world, chat)
     assert (stop.workspace_id, stop.build_number) == (start.workspace_id, delete.build_number + 1)
     await world.provisioner.succeed(stop)
-    assert (await result(chat, call))["build_id"] == stop.build_id
+    assert (await steps.successful_result(chat, call))["build_id"] == stop.build_id
     assert (await chat.call(STOP))["no_build"] is True
 
 
-async def test_c3g_s3d_calls_that_wait_for_the_delete_are_judged_when_it_fails(
+async def test_c3g_s3d_calls_that_wait_for_a_delete_are_evaluated_when_it_fails(
     world: World,
 ) -> None:
     starting, creating = await world.chat(), await world.chat()
-    olds = {chat.id: await ended(world, chat) for chat in (starting, creating)}
-    deletes = {chat.id: await deleting(world, chat) for chat in (starting, creating)}
-    start, call = await starting.ask(START), await create(world, creating)
-    await waits(world, starting, start)
-    await waits(world, creating, call)
+    olds = {chat.id: await steps.given_finished_start(world, chat) for chat in (starting, creating)}
+    deletes = {chat.id: await steps.request_delete(world, chat) for chat in (starting, creating)}
+    start, call = await starting.ask(START), await steps.request_create(world, creating)
+    await steps.assert_calls_wait(world, starting, start)
+    await steps.assert_calls_wait(world, creating, call)
 
     for delete in deletes.values():
         await world.provisioner.fail(delete)
@@ -86,14 +78,16 @@ async def test_c3g_s3d_calls_that_wait_for_the_delete_are_judged_when_it_fails(
     refused = await starting.answer(start)
     assert refused["is_error"] is True
     assert CREATE in refused["result"]["error"]
-    new = await new_job(world, creating, olds[creating.id])
+    new = await steps.job_of_new_workspace(world, creating, olds[creating.id])
     await world.provisioner.succeed(new)
-    assert (await result(creating, call))["build_id"] == new.build_id
+    assert (await steps.successful_result(creating, call))["build_id"] == new.build_id
 
 
-async def test_c4m_s5e_p4d_a_delete_that_never_began_leaves_it_stopped(world: World) -> None:
+async def test_c4m_s5e_p4d_a_delete_that_never_began_leaves_the_workspace_stopped(
+    world: World,
+) -> None:
     chat = await world.chat()
-    start, delete = await left(world, chat, "stopped", "canceled")
+    start, delete = await given_failed_delete(world, chat, "stopped", "canceled")
 
     assert (await chat.call(CREATE, {"template_id": world.plain}))["status"] == "stopped"
     assert (await chat.call(STOP))["no_build"] is True
@@ -102,16 +96,18 @@ async def test_c4m_s5e_p4d_a_delete_that_never_began_leaves_it_stopped(world: Wo
     await world.provisioner.succeed(job)
 
     assert job.workspace_id == start.workspace_id
-    assert (await result(chat, call))["build_id"] == job.build_id
+    assert (await steps.successful_result(chat, call))["build_id"] == job.build_id
 
 
-async def test_c4m_s5e_p4d_a_delete_that_never_began_leaves_it_running(world: World) -> None:
+async def test_c4m_s5e_p4d_a_delete_that_never_began_leaves_the_workspace_running(
+    world: World,
+) -> None:
     chat = await world.chat()
-    start, delete = await left(world, chat, "running", "canceled")
+    start, delete = await given_failed_delete(world, chat, "running", "canceled")
 
     assert (await chat.call(START))["no_build"] is True
-    call, stop = await stopping(world, chat)
+    call, stop = await steps.request_stop(world, chat)
     await world.provisioner.succeed(stop)
 
     assert (stop.workspace_id, stop.build_number) == (start.workspace_id, delete.build_number + 1)
-    assert (await result(chat, call))["stopped"] is True
+    assert (await steps.successful_result(chat, call))["stopped"] is True

@@ -6,102 +6,83 @@ Each waits for a limit, so the tests do it for several chats at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tests.rigs.client import Agent, Chat, Job
-from tests.rigs.processes import up
-from tests.rigs.world import Deployment, World, connected_world, deployment_of
-from tests.wire.branches import (
-    CREATE,
-    EXISTS,
-    START,
-    STOP,
-    create,
-    ended,
-    is_failure,
-    jobs,
-    new_job,
-    result,
-    stopping,
-)
+from tests.rigs.world import Deployment, World, deployment_with_timeouts
+from tests.wire import steps
+from tests.wire.steps import CREATE, EXISTS, START, STOP
 
 LIMIT = 1.5
 """Seconds; the tests wait for it to pass, so it is short, and what comes before it is shorter."""
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    parent = tmp_path_factory.mktemp("branches")
-    names = ("BUILD", "AGENT_CONNECT", "STARTUP_SCRIPTS")
-    env = {f"WORKSPACED_{name}_TIMEOUT": str(LIMIT) for name in names}
-    with up(parent / "data", env=env) as running:
-        yield deployment_of(running, parent)
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployment_with_timeouts(tmp_path_factory.mktemp("branches"), LIMIT) as deployment:
+        yield deployment
 
 
-@pytest.fixture
-async def world(hasty: Deployment) -> AsyncIterator[World]:
-    async with connected_world(hasty) as world:
-        yield world
+async def request_tool(world: World, chat: Chat, tool: str) -> str:
+    return await (steps.request_create(world, chat) if tool == CREATE else chat.ask(tool))
 
 
-async def ask(world: World, chat: Chat, tool: str) -> str:
-    return await (create(world, chat) if tool == CREATE else chat.ask(tool))
-
-
-async def unbuilt(world: World, chat: Chat) -> Job:
+async def given_build_timeout(world: World, chat: Chat) -> Job:
     """Have a start build whose time was over before it ended."""
     call, job = await world.building(chat)
-    assert is_failure(await result(chat, call), job.build_id)
+    assert steps.is_build_failure(await steps.successful_result(chat, call), job.build_id)
     assert chat.now["failure"]["reason"] == "build_timeout"
     return job
 
 
-async def unstopped(world: World, chat: Chat) -> Job:
+async def given_stop_timeout(world: World, chat: Chat) -> Job:
     """Have a stop build whose time was over before it ended."""
-    await ended(world, chat)
-    call, job = await stopping(world, chat)
-    assert is_failure(await result(chat, call), job.build_id)
+    await steps.given_finished_start(world, chat)
+    call, job = await steps.request_stop(world, chat)
+    assert steps.is_build_failure(await steps.successful_result(chat, call), job.build_id)
     assert chat.now["failure"]["reason"] == "build_timeout"
     return job
 
 
-async def not_ready(world: World, chat: Chat) -> tuple[Job, Agent]:
+async def given_agent_timeout(world: World, chat: Chat) -> tuple[Job, Agent]:
     """Have a workspace whose agent did not connect in time."""
     call, job, agent = await world.connecting(chat)
-    answer = await result(chat, call)
+    answer = await steps.successful_result(chat, call)
     assert answer["agent_status"] == "not_ready"
     return job, agent
 
 
-async def too_slow(world: World, chat: Chat) -> tuple[Job, Agent]:
+async def given_scripts_timeout(world: World, chat: Chat) -> tuple[Job, Agent]:
     """Have a workspace whose scripts did not end in time."""
     call, job, agent = await world.connecting(chat)
     await agent.report_connected()
     await agent.report_lifecycle("starting")
-    answer = await result(chat, call)
+    answer = await steps.successful_result(chat, call)
     assert answer["startup_scripts"] == "startup_scripts_timeout"
     return job, agent
 
 
-async def test_c2c_s2c_p2c_a_late_build_is_waited_for_anew(world: World) -> None:
+async def test_c2c_s2c_p2c_calls_wait_again_for_a_start_build_after_its_timeout(
+    world: World,
+) -> None:
     async def one(tool: str) -> None:
         chat = await world.chat()
-        job = await unbuilt(world, chat)
+        job = await given_build_timeout(world, chat)
         before = chat.now["version"]
 
-        call = await ask(world, chat, tool)
+        call = await request_tool(world, chat, tool)
         again = await chat.state("building", above=before)
         await world.provisioner.succeed(job)
         if tool == STOP:
             stop = await world.provisioner.job(chat, "stop")
             await world.provisioner.succeed(stop)
-        answer = await result(chat, call)
+        answer = await steps.successful_result(chat, call)
 
         assert again["build"]["id"] == job.build_id
         assert again["deadline"] > chat.states.all[0]["data"]["deadline"]
-        found = [j for j in await jobs(world, chat) if j.transition == "start"]
+        found = [j for j in await steps.all_jobs(world, chat) if j.transition == "start"]
         assert found == [job]
         if tool == STOP:
             assert answer["build_id"] == stop.build_id
@@ -111,21 +92,23 @@ async def test_c2c_s2c_p2c_a_late_build_is_waited_for_anew(world: World) -> None
     await asyncio.gather(*map(one, (CREATE, START, STOP)))
 
 
-async def test_c3c_s3a_p2c_a_late_stop_is_waited_for_anew(world: World) -> None:
+async def test_c3c_s3a_p2c_calls_wait_again_for_a_stop_build_after_its_timeout(
+    world: World,
+) -> None:
     async def one(tool: str) -> None:
         chat = await world.chat()
-        stop = await unstopped(world, chat)
+        stop = await given_stop_timeout(world, chat)
         before = chat.now["version"]
 
-        call = await ask(world, chat, tool)
+        call = await request_tool(world, chat, tool)
         again = await chat.state("stopping", above=before)
         await world.provisioner.succeed(stop)
         if tool == START:
             await world.provisioner.succeed(await world.provisioner.job(chat, "start", 3))
-        answer = await result(chat, call)
+        answer = await steps.successful_result(chat, call)
 
         assert again["build"]["id"] == stop.build_id
-        assert [j for j in await jobs(world, chat) if j.transition == "stop"] == [stop]
+        assert [j for j in await steps.all_jobs(world, chat) if j.transition == "stop"] == [stop]
         if tool == CREATE:
             assert answer["status"] == "stopped"
         elif tool == STOP:
@@ -136,65 +119,65 @@ async def test_c3c_s3a_p2c_a_late_stop_is_waited_for_anew(world: World) -> None:
     await asyncio.gather(*map(one, (CREATE, START, STOP)))
 
 
-async def test_c3b_s3b_p2d_p4b_w1_a_stop_out_of_time_answers_who_waits(world: World) -> None:
+async def test_c3b_s3b_p2d_p4b_w1_the_timeout_of_a_stop_answers_waiting_calls(world: World) -> None:
     chat = await world.chat()
-    await ended(world, chat)
-    first, stop = await stopping(world, chat)
-    calls = [first, *[await ask(world, chat, tool) for tool in (CREATE, START, STOP)]]
+    await steps.given_finished_start(world, chat)
+    first, stop = await steps.request_stop(world, chat)
+    calls = [first, *[await request_tool(world, chat, tool) for tool in (CREATE, START, STOP)]]
 
-    answers = [await result(chat, call) for call in calls]
+    answers = [await steps.successful_result(chat, call) for call in calls]
 
-    assert all(is_failure(answer, stop.build_id) for answer in answers)
+    assert all(steps.is_build_failure(answer, stop.build_id) for answer in answers)
     assert chat.path[-2:] == ["stopping", "failed:build_timeout"]
-    assert [job.transition for job in await jobs(world, chat)] == ["start", "stop"]
+    assert [job.transition for job in await steps.all_jobs(world, chat)] == ["start", "stop"]
 
 
-async def test_f1_p2d_w1_a_build_out_of_time_answers_who_waits(world: World) -> None:
+async def test_f1_p2d_w1_the_timeout_of_a_build_answers_waiting_calls(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
-    calls = [call, *[await ask(world, chat, tool) for tool in (CREATE, START, STOP)]]
+    calls = [call, *[await request_tool(world, chat, tool) for tool in (CREATE, START, STOP)]]
 
-    answers = [await result(chat, call) for call in calls]
+    answers = [await steps.successful_result(chat, call) for call in calls]
 
-    assert all(is_failure(answer, job.build_id) for answer in answers)
+    assert all(steps.is_build_failure(answer, job.build_id) for answer in answers)
     assert chat.path == ["building", "failed:build_timeout"]
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]
 
 
-async def test_w1_a_second_wait_has_a_limit_too(world: World) -> None:
+async def test_w1_the_second_wait_for_a_build_has_a_timeout_as_well(world: World) -> None:
     async def one(unended: str) -> None:
         chat = await world.chat()
-        job = await (unbuilt if unended == "build" else unstopped)(world, chat)
+        job = await (given_build_timeout if unended == "build" else given_stop_timeout)(world, chat)
 
-        call = await create(world, chat)
+        call = await steps.request_create(world, chat)
 
-        assert is_failure(await result(chat, call), job.build_id)
+        assert steps.is_build_failure(await steps.successful_result(chat, call), job.build_id)
         assert chat.path[-3] == chat.path[-1] == "failed:build_timeout"
 
     await asyncio.gather(one("build"), one("stop"))
 
 
-async def test_a_late_end_moves_the_chat_on_and_the_next_call_sees_it(world: World) -> None:
+async def test_a_build_that_ends_after_its_timeout_still_changes_the_state(world: World) -> None:
     """Late facts count, also with nobody waiting: C4f, S4a, C4g, C3d."""
 
     async def built() -> None:
         chat = await world.chat()
-        await world.provisioner.succeed(await unbuilt(world, chat))
+        await world.provisioner.succeed(await given_build_timeout(world, chat))
         await chat.state("ready")
         assert (await chat.call(START))["agent_status"] == "no_agent"
 
     async def failed() -> None:
         chat = await world.chat()
-        job = await unbuilt(world, chat)
+        job = await given_build_timeout(world, chat)
         await world.provisioner.fail(job)
         await chat.state("failed:build_failed")
-        call = await create(world, chat)
-        await world.provisioner.succeed(await new_job(world, chat, job))
-        assert (await result(chat, call))["created"] is True
+        call = await steps.request_create(world, chat)
+        await world.provisioner.succeed(await steps.job_of_new_workspace(world, chat, job))
+        assert (await steps.successful_result(chat, call))["created"] is True
 
     async def stopped() -> None:
         chat = await world.chat()
-        await world.provisioner.succeed(await unstopped(world, chat))
+        await world.provisioner.succeed(await given_stop_timeout(world, chat))
         await chat.state("stopped")
         answer = await chat.call(CREATE, {"template_id": world.plain})
         assert answer["status"] == "stopped"
@@ -202,10 +185,12 @@ async def test_a_late_end_moves_the_chat_on_and_the_next_call_sees_it(world: Wor
     await asyncio.gather(built(), failed(), stopped())
 
 
-async def test_c4e_p4a_r4_an_agent_that_did_not_connect_in_time(world: World) -> None:
+async def test_c4e_p4a_r4_create_replaces_a_workspace_whose_agent_did_not_connect_in_time(
+    world: World,
+) -> None:
     async def answered() -> None:
         chat = await world.chat()
-        job, _ = await not_ready(world, chat)
+        job, _ = await given_agent_timeout(world, chat)
         answer = await chat.call(START)
         assert answer.pop("agent_error")
         assert answer == {
@@ -218,40 +203,42 @@ async def test_c4e_p4a_r4_an_agent_that_did_not_connect_in_time(world: World) ->
 
     async def replaced() -> None:
         chat = await world.chat()
-        old, _ = await not_ready(world, chat)
-        call = await create(world, chat)
-        new = await new_job(world, chat, old)
+        old, _ = await given_agent_timeout(world, chat)
+        call = await steps.request_create(world, chat)
+        new = await steps.job_of_new_workspace(world, chat, old)
         stop = await world.provisioner.job(chat, "stop", 2)
         await world.provisioner.succeed(new)
         assert (stop.workspace_id, stop.build_number) == (old.workspace_id, 2)
-        assert (await result(chat, call))["build_id"] == new.build_id
+        assert (await steps.successful_result(chat, call))["build_id"] == new.build_id
 
     async def stopped() -> None:
         chat = await world.chat()
-        await not_ready(world, chat)
-        call, stop = await stopping(world, chat)
+        await given_agent_timeout(world, chat)
+        call, stop = await steps.request_stop(world, chat)
         await world.provisioner.succeed(stop)
-        assert (await result(chat, call))["build_id"] == stop.build_id
+        assert (await steps.successful_result(chat, call))["build_id"] == stop.build_id
 
     async def came_after_all() -> None:
         chat = await world.chat()
-        job, agent = await not_ready(world, chat)
+        job, agent = await given_agent_timeout(world, chat)
         await agent.report_connected()
         await agent.report_lifecycle("ready")
         await chat.state("ready")
         answer = await chat.call(CREATE, {"template_id": world.plain})
         assert answer.keys() == EXISTS
-        assert await jobs(world, chat) == [job]
+        assert await steps.all_jobs(world, chat) == [job]
 
     await asyncio.gather(answered(), replaced(), stopped(), came_after_all())
 
 
-async def test_c4a_p4a_r6_scripts_out_of_time(world: World) -> None:
+async def test_c4a_p4a_r6_a_timeout_of_startup_scripts_leaves_the_workspace_in_use(
+    world: World,
+) -> None:
     scripts = {"startup_scripts": "startup_scripts_timeout"}
 
     async def answered() -> None:
         chat = await world.chat()
-        job, agent = await too_slow(world, chat)
+        job, agent = await given_scripts_timeout(world, chat)
         found = await chat.call(CREATE, {"template_id": world.plain})
         assert found.keys() == EXISTS | scripts.keys()
         assert {**found, **scripts} == found
@@ -261,27 +248,27 @@ async def test_c4a_p4a_r6_scripts_out_of_time(world: World) -> None:
         await agent.report_lifecycle("ready")
         await chat.state("ready")
         assert (await chat.call(START)).keys() == {"started", "workspace_name", "no_build"}
-        assert await jobs(world, chat) == [job]
+        assert await steps.all_jobs(world, chat) == [job]
 
     async def stopped() -> None:
         chat = await world.chat()
-        await too_slow(world, chat)
-        call, stop = await stopping(world, chat)
+        await given_scripts_timeout(world, chat)
+        call, stop = await steps.request_stop(world, chat)
         await world.provisioner.succeed(stop)
-        assert (await result(chat, call))["build_id"] == stop.build_id
+        assert (await steps.successful_result(chat, call))["build_id"] == stop.build_id
 
     await asyncio.gather(answered(), stopped())
 
 
-async def test_c4b_s4b_w1_who_joins_while_the_agent_connects_waits_for_what_is_left(
+async def test_c4b_s4b_w1_a_call_that_joins_while_the_agent_connects_waits_for_the_remaining_time(
     world: World,
 ) -> None:
     chat = await world.chat()
     made, job, _ = await world.connecting(chat)
-    calls = [made, await create(world, chat), await chat.ask(START)]
+    calls = [made, await steps.request_create(world, chat), await chat.ask(START)]
 
-    answers = [await result(chat, call) for call in calls]
+    answers = [await steps.successful_result(chat, call) for call in calls]
 
     assert {answer["agent_status"] for answer in answers} == {"not_ready"}
     assert chat.path == ["building", "agent_connecting", "failed:agent_not_ready"]
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]

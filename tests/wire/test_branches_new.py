@@ -8,34 +8,20 @@ import pytest
 
 from tests.rigs.client import Chat, Job, agent_entry, new_id
 from tests.rigs.world import World
-from tests.wire.branches import (
-    CREATE,
-    START,
-    create,
-    deleting,
-    elsewhere,
-    end,
-    ended,
-    gone,
-    is_failure,
-    jobs,
-    new_job,
-    result,
-    running,
-    stop_ended,
-    stopped,
-    told,
-)
+from tests.wire import steps
+from tests.wire.steps import CREATE, START
 
 
-async def replaced(world: World, chat: Chat, old: Job, number: int) -> tuple[Job, Job]:
+async def assert_create_replaces(
+    world: World, chat: Chat, old: Job, number: int
+) -> tuple[Job, Job]:
     """See a create make a new workspace, and the old one get a stop of that number."""
-    before = await jobs(world, chat)
-    call = await create(world, chat)
-    new = await new_job(world, chat, old)
+    before = await steps.all_jobs(world, chat)
+    call = await steps.request_create(world, chat)
+    new = await steps.job_of_new_workspace(world, chat, old)
     stop = await world.provisioner.job(chat, "stop", number)
     await world.provisioner.succeed(new)
-    answer = await result(chat, call)
+    answer = await steps.successful_result(chat, call)
 
     assert (stop.workspace_id, stop.build_number) == (old.workspace_id, number)
     assert stop.template == old.template
@@ -43,43 +29,47 @@ async def replaced(world: World, chat: Chat, old: Job, number: int) -> tuple[Job
     assert new.workspace_name != old.workspace_name
     assert (answer["created"], answer["build_id"]) == (True, new.build_id)
     assert chat.now["workspace"]["id"] == new.workspace_id
-    assert len(await jobs(world, chat)) == len(before) + 2
+    assert len(await steps.all_jobs(world, chat)) == len(before) + 2
     return stop, new
 
 
 @pytest.mark.parametrize("how", ["succeeded", "failed"])
-async def test_c4d_a_lost_agents_workspace_is_replaced_and_stopped(world: World, how: str) -> None:
+async def test_c4d_create_replaces_and_stops_a_workspace_that_lost_its_agent(
+    world: World, how: str
+) -> None:
     chat = await world.chat()
-    old, _ = await running(world, chat, "lost")
+    old, _ = await steps.given_running_workspace(world, chat, "lost")
 
-    stop, _ = await replaced(world, chat, old, 2)
+    stop, _ = await assert_create_replaces(world, chat, old, 2)
     path, version = chat.path, chat.now["version"]
-    await end(world, stop, how)
+    await steps.finish_build(world, stop, how)
     await chat.call("list_templates")
 
     # What becomes of that stop moves nothing here; operators are told when it fails.
     assert (chat.path, chat.now["version"]) == (path, version)
     if how == "failed":
-        assert world.place.up is not None
-        world.place.up.process.wait_for_output(old.workspace_id)
+        assert world.deployment.up is not None
+        world.deployment.up.process.wait_for_output(old.workspace_id)
 
 
-async def test_c4f_without_agents_it_is_replaced_and_stopped(world: World) -> None:
+async def test_c4f_create_replaces_and_stops_a_workspace_without_agents(world: World) -> None:
     chat = await world.chat()
-    old, _ = await running(world, chat, "bare")
+    old, _ = await steps.given_running_workspace(world, chat, "bare")
 
-    stop, _ = await replaced(world, chat, old, 2)
+    stop, _ = await assert_create_replaces(world, chat, old, 2)
     await world.provisioner.succeed(stop)
 
 
-async def test_c4f_the_stop_has_the_next_number_of_its_own_count(world: World) -> None:
+async def test_c4f_the_stop_job_has_the_next_build_number_of_its_own_workspace(
+    world: World,
+) -> None:
     chat = await world.chat()
-    old = await stopped(world, chat)
+    old = await steps.given_stopped_workspace(world, chat)
     call = await chat.ask(START)
     await world.provisioner.succeed(await world.provisioner.job(chat, "start", 3))
-    await result(chat, call)
+    await steps.successful_result(chat, call)
 
-    stop, second = await replaced(world, chat, old, 4)
+    stop, second = await assert_create_replaces(world, chat, old, 4)
     await world.provisioner.succeed(stop)
 
     # The new workspace counts for itself.
@@ -92,88 +82,98 @@ async def test_c4f_the_stop_has_the_next_number_of_its_own_count(world: World) -
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled"])
-async def test_c4g_a_failed_build_leaves_nothing_to_stop(world: World, how: str) -> None:
+async def test_c4g_after_a_failed_build_create_makes_a_new_workspace_without_a_stop_job(
+    world: World, how: str
+) -> None:
     chat = await world.chat()
-    old = await ended(world, chat, how)
+    old = await steps.given_finished_start(world, chat, how)
 
-    call = await create(world, chat)
-    new = await new_job(world, chat, old)
+    call = await steps.request_create(world, chat)
+    new = await steps.job_of_new_workspace(world, chat, old)
     await world.provisioner.succeed(new)
 
-    assert (await result(chat, call))["created"] is True
+    assert (await steps.successful_result(chat, call))["created"] is True
     assert new.build_number == 1
-    assert await jobs(world, chat) == [old, new]
+    assert await steps.all_jobs(world, chat) == [old, new]
 
 
 @pytest.mark.parametrize("way", ["a fact", "a delete build"])
-async def test_c4h_a_deleted_workspace_makes_room(world: World, way: str) -> None:
+async def test_c4h_create_makes_a_new_workspace_after_a_delete(world: World, way: str) -> None:
     chat = await world.chat()
     if way == "a fact":
-        old = await gone(world, chat)
+        old = await steps.given_deleted_workspace(world, chat)
     else:
-        old = await ended(world, chat)
-        await world.provisioner.succeed(await deleting(world, chat))
+        old = await steps.given_finished_start(world, chat)
+        await world.provisioner.succeed(await steps.request_delete(world, chat))
         await chat.state("none")
-    before = await jobs(world, chat)
+    before = await steps.all_jobs(world, chat)
 
-    call = await create(world, chat)
-    new = await new_job(world, chat, old)
+    call = await steps.request_create(world, chat)
+    new = await steps.job_of_new_workspace(world, chat, old)
     await world.provisioner.succeed(new)
 
-    assert (await result(chat, call))["created"] is True
-    assert await jobs(world, chat) == [*before, new]
+    assert (await steps.successful_result(chat, call))["created"] is True
+    assert await steps.all_jobs(world, chat) == [*before, new]
 
 
-async def test_c4i_a_failed_stop_of_a_workspace_without_agents(world: World) -> None:
+async def test_c4i_create_replaces_a_workspace_without_agents_whose_stop_failed(
+    world: World,
+) -> None:
     chat = await world.chat()
-    old = await ended(world, chat)
-    await stop_ended(world, chat, "canceled")
+    old = await steps.given_finished_start(world, chat)
+    await steps.given_finished_stop(world, chat, "canceled")
 
-    stop, _ = await replaced(world, chat, old, 3)
+    stop, _ = await assert_create_replaces(world, chat, old, 3)
     await world.provisioner.succeed(stop)
 
 
-async def test_c4j_a_failed_stop_after_a_failed_start(world: World) -> None:
+async def test_c4j_after_a_failed_start_and_a_failed_stop_there_is_nothing_to_stop(
+    world: World,
+) -> None:
     chat = await world.chat()
-    old = await ended(world, chat, "failed")
-    stop = await stop_ended(world, chat, "failed")
+    old = await steps.given_finished_start(world, chat, "failed")
+    stop = await steps.given_finished_stop(world, chat, "failed")
 
-    call = await create(world, chat)
-    new = await new_job(world, chat, old)
+    call = await steps.request_create(world, chat)
+    new = await steps.job_of_new_workspace(world, chat, old)
     await world.provisioner.succeed(new)
 
-    assert (await result(chat, call))["created"] is True
-    assert await jobs(world, chat) == [old, stop, new]
+    assert (await steps.successful_result(chat, call))["created"] is True
+    assert await steps.all_jobs(world, chat) == [old, stop, new]
 
 
-async def test_c4k_what_nobody_here_can_stop_is_left(world: World) -> None:
+async def test_c4k_there_is_no_stop_job_for_a_workspace_of_an_unknown_template(
+    world: World,
+) -> None:
     chat = await world.chat()
-    theirs = elsewhere(chat)
-    await told(world, theirs, "build_succeeded")
+    theirs = steps.external_build(chat)
+    await steps.report_external_build(world, theirs, "build_succeeded")
     await chat.state("ready")
 
-    call = await create(world, chat)
-    new = await new_job(world, chat, theirs)
+    call = await steps.request_create(world, chat)
+    new = await steps.job_of_new_workspace(world, chat, theirs)
     await world.provisioner.succeed(new)
 
-    assert (await result(chat, call))["created"] is True
-    assert await jobs(world, chat) == [new]
+    assert (await steps.successful_result(chat, call))["created"] is True
+    assert await steps.all_jobs(world, chat) == [new]
 
 
-async def test_c5h_the_check_of_what_exists_comes_before_the_templates(world: World) -> None:
+async def test_c5h_an_existing_workspace_is_returned_before_the_template_is_validated(
+    world: World,
+) -> None:
     chat = await world.chat()
-    job, _ = await running(world, chat, "ready")
+    job, _ = await steps.given_running_workspace(world, chat, "ready")
     nonsense = {"template_id": new_id(), "preset_id": new_id(), "parameters": {"no": "such"}}
 
     answer = await chat.call(CREATE, nonsense)
 
     assert answer["status"] == "already_exists"
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]
 
 
-async def test_c6a_c6b_it_is_bound_and_published_before_the_wait(world: World) -> None:
+async def test_c6a_c6b_the_new_workspace_is_published_before_the_call_waits(world: World) -> None:
     chat = await world.chat()
-    call = await create(world, chat, name=" My-Box ")
+    call = await steps.request_create(world, chat, name=" My-Box ")
     job = await world.provisioner.job(chat)
     building = await chat.state("building")
     snapshot = await world.service.last_state(chat.id)
@@ -199,7 +199,7 @@ async def test_c6a_c6b_it_is_bound_and_published_before_the_wait(world: World) -
     assert chat.results.all == []
     await agent.report_lifecycle("ready")
 
-    assert await result(chat, call) == {
+    assert await steps.successful_result(chat, call) == {
         "created": True,
         "workspace_name": "ann/My-Box",
         "build_id": job.build_id,
@@ -208,24 +208,26 @@ async def test_c6a_c6b_it_is_bound_and_published_before_the_wait(world: World) -
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled"])
-async def test_c6c_the_binding_stays_when_the_build_fails(world: World, how: str) -> None:
+async def test_c6c_the_workspace_stays_bound_to_the_chat_when_its_build_fails(
+    world: World, how: str
+) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
-    await end(world, job, how)
+    await steps.finish_build(world, job, how)
 
-    assert is_failure(await result(chat, call), job.build_id)
+    assert steps.is_build_failure(await steps.successful_result(chat, call), job.build_id)
     assert chat.now["workspace"]["id"] == job.workspace_id
     assert chat.now["build"]["id"] == job.build_id
     assert (await world.service.rpc("get_chat", chat_id=chat.id))["state"] == "failed"
 
 
-async def test_c6d_a_name_in_use_gets_a_suffix_once(world: World) -> None:
+async def test_c6d_a_name_in_use_gets_one_suffix(world: World) -> None:
     chats = [await world.chat() for _ in range(3)]
     chats[1].owner_id = chats[0].owner_id
     names = []
     for chat, name in zip(chats, ("Box", "bOX", "box"), strict=True):
-        await create(world, chat, name=name)
+        await steps.request_create(world, chat, name=name)
         names.append((await world.provisioner.job(chat)).workspace_name)
 
     assert names[0] == "Box"
@@ -234,31 +236,33 @@ async def test_c6d_a_name_in_use_gets_a_suffix_once(world: World) -> None:
     assert names[2] == "box"  # another owner's
 
 
-async def test_c6d_the_name_of_a_deleted_workspace_is_free(world: World) -> None:
+async def test_c6d_the_name_of_a_deleted_workspace_can_be_used_again(world: World) -> None:
     chat, other = await world.chat(), await world.chat()
     other.owner_id = chat.owner_id
-    call = await create(world, chat, name="free")
+    call = await steps.request_create(world, chat, name="free")
     await world.provisioner.succeed(await world.provisioner.job(chat))
-    await result(chat, call)
-    await world.provisioner.succeed(await deleting(world, chat))
+    await steps.successful_result(chat, call)
+    await world.provisioner.succeed(await steps.request_delete(world, chat))
     await chat.state("none")
 
-    await create(world, other, name="free")
+    await steps.request_create(world, other, name="free")
 
     assert (await world.provisioner.job(other)).workspace_name == "free"
 
 
-async def test_c8_two_calls_at_once_make_one_workspace(world: World) -> None:
+async def test_c8_two_concurrent_creates_make_one_workspace(world: World) -> None:
     chat = await world.chat()
 
-    calls = await asyncio.gather(create(world, chat, name="one"), create(world, chat, name="two"))
+    calls = await asyncio.gather(
+        steps.request_create(world, chat, name="one"), steps.request_create(world, chat, name="two")
+    )
     job = await world.provisioner.job(chat)
     await world.provisioner.succeed(job)
-    answers = [await result(chat, call) for call in calls]
+    answers = [await steps.successful_result(chat, call) for call in calls]
 
     assert sorted(answer["created"] for answer in answers) == [False, True]
     assert [answer["build_id"] for answer in answers] == [job.build_id] * 2
     (second,) = [answer for answer in answers if not answer["created"]]
     assert second["status"] == "already_exists"
     assert second["workspace_name"] == job.workspace_name
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]

@@ -16,7 +16,8 @@ import pytest
 from handlers.embedded import Servers
 from tests.rigs.client import Chat, Event, Job, agent_entry
 from tests.rigs.world import Deployment, World, connected_world
-from tests.wire.branches import CREATE, FAILURE, START, STOP, end
+from tests.wire import steps
+from tests.wire.steps import CREATE, FAILURE, START, STOP
 from tests.wire.test_crashes import Fleet
 
 EACH = 3
@@ -37,30 +38,30 @@ async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIt
 @pytest.fixture
 async def world(fleet: Fleet) -> AsyncIterator[World]:
     templates = {"plain": await asyncio.to_thread(fleet.push, "plain")}
-    place = Deployment(fleet.nats_url, fleet.credentials, templates)
-    async with connected_world(place) as world:
+    deployment = Deployment(fleet.nats_url, fleet.credentials, templates)
+    async with connected_world(deployment) as world:
         yield world
 
 
-async def resolved_by_event(chat: Chat, tool: str, args: Event, call_id: str) -> Event:
+async def call_by_event(chat: Chat, tool: str, args: Event, call_id: str) -> Event:
     await chat.ask(tool, args, call_id=call_id)
     return await chat.answer(call_id)
 
 
-async def resolved_by_rpc(chat: Chat, tool: str, args: Event, call_id: str) -> Event:
+async def call_by_rpc(chat: Chat, tool: str, args: Event, call_id: str) -> Event:
     body = {"chat_id": chat.id, "call_id": call_id, **chat.identity, "args": args}
     return dict(await chat.participant.rpc(tool, **body))
 
 
-async def resolved(chat: Chat, tool: str, args: Event, number: int) -> Event:
+async def call_by_turns(chat: Chat, tool: str, args: Event, number: int) -> Event:
     """Ask by event or by rpc; return data of tool_resolved, which is that call's."""
-    way = (resolved_by_event, resolved_by_rpc)[number % 2]
+    way = (call_by_event, call_by_rpc)[number % 2]
     answer = await way(chat, tool, args, f"call-{number}")
     assert (answer["call_id"], answer["tool"]) == (f"call-{number}", tool)
     return answer
 
 
-async def answered_once(fleet: Fleet, world: World, chat: Chat, number: int) -> None:
+async def assert_each_answered_once(fleet: Fleet, world: World, chat: Chat, number: int) -> None:
     """See that so many calls were answered, and none of them twice, also by who ends now."""
     await chat.results.count(number)
     found = await world.service.rpc("get_chat", chat_id=chat.id)
@@ -72,20 +73,20 @@ async def answered_once(fleet: Fleet, world: World, chat: Chat, number: int) -> 
     asked = Counter(envelope["data"]["call_id"] for envelope in chat.results.all)
     assert len(asked) == number
     assert set(asked.values()) == {1}
-    assert await sequence(world, "WORKSPACED_RESULT") == number
-    assert await sequence(world, "WORKSPACED_DEAD") == 0
+    assert await last_sequence(world, "WORKSPACED_RESULT") == number
+    assert await last_sequence(world, "WORKSPACED_DEAD") == 0
 
 
-async def sequence(world: World, stream: str) -> int:
+async def last_sequence(world: World, stream: str) -> int:
     """How many messages the stream ever took."""
     return int((await world.operator.js.stream_info(stream)).state.last_seq)
 
 
-async def test_c8_200_creates_at_once_make_one_workspace(fleet: Fleet, world: World) -> None:
+async def test_c8_200_concurrent_creates_make_one_workspace(fleet: Fleet, world: World) -> None:
     chat, listed = await world.chat(), agent_entry()
     args = {"template_id": world.plain}
 
-    calls = asyncio.gather(*(resolved(chat, CREATE, args, number) for number in range(200)))
+    calls = asyncio.gather(*(call_by_turns(chat, CREATE, args, number) for number in range(200)))
     job = await world.provisioner.job(chat)
     await world.provisioner.succeed(job, listed)
     agent = await world.agent(job, listed["id"])
@@ -96,9 +97,9 @@ async def test_c8_200_creates_at_once_make_one_workspace(fleet: Fleet, world: Wo
     assert Counter(answer["created"] for answer in answers) == {True: 1, False: 199}
     assert {answer["status"] for answer in answers if not answer["created"]} == {"already_exists"}
     assert {answer.get("build_id", job.build_id) for answer in answers} == {job.build_id}
-    await answered_once(fleet, world, chat, 200)
+    await assert_each_answered_once(fleet, world, chat, 200)
     assert world.provisioner.jobs.all == [job]
-    assert await sequence(world, "WORKSPACED_JOB") == 1
+    assert await last_sequence(world, "WORKSPACED_JOB") == 1
     assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
 
 
@@ -138,11 +139,11 @@ class Builder:
                 await agent.report_connected()
                 await agent.report_lifecycle("ready")
         else:
-            await end(self.world, job, how)
+            await steps.finish_build(self.world, job, how)
 
 
 @pytest.mark.parametrize("others", [1, 4], ids=["as many stops", "fewer stops"])
-async def test_w2_any_mix_of_calls_makes_one_build_at_a_time(
+async def test_w2_any_mix_of_concurrent_calls_makes_one_build_at_a_time(
     fleet: Fleet, world: World, others: int
 ) -> None:
     chat, random = await world.chat(), Random(others)
@@ -155,7 +156,7 @@ async def test_w2_any_mix_of_calls_makes_one_build_at_a_time(
         for number in numbers:
             tool = random.choice((*(CREATE, START) * others, STOP))
             args = plain if tool == CREATE else {}
-            answers.append(await resolved(chat, tool, args, number))
+            answers.append(await call_by_turns(chat, tool, args, number))
         return answers
 
     per = 12
@@ -167,7 +168,7 @@ async def test_w2_any_mix_of_calls_makes_one_build_at_a_time(
 
     assert builder.breaches == []
     assert len(answers) == 10 * per
-    await answered_once(fleet, world, chat, 10 * per)
+    await assert_each_answered_once(fleet, world, chat, 10 * per)
     ids = [job.build_id for job in builder.done]
     assert len(ids) == len(set(ids))
     assert len({(job.workspace_id, job.build_number) for job in builder.done}) == len(ids)

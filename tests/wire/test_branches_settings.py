@@ -10,89 +10,86 @@ from nats.aio.msg import Msg
 
 from tests.rigs.client import Chat, Job
 from tests.rigs.world import Deployment, World
-from tests.wire.branches import (
-    CREATE,
-    START,
-    STOP,
-    create,
-    ended,
-    jobs,
-    result,
-    stop_ended,
-    stopping,
-)
+from tests.wire import steps
+from tests.wire.steps import CREATE, START, STOP
 
 TTL, ALLOWLIST = "chat_workspace_ttl", "chat_template_allowlist"
-Put = Callable[[str, str], int]
+ChangeSetting = Callable[[str, str], int]
 
 
 @pytest.fixture
-def put(place: Deployment) -> Iterator[Put]:
+def change_setting(deployment: Deployment) -> Iterator[ChangeSetting]:
     """Change a setting with the command line; return its status. All are put back at the end."""
-    assert place.up is not None
-    running, changed = place.up, set()
+    assert deployment.up is not None
+    running, changed = deployment.up, set()
 
-    def put(key: str, value: str) -> int:
+    def change_setting(key: str, value: str) -> int:
         changed.add(key)
         return running.run("settings", "set", key, value).returncode
 
-    yield put
+    yield change_setting
     for key in changed:
         assert running.run("settings", "set", key, "").returncode == 0
 
 
-async def test_c5d_only_what_is_on_the_allowlist(world: World, put: Put) -> None:
+async def test_c5d_only_templates_on_the_allowlist_can_be_used(
+    world: World, change_setting: ChangeSetting
+) -> None:
     chat = await world.chat()
-    assert put(ALLOWLIST, f" {world.rich.upper()} ,{chat.id}") == 0
+    assert change_setting(ALLOWLIST, f" {world.rich.upper()} ,{chat.id}") == 0
 
     page = await chat.call("list_templates")
     text = await chat.call_error(CREATE, {"template_id": world.plain})
     not_found = await chat.call_error("read_template", {"template_id": world.plain})
     read = await chat.call("read_template", {"template_id": world.rich})
-    call = await create(world, chat, template_id=world.rich, parameters={"word": "w"})
+    call = await steps.request_create(world, chat, template_id=world.rich, parameters={"word": "w"})
     await world.provisioner.succeed(await world.provisioner.job(chat))
 
     assert [template["id"] for template in page["templates"]] == [world.rich]
     assert text
     assert "not found" in not_found
     assert read["template"]["id"] == world.rich
-    assert (await result(chat, call))["created"] is True
+    assert (await steps.successful_result(chat, call))["created"] is True
 
 
-async def test_c5d_what_runs_is_still_stopped_and_started(world: World, put: Put) -> None:
+async def test_c5d_a_running_workspace_can_still_be_stopped_and_started(
+    world: World, change_setting: ChangeSetting
+) -> None:
     chat = await world.chat()
-    await ended(world, chat)
-    assert put(ALLOWLIST, world.rich) == 0
+    await steps.given_finished_start(world, chat)
+    assert change_setting(ALLOWLIST, world.rich) == 0
 
-    await stop_ended(world, chat)
+    await steps.given_finished_stop(world, chat)
     call = await chat.ask(START)
     await world.provisioner.succeed(await world.provisioner.job(chat, "start", 3))
 
-    assert (await result(chat, call))["started"] is True
+    assert (await steps.successful_result(chat, call))["started"] is True
 
 
-async def test_c7_the_lifetime_goes_with_the_job(world: World, put: Put) -> None:
+async def test_c7_the_job_has_the_lifetime_as_ttl_ms(
+    world: World, change_setting: ChangeSetting
+) -> None:
     chat = await world.chat()
-    assert put(TTL, "1h30m") == 0
-    first = await ended(world, chat)
-    stop = await stop_ended(world, chat)
-    assert put(TTL, "2h") == 0
+    assert change_setting(TTL, "1h30m") == 0
+    first = await steps.given_finished_start(world, chat)
+    stop = await steps.given_finished_stop(world, chat)
+    assert change_setting(TTL, "2h") == 0
     call = await chat.ask(START)
     again = await world.provisioner.job(chat, "start", 3)
     await world.provisioner.succeed(again)
-    await result(chat, call)
+    await steps.successful_result(chat, call)
 
     # None of these is understood, so the last one stays.
-    assert {put(TTL, "soon"), put(TTL, "1d"), put(TTL, "h")} == {2}
-    kept = await ended(world, await world.chat())
-    assert put(TTL, "0.5ms") == 0
-    below = await ended(world, await world.chat())
+    assert {change_setting(TTL, "soon"), change_setting(TTL, "1d"), change_setting(TTL, "h")} == {2}
+    kept = await steps.given_finished_start(world, await world.chat())
+    assert change_setting(TTL, "0.5ms") == 0
+    below = await steps.given_finished_start(world, await world.chat())
 
     assert (first.ttl_ms, again.ttl_ms, kept.ttl_ms) == (5_400_000, 7_200_000, 7_200_000)
     assert "ttl_ms" not in below.data.keys() | stop.data.keys()
 
 
-async def expired(world: World, chat: Chat, start: Job, number: int) -> None:
+async def assert_stopped_by_lifetime(world: World, chat: Chat, start: Job, number: int) -> None:
     """See the workers stop the workspace because its time is over."""
     stop = await world.provisioner.job(chat, "stop", number)
     envelope = await chat.states.first(lambda e: e["data"]["build"]["id"] == stop.build_id)
@@ -105,43 +102,47 @@ async def expired(world: World, chat: Chat, start: Job, number: int) -> None:
     assert (stop.workspace_id, stop.build_number) == (start.workspace_id, number)
 
 
-async def test_c7_when_it_is_over_the_workers_stop_the_workspace(world: World, put: Put) -> None:
+async def test_c7_workers_stop_a_workspace_whose_lifetime_is_over(
+    world: World, change_setting: ChangeSetting
+) -> None:
     bare, agent, elsewhere = await world.chat(), await world.chat(), await world.chat()
-    before = await ended(world, elsewhere)  # made before there was a lifetime
-    assert put(TTL, "1s") == 0
-    first = await ended(world, bare)
+    before = await steps.given_finished_start(world, elsewhere)  # made before there was a lifetime
+    assert change_setting(TTL, "1s") == 0
+    first = await steps.given_finished_start(world, bare)
     second, _ = await world.ready(agent)
 
-    await expired(world, bare, first, 2)
-    await expired(world, agent, second, 2)
+    await assert_stopped_by_lifetime(world, bare, first, 2)
+    await assert_stopped_by_lifetime(world, agent, second, 2)
 
     found = await bare.call(CREATE, {"template_id": world.plain})
     assert found["status"] == "stopped"
     assert elsewhere.now["state"] == "ready"
-    assert await jobs(world, elsewhere) == [before]
+    assert await steps.all_jobs(world, elsewhere) == [before]
     # It counts anew from the end of the next start.
     call = await bare.ask(START)
     await world.provisioner.succeed(await world.provisioner.job(bare, "start", 3))
-    await result(bare, call)
+    await steps.successful_result(bare, call)
     stop = await world.provisioner.job(bare, "stop", 4)
     before = bare.now["version"]
     await world.provisioner.succeed(stop)
     await bare.state("stopped", above=before)
 
 
-async def test_c7_a_stop_that_fails_does_not_lengthen_it(world: World, put: Put) -> None:
+async def test_c7_a_failed_stop_does_not_extend_the_lifetime(
+    world: World, change_setting: ChangeSetting
+) -> None:
     chat = await world.chat()
-    assert put(TTL, "1s") == 0
-    start = await ended(world, chat)
+    assert change_setting(TTL, "1s") == 0
+    start = await steps.given_finished_start(world, chat)
 
-    _, stop = await stopping(world, chat)
+    _, stop = await steps.request_stop(world, chat)
     await world.provisioner.fail(stop)
 
-    await expired(world, chat, start, 3)
+    await assert_stopped_by_lifetime(world, chat, start, 3)
 
 
 @pytest.fixture
-async def overheard(world: World) -> AsyncIterator[list[tuple[str, bytes]]]:
+async def bus_traffic(world: World) -> AsyncIterator[list[tuple[str, bytes]]]:
     """Whatever passes on the bus from now on, with its subject."""
     heard: list[tuple[str, bytes]] = []
 
@@ -154,27 +155,27 @@ async def overheard(world: World) -> AsyncIterator[list[tuple[str, bytes]]]:
     await subscription.unsubscribe()
 
 
-async def test_a_sensitive_value_is_in_the_jobs_only(
-    world: World, overheard: list[tuple[str, bytes]]
+async def test_a_sensitive_value_is_in_jobs_only(
+    world: World, bus_traffic: list[tuple[str, bytes]]
 ) -> None:
-    assert world.place.up is not None
+    assert world.deployment.up is not None
     chat = await world.chat()
     nowhere = await chat.ask(START, {"parameters": {"secret": "swordfish-0"}})
     assert (await chat.answer(nowhere))["is_error"] is True
     values = {"word": "W", "secret": "swordfish-1", "Secret": "swordfish-misspelled"}
-    wrong = await create(world, chat, template_id=world.rich, parameters=values)
-    validations = (await result(chat, wrong))["validations"]
+    wrong = await steps.request_create(world, chat, template_id=world.rich, parameters=values)
+    validations = (await steps.successful_result(chat, wrong))["validations"]
     values = {"word": "w", "secret": "swordfish-2"}
-    call = await create(world, chat, template_id=world.rich, parameters=values)
+    call = await steps.request_create(world, chat, template_id=world.rich, parameters=values)
     job = await world.provisioner.job(chat)
     during = await world.service.ask("get_chat", {"chat_id": chat.id})
     await world.provisioner.succeed(job)
-    await result(chat, call)
-    stop = await stop_ended(world, chat)
+    await steps.successful_result(chat, call)
+    stop = await steps.given_finished_stop(world, chat)
     call = await chat.ask(START, {"parameters": {"secret": "swordfish-3"}})
     again = await world.provisioner.job(chat, "start", 3)
     await world.provisioner.succeed(again)
-    await result(chat, call)
+    await steps.successful_result(chat, call)
     await chat.ask(STOP, {"parameters": {"secret": "swordfish-4"}})
     last = await world.provisioner.job(chat, "stop", 4)
     await world.provisioner.fail(last, "no luck")
@@ -183,7 +184,7 @@ async def test_a_sensitive_value_is_in_the_jobs_only(
     secrets = [j.parameters["secret"] for j in (job, stop, again, last)]
     assert secrets == ["swordfish-2", "swordfish-2", "swordfish-3", "swordfish-3"]
     assert {fault["field"] for fault in validations} == {"word", "Secret"}
-    exported = world.place.up.run("events", chat.id)
+    exported = world.deployment.up.run("events", chat.id)
     assert exported.returncode == 0, exported.stderr
     shown = [
         during,
@@ -192,14 +193,14 @@ async def test_a_sensitive_value_is_in_the_jobs_only(
         await world.service.ask("list_chats", {"owner_id": chat.owner_id}),
         await world.service.ask("read_template", _read(world, chat)),
         json.dumps([*chat.states.all, *chat.results.all]).encode(),
-        world.place.up.process.output().encode(),
+        world.deployment.up.process.output().encode(),
         exported.stdout.encode(),
     ]
     for text in shown:
         assert b"swordfish" not in text
     assert b"***" in shown[2]
     assert '"secret": "***"' in exported.stdout
-    leaks = {subject for subject, body in overheard if b"swordfish" in body}
+    leaks = {subject for subject, body in bus_traffic if b"swordfish" in body}
     assert leaks == {f"workspaced.in.tool.{chat.id}.chatd", "workspaced.job.wire"}
 
 

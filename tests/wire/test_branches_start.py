@@ -8,124 +8,113 @@ import pytest
 
 from tests.rigs.client import Chat, Event, Job, agent_entry, new_id
 from tests.rigs.world import ORGANIZATION, World, template_folder
-from tests.wire.branches import (
-    CREATE,
-    START,
-    create,
-    deleting,
-    elsewhere,
-    end,
-    ended,
-    gone,
-    is_failure,
-    jobs,
-    result,
-    running,
-    stop_ended,
-    stopped,
-    stopping,
-    told,
-    waits,
-)
+from tests.wire import steps
+from tests.wire.steps import CREATE, START
 
 
-async def started(world: World, chat: Chat, number: int, **args: object) -> tuple[Event, Job]:
+async def assert_start_builds(
+    world: World, chat: Chat, number: int, **args: object
+) -> tuple[Event, Job]:
     """See a call start the workspace; return its answer and the job."""
     call = await chat.ask(START, args)
     job = await world.provisioner.job(chat, "start", number)
     await world.provisioner.succeed(job)
-    return await result(chat, call), job
+    return await steps.successful_result(chat, call), job
 
 
 @pytest.mark.parametrize("tool", [START, "stop_workspace"])
-async def test_s1_p1_without_a_workspace_there_is_nothing_to_do(world: World, tool: str) -> None:
+async def test_s1_p1_without_a_workspace_start_and_stop_point_to_create_workspace(
+    world: World, tool: str
+) -> None:
     fresh, deleted = await world.chat(), await world.chat()
-    await gone(world, deleted)
+    await steps.given_deleted_workspace(world, deleted)
 
     for chat in (fresh, deleted):
         assert CREATE in await chat.call_error(tool)
 
-    assert await jobs(world, fresh) == []
+    assert await steps.all_jobs(world, fresh) == []
 
 
 @pytest.mark.parametrize("lifecycle", ["ready", "off"])
-async def test_s2a_what_is_being_built_is_waited_for(world: World, lifecycle: str) -> None:
+async def test_s2a_start_waits_for_a_build_in_progress(world: World, lifecycle: str) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     keys = {"startup_scripts": "startup_scripts_failed", "lifecycle_state": "off"}
 
     call = await chat.ask(START)
-    await waits(world, chat, call)
+    await steps.assert_calls_wait(world, chat, call)
     listed = agent_entry()
     await world.provisioner.succeed(job, listed)
     await (await world.agent(job, listed["id"])).report_lifecycle(lifecycle)
 
-    assert await result(chat, call) == {
+    assert await steps.successful_result(chat, call) == {
         "started": True,
         "workspace_name": job.workspace_name,
         "build_id": job.build_id,
         **({} if lifecycle == "ready" else keys),
     }
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled"])
-async def test_s2b_what_is_being_built_and_fails(world: World, how: str) -> None:
+async def test_s2b_start_returns_the_failure_of_a_build_in_progress(world: World, how: str) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     call = await chat.ask(START)
 
-    await end(world, job, how)
+    await steps.finish_build(world, job, how)
 
-    assert is_failure(await result(chat, call), job.build_id)
-    assert await jobs(world, chat) == [job]
+    assert steps.is_build_failure(await steps.successful_result(chat, call), job.build_id)
+    assert await steps.all_jobs(world, chat) == [job]
 
 
-async def test_s3a_after_a_stop_the_waiting_call_starts(world: World) -> None:
+async def test_s3a_start_waits_for_a_stop_and_then_starts_the_workspace(world: World) -> None:
     chat = await world.chat()
-    first = await ended(world, chat)
-    _, stop = await stopping(world, chat)
+    first = await steps.given_finished_start(world, chat)
+    _, stop = await steps.request_stop(world, chat)
 
     call = await chat.ask(START)
-    await waits(world, chat, call)
+    await steps.assert_calls_wait(world, chat, call)
     await world.provisioner.succeed(stop)
     job = await world.provisioner.job(chat, "start", 3)
     await world.provisioner.succeed(job)
 
-    assert (await result(chat, call))["build_id"] == job.build_id
+    assert (await steps.successful_result(chat, call))["build_id"] == job.build_id
     assert (job.workspace_id, job.build_number) == (first.workspace_id, 3)
-    assert await jobs(world, chat) == [first, stop, job]
+    assert await steps.all_jobs(world, chat) == [first, stop, job]
 
 
-async def test_s3a_a_start_made_elsewhere_after_the_stop_is_joined(world: World) -> None:
+async def test_s3a_start_waits_for_an_external_start_build_that_follows_the_stop(
+    world: World,
+) -> None:
     chat = await world.chat()
-    first = await ended(world, chat)
-    _, stop = await stopping(world, chat)
+    first = await steps.given_finished_start(world, chat)
+    _, stop = await steps.request_stop(world, chat)
     call = await chat.ask(START)
-    theirs = elsewhere(first, 3)
+    theirs = steps.external_build(first, 3)
 
-    await told(world, theirs, "build_started")
+    await steps.report_external_build(world, theirs, "build_started")
     await world.provisioner.succeed(stop)
-    await waits(world, chat, call)
-    await told(world, theirs, "build_succeeded")
+    await steps.assert_calls_wait(world, chat, call)
+    await steps.report_external_build(world, theirs, "build_succeeded")
 
-    assert (await result(chat, call))["build_id"] == theirs["build_id"]
-    assert await jobs(world, chat) == [first, stop]
+    assert (await steps.successful_result(chat, call))["build_id"] == theirs["build_id"]
+    assert await steps.all_jobs(world, chat) == [first, stop]
 
 
-async def test_s3c_after_a_delete_there_is_nothing_to_start(world: World) -> None:
+async def test_s3c_start_after_a_delete_points_to_create_workspace(world: World) -> None:
     chat = await world.chat()
-    first = await ended(world, chat)
-    delete = await deleting(world, chat)
+    first = await steps.given_finished_start(world, chat)
+    delete = await steps.request_delete(world, chat)
 
     call = await chat.ask(START)
-    await waits(world, chat, call)
+    await steps.assert_calls_wait(world, chat, call)
     await world.provisioner.succeed(delete)
     resolved = await chat.answer(call)
 
     assert resolved["is_error"] is True
     assert CREATE in resolved["result"]["error"]
-    assert await jobs(world, chat) == [first, delete]
+    assert await steps.all_jobs(world, chat) == [first, delete]
 
 
 SCRIPTS = {"startup_scripts": "startup_scripts_failed", "lifecycle_state": "start_error"}
@@ -140,9 +129,11 @@ SCRIPTS = {"startup_scripts": "startup_scripts_failed", "lifecycle_state": "star
         ("bare", {"agent_status": "no_agent"}),
     ],
 )
-async def test_s4a_what_runs_needs_no_build(world: World, state: str, keys: Event) -> None:
+async def test_s4a_start_of_a_running_workspace_makes_no_build(
+    world: World, state: str, keys: Event
+) -> None:
     chat = await world.chat()
-    job, _ = await running(world, chat, state)
+    job, _ = await steps.given_running_workspace(world, chat, state)
 
     answer = await chat.call(START)
 
@@ -152,12 +143,12 @@ async def test_s4a_what_runs_needs_no_build(world: World, state: str, keys: Even
         "no_build": True,
         **keys,
     }
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]
 
 
-async def test_s4a_nor_does_one_without_a_choice_of_agent(world: World) -> None:
+async def test_s4a_start_after_a_selection_error_makes_no_build(world: World) -> None:
     chat = await world.chat()
-    job, _ = await running(world, chat, "selection_error")
+    job, _ = await steps.given_running_workspace(world, chat, "selection_error")
 
     answer = await chat.call(START)
 
@@ -171,27 +162,33 @@ async def test_s4a_nor_does_one_without_a_choice_of_agent(world: World) -> None:
 
 
 @pytest.mark.parametrize("state", ["agent_connecting", "scripts_running"])
-async def test_s4b_readiness_is_waited_for(world: World, state: str) -> None:
+async def test_s4b_start_waits_for_readiness(world: World, state: str) -> None:
     chat = await world.chat()
-    job, agent = await running(world, chat, state)
+    job, agent = await steps.given_running_workspace(world, chat, state)
     assert agent is not None
 
     call = await chat.ask(START)
-    await waits(world, chat, call)
+    await steps.assert_calls_wait(world, chat, call)
     await agent.report_lifecycle("ready")
 
-    assert await result(chat, call) == {
+    assert await steps.successful_result(chat, call) == {
         "started": True,
         "workspace_name": job.workspace_name,
         "no_build": True,
     }
-    assert await jobs(world, chat) == [job]
+    assert await steps.all_jobs(world, chat) == [job]
 
 
 @pytest.mark.parametrize("how", ["succeeded", "failed", "canceled"])
-async def test_s5a_s5b_what_does_not_run_is_started(world: World, how: str) -> None:
+async def test_s5a_s5b_start_builds_a_stopped_or_failed_workspace_with_the_next_number(
+    world: World, how: str
+) -> None:
     chat = await world.chat()
-    first = await (stopped(world, chat) if how == "succeeded" else ended(world, chat, how))
+    first = await (
+        steps.given_stopped_workspace(world, chat)
+        if how == "succeeded"
+        else steps.given_finished_start(world, chat, how)
+    )
     number = chat.now["build"]["number"] + 1
 
     call = await chat.ask(START)
@@ -200,7 +197,7 @@ async def test_s5a_s5b_what_does_not_run_is_started(world: World, how: str) -> N
     await world.provisioner.succeed(job, listed)
     await (await world.agent(job, listed["id"])).report_lifecycle("ready")
 
-    assert await result(chat, call) == {
+    assert await steps.successful_result(chat, call) == {
         "started": True,
         "workspace_name": first.workspace_name,
         "build_id": job.build_id,
@@ -208,12 +205,12 @@ async def test_s5a_s5b_what_does_not_run_is_started(world: World, how: str) -> N
     assert (job.workspace_id, job.build_number) == (first.workspace_id, number)
 
 
-async def test_s5c_a_failed_stop_is_what_the_last_start_made(world: World) -> None:
+async def test_s5c_after_a_failed_stop_the_last_start_determines_the_answer(world: World) -> None:
     well, ill = await world.chat(), await world.chat()
-    first = await ended(world, well)
-    await ended(world, ill, "failed")
+    first = await steps.given_finished_start(world, well)
+    await steps.given_finished_start(world, ill, "failed")
     for chat in (well, ill):
-        await stop_ended(world, chat, "failed")
+        await steps.given_finished_stop(world, chat, "failed")
 
     assert await well.call(START) == {
         "started": True,
@@ -221,32 +218,32 @@ async def test_s5c_a_failed_stop_is_what_the_last_start_made(world: World) -> No
         "no_build": True,
         "agent_status": "no_agent",
     }
-    answer, job = await started(world, ill, 3)
+    answer, job = await assert_start_builds(world, ill, 3)
     assert (answer["build_id"], job.build_number) == (job.build_id, 3)
 
 
 @pytest.mark.parametrize("demanded", [True, False])
-async def test_s6a_s6b_the_active_version_if_the_template_demands_it(
+async def test_s6a_s6b_start_uses_the_active_version_only_if_the_template_requires_it(
     world: World, tmp_path: Path, demanded: bool
 ) -> None:
-    assert world.place.up is not None
+    assert world.deployment.up is not None
     name = f"version-{str(demanded).lower()}"
     text = f'name = "{name}"\npool = "wire"\nrequire_active_version = {str(demanded).lower()}\n'
     folder = template_folder(tmp_path, name, text)
     push = ("template", "push", folder, "--organization", new_id())
-    old = world.place.up.data(*push)
+    old = world.deployment.up.data(*push)
     chat = await world.chat()
     chat.organization_id = push[-1]
-    call = await create(world, chat, template_id=old["template_id"])
+    call = await steps.request_create(world, chat, template_id=old["template_id"])
     await world.provisioner.succeed(await world.provisioner.job(chat))
-    await result(chat, call)
-    await stop_ended(world, chat)
+    await steps.successful_result(chat, call)
+    await steps.given_finished_stop(world, chat)
 
-    same, _ = await started(world, chat, 3)
-    await stop_ended(world, chat)
+    same, _ = await assert_start_builds(world, chat, 3)
+    await steps.given_finished_stop(world, chat)
     (folder / "more.txt").write_text("more")
-    new = world.place.up.data(*push)
-    answer, job = await started(world, chat, 5)
+    new = world.deployment.up.data(*push)
+    answer, job = await assert_start_builds(world, chat, 5)
 
     more = {"updated_to_active_version", "update_reason", "message"}
     assert new["version_id"] != old["version_id"]
@@ -261,22 +258,24 @@ async def test_s6a_s6b_the_active_version_if_the_template_demands_it(
         assert answer.keys() & more == set()
 
 
-async def rich(world: World, chat: Chat, **parameters: object) -> Job:
+async def given_stopped_rich_workspace(world: World, chat: Chat, **parameters: object) -> Job:
     """Have a workspace with parameters, that is stopped."""
-    call = await create(world, chat, template_id=world.rich, parameters=parameters)
+    call = await steps.request_create(world, chat, template_id=world.rich, parameters=parameters)
     job = await world.provisioner.job(chat)
     await world.provisioner.succeed(job)
-    await result(chat, call)
-    await stop_ended(world, chat)
+    await steps.successful_result(chat, call)
+    await steps.given_finished_stop(world, chat)
     return job
 
 
-async def test_s7a_the_calls_value_over_the_last_builds_over_the_default(world: World) -> None:
+async def test_s7a_values_of_the_call_precede_those_of_the_last_build_and_the_defaults(
+    world: World,
+) -> None:
     chat = await world.chat()
-    await rich(world, chat, word="hello", size=5, secret="s3cret")
+    await given_stopped_rich_workspace(world, chat, word="hello", size=5, secret="s3cret")
 
     same = {"branch": "next", "size": 5}  # a fixed one may be named with its value
-    _, job = await started(world, chat, 3, parameters=same)
+    _, job = await assert_start_builds(world, chat, 3, parameters=same)
 
     assert job.parameters == {
         "branch": "next",
@@ -286,10 +285,12 @@ async def test_s7a_the_calls_value_over_the_last_builds_over_the_default(world: 
     }
 
 
-async def test_s7b_wrong_and_fixed_parameters_are_named_with_the_template(world: World) -> None:
+async def test_s7b_invalid_and_immutable_parameters_are_named_with_the_template(
+    world: World,
+) -> None:
     chat = await world.chat()
-    first = await rich(world, chat, word="hello")
-    before = await jobs(world, chat)
+    first = await given_stopped_rich_workspace(world, chat, word="hello")
+    before = await steps.all_jobs(world, chat)
     wrong = {"branch": "other", "size": 6, "word": "UPPER", "colour": "red"}
 
     answer = await chat.call(START, {"parameters": wrong})
@@ -299,5 +300,5 @@ async def test_s7b_wrong_and_fixed_parameters_are_named_with_the_template(world:
     assert {fault["field"] for fault in answer["validations"]} == wrong.keys()
     assert all(fault.keys() == {"field", "detail"} for fault in answer["validations"])
     assert chat.now["state"] == "stopped"
-    assert await jobs(world, chat) == before
+    assert await steps.all_jobs(world, chat) == before
     assert first.organization_id == ORGANIZATION

@@ -9,7 +9,8 @@ import pytest
 
 from tests.rigs.client import Chat, Event, new_id
 from tests.rigs.world import Deployment, World, template_folder
-from tests.wire.branches import CREATE, create, jobs, result
+from tests.wire import steps
+from tests.wire.steps import CREATE
 
 NUMBERED = [f"t{number:02}" for number in range(11)]
 FULL = """
@@ -71,10 +72,12 @@ What it is for.
 
 
 @pytest.fixture(scope="module")
-def many(place: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Event]:
+def many_templates(
+    deployment: Deployment, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Event]:
     """Templates of an organization of their own, by name; the organization's id by ''."""
-    assert place.up is not None
-    up, parent, organization = place.up, tmp_path_factory.mktemp("many"), new_id()
+    assert deployment.up is not None
+    up, parent, organization = deployment.up, tmp_path_factory.mktemp("many"), new_id()
     texts = {name: f'name = "{name}"\npool = "wire"\n' for name in NUMBERED}
     texts["closed"] = 'name = "closed"\npool = "wire"\nagents_allowed = false\n'
     texts["full"] = FULL
@@ -89,16 +92,16 @@ def many(place: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Mapping
     return {"": {"id": organization}, **pushed}
 
 
-async def chat_of(world: World, many: Mapping[str, Event]) -> Chat:
+async def chat_of_organization(world: World, many_templates: Mapping[str, Event]) -> Chat:
     chat = await world.chat()
-    chat.organization_id = many[""]["id"]
+    chat.organization_id = many_templates[""]["id"]
     return chat
 
 
-async def test_l1_the_allowed_ones_of_the_organization_by_name(
-    world: World, many: Mapping[str, Event]
+async def test_l1_the_list_holds_the_organizations_allowed_templates_by_name(
+    world: World, many_templates: Mapping[str, Event]
 ) -> None:
-    chat = await chat_of(world, many)
+    chat = await chat_of_organization(world, many_templates)
 
     page = await chat.call("list_templates")
 
@@ -122,10 +125,10 @@ async def test_l1_the_allowed_ones_of_the_organization_by_name(
         (None, ["full", *NUMBERED][:10]),
     ],
 )
-async def test_l2_a_query_is_a_part_of_the_text(
-    world: World, many: Mapping[str, Event], query: str | None, found: list[str]
+async def test_l2_a_query_matches_a_part_of_the_text(
+    world: World, many_templates: Mapping[str, Event], query: str | None, found: list[str]
 ) -> None:
-    chat = await chat_of(world, many)
+    chat = await chat_of_organization(world, many_templates)
 
     page = await chat.call("list_templates", {"query": query})
 
@@ -141,10 +144,10 @@ async def test_l2_a_query_is_a_part_of_the_text(
         (3, 3, []),
     ],
 )
-async def test_l3_a_page_has_ten(
-    world: World, many: Mapping[str, Event], page: int, shown: int, names: list[str]
+async def test_l3_a_page_has_ten_templates(
+    world: World, many_templates: Mapping[str, Event], page: int, shown: int, names: list[str]
 ) -> None:
-    chat = await chat_of(world, many)
+    chat = await chat_of_organization(world, many_templates)
 
     found = await chat.call("list_templates", {"page": page})
 
@@ -152,19 +155,21 @@ async def test_l3_a_page_has_ten(
     assert found == {"count": len(names), "page": shown, "total_pages": 2, "total_count": 12}
 
 
-async def test_t1_a_template_with_its_parameters_and_presets(
-    world: World, many: Mapping[str, Event]
+async def test_t1_read_template_returns_parameters_and_presets(
+    world: World, many_templates: Mapping[str, Event]
 ) -> None:
-    chat = await chat_of(world, many)
+    chat = await chat_of_organization(world, many_templates)
 
-    read = await chat.call("read_template", {"template_id": many["full"]["template_id"].upper()})
-    bare = await chat.call("read_template", {"template_id": many["t00"]["template_id"]})
+    read = await chat.call(
+        "read_template", {"template_id": many_templates["full"]["template_id"].upper()}
+    )
+    bare = await chat.call("read_template", {"template_id": many_templates["t00"]["template_id"]})
 
     readme = read["template"].pop("readme")
     assert read["template"] == {
-        "id": many["full"]["template_id"],
+        "id": many_templates["full"]["template_id"],
         "name": "full",
-        "active_version_id": many["full"]["version_id"],
+        "active_version_id": many_templates["full"]["version_id"],
         "display_name": "A_100% full one",
     }
     assert readme.startswith("# Full")
@@ -199,41 +204,41 @@ async def test_t1_a_template_with_its_parameters_and_presets(
     assert "presets" not in bare
 
 
-async def test_t2_a_template_that_is_not_the_chats_to_see(
-    world: World, many: Mapping[str, Event]
+async def test_t2_a_template_that_the_chat_may_not_see_is_unknown(
+    world: World, many_templates: Mapping[str, Event]
 ) -> None:
-    chat = await chat_of(world, many)
+    chat = await chat_of_organization(world, many_templates)
 
-    for template in (new_id(), world.plain, many["closed"]["template_id"]):
+    for template in (new_id(), world.plain, many_templates["closed"]["template_id"]):
         assert "not found" in await chat.call_error("read_template", {"template_id": template})
 
 
-async def test_t3_the_template_must_be_a_uuid(world: World) -> None:
+async def test_t3_the_template_id_must_be_a_uuid(world: World) -> None:
     chat = await world.chat()
 
     for wrong in ({}, {"template_id": None}, {"template_id": " "}, {"template_id": "plain"}):
         assert await chat.call_error("read_template", wrong)
 
 
-async def test_c5a_c5b_c5c_c5e_what_can_not_be_built_is_refused(
-    world: World, many: Mapping[str, Event]
+async def test_c5a_c5b_c5c_c5e_an_unusable_template_or_preset_is_an_error(
+    world: World, many_templates: Mapping[str, Event]
 ) -> None:
-    chat = await chat_of(world, many)
+    chat = await chat_of_organization(world, many_templates)
 
-    for template in (new_id(), world.plain, many["closed"]["template_id"]):
+    for template in (new_id(), world.plain, many_templates["closed"]["template_id"]):
         assert await chat.call_error(CREATE, {"template_id": template})
-    preset = {"template_id": many["full"]["template_id"], "preset_id": new_id()}
+    preset = {"template_id": many_templates["full"]["template_id"], "preset_id": new_id()}
     assert await chat.call_error(CREATE, preset)
 
     assert chat.states.all == []
-    assert await jobs(world, chat) == []
+    assert await steps.all_jobs(world, chat) == []
 
 
-async def test_c5f_every_parameter_that_does_not_fit_is_named_at_once(
-    world: World, many: Mapping[str, Event]
+async def test_c5f_every_invalid_parameter_is_named(
+    world: World, many_templates: Mapping[str, Event]
 ) -> None:
-    chat = await chat_of(world, many)
-    template = many["full"]["template_id"]
+    chat = await chat_of_organization(world, many_templates)
+    template = many_templates["full"]["template_id"]
     wrong = {
         "branch": "other",
         "cpus": 9,
@@ -243,7 +248,9 @@ async def test_c5f_every_parameter_that_does_not_fit_is_named_at_once(
         "colour": "red",
     }
 
-    answer = await result(chat, await create(world, chat, template_id=template, parameters=wrong))
+    answer = await steps.successful_result(
+        chat, await steps.request_create(world, chat, template_id=template, parameters=wrong)
+    )
 
     assert answer.keys() - {"detail"} == {"error", "validations"}
     assert all(fault.keys() == {"field", "detail"} for fault in answer["validations"])
@@ -253,29 +260,31 @@ async def test_c5f_every_parameter_that_does_not_fit_is_named_at_once(
 
 
 @pytest.mark.parametrize("cpus", ["many", "", "0.5", "nan", "inf", True])
-async def test_c5f_a_number_is_one_within_its_bounds(
-    world: World, many: Mapping[str, Event], cpus: object
+async def test_c5f_a_number_must_be_within_its_bounds(
+    world: World, many_templates: Mapping[str, Event], cpus: object
 ) -> None:
-    chat = await chat_of(world, many)
+    chat = await chat_of_organization(world, many_templates)
     given = {"word": "xyz", "token": "t", "cpus": cpus}
 
     answer = await chat.call(
-        CREATE, {"template_id": many["full"]["template_id"], "parameters": given}
+        CREATE, {"template_id": many_templates["full"]["template_id"], "parameters": given}
     )
 
     assert [fault["field"] for fault in answer["validations"]] == ["cpus"]
 
 
-async def test_c5g_the_calls_value_over_the_presets_over_the_default(
-    world: World, many: Mapping[str, Event]
+async def test_c5g_values_of_the_call_precede_those_of_the_preset_and_the_defaults(
+    world: World, many_templates: Mapping[str, Event]
 ) -> None:
-    chat = await chat_of(world, many)
-    template = many["full"]["template_id"]
+    chat = await chat_of_organization(world, many_templates)
+    template = many_templates["full"]["template_id"]
     read = await chat.call("read_template", {"template_id": template})
     preset = read["presets"][0]["id"]
     given = {"word": "mine", "fast": False, "flags": ["c"]}
 
-    await create(world, chat, template_id=template, preset_id=preset.upper(), parameters=given)
+    await steps.request_create(
+        world, chat, template_id=template, preset_id=preset.upper(), parameters=given
+    )
     job = await world.provisioner.job(chat)
 
     assert job.preset_id == preset

@@ -10,7 +10,8 @@ import pytest
 
 from tests.rigs.client import Chat, Event, Job, new_id
 from tests.rigs.world import World, template_folder
-from tests.wire.branches import START, STOP, create, result, stop_ended
+from tests.wire import steps
+from tests.wire.steps import START, STOP
 
 
 def toml(name: str, *parameters: str) -> str:
@@ -31,26 +32,28 @@ class Changing:
         """Push the first version, and have a workspace made of it and stopped."""
         await self.changed(*tables)
         template = self._pushed["template_id"]
-        call = await create(self.world, self.chat, template_id=template, parameters=parameters)
+        call = await steps.request_create(
+            self.world, self.chat, template_id=template, parameters=parameters
+        )
         job = await self.world.provisioner.job(self.chat)
         await self.world.provisioner.succeed(job)
-        await result(self.chat, call)
-        await stop_ended(self.world, self.chat)
+        await steps.successful_result(self.chat, call)
+        await steps.given_finished_stop(self.world, self.chat)
         return job
 
     async def changed(self, *tables: str) -> None:
         """Push a version with parameters of these tables."""
-        assert self.world.place.up is not None
+        assert self.world.deployment.up is not None
         (self.folder / "template.toml").write_text(toml(self.folder.name, *tables))
         push = ("template", "push", self.folder, "--organization", self.chat.organization_id)
-        self._pushed: dict[str, Any] = self.world.place.up.data(*push)
+        self._pushed: dict[str, Any] = self.world.deployment.up.data(*push)
 
     async def started(self, number: int = 3, **parameters: object) -> tuple[Event, Job]:
         """Start the workspace; return the answer and the job."""
         call = await self.chat.ask(START, {"parameters": parameters} if parameters else {})
         job = await self.world.provisioner.job(self.chat, "start", number)
         await self.world.provisioner.succeed(job)
-        return await result(self.chat, call), job
+        return await steps.successful_result(self.chat, call), job
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ TAGS = 'name = "tags"\ntype = "list(string)"\nmutable = false'
 CPUS = 'name = "cpus"\ntype = "number"\nmutable = false'
 
 
-async def test_c5i_values_are_the_text_that_a_template_would_write(changing: Changing) -> None:
+async def test_c5i_values_become_the_text_that_a_template_would_contain(changing: Changing) -> None:
     flag, note = 'name = "flag"\ntype = "bool"', 'name = "note"\ndefault = "d"'
     given = {"tags": ["a", "b"], "cpus": 4.0, "flag": True, "note": None}
 
@@ -79,12 +82,12 @@ async def test_s7c_the_same_value_in_another_spelling_is_no_change(changing: Cha
 
     _, job = await changing.started(tags=["a", "b"], cpus=4.0)
     assert job.parameters == made.parameters == {"tags": '["a","b"]', "cpus": "4"}
-    await stop_ended(changing.world, changing.chat)
+    await steps.given_finished_stop(changing.world, changing.chat)
     refused = await changing.chat.call(START, {"parameters": {"tags": ["b", "a"], "cpus": "5"}})
     assert [wrong["field"] for wrong in refused["validations"]] == ["tags", "cpus"]
 
 
-async def test_s7d_an_immutable_parameter_that_is_new_may_be_given_once(
+async def test_s7d_a_new_immutable_parameter_may_be_given_once(
     changing: Changing,
 ) -> None:
     region = 'name = "region"\nmutable = false\ndefault = "us"'
@@ -94,7 +97,7 @@ async def test_s7d_an_immutable_parameter_that_is_new_may_be_given_once(
     _, job = await changing.started(region="eu")
 
     assert job.parameters == {"cpus": "2", "region": "eu"}
-    await stop_ended(changing.world, changing.chat)
+    await steps.given_finished_stop(changing.world, changing.chat)
     refused = await changing.chat.call(START, {"parameters": {"region": "us"}})
     assert [wrong["field"] for wrong in refused["validations"]] == ["region"]
 
@@ -102,7 +105,7 @@ async def test_s7d_an_immutable_parameter_that_is_new_may_be_given_once(
 SIZE = 'name = "size"\ntype = "number"'
 
 
-async def test_s7e_a_value_that_no_longer_fits_becomes_the_default_and_is_named(
+async def test_s7e_a_mutable_value_that_became_invalid_is_reset_and_named(
     changing: Changing,
 ) -> None:
     """The call waits for a stop first, and names it all the same."""
@@ -113,18 +116,20 @@ async def test_s7e_a_value_that_no_longer_fits_becomes_the_default_and_is_named(
     stopping = await changing.world.provisioner.job(changing.chat, "stop", 4)
     start = await changing.chat.ask(START)
     await changing.world.provisioner.succeed(stopping)
-    await result(changing.chat, stop)
+    await steps.successful_result(changing.chat, stop)
 
     job = await changing.world.provisioner.job(changing.chat, "start", 5)
     await changing.world.provisioner.succeed(job)
 
-    answer = await result(changing.chat, start)
+    answer = await steps.successful_result(changing.chat, start)
     assert answer["parameters_reset"] == ["size"]
     assert answer["updated_to_active_version"] is True
     assert job.parameters == {"size": "2"}
 
 
-async def test_s7e_without_a_default_the_call_must_give_a_value(changing: Changing) -> None:
+async def test_s7e_an_invalid_value_without_a_default_must_be_given_by_the_call(
+    changing: Changing,
+) -> None:
     await changing.made(SIZE, size=8)
     await changing.changed(f"{SIZE}\nvalidation_max = 4\nrequired = true")
 
@@ -136,7 +141,7 @@ async def test_s7e_without_a_default_the_call_must_give_a_value(changing: Changi
     assert "parameters_reset" not in answer
 
 
-async def test_s7f_s7g_an_immutable_value_is_kept_and_a_parameter_that_is_gone_is_left_out(
+async def test_s7f_s7g_an_immutable_value_is_kept_and_a_removed_parameter_is_omitted(
     changing: Changing,
 ) -> None:
     await changing.made(CPUS, 'name = "gone"', cpus=8, gone="x")

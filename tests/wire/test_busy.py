@@ -23,13 +23,15 @@ async def world(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIt
         await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
         templates = {"plain": await asyncio.to_thread(fleet.push, "plain")}
         async with AsyncExitStack() as stack:
-            place = Deployment(fleet.nats_url, fleet.credentials, templates)
-            yield await stack.enter_async_context(connected_world(place))
+            deployment = Deployment(fleet.nats_url, fleet.credentials, templates)
+            yield await stack.enter_async_context(connected_world(deployment))
     finally:
         await fleet.end_all()
 
 
-async def test_a_call_too_many_is_refused_and_those_that_wait_are_answered(world: World) -> None:
+async def test_a_call_beyond_the_limit_is_refused_and_waiting_calls_are_answered(
+    world: World,
+) -> None:
     chat = await world.chat()
     args = {"template_id": world.plain}
     body = {"chat_id": chat.id, **chat.identity, "args": args}

@@ -6,7 +6,7 @@ from tests.rigs.client import Chat
 from tests.rigs.world import World
 
 
-async def canceled(world: World, chat: Chat, call: str, *, by_rpc: bool) -> None:
+async def cancel_call(world: World, chat: Chat, call: str, *, by_rpc: bool) -> None:
     if by_rpc:
         answer = await world.service.rpc("cancel", chat_id=chat.id, call_id=call)
         assert answer == {"canceled": True}
@@ -14,11 +14,11 @@ async def canceled(world: World, chat: Chat, call: str, *, by_rpc: bool) -> None
         await chat.cancel(call)
 
 
-async def test_while_it_is_built(world: World) -> None:
+async def test_a_cancel_during_the_build_answers_the_call(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
-    await canceled(world, chat, call, by_rpc=False)
+    await cancel_call(world, chat, call, by_rpc=False)
     resolved = await chat.answer(call)
     await world.provisioner.succeed(job)
     await chat.state("ready")
@@ -29,11 +29,11 @@ async def test_while_it_is_built(world: World) -> None:
     assert chat.path == ["building", "ready"]
 
 
-async def test_while_the_agent_connects(world: World) -> None:
+async def test_a_cancel_while_the_agent_connects_answers_the_call(world: World) -> None:
     chat = await world.chat()
     call, job, _ = await world.connecting(chat)
 
-    await canceled(world, chat, call, by_rpc=True)
+    await cancel_call(world, chat, call, by_rpc=True)
 
     assert (await chat.answer(call))["result"] == {
         "created": True,
@@ -43,26 +43,26 @@ async def test_while_the_agent_connects(world: World) -> None:
     }
 
 
-async def test_while_scripts_run(world: World) -> None:
+async def test_a_cancel_while_scripts_run_answers_the_call(world: World) -> None:
     chat = await world.chat()
     call, _, agent = await world.connecting(chat)
     await agent.report_connected()
     await chat.state("scripts_running")
 
-    await canceled(world, chat, call, by_rpc=True)
+    await cancel_call(world, chat, call, by_rpc=True)
     result = (await chat.answer(call))["result"]
 
     assert result["created"] is True
     assert result["startup_scripts"] == "startup_scripts_unknown"
 
 
-async def test_while_it_is_stopped(world: World) -> None:
+async def test_a_cancel_during_a_stop_answers_the_call(world: World) -> None:
     chat = await world.chat()
     await world.ready(chat)
     call = await chat.ask("stop_workspace")
     job = await world.provisioner.job(chat, "stop")
 
-    await canceled(world, chat, call, by_rpc=False)
+    await cancel_call(world, chat, call, by_rpc=False)
     result = (await chat.answer(call))["result"]
     await world.provisioner.succeed(job)
     await chat.state("stopped")
@@ -71,19 +71,19 @@ async def test_while_it_is_stopped(world: World) -> None:
     assert result["build_id"] == job.build_id
 
 
-async def test_only_that_call(world: World) -> None:
+async def test_a_cancel_ends_only_its_own_call(world: World) -> None:
     chat = await world.chat()
     first, job = await world.building(chat)
     second = await chat.ask("create_workspace", {"template_id": world.plain})
 
-    await canceled(world, chat, first, by_rpc=False)
+    await cancel_call(world, chat, first, by_rpc=False)
     await chat.answer(first)
     await world.provisioner.succeed(job)
 
     assert (await chat.answer(second))["result"]["build_id"] == job.build_id
 
 
-async def test_an_answered_call_stays_answered(world: World) -> None:
+async def test_a_cancel_does_not_change_an_answered_call(world: World) -> None:
     chat = await world.chat()
     call = await chat.ask("list_templates")
     answer = await chat.answer(call)
@@ -95,7 +95,7 @@ async def test_an_answered_call_stays_answered(world: World) -> None:
     assert [e["data"] for e in await chat.results.count(2)] == [answer, answer]
 
 
-async def test_a_cancel_that_overtakes_its_request(world: World) -> None:
+async def test_a_cancel_may_arrive_before_its_request(world: World) -> None:
     chat = await world.chat()
 
     await chat.cancel("early-bird")

@@ -24,11 +24,11 @@ async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIt
 
 
 async def world_of(fleet: Fleet, stack: AsyncExitStack) -> World:
-    place = Deployment(fleet.nats_url, fleet.credentials, {"plain": fleet.push("plain")})
-    return await stack.enter_async_context(connected_world(place))
+    deployment = Deployment(fleet.nats_url, fleet.credentials, {"plain": fleet.push("plain")})
+    return await stack.enter_async_context(connected_world(deployment))
 
 
-async def test_a_call_outlives_the_worker_that_took_it(fleet: Fleet) -> None:
+async def test_a_call_is_answered_after_its_worker_was_killed(fleet: Fleet) -> None:
     gateway, worker = await asyncio.gather(fleet.start("gateway"), fleet.start("worker"))
     async with AsyncExitStack() as stack:
         world = await world_of(fleet, stack)
@@ -50,7 +50,7 @@ async def test_a_call_outlives_the_worker_that_took_it(fleet: Fleet) -> None:
     assert await fleet.end(gateway, signal.SIGTERM) == 0
 
 
-async def test_a_limit_holds_though_the_worker_that_set_it_is_gone(fleet: Fleet) -> None:
+async def test_a_timeout_fires_after_the_worker_that_set_it_was_killed(fleet: Fleet) -> None:
     fleet.env["WORKSPACED_BUILD_TIMEOUT"] = "0.5"
     worker = await fleet.start("worker")
     async with AsyncExitStack() as stack:
@@ -66,7 +66,7 @@ async def test_a_limit_holds_though_the_worker_that_set_it_is_gone(fleet: Fleet)
         assert result["build_id"] == job.build_id
 
 
-async def test_a_worker_that_is_paused_and_wakes_does_no_harm(fleet: Fleet) -> None:
+async def test_a_paused_worker_does_no_harm_when_it_resumes(fleet: Fleet) -> None:
     _, one, _ = await asyncio.gather(
         fleet.start("gateway"), fleet.start("worker"), fleet.start("worker")
     )
@@ -90,7 +90,7 @@ async def test_a_worker_that_is_paused_and_wakes_does_no_harm(fleet: Fleet) -> N
         assert chat.path == ["building", "agent_connecting", "scripts_running", "ready"]
 
 
-async def test_many_that_share_the_work_make_one_workspace(fleet: Fleet) -> None:
+async def test_concurrent_calls_on_several_workers_make_one_workspace(fleet: Fleet) -> None:
     roles = ("gateway", "worker", "gateway", "worker")
     await asyncio.gather(*map(fleet.start, roles))
     async with AsyncExitStack() as stack:

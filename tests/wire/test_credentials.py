@@ -22,21 +22,21 @@ from tests.rigs.client import (
 from tests.rigs.world import Deployment, World
 
 
-async def denied(party: Participant, word: str) -> None:
+async def assert_denied(party: Participant, word: str) -> None:
     """Wait until the server refused this party something with `word`."""
     found = await party.errors.first(lambda error: word.lower() in str(error).lower())
     assert "permissions violation" in str(found).lower()
 
 
-async def refused(place: Deployment, **options: Any) -> None:
+async def assert_connection_refused(deployment: Deployment, **options: Any) -> None:
     """See that NATS does not let somebody in."""
     stranger = Participant()
     with pytest.raises(nats.errors.Error):
-        await connect(stranger, place.nats, **options)
+        await connect(stranger, deployment.nats, **options)
     await stranger.client.close()
 
 
-async def test_an_agent_may_speak_of_itself_and_of_nothing_else(world: World) -> None:
+async def test_an_agent_may_report_only_about_itself(world: World) -> None:
     chat, other = await world.chat(), await world.chat()
     job, its_agent = await world.ready(chat)
 
@@ -49,10 +49,10 @@ async def test_an_agent_may_speak_of_itself_and_of_nothing_else(world: World) ->
         f"workspaced.state.{chat.id}",
     ):
         await its_agent.client.publish(subject, b"{}")
-        await denied(its_agent, subject)
+        await assert_denied(its_agent, subject)
     for subject in ("workspaced.>", f"workspaced.ui.{chat.id}.>", "_INBOX.>"):
         await its_agent.client.subscribe(subject)
-        await denied(its_agent, f'"{subject}"')
+        await assert_denied(its_agent, f'"{subject}"')
     await its_agent.client.subscribe("workspaced.resend.agent")
     await its_agent.log(1, "still there\n")
     line = await chat.logs.first(lambda e: e["data"]["origin"] == "agent")
@@ -60,13 +60,13 @@ async def test_an_agent_may_speak_of_itself_and_of_nothing_else(world: World) ->
     assert line["data"]["build_id"] == job.build_id
 
 
-async def test_a_credential_may_come_before_the_build_has_succeeded(world: World) -> None:
+async def test_a_credential_is_issued_before_the_build_has_succeeded(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     listed = agent_entry()
 
     async with connected_agent(
-        world.place.nats, world.provisioner, job.data, listed["id"]
+        world.deployment.nats, world.provisioner, job.data, listed["id"]
     ) as early:
         await early.report_connected()
         await world.provisioner.succeed(job, listed)
@@ -74,7 +74,7 @@ async def test_a_credential_may_come_before_the_build_has_succeeded(world: World
 
 
 @pytest.mark.parametrize("wrong", ["build_id", "workspace_id", "chat_id"])
-async def test_only_the_newest_build_of_the_chat_gets_one(world: World, wrong: str) -> None:
+async def test_only_the_newest_build_of_a_chat_gets_a_credential(world: World, wrong: str) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     await world.provisioner.fail(job)
@@ -87,7 +87,7 @@ async def test_only_the_newest_build_of_the_chat_gets_one(world: World, wrong: s
     assert fault.value.code == 403
 
 
-async def test_an_older_build_gets_none_and_its_agents_are_not_let_in_again(world: World) -> None:
+async def test_an_older_build_gets_no_credential_and_its_agents_are_refused(world: World) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
     keys = ("chat_id", "workspace_id", "build_id")
@@ -98,14 +98,14 @@ async def test_an_older_build_gets_none_and_its_agents_are_not_let_in_again(worl
     stop = await world.provisioner.job(chat, "stop")
     with pytest.raises(ServiceError) as fault:
         await world.provisioner.rpc("agent_credential", **asked)
-    await refused(world.place, **credential_options(credential))
+    await assert_connection_refused(world.deployment, **credential_options(credential))
     await world.provisioner.succeed(stop)
     await chat.answer(call)
 
     assert fault.value.code == 403
 
 
-async def test_a_frontend_follows_its_chats_and_sees_no_other(world: World) -> None:
+async def test_a_frontend_reads_its_own_chats_only(world: World) -> None:
     mine, other = await world.chat(), await world.chat()
     _, job = await world.building(mine)
     credential = await world.service.rpc("frontend_credential", chat_ids=[mine.id], ttl_seconds=60)
@@ -115,7 +115,7 @@ async def test_a_frontend_follows_its_chats_and_sees_no_other(world: World) -> N
         await seen.put(json.loads(message.data))  # type: ignore[attr-defined]
 
     async with connected(
-        Participant(), world.place.nats, **credential_options(credential)
+        Participant(), world.deployment.nats, **credential_options(credential)
     ) as frontend:
         await frontend.client.subscribe(f"workspaced.ui.{mine.id}.>", cb=show)
         await frontend.flush()
@@ -124,7 +124,7 @@ async def test_a_frontend_follows_its_chats_and_sees_no_other(world: World) -> N
         shown = await asyncio.wait_for(seen.get(), 5)
         for subject in (f"workspaced.ui.{other.id}.>", "workspaced.ui.>", "workspaced.result.>"):
             await frontend.client.subscribe(subject)
-            await denied(frontend, f'"{subject}"')
+            await assert_denied(frontend, f'"{subject}"')
         for subject in (
             f"$JS.API.DIRECT.GET.WORKSPACED_STATE.workspaced.state.{other.id}",
             "$JS.API.DIRECT.GET.WORKSPACED_STATE",
@@ -133,7 +133,7 @@ async def test_a_frontend_follows_its_chats_and_sees_no_other(world: World) -> N
             "workspaced.rpc.get_chat",
         ):
             await frontend.client.publish(subject, b"{}")
-            await denied(frontend, f'"{subject}"')
+            await assert_denied(frontend, f'"{subject}"')
 
     assert snapshot is not None
     assert snapshot["state"] == "building"
@@ -141,7 +141,7 @@ async def test_a_frontend_follows_its_chats_and_sees_no_other(world: World) -> N
     assert shown["data"]["state"] == "ready"
 
 
-async def test_a_frontends_credential_ends_when_its_time_is_over(world: World) -> None:
+async def test_a_frontends_credential_expires(world: World) -> None:
     chat = await world.chat()
     credential = await world.service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=1)
     closed = asyncio.Event()
@@ -150,9 +150,9 @@ async def test_a_frontends_credential_ends_when_its_time_is_over(world: World) -
         closed.set()
 
     options = {"closed_cb": over, **credential_options(credential)}
-    async with connected(Participant(), world.place.nats, **options):
+    async with connected(Participant(), world.deployment.nats, **options):
         await asyncio.wait_for(closed.wait(), 10)
 
 
-async def test_without_a_credential_nobody_comes_in(world: World) -> None:
-    await refused(world.place)
+async def test_a_client_without_a_credential_is_refused(world: World) -> None:
+    await assert_connection_refused(world.deployment)

@@ -15,7 +15,7 @@ from tests.rigs.world import World
 NUL, SURROGATE = "\x00", "\ud800"
 
 
-def asked(chat: Chat, **more: Any) -> dict[str, Any]:
+def valid_request(chat: Chat, **more: Any) -> dict[str, Any]:
     """A request that is well."""
     data = {"call_id": "call", "tool": "list_templates", "args": {}, **chat.identity}
     data |= {key: more.pop(key) for key in list(more) if key in data}
@@ -23,11 +23,11 @@ def asked(chat: Chat, **more: Any) -> dict[str, Any]:
     return {key: value for key, value in made.items() if value is not None}
 
 
-def nested(depth: int) -> str:
+def nested_objects(depth: int) -> str:
     return '{"a":' * depth + "1" + "}" * depth
 
 
-async def buried(
+async def dead_letter_of(
     world: World,
     chat: Chat,
     body: bytes,
@@ -86,59 +86,63 @@ CASES: dict[str, tuple[str, Any]] = {
     "NUL": ("bad_data", {"args": {"a": NUL}}),
     "NUL in a key": ("bad_data", {"args": {NUL: 1}}),
     "a lone surrogate": ("bad_data", {"args": {"a": SURROGATE}}),
-    "too deep": ("bad_data", {"args": json.loads(nested(31))}),
+    "too deep": ("bad_data", {"args": json.loads(nested_objects(31))}),
     "too large": ("too_large", {"args": {"a": "x" * 262_144}}),
 }
 
 
 @pytest.mark.parametrize(("reason", "change"), CASES.values(), ids=CASES.keys())
-async def test_a_dead_letter(world: World, reason: str, change: Any) -> None:
+async def test_an_invalid_request_becomes_a_dead_letter_with_its_reason(
+    world: World, reason: str, change: Any
+) -> None:
     chat = await world.chat()
-    body = change if isinstance(change, bytes) else json.dumps(asked(chat, **change)).encode()
+    body = (
+        change if isinstance(change, bytes) else json.dumps(valid_request(chat, **change)).encode()
+    )
 
-    letter = await buried(world, chat, body)
+    letter = await dead_letter_of(world, chat, body)
 
     assert letter.headers is not None
     assert letter.headers["Workspaced-Reason"] == reason
 
 
 @pytest.mark.parametrize("number", ["1e999999", "9" * 400, "-1e400"])
-async def test_a_number_that_no_double_holds(world: World, number: str) -> None:
+async def test_a_number_beyond_a_double_becomes_a_dead_letter(world: World, number: str) -> None:
     chat = await world.chat()
-    body = json.dumps(asked(chat, args={"n": "here"})).replace('"here"', number).encode()
+    body = json.dumps(valid_request(chat, args={"n": "here"})).replace('"here"', number).encode()
 
-    letter = await buried(world, chat, body)
+    letter = await dead_letter_of(world, chat, body)
 
     assert letter.headers is not None
     assert letter.headers["Workspaced-Reason"] == "bad_data"
 
 
-async def test_nesting_that_would_exhaust_a_parser(world: World) -> None:
+async def test_deep_nesting_becomes_a_dead_letter(world: World) -> None:
     chat = await world.chat()
     deep = "[" * 20_000 + "]" * 20_000
-    body = json.dumps(asked(chat, args={"n": "here"})).replace('"here"', deep).encode()
+    body = json.dumps(valid_request(chat, args={"n": "here"})).replace('"here"', deep).encode()
 
-    letter = await buried(world, chat, body)
+    letter = await dead_letter_of(world, chat, body)
 
     assert letter.headers is not None
     assert letter.headers["Workspaced-Reason"] == "bad_data"
 
 
-async def test_another_content_type(world: World) -> None:
+async def test_another_content_type_becomes_a_dead_letter(world: World) -> None:
     chat = await world.chat()
-    body = json.dumps(asked(chat)).encode()
+    body = json.dumps(valid_request(chat)).encode()
 
-    letter = await buried(world, chat, body, headers={"Content-Type": "application/json"})
+    letter = await dead_letter_of(world, chat, body, headers={"Content-Type": "application/json"})
 
     assert letter.headers is not None
     assert letter.headers["Workspaced-Reason"] == "not_cloudevents"
 
 
-async def test_headers_of_the_sender_have_no_power_in_a_dead_letter(world: World) -> None:
+async def test_headers_of_the_sender_have_no_effect_in_a_dead_letter(world: World) -> None:
     chat = await world.chat()
     headers = {"X-Mine": "1", "Workspaced-Reason": "forged", "Nats-Msg-Id": new_id()}
 
-    letter = await buried(world, chat, b"{", headers=headers)
+    letter = await dead_letter_of(world, chat, b"{", headers=headers)
 
     assert letter.headers is not None
     assert letter.headers["Workspaced-Reason"] == "not_json"
@@ -146,12 +150,12 @@ async def test_headers_of_the_sender_have_no_power_in_a_dead_letter(world: World
     assert "Nats-Msg-Id" not in letter.headers
 
 
-async def test_a_provisioners_dead_letter(world: World) -> None:
+async def test_an_invalid_fact_of_a_provisioner_becomes_a_dead_letter(world: World) -> None:
     chat = await world.chat()
     build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": "one"}
     fact = cloud_event("build_started", "/provisioner/forge", chat.id, build)
 
-    letter = await buried(
+    letter = await dead_letter_of(
         world, chat, json.dumps(fact).encode(), kind="provisioner", sender="forge"
     )
 
@@ -161,7 +165,7 @@ async def test_a_provisioners_dead_letter(world: World) -> None:
     assert chat.states.all == []
 
 
-async def test_an_agent_that_speaks_for_another(world: World) -> None:
+async def test_a_fact_about_another_agent_becomes_a_dead_letter(world: World) -> None:
     chat = await world.chat()
     _, agent = await world.ready(chat)
     letters: Received[Msg] = Received()
@@ -175,11 +179,11 @@ async def test_an_agent_that_speaks_for_another(world: World) -> None:
     assert letter.headers["Workspaced-Reason"] == "bad_data"
 
 
-async def test_a_request_whose_call_can_be_read_is_answered(world: World) -> None:
+async def test_an_invalid_request_with_a_readable_call_id_is_answered(world: World) -> None:
     chat = await world.chat()
-    wrong = asked(chat, call_id="readable", owner_id="nobody")
+    wrong = valid_request(chat, call_id="readable", owner_id="nobody")
 
-    await buried(world, chat, json.dumps(wrong).encode())
+    await dead_letter_of(world, chat, json.dumps(wrong).encode())
     resolved = await chat.answer("readable")
 
     assert resolved["is_error"] is True
@@ -187,26 +191,28 @@ async def test_a_request_whose_call_can_be_read_is_answered(world: World) -> Non
     assert "owner_id" in resolved["result"]["error"]
 
 
-async def test_a_dead_letter_takes_nothing_back(world: World) -> None:
+async def test_a_dead_letter_does_not_change_an_answered_call(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
-    await buried(world, chat, json.dumps(asked(chat, call_id=call, owner_id="x")).encode())
+    await dead_letter_of(
+        world, chat, json.dumps(valid_request(chat, call_id=call, owner_id="x")).encode()
+    )
     await world.provisioner.succeed(job)
 
     assert (await chat.answer(call))["result"]["created"] is True
 
 
-async def test_what_is_kept_of_it_can_be_read_later(world: World) -> None:
+async def test_dead_letters_can_be_read_later(world: World) -> None:
     chat = await world.chat()
 
-    await buried(world, chat, b"{")
+    await dead_letter_of(world, chat, b"{")
     found = await world.operator.js.get_last_msg("WORKSPACED_DEAD", "workspaced.dead.tool")
 
     assert found.data == b"{"
 
 
-async def test_over_900_kib_the_stream_itself_refuses(world: World) -> None:
+async def test_the_stream_refuses_messages_over_900_kib(world: World) -> None:
     chat = await world.chat()
     subject = f"workspaced.in.tool.{chat.id}.chatd"
 
@@ -226,9 +232,9 @@ async def test_over_900_kib_the_stream_itself_refuses(world: World) -> None:
     ],
     ids=["no time", "another offset", "unknown keys", "a content type"],
 )
-async def test_what_is_accepted_all_the_same(world: World, more: dict[str, Any]) -> None:
+async def test_unusual_but_valid_messages_are_accepted(world: World, more: dict[str, Any]) -> None:
     chat = await world.chat()
-    request = asked(chat, call_id="fine", **more)
+    request = valid_request(chat, call_id="fine", **more)
     request["data"]["unknown"] = {"a": 1}
 
     await world.service.js.publish(
@@ -243,7 +249,7 @@ async def test_large_answers_do_not_stop_the_stream(world: World) -> None:
     chat = await world.chat()
     name = "\u0080" * 120_000
     args = {"template_id": world.rich, "parameters": {name: "x"}}
-    request = asked(chat, tool="create_workspace", args=args)
+    request = valid_request(chat, tool="create_workspace", args=args)
 
     body = json.dumps(request, ensure_ascii=False).encode()
     await world.service.publish(f"workspaced.in.tool.{chat.id}.chatd", body)

@@ -10,7 +10,7 @@ from tests.rigs.client import Chat, Event, agent_entry, new_id
 from tests.rigs.world import World
 
 
-def elsewhere(chat: Chat, number: int = 1, transition: str = "start", **more: Any) -> Event:
+def external_build(chat: Chat, number: int = 1, transition: str = "start", **more: Any) -> Event:
     """A build that somebody made outside workspaced."""
     return {
         "chat_id": chat.id,
@@ -22,15 +22,15 @@ def elsewhere(chat: Chat, number: int = 1, transition: str = "start", **more: An
     }
 
 
-async def outcomes(world: World, chat: Chat) -> dict[str, str]:
+async def outcomes_by_event(world: World, chat: Chat) -> dict[str, str]:
     """What became of each event of the chat, by its id."""
     page = await world.service.rpc("read_events", chat_id=chat.id)
     return {entry["event"]["id"]: entry["outcome"] for entry in page["events"]}
 
 
-async def test_a_build_made_elsewhere_binds_its_workspace(world: World) -> None:
+async def test_an_external_build_binds_its_workspace_to_the_chat(world: World) -> None:
     chat = await world.chat()
-    build = elsewhere(chat)
+    build = external_build(chat)
     more = {"workspace_name": "theirs", "owner_name": "bob", "template_id": new_id()}
 
     await world.provisioner.publish_event("build_started", build, **more)
@@ -56,7 +56,7 @@ async def test_a_build_made_elsewhere_binds_its_workspace(world: World) -> None:
     assert (found["status"], found["workspace_name"]) == ("already_exists", "theirs")
 
 
-async def test_a_build_of_a_higher_number_supersedes(world: World) -> None:
+async def test_a_build_with_a_higher_number_supersedes_the_current_one(world: World) -> None:
     chat = await world.chat()
     job, agent = await world.ready(chat)
     theirs = {**job.data, "build_id": new_id(), "build_number": 2}
@@ -72,10 +72,10 @@ async def test_a_build_of_a_higher_number_supersedes(world: World) -> None:
 
     assert building["build"]["id"] == theirs["build_id"]
     assert connecting["agent"]["id"] == listed["id"]
-    assert (await outcomes(world, chat))[old["id"]] == "stale"
+    assert (await outcomes_by_event(world, chat))[old["id"]] == "stale"
 
 
-async def test_a_call_whose_build_is_superseded_follows_the_other(world: World) -> None:
+async def test_a_call_whose_build_is_superseded_waits_for_the_new_build(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
     theirs = {**job.data, "build_id": new_id(), "build_number": 2}
@@ -90,7 +90,7 @@ async def test_a_call_whose_build_is_superseded_follows_the_other(world: World) 
     assert chat.path == ["building", "failed:build_failed"]
 
 
-async def test_a_call_whose_build_gives_way_to_a_stop_is_told_so(world: World) -> None:
+async def test_a_call_whose_build_is_superseded_by_a_stop_is_answered(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
     theirs = {**job.data, "build_id": new_id(), "build_number": 2, "transition": "stop"}
@@ -103,7 +103,7 @@ async def test_a_call_whose_build_gives_way_to_a_stop_is_told_so(world: World) -
     assert chat.now["state"] == "stopping"
 
 
-async def test_of_two_ends_of_one_build_the_first_counts(world: World) -> None:
+async def test_the_first_terminal_fact_of_a_build_counts(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
@@ -121,24 +121,24 @@ async def test_of_two_ends_of_one_build_the_first_counts(world: World) -> None:
     await chat.answer(again)
 
     assert chat.path == ["building", "failed:build_failed", "building", "ready"]
-    assert (await outcomes(world, chat))[late["id"]] in {"ignored", "stale", "kept"}
+    assert (await outcomes_by_event(world, chat))[late["id"]] in {"ignored", "stale", "kept"}
 
 
-async def test_facts_of_another_workspace_move_nothing(world: World) -> None:
+async def test_facts_about_another_workspace_have_no_effect(world: World) -> None:
     chat = await world.chat()
     await world.ready(chat)
     version = chat.now["version"]
-    foreign = elsewhere(chat, 9)
+    foreign = external_build(chat, 9)
 
     told = await world.provisioner.publish_event("build_started", foreign)
     await chat.call("list_templates")
 
     assert chat.now["version"] == version
-    assert (await outcomes(world, chat))[told["id"]] == "foreign"
+    assert (await outcomes_by_event(world, chat))[told["id"]] == "foreign"
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["with its build", "without a build"])
-async def test_a_workspace_that_is_deleted_elsewhere(world: World, known: bool) -> None:
+async def test_an_external_delete_unbinds_the_workspace(world: World, known: bool) -> None:
     chat = await world.chat()
     job, agent = await world.ready(chat)
     gone = dict(job.data)
@@ -163,7 +163,7 @@ async def test_a_workspace_that_is_deleted_elsewhere(world: World, known: bool) 
     assert (await chat.answer(call))["result"]["created"] is True
 
 
-async def test_a_workspace_that_is_deleted_while_a_call_waits(world: World) -> None:
+async def test_an_external_delete_answers_waiting_calls(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
@@ -175,7 +175,7 @@ async def test_a_workspace_that_is_deleted_while_a_call_waits(world: World) -> N
     assert chat.now["state"] == "none"
 
 
-async def test_a_delete_that_the_chat_service_requests(world: World) -> None:
+async def test_a_delete_request_of_the_chat_service_deletes_the_workspace(world: World) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
 
@@ -195,7 +195,7 @@ async def test_a_delete_that_the_chat_service_requests(world: World) -> None:
     assert "create_workspace" in await chat.call_error("stop_workspace")
 
 
-async def test_a_delete_while_it_is_built_answers_who_waits(world: World) -> None:
+async def test_a_delete_request_during_a_build_answers_waiting_calls(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
@@ -211,7 +211,7 @@ async def test_a_delete_while_it_is_built_answers_who_waits(world: World) -> Non
     assert chat.path == ["building", "stopping", "none"]
 
 
-async def test_a_delete_of_nothing_does_nothing(world: World) -> None:
+async def test_a_delete_request_without_a_workspace_has_no_effect(world: World) -> None:
     chat = await world.chat()
 
     await chat.publish_event("delete_requested", {})
@@ -220,9 +220,9 @@ async def test_a_delete_of_nothing_does_nothing(world: World) -> None:
     assert chat.states.all == []
 
 
-async def test_the_end_of_a_build_may_come_before_its_beginning(world: World) -> None:
+async def test_the_end_of_a_build_may_arrive_before_its_start(world: World) -> None:
     chat = await world.chat()
-    build = elsewhere(chat)
+    build = external_build(chat)
 
     await world.provisioner.publish_event(
         "build_succeeded", build, template_version_id=new_id(), agents=[]

@@ -33,7 +33,7 @@ ONE = ("--chat", new_id())
 """A chat on the command line."""
 
 
-def key_of(credential: Event) -> str:
+def public_key(credential: Event) -> str:
     """The public half of a credential."""
     return str(nkeys.from_seed(bytearray(credential["seed"].encode())).public_key.decode())
 
@@ -53,26 +53,26 @@ class Guest(Participant):
 
 
 @asynccontextmanager
-async def guest(world: World, credential: Event) -> AsyncIterator[Guest]:
+async def connected_guest(world: World, credential: Event) -> AsyncIterator[Guest]:
     party = Guest()
     options = {**credential_options(credential), "closed_cb": party.left}
-    async with connected(party, world.place.nats, **options):
+    async with connected(party, world.deployment.nats, **options):
         yield party
 
 
-async def refused(world: World, why: str, **options: Any) -> dict[str, Any]:
+async def assert_connection_refused(world: World, why: str, **options: Any) -> dict[str, Any]:
     """See somebody refused, and return the line that the gateway logs of it."""
     stranger = Participant()
     with pytest.raises(nats.errors.Error, match="Authorization Violation"):
-        await connect(stranger, world.place.nats, **options)
+        await connect(stranger, world.deployment.nats, **options)
     await stranger.client.close()
     seed = bytearray(options["nkeys_seed_str"].encode())
-    return await said(world, f'"why": "{why}"', nkeys.from_seed(seed).public_key.decode())
+    return await log_line(world, f'"why": "{why}"', nkeys.from_seed(seed).public_key.decode())
 
 
-async def said(world: World, *words: str) -> dict[str, Any]:
+async def log_line(world: World, *words: str) -> dict[str, Any]:
     """Wait for a line of the log that has all of these words."""
-    process = up_of(world).process
+    process = running_up(world).process
 
     def line() -> dict[str, Any]:
         process.wait_for_output(words[-1])
@@ -82,32 +82,34 @@ async def said(world: World, *words: str) -> dict[str, Any]:
     return await asyncio.to_thread(line)
 
 
-def up_of(world: World) -> Up:
-    assert world.place.up is not None
-    return world.place.up
+def running_up(world: World) -> Up:
+    assert world.deployment.up is not None
+    return world.deployment.up
 
 
-async def agents_credential(world: World, build: Event, by: Participant | None = None) -> Event:
+async def request_agent_credential(
+    world: World, build: Event, by: Participant | None = None
+) -> Event:
     keys = ("chat_id", "workspace_id", "build_id")
     asked = {key: build[key] for key in keys} | {"agent_id": new_id()}
     return dict(await (by or world.provisioner).rpc("agent_credential", **asked))
 
 
-async def test_an_agent_whose_build_is_superseded_is_cut_off_and_not_let_in_again(
+async def test_an_agent_whose_build_is_superseded_is_disconnected_and_refused(
     world: World,
 ) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
-    credential = await agents_credential(world, job.data)
+    credential = await request_agent_credential(world, job.data)
     other = await world.chat()
     _, other_job = await world.building(other)
     async with (
-        guest(world, credential) as old,
-        guest(world, await agents_credential(world, other_job.data)) as untouched,
+        connected_guest(world, credential) as old,
+        connected_guest(world, await request_agent_credential(world, other_job.data)) as untouched,
     ):
         call = await chat.ask("stop_workspace")
         await old.is_cut_off()
-        line = await refused(
+        line = await assert_connection_refused(
             world, "superseded", name="the old one", **credential_options(credential)
         )
         assert untouched.client.is_connected
@@ -123,10 +125,10 @@ async def test_an_agent_whose_build_is_superseded_is_cut_off_and_not_let_in_agai
 async def test_an_agents_key_is_listed_until_its_build_is_superseded(world: World) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
-    key = key_of(await agents_credential(world, job.data))
+    key = public_key(await request_agent_credential(world, job.data))
 
     def listed(*flags: str) -> dict[str, Any]:
-        lines = up_of(world).run("credentials", "list", *flags).stdout.splitlines()
+        lines = running_up(world).run("credentials", "list", *flags).stdout.splitlines()
         return {entry["public_key"]: entry for entry in map(json.loads, lines)}
 
     assert "superseded" not in (await asyncio.to_thread(listed))[key]
@@ -139,45 +141,47 @@ async def test_an_agents_key_is_listed_until_its_build_is_superseded(world: Worl
     await chat.answer(call)
 
 
-async def test_an_agent_of_a_deleted_workspace_is_cut_off(world: World) -> None:
+async def test_an_agent_of_a_deleted_workspace_is_disconnected(world: World) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
-    async with guest(world, await agents_credential(world, job.data)) as old:
+    async with connected_guest(world, await request_agent_credential(world, job.data)) as old:
         await world.provisioner.publish_event(
             "workspace_deleted", {**job.data, "build_id": None, "build_number": None}
         )
         await old.is_cut_off()
 
 
-async def test_a_frontends_key_is_revoked_at_once_and_for_ever(world: World) -> None:
+async def test_revoking_a_frontends_key_takes_effect_at_once_and_for_ever(world: World) -> None:
     chat = await world.chat()
     give = {"chat_ids": [chat.id], "ttl_seconds": 60}
     stolen = await world.service.rpc("frontend_credential", **give)
     async with (
-        guest(world, stolen) as thief,
-        guest(world, stolen) as owner,
-        guest(world, await world.service.rpc("frontend_credential", **give)) as other,
+        connected_guest(world, stolen) as thief,
+        connected_guest(world, stolen) as owner,
+        connected_guest(world, await world.service.rpc("frontend_credential", **give)) as other,
     ):
-        assert up_of(world).data("credentials", "revoke", key_of(stolen))["revoked"]
+        assert running_up(world).data("credentials", "revoke", public_key(stolen))["revoked"]
         await asyncio.gather(thief.is_cut_off(), owner.is_cut_off())
-        await refused(world, "revoked", **credential_options(stolen))
+        await assert_connection_refused(world, "revoked", **credential_options(stolen))
         assert other.client.is_connected
         await other.flush()
 
 
-async def test_a_key_whose_time_is_over_is_refused(world: World) -> None:
+async def test_an_expired_key_is_refused(world: World) -> None:
     chat = await world.chat()
     short = await world.service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=1)
-    async with guest(world, short) as frontend:
+    async with connected_guest(world, short) as frontend:
         await frontend.is_cut_off()
 
-    await refused(world, "expired", **credential_options(short))
+    await assert_connection_refused(world, "expired", **credential_options(short))
 
 
-async def test_a_key_that_nobody_issued_is_refused(world: World) -> None:
+async def test_an_unknown_key_is_refused(world: World) -> None:
     seed = nkeys.encode_seed(new_id().replace("-", "").encode(), nkeys.PREFIX_BYTE_USER).decode()
 
-    line = await refused(world, "unknown", nkeys_seed_str=seed, name="\x1b[31mred")
+    line = await assert_connection_refused(
+        world, "unknown", nkeys_seed_str=seed, name="\x1b[31mred"
+    )
 
     assert "\x1b" not in line["message"]
 
@@ -189,8 +193,10 @@ async def test_only_operators_issue_keys(world: World) -> None:
             await party.errors.first(lambda error, name=name: name in str(error))  # type: ignore[misc]
 
 
-async def test_an_operators_key_works_until_it_is_taken_back(world: World, tmp_path: Path) -> None:
-    up, file = up_of(world), tmp_path / "me.nk"
+async def test_an_issued_operator_key_works_until_it_is_revoked(
+    world: World, tmp_path: Path
+) -> None:
+    up, file = running_up(world), tmp_path / "me.nk"
     issued = up.data(
         *("credentials", "issue", "--role", "operator", "--name", "me", "--for", "10m"),
         *("--out", file),
@@ -246,10 +252,10 @@ async def test_an_operators_key_works_until_it_is_taken_back(world: World, tmp_p
         (("revoke", "no key"), 1, "no key no key was issued: `workspaced credentials list`"),
     ],
 )
-async def test_what_does_not_fit_is_said(
+async def test_unsuitable_arguments_of_issue_are_named(
     world: World, words: tuple[str, ...], status: int, complaint: str
 ) -> None:
-    done = await asyncio.to_thread(up_of(world).run, "credentials", *words)
+    done = await asyncio.to_thread(running_up(world).run, "credentials", *words)
 
     assert done.returncode == status
     assert complaint in done.stderr
@@ -257,19 +263,19 @@ async def test_what_does_not_fit_is_said(
     assert done.stdout == ""
 
 
-async def provisioners_key(world: World, pool: str, name: str) -> Event:
+async def issue_provisioner_key(world: World, pool: str, name: str) -> Event:
     issued = await world.operator.rpc("issue_credential", role="provisioner", pool=pool, name=name)
     return {key: issued[key] for key in ("seed", "inbox_prefix", "expires_at")}
 
 
-async def test_a_provisioner_of_another_pool_moves_nothing_and_gets_no_credential(
+async def test_a_provisioner_of_another_pool_has_no_effect_and_gets_no_credential(
     world: World,
 ) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
     before = chat.now
-    options = credential_options(await provisioners_key(world, "elsewhere", "far"))
-    async with connected(Provisioner("elsewhere", "far"), world.place.nats, **options) as far:
+    options = credential_options(await issue_provisioner_key(world, "elsewhere", "far"))
+    async with connected(Provisioner("elsewhere", "far"), world.deployment.nats, **options) as far:
         newer = {**job.data, "build_id": new_id(), "build_number": job.build_number + 1}
         for told, about in (
             ("build_started", newer),
@@ -280,9 +286,9 @@ async def test_a_provisioner_of_another_pool_moves_nothing_and_gets_no_credentia
             last = await far.publish_event(
                 told, about, **({"error": "x"} if "failed" in told else {})
             )
-        line = await said(world, "of pool elsewhere", last["id"])
+        line = await log_line(world, "of pool elsewhere", last["id"])
         with pytest.raises(ServiceError) as fault:
-            await agents_credential(world, job.data, by=far)
+            await request_agent_credential(world, job.data, by=far)
     shown = await world.service.rpc("get_chat", chat_id=chat.id)
     log = await world.service.rpc("read_events", chat_id=chat.id, after=0)
 
@@ -292,16 +298,16 @@ async def test_a_provisioner_of_another_pool_moves_nothing_and_gets_no_credentia
     assert outcomes == [("foreign", None)] * 4
     assert line["chat_id"] == chat.id
     assert f"a workspace of pool {POOL}" in line["message"]
-    replayed = await asyncio.to_thread(up_of(world).run, "replay", "--chat", chat.id)
+    replayed = await asyncio.to_thread(running_up(world).run, "replay", "--chat", chat.id)
     assert replayed.returncode == 0, replayed.stderr
 
 
-async def test_a_provisioner_known_by_name_does_the_work_of_its_pool(world: World) -> None:
+async def test_a_named_provisioner_builds_for_its_own_pool(world: World) -> None:
     chat = await world.chat()
-    options = credential_options(await provisioners_key(world, POOL, "near"))
+    options = credential_options(await issue_provisioner_key(world, POOL, "near"))
     call, job = await world.building(chat)
-    async with connected(Provisioner(POOL, "near"), world.place.nats, **options) as near:
-        credential = await agents_credential(world, job.data, by=near)
+    async with connected(Provisioner(POOL, "near"), world.deployment.nats, **options) as near:
+        credential = await request_agent_credential(world, job.data, by=near)
         await near.publish_event("build_started", job)
         await near.publish_event(
             "build_succeeded",
@@ -321,7 +327,7 @@ async def test_a_provisioner_known_by_name_does_the_work_of_its_pool(world: Worl
     assert credential["seed"]
 
 
-async def test_an_agent_has_two_seconds_for_its_last_words_when_its_workspace_is_stopped(
+async def test_an_agent_of_a_stopped_workspace_is_disconnected_after_two_seconds(
     world: World,
 ) -> None:
     chat = await world.chat()

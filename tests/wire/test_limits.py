@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
 
 from tests.rigs.client import Event, agent_entry
-from tests.rigs.processes import up
-from tests.rigs.world import Deployment, World, connected_world, deployment_of
+from tests.rigs.world import Deployment, World, deployment_with_timeouts
 
 LIMIT = 0.6
 """Seconds; the tests wait for it to pass, so it is short."""
 
 
 @pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    parent = tmp_path_factory.mktemp("limits")
-    names = ("BUILD", "AGENT_CONNECT", "STARTUP_SCRIPTS")
-    env = {f"WORKSPACED_{name}_TIMEOUT": str(LIMIT) for name in names}
-    with up(parent / "data", env=env) as running:
-        yield deployment_of(running, parent)
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployment_with_timeouts(tmp_path_factory.mktemp("limits"), LIMIT) as deployment:
+        yield deployment
 
 
-@pytest.fixture
-async def world(hasty: Deployment) -> AsyncIterator[World]:
-    async with connected_world(hasty) as world:
-        yield world
-
-
-def passed(before: Event, after: Event) -> float:
+def seconds_after_deadline(before: Event, after: Event) -> float:
     """Seconds between a deadline and the state that came of it."""
     return (
         datetime.fromisoformat(after["time"]) - datetime.fromisoformat(before["data"]["deadline"])
     ).total_seconds()
 
 
-async def test_a_build_out_of_time(world: World) -> None:
+async def test_a_build_timeout_fails_the_chat(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
@@ -48,11 +38,11 @@ async def test_a_build_out_of_time(world: World) -> None:
     assert result["build_id"] == job.build_id
     assert chat.now["cause"]["source"] == "/workspaced"
     assert chat.now["cause"]["type"] == "workspaced.deadline_passed.v1"
-    assert 0 <= passed(*chat.states.all) < 0.5
+    assert 0 <= seconds_after_deadline(*chat.states.all) < 0.5
     await job.ack()
 
 
-async def test_a_build_that_ends_too_late_ends_all_the_same(world: World) -> None:
+async def test_a_build_that_succeeds_after_its_timeout_still_counts(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
     await chat.answer(call)
@@ -65,7 +55,7 @@ async def test_a_build_that_ends_too_late_ends_all_the_same(world: World) -> Non
     assert (found["no_build"], found["agent_status"]) == (True, "no_agent")
 
 
-async def test_who_comes_after_the_limit_waits_anew_for_the_same_build(world: World) -> None:
+async def test_a_call_after_the_timeout_waits_for_the_same_build(world: World) -> None:
     chat = await world.chat()
     first, job = await world.building(chat)
     await chat.answer(first)
@@ -82,7 +72,7 @@ async def test_who_comes_after_the_limit_waits_anew_for_the_same_build(world: Wo
     assert chat.path == ["building", "failed:build_timeout", "building", "ready"]
 
 
-async def test_an_agent_that_does_not_come(world: World) -> None:
+async def test_an_agent_that_does_not_connect_in_time_fails_the_chat(world: World) -> None:
     chat = await world.chat()
     call, job, agent = await world.connecting(chat)
 
@@ -106,7 +96,7 @@ async def test_an_agent_that_does_not_come(world: World) -> None:
     assert failed["agent"]["status"] == "timeout"
 
 
-async def test_a_workspace_whose_agent_never_came_is_replaced(world: World) -> None:
+async def test_a_workspace_whose_agent_never_connected_is_replaced(world: World) -> None:
     chat = await world.chat()
     call, old, _ = await world.connecting(chat)
     await chat.answer(call)
@@ -123,7 +113,7 @@ async def test_a_workspace_whose_agent_never_came_is_replaced(world: World) -> N
     assert stop.workspace_id == old.workspace_id
 
 
-async def test_scripts_out_of_time(world: World) -> None:
+async def test_startup_scripts_have_a_timeout(world: World) -> None:
     chat = await world.chat()
     call, _, agent = await world.connecting(chat)
     await agent.report_connected()
@@ -140,7 +130,7 @@ async def test_scripts_out_of_time(world: World) -> None:
     assert failed["agent"]["lifecycle"] == "starting"
 
 
-async def test_a_stop_out_of_time(world: World) -> None:
+async def test_a_stop_has_a_timeout(world: World) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
     stopping = await chat.ask("stop_workspace")
@@ -164,7 +154,7 @@ async def test_a_stop_out_of_time(world: World) -> None:
     assert chat.now["state"] == "stopped"
 
 
-async def test_a_limit_counts_from_entering_the_state(world: World) -> None:
+async def test_a_timeout_counts_from_entering_the_state(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     joined = await chat.ask("create_workspace", {"template_id": world.plain})
@@ -173,10 +163,10 @@ async def test_a_limit_counts_from_entering_the_state(world: World) -> None:
     await job.ack()
 
     assert chat.path == ["building", "failed:build_timeout"]
-    assert passed(*chat.states.all) < 0.5
+    assert seconds_after_deadline(*chat.states.all) < 0.5
 
 
-async def test_a_lost_agent_is_no_answer_to_the_limit_of_another_state(world: World) -> None:
+async def test_a_lost_agent_does_not_change_the_timeout_of_another_state(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     listed = agent_entry()

@@ -13,7 +13,7 @@ from tests.rigs.world import World
 START, STOP = "start", "stop"
 
 
-async def orphans(world: World, chat: Chat) -> list[Event]:
+async def orphans_of(world: World, chat: Chat) -> list[Event]:
     """The orphans that the chat tells of, from all pages."""
     found: list[Event] = []
     page: dict[str, Any] = {}
@@ -24,7 +24,7 @@ async def orphans(world: World, chat: Chat) -> list[Event]:
     return [entry for entry in found if entry["chat_id"] == chat.id]
 
 
-async def seen(world: World, chat: Chat, fact: Event) -> None:
+async def wait_until_logged(world: World, chat: Chat, fact: Event) -> None:
     """Wait until a fact is in the chat's log: what moves nothing is not published."""
     await chat.call("list_templates")
     while True:
@@ -33,18 +33,18 @@ async def seen(world: World, chat: Chat, fact: Event) -> None:
             return
 
 
-async def test_a_replaced_workspace_that_can_not_be_stopped_is_listed(world: World) -> None:
+async def test_a_replaced_workspace_whose_stop_failed_is_an_orphan(world: World) -> None:
     chat = await world.chat()
     first, agent = await world.ready(chat)
     await agent.report_disconnected()
     await chat.states.first(lambda e: (e["data"]["agent"] or {}).get("status") == "disconnected")
     await chat.ask("create_workspace", {"template_id": world.plain})
     stop = await world.provisioner.job(chat, STOP)
-    before = await orphans(world, chat)
+    before = await orphans_of(world, chat)
 
     failed = await world.provisioner.fail(stop)
-    await seen(world, chat, failed)
-    (listed,) = await orphans(world, chat)
+    await wait_until_logged(world, chat, failed)
+    (listed,) = await orphans_of(world, chat)
 
     assert before == []
     assert is_time(listed.pop("since"))
@@ -59,7 +59,7 @@ async def test_a_replaced_workspace_that_can_not_be_stopped_is_listed(world: Wor
     }
 
 
-async def test_a_workspace_that_nobody_here_asked_for_is_listed_until_it_stops(
+async def test_an_external_workspace_is_an_orphan_until_it_stops(
     world: World,
 ) -> None:
     chat = await world.chat()
@@ -70,17 +70,17 @@ async def test_a_workspace_that_nobody_here_asked_for_is_listed_until_it_stops(
 
     await tell("build_started", build, chat.id, workspace_name="stray")
     fact = await tell("build_succeeded", build, chat.id, template_version_id=new_id(), agents=[])
-    await seen(world, chat, fact)
-    (listed,) = await orphans(world, chat)
+    await wait_until_logged(world, chat, fact)
+    (listed,) = await orphans_of(world, chat)
     fact = await tell("build_succeeded", stopped, chat.id, template_version_id=new_id(), agents=[])
-    await seen(world, chat, fact)
+    await wait_until_logged(world, chat, fact)
 
     assert (listed["name"], listed["owner_name"]) == ("stray", None)
     assert (listed["workspace_id"], listed["build_number"]) == (build["workspace_id"], 4)
-    assert await orphans(world, chat) == []
+    assert await orphans_of(world, chat) == []
 
 
-async def test_a_workspace_of_another_chat_is_none(world: World) -> None:
+async def test_a_workspace_of_another_chat_is_no_orphan(world: World) -> None:
     chat, other = await world.chat(), await world.chat()
     await world.ready(chat)
     job, _ = await world.ready(other)
@@ -88,12 +88,12 @@ async def test_a_workspace_of_another_chat_is_none(world: World) -> None:
     fact = await world.provisioner.publish_event(
         "build_succeeded", job, chat.id, template_version_id=new_id(), agents=[]
     )
-    await seen(world, chat, fact)
+    await wait_until_logged(world, chat, fact)
 
-    assert await orphans(world, chat) == []
+    assert await orphans_of(world, chat) == []
 
 
-async def test_operators_only_may_ask_for_them(world: World) -> None:
+async def test_only_operators_may_list_orphans(world: World) -> None:
     await world.service.client.publish("workspaced.rpc.list_orphans", b"{}")
     await world.provisioner.client.publish("workspaced.rpc.list_orphans", b"{}")
 
@@ -102,7 +102,7 @@ async def test_operators_only_may_ask_for_them(world: World) -> None:
         assert "permissions violation" in str(refusal).lower()
 
 
-async def test_a_cursor_that_is_none_is_told(world: World) -> None:
+async def test_an_invalid_cursor_is_an_error(world: World) -> None:
     with pytest.raises(ServiceError) as fault:
         await world.operator.rpc("list_orphans", cursor="first")
 

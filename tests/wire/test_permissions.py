@@ -38,7 +38,7 @@ VIOLATION = re.compile(
 
 
 @asynccontextmanager
-async def joined(world: World, party: str) -> AsyncIterator[tuple[Participant, Ids]]:
+async def connected_participant(world: World, party: str) -> AsyncIterator[tuple[Participant, Ids]]:
     """Connect as that party; an agent and a frontend get their credentials from the gateway."""
     chat = await world.chat()
     _, job = await world.building(chat)
@@ -61,9 +61,9 @@ async def joined(world: World, party: str) -> AsyncIterator[tuple[Participant, I
     options = (
         credential_options(credential)
         if credential
-        else role_options(world.place.credentials, party)
+        else role_options(world.deployment.credentials, party)
     )
-    async with connected(Participant(), world.place.nats, **options) as client:
+    async with connected(Participant(), world.deployment.nats, **options) as client:
         yield client, ids
 
 
@@ -74,15 +74,15 @@ async def violations(party: Participant, kind: str) -> set[str]:
     return {match[2] for match in found if match and match[1].lower() == kind}
 
 
-def known(denied: set[str], subjects: list[str]) -> set[str]:
+def denied_subjects(denied: set[str], subjects: list[str]) -> set[str]:
     return {subject for subject in subjects if subject.lower() in denied}
 
 
 @pytest.mark.parametrize("party", PARTIES)
-async def test_a_party_may_publish_what_the_contract_names_and_nothing_else(
+async def test_a_participant_may_publish_only_the_subjects_of_the_contract(
     party: str, world: World
 ) -> None:
-    async with joined(world, party) as (client, ids):
+    async with connected_participant(world, party) as (client, ids):
         subjects, answers = published(ids), set[str]()
         awaited = {s for s in subjects if may_publish(party, s, ids) and answered(s)}
         came = asyncio.Event()
@@ -96,7 +96,7 @@ async def test_a_party_may_publish_what_the_contract_names_and_nothing_else(
         await client.client.subscribe(f"{inbox}.*", cb=heard)
         for number, subject in enumerate(subjects):
             await client.client.publish(subject, HARMLESS, reply=f"{inbox}.{number}")
-        denied = known(await violations(client, "publish"), subjects)
+        denied = denied_subjects(await violations(client, "publish"), subjects)
 
         assert denied == {s for s in subjects if not may_publish(party, s, ids)}
         try:
@@ -108,16 +108,16 @@ async def test_a_party_may_publish_what_the_contract_names_and_nothing_else(
 
 @pytest.mark.parametrize("party", PARTIES)
 @pytest.mark.parametrize("queue", ["", "q"])
-async def test_a_party_may_subscribe_what_the_contract_names_and_nothing_else(
+async def test_a_participant_may_subscribe_only_to_the_subjects_of_the_contract(
     party: str, queue: str, world: World
 ) -> None:
-    async with joined(world, party) as (client, ids):
+    async with connected_participant(world, party) as (client, ids):
         subjects = subscribed(ids)
         for subject in subjects:
             listening = await client.client.subscribe(subject, queue)
             # At once, so that a queue group takes nothing from those who work here.
             await listening.unsubscribe()
-        denied = known(await violations(client, "subscription"), subjects)
+        denied = denied_subjects(await violations(client, "subscription"), subjects)
 
     assert denied == {s for s in subjects if not may_subscribe(party, s, ids)}
 
@@ -133,12 +133,12 @@ async def test_a_party_may_subscribe_what_the_contract_names_and_nothing_else(
     ],
     ids="-".join,
 )
-async def test_what_a_frontend_asks_for_in_the_body_is_not_given(
+async def test_a_frontend_cannot_read_other_subjects_through_the_request_body(
     wanted: dict[str, object], world: World
 ) -> None:
     other = await world.chat()
     await world.building(other)
-    async with joined(world, "frontend") as (client, ids):
+    async with connected_participant(world, "frontend") as (client, ids):
         body = json.dumps(wanted).replace("{other}", f"workspaced.state.{other.id}").encode()
         own = f"$JS.API.DIRECT.GET.WORKSPACED_STATE.workspaced.state.{ids.chat}"
         answer = await client.client.request(own, body, timeout=TIMEOUT)

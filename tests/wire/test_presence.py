@@ -13,7 +13,7 @@ RENEWED = 5.0
 """Seconds between two signs of life: as the project says, three of them fit into 20 s."""
 
 
-async def show(agent: Agent) -> None:
+async def publish_presence(agent: Agent) -> None:
     """Give a sign of life, good for 20 seconds."""
     await agent.js.publish(
         f"workspaced.presence.{agent.chat}.{agent.id}",
@@ -22,7 +22,7 @@ async def show(agent: Agent) -> None:
     )
 
 
-async def test_an_agent_that_falls_silent_is_lost_and_its_next_fact_undoes_it(
+async def test_an_agent_without_presence_is_lost_until_its_next_fact(
     world: World,
 ) -> None:
     silent_chat, steady_chat = await world.chat(), await world.chat()
@@ -31,11 +31,11 @@ async def test_an_agent_that_falls_silent_is_lost_and_its_next_fact_undoes_it(
 
     async def keep_showing() -> None:
         while True:
-            await show(steady)
+            await publish_presence(steady)
             await asyncio.sleep(RENEWED)  # it is the renewal that is played here
 
     renewing = asyncio.create_task(keep_showing())
-    await show(silent)
+    await publish_presence(silent)
     began, version = time.monotonic(), silent_chat.now["version"]
     lost = await silent_chat.states.first(lambda e: e["data"]["version"] > version, 31)
     silence = time.monotonic() - began

@@ -13,7 +13,7 @@ from tests.rigs.client import Chat, new_id
 from tests.rigs.world import World
 
 
-async def test_a_chat_can_be_looked_at(world: World) -> None:
+async def test_get_chat_returns_state_and_open_calls(world: World) -> None:
     chat = await world.chat()
     unknown = await world.service.rpc("get_chat", chat_id=chat.id)
     call, job = await world.building(chat)
@@ -31,7 +31,7 @@ async def test_a_chat_can_be_looked_at(world: World) -> None:
     assert found == chat.states.all[0]["data"]
 
 
-async def test_chats_can_be_listed(world: World) -> None:
+async def test_list_chats_returns_chats_and_their_states(world: World) -> None:
     chats = [await world.chat() for _ in range(3)]
     for chat in chats:
         chat.owner_id = chats[0].owner_id
@@ -57,7 +57,7 @@ async def test_chats_can_be_listed(world: World) -> None:
     assert others == {"chats": []}
 
 
-async def test_more_chats_than_a_page_holds(world: World) -> None:
+async def test_list_chats_has_pages(world: World) -> None:
     first = await world.chat()
     chats = sorted(new_id() for _ in range(130))
     for chat_id in chats:
@@ -78,7 +78,7 @@ async def test_more_chats_than_a_page_holds(world: World) -> None:
     assert sorted(found) == chats
 
 
-async def test_the_event_log_tells_what_came_and_what_became_of_it(world: World) -> None:
+async def test_read_events_returns_events_and_their_outcomes(world: World) -> None:
     chat = await world.chat()
     _, agent = await world.ready(chat)
     repeated = await agent.report_disconnected()
@@ -104,7 +104,7 @@ async def test_the_event_log_tells_what_came_and_what_became_of_it(world: World)
     assert all(entry["version"] is None for entry in entries if entry not in moved)
 
 
-async def test_a_secret_is_shown_to_the_provisioner_only(world: World) -> None:
+async def test_only_the_provisioner_receives_a_secret(world: World) -> None:
     chat = await world.chat()
     args = {"template_id": world.rich, "parameters": {"word": "w", "secret": "swordfish"}}
     call = await chat.ask("create_workspace", args)
@@ -120,7 +120,7 @@ async def test_a_secret_is_shown_to_the_provisioner_only(world: World) -> None:
     assert "swordfish" not in shown
 
 
-async def test_a_long_log_comes_in_pages(world: World) -> None:
+async def test_read_events_has_pages(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     output = "x" * 32_000 + "\n"
@@ -139,7 +139,7 @@ async def test_a_long_log_comes_in_pages(world: World) -> None:
     assert found == list(range(1, 121))
 
 
-async def test_a_log_of_large_events_comes_in_pages(world: World) -> None:
+async def test_read_events_has_smaller_pages_for_large_events(world: World) -> None:
     chat = await world.chat()
     large = {"template_id": "x" * 200_000}
     for _ in range(8):
@@ -156,7 +156,7 @@ async def test_a_log_of_large_events_comes_in_pages(world: World) -> None:
     assert found == sorted(set(found))
 
 
-async def test_a_templates_folder_can_be_fetched_as_the_job_describes_it(world: World) -> None:
+async def test_the_archive_of_a_template_matches_the_digest_in_the_job(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     await world.provisioner.fail(job)

@@ -16,12 +16,12 @@ from nats.aio.msg import Msg
 from tests.rigs.client import Participant, new_id
 from tests.rigs.world import World
 from tests.wire.permission_table import STREAMS, Ids
-from tests.wire.test_permissions import HARMLESS, joined
+from tests.wire.test_permissions import HARMLESS, connected_participant
 
 GET = "$JS.API.DIRECT.GET.WORKSPACED_"
 
 
-def asking(party: str, ids: Ids) -> list[str]:
+def requests_of(party: str, ids: Ids) -> list[str]:
     """What this party may ask, to be answered by the server."""
     state = f"{GET}STATE.workspaced.state."
     return {
@@ -47,7 +47,7 @@ def asking(party: str, ids: Ids) -> list[str]:
     }[party]
 
 
-def targets(ids: Ids) -> list[str]:
+def forbidden_subjects(ids: Ids) -> list[str]:
     """Where no such party may publish."""
     victim = ids.other_agent  # a chat of which nothing is known yet
     return [
@@ -72,20 +72,20 @@ def targets(ids: Ids) -> list[str]:
 
 
 @pytest.mark.parametrize("party", ["chat-service", "gateway", "agent", "frontend"])
-async def test_no_answer_can_be_had_where_one_may_not_publish(party: str, world: World) -> None:
-    async with joined(world, party) as (client, ids):
+async def test_a_reply_cannot_be_directed_to_a_forbidden_subject(party: str, world: World) -> None:
+    async with connected_participant(world, party) as (client, ids):
         heard: list[str] = []
 
         async def hear(message: Msg) -> None:
             heard.append(message.subject)
 
-        watched = targets(ids)
+        watched = forbidden_subjects(ids)
         for subject in watched:
             if subject.startswith("workspaced.") and "dead" not in subject:
                 await world.operator.client.subscribe(subject, cb=hear)
         await world.operator.flush()
-        before = await made(world.operator)
-        for subject in asking(party, ids):
+        before = await stream_states(world.operator)
+        for subject in requests_of(party, ids):
             for target in watched:
                 await client.client.publish(subject, HARMLESS, reply=target)
                 await client.client.publish(subject, b"", reply=target)
@@ -96,18 +96,18 @@ async def test_no_answer_can_be_had_where_one_may_not_publish(party: str, world:
             await answered.add(Exception(message.subject))
 
         await client.client.subscribe(f"{inbox}.*", cb=last)
-        for number, subject in enumerate(asking(party, ids)):
+        for number, subject in enumerate(requests_of(party, ids)):
             await client.client.publish(subject, HARMLESS, reply=f"{inbox}.{number}")
-        await answered.count(len(asking(party, ids)))
+        await answered.count(len(requests_of(party, ids)))
         await world.operator.flush()
 
         assert heard == []
-        assert await made(world.operator) == before
+        assert await stream_states(world.operator) == before
     chat = await world.chat()
     await world.building(chat)  # all of it still works
 
 
-async def made(operator: Participant) -> dict[str, Any]:
+async def stream_states(operator: Participant) -> dict[str, Any]:
     """When each stream and the workers' consumer were made, and that the states are still there."""
     found: dict[str, Any] = {}
     for name in STREAMS:
@@ -119,7 +119,7 @@ async def made(operator: Participant) -> dict[str, Any]:
     return {**found, "consumer": consumer.created}
 
 
-async def test_an_event_is_not_lost_to_who_took_its_message_id(world: World) -> None:
+async def test_an_event_is_not_lost_when_another_sender_used_its_message_id(world: World) -> None:
     """The duplicate window is one for all subjects: another's id may be taken there, but not kept."""
     chat = await world.chat()
     call, job = await world.building(chat)

@@ -17,7 +17,7 @@ RPCS = {path.name.removesuffix(".body.json") for path in (SCHEMAS / "rpcs").glob
 """Those that docs/schemas describes."""
 
 
-def body(chat: Chat, args: Any = None, **more: Any) -> dict[str, Any]:
+def tool_body(chat: Chat, args: Any = None, **more: Any) -> dict[str, Any]:
     return {"chat_id": chat.id, **chat.identity, "args": {} if args is None else args, **more}
 
 
@@ -33,7 +33,7 @@ async def test_the_service_and_its_endpoints_can_be_found(world: World) -> None:
 async def test_a_tool_by_rpc_is_answered_and_published(world: World) -> None:
     chat = await world.chat()
 
-    resolved = await world.service.rpc("list_templates", **body(chat))
+    resolved = await world.service.rpc("list_templates", **tool_body(chat))
     published = await chat.answer(resolved["call_id"])
 
     shapes.tool_resolved(resolved)
@@ -43,7 +43,7 @@ async def test_a_tool_by_rpc_is_answered_and_published(world: World) -> None:
 
 async def test_a_create_by_rpc_is_held_until_it_is_ready(world: World) -> None:
     chat = await world.chat()
-    asked = body(chat, {"template_id": world.plain}, call_id="mine")
+    asked = tool_body(chat, {"template_id": world.plain}, call_id="mine")
 
     held = asyncio.create_task(world.service.rpc("create_workspace", **asked))
     job = await world.provisioner.job(chat)
@@ -56,10 +56,10 @@ async def test_a_create_by_rpc_is_held_until_it_is_ready(world: World) -> None:
     assert (await held)["call_id"] == "mine"
 
 
-async def test_a_tool_that_refuses_says_so_in_its_answer(world: World) -> None:
+async def test_an_error_of_a_tool_is_in_its_answer(world: World) -> None:
     chat = await world.chat()
 
-    resolved = await world.service.rpc("start_workspace", **body(chat))
+    resolved = await world.service.rpc("start_workspace", **tool_body(chat))
 
     assert resolved["is_error"] is True
     assert "create_workspace" in resolved["result"]["error"]
@@ -83,11 +83,11 @@ async def test_a_tool_that_refuses_says_so_in_its_answer(world: World) -> None:
         ("frontend_credential", {"chat_ids": [new_id()], "ttl_seconds": "long"}, 400),
     ],
 )
-async def test_what_can_not_be_accepted_is_answered_at_once(
+async def test_an_invalid_body_is_a_service_error(
     world: World, rpc: str, wrong: Any, code: int
 ) -> None:
     if isinstance(wrong, dict) and rpc == "list_templates":
-        wrong = body(await world.chat()) | wrong
+        wrong = tool_body(await world.chat()) | wrong
 
     with pytest.raises(ServiceError) as fault:
         await world.service.ask(rpc, wrong)
@@ -96,7 +96,7 @@ async def test_what_can_not_be_accepted_is_answered_at_once(
     assert fault.value.text
 
 
-async def test_a_provisioner_hears_400_and_404_too(world: World) -> None:
+async def test_an_invalid_credential_request_is_answered_400_or_404(world: World) -> None:
     with pytest.raises(ServiceError) as unknown:
         await world.provisioner.ask("template_archive", {"version_id": new_id(), "offset": 0})
     with pytest.raises(ServiceError) as negative:
@@ -105,7 +105,7 @@ async def test_a_provisioner_hears_400_and_404_too(world: World) -> None:
     assert (unknown.value.code, negative.value.code) == (404, 400)
 
 
-async def test_who_may_not_ask_is_refused(world: World) -> None:
+async def test_a_role_without_permission_cannot_call_rpcs(world: World) -> None:
     await world.provisioner.client.publish("workspaced.rpc.get_chat", b"{}")
     await world.service.client.publish("workspaced.rpc.agent_credential", b"{}")
     await world.service.client.publish(f"workspaced.in.provisioner.{new_id()}.x", b"{}")
@@ -116,7 +116,7 @@ async def test_who_may_not_ask_is_refused(world: World) -> None:
     assert "permissions violation" in str(first).lower()
 
 
-async def refused_with(world: World, asked: dict[str, Any]) -> int | str:
+async def error_code(world: World, asked: dict[str, Any]) -> int | str:
     """The code of a service error, or that the answer is one."""
     try:
         resolved = await world.service.rpc("list_templates", **asked)
@@ -130,19 +130,19 @@ async def refused_with(world: World, asked: dict[str, Any]) -> int | str:
     [{"query": "\x00"}, {"query": "\ud800"}, {"query": "x" * 300_000}, {"query": "x" * 950_000}],
     ids=["NUL", "a lone surrogate", "too large", "far too large"],
 )
-async def test_what_no_store_can_hold_is_refused_at_once(world: World, args: Any) -> None:
+async def test_values_that_the_database_cannot_store_are_refused(world: World, args: Any) -> None:
     chat = await world.chat()
 
-    refusal = await refused_with(world, body(chat, args))
+    refusal = await error_code(world, tool_body(chat, args))
 
     assert refusal in (400, "is_error")
     await chat.call("list_templates")
 
 
-async def test_an_rpc_of_another_owner_is_told_so(world: World) -> None:
+async def test_an_rpc_for_the_chat_of_another_owner_is_an_error(world: World) -> None:
     chat = await world.chat()
     await chat.call("list_templates")
 
-    resolved = await world.service.rpc("list_templates", **body(chat, owner_id=new_id()))
+    resolved = await world.service.rpc("list_templates", **tool_body(chat, owner_id=new_id()))
 
     assert resolved["is_error"] is True

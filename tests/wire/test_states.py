@@ -9,7 +9,7 @@ from tests.rigs.client import agent_entry, new_id, new_trace
 from tests.rigs.world import ORGANIZATION, World
 
 
-async def test_a_call_a_job_its_states_and_the_answer(world: World) -> None:
+async def test_a_create_causes_a_job_states_and_one_answer(world: World) -> None:
     chat = await world.chat()
     trace_id, traceparent = new_trace()
 
@@ -27,7 +27,7 @@ async def test_a_call_a_job_its_states_and_the_answer(world: World) -> None:
     assert job.owner_name == "ann"
     assert job.template["name"] == "rich"
     assert job.template["id"] == world.rich
-    assert job.template["version_id"] == world.place.templates["rich"]["version_id"]
+    assert job.template["version_id"] == world.deployment.templates["rich"]["version_id"]
     assert job.template["spec"] == {
         "build": {"start": "./build.sh"},
         "agent": [{"name": "main"}],
@@ -89,7 +89,7 @@ async def test_a_call_a_job_its_states_and_the_answer(world: World) -> None:
     }
 
 
-async def test_what_an_event_causes_carries_its_trace(world: World) -> None:
+async def test_messages_caused_by_an_event_carry_its_trace(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     trace_id, traceparent = new_trace()
@@ -106,7 +106,7 @@ async def test_what_an_event_causes_carries_its_trace(world: World) -> None:
     assert "traceparent" not in chat.states.all[0]
 
 
-async def test_the_snapshot_is_what_the_ui_showed_and_the_answer_can_be_read_again(
+async def test_the_last_state_and_the_answer_can_be_read_again(
     world: World,
 ) -> None:
     chat = await world.chat()
@@ -125,7 +125,7 @@ async def test_the_snapshot_is_what_the_ui_showed_and_the_answer_can_be_read_aga
     assert await world.service.last_state(new_id()) is None
 
 
-async def test_a_frontend_that_joins_late_misses_nothing_and_sees_nothing_twice(
+async def test_a_late_frontend_misses_no_state_and_sees_none_twice(
     world: World,
 ) -> None:
     chat = await world.chat()
@@ -161,7 +161,7 @@ async def test_a_build_without_agents_is_ready_at_once(world: World) -> None:
     assert result["agent_status"] == "no_agent"
 
 
-async def test_facts_that_come_early_take_effect_when_their_time_has_come(world: World) -> None:
+async def test_early_facts_take_effect_later(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
     listed = agent_entry()
@@ -176,7 +176,7 @@ async def test_facts_that_come_early_take_effect_when_their_time_has_come(world:
     assert [e["data"]["version"] for e in chat.states.all] == [1, 2, 3, 4]
 
 
-async def test_log_lines_are_shown_to_frontends_and_kept(world: World) -> None:
+async def test_log_lines_reach_frontends_and_are_stored(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     agent = await world.agent(job, new_id())
@@ -191,7 +191,7 @@ async def test_log_lines_are_shown_to_frontends_and_kept(world: World) -> None:
     assert page == {"lines": [line["data"] for line in shown]}
 
 
-async def test_two_creates_at_once_make_one_workspace(world: World) -> None:
+async def test_two_concurrent_creates_make_one_workspace(world: World) -> None:
     chat = await world.chat()
     args = {"template_id": world.plain}
 

@@ -11,7 +11,7 @@ from tests.rigs.client import new_id
 from tests.rigs.world import ORGANIZATION, Deployment, World, template_folder
 
 
-async def test_every_wrong_parameter_is_named_at_once(world: World) -> None:
+async def test_every_invalid_parameter_is_named(world: World) -> None:
     chat = await world.chat()
     wrong = {"branch": "other", "size": "12", "word": "UPPER", "colour": "red"}
 
@@ -25,7 +25,7 @@ async def test_every_wrong_parameter_is_named_at_once(world: World) -> None:
     assert chat.states.all == []
 
 
-async def test_a_preset_fills_what_the_call_leaves_open(world: World) -> None:
+async def test_a_preset_supplies_the_values_that_the_call_omits(world: World) -> None:
     chat = await world.chat()
     read = await chat.call("read_template", {"template_id": world.rich})
     preset = read["presets"][0]["id"]
@@ -42,7 +42,7 @@ async def test_a_preset_fills_what_the_call_leaves_open(world: World) -> None:
     assert await chat.call_error("create_workspace", other)
 
 
-async def test_a_start_keeps_the_parameters_and_changes_what_may_be_changed(world: World) -> None:
+async def test_a_start_keeps_parameters_and_changes_mutable_ones(world: World) -> None:
     chat = await world.chat()
     parameters = {"word": "hello", "size": 5}
     await chat.ask("create_workspace", {"template_id": world.rich, "parameters": parameters})
@@ -99,7 +99,7 @@ async def test_templates_are_listed_and_read(world: World) -> None:
         "description",
         "readme",
     }
-    assert read["template"]["active_version_id"] == world.place.templates["rich"]["version_id"]
+    assert read["template"]["active_version_id"] == world.deployment.templates["rich"]["version_id"]
     parameters = {parameter["name"]: parameter for parameter in read["parameters"]}
     assert parameters["branch"] == {
         "name": "branch",
@@ -132,7 +132,7 @@ async def test_templates_are_listed_and_read(world: World) -> None:
     }
 
 
-async def test_another_organization_sees_none_of_it(world: World) -> None:
+async def test_another_organization_cannot_see_the_templates(world: World) -> None:
     chat = await world.chat()
     chat.organization_id = new_id()
 
@@ -148,15 +148,15 @@ class TestSettings:
     """What operators set holds for all workers at once."""
 
     @pytest.fixture
-    def allow(self, place: Deployment) -> Iterator[None]:
-        assert place.up is not None
-        rich = str(place.templates["rich"]["template_id"])
-        done = place.up.run("settings", "set", "chat_template_allowlist", rich)
+    def allow(self, deployment: Deployment) -> Iterator[None]:
+        assert deployment.up is not None
+        rich = str(deployment.templates["rich"]["template_id"])
+        done = deployment.up.run("settings", "set", "chat_template_allowlist", rich)
         assert done.returncode == 0, done.stderr
         yield
-        place.up.run("settings", "set", "chat_template_allowlist", "")
+        deployment.up.run("settings", "set", "chat_template_allowlist", "")
 
-    async def test_only_templates_on_the_allowlist_are_seen(
+    async def test_only_templates_on_the_allowlist_are_visible(
         self, world: World, allow: None
     ) -> None:
         chat = await world.chat()
@@ -167,14 +167,17 @@ class TestSettings:
         assert await chat.call_error("read_template", {"template_id": world.plain})
         assert await chat.call_error("create_workspace", {"template_id": world.plain})
 
-    async def test_a_workspace_is_stopped_when_its_time_is_over(self, world: World) -> None:
-        assert world.place.up is not None
-        assert world.place.up.run("settings", "set", "chat_workspace_ttl", "700ms").returncode == 0
+    async def test_a_workspace_is_stopped_when_its_lifetime_is_over(self, world: World) -> None:
+        assert world.deployment.up is not None
+        assert (
+            world.deployment.up.run("settings", "set", "chat_workspace_ttl", "700ms").returncode
+            == 0
+        )
         try:
             chat = await world.chat()
             _, job = await world.building(chat)
         finally:
-            world.place.up.run("settings", "set", "chat_workspace_ttl", "")
+            world.deployment.up.run("settings", "set", "chat_workspace_ttl", "")
         await world.provisioner.succeed(job)
         await chat.state("ready")
 
@@ -187,11 +190,15 @@ class TestSettings:
         assert stopping["cause"]["type"] == "workspaced.ttl_passed.v1"
         assert stopping["cause"]["source"] == "/workspaced"
 
-    async def test_a_template_that_chats_may_not_use(self, world: World, tmp_path: Path) -> None:
-        assert world.place.up is not None
+    async def test_a_template_that_chats_may_not_use_is_hidden(
+        self, world: World, tmp_path: Path
+    ) -> None:
+        assert world.deployment.up is not None
         text = 'name = "closed"\npool = "wire"\nagents_allowed = false\n'
         folder = template_folder(tmp_path, "closed", text)
-        pushed = world.place.up.data("template", "push", folder, "--organization", ORGANIZATION)
+        pushed = world.deployment.up.data(
+            "template", "push", folder, "--organization", ORGANIZATION
+        )
         chat = await world.chat()
 
         page = await chat.call("list_templates")
@@ -200,12 +207,12 @@ class TestSettings:
         assert await chat.call_error("create_workspace", {"template_id": pushed["template_id"]})
 
 
-async def test_a_template_that_demands_its_active_version(world: World, tmp_path: Path) -> None:
-    assert world.place.up is not None
+async def test_a_template_may_require_its_active_version(world: World, tmp_path: Path) -> None:
+    assert world.deployment.up is not None
     text = 'name = "newest"\npool = "wire"\nrequire_active_version = true\n'
     push = ("template", "push", template_folder(tmp_path, "newest", text))
     organization = new_id()
-    old = world.place.up.data(*push, "--organization", organization)
+    old = world.deployment.up.data(*push, "--organization", organization)
     chat = await world.chat()
     chat.organization_id = organization
     call = await chat.ask("create_workspace", {"template_id": old["template_id"]})
@@ -216,7 +223,7 @@ async def test_a_template_that_demands_its_active_version(world: World, tmp_path
     await chat.answer(call)
 
     (tmp_path / "newest" / "more.txt").write_text("more")
-    new = world.place.up.data(*push, "--organization", organization)
+    new = world.deployment.up.data(*push, "--organization", organization)
     call = await chat.ask("start_workspace")
     job = await world.provisioner.job(chat, "start", number=3)
     await world.provisioner.succeed(job)

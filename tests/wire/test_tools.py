@@ -10,7 +10,7 @@ from tests.rigs.world import World
 TOOLS = ["create_workspace", "start_workspace", "stop_workspace"]
 
 
-async def test_a_second_create_finds_what_is_there(world: World) -> None:
+async def test_a_second_create_returns_the_existing_workspace(world: World) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
 
@@ -21,7 +21,7 @@ async def test_a_second_create_finds_what_is_there(world: World) -> None:
     assert result["workspace_name"] == job.workspace_name
 
 
-async def test_stop_and_start_again(world: World) -> None:
+async def test_a_workspace_can_be_stopped_and_started_again(world: World) -> None:
     chat = await world.chat()
     first, agent = await world.ready(chat)
 
@@ -65,7 +65,7 @@ async def test_stop_and_start_again(world: World) -> None:
     assert chat.path[-4:] == ["stopping", "stopped", "building", "ready"]
 
 
-async def test_who_comes_while_it_stops_waits_for_the_end(world: World) -> None:
+async def test_calls_during_a_stop_wait_for_its_end(world: World) -> None:
     chat = await world.chat()
     await world.ready(chat)
     stop = await chat.ask("stop_workspace")
@@ -90,7 +90,7 @@ async def test_who_comes_while_it_stops_waits_for_the_end(world: World) -> None:
     assert (await chat.answer(again))["result"]["build_id"] == last.build_id
 
 
-async def test_a_stop_while_it_is_built_waits_for_the_build_and_not_for_the_agent(
+async def test_a_stop_during_a_build_waits_for_the_build_but_not_for_the_agent(
     world: World,
 ) -> None:
     chat = await world.chat()
@@ -108,7 +108,7 @@ async def test_a_stop_while_it_is_built_waits_for_the_build_and_not_for_the_agen
     assert ending.build_id in superseded["error"]
 
 
-async def test_a_build_that_fails(world: World) -> None:
+async def test_a_failed_build_is_a_build_failure(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
     joined = await chat.ask("create_workspace", {"template_id": world.plain})
@@ -138,7 +138,7 @@ async def test_a_build_that_fails(world: World) -> None:
 
 
 @pytest.mark.parametrize("quota", [None, {"credits_consumed": 4, "budget": 3.5}])
-async def test_a_quota_that_is_used_up(world: World, quota: object) -> None:
+async def test_an_exhausted_quota_is_named_in_the_failure(world: World, quota: object) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
@@ -153,7 +153,7 @@ async def test_a_quota_that_is_used_up(world: World, quota: object) -> None:
     assert result.get("quota") == quota
 
 
-async def test_a_build_that_is_canceled(world: World) -> None:
+async def test_a_canceled_build_is_a_build_failure(world: World) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
 
@@ -165,7 +165,7 @@ async def test_a_build_that_is_canceled(world: World) -> None:
     assert result.keys() == {"error", "build_id"}
 
 
-async def test_a_lost_agents_workspace_is_replaced_and_stopped(world: World) -> None:
+async def test_a_workspace_that_lost_its_agent_is_replaced_and_stopped(world: World) -> None:
     chat = await world.chat()
     old, agent = await world.ready(chat)
     await agent.report_disconnected()
@@ -186,7 +186,7 @@ async def test_a_lost_agents_workspace_is_replaced_and_stopped(world: World) -> 
     assert new.workspace_name != old.workspace_name
 
 
-async def test_a_stop_that_fails_leaves_it_running(world: World) -> None:
+async def test_a_failed_stop_leaves_the_workspace_running(world: World) -> None:
     chat = await world.chat()
     job, _ = await world.ready(chat)
     call = await chat.ask("stop_workspace")
@@ -204,7 +204,9 @@ async def test_a_stop_that_fails_leaves_it_running(world: World) -> None:
 
 
 @pytest.mark.parametrize("tool", ["start_workspace", "stop_workspace"])
-async def test_without_a_workspace_there_is_nothing_to_do(world: World, tool: str) -> None:
+async def test_without_a_workspace_start_and_stop_point_to_create_workspace(
+    world: World, tool: str
+) -> None:
     chat = await world.chat()
 
     assert "create_workspace" in await chat.call_error(tool)
@@ -226,14 +228,14 @@ async def test_without_a_workspace_there_is_nothing_to_do(world: World, tool: st
         ("make_coffee", {}),
     ],
 )
-async def test_a_call_that_can_not_be_meant(world: World, tool: str, args: object) -> None:
+async def test_an_unknown_tool_is_an_error(world: World, tool: str, args: object) -> None:
     chat = await world.chat()
 
     assert await chat.call_error(tool, args)  # type: ignore[arg-type]
     assert chat.states.all == []
 
 
-async def test_arguments_are_looked_at_first(world: World) -> None:
+async def test_arguments_are_validated_first(world: World) -> None:
     chat = await world.chat()
     await world.ready(chat)
 
@@ -242,7 +244,7 @@ async def test_arguments_are_looked_at_first(world: World) -> None:
     assert found["status"] == "already_exists"
 
 
-async def test_a_name_is_used_as_it_is_or_made_from_what_it_was(world: World) -> None:
+async def test_a_workspace_name_is_used_or_derived(world: World) -> None:
     chat, other, third = await world.chat(), await world.chat(), await world.chat()
     other.owner_id = chat.owner_id
 
@@ -261,7 +263,7 @@ async def test_a_name_is_used_as_it_is_or_made_from_what_it_was(world: World) ->
     assert generated.workspace_name.startswith("helloworld-")
 
 
-async def test_the_same_call_is_answered_once_and_told_again(world: World) -> None:
+async def test_a_repeated_call_gets_the_same_answer_again(world: World) -> None:
     chat = await world.chat()
     args = {"template_id": world.plain}
     call, job = await world.building(chat)
@@ -277,7 +279,9 @@ async def test_the_same_call_is_answered_once_and_told_again(world: World) -> No
     assert chat.now["state"] == "ready"
 
 
-async def test_a_chat_belongs_to_who_asked_first(world: World) -> None:
+async def test_the_first_request_fixes_the_organization_and_the_owner_of_a_chat(
+    world: World,
+) -> None:
     chat = await world.chat()
     await chat.call("list_templates")
 

@@ -1,4 +1,4 @@
-"""The situations of docs/internals/tool-rules.md, brought about over real servers."""
+"""Steps of the tests in tests/wire: `given_…` brings a chat into a state, `request_…` and `report_…` act."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ FAILURE = {"error", "build_id"}
 EXISTS = {"created", "workspace_name", "status", "message"}
 
 
-async def create(world: World, chat: Chat, **args: object) -> str:
-    """Ask for a workspace; return the call."""
+async def request_create(world: World, chat: Chat, **args: object) -> str:
+    """Request a workspace; return the call."""
     return await chat.ask(CREATE, {"template_id": world.plain, **args})
 
 
-async def result(chat: Chat, call: str) -> Event:
-    """Wait for a call's result, which must be no error of the call."""
+async def successful_result(chat: Chat, call: str) -> Event:
+    """Wait for the answer to a call and return its result. Fails if the answer is an error."""
     resolved = await chat.answer(call)
     assert not resolved["is_error"], resolved
     return dict(resolved["result"])
 
 
-async def jobs(world: World, chat: Chat) -> list[Job]:
-    """All jobs that the chat has caused; what comes in order behind them has come."""
+async def all_jobs(world: World, chat: Chat) -> list[Job]:
+    """Return all jobs that the chat has caused: waits for a later job of another chat, as jobs arrive in order."""
     _, last = await world.building(await world.chat())
     await world.provisioner.fail(last)
     return [job for job in world.provisioner.jobs.all if job.chat_id == chat.id]
 
 
-async def new_job(world: World, chat: Chat, old: Job | Event) -> Job:
-    """Wait for the first job of another workspace of the chat."""
+async def job_of_new_workspace(world: World, chat: Chat, old: Job | Event) -> Job:
+    """Wait for the first job for another workspace of the chat than that of `old`."""
     workspace_id = old.data["workspace_id"] if isinstance(old, Job) else old["workspace_id"]
     return await world.provisioner.jobs.first(
         lambda job: job.chat_id == chat.id and job.workspace_id != workspace_id
     )
 
 
-async def waits(world: World, chat: Chat, *calls: str) -> None:
-    """See that the calls came, and wait."""
+async def assert_calls_wait(world: World, chat: Chat, *calls: str) -> None:
+    """Check that the workers have received the calls and have not answered them."""
     await chat.call("list_templates", {"query": "none is called this"})
     found = await world.service.rpc("get_chat", chat_id=chat.id)
     assert set(calls) <= {call["call_id"] for call in found["open_calls"]}
 
 
-async def end(world: World, job: Job, how: str) -> None:
-    """End a build: `succeeded` (without agents), `failed` or `canceled`."""
+async def finish_build(world: World, job: Job, how: str) -> None:
+    """Report the end of a build: `succeeded` (without agents), `failed` or `canceled`."""
     if how == "canceled":
         await world.provisioner.publish_event("build_canceled", job)
         await job.ack()
@@ -55,45 +55,45 @@ async def end(world: World, job: Job, how: str) -> None:
         await world.provisioner.succeed(job)
 
 
-async def ended(world: World, chat: Chat, how: str = "succeeded") -> Job:
-    """Have a workspace whose start build ended like that."""
+async def given_finished_start(world: World, chat: Chat, how: str = "succeeded") -> Job:
+    """Create a workspace whose start build ended as `how`; return its job."""
     call, job = await world.building(chat)
-    await end(world, job, how)
+    await finish_build(world, job, how)
     await chat.answer(call)
     return job
 
 
-async def stopping(world: World, chat: Chat) -> tuple[str, Job]:
-    """Ask to stop what runs; return the call and its job."""
+async def request_stop(world: World, chat: Chat) -> tuple[str, Job]:
+    """Request a stop; return the call and the job."""
     number = chat.now["build"]["number"] + 1
     call = await chat.ask(STOP)
     return call, await world.provisioner.job(chat, "stop", number)
 
 
-async def stop_ended(world: World, chat: Chat, how: str = "succeeded") -> Job:
-    """Have what runs stopped, or not, as it ends."""
-    call, job = await stopping(world, chat)
-    await end(world, job, how)
+async def given_finished_stop(world: World, chat: Chat, how: str = "succeeded") -> Job:
+    """Request a stop whose build ends as `how`; return its job."""
+    call, job = await request_stop(world, chat)
+    await finish_build(world, job, how)
     await chat.answer(call)
     return job
 
 
-async def stopped(world: World, chat: Chat) -> Job:
-    """Have a workspace without agents that is stopped; return its start."""
-    job = await ended(world, chat)
-    await stop_ended(world, chat)
+async def given_stopped_workspace(world: World, chat: Chat) -> Job:
+    """Create and stop a workspace without agents; return its start job."""
+    job = await given_finished_start(world, chat)
+    await given_finished_stop(world, chat)
     return job
 
 
-async def deleting(world: World, chat: Chat) -> Job:
-    """Have the chat's workspace deleted; return the job."""
+async def request_delete(world: World, chat: Chat) -> Job:
+    """Request the deletion of the chat's workspace; return the job."""
     await chat.publish_event("delete_requested", {"reason": "no longer needed"})
     return await world.provisioner.job(chat, "delete")
 
 
-async def gone(world: World, chat: Chat) -> Job:
-    """Have had a workspace that somebody deleted; return its start."""
-    job = await ended(world, chat)
+async def given_deleted_workspace(world: World, chat: Chat) -> Job:
+    """Create a workspace that is then deleted outside workspaced; return its start job."""
+    job = await given_finished_start(world, chat)
     await world.provisioner.publish_event(
         "workspace_deleted", job, build_id=None, build_number=None
     )
@@ -101,13 +101,13 @@ async def gone(world: World, chat: Chat) -> Job:
     return job
 
 
-async def running(world: World, chat: Chat, state: str) -> tuple[Job, Agent | None]:
-    """Have a workspace that runs, and is in `state`: also `lost`, or `bare` without agents."""
+async def given_running_workspace(world: World, chat: Chat, state: str) -> tuple[Job, Agent | None]:
+    """Create a running workspace in `state`; `lost`: its agent disconnected; `bare`: it has no agents."""
     if state == "bare":
-        return await ended(world, chat), None
+        return await given_finished_start(world, chat), None
     if state == "selection_error":
         call, job = await world.building(chat)
-        await world.provisioner.succeed(job, *unchoosable())
+        await world.provisioner.succeed(job, *ambiguous_agents())
         await chat.answer(call)
         return job, None
     call, job, agent = await world.connecting(chat)
@@ -127,13 +127,13 @@ async def running(world: World, chat: Chat, state: str) -> tuple[Job, Agent | No
     return job, agent
 
 
-def unchoosable() -> tuple[Event, Event]:
-    """Agents of which none can be chosen."""
+def ambiguous_agents() -> tuple[Event, Event]:
+    """Return agents of which workspaced can choose none."""
     return agent_entry("one-coderd-chat"), agent_entry("two-CODERD-chat")
 
 
-def elsewhere(of: Job | Chat, number: int = 1, transition: str = "start") -> Event:
-    """A build that somebody made outside: of a job's workspace, or of one that nobody knows."""
+def external_build(of: Job | Chat, number: int = 1, transition: str = "start") -> Event:
+    """Return a build made outside workspaced, of a job's workspace or of an unknown one."""
     job = of if isinstance(of, Job) else None
     return {
         "chat_id": job.chat_id if job else of.id,
@@ -144,8 +144,8 @@ def elsewhere(of: Job | Chat, number: int = 1, transition: str = "start") -> Eve
     }
 
 
-async def told(world: World, build: Event, type_name: str, *agents: Event) -> None:
-    """Tell the start or the end of a build made elsewhere."""
+async def report_external_build(world: World, build: Event, type_name: str, *agents: Event) -> None:
+    """Report the start or the end of an external build."""
     more: Event = {}
     if type_name == "build_succeeded":
         more = {"template_version_id": new_id(), "agents": list(agents)}
@@ -154,6 +154,6 @@ async def told(world: World, build: Event, type_name: str, *agents: Event) -> No
     await world.provisioner.publish_event(type_name, build, **more)
 
 
-def is_failure(answer: Event, build_id: str) -> bool:
-    """Whether it is a build failure object of the build."""
+def is_build_failure(answer: Event, build_id: str) -> bool:
+    """Return whether `answer` is a build failure object of that build."""
     return answer.keys() == FAILURE and answer["build_id"] == build_id
