@@ -45,7 +45,7 @@ class Node:
             self._process = None
 
 
-class Cluster:
+class ClusterNodes:
     """The nodes, and the credentials that `workspaced nats-auth` made for them."""
 
     def __init__(self, folder: Path) -> None:
@@ -64,7 +64,7 @@ class Cluster:
         self.nodes = [Node(number, folder, of, routes) for number, of in enumerate(ports, 1)]
 
     @property
-    def url(self) -> str:
+    def nats_url(self) -> str:
         return ",".join(node.url for node in self.nodes)
 
     def node(self, name: str) -> Node:
@@ -73,9 +73,9 @@ class Cluster:
 
 
 @contextmanager
-def cluster_in(folder: Path) -> Iterator[Cluster]:
+def cluster_in(folder: Path) -> Iterator[ClusterNodes]:
     """Start three nodes, and leave none behind."""
-    cluster = Cluster(folder)
+    cluster = ClusterNodes(folder)
     with ExitStack() as ending:
         for node in cluster.nodes:
             node.start()

@@ -8,12 +8,12 @@ from bus import Unavailable
 from bus.jetstream import JetStreamBus, connect
 from handlers.access.disconnect import can_disconnect, disconnect
 from statemachine.store import ClientConnection
-from tests.cluster.nodes import Cluster
+from tests.cluster.nodes import ClusterNodes
 from tests.cluster.test_streams import elected
 from tests.doubles.memory_store import MemoryStore
 
 
-async def test_a_connection_to_another_server_is_cut_off(cluster: Cluster) -> None:
+async def test_a_connection_to_another_server_is_cut_off(cluster: ClusterNodes) -> None:
     one, two, _ = (node.url for node in cluster.nodes)
 
     async def role(name: str, url: str) -> JetStreamBus:

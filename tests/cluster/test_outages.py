@@ -14,9 +14,8 @@ import pytest
 from statemachine.replay import replay
 from statemachine.store.postgres import connect as open_store
 from tests.cluster.load import Load, in_step, leader
-from tests.cluster.nodes import Cluster
-from tests.rigs.fleet import Fleet
-from tests.rigs.world import Deployment
+from tests.cluster.nodes import ClusterNodes
+from tests.rigs.fleet import RECONNECTED, Fleet, logs_once_more
 
 KILLS = int(os.environ.get("CLUSTER_KILLS", "1"))
 PAUSES = int(os.environ.get("CLUSTER_PAUSES", "0"))
@@ -24,22 +23,22 @@ CHATS = int(os.environ.get("CLUSTER_CHATS", "6"))
 CALM = int(os.environ.get("CLUSTER_CALM", "20"))
 """Answers between two outages."""
 BUILDS_OF_A_CHAT = 4
-PATIENCE = 90.0
+TIMEOUT = 90.0
 """Seconds after which the test gives up."""
 
 
 # nats-py leaves the socket open that it could not connect.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_cluster_that_loses_its_leader_or_a_node_loses_no_call(
-    fleet: tuple[Cluster, Fleet], capsys: pytest.CaptureFixture[str]
+    fleet: tuple[ClusterNodes, Fleet], capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster, roles = fleet
     begun = time.monotonic()
     await asyncio.gather(*map(roles.start, ("worker", "worker", "gateway")))
-    templates = {"plain": await asyncio.to_thread(roles.push, "plain")}
+    deployment = await roles.deployment()
     figures = [f"cluster and roles ready after {time.monotonic() - begun:.1f} s"]
     async with AsyncExitStack() as stack:
-        load = Load(Deployment(cluster.url, roles.credentials, templates), stack)
+        load = Load(deployment, stack)
         await load.open()
         running = asyncio.create_task(load.run(CHATS))
         try:
@@ -63,9 +62,9 @@ async def test_a_cluster_that_loses_its_leader_or_a_node_loses_no_call(
             await asyncio.gather(running, return_exceptions=True)
         reconnects = load.service.client.stats["reconnects"]
         missed, stale = await _check(load, roles.database_url)
-        for process, said in roles.said.items():
-            assert process.returncode is None, said.decode()
-            lost = [line for line in said.decode().splitlines() if "NATS lost streams" in line]
+        for process in roles.running:
+            assert process.process.poll() is None, process.output()
+            lost = [line for line in process.output().splitlines() if "NATS lost streams" in line]
             assert not lost
     figures.append(
         f"{len(load.chats)} chats, {load.answers.count} calls, each answered once; "
@@ -78,15 +77,15 @@ async def test_a_cluster_that_loses_its_leader_or_a_node_loses_no_call(
 
 
 async def _partitioned(
-    cluster: Cluster, roles: Fleet, load: Load, running: asyncio.Task[None], figures: list[str]
+    cluster: ClusterNodes, roles: Fleet, load: Load, running: asyncio.Task[None], figures: list[str]
 ) -> None:
     """Pause the server that a worker is connected to, until that worker has found another one."""
     paused = cluster.nodes[2]
-    worker = await roles.start("worker", WORKSPACED_NATS_URL=paused.url)
+    worker = await roles.start("worker", env={"WORKSPACED_NATS_URL": paused.url})
     await _calm(load, running)
     load.begin()
-    paused.send(signal.SIGSTOP)
-    await _first(running, roles.heard(worker, b"connected to NATS again"))
+    async with logs_once_more(RECONNECTED, [worker], timeout=TIMEOUT):
+        paused.send(signal.SIGSTOP)
     await _first(running, load.answers.more(CALM))
     figures.append(_told(f"{paused.name} paused, with a worker at it", load))
     paused.send(signal.SIGCONT)
@@ -110,7 +109,7 @@ async def _calm(load: Load, running: asyncio.Task[None], figures: list[str] | No
 async def _first(running: asyncio.Task[None], waiting) -> None:
     """Wait, but not longer than the load runs."""
     wanted = asyncio.ensure_future(waiting)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         await asyncio.wait((running, wanted), return_when=asyncio.FIRST_COMPLETED)
     if not wanted.done():
         wanted.cancel()

@@ -14,7 +14,7 @@ from handlers.embedded import embedded_servers
 from tests.fuzz.hostile import INBOUND, RPCS
 from tests.fuzz.pure import ask_who, read_timers
 from tests.fuzz.rig import PIECE, Harm, Rig, kept, rig_on
-from tests.rigs.fleet import Fleet
+from tests.rigs.fleet import fleet_on
 from tests.rigs.servers import new_database
 
 
@@ -25,8 +25,7 @@ async def run(messages: int, seed: int, only: list[str]) -> int:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="workspaced-fuzz-")))
         servers = await stack.enter_async_context(embedded_servers(home / "servers"))
         database_url = await stack.enter_async_context(new_database(servers))
-        fleet = Fleet(servers.nats_url, servers.credentials, database_url, home)
-        stack.push_async_callback(fleet.end_all)
+        fleet = await stack.enter_async_context(fleet_on(servers, database_url, home))
         rig = await stack.enter_async_context(rig_on(fleet, seed))
         try:
             for one in kept():

@@ -285,7 +285,7 @@ def kept() -> list[Hostile]:
 async def rig_on(fleet: Fleet, seed: int) -> AsyncIterator[Rig]:
     """Start a worker and a gateway, and connect everybody."""
     worker, gateway = await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
-    template = await asyncio.to_thread(fleet.push, "plain")
+    template = await fleet.push("plain")
     rig = Rig(fleet, template["template_id"], {"worker": worker.pid, "gateway": gateway.pid}, seed)
     operator = role_options(fleet.credentials, "operator")
     async with (

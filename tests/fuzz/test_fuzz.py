@@ -13,7 +13,7 @@ from tests.fuzz.hostile import INBOUND, RPCS, TOOLS, message
 from tests.fuzz.pure import ask_who, read_timers
 from tests.fuzz.rig import Rig, kept, rig_on
 from tests.rigs.client import CONTENT_TYPE, new_id
-from tests.rigs.fleet import Fleet
+from tests.rigs.fleet import fleet_on
 
 SEED = 6
 MESSAGES = 300
@@ -21,12 +21,11 @@ MESSAGES = 300
 
 @pytest.fixture
 async def rig(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
-    fleet = Fleet(own_nats.nats_url, own_nats.credentials, database_url, tmp_path)
-    try:
-        async with rig_on(fleet, SEED) as rig:
-            yield rig
-    finally:
-        await fleet.end_all()
+    async with (
+        fleet_on(own_nats, database_url, tmp_path) as fleet,
+        rig_on(fleet, SEED) as rig,
+    ):
+        yield rig
 
 
 async def test_hostile_messages_are_handled_or_buried_while_a_healthy_chat_is_served(

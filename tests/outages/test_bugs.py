@@ -13,8 +13,8 @@ from nats.aio.msg import Msg
 
 from handlers.embedded import Servers
 from tests.outages import planted
-from tests.outages.fleet import Fleet, fleet_on
 from tests.rigs.client import Chat, Received, cloud_event
+from tests.rigs.fleet import SHORT, Fleet, fleet_on
 from tests.rigs.world import Deployment, World, connected_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,9 +32,9 @@ async def fleet(
     module_servers: tuple[Servers, str, Path],
 ) -> AsyncIterator[tuple[Fleet, Deployment]]:
     servers, database_url, home = module_servers
-    async with fleet_on(servers, database_url, home) as fleet:
+    async with fleet_on(servers, database_url, home, SHORT) as fleet:
         worker = await fleet.start("worker")
-        place = await fleet.place("plain")
+        place = await fleet.deployment("plain")
         await fleet.end(worker, signal.SIGTERM)
         yield fleet, place
 

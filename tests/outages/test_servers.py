@@ -19,8 +19,8 @@ import nats.errors
 import pytest
 import pytest_asyncio
 
-from tests.outages.fleet import PATIENT, Fleet, Way, fleet_on, heard_again, way_to
 from tests.rigs.client import Chat, ServiceError
+from tests.rigs.fleet import PATIENT, Fleet, Proxies, fleet_on, logs_once_more, proxies_to
 from tests.rigs.servers import Nats, Postgres, servers_of
 from tests.rigs.world import Deployment, World, connected_world
 
@@ -40,7 +40,7 @@ class Stage:
     postgres: Postgres
     fleet: Fleet
     place: Deployment
-    ways: dict[str, Way]
+    ways: dict[str, Proxies]
     ports: dict[str, int]
 
     async def health(self, role: str, what: str = "readyz") -> tuple[int, Any]:
@@ -91,12 +91,12 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         fleet = await stack.enter_async_context(fleet_on(servers, postgres.url, home, env))
         ways, ports = {}, {}
         for role in ("worker", "gateway"):
-            ways[role] = await stack.enter_async_context(way_to(servers, postgres.url))
+            ways[role] = await stack.enter_async_context(proxies_to(servers, postgres.url))
             ports[role] = free_port()
         await asyncio.gather(
-            *(fleet.start(r, "--http-port", str(ports[r]), way=way) for r, way in ways.items())
+            *(fleet.start(r, "--http-port", str(ports[r]), proxies=way) for r, way in ways.items())
         )
-        place = await fleet.place("plain")
+        place = await fleet.deployment("plain")
         yield Stage(nats_server, postgres, fleet, place, ways, ports)
 
 
@@ -313,7 +313,7 @@ async def test_while_the_database_refuses_events_they_wait_and_nothing_is_buried
         building = await asyncio.gather(*(world.building(chat) for chat in chats))
         buried = await dead_letters(world)
         async with refusing(stage, what):
-            async with heard_again(words, [worker]):
+            async with logs_once_more(words, [worker]):
                 for _, job in building:
                     await world.provisioner.succeed(job)
             status, body = await stage.health("worker")

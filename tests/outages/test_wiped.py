@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 import pytest_asyncio
 
-from tests.outages.fleet import PATIENT, Fleet, fleet_on, heard_again
 from tests.rigs.client import Chat, Event, Job
+from tests.rigs.fleet import PATIENT, Fleet, fleet_on, logs_once_more
 from tests.rigs.processes import Process
 from tests.rigs.servers import Nats, Postgres, servers_of
 from tests.rigs.world import Deployment, World, connected_world
@@ -37,7 +37,7 @@ class Stage:
 
     async def wiped(self) -> None:
         """Have the server lose its store; return when the worker has put it right."""
-        async with heard_again(AGAIN, self.workers), self.fleet.reconnected():
+        async with logs_once_more(AGAIN, self.workers), self.fleet.reconnected():
             await self.nats.stop()
             self.nats.wipe()
             await self.nats.start()
@@ -55,7 +55,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         servers = servers_of(nats_server, postgres)
         fleet = await stack.enter_async_context(fleet_on(servers, postgres.url, home, env))
         _, *workers = await asyncio.gather(*map(fleet.start, ("gateway", "worker")))
-        yield Stage(nats_server, fleet, await fleet.place("plain"), workers)
+        yield Stage(nats_server, fleet, await fleet.deployment("plain"), workers)
 
 
 async def known(world: World, chat: Chat) -> Event:

@@ -18,8 +18,8 @@ import pytest
 import pytest_asyncio
 
 from handlers.embedded import Servers
-from tests.outages.fleet import PATIENT, SHORT, WINDOW, Fleet, Way, fleet_on, way_to
 from tests.rigs.client import Chat, Event, Job, Received, agent_entry
+from tests.rigs.fleet import PATIENT, SHORT, WINDOW, Fleet, Proxies, fleet_on, proxies_to
 from tests.rigs.processes import Process
 from tests.rigs.world import World, connected_world
 
@@ -71,8 +71,8 @@ class Stage:
 
     fleet: Fleet
     world: World
-    way: Way
-    other_way: Way
+    way: Proxies
+    other_way: Proxies
     other: Process
     one: Process | None = None
 
@@ -80,7 +80,7 @@ class Stage:
         """The worker that is to stand still, started anew when it was killed."""
         if self.one is None:
             self.way.mend()
-            self.one = await self.fleet.start("worker", way=self.way)
+            self.one = await self.fleet.start("worker", proxies=self.way)
         return self.one
 
     def alone(self, at: Instant) -> None:
@@ -131,11 +131,11 @@ async def stage(module_servers: tuple[Servers, str, Path]) -> AsyncIterator[Stag
         enter = stack.enter_async_context
         fleet = await enter(fleet_on(servers, database_url, home, PATIENT))
         fleet.env["WORKSPACED_AGENT_CONNECT_TIMEOUT"] = str(CONNECT_WITHIN)
-        way = await enter(way_to(servers, database_url))
-        other_way = await enter(way_to(servers, database_url))
+        way = await enter(proxies_to(servers, database_url))
+        other_way = await enter(proxies_to(servers, database_url))
         await fleet.start("gateway")
-        other = await fleet.start("worker", way=other_way)
-        world = await enter(connected_world(await fleet.place("plain")))
+        other = await fleet.start("worker", proxies=other_way)
+        world = await enter(connected_world(await fleet.deployment("plain")))
         yield Stage(fleet, world, way, other_way, other)
 
 
@@ -156,7 +156,7 @@ async def forgetful(stage: Stage) -> Stage:
     if stage.one is not None:
         await stage.killed()
     await stage.fleet.end(stage.other)
-    stage.other = await stage.fleet.start("worker", way=stage.other_way)
+    stage.other = await stage.fleet.start("worker", proxies=stage.other_way)
     return stage
 
 

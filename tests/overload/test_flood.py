@@ -28,7 +28,7 @@ from tests.rigs.client import (
     new_id,
     role_options,
 )
-from tests.rigs.fleet import Fleet
+from tests.rigs.fleet import Fleet, fleet_on
 from tests.rigs.world import ORGANIZATION, POOL
 
 SECONDS = float(os.environ.get("OVERLOAD_SECONDS", "3"))
@@ -146,9 +146,8 @@ def rss(pid: int) -> float:
 
 @pytest.fixture
 async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[Fleet]:
-    fleet = Fleet(own_nats.nats_url, own_nats.credentials, database_url, tmp_path, dict(ROOM))
-    yield fleet
-    await fleet.end_all()
+    async with fleet_on(own_nats, database_url, tmp_path, ROOM) as fleet:
+        yield fleet
 
 
 async def test_a_flood_is_refused_in_clear_words_at_flat_memory_and_costs_no_accepted_call(
@@ -156,7 +155,7 @@ async def test_a_flood_is_refused_in_clear_words_at_flat_memory_and_costs_no_acc
 ) -> None:
     worker, gateway = await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
     pids = {"worker": worker.pid, "gateway": gateway.pid}
-    flood = Flood(fleet.push("plain")["template_id"])
+    flood = Flood((await fleet.push("plain"))["template_id"])
     idle = {role: rss(pid) for role, pid in pids.items()}
     samples: dict[str, list[float]] = {role: [] for role in pids}
     figures = [f"idle: worker {idle['worker']:.0f} MiB, gateway {idle['gateway']:.0f} MiB"]

@@ -1,4 +1,4 @@
-"""workspaced as a user runs it: a process of its own, known by its data directory only."""
+"""Processes of workspaced as a user starts them, known by their data directory only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests import preloaded
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 30.0
-"""Seconds after which a test gives up on a process; none waits that long when all is well."""
+"""Seconds after which a wait for a process fails the test."""
 
 
 OF_THE_INTERPRETER = ("PYTHON", "LANG", "LC_", "LD_", "TZ")
@@ -29,7 +29,7 @@ OF_THE_INTERPRETER = ("PYTHON", "LANG", "LC_", "LD_", "TZ")
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without what would tell workspaced something by accident."""
+    """Return this environment without variables of workspaced, and `more`."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("WORKSPACED_")}
     return {**plain, **(more or {})}
 
@@ -56,7 +56,7 @@ def run(
 
 
 class Process:
-    """A command that serves, with what it says."""
+    """A running command; a thread collects what it writes to stderr."""
 
     def __init__(
         self,
@@ -75,8 +75,9 @@ class Process:
             stderr=subprocess.PIPE,
         )
         self.rest = b""
-        """What was left of stdout at its end."""
+        """The rest of stdout, read when the process ended."""
         self._said: list[str] = []
+        self._closed = False
         self._more = threading.Condition()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -88,29 +89,32 @@ class Process:
                 with self._more:
                     self._said.append(line.decode(errors="replace"))
                     self._more.notify_all()
+        with self._more:
+            self._closed = True
+            self._more.notify_all()
 
     @property
     def pid(self) -> int:
         return self.process.pid
 
     def line(self) -> bytes:
-        """The next line of stdout; empty when it ended."""
+        """Wait for the next line of stdout; empty at its end."""
         assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], TIMEOUT)
-        assert readable, f"nothing was said:\n{self.output()}"
+        assert readable, f"nothing on stdout; stderr:\n{self.output()}"
         return self.process.stdout.readline()
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, *, within: float = TIMEOUT) -> int:
-        """Tell it to end; return the exit status."""
+        """Send a signal if the process runs; return its exit status."""
         if self.process.poll() is None:
             self.send(number)
         return self.ended(within)
 
     def ended(self, within: float = TIMEOUT) -> int:
-        """Wait for its end; return the exit status."""
+        """Wait for the end of the process; return its exit status."""
         try:
             return self.process.wait(within)
         finally:
@@ -121,24 +125,25 @@ class Process:
                 self._listener.join(TIMEOUT)
 
     def kill(self) -> None:
-        """End it by force, if it is still there."""
+        """Kill the process if it still runs."""
         if self.process.returncode is None:
             self.process.kill()
             self.ended()
 
     def output(self) -> str:
-        """What it wrote to stderr so far."""
+        """Return what the process has written to stderr so far."""
         with self._more:
             return "".join(self._said)
 
-    def wait_for_output(self, words: str, times: int = 1) -> None:
-        """Wait until it said that so often."""
+    def wait_for_output(self, words: str, times: int = 1, *, timeout: float = TIMEOUT) -> None:
+        """Wait until that many lines of stderr have contained `words`; fails if the process ends."""
 
-        def often_enough() -> bool:
-            return sum(words in line for line in self._said) >= times
+        def count() -> int:
+            return sum(words in line for line in self._said)
 
         with self._more:
-            assert self._more.wait_for(often_enough, TIMEOUT)
+            self._more.wait_for(lambda: self._closed or count() >= times, timeout)
+            assert count() >= times, f"no {words!r} in:\n{self.output()}"
 
 
 @dataclass
@@ -166,11 +171,11 @@ class Up:
         return self.directory / "credentials" / f"{role}.nk"
 
     def run(self, *words: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Run another command beside it."""
+        """Run another command with the same data directory."""
         return run(*words, "--data-dir", self.directory, stdin=stdin)
 
     def data(self, *words: str | Path) -> Any:
-        """Run another command, which must do well; return the JSON that it prints."""
+        """Run another command, which must succeed; return the JSON that it prints."""
         done = self.run(*words)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -190,7 +195,7 @@ def start_up(directory: Path, *flags: str, env: Mapping[str, str] | None = None)
 
 @contextmanager
 def up(directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[Up]:
-    """Run `up`, and leave no process behind."""
+    """Run `up`; at the end, kill everything that uses its data directory."""
     try:
         running = start_up(directory, *flags, env=env)
         try:
@@ -202,7 +207,7 @@ def up(directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> It
 
 
 def processes_using(directory: Path, *words: str) -> list[int]:
-    """Processes that have the directory on their command line, and all of `words` as well."""
+    """Return the pids of processes whose command line contains the directory and all of `words`."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -231,7 +236,7 @@ def agents_using(directory: Path) -> list[int]:
 
 
 def wait_until_gone(pids: Sequence[int], within: float) -> bool:
-    """Wait until all of these have ended, whoever started them."""
+    """Wait until all of these processes have ended; return whether they have."""
     deadline = time.monotonic() + within
     for pid in pids:
         with suppress(ProcessLookupError):
@@ -246,7 +251,7 @@ def wait_until_gone(pids: Sequence[int], within: float) -> bool:
 
 
 def kill_processes(pids: Sequence[int]) -> None:
-    """End these by force, and wait until they have."""
+    """Kill these processes and wait for their end."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

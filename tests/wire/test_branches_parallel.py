@@ -15,10 +15,10 @@ import pytest
 
 from handlers.embedded import Servers
 from tests.rigs.client import Chat, Event, Job, agent_entry
-from tests.rigs.world import Deployment, World, connected_world
+from tests.rigs.world import World, connected_world
 from tests.wire import steps
 from tests.wire.steps import CREATE, FAILURE, START, STOP
-from tests.wire.test_crashes import Fleet
+from tests.wire.test_crashes import Fleet, fleet_on
 
 EACH = 3
 """So many gateways, and so many workers."""
@@ -26,20 +26,14 @@ EACH = 3
 
 @pytest.fixture
 async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[Fleet]:
-    fleet = Fleet(own_nats.nats_url, own_nats.credentials, database_url, tmp_path)
-    try:
+    async with fleet_on(own_nats, database_url, tmp_path) as fleet:
         await asyncio.gather(*map(fleet.start, ("gateway", "worker") * EACH))
         yield fleet
-    finally:
-        for process in list(fleet.running):
-            await fleet.end(process, signal.SIGKILL)
 
 
 @pytest.fixture
 async def world(fleet: Fleet) -> AsyncIterator[World]:
-    templates = {"plain": await asyncio.to_thread(fleet.push, "plain")}
-    deployment = Deployment(fleet.nats_url, fleet.credentials, templates)
-    async with connected_world(deployment) as world:
+    async with connected_world(await fleet.deployment()) as world:
         yield world
 
 

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from handlers.embedded import Servers
 from tests.rigs.client import ServiceError, agent_entry
-from tests.rigs.fleet import Fleet
-from tests.rigs.world import Deployment, World, connected_world
+from tests.rigs.fleet import fleet_on
+from tests.rigs.world import World, connected_world
 
 
 @pytest.fixture
 async def world(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[World]:
-    fleet = Fleet(own_nats.nats_url, own_nats.credentials, database_url, tmp_path)
-    fleet.env["WORKSPACED_WAITING_CALLS_PER_CHAT"] = "1"
-    try:
+    env = {"WORKSPACED_WAITING_CALLS_PER_CHAT": "1"}
+    async with fleet_on(own_nats, database_url, tmp_path, env) as fleet:
         await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
-        templates = {"plain": await asyncio.to_thread(fleet.push, "plain")}
-        async with AsyncExitStack() as stack:
-            deployment = Deployment(fleet.nats_url, fleet.credentials, templates)
-            yield await stack.enter_async_context(connected_world(deployment))
-    finally:
-        await fleet.end_all()
+        async with connected_world(await fleet.deployment()) as world:
+            yield world
 
 
 async def test_a_call_beyond_the_limit_is_refused_and_waiting_calls_are_answered(

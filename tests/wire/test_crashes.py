@@ -12,20 +12,18 @@ import pytest
 
 from handlers.embedded import Servers
 from tests.rigs.client import agent_entry
-from tests.rigs.fleet import Fleet
-from tests.rigs.world import Deployment, World, connected_world
+from tests.rigs.fleet import Fleet, fleet_on
+from tests.rigs.world import World, connected_world
 
 
 @pytest.fixture
 async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[Fleet]:
-    fleet = Fleet(own_nats.nats_url, own_nats.credentials, database_url, tmp_path)
-    yield fleet
-    await fleet.end_all()
+    async with fleet_on(own_nats, database_url, tmp_path) as fleet:
+        yield fleet
 
 
 async def world_of(fleet: Fleet, stack: AsyncExitStack) -> World:
-    deployment = Deployment(fleet.nats_url, fleet.credentials, {"plain": fleet.push("plain")})
-    return await stack.enter_async_context(connected_world(deployment))
+    return await stack.enter_async_context(connected_world(await fleet.deployment()))
 
 
 async def test_a_call_is_answered_after_its_worker_was_killed(fleet: Fleet) -> None:
@@ -75,14 +73,14 @@ async def test_a_paused_worker_does_no_harm_when_it_resumes(fleet: Fleet) -> Non
         chat = await world.chat()
         call, job = await world.building(chat)
 
-        one.send_signal(signal.SIGSTOP)
+        one.send(signal.SIGSTOP)
         listed = agent_entry()
         await world.provisioner.succeed(job, listed)
         agent = await world.agent(job, listed["id"])
         await agent.report_connected()
         await agent.report_lifecycle("ready")
         result = (await chat.answer(call))["result"]
-        one.send_signal(signal.SIGCONT)
+        one.send(signal.SIGCONT)
         await chat.call("list_templates")
         await chat.call("start_workspace")
 
