@@ -13,14 +13,14 @@ from tests.bench.figures import summary
 from tests.bench.measures import Figures, all_ready, create_all, latency, names, throughput
 from tests.bench.peer import KINDS
 from tests.bench.peers.product import Driver
-from tests.bench.rig import Rig
+from tests.bench.running_system import RunningSystem
 
 PART = 5000
 """Builds under way at once: a pool's consumer gives out no more than 10,000 jobs unacked."""
 AGING = Path(__file__).with_name("aging.sql")
 
 
-async def crowd(rig: Rig, chats: int, answered: int) -> Figures:
+async def crowd(rig: RunningSystem, chats: int, answered: int) -> Figures:
     """Memory that so many waiting calls take, and how soon the first of them are answered then."""
     peer = rig.peer
     assert isinstance(peer, Driver)
@@ -53,7 +53,9 @@ async def crowd(rig: Rig, chats: int, answered: int) -> Figures:
     }
 
 
-async def _answered(rig: Rig, chats: Sequence[str], pending: Sequence[Any]) -> dict[str, float]:
+async def _answered(
+    rig: RunningSystem, chats: Sequence[str], pending: Sequence[Any]
+) -> dict[str, float]:
     """Let chats that wait for their agents become ready, four a second; return how soon, in ms."""
     waits = []
 
@@ -71,7 +73,7 @@ async def _answered(rig: Rig, chats: Sequence[str], pending: Sequence[Any]) -> d
     return summary(waits)
 
 
-async def aged(rig: Rig, chats: int, log_rows: int, runs: int, size: int) -> Figures:
+async def aged(rig: RunningSystem, chats: int, log_rows: int, runs: int, size: int) -> Figures:
     """The same measures before and after a database got its age; then `up` starts on it."""
     peer = rig.peer
     assert isinstance(peer, Driver)
@@ -104,7 +106,7 @@ async def aged(rig: Rig, chats: int, log_rows: int, runs: int, size: int) -> Fig
     }
 
 
-async def _measured(rig: Rig, runs: int, size: int) -> list[Figures]:
+async def _measured(rig: RunningSystem, runs: int, size: int) -> list[Figures]:
     return [
         {"latency": await latency(rig, 20, 5), "throughput": await throughput(rig, size)}
         for _ in range(runs)

@@ -14,13 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.bench import measures
-from tests.bench.rig import Rig
+from tests.bench.running_system import RunningSystem
 from tests.bench.waiting import idle
 
 Measure = tuple[str, dict[str, Any]]
 
 
-async def measured(rig: Rig, kind: str, words: dict[str, Any], chats_s: float) -> dict[str, Any]:
+async def measured(
+    rig: RunningSystem, kind: str, words: dict[str, Any], chats_s: float
+) -> dict[str, Any]:
     """Take one measure."""
     match kind:
         case "latency":
@@ -49,7 +51,7 @@ async def run(name: str, options: Mapping[str, Any], asked: Sequence[Measure]) -
     """Start a system, take the measures in their order, and stop it."""
     most = max([words.get("chats", 0) for _, words in asked], default=0)
     chats_s = 0.0
-    async with Rig(name, options, most) as rig:
+    async with RunningSystem(name, options, most) as rig:
         for kind, words in asked:
             if kind == "warm":
                 await measures.warm(rig, **words)

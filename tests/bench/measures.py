@@ -12,7 +12,7 @@ from uuid import uuid4
 from tests.bench.figures import summary
 from tests.bench.peer import KINDS
 from tests.bench.processes import memory
-from tests.bench.rig import Rig, Usage, paced
+from tests.bench.running_system import RunningSystem, Usage, paced
 
 Figures = dict[str, Any]
 LIMIT = 600.0
@@ -26,7 +26,7 @@ def names(letter: str, number: int) -> list[str]:
 
 
 async def create_all(
-    rig: Rig, chats: Sequence[str], inflight: int
+    rig: RunningSystem, chats: Sequence[str], inflight: int
 ) -> list[Awaitable[Mapping[str, Any]]]:
     """Make the calls of all chats; return what they wait for."""
     gate = asyncio.Semaphore(inflight)
@@ -46,7 +46,7 @@ async def all_ready(pending: Sequence[Awaitable[Mapping[str, Any]]]) -> None:
         raise RuntimeError(f"{len(wrong)} of {len(results)} calls ended otherwise: {wrong[0]}")
 
 
-async def verified(rig: Rig, chats: Sequence[str]) -> str:
+async def verified(rig: RunningSystem, chats: Sequence[str]) -> str:
     """Say whether each chat is ready and each event logged once, or what is so."""
     facts = await rig.peer.verify(chats)
     number = facts.pop("sampled", len(chats))
@@ -55,7 +55,7 @@ async def verified(rig: Rig, chats: Sequence[str]) -> str:
 
 
 async def latency(
-    rig: Rig, chats: int, seconds: float, rounds: int = 1, spread: float = 0.0
+    rig: RunningSystem, chats: int, seconds: float, rounds: int = 1, spread: float = 0.0
 ) -> Figures:
     """Start `chats` calls evenly over `seconds`, each with its events 50 to 100 ms apart.
 
@@ -97,7 +97,7 @@ async def latency(
     }
 
 
-async def throughput(rig: Rig, chats: int, inflight: int = 256) -> Figures:
+async def throughput(rig: RunningSystem, chats: int, inflight: int = 256) -> Figures:
     """All calls, then all events, as fast as they are taken.
 
     `events_s`: from the first event handed over to the last in effect. `chats_s`: from the first call
@@ -134,14 +134,14 @@ async def throughput(rig: Rig, chats: int, inflight: int = 256) -> Figures:
     }
 
 
-async def half(rig: Rig, chats_s: float, seconds: float) -> Figures:
+async def half(rig: RunningSystem, chats_s: float, seconds: float) -> Figures:
     """Latency at half of the chats a second that the system was seen to do."""
     rate = chats_s / 2
     figures = await latency(rig, max(20, int(rate * seconds)), seconds)
     return {**figures, "full": chats_s}
 
 
-async def twice(rig: Rig, chats: int) -> Figures:
+async def twice(rig: RunningSystem, chats: int) -> Figures:
     """Hand each event over twice: it must still be applied once."""
     new = names("d", chats)
     pending = await create_all(rig, new, chats)
@@ -151,7 +151,7 @@ async def twice(rig: Rig, chats: int) -> Figures:
     return {"chats": chats, "verify": await verified(rig, new)}
 
 
-async def warm(rig: Rig, chats: int = 30) -> None:
+async def warm(rig: RunningSystem, chats: int = 30) -> None:
     """Let every path be gone once."""
     new = names("w", chats)
     pending = await create_all(rig, new, 64)
@@ -159,7 +159,7 @@ async def warm(rig: Rig, chats: int = 30) -> None:
     await all_ready(pending)
 
 
-def resident(rig: Rig) -> dict[str, float]:
+def resident(rig: RunningSystem) -> dict[str, float]:
     """Return MiB by process tree, shared pages counted once."""
     found = {name: memory(pid) for name, pid in rig.peer.pids().items()}
     if not rig.peer.app_is_load:

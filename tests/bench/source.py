@@ -1,6 +1,6 @@
 """The sources of events (provisioner and agents), in a process of their own.
 
-Reads one JSON command a line and answers each with one line; see rig.Source.
+Reads one JSON command a line and answers each with one line; see running_system.Source.
 """
 
 from __future__ import annotations

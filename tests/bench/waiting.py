@@ -7,13 +7,13 @@ import time
 
 from tests.bench.measures import Figures, all_ready, create_all, names, resident, verified
 from tests.bench.peer import KINDS
-from tests.bench.rig import Rig, Usage
+from tests.bench.running_system import RunningSystem, Usage
 
 TOLD = 12.0
 """Seconds after which idle PostgreSQL backends have told what they did."""
 
 
-async def idle(rig: Rig, chats: int, seconds: float, settle: float = TOLD) -> Figures:
+async def idle(rig: RunningSystem, chats: int, seconds: float, settle: float = TOLD) -> Figures:
     """Cost of the same processes without a call, and with calls that wait for their agents."""
     without = await _watched(rig, seconds, settle)
     new = names("i", chats)
@@ -37,7 +37,7 @@ async def idle(rig: Rig, chats: int, seconds: float, settle: float = TOLD) -> Fi
     }
 
 
-async def _watched(rig: Rig, seconds: float, settle: float) -> Figures:
+async def _watched(rig: RunningSystem, seconds: float, settle: float) -> Figures:
     await asyncio.sleep(settle)
     before, usage = await rig.peer.counters(), Usage(rig)
     then = await rig.peer.now()

@@ -14,7 +14,7 @@ from typing import Any
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from tests.faults.line import AWAY, BACK_OFF, Line
+from tests.faults.reliable_client import AWAY, BACK_OFF, ReliableClient
 from tests.rigs.client import Event, ServiceError, cloud_event, new_id
 
 RPC_PATIENCE = 12.0
@@ -59,7 +59,7 @@ class Calls:
     """All calls of a run, over one connection of the role `chat-service`."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
-        self.line = Line(url, options, self._subscribe)
+        self.line = ReliableClient(url, options, self._subscribe)
         self.line.on_back.append(self._ask_again)
         self.all: dict[tuple[str, str], Call] = {}
         self.unknown: list[str] = []

@@ -15,10 +15,10 @@ from pathlib import Path
 import asyncpg
 
 from tests.faults.calls import Call, Calls
-from tests.faults.line import BACK_OFF
-from tests.faults.place import CONTRACT, Place
-from tests.faults.seen import SETTLED, Seen, look_at
-from tests.faults.yard import Record, Yard
+from tests.faults.chat_view import SETTLED, ChatView, look_at
+from tests.faults.reliable_client import BACK_OFF
+from tests.faults.scenario import CONTRACT, FaultScenario
+from tests.faults.shared_journal import Record, SharedJournal
 from tests.rigs.client import Participant, connected
 from tests.rigs.processes import agents_using
 
@@ -44,7 +44,9 @@ class Findings:
 class Checks:
     """Reads everything there is about the chats of a run, and judges it."""
 
-    def __init__(self, place: Place, calls: Calls, chats: Sequence[str], *, wiped: bool) -> None:
+    def __init__(
+        self, place: FaultScenario, calls: Calls, chats: Sequence[str], *, wiped: bool
+    ) -> None:
         self._place, self._calls, self._chats = place, calls, chats
         self._wiped = wiped
         self._let_go: set[str] = set()
@@ -59,7 +61,7 @@ class Checks:
             await self._drained(operator, patience)
             limit = asyncio.Semaphore(8)
 
-            async def one(chat_id: str) -> Seen:
+            async def one(chat_id: str) -> ChatView:
                 async with limit:
                     return await look_at(operator, chat_id, patience)
 
@@ -100,7 +102,7 @@ class Checks:
         if dead := (await operator.js.stream_info("WORKSPACED_DEAD")).state.messages:
             self.found.other.append(f"{dead} dead letters")
 
-    def _chat(self, chat_id: str, seen: Seen) -> None:
+    def _chat(self, chat_id: str, seen: ChatView) -> None:
         """The last published state is the database's, and versions have no gap."""
         chat = seen.chat
         for call in chat["open_calls"]:
@@ -115,7 +117,7 @@ class Checks:
         if versions != sorted(set(versions)) or versions[-1:] not in ([], [chat["version"]]):
             self.found.other.append(f"chat {chat_id}: versions {versions}, now {chat['version']}")
 
-    def _answers(self, seen: Seen, calls: Iterable[Call]) -> None:
+    def _answers(self, seen: ChatView, calls: Iterable[Call]) -> None:
         """Every accepted call is answered, and by one answer only."""
         waiting = {call["call_id"] for call in seen.chat["open_calls"]}
         for call in calls:
@@ -128,7 +130,7 @@ class Checks:
             elif not call.over.is_set():
                 self.found.lost.append(f"{call} was asked again and got no answer again")
 
-    def _creations(self, chat_id: str, seen: Seen, calls: Iterable[Call]) -> None:
+    def _creations(self, chat_id: str, seen: ChatView, calls: Iterable[Call]) -> None:
         """Each workspace was asked for by a create, and each `created:true` has one of its own."""
         first = {i: b for i, b in seen.builds.items() if b["build_number"] == 1}
         if len({build["workspace_id"] for build in first.values()}) != len(first):
@@ -144,7 +146,7 @@ class Checks:
         for build_id in first.keys() - named:
             self.found.doubled.append(f"chat {chat_id}: no create was answered with {build_id}")
 
-    def _builds(self, chat_id: str, seen: Seen) -> None:
+    def _builds(self, chat_id: str, seen: ChatView) -> None:
         """Builds of a workspace are numbered one by one, and each has one end."""
         numbers = Counter((b["workspace_id"], b["build_number"]) for b in seen.builds.values())
         for (workspace_id, number), times in numbers.items():
@@ -171,7 +173,7 @@ class Checks:
         for build_id in ends.keys() - seen.builds.keys():
             self.found.other.append(f"chat {chat_id}: nobody asked for build {build_id}")
 
-    def _books(self, seen: dict[str, Seen]) -> None:
+    def _books(self, seen: dict[str, ChatView]) -> None:
         """What the harness built is what was asked for, each once."""
         asked = {
             build_id
@@ -179,7 +181,7 @@ class Checks:
             for build_id, build in chat.builds.items()
             if (build["template"] or {}).get("pool") == CONTRACT
         }
-        books: list[Record] = list(Yard(self._place.yard).records())
+        books: list[Record] = list(SharedJournal(self._place.yard).records())
         made = {build_id: build for record in books for build_id, build in record["builds"].items()}
         for build_id in asked - made.keys() - self._let_go:
             self.found.lost.append(f"build {build_id} never came to a provisioner")
@@ -193,7 +195,7 @@ class Checks:
         again = sum(len(build["places"]) > 1 for build in made.values())
         self.found.notes["jobs that came by two messages"] = again
 
-    def _machine(self, seen: dict[str, Seen]) -> None:
+    def _machine(self, seen: dict[str, ChatView]) -> None:
         """Directories have their row, and agents their running workspace."""
         known = {b["workspace_id"] for chat in seen.values() for b in chat.builds.values()}
         ended = dict(pair for chat in seen.values() for pair in chat.ended())
@@ -213,7 +215,7 @@ class Checks:
         self.found.notes["workspaces by local provisioners"] = len(self._place.local_workspaces)
         self.found.notes["agents that still run"] = len(agents)
 
-    async def _replayed(self, seen: dict[str, Seen]) -> None:
+    async def _replayed(self, seen: dict[str, ChatView]) -> None:
         """Every log folds to what was recorded."""
         logs = self._place.directory / "events.jsonl"
         with logs.open("w") as file:

@@ -14,8 +14,8 @@ from typing import Any
 
 import asyncpg
 
-from tests.faults.processes import Passing, Program, Server
-from tests.faults.wire import Wire
+from tests.faults.link import InterruptibleLink
+from tests.faults.processes import AgentProcess, Program, Server
 from tests.rigs.processes import agents_using
 
 AGENT = "agent"
@@ -62,7 +62,7 @@ class Faults:
     programs: Sequence[Program]
     nats: Server
     postgresql: Server
-    wires: Sequence[Wire]
+    wires: Sequence[InterruptibleLink]
     directory: Path
     database_url: str
     every: float
@@ -131,17 +131,17 @@ class Faults:
         """Return how long a pause is: some outlast `ack_wait` and the limit of a transaction."""
         return self.rng.choice((self.rng.uniform(0.2, 2), self.rng.uniform(2, 8)))
 
-    def _one(self, kind: str) -> Program | Server | Passing | None:
-        idle: list[Program | Server | Passing]
+    def _one(self, kind: str) -> Program | Server | AgentProcess | None:
+        idle: list[Program | Server | AgentProcess]
         if kind == AGENT:
             pids = agents_using(self.directory)
-            idle = [Passing(AGENT, pid) for pid in pids]
+            idle = [AgentProcess(AGENT, pid) for pid in pids]
         else:
             every = (*self.programs, self.nats, self.postgresql)
             idle = [one for one in every if one.kind == kind and one.pid and not one.busy]
         return self.rng.choice(idle) if idle else None
 
-    async def _on(self, one: Program | Server | Passing, fault: str, seconds: float) -> None:
+    async def _on(self, one: Program | Server | AgentProcess, fault: str, seconds: float) -> None:
         one.busy = True
         try:
             if one.kind == "worker":

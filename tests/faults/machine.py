@@ -17,9 +17,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from handlers.embedded.inotify import changes
-from tests.faults.line import Line
 from tests.faults.plans import LIVES
-from tests.faults.yard import Yard, whole
+from tests.faults.reliable_client import ReliableClient
+from tests.faults.shared_journal import SharedJournal, write_atomically
 from tests.rigs.client import Event, cloud_event, credential_options
 
 
@@ -32,7 +32,7 @@ class Agent:
         self._facts: list[Event] = []
         if self._path.exists():
             self._facts = json.loads(self._path.read_bytes())["facts"]
-        self._line = Line(url, credential_options(config["credential"]), self._listen)
+        self._line = ReliableClient(url, credential_options(config["credential"]), self._listen)
         self._asked = asyncio.Event()
 
     async def run(self) -> None:
@@ -68,7 +68,7 @@ class Agent:
             {**keys, "sequence": len(self._facts) + 1, **data},
         )
         self._facts.append(fact)
-        whole(self._path, {"facts": self._facts})
+        write_atomically(self._path, {"facts": self._facts})
         return fact
 
     async def _publish(self, fact: Event) -> None:
@@ -79,7 +79,7 @@ class Agent:
 async def machine(config: dict[str, Any]) -> None:
     """Run the agents whose files are there, and none whose files have gone."""
     yard = Path(config["yard"])
-    there, journals = Yard(yard).agents(config["name"]), yard / "facts"
+    there, journals = SharedJournal(yard).agents(config["name"]), yard / "facts"
     journals.mkdir(exist_ok=True)
     running: dict[str, asyncio.Task[None]] = {}
     with changes(there) as changed:

@@ -156,7 +156,7 @@ class Server:
                 strike(pid, signal.SIGCONT)
 
 
-class Passing:
+class AgentProcess:
     """A process that others start and end: a workspace's agent."""
 
     def __init__(self, kind: str, pid: int) -> None:

@@ -18,9 +18,9 @@ from uuid import NAMESPACE_URL, uuid5
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from tests.faults.line import AWAY, BACK_OFF, Line
 from tests.faults.plans import Plan, plan
-from tests.faults.yard import Record, Yard
+from tests.faults.reliable_client import AWAY, BACK_OFF, ReliableClient
+from tests.faults.shared_journal import Record, SharedJournal
 from tests.rigs.client import Event, ServiceError, cloud_event, role_options
 
 HANDS = 12
@@ -34,9 +34,9 @@ class Provisioner:
     def __init__(self, config: dict[str, Any]) -> None:
         self._name, self._pool = config["name"], config["pool"]
         self._machines, self._slow = config["machines"], config["slow"]
-        self._yard = Yard(Path(config["yard"]))
+        self._yard = SharedJournal(Path(config["yard"]))
         options = role_options(Path(config["credentials"]), "provisioner")
-        self._line = Line(config["url"], options, self._listen)
+        self._line = ReliableClient(config["url"], options, self._listen)
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._asked = asyncio.Event()
         self._asked.set()  # after a restart

@@ -25,8 +25,8 @@ from tests.faults.calls import Calls
 from tests.faults.chats import Chat
 from tests.faults.checks import Checks, Findings
 from tests.faults.faults import Faults
-from tests.faults.place import LOCAL_POOLS, Place, Settings, place_at
 from tests.faults.report import progress, summary, tell
+from tests.faults.scenario import LOCAL_POOLS, FaultScenario, Settings, running_scenario
 
 LAST_CHAT = 0.7
 """Part of the time after which the last chat begins."""
@@ -59,7 +59,7 @@ async def run(wanted: Wanted, directory: Path) -> Findings:
     """Run it all once, and tell."""
     rng = Random(wanted.seed)
     tell(f"seed {wanted.seed}, {wanted.minutes:g} minutes, data in {directory}")
-    async with place_at(directory, wanted.settings, Random(rng.random())) as place:
+    async with running_scenario(directory, wanted.settings, Random(rng.random())) as place:
         calls = Calls(place.wires["caller"].url, place.role_options("chat-service"))
         faults = Faults(
             Random(rng.random()),
@@ -95,7 +95,7 @@ async def run(wanted: Wanted, directory: Path) -> Findings:
 
 
 async def _load(
-    wanted: Wanted, place: Place, calls: Calls, faults: Faults, rng: Random
+    wanted: Wanted, place: FaultScenario, calls: Calls, faults: Faults, rng: Random
 ) -> list[Chat]:
     """Have the chats live while faults strike; return when no call is open any more, or for long."""
     ending, chats = asyncio.Event(), list[Chat]()

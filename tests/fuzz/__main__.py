@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from handlers.embedded import embedded_servers
+from tests.fuzz.fuzz_run import PIECE, FuzzRun, Harm, fuzz_run_on, kept
 from tests.fuzz.hostile import INBOUND, RPCS
 from tests.fuzz.pure import ask_who, read_timers
-from tests.fuzz.rig import PIECE, Harm, Rig, kept, rig_on
 from tests.rigs.fleet import fleet_on
 from tests.rigs.servers import new_database
 
@@ -26,7 +26,7 @@ async def run(messages: int, seed: int, only: list[str]) -> int:
         servers = await stack.enter_async_context(embedded_servers(home / "servers"))
         database_url = await stack.enter_async_context(new_database(servers))
         fleet = await stack.enter_async_context(fleet_on(servers, database_url, home))
-        rig = await stack.enter_async_context(rig_on(fleet, seed))
+        rig = await stack.enter_async_context(fuzz_run_on(fleet, seed))
         try:
             for one in kept():
                 await rig.send_all(one.target, [one])
@@ -54,7 +54,7 @@ async def run(messages: int, seed: int, only: list[str]) -> int:
     return 0
 
 
-async def _attack(rig: Rig, target: str, messages: int) -> None:
+async def _attack(rig: FuzzRun, target: str, messages: int) -> None:
     for first in range(0, messages, 10 * PIECE):
         healthy = asyncio.create_task(rig.healthy())
         figures = await rig.send(target, range(first, min(messages, first + 10 * PIECE)))

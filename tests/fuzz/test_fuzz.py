@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from handlers.embedded import Servers
+from tests.fuzz.fuzz_run import FuzzRun, fuzz_run_on, kept
 from tests.fuzz.hostile import INBOUND, RPCS, TOOLS, message
 from tests.fuzz.pure import ask_who, read_timers
-from tests.fuzz.rig import Rig, kept, rig_on
 from tests.rigs.client import CONTENT_TYPE, new_id
 from tests.rigs.fleet import fleet_on
 
@@ -20,16 +20,16 @@ MESSAGES = 300
 
 
 @pytest.fixture
-async def rig(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
+async def rig(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[FuzzRun]:
     async with (
         fleet_on(own_nats, database_url, tmp_path) as fleet,
-        rig_on(fleet, SEED) as rig,
+        fuzz_run_on(fleet, SEED) as rig,
     ):
         yield rig
 
 
 async def test_hostile_messages_are_handled_or_buried_while_a_healthy_chat_is_served(
-    rig: Rig,
+    rig: FuzzRun,
 ) -> None:
     healthy = asyncio.create_task(rig.healthy())
     for target in (*INBOUND, "presence"):
@@ -50,7 +50,7 @@ async def test_hostile_messages_are_handled_or_buried_while_a_healthy_chat_is_se
     assert (await rig.attacker.js.stream_info("WORKSPACED_IN")).state.messages == 0
 
 
-async def test_no_header_has_power_over_what_others_sent(rig: Rig) -> None:
+async def test_no_header_has_power_over_what_others_sent(rig: FuzzRun) -> None:
     """A chat service that could roll up, age, count or schedule here could undo others' events."""
     js, chat = rig.attacker.js, new_id()
     inbound, log = f"workspaced.in.tool.{chat}.evil", f"workspaced.log.{chat}.{new_id()}"

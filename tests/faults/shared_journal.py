@@ -18,7 +18,7 @@ from typing import Any
 Record = dict[str, Any]
 
 
-class Yard:
+class SharedJournal:
     """A directory: a journal for each workspace, and one file for each agent that should run."""
 
     def __init__(self, directory: Path) -> None:
@@ -49,7 +49,7 @@ class Yard:
 
     def write(self, record: Record) -> None:
         """Keep the record; on return it survives whoever wrote it."""
-        whole(self._journals / f"{record['workspace_id']}.json", record)
+        write_atomically(self._journals / f"{record['workspace_id']}.json", record)
 
     def records(self) -> Iterator[Record]:
         for path in sorted(self._journals.glob("*.json")):
@@ -63,7 +63,7 @@ class Yard:
 
     def place(self, machine: str, agent: Record) -> None:
         """Let an agent run from now on."""
-        whole(self.agents(machine) / f"{agent['agent_id']}.json", agent)
+        write_atomically(self.agents(machine) / f"{agent['agent_id']}.json", agent)
 
     def remove(self, record: Record) -> None:
         """Let the workspace's agents run no more."""
@@ -74,7 +74,7 @@ class Yard:
         record["agents"] = []
 
 
-def whole(path: Path, content: Record) -> None:
+def write_atomically(path: Path, content: Record) -> None:
     """Write the file as a whole or not at all."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     new.write_text(json.dumps(content))

@@ -84,7 +84,7 @@ def rss(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4 / 1024
 
 
-class Rig:
+class FuzzRun:
     """The attackers, who may publish all that any party may, and a healthy chat among them."""
 
     def __init__(self, fleet: Fleet, template_id: str, pids: Mapping[str, int], seed: int) -> None:
@@ -282,11 +282,13 @@ def kept() -> list[Hostile]:
 
 
 @asynccontextmanager
-async def rig_on(fleet: Fleet, seed: int) -> AsyncIterator[Rig]:
+async def fuzz_run_on(fleet: Fleet, seed: int) -> AsyncIterator[FuzzRun]:
     """Start a worker and a gateway, and connect everybody."""
     worker, gateway = await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
     template = await fleet.push("plain")
-    rig = Rig(fleet, template["template_id"], {"worker": worker.pid, "gateway": gateway.pid}, seed)
+    rig = FuzzRun(
+        fleet, template["template_id"], {"worker": worker.pid, "gateway": gateway.pid}, seed
+    )
     operator = role_options(fleet.credentials, "operator")
     async with (
         connected(rig.attacker, fleet.nats_url, **operator),

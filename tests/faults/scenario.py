@@ -17,8 +17,8 @@ from handlers.embedded.database_access import role_urls
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import postgresql
 from statemachine.store.migrator import migrate
+from tests.faults.link import InterruptibleLink
 from tests.faults.processes import Program, Server
-from tests.faults.wire import Wire
 from tests.rigs.client import new_id, role_options
 from tests.rigs.processes import ROOT, environment, kill_processes, processes_using
 from tests.rigs.world import template_folder
@@ -57,7 +57,7 @@ class Settings:
 
 
 @dataclass
-class Place:
+class FaultScenario:
     """What runs, and where."""
 
     directory: Path
@@ -66,7 +66,7 @@ class Place:
     identities: Identities
     nats: Server
     postgresql: Server
-    wires: dict[str, Wire]
+    wires: dict[str, InterruptibleLink]
     programs: list[Program]
     templates: dict[str, str]
     organization_id: str
@@ -166,14 +166,16 @@ class Place:
 
 
 @asynccontextmanager
-async def place_at(directory: Path, settings: Settings, rng: Random) -> AsyncIterator[Place]:
+async def running_scenario(
+    directory: Path, settings: Settings, rng: Random
+) -> AsyncIterator[FaultScenario]:
     """Start everything; it is up when entered, and gone when left."""
     keys = load_identities(directory)
     nats = Server("nats-server", lambda: nats_server(directory, keys), rng)
     database = Server("postgresql", lambda: postgresql(directory), rng)
     kinds = ("worker", "gateway", "local provisioner", "provisioner", "machine", "caller")
-    wires = {kind: Wire(kind) for kind in kinds}
-    place = Place(directory, settings, rng, keys, nats, database, wires, [], {}, new_id())
+    wires = {kind: InterruptibleLink(kind) for kind in kinds}
+    place = FaultScenario(directory, settings, rng, keys, nats, database, wires, [], {}, new_id())
     tasks = [asyncio.create_task(server.keep()) for server in (nats, database)]
     try:
         async with asyncio.timeout(60):

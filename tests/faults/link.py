@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 
-class Wire:
+class InterruptibleLink:
     """A port of its own that leads to the server's."""
 
     def __init__(self, kind: str) -> None:

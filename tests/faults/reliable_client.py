@@ -28,7 +28,7 @@ async def _quiet(_error: Exception) -> None:
     """Else nats-py logs every one of them: faults are what we are here for."""
 
 
-class Line:
+class ReliableClient:
     """`run` keeps it up; `fresh` is called for each new client, to subscribe with."""
 
     def __init__(self, url: str, options: Mapping[str, Any], fresh: Came | None = None) -> None:

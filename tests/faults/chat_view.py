@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.faults.line import AWAY, BACK_OFF
+from tests.faults.reliable_client import AWAY, BACK_OFF
 from tests.rigs.client import Event, Participant, ServiceError
 
 UNAVAILABLE = 503
@@ -16,7 +16,7 @@ SETTLED = ("ready", "failed", "stopped", "none")
 
 
 @dataclass
-class Seen:
+class ChatView:
     """One chat as it is told from outside."""
 
     chat: Event
@@ -74,7 +74,7 @@ class Seen:
                 yield workspace_id, data["transition"] == "delete"
 
 
-async def look_at(operator: Participant, chat_id: str, patience: float) -> Seen:
+async def look_at(operator: Participant, chat_id: str, patience: float) -> ChatView:
     """Look until the chat has come to rest: a late agent may still move it."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience
@@ -85,7 +85,7 @@ async def look_at(operator: Participant, chat_id: str, patience: float) -> Seen:
         await asyncio.sleep(BACK_OFF)  # back-off
 
 
-async def _look(operator: Participant, chat_id: str) -> Seen:
+async def _look(operator: Participant, chat_id: str) -> ChatView:
     chat = await _rpc(operator, "get_chat", chat_id=chat_id)
     log: list[Event] = []
     after = 0
@@ -95,7 +95,7 @@ async def _look(operator: Participant, chat_id: str) -> Seen:
         if "next" not in page:
             break
         after = page["next"]
-    return Seen(chat, await operator.last_state(chat_id), log)
+    return ChatView(chat, await operator.last_state(chat_id), log)
 
 
 async def _rpc(operator: Participant, name: str, **body: Any) -> Any:

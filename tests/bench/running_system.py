@@ -92,7 +92,7 @@ class Source:
         return reply
 
 
-class Rig:
+class RunningSystem:
     """A system that runs, and its sources."""
 
     def __init__(self, name: str, options: Mapping[str, Any], most: int) -> None:
@@ -133,7 +133,7 @@ class Rig:
 class Usage:
     """CPU used since it was made, by who used it."""
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: RunningSystem) -> None:
         self._rig = rig
         self._started, self._before = time.monotonic(), self._read()
 
