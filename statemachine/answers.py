@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from statemachine.agents import Unselectable, choose
 from statemachine.calls import Answered
 from statemachine.chat import UNSETTLED, Chat
 from statemachine.events import Lifecycle
@@ -24,6 +23,7 @@ from statemachine.messages import (
 from statemachine.parameters import Misfits, Option, Parameter, masked
 from statemachine.states import State
 from statemachine.templates import Preset, Template, shown_readme
+from statemachine.workspace import Unselectable, choose_agent
 
 QUOTA: Final = "INSUFFICIENT_QUOTA"
 PAGE: Final = 10
@@ -35,23 +35,23 @@ def error(message: str) -> Answered:
     return Answered({"error": message}, is_error=True)
 
 
-def readiness(workspace: Chat) -> Readiness:
+def readiness(chat: Chat) -> Readiness:
     """Return the readiness keys of a settled chat; ready adds nothing."""
-    state, failure = workspace.state, workspace.failure
+    state, failure = chat.state, chat.failure
     message = failure.message if failure else ""
     if state is State.SELECTION_ERROR:
         return {"agent_status": "selection_error", "agent_error": message}
     if state is State.AGENT_NOT_READY:
         return {"agent_status": "not_ready", "agent_error": message}
-    build = workspace.start_build
+    build = chat.start_build
     if build is None or not build.succeeded or build.outcome is None:
         return {}
     if not build.outcome.agents:
         return {"agent_status": "no_agent"}
-    chosen = choose(build.outcome.agents)
+    chosen = choose_agent(build.outcome.agents)
     if isinstance(chosen, Unselectable):
         return {"agent_status": "selection_error", "agent_error": chosen.message}
-    facts = workspace.facts_of(chosen.id)
+    facts = chat.facts_of(chosen.id)
     lifecycle = facts.lifecycle if facts else None
     settled = lifecycle not in (None, Lifecycle.READY, *UNSETTLED)
     if settled or state is State.SCRIPTS_FAILED:
@@ -64,11 +64,11 @@ def readiness(workspace: Chat) -> Readiness:
     return {}
 
 
-def build_failure(workspace: Chat, build_id: str, action: str) -> Answered:
+def build_failure(chat: Chat, build_id: str, action: str) -> Answered:
     """Answer what became of a build that did not end well. `action`: create, start, stop."""
-    build = workspace.build
+    build = chat.build
     outcome = build.outcome if build is not None and build.id == build_id else None
-    message = workspace.failure.message if workspace.failure else "the build did not succeed"
+    message = chat.failure.message if chat.failure else "the build did not succeed"
     text = f"workspace build failed: {message}"
     if outcome is None or outcome.error_code != QUOTA:
         return Answered({"error": text, "build_id": build_id})

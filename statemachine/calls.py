@@ -7,13 +7,14 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
-from pydantic import Field
+import msgspec
 
-from statemachine.events import BuildRequested, Frozen, WaitResumed
+from statemachine.events import BuildRequested, WaitResumed
 from statemachine.messages import ToolResult
 from statemachine.templates import Catalog
+from statemachine.workspace import Value
 
 
 class Until(StrEnum):
@@ -27,20 +28,20 @@ class Until(StrEnum):
     """The end of a build that stands in its way; then it is judged again."""
 
 
-class Wait(Frozen):
+class Wait(Value):
     """Why a call is still open."""
 
-    until: Until = Field(strict=False)
+    until: Until
     build_id: str
     requested: bool = False
     """The call itself asked for the build."""
     running: bool = False
     """The build had succeeded when the call came; it waits for the agent only."""
-    extra: dict[str, Any] = Field(default_factory=dict)
+    extra: dict[str, Any] = {}
     """Keys that the answer will carry when all goes well."""
 
 
-class Call(Frozen):
+class Call(Value):
     """One tool call of a chat."""
 
     chat_id: str
@@ -50,7 +51,7 @@ class Call(Frozen):
     organization_id: str
     owner_id: str
     owner_name: str
-    asked_at: datetime = Field(strict=False)
+    asked_at: datetime
     order: int
     """Its request's place in the chat's event log: calls are judged in the order they came."""
     wait: Wait | None = None
@@ -128,11 +129,18 @@ class Resumed:
 CallOutcome = Answered | Waiting | Requested | Resumed
 
 
-def call_from_json(text: str | bytes) -> Call:
+_DECODER: Final = msgspec.json.Decoder(Call)
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+def call_from_json(text: str) -> Call:
     """Read a stored call. Raises ValueError for one that is damaged."""
-    return Call.model_validate_json(text)
+    try:
+        return _DECODER.decode(text)
+    except msgspec.DecodeError as bad:
+        raise ValueError(f"the call is damaged: {bad}") from bad
 
 
 def call_to_json(call: Call) -> str:
     """Return a call as it is stored."""
-    return call.model_dump_json()
+    return _ENCODER.encode(call).decode()

@@ -1,20 +1,29 @@
-"""The snapshot of one chat: everything known about its workspaces.
+"""The snapshot of one chat: its state, and everything known about its workspaces and their agents.
 
-It holds folded facts (builds, agents, also early ones) beside the state that the facts amount to. Each
-fold takes facts in any order to the same value; `machine` does the moves.
+Facts that came early are kept here until they matter, so folding facts in any order gives the same snapshot.
+`fold` puts facts in, `machine` moves the state.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from pydantic import Field
+import msgspec
+from msgspec.structs import replace
 
 from statemachine import events
-from statemachine.events import Agent, Frozen, Lifecycle, Quota, TemplateRef, Transition
+from statemachine.events import Lifecycle
 from statemachine.states import STATE_INFO, AgentStatus, Limit, Phase, Reason, State
+from statemachine.workspace import (
+    Build,
+    BuiltAgent,
+    Unselectable,
+    Value,
+    WorkspaceRecord,
+    choose_agent,
+)
 
 STARTUP: Final = frozenset(
     (
@@ -25,24 +34,23 @@ STARTUP: Final = frozenset(
         Lifecycle.READY,
     )
 )
-"""The lifecycles that tell how the start went; the others come after it."""
+"""The lifecycles that report how the start went; the others come later."""
 UNSETTLED: Final = frozenset((Lifecycle.CREATED, Lifecycle.STARTING))
 
-MOST_AGENTS: Final = 1024
-"""Agents remembered of one chat: of its builds, early ones, and of workspaces it never had."""
-MOST_REJECTED: Final = 16
-"""Builds of which a fact was rejected that are remembered of one chat."""
-MOST_BEFORE_DELETE: Final = 16
-"""Stops and deletes remembered that came before a delete."""
-MOST_PAST: Final = 64
-"""Superseded builds and former workspaces remembered of one chat."""
+MAX_AGENTS: Final = 1024
+"""Agents that a chat remembers: of its builds, early ones, and those of workspaces that it never had."""
+MAX_REJECTED: Final = 16
+"""Rejected facts that a chat remembers."""
+MAX_BEFORE_DELETE: Final = 16
+"""Stops and deletes before a delete that a workspace's record holds."""
+MAX_PREVIOUS: Final = 64
+"""Previous workspaces that a chat remembers, and superseded builds of the current one."""
 
-
-ENDS: Final = frozenset(
+BUILD_ENDS: Final = frozenset(
     model.name for model in (events.BuildSucceeded, events.BuildFailed, events.BuildCanceled)
 )
 """The types of a build's terminal facts."""
-TOLD_BY_PROVISIONERS: Final = frozenset(
+PROVISIONER_FACTS: Final = frozenset(
     model.name  # type: ignore[attr-defined]
     for model in events.BY_KIND["provisioner"]
 )
@@ -55,73 +63,18 @@ class Limits(NamedTuple):
     agent_connect: timedelta = timedelta(minutes=2)
     startup_scripts: timedelta = timedelta(minutes=10)
     orphan_grace: timedelta = timedelta(minutes=15)
-    """How long a workspace that no chat has may run; a limit of no state."""
+    """How long a workspace that no chat has may run. It limits no state."""
 
     def of(self, limit: Limit) -> timedelta:
         """Return the value of `limit`."""
         return getattr(self, limit)  # type: ignore[no-any-return]
 
 
-class WorkspaceRef(Frozen):
-    """The workspace that the chat is bound to. Names are unknown until a fact tells them."""
+class AgentFacts(Value):
+    """What an agent reported. Each field follows the report with the highest sequence that concerns it.
 
-    id: str
-    name: str | None = None
-    owner_name: str | None = None
-    template_id: str | None = None
-
-
-class Ending(StrEnum):
-    """How a build ended."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELED = "canceled"
-
-
-class Outcome(Frozen):
-    """The terminal fact of a build."""
-
-    ending: Ending = Field(strict=False)
-    agents: tuple[Agent, ...] = Field(default=(), strict=False)
-    error: str | None = None
-    error_code: str | None = None
-    quota: Quota | None = None
-
-
-class Build(Frozen):
-    """A build as far as its facts are known."""
-
-    id: str
-    number: int
-    transition: Transition = Field(strict=False)
-    started_at: datetime = Field(strict=False)
-    taken: bool = False
-    """A provisioner has said that it began."""
-    untouched: bool = False
-    """A delete that was canceled, and of which no `build_started` is stored: it changed nothing."""
-    template: TemplateRef | None = None
-    template_version_id: str | None = None
-    parameters: dict[str, str] = Field(default_factory=dict)
-    preset_id: str | None = None
-    ttl_ms: int | None = None
-    outcome: Outcome | None = None
-    ended_at: datetime | None = Field(default=None, strict=False)
-    """When its end was heard of, by our own clock."""
-    expired: bool = False
-    """The lifetime that began with its end is over, and was acted upon."""
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether it ended well."""
-        return self.outcome is not None and self.outcome.ending is Ending.SUCCEEDED
-
-
-class AgentFacts(Frozen):
-    """What an agent has reported, each field by the highest sequence that spoke of it.
-
-    A loss that workers noticed ends this order: whatever the agent reports next shows that it is there,
-    and sequences are compared from that report on. Values last until a later report replaces them.
+    When workers notice that the agent is lost, this order ends: its next report undoes the loss whatever its
+    sequence is, and sequences are compared from that report on. Values last until a later report changes them.
     """
 
     id: str
@@ -130,107 +83,107 @@ class AgentFacts(Frozen):
     highest: int = -1
     connection_sequence: int = -1
     told: bool | None = None
-    """Whether it is connected, by its own word."""
+    """Whether it is connected, as it reported itself."""
     seen: bool = False
     """It was connected at some time."""
     lifecycle_sequence: int = -1
-    lifecycle: Lifecycle | None = Field(default=None, strict=False)
+    lifecycle: Lifecycle | None = None
     begun: bool = False
     """It reported a lifecycle beyond `created` at some time."""
     startup_sequence: int = -1
-    startup: Lifecycle | None = Field(default=None, strict=False)
+    startup: Lifecycle | None = None
     lost_at: int | None = None
-    """Workers noticed its loss when `highest` was this; the agent's next report undoes the loss."""
+    """The value of `highest` when workers noticed the loss; None when the agent is not lost."""
 
     def after(self, fact: events.AgentFact) -> AgentFacts:
-        """Return the value with `fact` folded in: of each field the highest sequence counts."""
-        if fact.sequence is None:
-            return self.model_copy(update={"lost_at": self.highest})
+        """Return the value with `fact` folded in."""
+        if fact.sequence is None:  # the workers' own fact: the agent is lost
+            return replace(self, lost_at=self.highest)
         if self.lost_at is not None:
-            found = {"lost_at": None} if fact.sequence > self.lost_at else _FOUND_AGAIN
-            return self.model_copy(update=found).after(fact)
-        new: dict[str, object] = {"highest": max(self.highest, fact.sequence)}
+            return self._found_again(fact.sequence).after(fact)
         newest = fact.sequence > self.connection_sequence
-        if isinstance(fact, events.AgentConnected):
-            new["seen"] = True
-            if newest:
-                new |= {"connection_sequence": fact.sequence, "told": True}
-        elif isinstance(fact, events.AgentDisconnected):
-            if newest:
-                new |= {"connection_sequence": fact.sequence, "told": False}
-        else:
-            new |= self._lived(fact, newest=newest)
-        return self.model_copy(update=new)
+        new = replace(self, highest=max(self.highest, fact.sequence))
+        if isinstance(fact, events.AgentLifecycle):
+            return new._with_lifecycle(fact, newest=newest)
+        connected = isinstance(fact, events.AgentConnected)
+        if connected:
+            new = replace(new, seen=True)
+        if newest:
+            new = replace(new, connection_sequence=fact.sequence, told=connected)
+        return new
 
-    def _lived(self, fact: events.AgentLifecycle, *, newest: bool) -> dict[str, object]:
-        new: dict[str, object] = {}
+    def _found_again(self, sequence: int) -> AgentFacts:
+        """Undo the loss. A lower sequence shows that the agent was restored, or lost its count."""
+        if self.lost_at is not None and sequence > self.lost_at:
+            return replace(self, lost_at=None)
+        return replace(
+            self,
+            lost_at=None,
+            highest=-1,
+            connection_sequence=-1,
+            lifecycle_sequence=-1,
+            startup_sequence=-1,
+        )
+
+    def _with_lifecycle(self, fact: events.AgentLifecycle, *, newest: bool) -> AgentFacts:
+        new = self
         if fact.lifecycle is not Lifecycle.CREATED:
-            new["begun"] = True
-            if newest:  # whoever reports is there
-                new |= {"connection_sequence": fact.sequence, "told": True}
+            new = replace(new, begun=True)
+            if newest:  # an agent that reports is connected
+                new = replace(new, connection_sequence=fact.sequence, told=True)
         if fact.sequence > self.lifecycle_sequence:
-            new |= {"lifecycle_sequence": fact.sequence, "lifecycle": fact.lifecycle}
+            new = replace(new, lifecycle_sequence=fact.sequence, lifecycle=fact.lifecycle)
         if fact.lifecycle in STARTUP and fact.sequence > self.startup_sequence:
-            new |= {"startup_sequence": fact.sequence, "startup": fact.lifecycle}
+            new = replace(new, startup_sequence=fact.sequence, startup=fact.lifecycle)
         return new
 
     @property
     def connected(self) -> bool | None:
-        """Whether it is connected; None before it said anything of it."""
+        """Whether it is connected; None before it reported either."""
         return self.told if self.lost_at is None else False
 
     @property
     def start_ended(self) -> bool:
-        """Whether the start has come to an end, well or ill: the latest lifecycle is settled."""
+        """Whether its start has ended, successfully or not."""
         return self.lifecycle is not None and self.lifecycle not in UNSETTLED
 
 
-_FOUND_AGAIN: Final = {
-    "lost_at": None,
-    "highest": -1,
-    "connection_sequence": -1,
-    "lifecycle_sequence": -1,
-    "startup_sequence": -1,
-}
-"""A lost agent is back with a lower sequence: it was restored, or lost its count."""
-
-
-class Failure(Frozen):
+class Failure(Value):
     """Why the state is `failed`."""
 
-    reason: Reason = Field(strict=False)
+    reason: Reason
     message: str
     error_code: str | None = None
 
 
-class Rejection(Frozen):
-    """A fact about a build that could not be accepted: the last end of it, or the last other fact."""
+class Rejection(Value):
+    """A fact about a build that could not be accepted."""
 
     build_id: str
     fact: str
-    """The type's name, e.g. `build_failed`; empty if nobody could read it."""
+    """The type's name, for example `build_failed`; empty if it could not be read."""
     detail: str
     pool: str | None = None
-    """Of a provisioner that is bound to one: it counts for builds of that pool."""
+    """The pool that the sender is bound to; then the rejection counts for builds of that pool only."""
 
     @property
-    def ends(self) -> bool:
-        """Whether it was the end of the build."""
-        return self.fact in ENDS
+    def is_end(self) -> bool:
+        """Whether the rejected fact was the end of the build."""
+        return self.fact in BUILD_ENDS
 
     def concerns(self, build: Build) -> bool:
-        """Say whether it still matters to `build`, and comes from somebody who may speak of that.
+        """Say whether it still matters to `build`, and its sender is responsible for that build.
 
-        Once the build's end is known, nothing that its provisioner had to tell is missing any more.
+        Once the end of the build is known, no fact of its provisioner is missing any more.
         """
-        if build.id != self.build_id or (build.outcome and self.fact in TOLD_BY_PROVISIONERS):
+        if build.id != self.build_id or (build.outcome and self.fact in PROVISIONER_FACTS):
             return False
         return None in (self.pool, build.template) or (
             build.template is not None and build.template.pool == self.pool
         )
 
 
-class Cause(Frozen):
+class Cause(Value):
     """The event that made the present version."""
 
     source: str
@@ -238,144 +191,152 @@ class Cause(Frozen):
     type: str
 
 
-class PreviousWorkspace(Frozen):
-    """A workspace that the chat does not have, or no longer."""
-
-    id: str
-    deleted: bool
-    ours: bool = True
-    """The chat had it once; what is said of it later never binds it again."""
-    ref: WorkspaceRef | None = None
-    build: Build | None = None
-    """The newest build known of it."""
-    last_start: Build | None = None
-    """The newest start build known of one made elsewhere, when `build` is no start."""
-    before_delete: tuple[Build, ...] = Field(default=(), strict=False)
-    """As of a chat's own workspace, for a chat that may get this one."""
-    orphaned_at: datetime | None = Field(default=None, strict=False)
-    """Since when it is known to run without a chat."""
-    overdue: bool = False
-    """Its grace is over. It is listed for as long as it runs, but not seen to again."""
-
-
-class Chat(Frozen):
+class Chat(Value, forbid_unknown_fields=True):
     """The snapshot of one chat after `version` moves."""
 
     chat_id: str
     version: int = 0
     seq: int = 0
     """Entries of the chat's event log."""
-    state: State = Field(default=State.NONE, strict=False)
-    previous_state: State = Field(default=State.NONE, strict=False)
+    state: State = State.NONE
+    previous_state: State = State.NONE
     organization_id: str | None = None
     owner_id: str | None = None
     owner_name: str | None = None
-    ref: WorkspaceRef | None = None
-    build: Build | None = None
-    """The followed build."""
-    last_start: Build | None = None
-    """The newest start build, when the followed one is no start."""
-    chosen: Agent | None = None
-    agents: tuple[AgentFacts, ...] = Field(default=(), strict=False)
+    current: WorkspaceRecord | None = None
+    """The workspace that the chat has."""
+    previous: tuple[WorkspaceRecord, ...] = ()
+    """Other workspaces: those that the chat had, and those that provisioners reported for it."""
+    agents: tuple[AgentFacts, ...] = ()
+    """What agents of all these workspaces reported."""
     failure: Failure | None = None
-    deadline: datetime | None = Field(default=None, strict=False)
+    deadline: datetime | None = None
     generation: int = 0
-    """Counts deadlines, so that a late timer is told from the present one."""
+    """Counts deadlines, so that the timer of an earlier one can be recognized."""
     cause: Cause | None = None
-    former: tuple[PreviousWorkspace, ...] = Field(default=(), strict=False)
-    before_delete: tuple[Build, ...] = Field(default=(), strict=False)
-    """When the followed build is a delete: the stops and deletes between the last start and it.
-
-    Without what nobody asks of them. A delete that changed nothing leaves what they had left.
-    """
     latest_build: str | None = None
-    """The id of the build followed last, also after its workspace is gone."""
-    past: tuple[str, ...] = Field(default=(), strict=False)
-    """Builds of this workspace that were superseded."""
-    deleted_builds: tuple[str, ...] = Field(default=(), strict=False)
-    """Builds of the deleted workspace whose place this one took at once, the last one last.
+    """The id of the build that was followed last, also after its workspace is gone."""
+    deleted_builds: tuple[str, ...] = ()
+    """Builds of a deleted workspace that the current one replaced at once, the newest last.
 
-    What waited for one of them is not answered with what becomes of this workspace.
+    A call that waited for one of them gets no answer about the current workspace.
     """
-    rejected: tuple[Rejection, ...] = Field(default=(), strict=False)
-    """What could not be accepted about this workspace's builds, also of those not known yet."""
+    rejected: tuple[Rejection, ...] = ()
+    """Facts that could not be accepted about the current workspace's builds, and about unknown builds."""
     open_calls: int = 0
-    changed_at: datetime | None = Field(default=None, strict=False)
+    changed_at: datetime | None = None
+
+    @property
+    def build(self) -> Build | None:
+        """The followed build: the newest one of the current workspace."""
+        return None if self.current is None else self.current.build
 
     @property
     def start_build(self) -> Build | None:
-        """The newest start build, followed or not."""
-        if self.build is not None and self.build.transition is Transition.START:
-            return self.build
-        return self.last_start
+        """The newest start build of the current workspace."""
+        return None if self.current is None else self.current.start_build
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the lifetime of the current workspace ends, if it runs and has one."""
+        return None if self.current is None else self.current.expires_at
+
+    @property
+    def phase(self) -> Phase:
+        """The phase by which tool calls are answered.
+
+        After a stop or delete that failed, the builds say what it left. A rejected end of the build counts
+        when the build has timed out, because no other end will come.
+        """
+        info = STATE_INFO[self.state]
+        phase = info.phase
+        if info.end_rejected is not None and (rejection := self.rejection) and rejection.is_end:
+            phase = info.end_rejected
+        if phase is Phase.FAILED_STOP:
+            return Phase.FAILED_BUILD if self.current is None else self.current.standing
+        return phase
+
+    @property
+    def usable(self) -> bool:
+        """Whether the agent of the running workspace is connected, may still connect, or can't be chosen."""
+        build = self.start_build
+        if build is None or build.outcome is None or not build.outcome.agents:
+            return False
+        chosen = choose_agent(build.outcome.agents)
+        if isinstance(chosen, Unselectable):
+            return True
+        facts = self.facts_of(chosen.id)
+        if facts is None or facts.connected is None:
+            return not STATE_INFO[self.state].overdue
+        return facts.connected
+
+    @property
+    def calls_only_join(self) -> bool:
+        """Whether a new call can only wait or be answered at once, because a build is running.
+
+        Then the calls that wait already need not be evaluated with it.
+        """
+        info = STATE_INFO[self.state]
+        return info.phase in (Phase.BEING_BUILT, Phase.BEING_STOPPED) and not info.settled
 
     @property
     def rejection(self) -> Rejection | None:
-        """What could not be accepted about the followed build and still matters; best its end."""
+        """The rejected fact about the followed build that still matters, preferably its end."""
         build = self.build
         if build is None or not self.rejected:
             return None
         found = [rejection for rejection in self.rejected if rejection.concerns(build)]
-        return next((r for r in found if r.ends), found[-1] if found else None)
+        return next((r for r in found if r.is_end), found[-1] if found else None)
 
     @property
-    def standing(self) -> Phase:
-        """What the builds made of the workspace, when the followed one is a stop or delete that failed.
+    def orphans(self) -> tuple[WorkspaceRecord, ...]:
+        """The previous workspaces that run although no chat has them."""
+        if not self.previous:  # the usual case, and this is asked several times for each event
+            return ()
+        return tuple(record for record in self.previous if record.orphaned_at is not None)
 
-        `RUNNING`, `STOPPED`, `FAILED_BUILD`, or `FAILED_DELETE`: nobody knows what is left.
-        """
-        started = self.last_start is not None and self.last_start.succeeded
-        left = Phase.RUNNING if started else Phase.FAILED_BUILD
-        earlier = (self.build, self.last_start, *self.before_delete)
-        builds = sorted((b for b in earlier if b), key=lambda build: build.number, reverse=True)
-        last = next((build for build in builds if not build.untouched), None)
-        if last is None or last.transition is Transition.START:
-            return left
-        if last.transition is Transition.DELETE:
-            return Phase.FAILED_DELETE
-        return Phase.STOPPED if last.succeeded else left
+    def previous_workspace(self, workspace_id: str) -> WorkspaceRecord | None:
+        """Return what is remembered of a workspace that the chat does not have."""
+        return next((record for record in self.previous if record.id == workspace_id), None)
+
+    def expects_end_of(self, build_id: str) -> bool:
+        """Say whether the end of that build is not known yet, and would matter."""
+        builds = (self.build, *(record.build for record in self.previous))
+        return any(b is not None and b.id == build_id and b.outcome is None for b in builds)
+
+    def builds(self) -> list[Build]:
+        """Return the newest builds and newest starts of all workspaces, the current one's first."""
+        records = self.previous if self.current is None else (self.current, *self.previous)
+        return [b for record in records for b in (record.build, record.last_start) if b is not None]
 
     @property
-    def expires_at(self) -> datetime | None:
-        """When the running workspace has lived as long as it may.
-
-        None while it does not run or somebody is at it; a stop that failed leaves it as it was.
-        """
-        build, start = self.build, self.start_build
-        if build is None or start is None or start.ended_at is None or not start.succeeded:
-            return None
-        stopping = build is not start and (build.outcome is None or build.succeeded)
-        if stopping or start.expired or not start.ttl_ms:
-            return None
-        stops = [b for b in self.before_delete if b.transition is Transition.STOP]
-        last_stop = max(stops, key=lambda stop: stop.number, default=None)
-        if last_stop and last_stop.number > start.number and last_stop.succeeded:
-            return None  # it was stopped before somebody tried to delete it
-        return start.ended_at + timedelta(milliseconds=start.ttl_ms)
+    def chosen(self) -> BuiltAgent | None:
+        """The agent that was chosen for the chat."""
+        return None if self.current is None else self.current.chosen
 
     def facts_of(self, agent_id: str) -> AgentFacts | None:
-        """Return what the agent of the chat's workspace has reported; in `none`, any agent."""
-        return next((facts for facts in self._heard(agent_id) if self._has(facts)), None)
+        """Return what the agent of the current workspace reported; without one, any agent of this id."""
+        return next((facts for facts in self._reports_of(agent_id) if self._has(facts)), None)
 
     def heard_from(self, agent_id: str) -> AgentFacts | None:
-        """Return what the agent has reported, also one of a workspace that the chat may get yet."""
-        heard = self._heard(agent_id)
-        return next((facts for facts in heard if self._has(facts)), heard[0] if heard else None)
+        """Return what the agent reported, also one of a workspace that the chat may get later."""
+        reports = self._reports_of(agent_id)
+        return next((facts for facts in reports if self._has(facts)), reports[0] if reports else None)
 
-    def _heard(self, agent_id: str) -> list[AgentFacts]:
+    def _reports_of(self, agent_id: str) -> list[AgentFacts]:
         return [facts for facts in self.agents if facts.id == agent_id]
 
     def _has(self, facts: AgentFacts) -> bool:
-        return self.ref is None or facts.workspace_id == self.ref.id
+        return self.current is None or facts.workspace_id == self.current.id
 
     def agent_status(self) -> AgentStatus | None:
         """Return whether the chosen agent is connected; None if none is chosen."""
-        if self.chosen is None:
+        chosen = self.chosen
+        if chosen is None:
             return None
-        facts = self.facts_of(self.chosen.id)
+        facts = self.facts_of(chosen.id)
         if facts is None or facts.connected is None:
-            overdue = STATE_INFO[self.state].overdue
-            return "timeout" if overdue else "connecting"
+            return "timeout" if STATE_INFO[self.state].overdue else "connecting"
         return "connected" if facts.connected else "disconnected"
 
     def agent_lifecycle(self) -> Lifecycle | None:
@@ -384,11 +345,45 @@ class Chat(Frozen):
         return None if facts is None else facts.lifecycle
 
 
-def chat_from_json(text: str | bytes) -> Chat:
-    """Read a stored snapshot. Raises ValueError for one that is damaged."""
-    return Chat.model_validate_json(text)
+_DECODER: Final = msgspec.json.Decoder(Chat)
+_ENCODER: Final = msgspec.json.Encoder()
 
 
 def chat_to_json(chat: Chat) -> str:
     """Return a snapshot as it is stored: JSON without the fields that have their default."""
-    return chat.model_dump_json(exclude_defaults=True)
+    return _ENCODER.encode(chat).decode()
+
+
+def chat_from_json(text: str) -> Chat:
+    """Read a stored snapshot, also one of an earlier version. Raises ValueError for a damaged one."""
+    try:
+        return _DECODER.decode(text)
+    except msgspec.ValidationError:
+        pass  # it has fields that this version does not know
+    except msgspec.DecodeError as bad:
+        raise ValueError(str(bad)) from bad
+    stored = json.loads(text)
+    try:
+        return msgspec.convert(_known_fields(stored), Chat)
+    except (AttributeError, KeyError, TypeError, msgspec.ValidationError) as bad:
+        raise ValueError(f"the snapshot is damaged: {bad}") from bad
+
+
+def _known_fields(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored snapshot with the fields of `Chat` only.
+
+    Earlier versions kept the fields of the current workspace in the chat itself, and its names in `ref`.
+    """
+    if (ref := stored.get("ref")) is not None:
+        of_workspace = {key: stored[key] for key in _FLAT_FIELDS if stored.get(key) is not None}
+        stored["current"] = {**ref, **of_workspace, "superseded": stored.get("past", ())}
+    if stored.get("former"):
+        stored["previous"] = [
+            {**(former.get("ref") or {}), **former, "grace_over": former.get("overdue", False)}
+            for former in stored["former"]
+        ]
+    return {key: value for key, value in stored.items() if key in Chat.__struct_fields__}
+
+
+_FLAT_FIELDS: Final = ("build", "last_start", "before_delete", "chosen")
+"""Fields of `WorkspaceRecord` that earlier versions kept in the chat."""

@@ -1,31 +1,44 @@
-"""Folding one fact into a snapshot, before any move: what is known now, and what that amounts to.
+"""Folding a fact into a snapshot, before any move: what is known now, and what that amounts to.
 
-Nothing here looks at the state. A fold returns the snapshot with the fact in it and, when the fact
-itself is a trigger (a newer build is seen, the workspace is gone, a limit is over), that trigger;
-or the reason why the fact has nothing to say.
+Nothing here depends on the state. `fold` returns the snapshot with the fact in it and, when the fact itself is a
+trigger (a newer build is seen, the workspace is gone, a limit has passed), that trigger; or the reason why
+the fact changes nothing that is shown.
+
+Facts about the current workspace and about previous ones go through one algorithm, `_with_fact`. What differs is
+what the chat does with the result: it follows the current workspace's newest build, and watches whether a
+previous workspace is left running.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from statemachine import events, previous_workspaces
-from statemachine.builds import before_delete, seen_by, start_before, with_earlier, with_fact
+from msgspec.structs import replace
+
+from statemachine import events
 from statemachine.chat import (
-    MOST_AGENTS,
-    MOST_PAST,
-    MOST_REJECTED,
+    MAX_AGENTS,
+    MAX_BEFORE_DELETE,
+    MAX_PREVIOUS,
+    MAX_REJECTED,
     AgentFacts,
-    Build,
     Chat,
-    PreviousWorkspace,
     Rejection,
-    WorkspaceRef,
 )
 from statemachine.events import Data, Event, Transition
+from statemachine.states import Phase
 from statemachine.table import Trigger
+from statemachine.workspace import (
+    Build,
+    BuiltAgent,
+    BuiltTemplate,
+    Ending,
+    Outcome,
+    QuotaUse,
+    Value,
+    WorkspaceRecord,
+)
 
 
 class Unmoved(StrEnum):
@@ -37,298 +50,565 @@ class Unmoved(StrEnum):
     IGNORED = "ignored"
 
 
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """The snapshot that knows the fact, and the trigger that the fact itself is."""
+class Folded(Value):
+    """The snapshot that holds the fact, and the trigger that the fact itself is."""
 
-    workspace: Chat
+    chat: Chat
     trigger: Trigger | None = None
     unmoved: Unmoved | None = None
-    """Set when the fact has no say in what is seen (its folding may still matter later)."""
-    anew: bool = False
-    """What is seen is shown anew, though nothing of it changed."""
+    """Set when the fact changes nothing that is shown. What it adds to the snapshot may matter later."""
+    republish: bool = False
+    """Publish a new version even if nothing that is shown has changed."""
 
 
-def fold(workspace: Chat, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR0912 — one arm a type
-    """Fold `event` into `workspace`. `at` is when: an event's own time is its sender's affair."""
+def fold(chat: Chat, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR0912 — one arm for each type
+    """Fold `event` into `chat`. `at` is the time now; the event's own time is its sender's."""
     data: Data = event.data
     match data:
         case events.BuildRequested():
-            return _requested(workspace, data, event.time, at)
+            return _requested(chat, data, event.time, at)
         case (
             events.BuildStarted()
             | events.BuildSucceeded()
             | events.BuildFailed()
             | events.BuildCanceled()
         ):
-            return _build(workspace, data, event.time, at)
+            return _build_fact(chat, data, event.time, at)
         case events.WorkspaceDeleted():
-            return _deleted(workspace, data)
+            return _deleted(chat, data)
         case events.AgentConnected() | events.AgentDisconnected() | events.AgentLifecycle():
-            return _agent(workspace, data)
+            return _agent_fact(chat, data)
         case events.DeadlinePassed(generation=generation):
-            if generation != workspace.generation or workspace.deadline is None:
-                return Folded(workspace, unmoved=Unmoved.STALE)
-            return Folded(workspace, Trigger.DEADLINE_PASSED)
+            if generation != chat.generation or chat.deadline is None:
+                return Folded(chat=chat, unmoved=Unmoved.STALE)
+            return Folded(chat=chat, trigger=Trigger.DEADLINE_PASSED)
         case events.WaitResumed():
-            return Folded(workspace, Trigger.WAIT_RESUMED)
+            return Folded(chat=chat, trigger=Trigger.WAIT_RESUMED)
         case events.TtlPassed():
-            return Folded(_expired(workspace))
+            return Folded(chat=_with_lifetime_over(chat))
         case events.OrphanGracePassed(workspace_id=orphan):
-            return Folded(previous_workspaces.overdue(workspace, orphan))
+            return Folded(chat=_with_grace_over(chat, orphan))
         case events.FactRejected():
-            return _rejected(workspace, data, event.pool)
+            return _rejected(chat, data, event.pool)
         case events.DatabaseRestored(published_version=published):
-            if published < workspace.version:
-                return Folded(workspace, unmoved=Unmoved.STALE)
-            return Folded(workspace.model_copy(update={"version": published}), anew=True)
+            if published < chat.version:
+                return Folded(chat=chat, unmoved=Unmoved.STALE)
+            return Folded(chat=replace(chat, version=published), republish=True)
         case events.ToolCanceled() | events.DeleteRequested():
-            return Folded(workspace)  # the rules act on these
+            return Folded(chat=chat)  # the rules of the tools act on these
         case events.ToolRequested():
-            return Folded(_introduced(workspace, data))
+            return Folded(chat=_with_owner(chat, data))
 
 
-def _introduced(workspace: Chat, asked: events.ToolRequested) -> Chat:
-    """Let the first request fix whose chat it is."""
-    if workspace.organization_id is not None:
-        return workspace
-    return workspace.model_copy(
-        update={
-            "organization_id": asked.organization_id,
-            "owner_id": asked.owner_id,
-            "owner_name": asked.owner_name,
-        }
+# -- one workspace ------------------------------------------------------------------------------
+
+
+def _with_fact(
+    record: WorkspaceRecord, fact: events.ProvisionerFact, time: datetime, at: datetime
+) -> WorkspaceRecord:
+    """Fold a provisioner's fact about one of a workspace's builds."""
+    record = _with_names(record, fact)
+    newest = record.build
+    if newest is not None and newest.id == fact.build_id:
+        return replace(record, build=_build_with_fact(newest, fact, at))
+    seen = first_seen(newest, fact, time, at)
+    if newest is None or fact.build_number > newest.number:
+        return _with_newer_build(record, seen)
+    return replace(
+        record,
+        last_start=_start_with_late_fact(record, seen, fact, at),
+        before_delete=_before_delete_with_late_fact(record, seen, fact, at),
     )
 
 
-def _expired(workspace: Chat) -> Chat:
-    """Let the lifetime of the last start be over."""
-    start = workspace.start_build
-    if start is None:
-        return workspace
-    which = "build" if start is workspace.build else "last_start"
-    return workspace.model_copy(update={which: start.model_copy(update={"expired": True})})
+def _with_names(record: WorkspaceRecord, fact: events.ProvisionerFact) -> WorkspaceRecord:
+    """Add the names that only the facts of a workspace made elsewhere tell."""
+    if not isinstance(fact, events.BuildStarted):
+        return record
+    named = replace(
+        record,
+        name=record.name or fact.workspace_name,
+        owner_name=record.owner_name or fact.owner_name,
+        template_id=record.template_id or fact.template_id,
+    )
+    if named.template_id != record.template_id:
+        # Without a template it could not be stopped; now that it has one, it can.
+        return replace(named, grace_over=False)
+    return named
+
+
+def _with_newer_build(record: WorkspaceRecord, build: Build) -> WorkspaceRecord:
+    starts = build.transition is Transition.START
+    return replace(
+        record,
+        build=build,
+        last_start=None if starts else record.start_build,
+        before_delete=_before_delete(record, build),
+    )
+
+
+def first_seen(
+    previous: Build | None, fact: events.ProvisionerFact, time: datetime, at: datetime
+) -> Build:
+    """Return the build that `fact` is the first sign of; what the fact doesn't tell is taken from `previous`.
+
+    `time` is the sender's. `at` is the time now: limits count from there.
+    """
+    build = Build(
+        id=fact.build_id, number=fact.build_number, transition=fact.transition, started_at=time
+    )
+    if previous is not None:
+        build = replace(
+            build,
+            template=previous.template,
+            template_version_id=previous.template_version_id,
+            parameters=previous.parameters,
+            preset_id=previous.preset_id,
+            ttl_ms=previous.ttl_ms,
+        )
+    return _build_with_fact(build, fact, at)
+
+
+def _build_with_fact(build: Build, fact: events.ProvisionerFact, at: datetime) -> Build:
+    """Fold a fact into its build. Of two terminal facts the first one stored counts."""
+    if build.outcome is not None:
+        late = isinstance(fact, events.BuildStarted) and build.untouched
+        return replace(build, untouched=False) if late else build
+    version = getattr(fact, "template_version_id", None) or build.template_version_id
+    taken = replace(build, taken=True, template_version_id=version)
+    match fact:
+        case events.BuildStarted():
+            return taken
+        case events.BuildSucceeded(agents=agents):
+            made = tuple(
+                BuiltAgent(
+                    id=agent.id,
+                    name=agent.name,
+                    parent_id=agent.parent_id,
+                    display_order=agent.display_order,
+                )
+                for agent in agents
+            )
+            outcome = Outcome(ending=Ending.SUCCEEDED, agents=made)
+        case events.BuildFailed(error=error, error_code=error_code, quota=quota):
+            use = quota and QuotaUse(credits_consumed=quota.credits_consumed, budget=quota.budget)
+            outcome = Outcome(ending=Ending.FAILED, error=error, error_code=error_code, quota=use)
+        case events.BuildCanceled():
+            outcome = Outcome(ending=Ending.CANCELED)
+            # Before the end, only a `build_started` can have reported that the build was taken.
+            untouched = build.transition is Transition.DELETE and not build.taken
+            taken = replace(taken, untouched=untouched)
+    return replace(taken, outcome=outcome, ended_at=at)
+
+
+def _start_with_late_fact(
+    record: WorkspaceRecord, seen: Build, fact: events.ProvisionerFact, at: datetime
+) -> Build | None:
+    """Return the last start with a late fact in it: after a failed stop it matters whether it succeeded.
+
+    `seen` is the build that the fact is about, as if nothing else were known of it.
+    """
+    newest, last = record.build, record.last_start
+    starts = seen.transition is Transition.START
+    if not starts or newest is None or newest.transition is Transition.START:
+        return last
+    if last is not None and last.id == seen.id:
+        return _build_with_fact(last, fact, at)
+    return seen if last is None or seen.number > last.number else last
+
+
+def _before_delete(record: WorkspaceRecord, build: Build) -> tuple[Build, ...]:
+    """Return the stops and deletes before `build`, which becomes the newest build."""
+    newest = record.build
+    if build.transition is not Transition.DELETE or newest is None:
+        return ()
+    match newest.transition:
+        case Transition.START:
+            return ()
+        case Transition.STOP:
+            return (_only_ending(newest),)
+        case Transition.DELETE:
+            return _newest_builds((*record.before_delete, _only_ending(newest)))
+
+
+def _before_delete_with_late_fact(
+    record: WorkspaceRecord, seen: Build, fact: events.ProvisionerFact, at: datetime
+) -> tuple[Build, ...]:
+    """Return the stops and deletes before the delete that is the newest build, with a late fact in them."""
+    newest, earlier = record.build, record.before_delete
+    if newest is None or newest.transition is not Transition.DELETE:
+        return ()
+    if seen.transition is Transition.START:
+        return earlier
+    known = next((build for build in earlier if build.id == seen.id), None)
+    if known is None:
+        return _newest_builds((*earlier, _only_ending(seen)))
+    changed = _only_ending(_build_with_fact(known, fact, at))
+    return tuple(changed if build is known else build for build in earlier)
+
+
+def _newest_builds(builds: tuple[Build, ...]) -> tuple[Build, ...]:
+    return tuple(sorted(builds, key=lambda build: build.number))[-MAX_BEFORE_DELETE:]
+
+
+def _only_ending(build: Build) -> Build:
+    """Return a build with nothing but how it ended."""
+    return Build(
+        id=build.id,
+        number=build.number,
+        transition=build.transition,
+        started_at=build.started_at,
+        taken=build.taken,
+        untouched=build.untouched,
+        outcome=Outcome(ending=build.outcome.ending) if build.outcome else None,
+    )
+
+
+# -- the current workspace and the previous ones ------------------------------------------------
 
 
 def _requested(
-    workspace: Chat, asked: events.BuildRequested, time: datetime, at: datetime
+    chat: Chat, asked: events.BuildRequested, time: datetime, at: datetime
 ) -> Folded:
     starts = asked.transition is Transition.START
-    last = workspace.build
+    last, template = chat.build, asked.template
     build = Build(
         id=asked.build_id,
         number=asked.build_number,
         transition=asked.transition,
         started_at=time,
-        template=asked.template,
-        template_version_id=asked.template.version_id if asked.template else None,
+        template=template
+        and BuiltTemplate(
+            id=template.id, name=template.name, version_id=template.version_id, pool=template.pool
+        ),
+        template_version_id=template.version_id if template else None,
         parameters=asked.parameters,
         preset_id=asked.preset_id,
         ttl_ms=asked.ttl_ms if starts or last is None else last.ttl_ms,
     )
-    if (former := previous_workspaces.known(workspace, asked.workspace_id)) is not None:
-        stopping = previous_workspaces.requested(workspace, former, build, at)
-        return Folded(stopping, unmoved=Unmoved.FOREIGN)
-    ref = workspace.ref
-    if ref is None or ref.id != asked.workspace_id:
-        workspace = _bound(
-            previous_workspaces.left(workspace, at, deleted=False),
-            WorkspaceRef(
-                id=asked.workspace_id,
-                name=asked.workspace_name,
-                owner_name=asked.owner_name,
-                template_id=asked.template.id if asked.template else None,
-            ),
+    if (previous := chat.previous_workspace(asked.workspace_id)) is not None:
+        requested = _watched(replace(previous, build=build), at)
+        return Folded(chat=_remember(chat, requested), unmoved=Unmoved.FOREIGN)
+    if chat.current is None or chat.current.id != asked.workspace_id:
+        record = WorkspaceRecord(
+            id=asked.workspace_id,
+            name=asked.workspace_name,
+            owner_name=asked.owner_name,
+            template_id=template.id if template else None,
         )
-    return _follow(workspace, build)
+        chat, current = _bind(leave(chat, at, deleted=False), record), record
+    else:
+        current = chat.current
+    return _follow(chat, current, _with_newer_build(current, build))
 
 
-def _build(workspace: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime) -> Folded:
-    if (unmoved := _elsewhere(workspace, fact.workspace_id)) is not None:
-        return Folded(previous_workspaces.told(workspace, fact, time, at), unmoved=unmoved)
-    if workspace.ref is None:
-        workspace = _bound(workspace, WorkspaceRef(id=fact.workspace_id))
-    workspace = _named(workspace, fact)
-    current = workspace.build
-    if current is not None and current.id == fact.build_id:
-        known = with_fact(current, fact, at)
-        # It says nothing new, or only whether a canceled delete had begun, which nothing shows.
-        over = known == current or current.outcome is not None
-        return Folded(
-            workspace.model_copy(update={"build": known}),
-            unmoved=Unmoved.IGNORED if over else None,
-        )
-    seen = seen_by(current, fact, time, at)
-    if current is None or fact.build_number > current.number:
-        return _follow(workspace, seen)
-    new = {
-        "last_start": start_before(current, workspace.last_start, seen, fact, at),
-        "before_delete": with_earlier(current, workspace.before_delete, seen, fact, at),
-    }
-    return Folded(workspace.model_copy(update=new), unmoved=Unmoved.STALE)
+def _build_fact(
+    chat: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime
+) -> Folded:
+    if (unmoved := _not_current(chat, fact.workspace_id)) is not None:
+        return Folded(chat=_previous_with_fact(chat, fact, time, at), unmoved=unmoved)
+    if chat.current is None:
+        chat = _bind(chat, WorkspaceRecord(id=fact.workspace_id))
+    before = chat.current or WorkspaceRecord(id=fact.workspace_id)
+    after = _with_fact(before, fact, time, at)
+    build = before.build
+    if after.build is not None and (build is None or after.build.id != build.id):
+        return _follow(chat, before, after)
+    folded = replace(chat, current=after)
+    if build is None or build.id != fact.build_id:
+        return Folded(chat=folded, unmoved=Unmoved.STALE)
+    # It adds nothing, or only whether a canceled delete had begun, which nothing shows.
+    ignored = after.build == build or build.outcome is not None
+    return Folded(chat=folded, unmoved=Unmoved.IGNORED if ignored else None)
 
 
-def joined(workspace: Chat, before: Chat) -> Folded | None:
-    """Bind a workspace that was spoken of before the chat's own was deleted, as far as it has come.
+def _previous_with_fact(
+    chat: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime
+) -> Chat:
+    """Fold a provisioner's fact about a workspace that is not the chat's."""
+    known = chat.previous_workspace(fact.workspace_id)
+    before = known or WorkspaceRecord(id=fact.workspace_id, ours=False)
+    if before.deleted:
+        return chat
+    after = _with_fact(before, fact, time, at)
+    of_newest = after.build is not None and after.build.id == fact.build_id
+    return _remember(chat, _watched(after, at) if of_newest else after)
 
-    So the chat ends as if the deletion had come first. `before`: the chat when it still had the other.
-    The new one has no lifetime, like any that is built elsewhere: a `ttl_ms` goes with a job of ours.
+
+def _watched(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
+    """Return a previous workspace as its newest build leaves it: deleted, running as an orphan, or neither."""
+    build = record.build
+    if build is None:
+        return record
+    if build.succeeded and build.transition is Transition.DELETE:
+        return WorkspaceRecord(id=record.id, deleted=True, ours=record.ours)
+    if not build.leaves_running:
+        return replace(record, orphaned_at=None, grace_over=False)
+    was_running = record.orphaned_at is not None
+    return replace(
+        record,
+        orphaned_at=record.orphaned_at or at,
+        grace_over=was_running and record.grace_over,
+    )
+
+
+def _follow(chat: Chat, before: WorkspaceRecord, after: WorkspaceRecord) -> Folded:
+    """Make `after`, which has a newer build than `before`, the current workspace, and follow that build."""
+    build, superseded = after.build, before.superseded
+    if build is None:
+        return Folded(chat=chat)
+    if before.build is not None:
+        superseded = (*superseded, before.build.id)[-MAX_PREVIOUS:]
+    kept = after.last_start.id if after.last_start is not None else None
+    following = replace(
+        chat,
+        current=replace(after, superseded=superseded, chosen=None),
+        latest_build=build.id,
+        # Agents of superseded builds are forgotten, except those of the last start.
+        agents=tuple(
+            f for f in chat.agents if f.build_id == kept or f.build_id not in superseded
+        ),
+        rejected=tuple(r for r in chat.rejected if r.build_id not in superseded),
+        failure=None,
+    )
+    starts = build.transition is Transition.START
+    trigger = Trigger.START_FOLLOWED if starts else Trigger.STOP_FOLLOWED
+    return Folded(chat=following, trigger=trigger)
+
+
+def successor(chat: Chat) -> WorkspaceRecord | None:
+    """Return the workspace that a chat gets when its own was deleted.
+
+    It was made elsewhere, and a build of it is known. Of several it is the one with the lowest id, so that the
+    order of their facts does not matter. (A chat without a workspace waits for nothing: it binds the first
+    workspace that a fact reports.)
     """
-    heir = previous_workspaces.heir(workspace) if workspace.ref is None else None
-    if heir is None or heir.ref is None or heir.build is None:
+    made_elsewhere = (
+        r for r in chat.previous if not r.ours and not r.deleted and r.build is not None
+    )
+    return min(made_elsewhere, key=lambda record: record.id, default=None)
+
+
+def bind_successor(chat: Chat, before: Chat) -> Folded | None:
+    """Bind the workspace that facts reported before the chat's own was deleted, in the state it has reached.
+
+    So the chat ends as if the deletion had come first. `before`: the chat while it still had the other.
+    The new workspace has no lifetime, like any that is built elsewhere: only workspaced's own jobs set one.
+    """
+    found = successor(chat) if chat.current is None else None
+    if found is None:
         return None
-    folded = _follow(_bound(workspace, heir.ref), heir.build)
-    builds = (*before.past, before.build.id if before.build else None, workspace.latest_build)
-    new = {
-        "last_start": heir.last_start,
-        "before_delete": heir.before_delete,
-        "deleted_builds": tuple(build for build in builds if build is not None),
-    }
-    return replace(folded, workspace=folded.workspace.model_copy(update=new))
+    record = WorkspaceRecord(
+        id=found.id,
+        name=found.name,
+        owner_name=found.owner_name,
+        template_id=found.template_id,
+        build=found.build,
+        last_start=found.last_start,
+        before_delete=found.before_delete,
+    )
+    left = before.current or WorkspaceRecord(id="")
+    builds = (*left.superseded, left.build.id if left.build else None, chat.latest_build)
+    folded = _follow(_bind(chat, record), WorkspaceRecord(id=record.id), record)
+    deleted_builds = tuple(build for build in builds if build is not None)
+    return replace(folded, chat=replace(folded.chat, deleted_builds=deleted_builds))
 
 
-def _bound(workspace: Chat, ref: WorkspaceRef) -> Chat:
-    """Return the chat with this workspace; what its agents have said already takes effect."""
-    others = tuple(former for former in workspace.former if former.id != ref.id)
-    return workspace.model_copy(update={"ref": ref, "former": others, "deleted_builds": ()})
+def _bind(chat: Chat, record: WorkspaceRecord) -> Chat:
+    """Return the chat with this workspace. What its agents reported already takes effect."""
+    others = tuple(previous for previous in chat.previous if previous.id != record.id)
+    return replace(chat, current=record, previous=others, deleted_builds=())
 
 
-def _elsewhere(workspace: Chat, workspace_id: str) -> Unmoved | None:
-    """Say whether a fact speaks of a workspace that is not (any more) this chat's."""
-    former = previous_workspaces.known(workspace, workspace_id)
-    if former is not None and former.deleted:
+def leave(chat: Chat, at: datetime, *, deleted: bool) -> Chat:
+    """Return the chat without its workspace, which it remembers as a previous one.
+
+    One that runs is an orphan from here on, unless a stop of it is requested in the same step.
+    """
+    current = chat.current
+    if current is None:
+        return chat
+    record = WorkspaceRecord(id=current.id, deleted=True)
+    if not deleted:
+        record = WorkspaceRecord(
+            id=current.id,
+            name=current.name,
+            owner_name=current.owner_name,
+            template_id=current.template_id,
+            build=current.build,
+            orphaned_at=at if _may_run(chat, current) else None,
+        )
+    agents = _agents_of_others(chat, current.id)
+    return replace(_remember(chat, record), current=None, agents=agents)
+
+
+def _may_run(chat: Chat, current: WorkspaceRecord) -> bool:
+    """Say whether the workspace runs, or was not stopped and the end of its start is unknown."""
+    start, build = current.start_build, current.build
+    unknown = start is not None and start.outcome is None and start is not build
+    if start is not None and start.succeeded:
+        return chat.phase in (Phase.RUNNING, Phase.FAILED_DELETE)
+    return unknown and build is not None and build.leaves_running
+
+
+def _remember(chat: Chat, record: WorkspaceRecord) -> Chat:
+    """Return the chat with `record` as the newest of its previous workspaces."""
+    others = [previous for previous in chat.previous if previous.id != record.id]
+    while len(others) >= MAX_PREVIOUS:
+        others.remove(min(others, key=_weight))
+    remembering = replace(chat, previous=(*others, record))
+    if record.deleted:
+        return replace(remembering, agents=_agents_of_others(chat, record.id))
+    return remembering
+
+
+def _weight(record: WorkspaceRecord) -> int:
+    """Say how much it costs to forget a workspace: that it runs, or that it must not come back."""
+    return 2 * (record.orphaned_at is not None) + record.ours
+
+
+def _agents_of_others(chat: Chat, workspace_id: str) -> tuple[AgentFacts, ...]:
+    return tuple(facts for facts in chat.agents if facts.workspace_id != workspace_id)
+
+
+def _not_current(chat: Chat, workspace_id: str) -> Unmoved | None:
+    """Say why a fact is about a workspace that is not, or no longer, this chat's."""
+    previous = chat.previous_workspace(workspace_id)
+    if previous is not None and previous.deleted:
         return Unmoved.STALE
-    if former is not None and former.ours:
+    if previous is not None and previous.ours:
         return Unmoved.FOREIGN
-    if workspace.ref is not None and workspace.ref.id != workspace_id:
+    if chat.current is not None and chat.current.id != workspace_id:
         return Unmoved.FOREIGN
     return None
 
 
-def _named(workspace: Chat, fact: events.ProvisionerFact) -> Chat:
-    """Fill in what nobody had told of a workspace made elsewhere."""
-    ref = workspace.ref
-    if ref is None or not isinstance(fact, events.BuildStarted):
-        return workspace
-    told = WorkspaceRef(
-        id=ref.id,
-        name=ref.name or fact.workspace_name,
-        owner_name=ref.owner_name or fact.owner_name,
-        template_id=ref.template_id or fact.template_id,
-    )
-    return workspace if told == ref else workspace.model_copy(update={"ref": told})
-
-
-def _follow(workspace: Chat, build: Build) -> Folded:
-    past, last_start = workspace.past, workspace.start_build
-    if workspace.build is not None:
-        past = (*past, workspace.build.id)[-MOST_PAST:]
-    starts = build.transition is Transition.START
-    following = workspace.model_copy(
-        update={
-            "build": build,
-            "latest_build": build.id,
-            "agents": _without(workspace, past, None if starts else last_start),
-            "past": past,
-            "rejected": tuple(r for r in workspace.rejected if r.build_id not in past),
-            "last_start": None if starts else last_start,
-            "before_delete": before_delete(workspace.build, workspace.before_delete, build),
-            "chosen": None,
-            "failure": None,
-        }
-    )
-    return Folded(following, Trigger.START_FOLLOWED if starts else Trigger.STOP_FOLLOWED)
-
-
-def _without(workspace: Chat, past: tuple[str, ...], start: Build | None) -> tuple[AgentFacts, ...]:
-    """Forget the agents of superseded builds, but for the last start's."""
-    kept = start.id if start is not None else None
-    return tuple(f for f in workspace.agents if f.build_id == kept or f.build_id not in past)
-
-
-def _deleted(workspace: Chat, fact: events.WorkspaceDeleted) -> Folded:
-    if workspace.ref is not None and workspace.ref.id == fact.workspace_id:
-        return Folded(workspace, Trigger.WORKSPACE_DELETED)
-    known = previous_workspaces.known(workspace, fact.workspace_id)
+def _deleted(chat: Chat, fact: events.WorkspaceDeleted) -> Folded:
+    if chat.current is not None and chat.current.id == fact.workspace_id:
+        return Folded(chat=chat, trigger=Trigger.WORKSPACE_DELETED)
+    known = chat.previous_workspace(fact.workspace_id)
     if known is not None and known.deleted:
-        return Folded(workspace, unmoved=Unmoved.STALE)
-    kept = previous_workspaces.remembered(
-        workspace, PreviousWorkspace(id=fact.workspace_id, deleted=True)
+        return Folded(chat=chat, unmoved=Unmoved.STALE)
+    foreign = chat.current is not None or known is not None
+    return Folded(
+        chat=_remember(chat, WorkspaceRecord(id=fact.workspace_id, deleted=True)),
+        unmoved=Unmoved.FOREIGN if foreign else None,
     )
-    foreign = workspace.ref is not None or known is not None
-    return Folded(kept, unmoved=Unmoved.FOREIGN if foreign else None)
 
 
-def _rejected(workspace: Chat, fact: events.FactRejected, pool: str | None) -> Folded:
-    """Remember what could not be accepted about a build, also of one that is not known yet."""
-    build = workspace.build
+# -- the chat -----------------------------------------------------------------------------------
+
+
+def _with_owner(chat: Chat, asked: events.ToolRequested) -> Chat:
+    """Let the first request fix the chat's organization and owner."""
+    if chat.organization_id is not None:
+        return chat
+    return replace(
+        chat,
+        organization_id=asked.organization_id,
+        owner_id=asked.owner_id,
+        owner_name=asked.owner_name,
+    )
+
+
+def _with_lifetime_over(chat: Chat) -> Chat:
+    """Note on the last start that its lifetime has passed."""
+    current = chat.current
+    if current is None or (start := current.start_build) is None:
+        return chat
+    expired = replace(start, expired=True)
+    if start is current.build:
+        return replace(chat, current=replace(current, build=expired))
+    return replace(chat, current=replace(current, last_start=expired))
+
+
+def _with_grace_over(chat: Chat, workspace_id: str) -> Chat:
+    """Note on an orphan that its grace time has passed."""
+    record = chat.previous_workspace(workspace_id)
+    if record is None or record.orphaned_at is None:
+        return chat
+    return _remember(chat, replace(record, grace_over=True))
+
+
+def _rejected(chat: Chat, fact: events.FactRejected, pool: str | None) -> Folded:
+    """Remember what could not be accepted about a build, also about one that is not known yet."""
+    build = chat.build
     new = Rejection(build_id=fact.build_id, fact=fact.fact, detail=fact.detail, pool=pool)
+    superseded = chat.current is not None and fact.build_id in chat.current.superseded
     followed = build is not None and build.id == fact.build_id
-    if fact.build_id in workspace.past or (followed and build and not new.concerns(build)):
-        return Folded(workspace, unmoved=Unmoved.STALE)
-    place = (new.build_id, new.pool, new.ends)
-    kept = [r for r in workspace.rejected if (r.build_id, r.pool, r.ends) != place]
-    if len(kept) == MOST_REJECTED:
+    if superseded or (followed and build and not new.concerns(build)):
+        return Folded(chat=chat, unmoved=Unmoved.STALE)
+    key = (new.build_id, new.pool, new.is_end)
+    kept = [r for r in chat.rejected if (r.build_id, r.pool, r.is_end) != key]
+    if len(kept) == MAX_REJECTED:
         kept.remove(min(kept, key=lambda r: build is not None and r.build_id == build.id))
     rejected = (*kept, new)
-    if rejected == workspace.rejected:
-        return Folded(workspace, unmoved=Unmoved.REPEAT)
-    return Folded(workspace.model_copy(update={"rejected": rejected}))
+    if rejected == chat.rejected:
+        return Folded(chat=chat, unmoved=Unmoved.REPEAT)
+    return Folded(chat=replace(chat, rejected=rejected))
 
 
-def _agent(workspace: Chat, fact: events.AgentFact) -> Folded:
-    unmoved = _elsewhere(workspace, fact.workspace_id)
+# -- agents -------------------------------------------------------------------------------------
+
+
+def _agent_fact(chat: Chat, fact: events.AgentFact) -> Folded:
+    unmoved = _not_current(chat, fact.workspace_id)
     if unmoved is not None:
-        former = previous_workspaces.known(workspace, fact.workspace_id)
-        if former is not None and (former.ours or former.deleted):
-            return Folded(workspace, unmoved=unmoved)
-        return Folded(_heard(workspace, fact), unmoved=unmoved)  # the chat may have it one day
-    if fact.build_id in workspace.past and not _of_last_start(workspace, fact):
-        return Folded(workspace, unmoved=Unmoved.STALE)
-    if _is_other_than_chosen(workspace, fact):
-        return Folded(workspace, unmoved=Unmoved.IGNORED)
-    heard = _heard(workspace, fact)
-    if heard is workspace:
-        return Folded(workspace, unmoved=Unmoved.STALE)  # a higher sequence has spoken already
-    return Folded(heard, unmoved=Unmoved.STALE if _left_before_loss(workspace, fact) else None)
+        previous = chat.previous_workspace(fact.workspace_id)
+        if previous is not None and (previous.ours or previous.deleted):
+            return Folded(chat=chat, unmoved=unmoved)
+        return Folded(chat=_with_report(chat, fact), unmoved=unmoved)  # the chat may get it later
+    if _is_superseded(chat, fact):
+        return Folded(chat=chat, unmoved=Unmoved.STALE)
+    if _is_other_than_chosen(chat, fact):
+        return Folded(chat=chat, unmoved=Unmoved.IGNORED)
+    reported = _with_report(chat, fact)
+    if reported is chat:
+        return Folded(chat=chat, unmoved=Unmoved.STALE)  # a higher sequence came before
+    stale = _disconnected_before_loss(chat, fact)
+    return Folded(chat=reported, unmoved=Unmoved.STALE if stale else None)
 
 
-def _left_before_loss(workspace: Chat, fact: events.AgentFact) -> bool:
-    """Say whether a lost agent reports with a lower sequence that it left: it is away either way.
+def _is_superseded(chat: Chat, fact: events.AgentFact) -> bool:
+    """Say whether the fact is of a superseded build that is not the last start either."""
+    current = chat.current
+    if current is None or fact.build_id not in current.superseded:
+        return False
+    return current.last_start is None or current.last_start.id != fact.build_id
+
+
+def _disconnected_before_loss(chat: Chat, fact: events.AgentFact) -> bool:
+    """Say whether a lost agent reports with a lower sequence that it disconnected: it is away either way.
 
     Earlier versions recorded this as `stale`, so their logs fold to what they recorded.
     """
-    facts = workspace.facts_of(fact.agent_id)
+    facts = chat.facts_of(fact.agent_id)
     lost_at = facts.lost_at if facts is not None else None
     left = isinstance(fact, events.AgentDisconnected) and fact.sequence is not None
     return left and lost_at is not None and (fact.sequence or 0) <= lost_at
 
 
-def _heard(workspace: Chat, fact: events.AgentFact) -> Chat:
-    """Keep what an agent says; of too many the oldest go, and first those of other workspaces."""
+def _with_report(chat: Chat, fact: events.AgentFact) -> Chat:
+    """Keep an agent's report. Of too many agents the oldest go, those of other workspaces first."""
     of = (fact.workspace_id, fact.agent_id)
-    known = next((f for f in workspace.agents if (f.workspace_id, f.id) == of), None)
+    known = next((f for f in chat.agents if (f.workspace_id, f.id) == of), None)
     before = known or AgentFacts(
         id=fact.agent_id, workspace_id=fact.workspace_id, build_id=fact.build_id
     )
     after = before.after(fact)
     if after == known:
-        return workspace
-    kept = [*(facts for facts in workspace.agents if facts is not known), after]
-    mine = workspace.ref.id if workspace.ref else None
-    chosen = workspace.chosen.id if workspace.chosen else None
-    while len(kept) > MOST_AGENTS:
-        kept.remove(min(kept, key=lambda f: (f.workspace_id == mine, f.id == chosen)))
-    return workspace.model_copy(update={"agents": tuple(kept)})
+        return chat
+    kept = [*(facts for facts in chat.agents if facts is not known), after]
+    current = chat.current.id if chat.current else None
+    chosen = chat.chosen.id if chat.chosen else None
+    while len(kept) > MAX_AGENTS:
+        kept.remove(min(kept, key=lambda f: (f.workspace_id == current, f.id == chosen)))
+    return replace(chat, agents=tuple(kept))
 
 
-def _of_last_start(workspace: Chat, fact: events.AgentFact) -> bool:
-    return workspace.last_start is not None and workspace.last_start.id == fact.build_id
-
-
-def _is_other_than_chosen(workspace: Chat, fact: events.AgentFact) -> bool:
-    """Say whether the followed build ended without choosing this agent."""
-    build = workspace.build
+def _is_other_than_chosen(chat: Chat, fact: events.AgentFact) -> bool:
+    """Say whether the followed build ended and another agent, or none, was chosen."""
+    build = chat.build
     if build is None or build.id != fact.build_id or build.outcome is None:
         return False
-    return workspace.chosen is None or workspace.chosen.id != fact.agent_id
+    return chat.chosen is None or chat.chosen.id != fact.agent_id

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from statemachine.arguments import BadArguments, ReadArguments, arguments
 from statemachine.calls import Call, Until
-from statemachine.chat import Build, Chat
+from statemachine.chat import Chat
 from statemachine.events import BuildStarted, BuildSucceeded, Event, ToolRequested
 
 LISTING: Final = "list_templates"
@@ -50,9 +50,9 @@ def lookups(
         if isinstance(f.data, BuildStarted | BuildSucceeded)
     }
     for chat in chats:
-        refs = (chat.ref, *(former.ref for former in chat.former))
-        templates |= {ref.template_id for ref in refs if ref is not None}
-        for build in _builds(chat):
+        records = chat.previous if chat.current is None else (chat.current, *chat.previous)
+        templates |= {record.template_id for record in records}
+        for build in chat.builds():
             versions.add(build.template_version_id)
             versions.add(build.template.version_id if build.template else None)
     return Lookups(
@@ -68,8 +68,3 @@ def _template_of(call: ToolRequested | Call) -> str | None:
     args = arguments(ReadArguments, {"template_id": call.args.get("template_id")})
     return None if isinstance(args, BadArguments) or args.problem() else args.id
 
-
-def _builds(chat: Chat) -> Iterator[Build]:
-    for build in (chat.build, chat.last_start, *(former.build for former in chat.former)):
-        if build is not None:
-            yield build

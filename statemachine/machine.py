@@ -1,8 +1,50 @@
 """decide: what an event does to a chat. Pure, synchronous, total.
 
-An event is folded into what is known (`folding`), then the machine advances as far as the facts
-allow (`pending`), one table row and one published version at a time. Because moves follow from facts
-and not from messages, the order in which the facts came does not matter.
+THE THEORY
+
+A chat hears of its workspace from parties that know nothing of each other: a provisioner reports builds, agents
+report connections and start-up scripts, timers fire, and all of it may be delayed, repeated or reordered. A state
+machine that is moved by messages would have to say what each message means in each state, for each order. This one
+is not moved by messages. It works in three steps:
+
+1. Facts are folded. `fold.fold` puts an event into the snapshot (`chat.Chat`) without looking at the state.
+   Each field follows the fact that is newest by the sender's own numbering: a workspace follows its build with
+   the highest number, and each field of an agent follows the report with the highest sequence that concerns it. A
+   fact that comes early is kept; a fact that is older than what is known adds what is still missing. So the same
+   facts fold to the same snapshot, whatever their order.
+
+2. Triggers follow from the facts. `pending` looks only at the folded facts and says what they amount to now: the
+   build succeeded with agents (`built`), the agent has connected, its scripts have finished, and so on. A trigger
+   is therefore not an event. The same `build_succeeded` is `built`, `built_without_agents`, `unselectable`,
+   `stopped` or `deleted`, depending on the build and its agents.
+
+3. The table moves. `table.TABLE` lists every legal move: from these states, on this trigger, to that state.
+   `decide` takes moves for as long as a pending trigger has a row for the present state. Each move is a version that
+   is published. A trigger without a row is not an error: the state is already beyond it, or not there yet.
+
+Why order cannot matter: after each event the chat is in the state that the facts lead to, and the facts are the
+same in the end. An agent that connects before `build_succeeded` is stored is remembered; when the build
+ends, `pending` yields `built` and then `agent_connected`, and the chat takes both moves at once. tests/unit
+checks this with permutations of whole stories (test_order.py, test_properties.py).
+
+Some moves don't follow from the collected facts, but from one event at its time. Their trigger comes from `fold`
+itself and is tried first: a newer build is followed (`start_followed`, `stop_followed`), the workspace is
+gone (`workspace_deleted`), a limit has passed (`deadline_passed`), a call begins a new wait (`wait_resumed`).
+The first three are facts too, and win over everything older. The last two are decisions of workspaced's own, made
+under the chat's lock, so they have one order; each applies only to the deadline that it names, or in the states
+that the table gives it.
+
+The exceptions, where order does matter:
+- Of two terminal facts of one build, the first one stored counts.
+- When workers notice that an agent is lost, that divides its reports: its next report undoes the loss whatever its
+  sequence is, because the agent may have been restored from a copy. Sequences are compared from that report on.
+- A deadline that passes before the fact that would have met it makes the state `failed`. The late fact still
+  moves the chat on, but both versions were published.
+- Without a workspace, a chat binds the first workspace that a provisioner reports for it.
+
+Facts are never refused: they have happened. What has no effect is recorded in the log with the reason (`Ignored`).
+Requests may be refused; that is what `tool_rules` does, and it never moves the chat except through events of our
+own (`build_requested`, `wait_resumed`), which are decided here like all others.
 """
 
 from __future__ import annotations
@@ -13,24 +55,24 @@ from datetime import datetime
 from functools import cache
 from typing import Final
 
+from msgspec.structs import replace
 from transitions import Machine
 
-from statemachine import fold, previous_workspaces
-from statemachine.agents import Unselectable, choose
-from statemachine.chat import Build, Cause, Chat, Ending, Failure, Limits
+from statemachine import fold
+from statemachine.chat import Cause, Chat, Failure, Limits
 from statemachine.events import Event, Lifecycle, Transition
 from statemachine.fold import Unmoved
-from statemachine.pool_scope import foreign_pool
 from statemachine.states import STATE_INFO, Reason, State
 from statemachine.table import LEGAL, TABLE, Trigger
 from statemachine.views import visible
+from statemachine.workspace import Build, Ending, Unselectable, choose_agent
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
     """The state or what is shown with it changed: one published version a step."""
 
-    workspace: Chat
+    chat: Chat
     steps: tuple[Chat, ...]
 
     @property
@@ -43,15 +85,15 @@ class Moved:
 class Parked:
     """Known now, and nothing to show for it yet: it came early, or matters only with another."""
 
-    workspace: Chat
+    chat: Chat
     outcome: Final = "kept"
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """It has no say. `workspace` may still know it."""
+    """It has no say. `chat` may still know it."""
 
-    workspace: Chat
+    chat: Chat
     reason: Unmoved
 
     @property
@@ -103,33 +145,32 @@ def cause_of(event: Event | Cause) -> Cause:
 
 
 def decide(
-    workspace: Chat,
+    chat: Chat,
     event: Event,
     at: datetime,
     limits: Limits,
     because: Event | Cause | None = None,
 ) -> Decision:
-    """Return what `event` does to `workspace`. `at` is when it is decided; limits count from there.
+    """Return what `event` does to `chat`. `at` is the time of the decision; limits count from it.
 
     `because`: the event from the bus that `event` follows from, when it is one of our own.
     """
-    if foreign_pool(workspace, event) is not None:
-        return Ignored(workspace, Unmoved.FOREIGN)
-    folded = fold.fold(workspace, event, at)
-    known = folded.workspace
+    if foreign_pool(chat, event) is not None:
+        return Ignored(chat, Unmoved.FOREIGN)
+    folded = fold.fold(chat, event, at)
+    known = folded.chat
     cause = cause_of(because or event)
     steps = list(_steps(known, folded.trigger, at, limits, cause))
-    if steps and (joined := fold.joined(steps[-1], workspace)) is not None:
-        steps += _steps(joined.workspace, joined.trigger, at, limits, cause)
+    if steps and (bound := fold.bind_successor(steps[-1], chat)) is not None:
+        steps += _steps(bound.chat, bound.trigger, at, limits, cause)
     known = steps[-1] if steps else known
-    if not steps and (folded.anew or visible(known) != visible(workspace)):
-        known = known.model_copy(
-            update={
-                "version": known.version + 1,
-                "previous_state": known.state,
-                "cause": cause,
-                "changed_at": at,
-            }
+    if not steps and (folded.republish or visible(known) != visible(chat)):
+        known = replace(
+            known,
+            version=known.version + 1,
+            previous_state=known.state,
+            cause=cause,
+            changed_at=at,
         )
         steps.append(known)
     if steps:
@@ -139,6 +180,38 @@ def decide(
     if folded.trigger is not None:
         return Ignored(known, Unmoved.STALE)
     return Parked(known)
+
+
+def foreign_pool(chat: Chat, event: Event) -> str | None:
+    """Return the pool that `event` is about although its sender is bound to another one.
+
+    A build made elsewhere has no pool: every provisioner may report on it.
+    """
+    if event.pool is None:
+        return None
+    pool = _pool_of(
+        chat, getattr(event.data, "workspace_id", None), getattr(event.data, "build_id", None)
+    )
+    return None if pool == event.pool else pool
+
+
+def _pool_of(chat: Chat, workspace_id: str | None, build_id: str | None) -> str | None:
+    """Return the pool of the build if it is known, otherwise that of the workspace's newest one."""
+    if workspace_id is None:
+        return None
+    current = chat.current
+    if current is not None and current.id == workspace_id:
+        record = current
+    elif (previous := chat.previous_workspace(workspace_id)) is not None:
+        record = previous
+    else:
+        return None
+    pools = {
+        build.id: build.template.pool
+        for build in (record.last_start, record.build)
+        if build is not None and build.template is not None
+    }
+    return pools.get(build_id or "") or next(reversed(pools.values()), None)
 
 
 def _steps(
@@ -153,11 +226,11 @@ def _steps(
         yield known
 
 
-def pending(workspace: Chat) -> Iterator[Trigger]:
+def pending(chat: Chat) -> Iterator[Trigger]:
     """Yield what the facts amount to, in the order in which they follow from each other."""
-    if workspace.build is not None and workspace.build.outcome is not None:
-        yield _ended(workspace.build)
-    if workspace.chosen is None or (facts := workspace.facts_of(workspace.chosen.id)) is None:
+    if chat.build is not None and chat.build.outcome is not None:
+        yield _ended(chat.build)
+    if chat.chosen is None or (facts := chat.facts_of(chat.chosen.id)) is None:
         return
     if facts.seen:
         yield Trigger.AGENT_CONNECTED
@@ -181,75 +254,83 @@ def _ended(build: Build) -> Trigger:
         return Trigger.DELETED
     if not outcome.agents:
         return Trigger.BUILT_WITHOUT_AGENTS
-    if isinstance(choose(outcome.agents), Unselectable):
+    if isinstance(choose_agent(outcome.agents), Unselectable):
         return Trigger.UNSELECTABLE
     return Trigger.BUILT
 
 
-def _due(workspace: Chat) -> tuple[State, Trigger] | None:
-    for trigger in pending(workspace):
-        if (state := next_state(workspace.state, trigger)) is not None:
+def _due(chat: Chat) -> tuple[State, Trigger] | None:
+    for trigger in pending(chat):
+        if (state := next_state(chat.state, trigger)) is not None:
             return state, trigger
     return None
 
 
 def _enter(
-    workspace: Chat,
+    chat: Chat,
     state: State,
     trigger: Trigger,
     at: datetime,
     limits: Limits,
     cause: Cause,
 ) -> Chat:
-    """Return the snapshot in `state`: a new version with all that the state brings."""
-    about = STATE_INFO[state]
-    if trigger is Trigger.BUILT and workspace.build is not None and workspace.build.outcome:
-        chosen = choose(workspace.build.outcome.agents)
-        workspace = workspace.model_copy(update={"chosen": chosen})
+    """Return the snapshot in `state`: a new version, with everything that the state brings."""
+    info = STATE_INFO[state]
+    if trigger is Trigger.BUILT:
+        chat = _with_chosen_agent(chat)
     failure = (
         Failure(
-            reason=about.reason,
-            message=_message(workspace, about.reason),
-            error_code=_error_code(workspace, about.reason),
+            reason=info.reason,
+            message=_message(chat, info.reason),
+            error_code=_error_code(chat, info.reason),
         )
-        if about.reason is not None
+        if info.reason is not None
         else None
     )
-    entered = workspace.model_copy(
-        update={
-            "state": state,
-            "previous_state": workspace.state,
-            "version": workspace.version + 1,
-            "failure": failure,
-            "deadline": at + limits.of(about.limit) if about.limit else None,
-            "generation": workspace.generation + (1 if about.limit else 0),
-            "cause": cause,
-            "changed_at": at,
-        }
+    entered = replace(
+        chat,
+        state=state,
+        previous_state=chat.state,
+        version=chat.version + 1,
+        failure=failure,
+        deadline=at + limits.of(info.limit) if info.limit else None,
+        generation=chat.generation + (1 if info.limit else 0),
+        cause=cause,
+        changed_at=at,
     )
-    return entered if about.bound else previous_workspaces.left(entered, at, deleted=True)
+    return entered if info.bound else fold.leave(entered, at, deleted=True)
 
 
-def _error_code(workspace: Chat, reason: Reason) -> str | None:
-    outcome = workspace.build.outcome if workspace.build else None
+def _with_chosen_agent(chat: Chat) -> Chat:
+    current, build = chat.current, chat.build
+    if current is None or build is None or build.outcome is None:
+        return chat
+    chosen = choose_agent(build.outcome.agents)
+    if isinstance(chosen, Unselectable):
+        return chat
+    return replace(chat, current=replace(current, chosen=chosen))
+
+
+def _error_code(chat: Chat, reason: Reason) -> str | None:
+    outcome = chat.build.outcome if chat.build else None
     return outcome.error_code if outcome and reason is Reason.BUILD_FAILED else None
 
 
-def _of_scripts(workspace: Chat) -> str:
+def _of_scripts(chat: Chat) -> str:
     """Say how the startup scripts failed, and where their output is."""
-    lifecycle = workspace.agent_lifecycle()
+    lifecycle = chat.agent_lifecycle()
     how = (
         "did not end within their own time limit"
         if lifecycle is Lifecycle.START_TIMEOUT
         else "failed"
     )
-    name = f" of agent '{workspace.chosen.name}'" if workspace.chosen else ""
+    name = f" of agent '{chat.chosen.name}'" if chat.chosen else ""
     return f"the startup scripts{name} {how}; the log of the build shows their output"
 
 
-def _message(workspace: Chat, reason: Reason) -> str:
+def _message(chat: Chat, reason: Reason) -> str:
     """Say what is wrong, in words that a chat's model and its user can act on."""
-    build = workspace.build
+    build = chat.build
     what = f"the {build.transition} build" if build else "the build"
     outcome = build.outcome if build else None
     match reason:
@@ -263,12 +344,12 @@ def _message(workspace: Chat, reason: Reason) -> str:
                 return f"{what} did not begin in time: no provisioner{pool} took it"
             return f"{what} did not end in time"
         case Reason.SELECTION_ERROR:
-            choice = choose(outcome.agents) if outcome and outcome.agents else None
+            choice = choose_agent(outcome.agents) if outcome and outcome.agents else None
             return choice.message if isinstance(choice, Unselectable) else "no agent can be chosen"
         case Reason.AGENT_NOT_READY:
-            name = f" '{workspace.chosen.name}'" if workspace.chosen else ""
+            name = f" '{chat.chosen.name}'" if chat.chosen else ""
             return f"the workspace was built, but its agent{name} did not connect in time"
         case Reason.STARTUP_SCRIPTS_FAILED:
-            return _of_scripts(workspace)
+            return _of_scripts(chat)
         case Reason.STARTUP_SCRIPTS_TIMEOUT:
             return "the startup scripts did not end in time"

@@ -15,10 +15,11 @@ from functools import lru_cache
 from typing import Any, Final
 
 from statemachine.calls import Known
-from statemachine.chat import Build, Chat
+from statemachine.chat import Chat
 from statemachine.events import BuildRequested, Event, ToolRequested
 from statemachine.mask import MASK, Mask
 from statemachine.parameters import Kind, Parameter, as_text
+from statemachine.workspace import Build
 
 PLAIN: Final = frozenset(("template_id", "name", "preset_id"))
 """The arguments of the tools with parameters that hold no value of one."""
@@ -65,8 +66,7 @@ def _longest(texts: Iterable[str]) -> int:
 
 def builds_with_values(chat: Chat) -> list[Build]:
     """Return the builds known of the chat's workspaces, present and former, that have parameters."""
-    builds = [chat.build, chat.last_start, *(former.build for former in chat.former)]
-    return [build for build in builds if build is not None and build.parameters]
+    return [build for build in chat.builds() if build.parameters]
 
 
 def _sensitive_values(chat: Chat, known: Known) -> list[str]:
@@ -166,7 +166,7 @@ def _declared(tool: str, args: dict[str, Any], chat: Chat, known: Known) -> tupl
     if tool != "start_workspace":
         return ()
     found: tuple[Parameter, ...] = ()
-    template = known.catalog.templates.get(chat.ref.template_id or "") if chat.ref else None
+    template = known.catalog.templates.get(chat.current.template_id or "") if chat.current else None
     if template is not None:
         found = template.active.manifest.parameter
     last = chat.build.template_version_id if chat.build else None

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
+import msgspec
+from msgspec.structs import replace
 from pydantic import TypeAdapter
 
 from statemachine.chat import Cause, Chat, Limits
@@ -39,7 +41,7 @@ class Difference:
 class Replayed:
     """One chat after its log."""
 
-    workspace: Chat
+    chat: Chat
     path: tuple[str, ...]
     """The states in the order they were entered, `failed` with its reason."""
     differences: tuple[Difference, ...]
@@ -48,9 +50,9 @@ class Replayed:
 _TIME: Final = TypeAdapter(datetime)
 
 
-def shown(workspace: Chat) -> str:
+def shown(chat: Chat) -> str:
     """Return the wire state, `failed` with its reason."""
-    about = STATE_INFO[workspace.state]
+    about = STATE_INFO[chat.state]
     return about.wire if about.reason is None else f"{about.wire}:{about.reason}"
 
 
@@ -59,8 +61,8 @@ def entry_of(before: Chat, decision: Decision) -> dict[str, Any]:
     return {
         "outcome": decision.outcome,
         "state_before": STATE_INFO[before.state].wire,
-        "state_after": STATE_INFO[decision.workspace.state].wire,
-        "version": decision.workspace.version if isinstance(decision, Moved) else None,
+        "state_after": STATE_INFO[decision.chat.state].wire,
+        "version": decision.chat.version if isinstance(decision, Moved) else None,
     }
 
 
@@ -76,7 +78,7 @@ class Fold:
     chat_id: str
     limits: Limits = field(default_factory=Limits)
     """For entries of logs that don't say what limit they set."""
-    workspace: Chat = field(init=False)
+    chat: Chat = field(init=False)
     path: list[str] = field(init=False)
     differences: list[Difference] = field(default_factory=list)
     entries: int = 0
@@ -87,8 +89,8 @@ class Fold:
     """The last event that followed from no other: what an older log's rules acted upon."""
 
     def __post_init__(self) -> None:
-        self.workspace = Chat(chat_id=self.chat_id)
-        self.path = [shown(self.workspace)]
+        self.chat = Chat(chat_id=self.chat_id)
+        self.path = [shown(self.chat)]
 
     def take(self, entry: Mapping[str, Any]) -> None:
         """Fold the next entry. Raises ValueError for one that can't be read."""
@@ -96,9 +98,9 @@ class Fold:
             event, at = event_of(entry["event"]), _TIME.validate_python(entry["at"])
             cause = _cause_in(entry)
             deadline = _TIME.validate_python(entry["deadline"]) if entry.get("deadline") else None
-        except (AttributeError, KeyError, TypeError, ValueError) as bad:
+        except (AttributeError, KeyError, TypeError, ValueError, msgspec.ValidationError) as bad:
             raise ValueError(str(bad) or type(bad).__name__) from bad
-        before, seq = self.workspace, self._placed(entry, event)
+        before, seq = self.chat, self._placed(entry, event)
         self.entries += 1
         identity = (event.source, event.id)
         if identity in self._seen:
@@ -116,12 +118,12 @@ class Fold:
             self.path += [
                 shown(step) for step in decision.steps if step.state is not step.previous_state
             ]
-        self.workspace = decision.workspace.model_copy(update={"seq": seq})
+        self.chat = replace(decision.chat, seq=seq)
         self._limited(before, deadline)
 
     def _placed(self, entry: Mapping[str, Any], event: Event) -> int:
         """Return the entry's place in its log, and note when it is another one's."""
-        expected = self.workspace.seq + 1
+        expected = self.chat.seq + 1
         seq = entry.get("seq", expected)
         if seq != expected:
             self.differences.append(Difference(expected, "seq", seq, expected))
@@ -141,21 +143,21 @@ class Fold:
 
     def _limited(self, before: Chat, deadline: datetime | None) -> None:
         """Take over the limit that was in force then."""
-        folded = set_deadline(before, self.workspace)
+        folded = set_deadline(before, self.chat)
         if folded is None and deadline is not None:
             self.differences.append(
-                Difference(self.workspace.seq, "deadline", deadline.isoformat(), None)
+                Difference(self.chat.seq, "deadline", deadline.isoformat(), None)
             )
         if folded is None:
             return
         self.deadline_recorded = deadline is not None
         if deadline is not None:
-            self.workspace = self.workspace.model_copy(update={"deadline": deadline})
+            self.chat = replace(self.chat, deadline=deadline)
 
 
 def _cause_in(entry: Mapping[str, Any]) -> Cause | None:
     found = entry.get("cause")
-    return None if found is None else Cause.model_validate(found)
+    return None if found is None else msgspec.convert(found, Cause)
 
 
 def replay(entries: Iterable[Mapping[str, Any]]) -> dict[str, Replayed]:
@@ -168,7 +170,7 @@ def replay(entries: Iterable[Mapping[str, Any]]) -> dict[str, Replayed]:
         except ValueError as bad:
             raise ValueError(f"entry {number}: {bad}") from bad
     return {
-        chat_id: Replayed(fold.workspace, tuple(fold.path), tuple(fold.differences))
+        chat_id: Replayed(fold.chat, tuple(fold.path), tuple(fold.differences))
         for chat_id, fold in folds.items()
     }
 

@@ -9,12 +9,13 @@ from uuid import UUID
 from statemachine import answers, naming
 from statemachine.arguments import CreateArguments, StartArguments
 from statemachine.calls import Call, CallOutcome, Known, Requested, Until, Wait
-from statemachine.chat import Build, Chat, PreviousWorkspace, WorkspaceRef
+from statemachine.chat import Chat
 from statemachine.events import BuildRequested, TemplateRef, Transition
 from statemachine.messages import StartNotes
 from statemachine.parameters import LastBuild, Misfits, reset, resolve
 from statemachine.templates import Template, Version
 from statemachine.views import name_of
+from statemachine.workspace import BuiltTemplate, WorkspaceRecord
 
 UPDATED: Final[StartNotes] = {
     "updated_to_active_version": True,
@@ -93,26 +94,27 @@ def create(
 
 def start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOutcome:
     """Have the chat's workspace started again."""
-    built = version = _version_of(chat.ref, chat.build, known)
-    if built is None or version is None or chat.build is None:
+    current, last = chat.current, chat.build
+    built = version = _version_of(current, known)
+    if built is None or version is None or last is None:
         return _unknown_template(chat)
     template = known.catalog.templates.get(version.template_id)
     extra: StartNotes = {}
     if (
         template is not None
         and template.active.manifest.require_active_version
-        and chat.build.template_version_id not in (None, template.active.id)
+        and last.template_version_id not in (None, template.active.id)
     ):
         version, extra = template.active, UPDATED
     declared, asked = version.manifest.parameter, args.parameters or {}
-    last = LastBuild(chat.build.parameters, built.manifest.parameter)
-    values = resolve(declared, asked, last=last)
+    carried = LastBuild(last.parameters, built.manifest.parameter)
+    values = resolve(declared, asked, last=carried)
     if isinstance(values, Misfits):
         return answers.invalid(values, template_id=version.template_id)
-    if names := reset(declared, asked, last):
+    if names := reset(declared, asked, carried):
         extra = {**extra, "parameters_reset": list(names)}
     seed = known.seed + call.call_id.encode()
-    build = _next_build(chat.ref, chat.build, chat.owner_name or "", Transition.START, seed)
+    build = _next_build(current, chat.owner_name or "", Transition.START, seed)
     if build is None:
         return _unknown_template(chat)
     build = build.model_copy(
@@ -141,16 +143,16 @@ def ending(
     transition: Transition,
     known: Known,
     label: str,
-    former: PreviousWorkspace | None = None,
+    previous: WorkspaceRecord | None = None,
 ) -> BuildRequested | None:
     """Return the stop or delete build that comes next, or None when nobody here can make it.
 
-    Of the chat's workspace, or of a `former` one.
+    For the chat's workspace, or for a `previous` one.
     """
     seed = known.seed + label.encode()
-    ref, last = (former.ref, former.build) if former else (chat.ref, chat.build)
-    build = _next_build(ref, last, chat.owner_name or "", transition, seed)
-    version = _version_of(ref, last, known)
+    record = previous or chat.current
+    build = _next_build(record, chat.owner_name or "", transition, seed)
+    version = _version_of(record, known)
     if build is None or (build.template is None and version is None):
         return None
     if version is not None:  # what was built last, which need not be what our last job asked for
@@ -165,30 +167,29 @@ def _next_build(
     transition: Transition,
     seed: bytes,
 ) -> BuildRequested | None:
-    if ref is None or last is None:
+    if record is None or (last := record.build) is None:
         return None
     return BuildRequested(
-        workspace_id=ref.id,
-        workspace_name=ref.name or ref.id,
-        owner_name=ref.owner_name or owner_name,
+        workspace_id=record.id,
+        workspace_name=record.name or record.id,
+        owner_name=record.owner_name or owner_name,
         build_id=fresh_id(seed, "build"),
         build_number=last.number + 1,
         transition=transition,
-        template=last.template,
+        template=_event_template(last.template),
         parameters=last.parameters,
         preset_id=last.preset_id,
     )
 
 
-def _version_of(ref: WorkspaceRef | None, build: Build | None, known: Known) -> Version | None:
+def _version_of(record: WorkspaceRecord | None, known: Known) -> Version | None:
     """Return the template version of the last build, or of the template if only that is known."""
-    if build is None:
+    if record is None or record.build is None:
         return None
-    last = build.template_version_id
+    last = record.build.template_version_id
     if last is not None and last in known.catalog.versions:
         return known.catalog.versions[last]
-    template_id = ref.template_id if ref else None
-    template = known.catalog.templates.get(template_id) if template_id else None
+    template = known.catalog.templates.get(record.template_id) if record.template_id else None
     return template.active if template else None
 
 
@@ -203,4 +204,11 @@ def _unknown_template(chat: Chat) -> CallOutcome:
     return answers.error(
         f"workspace '{name_of(chat)}' was made elsewhere, from a template that is not known here; "
         "change it where it was made"
+    )
+
+
+def _event_template(template: BuiltTemplate | None) -> TemplateRef | None:
+    """Return a build's template as an event holds it."""
+    return template and TemplateRef(
+        id=template.id, name=template.name, version_id=template.version_id, pool=template.pool
     )

@@ -87,7 +87,7 @@ class Phase(StrEnum):
 class StateInfo:
     """What is true of a state."""
 
-    word: Phase
+    phase: Phase
     wire: WireState = "failed"
     reason: Reason | None = None
     limit: Limit | None = None
@@ -104,7 +104,7 @@ class StateInfo:
     @property
     def bound(self) -> bool:
         """Whether the chat has a workspace."""
-        return self.word is not Phase.NOTHING
+        return self.phase is not Phase.NOTHING
 
 
 STATE_INFO: Final[dict[State, StateInfo]] = {

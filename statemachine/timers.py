@@ -10,8 +10,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from statemachine import previous_workspaces
-from statemachine.chat import Chat, Limits, PreviousWorkspace
+from statemachine.chat import Chat, Limits
+from statemachine.workspace import WorkspaceRecord
 
 
 class TimerKind(StrEnum):
@@ -42,23 +42,23 @@ def open_timer(chat: Chat, purpose: TimerKind, limits: Limits) -> ChatTimer | No
             return _named_by_time(min(graces, default=None))
 
 
-def overdue(chat: Chat, now: datetime, limits: Limits) -> tuple[PreviousWorkspace, ...]:
+def overdue(chat: Chat, now: datetime, limits: Limits) -> tuple[WorkspaceRecord, ...]:
     """Return the orphans whose grace is over."""
-    return tuple(former for former, at in _graces(chat, limits) if at <= now)
+    return tuple(record for record, at in _graces(chat, limits) if at <= now)
 
 
 def rests(chat: Chat) -> bool:
     """Say whether there is nothing to wake the chat for."""
     return (
-        chat.deadline is None and chat.expires_at is None and not previous_workspaces.orphans(chat)
+        chat.deadline is None and chat.expires_at is None and not chat.orphans
     )
 
 
-def _graces(chat: Chat, limits: Limits) -> Iterator[tuple[PreviousWorkspace, datetime]]:
+def _graces(chat: Chat, limits: Limits) -> Iterator[tuple[WorkspaceRecord, datetime]]:
     """Yield the orphans that were not seen to yet, each with the end of its grace."""
-    for former in previous_workspaces.orphans(chat):
-        if former.orphaned_at is not None and not former.overdue:
-            yield former, former.orphaned_at + limits.orphan_grace
+    for record in chat.orphans:
+        if record.orphaned_at is not None and not record.grace_over:
+            yield record, record.orphaned_at + limits.orphan_grace
 
 
 def _named_by_time(at: datetime | None) -> ChatTimer | None:

@@ -1,4 +1,4 @@
-"""evaluate: the rules of the tools, as one pure function of a call and its chat's latest facts.
+"""The rules of the tools: `evaluate` is a pure function of a call and its chat.
 
 docs/internals/tool-rules.md lists the branches with their numbers. Nothing outside decides what a call is
 answered, waits for, or has built.
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from statemachine import answers, previous_workspaces, requests
-from statemachine.admission import check_limits
+from msgspec.structs import replace
+
+from statemachine import answers, requests
 from statemachine.arguments import (
     BadArguments,
     CreateArguments,
@@ -25,6 +26,8 @@ from statemachine.calls import (
     Call,
     CallOutcome,
     Known,
+    Load,
+    Requested,
     Resumed,
     Until,
     Wait,
@@ -41,11 +44,13 @@ from statemachine.messages import (
     Started,
     StartNotes,
 )
-from statemachine.phase import phase_of, usable
 from statemachine.states import STATE_INFO, Phase, State
 from statemachine.views import full_name, name_of
 
 NO_WORKSPACE: Final = "the chat has no workspace; use create_workspace to make one"
+
+BUSY: Final = "too busy: "
+"""Begins the error of every refusal for load; an rpc answers it with the service error 429."""
 
 
 def evaluate(call: Call, chat: Chat, known: Known) -> CallOutcome:
@@ -75,12 +80,37 @@ def _verdict(call: Call, chat: Chat, known: Known) -> CallOutcome:
             return _after(call, args, chat, known, rules)
 
 
+def check_limits(call: Call, outcome: CallOutcome, chat: Chat, load: Load) -> Answered | None:
+    """Refuse a new call that would wait, or a build that would be requested, over a limit.
+
+    A call that waits already goes on waiting. Returns None when no limit is exceeded.
+    """
+    if isinstance(outcome, Answered):
+        return None
+    if call.wait is None and chat.open_calls >= load.calls_per_chat:
+        return _too_busy(
+            f"{chat.open_calls} calls of this chat wait already; ask when one is answered"
+        )
+    if call.wait is None and load.full:
+        return _too_busy("as many calls wait as may, over all chats")
+    if isinstance(outcome, Requested) and outcome.build.transition is Transition.START:
+        pool = outcome.build.template.pool if outcome.build.template else ""
+        if pool in load.full_pools:
+            return _too_busy(f"as many builds wait for a provisioner of pool '{pool}' as may")
+    return None
+
+
+def _too_busy(why: str) -> Answered:
+    message = f"{BUSY}{why}. Nothing was done; try again later, with a new call_id"
+    return Answered({"error": message}, is_error=True)
+
+
 def canceled(call: Call, chat: Chat) -> Answered:
     """Answer a call whose chat no longer waits for it; what was begun goes on."""
     wait, about = call.wait, STATE_INFO[chat.state]
     if wait is None or chat.build is None:
         return answers.error("the call was canceled before a build was requested")
-    if about.word in (Phase.BEING_BUILT, Phase.BEING_STOPPED):
+    if about.phase in (Phase.BEING_BUILT, Phase.BEING_STOPPED):
         return Answered(
             {
                 "error": f"the call was canceled; the {chat.build.transition} build goes on",
@@ -97,7 +127,7 @@ def canceled(call: Call, chat: Chat) -> Answered:
 def _create(call: Call, args: CreateArguments, chat: Chat, known: Known) -> CallOutcome:
     if problem := args.problem():
         return answers.error(problem)
-    match phase_of(chat):
+    match chat.phase:
         case Phase.BEING_BUILT:
             return _join(call, chat, Until.SETTLED)
         case Phase.BEING_STOPPED:
@@ -111,17 +141,17 @@ def _create(call: Call, args: CreateArguments, chat: Chat, known: Known) -> Call
                     "message": "the workspace is stopped; use start_workspace to start it",
                 }
             )
-        case Phase.RUNNING if usable(chat):
+        case Phase.RUNNING if chat.usable:
             return _running(call, chat)
-        case word:
+        case phase:
             # A build whose end was rejected may have succeeded: what it made is stopped, too.
             unknown = chat.build is not None and chat.build.outcome is None
-            replaced = _REPLACED.get(word, Transition.STOP if unknown else None)
+            replaced = _REPLACED.get(phase, Transition.STOP if unknown else None)
             return requests.create(call, args, chat, known, replaced=replaced)
 
 
 def _start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOutcome:
-    match phase_of(chat):
+    match chat.phase:
         case Phase.NOTHING:
             return answers.error(NO_WORKSPACE)
         case Phase.FAILED_DELETE:
@@ -141,7 +171,7 @@ def _start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOu
 
 def _stop(call: Call, args: NoArguments, chat: Chat, known: Known) -> CallOutcome:
     del args
-    match phase_of(chat):
+    match chat.phase:
         case Phase.NOTHING:
             return answers.error(NO_WORKSPACE)
         case Phase.BEING_BUILT | Phase.BEING_STOPPED:
@@ -209,10 +239,10 @@ def _what_became(call: Call, wait: Wait, chat: Chat) -> CallOutcome:
     if gone or build is None or build.transition is not Transition.START:
         return answers.superseded(wait.build_id, chat)
     running = wait.running and wait.build_id == build.id
-    followed = wait.model_copy(update={"build_id": build.id, "running": running})
+    followed = replace(wait, build_id=build.id, running=running)
     if not STATE_INFO[chat.state].settled:
         return Waiting(followed)
-    if STATE_INFO[chat.state].word is Phase.RUNNING:
+    if STATE_INFO[chat.state].phase is Phase.RUNNING:
         return _success(call, followed, chat, answers.readiness(chat))
     return answers.build_failure(chat, build.id, _ACTIONS[call.tool])
 
@@ -223,7 +253,7 @@ def _whether_stopped(wait: Wait, chat: Chat) -> CallOutcome:
         return answers.superseded(wait.build_id, chat)
     if not STATE_INFO[chat.state].settled:
         return Waiting(wait)
-    if STATE_INFO[chat.state].word is Phase.STOPPED:
+    if STATE_INFO[chat.state].phase is Phase.STOPPED:
         return Answered(
             {"stopped": True, "workspace_name": name_of(chat), "build_id": wait.build_id}
         )
@@ -233,7 +263,7 @@ def _whether_stopped(wait: Wait, chat: Chat) -> CallOutcome:
 def _after(call: Call, args: Any, chat: Chat, known: Known, rules: Rules) -> CallOutcome:
     """Judge again once the build in the way is over; its limit ends the wait."""
     about = STATE_INFO[chat.state]
-    waited = about.word in (Phase.BEING_BUILT, Phase.BEING_STOPPED)
+    waited = about.phase in (Phase.BEING_BUILT, Phase.BEING_STOPPED)
     if waited and about.settled and chat.build is not None:
         return answers.build_failure(chat, chat.build.id, _ACTIONS[call.tool])
     return rules(call, args, chat, known)
@@ -313,7 +343,7 @@ def deletion(chat: Chat, known: Known, label: str) -> BuildRequested | WaitResum
     build = chat.build
     if build is None:
         return None
-    deleting = build.transition is Transition.DELETE and phase_of(chat) is Phase.BEING_STOPPED
+    deleting = build.transition is Transition.DELETE and chat.phase is Phase.BEING_STOPPED
     if deleting and not STATE_INFO[chat.state].settled:
         return None
     if deleting:
@@ -334,10 +364,10 @@ def orphan(chat: Chat, known: Known, workspace_id: str, label: str) -> BuildRequ
     One that the chat had, and whose delete failed, is deleted again. A delete that was canceled before
     it began changed nothing: the workspace is stopped.
     """
-    former = previous_workspaces.known(chat, workspace_id)
-    if former is None or former.orphaned_at is None or workspace_id in known.had:
+    record = chat.previous_workspace(workspace_id)
+    if record is None or record.orphaned_at is None or workspace_id in known.had:
         return None
-    last = former.build if former.ours else None
+    last = record.build if record.ours else None
     failed_delete = last is not None and last.transition is Transition.DELETE and not last.untouched
     again = Transition.DELETE if failed_delete else Transition.STOP
-    return requests.ending(chat, again, known, label, former)
+    return requests.ending(chat, again, known, label, record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statemachine import messages
-from statemachine.chat import Build, Cause, Chat, Failure
+from statemachine.chat import Cause, Chat, Failure
 from statemachine.codec import timestamp
 from statemachine.messages import (
     ShownAgent,
@@ -13,64 +13,70 @@ from statemachine.messages import (
     StateChanged,
 )
 from statemachine.states import STATE_INFO, Limit
+from statemachine.workspace import Build
 
 
-def visible(workspace: Chat) -> tuple[object, ...]:
-    """Return all that is shown; two snapshots that show the same have the same version."""
-    build = workspace.build
+def visible(chat: Chat) -> tuple[object, ...]:
+    """Return everything that is shown; two snapshots that show the same have the same version."""
+    current, build = chat.current, chat.build
     return (
-        workspace.state,
-        workspace.ref,
-        None if workspace.ref is None else owner_of(workspace),
-        None if build is None else (build.id, build.number, build.transition),
-        workspace.chosen,
-        workspace.agent_status(),
-        workspace.agent_lifecycle(),
-        workspace.failure,
-        workspace.deadline,
+        chat.state,
+        current
+        and (
+            current.id,
+            current.name,
+            current.owner_name,
+            current.template_id,
+            owner_of(chat),
+            current.chosen,
+        ),
+        build and (build.id, build.number, build.transition),
+        chat.agent_status(),
+        chat.agent_lifecycle(),
+        chat.failure,
+        chat.deadline,
     )
 
 
-def full_name(workspace: Chat) -> str:
+def full_name(chat: Chat) -> str:
     """Return `<owner>/<name>`."""
-    return f"{owner_of(workspace) or ''}/{name_of(workspace)}"
+    return f"{owner_of(chat) or ''}/{name_of(chat)}"
 
 
-def owner_of(workspace: Chat) -> str | None:
-    """Return the owner's name: the workspace's, else the chat's."""
-    return (workspace.ref.owner_name if workspace.ref else None) or workspace.owner_name
+def owner_of(chat: Chat) -> str | None:
+    """Return the owner's name: the workspace's, otherwise the chat's."""
+    return (chat.current.owner_name if chat.current else None) or chat.owner_name
 
 
-def name_of(workspace: Chat) -> str:
-    """Return the workspace's name, or its id when nobody has told the name."""
-    return "" if workspace.ref is None else workspace.ref.name or workspace.ref.id
+def name_of(chat: Chat) -> str:
+    """Return the workspace's name, or its id when no fact has told the name."""
+    return "" if chat.current is None else chat.current.name or chat.current.id
 
 
-def state_changed(workspace: Chat) -> StateChanged:
+def state_changed(chat: Chat) -> StateChanged:
     """Return the data of `workspaced.state_changed.v1`."""
     return {
-        "chat_id": workspace.chat_id,
-        "version": workspace.version,
-        "state": STATE_INFO[workspace.state].wire,
-        "previous_state": STATE_INFO[workspace.previous_state].wire,
-        "workspace": _workspace(workspace),
-        "build": None if workspace.build is None else _build(workspace.build),
-        "agent": _agent(workspace),
-        "failure": None if workspace.failure is None else _failure(workspace.failure),
-        "deadline": None if workspace.deadline is None else timestamp(workspace.deadline),
-        "cause": None if workspace.cause is None else _cause(workspace.cause),
+        "chat_id": chat.chat_id,
+        "version": chat.version,
+        "state": STATE_INFO[chat.state].wire,
+        "previous_state": STATE_INFO[chat.previous_state].wire,
+        "workspace": _workspace(chat),
+        "build": None if chat.build is None else _build(chat.build),
+        "agent": _agent(chat),
+        "failure": None if chat.failure is None else _failure(chat.failure),
+        "deadline": None if chat.deadline is None else timestamp(chat.deadline),
+        "cause": None if chat.cause is None else _cause(chat.cause),
     }
 
 
-def _workspace(workspace: Chat) -> ShownWorkspace | None:
-    ref = workspace.ref
-    if ref is None:
+def _workspace(chat: Chat) -> ShownWorkspace | None:
+    if chat.current is None:
         return None
     return {
-        "id": ref.id,
-        "name": name_of(workspace),
-        "owner_name": owner_of(workspace),
-        "template_id": ref.template_id,
+        "id": chat.current.id,
+        "name": name_of(chat),
+        "owner_name": owner_of(chat),
+        "template_id": chat.current.template_id,
     }
 
 
@@ -83,15 +89,15 @@ def _build(build: Build) -> ShownBuild:
     }
 
 
-def _agent(workspace: Chat) -> ShownAgent | None:
-    chosen, status = workspace.chosen, workspace.agent_status()
+def _agent(chat: Chat) -> ShownAgent | None:
+    chosen, status = chat.chosen, chat.agent_status()
     if chosen is None or status is None:
         return None
     return {
         "id": chosen.id,
         "name": chosen.name,
         "status": status,
-        "lifecycle": workspace.agent_lifecycle(),
+        "lifecycle": chat.agent_lifecycle(),
     }
 
 
@@ -106,16 +112,16 @@ def _cause(cause: Cause) -> messages.Cause:
     return {"source": cause.source, "id": cause.id, "type": cause.type}
 
 
-def notice(workspace: Chat) -> str | None:
+def notice(chat: Chat) -> str | None:
     """Say what holds up the followed build, or what was said of it and could not be accepted."""
-    build, rejection = workspace.build, workspace.rejection
+    build, rejection = chat.build, chat.rejection
     if build is not None and rejection is not None:
         what = rejection.fact or "fact"
         return (
             f"a {what} of build {build.number} was not accepted and is a dead letter: "
             f"{rejection.detail}; its sender must send it again, corrected, with a new event id"
         )
-    if build is None or build.taken or STATE_INFO[workspace.state].limit is not Limit.BUILD:
+    if build is None or build.taken or STATE_INFO[chat.state].limit is not Limit.BUILD:
         return None
     pool = f" of pool '{build.template.pool}'" if build.template else ""
     return f"no provisioner{pool} has begun build {build.number} yet"

@@ -1,0 +1,208 @@
+"""One workspace as its facts describe it: its builds, how they ended, and the agent that was chosen.
+
+A chat has one current workspace and remembers previous ones; both are a `WorkspaceRecord`.
+Every value here is an immutable struct. `msgspec.structs.replace` makes a changed copy, and mypy checks the
+fields that it is given (`mypy_plugin.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from statemachine.events import Transition
+from statemachine.states import Phase
+
+AGENT_SUFFIX: Final = "-coderd-chat"
+"""An agent whose name has this suffix, in any case, was meant for the chat."""
+_LISTED_NAMES: Final = 64
+_LISTED_NAME: Final = 255
+"""How many names an error lists, and how many characters of each: a published state has a size limit."""
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An immutable value. Stored as JSON, it leaves out the fields that have their default."""
+
+
+class BuiltTemplate(Value):
+    """The template version that a job asked for, and the pool that the job was sent to."""
+
+    id: str
+    name: str
+    version_id: str
+    pool: str
+
+
+class BuiltAgent(Value):
+    """An agent that a successful build reported."""
+
+    id: str
+    name: str
+    parent_id: str | None = None
+    display_order: int = 0
+
+
+class QuotaUse(Value):
+    """How much of an owner's quota was used when a build failed for want of it."""
+
+    credits_consumed: float
+    budget: float
+
+
+class Ending(StrEnum):
+    """How a build ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+class Outcome(Value):
+    """The terminal fact of a build."""
+
+    ending: Ending
+    agents: tuple[BuiltAgent, ...] = ()
+    error: str | None = None
+    error_code: str | None = None
+    quota: QuotaUse | None = None
+
+
+class Build(Value):
+    """A build, as far as its facts are known."""
+
+    id: str
+    number: int
+    transition: Transition
+    started_at: datetime
+    taken: bool = False
+    """A provisioner reported that it began."""
+    untouched: bool = False
+    """The build is a delete that was canceled before any `build_started` was stored: it changed nothing."""
+    template: BuiltTemplate | None = None
+    template_version_id: str | None = None
+    parameters: dict[str, str] = {}
+    preset_id: str | None = None
+    ttl_ms: int | None = None
+    outcome: Outcome | None = None
+    ended_at: datetime | None = None
+    """When workspaced received its end, by workspaced's clock."""
+    expired: bool = False
+    """The lifetime that began when it ended has passed, and workspaced has acted on that."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it ended successfully."""
+        return self.outcome is not None and self.outcome.ending is Ending.SUCCEEDED
+
+    @property
+    def leaves_running(self) -> bool:
+        """Whether its end leaves the workspace running: a start that succeeded, or another build that did not."""
+        if self.outcome is None:
+            return False  # a provisioner is working on it
+        return self.succeeded == (self.transition is Transition.START)
+
+
+class WorkspaceRecord(Value):
+    """What is known of one workspace. Names are None until a fact reports them."""
+
+    id: str
+    name: str | None = None
+    owner_name: str | None = None
+    template_id: str | None = None
+    build: Build | None = None
+    """The newest build; of the current workspace: the build that the chat follows."""
+    last_start: Build | None = None
+    """The newest start build, when `build` is not a start."""
+    before_delete: tuple[Build, ...] = ()
+    """When `build` is a delete: the stops and deletes between the last start and it.
+
+    They hold only what `standing` and `expires_at` need.
+    """
+    superseded: tuple[str, ...] = ()
+    """Ids of the current workspace's builds that a newer build replaced."""
+    chosen: BuiltAgent | None = None
+    """The agent chosen for the chat, once a start build of the current workspace succeeded."""
+    deleted: bool = False
+    ours: bool = True
+    """The chat had this workspace at some time. Later facts never make it the current one again."""
+    orphaned_at: datetime | None = None
+    """Since when it has been known to run although no chat has it."""
+    grace_over: bool = False
+    """Its grace time as an orphan has passed. It is listed while it runs, but not stopped a second time."""
+
+    @property
+    def start_build(self) -> Build | None:
+        """The newest start build."""
+        if self.build is not None and self.build.transition is Transition.START:
+            return self.build
+        return self.last_start
+
+    @property
+    def standing(self) -> Phase:
+        """What the builds left, when the newest one is a stop or delete that failed.
+
+        `RUNNING`, `STOPPED`, `FAILED_BUILD`, or `FAILED_DELETE`: it is unknown what is left.
+        """
+        started = self.last_start is not None and self.last_start.succeeded
+        left = Phase.RUNNING if started else Phase.FAILED_BUILD
+        earlier = (self.build, self.last_start, *self.before_delete)
+        builds = sorted((b for b in earlier if b), key=lambda build: build.number, reverse=True)
+        last = next((build for build in builds if not build.untouched), None)
+        if last is None or last.transition is Transition.START:
+            return left
+        if last.transition is Transition.DELETE:
+            return Phase.FAILED_DELETE
+        return Phase.STOPPED if last.succeeded else left
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the lifetime of the running workspace ends.
+
+        None while it does not run, and while a build works on it. A failed stop does not change it.
+        """
+        build, start = self.build, self.start_build
+        if build is None or start is None or start.ended_at is None or not start.succeeded:
+            return None
+        stopping = build is not start and (build.outcome is None or build.succeeded)
+        if stopping or start.expired or not start.ttl_ms:
+            return None
+        stops = [b for b in self.before_delete if b.transition is Transition.STOP]
+        last_stop = max(stops, key=lambda stop: stop.number, default=None)
+        if last_stop and last_stop.number > start.number and last_stop.succeeded:
+            return None  # it was stopped before the delete that failed
+        return start.ended_at + timedelta(milliseconds=start.ttl_ms)
+
+
+class Unselectable(Value):
+    """No agent can be chosen; `message` says why."""
+
+    message: str
+
+
+def choose_agent(agents: Sequence[BuiltAgent]) -> BuiltAgent | Unselectable:
+    """Choose the chat's agent among those without a parent. `agents` must not be empty.
+
+    The only one whose name has `AGENT_SUFFIX` wins; otherwise the first by display order and name.
+    """
+    roots = sorted(
+        (agent for agent in agents if agent.parent_id is None),
+        key=lambda agent: (agent.display_order, agent.name.lower(), agent.name, agent.id),
+    )
+    if not roots:
+        return Unselectable(
+            message="the workspace has agents, but each of them belongs to another agent"
+        )
+    meant = [agent for agent in roots if agent.name.lower().endswith(AGENT_SUFFIX)]
+    if len(meant) > 1:
+        names = ", ".join(agent.name[:_LISTED_NAME] for agent in meant[:_LISTED_NAMES])
+        if len(meant) > _LISTED_NAMES:
+            names += f" and {len(meant) - _LISTED_NAMES} more"
+        return Unselectable(
+            message=f"several agents are named for the chat (…{AGENT_SUFFIX}): {names}; "
+            "leave the suffix to one"
+        )
+    return (meant or roots)[0]
