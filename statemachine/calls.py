@@ -28,7 +28,7 @@ class Until(StrEnum):
     """The end of a build that stands in its way; then it is judged again."""
 
 
-class Wait(Value):
+class Wait(Value, frozen=True):
     """Why a call is still open."""
 
     until: Until
@@ -41,7 +41,7 @@ class Wait(Value):
     """Keys that the answer will carry when all goes well."""
 
 
-class Call(Value):
+class Call(Value, frozen=True):
     """One tool call of a chat."""
 
     chat_id: str

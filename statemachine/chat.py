@@ -70,7 +70,7 @@ class Limits(NamedTuple):
         return getattr(self, limit)  # type: ignore[no-any-return]
 
 
-class AgentFacts(Value):
+class AgentFacts(Value, frozen=True):
     """What an agent reported. Each field follows the report with the highest sequence that concerns it.
 
     When workers notice that the agent is lost, this order ends: its next report undoes the loss whatever its
@@ -104,7 +104,7 @@ class AgentFacts(Value):
         newest = fact.sequence > self.connection_sequence
         new = replace(self, highest=max(self.highest, fact.sequence))
         if isinstance(fact, events.AgentLifecycle):
-            return new._with_lifecycle(fact, newest=newest)
+            return _with_lifecycle(new, fact, newest=newest)
         connected = isinstance(fact, events.AgentConnected)
         if connected:
             new = replace(new, seen=True)
@@ -125,18 +125,6 @@ class AgentFacts(Value):
             startup_sequence=-1,
         )
 
-    def _with_lifecycle(self, fact: events.AgentLifecycle, *, newest: bool) -> AgentFacts:
-        new = self
-        if fact.lifecycle is not Lifecycle.CREATED:
-            new = replace(new, begun=True)
-            if newest:  # an agent that reports is connected
-                new = replace(new, connection_sequence=fact.sequence, told=True)
-        if fact.sequence > self.lifecycle_sequence:
-            new = replace(new, lifecycle_sequence=fact.sequence, lifecycle=fact.lifecycle)
-        if fact.lifecycle in STARTUP and fact.sequence > self.startup_sequence:
-            new = replace(new, startup_sequence=fact.sequence, startup=fact.lifecycle)
-        return new
-
     @property
     def connected(self) -> bool | None:
         """Whether it is connected; None before it reported either."""
@@ -148,7 +136,20 @@ class AgentFacts(Value):
         return self.lifecycle is not None and self.lifecycle not in UNSETTLED
 
 
-class Failure(Value):
+def _with_lifecycle(facts: AgentFacts, fact: events.AgentLifecycle, *, newest: bool) -> AgentFacts:
+    new = facts
+    if fact.lifecycle is not Lifecycle.CREATED:
+        new = replace(new, begun=True)
+        if newest:  # an agent that reports is connected
+            new = replace(new, connection_sequence=fact.sequence, told=True)
+    if fact.sequence > facts.lifecycle_sequence:
+        new = replace(new, lifecycle_sequence=fact.sequence, lifecycle=fact.lifecycle)
+    if fact.lifecycle in STARTUP and fact.sequence > facts.startup_sequence:
+        new = replace(new, startup_sequence=fact.sequence, startup=fact.lifecycle)
+    return new
+
+
+class Failure(Value, frozen=True):
     """Why the state is `failed`."""
 
     reason: Reason
@@ -156,7 +157,7 @@ class Failure(Value):
     error_code: str | None = None
 
 
-class Rejection(Value):
+class Rejection(Value, frozen=True):
     """A fact about a build that could not be accepted."""
 
     build_id: str
@@ -183,7 +184,7 @@ class Rejection(Value):
         )
 
 
-class Cause(Value):
+class Cause(Value, frozen=True):
     """The event that made the present version."""
 
     source: str
@@ -191,7 +192,7 @@ class Cause(Value):
     type: str
 
 
-class Chat(Value, forbid_unknown_fields=True):
+class Chat(Value, frozen=True, forbid_unknown_fields=True):
     """The snapshot of one chat after `version` moves."""
 
     chat_id: str
@@ -321,7 +322,9 @@ class Chat(Value, forbid_unknown_fields=True):
     def heard_from(self, agent_id: str) -> AgentFacts | None:
         """Return what the agent reported, also one of a workspace that the chat may get later."""
         reports = self._reports_of(agent_id)
-        return next((facts for facts in reports if self._has(facts)), reports[0] if reports else None)
+        return next(
+            (facts for facts in reports if self._has(facts)), reports[0] if reports else None
+        )
 
     def _reports_of(self, agent_id: str) -> list[AgentFacts]:
         return [facts for facts in self.agents if facts.id == agent_id]

@@ -50,7 +50,7 @@ class Unmoved(StrEnum):
     IGNORED = "ignored"
 
 
-class Folded(Value):
+class Folded(Value, frozen=True):
     """The snapshot that holds the fact, and the trigger that the fact itself is."""
 
     chat: Chat
@@ -191,7 +191,11 @@ def _build_with_fact(build: Build, fact: events.ProvisionerFact, at: datetime) -
             )
             outcome = Outcome(ending=Ending.SUCCEEDED, agents=made)
         case events.BuildFailed(error=error, error_code=error_code, quota=quota):
-            use = quota and QuotaUse(credits_consumed=quota.credits_consumed, budget=quota.budget)
+            use = (
+                None
+                if quota is None
+                else QuotaUse(credits_consumed=quota.credits_consumed, budget=quota.budget)
+            )
             outcome = Outcome(ending=Ending.FAILED, error=error, error_code=error_code, quota=use)
         case events.BuildCanceled():
             outcome = Outcome(ending=Ending.CANCELED)
@@ -267,9 +271,7 @@ def _only_ending(build: Build) -> Build:
 # -- the current workspace and the previous ones ------------------------------------------------
 
 
-def _requested(
-    chat: Chat, asked: events.BuildRequested, time: datetime, at: datetime
-) -> Folded:
+def _requested(chat: Chat, asked: events.BuildRequested, time: datetime, at: datetime) -> Folded:
     starts = asked.transition is Transition.START
     last, template = chat.build, asked.template
     build = Build(
@@ -277,8 +279,9 @@ def _requested(
         number=asked.build_number,
         transition=asked.transition,
         started_at=time,
-        template=template
-        and BuiltTemplate(
+        template=None
+        if template is None
+        else BuiltTemplate(
             id=template.id, name=template.name, version_id=template.version_id, pool=template.pool
         ),
         template_version_id=template.version_id if template else None,
@@ -302,9 +305,7 @@ def _requested(
     return _follow(chat, current, _with_newer_build(current, build))
 
 
-def _build_fact(
-    chat: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime
-) -> Folded:
+def _build_fact(chat: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime) -> Folded:
     if (unmoved := _not_current(chat, fact.workspace_id)) is not None:
         return Folded(chat=_previous_with_fact(chat, fact, time, at), unmoved=unmoved)
     if chat.current is None:
@@ -365,9 +366,7 @@ def _follow(chat: Chat, before: WorkspaceRecord, after: WorkspaceRecord) -> Fold
         current=replace(after, superseded=superseded, chosen=None),
         latest_build=build.id,
         # Agents of superseded builds are forgotten, except those of the last start.
-        agents=tuple(
-            f for f in chat.agents if f.build_id == kept or f.build_id not in superseded
-        ),
+        agents=tuple(f for f in chat.agents if f.build_id == kept or f.build_id not in superseded),
         rejected=tuple(r for r in chat.rejected if r.build_id not in superseded),
         failure=None,
     )
@@ -612,3 +611,23 @@ def _is_other_than_chosen(chat: Chat, fact: events.AgentFact) -> bool:
     if build is None or build.id != fact.build_id or build.outcome is None:
         return False
     return chat.chosen is None or chat.chosen.id != fact.agent_id
+
+
+# -- what a fold changed ------------------------------------------------------------------------
+
+
+def newly_deleted(before: Chat, after: Chat) -> tuple[str, ...]:
+    """Return the ids of the workspaces that became known as deleted since `before`."""
+    gone = {record.id for record in before.previous if record.deleted}
+    return tuple(r.id for r in after.previous if r.deleted and r.id not in gone)
+
+
+def newly_named(before: Chat, after: Chat) -> tuple[str, str, str, str] | None:
+    """Return (workspace, chat, owner, name) if the current workspace got a name of an owner since `before`."""
+    now, then, owner = after.current, before.current, after.owner_id
+    if now is None or now.name is None or owner is None:
+        return None
+    if then is not None and (then.id, then.name, before.owner_id) == (now.id, now.name, owner):
+        return None
+    # Names are indexed, and an index entry has a size limit. workspaced's own names are never as long as this.
+    return now.id, after.chat_id, owner, now.name[:255]

@@ -67,4 +67,3 @@ def _template_of(call: ToolRequested | Call) -> str | None:
     """Return the template that the call names, in canonical form."""
     args = arguments(ReadArguments, {"template_id": call.args.get("template_id")})
     return None if isinstance(args, BadArguments) or args.problem() else args.id
-

@@ -161,11 +161,7 @@ def ending(
 
 
 def _next_build(
-    ref: WorkspaceRef | None,
-    last: Build | None,
-    owner_name: str,
-    transition: Transition,
-    seed: bytes,
+    record: WorkspaceRecord | None, owner_name: str, transition: Transition, seed: bytes
 ) -> BuildRequested | None:
     if record is None or (last := record.build) is None:
         return None
@@ -209,6 +205,8 @@ def _unknown_template(chat: Chat) -> CallOutcome:
 
 def _event_template(template: BuiltTemplate | None) -> TemplateRef | None:
     """Return a build's template as an event holds it."""
-    return template and TemplateRef(
+    if template is None:
+        return None
+    return TemplateRef(
         id=template.id, name=template.name, version_id=template.version_id, pool=template.pool
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from pydantic import ValidationError
+import msgspec
+from msgspec.structs import replace
 
-from statemachine.chat import Build, Chat, PreviousWorkspace, chat_from_json
+from statemachine.chat import Chat, chat_from_json
 from statemachine.mask import MASK
 from statemachine.replay import Difference, Fold
+from statemachine.workspace import Build, WorkspaceRecord
 
 _ABSENT: Final = "nothing"
 
@@ -19,7 +20,7 @@ def read(snapshot: str) -> Chat | None:
     """Return a stored snapshot, or None for one that is damaged."""
     try:
         return chat_from_json(snapshot)
-    except ValidationError:
+    except ValueError:
         return None
 
 
@@ -38,12 +39,12 @@ def filled(fold: Fold, stored: Chat | None, open_calls: int) -> Chat:
     That is the values of parameters that the log hides, the limit of a log that does not say, and
     how many calls wait, which the calls say.
     """
-    chat = fold.workspace.model_copy(update={"open_calls": open_calls})
+    chat = replace(fold.chat, open_calls=open_calls)
     if stored is None:
         return chat
     if not fold.deadline_recorded and stored.generation == chat.generation and chat.deadline:
-        chat = chat.model_copy(update={"deadline": stored.deadline or chat.deadline})
-    known = {build.id: build.parameters for build in _builds(stored)}
+        chat = replace(chat, deadline=stored.deadline or chat.deadline)
+    known = {build.id: build.parameters for build in stored.builds()}
     return _with_parameters(chat, lambda build: _unmasked(build, known.get(build.id)))
 
 
@@ -54,7 +55,7 @@ def without_hidden(chat: Chat) -> tuple[Chat, list[str]]:
     """
     lost = [
         f"parameter {name!r} of build {build.id}"
-        for build in _builds(chat)
+        for build in chat.builds()
         for name, value in build.parameters.items()
         if value == MASK
     ]
@@ -79,25 +80,22 @@ def _unmasked(build: Build, known: Mapping[str, str] | None) -> dict[str, str]:
     }
 
 
-def _builds(chat: Chat) -> Iterator[Build]:
-    holders: tuple[Chat | PreviousWorkspace, ...] = (chat, *chat.former)
-    for holder in holders:
-        yield from (build for build in (holder.build, holder.last_start) if build is not None)
-
-
 def _with_parameters(chat: Chat, change: Callable[[Build], dict[str, str]]) -> Chat:
-    def again(holder: Chat | PreviousWorkspace) -> dict[str, Build | None]:
-        return {
-            key: build and build.model_copy(update={"parameters": change(build)})
-            for key, build in (("build", holder.build), ("last_start", holder.last_start))
-        }
+    """Return the snapshot with other parameters in each of its builds."""
 
-    former = tuple(former.model_copy(update=again(former)) for former in chat.former)
-    return chat.model_copy(update={**again(chat), "former": former})
+    def changed(build: Build | None) -> Build | None:
+        return build and replace(build, parameters=change(build))
+
+    def of(record: WorkspaceRecord) -> WorkspaceRecord:
+        return replace(record, build=changed(record.build), last_start=changed(record.last_start))
+
+    current = chat.current and of(chat.current)
+    return replace(chat, current=current, previous=tuple(map(of, chat.previous)))
 
 
 def _shown(chat: Chat) -> dict[str, Any]:
-    return json.loads(chat.model_dump_json())  # type: ignore[no-any-return]
+    """Return a snapshot as a document, without the fields that have their default."""
+    return msgspec.to_builtins(chat)  # type: ignore[no-any-return]
 
 
 def _unlike(key: str, stored: Any, folded: Any) -> Iterator[Difference]:

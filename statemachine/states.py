@@ -79,7 +79,7 @@ class Phase(StrEnum):
     BEING_STOPPED = "being stopped"
     STOPPED = "stopped"
     FAILED_STOP = "failed stop"
-    """Also of a delete, as states go; `phase.phase_of` says what either means for the workspace."""
+    """Also of a delete, as states go; `Chat.phase` says what either means for the workspace."""
     FAILED_DELETE = "failed delete"
 
 

@@ -49,9 +49,7 @@ def overdue(chat: Chat, now: datetime, limits: Limits) -> tuple[WorkspaceRecord,
 
 def rests(chat: Chat) -> bool:
     """Say whether there is nothing to wake the chat for."""
-    return (
-        chat.deadline is None and chat.expires_at is None and not chat.orphans
-    )
+    return chat.deadline is None and chat.expires_at is None and not chat.orphans
 
 
 def _graces(chat: Chat, limits: Limits) -> Iterator[tuple[WorkspaceRecord, datetime]]:

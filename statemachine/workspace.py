@@ -28,7 +28,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An immutable value. Stored as JSON, it leaves out the fields that have their default."""
 
 
-class BuiltTemplate(Value):
+class BuiltTemplate(Value, frozen=True):
     """The template version that a job asked for, and the pool that the job was sent to."""
 
     id: str
@@ -37,7 +37,7 @@ class BuiltTemplate(Value):
     pool: str
 
 
-class BuiltAgent(Value):
+class BuiltAgent(Value, frozen=True):
     """An agent that a successful build reported."""
 
     id: str
@@ -46,7 +46,7 @@ class BuiltAgent(Value):
     display_order: int = 0
 
 
-class QuotaUse(Value):
+class QuotaUse(Value, frozen=True):
     """How much of an owner's quota was used when a build failed for want of it."""
 
     credits_consumed: float
@@ -61,7 +61,7 @@ class Ending(StrEnum):
     CANCELED = "canceled"
 
 
-class Outcome(Value):
+class Outcome(Value, frozen=True):
     """The terminal fact of a build."""
 
     ending: Ending
@@ -71,7 +71,7 @@ class Outcome(Value):
     quota: QuotaUse | None = None
 
 
-class Build(Value):
+class Build(Value, frozen=True):
     """A build, as far as its facts are known."""
 
     id: str
@@ -106,7 +106,7 @@ class Build(Value):
         return self.succeeded == (self.transition is Transition.START)
 
 
-class WorkspaceRecord(Value):
+class WorkspaceRecord(Value, frozen=True):
     """What is known of one workspace. Names are None until a fact reports them."""
 
     id: str
@@ -177,7 +177,7 @@ class WorkspaceRecord(Value):
         return start.ended_at + timedelta(milliseconds=start.ttl_ms)
 
 
-class Unselectable(Value):
+class Unselectable(Value, frozen=True):
     """No agent can be chosen; `message` says why."""
 
     message: str

@@ -23,9 +23,9 @@ from handlers.gateway.requests import (
     IssueBody,
     RevokeBody,
 )
-from statemachine.chat import Build
 from statemachine.codec import timestamp
 from statemachine.store import Credential, ListedCredential, Store
+from statemachine.workspace import Build
 
 PAGE: Final = 100
 
@@ -40,8 +40,13 @@ class Credentials:
     async def agent_credential(self, body: AgentCredentialBody, message: Message) -> replies.Key:
         """Issue a key to an agent of a chat's newest build. Raises ServiceError 403."""
         chat = await self.store.chats.get(body.chat_id)
-        ref, build = (chat.ref, chat.build) if chat else (None, None)
-        if ref is None or ref.id != body.workspace_id or build is None or build.id != body.build_id:
+        current, build = (chat.current, chat.build) if chat else (None, None)
+        if (
+            current is None
+            or current.id != body.workspace_id
+            or build is None
+            or build.id != body.build_id
+        ):
             raise ServiceError(
                 403, f"build {body.build_id} is not the newest one of chat {body.chat_id}"
             )

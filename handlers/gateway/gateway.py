@@ -23,10 +23,9 @@ from handlers.gateway import requests
 from handlers.gateway.credentials import Credentials
 from handlers.gateway.queries import Queries
 from handlers.gateway.tool_calls import ToolCalls
-from statemachine.admission import BUSY
 from statemachine.events import Frozen
 from statemachine.store import Store, StoreUnavailableError
-from statemachine.tool_rules import TOOLS
+from statemachine.tool_rules import BUSY, TOOLS
 
 log = logging.getLogger(__name__)
 SERVICE: Final = "workspaced"

@@ -30,13 +30,13 @@ from handlers.gateway.requests import (
     OrphansBody,
 )
 from handlers.publishing.build_log import read_log_line
-from statemachine import previous_workspaces
-from statemachine.chat import Chat, PreviousWorkspace
+from statemachine.chat import Chat
 from statemachine.codec import timestamp
 from statemachine.messages import LogEntry, LogLine
 from statemachine.states import STATE_INFO
 from statemachine.store import Store
 from statemachine.views import notice, state_changed
+from statemachine.workspace import WorkspaceRecord
 
 PAGE: Final = 100
 """The most chats, events or log messages on a page."""
@@ -100,9 +100,9 @@ class Queries:
     async def list_orphans(self, body: OrphansBody) -> OrphansPage:
         """Return a page of the running workspaces that belong to no chat."""
         chats = await self.store.chats.with_orphans(after=body.cursor, limit=PAGE + 1)
-        found = {chat.chat_id: previous_workspaces.orphans(chat) for chat in chats[:PAGE]}
+        found = {chat.chat_id: chat.orphans for chat in chats[:PAGE]}
         had = await self.store.chats.current_workspaces(
-            {former.id for some in found.values() for former in some}
+            {record.id for some in found.values() for record in some}
         )
         orphans: list[Orphan] = []
         space = PAGE_BYTES
@@ -120,13 +120,12 @@ class Queries:
             page["next"] = last
         return page
 
-    def _orphan(self, chat: Chat, former: PreviousWorkspace) -> Orphan:
-        ref, build, since = former.ref, former.build, former.orphaned_at
+    def _orphan(self, chat: Chat, record: WorkspaceRecord) -> Orphan:
+        build, since = record.build, record.orphaned_at
         entry: Orphan = {
-            "workspace_id": former.id,
-            "name": ref.name if ref else None,
-            "owner_name": (ref.owner_name if ref else None)
-            or (chat.owner_name if former.ours else None),
+            "workspace_id": record.id,
+            "name": record.name,
+            "owner_name": record.owner_name or (chat.owner_name if record.ours else None),
             "chat_id": chat.chat_id,
             "since": None if since is None else timestamp(since),
             "build_id": build.id if build else None,

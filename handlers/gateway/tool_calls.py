@@ -13,9 +13,9 @@ from uuid import uuid4
 from bus import CLOUDEVENT, Bus, BusError, Message, Refused, ServiceError, subjects
 from handlers.gateway.replies import Canceled
 from handlers.gateway.requests import CancelBody, ToolBody
-from statemachine.admission import BUSY
 from statemachine.codec import encode, is_traceparent
 from statemachine.store import Store, StoreUnavailableError
+from statemachine.tool_rules import BUSY
 
 SERVICE: Final = "gateway"
 """The name of the chat service in the requests that the gateway publishes."""

@@ -21,9 +21,7 @@ from statemachine.calls import Call, Known, Load
 from statemachine.chat import Chat, Limits
 from statemachine.ids import is_uuid
 from statemachine.lookups import looks_up, lookups
-from statemachine.phase import only_joins
-from statemachine.pool_scope import foreign_pool
-from statemachine.previous_workspaces import orphans
+from statemachine.machine import foreign_pool
 from statemachine.store import CallKey, Changes, OutboxMessage, Prefetched, Store, Transaction
 from statemachine.templates import Catalog
 from statemachine.timers import TimerKind, open_timer
@@ -229,7 +227,7 @@ async def _found(
         {
             chat.chat_id
             for chat in snapshots.values()
-            if chat.open_calls and (chat.chat_id in moved or not only_joins(chat))
+            if chat.open_calls and (chat.chat_id in moved or not chat.calls_only_join)
         },
         {name for item in items if (name := _sender(item))},
     )
@@ -269,7 +267,7 @@ async def _chats(
             catalog=catalog,
             policy=policy(settings),
             names=taken,
-            had=await tx.current_workspaces({f.id for c in judged for f in orphans(snapshots[c])}),
+            had=await tx.current_workspaces({f.id for c in judged for f in snapshots[c].orphans}),
         )
     return {
         chat_id: ChatInBatch(
@@ -284,7 +282,7 @@ async def _chats(
             changes=changes,
             armed=_armed(snapshot, limits),
             taken=taken,
-            orphans=frozenset(former.id for former in orphans(snapshot)),
+            orphans=frozenset(former.id for former in snapshot.orphans),
         )
         for chat_id, snapshot in snapshots.items()
     }

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from handlers.worker import effects
 from handlers.worker.own import own
-from statemachine import events, previous_workspaces, redaction, timers, tool_rules
+from statemachine import events, redaction, timers, tool_rules
 from statemachine.calls import (
     Answered,
     Call,
@@ -25,9 +27,8 @@ from statemachine.calls import (
 )
 from statemachine.chat import Cause, Chat, Limits
 from statemachine.events import OURS, BuildRequested, Event, OwnEvent, Transition
-from statemachine.fold import Unmoved
+from statemachine.fold import Unmoved, newly_deleted, newly_named
 from statemachine.machine import Decision, Ignored, Moved, cause_of, decide
-from statemachine.phase import only_joins
 from statemachine.replay import entry_of, set_deadline
 from statemachine.store import CallKey, Changes, Entry, OutboxMessage, StoredCall, StoredJob
 from statemachine.timers import TimerKind
@@ -85,7 +86,7 @@ class ChatInBatch:
                 verdict = tool_rules.deletion(self.workspace, self.known, event.id)
                 if verdict is not None:
                     self._own(verdict, event)
-                elif self.workspace.ref is not None and not only_joins(self.workspace):
+                elif self.workspace.current is not None and not self.workspace.calls_only_join:
                     self.say(logging.ERROR, "nobody here can delete its workspace")
             case _:
                 pass
@@ -120,7 +121,7 @@ class ChatInBatch:
 
     def _report_orphans(self) -> None:
         """Tell operators of workspaces that are left running: someone pays for them."""
-        for former in previous_workspaces.orphans(self.workspace):
+        for former in self.workspace.orphans:
             build = former.build
             if former.id in self.orphans or build is None:
                 continue
@@ -190,14 +191,14 @@ class ChatInBatch:
                 return False
             case Waiting(wait=wait):
                 if wait != call.wait:
-                    self._keep(call.model_copy(update={"wait": wait}), new=call.wait is None)
+                    self._keep(replace(call, wait=wait), new=call.wait is None)
                 return False
             case Resumed(event=resumed, wait=wait):
-                self._keep(call.model_copy(update={"wait": wait}), new=call.wait is None)
+                self._keep(replace(call, wait=wait), new=call.wait is None)
                 self._own(resumed, because)
                 return True
             case Requested(build=build, wait=wait, replaces=replaces):
-                self._keep(call.model_copy(update={"wait": wait}), new=call.wait is None)
+                self._keep(replace(call, wait=wait), new=call.wait is None)
                 self._own(build, because)
                 if replaces is not None:  # the chat has left it by now
                     self._own(replaces, because)
@@ -220,13 +221,13 @@ class ChatInBatch:
 
     def _count(self, change: int) -> None:
         count = self.workspace.open_calls + change
-        self.workspace = self.workspace.model_copy(update={"open_calls": count})
+        self.workspace = replace(self.workspace, open_calls=count)
 
     def _answer(self, call: Call, answer: Answered, because: Event) -> None:
         if self.open.pop(call.call_id, None) is not None:
             self._count(-1)
         args = redaction.arguments(call.tool, call.args, self.workspace, self.known)
-        self.written[call.call_id] = StoredCall(call.model_copy(update={"args": args}), answer)
+        self.written[call.call_id] = StoredCall(replace(call, args=args), answer)
         self._send(effects.answered(call, answer, because, self.now))
         how = "error" if "error" in answer.result else "well"
         self.say(logging.INFO, f"answered {call.tool}: {how}", call_id=call.call_id)
@@ -257,10 +258,10 @@ class ChatInBatch:
     def _decide(self, event: Event, because: Event) -> None:
         before = self.workspace
         decision = decide(before, event, self.now, self.limits, because)
-        self.workspace = decision.workspace
-        gone = previous_workspaces.newly_deleted(before, self.workspace)
+        self.workspace = decision.chat
+        gone = newly_deleted(before, self.workspace)
         self.changes.freed += [(workspace_id, before.chat_id) for workspace_id in gone]
-        if (named := previous_workspaces.newly_named(before, self.workspace)) is not None:
+        if (named := newly_named(before, self.workspace)) is not None:
             self.changes.names.append(named)
             *_, owner_id, name = named
             self.taken.setdefault(owner_id, set()).add(name.lower())
@@ -279,9 +280,9 @@ class ChatInBatch:
 
     def _record(self, event: Event, before: Chat, decision: Decision, because: Event) -> None:
         ours, ignored = event.source == OURS, isinstance(decision, Ignored)
-        if not (ours and ignored and decision.workspace == before):
+        if not (ours and ignored and decision.chat == before):
             cause = None if because is event else cause_of(because)
-            deadline = set_deadline(before, decision.workspace)
+            deadline = set_deadline(before, decision.chat)
             self._note(event, entry_of(before, decision), cause, deadline)
 
     def _note(
@@ -291,7 +292,7 @@ class ChatInBatch:
         cause: Cause | None = None,
         deadline: datetime | None = None,
     ) -> None:
-        self.workspace = self.workspace.model_copy(update={"seq": self.workspace.seq + 1})
+        self.workspace = replace(self.workspace, seq=self.workspace.seq + 1)
         shown = redaction.event(event, self.workspace, self.known)
         entry = Entry(
             self.workspace.seq, shown, at=self.now, cause=cause, deadline=deadline, **recorded

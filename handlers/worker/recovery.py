@@ -24,7 +24,6 @@ from handlers.worker.relay import ABSENT, Relay
 from handlers.worker.restore import Reconciliation
 from handlers.worker.stream_watch import Watch
 from statemachine.chat import Chat, Limits
-from statemachine.previous_workspaces import awaits
 from statemachine.store import CallKey, OutboxMessage, Store, StoreUnavailableError
 from statemachine.timers import TimerKind, open_timer
 
@@ -153,7 +152,7 @@ class Recovery:
             rows = [
                 OutboxMessage(job.chat_id, Lane.JOB, job.subject, job.build_id, job.payload)
                 for job, chat in jobs
-                if awaits(chat, job.build_id)
+                if chat.expects_end_of(job.build_id)
             ]
             await self.relay.publish([_renamed(row, token) for row in rows], jobs_until=until)
             count, until = count + len(rows), self._jobs_until()

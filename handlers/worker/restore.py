@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from bus import Bus, StoredMessage, subjects
 from bus.streams import RESULT, STATE, Stream
 from handlers.worker import timer_events
@@ -85,8 +87,7 @@ class Reconciliation:
                     changes.calls.append(StoredCall(_call(one, chat, tx.now), one.answer))
                 elif stored is not None and stored.answer is None:
                     changes.calls.append(StoredCall(stored.call, one.answer))
-                    waits = {"open_calls": chat.open_calls - 1}
-                    chats[chat.chat_id] = chat.model_copy(update=waits)
+                    chats[chat.chat_id] = replace(chat, open_calls=chat.open_calls - 1)
             changes.chats = list(chats.values())
             await tx.write(changes)
         return len(changes.calls)

@@ -636,7 +636,7 @@ def chat_columns(chat: Chat) -> dict[str, Any]:
         "state": str(chat.state),
         "organization_id": chat.organization_id,
         "owner_id": chat.owner_id,
-        "workspace_id": chat.ref.id if chat.ref else None,
+        "workspace_id": chat.current.id if chat.current else None,
         "wakes": not rests(chat),
     }
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 import asyncpg
+import msgspec
 from pydantic_core import to_json
 
 from statemachine import codec
@@ -352,7 +353,7 @@ def _written_arrays(changes: Changes) -> list[list[Any]]:
             entry.state_after,
             entry.version,
             entry.at.astimezone(UTC),
-            entry.cause.model_dump_json() if entry.cause else None,
+            msgspec.json.encode(entry.cause).decode() if entry.cause else None,
             entry.deadline,
         )
         for chat_id, entry in changes.entries

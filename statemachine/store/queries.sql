@@ -219,7 +219,8 @@ select workspace_id::text as workspace_id from chat where workspace_id = any($1:
 -- name: chats_with_orphans
 -- For operators: chats that remember a workspace which runs on without one. Each has a timer.
 select snapshot from chat
-where wakes and jsonb_path_exists(snapshot, '$.former[*].orphaned_at')
+where wakes and (jsonb_path_exists(snapshot, '$.previous[*].orphaned_at')
+  or jsonb_path_exists(snapshot, '$.former[*].orphaned_at'))  -- as earlier versions stored it
   and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: pools

@@ -6,11 +6,13 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from msgspec import structs
 
 from statemachine import events
-from statemachine.chat import AgentFacts, Build, Cause, Ending, Failure, Outcome, WorkspaceRef
+from statemachine.chat import AgentFacts, Cause, Failure
 from statemachine.states import Reason, State
 from statemachine.store import CallKey, Changes, OutboxMessage, StoredCall
+from statemachine.workspace import Build, BuiltAgent, Ending, Outcome, QuotaUse, WorkspaceRecord
 from tests.contract.stores import (
     NOW,
     Shelf,
@@ -38,45 +40,53 @@ async def test_a_chat_that_is_locked_first_is_there_from_then_on(shelf: Shelf) -
 
 
 async def test_a_snapshot_comes_back_as_it_was_written(shelf: Shelf) -> None:
-    agent = events.Agent(id=uid(), name="main", display_order=-1)
-    chat = owned(uid(), uid(), uid()).model_copy(
-        update={
-            "version": 7,
-            "seq": 9,
-            "state": State.SCRIPTS_TIMED_OUT,
-            "previous_state": State.SCRIPTS_RUNNING,
-            "ref": WorkspaceRef(id=uid(), name="n", owner_name="ä", template_id=uid()),
-            "build": Build(
-                id=uid(),
-                number=2**53 - 1,
-                transition=events.Transition.START,
-                started_at=NOW,
-                parameters={"a": "\\u0041 \u2028"},
-                outcome=Outcome(
-                    ending=Ending.FAILED,
-                    agents=(agent,),
-                    quota=events.Quota(credits_consumed=1e22, budget=0.1),
-                ),
+    agent = BuiltAgent(id=uid(), name="main", display_order=-1)
+    build = Build(
+        id=uid(),
+        number=2**53 - 1,
+        transition=events.Transition.START,
+        started_at=NOW,
+        parameters={"a": "\\u0041 \u2028"},
+        outcome=Outcome(
+            ending=Ending.FAILED,
+            agents=(agent,),
+            quota=QuotaUse(credits_consumed=1e22, budget=0.1),
+        ),
+    )
+    current = WorkspaceRecord(
+        id=uid(),
+        name="n",
+        owner_name="ä",
+        template_id=uid(),
+        build=build,
+        chosen=agent,
+        superseded=(uid(),),
+    )
+    chat = owned(
+        uid(),
+        uid(),
+        uid(),
+        version=7,
+        seq=9,
+        state=State.SCRIPTS_TIMED_OUT,
+        previous_state=State.SCRIPTS_RUNNING,
+        current=current,
+        agents=(
+            AgentFacts(
+                id=agent.id,
+                workspace_id=uid(),
+                build_id=uid(),
+                highest=2**63 - 1,
+                told=False,
+                lifecycle=events.Lifecycle.READY,
+                lost_at=0,
             ),
-            "chosen": agent,
-            "agents": (
-                AgentFacts(
-                    id=agent.id,
-                    workspace_id=uid(),
-                    build_id=uid(),
-                    highest=2**63 - 1,
-                    told=False,
-                    lifecycle=events.Lifecycle.READY,
-                    lost_at=0,
-                ),
-            ),
-            "failure": Failure(reason=Reason.STARTUP_SCRIPTS_TIMEOUT, message="m"),
-            "deadline": NOW,
-            "generation": 3,
-            "cause": Cause(source="/chat/s", id="i", type="t"),
-            "past": (uid(),),
-            "open_calls": 1,
-        }
+        ),
+        failure=Failure(reason=Reason.STARTUP_SCRIPTS_TIMEOUT, message="m"),
+        deadline=NOW,
+        generation=3,
+        cause=Cause(source="/chat/s", id="i", type="t"),
+        open_calls=1,
     )
 
     await write(shelf.store, Changes(chats=[chat]))
@@ -92,7 +102,7 @@ async def test_a_snapshot_without_deadline_has_none_to_arm(shelf: Shelf) -> None
     chat = owned(uid(), uid(), uid(), deadline=NOW)
     await write(shelf.store, Changes(chats=[chat]))
 
-    await write(shelf.store, Changes(chats=[chat.model_copy(update={"deadline": None})]))
+    await write(shelf.store, Changes(chats=[structs.replace(chat, deadline=None)]))
 
     assert await shelf.store.chats.with_timers() == []
 
@@ -165,7 +175,7 @@ async def test_a_chat_is_made_once_by_two_who_meet(shelf: Shelf) -> None:
     async def count() -> None:
         async with shelf.store.transaction() as tx:
             chat = (await tx.lock({chat_id}))[chat_id]
-            await tx.write(Changes(chats=[chat.model_copy(update={"version": chat.version + 1})]))
+            await tx.write(Changes(chats=[structs.replace(chat, version=chat.version + 1)]))
 
     await asyncio.gather(*(count() for _ in range(8)))
 
@@ -185,7 +195,7 @@ async def test_overlapping_sets_of_chats_never_wait_in_a_circle(shelf: Shelf) ->
             await tx.write(
                 Changes(
                     chats=[
-                        found[chat_id].model_copy(update={"version": found[chat_id].version + 1})
+                        structs.replace(found[chat_id], version=found[chat_id].version + 1)
                         for chat_id in mine
                     ]
                 )

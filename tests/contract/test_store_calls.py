@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from statemachine.store import CallKey, Changes, StoredCall
 from tests.contract.stores import Shelf, answered, call, key, uid, write
@@ -30,7 +31,7 @@ async def test_a_call_comes_back_as_it_was_written(shelf: Shelf) -> None:
 
 async def test_an_answer_ends_a_call_for_good(shelf: Shelf) -> None:
     asked = call(uid())
-    over = answered(asked.model_copy(update={"args": {"parameters": {"token": "***"}}}))
+    over = answered(replace(asked, args={"parameters": {"token": "***"}}))
     await write(shelf.store, Changes(calls=[StoredCall(asked, None)]))
 
     await write(shelf.store, Changes(calls=[over]))

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from statemachine.chat import Build, Chat, WorkspaceRef
+from statemachine.chat import Chat
 from statemachine.events import Transition
 from statemachine.store import CONNECTIONS_PER_KEY, Changes, ClientConnection, Credential
+from statemachine.workspace import Build, WorkspaceRecord
 from tests.contract.stores import NOW, Shelf, uid, write
 
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
@@ -17,13 +18,15 @@ IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
 
 def built(chat_id: str, build_id: str, number: int = 1) -> Chat:
     build = Build(id=build_id, number=number, transition=Transition.START, started_at=NOW)
-    return Chat(chat_id=chat_id, ref=WorkspaceRef(id=uid()), build=build)
+    return Chat(chat_id=chat_id, current=WorkspaceRecord(id=uid(), build=build))
 
 
 def agent_of(chat: Chat, **more: object) -> Credential:
     assert chat.build is not None
-    assert chat.ref is not None
-    credential = Credential("agent", (chat.chat_id,), IN_AN_HOUR, chat.ref.id, chat.build.id, uid())
+    assert chat.current is not None
+    credential = Credential(
+        "agent", (chat.chat_id,), IN_AN_HOUR, chat.current.id, chat.build.id, uid()
+    )
     return replace(credential, **more)  # type: ignore[arg-type]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from statemachine.chat import PreviousWorkspace, WorkspaceRef
 from statemachine.states import State
 from statemachine.store import Changes, Credential
+from statemachine.workspace import WorkspaceRecord
 from tests.contract.stores import NOW, Shelf, owned, uid, version, write
 
 
@@ -168,14 +168,14 @@ async def test_chats_with_orphans_are_found_by_page(shelf: Shelf) -> None:
     org, ann = uid(), uid()
     ids = sorted((uid() for _ in range(4)), key=lambda chat_id: UUID(chat_id).bytes)
     gone, left, runs = (
-        PreviousWorkspace(id=uid(), deleted=True),
-        PreviousWorkspace(id=uid(), deleted=False),
-        PreviousWorkspace(id=uid(), deleted=False, orphaned_at=NOW),
+        WorkspaceRecord(id=uid(), deleted=True),
+        WorkspaceRecord(id=uid(), deleted=False),
+        WorkspaceRecord(id=uid(), deleted=False, orphaned_at=NOW),
     )
     chats = [
-        owned(ids[0], org, ann, former=(gone, runs)),
-        owned(ids[1], org, ann, former=(gone, left), deadline=NOW),
-        owned(ids[2], org, ann, former=(runs, left), ref=WorkspaceRef(id=left.id)),
+        owned(ids[0], org, ann, previous=(gone, runs)),
+        owned(ids[1], org, ann, previous=(gone, left), deadline=NOW),
+        owned(ids[2], org, ann, previous=(runs, left), current=WorkspaceRecord(id=left.id)),
         owned(ids[3], org, ann),
     ]
     await write(shelf.store, Changes(chats=chats))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from msgspec import structs
+
 from statemachine.chat import AgentFacts, Chat
 from statemachine.store import CallKey, Changes, StoredJob, StreamPosition
 from tests.contract.stores import Shelf, answered, call, key, outgoing, uid, write
@@ -129,9 +131,9 @@ async def test_chats_whose_agents_are_gone_are_not_looked_at_for_signs_of_life(
     """Most chats are over: a worker that starts must not read them all."""
     ids = sorted(uid() for _ in range(4))
     there = AgentFacts(id=uid(), workspace_id=uid(), build_id=uid(), told=True)
-    left = there.model_copy(update={"told": False})
-    lost = there.model_copy(update={"lost_at": 7})
-    silent = there.model_copy(update={"told": None})
+    left = structs.replace(there, told=False)
+    lost = structs.replace(there, lost_at=7)
+    silent = structs.replace(there, told=None)
     chats = [
         Chat(chat_id=ids[0], agents=(left,)),
         Chat(chat_id=ids[1], agents=(lost, there)),

@@ -17,7 +17,6 @@ from typing import Any
 from statemachine.calls import Call
 from statemachine.chat import Chat, chat_from_json
 from statemachine.messages import LogEntry
-from statemachine.previous_workspaces import orphans
 from statemachine.store import (
     JOB_RETENTION,
     CallKey,
@@ -162,12 +161,12 @@ class MemoryChats:
     async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
         """Return a page of the chats with orphaned workspaces."""
         chats = self._store.all_chats()
-        return [c for c in chats if orphans(c) and c.chat_id > (after or "")][:limit]
+        return [c for c in chats if c.orphans and c.chat_id > (after or "")][:limit]
 
     async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
         """Return those of the workspaces that are the current workspace of a chat."""
         chats = self._store.all_chats()
-        return {c.ref.id for c in chats if c.ref and c.ref.id in workspace_ids}
+        return {c.current.id for c in chats if c.current and c.current.id in workspace_ids}
 
     async def open_calls(self, chat_id: str) -> list[Call]:
         """Return a chat's open calls."""

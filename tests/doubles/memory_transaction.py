@@ -8,6 +8,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from statemachine.chat import Chat, chat_to_json
 from statemachine.codec import envelope_of
 from statemachine.store import (
@@ -115,7 +117,7 @@ class MemoryTransaction:
         for chat in changes.chats:
             store.snapshots[chat.chat_id] = chat_to_json(chat)
         for chat_id, entry in changes.entries:
-            cause = entry.cause.model_dump() if entry.cause else None
+            cause = msgspec.to_builtins(entry.cause) if entry.cause else None
             row = {name: getattr(entry, name) for name in Entry.__slots__}
             logged = log_entry(row, envelope_of(entry.event), cause)
             store.entries.setdefault(chat_id, []).append(logged)

@@ -28,11 +28,12 @@ from handlers.cli.commands.roles import raise_when_closed
 from handlers.embedded import Servers
 from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AgentConfig, AgentCredential
-from statemachine.chat import Build, Chat, WorkspaceRef
+from statemachine.chat import Chat
 from statemachine.events import Transition
 from statemachine.store import CONNECTIONS_PER_KEY, Changes, ClientConnection, Credential, Store
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
+from statemachine.workspace import Build, WorkspaceRecord
 from tests.contract.stores import uid, write
 from tests.doubles.memory_credentials import MemoryCredentials
 from tests.doubles.memory_store import MemoryStore
@@ -158,7 +159,7 @@ def following(chat_id: str, build_id: str, number: int) -> Chat:
     build = Build(
         id=build_id, number=number, transition=Transition.START, started_at=datetime.now(UTC)
     )
-    return Chat(chat_id=chat_id, ref=WorkspaceRef(id=uid()), build=build)
+    return Chat(chat_id=chat_id, current=WorkspaceRecord(id=uid(), build=build))
 
 
 async def test_a_worker_that_starts_cuts_off_whom_a_dead_one_did_not_get_to(house: House) -> None:
@@ -308,10 +309,10 @@ async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_
     chat = following(uid(), uid(), 1)
     await write(house.store, Changes(chats=[chat]))
     assert chat.build is not None
-    assert chat.ref is not None
+    assert chat.current is not None
     config = AgentConfig(
         chat_id=chat.chat_id,
-        workspace_id=chat.ref.id,
+        workspace_id=chat.current.id,
         build_id=chat.build.id,
         agent_id=uid(),
         name="main",
@@ -322,7 +323,7 @@ async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_
         "agent",
         (chat.chat_id,),
         IN_AN_HOUR,
-        chat.ref.id,
+        chat.current.id,
         chat.build.id,
         config.agent_id,
     )

@@ -23,7 +23,7 @@ from handlers.errors import NotFoundError
 from handlers.gateway.gateway import Gateway
 from handlers.gateway.queries import Queries
 from handlers.gateway.requests import LogBody
-from statemachine.admission import BUSY
+from statemachine.tool_rules import BUSY
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
 from tests.doubles.memory_store import MemoryStore

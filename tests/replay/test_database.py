@@ -64,7 +64,7 @@ DAMAGE: dict[str, str] = {
     "column version": "update chat set version = 77 where chat_id = $1",
     "column wakes": "update chat set wakes = not wakes where chat_id = $1",
     "column workspace_id": "update chat set workspace_id = null where chat_id = $1",
-    "build.number": "update chat set snapshot = jsonb_set(snapshot, '{build,number}', '9') where chat_id = $1",
+    "current.build.number": "update chat set snapshot = jsonb_set(snapshot, '{current,build,number}', '9') where chat_id = $1",
     "cause.id": "update chat set snapshot = jsonb_set(snapshot, '{cause,id}', '\"x\"') where chat_id = $1",
     "state": "update chat set snapshot = jsonb_set(snapshot, '{state}', '\"ready\"') where chat_id = $1",
     "deadline": "update chat set snapshot = jsonb_set(snapshot, '{deadline}', '\"2031-01-01T00:00:00Z\"') where chat_id = $1",
@@ -138,7 +138,7 @@ async def test_what_a_log_hides_is_taken_from_the_old_snapshot(place: Place) -> 
 async def test_no_value_of_a_parameter_is_told(place: Place) -> None:
     chat = await place.secretive()
     await place.execute(
-        "update chat set snapshot = jsonb_set(snapshot, '{build,parameters}', $2) where chat_id = $1",
+        "update chat set snapshot = jsonb_set(snapshot, '{current,build,parameters}', $2) where chat_id = $1",
         chat,
         json.dumps({"branch": TOKEN, "token": TOKEN}),
     )

@@ -37,10 +37,10 @@ def test_a_recorded_log_still_ends_where_it_did(name: str) -> None:
     chat = only(replay(entries(name)))
 
     assert chat.path == tuple(ending["path"].split())
-    agent = state_changed(chat.workspace)["agent"]
+    agent = state_changed(chat.chat)["agent"]
     shown = None if agent is None else f"{agent['status']} {agent['lifecycle'] or 'none'}"
     assert shown == ending.get("agent")
-    cause = chat.workspace.cause
+    cause = chat.chat.cause
     assert cause is not None
     assert cause.type == ending.get("cause", cause.type)
 
@@ -59,7 +59,7 @@ def test_what_an_own_event_followed_from_is_known_whether_the_log_says_it_or_not
     for entry in entries(name):
         fold.take(entry)
         if entry["event"]["type"] == "workspaced.build_requested.v1":
-            causes.append(fold.workspace.cause)
+            causes.append(fold.chat.cause)
 
     asked = [e["event"] for e in entries(name) if "tool_requested" in e["event"]["type"]]
     assert [(c.source, c.id, c.type) for c in causes if c] == [
@@ -89,7 +89,7 @@ def test_the_limit_in_force_then_is_that_of_the_log() -> None:
     log = entries("export-with-causes")[:2]
     log[1]["deadline"] = "2031-01-01T00:00:00.000000Z"
 
-    deadline = only(replay(log)).workspace.deadline
+    deadline = only(replay(log)).chat.deadline
 
     assert deadline is not None
     assert deadline.year == 2031

@@ -13,7 +13,6 @@ from typing import Any, Final
 from bus import Delivery, subjects
 from handlers.worker.worker import Worker
 from statemachine import events, fold
-from statemachine.builds import seen_by
 from statemachine.chat import Chat
 from statemachine.store import Prefetched
 from tests.doubles.memory_transaction import MemoryTransaction
@@ -75,18 +74,19 @@ def _timer_subject_without_generation() -> Callable[[], None]:
 
 
 def _older_build_followed() -> Callable[[], None]:
-    build = fold._build
+    folded = fold._build_fact
 
     def any_is_followed(
-        workspace: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime
+        chat: Chat, fact: events.ProvisionerFact, time: datetime, at: datetime
     ) -> fold.Folded:
-        mine = workspace.ref is not None and workspace.ref.id == fact.workspace_id
-        current = workspace.build
-        if mine and current is not None and fact.build_number < current.number:
-            return fold._follow(workspace, seen_by(current, fact, time, at))
-        return build(workspace, fact, time, at)
+        current, build = chat.current, chat.build
+        mine = current is not None and current.id == fact.workspace_id
+        if mine and build is not None and fact.build_number < build.number:
+            seen = fold.first_seen(build, fact, time, at)
+            return fold._follow(chat, current, fold._with_newer_build(current, seen))
+        return folded(chat, fact, time, at)
 
-    return replaced(fold, "_build", any_is_followed)
+    return replaced(fold, "_build_fact", any_is_followed)
 
 
 BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {

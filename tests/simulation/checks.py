@@ -11,7 +11,6 @@ from bus.streams import CONSUMERS, IN, JOB, PRESENCE, RESULT, STATE, TIMER
 from bus.subjects import result as result_subject
 from bus.subjects import state as state_subject
 from statemachine.chat import Chat
-from statemachine.previous_workspaces import known, orphans
 from statemachine.replay import replay
 from statemachine.states import State
 from statemachine.store import CallKey
@@ -174,7 +173,7 @@ def _of_chat(run: Run, chat: Chat) -> Iterator[str]:
     if log:
         replayed = replay(log)[chat.chat_id]
         yield from (f"{name}: {difference}" for difference in replayed.differences)
-        folded, kept = shown(replayed.workspace), shown(chat)
+        folded, kept = shown(replayed.chat), shown(chat)
         for key in _SHOWN_OTHERWISE:
             folded.pop(key), kept.pop(key)
         if folded != kept:
@@ -237,8 +236,8 @@ def _builds(run: Run, there: Iterable[Chat]) -> Iterator[str]:
 
 def _running(run: Run, chat: Chat) -> Iterator[str]:
     """Nothing runs that nobody knows of."""
-    mine = chat.ref.id if chat.ref else None
-    left = {former.id for former in orphans(chat)}
+    mine = chat.current.id if chat.current else None
+    left = {former.id for former in chat.orphans}
     asked = {j["workspace_id"] for j in run.jobs.values() if j["chat_id"] == chat.chat_id}
     for workspace in sorted(asked):
         if run.machine.running.get(workspace) != "start":
@@ -252,5 +251,5 @@ def _running(run: Run, chat: Chat) -> Iterator[str]:
 
 def _being_stopped(chat: Chat, workspace_id: str) -> bool:
     """Whether its stop was asked for: that job is not asked for again when NATS lost it in time."""
-    former = known(chat, workspace_id)
+    former = chat.previous_workspace(workspace_id)
     return former is not None and former.build is not None and former.build.outcome is None

@@ -13,15 +13,14 @@ from pydantic import TypeAdapter
 from bus import Delivery, PubAck
 from bus.streams import CONSUMERS, WORKER_IN
 from statemachine import events
-from statemachine.chat import Chat, Limits, PreviousWorkspace
+from statemachine.chat import Chat, Limits
 from statemachine.codec import event_of
 from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, decide
-from statemachine.phase import phase_of
-from statemachine.previous_workspaces import known, orphans
 from statemachine.replay import entry_of
 from statemachine.states import Phase
 from statemachine.views import state_changed
+from statemachine.workspace import WorkspaceRecord
 from tests.simulation.faults import Flaky, Forgetful
 from tests.unit.facts import uid
 from tests.worker.messages import TEMPLATE_ID, Job
@@ -233,7 +232,7 @@ class World:
             await self._agrees(chat)
         self._answered_at_most_once()
         kept = [await self.store.chats.get(chat) for chat in self.chats]
-        bound = [chat.ref.id for chat in kept if chat is not None and chat.ref is not None]
+        bound = [chat.current.id for chat in kept if chat is not None and chat.current is not None]
         assert len(set(bound)) == len(bound), "two chats have one workspace"
         jobs = self.rig.jobs()
         assert len({job["build_id"] for job in jobs}) == len(jobs)
@@ -251,9 +250,9 @@ class World:
             return
         self.reached.add(kept.state)
         self._nothing_runs_beside(kept, folded)
-        assert folded.workspace.version == kept.version
+        assert folded.chat.version == kept.version
         assert folded.read == kept.seq
-        shown, view = state_changed(folded.workspace), state_changed(kept)
+        shown, view = state_changed(folded.chat), state_changed(kept)
         for differs in ("cause", "deadline", "failure"):  # of limits and causes the log holds less
             shown.pop(differs), view.pop(differs)
         assert shown == view
@@ -267,7 +266,7 @@ class World:
 
     def _fold(self, folded: Folded, entry: Any) -> None:
         event = event_of(entry["event"])
-        before, identity = folded.workspace, (event.source, event.id)
+        before, identity = folded.chat, (event.source, event.id)
         at = TypeAdapter(datetime).validate_python(entry["at"])
         match event.data:
             case events.BuildRequested():
@@ -276,11 +275,11 @@ class World:
             case events.TtlPassed():
                 self._expired(folded, at)
             case events.OrphanGracePassed(workspace_id=orphan):
-                former = known(before, orphan)
+                former = before.previous_workspace(orphan)
                 assert former is not None
                 assert former.orphaned_at is not None
                 assert former.orphaned_at + GRACE <= at
-                assert not former.overdue
+                assert not former.grace_over
                 self.met["grace over"] += 1
             case _:
                 pass
@@ -291,12 +290,12 @@ class World:
         for key, value in entry_of(before, decision).items():
             assert entry[key] == value, (key, entry, value)
         folded.seen.add(identity)
-        folded.workspace = decision.workspace
+        folded.chat = decision.chat
         folded.read = entry["seq"]
 
     def _in_turn(self, before: Chat, build: events.BuildRequested) -> None:
         """No build is asked for beside one that has not ended; but a delete may come at any time."""
-        former = known(before, build.workspace_id)
+        former = before.previous_workspace(build.workspace_id)
         if former is not None:
             assert former.build is not None
             assert build.transition is _ending_of(former)
@@ -304,36 +303,36 @@ class World:
             failed = former.build.transition is events.Transition.STOP
             self.met["stop tried again" if failed else "left stopped"] += 1
         elif build.transition is not events.Transition.DELETE:
-            assert phase_of(before) not in BUSY, (before.state, build)
-        if before.ref is not None and before.ref.id == build.workspace_id and before.build:
+            assert before.phase not in BUSY, (before.state, build)
+        if before.current is not None and before.current.id == build.workspace_id and before.build:
             assert build.build_number == before.build.number + 1
 
     def _expired(self, folded: Folded, at: datetime) -> None:
         """A lifetime ends when its time comes, once for each start, while the workspace runs or may run."""
-        chat = folded.workspace
+        chat = folded.chat
         start = chat.start_build
         assert start is not None
         assert start.succeeded
         assert start.id not in folded.expired
         assert chat.expires_at is not None
         assert chat.expires_at <= at
-        assert phase_of(chat) in (Phase.RUNNING, Phase.FAILED_DELETE)
+        assert chat.phase in (Phase.RUNNING, Phase.FAILED_DELETE)
         folded.expired.add(start.id)
         self.met["lifetime over"] += 1
 
     def _nothing_runs_beside(self, kept: Chat, folded: Folded) -> None:
         """A workspace that was last asked to start and runs is the chat's own, or an orphan."""
-        mine = kept.ref.id if kept.ref else None
+        mine = kept.current.id if kept.current else None
         for workspace_id, asked in folded.asked.items():
             if asked.transition is not events.Transition.START or workspace_id == mine:
                 continue
-            former = known(kept, workspace_id)
+            former = kept.previous_workspace(workspace_id)
             assert former is not None
             if not former.deleted and former.orphaned_at is None:
                 assert former.build is not None
                 started = former.build.transition is events.Transition.START
                 assert not (started and former.build.succeeded), former
-        for former in orphans(kept):
+        for former in kept.orphans:
             assert former.build is not None
             assert former.build.outcome is not None
             assert not former.deleted
@@ -346,9 +345,9 @@ class World:
             if kept is None:
                 continue
             assert kept.expires_at is None or kept.expires_at > now
-            for former in orphans(kept):
+            for former in kept.orphans:
                 self.met["left running"] += 1
-                assert former.overdue, former
+                assert former.grace_over, former
                 assert not _stoppable(former), former
 
     def _answered_at_most_once(self) -> None:
@@ -386,7 +385,7 @@ class World:
 
     def _changed_elsewhere(self, chat: str, job: Job) -> bool:
         """Say whether a newer build of the workspace is known that nobody here asked for."""
-        former = known(self.folded[chat].workspace, job["workspace_id"])
+        former = self.folded[chat].chat.previous_workspace(job["workspace_id"])
         return former is not None and (
             former.build is None or former.build.number > job["build_number"]
         )
@@ -395,7 +394,7 @@ class World:
         self.over = True
         await self.check()
         for chat, call in self.calls:
-            assert (chat, call) in self.rig.results, (call, self.folded[chat].workspace.state)
+            assert (chat, call) in self.rig.results, (call, self.folded[chat].chat.state)
             assert await self.store.chats.is_answered(chat, call)
         for declared in CONSUMERS:
             consumer = self.rig.bus.consumer(declared)
@@ -403,9 +402,9 @@ class World:
             assert consumer.take() is None
 
 
-def _stoppable(former: PreviousWorkspace) -> bool:
+def _stoppable(former: WorkspaceRecord) -> bool:
     build = former.build
-    told = former.ref is not None and former.ref.template_id is not None
+    told = former.template_id is not None
     return told or (build is not None and build.template is not None)
 
 
@@ -416,7 +415,7 @@ class _Recording:
         self.publish = publish
 
 
-def _ending_of(former: PreviousWorkspace) -> events.Transition:
+def _ending_of(former: WorkspaceRecord) -> events.Transition:
     """Return the build that a workspace without a chat gets.
 
     What a failed delete has left is deleted. Somebody's work may be in everything else.

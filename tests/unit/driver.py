@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from statemachine import tool_rules
 from statemachine.calls import Answered, Call, Known, Policy, Requested, Resumed, Waiting
 from statemachine.chat import Chat
@@ -162,7 +164,7 @@ class Desk:
     def _decide(self, fact: Event) -> None:
         decision = decide(self.chat, fact, NOW, LIMITS)
         self.states += [step.state for step in getattr(decision, "steps", ())]
-        self.chat = decision.workspace
+        self.chat = decision.chat
 
     def _judge(self, call: Call) -> bool:
         verdict = tool_rules.evaluate(call, self.chat, self.known)
@@ -172,13 +174,13 @@ class Desk:
                 self.answers[call.call_id] = verdict
                 return False
             case Waiting(wait=wait):
-                self.open[call.call_id] = call.model_copy(update={"wait": wait})
+                self.open[call.call_id] = replace(call, wait=wait)
                 return False
             case Resumed(event=again, wait=wait):
-                self.open[call.call_id] = call.model_copy(update={"wait": wait})
+                self.open[call.call_id] = replace(call, wait=wait)
                 self._decide(event(again))
             case Requested(build=build, wait=wait, replaces=replaces):
-                self.open[call.call_id] = call.model_copy(update={"wait": wait})
+                self.open[call.call_id] = replace(call, wait=wait)
                 self.jobs += [] if replaces is None else [replaces]
                 self.jobs.append(build)
                 self._decide(event(build))

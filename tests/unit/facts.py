@@ -31,7 +31,6 @@ from statemachine.events import (
     WorkspaceDeleted,
 )
 from statemachine.machine import Decision, decide
-from statemachine.phase import phase_of
 from statemachine.replay import shown
 from statemachine.states import State
 from statemachine.views import state_changed
@@ -193,7 +192,7 @@ def chat(*facts: Event, of: Chat | None = None) -> Chat:
     """The chat after `facts`, one a second."""
     workspace = of or Chat(chat_id=CHAT)
     for second, fact in enumerate(facts):
-        workspace = apply(workspace, fact, NOW + timedelta(seconds=second)).workspace
+        workspace = apply(workspace, fact, NOW + timedelta(seconds=second)).chat
     return workspace
 
 
@@ -214,7 +213,7 @@ def path(*facts: Event) -> list[str]:
         decision = apply(workspace, fact)
         steps = getattr(decision, "steps", ())
         seen += [shown(step) for step in steps]
-        workspace = decision.workspace
+        workspace = decision.chat
     return seen
 
 
@@ -227,9 +226,9 @@ def place(workspace: Chat) -> dict[str, Any]:
         del seen["build"]["started_at"]
     return seen | {
         "inner": workspace.state,
-        "word": phase_of(workspace),
+        "word": workspace.phase,
         "readiness": answers.readiness(workspace),
-        "former": sorted((former.id, former.deleted) for former in workspace.former),
+        "former": sorted((former.id, former.deleted) for former in workspace.previous),
     }
 
 

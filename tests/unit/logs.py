@@ -30,4 +30,4 @@ def recorded(facts: Iterable[Event]) -> Iterator[dict[str, Any]]:
             **entry_of(workspace, decision),
             "at": timestamp(at),
         }
-        workspace = decision.workspace
+        workspace = decision.chat

@@ -6,13 +6,12 @@ from itertools import permutations
 
 import pytest
 
-from statemachine.agents import Unselectable, choose
-from statemachine.events import Agent
+from statemachine.workspace import BuiltAgent, Unselectable, choose_agent
 from tests.unit.facts import uid
 
 
-def agent(name: str, order: int = 0, parent: str | None = None, key: str = "") -> Agent:
-    return Agent(
+def agent(name: str, order: int = 0, parent: str | None = None, key: str = "") -> BuiltAgent:
+    return BuiltAgent(
         id=uid(key or name),
         name=name,
         display_order=order,
@@ -37,23 +36,23 @@ def agent(name: str, order: int = 0, parent: str | None = None, key: str = "") -
     ],
 )
 def test_one_agent_is_chosen_in_whatever_order_they_are_listed(
-    agents: list[Agent], chosen: str
+    agents: list[BuiltAgent], chosen: str
 ) -> None:
     for listed in permutations(agents):
-        found = choose(listed)
+        found = choose_agent(listed)
 
-        assert isinstance(found, Agent)
+        assert isinstance(found, BuiltAgent)
         assert found.name == chosen
 
 
 def test_agents_of_one_name_are_told_by_their_ids() -> None:
     twins = [agent("a", key="1"), agent("a", key="2")]
 
-    assert choose(twins) == choose(twins[::-1]) == min(twins, key=lambda twin: twin.id)
+    assert choose_agent(twins) == choose_agent(twins[::-1]) == min(twins, key=lambda twin: twin.id)
 
 
 def test_several_agents_named_for_the_chat_are_an_error_that_names_them() -> None:
-    found = choose([agent("a-coderd-chat"), agent("b-CODERD-chat"), agent("c")])
+    found = choose_agent([agent("a-coderd-chat"), agent("b-CODERD-chat"), agent("c")])
 
     assert isinstance(found, Unselectable)
     assert "a-coderd-chat" in found.message
@@ -63,7 +62,7 @@ def test_several_agents_named_for_the_chat_are_an_error_that_names_them() -> Non
 def test_an_error_about_very_many_long_names_stays_short_enough_to_be_published() -> None:
     crowd = [agent(f"{'x' * 3_000}{n}-coderd-chat") for n in range(80)]
 
-    found = choose(crowd)
+    found = choose_agent(crowd)
 
     assert isinstance(found, Unselectable)
     assert "and 16 more" in found.message
@@ -71,4 +70,4 @@ def test_an_error_about_very_many_long_names_stays_short_enough_to_be_published(
 
 
 def test_agents_without_a_root_are_an_error() -> None:
-    assert isinstance(choose([agent("kid", parent="gone")]), Unselectable)
+    assert isinstance(choose_agent([agent("kid", parent="gone")]), Unselectable)

@@ -639,5 +639,5 @@ def test_whatever_stands_in_the_optional_fields_a_terminal_fact_is_accepted_and_
     (folded,) = replay(json.loads(json.dumps(log))).values()
     assert folded.differences == ()
     assert ended.build is not None
-    assert folded.workspace.build is not None
-    assert folded.workspace.build.outcome == ended.build.outcome
+    assert folded.chat.build is not None
+    assert folded.chat.build.outcome == ended.build.outcome

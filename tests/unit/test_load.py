@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from statemachine.admission import BUSY
+from msgspec import structs
+
 from statemachine.calls import Answered, Load
 from statemachine.states import State
+from statemachine.tool_rules import BUSY
 from tests.unit.driver import Desk
 from tests.unit.facts import ways
 
@@ -16,7 +18,7 @@ FULL_POOL = Load(full_pools=frozenset({"local"}))
 def desk(state: State, load: Load, *, open_calls: int = 0) -> Desk:
     made = Desk(*ways()[state])
     made.known = replace(made.known, load=load)
-    made.chat = made.chat.model_copy(update={"open_calls": open_calls})
+    made.chat = structs.replace(made.chat, open_calls=open_calls)
     return made
 
 
@@ -62,7 +64,7 @@ def test_who_waits_already_goes_on_waiting_whatever_the_load() -> None:
     assert made.start("c") is None
 
     made.known = replace(made.known, load=Load(calls_per_chat=1, full=True))
-    made.chat = made.chat.model_copy(update={"open_calls": 1})
+    made.chat = structs.replace(made.chat, open_calls=1)
     made.hear(*ways()[State.STOPPED][-1:])
 
     assert "c" in made.open

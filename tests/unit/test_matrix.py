@@ -250,7 +250,7 @@ def test_every_event_has_an_answer_in_every_state(state: State) -> None:
         for fact in facts:
             decision = apply(before, fact)
 
-            after = decision.workspace
+            after = decision.chat
             assert_sound(after)
             if not isinstance(decision, Moved):
                 assert after.version == before.version, (how, fact.data)
@@ -297,10 +297,10 @@ def test_a_higher_number_takes_over_in_every_state(
 
     decision = apply(before, started(followed_number(before) + 1, transition))
 
-    assert decision.outcome == ("changed" if decision.workspace.state is before.state else "moved")
-    assert decision.workspace.state is (S.BUILDING if transition is START else S.STOPPING)
-    assert decision.workspace.build is not None
-    assert decision.workspace.build.number == followed_number(before) + 1
+    assert decision.outcome == ("changed" if decision.chat.state is before.state else "moved")
+    assert decision.chat.state is (S.BUILDING if transition is START else S.STOPPING)
+    assert decision.chat.build is not None
+    assert decision.chat.build.number == followed_number(before) + 1
 
 
 @pytest.mark.parametrize("state", State)
@@ -324,7 +324,7 @@ def test_a_lifecycle_that_no_row_names_changes_the_agent_and_not_the_state(
     before = in_state(state)
     moves = value == "ready" and state in (S.SCRIPTS_FAILED, S.SCRIPTS_TIMED_OUT)
 
-    after = apply(before, lifecycle(90, value)).workspace
+    after = apply(before, lifecycle(90, value)).chat
 
     assert after.state is (S.READY if moves else state)
     assert state_changed(after)["agent"]["lifecycle"] == value
@@ -332,7 +332,7 @@ def test_a_lifecycle_that_no_row_names_changes_the_agent_and_not_the_state(
 
 @pytest.mark.parametrize("value", events.Lifecycle)
 def test_a_lifecycle_beyond_created_shows_that_the_agent_is_there(value: events.Lifecycle) -> None:
-    after = apply(in_state(S.AGENT_CONNECTING), lifecycle(90, value)).workspace
+    after = apply(in_state(S.AGENT_CONNECTING), lifecycle(90, value)).chat
 
     expected = {"created": S.AGENT_CONNECTING, "starting": S.SCRIPTS_RUNNING, "ready": S.READY}
     assert after.state is expected.get(value, S.SCRIPTS_FAILED)
@@ -346,4 +346,4 @@ def test_an_agent_is_shown_only_once_it_is_chosen_for_the_followed_build(state: 
         decision = apply(before, fact)
 
         assert not isinstance(decision, Moved), fact.data
-        assert state_changed(decision.workspace)["agent"] is None
+        assert state_changed(decision.chat)["agent"] is None

@@ -23,7 +23,7 @@ from random import Random
 
 import pytest
 
-from statemachine.chat import MOST_AGENTS, Chat
+from statemachine.chat import MAX_AGENTS, Chat
 from statemachine.events import (
     AgentConnected,
     AgentDisconnected,
@@ -365,7 +365,7 @@ def test_a_fact_that_was_folded_says_nothing_new(name: str) -> None:
     for fact in run:
         if not isinstance(fact.data, BuildRequested):
             assert apply(end, fact).outcome in ("kept", "stale", "ignored", "foreign")
-            assert state_changed(apply(end, fact).workspace) == state_changed(end)
+            assert state_changed(apply(end, fact).chat) == state_changed(end)
 
 
 def test_early_facts_take_effect_with_the_build_and_each_state_on_the_way_is_published() -> None:
@@ -390,12 +390,12 @@ def test_agents_of_a_workspace_not_known_yet_are_kept() -> None:
 
 def test_a_lost_agent_is_back_with_its_next_fact_whatever_that_is() -> None:
     there = chat(requested(), succeeded(), connected(1), lifecycle(2, "ready"))
-    gone = apply(there, lost()).workspace
+    gone = apply(there, lost()).chat
     assert (there.agent_status(), gone.agent_status()) == ("connected", "disconnected")
 
     for fact in (connected(3), lifecycle(3, "created"), lifecycle(3, "shutting_down")):
-        assert apply(gone, fact).workspace.agent_status() == "connected"
-    assert apply(gone, disconnected(3)).workspace.agent_status() == "disconnected"
+        assert apply(gone, fact).chat.agent_status() == "connected"
+    assert apply(gone, disconnected(3)).chat.agent_status() == "disconnected"
 
 
 @pytest.mark.parametrize("sequence", [0, 4, 5, 6, 7])
@@ -412,8 +412,8 @@ def test_a_lost_agent_is_back_with_its_next_fact_whatever_its_number(sequence: i
         back = apply(gone, fact)
 
         assert back.outcome == "changed"
-        assert back.workspace.agent_status() == "connected"
-        assert back.workspace.state is S.READY
+        assert back.chat.agent_status() == "connected"
+        assert back.chat.state is S.READY
 
 
 def test_a_lost_agent_that_says_good_bye_with_a_lower_number_is_back_with_the_fact_after_that() -> (
@@ -424,8 +424,8 @@ def test_a_lost_agent_that_says_good_bye_with_a_lower_number_is_back_with_the_fa
     left = apply(gone, disconnected(2))
 
     assert left.outcome == "stale"
-    assert left.workspace.agent_status() == "disconnected"
-    assert apply(left.workspace, connected(3)).workspace.agent_status() == "connected"
+    assert left.chat.agent_status() == "disconnected"
+    assert apply(left.chat, connected(3)).chat.agent_status() == "connected"
 
 
 BEFORE = [requested(), succeeded(), connected(50), lifecycle(51, "ready")]
@@ -481,7 +481,7 @@ def test_an_old_fact_changes_nothing_once_an_agent_is_back_with_a_higher_number(
     back = chat(*BEFORE, lost(), connected(60))
 
     for late_one in (lifecycle(49, "starting"), disconnected(48), connected(47)):
-        assert state_changed(apply(back, late_one).workspace) == state_changed(back)
+        assert state_changed(apply(back, late_one).chat) == state_changed(back)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -513,7 +513,7 @@ def test_a_lower_sequence_changes_nothing_of_what_a_higher_one_spoke_of() -> Non
     ready = chat(requested(), succeeded(), connected(5), lifecycle(6, "ready"))
 
     for fact in (disconnected(4), lifecycle(5, "start_error"), lifecycle(6, "off")):
-        assert state_changed(apply(ready, fact).workspace) == state_changed(ready)
+        assert state_changed(apply(ready, fact).chat) == state_changed(ready)
 
 
 def test_a_startup_that_is_run_again_is_the_one_place_where_lower_sequences_lose() -> None:
@@ -540,10 +540,10 @@ def test_of_two_builds_of_one_number_the_one_seen_first_is_followed() -> None:
 
 
 def test_a_late_terminal_fact_moves_a_build_that_ran_out_of_time() -> None:
-    assert apply(in_state(S.BUILD_TIMED_OUT), succeeded()).workspace.state is S.AGENT_CONNECTING
-    assert apply(in_state(S.BUILD_TIMED_OUT), failed()).workspace.state is S.BUILD_FAILED
-    assert apply(in_state(S.STOP_TIMED_OUT), succeeded(2, STOP)).workspace.state is S.STOPPED
-    assert apply(in_state(S.STOP_TIMED_OUT), canceled(2, STOP)).workspace.state is S.STOP_CANCELED
+    assert apply(in_state(S.BUILD_TIMED_OUT), succeeded()).chat.state is S.AGENT_CONNECTING
+    assert apply(in_state(S.BUILD_TIMED_OUT), failed()).chat.state is S.BUILD_FAILED
+    assert apply(in_state(S.STOP_TIMED_OUT), succeeded(2, STOP)).chat.state is S.STOPPED
+    assert apply(in_state(S.STOP_TIMED_OUT), canceled(2, STOP)).chat.state is S.STOP_CANCELED
 
 
 def test_a_limit_that_passes_before_the_facts_come_changes_nothing_in_the_end() -> None:
@@ -558,12 +558,12 @@ def test_a_limit_that_passes_before_the_facts_come_changes_nothing_in_the_end() 
 
 def test_many_agents_that_nobody_chose_never_push_out_the_chosen_one() -> None:
     there = [requested(), succeeded(), connected(1)]
-    crowd = [connected(1, f"early {n}", number=9) for n in range(MOST_AGENTS + 72)]
+    crowd = [connected(1, f"early {n}", number=9) for n in range(MAX_AGENTS + 72)]
 
     end = chat(*there, *crowd, disconnected(2))
 
     assert end.agent_status() == "disconnected"
-    assert len(end.agents) <= MOST_AGENTS
+    assert len(end.agents) <= MAX_AGENTS
 
 
 def test_a_stop_build_made_elsewhere_binds_its_workspace_too() -> None:
@@ -576,7 +576,7 @@ def test_a_workspace_that_was_replaced_moves_nothing_any_more() -> None:
         decision = apply(new, fact)
 
         assert decision.outcome == "foreign"
-        assert place(decision.workspace)["workspace"] == place(new)["workspace"]
+        assert place(decision.chat)["workspace"] == place(new)["workspace"]
 
 
 def test_another_workspace_moves_nothing_until_the_chat_has_none() -> None:
@@ -584,12 +584,12 @@ def test_another_workspace_moves_nothing_until_the_chat_has_none() -> None:
     other = started(1, workspace="x")
 
     waiting = chat(requested(), other)
-    assert waiting.ref is not None
-    assert waiting.ref.id == uid("w")
-    for end in (apply(waiting, deleted()).workspace, chat(requested(), deleted(), other)):
+    assert waiting.current is not None
+    assert waiting.current.id == uid("w")
+    for end in (apply(waiting, deleted()).chat, chat(requested(), deleted(), other)):
         assert end.state is S.BUILDING
-        assert end.ref is not None
-        assert end.ref.id == uid("x")
+        assert end.current is not None
+        assert end.current.id == uid("x")
 
 
 def test_of_several_workspaces_seen_meanwhile_the_one_with_the_lowest_id_is_next() -> None:
@@ -599,11 +599,11 @@ def test_of_several_workspaces_seen_meanwhile_the_one_with_the_lowest_id_is_next
 
     for order in permutations(others):
         end = chat(requested(), *order, deleted())
-        assert end.ref is not None
-        assert end.ref.id == lowest
+        assert end.current is not None
+        assert end.current.id == lowest
     first = chat(requested(), deleted(), *others)
-    assert first.ref is not None
-    assert first.ref.id == uid("x")
+    assert first.current is not None
+    assert first.current.id == uid("x")
 
 
 def test_each_state_on_the_way_from_one_workspace_to_the_next_is_published() -> None:
@@ -617,7 +617,7 @@ def test_each_state_on_the_way_from_one_workspace_to_the_next_is_published() -> 
 
 
 def test_agents_of_other_workspaces_push_out_nobody_of_the_chats_own() -> None:
-    mine = [connected(1, f"mine {n}", number=2) for n in range(MOST_AGENTS - 1)]
+    mine = [connected(1, f"mine {n}", number=2) for n in range(MAX_AGENTS - 1)]
     there = chat(requested(), succeeded(), connected(1), *mine)
     theirs = [connected(1, f"theirs {n}", workspace="x") for n in range(9)]
 
@@ -626,7 +626,7 @@ def test_agents_of_other_workspaces_push_out_nobody_of_the_chats_own() -> None:
     assert crowded.agents == there.agents
     few = chat(*theirs, *mine[:-1], of=chat(requested(), succeeded(), connected(1)))
     assert {facts.id for facts in few.agents} >= {uid("main"), uid("theirs 8")}
-    assert len(few.agents) == MOST_AGENTS
+    assert len(few.agents) == MAX_AGENTS
 
 
 def test_agents_of_one_name_in_two_workspaces_are_two() -> None:
@@ -635,8 +635,8 @@ def test_agents_of_one_name_in_two_workspaces_are_two() -> None:
     after = apply(there, lifecycle(7, "ready", workspace="x"))
 
     assert after.outcome == "foreign"
-    assert state_changed(after.workspace) == state_changed(there)
-    heard = after.workspace.heard_from(uid("main"))
+    assert state_changed(after.chat) == state_changed(there)
+    heard = after.chat.heard_from(uid("main"))
     assert heard is not None
     assert heard.workspace_id == uid("w")
 
@@ -656,18 +656,18 @@ def test_what_agents_of_former_and_deleted_workspaces_say_is_not_kept() -> None:
     replaced = chat(requested(), succeeded(), connected(1), requested(1, START, "v"))
     other = chat(connected(1, workspace="x"), of=replaced)
 
-    assert replaced.agents == apply(replaced, connected(7)).workspace.agents == ()
+    assert replaced.agents == apply(replaced, connected(7)).chat.agents == ()
     assert len(other.agents) == 1
     for gone in (deleted("x"), succeeded(2, DELETE, workspace="x")):
-        after = apply(other, gone).workspace
-        assert after.agents == apply(after, connected(8, workspace="x")).workspace.agents == ()
+        after = apply(other, gone).chat
+        assert after.agents == apply(after, connected(8, workspace="x")).chat.agents == ()
 
 
 def test_an_owner_told_late_is_a_change_of_what_is_shown() -> None:
     bound = chat(started(1))
     assert state_changed(bound)["workspace"]["owner_name"] is None
 
-    told = apply(bound, asked("list_templates")).workspace
+    told = apply(bound, asked("list_templates")).chat
 
     assert state_changed(told)["workspace"]["owner_name"] == "ann"
     assert told.version == bound.version + 1

@@ -11,8 +11,7 @@ from statemachine.chat import Chat
 from statemachine.codec import decode, envelope_of, event_of, written
 from statemachine.events import BuildRequested, Event, TemplateRef
 from statemachine.fold import Unmoved
-from statemachine.machine import Ignored, Moved
-from statemachine.pool_scope import foreign_pool
+from statemachine.machine import Ignored, Moved, foreign_pool
 from tests.unit.facts import (
     CHAT,
     STOP,

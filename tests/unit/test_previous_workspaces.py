@@ -13,20 +13,18 @@ from hypothesis import strategies as st
 
 from statemachine.calls import Known, Policy
 from statemachine.chat import (
-    MOST_PAST,
+    MAX_PREVIOUS,
     Chat,
-    PreviousWorkspace,
-    WorkspaceRef,
     chat_from_json,
     chat_to_json,
 )
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TemplateRef, TtlPassed
-from statemachine.fold import Unmoved
+from statemachine.fold import Unmoved, newly_deleted, newly_named
 from statemachine.machine import Ignored, Parked
-from statemachine.previous_workspaces import known, newly_deleted, newly_named, orphans
 from statemachine.replay import replay
 from statemachine.states import State
 from statemachine.tool_rules import expiry, orphan
+from statemachine.workspace import WorkspaceRecord
 from tests.unit.driver import ANN, PYTHON, asked, catalog, template
 from tests.unit.facts import (
     CHAT,
@@ -68,15 +66,15 @@ def templated(number: int = 1, transition: Any = START, workspace: str = "w") ->
     return event(asked.model_copy(update=more))
 
 
-def of(workspace: Chat, name: str = "w") -> PreviousWorkspace:
-    found = known(workspace, uid(name))
+def of(workspace: Chat, name: str = "w") -> WorkspaceRecord:
+    found = workspace.previous_workspace(uid(name))
     assert found is not None
     return found
 
 
 def orphaned(workspace: Chat) -> list[str]:
     names = {uid(name): name for name in "uvwxyz"}
-    return sorted(names[former.id] for former in orphans(workspace))
+    return sorted(names[former.id] for former in workspace.orphans)
 
 
 def grace_over(name: str) -> Event:
@@ -110,8 +108,8 @@ def test_a_workspace_that_is_left_running_is_an_orphan_until_its_stop_is_asked_f
 
     assert isinstance(after, Ignored)
     assert after.outcome == "foreign"
-    assert orphaned(after.workspace) == []
-    assert place(after.workspace) == place(left)
+    assert orphaned(after.chat) == []
+    assert place(after.chat) == place(left)
 
 
 def test_a_stop_that_failed_of_a_start_that_failed_leaves_nothing_to_stop() -> None:
@@ -161,7 +159,7 @@ def test_what_becomes_of_the_stop_of_a_replaced_workspace(facts: list[Event], ru
 
     assert orphaned(after) == (["w"] if runs else [])
     assert after.version == before.version
-    assert (after.ref, after.build, after.state) == (before.ref, before.build, before.state)
+    assert (after.current, after.build, after.state) == (before.current, before.build, before.state)
 
 
 def test_a_stop_that_failed_is_asked_for_again_with_the_next_number() -> None:
@@ -188,8 +186,8 @@ def test_a_former_workspace_never_comes_back() -> None:
         decision = apply(left, fact)
         assert isinstance(decision, Ignored)
         assert decision.reason is Unmoved.FOREIGN
-        left = decision.workspace
-    assert left.ref is None
+        left = decision.chat
+    assert left.current is None
 
 
 def test_what_is_said_of_a_deleted_workspace_is_stale() -> None:
@@ -199,7 +197,7 @@ def test_what_is_said_of_a_deleted_workspace_is_stale() -> None:
         decision = apply(left, fact)
         assert isinstance(decision, Ignored)
         assert decision.reason is Unmoved.STALE
-        assert decision.workspace == left
+        assert decision.chat == left
 
 
 # -- workspaces that nobody asked for -----------------------------------------------------------
@@ -212,14 +210,13 @@ ELSEWHERE = [
 
 def test_a_running_workspace_that_no_chat_has_is_an_orphan_once_its_start_succeeded() -> None:
     begun = chat(requested(), ELSEWHERE[0])
-    there = apply(begun, ELSEWHERE[1], NOW + MINUTE).workspace
+    there = apply(begun, ELSEWHERE[1], NOW + MINUTE).chat
 
     assert orphaned(begun) == []
     former = of(there, "x")
     assert former.orphaned_at == NOW + MINUTE
     assert not former.ours
-    assert former.ref is not None
-    assert (former.ref.name, former.ref.owner_name) == ("theirs", "bob")
+    assert (former.name, former.owner_name) == ("theirs", "bob")
     assert place(there)["workspace"] == place(chat(requested()))["workspace"]
 
 
@@ -246,21 +243,21 @@ def test_a_grace_that_passed_says_so_and_comes_once() -> None:
     after = apply(there, grace_over("x"))
 
     assert isinstance(after, Parked)
-    assert of(after.workspace, "x").overdue
-    assert orphaned(after.workspace) == ["x"], "it is listed for as long as it runs"
-    assert apply(after.workspace, grace_over("x")).workspace == after.workspace
-    assert apply(there, grace_over("y")).workspace == there
+    assert of(after.chat, "x").grace_over
+    assert orphaned(after.chat) == ["x"], "it is listed for as long as it runs"
+    assert apply(after.chat, grace_over("x")).chat == after.chat
+    assert apply(there, grace_over("y")).chat == there
 
 
 def test_a_workspace_that_is_started_again_has_a_new_grace() -> None:
     there = chat(requested(), *ELSEWHERE, grace_over("x"))
     again = chat(started(2, STOP, "x"), succeeded(2, STOP, workspace="x"), of=there)
 
-    after = apply(again, succeeded(3, workspace="x"), NOW + MINUTE).workspace
+    after = apply(again, succeeded(3, workspace="x"), NOW + MINUTE).chat
 
     assert orphaned(again) == []
     former = of(after, "x")
-    assert (former.orphaned_at, former.overdue) == (NOW + MINUTE, False)
+    assert (former.orphaned_at, former.grace_over) == (NOW + MINUTE, False)
 
 
 def test_one_whose_template_is_told_late_is_seen_to_again() -> None:
@@ -270,10 +267,10 @@ def test_one_whose_template_is_told_late_is_seen_to_again() -> None:
 
     there = chat(ELSEWHERE[0], of=there)
 
-    assert not of(there, "x").overdue
+    assert not of(there, "x").grace_over
     assert orphan(there, newer, uid("x"), "label") is not None
     seen_to = chat(grace_over("x"), event(ELSEWHERE[0].data), of=there)
-    assert of(seen_to, "x").overdue
+    assert of(seen_to, "x").grace_over
 
 
 def test_a_grace_does_not_ask_the_clock_of_the_sender() -> None:
@@ -307,7 +304,7 @@ def test_the_order_of_what_is_said_of_a_foreign_workspace_never_matters(name: st
         former = of(there, "x")
         build = former.build
         told = build and (build.id, build.number, build.transition, build.outcome)
-        seen.append((former.deleted, former.ref, told))
+        seen.append((former.deleted, (former.name, former.owner_name, former.template_id), told))
         if runs:
             assert orphan(there, KNOWN, uid("x"), "label") is not None or build is None
 
@@ -322,13 +319,15 @@ def test_it_binds_as_far_as_it_has_come_when_the_chats_own_is_deleted() -> None:
     after = apply(there, deleted(), NOW + MINUTE)
 
     assert after.outcome == "moved"
-    assert after.workspace.state is State.AGENT_CONNECTING
-    assert after.workspace.deadline == NOW + MINUTE + LIMITS.agent_connect
-    ref = after.workspace.ref
-    assert ref == WorkspaceRef(id=uid("x"), name="theirs", owner_name="bob", template_id=PYTHON.id)
-    assert orphaned(after.workspace) == []
-    assert known(after.workspace, uid("x")) is None
-    assert after.workspace.expires_at is None
+    assert after.chat.state is State.AGENT_CONNECTING
+    assert after.chat.deadline == NOW + MINUTE + LIMITS.agent_connect
+    ref = after.chat.current
+    assert ref is not None
+    assert (ref.id, ref.name, ref.owner_name) == (uid("x"), "theirs", "bob")
+    assert ref.template_id == PYTHON.id
+    assert orphaned(after.chat) == []
+    assert after.chat.previous_workspace(uid("x")) is None
+    assert after.chat.expires_at is None
 
 
 def test_a_late_fact_of_an_old_build_tells_of_what_the_workspace_is_now() -> None:
@@ -339,16 +338,16 @@ def test_a_late_fact_of_an_old_build_tells_of_what_the_workspace_is_now() -> Non
     assert after.state is State.STOPPED
     assert after.build is not None
     assert after.build.number == 2
-    assert after.ref is not None
-    assert after.ref.template_id == PYTHON.id
+    assert after.current is not None
+    assert after.current.template_id == PYTHON.id
 
 
 def test_one_that_is_deleted_or_was_the_chats_is_not_bound() -> None:
     gone = chat(requested(), *ELSEWHERE, succeeded(2, DELETE, workspace="x"), deleted())
-    assert (gone.ref, orphaned(gone)) == (None, [])
-    assert apply(gone, succeeded(1, workspace="x")).workspace.ref is None
+    assert (gone.current, orphaned(gone)) == (None, [])
+    assert apply(gone, succeeded(1, workspace="x")).chat.current is None
 
-    assert chat(*REPLACED, deleted("v")).ref is None
+    assert chat(*REPLACED, deleted("v")).current is None
 
 
 def test_one_of_which_only_agents_spoke_binds_with_its_build() -> None:
@@ -375,21 +374,21 @@ def test_a_deletion_is_told_once_and_of_whatever_workspace() -> None:
         (failed(2, DELETE), []),
         (succeeded(2, STOP), []),
     ):
-        after = apply(there, fact).workspace
+        after = apply(there, fact).chat
 
         assert newly_deleted(there, after) == tuple(uid(name) for name in gone)
-        assert newly_deleted(after, apply(after, fact).workspace) == ()
+        assert newly_deleted(after, apply(after, fact).chat) == ()
 
 
 def test_a_delete_that_failed_first_deletes_nothing_when_it_succeeds() -> None:
     """Of two ends of one build the first counts: the chat still has its workspace, and the name."""
     there = chat(requested(), succeeded(), requested(2, DELETE), failed(2, DELETE))
 
-    after = apply(there, succeeded(2, DELETE)).workspace
+    after = apply(there, succeeded(2, DELETE)).chat
 
-    assert after.ref is not None
+    assert after.current is not None
     assert newly_deleted(there, after) == ()
-    assert newly_deleted(after, apply(after, deleted()).workspace) == (uid("w"),)
+    assert newly_deleted(after, apply(after, deleted()).chat) == (uid("w"),)
 
 
 def test_a_workspace_holds_its_name_from_when_name_and_owner_are_known() -> None:
@@ -422,33 +421,33 @@ def test_the_next_build_of_a_workspace_gives_it_no_new_name() -> None:
 
 def test_no_more_than_some_are_remembered_and_what_matters_least_goes_first() -> None:
     there = chat(*REPLACED, succeeded(1, START, workspace="y"))
-    for number in range(MOST_PAST + 9):
+    for number in range(MAX_PREVIOUS + 9):
         there = chat(failed(1, START, workspace=f"other {number}"), of=there)
 
-    assert len(there.former) == MOST_PAST
+    assert len(there.previous) == MAX_PREVIOUS
     assert of(there).ours, "it was the chat's: must not come back"
     assert orphaned(there) == ["w", "y"]
-    assert known(there, uid("other 0")) is None
-    assert known(there, uid(f"other {MOST_PAST + 8}")) is not None
+    assert there.previous_workspace(uid("other 0")) is None
+    assert there.previous_workspace(uid(f"other {MAX_PREVIOUS + 8}")) is not None
 
-    for number in range(MOST_PAST + 9):
+    for number in range(MAX_PREVIOUS + 9):
         there = chat(succeeded(1, START, workspace=f"running {number}"), of=there)
 
-    assert len(there.former) == MOST_PAST
-    assert len(orphans(there)) == MOST_PAST
-    assert known(there, uid("y")) is None
+    assert len(there.previous) == MAX_PREVIOUS
+    assert len(there.orphans) == MAX_PREVIOUS
+    assert there.previous_workspace(uid("y")) is None
 
 
 def test_many_replaced_ones_are_remembered_by_the_newest() -> None:
     there = Chat(chat_id=CHAT)
-    for number in range(MOST_PAST + 3):
+    for number in range(MAX_PREVIOUS + 3):
         there = chat(
             requested(1, START, f"mine {number}"), failed(workspace=f"mine {number}"), of=there
         )
 
-    assert len(there.former) == MOST_PAST
-    assert known(there, uid("mine 0")) is None
-    assert known(there, uid(f"mine {MOST_PAST + 1}")) is not None
+    assert len(there.previous) == MAX_PREVIOUS
+    assert there.previous_workspace(uid("mine 0")) is None
+    assert there.previous_workspace(uid(f"mine {MAX_PREVIOUS + 1}")) is not None
 
 
 # -- logs ---------------------------------------------------------------------------------------
@@ -484,26 +483,26 @@ def test_any_log_of_these_folds_to_what_it_recorded(facts: list[Event]) -> None:
     workspace = Chat(chat_id=CHAT)
     for fact, entry in zip(facts, log, strict=True):
         if entry["outcome"] != "repeat":
-            workspace = apply(workspace, fact, datetime.fromisoformat(entry["at"])).workspace
+            workspace = apply(workspace, fact, datetime.fromisoformat(entry["at"])).chat
         assert_sound(workspace)
 
     if log:
         replayed = replay(log)[CHAT]
         assert replayed.differences == ()
-        assert replayed.workspace.former == workspace.former
-        assert replayed.workspace.expires_at == workspace.expires_at
+        assert replayed.chat.previous == workspace.previous
+        assert replayed.chat.expires_at == workspace.expires_at
 
 
 def assert_sound(workspace: Chat) -> None:
     """No workspace stands twice; what is gone or being worked at is no orphan."""
-    ids = [former.id for former in workspace.former]
+    ids = [former.id for former in workspace.previous]
     assert len(set(ids)) == len(ids)
-    assert workspace.ref is None or workspace.ref.id not in ids
-    for former in orphans(workspace):
+    assert workspace.current is None or workspace.current.id not in ids
+    for former in workspace.orphans:
         assert not former.deleted
         assert former.build is not None
         assert former.build.outcome is not None
-    assert all(former.orphaned_at or not former.overdue for former in workspace.former)
+    assert all(former.orphaned_at or not former.grace_over for former in workspace.previous)
     read_back = chat_from_json(chat_to_json(workspace))
     assert read_back == workspace
 
@@ -540,4 +539,4 @@ def test_its_lifetime_is_over_once() -> None:
     decision = apply(there, event(TtlPassed(build_id=uid("w/b1"))))
 
     assert isinstance(decision, Parked)
-    assert expiry(decision.workspace, KNOWN, "label") is None
+    assert expiry(decision.chat, KNOWN, "label") is None

@@ -168,7 +168,7 @@ def test_facts_that_come_again_move_nothing(
     first, facts = made
     once, twice = chat(*first), chat(*first)
     for n, fact in enumerate(facts):
-        once = apply(once, fact).workspace
+        once = apply(once, fact).chat
         again = chance.choice(facts[: n + 1])
         twice = chat(fact, again, of=twice)
 
@@ -217,8 +217,8 @@ def test_any_facts_in_any_order_leave_a_sound_chat(facts: list[Event]) -> None:
             for step in decision.steps:
                 assert_sound(step)
         else:
-            assert state_changed(decision.workspace) == state_changed(workspace)
-        workspace = decision.workspace
+            assert state_changed(decision.chat) == state_changed(workspace)
+        workspace = decision.chat
 
 
 @quick
@@ -252,7 +252,7 @@ def test_a_log_folds_to_what_it_recorded(facts: list[Event]) -> None:
     if replayed is not None:
         unique = {fact.id: fact for fact in facts}.values()
         assert replayed.differences == ()
-        assert place(replayed.workspace) == place(chat(*unique))
+        assert place(replayed.chat) == place(chat(*unique))
 
 
 TAMPERED: list[tuple[str, Any]] = [

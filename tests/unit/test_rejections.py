@@ -6,12 +6,11 @@ from itertools import permutations
 
 import pytest
 
-from statemachine.chat import MOST_REJECTED, chat_from_json, chat_to_json
+from statemachine.chat import MAX_REJECTED, chat_from_json, chat_to_json
 from statemachine.events import BuildRequested, Event, FactRejected, TemplateRef, WaitResumed
-from statemachine.phase import Phase, phase_of
 from statemachine.replay import Fold, replay
 from statemachine.snapshot_audit import differences
-from statemachine.states import State
+from statemachine.states import Phase, State
 from statemachine.views import notice, state_changed
 from tests.unit.driver import PYTHON, Desk
 from tests.unit.facts import (
@@ -61,7 +60,7 @@ def test_after_its_limit_a_build_whose_end_was_rejected_is_a_failed_one(
     over = chat(*way)
 
     assert over.state is State.BUILD_TIMED_OUT
-    assert phase_of(over) is Phase.FAILED_BUILD
+    assert over.phase is Phase.FAILED_BUILD
     words = notice(over)
     assert words is not None
     assert f"{fact} of build 1" in words
@@ -72,14 +71,14 @@ def test_a_stop_whose_end_was_rejected_is_a_failed_one() -> None:
     over = chat(*then_late(requested(), succeeded(), requested(2, STOP)), rejected(build="w/b2"))
 
     assert over.state is State.STOP_TIMED_OUT
-    assert phase_of(over) is Phase.RUNNING
+    assert over.phase is Phase.RUNNING
 
 
 @pytest.mark.parametrize("fact", ["build_started", "agent_lifecycle", ""])
 def test_what_is_no_end_is_noticed_and_ends_nothing(fact: str) -> None:
     over = chat(*then_late(requested()), rejected(fact))
 
-    assert phase_of(over) is Phase.BEING_BUILT
+    assert over.phase is Phase.BEING_BUILT
     assert notice(over) is not None
 
 
@@ -87,7 +86,7 @@ def test_until_the_limit_the_corrected_end_is_waited_for() -> None:
     waiting = chat(requested(), rejected())
 
     assert waiting.state is State.BUILDING
-    assert phase_of(waiting) is Phase.BEING_BUILT
+    assert waiting.phase is Phase.BEING_BUILT
     assert notice(waiting) is not None
     assert place(chat(requested(), rejected(), succeeded())) == place(
         chat(requested(), succeeded())
@@ -161,16 +160,16 @@ def test_a_provisioner_of_another_pool_ends_nothing(
 
     over = chat(*then_late(*([letter, ours()] if early else [ours(), letter])))
 
-    assert phase_of(over) is (Phase.FAILED_BUILD if counts else Phase.BEING_BUILT)
+    assert over.phase is (Phase.FAILED_BUILD if counts else Phase.BEING_BUILT)
     assert (notice(over) is not None) == counts
 
 
 def test_letters_about_other_builds_never_push_out_that_of_the_followed_one() -> None:
-    others = [rejected(build=f"x{n}") for n in range(MOST_REJECTED * 2)]
+    others = [rejected(build=f"x{n}") for n in range(MAX_REJECTED * 2)]
 
     crowded = chat(requested(), rejected(), *others)
 
-    assert len(crowded.rejected) == MOST_REJECTED
+    assert len(crowded.rejected) == MAX_REJECTED
     assert notice(crowded) is not None
 
 
@@ -188,9 +187,9 @@ def test_a_log_folds_to_it() -> None:
     (folded,) = replay(log).values()
 
     assert folded.differences == ()
-    assert {r.fact for r in folded.workspace.rejected} == {"build_failed", "build_started"}
-    stored = chat_to_json(folded.workspace)
-    assert chat_from_json(stored) == folded.workspace
+    assert {r.fact for r in folded.chat.rejected} == {"build_failed", "build_started"}
+    stored = chat_to_json(folded.chat)
+    assert chat_from_json(stored) == folded.chat
     fold = Fold(CHAT)
     for entry in log:
         fold.take(entry)

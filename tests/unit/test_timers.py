@@ -48,7 +48,7 @@ def hours(*facts: Event) -> Chat:
     """A chat to which one fact came an hour, the first at NOW."""
     workspace = Chat(chat_id=CHAT)
     for number, fact in enumerate(facts):
-        workspace = apply(workspace, fact, NOW + number * HOUR).workspace
+        workspace = apply(workspace, fact, NOW + number * HOUR).chat
     return workspace
 
 
@@ -145,9 +145,9 @@ def test_a_lifetime_counts_from_the_end_of_the_last_start_that_succeeded(
 
 def test_a_start_that_ends_after_its_limit_begins_the_lifetime_then() -> None:
     chat = hours(limited())
-    over = apply(chat, late(chat), NOW + HOUR).workspace
+    over = apply(chat, late(chat), NOW + HOUR).chat
 
-    built = apply(over, succeeded(), NOW + 5 * HOUR).workspace
+    built = apply(over, succeeded(), NOW + 5 * HOUR).chat
 
     assert ends(over) is None
     assert ends(built) == NOW + 6 * HOUR
@@ -221,13 +221,13 @@ def test_orphans_are_woken_for_one_after_the_other() -> None:
     assert grace(hours(requested(), other(1))) == first, "those that come later change no timer"
 
     passed = event(OrphanGracePassed(workspace_id=uid("other 1")))
-    chat = apply(chat, passed, first.at).workspace
+    chat = apply(chat, passed, first.at).chat
     second = grace(chat)
 
     assert second is not None
     assert second.at == NOW + 2 * HOUR + GRACE
     assert names(chat, second.at) == ["other 2"]
-    chat = apply(chat, event(OrphanGracePassed(workspace_id=uid("other 2")))).workspace
+    chat = apply(chat, event(OrphanGracePassed(workspace_id=uid("other 2")))).chat
     assert grace(chat) is None
     assert not rests(chat), "operators find it by this"
 

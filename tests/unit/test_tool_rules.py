@@ -365,8 +365,8 @@ def test_c4d_a_workspace_whose_agent_left_is_replaced_and_stopped(state: State) 
     assert new(desk)
     assert len({old.build_id, made.build_id}) == 2
     assert desk.chat.state is S.BUILDING
-    assert desk.chat.ref is not None
-    assert desk.chat.ref.id == made.workspace_id
+    assert desk.chat.current is not None
+    assert desk.chat.current.id == made.workspace_id
     desk.hear(succeeded(2, STOP, build=f"x{old.build_id}"))
     assert desk.chat.state is S.BUILDING
 
@@ -615,7 +615,7 @@ def test_c6c_the_binding_stays_when_the_build_fails() -> None:
         "error": "workspace build failed: no such image",
         "build_id": desk.job.build_id,
     }
-    assert desk.chat.ref is not None
+    assert desk.chat.current is not None
     assert desk.chat.state is S.BUILD_FAILED
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from statemachine.chat import MOST_BEFORE_DELETE
+from statemachine.chat import MAX_BEFORE_DELETE
 from statemachine.events import BuildRequested, Event
-from statemachine.phase import phase_of
 from statemachine.states import Phase, State
 from tests.unit.driver import PYTHON, Desk
 from tests.unit.facts import (
@@ -82,8 +81,8 @@ def test_c4l_after_a_failed_delete_a_new_workspace_is_made_and_the_old_one_delet
     old, new = desk.jobs
     assert (old.workspace_id, old.transition, old.build_number) == (uid("w"), DELETE, number + 1)
     assert (new.transition, new.build_number) == (START, 1)
-    assert desk.chat.ref is not None
-    assert desk.chat.ref.id == new.workspace_id
+    assert desk.chat.current is not None
+    assert desk.chat.current.id == new.workspace_id
     Jobs(desk).succeed(())
     assert desk.result("c")["created"] is True
 
@@ -111,7 +110,7 @@ def test_p4c_what_a_failed_delete_left_can_be_stopped(name: str, how: str) -> No
     assert (desk.job.transition, desk.job.build_number) == (STOP, number + 1)
     Jobs(desk).succeed()
     assert desk.result("p")["stopped"] is True
-    assert phase_of(desk.chat) is Phase.STOPPED
+    assert desk.chat.phase is Phase.STOPPED
     assert desk.start() is None
 
 
@@ -144,7 +143,7 @@ def test_a_failed_delete_may_be_tried_again(how: str) -> None:
 def test_a_delete_that_was_canceled_before_it_began_leaves_the_workspace_as_it_was(
     name: str,
 ) -> None:
-    assert phase_of(called_off(name).chat) is STANDINGS[name][2]
+    assert called_off(name).chat.phase is STANDINGS[name][2]
 
 
 def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_stopped_workspace_is_stopped() -> None:
@@ -187,9 +186,9 @@ def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_failed_build_is_one() -> 
 def test_deletes_that_never_began_hide_nothing_of_what_came_before_them() -> None:
     calls_off = [fact for n in (3, 4, 5) for fact in (requested(n, DELETE), canceled(n, DELETE))]
 
-    assert phase_of(chat(*STOPPED, *calls_off)) is Phase.STOPPED
+    assert chat(*STOPPED, *calls_off).phase is Phase.STOPPED
     one_failed = [*calls_off[:2], requested(4, DELETE), failed(4, DELETE), *calls_off[4:]]
-    assert phase_of(chat(*STOPPED, *one_failed)) is Phase.FAILED_DELETE
+    assert chat(*STOPPED, *one_failed).phase is Phase.FAILED_DELETE
 
 
 def test_what_came_before_a_delete_is_bounded() -> None:
@@ -197,8 +196,9 @@ def test_what_came_before_a_delete_is_bounded() -> None:
 
     end = chat(*RUNS, *facts)
 
-    assert len(end.before_delete) == MOST_BEFORE_DELETE
-    assert phase_of(end) is Phase.RUNNING
+    assert end.current is not None
+    assert len(end.current.before_delete) == MAX_BEFORE_DELETE
+    assert end.phase is Phase.RUNNING
 
 
 def test_what_is_remembered_before_a_delete_holds_no_values() -> None:
@@ -214,7 +214,8 @@ def test_what_is_remembered_before_a_delete_holds_no_values() -> None:
 
     end = chat(*RUNS, event(asked), failed(2, STOP, error="s3cret"), started(3, DELETE))
 
-    assert "s3cret" not in str(end.before_delete)
+    assert end.current is not None
+    assert "s3cret" not in str(end.current.before_delete)
 
 
 ORDERS: dict[str, list[Event]] = {
@@ -254,6 +255,6 @@ def test_order_never_matters_for_a_workspace_that_the_chat_gets_later(order: int
 
     end = chat(*RUNS, *facts, succeeded(2, DELETE))
 
-    assert end.ref is not None
-    assert end.ref.id == uid("x")
-    assert phase_of(end) is Phase.STOPPED
+    assert end.current is not None
+    assert end.current.id == uid("x")
+    assert end.phase is Phase.STOPPED

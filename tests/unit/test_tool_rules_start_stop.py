@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from statemachine.calls import Answered, Policy
+from statemachine.calls import Answered, Policy, call_from_json, call_to_json
 from statemachine.states import State
 from statemachine.templates import Template
 from tests.unit.driver import PLAIN, Desk, catalog, template
@@ -374,7 +374,7 @@ def test_s7e_a_value_that_no_longer_fits_becomes_the_default_and_is_named() -> N
     assert desk.job.parameters == {"cpus": "2"}
     wait = desk.open["s"].wait
     assert wait is not None
-    desk.open["s"] = desk.open["s"].model_validate_json(desk.open["s"].model_dump_json())
+    desk.open["s"] = call_from_json(call_to_json(desk.open["s"]))
     Jobs(desk).succeed(())
     assert desk.result("s")["parameters_reset"] == ["cpus"]
     assert desk.result("s")["updated_to_active_version"] is True

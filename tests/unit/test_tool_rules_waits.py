@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from statemachine import answers, tool_rules
 from statemachine.calls import Answered
@@ -147,7 +148,7 @@ def test_u1_a_call_follows_the_start_build_that_took_over() -> None:
     desk.create("made")
     desk.create("joined")
     workspace, number = desk.job.workspace_id, 2
-    assert desk.chat.ref is not None
+    assert desk.chat.current is not None
     newer = started(number).data.model_copy(
         update={"workspace_id": workspace, "build_id": uid("newer")}
     )
@@ -240,8 +241,8 @@ def test_u3_who_waits_for_a_workspace_is_not_answered_with_the_one_that_takes_it
     taken_over.hear(succeeded(2, DELETE))
 
     for desk in (gone, taken_over):
-        assert desk.chat.ref is not None
-        assert desk.chat.ref.id == uid("x")
+        assert desk.chat.current is not None
+        assert desk.chat.current.id == uid("x")
         assert set(desk.result("c")) == {"error", "build_id"}
         assert desk.result("c")["build_id"] == uid("w/b1")
     assert "deleted" in gone.result("c")["error"]
@@ -340,7 +341,7 @@ def test_x3_a_call_canceled_while_scripts_run_does_not_know_of_them() -> None:
 def test_x4_a_call_canceled_before_it_came_requests_nothing() -> None:
     desk = Desk()
     desk.create("x")
-    unjudged = desk.open["x"].model_copy(update={"wait": None})
+    unjudged = replace(desk.open["x"], wait=None)
 
     answer = tool_rules.canceled(unjudged, Desk().chat)
 

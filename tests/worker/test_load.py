@@ -6,7 +6,7 @@ import asyncio
 
 from handlers.worker.load_sampler import Gauge, Room
 from handlers.worker.worker import Worker
-from statemachine.admission import BUSY
+from statemachine.tool_rules import BUSY
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import POOL, Hand, Rig
 

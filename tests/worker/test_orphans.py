@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from statemachine.previous_workspaces import orphans
 from tests.unit.facts import uid
 from tests.worker.messages import TEMPLATE_ID, Job, Senders, new_id
 from tests.worker.rig import Hand, Rig
@@ -73,7 +72,7 @@ async def passes(rig: Rig, hand: Hand, seconds: float) -> None:
 async def listed(rig: Rig, chat: str) -> list[str]:
     """The orphans that operators find."""
     found = [
-        o.id for c in await rig.store.chats.with_orphans() for o in orphans(c) if c.chat_id == chat
+        o.id for c in await rig.store.chats.with_orphans() for o in c.orphans if c.chat_id == chat
     ]
     had = await rig.store.chats.current_workspaces(set(found))
     return [one for one in found if one not in had]

@@ -36,7 +36,7 @@ class Audit:
         """Return the differences between the stored row of the chat and what its log folds to."""
         kept, fold = self.kept, self.fold
         found = differences(kept.snapshot, fold, kept.open_calls)
-        folded = chat_columns(fold.workspace)
+        folded = chat_columns(fold.chat)
         return found + [
             Difference(None, f"column {name}", value, folded[name])
             for name, value in kept.columns.items()
@@ -84,9 +84,7 @@ async def rebuild(store: PostgresStore, wrong: Sequence[Audit]) -> dict[str, lis
         changes = Changes()
         for kept in await tx.audit.chat_rows(only=list(folds), limit=len(folds)):
             fold = folds[kept.chat_id]
-            async for _, entry in tx.audit.logs(
-                kept.chat_id, kept.chat_id, after=fold.workspace.seq
-            ):
+            async for _, entry in tx.audit.logs(kept.chat_id, kept.chat_id, after=fold.chat.seq):
                 fold.take(entry)
             if not fold.differences:
                 chat = filled(fold, read(kept.snapshot), kept.open_calls)

@@ -3,7 +3,7 @@
 create function credential_superseded(c credential) returns boolean language sql as $$
     select c.kind = 'agent' and not exists (
         select from chat
-        where chat.chat_id = c.chat_ids[1] and chat.snapshot -> 'build' ->> 'id' = c.build_id::text)
+        where chat.chat_id = c.chat_ids[1] and c.build_id::text = coalesce(chat.snapshot #>> '{current,build,id}', chat.snapshot #>> '{build,id}'))
 $$;
 comment on function credential_superseded is 'An agent''s key: its chat has another build by now.';
 
