@@ -1,11 +1,11 @@
-"""Every legal move, once.
+"""The transition table: every legal move of a chat, each written once.
 
-The engine, the diagram and the tests read TABLE; no other place decides where a workspace goes.
-A row's trigger is what the facts amount to (`machine.pending`), not the type of a message: the same
-build_succeeded is `built`, `built_without_agents`, `unselectable`, `stopped` or `deleted`.
+The engine, the diagrams and the tests read TABLE, and no other place decides which state follows.
+A trigger is not the type of a message. `machine.pending` derives triggers from the facts: the same
+`build_succeeded` can be `built`, `built_without_agents`, `unselectable`, `stopped` or `deleted`.
 
-`python -m statemachine.table` rewrites the diagrams in ARCHITECTURE.md and README.md; a test holds
-them to TABLE.
+`python -m statemachine.table` updates the diagrams in ARCHITECTURE.md and README.md; a test checks
+that they match TABLE.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from statemachine.states import STATE_INFO, State
 
 
 class Trigger(StrEnum):
-    """What can move a workspace."""
+    """What moves a chat from one state to another."""
 
     START_FOLLOWED = "start_followed"
     STOP_FOLLOWED = "stop_followed"
@@ -40,7 +40,7 @@ class Trigger(StrEnum):
 
 
 class Row(NamedTuple):
-    """One legal move, from each of `sources`."""
+    """A legal move: from each state in `sources`, `trigger` leads to `dest`."""
 
     trigger: Trigger
     sources: tuple[State, ...]
@@ -83,13 +83,13 @@ TABLE: Final[tuple[Row, ...]] = (
 # fmt: on
 
 LEGAL: Final = frozenset((row.trigger, source) for row in TABLE for source in row.sources)
-"""What the engine will take; asked before it, because most triggers are not for the present state."""
+"""The pairs (trigger, state) that have a row. Most triggers have none for the current state."""
 
 END: Final = "<!-- end of diagram -->"
 
 
 def mermaid(rows: Iterable[Row] = TABLE) -> str:
-    """Draw the whole table; moves from (nearly) everywhere are drawn from one node each."""
+    """Draw the whole table. Moves from all states start at one node, `any` or `any_with_a_workspace`."""
     lines = ["stateDiagram-v2", "    [*] --> none"]
     for row in rows:
         lines += [f"    {name} --> {row.dest}: {row.trigger}" for name in _origins(row)]
@@ -100,7 +100,7 @@ def mermaid(rows: Iterable[Row] = TABLE) -> str:
 
 
 def wire_mermaid(rows: Iterable[Row] = TABLE) -> str:
-    """Draw the table as the world sees it: one `failed`, and each move once with all its triggers."""
+    """Draw the table with the states of the contract: one `failed`, one arrow for each pair of states."""
     moves: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for name in _origins(row):
@@ -116,14 +116,14 @@ DRAWINGS: Final = {
     "<!-- diagram: made by `make diagram`, do not edit -->": mermaid,
     "<!-- wire diagram: made by `make diagram`, do not edit -->": wire_mermaid,
 }
-"""What stands behind which mark of a document."""
+"""Marker line in a document -> the function that draws the diagram below it."""
 
 
 def redraw(document: str) -> str:
-    """Return `document` with the diagrams between their marks drawn anew. Raises ValueError without."""
+    """Return `document` with its diagrams drawn again. Raises ValueError if it has no marker."""
     found = [begin for begin in DRAWINGS if begin in document]
     if not found:
-        raise ValueError("the document has no mark of a diagram")
+        raise ValueError("the document has no marker line of a diagram")
     for begin in found:
         head, rest = document.split(begin, 1)
         _, tail = rest.split(END, 1)
