@@ -1,4 +1,4 @@
-"""The versions of each chat in their order, and as many chats as are stored at once. Pure."""
+"""Groups published states by chat, and into parts that fit into one atomic batch. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def chains_of(rows: Iterable[OutboxMessage]) -> list[list[OutboxMessage]]:
 
 
 def parts_of(chains: Iterable[Sequence[OutboxMessage]]) -> Iterator[list[Sequence[OutboxMessage]]]:
-    """Yield chains that together are no more than the server stores at once."""
+    """Yield groups of chains, each no larger than an atomic batch may be."""
     part: list[Sequence[OutboxMessage]] = []
     size = 0
     for chain in chains:

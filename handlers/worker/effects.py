@@ -1,4 +1,4 @@
-"""Effects as messages: what a decision or an answer has the bus carry. Pure."""
+"""The messages that follow from decisions and answers, as outbox rows. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class Lane(IntEnum):
-    """The order in which kinds of effects leave: who has an answer never reads an older state."""
+    """Kinds of messages in the order of publishing: a reader of an answer never reads an older state."""
 
     STATE = 0
     JOB = 1
@@ -35,7 +35,7 @@ class Lane(IntEnum):
 
 
 def state(step: Chat, because: Event | None, at: datetime) -> OutboxMessage:
-    """Publish one version of a chat."""
+    """Return the message that publishes one version of a chat."""
     name = f"{step.chat_id}:{step.version}"
     body = encode(
         "state_changed",
@@ -52,7 +52,7 @@ def state(step: Chat, because: Event | None, at: datetime) -> OutboxMessage:
 
 
 def timer(chat_id: str, purpose: TimerKind, generation: int, due: datetime) -> OutboxMessage:
-    """Wake the workers when a time is over."""
+    """Return the message that arms a timer; `due` is when it fires."""
     body = json.dumps({"generation": generation}).encode()
     due = in_milliseconds(due)
     return OutboxMessage(
@@ -66,12 +66,12 @@ def timer(chat_id: str, purpose: TimerKind, generation: int, due: datetime) -> O
 
 
 def in_milliseconds(due: datetime) -> datetime:
-    """Return the whole millisecond in which `due` is over: the bus counts in these."""
+    """Return `due`, rounded up to a whole millisecond: NATS schedules in milliseconds."""
     return due + (-timedelta(microseconds=due.microsecond) % _MILLISECOND)
 
 
 def presence(chat_id: str, agent_id: str, because: Event) -> OutboxMessage:
-    """Expect a sign of life of an agent that was lost, so that workers notice if it is gone after all."""
+    """Return the presence message of an agent whose loss was undone, so that another loss is noticed."""
     name = f"{chat_id}:{agent_id}:{because.source}:{because.id}"
     return OutboxMessage(chat_id, Lane.PRESENCE, subjects.presence(chat_id, agent_id), name, b"{}")
 
@@ -85,7 +85,7 @@ def job(
     because: Event,
     at: datetime,
 ) -> OutboxMessage:
-    """Have a build made."""
+    """Return the job that requests a build from the provisioners of its pool."""
     if build.template is None:
         raise ValueError("a build without a template can't be asked for")
     data: BuildJob = {
@@ -127,7 +127,7 @@ def job(
 
 
 def answered(call: Call, answer: Answered, because: Event, at: datetime) -> OutboxMessage:
-    """Answer a call; asked again, by another event, it is published again."""
+    """Return the answer of a call. A repeated request, another event, publishes it again."""
     name = f"{call.chat_id}:{call.call_id}:{because.source}:{because.id}"
     return result(call.chat_id, call.call_id, call.tool, answer, because, at, name)
 
@@ -135,7 +135,7 @@ def answered(call: Call, answer: Answered, because: Event, at: datetime) -> Outb
 def refused(
     chat_id: str, call_id: str, tool: str | None, detail: str, message: bytes, at: datetime
 ) -> OutboxMessage:
-    """Answer a request that is a dead letter."""
+    """Return the answer of a request that is a dead letter."""
     answer = Answered({"error": f"the request was not accepted: {detail}"}, is_error=True)
     name = f"{chat_id}:{call_id}:{digest(message)}"
     return result(chat_id, call_id, tool or "", answer, None, at, name)
@@ -150,7 +150,7 @@ def result(
     at: datetime,
     name: str,
 ) -> OutboxMessage:
-    """Answer a call. `name` tells this publication from others of the same answer."""
+    """Return the answer of a call. `name` distinguishes this publication from others of the same answer."""
     data: ToolResolved = {
         "call_id": call_id,
         "tool": tool,
@@ -170,12 +170,12 @@ def result(
 
 
 def digest(data: bytes) -> str:
-    """Return a short name for a message's content."""
+    """Return a short digest of a message's content."""
     return sha256(data).hexdigest()[:32]
 
 
 def instead(payload: bytes, message: str) -> bytes:
-    """Return the result event with an error in the place of an answer that can't be sent."""
+    """Return the result event with an error in place of an answer that is too large to send."""
     envelope = json.loads(payload)
     envelope["data"] |= {"is_error": True, "result": {"error": message}}
     return json.dumps(envelope, ensure_ascii=False).encode()

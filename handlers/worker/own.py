@@ -1,4 +1,4 @@
-"""Events of workspaced's own making, as they stand in a chat's log beside those of others."""
+"""Events that workspaced itself creates, as they are logged among those of other senders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statemachine.events import OURS, AgentDisconnected, Event, OwnEvent
 def own(
     chat_id: str, data: OwnEvent | AgentDisconnected, at: datetime, because: Event | None = None
 ) -> Event:
-    """Return an event with a new identity, in the trace of the one that it follows from."""
+    """Return an event with a new identity, in the trace of the event that led to it."""
     return Event.model_construct(
         source=OURS,
         id=str(uuid4()),
