@@ -1,4 +1,4 @@
-"""A tool call as a row, and the verdicts that the rules come to."""
+"""A tool call as it is stored, and the outcomes that the rules of the tools decide on."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Until(StrEnum):
     """What a waiting call waits for."""
 
     SETTLED = "settled"
-    """What became of the start build that it asked for or joined: build, agent, scripts."""
+    """The outcome of the start build that it requested or joined: of build, agent and scripts."""
     STOPPED = "stopped"
-    """The end of the stop build that it asked for."""
+    """The end of the stop build that it requested."""
     OVER = "over"
-    """The end of a build that stands in its way; then it is judged again."""
+    """The end of a build that must be over first; then the rules are applied again."""
 
 
 class Wait(Value, frozen=True):
@@ -34,11 +34,11 @@ class Wait(Value, frozen=True):
     until: Until
     build_id: str
     requested: bool = False
-    """The call itself asked for the build."""
+    """The call itself requested the build."""
     running: bool = False
-    """The build had succeeded when the call came; it waits for the agent only."""
+    """The build had succeeded when the call arrived, so it waits for the agent only."""
     extra: dict[str, Any] = {}
-    """Keys that the answer will carry when all goes well."""
+    """Keys that the answer contains if the build succeeds."""
 
 
 class Call(Value, frozen=True):
@@ -53,13 +53,13 @@ class Call(Value, frozen=True):
     owner_name: str
     asked_at: datetime
     order: int
-    """Its request's place in the chat's event log: calls are judged in the order they came."""
+    """Position of its request in the chat's event log: calls are evaluated in this order."""
     wait: Wait | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The settings that the rules ask."""
+    """The settings that the rules use."""
 
     ttl_ms: int | None = None
     allowlist: frozenset[str] = frozenset()
@@ -68,28 +68,28 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much waits already, as far as the rules ask."""
+    """How many calls and jobs wait, as far as the rules need to know."""
 
     calls_per_chat: int = 1_000
-    """Calls of one chat that may wait."""
+    """How many calls of one chat may wait."""
     full: bool = False
-    """As many calls wait as may, over all chats."""
+    """The limit of waiting calls over all chats is reached."""
     full_pools: frozenset[str] = frozenset()
-    """Pools for which as many jobs wait as may."""
+    """Pools whose limit of waiting jobs is reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """All that the rules may know beside call and chat."""
+    """Everything that the rules may use besides the call and the chat."""
 
     catalog: Catalog
     policy: Policy = field(default_factory=Policy)
     names: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
     """Owner id -> lower-case names of their workspaces."""
     had: AbstractSet[str] = frozenset()
-    """Of the workspaces in question, those that some chat has."""
+    """Those of the orphaned workspaces that another chat owns now."""
     seed: bytes = b""
-    """Random bytes of this judgement: what new ids and names are made of."""
+    """Random bytes from which new ids and names are made."""
     load: Load = field(default_factory=Load)
 
 
@@ -110,17 +110,17 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A build is to be made, and the call waits for it."""
+    """A build is requested, and the call waits for it."""
 
     build: BuildRequested
     wait: Wait
     replaces: BuildRequested | None = None
-    """The stop or delete of the workspace that the new one takes the place of."""
+    """The stop or delete build of the workspace that the new one replaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The chat goes back to waiting for a build that ran out of time without an end."""
+    """The chat returns to the state of a build that exceeded its limit without an end, with a new limit."""
 
     event: WaitResumed
     wait: Wait

@@ -1,4 +1,4 @@
-"""What the rules may ask for: what must be known before calls are judged against chats."""
+"""Which rows the rules of the tools need: a worker loads them before it evaluates calls."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ NAMING: Final = "create_workspace"
 
 
 class Lookups(NamedTuple):
-    """What to look up, by ids."""
+    """Ids of the rows to load."""
 
     organizations: frozenset[str]
-    """Of these, all templates."""
+    """Organizations of which all templates are loaded."""
     templates: frozenset[str]
     versions: frozenset[str]
     owners: frozenset[str]
-    """Of these, the names in use."""
+    """Owners of whose workspaces the names are loaded."""
 
 
 def looks_up(call: Call) -> bool:
-    """Say whether a waiting call may ask for more than its chat when the chat has moved.
+    """Say whether the rules may need more than the chat to answer this call.
 
-    One that waits for what becomes of a build is answered by that alone; but its parameters can be shown
-    only to who knows which of them are sensitive.
+    A call that waits for the outcome of a build needs only the chat. But if it has parameters, the template
+    must be loaded to know which of them are sensitive.
     """
     return call.wait is None or call.wait.until is Until.OVER or "parameters" in call.args
 
@@ -37,9 +37,9 @@ def looks_up(call: Call) -> bool:
 def lookups(
     calls: Iterable[ToolRequested | Call], chats: Iterable[Chat], facts: Iterable[Event]
 ) -> Lookups:
-    """Return what the rules may ask for when they judge `calls` against `chats`.
+    """Return the rows that the rules may need to evaluate `calls` on `chats`.
 
-    `facts`: what is folded into the chats before that, and may speak of more.
+    `facts` are folded into the chats first, and may name further templates and versions.
     """
     calls, chats, facts = tuple(calls), tuple(chats), tuple(facts)
     templates = {_template_of(call) for call in calls}
@@ -64,6 +64,6 @@ def lookups(
 
 
 def _template_of(call: ToolRequested | Call) -> str | None:
-    """Return the template that the call names, in canonical form."""
+    """Return the id of the template that the call names, in canonical form."""
     args = arguments(ReadArguments, {"template_id": call.args.get("template_id")})
     return None if isinstance(args, BadArguments) or args.problem() else args.id

@@ -70,7 +70,7 @@ from statemachine.workspace import Build, Ending, Unselectable, choose_agent
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """The state or what is shown with it changed: one published version a step."""
+    """The state, or another published property, changed. Each step is one published version."""
 
     chat: Chat
     steps: tuple[Chat, ...]
@@ -83,7 +83,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """Known now, and nothing to show for it yet: it came early, or matters only with another."""
+    """The snapshot holds the event, and nothing published changed: the event came early, or needs another."""
 
     chat: Chat
     outcome: Final = "kept"
@@ -91,14 +91,14 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """It has no say. `chat` may still know it."""
+    """The event has no effect on what is published. The snapshot may hold it nevertheless."""
 
     chat: Chat
     reason: Unmoved
 
     @property
     def outcome(self) -> str:
-        """The reason, as the log names it."""
+        """The reason, as the event log names it."""
         return self.reason
 
 
@@ -106,7 +106,7 @@ Decision = Moved | Parked | Ignored
 
 
 class _Cursor:
-    """What the engine moves; thrown away after the move."""
+    """The model that the engine moves. It is discarded after each move."""
 
     __slots__ = ("state",)
 
@@ -130,7 +130,7 @@ _ENGINE: Final = Machine(
 def next_state(state: State, trigger: Trigger) -> State | None:
     """Return where `trigger` leads from `state`, or None when the table has no such row.
 
-    The engine is asked once for each pair: the table doesn't change.
+    The engine is asked once for each pair, because the table does not change.
     """
     if (trigger, state) not in LEGAL:
         return None
@@ -140,7 +140,7 @@ def next_state(state: State, trigger: Trigger) -> State | None:
 
 
 def cause_of(event: Event | Cause) -> Cause:
-    """Return how an event is named where it made a version."""
+    """Return the event as the `cause` of a version."""
     return Cause(source=event.source, id=event.id, type=event.type)
 
 
@@ -153,7 +153,7 @@ def decide(
 ) -> Decision:
     """Return what `event` does to `chat`. `at` is the time of the decision; limits count from it.
 
-    `because`: the event from the bus that `event` follows from, when it is one of our own.
+    `because`: the event from the bus that led to `event`, if `event` is one of workspaced's own.
     """
     if foreign_pool(chat, event) is not None:
         return Ignored(chat, Unmoved.FOREIGN)
@@ -217,7 +217,7 @@ def _pool_of(chat: Chat, workspace_id: str | None, build_id: str | None) -> str 
 def _steps(
     known: Chat, trigger: Trigger | None, at: datetime, limits: Limits, cause: Cause
 ) -> Iterator[Chat]:
-    """Yield the snapshot after each move: the trigger's, then those that the facts amount to."""
+    """Yield the snapshot after each move: first that of `trigger`, then those of the pending triggers."""
     if trigger is not None and (state := next_state(known.state, trigger)) is not None:
         known = _enter(known, state, trigger, at, limits, cause)
         yield known
@@ -227,7 +227,7 @@ def _steps(
 
 
 def pending(chat: Chat) -> Iterator[Trigger]:
-    """Yield what the facts amount to, in the order in which they follow from each other."""
+    """Yield the triggers that follow from the facts, in the order in which a workspace passes through them."""
     if chat.build is not None and chat.build.outcome is not None:
         yield _ended(chat.build)
     if chat.chosen is None or (facts := chat.facts_of(chat.chosen.id)) is None:
@@ -317,7 +317,7 @@ def _error_code(chat: Chat, reason: Reason) -> str | None:
 
 
 def _of_scripts(chat: Chat) -> str:
-    """Say how the startup scripts failed, and where their output is."""
+    """Return how the startup scripts failed, and where their output is."""
     lifecycle = chat.agent_lifecycle()
     how = (
         "did not end within their own time limit"
@@ -329,7 +329,7 @@ def _of_scripts(chat: Chat) -> str:
 
 
 def _message(chat: Chat, reason: Reason) -> str:
-    """Say what is wrong, in words that a chat's model and its user can act on."""
+    """Return the text of a failure, for the chat's model and its user."""
     build = chat.build
     what = f"the {build.transition} build" if build else "the build"
     outcome = build.outcome if build else None

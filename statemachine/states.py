@@ -1,8 +1,8 @@
-"""The states, and what is true of each: data that the rest of the core asks instead of branching.
+"""The states of a chat, and the properties of each. The rest of the core reads them instead of branching.
 
-The wire knows one `failed` with a reason; inside, each reason is a state of its own, so that the
-table needs no conditions. States of a failed start and of a failed stop differ too, since the same
-late fact leads to different places.
+The contract has one state `failed` with a reason. Here each reason is a state of its own, so that the
+table needs no conditions. A failed start and a failed stop are different states, because the same late
+fact leads from them to different states.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ WireState = Literal[
     "stopping",
     "stopped",
 ]
-"""A state as messages name it."""
+"""A state as messages name it (docs/contract.md, section 4)."""
 
 AgentStatus = Literal["connecting", "connected", "disconnected", "timeout"]
-"""Whether an agent is connected, as messages name it; `timeout`: it did not connect in time."""
+"""The connection of an agent as messages name it; `timeout`: it did not connect in time."""
 
 
 class State(StrEnum):
-    """Where a chat's workspace is."""
+    """The state of a chat."""
 
     NONE = "none"
     BUILDING = "building"
@@ -62,7 +62,7 @@ class Reason(StrEnum):
 
 
 class Limit(StrEnum):
-    """Which setting bounds a state; the values are `Limits`' attributes."""
+    """The setting that limits how long a state may last. The values are attribute names of `Limits`."""
 
     BUILD = "build"
     AGENT_CONNECT = "agent_connect"
@@ -70,7 +70,7 @@ class Limit(StrEnum):
 
 
 class Phase(StrEnum):
-    """The words of contract §5 in which tool calls are judged."""
+    """What a state means to the rules of the tools (docs/contract.md, section 5)."""
 
     NOTHING = "nothing"
     BEING_BUILT = "being built"
@@ -79,26 +79,26 @@ class Phase(StrEnum):
     BEING_STOPPED = "being stopped"
     STOPPED = "stopped"
     FAILED_STOP = "failed stop"
-    """Also of a delete, as states go; `Chat.phase` says what either means for the workspace."""
+    """Also the phase of a state after a failed delete; `Chat.phase` says what is left of the workspace."""
     FAILED_DELETE = "failed delete"
 
 
 @dataclass(frozen=True, slots=True)
 class StateInfo:
-    """What is true of a state."""
+    """The properties of a state."""
 
     phase: Phase
     wire: WireState = "failed"
     reason: Reason | None = None
     limit: Limit | None = None
     overdue: bool = False
-    """A limit has passed here, and only a late fact or a new call can move on."""
+    """A limit has passed: only a late fact or a new call can move the chat on."""
     end_rejected: Phase | None = None
-    """The word instead, once the build's end came and could not be accepted: no other will come."""
+    """The phase if the end of the build was rejected when it arrived: no other end will come."""
 
     @property
     def settled(self) -> bool:
-        """Whether the calls that waited for the chat are answered here."""
+        """Whether waiting calls are answered in this state."""
         return self.limit is None
 
     @property

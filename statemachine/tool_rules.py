@@ -1,7 +1,7 @@
 """The rules of the tools: `evaluate` is a pure function of a call and its chat.
 
-docs/internals/tool-rules.md lists the branches with their numbers. Nothing outside decides what a call is
-answered, waits for, or has built.
+docs/internals/tool-rules.md lists the branches with their numbers. Only this module decides whether a call is
+answered, waits, or requests a build.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ BUSY: Final = "too busy: "
 
 
 def evaluate(call: Call, chat: Chat, known: Known) -> CallOutcome:
-    """Judge a call against its chat: one that comes, or one that waits, when the chat has moved."""
+    """Decide about a call, when it arrives and whenever its chat moves: answer it, let it wait, or request a build."""
     verdict = _verdict(call, chat, known)
     return check_limits(call, verdict, chat, known.load) or verdict
 
@@ -106,7 +106,7 @@ def _too_busy(why: str) -> Answered:
 
 
 def canceled(call: Call, chat: Chat) -> Answered:
-    """Answer a call whose chat no longer waits for it; what was begun goes on."""
+    """Return the answer of a canceled call. A build that it requested goes on."""
     wait, about = call.wait, STATE_INFO[chat.state]
     if wait is None or chat.build is None:
         return answers.error("the call was canceled before a build was requested")
@@ -144,7 +144,7 @@ def _create(call: Call, args: CreateArguments, chat: Chat, known: Known) -> Call
         case Phase.RUNNING if chat.usable:
             return _running(call, chat)
         case phase:
-            # A build whose end was rejected may have succeeded: what it made is stopped, too.
+            # A build whose end was rejected may have succeeded, so its workspace is stopped too.
             unknown = chat.build is not None and chat.build.outcome is None
             replaced = _REPLACED.get(phase, Transition.STOP if unknown else None)
             return requests.create(call, args, chat, known, replaced=replaced)
@@ -213,7 +213,7 @@ def _read(call: Call, args: ReadArguments, chat: Chat, known: Known) -> CallOutc
 
 
 def _join(call: Call, chat: Chat, until: Until) -> CallOutcome:
-    """Wait for the build that is under way; if its time was over without an end, begin it anew."""
+    """Wait for the running build. If its limit passed without an end, give it a new limit."""
     if chat.build is None:
         return answers.error(NO_WORKSPACE)
     wait = Wait(until=until, build_id=chat.build.id)
@@ -223,7 +223,7 @@ def _join(call: Call, chat: Chat, until: Until) -> CallOutcome:
 
 
 def _running(call: Call, chat: Chat) -> CallOutcome:
-    """Answer for a workspace that runs, once it is known how ready it is."""
+    """Answer with the readiness of a running workspace; wait while its agent connects or its scripts run."""
     build = chat.start_build
     if build is None:
         return answers.error(NO_WORKSPACE)
@@ -234,7 +234,7 @@ def _running(call: Call, chat: Chat) -> CallOutcome:
 
 
 def _what_became(call: Call, wait: Wait, chat: Chat) -> CallOutcome:
-    """Answer by what became of the start build, or of the start build that took it over."""
+    """Answer with the outcome of the start build, or of the start build that superseded it."""
     build, gone = chat.build, wait.build_id in chat.deleted_builds
     if gone or build is None or build.transition is not Transition.START:
         return answers.superseded(wait.build_id, chat)
@@ -248,7 +248,7 @@ def _what_became(call: Call, wait: Wait, chat: Chat) -> CallOutcome:
 
 
 def _whether_stopped(wait: Wait, chat: Chat) -> CallOutcome:
-    """Answer by what became of the stop build that the call asked for."""
+    """Answer with the outcome of the stop build that the call requested."""
     if chat.build is None or chat.build.id != wait.build_id:
         return answers.superseded(wait.build_id, chat)
     if not STATE_INFO[chat.state].settled:
@@ -261,7 +261,7 @@ def _whether_stopped(wait: Wait, chat: Chat) -> CallOutcome:
 
 
 def _after(call: Call, args: Any, chat: Chat, known: Known, rules: Rules) -> CallOutcome:
-    """Judge again once the build in the way is over; its limit ends the wait."""
+    """Apply the rules again when the build that the call waits for is over. Its limit ends the wait."""
     about = STATE_INFO[chat.state]
     waited = about.phase in (Phase.BEING_BUILT, Phase.BEING_STOPPED)
     if waited and about.settled and chat.build is not None:
@@ -319,7 +319,7 @@ _REPLACED: Final = {
     Phase.RUNNING: Transition.STOP,
     Phase.FAILED_DELETE: Transition.DELETE,
 }
-"""By the word for a workspace that create_workspace replaces, the build that it gets."""
+"""Phase of a workspace that create_workspace replaces -> the build that is requested for it."""
 
 Rules = Callable[[Call, Any, Chat, Known], CallOutcome]
 _TOOLS: Final[dict[str, tuple[type[NoArguments], Rules]]] = {
@@ -339,7 +339,7 @@ TOOLS: Final = tuple(_TOOLS)
 
 
 def deletion(chat: Chat, known: Known, label: str) -> BuildRequested | WaitResumed | None:
-    """Judge a request to delete: the build to make, the wait to begin anew, or nothing to do."""
+    """Decide about a request to delete: return the build to request, or the wait to resume, or None."""
     build = chat.build
     if build is None:
         return None
@@ -352,14 +352,14 @@ def deletion(chat: Chat, known: Known, label: str) -> BuildRequested | WaitResum
 
 
 def expiry(chat: Chat, known: Known, label: str) -> BuildRequested | None:
-    """Judge that the running workspace has lived as long as it may: the stop to make, if any."""
+    """Return the stop build to request when the lifetime of the workspace is over, or None."""
     if chat.expires_at is None:
         return None
     return requests.ending(chat, Transition.STOP, known, label)
 
 
 def orphan(chat: Chat, known: Known, workspace_id: str, label: str) -> BuildRequested | None:
-    """Judge a workspace that is left without a chat: return the stop to make, if it may still run.
+    """Return the stop build to request for a workspace that belongs to no chat, if it may still run.
 
     One that the chat had, and whose delete failed, is deleted again. A delete that was canceled before
     it began changed nothing: the workspace is stopped.

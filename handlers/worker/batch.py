@@ -1,7 +1,7 @@
-"""One batch, one transaction: load, apply in memory, write.
+"""Apply a batch of events in one transaction: load the chats, apply the events in memory, write.
 
-Whatever the batch holds, a chat's row is locked before anything of the chat is read, so two workers
-never decide on the same snapshot.
+The row of a chat is locked before anything else of the chat is read, so two workers never decide on the
+same snapshot.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ Moving = Fact | Fired | Missed | Published | Noted
 
 @dataclass(slots=True)
 class Noticed:
-    """What came of batches beside their rows."""
+    """What batches found out, besides the rows that they wrote."""
 
     superseded: set[str] = field(default_factory=set)
-    """Chats that follow another build now than before, or perhaps do."""
+    """Chats that follow, or may follow, another build than before: their older agents are disconnected."""
     early: bool = False
-    """A timer fired too early since somebody last looked at the clocks."""
+    """A timer fired too early since the clocks were last compared."""
     late: bool = False
-    """A timer fired very late since then."""
+    """A timer fired very late since the clocks were last compared."""
     trespasses: int = 0
-    """Facts of provisioners about workspaces of another pool than theirs."""
+    """Number of facts that provisioners reported about workspaces of other pools."""
 
     def trespass(self, more: int) -> None:
-        """Count them, and have it logged."""
+        """Add `more` to the number of such facts, and log it."""
         self.trespasses += more
         if more:
             log.warning(
@@ -65,7 +65,7 @@ async def apply(
     load: Load = NO_LOAD,
     noticed: Noticed | None = None,
 ) -> list[OutboxMessage]:
-    """Apply `items` and commit; return what must be published, with what repeats had left over.
+    """Apply `items` and commit; return the outbox rows to publish, also those that repeated events left over.
 
     `seed`: random bytes that new ids and names are made of; `load`: how much waits already.
     Raises what the store raises.
@@ -75,7 +75,7 @@ async def apply(
     if not moving and not dead:
         return []
     async with store.transaction() as tx:
-        # A timer or a mark of a chat that the database does not know must not make one.
+        # A timer or a marker for a chat that the database does not have must not create the chat.
         snapshots = await tx.lock(
             {_chat_id(item) for item in moving},
             creating={_chat_id(item) for item in moving if isinstance(item, Fact | Published)},
@@ -87,7 +87,7 @@ async def apply(
         known = Known(EMPTY, seed=seed, load=load)
         chats = await _chats(moving, snapshots, found, tx, limits, changes, known)
         again: set[str] = set()
-        """Chats of what may have come before, and been committed and not published."""
+        """Chats of events that may have been committed before without being published."""
         repeated: set[str] = set()
         trespasses = 0
         for item in moving:
@@ -101,14 +101,16 @@ async def apply(
         for chat in chats.values():
             chat.close()
         left_over = await tx.unpublished(again)
-        # Refusals are made anew whenever their letter comes again. In the outbox one could stay, and
-        # stand over the answer to the corrected request later.
+        # Answers to dead letters are created again whenever the message is redelivered. They are not put into
+        # the outbox: one that stayed there could replace the answer to the corrected request later.
         rows = left_over + await tx.write(changes) + await _refusals(dead, changes, tx)
     for chat in chats.values():
         chat.speak()
     if noticed is not None:
         noticed.trespass(trespasses)
-        noticed.superseded |= repeated  # who committed it before may not have lived to notice
+        noticed.superseded |= (
+            repeated  # the worker that committed it may have crashed before it noticed
+        )
         for chat_id, chat in chats.items():
             _notice(noticed, snapshots[chat_id], chat.workspace)
             noticed.early |= chat.early
@@ -117,7 +119,7 @@ async def apply(
 
 
 def _moving(item: Item) -> Moving | None:
-    """Return what an item is to its chat, if it is anything."""
+    """Return the item as its chat sees it, or None if it does not concern a chat."""
     if isinstance(item, Dead):
         return noted(item)
     return item if isinstance(item, Moving) else None
@@ -131,17 +133,19 @@ def _notice(noticed: Noticed, before: Chat, now: Chat) -> None:
 
 
 def _trespasses(item: Moving, chat: ChatInBatch) -> bool:
-    """Say whether a provisioner speaks of what is not its own, and have it logged: it moves nothing."""
+    """Say whether a provisioner reports on another pool, and log it. Such a fact has no effect."""
     event = item.event if isinstance(item, Fact) else None
     if event is None or (pool := foreign_pool(chat.workspace, event)) is None:
         return False
-    words = f"{event.source} of pool {event.pool} says {event.type} of a workspace of pool {pool}"
+    words = (
+        f"{event.source} of pool {event.pool} reports {event.type} about a workspace of pool {pool}"
+    )
     chat.say(logging.WARNING, words, event_id=event.id)
     return True
 
 
 def _sender(item: Moving) -> str:
-    """Return the name of the provisioner that says it; empty for anybody else."""
+    """Return the name of the provisioner that sent the item; empty for other senders."""
     if isinstance(item, Noted):
         return item.sender
     source = item.event.source if isinstance(item, Fact) else ""
@@ -149,7 +153,7 @@ def _sender(item: Moving) -> str:
 
 
 def _bound(item: Moving, found: Prefetched) -> Moving:
-    """Note of a provisioner's fact which pool its name is bound to."""
+    """Return a provisioner's fact with the pool that the provisioner is bound to."""
     pool = found.pools.get(_sender(item)) if isinstance(item, Fact) else None
     if pool is None or not isinstance(item, Fact):
         return item
@@ -157,7 +161,7 @@ def _bound(item: Moving, found: Prefetched) -> Moving:
 
 
 def _take(chat: ChatInBatch, item: Moving, found: Prefetched, changes: Changes) -> bool:
-    """Apply one item to its chat; say whether it was news."""
+    """Apply one item to its chat; return False for a repeat."""
     known = found.known
     match item:
         case Fact(event=event, digest=digest):
@@ -200,21 +204,21 @@ def _chat_id(item: Moving) -> str:
 
 
 def _judges(item: Moving) -> bool:
-    """Say whether rules are asked whatever else is known: for a request, a deletion, a time that is over."""
+    """Say whether the item always needs the rules: a request, a deletion, or a timer that fired."""
     if not isinstance(item, Fact):
         return isinstance(item, Fired)
     return isinstance(item.event.data, events.ToolRequested | events.DeleteRequested)
 
 
 def asks(item: Item) -> bool:
-    """Say whether the item is a call."""
+    """Say whether the item is a tool call."""
     return isinstance(item, Fact) and isinstance(item.event.data, events.ToolRequested)
 
 
 async def _found(
     items: Sequence[Moving], snapshots: dict[str, Chat], tx: Transaction
 ) -> Prefetched:
-    """Look up events and calls: of waiting ones only those that a move of their chat may concern."""
+    """Look up events and calls; waiting calls only of chats that may move."""
     facts = [item for item in items if isinstance(item, Fact)]
     moved = {_chat_id(item) for item in items if not asks(item)}
     return await tx.prefetch(
@@ -242,7 +246,7 @@ async def _chats(
     changes: Changes,
     known: Known,
 ) -> dict[str, ChatInBatch]:
-    """Load what the rules will ask for: templates, names and settings."""
+    """Load what the rules need: templates, names and settings."""
     facts = [item.event for item in items if isinstance(item, Fact)]
     calls: list[events.ToolRequested | Call] = [
         fact.data for fact in facts if isinstance(fact.data, events.ToolRequested)
@@ -250,7 +254,7 @@ async def _chats(
     waiting = [call for of_chat in found.waiting.values() for call in of_chat if looks_up(call)]
     judged = {_chat_id(item) for item in items if _judges(item)}
     judged |= {call.chat_id for call in waiting}
-    judged |= {  # masking asks which parameters are sensitive
+    judged |= {  # masking needs to know which parameters are sensitive
         fact.chat_id
         for fact in facts
         if redaction.has_text(fact) and redaction.builds_with_values(snapshots[fact.chat_id])
@@ -275,7 +279,7 @@ async def _chats(
             open={call.call_id: call for call in found.waiting.get(chat_id, [])},
             stored=found.calls,
             canceled=found.canceled,
-            # Call ids are unique in a chat only, and what is made of the seed must be everywhere.
+            # Call ids are unique within a chat, but ids made from the seed must be unique everywhere.
             known=replace(known, seed=known.seed + chat_id.encode()),
             limits=limits,
             now=tx.now,
@@ -294,7 +298,7 @@ def _armed(chat: Chat, limits: Limits) -> dict[TimerKind, int]:
 
 
 async def _refusals(dead: Sequence[Dead], changes: Changes, tx: Transaction) -> list[OutboxMessage]:
-    """Answer dead letters whose call can be told, unless that call was accepted before."""
+    """Return answers to dead letters whose `call_id` can be read, unless that call was accepted before."""
     keys = {CallKey(d.chat_id, d.rejected.call_id): d for d in dead if d.rejected.call_id}
     keys = {key: d for key, d in keys.items() if is_uuid(key.chat_id)}
     accepted = {CallKey(s.call.chat_id, s.call.call_id) for s in changes.calls}

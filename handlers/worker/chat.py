@@ -1,7 +1,7 @@
-"""One chat inside a batch: events are applied to it in memory, and what must be written is collected.
+"""One chat inside a batch: applies events to it in memory, and collects what must be written.
 
-Every branch is the core's: `decide` moves the chat, `judge` answers its calls. This module only does
-what they say, in the order of contract §5.
+The core decides everything: `decide` moves the chat, `evaluate` answers its calls. This module only carries
+out their decisions, in the order of section 5 of docs/contract.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from statemachine.timers import TimerKind
 
 log = logging.getLogger(__name__)
 FARTHEST: Final = timedelta(days=30)
-"""Timers are kept for a little longer; one for a later time fires early and is set again."""
+"""How far ahead timers are armed. A timer for a later time fires early and is armed again."""
 
 
 @dataclass(slots=True)
@@ -44,36 +44,36 @@ class ChatInBatch:
 
     workspace: Chat
     open: dict[str, Call]
-    """Waiting calls by id, in the order they came."""
+    """Waiting calls by id, in the order of their arrival."""
     stored: Mapping[CallKey, StoredCall]
-    """Calls that the batch speaks of and that exist already."""
+    """Calls of this batch that were stored before."""
     canceled: set[CallKey]
     known: Known
     limits: Limits
     now: datetime
     changes: Changes
     armed: dict[TimerKind, int] = field(default_factory=dict)
-    """The generations of the timers that were set when the batch began."""
+    """The generations of the timers that were armed when the batch began."""
     taken: dict[str, set[str]] = field(default_factory=dict)
-    """The names of `known`, for all chats of the batch: a new one counts for the next chat."""
+    """The names of `known`, shared by all chats of the batch: a new name is taken for the next chat."""
     early: bool = False
-    """A timer fired before its time: the bus's clock is further ahead than the worker knew."""
+    """A timer fired before its time: the clock of NATS is further ahead than the worker knew."""
     late: timedelta = timedelta(0)
-    """How long after its time a timer fired, at most."""
+    """The longest delay of a timer that fired."""
     said: list[tuple[int, str, dict[str, object]]] = field(default_factory=list)
     written: dict[str, StoredCall] = field(default_factory=dict)
-    """Calls that the batch changed, by id."""
+    """Calls that this batch changed, by id."""
     orphans: frozenset[str] = frozenset()
-    """The workspaces that ran without a chat when the batch began."""
+    """The orphaned workspaces when the batch began."""
 
     def repeat(self, event: Event) -> None:
-        """Note that an event came again; it has no further effect."""
+        """Log a repeated event. It has no further effect."""
         again = Ignored(self.workspace, Unmoved.REPEAT)
         event = redaction.fact(event, self.workspace, self.known)
         self._note(event, entry_of(self.workspace, again))
 
     def apply(self, event: Event) -> None:
-        """Apply an event that came over the bus."""
+        """Apply an event from the bus."""
         version = self.workspace.version
         event = redaction.fact(event, self.workspace, self.known)
         self._decide(event, event)
@@ -87,28 +87,31 @@ class ChatInBatch:
                 if verdict is not None:
                     self._own(verdict, event)
                 elif self.workspace.current is not None and not self.workspace.calls_only_join:
-                    self.say(logging.ERROR, "nobody here can delete its workspace")
+                    self.say(
+                        logging.ERROR,
+                        "the template of its workspace is not stored here, so it cannot be deleted",
+                    )
             case _:
                 pass
         if self.workspace.version != version:  # only a move can end a wait
             self._settle(event)
 
     def take(self, event: Event) -> None:
-        """Apply an event of our own that nothing else follows from."""
+        """Apply an event of workspaced itself that no other event leads to."""
         self._decide(event, event)
         self._settle(event)
 
     def follow(self, data: OwnEvent, because: Event) -> None:
-        """Apply what the rules came to after `because`."""
+        """Apply an event that the rules derived from `because`."""
         self._own(data, because)
         self._settle(because)
 
     def rearm(self, purpose: TimerKind) -> None:
-        """Have the open timer of `purpose` set again."""
+        """Arm the open timer of this kind again at the end of the batch."""
         self.armed.pop(purpose, None)
 
     def close(self) -> None:
-        """Collect what is written once a chat: its snapshot, and the timers of what it waits for."""
+        """Collect what is written once for each chat: its snapshot and its timers."""
         chat = self.workspace
         for purpose in TimerKind:
             wake = timers.open_timer(chat, purpose, self.limits)
@@ -120,7 +123,7 @@ class ChatInBatch:
         self.changes.calls.extend(self.written.values())
 
     def _report_orphans(self) -> None:
-        """Tell operators of workspaces that are left running: someone pays for them."""
+        """Log workspaces that are left running without a chat, for operators."""
         for former in self.workspace.orphans:
             build = former.build
             if former.id in self.orphans or build is None:
@@ -137,14 +140,14 @@ class ChatInBatch:
             )
 
     def say(self, level: int, words: str, **ids: object) -> None:
-        """Have something logged, once it is committed."""
+        """Log a message after the commit."""
         if not log.isEnabledFor(level):
             return
         chat_id = self.workspace.chat_id
         self.said.append((level, f"chat {chat_id}: {words}", {"chat_id": chat_id, **ids}))
 
     def speak(self) -> None:
-        """Log what was said."""
+        """Log the collected messages."""
         for level, words, ids in self.said:
             log.log(level, "%s", words, extra=ids)
 
@@ -154,7 +157,7 @@ class ChatInBatch:
         key = CallKey(event.chat_id, asked.call_id)
         stored = self.written.get(asked.call_id) or self.stored.get(key)
         if stored is not None and stored.answer is None:
-            return  # asked again while it waits: it goes on waiting
+            return  # a repeated request: the call keeps waiting
         if stored is not None and stored.answer is not None:
             self._send(effects.answered(stored.call, stored.answer, event, self.now))
             return
@@ -183,7 +186,7 @@ class ChatInBatch:
             self.canceled.add(CallKey(event.chat_id, call_id))
 
     def _judge(self, call: Call, because: Event) -> bool:
-        """Carry out the verdict on a call; say whether it moved the chat."""
+        """Evaluate a call and carry out the outcome; say whether the chat moved."""
         verdict = tool_rules.evaluate(call, self.workspace, self.known)
         match verdict:
             case Answered():
@@ -200,12 +203,12 @@ class ChatInBatch:
             case Requested(build=build, wait=wait, replaces=replaces):
                 self._keep(replace(call, wait=wait), new=call.wait is None)
                 self._own(build, because)
-                if replaces is not None:  # the chat has left it by now
+                if replaces is not None:  # the chat follows the new workspace by now
                     self._own(replaces, because)
                 return True
 
     def _settle(self, because: Event) -> None:
-        """Judge the waiting calls, in the order they came, until none has more to say."""
+        """Evaluate the waiting calls in the order of their arrival, until none of them moves the chat."""
         moved = True
         while moved:
             moved = False
@@ -235,7 +238,7 @@ class ChatInBatch:
     # -- moves ----------------------------------------------------------------------------------
 
     def _own(self, data: OwnEvent, because: Event) -> None:
-        """Apply an event that the rules came to."""
+        """Apply an event that the rules derived."""
         self._decide(own(self.workspace.chat_id, data, self.now, because), because)
         if isinstance(data, BuildRequested):
             self._job(data, because)
@@ -273,7 +276,7 @@ class ChatInBatch:
         self._record(event, before, decision, because)
 
     def _expect(self, agent_id: str, before: Chat, because: Event) -> None:
-        """Expect an agent whose loss was undone to show itself: what it said may have been delayed."""
+        """Require a presence message of an agent whose loss was undone: its fact may have been delayed."""
         known, now = before.heard_from(agent_id), self.workspace.heard_from(agent_id)
         if known and known.lost_at is not None and now and now.connected:
             self._send(effects.presence(before.chat_id, agent_id, because))
