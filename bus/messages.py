@@ -163,8 +163,8 @@ def write_headers(headers: Mapping[str, str]) -> bytes:
 def read_headers(block: bytes) -> tuple[str, dict[str, str]]:
     """Decode headers from the wire; return the server's status (usually empty) and the headers.
 
-    Only the first line can hold a status: a publisher can't forge one with a header. Written here
-    because nats-py's reader runs the parser of e-mails, which takes several times as long.
+    Only the first line can hold a status: a publisher can't forge one with a header. Written here because
+    this is on the hot path: nats-py's reader is private and takes four times as long.
     """
     first, *lines = block.decode("utf-8", "replace").split("\r\n")
     headers = {}

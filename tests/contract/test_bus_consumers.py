@@ -1,4 +1,4 @@
-"""Who gets which message of a durable consumer, held against both adapters."""
+"""Durable consumers: delivery, acks and redelivery, with both adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Declare = Callable[..., Stream]
 
 @pytest.fixture
 async def queue(bus: Bus, declare: Declare) -> Consumer:
-    """A work queue's only consumer."""
+    """The only consumer of a work queue."""
     stream = declare(retention=RetentionPolicy.WORK_QUEUE)
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "worker", ack_wait=0.4)
@@ -25,7 +25,9 @@ async def queue(bus: Bus, declare: Declare) -> Consumer:
     return consumer
 
 
-async def test_a_delivery_knows_its_place(bus: Bus, queue: Consumer, prefix: str) -> None:
+async def test_a_delivery_has_the_stream_and_sequence_of_its_message(
+    bus: Bus, queue: Consumer, prefix: str
+) -> None:
     await bus.publish(f"{prefix}.a", b"1")
     await bus.publish(f"{prefix}.b", b"2", headers={"Own": "header", "Status": "503"})
 
@@ -40,7 +42,7 @@ async def test_a_delivery_knows_its_place(bus: Bus, queue: Consumer, prefix: str
     assert not seen[1].is_delete_marker
 
 
-async def test_next_returns_what_is_there_up_to_the_most(
+async def test_next_returns_available_messages_up_to_the_limit(
     bus: Bus, queue: Consumer, prefix: str
 ) -> None:
     for _ in range(5):
@@ -56,9 +58,7 @@ async def test_next_returns_what_is_there_up_to_the_most(
     assert taken == [1, 2, 3, 4, 5]
 
 
-async def test_next_waits_until_something_is_there(
-    bus: Bus, other: Bus, queue: Consumer, prefix: str
-) -> None:
+async def test_next_waits_for_a_message(bus: Bus, other: Bus, queue: Consumer, prefix: str) -> None:
     async with bus.pull(queue) as pull:
         waiting = asyncio.ensure_future(pull.next(10))
         await other.publish(f"{prefix}.a", b"late")
@@ -68,7 +68,7 @@ async def test_next_waits_until_something_is_there(
     assert delivery.data == b"late"
 
 
-async def test_what_is_not_acked_comes_again_and_what_is_acked_does_not(
+async def test_only_unacked_messages_are_redelivered(
     bus: Bus, other: Bus, queue: Consumer, prefix: str
 ) -> None:
     for data in (b"acked", b"not acked"):
@@ -84,7 +84,7 @@ async def test_what_is_not_acked_comes_again_and_what_is_acked_does_not(
     assert [delivery.data for delivery in again] == [b"not acked"]
 
 
-async def test_an_acked_message_of_a_work_queue_is_gone(
+async def test_an_ack_deletes_the_message_of_a_work_queue(
     bus: Bus, queue: Consumer, prefix: str
 ) -> None:
     for data in (b"1", b"2"):
@@ -99,7 +99,7 @@ async def test_an_acked_message_of_a_work_queue_is_gone(
     assert first.data == b"2"
 
 
-async def test_a_message_being_worked_on_comes_later(
+async def test_in_progress_delays_redelivery(
     bus: Bus, other: Bus, queue: Consumer, prefix: str
 ) -> None:
     for data in (b"worked on", b"idle"):
@@ -117,7 +117,7 @@ async def test_a_message_being_worked_on_comes_later(
     assert [delivery.data for delivery in again] == [b"idle", b"worked on"]
 
 
-async def test_those_who_wait_are_served_in_turn(
+async def test_waiting_pulls_receive_messages_in_turn(
     bus: Bus, other: Bus, queue: Consumer, prefix: str
 ) -> None:
     async with bus.pull(queue) as one, other.pull(queue) as two:
@@ -132,7 +132,7 @@ async def test_those_who_wait_are_served_in_turn(
     assert [len(batch) for batch in batches] == [1, 1]
 
 
-async def test_with_one_at_most_nothing_is_taken_that_nobody_awaits(
+async def test_with_a_prefetch_of_one_nothing_is_requested_in_advance(
     bus: Bus, other: Bus, queue: Consumer, prefix: str
 ) -> None:
     for data in (b"1", b"2", b"3"):
@@ -146,7 +146,7 @@ async def test_with_one_at_most_nothing_is_taken_that_nobody_awaits(
     assert [delivery.data for delivery in theirs] == [b"2", b"3"]
 
 
-async def test_what_was_not_handed_out_goes_to_another_when_a_pull_ends(
+async def test_buffered_messages_are_redelivered_when_a_pull_ends(
     bus: Bus, other: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare(retention=RetentionPolicy.WORK_QUEUE)
@@ -183,7 +183,7 @@ async def test_a_pull_merges_several_consumers(bus: Bus, prefix: str) -> None:
     assert {d.stream for d in seen} == {consumer.stream for consumer in consumers}
 
 
-async def test_a_filter_lets_only_its_subject_through(
+async def test_a_filtered_consumer_delivers_only_its_subject(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare()
@@ -199,7 +199,7 @@ async def test_a_filter_lets_only_its_subject_through(
     assert [d.subject for d in seen] == [f"{prefix}.wanted.1", f"{prefix}.wanted.2"]
 
 
-async def test_a_consumer_begins_with_what_the_stream_holds(
+async def test_a_new_consumer_delivers_messages_that_were_stored_before(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare()
@@ -214,7 +214,7 @@ async def test_a_consumer_begins_with_what_the_stream_holds(
     assert delivery.data == b"before"
 
 
-async def test_a_consumer_made_again_keeps_its_place(
+async def test_ensuring_an_existing_consumer_keeps_its_position(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare()
@@ -232,7 +232,9 @@ async def test_a_consumer_made_again_keeps_its_place(
         assert [d.data for d in await pull.next(10)] == [b"2"]
 
 
-async def test_headers_only_leaves_the_body_behind(bus: Bus, declare: Declare, prefix: str) -> None:
+async def test_a_headers_only_consumer_delivers_no_data(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
     stream = declare()
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "worker", headers_only=True)
@@ -246,7 +248,7 @@ async def test_headers_only_leaves_the_body_behind(bus: Bus, declare: Declare, p
     assert delivery.headers == {"Own": "header", "Nats-Msg-Size": "4"}
 
 
-async def test_pulling_from_no_consumer_is_unavailable_until_it_is_made(
+async def test_pulling_fails_until_the_consumer_exists(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare()
@@ -262,7 +264,7 @@ async def test_pulling_from_no_consumer_is_unavailable_until_it_is_made(
         assert len(await pull.next(1)) == 1
 
 
-async def test_who_waits_hears_when_the_consumer_is_deleted(
+async def test_a_waiting_pull_fails_when_the_consumer_is_deleted(
     bus: Bus, other: Bus, queue: Consumer
 ) -> None:
     async with bus.pull(queue) as pull:
@@ -276,12 +278,12 @@ async def test_who_waits_hears_when_the_consumer_is_deleted(
             await waiting
 
 
-async def test_a_consumer_of_no_stream_is_unavailable(bus: Bus, prefix: str) -> None:
+async def test_a_consumer_of_a_missing_stream_is_unavailable(bus: Bus, prefix: str) -> None:
     with pytest.raises(Unavailable):
         await bus.ensure_consumer(Consumer(prefix.upper(), "worker"))
 
 
-async def test_many_messages_come_through_many_hands_once_each(
+async def test_concurrent_pulls_receive_each_message_once(
     bus: Bus, other: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare(retention=RetentionPolicy.WORK_QUEUE, allow_atomic=True)
@@ -311,7 +313,9 @@ async def test_many_messages_come_through_many_hands_once_each(
     assert sorted(seen) == list(range(1, 3001))
 
 
-async def test_what_nobody_has_taken_is_counted(bus: Bus, declare: Declare, prefix: str) -> None:
+async def test_num_pending_counts_undelivered_messages(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
     stream = declare(retention=RetentionPolicy.WORK_QUEUE)
     await bus.ensure_stream(stream)
     mine, other = (Consumer(stream.name, name, filter=f"{prefix}.{name}") for name in "ab")

@@ -1,4 +1,4 @@
-"""The adapter in this process under a clock that is moved by hand: days pass in no time."""
+"""The in-memory adapter with a virtual clock, so that days pass at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def bus(server: MemoryServer) -> MemoryBus:
     return MemoryBus(server)
 
 
-async def test_a_repeat_after_the_window_is_stored_anew(
+async def test_a_repeated_message_id_after_the_window_is_stored(
     bus: MemoryBus, clock: VirtualClock
 ) -> None:
     await bus.ensure_stream(Stream(name="STREAM", subjects=["s.>"], duplicate_window=DAY))
@@ -45,7 +45,7 @@ async def test_a_repeat_after_the_window_is_stored_anew(
     assert not (await bus.publish("s.a", b"", message_id="m")).duplicate
 
 
-async def test_messages_go_when_they_are_too_old(bus: MemoryBus, clock: VirtualClock) -> None:
+async def test_messages_expire_at_max_age(bus: MemoryBus, clock: VirtualClock) -> None:
     await bus.ensure_stream(Stream(name="STREAM", subjects=["s.>"], max_age=DAY, allow_direct=True))
     await bus.publish("s.a", b"")
 
@@ -55,7 +55,7 @@ async def test_messages_go_when_they_are_too_old(bus: MemoryBus, clock: VirtualC
     assert await bus.get_last("STREAM", "s.a") is None
 
 
-async def test_a_delivery_that_is_never_acked_comes_again_and_again(
+async def test_an_unacked_message_is_redelivered_without_limit(
     bus: MemoryBus, clock: VirtualClock
 ) -> None:
     await bus.ensure_stream(
@@ -70,7 +70,7 @@ async def test_a_delivery_that_is_never_acked_comes_again_and_again(
             clock.advance(30)
 
 
-async def test_a_long_job_stays_with_whoever_says_that_it_goes_on(
+async def test_in_progress_keeps_a_message_from_redelivery(
     bus: MemoryBus, clock: VirtualClock
 ) -> None:
     await bus.ensure_stream(
@@ -91,7 +91,9 @@ async def test_a_long_job_stays_with_whoever_says_that_it_goes_on(
         assert len(await waiting) == 1
 
 
-async def test_timers_fire_in_the_order_of_their_times(bus: MemoryBus, clock: VirtualClock) -> None:
+async def test_schedules_fire_in_the_order_of_their_times(
+    bus: MemoryBus, clock: VirtualClock
+) -> None:
     await bus.ensure_stream(Stream(name="STREAM", subjects=["s.>"], allow_msg_schedules=True))
     await bus.ensure_consumer(fired := Consumer("STREAM", "worker", filter="s.fired.*"))
     now = datetime.fromtimestamp(clock.now(), UTC)
@@ -105,7 +107,9 @@ async def test_timers_fire_in_the_order_of_their_times(bus: MemoryBus, clock: Vi
     assert clock.next_due is not None
 
 
-async def test_a_request_runs_out_of_time_by_the_clock(bus: MemoryBus, clock: VirtualClock) -> None:
+async def test_a_request_times_out_by_the_virtual_clock(
+    bus: MemoryBus, clock: VirtualClock
+) -> None:
     async def hold(_message: Message) -> bytes:
         return await asyncio.get_running_loop().create_future()
 
@@ -121,7 +125,7 @@ async def test_a_request_runs_out_of_time_by_the_clock(bus: MemoryBus, clock: Vi
     await bus.close()
 
 
-async def test_what_a_killed_process_took_comes_to_another(
+async def test_messages_of_a_killed_process_are_redelivered_to_another(
     server: MemoryServer, bus: MemoryBus, clock: VirtualClock
 ) -> None:
     await bus.ensure_stream(
@@ -140,7 +144,7 @@ async def test_what_a_killed_process_took_comes_to_another(
         assert len(await pull.next(1)) == 1
 
 
-async def test_a_server_that_lost_its_store_has_another_stream(
+async def test_a_server_that_lost_its_store_has_new_streams(
     server: MemoryServer, bus: MemoryBus
 ) -> None:
     stream = Stream(name="STREAM", subjects=["s.>"])
@@ -164,7 +168,7 @@ async def test_a_server_that_lost_its_store_has_another_stream(
         assert [d.data for d in await pull.next(1)] == [b"new"]
 
 
-async def test_the_server_may_close_a_bus_for_good(bus: MemoryBus) -> None:
+async def test_the_server_can_close_a_bus_for_good(bus: MemoryBus) -> None:
     closed = asyncio.ensure_future(bus.wait_closed())
     bus.end("user authentication expired")
 
@@ -173,7 +177,7 @@ async def test_the_server_may_close_a_bus_for_good(bus: MemoryBus) -> None:
         await bus.publish("s.a", b"")
 
 
-async def test_a_publish_whose_connection_breaks_may_have_arrived(
+async def test_a_publish_with_a_broken_connection_may_be_stored(
     server: MemoryServer, bus: MemoryBus
 ) -> None:
     await bus.ensure_stream(Stream(name="STREAM", subjects=["s.>"], allow_direct=True))
@@ -191,7 +195,7 @@ async def test_a_publish_whose_connection_breaks_may_have_arrived(
     assert last.data == b"x"
 
 
-async def test_a_stream_that_lost_its_tail_gives_its_numbers_again(
+async def test_a_stream_that_lost_its_tail_reuses_sequences(
     server: MemoryServer, bus: MemoryBus
 ) -> None:
     await bus.ensure_stream(

@@ -1,4 +1,4 @@
-"""What only a real server can show: credentials, permissions, limits and the wire."""
+"""Credentials, permissions, limits and the protocol: tests that need a real server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GUEST = """{ user: guest, password: secret, permissions: {
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server with one user who may do all and one who may do little."""
+    """A server with a user who has all permissions, and one who has few."""
     server = NatsServer(tmp_path, GUARDED.format(guest=GUEST))
     server.start()
     yield server
@@ -42,7 +42,7 @@ def guarded(tmp_path: Path) -> Iterator[NatsServer]:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server that may be stopped and started."""
+    """A server that the test can stop and start."""
     server = NatsServer(tmp_path)
     server.start()
     yield server
@@ -72,7 +72,9 @@ async def bus(nats_server: NatsServer) -> JetStreamBus:
         yield bus
 
 
-async def test_connecting_to_no_server_fails_at_once_and_says_where(tmp_path: Path) -> None:
+async def test_connecting_without_server_fails_immediately_and_names_the_url(
+    tmp_path: Path,
+) -> None:
     url = NatsServer(tmp_path).url  # never started
 
     async with asyncio.timeout(2):
@@ -82,7 +84,7 @@ async def test_connecting_to_no_server_fails_at_once_and_says_where(tmp_path: Pa
     assert "refused" in str(failed.value).lower() or "connect" in str(failed.value).lower()
 
 
-async def test_who_is_asked_to_wait_for_a_server_waits(tmp_path: Path) -> None:
+async def test_connect_can_wait_for_a_server(tmp_path: Path) -> None:
     server = NatsServer(tmp_path)
     waiting = asyncio.ensure_future(connect(server.url, wait=True))
     with pytest.raises(Unavailable):
@@ -97,7 +99,7 @@ async def test_who_is_asked_to_wait_for_a_server_waits(tmp_path: Path) -> None:
         server.stop()
 
 
-async def test_who_waits_for_a_server_says_so_at_once_and_then_now_and_then(
+async def test_waiting_for_a_server_is_logged_at_once_and_then_at_intervals(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tries: asyncio.Queue[None] = asyncio.Queue()
@@ -125,13 +127,13 @@ async def test_who_waits_for_a_server_says_so_at_once_and_then_now_and_then(
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
 
-async def test_wrong_credentials_are_refused_and_said_so(guarded: NatsServer, boss: Bus) -> None:
+async def test_wrong_credentials_are_refused(guarded: NatsServer, boss: Bus) -> None:
     async with asyncio.timeout(2):
         with pytest.raises(Refused, match="credentials"):
             await connect(guarded.url.replace("nats://", "nats://boss:wrong@"), wait=True)
 
 
-async def test_a_seed_is_proof_enough_itself_or_in_a_file(tmp_path: Path) -> None:
+async def test_a_seed_is_accepted_as_text_or_in_a_file(tmp_path: Path) -> None:
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
     public = nkeys.from_seed(bytearray(seed)).public_key.decode()
     file = tmp_path / "role.nk"
@@ -149,7 +151,7 @@ async def test_a_seed_is_proof_enough_itself_or_in_a_file(tmp_path: Path) -> Non
         server.stop()
 
 
-async def test_serving_what_is_not_allowed_is_refused(guest: Bus) -> None:
+async def test_serving_without_permission_is_refused(guest: Bus) -> None:
     async def answer(_message: Message) -> bytes:
         return b""
 
@@ -159,7 +161,7 @@ async def test_serving_what_is_not_allowed_is_refused(guest: Bus) -> None:
         await guest.respond("denied.raw", "q", answer)
 
 
-async def test_publishing_what_is_not_allowed_is_refused_at_once(
+async def test_publishing_without_permission_is_refused_immediately(
     guest: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with asyncio.timeout(2):
@@ -184,7 +186,7 @@ async def test_a_denial_fails_the_request_that_was_denied_and_no_other(guest: Bu
     assert request.reply
 
 
-async def test_sending_what_is_not_allowed_is_logged_as_an_error(
+async def test_sending_without_permission_is_logged_as_an_error(
     guest: Bus, caplog: pytest.LogCaptureFixture
 ) -> None:
     await guest.send("not.allowed", b"")
@@ -193,7 +195,7 @@ async def test_sending_what_is_not_allowed_is_logged_as_an_error(
     assert any(r.levelno == logging.ERROR and "not.allowed" in r.message for r in caplog.records)
 
 
-async def test_subscribing_to_what_is_not_allowed_is_refused(guest: Bus) -> None:
+async def test_subscribing_without_permission_is_refused(guest: Bus) -> None:
     with pytest.raises(Refused):
         async with guest.subscribe("Not.Allowed.>"):
             pass
@@ -201,19 +203,21 @@ async def test_subscribing_to_what_is_not_allowed_is_refused(guest: Bus) -> None
         pass
 
 
-async def test_pulling_what_is_not_allowed_is_refused(guest: Bus) -> None:
+async def test_pulling_without_permission_is_refused(guest: Bus) -> None:
     async with asyncio.timeout(2), guest.pull(Consumer("STREAM", "worker")) as pull:
         with pytest.raises(Refused):
             await pull.next(1)
 
 
-async def test_an_inbox_that_is_not_allowed_fails_requests_at_once(guarded: NatsServer) -> None:
+async def test_requests_fail_immediately_without_permission_for_the_inbox(
+    guarded: NatsServer,
+) -> None:
     async with await connect(as_user(guarded, "guest"), wait=True) as bus, asyncio.timeout(2):
         with pytest.raises(Refused):
             await bus.request("allowed.ask", b"", timeout=60)
 
 
-async def test_a_credential_that_is_taken_away_closes_the_bus_and_says_why(
+async def test_a_revoked_credential_closes_the_bus_with_the_reason(
     guarded: NatsServer, guest: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bus.nats_client.MAX_REJECTIONS", 2)
@@ -230,7 +234,7 @@ async def test_a_credential_that_is_taken_away_closes_the_bus_and_says_why(
     assert not guest.connected
 
 
-async def test_a_credential_that_expires_closes_the_bus_and_says_why(bus: JetStreamBus) -> None:
+async def test_an_expired_credential_closes_the_bus_with_the_reason(bus: JetStreamBus) -> None:
     async with bus.pull(Consumer("STREAM", "worker")) as pull:
         await bus._client._process_err("'user authentication expired'")
 
@@ -241,7 +245,7 @@ async def test_a_credential_that_expires_closes_the_bus_and_says_why(bus: JetStr
         await bus.publish("a", b"")
 
 
-async def test_more_than_the_server_takes_is_refused_and_the_connection_lives(
+async def test_a_message_above_the_payload_limit_is_refused_and_the_connection_stays(
     bus: JetStreamBus, prefix: str
 ) -> None:
     with pytest.raises(Refused):
@@ -251,7 +255,7 @@ async def test_more_than_the_server_takes_is_refused_and_the_connection_lives(
     assert bus.connected
 
 
-async def test_a_flush_that_was_cancelled_does_no_harm(bus: JetStreamBus) -> None:
+async def test_a_cancelled_flush_does_not_break_the_connection(bus: JetStreamBus) -> None:
     flushes = [asyncio.ensure_future(bus.flush()) for _ in range(3)]
     await asyncio.wait(flushes, return_when=asyncio.FIRST_COMPLETED)
     abandoned = asyncio.ensure_future(bus.flush())
@@ -265,7 +269,7 @@ async def test_a_flush_that_was_cancelled_does_no_harm(bus: JetStreamBus) -> Non
     assert bus.connected
 
 
-async def test_an_equal_declaration_changes_nothing(
+async def test_ensuring_an_unchanged_stream_does_not_update_it(
     bus: JetStreamBus, declare: Callable[..., Stream]
 ) -> None:
     stream = declare()
@@ -277,7 +281,7 @@ async def test_an_equal_declaration_changes_nothing(
             await updates.next(timeout=0.05)
 
 
-async def test_what_an_operator_added_to_a_stream_stays(
+async def test_an_update_keeps_what_an_operator_configured(
     bus: JetStreamBus, declare: Callable[..., Stream]
 ) -> None:
     stream = declare()
@@ -309,7 +313,7 @@ async def test_a_service_can_be_discovered(bus: JetStreamBus, prefix: str) -> No
     ]
 
 
-async def test_a_request_for_messages_that_was_lost_is_asked_again(
+async def test_a_lost_pull_request_is_repeated(
     bus: JetStreamBus,
     declare: Callable[..., Stream],
     prefix: str,
@@ -324,7 +328,7 @@ async def test_a_request_for_messages_that_was_lost_is_asked_again(
         waiting = asyncio.ensure_future(pull.next(1))
         await bus.flush()
         (source,) = pull._sources  # type: ignore[attr-defined]
-        # The server forgets the request when nobody listens to its inbox, and says nothing.
+        # Without a subscription to the inbox, the server drops the request silently.
         await bus._client._subs[source._subscription]._conn._send_unsubscribe(source._subscription)
         await bus.flush()
         handler = bus._client._handlers.pop(source._subscription)
@@ -339,16 +343,16 @@ async def test_a_request_for_messages_that_was_lost_is_asked_again(
 @pytest.mark.parametrize(
     ("status", "code"), [(503, 10008), (400, 10005), (500, 10118), (409, 10158), (429, 10167)]
 )
-def test_what_passes_by_itself_is_no_refusal(status: int, code: int) -> None:
-    """Of a cluster: an election, a missing server, a message that is just being stored."""
+def test_transient_errors_of_a_cluster_are_unavailable(status: int, code: int) -> None:
+    """For example an election, a missing server, or a message that is being stored at this moment."""
     error = APIError(code=status, err_code=code, description="not now")
 
     assert isinstance(bus_error(error, "S"), Unavailable)
     assert isinstance(bus_error(APIError(code=400, err_code=10054), "S"), Refused)
 
 
-async def stuck(bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> asyncio.Task[None]:
-    """Send more than the socket takes, for it takes no more; return who waits for it."""
+async def block_socket(bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> asyncio.Task[None]:
+    """Block the socket, send more than fits, and return the task that waits for the socket."""
     takes_no_more = asyncio.Event()
     monkeypatch.setattr(bus._client._transport, "drain", takes_no_more.wait)
 
@@ -362,11 +366,11 @@ async def stuck(bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> asyncio.T
     return flooding
 
 
-async def test_who_waits_for_the_socket_can_be_cancelled(
+async def test_waiting_for_the_socket_can_be_cancelled(
     bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nats-py waits without an end, and swallows the cancellation."""
-    flooding = await stuck(bus, monkeypatch)
+    """nats-py would wait without end and swallow the cancellation."""
+    flooding = await block_socket(bus, monkeypatch)
     flooding.cancel()
 
     await asyncio.wait({flooding}, timeout=5)
@@ -374,21 +378,21 @@ async def test_who_waits_for_the_socket_can_be_cancelled(
     assert flooding.cancelled()
 
 
-async def test_who_waits_for_the_socket_hears_that_the_connection_broke(
+async def test_waiting_for_the_socket_ends_when_the_connection_breaks(
     own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with await connect(own_server.url, wait=True) as bus:
-        flooding = await stuck(bus, monkeypatch)
+        flooding = await block_socket(bus, monkeypatch)
         own_server.stop()
 
         with pytest.raises(Unavailable):
             await asyncio.wait_for(flooding, 5)
 
 
-async def test_nothing_is_sent_until_all_have_heard_that_the_server_may_be_another(
+async def test_nothing_is_sent_before_the_callbacks_of_a_reconnect_have_run(
     own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nats-py counts as connected while it still subscribes again."""
+    """nats-py reports that it is connected while it still restores the subscriptions."""
     async with await connect(own_server.url, wait=True) as bus:
         heard, tried = asyncio.Event(), list[bool]()
         bus.on_reconnect(heard.set)

@@ -1,4 +1,4 @@
-"""What becomes of everything in hand when the server goes away and comes back."""
+"""Publishes, requests, pulls, subscriptions and services when the server stops and starts again."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ async def bus(own_world: World) -> Bus:
     return bus
 
 
-class Comings:
-    """Tells when the bus has come back."""
+class Reconnects:
+    """Waits for reconnects of a bus."""
 
     def __init__(self, bus: Bus) -> None:
         self._back = asyncio.Event()
         bus.on_reconnect(self._back.set)
 
-    async def back(self) -> None:
+    async def wait(self) -> None:
         await asyncio.wait_for(self._back.wait(), 10)
         self._back.clear()
 
 
-async def gone(bus: Bus) -> None:
-    """Wait until the bus knows: a request in flight fails then, or none can be sent."""
+async def wait_disconnected(bus: Bus) -> None:
+    """Wait until the bus has noticed that the server is away."""
     with suppress(Unavailable):
         while True:
             await bus.flush()
 
 
-async def test_what_is_published_during_an_outage_fails_and_is_not_sent_later(
+async def test_a_publish_during_an_outage_fails_and_is_not_sent_later(
     own_world: World, bus: Bus
 ) -> None:
-    comings = Comings(bus)
+    reconnects = Reconnects(bus)
     own_world.server.stop()
-    await gone(bus)
+    await wait_disconnected(bus)
 
     assert not bus.connected
     with pytest.raises(Unavailable):
@@ -61,7 +61,7 @@ async def test_what_is_published_during_an_outage_fails_and_is_not_sent_later(
         await bus.send("q.a", b"x")
 
     own_world.server.start()
-    await comings.back()
+    await reconnects.wait()
     assert bus.connected
     assert (await bus.publish("q.a", b"y")).sequence == 1
 
@@ -80,15 +80,15 @@ async def test_a_request_in_flight_fails_when_the_connection_breaks(
             await asyncio.wait_for(waiting, 5)
 
 
-async def test_a_pull_goes_on_after_an_outage(own_world: World, bus: Bus) -> None:
-    comings = Comings(bus)
+async def test_a_pull_continues_after_an_outage(own_world: World, bus: Bus) -> None:
+    reconnects = Reconnects(bus)
     async with bus.pull(WORKER) as pull:
         waiting = asyncio.ensure_future(pull.next(10))
         await bus.flush()
         own_world.server.stop()
-        await gone(bus)
+        await wait_disconnected(bus)
         own_world.server.start()
-        await comings.back()
+        await reconnects.wait()
 
         await bus.publish("q.a", b"x")
 
@@ -96,31 +96,33 @@ async def test_a_pull_goes_on_after_an_outage(own_world: World, bus: Bus) -> Non
         assert delivery.data == b"x"
 
 
-async def test_a_pull_begun_in_an_outage_waits_for_its_end(own_world: World, bus: Bus) -> None:
-    comings = Comings(bus)
+async def test_a_pull_that_starts_in_an_outage_waits_for_its_end(
+    own_world: World, bus: Bus
+) -> None:
+    reconnects = Reconnects(bus)
     async with bus.pull(WORKER) as pull:
         own_world.server.stop()
-        await gone(bus)
+        await wait_disconnected(bus)
         waiting = asyncio.ensure_future(pull.next(10))
         own_world.server.start()
-        await comings.back()
+        await reconnects.wait()
 
         await bus.publish("q.a", b"x")
 
         assert len(await asyncio.wait_for(waiting, 10)) == 1
 
 
-async def test_what_was_in_hand_before_an_outage_is_void(own_world: World, bus: Bus) -> None:
-    comings = Comings(bus)
+async def test_deliveries_from_before_an_outage_are_redelivered(own_world: World, bus: Bus) -> None:
+    reconnects = Reconnects(bus)
     for data in (b"in hand", b"in the buffer"):
         await bus.publish("q.a", data)
     async with bus.pull(WORKER) as pull:
         (in_hand,) = await pull.next(1)
         own_world.server.stop()
-        await gone(bus)
+        await wait_disconnected(bus)
         await in_hand.ack()
         own_world.server.start()
-        await comings.back()
+        await reconnects.wait()
         await in_hand.ack()
 
         seen: set[bytes] = set()
@@ -130,45 +132,48 @@ async def test_what_was_in_hand_before_an_outage_is_void(own_world: World, bus: 
     assert seen == {b"in hand", b"in the buffer"}
 
 
-async def test_a_subscription_goes_on_after_an_outage(own_world: World, bus: Bus) -> None:
-    comings = Comings(bus)
+async def test_a_subscription_continues_after_an_outage_and_reports_it(
+    own_world: World, bus: Bus
+) -> None:
+    reconnects = Reconnects(bus)
     async with bus.subscribe("news") as messages:
         own_world.server.stop()
-        await gone(bus)
+        await wait_disconnected(bus)
         own_world.server.start()
-        await comings.back()
+        await reconnects.wait()
 
         await bus.send("news", b"x")
 
+        assert await messages.next_or_reconnect() is None
         assert (await messages.next(timeout=5)).data == b"x"
 
 
-async def test_a_service_goes_on_after_an_outage(own_world: World, bus: Bus) -> None:
+async def test_a_service_continues_after_an_outage(own_world: World, bus: Bus) -> None:
     async def answer(_message: object) -> bytes:
         return b"here"
 
     await bus.serve("lasting", "1.0.0", "", {"rpc.last": answer})
     await bus.respond("raw.last", "q", answer)
-    comings = Comings(bus)
+    reconnects = Reconnects(bus)
     own_world.server.stop()
-    await gone(bus)
+    await wait_disconnected(bus)
     own_world.server.start()
-    await comings.back()
+    await reconnects.wait()
 
     for subject in ("rpc.last", "raw.last"):
         assert (await bus.request(subject, b"", timeout=5)).data == b"here"
 
 
-async def test_streams_outlast_an_outage_with_numbers_repeats_and_timers(
+async def test_streams_keep_sequences_and_message_ids_over_an_outage(
     own_world: World, bus: Bus
 ) -> None:
     before = await bus.ensure_stream(QUEUE)
     await bus.publish("q.a", b"1", message_id="m")
-    comings = Comings(bus)
+    reconnects = Reconnects(bus)
     own_world.server.stop()
-    await gone(bus)
+    await wait_disconnected(bus)
     own_world.server.start()
-    await comings.back()
+    await reconnects.wait()
 
     after = await bus.ensure_stream(QUEUE)
     assert (after.created, after.last) == (before.created, 1)
@@ -177,14 +182,14 @@ async def test_streams_outlast_an_outage_with_numbers_repeats_and_timers(
         await bus.publish("q.a", b"2", expected_last=0)
 
 
-async def test_a_memory_stream_is_another_one_after_an_outage(own_world: World, bus: Bus) -> None:
+async def test_an_outage_replaces_memory_streams(own_world: World, bus: Bus) -> None:
     presence = Stream(name="PRESENCE", subjects=["p.>"], storage=StorageType.MEMORY)
     before = await bus.ensure_stream(presence)
-    comings = Comings(bus)
+    reconnects = Reconnects(bus)
     own_world.server.stop()
-    await gone(bus)
+    await wait_disconnected(bus)
     own_world.server.start()
-    await comings.back()
+    await reconnects.wait()
 
     assert (await bus.ensure_stream(presence)).created != before.created
 
@@ -193,7 +198,7 @@ async def test_the_bus_can_be_closed_during_an_outage(own_world: World, bus: Bus
     async with bus.pull(WORKER) as pull:
         waiting = asyncio.ensure_future(pull.next(1))
         own_world.server.stop()
-        await gone(bus)
+        await wait_disconnected(bus)
 
         await asyncio.wait_for(bus.close(), 5)
 
@@ -201,10 +206,8 @@ async def test_the_bus_can_be_closed_during_an_outage(own_world: World, bus: Bus
             await waiting
 
 
-async def test_the_ids_of_messages_that_are_gone_are_forgotten_in_an_outage(
-    own_world: World, bus: Bus
-) -> None:
-    """So a job that was done comes again when it is published again after a restart."""
+async def test_a_restart_forgets_the_ids_of_deleted_messages(own_world: World, bus: Bus) -> None:
+    """So a finished job that is published again after a restart is delivered again."""
     await bus.publish("q.a", b"1", message_id="done")
     await bus.publish("q.b", b"2", message_id="kept")
     async with bus.pull(WORKER, prefetch=1) as pull:
@@ -212,18 +215,18 @@ async def test_the_ids_of_messages_that_are_gone_are_forgotten_in_an_outage(
         await first.ack()
         while await bus.get_last(QUEUE.name, "q.a") is not None:  # an ack has no answer to wait for
             pass
-    comings = Comings(bus)
+    reconnects = Reconnects(bus)
     own_world.server.stop()
-    await gone(bus)
+    await wait_disconnected(bus)
     own_world.server.start()
-    await comings.back()
+    await reconnects.wait()
 
     assert not (await bus.publish("q.a", b"1", message_id="done")).duplicate
     assert (await bus.publish("q.b", b"2", message_id="kept")).duplicate
 
 
-async def test_who_was_cut_off_takes_nothing_meanwhile(own_world: World, bus: Bus) -> None:
-    """A request for what comes next ends with its connection."""
+async def test_a_closed_bus_takes_no_messages(own_world: World, bus: Bus) -> None:
+    """A pull request ends with its connection."""
     other = await own_world.connect()
     async with bus.pull(WORKER) as pull:
         waiting = asyncio.ensure_future(pull.next(1))
@@ -243,7 +246,7 @@ NARROW = "jetstream {}\nmax_payload: 65536"
 
 
 @pytest.mark.parametrize("wait", [False, True])
-async def test_a_server_that_takes_small_messages_only_is_refused(
+async def test_a_server_with_a_small_payload_limit_is_refused(
     tmp_path: Path, *, wait: bool
 ) -> None:
     server = NatsServer(tmp_path, NARROW)
@@ -261,7 +264,9 @@ async def test_a_server_that_takes_small_messages_only_is_refused(
         server.stop()
 
 
-async def test_a_server_that_comes_back_narrower_is_left_in_words(tmp_path: Path) -> None:
+async def test_a_server_that_returns_with_a_small_payload_limit_closes_the_bus(
+    tmp_path: Path,
+) -> None:
     server = NatsServer(tmp_path)
     server.start()
     try:

@@ -1,4 +1,4 @@
-"""Messages that no stream keeps: subscriptions, requests and services, over both adapters."""
+"""Subscriptions, requests and services, with both adapters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from bus import Bus, Message, NoResponder, Refused, ServiceError, Unavailable
 
 
-async def test_a_subscription_is_certain_when_entered(bus: Bus, other: Bus, prefix: str) -> None:
+async def test_a_subscription_is_confirmed_when_its_context_is_entered(
+    bus: Bus, other: Bus, prefix: str
+) -> None:
     for n in range(20):
         async with bus.subscribe(f"{prefix}.{n}") as messages:
             await other.send(f"{prefix}.{n}", b"x", headers={"Own": "header"})
@@ -20,7 +22,7 @@ async def test_a_subscription_is_certain_when_entered(bus: Bus, other: Bus, pref
         assert message.headers == {"Own": "header"}
 
 
-async def test_wildcards_match_as_nats_says(bus: Bus, other: Bus, prefix: str) -> None:
+async def test_wildcards_match_as_in_nats(bus: Bus, other: Bus, prefix: str) -> None:
     async with bus.subscribe(f"{prefix}.*.b") as one, bus.subscribe(f"{prefix}.>") as rest:
         for subject in ("a.b", "a.b.c", "a.c", "end.b"):
             await other.send(f"{prefix}.{subject}", b"")
@@ -32,7 +34,7 @@ async def test_wildcards_match_as_nats_says(bus: Bus, other: Bus, prefix: str) -
     assert all_of_them == [f"{prefix}.{s}" for s in ("a.b", "a.b.c", "a.c", "end.b")]
 
 
-async def test_waiting_for_a_message_has_an_end(bus: Bus, prefix: str) -> None:
+async def test_next_raises_after_its_timeout(bus: Bus, prefix: str) -> None:
     async with bus.subscribe(prefix) as messages:
         with pytest.raises(TimeoutError):
             await messages.next(timeout=0.01)
@@ -40,7 +42,7 @@ async def test_waiting_for_a_message_has_an_end(bus: Bus, prefix: str) -> None:
         assert (await messages.next(timeout=5)).data == b"later"
 
 
-async def test_messages_are_read_in_order(bus: Bus, prefix: str) -> None:
+async def test_messages_arrive_in_order(bus: Bus, prefix: str) -> None:
     async with bus.subscribe(prefix) as messages:
         for n in range(5):
             await bus.send(prefix, str(n).encode())
@@ -54,7 +56,7 @@ async def test_messages_are_read_in_order(bus: Bus, prefix: str) -> None:
     assert seen == [b"0", b"1", b"2", b"3", b"4"]
 
 
-async def test_a_subscription_that_was_left_gets_nothing(bus: Bus, prefix: str) -> None:
+async def test_an_ended_subscription_receives_nothing(bus: Bus, prefix: str) -> None:
     async with bus.subscribe(prefix) as left:
         pass
     async with bus.subscribe(prefix) as entered:
@@ -65,14 +67,12 @@ async def test_a_subscription_that_was_left_gets_nothing(bus: Bus, prefix: str) 
         await left.next(timeout=0.01)
 
 
-async def test_a_request_that_nobody_serves_fails_at_once(bus: Bus, prefix: str) -> None:
+async def test_a_request_without_responder_fails_immediately(bus: Bus, prefix: str) -> None:
     with pytest.raises(NoResponder):
         await bus.request(prefix, b"", timeout=60)
 
 
-async def test_a_responder_gets_the_request_as_it_was_sent(
-    bus: Bus, other: Bus, prefix: str
-) -> None:
+async def test_a_responder_receives_data_and_headers(bus: Bus, other: Bus, prefix: str) -> None:
     async def echo(message: Message) -> bytes:
         return message.data + message.headers["Own"].encode() + message.subject.encode()
 
@@ -83,7 +83,7 @@ async def test_a_responder_gets_the_request_as_it_was_sent(
     assert answer.data == f"xy{prefix}.a".encode()
 
 
-async def test_a_responder_that_raises_stays_silent(
+async def test_a_responder_that_raises_sends_no_reply(
     bus: Bus, other: Bus, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(_message: Message) -> bytes:
@@ -96,7 +96,7 @@ async def test_a_responder_that_raises_stays_silent(
     assert "secret" in caplog.text
 
 
-async def test_each_request_goes_to_one_of_the_queue_group(
+async def test_each_request_goes_to_one_member_of_the_queue_group(
     bus: Bus, other: Bus, prefix: str
 ) -> None:
     asked = []
@@ -113,7 +113,7 @@ async def test_each_request_goes_to_one_of_the_queue_group(
     assert asked == [str(n).encode() for n in range(10)]
 
 
-async def test_requests_are_worked_on_side_by_side(bus: Bus, other: Bus, prefix: str) -> None:
+async def test_requests_are_processed_concurrently(bus: Bus, other: Bus, prefix: str) -> None:
     second = asyncio.Event()
 
     async def meet(message: Message) -> bytes:
@@ -132,9 +132,7 @@ async def test_requests_are_worked_on_side_by_side(bus: Bus, other: Bus, prefix:
     assert [answer.data for answer in answers] == [b"first", b"second"]
 
 
-async def test_a_service_answers_with_an_error_that_the_caller_can_act_on(
-    bus: Bus, other: Bus, prefix: str
-) -> None:
+async def test_the_error_of_a_service_reaches_the_caller(bus: Bus, other: Bus, prefix: str) -> None:
     async def refuse(_message: Message) -> bytes:
         raise ServiceError(403, "not yours")
 
@@ -146,7 +144,7 @@ async def test_a_service_answers_with_an_error_that_the_caller_can_act_on(
     assert (refused.value.code, refused.value.description) == (403, "not yours")
 
 
-async def test_a_bug_in_a_service_is_logged_and_told_to_nobody(
+async def test_an_exception_in_a_service_is_logged_but_not_disclosed(
     bus: Bus, other: Bus, prefix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(_message: Message) -> bytes:
@@ -161,7 +159,7 @@ async def test_a_bug_in_a_service_is_logged_and_told_to_nobody(
     assert "secret" in caplog.text
 
 
-async def test_a_service_that_leaves_says_so_to_those_who_wait(
+async def test_a_closing_service_replies_503_to_requests_in_progress(
     bus: Bus, other: Bus, prefix: str
 ) -> None:
     asked = asyncio.Event()
@@ -183,9 +181,7 @@ async def test_a_service_that_leaves_says_so_to_those_who_wait(
         await bus.request(f"{prefix}.hold", b"", timeout=5)
 
 
-async def test_what_was_sent_goes_out_before_the_bus_closes(
-    bus: Bus, other: Bus, prefix: str
-) -> None:
+async def test_closing_the_bus_sends_what_is_buffered(bus: Bus, other: Bus, prefix: str) -> None:
     async with other.subscribe(prefix) as messages:
         for _ in range(100):
             await bus.send(prefix, b"x" * 1000)
@@ -195,7 +191,9 @@ async def test_what_was_sent_goes_out_before_the_bus_closes(
             await messages.next(timeout=5)
 
 
-async def test_a_closed_bus_says_so_to_all_who_wait(bus: Bus, prefix: str) -> None:
+async def test_everything_that_waits_on_a_closed_bus_raises_unavailable(
+    bus: Bus, prefix: str
+) -> None:
     async with bus.subscribe(prefix) as messages:
         closed = asyncio.ensure_future(bus.wait_closed())
         waiting = asyncio.ensure_future(messages.next())
@@ -213,7 +211,7 @@ async def test_a_closed_bus_says_so_to_all_who_wait(bus: Bus, prefix: str) -> No
             pass
 
 
-async def test_what_is_no_subject_is_refused(bus: Bus) -> None:
+async def test_an_invalid_subject_is_refused(bus: Bus) -> None:
     for subject in ("", "a b", "a\r\nPING"):
         with pytest.raises(Refused):
             await bus.send(subject, b"")

@@ -1,4 +1,4 @@
-"""What a stream takes in, keeps and lets go, held against both adapters."""
+"""Streams: publishing, batches, limits, direct gets, schedules and TTLs, with both adapters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def soon(seconds: float = 0.3) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-async def test_every_declared_stream_and_consumer_can_be_made_and_stays_the_same(
+async def test_all_streams_and_consumers_can_be_created_and_ensured_again(
     own_world: World,
 ) -> None:
     bus = await own_world.connect()
@@ -34,9 +34,7 @@ async def test_every_declared_stream_and_consumer_can_be_made_and_stays_the_same
     assert first == second
 
 
-async def test_a_message_is_stored_under_the_next_number(
-    bus: Bus, declare: Declare, prefix: str
-) -> None:
+async def test_a_message_gets_the_next_sequence(bus: Bus, declare: Declare, prefix: str) -> None:
     stream = declare()
     await bus.ensure_stream(stream)
 
@@ -46,7 +44,7 @@ async def test_a_message_is_stored_under_the_next_number(
     assert (await bus.ensure_stream(stream)).last == 2
 
 
-async def test_the_clock_of_a_stream_is_its_servers(bus: Bus, declare: Declare) -> None:
+async def test_server_time_is_the_clock_of_the_streams_server(bus: Bus, declare: Declare) -> None:
     stream = declare()
     with pytest.raises(Unavailable):
         await bus.server_time(stream.name)
@@ -58,7 +56,7 @@ async def test_the_clock_of_a_stream_is_its_servers(bus: Bus, declare: Declare) 
     assert abs(datetime.now(UTC) - shown[-1]) < timedelta(seconds=60)
 
 
-async def test_starters_at_the_same_moment_make_one_stream(
+async def test_concurrent_processes_create_one_stream(
     bus: Bus, other: Bus, declare: Declare
 ) -> None:
     stream = declare()
@@ -68,7 +66,7 @@ async def test_starters_at_the_same_moment_make_one_stream(
     assert len({info.created for info in infos}) == 1
 
 
-async def test_a_changed_declaration_is_brought_to_the_stream(
+async def test_ensuring_a_changed_stream_updates_it(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     before = await bus.ensure_stream(declare())
@@ -81,16 +79,14 @@ async def test_a_changed_declaration_is_brought_to_the_stream(
         await bus.publish(f"{prefix}.a", b"x" * 200)
 
 
-async def test_a_declaration_that_cannot_be_brought_about_is_refused(
-    bus: Bus, declare: Declare
-) -> None:
+async def test_an_impossible_update_of_a_stream_is_refused(bus: Bus, declare: Declare) -> None:
     await bus.ensure_stream(declare())
 
     with pytest.raises(Refused):
         await bus.ensure_stream(declare(storage=StorageType.MEMORY))
 
 
-async def test_a_repeat_within_the_window_is_a_duplicate(
+async def test_a_repeated_message_id_within_the_window_is_a_duplicate(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare())
@@ -102,7 +98,7 @@ async def test_a_repeat_within_the_window_is_a_duplicate(
     assert await bus.get_last(prefix.upper(), f"{prefix}.b") is None
 
 
-async def test_an_outdated_expectation_is_a_conflict_that_tells_what_stands(
+async def test_an_outdated_expected_sequence_is_a_conflict_with_the_actual_one(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare())
@@ -117,7 +113,7 @@ async def test_an_outdated_expectation_is_a_conflict_that_tells_what_stands(
     assert (await bus.get_last(prefix.upper(), f"{prefix}.a")).data == b"2"  # type: ignore[union-attr]
 
 
-async def test_the_expectation_is_checked_before_the_repeat(
+async def test_the_expected_sequence_is_checked_before_the_message_id(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare())
@@ -127,12 +123,12 @@ async def test_the_expectation_is_checked_before_the_repeat(
         await bus.publish(f"{prefix}.a", b"1", message_id="m", expected_last=0)
 
 
-async def test_what_no_stream_takes_is_unavailable(bus: Bus, prefix: str) -> None:
+async def test_publishing_to_a_subject_without_stream_is_unavailable(bus: Bus, prefix: str) -> None:
     with pytest.raises(Unavailable):
         await bus.publish(f"{prefix}.a", b"x")
 
 
-async def test_what_is_too_large_with_its_headers_is_refused(
+async def test_headers_count_towards_the_size_limit(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare(max_msg_size=100))
@@ -141,7 +137,7 @@ async def test_what_is_too_large_with_its_headers_is_refused(
         await bus.publish(f"{prefix}.a", b"x" * 80, headers={"H": "y" * 80})
 
 
-async def test_a_full_stream_that_discards_the_new_keeps_what_it_has(
+async def test_a_full_stream_that_discards_new_messages_keeps_the_old_ones(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare(max_bytes=1000, discard=DiscardPolicy.NEW))
@@ -153,7 +149,7 @@ async def test_a_full_stream_that_discards_the_new_keeps_what_it_has(
     assert await bus.get_last(prefix.upper(), f"{prefix}.a") is not None
 
 
-async def test_a_full_stream_that_discards_the_old_forgets_the_oldest(
+async def test_a_full_stream_that_discards_old_messages_drops_the_oldest(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare(max_bytes=1000))
@@ -166,7 +162,7 @@ async def test_a_full_stream_that_discards_the_old_forgets_the_oldest(
 
 
 @pytest.mark.parametrize("power", [{"Nats-TTL": "1s"}, {"Nats-Rollup": "sub"}])
-async def test_headers_have_no_power_over_a_stream_that_does_not_grant_it(
+async def test_a_stream_ignores_instructions_in_headers_unless_enabled(
     bus: Bus, declare: Declare, prefix: str, power: dict[str, str]
 ) -> None:
     await bus.ensure_stream(declare())
@@ -175,7 +171,7 @@ async def test_headers_have_no_power_over_a_stream_that_does_not_grant_it(
         await bus.publish(f"{prefix}.a", b"x", headers=power)
 
 
-async def test_schedules_are_refused_where_they_are_not_granted(
+async def test_schedules_are_refused_unless_enabled(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare())
@@ -184,7 +180,7 @@ async def test_schedules_are_refused_where_they_are_not_granted(
         await bus.schedule(f"{prefix}.arm", f"{prefix}.fired", soon(), b"x")
 
 
-async def test_what_would_be_a_command_to_the_server_is_refused(
+async def test_protocol_injection_by_subject_or_header_is_refused(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare())
@@ -195,7 +191,7 @@ async def test_what_would_be_a_command_to_the_server_is_refused(
         await bus.publish(f"{prefix}.a", b"", headers={"A: b\r\nC": "d"})
 
 
-async def test_a_line_break_in_a_header_does_not_make_another_header(
+async def test_a_line_break_in_a_header_value_adds_no_header(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare())
@@ -205,7 +201,9 @@ async def test_a_line_break_in_a_header_does_not_make_another_header(
     assert set((await bus.get_last(prefix.upper(), f"{prefix}.a")).headers) == {"A"}  # type: ignore[union-attr]
 
 
-async def test_one_per_subject_keeps_the_last(bus: Bus, declare: Declare, prefix: str) -> None:
+async def test_a_limit_of_one_per_subject_keeps_the_last_message(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
     await bus.ensure_stream(declare(max_msgs_per_subject=1))
 
     for data in (b"1", b"2"):
@@ -216,7 +214,7 @@ async def test_one_per_subject_keeps_the_last(bus: Bus, declare: Declare, prefix
     assert (only.sequence, only.data) == (2, b"2")
 
 
-async def test_direct_get_tells_the_last_message_as_it_was_published(
+async def test_get_last_returns_the_message_as_published(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare())
@@ -231,7 +229,7 @@ async def test_direct_get_tells_the_last_message_as_it_was_published(
     assert not last.is_delete_marker
 
 
-async def test_direct_get_of_what_is_not_there_is_none(
+async def test_a_direct_get_of_a_missing_message_is_none(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare())
@@ -240,12 +238,12 @@ async def test_direct_get_of_what_is_not_there_is_none(
     assert await bus.get_next(prefix.upper(), f"{prefix}.a", 0) is None
 
 
-async def test_direct_get_of_no_stream_is_unavailable(bus: Bus, prefix: str) -> None:
+async def test_a_direct_get_from_a_missing_stream_is_unavailable(bus: Bus, prefix: str) -> None:
     with pytest.raises(Unavailable):
         await bus.get_last(prefix.upper(), f"{prefix}.a")
 
 
-async def test_a_subject_can_be_read_message_by_message(
+async def test_get_next_reads_a_subject_message_by_message(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare())
@@ -260,7 +258,7 @@ async def test_a_subject_can_be_read_message_by_message(
 
 
 @pytest.mark.parametrize("how_many", [3, 1000])
-async def test_many_are_stored_at_once_and_in_order(
+async def test_a_batch_is_stored_in_order(
     bus: Bus, declare: Declare, prefix: str, how_many: int
 ) -> None:
     stream = declare(allow_atomic=True)
@@ -274,7 +272,7 @@ async def test_many_are_stored_at_once_and_in_order(
     assert (await bus.get_last(stream.name, f"{prefix}.{how_many - 1}")).sequence == how_many  # type: ignore[union-attr]
 
 
-async def test_several_of_a_subject_follow_each_other_where_the_first_is_expected(
+async def test_in_a_batch_only_the_first_message_of_a_subject_needs_an_expected_sequence(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare(allow_atomic=True, max_msgs_per_subject=1)
@@ -302,7 +300,7 @@ async def test_several_of_a_subject_follow_each_other_where_the_first_is_expecte
         BatchMessage("x", b"", expected_last=7),
     ],
 )
-async def test_all_or_none_are_stored(
+async def test_a_batch_is_stored_completely_or_not_at_all(
     bus: Bus, declare: Declare, prefix: str, bad: BatchMessage
 ) -> None:
     stream = declare(allow_atomic=True)
@@ -316,7 +314,7 @@ async def test_all_or_none_are_stored(
     assert await bus.get_last(stream.name, f"{prefix}.0") is None
 
 
-async def test_timers_are_armed_at_once(bus: Bus, declare: Declare, prefix: str) -> None:
+async def test_a_batch_may_hold_schedules(bus: Bus, declare: Declare, prefix: str) -> None:
     stream = declare(allow_atomic=True, allow_msg_schedules=True)
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
@@ -337,7 +335,7 @@ async def test_timers_are_armed_at_once(bus: Bus, declare: Declare, prefix: str)
     assert seen == {f"{prefix}.fired.{n}" for n in range(20)}
 
 
-async def test_a_stream_that_takes_no_batches_takes_none(
+async def test_a_batch_to_a_stream_without_batches_is_not_stored(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare()
@@ -347,7 +345,7 @@ async def test_a_stream_that_takes_no_batches_takes_none(
     assert await bus.get_last(stream.name, f"{prefix}.0") is None
 
 
-async def test_a_subscriber_of_a_streams_subject_sees_also_what_was_refused(
+async def test_a_plain_subscriber_also_receives_messages_that_the_stream_refused(
     bus: Bus, other: Bus, declare: Declare, prefix: str
 ) -> None:
     await bus.ensure_stream(declare())
@@ -358,7 +356,7 @@ async def test_a_subscriber_of_a_streams_subject_sees_also_what_was_refused(
         assert (await messages.next(timeout=5)).data == b"refused"
 
 
-async def test_only_what_was_stored_is_republished_with_its_place(
+async def test_only_stored_messages_are_republished_with_their_sequence(
     bus: Bus, other: Bus, prefix: str
 ) -> None:
     rule = RePublish(f"{prefix}.in.*.*", f"{prefix}.ui.{{{{wildcard(2)}}}}.{{{{wildcard(1)}}}}")
@@ -379,7 +377,7 @@ async def test_only_what_was_stored_is_republished_with_its_place(
     assert second.data == b"2"
 
 
-async def test_a_scheduled_message_is_stored_on_its_target_when_its_time_comes(
+async def test_a_scheduled_message_is_stored_on_its_target_at_its_time(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare(allow_msg_schedules=True)
@@ -403,7 +401,7 @@ async def test_a_scheduled_message_is_stored_on_its_target_when_its_time_comes(
     assert await bus.get_last(stream.name, f"{prefix}.arm.a") is None
 
 
-async def test_a_schedule_replaces_the_one_before_on_its_subject(
+async def test_a_schedule_replaces_the_earlier_one_on_its_subject(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare(allow_msg_schedules=True)
@@ -420,7 +418,7 @@ async def test_a_schedule_replaces_the_one_before_on_its_subject(
     assert [delivery.data for delivery in deliveries] == [b"second", b"other"]
 
 
-async def test_a_schedule_in_the_past_fires_at_once(
+async def test_a_schedule_in_the_past_fires_immediately(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare(allow_msg_schedules=True)
@@ -435,7 +433,7 @@ async def test_a_schedule_in_the_past_fires_at_once(
     assert delivery.data == b"late"
 
 
-async def test_a_message_with_a_time_to_live_leaves_a_mark_when_it_goes(
+async def test_an_expired_message_leaves_a_delete_marker(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare(
@@ -460,7 +458,9 @@ async def test_a_message_with_a_time_to_live_leaves_a_mark_when_it_goes(
     assert last.is_delete_marker
 
 
-async def test_a_renewed_message_leaves_no_mark(bus: Bus, declare: Declare, prefix: str) -> None:
+async def test_a_replaced_message_leaves_no_delete_marker(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
     stream = declare(
         storage=StorageType.MEMORY,
         max_msgs_per_subject=1,

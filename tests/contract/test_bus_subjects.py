@@ -1,4 +1,4 @@
-"""Subjects are put together and taken apart in one place."""
+"""Subjects: building, parsing and matching, and the streams to which they belong."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_fired_timer_belongs_to_the_stream_and_the_consumer_of_timers() -> Non
     assert subjects.parse_timer_fired(fired) == ("c", "deadline")
 
 
-def test_a_pool_has_a_consumer_of_its_own() -> None:
+def test_each_pool_has_its_own_consumer() -> None:
     consumer = pool_consumer("local")
 
     assert (consumer.name, consumer.filter) == ("pool-local", "workspaced.job.local")
@@ -45,7 +45,7 @@ def test_a_pool_has_a_consumer_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tool", "provisioner", "agent"])
-def test_an_inbound_subject_is_read_as_it_was_made(kind: str) -> None:
+def test_an_inbound_subject_is_parsed_into_its_parts(kind: str) -> None:
     assert subjects.parse_inbound(subjects.inbound(kind, "c", "s")) == Inbound(kind, "c", "s")
 
 
@@ -53,11 +53,11 @@ def test_an_inbound_subject_is_read_as_it_was_made(kind: str) -> None:
     "subject",
     ["workspaced.in.tool.c", "workspaced.in.tool.c.s.x", "workspaced.in.other.c.s", "x"],
 )
-def test_what_is_not_inbound_is_not_read(subject: str) -> None:
+def test_other_subjects_are_not_parsed_as_inbound(subject: str) -> None:
     assert subjects.parse_inbound(subject) is None
 
 
-def test_a_sign_of_life_names_its_agent() -> None:
+def test_a_heartbeat_subject_names_its_agent() -> None:
     assert subjects.parse_presence(subjects.presence("c", "a")) == ("c", "a")
 
 
@@ -74,5 +74,5 @@ def test_a_sign_of_life_names_its_agent() -> None:
         ("a.b", "a", False),
     ],
 )
-def test_wildcards_match_as_nats_says(pattern: str, subject: str, expected: bool) -> None:
+def test_wildcards_match_as_in_nats(pattern: str, subject: str, expected: bool) -> None:
     assert subjects.matches(pattern, subject) is expected

@@ -1,4 +1,4 @@
-"""The port inside this process: deterministic, and fast, for simulations and unit tests."""
+"""An in-memory adapter of the port `bus.Bus`: deterministic and fast, for simulations and unit tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Self
 
+from typing_extensions import override
+
 from bus import (
     BatchMessage,
+    Bus,
     BusError,
     Message,
     PubAck,
@@ -32,16 +35,16 @@ from tests.doubles.memory_server import MemoryServer
 from tests.doubles.memory_stream import MemoryStream
 
 
-class MemoryBus:
-    """A connection to a `MemoryServer`; see `bus.Bus` for what each method promises."""
+class MemoryBus(Bus):
+    """A connection to a `MemoryServer`; `bus.Bus` documents the methods of the port."""
 
     def __init__(self, server: MemoryServer) -> None:
         self._server = server
-        self._gone: Future[str] = asyncio.get_running_loop().create_future()
+        self._closed_reason: Future[str] = asyncio.get_running_loop().create_future()
         self._requests = MemoryRequests(server)
-        self._inboxes: list[MessageQueue] = []
+        self._queues: list[MessageQueue] = []
         self._pulls: list[MemoryPull] = []
-        self._on_back: list[Callable[[], None]] = []
+        self._on_reconnect: list[Callable[[], None]] = []
         server.attach(self)
 
     async def __aenter__(self) -> Self:
@@ -52,9 +55,9 @@ class MemoryBus:
 
     # -- streams and consumers -----------------------------------------------------------------
 
+    @override
     async def ensure_stream(self, stream: Stream) -> StreamInfo:
-        """Make the stream, or bring it up to its declaration."""
-        await self._turn()
+        await self._round_trip()
         server = self._server
         there = server.streams.get(stream.name)
         if there is None:
@@ -69,9 +72,9 @@ class MemoryBus:
         there.declared = stream
         return there.info()
 
+    @override
     async def ensure_consumer(self, consumer: Consumer) -> None:
-        """Make the durable consumer, or bring it up to its declaration."""
-        await self._turn()
+        await self._round_trip()
         stream = self._server.stream(consumer.stream)
         there = stream.consumers.get(consumer.name)
         if there is None:
@@ -79,23 +82,24 @@ class MemoryBus:
         else:
             there.declared = consumer
 
+    @override
     async def delete_consumer(self, consumer: Consumer) -> None:
-        """Forget the durable consumer and its place in the stream."""
-        await self._turn()
+        await self._round_trip()
         self._server.delete_consumer(consumer)
 
+    @override
     async def num_pending(self, consumer: Consumer) -> int:
-        """Return how many messages nobody has taken yet."""
-        await self._turn()
+        await self._round_trip()
         return self._server.num_pending(consumer)
 
     def consumer(self, consumer: Consumer) -> MemoryConsumer | None:
-        """Return the durable consumer, if it is there."""
+        """Return the durable consumer, or None."""
         stream = self._server.streams.get(consumer.stream)
         return stream.consumers.get(consumer.name) if stream else None
 
-    # -- messages that are stored --------------------------------------------------------------
+    # -- stored messages -----------------------------------------------------------------------
 
+    @override
     async def publish(
         self,
         subject: str,
@@ -106,19 +110,19 @@ class MemoryBus:
         expected_last: int | None = None,
         ttl: float | None = None,
     ) -> PubAck:
-        """Store a message in the stream of `subject`, and wait for the word that it is."""
         fields = messages.publish_headers(headers, message_id, expected_last, ttl)
         return await self._store(subject, data, fields)
 
+    @override
     async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
-        """Store messages of one stream at once, all or none."""
-        await self._turn()
+        await self._round_trip()
         for message in messages:
             self._server.deliver(Message(message.subject, message.data, message.all_headers()))
         stream = self._server.stream_of(messages[0].subject)
         acks = None if stream is None else stream.publish_batch(messages)
-        return acks if await self._requests.answered() else None
+        return acks if await self._requests.confirmed() else None
 
+    @override
     async def schedule(
         self,
         subject: str,
@@ -128,29 +132,28 @@ class MemoryBus:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> PubAck:
-        """Store a message that makes the server store `data` on `target` at `at`."""
         return await self._store(subject, data, messages.schedule_headers(headers, target, at))
 
+    @override
     async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
-        """Direct get: the subject's last message, or None."""
-        await self._turn()
+        await self._round_trip()
         return self._direct(stream).last_of(subject)
 
+    @override
     async def get_next(self, stream: str, subject: str, after: int) -> StoredMessage | None:
-        """Direct get: the subject's first message with a sequence above `after`, or None."""
-        await self._turn()
+        await self._round_trip()
         return self._direct(stream).get_next(subject, after)
 
+    @override
     async def server_time(self, stream: str) -> datetime:
-        """Return what the server's clock shows."""
-        await self._turn()
+        await self._round_trip()
         self._server.stream(stream)
         return datetime.fromtimestamp(self._server.clock.now(), UTC)
 
+    @override
     @asynccontextmanager
     async def pull(self, *consumers: Consumer, prefetch: int = 256) -> AsyncIterator[Pull]:
-        """Take from durable consumers."""
-        self.check_open()
+        self.raise_if_closed()
         pull = MemoryPull(self, consumers, prefetch)
         self._pulls.append(pull)
         try:
@@ -160,14 +163,14 @@ class MemoryBus:
             await pull.release()
 
     async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
-        await self._turn()
+        await self._round_trip()
         check(subject)
         stream = self._server.stream_of(subject)
         self._server.deliver(Message(subject, data, fields))
         if stream is None:
             raise Unavailable(f"no stream answers on {subject}")
         ack = stream.store(subject, data, fields)
-        await self._requests.trip()
+        await self._requests.travel()
         return ack
 
     def _direct(self, name: str) -> MemoryStream:
@@ -176,13 +179,13 @@ class MemoryBus:
             raise Unavailable(f"no stream answers on $JS.API.DIRECT.GET.{name}")
         return stream
 
-    # -- messages that are not -----------------------------------------------------------------
+    # -- messages that are not stored -----------------------------------------------------------------
 
+    @override
     async def send(
         self, subject: str, data: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Publish without waiting for anybody."""
-        await self._turn()
+        await self._round_trip()
         check(subject)
         fields = dict(headers) if headers else {}
         self._server.deliver(Message(subject, data, fields))
@@ -191,23 +194,24 @@ class MemoryBus:
             with suppress(BusError):
                 stream.store(subject, data, fields)
 
+    @override
     async def flush(self) -> None:
-        """Return when the server has taken all that was sent."""
-        await self._turn()
+        await self._round_trip()
 
+    @override
     @asynccontextmanager
     async def subscribe(self, subject: str) -> AsyncIterator[Subscription]:
-        """Subscribe, for certain, before the context is entered."""
-        await self._turn()
-        inbox = MessageQueue(subject, self._server.clock.call_later)
-        interest = self._requests.listen(subject, "", inbox.put)
-        self._inboxes.append(inbox)
+        await self._round_trip()
+        queue = MessageQueue(subject, self._server.clock.call_later)
+        interest = self._requests.listen(subject, "", queue.put)
+        self._queues.append(queue)
         try:
-            yield inbox
+            yield queue
         finally:
-            self._inboxes.remove(inbox)
+            self._queues.remove(queue)
             self._requests.unlisten(interest)
 
+    @override
     async def request(
         self,
         subject: str,
@@ -216,92 +220,91 @@ class MemoryBus:
         timeout: float,  # the port's
         headers: Mapping[str, str] | None = None,
     ) -> Message:
-        """Ask and wait."""
-        await self._turn()
+        await self._round_trip()
         return await self._requests.ask(subject, data, headers, timeout)
 
+    @override
     async def respond(self, subject: str, queue: str, responder: Responder) -> None:
-        """Answer requests on `subject`, one of the queue group each, until the bus is closed."""
-        await self._turn()
+        await self._round_trip()
         self._requests.answer(subject, queue, responder)
 
+    @override
     async def serve(
         self, name: str, version: str, description: str, endpoints: Mapping[str, Responder]
     ) -> None:
-        """Answer as a micro service does; its discovery subjects are not served."""
         del name, version, description
-        await self._turn()
+        await self._round_trip()
         for subject, responder in endpoints.items():
             self._requests.answer_as_service(subject, responder)
 
+    @override
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Call `callback` after each reconnect."""
-        self._on_back.append(callback)
+        self._on_reconnect.append(callback)
 
     @property
+    @override
     def connected(self) -> bool:
-        """Whether a server is there now."""
-        return self._server.up and not self._gone.done()
+        return self._server.up and not self._closed_reason.done()
 
     @property
     def run(self) -> int:
-        """Which start of the server it is connected to."""
+        """Number of the server start that it is connected to."""
         return self._server.run
 
-    def check_open(self) -> None:
+    def raise_if_closed(self) -> None:
         """Raise Unavailable when the bus is closed."""
-        if self._gone.done():
-            raise Unavailable(self._gone.result() or "the bus is closed")
+        if self._closed_reason.done():
+            raise Unavailable(self._closed_reason.result() or "the bus is closed")
 
+    @override
     async def wait_closed(self) -> str:
-        """Wait until the bus is closed for good, and return why."""
-        return await asyncio.shield(self._gone)
+        return await asyncio.shield(self._closed_reason)
 
+    @override
     async def close(self) -> None:
-        """Leave, after what was sent has gone out."""
         await self._requests.cancel()
         self.end("")
 
     def end(self, reason: str) -> None:
-        """Be closed for good, as by the server when a credential expires."""
-        if self._gone.done():
+        """Close for good, as the server does when a credential expires."""
+        if self._closed_reason.done():
             return
-        self._gone.set_result(reason)
+        self._closed_reason.set_result(reason)
         self._server.detach(self)
         self._requests.unlisten_all()
-        for inbox in self._inboxes:
-            inbox.close()
-        self.lost()
-        self.look_again()
+        for queue in self._queues:
+            queue.close()
+        self.disconnected()
+        self.wake_pulls()
 
-    # -- what the server tells -----------------------------------------------------------------
+    # -- called by the server ---------------------------------------------------------------------
 
-    def lost(self) -> None:
-        """Void all that belonged to the connection as it was."""
+    def disconnected(self) -> None:
+        """Discard everything that belonged to the lost connection."""
         self._requests.fail_all()
         for pull in self._pulls:
-            pull.void()
+            pull.reset()
 
-    def back(self) -> None:
-        """Tell everybody that there is a server again."""
-        self.look_again()
-        for inbox in self._inboxes:
-            inbox.put_reconnect()
-        for callback in self._on_back:
+    def reconnected(self) -> None:
+        """Report the reconnect to pulls, subscriptions and callbacks."""
+        self.wake_pulls()
+        for queue in self._queues:
+            queue.put_reconnect()
+        for callback in self._on_reconnect:
             callback()
 
-    def look_again(self) -> None:
-        """Let those who pull see what has changed."""
+    def wake_pulls(self) -> None:
+        """Make every waiting pull look for messages again."""
         for pull in self._pulls:
             pull.wake()
 
-    async def _turn(self) -> None:
-        """Let everybody else have a turn, as a round trip would; nothing is kept for a reconnect."""
+    async def _round_trip(self) -> None:
+        """Let other tasks run, as a round trip to a server would. Raises Unavailable when disconnected."""
         self._check_connected()
-        await self._requests.trip()
+        await self._requests.travel()
         self._check_connected()
 
     def _check_connected(self) -> None:
-        self.check_open()
+        self.raise_if_closed()
         if not self.connected:
             raise Unavailable("not connected")

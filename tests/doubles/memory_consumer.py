@@ -1,4 +1,4 @@
-"""A durable consumer in this process: who gets which message, and which ones come again."""
+"""A durable consumer in memory: delivery, acks and redelivery."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nats.js.api import RetentionPolicy
+from typing_extensions import override
 
-from bus import Delivery, NoConsumer, StoredMessage
+from bus import Delivery, NoConsumer, Pull, StoredMessage
 from bus.streams import Consumer
 from bus.subjects import matches
 from bus.subscription import Timer
@@ -29,23 +30,23 @@ class MemoryConsumer:
         self._clock = clock
         self._next = 1
         self._unacked: dict[int, float] = {}
-        """When each comes again, the soonest first."""
-        self._again: deque[int] = deque()
+        """Time of redelivery by sequence, in order of time."""
+        self._to_redeliver: deque[int] = deque()
         self._waiting: deque[MemoryPull] = deque()
         self._timer: Timer | None = None
 
     def take(self) -> StoredMessage | None:
-        """Hand out the next message: those that come again first."""
+        """Return the next message, those to redeliver first, or None."""
         if len(self._unacked) >= self.declared.max_ack_pending:
             return None
-        message = self._next_again() or self._next_new()
+        message = self._next_redelivery() or self._next_new()
         if message is not None:
             self._unacked[message.sequence] = self._clock.now() + self.declared.ack_wait
             self._watch()
         return message
 
     def num_pending(self) -> int:
-        """Count the messages that nobody has taken yet."""
+        """Count the messages that were not delivered yet."""
         wanted = self.declared.filter
         return sum(
             sequence >= self._next and (not wanted or matches(wanted, message.subject))
@@ -53,7 +54,7 @@ class MemoryConsumer:
         )
 
     def offer(self) -> None:
-        """Hand out what is there to those who wait, in turn."""
+        """Give available messages to the waiting pulls, in turn."""
         for _ in range(len(self._waiting)):
             if self._waiting[0].hungry:
                 break
@@ -63,45 +64,45 @@ class MemoryConsumer:
             self._waiting.rotate(-1)
 
     def wait(self, pull: MemoryPull) -> None:
-        """Add one to those who wait."""
+        """Add a waiting pull."""
         self._waiting.append(pull)
 
-    def wait_no_more(self, pull: MemoryPull) -> None:
-        """Take one from those who wait."""
+    def stop_waiting(self, pull: MemoryPull) -> None:
+        """Remove a waiting pull."""
         self._waiting.remove(pull)
 
-    def acked(self, sequence: int) -> None:
-        """Never deliver it again."""
+    def ack(self, sequence: int) -> None:
+        """Process an ack."""
         if self._unacked.pop(sequence, None) is None:
-            if sequence not in self._again:
+            if sequence not in self._to_redeliver:
                 return
-            self._again.remove(sequence)
+            self._to_redeliver.remove(sequence)
         if self._stream.declared.retention is RetentionPolicy.WORK_QUEUE:
             self._stream.remove(sequence)
         self.offer()
 
-    def given_back(self, sequence: int) -> None:
-        """Deliver it again at once."""
+    def nak(self, sequence: int) -> None:
+        """Process a nak: redeliver immediately."""
         if self._unacked.pop(sequence, None) is not None:
-            self._again.append(sequence)
+            self._to_redeliver.append(sequence)
             self._watch()
             self.offer()
 
     def in_progress(self, sequence: int) -> None:
-        """Start its `ack_wait` anew."""
+        """Restart the `ack_wait` of a message."""
         if self._unacked.pop(sequence, None) is not None:
             self._unacked[sequence] = self._clock.now() + self.declared.ack_wait
             self._watch()
 
-    def stopped(self, last: int) -> None:
-        """Go on with a stream that now ends at `last`."""
+    def truncate(self, last: int) -> None:
+        """Continue with a stream that now ends at sequence `last`."""
         self._next = min(self._next, last + 1)
-        self._again = deque(sequence for sequence in self._again if sequence <= last)
+        self._to_redeliver = deque(sequence for sequence in self._to_redeliver if sequence <= last)
         self._unacked = {s: due for s, due in self._unacked.items() if s <= last}
 
-    def _next_again(self) -> StoredMessage | None:
-        while self._again:
-            message = self._stream.messages.get(self._again.popleft())
+    def _next_redelivery(self) -> StoredMessage | None:
+        while self._to_redeliver:
+            message = self._stream.messages.get(self._to_redeliver.popleft())
             if message is not None:
                 return message
         return None
@@ -121,25 +122,25 @@ class MemoryConsumer:
             self._timer = None
         if self._unacked:
             soonest = next(iter(self._unacked.values()))
-            self._timer = self._clock.call_later(soonest - self._clock.now(), self._come_again)
+            self._timer = self._clock.call_later(soonest - self._clock.now(), self._redeliver)
 
-    def _come_again(self) -> None:
+    def _redeliver(self) -> None:
         self._timer = None
         now = self._clock.now()
         for sequence, due in list(self._unacked.items()):
             if due > now:
                 break
             del self._unacked[sequence]
-            self._again.append(sequence)
+            self._to_redeliver.append(sequence)
         self._watch()
         self.offer()
 
 
 class MemoryDelivery:
-    """A message that a consumer in this process handed out."""
+    """A message that an in-memory consumer delivered."""
 
     reply = ""
-    """No other process could say anything of it."""
+    """No other process can ack it."""
     __slots__ = (
         "_bus",
         "_consumer",
@@ -167,81 +168,78 @@ class MemoryDelivery:
         self._run = bus.run
 
     async def ack(self) -> None:
-        """Done: never deliver it again."""
         if self._bus.connected and self._bus.run == self._run:
-            self._consumer.acked(self.sequence)
+            self._consumer.ack(self.sequence)
 
     async def nak(self) -> None:
-        """Let it come again at once."""
         if self._bus.connected and self._bus.run == self._run:
-            self._consumer.given_back(self.sequence)
+            self._consumer.nak(self.sequence)
 
     async def in_progress(self) -> None:
-        """Ask for another `ack_wait`."""
         if self._bus.connected and self._bus.run == self._run:
             self._consumer.in_progress(self.sequence)
 
 
-class MemoryPull:
-    """What several consumers handed out."""
+class MemoryPull(Pull):
+    """A pull from several consumers; see `bus.Pull`."""
 
     def __init__(self, bus: MemoryBus, consumers: Sequence[Consumer], prefetch: int) -> None:
         self._bus = bus
         self._declared = consumers
         self._prefetch = prefetch
         self._buffer: deque[MemoryDelivery] = deque()
-        self._awaited: Future[None] | None = None
+        self._waiter: Future[None] | None = None
         self._open: list[MemoryConsumer] = []
-        """Where the server has a request of ours for what comes next."""
+        """The consumers at which this pull waits."""
 
     @property
     def hungry(self) -> bool:
-        """Whether it takes more."""
+        """Whether there is room in the buffer."""
         return len(self._buffer) < self._prefetch
 
     def put(self, consumer: MemoryConsumer, message: StoredMessage) -> None:
-        """Add a message, and wake whoever awaits one."""
+        """Add a message to the buffer and wake `next`."""
         self._buffer.append(MemoryDelivery(self._bus, consumer, message))
         self.wake()
 
-    def void(self) -> None:
-        """Forget what was not handed out, and have the server forget us: the connection is gone."""
+    def reset(self) -> None:
+        """Drop the buffer and the requests, because the connection was lost."""
         self._buffer.clear()
         self._withdraw()
 
     async def release(self) -> None:
-        """Let what was not handed out go to whoever pulls next."""
+        """Nak the buffered messages."""
         while self._buffer:
             await self._buffer.popleft().nak()
 
     def wake(self) -> None:
-        """Let `next` look again."""
-        if self._awaited is not None and not self._awaited.done():
-            self._awaited.set_result(None)
+        """Make `next` look for messages again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
+    @override
     async def next(self, limit: int) -> Sequence[Delivery]:
-        """Wait until something is there, then return what is there now: 1 to `limit`."""
         while True:
-            self._bus.check_open()
+            self._bus.raise_if_closed()
             consumers = self._consumers() if self._bus.connected else []
             for consumer in consumers:
                 while len(self._buffer) < limit and (message := consumer.take()) is not None:
                     self.put(consumer, message)
             if self._buffer:
                 return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
-            self._awaited = get_running_loop().create_future()
+            self._waiter = get_running_loop().create_future()
             self._open = consumers
             for consumer in consumers:
                 consumer.wait(self)
             try:
-                await self._awaited
+                await self._waiter
             finally:
-                self._awaited = None
+                self._waiter = None
                 self._withdraw()
 
     def _withdraw(self) -> None:
         for consumer in self._open:
-            consumer.wait_no_more(self)
+            consumer.stop_waiting(self)
         self._open = []
 
     def _consumers(self) -> list[MemoryConsumer]:

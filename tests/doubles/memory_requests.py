@@ -1,4 +1,4 @@
-"""Subscriptions, requests and answers of one bus in this process."""
+"""Subscriptions, requests and replies of one in-memory bus."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _BROKE: Final = "the connection broke; it may have arrived"
 
 
 class MemoryRequests:
-    """What one bus listens to and waits for."""
+    """The subscriptions of one bus, and its requests in progress."""
 
     def __init__(self, server: MemoryServer) -> None:
         self._server = server
         self._interests: list[Interest] = []
         self._asked: dict[Future[Message], None] = {}
         self._breaks = 0
-        """How often the connection was lost."""
+        """How many times the connection was lost."""
         self._tasks = services.Tasks()
 
     def listen(self, subject: str, queue: str, take: Callable[[Message], None]) -> Interest:
-        """Let `take` have each message of the subject."""
+        """Call `take` with each message of the subject."""
         interest = Interest(subject, queue, take)
         self._interests.append(interest)
         self._server.interests.append(interest)
         return interest
 
     def unlisten(self, interest: Interest) -> None:
-        """Let it have no more."""
+        """End the subscription."""
         if interest in self._interests:
             self._interests.remove(interest)
             self._server.interests.remove(interest)
@@ -45,7 +45,7 @@ class MemoryRequests:
     async def ask(
         self, subject: str, data: bytes, headers: Mapping[str, str] | None, within: float
     ) -> Message:
-        """Ask and wait. Raises NoResponder, ServiceError, TimeoutError, Unavailable."""
+        """Send a request and return the reply. Raises NoResponder, ServiceError, TimeoutError, Unavailable."""
         reply = f"_INBOX.{next(self._server.numbers)}"
         answer: Future[Message] = asyncio.get_running_loop().create_future()
         late = TimeoutError(f"no answer from {subject}")
@@ -64,7 +64,7 @@ class MemoryRequests:
         return message
 
     def answer(self, subject: str, queue: str, responder: Responder) -> None:
-        """Answer requests as they are, and stay silent when the responder raises."""
+        """Reply to requests; send no reply when the responder raises."""
 
         async def work(message: Message) -> None:
             data = await services.plain_reply(responder, message)
@@ -74,36 +74,36 @@ class MemoryRequests:
         self.listen(subject, queue, lambda message: self._tasks.spawn(work(message)))
 
     def answer_as_service(self, subject: str, responder: Responder) -> None:
-        """Answer requests as a micro service does."""
+        """Reply to requests as a micro service does."""
 
         async def work(message: Message) -> None:
             self._reply(message, await services.service_reply(responder, message))
 
         self.listen(subject, services.QUEUE, lambda message: self._tasks.spawn(work(message)))
 
-    async def trip(self) -> None:
-        """Be on the way to the server, or back. Raises Unavailable when the connection breaks."""
+    async def travel(self) -> None:
+        """Take the time of one way to the server. Raises Unavailable when the connection breaks meanwhile."""
         breaks = self._breaks
         await self._server.turn()
         if self._breaks != breaks:
             raise Unavailable(_BROKE)
 
-    async def answered(self) -> bool:
-        """Wait for the word that something is stored; say whether it came."""
+    async def confirmed(self) -> bool:
+        """Wait for an acknowledgement; return whether it arrived."""
         try:
-            await self.trip()
+            await self.travel()
         except Unavailable:
             return False
         return True
 
     def fail_all(self) -> None:
-        """Tell all who wait for an answer that none will come: the connection broke."""
+        """Fail all requests in progress, because the connection broke."""
         self._breaks += 1
         for answer in self._asked:
             _fail(answer, Unavailable(_BROKE))
 
     async def cancel(self) -> None:
-        """Stop working on what was asked."""
+        """Cancel the requests that are being processed."""
         await self._tasks.cancel()
 
     def _reply(self, message: Message, reply: services.Reply) -> None:

@@ -1,4 +1,4 @@
-"""What all buses of this process share: streams, subscriptions, and whether it is up at all."""
+"""The in-memory counterpart of nats-server: streams, subscriptions, and outages on command."""
 
 from __future__ import annotations
 
@@ -25,47 +25,47 @@ class Interest:
         self.take = take
 
 
-class Attached(Protocol):
-    """What the server tells each bus."""
+class Connection(Protocol):
+    """What the server calls on each connected bus."""
 
-    def lost(self) -> None:
-        """Hear that the server has gone."""
+    def disconnected(self) -> None:
+        """Called when the server stops."""
         ...
 
-    def back(self) -> None:
-        """Hear that it is there again."""
+    def reconnected(self) -> None:
+        """Called when the server has started again."""
         ...
 
-    def look_again(self) -> None:
-        """Hear that a consumer has gone."""
+    def wake_pulls(self) -> None:
+        """Called when a consumer was deleted."""
         ...
 
 
 class MemoryServer:
-    """What any number of buses in this process share."""
+    """Shared by all buses of a test."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or LoopClock()
         self.streams: dict[str, MemoryStream] = {}
         self.up = True
         self.run = 1
-        """Counts the server's starts."""
+        """Number of the current start."""
         self.numbers = count(1)
         self.interests: list[Interest] = []
-        self._buses: list[Attached] = []
+        self._buses: list[Connection] = []
 
-    def attach(self, bus: Attached) -> None:
-        """Add one more bus. Raises Unavailable while stopped."""
+    def attach(self, bus: Connection) -> None:
+        """Connect a bus. Raises Unavailable while stopped."""
         if not self.up:
             raise Unavailable("the server is stopped")
         self._buses.append(bus)
 
-    def detach(self, bus: Attached) -> None:
-        """Forget a bus that was closed."""
+    def detach(self, bus: Connection) -> None:
+        """Disconnect a bus that was closed."""
         self._buses.remove(bus)
 
     async def turn(self) -> None:
-        """Let everybody else have a turn, as a round trip would."""
+        """Let other tasks run, as a round trip to a server would."""
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         handle = loop.call_soon(turn.set_result, None)
@@ -75,9 +75,9 @@ class MemoryServer:
             handle.cancel()
 
     def stop(self, *, lose: bool = False, tails: Mapping[str, int] | None = None) -> None:
-        """Go away, as when killed: memory streams are gone, and with `lose` all others too.
+        """Stop as if killed. Memory streams are lost, and with `lose` all other streams too.
 
-        `tails`: how many of their last messages streams lose that had not reached the disk.
+        `tails` maps a stream to the number of last messages that it loses because they were not on disk.
         """
         self.up = False
         self.streams = {
@@ -88,31 +88,31 @@ class MemoryServer:
         for name, stream in self.streams.items():
             stream.lose_tail((tails or {}).get(name, 0))
         for bus in list(self._buses):
-            bus.lost()
+            bus.disconnected()
 
     def start(self) -> None:
-        """Come back, to the buses that were attached."""
+        """Start again and reconnect the buses."""
         self.up = True
         self.run += 1
         for bus in list(self._buses):
-            bus.back()
+            bus.reconnected()
 
     def delete_consumer(self, consumer: Consumer) -> None:
-        """Forget the consumer, and let those who pulled from it know."""
+        """Delete the consumer, and wake the pulls that wait for it."""
         stream = self.streams.get(consumer.stream)
         if stream is not None and stream.consumers.pop(consumer.name, None) is not None:
             for bus in self._buses:
-                bus.look_again()
+                bus.wake_pulls()
 
     def num_pending(self, consumer: Consumer) -> int:
-        """Count a consumer's messages that nobody has taken. Raises Unavailable without it."""
+        """Count the undelivered messages of a consumer. Raises Unavailable if it does not exist."""
         there = self.stream(consumer.stream).consumers.get(consumer.name)
         if there is None:
             raise Unavailable(f"{consumer.name} of {consumer.stream}: consumer not found")
         return there.num_pending()
 
     def stream(self, name: str) -> MemoryStream:
-        """Return the stream. Raises Unavailable when there is none."""
+        """Return the stream. Raises Unavailable if it does not exist."""
         if name not in self.streams:
             raise Unavailable(f"{name}: stream not found")
         return self.streams[name]
@@ -122,7 +122,7 @@ class MemoryServer:
         return next((s for s in self.streams.values() if s.takes(subject)), None)
 
     def deliver(self, message: Message) -> bool:
-        """Hand a message to all who are subscribed, one of each queue; tell whether any is."""
+        """Deliver to all subscriptions, and one member of each queue group; return whether there was any."""
         reached = False
         queues: set[str] = set()
         for interest in list(self.interests):
@@ -130,7 +130,7 @@ class MemoryServer:
                 continue
             if interest.queue:
                 queues.add(interest.queue)
-                # To the end of the line: the next one is somebody else's.
+                # Move it to the end: another member gets the next message.
                 self.interests.remove(interest)
                 self.interests.append(interest)
             reached = True

@@ -1,4 +1,4 @@
-"""A stream in this process: what it takes in, keeps and lets go, as the server would."""
+"""A stream in memory, with the limits, message ids, batches, schedules and TTLs of nats-server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from nats.js.api import DiscardPolicy
+from nats.js.api import DiscardPolicy, Header
 
 from bus import (
     MARKER,
@@ -29,9 +29,9 @@ from bus.subscription import Timer
 from tests.doubles.clock import Clock
 from tests.doubles.memory_consumer import MemoryConsumer
 
-_SCHEDULER: Final = "Nats-Scheduler"
-_SCHEDULE_NEXT: Final = "Nats-Schedule-Next"
-_ROLLUP: Final = "Nats-Rollup"
+_SCHEDULER: Final = Header.SCHEDULER.value
+_SCHEDULE_NEXT: Final = Header.SCHEDULE_NEXT.value
+_ROLLUP: Final = Header.ROLLUP.value
 _NOT_FIRED: Final = frozenset(
     {
         messages.MESSAGE_ID,
@@ -44,7 +44,7 @@ _NOT_FIRED: Final = frozenset(
 _WILDCARD: Final = re.compile(r"\{\{wildcard\((\d+)\)\}\}")
 
 Publish = Callable[[Message], object]
-"""Hands a message to whoever is subscribed."""
+"""Delivers a message to its subscribers."""
 
 
 class MemoryStream:
@@ -62,18 +62,18 @@ class MemoryStream:
         self._by_subject: dict[str, dict[int, None]] = {}
         self._bytes = 0
         self._replaced: deque[tuple[int, StoredMessage]] = deque(maxlen=64)
-        """By which message, and what; the newest only."""
+        """Sequences of the latest replacing messages, and the messages that they replaced."""
         self._message_ids: OrderedDict[str, tuple[float, int]] = OrderedDict()
         self._expiries: list[tuple[float, int]] = []
         self._expiry: Timer | None = None
 
     def info(self) -> StreamInfo:
-        """Tell which stream it is."""
+        """Return the identity and range of the stream."""
         first = next(iter(self.messages), self.last_sequence + 1 if self.last_sequence else 0)
         return StreamInfo(self._created, first, self.last_sequence)
 
     def takes(self, subject: str) -> bool:
-        """Tell whether messages of that subject are stored here."""
+        """Return whether the stream stores messages of that subject."""
         return any(matches(pattern, subject) for pattern in self.declared.subjects)
 
     def store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
@@ -114,8 +114,8 @@ class MemoryStream:
 
     def last_of(self, subject: str) -> StoredMessage | None:
         """Return the subject's last message."""
-        places = self._by_subject.get(subject)
-        return self.messages[next(reversed(places))] if places else None
+        sequences = self._by_subject.get(subject)
+        return self.messages[next(reversed(sequences))] if sequences else None
 
     def get_next(self, subject: str, after: int) -> StoredMessage | None:
         """Return the subject's first message above that sequence; wildcards are allowed."""
@@ -125,33 +125,35 @@ class MemoryStream:
         return None
 
     def remove(self, sequence: int) -> None:
-        """Let a message go."""
+        """Delete a message."""
         message = self.messages.pop(sequence, None)
         if message is None:
             return
         self._bytes -= _size(message)
-        places = self._by_subject[message.subject]
-        del places[sequence]
-        if not places:
+        sequences = self._by_subject[message.subject]
+        del sequences[sequence]
+        if not sequences:
             del self._by_subject[message.subject]
 
     def lose_tail(self, count: int) -> None:
-        """Forget the last `count` sequences, as a server may that lost power before a write.
+        """Drop the last `count` sequences, as a server does that lost power before it wrote them.
 
-        Whatever the count, the ids of messages that are gone are forgotten: the disk has no others.
+        The ids of deleted messages are forgotten too, because they are on disk only with the messages.
         """
         self.last_sequence = last = max(0, self.last_sequence - count)
         for sequence in [s for s in self.messages if s > last]:
             self.remove(sequence)
         while self._replaced and self._replaced[-1][0] > last:
-            _, replaced = self._replaced.pop()  # that it was replaced is lost with what replaced it
+            _, replaced = (
+                self._replaced.pop()
+            )  # the replacement is lost, so the replaced message is back
             if replaced.sequence <= last:
                 self._keep(replaced)
         there = sorted(self.messages.items())
         self.messages.clear()
         self.messages.update(there)
         for consumer in self.consumers.values():
-            consumer.stopped(self.last_sequence)
+            consumer.truncate(self.last_sequence)
         for name, (_, sequence) in list(self._message_ids.items()):
             if sequence not in self.messages:
                 del self._message_ids[name]
@@ -176,10 +178,10 @@ class MemoryStream:
     ) -> StoredMessage:
         self.last_sequence += 1
         stored = StoredMessage(subject, data, dict(fields), sequence=self.last_sequence)
-        places = self._keep(stored)
-        most = 1 if messages.SCHEDULE in fields else self.declared.max_msgs_per_subject
-        while 0 < most < len(places):
-            oldest = next(iter(places))
+        sequences = self._keep(stored)
+        limit = 1 if messages.SCHEDULE in fields else self.declared.max_msgs_per_subject
+        while 0 < limit < len(sequences):
+            oldest = next(iter(sequences))
             self._replaced.append((stored.sequence, self.messages[oldest]))
             self.remove(oldest)
         self._let_expire(stored)
@@ -189,20 +191,20 @@ class MemoryStream:
         return stored
 
     def _keep(self, stored: StoredMessage) -> dict[int, None]:
-        """Hold a message; return the places of its subject."""
+        """Keep a message; return the sequences of its subject."""
         self.messages[stored.sequence] = stored
         self._bytes += _size(stored)
-        places = self._by_subject.setdefault(stored.subject, {})
-        places[stored.sequence] = None
-        return places
+        sequences = self._by_subject.setdefault(stored.subject, {})
+        sequences[stored.sequence] = None
+        return sequences
 
     def _make_room(self, size: int) -> None:
-        most = self.declared.max_bytes
-        if most < 0:
+        limit = self.declared.max_bytes
+        if limit < 0:
             return
-        if self.declared.discard is DiscardPolicy.NEW and self._bytes + size > most:
+        if self.declared.discard is DiscardPolicy.NEW and self._bytes + size > limit:
             raise Unavailable(f"{self.declared.name}: maximum bytes exceeded")
-        while self.messages and self._bytes + size > most:
+        while self.messages and self._bytes + size > limit:
             self.remove(next(iter(self.messages)))
 
     def _forget_old_ids(self) -> None:

@@ -144,7 +144,7 @@ def _consumers_drained(run: Run) -> Iterator[str]:
             continue  # signs of life never end
         stream = run.network.streams.get(declared.stream)
         consumer = stream.consumers.get(declared.name) if stream else None
-        if consumer is None or consumer._unacked or consumer._again:
+        if consumer is None or consumer._unacked or consumer._to_redeliver:
             yield f"consumer {declared.name} of {declared.stream} is not drained"
 
 

@@ -92,19 +92,19 @@ class SimulatedBus(MemoryBus):
     def break_off(self) -> None:
         """Lose the connection; the server stays."""
         self.cut = True
-        self.lost()
+        self.disconnected()
 
     def mend(self) -> None:
         """Have it again, once its process can see to it."""
         if self.cut and not self._process.paused:
             self.cut = False
             if self._server.up:
-                self.back()
+                self.reconnected()
 
-    def back(self) -> None:
+    def reconnected(self) -> None:
         self.cut = self.cut or self._process.paused
         if not self.cut:
-            super().back()
+            super().reconnected()
 
     async def ensure_stream(self, stream: Stream) -> StreamInfo:
         window = self._network.window
