@@ -1,8 +1,8 @@
-"""The first process of a container: reaps orphans and hands signals on, while a child does the work.
+"""The first process of a container: it reaps orphans and forwards signals to a child that does the work.
 
-Orphans of a container fall to its first process, and stay zombies until that reaps them. A process
-that works can't: it would take the exit status of children that others of its parts wait for. So it
-becomes two: the first process reaps whatever falls to it, and its child has none but its own.
+Orphaned processes of a container become children of its first process, and stay zombies until it reaps
+them. A process that does other work can't reap just any child: it would take the exit status away from
+the code that waits for that child. So it forks: the first process reaps, and its child works.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_GET_CHILD_SUBREAPER: Final = 37
-_HANDED_ON: Final = (
+_FORWARDED: Final = (
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGHUP,
@@ -22,39 +22,43 @@ _HANDED_ON: Final = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
-_BY_THE_KERNEL: Final = 0x80
-"""Where a signal comes from (`si_code`) that a terminal sends to all of its foreground group."""
+_FROM_KERNEL: Final = 0x80
+"""The `si_code` of a signal that a terminal sends to its whole foreground group."""
 _KILLED: Final = 128
 
 
 def become_init_child() -> None:
-    """Return in a child if orphans fall to this process; either ends when the other does.
+    """Fork if orphans are reparented to this process, and return in the child.
 
-    Call it before there are threads. Does nothing in a process to which no orphans fall.
+    The parent reaps and forwards signals; either process ends when the other one does. Call this before any
+    thread is started. Returns at once in a process that does not adopt orphans.
+
     """
     if os.getpid() != 1 and not _is_subreaper():
         return
-    heard = {signal.SIGCHLD, *_HANDED_ON}
-    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    signals = {signal.SIGCHLD, *_FORWARDED}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     first = os.getpid()
     child = os.fork()
     if child == 0:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != first:
             os._exit(1)
         return
     while True:
-        told = signal.sigwaitinfo(heard)
-        if told.si_signo == signal.SIGCHLD:
+        received = signal.sigwaitinfo(signals)
+        if received.si_signo == signal.SIGCHLD:
             if (status := _reap(child)) is not None:
                 os._exit(status if status >= 0 else _KILLED - status)
-        elif told.si_code != _BY_THE_KERNEL:  # else the child has it, too
-            os.kill(child, told.si_signo)
+        elif (
+            received.si_code != _FROM_KERNEL
+        ):  # otherwise the terminal has sent it to the child as well
+            os.kill(child, received.si_signo)
 
 
 def _reap(child: int) -> int | None:
-    """Reap all that have ended; return the status of the child if it is among them."""
+    """Reap every process that has ended; return the status of `child` if it is one of them."""
     status: int | None = None
     while True:
         try:
@@ -69,5 +73,5 @@ def _reap(child: int) -> int | None:
 
 def _is_subreaper() -> bool:
     flag = ctypes.c_int(0)
-    told = ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
-    return told == 0 and flag.value != 0
+    received = ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
+    return received == 0 and flag.value != 0

@@ -1,42 +1,58 @@
-"""A template's folder as a version: read, checked and packed, the same folder always to the same bytes."""
+"""The archive format of a template's folder: what it may contain, packing it, and extracting it.
+
+`workspaced template push` packs and provisioners extract, with the same rules and the same messages.
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from enum import Enum, auto
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid5
 
+from handlers.publishing.agent_files import OWN_FOLDER
 from statemachine.templates import TemplateError, Version, read, template_id
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-from enum import Enum, auto
-from pathlib import PurePosixPath
-
-from handlers.publishing.agent_files import OWN_FOLDER
 
 MAX_PACKED_BYTES: Final = 16 * 1024 * 1024
-"""Bytes of a packed folder."""
+"""Largest size of an archive, in bytes."""
 MAX_ENTRIES: Final = 20_000
-"""Files and folders in it."""
+"""Largest number of files and folders."""
 MAX_UNPACKED_BYTES: Final = 512 * 1024 * 1024
-"""Bytes of all its files."""
+"""Largest size of all files together, in bytes."""
 MAX_NAME_BYTES: Final = 255
-"""Bytes of one name, as Linux has it."""
+"""Largest size of one name in bytes, the limit of Linux."""
 MAX_PATH_BYTES: Final = 2_048
-"""Bytes of a path in the folder: half of what Linux takes, for the workspace's own path comes before it."""
-_SHOWN: Final = 200
+"""Largest size of a path in bytes: half the limit of Linux, since the workspace's path precedes it."""
+_NAME_SHOWN: Final = 200
+
+
+MANIFEST_SIZE: Final = 48 * 1024
+"""Largest template.toml in bytes: a reply with ten templates, even if all is escaped, fits in a message."""
+_MANIFEST: Final = "template.toml"
+_README: Final = "README.md"
+_PROBLEMS_LISTED: Final = 20
+"""Problems of a folder that an error lists one by one."""
+_NEVER_PACKED: Final = (".git", "__pycache__", ".DS_Store")
+
+
+class BadArchive(Exception):
+    """A template's archive can't be fetched, or must not be extracted."""
 
 
 class EntryKind(Enum):
-    """What a path in the folder is."""
+    """The kind of an entry of the folder."""
 
     FILE = auto()
     FOLDER = auto()
@@ -46,30 +62,30 @@ class EntryKind(Enum):
 
 
 class FolderRules:
-    """Looks at one folder's entries, one after the other."""
+    """Checks the entries of one folder, one after another."""
 
     def __init__(self) -> None:
         self._entries = self._bytes = 0
 
     def fault(self, name: str, entry: EntryKind, size: int = 0) -> str | None:
-        """Say why the folder can't have this entry after those before it, or None if it can."""
+        """Return why the folder must not contain this entry after the earlier ones, or None if it may."""
         self._entries += 1
         self._bytes += size if entry is EntryKind.FILE else 0
         if self._entries > MAX_ENTRIES:
             return f"it holds more than {MAX_ENTRIES:,} files and folders"
         if size < 0 or self._bytes > MAX_UNPACKED_BYTES:
             return f"its files have more than {MAX_UNPACKED_BYTES >> 20} MiB together, unpacked"
-        problem = _of_name(name) or _of_kind(entry)
-        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+        problem = _name_fault(name) or _kind_fault(entry)
+        shown = name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}…"
         return f"{shown!r} {problem}" if problem else None
 
     @property
     def exhausted(self) -> bool:
-        """Whether the folder is too large, so that more entries tell nothing new."""
+        """Whether the folder is too large, so that checking more entries is useless."""
         return self._entries > MAX_ENTRIES or self._bytes > MAX_UNPACKED_BYTES
 
 
-def _of_name(name: str) -> str | None:
+def _name_fault(name: str) -> str | None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         return "leads out of the folder"
@@ -88,7 +104,7 @@ def _of_name(name: str) -> str | None:
     return None
 
 
-def _of_kind(entry: EntryKind) -> str | None:
+def _kind_fault(entry: EntryKind) -> str | None:
     if entry is EntryKind.LINK:
         return "is a link; a template holds only files and folders"
     if entry is EntryKind.OTHER:
@@ -96,17 +112,8 @@ def _of_kind(entry: EntryKind) -> str | None:
     return None
 
 
-MANIFEST_SIZE: Final = 48 * 1024
-"""Bytes of template.toml: an answer that lists ten templates, all escaped, still is one message."""
-_MANIFEST: Final = "template.toml"
-_README: Final = "README.md"
-_NAMED: Final = 20
-"""Faults of a folder that are named one by one."""
-_LEFT_OUT: Final = (".git", "__pycache__", ".DS_Store")
-
-
 def load(folder: Path, organization_id: str) -> tuple[Version, bytes]:
-    """Read a template's folder; return its version and archive. Raises TemplateError."""
+    """Read a template's folder; return its version and its archive. Raises TemplateError."""
     manifest = read(_manifest_text(folder / _MANIFEST), file=str(folder / _MANIFEST))
     readme = _readme_text(folder / _README)
     archive = pack(folder)
@@ -116,11 +123,12 @@ def load(folder: Path, organization_id: str) -> tuple[Version, bytes]:
 
 
 def pack(folder: Path) -> bytes:
-    """Pack a folder as tar.gz without times and owners, the same folder always to the same bytes.
+    """Pack a folder as tar.gz without times and owners: the same content always gives the same bytes.
 
-    Raises TemplateError that names what no provisioner would unpack.
+    Raises TemplateError that lists everything that a provisioner would refuse to extract.
+
     """
-    paths = _checked(folder)
+    paths = _checked_paths(folder)
     packed = _Compressed(folder)
     try:
         with tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar:
@@ -128,7 +136,7 @@ def pack(folder: Path) -> bytes:
                 _add(tar, path, str(path.relative_to(folder)))
     except OSError as bad:
         raise TemplateError(f"{folder}: can't be packed: {bad}") from None
-    return packed.whole()
+    return packed.finish()
 
 
 def _manifest_text(file: Path) -> str:
@@ -136,16 +144,16 @@ def _manifest_text(file: Path) -> str:
         status = file.stat()
         if status.st_size > MANIFEST_SIZE:
             raise TemplateError(
-                f"{file}: {status.st_size} bytes; at most {MANIFEST_SIZE} are taken. "
-                "Scripts may lie beside it"
+                f"{file}: {status.st_size} bytes; the limit is {MANIFEST_SIZE}. "
+                "Put scripts into files of their own"
             )
         return _text(file, status.st_mode)
     except FileNotFoundError:
         raise TemplateError(
-            f"{file}: there is no such file; a template is a folder with one"
+            f"{file}: no such file; a template is a folder that contains one"
         ) from None
     except NotADirectoryError:
-        raise TemplateError(f"{file.parent} is a file: name the folder, not the file") from None
+        raise TemplateError(f"{file.parent} is a file; name the folder instead") from None
     except OSError as bad:
         raise TemplateError(f"{file}: {bad.strerror}") from None
 
@@ -163,19 +171,19 @@ def _readme_text(file: Path) -> str | None:
 
 
 def _text(file: Path, mode: int) -> str:
-    """Read a text, with or without a byte order mark. Raises TemplateError and OSError."""
+    """Read a text file, with or without a byte order mark. Raises TemplateError and OSError."""
     if not stat.S_ISREG(mode):
-        raise TemplateError(f"{file}: is no plain file")
+        raise TemplateError(f"{file}: is not a regular file")
     try:
         return file.read_text("utf-8-sig")
     except UnicodeDecodeError as bad:
         raise TemplateError(f"{file}: not UTF-8 text: {bad}") from None
 
 
-def _checked(folder: Path) -> list[Path]:
-    """Return what is to be packed, in order. Raises TemplateError that names all that is refused."""
+def _checked_paths(folder: Path) -> list[Path]:
+    """Return the paths to pack, sorted. Raises TemplateError that lists all problems."""
     rules, problems = FolderRules(), list[str]()
-    found = sorted(_below(folder))
+    found = sorted(_walk(folder))
     for path in found:
         try:
             status = path.lstat()
@@ -187,26 +195,30 @@ def _checked(folder: Path) -> list[Path]:
         if rules.exhausted:
             break
     if problems:
-        more = [f"{folder}: and {len(problems) - _NAMED} more"] if len(problems) > _NAMED else []
-        raise TemplateError("\n".join([*problems[:_NAMED], *more]))
+        more = (
+            [f"{folder}: and {len(problems) - _PROBLEMS_LISTED} more"]
+            if len(problems) > _PROBLEMS_LISTED
+            else []
+        )
+        raise TemplateError("\n".join([*problems[:_PROBLEMS_LISTED], *more]))
     return found
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Yield the folder's files and folders, without those that are never packed."""
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the folder's files and folders, except those that are never packed."""
 
     def unreadable(bad: OSError) -> None:
         raise TemplateError(f"{bad.filename}: {bad.strerror}")
 
     count = 0
     for parent, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if name not in _LEFT_OUT]
+        folders[:] = [name for name in folders if name not in _NEVER_PACKED]
         for name in (*folders, *files):
-            if name not in _LEFT_OUT:
+            if name not in _NEVER_PACKED:
                 yield Path(parent, name)
                 count += 1
         if count > MAX_ENTRIES:
-            return  # too many, whatever is left
+            return  # the limit is exceeded, whatever follows
 
 
 def _kind(mode: int) -> EntryKind:
@@ -218,8 +230,8 @@ def _kind(mode: int) -> EntryKind:
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    """Add a file or folder; one with several hard links is a file like any other."""
-    # Opened without waiting or following: it may have been replaced since it was checked.
+    """Add a file or folder to the archive. A file with several hard links is stored like any other."""
+    # Without following links or waiting for a FIFO: it may have been replaced since the check.
     opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(opened)
@@ -237,28 +249,75 @@ def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 class _Compressed(io.RawIOBase):
-    """Takes a tar as it is written, and compresses it. Raises TemplateError when it is too much."""
+    """A file object that compresses a tar as it is written. Raises TemplateError beyond the limit."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder, self._packed = folder, bytearray()
-        # As gzip.compress of the whole with no time, so that a folder keeps its version.
+        # The same bytes as gzip.compress without a time, so that a folder keeps its version.
         self._compressor = zlib.compressobj(9, wbits=16 + zlib.MAX_WBITS)
 
     def write(self, piece: Buffer, /) -> int:
-        """Compress what comes next."""
+        """Compress the next piece."""
         data = bytes(piece)
-        self._take(self._compressor.compress(data))
+        self._append(self._compressor.compress(data))
         return len(data)
 
-    def whole(self) -> bytes:
-        """Return all of it, once everything is written."""
-        self._take(self._compressor.flush())
+    def finish(self) -> bytes:
+        """Return the complete archive."""
+        self._append(self._compressor.flush())
         return bytes(self._packed)
 
-    def _take(self, packed: bytes) -> None:
+    def _append(self, packed: bytes) -> None:
         self._packed += packed
         if len(self._packed) > MAX_PACKED_BYTES:
             raise TemplateError(
-                f"{self._folder}: more than {MAX_PACKED_BYTES} bytes packed; that is the most that is taken"
+                f"{self._folder}: its archive exceeds the limit of {MAX_PACKED_BYTES} bytes"
             )
+
+
+def extract(packed: tarfile.TarFile, into: Path) -> None:
+    """Extract an archive into an empty folder that no other program writes to.
+
+    Raises BadArchive for an entry that a template must not have, and the errors of tarfile and OSError.
+    """
+    rules = FolderRules()
+    for member in packed:
+        if fault := rules.fault(member.name, _member_kind(member), member.size):
+            raise BadArchive(fault)
+        _extract_member(packed, member, into / PurePosixPath(member.name))
+
+
+def _member_kind(member: tarfile.TarInfo) -> EntryKind:
+    if member.isdir():
+        return EntryKind.FOLDER
+    if member.issym() or member.islnk():
+        return EntryKind.LINK
+    return EntryKind.FILE if member.isreg() else EntryKind.OTHER
+
+
+def _extract_member(packed: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """Create one file or folder at `target`, owned by this process.
+
+    `TarFile.extract` is not used: before Python 3.11.4 it has no filters that make it safe.
+
+    """
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # as in every tar program, the last entry of a name wins
+    new = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(new, "wb") as file:
+        if (content := packed.extractfile(member)) is not None:
+            shutil.copyfileobj(content, file)
+        file.flush()
+        os.fchmod(new, _file_mode(member))
+        with suppress(OSError, OverflowError):  # the archive may contain any number as a time
+            os.utime(new, (member.mtime, member.mtime))
+
+
+def _file_mode(member: tarfile.TarInfo) -> int:
+    """Return a file's mode: executable for everybody or nobody, and writable by its owner only."""
+    executable = 0o111 if member.mode & 0o100 else 0
+    return member.mode & 0o044 | executable & member.mode | 0o600

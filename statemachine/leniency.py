@@ -51,6 +51,16 @@ _WORDS: Final = {
     "model_type": "is not an object",
     "string_too_short": "is empty",
 }
+_BOUNDS: Final = {
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+}
+"""Errors of numbers outside their range: the key of the limit in the error's context, and the words."""
+_LONGEST_NUMBER: Final = 40
+"""Characters of a number that an error message repeats."""
+_LARGE_POWER: Final = 53
 _OF_NAMES: Final = "{1,128}$"
 _LEFT_OUT: Final = ": left out"
 
@@ -277,7 +287,17 @@ def _words(error: ErrorDetails, name: str) -> str:
         return f"{name} is none of: {error['ctx']['expected']}"
     if kind == "string_pattern_mismatch":
         return f"{name} {_of_pattern(error)}"
+    if kind in _BOUNDS:
+        key, comparison = _BOUNDS[kind]
+        given = str(error["input"])[:_LONGEST_NUMBER]
+        return f"{name} is {given}, but it must be {comparison} {_bound(error['ctx'][key])}"
     return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _bound(limit: float) -> str:
+    """Return a limit for an error message; a large power of two also in the notation that documents it."""
+    power = int(limit).bit_length() - 1
+    return f"2^{power} ({limit})" if power >= _LARGE_POWER and limit == 1 << power else str(limit)
 
 
 def _of_pattern(error: ErrorDetails) -> str:

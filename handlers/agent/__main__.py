@@ -1,4 +1,4 @@
-"""`python -m handlers.agent CONFIG`: how a provisioner starts an agent."""
+"""`python -m handlers.agent CONFIG`: the program with which a provisioner starts an agent."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from handlers.agent.link import Connect
 from handlers.container_init import become_init_child
 from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AgentAlreadyRuns, AgentCredential
+from handlers.sandbox.processes import umask_fault
 
 GIVEN_UP: Final = 3
 _log = logging.getLogger("handlers.agent")
@@ -37,20 +38,21 @@ async def dial(home: Path, url: str, credential: AgentCredential) -> Bus:
 
 
 async def agent(config: Path, connect: Connect | None = None) -> int:
-    """Be the agent of that configuration until it ends or is signalled; return the exit status.
+    """Run the agent of that configuration until it ends or gets a signal; return the exit status.
 
-    0: it shut down, or another process is this agent. 1: it can't run. 3: nobody let it in for so long that
-    its build must be superseded; its provisioner asks whether it is, and else starts it again.
+    0: it shut down, or another process is this agent. 1: it can't run. 3: NATS refused it for so long that
+    its build must be superseded; its provisioner checks that, and otherwise starts it again.
+
     """
     home = Path(os.path.realpath(config)).parent  # noqa: ASYNC240 — once, at the start
-    being = Agent(home, connect or partial(dial, home))
+    running = Agent(home, connect or partial(dial, home))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, being.stop)
+        loop.add_signal_handler(number, running.stop)
     try:
-        await being.run()
+        await running.run()
     except AgentAlreadyRuns:
-        _log.info("%s: this agent runs already", config)
+        _log.info("%s: this agent is already running", config)
     except OSError as no:
         there = os.path.exists(config)  # noqa: ASYNC240, PTH110 — False too when it can't be asked
         _log.error("%s: %s", (there and no.filename) or config, no.strerror or no)
@@ -58,11 +60,11 @@ async def agent(config: Path, connect: Connect | None = None) -> int:
     except ValueError as broken:
         _log.error("%s: %s", config, broken)
         return 1
-    return GIVEN_UP if being.given_up else 0
+    return GIVEN_UP if running.given_up else 0
 
 
 def run_agent(config: Path) -> int:
-    """Be that agent, in an event loop of its own; only in a main thread, where signals arrive."""
+    """Run the agent in an event loop of its own; only in a main thread, where signals arrive."""
     return asyncio.run(agent(config))
 
 
@@ -72,6 +74,9 @@ def main() -> int:
     if len(sys.argv) != 2:  # noqa: PLR2004 — the program and its one argument
         sys.stderr.write("usage: python -m handlers.agent CONFIG\n")
         return 2
+    if (fault := umask_fault()) is not None:
+        _log.error("%s", fault)
+        return 1
     become_init_child()
     return run_agent(Path(sys.argv[1]))
 

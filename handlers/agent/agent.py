@@ -1,4 +1,4 @@
-"""One agent from its start to its end."""
+"""One agent, from its start to its end."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from handlers.agent.journal import AgentJournal
 from handlers.agent.link import PATIENCE, Connect, Link
 from handlers.agent.scripts import GRACE, Scripts
 from handlers.publishing import BuildLog, agent_files
+from handlers.publishing.agent_files import AgentConfig
 from handlers.supervise import cancel_and_wait, first_to_end
 from statemachine.events import Lifecycle
 from statemachine.mask import Mask
 
-FAREWELL: Final = 5.0
-"""Seconds that the last facts and lines get to leave."""
-CUT_OFF: Final = 1.0
-"""Seconds that they get without a server: an agent whose build is superseded is let in by none."""
-_TOLD_AGAIN: Final = 1.0
+LAST_WORDS: Final = 5.0
+"""Seconds in which the last facts and log lines may still be sent."""
+LAST_WORDS_OFFLINE: Final = 1.0
+"""The same without a connection: an agent whose build is superseded can't connect any more."""
+_CANCEL_AGAIN_AFTER: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -32,16 +33,17 @@ class Agent:
         self._home, self._connect, self._patience = home, connect, patience
         self._stopping = asyncio.Event()
         self.given_up = False
-        """It was let in by nobody for so long that its build must be superseded."""
+        """NATS refused it for so long that its build must be superseded."""
 
     def stop(self) -> None:
-        """Shut down: run the shutdown script, report, leave."""
+        """Shut down: run the shutdown script, report the end, disconnect."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Be this agent until it is stopped or superseded.
+        """Run until the agent is stopped or its build is superseded.
 
-        Raises AgentAlreadyRuns, and OSError or ValueError when its folder can't be read.
+        Raises AgentAlreadyRuns, and OSError or ValueError if its folder can't be read.
+
         """
         with agent_files.agent_lock(self._home):
             config = agent_files.read_config(self._home)
@@ -54,7 +56,7 @@ class Agent:
                 f"/agent/{config.agent_id}",
                 link.send,
                 ledger=self._home / "log.json",
-                mask=Mask(config.secrets),
+                mask=await _mask_of(config),
                 limit=config.log_limit,
                 traceparent=config.traceparent,
             )
@@ -64,10 +66,12 @@ class Agent:
                 await self._live(journal, scripts, linked)
                 if not (linked.done() or link.refused):
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(FAREWELL if link.connected else CUT_OFF):
-                            await _all_said(journal, log)
+                        async with asyncio.timeout(
+                            LAST_WORDS if link.connected else LAST_WORDS_OFFLINE
+                        ):
+                            await _all_sent(journal, log)
             finally:
-                await cancel_and_wait(linked, logging_, cancel_again_after=_TOLD_AGAIN)
+                await cancel_and_wait(linked, logging_, cancel_again_after=_CANCEL_AGAIN_AFTER)
                 log.close()
 
     async def _live(
@@ -81,11 +85,11 @@ class Agent:
                 startup.result()
                 await first_to_end(stopping, linked)
         finally:
-            await cancel_and_wait(stopping, startup, cancel_again_after=_TOLD_AGAIN)
+            await cancel_and_wait(stopping, startup, cancel_again_after=_CANCEL_AGAIN_AFTER)
         if linked.done():
             linked.result()
             self.given_up = True
-            # Superseded: the workspace belongs to another build, so nothing is run in it any more.
+            # Superseded: the workspace belongs to another build, so no script is run in it any more.
             await scripts.end_all(GRACE)
             return
         _log.info("shutting down")
@@ -94,16 +98,21 @@ class Agent:
 
 
 async def _start(journal: AgentJournal, scripts: Scripts) -> None:
-    """Run the startup script, unless it ran already and what it started is still there."""
+    """Run the startup script, unless it has run before and what it started is still running."""
     reached = journal.lifecycle
-    lost = journal.moved and not scripts.still_there
+    lost = journal.machine_restarted and not scripts.still_running
     if journal.must_start or lost or scripts.must_run_again(reached):
         journal.reached(Lifecycle.CREATED)
         await scripts.startup()
     else:
-        await scripts.go_on(reached)
+        await scripts.resume(reached)
 
 
-async def _all_said(journal: AgentJournal, log: BuildLog) -> None:
-    await log.drained(FAREWELL)
+async def _mask_of(config: AgentConfig) -> Mask:
+    """Build the mask in a thread: for a secret of 100 KiB that takes seconds."""
+    return await asyncio.to_thread(Mask, config.secrets) if config.secrets else Mask()
+
+
+async def _all_sent(journal: AgentJournal, log: BuildLog) -> None:
+    await log.drained(LAST_WORDS)
     await journal.all_sent()

@@ -1,4 +1,4 @@
-"""A command of the agent that goes on when the agent's process ends, and is found again by the next one."""
+"""A shell command that goes on when the agent's process ends, and that the agent's next process finds again."""
 
 from __future__ import annotations
 
@@ -17,58 +17,59 @@ from typing import Final, Self
 from handlers.publishing.atomic_files import read_regular_file, write_atomically
 from handlers.sandbox import keeper
 
-_NEWS: Final = "news"
-_READ: Final = "read"
-"""How much of the output was read, for the process of the agent that comes next."""
+_NOTIFICATIONS: Final = "news"
+_READ_FILE: Final = "read"
+"""The file that stores how much of the output was read, for the agent's next process."""
 _NOTE_SIZE: Final = 64
 _PIECE: Final = 65_536
 
 
 class DetachedCommand:
-    """A command in the care of a keeper (`handlers/sandbox/keeper.py`), which shares a folder with us.
+    """A command that a keeper runs (`handlers/sandbox/keeper.py`), which shares a folder with this process.
 
-    It is found by files and FIFOs alone: under bubblewrap, the next process of the agent is in
-    another process namespace, and under Landlock it may not signal what this one started.
+    They communicate by files and FIFOs alone: under bubblewrap, the agent's next process is in another pid
+    namespace, and under Landlock it may not signal what this one has started.
+
     """
 
     def __init__(self, folder: Path) -> None:
         """Find the command that was started with this folder. Raises OSError if none was."""
         self._folder = folder
         self._keeper: subprocess.Popen[bytes] | None = None
-        self._news = os.open(
-            folder / _NEWS, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._notifications = os.open(
+            folder / _NOTIFICATIONS, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         )
-        if not stat.S_ISFIFO(os.fstat(self._news).st_mode):
-            os.close(self._news)
-            raise FileNotFoundError(f"{folder / _NEWS} is no FIFO")
-        self._heard, self._over = asyncio.Event(), False
+        if not stat.S_ISFIFO(os.fstat(self._notifications).st_mode):
+            os.close(self._notifications)
+            raise FileNotFoundError(f"{folder / _NOTIFICATIONS} is no FIFO")
+        self._changed, self._ended_all = asyncio.Event(), False
         self._output: Callable[[bytes], None] | None = None
         self._offset = 0
         with suppress(OSError, ValueError):
-            self._offset = int(read_regular_file(folder / _READ, _NOTE_SIZE))
+            self._offset = int(read_regular_file(folder / _READ_FILE, _NOTE_SIZE))
 
     @classmethod
     def start(
         cls, folder: Path, command: str, *, cwd: Path, env: Mapping[str, str], limit: int
     ) -> Self:
-        """Start a shell command; of its output `limit` bytes are kept. Raises OSError, ValueError."""
+        """Start a shell command; `limit` bytes of its output are stored. Raises OSError, ValueError."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
-        for name in (_NEWS, keeper.ORDERS):
+        for name in (_NOTIFICATIONS, keeper.ORDERS):
             os.mkfifo(folder / name, 0o600)
-        # The keeper has it before it runs, and so before anybody could take it for gone.
-        news = os.open(folder / _NEWS, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        # The keeper inherits it, so a reader never finds the FIFO without a writer before it runs.
+        notifications = os.open(folder / _NOTIFICATIONS, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         kept = cls(folder)
         try:
             program = [sys.executable, "-I", "-S", keeper.__file__, str(folder), str(limit)]
-            kept._keeper = subprocess.Popen(  # noqa: S603 — what the template says
-                [*program, str(news), "/bin/sh", "-c", command],
+            kept._keeper = subprocess.Popen(  # noqa: S603 — a command of the template
+                [*program, str(notifications), "/bin/sh", "-c", command],
                 cwd=cwd,
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(news,),
+                pass_fds=(notifications,),
                 start_new_session=True,
             )
         except BaseException:
@@ -76,18 +77,18 @@ class DetachedCommand:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         finally:
-            os.close(news)
+            os.close(notifications)
         return kept
 
     @property
     def alive(self) -> bool:
-        """Whether a process that descends from the command is left."""
-        self._hear()
-        return not self._over
+        """Whether the command or a descendant of it is still running."""
+        self._on_notification()
+        return not self._ended_all
 
     @property
     def ended(self) -> tuple[int, bool] | None:
-        """The command's exit status, and whether it left something running; None: it has not ended."""
+        """The command's exit status and whether descendants are still running; None if it has not ended."""
         try:
             status, left = read_regular_file(self._folder / keeper.ENDED, _NOTE_SIZE).split()
             return int(status), left == b"1"
@@ -96,28 +97,29 @@ class DetachedCommand:
 
     @property
     def listening(self) -> bool:
-        """Whether somebody was told what it writes."""
+        """Whether `listen` was called."""
         return self._output is not None
 
     def listen(self, output: Callable[[bytes], None]) -> None:
-        """Call `output` with what the command and what it left running write, until `close`."""
+        """Call `output` with everything that the command and its descendants write, until `close`."""
         self._output = output
-        asyncio.get_running_loop().add_reader(self._news, self._hear)
-        self._hear()
+        asyncio.get_running_loop().add_reader(self._notifications, self._on_notification)
+        self._on_notification()
 
     async def wait(self) -> int | None:
-        """Wait for the command's end and return its exit status; None if nobody saw that.
+        """Wait for the command's end and return its exit status; None if the keeper was killed.
 
-        Only while listening.
+        Only after `listen`.
+
         """
-        while (ended := self.ended) is None and not self._over:
-            self._heard.clear()
-            await self._heard.wait()
+        while (ended := self.ended) is None and not self._ended_all:
+            self._changed.clear()
+            await self._changed.wait()
         ended = ended or self.ended
         return None if ended is None else ended[0]
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal the command's process group, as long as the command itself has not ended."""
+        """Signal the command's process group, unless the command has ended."""
         with suppress(OSError):
             orders = os.open(self._folder / keeper.ORDERS, os.O_WRONLY | os.O_NONBLOCK)
             try:
@@ -126,33 +128,33 @@ class DetachedCommand:
                 os.close(orders)
 
     def close(self) -> None:
-        """Listen no more; the command goes on."""
-        if self._news < 0:
+        """Stop listening; the command goes on."""
+        if self._notifications < 0:
             return
-        self._hear()
-        self._ignore()
-        os.close(self._news)
-        self._news = -1
+        self._on_notification()
+        self._remove_reader()
+        os.close(self._notifications)
+        self._notifications = -1
         if self._keeper is not None and self._keeper.returncode is None:
-            self._keeper.returncode = 0  # it outlives us: nobody here waits for it
+            self._keeper.returncode = 0  # it outlives this process, so Popen must not complain
 
-    def _ignore(self) -> None:
+    def _remove_reader(self) -> None:
         if self._output is not None:
-            asyncio.get_running_loop().remove_reader(self._news)
+            asyncio.get_running_loop().remove_reader(self._notifications)
 
-    def _hear(self) -> None:
-        if self._over or self._news < 0:
+    def _on_notification(self) -> None:
+        if self._ended_all or self._notifications < 0:
             return
         with suppress(BlockingIOError):
-            self._over = not os.read(self._news, _PIECE)
-        # After the news was taken: what comes later is news again.
+            self._ended_all = not os.read(self._notifications, _PIECE)
+        # After the notification was read: later output sends another one.
         if self._output is not None:
             self._read()
-        if self._over:
-            self._ignore()
+        if self._ended_all:
+            self._remove_reader()
             if self._keeper is not None:
-                self._keeper.wait()  # its descriptors close a moment before it is gone
-        self._heard.set()
+                self._keeper.wait()  # its descriptors are closed a moment before it ends
+        self._changed.set()
 
     def _read(self) -> None:
         assert self._output is not None  # noqa: S101 — for the type checker
@@ -167,6 +169,8 @@ class DetachedCommand:
             finally:
                 os.close(output)
             if self._offset != before:
-                write_atomically(self._folder / _READ, str(self._offset).encode(), durable=False)
-        if self._over:
+                write_atomically(
+                    self._folder / _READ_FILE, str(self._offset).encode(), durable=False
+                )
+        if self._ended_all:
             self._output(b"")

@@ -1,4 +1,4 @@
-"""What this agent has said and how far its life has come, on disk; and what is still to be sent."""
+"""The facts of this agent and its lifecycle state, on disk, and the facts that still have to be sent."""
 
 from __future__ import annotations
 
@@ -27,71 +27,72 @@ _ENDED: Final = {
 
 
 class AgentJournal:
-    """Facts in the order in which they came about; the newest of each kind is kept.
+    """The facts in the order they were made; the newest of each kind is kept.
 
-    An older one of its kind has a lower `sequence`, so nobody would heed it if it came again.
+    An older fact of the same kind has a lower `sequence`, so everybody would ignore it.
+
     """
 
     def __init__(self, home: Path, config: AgentConfig) -> None:
         self._path, self._config = home / "journal.json", config
         self._sequence, self._machine = 0, ""
         self.lifecycle: Lifecycle | None = None
-        self._kept: dict[str, tuple[int, FactMessage]] = {}
+        self._newest: dict[str, tuple[int, FactMessage]] = {}
         self._pending: deque[FactMessage] = deque()
-        self._some, self._none = asyncio.Event(), asyncio.Event()
-        self._none.set()
+        self._has_pending, self._all_sent = asyncio.Event(), asyncio.Event()
+        self._all_sent.set()
         with suppress(FileNotFoundError, ValueError, KeyError):
             self._read(json.loads(self._path.read_bytes()))
 
     @property
     def must_start(self) -> bool:
-        """Whether the startup script has not been started since the agent was made or shut down."""
+        """Whether the startup script has not been started since the agent was created or shut down."""
         return self.lifecycle in _BEFORE_STARTED | _ENDED
 
     @property
-    def moved(self) -> bool:
-        """Whether the machine or container was started since then: nothing of before runs any more."""
+    def machine_restarted(self) -> bool:
+        """Whether the machine or container was restarted since then, so that no earlier process is running."""
         return self._machine != self._config.machine
 
     def connected(self) -> None:
-        """State that the bus was reached, and where in its life the agent is, with new numbers."""
-        self._state("agent_connected", _CONNECTION)
+        """Add agent_connected, and the current lifecycle again, both with new sequences."""
+        self._add("agent_connected", _CONNECTION)
         if self.lifecycle is not None:
             self.reached(self.lifecycle)
 
     def disconnected(self, reason: str) -> None:
-        """State that the agent leaves."""
-        self._state("agent_disconnected", _CONNECTION, {"reason": reason})
+        """Add agent_disconnected."""
+        self._add("agent_disconnected", _CONNECTION, {"reason": reason})
 
     def reached(self, lifecycle: Lifecycle) -> None:
-        """State a point of the agent's life."""
+        """Add a lifecycle state that the agent has reached."""
         self.lifecycle, self._machine = lifecycle, self._config.machine
-        self._state("agent_lifecycle", lifecycle, {"lifecycle": lifecycle})
+        self._add("agent_lifecycle", lifecycle, {"lifecycle": lifecycle})
 
     def send_again(self) -> None:
-        """Put all that is kept behind what is still to be sent, as it was."""
-        for _, fact in sorted(self._kept.values(), key=lambda kept: kept[0]):
+        """Queue all stored facts, unchanged, behind those that still have to be sent."""
+        for _, fact in sorted(self._newest.values(), key=lambda kept: kept[0]):
             if fact not in self._pending:
                 self._queue(fact)
 
     async def next(self) -> FactMessage:
-        """Wait for a fact that is to be sent; the same one until it is `sent`."""
-        await self._some.wait()
+        """Wait for a fact to send. It returns the same one until `sent` is called."""
+        await self._has_pending.wait()
         return self._pending[0]
 
     def sent(self) -> None:
-        """Take the fact that `next` gave as stored."""
+        """Remove the fact that `next` returned: it is stored."""
         self._pending.popleft()
         if not self._pending:
-            self._some.clear()
-            self._none.set()
+            self._has_pending.clear()
+            self._all_sent.set()
 
     async def all_sent(self) -> None:
-        """Wait until nothing is left to be sent."""
-        await self._none.wait()
+        """Wait until no fact is left to send."""
+        await self._all_sent.wait()
 
-    def _state(self, type_name: str, kind: str, more: Mapping[str, Any] | None = None) -> None:
-        # Rising also for an agent that lost its journal.
+    def _add(self, type_name: str, kind: str, more: Mapping[str, Any] | None = None) -> None:
+        # The time, so that it also rises for an agent that lost its journal.
         self._sequence = max(self._sequence + 1, time.time_ns() // 1000)
         config = self._config
         data = {
@@ -109,14 +110,14 @@ class AgentJournal:
             data,
             traceparent=config.traceparent,
         )
-        self._kept[kind] = (self._sequence, fact)
+        self._newest[kind] = (self._sequence, fact)
         self._write()
         self._queue(fact)
 
     def _queue(self, fact: FactMessage) -> None:
         self._pending.append(fact)
-        self._none.clear()
-        self._some.set()
+        self._all_sent.clear()
+        self._has_pending.set()
 
     def _write(self) -> None:
         content = {
@@ -124,15 +125,15 @@ class AgentJournal:
             "lifecycle": self.lifecycle,
             "machine": self._machine,
             "facts": {
-                kind: {"sequence": sequence, **fact.kept()}
-                for kind, (sequence, fact) in self._kept.items()
+                kind: {"sequence": sequence, **fact.to_json()}
+                for kind, (sequence, fact) in self._newest.items()
             },
         }
         write_atomically(self._path, json.dumps(content, ensure_ascii=False).encode())
 
     def _read(self, content: Mapping[str, Any]) -> None:
-        self._kept = {
-            kind: (int(kept["sequence"]), FactMessage.from_kept(kept))
+        self._newest = {
+            kind: (int(kept["sequence"]), FactMessage.from_json(kept))
             for kind, kept in content["facts"].items()
         }
         self._sequence, self._machine = int(content["sequence"]), str(content["machine"])

@@ -1,4 +1,4 @@
-"""The agent's way to the bus: found again whenever it is lost, until it is closed to it for good."""
+"""The agent's connection to NATS: reconnected until NATS refuses the agent for good."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from handlers.publishing.agent_files import AgentConfig, AgentCredential
 from handlers.supervise import run_until_one_ends
 
 RENEWED: Final = 0.3
-"""The part of a sign of life's time after which the next one is given: two may be lost."""
+"""The part of the presence TTL after which the next message is sent, so that two may be lost."""
 REDIAL: Final = 10.0
-"""Seconds without a server after which the connection is made anew, as the files say then."""
+"""Seconds without a server after which the agent reads its files again and makes a new connection."""
 PATIENCE: Final = 600.0
 """Seconds of nothing but refusals after which the agent takes its build as superseded.
 
-Refused is also who comes before the gateway is back, or before the credential is renewed."""
+NATS also refuses an agent while the gateway is away, or until its credential is renewed.
+"""
 SPREAD: Final = 2.0
-"""Seconds over which agents that are all asked at once spread their answers."""
+"""Seconds over which agents spread the answers to a request that reaches all of them."""
 _MARGIN: Final = 0.05
-"""The part of its time that a sign of life needs at most to arrive."""
+"""The part of the presence TTL that a message needs at most to arrive."""
 _RENEWED_WITHIN: Final = 0.5
 
 Connect = Callable[[str, AgentCredential], Awaitable[Bus]]
-"""Opens a connection to the url. Raises Refused, Unavailable."""
+"""Opens a connection to the URL. Raises Refused, Unavailable."""
 
 _log = logging.getLogger(__name__)
 
 
 class Link:
-    """Keeps the agent connected, shows that it lives, and sends what its journal holds."""
+    """Keeps the agent connected, renews its presence message, and sends the facts of its journal."""
 
     def __init__(
         self,
@@ -55,58 +56,63 @@ class Link:
     ) -> None:
         self._home, self._config, self._journal, self._connect = home, config, journal, connect
         self._patience, self._clock = patience, clock
-        self._lasts = config.presence_ttl
+        self._presence_ttl = config.presence_ttl
         self._bus: Bus | None = None
         self._refused_since: float | None = None
-        self._shown: float | None = None
+        self._presence_at: float | None = None
 
     async def run(self) -> None:
-        """Return when the bus refused this agent for so long that its build must be superseded."""
+        """Return when NATS has refused this agent for so long that its build must be superseded."""
         backoff = Backoff(limit=2.0)
         while not self._out_of_patience():
             try:
                 config = agent_files.read_config(self._home)
                 bus = await self._connect(config.nats_url, agent_files.read_credential(self._home))
             except Refused as no:
-                self._refused(no)
+                self._note_refusal(no)
             except (Unavailable, TimeoutError, OSError, ValueError) as no:
-                _log.info("no way to the bus yet: %s", no)
+                _log.info("not connected to NATS yet, trying again: %s", no)
             else:
                 backoff.reset()
-                await self._while_connected(bus)
+                await self._work_while_connected(bus)
             await backoff.wait()
-        _log.warning("refused for %g s: another build must have taken over", self._patience)
+        _log.warning(
+            "NATS refused this agent for %g s, so its build must be superseded", self._patience
+        )
 
     @property
     def refused(self) -> bool:
-        """Whether the bus lets this agent in no more, as far as it last said."""
+        """Whether NATS has refused this agent since the last success."""
         return self._refused_since is not None
 
     @property
     def connected(self) -> bool:
-        """Whether a server is there now."""
+        """Whether the agent is connected to a server now."""
         return self._bus is not None and self._bus.connected
 
     async def send(self, subject: str, data: bytes) -> None:
-        """Publish a line of the log. Raises Unavailable while there is no bus."""
+        """Publish a log line. Raises Unavailable without a connection."""
         if self._bus is None:
             raise Unavailable("not connected")
         await self._bus.send(subject, data)
 
-    async def _while_connected(self, bus: Bus) -> None:
-        """Do all that is done on one connection, until it is of no use any more."""
+    async def _work_while_connected(self, bus: Bus) -> None:
+        """Do everything that is done on one connection, until it is lost."""
         self._bus = bus
         try:
             await run_until_one_ends(
-                self._show(bus), self._send_facts(bus), self._hear(bus), bus.wait_closed()
+                self._keep_presence(bus),
+                self._send_facts(bus),
+                self._serve_resend_requests(bus),
+                bus.wait_closed(),
             )
         finally:
             self._bus = None
             with suppress(BusError, TimeoutError):
                 await bus.close()
 
-    async def _show(self, bus: Bus) -> None:
-        """Renew the sign of life, and report anew where it may have run out meanwhile."""
+    async def _keep_presence(self, bus: Bus) -> None:
+        """Renew the presence message, and report the agent again where it may have expired."""
         back, fresh, backoff = asyncio.Event(), True, Backoff(limit=1.0)
         bus.on_reconnect(back.set)
         lost_at: float | None = None
@@ -115,13 +121,15 @@ class Link:
                 back.clear()
                 fresh = True
             now = self._clock()
-            if self._shown is not None and now - self._shown > self._lasts * (1 - _MARGIN):
-                # Paused, or cut off without a reconnect: the workers may have given us up.
-                fresh, self._shown = True, None
+            if self._presence_at is not None and now - self._presence_at > self._presence_ttl * (
+                1 - _MARGIN
+            ):
+                # This process was paused, or cut off without a reconnect: workers may have noticed a loss.
+                fresh, self._presence_at = True, None
             renewal = asyncio.ensure_future(self._renew(bus))
             try:
-                # Report after it, if it can be: a mark of our absence that is worked late counts
-                # for nothing then.
+                # Report after the renewal if possible: then a mark of absence that workers process
+                # late is ignored.
                 await asyncio.wait({renewal}, timeout=_RENEWED_WITHIN)
                 if fresh and bus.connected:
                     self._journal.connected()
@@ -130,10 +138,10 @@ class Link:
             finally:
                 renewal.cancel()
             if stored:
-                self._shown, lost_at = now, None
+                self._presence_at, lost_at = now, None
                 backoff.reset()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._lasts * RENEWED):
+                    async with asyncio.timeout(self._presence_ttl * RENEWED):
                         await back.wait()
                 continue
             if bus.connected:
@@ -154,12 +162,12 @@ class Link:
         }
         subject = subjects.presence(config.chat_id, config.agent_id)
         try:
-            await bus.publish(subject, json.dumps(body).encode(), ttl=self._lasts)
+            await bus.publish(subject, json.dumps(body).encode(), ttl=self._presence_ttl)
         except Refused as no:
-            self._refused(no)
+            self._note_refusal(no)
             return False
         except Unavailable as no:
-            _log.info("not shown: %s", no)
+            _log.info("the presence message can't be sent: %s", no)
             return False
         return True
 
@@ -170,18 +178,18 @@ class Link:
             try:
                 await publish_once(bus, fact)
             except Refused as no:
-                self._refused(no)
+                self._note_refusal(no)
                 await backoff.wait()
             except Unavailable as no:
-                _log.info("fact %s waits for the bus: %s", fact.identity, no)
+                _log.info("fact %s waits for NATS: %s", fact.identity, no)
                 await backoff.wait()
             else:
                 self._journal.sent()
                 self._refused_since = None
                 backoff.reset()
 
-    async def _hear(self, bus: Bus) -> None:
-        """Send all facts again when the workers ask."""
+    async def _serve_resend_requests(self, bus: Bus) -> None:
+        """Send all facts again when the workers ask for them."""
         loop = asyncio.get_running_loop()
 
         def resend() -> None:
@@ -190,8 +198,8 @@ class Link:
 
         await call_on_message(bus, subjects.RESEND_AGENT, resend, Backoff(limit=2.0))
 
-    def _refused(self, no: Refused) -> None:
-        _log.error("refused: %s", no)
+    def _note_refusal(self, no: Refused) -> None:
+        _log.error("NATS refuses this agent: %s", no)
         if self._refused_since is None:
             self._refused_since = self._clock()
 

@@ -1,4 +1,4 @@
-"""The scripts of one agent: started in the workspace, heard, bounded, ended."""
+"""The scripts of one agent: started in the workspace, logged, limited in time, ended."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from handlers.sandbox.shell import Shell, command_fault, environment_faults, sta
 from statemachine.events import Lifecycle
 
 GRACE: Final = 5.0
-"""Seconds between the polite and the forced end of what a script left running."""
-_MORE: Final = 64 * 1024
-"""Bytes of output that are kept beyond the log's limit, so that the log says itself that it is full."""
-_UNENDED: Final = (Lifecycle.STARTING, Lifecycle.START_TIMEOUT)
+"""Seconds between SIGTERM and SIGKILL for processes that a script has left running."""
+_BEYOND_LIMIT: Final = 64 * 1024
+"""Bytes of output stored beyond the log's limit, so that the log reports that it is full."""
+_STILL_STARTING: Final = (Lifecycle.STARTING, Lifecycle.START_TIMEOUT)
 
 _log = logging.getLogger(__name__)
 
 
 class Scripts:
-    """Runs the scripts; `report` is told each point of the agent's life.
+    """Runs the scripts; `report` is called with each lifecycle state that the agent reaches.
 
-    `home` is the agent's folder, where a startup script of an earlier process of this agent is found.
+    `home` is the agent's folder, in which a startup script of an earlier process of this agent is found.
+
     """
 
     def __init__(
@@ -44,29 +45,30 @@ class Scripts:
             self._startup = None
 
     def must_run_again(self, reached: Lifecycle | None) -> bool:
-        """Tell whether a startup script that has run is to run again: it or what it left is gone.
+        """Return whether a startup script that has run has to run again, since its processes are gone.
 
-        `reached` is the point of its life at which the agent was last.
+        `reached` is the agent's last lifecycle state.
+
         """
         kept = self._startup
         if kept is None or kept.alive:
-            return kept is None and reached in _UNENDED
+            return kept is None and reached in _STILL_STARTING
         return kept.ended is None or kept.ended[1]
 
     @property
-    def still_there(self) -> bool:
-        """Whether the startup script, or something that it left running, is there."""
+    def still_running(self) -> bool:
+        """Whether the startup script or a process that it started is still running."""
         return self._startup is not None and self._startup.alive
 
     async def startup(self) -> None:
-        """Run the startup script to its end; past its limit it goes on, and may still succeed."""
+        """Run the startup script to its end. After its time limit it goes on, and may still succeed."""
         script, limit = self._config.startup_script, self._config.startup_timeout_seconds
         if not script:
             self._report(Lifecycle.READY)
             return
         self._report(Lifecycle.STARTING)
         try:
-            if self._startup is not None:  # its keeper may have been killed alone
+            if self._startup is not None:  # its keeper alone may have been killed
                 await self._end_what_runs(GRACE)
             self._check(script)
             self._startup = DetachedCommand.start(
@@ -74,37 +76,39 @@ class Scripts:
                 script,
                 cwd=self._config.directory,
                 env=self._config.env,
-                limit=self._config.log_limit + _MORE,
+                limit=self._config.log_limit + _BEYOND_LIMIT,
             )
             await self._until_ended(self._startup, limit)
-        except Exception as no:  # noqa: BLE001 — whatever it is, the chat hears of it
-            self._say("startup", f"the startup script could not be run: {_words(no)}")
+        except Exception as no:  # noqa: BLE001 — any error becomes a lifecycle state of the agent
+            self._report_problem("startup", f"the startup script could not be run: {_describe(no)}")
             self._report(Lifecycle.START_ERROR)
 
-    async def go_on(self, reached: Lifecycle | None) -> None:
-        """Look after the startup script of an earlier process of this agent, and what it left running."""
+    async def resume(self, reached: Lifecycle | None) -> None:
+        """Follow the startup script of an earlier process of this agent, and the processes it started."""
         if (kept := self._startup) is None:
             return
-        if reached not in _UNENDED:
+        if reached not in _STILL_STARTING:
             kept.listen(self._log.stream("startup").feed)
             return
         late = reached is Lifecycle.START_TIMEOUT
         await self._until_ended(kept, None if late else self._config.startup_timeout_seconds)
 
     async def shutdown(self) -> None:
-        """Run the shutdown script within its limit, then end all that the scripts left running."""
+        """Run the shutdown script within its time limit, then end all processes of the scripts."""
         self._report(Lifecycle.SHUTTING_DOWN)
         await self._end_startup()
         try:
             reached = await self._shutdown_script()
-        except Exception as no:  # noqa: BLE001 — whatever it is, the chat hears of it
-            self._say("shutdown", f"the shutdown script could not be run: {_words(no)}")
+        except Exception as no:  # noqa: BLE001 — any error becomes a lifecycle state of the agent
+            self._report_problem(
+                "shutdown", f"the shutdown script could not be run: {_describe(no)}"
+            )
             reached = Lifecycle.SHUTDOWN_ERROR
         await self.end_all(GRACE)
         self._report(reached)
 
     async def end_all(self, grace: float) -> None:
-        """End every process that descends from this agent's scripts."""
+        """End every descendant of this agent's scripts."""
         await self._end_what_runs(grace)
         if self._shell is not None:
             self._shell.end()
@@ -112,16 +116,16 @@ class Scripts:
     async def _end_what_runs(self, grace: float) -> None:
         mark = f"WORKSPACED_AGENT_ID={self._config.agent_id}"
         try:
-            # Not our own group: a launcher around us is none of the scripts' work.
+            # Not our own group, where a launcher of this agent may be.
             await end_marked(mark, grace=grace, spare_group=os.getpgrp())
-        except OSError as no:  # our provisioner ends them as well
-            _log.warning("what the scripts left running can't be ended: %s", no)
+        except OSError as no:  # the provisioner ends them as well
+            _log.warning("processes of the scripts can't be ended: %s", no)
         if self._startup is not None:
             self._startup.close()
             self._startup = None
 
     async def _end_startup(self) -> None:
-        """End a startup script that still runs; what it started in the background stays for now."""
+        """End a startup script that is still running; its background processes stay for now."""
         kept = self._startup
         if kept is None or kept.ended is not None or not kept.alive:
             return
@@ -140,7 +144,7 @@ class Scripts:
         try:
             done, _ = await asyncio.wait({ended}, timeout=limit)
             if not done:
-                self._say(
+                self._report_problem(
                     "startup",
                     f"the startup script has not ended within {limit:g} s "
                     "(startup_timeout_seconds); it keeps running",
@@ -150,9 +154,12 @@ class Scripts:
         finally:
             ended.cancel()
         if status is None:
-            self._say("startup", "nobody knows how the startup script ended: its keeper was killed")
+            self._report_problem(
+                "startup",
+                "the exit status of the startup script is unknown, because its keeper was killed",
+            )
         elif status:
-            self._say("startup", f"the startup script {status_words(status)}")
+            self._report_problem("startup", f"the startup script {status_words(status)}")
         self._report(Lifecycle.READY if status == 0 else Lifecycle.START_ERROR)
 
     async def _shutdown_script(self) -> Lifecycle:
@@ -160,21 +167,21 @@ class Scripts:
         if not script:
             return Lifecycle.OFF
         self._check(script)
-        heard, config = self._log.stream("shutdown"), self._config
-        shell = Shell(script, cwd=config.directory, env=config.env, output=heard.feed)
+        output, config = self._log.stream("shutdown"), self._config
+        shell = Shell(script, cwd=config.directory, env=config.env, output=output.feed)
         self._shell = shell
         try:
             async with asyncio.timeout(limit):
                 status = await shell.wait()
         except TimeoutError:
-            self._say(
+            self._report_problem(
                 "shutdown", f"the shutdown script did not end within {limit:g} s and was killed"
             )
             return Lifecycle.SHUTDOWN_TIMEOUT
         finally:
             shell.end()
         if status:
-            self._say("shutdown", f"the shutdown script {status_words(status)}")
+            self._report_problem("shutdown", f"the shutdown script {status_words(status)}")
         return Lifecycle.SHUTDOWN_ERROR if status else Lifecycle.OFF
 
     def _check(self, script: str) -> None:
@@ -185,12 +192,12 @@ class Scripts:
         if problems:
             raise ValueError("; ".join(problems))
 
-    def _say(self, stage: str, words: str) -> None:
+    def _report_problem(self, stage: str, words: str) -> None:
         _log.warning("%s", words)
         self._log.verdict(stage, f"{words}\n")
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, (OSError, ValueError)):
         return str(error)
     return f"{type(error).__name__}: {error}"

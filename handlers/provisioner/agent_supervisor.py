@@ -1,10 +1,11 @@
-"""The agents of this machine's workspaces: started, started again, renewed, shut down.
+"""Agents of this machine's workspaces: started, restarted, given new credentials, shut down.
 
-They are no children to care for: each outlives us, and is found again by the lock it holds.
+Agents are not child processes that end with this one: they go on running, and the next provisioner
+finds them by the lock that they hold.
 
-An agent's folder lies in its workspace, so the template's code can write there. We, who are not
-confined, take from it nothing that would give an agent more than its own: which agent of which
-build and chat it is, and where its workspace is, comes from our journal.
+An agent's folder is in its workspace, where the template's code can write. This process is not confined,
+so it trusts nothing in the folder that would give an agent more rights than its own: the agent's id,
+build, chat and directory come from the journal.
 """
 
 from __future__ import annotations
@@ -35,28 +36,29 @@ from handlers.sandbox.processes import end_marked, hold_process, machine_identit
 from handlers.sandbox.shell import environment_faults
 from handlers.supervise import cancel_and_wait
 
-_FAREWELL: Final = 20.0
-"""Seconds that an agent gets beyond its shutdown script."""
+_SHUTDOWN_MARGIN: Final = 20.0
+"""Seconds that an agent gets to end, in addition to the limit of its shutdown script."""
 _GRACE: Final = 5.0
-"""Seconds between the polite and the forced end of what it did not end itself."""
+"""Seconds between SIGTERM and SIGKILL for processes that the agent has not ended."""
 _SETTLED: Final = 60.0
+"""Seconds after which an agent that ran is restarted without delay, and a credential may be renewed again."""
 PATIENCE: Final = 600.0
-"""Seconds that an agent is refused before it gives up, and so that a new credential may take."""
+"""Seconds of refusals after which an agent gives up; a new credential must arrive before."""
 _LOG: Final = "agent.log"
 _LOG_SIZE: Final = 5 * 1024 * 1024
-"""Bytes past which an agent begins a new log when it is started."""
-_ENTER: Final = 'cd -- "$0" && exec "$@"'
+"""Size in bytes above which the log is rotated when the agent is started."""
+_CHANGE_DIRECTORY_AND_EXEC: Final = 'cd -- "$0" && exec "$@"'
 _OWN_DIRECTORY: Final = Path(__file__).parents[2]
 
 _log = logging.getLogger(__name__)
 
 
-class _Hopeless(Exception):
-    """The agent can't be started, and never could: trying again is of no use."""
+class _CannotStart(Exception):
+    """The agent can never be started, so a retry is useless."""
 
 
 class AgentSupervisor:
-    """Sees to it that the agents which should run do, and ends those which should not."""
+    """Keeps the agents that should run running, and ends the others."""
 
     def __init__(
         self,
@@ -69,104 +71,105 @@ class AgentSupervisor:
         confinement: Confinement,
     ) -> None:
         self._bus, self._workspaces, self._command = bus, workspaces, command
-        self._here = {"nats_url": nats_url, "nats_ca": nats_ca, "machine": machine_identity()}
+        self._local = {"nats_url": nats_url, "nats_ca": nats_ca, "machine": machine_identity()}
         self._confinement = confinement
-        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._supervising: dict[str, asyncio.Task[None]] = {}
         self._started: dict[str, int] = {}
         self._known: dict[str, Mapping[str, Any]] = {}
-        """What the configuration of each agent has to say, whatever it says."""
+        """Values that override those in the configuration file of each agent."""
         self._renewals: dict[str, asyncio.Task[None]] = {}
         self._renewed: dict[str, float] = {}
 
     def ensure(self, record: WorkspaceRecord) -> None:
-        """See to it, from now on, that the record's agents run."""
+        """Keep the record's agents running from now on."""
         for agent_id in record.agents:
-            if (keeper := self._keepers.get(agent_id)) is None or keeper.done():
+            if (supervision := self._supervising.get(agent_id)) is None or supervision.done():
                 self._known[agent_id] = {
-                    **self._here,
+                    **self._local,
                     "chat_id": record.chat_id,
                     "workspace_id": record.workspace_id,
                     "build_id": record.build_of(agent_id),
                     "agent_id": agent_id,
                     "directory": self._workspaces / record.workspace_id,
                 }
-                self._keepers[agent_id] = asyncio.create_task(self._keep(agent_id))
+                self._supervising[agent_id] = asyncio.create_task(self._keep(agent_id))
 
     def renew(self) -> None:
-        """Get the agents new credentials: the old ones may be forgotten."""
+        """Get new credentials for all agents: NATS may not accept the old ones any more."""
         now = monotonic()
-        for agent_id, keeper in self._keepers.items():
+        for agent_id, supervision in self._supervising.items():
             there = self._renewals.get(agent_id)
             lately = now - self._renewed.get(agent_id, -_SETTLED) < _SETTLED
-            if not (keeper.done() or lately or (there is not None and not there.done())):
+            if not (supervision.done() or lately or (there is not None and not there.done())):
                 renewal = asyncio.create_task(self._renew(agent_id))
                 self._renewals[agent_id] = renewal
 
     async def shut_down(self, record: WorkspaceRecord) -> None:
-        """End the record's agents, each with its shutdown script, and wait until they are gone."""
+        """End the record's agents, each with its shutdown script, and wait until they have ended."""
         await asyncio.gather(
             *(self._shut_down(record.workspace_id, agent) for agent in record.agents)
         )
 
     async def leave(self) -> None:
-        """Look after the agents no longer; they go on."""
-        await cancel_and_wait(*self._keepers.values(), *self._renewals.values())
+        """Stop supervising; the agents go on running."""
+        await cancel_and_wait(*self._supervising.values(), *self._renewals.values())
 
-    def _home(self, agent_id: str) -> AbstractContextManager[Path]:
+    def _pinned_home(self, agent_id: str) -> AbstractContextManager[Path]:
         return agent_files.pinned_home(self._known[agent_id]["directory"], agent_id)
 
     async def _keep(self, agent_id: str) -> None:
-        """Have the agent run until it ends by itself, or never can: what only fails now is tried again."""
+        """Run the agent until it ends by itself or can never be started; other errors are retried."""
         backoff = Backoff(first=0.5, limit=30.0)
         while True:
             since = monotonic()
             try:
                 ended = await self._run_once(agent_id)
             except Superseded as no:
-                _log.info("agent %s is no longer wanted: %s", agent_id, no)
+                _log.info("agent %s is superseded: %s", agent_id, no)
                 return
-            except _Hopeless as no:
+            except _CannotStart as no:
                 _log.error("agent %s can't be started: %s", agent_id, no)
                 return
             except OSError as no:
-                _log.error("agent %s can't be started now: %s", agent_id, no)
+                _log.error("agent %s can't be started now, trying again: %s", agent_id, no)
             else:
-                if ended is _STILL_RUNS:
+                if ended is _STILL_RUNNING:
                     continue
                 if ended == 0:
                     _log.info("agent %s has ended", agent_id)
                     return
-                _log.warning("agent %s ended unasked (%s) and is started again", agent_id, ended)
+                _log.warning("agent %s ended unexpectedly (%s) and is restarted", agent_id, ended)
             if monotonic() - since > _SETTLED:
                 backoff.reset()
             await backoff.wait()
 
     async def _run_once(self, agent_id: str) -> int | str:
-        """Start the agent unless it runs, and return how it ended.
+        """Start the agent unless it is running, and return how it ended: its exit status, or a text.
 
-        Raises Superseded, _Hopeless, and OSError when it can't be started now.
+        Raises Superseded, _CannotStart, and OSError if it can't be started now.
+
         """
         try:
             config = self._config(agent_id)
         except (FileNotFoundError, ValueError) as gone:
-            raise _Hopeless(
+            raise _CannotStart(
                 f"its configuration can't be read ({gone}); start a new build"
             ) from gone
         credential = await self._credential(config)
-        with self._home(agent_id) as home:
+        with self._pinned_home(agent_id) as home:
             pid = agent_files.running_agent(home)
             if pid is None:
                 pid = self._start(home, config)
-        ended = await self._ended(agent_id, pid, renewed_in(credential))
-        with self._home(agent_id) as home:
-            return ended if agent_files.running_agent(home) is None else _STILL_RUNS
+        ended = await self._wait_for_end(agent_id, pid, renewed_in(credential))
+        with self._pinned_home(agent_id) as home:
+            return ended if agent_files.running_agent(home) is None else _STILL_RUNNING
 
     async def _renew(self, agent_id: str) -> None:
-        """Ask until there is an answer: what makes the build known again may not be applied yet."""
+        """Request a new credential, with retries: workers may not know the build again yet."""
         backoff, until = Backoff(first=0.5, limit=30.0), monotonic() + PATIENCE
         while monotonic() < until:
             try:
-                await self._obtained(self._config(agent_id))
+                await self._obtain(self._config(agent_id))
             except (Superseded, OSError) as no:
                 _log.info("no new credential for agent %s yet: %s", agent_id, no)
                 await backoff.wait()
@@ -178,11 +181,11 @@ class AgentSupervisor:
                 return
 
     def _config(self, agent_id: str) -> AgentConfig:
-        """Return the agent's configuration, after having put right in it what we know better."""
+        """Return the agent's configuration, after correcting it by what the journal knows."""
         known = dict(self._known[agent_id])
         if known["build_id"] is None:
-            raise ValueError("the journal has no build that made this agent")
-        with self._home(agent_id) as home:
+            raise ValueError("the journal has no build that created this agent")
+        with self._pinned_home(agent_id) as home:
             there = agent_files.read_config(home)
             config = there.model_copy(update=known)
             if config != there:
@@ -190,42 +193,49 @@ class AgentSupervisor:
         return config
 
     async def _credential(self, config: AgentConfig) -> AgentCredential:
-        """Return the credential that is there while it is young, else a new one."""
-        with self._home(config.agent_id) as home:
+        """Return the existing credential of a running agent if it is young enough, otherwise a new one."""
+        with self._pinned_home(config.agent_id) as home:
             if agent_files.running_agent(home) is not None:
                 with suppress(OSError, ValueError):
                     there = agent_files.read_credential(home)
                     if renewed_in(there) != 0:
                         return there
-        return await self._obtained(config)
+        return await self._obtain(config)
 
-    async def _obtained(self, config: AgentConfig) -> AgentCredential:
+    async def _obtain(self, config: AgentConfig) -> AgentCredential:
         credential = await obtain(self._bus, config)
-        with self._home(config.agent_id) as home:
+        with self._pinned_home(config.agent_id) as home:
             agent_files.write_credential(home, credential)
         return credential
 
     def _start(self, home: Path, config: AgentConfig) -> int:
-        """Start the agent as a session of its own that has nothing of ours but the environment."""
+        """Start the agent in a new session, with a small environment."""
         launcher = config.directory / agent_files.OWN_FOLDER / LAUNCHER
-        # By its own name: the path that we have of its folder is good for this process only.
+        # The real path: the pinned one is valid only in this process.
         own_home = agent_files.agent_home(config.directory, config.agent_id)
         program = [*self._command, str(agent_files.config_path(own_home))]
         if os.access(launcher, os.X_OK):
             program.insert(0, str(launcher))
         _rotate(home / _LOG)
         output = str(home / _LOG)
-        # What scripts left in its place is neither followed nor waited for.
+        # Neither follows a link nor blocks on a FIFO that a script has put there.
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
         confined = self._confinement.prefix(config.directory, step=False)
-        # Not the template's `env`, which is meant for scripts: it could break our Python.
+        # Without the template's `env`, which is for scripts and could break this Python.
         env = {name: value for name, value in config.env.items() if is_passed_on(name)}
         for name in dict(environment_faults(env)):
             del env[name]
         try:
             pid = os.posix_spawn(
                 confined[0],
-                [*confined, "/bin/sh", "-c", _ENTER, str(config.directory), *program],
+                [
+                    *confined,
+                    "/bin/sh",
+                    "-c",
+                    _CHANGE_DIRECTORY_AND_EXEC,
+                    str(config.directory),
+                    *program,
+                ],
                 {**env, "PYTHONPATH": str(_OWN_DIRECTORY)},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -236,33 +246,36 @@ class AgentSupervisor:
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
             )
         except ValueError as bad:
-            raise _Hopeless(str(bad)) from bad
+            raise _CannotStart(str(bad)) from bad
         self._started[config.agent_id] = pid
         return pid
 
-    async def _ended(self, agent_id: str, pid: int, limit: float | None) -> int | str:
-        """Return the exit status, or what is to be said instead of it."""
+    async def _wait_for_end(self, agent_id: str, pid: int, limit: float | None) -> int | str:
+        """Return the exit status, or a text if it is unknown or the agent is still running after `limit` s."""
         try:
             with hold_process(pid) as descriptor:
                 async with asyncio.timeout(limit):
                     await wait_for_exit(descriptor)
         except TimeoutError:
-            return _STILL_RUNS
+            return _STILL_RUNNING
         except ProcessLookupError:
             pass
         if self._started.get(agent_id) != pid:
-            return "status unknown"
+            return "unknown status"
         del self._started[agent_id]
         return _status_of(pid)
 
     async def _shut_down(self, workspace_id: str, agent_id: str) -> None:
-        for tasks in (self._keepers, self._renewals):
+        for tasks in (self._supervising, self._renewals):
             if (task := tasks.pop(agent_id, None)) is not None:
                 await cancel_and_wait(task)
         started, pid = self._started.pop(agent_id, None), None
-        limit = _FAREWELL
+        limit = _SHUTDOWN_MARGIN
         workspace = self._workspaces / workspace_id
-        with suppress(OSError, ValueError), agent_files.pinned_home(workspace, agent_id) as home:
+        with (
+            suppress(OSError, ValueError),
+            agent_files.pinned_home(workspace, agent_id) as home,
+        ):
             pid = agent_files.running_agent(home)
             limit += agent_files.read_config(home).shutdown_timeout_seconds
         if (pid := pid or started) is not None:
@@ -270,17 +283,17 @@ class AgentSupervisor:
                 signal.pidfd_send_signal(descriptor, signal.SIGTERM)
                 async with asyncio.timeout(limit):
                     await wait_for_exit(descriptor)
-        # What is left: an agent that does not end, a launcher, processes that left their group.
+        # The rest: an agent that has not ended, a launcher, processes that left their group.
         await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=_GRACE)
         if started is not None:
             _status_of(started)
 
 
-_STILL_RUNS: Final = "still runs"
+_STILL_RUNNING: Final = "still running"
 
 
 def _rotate(log: Path) -> None:
-    """Set a log that has grown too large aside, in place of the one before it."""
+    """Rename a log that is too large, replacing the previous one."""
     with suppress(FileNotFoundError):
         if log.lstat().st_size > _LOG_SIZE:
             log.replace(log.with_name(f"{_LOG}.1"))
@@ -290,7 +303,7 @@ def _status_of(pid: int) -> int | str:
     try:
         return os.waitstatus_to_exitcode(os.waitpid(pid, os.WNOHANG)[1])
     except ChildProcessError:
-        return "status unknown"
+        return "unknown status"
 
 
 _ANSWER_WITHIN: Final = 5.0
@@ -299,11 +312,11 @@ _log = logging.getLogger(__name__)
 
 
 class Superseded(Exception):
-    """The agent gets no credential, and will get none: its build is over, or NATS refuses to ask."""
+    """The agent can't get a credential any more: its build is superseded, or NATS refuses the request."""
 
 
 async def obtain(bus: Bus, config: AgentConfig) -> AgentCredential:
-    """Ask until there is an answer. Raises Superseded."""
+    """Request a credential, with retries. Raises Superseded."""
     backoff = Backoff()
     request = {
         "chat_id": config.chat_id,
@@ -323,16 +336,16 @@ async def obtain(bus: Bus, config: AgentConfig) -> AgentCredential:
             if is_final(no):
                 raise Superseded(str(no)) from None
             level = logging.WARNING if isinstance(no, ServiceError) else logging.INFO
-            _log.log(level, "no credential for agent %s yet: %s", config.agent_id, no)
+            _log.log(level, "no credential for agent %s yet, trying again: %s", config.agent_id, no)
         except TimeoutError as no:
-            _log.info("no credential for agent %s yet: %s", config.agent_id, no)
+            _log.info("no credential for agent %s yet, trying again: %s", config.agent_id, no)
         except ValidationError as bad:
             _log.warning("a credential for agent %s can't be read: %s", config.agent_id, bad)
         await backoff.wait()
 
 
 def renewed_in(credential: AgentCredential) -> float | None:
-    """Return the seconds until it should be renewed, in the middle of its life; None for never."""
+    """Return the seconds until the middle of the lifetime, when to renew; None if it does not expire."""
     if credential.expires_at is None:
         return None
     half = (credential.expires_at - credential.issued_at) / 2

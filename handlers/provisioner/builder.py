@@ -1,4 +1,4 @@
-"""One build from its job to its outcome: what happens on this machine, and nothing of the bus."""
+"""Running the build of a job on this machine, from the job to its outcome. Nothing here uses the bus."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from handlers.provisioner import archive
-from handlers.provisioner.archive import Archives, BadArchive
+from handlers.provisioner.archive import Archives
 from handlers.provisioner.job import Job
 from handlers.provisioner.quota import Quotas
 from handlers.provisioner.step import LIMIT, Failed, agent_environment, job_environment, run_step
@@ -25,40 +25,41 @@ from handlers.publishing.build_log import BUILD_LOG_SIZE, VERDICT_SIZE
 from handlers.sandbox.policy import Confinement
 from handlers.sandbox.processes import end_marked
 from handlers.sandbox.shell import environment_faults
+from handlers.template_archive import BadArchive
 from statemachine.events import Transition
 from statemachine.local_template import AgentTable, agent_faults
 from statemachine.mask import Mask
 
 FOR_AGENTS: Final = 256 * 1024
-"""Bytes of a build's log that are its agents', however much the build says."""
+"""Bytes of a build's log that are reserved for its agents."""
 OWN_LOG: Final = BUILD_LOG_SIZE - FOR_AGENTS - VERDICT_SIZE
-"""Bytes of it that are the build's own."""
+"""Bytes of a build's log for the build itself."""
 LAUNCHER: Final = "agent-launcher"
-"""A program that a start step may leave: agents are started through it."""
+"""A program that a start step may leave; agents are started through it."""
 _GRACE: Final = 2.0
-_DISCARD: Final = 60.0
-"""Seconds that the delete step may take for what a build left that went over its owner's quota."""
-_UNPACKED_WITHIN: Final = 30.0
-"""Seconds that a step which ends a workspace waits for files of its template that are not here yet."""
+_DISCARD_TIMEOUT: Final = 60.0
+"""Seconds that the delete step may take after a build that exceeded its owner's quota."""
+_UNPACK_TIMEOUT: Final = 30.0
+"""Seconds that a stop or delete step waits for template files that are not on this machine yet."""
 _NOTHING_TO_DO: Final = ("", "true", ":")
 
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The build is done, and these agents belong to it."""
+    """The build has succeeded and created these agents."""
 
     version_id: str | None
     agents: tuple[AgentConfig, ...] = field(default=(), repr=False)
     listed: tuple[Mapping[str, Any], ...] = ()
 
     def data(self) -> dict[str, Any]:
-        """Return what `build_succeeded` says of it."""
+        """Return the fields of `build_succeeded`."""
         version = {} if self.version_id is None else {"template_version_id": self.version_id}
         return {**version, "agents": list(self.listed)}
 
 
 class Builder:
-    """Where workspaces are, and what builds in them need."""
+    """The directory of workspaces, and what builds in it need."""
 
     def __init__(
         self,
@@ -78,22 +79,23 @@ class Builder:
         self._presence_ttl, self._nats_ca = presence_ttl, nats_ca
         self._confinement = confinement
 
-    def of(self, workspace_id: str) -> Path:
+    def directory_of(self, workspace_id: str) -> Path:
         """Return the directory of a workspace."""
         return self._directory / workspace_id
 
-    def has(self, workspace_id: str) -> bool:
-        """Tell whether the workspace's directory is there."""
-        return self.of(workspace_id).exists()
+    def exists(self, workspace_id: str) -> bool:
+        """Return whether the workspace's directory exists."""
+        return self.directory_of(workspace_id).exists()
 
     async def build(self, job: Job, log: BuildLog, *, new: bool) -> Succeeded | Failed:
-        """Run the job's step, its agents of before being gone. Cancelled, it leaves nothing running.
+        """Run the job's step; the agents of earlier builds must have ended. If cancelled, no process is left.
 
-        Of a `new` workspace, in which nobody has worked, nothing stays that is over the quota. A
-        start holds its place among the owner's workspaces until the caller releases it.
+        If the workspace is `new`, so that nobody has worked in it, and exceeds the quota, its files are removed.
+        A start keeps its place in the owner's quota until the caller releases it.
+
         """
-        workspace = self.of(job.workspace_id)
-        # Of this build when it was begun before, and the provisioner died.
+        workspace = self.directory_of(job.workspace_id)
+        # Processes of an earlier attempt of this build, if the provisioner was killed.
         await end_marked(f"WORKSPACED_BUILD_ID={job.build_id}", grace=0)
         try:
             if job.transition is Transition.START:
@@ -112,17 +114,17 @@ class Builder:
     async def _start(
         self, job: Job, workspace: Path, log: BuildLog, *, new: bool
     ) -> Succeeded | Failed:
-        refused = _misfit(job.template.spec.agent) or self._unusable(job, workspace)
+        refused = _agent_problems(job.template.spec.agent) or self._unusable_values(job, workspace)
         refused = refused or self._quotas.admit(job)
-        if refused := refused or await self._over(job, workspace, log, new=new, again=new):
+        if refused := refused or await self._check_disk(job, workspace, log, new=new, again=new):
             return refused
         failed = await self._run(job, workspace, log)
-        # Looked at whatever became of the step: what a failed one left uses disk as well.
-        over = await self._over(job, workspace, log, new=new)
+        # Checked even if the step failed: its files use disk space as well.
+        over = await self._check_disk(job, workspace, log, new=new)
         return failed or over or await self._with_agents(job, workspace, log)
 
-    def _unusable(self, job: Job, workspace: Path) -> Failed | None:
-        """Say which values no step, or no script of an agent, can be given."""
+    def _unusable_values(self, job: Job, workspace: Path) -> Failed | None:
+        """Return Failed if a step or a script of an agent could not be started with these values."""
         env = job_environment(job, workspace, self._environ)
         found: dict[object, str] = dict(environment_faults(env))
         for spec in job.template.spec.agent:
@@ -134,54 +136,61 @@ class Builder:
             }
         return Failed(f"Nothing can be built: {'; '.join(found.values())}.") if found else None
 
-    async def _over(
+    async def _check_disk(
         self, job: Job, workspace: Path, log: BuildLog, *, new: bool, again: bool = False
     ) -> Failed | None:
-        """Say if the owner's disk is used up; then nothing stays of a new workspace.
+        """Return Failed if the owner's disk quota is exceeded; then the files of a new workspace are removed.
 
-        It may be that an earlier attempt left too much: `again` looks once more without that.
+        `again`: check once more after that, since an earlier attempt may have left the files.
+
         """
         async with self._quotas.turn(job):
             failed = await self._quotas.disk(job)
-            if failed is not None and new and self.has(job.workspace_id):
+            if failed is not None and new and self.exists(job.workspace_id):
                 await self._discard(job, workspace, log)
                 failed = await self._quotas.disk(job) if again else failed
         return failed
 
     async def _discard(self, job: Job, workspace: Path, log: BuildLog) -> None:
-        """Remove what builds left, by the delete step too: no later job will find it."""
+        """Remove what builds left, with the delete step first: no later job would find it."""
         step = job.template.spec.build.delete
         try:
             version = job.template.version_id
             unpacked = version is not None and archive.is_unpacked(version, workspace)
             if unpacked and step.strip() not in _NOTHING_TO_DO:
-                log.mask = Mask(archive.sensitive_values(workspace, job.parameters))
-                failed = await self._step(job, Transition.DELETE, step, workspace, log, _DISCARD)
+                log.mask = await _mask_of(workspace, job)
+                failed = await self._step(
+                    job, Transition.DELETE, step, workspace, log, _DISCARD_TIMEOUT
+                )
                 if failed is not None:
                     log.write("delete", "warn", f"{failed.error}\n")
             await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
             await asyncio.to_thread(_remove, workspace)
         except OSError as no:
-            log.write("delete", "warn", f"What the build left can't be removed: {no}\n")
+            log.write("delete", "warn", f"The files of the build can't be removed: {no}\n")
         else:
-            log.write("delete", "info", "What the build left is removed.\n")
+            log.write("delete", "info", "The files of the build are removed.\n")
 
     async def _run(self, job: Job, workspace: Path, log: BuildLog) -> Failed | None:
         starts, name = job.transition is Transition.START, job.transition.value
-        if not _entered(workspace, make=starts):
-            log.write("prepare", "info", "The workspace has no directory here: nothing to do.\n")
+        if not _prepare_directory(workspace, make=starts):
+            log.write(
+                "prepare",
+                "info",
+                "The workspace has no directory on this machine: nothing to do.\n",
+            )
             return None
         template, idle = job.template, job.step.strip() in _NOTHING_TO_DO
         if starts:
             await self._unpack(job, workspace, log)
         elif not idle:
             await self._unpack_if_possible(job, workspace, log)
-        log.mask = Mask(archive.sensitive_values(workspace, job.parameters))
+        log.mask = await _mask_of(workspace, job)
         if starts:
             (workspace / OWN_FOLDER / LAUNCHER).unlink(missing_ok=True)
         if idle:
             return None
-        log.write("prepare", "info", f"{template.name}: the {name} step begins.\n")
+        log.write("prepare", "info", f"{template.name}: the {name} step starts.\n")
         return await self._step(job, job.transition, job.step, workspace, log, self._step_limit)
 
     async def _step(
@@ -195,7 +204,7 @@ class Builder:
     ) -> Failed | None:
         env = job_environment(job, workspace, self._environ)
         for unusable, words in dict(environment_faults(env)).items():
-            # A start is refused for it; a workspace can be stopped and deleted all the same.
+            # A start fails because of it; a workspace can still be stopped and deleted.
             log.write(transition.value, "warn", f"{words}; the step runs without it.\n")
             del env[unusable]
         env["WORKSPACED_TRANSITION"] = name = transition.value
@@ -210,7 +219,7 @@ class Builder:
         """Put the template's files into the workspace. Raises BadArchive."""
         template = job.template.packed
         if template is None:
-            raise BadArchive("the job names no archive of it")
+            raise BadArchive("the job has no archive")
         version = template.version_id
         if not archive.is_unpacked(version, workspace):
             async with self._archives.held(template) as packed:
@@ -218,22 +227,22 @@ class Builder:
             log.write("prepare", "info", f"{job.template.name}: version {version} is unpacked.\n")
 
     async def _unpack_if_possible(self, job: Job, workspace: Path, log: BuildLog) -> None:
-        """Do the same for a step that ends the workspace, which runs with or without them."""
+        """Unpack for a stop or delete step, which runs with or without the files."""
         try:
-            async with asyncio.timeout(_UNPACKED_WITHIN):
+            async with asyncio.timeout(_UNPACK_TIMEOUT):
                 await self._unpack(job, workspace, log)
         except (BadArchive, OSError) as no:
-            why = f"no answer within {_UNPACKED_WITHIN:g} s" if isinstance(no, TimeoutError) else no
+            why = f"no answer within {_UNPACK_TIMEOUT:g} s" if isinstance(no, TimeoutError) else no
             words = f"The step runs without the files of this version of the template: {why}"
             log.write("prepare", "warn", f"{words}\n")
 
     async def _with_agents(self, job: Job, workspace: Path, log: BuildLog) -> Succeeded:
-        """Give each agent an id of its own and leave its configuration where it will look."""
+        """Give each agent a new id and write its configuration."""
         specs = job.template.spec.agent
         ids = {spec.name: str(uuid4()) for spec in specs}
         env = job_environment(job, workspace, self._environ)
         share = (log.left + FOR_AGENTS) // max(1, len(specs)) - VERDICT_SIZE
-        # The agents of earlier builds are gone, and their ids are never used again.
+        # The agents of earlier builds have ended, and their ids are never reused.
         await asyncio.to_thread(_remove, agent_files.agent_homes(workspace))
         ensure_directory(agent_files.agent_homes(workspace))
         agents, listed = [], []
@@ -267,15 +276,25 @@ class Builder:
         return Succeeded(job.template.version_id, tuple(agents), tuple(listed))
 
 
-def _misfit(agents: Sequence[AgentTable]) -> Failed | None:
-    """Say why the template's agents can't be: told before anything is built."""
+async def _mask_of(workspace: Path, job: Job) -> Mask:
+    """Return the mask for the job's sensitive values.
+
+    It is built in a thread: for a value of 100 KiB that takes seconds, in which the event loop has to
+    go on.
+    """
+    values = await asyncio.to_thread(archive.sensitive_values, workspace, job.parameters)
+    return await asyncio.to_thread(Mask, values)
+
+
+def _agent_problems(agents: Sequence[AgentTable]) -> Failed | None:
+    """Return Failed if the template's agents can't be started; checked before anything is built."""
     faults = agent_faults(agents)
     found = [f"agent {agents[index].name!r}: {words}" for index, _, words in faults]
     return Failed(f"The template's agents can't be started: {'; '.join(found)}.") if found else None
 
 
-def _entered(workspace: Path, *, make: bool) -> bool:
-    """Make the directory if it is to be there, and our folder in it."""
+def _prepare_directory(workspace: Path, *, make: bool) -> bool:
+    """Create the directory if `make` is set, and our folder in it; return whether it exists."""
     if not make and not workspace.exists():
         return False
     workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -285,7 +304,7 @@ def _entered(workspace: Path, *, make: bool) -> bool:
 
 
 def _remove(workspace: Path) -> None:
-    """Delete the directory, also where its owner made parts of it read-only."""
+    """Delete the directory, even if parts of it are read-only."""
 
     def writable(again: Callable[[str], object], path: str, _: object) -> None:
         with suppress(FileNotFoundError):

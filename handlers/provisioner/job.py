@@ -1,4 +1,4 @@
-"""A job as the bus brings it: which build of which workspace, from which template."""
+"""A job as it arrives from the pool: which build of which workspace, from which template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from statemachine.local_template import AgentTable, BuildTable
 
 def _with_offset(moment: object) -> object:
     if isinstance(moment, str) and re.search(r"(Z|[+-]\d\d:?\d\d)$", moment) is None:
-        raise ValueError("it has no offset")
+        raise ValueError("it has no UTC offset")
     return moment
 
 
@@ -35,7 +35,7 @@ _TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[!
 
 
 class BadJob(Exception):
-    """A job that can't be worked; `head` is there when at least its build can be answered."""
+    """A job that can't be worked on. `head` is set if its build can at least be answered."""
 
     def __init__(self, problem: str, head: Head | None = None) -> None:
         super().__init__(problem)
@@ -47,28 +47,28 @@ class _Read(BaseModel):
 
 
 class Archive(_Read):
-    """Which bytes a template's folder is packed in."""
+    """Size and hash of the archive of a template's folder."""
 
     sha256: Sha256
     size: Annotated[int, Field(gt=0, le=MAX_PACKED_BYTES)]
 
 
 class Spec(_Read):
-    """The tables of `template.toml` that are the local provisioner's."""
+    """The tables of `template.toml` that only the local provisioner reads."""
 
     build: BuildTable = BuildTable()
     agent: tuple[AgentTable, ...] = ()
 
 
 class Packed(_Read):
-    """A version of a template, and the archive of its folder."""
+    """A version of a template and its archive."""
 
     version_id: Id
     archive: Archive
 
 
 class TemplateRef(_Read):
-    """The version of the template that the job is about."""
+    """The version of the template that the job uses."""
 
     id: Id | None = None
     name: str = ""
@@ -78,14 +78,14 @@ class TemplateRef(_Read):
 
     @property
     def packed(self) -> Packed | None:
-        """The archive of this version, if the job names it."""
+        """The archive of this version, if the job has one."""
         if self.version_id is None or self.archive is None:
             return None
         return Packed(version_id=self.version_id, archive=self.archive)
 
 
 class Head(_Read):
-    """Enough of a job to answer it."""
+    """The fields that are needed to answer a job."""
 
     chat_id: Id
     workspace_id: Id
@@ -96,7 +96,7 @@ class Head(_Read):
 
 
 class Job(Head):
-    """A job: a stop or delete needs nothing but its head, so all else may be absent."""
+    """A job. A stop or delete needs only the head, so everything else may be missing."""
 
     workspace_name: str = ""
     owner_id: Id | None = None
@@ -120,7 +120,7 @@ class _StartTemplate(TemplateRef):
 
 
 class _Start(Job):
-    """A job that builds a workspace: all that it is built from has to be there."""
+    """A job that starts a workspace; it must have everything that the start needs."""
 
     workspace_name: str
     owner_name: str
@@ -154,10 +154,10 @@ def read_job(body: bytes) -> Job:
 
 
 def _what_can_be_read(data: dict[str, Any]) -> Job:
-    """Return a job that ends a workspace, without what can't be read of it.
+    """Return a stop or delete job without the fields that can't be read.
 
-    A workspace can be stopped and deleted whatever its template says: a step that can't be read is
-    none.
+    A workspace can be stopped and deleted whatever its template says: an unreadable step is no step.
+
     """
     given = data.get("parameters")
     texts = given.items() if isinstance(given, dict) else ()
@@ -170,7 +170,7 @@ def _what_can_be_read(data: dict[str, Any]) -> Job:
 
 
 def _without(value: dict[str, Any], place: tuple[int | str, ...]) -> dict[str, Any]:
-    """Return an object without what stands at that place; of a list nothing is kept."""
+    """Return the object without the value at that path; a list on the path is dropped as a whole."""
     name, below = place[0], place[1:]
     inner = value.get(str(name))
     if below and isinstance(inner, dict) and below[0] in inner:

@@ -1,4 +1,4 @@
-"""One job from its turn to its ack: what is answered from the journal, and what is built."""
+"""Running one job: answering it from the journal if it was done before, otherwise building and publishing."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from handlers.supervise import cancel_and_wait, run_until_one_ends
 from statemachine.events import Transition
 
 _LAST_LINES: Final = 2.0
-"""Seconds that a build's end waits at most for its lines to leave before it."""
+"""Seconds that the terminal fact waits at most for the last log lines to be sent before it."""
 
 _ERROR_SIZE: Final = 4096
-"""Characters of an error of the provisioner that are told."""
+"""Characters of an error of the provisioner that are published."""
 
 _log = logging.getLogger(__name__)
 
 
 class Canceled:
-    """The build was ended because its workspace is to be deleted."""
+    """The build was ended because a later job deletes its workspace."""
 
 
 Outcome = Succeeded | Failed | Canceled
 
 
 class JobRunner:
-    """Works jobs; each is answered by one terminal fact, the same one however often it comes."""
+    """Runs jobs. Each is answered by one terminal fact, the same one on every delivery."""
 
     def __init__(
         self,
@@ -57,15 +57,15 @@ class JobRunner:
         ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def highest(self, head: Head) -> int:
-        """Return the highest number seen of the job's workspace."""
+        """Return the highest known build number of the job's workspace."""
         return self._journal.of(head).highest
 
     async def run(self, queued: QueuedJob) -> None:
-        """Answer the job, and ack it once its terminal fact is stored."""
+        """Answer the job, and ack it when its terminal fact is stored."""
         head, record = queued.head, self._journal.of(queued.head)
         build = record.find(head.build_id)
         if build is not None and build.finished:
-            # It came again: its ack was lost, or the bus forgot that it was done.
+            # It was redelivered: its ack was lost.
             self._agents.ensure(record)
             for fact in build.facts:
                 await deliver(self._bus, fact)
@@ -78,69 +78,69 @@ class JobRunner:
                 await deliver(self._bus, build.facts[-1])
             else:
                 await self._build(queued, record, build)
-        await queued.over(answered=True)
+        await queued.finish(answered=True)
 
     async def _build(self, queued: QueuedJob, record: WorkspaceRecord, build: BuildRecord) -> None:
-        """Build it, and state how it ended: whatever is raised here is the end of this build."""
+        """Build, and publish how it ended: every error in here ends this build as failed."""
         head, log = queued.head, self._log_of(queued.head)
-        logging_ = asyncio.create_task(log.run())
-        announced: asyncio.Task[None] | None = None
+        log_task = asyncio.create_task(log.run())
+        publishing_started: asyncio.Task[None] | None = None
         try:
             try:
                 if queued.job is None:
                     outcome: Outcome = Failed(f"The job can't be read: {queued.problem}")
                 else:
                     self._begin(queued, queued.job, record, build)
-                    # Beside the build, which goes on while there is no bus.
-                    announced = asyncio.create_task(self._announce(build.facts[0]))
+                    # In a task: the build goes on even if NATS is unavailable.
+                    publishing_started = asyncio.create_task(self._publish_started(build.facts[0]))
                     await self._agents.shut_down(record)
                     if record.agents:
                         record.agents = []
                         self._journal.save(record)
                     outcome = await self._outcome(queued, queued.job, record, log)
-            except Exception as fault:  # noqa: BLE001 — whatever it is, the chat hears of it
-                _log.exception("build %s could not be worked", head.build_id)
+            except Exception as fault:  # noqa: BLE001 — any error becomes a build_failed
+                _log.exception("build %s failed in the provisioner", head.build_id)
                 outcome = _fault(fault)
             outcome = self._finish(record, build, head, outcome)
             self._quotas.release(head.workspace_id)
             self._agents.ensure(record)
             if isinstance(outcome, Failed):
                 log.verdict(head.transition.value, f"{outcome.error}\n")
-            # Those who watch see the last lines before they see the end.
+            # So that watchers see the last lines before the end.
             await log.drained(_LAST_LINES)
-            if announced is not None:
-                await announced
+            if publishing_started is not None:
+                await publishing_started
             await deliver(self._bus, build.facts[-1])
         finally:
             self._quotas.release(head.workspace_id)
-            tasks = [task for task in (announced, logging_) if task is not None]
+            tasks = [task for task in (publishing_started, log_task) if task is not None]
             await cancel_and_wait(*tasks)
             log.close()
         with suppress(OSError):
             (self._ledgers / f"{head.build_id}.json").unlink(missing_ok=True)
 
-    async def _announce(self, fact: FactMessage) -> None:
+    async def _publish_started(self, fact: FactMessage) -> None:
         try:
             await deliver(self._bus, fact)
         except Refused as no:
-            _log.error("the begin of a build can't be told: %s", no)
+            _log.error("NATS refuses the fact build_started: %s", no)
 
     def _begin(
         self, queued: QueuedJob, job: Job, record: WorkspaceRecord, build: BuildRecord
     ) -> None:
-        """Write down that the build has begun. Raises OSError."""
-        changed = self._identify(record, job) or build.reply != queued.reply
+        """Save that the build has begun. Raises OSError."""
+        changed = self._update_identity(record, job) or build.reply != queued.reply
         build.reply = queued.reply
         if not build.facts:
-            self._state(build, job, "build_started", _whose(job))
+            self._add_fact(build, job, "build_started", _whose(job))
             changed = True
         if changed:
             self._journal.save(record)
 
-    def _identify(self, record: WorkspaceRecord, job: Job) -> bool:
-        """Note whose the workspace is, and whether it is still to come to be; tell of a change."""
+    def _update_identity(self, record: WorkspaceRecord, job: Job) -> bool:
+        """Set the workspace's owner, name and `new`; return whether anything changed."""
         starts = job.transition is Transition.START
-        new = record.new or (starts and not self._builder.has(job.workspace_id))
+        new = record.new or (starts and not self._builder.exists(job.workspace_id))
         before = (record.owner_id, record.name, record.new)
         record.owner_id = job.owner_id or record.owner_id
         record.name, record.new = job.workspace_name, new
@@ -161,39 +161,44 @@ class JobRunner:
     async def _outcome(
         self, queued: QueuedJob, job: Job, record: WorkspaceRecord, log: BuildLog
     ) -> Outcome:
-        async def call_off() -> Outcome:
-            await queued.called_off.wait()
-            log.write(job.transition.value, "warn", "The workspace is to be deleted.\n")
+        async def cancel() -> Outcome:
+            await queued.canceled.wait()
+            log.write(
+                job.transition.value,
+                "warn",
+                "This build is canceled because the workspace is to be deleted.\n",
+            )
             return Canceled()
 
         build = self._builder.build(job, log, new=record.new)
-        return await run_until_one_ends(build, call_off())
+        return await run_until_one_ends(build, cancel())
 
     def _finish(
         self, record: WorkspaceRecord, build: BuildRecord, head: Head, outcome: Outcome
     ) -> Outcome:
-        """Write down how the build ended, before anybody is told; return how it did.
+        """Save how the build ended, before it is published; return the outcome.
 
-        A success that can't be written down is none: nobody would find its agents again. Any other
-        end is told all the same, since the job would come again for ever else.
+        A success that can't be saved is turned into a failure, because its agents could not be found again.
+        Any other outcome is published even if it can't be saved: otherwise the job would be redelivered for ever.
+
         """
         was_new = record.new
         match outcome:
             case Succeeded():
-                self._state(build, head, "build_succeeded", outcome.data())
+                self._add_fact(build, head, "build_succeeded", outcome.data())
                 record.agents = [config.agent_id for config in outcome.agents]
                 record.new = record.new and head.transition is not Transition.START
             case Failed():
-                self._state(build, head, "build_failed", outcome.data())
+                self._add_fact(build, head, "build_failed", outcome.data())
             case Canceled():
-                self._state(build, head, "build_canceled")
+                self._add_fact(build, head, "build_canceled")
             case _:
                 assert_never(outcome)
         build.finished = True
         try:
             self._journal.save(record)
         except OSError as no:
-            _log.exception("the end of build %s can't be written down", head.build_id)
+            _log.exception("the end of build %s can't be saved", head.build_id)
             if isinstance(outcome, Succeeded):
                 build.facts.pop()
                 record.agents, record.new = [], was_new
@@ -201,7 +206,7 @@ class JobRunner:
         _log.info("build %s of workspace %s: %s", head.build_id, head.workspace_id, outcome)
         return outcome
 
-    def _state(
+    def _add_fact(
         self, build: BuildRecord, head: Head, type_name: str, more: Mapping[str, Any] | None = None
     ) -> None:
         data = {
@@ -223,18 +228,18 @@ class JobRunner:
 
 
 def _fault(fault: Exception) -> Failed:
-    """Say of a build that the provisioner itself could not work it."""
+    """Return the failure for an error of the provisioner itself."""
     words = str(fault) if isinstance(fault, OSError) else f"{type(fault).__name__}: {fault}"
-    error = f"The provisioner could not work this build: {words}"[:_ERROR_SIZE]
+    error = f"The provisioner could not run this build: {words}"[:_ERROR_SIZE]
     return Failed(error.encode(errors="replace").decode())
 
 
 def _whose(job: Job) -> dict[str, str]:
-    """Return what a chat must know of a workspace that its database has forgotten."""
-    said = {
+    """Return what a chat needs to know of a workspace that its database has lost."""
+    data = {
         "workspace_name": job.workspace_name,
         "owner_name": job.owner_name,
         "template_id": job.template.id,
         "template_version_id": job.template.version_id,
     }
-    return {key: value for key, value in said.items() if value}
+    return {key: value for key, value in data.items() if value}

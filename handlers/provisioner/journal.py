@@ -1,4 +1,4 @@
-"""What this provisioner did and said, on disk: it answers for a build also after it was killed."""
+"""What this provisioner did and published, on disk, so that it can answer for its builds after a crash."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from handlers.publishing.atomic_files import write_atomically
 from statemachine.events import Transition
 
 _REMEMBERED: Final = 16
-"""Builds of one workspace whose ends are known: a job may come again long after it was done."""
+"""Finished builds remembered per workspace: a job may be redelivered long after it was done."""
 _DELETED_KEPT: Final = 7 * 86_400
-"""Seconds that a deleted workspace is remembered."""
+"""Seconds for which a deleted workspace is remembered."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class BuildRecord:
-    """One build and the facts that were stated of it, in order."""
+    """One build and the facts published for it, in order."""
 
     build_id: str
     number: int
@@ -33,7 +33,7 @@ class BuildRecord:
     facts: list[FactMessage] = field(default_factory=list)
     finished: bool = False
     reply: str = ""
-    """Where its job can be given back, by who comes after us too."""
+    """Reply subject of its job, so that also the next process can nak it."""
 
 
 @dataclass(slots=True)
@@ -47,24 +47,24 @@ class WorkspaceRecord:
     owner_id: str | None = None
     name: str = ""
     new: bool = False
-    """No start build of it has succeeded, nor was it here before: nobody has worked in it."""
+    """No start build has succeeded and no directory existed before: nobody has worked in it yet."""
 
     @property
     def highest(self) -> int:
-        """The highest number of a build that was taken up or answered; -1 for none."""
+        """The highest number of its builds; -1 if there is none."""
         return max((build.number for build in self.builds), default=-1)
 
     @property
     def newest(self) -> BuildRecord | None:
-        """The build with that number."""
+        """The build with the highest number."""
         return max(self.builds, key=lambda build: build.number, default=None)
 
     def find(self, build_id: str) -> BuildRecord | None:
-        """Return what is known of that build."""
+        """Return the record of that build, or None."""
         return next((build for build in self.builds if build.build_id == build_id), None)
 
     def build_of(self, agent_id: str) -> str | None:
-        """Return the build that the agent belongs to."""
+        """Return the id of the build that created the agent."""
         for build in reversed(self.builds):
             for fact in build.facts:
                 listed = json.loads(fact.body)["data"].get("agents", ())
@@ -73,7 +73,7 @@ class WorkspaceRecord:
         return None
 
     def add(self, head: Head) -> BuildRecord:
-        """Begin to remember a build, and forget the oldest of too many."""
+        """Add a build, and forget the oldest one if there are too many."""
         build = BuildRecord(head.build_id, head.build_number, head.transition)
         self.builds.append(build)
         self.builds.sort(key=lambda build: build.number)
@@ -82,7 +82,7 @@ class WorkspaceRecord:
 
 
 class BuildJournal:
-    """One file per workspace; written before what it says is published."""
+    """One file per workspace, written before its facts are published."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -92,20 +92,20 @@ class BuildJournal:
             self._load(path)
 
     def of(self, head: Head) -> WorkspaceRecord:
-        """Return what is known of the job's workspace."""
+        """Return the record of the job's workspace, a new one if there is none."""
         new = WorkspaceRecord(head.workspace_id, head.chat_id)
         return self._records.setdefault(head.workspace_id, new)
 
     def records(self) -> Iterator[WorkspaceRecord]:
-        """Return every workspace that is known."""
+        """Return the records of all workspaces."""
         return iter(list(self._records.values()))
 
     def unfinished(self) -> list[BuildRecord]:
-        """Return the builds that were begun and have no end."""
+        """Return the builds that have begun and not ended."""
         return [b for record in self._records.values() for b in record.builds if not b.finished]
 
     def newest_facts(self) -> list[FactMessage]:
-        """Return the facts of the newest build of each workspace, in the order they came about."""
+        """Return the facts of the newest build of each workspace, in the order they were made."""
         return [
             fact
             for record in self._records.values()
@@ -114,10 +114,10 @@ class BuildJournal:
         ]
 
     def save(self, record: WorkspaceRecord) -> None:
-        """Write the record; on return it survives whatever comes."""
+        """Write the record; when this returns, it survives a crash and a loss of power."""
         content = asdict(record)
         for build, kept in zip(record.builds, content["builds"], strict=True):
-            kept["facts"] = [fact.kept() for fact in build.facts]
+            kept["facts"] = [fact.to_json() for fact in build.facts]
         write_atomically(
             self._path(record.workspace_id), json.dumps(content, ensure_ascii=False).encode()
         )
@@ -126,8 +126,8 @@ class BuildJournal:
         try:
             record = _record(json.loads(path.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError):
-            # Better a workspace that is built again than a provisioner that can't start.
-            _log.exception("%s can't be read and is set aside", path)
+            # Building a workspace again is better than a provisioner that can't start.
+            _log.exception("%s can't be read; it is renamed to *.unreadable and ignored", path)
             path.replace(path.with_suffix(".unreadable"))
             return
         newest = record.newest
@@ -147,7 +147,7 @@ def _record(content: dict[str, Any]) -> WorkspaceRecord:
             build["build_id"],
             build["number"],
             Transition(build["transition"]),
-            [FactMessage.from_kept(fact) for fact in build["facts"]],
+            [FactMessage.from_json(fact) for fact in build["facts"]],
             build["finished"],
             build.get("reply", ""),
         )

@@ -1,4 +1,4 @@
-"""Takes jobs of one pool from the bus and answers each with the facts of its build."""
+"""The local provisioner: it takes the jobs of one pool, and answers each with the facts of its build."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ from handlers.provisioner.scheduler import QueuedJob, Scheduler
 from handlers.publishing import deliver
 from handlers.publishing.agent_files import PRESENCE_TTL
 from handlers.sandbox.policy import Confinement
+from handlers.sandbox.processes import umask_fault
 from handlers.supervise import run_until_one_ends
 
 BUILDS: Final = 8
-"""Builds at once."""
+"""Builds that run at the same time."""
 HEARTBEAT: Final = 5.0
-"""Seconds between two signs that a job is still being worked; 30 would be its end."""
+"""Seconds between two in-progress replies for a job; after 30 without one it is redelivered."""
 IN_HAND: Final = 64
-"""Jobs that are taken but not answered yet, those that wait for another of their workspace too."""
+"""Jobs taken and not answered yet, including those that wait for another job of their workspace."""
 NO_LIMIT: Final = QuotaLimits()
 PLAIN: Final = Confinement()
 SPREAD: Final = 1.0
-"""Seconds over which provisioners that are all asked at once spread their answers."""
+"""Seconds over which provisioners spread the answers to a request that reaches all of them."""
 AGENT: Final = (sys.executable, "-P", "-m", "handlers.agent")
-"""Starts an agent, its configuration's path being added: a process that needs nothing of ours."""
+"""The command that starts an agent; the path of its configuration is appended."""
 
 _log = logging.getLogger(__name__)
 
 
 class Provisioner:
-    """The local provisioner: builds on this machine, in directories under `root`."""
+    """The provisioner that builds on this machine, in directories below `root`."""
 
     def __init__(
         self,
@@ -78,17 +79,23 @@ class Provisioner:
         self._in_hand: set[Delivery] = set()
         self._presence_ttl, self._confinement = presence_ttl, confinement
         self._alive = self._root / "alive"
-        """Changed whenever jobs in hand were said to be worked: until when they surely are ours."""
+        """A file whose modification time is the last in-progress reply: until then, jobs in hand are ours."""
         self.ready = ready or asyncio.Event()
 
     def stop(self) -> None:
-        """Make `run` return: steps are ended and their jobs come again; agents go on."""
+        """Make `run` return: running steps are ended and their jobs are redelivered; agents go on running."""
         self._stopped.set()
 
     async def run(self) -> None:
-        """Work until stopped. Raises CannotServe when another provisioner has this `root`."""
+        """Work until stopped.
+
+        Raises CannotServe if another provisioner uses `root`, the key may not take jobs, or the umask is unusable.
+
+        """
+        if (fault := umask_fault()) is not None:
+            raise CannotServe(fault)
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _owning(self._root):
+        with _root_lock(self._root):
             workspaces = self._root / "workspaces"
             journal = BuildJournal(self._root / "journal")
             archives = Archives(self._bus, self._root / "templates", workspaces)
@@ -124,29 +131,30 @@ class Provisioner:
             scheduler = Scheduler(runner.run, self._builds)
             for record in journal.records():
                 agents.ensure(record)
-            await self._give_back(journal)
-            asked = asyncio.Event()
-            # After a restart the workers may have missed what was said last.
-            asked.set()
+            await self._nak_unfinished(journal)
+            resend_requested = asyncio.Event()
+            # After a restart, workers may have missed the last facts.
+            resend_requested.set()
             self.ready.set()
             _log.info("provisioner is ready")
             try:
                 await run_until_one_ends(
-                    self._take(scheduler, runner),
-                    self._keep_alive(),
-                    self._hear(asked, agents),
-                    self._say_again(asked, journal),
+                    self._take_jobs(scheduler, runner),
+                    self._send_in_progress(),
+                    self._serve_resend_requests(resend_requested, agents),
+                    self._resend_facts(resend_requested, journal),
                     self._stopped.wait(),
                 )
             finally:
                 await scheduler.cancel()
-                await self._leave()
+                await self._nak_in_hand()
                 await agents.leave()
 
-    async def _give_back(self, journal: BuildJournal) -> None:
-        """Have come again at once what we were building when we were killed.
+    async def _nak_unfinished(self, journal: BuildJournal) -> None:
+        """Nak the jobs that this provisioner was building when it was killed.
 
-        Later than this it may be in another's hands; then it came again by itself.
+        After the ack wait a job may be in the hands of another provisioner, so then nothing is done.
+
         """
         ours = pool_consumer(self._pool).ack_wait - self._heartbeat
         if not (self._alive.exists() and time.time() - self._alive.stat().st_mtime < ours):
@@ -156,48 +164,49 @@ class Provisioner:
                 with suppress(BusError):
                     await self._bus.send(build.reply, NAK)
 
-    async def _leave(self) -> None:
-        """Give back what is in hand: we build no more."""
+    async def _nak_in_hand(self) -> None:
+        """Nak all jobs in hand when this provisioner stops."""
         self._alive.unlink(missing_ok=True)
         for delivery in self._in_hand:
             with suppress(BusError):
                 await delivery.nak()
 
-    async def _take(self, scheduler: Scheduler, runner: JobRunner) -> None:
-        """Take jobs, until cancelled; a pool that no template has named yet has no consumer.
+    async def _take_jobs(self, scheduler: Scheduler, runner: JobRunner) -> None:
+        """Take jobs until cancelled. The pool has no consumer until a template names it.
 
-        Raises CannotServe when none may ever be taken.
+        Raises CannotServe if this key may never take jobs.
+
         """
         consumer, backoff = pool_consumer(self._pool), Backoff()
-        took, told = False, ""
+        took_jobs, logged = False, ""
         while True:
             try:
                 async with self._bus.pull(consumer, prefetch=IN_HAND) as pull:
                     while True:
                         for delivery in await pull.next(IN_HAND):
                             self._accept(delivery, scheduler, runner)
-                        took, told = True, ""
+                        took_jobs, logged = True, ""
                         backoff.reset()
             except BusError as no:
-                if isinstance(no, Refused) and not took:
+                if isinstance(no, Refused) and not took_jobs:
                     raise CannotServe(
-                        f"this key is not allowed to take jobs of pool {self._pool}: it is good for "
-                        "another pool, or another role; see --pool, --name and `workspaced "
+                        f"this key may not take jobs of pool {self._pool}: it is valid for "
+                        "another pool or another role; see --pool, --name and `workspaced "
                         f"credentials list` ({no})"
                     ) from no
-                words = f"no jobs of pool {self._pool} can be taken now: {no}"
-                if isinstance(no, NoConsumer) and not took:
-                    words = f"no template of pool {self._pool} was pushed yet; waiting"
-                if words != told:
+                words = f"jobs of pool {self._pool} can't be taken now: {no}"
+                if isinstance(no, NoConsumer) and not took_jobs:
+                    words = f"no template of pool {self._pool} has been pushed yet; waiting"
+                if words != logged:
                     _log.info("%s", words)
-                    told = words
+                    logged = words
             await backoff.wait()
 
     def _accept(self, delivery: Delivery, scheduler: Scheduler, runner: JobRunner) -> None:
         self._in_hand.add(delivery)
-        self._show_life()
+        self._touch_alive_file()
 
-        async def over(*, answered: bool) -> None:
+        async def finish(*, answered: bool) -> None:
             self._in_hand.discard(delivery)
             if answered:
                 with suppress(BusError):
@@ -205,22 +214,22 @@ class Provisioner:
 
         try:
             job = read_job(delivery.data)
-            queued = QueuedJob(job, job, None, over)
+            queued = QueuedJob(job, job, None, finish)
         except BadJob as bad:
             _log.error("a job of pool %s can't be read: %s", self._pool, bad)
             if bad.head is None:
-                # Nobody can be answered; kept, it would only come again.
-                scheduler.spawn(over(answered=True))
+                # It can't be answered, and without an ack it would be redelivered for ever.
+                scheduler.spawn(finish(answered=True))
                 return
-            queued = QueuedJob(bad.head, None, str(bad), over)
+            queued = QueuedJob(bad.head, None, str(bad), finish)
         queued.reply = delivery.reply
         until = None if queued.job is None else queued.job.not_after
         queued.late = until is not None and datetime.now(UTC) > until
         queued.highest = runner.highest(queued.head)
         scheduler.add(queued)
 
-    async def _keep_alive(self) -> None:
-        """Tell the server that what is in hand is being worked."""
+    async def _send_in_progress(self) -> None:
+        """Tell the server regularly that the jobs in hand are in progress."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat):
@@ -231,31 +240,33 @@ class Provisioner:
             for delivery in list(self._in_hand):
                 with suppress(BusError):
                     await delivery.in_progress()
-            self._show_life()
+            self._touch_alive_file()
 
-    def _show_life(self) -> None:
-        """Note for whoever comes after us that the jobs in hand are ours now."""
+    def _touch_alive_file(self) -> None:
+        """Record for the next process that the jobs in hand are ours now."""
         try:
             self._alive.touch()
-        except OSError as no:  # it would only give them back sooner
+        except OSError as no:  # the next process would only nak the jobs later
             _log.warning("%s can't be changed: %s", self._alive, no)
 
-    async def _hear(self, asked: asyncio.Event, agents: AgentSupervisor) -> None:
+    async def _serve_resend_requests(
+        self, resend_requested: asyncio.Event, agents: AgentSupervisor
+    ) -> None:
         def resend() -> None:
-            asked.set()
+            resend_requested.set()
             agents.renew()
 
         await call_on_message(self._bus, subjects.RESEND_PROVISIONER, resend, Backoff())
 
-    async def _say_again(self, asked: asyncio.Event, journal: BuildJournal) -> None:
-        """Publish the newest facts of each workspace again, as they were, whenever asked."""
+    async def _resend_facts(self, resend_requested: asyncio.Event, journal: BuildJournal) -> None:
+        """Publish the facts of the newest build of each workspace again, unchanged, on each request."""
         while True:
-            await asked.wait()
+            await resend_requested.wait()
             with suppress(TimeoutError):
                 spread = random.uniform(0, SPREAD)  # noqa: S311 — no secret
                 async with asyncio.timeout(spread):
                     await self._stopped.wait()
-            asked.clear()
+            resend_requested.clear()
             for fact in journal.newest_facts():
                 try:
                     await deliver(self._bus, fact)
@@ -264,15 +275,15 @@ class Provisioner:
 
 
 @contextmanager
-def _owning(root: Path) -> Iterator[None]:
-    """Hold the directory: two provisioners in one would build over each other."""
+def _root_lock(root: Path) -> Iterator[None]:
+    """Hold the lock of the directory: two provisioners in one would overwrite each other's builds."""
     held = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CannotServe(
-                f"{root} is in use by another provisioner (that of `up`?): stop it, or choose "
+                f"{root} is in use by another provisioner (perhaps that of `workspaced up`): stop it, or choose "
                 "another --name or --data-dir"
             ) from None
         yield

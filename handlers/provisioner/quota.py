@@ -1,4 +1,4 @@
-"""What one owner may have on this machine: so many workspaces, and so much disk for all of them."""
+"""Quotas of one owner on this machine: a number of workspaces, and the disk space of all of them."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from handlers.provisioner.step import Failed
 CODE: Final = "INSUFFICIENT_QUOTA"
 _MIB: Final = 1024 * 1024
 _BLOCK: Final = 512
-_NAMED: Final = 5
-"""Workspaces that a refusal names at most."""
+_MAX_NAMED: Final = 5
+"""Largest number of workspaces that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaLimits:
-    """What one owner may have here; 0 for no limit."""
+    """The limits of each owner; 0 means no limit."""
 
     workspaces: int = 0
     disk_mib: int = 0
 
 
 class Quotas:
-    """Judges start builds by what their owner has on this machine already.
+    """Checks start builds against what their owner already has on this machine.
 
-    Whose a workspace is stands in the journal; whether it is still here, its directory says.
+    The journal knows the owner of each workspace; whether a workspace still exists, its directory tells.
+
     """
 
     def __init__(self, journal: BuildJournal, directory: Path, quota_limits: QuotaLimits) -> None:
@@ -45,10 +46,10 @@ class Quotas:
         self._turns: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def admit(self, job: Job) -> Failed | None:
-        """Claim a place among the owner's workspaces, until `release`, unless all are taken.
+        """Reserve one of the owner's workspaces until `release`; return Failed if all are in use.
 
-        Nothing is awaited between the look and the claim: of two builds that both want the last
-        place, the second finds it taken.
+        There is no await between check and reservation: of two builds for the last one, the second fails.
+
         """
         limit = self._limits.workspaces
         others = [
@@ -69,18 +70,19 @@ class Quotas:
         return None
 
     def release(self, workspace_id: str) -> None:
-        """Give back the claim: the journal says from now on whether the workspace counts."""
+        """End the reservation: from now on the journal tells whether the workspace counts."""
         self._claimed.discard(workspace_id)
 
     def turn(self, job: Job) -> asyncio.Lock:
-        """Return what is held while the owner's disk is judged.
+        """Return a lock to hold while the owner's disk usage is checked.
 
-        Of two builds that went over together the first makes room before the second is judged.
+        If two builds exceed the quota together, the first makes room before the second is checked.
+
         """
         return self._turns[job.owner_id]
 
     async def disk(self, job: Job) -> Failed | None:
-        """Say whether the owner's workspaces, as they are now, use more than they may."""
+        """Return Failed if the owner's workspaces use more disk space than the limit."""
         limit = self._limits.disk_mib
         if not limit or not (records := self._of_owner(job)):
             return None
@@ -104,9 +106,10 @@ class Quotas:
         return [r for r in self._journal.records() if r.owner_id == job.owner_id]
 
     def _counts(self, record: WorkspaceRecord) -> bool:
-        """Tell whether the workspace takes a place: one that never came to be does not.
+        """Return whether the workspace counts. One whose first start never succeeded does not.
 
-        Nobody could work in it, and its owner has no way to delete it.
+        Nobody could use it, and its owner has no way to delete it.
+
         """
         return record.workspace_id in self._claimed or (
             not record.new and (self._directory / record.workspace_id).exists()
@@ -114,24 +117,25 @@ class Quotas:
 
 
 async def measured(directories: Iterable[Path]) -> list[int]:
-    """Return the bytes of disk that each directory uses, as `du` counts them."""
-    given_up = threading.Event()
+    """Return the disk usage of each directory in bytes, as `du` counts it."""
+    abandoned = threading.Event()
     try:
-        return await asyncio.to_thread(_measure, list(directories), given_up)
+        return await asyncio.to_thread(_measure, list(directories), abandoned)
     finally:
-        # A thread can't be cancelled: a large tree must not keep a process from ending.
-        given_up.set()
+        # A thread can't be cancelled; a large tree must not delay the end of the process.
+        abandoned.set()
 
 
-def _measure(directories: list[Path], given_up: threading.Event) -> list[int]:
+def _measure(directories: list[Path], abandoned: threading.Event) -> list[int]:
     seen: set[tuple[int, int]] = set()
-    return [sum(_sizes(directory, seen, given_up)) for directory in directories]
+    return [sum(_sizes(directory, seen, abandoned)) for directory in directories]
 
 
-def _sizes(root: Path, seen: set[tuple[int, int]], given_up: threading.Event) -> Iterator[int]:
-    """Yield what each file takes: links are not followed, nor is another file system entered.
+def _sizes(root: Path, seen: set[tuple[int, int]], abandoned: threading.Event) -> Iterator[int]:
+    """Yield the disk usage of each file, without following links or entering other file systems.
 
-    What vanishes meanwhile, or can't be read, is left out.
+    Files that vanish meanwhile or can't be read are skipped.
+
     """
     try:
         top = root.lstat()
@@ -141,7 +145,7 @@ def _sizes(root: Path, seen: set[tuple[int, int]], given_up: threading.Event) ->
         return
     yield top.st_blocks * _BLOCK
     waiting = [str(root)]
-    while waiting and not given_up.is_set():
+    while waiting and not abandoned.is_set():
         with suppress(OSError), os.scandir(waiting.pop()) as entries:
             for entry in entries:
                 with suppress(OSError):
@@ -158,7 +162,7 @@ def _sizes(root: Path, seen: set[tuple[int, int]], given_up: threading.Event) ->
 
 
 def _mib(size: int) -> float:
-    """Round up: what is over a limit must look so."""
+    """Round up to tenths of a MiB: a size above the limit must look like it."""
     return math.ceil(size / _MIB * 10) / 10
 
 
@@ -172,5 +176,5 @@ def _name(record: WorkspaceRecord) -> str:
 
 def _named(names: Iterable[str]) -> str:
     listed = list(names)
-    more = len(listed) - _NAMED
-    return ", ".join(listed[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(listed) - _MAX_NAMED
+    return ", ".join(listed[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

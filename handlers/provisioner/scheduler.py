@@ -1,4 +1,4 @@
-"""Which job is worked when: those of one workspace one after another, so many at once in all."""
+"""The order of jobs: those of one workspace one after another, a limited number at the same time."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from statemachine.events import Transition
 _log = logging.getLogger(__name__)
 
 
-class Over(Protocol):
-    """Called once when a job leaves our hands."""
+class Finish(Protocol):
+    """Called once when a job has been handled."""
 
     def __call__(self, *, answered: bool) -> Awaitable[None]:
-        """Ack it if it was answered, else let it come again."""
+        """Ack the job if it was answered; otherwise it is redelivered."""
         ...
 
 
 @dataclass(slots=True)
 class QueuedJob:
-    """One delivery of a job, readable or not, on its way through its workspace's queue."""
+    """A delivered job, readable or not, in its workspace's queue."""
 
     head: Head
     job: Job | None
     problem: str | None
-    over: Over
+    finish: Finish
     reply: str = ""
-    """Where it can be given back."""
+    """The reply subject of the delivery."""
     late: bool = False
-    """It came after its `not_after`."""
+    """It arrived after its `not_after`."""
     highest: int = -1
-    """The highest number that its workspace had seen when its turn came."""
-    called_off: asyncio.Event = field(default_factory=asyncio.Event)
-    """The workspace is to be deleted: there is no point in building it to the end."""
+    """The highest build number of its workspace that is known when its turn comes."""
+    canceled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a later job deletes the workspace, so that building it to the end is useless."""
 
 
 @dataclass(slots=True)
@@ -49,20 +49,20 @@ class _WorkspaceQueue:
 
 
 class Scheduler:
-    """Calls `work` with one queued after another of each workspace."""
+    """Runs the queued jobs of each workspace one after another, at most `limit` jobs at a time."""
 
     def __init__(
-        self, work: Callable[[QueuedJob], Coroutine[Any, Any, None]], at_once: int
+        self, run_job: Callable[[QueuedJob], Coroutine[Any, Any, None]], limit: int
     ) -> None:
-        self._work, self._slots = work, asyncio.Semaphore(at_once)
+        self._run_job, self._slots = run_job, asyncio.Semaphore(limit)
         self._queues: dict[str, _WorkspaceQueue] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, queued: QueuedJob) -> None:
-        """Work the queued now, or when those before it in its workspace are done."""
+        """Run the job now, or when the earlier jobs of its workspace are done."""
         queue = self._queues.get(queued.head.workspace_id)
         if queue is None:
-            # Taken at once: a newer job that comes now finds it begun.
+            # In the table at once: a newer job that arrives now must find it.
             queue = self._queues[queued.head.workspace_id] = _WorkspaceQueue(queued)
             self.spawn(self._drive(queue))
             return
@@ -70,16 +70,16 @@ class Scheduler:
             other.highest = max(other.highest, queued.head.build_number)
             queued.highest = max(queued.highest, other.head.build_number)
         queue.waiting.append(queued)
-        self._call_off(queue.current, queued)
+        self._cancel_before_delete(queue.current, queued)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a task until it ends or `cancel` ends it."""
+        """Run a coroutine as a task that `cancel` ends."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def cancel(self) -> None:
-        """End all work and wait until it has."""
+        """Cancel all tasks and wait until they have ended."""
         await cancel_and_wait(*self._tasks)
 
     async def _drive(self, queue: _WorkspaceQueue) -> None:
@@ -88,20 +88,20 @@ class Scheduler:
                 queued = queue.current
                 async with self._slots:
                     try:
-                        await self._work(queued)
-                    except Exception:  # noqa: BLE001 — a bug, or a full disk: others must go on
-                        _log.exception("build %s could not be worked", queued.head.build_id)
-                        await queued.over(answered=False)
+                        await self._run_job(queued)
+                    except Exception:  # noqa: BLE001 — a bug or a full disk must not stop other jobs
+                        _log.exception("build %s failed in the provisioner", queued.head.build_id)
+                        await queued.finish(answered=False)
                 if not queue.waiting:
                     return
                 queue.current = queue.waiting.popleft()
         finally:
             del self._queues[queue.current.head.workspace_id]
 
-    def _call_off(self, current: QueuedJob, newer: QueuedJob) -> None:
-        """End a build whose workspace is to be deleted."""
+    def _cancel_before_delete(self, current: QueuedJob, newer: QueuedJob) -> None:
+        """Cancel a build whose workspace a later job deletes."""
         if (
             newer.head.transition is Transition.DELETE
             and current.head.build_number < newer.head.build_number
         ):
-            current.called_off.set()
+            current.canceled.set()

@@ -1,4 +1,4 @@
-"""One step of a build: a shell command of the template, heard, bounded and judged."""
+"""One step of a build: its environment, and running its shell command within a time limit."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from statemachine.local_template import AgentTable, variable_of, variable_text
 from statemachine.mask import Mask
 
 LIMIT: Final = 3600.0
-"""Seconds that a step may take. Past the chat's own limit it may still end well."""
+"""Seconds that a step may take. It may still succeed after the chat's own limit."""
 _ERROR_FILE: Final = "error.json"
 _ERROR_SIZE: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The build came to nothing, and why."""
+    """A build has failed, and why."""
 
     error: str
     error_code: str | None = None
     quota: Mapping[str, float] | None = None
 
     def data(self) -> dict[str, Any]:
-        """Return what `build_failed` says of it."""
-        said = {"error": self.error, "error_code": self.error_code, "quota": self.quota}
-        return {key: value for key, value in said.items() if value is not None}
+        """Return the fields of `build_failed`."""
+        data = {"error": self.error, "error_code": self.error_code, "quota": self.quota}
+        return {key: value for key, value in data.items() if value is not None}
 
 
-class _Typed(BaseModel):
+class _StepError(BaseModel):
     """What a step may write to `$WORKSPACED_ERROR_FILE`."""
 
     error: Annotated[str, StringConstraints(min_length=1, max_length=_ERROR_SIZE)]
@@ -58,15 +58,19 @@ async def run_step(
     limit: float = LIMIT,
     prefix: Sequence[str] = (),
 ) -> Failed | None:
-    """Run a step to its end and return why it failed, if it did. Cancelled, it leaves nothing running."""
+    """Run a step; return Failed if it failed. If cancelled, it leaves no process of its group behind.
+
+    `limit`: seconds. `prefix`: the words of a confinement. The log's mask must be set.
+
+    """
     if fault := command_fault(command):
         return Failed(f"The {name} step could not be started: {fault}")
     error_file = workspace / OWN_FOLDER / _ERROR_FILE
     error_file.unlink(missing_ok=True)
-    heard = log.stream(name)
+    output = log.stream(name)
     env = {**env, "WORKSPACED_ERROR_FILE": str(error_file)}
     try:
-        shell = Shell(command, cwd=workspace, env=env, output=heard.feed, prefix=prefix)
+        shell = Shell(command, cwd=workspace, env=env, output=output.feed, prefix=prefix)
     except (OSError, ValueError) as no:
         return Failed(f"The {name} step could not be started: {no}")
     try:
@@ -75,21 +79,23 @@ async def run_step(
     except TimeoutError:
         return Failed(f"The {name} step did not end within {limit:g} s and was killed.")
     finally:
-        # What a step leaves running in its process group ends with it.
+        # Processes that the step left in its process group end with it.
         shell.end()
-        # What the step left in its place is not ours to follow, neither now nor when we write there.
+        # The step may have replaced our folder by a link, which must not be followed.
         ensure_directory(workspace / OWN_FOLDER)
     if status == 0:
         return None
-    if typed := _typed_error(error_file, log.mask):
-        return typed
-    words, said = f"The {name} step {status_words(status)}", heard.last_lines()
-    return Failed(f"{words}. Its last lines:\n{said}" if said else f"{words} and said nothing.")
+    if reported := _reported_error(error_file, log.mask):
+        return reported
+    problem, lines = f"The {name} step {status_words(status)}", output.last_lines()
+    return Failed(
+        f"{problem}. Its last lines:\n{lines}" if lines else f"{problem} and printed nothing."
+    )
 
 
-def _typed_error(path: Path, mask: Mask) -> Failed | None:
+def _reported_error(path: Path, mask: Mask) -> Failed | None:
     try:
-        typed = _Typed.model_validate(json.loads(read_regular_file(path, _ERROR_SIZE)))
+        typed = _StepError.model_validate(json.loads(read_regular_file(path, _ERROR_SIZE)))
     except (OSError, ValueError, ValidationError, RecursionError):
         return None
     return Failed(
@@ -104,7 +110,11 @@ _DEFAULTS: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LANG":
 
 
 def job_environment(job: Job, directory: Path, ours: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a build's steps; of our own only what any program needs."""
+    """Return the environment variables of a build's steps.
+
+    `ours` is the environment of this process; only what every program needs is taken from it.
+
+    """
     passed = {name: ours[name] for name in _PASSED_ON if name in ours}
     parameters = {variable_of(name): value for name, value in job.parameters.items()}
     return {
@@ -123,7 +133,7 @@ def job_environment(job: Job, directory: Path, ours: Mapping[str, str]) -> dict[
 
 
 def agent_environment(base: Mapping[str, str], spec: AgentTable, agent_id: str) -> dict[str, str]:
-    """Return the environment of an agent's scripts; the template can't pass for workspaced."""
+    """Return the environment of an agent's scripts; a template can't set variables of workspaced."""
     own = {name: variable_text(value) for name, value in spec.env.items()}
     return {
         **base,
@@ -134,5 +144,5 @@ def agent_environment(base: Mapping[str, str], spec: AgentTable, agent_id: str) 
 
 
 def is_passed_on(name: str) -> bool:
-    """Tell whether a variable is one that any program may have, or workspaced's own."""
+    """Return whether an agent's own process gets the variable: it is a standard one, or of workspaced."""
     return name in _PASSED_ON or name.startswith("WORKSPACED_")

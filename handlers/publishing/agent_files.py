@@ -1,6 +1,6 @@
-"""What a provisioner leaves on disk for an agent, and how it sees that the agent runs.
+"""Files with which a provisioner starts an agent, and the lock that shows that the agent is running.
 
-The two are processes that share nothing else: either may be killed and started anew alone.
+The two processes share nothing else. Either may be killed and restarted without the other.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from handlers.publishing.atomic_files import pinned_directory, read_regular_file, write_atomically
 
 OWN_FOLDER: Final = ".workspaced"
-"""The folder in a workspace that belongs to workspaced."""
+"""The folder in each workspace that belongs to workspaced."""
 
 PRESENCE_TTL: Final = 20.0
-"""Seconds that an agent's sign of life lasts; a lost one must be noticed within 30."""
+"""Seconds after which an agent's presence message expires; a lost agent must be noticed within 30."""
 _CONFIG: Final = "config.json"
 _CREDENTIAL: Final = "credential.json"
 _LOCK: Final = "lock"
-_LARGEST: Final = 4 * 1024 * 1024
+_MAX_FILE_SIZE: Final = 4 * 1024 * 1024
 _FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
 class AgentCredential(BaseModel):
-    """What an agent connects with, as `agent_credential` answered it."""
+    """What an agent connects to NATS with, as the rpc `agent_credential` returns it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -44,7 +44,7 @@ class AgentCredential(BaseModel):
 
 
 class AgentConfig(BaseModel):
-    """All that an agent has to know, but its credential."""
+    """Everything an agent needs to know except its credential."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -55,7 +55,7 @@ class AgentConfig(BaseModel):
     name: str
     nats_url: str
     nats_ca: Path | None = None
-    """Who signed the certificate of NATS; None: somebody whom this machine trusts."""
+    """CA bundle to verify NATS with; None: the system's."""
     directory: Path
     startup_script: str = ""
     startup_timeout_seconds: float = 600
@@ -65,32 +65,34 @@ class AgentConfig(BaseModel):
     secrets: tuple[str, ...] = Field(default=(), repr=False)
     log_limit: Annotated[int, Field(ge=0)] = 0
     presence_ttl: Annotated[float, Field(ge=1)] = PRESENCE_TTL
-    """Seconds after which the workers take an agent as lost that did not show itself."""
+    """Seconds without a presence message after which workers take the agent as lost."""
     traceparent: str | None = None
     machine: str = ""
-    """Which start of which machine or container this is (`handlers.sandbox.processes.machine`)."""
+    """The start of the machine or container: `handlers.sandbox.processes.machine_identity`."""
 
 
 class AgentAlreadyRuns(Exception):
-    """Another process is this agent."""
+    """Another process is the agent of this folder."""
 
 
 def agent_homes(workspace: Path) -> Path:
-    """Return the folder of all agents of a workspace."""
+    """Return the folder that contains the folders of all agents of a workspace."""
     return workspace / OWN_FOLDER / "agents"
 
 
 def agent_home(workspace: Path, agent_id: str) -> Path:
-    """Return the agent's own folder in a workspace."""
+    """Return an agent's folder in its workspace."""
     return agent_homes(workspace) / agent_id
 
 
 @contextmanager
 def pinned_home(workspace: Path, agent_id: str) -> Iterator[Path]:
-    """Give the agent's folder by a path that stays the same folder, whatever the workspace's code does.
+    """Yield the agent's folder by a path that stays this folder, whatever code in the workspace does.
 
-    For a provisioner, which may do more than the template's code: a link that this code left in the
-    place of a folder, to another agent's folder for instance, is not followed. The path is good in this process, as long as the context lasts. Raises OSError.
+    A provisioner has more rights than the template's code, so it must not follow a link that this code has
+    put in the place of a folder, for example to the folder of another agent. The path is valid in this
+    process and inside the context. Raises OSError.
+
     """
     with ExitStack() as stack:
         home = workspace
@@ -100,34 +102,36 @@ def pinned_home(workspace: Path, agent_id: str) -> Iterator[Path]:
 
 
 def write_config(home: Path, config: AgentConfig) -> None:
-    """Leave the configuration in the agent's folder, for its owner's eyes only."""
+    """Write the configuration to the agent's folder, readable by its owner only."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(home / _CONFIG, config.model_dump_json().encode())
 
 
 def read_config(home: Path) -> AgentConfig:
     """Read the configuration. Raises OSError, ValueError."""
-    return AgentConfig.model_validate_json(read_regular_file(home / _CONFIG, _LARGEST))
+    return AgentConfig.model_validate_json(read_regular_file(home / _CONFIG, _MAX_FILE_SIZE))
 
 
 def config_path(home: Path) -> Path:
-    """Return the file that an agent is started with."""
+    """Return the path of the file that an agent is started with."""
     return home / _CONFIG
 
 
 def write_credential(home: Path, credential: AgentCredential) -> None:
-    """Leave the credential in the agent's folder: never on a command line, which all can read."""
+    """Write the credential to the agent's folder. On a command line, every user could read it."""
     write_atomically(home / _CREDENTIAL, credential.model_dump_json().encode())
 
 
 def read_credential(home: Path) -> AgentCredential:
-    """Read the credential as it is now: it is renewed in place. Raises OSError, ValueError."""
-    return AgentCredential.model_validate_json(read_regular_file(home / _CREDENTIAL, _LARGEST))
+    """Read the current credential, which is renewed in place. Raises OSError, ValueError."""
+    return AgentCredential.model_validate_json(
+        read_regular_file(home / _CREDENTIAL, _MAX_FILE_SIZE)
+    )
 
 
 @contextmanager
 def agent_lock(home: Path) -> Iterator[None]:
-    """Be the agent of this folder until the context, or the process, ends. Raises AgentAlreadyRuns."""
+    """Hold the lock of this agent until the context or the process ends. Raises AgentAlreadyRuns."""
     held = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -140,16 +144,17 @@ def agent_lock(home: Path) -> Iterator[None]:
 
 
 def running_agent(home: Path) -> int | None:
-    """Return the process that is the agent of this folder now, None for nobody.
+    """Return the pid of the process that is the agent of this folder now, or None.
 
-    The kernel tells who holds the lock: a number in a file could be a dead process' by now.
-    Raises OSError when that can't be seen now.
+    The kernel reports who holds the lock; a pid in a file could belong to another process by now.
+    Raises OSError if the lock can't be examined now.
+
     """
     try:
         looked = os.open(home / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as no:
         if no.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR):
-            return None  # there is none, or scripts left something else in its place
+            return None  # there is no lock, or a script has replaced it
         raise
     try:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

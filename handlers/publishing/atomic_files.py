@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever instant the process dies at."""
+"""Files that are written completely or not at all, and access to folders that other programs write to."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
-    """Put `data` in place of the file at once; `durable` also against a loss of power.
+    """Replace the file's content in one step; `durable` also makes it survive a loss of power.
 
-    Raises OSError, which names the file also when its disk is full.
+    Raises OSError; the error names the file even if the disk is full.
+
     """
-    with _naming(path):
+    with _with_filename(path):
         _write_whole(path, data, mode=mode, durable=durable)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file in errors of calls that know its descriptor only."""
+def _with_filename(path: Path) -> Iterator[None]:
+    """Add the file name to errors of calls that know only its descriptor."""
     try:
         yield
     except OSError as no:
@@ -30,10 +31,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _write_whole(path: Path, data: bytes, *, mode: int, durable: bool) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    beside.unlink(missing_ok=True)
-    # Never through what somebody left there: in a workspace that may be a link to anywhere.
-    written = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    # O_EXCL: in a workspace, another program may have left a link here.
+    written = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         os.fchmod(written, mode)
         with memoryview(data) as rest:
@@ -44,28 +45,29 @@ def _write_whole(path: Path, data: bytes, *, mode: int, durable: bool) -> None:
             os.fsync(written)
     finally:
         os.close(written)
-    beside.replace(path)
+    temporary.replace(path)
     if durable:
         sync_directory(path.parent)
 
 
-def read_regular_file(path: Path, most: int) -> bytes:
-    """Read a file that others may have replaced by a link, or by a pipe that nobody writes to.
+def read_regular_file(path: Path, limit: int) -> bytes:
+    """Read a file that another program may have replaced by a link or by a FIFO without a writer.
 
-    Raises OSError also when it is no plain file, or holds more than `most` bytes.
+    Raises OSError, also if it is not a regular file or has more than `limit` bytes.
+
     """
     opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(opened, "rb") as file:  # noqa: PTH123 — opened already
         if not stat.S_ISREG(os.fstat(opened).st_mode):
-            raise OSError(f"{path} is no plain file")
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(f"{path} has more than {most} bytes")
+            raise OSError(f"{path} is not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(f"{path} has more than {limit} bytes")
     return data
 
 
 def ensure_directory(path: Path) -> None:
-    """Have a directory there, and not a link that somebody left in its place."""
+    """Create the directory; a link or file in its place is deleted."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         path.unlink()
     with suppress(FileExistsError):
@@ -74,10 +76,10 @@ def ensure_directory(path: Path) -> None:
 
 @contextmanager
 def pinned_directory(directory: Path) -> Iterator[Path]:
-    """Give a path that stays this very directory, whatever takes its place meanwhile.
+    """Yield a path that stays this directory, even if another program puts something else in its place.
 
-    A link in its place is not followed. The path is good in this process, as long as the context
-    lasts. Raises OSError.
+    A link is not followed. The path is valid in this process and inside the context. Raises OSError.
+
     """
     held = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -87,7 +89,7 @@ def pinned_directory(directory: Path) -> Iterator[Path]:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in the directory as durable as their files."""
+    """Make the names in the directory as durable as its files."""
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(opened)

@@ -1,4 +1,8 @@
-"""Lines of one build's log on their way to those who watch: collected, numbered, bounded."""
+"""Lines of a build's log: publishing them in numbered batches within a limit, and validating them for display.
+
+`BuildLog` is the sender. The functions at the end are for readers: whoever may publish to a build's log
+could publish anything there, so a message is validated before it is shown.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +26,16 @@ from statemachine.mask import Mask, MaskedStream
 from statemachine.messages import LogAppended
 
 COLLECT_SECONDS: Final = 0.05
-"""Seconds that a line waits at most for others to travel with."""
+"""Seconds that a line waits at most for more lines of the same message."""
 MESSAGE_SIZE: Final = 32 * 1024
-"""Bytes of output in one message."""
+"""Largest number of bytes of output in one message."""
 BUILD_LOG_SIZE: Final = 10 * 1024 * 1024
-"""Bytes of output of one build, all its senders together."""
+"""Largest number of bytes of output of one build, of all its senders together."""
 VERDICT_SIZE: Final = 1024
-"""Bytes that each sender may write beyond its limit to say how something ended."""
+"""Bytes that each sender may write beyond its limit to report how something ended."""
 _LEFT_OUT: Final = b"[the limit of this build's log is reached: what follows is left out]\n"
-_RESERVED: Final = 256
-_UNNOTED: Final = 256 * 1024
+_NUMBERS_RESERVED: Final = 256
+_SAVE_EVERY: Final = 256 * 1024
 
 Level = Literal["info", "warn", "error"]
 _log = logging.getLogger(__name__)
@@ -40,9 +44,10 @@ Send = Callable[[str, bytes], Awaitable[None]]
 
 
 class BuildLog:
-    """What one origin says of one build. `write` never waits; `run` is the task that sends.
+    """The log of one build as one origin writes it. `write` never waits; `run` is the task that sends.
 
-    `ledger` is a file that lets a sender which was killed go on counting where it was.
+    `ledger` is a file from which a restarted sender continues the numbers and the limit of a killed one.
+
     """
 
     def __init__(
@@ -67,95 +72,103 @@ class BuildLog:
         self._send, self._traceparent, self._ledger = send, traceparent, ledger
         self.mask = mask or Mask()
         self._pending: deque[tuple[str, Level, bytearray]] = deque()
-        self._some, self._now, self._empty = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._pending_event, self._flush, self._empty = (
+            asyncio.Event(),
+            asyncio.Event(),
+            asyncio.Event(),
+        )
         self._empty.set()
         counted = {"sequence": 0, "left": limit, "said": 0, "kept_back": VERDICT_SIZE}
         with suppress(FileNotFoundError, ValueError):
             counted |= json.loads(ledger.read_bytes())
         self._sequence = self._reserved = int(counted["sequence"])
-        self._left, self._said = int(counted["left"]), bool(counted["said"])
-        self._noted_left, self._kept_back = self._left, int(counted["kept_back"])
+        self._left, self._limit_reported = int(counted["left"]), bool(counted["said"])
+        self._saved_left, self._verdict_left = self._left, int(counted["kept_back"])
         self._refused = False
 
     @property
     def left(self) -> int:
-        """Bytes that may still be written."""
+        """Bytes that may still be written before the limit."""
         return self._left
 
     def write(self, stage: str, level: Level, text: str) -> None:
-        """Take text that holds no secrets, until the limit; one line says that there was more."""
-        if self._said or not text:
+        """Add text without secrets; past the limit, one line reports that the rest is left out."""
+        if self._limit_reported or not text:
             return
         output = _encoded(text)
         if len(output) > self._left:
             self._append(stage, level, output[: _cut(output, self._left)])
             self._append(stage, "warn", _LEFT_OUT)
-            self._left, self._said = 0, True
+            self._left, self._limit_reported = 0, True
         else:
             self._append(stage, level, output)
             self._left -= len(output)
         self._wake()
 
     def verdict(self, stage: str, text: str) -> None:
-        """Take a line that says how something ended, also beyond the limit: some bytes are kept for it."""
+        """Add a line that reports how something ended. A few bytes beyond the limit are reserved for it."""
         output = _encoded(text)
         if len(output) <= self._left:
             self.write(stage, "error", text)
-        elif output := output[: _cut(output, self._kept_back)]:
-            self._kept_back -= len(output)
+        elif output := output[: _cut(output, self._verdict_left)]:
+            self._verdict_left -= len(output)
             self._append(stage, "error", output)
             self._wake()
 
     def stream(self, stage: str) -> Output:
-        """Return what takes the output of one command, bytes as they come."""
+        """Return an object that takes the raw output of one command."""
         return Output(self, stage)
 
     async def drained(self, within: float) -> None:
-        """Return when all that was written is sent, or after `within` seconds."""
-        self._now.set()
+        """Wait until everything that was written has been sent, but at most `within` seconds."""
+        self._flush.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 await self._empty.wait()
 
     async def run(self) -> None:
-        """Send what is written, in order, until cancelled; wait while there is no bus."""
+        """Send what is written, in order and with retries, until cancelled."""
         backoff = Backoff()
         while True:
-            await self._some.wait()
+            await self._pending_event.wait()
             with suppress(TimeoutError):
                 async with asyncio.timeout(COLLECT_SECONDS):
-                    await self._now.wait()
-            self._now.clear()
+                    await self._flush.wait()
+            self._flush.clear()
             while self._pending:
                 stage, level, output = self._take()
                 body = self._message(stage, level, output)
                 while not await self._sent(body):
                     await backoff.wait()
                 backoff.reset()
-            self._some.clear()
+            self._pending_event.clear()
             self._empty.set()
 
     def close(self) -> None:
-        """Note on disk exactly where this sender stopped."""
-        self._note(self._sequence)
+        """Save the exact position of this sender."""
+        self._save_ledger(self._sequence)
 
     async def _sent(self, body: bytes) -> bool:
-        """Send a message, or give up one that NATS refuses for good; tell whether it is over with it."""
+        """Send a message; return False to retry. A message that NATS refuses for good counts as sent."""
         try:
             await self._send(subjects.log(self._chat_id, self._build_id), body)
         except BusError as no:
             if not is_final(no):
                 return False
             if not self._refused:
-                _log.error("lines of the log of build %s are lost: %s", self._build_id, no)
+                _log.error(
+                    "NATS refuses lines of the log of build %s, so they are lost: %s",
+                    self._build_id,
+                    no,
+                )
             self._refused = True
         return True
 
     def _wake(self) -> None:
         self._empty.clear()
-        self._some.set()
+        self._pending_event.set()
         if len(self._pending) > 1 or len(self._pending[0][2]) >= MESSAGE_SIZE:
-            self._now.set()
+            self._flush.set()
 
     def _append(self, stage: str, level: Level, output: bytes) -> None:
         if self._pending and self._pending[-1][:2] == (stage, level):
@@ -167,7 +180,7 @@ class BuildLog:
         stage, level, output = self._pending[0]
         end = len(output)
         if end > MESSAGE_SIZE:
-            # At the end of a line where there is one in the second half.
+            # Cut after a line if one ends in the second half.
             end = output.rfind(b"\n", MESSAGE_SIZE // 2, MESSAGE_SIZE) + 1 or _cut(
                 output, MESSAGE_SIZE
             )
@@ -179,9 +192,9 @@ class BuildLog:
 
     def _message(self, stage: str, level: Level, output: bytes) -> bytes:
         self._sequence += 1
-        if self._sequence > self._reserved or self._noted_left - self._left > _UNNOTED:
-            # Noted now and then: a killed sender leaves a gap, but gives no number out twice.
-            self._note(self._sequence + _RESERVED)
+        if self._sequence > self._reserved or self._saved_left - self._left > _SAVE_EVERY:
+            # Saved in steps: a killed sender leaves a gap, but never uses a number twice.
+            self._save_ledger(self._sequence + _NUMBERS_RESERVED)
         data: LogAppended = {
             "build_id": self._build_id,
             "origin": self._origin,
@@ -200,20 +213,20 @@ class BuildLog:
             traceparent=self._traceparent,
         )
 
-    def _note(self, reserved: int) -> None:
-        self._reserved, self._noted_left = reserved, self._left
+    def _save_ledger(self, reserved: int) -> None:
+        self._reserved, self._saved_left = reserved, self._left
         noted = {
             "sequence": reserved,
             "left": self._left,
-            "said": int(self._said),
-            "kept_back": self._kept_back,
+            "said": int(self._limit_reported),
+            "kept_back": self._verdict_left,
         }
-        with suppress(OSError):  # a full disk must not end a build because of its log
+        with suppress(OSError):  # a full disk must not fail a build because of its log
             write_atomically(self._ledger, json.dumps(noted).encode(), durable=False)
 
 
 class Output:
-    """The output of one command: decoded, and without its secrets, as it comes."""
+    """The output of one command: decoded and masked as it arrives."""
 
     def __init__(self, log: BuildLog, stage: str) -> None:
         self._log, self._stage = log, stage
@@ -222,7 +235,7 @@ class Output:
         self._last = deque[str](maxlen=64)
 
     def feed(self, chunk: bytes) -> None:
-        """Take what the command wrote; nothing when it will write no more."""
+        """Take a piece of output; `b""` at the end."""
         text = self._mask.feed(self._decoder.decode(chunk, final=not chunk))
         if not chunk:
             text += self._mask.close()
@@ -230,7 +243,7 @@ class Output:
         self._log.write(self._stage, "info", text)
 
     def last_lines(self, count: int = 10) -> str:
-        """Return the end of it, to tell why the command failed."""
+        """Return the last lines, for the error of a command that failed."""
         return "\n".join("".join(self._last)[-4096:].splitlines()[-count:]).strip()
 
 
@@ -238,12 +251,12 @@ def _encoded(text: str) -> bytes:
     return text.replace("\0", "\ufffd").encode(errors="replace")
 
 
-def _cut(output: bytes | bytearray, most: int) -> int:
-    """Return where to cut at or before `most`, never inside a character."""
-    most = min(most, len(output))
-    while 0 < most < len(output) and output[most] & 0xC0 == 0x80:  # noqa: PLR2004 — UTF-8 inside
-        most -= 1
-    return most
+def _cut(output: bytes | bytearray, limit: int) -> int:
+    """Return where to cut the output at or before `limit`, never inside a character."""
+    limit = min(limit, len(output))
+    while 0 < limit < len(output) and output[limit] & 0xC0 == 0x80:  # noqa: PLR2004 — UTF-8 inside
+        limit -= 1
+    return limit
 
 
 _TEXTS: Final = ("stage", "level", "output")
@@ -251,9 +264,10 @@ _ORIGINS: Final = ("provisioner", "agent")
 
 
 def read_log_line(message: bytes, build_id: str) -> dict[str, Any] | None:
-    """Return the data of a log_appended of that build, or None when it holds what can't be of one.
+    """Return the data of a log_appended event of that build, or None if it is invalid.
 
-    It is read as leniently as other data: a key that is null is absent, and 2.0 is an integer.
+    It is as lenient as the reading of other data: a null counts as absent, and 2.0 as an integer.
+
     """
     envelope = read_envelope(message)
     data = envelope.get("data") if envelope else None
@@ -275,12 +289,12 @@ def read_log_line(message: bytes, build_id: str) -> dict[str, Any] | None:
 
 
 def is_complete_line(line: Mapping[str, Any]) -> bool:
-    """Say whether a line has all that a line must have."""
+    """Return whether a line has every key that a log line must have."""
     return line.keys() >= {"build_id", "origin", "sequence", *_TEXTS}
 
 
 def read_envelope(message: bytes) -> dict[str, Any] | None:
-    """Return a message's JSON object, or None when it is none."""
+    """Return a message's JSON object, or None if it is not one."""
     try:
         envelope = json.loads(message)
     except (ValueError, RecursionError):
@@ -289,7 +303,7 @@ def read_envelope(message: bytes) -> dict[str, Any] | None:
 
 
 def read_ui_message(subject: str, message: bytes) -> dict[str, Any] | None:
-    """Return what came on a chat's ui subject: a state of the server's, or a log line that is one."""
+    """Return a message of a chat's ui subject: a state, or a valid log line; None if it is neither."""
     *_, what, last = subject.split(".")
     envelope = read_envelope(message)
     if envelope is None:

@@ -1,4 +1,4 @@
-"""A fact as its sender keeps it: the exact bytes under one identity, sent until they are stored."""
+"""Facts that provisioners and agents publish: encoded once, stored by the sender, sent until NATS has them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class FactMessage:
-    """One event for one subject; `identity` is its `<source>:<id>`."""
+    """A fact as it is published: the same bytes and the same identity on every attempt.
+
+    `identity` is `<source>:<id>` of the CloudEvent, and the message id.
+
+    """
 
     subject: str
     identity: str
     body: bytes
 
-    def kept(self) -> dict[str, str]:
-        """Return it as a journal writes it."""
+    def to_json(self) -> dict[str, str]:
+        """Return the fact as a JSON object for a journal."""
         return {"subject": self.subject, "identity": self.identity, "body": self.body.decode()}
 
     @classmethod
-    def from_kept(cls, kept: Mapping[str, str]) -> FactMessage:
-        """Read it back, byte for byte."""
-        return cls(kept["subject"], kept["identity"], kept["body"].encode())
+    def from_json(cls, content: Mapping[str, str]) -> FactMessage:
+        """Read a fact from a journal, byte for byte."""
+        return cls(content["subject"], content["identity"], content["body"].encode())
 
 
 def new_fact(
@@ -48,7 +52,11 @@ def new_fact(
     traceparent: str | None = None,
     clock: Callable[[], datetime] = _now,
 ) -> FactMessage:
-    """Make an event that `sender` of `kind` (provisioner or agent) states for the first time."""
+    """Encode an event that `sender` publishes for the first time.
+
+    `kind` is `provisioner` or `agent`; `data` is the CloudEvent's data.
+
+    """
     source, event_id = f"/{kind}/{sender}", str(uuid4())
     body = codec.encode(
         type_name, source, chat_id, data, event_id=event_id, time=clock(), traceparent=traceparent
@@ -57,11 +65,12 @@ def new_fact(
 
 
 async def publish_once(bus: Bus, fact: FactMessage) -> None:
-    """Publish the fact once, and return when the stream has it. Raises Refused, Unavailable.
+    """Publish the fact and return when the stream has stored it. Raises Refused, Unavailable.
 
-    The server knows a message by its id alone, whoever sent it and where: another sender who has seen
-    the id of a fact could keep that from being sent again. So what is taken for a repeat goes out
-    once more without an id; a worker knows its repeats by themselves.
+    The server drops a message whose id it has seen, whoever sent it: another sender that knows the id of a
+    fact could suppress it. So a message that the server takes for a duplicate is published again without an
+    id; workers recognize duplicates by the event itself.
+
     """
     ack = await bus.publish(fact.subject, fact.body, headers=CLOUDEVENT, message_id=fact.identity)
     if ack.duplicate:
@@ -69,16 +78,17 @@ async def publish_once(bus: Bus, fact: FactMessage) -> None:
 
 
 async def deliver(bus: Bus, fact: FactMessage) -> None:
-    """Return when the stream has stored the fact, however often it takes to ask.
+    """Publish the fact, with retries, until the stream has stored it.
 
-    Raises Refused when NATS says no, and would again: a permission, or a limit of its own.
+    Raises Refused when NATS refuses it for a reason that stays: a permission or a limit.
+
     """
     backoff = Backoff()
     while True:
         try:
             await publish_once(bus, fact)
-        except Unavailable as gone:
-            _log.info("fact %s waits for the bus: %s", fact.identity, gone)
+        except Unavailable as error:
+            _log.info("fact %s waits for NATS: %s", fact.identity, error)
         else:
             return
         await backoff.wait()

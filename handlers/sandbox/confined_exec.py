@@ -1,18 +1,21 @@
-"""Becomes a command that can do less than who starts it: run as a program, on the standard library alone.
+"""A program that executes a command with fewer rights; it uses the standard library alone.
 
-    python -I -S confined.py [KEY=VALUE…] -- COMMAND [ARGUMENT…]
+    python -I -S confined_exec.py [KEY=VALUE…] -- COMMAND [ARGUMENT…]
 
-    cpu= data= files= processes= file_size=    limits of each process, in seconds, bytes and pieces
-    soft_files=        how many files it may open unless it asks for more,
-    landlock=1         the kernel lets it write below `write=` paths only,
-    private=PATH       read nothing below these but `read=` paths,
-    write=PATH         and do everything below these, also if they are private;
-    signals=1          it may signal processes that are not its own
+    cpu= data= files= processes= file_size=    rlimits of each process, in seconds, bytes and counts
+    soft_files=        the soft limit of open files
+    landlock=1         apply Landlock: the command may write only below `write=` paths
+    private=PATH       it may not read below PATH, except below `read=` and `write=` paths
+    read=PATH          it may read below PATH, although a parent of PATH is private
+    write=PATH         it may do everything below PATH
+    signals=1          it may signal processes outside of its own Landlock domain
 
-Doing this here, and not between fork and exec of who starts it, keeps Python code out of the forked
-copy of a process that has threads. Three processes come of it: the command; a keeper, to whom all
-fall that leave the command's group or session, so that they can be found and ended; and the one that
-was started, a shell that waits for the command's status and takes it for its own.
+A program does this, not code between fork and exec: Python code is not safe in the forked copy of a
+process with threads. It becomes three processes: the command; a keeper, a child subreaper that adopts
+every process that leaves the command's group or session, so that it can be found and ended; and a
+shell in place of the process that was started, which waits for the command and exits with its status.
+
+Landlock is not a module of its own: with `-I -S` this program can't import its neighbours.
 """
 
 from __future__ import annotations
@@ -30,28 +33,27 @@ _REPORT = 'read -r s || exit 126; case $s in -*) ulimit -c 0; kill "$s" $$;; esa
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
-_POWERS = (2, 12, *range(16, 28), 32, 33, 34, 37, 38, 39, 40)
-"""What root could leave its limits by: handles of files, networks, modules, raw devices, mounts,
-others' memory (also by the right to measure it), clocks, resources, security modules, programs in
-the kernel."""
+_DROPPED_CAPABILITIES = (2, 12, *range(16, 28), 32, 33, 34, 37, 38, 39, 40)
+"""Capabilities with which root could escape: file handles, networks, kernel modules, raw devices, mounts,
+the memory of other processes (also through perf), clocks, resources, security modules, BPF."""
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION, _BENEATH = 1, 1
-_ENOUGH = 2
-"""The version from which files can be moved between directories."""
-_SCOPES = 6
+_MINIMUM_VERSION = 2
+"""The first Landlock version that lets files be moved between directories."""
+_VERSION_WITH_SCOPES = 6
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _TRUNCATE = 1 << 14
 _ALL = (1 << 14) - 1
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
 _ABSTRACT_SOCKETS, _SIGNALS = 1, 2
 _DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
-"""All of `/dev` that is granted; `tty` is the command's own terminal, if it makes itself one.
+"""The only devices that are granted. `tty` is the command's own terminal, if it creates one.
 
 Terminals, consoles, disks and input devices of the host can't be opened by name.
 """
 _OF_DEVICES = ("devpts", "devtmpfs")
-"""File systems that hold terminals, wherever they are mounted."""
+"""Types of file systems that hold terminals, wherever they are mounted."""
 _NEW_MOUNTS, _NEW_USERS = 0x20000, 0x10000000
 _SLAVE, _BIND, _NO_SUID, _NO_EXEC = 0x84000, 0x1000, 2, 8
 
@@ -65,7 +67,7 @@ _LIMITS = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Divide into the three."""
+    """Fork into the command, the keeper and the shell that reports the command's status."""
     if arguments[0] == "keep":
         _keep(int(arguments[1]), int(arguments[2]))
         return
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     reading, writing = os.pipe()
     if os.fork():
         os.dup2(reading, 0)
-        os.execv("/bin/sh", ["sh", "-c", _REPORT])  # noqa: S606 — our own words
+        os.execv("/bin/sh", ["sh", "-c", _REPORT])  # noqa: S606 — a constant command
     os.setpgid(0, 0)
     _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     command = os.fork()
@@ -86,23 +88,26 @@ def main(arguments: Sequence[str]) -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(writing, True)
-    # Anew, so that it does not look like the command to who reads command lines.
+    # Executed again, so that its command line is not that of the command.
     keeper = [sys.executable, "-I", "-S", __file__, "keep", str(command), str(writing)]
-    os.execv(sys.executable, keeper)  # noqa: S606 — ourselves
+    os.execv(sys.executable, keeper)  # noqa: S606 — this program
 
 
 def landlock_version() -> int:
-    """Return the version of Landlock that this kernel has, 0 for none."""
+    """Return the kernel's Landlock version, 0 if it has none."""
     return max(0, int(_libc().syscall(_CREATE_RULESET, None, 0, _VERSION)))
 
 
 def is_landlock_usable() -> bool:
-    """Say whether this kernel's Landlock can confine a build."""
-    return landlock_version() >= _ENOUGH
+    """Return whether the kernel's Landlock can confine a build."""
+    return landlock_version() >= _MINIMUM_VERSION
 
 
 def uncovered_paths(private: Sequence[str]) -> Iterator[str]:
-    """Yield all that is not private, as few paths as can be: what stands beside the way there."""
+    """Yield the smallest set of paths that covers everything except the private paths.
+
+    These are the siblings of the private paths and of their parents.
+    """
     ways = {path for one in private for path in _ways(one)}
     for way in sorted(ways - set(private)):
         try:
@@ -110,7 +115,7 @@ def uncovered_paths(private: Sequence[str]) -> Iterator[str]:
         except OSError:
             continue
         with entries:
-            # A link grants nothing: what it leads to is where it is.
+            # A link needs no rule: its target has one, or is private.
             yield from (e.path for e in entries if e.path not in ways and not e.is_symlink())
     if not private:
         yield "/"
@@ -124,7 +129,7 @@ def _ways(path: str) -> Iterator[str]:
 
 
 def _keep(command: int, writing: int) -> None:
-    """Be there until nobody is left who descends from the command."""
+    """Reap descendants of the command until none is left."""
     os.chdir("/")
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -138,37 +143,37 @@ def _keep(command: int, writing: int) -> None:
             try:  # noqa: SIM105 — contextlib is slow to import
                 os.write(writing, f"{os.waitstatus_to_exitcode(status)}\n".encode())
             except BrokenPipeError:
-                pass  # who waited was ended before
+                pass  # the shell that waits for the status was killed
             os.close(writing)
 
 
 def _become(command: Sequence[str], words: Sequence[tuple[str, str]], group: int) -> None:
     try:
         os.setpgid(0, group)
-        libc, said = _libc(), dict(words)
-        terminals = "landlock" in said and _make_terminals(libc)
+        libc, options = _libc(), dict(words)
+        terminals = "landlock" in options and _make_terminals(libc)
         if os.geteuid() == 0:
-            for power in _POWERS:
+            for power in _DROPPED_CAPABILITIES:
                 libc.prctl(_PR_CAPBSET_DROP, power, 0, 0, 0)
         if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "no_new_privs")
-        if "landlock" in said:
+        if "landlock" in options:
             _confine(
                 libc,
                 [value for key, value in words if key == "private"],
                 [value for key, value in words if key == "write"]
                 + ["/dev/pts", "/dev/ptmx"] * terminals,
                 read=[value for key, value in words if key == "read"],
-                signals="signals" in said,
+                signals="signals" in options,
             )
-        if "soft_files" in said:
+        if "soft_files" in options:
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            soft = int(said["soft_files"])
+            soft = int(options["soft_files"])
             soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for key, number in _LIMITS.items():
-            if key in said:
-                _limit(number, int(said[key]))
+            if key in options:
+                _limit(number, int(options[key]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.execvp(command[0], list(command))  # noqa: S606 — no shell is wanted
     except (OSError, ValueError) as error:
@@ -178,12 +183,12 @@ def _become(command: Sequence[str], words: Sequence[tuple[str, str]], group: int
         os._exit(126)
 
 
-def _limit(number: int, most: int) -> None:
+def _limit(number: int, limit: int) -> None:
     soft, hard = resource.getrlimit(number)
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    # Programs that use select() count on few descriptors; who wants more may ask.
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    # Programs that use select() need a low soft limit; others may raise it themselves.
     keeps = number == resource.RLIMIT_NOFILE and soft != resource.RLIM_INFINITY
-    resource.setrlimit(number, (min(soft, most) if keeps else most, most))
+    resource.setrlimit(number, (min(soft, limit) if keeps else limit, limit))
 
 
 def _confine(
@@ -194,19 +199,20 @@ def _confine(
     read: Iterable[str],
     signals: bool,
 ) -> None:
-    there = landlock_version()
-    handled = _ALL | (_TRUNCATE if there > _ENOUGH else 0)
+    version = landlock_version()
+    handled = _ALL | (_TRUNCATE if version > _MINIMUM_VERSION else 0)
     scoped = _ABSTRACT_SOCKETS | (0 if signals else _SIGNALS)
-    attributes = struct.pack("=QQQ", handled, 0, scoped)[: None if there >= _SCOPES else 8]
+    attributes = struct.pack("=QQQ", handled, 0, scoped)[
+        : None if version >= _VERSION_WITH_SCOPES else 8
+    ]
     rules = _done(libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0))
     _allow(libc, rules, "/", _READ_DIR)
     for path in (*uncovered_paths((*private, "/dev", *_mounted(_OF_DEVICES))), *read):
         _allow(libc, rules, path, _EXECUTE | _READ_FILE)
     for path in _DEVICES:
         _allow(libc, rules, path, _READ_FILE | _WRITE_FILE | handled & _TRUNCATE)
-    if (
-        os.geteuid()
-    ):  # root could set the kernel's parameters there, a program of its own among them
+    # Not for root, who could set parameters of the kernel there, such as core_pattern.
+    if os.geteuid():
         _allow(libc, rules, "/proc", _WRITE_FILE | handled & _TRUNCATE)
     for path in write:
         _allow(libc, rules, path, handled)
@@ -215,10 +221,10 @@ def _confine(
 
 
 def _make_terminals(libc: ctypes.CDLL) -> bool:
-    """Give the command pseudo-terminals of its own in place of the host's, where the kernel lets us.
+    """Replace the host's pseudo-terminals with new ones; return False if the kernel forbids that.
 
-    Without them it can't open any. A child tries first: some kernels (Ubuntu's AppArmor) let anybody
-    make a user namespace and then allow nothing in it, and there is no way back out of one.
+    Without them the command can't open any. A child process tries first: some kernels (Ubuntu's
+    AppArmor) let anybody create a user namespace, allow nothing inside it, and there is no way out.
     """
     child = os.fork()
     if not child:
@@ -234,10 +240,10 @@ def _make_terminals(libc: ctypes.CDLL) -> bool:
 
 
 def _mount_terminals(libc: ctypes.CDLL) -> None:
-    """Mount them, for this process and its children.
+    """Mount new pseudo-terminals for this process and its children.
 
-    Only a user without rights needs a user namespace for that; it would keep root from files of
-    other users.
+    An unprivileged user needs a user namespace for that. Root does not, and in one could not access
+    files of other users.
     """
     user, group = os.geteuid(), os.getegid()
     _done(libc.unshare(_NEW_MOUNTS | (_NEW_USERS if user else 0)), "unshare")
@@ -257,7 +263,7 @@ def _mount_terminals(libc: ctypes.CDLL) -> None:
 
 
 def _mounted(kinds: Sequence[str]) -> Iterator[str]:
-    """Yield where file systems of these kinds are mounted."""
+    """Yield the mount points of file systems of these types."""
     with open("/proc/self/mounts", "rb") as mounts:  # noqa: PTH123 — pathlib is slow to import
         for line in mounts:
             _, place, kind, _ = line.split(b" ", 3)
@@ -269,7 +275,7 @@ def _allow(libc: ctypes.CDLL, rules: int, path: str, access: int) -> None:
     try:
         beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return  # it went meanwhile
+        return  # it was removed in the meantime
     try:
         if not os.path.isdir(f"/proc/self/fd/{beneath}"):  # noqa: PTH112 — as above
             access &= _OF_FILES

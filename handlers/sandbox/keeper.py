@@ -1,17 +1,17 @@
-"""Keeps a command running when whoever started it ends: run as a program, on the standard library alone.
+"""A program that keeps a command running after the process that started it has ended.
 
     python -I -S keeper.py FOLDER LIMIT DESCRIPTOR COMMAND [ARGUMENT…]
 
-It starts the command in a session of its own, and stays until no process that descends from the
-command is left. In FOLDER it keeps
+It uses the standard library alone. It starts the command in a new session, and runs until no
+descendant of the command is left. FOLDER contains:
 
-    output   the first LIMIT bytes of what they wrote; what follows is read, and dropped
-    ended    once the command has ended: its exit status (negative: a signal), and 1 if something that
-             it started runs on, else 0
-    orders   a FIFO: each byte is the number of a signal for the command's process group
+    output   the first LIMIT bytes of the output; the rest is read and dropped
+    ended    written when the command ends: its exit status (negative: a signal), and 1 if processes
+             that it started are still running, otherwise 0
+    orders   a FIFO; each byte is the number of a signal to send to the command's process group
 
-DESCRIPTOR is a FIFO, open for reading and writing. The keeper writes a byte to it whenever one of
-these files has changed; whoever reads it sees its end when the keeper is gone, also by SIGKILL.
+DESCRIPTOR is a FIFO that is open for reading and writing. The keeper writes a byte to it when one of
+these files has changed; its reader gets end of file when the keeper ends, even by SIGKILL.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Start the command and keep it."""
-    folder, limit, news = arguments[0], int(arguments[1]), int(arguments[2])
-    os.set_inheritable(news, False)
-    Keeper(folder, limit, news, arguments[3:]).run()
+    """Start the command and keep it until no descendant is left."""
+    folder, limit, notifications = arguments[0], int(arguments[1]), int(arguments[2])
+    os.set_inheritable(notifications, False)
+    Keeper(folder, limit, notifications, arguments[3:]).run()
 
 
 class Keeper:
-    """A command, and all that descends from it."""
+    """A command and all processes that descend from it."""
 
-    def __init__(self, folder: str, limit: int, news: int, command: Sequence[str]) -> None:
-        self._left, self._news, self._ended = limit, news, False
+    def __init__(self, folder: str, limit: int, notifications: int, command: Sequence[str]) -> None:
+        self._left, self._notifications, self._ended = limit, notifications, False
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._output = self._open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        # For writing as well: without a writer it would be at its end.
+        # Open for writing too: without a writer, reads would return end of file.
         self._orders = self._open(ORDERS, os.O_RDWR | os.O_NONBLOCK)
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._signals, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -57,31 +57,31 @@ class Keeper:
         self._command = os.fork()
         if not self._command:
             _become(command, writing)
-        os.chdir("/")  # the directory of the command may be unmounted
+        os.chdir("/")  # so that the command's directory can be unmounted
         os.close(writing)
         os.set_blocking(self._reading, False)
 
     def run(self) -> None:
-        """Return when nobody is left."""
+        """Serve orders and output; return when no descendant of the command is left."""
         poll = select.poll()
         for descriptor in (self._signals, self._orders, self._reading):
             poll.register(descriptor, select.POLLIN)
         while True:
             for descriptor, _ in poll.poll():
                 if descriptor == self._orders:
-                    self._obey(os.read(self._orders, _PIECE))
+                    self._send_signals(os.read(self._orders, _PIECE))
                 elif descriptor == self._reading:
                     if not self._read():
                         poll.unregister(self._reading)
                 else:
                     os.read(self._signals, _PIECE)
-            # At each turn: a signal may have been lost in a pipe that was full.
+            # On every turn: the byte of a signal is lost when the pipe is full.
             if not self._reap():
                 self._read_what_is_there()
                 return
 
     def _reap(self) -> bool:
-        """Reap whoever has ended; tell whether anybody is left."""
+        """Reap processes that have ended; return whether any is left."""
         status: int | None = None
         while True:
             try:
@@ -97,25 +97,25 @@ class Keeper:
         if status is not None:
             self._read_what_is_there()
             self._ended = True
-            self._note(f"{status} {int(left)}\n")
+            self._write_status(f"{status} {int(left)}\n")
         return left
 
-    def _note(self, words: str) -> None:
+    def _write_status(self, words: str) -> None:
         try:
             new = self._open(f".{ENDED}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.write(new, words.encode())
             os.close(new)
             os.rename(f".{ENDED}", ENDED, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         except OSError:
-            pass  # a full disk, or the folder is gone: whoever reads the news finds no end
-        self._tell()
+            pass  # the disk is full or the folder was removed: the reader finds no status
+        self._notify()
 
     def _open(self, name: str, flags: int) -> int:
         return os.open(name, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._folder)
 
-    def _obey(self, numbers: bytes) -> None:
+    def _send_signals(self, numbers: bytes) -> None:
         for number in numbers:
-            # Once the command is reaped, its number may come to mean another group.
+            # After the command is reaped, its pid may belong to another group.
             if not self._ended:
                 try:  # noqa: SIM105 — contextlib is slow to import
                     os.killpg(self._command, number)
@@ -123,7 +123,7 @@ class Keeper:
                     pass
 
     def _read(self) -> bool:
-        """Keep what was written; tell whether there may be more."""
+        """Store what was written; return whether there may be more."""
         try:
             data = os.read(self._reading, _PIECE)
         except BlockingIOError:
@@ -132,9 +132,9 @@ class Keeper:
             self._left -= len(kept)
             try:
                 os.write(self._output, kept)
-            except OSError:  # no space: what it says must not end it
+            except OSError:  # no space: the command must not fail because of its output
                 self._left = 0
-            self._tell()
+            self._notify()
         return bool(data)
 
     def _read_what_is_there(self) -> None:
@@ -143,11 +143,11 @@ class Keeper:
             if not self._read():
                 return
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         try:  # noqa: SIM105 — contextlib is slow to import
-            os.write(self._news, b"\n")
+            os.write(self._notifications, b"\n")
         except BlockingIOError:
-            pass  # nobody has read what was told before
+            pass  # the reader has not read the previous bytes yet
 
 
 def _become(command: Sequence[str], writing: int) -> None:

@@ -1,7 +1,7 @@
-"""How far builds and agents are kept from the rest of the machine: chosen once, applied by `confined`.
+"""The confinement policy of builds and agents: chosen once at the start, applied by `confined_exec`.
 
-What an unprivileged Linux allows: limits of each process always; Landlock, which keeps files from
-being written or read; or bubblewrap, where it is installed and works, which hides them.
+An unprivileged Linux process can always set rlimits. Landlock also restricts which files can be read
+and written. Bubblewrap, where it is installed and works, hides files altogether.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from handlers.sandbox.processes import INHERITED_FILE_LIMIT
 from handlers.settings import InvalidSettings, expanded
 
 _MIB: Final = 1024 * 1024
-_TEMPORARY: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # noqa: S108 — what anybody may use
+_TEMPORARY: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # noqa: S108 — shared by all users
 _CACHES: Final = (
     ".bun/install .cache .cargo/git .cargo/registry .conda .deno .gem .gradle .ivy2 .m2 .npm .nuget "
     ".pnpm-store .yarn go/pkg .local/share/pnpm .local/share/uv"
 )
-"""Below a user's home: what package managers keep, and none runs by itself."""
+"""Caches of package managers, relative to a home directory. Nothing in them runs by itself."""
 
-_OF_THE_KERNEL: Final = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus")
-"""What sets the kernel of the whole machine."""
-_NO_LANDLOCK: Final = "this kernel has no Landlock, or too old a one"
-_OURS: Final = Path(__file__).parents[2]
+_KERNEL_SETTINGS: Final = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus")
+"""Files that change settings of the whole machine's kernel."""
+_NO_LANDLOCK: Final = "this kernel has no Landlock, or its version is too old"
+_SOURCE_ROOT: Final = Path(__file__).parents[2]
 
 _log = logging.getLogger(__name__)
 
 
 class Mechanism(StrEnum):
-    """What confines."""
+    """What confines builds and agents."""
 
     BUBBLEWRAP = "bubblewrap"
     LANDLOCK = "landlock"
@@ -49,85 +49,89 @@ class Mechanism(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ResourceLimits:
-    """What each process of a build, or of an agent, may use; 0: no bound."""
+    """Limits of each process of a build or agent; 0 means no limit."""
 
     cpu_seconds: int = 0
-    """Of a step's processes: what an agent starts may run for weeks."""
+    """For processes of build steps only: processes of an agent may run for weeks."""
     memory_mib: int = 0
-    """0: what the machine has."""
+    """0 means the memory of the machine."""
     files: int = 0
     processes: int = 0
-    """Of the whole user, the kernel counts so; it does not count root's."""
+    """The kernel counts all processes of the user, and does not limit root."""
     file_size_mib: int = 0
 
-    def words(self, *, step: bool) -> list[str]:
-        """Return them as `confined` reads them."""
+    def arguments(self, *, step: bool) -> list[str]:
+        """Return the limits as arguments of `confined_exec`."""
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        said = {
+        limits = {
             "cpu": self.cpu_seconds if step else 0,
             "data": self.memory_mib * _MIB or machine,
             "files": self.files,
             "processes": self.processes,
             "file_size": self.file_size_mib * _MIB,
         }
-        return [f"{key}={value}" for key, value in said.items() if value]
+        return [f"{key}={value}" for key, value in limits.items() if value]
 
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """A way to confine, and what it keeps builds from."""
+    """How a command is confined, and which paths it may access."""
 
-    way: Mechanism = Mechanism.RLIMITS
-    bounds: ResourceLimits = field(default_factory=ResourceLimits)
+    mechanism: Mechanism = Mechanism.RLIMITS
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
     private: tuple[Path, ...] = ()
-    """What builds may not read."""
+    """Paths that a command may not read."""
     writable: tuple[Path, ...] = ()
-    """What they may write beside their workspace."""
+    """Paths that it may write in addition to its workspace."""
     readable: tuple[Path, ...] = ()
-    """What they may read though it is below something private."""
+    """Paths that it may read although a parent of them is private."""
     bubblewrap: str = "bwrap"
 
     def prefix(self, workspace: Path, *, step: bool, signals: bool = False) -> list[str]:
-        """Return what to put before a command that works in `workspace`.
+        """Return the words to put before a command that works in `workspace`.
 
-        `signals`: it may signal processes that are not its own, as who ends a workspace must.
+        `signals`: whether it may signal processes that it did not start, as a stop or delete step must.
         """
-        words = self.bounds.words(step=step)
+        words = self.limits.arguments(step=step)
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] != INHERITED_FILE_LIMIT:
             words.append(f"soft_files={INHERITED_FILE_LIMIT}")
-        if self.way is Mechanism.LANDLOCK:
+        if self.mechanism is Mechanism.LANDLOCK:
             words.append("landlock=1")
             words += [f"private={path}" for path in self.private]
             words += [f"read={path}" for path in self.readable]
             words += [f"write={path}" for path in (*self.writable, workspace)]
             words += ["signals=1"] * signals
         launcher = [sys.executable, "-I", "-S", confined_exec.__file__, *words, "--"]
-        if self.way is Mechanism.BUBBLEWRAP:
+        if self.mechanism is Mechanism.BUBBLEWRAP:
             return [*launcher, *self._wrapped(workspace, step=step)]
         return launcher
 
     def _wrapped(self, workspace: Path, *, step: bool) -> list[str]:
-        """Return the words of bubblewrap: all read-only, what is private covered, the rest laid over.
+        """Return bubblewrap's command line: `/` read-only, private paths covered, writable paths bound.
 
-        A session of its own and a `/dev` of its own keep it from every terminal of the host.
+        A new session and a new `/dev` keep the command away from every terminal of the host.
         """
         words = [self.bubblewrap, "--new-session"]
-        if step:  # what an agent's scripts left running goes on when the agent's process is killed
+        if step:  # an agent's scripts survive the agent's process
             words.append("--die-with-parent")
-        # A user namespace also for root, whose powers the launcher has dropped by then.
+        # A user namespace also for root: `confined_exec` has dropped its capabilities by then.
         words += ["--unshare-user", "--unshare-pid", "--unshare-ipc"]
         words += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
         for path in map(str, self.writable):
             shared = any(path == place or path.startswith(f"{place}/") for place in _TEMPORARY)
             words += ["--tmpfs", path] if shared else ["--bind-try", path, path]
-        for path in {sys.prefix, sys.base_prefix, str(_OURS)}:  # what runs us may be below /tmp
+        for path in {
+            sys.prefix,
+            sys.base_prefix,
+            str(_SOURCE_ROOT),
+        }:  # this Python may be below /tmp
             words += ["--ro-bind", path, path]
         for path in map(str, self.private):
             covered = ["--tmpfs", path] if Path(path).is_dir() else ["--ro-bind", os.devnull, path]
             words += covered
         for path in map(str, self.readable):
             words += ["--ro-bind", path, path]
-        for path in _OF_THE_KERNEL:  # bubblewrap leaves them to root, whose uid alone lets it write
+        for path in _KERNEL_SETTINGS:  # bubblewrap leaves them writable for root
             words += ["--ro-bind-try", path, path]
         return [*words, "--bind", str(workspace), str(workspace), "--"]
 
@@ -140,10 +144,11 @@ def choose_confinement(
     environ: Mapping[str, str],
     writable: str = "",
 ) -> Confinement:
-    """Return the confinement that is wanted; say so when `auto` finds the least only.
+    """Return the confinement for the setting `wanted`: a mechanism, or `auto` for the first that works.
 
-    `wanted`: a Mechanism, or `auto` for the first that works. `private` are directories and files of ours.
-    Raises InvalidSettings for a Mechanism that can't be had: who names one relies on it.
+    `private`: directories and files of workspaced. `writable`: more writable paths, separated as in
+    PATH. Logs the choice, as a warning if `auto` finds nothing but rlimits. Raises InvalidSettings if a
+    mechanism that was named is not available.
     """
     hidden = tuple(dict.fromkeys(path.resolve() for path in private if path.exists()))
     places = _writable(environ, writable)
@@ -171,7 +176,7 @@ def choose_confinement(
 
 
 def require_confinement(wanted: str, environ: Mapping[str, str]) -> None:
-    """See whether a Mechanism that was named can be had, before anything starts. Raises InvalidSettings."""
+    """Raise InvalidSettings if a mechanism that was named is not available on this machine."""
     if wanted == Mechanism.LANDLOCK and not confined_exec.is_landlock_usable():
         raise _missing(wanted, _NO_LANDLOCK)
     if wanted == Mechanism.BUBBLEWRAP:
@@ -183,7 +188,7 @@ def require_confinement(wanted: str, environ: Mapping[str, str]) -> None:
 def _missing(wanted: str, why: str) -> InvalidSettings:
     others = " or ".join(way for way in Mechanism if way != wanted)
     return InvalidSettings(
-        f"WORKSPACED_CONFINEMENT is {wanted}, which can't be had here: {why}; provide it, or choose "
+        f"WORKSPACED_CONFINEMENT is {wanted}, which is not available here: {why}; provide it, or choose "
         f"{others}, or auto for the first that works"
     )
 
@@ -202,12 +207,12 @@ def _writable(environ: Mapping[str, str], more: str) -> tuple[Path, ...]:
     places = [Path(tempfile.gettempdir()), *map(Path, _TEMPORARY), *named, *caches]
     if "TMPDIR" in environ:
         places.append(Path(environ["TMPDIR"]))
-    # HOME may be another user's; what is there can't be seen then, nor written.
+    # HOME may belong to another user; then its caches can be neither seen nor written.
     return tuple(dict.fromkeys(path.resolve() for path in places if os.path.exists(path)))  # noqa: PTH110
 
 
 def _shared(private: Sequence[Path], writable: Sequence[Path]) -> Path | None:
-    """Return what can't be private: Landlock takes back nothing of what it grants."""
+    """Return a private path below a writable one: Landlock can't take back what it granted for a parent."""
     for path in private:
         if any(path.is_relative_to(place) for place in writable):
             return path
@@ -215,13 +220,13 @@ def _shared(private: Sequence[Path], writable: Sequence[Path]) -> Path | None:
 
 
 def _refusal(confinement: Confinement) -> str:
-    """Try it as a step would use it: a kernel or a container may forbid what it needs."""
+    """Return why bubblewrap does not work here, or "" if it does: run it once, as a step would."""
     if not confinement.bubblewrap:
         return "bubblewrap (bwrap) is not installed"
     try:
         with tempfile.TemporaryDirectory() as place:
             words = confinement.prefix(Path(place), step=True)
-            tried = subprocess.run(  # noqa: S603 — ours
+            tried = subprocess.run(  # noqa: S603 — a constant command
                 [*words, "/bin/sh", "-c", ":"],
                 cwd=place,
                 check=False,

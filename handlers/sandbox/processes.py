@@ -1,4 +1,7 @@
-"""Processes of this machine, also those of others' making: awaited, found by a mark, ended."""
+"""Processes of this machine: wait for them, find them by a variable in their environment, end them.
+
+These functions also work for processes that this process did not start.
+"""
 
 from __future__ import annotations
 
@@ -11,48 +14,65 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-_FORCED: Final = 5.0
-_STARTED: Final = 19
-"""Where in `stat`, behind the name, is when a process was started (proc(5), field 22)."""
+_KILL_TIMEOUT: Final = 5.0
+_START_TIME: Final = 19
+"""Index of the start time among the fields of /proc/<pid>/stat that follow the name (proc(5), field 22)."""
+_FILE_LIMIT: Final = 1 << 20
+_OWNER_BITS: Final = 0o700
+
+INHERITED_FILE_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+"""The soft limit of open files that this process was started with. A template's code gets the same.
+
+Programs that use select() can't work with descriptors above 1023.
+"""
 
 
 def machine_identity() -> str:
-    """Name this start of this machine or container: after another one nothing of before runs.
+    """Return a text that changes when the machine or container is restarted, and all processes with it.
 
-    A container starts again on a kernel that goes on, with a first process of another time.
+    A container can restart while the kernel runs on; then its first process has another start time.
     """
-    said = []
+    parts = []
     with suppress(OSError):
-        said.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     with suppress(OSError):
-        said.append(Path("/proc/self/ns/pid").readlink().name)
+        parts.append(Path("/proc/self/ns/pid").readlink().name)
     with suppress(OSError, IndexError):
         first = Path("/proc/1/stat").read_bytes()
-        said.append(first.rpartition(b")")[2].split()[_STARTED].decode())
-    return " ".join(said)
-
-
-_ENOUGH_DESCRIPTORS: Final = 1 << 20
-INHERITED_FILE_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-"""The soft limit of open files that we were started with: what a template's code gets.
-
-Programs that use select() can't work with descriptors above 1023."""
+        parts.append(first.rpartition(b")")[2].split()[_START_TIME].decode())
+    return " ".join(parts)
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as it may: builds, agents and connections take some each."""
+    """Raise the soft limit of open files to the hard one: each build, agent and connection needs some."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < most:
+    limit = _FILE_LIMIT if hard == resource.RLIM_INFINITY else min(hard, _FILE_LIMIT)
+    if soft != resource.RLIM_INFINITY and soft < limit:
         with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def umask_fault() -> str | None:
+    """Return why this process can't work with its umask, or None if it can.
+
+    The umask is read from /proc, because the system call that returns it also changes it.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "Umask" and (umask := int(value, 8)) & _OWNER_BITS:
+                return (
+                    f"the umask is {umask:04o}: it takes the owner's rights from every new file, so "
+                    "this process could not read what it writes; start it with a umask such as 0022"
+                )
+    return None
 
 
 @contextmanager
 def hold_process(pid: int) -> Iterator[int]:
-    """Hold a process by descriptor, so that its number can't come to mean another one.
+    """Yield a pidfd of the process, so that a reused pid can't be mistaken for it.
 
-    Raises ProcessLookupError when it is gone.
+    Raises ProcessLookupError if the process has ended.
     """
     descriptor = os.pidfd_open(pid)
     try:
@@ -62,9 +82,9 @@ def hold_process(pid: int) -> Iterator[int]:
 
 
 async def wait_for_exit(descriptor: int) -> None:
-    """Wait until the process behind the descriptor has ended, whoever started it."""
+    """Wait until the process of this pidfd has ended; it need not be a child."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    # A descriptor of our own: two may wait for one process, the loop knows one reader of each.
+    # A duplicate: two tasks may wait for one process, and the loop takes one reader per descriptor.
     own = os.dup(descriptor)
     loop.add_reader(own, ended.set)
     try:
@@ -75,51 +95,51 @@ async def wait_for_exit(descriptor: int) -> None:
 
 
 def find_marked(mark: str, *, spare_group: int | None = None) -> list[int]:
-    """Return the processes that have `mark` (`NAME=value`) in their environment, or come of one.
+    """Return the pids of processes with `mark` (`NAME=value`) in their environment, and their descendants.
 
-    A mark is inherited where a process group is left by `setsid`; who wipes it out is still a child
-    of somebody, in the end of the keeper that `confined` leaves behind. We are spared, and those we
-    come from; none of another user's processes can be read or ended.
+    A descendant that has cleared its environment is found through its parents; one whose parents have
+    ended is a child of the keeper that `confined_exec` leaves behind. This process and its ancestors
+    are never returned, nor are unmarked descendants of this process or processes in `spare_group`.
+    Other users' processes can't be read.
     """
-    wanted, parents, found = mark.encode(), dict[int, int](), set[int]()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        pid = int(entry.name)
-        with suppress(OSError, ValueError, IndexError):
-            # The name may hold anything, but not the last bracket of the line.
-            after = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-            if after[0] == b"Z":
+    import psutil  # noqa: PLC0415 — takes 20 ms, which most processes need not spend
+
+    name, _, value = mark.partition("=")
+    parents, found = dict[int, int](), set[int]()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error), process.oneshot():
+            if process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            parents[pid] = int(after[1])
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.add(pid)
-    ours = set(_line(os.getpid(), parents))
-    for pid in parents.keys() - found - ours:
-        line = list[int]()
-        for one in _line(pid, parents):
+            parents[process.pid] = process.ppid()
+            if process.environ().get(name) == value:
+                found.add(process.pid)
+    own = set(_with_ancestors(os.getpid(), parents))
+    for pid in parents.keys() - found - own:
+        lineage = list[int]()
+        for one in _with_ancestors(pid, parents):
             if one == os.getpid():
-                break  # ours to see to
-            if one in found:
-                found.update(line)
                 break
-            line.append(one)
-    return [pid for pid in found - ours if spare_group is None or _group(pid) != spare_group]
+            if one in found:
+                found.update(lineage)
+                break
+            lineage.append(one)
+    return [pid for pid in found - own if spare_group is None or _group_of(pid) != spare_group]
 
 
 async def end_marked(mark: str, *, grace: float, spare_group: int | None = None) -> None:
-    """End every process with `mark`: politely, and after `grace` seconds by force.
+    """End every process that `find_marked` returns: SIGTERM, and after `grace` seconds SIGKILL.
 
-    Those that we may not signal are left: a confined agent may not signal what one before it started.
+    Processes that this process may not signal are left alone: a confined agent may not signal what its
+    predecessor started.
     """
     now = asyncio.get_running_loop().time
-    for number, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _FORCED)):
+    for number, limit in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_TIMEOUT)):
         deadline = now() + limit
-        # Again while there are new ones: a process may have forked while the list was made.
-        while pids := _in_reach(mark, spare_group):
+        # Repeated while there are new ones: a process may have forked during the search.
+        while pids := _find_signalable(mark, spare_group):
             if number is signal.SIGKILL:
-                pids = _stopped(pids, mark, spare_group)
-            async with _held(pids) as held:
+                pids = _stop_all(pids, mark, spare_group)
+            async with _hold_processes(pids) as held:
                 for descriptor in held:
                     with suppress(ProcessLookupError):
                         signal.pidfd_send_signal(descriptor, number)
@@ -133,19 +153,19 @@ async def end_marked(mark: str, *, grace: float, spare_group: int | None = None)
             return
 
 
-def _stopped(pids: list[int], mark: str, spare_group: int | None) -> list[int]:
-    """Stop all of them first: who is killed while its child forks leaves a child that none finds."""
-    still = set[int]()
-    while new := set(pids) - still:
+def _stop_all(pids: list[int], mark: str, spare_group: int | None) -> list[int]:
+    """Stop the processes before they are killed, so that none can fork a child that is not found."""
+    stopped = set[int]()
+    while new := set(pids) - stopped:
         for pid in new:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
-        still |= new
-        pids = _in_reach(mark, spare_group)
-    return list(still)
+        stopped |= new
+        pids = _find_signalable(mark, spare_group)
+    return list(stopped)
 
 
-def _in_reach(mark: str, spare_group: int | None) -> list[int]:
+def _find_signalable(mark: str, spare_group: int | None) -> list[int]:
     return [pid for pid in find_marked(mark, spare_group=spare_group) if _may_signal(pid)]
 
 
@@ -159,8 +179,8 @@ def _may_signal(pid: int) -> bool:
     return True
 
 
-def _line(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
-    """Yield a process, its parent, and so on; the list may have been made while they changed."""
+def _with_ancestors(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
+    """Yield a process, its parent, and so on. `parents` may be inconsistent: processes came and went."""
     seen = set[int]()
     while pid in parents and pid not in seen:
         yield pid
@@ -168,7 +188,7 @@ def _line(pid: int, parents: Mapping[int, int]) -> Iterator[int]:
         pid = parents[pid]
 
 
-def _group(pid: int) -> int | None:
+def _group_of(pid: int) -> int | None:
     try:
         return os.getpgid(pid)
     except ProcessLookupError:
@@ -176,7 +196,7 @@ def _group(pid: int) -> int | None:
 
 
 @asynccontextmanager
-async def _held(pids: list[int]) -> AsyncIterator[list[int]]:
+async def _hold_processes(pids: list[int]) -> AsyncIterator[list[int]]:
     descriptors: list[int] = []
     try:
         for pid in pids:

@@ -1,4 +1,4 @@
-"""One shell command in a session of its own that can't outlive the process that runs it."""
+"""Shell commands of templates: whether one can be executed, and running one that ends with this process."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Final
 from handlers.sandbox.processes import hold_process, wait_for_exit
 from statemachine.local_template import LONGEST_VARIABLE, PARAMETER, variable_fault, variable_size
 
-_BEGIN: Final = (
+_GUARDED: Final = (
     "exec 3<&0 </dev/null; "
     "( (trap '' HUP INT TERM; read -r nothing; kill -KILL 0) <&3 3<&- >/dev/null 2>&1 & ); "
     'exec "$@" 3<&-'
 )
-"""Starts a guard in the new process group, then becomes the command.
+"""Starts a guard in the new process group, then executes the command.
 
-The guard reads a pipe of ours that never carries anything. When the pipe ends, which a SIGKILL of us
-brings about as well, the guard kills the whole group; a parent-death signal would reach the first
-process alone. The guard is an orphan, so that a command that waits for all its children does not
-wait for it.
+The guard reads from a pipe that this process never writes to. When this process ends, even by SIGKILL,
+the pipe is closed, and the guard kills the whole group; a parent-death signal would reach only the
+first process. The guard is an orphan, so a command that waits for all its children does not wait for it.
 """
 
 
 class Shell:
-    """A running `/bin/sh -c`.
+    """A running `/bin/sh -c` with an empty standard input.
 
-    It leads a session without a controlling terminal: neither it nor what it starts can read from the
-    terminal of whoever runs us, type into it, or stop us by it. Its input is empty. The first process
-    is reaped last, so that the number of its group stays ours for as long as we use it.
+    It leads a new session without a controlling terminal, so neither it nor its children can read from the
+    terminal of this process, type into it, or be stopped by it. The first process is reaped last, so the id
+    of its process group is not reused while this object exists.
+
     """
 
     def __init__(
@@ -45,15 +45,17 @@ class Shell:
         output: Callable[[bytes], None],
         prefix: Sequence[str] = (),
     ) -> None:
-        """Start it; `prefix` is a command that becomes the one that follows it.
+        """Start the command. `prefix` is a command that executes the words that follow it.
 
-        Raises OSError or ValueError when it can't be started.
+        `output` is called with each piece of output, and with `b""` at the end. Raises OSError or ValueError
+        if the command can't be started.
+
         """
         self._output = output
         reading, writing = os.pipe()
         try:
-            self._process = subprocess.Popen(  # noqa: S603 — what the template says
-                ["/bin/sh", "-c", _BEGIN, "sh", *prefix, "/bin/sh", "-c", command],
+            self._process = subprocess.Popen(  # noqa: S603 — a command of the template
+                ["/bin/sh", "-c", _GUARDED, "sh", *prefix, "/bin/sh", "-c", command],
                 cwd=cwd,
                 env=dict(env),
                 stdin=subprocess.PIPE,
@@ -71,7 +73,7 @@ class Shell:
         asyncio.get_running_loop().add_reader(reading, self._read)
 
     async def wait(self) -> int:
-        """Return the exit status when the command ends; what it left running may still write."""
+        """Return the exit status when the command ends; processes that it started may still write output."""
         pid = self._process.pid
         if self._process.returncode is None:
             with hold_process(pid) as descriptor:
@@ -83,13 +85,13 @@ class Shell:
         return status
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the whole group."""
+        """Send a signal to the whole process group."""
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
     def end(self) -> None:
-        """End the command and all that it started in its group, now."""
+        """Kill the command and its process group at once."""
         self.signal(signal.SIGKILL)
         assert self._process.stdin is not None  # noqa: S101 — for the type checker
         self._process.stdin.close()
@@ -108,7 +110,7 @@ class Shell:
             self._stop_reading(ended=True)
 
     def _read_what_is_there(self) -> None:
-        """Read what the pipe can hold: all that the command wrote before it ended."""
+        """Read as much as the pipe can hold: all that the command wrote before it ended."""
         for _ in range(16):
             if self._reading is None:
                 return
@@ -125,14 +127,14 @@ class Shell:
 
 
 def _status_left(pid: int) -> int:
-    """Return the status of a child that has ended, and leave it to be reaped."""
+    """Return the status of a child that has ended, without reaping it."""
     ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert ended is not None  # noqa: S101 — for the type checker
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 def status_words(status: int) -> str:
-    """Say how a command ended, as people say it."""
+    """Describe an exit status; negative numbers are signals."""
     if status >= 0:
         return f"exited with status {status}"
     try:
@@ -141,23 +143,23 @@ def status_words(status: int) -> str:
         return f"was killed by signal {-status}"
 
 
-_ROOM: Final = 192 * 1024
-"""Bytes of what the kernel takes together that are left for the command itself."""
-_MOST: Final = 6 * 1024 * 1024
-_LEAST: Final = 64 * 1024
-"""Bounds of what is left for variables, whatever the limit of the stack is, which decides that."""
+_RESERVED: Final = 192 * 1024
+"""Bytes of the kernel's limit for arguments and variables that are reserved for the command line."""
+_MAX_ENVIRONMENT: Final = 6 * 1024 * 1024
+_MIN_ENVIRONMENT: Final = 64 * 1024
+"""Bounds of the space for variables; in between, the limit of the stack decides."""
 _POINTER: Final = 8
 
 
 def environment_faults(env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the variables that no program can be started with, and why."""
-    room = max(min(os.sysconf("SC_ARG_MAX"), _MOST) - _ROOM, _LEAST)
+    """Yield each variable that no program can be started with, and the reason."""
+    room = max(min(os.sysconf("SC_ARG_MAX"), _MAX_ENVIRONMENT) - _RESERVED, _MIN_ENVIRONMENT)
     together = 0
     for name, value in env.items():
         fault = variable_fault(name, value)
         size = 0 if fault else variable_size(name, value) + _POINTER
         if not fault and together + size > room:
-            fault = f"all variables together have more than {room:,} bytes"
+            fault = f"all variables together exceed {room:,} bytes"
         if fault:
             yield name, f"{_origin(name)} can't be passed to a program: {fault}"
         else:
@@ -165,17 +167,17 @@ def environment_faults(env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def command_fault(command: str) -> str:
-    """Say why a shell can't be given this command as one argument, if it can't."""
+    """Return why a shell can't take this command as one argument, or "" if it can."""
     if "\0" in command:
-        return "the command holds a NUL"
+        return "the command contains a NUL character"
     try:
         size = len(os.fsencode(command))
     except UnicodeEncodeError:
-        return "the command holds half a character (a lone surrogate)"
+        return "the command contains a lone surrogate, which is not a character"
     if size >= LONGEST_VARIABLE:
         return (
-            f"the command has {size:,} bytes, and {LONGEST_VARIABLE - 1:,} is the most: put it into a file of "
-            "the template, and run that"
+            f"the command has {size:,} bytes, and the limit is {LONGEST_VARIABLE - 1:,}: put it into a "
+            "file of the template and run that file"
         )
     return ""
 

@@ -190,7 +190,7 @@ class TestTemplates:
         refused = running.run("template", "push", file)
 
         assert refused.returncode == 1
-        assert refused.stderr == (f"workspaced: {file} is a file: name the folder, not the file\n")
+        assert refused.stderr == (f"workspaced: {file} is a file; name the folder instead\n")
 
     def test_a_folder_that_is_too_large_is_an_error(self, running: Up, tmp_path: Path) -> None:
         place = folder(tmp_path, QUICK.replace("quick", "large"))

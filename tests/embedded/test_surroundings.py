@@ -256,7 +256,7 @@ def test_builds_are_confined_though_home_is_unreadable(place: Path, wanted: str)
     code = (
         "import os\nfrom handlers.sandbox.policy import ResourceLimits, choose_confinement\n"
         "from handlers.settings import InvalidSettings\n"
-        f"try: print(choose_confinement({wanted!r}, ResourceLimits(), private=(), environ=os.environ).way)\n"
+        f"try: print(choose_confinement({wanted!r}, ResourceLimits(), private=(), environ=os.environ).mechanism)\n"
         "except InvalidSettings as no: print(no)"
     )
 

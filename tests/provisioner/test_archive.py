@@ -12,7 +12,8 @@ import pytest
 
 import handlers.template_archive
 from handlers.provisioner import archive as provisioner_archive
-from handlers.provisioner.archive import BadArchive, sensitive_values, unpack
+from handlers.provisioner.archive import sensitive_values, unpack
+from handlers.template_archive import BadArchive
 from tests.provisioner.rig import packed
 
 Member = tuple[str, bytes, str]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from bus.streams import JOB
+from handlers.provisioner import builder
 from statemachine import codec
+from statemachine.mask import Mask
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.conftest import Provisioning
@@ -111,6 +114,24 @@ async def test_a_step_may_give_a_typed_error(rig: Rig, provisioning: Provisionin
         failed = await rig.ended(await rig.ask(job))
 
     assert {key: failed["data"][key] for key in said} == said
+
+
+async def test_masks_are_built_outside_the_event_loop(
+    rig: Rig, provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask for a value of 100 KiB takes seconds, in which heartbeats have to go on."""
+    threads: list[threading.Thread] = []
+
+    def build_mask(values: list[str]) -> Mask:
+        threads.append(threading.current_thread())
+        return Mask(values)
+
+    monkeypatch.setattr(builder, "Mask", build_mask)
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(1, version=rig.version({}))))
+
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_sensitive_values_are_in_no_log_and_no_fact(

@@ -128,10 +128,10 @@ async def test_a_step_that_ends_a_workspace_may_signal_what_an_earlier_one_start
 
 
 async def test_each_process_has_limits_and_no_way_to_more_rights(tmp_path: Path) -> None:
-    bounds = ResourceLimits(
+    limits = ResourceLimits(
         cpu_seconds=7, memory_mib=900, files=200, processes=3000, file_size_mib=1
     )
-    prefix = Confinement(bounds=bounds).prefix(tmp_path, step=True)
+    prefix = Confinement(limits=limits).prefix(tmp_path, step=True)
     script = "grep -E 'NoNewPrivs|CapEff' /proc/self/status; cat /proc/self/limits"
     heard, _ = await said(prefix, script, tmp_path)
     lines = {" ".join(line.split()[:3]): line.split() for line in heard.splitlines()}
@@ -151,7 +151,7 @@ async def test_each_process_has_limits_and_no_way_to_more_rights(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("bounds", "script", "ended"),
+    ("limits", "script", "ended"),
     [
         (
             ResourceLimits(file_size_mib=1),
@@ -172,9 +172,9 @@ async def test_each_process_has_limits_and_no_way_to_more_rights(tmp_path: Path)
     ids=["file", "files", "memory"],
 )
 async def test_what_goes_over_a_limit_ends_and_its_step_says_how(
-    bounds: ResourceLimits, script: str, ended: str, tmp_path: Path
+    limits: ResourceLimits, script: str, ended: str, tmp_path: Path
 ) -> None:
-    prefix = Confinement(bounds=bounds).prefix(tmp_path, step=True)
+    prefix = Confinement(limits=limits).prefix(tmp_path, step=True)
 
     _, words = await said(prefix, script, tmp_path)
 
@@ -344,7 +344,7 @@ def test_where_nothing_better_is_there_limits_are_left_and_one_line_says_so(
             "auto", ResourceLimits(), private=[], environ={"PATH": "/nowhere"}
         )
 
-    assert chosen.way is Mechanism.RLIMITS
+    assert chosen.mechanism is Mechanism.RLIMITS
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 

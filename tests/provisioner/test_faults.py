@@ -48,7 +48,7 @@ async def failed(rig: Rig, job: Event) -> tuple[str, str]:
         (Builder, "build", RuntimeError("a bug"), "a bug"),
         (Builder, "build", NO_DESCRIPTORS, "Too many open files"),
         (Builder, "build", Refused("permissions violation"), "permissions violation"),
-        (Builder, "has", PermissionError(13, "Permission denied"), "Permission denied"),
+        (Builder, "exists", PermissionError(13, "Permission denied"), "Permission denied"),
         (BuildJournal, "save", NO_SPACE, "No space left"),
     ],
 )

@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
 async def test_archives_stay_that_workspaces_have_and_those_used_last(
     rig: Rig, provisioning: Provisioning, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "_LAST", 2)
+    monkeypatch.setattr(archive, "_UNUSED_KEPT", 2)
     versions = [rig.version({"a": str(n)}) for n in range(5)]
     async with provisioning():
         for number, version in enumerate(versions):
@@ -47,7 +47,7 @@ async def test_archives_are_pruned_when_the_provisioner_starts(
         await rig.ended(await rig.ask(rig.job(2, version=second)))
         await rig.ended(await rig.ask(rig.job(3, "delete", version=second)))
     before = cached(root)
-    monkeypatch.setattr(archive, "_LAST", 0)
+    monkeypatch.setattr(archive, "_UNUSED_KEPT", 0)
     async with provisioning():
         await rig.ended(await rig.ask(rig.job(1, "stop", version=first, workspace_id=identity())))
         after = cached(root)
@@ -70,7 +70,7 @@ async def test_an_archive_that_is_being_unpacked_is_not_pruned(
     rig: Rig, provisioning: Provisioning, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With none kept, each build's own archive would go between its fetch and its unpacking."""
-    monkeypatch.setattr(archive, "_LAST", 0)
+    monkeypatch.setattr(archive, "_UNUSED_KEPT", 0)
     jobs = [
         rig.job(1, version=rig.version({"a": str(n)}), workspace_id=identity()) for n in range(6)
     ]

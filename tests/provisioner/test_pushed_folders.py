@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import handlers.template_archive
-from handlers.provisioner.archive import BadArchive, unpack
-from handlers.template_archive import load, pack
+from handlers.provisioner.archive import unpack
+from handlers.template_archive import BadArchive, load, pack
 from statemachine.templates import TemplateError
 from tests.unit.facts import uid
 
@@ -191,4 +191,4 @@ def test_a_pipe_in_a_file_s_place_is_not_waited_for(folder: Path, file: str) -> 
     (folder / file).unlink(missing_ok=True)
     os.mkfifo(folder / file)
 
-    assert "is no plain file" in refused_by_push(folder)[0]
+    assert "is not a regular file" in refused_by_push(folder)[0]

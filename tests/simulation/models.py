@@ -163,7 +163,7 @@ class Scripts:
 
     machine: Machine
 
-    still_there = False
+    still_running = False
 
     def __init__(self, _home: Any, _config: Any, _log: Any, report: Any) -> None:
         self._report = report
@@ -171,7 +171,7 @@ class Scripts:
     def must_run_again(self, reached: Lifecycle | None) -> bool:
         return reached is Lifecycle.STARTING
 
-    async def go_on(self, _reached: Lifecycle | None) -> None:
+    async def resume(self, _reached: Lifecycle | None) -> None:
         """What it started goes on."""
 
     async def startup(self) -> None:
@@ -218,7 +218,7 @@ def install() -> None:
         ("Quotas", Quotas),
         ("AgentSupervisor", AgentSupervisor),
         ("Builder", Builder),
-        ("_owning", lambda _root: nullcontext()),
+        ("_root_lock", lambda _root: nullcontext()),
     ):
         setattr(provisioner, name, model)
     for journal in (handlers.provisioner.journal, handlers.agent.journal):

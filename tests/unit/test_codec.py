@@ -233,6 +233,24 @@ def test_a_wrong_value_is_bad_data(name: str, changes: dict[str, Any]) -> None:
     assert reason is Reason.BAD_DATA
 
 
+@pytest.mark.parametrize(
+    ("sequence", "words"),
+    [
+        (2**63, "is 9223372036854775808, but it must be less than 2^63 (9223372036854775808)"),
+        (-1, "is -1, but it must be at least 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_the_number_and_its_limit(
+    sequence: int, words: str
+) -> None:
+    kind, data = VALID["agent_connected"]
+
+    found = read(envelope("agent_connected", data={**data, "sequence": sequence}), kind)
+
+    assert isinstance(found, Rejected)
+    assert found.detail == f"data.sequence {words}"
+
+
 def test_a_request_that_needs_no_data_may_leave_it_out() -> None:
     body = envelope("delete_requested")
     body["data"] = None
