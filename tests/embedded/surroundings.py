@@ -1,4 +1,4 @@
-"""Becomes a command in other surroundings, as root can make them: run as a program.
+"""A program that executes a command with fewer privileges, which only root can arrange.
 
 python surroundings.py [OPTION…] -- COMMAND [ARGUMENT…]
 
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 CONTAINERS = (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31)
-"""Numbers of those capabilities: chown, dac_override, …, and not sys_admin, sys_ptrace, …"""
+"""The numbers of those capabilities: chown, dac_override, …, without sys_admin, sys_ptrace, …"""
 _UNSHARE = {"x86_64": 272, "aarch64": 97}
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x0002_0000, 0x1000_0000
 _MS_REC, _MS_PRIVATE, _MS_BIND = 1 << 14, 1 << 18, 1 << 12
@@ -30,13 +30,13 @@ _ALLOWED, _REFUSED = 0x7FFF_0000, 0x0005_0000 | 1
 
 
 def possible(*, passwd: bool = False) -> bool:
-    """Tell whether this process can make these surroundings; `passwd`: that one too."""
+    """Whether this process can arrange such surroundings; `passwd`: also another /etc/passwd."""
     ours = os.geteuid() == 0 and platform.machine() in _UNSHARE
     return ours and (not passwd or _can_unshare(_CLONE_NEWNS))
 
 
 def has_namespaces() -> bool:
-    """Tell whether this process could create a user namespace."""
+    """Whether this process can create a user namespace."""
     return _can_unshare(_CLONE_NEWUSER)
 
 
@@ -48,7 +48,7 @@ def _can_unshare(what: int) -> bool:
 
 
 def prefix(*options: str, python: str = sys.executable) -> list[str]:
-    """Return what to put before a command."""
+    """Return the beginning of the command line."""
     return [python, "-I", __file__, *options, "--"]
 
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _refuse(libc: ctypes.CDLL, call: int) -> None:
-    """Have the kernel refuse a system call to this process and all that it starts."""
+    """Make the kernel reject a system call of this process and its children."""
     rows = [(_LOAD, 0, 0, 0), (_EQUAL, 0, 1, call), (_RETURN, 0, 0, _REFUSED)]
     rows.append((_RETURN, 0, 0, _ALLOWED))
     program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *row) for row in rows))

@@ -1,4 +1,4 @@
-"""Each service has a role of its own in PostgreSQL, which can do that service's part and nothing else."""
+"""Each service has its own role in PostgreSQL, with only the rights that the service needs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ USES = {
         *("catalog_and_settings", "log_of_many", "chat_rows", "lock_chats", "write"),
     },
 }
-"""The statements that the code of each runs; `now` and `lock_owners` touch no table."""
+"""The statements that each service runs; `now` and `lock_owners` touch no table."""
 SERVICES = sorted(USES)
 RIGHTS = ("select", "insert", "update", "delete")
 
@@ -96,7 +96,7 @@ class Decision(NamedTuple):
 
 
 def decisions() -> Iterator[Decision]:
-    """The table of roles.sql."""
+    """The table of rights in roles.sql."""
     cell = r"\s*'([^']*)'"
     for name, *cells in re.findall(rf"\('(\w+)',{cell},{cell},{cell}\)", roles()["grants"]):
         if not name.startswith("workspaced_"):
@@ -105,7 +105,7 @@ def decisions() -> Iterator[Decision]:
 
 @pytest.fixture
 async def admin(servers: Servers) -> AsyncIterator[asyncpg.Connection[Any]]:
-    """The database of the run's own servers, as `up` prepares it, for its administrator."""
+    """An administrator's connection to the database of the test run, as `up` prepares it."""
     await migrate(servers.databases["owner"], granting=True)
     connection = await asyncpg.connect(servers.database_url)
     yield connection
@@ -116,7 +116,7 @@ async def admin(servers: Servers) -> AsyncIterator[asyncpg.Connection[Any]]:
 async def acting_as(
     admin: asyncpg.Connection[Any], role: str
 ) -> AsyncIterator[asyncpg.Connection[Any]]:
-    """Do something with a role's rights, and undo it."""
+    """Act with a role's rights, and roll back."""
     undone = admin.transaction()
     await undone.start()
     try:
@@ -127,7 +127,7 @@ async def acting_as(
 
 
 async def may(admin: asyncpg.Connection[Any], statement: str) -> bool:
-    """Say whether who acts may run a statement, without running it."""
+    """Whether the acting role may run a statement; the statement is not run."""
     try:
         async with admin.transaction():
             await admin.execute(f"explain (generic_plan) {statement}")
@@ -136,8 +136,8 @@ async def may(admin: asyncpg.Connection[Any], statement: str) -> bool:
     return True
 
 
-async def test_every_relation_has_its_rights_decided(admin: asyncpg.Connection[Any]) -> None:
-    """A table of a later migration belongs into the table of roles.sql."""
+async def test_the_rights_to_every_relation_are_defined(admin: asyncpg.Connection[Any]) -> None:
+    """A migration that adds a table has to add it to the table of roles.sql."""
     found = await admin.fetch(
         "select relname::text from pg_class where relnamespace = 'public'::regnamespace "
         "and relkind in ('r', 'p', 'v', 'm', 'S', 'f')"
@@ -147,7 +147,7 @@ async def test_every_relation_has_its_rights_decided(admin: asyncpg.Connection[A
 
 
 @pytest.mark.parametrize("role", SERVICES)
-async def test_a_role_has_the_rights_that_are_decided_and_no_other(
+async def test_a_role_has_exactly_the_defined_rights(
     admin: asyncpg.Connection[Any], role: str
 ) -> None:
     asked = "select has_table_privilege($1, $2::text, $3)"
@@ -172,7 +172,7 @@ async def test_a_role_may_run_the_statements_of_its_service(
     assert refused == []
 
 
-async def test_of_others_statements_a_gateway_may_read_chats_and_logs_and_write_nothing(
+async def test_a_gateway_may_read_chats_and_logs_but_not_run_statements_of_workers_that_write(
     admin: asyncpg.Connection[Any],
 ) -> None:
     of_no_table = {"begin", "commit", "rollback", *USES["gateway"]}
@@ -192,7 +192,7 @@ async def test_of_others_statements_a_gateway_may_read_chats_and_logs_and_write_
 
 
 @pytest.mark.parametrize("role", ["worker", "gateway"])
-async def test_every_right_of_a_service_is_needed_by_a_statement_of_its(
+async def test_every_right_of_a_service_is_needed_by_one_of_its_statements(
     admin: asyncpg.Connection[Any], role: str
 ) -> None:
     statements = [LEDGER, *(queries()[name] for name in sorted(USES[role]))]
@@ -210,10 +210,10 @@ async def test_every_right_of_a_service_is_needed_by_a_statement_of_its(
 
 
 @pytest.mark.parametrize("number", recording.recorded())
-async def test_workers_of_an_earlier_schema_keep_their_rights_while_they_are_replaced(
+async def test_workers_of_an_earlier_schema_keep_their_rights_during_an_upgrade(
     admin: asyncpg.Connection[Any], number: int
 ) -> None:
-    """So a right is taken away one version after the last statement that needs it."""
+    """A right is therefore revoked one version after the last statement that needs it."""
     head = (recording.DATA / f"{number:04d}.jsonl").read_text().splitlines()[0]
     written = json.loads(head)
     pushed = {"push_version", "activate"}  # by the tests' worker, in the operator's place
@@ -268,7 +268,7 @@ OF_THE_OWNER = [
 
 
 @pytest.mark.parametrize("role", sorted(ROLES))
-async def test_nobody_may_do_more_than_work_with_rows(
+async def test_services_may_only_read_and_write_rows(
     servers: Servers, admin: Any, role: str
 ) -> None:
     ended = f"select pg_terminate_backend({admin.get_server_pid()})"
@@ -286,10 +286,10 @@ async def test_nobody_may_do_more_than_work_with_rows(
     assert await admin.fetchval("select 1") == 1
 
 
-async def test_what_a_service_finds_is_not_for_others_to_change(
+async def test_a_service_has_a_fixed_search_path_and_statement_timeout(
     servers: Servers, admin: Any
 ) -> None:
-    """No schema of a name that it would look at first, and a limit behind its own."""
+    """No other schema comes first, and the database limits statements even if the client does not."""
     del admin
     for role, limit in {"worker": "15s", "gateway": "15s", "operator": "0", "owner": "0"}.items():
         connection = await asyncpg.connect(servers.databases[role])
@@ -308,7 +308,7 @@ async def test_what_a_service_finds_is_not_for_others_to_change(
         ("somebody", "workspaced"),
     ],
 )
-async def test_nobody_else_comes_in_and_nobody_elsewhere(
+async def test_other_users_and_other_databases_are_rejected(
     servers: Servers, user: str, database: str
 ) -> None:
     url = servers.database_url.replace("//postgres:", f"//{user}:")
@@ -319,7 +319,7 @@ async def test_nobody_else_comes_in_and_nobody_elsewhere(
         await asyncpg.connect(url, database=database)
 
 
-async def test_a_copy_of_the_files_is_for_the_administrator_alone(
+async def test_only_the_administrator_may_take_a_base_backup(
     servers: Servers, tmp_path: Path
 ) -> None:
     def copied(url: str) -> subprocess.CompletedProcess[str]:
@@ -335,7 +335,7 @@ async def test_a_copy_of_the_files_is_for_the_administrator_alone(
     assert done.returncode == 0, done.stderr
 
 
-async def test_data_of_a_time_before_the_roles_comes_to_the_owner(tmp_path: Path) -> None:
+async def test_tables_from_before_the_roles_are_given_to_the_owner(tmp_path: Path) -> None:
     async with postgresql(tmp_path) as (url, _):
         before = await asyncpg.connect(url)
         await before.execute("alter database workspaced owner to postgres")
@@ -362,7 +362,7 @@ async def test_data_of_a_time_before_the_roles_comes_to_the_owner(tmp_path: Path
             await asyncpg.connect(of["worker"], database="postgres")
 
 
-async def test_who_may_not_migrate_works_when_there_is_nothing_to_do_and_else_says_who_may(
+async def test_a_role_without_migration_rights_fails_only_if_migrations_are_due(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = f"{database_url}&role={ROLES['worker']}"
@@ -388,7 +388,7 @@ async def test_who_may_not_migrate_works_when_there_is_nothing_to_do_and_else_sa
 
 
 async def test_a_service_without_its_rights_waits_for_them(database_url: str) -> None:
-    """A dump may come back without them: no event is a dead letter for that."""
+    """A restored dump may lack the rights; no event becomes a dead letter for that."""
     await migrate(database_url)
     admin = await asyncpg.connect(database_url)
     async with open_store(f"{database_url}&role={ROLES['worker']}") as store:

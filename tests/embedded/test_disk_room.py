@@ -1,4 +1,4 @@
-"""Servers on small disks: streams get what there is, never less than they had, and too little is said."""
+"""Servers on small disks: streams share the space, never shrink, and too little space is reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 
 @contextmanager
 def disk(place: Path, mib: int) -> Iterator[Path]:
-    """A disk of that size."""
+    """A file system of that size."""
     place.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(place)]
     if os.geteuid() or subprocess.run(words, check=False, capture_output=True).returncode:
@@ -58,14 +58,14 @@ def test_streams_share_the_disk_by_their_sizes_and_nothing_else_changes() -> Non
     assert {s.name: s for s in small.streams()}[STATE.name] == STATE
 
 
-def test_what_fits_at_the_least_takes_the_largest_message() -> None:
+def test_the_smallest_streams_hold_the_largest_message() -> None:
     for stream in Tuning(disk=LEAST).streams():
         if stream.max_bytes > 0:
             assert stream.max_bytes > 4 * 900 * 1024
 
 
 @pytest.mark.parametrize("mib", [256, 300, 512, 2048, 5000, 1_000_000])
-def test_a_disk_is_shared_out_and_something_is_left(mib: int) -> None:
+def test_the_disk_is_divided_and_some_space_remains(mib: int) -> None:
     room = DiskSpace(mib * MIB)
     log = int(room.database_settings()["max_wal_size"].removesuffix("MB")) * MIB
 
@@ -82,8 +82,8 @@ async def sizes(bus: JetStreamBus, stream: Stream) -> int:
     return int(json.loads(answer.data)["config"]["max_bytes"])
 
 
-async def test_a_stream_never_gets_smaller_and_grows_where_there_is_room(tmp_path: Path) -> None:
-    """Another worker may be told of more room, or of less, than `up` was."""
+async def test_a_stream_never_shrinks_and_grows_when_there_is_space(tmp_path: Path) -> None:
+    """Another worker may be configured with more or less space than `up`."""
     seeds = load_identities(tmp_path)
     small, whole = Tuning(disk=LEAST).streams()[0], IN
     async with (
@@ -120,7 +120,7 @@ def test_up_runs_on_a_small_disk_and_starts_again(tmp_path: Path) -> None:
             assert "new streams are limited to" in said
 
 
-def test_too_small_a_disk_is_said_before_anything_is_made(tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_is_reported_before_any_file_is_created(tmp_path: Path) -> None:
     with disk(tmp_path / "disk", 128) as place:
         refused = run("up", "--data-dir", place / "data")
 

@@ -1,4 +1,4 @@
-"""What of nats-server's log says that it can't store any more."""
+"""Which lines of nats-server's log report that it can no longer store messages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ no space left on device
 """
 
 
-def test_only_the_servers_own_words_say_that_it_stopped_to_store(tmp_path: Path) -> None:
-    """A client may be called anything, and name any subject: none can have the server restarted."""
+def test_text_chosen_by_clients_never_looks_like_a_full_disk(tmp_path: Path) -> None:
+    """A client can choose its name and subjects freely, but can't cause a restart by them."""
     (log := tmp_path / "nats.log").touch()
     watch = FullDiskMonitor(log, tmp_path)
 

@@ -1,4 +1,4 @@
-"""The contract's table of permissions, said a second time and tried on the real server."""
+"""The contract's table of permissions, written a second time and tested on a real server."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def denied_to(client_as: ConnectAs, role: str, on: Servers) -> tuple[Clien
 
 
 @pytest.mark.parametrize("role", PERMISSIONS)
-async def test_a_role_may_publish_what_the_contract_names(
+async def test_a_role_may_publish_on_the_subjects_of_the_contract(
     role: str, connect_as: ConnectAs, own_nats: Servers
 ) -> None:
     client, denied = await denied_to(connect_as, role, own_nats)
@@ -107,7 +107,7 @@ async def test_a_role_may_publish_what_the_contract_names(
 
 
 @pytest.mark.parametrize("role", PERMISSIONS)
-async def test_a_role_may_subscribe_what_the_contract_names(
+async def test_a_role_may_subscribe_to_the_subjects_of_the_contract(
     role: str, connect_as: ConnectAs, own_nats: Servers
 ) -> None:
     client, denied = await denied_to(connect_as, role, own_nats)
@@ -165,7 +165,7 @@ async def test_the_gateway_serves_rpcs_with_its_permissions(
     await service.stop()
 
 
-def test_the_configuration_says_what_the_data_says() -> None:
+def test_permissions_are_rendered_for_the_configuration() -> None:
     everything = Permissions(
         publish=(">",), deny_publish=("x.>",), subscribe=("a",), allow_responses=True
     )

@@ -16,14 +16,14 @@ USES = ("nats", "websocket", "http")
 
 
 def take(directory: Path, *names: str, **asked: int) -> dict[str, int]:
-    """Take ports for these uses, or for all three."""
+    """Take ports for these listeners, or for all three."""
     return Ports(directory).take(
         [PortRequest(name, f"--{name}-port", port=asked.get(name)) for name in names or USES]
     )
 
 
 def free(number: int) -> list[int]:
-    """Ports that nobody listens on just now."""
+    """Ports that are free at the moment."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:
@@ -36,18 +36,18 @@ def kept(directory: Path) -> dict[str, int] | None:
     return json.loads(file.read_bytes()) if file.exists() else None
 
 
-def test_a_port_is_the_same_again(tmp_path: Path) -> None:
+def test_a_port_stays_the_same(tmp_path: Path) -> None:
     assert take(tmp_path) == take(tmp_path) == kept(tmp_path)
 
 
-def test_an_asked_port_is_kept_too(tmp_path: Path) -> None:
+def test_a_requested_port_is_kept(tmp_path: Path) -> None:
     (port,) = free(1)
     take(tmp_path, "http", http=port)
 
     assert take(tmp_path, "http") == {"http": port}
 
 
-def test_uses_get_different_ports(tmp_path: Path) -> None:
+def test_listeners_get_different_ports(tmp_path: Path) -> None:
     assert len(set(take(tmp_path).values())) == len(USES)
 
 
@@ -64,9 +64,7 @@ def test_the_same_port_twice_is_refused_and_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asking", USES)
-def test_a_port_that_is_kept_for_another_use_is_refused_and_not_kept(
-    asking: str, tmp_path: Path
-) -> None:
+def test_a_port_kept_for_another_listener_is_refused(asking: str, tmp_path: Path) -> None:
     before = take(tmp_path)
     for other in set(USES) - {asking}:
         for names in (USES, (asking,)):
@@ -76,7 +74,7 @@ def test_a_port_that_is_kept_for_another_use_is_refused_and_not_kept(
     assert take(tmp_path) == before
 
 
-def test_two_uses_may_exchange_their_ports(tmp_path: Path) -> None:
+def test_two_listeners_may_exchange_their_ports(tmp_path: Path) -> None:
     before = take(tmp_path)
     after = take(tmp_path, nats=before["http"], http=before["nats"])
 
@@ -84,7 +82,7 @@ def test_two_uses_may_exchange_their_ports(tmp_path: Path) -> None:
     assert take(tmp_path) == after
 
 
-def test_one_of_many_that_is_taken_keeps_none_of_the_others(tmp_path: Path) -> None:
+def test_no_port_is_kept_if_one_of_them_is_taken(tmp_path: Path) -> None:
     before = take(tmp_path)
     (port,) = free(1)
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -95,7 +93,7 @@ def test_one_of_many_that_is_taken_keeps_none_of_the_others(tmp_path: Path) -> N
     assert take(tmp_path) == before
 
 
-def test_a_file_of_before_with_the_same_port_twice_says_how_to_go_on(tmp_path: Path) -> None:
+def test_an_old_file_with_a_duplicate_port_is_reported_with_a_remedy(tmp_path: Path) -> None:
     port, another = free(2)
     (tmp_path / "ports.json").write_text(json.dumps({"nats": port, "websocket": port}))
 
@@ -107,7 +105,7 @@ def test_a_file_of_before_with_the_same_port_twice_says_how_to_go_on(tmp_path: P
 
 
 def test_a_new_port_is_below_those_of_outgoing_connections(tmp_path: Path) -> None:
-    """A client that keeps trying a port of that range ends up connected to itself."""
+    """A client that keeps trying a port of that range can connect to itself."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     if lowest <= 20_000:
         pytest.skip("this machine leaves no such ports")
@@ -116,12 +114,12 @@ def test_a_new_port_is_below_those_of_outgoing_connections(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("port", [70_000, 2**40])
-def test_a_number_that_is_no_port_is_refused_in_words(port: int, tmp_path: Path) -> None:
+def test_an_invalid_port_number_is_reported(port: int, tmp_path: Path) -> None:
     with pytest.raises(PortTaken, match=rf"{port}.*can't be used.*--http-port"):
         take(tmp_path, "http", http=port)
 
 
-def test_a_spoilt_file_is_named(tmp_path: Path) -> None:
+def test_a_malformed_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "ports.json").write_text("[]")
 
     with pytest.raises(EmbeddedError, match=r"ports\.json"):

@@ -1,4 +1,4 @@
-"""The embedded servers: theirs is the data, one owner, no survivors."""
+"""The embedded servers: the data survives, a directory has one owner, and no server outlives it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ except EmbeddedError as error:
 def an_owner(
     directory: Path, *prefix: str, python: str = sys.executable, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
-    """Another process that owns the directory, until its standard input ends."""
+    """Another process that owns the directory until its standard input is closed."""
     process = subprocess.Popen(
         [*prefix, python, "-c", OWNER, directory],
         stdin=subprocess.PIPE,
@@ -71,7 +71,7 @@ def an_owner(
 
 
 def gone(pids: list[int], limit: float = 10) -> bool:
-    """Wait for processes that are not our children."""
+    """Wait until processes that are not children of this one have ended."""
     for pid in pids:
         try:
             watched = os.pidfd_open(pid)
@@ -90,7 +90,7 @@ async def operator(servers: Servers) -> nats.NATS:
     )
 
 
-async def test_the_data_is_there_again_at_the_next_start(tmp_path: Path) -> None:
+async def test_the_data_survives_a_restart(tmp_path: Path) -> None:
     async with embedded_servers(tmp_path / "data") as first:
         database = await asyncpg.connect(first.database_url)
         await database.execute("create table kept (word text); insert into kept values ('yes')")
@@ -128,7 +128,7 @@ async def test_a_data_directory_has_one_owner(tmp_path: Path) -> None:
     assert running_servers(tmp_path) is None
 
 
-async def test_servers_end_with_an_owner_that_is_killed_and_the_next_starts_at_once(
+async def test_servers_end_with_a_killed_owner_and_the_next_owner_starts_at_once(
     tmp_path: Path,
 ) -> None:
     for _ in range(3):
@@ -143,7 +143,7 @@ async def test_servers_end_with_an_owner_that_is_killed_and_the_next_starts_at_o
             assert servers.nats_url == said["nats"]
 
 
-async def test_servers_of_a_killed_owner_are_gone_without_anybody_looking(tmp_path: Path) -> None:
+async def test_servers_of_a_killed_owner_end_by_themselves(tmp_path: Path) -> None:
     with an_owner(tmp_path) as (process, said):
         process.kill()
         assert gone(said["pids"])
@@ -151,7 +151,7 @@ async def test_servers_of_a_killed_owner_are_gone_without_anybody_looking(tmp_pa
         pass  # clears what the killed one left in the temporary directory
 
 
-async def test_left_pid_files_whose_numbers_are_other_programs_do_no_harm(tmp_path: Path) -> None:
+async def test_stale_pid_files_with_ids_of_other_programs_are_harmless(tmp_path: Path) -> None:
     async with embedded_servers(tmp_path):
         running = (tmp_path / "postgres" / "postmaster.pid").read_text().splitlines()
     somebody = str(os.getppid())
@@ -185,7 +185,7 @@ async def test_a_server_that_ends_by_itself_is_reported(tmp_path: Path) -> None:
         assert "nats-server ended" in str(await asyncio.wait_for(lost, 5))
 
 
-async def test_a_place_that_is_no_directory_is_refused_in_words(tmp_path: Path) -> None:
+async def test_a_data_directory_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(EmbeddedError, match="--data-dir"):
@@ -193,7 +193,7 @@ async def test_a_place_that_is_no_directory_is_refused_in_words(tmp_path: Path) 
             pass
 
 
-async def test_a_seed_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
+async def test_an_invalid_seed_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "credentials").mkdir()
     (tmp_path / "credentials" / "worker.nk").write_text("nonsense")
 
@@ -225,7 +225,7 @@ async def test_without_a_seed_the_server_refuses(connect_as: ConnectAs) -> None:
         await connect_as("operator", nkeys_seed=None)
 
 
-def test_an_ordinary_user_runs_them_as_itself(tmp_path: Path) -> None:
+def test_an_ordinary_user_runs_the_servers_as_itself(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("all the other tests show it: this is not root")
     if (setpriv := shutil.which("setpriv")) is None:
@@ -255,7 +255,7 @@ def test_an_ordinary_user_runs_them_as_itself(tmp_path: Path) -> None:
 
 
 def a_python_for(as_user: list[str]) -> str | None:
-    """Return a Python by which another user can import everything; a clone may be private to root."""
+    """Return a Python that can import everything as another user; the clone may be private to root."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = [path for path in sys.path if path.endswith("site-packages")]
     code = f"import sys; sys.path[:0] = {[str(ROOT), *packages]}; import asyncpg, handlers.embedded"

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL runs for each user, with and without user namespaces, wherever files are."""
+"""The embedded PostgreSQL runs as any user, with or without user namespaces, in any directory."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ CLOSED = ("container", "closed")
 def start(
     data: Path, *options: str, python: str = sys.executable, **environment: str | None
 ) -> dict[str, Any]:
-    """Run the database on a data directory in these surroundings, and return what was seen."""
+    """Run the database of a data directory in these surroundings, and return the output."""
     changed = {**os.environ, **environment}
     ran = subprocess.run(
         [*prefix(*options, python=python), python, "-c", DATABASE, data],
@@ -80,7 +80,7 @@ def start(
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that every user can enter; pytest's own are private."""
+    """A directory that every user can enter; those of pytest are private."""
     path = Path("/tmp") / f"workspaced-surroundings-{os.getpid()}"
     path.mkdir(mode=0o755)
     yield path
@@ -103,7 +103,7 @@ def passwd(directory: Path, *users: tuple[str, int]) -> str:
     ],
     ids=str,
 )
-def test_root_needs_no_user_of_a_certain_number_and_no_namespace(
+def test_root_needs_neither_a_certain_user_nor_a_namespace(
     place: Path, users: list[tuple[str, int]], options: tuple[str, ...]
 ) -> None:
     seen = start(place / "data", passwd(place, ("root", 0), *users), *options)
@@ -165,8 +165,8 @@ def test_a_user_without_an_entry_needs_neither_home_nor_namespace(
 
 
 @as_root
-def test_what_root_lacks_is_told(place: Path) -> None:
-    """Without capabilities root can't become another user."""
+def test_missing_capabilities_of_root_are_reported(place: Path) -> None:
+    """Without capabilities root can't change to another user."""
     ran = subprocess.run(
         [*prefix("bare", "closed"), sys.executable, "-c", DATABASE, place / "data"],
         cwd=ROOT,
@@ -219,7 +219,7 @@ def test_a_socket_is_never_in_a_directory_of_another_user(
     assert fourth.stat().st_mode & 0o777 == 0o700
 
 
-def test_no_place_for_a_socket_is_told_with_what_to_do(
+def test_a_missing_socket_directory_is_reported_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Files that vanish under a running `up`, as at a logout or by a cleaner of temporary files, are noticed."""
+"""`up` notices when its files are removed, for example at logout or by a cleaner of temporary files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sockets(servers: Servers) -> Path:
 
 @pytest.fixture
 def runtime() -> Iterator[Path]:
-    """A runtime directory with a short path, as a socket needs it."""
+    """A runtime directory whose path is short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="ws-", ignore_cleanup_errors=True) as above:
         directory = Path(above) / "user"
         directory.mkdir(mode=0o700)
@@ -49,7 +49,7 @@ MOVED = ("sockets", "data directory", "directory above")
 @pytest.mark.parametrize(
     ("what", "how"), [*((p, removed) for p in PLACES), *((p, moved) for p in MOVED)]
 )
-async def test_what_vanishes_under_running_servers_is_named(
+async def test_a_removed_file_of_running_servers_is_named(
     what: str,
     how: Callable[[Path], None],
     runtime: Path,
@@ -83,7 +83,7 @@ async def test_what_vanishes_under_running_servers_is_named(
     assert str(path) in words or what in ("directory above", "runtime directory")
 
 
-async def test_a_path_that_is_replaced_or_never_was_has_vanished(tmp_path: Path) -> None:
+async def test_a_replaced_or_missing_path_counts_as_removed(tmp_path: Path) -> None:
     kept, replaced = tmp_path / "kept", tmp_path / "replaced"
     kept.touch()
     replaced.touch()
@@ -103,7 +103,7 @@ async def test_a_path_that_is_replaced_or_never_was_has_vanished(tmp_path: Path)
     )
 
 
-def test_up_ends_with_words_when_its_socket_directory_is_removed(
+def test_up_ends_with_a_message_when_its_socket_directory_is_removed(
     runtime: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"

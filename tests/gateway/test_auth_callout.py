@@ -1,4 +1,4 @@
-"""The door over real servers: several may keep it, nobody may, and who must go goes."""
+"""The auth callout on real servers: with several gateways, with none, and the disconnects of invalid keys."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from tests.doubles.memory_credentials import MemoryCredentials
 from tests.doubles.memory_store import MemoryStore
 
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
-A_WHILE = 10.0
+TIMEOUT = 10.0
 
 
-class House:
-    """A nats-server and a database, and whoever keeps the door."""
+class CalloutRig:
+    """A nats-server, a database, and the gateways that run the auth callout."""
 
     def __init__(self, servers: Servers, store: Store, stack: AsyncExitStack) -> None:
         self.servers, self.store, self._stack = servers, store, stack
@@ -59,15 +59,15 @@ class House:
             )
         )
 
-    async def door(self) -> tuple[AuthCallout, Bus]:
-        """Somebody who keeps the door, and the connection by which they do."""
+    async def auth_callout(self) -> tuple[AuthCallout, Bus]:
+        """Start an auth callout; return it and its connection."""
         bus = await self.role("gateway")
-        door = AuthCallout(self.store, bus, self._issuer)
-        await door.start()
-        return door, bus
+        callout = AuthCallout(self.store, bus, self._issuer)
+        await callout.start()
+        return callout, bus
 
     async def key(self, credential: Credential | None = None) -> tuple[str, str]:
-        """A key that was issued, a frontend's if nothing else is said: its seed and its name."""
+        """Issue a key (by default a frontend's); return its seed and public key."""
         seed = nkey.new_seed("user")
         key = nkey.public_key(seed)
         await self.store.credentials.issue(
@@ -75,161 +75,163 @@ class House:
         )
         return seed, key
 
-    async def come(self, seed: str) -> Bus:
-        """Come in. Raises Refused."""
+    async def connect(self, seed: str) -> Bus:
+        """Connect with a seed. Raises Refused."""
         prefix = issued_keys.inbox_prefix(nkey.public_key(seed))
         return await self._stack.enter_async_context(
-            await connect(self.servers.nats_url, name="guest", seed=seed, inbox_prefix=prefix)
+            await connect(self.servers.nats_url, name="client", seed=seed, inbox_prefix=prefix)
         )
 
 
 @pytest.fixture
-async def house(own_nats: Servers, database_url: str) -> AsyncIterator[House]:
+async def rig(own_nats: Servers, database_url: str) -> AsyncIterator[CalloutRig]:
     await migrate(database_url)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(database_url))
-        yield House(own_nats, store, stack)
+        yield CalloutRig(own_nats, store, stack)
 
 
-def soon() -> datetime:
-    """When a key ends that is only to be used once, also on a machine with much to do."""
+def in_a_few_seconds() -> datetime:
+    """An expiry that leaves time for one connect, also on a busy machine."""
     return datetime.now(UTC) + timedelta(seconds=4)
 
 
-async def gone(bus: Bus) -> str:
-    """Wait until a connection is closed for good; return why."""
-    return await asyncio.wait_for(bus.wait_closed(), A_WHILE)
+async def wait_until_closed(bus: Bus) -> str:
+    """Wait until a connection is closed for good; return the reason."""
+    return await asyncio.wait_for(bus.wait_closed(), TIMEOUT)
 
 
-async def test_one_of_two_gateways_is_enough_and_with_none_who_is_in_stays(house: House) -> None:
-    _, one = await house.door()
-    _, two = await house.door()
-    seed, _ = await house.key()
-    inside = await house.come(seed)
+async def test_one_gateway_suffices_and_without_any_connections_stay_open(rig: CalloutRig) -> None:
+    _, one = await rig.auth_callout()
+    _, two = await rig.auth_callout()
+    seed, _ = await rig.key()
+    client = await rig.connect(seed)
 
     await one.close()
-    await house.come(seed)
+    await rig.connect(seed)
     await two.close()
     with pytest.raises(Refused, match="no gateway runs to check them"):
-        await house.come(seed)
+        await rig.connect(seed)
 
-    await inside.flush()
-    await house.door()
-    await house.come(seed)
+    await client.flush()
+    await rig.auth_callout()
+    await rig.connect(seed)
 
 
-async def test_a_server_says_whether_it_cuts_off_whom_we_name(house: House) -> None:
+async def test_a_server_that_accepts_kick_requests_is_recognized(rig: CalloutRig) -> None:
     seen: list[str] = []
-    door, bus = await house.door()
-    seed, _ = await house.key()
-    meet = door._register_server
+    callout, bus = await rig.auth_callout()
+    seed, _ = await rig.key()
+    meet = callout._register_server
 
     async def look(request: ConnectRequest) -> None:
         seen.append(request.server_id)
         await meet(request)
 
-    door._register_server = look  # type: ignore[method-assign]
-    await house.come(seed)
+    callout._register_server = look  # type: ignore[method-assign]
+    await rig.connect(seed)
 
     assert await can_disconnect(bus, seen[0])
     assert not await can_disconnect(bus, "NOBODY")
 
 
-async def test_of_too_many_connections_of_a_key_the_oldest_is_cut_off(
-    house: House, monkeypatch: pytest.MonkeyPatch
+async def test_the_oldest_connection_is_closed_when_a_key_has_too_many(
+    rig: CalloutRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("statemachine.store.postgres_queries.CONNECTIONS_PER_KEY", 2)
-    await house.door()
-    seed, _ = await house.key()
-    guests = [await house.come(seed) for _ in range(2)]
+    await rig.auth_callout()
+    seed, _ = await rig.key()
+    clients = [await rig.connect(seed) for _ in range(2)]
 
-    await house.come(seed)
+    await rig.connect(seed)
 
-    await asyncio.wait_for(_lost(guests[0]), A_WHILE)
+    await asyncio.wait_for(wait_until_reconnected(clients[0]), TIMEOUT)
 
 
-async def _lost(bus: Bus) -> None:
-    """Wait until a connection was closed; it may come back."""
+async def wait_until_reconnected(bus: Bus) -> None:
+    """Wait until a connection has been closed and restored."""
     lost = asyncio.Event()
     bus.on_reconnect(lost.set)
     await lost.wait()
 
 
-def following(chat_id: str, build_id: str, number: int) -> Chat:
+def chat_with_build(chat_id: str, build_id: str, number: int) -> Chat:
     build = Build(
         id=build_id, number=number, transition=Transition.START, started_at=datetime.now(UTC)
     )
     return Chat(chat_id=chat_id, current=WorkspaceRecord(id=uid(), build=build))
 
 
-async def test_a_worker_that_starts_cuts_off_whom_a_dead_one_did_not_get_to(house: House) -> None:
-    await house.door()
-    chats = [following(uid(), uid(), 1) for _ in range(2)]
-    await write(house.store, Changes(chats=chats))
-    guests = []
+async def test_a_starting_worker_disconnects_agents_that_a_crashed_worker_missed(
+    rig: CalloutRig,
+) -> None:
+    await rig.auth_callout()
+    chats = [chat_with_build(uid(), uid(), 1) for _ in range(2)]
+    await write(rig.store, Changes(chats=chats))
+    clients = []
     for chat in chats:
         assert chat.build is not None
         agent = Credential("agent", (chat.chat_id,), IN_AN_HOUR, uid(), chat.build.id, uid())
-        seed, _ = await house.key(agent)
-        guests.append(await house.come(seed))
-    await write(house.store, Changes(chats=[following(chats[0].chat_id, uid(), 2)]))
+        seed, _ = await rig.key(agent)
+        clients.append(await rig.connect(seed))
+    await write(rig.store, Changes(chats=[chat_with_build(chats[0].chat_id, uid(), 2)]))
 
-    cutting = asyncio.create_task(SupersededAgents(house.store, await house.role("worker")).run())
+    superseded = asyncio.create_task(SupersededAgents(rig.store, await rig.role("worker")).run())
 
-    assert "Authorization" in await gone(guests[0])
-    assert guests[1].connected
-    assert await house.store.credentials.invalid_connections() == []
-    cutting.cancel()
+    assert "Authorization" in await wait_until_closed(clients[0])
+    assert clients[1].connected
+    assert await rig.store.credentials.invalid_connections() == []
+    superseded.cancel()
 
 
-async def test_what_can_not_be_cut_off_yet_is_tried_again(house: House) -> None:
-    await house.door()
-    chat = following(uid(), uid(), 1)
-    await write(house.store, Changes(chats=[chat]))
+async def test_a_failed_disconnect_is_retried(rig: CalloutRig) -> None:
+    await rig.auth_callout()
+    chat = chat_with_build(uid(), uid(), 1)
+    await write(rig.store, Changes(chats=[chat]))
     assert chat.build is not None
     agent = Credential("agent", (chat.chat_id,), IN_AN_HOUR, uid(), chat.build.id, uid())
-    seed, _ = await house.key(agent)
-    guest, worker = await house.come(seed), await house.role("worker")
+    seed, _ = await rig.key(agent)
+    client, worker = await rig.connect(seed), await rig.role("worker")
     tried = asyncio.Event()
 
-    class Deaf:
+    class FailsOnce:
         async def request(self, *args: object, **more: object) -> object:
             if tried.is_set():
                 return await worker.request(*args, **more)  # type: ignore[arg-type]
             tried.set()
             raise TimeoutError("no answer")
 
-    cutting = SupersededAgents(house.store, Deaf())  # type: ignore[arg-type]
-    running = asyncio.create_task(cutting.run())
-    await write(house.store, Changes(chats=[following(chat.chat_id, uid(), 2)]))
-    cutting.disconnect_later({chat.chat_id})
+    superseded = SupersededAgents(rig.store, FailsOnce())  # type: ignore[arg-type]
+    running = asyncio.create_task(superseded.run())
+    await write(rig.store, Changes(chats=[chat_with_build(chat.chat_id, uid(), 2)]))
+    superseded.disconnect_later({chat.chat_id})
 
-    await gone(guest)
+    await wait_until_closed(client)
     assert tried.is_set()
     running.cancel()
 
 
-async def test_a_silent_server_keeps_nobody_in_on_another_one(house: House) -> None:
-    await house.door()
-    seed, key = await house.key()
-    guest, worker = await house.come(seed), await house.role("worker")
+async def test_a_silent_server_does_not_prevent_disconnects_on_others(rig: CalloutRig) -> None:
+    await rig.auth_callout()
+    seed, key = await rig.key()
+    client, worker = await rig.connect(seed), await rig.role("worker")
     credential = Credential("frontend", (uid(),), IN_AN_HOUR)
-    await house.store.credentials.record_connection(
+    await rig.store.credentials.record_connection(
         key, ClientConnection("SILENT", 7), "other", credential
     )
-    await house.store.credentials.revoke(key)
+    await rig.store.credentials.revoke(key)
 
-    class HalfDeaf:
+    class OneServerSilent:
         async def request(self, subject: str, *args: object, **more: object) -> object:
             if "SILENT" in subject:
                 raise TimeoutError("no answer")
             return await worker.request(subject, *args, **more)  # type: ignore[arg-type]
 
     with pytest.raises(TimeoutError):
-        await disconnect_invalid(house.store, HalfDeaf(), public_key=key)  # type: ignore[arg-type]
+        await disconnect_invalid(rig.store, OneServerSilent(), public_key=key)  # type: ignore[arg-type]
 
-    await gone(guest)
-    assert await house.store.credentials.invalid_connections() == [ClientConnection("SILENT", 7)]
+    await wait_until_closed(client)
+    assert await rig.store.credentials.invalid_connections() == [ClientConnection("SILENT", 7)]
 
 
 class RevokedMeanwhile(MemoryCredentials):
@@ -242,13 +244,13 @@ class RevokedMeanwhile(MemoryCredentials):
         return await super().record_connection(public_key, at, server_name, credential)
 
 
-async def test_who_comes_in_while_the_key_is_taken_back_does_not_slip_through() -> None:
+async def test_a_key_that_is_revoked_during_a_connect_is_denied() -> None:
     store = MemoryStore()
     store.credentials = RevokedMeanwhile(store.clock, store.chats.get)
     await store.credentials.issue("K", Credential("frontend", (uid(),), IN_AN_HOUR))
-    door = AuthCallout(store, None, nkey.new_seed("account"))  # type: ignore[arg-type]
+    callout = AuthCallout(store, None, nkey.new_seed("account"))  # type: ignore[arg-type]
 
-    assert await door.look_up(connect_request("K")) is DenialReason.REVOKED
+    assert await callout.look_up(connect_request("K")) is DenialReason.REVOKED
     assert store.credentials.connections == {}
 
 
@@ -265,7 +267,7 @@ def connect_request(public_key: str = "K", **more: object) -> ConnectRequest:
     return replace(of, **more)  # type: ignore[arg-type]
 
 
-def test_the_same_refusal_is_logged_once_a_minute_and_counted_each_time(
+def test_repeated_auth_failures_are_logged_once_a_minute_and_all_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = 0.0
@@ -283,7 +285,7 @@ def test_the_same_refusal_is_logged_once_a_minute_and_counted_each_time(
     assert "5 denied for this reason, 3 of them from this client" in caplog.messages[-1]
 
 
-def test_what_is_remembered_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_auth_failures_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handlers.access.auth_callout.MAX_REMEMBERED", 10)
     failures = AuthFailures()
     for number in range(50):
@@ -292,22 +294,22 @@ def test_what_is_remembered_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPat
     assert len(failures._last_logged) == 10
 
 
-async def test_a_role_whose_key_ends_ends_and_says_why(house: House) -> None:
-    await house.door()
-    seed, _ = await house.key(Credential("chat-service", (), soon()))
-    bus = await house.come(seed)
+async def test_a_role_ends_with_a_reason_when_its_key_expires(rig: CalloutRig) -> None:
+    await rig.auth_callout()
+    seed, _ = await rig.key(Credential("chat-service", (), in_a_few_seconds()))
+    bus = await rig.connect(seed)
 
     with pytest.raises(Unavailable, match="expired"):
-        await asyncio.wait_for(raise_when_closed(bus), A_WHILE)
+        await asyncio.wait_for(raise_when_closed(bus), TIMEOUT)
 
 
-async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_its_place(
-    house: House, tmp_path: Path
+async def test_an_agent_reconnects_with_its_renewed_credential(
+    rig: CalloutRig, tmp_path: Path
 ) -> None:
-    await (await house.role("operator")).ensure_stream(PRESENCE)
-    await house.door()
-    chat = following(uid(), uid(), 1)
-    await write(house.store, Changes(chats=[chat]))
+    await (await rig.role("operator")).ensure_stream(PRESENCE)
+    await rig.auth_callout()
+    chat = chat_with_build(uid(), uid(), 1)
+    await write(rig.store, Changes(chats=[chat]))
     assert chat.build is not None
     assert chat.current is not None
     config = AgentConfig(
@@ -316,10 +318,10 @@ async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_
         build_id=chat.build.id,
         agent_id=uid(),
         name="main",
-        nats_url=house.servers.nats_url,
+        nats_url=rig.servers.nats_url,
         directory=tmp_path,
     )
-    of_agent = Credential(
+    agent = Credential(
         "agent",
         (chat.chat_id,),
         IN_AN_HOUR,
@@ -329,11 +331,11 @@ async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_
     )
 
     async def credential(expires_at: datetime) -> AgentCredential:
-        seed, _ = await house.key(replace(of_agent, expires_at=expires_at))
+        seed, _ = await rig.key(replace(agent, expires_at=expires_at))
         return AgentCredential(seed=seed, inbox_prefix=issued_keys.inbox_prefix(config.agent_id))
 
     agent_files.write_config(tmp_path, config)
-    first = await credential(soon())
+    first = await credential(in_a_few_seconds())
     agent_files.write_credential(tmp_path, first)
     came: asyncio.Queue[tuple[AgentCredential, Bus]] = asyncio.Queue()
 
@@ -344,13 +346,13 @@ async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_
 
     link = Link(tmp_path, config, AgentJournal(tmp_path, config), dial)
     running = asyncio.create_task(link.run())
-    used, bus = await asyncio.wait_for(came.get(), A_WHILE)
+    used, bus = await asyncio.wait_for(came.get(), TIMEOUT)
     assert used.seed == first.seed
     second = await credential(IN_AN_HOUR)
     agent_files.write_credential(tmp_path, second)
 
-    assert "expired" in await gone(bus)
-    used, bus = await asyncio.wait_for(came.get(), A_WHILE)
+    assert "expired" in await wait_until_closed(bus)
+    used, bus = await asyncio.wait_for(came.get(), TIMEOUT)
 
     assert used.seed == second.seed
     assert bus.connected
@@ -358,7 +360,7 @@ async def test_an_agent_whose_credential_ends_comes_back_with_the_one_that_took_
     await asyncio.gather(running, return_exceptions=True)
 
 
-def test_a_key_has_room_for_a_browser_with_many_tabs() -> None:
+def test_a_key_allows_connections_for_many_browser_tabs() -> None:
     assert CONNECTIONS_PER_KEY >= 32
 
 
@@ -372,17 +374,17 @@ def test_a_key_has_room_for_a_browser_with_many_tabs() -> None:
         ({}, ""),
     ],
 )
-def test_the_server_s_header_tells_who_asks(headers: dict[str, str], who: str) -> None:
+def test_the_request_info_header_identifies_the_caller(headers: dict[str, str], who: str) -> None:
     assert issued_keys.caller_key(headers) == who
 
 
-async def test_a_seed_file_is_enough_whether_it_is_the_role_s_own_or_issued(
-    house: House, tmp_path: Path
+async def test_a_role_connects_with_a_static_or_an_issued_seed(
+    rig: CalloutRig, tmp_path: Path
 ) -> None:
-    await house.door()
-    issued, _ = await house.key(Credential("provisioner", (), IN_AN_HOUR, name="box", pool="local"))
-    own = seed_file(house.servers.credentials, "provisioner").read_text()
-    echo, asked_by = await house.role("gateway"), []
+    await rig.auth_callout()
+    issued, _ = await rig.key(Credential("provisioner", (), IN_AN_HOUR, name="box", pool="local"))
+    own = seed_file(rig.servers.credentials, "provisioner").read_text()
+    echo, asked_by = await rig.role("gateway"), []
 
     async def answer(message: Message) -> bytes:
         asked_by.append(issued_keys.caller_key(message.headers))
@@ -398,7 +400,7 @@ async def test_a_seed_file_is_enough_whether_it_is_the_role_s_own_or_issued(
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(seed)
-        async with Endpoints(house.servers.nats_url, None, file).bus("provisioner") as bus:
+        async with Endpoints(rig.servers.nats_url, None, file).bus("provisioner") as bus:
             forged = {issued_keys.REQUEST_INFO: '{"user": "FORGED"}'}
             subject = "workspaced.rpc.template_archive"
             found = await bus.request(subject, b"hello", timeout=5, headers=forged)

@@ -1,4 +1,4 @@
-"""Who proves the key that was granted gets in, with that much and no more."""
+"""A client that proves its key gets exactly the granted permissions."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ CHAT, OTHER_CHAT, BUILD, AGENT = (str(uuid4()) for _ in range(4))
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
 
 
-class Granted(dict[str, Grant]):
-    """What the tests' gateway knows, by public key, and whom it refused."""
+class GrantTable(dict[str, Grant]):
+    """Grants by public key, and the denials so far."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.refused: list[tuple[DenialReason, ConnectRequest]] = []
+        self.denials: list[tuple[DenialReason, ConnectRequest]] = []
 
-    def give(self, make: Callable[..., Grant], **content: object) -> str:
+    def add(self, make: Callable[..., Grant], **content: object) -> str:
         seed = nkey.new_seed("user")
         key = nkey.public_key(seed)
         if make in (role_grant, provisioner_grant):
@@ -60,24 +60,24 @@ class Granted(dict[str, Grant]):
 
 
 @pytest.fixture
-async def granted(connect_as: ConnectAs, servers: Servers) -> AsyncIterator[Granted]:
-    """A gateway that answers the server's questions."""
-    grants, issuer = Granted(), seed_file(servers.credentials, ISSUER).read_text()
+async def granted(connect_as: ConnectAs, servers: Servers) -> AsyncIterator[GrantTable]:
+    """A gateway that answers auth callout requests from a table of grants."""
+    grants, issuer = GrantTable(), seed_file(servers.credentials, ISSUER).read_text()
     gateway = await connect_as("gateway")
 
-    async def on_question(question: Msg) -> None:
-        answered = await answer(question.data, issuer, grants.look_up, datetime.now(UTC))
-        if answered.denial is not None:
-            grants.refused.append((answered.denial, answered.request))
-        await question.respond(answered.token)
+    async def on_request(request: Msg) -> None:
+        response = await answer(request.data, issuer, grants.look_up, datetime.now(UTC))
+        if response.denial is not None:
+            grants.denials.append((response.denial, response.request))
+        await request.respond(response.token)
 
-    await gateway.subscribe(subjects.AUTH_CALLOUT, queue=QUEUE, cb=on_question)
+    await gateway.subscribe(subjects.AUTH_CALLOUT, queue=QUEUE, cb=on_request)
     await settled(gateway)
     return grants
 
 
-class Guest:
-    """A client that connects by seed and notes what the server denies it."""
+class ConnectedClient:
+    """A client that records the permission errors it gets."""
 
     def __init__(self, client: Client, denied: list[str]) -> None:
         self.client, self._denied = client, denied
@@ -88,16 +88,16 @@ class Guest:
     async def may_subscribe(self, subject: str) -> bool:
         return await self._passes(self.client.subscribe(subject))
 
-    async def _passes(self, asked) -> bool:
+    async def _passes(self, request_sent) -> bool:
         self._denied.clear()
-        await asked
+        await request_sent
         await settled(self.client)
         return not self._denied
 
 
 @pytest.fixture
-def visit(connect_as: ConnectAs, servers: Servers):
-    async def connect(seed: str, name: str, /, **options: object) -> Guest:
+def connect_with(connect_as: ConnectAs, servers: Servers):
+    async def connect(seed: str, name: str, /, **options: object) -> ConnectedClient:
         denied: list[str] = []
 
         async def note(error: Exception) -> None:
@@ -111,14 +111,14 @@ def visit(connect_as: ConnectAs, servers: Servers):
             error_cb=note,
             **options,
         )
-        return Guest(client, denied)
+        return ConnectedClient(client, denied)
 
     return connect
 
 
-async def test_an_agent_may_report_about_itself_and_nothing_else(granted: Granted, visit) -> None:
-    seed = granted.give(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT)
-    agent = await visit(seed, AGENT)
+async def test_an_agent_may_only_report_about_itself(granted: GrantTable, connect_with) -> None:
+    seed = granted.add(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT)
+    agent = await connect_with(seed, AGENT)
 
     for subject in (
         f"workspaced.in.agent.{CHAT}.{AGENT}",
@@ -143,10 +143,10 @@ async def test_an_agent_may_report_about_itself_and_nothing_else(granted: Grante
         assert not await agent.may_subscribe(subject), subject
 
 
-async def test_a_frontend_may_see_its_chats_and_no_other(granted: Granted, visit) -> None:
+async def test_a_frontend_may_only_follow_its_chats(granted: GrantTable, connect_with) -> None:
     mine = [CHAT, str(uuid4())]
-    seed = granted.give(frontend_grant, name="page", chat_ids=mine)
-    frontend = await visit(seed, "page")
+    seed = granted.add(frontend_grant, name="page", chat_ids=mine)
+    frontend = await connect_with(seed, "page")
     get = "$JS.API.DIRECT.GET.WORKSPACED_STATE"
 
     for chat in mine:
@@ -163,13 +163,13 @@ async def test_a_frontend_may_see_its_chats_and_no_other(granted: Granted, visit
         assert not await frontend.may_subscribe(subject), subject
 
 
-async def test_a_key_that_was_granted_nothing_is_refused(granted: Granted, visit) -> None:
+async def test_an_unknown_key_is_denied(granted: GrantTable, connect_with) -> None:
     seed = nkey.new_seed("user")
 
     with pytest.raises(Error, match="Authorization Violation"):
-        await visit(seed, "stranger", name="a stranger")
+        await connect_with(seed, "stranger", name="a stranger")
 
-    ((why, request),) = granted.refused
+    ((why, request),) = granted.denials
     assert why is DenialReason.UNKNOWN
     assert request.public_key == nkey.public_key(seed)
     assert (request.client_name, request.client_type, request.address) == (
@@ -181,29 +181,29 @@ async def test_a_key_that_was_granted_nothing_is_refused(granted: Granted, visit
     assert request.client_id
 
 
-async def test_a_client_without_a_key_is_refused(granted: Granted, connect_as: ConnectAs) -> None:
+async def test_a_client_without_a_key_is_denied(granted: GrantTable, connect_as: ConnectAs) -> None:
     with pytest.raises(Error, match="Authorization Violation"):
         await connect_as("operator", nkeys_seed=None)
 
-    assert [why for why, _ in granted.refused] == [DenialReason.NO_KEY]
+    assert [why for why, _ in granted.denials] == [DenialReason.NO_KEY]
 
 
-async def test_a_grant_that_has_run_out_is_refused(granted: Granted, visit) -> None:
-    seed = granted.give(
+async def test_an_expired_grant_is_denied(granted: GrantTable, connect_with) -> None:
+    seed = granted.add(
         agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT, expires_at=datetime.now(UTC)
     )
     with pytest.raises(Error, match="Authorization Violation"):
-        await visit(seed, AGENT)
+        await connect_with(seed, AGENT)
 
-    assert [why for why, _ in granted.refused] == [DenialReason.EXPIRED]
+    assert [why for why, _ in granted.denials] == [DenialReason.EXPIRED]
 
 
-async def test_a_provisioner_known_by_name_speaks_as_itself_and_builds_for_its_pool(
-    granted: Granted, visit
+async def test_a_named_provisioner_may_only_use_its_name_and_pool(
+    granted: GrantTable, connect_with
 ) -> None:
-    seed = granted.give(provisioner_grant, pool="gpu", name="box")
+    seed = granted.add(provisioner_grant, pool="gpu", name="box")
     key = nkey.public_key(seed)
-    box = await visit(seed, key)
+    box = await connect_with(seed, key)
     jobs = "WORKSPACED_JOB.pool-"
 
     for subject in (
@@ -244,12 +244,12 @@ async def test_a_provisioner_known_by_name_speaks_as_itself_and_builds_for_its_p
     ],
     ids=["operator", "chat-service", "worker", "gateway"],
 )
-async def test_an_issued_key_of_a_role_may_what_the_role_may_with_an_inbox_of_its_own(
-    granted: Granted, visit, role: str, may: str, may_not: str
+async def test_an_issued_role_key_has_the_permissions_of_the_role_and_its_own_inbox(
+    granted: GrantTable, connect_with, role: str, may: str, may_not: str
 ) -> None:
-    seed = granted.give(role_grant, role=role)
+    seed = granted.add(role_grant, role=role)
     key = nkey.public_key(seed)
-    holder = await visit(seed, key)
+    holder = await connect_with(seed, key)
 
     assert await holder.may_publish(may)
     assert not await holder.may_publish(may_not)
@@ -258,26 +258,26 @@ async def test_an_issued_key_of_a_role_may_what_the_role_may_with_an_inbox_of_it
     assert await holder.may_subscribe(f"_INBOX_{role}.>") is everything
 
 
-async def test_an_issued_gateway_may_answer_once(
-    granted: Granted, visit, connect_as: ConnectAs
+async def test_an_issued_gateway_key_may_respond_once_per_request(
+    granted: GrantTable, connect_with, connect_as: ConnectAs
 ) -> None:
-    seed = granted.give(role_grant, role="gateway")
-    gateway = await visit(seed, nkey.public_key(seed))
+    seed = granted.add(role_grant, role="gateway")
+    gateway = await connect_with(seed, nkey.public_key(seed))
     chat_service = await connect_as("chat-service")
 
-    async def twice(question: Msg) -> None:
-        await question.respond(b"one")
-        await question.respond(b"two")
+    async def twice(request: Msg) -> None:
+        await request.respond(b"one")
+        await request.respond(b"two")
 
     await gateway.client.subscribe("workspaced.rpc.get_chat", cb=twice)
     await settled(gateway.client)
-    answered = await chat_service.request("workspaced.rpc.get_chat", b"", timeout=2)
+    response = await chat_service.request("workspaced.rpc.get_chat", b"", timeout=2)
 
-    assert answered.data == b"one"
+    assert response.data == b"one"
 
 
 class Forger(Client):
-    """Claims a key, and signs with another."""
+    """Claims one key, and signs with another."""
 
     def _setup_nkeys_seed_connect(self) -> None:
         super()._setup_nkeys_seed_connect()
@@ -285,18 +285,20 @@ class Forger(Client):
         self._signature_cb = lambda nonce: base64.b64encode(nkey.sign(other, nonce.encode()))
 
 
-async def test_naming_a_granted_key_without_its_seed_is_refused(granted: Granted, visit) -> None:
-    seed = granted.give(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT)
+async def test_a_client_that_does_not_hold_the_seed_of_its_key_is_denied(
+    granted: GrantTable, connect_with
+) -> None:
+    seed = granted.add(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT)
 
     with pytest.raises(Error, match="Authorization Violation"):
-        await visit(seed, AGENT, client=Forger())
+        await connect_with(seed, AGENT, client=Forger())
 
-    ((why, request),) = granted.refused
+    ((why, request),) = granted.denials
     assert why is DenialReason.BAD_SIGNATURE
     assert request.public_key == nkey.public_key(seed)
 
 
-async def test_only_a_server_is_answered() -> None:
+async def test_only_requests_signed_by_a_server_are_answered() -> None:
     async def nobody(_request: ConnectRequest) -> DenialReason:
         raise AssertionError
 
@@ -319,14 +321,16 @@ async def test_a_static_role_needs_no_gateway(role: str, connect_as: ConnectAs) 
     assert client.is_connected
 
 
-async def test_a_client_of_a_grant_that_runs_out_is_let_go(granted: Granted, visit) -> None:
+async def test_a_client_is_disconnected_when_its_grant_expires(
+    granted: GrantTable, connect_with
+) -> None:
     soon = datetime.now(UTC) + timedelta(seconds=2)
-    seed = granted.give(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT, expires_at=soon)
+    seed = granted.add(agent_grant, chat_id=CHAT, build_id=BUILD, agent_id=AGENT, expires_at=soon)
     closed = asyncio.Event()
 
     async def on_close() -> None:
         closed.set()
 
-    await visit(seed, AGENT, closed_cb=on_close)
+    await connect_with(seed, AGENT, closed_cb=on_close)
 
     await asyncio.wait_for(closed.wait(), 5)

@@ -1,4 +1,4 @@
-"""A caller that floods the gateway hears so; the others are served."""
+"""A caller that floods the gateway gets 429, and others are served."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def by_inbox(who: str) -> Message:
 
 
 def by_name(who: str) -> Message:
-    """As it comes from another account."""
+    """A request from another account."""
     headers = {REQUEST_INFO: json.dumps({"user": who})}
     return Message("workspaced.rpc.get_chat", who.encode(), headers, "_R_.x.1")
 
 
 @pytest.mark.parametrize("message", [by_inbox, by_name])
-async def test_who_has_too_many_running_is_refused_and_others_are_answered(
+async def test_a_caller_at_its_limit_gets_429_and_others_are_answered(
     message: Callable[[str], Message],
 ) -> None:
     go = asyncio.Event()
@@ -33,8 +33,8 @@ async def test_who_has_too_many_running_is_refused_and_others_are_answered(
         await go.wait()
         return asked.data
 
-    turns = CallerLimit(limit=2)
-    respond = turns.apply(answer)
+    limit = CallerLimit(limit=2)
+    respond = limit.apply(answer)
 
     def asked(who: str) -> asyncio.Task[bytes]:
         return asyncio.create_task(respond(message(who)))
@@ -47,18 +47,18 @@ async def test_who_has_too_many_running_is_refused_and_others_are_answered(
     assert refused.value.code == 429
     assert [await task for task in (*flood[:2], other)] == [b"flood", b"flood", b"other"]
     assert await asked("flood") == b"flood"
-    assert not turns._running
+    assert not limit._running
 
 
-async def test_who_names_itself_is_told_by_its_inbox() -> None:
-    """Within the gateway's own account that header is anybody's."""
-    turns, go = CallerLimit(limit=1), asyncio.Event()
+async def test_a_caller_of_the_own_account_is_identified_by_its_inbox() -> None:
+    """A client of the gateway's own account can set that header itself."""
+    limit, go = CallerLimit(limit=1), asyncio.Event()
 
     async def answer(asked: Message) -> bytes:
         await go.wait()
         return asked.data
 
-    respond = turns.apply(answer)
+    respond = limit.apply(answer)
     headers = [{REQUEST_INFO: json.dumps({"user": name})} for name in ("a", "b")]
     messages = [Message("workspaced.rpc.get_chat", b"", h, "_INBOX_flood.x.1") for h in headers]
     first, second = (asyncio.create_task(respond(message)) for message in messages)

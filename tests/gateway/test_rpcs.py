@@ -1,4 +1,4 @@
-"""Rpcs over the adapters in this process: what a body may be, and what of its request goes on."""
+"""Rpcs over the in-memory adapters: validation of bodies, limits, and forwarded headers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 @pytest.fixture
 async def bus() -> AsyncIterator[Bus]:
-    """A bus on which a gateway answers."""
+    """A bus with a running gateway."""
     async with MemoryBus(MemoryServer()) as bus:
         for stream in STREAMS:
             await bus.ensure_stream(stream)
@@ -65,7 +65,7 @@ def body(args: str = "{}") -> bytes:
     ],
     ids=["NaN", "1e999", "digits", "NUL", "surrogate", "deep", "abyss", "no text", "no object"],
 )
-async def test_a_body_that_no_store_can_hold_is_the_callers_fault(bus: Bus, data: bytes) -> None:
+async def test_a_body_that_cannot_be_stored_gets_400(bus: Bus, data: bytes) -> None:
     for rpc in ("list_templates", "list_chats"):
         with pytest.raises(ServiceError) as refused:
             await bus.request(f"workspaced.rpc.{rpc}", data, timeout=5)
@@ -82,7 +82,7 @@ async def test_a_body_that_no_store_can_hold_is_the_callers_fault(bus: Bus, data
         ({"traceparent": "x"}, None),
     ],
 )
-async def test_a_tool_carries_its_callers_trace(
+async def test_a_tool_request_carries_the_traceparent_of_its_caller(
     bus: Bus, headers: dict[str, str], trace: str | None
 ) -> None:
     asked: dict[str, Any] = {}
@@ -95,7 +95,7 @@ async def test_a_tool_carries_its_callers_trace(
     assert asked.get("traceparent") == trace
 
 
-def test_without_the_seed_that_signs_the_file_is_named(
+def test_a_missing_issuer_seed_is_logged_with_its_path(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -105,7 +105,7 @@ def test_without_the_seed_that_signs_the_file_is_named(
     assert "agents and frontends can't connect" in caplog.text
 
 
-def test_a_seed_that_signs_nothing_is_refused_at_once(tmp_path: Path) -> None:
+def test_an_invalid_issuer_seed_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "issuer.nk"
     file.write_text("nothing")
     with pytest.raises(NotFoundError, match="issuer"):
@@ -122,7 +122,7 @@ async def answer_next(seen: Subscription, bus: Bus, error: str) -> None:
     await bus.publish(subjects.result(chat, call), json.dumps({"data": data}).encode())
 
 
-async def test_what_is_refused_for_load_is_a_service_error_429(bus: Bus) -> None:
+async def test_a_call_refused_for_load_gets_429(bus: Bus) -> None:
     async with bus.subscribe("workspaced.in.tool.*.*") as seen:
         asking = asyncio.create_task(
             bus.request("workspaced.rpc.list_templates", body(), timeout=5)
@@ -134,7 +134,7 @@ async def test_what_is_refused_for_load_is_a_service_error_429(bus: Bus) -> None
     assert refused.value.code == 429
 
 
-async def test_a_gateway_that_holds_as_many_calls_as_it_may_refuses_one_more() -> None:
+async def test_a_gateway_at_its_limit_of_held_calls_answers_429() -> None:
     async with MemoryBus(MemoryServer()) as bus:
         for stream in STREAMS:
             await bus.ensure_stream(stream)
@@ -161,7 +161,7 @@ async def test_a_gateway_that_holds_as_many_calls_as_it_may_refuses_one_more() -
         running.cancel()
 
 
-async def test_a_log_that_forgot_its_beginning_is_read_from_what_it_has() -> None:
+async def test_a_truncated_log_is_read_from_its_first_stored_line() -> None:
     async with MemoryBus(MemoryServer()) as bus:
         await bus.ensure_stream(replace(LOG, max_msgs_per_subject=3))
         chat, build, other = (str(uuid4()) for _ in range(3))

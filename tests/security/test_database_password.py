@@ -1,4 +1,4 @@
-"""The embedded database asks everybody for a password that a template's code can't find."""
+"""The embedded database requires a password that a template's code can't read."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def sockets_of(servers: Servers) -> str:
 
 
 def stolen(servers: Servers, cwd: Path, prefix: Sequence[str] = ()) -> str:
-    """Run the program that looks for a way into the database; return what it found."""
+    """Run the program that tries to connect to the database; return what it found."""
     password = read_password(servers.credentials)
     assert password
     started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
@@ -132,7 +132,7 @@ def stolen(servers: Servers, cwd: Path, prefix: Sequence[str] = ()) -> str:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_build_step_cant_reach_the_database_as_anybody(servers: Servers, way: Mechanism) -> None:
+def test_a_build_step_cannot_connect_to_the_database(servers: Servers, way: Mechanism) -> None:
     workspace = servers.directory / "provisioner" / "local" / "workspaces" / way
     workspace.mkdir(parents=True)
     confinement = Confinement(way, private=(servers.directory, servers.credentials))
@@ -140,10 +140,8 @@ def test_a_build_step_cant_reach_the_database_as_anybody(servers: Servers, way: 
     assert stolen(servers, workspace, confinement.prefix(workspace, step=True)) == ""
 
 
-def test_the_same_program_finds_the_password_where_nothing_confines_it(
-    servers: Servers, tmp_path: Path
-) -> None:
-    """It is in the file and in our memory, and in no command line, environment or other file."""
+def test_an_unconfined_program_can_read_the_password(servers: Servers, tmp_path: Path) -> None:
+    """The password is in its file and in memory, and in no command line, environment or other file."""
     found = stolen(servers, tmp_path).splitlines()
 
     file = servers.credentials / "database.pass"
@@ -152,7 +150,7 @@ def test_the_same_program_finds_the_password_where_nothing_confines_it(
     assert [line for line in found if line not in allowed and "/root/" not in line] == []
 
 
-async def test_everybody_needs_the_password(servers: Servers) -> None:
+async def test_every_role_needs_the_password(servers: Servers) -> None:
     for user in USERS:
         for password in (None, "wrong"):
             with pytest.raises(REFUSED):
@@ -174,7 +172,7 @@ async def test_everybody_needs_the_password(servers: Servers) -> None:
         await there.close()
 
 
-def test_the_file_is_its_owners_alone_and_nothing_else_holds_the_password(
+def test_only_the_private_password_file_contains_the_password(
     servers: Servers,
 ) -> None:
     file = servers.credentials / "database.pass"
@@ -195,10 +193,10 @@ def test_the_file_is_its_owners_alone_and_nothing_else_holds_the_password(
     assert noted.databases == dict(servers.databases)
 
 
-async def test_a_data_directory_of_before_gets_a_password_and_never_goes_without(
+async def test_an_old_data_directory_gets_a_password_before_it_accepts_connections(
     tmp_path: Path,
 ) -> None:
-    """As an earlier version left it, or with another password: a lost file is made again."""
+    """The directory is from an earlier version, or its password file was lost."""
     async with postgresql(tmp_path) as (url, _):
         before = await asyncpg.connect(url)
         await before.execute("create table kept (word text); insert into kept values ('yes')")
@@ -222,7 +220,7 @@ async def test_a_data_directory_of_before_gets_a_password_and_never_goes_without
                 await asyncpg.connect(f"postgresql://postgres@{bare.partition('@')[2]}")
 
 
-def test_a_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
+def test_a_malformed_password_file_is_named(tmp_path: Path) -> None:
     ensure_password(tmp_path)
     for wrong in ("", "nonsense", "*:5432:*:*:", "a:b:c:d:e:f\n", "\udcff"):
         (tmp_path / "database.pass").write_text(wrong, "utf-8", "surrogateescape")
@@ -252,7 +250,7 @@ def test_only_an_embedded_server_gets_the_password(url: str, tmp_path: Path) -> 
     assert complete_url(ours, tmp_path / "elsewhere") == ours
 
 
-def test_who_names_one_seed_of_up_hides_the_password_beside_it(tmp_path: Path) -> None:
+def test_the_password_next_to_a_given_seed_file_is_hidden(tmp_path: Path) -> None:
     seed = tmp_path / "provisioner.nk"
     seed.touch()
     assert secret_paths(seed) == [seed]
@@ -307,10 +305,10 @@ HOSTILE = {
     "LC_ALL": "xx_XX.nothing",
     "LANG": "xx_XX.nothing",
 }
-"""What a shell may export; each alone broke `up`, its servers or its commands, or might."""
+"""Variables that a shell may export, each of which could break `up`, its servers or its commands."""
 
 
-def test_whatever_the_shell_exports_up_and_its_commands_reach_their_servers(
+def test_exported_variables_do_not_redirect_up_and_its_commands(
     tmp_path: Path,
 ) -> None:
     home = tmp_path / "home"
@@ -326,7 +324,7 @@ def test_whatever_the_shell_exports_up_and_its_commands_reach_their_servers(
             assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
 
 
-async def test_each_variable_alone_leaves_the_connection_as_it_is(
+async def test_no_single_variable_changes_the_connection(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in HOSTILE.items():

@@ -1,4 +1,4 @@
-"""A message id that somebody else has taken keeps no fact from the workers."""
+"""A message id that another client has used does not suppress a fact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from handlers.publishing import deliver, new_fact
 from tests.conftest import ConnectAs
 
 
-async def test_a_fact_is_stored_though_its_id_was_taken(
+async def test_a_fact_is_stored_although_its_message_id_was_used(
     own_nats: Servers, connect_as: ConnectAs
 ) -> None:
     operator = await connect_as("operator", on=own_nats)

@@ -1,4 +1,4 @@
-"""Recognisable secrets in every credential, and a search for them wherever others may look."""
+"""Recognizable secrets in every credential, and a search for them in everything others can read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ startup_script = "env"
 
 @dataclass
 class Findings:
-    """All that somebody could see, each with where."""
+    """Everything that others could read, and where."""
 
     seen: list[tuple[str, str]] = field(default_factory=list)
 
@@ -61,7 +61,7 @@ class Findings:
 
 @asynccontextmanager
 async def listening(up: Up, findings: Findings) -> AsyncIterator[Participant]:
-    """Hear everything that passes, as an operator."""
+    """Record every message, as an operator."""
 
     async def hear(message: Msg) -> None:
         findings.add(message.subject, f"{message.headers} ".encode() + message.data)
@@ -75,7 +75,7 @@ async def listening(up: Up, findings: Findings) -> AsyncIterator[Participant]:
 
 
 async def stored(operator: Participant, findings: Findings) -> None:
-    """Look into every stream."""
+    """Read every stream."""
     for stream in ("STATE", "LOG", "RESULT", "DEAD", "TIMER", "PRESENCE"):
         state = (await operator.js.stream_info(f"WORKSPACED_{stream}")).state
         for sequence in range(state.first_seq, state.last_seq + 1 if state.messages else 0):
@@ -87,7 +87,7 @@ async def stored(operator: Participant, findings: Findings) -> None:
 
 
 def looked_at(pids: list[int], findings: Findings, *, environment_of: list[int]) -> None:
-    """Look at command lines of all processes, and the environment of those that need no secret."""
+    """Read the command lines of all processes, and the environment of those that need no secret."""
     for pid in pids:
         findings.add(f"command line of {pid}", Path(f"/proc/{pid}/cmdline").read_bytes())
     for pid in environment_of:
@@ -95,7 +95,7 @@ def looked_at(pids: list[int], findings: Findings, *, environment_of: list[int])
 
 
 def readable(directory: Path, findings: Findings) -> None:
-    """Read all files that others could read, were they let into the data directory at all."""
+    """Read all files that others could read if they could enter the data directory."""
     for parent, folders, files in os.walk(directory):
         folders[:] = [name for name in folders if (Path(parent) / name).lstat().st_mode & 0o011]
         for name in files:
@@ -106,7 +106,7 @@ def readable(directory: Path, findings: Findings) -> None:
 
 
 def failures(up: Up, tmp_path: Path, findings: Findings) -> None:
-    """Go wrong in every way that has to do with a secret."""
+    """Cause every error that involves a secret."""
     nowhere = "127.0.0.1:1"
     database = f"postgresql://ada:{IN_DATABASE_URL}@"
     strange = tmp_path / "strange.nk"
@@ -132,7 +132,7 @@ def failures(up: Up, tmp_path: Path, findings: Findings) -> None:
     findings.add("what a worker says that waits for its database", waiting.output())
 
 
-async def test_planted_secrets_are_found_nowhere(
+async def test_planted_secrets_appear_nowhere(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     findings, of_agents = Findings(), Findings()
@@ -202,7 +202,7 @@ async def test_planted_secrets_are_found_nowhere(
 
 
 async def lived(running: Up, tmp_path: Path, findings: Findings) -> None:
-    """A workspace that comes up, one that fails, and a frontend; note the seeds that were issued."""
+    """Run a workspace that starts, one that fails, and a frontend; record the issued seeds."""
     templates = {
         name: running.data(
             "template", "push", folder(tmp_path, TEMPLATE.format(name=name, status=status), name)

@@ -1,4 +1,4 @@
-"""TLS on every listener, with certificates of an authority that the test makes up."""
+"""TLS on every listener, with certificates of a CA that the test creates."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:Depr
 
 @dataclass
 class Papers:
-    """A certificate for this machine, who signed it, and somebody else who signs."""
+    """A certificate for this machine, its CA, and another CA."""
 
     certificate: Path
     key: Path
@@ -62,7 +62,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 @pytest.fixture(scope="module")
 def secured(papers: Papers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """An `up` whose listeners are open to other machines, and speak TLS only."""
+    """An `up` whose listeners accept other machines, over TLS only."""
     anywhere = ("--nats-host", "0.0.0.0", "--websocket-host", "0.0.0.0", "--http-host", "0.0.0.0")
     environment = {
         "WORKSPACED_TLS_CERTIFICATE": str(papers.certificate),
@@ -76,7 +76,7 @@ def secured(papers: Papers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.mark.parametrize("listener", ["nats", "websocket"])
-async def test_clients_come_in_over_tls_when_they_trust_who_signed(
+async def test_clients_that_trust_the_ca_connect_over_tls(
     listener: str, secured: Up, papers: Papers
 ) -> None:
     options = role_options(secured.directory / "credentials", "chat-service")
@@ -90,7 +90,7 @@ async def test_clients_come_in_over_tls_when_they_trust_who_signed(
 
 
 @pytest.mark.parametrize("listener", ["nats", "websocket"])
-async def test_a_client_that_trusts_another_does_not_come_in(
+async def test_a_client_that_trusts_another_ca_does_not_connect(
     listener: str, secured: Up, papers: Papers
 ) -> None:
     seed = secured.seed_file("operator")
@@ -125,7 +125,7 @@ def test_health_is_served_over_tls(secured: Up, papers: Papers) -> None:
     assert secured.http.startswith("https://127.0.0.1:")
 
 
-def test_commands_and_agents_find_their_way_over_tls(secured: Up, tmp_path: Path) -> None:
+def test_commands_and_agents_connect_over_tls(secured: Up, tmp_path: Path) -> None:
     template = secured.data("template", "push", folder(tmp_path))
     argument = f"template_id={template['template_id']}"
     chat = new_id()
@@ -138,7 +138,7 @@ def test_commands_and_agents_find_their_way_over_tls(secured: Up, tmp_path: Path
     assert "eof_received" not in deleted.stderr  # asyncio's warning, of every connection's end
 
 
-def test_a_wrong_authority_is_said_so_with_the_remedy(secured: Up, papers: Papers) -> None:
+def test_a_wrong_ca_is_reported_with_a_remedy(secured: Up, papers: Papers) -> None:
     seed = ("--credentials", secured.seed_file("chat-service"))
     where = ("--nats-url", secured.nats, *seed)
 
@@ -149,7 +149,7 @@ def test_a_wrong_authority_is_said_so_with_the_remedy(secured: Up, papers: Paper
     assert "--nats-ca" in refused.stderr
 
 
-async def test_a_client_that_wants_tls_does_not_go_on_without(servers: Servers) -> None:
+async def test_a_client_that_requires_tls_does_not_connect_without(servers: Servers) -> None:
     url = servers.nats_url.replace("nats://", "tls://")
     seed = seed_file(servers.credentials, "operator")
 
@@ -160,7 +160,7 @@ async def test_a_client_that_wants_tls_does_not_go_on_without(servers: Servers) 
 
 
 @pytest.mark.parametrize("role", ["worker", "gateway", "provisioner"])
-async def test_a_role_ends_where_waiting_for_tls_can_not_help(
+async def test_a_role_ends_if_retrying_tls_cannot_succeed(
     role: str, servers: Servers, database_url: str, tmp_path: Path
 ) -> None:
     url = servers.nats_url.replace("nats://", "tls://")
@@ -177,9 +177,7 @@ async def test_a_role_ends_where_waiting_for_tls_can_not_help(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org", ""])
-def test_an_address_that_others_reach_takes_tls_or_an_explicit_word(
-    host: str, papers: Papers
-) -> None:
+def test_a_public_address_requires_tls_or_an_explicit_setting(host: str, papers: Papers) -> None:
     with pytest.raises(InvalidSettings, match=r"--tls-certificate .* --insecure-no-tls"):
         listen_address("--http-host", host, None, insecure=False)
 
@@ -208,11 +206,11 @@ def test_an_address_that_others_reach_takes_tls_or_an_explicit_word(
         ("ip6-loopback", {"::1"}),
     ],
 )
-def test_this_machine_alone_takes_none(host: str | None, addresses: set[str]) -> None:
+def test_loopback_addresses_need_no_tls(host: str | None, addresses: set[str]) -> None:
     assert listen_address("--http-host", host, None, insecure=False) in addresses
 
 
-def test_a_name_that_leads_to_other_machines_as_well_takes_tls(
+def test_a_name_that_also_resolves_to_public_addresses_requires_tls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = [(socket.AF_INET, 1, 6, "", (address, 0)) for address in ("127.0.0.1", "10.1.2.3")]
@@ -226,7 +224,7 @@ def test_a_name_that_leads_to_other_machines_as_well_takes_tls(
     ("command", "flag"),
     [("up", "--nats-host"), ("up", "--websocket-host"), ("worker", "--http-host")],
 )
-def test_a_start_that_would_be_open_to_others_is_refused(
+def test_an_unprotected_public_listener_is_refused(
     command: str, flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     servers = ["--nats-url", "nats://127.0.0.1:1"] if command == "worker" else []
@@ -237,7 +235,7 @@ def test_a_start_that_would_be_open_to_others_is_refused(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_certificate_goes_with_its_key(papers: Papers, tmp_path: Path) -> None:
+def test_a_certificate_requires_its_key(papers: Papers, tmp_path: Path) -> None:
     def settings(**files: Path) -> Settings:
         return Settings(data_dir=tmp_path, **files)
 
@@ -260,13 +258,13 @@ def test_a_certificate_goes_with_its_key(papers: Papers, tmp_path: Path) -> None
         ("10.1.2.3", None, "nats://10.1.2.3:4222"),
     ],
 )
-def test_a_listener_is_told_by_the_name_that_clients_use(
+def test_the_url_of_a_listener_uses_the_host_name_of_clients(
     host: str, name: str | None, url: str
 ) -> None:
     assert Listeners(host=host, name=name).url("nats", host, 4222) == url
 
 
-def test_a_name_that_the_operator_gave_is_what_its_certificate_names(papers: Papers) -> None:
+def test_a_given_host_name_is_verified_against_the_certificate(papers: Papers) -> None:
     names, certificate = {"::1": "localhost"}, Certificate(papers.certificate, papers.key)
     plain, secret = Listeners(names=names), Listeners(names=names, certificate=certificate)
 

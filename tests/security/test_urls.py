@@ -1,4 +1,4 @@
-"""A password in a URL is for the server at its other end, and is shown to nobody."""
+"""A password in a URL is sent to its server and shown nowhere."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     assert redacted(url) == shown
 
 
-def test_an_agent_is_told_where_nats_is_and_no_password() -> None:
+def test_an_agent_gets_the_url_of_nats_without_a_password() -> None:
     assert anonymous("nats://ada:secret@x:1,nats://b@y") == "nats://x:1,nats://y"
 
 
@@ -46,7 +46,7 @@ def test_settings_show_no_url() -> None:
 
 
 @pytest.mark.parametrize("password", ["se#cret", "se/cret", "se:cret", "se?cret"])
-def test_a_password_that_was_not_escaped_is_not_shown_in_parts(
+def test_an_unescaped_password_is_hidden_entirely(
     password: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"postgresql://ada:{password}@127.0.0.1:1/x"
@@ -61,7 +61,7 @@ def test_a_password_that_was_not_escaped_is_not_shown_in_parts(
 
 @pytest.mark.parametrize("password", ["secret", "se,cret", "se cret", "se@cret"])
 @pytest.mark.parametrize("command", ["replay --all", "migrate"])
-def test_a_database_that_can_not_be_opened_is_named_without_its_password(
+def test_an_unreachable_database_is_named_without_its_password(
     command: str, password: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"postgresql://ada:{password}@127.0.0.1:1/x"
@@ -77,7 +77,7 @@ def test_a_database_that_can_not_be_opened_is_named_without_its_password(
 
 
 @pytest.mark.parametrize("password", ["secret", "se,cret", "se cret", "se@cret"])
-def test_a_role_that_waits_for_its_database_names_it_without_its_password(
+def test_a_waiting_role_names_its_database_without_its_password(
     password: str, tmp_path: Path
 ) -> None:
     url = f"postgresql://ada:{password}@127.0.0.1:1/x"
