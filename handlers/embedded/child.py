@@ -56,7 +56,9 @@ class Child:
         """The process id of the server."""
         return self._process.pid
 
-    async def ready(self, directory: Path, check: Callable[[], T | None], limit: float) -> T:
+    async def wait_until_ready(
+        self, directory: Path, check: Callable[[], T | None], limit: float
+    ) -> T:
         """Call `check` after each change in `directory` until it returns a value, and return that.
 
         Raises ServerFailed if the server ends first, or after `limit` seconds.

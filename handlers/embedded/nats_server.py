@@ -63,7 +63,7 @@ async def nats_server(
     )
 
     async def ready() -> None:
-        await child.ready(
+        await child.wait_until_ready(
             ready_directory, lambda: _is_ready(ready_directory, child.pid), _READY_LIMIT
         )
 

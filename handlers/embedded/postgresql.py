@@ -92,7 +92,7 @@ async def _started(
         run_as=user.options,
     )
     try:
-        await child.ready(data, lambda: _is_ready(data, child.pid), _READY_LIMIT)
+        await child.wait_until_ready(data, lambda: _is_ready(data, child.pid), _READY_LIMIT)
     except BaseException:
         await child.stop()
         raise

@@ -41,10 +41,23 @@ _USERS: Final = ("nobody", "embedded_postgres")
 _NO_ENTRY: Final = 65_534
 """The uid on a machine whose only user is root."""
 
+_PROGRAMS: Final = ("initdb", "postgres")
+_LOOKUP: Final = b"\0getpwuid\0"
+_REPLACEMENT: Final = b"\0getpwent\0"
+
+SOCKET: Final = ".s.PGSQL.5432"
+"""The name that PostgreSQL gives its socket."""
+SOCKET_PREFIX: Final = "workspaced-"
+"""The prefix of the names of socket directories."""
+
+_MAX_PATH: Final = 107
+_PRIVATE: Final = 0o700
+_SHARED_DIRECTORIES: Final = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 — a directory there is checked for its owner
+
 
 @dataclass(frozen=True, slots=True)
 class ServerUser:
-    """A way to run PostgreSQL: as whom, and how."""
+    """A way to run PostgreSQL: the user, and the options of `launch` that it needs."""
 
     way: str
     """A description for messages."""
@@ -168,11 +181,6 @@ def _name(uid: int) -> str:
     return f"uid {uid}" if (entry := _entry(uid)) is None else entry.pw_name
 
 
-_PROGRAMS: Final = ("initdb", "postgres")
-_LOOKUP: Final = b"\0getpwuid\0"
-_REPLACEMENT: Final = b"\0getpwent\0"
-
-
 @contextmanager
 def programs_for(user: ServerUser, binaries: Path, place: Path) -> Iterator[Path]:
     """Yield a directory of PostgreSQL's programs that work for a user.
@@ -185,7 +193,7 @@ def programs_for(user: ServerUser, binaries: Path, place: Path) -> Iterator[Path
     copies = place / "postgres.programs"
     try:
         try:
-            programs = _copied(binaries, copies)
+            programs = _copy_programs(binaries, copies)
         except OSError as error:
             raise EmbeddedError(f"{copies} can't be created: {error}") from error
         yield programs
@@ -193,7 +201,7 @@ def programs_for(user: ServerUser, binaries: Path, place: Path) -> Iterator[Path
         shutil.rmtree(copies, ignore_errors=True)
 
 
-def _copied(binaries: Path, place: Path) -> Path:
+def _copy_programs(binaries: Path, place: Path) -> Path:
     """Copy the programs into a tree of links that looks like the installation.
 
     The programs find their libraries and data files relative to their own path.
@@ -217,16 +225,6 @@ def _copied(binaries: Path, place: Path) -> Path:
         (copies / name).write_bytes(program.replace(_LOOKUP, _REPLACEMENT))
         (copies / name).chmod(0o700)
     return copies
-
-
-SOCKET: Final = ".s.PGSQL.5432"
-"""The name that PostgreSQL gives its socket."""
-SOCKET_PREFIX: Final = "workspaced-"
-"""The prefix of the names of socket directories."""
-
-_MAX_PATH: Final = 107
-_PRIVATE: Final = 0o700
-_SHARED_DIRECTORIES: Final = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 — a directory there is checked for its owner
 
 
 def socket_directory(data: Path) -> Path:

@@ -82,7 +82,7 @@ async def listening(home: Path, port: int) -> AsyncIterator[str]:
         run_as=identity.options,
     )
     try:
-        await child.ready(data, lambda: _is_ready(data, child.pid), 30)
+        await child.wait_until_ready(data, lambda: _is_ready(data, child.pid), 30)
         yield f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable"
     finally:
         await child.stop()
