@@ -116,8 +116,8 @@ def test_up_runs_on_a_small_disk_and_starts_again(tmp_path: Path) -> None:
         for _ in range(2):
             with up(place / "data") as running:
                 assert running.run("chat", "list").returncode == 0
-                said = running.process.output()
-            assert "new streams are limited to" in said
+                output = running.process.output()
+            assert "new streams are limited to" in output
 
 
 def test_a_disk_that_is_too_small_is_reported_before_any_file_is_created(tmp_path: Path) -> None:

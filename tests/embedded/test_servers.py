@@ -70,7 +70,7 @@ def an_owner(
             process.kill()
 
 
-def gone(pids: list[int], limit: float = 10) -> bool:
+def all_ended(pids: list[int], limit: float = 10) -> bool:
     """Wait until processes that are not children of this one have ended."""
     for pid in pids:
         try:
@@ -139,14 +139,14 @@ async def test_servers_end_with_a_killed_owner_and_the_next_owner_starts_at_once
                 database = await asyncpg.connect(servers.database_url)
                 assert await database.fetchval("select 1") == 1
                 await database.close()
-            assert gone(said["pids"])
+            assert all_ended(said["pids"])
             assert servers.nats_url == said["nats"]
 
 
 async def test_servers_of_a_killed_owner_end_by_themselves(tmp_path: Path) -> None:
     with an_owner(tmp_path) as (process, said):
         process.kill()
-        assert gone(said["pids"])
+        assert all_ended(said["pids"])
     async with embedded_servers(tmp_path):
         pass  # clears what the killed one left in the temporary directory
 
@@ -249,7 +249,7 @@ def test_an_ordinary_user_runs_the_servers_as_itself(tmp_path: Path) -> None:
             assert uids == {65534}
             process.communicate(timeout=10)
             assert process.returncode == 0
-            assert gone(said["pids"])
+            assert all_ended(said["pids"])
     finally:
         shutil.rmtree(home)
 

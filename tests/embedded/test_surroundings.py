@@ -157,7 +157,7 @@ def test_a_user_without_an_entry_needs_neither_home_nor_namespace(
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), *packages]), "HOME": home}
 
     seen = [start(place / "data", *surrounded, python=python, **environment)]
-    (place / "data" / "credentials" / "database.pass").unlink()  # so that it is set anew
+    (place / "data" / "credentials" / "database.pass").unlink()  # so that it is generated again
     seen.append(start(place / "data", *surrounded, python=python, **environment))
 
     assert [one["starts"] for one in seen] == [1, 2]

@@ -112,15 +112,15 @@ def test_up_ends_with_a_message_when_its_socket_directory_is_removed(
         assert str(runtime) in running.ready["database"]
         shutil.rmtree(runtime)
         status = running.process.ended(PATIENCE)
-        said = running.process.output()
+        output = running.process.output()
     finally:
         running.process.kill()
         kill_processes(processes_using(data))
 
     assert status == 1
-    assert "Traceback" not in said
-    assert f"{runtime}" in said.splitlines()[-1]
-    assert "was removed or moved" in said.splitlines()[-1]
+    assert "Traceback" not in output
+    assert f"{runtime}" in output.splitlines()[-1]
+    assert "was removed or moved" in output.splitlines()[-1]
     assert processes_using(data) == []
     with_words = run("chat", "list", "--data-dir", data)
     assert "no workspaced runs on" in with_words.stderr

@@ -53,10 +53,10 @@ def test_an_unescaped_password_is_hidden_entirely(
 
     status = main(["settings", "list", "--data-dir", str(tmp_path), "--database-url", url])
 
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert status == 1
-    assert "cret" not in said
-    assert "'se'" not in said
+    assert "cret" not in output
+    assert "'se'" not in output
 
 
 @pytest.mark.parametrize("password", ["secret", "se,cret", "se cret", "se@cret"])
@@ -69,11 +69,11 @@ def test_an_unreachable_database_is_named_without_its_password(
 
     status = main([*command.split(), *place])
 
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert status == 1
-    assert "can't open the database: " in said
-    assert said.endswith(" (postgresql://ada:***@127.0.0.1:1/x)\n")
-    assert "cret" not in said
+    assert "can't open the database: " in output
+    assert output.endswith(" (postgresql://ada:***@127.0.0.1:1/x)\n")
+    assert "cret" not in output
 
 
 @pytest.mark.parametrize("password", ["secret", "se,cret", "se cret", "se@cret"])
@@ -89,9 +89,9 @@ def test_a_waiting_role_names_its_database_without_its_password(
         stderr=subprocess.PIPE,
         text=True,
     ) as worker:
-        said = worker.stderr.readline() if worker.stderr else ""
+        output = worker.stderr.readline() if worker.stderr else ""
         worker.kill()
 
-    assert "can't open the database: " in said
-    assert "(postgresql://ada:***@127.0.0.1:1/x)" in said
-    assert "cret" not in said
+    assert "can't open the database: " in output
+    assert "(postgresql://ada:***@127.0.0.1:1/x)" in output
+    assert "cret" not in output
