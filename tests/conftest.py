@@ -1,4 +1,4 @@
-"""Real servers for the tests: one PostgreSQL and one nats-server a run, a database a test."""
+"""Real servers for the tests: one PostgreSQL and one nats-server for each run, a database for each test."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.rigs.servers import new_database
 
 ConnectAs = Callable[..., Awaitable[Client]]
 
-# Who starts us in the background of a shell has SIGINT ignored, and so would all that we start.
+# A background job of a shell ignores SIGINT, and so would every process that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def servers() -> AsyncIterator[Servers]:
-    """The run's own servers. Streams have fixed names: who needs a clean bus takes `own_nats`."""
+    """Servers of the whole run. Streams have fixed names: a test that needs an empty NATS uses `own_nats`."""
     with tempfile.TemporaryDirectory(prefix="workspaced-tests-") as directory:
         async with embedded_servers(Path(directory)) as running:
             yield running
@@ -34,14 +34,14 @@ async def servers() -> AsyncIterator[Servers]:
 
 @pytest.fixture
 async def database_url(servers: Servers) -> AsyncIterator[str]:
-    """A database of the test's own, empty."""
+    """The URL of an empty database for this test."""
     async with new_database(servers) as url:
         yield url
 
 
 @pytest.fixture
 async def own_nats(servers: Servers, tmp_path: Path) -> AsyncIterator[Servers]:
-    """A nats-server of the test's own, empty, with the same roles and permissions."""
+    """An empty nats-server for this test, with the same roles and permissions."""
     directory = tmp_path / "own-nats"
     async with embedded_servers(directory, database_url=servers.database_url) as running:
         yield running
@@ -49,9 +49,9 @@ async def own_nats(servers: Servers, tmp_path: Path) -> AsyncIterator[Servers]:
 
 @pytest.fixture
 async def connect_as(servers: Servers) -> AsyncIterator[ConnectAs]:
-    """`await connect_as("operator", on=own_nats, **options of Client.connect)`, closed at the end.
+    """Return a function: `await connect_as("operator", on=own_nats, **options of Client.connect)`.
 
-    It fails at once instead of trying again. What the server denies comes to `error_cb` only.
+    It does not retry. Permission violations are passed to `error_cb` only. Connections are closed at the end.
     """
     async with AsyncExitStack() as connections:
 
@@ -67,7 +67,7 @@ async def connect_as(servers: Servers) -> AsyncIterator[ConnectAs]:
                 "allow_reconnect": False,
             } | options
             client: Client = settings.pop("client")
-            # Also when it is refused: nats-py then leaves its socket open.
+            # Also if the server refuses: nats-py then leaves its socket open.
             connections.push_async_callback(client.close)
             await client.connect(on.nats_url, **settings)
             return client
@@ -76,13 +76,13 @@ async def connect_as(servers: Servers) -> AsyncIterator[ConnectAs]:
 
 
 async def settled(client: Client) -> None:
-    """Wait until the server has worked all that the client sent before.
+    """Wait until the server has processed everything that the client has sent.
 
-    One flush is not enough: nats-py's PING overtakes what waits to be written.
+    One flush is not enough: nats-py's PING overtakes messages that wait to be written.
     """
     await client.flush()
     await client.flush()
 
 
 async def _ignore(_error: Exception) -> None:
-    """Else nats-py logs every one of them."""
+    """Without a callback nats-py logs each error."""

@@ -1,4 +1,4 @@
-"""Chats that go on while servers come and go: everybody of the contract, patient, and keeping count."""
+"""A load of chats on a cluster whose servers fail: participants that retry, and count what they receive."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CALLS = ("list_templates", "stop_workspace", "start_workspace", "stop_workspace"
 
 
 class Progress:
-    """When something came, and the longest time that nothing did."""
+    """Counts arrivals, and measures the longest time without one."""
 
     def __init__(self) -> None:
         self.count, self.longest, self._last = 0, 0.0, time.monotonic()
@@ -52,32 +52,32 @@ class Progress:
             self._changed.notify_all()
 
     async def more(self, number: int) -> None:
-        """Wait until that many more have come."""
+        """Wait for that many more arrivals."""
         wanted = self.count + number
         async with asyncio.timeout(2 * ANSWERED_WITHIN), self._changed:
             await self._changed.wait_for(lambda: self.count >= wanted)
 
     def begin(self) -> None:
-        """Measure the longest time anew."""
+        """Reset the longest time."""
         self.longest, self._last = 0.0, time.monotonic()
 
 
-async def sure(tried: Callable[[], Awaitable[Any]]) -> Any:
-    """Try until it is done, as any client of a cluster must."""
+async def retry(tried: Callable[[], Awaitable[Any]]) -> Any:
+    """Retry until it succeeds, as a client of a cluster must."""
     delay = 0.05
     while True:
         try:
             return await tried()
         except AWAY:
-            await asyncio.sleep(delay)  # a back-off
+            await asyncio.sleep(delay)  # back-off
             delay = min(2 * delay, 1.0)
 
 
 async def stored(party: Participant, subject: str, told: Event) -> None:
-    """Publish until a stream has it, under one identity."""
+    """Publish until the stream has stored it, always under the same identity."""
     headers = {"Nats-Msg-Id": f"{told['source']}:{told['id']}"}
     body = json.dumps(told).encode()
-    await sure(lambda: party.js.publish(subject, body, timeout=3, headers=headers))
+    await retry(lambda: party.js.publish(subject, body, timeout=3, headers=headers))
 
 
 class Load:
@@ -86,10 +86,10 @@ class Load:
     def __init__(self, place: Deployment, stack: AsyncExitStack) -> None:
         self._place, self._stack = place, stack
         self.service, self.provisioner, self.operator = Participant(), Participant(), Participant()
-        """Connected by `open`."""
+        """`open` connects them."""
         self.answers, self.states = Progress(), Progress()
         self.slowest = 0.0
-        """Seconds that the slowest call took, from when it was accepted; begun anew with `begin`."""
+        """Seconds that the slowest call took, from when it was accepted; reset by `begin`."""
         self.versions: dict[str, list[int]] = {}
         """What a frontend saw of each chat."""
         self.chats: list[str] = []
@@ -124,11 +124,11 @@ class Load:
                     group.create_task(self._chats())
             # An ack may have gone down with a server: then its message comes again, and is acked.
             for stream in ("WORKSPACED_JOB", "WORKSPACED_IN"):
-                await sure(partial(self._drained, stream))
+                await retry(partial(self._drained, stream))
             await cancel_and_wait(taking)
 
     def begin(self) -> None:
-        """Measure anew."""
+        """Reset the measurements."""
         self.answers.begin()
         self.states.begin()
         self.slowest = 0.0
@@ -157,7 +157,7 @@ class Load:
             party.client.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
             return party
 
-        joined: Participant = await sure(tried)
+        joined: Participant = await retry(tried)
         return joined
 
     async def _chats(self) -> None:
@@ -212,10 +212,10 @@ class Load:
 
     async def _about(self, key: tuple[str, str]) -> str:
         """What can be seen of a call that is not answered."""
-        state = await sure(
+        state = await retry(
             lambda: self.service.last("WORKSPACED_STATE", f"workspaced.state.{key[0]}")
         )
-        result = await sure(
+        result = await retry(
             lambda: self.service.last("WORKSPACED_RESULT", f"workspaced.result.{key[0]}.{key[1]}")
         )
         built = {build: self.jobs[build] for build in self.built.get(key[0], ())}
@@ -241,7 +241,7 @@ class Load:
 
     async def _take(self, building: asyncio.TaskGroup) -> None:
         """Take every job of the pool, and build it beside the others."""
-        bound = await sure(
+        bound = await retry(
             lambda: self.provisioner.js.pull_subscribe_bind(f"pool-{POOL}", stream="WORKSPACED_JOB")
         )
         while True:
@@ -276,7 +276,7 @@ class Load:
     async def _agent(self, job: Event, agent_id: str) -> None:
         """Be the agent of a build, with a credential of its own."""
         body = {key: job[key] for key in ("chat_id", "workspace_id", "build_id")}
-        credential = await sure(
+        credential = await retry(
             lambda: self.provisioner.client.request(
                 "workspaced.rpc.agent_credential",
                 json.dumps(body | {"agent_id": agent_id}).encode(),
@@ -300,7 +300,7 @@ async def leader(operator: Participant, stream: str) -> str:
             raise TimeoutError
         return str(info.cluster.leader)
 
-    return str(await sure(found))
+    return str(await retry(found))
 
 
 async def in_step(operator: Participant, stream: str) -> None:
@@ -312,4 +312,4 @@ async def in_step(operator: Participant, stream: str) -> None:
         if len(replicas) != 2 or not all(one.current and not one.offline for one in replicas):
             raise TimeoutError
 
-    await sure(looked)
+    await retry(looked)

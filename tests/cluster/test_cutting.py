@@ -21,9 +21,9 @@ async def test_a_connection_to_another_server_is_cut_off(cluster: ClusterNodes) 
         return await elected(lambda: connect(url, seed_file=seed_file))
 
     async with await role("worker", one) as worker, await role("operator", two) as operator:
-        client = operator._connection
+        client = operator._client
         at, lost = ClientConnection(client.server_id, client.client_id), asyncio.Event()
-        client.on_lost.append(lost.set)
+        client.on_disconnect.append(lost.set)
 
         async def found() -> None:
             if not await can_disconnect(worker, at.server):

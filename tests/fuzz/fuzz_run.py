@@ -30,6 +30,7 @@ from tests.rigs.client import (
     role_options,
 )
 from tests.rigs.fleet import Fleet
+from tests.rigs.processes import resident_mib
 from tests.rigs.world import ORGANIZATION, POOL
 
 FOUND = Path(__file__).parent / "found"
@@ -79,11 +80,6 @@ class Figures:
         )
 
 
-def rss(pid: int) -> float:
-    """MiB of memory that a process holds."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4 / 1024
-
-
 class FuzzRun:
     """The attackers, who may publish all that any party may, and a healthy chat among them."""
 
@@ -114,7 +110,7 @@ class FuzzRun:
                 await self._publish(target, piece, figures)
             for role, pid in self.pids.items():
                 try:
-                    self.memory[role].append(rss(pid))
+                    self.memory[role].append(resident_mib(pid))
                 except (OSError, IndexError):
                     raise Harm(
                         f"the {role} is gone: {target} {piece[0].index} to {piece[-1].index}"

@@ -1,4 +1,4 @@
-"""Servers of a test's own, and what is looked at when all is over."""
+"""Servers for the tests of one module."""
 
 from __future__ import annotations
 

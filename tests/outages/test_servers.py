@@ -307,7 +307,9 @@ async def test_while_the_database_refuses_events_they_wait_and_nothing_is_buried
     stage: Stage, what: str
 ) -> None:
     worker = stage.fleet.running[0]
-    words = "are redelivered later" if what in ("column renamed", "P0001", "XX000") else "trying again"
+    words = (
+        "are redelivered later" if what in ("column renamed", "P0001", "XX000") else "trying again"
+    )
     async with connected_world(stage.place) as world:
         chats = [await world.chat() for _ in range(8)]
         building = await asyncio.gather(*(world.building(chat) for chat in chats))

@@ -29,6 +29,7 @@ from tests.rigs.client import (
     role_options,
 )
 from tests.rigs.fleet import Fleet, fleet_on
+from tests.rigs.processes import resident_mib
 from tests.rigs.world import ORGANIZATION, POOL
 
 SECONDS = float(os.environ.get("OVERLOAD_SECONDS", "3"))
@@ -139,11 +140,6 @@ class Flood:
                 self._changed.notify_all()
 
 
-def rss(pid: int) -> float:
-    """MiB of memory that a process holds."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4 / 1024
-
-
 @pytest.fixture
 async def fleet(own_nats: Servers, database_url: str, tmp_path: Path) -> AsyncIterator[Fleet]:
     async with fleet_on(own_nats, database_url, tmp_path, ROOM) as fleet:
@@ -156,7 +152,7 @@ async def test_a_flood_is_refused_in_clear_words_at_flat_memory_and_costs_no_acc
     worker, gateway = await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
     pids = {"worker": worker.pid, "gateway": gateway.pid}
     flood = Flood((await fleet.push("plain"))["template_id"])
-    idle = {role: rss(pid) for role, pid in pids.items()}
+    idle = {role: resident_mib(pid) for role, pid in pids.items()}
     samples: dict[str, list[float]] = {role: [] for role in pids}
     figures = [f"idle: worker {idle['worker']:.0f} MiB, gateway {idle['gateway']:.0f} MiB"]
 
@@ -172,7 +168,7 @@ async def test_a_flood_is_refused_in_clear_words_at_flat_memory_and_costs_no_acc
         running = asyncio.create_task(flood.run(SECONDS))
         while not (await asyncio.wait({running}, timeout=EVERY))[0]:  # it measures, meanwhile
             for role, pid in pids.items():
-                samples[role].append(rss(pid))
+                samples[role].append(resident_mib(pid))
             figures.append(
                 f"{time.monotonic() - begun:4.0f} s: worker {samples['worker'][-1]:.0f} MiB, gateway "
                 f"{samples['gateway'][-1]:.0f} MiB; {len(flood.accepted)} published, "

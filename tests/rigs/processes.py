@@ -256,3 +256,8 @@ def kill_processes(pids: Sequence[int]) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     wait_until_gone(pids, TIMEOUT)
+
+
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process in MiB."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4 / 1024

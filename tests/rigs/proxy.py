@@ -1,7 +1,7 @@
-"""What stands between one process and one server, in the hands of a test: it holds or cuts traffic.
+"""A proxy between one process and one server, with which a test holds or cuts traffic.
 
-Holding from the message that carries certain words on makes an instant exact: the process has done
-all up to there, and nothing beyond has happened.
+Holding traffic from a message with certain words on defines an exact moment: the process has done
+everything up to that message, and nothing after it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Dial = Callable[[], Awaitable[tuple[StreamReader, StreamWriter]]]
 
 
 class Direction:
-    """One way of all connections of a proxy: open, or held."""
+    """One direction of all connections of a proxy: open or held."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
@@ -27,7 +27,7 @@ class Direction:
 
 
 class Proxy:
-    """Takes connections on a port of its own and passes everything on, until it is told otherwise."""
+    """Accepts connections on a port of its own and forwards everything, unless the test holds or cuts traffic."""
 
     def __init__(self, dial: Dial) -> None:
         self._dial = dial
@@ -45,38 +45,38 @@ class Proxy:
         return int(self._server.sockets[0].getsockname()[1])
 
     def hold(self, words: bytes) -> None:
-        """Pass nothing on to the server any more, beginning with what carries the words."""
+        """Hold everything sent to the server, beginning with the chunk that contains the words."""
         self._set(words, self._out)
 
     def hold_answers(self, words: bytes) -> None:
-        """Pass what carries the words on, and from then on no answer of the server."""
+        """Forward the chunk that contains the words, and hold all answers of the server from then on."""
         self._set(words, self._back)
 
     def freeze(self) -> None:
-        """Hold both ways from now on: a partition that nobody is told of."""
+        """Hold both directions from now on: a network partition that neither side notices."""
         self._out.open.clear()
         self._back.open.clear()
 
     async def held(self) -> None:
-        """Wait until the awaited words came."""
+        """Wait until the words have passed."""
         async with asyncio.timeout(TIMEOUT):
             await self._sprung.wait()
 
     def release(self) -> None:
-        """Let everything through, and what was held first."""
+        """Forward what is held, and everything after it."""
         self._words = None
         self._out.open.set()
         self._back.open.set()
 
     def cut(self) -> None:
-        """Break every connection, lose what is held, and refuse new ones until `mend`."""
+        """Abort every connection, discard what is held, and refuse connections until `mend`."""
         self._refusing = True
         for end in list(self._ends):
             end.transport.abort()
         self.release()
 
     def mend(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self._refusing = False
 
     def _set(self, words: bytes, *then: Direction) -> None:
@@ -125,7 +125,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy(dial: Dial) -> AsyncIterator[Proxy]:
-    """Run a proxy before what `dial` connects to."""
+    """Run a proxy in front of the server to which `dial` connects."""
     made = Proxy(dial)
     made._server = await asyncio.start_server(made._connected, "127.0.0.1", 0)
     try:

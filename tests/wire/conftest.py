@@ -1,4 +1,4 @@
-"""One `workspaced up` for the run, its templates, and everybody of the contract for each test."""
+"""One `workspaced up` for the whole run, and the participants of the contract for each test."""
 
 from __future__ import annotations
 
