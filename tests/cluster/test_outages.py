@@ -135,7 +135,7 @@ async def _check(load: Load, database_url: str) -> tuple[int, int]:
             log = await store.chats.log(chat_id, limit=10_000)
             replayed = replay(log)[chat_id]
             assert replayed.differences == ()
-            assert replayed.workspace.version == chat.version
+            assert replayed.chat.version == chat.version
             seen = load.versions[chat_id]
             assert seen == sorted(set(seen))
             missed += chat.version - len(seen)
