@@ -25,7 +25,7 @@ from handlers.embedded import running_servers
 from handlers.embedded.database_access import complete_url, credentials_folder
 from handlers.errors import NotFoundError
 from handlers.settings import Settings
-from handlers.worker.load_sampler import Room
+from handlers.worker.call_limits import WaitingLimits
 from statemachine.chat import Limits
 from statemachine.store import MisconfiguredError, StoreUnavailableError, UnreachableError
 from statemachine.store.migrator import migrate
@@ -264,9 +264,11 @@ def limits(settings: Settings) -> Limits:
     )
 
 
-def room(settings: Settings) -> Room:
+def waiting_limits(settings: Settings) -> WaitingLimits:
     """Return how many calls and jobs may wait."""
-    return Room(settings.waiting_calls_per_chat, settings.waiting_calls, settings.job_queue)
+    return WaitingLimits(
+        settings.waiting_calls_per_chat, settings.waiting_calls, settings.job_queue
+    )
 
 
 def tuning(settings: Settings, endpoints: Endpoints) -> Tuning:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from handlers.worker import effects, timer_events
+from handlers.worker.call_limits import policy
 from handlers.worker.chat import ChatInBatch
-from handlers.worker.clocks import LATE
+from handlers.worker.clock_skew import LATE
 from handlers.worker.deliveries import Dead, Fact, Fired, Item, Missed, Noted, Published, noted
-from handlers.worker.runtime_settings import policy
 from statemachine import events, redaction
 from statemachine.calls import Call, Known, Load
 from statemachine.chat import Chat, Limits

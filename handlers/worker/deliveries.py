@@ -17,10 +17,12 @@ from statemachine.store import event_digest
 from statemachine.strict_json import Reason
 from statemachine.timers import TimerKind
 
+DEAD_LETTER_LIMIT: Final = 1_000_000
+"""Bytes of a dead letter's body and original headers: NATS accepts messages of 1 MiB."""
 DETAIL_LIMIT: Final = 1024
 """Characters of a dead letter's detail."""
 NOTICE_LIMIT: Final = 512
-"""Characters of it that stay on the chat."""
+"""Characters of the detail that the chat's notice shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """A timer came up; whether its time has come is for the database's clock to say."""
+    """A timer fired; the database's clock decides whether its time has come."""
 
     chat_id: str
     purpose: TimerKind
@@ -42,18 +44,17 @@ class Fired:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """An agent's presence ran out."""
+    """An agent's presence message expired."""
 
     chat_id: str
     agent_id: str
-    """Place of the server's mark in its stream: names this loss."""
     highest: int | None = None
-    """The agent's highest sequence before its presence was looked for in vain; None: it is there."""
+    """The agent's highest sequence before a look that did not find its presence; None: it is present."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A state that stands on the bus, to be compared with what the database holds."""
+    """A published state, to be compared with the database."""
 
     chat_id: str
     state: Mapping[str, Any]
@@ -67,7 +68,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """What can't be accepted, as it came."""
+    """A dead letter: a message that can't be accepted, as it came."""
 
     kind: str
     chat_id: str
@@ -79,17 +80,17 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """A dead letter that tells something of a build, to be noted on its chat."""
+    """A dead letter about a build, to be noted on its chat."""
 
     chat_id: str
     sender: str
-    """By the subject, as the server let it through."""
+    """The sender according to the subject, which NATS checks."""
     fact: FactRejected
 
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """A message that needs no work, like a sign of life."""
+    """A message that needs no work, like a presence message that did not expire."""
 
 
 Item = Fact | Fired | Missed | Published | Noted | Dead | Nothing
@@ -103,7 +104,7 @@ def chat_of(item: Item) -> str | None:
 
 
 def read(delivery: Delivery, now: datetime) -> Item:
-    """Read a delivery of one of the worker's consumers. Never raises for what it holds."""
+    """Decode a delivery of one of the worker's consumers. Invalid content becomes a Dead, never an error."""
     if delivery.stream == IN.name:
         return _inbound(delivery, now)
     if delivery.stream == TIMER.name:
@@ -112,12 +113,12 @@ def read(delivery: Delivery, now: datetime) -> Item:
         return Nothing()
     chat_id, agent_id = subjects.parse_presence(delivery.subject)
     if not (is_canonical(chat_id) and is_canonical(agent_id)):
-        return Nothing()  # whoever may publish may set a mark's header too
+        return Nothing()  # any sender may set the header that marks an expiry
     return Missed(chat_id, agent_id)
 
 
 def noted(letter: Dead) -> Noted | None:
-    """Return what a dead letter leaves on its chat, if it names a build."""
+    """Return what a dead letter leaves on its chat; None if it names no build."""
     rejected, inbound = letter.rejected, subjects.parse_inbound(letter.subject)
     if rejected.build_id is None or inbound is None or not is_canonical(inbound.chat):
         return None
@@ -127,7 +128,7 @@ def noted(letter: Dead) -> Noted | None:
 
 
 def dead(delivery: Delivery, reason: Reason, detail: str, item: Item | None = None) -> Dead:
-    """Give up on a delivery, read as `item` if it could be read."""
+    """Make a delivery a dead letter. `item`: what was decoded from it, if that succeeded."""
     rejected = Rejected(reason, detail)
     if isinstance(item, Fact):
         data = item.event.data
@@ -171,3 +172,27 @@ def _timer(delivery: Delivery) -> Item:
         return Fired(chat_id, TimerKind(purpose), int(json.loads(delivery.data)["generation"]))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return dead(delivery, Reason.BAD_DATA, "not a timer of ours")
+
+
+def dead_letter_headers(letter: Dead) -> dict[str, str]:
+    """Return the headers of a published dead letter.
+
+    The original headers are the JSON value of one header, so that none of them has an effect.
+    """
+    return {
+        "Workspaced-Subject": letter.subject,
+        "Workspaced-Reason": str(letter.rejected.reason),
+        "Workspaced-Detail": letter.rejected.detail[:DETAIL_LIMIT],
+        "Workspaced-Headers": _fit_headers(letter.headers, DEAD_LETTER_LIMIT - len(letter.data)),
+    }
+
+
+def _fit_headers(headers: Mapping[str, str], limit: int) -> str:
+    """Return headers as JSON; leave out those that would make the message too large."""
+    kept: dict[str, str] = {}
+    for name, value in headers.items():
+        size = len(json.dumps({name: value}, ensure_ascii=False).encode())
+        if size <= limit:
+            kept[name] = value
+            limit -= size
+    return json.dumps(kept, ensure_ascii=False)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import replace
 
 from handlers.worker.chat import ChatInBatch
 from handlers.worker.deliveries import Missed, Noted, Published
 from handlers.worker.own import own
-from handlers.worker.relay import Relay
 from statemachine import events, timers, tool_rules
 from statemachine.chat import Chat
-from statemachine.store import Store
 from statemachine.timers import TimerKind
 from statemachine.views import state_changed
 
@@ -38,21 +35,6 @@ def fired(chat: ChatInBatch, purpose: TimerKind, generation: int) -> bool:
         case TimerKind.ORPHAN:
             _stop_orphans(chat)
     return True
-
-
-async def looked_for(item: Missed, store: Store, relay: Relay) -> Missed:
-    """Look whether the agent is still not to be seen. Raises BusError, StoreUnavailableError.
-
-    What it had said is read before: if it comes back after the look, it says more, and the loss is
-    not recorded (`missed`) or undone. So no transaction is held while the bus is asked.
-    """
-    chat = await store.chats.get(item.chat_id)
-    facts = chat.heard_from(item.agent_id) if chat is not None else None
-    if facts is None or not facts.connected:
-        return item
-    if not await relay.silent(item.chat_id, item.agent_id):
-        return item
-    return replace(item, highest=facts.highest)
 
 
 def missed(chat: ChatInBatch, item: Missed) -> bool:

@@ -22,14 +22,14 @@ from tests.simulation.network import SimulatedBus
 
 
 def _ack_before_commit() -> Callable[[], None]:
-    commit = Worker._commit
+    commit = Worker.commit
 
-    async def early(self: Worker, deliveries: Sequence[Delivery], relay: Any) -> Any:
+    async def early(self: Worker, deliveries: Sequence[Delivery]) -> Any:
         for delivery in deliveries:
             await delivery.ack()
-        return await commit(self, deliveries, relay)
+        return await commit(self, deliveries)
 
-    return replaced(Worker, "_commit", early)
+    return replaced(Worker, "commit", early)
 
 
 def _no_dedupe_by_identity() -> Callable[[], None]:

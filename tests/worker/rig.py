@@ -10,9 +10,8 @@ from typing import Any
 
 from bus import Bus, Delivery, Message, subjects
 from bus.streams import CONSUMERS, JOB, STREAMS, pool_consumer
-from handlers.worker.recovery import Recovery
+from handlers.worker.recovery.stream_watch import StreamWatch
 from handlers.worker.relay import Relay
-from handlers.worker.stream_watch import Watch
 from handlers.worker.worker import Worker
 from statemachine.chat import Limits, chat_to_json
 from statemachine.replay import Fold
@@ -32,22 +31,24 @@ POOL = pool_consumer("local")
 
 
 class Hand:
-    """One worker, whose batches are taken by the test."""
+    """One worker, whose batches the test takes and works."""
 
     def __init__(self, rig: Rig, bus: Bus, store: Store) -> None:
         self._rig = rig
         self.worker = Worker(store, bus, rig.limits)
-        self.relay = Relay(bus)
-        self.watch = Watch(store, bus, self.relay, self.worker.tuning)
+
+    @property
+    def relay(self) -> Relay:
+        return self.worker.relay
+
+    @property
+    def watch(self) -> StreamWatch:
+        return self.worker.watch
 
     async def prepare(self) -> frozenset[str]:
-        """Do what a worker does at its start, and when it finds NATS again."""
+        """Do what a worker does at its start, and after a reconnect."""
         self.relay.forget()
-        recovery = Recovery(
-            self.worker.store, self.worker.bus, self.relay, self._rig.limits, self.watch
-        )
-        restored, self.worker._restored = self.worker._restored, False
-        lost = await recovery.prepare(restored=restored)
+        lost = await self.worker.republisher.prepare()
         await self.watch.accept()  # as if senders were asked
         return lost
 
@@ -63,9 +64,9 @@ class Hand:
         return found
 
     async def work(self, deliveries: Sequence[Delivery]) -> None:
-        committed = await self.worker._commit(deliveries, self.relay)
-        if committed is not None:
-            await self.worker._publish(committed, self.relay)
+        batch = await self.worker.commit(deliveries)
+        if batch is not None:
+            await self.worker.publish(batch)
 
     async def pump(self, most: int = 256) -> int:
         """Work until nothing is there; return how many deliveries that were."""

@@ -130,7 +130,7 @@ async def test_an_agent_that_comes_back_while_its_loss_is_recorded_ends_connecte
 ) -> None:
     """What it says after it was looked for in vain undoes the loss."""
     rig.clock.advance(SILENCE)
-    silent = hand.relay.silent
+    silent = hand.relay.is_absent
 
     async def slow(chat_id: str, agent_id: str) -> bool:
         found = await silent(chat_id, agent_id)
@@ -138,7 +138,7 @@ async def test_an_agent_that_comes_back_while_its_loss_is_recorded_ends_connecte
         await send.agent(job, "connected", 3)
         return found
 
-    monkeypatch.setattr(hand.relay, "silent", slow)
+    monkeypatch.setattr(hand.relay, "is_absent", slow)
     await hand.work(hand.take())
     assert rig.state(chat)["agent"]["status"] == "disconnected"
     await rig.hand().pump()
@@ -151,7 +151,7 @@ async def test_an_agent_that_spoke_between_the_look_and_the_record_is_not_lost(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig.clock.advance(SILENCE)
-    silent = hand.relay.silent
+    silent = hand.relay.is_absent
 
     async def slow(chat_id: str, agent_id: str) -> bool:
         found = await silent(chat_id, agent_id)
@@ -161,7 +161,7 @@ async def test_an_agent_that_spoke_between_the_look_and_the_record_is_not_lost(
         return found
 
     taken = hand.take()
-    monkeypatch.setattr(hand.relay, "silent", slow)
+    monkeypatch.setattr(hand.relay, "is_absent", slow)
     await hand.work(taken)
 
     assert await losses(rig, chat) == []
@@ -189,7 +189,7 @@ async def test_a_loss_while_the_bus_is_away_is_noticed_later(
 
     rig.clock.advance(SILENCE)
     with monkeypatch.context() as patch:
-        patch.setattr(hand.relay, "silent", away)
+        patch.setattr(hand.relay, "is_absent", away)
         await hand.pump()
     assert await losses(rig, chat) == []
     rig.clock.advance(WORKER_PRESENCE.ack_wait)

@@ -16,9 +16,6 @@ from bus.jetstream import connect
 from bus.streams import WORKER_IN, pool_consumer
 from handlers.access.identities import seed_file
 from handlers.embedded import Servers
-from handlers.worker.recovery import Recovery
-from handlers.worker.relay import Relay
-from handlers.worker.stream_watch import Watch
 from handlers.worker.worker import Worker
 from statemachine.chat import Limits
 from statemachine.store import Store
@@ -127,10 +124,8 @@ async def bench(
         store = await stack.enter_async_context(open_store(database_url))
         await store.templates.push(ORG, PYTHON.active, b"")
         counting: Any = Counting(await bus("worker"), cost)
-        worker, relay = Worker(store, counting, Limits()), Relay(counting)
-        await Recovery(
-            store, counting, relay, Limits(), Watch(store, counting, relay, worker.tuning)
-        ).prepare()
+        worker = Worker(store, counting, Limits())
+        await worker.republisher.prepare()
         operator = await bus("operator")
         pull = await stack.enter_async_context(counting.pull(WORKER_IN, prefetch=1000))
         jobs = await stack.enter_async_context(operator.pull(pool_consumer("local"), prefetch=1000))
@@ -142,9 +137,9 @@ async def bench(
             return found
 
         async def work(count: int) -> None:
-            committed = await worker._commit(await taken(pull, count), relay)
-            assert committed is not None
-            assert await worker._publish(committed, relay)
+            batch = await worker.commit(await taken(pull, count))
+            assert batch is not None
+            assert await worker.publish(batch)
 
         async def next_jobs(count: int) -> list[Job]:
             deliveries = await taken(jobs, count)

@@ -13,7 +13,7 @@ from bus.jetstream import connect
 from bus.streams import TIMER
 from handlers.access.identities import seed_file
 from handlers.embedded import Servers
-from handlers.worker.clocks import LATE, SAME, read_clocks
+from handlers.worker.clock_skew import LATE, read_clocks
 from handlers.worker.worker import Worker
 from statemachine.chat import Limits
 from statemachine.timers import TimerKind, open_timer
@@ -57,7 +57,7 @@ async def test_a_worker_that_knows_the_difference_arms_each_timer_once(
 ) -> None:
     rig.skew = behind
     await hand.prepare()
-    assert hand.relay.ahead == behind
+    assert hand.worker.skew.ahead == behind
 
     await limited(rig, hand, chat)
     await obeyed(rig, hand, chat)
@@ -115,13 +115,13 @@ async def test_all_timers_are_armed_again_when_the_first_fires_late_for_a_clock_
     rig.clock.advance(10)
     await limited(rig, hand, second)
 
-    rig.skew = SAME
+    rig.skew = timedelta(0)
     rig.clock.advance(TEN_MINUTES - 10)
     await hand.pump()
 
     assert rig.state(first)["state"] == "failed"
-    assert hand.relay.ahead == SAME
-    assert hand.worker._again.is_set()
+    assert hand.worker.skew.ahead == timedelta(0)
+    assert hand.worker.preparation_due.is_set()
     await hand.prepare()
     rig.clock.advance(0)
     await hand.pump()
@@ -138,7 +138,7 @@ async def test_timers_that_a_backlog_made_late_are_not_armed_again(
     await hand.pump()
 
     assert rig.state(chat)["state"] == "failed"
-    assert not hand.worker._again.is_set()
+    assert not hand.worker.preparation_due.is_set()
     assert timers(rig) == 2
 
 
@@ -194,7 +194,7 @@ async def test_over_nats_a_limit_costs_at_most_one_more_timer(
     own_nats: Servers, known: bool, behind: timedelta
 ) -> None:
     """A real server fires by its own clock; the store in this process has another one."""
-    clock = WrongClock(behind if known else SAME)
+    clock = WrongClock(behind if known else timedelta(0))
     store = MemoryStore(clock)
     await store.templates.push(ORG, PYTHON.active, b"")
     limits = Limits(build=timedelta(seconds=1))

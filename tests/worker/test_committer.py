@@ -61,7 +61,7 @@ def store(rig: Rig) -> Refusing:
 
 async def again(hand: Hand) -> None:
     """Let what was left behind come again, and work it."""
-    await asyncio.gather(*hand.worker._returning)
+    await asyncio.gather(*hand.worker.postponing)
     await hand.pump()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import asyncpg
@@ -41,10 +40,8 @@ async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
 
 @pytest.fixture
 async def store(admin: asyncpg.Connection[Any], database_url: str) -> AsyncIterator[PostgresStore]:
-    """The worker's store; its transactions may take 0.3 s."""
-    async with AsyncExitStack() as stack:
-        opening = open_store(database_url, limits=timeouts(0.3))
-        store = await stack.enter_async_context(opening)
+    """The worker's store."""
+    async with open_store(database_url) as store:
         await store.templates.push(ORG, PYTHON.active, b"")
         yield store
 
@@ -129,25 +126,22 @@ async def test_an_event_that_alone_fails_by_its_data_becomes_a_dead_letter(
 
 
 async def test_a_locked_table_is_reported_and_waited_for(
-    rig: Rig,
-    hand: Hand,
-    send: Senders,
-    store: PostgresStore,
-    admin: asyncpg.Connection[Any],
-    chat: str,
+    rig: Rig, send: Senders, database_url: str, admin: asyncpg.Connection[Any], chat: str
 ) -> None:
     await send.create(chat)
-    async with admin.transaction():
-        await admin.execute("lock table event_log in access exclusive mode")
-        with pytest.raises(StoreUnavailableError, match="locked table event_log"):
-            await store.check_writable()
-        working = asyncio.create_task(hand.pump())
-        problem = await until_reported(hand)
+    async with open_store(database_url, limits=timeouts(1.0)) as store:
+        hand = rig.hand(store=store)
+        async with admin.transaction():
+            await admin.execute("lock table event_log in access exclusive mode")
+            with pytest.raises(StoreUnavailableError, match="locked table event_log"):
+                await store.check_writable()
+            working = asyncio.create_task(hand.pump())
+            problem = await until_reported(hand)
 
-    await asyncio.wait_for(working, WITHIN)
+        await asyncio.wait_for(working, WITHIN)
 
-    assert "locked table event_log" in problem
-    await store.check_writable()
+        assert "locked table event_log" in problem
+        await store.check_writable()
     assert rig.dead == []
     assert [job["chat_id"] for job in rig.jobs()] == [chat]
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 
-from handlers.worker.load_sampler import Gauge, Room
+from handlers.worker.call_limits import LoadSampler, WaitingLimits
 from handlers.worker.worker import Worker
 from statemachine.tool_rules import BUSY
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import POOL, Hand, Rig
 
 
-def worker_with(rig: Rig, room: Room) -> Hand:
+def worker_with(rig: Rig, waiting_limits: WaitingLimits) -> Hand:
     hand = rig.hand()
-    hand.worker = Worker(rig.store, rig.bus, rig.limits, room=room)
+    hand.worker = Worker(rig.store, rig.bus, rig.limits, waiting_limits=waiting_limits)
     return hand
 
 
 async def looked(hand: Hand) -> None:
     """Have the worker see how much waits now."""
-    await hand.worker._gauge.look()
+    await hand.worker.load.sample()
 
 
 def refused(rig: Rig, chat: str, call: str = "c") -> bool:
@@ -30,7 +30,7 @@ def refused(rig: Rig, chat: str, call: str = "c") -> bool:
 async def test_one_more_call_of_a_chat_than_may_wait_is_refused_and_asked_again_goes_on_waiting(
     rig: Rig, send: Senders, chat: str
 ) -> None:
-    hand = worker_with(rig, Room(calls_per_chat=2))
+    hand = worker_with(rig, WaitingLimits(calls_per_chat=2))
     for call in ("a", "b", "c", "a"):
         await send.create(chat, call)
     await hand.pump()
@@ -47,7 +47,7 @@ async def test_one_more_call_of_a_chat_than_may_wait_is_refused_and_asked_again_
 
 
 async def test_what_was_refused_has_no_build_and_no_workspace(rig: Rig, send: Senders) -> None:
-    hand, waiting, late = worker_with(rig, Room(calls=1)), new_id(), new_id()
+    hand, waiting, late = worker_with(rig, WaitingLimits(calls=1)), new_id(), new_id()
     await send.create(waiting)
     await hand.pump()
     await looked(hand)
@@ -62,7 +62,7 @@ async def test_what_was_refused_has_no_build_and_no_workspace(rig: Rig, send: Se
 
 
 async def test_calls_are_accepted_again_when_others_are_answered(rig: Rig, send: Senders) -> None:
-    hand, waiting, late = worker_with(rig, Room(calls=1)), new_id(), new_id()
+    hand, waiting, late = worker_with(rig, WaitingLimits(calls=1)), new_id(), new_id()
     await send.create(waiting)
     await hand.pump()
     await looked(hand)
@@ -77,7 +77,7 @@ async def test_calls_are_accepted_again_when_others_are_answered(rig: Rig, send:
 
 
 async def test_no_job_is_added_to_a_full_queue_until_one_is_taken(rig: Rig, send: Senders) -> None:
-    hand, chats = worker_with(rig, Room(jobs=1)), [new_id() for _ in range(3)]
+    hand, chats = worker_with(rig, WaitingLimits(jobs=1)), [new_id() for _ in range(3)]
     await send.create(chats[0])
     await hand.pump()
     await looked(hand)
@@ -97,28 +97,28 @@ async def test_no_job_is_added_to_a_full_queue_until_one_is_taken(rig: Rig, send
 
 
 async def test_how_much_waits_is_looked_at_when_a_call_comes_and_once_a_second(rig: Rig) -> None:
-    gauge = Gauge(rig.store, rig.bus, Room(calls=1))
+    gauge = LoadSampler(rig.store, rig.bus, WaitingLimits(calls=1))
 
-    gauge.load(look=False)
-    assert gauge._looking is None
-    gauge.load(look=True)
-    first = gauge._looking
+    gauge.load(sample=False)
+    assert gauge._sampling is None
+    gauge.load(sample=True)
+    first = gauge._sampling
     assert first is not None
     await asyncio.wait_for(first, 5)
-    gauge.load(look=True)
-    assert gauge._looking is first
+    gauge.load(sample=True)
+    assert gauge._sampling is first
     await gauge.close()
 
 
 async def test_while_the_bus_is_away_the_last_look_counts(rig: Rig, send: Senders) -> None:
-    hand = worker_with(rig, Room(calls=1))
+    hand = worker_with(rig, WaitingLimits(calls=1))
     await send.create(new_id())
     await hand.pump()
     await looked(hand)
-    before = hand.worker._gauge.load(look=False)
+    before = hand.worker.load.load(sample=False)
 
     rig.server.stop()
     await looked(hand)
 
     assert before.full
-    assert hand.worker._gauge.load(look=False) == before
+    assert hand.worker.load.load(sample=False) == before

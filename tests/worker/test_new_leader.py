@@ -8,7 +8,7 @@ import pytest
 
 from bus import StreamInfo
 from bus.streams import STATE, Stream, Tuning
-from handlers.worker.stream_watch import LOOKS, Watch
+from handlers.worker.recovery.stream_watch import LOOKS, StreamWatch
 from tests.doubles.memory_bus import MemoryBus
 from tests.worker.messages import Senders
 from tests.worker.rig import Rig
@@ -31,13 +31,13 @@ async def looks(rig: Rig, send: Senders, chat: str, lagging: int) -> frozenset[s
     """Look again, after a state was stored, as a worker does when it is connected anew."""
     bus = LaggingBus(rig.server)
     hand = rig.hand(bus)
-    watch = Watch(rig.store, bus, hand.relay, Tuning(replicas=3))
-    await watch.look()
+    watch = StreamWatch(rig.store, bus, hand.worker.gate, Tuning(replicas=3))
+    await watch.find_losses()
     await watch.accept()
     await send.create(chat)
     await hand.pump()
     bus.looks = lagging
-    return await watch.look()
+    return await watch.find_losses()
 
 
 async def test_what_it_tells_of_a_moment_later_is_not_lost(
@@ -49,7 +49,7 @@ async def test_what_it_tells_of_a_moment_later_is_not_lost(
 async def test_what_it_never_tells_of_is_lost(
     rig: Rig, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.worker.stream_watch.LOOKS", 2)
+    monkeypatch.setattr("handlers.worker.recovery.stream_watch.LOOKS", 2)
 
     assert LOOKS > 2
     assert await looks(rig, send, chat, lagging=3) == {STATE.name}

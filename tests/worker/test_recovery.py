@@ -10,12 +10,10 @@ from collections.abc import Mapping
 import pytest
 
 from bus import Message, Unavailable, subjects
-from bus.streams import IN, JOB, LOG, PRESENCE, RESULT, STATE, WORKER_IN, Tuning
+from bus.streams import IN, JOB, LOG, PRESENCE, RESULT, STATE, WORKER_IN
 from handlers.clock import clock
 from handlers.worker import relay
-from handlers.worker.deliveries import read
-from handlers.worker.recovery import ASKED, Recovery
-from handlers.worker.stream_watch import Watch
+from handlers.worker.recovery.republisher import ASK_COUNT
 from statemachine.store import StreamPosition
 from tests.doubles.memory_server import Interest
 from tests.doubles.memory_store import MemoryRecovery, MemoryStore
@@ -63,12 +61,12 @@ async def test_a_server_that_lost_nothing_is_told_nothing(
     before = {name: sequence(rig, name) for name in (STATE.name, JOB.name, RESULT.name)}
     rig.server.stop()
     rig.server.start()
-    with caplog.at_level(logging.INFO, "handlers.worker.stream_watch"):
+    with caplog.at_level(logging.INFO, "handlers.worker.recovery.stream_watch"):
         lost = await hand.prepare()
 
     assert lost == {PRESENCE.name}
     assert {name: sequence(rig, name) for name in before} == before
-    told = [r for r in caplog.records if r.name == "handlers.worker.stream_watch"]
+    told = [r for r in caplog.records if r.name == "handlers.worker.recovery.stream_watch"]
     assert [(r.levelname, "signs of life" in r.message) for r in told] == [("INFO", True)]
 
 
@@ -84,15 +82,15 @@ async def test_a_stream_that_grows_while_it_is_looked_at_has_lost_nothing(
             await send.ask(chat, "stop_workspace", new_id())
             newest = other.take()
             await other.work(newest)
-            other.watch._noted = 0.0
-            await other.watch.note(newest[-1])
+            other.watch._recorded_at = 0.0
+            await other.watch.follow(newest[-1])
             return await rig.store.recovery.stream_positions()
 
     busy = MemoryStore(rig.now)
     busy.recovery = Busy(busy)
-    looking = Watch(busy, rig.bus, rig.hand().relay, Tuning())
+    looking = rig.hand(store=busy).watch
 
-    assert await looking.look() == frozenset()
+    assert await looking.find_losses() == frozenset()
 
 
 async def test_last_states_stand_there_again(
@@ -216,8 +214,7 @@ async def test_what_a_dead_worker_left_over_goes_out_though_nothing_brings_it_ag
     """It died between commit and publish, and the event that would have come again was lost."""
     await hand.prepare()
     await send.create(chat)
-    items = [(delivery, read(delivery, rig.now())) for delivery in hand.take()]
-    await hand.worker._take(items)
+    await hand.worker.commit(hand.take())
     assert rig.store.outbox
     wiped(rig)
 
@@ -234,7 +231,7 @@ async def test_what_another_worker_publishes_meanwhile_is_asked_for_once(
     """Requests are in doubt for a while after a loss: who reconnects then finds its outbox."""
     await hand.prepare()
     await send.create(chat)
-    committed = await hand.worker._commit(hand.take(), hand.relay)
+    committed = await hand.worker.commit(hand.take())
     assert committed is not None
     await hand.relay.publish(committed.rows)
     await rig.store.recovery.record_positions({IN.name: StreamPosition("", 0)}, reset=True)
@@ -251,7 +248,7 @@ async def test_who_was_paused_over_builds_that_are_left_over_looks_again(
 ) -> None:
     await hand.prepare()
     await send.create(chat)
-    await hand.worker._commit(hand.take(), hand.relay)
+    await hand.worker.commit(hand.take())
     wiped(rig)
     late = clock() + hand.worker.tuning.duplicate_window + 1
     with monkeypatch.context() as paused:
@@ -302,12 +299,12 @@ async def test_two_who_find_the_same_loss_at_once_ask_for_each_build_once(
     """Each looks before the other has told all; streams grow between their looks."""
     wiped(rig)
     other = rig.hand()
-    looked = await hand.watch.look()
+    looked = await hand.watch.find_losses()
     await rig.senders.ask(new_id(), "list_templates", new_id())
 
     await other.prepare()
     with_names = {name: hand.watch.token(name) for name in looked}
-    await Recovery(rig.store, rig.bus, hand.relay, rig.limits, hand.watch)._recover(with_names)
+    await hand.worker.republisher._publish_again(with_names)
 
     assert JOB.name in looked
     assert [found["build_id"] for found in rig.jobs()] == [job["build_id"]]
@@ -329,7 +326,7 @@ async def test_who_finds_a_loss_that_another_has_just_mended_looks_again(
     late.recovery._positions = rig.store.recovery._positions
 
     with pytest.raises(Unavailable, match="another worker"):
-        await Watch(late, rig.bus, rig.hand().relay, Tuning()).look()
+        await rig.hand(store=late).watch.find_losses()
 
     assert len(rig.jobs()) == 1
 
@@ -341,7 +338,7 @@ async def test_a_loss_is_in_doubt_until_all_is_told_again(
     await hand.prepare()
     before = rig.state(chat)
     rig.server.streams[STATE.name].lose_tail(1)
-    assert STATE.name in await hand.watch.look()
+    assert STATE.name in await hand.watch.find_losses()
     other = {"data": {"chat_id": new_id(), "version": 1}}
     await rig.bus.publish(subjects.state(other["data"]["chat_id"]), json.dumps(other).encode())
 
@@ -377,7 +374,7 @@ async def test_nothing_is_published_after_a_reconnect_before_it_is_known_what_wa
     rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
 ) -> None:
     """What filled up a lost tail would hide that it was lost."""
-    hand.relay.certainty.lose()
+    hand.worker.gate.close()
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
     assert rig.state(chat)["state"] == "ready"
@@ -396,7 +393,7 @@ async def test_two_workers_who_both_notice_do_no_harm(
     await other.prepare()
     wiped(rig)
 
-    first = await hand.watch.look()
+    first = await hand.watch.find_losses()
     await other.prepare()
     await hand.prepare()
 
@@ -417,36 +414,35 @@ async def test_senders_are_asked_for_their_facts_more_than_once(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who finds NATS again later than the worker must hear it too."""
-    monkeypatch.setattr("handlers.worker.recovery.RECONNECTS", 0.001)
+    monkeypatch.setattr("handlers.worker.recovery.republisher.RECONNECT_SECONDS", 0.001)
     asked: list[Message] = []
     rig.server.interests.append(Interest("workspaced.resend.*", "", asked.append))
 
     hand = rig.hand()
 
-    await Recovery(rig.store, rig.bus, hand.relay, rig.limits, hand.watch).ask()
+    await hand.worker.republisher.ask_senders()
 
     assert [m.subject for m in asked] == [
         subjects.RESEND_PROVISIONER,
         subjects.RESEND_AGENT,
-    ] * ASKED
+    ] * ASK_COUNT
 
 
 async def test_who_dies_before_senders_were_asked_leaves_that_to_the_next(
     rig: Rig, hand: Hand, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All else is made good by then: only of the requests it is in doubt."""
-    monkeypatch.setattr("handlers.worker.recovery.RECONNECTS", 0.001)
+    monkeypatch.setattr("handlers.worker.recovery.republisher.RECONNECT_SECONDS", 0.001)
     wiped(rig)
-    recovery = Recovery(rig.store, rig.bus, hand.relay, rig.limits, hand.watch)
-    await recovery.prepare()
+    await hand.worker.republisher.prepare()
 
     next_one = rig.hand()
-    lost = await next_one.watch.look()
-    assert await rig.hand().watch.look() == {IN.name}
-    await Recovery(rig.store, rig.bus, next_one.relay, rig.limits, next_one.watch).ask()
+    lost = await next_one.watch.find_losses()
+    assert await rig.hand().watch.find_losses() == {IN.name}
+    await next_one.worker.republisher.ask_senders()
 
     assert lost == {IN.name}
-    assert await rig.hand().watch.look() == frozenset()
+    assert await rig.hand().watch.find_losses() == frozenset()
 
 
 async def test_a_running_worker_finds_what_was_lost_and_asks(

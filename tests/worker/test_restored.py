@@ -237,14 +237,14 @@ async def test_a_worker_that_was_not_started_anew_finds_out_with_the_first_move(
 
     await send.agent({**stop, "build_id": await build_of(rig, chat)}, "disconnected", 7 + moves)
     await hand.pump()
-    found = hand.worker._restored
+    found = hand.worker.republisher._restored
     await hand.prepare()
 
     assert found
     assert (await agree(rig, chat))["agent"]["status"] == "disconnected"
     assert (await agree(rig, quiet))["state"] == "ready"
     assert (await agree(rig, quiet))["cause"]["type"] == RESTORED
-    assert hand.worker._restored is False
+    assert hand.worker.republisher._restored is False
 
 
 async def build_of(rig: Rig, chat: str) -> str:
@@ -274,7 +274,7 @@ async def test_a_state_that_was_left_over_raises_no_alarm(
 
     await hand.pump()
 
-    assert hand.worker._restored is False
+    assert hand.worker.republisher._restored is False
     assert rig.state(chat)["version"] == 1
 
 

@@ -16,7 +16,7 @@ from bus import Bus, Unavailable
 from bus.backoff import Backoff
 from bus.urls import anonymous
 from handlers.access.listeners import listen_address, server_certificate
-from handlers.app import Endpoints, limits, locate, room, tuning
+from handlers.app import Endpoints, limits, locate, tuning, waiting_limits
 from handlers.cli.command_table import RunGateway, RunProvisioner, RunWorker, ServerCommand
 from handlers.embedded.database_access import credentials_folder, password_file
 from handlers.gateway.gateway import Gateway
@@ -83,7 +83,12 @@ async def worker(command: RunWorker, settings: Settings) -> None:
         endpoints.bus("worker", wait=True) as bus,
     ):
         working = Worker(
-            store, bus, limits(settings), tuning(settings, endpoints), room(settings), ready
+            store,
+            bus,
+            limits(settings),
+            tuning(settings, endpoints),
+            waiting_limits(settings),
+            ready,
         )
         problems = working.problems
         checks |= {

@@ -10,7 +10,7 @@ from handlers.app import locate
 from handlers.cli.command_table import ChangeSetting, ListSettings
 from handlers.clock import milliseconds
 from handlers.settings import InvalidSettings, Settings
-from handlers.worker.runtime_settings import ALLOWLIST, TTL
+from handlers.worker.call_limits import ALLOWLIST, TTL
 from statemachine.ids import is_uuid
 
 KEYS: Final = (TTL, ALLOWLIST)

@@ -18,7 +18,14 @@ from handlers.access.listeners import (
     listen_address,
     server_certificate,
 )
-from handlers.app import Endpoints, database_url, errors_name_database, limits, room, tuning
+from handlers.app import (
+    Endpoints,
+    database_url,
+    errors_name_database,
+    limits,
+    tuning,
+    waiting_limits,
+)
 from handlers.cli.command_table import Up
 from handlers.cli.commands.roles import (
     LOCAL,
@@ -138,7 +145,11 @@ async def everything(
             endpoints.bus("provisioner") as provisioner_bus,
         ):
             worker = Worker(
-                store, worker_bus, limits(settings), tuning(settings, endpoints), room(settings)
+                store,
+                worker_bus,
+                limits(settings),
+                tuning(settings, endpoints),
+                waiting_limits(settings),
             )
             gateway = Gateway(
                 gateway_store,

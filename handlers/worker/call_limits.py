@@ -1,0 +1,96 @@
+"""What limits a call besides the state of its chat: the load of all chats, and the operators' settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from bus import Bus, BusError
+from bus.streams import pool_consumer
+from handlers.clock import milliseconds
+from statemachine.calls import Load, Policy
+from statemachine.store import Store, StoreUnavailableError
+
+log = logging.getLogger(__name__)
+TTL: Final = "chat_workspace_ttl"
+"""Setting: the lifetime of a workspace."""
+ALLOWLIST: Final = "chat_template_allowlist"
+"""Setting: the names of the templates that chats may use, separated by commas."""
+SAMPLE_SECONDS: Final = 1.0
+"""How long a sample counts. For that long the limits over all chats may be exceeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingLimits:
+    """How many calls and jobs may wait."""
+
+    calls_per_chat: int = 1_000
+    calls: int = 100_000
+    jobs: int = 1_000
+    """Of one pool."""
+
+
+@dataclass(slots=True)
+class LoadSampler:
+    """Samples the load in the background while requests come in, so that no request waits for a sample."""
+
+    store: Store
+    bus: Bus
+    limits: WaitingLimits
+    _load: Load = field(init=False)
+    _sampled_at: float | None = None
+    _sampling: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self._load = Load(self.limits.calls_per_chat)
+
+    def load(self, *, sample: bool) -> Load:
+        """Return the latest sample; with `sample`, start a new one if the latest is old."""
+        now = asyncio.get_running_loop().time()
+        if sample and (self._sampled_at is None or now - self._sampled_at > SAMPLE_SECONDS):
+            self._sampled_at = now
+            if self._sampling is None or self._sampling.done():
+                self._sampling = asyncio.create_task(self.sample())
+        return self._load
+
+    async def sample(self) -> None:
+        """Take a sample; keep the last one while NATS or the database is away."""
+        try:
+            full = await self.store.chats.count_open_calls(self.limits.calls) >= self.limits.calls
+            pools = await self.store.templates.pools()
+            crowded = [p for p in pools if await self._num_pending(p) >= self.limits.jobs]
+        except (BusError, StoreUnavailableError) as error:
+            log.info("the load can't be sampled now: %s", error)
+            return
+        load = Load(self.limits.calls_per_chat, full, frozenset(crowded))
+        if load != self._load:
+            log.warning(
+                "calls are %s; pools with a full queue: %s",
+                "refused, because too many wait" if full else "accepted",
+                ", ".join(sorted(crowded)) or "none",
+            )
+        self._load = load
+
+    async def close(self) -> None:
+        """Stop sampling."""
+        if self._sampling is not None:
+            self._sampling.cancel()
+            await asyncio.gather(self._sampling, return_exceptions=True)
+
+    async def _num_pending(self, pool: str) -> int:
+        return await self.bus.num_pending(pool_consumer(pool))
+
+
+def policy(settings: Mapping[str, str]) -> Policy:
+    """Return what the operators' settings mean for calls; log and ignore a value that can't be read."""
+    ttl_ms = None
+    if (text := settings.get(TTL, "").strip()) not in ("", "0"):
+        try:
+            ttl_ms = milliseconds(text) or None
+        except ValueError as error:
+            log.warning("setting %s is ignored: %s", TTL, error)
+    names = (part.strip().lower() for part in settings.get(ALLOWLIST, "").split(","))
+    return Policy(ttl_ms, frozenset(name for name in names if name))

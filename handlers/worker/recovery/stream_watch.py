@@ -1,0 +1,239 @@
+"""Detects that NATS lost a stream or the end of one, by comparing it with the positions in the database.
+
+After a reconnect nothing may be published before that comparison: a new message at the end of a shortened
+stream would hide the loss. `PublishGate` holds publishing back until `StreamWatch` has compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from bus import BatchMessage, Bus, Delivery, PubAck, StreamInfo, Unavailable
+from bus.backoff import Backoff
+from bus.streams import DEAD, LOG, STREAMS, Stream, Tuning
+from statemachine.store import Store, StreamPosition
+
+log = logging.getLogger(__name__)
+
+RECORD_INTERVAL: Final = 1.0
+"""Seconds at least between two records of the positions, and only while there is work. If all workers and the
+end of a stream are lost together, the loss of this much may stay unnoticed."""
+LOOKS: Final = 8
+"""How often a cluster is asked again, some 4 s in all, before a missing end of a stream counts as lost."""
+_EXPENDABLE: Final = frozenset({LOG.name, DEAD.name})
+"""Streams that nothing can be published again of; the log may lose its end in every crash."""
+_IN_MEMORY: Final = frozenset(stream.name for stream in STREAMS if stream.in_memory)
+"""Streams that a single server loses when it restarts, by design. A cluster should keep them."""
+
+
+class PublishGate:
+    """Publishes to streams, except between a reconnect and the next check for losses.
+
+    It also records the last sequence that each stream acknowledged.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.opened = asyncio.Event()
+        """Set while publishing is allowed."""
+        self.opened.set()
+        self.reconnects = 0
+        self.positions: dict[str, int] = {}
+        """The last acknowledged sequence, by stream."""
+
+    def close(self) -> None:
+        """Hold publishing back: the connection was made again."""
+        self.reconnects += 1
+        self.opened.clear()
+
+    async def publish(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str],
+        message_id: str,
+        expected_last: int | None = None,
+    ) -> PubAck:
+        """Publish as `Bus.publish` does. Raises BusError; Unavailable while the gate is closed."""
+        self._check()
+        ack = await self._bus.publish(
+            subject, data, headers=headers, message_id=message_id, expected_last=expected_last
+        )
+        self._record(ack)
+        return ack
+
+    async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
+        """Publish as `Bus.publish_batch` does. Raises BusError; Unavailable while the gate is closed."""
+        self._check()
+        acks = await self._bus.publish_batch(messages)
+        if acks is not None:
+            self._record(acks[-1])
+        return acks
+
+    async def schedule(self, subject: str, target: str, at: datetime, data: bytes) -> None:
+        """Schedule as `Bus.schedule` does. Raises BusError; Unavailable while the gate is closed."""
+        self._check()
+        self._record(await self._bus.schedule(subject, target, at, data))
+
+    def _check(self) -> None:
+        if not self.opened.is_set():
+            raise Unavailable("the connection was lost meanwhile")
+
+    def _record(self, ack: PubAck) -> None:
+        self.positions[ack.stream] = max(self.positions.get(ack.stream, 0), ack.sequence)
+
+
+@dataclass(slots=True)
+class StreamWatch:
+    """Creates the streams and consumers, and finds out which streams lost messages."""
+
+    store: Store
+    bus: Bus
+    gate: PublishGate
+    tuning: Tuning
+    _positions: dict[str, StreamPosition] = field(default_factory=dict)
+    """How far the streams are, as this worker knows."""
+    _tokens: dict[str, str] = field(default_factory=dict)
+    """The names of the losses, by stream."""
+    _recorded_at: float = 0.0
+
+    async def find_losses(self) -> frozenset[str]:
+        """Create streams and consumers, open the gate, and return the streams that lost messages.
+
+        A loss stays marked in the database until `accept`: the worker that finds it may die before everything
+        is published again, and what it did publish would hide the loss.
+        Raises BusError, StoreUnavailableError.
+        """
+        reconnects = self.gate.reconnects
+        # First of all: what is published from here on is newer than the positions that are read below.
+        self._advance(self.gate.positions)
+        self.gate.positions.clear()
+        # The recorded positions are read before the streams, which grow meanwhile: that must not look like a loss.
+        recorded = await self.store.recovery.stream_positions()
+        before = dict(recorded)
+        for name, position in self._positions.items():  # newer than what is recorded
+            if name in before and before[name].created == position.created:
+                before[name] = max(before[name], position, key=lambda p: p.last)
+        found = await self._ensure_streams(before)
+        lost = {name for name, info in found.items() if _differs(before.get(name), info)}
+        if new := {n for n in lost - _EXPENDABLE if n in before and before[n].loss_token is None}:
+            _log_losses(new, self.tuning.replicas)
+        positions = {name: StreamPosition(info.created, info.last) for name, info in found.items()}
+        losses = frozenset(lost - _EXPENDABLE)
+        tokens = await self._mark_lost(losses, recorded, _token(positions)) if losses else {}
+        if self.gate.reconnects != reconnects:
+            raise Unavailable("the connection was lost while streams were checked for losses")
+        # Only now: a worker that could not mark the loss must find it again.
+        self._positions, self._tokens = positions, tokens
+        self.gate.opened.set()
+        return losses
+
+    async def _ensure_streams(self, before: Mapping[str, StreamPosition]) -> dict[str, StreamInfo]:
+        streams = self.tuning.streams()
+        found = {s.name: await self.bus.ensure_stream(s) for s in streams}
+        for consumer in self.tuning.consumers():
+            await self.bus.ensure_consumer(consumer)
+        if self.tuning.replicas > 1:
+            for stream in streams:
+                info = found[stream.name]
+                found[stream.name] = await self._caught_up(stream, info, before.get(stream.name))
+        return found
+
+    async def _caught_up(
+        self, stream: Stream, info: StreamInfo, before: StreamPosition | None
+    ) -> StreamInfo:
+        """Ask again while the end seems lost: a new leader first applies what a majority holds."""
+        backoff = Backoff(first=0.1, limit=1.0)
+        for _ in range(LOOKS):
+            if not _is_shorter(before, info):
+                break
+            await backoff.wait()
+            info = await self.bus.ensure_stream(stream)
+        return info
+
+    async def _mark_lost(
+        self, lost: AbstractSet[str], recorded: Mapping[str, StreamPosition], token: str
+    ) -> dict[str, str]:
+        """Mark the losses; return their tokens, which are the same for all workers that find them.
+
+        Raises Unavailable when another worker has just published again what this one still misses.
+        """
+        unmarked = {
+            name: recorded.get(name)
+            for name in lost
+            if name not in recorded or recorded[name].loss_token is None
+        }
+        await self.store.recovery.mark_lost(unmarked, token)
+        marked = await self.store.recovery.stream_positions()
+        tokens = {
+            name: found
+            for name in lost
+            if name in marked and (found := marked[name].loss_token) is not None
+        }
+        if tokens.keys() != lost:
+            raise Unavailable("another worker was publishing again what streams lost")
+        return tokens
+
+    def token(self, stream: str) -> str:
+        """Return the token of a stream's loss; if it lost nothing, one that names the last check."""
+        return self._tokens.get(stream) or _token(self._positions)
+
+    def last_sequence(self, stream: str) -> int:
+        """Return the last sequence of a stream, as far as this worker knows."""
+        return self._positions[stream].last
+
+    async def accept(self, *streams: str) -> None:
+        """Record the positions of streams (none named: all), which ends their losses.
+
+        Raises StoreUnavailableError.
+        """
+        self._advance(self.gate.positions)
+        accepted = {n: p for n, p in self._positions.items() if not streams or n in streams}
+        await self.store.recovery.record_positions(accepted, reset=True)
+
+    async def follow(self, newest: Delivery) -> None:
+        """Take the position of a delivery into account; record positions now and then.
+
+        Raises StoreUnavailableError.
+        """
+        self._advance({newest.stream: newest.sequence})
+        if (now := time.monotonic()) - self._recorded_at >= RECORD_INTERVAL:
+            self._recorded_at = now
+            self._advance(self.gate.positions)
+            await self.store.recovery.record_positions(self._positions)
+
+    def _advance(self, sequences: Mapping[str, int]) -> None:
+        for stream, sequence in sequences.items():
+            known = self._positions.get(stream)
+            if known is not None and known.last < sequence:
+                self._positions[stream] = StreamPosition(known.created, sequence)
+
+
+def _token(positions: Mapping[str, StreamPosition]) -> str:
+    newest = max((position.created for position in positions.values()), default="")
+    return f"{newest}:{sum(position.last for position in positions.values())}"
+
+
+def _log_losses(lost: AbstractSet[str], replicas: int) -> None:
+    if replicas == 1 and lost <= _IN_MEMORY:
+        log.info(
+            "NATS restarted and lost the signs of life, which it keeps in memory; agents are asked"
+        )
+    else:
+        log.warning("NATS lost streams, or the end of them: %s", ", ".join(sorted(lost)))
+
+
+def _differs(before: StreamPosition | None, now: StreamInfo) -> bool:
+    return before is None or before.created != now.created or _is_shorter(before, now)
+
+
+def _is_shorter(before: StreamPosition | None, now: StreamInfo) -> bool:
+    return before is not None and before.created == now.created and now.last < before.last
