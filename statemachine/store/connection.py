@@ -1,8 +1,8 @@
-"""Opening connections to the database: what its URL asks for, and whether the server suits.
+"""Opens connections to PostgreSQL: reads the database's URL and checks that the server is suitable.
 
-A server suits when its database holds every text (UTF-8), and when a connection stays one session. A pooler in
-transaction mode gives the same client another session for each transaction: the limits on our transactions,
-prepared statements and locks would then belong to somebody else.
+A server is suitable if its database can store every text (UTF-8), and if a connection stays one session. A
+pooler in transaction mode gives a client another session for each transaction. Timeouts, prepared statements
+and locks of this process would then apply to other clients.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNREADABLE: Final = (
     "the database's URL can't be read; a password in it has %2F for /, %23 for #, %3F for ?, %3A for : "
     "and %40 for @"
 )
-"""Used instead of the parser's own words, which may show a part of the password."""
+"""Replaces the parser's message, which may contain a part of the password."""
 POOLER: Final = (
     "between here and the database is a connection pooler in transaction mode (like pgbouncer's "
     "pool_mode=transaction), where a session belongs to several clients: name the database server itself, "
@@ -50,7 +50,7 @@ _FULFILLED: Final[Mapping[str, tuple[str, ...]]] = {
     "replication": ("false", "off", "no", "0"),
     "client_encoding": ("utf8", "utf-8", "unicode", "auto"),
 }
-"""Parameters of libpq that the driver does not know, and the values that describe what it does anyway."""
+"""Parameters of libpq that the driver does not know, and the values that match what it does anyway."""
 _UNSUPPORTED: Final = frozenset(
     [
         "hostaddr",
@@ -76,29 +76,29 @@ _UNSUPPORTED: Final = frozenset(
 )
 """Parameters of libpq that neither the driver nor the server knows."""
 _NOT_ADMITTED: Final = frozenset({"28", "3D"})
-"""Classes of SQLSTATE for a wrong user or password, and for a database that is not there."""
+"""Classes of SQLSTATE for a wrong user or password, and for an unknown database."""
 _REFUSED_SETTING: Final = re.compile(r'parameter(?::| "?)\s*"?([\w.]+)')
-"""The name in the server's or a pooler's refusal of a setting."""
+"""Finds the setting's name in the error of a server, or of a pooler, that rejects it."""
 _WHO: Final = "select pg_backend_pid() as pid, current_setting('server_encoding') as encoding"
 _TURNS: Final = "ABBAABABBA"
-"""In which order two connections are asked: not one that a pooler's rotation would hide itself in."""
+"""The order in which two connections are asked. With a regular order, a pooler that rotates could stay undetected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A database's URL as the driver takes it."""
+    """A database's URL, prepared for the driver."""
 
     url: str
     timeout: float = RESPONSE_TIMEOUT
-    """Seconds that connecting may take."""
+    """Seconds within which a connection must open."""
     asked: frozenset[str] = frozenset()
-    """Names of the server's settings that the URL gives a value."""
+    """The server's settings that the URL sets."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments for the driver."""
+    """More arguments for the driver."""
 
 
 def read_url(url: str) -> Address:
-    """Read a database's URL. Raises MisconfiguredError with words that show no password."""
+    """Parse a database's URL. Raises MisconfiguredError with a message that contains no password."""
     try:
         parts = urlsplit(url.strip())
         given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -124,7 +124,9 @@ def read_url(url: str) -> Address:
         _check(name, values)
     options: dict[str, Any] = {}
     if len(hosts) > 1 and "target_session_attrs" not in values:
-        options["target_session_attrs"] = "read-write"  # after a switch-over, the one that writes
+        options["target_session_attrs"] = (
+            "read-write"  # after a failover, the one that accepts changes
+        )
     query = "&".join(f"{name}={quote_plus(value)}" for name, value in values.items())
     netloc = parts.netloc.replace("@", "%40", parts.netloc.count("@") - 1)
     return Address(
@@ -166,7 +168,7 @@ def _timeout(text: str | None) -> float:
 
 
 def _check(name: str, values: dict[str, str]) -> None:
-    """Drop a parameter that asks for nothing else than what is done. Raises MisconfiguredError."""
+    """Remove a parameter that matches what the driver does anyway. Raises MisconfiguredError for others."""
     value = values[name]
     if name in _FULFILLED:
         if value.lower() not in _FULFILLED[name]:
@@ -190,10 +192,12 @@ def _check(name: str, values: dict[str, str]) -> None:
 
 
 @contextmanager
-def opening(address: Address, limits: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Say in words why a connection can't be opened, whatever the driver raises.
+def translate_connect_errors(
+    address: Address, limits: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Translate whatever the driver raises while it opens a connection.
 
-    Raises UnreachableError, and MisconfiguredError where waiting does not help.
+    Raises UnreachableError, or MisconfiguredError if waiting does not help.
     """
     try:
         yield
@@ -211,7 +215,7 @@ def opening(address: Address, limits: Mapping[str, str] | None = None) -> Iterat
         if isinstance(bad, UnicodeError):  # of the host's name
             raise UnreachableError(f"can't open the database: {bad}") from None
         raise MisconfiguredError(UNREADABLE) from None
-    except Exception as bad:  # to open a connection no work is needed that could be at fault
+    except Exception as bad:  # no statement was sent that could be at fault
         raise UnreachableError(
             f"can't open the database: {_first_line(bad) or type(bad).__name__}"
         ) from bad
@@ -242,32 +246,30 @@ def _first_line(bad: Exception) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """A connection to a server that suits."""
+class OpenConnection:
+    """A connection to a suitable server."""
 
     connection: asyncpg.Connection[Any]
     pooled: bool
-    """Whether a pooler is between, which may leave out the settings that a connection asks for."""
+    """Whether a pooler is in between; it may ignore the settings that a connection asks for."""
 
 
 @asynccontextmanager
-async def opened(
+async def open_connection(
     address: Address, limits: Mapping[str, str] | None = None
-) -> AsyncIterator[Opened]:
-    """Open one connection. Raises StoreUnavailableError also when the server does not suit."""
-    with opening(address, limits):
-        connection = await _connection(address, limits)
+) -> AsyncIterator[OpenConnection]:
+    """Open one connection. Raises StoreUnavailableError, also when the server is not suitable."""
+    with translate_connect_errors(address, limits):
+        connection = await _connect(address, limits)
     try:
-        with opening(address, limits):
+        with translate_connect_errors(address, limits):
             pooled = await _examine(connection, address, limits)
-        yield Opened(connection, pooled)
+        yield OpenConnection(connection, pooled)
     finally:
-        await _closed(connection)
+        await _close(connection)
 
 
-async def _connection(
-    address: Address, limits: Mapping[str, str] | None
-) -> asyncpg.Connection[Any]:
+async def _connect(address: Address, limits: Mapping[str, str] | None) -> asyncpg.Connection[Any]:
     connection: asyncpg.Connection[Any] = await asyncpg.connect(
         address.url,
         timeout=address.timeout,
@@ -278,7 +280,7 @@ async def _connection(
     return connection
 
 
-async def _closed(connection: asyncpg.Connection[Any]) -> None:
+async def _close(connection: asyncpg.Connection[Any]) -> None:
     try:
         await connection.close(timeout=RESPONSE_TIMEOUT)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
@@ -288,17 +290,17 @@ async def _closed(connection: asyncpg.Connection[Any]) -> None:
 async def _examine(
     connection: asyncpg.Connection[Any], address: Address, limits: Mapping[str, str] | None
 ) -> bool:
-    """Say whether a pooler is between; raise StoreUnavailableError when it or the database does not suit."""
+    """Return whether a pooler is in between. Raises StoreUnavailableError if it, or the database, is not suitable."""
     who = await _ask(connection)
     if who["encoding"] != "UTF8":
         raise MisconfiguredError(
             f"the database has encoding {who['encoding']}, which can't hold every text: make one with encoding UTF8 "
             "(createdb --encoding=UTF8 --template=template0)"
         )
-    # A pooler tells its clients another process id than the server does.
+    # A pooler reports another process id to its clients than the server does.
     if who["pid"] == connection.get_server_pid():
         return False
-    other = await _connection(address, limits)
+    other = await _connect(address, limits)
     try:
         if await _share_sessions(connection, other):
             raise MisconfiguredError(POOLER)
@@ -308,27 +310,27 @@ async def _examine(
             f"{RESPONSE_TIMEOUT:g} s; each process needs some (pgbouncer's default_pool_size)"
         ) from silence
     finally:
-        await _closed(other)
+        await _close(other)
     return True
 
 
 async def _share_sessions(one: asyncpg.Connection[Any], other: asyncpg.Connection[Any]) -> bool:
-    """Say whether two open connections get the same session, or one of them several.
+    """Return whether two open connections share a session, or one of them uses several.
 
-    Where each client keeps its session, neither ever happens; in transaction mode the first happens with a
-    pool of one, and the second with a larger one as soon as both ask in turns.
+    In session mode neither happens. In transaction mode the first happens in a pool of one session, and the
+    second in a larger pool as soon as both connections are used alternately.
     """
     seen: dict[str, set[int]] = {"A": set(), "B": set()}
     for name in _TURNS:
         seen[name].add((await _ask(one if name == "A" else other))["pid"])
         if seen["A"] & seen["B"] or len(seen[name]) > 1:
             return True
-    async with one.transaction():  # it keeps its session busy, so that the other one gets another
+    async with one.transaction():  # keeps its session busy, so that the other one gets another
         return (await _ask(other))["pid"] not in seen["B"]
 
 
 async def _ask(connection: asyncpg.Connection[Any]) -> Any:
-    """Ask for process id and encoding, in a transaction: no pooler spreads that over several sessions."""
+    """Query process id and encoding, in a transaction, which no pooler spreads over several sessions."""
     try:
         async with asyncio.timeout(RESPONSE_TIMEOUT), connection.transaction():
             return await connection.fetchrow(_WHO)

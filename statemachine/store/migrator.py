@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from statemachine.store import MisconfiguredError, StoreUnavailableError
-from statemachine.store.connection import opened, read_url
+from statemachine.store.connection import open_connection, read_url
 from statemachine.store.database import named_statements
 from statemachine.store.errors import classify_error
 
@@ -66,7 +66,7 @@ async def migrate(url: str, *, granting: bool = False) -> list[Migration]:
     or with `granting` in any case. Raises StoreUnavailableError.
     """
     address = read_url(url)
-    async with opened(address) as session:
+    async with open_connection(address) as session:
         connection = session.connection
         found = connection.get_server_version()
         if found.major < OLDEST:
@@ -76,7 +76,7 @@ async def migrate(url: str, *, granting: bool = False) -> list[Migration]:
         try:
             if not granting and not await _missing(connection):
                 return []
-            async with opened(address) as other, other.connection.transaction():
+            async with open_connection(address) as other, other.connection.transaction():
                 # A transaction of another connection holds the lock: it outlasts the migrations, and ends with
                 # this process. A session's lock could stay behind in a pooler.
                 await other.connection.execute(_LOCK)

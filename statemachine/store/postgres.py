@@ -33,7 +33,7 @@ from statemachine.store import (
     chat_columns,
     event_digest,
 )
-from statemachine.store.connection import opened, opening, read_url
+from statemachine.store.connection import open_connection, read_url, translate_connect_errors
 from statemachine.store.database import QUERIES, Database, Rows, Session
 from statemachine.store.errors import RESPONSE_TIMEOUT
 from statemachine.store.postgres_queries import (
@@ -88,7 +88,7 @@ async def connect(
     """
     limits = TIMEOUTS if limits is None else limits
     address = read_url(url)
-    async with opened(address) as first:
+    async with open_connection(address) as first:
         pooled = first.pooled  # poolers refuse settings that they don't know, or leave them out
 
     async def keep(connection: Any) -> None:
@@ -97,7 +97,7 @@ async def connect(
     async def configure(connection: Any) -> None:
         await connection.execute(_SETTINGS, list(limits), list(limits.values()))
 
-    with opening(address, limits):
+    with translate_connect_errors(address, limits):
         pool = await asyncpg.create_pool(
             address.url,
             min_size=1,

@@ -1,7 +1,7 @@
 -- name: begin
--- With plans that are made once, and by keys: what these statements look up is a few rows of many, always. Left to
--- itself the server plans them anew each time, which takes longer than the work, and a plan that was made of a
--- small table would stay for a large one.
+-- Plans are made once per session, and use indexes: each statement looks up a few rows among many. The server's
+-- default is to plan a statement again for each execution, which takes longer than the statement itself, and a
+-- plan that was made while a table was small would stay in use when it is large.
 begin;
 set local plan_cache_mode = force_generic_plan;
 set local enable_seqscan = off
@@ -13,9 +13,9 @@ commit
 rollback
 
 -- name: lock_chats
--- A chat begins with its first event; who finds one missing that another just made looks again.
--- The same order everywhere, so that two batches never wait for each other in a circle.
--- The time is taken outside: beside the lock it would be that before the wait.
+-- A chat is created with its first event. If another transaction has just created it, the caller looks again.
+-- Chats are locked in the order of their ids everywhere, so two batches can't deadlock.
+-- The time is read outside of the locking subquery: inside, it would be the time before the wait for the lock.
 with made as (
     insert into chat (chat_id, snapshot)
     select id, jsonb_build_object('chat_id', id) from unnest($2::uuid[]) as id
@@ -28,9 +28,10 @@ select chat_id::text as chat_id, snapshot, clock_timestamp() as now from locked
 union all select chat_id::text, snapshot, clock_timestamp() from made
 
 -- name: prefetch
--- All that the batch asks of its chats, in one look: events that are known, calls by key, waiting calls,
--- cancellations that came before their call by ten minutes at most; and which pools senders are bound to.
--- After the lock, in a statement of its own: one that waits for a lock still reads other tables as of its start.
+-- Everything that a batch asks about its chats, in one round trip: known events, calls by key, open calls,
+-- cancellations of the last ten minutes that came before their call, and the pools that senders are bound to.
+-- This is a statement of its own after the locks: a statement that waits for a lock sees other tables as they were
+-- when it started.
 select 'known' as kind, chat_id::text as chat_id, digest, null as call_id,
        null::jsonb as body, null::boolean as is_error, null::jsonb as result
 from event_identity join unnest($1::uuid[], $2::bytea[]) as k(chat_id, digest) using (chat_id, digest)
@@ -48,23 +49,23 @@ union all
 select 'bound', pool, null, name, null, null, null from provisioner_name where name = any($6::text[])
 
 -- name: calls
--- Calls by key, open or not: the same call_id again is the same call.
+-- Calls by key, open or answered.
 select c.body, c.is_error, c.result
 from call c join unnest($1::uuid[], $2::text[]) as k(chat_id, call_id) using (chat_id, call_id)
 
 -- name: lock_owners
--- Names are given out by one transaction at a time an owner. Chats are locked before, so no circle.
+-- One transaction at a time may give out an owner's names. Chats are locked before, so this can't deadlock.
 select pg_advisory_xact_lock(hashtextextended(id, 0)) from unnest($1::text[]) as id order by id
 
 -- name: workspace_names
--- What an owner's workspaces are called, without case.
+-- The names of an owner's workspaces, in lower case.
 select owner_id::text as owner_id, lower(name) as name from workspace
 where owner_id = any($1::uuid[]) and deleted_at is null
 
 -- name: catalog_and_settings
--- What calls are judged by: templates by organization (to list) or by id (to build) with their active
--- versions, other versions, settings. Of versions that are known ($4) only that they are there: they never change.
--- The archive is left out, only provisioners need it. There is no cache that could be old.
+-- What calls are judged by: templates by organization (to list) or by id (to build) with their active versions,
+-- other versions, and settings. Versions never change, so of those that the caller knows ($4) nothing is read.
+-- Archives are left out: only provisioners need them. Nothing is cached that can get old.
 with heads as (
     select template_id, organization_id, active_version_id from template
     where organization_id = any($1::uuid[]) or template_id = any($2::uuid[])
@@ -81,13 +82,13 @@ union all
 select 'setting', key, null, value, null, null, null, null from setting
 
 -- name: settings
--- Read with each judgement that asks them: there is no cache that could be old.
+-- Read whenever they are needed, so that a change holds at once.
 select key, value from setting
 
 -- name: write
--- All that every batch writes, in one statement. A chat's row is locked by this transaction; the log fails on
--- (chat_id, seq) if a chat was ever written without its lock; a call is inserted when it comes and
--- updated while it waits.
+-- Everything that every batch writes, in one statement. This transaction has locked the chats' rows. If a chat
+-- was ever written without its lock, the log's primary key (chat_id, seq) makes this fail. A call is inserted when
+-- it arrives and updated while it is open.
 with chats as (
     update chat set version = n.version, state = n.state, organization_id = n.organization_id,
         owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
@@ -120,14 +121,14 @@ select * from unnest($28::uuid[], $29::smallint[], $30::text[], $31::text[], $32
 returning id
 
 -- name: write_cancellations
--- A later one counts anew: it may overtake its request by ten minutes too.
+-- A repeated cancellation is valid for another ten minutes.
 insert into cancellation (chat_id, call_id, at)
 select chat_id, call_id, clock_timestamp()
 from unnest($1::uuid[], $2::text[]) as n(chat_id, call_id) group by chat_id, call_id
 on conflict (chat_id, call_id) do update set at = excluded.at
 
 -- name: forget_cancellations
--- Those whose request did not come in time; done when another is written, not on a timer.
+-- Deletes those whose call did not arrive in time. Runs when another cancellation is written, not on a timer.
 delete from cancellation where at < clock_timestamp() - interval '10 minutes'
 
 -- name: write_names
@@ -136,15 +137,15 @@ select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[])
 on conflict do nothing
 
 -- name: free_names
--- The workspace is gone: its owner may use the name again.
+-- The workspace is deleted: its owner may use the name again.
 update workspace set deleted_at = clock_timestamp()
 from unnest($1::uuid[], $2::uuid[]) as n(workspace_id, chat_id)
 where workspace.workspace_id = n.workspace_id and workspace.chat_id = n.chat_id
   and deleted_at is null
 
 -- name: write_jobs
--- Kept beside the outbox: when NATS lost them they are asked for again. Those that nobody waits for any more
--- are forgotten when another comes, not on a timer; whoever else is just at them goes on.
+-- Kept longer than their outbox rows, to be published again if NATS loses them. Old jobs are deleted when another
+-- one is written, not on a timer; rows that another transaction has locked are skipped.
 with forgotten as (
     delete from job where build_id in (
         select build_id from job where not_after < clock_timestamp() - interval '1 day'
@@ -156,7 +157,7 @@ select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::timest
 on conflict do nothing
 
 -- name: unpublished
--- What a redelivered event's chat has not published yet.
+-- What the chats of redelivered events have not published yet.
 select id, chat_id::text as chat_id, lane, subject, message_id, version, due, payload
 from outbox where chat_id = any($1::uuid[]) order by id
 
@@ -170,7 +171,7 @@ select clock_timestamp() as now
 select snapshot from chat where chat_id = $1::uuid
 
 -- name: chats
--- By id, a page at a time.
+-- Sorted by id, a page at a time.
 select chat_id::text as chat_id, snapshot from chat
 where ($1::uuid is null or organization_id = $1) and ($2::uuid is null or owner_id = $2)
   and ($3::text[] is null or state = any($3)) and ($4::uuid is null or chat_id > $4)
@@ -180,7 +181,7 @@ order by chat_id limit $5
 select body from call where chat_id = $1::uuid and resolved_at is null order by ord
 
 -- name: count_open_calls
--- Over the index of open calls, and no further than anybody asks.
+-- Uses the index of open calls, and stops at the limit.
 select count(*) from (select from call where resolved_at is null limit $1) as open
 
 -- name: is_answered
@@ -192,14 +193,14 @@ select seq, event, outcome, state_before, state_after, version, at, cause, deadl
 where chat_id = $1::uuid and seq > $2 order by seq limit $3
 
 -- name: log_of_many
--- A page of the logs of all chats from ($1, $2) on to $3, chat by chat.
+-- A page of the logs of all chats, from behind ($1, $2) to chat $3, chat by chat.
 select chat_id::text as chat_id, seq, event, outcome, state_before, state_after, version, at, cause,
        deadline
 from event_log where (chat_id, seq) > ($1::uuid, $2::bigint) and ($3::uuid is null or chat_id <= $3)
 order by chat_id, seq limit $4
 
 -- name: chat_rows
--- What is kept of chats beside their logs, in one look: a page of all, or those that are named.
+-- The rows of chats with the end of their logs, in one look: a page of all chats, or of those in $2.
 select c.chat_id::text as chat_id, c.snapshot, c.version, c.state,
        c.organization_id::text as organization_id, c.owner_id::text as owner_id,
        c.workspace_id::text as workspace_id, c.wakes,
@@ -209,26 +210,26 @@ from chat c where ($1::uuid is null or c.chat_id > $1) and ($2::uuid[] is null o
 order by c.chat_id limit $3
 
 -- name: chats_with_timers
--- For the start of a worker, a page at a time: timers are armed again from here.
+-- For the start of a worker, which arms the timers again. A page at a time.
 select snapshot from chat where wakes and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: current_workspaces
--- Workspaces that are some chat's.
+-- Those of the workspaces that are the current workspace of a chat.
 select workspace_id::text as workspace_id from chat where workspace_id = any($1::uuid[])
 
 -- name: chats_with_orphans
--- For operators: chats that remember a workspace which runs on without one. Each has a timer.
+-- For operators: chats with a workspace that still runs although it is not their current one. Each has a timer.
 select snapshot from chat
 where wakes and (jsonb_path_exists(snapshot, '$.previous[*].orphaned_at')
   or jsonb_path_exists(snapshot, '$.former[*].orphaned_at'))  -- as earlier versions stored it
   and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: pools
--- Every pool that a template version names; its consumer must exist.
+-- The pools that template versions name. Each needs its consumer.
 select distinct manifest ->> 'pool' as pool from template_version
 
 -- name: read_archive
--- A piece of the folder's tar.gz.
+-- A piece of a version's tar.gz.
 select substring(archive from $2 + 1 for $3) as piece from template_version where version_id = $1::uuid
 
 -- name: push_version
@@ -241,14 +242,14 @@ insert into template (template_id, organization_id, name, active_version_id) val
 on conflict (template_id) do update set active_version_id = excluded.active_version_id, name = excluded.name
 
 -- name: template_versions
--- Without manifest and archive: when which version came, and which one is built now.
+-- Without manifest and archive.
 select v.version_id::text as version_id, v.created_at as pushed_at, length(v.archive) as size,
        v.version_id = t.active_version_id as active
 from template_version v join template t using (template_id)
 where v.template_id = $1::uuid order by v.created_at, v.version_id
 
 -- name: activate
--- An earlier version becomes the active one; builds that were made keep theirs.
+-- Makes an earlier version the active one. Existing builds keep theirs.
 update template set active_version_id = v.version_id, name = v.manifest ->> 'name'
 from template_version v
 where v.version_id = $1::uuid and template.template_id = v.template_id
@@ -259,7 +260,7 @@ insert into setting (key, value) values ($1, $2)
 on conflict (key) do update set value = excluded.value, changed_at = now()
 
 -- name: issue_credential
--- Those that ran out a month ago are forgotten when another is issued, not on a timer.
+-- Credentials that expired a month ago are deleted when another one is issued, not on a timer.
 with forgotten as (
     delete from credential where public_key in (
         select public_key from credential where expires_at < clock_timestamp() - interval '30 days'
@@ -274,7 +275,7 @@ set kind = excluded.kind, chat_ids = excluded.chat_ids, workspace_id = excluded.
     name = excluded.name, pool = excluded.pool
 
 -- name: bind_provisioner
--- Who comes second learns what the first one bound it to.
+-- Returns the pool that the name is bound to. That is the earlier one if it was bound before.
 with new as (
     insert into provisioner_name (name, pool) values ($1, $2) on conflict (name) do nothing returning pool
 )
@@ -288,7 +289,7 @@ select c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace
 from credential c where c.public_key = $1
 
 -- name: credentials
--- For operators, a page at a time; keys that may not be used any more only with $1.
+-- For operators, a page at a time. Keys that may not be used any more are included only with $1.
 select c.public_key, c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace_id,
        c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at, c.name, c.pool, c.revoked_at,
        c.issued_at, (select count(*) from connection n where n.public_key = c.public_key) as connections,
@@ -298,14 +299,14 @@ where ($1 or credential_denial(c) is null) and ($2::text is null or c.public_key
 order by c.public_key limit $3
 
 -- name: revoke_credential
--- It has run out too: that is all that programs of an earlier schema look at.
+-- Also sets the expiry: programs of schema 0003 check nothing else.
 update credential set revoked_at = coalesce(revoked_at, clock_timestamp()),
                       expires_at = least(expires_at, clock_timestamp())
 where public_key = $1 returning public_key
 
 -- name: record_connection
--- Those whose key has run out are gone: they are forgotten when another comes, not on a timer.
--- Answers with what is beyond $7 connections of the key, this one counted.
+-- Records of expired keys are deleted when another connection is recorded, not on a timer.
+-- Returns the connections of the key that exceed $7, this one included in the count.
 with ended as (
     delete from connection where (server, client) in (
         select server, client from connection where expires_at < clock_timestamp()
@@ -321,11 +322,11 @@ select server, client from connection
 where public_key = $4 and (server, client) <> ($1, $2) order by since desc offset $7 - 1
 
 -- name: forget_earlier_server
--- No two servers of a cluster have one name: the process that had it before is gone, with all its clients.
+-- The servers of a cluster have different names: an earlier process with this name is gone with its clients.
 delete from connection where server_name = $1 and server <> $2
 
 -- name: invalid_connections
--- Connections whose key may not be used any more: of agents of some chats ($1), of one key ($2), or all,
+-- Connections whose key may not be used any more: of agents of some chats ($1), of one key ($2), or all;
 -- a page at a time.
 select n.server, n.client from connection n left join credential c using (public_key)
 where ($1::uuid[] is null or n.chat_id = any($1)) and ($2::text is null or n.public_key = $2)
@@ -338,7 +339,7 @@ delete from connection using unnest($1::text[], $2::bigint[]) as n(server, clien
 where connection.server = n.server and connection.client = n.client
 
 -- name: origin
--- Another cluster, database, table or timeline: whoever restores, one way or the other, makes one anew.
+-- Identifies the cluster, database, table and timeline. Every way to restore a backup changes one of them.
 select concat_ws(':', (select system_identifier from pg_control_system()),
                  (select oid from pg_database where datname = current_database()),
                  'origin'::regclass::oid, pg_relation_filenode('origin'),
@@ -352,21 +353,21 @@ insert into origin (name) values ($1) on conflict (one) do update set name = exc
 select stream, created, last from stream_seen
 
 -- name: advance_positions
--- By a worker at its work: one that has not heard of a new stream yet must not bring the old one back.
--- In one order, so that two workers never wait for each other in a circle.
+-- Written by workers while they work: one that does not know yet that a stream was created again must not bring
+-- the old position back. Sorted, so that two workers can't deadlock.
 insert into stream_seen as known (stream, created, last)
 select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created, last) order by stream
 on conflict (stream) do update set last = excluded.last
 where known.created = excluded.created and known.last < excluded.last
 
 -- name: reset_positions
--- After what was lost has been published again.
+-- After everything that was lost has been published again.
 insert into stream_seen (stream, created, last)
 select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created, last) order by stream
 on conflict (stream) do update set created = excluded.created, last = excluded.last
 
 -- name: mark_lost
--- Whoever finds a loss second uses the mark of the first, and overwrites no mark that is gone again.
+-- The second worker that finds a loss uses the mark of the first, and does not set a mark that was removed.
 insert into stream_seen as known (stream, created, last)
 select stream, $4, $5::bigint from unnest($1::text[]) as n(stream) order by stream
 on conflict (stream) do update set created = excluded.created, last = excluded.last
@@ -374,12 +375,12 @@ where exists (select from unnest($1::text[], $2::text[], $3::bigint[]) as before
               where (before.stream, before.created, before.last) = (known.stream, known.created, known.last))
 
 -- name: published_chats
--- For a lost stream, a page at a time.
+-- For a stream that was lost, a page at a time.
 select snapshot from chat
 where version > 0 and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: jobs
--- Also of builds that may no longer begin: one that was begun goes on, any other is answered as canceled.
+-- Includes builds that may no longer begin: one that has begun goes on, any other is answered as canceled.
 select j.build_id::text as build_id, j.chat_id::text as chat_id, j.subject, j.payload, j.not_after,
        c.snapshot
 from job j join chat c using (chat_id)
@@ -387,27 +388,27 @@ where j.not_after > clock_timestamp() - interval '1 day' and ($1::uuid is null o
 order by j.build_id limit $2
 
 -- name: answered_calls
--- A result is kept for a day at least, whatever becomes of the stream.
+-- A result is kept for at least a day, even if its stream is lost.
 select body, is_error, result from call
 where resolved_at > clock_timestamp() - interval '24 hours'
   and ($1::uuid is null or (chat_id, call_id) > ($1, $2::text))
 order by chat_id, call_id limit $3
 
 -- name: chats_with_agents
--- Signs of life are kept in memory only: after each restart of NATS those that are due are put again.
--- Most chats are over: their agents are left out here, before a worker that starts has to read them.
+-- Presence messages are in memory only: after a restart of NATS they are published again. Most chats have ended;
+-- their agents are left out here, before a worker has to read them.
 select snapshot from chat
 where snapshot @? '$.agents[*] ? (@.told == true && !exists(@.lost_at))'
   and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: outbox
--- Of all chats: what brought it may have been lost with the stream.
+-- Of all chats: the events that led to these rows may have been lost with the stream.
 select id, chat_id::text as chat_id, lane, subject, message_id, version, due, payload
 from outbox where id > $1 order by id limit $2
 
 -- name: writable
--- Whether changes can be made now. Tables are looked up by name, so that every role may ask. A lock of another
--- session counts if it conflicts with the lock that every change takes (row exclusive).
+-- Whether changes can be made now. Tables are looked up by name, so that every role may ask. Another session's
+-- lock counts if it conflicts with the lock that every change takes (row exclusive).
 with required as (select name, to_regclass(name) as id from unnest($1::text[]) as name)
 select pg_is_in_recovery() or current_setting('transaction_read_only') = 'on' as read_only,
        array(select name from required where id is null) as missing,
@@ -418,13 +419,14 @@ select pg_is_in_recovery() or current_setting('transaction_read_only') = 'on' as
              order by name) as locked
 
 -- name: note_blocked
+-- Expired notes are deleted when another one is written.
 with over as (delete from held_up where until < clock_timestamp() and chat_id <> all($1::text[]))
 insert into held_up (chat_id, words, until)
 select id, $2::text, clock_timestamp() + $3::interval from unnest($1::text[]) as id
 on conflict (chat_id) do update set words = excluded.words, until = excluded.until
 
 -- name: blocked
--- With a row of no chat when no chat can be changed.
+-- With one row without a chat when no chat can be changed.
 select chat_id, words from held_up where chat_id = any($1::text[]) and until > clock_timestamp()
 union all
 select null, null where pg_is_in_recovery() or current_setting('transaction_read_only') = 'on'

@@ -27,7 +27,7 @@ from tests.contract.stores import (
 )
 
 
-async def test_a_chat_that_is_locked_first_is_there_from_then_on(shelf: Shelf) -> None:
+async def test_locking_a_new_chat_creates_it(shelf: Shelf) -> None:
     one, two = sorted((uid(), uid()))
     assert await shelf.store.chats.get(one) is None
 
@@ -39,7 +39,7 @@ async def test_a_chat_that_is_locked_first_is_there_from_then_on(shelf: Shelf) -
     assert await shelf.store.chats.get(one) == found[one]
 
 
-async def test_a_snapshot_comes_back_as_it_was_written(shelf: Shelf) -> None:
+async def test_a_snapshot_is_read_as_it_was_written(shelf: Shelf) -> None:
     agent = BuiltAgent(id=uid(), name="main", display_order=-1)
     build = Build(
         id=uid(),
@@ -98,7 +98,7 @@ async def test_a_snapshot_comes_back_as_it_was_written(shelf: Shelf) -> None:
     assert await shelf.store.chats.with_timers(after=chat.chat_id) == []
 
 
-async def test_a_snapshot_without_deadline_has_none_to_arm(shelf: Shelf) -> None:
+async def test_a_chat_without_deadline_has_no_timer(shelf: Shelf) -> None:
     chat = owned(uid(), uid(), uid(), deadline=NOW)
     await write(shelf.store, Changes(chats=[chat]))
 
@@ -107,7 +107,7 @@ async def test_a_snapshot_without_deadline_has_none_to_arm(shelf: Shelf) -> None
     assert await shelf.store.chats.with_timers() == []
 
 
-async def test_what_raises_leaves_nothing_behind(shelf: Shelf) -> None:
+async def test_a_transaction_that_raises_is_rolled_back(shelf: Shelf) -> None:
     chat_id, asked, workspace, owner = uid(), call(uid()), uid(), uid()
     changes = Changes(
         chats=[owned(chat_id, uid(), owner, version=1)],
@@ -139,7 +139,7 @@ async def test_what_raises_leaves_nothing_behind(shelf: Shelf) -> None:
     assert await shelf.store.chats.log(chat_id) == []
 
 
-async def test_who_waits_for_a_chat_sees_all_that_the_other_wrote(shelf: Shelf) -> None:
+async def test_a_transaction_that_waited_for_a_lock_sees_what_the_other_wrote(shelf: Shelf) -> None:
     """Identities most of all: two workers that have the same event must not both apply it."""
     chat_id, asked = uid(), asyncio.Event()
     await write(shelf.store, Changes(), lock=[chat_id])
@@ -169,7 +169,7 @@ async def test_who_waits_for_a_chat_sees_all_that_the_other_wrote(shelf: Shelf) 
     assert await other == (5, {(chat_id, digest("e"))})
 
 
-async def test_a_chat_is_made_once_by_two_who_meet(shelf: Shelf) -> None:
+async def test_concurrent_transactions_create_a_chat_once(shelf: Shelf) -> None:
     chat_id = uid()
 
     async def count() -> None:
@@ -184,7 +184,7 @@ async def test_a_chat_is_made_once_by_two_who_meet(shelf: Shelf) -> None:
     assert chat.version == 8
 
 
-async def test_overlapping_sets_of_chats_never_wait_in_a_circle(shelf: Shelf) -> None:
+async def test_transactions_with_overlapping_chats_do_not_deadlock(shelf: Shelf) -> None:
     chats = [uid() for _ in range(6)]
     # These are there before the race; making one is a race of its own, which is tried again.
     await write(shelf.store, Changes(), lock=chats)
@@ -208,7 +208,7 @@ async def test_overlapping_sets_of_chats_never_wait_in_a_circle(shelf: Shelf) ->
     assert [chat.version for chat in found if chat] == [16] * 6
 
 
-async def test_the_time_is_that_after_the_wait_for_the_lock(shelf: Shelf) -> None:
+async def test_the_time_of_a_transaction_is_read_after_the_wait_for_the_lock(shelf: Shelf) -> None:
     """Else a limit would begin, and a log entry be, before what the other wrote."""
     first, last = sorted((uid(), uid()))
     await write(shelf.store, Changes(), lock=[first, last])
@@ -233,7 +233,7 @@ async def test_the_time_is_that_after_the_wait_for_the_lock(shelf: Shelf) -> Non
     assert await other
 
 
-async def test_the_log_comes_back_in_order_and_in_pages(shelf: Shelf) -> None:
+async def test_the_log_is_read_in_order_and_by_page(shelf: Shelf) -> None:
     chat_id = uid()
     entries = [entry(n, chat_id, at=NOW + timedelta(seconds=n)) for n in (1, 2, 3, 4, 5)]
     await write(shelf.store, Changes(entries=[(chat_id, e) for e in entries[:3]]))
@@ -265,7 +265,7 @@ async def test_the_log_comes_back_in_order_and_in_pages(shelf: Shelf) -> None:
     }
 
 
-async def test_an_identity_is_known_in_its_chat_only(shelf: Shelf) -> None:
+async def test_an_event_is_known_in_its_chat_only(shelf: Shelf) -> None:
     one, two = uid(), uid()
     await write(
         shelf.store,
@@ -281,7 +281,7 @@ async def test_an_identity_is_known_in_its_chat_only(shelf: Shelf) -> None:
     assert known & set(asked) == {(one, digest("a"))}
 
 
-async def test_what_goes_out_stays_until_it_is_known_to_be_published(shelf: Shelf) -> None:
+async def test_an_outbox_row_stays_until_it_is_deleted_as_published(shelf: Shelf) -> None:
     chat_id, other = uid(), uid()
     rows = [
         outgoing(chat_id, "a", version=3),

@@ -12,7 +12,7 @@ from statemachine.store import CallKey, Changes, StoredCall
 from tests.contract.stores import Shelf, answered, call, key, uid, write
 
 
-async def test_a_call_comes_back_as_it_was_written(shelf: Shelf) -> None:
+async def test_a_call_is_read_as_it_was_written(shelf: Shelf) -> None:
     asked = call(uid())
     await write(shelf.store, Changes(calls=[StoredCall(asked, None)]))
     assert not await shelf.store.chats.is_answered(*key(asked))
@@ -29,7 +29,7 @@ async def test_a_call_comes_back_as_it_was_written(shelf: Shelf) -> None:
     assert await shelf.store.chats.open_calls(asked.chat_id) == [asked]
 
 
-async def test_an_answer_ends_a_call_for_good(shelf: Shelf) -> None:
+async def test_an_answered_call_keeps_its_answer(shelf: Shelf) -> None:
     asked = call(uid())
     over = answered(replace(asked, args={"parameters": {"token": "***"}}))
     await write(shelf.store, Changes(calls=[StoredCall(asked, None)]))
@@ -47,7 +47,7 @@ async def test_an_answer_ends_a_call_for_good(shelf: Shelf) -> None:
     assert await shelf.store.chats.open_calls(asked.chat_id) == []
 
 
-async def test_open_calls_come_in_the_order_they_were_asked(shelf: Shelf) -> None:
+async def test_open_calls_are_sorted_by_their_arrival(shelf: Shelf) -> None:
     chat_id, other = uid(), uid()
     calls = [call(chat_id, name, order) for name, order in (("z", 10), ("m", 2), ("a", 30))]
     elsewhere = call(other)
@@ -64,7 +64,7 @@ async def test_open_calls_come_in_the_order_they_were_asked(shelf: Shelf) -> Non
 
 
 @pytest.mark.parametrize(("minutes", "counts"), [(9, True), (11, False)])
-async def test_a_cancellation_overtakes_its_request_by_ten_minutes_at_most(
+async def test_a_cancellation_before_its_call_counts_for_ten_minutes(
     shelf: Shelf, minutes: int, *, counts: bool
 ) -> None:
     late = CallKey(uid(), "c")
@@ -78,7 +78,7 @@ async def test_a_cancellation_overtakes_its_request_by_ten_minutes_at_most(
         assert found == ({late} if counts else set())
 
 
-async def test_a_cancellation_that_comes_again_counts_anew(shelf: Shelf) -> None:
+async def test_a_repeated_cancellation_counts_for_another_ten_minutes(shelf: Shelf) -> None:
     late = CallKey(uid(), "c")
     for _ in range(2):
         await write(shelf.store, Changes(cancellations=[late]), lock=[late.chat_id])
@@ -89,7 +89,7 @@ async def test_a_cancellation_that_comes_again_counts_anew(shelf: Shelf) -> None
         assert (await tx.prefetch([], {late}, set())).canceled == {late}
 
 
-async def test_names_are_an_owners_without_case_until_the_workspace_is_gone(shelf: Shelf) -> None:
+async def test_a_name_is_in_use_in_lower_case_until_its_workspace_is_deleted(shelf: Shelf) -> None:
     chat_id, ann, bob, one, two = uid(), uid(), uid(), uid(), uid()
     await write(
         shelf.store,
@@ -125,7 +125,7 @@ async def test_one_transaction_at_a_time_gives_out_an_owners_names(shelf: Shelf)
         assert await tx.workspace_names({ann}) == {ann: {"x", "x-1", "x-2", "x-3", "x-4", "x-5"}}
 
 
-async def test_open_calls_are_counted_over_all_chats_as_far_as_asked(shelf: Shelf) -> None:
+async def test_open_calls_of_all_chats_are_counted_up_to_the_limit(shelf: Shelf) -> None:
     asked = [call(uid(), name) for name in "abc"]
     await write(shelf.store, Changes(calls=[StoredCall(c, None) for c in asked]))
     await write(shelf.store, Changes(calls=[answered(asked[0])]))

@@ -30,7 +30,7 @@ def agent_of(chat: Chat, **more: object) -> Credential:
     return replace(credential, **more)  # type: ignore[arg-type]
 
 
-async def test_a_role_s_key_comes_back_as_it_was_issued(shelf: Shelf) -> None:
+async def test_a_credential_is_read_as_it_was_issued(shelf: Shelf) -> None:
     made = Credential("provisioner", (), IN_AN_HOUR, name="box", pool="gpu")
 
     await shelf.store.credentials.issue("P", made)
@@ -38,7 +38,7 @@ async def test_a_role_s_key_comes_back_as_it_was_issued(shelf: Shelf) -> None:
     assert await shelf.store.credentials.get("P") == (made, None)
 
 
-async def test_a_revoked_key_stays_so_and_has_run_out(shelf: Shelf) -> None:
+async def test_a_revoked_key_stays_revoked_and_is_expired(shelf: Shelf) -> None:
     await shelf.store.credentials.issue("O", Credential("operator", (), IN_AN_HOUR))
 
     assert await shelf.store.credentials.revoke("O")
@@ -53,7 +53,7 @@ async def test_a_revoked_key_stays_so_and_has_run_out(shelf: Shelf) -> None:
     assert not await shelf.store.credentials.revoke("stranger")
 
 
-async def test_a_name_is_bound_to_one_pool_for_ever(shelf: Shelf) -> None:
+async def test_a_provisioners_name_is_bound_to_one_pool_for_ever(shelf: Shelf) -> None:
     assert await shelf.store.credentials.bind_provisioner("box", "gpu") == "gpu"
     assert await shelf.store.credentials.bind_provisioner("box", "cpu") == "gpu"
     async with shelf.store.transaction() as tx:
@@ -63,7 +63,7 @@ async def test_a_name_is_bound_to_one_pool_for_ever(shelf: Shelf) -> None:
     assert found.pools == {"box": "gpu"}
 
 
-async def test_keys_are_listed_by_page_and_spent_ones_when_asked_for(shelf: Shelf) -> None:
+async def test_keys_are_listed_by_page_and_expired_ones_on_request(shelf: Shelf) -> None:
     for key in ("A", "B", "C"):
         await shelf.store.credentials.issue(
             key, Credential("frontend", (uid(),), IN_AN_HOUR, name=key)
@@ -104,7 +104,7 @@ async def test_an_agents_key_is_listed_while_its_build_is_the_newest(shelf: Shel
     ]
 
 
-async def test_connections_of_a_revoked_key_are_unwelcome_and_no_others(shelf: Shelf) -> None:
+async def test_only_connections_of_a_revoked_key_become_invalid(shelf: Shelf) -> None:
     made = Credential("frontend", (uid(),), IN_AN_HOUR)
     for number, key in enumerate(("A", "B", "A"), 1):
         await shelf.store.credentials.issue(key, made)
@@ -133,7 +133,9 @@ async def test_connections_of_a_revoked_key_are_unwelcome_and_no_others(shelf: S
     assert await shelf.store.credentials.invalid_connections() == []
 
 
-async def test_an_agent_is_unwelcome_when_its_build_is_superseded(shelf: Shelf) -> None:
+async def test_an_agents_connection_becomes_invalid_when_its_build_is_superseded(
+    shelf: Shelf,
+) -> None:
     chat, other = built(uid(), uid()), built(uid(), uid())
     await write(shelf.store, Changes(chats=[chat, other]))
     for number, (key, of) in enumerate((("A", chat), ("B", other)), 1):
@@ -153,7 +155,7 @@ async def test_an_agent_is_unwelcome_when_its_build_is_superseded(shelf: Shelf) 
 
 
 @pytest.mark.parametrize("gone", ["workspace", "chat"])
-async def test_an_agent_of_no_build_is_unwelcome(shelf: Shelf, gone: str) -> None:
+async def test_the_connection_of_an_agent_without_build_is_invalid(shelf: Shelf, gone: str) -> None:
     chat = built(uid(), uid())
     await shelf.store.credentials.issue("A", agent_of(chat))
     if gone == "workspace":
@@ -167,7 +169,7 @@ async def test_an_agent_of_no_build_is_unwelcome(shelf: Shelf, gone: str) -> Non
     ]
 
 
-async def test_of_too_many_connections_of_a_key_the_oldest_must_go(shelf: Shelf) -> None:
+async def test_recording_returns_a_keys_surplus_connections_oldest_last(shelf: Shelf) -> None:
     made = Credential("frontend", (uid(),), IN_AN_HOUR)
     await shelf.store.credentials.issue("A", made)
     too_many = [
@@ -182,7 +184,7 @@ async def test_of_too_many_connections_of_a_key_the_oldest_must_go(shelf: Shelf)
     assert set(too_many[-1]) == {ClientConnection("S", 0), ClientConnection("S", 1)}
 
 
-async def test_a_server_that_began_anew_has_none_of_its_connections(shelf: Shelf) -> None:
+async def test_a_restarted_server_has_no_earlier_connections(shelf: Shelf) -> None:
     made = Credential("frontend", (uid(),), IN_AN_HOUR)
     await shelf.store.credentials.issue("A", made)
     for server, name in (("S1", "one"), ("T", "two"), ("S2", "one")):

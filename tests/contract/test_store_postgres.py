@@ -102,7 +102,7 @@ async def test_a_statement_that_takes_too_long_may_be_tried_again(
                 await write(store, Changes(), lock=[chat_id])
 
 
-async def test_those_who_wait_in_a_circle_are_told_to_try_again(url: str) -> None:
+async def test_a_deadlock_is_a_transient_error(url: str) -> None:
     one, two = uid(), uid()
     async with connect(url) as store:
         await write(store, Changes(), lock=[one, two])
@@ -122,7 +122,7 @@ async def test_those_who_wait_in_a_circle_are_told_to_try_again(url: str) -> Non
     assert [type(outcome) for outcome in outcomes if outcome] == [TransientError]
 
 
-async def test_a_lost_connection_is_a_store_that_is_away(url: str) -> None:
+async def test_a_lost_connection_is_an_unavailable_store(url: str) -> None:
     async with connect(url) as store:
         chat_id = uid()
         with pytest.raises(StoreUnavailableError) as lost:
@@ -183,7 +183,7 @@ async def test_a_server_that_went_away_is_a_store_that_is_away(tmp_path: Path) -
     await opened.__aexit__(None, None, None)
 
 
-async def test_a_server_that_knows_no_such_limit_is_told_of(
+async def test_a_server_without_the_timeout_setting_is_named_as_too_old(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As PostgreSQL 16 is with `transaction_timeout`."""

@@ -75,12 +75,12 @@ async def test_an_earlier_version_can_be_made_the_active_one_again(shelf: Shelf)
     ].active == other
 
 
-async def test_what_was_never_pushed_has_no_history(shelf: Shelf) -> None:
+async def test_an_unknown_template_has_no_versions(shelf: Shelf) -> None:
     assert await shelf.store.templates.versions(uid()) == []
     assert await shelf.store.templates.activate(uid()) is None
 
 
-async def test_pools_are_those_that_any_version_names(shelf: Shelf) -> None:
+async def test_pools_are_those_of_all_versions(shelf: Shelf) -> None:
     org = uid()
     assert await shelf.store.templates.pools() == set()
 
@@ -90,7 +90,7 @@ async def test_pools_are_those_that_any_version_names(shelf: Shelf) -> None:
     assert await shelf.store.templates.pools() == {"local", "gpu"}
 
 
-async def test_an_archive_comes_in_pieces(shelf: Shelf) -> None:
+async def test_an_archive_is_read_in_pieces(shelf: Shelf) -> None:
     org, archive = uid(), bytes(range(256)) * 5
     pushed = version(org, archive=archive)
     await shelf.store.templates.push(org, pushed, archive)
@@ -103,7 +103,7 @@ async def test_an_archive_comes_in_pieces(shelf: Shelf) -> None:
     assert await shelf.store.templates.read_archive(uid(), 0, 500) is None
 
 
-async def test_a_setting_holds_at_once(shelf: Shelf) -> None:
+async def test_a_changed_setting_is_read_at_once(shelf: Shelf) -> None:
     await shelf.store.put_setting("a", "1")
     await shelf.store.put_setting("b", "")
     await shelf.store.put_setting("a", "2")
@@ -132,7 +132,7 @@ async def test_a_credential_comes_back_with_the_reason_why_its_key_may_not_be_us
     assert await shelf.store.credentials.get("other") is None
 
 
-async def test_a_key_that_is_issued_again_has_what_it_was_given_last(shelf: Shelf) -> None:
+async def test_issuing_a_key_again_replaces_its_credential(shelf: Shelf) -> None:
     first = Credential("frontend", (uid(),), NOW)
     second = Credential("frontend", (uid(),), NOW + timedelta(hours=1))
 

@@ -19,7 +19,7 @@ def job(chat_id: str, *, begins: timedelta = SOON) -> StoredJob:
     return StoredJob(uid(), chat_id, "workspaced.job.local", b"\x00{}", datetime.now(UTC) + begins)
 
 
-async def test_a_stream_is_followed_and_only_anew_replaced(shelf: Shelf) -> None:
+async def test_a_position_moves_forward_and_only_a_reset_replaces_it(shelf: Shelf) -> None:
     store = shelf.store
     await store.recovery.record_positions(
         {"A": StreamPosition("monday", 5), "B": StreamPosition("monday", 1)}
@@ -41,7 +41,7 @@ async def test_a_stream_is_followed_and_only_anew_replaced(shelf: Shelf) -> None
     }
 
 
-async def test_a_loss_has_one_mark_whoever_finds_it(shelf: Shelf) -> None:
+async def test_workers_that_find_the_same_loss_agree_on_one_mark(shelf: Shelf) -> None:
     store, noted = shelf.store, StreamPosition("monday", 5)
     await store.recovery.record_positions({"A": noted, "B": noted, "C": noted})
 
@@ -82,7 +82,7 @@ async def test_a_job_is_kept_for_a_day_after_it_may_begin(shelf: Shelf) -> None:
     assert await shelf.store.recovery.jobs() == []
 
 
-async def test_a_job_that_is_over_is_forgotten_when_another_comes(shelf: Shelf) -> None:
+async def test_an_old_job_is_deleted_when_another_one_is_written(shelf: Shelf) -> None:
     chat_id, late = uid(), job(uid(), begins=-DAY - timedelta(seconds=1))
     await write(shelf.store, Changes(jobs=[replace(late, chat_id=chat_id)]), lock=[chat_id])
 
@@ -92,7 +92,7 @@ async def test_a_job_that_is_over_is_forgotten_when_another_comes(shelf: Shelf) 
     assert len(await shelf.store.recovery.jobs()) == 2
 
 
-async def test_answers_of_a_day_are_there_by_page(shelf: Shelf) -> None:
+async def test_answered_calls_of_a_day_are_listed_by_page(shelf: Shelf) -> None:
     chat_id = uid()
     stored = [answered(call(chat_id, name)) for name in ("a", "b", "c")]
     waiting = replace(stored[0], call=call(chat_id, "d"), answer=None)
@@ -108,7 +108,7 @@ async def test_answers_of_a_day_are_there_by_page(shelf: Shelf) -> None:
     assert await shelf.store.recovery.answered_calls() == []
 
 
-async def test_chats_with_a_version_and_chats_with_agents_come_by_page(shelf: Shelf) -> None:
+async def test_published_chats_and_chats_with_agents_are_listed_by_page(shelf: Shelf) -> None:
     facts = AgentFacts(id=uid(), workspace_id=uid(), build_id=uid(), told=True)
     ids = sorted(uid() for _ in range(4))
     chats = [
@@ -125,7 +125,7 @@ async def test_chats_with_a_version_and_chats_with_agents_come_by_page(shelf: Sh
     assert await shelf.store.recovery.chats_with_agents(after=ids[2]) == [chats[3]]
 
 
-async def test_chats_whose_agents_are_gone_are_not_looked_at_for_signs_of_life(
+async def test_chats_with_agents_leaves_out_chats_whose_agents_are_disconnected(
     shelf: Shelf,
 ) -> None:
     """Most chats are over: a worker that starts must not read them all."""
@@ -146,7 +146,7 @@ async def test_chats_whose_agents_are_gone_are_not_looked_at_for_signs_of_life(
     assert await shelf.store.recovery.chats_with_agents() == [chats[1]]
 
 
-async def test_what_is_left_over_is_there_whichever_chat_it_is_of(shelf: Shelf) -> None:
+async def test_the_outbox_of_all_chats_is_listed_by_page(shelf: Shelf) -> None:
     one, other = uid(), uid()
     changes = Changes(outbox=[outgoing(one, "a"), outgoing(other, "b", version=2)])
     rows = await write(shelf.store, changes, lock=[one, other])
@@ -157,7 +157,7 @@ async def test_what_is_left_over_is_there_whichever_chat_it_is_of(shelf: Shelf) 
     assert await shelf.store.recovery.outbox() == []
 
 
-async def test_rows_are_at_home_where_they_were_settled(shelf: Shelf) -> None:
+async def test_the_origin_differs_until_it_is_recorded_and_after_a_restore(shelf: Shelf) -> None:
     new = await shelf.store.recovery.origin()
     assert new.differs, "nobody has said where they are"
 

@@ -21,20 +21,20 @@ async def ledger(url: str) -> list[tuple[int, str]]:
         await db.close()
 
 
-async def test_the_ledger_tells_what_was_applied(database_url: str) -> None:
+async def test_the_ledger_lists_the_applied_migrations(database_url: str) -> None:
     applied = await migrate(database_url)
 
     assert applied == migrations()
     assert await ledger(database_url) == [(step.number, step.name) for step in applied]
 
 
-async def test_a_second_time_there_is_nothing_to_do(database_url: str) -> None:
+async def test_migrating_again_applies_nothing(database_url: str) -> None:
     await migrate(database_url)
 
     assert await migrate(database_url) == []
 
 
-async def test_of_many_at_once_one_does_it(database_url: str) -> None:
+async def test_of_many_concurrent_migrations_one_applies_the_steps(database_url: str) -> None:
     applied = await asyncio.gather(*(migrate(database_url) for _ in range(6)))
 
     assert sorted(map(len, applied)) == [0, 0, 0, 0, 0, len(migrations())]
@@ -50,7 +50,7 @@ async def test_a_later_step_is_applied_alone(
     assert await migrate(database_url) == [later]
 
 
-async def test_a_step_that_fails_leaves_nothing_of_itself(
+async def test_a_migration_that_fails_is_rolled_back(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await migrate(database_url)
@@ -68,7 +68,7 @@ async def test_a_step_that_fails_leaves_nothing_of_itself(
         await db.close()
 
 
-async def test_a_step_does_not_wait_for_a_dump_with_all_workers_behind_it(
+async def test_a_migration_does_not_wait_for_long_for_a_table_in_use(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await migrate(database_url)
@@ -87,7 +87,7 @@ async def test_a_step_does_not_wait_for_a_dump_with_all_workers_behind_it(
     assert await migrate(database_url) == [later]
 
 
-async def test_a_database_that_is_not_there_is_away() -> None:
+async def test_a_database_that_is_not_there_is_unavailable() -> None:
     with pytest.raises(StoreUnavailableError):
         await migrate("postgresql://nobody@127.0.0.1:1/nowhere")
 

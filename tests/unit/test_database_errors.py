@@ -22,7 +22,9 @@ ALL = sorted(
 
 
 @pytest.mark.parametrize("error", ALL, ids=lambda error: f"{error.sqlstate}-{error.__name__}")
-def test_only_errors_about_data_blame_the_work(error: type[asyncpg.PostgresError]) -> None:
+def test_only_sqlstate_classes_about_data_blame_the_data(
+    error: type[asyncpg.PostgresError],
+) -> None:
     found = classify_error(error("words"))
 
     if str(error.sqlstate)[:2] in ("21", "22", "23", "54"):
@@ -36,7 +38,7 @@ def test_there_are_errors_to_be_classify_error() -> None:
 
 
 @pytest.mark.parametrize("state", ["P0001", "XX000", "99999", "HV000", "42P01", "42P05", "26000"])
-def test_what_is_refused_for_now_may_be_taken_later_and_other_work_meanwhile(state: str) -> None:
+def test_other_errors_of_the_server_refuse_this_transaction_for_now(state: str) -> None:
     error = asyncpg.PostgresError.new({"C": state, "M": "words"})
 
     assert type(classify_error(error)) is WorkRefusedError
@@ -44,7 +46,7 @@ def test_what_is_refused_for_now_may_be_taken_later_and_other_work_meanwhile(sta
 
 
 @pytest.mark.parametrize("state", ["40001", "40P01", "55P03", "57014", "25P03", "25P04"])
-def test_the_same_again_may_succeed_after_a_lost_race(state: str) -> None:
+def test_locks_and_timeouts_are_transient_errors(state: str) -> None:
     assert (
         type(classify_error(asyncpg.PostgresError.new({"C": state, "M": "words"})))
         is TransientError
@@ -52,7 +54,7 @@ def test_the_same_again_may_succeed_after_a_lost_race(state: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["08006", "25006", "28P01", "3D000", "53100", "57P01", "58030"])
-def test_of_some_errors_it_is_known_that_no_work_gets_through(state: str) -> None:
+def test_errors_about_the_server_make_the_store_unavailable(state: str) -> None:
     error = asyncpg.PostgresError.new({"C": state, "M": "words"})
 
     assert type(classify_error(error)) is StoreUnavailableError
@@ -69,7 +71,7 @@ def test_of_some_errors_it_is_known_that_no_work_gets_through(state: str) -> Non
         asyncpg.InternalClientError("cannot switch to state"),
     ],
 )
-def test_what_the_driver_raises_about_its_connection_is_a_database_away(error: Exception) -> None:
+def test_lost_connections_make_the_store_unavailable(error: Exception) -> None:
     with pytest.raises(StoreUnavailableError), translate_errors():
         raise error
 
@@ -82,6 +84,6 @@ def test_what_the_driver_raises_about_its_connection_is_a_database_away(error: E
         exceptions._base.DataError("invalid input for query argument $1"),
     ],
 )
-def test_bugs_and_values_that_the_driver_can_not_send_stay_what_they_are(error: Exception) -> None:
+def test_bugs_and_values_that_the_driver_can_not_encode_pass_through(error: Exception) -> None:
     with pytest.raises(type(error)), translate_errors():
         raise error

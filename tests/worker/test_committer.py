@@ -66,7 +66,7 @@ async def again(hand: Hand) -> None:
 
 
 @pytest.mark.parametrize("neighbours", [0, 1, 6])
-async def test_an_event_that_the_database_refuses_is_not_buried_and_its_neighbours_go_through(
+async def test_an_event_that_the_database_refuses_is_postponed_and_other_events_are_committed(
     rig: Rig, hand: Hand, send: Senders, store: Refusing, neighbours: int
 ) -> None:
     chat, others = new_id(), [new_id() for _ in range(neighbours)]
@@ -98,7 +98,7 @@ async def test_an_event_that_the_database_refuses_is_not_buried_and_its_neighbou
 
 
 @pytest.mark.parametrize("error", [WorkRefusedError, StoreUnavailableError])
-async def test_while_the_database_takes_nothing_the_batch_is_kept_together_and_tried_again(
+async def test_a_batch_is_retried_as_a_whole_while_the_database_accepts_nothing(
     rig: Rig, hand: Hand, send: Senders, store: Refusing, error: type[Exception]
 ) -> None:
     chats = [new_id() for _ in range(32)]
@@ -124,7 +124,7 @@ async def test_while_the_database_takes_nothing_the_batch_is_kept_together_and_t
     assert await store.blocked(set(chats)) == {}
 
 
-async def test_a_database_that_goes_away_while_a_batch_is_halved_is_waited_for(
+async def test_the_worker_waits_for_a_database_that_goes_away_while_a_batch_is_halved(
     rig: Rig, hand: Hand, send: Senders, store: Refusing
 ) -> None:
     refused, others = new_id(), [new_id() for _ in range(7)]
@@ -150,7 +150,7 @@ async def test_a_database_that_goes_away_while_a_batch_is_halved_is_waited_for(
     assert set(await store.blocked({refused, *others})) == {refused}
 
 
-async def test_an_event_that_loses_every_race_does_not_hold_up_its_neighbours(
+async def test_an_event_whose_chat_stays_locked_does_not_block_other_events(
     rig: Rig, hand: Hand, send: Senders, store: Refusing
 ) -> None:
     """Somebody holds a lock on the chat's row."""
@@ -170,7 +170,7 @@ async def test_an_event_that_loses_every_race_does_not_hold_up_its_neighbours(
     assert {job["chat_id"] for job in rig.jobs()} == {locked, *others}
 
 
-async def test_several_events_of_a_refused_chat_are_noted_once(
+async def test_a_chat_with_several_postponed_events_is_noted_once(
     rig: Rig, hand: Hand, send: Senders, store: Refusing
 ) -> None:
     refused = new_id()
@@ -188,7 +188,7 @@ async def test_several_events_of_a_refused_chat_are_noted_once(
     assert len(notes) == 1
 
 
-async def test_a_bug_of_ours_is_buried_while_another_chat_is_refused(
+async def test_an_event_that_hits_a_bug_becomes_a_dead_letter_while_another_chat_is_refused(
     rig: Rig, hand: Hand, send: Senders, store: Refusing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused, bad = new_id(), new_id()

@@ -69,7 +69,7 @@ async def test_what_the_stream_took_fits_as_a_dead_letter_whatever_its_headers(
     assert json.loads(letter.headers["Workspaced-Headers"])["Y"] == "short"
 
 
-async def test_its_neighbours_in_the_batch_go_through(
+async def test_other_events_of_the_batch_are_applied(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     others = [new_id() for _ in range(3)]
@@ -86,7 +86,7 @@ async def test_its_neighbours_in_the_batch_go_through(
 
 
 @pytest.mark.parametrize("neighbours", [0, 1, 6])
-async def test_an_event_that_fails_alone_is_buried_and_its_neighbours_go_through(
+async def test_an_event_that_fails_alone_becomes_a_dead_letter_and_other_events_are_applied(
     rig: Rig, hand: Hand, send: Senders, monkeypatch: pytest.MonkeyPatch, neighbours: int
 ) -> None:
     bad, chat, others = new_id(), new_id(), [new_id() for _ in range(neighbours)]
@@ -108,7 +108,7 @@ async def test_an_event_that_fails_alone_is_buried_and_its_neighbours_go_through
     await rig.check(chat)
 
 
-async def test_a_request_that_is_buried_is_answered(
+async def test_a_request_that_becomes_a_dead_letter_is_answered(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     data = {"call_id": "c", "tool": "list_templates", "args": [], "organization_id": 7}
@@ -161,7 +161,7 @@ async def unpublished(rows: object, **_more: object) -> None:
 
 
 @pytest.mark.parametrize("chat", ["x", "zzzzzzzz-zzzz-zzzz-zzzz-zzzzzzzzzzzz"])
-async def test_a_chat_that_is_none_is_buried_without_an_answer(
+async def test_a_request_with_an_invalid_chat_id_becomes_a_dead_letter_without_an_answer(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)

@@ -40,13 +40,13 @@ async def looks(rig: Rig, send: Senders, chat: str, lagging: int) -> frozenset[s
     return await watch.find_losses()
 
 
-async def test_what_it_tells_of_a_moment_later_is_not_lost(
+async def test_a_new_leader_that_catches_up_has_lost_nothing(
     rig: Rig, send: Senders, chat: str
 ) -> None:
     assert await looks(rig, send, chat, lagging=1) == frozenset()
 
 
-async def test_what_it_never_tells_of_is_lost(
+async def test_a_new_leader_that_never_catches_up_has_lost_the_end(
     rig: Rig, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handlers.worker.recovery.stream_watch.LOOKS", 2)

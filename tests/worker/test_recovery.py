@@ -70,7 +70,7 @@ async def test_a_server_that_lost_nothing_is_told_nothing(
     assert [(r.levelname, "signs of life" in r.message) for r in told] == [("INFO", True)]
 
 
-async def test_a_stream_that_grows_while_it_is_looked_at_has_lost_nothing(
+async def test_a_stream_that_grows_during_the_check_has_lost_nothing(
     rig: Rig, send: Senders, ready: Job, chat: str
 ) -> None:
     """Other workers publish, and note it, while one looks."""
@@ -93,7 +93,7 @@ async def test_a_stream_that_grows_while_it_is_looked_at_has_lost_nothing(
     assert await looking.find_losses() == frozenset()
 
 
-async def test_last_states_stand_there_again(
+async def test_lost_states_are_published_again(
     rig: Rig, hand: Hand, ready: Job, chat: str, send: Senders
 ) -> None:
     before = rig.state(chat)
@@ -107,7 +107,9 @@ async def test_last_states_stand_there_again(
     assert rig.state(chat)["version"] == before["version"] + 1
 
 
-async def test_an_answer_can_be_read_again(rig: Rig, hand: Hand, ready: Job, chat: str) -> None:
+async def test_lost_answers_are_published_again(
+    rig: Rig, hand: Hand, ready: Job, chat: str
+) -> None:
     before = rig.answer(chat)
     wiped(rig)
 
@@ -118,7 +120,7 @@ async def test_an_answer_can_be_read_again(rig: Rig, hand: Hand, ready: Job, cha
     assert json.loads(last.data)["data"] == before
 
 
-async def test_a_build_that_nobody_ended_is_asked_for_again_just_as_it_was(
+async def test_the_job_of_an_open_build_is_published_again_unchanged(
     rig: Rig, hand: Hand, job: Job
 ) -> None:
     wiped(rig)
@@ -128,7 +130,7 @@ async def test_a_build_that_nobody_ended_is_asked_for_again_just_as_it_was(
     assert rig.jobs() == [job]
 
 
-async def test_a_build_that_has_ended_is_not_asked_for_again(
+async def test_the_job_of_an_ended_build_is_not_published_again(
     rig: Rig, hand: Hand, ready: Job
 ) -> None:
     wiped(rig)
@@ -208,7 +210,7 @@ async def test_an_agent_that_shows_itself_again_is_not_missed(
     assert rig.state(chat)["agent"]["status"] == "connected"
 
 
-async def test_what_a_dead_worker_left_over_goes_out_though_nothing_brings_it_again(
+async def test_the_outbox_of_a_dead_worker_is_published_although_its_event_was_lost(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """It died between commit and publish, and the event that would have come again was lost."""
@@ -225,7 +227,7 @@ async def test_what_a_dead_worker_left_over_goes_out_though_nothing_brings_it_ag
     assert len(rig.jobs()) == 1
 
 
-async def test_what_another_worker_publishes_meanwhile_is_asked_for_once(
+async def test_a_job_that_another_worker_publishes_meanwhile_is_published_once(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """Requests are in doubt for a while after a loss: who reconnects then finds its outbox."""
@@ -243,7 +245,7 @@ async def test_what_another_worker_publishes_meanwhile_is_asked_for_once(
     assert len(rig.jobs()) == 1
 
 
-async def test_who_was_paused_over_builds_that_are_left_over_looks_again(
+async def test_a_worker_that_was_paused_before_publishing_jobs_prepares_again(
     rig: Rig, hand: Hand, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await hand.prepare()
@@ -310,7 +312,7 @@ async def test_two_who_find_the_same_loss_at_once_ask_for_each_build_once(
     assert [found["build_id"] for found in rig.jobs()] == [job["build_id"]]
 
 
-async def test_who_finds_a_loss_that_another_has_just_mended_looks_again(
+async def test_a_worker_that_finds_a_loss_which_another_has_just_repaired_checks_again(
     rig: Rig, hand: Hand, job: Job
 ) -> None:
     wiped(rig)
@@ -331,7 +333,7 @@ async def test_who_finds_a_loss_that_another_has_just_mended_looks_again(
     assert len(rig.jobs()) == 1
 
 
-async def test_a_loss_is_in_doubt_until_all_is_told_again(
+async def test_a_loss_stays_marked_until_everything_is_published_again(
     rig: Rig, hand: Hand, ready: Job, chat: str
 ) -> None:
     """Who found it may have died while it told, and what it told fills up what is missing."""
@@ -348,7 +350,7 @@ async def test_a_loss_is_in_doubt_until_all_is_told_again(
     assert rig.state(chat) == before
 
 
-async def test_what_is_published_while_streams_are_looked_at_is_known_afterwards(
+async def test_messages_published_during_the_check_count_in_the_next_check(
     rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await hand.prepare()
@@ -370,7 +372,7 @@ async def test_what_is_published_while_streams_are_looked_at_is_known_afterwards
     assert rig.state(chat) == before
 
 
-async def test_nothing_is_published_after_a_reconnect_before_it_is_known_what_was_lost(
+async def test_nothing_is_published_between_a_reconnect_and_the_check_for_losses(
     rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
 ) -> None:
     """What filled up a lost tail would hide that it was lost."""
@@ -386,7 +388,7 @@ async def test_nothing_is_published_after_a_reconnect_before_it_is_known_what_wa
     assert rig.state(chat)["state"] == "stopping"
 
 
-async def test_two_workers_who_both_notice_do_no_harm(
+async def test_two_workers_may_recover_from_the_same_loss(
     rig: Rig, hand: Hand, job: Job, chat: str
 ) -> None:
     before, other = rig.state(chat), rig.hand()
@@ -428,7 +430,7 @@ async def test_senders_are_asked_for_their_facts_more_than_once(
     ] * ASK_COUNT
 
 
-async def test_who_dies_before_senders_were_asked_leaves_that_to_the_next(
+async def test_if_a_worker_dies_before_it_asked_senders_the_next_one_asks_them(
     rig: Rig, hand: Hand, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All else is made good by then: only of the requests it is in doubt."""
