@@ -28,19 +28,19 @@ DIFFERENCES = [HOUR, -HOUR, timedelta(days=40), timedelta(days=-40), timedelta(s
 """How far the database's clock is behind."""
 
 
-def timers(rig: Rig) -> int:
+def count_timers(rig: Rig) -> int:
     """How many messages were stored about timers: armed ones and fired ones."""
     return rig.server.streams[TIMER.name].last_sequence
 
 
-async def limited(rig: Rig, hand: Hand, chat: str) -> None:
+async def given_chat_with_limit(rig: Rig, hand: Hand, chat: str) -> None:
     """Have a build that will not end."""
     await rig.senders.create(chat)
     await hand.pump()
     assert rig.state(chat)["state"] == "building"
 
 
-async def obeyed(rig: Rig, hand: Hand, chat: str, seconds: float = TEN_MINUTES) -> None:
+async def expect_limit_holds(rig: Rig, hand: Hand, chat: str, seconds: float = TEN_MINUTES) -> None:
     """See that the limit holds until `seconds` have passed, and is obeyed then."""
     rig.clock.advance(seconds - 1)
     await hand.pump()
@@ -59,10 +59,10 @@ async def test_a_worker_that_knows_the_difference_arms_each_timer_once(
     await hand.prepare()
     assert hand.worker.skew.ahead == behind
 
-    await limited(rig, hand, chat)
-    await obeyed(rig, hand, chat)
+    await given_chat_with_limit(rig, hand, chat)
+    await expect_limit_holds(rig, hand, chat)
 
-    assert timers(rig) == 2
+    assert count_timers(rig) == 2
 
 
 @pytest.mark.parametrize("behind", [HOUR, timedelta(days=40), timedelta(seconds=3)])
@@ -81,7 +81,7 @@ async def test_a_clock_that_is_set_back_costs_each_open_limit_one_more_timer(
 
     assert all(rig.state(chat)["state"] == "failed" for chat in chats)
     # Those of the first batch were armed before anybody knew, so each of them fired early, once.
-    assert timers(rig) <= 4 * len(chats)
+    assert count_timers(rig) <= 4 * len(chats)
     for chat in chats:
         await rig.check(chat)
 
@@ -90,18 +90,18 @@ async def test_limits_that_are_open_when_the_database_clock_is_set_back_fire_ear
     rig: Rig, hand: Hand, chat: str
 ) -> None:
     await hand.prepare()
-    await limited(rig, hand, chat)
+    await given_chat_with_limit(rig, hand, chat)
     rig.skew = HOUR
 
     rig.clock.advance(TEN_MINUTES)
     await hand.pump()
     assert rig.state(chat)["state"] == "building"
-    assert timers(rig) == 3
+    assert count_timers(rig) == 3
     rig.clock.advance(HOUR.total_seconds())
     await hand.pump()
 
     assert rig.state(chat)["state"] == "failed"
-    assert timers(rig) == 4
+    assert count_timers(rig) == 4
 
 
 async def test_all_timers_are_armed_again_when_the_first_fires_late_for_a_clock_that_was_set(
@@ -111,9 +111,9 @@ async def test_all_timers_are_armed_again_when_the_first_fires_late_for_a_clock_
     rig.skew = HOUR
     await hand.prepare()
     first, second = new_id(), new_id()
-    await limited(rig, hand, first)
+    await given_chat_with_limit(rig, hand, first)
     rig.clock.advance(10)
-    await limited(rig, hand, second)
+    await given_chat_with_limit(rig, hand, second)
 
     rig.skew = timedelta(0)
     rig.clock.advance(TEN_MINUTES - 10)
@@ -132,14 +132,14 @@ async def test_timers_that_a_backlog_made_late_are_not_armed_again(
     rig: Rig, hand: Hand, chat: str
 ) -> None:
     await hand.prepare()
-    await limited(rig, hand, chat)
+    await given_chat_with_limit(rig, hand, chat)
 
     rig.clock.advance(TEN_MINUTES + 10 * LATE.total_seconds())
     await hand.pump()
 
     assert rig.state(chat)["state"] == "failed"
     assert not hand.worker.preparation_due.is_set()
-    assert timers(rig) == 2
+    assert count_timers(rig) == 2
 
 
 async def test_what_can_not_be_published_while_the_clocks_can_not_be_read_comes_again(
@@ -148,7 +148,7 @@ async def test_what_can_not_be_published_while_the_clocks_can_not_be_read_comes_
     async def away(stream: str) -> datetime:
         raise Unavailable(stream)
 
-    await limited(rig, hand, chat)
+    await given_chat_with_limit(rig, hand, chat)
     rig.skew = timedelta(seconds=3)
     rig.clock.advance(TEN_MINUTES)
     with monkeypatch.context() as patch:
@@ -165,7 +165,7 @@ async def test_what_can_not_be_published_while_the_clocks_can_not_be_read_comes_
 async def test_nothing_is_armed_by_the_worker_s_own_clock(rig: Rig, hand: Hand, chat: str) -> None:
     """The rig's time is years from this machine's: only a timer armed by the database's clock is due."""
     await hand.prepare()
-    await limited(rig, hand, chat)
+    await given_chat_with_limit(rig, hand, chat)
     rig.server.stop(lose=True)
     rig.server.start()
 

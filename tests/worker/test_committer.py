@@ -59,7 +59,7 @@ def store(rig: Rig) -> Refusing:
     return rig.store
 
 
-async def again(hand: Hand) -> None:
+async def redeliver_postponed(hand: Hand) -> None:
     """Let what was left behind come again, and work it."""
     await asyncio.gather(*hand.worker.postponing)
     await hand.pump()
@@ -85,11 +85,11 @@ async def test_an_event_that_the_database_refuses_is_postponed_and_other_events_
     assert set(await store.blocked({chat, *others})) == {chat}
     assert "a trigger says no" in str(hand.worker.problems.of("database"))
     for _ in range(3):
-        await again(hand)
+        await redeliver_postponed(hand)
     assert rig.dead == []
 
     store.refused = frozenset()
-    await again(hand)
+    await redeliver_postponed(hand)
 
     assert {job["chat_id"] for job in rig.jobs()} == {chat, *others}
     assert await store.blocked({chat}) == {}
@@ -166,7 +166,7 @@ async def test_an_event_whose_chat_stays_locked_does_not_block_other_events(
     assert set(await store.blocked({locked, *others})) == {locked}
     assert rig.dead == []
     store.refused = frozenset()
-    await again(hand)
+    await redeliver_postponed(hand)
     assert {job["chat_id"] for job in rig.jobs()} == {locked, *others}
 
 

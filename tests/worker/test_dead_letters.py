@@ -18,7 +18,7 @@ from tests.worker.messages import Senders, envelope, new_id
 from tests.worker.rig import Hand, Rig
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, event_id: str) -> None:
+def make_event_fail(monkeypatch: pytest.MonkeyPatch, event_id: str) -> None:
     """Plant a bug: one event can't be decided."""
 
     def fails(workspace: Any, event: Any, *more: Any) -> Any:
@@ -90,7 +90,7 @@ async def test_an_event_that_fails_alone_becomes_a_dead_letter_and_other_events_
     rig: Rig, hand: Hand, send: Senders, monkeypatch: pytest.MonkeyPatch, neighbours: int
 ) -> None:
     bad, chat, others = new_id(), new_id(), [new_id() for _ in range(neighbours)]
-    poisoned(monkeypatch, bad)
+    make_event_fail(monkeypatch, bad)
     for n, other in enumerate((*others, chat)):
         await send.create(other)
         if n == neighbours // 2:
@@ -144,7 +144,7 @@ async def test_a_refusal_never_stands_over_the_answer_to_the_corrected_request(
     await send.send("tool", chat, "service", bad)
     dying = rig.hand()
     with monkeypatch.context() as patch:
-        patch.setattr(dying.relay, "publish", unpublished)
+        patch.setattr(dying.relay, "publish", die_before_publishing)
         await dying.pump()
     event_id = new_id()
     await send.ask(chat, "list_templates", event_id=event_id)
@@ -156,7 +156,7 @@ async def test_a_refusal_never_stands_over_the_answer_to_the_corrected_request(
     assert rig.answer(chat)["is_error"] is False
 
 
-async def unpublished(rows: object, **_more: object) -> None:
+async def die_before_publishing(rows: object, **_more: object) -> None:
     raise Unavailable(f"died with {rows}")
 
 
@@ -263,7 +263,7 @@ async def test_a_fact_that_fails_alone_is_noted_too(
     bad = new_id()
     await send.create(chat)
     await hand.pump()
-    poisoned(monkeypatch, bad)
+    make_event_fail(monkeypatch, bad)
     await send.built(rig.job, "failed", event_id=bad)
     await hand.pump()
 

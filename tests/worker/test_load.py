@@ -17,12 +17,12 @@ def worker_with(rig: Rig, waiting_limits: WaitingLimits) -> Hand:
     return hand
 
 
-async def looked(hand: Hand) -> None:
+async def sample_load(hand: Hand) -> None:
     """Have the worker see how much waits now."""
     await hand.worker.load.sample()
 
 
-def refused(rig: Rig, chat: str, call: str = "c") -> bool:
+def is_refused(rig: Rig, chat: str, call: str = "c") -> bool:
     answer = rig.answer(chat, call)
     return bool(answer["is_error"]) and answer["result"]["error"].startswith(BUSY)
 
@@ -35,7 +35,7 @@ async def test_one_more_call_of_a_chat_than_may_wait_is_refused_and_asked_again_
         await send.create(chat, call)
     await hand.pump()
 
-    assert refused(rig, chat, "c")
+    assert is_refused(rig, chat, "c")
     assert not {(chat, "a"), (chat, "b")} & rig.results.keys()
 
     await send.built(rig.job, "failed")
@@ -50,12 +50,12 @@ async def test_what_was_refused_has_no_build_and_no_workspace(rig: Rig, send: Se
     hand, waiting, late = worker_with(rig, WaitingLimits(calls=1)), new_id(), new_id()
     await send.create(waiting)
     await hand.pump()
-    await looked(hand)
+    await sample_load(hand)
 
     await send.create(late)
     await hand.pump()
 
-    assert refused(rig, late)
+    assert is_refused(rig, late)
     assert rig.path(late) == []
     assert [job["chat_id"] for job in rig.jobs()] == [waiting]
     await rig.check(late)
@@ -65,10 +65,10 @@ async def test_calls_are_accepted_again_when_others_are_answered(rig: Rig, send:
     hand, waiting, late = worker_with(rig, WaitingLimits(calls=1)), new_id(), new_id()
     await send.create(waiting)
     await hand.pump()
-    await looked(hand)
+    await sample_load(hand)
     await send.built(rig.job, "failed")
     await hand.pump()
-    await looked(hand)
+    await sample_load(hand)
 
     await send.create(late)
     await hand.pump()
@@ -80,16 +80,16 @@ async def test_no_job_is_added_to_a_full_queue_until_one_is_taken(rig: Rig, send
     hand, chats = worker_with(rig, WaitingLimits(jobs=1)), [new_id() for _ in range(3)]
     await send.create(chats[0])
     await hand.pump()
-    await looked(hand)
+    await sample_load(hand)
     await send.create(chats[1])
     await hand.pump()
-    assert refused(rig, chats[1])
+    assert is_refused(rig, chats[1])
     assert len(rig.jobs()) == 1
 
     async with rig.bus.pull(POOL, prefetch=1) as pull:
         (taken,) = await pull.next(1)
         await taken.ack()
-    await looked(hand)
+    await sample_load(hand)
     await send.create(chats[2])
     await hand.pump()
 
@@ -114,11 +114,11 @@ async def test_while_the_bus_is_away_the_last_look_counts(rig: Rig, send: Sender
     hand = worker_with(rig, WaitingLimits(calls=1))
     await send.create(new_id())
     await hand.pump()
-    await looked(hand)
+    await sample_load(hand)
     before = hand.worker.load.load(sample=False)
 
     rig.server.stop()
-    await looked(hand)
+    await sample_load(hand)
 
     assert before.full
     assert hand.worker.load.load(sample=False) == before

@@ -27,7 +27,9 @@ class LaggingBus(MemoryBus):
         return replace(info, last=info.last - 1)
 
 
-async def looks(rig: Rig, send: Senders, chat: str, lagging: int) -> frozenset[str]:
+async def find_losses_of_lagging_leader(
+    rig: Rig, send: Senders, chat: str, lagging: int
+) -> frozenset[str]:
     """Look again, after a state was stored, as a worker does when it is connected anew."""
     bus = LaggingBus(rig.server)
     hand = rig.hand(bus)
@@ -43,7 +45,7 @@ async def looks(rig: Rig, send: Senders, chat: str, lagging: int) -> frozenset[s
 async def test_a_new_leader_that_catches_up_has_lost_nothing(
     rig: Rig, send: Senders, chat: str
 ) -> None:
-    assert await looks(rig, send, chat, lagging=1) == frozenset()
+    assert await find_losses_of_lagging_leader(rig, send, chat, lagging=1) == frozenset()
 
 
 async def test_a_new_leader_that_never_catches_up_has_lost_the_end(
@@ -52,4 +54,4 @@ async def test_a_new_leader_that_never_catches_up_has_lost_the_end(
     monkeypatch.setattr("handlers.worker.recovery.stream_watch.LOOKS", 2)
 
     assert LOOKS > 2
-    assert await looks(rig, send, chat, lagging=3) == {STATE.name}
+    assert await find_losses_of_lagging_leader(rig, send, chat, lagging=3) == {STATE.name}

@@ -57,13 +57,13 @@ class Place:
             yield found
 
 
-async def data(subscription: Subscription) -> dict[str, Any]:
+async def next_data(subscription: Subscription) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((await subscription.next(WITHIN)).data)["data"]
     return found
 
 
-async def until(subscription: Subscription, state: str) -> dict[str, Any]:
-    while (seen := await data(subscription))["state"] != state:
+async def wait_for_state(subscription: Subscription, state: str) -> dict[str, Any]:
+    while (seen := await next_data(subscription))["state"] != state:
         pass
     return seen
 
@@ -102,8 +102,8 @@ async def test_the_whole_way_from_request_to_answer(place: Place) -> None:
         await place.send.built(job)
         await place.send.agent(job, "connected", 1)
         await place.send.agent(job, "ready", 2)
-        answer = await data(answers)
-        seen = [(await data(states))["state"] for _ in range(4)]
+        answer = await next_data(answers)
+        seen = [(await next_data(states))["state"] for _ in range(4)]
 
     assert answer["result"]["created"] is True
     assert answer["result"]["build_id"] == job["build_id"]
@@ -122,7 +122,7 @@ async def test_fifty_creates_at_once_over_three_workers_make_one_workspace(place
         await place.send.built(job)
         await place.send.agent(job, "connected", 1)
         await place.send.agent(job, "ready", 2)
-        found = [await data(answers) for _ in range(50)]
+        found = [await next_data(answers) for _ in range(50)]
 
     assert sum(answer["result"]["created"] for answer in found) == 1
     assert {answer["call_id"] for answer in found} == {f"call-{n}" for n in range(50)}
@@ -145,7 +145,7 @@ async def test_many_chats_over_three_workers_each_get_their_own(place: Place) ->
             )
         jobs = [await place.next_job() for _ in chats]
         await asyncio.gather(*(place.send.built(job, agents=()) for job in jobs))
-        found = [await data(answers) for _ in chats]
+        found = [await next_data(answers) for _ in chats]
 
     assert {job["chat_id"] for job in jobs} == set(chats)
     for key in ("workspace_id", "build_id"):
@@ -159,7 +159,7 @@ async def test_a_limit_holds_by_the_servers_own_timers(place: Place) -> None:
     await place.start(Limits(build=timedelta(seconds=0.2)))
     async with place.answers(chat) as answers:
         await place.send.create(chat)
-        answer = await data(answers)
+        answer = await next_data(answers)
 
     assert answer["result"].keys() == {"error", "build_id"}
     log = await place.store.chats.log(chat)
@@ -178,8 +178,8 @@ async def test_an_agent_that_goes_silent_is_noticed_by_the_servers_own_marks(pla
         await place.send.built(job)
         await place.send.agent(job, "connected", 1)
         await place.send.agent(job, "ready", 2)
-        await until(states, "ready")
-        while (seen := await data(states))["agent"]["status"] != "disconnected":
+        await wait_for_state(states, "ready")
+        while (seen := await next_data(states))["agent"]["status"] != "disconnected":
             pass
 
     assert seen["state"] == "ready"
@@ -192,7 +192,7 @@ async def test_what_only_a_database_can_not_hold_is_the_calls_own_fault(place: P
     worker = await place.start()
     async with place.answers(chat) as answers:
         await place.send.ask(chat, "create_workspace", template_id=none)
-        answer = await data(answers)
+        answer = await next_data(answers)
     async with place.bus.subscribe("workspaced.dead.tool") as dead:
         await place.send.create(none)
         letter = await dead.next(WITHIN)
@@ -210,14 +210,14 @@ async def test_a_worker_that_starts_takes_up_what_another_left(place: Place) -> 
     first = await place.start(limits)
     async with place.states(waiting) as states:
         await place.send.create(waiting)
-        await until(states, "building")
+        await wait_for_state(states, "building")
     await first.bus.close()
     await place.send.ask(chat, "list_templates")
 
     async with place.answers(chat) as answers, place.states(waiting) as states:
         await place.start(limits)
-        assert (await data(answers))["result"]["count"] == 1
-        assert (await until(states, "failed"))["failure"]["reason"] == "build_timeout"
+        assert (await next_data(answers))["result"]["count"] == 1
+        assert (await wait_for_state(states, "failed"))["failure"]["reason"] == "build_timeout"
 
 
 async def test_whatever_json_a_call_brings_survives_the_database(place: Place) -> None:
@@ -226,9 +226,9 @@ async def test_whatever_json_a_call_brings_survives_the_database(place: Place) -
     await place.start()
     async with place.answers(chat) as answers:
         await place.send.ask(chat, "list_templates", **deep)
-        await data(answers)
+        await next_data(answers)
         await place.send.ask(chat, "list_templates", owner=uid("somebody else"))
-        again = await data(answers)
+        again = await next_data(answers)
 
     assert again["result"]["count"] == 1
     (asked, _) = await place.store.chats.log(chat)

@@ -274,7 +274,7 @@ async def test_a_relay_that_published_a_newer_state_publishes_no_older_one(
     await hand.pump()
     job = rig.job
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dying.relay, "publish", died)
+        patch.setattr(dying.relay, "publish", die_before_publishing)
         await send.built(job, agents=("main",), event_id=event_id)
         await dying.pump()
     await send.agent(job, "starting", 1)
@@ -288,7 +288,7 @@ async def test_a_relay_that_published_a_newer_state_publishes_no_older_one(
     assert rig.store.outbox == {}
 
 
-async def died(rows: Sequence[OutboxMessage], **_more: object) -> None:
+async def die_before_publishing(rows: Sequence[OutboxMessage], **_more: object) -> None:
     raise Unavailable(f"died with {len(rows)}")
 
 

@@ -29,7 +29,9 @@ def errors() -> Iterator[list[str]]:
     logging.getLogger("handlers.worker").removeHandler(handler)
 
 
-async def made(rig: Rig, hand: Hand, chat: str, call: str = "c", agents: Any = ("main",)) -> Job:
+async def given_ready_workspace(
+    rig: Rig, hand: Hand, chat: str, call: str = "c", agents: Any = ("main",)
+) -> Job:
     """Have the chat's workspace made; return its job."""
     await rig.senders.create(chat, call)
     await hand.pump()
@@ -43,15 +45,15 @@ async def made(rig: Rig, hand: Hand, chat: str, call: str = "c", agents: Any = (
     return job
 
 
-async def replaced(rig: Rig, hand: Hand, chat: str) -> tuple[Job, Job]:
+async def given_replaced_workspace(rig: Rig, hand: Hand, chat: str) -> tuple[Job, Job]:
     """Have a workspace without agents replaced by another; return the stop of the old, and the new."""
-    await made(rig, hand, chat, agents=())
-    new = await made(rig, hand, chat, "again")
+    await given_ready_workspace(rig, hand, chat, agents=())
+    new = await given_ready_workspace(rig, hand, chat, "again")
     (stop,) = [job for job in rig.jobs() if job["transition"] == "stop"]
     return stop, new
 
 
-def elsewhere(chat: str, **more: Any) -> Job:
+def job_from_elsewhere(chat: str, **more: Any) -> Job:
     """A workspace that nobody here asked for."""
     job = {
         "chat_id": chat,
@@ -64,12 +66,12 @@ def elsewhere(chat: str, **more: Any) -> Job:
     return job | more
 
 
-async def passes(rig: Rig, hand: Hand, seconds: float) -> None:
+async def let_time_pass(rig: Rig, hand: Hand, seconds: float) -> None:
     rig.clock.advance(seconds)
     await hand.pump()
 
 
-async def listed(rig: Rig, chat: str) -> list[str]:
+async def listed_orphans(rig: Rig, chat: str) -> list[str]:
     """The orphans that operators find."""
     found = [
         o.id for c in await rig.store.chats.with_orphans() for o in c.orphans if c.chat_id == chat
@@ -78,7 +80,7 @@ async def listed(rig: Rig, chat: str) -> list[str]:
     return [one for one in found if one not in had]
 
 
-async def entries(rig: Rig, chat: str, name: str) -> list[Any]:
+async def log_entries(rig: Rig, chat: str, name: str) -> list[Any]:
     return [
         e
         for e in await rig.store.chats.log(chat, limit=10_000)
@@ -89,23 +91,23 @@ async def entries(rig: Rig, chat: str, name: str) -> list[Any]:
 async def test_a_replaced_workspace_is_stopped_and_no_orphan(
     rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
 ) -> None:
-    old = await made(rig, hand, chat, agents=())
+    old = await given_ready_workspace(rig, hand, chat, agents=())
     await send.create(chat, "again")
     await hand.pump()
 
     (stop,) = [job for job in rig.jobs() if job["transition"] == "stop"]
     assert stop["workspace_id"] == old["workspace_id"]
     assert stop["build_number"] == old["build_number"] + 1
-    assert await listed(rig, chat) == []
-    ours, asked = (await entries(rig, chat, "build_requested"))[-2:]
+    assert await listed_orphans(rig, chat) == []
+    ours, asked = (await log_entries(rig, chat, "build_requested"))[-2:]
     assert asked["event"]["data"]["build_id"] == stop["build_id"]
     assert (asked["outcome"], asked["version"]) == ("foreign", None)
     assert ours["outcome"] == "moved"
     shown = len(rig.states[chat])
     await send.built(stop, "started")
     await send.built(stop)
-    await passes(rig, hand, DAY)
-    assert [e["outcome"] for e in await entries(rig, chat, "build_succeeded")][-1] == "foreign"
+    await let_time_pass(rig, hand, DAY)
+    assert [e["outcome"] for e in await log_entries(rig, chat, "build_succeeded")][-1] == "foreign"
     assert len([job for job in rig.jobs() if job["transition"] == "stop"]) == 1
     assert len(rig.states[chat]) == shown + 1, "its own limit"
     assert errors == []
@@ -116,47 +118,47 @@ async def test_a_replaced_workspace_is_stopped_and_no_orphan(
 async def test_a_stop_that_comes_to_nothing_is_told_to_operators_and_tried_again(
     rig: Rig, hand: Hand, send: Senders, chat: str, how: str, errors: list[str]
 ) -> None:
-    stop, new = await replaced(rig, hand, chat)
+    stop, new = await given_replaced_workspace(rig, hand, chat)
     shown = rig.state(chat)
 
     await send.built(stop, how)
     await hand.pump()
 
-    assert await listed(rig, chat) == [stop["workspace_id"]]
+    assert await listed_orphans(rig, chat) == [stop["workspace_id"]]
     (told,) = errors
     assert stop["workspace_id"] in told
     assert how in told
-    await passes(rig, hand, GRACE - 1)
+    await let_time_pass(rig, hand, GRACE - 1)
     assert rig.job["build_number"] != 3
-    await passes(rig, hand, 1)
+    await let_time_pass(rig, hand, 1)
     again = rig.job
     assert (again["workspace_id"], again["transition"]) == (stop["workspace_id"], "stop")
     assert again["build_number"] == stop["build_number"] + 1
     assert again["template"] == stop["template"]
-    assert await listed(rig, chat) == []
+    assert await listed_orphans(rig, chat) == []
     await send.built(again, how)
-    await passes(rig, hand, GRACE)
-    await passes(rig, hand, GRACE)
+    await let_time_pass(rig, hand, GRACE)
+    await let_time_pass(rig, hand, GRACE)
     assert rig.job["build_number"] == stop["build_number"] + 2
     assert len(errors) == 2
     await send.built(rig.job)
-    await passes(rig, hand, DAY)
+    await let_time_pass(rig, hand, DAY)
     assert rig.job["build_number"] == stop["build_number"] + 2
-    assert await listed(rig, chat) == []
+    assert await listed_orphans(rig, chat) == []
     assert rig.state(chat) == shown, "the chat has nothing to do with it"
     assert rig.state(chat)["workspace"]["id"] == new["workspace_id"]
     await rig.check(chat)
 
 
 async def test_deletion_ends_it(rig: Rig, hand: Hand, send: Senders, chat: str) -> None:
-    stop, _ = await replaced(rig, hand, chat)
+    stop, _ = await given_replaced_workspace(rig, hand, chat)
     await send.built(stop, "failed")
     await hand.pump()
 
     await send.deleted(stop)
-    await passes(rig, hand, DAY)
+    await let_time_pass(rig, hand, DAY)
 
-    assert await listed(rig, chat) == []
+    assert await listed_orphans(rig, chat) == []
     assert rig.job["build_number"] != 3
     await rig.check(chat)
 
@@ -165,19 +167,19 @@ async def test_the_end_of_a_stop_may_come_while_it_is_tried_again(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """Late and stale: the newer stop is what counts."""
-    stop, _ = await replaced(rig, hand, chat)
+    stop, _ = await given_replaced_workspace(rig, hand, chat)
     await send.built(stop, "failed")
-    await passes(rig, hand, 0)
-    await passes(rig, hand, GRACE)
+    await let_time_pass(rig, hand, 0)
+    await let_time_pass(rig, hand, GRACE)
     again = rig.job
 
     await send.built(stop)
     await send.built(again, "started")
     await send.built(stop, "failed")
-    await passes(rig, hand, DAY)
+    await let_time_pass(rig, hand, DAY)
 
     assert rig.job == again
-    assert await listed(rig, chat) == []
+    assert await listed_orphans(rig, chat) == []
     await rig.check(chat)
 
 
@@ -186,31 +188,31 @@ async def test_a_workspace_that_no_chat_has_is_stopped_after_its_grace(
 ) -> None:
     other = uid("template other")
     await rig.push('name = "other"\n[build]\nstart = "true"')
-    mine = await made(rig, hand, chat)
-    shown, theirs = rig.state(chat), elsewhere(chat)
+    mine = await given_ready_workspace(rig, hand, chat)
+    shown, theirs = rig.state(chat), job_from_elsewhere(chat)
     await send.built(theirs, "started", template_id=other, workspace_name="theirs")
-    await passes(rig, hand, DAY)
-    assert await listed(rig, chat) == [], "its start has not succeeded"
+    await let_time_pass(rig, hand, DAY)
+    assert await listed_orphans(rig, chat) == [], "its start has not succeeded"
 
     await send.built(theirs)
     await hand.pump()
-    assert await listed(rig, chat) == [theirs["workspace_id"]]
-    await passes(rig, hand, GRACE - 1)
+    assert await listed_orphans(rig, chat) == [theirs["workspace_id"]]
+    await let_time_pass(rig, hand, GRACE - 1)
     assert rig.jobs() == [mine]
-    await passes(rig, hand, 1)
+    await let_time_pass(rig, hand, 1)
 
     stop = rig.job
     assert (stop["workspace_id"], stop["workspace_name"]) == (theirs["workspace_id"], "theirs")
     assert (stop["transition"], stop["build_number"], stop["parameters"]) == ("stop", 2, {})
     assert stop["template"]["id"] == other
-    (passed,) = await entries(rig, chat, "orphan_grace_passed")
+    (passed,) = await log_entries(rig, chat, "orphan_grace_passed")
     assert passed["event"]["data"] == {"workspace_id": theirs["workspace_id"]}
     assert passed["event"]["source"] == "/workspaced"
     assert rig.state(chat) == shown
     assert len(errors) == 1
     await send.built(stop)
-    await passes(rig, hand, DAY)
-    assert await listed(rig, chat) == []
+    await let_time_pass(rig, hand, DAY)
+    assert await listed_orphans(rig, chat) == []
     assert rig.job == stop
     await rig.check(chat)
 
@@ -218,41 +220,41 @@ async def test_a_workspace_that_no_chat_has_is_stopped_after_its_grace(
 async def test_one_of_an_unknown_template_is_listed_and_told_and_no_more(
     rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
 ) -> None:
-    await made(rig, hand, chat)
-    theirs = elsewhere(chat)
+    await given_ready_workspace(rig, hand, chat)
+    theirs = job_from_elsewhere(chat)
     await send.built(theirs, "started", template_id=new_id())
     await send.built(theirs)
     await hand.pump()
 
     for _ in range(3):
-        await passes(rig, hand, GRACE)
+        await let_time_pass(rig, hand, GRACE)
 
     assert len(rig.jobs()) == 1
-    assert await listed(rig, chat) == [theirs["workspace_id"]]
+    assert await listed_orphans(rig, chat) == [theirs["workspace_id"]]
     assert len(errors) == 2, "that it is there, and that nobody can stop it; not time and again"
     assert "nobody here can stop" in errors[1]
     await send.built(
-        elsewhere(chat, workspace_id=theirs["workspace_id"], build_number=2)
+        job_from_elsewhere(chat, workspace_id=theirs["workspace_id"], build_number=2)
         | {"transition": "stop"}
     )
     await hand.pump()
-    assert await listed(rig, chat) == []
+    assert await listed_orphans(rig, chat) == []
     await rig.check(chat)
 
 
 async def test_one_whose_template_is_told_after_its_grace_is_stopped_then(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    await made(rig, hand, chat)
-    theirs = elsewhere(chat)
+    await given_ready_workspace(rig, hand, chat)
+    theirs = job_from_elsewhere(chat)
     await send.built(theirs)
     await hand.pump()
-    await passes(rig, hand, GRACE)
+    await let_time_pass(rig, hand, GRACE)
     assert len(rig.jobs()) == 1
 
     await send.built(theirs, "started", template_id=TEMPLATE_ID)
     await hand.pump()
-    await passes(rig, hand, 0)
+    await let_time_pass(rig, hand, 0)
 
     assert rig.job["workspace_id"] == theirs["workspace_id"]
     await rig.check(chat)
@@ -262,22 +264,22 @@ async def test_one_that_nobody_can_stop_is_in_nobody_s_way(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """Each has its own grace, and each is seen to at its end."""
-    await made(rig, hand, chat)
-    found = [elsewhere(chat) for _ in range(4)]
+    await given_ready_workspace(rig, hand, chat)
+    found = [job_from_elsewhere(chat) for _ in range(4)]
     for number, theirs in enumerate(found):
         template = {"template_id": TEMPLATE_ID} if number % 2 else {}
         await send.built(theirs, "started", **template)
         await send.built(theirs)
-        await passes(rig, hand, 60)
+        await let_time_pass(rig, hand, 60)
 
     seen: list[list[str]] = []
     for _ in range(6):
         seen.append([j["workspace_id"] for j in rig.jobs() if j["transition"] == "stop"])
-        await passes(rig, hand, 60 if len(seen) > 1 else GRACE - 4 * 60)
+        await let_time_pass(rig, hand, 60 if len(seen) > 1 else GRACE - 4 * 60)
 
     first, second = found[1]["workspace_id"], found[3]["workspace_id"]
     assert seen == [[], [], [], [first], [first], [first, second]]
-    assert await listed(rig, chat) == [found[0]["workspace_id"], found[2]["workspace_id"]]
+    assert await listed_orphans(rig, chat) == [found[0]["workspace_id"], found[2]["workspace_id"]]
     await rig.check(chat)
 
 
@@ -287,18 +289,18 @@ async def test_one_that_another_chat_has_is_never_stopped(
 ) -> None:
     """Somebody reports it under the wrong chat."""
     owner = new_id()
-    await made(rig, hand, chat)
-    theirs = elsewhere(owner)
+    await given_ready_workspace(rig, hand, chat)
+    theirs = job_from_elsewhere(owner)
     wrong = {**theirs, "chat_id": chat}
     for job in (theirs, wrong) if bound == "before" else (wrong, theirs):
         await send.built(job, "started", template_id=TEMPLATE_ID)
         await send.built(job, agents=())
         await hand.pump()
     assert rig.state(owner)["state"] == "ready"
-    assert await listed(rig, chat) == []
+    assert await listed_orphans(rig, chat) == []
 
-    await passes(rig, hand, GRACE)
-    await passes(rig, hand, DAY)
+    await let_time_pass(rig, hand, GRACE)
+    await let_time_pass(rig, hand, DAY)
 
     assert len(rig.jobs()) == 1
     assert "nobody here can stop" not in " ".join(errors)
@@ -309,21 +311,23 @@ async def test_one_that_another_chat_has_is_never_stopped(
 async def test_a_foreign_workspace_is_the_chat_s_when_its_own_is_deleted(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    mine, theirs = await made(rig, hand, chat), elsewhere(chat)
+    mine, theirs = await given_ready_workspace(rig, hand, chat), job_from_elsewhere(chat)
     await send.built(theirs, "started", template_id=TEMPLATE_ID, workspace_name="theirs")
     await send.built(theirs)
     await send.deleted(mine)
     await hand.pump()
     assert rig.path(chat)[-3:] == ["none", "building", "agent_connecting"]
     assert rig.state(chat)["workspace"]["name"] == "theirs"
-    assert await listed(rig, chat) == []
+    assert await listed_orphans(rig, chat) == []
 
-    stop = elsewhere(chat, workspace_id=theirs["workspace_id"], build_number=2, transition="stop")
+    stop = job_from_elsewhere(
+        chat, workspace_id=theirs["workspace_id"], build_number=2, transition="stop"
+    )
     await send.built(stop, "started")
     await hand.pump()
 
     assert rig.state(chat)["state"] == "stopping"
-    await passes(rig, hand, DAY)
+    await let_time_pass(rig, hand, DAY)
     assert rig.jobs() == [mine]
     await rig.check(chat)
 
@@ -331,7 +335,7 @@ async def test_a_foreign_workspace_is_the_chat_s_when_its_own_is_deleted(
 async def test_graces_hold_when_the_bus_has_lost_its_timers(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    stop, _ = await replaced(rig, hand, chat)
+    stop, _ = await given_replaced_workspace(rig, hand, chat)
     await send.built(stop, "failed")
     await hand.pump()
     rig.server.stop(lose=True)
@@ -339,16 +343,16 @@ async def test_graces_hold_when_the_bus_has_lost_its_timers(
 
     started = rig.hand()
     await started.prepare()
-    await passes(rig, started, 0)
+    await let_time_pass(rig, started, 0)
     assert rig.jobs() == []
-    await passes(rig, started, GRACE + 60)
+    await let_time_pass(rig, started, GRACE + 60)
 
     assert (rig.job["workspace_id"], rig.job["build_number"]) == (stop["workspace_id"], 3)
 
 
 async def test_of_several_workers_one_asks_for_the_stop(rig: Rig, chat: str) -> None:
     one, other = rig.hand(), rig.hand()
-    stop, _ = await replaced(rig, one, chat)
+    stop, _ = await given_replaced_workspace(rig, one, chat)
     await rig.senders.built(stop, "failed")
     await one.pump()
     rig.clock.advance(GRACE)
@@ -365,12 +369,12 @@ async def test_a_delete_of_a_replaced_workspace_that_fails_is_told_and_tried_aga
     rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
 ) -> None:
     """Its chat's own delete had failed, so that create_workspace made a new one."""
-    old = await made(rig, hand, chat, agents=())
+    old = await given_ready_workspace(rig, hand, chat, agents=())
     await send.delete(chat)
     await hand.pump()
     await send.built(rig.job, "failed")
     await hand.pump()
-    new = await made(rig, hand, chat, "again")
+    new = await given_ready_workspace(rig, hand, chat, "again")
     assert new["workspace_id"] != old["workspace_id"]
 
     delete = [job for job in rig.jobs() if job["transition"] == "delete"][-1]
@@ -381,12 +385,12 @@ async def test_a_delete_of_a_replaced_workspace_that_fails_is_told_and_tried_aga
 
     assert len(errors) == 1
     assert f"workspace {old['workspace_id']} is left though no chat has it" in errors[0]
-    assert await listed(rig, chat) == [old["workspace_id"]]
-    await passes(rig, hand, GRACE)
+    assert await listed_orphans(rig, chat) == [old["workspace_id"]]
+    await let_time_pass(rig, hand, GRACE)
     again = rig.job
     assert (again["transition"], again["build_number"]) == ("delete", 4)
     assert again["workspace_id"] == old["workspace_id"]
     await send.built(again)
     await hand.pump()
-    assert await listed(rig, chat) == []
+    assert await listed_orphans(rig, chat) == []
     await rig.check(chat)

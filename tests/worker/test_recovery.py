@@ -44,12 +44,12 @@ async def ready(rig: Rig, hand: Hand, send: Senders, job: Job) -> Job:
     return job
 
 
-def wiped(rig: Rig) -> None:
+def wipe_streams(rig: Rig) -> None:
     rig.server.stop(lose=True)
     rig.server.start()
 
 
-def sequence(rig: Rig, stream: str) -> int:
+def last_sequence(rig: Rig, stream: str) -> int:
     return rig.server.streams[stream].last_sequence
 
 
@@ -58,14 +58,14 @@ async def test_a_server_that_lost_nothing_is_told_nothing(
 ) -> None:
     assert await hand.prepare() == frozenset()
 
-    before = {name: sequence(rig, name) for name in (STATE.name, JOB.name, RESULT.name)}
+    before = {name: last_sequence(rig, name) for name in (STATE.name, JOB.name, RESULT.name)}
     rig.server.stop()
     rig.server.start()
     with caplog.at_level(logging.INFO, "handlers.worker.recovery.stream_watch"):
         lost = await hand.prepare()
 
     assert lost == {PRESENCE.name}
-    assert {name: sequence(rig, name) for name in before} == before
+    assert {name: last_sequence(rig, name) for name in before} == before
     told = [r for r in caplog.records if r.name == "handlers.worker.recovery.stream_watch"]
     assert [(r.levelname, "signs of life" in r.message) for r in told] == [("INFO", True)]
 
@@ -97,7 +97,7 @@ async def test_lost_states_are_published_again(
     rig: Rig, hand: Hand, ready: Job, chat: str, send: Senders
 ) -> None:
     before = rig.state(chat)
-    wiped(rig)
+    wipe_streams(rig)
 
     await hand.prepare()
 
@@ -111,7 +111,7 @@ async def test_lost_answers_are_published_again(
     rig: Rig, hand: Hand, ready: Job, chat: str
 ) -> None:
     before = rig.answer(chat)
-    wiped(rig)
+    wipe_streams(rig)
 
     await hand.prepare()
 
@@ -123,7 +123,7 @@ async def test_lost_answers_are_published_again(
 async def test_the_job_of_an_open_build_is_published_again_unchanged(
     rig: Rig, hand: Hand, job: Job
 ) -> None:
-    wiped(rig)
+    wipe_streams(rig)
 
     await hand.prepare()
 
@@ -133,7 +133,7 @@ async def test_the_job_of_an_open_build_is_published_again_unchanged(
 async def test_the_job_of_an_ended_build_is_not_published_again(
     rig: Rig, hand: Hand, ready: Job
 ) -> None:
-    wiped(rig)
+    wipe_streams(rig)
 
     await hand.prepare()
 
@@ -148,7 +148,7 @@ async def test_the_stop_of_a_replaced_workspace_is_asked_for_again(
     await hand.pump()
     before = sorted(job["build_id"] for job in rig.jobs() if job["build_id"] != ready["build_id"])
     assert len(before) == 2
-    wiped(rig)
+    wipe_streams(rig)
 
     await hand.prepare()
 
@@ -159,7 +159,7 @@ async def test_a_build_that_nobody_ended_in_its_time_is_asked_for_again(
     rig: Rig, hand: Hand, job: Job
 ) -> None:
     """Who had begun it ends it, anybody else cancels it; else its chat would wait for it for ever."""
-    wiped(rig)
+    wipe_streams(rig)
     rig.clock.advance(TEN_MINUTES + 1)
 
     await hand.prepare()
@@ -170,7 +170,7 @@ async def test_a_build_that_nobody_ended_in_its_time_is_asked_for_again(
 async def test_a_limit_holds_though_its_timer_was_lost(
     rig: Rig, hand: Hand, job: Job, chat: str
 ) -> None:
-    wiped(rig)
+    wipe_streams(rig)
 
     await hand.prepare()
     rig.clock.advance(TEN_MINUTES)
@@ -218,7 +218,7 @@ async def test_the_outbox_of_a_dead_worker_is_published_although_its_event_was_l
     await send.create(chat)
     await hand.worker.commit(hand.take())
     assert rig.store.outbox
-    wiped(rig)
+    wipe_streams(rig)
 
     await hand.prepare()
 
@@ -251,7 +251,7 @@ async def test_a_worker_that_was_paused_before_publishing_jobs_prepares_again(
     await hand.prepare()
     await send.create(chat)
     await hand.worker.commit(hand.take())
-    wiped(rig)
+    wipe_streams(rig)
     late = clock() + hand.worker.tuning.duplicate_window + 1
     with monkeypatch.context() as paused:
         paused.setattr(relay, "clock", lambda: late)
@@ -285,7 +285,7 @@ async def test_what_was_told_again_and_is_lost_again_is_missed(
 ) -> None:
     """Also by one who did not tell it: who did may be dead."""
     before = rig.state(chat)
-    wiped(rig)
+    wipe_streams(rig)
     await hand.prepare()
     rig.server.streams[STATE.name].lose_tail(1)
 
@@ -299,7 +299,7 @@ async def test_two_who_find_the_same_loss_at_once_ask_for_each_build_once(
     rig: Rig, hand: Hand, job: Job
 ) -> None:
     """Each looks before the other has told all; streams grow between their looks."""
-    wiped(rig)
+    wipe_streams(rig)
     other = rig.hand()
     looked = await hand.watch.find_losses()
     await rig.senders.ask(new_id(), "list_templates", new_id())
@@ -315,7 +315,7 @@ async def test_two_who_find_the_same_loss_at_once_ask_for_each_build_once(
 async def test_a_worker_that_finds_a_loss_which_another_has_just_repaired_checks_again(
     rig: Rig, hand: Hand, job: Job
 ) -> None:
-    wiped(rig)
+    wipe_streams(rig)
     other = rig.hand()
 
     class Late(MemoryRecovery):
@@ -393,7 +393,7 @@ async def test_two_workers_may_recover_from_the_same_loss(
 ) -> None:
     before, other = rig.state(chat), rig.hand()
     await other.prepare()
-    wiped(rig)
+    wipe_streams(rig)
 
     first = await hand.watch.find_losses()
     await other.prepare()
@@ -435,7 +435,7 @@ async def test_if_a_worker_dies_before_it_asked_senders_the_next_one_asks_them(
 ) -> None:
     """All else is made good by then: only of the requests it is in doubt."""
     monkeypatch.setattr("handlers.worker.recovery.republisher.RECONNECT_SECONDS", 0.001)
-    wiped(rig)
+    wipe_streams(rig)
     await hand.worker.republisher.prepare()
 
     next_one = rig.hand()
@@ -458,7 +458,7 @@ async def test_a_running_worker_finds_what_was_lost_and_asks(
         await hand.worker.ready.wait()
         rig.server.interests.append(Interest(subjects.RESEND_AGENT, "", lambda _: asked.set()))
 
-        wiped(rig)
+        wipe_streams(rig)
         await asyncio.wait_for(asked.wait(), PATIENCE)
     finally:
         running.cancel()

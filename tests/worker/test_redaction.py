@@ -56,7 +56,7 @@ async def rig(caplog: pytest.LogCaptureFixture) -> Rig:
     return rig
 
 
-async def create(
+async def create_with_values(
     rig: Rig, hand: Hand, chat: str, parameters: Any, call: str = "c", **more: Any
 ) -> None:
     args = {"template_id": TEMPLATE.id, "parameters": parameters, **more}
@@ -64,7 +64,7 @@ async def create(
     await hand.pump()
 
 
-async def ready(rig: Rig, hand: Hand, job: Job) -> None:
+async def make_ready(rig: Rig, hand: Hand, job: Job) -> None:
     await rig.senders.built(job)
     if job["transition"] == "start":
         await rig.senders.agent(job, "connected", 1)
@@ -72,7 +72,7 @@ async def ready(rig: Rig, hand: Hand, job: Job) -> None:
     await hand.pump()
 
 
-async def readable(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
+async def everything_readable(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
     """All that anybody can read of the chat, but jobs and what callers and senders wrote themselves."""
     reader = Queries(rig.store, rig.bus, orphan_grace=rig.limits.orphan_grace)
     shown: list[Any] = [
@@ -97,8 +97,8 @@ async def readable(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str
     return json.dumps([shown, streams], default=str)
 
 
-async def nothing_shows(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
-    text = await readable(rig, chat, caplog)
+async def expect_nothing_shows(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
+    text = await everything_readable(rig, chat, caplog)
     for secret in (SECRET, PRESET, OTHER, DEFAULT, PIN):
         assert secret not in text
     await rig.check(chat)
@@ -108,8 +108,8 @@ async def nothing_shows(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -
 async def test_a_call_s_value_is_in_the_job_only(
     rig: Rig, hand: Hand, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await create(rig, hand, chat, {"token": SECRET, "pin": int(PIN), "branch": "mine"})
-    await nothing_shows(rig, chat, caplog)  # also while the call waits
+    await create_with_values(rig, hand, chat, {"token": SECRET, "pin": int(PIN), "branch": "mine"})
+    await expect_nothing_shows(rig, chat, caplog)  # also while the call waits
     assert rig.job["parameters"] == {
         "branch": "mine",
         "token": SECRET,
@@ -117,10 +117,10 @@ async def test_a_call_s_value_is_in_the_job_only(
         "key": DEFAULT,
     }
 
-    await ready(rig, hand, rig.job)
+    await make_ready(rig, hand, rig.job)
 
     assert rig.answer(chat)["result"]["created"]
-    text = await nothing_shows(rig, chat, caplog)
+    text = await expect_nothing_shows(rig, chat, caplog)
     assert "mine" in text, "what is not sensitive is shown"
     log = await rig.store.chats.log(chat)
     asked, requested = (entry["event"]["data"] for entry in log[:2])
@@ -132,10 +132,10 @@ async def test_a_preset_s_value_is_in_the_job_only(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await send.ask(chat, "read_template", "read", template_id=TEMPLATE.id)
-    await create(rig, hand, chat, None, preset_id=TEAM)
+    await create_with_values(rig, hand, chat, None, preset_id=TEAM)
 
     assert rig.job["parameters"]["token"] == PRESET
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
     found = rig.answer(chat, "read")["result"]
     values = {p["name"]: p["value"] for p in found["presets"][0]["parameters"]}
     assert values == {"token": MASK, "branch": "next"}
@@ -150,47 +150,47 @@ async def test_a_preset_s_value_is_in_the_job_only(
 async def test_later_builds_carry_the_real_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await create(rig, hand, chat, {"token": SECRET, "key": OTHER})
-    await ready(rig, hand, rig.job)
+    await create_with_values(rig, hand, chat, {"token": SECRET, "key": OTHER})
+    await make_ready(rig, hand, rig.job)
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
     assert rig.job["parameters"]["token"] == SECRET
-    await ready(rig, hand, rig.job)
+    await make_ready(rig, hand, rig.job)
 
     await send.ask(chat, "start_workspace", "start", parameters={"branch": "next"})
     await hand.pump()
 
     started = rig.job["parameters"]
     assert started == {"branch": "next", "token": SECRET, "pin": "1", "key": OTHER}
-    await ready(rig, hand, rig.job)
+    await make_ready(rig, hand, rig.job)
     await send.ask(chat, "stop_workspace", "stop-2")
     await hand.pump()
-    await ready(rig, hand, rig.job)
+    await make_ready(rig, hand, rig.job)
     await send.ask(chat, "start_workspace", "change", parameters={"token": OTHER})
     await hand.pump()
     assert rig.job["parameters"] == {**started, "token": OTHER}
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
 
 
 async def test_what_does_not_fit_is_named_without_its_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = {"token": f"no {SECRET}", "pin": f"{SECRET}{PIN}", "tokn": OTHER}
-    await create(rig, hand, chat, wrong, "wrong")
+    await create_with_values(rig, hand, chat, wrong, "wrong")
     found = rig.answer(chat, "wrong")["result"]["validations"]
     assert {one["field"] for one in found} == {"token", "pin", "tokn"}
-    await create(rig, hand, chat, {"token": SECRET})
-    await ready(rig, hand, rig.job)
+    await create_with_values(rig, hand, chat, {"token": SECRET})
+    await make_ready(rig, hand, rig.job)
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
-    await ready(rig, hand, rig.job)
+    await make_ready(rig, hand, rig.job)
 
     await send.ask(chat, "start_workspace", "bad", parameters={"key": OTHER, "pin": f"x{PIN}"})
     await hand.pump()
 
     found = rig.answer(chat, "bad")["result"]["validations"]
     assert {one["field"] for one in found} == {"key", "pin"}
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ async def test_a_call_that_is_wrong_gives_nothing_away(
     await hand.pump()
 
     assert rig.answer(chat)["is_error"] or "validations" in rig.answer(chat)["result"]
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
 
 
 async def test_a_call_of_a_tool_that_is_not_there_gives_nothing_away(
@@ -229,15 +229,15 @@ async def test_a_call_of_a_tool_that_is_not_there_gives_nothing_away(
         await send.ask(chat, tool, tool, parameters={"token": SECRET})
     await hand.pump()
 
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
 
 
 async def test_a_call_whose_workspace_is_gone_meanwhile_gives_nothing_away(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It was kept with its values as long as it waited; then nobody can tell what they were."""
-    await create(rig, hand, chat, {"token": SECRET})
-    await ready(rig, hand, rig.job)
+    await create_with_values(rig, hand, chat, {"token": SECRET})
+    await make_ready(rig, hand, rig.job)
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
     await send.ask(chat, "start_workspace", "start", parameters={"token": OTHER})
@@ -248,7 +248,7 @@ async def test_a_call_whose_workspace_is_gone_meanwhile_gives_nothing_away(
     await hand.pump()
 
     assert rig.answer(chat, "start")["is_error"]
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
 
 
 async def test_asked_again_it_gives_nothing_away(
@@ -259,14 +259,14 @@ async def test_asked_again_it_gives_nothing_away(
     for event_id in ("one", "one", "two"):
         await send.ask(chat, "create_workspace", event_id=event_id, **args)
         await hand.pump()
-    await ready(rig, hand, rig.job)
+    await make_ready(rig, hand, rig.job)
     for event_id in ("one", "three"):
         await send.ask(chat, "create_workspace", event_id=event_id, **args)
         await hand.pump()
 
     assert [e["outcome"] for e in await rig.store.chats.log(chat)].count("repeat") == 2
     assert len(rig.jobs()) == 1
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
 
 
 async def test_stops_that_nobody_asked_for_give_nothing_away(
@@ -274,13 +274,13 @@ async def test_stops_that_nobody_asked_for_give_nothing_away(
 ) -> None:
     """Of a replaced workspace, of an orphan, of one whose lifetime is over."""
     await rig.store.put_setting("chat_workspace_ttl", "2h")
-    await create(rig, hand, chat, {"token": SECRET})
+    await create_with_values(rig, hand, chat, {"token": SECRET})
     await send.built(rig.job, agents=())
     await hand.pump()
-    await create(rig, hand, chat, {"token": OTHER}, "again")
+    await create_with_values(rig, hand, chat, {"token": OTHER}, "again")
     new, stop = rig.jobs()[-2:]
     assert stop["parameters"]["token"] == SECRET
-    await ready(rig, hand, new)
+    await make_ready(rig, hand, new)
     await send.built(stop, "failed")
     await hand.pump()
     rig.clock.advance(900)
@@ -291,7 +291,7 @@ async def test_stops_that_nobody_asked_for_give_nothing_away(
 
     assert rig.state(chat)["state"] == "stopping"
     assert rig.job["parameters"]["token"] == OTHER
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
 
 
 async def test_a_letter_that_no_transaction_takes_gives_nothing_away_to_callers(
@@ -316,12 +316,12 @@ async def test_what_a_fact_repeats_of_a_value_is_in_no_state_answer_or_log(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """Whoever the provisioner is, and when the fact comes twice; replay still folds to the snapshot."""
-    await create(rig, hand, chat, {"token": f"{SECRET}\n{OTHER}", "pin": PIN})
+    await create_with_values(rig, hand, chat, {"token": f"{SECRET}\n{OTHER}", "pin": PIN})
     if name == "start_workspace":
-        await ready(rig, hand, rig.job)
+        await make_ready(rig, hand, rig.job)
         await send.ask(chat, "stop_workspace", "stop")
         await hand.pump()
-        await ready(rig, hand, rig.job)
+        await make_ready(rig, hand, rig.job)
         await send.ask(chat, name, "c2")
         await hand.pump()
 
@@ -335,15 +335,15 @@ async def test_what_a_fact_repeats_of_a_value_is_in_no_state_answer_or_log(
         "message": "pin ***: *** \\n***\\n key=*** on main",
         "error_code": "E_***",
     }
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
     assert (await rig.outcomes(chat))[-2:] == ["moved", "repeat"]
 
 
 async def test_what_an_agent_repeats_of_a_value_is_hidden(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await create(rig, hand, chat, {"token": SECRET})
-    await ready(rig, hand, rig.job)
+    await create_with_values(rig, hand, chat, {"token": SECRET})
+    await make_ready(rig, hand, rig.job)
 
     agent = rig.job | {"agent_id": agent_of(rig.job, "main")}
     keys = ("workspace_id", "build_id", "agent_id")
@@ -354,19 +354,19 @@ async def test_what_an_agent_repeats_of_a_value_is_hidden(
 
     log = await rig.store.chats.log(chat)
     assert log[-1]["event"]["data"]["reason"] == "curl ***: refused"
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
 
 
 async def test_another_parameter_s_value_that_repeats_a_sensitive_one_is_hidden_in_the_log(
     rig: Rig, hand: Hand, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"https://me:{SECRET}@host/"
-    await create(rig, hand, chat, {"token": SECRET, "branch": url})
+    await create_with_values(rig, hand, chat, {"token": SECRET, "branch": url})
     assert rig.job["parameters"]["branch"] == url
 
-    await ready(rig, hand, rig.job)
+    await make_ready(rig, hand, rig.job)
 
-    await nothing_shows(rig, chat, caplog)
+    await expect_nothing_shows(rig, chat, caplog)
 
 
 @pytest.mark.parametrize("unknown", [0, 30])
@@ -377,7 +377,7 @@ async def test_a_text_that_was_cut_does_not_begin_with_the_rest_of_a_value(
 
     `unknown`: how many other changes the notice has to name.
     """
-    await create(rig, hand, chat, {"token": "s3-first-half-second-half"})
+    await create_with_values(rig, hand, chat, {"token": "s3-first-half-second-half"})
     said = "s3-first-half-second-half" + "x" * (65_536 - len("-second-half"))
     more = {"error_code": "E-1" + "y" * 5000, "unknown": ["\0"] * unknown}
 

@@ -36,7 +36,7 @@ def backup(rig: Rig) -> Callable[[], Restore]:
     return taken
 
 
-async def agree(rig: Rig, chat: str) -> dict[str, Any]:
+async def expect_published_state_matches(rig: Rig, chat: str) -> dict[str, Any]:
     """What stands on the bus is what the database holds; return it."""
     kept = await rig.store.chats.get(chat)
     assert kept is not None
@@ -45,7 +45,7 @@ async def agree(rig: Rig, chat: str) -> dict[str, Any]:
     return published
 
 
-async def said(send: Senders, job: Job, *, ids: str = "1") -> None:
+async def report_build(send: Senders, job: Job, *, ids: str = "1") -> None:
     """All that a provisioner and an agent tell of a build; told again, it is the same."""
     names = {"workspace_name": job["workspace_name"], "owner_name": job["owner_name"]}
     names |= {"template_id": job["template"]["id"]}
@@ -56,20 +56,22 @@ async def said(send: Senders, job: Job, *, ids: str = "1") -> None:
         await send.agent(job, "ready", 2, event_id=f"{job['build_id']}-r{ids}")
 
 
-async def ready(rig: Rig, hand: Hand, send: Senders, chat: str, call: str = "c") -> Job:
+async def given_ready_workspace(
+    rig: Rig, hand: Hand, send: Senders, chat: str, call: str = "c"
+) -> Job:
     await send.create(chat, call, name="blue")
     await hand.pump()
     job = rig.job
-    await said(send, job)
+    await report_build(send, job)
     await hand.pump()
     return job
 
 
-async def stopped(rig: Rig, hand: Hand, send: Senders, chat: str) -> Job:
+async def given_stopped_workspace(rig: Rig, hand: Hand, send: Senders, chat: str) -> Job:
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
     job = rig.job
-    await said(send, job)
+    await report_build(send, job)
     await hand.pump()
     return job
 
@@ -78,9 +80,9 @@ async def test_a_chat_goes_on_above_what_was_published(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     await hand.prepare()
-    await ready(rig, hand, send, chat)
+    await given_ready_workspace(rig, hand, send, chat)
     restore = backup()
-    stop = await stopped(rig, hand, send, chat)
+    stop = await given_stopped_workspace(rig, hand, send, chat)
     before = rig.state(chat)
     assert (before["state"], before["version"]) == ("stopped", 6)
 
@@ -88,20 +90,20 @@ async def test_a_chat_goes_on_above_what_was_published(
     lost = await worker.prepare()
 
     assert lost, "so senders are asked for their facts"
-    after = await agree(rig, chat)
+    after = await expect_published_state_matches(rig, chat)
     assert (after["state"], after["version"]) == ("ready", 7)
     assert (after["cause"]["source"], after["cause"]["type"]) == ("/workspaced", RESTORED)
-    await said(send, stop)
+    await report_build(send, stop)
     await worker.pump()
-    assert (await agree(rig, chat))["state"] == "stopped"
-    assert (await agree(rig, chat))["version"] == 9
+    assert (await expect_published_state_matches(rig, chat))["state"] == "stopped"
+    assert (await expect_published_state_matches(rig, chat))["version"] == 9
 
 
 async def test_what_was_not_further_is_left_alone(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     await hand.prepare()
-    await ready(rig, hand, send, chat)
+    await given_ready_workspace(rig, hand, send, chat)
     restore = backup()
 
     await restore().prepare()
@@ -114,9 +116,9 @@ async def test_once_it_was_seen_to_it_is_over(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     await hand.prepare()
-    await ready(rig, hand, send, chat)
+    await given_ready_workspace(rig, hand, send, chat)
     restore = backup()
-    await stopped(rig, hand, send, chat)
+    await given_stopped_workspace(rig, hand, send, chat)
     worker = restore()
     await worker.prepare()
     published = len(rig.envelopes)
@@ -131,18 +133,18 @@ async def test_a_chat_that_only_the_bus_knows_gets_its_workspace_back_with_its_n
 ) -> None:
     await hand.prepare()
     restore = backup()
-    job = await ready(rig, hand, send, chat)
+    job = await given_ready_workspace(rig, hand, send, chat)
     version = rig.state(chat)["version"]
     answer = rig.answer(chat)
 
     worker = restore()
     await worker.prepare()
 
-    bare = await agree(rig, chat)
+    bare = await expect_published_state_matches(rig, chat)
     assert (bare["state"], bare["workspace"], bare["version"]) == ("none", None, version + 1)
-    await said(send, job)
+    await report_build(send, job)
     await worker.pump()
-    back = await agree(rig, chat)
+    back = await expect_published_state_matches(rig, chat)
     assert (back["state"], back["workspace"]["id"]) == ("ready", job["workspace_id"])
     assert back["workspace"]["name"] == "blue"
     await send.create(chat, "c", name="blue")
@@ -165,7 +167,7 @@ async def test_a_call_that_had_been_answered_stays_answered(
     await hand.pump()
     job = rig.job
     restore = backup()
-    await said(send, job)
+    await report_build(send, job)
     await hand.pump()
     await send.ask(chat, "create_workspace", "wrong", template_id="x")
     await hand.pump()
@@ -206,14 +208,14 @@ async def test_an_empty_database_beside_a_bus_that_knows_is_one_that_went_back(
 ) -> None:
     """Nothing was kept, not even where it was kept."""
     restore = backup()
-    job = await ready(rig, hand, send, chat)
+    job = await given_ready_workspace(rig, hand, send, chat)
 
     worker = restore()
     await worker.prepare()
-    await said(send, job)
+    await report_build(send, job)
     await worker.pump()
 
-    assert (await agree(rig, chat))["state"] == "ready"
+    assert (await expect_published_state_matches(rig, chat))["state"] == "ready"
 
 
 @pytest.mark.parametrize("moves", [1, 2, 3])
@@ -223,31 +225,31 @@ async def test_a_worker_that_was_not_started_anew_finds_out_with_the_first_move(
     """Whether its version is then below, equal to, or above what was published elsewhere."""
     quiet = new_id()
     await hand.prepare()
-    await ready(rig, hand, send, chat)
-    await ready(rig, hand, send, quiet, "q")
+    await given_ready_workspace(rig, hand, send, chat)
+    await given_ready_workspace(rig, hand, send, quiet, "q")
     restore = backup()
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
     stop = rig.job
-    await stopped(rig, hand, send, quiet)
+    await given_stopped_workspace(rig, hand, send, quiet)
     restore()
     rig.store.recovery.current_origin = (
         "memory"  # the very same place: a copy of the files was put back
     )
 
-    await send.agent({**stop, "build_id": await build_of(rig, chat)}, "disconnected", 7 + moves)
+    await send.agent({**stop, "build_id": await build_id_of(rig, chat)}, "disconnected", 7 + moves)
     await hand.pump()
     found = hand.worker.republisher._restored
     await hand.prepare()
 
     assert found
-    assert (await agree(rig, chat))["agent"]["status"] == "disconnected"
-    assert (await agree(rig, quiet))["state"] == "ready"
-    assert (await agree(rig, quiet))["cause"]["type"] == RESTORED
+    assert (await expect_published_state_matches(rig, chat))["agent"]["status"] == "disconnected"
+    assert (await expect_published_state_matches(rig, quiet))["state"] == "ready"
+    assert (await expect_published_state_matches(rig, quiet))["cause"]["type"] == RESTORED
     assert hand.worker.republisher._restored is False
 
 
-async def build_of(rig: Rig, chat: str) -> str:
+async def build_id_of(rig: Rig, chat: str) -> str:
     kept = await rig.store.chats.get(chat)
     assert kept is not None
     assert kept.build is not None
@@ -282,9 +284,9 @@ async def test_what_stands_there_and_is_no_state_or_answer_is_passed_over(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     await hand.prepare()
-    await ready(rig, hand, send, chat)
+    await given_ready_workspace(rig, hand, send, chat)
     restore = backup()
-    await stopped(rig, hand, send, chat)
+    await given_stopped_workspace(rig, hand, send, chat)
     rig.server.interests.clear()
     for subject in (subjects.state(new_id()), subjects.state("x"), subjects.result("x", "y")):
         for body in (b"{", b"[]", b'{"data": 7}', b'{"data": {"version": "x", "result": 1}}'):
@@ -295,5 +297,5 @@ async def test_what_stands_there_and_is_no_state_or_answer_is_passed_over(
 
     await restore().prepare()
 
-    assert (await agree(rig, chat))["version"] == 7
+    assert (await expect_published_state_matches(rig, chat))["version"] == 7
     assert await rig.store.chats.get(shouted) is None

@@ -20,12 +20,12 @@ async def rig() -> Rig:
     return rig
 
 
-def elsewhere(job: Job, number: int, transition: str) -> Job:
+def job_from_elsewhere(job: Job, number: int, transition: str) -> Job:
     """A build of the job's workspace that nobody here asked for."""
     return {**job, "build_id": new_id(), "build_number": number, "transition": transition}
 
 
-async def running(rig: Rig, hand: Hand, chat: str, how: str = "ready") -> Job:
+async def given_running_workspace(rig: Rig, hand: Hand, chat: str, how: str = "ready") -> Job:
     """Have the chat's workspace made, and its agent come as far as `how`; return its job."""
     send = rig.senders
     await send.create(chat)
@@ -41,14 +41,14 @@ async def running(rig: Rig, hand: Hand, chat: str, how: str = "ready") -> Job:
     return job
 
 
-async def stopped(rig: Rig, hand: Hand, job: Job) -> Job:
+async def expect_stop(rig: Rig, hand: Hand, job: Job) -> Job:
     await rig.senders.built(job)
     await hand.pump()
     assert rig.state(job["chat_id"])["state"] == "stopped"
     return job
 
 
-async def passes(rig: Rig, hand: Hand, seconds: float) -> None:
+async def let_time_pass(rig: Rig, hand: Hand, seconds: float) -> None:
     rig.clock.advance(seconds)
     await hand.pump()
 
@@ -59,12 +59,12 @@ async def passes(rig: Rig, hand: Hand, seconds: float) -> None:
 async def test_a_workspace_is_stopped_when_its_lifetime_is_over(
     rig: Rig, hand: Hand, chat: str, how: str
 ) -> None:
-    started = await running(rig, hand, chat, how)
+    started = await given_running_workspace(rig, hand, chat, how)
     assert started["ttl_ms"] == TTL * 1000
-    await passes(rig, hand, TTL - 1)
+    await let_time_pass(rig, hand, TTL - 1)
     assert rig.jobs() == [started]
 
-    await passes(rig, hand, 1)
+    await let_time_pass(rig, hand, 1)
 
     state = rig.state(chat)
     assert (state["state"], state["build"]["transition"]) == ("stopping", "stop")
@@ -74,21 +74,21 @@ async def test_a_workspace_is_stopped_when_its_lifetime_is_over(
     assert (stop["transition"], stop["build_number"]) == ("stop", 2)
     assert stop["workspace_id"] == started["workspace_id"]
     assert "ttl_ms" not in stop
-    await stopped(rig, hand, stop)
-    await passes(rig, hand, 9 * TTL)
+    await expect_stop(rig, hand, stop)
+    await let_time_pass(rig, hand, 9 * TTL)
     assert len(rig.jobs()) == 2
     assert (await rig.outcomes(chat)).count("repeat") == 0
     await rig.check(chat)
 
 
 async def test_it_stops_once_also_when_the_stop_fails(rig: Rig, hand: Hand, chat: str) -> None:
-    await running(rig, hand, chat)
-    await passes(rig, hand, TTL)
+    await given_running_workspace(rig, hand, chat)
+    await let_time_pass(rig, hand, TTL)
     await rig.senders.built(rig.job, "failed")
     await hand.pump()
     assert rig.state(chat)["failure"]["reason"] == "build_failed"
 
-    await passes(rig, hand, 9 * TTL)
+    await let_time_pass(rig, hand, 9 * TTL)
 
     assert len(rig.jobs()) == 2
     await rig.check(chat)
@@ -97,15 +97,15 @@ async def test_it_stops_once_also_when_the_stop_fails(rig: Rig, hand: Hand, chat
 async def test_a_stop_that_failed_leaves_the_lifetime_as_it_was(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    await running(rig, hand, chat)
-    await passes(rig, hand, HOUR)
+    await given_running_workspace(rig, hand, chat)
+    await let_time_pass(rig, hand, HOUR)
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
     await send.built(rig.job, "failed")
-    await passes(rig, hand, HOUR - 1)
+    await let_time_pass(rig, hand, HOUR - 1)
     assert len(rig.jobs()) == 2
 
-    await passes(rig, hand, 1)
+    await let_time_pass(rig, hand, 1)
 
     assert (rig.job["transition"], rig.job["build_number"]) == ("stop", 3)
     assert rig.state(chat)["cause"]["type"] == PASSED
@@ -115,11 +115,11 @@ async def test_a_stop_that_failed_leaves_the_lifetime_as_it_was(
 async def test_a_stop_and_a_start_meanwhile_begin_it_anew(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    await running(rig, hand, chat)
-    await passes(rig, hand, HOUR)
+    await given_running_workspace(rig, hand, chat)
+    await let_time_pass(rig, hand, HOUR)
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
-    await stopped(rig, hand, rig.job)
+    await expect_stop(rig, hand, rig.job)
     await rig.store.put_setting("chat_workspace_ttl", "3h")
     await send.ask(chat, "start_workspace", "start")
     await hand.pump()
@@ -127,9 +127,9 @@ async def test_a_stop_and_a_start_meanwhile_begin_it_anew(
     await send.built(rig.job, agents=())
     await hand.pump()
 
-    await passes(rig, hand, 3 * HOUR - 1)  # the old timer fires on the way
+    await let_time_pass(rig, hand, 3 * HOUR - 1)  # the old timer fires on the way
     assert rig.state(chat)["state"] == "ready"
-    await passes(rig, hand, 1)
+    await let_time_pass(rig, hand, 1)
 
     assert rig.state(chat)["state"] == "stopping"
     assert rig.job["build_number"] == 4
@@ -140,22 +140,22 @@ async def test_a_stop_and_a_start_meanwhile_begin_it_anew(
 async def test_a_start_made_elsewhere_has_the_lifetime_known_last(
     rig: Rig, hand: Hand, send: Senders, chat: str, between: str
 ) -> None:
-    job, number = await running(rig, hand, chat), 2
+    job, number = await given_running_workspace(rig, hand, chat), 2
     if between == "stop of ours":
         await send.ask(chat, "stop_workspace", "stop")
         await hand.pump()
-        await stopped(rig, hand, rig.job)
+        await expect_stop(rig, hand, rig.job)
         number = 3
     elif between == "stop elsewhere":
-        await send.built(elsewhere(job, 2, "stop"))
+        await send.built(job_from_elsewhere(job, 2, "stop"))
         number = 3
-    await passes(rig, hand, HOUR)
-    await send.built(elsewhere(job, number, "start"), agents=())
+    await let_time_pass(rig, hand, HOUR)
+    await send.built(job_from_elsewhere(job, number, "start"), agents=())
     await hand.pump()
-    await passes(rig, hand, TTL - 1)
+    await let_time_pass(rig, hand, TTL - 1)
     assert rig.state(chat)["state"] == "ready"
 
-    await passes(rig, hand, 1)
+    await let_time_pass(rig, hand, 1)
 
     assert rig.state(chat)["cause"]["type"] == PASSED
     assert rig.job["build_number"] == number + 1
@@ -166,18 +166,18 @@ async def test_a_start_made_elsewhere_has_the_lifetime_known_last(
 async def test_what_is_gone_or_being_changed_is_not_stopped(
     rig: Rig, hand: Hand, send: Senders, chat: str, how: str
 ) -> None:
-    job = await running(rig, hand, chat)
+    job = await given_running_workspace(rig, hand, chat)
     if how == "deleted":
         await send.deleted(job)
     elif how == "deleting":
         await send.delete(chat)
     elif how == "stopped elsewhere":
-        await send.built(elsewhere(job, 2, "stop"))
+        await send.built(job_from_elsewhere(job, 2, "stop"))
     else:
-        await send.built(elsewhere(job, 2, "start"), "failed")
+        await send.built(job_from_elsewhere(job, 2, "start"), "failed")
     await hand.pump()
 
-    await passes(rig, hand, 2 * TTL)
+    await let_time_pass(rig, hand, 2 * TTL)
 
     assert "stop" not in [one["transition"] for one in rig.jobs()]
     assert PASSED not in [state["cause"]["type"] for state in rig.states[chat]]
@@ -188,11 +188,11 @@ async def test_without_a_setting_that_says_so_nothing_is_stopped(
     rig: Rig, hand: Hand, chat: str, text: str
 ) -> None:
     await rig.store.put_setting("chat_workspace_ttl", text)
-    job = await running(rig, hand, chat)
+    job = await given_running_workspace(rig, hand, chat)
     assert "ttl_ms" not in job
     assert rig.state(chat)["state"] == "ready"
 
-    await passes(rig, hand, 100 * DAY)
+    await let_time_pass(rig, hand, 100 * DAY)
 
     assert rig.state(chat)["state"] == "ready"
     await rig.check(chat)
@@ -201,14 +201,14 @@ async def test_without_a_setting_that_says_so_nothing_is_stopped(
 async def test_a_lifetime_that_fires_by_a_clock_that_runs_ahead_is_armed_again(
     rig: Rig, hand: Hand, chat: str
 ) -> None:
-    await running(rig, hand, chat)
+    await given_running_workspace(rig, hand, chat)
     rig.skew = timedelta(seconds=30)
 
-    await passes(rig, hand, TTL)
+    await let_time_pass(rig, hand, TTL)
     assert rig.state(chat)["state"] == "ready"
     rig.clock.advance(29)
     assert await hand.pump() == 0, "it is not armed to fire at once"
-    await passes(rig, hand, 1)
+    await let_time_pass(rig, hand, 1)
 
     assert rig.state(chat)["state"] == "stopping"
     await rig.check(chat)
@@ -219,12 +219,12 @@ async def test_a_lifetime_may_be_longer_than_timers_are_kept(
 ) -> None:
     """Its timer is set anew on the way; that may cost it a minute."""
     await rig.store.put_setting("chat_workspace_ttl", f"{100 * 24}h")
-    await running(rig, hand, chat)
+    await given_running_workspace(rig, hand, chat)
 
     for _ in range(100):
         assert rig.state(chat)["state"] == "ready"
-        await passes(rig, hand, DAY)
-    await passes(rig, hand, 60)
+        await let_time_pass(rig, hand, DAY)
+    await let_time_pass(rig, hand, 60)
 
     assert rig.state(chat)["state"] == "stopping"
     await rig.check(chat)
@@ -235,18 +235,18 @@ async def test_it_holds_when_the_bus_has_lost_its_timers(
     rig: Rig, hand: Hand, chat: str, away: float
 ) -> None:
     """A worker that starts arms it from the database; also one that is over by then."""
-    await running(rig, hand, chat)
+    await given_running_workspace(rig, hand, chat)
     rig.server.stop(lose=True)
     rig.clock.advance(away)
     rig.server.start()
 
     started = rig.hand()
     await started.prepare()
-    await passes(rig, started, 0)
+    await let_time_pass(rig, started, 0)
     kept = await rig.store.chats.get(chat)
     assert kept is not None
     assert kept.state == ("stopping" if away else "ready")
-    await passes(rig, started, TTL + 60)
+    await let_time_pass(rig, started, TTL + 60)
 
     assert rig.state(chat)["state"] == ("failed" if away else "stopping")
     (job,) = rig.jobs()
@@ -255,7 +255,7 @@ async def test_it_holds_when_the_bus_has_lost_its_timers(
 
 async def test_of_several_workers_one_stops_it(rig: Rig, chat: str) -> None:
     one, other = rig.hand(), rig.hand()
-    await running(rig, one, chat)
+    await given_running_workspace(rig, one, chat)
     rig.clock.advance(TTL)
     fired = one.take()
     await other.work(fired)
@@ -271,13 +271,13 @@ async def test_what_waits_when_it_stops_is_answered_with_the_stop(
 ) -> None:
     """As any call whose build is superseded by a stop: its own build, and the stop's id in the error."""
     await rig.store.put_setting("chat_workspace_ttl", "30s")
-    job = await running(rig, hand, chat, "agent_connecting")
+    job = await given_running_workspace(rig, hand, chat, "agent_connecting")
     await send.ask(chat, "start_workspace", "start")
     await send.create(chat, "again")
     await hand.pump()
     assert rig.results == {}
 
-    await passes(rig, hand, 30)
+    await let_time_pass(rig, hand, 30)
 
     assert rig.state(chat)["state"] == "stopping"
     for call in ("c", "start", "again"):
@@ -288,7 +288,7 @@ async def test_what_waits_when_it_stops_is_answered_with_the_stop(
     await send.create(chat, "late")
     await hand.pump()
     assert (chat, "late") not in rig.results
-    await stopped(rig, hand, rig.job)
+    await expect_stop(rig, hand, rig.job)
     assert rig.answer(chat, "late")["result"]["status"] == "stopped"
     await rig.check(chat)
 
@@ -296,8 +296,8 @@ async def test_what_waits_when_it_stops_is_answered_with_the_stop(
 async def test_the_lifetime_of_a_replaced_workspace_is_nobody_s_any_more(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    old = await running(rig, hand, chat, "no agents")
-    await passes(rig, hand, HOUR)
+    old = await given_running_workspace(rig, hand, chat, "no agents")
+    await let_time_pass(rig, hand, HOUR)
     await send.create(chat, "new")
     await hand.pump()
     new, stop = rig.jobs()[-2:]
@@ -308,9 +308,9 @@ async def test_the_lifetime_of_a_replaced_workspace_is_nobody_s_any_more(
     await send.agent(new, "ready", 2)
     await hand.pump()
 
-    await passes(rig, hand, TTL - 1)
+    await let_time_pass(rig, hand, TTL - 1)
     assert rig.state(chat)["state"] == "ready"
-    await passes(rig, hand, 1)
+    await let_time_pass(rig, hand, 1)
 
     assert rig.state(chat)["state"] == "stopping"
     assert rig.job["workspace_id"] == new["workspace_id"]
