@@ -9,7 +9,7 @@ from pathlib import Path
 from nats.aio.msg import Msg
 
 from tests import schemas
-from tests.cli.folders import folder
+from tests.cli.template_folders import folder
 from tests.rigs.client import Event, Received
 from tests.rigs.processes import Up
 from tests.rigs.world import World

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from tests.cases.playing import INPUTS
-from tests.cli.folders import folder
+from tests.cli.template_folders import folder
 from tests.rigs.processes import Up
 
 BOOL = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases.playing import INPUTS
-from tests.cli.folders import QUICK, folder
+from tests.cli.template_folders import QUICK, folder
 from tests.rigs.client import new_id
 from tests.rigs.processes import Up
 

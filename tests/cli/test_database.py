@@ -22,7 +22,7 @@ from handlers.embedded.run_as import choose_user
 from statemachine.store import StoreUnavailableError
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
-from tests.cli.folders import folder
+from tests.cli.template_folders import folder
 from tests.rigs.processes import ROOT, Up, run
 
 DEPLOY = ROOT / "deploy/postgres"

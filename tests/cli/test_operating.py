@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.folders import QUICK, folder
+from tests.cli.template_folders import QUICK, folder
 from tests.rigs.client import Event, Participant, cloud_event, connected, new_id, role_options
 from tests.rigs.processes import ROOT, TIMEOUT, Process, Up, environment
 
@@ -50,7 +50,7 @@ def templates(running: Up, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     }
 
 
-def on_a_terminal(
+def run_on_terminal(
     running: Up, *words: str | Path, terminal: str = "dumb"
 ) -> tuple[list[str], str, int]:
     """Run a command whose stdout is a terminal; return its lines, its stderr and its status."""
@@ -76,15 +76,15 @@ def on_a_terminal(
     return shown.decode().splitlines(), said.decode(), process.returncode
 
 
-def lines(running: Up, *words: str | Path) -> list[Any]:
+def json_lines(running: Up, *words: str | Path) -> list[Any]:
     """Run a command that prints JSON lines."""
     done = running.run(*words)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.split("\n") if line]
 
 
-def created(running: Up, template: str, **identity: str) -> tuple[str, Any]:
-    """Make a workspace; return its chat and the answer."""
+def create_workspace(running: Up, template: str, **identity: str) -> tuple[str, Any]:
+    """Create a workspace; return its chat and the answer."""
     chat = new_id()
     flags = [word for key, value in identity.items() for word in (f"--{key}", value)]
     args = ("--chat", chat, "--arg", f"template_id={template}", "--json", *flags)
@@ -92,22 +92,22 @@ def created(running: Up, template: str, **identity: str) -> tuple[str, Any]:
     return chat, json.loads(done.stdout)
 
 
-def waiting(running: Up, chat: str, template: str) -> Process:
-    """Ask for a workspace and wait for it."""
+def start_create(running: Up, chat: str, template: str) -> Process:
+    """Start a command that creates a workspace and waits for it."""
     args = ("--chat", chat, "--arg", f"template_id={template}", "--data-dir", running.directory)
     return Process("tool", "create_workspace", *args)
 
 
-def tell(running: Up, chat: str, type_name: str, data: Event) -> None:
+def publish_as_provisioner(running: Up, chat: str, type_name: str, data: Event) -> None:
     """Publish a fact as a provisioner would."""
 
-    async def told() -> None:
+    async def publish() -> None:
         options = role_options(running.directory / "credentials", "provisioner")
         async with connected(Participant(), running.nats, **options) as party:
             fact = cloud_event(type_name, "/provisioner/forge", chat, data)
             await party.publish(f"workspaced.in.provisioner.{chat}.forge", fact)
 
-    asyncio.run(told())
+    asyncio.run(publish())
 
 
 class TestTool:
@@ -133,7 +133,7 @@ class TestTool:
     def test_the_suggested_command_shows_the_log(
         self, running: Up, templates: dict[str, str]
     ) -> None:
-        chat, _ = created(running, templates["stubborn"])
+        chat, _ = create_workspace(running, templates["stubborn"])
 
         failed = running.run("tool", "stop_workspace", "--chat", chat)
         (named,) = [line for line in failed.stderr.splitlines() if line.startswith("  log ")]
@@ -146,7 +146,7 @@ class TestTool:
     def test_a_call_that_waits_for_an_unserved_pool_reports_that(
         self, running: Up, templates: dict[str, str]
     ) -> None:
-        process = waiting(running, new_id(), templates["unserved"])
+        process = start_create(running, new_id(), templates["unserved"])
         try:
             process.wait_for_output("no provisioner of pool 'moon' has begun build 1 yet")
         finally:
@@ -180,17 +180,17 @@ class TestChats:
         self, running: Up, templates: dict[str, str]
     ) -> None:
         owner, other = new_id(), new_id()
-        ready, answer = created(running, templates["quick"], owner=owner)
-        failed, _ = created(running, templates["stubborn"], owner=owner)
+        ready, answer = create_workspace(running, templates["quick"], owner=owner)
+        failed, _ = create_workspace(running, templates["stubborn"], owner=owner)
         running.run("tool", "stop_workspace", "--chat", failed, "--owner", owner)
         mine = ("chat", "list", "--owner", owner)
 
-        listed = {chat["chat_id"]: chat for chat in lines(running, *mine)}
-        of_state = lines(running, *mine, "--state", "failed")
-        table, _, status = on_a_terminal(running, *mine)
-        coloured, _, _ = on_a_terminal(running, *mine, terminal="xterm-256color")
-        as_json, _, _ = on_a_terminal(running, *mine, "--json")
-        none, said, _ = on_a_terminal(running, "chat", "list", "--owner", other)
+        listed = {chat["chat_id"]: chat for chat in json_lines(running, *mine)}
+        of_state = json_lines(running, *mine, "--state", "failed")
+        table, _, status = run_on_terminal(running, *mine)
+        coloured, _, _ = run_on_terminal(running, *mine, terminal="xterm-256color")
+        as_json, _, _ = run_on_terminal(running, *mine, "--json")
+        none, said, _ = run_on_terminal(running, "chat", "list", "--owner", other)
         running.run("tool", "stop_workspace", "--chat", ready, "--owner", owner)
 
         assert listed.keys() == {ready, failed}
@@ -205,17 +205,17 @@ class TestChats:
         assert any(f"{ready}  \x1b[32mready\x1b[0m" in line for line in coloured)
         assert "failed: build_failed" in rows[failed]
         assert [json.loads(line)["chat_id"] for line in as_json] == sorted(listed)
-        assert (none, lines(running, "chat", "list", "--owner", other)) == ([], [])
+        assert (none, json_lines(running, "chat", "list", "--owner", other)) == ([], [])
         assert "no such chats" in said
 
     def test_chat_show_includes_the_failure_message(
         self, running: Up, templates: dict[str, str]
     ) -> None:
-        chat, answer = created(running, templates["stubborn"])
+        chat, answer = create_workspace(running, templates["stubborn"])
         running.run("tool", "stop_workspace", "--chat", chat)
 
-        (found,) = lines(running, "chat", "show", chat)
-        shown, _, _ = on_a_terminal(running, "chat", "show", chat)
+        (found,) = json_lines(running, "chat", "show", chat)
+        shown, _, _ = run_on_terminal(running, "chat", "show", chat)
 
         assert found["failure"]["reason"] == "build_failed"
         assert found["open_calls"] == []
@@ -231,8 +231,8 @@ class TestChats:
         chat = new_id()
         running.data("tool", "list_templates", "--chat", chat)
 
-        (found,) = lines(running, "chat", "show", chat)
-        shown, _, status = on_a_terminal(running, "chat", "show", chat)
+        (found,) = json_lines(running, "chat", "show", chat)
+        shown, _, status = run_on_terminal(running, "chat", "show", chat)
 
         assert (found["state"], found["version"]) == ("none", 0)
         assert "state       none, version 0" in shown
@@ -242,12 +242,12 @@ class TestChats:
         self, running: Up, templates: dict[str, str]
     ) -> None:
         chat = new_id()
-        process = waiting(running, chat, templates["unserved"])
+        process = start_create(running, chat, templates["unserved"])
         try:
             process.wait_for_output("building")
-            (found,) = lines(running, "chat", "show", chat)
-            shown, _, _ = on_a_terminal(running, "chat", "show", chat)
-            table, _, _ = on_a_terminal(running, "chat", "list", "--state", "building")
+            (found,) = json_lines(running, "chat", "show", chat)
+            shown, _, _ = run_on_terminal(running, "chat", "show", chat)
+            table, _, _ = run_on_terminal(running, "chat", "list", "--state", "building")
         finally:
             process.stop(signal.SIGINT)
 
@@ -261,12 +261,12 @@ class TestLog:
     def test_log_prints_the_newest_build_or_the_given_one(
         self, running: Up, templates: dict[str, str]
     ) -> None:
-        chat, answer = created(running, templates["quick"])
+        chat, answer = create_workspace(running, templates["quick"])
         running.run("tool", "stop_workspace", "--chat", chat)
 
         newest = running.run("log", chat)
         named = running.run("log", chat, answer["build_id"])
-        pieces = lines(running, "log", chat, answer["build_id"], "--json")
+        pieces = json_lines(running, "log", chat, answer["build_id"], "--json")
         unknown = running.run("log", chat, new_id())
 
         assert "hello from the build" not in newest.stdout
@@ -293,7 +293,7 @@ class TestLog:
         os.mkfifo(pipe)
         text = QUICK.replace("quick", "followed").replace("echo $", f"echo one; cat {pipe}; echo $")
         pushed = running.data("template", "push", folder(tmp_path, text))
-        process = waiting(running, chat, pushed["template_id"])
+        process = start_create(running, chat, pushed["template_id"])
         process.wait_for_output("| one")
         following = Process("log", chat, "--follow", "--data-dir", running.directory)
         try:
@@ -323,7 +323,7 @@ class TestLog:
             "echo $", f"echo one; cat {pipe}; echo $"
         )
         pushed = running.data("template", "push", folder(tmp_path, text))
-        process = waiting(running, chat, pushed["template_id"])
+        process = start_create(running, chat, pushed["template_id"])
         process.wait_for_output("| one")
         following = Process("log", chat, "--follow", "--data-dir", running.directory)
         try:
@@ -343,15 +343,15 @@ class TestDelete:
     def test_deleting_a_workspace_keeps_its_logs(
         self, running: Up, templates: dict[str, str]
     ) -> None:
-        chat, answer = created(running, templates["quick"])
+        chat, answer = create_workspace(running, templates["quick"])
 
-        shown, said, status = on_a_terminal(
+        shown, said, status = run_on_terminal(
             running, "workspace", "delete", chat, "--reason", "no longer needed"
         )
         again = running.run("workspace", "delete", chat)
         asked = [
             entry["event"]["data"]
-            for entry in lines(running, "events", chat)
+            for entry in json_lines(running, "events", chat)
             if entry["event"]["type"] == "workspaced.delete_requested.v1"
         ]
 
@@ -369,7 +369,7 @@ class TestDelete:
     def test_a_failed_deletion_prints_the_reason(
         self, running: Up, templates: dict[str, str]
     ) -> None:
-        chat, _ = created(running, templates["stubborn"])
+        chat, _ = create_workspace(running, templates["stubborn"])
 
         first = running.run("workspace", "delete", chat)
         second = running.run("workspace", "delete", chat, "--json")
@@ -387,9 +387,9 @@ class TestDelete:
         chat = new_id()
         build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": 1}
         build["transition"] = "start"
-        tell(running, chat, "build_started", build)
+        publish_as_provisioner(running, chat, "build_started", build)
         settled = new_id()
-        tell(
+        publish_as_provisioner(
             running,
             chat,
             "build_succeeded",
@@ -407,16 +407,16 @@ class TestOrphans:
     def test_workspaces_without_a_chat_are_listed(
         self, running: Up, templates: dict[str, str]
     ) -> None:
-        chat, _ = created(running, templates["quick"])
+        chat, _ = create_workspace(running, templates["quick"])
         stray = {"workspace_id": new_id(), "build_id": new_id(), "build_number": 7}
         stray["transition"] = "start"
-        tell(running, chat, "build_started", {**stray, "workspace_name": "stray"})
+        publish_as_provisioner(running, chat, "build_started", {**stray, "workspace_name": "stray"})
         ended = {**stray, "template_version_id": new_id(), "agents": []}
-        tell(running, chat, "build_succeeded", ended)
+        publish_as_provisioner(running, chat, "build_succeeded", ended)
         running.run("tool", "list_templates", "--chat", chat)
 
-        listed = [o for o in lines(running, "workspace", "orphans") if o["chat_id"] == chat]
-        shown, _, status = on_a_terminal(running, "workspace", "orphans")
+        listed = [o for o in json_lines(running, "workspace", "orphans") if o["chat_id"] == chat]
+        shown, _, status = run_on_terminal(running, "workspace", "orphans")
         running.run("workspace", "delete", chat)
 
         assert [o["workspace_id"] for o in listed] == [stray["workspace_id"]]
@@ -436,11 +436,11 @@ class TestVersions:
         (place / "more").write_text("more")
         second = running.data("template", "push", place, *organization)
 
-        before = lines(running, "template", "versions", "Moving", *organization)
+        before = json_lines(running, "template", "versions", "Moving", *organization)
         moved = running.data("template", "activate", first["version_id"])
-        after = lines(running, "template", "versions", first["template_id"])
-        table, _, _ = on_a_terminal(running, "template", "versions", "moving", *organization)
-        (listed,) = lines(running, "template", "list", *organization)
+        after = json_lines(running, "template", "versions", first["template_id"])
+        table, _, _ = run_on_terminal(running, "template", "versions", "moving", *organization)
+        (listed,) = json_lines(running, "template", "list", *organization)
 
         ids = [first["version_id"], second["version_id"]]
         assert [version["version_id"] for version in before] == ids
@@ -466,7 +466,7 @@ class TestVersions:
     def test_template_list_prints_a_table_on_a_terminal(
         self, running: Up, templates: dict[str, str]
     ) -> None:
-        table, _, _ = on_a_terminal(running, "template", "list")
+        table, _, _ = run_on_terminal(running, "template", "list")
 
         assert table[0].split()[0] == "NAME"
         assert any(line.split()[:2] == ["quick", templates["quick"]] for line in table)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from nats.aio.msg import Msg
 
-from tests.cli.folders import folder
+from tests.cli.template_folders import folder
 from tests.rigs.client import (
     ChatService,
     Participant,

@@ -29,7 +29,7 @@ from handlers.access.listeners import (
 from handlers.cli import main
 from handlers.embedded import Servers
 from handlers.settings import InvalidSettings, Settings
-from tests.cli.folders import folder
+from tests.cli.template_folders import folder
 from tests.rigs.client import Participant, connected, new_id, role_options
 from tests.rigs.processes import Up, run, up
 

@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.cli.folders import folder
+from tests.cli.template_folders import folder
 from tests.rigs.client import new_id
 from tests.rigs.processes import Up, run
 

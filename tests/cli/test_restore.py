@@ -19,7 +19,7 @@ from bus import Bus, subjects
 from bus.jetstream import connect
 from bus.streams import STATE
 from handlers.embedded.postgresql import _binaries
-from tests.cli.folders import QUICK, folder
+from tests.cli.template_folders import QUICK, folder
 from tests.rigs.client import new_id
 from tests.rigs.processes import Process, Up, kill_processes, processes_using, start_up
 

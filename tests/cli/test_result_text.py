@@ -21,7 +21,7 @@ CHAT = uid("chat")
 ERROR = "The start step exited with status 1. Its last lines:\nfetching\nerror: not found"
 
 
-def said(tool: str, answer: Answered, place: str = "") -> str:
+def explain(tool: str, answer: Answered, place: str = "") -> str:
     resolved = {"call_id": "c", "tool": tool, "is_error": answer.is_error, "result": answer.result}
     return "\n".join(describe_result(tool, resolved, CHAT, place))
 
@@ -38,7 +38,7 @@ def created(**keys: Any) -> Answered:
 def test_a_build_failure_names_the_error_and_the_command_for_its_log() -> None:
     build = uid("w/b1")
 
-    words = said("create_workspace", failure(chat(requested(), failed(error=ERROR))))
+    words = explain("create_workspace", failure(chat(requested(), failed(error=ERROR))))
 
     assert words.split("\n") == [
         "create_workspace failed: the workspace build did not succeed",
@@ -51,7 +51,7 @@ def test_a_build_failure_names_the_error_and_the_command_for_its_log() -> None:
 
 
 def test_the_command_for_the_log_uses_the_same_servers() -> None:
-    words = said("create_workspace", failure(chat(requested(), failed())), " --data-dir /data")
+    words = explain("create_workspace", failure(chat(requested(), failed())), " --data-dir /data")
 
     assert words.endswith(f"workspaced log {CHAT} {uid('w/b1')} --data-dir /data")
 
@@ -60,7 +60,7 @@ def test_a_quota_error_shows_usage_and_budget() -> None:
     quota = Quota(credits_consumed=3, budget=4.5)
     refused = failed(error="ann has 3", code="INSUFFICIENT_QUOTA", quota=quota)
 
-    words = said("create_workspace", failure(chat(requested(), refused))).split("\n")
+    words = explain("create_workspace", failure(chat(requested(), refused))).split("\n")
 
     assert words[0] == "Workspace quota reached: 3 of 4.5 used"
     assert words[1].startswith("  Could not create the workspace")
@@ -71,13 +71,13 @@ def test_a_quota_error_shows_usage_and_budget() -> None:
 def test_a_quota_error_without_numbers_shows_none() -> None:
     answer = failure(chat(requested(), failed(code="INSUFFICIENT_QUOTA")))
 
-    assert said("create_workspace", answer).startswith("Workspace quota reached\n")
+    assert explain("create_workspace", answer).startswith("Workspace quota reached\n")
 
 
 def test_each_validation_error_is_one_line() -> None:
     misfits = Misfits((("size", "must be 9 at most"), ("name", "is in use\nalready")))
 
-    words = said("create_workspace", answers.invalid(misfits)).split("\n")
+    words = explain("create_workspace", answers.invalid(misfits)).split("\n")
 
     assert words == [
         "create_workspace was not carried out: some values are not valid",
@@ -92,7 +92,7 @@ def test_a_superseded_call_names_the_build_that_took_over(transition: Any) -> No
     by = overtaken.build
     assert by is not None
 
-    words = said("start_workspace", answers.superseded(uid("w/b1"), overtaken)).split("\n")
+    words = explain("start_workspace", answers.superseded(uid("w/b1"), overtaken)).split("\n")
 
     assert words[0].startswith(f"start_workspace was superseded: a {transition} build took over")
     assert words[1].split() == ["build", uid("w/b1")]
@@ -102,27 +102,29 @@ def test_a_superseded_call_names_the_build_that_took_over(transition: Any) -> No
 
 def test_a_superseded_call_may_know_only_the_id_of_that_build() -> None:
     gone = Chat(chat_id=CHAT, deleted_builds=(uid("w/b1"), uid("w/b2")))
-    words = said("stop_workspace", answers.superseded(uid("w/b1"), gone))
+    words = explain("stop_workspace", answers.superseded(uid("w/b1"), gone))
 
     assert words.startswith("stop_workspace was superseded: a build took over")
     assert uid("w/b2") in words
 
 
 def test_a_call_whose_workspace_was_deleted_names_that_reason() -> None:
-    words = said("stop_workspace", answers.superseded(uid("w/b1"), Chat(chat_id=CHAT))).split("\n")
+    words = explain("stop_workspace", answers.superseded(uid("w/b1"), Chat(chat_id=CHAT))).split(
+        "\n"
+    )
 
     assert words[0] == "stop_workspace did not succeed: the workspace was deleted"
     assert words[1].split() == ["build", uid("w/b1")]
 
 
 def test_a_failure_without_a_build_names_no_build() -> None:
-    words = said("create_workspace", Answered({"error": "the call was canceled"}))
+    words = explain("create_workspace", Answered({"error": "the call was canceled"}))
 
     assert words == "create_workspace did not succeed: the call was canceled"
 
 
 def test_a_refusal_shows_the_error_text() -> None:
-    words = said("stop_workspace", answers.error("there is nothing\nto stop"))
+    words = explain("stop_workspace", answers.error("there is nothing\nto stop"))
 
     assert words == "stop_workspace was refused: there is nothing\n  to stop"
 
@@ -144,7 +146,7 @@ def test_a_refusal_shows_the_error_text() -> None:
     ],
 )
 def test_readiness_keys_are_explained(keys: dict[str, str], words: str) -> None:
-    first, second = said("create_workspace", created(**keys)).split("\n")
+    first, second = explain("create_workspace", created(**keys)).split("\n")
 
     assert first == f"created ann/w, build {uid('b')}"
     assert second.startswith("  but ")
@@ -211,13 +213,13 @@ def test_readiness_keys_are_explained(keys: dict[str, str], words: str) -> None:
     ],
 )
 def test_success_is_explained_in_one_line(tool: str, result: dict[str, Any], words: str) -> None:
-    assert said(tool, Answered(result)) == words
+    assert explain(tool, Answered(result)) == words
 
 
 def test_escape_sequences_of_a_build_do_not_reach_the_terminal() -> None:
     error = "\x1b[31mred\x1b[0m\x1b]0;title\x07\rbell"
 
-    words = said("create_workspace", failure(chat(requested(), failed(error=error))))
+    words = explain("create_workspace", failure(chat(requested(), failed(error=error))))
 
     assert "\x1b" not in words
     assert "\x07" not in words

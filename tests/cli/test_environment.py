@@ -17,13 +17,13 @@ import pytest
 
 from handlers.cli.command_table import command_parser
 from handlers.settings import Settings, read_settings, unknown_variables
-from tests.cli.folders import folder
+from tests.cli.template_folders import folder
 from tests.rigs.processes import ROOT, TIMEOUT, Up, environment, run
 
 WORKSPACED = [sys.executable, "-m", "handlers"]
-NO_POWERS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-"""Root without the right to pass over permissions."""
-powerless = pytest.mark.skipif(
+WITHOUT_CAPABILITIES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+"""Drops the capabilities with which root ignores file permissions."""
+needs_setpriv = pytest.mark.skipif(
     os.geteuid() == 0 and shutil.which("setpriv") is None, reason="there is no setpriv"
 )
 
@@ -41,8 +41,10 @@ def shell(words: str, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def told(done: subprocess.CompletedProcess[str], *words: str | Path, status: int = 1) -> None:
-    """Hold that a command failed with one line that has these words."""
+def assert_one_line_error(
+    done: subprocess.CompletedProcess[str], *words: str | Path, status: int = 1
+) -> None:
+    """Assert that a command failed with one line of stderr that contains these words."""
     (line,) = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (status, "")
     assert line.startswith("workspaced: ")
@@ -56,7 +58,7 @@ def told(done: subprocess.CompletedProcess[str], *words: str | Path, status: int
 def test_up_runs_and_stops_with_closed_or_full_standard_streams(
     closed: str, tmp_path: Path
 ) -> None:
-    """It must open no socket under the number of a standard stream, and may have nobody to tell."""
+    """No socket may get the number of a standard stream, and stderr may accept nothing."""
     process = subprocess.Popen(
         ["/bin/sh", "-c", f'exec $W up --data-dir "$0" {closed}', str(tmp_path / "data")],
         cwd=ROOT,
@@ -67,7 +69,7 @@ def test_up_runs_and_stops_with_closed_or_full_standard_streams(
     assert process.stdout is not None
     try:
         if ">&-" in closed.split():
-            _noted(tmp_path / "data" / "servers.json")
+            wait_for_file(tmp_path / "data" / "servers.json")
         else:
             assert json.loads(process.stdout.readline())["ready"] is True
         listed = run("chat", "list", "--data-dir", tmp_path / "data")
@@ -130,8 +132,8 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
-def _noted(path: Path) -> None:
-    """Wait until the file is there."""
+def wait_for_file(path: Path) -> None:
+    """Wait until the file exists."""
     subprocess.run([sys.executable, "-c", WAIT, path], cwd=ROOT, timeout=60, check=True)
 
 
@@ -218,7 +220,7 @@ def test_no_database_is_guessed_when_the_url_is_empty(tmp_path: Path) -> None:
     for words in (["events", "--all"], ["replay", "--all"], ["migrate"], ["settings", "list"]):
         for empty in (["--database-url", ""], ["--database-url="]):
             done = run(*words, *empty, "--data-dir", tmp_path, env={"WORKSPACED_DATABASE_URL": ""})
-            told(done, f"no workspaced runs on {tmp_path}")
+            assert_one_line_error(done, f"no workspaced runs on {tmp_path}")
 
 
 @pytest.mark.parametrize("words", [["template", "push", ""], ["replay", ""], ["agent", ""]])
@@ -262,7 +264,7 @@ def test_a_warning_for_each_unknown_variable_goes_to_stderr(tmp_path: Path) -> N
 def test_an_unknown_home_directory_is_an_error(home: str, words: list[str]) -> None:
     done = run("chat", "list", *words, env={"HOME": home})
 
-    told(done, "~nosuchuser", "WORKSPACED_DATA_DIR", "HOME", status=2)
+    assert_one_line_error(done, "~nosuchuser", "WORKSPACED_DATA_DIR", "HOME", status=2)
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")
@@ -272,13 +274,17 @@ def test_without_passwd_entry_and_home_the_error_says_what_to_do(home: str) -> N
     if shell(f"{as_nobody} true").returncode:
         pytest.skip("this machine refuses user namespaces")
 
-    told(shell(f"{as_nobody} env {home} $W chat list"), "no workspaced runs on /.local/share")
-    told(shell(f"{as_nobody} env {home} $W chat list --data-dir '~/x'"), "set HOME", status=2)
+    assert_one_line_error(
+        shell(f"{as_nobody} env {home} $W chat list"), "no workspaced runs on /.local/share"
+    )
+    assert_one_line_error(
+        shell(f"{as_nobody} env {home} $W chat list --data-dir '~/x'"), "set HOME", status=2
+    )
 
 
 @pytest.fixture
 def places(tmp_path: Path) -> Path:
-    """Names of every kind that a file system refuses."""
+    """Paths that fail in different ways."""
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "file").touch()
     (tmp_path / "closed").mkdir(mode=0)
@@ -297,14 +303,14 @@ COMMANDS = [
 ]
 
 
-@powerless
+@needs_setpriv
 @pytest.mark.parametrize("command", COMMANDS)
 def test_errors_of_the_file_system_are_one_line_with_the_path(command: str, places: Path) -> None:
     too_long, failed = "x" * 300, list[str]()
     for name in ("loop/x", "loop", "file/x", "closed/x", "closed", too_long):
         path = places / name
         done = subprocess.run(
-            [*NO_POWERS, *WORKSPACED, *command.split(), str(path)],
+            [*WITHOUT_CAPABILITIES, *WORKSPACED, *command.split(), str(path)],
             cwd=ROOT,
             env=environment(),
             capture_output=True,
@@ -321,11 +327,11 @@ def test_errors_of_the_file_system_are_one_line_with_the_path(command: str, plac
     assert failed == []
 
 
-@powerless
+@needs_setpriv
 def test_an_unwritable_directory_is_named(places: Path) -> None:
     for words in (["up", "--data-dir"], ["nats-auth", "--data-dir"]):
         done = subprocess.run(
-            [*NO_POWERS, *WORKSPACED, *words, str(places / "read-only")],
+            [*WITHOUT_CAPABILITIES, *WORKSPACED, *words, str(places / "read-only")],
             cwd=ROOT,
             env=environment(),
             capture_output=True,
@@ -333,11 +339,11 @@ def test_an_unwritable_directory_is_named(places: Path) -> None:
             timeout=60,
             check=False,
         )
-        told(done, places / "read-only")
+        assert_one_line_error(done, places / "read-only")
 
 
 def test_a_file_size_limit_is_reported_with_advice() -> None:
-    told(
+    assert_one_line_error(
         shell("ulimit -f 0; trap '' XFSZ; $W nats-auth --data-dir $(mktemp -d)"),
         "credentials",
         "File too large",
