@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.folders import folder
+from tests.cli.template_folders import folder
 from tests.rigs.processes import ROOT, TIMEOUT, Up, environment
 
 FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<body>(?s:.*?))^```$", re.MULTILINE)
