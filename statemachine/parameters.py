@@ -19,7 +19,7 @@ import re2
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from statemachine.events import Frozen
-from statemachine.mask import MASK
+from statemachine.mask import MASK, Mask
 from statemachine.messages import Validation
 
 
@@ -280,7 +280,29 @@ def resolve(
             wrong.append((name, f"a value is required{why}"))
         else:
             values[name] = value or ""
-    return Misfits(tuple(wrong)) if wrong else values
+    if not wrong:
+        return values
+    sources = (asked, *fallbacks, *(() if last is None else (last.values,)))
+    return Misfits(tuple(_without_secrets(wrong, declared, sources)))
+
+
+def _without_secrets(
+    wrong: list[tuple[str, str]],
+    declared: tuple[Parameter, ...],
+    given: tuple[Mapping[str, str], ...],
+) -> list[tuple[str, str]]:
+    """Hide sensitive values that a description of what is wrong repeats from another parameter's value.
+
+    A value for a parameter that the template does not declare may be a secret too. `true` and `false` are not.
+    """
+    plain = {p.name for p in declared if not p.sensitive or p.type is Kind.BOOL}
+    secrets = tuple(
+        value for source in given for name, value in source.items() if name not in plain and value
+    )
+    if not secrets:
+        return wrong
+    mask = Mask(secrets, longest=max(len(detail) for _, detail in wrong))
+    return [(name, mask.whole(detail)) for name, detail in wrong]
 
 
 def reset(

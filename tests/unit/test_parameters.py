@@ -343,3 +343,13 @@ def test_sensitive_values_are_masked() -> None:
     declared = (parameter(name="a", sensitive=True), parameter(name="b"))
 
     assert masked(declared, {"a": "x", "b": "y", "c": "z"}) == {"a": MASK, "b": "y", "c": "z"}
+
+
+def test_a_sensitive_value_in_another_parameters_value_is_not_repeated() -> None:
+    token = parameter(name="token", sensitive=True)
+    size = parameter(name="size", type="number")
+
+    found = resolve((token, size), {"token": "s3cret-value", "size": "s3cret-value!"})
+
+    assert isinstance(found, Misfits)
+    assert found.fields == (("size", "'***!' is not a number"),)
