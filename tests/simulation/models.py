@@ -61,7 +61,7 @@ class Builder:
     def __init__(self, *_args: Any, **_more: Any) -> None:
         """It stands on its machine."""
 
-    def has(self, workspace_id: str) -> bool:
+    def exists(self, workspace_id: str) -> bool:
         return workspace_id in self.machine.running
 
     async def build(self, job: Job, _log: Any, *, new: bool) -> Succeeded | Failed:
