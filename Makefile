@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 .PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas
 SEEDS ?= 1000
 # Number of processes that run the tests, file by file; most tests wait more than they compute.
-JOBS ?= 2
+JOBS ?= 3
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile

@@ -34,8 +34,16 @@ def unread(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-@pytest.mark.parametrize("when", ["ready after", "  building", "== A command in the finished"])
-@pytest.mark.parametrize(("ended", "status"), [(interrupted, 130), (terminated, 143), (unread, 1)])
+@pytest.mark.parametrize(
+    ("ended", "status", "when"),
+    [
+        (interrupted, 130, "ready after"),
+        (interrupted, 130, "  building"),
+        (interrupted, 130, "== A command in the finished"),
+        (terminated, 143, "  building"),
+        (unread, 1, "== A command in the finished"),
+    ],
+)
 def test_an_interrupted_demo_leaves_no_files_or_processes(
     tmp_path: Path, ended: Callable[[subprocess.Popen[str]], None], status: int, when: str
 ) -> None:

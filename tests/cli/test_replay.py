@@ -73,9 +73,7 @@ def test_replay_checks_the_database_against_its_logs(running: Up, chat: str) -> 
 
 
 def test_replay_reports_and_rebuilds_a_changed_snapshot(running: Up, chat: str) -> None:
-    damage = (
-        "update chat set snapshot = jsonb_set(snapshot, '{build,number}', '9') where chat_id = $1"
-    )
+    damage = "update chat set snapshot = jsonb_set(snapshot, '{current,build,number}', '9') where chat_id = $1"
     execute(running, damage, chat)
 
     verified = running.run("replay", "--all")
@@ -83,7 +81,7 @@ def test_replay_reports_and_rebuilds_a_changed_snapshot(running: Up, chat: str) 
     rebuilt = running.run("replay", "--all", "--rebuild")
     again = running.run("replay", "--all")
 
-    words = f"{chat}  snapshot: build.number was recorded as 9, folds to 2\n"
+    words = f"{chat}  snapshot: current.build.number was recorded as 9, folds to 2\n"
     for done in (verified, rehearsed, rebuilt):
         assert words in done.stderr
     assert (verified.returncode, rehearsed.returncode) == (1, 1)

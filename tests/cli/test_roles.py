@@ -59,7 +59,7 @@ def test_a_provisioner_logs_once_that_it_waits_for_a_template_of_its_pool(
     credential = ("--credentials", running.seed_file("provisioner"))
     process = Process("provisioner", "--name", "late", "--pool", "late", *place, *credential)
     try:
-        process.wait_for_output("no template of pool late was pushed yet; waiting")
+        process.wait_for_output("no template of pool late has been pushed yet; waiting")
         text = QUICK.replace("quick", "late").replace("local", "late")
         pushed = running.data("template", "push", folder(tmp_path, text))
         argument = f"template_id={pushed['template_id']}"
@@ -85,13 +85,13 @@ def test_a_provisioner_with_a_key_for_another_pool_ends_with_an_error(
     refused = run("provisioner", "--name", "far", "--pool", "cpu", *place)
     own = Process("provisioner", "--name", "far", "--pool", "gpu", *place)
     try:
-        own.wait_for_output("no template of pool gpu was pushed yet; waiting")
+        own.wait_for_output("no template of pool gpu has been pushed yet; waiting")
     finally:
         status = own.stop(within=10)
 
     assert refused.returncode == 1
     last = refused.stderr.splitlines()[-1]
-    assert "this key is not allowed to take jobs of pool cpu: it is good for another pool" in last
+    assert "this key may not take jobs of pool cpu: it is valid for another pool" in last
     assert "Traceback" not in refused.stderr
     assert status == 0
 
@@ -102,7 +102,7 @@ def test_a_second_provisioner_of_a_directory_is_an_error(running: Up) -> None:
     root = running.directory / "provisioner" / "local"
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1] == (
-        f"workspaced: {root} is in use by another provisioner (that of `up`?): stop it, or choose "
+        f"workspaced: {root} is in use by another provisioner (perhaps that of `workspaced up`): stop it, or choose "
         "another --name or --data-dir"
     )
     assert "Traceback" not in refused.stderr
