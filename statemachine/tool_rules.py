@@ -92,11 +92,11 @@ def check_limits(call: Call, outcome: CallOutcome, chat: Chat, load: Load) -> An
             f"{chat.open_calls} calls of this chat wait already; ask when one is answered"
         )
     if call.wait is None and load.full:
-        return _too_busy("as many calls wait as may, over all chats")
+        return _too_busy("the limit of waiting calls of all chats is reached")
     if isinstance(outcome, Requested) and outcome.build.transition is Transition.START:
         pool = outcome.build.template.pool if outcome.build.template else ""
         if pool in load.full_pools:
-            return _too_busy(f"as many builds wait for a provisioner of pool '{pool}' as may")
+            return _too_busy(f"the limit of builds that wait for a provisioner of pool '{pool}' is reached")
     return None
 
 
