@@ -160,8 +160,9 @@ class Faults:
             one.busy = False
 
     async def _cut_database(self) -> None:
-        """Have PostgreSQL end every connection."""
-        with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        """Have PostgreSQL end every connection, unless another fault ends PostgreSQL meanwhile."""
+        away = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+        with suppress(OSError, TimeoutError, *away):
             async with asyncio.timeout(5):
                 connection = await asyncpg.connect(self.database_url)
                 try:
