@@ -96,7 +96,9 @@ def check_limits(call: Call, outcome: CallOutcome, chat: Chat, load: Load) -> An
     if isinstance(outcome, Requested) and outcome.build.transition is Transition.START:
         pool = outcome.build.template.pool if outcome.build.template else ""
         if pool in load.full_pools:
-            return _too_busy(f"the limit of builds that wait for a provisioner of pool '{pool}' is reached")
+            return _too_busy(
+                f"the limit of builds that wait for a provisioner of pool '{pool}' is reached"
+            )
     return None
 
 
