@@ -1,6 +1,6 @@
-"""The chat service's calls: asked until they are accepted, and again after every reconnect.
+"""The chat service's tool calls: published until stored, and again after each reconnect.
 
-A caller as the contract describes it. What it writes down of each call is what the checks judge.
+The caller behaves as the contract describes. The checks judge what it records about each call.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tests.faults.reliable_client import AWAY, BACK_OFF, ReliableClient
 from tests.rigs.client import Event, ServiceError, cloud_event, new_id
 
 RPC_PATIENCE = 12.0
-"""Seconds after which a caller by rpc asks again, with the same call id."""
+"""Seconds after which an rpc caller repeats its request, with the same call id."""
 SERVICE = "chatd"
 
 
 @dataclass
 class Call:
-    """One call of one chat, with every answer that it got."""
+    """One call of one chat, with all answers that the caller received."""
 
     chat_id: str
     call_id: str
@@ -35,7 +35,7 @@ class Call:
     accepted_at: float | None = None
     answered_at: float | None = None
     answers: list[Event] = field(default_factory=list)
-    """`data` of tool_resolved, each that differs; there should be one."""
+    """`data` of tool_resolved; only different answers are kept, so there should be one."""
     copies: int = 0
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -45,7 +45,7 @@ class Call:
 
     @property
     def waited(self) -> float:
-        """Seconds from being accepted to its answer, or to now."""
+        """Seconds from acceptance to the answer, or to now if there is no answer yet."""
         if self.accepted_at is None:
             return 0.0
         return (self.answered_at or time.monotonic()) - self.accepted_at
@@ -56,27 +56,27 @@ class Call:
 
 
 class Calls:
-    """All calls of a run, over one connection of the role `chat-service`."""
+    """All calls of a run, over one connection with the role `chat-service`."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         self.line = ReliableClient(url, options, self._subscribe)
         self.line.on_back.append(self._ask_again)
         self.all: dict[tuple[str, str], Call] = {}
         self.unknown: list[str] = []
-        """Results that nobody asked for."""
+        """Subjects of results for calls that this service never made."""
         self.older: list[str] = []
-        """States that came after a newer one on the same connection."""
+        """States that arrived after a newer state on the same connection."""
         self._states: dict[str, tuple[int, int]] = {}
         self.refused: list[str] = []
-        """Rpcs that were answered by a service error which asking again does not mend."""
+        """Rpcs that got a service error which a retry does not fix."""
         self.answered = 0
         self.longest_gap = 0.0
-        """Seconds in which calls were open and none was answered."""
+        """The longest time, in seconds, in which calls were open and none was answered."""
         self._last = time.monotonic()
         self._moment = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.quiet = asyncio.Event()
-        """No call is open."""
+        """Set while no call is open."""
         self.quiet.set()
 
     @property
@@ -84,11 +84,11 @@ class Calls:
         return [call for call in self.all.values() if not call.over.is_set()]
 
     def gap(self) -> float:
-        """Return how long no open call has been answered."""
+        """Return for how many seconds no call has been answered while calls are open."""
         return 0.0 if self.quiet.is_set() else time.monotonic() - self._last
 
     async def ask(self, chat_id: str, call_id: str, body: Event, *, by_rpc: bool) -> Call:
-        """Ask; return when the call is accepted, which by rpc nobody tells."""
+        """Make a call; return when it is accepted. An rpc counts as accepted at once."""
         call = Call(chat_id, call_id, {"call_id": call_id, **body}, by_rpc)
         self.all[chat_id, call_id] = call
         if self.quiet.is_set():
@@ -103,7 +103,7 @@ class Calls:
         return call
 
     async def moment(self) -> None:
-        """Wait until something is being published."""
+        """Wait until the next publication begins."""
         await self._moment.wait()
 
     async def publish(self, chat_id: str, type_name: str, data: Event) -> None:
@@ -113,7 +113,7 @@ class Calls:
         await self.line.store(f"workspaced.in.tool.{chat_id}.{SERVICE}", told)
 
     async def again(self, call: Call) -> None:
-        """Ask an answered call again; return when another copy of its answer came."""
+        """Request an answered call again; return when another copy of its answer arrives."""
         before = call.copies
         call.over.clear()
         self.quiet.clear()
@@ -128,7 +128,7 @@ class Calls:
                 self._spawn(self.publish(call.chat_id, "tool_requested", call.body))
 
     async def _hold(self, call: Call) -> None:
-        """Ask by rpc until there is an answer; the result may pass before the reply comes."""
+        """Repeat the rpc until it is answered; the result may arrive on the bus first."""
         body = {
             key: call.body[key]
             for key in ("call_id", "args", "organization_id", "owner_id", "owner_name")
@@ -162,7 +162,7 @@ class Calls:
             self._heard(call, json.loads(message.data)["data"])
 
     async def _state(self, message: Msg) -> None:
-        """See that a frontend which stays connected never gets an older state after a newer."""
+        """Record a state that arrives after a newer one on the same connection."""
         data = json.loads(message.data)["data"]
         chat_id, now = data["chat_id"], (self.line.epoch, data["version"])
         before = self._states.get(chat_id, (0, 0))

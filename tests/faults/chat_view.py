@@ -1,4 +1,4 @@
-"""One chat as it can be told from outside: by rpc and by direct get."""
+"""One chat as an outside program sees it: through rpcs and direct get."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTLED = ("ready", "failed", "stopped", "none")
 
 @dataclass
 class ChatView:
-    """One chat as it is told from outside."""
+    """One chat as an outside program sees it."""
 
     chat: Event
     last: Event | None
@@ -25,7 +25,7 @@ class ChatView:
 
     @property
     def published(self) -> bool:
-        """The last published state is the database's."""
+        """Whether the last published state is the state in the database."""
         chat = {key: value for key, value in self.chat.items() if key != "open_calls"}
         return self.last == chat or (self.last is None and chat["version"] == 0)
 
@@ -49,11 +49,11 @@ class ChatView:
 
     @property
     def builds(self) -> dict[str, Event]:
-        """Data of every build that was asked for, by its id."""
+        """Data of every requested build, by build id."""
         return {e["data"]["build_id"]: e["data"] for e in self.events("build_requested")}
 
     def superseded(self, build_id: str) -> bool:
-        """Say whether a later build of the same workspace was asked for."""
+        """Return whether a later build of the same workspace was requested."""
         this = self.builds[build_id]
         return any(
             other["workspace_id"] == this["workspace_id"]
@@ -62,7 +62,7 @@ class ChatView:
         )
 
     def ended(self) -> Iterator[tuple[str, bool]]:
-        """Yield each workspace whose newest good build was no start, and whether it is deleted."""
+        """Yield each workspace whose last successful build is no start, and whether it is deleted."""
         newest: dict[str, Event] = {}
         for event in self.events("build_succeeded"):
             data = event["data"]
@@ -75,7 +75,7 @@ class ChatView:
 
 
 async def look_at(operator: Participant, chat_id: str, patience: float) -> ChatView:
-    """Look until the chat has come to rest: a late agent may still move it."""
+    """Read the chat repeatedly until it is at rest: late facts of an agent may still change it."""
     loop = asyncio.get_running_loop()
     until = loop.time() + patience
     while True:
@@ -99,7 +99,7 @@ async def _look(operator: Participant, chat_id: str) -> ChatView:
 
 
 async def _rpc(operator: Participant, name: str, **body: Any) -> Any:
-    """Ask; a gateway or a database that was killed last may still be starting."""
+    """Call an rpc; retry while a gateway or database that was just killed is still starting."""
     for _ in range(60):
         try:
             return await operator.rpc(name, **body)

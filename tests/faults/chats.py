@@ -1,4 +1,4 @@
-"""The life of one chat: a random row of the things that a user's model asks for."""
+"""The life of one chat: a random sequence of the requests that a user's model makes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.faults.calls import Call, Calls, new_call
 from tests.rigs.client import Event, new_id
 
 PATIENCE = 240.0
-"""Seconds after which a chat gives up on a call: the checks will find it unanswered."""
+"""Seconds after which a chat stops waiting for a call; the checks then report it as unanswered."""
 
 
 @dataclass
 class Chat:
-    """One chat; `steps` more things are asked for after its first workspace."""
+    """One chat; it makes `steps` further requests after its first workspace."""
 
     calls: Calls
     rng: Random
@@ -25,13 +25,13 @@ class Chat:
     pool: str
     steps: int
     ending: asyncio.Event
-    """Set when nothing new is to be asked."""
+    """Set when chats must make no new requests."""
     id: str = field(default_factory=new_id)
     owner_id: str = field(default_factory=new_id)
     done: list[Call] = field(default_factory=list)
 
     async def live(self) -> None:
-        """Ask and wait, step by step."""
+        """Make the requests one after the other, and wait for each answer."""
         steps: dict[Callable[[], Awaitable[None]], int] = {
             self._look: 30,
             self._start: 14,

@@ -1,6 +1,6 @@
-"""What has to hold when all has come to rest: seen from outside, by the contract.
+"""The checks after a run, when all chats are at rest; they use only what the contract offers.
 
-One look is taken into the database, for the outbox, which the contract does not know.
+One exception: the outbox is not part of the contract, so its check queries the database.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TERMINAL = ("build_succeeded", "build_failed", "build_canceled")
 
 @dataclass
 class Findings:
-    """What is wrong, by the kinds of wrong that there are."""
+    """The problems found, sorted by kind."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Findings:
 
 
 class Checks:
-    """Reads everything there is about the chats of a run, and judges it."""
+    """Reads all data about the chats of a run and checks it."""
 
     def __init__(
         self, place: FaultScenario, calls: Calls, chats: Sequence[str], *, wiped: bool
@@ -50,11 +50,12 @@ class Checks:
         self._place, self._calls, self._chats = place, calls, chats
         self._wiped = wiped
         self._let_go: set[str] = set()
-        """Superseded builds whose job went with NATS's store: nobody waits for their end."""
+        """Superseded builds whose job NATS lost when its store was wiped; they need no terminal
+        fact."""
         self.found = Findings()
 
     async def judge(self, patience: float) -> Findings:
-        """Wait for the streams to be drained, then look at all."""
+        """Wait until the streams are drained, then run all checks."""
         async with connected(
             Participant(), self._place.nats_url, **self._place.role_options("operator")
         ) as operator:
@@ -85,7 +86,7 @@ class Checks:
         return self.found
 
     async def _drained(self, operator: Participant, patience: float) -> None:
-        """Wait until nothing is left in the queues: the server tells nobody when it is so."""
+        """Wait until the queues are empty. This polls, because the server does not announce it."""
         left: dict[str, int] = {}
         try:
             async with asyncio.timeout(patience):
@@ -103,7 +104,7 @@ class Checks:
             self.found.other.append(f"{dead} dead letters")
 
     def _chat(self, chat_id: str, seen: ChatView) -> None:
-        """The last published state is the database's, and versions have no gap."""
+        """Check that the chat is settled, its last state published, and its log without gaps."""
         chat = seen.chat
         for call in chat["open_calls"]:
             self.found.stuck.append(f"chat {chat_id}: call {call['call_id']} is open")
@@ -118,7 +119,7 @@ class Checks:
             self.found.other.append(f"chat {chat_id}: versions {versions}, now {chat['version']}")
 
     def _answers(self, seen: ChatView, calls: Iterable[Call]) -> None:
-        """Every accepted call is answered, and by one answer only."""
+        """Check that every accepted call has exactly one answer."""
         waiting = {call["call_id"] for call in seen.chat["open_calls"]}
         for call in calls:
             if len(call.answers) > 1:
@@ -131,7 +132,7 @@ class Checks:
                 self.found.lost.append(f"{call} was asked again and got no answer again")
 
     def _creations(self, chat_id: str, seen: ChatView, calls: Iterable[Call]) -> None:
-        """Each workspace was asked for by a create, and each `created:true` has one of its own."""
+        """Check that each workspace belongs to a create, and to only one that reports it as new."""
         first = {i: b for i, b in seen.builds.items() if b["build_number"] == 1}
         if len({build["workspace_id"] for build in first.values()}) != len(first):
             self.found.doubled.append(f"chat {chat_id}: a workspace has two first builds")
@@ -147,7 +148,7 @@ class Checks:
             self.found.doubled.append(f"chat {chat_id}: no create was answered with {build_id}")
 
     def _builds(self, chat_id: str, seen: ChatView) -> None:
-        """Builds of a workspace are numbered one by one, and each has one end."""
+        """Check that a workspace's builds are numbered without gaps and end exactly once."""
         numbers = Counter((b["workspace_id"], b["build_number"]) for b in seen.builds.values())
         for (workspace_id, number), times in numbers.items():
             if times > 1:
@@ -174,7 +175,7 @@ class Checks:
             self.found.other.append(f"chat {chat_id}: nobody asked for build {build_id}")
 
     def _books(self, seen: dict[str, ChatView]) -> None:
-        """What the harness built is what was asked for, each once."""
+        """Check that the harness built every requested build, and no others."""
         asked = {
             build_id
             for chat in seen.values()
@@ -196,7 +197,7 @@ class Checks:
         self.found.notes["jobs that came by two messages"] = again
 
     def _machine(self, seen: dict[str, ChatView]) -> None:
-        """Directories have their row, and agents their running workspace."""
+        """Check that each directory has its workspace, and each agent a workspace that may run."""
         known = {b["workspace_id"] for chat in seen.values() for b in chat.builds.values()}
         ended = dict(pair for chat in seen.values() for pair in chat.ended())
         for directory in self._place.local_workspaces:
@@ -216,7 +217,7 @@ class Checks:
         self.found.notes["agents that still run"] = len(agents)
 
     async def _replayed(self, seen: dict[str, ChatView]) -> None:
-        """Every log folds to what was recorded."""
+        """Check that a replay of every event log yields the recorded states."""
         logs = self._place.directory / "events.jsonl"
         with logs.open("w") as file:
             for chat in seen.values():

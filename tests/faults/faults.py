@@ -1,4 +1,4 @@
-"""What goes wrong, when, and to whom: drawn from a seed."""
+"""The faults of a run, drawn from a seed: which process is struck, how and when."""
 
 from __future__ import annotations
 
@@ -42,21 +42,22 @@ WEIGHTS = {
     ("database connections", "cut"): 2,
 }
 MENDING = ("nats-server", "wire", "provisioner", "machine", "local provisioner")
-"""After these everybody says again what may be lost, so every other act goes without: what a worker
-loses then stays lost, and is seen."""
+"""After these faults, senders publish again whatever may be lost. In every second act these faults
+are left out, so that a message which a worker loses stays lost and the checks find it."""
 INSTANT = 0.025
-"""Seconds after a request within which a worker is at it, if it is struck in time."""
+"""Seconds after a request within which a fault strikes a worker, so that it hits it at work."""
 PATIENCE = 2.0
 LOST = 0.15
-"""Part of the agents' pauses that are so long that they are missed."""
+"""Share of the agents' pauses that last so long that workers consider the agent lost."""
 MISSED = (21.0, 27.0)
 BUILDERS = ("local provisioner", "provisioner")
-"""A job that one of these had comes again after half a minute, which a short run has not."""
+"""A job that one of these had taken is redelivered only after half a minute, which is too long for
+a short run."""
 
 
 @dataclass
 class Faults:
-    """Strikes at random until cancelled."""
+    """Injects faults at random until cancelled."""
 
     rng: Random
     programs: Sequence[Program]
@@ -71,13 +72,13 @@ class Faults:
     moment: Callable[[], Awaitable[None]]
     """Returns when a request is being published."""
     act: float
-    """Seconds until the choice of whom to strike changes."""
+    """Seconds after which the selection of faults changes."""
     struck: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """How many, by kind of process and of fault."""
+    """How many faults were injected, by kind of process and kind of fault."""
     history: list[str] = field(default_factory=list)
 
     async def run(self) -> None:
-        """Strike at random, several at a time."""
+        """Inject faults at random; several may last at the same time."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         async with asyncio.TaskGroup() as group:
@@ -91,7 +92,7 @@ class Faults:
                     group.create_task(strike)
 
     async def wipe(self, store: Path) -> None:
-        """Have NATS lose all that it holds."""
+        """Make NATS lose everything it has stored."""
         self.struck["nats-server", "wipe"] += 1
         self._note("wipe", "nats-server")
         await self.nats.wipe(store)
@@ -128,7 +129,7 @@ class Faults:
         self.history.append(f"{at} {fault} {whom}" + (f" {seconds:.1f} s" if seconds else ""))
 
     def _long(self) -> float:
-        """Return how long a pause is: some outlast `ack_wait` and the limit of a transaction."""
+        """Return a pause's length; some outlast `ack_wait` and the limit of a transaction."""
         return self.rng.choice((self.rng.uniform(0.2, 2), self.rng.uniform(2, 8)))
 
     def _one(self, kind: str) -> Program | Server | AgentProcess | None:
@@ -160,7 +161,7 @@ class Faults:
             one.busy = False
 
     async def _cut_database(self) -> None:
-        """Have PostgreSQL end every connection, unless another fault ends PostgreSQL meanwhile."""
+        """Make PostgreSQL terminate every client connection, if it is up."""
         away = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
         with suppress(OSError, TimeoutError, *away):
             async with asyncio.timeout(5):

@@ -1,4 +1,4 @@
-"""The network between one kind of program and NATS: it may be cut, or hold everything for a while."""
+"""The network between one kind of program and NATS; it can be cut, or held for a while."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 
 class InterruptibleLink:
-    """A port of its own that leads to the server's."""
+    """A proxy: its own port forwards connections to the server's port."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -18,23 +18,23 @@ class InterruptibleLink:
         self._ends: set[asyncio.StreamWriter] = set()
 
     async def open(self, port: int) -> None:
-        """Listen; whoever connects is led to `port`."""
+        """Listen, and forward each connection to `port`."""
         self._port = port
         self._server = await asyncio.start_server(self._joined, "127.0.0.1", 0)
         self.url = f"nats://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening, and cut all connections."""
         self._server.close()
         self.cut()
 
     def cut(self) -> None:
-        """Reset every connection; new ones are let through."""
+        """Reset every connection; new connections are forwarded."""
         for end in list(self._ends):
             end.transport.abort()
 
     async def hold(self, seconds: float) -> None:
-        """Let nothing through for a while, in either direction, and then everything."""
+        """Hold all data in both directions for this time, then forward it."""
         self._free.clear()
         try:
             await asyncio.sleep(seconds)

@@ -1,7 +1,7 @@
-"""A machine on which agents run that know the contract only; it may be killed or paused at any time.
+"""A machine that runs agents which implement only the contract; it may be killed or paused.
 
-`python -m tests.faults.machine CONFIG` with a JSON object. After a restart its agents go on where
-their journals end, as after a reboot.
+Run as `python -m tests.faults.machine CONFIG` with a JSON object. After a restart its agents
+continue where their journals end, as after a reboot.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.rigs.client import Event, cloud_event, credential_options
 
 
 class Agent:
-    """One agent: its facts stand in its journal before anybody hears of them."""
+    """One agent; it writes each fact to its journal before it publishes it."""
 
     def __init__(self, config: dict[str, Any], url: str, journals: Path) -> None:
         self._config = config
@@ -77,7 +77,7 @@ class Agent:
 
 
 async def machine(config: dict[str, Any]) -> None:
-    """Run the agents whose files are there, and none whose files have gone."""
+    """Run the agents that have a file; stop an agent when its file is removed."""
     yard = Path(config["yard"])
     there, journals = SharedJournal(yard).agents(config["name"]), yard / "facts"
     journals.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What becomes of a build and its agent, by the build's id: the same whoever builds it."""
+"""The plan of a build and its agent, drawn from the build id: all provisioners draw the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 Step = tuple[float, str, dict[str, Any]]
-"""Seconds to wait, a fact of the agent, its data."""
+"""Seconds to wait, the type of the agent's fact, and its data."""
 
 CONNECTED: Step = (0.0, "agent_connected", {})
 STARTING: Step = (0.05, "agent_lifecycle", {"lifecycle": "starting"})
@@ -27,18 +27,18 @@ LIVES: dict[str, tuple[Step, ...]] = {
 
 
 class Plan(NamedTuple):
-    """A build and what follows from it."""
+    """How a build ends, and what its agent does then."""
 
     outcome: str
     seconds: float
     agents: int
     life: str
     after: float
-    """Seconds that its agent hesitates: it may be earlier than the build's end, or later."""
+    """Seconds that the agent waits before it connects; the build may end earlier or later."""
 
 
 def plan(build_id: str, transition: str, slow: float) -> Plan:
-    """Return the plan; one build in a hundred takes `slow` seconds."""
+    """Return the plan of a build; one build in a hundred takes `slow` seconds."""
     rng = Random(build_id)
     failing = 6 if transition == "start" else 2
     outcome = rng.choices(("succeeded", "failed", "canceled"), (100 - failing, failing - 1, 1))[0]

@@ -1,4 +1,4 @@
-"""The processes that faults strike: each is started again when it ended, as an init system would."""
+"""The processes that faults strike; each is restarted when it ends, as by an init system."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def strike(pid: int, number: signal.Signals) -> None:
 
 
 class Program:
-    """One role, started again a moment after it ended."""
+    """One role's process, restarted up to two seconds after it ends."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Program:
         self._env, self._log = environment(env), logs / f"{name}.log"
         self._process: Process | None = None
         self.busy = False
-        """A fault is on it now."""
+        """Whether a fault is being applied to it now."""
         self.unasked: list[int] = []
-        """Statuses with which it ended though nobody killed it."""
+        """Exit statuses of the times when it ended although no fault had killed it."""
         self._killed = False
 
     @property
@@ -51,7 +51,7 @@ class Program:
         return None if self._process is None else self._process.pid
 
     async def keep(self) -> None:
-        """Run it until cancelled."""
+        """Run the process, and restart it when it ends, until cancelled."""
         try:
             while True:
                 self._killed = False
@@ -95,14 +95,14 @@ Start = Callable[[], AbstractAsyncContextManager[tuple[Any, ...]]]
 
 
 class Server:
-    """nats-server or PostgreSQL, started again on the same data, ports and sockets."""
+    """nats-server or PostgreSQL, restarted on the same data, ports and sockets."""
 
     def __init__(self, kind: str, start: Start, rng: random.Random) -> None:
         self.kind = self.name = kind
         self._start, self._rng = start, rng
         self._child: Child | None = None
         self.place: tuple[Any, ...] = ()
-        """What it said of itself when it started."""
+        """The values that the start function returned: the server's URL first, its process last."""
         self.up = asyncio.Event()
         self.busy = False
         self.complaints: list[str] = []
@@ -113,7 +113,7 @@ class Server:
         return None if self._child is None else self._child.pid
 
     async def keep(self) -> None:
-        """Run it until cancelled."""
+        """Run the server, and restart it when it ends, until cancelled."""
         while True:
             try:
                 async with self._start() as self.place:
@@ -135,17 +135,17 @@ class Server:
             strike(self.pid, signal.SIGKILL)
 
     async def restart(self) -> None:
-        """End it in order: PostgreSQL rolls back what is open and says good-bye."""
+        """Stop it with SIGINT: PostgreSQL rolls back transactions and closes connections."""
         if self.pid is not None:
             strike(self.pid, signal.SIGINT)
 
     async def wipe(self, store: Path) -> None:
-        """Kill it, and let it find an empty store."""
+        """Kill it, and remove its store before it starts again."""
         self._lost = store
         await self.kill()
 
     async def pause(self, seconds: float) -> None:
-        """Pause it with all its children, which PostgreSQL has one of for each connection."""
+        """Pause it with all its children; PostgreSQL has one child for each connection."""
         family = [] if self.pid is None else [self.pid, *children(self.pid)]
         for pid in family:
             strike(pid, signal.SIGSTOP)
@@ -157,7 +157,7 @@ class Server:
 
 
 class AgentProcess:
-    """A process that others start and end: a workspace's agent."""
+    """A workspace's agent: a process that other programs start and stop."""
 
     def __init__(self, kind: str, pid: int) -> None:
         self.kind, self.name, self.pid, self.busy = kind, f"{kind} {pid}", pid, False

@@ -1,6 +1,7 @@
-"""A provisioner that knows the contract only: it builds nothing, and keeps careful books of it.
+"""A provisioner that implements only the contract; it builds nothing, but records every build.
 
-`python -m tests.faults.provisioner CONFIG` with a JSON object; may be killed or paused at any time.
+Run as `python -m tests.faults.provisioner CONFIG` with a JSON object. It may be killed or paused
+at any time.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from tests.faults.shared_journal import Record, SharedJournal
 from tests.rigs.client import Event, ServiceError, cloud_event, role_options
 
 HANDS = 12
-"""Jobs that are asked for at once."""
+"""How many tasks fetch jobs at the same time."""
 SIGN_OF_LIFE = 5.0
 
 
 class Provisioner:
-    """Takes jobs, answers each from the journal or builds it, and acks when its end is stored."""
+    """Takes jobs, builds them or answers from the journal, and acks when the facts are stored."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._name, self._pool = config["name"], config["pool"]
@@ -39,7 +40,7 @@ class Provisioner:
         self._line = ReliableClient(config["url"], options, self._listen)
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._asked = asyncio.Event()
-        self._asked.set()  # after a restart
+        self._asked.set()  # publish the facts again after a restart
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -85,7 +86,8 @@ class Provisioner:
             async with self._turns[job["workspace_id"]], self._yard.held(job["workspace_id"]):
                 record = self._yard.read(job["workspace_id"])
                 await self._answer(job, record, message.metadata.sequence.stream)
-            # What an earlier connection delivered may by now be the number of another message.
+            # After a reconnect the job's sequence may belong to another message, so it must not be
+            # acked.
             if self._line.epoch == epoch:
                 with suppress(*AWAY):
                     await message.ack()
@@ -153,7 +155,7 @@ class Provisioner:
                 break
             except ServiceError as no:
                 if no.code in (400, 403, 404):
-                    return  # superseded
+                    return  # the build is superseded
             except AWAY:
                 pass
             await asyncio.sleep(BACK_OFF)  # back-off

@@ -1,6 +1,6 @@
-"""A connection to NATS as every program of the contract should hold it: made anew whenever it ends.
+"""A NATS connection as the contract recommends it to programs: it reconnects whenever it ends.
 
-Nothing here comes from the product: it is nats-py and the contract.
+It is built on nats-py and the contract; nothing is imported from the product.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from tests.rigs.client import CONTENT_TYPE, Event, ServiceError
 BACK_OFF = 0.25
 Came = Callable[[Client], Awaitable[None]]
 AWAY = (nats.errors.Error, OSError, TimeoutError)
-"""What nats-py raises while the servers are not to be reached."""
+"""The exceptions that nats-py raises while the servers are unreachable."""
 
 
 async def _quiet(_error: Exception) -> None:
-    """Else nats-py logs every one of them: faults are what we are here for."""
+    """Ignore an error: faults cause many, and without a callback nats-py logs each one."""
 
 
 class ReliableClient:
-    """`run` keeps it up; `fresh` is called for each new client, to subscribe with."""
+    """`run` keeps the connection open; `fresh` is called with each new client, to subscribe."""
 
     def __init__(self, url: str, options: Mapping[str, Any], fresh: Came | None = None) -> None:
         self._url, self._options, self._fresh = url, options, fresh
         self.client = Client()
         self.js: JetStreamContext = self.client.jetstream(timeout=3)
         self.epoch = 0
-        """Counts the connections: what was heard on an earlier one can't be answered any more."""
+        """Counts the connections; a message that an earlier connection delivered can't be acked."""
         self.on_back: list[Callable[[], None]] = []
         self.up = asyncio.Event()
 
@@ -81,9 +81,9 @@ class ReliableClient:
             **self._options,
         )
         if not client.is_connected:
-            raise nats.errors.UnexpectedEOF  # nats-py takes an early end for a yes
-        # From now on only: refused while it connects first, nats-py would both try again and
-        # reconnect, on one socket.
+            raise nats.errors.UnexpectedEOF  # nats-py reports success if the server closes early
+        # Only now may it reconnect: if the first connection is refused, nats-py would both retry
+        # and reconnect, on one socket.
         client.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
 
     async def _back(self) -> None:
@@ -93,7 +93,7 @@ class ReliableClient:
             heard()
 
     async def store(self, subject: str, event: Event) -> None:
-        """Publish an event until the stream has it: only a PubAck makes it accepted."""
+        """Publish an event until the stream confirms it: only a PubAck makes it accepted."""
         body = json.dumps(event).encode()
         headers = {
             "Content-Type": CONTENT_TYPE,
@@ -110,7 +110,7 @@ class ReliableClient:
                 return
 
     async def ask(self, rpc: str, body: Event, patience: float) -> Any:
-        """Ask an rpc. Raises ServiceError, and what is in AWAY."""
+        """Call an rpc and return its reply. Raises ServiceError and the exceptions in AWAY."""
         async with asyncio.timeout(patience + 1):
             await self.up.wait()
             reply = await self.client.request(

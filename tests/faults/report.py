@@ -1,4 +1,4 @@
-"""What a run tells: a line every few seconds, and a table at its end."""
+"""The output of a run: a line every few seconds, and a table at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tell(words: str) -> None:
 
 
 async def progress(calls: Calls, faults: Faults) -> None:
-    """Say how it goes, until cancelled."""
+    """Print the progress every few seconds, until cancelled."""
     began = time.monotonic()
     while True:
         await asyncio.sleep(EVERY)
@@ -37,7 +37,7 @@ async def progress(calls: Calls, faults: Faults) -> None:
 
 
 def table(faults: Faults) -> list[str]:
-    """Return how often each kind of process was struck, and how."""
+    """Return a table of how often each kind of process was struck, by kind of fault."""
     ways = ("kill", "pause", "cut", "hold", "restart", "wipe")
     kinds = sorted({kind for kind, _ in faults.struck})
     lines = [f"{'':22}" + "".join(f"{way:>9}" for way in ways)]
@@ -52,7 +52,7 @@ def table(faults: Faults) -> list[str]:
 def summary(
     calls: Calls, chats: int, faults: Faults, found: Findings, programs: Sequence[Program]
 ) -> list[str]:
-    """Return the end of the report."""
+    """Return the final part of the report."""
     longest = max(calls.all.values(), key=lambda call: call.waited, default=None)
     unasked = Counter(f"{p.kind} ended with {status}" for p in programs for status in p.unasked)
     lines = [

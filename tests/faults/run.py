@@ -1,9 +1,10 @@
-"""`make faults`: a load of chats on real servers, while every kind of process is killed and paused.
+"""`make faults`: chats put load on real servers while faults kill and pause every process.
 
     python -m tests.faults.run [--minutes 10] [--seed N] [--chats 500]
 
-Afterwards the promise is checked from outside: nothing accepted is lost, nothing is done twice,
-every call is answered. Status 1 when something is wrong; the data directory is kept then.
+Afterwards checks verify from outside that nothing accepted is lost, that nothing is done twice,
+and that every call is answered. If a check fails, the exit status is 1 and the data directory is
+kept.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ from tests.faults.report import progress, summary, tell
 from tests.faults.scenario import LOCAL_POOLS, FaultScenario, Settings, running_scenario
 
 LAST_CHAT = 0.7
-"""Part of the time after which the last chat begins."""
+"""Share of the run's time after which the last chat begins."""
 STEPS = (8, 16)
 WIPES = (0.35, 0.7)
-"""Parts of the time after which NATS loses all that it holds."""
+"""Shares of the run's time after which NATS loses everything it has stored."""
 JOB_COMES_AGAIN = 30.0
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run is to be."""
+    """The parameters of a run."""
 
     minutes: float
     seed: int
     chats: int
     every: float
-    """Seconds between faults."""
+    """Seconds between two faults, on average."""
     settings: Settings
     act: float = 30.0
-    """Seconds between a change of whom faults strike."""
+    """Seconds after which the selection of faults changes."""
     spare_builders: bool = False
 
 
@@ -56,7 +57,7 @@ QUICK = Settings(build=12.0, connect=8.0, scripts=8.0)
 
 
 async def run(wanted: Wanted, directory: Path) -> Findings:
-    """Run it all once, and tell."""
+    """Run the scenario once, print the report, and return the findings."""
     rng = Random(wanted.seed)
     tell(f"seed {wanted.seed}, {wanted.minutes:g} minutes, data in {directory}")
     async with running_scenario(directory, wanted.settings, Random(rng.random())) as place:
@@ -97,13 +98,13 @@ async def run(wanted: Wanted, directory: Path) -> Findings:
 async def _load(
     wanted: Wanted, place: FaultScenario, calls: Calls, faults: Faults, rng: Random
 ) -> list[Chat]:
-    """Have the chats live while faults strike; return when no call is open any more, or for long."""
+    """Run the chats under faults; return when no call is open, or when the patience is used up."""
     ending, chats = asyncio.Event(), list[Chat]()
     lives: set[asyncio.Task[None]] = set()
 
     async def begin() -> None:
         for number in range(wanted.chats):
-            # Every fourth chat is built by workspaced's own provisioners.
+            # workspaced's own provisioners build every fourth chat.
             name = LOCAL_POOLS[number // 4 % 2] if number % 4 == 0 else "plain"
             steps = rng.randint(*STEPS) // (2 if number % 4 == 0 else 1)
             more = (place.organization_id, place.templates[name], name, steps, ending)
@@ -143,7 +144,7 @@ async def _load(
 
 
 def main() -> int:
-    """Run as a program."""
+    """Run the command line; return the exit status."""
     flags = argparse.ArgumentParser(description="Faults on real servers.")
     flags.add_argument("--minutes", type=float, default=10.0)
     flags.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
@@ -155,7 +156,7 @@ def main() -> int:
         if given.quick
         else Wanted(given.minutes, given.seed, given.chats, 0.85, FULL)
     )
-    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background has SIGINT ignored
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell's background job ignores SIGINT
         signal.signal(number, signal.default_int_handler)
     directory = Path(tempfile.mkdtemp(prefix="workspaced-faults-"))
     found = asyncio.run(run(wanted, directory))

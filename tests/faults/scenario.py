@@ -1,4 +1,4 @@
-"""Everything that runs: two servers, every role several times, their wires, their templates."""
+"""All processes of a run: two servers, several of each role, their links and templates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.rigs.processes import ROOT, environment, kill_processes, processes_us
 from tests.rigs.world import template_folder
 
 CONTRACT = "contract"
-"""Pool of the provisioners that the harness brings; `local` and `annex` are workspaced's own."""
+"""Pool of the harness's own provisioners; `local` and `annex` are built by workspaced's."""
 LOCAL_POOLS = ("local", "annex")
 MACHINES = ("machine-1", "machine-2")
 TEMPLATES = {
@@ -39,7 +39,7 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How long things may take in a run."""
+    """The time limits of a run."""
 
     build: float = 75.0
     connect: float = 30.0
@@ -51,14 +51,14 @@ class Settings:
             "WORKSPACED_BUILD_TIMEOUT": str(self.build),
             "WORKSPACED_AGENT_CONNECT_TIMEOUT": str(self.connect),
             "WORKSPACED_STARTUP_SCRIPTS_TIMEOUT": str(self.scripts),
-            # So short that a job which is published late, or twice, gets through to provisioners.
+            # The window is short, so that jobs published late or twice do reach provisioners.
             "WORKSPACED_DUPLICATE_WINDOW": "2",
         }
 
 
 @dataclass
 class FaultScenario:
-    """What runs, and where."""
+    """The processes of a run, their directory and how to reach them."""
 
     directory: Path
     settings: Settings
@@ -73,7 +73,7 @@ class FaultScenario:
 
     @property
     def nats_url(self) -> str:
-        """The server itself, not by any wire."""
+        """The URL of the server itself, without a link."""
         return str(self.nats.place[0])
 
     @property
@@ -90,7 +90,7 @@ class FaultScenario:
 
     @property
     def local_workspaces(self) -> list[Path]:
-        """Every directory that a local provisioner has made."""
+        """The directories of all workspaces that local provisioners made."""
         parent = self.directory / "local" / "provisioner"
         return sorted(parent.glob("*/workspaces/*"))
 
@@ -100,7 +100,7 @@ class FaultScenario:
     def variables(self, role: str, wire: str) -> dict[str, str]:
         return {
             "WORKSPACED_NATS_URL": self.wires[wire].url if wire else self.nats_url,
-            # As under `up`; provisioners need none.
+            # Database URLs by role, as under `up`; provisioners need none.
             "WORKSPACED_DATABASE_URL": role_urls(self.database_url).get(role, ""),
             "WORKSPACED_CREDENTIALS": str(self.identities.directory / f"{role}.nk"),
             "WORKSPACED_DATA_DIR": str(self.directory / "local"),
@@ -108,7 +108,7 @@ class FaultScenario:
         }
 
     async def command(self, *words: str | Path, patience: float = 60) -> tuple[int, str, str]:
-        """Run `workspaced …` as operator; return status, stdout, stderr."""
+        """Run `workspaced …` as operator; return its exit status, stdout and stderr."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "handlers", *map(str, words)),
             cwd=ROOT,
@@ -121,7 +121,7 @@ class FaultScenario:
         return process.returncode or 0, out.decode(), err.decode()
 
     def compose(self, workers: int, gateways: int) -> None:
-        """Say what is to run."""
+        """Define the processes to run."""
         for number in range(1, workers + 1):
             self._role("worker", f"worker-{number}", "worker")
         for number in range(1, gateways + 1):
@@ -156,7 +156,7 @@ class FaultScenario:
         self.programs.append(Program(kind, name, command, env, logs, self.rng))
 
     async def push(self, name: str, text: str) -> None:
-        """Push a template; the workers make its pool's consumer."""
+        """Push a template; workers create the consumer of its pool."""
         folder = template_folder(self.directory / "templates", name, text)
         words = ("template", "push", folder, "--organization", self.organization_id)
         status, out, err = await self.command(*words)
@@ -169,7 +169,7 @@ class FaultScenario:
 async def running_scenario(
     directory: Path, settings: Settings, rng: Random
 ) -> AsyncIterator[FaultScenario]:
-    """Start everything; it is up when entered, and gone when left."""
+    """Start everything; it is running on entry and stopped on exit."""
     keys = load_identities(directory)
     nats = Server("nats-server", lambda: nats_server(directory, keys), rng)
     database = Server("postgresql", lambda: postgresql(directory), rng)

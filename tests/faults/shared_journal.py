@@ -1,7 +1,7 @@
-"""What the provisioners of a pool share: the journal of every workspace that they have built.
+"""The journal that the provisioners of a pool share: a record of every workspace they built.
 
-Whichever of them takes a job finds what another had begun, as with the state that infrastructure
-tools keep centrally. The files are also what the checks count builds and workspaces by.
+Any of them continues what another began, as with the central state of infrastructure tools. The
+checks count builds and workspaces by the same files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 
 class SharedJournal:
-    """A directory: a journal for each workspace, and one file for each agent that should run."""
+    """A directory with a journal for each workspace and a file for each agent that should run."""
 
     def __init__(self, directory: Path) -> None:
         self._journals, self._agents = directory / "journal", directory / "agents"
@@ -28,7 +28,7 @@ class SharedJournal:
 
     @asynccontextmanager
     async def held(self, workspace_id: str) -> AsyncIterator[None]:
-        """Be the only one, over all processes, that works on this workspace."""
+        """Hold the workspace's lock; only one task of all processes holds it at a time."""
         lock = os.open(self._journals / f"{workspace_id}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             while True:
@@ -48,7 +48,7 @@ class SharedJournal:
         return dict(json.loads(path.read_bytes()))
 
     def write(self, record: Record) -> None:
-        """Keep the record; on return it survives whoever wrote it."""
+        """Write the record durably enough that it survives the death of this process."""
         write_atomically(self._journals / f"{record['workspace_id']}.json", record)
 
     def records(self) -> Iterator[Record]:
@@ -56,26 +56,26 @@ class SharedJournal:
             yield json.loads(path.read_bytes())
 
     def agents(self, machine: str) -> Path:
-        """Return where a machine finds the agents that should run there."""
+        """Return the directory that lists the agents which this machine should run."""
         folder = self._agents / machine
         folder.mkdir(exist_ok=True)
         return folder
 
     def place(self, machine: str, agent: Record) -> None:
-        """Let an agent run from now on."""
+        """Request that the machine runs this agent."""
         write_atomically(self.agents(machine) / f"{agent['agent_id']}.json", agent)
 
     def remove(self, record: Record) -> None:
-        """Let the workspace's agents run no more."""
+        """Request that the workspace's agents stop."""
         for machine, agent_id in record["agents"]:
             (self.agents(machine) / f"{agent_id}.json").unlink(missing_ok=True)
-            # A file that goes wakes nobody; one that comes does.
+            # The machine's watch does not report removed files, only new or changed ones.
             (self.agents(machine) / "changed").touch()
         record["agents"] = []
 
 
 def write_atomically(path: Path, content: Record) -> None:
-    """Write the file as a whole or not at all."""
+    """Write the file so that readers see either the old or the new content, never a part."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     new.write_text(json.dumps(content))
     new.replace(path)

@@ -1,4 +1,4 @@
-"""A minute of `make faults`, with a seed that is new each time and printed."""
+"""A short run of `make faults`, with a new seed each time, which it prints."""
 
 from __future__ import annotations
 
