@@ -1,4 +1,7 @@
-"""`make fuzz MESSAGES=100000 SEED=n`: hostile messages on each subject and rpc, and what became of them."""
+"""`make fuzz MESSAGES=100000 SEED=n`: send hostile messages to each subject and rpc.
+
+It prints how many messages were accepted, dead-lettered or refused.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tests.rigs.servers import new_database
 
 
 async def run(messages: int, seed: int, only: list[str]) -> int:
-    """Send them all; print what became of them; 1 when one did harm."""
+    """Send all messages and print their outcomes; return 1 if a message did harm."""
     begun = time.monotonic()
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="workspaced-fuzz-")))
@@ -63,7 +66,7 @@ async def _attack(rig: FuzzRun, target: str, messages: int) -> None:
 
 
 def main() -> int:
-    """Run as a program."""
+    """Run the command line; return the exit status."""
     words = argparse.ArgumentParser(prog="python -m tests.fuzz")
     words.add_argument("--messages", type=int, default=100_000)
     words.add_argument("--seed", type=int, default=int(time.time()))

@@ -1,4 +1,4 @@
-"""Hostile messages on real servers and processes: each is handled, or buried with its reason."""
+"""Hostile messages on real servers and processes: each must be applied or dead-lettered."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.rigs.processes import resident_mib
 from tests.rigs.world import ORGANIZATION, POOL
 
 FOUND = Path(__file__).parent / "found"
-"""Messages that once did harm, each in a file: tried again in every run."""
+"""Messages that once did harm, one file each; every run sends them again."""
 REASONS = {
     "not_json",
     "not_cloudevents",
@@ -44,29 +44,29 @@ REASONS = {
     "chat_mismatch",
     "too_large",
 }
-"""Why a message may be buried: `internal` would be our own fault."""
+"""Valid reasons of a dead letter; the reason `internal` would mean a bug of ours."""
 CODES = frozenset({400, 403, 404, 429, 503})
 AT_ONCE = 300
 PIECE = 2_000
 PATIENCE = 60.0
 GROWTH, SPARE = 1.3, 40.0
-"""Times, and MiB, that the memory may grow by from the first tenth to the end."""
+"""How much the memory may grow from the first tenth to the end: by this factor plus these MiB."""
 
 
 class Harm(AssertionError):
-    """A message did what none may."""
+    """A hostile message did harm."""
 
 
 @dataclass
 class Figures:
-    """What became of the messages of one target."""
+    """The outcomes of the messages to one target."""
 
     sent: int = 0
     stored: int = 0
     refused: int = 0
-    """By the server: their headers want what no stream here allows."""
+    """Refused by the server: their headers ask for what the streams here do not allow."""
     repeated: int = 0
-    """Dropped by the server: their message id was known."""
+    """Dropped by the server as duplicates: it knew their message id."""
     reasons: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
@@ -81,7 +81,7 @@ class Figures:
 
 
 class FuzzRun:
-    """The attackers, who may publish all that any party may, and a healthy chat among them."""
+    """An attacker with the rights of an operator, and a healthy chat served at the same time."""
 
     def __init__(self, fleet: Fleet, template_id: str, pids: Mapping[str, int], seed: int) -> None:
         self.attacker, self.service = Participant(), ChatService()
@@ -90,17 +90,17 @@ class FuzzRun:
         self.figures: dict[str, Figures] = {}
         self.memory: dict[str, list[float]] = {role: [] for role in pids}
         self.served = 0
-        """Rounds of the healthy chat."""
+        """How often the healthy chat was served."""
         self._dead: dict[str, dict[int, str]] = {kind: {} for kind in INBOUND}
         self._identities: set[tuple[str, str, str]] = set()
         self._changed = asyncio.Condition()
 
     async def send(self, target: str, indexes: Iterable[int]) -> Figures:
-        """Send the messages of these indexes, and return when each has met its end."""
+        """Send the messages with these indexes; return when each is handled."""
         return await self.send_all(target, (message(self.seed, target, n) for n in indexes))
 
     async def send_all(self, target: str, messages: Iterable[Hostile]) -> Figures:
-        """Send messages to a target in pieces, and look after each piece that no harm is done."""
+        """Send messages to a target in pieces; raise Harm if one of a piece did harm."""
         figures = self.figures.setdefault(target, Figures())
         begun, pending = time.monotonic(), iter(messages)
         while piece := list(islice(pending, PIECE)):
@@ -119,7 +119,7 @@ class FuzzRun:
         return figures
 
     async def healthy(self) -> None:
-        """A chat gets its workspace and loses it, as if there were no attack."""
+        """Create and stop a workspace for a new chat, as if there were no attack."""
         chat = await self.service.chat()
         chat.organization_id = ORGANIZATION
         made = await self._called(chat, "create_workspace", {"template_id": self._template})
@@ -128,14 +128,14 @@ class FuzzRun:
         self.served += 1
 
     async def drained(self) -> None:
-        """Wait until the worker has acked all that the stream took."""
-        # Each look is a round trip; the server tells nobody of a queue that is empty.
+        """Wait until the worker has acked all messages of WORKSPACED_IN."""
+        # This polls, one round trip each: the server does not announce that a stream is empty.
         async with asyncio.timeout(PATIENCE):
             while (await self.attacker.js.stream_info("WORKSPACED_IN")).state.messages:
                 pass
 
     async def check(self) -> None:
-        """All is accounted for: what was stored, what is in the database, what was buried."""
+        """Check that the database has applied exactly the events that are valid."""
         await self.drained()
         database = await asyncpg.connect(self._fleet.database_url)
         try:
@@ -151,14 +151,14 @@ class FuzzRun:
             raise Harm(f"{len(self._identities)} events were to be applied, {applied} are")
 
     def flat(self) -> None:
-        """The memory of each process is at the end what it was after the first tenth."""
+        """Check that no process's memory grew much after the first tenth of the run."""
         for role, seen in self.memory.items():
             first = max(seen[: max(1, len(seen) // 10)])
             if seen[-1] > GROWTH * first + SPARE:
                 raise Harm(f"the {role} grew from {first:.0f} to {seen[-1]:.0f} MiB: {seen}")
 
     async def listen(self) -> None:
-        """Hear what is buried."""
+        """Subscribe to dead letters."""
         await self.attacker.client.subscribe(
             "workspaced.dead.>", cb=self._hear, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
@@ -201,9 +201,9 @@ class FuzzRun:
         dead.clear()
 
     def _judged(self, one: Hostile, now: datetime) -> str | None:
-        """Return why it must be buried; None for an event that must be applied."""
+        """Return why a message must be dead-lettered, or None if it must be applied."""
         _, _, kind, chat, sender = one.subject.split(".")
-        # The server's own copy of a header: nats-py strips what stands around its value.
+        # Decode with the header that was sent; nats-py strips white space around its value.
         given = one.headers.get("Content-Type")
         found = decode(kind, chat, sender, one.body, content_type=given, now=now)
         if isinstance(found, Event):
@@ -257,7 +257,7 @@ class FuzzRun:
 
 
 def keep(one: Hostile, seed: int) -> Path:
-    """Write a message to a file, so that it is tried again in every run."""
+    """Write a message to a file, so that every run sends it again."""
     FOUND.mkdir(exist_ok=True)
     path = FOUND / f"{one.target}-{seed}-{one.index}.json"
     body = base64.b64encode(one.body).decode()
@@ -279,7 +279,7 @@ def kept() -> list[Hostile]:
 
 @asynccontextmanager
 async def fuzz_run_on(fleet: Fleet, seed: int) -> AsyncIterator[FuzzRun]:
-    """Start a worker and a gateway, and connect everybody."""
+    """Start a worker and a gateway, and connect all participants."""
     worker, gateway = await asyncio.gather(fleet.start("worker"), fleet.start("gateway"))
     template = await fleet.push("plain")
     rig = FuzzRun(

@@ -1,4 +1,4 @@
-"""Hostile messages, each made of a seed, a target and an index: the same again whenever asked."""
+"""Hostile messages; seed, target and index determine each one, so it can be made again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ RPCS = (
 CONTENT_TYPE = "application/cloudevents+json"
 LARGEST = 256 * 1024
 CHATS = 300
-"""Chats of a run on each kind of subject: enough to collide in, and few enough to stay small."""
+"""Chats of a run for each kind of subject: few enough that events collide in one chat, and that the
+database stays small."""
 
 Random = random.Random
 Json = Any
@@ -40,7 +41,7 @@ Json = Any
 
 @dataclass(frozen=True)
 class Hostile:
-    """One message."""
+    """One hostile message."""
 
     target: str
     index: int
@@ -50,7 +51,7 @@ class Hostile:
 
 
 def message(seed: int, target: str, index: int) -> Hostile:
-    """Make the message of that index for an inbound kind, `presence`, `log`, or an rpc's name."""
+    """Return a message; `target` is an inbound kind, `presence` or the name of an rpc."""
     rng = Random(f"{seed}/{target}/{index}")
     if target in RPCS:
         return Hostile(target, index, f"workspaced.rpc.{target}", _body(rng, _rpc(rng, target)), {})
@@ -68,7 +69,7 @@ def message(seed: int, target: str, index: int) -> Hostile:
 
 
 def text(rng: Random) -> str:
-    """Return a text that somebody might trip over."""
+    """Return a text that careless code may handle wrongly."""
     return rng.choice(_TEXTS)(rng)
 
 
@@ -119,7 +120,7 @@ _RAW = (
 
 
 def _id(rng: Random, *name: object) -> str:
-    """Return an id that is one of few."""
+    """Return a UUID that depends only on the name."""
     del rng
     made = Random(repr(name))
     return str(UUID(int=made.getrandbits(128), version=4))
@@ -131,7 +132,7 @@ def _identifier(rng: Random) -> str:
 
 
 def _token(text: str) -> str:
-    """Return what can be a token of a NATS subject."""
+    """Return the text without the characters that a token of a NATS subject can't have."""
     return "".join(letter for letter in text if letter > " " and letter not in ".*>") or "x"
 
 
@@ -303,7 +304,7 @@ def _body(rng: Random, valid: dict[str, Json]) -> bytes:
     if how < 0.12:
         return _raw(rng, valid)
     if how < 0.3:
-        return _dumped(valid)  # a good one among them: it must be told apart
+        return _dumped(valid)  # valid messages are among them
     holes: dict[str, str] = {}
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         _mutate(rng, valid, holes)
@@ -314,7 +315,7 @@ def _body(rng: Random, valid: dict[str, Json]) -> bytes:
 
 
 def _mutate(rng: Random, root: dict[str, Json], holes: dict[str, str]) -> None:  # noqa: C901 — flat
-    """Change one thing somewhere in it."""
+    """Change one random part of a JSON value."""
     inner: Json = root
     while True:
         if not inner:

@@ -1,4 +1,4 @@
-"""Hostile input of what answers without a bus: the server's question who a client is, a timer."""
+"""Hostile input to functions that need no bus: auth callout requests and fired timers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class _Delivery:
-    """As much of a delivery as is read of it."""
+    """The attributes of a delivery that `read` uses."""
 
     stream, expired, sequence, reply = TIMER.name, False, 1, ""
     headers: dict[str, str] = {}
@@ -27,7 +27,7 @@ class _Delivery:
 
 
 async def ask_who(seed: int, count: int) -> Counter[str]:
-    """Put questions like the server's; each is answered, or known not to be the server's."""
+    """Answer auth callout requests; each must be refused or recognized as not the server's."""
     issuer, server, client = (nkey.new_seed(kind) for kind in ("account", "account", "user"))
     ends: Counter[str] = Counter()
 
@@ -60,7 +60,7 @@ async def ask_who(seed: int, count: int) -> Counter[str]:
 
 
 def read_timers(seed: int, count: int) -> Counter[str]:
-    """Read payloads in a fired timer's place: each is one, or a dead letter."""
+    """Read payloads on the subject of a fired timer; each must be a timer or a dead letter."""
     ends: Counter[str] = Counter()
     for index in range(count):
         rng = random.Random(f"{seed}/timer/{index}")

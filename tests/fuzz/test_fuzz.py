@@ -1,4 +1,4 @@
-"""What comes from others is hostile: nothing of it ends a process, is lost, or acts by its headers."""
+"""Hostile messages end no process and are never lost, and their headers have no effect."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_hostile_messages_are_handled_or_buried_while_a_healthy_chat_is_se
 
 
 async def test_no_header_has_power_over_what_others_sent(rig: FuzzRun) -> None:
-    """A chat service that could roll up, age, count or schedule here could undo others' events."""
+    """With roll-up, TTL, counter or schedule headers a sender could undo others' events."""
     js, chat = rig.attacker.js, new_id()
     inbound, log = f"workspaced.in.tool.{chat}.evil", f"workspaced.log.{chat}.{new_id()}"
     await rig.attacker.publish(log, b"{}")
