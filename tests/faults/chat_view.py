@@ -62,7 +62,7 @@ class ChatView:
         )
 
     def ended(self) -> Iterator[tuple[str, bool]]:
-        """Yield each workspace whose last successful build is no start, and whether it is deleted."""
+        """Yield workspaces whose last successful build is no start, and whether it is a delete."""
         newest: dict[str, Event] = {}
         for event in self.events("build_succeeded"):
             data = event["data"]
