@@ -1,4 +1,4 @@
-"""Runs seeds: `python -m tests.simulation --seeds 10000`, or one of them with all that happens in it."""
+"""Run many seeds, as in `python -m tests.simulation --seeds 10000`, or show one in detail."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.simulation.demands import missing
 from tests.simulation.run import Run
 
 WITHIN: Final = 1000
-"""Seeds within which a breakage must be caught."""
+"""Number of seeds within which the simulation must catch a breakage."""
 _AT_ONCE: Final = 10
 _FRESH: Final = 40
-"""Parts after which a process of seeds is a new one."""
+"""Number of parts after which a new process replaces the one that runs seeds."""
 _SHOWN: Final = 5
 real_time = time.perf_counter
 
 
 @dataclass
 class Result:
-    """What became of one seed."""
+    """The result of one seed."""
 
     seed: int
     violations: list[str]
@@ -40,7 +40,7 @@ class Result:
 
 
 def run(seed: int, breakage: str | None = None, *, verbose: bool = False) -> Result:
-    """Run one seed, with a protection broken if one is named."""
+    """Run one seed; `breakage` names a protection to break."""
     with planted(breakage):
         one = Run(seed)
         violations = one.run()
@@ -50,24 +50,24 @@ def run(seed: int, breakage: str | None = None, *, verbose: bool = False) -> Res
 
 
 def prepare() -> None:
-    """Make this process one of simulations, and of nothing else."""
+    """Replace time, chance and disk in this process, which must run nothing but simulations."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     edge.install()
     models.install()
-    gc.disable()  # collected between the runs: never within one
+    gc.disable()  # collection happens between the runs, never within one
     gc.freeze()
 
 
 def part(seeds: range) -> list[Result]:
-    """Run some seeds one after the other."""
+    """Run several seeds one after the other."""
     found = [run(seed) for seed in seeds]
     gc.collect()
     return found
 
 
 def parts(first: int, count: int, processes: int) -> Iterator[Result]:
-    """Run seeds on all cores, and yield them as they come."""
+    """Run seeds on all cores; yield each result when it is there."""
     pieces = [
         range(start, min(start + _AT_ONCE, first + count))
         for start in range(first, first + count, _AT_ONCE)
@@ -79,7 +79,7 @@ def parts(first: int, count: int, processes: int) -> Iterator[Result]:
 
 
 def many(first: int, count: int, processes: int) -> int:
-    """Run seeds and tell of them; return the exit status."""
+    """Run seeds and print their results; return the exit status."""
     begun, done, met, failed = real_time(), 0, Counter[str](), list[Result]()
     for result in parts(first, count, processes):
         done += 1
@@ -103,7 +103,7 @@ def many(first: int, count: int, processes: int) -> int:
 
 
 def tell(result: Result) -> None:
-    """Say what a seed violated, and how to see it again."""
+    """Print the violations of a seed, and the command that repeats it."""
     print(f"seed {result.seed} fails:")
     for violation in result.violations[:_SHOWN]:
         print(f"    {violation}")
@@ -111,7 +111,7 @@ def tell(result: Result) -> None:
 
 
 def one(seed: int) -> int:
-    """Run one seed and show all that happens."""
+    """Run one seed and print its whole trace; return the exit status."""
     prepare()
     result = run(seed, verbose=True)
     print(f"seed {seed}: {'fails' if result.violations else 'holds'}, trace {result.digest}")
@@ -121,7 +121,7 @@ def one(seed: int) -> int:
 
 
 def breakages(names: list[str]) -> int:
-    """Show for each breakage the first seed that catches it; return the exit status."""
+    """Print for each breakage the first seed that catches it; return the exit status."""
     prepare()
     missed = 0
     for name in names:
@@ -141,8 +141,8 @@ def breakages(names: list[str]) -> int:
 
 
 def main() -> int:
-    """Do what the command line says."""
-    # Sets of words are gone through in an order that this decides: without it no seed is the same.
+    """Run the command line; return the exit status."""
+    # The hash seed determines the order of sets of strings, so each seed needs a fixed one.
     if os.environ.get("PYTHONHASHSEED") != "0":
         program = [sys.executable, "-m", "tests.simulation", *sys.argv[1:]]
         os.execve(sys.executable, program, {**os.environ, "PYTHONHASHSEED": "0"})

@@ -1,6 +1,6 @@
-"""The seven protections, each taken away: a simulation that does not notice would prove nothing.
+"""The seven protections, each disabled in turn: the simulation must notice every one.
 
-They are planted into the running product by patching, for a run, and shipped nowhere.
+A patch disables a protection in the running product for one run; no release contains it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _no_dedupe_by_identity() -> Callable[[], None]:
 
 def _no_row_lock() -> Callable[[], None]:
     async def at_once(self: Any, row: str) -> None:
-        """Wait for nobody."""
+        """Take the row without waiting for its holder."""
 
     return replaced(SimulatedTransaction, "_hold", at_once)
 
@@ -102,7 +102,7 @@ BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
 
 @contextmanager
 def planted(name: str | None) -> Iterator[None]:
-    """Have one protection broken meanwhile; None: all of them whole."""
+    """Disable the named protection within the block; None disables nothing."""
     with ExitStack() as undone:
         if name is not None:
             undone.callback(BREAKAGES[name]())

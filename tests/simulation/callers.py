@@ -1,4 +1,4 @@
-"""The chat service of a run: asks, cancels, asks again when it hears nothing, has chats deleted."""
+"""The chat service of a run: it makes, repeats and cancels calls, and deletes chats."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ SOURCE: Final = "/chat/service"
 
 
 class Callers:
-    """All chats; what they were promised is in `accepted`, what they heard in `answers`."""
+    """The callers of all chats; `accepted` holds stored calls, `answers` received answers."""
 
     def __init__(self, bus: Bus, random: Random, pace: Callable[[float], float]) -> None:
         self._bus, self._random, self._pace = bus, random, pace
         self.accepted: dict[tuple[str, str], str] = {}
-        """Calls that the bus said it has, with the tool that they ask for."""
+        """Calls that the bus confirmed as stored, with the requested tool."""
         self.answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self.asked_again = 0
         self._waiting: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._lost: dict[tuple[str, str], asyncio.Event] = {}
 
     def heard(self, subject: str, data: bytes) -> None:
-        """Take a result."""
+        """Record a result."""
         *_, chat, call = subject.split(".")
         self.answers.setdefault((chat, call), []).append(json.loads(data)["data"])
         if (waiting := self._waiting.get((chat, call))) is not None:
             resolve(waiting)
 
     def store_lost(self) -> None:
-        """Hear that NATS lost something: whoever waits asks again."""
+        """React to a loss in NATS: every waiting call is requested again."""
         for lost in self._lost.values():
             lost.set()
 
     async def chat(self, chat: str, calls: int) -> None:
-        """Live the life of one chat, and return when all its calls are answered."""
+        """Make the calls of one chat; return when all of them are answered."""
         random, open_calls = self._random, list[asyncio.Task[None]]()
         for number in range(calls):
             tool = CREATE if number == 0 else random.choice(TOOLS)
@@ -97,6 +97,6 @@ class Callers:
 
 
 def plan(random: Random, chats: Sequence[str]) -> dict[str, int]:
-    """Say how many calls each chat makes: few in most runs, so that there can be many runs."""
+    """Return the number of calls of each chat: mostly few, so that many runs are possible."""
     most = random.choice((1, 2, 3, 4, 8))
     return {chat: random.randint(1, most) for chat in chats}

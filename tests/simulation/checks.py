@@ -1,4 +1,4 @@
-"""What must hold of a run: all the while, and when everything is mended and has come to rest."""
+"""The checks of a run: some apply at every moment, some once the faults are over and it rests."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 ARMED: Final = "workspaced.timer.arm."
 SLACK: Final = 14.0
-"""Seconds after which a limit that nothing keeps from being obeyed is: a redelivery and two back-offs."""
+"""Seconds within which a timer takes effect when nothing prevents it: the time of a redelivery and
+two back-offs."""
 _SHOWN_OTHERWISE: Final = ("cause", "deadline", "failure")
-"""Of limits and causes the log holds less."""
+"""The event log holds less about limits and causes than the snapshot."""
 
 
 def deadline_in_turn(armed: dict[str, int], subject: str, data: bytes) -> Iterator[str]:
-    """A deadline that is armed never gives way to an older one."""
+    """Check that a timer's subject is never armed again with an older generation."""
     if not subject.startswith(ARMED):
         return
     generation = json.loads(data)["generation"]
@@ -40,9 +41,9 @@ def deadline_in_turn(armed: dict[str, int], subject: str, data: bytes) -> Iterat
 
 
 def state_in_turn(states: list[dict[str, Any]]) -> Iterator[str]:
-    """What is published of a chat never goes back, nor does the build it follows."""
+    """Check that the published versions of a chat rise, and that it follows no older build."""
     if len(states) == 1:
-        return  # the first, or the first since NATS lost something
+        return  # the first state, or the first one since NATS lost data
     before, last = states[-2:]
     chat = last["chat_id"]
     if last["version"] <= before["version"]:
@@ -55,7 +56,7 @@ def state_in_turn(states: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def deadlines(run: Run) -> Iterator[str]:
-    """No limit is over and not obeyed while everything has been well for long enough."""
+    """Check that timers are armed, and take effect in time, while the system works."""
     now, since = run.database.now.timestamp(), run.troubles.last
     armed, overdue = _armed(run), dict[tuple[str, TimerKind, int, str], float]()
     for chat in chats(run):
@@ -75,7 +76,7 @@ def deadlines(run: Run) -> Iterator[str]:
 
 
 def _armed(run: Run) -> set[tuple[str, TimerKind, int]]:
-    """Return the timers that the server will fire."""
+    """Return the armed timers in the stream."""
     stream = run.network.streams.get(TIMER.name)
     return {
         (tokens[3], TimerKind(tokens[4]), json.loads(message.data)["generation"])
@@ -85,7 +86,7 @@ def _armed(run: Run) -> set[tuple[str, TimerKind, int]]:
 
 
 def _all_there(run: Run) -> bool:
-    """Whether all workers work. The open pulls of a paused one go on taking what others could."""
+    """Return whether all workers work: a paused worker's open pulls take messages from others."""
     workers = [process for process in run.alive() if process.kind == "worker"]
     paused = any(process.paused for process in workers)
     return bool(workers) and not paused and run.network.up and run.database.up
@@ -98,12 +99,12 @@ def chats(run: Run) -> list[Chat]:
 
 
 def rests(run: Run) -> bool:
-    """Whether nothing more will happen by itself."""
+    """Return whether nothing more will happen without a new request."""
     return not any(True for _ in unrest(run))
 
 
 def unrest(run: Run) -> Iterator[str]:
-    """What is still to come, or will never come."""
+    """Yield everything that is still unfinished."""
     store = run.database.store
     yield from (
         f"call {key} is accepted and not answered"
@@ -128,7 +129,7 @@ def unrest(run: Run) -> Iterator[str]:
 
 
 def at_rest(run: Run) -> Iterator[str]:
-    """All that must hold at the end."""
+    """Yield every violation of the checks that hold at rest."""
     yield from (f"dead letter: {data[:200]!r}" for data in run.dead)
     yield from _answers(run)
     there = {chat.chat_id: chat for chat in chats(run)}
@@ -141,7 +142,7 @@ def at_rest(run: Run) -> Iterator[str]:
 def _consumers_drained(run: Run) -> Iterator[str]:
     for declared in CONSUMERS:
         if declared.stream == PRESENCE.name:
-            continue  # signs of life never end
+            continue  # agents renew their presence messages for ever
         stream = run.network.streams.get(declared.stream)
         consumer = stream.consumers.get(declared.name) if stream else None
         if consumer is None or consumer._unacked or consumer._to_redeliver:
@@ -184,13 +185,13 @@ def _of_chat(run: Run, chat: Chat) -> Iterator[str]:
 
 
 def shown(chat: Chat) -> dict[str, Any]:
-    """Return a snapshot as it is published."""
+    """Return a snapshot in its published form."""
     found: dict[str, Any] = json.loads(json.dumps(state_changed(chat)))
     return found
 
 
 def _heard_once(run: Run, chat: Chat, log: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """What the bus took is in the log, and had its effect once."""
+    """Check that each stored inbound event is in the log and took effect at most once."""
     effects: Counter[tuple[str, str]] = Counter()
     for entry in log:
         effects[entry["event"]["source"], entry["event"]["id"]] += entry["outcome"] != "repeat"
@@ -202,19 +203,19 @@ def _heard_once(run: Run, chat: Chat, log: Iterable[Mapping[str, Any]]) -> Itera
 
 
 def identity(data: bytes) -> tuple[str, str]:
-    """Return by what an event is known for ever."""
+    """Return the identity of an event."""
     event = json.loads(data)
     return event["source"], event["id"]
 
 
 def heard(run: Run) -> set[tuple[str, str]]:
-    """Return the identities of all events that were applied."""
+    """Return the identities of all applied events."""
     logs = run.database.store.entries.values()
     return {(e["event"]["source"], e["event"]["id"]) for log in logs for e in log}
 
 
 def _builds(run: Run, there: Iterable[Chat]) -> Iterator[str]:
-    """One build per asked build."""
+    """Check that each requested build has one job and one end, and was not built again."""
     machine, asked, numbers = run.machine, Counter[str](), Counter[tuple[str, int]]()
     for entry in (e for log in run.database.store.entries.values() for e in log):
         if entry["event"]["type"] == "workspaced.build_requested.v1":
@@ -228,14 +229,14 @@ def _builds(run: Run, there: Iterable[Chat]) -> Iterator[str]:
     yield from (f"build {b} has a job and is not asked for" for b in run.jobs if b not in asked)
     yield from (f"build {b} is built again after its end" for b in sorted(machine.built_again))
     yield from (f"build {b} has {n} ends" for b, n in ends.items() if n != 1)
-    # A job that NATS lost is not asked for again once its time is over.
+    # After a loss in NATS, workers don't request a job again once its time has passed.
     yield from (f"build {b} has no end" for b in asked if b not in ends and not run.losses)
     for chat in there:
         yield from _running(run, chat)
 
 
 def _running(run: Run, chat: Chat) -> Iterator[str]:
-    """Nothing runs that nobody knows of."""
+    """Check that every running workspace is the chat's current one or listed as an orphan."""
     mine = chat.current.id if chat.current else None
     left = {former.id for former in chat.orphans}
     asked = {j["workspace_id"] for j in run.jobs.values() if j["chat_id"] == chat.chat_id}
@@ -250,6 +251,6 @@ def _running(run: Run, chat: Chat) -> Iterator[str]:
 
 
 def _being_stopped(chat: Chat, workspace_id: str) -> bool:
-    """Whether its stop was asked for: that job is not asked for again when NATS lost it in time."""
+    """Return whether its newest build is open: a job that NATS lost may never be repeated."""
     former = chat.previous_workspace(workspace_id)
     return former is not None and former.build is not None and former.build.outcome is None

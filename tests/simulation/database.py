@@ -1,7 +1,7 @@
-"""The database of a run: the store in this process, with round trips, row locks and ends of its own.
+"""The database of a run: a store in this process, with round trips, row locks and timeouts.
 
-What PostgreSQL does to a worker that is slow, paused or gone: its transaction is rolled back after
-`LONGEST`, or when its connection closes; the word of a commit may be lost.
+It treats slow, paused and killed workers as PostgreSQL does: it rolls back a transaction after
+`LONGEST`, or when the connection closes. The confirmation of a commit may be lost.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ LONGEST: Final = 5.0
 
 
 class Database:
-    """What all stores of a run share."""
+    """The state that all simulated stores of a run share."""
 
     def __init__(self, loop: SeededLoop, behind: float) -> None:
         self.loop = loop
         self.store = MemoryStore(lambda: self.now)
         self.behind = timedelta(seconds=behind)
-        """How far its clock is behind the bus's."""
+        """How far the database's clock is behind the clock of the bus."""
         self.up = True
         self.loses_word: Callable[[], bool] = lambda: False
-        """Whether the word of this commit is lost."""
+        """Decides whether the confirmation of this commit is lost."""
         self.ended = 0
-        """Transactions that it ended for the time they took."""
+        """Number of transactions that the database ended because they took too long."""
         self.on_commit: Callable[[Process | None], None] = lambda _process: None
         self.note: Callable[[str], None] = lambda _words: None
         self.held: dict[str, SimulatedTransaction] = {}
-        """Rows and who has them."""
+        """Locked rows, each with the transaction that holds it."""
         self.queues: dict[str, deque[tuple[SimulatedTransaction, Future[None]]]] = {}
         self.open: dict[SimulatedTransaction, None] = {}
 
     @property
     def now(self) -> datetime:
-        """The time as the database tells it."""
+        """The time by the database's clock."""
         return datetime.fromtimestamp(self.loop.now, UTC) - self.behind
 
     async def turn(self) -> None:
-        """A round trip. Raises StoreUnavailableError."""
+        """Take the time of one message to or from the database. Raises StoreUnavailableError."""
         turn: Future[None] = self.loop.create_future()
         random = self.loop.random.random
         delay = 0.0 if random() < 0.7 else random() ** 4 * 0.3
@@ -67,28 +67,28 @@ class Database:
         self.check_up()
 
     def check_up(self) -> None:
-        """Raise StoreUnavailableError while it is away."""
+        """Raise StoreUnavailableError while the database is down."""
         if not self.up:
             raise StoreUnavailableError("the database is away")
 
     def stop(self) -> None:
-        """Go away: what was open is rolled back."""
+        """Go down, and roll back all open transactions."""
         self.up = False
         for transaction in list(self.open):
             transaction.end(StoreUnavailableError("the database went away"))
 
     def start(self) -> None:
-        """Come back."""
+        """Come up again."""
         self.up = True
 
     def closed(self, process: Process) -> None:
-        """Roll back what a process had open that is no more."""
+        """Roll back the open transactions of a process that has ended."""
         for transaction in list(self.open):
             if transaction.process is process:
                 transaction.end(StoreUnavailableError("the connection was closed"))
 
     def free(self, transaction: SimulatedTransaction) -> None:
-        """Give what it held to those who wait, in turn."""
+        """Release the transaction's rows, each to the transaction that has waited longest."""
         self.open.pop(transaction, None)
         for row in [row for row, holder in self.held.items() if holder is transaction]:
             del self.held[row]
@@ -115,13 +115,13 @@ class _RemotePart:
 
 
 class SimulatedStore:
-    """One process' way to the database."""
+    """One process's connection to the database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def delete_published(self, ids: Sequence[int]) -> None:
-        """Drop outbox rows."""
+        """Delete published rows of the outbox."""
         await self._database.turn()
         await self._database.store.delete_published(ids)
         self._database.note(f"{process_here()} has published {ids}")
@@ -142,7 +142,7 @@ class SimulatedStore:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SimulatedTransaction]:
-        """Commit at the end of the block, roll back when it raises."""
+        """Commit at the end of the block; roll back if it raises."""
         await self._database.turn()
         transaction = SimulatedTransaction(self._database)
         try:
@@ -153,7 +153,7 @@ class SimulatedStore:
 
 
 class SimulatedTransaction(MemoryTransaction):
-    """A transaction that others run beside."""
+    """A transaction that runs concurrently with others."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database.store)
@@ -169,7 +169,7 @@ class SimulatedTransaction(MemoryTransaction):
         self.end(TransientError("the transaction took too long"))
 
     def end(self, why: Exception) -> None:
-        """Be rolled back; who works on hears why."""
+        """Roll back; the next query, or the present wait for a row, raises `why`."""
         if self not in self._database.open:
             return
         self._ended = why
@@ -179,7 +179,7 @@ class SimulatedTransaction(MemoryTransaction):
             self._waits.set_exception(why)
 
     async def query(self) -> None:
-        """A round trip inside. Raises TransientError, StoreUnavailableError."""
+        """Take the time of a query's message. Raises TransientError, StoreUnavailableError."""
         if self._ended is not None:
             raise self._ended
         await self._database.turn()
@@ -230,7 +230,7 @@ class SimulatedTransaction(MemoryTransaction):
         return await super().write(changes)
 
     async def commit_now(self) -> None:
-        """Commit, and hear of it. Raises TransientError, StoreUnavailableError."""
+        """Commit and wait for the confirmation. Raises TransientError, StoreUnavailableError."""
         await self.query()
         self.commit()
         self._tell()
@@ -250,7 +250,7 @@ class SimulatedTransaction(MemoryTransaction):
 
 
 def rests_at(store: MemoryStore, chat_id: str) -> Chat | None:
-    """Read a snapshot at once, as nobody in the simulation can."""
+    """Read a snapshot without the delay of a round trip, for the checks only."""
     text = store.snapshots.get(chat_id)
     return None if text is None else _read(text)
 

@@ -1,4 +1,4 @@
-"""What a number of seeds must have met: troubles of each kind, and states that they lead to."""
+"""The faults and states that a number of seeds must have produced; otherwise they prove little."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statemachine.states import STATE_INFO, State
 from tests.simulation.troubles import CHANCES, KINDS
 
 SELDOM: Final = 1000
-"""Seeds from which on also what is rare must be met."""
+"""Number of seeds from which on rare faults and states are required too."""
 _STATES: Final = {
     f"state {about.wire}:{about.reason}" if about.reason else f"state {about.wire}"
     for about in (STATE_INFO[state] for state in State)
@@ -33,7 +33,7 @@ _OTHERS: Final = {"calls", "asked again", "transaction ended by the database", "
 
 
 def missing(met: Counter[str], seeds: int) -> list[str]:
-    """Name what was to be met in so many seeds and was not."""
+    """Return the names of required faults and states that these seeds did not produce."""
     wanted = set(KINDS) | set(CHANCES)
     if seeds >= SELDOM:
         wanted |= _STATES | _OUTCOMES | _EVENTS | _OTHERS

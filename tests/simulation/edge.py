@@ -1,6 +1,6 @@
-"""Where a run touches the real world: time, chance and names come from the seed instead.
+"""Replaces the real world's inputs to a run: the seed determines time, chance and names.
 
-Installed once for a process of simulations, and never taken out: it runs nothing else.
+A process of simulations installs this once and never removes it, because it runs nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PRODUCT: Final = ("bus", "handlers", "statemachine", "tests.worker")
 
 
 class _Current:
-    """The run that time and chance belong to."""
+    """The run whose clock and random numbers are in use."""
 
     loop: SeededLoop | None = None
     chance = random.Random(0)
@@ -31,7 +31,7 @@ class _AnyDatetime(type):
 
 
 class VirtualDatetime(dt.datetime, metaclass=_AnyDatetime):
-    """`datetime` whose `now` is the run's."""
+    """A `datetime` whose `now` returns the time of the run."""
 
     @classmethod
     def now(cls, tz: dt.tzinfo | None = None) -> dt.datetime:  # type: ignore[override]
@@ -48,19 +48,19 @@ def _bytes(size: int) -> bytes:
 
 
 def use(loop: SeededLoop, seed: int) -> None:
-    """Let time and chance be those of this run."""
+    """Use the clock and the random numbers of this run."""
     _Current.loop = loop
     _Current.chance = random.Random(f"names {seed}")
     random.seed(f"back-off {seed}")
 
 
 def leave() -> None:
-    """Let time stand still again: the run is over."""
+    """Stop using the run's clock; time stands still until the next run."""
     _Current.loop = None
 
 
 def install() -> None:
-    """Put virtual time and seeded chance in the place of the real ones, for good."""
+    """Replace the real clock and random numbers by virtual ones, permanently."""
     os.urandom = _bytes
     time.time = now
     time.monotonic = now
@@ -72,7 +72,7 @@ def install() -> None:
 
 
 def replaced(target: Any, name: str, by: Any) -> Callable[[], None]:
-    """Set an attribute, and return what sets it back."""
+    """Set an attribute; return a function that restores its former value."""
     before = getattr(target, name)
     setattr(target, name, by)
     return lambda: setattr(target, name, before)

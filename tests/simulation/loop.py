@@ -1,8 +1,9 @@
-"""An event loop of one thread for many processes: seeded, in virtual time, with no selector.
+"""An event loop that runs many simulated processes in one thread, in virtual time.
 
-Each process has a queue of its own, first in first out, as its own loop would have; whose turn it is
-falls to the seed. Between any two callbacks a process may be killed (nothing of it runs any more, not
-even a `finally`) or paused. A process is a context: what is started in it belongs to it.
+Each process has its own queue of callbacks, first in, first out, as with an event loop of its own.
+The seed decides which process runs next. Between any two callbacks a process may be paused, or
+killed: then none of its code runs any more, not even a `finally`. A process is a context variable:
+tasks and callbacks belong to the process that created them.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from typing import Any, Final
 EPOCH: Final = 1_900_000_000.0
 _ROUNDS: Final = 20
 MOST_STEPS: Final = 400_000
-"""Callbacks after which a run is taken to go round in circles."""
+"""Number of callbacks after which a run counts as endless."""
 
 
 class Process:
-    """One process of the simulation: alive, paused, or gone."""
+    """One process of the simulation: alive, paused, or dead."""
 
     def __init__(self, name: str, kind: str) -> None:
         self.name, self.kind = name, kind
         self.ready: deque[Handle] = deque()
         self.paused = self.dead = False
         self.at_end: list[Callable[[], None]] = []
-        """What the rest of the world notices of its end: closed connections."""
+        """Called when the process ends, for the effects on others, such as closed connections."""
         self.sent = self.heard = 0.0
-        """Until when its connection is busy each way: what comes later does not overtake."""
+        """Until when messages are under way, by direction; later ones do not overtake them."""
 
     def __repr__(self) -> str:
         return self.name
@@ -44,11 +45,11 @@ PROCESS: ContextVar[Process] = ContextVar("process")
 
 
 class Circles(Exception):
-    """A run does not come to an end."""
+    """The run does not end."""
 
 
 class SeededLoop(asyncio.BaseEventLoop):
-    """Runs callbacks of processes, in an order that the seed decides."""
+    """Runs the callbacks of all processes in an order that the seed decides."""
 
     def __init__(self, random: Random) -> None:
         super().__init__()
@@ -56,12 +57,12 @@ class SeededLoop(asyncio.BaseEventLoop):
         self.now = EPOCH
         self.steps = 0
         self.before_step: Callable[[], None] = lambda: None
-        """Called between two callbacks when `patience` of them have run."""
+        """Called between two callbacks, once `patience` callbacks have run."""
         self.patience = MOST_STEPS
         self.picks = bytearray()
-        """Whose turn it was, for comparing two runs."""
+        """The sequence of chosen processes, to compare two runs."""
         self.tasks: list[tuple[Task[Any], Process]] = []
-        """All of them, so that none of a dead process is tidied away while the run lasts."""
+        """All tasks, so that a dead process's tasks are not garbage-collected during the run."""
         self._timed: list[tuple[float, int, TimerHandle]] = []
         self._numbers = count()
         self._runnable: list[Process] = []
@@ -69,30 +70,30 @@ class SeededLoop(asyncio.BaseEventLoop):
         self._over = False
         self.set_task_factory(_kept)
         self.world = Process("world", "world")
-        """What is no process that may die: servers, the network, callers."""
+        """Owner of everything that can't be killed: servers, the network, callers."""
         self._world_context = copy_context()
         self._world_context.run(PROCESS.set, self.world)
 
     # -- processes ------------------------------------------------------------------------------
 
     def spawn(self, process: Process, main: Coroutine[Any, Any, Any]) -> Task[Any]:
-        """Run `main` as that process."""
+        """Run `main` as a task of that process."""
         context = self._world_context.copy()
         context.run(PROCESS.set, process)
         return self.create_task(main, context=context)
 
     def outside(self, callback: Callable[..., Any], *args: Any) -> Any:
-        """Call now, as the world and not as whoever runs."""
+        """Call the function now, on behalf of the world instead of the running process."""
         return self._world_context.copy().run(callback, *args)
 
     def later(self, delay: float, callback: Callable[..., Any], *args: Any) -> TimerHandle:
-        """Call in a while, as the world."""
+        """Call the function after a delay, on behalf of the world."""
         return self.call_at(
             self.now + max(0.0, delay), callback, *args, context=self._world_context
         )
 
     def kill(self, process: Process) -> None:
-        """End the process here and now; of what it held others learn by its closed connections."""
+        """Kill the process at once; others notice only that its connections close."""
         process.dead = True
         self._rest(process)
         self._graveyard.extend(process.ready)
@@ -101,12 +102,12 @@ class SeededLoop(asyncio.BaseEventLoop):
             self.outside(notice)
 
     def pause(self, process: Process) -> None:
-        """Let the process stand still; what comes for it waits."""
+        """Pause the process; its callbacks wait."""
         process.paused = True
         self._rest(process)
 
     def wake(self, process: Process) -> None:
-        """Let it go on, if it stands still."""
+        """Resume the process if it is paused."""
         if process.paused and process.ready:
             self._runnable.append(process)
         process.paused = False
@@ -150,7 +151,7 @@ class SeededLoop(asyncio.BaseEventLoop):
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
-        """Cancelled ones are skipped when they come up."""
+        """Do nothing: the loop skips a cancelled timer when its time comes."""
 
     def _put(self, handle: Handle) -> None:
         process = handle._context.get(PROCESS, self.world)  # type: ignore[attr-defined]
@@ -193,7 +194,7 @@ class SeededLoop(asyncio.BaseEventLoop):
     # -- the end --------------------------------------------------------------------------------
 
     def bury(self) -> None:
-        """After the run: let all tasks end, also of the dead, so that nothing of it is left."""
+        """After the run, end all tasks, including those of dead processes, so that none remains."""
         self.steps, self.patience = 0, 10 * MOST_STEPS
         self._over = True
         for task, process in self.tasks:
@@ -232,11 +233,11 @@ def _kept(loop: Any, coroutine: Any, context: Context | None = None) -> Task[Any
 
 
 def process_here() -> Process | None:
-    """Return the process whose code runs."""
+    """Return the process whose code is running."""
     return PROCESS.get(None)
 
 
 def resolve(future: Future[Any], value: Any = None) -> None:
-    """Settle a future unless somebody has."""
+    """Set the result of a future that is not done."""
     if not future.done():
         future.set_result(value)

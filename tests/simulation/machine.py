@@ -1,4 +1,4 @@
-"""The machine of the local provisioner: its disk, what runs there, and how things go on it."""
+"""The local provisioner's machine: its disk, its processes, and the durations of builds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.simulation.loop import Process, SeededLoop
 
 
 class DiskPath:
-    """A path on the disk of a machine; what is written survives its writer."""
+    """A path on the machine's disk; files remain when the process that wrote them ends."""
 
     def __init__(self, files: dict[str, bytes], path: str) -> None:
         self.files, self.path = files, path
@@ -28,7 +28,7 @@ class DiskPath:
         return self
 
     def mkdir(self, **_how: Any) -> None:
-        """Directories are there when something is in them."""
+        """Do nothing: a directory exists when a file is in it."""
 
     def glob(self, _pattern: str) -> Iterator[DiskPath]:
         inside = [name for name in self.files if name.startswith(f"{self.path}/")]
@@ -50,7 +50,7 @@ class DiskPath:
         self.files[self.path] = str(time.time()).encode()
 
     def stat(self) -> Any:
-        """Only what is touched tells of its time; the rest is young for ever."""
+        """Return the time of the last touch for an `alive` file; other files are always new."""
         touched = self.path.endswith("/alive")
         return SimpleNamespace(st_mtime=float(self.read_bytes()) if touched else float("inf"))
 
@@ -60,54 +60,54 @@ class DiskPath:
 
 
 def write_atomically(path: DiskPath, data: bytes) -> None:
-    """Write a file: it is whole or not there."""
+    """Write a file; readers see the old or the new content, never a part."""
     path.files[path.path] = data
 
 
 @dataclass
 class Ways:
-    """How builds and scripts go on this machine, in seconds and chances."""
+    """Durations in seconds and probabilities of failures for builds and scripts."""
 
     build: float = 2.0
     script: float = 1.0
     agent: float = 0.0
-    """Until its process runs."""
+    """Time until an agent's process runs."""
     fails: float = 0.1
     script_fails: float = 0.1
     without_agents: float = 0.1
     torn: float = 0.1
-    """Chance that a build lists two agents of which none can be chosen."""
+    """Probability that a build lists two agents, none of which can be chosen."""
 
 
 @dataclass
 class Machine:
-    """What outlives the processes on it."""
+    """The state of the machine, which remains when processes on it end."""
 
     loop: SeededLoop
     ways: Ways
     pace: Any
-    """Draws how long something takes, about so many seconds."""
+    """Draws a random duration of about the given seconds."""
     files: dict[str, bytes] = field(default_factory=dict)
     running: dict[str, str] = field(default_factory=dict)
-    """Workspaces with a directory, and what was last done to its end there: `start` or `stop`."""
+    """Workspaces that have a directory: `start` or `stop` completed last, or a start `failed`."""
     made: Counter[str] = field(default_factory=Counter)
-    """How often a build's step was run to its end."""
+    """How often each build's step ran to its end."""
     built_again: set[str] = field(default_factory=set)
-    """Builds whose step began though the journal held their end."""
+    """Builds whose step began although the journal already held their end."""
     configs: dict[str, AgentConfig] = field(default_factory=dict)
     agents: dict[str, Process] = field(default_factory=dict)
-    """Agent processes that run, by agent id."""
+    """Running agent processes, by agent id."""
     instances: dict[str, Any] = field(default_factory=dict)
     ended: dict[str, list[Future[bool]]] = field(default_factory=dict)
     start_agent: Any = None
-    """Starts the process of an agent; the run's own."""
+    """Starts an agent's process; the run sets it."""
 
     @property
     def root(self) -> DiskPath:
         return DiskPath(self.files, "")
 
     def ends(self) -> dict[str, int]:
-        """Return how many terminal facts the journal holds of each build."""
+        """Return how many terminal facts the journal holds for each finished build."""
         return {
             build["build_id"]: len([f for f in build["facts"] if "build_started" not in f["body"]])
             for path, content in self.files.items()
@@ -117,7 +117,7 @@ class Machine:
         }
 
     def last_words(self) -> Iterator[tuple[str, str]]:
-        """Yield the identity of the end of each workspace's newest build."""
+        """Yield the identity of the terminal fact of each workspace's newest build, if any."""
         for path, content in self.files.items():
             if path.startswith("/journal/"):
                 newest = max(json.loads(content)["builds"], key=lambda build: build["number"])
@@ -126,7 +126,7 @@ class Machine:
                     yield event["source"], event["id"]
 
     def over(self, agent_id: str, *, well: bool) -> None:
-        """Let those who watch an agent know that its process is gone."""
+        """Record that an agent's process has ended, and notify those who wait for it."""
         self.agents.pop(agent_id, None)
         self.instances.pop(agent_id, None)
         for waiting in self.ended.pop(agent_id, []):
@@ -134,7 +134,7 @@ class Machine:
                 waiting.set_result(well)
 
     async def gone(self, agent_id: str) -> bool:
-        """Wait until an agent's process is gone; tell whether it ended by itself."""
+        """Wait until an agent's process has ended; return whether it ended by itself."""
         if agent_id not in self.agents:
             return True
         waiting: Future[bool] = self.loop.create_future()

@@ -1,7 +1,7 @@
-"""What the provisioner and its agents touch, modelled: files, build steps, scripts, and the kernel.
+"""Models of what provisioner and agents use: files, build steps, scripts and processes.
 
-The provisioner and the agents are the real ones; `install` puts these in the place of what real ones
-do with disks and processes.
+The code of the provisioner and the agents is the real one; `install` replaces its access to disk
+and processes by these models.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ CREDENTIAL: Final = AgentCredential(seed="", inbox_prefix="")
 
 
 class Silent:
-    """A build log that nobody reads: lines may be lost, so nothing here depends on them."""
+    """A build log that discards its lines: real lines may get lost, so no check depends on them."""
 
     def __init__(self, *_args: Any, **_more: Any) -> None:
         self._over = asyncio.Event()
 
     def write(self, *_words: str) -> None:
-        """Forget it."""
+        """Discard the line."""
 
     async def run(self) -> None:
         await self._over.wait()
 
     async def drained(self, _within: float) -> None:
-        """All of nothing is sent."""
+        """Return at once: there is nothing to send."""
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is nothing to close."""
 
 
 class Builder:
-    """Runs build steps."""
+    """Simulates build steps."""
 
     machine: Machine
 
     def __init__(self, *_args: Any, **_more: Any) -> None:
-        """It stands on its machine."""
+        """Accept the real builder's arguments; the model uses only its machine."""
 
     def exists(self, workspace_id: str) -> bool:
         return workspace_id in self.machine.running
@@ -106,7 +106,7 @@ class Builder:
 
 
 class AgentSupervisor:
-    """Sees to it that agents run, as the real one does with processes of the kernel."""
+    """Keeps agents running, as the real supervisor does with real processes."""
 
     machine: Machine
 
@@ -122,7 +122,7 @@ class AgentSupervisor:
         await asyncio.gather(*(self._shut_down(agent_id) for agent_id in record.agents))
 
     def renew(self) -> None:
-        """Credentials are none here: who may connect is the gateway's affair."""
+        """Do nothing: the simulation has no credentials."""
 
     async def leave(self) -> None:
         for keeper in self._keepers.values():
@@ -150,7 +150,7 @@ class AgentSupervisor:
         try:
             async with asyncio.timeout(_FAREWELL):
                 await self.machine.gone(agent_id)
-        except TimeoutError:  # it is paused: SIGKILL ends it
+        except TimeoutError:  # the agent is paused; kill it, as SIGKILL would
             self.machine.loop.kill(process)
 
 
@@ -159,7 +159,7 @@ async def _stop(agent: Any) -> None:
 
 
 class Scripts:
-    """Runs scripts of an agent."""
+    """Simulates an agent's scripts."""
 
     machine: Machine
 
@@ -172,7 +172,7 @@ class Scripts:
         return reached is Lifecycle.STARTING
 
     async def resume(self, _reached: Lifecycle | None) -> None:
-        """What it started goes on."""
+        """Do nothing: the model has no processes to find again."""
 
     async def startup(self) -> None:
         machine = self.machine
@@ -187,31 +187,31 @@ class Scripts:
         self._report(Lifecycle.OFF)
 
     async def end_all(self, _grace: float) -> None:
-        """Nothing descends from it."""
+        """Do nothing: the scripts have no child processes."""
 
 
 class Quotas:
-    """Whoever asks may build."""
+    """A quota that never refuses a build."""
 
     def __init__(self, *_args: Any) -> None:
-        """It counts nothing."""
+        """Ignore the arguments: the model counts nothing."""
 
     def release(self, _workspace_id: str) -> None:
-        """Nothing was claimed."""
+        """Do nothing: the workspace has claimed nothing."""
 
 
 class Archives:
-    """Nothing is unpacked."""
+    """An archive cache that unpacks nothing."""
 
     def __init__(self, *_args: Any) -> None:
-        """It keeps nothing."""
+        """Ignore the arguments: the model keeps no archives."""
 
     async def prune(self) -> None:
-        """There is nothing."""
+        """Do nothing: there are no archives to remove."""
 
 
 def install() -> None:
-    """Put the models in the place of disk, steps, scripts and kernel, for good."""
+    """Replace disk, build steps, scripts and processes by the models, permanently."""
     provisioner = handlers.provisioner.provisioner
     for name, model in (
         ("Archives", Archives),
@@ -234,7 +234,7 @@ def install() -> None:
 
 
 def belongs(machine: Machine) -> None:
-    """Let the models be those of this machine."""
+    """Make all models use this machine."""
     for model in (Builder, AgentSupervisor, Scripts):
         model.machine = machine  # type: ignore[attr-defined]
 

@@ -1,7 +1,8 @@
-"""The bus of a run: the server in this process behind a network that delays, and may break.
+"""The bus of a run: a server in this process, behind a network with delays and failures.
 
-What a client sent is in order, and may be long on its way; a paused client's publish arrives when it
-wakes. The connection of a killed process closes; that of a paused one stays, with its open pulls.
+Messages of one client arrive in their order, possibly late. A paused client's publish arrives when
+the client resumes. When a process is killed, its connection closes; a paused process keeps its
+connection and its open pulls.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _SLOW: Final = 1.5
 
 
 class WorldClock:
-    """Time for the server: what it calls is its own affair, whoever made it."""
+    """The server's clock; its callbacks run on behalf of the world, not of the calling process."""
 
     def __init__(self, loop: SeededLoop, ahead: float) -> None:
         self._loop, self._ahead = loop, ahead
@@ -37,23 +38,23 @@ class WorldClock:
 
 
 class Network(MemoryServer):
-    """The server, and the way there."""
+    """The server and the network between it and its clients."""
 
     def __init__(self, loop: SeededLoop, ahead: float, window: float | None) -> None:
         super().__init__(WorldClock(loop, ahead))
         self.loop = loop
         self.window = window
-        """A duplicate window shorter than declared."""
+        """If set, an upper limit for the duplicate windows of all streams but JOB."""
         self.buses: dict[Process, SimulatedBus] = {}
         self.slow = 0.1
-        """How many messages are long on their way."""
+        """Share of messages that are delayed."""
         self.loses_word: Callable[[], bool] = lambda: False
-        """Whether the word that this message is stored is lost."""
+        """Decides whether the confirmation of this message is lost."""
         self.on_stored: Callable[[str, str, bytes, int], None] = lambda *_: None
-        """Told of each message that a stream took: stream, subject, body, sequence."""
+        """Called for each message that a stream stored: stream, subject, body, sequence."""
 
     async def turn(self) -> None:
-        """Be on the way to the server, or back: behind what was sent before."""
+        """Take a message's time on the network; it does not overtake messages sent before it."""
         turn: Future[None] = self.loop.create_future()
         process, random = process_here() or self.loop.world, self.loop.random.random
         delay = 0.0
@@ -64,7 +65,7 @@ class Network(MemoryServer):
         await turn
 
     def connect(self) -> SimulatedBus:
-        """Open a connection for the process that asks. Raises Unavailable."""
+        """Open a connection for the calling process. Raises Unavailable."""
         process = process_here() or self.loop.world
         made = self.buses[process] = SimulatedBus(self, process)
 
@@ -77,7 +78,7 @@ class Network(MemoryServer):
 
 
 class SimulatedBus(MemoryBus):
-    """A connection that may be cut."""
+    """A connection that can be cut."""
 
     def __init__(self, server: Network, process: Process) -> None:
         self._process = process
@@ -90,12 +91,12 @@ class SimulatedBus(MemoryBus):
         return super().connected and not self.cut
 
     def break_off(self) -> None:
-        """Lose the connection; the server stays."""
+        """Cut the connection; the server continues."""
         self.cut = True
         self.disconnected()
 
     def mend(self) -> None:
-        """Have it again, once its process can see to it."""
+        """Restore the connection, unless its process is paused."""
         if self.cut and not self._process.paused:
             self.cut = False
             if self._server.up:
@@ -120,7 +121,7 @@ class SimulatedBus(MemoryBus):
 
 
 class WatchedStream(MemoryStream):
-    """Tells the run what it took."""
+    """A stream that reports the messages it stores to the network."""
 
     network: Network
 
@@ -132,6 +133,6 @@ class WatchedStream(MemoryStream):
 
 
 def watch(network: Network) -> None:
-    """Have all streams that are made from now on tell this network."""
+    """Make all streams that are created from now on report to this network."""
     made: Any = type("Watched", (WatchedStream,), {"network": network})
     tests.doubles.memory_bus.MemoryStream = made  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""One run of one seed: servers, workers, a provisioner with its agents, callers, troubles; then rest."""
+"""One run of a seed: servers, workers, provisioner, agents and callers, with faults, then rest."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ from tests.unit.driver import ORG, PYTHON
 from tests.unit.facts import uid
 
 TROUBLED: Final = 35.0
-"""Seconds that things go wrong for, at least until all calls are asked."""
+"""The longest time, in seconds, during which faults happen; it may end early when all calls are
+answered."""
 REST: Final = 600.0
-"""Seconds within which a mended world must have come to rest."""
+"""Seconds within which the system must be at rest after the last fault."""
 LOOK: Final = 1.0
 ASKING: Final = 34.0
-"""Seconds that a recovery takes at most, with all that it asks for."""
+"""Seconds that a recovery takes at most, including all requests to publish facts again."""
 
 
 class Run:
-    """What one seed comes to."""
+    """The state and the result of one seed's run."""
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
@@ -50,7 +51,7 @@ class Run:
         self.violations: list[str] = []
         self.over = False
         self.losses = 0
-        """How often NATS lost something."""
+        """How often NATS lost data."""
         draw = self.random.choice
         self.limits = Limits(
             build=timedelta(seconds=draw((8, 20, 60, 150))),
@@ -59,7 +60,7 @@ class Run:
             orphan_grace=timedelta(seconds=draw((10, 20))),
         )
         self.troubles = Troubles(self)
-        # So that also small batches leave together, in some runs.
+        # In some runs the relay publishes even small batches atomically.
         handlers.worker.relay.BATCH_WORTHWHILE = draw((2, 16))  # type: ignore[misc]
         short = "short windows" in self.troubles.chances
         self.troubles.met["short windows"] += short
@@ -77,36 +78,36 @@ class Run:
         self.machine.start_agent = self._start_agent
         models.belongs(self.machine)
         self.inbound: list[tuple[str, bytes]] = []
-        """What IN took."""
+        """All messages that the stream IN stored."""
         self.states: dict[str, list[dict[str, Any]]] = {}
         self.armed: dict[str, int] = {}
-        """The generation that each timer was last armed for, by subject."""
+        """By subject, the generation with which each timer was last armed."""
         self.jobs: dict[str, dict[str, Any]] = {}
         self.dead: list[bytes] = []
         self.overdue: dict[tuple[str, Any, int, str], float] = {}
-        """Limits that are over, and since when that was seen."""
+        """Timers that are overdue or not armed, each with the time when a check first saw that."""
         self.met: Counter[str] = Counter()
         self.chats = [uid(f"chat {n}") for n in range(draw((1, 1, 1, 2, 2, 3, 4)))]
         self.callers: Callers
 
     def pace(self, about: float) -> float:
-        """Draw how long something takes: mostly a little less, sometimes a lot more."""
+        """Draw a duration: mostly a little shorter than `about`, sometimes much longer."""
         return min(self.random.expovariate(1 / about), about * 6) if about else 0.0
 
     def note(self, words: str) -> None:
-        """Write a line into the trace."""
+        """Append a line to the trace."""
         self.trace.append(f"{self.loop.now - EPOCH:9.3f} {words}")
 
     @property
     def digest(self) -> str:
-        """A name for all that happened, in its order."""
+        """A hash over everything that happened, in order."""
         words = "\n".join(self.trace).encode()
         return hashlib.sha256(bytes(self.loop.picks) + words).hexdigest()[:16]
 
     # -- processes ------------------------------------------------------------------------------
 
     def alive(self) -> list[Process]:
-        """Return those that run or are paused."""
+        """Return the processes that run or are paused."""
         return list(self.processes.values())
 
     def start(self, name: str, kind: str, main: Coroutine[Any, Any, None]) -> Process:
@@ -124,19 +125,19 @@ class Run:
             self.machine.over(process.name, well=False)
 
     def start_again(self, process: Process, delay: float) -> None:
-        """Start another in its place, if it is one that somebody restarts."""
+        """Start a replacement after the delay, if the process is a worker or a provisioner."""
         if process.kind == "worker":
             self.loop.later(delay, self._start_worker, process.name)
         elif process.kind == "provisioner":
             self.loop.later(delay, self._start_provisioner)
 
     async def _living(self, process: Process, main: Coroutine[Any, Any, None]) -> None:
-        """Run to the end; who ends unasked is started again."""
+        """Run a process until it ends; restart it if it ended by itself."""
         try:
             await main
         except (BusError, StoreUnavailableError) as bad:
             self.note(f"{process} ends: {bad}")
-        except Exception as bad:  # noqa: BLE001 — a bug, whatever it is
+        except Exception as bad:  # noqa: BLE001 — any exception here is a bug
             self.violations.append(f"{process} died of {bad!r}")
         finally:
             if not self.over and self.processes.get(process.name) is process:
@@ -209,7 +210,7 @@ class Run:
             self.dead.append(data)
 
     def lost(self) -> None:
-        """Take note that NATS lost something: what it had taken and nobody applied may be gone."""
+        """Record a loss in NATS: messages that were stored but not yet applied may be gone."""
         self.losses += 1
         there = self.network.streams.get(IN.name)
         kept = set() if there is None else {message.data for message in there.messages.values()}
@@ -224,10 +225,10 @@ class Run:
     # -- the run --------------------------------------------------------------------------------
 
     def run(self) -> list[str]:
-        """Run to the end; return what was violated."""
+        """Run to the end; return the violations."""
         try:
             self.loop.run_until_complete(self._all())
-        except Exception as bad:  # noqa: BLE001 — what the run says of it is the result
+        except Exception as bad:  # noqa: BLE001 — any exception becomes a violation
             self.violations.append(f"the run broke: {bad!r}")
         self.met += self.troubles.met
         self._count()
@@ -237,7 +238,7 @@ class Run:
         return found
 
     def _count(self) -> None:
-        """Tell what came about, so that runs in which nothing does can't pass for a proof."""
+        """Count faults and outcomes, to notice if the seeds let too little happen."""
         self.met["callbacks"] += self.loop.steps
         self.met["virtual seconds"] += int(self.loop.now - EPOCH)
         self.met["transaction ended by the database"] += self.database.ended
@@ -269,7 +270,7 @@ class Run:
         self.troubles.end()
         self.note("everything is mended")
         mended = self.loop.now
-        # Who lost something asks for it more than once.
+        # After a loss, participants repeat their requests, so one more repetition may follow.
         until = mended + (ASKING if self.losses else 0.0)
         while (
             self.loop.now < until
@@ -301,7 +302,7 @@ class Run:
 
 
 class InOrder(dict[Any, None]):
-    """A set that is gone through in the order of coming, and so the same in each run of a seed."""
+    """A set that iterates in order of insertion, so that each run of a seed is the same."""
 
     def add(self, item: Any) -> None:
         self[item] = None

@@ -1,4 +1,4 @@
-"""The simulation in short: some seeds hold, one is the same each time, broken protections are caught."""
+"""A short simulation: seeds hold, a seed repeats exactly, and broken protections are caught."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEEDS = 150
 
 
 def simulation(*flags: object) -> subprocess.CompletedProcess[str]:
-    """A process of its own: time and chance are not the real ones in it."""
+    """Run the simulation in a separate process, because it replaces time and chance."""
     program = [sys.executable, "-m", "tests.simulation", *map(str, flags)]
     return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a run: at any callback, by chance, and always for a while only."""
+"""The faults of a run: they strike at random between callbacks, and each is temporary."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS: Final = (
     "database away",
     "message repeated",
 )
-"""Twice: twice as often."""
+"""A kind that is listed twice is twice as likely."""
 CHANCES: Final = ("word of nats lost", "word of database lost", "short windows", "slow network")
 _WITH_TAILS: Final = (JOB.name, STATE.name, RESULT.name, TIMER.name)
 PAUSES: Final = {"worker": (0.5, 3.0, 7.0, 16.0), "provisioner": (5.0, 35.0), "agent": (5.0, 30.0)}
@@ -38,7 +38,7 @@ _ELSEWHERE: Final = ("agent", "provisioner", "message")
 
 
 class Troubles:
-    """Plans and makes the troubles of one run; each seed has its own selection of kinds."""
+    """Draws and injects the faults of one run; each seed selects its own kinds."""
 
     def __init__(self, run: Run) -> None:
         self._run, self._random = run, run.random
@@ -46,17 +46,19 @@ class Troubles:
         share = self._random.choice((0.25, 0.6, 0.9))
         self.kinds = [kind for kind in KINDS if self._random.random() < share]
         if TAILS in self.kinds:
-            # What was published last only its worker knows, and notes within a second of work.
+            # After the tails of streams are lost, only the worker that published those messages
+            # knows them, until it has recorded them within a second of work. So no worker is killed
+            # in such runs.
             self.kinds = [kind for kind in self.kinds if kind != "worker killed"]
         self.chances = {kind for kind in CHANCES if self._random.random() < 0.4}
         self._aimed: tuple[str, Process] | None = None
         self._every = self._random.choice((15, 40, 100, 250))
         self.last = 0.0
-        """When something last went wrong that keeps workers from their work, or was mended."""
+        """The last time when a fault that affects workers began or ended."""
         self._on = False
 
     def begin(self) -> None:
-        """Let things go wrong from now on."""
+        """Begin to inject faults."""
         run = self._run
         self._on = True
         run.loop.before_step = self._strike
@@ -68,7 +70,7 @@ class Troubles:
         run.database.loses_word = self._chance("word of database lost", 0.06)
 
     def end(self) -> None:
-        """Mend everything, and let nothing go wrong any more."""
+        """End all faults, and inject no more."""
         run = self._run
         self._on = False
         run.loop.before_step = lambda: None
@@ -83,7 +85,7 @@ class Troubles:
         self.last = run.loop.now
 
     def _aim(self, process: Process | None) -> None:
-        """Between a commit and what must follow it is where it hurts most."""
+        """Aim a fault between a commit and the steps after it, where it matters most."""
         kind = self._random.choice(("worker paused", "worker killed"))
         if process and self._on and kind in self.kinds and self._random.random() < 0.06:
             self._aimed = (kind, process)
@@ -164,7 +166,7 @@ class Troubles:
             self._wake(process)
 
     def _wake(self, process: Process) -> None:
-        """Let it go on; what it had connected it connects anew, if it was lost meanwhile."""
+        """Resume a paused process, and restore its connection if it was lost in the meantime."""
         bus = self._run.network.buses.get(process)
         self._run.loop.wake(process)
         if bus is not None:
