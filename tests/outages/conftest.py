@@ -16,7 +16,7 @@ from tests.rigs.servers import new_database
 async def module_servers(
     servers: Servers, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[tuple[Servers, str, Path]]:
-    """A NATS and a database for the tests of one module, and a directory."""
+    """Yield a NATS server and a database for the tests of one module, and a directory."""
     home = tmp_path_factory.mktemp("outages")
     async with (
         new_database(servers) as database_url,

@@ -1,4 +1,4 @@
-"""`python planted.py worker …`: workspaced with a bug in `decide`, which meets what says PLANTED."""
+"""Runs workspaced with a bug: `decide` fails for every event whose data contain PLANTED."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An event that no transaction takes, for a bug of ours or for what it holds: the rest goes on."""
+"""An event that fails in every transaction, by a bug or by its content, holds up no others."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def letters_of(world: World, *kinds: str) -> Received[Msg]:
 
 
 async def spoilt(chat: Chat, world: World, name: str, value: str) -> None:
-    """Ask with a value that no store can hold."""
+    """Publish a call with a value that the database can't store."""
     call = name.replace(" ", "-")
     data = {"call_id": call, "tool": "list_templates", "args": {"a": "here"}, **chat.identity}
     body = json.dumps(cloud_event("tool_requested", "/chat/chatd", chat.id, data))
@@ -68,7 +68,7 @@ async def test_a_bug_that_one_event_meets_costs_that_event_alone(
         letters = await letters_of(world, "tool", "provisioner")
         await running.end(worker, signal.SIGTERM)
 
-        # All of it waits for the next worker, in one batch.
+        # All these events wait for the next worker and arrive in one batch.
         bad = await world.provisioner.publish_event("build_failed", job, error=planted.PLANTED)
         await world.provisioner.succeed(job)
         for name, value in SPOILT.items():
@@ -88,7 +88,7 @@ async def test_a_bug_that_one_event_meets_costs_that_event_alone(
         assert "internal" in refused["result"]["error"]
         for name in SPOILT:
             if name == "nesting":
-                continue  # its call can't be read
+                continue  # workers can't read which call this is
             assert (await asking.answer(name.replace(" ", "-")))["is_error"] is True
         found = await letters.count(len(SPOILT) + 2)
         reasons = sorted((letter.headers or {})["Workspaced-Reason"] for letter in found)

@@ -1,4 +1,4 @@
-"""A disk that is full for a while: `up` says so, starts its nats-server again, and loses nothing."""
+"""A full disk: `up` reports it, restarts its nats-server, and loses nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.rigs.world import connected_world, deployment_of
 
 CHATS = 20
 LARGE = "4g"
-"""How large the disk is when there is room; what is not used of it takes no memory."""
+"""Size of the disk when it has room; the unused part takes no memory."""
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ async def test_after_a_full_disk_the_work_goes_on_and_nothing_is_lost(
                 again.organization_id, again.owner_id = chat.organization_id, chat.owner_id
                 await again.ask("create_workspace", {"template_id": world.plain}, call_id=call)
                 version = job.template["version_id"]
-                # As every sender does with what had no answer.
+                # Senders publish a message again when they got no confirmation.
                 await world.provisioner.publish_event(
                     "build_succeeded", job, template_version_id=version, agents=[]
                 )

@@ -1,4 +1,4 @@
-"""One machine with all of it: its agents pause, its provisioner dies in a build, it is switched off."""
+"""A whole machine: agents pause, the provisioner dies during a build, the power goes off."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PRESENCE, SCRIPTS_WITHIN = 1.0, 2.0
 AT_ONCE = 15.0
-"""Seconds within which a job is taken again; by itself it would come again after 30."""
+"""Seconds within which a job is taken again; redelivery alone would take 30 seconds."""
 HOUSE = """
 name = "house"
 pool = "{pool}"
@@ -59,7 +59,7 @@ startup_script = "echo run >> started"
 
 @dataclass
 class Gate:
-    """Where the first run of each build tells that it has begun; it never comes further."""
+    """A pipe in which the first run of each build announces its start; that run never ends."""
 
     path: Path
 
@@ -76,7 +76,7 @@ def gate_in(home: Path) -> Gate:
 
 @dataclass
 class Machine:
-    """A machine that can be switched off, and what was pushed to it."""
+    """A machine that can be switched off, and the templates pushed to it."""
 
     up: Up
     env: dict[str, str]
@@ -92,10 +92,10 @@ class Machine:
         return processes_using(self.workspace(workspace_id), "handlers.agent")
 
     def switched_off(self) -> None:
-        """End all of it at one instant, builds and agents too."""
+        """Kill all its processes at the same instant, including builds and agents."""
         everything = of(self.up.directory)
         for pid in everything:
-            os.kill(pid, signal.SIGSTOP)  # none of them sees another one end
+            os.kill(pid, signal.SIGSTOP)  # stopped first, so that no process sees another one end
         for pid in everything:
             os.kill(pid, signal.SIGKILL)
         assert wait_until_gone(everything, TIMEOUT)
@@ -106,7 +106,7 @@ class Machine:
 
 
 def of(directory: Path) -> list[int]:
-    """Processes that have the directory on their command line or in their environment."""
+    """Return processes that have the directory on their command line or in their environment."""
     found = set(processes_using(directory))
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -180,7 +180,7 @@ async def test_a_machine_that_is_switched_off_goes_on_where_it_was(machine: Mach
 
     machine.switched_off()
     left = deadline.timestamp() - time.time()
-    time.sleep(max(0.0, left))  # until a time, and not for anything: nothing runs
+    time.sleep(max(0.0, left))  # this waits for a time, not for an event: nothing is running
     machine.switched_on()
     began = time.monotonic()
 
@@ -203,7 +203,7 @@ async def test_a_machine_that_is_switched_off_goes_on_where_it_was(machine: Mach
         assert passed < AT_ONCE
         house = machine.workspace((await world.service.last_state(half.id))["workspace"]["id"])
         assert (house / "runs").read_text() == "run\nrun\n"
-        assert (room / "started").read_text() == "run\n"  # not again
+        assert (room / "started").read_text() == "run\n"  # the script did not run again
         assert machine.agents(room.name) != agents
         assert len(machine.agents(room.name)) == 1
 
@@ -250,7 +250,7 @@ async def test_a_build_goes_on_at_once_when_its_killed_provisioner_is_back(
 
 
 async def test_without_its_database_all_of_it_ends_and_says_so(tmp_path: Path) -> None:
-    """Whoever runs it starts it anew: then it goes on."""
+    """`up` ends with an error; when it is started again, it continues."""
     running = start_up(tmp_path / "data")
     try:
         pid = processes_using(tmp_path / "data", "bin/postgres")[0]

@@ -1,4 +1,4 @@
-"""NATS or PostgreSQL away for a while: the work resumes by itself, and nobody is left in the dark."""
+"""NATS or PostgreSQL is away for a while: work resumes, and callers and operators are informed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.rigs.world import Deployment, World, connected_world
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 RECOVERED = 10.0
-"""Seconds within which all is as before once the servers are back."""
+"""Seconds within which everything works again once the servers are back."""
 CONNECT_WITHIN = 5.0
 """Seconds that an agent may take to connect."""
 
 
 @dataclass
 class Stage:
-    """A worker and a gateway, each with a way of its own to the servers, and their health."""
+    """A worker and a gateway, each with its own proxies to the servers and a health endpoint."""
 
     nats: Nats
     postgres: Postgres
@@ -47,7 +47,7 @@ class Stage:
         return await asyncio.to_thread(get, f"http://127.0.0.1:{self.ports[role]}/{what}")
 
     async def lacks(self, server: str, *roles: str) -> None:
-        """The roles say that they live, and what they lack."""
+        """Check that the roles are alive, but not ready because of this server."""
         for role in roles:
             status, body = await self.health(role)
             assert (status, set(body["problems"])) == (503, {server})
@@ -58,7 +58,7 @@ class Stage:
             assert await self.health(role) == (200, {"status": "ready"})
 
     async def told(self, statement: str, *args: object) -> None:
-        """Tell the database server something."""
+        """Execute a statement as administrator of the database server."""
         admin = await asyncpg.connect(self.postgres.url, database="postgres")
         await admin.execute(statement, *args)
         await admin.close()
@@ -101,7 +101,7 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
 
 
 async def known(world: World, chat: Chat) -> dict[str, Any]:
-    """What the database has of the chat."""
+    """Return the chat as `get_chat` reads it from the database."""
     found = await world.service.rpc("get_chat", chat_id=chat.id)
     return {key: found[key] for key in found.keys() - {"open_calls", "notice"}}
 
@@ -216,7 +216,7 @@ async def test_a_worker_that_is_cut_off_keeps_nobody_waiting(stage: Stage) -> No
         chat = await world.chat()
         call, job = await world.building(chat)
 
-        stage.ways["worker"].nats.freeze()  # nobody is told: each thinks that the other is silent
+        stage.ways["worker"].nats.freeze()  # no connection is reset: either side sees only silence
         await world.provisioner.succeed(job)
         answer = await chat.answer(call, RECOVERED)
         await stage.lacks("nats", "worker")
@@ -281,7 +281,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("alter system reset default_transaction_read_only", "select pg_reload_conf()"),
     ),
 }
-"""How the database is made to refuse events, and to take them again."""
+"""Statements that make the database refuse events, and those that end it."""
 
 
 @asynccontextmanager
@@ -292,7 +292,7 @@ async def refusing(stage: Stage, what: str) -> AsyncIterator[None]:
     try:
         for statement in breaks:
             await admin.execute(statement.replace("{name}", name))
-        if what == "schema away":  # only sessions that begin now find it so
+        if what == "schema away":  # only new sessions use the changed search path
             await stage.told(f"{ENDED} and pid <> $2", name, admin.get_server_pid())
         yield
     finally:
@@ -321,7 +321,7 @@ async def test_while_the_database_refuses_events_they_wait_and_nothing_is_buried
             status, body = await stage.health("worker")
             assert (status, set(body["problems"])) == (503, {"database"})
             assert (await stage.health("worker", "healthz"))[0] == 200
-            if what != "schema away":  # there nobody can read either, and hears so
+            if what != "schema away":  # in that case reads fail as well, and report it
                 async with asyncio.timeout(RECOVERED):
                     await noticed(world, chats[-1])
         async with asyncio.timeout(RECOVERED):
@@ -334,9 +334,9 @@ async def test_while_the_database_refuses_events_they_wait_and_nothing_is_buried
 
 
 async def noticed(world: World, chat: Chat) -> dict[str, Any]:
-    """What get_chat says, once its notice is about the database: the worker may just be at it."""
+    """Return the reply of get_chat once its notice names the database, which may take a moment."""
     found: dict[str, Any] = {}
-    while "database" not in found.get("notice", ""):  # each look is a round trip
+    while "database" not in found.get("notice", ""):  # this polls, one round trip each
         found = await world.service.rpc("get_chat", chat_id=chat.id)
     return found
 

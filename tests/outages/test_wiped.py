@@ -1,4 +1,4 @@
-"""NATS comes back without its store, while chats are in every phase and calls wait."""
+"""NATS loses its store while chats are in every phase and calls wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATES = (
     *("ready", "failed", "stopping", "stopped"),
 )
 AGAIN = "published again from the database"
-"""What a worker says when it has."""
+"""Part of the line that a worker logs when it has published everything again."""
 SCRIPTS_WITHIN = 4.0
 """Seconds that startup scripts may take."""
 
@@ -36,7 +36,7 @@ class Stage:
     workers: list[Process]
 
     async def wiped(self) -> None:
-        """Have the server lose its store; return when the worker has put it right."""
+        """Restart the server with an empty store; return when a worker has restored it."""
         async with logs_once_more(AGAIN, self.workers), self.fleet.reconnected():
             await self.nats.stop()
             self.nats.wipe()
@@ -59,13 +59,13 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
 
 
 async def known(world: World, chat: Chat) -> Event:
-    """What the database has of the chat."""
+    """Return the chat as `get_chat` reads it from the database."""
     found = await world.service.rpc("get_chat", chat_id=chat.id)
     return {key: found[key] for key in found.keys() - {"open_calls", "notice"}}
 
 
 async def resumed(world: World, before: Chat) -> Chat:
-    """The chat as its service sees it after its reconnect."""
+    """Return the chat as its chat service sees it after a reconnect."""
     chat = await world.service.chat(before.id)
     chat.organization_id, chat.owner_id = before.organization_id, before.owner_id
     return chat
@@ -73,7 +73,7 @@ async def resumed(world: World, before: Chat) -> Chat:
 
 @dataclass
 class Phases:
-    """A chat in each state, by its name, and what was asked, answered and built in them."""
+    """One chat per state, by the state's name, with its calls, answers, jobs and states."""
 
     chats: dict[str, Chat]
     calls: dict[str, str] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Phases:
     jobs: dict[str, Job] = field(default_factory=dict)
     states: dict[str, Event] = field(default_factory=dict)
     agent: str = ""
-    """The one that is yet to connect."""
+    """Id of the agent that has not connected yet."""
 
 
 async def in_every_phase(world: World) -> Phases:
@@ -119,17 +119,17 @@ async def test_nothing_is_lost_that_was_applied(stage: Stage) -> None:
     async with connected_world(stage.place) as world:
         chats = {name: await resumed(world, chat) for name, chat in phases.chats.items()}
         calls = phases.calls
-        # The last states are there again.
+        # The last states are published again.
         for name in STATES[1:]:
             assert await world.service.last_state(chats[name].id) == phases.states[name]
-        # The jobs of open builds come again, and the calls that wait for them are answered.
+        # Jobs of open builds are published again, and the calls that wait for them are answered.
         for name, transition in (("building", "start"), ("stopping", "stop")):
             job = await world.provisioner.job(chats[name], transition)
             assert job.data == phases.jobs[name].data
             await world.provisioner.succeed(job)
             answer = await chats[name].answer(calls[name])
             assert answer["result"]["build_id"] == job.build_id
-        # Agents go on, and deadlines pass.
+        # Agents continue, and deadlines still pass.
         agent = await world.agent(phases.jobs["agent_connecting"], phases.agent)
         await agent.report_connected()
         await agent.report_lifecycle("ready")
@@ -137,7 +137,7 @@ async def test_nothing_is_lost_that_was_applied(stage: Stage) -> None:
         late = await chats["scripts_running"].answer(calls["scripts_running"])
         assert ready["result"]["created"] is True
         assert late["result"]["startup_scripts"] == "startup_scripts_timeout"
-        # Answers of before can be read, and had again by asking.
+        # Earlier answers can be read, and are published again when the call is repeated.
         for name, answer in phases.answers.items():
             subject = f"workspaced.result.{chats[name].id}.{calls[name]}"
             read = await world.service.last("WORKSPACED_RESULT", subject)
@@ -146,7 +146,7 @@ async def test_nothing_is_lost_that_was_applied(stage: Stage) -> None:
         args = {"template_id": world.plain}
         await chats["failed"].ask("create_workspace", args, call_id=calls["failed"])
         assert await chats["failed"].answer(calls["failed"]) == phases.answers["failed"]
-        # And all goes on: nothing was published that the database does not have.
+        # The system continues, and every published state is the one in the database.
         assert (await chats["ready"].call("start_workspace"))["no_build"] is True
         for name in STATES[1:]:
             last = await world.service.last_state(chats[name].id)
@@ -154,7 +154,7 @@ async def test_nothing_is_lost_that_was_applied(stage: Stage) -> None:
 
 
 async def test_what_nobody_had_applied_is_answered_when_it_is_asked_again(stage: Stage) -> None:
-    """The one thing that is lost."""
+    """Only events that no worker had applied are lost; a repeated call is answered."""
     async with connected_world(stage.place) as world:
         chat = await world.chat()
         for worker in stage.workers:

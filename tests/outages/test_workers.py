@@ -1,7 +1,7 @@
-"""A worker that is killed or paused at an exact instant: another takes over, and nothing is done twice.
+"""A worker is killed or paused at an exact instant: another takes over and repeats no effect.
 
-Limits are short: an ack's wait, a transaction, the window in which NATS knows a repeat. Where a
-worker stands still it is a proxy that holds what it says to a server, from certain words on.
+Time limits are short: ack_wait, the limit of a transaction, NATS's duplicate window. A proxy stops
+the worker: from certain bytes on, it holds the worker's messages to a server, or the replies.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from tests.rigs.world import World, connected_world
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FREED = 8.0
-"""Seconds within which another worker has done what one that stands still had in hand: about twice
-`LIMIT` when the machine has nothing else to do."""
+"""Seconds within which another worker takes over the work of a stopped one: about twice `LIMIT` on
+an otherwise idle machine."""
 CONNECT_WITHIN = 1.0
 """Seconds that an agent may take to connect."""
 
 
 @dataclass(frozen=True)
 class Instant:
-    """Where a worker stands still, in which of its works."""
+    """The step of its work at which a worker is stopped."""
 
     words: bytes
-    """What it says then: to NATS, or to the database."""
+    """The bytes of that step's message, to NATS or to the database."""
     answers: bool = False
-    """What it says has been heard; the answer does not come."""
+    """If true, the server receives the message, and the proxy holds its reply."""
     database: bool = False
 
     def __str__(self) -> str:
@@ -54,20 +54,20 @@ REQUESTED = {
     "before the job": Instant(b"PUB workspaced.job."),
     "before the ack": Instant(b"PUB $JS.ACK.WORKSPACED_IN."),
 }
-"""In the work of a request that makes a build."""
+"""Steps of the work on a request that leads to a build."""
 WAKING = {name: at for name, at in REQUESTED.items() if name != "before the job"}
 FAILED = {
     "before the answer": Instant(b"PUB workspaced.result."),
     "after the answer": Instant(b"PUB workspaced.result.", answers=True),
 }
-"""In the work of a fact that answers a call."""
+"""Steps of the work on a fact that leads to an answer."""
 BUILT = {"before the timer": Instant(b"PUB workspaced.timer.arm.")}
-"""In the work of a fact that sets a deadline."""
+"""Steps of the work on a fact that sets a deadline."""
 
 
 @dataclass
 class Stage:
-    """Two workers; the first is the one that stands still, the other one is cut off until then."""
+    """Two workers: the test stops the first one; the other one is cut off until then."""
 
     fleet: Fleet
     world: World
@@ -77,20 +77,20 @@ class Stage:
     one: Process | None = None
 
     async def first(self) -> Process:
-        """The worker that is to stand still, started anew when it was killed."""
+        """Return the worker that the test will stop; start it if there is none."""
         if self.one is None:
             self.way.mend()
             self.one = await self.fleet.start("worker", proxies=self.way)
         return self.one
 
     def alone(self, at: Instant) -> None:
-        """Let only the first worker work, and stand still there."""
+        """Cut off the other worker, and stop the first one at this step of its work."""
         self.other_way.nats.cut()
         proxy = self.way.database if at.database else self.way.nats
         (proxy.hold_answers if at.answers else proxy.hold)(at.words)
 
     async def stands_still(self, at: Instant) -> None:
-        """Wait until it does; then the other one may work."""
+        """Wait until the first worker is stopped, then reconnect the other one."""
         await (self.way.database if at.database else self.way.nats).held()
         self.other_way.nats.mend()
 
@@ -101,7 +101,7 @@ class Stage:
         self.one = None
 
     async def awake(self, chat: Chat) -> None:
-        """Let the paused worker go on, and do more work alone: then it has done the former."""
+        """Resume the paused worker and let it handle a new call alone, after its earlier work."""
         assert self.one is not None
         self.way.release()
         self.one.send(signal.SIGCONT)
@@ -113,14 +113,14 @@ class Stage:
         self.other_way.nats.mend()
 
     async def agree(self, chat: Chat) -> None:
-        """What was published last is what the database has, and nothing came out of turn."""
+        """Check that the last published state is the database's, and no state came out of order."""
         known = await self.world.service.rpc("get_chat", chat_id=chat.id)
         known = {key: known[key] for key in known.keys() - {"open_calls", "notice"}}
         assert await self.world.service.last_state(chat.id) == known
         assert not [b for b in self.world.service.errors.all if isinstance(b, AssertionError)]
 
     def builds(self, chat: Chat) -> list[str]:
-        """The build of each job that came, in their order."""
+        """Return the build ids of the chat's jobs, in order of arrival."""
         return [job.build_id for job in self.world.provisioner.jobs.all if job.chat_id == chat.id]
 
 
@@ -141,7 +141,7 @@ async def stage(module_servers: tuple[Servers, str, Path]) -> AsyncIterator[Stag
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
 async def _as_before(stage: Stage) -> AsyncIterator[None]:
-    """What a test leaves behind when it fails is nothing to the next one."""
+    """Undo what a failed test may leave behind."""
     yield
     stage.other_way.nats.mend()
     if stage.one is not None:
@@ -151,7 +151,7 @@ async def _as_before(stage: Stage) -> AsyncIterator[None]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def forgetful(stage: Stage) -> Stage:
-    """The same, with a NATS that soon knows no job any more by its id."""
+    """The same stage with a short duplicate window: NATS soon forgets the ids of jobs."""
     stage.fleet.env |= SHORT
     if stage.one is not None:
         await stage.killed()
@@ -161,7 +161,7 @@ async def forgetful(stage: Stage) -> Stage:
 
 
 async def built(stage: Stage, chat: Chat, job: Job, call: str) -> Event:
-    """End a build without agents: the chat is ready, and the call answered."""
+    """Report success of a build without agents; check that the chat is ready and the call answered."""
     ended = await stage.world.provisioner.succeed(job)
     result = (await chat.answer(call))["result"]
     assert (result["created"], result["build_id"]) == (True, job.build_id)
@@ -170,7 +170,7 @@ async def built(stage: Stage, chat: Chat, job: Job, call: str) -> Event:
 
 
 async def duplicate_window_passed(stage: Stage) -> None:
-    """Wait until NATS has forgotten the ids of earlier jobs: a deadline of another chat passes meanwhile."""
+    """Wait until NATS has forgotten earlier job ids, by waiting for another chat's deadline."""
     assert CONNECT_WITHIN > WINDOW
     other = await stage.world.chat()
     call, job = await stage.world.building(other)
@@ -253,7 +253,7 @@ async def test_workers_come_and_go_under_load(stage: Stage) -> None:
     extra = [await fleet.start("worker"), await fleet.start("worker")]
 
     async def provide() -> None:
-        """Build what is asked, each build once."""
+        """Build every requested build once."""
         taken: set[str] = set()
         number = len(world.provisioner.jobs.all)
         while True:
@@ -266,7 +266,7 @@ async def test_workers_come_and_go_under_load(stage: Stage) -> None:
                 await world.provisioner.succeed(job)
 
     async def live(chat: Chat) -> None:
-        """Get a workspace, and stop it."""
+        """Create a workspace, then stop it."""
         await done.add(await chat.call("create_workspace", {"template_id": world.plain}))
         await done.add(await chat.call("stop_workspace"))
 
@@ -323,7 +323,7 @@ async def test_a_worker_that_wakes_over_a_request_does_no_harm(
 async def test_a_job_that_was_on_its_way_to_nats_meanwhile_is_no_second_build(
     forgetful: Stage,
 ) -> None:
-    """Nobody can call it back: it comes again as the same build, which its provisioner knows."""
+    """The late job repeats the same build, which its provisioner already knows."""
     stage, at = forgetful, REQUESTED["before the job"]
     chat = await stage.world.chat()
     one = await stage.first()
@@ -363,7 +363,7 @@ async def test_a_worker_that_wakes_over_an_answer_answers_no_differently(
 
     one.send(signal.SIGSTOP)
     answer = await chat.answer(call)
-    # The chat is another one by now, of which the same question would be answered otherwise.
+    # By now the chat has changed, so the same call would get a different answer.
     await chat.ask("create_workspace", {"template_id": stage.world.plain})
     await chat.state("building", above=2)
     await stage.awake(chat)

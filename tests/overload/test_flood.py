@@ -1,4 +1,4 @@
-"""Requests come many times faster than they can be worked: clear refusals, flat memory, no loss."""
+"""Requests arrive much faster than workers handle them: clear refusals, no growth, no loss."""
 
 from __future__ import annotations
 
@@ -36,21 +36,22 @@ SECONDS = float(os.environ.get("OVERLOAD_SECONDS", "3"))
 EVERY = max(1.0, SECONDS / 15)
 CHATS = 300
 PUBLISHERS, ASKERS = min(600, round(15 * SECONDS)), 560
-"""Each asks again as soon as it may; what is published in a long flood takes minutes to be worked."""
+"""Each client repeats its request as soon as it may; workers need minutes for the calls that a long
+flood publishes."""
 ROOM = {
     "WORKSPACED_WAITING_CALLS_PER_CHAT": "5",
     "WORKSPACED_WAITING_CALLS": "1000",
     "WORKSPACED_JOB_QUEUE": "100",
     "WORKSPACED_HELD_CALLS": "500",
 }
-"""Small, so that a short flood reaches every limit."""
+"""Limits that are low enough for a short flood to reach them."""
 GROWTH = 1.25
-"""Times that the memory under load may become, from when the limits are reached to the end."""
+"""Factor by which the memory may grow between the time when the limits are reached and the end."""
 PATIENCE = 240.0
 
 
 class Flood:
-    """Asks without waiting for answers, over the bus and by rpc, and counts what becomes of it."""
+    """Makes calls over the bus and by rpc without waiting for answers, and counts the outcomes."""
 
     def __init__(self, template_id: str) -> None:
         self.service, self.provisioner, self.operator = (
@@ -60,12 +61,12 @@ class Flood:
         )
         self._template_id = template_id
         self.accepted: set[str] = set()
-        """Calls that a stream has, by chat and id."""
+        """Calls that the stream stored, by chat and call id."""
         self.answered: set[str] = set()
         self.worked = 0
-        """Calls that were answered when the flood was over."""
+        """Number of calls that were answered when the flood ended."""
         self.refused = 0
-        """Published calls that were answered that there is too much to do."""
+        """Number of published calls that were answered with `too busy`."""
         self.rpcs: Counter[str] = Counter()
         self._chats = [(new_id(), new_id()) for _ in range(CHATS)]
         self._numbers = count()
@@ -73,7 +74,7 @@ class Flood:
         self._over = asyncio.Event()
 
     async def run(self, seconds: float) -> None:
-        """Flood for so long; then let what was asked be built, and return when all is answered."""
+        """Flood for this time, then have the requested builds done; return when all is answered."""
         await self.service.client.subscribe(
             "workspaced.result.>", cb=self._hear, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
@@ -184,7 +185,7 @@ async def test_a_flood_is_refused_in_clear_words_at_flat_memory_and_costs_no_acc
             f"{role}: most {max(seen):.0f} MiB, {max(seen) / seen[0]:.2f} times the first"
         )
     with capsys.disabled():
-        print("\n" + "\n".join(figures))  # noqa: T201 — what `make overload` is for
+        print("\n" + "\n".join(figures))  # noqa: T201 — `make overload` prints its results
 
     assert flood.refused
     assert flood.rpcs["429"]
