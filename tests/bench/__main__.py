@@ -1,6 +1,6 @@
-"""`make bench`: workspaced and what one might take instead, at the same work, on this machine.
+"""`make bench`: measure workspaced and its alternatives at the same work on this machine.
 
-Prints tables and whether the goals are met; writes .bench/report.html and .bench/results.json.
+Prints tables and the verdict on each goal; writes .bench/report.html and .bench/results.json.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.bench.tables import tables
 
 
 def main() -> int:
-    """Measure and tell; the status is 0 also when goals are missed."""
+    """Measure, and print the results; return 0 even if goals are missed."""
     words = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     words.add_argument("--quick", action="store_true", help="two minutes instead of fifty")
     words.add_argument("--runs", type=int, default=3, help="how often, without --quick")

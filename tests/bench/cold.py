@@ -1,4 +1,4 @@
-"""How long workspaced takes to be there."""
+"""How long workspaced takes to start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMAND = Path(sys.executable).with_name("workspaced")
 
 
 def cold(starts: int) -> dict[str, list[float]]:
-    """Return seconds until `up` is ready, on new and on used data directories, and until help stands."""
+    """Return seconds until `up` is ready, with new and used directories, and for `--help`."""
     found: dict[str, list[float]] = {"new": [], "used": [], "help": []}
     with tempfile.TemporaryDirectory(prefix="bench-cold-") as parent:
         for number in range(starts):
@@ -31,7 +31,7 @@ def cold(starts: int) -> dict[str, list[float]]:
 
 
 def plain() -> dict[str, str]:
-    """Return the environment without what would tell workspaced something by accident."""
+    """Return the environment without variables that would configure workspaced."""
     return {key: value for key, value in os.environ.items() if not key.startswith("WORKSPACED_")}
 
 

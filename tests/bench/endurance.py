@@ -1,4 +1,4 @@
-"""What only workspaced is measured in: very many waiting calls, and a database with a past."""
+"""Measures for workspaced only: very many waiting calls, and a database with a long history."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.bench.peers.product import Driver
 from tests.bench.running_system import RunningSystem
 
 PART = 5000
-"""Builds under way at once: a pool's consumer gives out no more than 10,000 jobs unacked."""
+"""Builds open at the same time: a pool's consumer delivers at most 10,000 unacked jobs."""
 AGING = Path(__file__).with_name("aging.sql")
 
 
 async def crowd(rig: RunningSystem, chats: int, answered: int) -> Figures:
-    """Memory that so many waiting calls take, and how soon the first of them are answered then."""
+    """Measure the memory that waiting calls take, and how fast the first of them are answered."""
     peer = rig.peer
     assert isinstance(peer, Driver)
     before = await latency(rig, 20, 5)
@@ -56,7 +56,7 @@ async def crowd(rig: RunningSystem, chats: int, answered: int) -> Figures:
 async def _answered(
     rig: RunningSystem, chats: Sequence[str], pending: Sequence[Any]
 ) -> dict[str, float]:
-    """Let chats that wait for their agents become ready, four a second; return how soon, in ms."""
+    """Make chats ready that wait for their agents, four a second; return the latencies in ms."""
     waits = []
 
     async def one(number: int) -> None:
@@ -74,7 +74,7 @@ async def _answered(
 
 
 async def aged(rig: RunningSystem, chats: int, log_rows: int, runs: int, size: int) -> Figures:
-    """The same measures before and after a database got its age; then `up` starts on it."""
+    """Measure before and after a database is filled with history; then start `up` on it."""
     peer = rig.peer
     assert isinstance(peer, Driver)
     new = await _measured(rig, runs, size)

@@ -1,4 +1,4 @@
-"""Environments of the peers, made when first needed, in `.bench/`: what we depend on stays out of them."""
+"""The peers' Python environments, made in `.bench/` when needed, apart from our dependencies."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class NotInstalledError(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """What a peer is run with."""
+    """The interpreter and the environment variables of a peer's process."""
 
     python: Path
     variables: dict[str, str] = field(default_factory=dict)
 
 
 def environment(name: str) -> Environment:
-    """Return the environment of that name; `own` is the one that this runs in.
+    """Return the environment of that name; `own` is the environment of this process.
 
     Raises NotInstalledError.
     """
@@ -42,7 +42,7 @@ def environment(name: str) -> Environment:
 
 
 def _python(name: str) -> Path:
-    """Make a virtual environment, unless it was made of the same requirements."""
+    """Make a virtual environment, unless it exists and was made from the same requirements."""
     place, wanted = CACHE / "envs" / name, REQUIREMENTS / f"{name}.txt"
     python, mark = place / "bin" / "python", place / ".made-of"
     words = ["--requirement", str(wanted)]

@@ -1,4 +1,4 @@
-"""Figures of many measurements: percentiles of one run, median and range over runs."""
+"""Statistics of measurements: percentiles of one run, median and range over several runs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """Return the value that q per cent do not exceed."""
+    """Return the value that q per cent of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(q / 100 * (len(ordered) - 1)))]
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Return what a distribution comes down to."""
+    """Return percentiles, maximum and number of the values."""
     quantiles = {f"p{q}": round(percentile(values, q), 3) for q in (10, 25, 50, 75, 90, 95, 99)}
     return {**quantiles, "max": round(max(values), 3), "n": len(values)}
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over several runs."""
+    """A measured value over several runs."""
 
     median: float
     least: float
@@ -35,14 +35,14 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Return median and range, or None of nothing."""
+    """Return median and range, or None if there are no values."""
     if not values:
         return None
     return Spread(statistics.median(values), min(values), max(values), len(values))
 
 
 def brief(value: float) -> str:
-    """Return it with as many digits as mean something."""
+    """Return the value with its significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""The goals, each with what it was judged by."""
+"""The goals of the benchmark, and how each is judged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Pick = Callable[[Line], float]
 
 @dataclass(frozen=True)
 class Verdict:
-    """One goal: what was found against what was wanted; None where it was not measured."""
+    """One goal with the measured value and the wanted bound; `found` is None if not measured."""
 
     number: str
     goal: str
@@ -28,18 +28,18 @@ class Verdict:
 
     @property
     def met(self) -> bool | None:
-        """Say whether it is met."""
+        """Whether the goal is met; None if it was not measured."""
         if self.found is None:
             return None
         return self.found >= self.bound if self.at_least else self.found <= self.bound
 
     @property
     def word(self) -> str:
-        """The same in a word."""
+        """The verdict as a word."""
         return {True: "met", False: "missed", None: "not measured"}[self.met]
 
     def cells(self) -> list[str]:
-        """Return it as a line of the table."""
+        """Return the goal as a row of the table."""
         sign = "≥" if self.at_least else "≤"
         unit = " x" if self.is_ratio else ""
         found = "" if self.found is None else f"{brief(self.found)}{unit}"
@@ -63,7 +63,7 @@ def verdicts(plan: Plan, results: Results, starts: dict[str, list[float]]) -> li
 
 
 def median(lines: list[Line], pick: Pick) -> float | None:
-    """Return the median over runs, or None of no runs."""
+    """Return the median over runs, or None if there are no runs."""
     return statistics.median(pick(line) for line in lines) if lines else None
 
 

@@ -1,4 +1,4 @@
-"""The machine that figures come from, and what it and the load generator allow at most."""
+"""The machine on which the benchmark runs, and the limits of the disk and the load generator."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PUBLISHED = 10_000
 
 
 def described() -> dict[str, Any]:
-    """Return the machine in words and figures."""
+    """Return a description of the machine, with its measured limits."""
     with tempfile.TemporaryDirectory(prefix="bench-machine-") as name:
         root = Path(name)
         sync = fsync_us(root / "file")
@@ -63,9 +63,9 @@ def fsync_us(path: Path, seconds: float = 1.0) -> tuple[float, float]:
 
 
 async def _publishing(root: Path) -> float:
-    """Return the messages a second that one process of the load generator gets acknowledged.
+    """Return how many messages per second one process of the load generator gets acknowledged.
 
-    Into a stream in memory, so that it is the generator that is measured.
+    The stream is in memory, so that the generator is the limit.
     """
     async with AsyncExitStack() as stack:
         url, _ = await start_nats(stack, root, None)

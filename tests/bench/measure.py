@@ -1,7 +1,7 @@
-"""One run of one system, in the environment of that system; prints a line of JSON for each measure.
+"""Runs one system in its own environment; prints a line of JSON for each measure.
 
-python -m tests.bench.measure NAME OPTIONS MEASURES: measures as `[["latency", {…}], …]`. `half` takes
-what the last throughput of this run was.
+Run as `python -m tests.bench.measure NAME OPTIONS MEASURES`; measures are given as
+`[["latency", {…}], …]`. `half` uses the result of the last throughput measure of this run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ async def measured(
             return {"resident": getattr(rig.peer, "resident", dict)()}
         case "idle":
             return await idle(rig, **words)
-    from tests.bench import endurance  # noqa: PLC0415 — not to be had in the peers' environments
+    from tests.bench import endurance  # noqa: PLC0415 — not in the peers' environments
 
     match kind:
         case "crowd":
@@ -48,7 +48,7 @@ async def measured(
 
 
 async def run(name: str, options: Mapping[str, Any], asked: Sequence[Measure]) -> None:
-    """Start a system, take the measures in their order, and stop it."""
+    """Start a system, take the measures in the given order, and stop the system."""
     most = max([words.get("chats", 0) for _, words in asked], default=0)
     chats_s = 0.0
     async with RunningSystem(name, options, most) as rig:
@@ -63,7 +63,7 @@ async def run(name: str, options: Mapping[str, Any], asked: Sequence[Measure]) -
 
 
 async def main() -> None:
-    """Run, and take everything down also when told to end."""
+    """Run the measures; SIGTERM also stops the system and its servers."""
     name, options, asked = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
     task = asyncio.create_task(run(name, options, asked))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -1,4 +1,4 @@
-"""What is measured of a system that runs: how soon, how much, and whether it came out right."""
+"""Measures of a running system: latency, throughput, memory, and whether the results are right."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.bench.running_system import RunningSystem, Usage, paced
 
 Figures = dict[str, Any]
 LIMIT = 600.0
-"""Seconds after which a measure gives up."""
+"""Seconds after which a measure fails."""
 
 
 def names(letter: str, number: int) -> list[str]:
-    """Return new chats, RUN-NUMBER."""
+    """Return new chat ids, each the id of the run and a number."""
     run = f"{letter}{uuid4().hex[:8]}"
     return [f"{run}-{i}" for i in range(number)]
 
@@ -28,7 +28,7 @@ def names(letter: str, number: int) -> list[str]:
 async def create_all(
     rig: RunningSystem, chats: Sequence[str], inflight: int
 ) -> list[Awaitable[Mapping[str, Any]]]:
-    """Make the calls of all chats; return what they wait for."""
+    """Make the calls of all chats; return their pending results."""
     gate = asyncio.Semaphore(inflight)
 
     async def one(chat: str) -> Awaitable[Mapping[str, Any]]:
@@ -47,7 +47,7 @@ async def all_ready(pending: Sequence[Awaitable[Mapping[str, Any]]]) -> None:
 
 
 async def verified(rig: RunningSystem, chats: Sequence[str]) -> str:
-    """Say whether each chat is ready and each event logged once, or what is so."""
+    """Return `ok` if each chat is ready and each event is logged once, else the counts."""
     facts = await rig.peer.verify(chats)
     number = facts.pop("sampled", len(chats))
     fine = facts == {"ready": number, "logged": number * len(KINDS)}
@@ -59,10 +59,10 @@ async def latency(
 ) -> Figures:
     """Start `chats` calls evenly over `seconds`, each with its events 50 to 100 ms apart.
 
-    `spread`: the first event comes up to so many seconds later, as in a real build: a poller must not
-    be measured at a phase of its own choice.
+    `spread`: the first event is delayed by up to so many seconds, as in a real build. Without it, a
+    poller would always be measured at the same phase of its interval.
 
-    `ready_ms`: from just before the last event is handed over to the caller holding its result.
+    `ready_ms`: from just before the last event is sent until the caller has its result.
     `overhead_ms`: the whole call without the pauses.
     """
     ready, overhead = [], []
@@ -98,10 +98,10 @@ async def latency(
 
 
 async def throughput(rig: RunningSystem, chats: int, inflight: int = 256) -> Figures:
-    """All calls, then all events, as fast as they are taken.
+    """Make all calls, then send all events, as fast as the system accepts them.
 
-    `events_s`: from the first event handed over to the last in effect. `chats_s`: from the first call
-    to the last result. CPU for 1,000 chats, the load generator left out.
+    `events_s` counts from the first event sent until the last has taken effect, `chats_s` from the
+    first call to the last result. CPU is given per 1,000 chats, without the load generator.
     """
     new = names("t", chats)
     before, usage = await rig.peer.counters(), Usage(rig)
@@ -135,14 +135,14 @@ async def throughput(rig: RunningSystem, chats: int, inflight: int = 256) -> Fig
 
 
 async def half(rig: RunningSystem, chats_s: float, seconds: float) -> Figures:
-    """Latency at half of the chats a second that the system was seen to do."""
+    """Measure the latency at half of the throughput that the system reached."""
     rate = chats_s / 2
     figures = await latency(rig, max(20, int(rate * seconds)), seconds)
     return {**figures, "full": chats_s}
 
 
 async def twice(rig: RunningSystem, chats: int) -> Figures:
-    """Hand each event over twice: it must still be applied once."""
+    """Send each event twice: the system must apply it once."""
     new = names("d", chats)
     pending = await create_all(rig, new, chats)
     playing = asyncio.create_task(rig.source.play(new, gaps=[0.005] * len(KINDS), copies=2))
@@ -152,7 +152,7 @@ async def twice(rig: RunningSystem, chats: int) -> Figures:
 
 
 async def warm(rig: RunningSystem, chats: int = 30) -> None:
-    """Let every path be gone once."""
+    """Run some chats unmeasured, so that every code path has run once."""
     new = names("w", chats)
     pending = await create_all(rig, new, 64)
     await rig.source.play(new)
@@ -160,7 +160,7 @@ async def warm(rig: RunningSystem, chats: int = 30) -> None:
 
 
 def resident(rig: RunningSystem) -> dict[str, float]:
-    """Return MiB by process tree, shared pages counted once."""
+    """Return MiB by process tree; shared pages count once."""
     found = {name: memory(pid) for name, pid in rig.peer.pids().items()}
     if not rig.peer.app_is_load:
         found["app"] = memory(os.getpid()) - memory(rig.source.pid) - sum(found.values())

@@ -1,8 +1,8 @@
-"""The work that every system does, and what a system has to offer to be measured.
+"""The work that every system does, and the interface that a system implements to be measured.
 
-For each chat a `create_workspace` call is made and awaited; then four events come in from another
-process. Each is durable before it counts as accepted, and is applied once to a persisted state and
-an append-only log; the call returns when `ready` is reached.
+For each chat the caller makes a `create_workspace` call and waits; then four events arrive from
+another process. An event counts as accepted when it is durable; it is applied once to a persisted
+state and an append-only log. The call returns when the chat is `ready`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 ROOT = Path(__file__).parents[2]
 """The checkout, from which every process of the benchmark runs."""
 CACHE = ROOT / ".bench"
-"""Environments of the peers, figures and the report."""
+"""The directory of the peers' environments, the figures and the report."""
 
 KINDS = ("build_started", "build_succeeded", "agent_connected", "lifecycle_ready")
 STATES = ("none", "building", "agent_connecting", "scripts_running", "ready")
@@ -25,7 +25,7 @@ Event = dict[str, Any]
 
 
 def make_event(chat: str, kind: str) -> Event:
-    """Return one event, about 190 bytes of JSON; handed over twice it is a duplicate."""
+    """Return one event of about 190 bytes of JSON; a second copy is a duplicate of the first."""
     return {
         "id": f"{chat}/{kind}",
         "chat": chat,
@@ -36,77 +36,77 @@ def make_event(chat: str, kind: str) -> Event:
 
 
 class Peer:
-    """One system under test, seen from two processes.
+    """One system under test, used from two processes.
 
-    `start`, `create` and `stop` are called in the app's process (measure.py); `connect`, `event` and
-    `close` in the process of the sources (source.py), which knows only what `address` told it.
+    The app's process (measure.py) calls `start`, `create` and `stop`. The process of the sources
+    (source.py) calls `connect`, `event` and `close`; it knows only what `address` returned.
     """
 
     processed_on: ClassVar = "result"
     """`ack` when the accepting transaction also applies the event, else `result`."""
     app_is_load: ClassVar = False
-    """The app's process is only a caller, and none of the system's."""
+    """Whether the app's process is only a caller and no part of the system."""
 
     root: Path
-    """A new directory for its files, there before `start`."""
+    """A new directory for the system's files; it exists before `start`."""
     most: int
-    """As many chats as one measure may have open at once."""
+    """The largest number of chats that one measure may have open at the same time."""
 
     def __init__(self, **options: Any) -> None:
-        """Take what distinguishes this variant of the system."""
+        """Take the options of this variant of the system."""
         self.options = options
         self.stack = AsyncExitStack()
-        """What was started, and how it is stopped."""
+        """Cleanups of everything that was started."""
 
     async def start(self) -> None:
         """Start servers and the app."""
 
     async def create(self, chat: str) -> Awaitable[Mapping[str, Any]]:
-        """Return when the call is durably accepted, with what will be its result."""
+        """Make a call; return its pending result when the call is durably accepted."""
         raise NotImplementedError
 
     async def stop(self) -> None:
-        """Stop all of it, also what a failed start left."""
+        """Stop everything, including the remains of a failed start."""
         await self.stack.aclose()
 
     def address(self) -> dict[str, Any]:
-        """Return, as JSON, all that the sources get to know."""
+        """Return the information that the process of the sources receives, as JSON."""
         return {}
 
     def pids(self) -> dict[str, int]:
-        """Return the roots of the system's process trees, by name."""
+        """Return the root process of each of the system's process trees, by name."""
         return {}
 
     async def counters(self) -> dict[str, int]:
-        """Return counters of the storage that only rise."""
+        """Return the storage's monotonic counters."""
         return {}
 
     async def now(self) -> Any:
-        """Return the time by the clock that `asked_since` goes by."""
+        """Return the present time by the clock that `asked_since` uses."""
         return None
 
     async def asked_since(self, then: Any) -> int | None:
-        """Return how many connections to the storage were used since then, if that can be told."""
+        """Return how many storage connections were used since then, or None if that is unknown."""
         del then
         return None
 
     async def verify(self, chats: Sequence[str]) -> dict[str, int]:
-        """Return persisted facts of these chats: `ready`, `logged`, and `sampled` if not all."""
+        """Return counts of persisted data: `ready`, `logged`, and `sampled` if not all chats."""
         del chats
         return {}
 
     async def connect(self, address: Mapping[str, Any]) -> None:
-        """Begin to be the sources."""
+        """Connect the process of the sources."""
 
     async def created(self, chats: Sequence[str]) -> None:
-        """Wait until the calls of these chats have been applied, where accepting did not do so."""
+        """Wait until these chats' calls are applied, if the system accepts them before."""
 
     async def event(self, chat: str, kind: str) -> None:
-        """Return when the event is durably accepted."""
+        """Send an event; return when it is durably accepted."""
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Leave."""
+        """Close the connection of the sources."""
 
 
 def load(name: str, options: Mapping[str, Any]) -> Peer:

@@ -1,4 +1,4 @@
-"""What is measured, of whom, how often and how large."""
+"""The plan of a benchmark: the systems, their measures, and how often and how large."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Measure = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class System:
-    """One line of the tables."""
+    """One system, a line in the tables."""
 
     name: str
     title: str
@@ -19,11 +19,11 @@ class System:
     options: dict[str, Any] = field(default_factory=dict)
     environment: str = "own"
     largest: int = 5000
-    """Chats at once at most."""
+    """The largest number of chats open at the same time."""
     why: str = ""
-    """Why no more."""
+    """The reason for a lower limit."""
     spread: float = 0.0
-    """Seconds over which the first event of a chat is spread besides its pause."""
+    """Seconds over which the first event of each chat is spread, in addition to its pause."""
 
 
 POLLING: Final = System("polling", "polling every 2 s", "polling", spread=2.0)
@@ -80,12 +80,12 @@ SYSTEMS: Final = (
 )
 QUICK_SYSTEMS: Final = (LISTEN_NOTIFY, SKETCH_LAZY, SKETCH, PRODUCT_LAZY, PRODUCT)
 SYNCED: Final = ((PRODUCT, SKETCH), (PRODUCT_LAZY, SKETCH_LAZY))
-"""Who is compared with whom: the same sync."""
+"""Pairs of systems that are compared because both sync their storage alike."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of one system: measures in their order."""
+    """One run of one system: its measures in order."""
 
     system: System
     measures: tuple[Measure, ...]
@@ -93,18 +93,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything of one `make bench`."""
+    """The whole plan of one `make bench`."""
 
     name: str
     tasks: tuple[Task, ...]
     starts: int
     """How often each cold start is timed."""
     sizes: tuple[int, int]
-    """Chats at once that the goals speak of."""
+    """Numbers of simultaneous chats for which goals are set."""
 
 
 def full(systems: Sequence[System] = SYSTEMS, runs: int = 3) -> Plan:
-    """Return the whole plan, about 50 minutes on two cores; systems take turns, run by run."""
+    """Return the full plan: about 50 minutes on two cores; the systems alternate in each run."""
     tasks = [
         Task(system, _standard(system, (100, 300, 1000, 2000, 5000)))
         for _ in range(runs)
@@ -126,7 +126,7 @@ def full(systems: Sequence[System] = SYSTEMS, runs: int = 3) -> Plan:
 
 
 def quick(systems: Sequence[System] = QUICK_SYSTEMS) -> Plan:
-    """Return what is done in two minutes: everything, much smaller."""
+    """Return a plan of two minutes, with all measures at a smaller size."""
     tasks = []
     age = {"chats": 10_000, "log_rows": 100_000, "runs": 1, "size": 500}
     for system in systems:
@@ -147,12 +147,12 @@ def quick(systems: Sequence[System] = QUICK_SYSTEMS) -> Plan:
 
 def _standard(system: System, sizes: Sequence[int]) -> tuple[Measure, ...]:
     measures: list[Measure] = [("rest", {}), ("warm", {})]
-    if system.environment == "own":  # the others may refuse the copy of what is over
+    if system.environment == "own":  # others may reject a second copy after the chat's end
         measures.append(("twice", {"chats": 20}))
     latency = {"chats": 20, "seconds": 5, "rounds": 3, "spread": system.spread}
     measures.append(("latency", latency))
     measures += [("throughput", {"chats": size}) for size in sizes if size <= system.largest]
     if system.peer == "product":
-        # After the largest: `half` takes what the throughput before it was.
+        # After the largest throughput measure, because `half` uses the result before it.
         measures.append(("half", {"seconds": 5}))
     return tuple(measures)

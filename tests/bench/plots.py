@@ -1,4 +1,4 @@
-"""Plots as SVG by hand: a few lines, or bars, with axes that can be read."""
+"""Plots as hand-written SVG: lines or bars, with readable axes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lines(
     y_title: str,
     marks: Mapping[float, str] | None = None,
 ) -> str:
-    """Return points joined by lines, both axes logarithmic; `marks`: words for places below."""
+    """Return points joined by lines on logarithmic axes; `marks` are labels of the x axis."""
     points = [point for line in series.values() for point in line]
     x_axis = _Axis([x for x, _ in points], LEFT, WIDTH - RIGHT)
     y_axis = _Axis([y for _, y in points], HEIGHT - BOTTOM, TOP)
@@ -50,7 +50,7 @@ def lines(
 
 
 def bars(values: Mapping[str, Mapping[str, float]], title: str) -> str:
-    """Return stacked bars, one a line, with what they consist of."""
+    """Return stacked bars, one per row, with their parts."""
     names = list(dict.fromkeys(part for parts in values.values() for part in parts))
     most = max(sum(parts.values()) for parts in values.values())
     height = TOP + 26 * len(values) + 60
@@ -83,17 +83,17 @@ class _Axis:
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         self.low, self.high = math.log10(min(values)), math.log10(max(values))
-        if self.high - self.low < math.log10(2):  # else one value would have no place
+        if self.high - self.low < math.log10(2):  # a single value needs a range around it
             self.low, self.high = self.low - 0.2, self.high + 0.2
         self.start, self.end = start, end
 
     def place(self, value: float) -> float:
-        """Return where a value lies."""
+        """Return the position of a value."""
         share = (math.log10(value) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
     def marks(self) -> list[float]:
-        """Return round values between the ends, three a decade."""
+        """Return round values within the axis, three per decade."""
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
         found = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
         return [v for v in found if self.low - 0.01 <= math.log10(v) <= self.high + 0.01]

@@ -1,4 +1,4 @@
-"""Processes: servers as children, and what they cost, read from /proc."""
+"""Servers as child processes, and the CPU and memory of processes, read from /proc."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:
-    """Return a port that nobody uses now."""
+    """Return a port that is free now."""
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         return int(asked.getsockname()[1])
 
 
 async def answers(port: int, seconds: float = 60) -> None:
-    """Wait until something listens there."""
+    """Wait until a server listens on the port."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -42,7 +42,7 @@ async def answers(port: int, seconds: float = 60) -> None:
 
 
 class Server:
-    """A child process that writes its log to a file; stopped by its id, or when this process is gone."""
+    """A child process that logs to a file; it ends when this process ends."""
 
     def __init__(
         self, argv: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None
@@ -60,7 +60,7 @@ class Server:
         self.pid = self._process.pid
 
     async def said(self, words: str, seconds: float = 60) -> None:
-        """Wait until that stands in its log."""
+        """Wait until the log contains these words."""
         deadline = time.monotonic() + seconds
         while words not in self.log.read_text(errors="replace"):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -68,7 +68,7 @@ class Server:
             await asyncio.sleep(0.02)
 
     def stop(self) -> None:
-        """End it, by force if it takes long."""
+        """Stop the process; kill it if it takes too long."""
         self._process.terminate()
         try:
             self._process.wait(15)
@@ -78,7 +78,7 @@ class Server:
 
 
 def tree(pid: int) -> Iterator[int]:
-    """Yield a process and all that descend from it."""
+    """Yield a process and all its descendants."""
     yield pid
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -87,11 +87,12 @@ def tree(pid: int) -> Iterator[int]:
 
 
 def tree_cpu(pid: int) -> float:
-    """Return the CPU seconds of a process tree, ended and reaped members included."""
+    """Return the CPU seconds of a process tree, including members that ended and were reaped."""
     ticks = 0
     for member in tree(pid):
         with suppress(OSError):
-            # After the name, which may hold anything: utime, stime, cutime, cstime are 14 to 17.
+            # Skip the name, which may contain anything: utime, stime, cutime, cstime are fields 14
+            # to 17.
             fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))
     return ticks * _TICK
@@ -104,7 +105,7 @@ def own_cpu() -> float:
 
 
 def memory(pid: int) -> float:
-    """Return the MiB that a process tree uses; a shared page counts once over all who share it."""
+    """Return the MiB of a process tree; a shared page is divided among all who share it."""
     return round(sum(_kib(f"/proc/{one}/smaps_rollup", "Pss:") for one in tree(pid)) / 1024, 1)
 
 

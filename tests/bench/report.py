@@ -1,4 +1,4 @@
-"""The page: what the tables say, with plots; one file that needs nothing else."""
+"""The report as one HTML page with tables and plots, which needs no other files."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _latency(results: Results, system: str) -> list[tuple[float, float]]:
 
 
 def _rarity(quantile: int) -> float:
-    """Return of how many calls one is slower: on this axis each step is so many times rarer."""
+    """Return N such that one in N calls exceeds the quantile; the axis shows this number."""
     return 100 / (100 - quantile)
 
 

@@ -1,4 +1,4 @@
-"""A system with its servers and its sources, in a directory of its own."""
+"""A running system with its servers and its sources, in its own directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.bench.processes import own_cpu, tree_cpu
 
 
 class Source:
-    """The sources' process, seen from the app's."""
+    """The process of the sources, as the app's process uses it."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self._argv = [name, json.dumps(options)]
@@ -27,7 +27,7 @@ class Source:
         self._seq = 0
 
     async def start(self, address: Mapping[str, Any]) -> None:
-        """Start it and have it connect."""
+        """Start the process, and let it connect."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -43,7 +43,7 @@ class Source:
         await self._ask(do="connect", address=address)
 
     async def created(self, chats: Sequence[str]) -> None:
-        """Wait until the calls of these chats have been applied."""
+        """Wait until the calls of these chats are applied."""
         await self._ask(do="created", chats=chats)
 
     async def play(
@@ -55,14 +55,14 @@ class Source:
         inflight: int = 256,
         copies: int = 1,
     ) -> dict[str, tuple[list[int], list[int]]]:
-        """Hand over events of each chat; return when each was handed and accepted, in ns."""
+        """Send the events of each chat; return when each was sent and accepted, in ns."""
         plan = [(chat, gaps or [0] * len(kinds)) for chat in chats]
         reply = await self._ask(do="play", plan=plan, kinds=kinds, inflight=inflight, copies=copies)
         times: dict[str, tuple[list[int], list[int]]] = reply["times"]
         return times
 
     async def stop(self) -> None:
-        """Let it leave."""
+        """Stop the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -93,7 +93,7 @@ class Source:
 
 
 class RunningSystem:
-    """A system that runs, and its sources."""
+    """A running system and its sources."""
 
     def __init__(self, name: str, options: Mapping[str, Any], most: int) -> None:
         self.name = name
@@ -131,7 +131,7 @@ class RunningSystem:
 
 
 class Usage:
-    """CPU used since it was made, by who used it."""
+    """The CPU time since this object was made, by process tree."""
 
     def __init__(self, rig: RunningSystem) -> None:
         self._rig = rig
@@ -143,7 +143,7 @@ class Usage:
         return {**servers, app: own_cpu(), "sources": tree_cpu(self._rig.source.pid)}
 
     def since(self) -> dict[str, Any]:
-        """Return seconds in all and of each, without the load (`caller`, `sources`)."""
+        """Return the CPU seconds, in total and by process tree; the load generator counts apart."""
         used = {name: now - self._before[name] for name, now in self._read().items()}
         load = sum(used.pop(name, 0.0) for name in ("caller", "sources"))
         return {
@@ -155,6 +155,6 @@ class Usage:
 
 
 def paced(spread: float = 0.0) -> list[float]:
-    """Return the pause before each event when they come one by one."""
+    """Return the pause before each event, for events that come one by one."""
     pauses = [random.uniform(0.05, 0.10) for _ in KINDS]
     return [pauses[0] + random.uniform(0, spread), *pauses[1:]]

@@ -1,4 +1,4 @@
-"""Doing what the plan says: each task a process of its own, in its system's environment."""
+"""Carries out a plan: each task runs in its own process, in the environment of its system."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ TASK_LIMIT = 3600
 
 @dataclass
 class Results:
-    """What came of a plan."""
+    """The results of a plan."""
 
     lines: list[Line] = field(default_factory=list)
     not_run: dict[str, str] = field(default_factory=dict)
-    """Systems, or measures of theirs, with the reason."""
+    """The systems, or measures of a system, that did not run, with the reason."""
     seconds: float = 0.0
 
     def of(self, system: System | str, measure: str, **words: Any) -> list[Line]:
-        """Return the lines of a system's measure, of each run."""
+        """Return the lines of a system's measure, one per run."""
         name = system if isinstance(system, str) else system.name
         return [
             line
@@ -39,7 +39,7 @@ class Results:
 
 
 def carry_out(plan: Plan) -> Results:
-    """Run all tasks, one after the other; what fails is named, and the rest goes on."""
+    """Run all tasks one after the other; record those that fail, and continue."""
     results, began = Results(), time.monotonic()
     for number, task in enumerate(plan.tasks, 1):
         name = task.system.name
@@ -62,7 +62,7 @@ def carry_out(plan: Plan) -> Results:
 
 
 def _run(task: Task) -> tuple[list[Line], str]:
-    """Return what was measured, and the last words if it came to no end.
+    """Return the results, and the reason if the task did not finish.
 
     Raises NotInstalledError.
     """

@@ -1,6 +1,6 @@
-"""The sources of events (provisioner and agents), in a process of their own.
+"""The sources of events (provisioner and agents), in their own process.
 
-Reads one JSON command a line and answers each with one line; see running_system.Source.
+Reads one JSON command per line and answers each with one line; see running_system.Source.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ async def play(
     inflight: int,
     copies: int,
 ) -> Times:
-    """Hand over the events of each chat in their order; return when each was handed and accepted."""
+    """Send the events of each chat in order; return when each was sent and accepted."""
     gate = asyncio.Semaphore(inflight)
     times: Times = {}
 
@@ -46,7 +46,7 @@ async def play(
 
 
 async def answer(peer: Peer, command: Event) -> Event:
-    """Do what a command says."""
+    """Carry out a command, and return the reply."""
     reply: Event = {"seq": command["seq"]}
     try:
         match command["do"]:
@@ -57,20 +57,20 @@ async def answer(peer: Peer, command: Event) -> Event:
             case "play":
                 keys = ("plan", "kinds", "inflight", "copies")
                 reply["times"] = await play(peer, *(command[key] for key in keys))
-    except Exception:  # noqa: BLE001 — whatever it is, who asked is told
+    except Exception:  # noqa: BLE001 — the reply reports any exception
         reply["error"] = traceback.format_exc()
     return reply
 
 
 async def main(name: str, options: dict[str, Any]) -> None:
-    """Serve until there is nothing more to read."""
+    """Answer commands until the input ends."""
     peer = load(name, options)
     reader = asyncio.StreamReader(limit=256 * 2**20)
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
     )
     out = sys.stdout
-    sys.stdout = sys.stderr  # whatever a library prints must not break the protocol
+    sys.stdout = sys.stderr  # output of libraries must not break the protocol
     running = set()
 
     async def handle(line: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The results as tables: for a terminal here, for a page in report.py."""
+"""The results as tables, for the terminal and for the page of report.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PEERS = Path(__file__).with_name("peers")
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, and cells."""
+    """A table with a heading."""
 
     title: str
     head: Sequence[str]
@@ -25,7 +25,7 @@ class Table:
     note: str = ""
 
     def text(self) -> str:
-        """Return it for a terminal."""
+        """Return the table as text for a terminal."""
         lines = [list(self.head), *map(list, self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
         if any(self.head):
@@ -42,7 +42,7 @@ class Table:
 def tables(
     plan: Plan, results: Results, starts: dict[str, list[float]], machine: dict[str, Any]
 ) -> list[Table]:
-    """Return all there is to tell, the goals last."""
+    """Return all tables, the goals last."""
     found = [
         _latency(results),
         *_throughputs(results),
@@ -259,7 +259,7 @@ def _flows(results: Results) -> Table:
 
 
 def _lines_of_flow(peer: str) -> int:
-    """Count what stands between the marks of a peer's module, without blanks and comments."""
+    """Count the lines of a peer's workflow between its marks, without blank lines and comments."""
     text = (PEERS / f"{peer}.py").read_text().splitlines()
     flow = text[text.index("# --- flow begin") + 1 : text.index("# --- flow end")]
     return sum(1 for line in flow if line.strip() and not line.strip().startswith("#"))

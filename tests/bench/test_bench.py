@@ -1,4 +1,4 @@
-"""The benchmark still runs, and still says what it found."""
+"""The benchmark still runs, and reports its results."""
 
 from __future__ import annotations
 

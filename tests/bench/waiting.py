@@ -1,4 +1,4 @@
-"""What it costs that calls wait."""
+"""The cost of waiting calls."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tests.bench.peer import KINDS
 from tests.bench.running_system import RunningSystem, Usage
 
 TOLD = 12.0
-"""Seconds after which idle PostgreSQL backends have told what they did."""
+"""Seconds after which idle PostgreSQL backends have reported their statistics."""
 
 
 async def idle(rig: RunningSystem, chats: int, seconds: float, settle: float = TOLD) -> Figures:
-    """Cost of the same processes without a call, and with calls that wait for their agents."""
+    """Measure idle processes, first without calls, then with calls that wait for agents."""
     without = await _watched(rig, seconds, settle)
     new = names("i", chats)
     pending = await create_all(rig, new, 256)
