@@ -1,4 +1,4 @@
-"""ClusterNodess of three real nats-servers."""
+"""Clusters of three real nats-servers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.rigs.fleet import Fleet, fleet_on
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterNodes]:
-    """One for all tests of a module, which leave its servers alone."""
+    """Yield one cluster for all tests of a module; they must not stop its servers."""
     with cluster_in(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
 @pytest.fixture
 async def bus(cluster: ClusterNodes) -> AsyncIterator[Bus]:
-    """A worker's connection to it."""
+    """Connect to the cluster as a worker."""
     async with await connect(
         cluster.nats_url, seed_file=cluster.credentials / "worker.nk", wait=True
     ) as bus:
@@ -31,7 +31,7 @@ async def bus(cluster: ClusterNodes) -> AsyncIterator[Bus]:
 
 @pytest.fixture
 async def fleet(database_url: str, tmp_path: Path) -> AsyncIterator[tuple[ClusterNodes, Fleet]]:
-    """A cluster of the test's own, and roles that keep everything on all three servers."""
+    """Yield a cluster for this test, and a fleet that stores everything on all three servers."""
     with cluster_in(tmp_path) as cluster:
         env = {"WORKSPACED_NATS_REPLICAS": "3"}
         async with fleet_on(cluster, database_url, tmp_path, env) as fleet:

@@ -1,4 +1,4 @@
-"""A load of chats on a cluster whose servers fail: participants that retry, and count what they receive."""
+"""The load on a cluster whose servers fail: participants retry, and count what they receive."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tests.rigs.client import (
 from tests.rigs.world import ORGANIZATION, POOL, Deployment
 
 AWAY = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
-"""What nats-py raises while there is no server, or no leader."""
+"""The exceptions that nats-py raises while there is no server, or no leader."""
 ANSWERED_WITHIN = 60.0
-"""Seconds in which every accepted call must be answered, whatever goes on."""
+"""Seconds within which every accepted call must be answered, during outages as well."""
 CALLS = ("list_templates", "stop_workspace", "start_workspace", "stop_workspace")
-"""What each chat asks after its create_workspace."""
+"""The calls that each chat makes after its create_workspace."""
 
 
 class Progress:
@@ -74,29 +74,29 @@ async def retry(tried: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def stored(party: Participant, subject: str, told: Event) -> None:
-    """Publish until the stream has stored it, always under the same identity."""
+    """Publish until the stream has stored the event, always with the same identity."""
     headers = {"Nats-Msg-Id": f"{told['source']}:{told['id']}"}
     body = json.dumps(told).encode()
     await retry(lambda: party.js.publish(subject, body, timeout=3, headers=headers))
 
 
 class Load:
-    """Some chats at a time, each from its first call to its last, one after the other."""
+    """Runs some chats at the same time; each new chat begins when one has made its last call."""
 
     def __init__(self, place: Deployment, stack: AsyncExitStack) -> None:
         self._place, self._stack = place, stack
         self.service, self.provisioner, self.operator = Participant(), Participant(), Participant()
-        """`open` connects them."""
+        """They are connected by `open`."""
         self.answers, self.states = Progress(), Progress()
         self.slowest = 0.0
-        """Seconds that the slowest call took, from when it was accepted; reset by `begin`."""
+        """The longest time, in seconds, from acceptance to answer of a call; `begin` resets it."""
         self.versions: dict[str, list[int]] = {}
-        """What a frontend saw of each chat."""
+        """The versions of each chat that a frontend received."""
         self.chats: list[str] = []
         self.jobs: Counter[str] = Counter()
-        """Build ids, with how often each was taken."""
+        """How often each build's job was taken, by build id."""
         self.requested: Counter[str] = Counter()
-        """Builds that each chat must have been given."""
+        """How many builds each chat must have requested."""
         self.built: dict[str, set[str]] = {}
         self.results: dict[tuple[str, str], list[Event]] = {}
         self._facts: dict[str, list[tuple[str, Event]]] = {}
@@ -104,7 +104,7 @@ class Load:
         self._stopping = asyncio.Event()
 
     async def open(self) -> None:
-        """Connect everybody, to any of the servers, for good."""
+        """Connect all participants to any of the servers; they reconnect until they are closed."""
         self.service, self.provisioner, self.operator = [
             await self._joined(**role_options(self._place.credentials, role))
             for role in ("chat-service", "provisioner", "operator")
@@ -116,13 +116,13 @@ class Load:
         await self.service.flush()
 
     async def run(self, chats: int) -> None:
-        """Go on until stopped; each chat that was begun comes to its end."""
+        """Run chats until `stop` is called and every chat has made its last call."""
         async with asyncio.TaskGroup() as everybody:
             taking = everybody.create_task(self._take(everybody))
             async with asyncio.TaskGroup() as group:
                 for _ in range(chats):
                     group.create_task(self._chats())
-            # An ack may have gone down with a server: then its message comes again, and is acked.
+            # An ack may be lost with a server: its message is then redelivered and acked again.
             for stream in ("WORKSPACED_JOB", "WORKSPACED_IN"):
                 await retry(partial(self._drained, stream))
             await cancel_and_wait(taking)
@@ -134,7 +134,7 @@ class Load:
         self.slowest = 0.0
 
     def stop(self) -> None:
-        """Begin no more chats."""
+        """Let no further chat begin."""
         self._stopping.set()
 
     async def _drained(self, stream: str) -> None:
@@ -143,7 +143,7 @@ class Load:
             raise TimeoutError
 
     async def _joined(self, **options: Any) -> Participant:
-        """Connect a party to any of the servers, and keep it connected."""
+        """Connect to any of the servers, and stay connected."""
 
         async def tried() -> Participant:
             party = Participant()
@@ -152,8 +152,8 @@ class Load:
             except BaseException:
                 await party.client.close()
                 raise
-            # From now on only: refused while it connects first, nats-py would both try again and
-            # reconnect, on one socket.
+            # Only now may it reconnect: if the first connection is refused, nats-py would both
+            # retry and reconnect, on one socket.
             party.client.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
             return party
 
@@ -178,7 +178,7 @@ class Load:
             self.requested[chat] += tool != "list_templates"
 
     async def _call(self, chat: str, owner: str, tool: str, args: Event) -> Event:
-        """Ask once, and wait for the answer: it is accepted, so it must come."""
+        """Publish a call and return its answer; fail if an accepted call is not answered."""
         key = (chat, f"call-{new_id()}")
         answered = self._waiting[key] = asyncio.get_running_loop().create_future()
         data = {"call_id": key[1], "tool": tool, "args": args, "owner_name": "ann"}
@@ -197,7 +197,7 @@ class Load:
             self.slowest = max(self.slowest, time.monotonic() - accepted)
 
     async def _answer(self, key: tuple[str, str], answered: asyncio.Future[Event]) -> Event:
-        """Wait for the result; who may have missed it, being reconnected, reads it."""
+        """Wait for the result; after a reconnect, read it from the stream."""
         reconnected = self.service.client.stats["reconnects"]
         while True:
             with suppress(TimeoutError):
@@ -211,7 +211,7 @@ class Load:
                         await self._resolved(key, dict(found[0]["data"]))
 
     async def _about(self, key: tuple[str, str]) -> str:
-        """What can be seen of a call that is not answered."""
+        """Describe an unanswered call: the chat's state, the stored result and its builds."""
         state = await retry(
             lambda: self.service.last("WORKSPACED_STATE", f"workspaced.state.{key[0]}")
         )
@@ -240,7 +240,7 @@ class Load:
     # -- builds ---------------------------------------------------------------------------------
 
     async def _take(self, building: asyncio.TaskGroup) -> None:
-        """Take every job of the pool, and build it beside the others."""
+        """Take every job of the pool, and build them concurrently."""
         bound = await retry(
             lambda: self.provisioner.js.pull_subscribe_bind(f"pool-{POOL}", stream="WORKSPACED_JOB")
         )
@@ -268,13 +268,13 @@ class Load:
             await stored(self.provisioner, subject, fact)
         with suppress(
             *AWAY
-        ):  # lost, it comes again after 30 s: harmless, and a long wait for a test
+        ):  # if the ack is lost, the job is redelivered after 30 s, which costs a test only time
             await message.ack_sync(timeout=5)
         if first and listed:
             await self._agent(job, listed[0]["id"])
 
     async def _agent(self, job: Event, agent_id: str) -> None:
-        """Be the agent of a build, with a credential of its own."""
+        """Act as the agent of a build, with its own credential."""
         body = {key: job[key] for key in ("chat_id", "workspace_id", "build_id")}
         credential = await retry(
             lambda: self.provisioner.client.request(
@@ -292,7 +292,7 @@ class Load:
 
 
 async def leader(operator: Participant, stream: str) -> str:
-    """The name of the node that leads a stream; ask again while it has none."""
+    """Return the name of the node that leads a stream; retry while there is no leader."""
 
     async def found() -> str:
         info = await operator.js.stream_info(stream)
@@ -304,7 +304,7 @@ async def leader(operator: Participant, stream: str) -> str:
 
 
 async def in_step(operator: Participant, stream: str) -> None:
-    """Return when all three nodes hold all of the stream."""
+    """Return when all three nodes hold the whole stream."""
 
     async def looked() -> None:
         info = await operator.js.stream_info(stream)

@@ -1,4 +1,4 @@
-"""Three nats-servers on loopback, run with the configuration that operators get."""
+"""Three nats-servers on loopback, run with the configuration that operators use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEPLOYED = ROOT / "deploy" / "nats"
 
 
 class Node:
-    """One server: killed, paused and started again on the same ports and the same store."""
+    """One server; a restart uses the same ports and the same store."""
 
     def __init__(self, number: int, folder: Path, ports: dict[str, int], env: dict[str, str]):
         self.name = f"workspaced-{number}"
@@ -68,13 +68,13 @@ class ClusterNodes:
         return ",".join(node.url for node in self.nodes)
 
     def node(self, name: str) -> Node:
-        """The node of that name."""
+        """Return the node of that name."""
         return next(node for node in self.nodes if node.name == name)
 
 
 @contextmanager
 def cluster_in(folder: Path) -> Iterator[ClusterNodes]:
-    """Start three nodes, and leave none behind."""
+    """Start three nodes; kill them at the end."""
     cluster = ClusterNodes(folder)
     with ExitStack() as ending:
         for node in cluster.nodes:

@@ -1,4 +1,4 @@
-"""Who is connected to one server of a cluster is cut off by whoever is connected to another."""
+"""A client of one server in a cluster can close a connection to another server."""
 
 from __future__ import annotations
 

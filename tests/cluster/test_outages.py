@@ -1,4 +1,4 @@
-"""A cluster of three NATS servers loses its leader, and a node, under load: nothing else is lost."""
+"""A NATS cluster loses its leader, and a node, under load: accepted work must not be lost."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ KILLS = int(os.environ.get("CLUSTER_KILLS", "1"))
 PAUSES = int(os.environ.get("CLUSTER_PAUSES", "0"))
 CHATS = int(os.environ.get("CLUSTER_CHATS", "6"))
 CALM = int(os.environ.get("CLUSTER_CALM", "20"))
-"""Answers between two outages."""
+"""Number of answers to wait for between two outages."""
 BUILDS_OF_A_CHAT = 4
 TIMEOUT = 90.0
-"""Seconds after which the test gives up."""
+"""Seconds after which a wait fails the test."""
 
 
-# nats-py leaves the socket open that it could not connect.
+# When nats-py can't connect, it leaves its socket open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_cluster_that_loses_its_leader_or_a_node_loses_no_call(
     fleet: tuple[ClusterNodes, Fleet], capsys: pytest.CaptureFixture[str]
@@ -73,13 +73,13 @@ async def test_a_cluster_that_loses_its_leader_or_a_node_loses_no_call(
         f"of {stale} chats the last"
     )
     with capsys.disabled():
-        print("\n" + "\n".join(figures))  # noqa: T201 — what `make cluster` is for
+        print("\n" + "\n".join(figures))  # noqa: T201 — `make cluster` prints its results
 
 
 async def _partitioned(
     cluster: ClusterNodes, roles: Fleet, load: Load, running: asyncio.Task[None], figures: list[str]
 ) -> None:
-    """Pause the server that a worker is connected to, until that worker has found another one."""
+    """Pause the server that a worker is connected to, until the worker has found another one."""
     paused = cluster.nodes[2]
     worker = await roles.start("worker", env={"WORKSPACED_NATS_URL": paused.url})
     await _calm(load, running)
@@ -107,7 +107,7 @@ async def _calm(load: Load, running: asyncio.Task[None], figures: list[str] | No
 
 
 async def _first(running: asyncio.Task[None], waiting) -> None:
-    """Wait, but not longer than the load runs."""
+    """Wait for `waiting`; raise the load's error if the load fails first."""
     wanted = asyncio.ensure_future(waiting)
     async with asyncio.timeout(TIMEOUT):
         await asyncio.wait((running, wanted), return_when=asyncio.FIRST_COMPLETED)
@@ -118,9 +118,10 @@ async def _first(running: asyncio.Task[None], waiting) -> None:
 
 
 async def _check(load: Load, database_url: str) -> tuple[int, int]:
-    """Nothing lost, nothing doubled: by the wire where it can be seen there, else in the database.
+    """Check that nothing is lost or doubled, on the bus where possible, else in the database.
 
-    Returns how many states a frontend missed that only subscribed, and of how many chats the last.
+    Returns how many states a frontend missed that reads no snapshots, and for how many chats it
+    missed the last state.
     """
     for results in load.results.values():
         assert all(one == results[0] for one in results), results

@@ -1,4 +1,4 @@
-"""What the streams promise, kept by three servers; and how streams of one server come to three."""
+"""The guarantees of streams on three servers, and the change from one replica to three."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 60.0
 
 
 async def elected(tried: Callable[[], Awaitable[T]]) -> T:
-    """Do what a cluster that has just begun may not be ready for."""
+    """Retry an operation for which a new cluster may not be ready yet."""
     backoff = Backoff(limit=0.5)
     async with asyncio.timeout(PATIENCE):
         while True:
@@ -31,7 +31,7 @@ async def elected(tried: Callable[[], Awaitable[T]]) -> T:
 
 @pytest.fixture
 async def streams(bus: Bus) -> Bus:
-    """All that workers make, on three servers."""
+    """Create all streams and consumers of workers, on three servers."""
 
     async def make() -> None:
         for stream in Tuning(replicas=3).streams():
@@ -98,7 +98,7 @@ async def test_a_message_that_is_being_stored_already_is_no_refusal(streams: Bus
 async def test_streams_of_one_server_come_to_three_with_what_they_hold(bus: Bus) -> None:
     alone = replace(RESULT, name="GROWING", subjects=["growing.*"])
     await elected(lambda: bus.ensure_stream(alone))
-    # The other servers may not have heard of it yet.
+    # The other servers may not know the stream yet.
     await elected(lambda: bus.publish("growing.a", b"kept"))
 
     await elected(lambda: bus.ensure_stream(replace(alone, num_replicas=3)))
