@@ -1,4 +1,4 @@
-"""One `workspaced up` for all cases, and every party of the contract for each of them."""
+"""One `workspaced up` for all cases; each case gets its own participants."""
 
 from __future__ import annotations
 

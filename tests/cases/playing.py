@@ -2,12 +2,12 @@
 
 Each line is one of:
 
-- `{"subject": ..., "event": ..., "bom": true?}`: publish the event, after a byte order mark if asked.
-- `{"presence": true, "ttl": "2s"}`: one sign of life of agent `@a1`, which expires after `ttl`.
+- `{"subject": ..., "event": ..., "bom": true?}`: publish the event; `bom` adds a byte order mark.
+- `{"presence": true, "ttl": "2s"}`: one presence message of agent `@a1`, which expires after `ttl`.
 - `{"lost": true}`: wait until workers have noticed that the agent is gone.
 
-`@chat`, `@ws`, `@a1`, `@b1` ... stand for UUIDs of one run, `@new` for a fresh UUID each time, and
-`@repeat:x:70000` for a long text.
+`@chat`, `@ws`, `@a1`, `@b1` ... stand for UUIDs that stay the same during a run, `@new` for a new
+UUID each time, and `@repeat:x:70000` for a long text.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from tests.rigs.world import World
 
 INPUTS = Path(__file__).parent / "inputs"
 _SENDERS = {"tool": "service", "provisioner": "provisioner", "agent": "operator"}
-"""Which party of the world publishes, by the third token of the subject."""
+"""The participant that publishes a line, by the third token of its subject."""
 
 
 @dataclass
 class Case:
-    """A case that was played, as its chat's frontend and service saw it."""
+    """A played case, as its chat service and frontend see it."""
 
     chat: Chat
     names: dict[str, str] = field(default_factory=dict)
     """The UUIDs of this run, by their placeholder without `@`."""
 
     async def answer(self, call_id: str) -> Event:
-        """Wait for the answer of a call; return the data of tool_resolved."""
+        """Wait for the answer to a call; return the data of tool_resolved."""
         return await self.chat.answer(call_id)
 
     def filled(self, value: Any) -> Any:

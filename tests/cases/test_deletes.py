@@ -7,7 +7,7 @@ from tests.rigs.world import World
 
 
 async def test_b07_stopped_then_delete_failed(world: World) -> None:
-    """Nobody knows what is left, so nobody says that it runs."""
+    """It is unknown what such a workspace still has, so no answer may say that it is running."""
     case = await play(world, "B07-stopped-then-delete-failed")
     chat = case.chat
     who = {"organization_id": case.names["org"], "owner_id": case.names["owner"]}

@@ -1,4 +1,4 @@
-"""What comes in another language's spelling, or with a detail that can't be used, is accepted."""
+"""Events with another language's conventions, or with an unusable detail, are accepted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.rigs.world import World
 
 
 async def entry_of(world: World, chat: str, event_type: str) -> dict[str, Any]:
-    """The last log entry of that type."""
+    """Return the last entry of that type in the event log."""
     page = await world.operator.rpc("read_events", chat_id=chat)
     for entry in page["events"]:
         shapes.log_entry(entry)
@@ -25,7 +25,7 @@ async def entry_of(world: World, chat: str, event_type: str) -> dict[str, Any]:
 
 
 async def letters_of(world: World, kind: str) -> Received[Any]:
-    """Dead letters of that kind, from now on."""
+    """Return the dead letters of that kind that arrive from now on."""
     letters: Received[Any] = Received()
     await world.operator.client.subscribe(f"workspaced.dead.{kind}", cb=letters.add)
     await world.operator.flush()
@@ -119,7 +119,7 @@ async def test_b10_call_id_used_twice(world: World) -> None:
 async def test_b28_what_other_languages_write_for_absent(
     world: World, name: str, state: str
 ) -> None:
-    """B28-build-number-2.0, -deleted-build-id-empty, -parent-id-empty, -stop-agents-null, …"""
+    """The cases B28: values that other languages write for an absent key, or for an integer."""
     case = await play(world, name)
 
     found = await case.chat.state(state)
@@ -169,7 +169,7 @@ async def test_a_body_with_a_byte_order_mark_is_read(world: World) -> None:
 
 
 async def test_names_of_any_length_are_kept_up_to_4_kib(world: World) -> None:
-    """They are indexed by the database, which takes no long text that does not compress."""
+    """The database indexes names, and an index takes no long text that does not compress."""
     chat = await world.chat()
     await chat.call("list_templates")
     name = "".join(new_id() for _ in range(200))
@@ -236,7 +236,7 @@ async def test_an_end_that_can_not_be_read_is_noted_on_the_chat_and_its_correcti
 async def test_snapshots_are_what_the_logs_of_all_of_this_fold_to(
     world: World, running: Up
 ) -> None:
-    """Of accepted events, repaired ones and rejected ones, as this database holds them by now."""
+    """The event logs hold accepted, repaired and rejected events of the tests before this one."""
     chat = await world.chat()
     _, job = await world.building(chat)
     letters = await letters_of(world, "provisioner")

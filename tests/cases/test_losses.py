@@ -1,4 +1,4 @@
-"""Recorded cases about agents that workers took for lost."""
+"""Recorded cases about agents that workers considered lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.rigs.world import World
 
 
 async def test_b27_sequence_behind(world: World) -> None:
-    """The agent is connected whatever its clock says, and a create does not replace its workspace."""
+    """The agent counts as connected whatever its clock says, and a create keeps its workspace."""
     case = await play(world, "B27-sequence-behind")
     chat = case.chat
     lost = next(e["data"] for e in chat.states.all if e["data"]["cause"]["source"] == "/workspaced")

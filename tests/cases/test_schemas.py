@@ -1,4 +1,4 @@
-"""What the programs of workspaced say in a real run fits docs/schemas."""
+"""All messages that workspaced publishes in a real run match docs/schemas."""
 
 from __future__ import annotations
 

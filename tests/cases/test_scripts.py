@@ -1,4 +1,4 @@
-"""Cases of agents whose scripts say more than a log takes; B22 and B23 are played in tests/agent."""
+"""Cases of agents whose scripts write more than a log holds; tests/agent covers B22 and B23."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases of sensitive values in what a build says."""
+"""Cases of sensitive values in the output of builds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ start = "sh ./step.sh"
 
 
 def everything(running: Up, template: str | Path, **parameters: str) -> tuple[str, str]:
-    """Create a workspace of the template; return the build's log, and all else that is shown."""
+    """Create a workspace; return the build's log, and everything else that workspaced shows."""
     chat = str(uuid4())
     pushed = running.data("template", "push", template)["template_id"]
     given = [f"parameters.{name}={json.dumps(value)}" for name, value in parameters.items()]
@@ -51,7 +51,7 @@ def everything(running: Up, template: str | Path, **parameters: str) -> tuple[st
 
 
 def test_b25_secret_of_several_lines(running: Up) -> None:
-    """`echo` without quotes writes blanks for the line ends; the failure repeats the last line."""
+    """`echo` without quotes writes spaces for line ends; the failure repeats the last line."""
     lines = ("-----BEGIN KEY-----", "MC4CAQAwBQYDK2VwBCIEIAbcDefGhIjKl", "-----END KEY-----")
 
     log, shown = everything(running, INPUTS / "B25-secret-of-several-lines", key="\n".join(lines))

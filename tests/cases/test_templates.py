@@ -1,4 +1,4 @@
-"""Cases of templates that `template push` has to refuse."""
+"""Cases of templates that `template push` must refuse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.rigs.processes import Up
 
 
 def refused(running: Up, template: Path) -> str:
-    """Push a template that must be refused; return the words."""
+    """Push a template that must be refused; return the error message."""
     organization = ("--organization", new_id())
     done = running.run("template", "push", template, *organization)
 

@@ -1,4 +1,4 @@
-"""Cases of builds that want the terminal in which the operator started `up`."""
+"""Cases of builds that try to use the terminal in which the operator started `up`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class InATerminal:
         return run(*words, "--data-dir", self.directory)
 
     def shown(self) -> str:
-        """Return what the terminal shows so far: what `up` wrote, and what was typed."""
+        """Return what the terminal shows so far, both output and typed text."""
         os.set_blocking(self.master, False)
         pieces = []
         while True:

@@ -1,4 +1,4 @@
-"""Recorded cases about the values of parameters: compared as values, and passed as they are given."""
+"""Recorded cases about parameters: compared as values, and passed exactly as they are given."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from tests.rigs.processes import Up
 
 
 class Caller:
-    """Calls the tools for one chat by the command line, as the cases' run.sh do."""
+    """Calls the tools for one chat on the command line, like the run.sh of each case."""
 
     def __init__(self, running: Up) -> None:
         self._running = running
         self.chat, self.organization = new_id(), new_id()
 
     def push(self, folder: str) -> str:
-        """Push a case's folder; return the template's id."""
+        """Push the folder of a case; return the template's id."""
         pushed = self._running.data(
             "template", "push", INPUTS / folder, "--organization", self.organization
         )
         return str(pushed["template_id"])
 
     def call(self, tool: str, *words: str) -> tuple[int, Event]:
-        """Call a tool; return the status and the answer."""
+        """Call a tool; return the exit status and the answer."""
         place = ("--chat", self.chat, "--organization", self.organization, "--json")
         done = self._running.run("tool", tool, *place, *words)
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)
 
     def well(self, tool: str, *words: str) -> Event:
-        """Call a tool that succeeds; return the answer."""
+        """Call a tool that must succeed; return the answer."""
         status, answer = self.call(tool, *words)
         assert status == 0, answer
         return answer
 
     def parameters(self) -> dict[str, Any]:
-        """Return the parameters of the newest build, by the chat's event log."""
+        """Return the parameters of the newest build, as the event log has them."""
         done = self._running.run("events", self.chat)
         assert done.returncode == 0, done.stderr
         entries = [json.loads(line) for line in done.stdout.splitlines()]
@@ -54,7 +54,7 @@ def caller(running: Up) -> Caller:
 
 
 def test_b01_stale_immutable_option(caller: Caller) -> None:
-    """An immutable value that the new version no longer takes is kept, and does not block a start."""
+    """A start keeps an immutable value, even if the new version does not allow it."""
     template = caller.push("B01-stale-immutable-option/v1")
     caller.well(
         "create_workspace", "--arg", f"template_id={template}", "--arg", "parameters.image=old"
@@ -85,7 +85,7 @@ def test_b01_the_same_immutable_value_may_be_given(caller: Caller) -> None:
 
 
 def test_b02_new_immutable_parameter(caller: Caller) -> None:
-    """A parameter that the workspace never had may be chosen once."""
+    """A new immutable parameter, which the workspace has no value for, may be set once."""
     template = caller.push("B02-new-immutable-parameter/v1")
     caller.well("create_workspace", "--arg", f"template_id={template}")
     caller.well("stop_workspace")
@@ -125,7 +125,7 @@ def test_b02_same_value_other_spelling(caller: Caller) -> None:
     ],
 )
 def test_b31_cli_values(caller: Caller, name: str, typed: str) -> None:
-    """What is typed for a parameter arrives as it was typed."""
+    """A parameter's value arrives exactly as it is typed."""
     template = caller.push("B31-cli-values")
 
     caller.well(
@@ -140,7 +140,7 @@ def test_b31_cli_values(caller: Caller, name: str, typed: str) -> None:
 
 
 def test_b31_cli_values_of_texts(caller: Caller) -> None:
-    """A name and a query are texts, whatever they look like."""
+    """Names and queries are texts, even if they look like numbers or booleans."""
     template = caller.push("B31-cli-values")
 
     for name in ("2024", "true"):
