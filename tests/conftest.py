@@ -1,4 +1,4 @@
-"""Real servers for the tests: one PostgreSQL and one nats-server for each run, a database for each test."""
+"""Real servers for the tests: PostgreSQL and nats-server once per run, a database per test."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from tests.rigs.servers import new_database
 
 ConnectAs = Callable[..., Awaitable[Client]]
 
-# A background job of a shell ignores SIGINT, and so would every process that the tests start.
+# A shell's background job ignores SIGINT, and all processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def servers() -> AsyncIterator[Servers]:
-    """Servers of the whole run. Streams have fixed names: a test that needs an empty NATS uses `own_nats`."""
+    """Run the servers of the whole test run.
+
+    The names of streams are fixed, so a test that needs an empty NATS uses `own_nats`.
+    """
     with tempfile.TemporaryDirectory(prefix="workspaced-tests-") as directory:
         async with embedded_servers(Path(directory)) as running:
             yield running
@@ -34,14 +37,14 @@ async def servers() -> AsyncIterator[Servers]:
 
 @pytest.fixture
 async def database_url(servers: Servers) -> AsyncIterator[str]:
-    """The URL of an empty database for this test."""
+    """Yield the URL of an empty database for this test."""
     async with new_database(servers) as url:
         yield url
 
 
 @pytest.fixture
 async def own_nats(servers: Servers, tmp_path: Path) -> AsyncIterator[Servers]:
-    """An empty nats-server for this test, with the same roles and permissions."""
+    """Run an empty nats-server for this test, with the same roles and permissions."""
     directory = tmp_path / "own-nats"
     async with embedded_servers(directory, database_url=servers.database_url) as running:
         yield running
@@ -51,7 +54,8 @@ async def own_nats(servers: Servers, tmp_path: Path) -> AsyncIterator[Servers]:
 async def connect_as(servers: Servers) -> AsyncIterator[ConnectAs]:
     """Return a function: `await connect_as("operator", on=own_nats, **options of Client.connect)`.
 
-    It does not retry. Permission violations are passed to `error_cb` only. Connections are closed at the end.
+    It does not retry. Only `error_cb` receives permission violations. Connections are closed at the
+    end.
     """
     async with AsyncExitStack() as connections:
 
@@ -67,7 +71,8 @@ async def connect_as(servers: Servers) -> AsyncIterator[ConnectAs]:
                 "allow_reconnect": False,
             } | options
             client: Client = settings.pop("client")
-            # Also if the server refuses: nats-py then leaves its socket open.
+            # The connection is closed even if the server refuses it: nats-py leaves its socket
+            # open.
             connections.push_async_callback(client.close)
             await client.connect(on.nats_url, **settings)
             return client
@@ -85,4 +90,4 @@ async def settled(client: Client) -> None:
 
 
 async def _ignore(_error: Exception) -> None:
-    """Without a callback nats-py logs each error."""
+    """Ignore an error: without a callback nats-py logs each one."""

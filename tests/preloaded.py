@@ -1,7 +1,7 @@
-"""Commands of `workspaced` in processes that are forked from one that has imported everything.
+"""Runs commands of `workspaced` in processes forked from one that has already imported everything.
 
-Importing takes most of the time of a short command, and tests run hundreds of them. Each still is a
-process of its own, with its own standard streams, exit status and event loop.
+Imports take most of the time of a short command, and tests run hundreds of commands. Each command
+is still a separate process, with its own standard streams, exit status and event loop.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pkgutil import walk_packages
 ROOT = Path(__file__).parents[1]
 _lock = threading.Lock()
 _started: dict[int, socket.socket] = {}
-"""The connection to the process that forks, by the pid of the process that started that."""
+"""The connection to the forking process, by the pid of the process that started it."""
 
 
 def run(
     words: Sequence[str], environ: Mapping[str, str], stdin: str, patience: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run `workspaced` with these arguments and this environment to its end.
+    """Run `workspaced` with these arguments and this environment until it ends.
 
-    Raises subprocess.TimeoutExpired after `patience` seconds; the command is killed then.
+    Kills the command after `patience` seconds, and raises subprocess.TimeoutExpired.
     """
     ours, theirs = socket.socketpair()
     streams = [os.pipe() for _ in range(3)]
@@ -55,7 +55,7 @@ def run(
             reader.start()
         timer = threading.Timer(patience, os.kill, (pid, signal.SIGKILL))
         timer.start()
-        with suppress(BrokenPipeError):  # a command may end without reading
+        with suppress(BrokenPipeError):  # a command may end without reading its input
             given.write(stdin.encode())
             given.close()
         for reader in readers:
@@ -76,7 +76,7 @@ def _read(descriptor: int, taken: dict[int, bytes]) -> None:
 
 
 def _control() -> socket.socket:
-    """Return the connection to the process that forks, which is started when it is first needed."""
+    """Return the connection to the forking process; the first use starts that process."""
     if os.getpid() not in _started:
         ours, theirs = socket.socketpair()
         with theirs:
@@ -107,13 +107,13 @@ def _serve(control: socket.socket) -> None:
     ):
         for module in walk_packages(import_module(package).__path__, f"{package}."):
             import_module(module.name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that fork
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # reaps the forked processes automatically
     while True:
         head, descriptors, _, _ = socket.recv_fds(control, 4, 4)
         if not head:
             return
         request, length = b"", int.from_bytes(head, "big")
-        while len(request) < length:  # not a byte more: the next request may follow at once
+        while len(request) < length:  # only this request: the next one may already follow
             request += control.recv(length - len(request))
         if not os.fork():
             control.close()
@@ -123,7 +123,7 @@ def _serve(control: socket.socket) -> None:
 
 
 def _supervise(request: dict[str, object], answer: int, *streams: int) -> None:
-    """Fork the command; tell its pid and, when it has ended, its exit status."""
+    """Fork the command; report its pid and, when it has ended, its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if not pid:
@@ -138,7 +138,7 @@ def _supervise(request: dict[str, object], answer: int, *streams: int) -> None:
 
 
 def _command(request: dict[str, object], streams: Sequence[int]) -> None:
-    """Be the command, as `python -m handlers` would be."""
+    """Run the command in this process, in the same way as `python -m handlers`."""
     for target, descriptor in enumerate(streams):
         os.dup2(descriptor, target)
         os.close(descriptor)

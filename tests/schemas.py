@@ -1,7 +1,7 @@
 """Checks messages against docs/schemas. Nothing is imported from the product.
 
-A schema lets readers ignore unknown keys. What workspaced itself sends is checked more strictly: a key
-that no schema describes is an error here.
+The schemas let readers ignore unknown keys. The check of workspaced's own messages is stricter: a
+key that no schema describes is an error here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCHEMAS = Path(__file__).parents[1] / "docs/schemas"
 
 
 def check(path: str, value: Any) -> None:
-    """Raise AssertionError unless `value` fits the schema in that file of docs/schemas."""
+    """Raise AssertionError unless `value` matches the schema in that file of docs/schemas."""
     wrong = best_match(_validator(path).iter_errors(value))
     assert wrong is None, f"{path}: {wrong.json_path}: {wrong.message}"
 
@@ -29,7 +29,7 @@ def check_event(event: dict[str, Any]) -> None:
 
 
 def path_of(event: dict[str, Any]) -> str:
-    """The file in docs/schemas that describes events of this type."""
+    """Return the file in docs/schemas that describes events of this type."""
     return f"messages/{str(event['type']).removeprefix('workspaced.')}.json"
 
 
@@ -43,7 +43,7 @@ def _validator(path: str) -> Draft202012Validator:
 
 
 def _closed(schema: Any) -> Any:
-    """Let no object have keys that the schema does not name."""
+    """Return the schema with unknown keys forbidden in every object."""
     if isinstance(schema, list):
         return [_closed(item) for item in schema]
     if not isinstance(schema, dict):
