@@ -161,7 +161,7 @@ async def forgetful(stage: Stage) -> Stage:
 
 
 async def built(stage: Stage, chat: Chat, job: Job, call: str) -> Event:
-    """Report success of a build without agents; check that the chat is ready and the call answered."""
+    """Report success of a build without agents; check that the chat is ready, the call answered."""
     ended = await stage.world.provisioner.succeed(job)
     result = (await chat.answer(call))["result"]
     assert (result["created"], result["build_id"]) == (True, job.build_id)
