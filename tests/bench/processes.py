@@ -91,8 +91,7 @@ def tree_cpu(pid: int) -> float:
     ticks = 0
     for member in tree(pid):
         with suppress(OSError):
-            # Skip the name, which may contain anything: utime, stime, cutime, cstime are fields 14
-            # to 17.
+            # The name may contain anything; after it, utime, stime, cutime, cstime are 14 to 17.
             fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))
     return ticks * _TICK

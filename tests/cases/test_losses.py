@@ -7,7 +7,7 @@ from tests.rigs.world import World
 
 
 async def test_b27_sequence_behind(world: World) -> None:
-    """The agent counts as connected whatever its clock says, and a create keeps its workspace."""
+    """The agent counts as connected regardless of its clock, and a create keeps its workspace."""
     case = await play(world, "B27-sequence-behind")
     chat = case.chat
     lost = next(e["data"] for e in chat.states.all if e["data"]["cause"]["source"] == "/workspaced")

@@ -268,7 +268,7 @@ class Load:
             await stored(self.provisioner, subject, fact)
         with suppress(
             *AWAY
-        ):  # if the ack is lost, the job is redelivered after 30 s, which costs a test only time
+        ):  # a lost ack means redelivery after 30 s: harmless, but a long wait for a test
             await message.ack_sync(timeout=5)
         if first and listed:
             await self._agent(job, listed[0]["id"])

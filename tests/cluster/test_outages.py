@@ -120,8 +120,8 @@ async def _first(running: asyncio.Task[None], waiting) -> None:
 async def _check(load: Load, database_url: str) -> tuple[int, int]:
     """Check that nothing is lost or doubled, on the bus where possible, else in the database.
 
-    Returns how many states a frontend missed that reads no snapshots, and for how many chats it
-    missed the last state.
+    Returns how many states the frontend missed, which reads no snapshots, and for how many chats it
+    missed the last one.
     """
     for results in load.results.values():
         assert all(one == results[0] for one in results), results

@@ -27,7 +27,7 @@ TERMINAL = ("build_succeeded", "build_failed", "build_canceled")
 
 @dataclass
 class Findings:
-    """The problems found, sorted by kind."""
+    """The problems found, by kind."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -197,7 +197,7 @@ class Checks:
         self.found.notes["jobs that came by two messages"] = again
 
     def _machine(self, seen: dict[str, ChatView]) -> None:
-        """Check that each directory has its workspace, and each agent a workspace that may run."""
+        """Check for leftover directories, agents of stopped workspaces, and duplicate agents."""
         known = {b["workspace_id"] for chat in seen.values() for b in chat.builds.values()}
         ended = dict(pair for chat in seen.values() for pair in chat.ended())
         for directory in self._place.local_workspaces:

@@ -45,7 +45,7 @@ MENDING = ("nats-server", "wire", "provisioner", "machine", "local provisioner")
 """After these faults, senders publish again whatever may be lost. In every second act these faults
 are left out, so that a message which a worker loses stays lost and the checks find it."""
 INSTANT = 0.025
-"""Seconds after a request within which a fault strikes a worker, so that it hits it at work."""
+"""The longest delay, in seconds, between a request and a fault that should hit a worker at work."""
 PATIENCE = 2.0
 LOST = 0.15
 """Share of the agents' pauses that last so long that workers consider the agent lost."""

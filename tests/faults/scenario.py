@@ -24,7 +24,7 @@ from tests.rigs.processes import ROOT, environment, kill_processes, processes_us
 from tests.rigs.world import template_folder
 
 CONTRACT = "contract"
-"""Pool of the harness's own provisioners; `local` and `annex` are built by workspaced's."""
+"""Pool of the harness's provisioners; workspaced's own ones have the pools `local` and `annex`."""
 LOCAL_POOLS = ("local", "annex")
 MACHINES = ("machine-1", "machine-2")
 TEMPLATES = {

@@ -48,7 +48,7 @@ class SharedJournal:
         return dict(json.loads(path.read_bytes()))
 
     def write(self, record: Record) -> None:
-        """Write the record durably enough that it survives the death of this process."""
+        """Write the record; it survives the death of this process."""
         write_atomically(self._journals / f"{record['workspace_id']}.json", record)
 
     def records(self) -> Iterator[Record]:

@@ -135,7 +135,7 @@ class FuzzRun:
                 pass
 
     async def check(self) -> None:
-        """Check that the database has applied exactly the events that are valid."""
+        """Check that all valid events are applied, and no others."""
         await self.drained()
         database = await asyncpg.connect(self._fleet.database_url)
         try:

@@ -2,8 +2,8 @@
 
 Each process has its own queue of callbacks, first in, first out, as with an event loop of its own.
 The seed decides which process runs next. Between any two callbacks a process may be paused, or
-killed: then none of its code runs any more, not even a `finally`. A process is a context variable:
-tasks and callbacks belong to the process that created them.
+killed: then none of its code runs any more, not even a `finally`. A context variable holds the
+current process: tasks and callbacks belong to the process that created them.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ class Run:
         self.troubles.end()
         self.note("everything is mended")
         mended = self.loop.now
-        # After a loss, participants repeat their requests, so one more repetition may follow.
+        # After a loss, workers ask provisioners and agents for their facts several times.
         until = mended + (ASKING if self.losses else 0.0)
         while (
             self.loop.now < until
