@@ -142,7 +142,7 @@ def breakages(names: list[str]) -> int:
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    # The hash seed determines the order of sets of strings, so it must be fixed for seeds to repeat.
+    # The hash seed determines the order of sets of strings, so it is fixed for seeds to repeat.
     if os.environ.get("PYTHONHASHSEED") != "0":
         program = [sys.executable, "-m", "tests.simulation", *sys.argv[1:]]
         os.execve(sys.executable, program, {**os.environ, "PYTHONHASHSEED": "0"})
