@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+CANCEL_AGAIN_AFTER = 3.0
+"""Seconds; `asyncio.wait_for` and nats-py can swallow a cancellation that comes at the wrong moment."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,14 +70,16 @@ async def cancel_and_wait(
 async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Run coroutines while the block runs, and cancel them when it ends.
 
-    A coroutine that fails cancels the block, and its error is raised in place of the block's.
+    A coroutine that fails cancels the block, and its error is raised in place of the block's. One that
+    swallows the cancellation is cancelled again.
     """
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]
-            yield tasks
-            for task in tasks:
-                task.cancel()
+            try:
+                yield tasks
+            finally:
+                await cancel_and_wait(*tasks, cancel_again_after=CANCEL_AGAIN_AFTER)
     except BaseExceptionGroup as failed:
         first, *others = failed.exceptions
         for error in others:

@@ -43,7 +43,7 @@ def test_where_too_many_wait_in_all_no_new_call_waits() -> None:
     load = Load(full=True)
 
     for made in (desk(State.NONE, load), desk(State.BUILDING, load)):
-        assert "over all chats" in refused(made.create())
+        assert "waiting calls of all chats" in refused(made.create())
         assert made.jobs == []
     refused(desk(State.STOPPED, load).start())
     refused(desk(State.READY, load).stop())

@@ -8,6 +8,7 @@ from typing import Never
 
 import pytest
 
+from handlers import supervise
 from handlers.supervise import cancel_and_wait, first_to_end, run_until_one_ends, running
 
 
@@ -155,3 +156,22 @@ async def test_a_task_that_fails_ends_the_block_with_its_error() -> None:
             await asyncio.Event().wait()
 
     assert endless.cancelled
+
+
+async def test_a_task_that_swallows_a_cancellation_is_cancelled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervise, "CANCEL_AGAIN_AFTER", 0.01)
+    swallowed = asyncio.Event()
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed.set()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(10), supervise.running(stubborn()):
+        await asyncio.sleep(0)
+
+    assert swallowed.is_set()
