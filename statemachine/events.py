@@ -147,7 +147,7 @@ class ToolRequested(Frozen):
 
 
 class ToolCanceled(Frozen):
-    """Ends the wait of one call. The build that the call waits for goes on."""
+    """Ends the wait of one call. The build that the call waits for continues."""
 
     name: ClassVar = "tool_canceled"
     call_id: Token
@@ -190,7 +190,8 @@ class Agent(Frozen):
     """Later builds must not use this id again."""
     name: FactName
     parent_id: Id | None = None
-    """The agent that this one belongs to; only agents without a parent can be chosen for the chat."""
+    """The agent to which this one belongs. Only agents without a parent can be chosen for the
+    chat."""
     display_order: int = 0
     """workspaced chooses the agent with the lowest value for the chat, unless an agent's name marks
     it as the one to choose."""

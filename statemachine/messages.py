@@ -24,7 +24,7 @@ Timestamp = Annotated[
 
 
 class ShownWorkspace(TypedDict):
-    """The workspace that the chat has."""
+    """The chat's current workspace."""
 
     id: Id
     name: str
@@ -121,7 +121,7 @@ class CloudEvent(TypedDict):
     traceparent: NotRequired[str]
     """A W3C trace context. Events that result from this one have the same trace id."""
     data: dict[str, Any]
-    """Depends on `type`."""
+    """The content of the event. Its schema depends on `type`."""
 
 
 class Archive(TypedDict):
@@ -167,7 +167,7 @@ class BuildJob(TypedDict):
     """Null only if no request of the chat contained the organization."""
     template: JobTemplate
     parameters: dict[str, str]
-    """A value for every parameter of the template, as text. This is the only message that holds the values
+    """A value for every parameter of the template, as text. Only this message contains the values
     of sensitive parameters."""
     not_after: Timestamp
     """If a provisioner receives the job for the first time after this time, it must not build, but
@@ -217,8 +217,8 @@ class LogEntry(TypedDict):
     """Counts from 1 within the chat."""
     event: LoggedEvent
     outcome: Literal["moved", "changed", "kept", "repeat", "stale", "foreign", "ignored"]
-    """What the event did. `moved`: the state changed. `changed`: another key changed. `kept`: the event may
-    take effect later. All others had no effect."""
+    """What the event did. `moved`: the state changed. `changed`: another key changed. `kept`: the
+    event may have an effect later. Events with any other outcome had no effect."""
     state_before: WireState
     state_after: WireState
     version: int | None
@@ -237,14 +237,15 @@ class Readiness(TypedDict, total=False):
     """Why a running workspace is not fully ready. A ready workspace has none of these keys."""
 
     agent_status: Literal["no_agent", "selection_error", "not_ready"]
-    """Why no agent is connected: the template has none, none can be chosen, or the chosen one did not
-    connect in time or before the call was canceled."""
+    """Why no agent is connected: the template has none (`no_agent`), none can be chosen
+    (`selection_error`), or the chosen one did not connect in time or before the call was canceled
+    (`not_ready`)."""
     agent_error: str
     """Text for people about `agent_status`."""
     startup_scripts: Literal[
         "startup_scripts_failed", "startup_scripts_timeout", "startup_scripts_unknown"
     ]
-    """What happened to the startup scripts; `startup_scripts_unknown` if the call was canceled before
+    """What happened to the startup scripts. `startup_scripts_unknown`: the call was canceled before
     they ended."""
     lifecycle_state: Lifecycle
     """The agent's newest lifecycle, if the startup scripts failed."""
@@ -491,7 +492,7 @@ ToolResult = CreateResult | StartResult | StopResult | TemplatesPage | TemplateR
 
 
 class ToolResolved(TypedDict):
-    """The answer of a tool call."""
+    """The answer to a tool call."""
 
     call_id: Token
     tool: str
