@@ -82,7 +82,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Everything that the rules may use besides the call and the chat."""
+    """Everything that the tool rules may use in addition to the call and the chat."""
 
     catalog: Catalog
     policy: Policy = field(default_factory=Policy)
@@ -112,7 +112,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A build is requested, and the call waits for it."""
+    """The rules request a build, and the call waits for it."""
 
     build: BuildRequested
     wait: Wait

@@ -192,5 +192,5 @@ def chat_of(entry: Mapping[str, Any]) -> str:
     event = entry.get("event")
     subject = event.get("subject") if isinstance(event, dict) else None
     if not isinstance(subject, str):
-        raise ValueError("it is no entry of an event log")  # noqa: TRY004 — the same error as for invalid JSON
+        raise ValueError("it is no entry of an event log")  # noqa: TRY004 — as for invalid JSON
     return subject

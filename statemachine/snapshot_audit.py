@@ -54,8 +54,8 @@ def filled(fold: Fold, stored: Chat | None, open_calls: int) -> Chat:
 def without_hidden(chat: Chat) -> tuple[Chat, list[str]]:
     """Return a snapshot without the parameter values that are still hidden, and their names.
 
-    Their values are lost. The next start uses the template's default for such a parameter, or, if
-    there is none and one is required, the call is answered that a value is required.
+    Their values are lost. The next start uses the template's default for such a parameter. If there
+    is no default and a value is required, the call must give one.
     """
     lost = [
         f"parameter {name!r} of build {build.id}"

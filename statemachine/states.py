@@ -63,7 +63,10 @@ class Reason(StrEnum):
 
 
 class Limit(StrEnum):
-    """The setting that limits how long a state may last. The values are attribute names of `Limits`."""
+    """The setting that limits how long a state may last.
+
+    The values are attribute names of `Limits`.
+    """
 
     BUILD = "build"
     AGENT_CONNECT = "agent_connect"
@@ -71,7 +74,7 @@ class Limit(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a state means to the rules of the tools (docs/contract.md, section 5)."""
+    """What a state means to the tool rules (docs/contract.md, section 5)."""
 
     NOTHING = "nothing"
     BEING_BUILT = "being built"
@@ -94,7 +97,7 @@ class StateInfo:
     reason: Reason | None = None
     limit: Limit | None = None
     overdue: bool = False
-    """A limit has passed: only a late fact or a new call can move the chat on."""
+    """Whether a limit has passed, so that only a late fact or a new call can move the chat."""
     end_rejected: Phase | None = None
     """The phase if the terminal fact of the build was rejected, so that no other one is
     expected."""

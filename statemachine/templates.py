@@ -324,7 +324,7 @@ def _plain(value: Any, path: str = "", depth: int = 0) -> Any:
             return value.isoformat()
         case str() if "\0" in value:
             raise TemplateError(f"{path}: a text contains NUL")
-        case int() if value.bit_length() > 63:  # noqa: PLR2004 — what TOML promises
+        case int() if value.bit_length() > 63:  # noqa: PLR2004 — TOML guarantees 64 bits
             raise TemplateError(f"{path}: the number is too large")
         case float() if not math.isfinite(value):
             raise TemplateError(f"{path}: the number is not finite")

@@ -1,7 +1,7 @@
-"""The rules of the tools: `evaluate` is a pure function of a call and its chat.
+"""The tool rules: `evaluate` is a pure function of a call, its chat and the loaded rows.
 
-docs/internals/tool-rules.md lists the branches with their numbers. Only this module decides whether a call is
-answered, waits, or requests a build.
+Only this module decides whether a call is answered, waits, or requests a build.
+docs/internals/tool-rules.md lists the branches with their numbers.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _create(call: Call, args: CreateArguments, chat: Chat, known: Known) -> Call
         case Phase.RUNNING if chat.usable:
             return _running(call, chat)
         case phase:
-            # A build whose end was rejected may have succeeded, so its workspace is stopped too.
+            # A build whose terminal fact was rejected may have succeeded, so stop its workspace.
             unknown = chat.build is not None and chat.build.outcome is None
             replaced = _REPLACED.get(phase, Transition.STOP if unknown else None)
             return requests.create(call, args, chat, known, replaced=replaced)

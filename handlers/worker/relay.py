@@ -66,8 +66,8 @@ class Relay:
         `jobs_until` is a time of `clock` in seconds. Until then NATS discards a job that another
         worker has already published, because it has the same message id. After it, no job is
         published. Return the ids of the chats for which the stream already had a state that is not
-        older than one of `rows`.
-        Raises BusError, in particular Unavailable if there are jobs to publish after `jobs_until`.
+        older than one of `rows`. Raises BusError, in particular Unavailable if there are jobs to
+        publish after `jobs_until`.
         """
         lanes: dict[int, list[OutboxMessage]] = {}
         for row in rows:
@@ -204,7 +204,7 @@ class Relay:
                 self._remember(row.subject, newest, expected)
             if (
                 newest >= version
-            ):  # another worker published it and died, or the database was restored
+            ):  # published by a worker that then stopped, or before a restore
                 return False
             try:
                 ack = await self._gate.publish(
