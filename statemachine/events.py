@@ -113,7 +113,7 @@ class Transition(StrEnum):
 class Lifecycle(StrEnum):
     """The progress of an agent's startup or shutdown scripts.
 
-    In all values but `created` and `starting`, the startup scripts no longer run.
+    All values but `created` and `starting` end the wait for the startup scripts.
     """
 
     CREATED = "created"

@@ -375,7 +375,7 @@ def deletion(chat: Chat, known: Known, label: str) -> BuildRequested | WaitResum
 def expiry(chat: Chat, known: Known, label: str) -> BuildRequested | None:
     """Return the stop build to request when the lifetime of the workspace is over.
 
-    Return None if the lifetime is not limited now, or if the template is unknown.
+    Return None if no lifetime applies to the workspace now, or if its template is unknown.
     """
     if chat.expires_at is None:
         return None

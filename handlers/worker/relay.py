@@ -202,9 +202,7 @@ class Relay:
                 last = await self._bus.get_last(STATE.name, row.subject)
                 newest, expected = (_version(last), last.sequence) if last else (0, 0)
                 self._remember(row.subject, newest, expected)
-            if (
-                newest >= version
-            ):  # published by a worker that then stopped, or before a restore
+            if newest >= version:  # published by a worker that then stopped, or before a restore
                 return False
             try:
                 ack = await self._gate.publish(
