@@ -1,4 +1,4 @@
-"""The JSON that tools answer with (contract §5)."""
+"""Builds the JSON results of the tools (docs/contract.md, section 5)."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from statemachine.workspace import Unselectable, choose_agent
 
 QUOTA: Final = "INSUFFICIENT_QUOTA"
 PAGE: Final = 10
-"""Templates a page."""
+"""Number of templates on one page of list_templates."""
 
 
 def error(message: str) -> Answered:
-    """Answer what is wrong with the call itself."""
+    """Return the answer of a call that is itself wrong; `message` says what is wrong with it."""
     return Answered({"error": message}, is_error=True)
 
 
 def readiness(chat: Chat) -> Readiness:
-    """Return the readiness keys of a settled chat; ready adds nothing."""
+    """Return the readiness keys of a settled chat: none if its workspace is ready."""
     state, failure = chat.state, chat.failure
     message = failure.message if failure else ""
     if state is State.SELECTION_ERROR:
@@ -65,7 +65,10 @@ def readiness(chat: Chat) -> Readiness:
 
 
 def build_failure(chat: Chat, build_id: str, action: str) -> Answered:
-    """Answer what became of a build that did not end well. `action`: create, start, stop."""
+    """Return the answer of a call whose build did not succeed.
+
+    `action` is `create`, `start` or `stop`; the message about a reached quota contains it.
+    """
     build = chat.build
     outcome = build.outcome if build is not None and build.id == build_id else None
     message = chat.failure.message if chat.failure else "the build did not succeed"
@@ -89,7 +92,7 @@ def build_failure(chat: Chat, build_id: str, action: str) -> Answered:
 
 
 def superseded(build_id: str, chat: Chat) -> Answered:
-    """Answer a call whose build another one took over, or whose workspace is gone."""
+    """Return the answer of a call whose build was superseded or whose workspace was deleted."""
     gone = build_id in chat.deleted_builds
     by, by_id = (None, chat.deleted_builds[-1]) if gone else (chat.build, chat.latest_build)
     if by_id is None or by_id == build_id:
@@ -104,7 +107,10 @@ def superseded(build_id: str, chat: Chat) -> Answered:
 
 
 def invalid(misfits: Misfits, *, template_id: str | None = None) -> Answered:
-    """Answer which fields are wrong, all at once."""
+    """Return the answer that names every wrong field.
+
+    start_workspace passes the `template_id`, which the answer then contains.
+    """
     first = ", ".join(field for field, _ in misfits.fields)
     result: ValuesRefused = {
         "error": "some values are not valid",
@@ -117,7 +123,7 @@ def invalid(misfits: Misfits, *, template_id: str | None = None) -> Answered:
 
 
 def templates_page(found: list[Template], page: int) -> Answered:
-    """Answer list_templates with page `page` of `found`."""
+    """Return the answer of list_templates: page `page` of `found`. The first page is 1."""
     total = len(found)
     page = max(page, 1)
     shown = found[(page - 1) * PAGE : page * PAGE]
@@ -146,7 +152,7 @@ def _listed(template: Template) -> ListedTemplate:
 
 
 def template_read(template: Template) -> Answered:
-    """Answer read_template."""
+    """Return the answer of read_template."""
     manifest, readme = template.active.manifest, template.active.readme
     summary: ReadTemplateSummary = {
         "id": template.id,
@@ -215,5 +221,5 @@ def _preset(template: Template, preset: Preset) -> TemplatePreset:
 
 
 def _number(value: float) -> float | int:
-    """Show a whole number as one."""
+    """Return a number without a fraction as an integer."""
     return int(value) if value.is_integer() else value

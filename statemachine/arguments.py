@@ -1,6 +1,6 @@
-"""The arguments of the tools, as models that check them.
+"""Models that check the arguments of the tools.
 
-docs/schemas is made from these models: run `make schemas` after a change.
+docs/schemas is generated from these models: run `make schemas` after a change.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from statemachine.parameters import TextValue
 
 
 def _given(values: object) -> object:
-    """Leave out parameters that are null: they are not given. An empty text is a value."""
+    """Remove parameters whose value is null, which means "not given". An empty text is a value."""
     if not isinstance(values, dict):
         return values
     return {name: value for name, value in values.items() if value is not None}
 
 
 _Written = str | float | bool | list[str] | None
-"""How a call may write the value of a parameter."""
+"""The JSON types that a call may use for the value of a parameter."""
 Values = Annotated[
     dict[str, TextValue],
     Field(max_length=256),
@@ -44,14 +44,16 @@ class CreateArguments(NoArguments):
     template_id: str | None = None
     """Required: the id of a template, as list_templates lists it."""
     name: str | None = None
-    """The workspace's name; workspaced makes one up if it is absent, and a similar one if it is not valid."""
+    """The workspace's name. If it is absent or not valid, workspaced generates one; a name that is
+    not valid is the basis of the generated one."""
     parameters: Values | None = None
-    """Values by the names of parameters, as read_template lists them; null means "not given"."""
+    """Values by parameter name; read_template lists the parameters. Null means "not given"."""
     preset_id: str | None = None
-    """The id of a preset, as read_template lists it; its values count where `parameters` has none."""
+    """The id of a preset, as read_template lists it. Its values apply to parameters that are absent
+    from `parameters`."""
 
     def problem(self) -> str | None:
-        """Say what is wrong before anything else is looked at."""
+        """Return the error message for a missing or malformed id, or None if both ids are fine."""
         if problem := _template_problem(self.template_id):
             return problem
         if self.preset is not None and not is_uuid(self.preset):
@@ -65,7 +67,7 @@ class CreateArguments(NoArguments):
 
     @property
     def preset(self) -> str | None:
-        """The preset's id in canonical form; a blank one is none."""
+        """The preset's id in canonical form; None if it is absent or blank."""
         return (self.preset_id or "").strip().lower() or None
 
 
@@ -73,16 +75,18 @@ class StartArguments(NoArguments):
     """The arguments of start_workspace."""
 
     parameters: Values | None = None
-    """New values for mutable parameters, by name; the others keep their last value."""
+    """New values of mutable parameters, by name. A parameter that is absent keeps its last
+    value."""
 
 
 class ListArguments(NoArguments):
     """The arguments of list_templates."""
 
     query: str | None = None
-    """Part of a name, a display name or a description, in any case; absent: all templates."""
+    """Part of a name, display name or description; letter case does not matter. If it is absent,
+    all templates are listed."""
     page: int | None = None
-    """Which page, from 1; absent: the first."""
+    """Number of the page, from 1. If it is absent, the first page is returned."""
 
 
 class ReadArguments(NoArguments):
@@ -92,7 +96,7 @@ class ReadArguments(NoArguments):
     """Required: the id of a template, as list_templates lists it."""
 
     def problem(self) -> str | None:
-        """Say what is wrong with the id."""
+        """Return the error message for a missing or malformed id, or None if the id is fine."""
         return _template_problem(self.template_id)
 
     @property
@@ -120,7 +124,7 @@ Model = TypeVar("Model", bound=NoArguments)
 
 
 def arguments(model: type[Model], args: dict[str, Any]) -> Model | BadArguments:
-    """Read a call's `args`."""
+    """Check the `args` of a call, and return them as a `model`, or what is wrong with them."""
     try:
         return read(model, args, "args")
     except UnreadableError as bad:

@@ -1,4 +1,4 @@
-"""A tool call as it is stored, and the outcomes that the rules of the tools decide on."""
+"""Stored tool calls, and the outcomes that the tool rules decide on."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ class Until(StrEnum):
     """What a waiting call waits for."""
 
     SETTLED = "settled"
-    """The outcome of the start build that it requested or joined: of build, agent and scripts."""
+    """The start build that the call requested or joined: its end, its agent and the startup
+    scripts."""
     STOPPED = "stopped"
-    """The end of the stop build that it requested."""
+    """The end of the stop build that the call requested."""
     OVER = "over"
-    """The end of a build that must be over first; then the rules are applied again."""
+    """The end of a build that must end first. Then the rules are applied to the call again."""
 
 
 class Wait(Value, frozen=True):
-    """Why a call is still open."""
+    """What an open call waits for."""
 
     until: Until
     build_id: str
     requested: bool = False
-    """The call itself requested the build."""
+    """Whether the call itself requested the build."""
     running: bool = False
-    """The build had succeeded when the call arrived, so it waits for the agent only."""
+    """Whether the build had already succeeded when the call arrived. Then the call waits only for
+    the agent and its startup scripts."""
     extra: dict[str, Any] = {}
     """Keys that the answer contains if the build succeeds."""
 
@@ -53,49 +55,49 @@ class Call(Value, frozen=True):
     owner_name: str
     asked_at: datetime
     order: int
-    """Position of its request in the chat's event log: calls are evaluated in this order."""
+    """Position of the call's request in the chat's event log. Calls are evaluated in this order."""
     wait: Wait | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The settings that the rules use."""
+    """The settings that the tool rules use."""
 
     ttl_ms: int | None = None
     allowlist: frozenset[str] = frozenset()
-    """Template ids; empty allows all."""
+    """Ids of the allowed templates; if it is empty, all templates are allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How many calls and jobs wait, as far as the rules need to know."""
+    """The limits of waiting calls and jobs, and which of them are reached."""
 
     calls_per_chat: int = 1_000
-    """How many calls of one chat may wait."""
+    """The maximum number of waiting calls of one chat."""
     full: bool = False
-    """The limit of waiting calls over all chats is reached."""
+    """Whether the limit of waiting calls of all chats together is reached."""
     full_pools: frozenset[str] = frozenset()
-    """Pools whose limit of waiting jobs is reached."""
+    """The pools whose limit of waiting jobs is reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Everything that the rules may use besides the call and the chat."""
+    """Everything that the tool rules may use in addition to the call and the chat."""
 
     catalog: Catalog
     policy: Policy = field(default_factory=Policy)
     names: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
-    """Owner id -> lower-case names of their workspaces."""
+    """Owner id -> lower-case names of the owner's workspaces."""
     had: AbstractSet[str] = frozenset()
-    """Those of the orphaned workspaces that another chat owns now."""
+    """Ids of orphaned workspaces that another chat owns now."""
     seed: bytes = b""
-    """Random bytes from which new ids and names are made."""
+    """Random bytes from which new ids and names are generated."""
     load: Load = field(default_factory=Load)
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The call is over."""
+    """The call is answered with `result`, and is no longer open."""
 
     result: ToolResult
     is_error: bool = False
@@ -110,17 +112,20 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A build is requested, and the call waits for it."""
+    """The rules request a build, and the call waits for it."""
 
     build: BuildRequested
     wait: Wait
     replaces: BuildRequested | None = None
-    """The stop or delete build of the workspace that the new one replaces."""
+    """The stop or delete build for the workspace that the new workspace replaces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The chat returns to the state of a build that exceeded its limit without an end, with a new limit."""
+    """A build exceeded its limit, but has not ended: the chat returns to that build's state.
+
+    The state gets a new limit.
+    """
 
     event: WaitResumed
     wait: Wait
@@ -134,7 +139,7 @@ _ENCODER: Final = msgspec.json.Encoder()
 
 
 def call_from_json(text: str) -> Call:
-    """Read a stored call. Raises ValueError for one that is damaged."""
+    """Return the call that `text` stores. Raises ValueError if `text` is not a stored call."""
     try:
         return _DECODER.decode(text)
     except msgspec.DecodeError as bad:
@@ -142,5 +147,5 @@ def call_from_json(text: str) -> Call:
 
 
 def call_to_json(call: Call) -> str:
-    """Return a call as it is stored."""
+    """Return the JSON text in which a call is stored."""
     return _ENCODER.encode(call).decode()

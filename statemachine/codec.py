@@ -1,8 +1,9 @@
-"""CloudEvents JSON to and from `Event`: the one place where bytes become values.
+"""Decodes CloudEvents JSON into `Event`, and encodes it. No other module decodes inbound events.
 
-What a sender may write is decided in `strictness` (JSON), here (attributes) and in `leniency` (data).
-A request is rejected for whatever is wrong with it. Of a provisioner's or agent's fact, what can't be
-used is left out where the fact says enough without it; `Event.notice` tells what that was.
+Three modules decide what a sender may write: `strict_json` (the JSON), this module (the CloudEvents
+attributes) and `leniency` (the data). A request with any fault is rejected. A provisioner's or
+agent's fact is accepted without its faulty parts if what remains still has a meaning;
+`Event.notice` lists the parts that were changed or discarded.
 """
 
 from __future__ import annotations
@@ -24,27 +25,29 @@ from statemachine.leniency import UnreadableError
 from statemachine.strict_json import Reason, Reject, parse, salvage, storable
 
 MAX_SIZE: Final = 256 * 1024
-"""Bytes of an inbound event."""
+"""Maximum size of an inbound event, in bytes."""
 CONTENT_TYPE: Final = "application/cloudevents+json"
 
 Payload = dict[str, Any]
 Upcast = Callable[[Payload], Payload]
 
 UPCASTS: Final[dict[tuple[str, int], Upcast]] = {}
-"""(type name, schema version) -> the function that lifts its data by one version.
+"""(type name, schema version) -> the function that converts data of this version to the next
+version.
 
-Stored events are never rewritten, only lifted when read; a frozen event per entry stands in the tests.
+Stored events are never rewritten; they are converted when they are read. For each entry the tests
+contain a stored event of the old version.
 """
 
 FACTS: Final = ("provisioner", "agent")
-"""The kinds of senders whose messages tell what has happened; the others ask for something."""
+"""The kinds of senders that send facts. All other senders send requests."""
 _ATTRIBUTES: Final = ("id", "source", "type", "subject")
 _TYPE: Final = re.compile(r"workspaced\.([a-z_]+)\.v([1-9][0-9]{0,3})")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _RFC_3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)?", re.ASCII
 )
-"""An absent offset is taken for UTC."""
+"""A time without an offset is in UTC."""
 _LEAP: Final = re.compile(r"(?<=\d\d:\d\d:)60(\.\d+)?")
 _TIME: Final = TypeAdapter(datetime)
 _TRACE: Final = re.compile(
@@ -72,25 +75,26 @@ _MODELS: Final[dict[str, type[Frozen]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """What can't be accepted: the reason, words for people, and what may be told to whom."""
+    """Why a message cannot be accepted, and the call or build that it names."""
 
     reason: Reason
     detail: str
     call_id: str | None = None
-    """The call that may be answered."""
+    """The call to which workers may send the rejection as its answer."""
     tool: str | None = None
     build_id: str | None = None
-    """The build that a fact speaks of."""
+    """The build that the rejected fact names."""
     fact: str = ""
-    """What the fact is, e.g. `build_failed`; empty if that can't be read."""
+    """The type name of the fact, e.g. `build_failed`; empty if it is unreadable or unknown."""
 
 
 def decode(
     kind: str, chat_id: str, sender: str, data: bytes, *, content_type: str | None, now: datetime
 ) -> Event | Rejected:
-    """Read what came on `workspaced.in.<kind>.<chat_id>.<sender>`.
+    """Decode a message that arrived on `workspaced.in.<kind>.<chat_id>.<sender>`.
 
-    `now` stands in for an absent `time`. Never raises.
+    `now` is the event's time if the message has none. An unacceptable message does not raise an
+    error; `decode` returns a `Rejected`.
     """
     forgiving = kind in FACTS
     try:
@@ -137,7 +141,11 @@ def decode(
 
 
 def _parsed(data: bytes, *, forgiving: bool) -> tuple[object, Mapping[leniency.Path, str]]:
-    """Parse a message; of a fact, what no store can hold is lost, and told."""
+    """Parse a message.
+
+    Parts of a fact that cannot be stored are replaced; the second value describes them by path.
+    Raises Reject.
+    """
     try:
         return parse(data), {}
     except Reject:
@@ -178,7 +186,7 @@ def encode(
     pool: str | None = None,
     notice: str | None = None,
 ) -> bytes:
-    """Write a CloudEvent in structured JSON mode, `type` `workspaced.<type_name>.v1`."""
+    """Return a CloudEvent in structured JSON mode, whose type is `workspaced.<type_name>.v1`."""
     envelope: Payload = {
         "specversion": "1.0",
         "id": event_id,
@@ -199,7 +207,7 @@ def encode(
 
 
 def written(event: Event) -> bytes:
-    """Write an event that is known already, as `read_events` and exports show it."""
+    """Return an accepted event as CloudEvents JSON, as `read_events` and exports show it."""
     return encode(
         event.data.name,
         event.source,
@@ -219,7 +227,10 @@ def envelope_of(event: Event) -> Payload:
 
 
 def event_of(envelope: Mapping[str, Any]) -> Event:
-    """Read an event that we logged ourselves, of any schema version. Raises ValueError."""
+    """Return the event of an object that `envelope_of` returned, of any schema version.
+
+    Raises ValueError.
+    """
     match = _TYPE.fullmatch(str(envelope.get("type")))
     if match is None or match[1] not in _MODELS:
         raise ValueError(f"unknown type {envelope.get('type')!r}")
@@ -237,7 +248,7 @@ def event_of(envelope: Mapping[str, Any]) -> Event:
 
 
 def timestamp(at: datetime) -> str:
-    """Return RFC 3339 in UTC, with `Z`, to the microsecond."""
+    """Return a time as RFC 3339 in UTC, with `Z` and microseconds."""
     if at.tzinfo is not UTC:
         at = at.astimezone(UTC)
     return at.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
@@ -269,7 +280,7 @@ def _typed(kind: str, envelope: Payload) -> tuple[type[Frozen], Payload]:
         raise Reject(Reason.BAD_TYPE, f"type {envelope['type']!r} is none of: {expected}")
     data = envelope.get("data")
     if data is None:
-        data = {}  # CloudEvents let it be absent, and a request may need nothing of it
+        data = {}  # `data` is optional in CloudEvents, and some requests need none
     if not isinstance(data, dict):
         raise Reject(Reason.BAD_DATA, "attribute 'data' must be an object")
     return known[match[1]], _lifted(match[1], int(match[2]), data)
@@ -287,7 +298,7 @@ def _lifted(name: str, version: int, data: Payload) -> Payload:
 
 
 CURRENT: Final[dict[str, int]] = {}
-"""The newest schema version of each type that has left 1."""
+"""The newest schema version of each type for which it is above 1."""
 
 
 def _source(kind: str, sender: str, source: str) -> None:
@@ -308,7 +319,7 @@ def _time(value: object, now: datetime, notices: list[str], *, forgiving: bool) 
         return now
     try:
         return _read_time(value)
-    except (ValueError, OverflowError):  # the ends of time may lie beyond UTC's
+    except (ValueError, OverflowError):  # years 1 and 9999 may overflow when converted to UTC
         shown = str(value)[:64]
         if not forgiving:
             raise Reject(
@@ -319,7 +330,10 @@ def _time(value: object, now: datetime, notices: list[str], *, forgiving: bool) 
 
 
 def _read_time(value: object) -> datetime:
-    """Read RFC 3339; a leap second is the end of the second before it. Raises ValueError."""
+    """Parse an RFC 3339 time. A leap second becomes the end of the second before it.
+
+    Raises ValueError.
+    """
     if not isinstance(value, str) or _RFC_3339.fullmatch(value) is None:
         raise ValueError
     at = _TIME.validate_python(_LEAP.sub("59.999999", value, count=1) if ":60" in value else value)
@@ -327,12 +341,16 @@ def _read_time(value: object) -> datetime:
 
 
 def is_traceparent(text: str) -> bool:
-    """Say whether it is a W3C trace context of the present version."""
+    """Return whether `text` is a `traceparent` in the format of W3C trace context version 00."""
     return _TRACE.fullmatch(text) is not None
 
 
 def _trace(value: object, notices: list[str], *, forgiving: bool) -> str | None:
-    """Read `traceparent`. One that can't be read is no reason to refuse anything: W3C has it ignored."""
+    """Return a valid `traceparent`, or None.
+
+    An invalid text does not make a message unacceptable, because W3C requires it to be ignored. But
+    a request whose `traceparent` is not a text is rejected.
+    """
     if value is None or value == "":
         return None
     if not isinstance(value, str):
@@ -345,7 +363,7 @@ def _trace(value: object, notices: list[str], *, forgiving: bool) -> str | None:
 
 
 def _rejected(no: Reject, kind: str, message: bytes) -> Rejected:
-    """Return why a message is a dead letter, and whom it concerns if that can be read in any way."""
+    """Return why a message is a dead letter, and the call or build that it names, if readable."""
     try:
         body, _ = salvage(message)
     except Reject:
@@ -357,7 +375,8 @@ def _rejected(no: Reject, kind: str, message: bytes) -> Rejected:
         build_id, match = data.get("build_id"), _TYPE.fullmatch(str(body.get("type")))
         if not isinstance(build_id, str) or not is_uuid(build_id):
             return Rejected(no.reason, no.detail)
-        # Only of such as this sender may tell: no agent may end a build, not even by a dead letter.
+        # Name only facts that this kind of sender may send: an agent must not end a build, not even
+        # with a dead letter.
         fact = match[1] if match is not None and match[1] in _KINDS[kind] else ""
         return Rejected(no.reason, no.detail, build_id=build_id.strip().lower(), fact=fact)
     call_id, tool = data.get("call_id"), data.get("tool")

@@ -1,10 +1,11 @@
 """The facts and requests that can reach a chat: one frozen model for each type of event.
 
-A fact has happened and is never refused; a request may be. Each model is the `data` of a CloudEvent;
-`Event` adds those attributes of the envelope that the core needs. Unknown keys are ignored.
+A fact has happened, so it is never refused. A request may be refused. Each model is the `data` of a
+CloudEvent; `Event` adds the attributes of the envelope that the core needs. Unknown keys are
+ignored.
 
-docs/schemas is made from the models that other programs send. The text below a class or a key becomes
-its description there; run `make schemas` after a change.
+docs/schemas is generated from the models of the events that other programs send. The text below a
+class or a key becomes its description there; run `make schemas` after a change.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 AT_THE_DOOR: Final = {"at the door": True}
-"""The validation context of messages that come in.
+"""The pydantic validation context of inbound messages. Some checks run only with this context.
 
-What stands in a log was accepted once, perhaps by an earlier version: it is read without it.
+Logged events are read without it: they were accepted before, perhaps by an earlier version with
+other checks.
 """
 
 Id = Annotated[
@@ -40,17 +42,17 @@ Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 """A call id, a pool or a sender's name."""
 
 Text = Annotated[str, StringConstraints(max_length=65_536)]
-"""Words for people."""
+"""Text for people."""
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=255)]
-"""A short name that somebody else chose."""
+"""A short name that a user or another program chose."""
 
 
 def _at_most(limit: int) -> AfterValidator:
-    """Bound a fact's text to `limit` bytes of UTF-8, at the door only."""
+    """Return a validator that limits a text to `limit` bytes of UTF-8, only in inbound messages."""
 
     def bounded(value: str, info: ValidationInfo) -> str:
-        # No character takes more than four bytes, so most texts need not be encoded.
+        # A character has at most four bytes, so most texts need not be encoded to be measured.
         if info.context and len(value) * 4 > limit and len(value.encode()) > limit:
             raise PydanticCustomError(
                 "text_too_long", "is longer than {limit} bytes", {"limit": limit}
@@ -61,14 +63,14 @@ def _at_most(limit: int) -> AfterValidator:
 
 
 def _not_blank(value: str, info: ValidationInfo) -> str:
-    """Have an optional text that is empty left out, at the door only."""
+    """Reject an empty text, only in inbound messages; `leniency` then removes the optional key."""
     if info.context and not value:
         raise PydanticCustomError("text_blank", "is empty")
     return value
 
 
 ErrorText = Annotated[str, _at_most(65_536)]
-"""Why a build failed; may be empty."""
+"""The error of a build; may be empty."""
 
 FactText = Annotated[str, AfterValidator(_not_blank), _at_most(4096)]
 """An optional text of a provisioner's or agent's fact."""
@@ -78,14 +80,15 @@ FactName = Annotated[str, StringConstraints(min_length=1), _at_most(4096)]
 
 
 class Frozen(BaseModel):
-    """A value."""
+    """An immutable value. Unknown keys are ignored, and types are not converted."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return the value with some fields replaced, as pydantic's does, but ten times as fast.
+        """Return a copy with some fields replaced, like pydantic's method but ten times as fast.
 
-        Values have no private attributes and no extra fields, and nobody asks which fields were set.
+        It may skip what pydantic does for private attributes, extra fields and the set of given
+        fields: these models have neither of the first two, and no code reads the third.
         """
         if deep:
             return super().model_copy(update=update, deep=True)
@@ -108,7 +111,10 @@ class Transition(StrEnum):
 
 
 class Lifecycle(StrEnum):
-    """How far an agent has come. All values but `created` and `starting` are settled."""
+    """The progress of an agent's startup or shutdown scripts.
+
+    All values but `created` and `starting` end the wait for the startup scripts.
+    """
 
     CREATED = "created"
     STARTING = "starting"
@@ -122,11 +128,12 @@ class Lifecycle(StrEnum):
 
 
 class ToolRequested(Frozen):
-    """Asks for a tool call; the answer is `workspaced.tool_resolved.v1`."""
+    """Requests a tool call; workspaced answers with `workspaced.tool_resolved.v1`."""
 
     name: ClassVar = "tool_requested"
     call_id: Token
-    """Identifies the call within its chat. A repeated request with the same `call_id` starts nothing."""
+    """Identifies the call within its chat. A second request with the same `call_id` does not start
+    another call."""
     tool: Annotated[str, StringConstraints(max_length=128)]
     """The name of a tool, for example `create_workspace`."""
     args: dict[str, Any] = Field(default_factory=dict)
@@ -140,7 +147,7 @@ class ToolRequested(Frozen):
 
 
 class ToolCanceled(Frozen):
-    """Ends the wait of one call. The build that the call waits for goes on."""
+    """Ends the wait of one call. The build that the call waits for continues."""
 
     name: ClassVar = "tool_canceled"
     call_id: Token
@@ -180,16 +187,18 @@ class Agent(Frozen):
     """An agent of a workspace, as a successful build reports it."""
 
     id: Id
-    """A later build never uses this id again."""
+    """Later builds must not use this id again."""
     name: FactName
     parent_id: Id | None = None
-    """The agent that this one belongs to; only agents without a parent can be chosen for the chat."""
+    """The agent to which this one belongs. Only agents without a parent can be chosen for the
+    chat."""
     display_order: int = 0
-    """The chat's agent is the first one by this order, unless a name says otherwise."""
+    """workspaced chooses the agent with the lowest value for the chat, unless an agent's name marks
+    it as the one to choose."""
 
 
 def _distinct(agents: tuple[Agent, ...], info: ValidationInfo) -> tuple[Agent, ...]:
-    """Refuse two agents of one id, at the door only."""
+    """Reject two agents with the same id, only in inbound messages."""
     if info.context and len(agents) > 1 and len({agent.id for agent in agents}) < len(agents):
         raise PydanticCustomError("duplicate_ids", "lists an id twice")
     return agents
@@ -216,11 +225,12 @@ class BuildFailed(_OfBuild):
 
     name: ClassVar = "build_failed"
     error: ErrorText = ""
-    """Why it failed, for people; at most 64 KiB, of which the end is kept."""
+    """Text for people: why the build failed. workspaced keeps at most the last 64 KiB."""
     error_code: FactText | None = None
-    """`INSUFFICIENT_QUOTA` says that the owner's quota is used up; workspaced passes on any other code."""
+    """`INSUFFICIENT_QUOTA` means that the owner's quota is used up. workspaced passes on any other
+    code unchanged."""
     quota: Quota | None = None
-    """With `INSUFFICIENT_QUOTA`: the owner's quota."""
+    """The owner's quota, if `error_code` is `INSUFFICIENT_QUOTA`."""
 
 
 class BuildCanceled(_OfBuild):
@@ -230,7 +240,7 @@ class BuildCanceled(_OfBuild):
 
 
 class WorkspaceDeleted(Frozen):
-    """A workspace no longer exists, whatever deleted it."""
+    """A workspace no longer exists, no matter how it was deleted."""
 
     name: ClassVar = "workspace_deleted"
     workspace_id: Id
@@ -244,11 +254,11 @@ Sequence = Annotated[int, Field(ge=0, lt=2**63)]
 class _OfAgent(Frozen):
     workspace_id: Id
     build_id: Id
-    """The start build that made the agent."""
+    """The start build that created the agent."""
     agent_id: Id
     """Equal to the last part of `source`."""
     sequence: Sequence
-    """Rises with each fact of the agent, also over its restarts."""
+    """Rises with each fact of the agent, and does not start again when the agent restarts."""
 
 
 class AgentConnected(_OfAgent):
@@ -260,18 +270,19 @@ class AgentConnected(_OfAgent):
 class AgentDisconnected(_OfAgent):
     """The agent has disconnected.
 
-    Workers record it themselves for an agent that they no longer see: source `/workspaced`, no sequence.
+    Workers record this fact themselves when an agent's presence message has expired: with the
+    source `/workspaced` and no sequence.
     """
 
     name: ClassVar = "agent_disconnected"
     sequence: Sequence | None = None  # type: ignore[assignment]
-    """Rises with each fact of the agent, also over its restarts."""
+    """Rises with each fact of the agent, and does not start again when the agent restarts."""
     reason: FactText | None = None
     """Text for people."""
 
 
 class AgentLifecycle(_OfAgent):
-    """The agent reports how far it has come."""
+    """The agent reports how far its startup or shutdown scripts have come."""
 
     name: ClassVar = "agent_lifecycle"
     lifecycle: Annotated[Lifecycle, Field(strict=False)]
@@ -287,7 +298,7 @@ class TemplateRef(Frozen):
 
 
 class BuildRequested(Frozen):
-    """workspaced decided on a build. Its own fact: only the rules of the tools make it."""
+    """workspaced decided on a build. Only the tool rules create this event."""
 
     name: ClassVar = "build_requested"
     workspace_id: Id
@@ -304,7 +315,7 @@ class BuildRequested(Frozen):
 
 
 class WaitResumed(Frozen):
-    """A call came to a build that had run out of time but not ended: its wait begins anew."""
+    """A call joined a build that has exceeded its limit but not ended: the limit starts again."""
 
     name: ClassVar = "wait_resumed"
     build_id: Id
@@ -312,43 +323,46 @@ class WaitResumed(Frozen):
 
 
 class DeadlinePassed(Frozen):
-    """The state's limit is over. A timer that fires early is no such fact; the worker arms it anew."""
+    """The limit of the state has passed.
+
+    A timer that fires early does not cause this event: the worker arms the timer again.
+    """
 
     name: ClassVar = "deadline_passed"
     generation: int
 
 
 class TtlPassed(Frozen):
-    """The workspace has lived as long as it may."""
+    """The lifetime of the workspace is over."""
 
     name: ClassVar = "ttl_passed"
     build_id: Id
 
 
 class OrphanGracePassed(Frozen):
-    """A workspace that no chat has ran on for longer than it may."""
+    """The grace period of an orphan, a workspace that belongs to no chat, is over."""
 
     name: ClassVar = "orphan_grace_passed"
     workspace_id: Id
 
 
 class FactRejected(Frozen):
-    """A provisioner or an agent told something of a build that can't be accepted: a dead letter."""
+    """A fact of a provisioner or agent about a build could not be accepted and is a dead letter."""
 
     name: ClassVar = "fact_rejected"
     build_id: Id
     fact: str
-    """What it was, e.g. `build_failed`; empty if that can't be read either."""
+    """The type name of the fact, e.g. `build_failed`; empty if it is unreadable or unknown."""
     detail: str
-    """What is wrong with it."""
+    """What is wrong with the fact."""
 
 
 class DatabaseRestored(Frozen):
-    """What is kept of the chat is older than what was published: the database was restored."""
+    """The chat's snapshot is older than its published state, so the database was restored."""
 
     name: ClassVar = "database_restored"
     published_version: Annotated[int, Field(ge=0, lt=2**63)]
-    """The version above which those go on that are published from here on."""
+    """The version of the published state. The chat's next versions are above it."""
 
 
 ProvisionerFact = BuildStarted | BuildSucceeded | BuildFailed | BuildCanceled
@@ -370,10 +384,10 @@ BY_KIND: Final[dict[Literal["tool", "provisioner", "agent"], tuple[type[Frozen],
     "provisioner": (BuildStarted, BuildSucceeded, BuildFailed, BuildCanceled, WorkspaceDeleted),
     "agent": (AgentConnected, AgentDisconnected, AgentLifecycle),
 }
-"""Which types may come on which kind of inbound subject."""
+"""Kind of inbound subject -> the events that senders may publish on it."""
 
 OURS: Final = "/workspaced"
-"""The source of every event that workspaced itself makes."""
+"""The source of every event that workspaced itself creates."""
 
 
 class Event(Frozen):
@@ -386,16 +400,20 @@ class Event(Frozen):
     traceparent: str | None = None
     data: Data
     pool: str | None = None
-    """Of a provisioner whose name is bound to one: what it says of others' builds moves nothing.
+    """The pool to which the sending provisioner's credential is bound, if it is bound to one.
 
-    Never the sender's word: it is looked up, and stands in the log so that the log folds to the same.
+    Such a provisioner's facts about builds of other pools have no effect. Workers look the pool up;
+    they do not take it from the message. The event log keeps it so that replay has the same result.
     """
     notice: str | None = None
-    """What was changed of it when it was accepted, for people; shown beside it in the log."""
+    """Text for people: which parts of the event were changed or discarded when it was accepted."""
     beginnings_cut: frozenset[str] = frozenset()
-    """Keys of texts in `data` that lost their beginning when it was accepted; not kept in the log."""
+    """Keys of texts in `data` whose beginning was cut off when the event was accepted.
+
+    The event log does not keep this field.
+    """
 
     @property
     def type(self) -> str:
-        """Its CloudEvents type, e.g. `workspaced.build_failed.v1`."""
+        """The CloudEvents type of the event, e.g. `workspaced.build_failed.v1`."""
         return f"workspaced.{self.data.name}.v1"

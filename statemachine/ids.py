@@ -1,4 +1,7 @@
-"""What counts as an id: of the product in one spelling only, in a tool's arguments as people write it."""
+"""Recognizes UUIDs.
+
+Messages must use the canonical form; tool arguments may also use capitals and surrounding blanks.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ _CANONICAL: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def is_canonical(text: str) -> bool:
-    """Say whether it is a UUID as the product spells it: no capitals, nothing around it."""
+    """Return whether `text` is a UUID in lower-case canonical form, with nothing around it."""
     return _CANONICAL.fullmatch(text) is not None
 
 
 def is_uuid(text: str) -> bool:
-    """Say whether it is a UUID, in capitals or not, with or without blanks around it."""
+    """Return whether `text` is a UUID; capitals and surrounding blanks are allowed."""
     return is_canonical(text.strip().lower())

@@ -1,11 +1,12 @@
-"""How strictly `data`, rpc bodies and tool arguments are read (contract §1): the one place that decides.
+"""Decides how strictly `data`, rpc bodies and tool arguments are read (contract, section 1).
 
-Everything is validated strictly first. What fails is repaired where the contract is lenient, and
-validated again; so a well-formed message pays nothing for this.
+Everything is first validated strictly. If that fails, the faults that the contract tolerates are
+repaired, and the result is validated again. So a well-formed message costs no extra work.
 
-`read` is for requests: it repairs how a sender's language writes what it means, and refuses the
-rest. `accept` is for facts of provisioners and agents, which have happened whatever else their
-message says: it also leaves out optional fields that can't be used, and cuts texts.
+`read` is for requests. It repairs only differences that do not change the meaning, such as `4.0`
+for the integer 4 or null for an absent field, and refuses all other faults. `accept` is for the
+facts of provisioners and agents, which must not be lost because of a faulty detail: it also leaves
+out optional fields that cannot be used, and cuts texts that are too long.
 """
 
 from __future__ import annotations
@@ -22,24 +23,28 @@ from statemachine.events import AT_THE_DOOR, Frozen
 from statemachine.ids import is_uuid
 
 Path = tuple[str | int, ...]
-"""Where something stands in a JSON document: keys, and indices of lists."""
+"""The position of a value in a JSON document: keys of objects and indices of lists."""
 
 Model = TypeVar("Model", bound=Frozen)
 
 MOST_NAMED: Final = 20
-"""Wrong or changed fields that are named one by one."""
+"""Maximum number of wrong or changed fields that a message names individually."""
 _LONGEST: Final = 300
-"""Characters said of one field: unknown keys may be of any length."""
+"""Maximum number of characters in the description of one field. Keys may have any length."""
 _MOST_FAULTS: Final = 4096
-"""Faults that are repaired one by one."""
+"""Maximum number of faults that are repaired individually."""
 _ROUNDS: Final = 16
-"""Repairs before giving up; each one goes a level outwards, and no model is as deep as this."""
+"""Maximum number of rounds of repair and validation.
+
+Each round may move a fault one level outwards, and no model has this many levels.
+"""
 _BLANK: Final = frozenset(("string_pattern_mismatch", "string_too_short", "text_blank"))
-"""Errors that an empty id or text makes."""
+"""The error types that pydantic reports for an empty id or text."""
 _ENDS_KEPT: Final = frozenset(("error", "output", "reason"))
-"""Texts whose end says most: of these the beginning is cut off."""
+"""Keys of texts whose end is the most informative part. If they are too long, the beginning is cut
+off."""
 _DEFINING: Final = frozenset(("parent_id",))
-"""Optional fields without which an entry of a list would mean something else."""
+"""Optional fields whose removal would change the meaning of their list entry."""
 _WORDS: Final = {
     "missing": "is required",
     "string_type": "is not a text",
@@ -57,20 +62,24 @@ _BOUNDS: Final = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
 }
-"""Errors of numbers outside their range: the key of the limit in the error's context, and the words."""
+"""Error type of a number outside its range -> key of the limit in the error's context, and the
+words."""
 _LONGEST_NUMBER: Final = 40
-"""Characters of a number that an error message repeats."""
+"""Maximum number of characters of a number that an error message repeats."""
 _LARGE_POWER: Final = 53
 _OF_NAMES: Final = "{1,128}$"
 _LEFT_OUT: Final = ": left out"
 
 
 class UnreadableError(ValueError):
-    """What can't be read; the message names every wrong field."""
+    """An object cannot be read. The message names the wrong fields."""
 
 
 def read(model: type[Model], body: object, root: str) -> Model:
-    """Read a request's object. `root` is what errors call it. Raises UnreadableError."""
+    """Validate the object `body` of a request, and return it as a `model`.
+
+    Error messages call the object `root`, for example `data`. Raises UnreadableError.
+    """
     try:
         return model.model_validate(body, context=AT_THE_DOOR)
     except ValidationError as bad:
@@ -79,22 +88,23 @@ def read(model: type[Model], body: object, root: str) -> Model:
 
 @dataclass(frozen=True, slots=True)
 class Accepted(Generic[Model]):
-    """A fact's object, and what was changed of it."""
+    """The accepted object of a fact, and the changes that were made to it."""
 
     value: Model
     changed: list[str]
-    """Words for each change."""
+    """A description of each change, for people."""
     beginnings_cut: frozenset[str] = frozenset()
-    """Keys of texts that lost their beginning."""
+    """Keys of texts whose beginning was cut off."""
 
 
 def accept(
     model: type[Model], body: object, root: str, lost: Mapping[Path, str]
 ) -> Accepted[Model]:
-    """Read a fact's object.
+    """Validate the object `body` of a fact, and return it as a `model` with the changes made to it.
 
-    `lost`: what could not be kept of the JSON, by its place. Raises UnreadableError when a field is
-    missing that the fact is nothing without.
+    `lost` describes, by path, the parts of the JSON that were replaced before because they cannot
+    be stored. Error messages call the object `root`. Raises UnreadableError if a required field is
+    missing or cannot be used.
     """
     try:
         return Accepted(model.model_validate(body, context=AT_THE_DOOR), list(lost.values()))
@@ -106,18 +116,18 @@ def accept(
 
 
 def describe(bad: ValidationError, root: str = "data") -> str:
-    """Name every wrong field and what is wrong with it, in one line."""
+    """Return one line that names the wrong fields, at most MOST_NAMED, and their faults."""
     errors = bad.errors(include_url=False)[:MOST_NAMED]
     return "; ".join(_words(error, spelled(root, error["loc"])) for error in errors)
 
 
 def spelled(root: str, path: Path) -> str:
-    """Return a place as people write it, e.g. `data.agents[3].id`."""
+    """Return a path as text, e.g. `data.agents[3].id`."""
     return root + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
 
 
 def listed(words: list[str]) -> str:
-    """Return words for several things in one line; of very many the number."""
+    """Join descriptions in one line. Those beyond the first MOST_NAMED are only counted."""
     more = len(words) - MOST_NAMED
     named = [
         word if len(word) <= _LONGEST else f"{word[:_LONGEST]}…" for word in words[:MOST_NAMED]
@@ -131,23 +141,24 @@ def _required(model: type[Frozen]) -> frozenset[str]:
 
 @dataclass(slots=True)
 class _Repair:
-    """An object under repair. It is changed in place."""
+    """Repairs the object `body` in place."""
 
     root: str
     body: Any
     required: frozenset[str]
-    """The keys that the whole is nothing without."""
+    """The required keys of the object itself, not of the objects in it."""
     forgiving: bool
-    """Whether fields that can't be used are left out, and texts cut."""
+    """Whether fields that cannot be used are left out, and texts that are too long are cut."""
     changed: dict[Path, str] = field(default_factory=dict)
-    """What was changed that may matter, by its place in the object as it came."""
+    """Path in the object as it was received -> description of a change that may matter."""
     beginnings_cut: set[str] = field(default_factory=set)
-    """Keys of texts that lost their beginning."""
+    """Keys of texts whose beginning was cut off."""
     _indices: dict[int, list[int]] = field(default_factory=dict)
-    """By id of a list that lost entries: the original indices of those that are left."""
+    """`id()` of a list from which entries were removed -> the original indices of the remaining
+    entries."""
 
     def done(self, model: type[Model], bad: ValidationError) -> Model:
-        """Repair and validate until it holds. Raises UnreadableError."""
+        """Repair and validate the object until it is valid. Raises UnreadableError."""
         for _ in range(_ROUNDS):
             self._mend(bad)
             try:
@@ -157,11 +168,14 @@ class _Repair:
         raise UnreadableError(describe(bad, self.root))
 
     def _mend(self, bad: ValidationError) -> None:
-        """Repair what one validation found. Raises UnreadableError for what can't be repaired."""
+        """Repair the faults that one validation found.
+
+        Raises UnreadableError if a fault cannot be repaired.
+        """
         wrong: list[str] = []
         gone: set[Path] = set()
         errors = bad.errors(include_url=False)
-        if self.forgiving and len(errors) > _MOST_FAULTS:  # nobody's list, but somebody's attack
+        if self.forgiving and len(errors) > _MOST_FAULTS:  # an attack, not a mistake
             for key in {error["loc"][0] for error in errors if len(error["loc"]) > 1}:
                 gone.add((key,))
                 self.changed[(key,)] = f"{self.root}.{key} has too many faults{_LEFT_OUT}"
@@ -178,19 +192,22 @@ class _Repair:
         if wrong:
             raise UnreadableError(listed(wrong))
         inner = {path for path in gone if any(path[:n] in gone for n in range(len(path)))}
-        # Later entries of a list go first, so that the indices of earlier ones stay right.
+        # Remove later entries of a list first, so that the indices of earlier ones stay valid.
         for path in sorted(gone - inner, key=lambda path: [str(k).zfill(9) for k in path])[::-1]:
             self._leave_out(path)
 
     def _mended(self, error: ErrorDetails, words: str, gone: set[Path]) -> bool:
-        """Repair one error, or note in `gone` what to leave out; say whether that was possible."""
+        """Repair one error, or add the path that must be left out to `gone`.
+
+        Return whether one of them is possible.
+        """
         kind, path = error["type"], error["loc"]
         if kind == "missing" or not path:
             return self._escalate(path, words, gone)
         value, key = error["input"], path[-1]
         needed = len(path) == 1 and key in self.required
         if _is_absent(error) and isinstance(key, str) and not needed:
-            gone.add(path)  # it means the same
+            gone.add(path)  # an absent field means the same
         elif kind == "int_type" and isinstance(value, float) and value.is_integer():
             self._holder(path)[key] = int(value)
         elif needed or not self.forgiving:
@@ -211,8 +228,8 @@ class _Repair:
         return True
 
     def _escalate(self, path: Path, words: str, gone: set[Path]) -> bool:
-        """Leave out what is nothing without the field at `path`, if that is not the whole."""
-        if not self.forgiving or len(path) < 2:  # noqa: PLR2004 — a field of the whole
+        """Leave out the object that contains `path`; return False if that is the whole object."""
+        if not self.forgiving or len(path) < 2:  # noqa: PLR2004 — a field of the whole object
             return False
         holder = path[:-1]
         said = self.changed.pop(self._origin(path), words).removesuffix(_LEFT_OUT)
@@ -222,7 +239,7 @@ class _Repair:
         return True
 
     def _leave_out_duplicates(self, path: Path) -> None:
-        """Keep the first entry of each id."""
+        """Remove entries whose id an earlier entry has."""
         known: set[str] = set()
         again: list[Path] = []
         for index, entry in enumerate(self._at(path)):
@@ -255,7 +272,7 @@ class _Repair:
         return self._at(path[:-1])
 
     def _origin(self, path: Path) -> Path:
-        """Return where something stood in the object as it came."""
+        """Return the path that the value at `path` had in the object as it was received."""
         found, origin = self.body, list[str | int]()
         for key in path:
             known = self._indices.get(id(found))
@@ -266,18 +283,18 @@ class _Repair:
 
 
 def _is_absent(error: ErrorDetails) -> bool:
-    """Say whether the value means the same as none: null, or an id or text that is empty."""
+    """Return whether the value means the same as an absent one: null, or an empty id or text."""
     return error["input"] is None or (error["input"] == "" and error["type"] in _BLANK)
 
 
 def _cut(text: str, limit: int, *, end: bool) -> str:
-    """Cut a text to `limit` bytes of UTF-8, between characters."""
+    """Return the beginning or, with `end`, the end of a text: at most `limit` bytes of UTF-8."""
     encoded = text.encode()
     return (encoded[-limit:] if end else encoded[:limit]).decode(errors="ignore")
 
 
 def _words(error: ErrorDetails, name: str) -> str:
-    """Say what is wrong with the field of that name."""
+    """Describe an error of the field `name`."""
     kind = error["type"]
     if kind in _WORDS:
         return f"{name} {_WORDS[kind]}"
@@ -295,7 +312,7 @@ def _words(error: ErrorDetails, name: str) -> str:
 
 
 def _bound(limit: float) -> str:
-    """Return a limit for an error message; a large power of two also in the notation that documents it."""
+    """Return a limit for an error message, a large power of two also in the notation `2^n`."""
     power = int(limit).bit_length() - 1
     return f"2^{power} ({limit})" if power >= _LARGE_POWER and limit == 1 << power else str(limit)
 

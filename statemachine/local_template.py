@@ -1,7 +1,8 @@
-"""The tables of a template that the local provisioner reads, and what it can't work with.
+"""The tables of template.toml that the local provisioner reads, and the checks of their values.
 
-`template push` and the provisioner read `[build]` and `[[agent]]` by the same models and refuse the same
-things in the same words. The push is strict: it also refuses keys that mean nothing.
+`template push` and the provisioner read `[build]` and `[[agent]]` with related models and make the
+same checks with the same messages. A push is stricter: it also refuses unknown keys and values of
+other types.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from statemachine.events import Frozen
 LOCAL_POOL: Final = "local"
 """The pool of the provisioner that `workspaced up` runs."""
 MOST_AGENTS: Final = 64
-"""Agents of one template."""
+"""Maximum number of agents of one template."""
 PARAMETER: Final = "WORKSPACED_PARAM_"
-"""What the variable of a parameter begins with."""
+"""Prefix of the environment variables that hold parameters."""
 LONGEST_VARIABLE: Final = 32 * 4096
-"""Bytes that the kernel takes of one argument or variable, with its end (MAX_ARG_STRLEN)."""
+"""Maximum size in bytes of an environment variable in Linux, with the NUL at its end
+(MAX_ARG_STRLEN)."""
 
 
 def _env_value(value: object) -> object:
@@ -44,7 +46,7 @@ AgentName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 
 class BuildTable(Frozen):
-    """The `[build]` table: a shell command for each transition, empty for none."""
+    """The `[build]` table: a shell command for each transition; an empty text means no command."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=False)
 
@@ -69,7 +71,7 @@ class AgentTable(Frozen):
 
 
 class PushedBuild(BuildTable):
-    """The `[build]` table as a push takes it: starting a workspace takes a command."""
+    """The `[build]` table as a push accepts it: the key `start` is required."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -77,9 +79,10 @@ class PushedBuild(BuildTable):
 
 
 class PushedAgent(AgentTable):
-    """An `[[agent]]` table as a push takes it.
+    """An `[[agent]]` table as a push accepts it.
 
-    A number with a fraction is no text: `3.10` would reach the scripts as `3.1`.
+    A number with a fraction is not accepted as the value of a variable: scripts would receive
+    `3.10` as `3.1`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -90,12 +93,12 @@ class PushedAgent(AgentTable):
 
 
 def variable_of(parameter: str) -> str:
-    """Return the environment variable in which steps and scripts get a parameter's value."""
+    """Return the environment variable in which build steps and scripts receive a parameter."""
     return PARAMETER + re.sub(r"[^A-Z0-9]", "_", parameter.upper())
 
 
 def variable_fault(name: str, value: str) -> str | None:
-    """Say why no program can be started with this environment variable, or None if one can."""
+    """Return why a program cannot be started with this environment variable; None if it can."""
     if not name or "=" in name or "\0" in name:
         return "its name is empty, or holds '=' or a NUL"
     if "\0" in value:
@@ -111,17 +114,20 @@ def variable_fault(name: str, value: str) -> str | None:
 
 
 def variable_size(name: str, value: str) -> int:
-    """Return how many bytes the kernel counts of a variable. Raises UnicodeEncodeError."""
+    """Return the size of an environment variable in bytes, as Linux counts it.
+
+    Raises UnicodeEncodeError.
+    """
     return len(_bytes(name)) + len(_bytes(value)) + len("=\0")
 
 
 def variable_text(value: str | float | bool) -> str:
-    """Return the text in which a variable of an agent's `env` is passed."""
+    """Return the text that a variable has for a value in an agent's `env`."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def agent_faults(agents: Sequence[AgentTable]) -> Iterator[tuple[int, str, str]]:
-    """Yield what is wrong with a template's agents: the agent's index, the key, and the words."""
+    """Yield each fault of a template's agents: the agent's index, the key, and a description."""
     if len(agents) > MOST_AGENTS:
         words = f"one agent too many: {len(agents)} are given, and {MOST_AGENTS} is the most"
         yield MOST_AGENTS, "name", words
@@ -141,7 +147,7 @@ def agent_faults(agents: Sequence[AgentTable]) -> Iterator[tuple[int, str, str]]
 
 
 def shared_variables(parameters: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each environment variable that several parameters would have, and their names."""
+    """Yield each environment variable that several parameters would use, with their names."""
     found: dict[str, list[str]] = {}
     for name in parameters:
         found.setdefault(variable_of(name), []).append(name)

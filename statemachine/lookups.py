@@ -1,4 +1,4 @@
-"""Which rows the rules of the tools need: a worker loads them before it evaluates calls."""
+"""Determines the rows that a worker must load before it evaluates calls with the tool rules."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Lookups(NamedTuple):
     """Ids of the rows to load."""
 
     organizations: frozenset[str]
-    """Organizations of which all templates are loaded."""
+    """Organizations whose templates are all loaded."""
     templates: frozenset[str]
     versions: frozenset[str]
     owners: frozenset[str]
-    """Owners of whose workspaces the names are loaded."""
+    """Owners for whom the names of all their workspaces are loaded."""
 
 
 def looks_up(call: Call) -> bool:
-    """Say whether the rules may need more than the chat to answer this call.
+    """Return whether the rules may need more rows than the chat's snapshot to answer this call.
 
-    A call that waits for the outcome of a build needs only the chat. But if it has parameters, the template
-    must be loaded to know which of them are sensitive.
+    A call that waits for the outcome of a build needs only the snapshot. But if it has parameters,
+    the template must be loaded to know which of them are sensitive.
     """
     return call.wait is None or call.wait.until is Until.OVER or "parameters" in call.args
 
@@ -37,9 +37,10 @@ def looks_up(call: Call) -> bool:
 def lookups(
     calls: Iterable[ToolRequested | Call], chats: Iterable[Chat], facts: Iterable[Event]
 ) -> Lookups:
-    """Return the rows that the rules may need to evaluate `calls` on `chats`.
+    """Return the ids of the rows that the rules may need to evaluate `calls` on `chats`.
 
-    `facts` are folded into the chats first, and may name further templates and versions.
+    `facts` are the events that will be folded into the chats first. They may name further templates
+    and versions.
     """
     calls, chats, facts = tuple(calls), tuple(chats), tuple(facts)
     templates = {_template_of(call) for call in calls}

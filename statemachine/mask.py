@@ -1,8 +1,9 @@
-"""Hiding secrets in texts: the spellings of a secret value, and the mask that replaces them.
+"""Hides secrets in texts: finds the spellings of a secret value, and replaces them by the mask.
 
-Every text that workspaced shows passes through one `Mask`: logs of builds and scripts, failures,
-states, answers and the event log. A spelling is the value, one of its lines or list elements, trimmed
-or with its line ends changed, as it is or as JSON, Python's repr and URLs write it.
+A `Mask` replaces secrets in every text that workspaced shows: logs of builds and scripts, failures,
+states, answers and the event log. A spelling is the value itself or one of its parts (a line, or an
+element of a list), possibly trimmed or with other line ends, either unchanged or escaped as in
+JSON, in Python's repr or in a URL.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from urllib.parse import quote
 from ahocorasick_rs import BytesAhoCorasick, Implementation, MatchKind
 
 MASK: Final = "***"
-"""What is shown in place of a secret."""
+"""The text that replaces a secret."""
 SHORTEST: Final = 4
-"""Characters that a text must have to be hidden: hiding shorter ones would make logs unreadable."""
+"""Minimum number of characters of a hidden text. Hiding shorter texts would make logs
+unreadable."""
 
 _LINE_ENDS: Final = re.compile(r"\r\n|\n|\r")
 _JOINED_BY: Final = ("\n", "\r\n", "\r", " ")
@@ -35,7 +37,8 @@ _JSON_ESCAPES: Final = (
         )
     ),
 )
-"""Characters that JSON writers escape though the standard lets them stand, and how."""
+"""Characters that some JSON encoders escape although the standard does not require it -> the
+escape."""
 _URL_SAFE: Final = (
     "",
     "/",
@@ -44,15 +47,19 @@ _URL_SAFE: Final = (
     "!$&'()*+,;=:@/?",  # queries and fragments
     "!$&'()*+,;=:@/?#",  # JavaScript's encodeURI
 )
-"""What different writers of URLs leave as it is, beside letters, digits and `_.-~`."""
+"""Sets of characters that different URL encoders leave unescaped, besides letters, digits and
+`_.-~`."""
 _CANDIDATES: Final = 1_000
-"""How many possible beginnings of a spelling are compared; the next one counts as a beginning."""
+"""Maximum number of possible beginnings of a spelling that `open_end` compares.
+
+It treats the next possible beginning as a real one without a comparison.
+"""
 
 
 def hidden_parts(value: str) -> set[str]:
-    """Return the texts of a secret value that nobody may read, in no particular order.
+    """Return the parts of a secret value that must be hidden: itself, its lines and list elements.
 
-    They are empty for a value that is too short. Blank texts are no secrets.
+    Parts that are blank or shorter than SHORTEST are not hidden.
     """
     given: set[str] = set()
     changed: set[str] = set()
@@ -61,29 +68,30 @@ def hidden_parts(value: str) -> set[str]:
         given |= {whole, *lines, *whole.splitlines()}
         if len(lines) > 1 and len(whole.strip()) >= SHORTEST:
             changed |= {end.join(lines) for end in _JOINED_BY}
-    changed |= {" ".join(part.split()) for part in given}  # as a shell writes it without quotes
+    changed |= {" ".join(part.split()) for part in given}  # as a shell prints it without quotes
     parts = {part.strip() for part in given | changed}
-    # Only what is long enough by its blanks alone is looked for with them: all else contains its trimmed form.
+    # Keep the untrimmed form only of parts that would be too short when trimmed. All other
+    # untrimmed parts contain their trimmed form, which is hidden.
     parts |= {part for part in given if len(part.strip()) < SHORTEST}
     return {part for part in parts if len(part) >= SHORTEST and not part.isspace()}
 
 
 def is_short(value: str) -> bool:
-    """Say whether a value, or a text in a list, is too short to be hidden in other texts."""
+    """Return whether a value, or a text in the list that it is, is too short to be hidden."""
     texts = _elements(value) or ([] if _is_empty_list(value) else [value])
     return any(len(text.strip()) < SHORTEST for text in texts)
 
 
 def _is_empty_list(value: str) -> bool:
-    """Say whether a value is a JSON array with nothing in it: there is nothing to hide."""
+    """Return whether a value is an empty JSON array, which has nothing to hide."""
     return re.fullmatch(r"\s*\[\s*\]\s*", value) is not None
 
 
 def spellings(value: str, longest: float = math.inf) -> set[str]:
-    """Return every text that must be hidden so that no part of a secret value can be read.
+    """Return all texts that must be hidden so that no part of a secret value can be read.
 
-    `longest`: how many characters the texts have in which they are looked for. No part has a spelling
-    that is shorter than the part itself, so longer parts need not be spelled.
+    `longest` is the length in characters of the longest text that will be masked. A spelling is
+    never shorter than its part, so the spellings of longer parts are not needed.
     """
     found: set[str] = set()
     for part in hidden_parts(value):
@@ -91,7 +99,8 @@ def spellings(value: str, longest: float = math.inf) -> set[str]:
             continue
         found.add(part)
         lines = [line.strip() for line in part.splitlines()]
-        # Escapes of several lines are covered by those of each line, unless a line is too short.
+        # The escaped form of several lines contains the escaped form of each line, which is hidden
+        # by itself unless the line is too short.
         if len(lines) == 1 or any(0 < len(line) < SHORTEST for line in lines):
             found.update(_as_json(part))
             found.update(_as_repr(part))
@@ -100,7 +109,7 @@ def spellings(value: str, longest: float = math.inf) -> set[str]:
 
 
 def _elements(value: str) -> list[str]:
-    """Return the texts in a JSON array, at any depth; none of what is not an array."""
+    """Return the texts in a JSON array, at any depth; an empty list if `value` is not one."""
     if not value.lstrip().startswith("["):
         return []
     try:
@@ -131,7 +140,10 @@ def _as_json(text: str) -> Iterator[str]:
 
 
 def _as_repr(text: str) -> Iterator[str]:
-    """Yield what Python writes between the quotes; which quotes depends on the text around it."""
+    """Yield the forms of `text` in Python literals.
+
+    A single quote is escaped or not, depending on the rest of the literal.
+    """
     for quoted in ("'", "\\'"):
         parts = text.split("'")
         yield quoted.join(repr(part)[1:-1] for part in parts)
@@ -155,15 +167,15 @@ def _encoded(text: str) -> bytes:
 
 
 class Mask:
-    """Replaces each spelling of some secret values in texts, in time linear in the text.
+    """Replaces each spelling of the given secret values, in time linear in the length of the text.
 
-    What is put in its place is shorter than any spelling, so no text grows.
+    The mask is shorter than any spelling, so a text never gets longer.
     """
 
     def __init__(self, values: Iterable[str] = (), *, longest: float = math.inf) -> None:
-        """`longest`: how many characters a text may have; for short texts less has to be made ready."""
+        """Prepare a mask for texts of at most `longest` characters; a lower number costs less."""
         self.values: Final = tuple(dict.fromkeys(values))
-        """The secret values themselves."""
+        """The secret values, each once."""
         found = {spelling for value in self.values for spelling in spellings(value, longest)}
         self._spellings = sorted(found)
         self._heads = frozenset(spelling[:SHORTEST] for spelling in found)
@@ -171,21 +183,21 @@ class Mask:
         self._finder = BytesAhoCorasick(
             [_encoded(spelling) for spelling in self._spellings],
             MatchKind.LeftmostLongest,
-            Implementation.NoncontiguousNFA,  # the one that is built in linear time
+            Implementation.NoncontiguousNFA,  # the implementation that is built in linear time
         )
 
     def whole(self, text: str) -> str:
-        """Return a complete text without its secrets."""
+        """Return a complete text with its secrets masked."""
         return self.split(text, len(text))[0]
 
     def torn(self, masked: str) -> str:
-        """Return a masked text without the rest of a secret whose beginning was cut off before."""
+        """Mask the beginning of a masked text, which may be the end of a secret that was cut."""
         return f"{MASK}{masked[max(0, self._longest - 1) :]}" if self._spellings else masked
 
     def split(self, text: str, safe: int) -> tuple[str, str]:
-        """Return the text without its secrets up to `safe`, and the rest of it as it is.
+        """Return the text up to index `safe` with its secrets masked, and the rest unchanged.
 
-        A spelling that begins before `safe` is replaced even where it ends after it.
+        A spelling that begins before `safe` is replaced as a whole, also if it ends after `safe`.
         """
         if not self._spellings:
             return text[:safe], text[safe:]
@@ -202,7 +214,7 @@ class Mask:
         return _decoded(b"".join(shown)), _decoded(raw[most:])
 
     def open_end(self, text: str) -> int:
-        """Count the characters at the end of a text that may be the beginning of a spelling."""
+        """Return how many characters at the end of a text may be the beginning of a spelling."""
         compared = 0
         for at in range(max(0, len(text) - self._longest + 1), len(text)):
             head = text[at : at + SHORTEST]
@@ -213,25 +225,25 @@ class Mask:
         return 0
 
     def _begins(self, text: str) -> bool:
-        """Say whether some spelling is longer than `text` and begins with it."""
+        """Return whether a spelling begins with `text` and is longer."""
         after = bisect_right(self._spellings, text)
         return after < len(self._spellings) and self._spellings[after].startswith(text)
 
 
 class MaskedStream:
-    """A text that comes in pieces, without its secrets, also where a piece ends inside one."""
+    """Masks a text that arrives in pieces. A secret may be split over several pieces."""
 
     def __init__(self, mask: Mask) -> None:
         self._mask, self._held = mask, ""
 
     def feed(self, text: str) -> str:
-        """Return what can be shown now; what may be the beginning of a secret is held back."""
+        """Add a piece; return the masked text up to what may be the beginning of a secret."""
         text = self._held + text
         shown, self._held = self._mask.split(text, len(text) - self._mask.open_end(text))
         return shown
 
     def close(self) -> str:
-        """Return what was held back, when nothing follows it."""
+        """Return the rest of the text, masked. No piece may follow."""
         rest, self._held = self._held, ""
         return self._mask.whole(rest)
 

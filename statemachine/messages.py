@@ -1,8 +1,8 @@
-"""The `data` of every message that workspaced publishes, as types.
+"""The types of the `data` of every message that workspaced publishes.
 
-The functions that build these messages return plain dictionaries of these types: nothing is validated at
-run time, and mypy checks the functions. `handlers.schemas` makes the JSON Schemas in docs/schemas from
-the same types; the text below a key becomes its description there.
+The functions that build these messages return plain dictionaries of these types. mypy checks the
+functions, and nothing is validated at run time. `handlers.schemas` generates the JSON Schemas in
+docs/schemas from the same types; the text below a key becomes its description there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
 
-# pydantic reads TypedDicts of `typing` only from Python 3.12 on.
+# pydantic supports the TypedDict of `typing` only in Python 3.12 and later.
 from typing_extensions import TypedDict
 
 from statemachine.events import Id, Lifecycle, Token, Transition
@@ -24,15 +24,15 @@ Timestamp = Annotated[
 
 
 class ShownWorkspace(TypedDict):
-    """The workspace that the chat has."""
+    """The chat's current workspace."""
 
     id: Id
     name: str
-    """The workspace's name without its owner, or its id if no fact told the name."""
+    """The workspace's name without its owner, or its id if no fact contained the name."""
     owner_name: str | None
-    """Null if the workspace was made elsewhere and no fact told the owner."""
+    """Null if the workspace was made elsewhere and no fact contained the owner's name."""
     template_id: Id | None
-    """Null if the workspace was made elsewhere and no fact told the template."""
+    """Null if the workspace was made elsewhere and no fact contained the template."""
 
 
 class ShownBuild(TypedDict):
@@ -53,7 +53,7 @@ class ShownAgent(TypedDict):
     name: str
     status: AgentStatus
     lifecycle: Lifecycle | None
-    """Null until the agent reports one."""
+    """Null until the agent reports its lifecycle."""
 
 
 class ShownFailure(TypedDict):
@@ -63,7 +63,7 @@ class ShownFailure(TypedDict):
     message: str
     """Text for people."""
     error_code: NotRequired[str]
-    """The `error_code` of `build_failed`, if that gave one."""
+    """The `error_code` of `build_failed`, if it had one."""
 
 
 class Cause(TypedDict):
@@ -82,7 +82,8 @@ class StateChanged(TypedDict):
 
     chat_id: Id
     version: Annotated[int, Field(ge=0)]
-    """Rises by 1 with each change of any other key. Drop a state whose version is not above yours."""
+    """Rises by 1 with each change of any other key. Discard a state whose version is not above the
+    last one that you received."""
     state: WireState
     previous_state: WireState
     workspace: ShownWorkspace | None
@@ -92,10 +93,10 @@ class StateChanged(TypedDict):
     agent: ShownAgent | None
     """Null until an agent is chosen."""
     failure: ShownFailure | None
-    """Set exactly in the state `failed`."""
+    """Set in the state `failed` and in no other."""
     deadline: Timestamp | None
-    """When the limit of the state passes. Set exactly in the states that have a limit: `building`,
-    `agent_connecting`, `scripts_running` and `stopping`."""
+    """When the limit of the state passes. Set in all states that have a limit (`building`,
+    `agent_connecting`, `scripts_running` and `stopping`), and in no other."""
     cause: Cause | None
     """Null only at version 0."""
 
@@ -105,20 +106,22 @@ class CloudEvent(TypedDict):
 
     specversion: Literal["1.0"]
     id: Annotated[str, Field(min_length=1, max_length=1024)]
-    """A UUID that nobody can guess. A second event with the same `source` and `id` has no effect."""
+    """A UUID that cannot be guessed. A second event with the same `source` and `id` has no
+    effect."""
     source: Annotated[str, Field(min_length=1, max_length=1024)]
     """`/chat/<service>`, `/provisioner/<name>`, `/agent/<agent_id>` or `/workspaced`."""
     type: Annotated[str, Field(pattern=r"^workspaced\.[a-z_]+\.v[1-9][0-9]{0,3}$")]
     subject: Id
     """The chat id, equal to the one in the NATS subject."""
     time: NotRequired[Annotated[str, Field(json_schema_extra={"format": "date-time"})]]
-    """RFC 3339. workspaced writes UTC with `Z`, and takes the time of receipt if it is absent."""
+    """RFC 3339. workspaced writes UTC with `Z`. If the key is absent, workspaced uses the time of
+    receipt."""
     datacontenttype: NotRequired[str]
     """workspaced writes `application/json`."""
     traceparent: NotRequired[str]
-    """A W3C trace context. Events that follow from this one carry the same trace id."""
+    """A W3C trace context. Events that result from this one have the same trace id."""
     data: dict[str, Any]
-    """Depends on `type`."""
+    """The content of the event. Its schema depends on `type`."""
 
 
 class Archive(TypedDict):
@@ -130,7 +133,7 @@ class Archive(TypedDict):
 
 
 class Spec(TypedDict):
-    """What template.toml says to the provisioner."""
+    """The tables of template.toml that the provisioner reads."""
 
     build: dict[str, Any]
     """The table `[build]`."""
@@ -149,7 +152,7 @@ class JobTemplate(TypedDict):
 
 
 class BuildJob(TypedDict):
-    """A build that workspaced asks a provisioner for."""
+    """A build that workspaced requests from a provisioner."""
 
     chat_id: Id
     workspace_id: Id
@@ -158,16 +161,17 @@ class BuildJob(TypedDict):
     build_number: int
     transition: Transition
     owner_id: Id | None
-    """Null only if no request of the chat told the owner."""
+    """Null only if no request of the chat contained the owner."""
     owner_name: str
     organization_id: Id | None
-    """Null only if no request of the chat told the organization."""
+    """Null only if no request of the chat contained the organization."""
     template: JobTemplate
     parameters: dict[str, str]
-    """A value for every parameter of the template, as text. This is the only message that holds the values
+    """A value for every parameter of the template, as text. Only this message contains the values
     of sensitive parameters."""
     not_after: Timestamp
-    """Answer a job that you take for the first time after this time with `build_canceled`."""
+    """If a provisioner receives the job for the first time after this time, it must not build, but
+    publish `build_canceled`."""
     preset_id: NotRequired[Id]
     ttl_ms: NotRequired[int]
     """workspaced stops the workspace this many milliseconds after the build succeeded."""
@@ -179,13 +183,13 @@ class LogAppended(TypedDict):
     build_id: Id
     origin: Literal["provisioner", "agent"]
     stage: str
-    """Which part of the work wrote the output."""
+    """The part of the build or scripts that wrote the output."""
     level: str
     """workspaced's own provisioner and agent use `info`, `warn` and `error`."""
     output: str
     """One or more lines, at most 32 KiB."""
     sequence: int
-    """Counts from 1 for each build and origin: order lines by it and drop repeats."""
+    """Counts from 1 for each build and origin. Readers sort by it and discard repeats."""
 
 
 class LogLine(TypedDict, total=False):
@@ -200,10 +204,10 @@ class LogLine(TypedDict, total=False):
 
 
 class LoggedEvent(CloudEvent):
-    """An event as it was accepted: without unknown keys, with sensitive values as `***`."""
+    """An event as it was accepted: without unknown keys, and with `***` for sensitive values."""
 
     pool: NotRequired[str]
-    """The pool of the provisioner that sent the event, if its key is for one pool."""
+    """The pool of the provisioner that sent the event, if its credential is bound to a pool."""
 
 
 class LogEntry(TypedDict):
@@ -213,48 +217,49 @@ class LogEntry(TypedDict):
     """Counts from 1 within the chat."""
     event: LoggedEvent
     outcome: Literal["moved", "changed", "kept", "repeat", "stale", "foreign", "ignored"]
-    """What the event did. `moved`: the state changed. `changed`: another key changed. `kept`: the event may
-    take effect later. All others had no effect."""
+    """What the event did. `moved`: the state changed. `changed`: another key changed. `kept`: the
+    event may have an effect later. Events with any other outcome had no effect."""
     state_before: WireState
     state_after: WireState
     version: int | None
-    """The version that the event led to, if it led to one."""
+    """The version that the event caused; null if it caused none."""
     at: Timestamp
     """When the event was stored."""
     cause: NotRequired[Cause]
-    """The event that this one followed from, if workspaced itself made it."""
+    """The event that caused this one, if workspaced itself created this one."""
     deadline: NotRequired[Timestamp]
-    """The limit of the new state, if the event set one."""
+    """When the limit of the new state passes, if the event set a limit."""
     notice: NotRequired[str]
-    """Text for people: what of the event was changed when it was accepted."""
+    """Text for people: which parts of the event were changed or discarded when it was accepted."""
 
 
 class Readiness(TypedDict, total=False):
-    """How far a workspace is from ready. A ready workspace has none of these keys."""
+    """Why a running workspace is not fully ready. A ready workspace has none of these keys."""
 
     agent_status: Literal["no_agent", "selection_error", "not_ready"]
-    """Why no agent is connected: the template has none, none can be chosen, or the chosen one did not
-    connect in time or before the call was canceled."""
+    """Why no agent is connected: the template has none (`no_agent`), none can be chosen
+    (`selection_error`), or the chosen one did not connect in time or before the call was canceled
+    (`not_ready`)."""
     agent_error: str
     """Text for people about `agent_status`."""
     startup_scripts: Literal[
         "startup_scripts_failed", "startup_scripts_timeout", "startup_scripts_unknown"
     ]
-    """What happened to the startup scripts; `startup_scripts_unknown` if the call was canceled before
+    """What happened to the startup scripts. `startup_scripts_unknown`: the call was canceled before
     they ended."""
     lifecycle_state: Lifecycle
     """The agent's newest lifecycle, if the startup scripts failed."""
 
 
 class ToolError(TypedDict):
-    """What was wrong with the call itself: a configuration, an argument, a lookup or a permission."""
+    """The call itself was wrong: a configuration, an argument, a lookup or a permission."""
 
     error: str
     """Text for people and models."""
 
 
 class BuildFailure(TypedDict):
-    """The build failed, was canceled, ran out of time or was superseded, or the call was canceled."""
+    """The build failed, timed out, was canceled or was superseded; or the call was canceled."""
 
     error: str
     """Text for people and models."""
@@ -276,14 +281,14 @@ class QuotaReached(TypedDict):
     """Text for people and models."""
     title: Literal["Workspace quota reached"]
     message: str
-    """Text for people and models that says what to do."""
+    """Text for people and models that suggests what to do."""
     build_id: Id
     quota: NotRequired[QuotaUsage]
     """Absent if the provisioner did not report it."""
 
 
 class Validation(TypedDict):
-    """One field whose value does not fit."""
+    """A field whose value is not valid."""
 
     field: str
     """The name of a parameter, or `name`."""
@@ -292,18 +297,18 @@ class Validation(TypedDict):
 
 
 class ValuesRefused(TypedDict):
-    """The call's values do not fit the template; every wrong field is named."""
+    """Some values of the call are not valid for the template. Every wrong field is listed."""
 
     error: str
     detail: NotRequired[str]
     """Text for people and models that names the fields."""
     validations: list[Validation]
     template_id: NotRequired[Id]
-    """Given by start_workspace."""
+    """Present in answers of start_workspace."""
 
 
 class Created(Readiness):
-    """create_workspace made a new workspace."""
+    """create_workspace created a new workspace."""
 
     created: Literal[True]
     workspace_name: str
@@ -339,20 +344,20 @@ class IsStopped(TypedDict):
 
 
 class StartNotes(TypedDict, total=False):
-    """What else a call of start_workspace reports if the start succeeds."""
+    """Additional keys in the answer of start_workspace if the start succeeds."""
 
     updated_to_active_version: Literal[True]
-    """The template demands its active version, and the last build used another one."""
+    """The template requires its active version, and the previous build used another version."""
     update_reason: str
     """Text for people and models."""
     message: str
     """Text for people and models."""
     parameters_reset: list[str]
-    """Parameters whose last value the template no longer accepts; they have their default now."""
+    """Parameters whose last value the template no longer accepts. They now have their default."""
 
 
 class Started(Readiness, StartNotes):
-    """A start build succeeded, which start_workspace requested or waited for."""
+    """The start build that start_workspace requested or waited for succeeded."""
 
     started: Literal[True]
     workspace_name: str
@@ -399,11 +404,11 @@ class TemplatesPage(TypedDict):
     templates: list[ListedTemplate]
     """Sorted by name."""
     count: int
-    """Templates on this page."""
+    """Number of templates on this page."""
     page: Annotated[int, Field(ge=1)]
     total_pages: Annotated[int, Field(ge=1)]
     total_count: int
-    """Templates on all pages."""
+    """Number of templates on all pages."""
 
 
 class ReadTemplateSummary(TypedDict):
@@ -415,7 +420,8 @@ class ReadTemplateSummary(TypedDict):
     display_name: NotRequired[str]
     description: NotRequired[str]
     readme: NotRequired[str]
-    """The folder's README.md, without images and front matter, cut after 8,000 characters."""
+    """The folder's README.md without images and front matter: at most its first 8,000
+    characters."""
 
 
 class ParameterOption(TypedDict):
@@ -432,7 +438,8 @@ class TemplateParameter(TypedDict):
     name: str
     type: Literal["string", "number", "bool", "list(string)"]
     required: bool
-    """Whether create_workspace must give a value; one that has a default need not be given."""
+    """Whether the parameter must have a value. If it has a default, create_workspace may omit
+    it."""
     mutable: bool
     """Whether start_workspace may change the value."""
     display_name: NotRequired[str]
@@ -440,13 +447,13 @@ class TemplateParameter(TypedDict):
     default: NotRequired[str]
     """As text; `***` if the parameter is sensitive."""
     options: NotRequired[list[ParameterOption]]
-    """If present, no other values fit."""
+    """If present, only these values are valid."""
     validation_regex: NotRequired[str]
     """An RE2 expression that must match somewhere in the value."""
     validation_min: NotRequired[float]
     validation_max: NotRequired[float]
     sensitive: NotRequired[Literal[True]]
-    """Values are shown as `***`."""
+    """If present, workspaced shows the parameter's values as `***`."""
 
 
 class PresetValue(TypedDict):
@@ -458,7 +465,7 @@ class PresetValue(TypedDict):
 
 
 class TemplatePreset(TypedDict):
-    """Values that a call can choose together, by `preset_id`."""
+    """A named set of values that a call can choose by `preset_id`."""
 
     id: Id
     name: str
@@ -485,11 +492,11 @@ ToolResult = CreateResult | StartResult | StopResult | TemplatesPage | TemplateR
 
 
 class ToolResolved(TypedDict):
-    """The answer of a tool call."""
+    """The answer to a tool call."""
 
     call_id: Token
     tool: str
-    """The tool as the call named it; empty if that could not be read."""
+    """The name of the tool in the request; empty if it could not be read."""
     is_error: bool
-    """True: the call itself was wrong, and `result` is `{"error": text}`."""
+    """If true, the call itself was wrong, and `result` is `{"error": text}`."""
     result: ToolResult

@@ -1,4 +1,4 @@
-"""Names of workspaces (contract §6)."""
+"""Checks and generates names of workspaces (docs/contract.md, section 6)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Final
 
 LONGEST: Final = 32
-"""Bytes of a name."""
+"""Maximum length of a name in bytes."""
 _VALID: Final = re.compile(r"[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*")
 _RESERVED: Final = frozenset(("new", "create"))
 _BASE: Final = 27
@@ -23,11 +23,11 @@ _NOUNS: Final = (
 
 
 class NameTakenError(Exception):
-    """The owner has a workspace of that name, and of the one tried instead."""
+    """The owner already uses the name and also the one that was tried instead of it."""
 
 
 def valid(name: str) -> bool:
-    """Say whether `name` may be used as it is."""
+    """Return whether `name` is a valid name of a workspace."""
     return (
         len(name.encode()) <= LONGEST
         and _VALID.fullmatch(name) is not None
@@ -36,10 +36,11 @@ def valid(name: str) -> bool:
 
 
 def workspace_name(asked: str | None, template: str, taken: AbstractSet[str], seed: bytes) -> str:
-    """Return the name of a new workspace.
+    """Return the name of a new workspace: `asked` if it is valid and free, else a similar name.
 
-    `taken`: lower-case names that the owner uses already; `seed`: random bytes, the only chance in it.
-    Raises NameTakenError.
+    `template` is the template's name, from which the name is generated if `asked` is absent.
+    `taken` are the names that the owner already uses, in lower case. `seed` are random bytes; the
+    same seed gives the same name. Raises NameTakenError.
     """
     wanted = (asked or "").strip()
     name = wanted if valid(wanted) else generated(wanted or template, seed)
@@ -53,7 +54,7 @@ def workspace_name(asked: str | None, template: str, taken: AbstractSet[str], se
 
 
 def generated(base: str, seed: bytes) -> str:
-    """Make a valid name out of any text."""
+    """Return a valid name that is similar to `base`, with a suffix from `seed`."""
     name = base.strip().lower()
     if not valid(name):
         name = name.rsplit("@", 1)[0] if "@" in name else name

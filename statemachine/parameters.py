@@ -1,7 +1,8 @@
-"""Parameters of templates: their declaration, and the values that fit.
+"""Parameters of templates: how they are declared, and which values are valid.
 
-Values travel as text (contract §3, jobs); a bool is `true` or `false`, a list(string) a JSON array.
-A text is passed as it is given, and compared by the value that it stands for (`same`).
+Values are texts (docs/contract.md, section 3, jobs): a bool is `true` or `false`, a list(string) is
+a JSON array. A text is passed on unchanged. Two texts are compared by the values that they denote
+(`same`).
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from statemachine.messages import Validation
 
 
 def as_text(value: object) -> str:
-    """Return a TOML or JSON value as the text that a job carries. Raises ValueError.
+    """Return a TOML or JSON value as the text that a job carries.
 
-    A number without a fraction is an integer, however it is written: `4.0` is `4`.
+    A float without a fraction becomes an integer: `4.0` becomes `4`. Raises ValueError if the value
+    is not a text, a finite number, a bool or a list of texts.
     """
     match value:
         case str():
@@ -52,7 +54,7 @@ TextValue = Annotated[
 
 
 class Kind(StrEnum):
-    """The types of contract §8."""
+    """The types of parameters (docs/contract.md, section 8)."""
 
     STRING = "string"
     NUMBER = "number"
@@ -65,7 +67,7 @@ class _Declared(Frozen):
 
 
 class Option(_Declared):
-    """One of the values that may be chosen."""
+    """One of the values that a parameter with options may have."""
 
     name: str
     value: TextValue
@@ -73,7 +75,7 @@ class Option(_Declared):
 
 
 class Parameter(_Declared):
-    """What a template asks of who creates a workspace."""
+    """The declaration of a parameter in template.toml."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
     type: Annotated[Kind, Field(strict=False)] = Kind.STRING
@@ -109,20 +111,26 @@ class Parameter(_Declared):
 
 
 def _reason(bad: Exception) -> str:
-    """Return what RE2 says, which it says in bytes."""
+    """Return the message of an RE2 error, which may be bytes."""
     said = bad.args[0] if bad.args else ""
     return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
 
 
 def compiled(expression: str) -> Any:
-    """Compile an RE2 expression, which matches in linear time. Raises re2.error, and logs nothing."""
+    """Compile an RE2 expression, which matches in linear time, without logging errors.
+
+    Raises re2.error.
+    """
     options = re2.Options()
     options.log_errors = False
     return re2.compile(expression, options)
 
 
 def _texts(text: str) -> list[str] | None:
-    """Read a JSON array of texts; None when it is anything else, or holds what no text can."""
+    """Parse a JSON array of texts.
+
+    Return None if `text` is not such an array, or if one of the texts contains a lone surrogate.
+    """
     try:
         items = json.loads(text)
     except (ValueError, RecursionError):
@@ -149,14 +157,17 @@ def _of_type(kind: Kind, text: str, shown: str | None) -> str | None:
 
 
 def _option_problem(kind: Kind, value: str) -> str | None:
-    """Say why `value` is no option. That of a list(string) is one of its texts, or a whole list."""
+    """Return why `value` cannot be an option of a parameter of type `kind`, or None if it can.
+
+    An option of a list(string) may be any text: it is one of the texts of a list, or a whole list.
+    """
     return None if kind is Kind.STRINGS else _of_type(kind, value, None)
 
 
 def misfit(parameter: Parameter, text: str) -> str | None:
-    """Say why `text` is no value for `parameter`, or None when it is one.
+    """Return why `text` is not a valid value of `parameter`, or None if it is valid.
 
-    The words never hold a sensitive value.
+    The description does not contain the value if the parameter is sensitive.
     """
     shown = MASK if parameter.sensitive else None
     if problem := _of_type(parameter.type, text, shown):
@@ -183,7 +194,7 @@ def misfit(parameter: Parameter, text: str) -> str | None:
 
 
 def same(kind: Kind, one: str, other: str) -> bool:
-    """Say whether two texts are the same value: `4.0` and `4`, or lists with the same content."""
+    """Return whether two texts denote the same value, like `4.0` and `4`, or two equal lists."""
     if one == other:
         return True
     match kind:
@@ -198,7 +209,10 @@ def same(kind: Kind, one: str, other: str) -> bool:
 
 
 def _number(text: str) -> Decimal | float | None:
-    """Read a number exactly, or None. One whose exponent no decimal can hold is read as a float."""
+    """Parse a number, exactly if possible; return None if `text` is not a number.
+
+    A number whose exponent is too large or too small for a Decimal is returned as a float.
+    """
     if _of_type(Kind.NUMBER, text, None) is not None:
         return None
     try:
@@ -208,7 +222,7 @@ def _number(text: str) -> Decimal | float | None:
 
 
 def option_misfit(parameter: Parameter, text: str) -> str | None:
-    """Say why an option can never be chosen: the parameter's own validation refuses it."""
+    """Return why the parameter's own validation refuses the option `text`, or None."""
     if parameter.type is Kind.STRINGS and _texts(text) is None:
         text = json.dumps([text])  # one of the texts of a list
     return misfit(parameter.model_copy(update={"options": ()}), text)
@@ -216,28 +230,29 @@ def option_misfit(parameter: Parameter, text: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Misfits:
-    """Every wrong field with what is wrong about it."""
+    """The wrong fields, each with a description of its fault."""
 
     fields: tuple[tuple[str, str], ...]
 
     @property
     def validations(self) -> list[Validation]:
-        """As answers carry them."""
+        """The wrong fields in the form that answers contain."""
         return [{"field": field, "detail": detail} for field, detail in self.fields]
 
 
 @dataclass(frozen=True, slots=True)
 class LastBuild:
-    """The values of the build before a start, which are carried over."""
+    """The parameter values of the previous build, which a start carries over."""
 
     values: Mapping[str, str]
     declared: tuple[Parameter, ...] = ()
-    """The parameters of its template version, as far as that is known."""
+    """The parameters of the previous build's template version; empty if the version is unknown."""
 
     def value(self, parameter: Parameter) -> str | None:
-        """Return the value that the last build had for `parameter`; None when it had none.
+        """Return the value that the previous build had for `parameter`; None if it had none.
 
-        A job carries an empty text for a parameter without a value.
+        A job carries an empty text for a parameter without a value. So an empty text counts as a
+        value only if the parameter had a default and the empty text was valid.
         """
         value = self.values.get(parameter.name)
         if value != "":
@@ -253,10 +268,12 @@ def resolve(
     *,
     last: LastBuild | None = None,
 ) -> dict[str, str] | Misfits:
-    """Return a value for every declared parameter: the call's, else a fallback's, else the default.
+    """Return a value for every declared parameter, or all faults of the given values.
 
-    `last`: for start_workspace. Its values stand before the default. Those of parameters that are not
-    mutable stay as they are, whether they fit or not; of the others, those that fit.
+    The value is the one in `asked` (the call's), otherwise the one in the first of the `fallbacks`
+    that has one, otherwise the default. For start_workspace, `last` has the values of the previous
+    build. A parameter that is not mutable keeps its previous value, even if it is no longer valid.
+    For other parameters a valid previous value has precedence over the default.
     """
     names = {parameter.name for parameter in declared}
     wrong = [(name, "the template has no such parameter") for name in asked if name not in names]
@@ -291,9 +308,11 @@ def _without_secrets(
     declared: tuple[Parameter, ...],
     given: tuple[Mapping[str, str], ...],
 ) -> list[tuple[str, str]]:
-    """Hide sensitive values that a description of what is wrong repeats from another parameter's value.
+    """Mask the given secrets in the descriptions of wrong fields.
 
-    A value for a parameter that the template does not declare may be a secret too. `true` and `false` are not.
+    A description may repeat a value that is the same as, or contains, another parameter's sensitive
+    value. The values of undeclared parameters may be secrets too. The values of bool parameters are
+    not.
     """
     plain = {p.name for p in declared if not p.sensitive or p.type is Kind.BOOL}
     secrets = tuple(
@@ -308,7 +327,10 @@ def _without_secrets(
 def reset(
     declared: tuple[Parameter, ...], asked: Mapping[str, str], last: LastBuild
 ) -> tuple[str, ...]:
-    """Return the names of the parameters whose last value no longer fits, and gives way to the default."""
+    """Return the names of the parameters whose previous value is no longer valid.
+
+    Parameters that are not mutable, or to which the call gives a value, are not among them.
+    """
     return tuple(
         parameter.name
         for parameter in declared
@@ -320,6 +342,6 @@ def reset(
 
 
 def masked(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with the sensitive ones hidden."""
+    """Return `values` with the values of sensitive parameters replaced by the mask."""
     hidden = {parameter.name for parameter in declared if parameter.sensitive}
     return {name: MASK if name in hidden else value for name, value in values.items()}

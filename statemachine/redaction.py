@@ -1,9 +1,9 @@
-"""Hiding sensitive parameter values before anything is logged, exported or shown.
+"""Hides sensitive parameter values before they are logged, exported or shown.
 
-What is shown must be known to be harmless. A value for a template or a parameter that nobody has
-declared may be a secret under a misspelled name; so it is hidden too. A fact's texts lose what they
-repeat of a sensitive value before the fact is folded, so the snapshot, the states, the answers and the
-event log that follow from it do not have it either.
+A value is shown only if it is known to be harmless. The value of an undeclared parameter, or for an
+unknown template, is hidden too, because it may be a secret under a misspelled name. Sensitive
+values in the texts of a fact are masked before the fact is folded, so the snapshot, the states, the
+answers and the event log do not contain them either.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ from statemachine.parameters import Kind, Parameter, as_text
 from statemachine.workspace import Build
 
 PLAIN: Final = frozenset(("template_id", "name", "preset_id"))
-"""The arguments of the tools with parameters that hold no value of one."""
+"""The arguments of tools with parameters that never hold the value of a parameter."""
 WITH_PARAMETERS: Final = frozenset(("create_workspace", "start_workspace"))
 _TEXTS: Final = ("error", "error_code", "reason", "output")
-"""The keys of facts and requests whose values are text from the workspace or from people."""
+"""The keys of facts and requests whose texts come from the workspace or from people."""
 
 
 def has_text(event: Event) -> bool:
-    """Say whether an event has a text that could repeat a sensitive value."""
+    """Return whether an event has a text that could contain a sensitive value."""
     return any(isinstance(getattr(event.data, key, None), str) for key in _TEXTS)
 
 
 def fact(event: Event, chat: Chat, known: Known) -> Event:
-    """Return the event with its texts masked; `known` has the versions of the chat's builds."""
+    """Return the event with sensitive values masked in its texts and its notice.
+
+    `known` must contain the template versions of the chat's builds.
+    """
     if not has_text(event):
         return event
     values = _sensitive_values(chat, known)
@@ -42,11 +45,12 @@ def fact(event: Event, chat: Chat, known: Known) -> Event:
         return event
     given = {key: getattr(event.data, key, None) for key in _TEXTS}
     texts = {key: text for key, text in given.items() if isinstance(text, str)}
-    # What was cut may hold the rest of a part that was longer than it.
+    # A text whose beginning was cut off may begin with the end of a secret that is longer than the
+    # text.
     longest = math.inf if event.beginnings_cut else _longest([*texts.values(), event.notice or ""])
     mask = _mask(tuple(values), longest)
     shown = {key: mask.whole(text) for key, text in texts.items()}
-    for key in event.beginnings_cut & shown.keys():  # it may begin with the rest of a secret
+    for key in event.beginnings_cut & shown.keys():  # it may begin with the end of a secret
         shown[key] = mask.torn(shown[key])
     notice = None if event.notice is None else mask.whole(event.notice)
     data = event.data.model_copy(update=shown)
@@ -55,17 +59,20 @@ def fact(event: Event, chat: Chat, known: Known) -> Event:
 
 @lru_cache(maxsize=4)
 def _mask(values: tuple[str, ...], longest: float) -> Mask:
-    """Make a mask. Values of a hundred kilobytes take seconds, and each fact of their chat needs it again."""
+    """Return a mask, from the cache if possible.
+
+    To make one for values of a hundred kilobytes takes seconds, and each fact of the chat needs it.
+    """
     return Mask(values, longest=longest)
 
 
 def _longest(texts: Iterable[str]) -> int:
-    """Return a length that none of the texts exceeds: a power of two, so that masks can be used again."""
+    """Return a power of two that no text's length exceeds; so few lengths occur in the cache."""
     return 1 << max(map(len, texts), default=0).bit_length()
 
 
 def builds_with_values(chat: Chat) -> list[Build]:
-    """Return the builds known of the chat's workspaces, present and former, that have parameters."""
+    """Return the known builds with parameters of the chat's current and previous workspaces."""
     return [build for build in chat.builds() if build.parameters]
 
 
@@ -80,9 +87,10 @@ def _sensitive_values(chat: Chat, known: Known) -> list[str]:
 
 
 def secrets(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> list[str]:
-    """Return the texts that no other text may repeat: sensitive values, and those of unknown names.
+    """Return the values that must be masked in other texts, as text.
 
-    `true` and `false` are secrets of nobody, whatever parameter has them.
+    These are the values of sensitive and of undeclared parameters, but not of declared bool
+    parameters, because `true` and `false` are not secret.
     """
     sensitive = {p.name for p in declared if p.sensitive and p.type is not Kind.BOOL}
     plain = {p.name for p in declared} - sensitive
@@ -90,7 +98,7 @@ def secrets(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> list[
 
 
 def _text(value: object) -> str:
-    """Return a value as a job has it; of one that no job takes, something that shows its texts."""
+    """Return a value as the text that a job carries; a value that no job can carry as JSON."""
     try:
         return as_text(value)
     except ValueError:
@@ -98,7 +106,7 @@ def _text(value: object) -> str:
 
 
 def event(event: Event, chat: Chat, known: Known) -> Event:
-    """Return the event as the log may hold it."""
+    """Return the event without sensitive values, as the event log may contain it."""
     data = event.data
     if isinstance(data, ToolRequested) and data.args:
         args = arguments(data.tool, data.args, chat, known)
@@ -112,9 +120,10 @@ def event(event: Event, chat: Chat, known: Known) -> Event:
 
 
 def arguments(tool: str, args: dict[str, Any], chat: Chat, known: Known) -> dict[str, Any]:
-    """Return a call's arguments as they may be shown.
+    """Return a call's arguments without sensitive values, as they may be shown.
 
-    Of a tool with parameters, what it does not take is hidden too: they may stand under a wrong name.
+    For a tool with parameters, unknown arguments are hidden too: parameters may have been passed
+    under a wrong name.
     """
     shown = dict(args)
     if tool in WITH_PARAMETERS:
@@ -132,9 +141,10 @@ def arguments(tool: str, args: dict[str, Any], chat: Chat, known: Known) -> dict
 
 
 def _hidden(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Hide all values but those of parameters that are declared, and sensitive in no version.
+    """Hide all values except those of declared parameters that are sensitive in no version.
 
-    A value that repeats a sensitive one is hidden as a whole: replay takes it from the snapshot.
+    A value that contains a sensitive value is hidden as a whole, because replay can take a hidden
+    value from the snapshot, but not a partly masked one.
     """
     sensitive = {parameter.name for parameter in declared if parameter.sensitive}
     plain = {parameter.name for parameter in declared} - sensitive
@@ -147,19 +157,22 @@ def _hidden(declared: tuple[Parameter, ...], values: Mapping[str, Any]) -> dict[
 
 
 def _repeats(mask: Mask, value: object) -> bool:
-    """Say whether a text, or a text in a list, has a secret in it."""
+    """Return whether a text, or a text in a list, contains a secret."""
     return any(mask.whole(text) != text for text in _texts_in(value))
 
 
 def _texts_in(value: object) -> list[str]:
-    """Return a text, or the texts in a list, at any depth."""
+    """Return the text itself, or the texts in a list at any depth."""
     if isinstance(value, list):
         return [text for item in value for text in _texts_in(item)]
     return [value] if isinstance(value, str) else []
 
 
 def _declared(tool: str, args: dict[str, Any], chat: Chat, known: Known) -> tuple[Parameter, ...]:
-    """Return the parameters that the values are for, of every version that may be meant."""
+    """Return the declared parameters of every template version that the call may use.
+
+    For start_workspace these are the active version and the version of the last build.
+    """
     if tool == "create_workspace":
         template = known.catalog.templates.get(str(args.get("template_id")).strip().lower())
         return template.active.manifest.parameter if template else ()

@@ -1,7 +1,8 @@
-"""Folding an event log: what the chat's states were, and whether the log agrees.
+"""Replays event logs: folds the events again, and compares the result with what was recorded.
 
-A log entry is an object of `read_events`: `{seq, event, outcome, state_before, state_after, version, at}`, and
-`cause` and `deadline` where the log has them (older logs have neither).
+A log entry is an object as `read_events` returns it: `{seq, event, outcome, state_before,
+state_after, version, at}`, and optionally `cause` and `deadline`. Logs of older versions have
+neither of these two.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from statemachine.states import STATE_INFO
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An entry, or the snapshot (`seq` None), that folds to something else than what was recorded."""
+    """A value in a log entry, or in the snapshot (`seq` None), for which replay yields another."""
 
     seq: int | None
     key: str
@@ -39,11 +40,11 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """One chat after its log."""
+    """The result of the replay of one chat's event log."""
 
     chat: Chat
     path: tuple[str, ...]
-    """The states in the order they were entered, `failed` with its reason."""
+    """The states in the order in which they were entered; `failed` includes the reason."""
     differences: tuple[Difference, ...]
 
 
@@ -51,13 +52,13 @@ _TIME: Final = TypeAdapter(datetime)
 
 
 def shown(chat: Chat) -> str:
-    """Return the wire state, `failed` with its reason."""
+    """Return the state as messages name it, with the reason if it is `failed:<reason>`."""
     about = STATE_INFO[chat.state]
     return about.wire if about.reason is None else f"{about.wire}:{about.reason}"
 
 
 def entry_of(before: Chat, decision: Decision) -> dict[str, Any]:
-    """Return what the log records of a decision."""
+    """Return the keys of a log entry that describe a decision."""
     return {
         "outcome": decision.outcome,
         "state_before": STATE_INFO[before.state].wire,
@@ -67,33 +68,37 @@ def entry_of(before: Chat, decision: Decision) -> dict[str, Any]:
 
 
 def set_deadline(before: Chat, after: Chat) -> datetime | None:
-    """Return the limit that an entry set and that still holds after it; the log records it."""
+    """Return the deadline that the log records: the one that an event set, if it still holds."""
     return after.deadline if after.generation != before.generation else None
 
 
 @dataclass(slots=True)
 class Fold:
-    """One chat's log, folded entry by entry; nothing of the log is kept but who spoke."""
+    """Folds the event log of one chat, entry by entry.
+
+    It keeps only the identities of the events, to recognize repeats, not the entries.
+    """
 
     chat_id: str
     limits: Limits = field(default_factory=Limits)
-    """For entries of logs that don't say what limit they set."""
+    """The limits for entries that set a deadline but do not record it."""
     chat: Chat = field(init=False)
     path: list[str] = field(init=False)
     differences: list[Difference] = field(default_factory=list)
     entries: int = 0
     deadline_recorded: bool = False
-    """Whether the present deadline stood in the log."""
+    """Whether the log recorded the present deadline."""
     _seen: set[tuple[str, str]] = field(default_factory=set)
     _root: Cause | None = None
-    """The last event that followed from no other: what an older log's rules acted upon."""
+    """The last event that no other event caused. In logs without causes, it is the cause of the
+    builds and waits that the rules derived."""
 
     def __post_init__(self) -> None:
         self.chat = Chat(chat_id=self.chat_id)
         self.path = [shown(self.chat)]
 
     def take(self, entry: Mapping[str, Any]) -> None:
-        """Fold the next entry. Raises ValueError for one that can't be read."""
+        """Fold the next entry. Raises ValueError if it is not a valid log entry."""
         try:
             event, at = event_of(entry["event"]), _TIME.validate_python(entry["at"])
             cause = _cause_in(entry)
@@ -122,7 +127,10 @@ class Fold:
         self._limited(before, deadline)
 
     def _placed(self, entry: Mapping[str, Any], event: Event) -> int:
-        """Return the entry's place in its log, and note when it is another one's."""
+        """Return the entry's number in its log.
+
+        Add a difference if the number is not the next one, or if the entry belongs to another chat.
+        """
         expected = self.chat.seq + 1
         seq = entry.get("seq", expected)
         if seq != expected:
@@ -132,9 +140,10 @@ class Fold:
         return seq if isinstance(seq, int) else expected
 
     def _because(self, event: Event) -> Cause | None:
-        """Return what one of our own events followed from, in a log that does not say.
+        """Return the cause of an event that workspaced created, for a log without causes.
 
-        The rules act at once, so that is the last event before it that followed from none.
+        The rules are applied immediately after an event, so the cause is the last event before this
+        one that has no cause itself.
         """
         if event.source == OURS and isinstance(event.data, BuildRequested | WaitResumed):
             return self._root
@@ -142,7 +151,7 @@ class Fold:
         return None
 
     def _limited(self, before: Chat, deadline: datetime | None) -> None:
-        """Take over the limit that was in force then."""
+        """Replace the folded deadline by the recorded one: the limits may have changed since."""
         folded = set_deadline(before, self.chat)
         if folded is None and deadline is not None:
             self.differences.append(
@@ -161,7 +170,10 @@ def _cause_in(entry: Mapping[str, Any]) -> Cause | None:
 
 
 def replay(entries: Iterable[Mapping[str, Any]]) -> dict[str, Replayed]:
-    """Fold `entries`, of one chat or several, each chat's in order. Raises ValueError for a bad entry."""
+    """Replay `entries` of one or several chats, and return the result for each chat id.
+
+    The entries of each chat must be in their order. Raises ValueError for an invalid entry.
+    """
     folds: dict[str, Fold] = {}
     for number, entry in enumerate(entries, 1):
         try:
@@ -176,9 +188,9 @@ def replay(entries: Iterable[Mapping[str, Any]]) -> dict[str, Replayed]:
 
 
 def chat_of(entry: Mapping[str, Any]) -> str:
-    """Return whose log an entry is of. Raises ValueError."""
+    """Return the id of the chat to which a log entry belongs. Raises ValueError if it has none."""
     event = entry.get("event")
     subject = event.get("subject") if isinstance(event, dict) else None
     if not isinstance(subject, str):
-        raise ValueError("it is no entry of an event log")  # noqa: TRY004 — as bad as no JSON
+        raise ValueError("it is no entry of an event log")  # noqa: TRY004 — as for invalid JSON
     return subject

@@ -1,4 +1,4 @@
-"""What the rules have built: the builds that create, start, stop and delete ask for."""
+"""Composes the builds that the tool rules request: to create, start, stop or delete a workspace."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ UPDATED: Final[StartNotes] = {
 
 
 def fresh_id(seed: bytes, label: str) -> str:
-    """Return a random UUID made of `seed`; the same label gives the same."""
+    """Return a UUID derived from `seed` and `label`: the same arguments give the same UUID."""
     return str(UUID(bytes=sha256(label.encode() + b"/" + seed).digest()[:16], version=4))
 
 
 def allowed(template: Template, call: Call, known: Known) -> bool:
-    """Say whether the chat's organization may use the template."""
+    """Return whether the chats of the call's organization may use the template."""
     listed = not known.policy.allowlist or template.id in known.policy.allowlist
     mine = template.organization_id == call.organization_id
     return mine and listed and template.active.manifest.agents_allowed
@@ -45,10 +45,14 @@ def create(
     *,
     replaced: Transition | None,
 ) -> CallOutcome:
-    """Have a new workspace built. `replaced`: the build that the chat's present one gets, if any."""
+    """Request the first build of a new workspace, or answer what is wrong with the call.
+
+    `replaced` is the transition of the build that is requested for the chat's current workspace,
+    which the new one replaces; None if no such build is needed.
+    """
     template = known.catalog.templates.get(args.template)
     if template is None or template.organization_id != call.organization_id:
-        return answers.error(  # nobody learns what another organization has
+        return answers.error(  # the same answer if it belongs to another organization
             f"template {args.template} was not found; use list_templates to find one"
         )
     if not allowed(template, call, known):
@@ -93,7 +97,7 @@ def create(
 
 
 def start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOutcome:
-    """Have the chat's workspace started again."""
+    """Request a start build of the chat's workspace, or answer what is wrong with the call."""
     current, last = chat.current, chat.build
     built = version = _version_of(current, known)
     if built is None or version is None or last is None:
@@ -130,7 +134,7 @@ def start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOut
 
 
 def stop(call: Call, chat: Chat, known: Known) -> CallOutcome:
-    """Have the chat's workspace stopped."""
+    """Request a stop build of the chat's workspace, or answer that its template is unknown."""
     build = ending(chat, Transition.STOP, known, call.call_id)
     if build is None:
         return _unknown_template(chat)
@@ -145,9 +149,10 @@ def ending(
     label: str,
     previous: WorkspaceRecord | None = None,
 ) -> BuildRequested | None:
-    """Return the stop or delete build that comes next, or None when nobody here can make it.
+    """Return a stop or delete build of the chat's current workspace, or of the `previous` one.
 
-    For the chat's workspace, or for a `previous` one.
+    Return None if the workspace has no build, or if its template is unknown: no provisioner of this
+    installation could do the build.
     """
     seed = known.seed + label.encode()
     record = previous or chat.current
@@ -155,7 +160,7 @@ def ending(
     version = _version_of(record, known)
     if build is None or (build.template is None and version is None):
         return None
-    if version is not None:  # what was built last, which need not be what our last job asked for
+    if version is not None:  # the last build may have used another version than our last job
         build = build.model_copy(update={"template": _template_ref(version)})
     return build
 
@@ -179,7 +184,10 @@ def _next_build(
 
 
 def _version_of(record: WorkspaceRecord | None, known: Known) -> Version | None:
-    """Return the template version of the last build, or of the template if only that is known."""
+    """Return the template version of the last build, otherwise the template's active version.
+
+    Return None if neither is known.
+    """
     if record is None or record.build is None:
         return None
     last = record.build.template_version_id
@@ -204,7 +212,7 @@ def _unknown_template(chat: Chat) -> CallOutcome:
 
 
 def _event_template(template: BuiltTemplate | None) -> TemplateRef | None:
-    """Return a build's template as an event holds it."""
+    """Return a build's template in the form that events contain."""
     if template is None:
         return None
     return TemplateRef(

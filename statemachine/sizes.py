@@ -1,4 +1,7 @@
-"""Keeping an event below the size that the bus takes, measured as JSON: there a control character is six bytes."""
+"""Keeps events below the maximum size of a NATS message.
+
+Sizes are measured as JSON, in which a control character has six bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,17 @@ from pydantic_core import to_json
 
 Data = TypeVar("Data", bound=Mapping[str, Any])
 MOST: Final = 960 * 1024
-"""Bytes of an event's data: the bus takes 1 MiB, with the envelope and headers."""
+"""Maximum size of an event's data in bytes. NATS accepts 1 MiB, including the envelope and
+headers."""
 _END_COUNTS: Final = frozenset({"error", "message", "output", "reason", "agent_error"})
-"""Keys of texts whose end says most."""
+"""Keys of texts whose end is the most informative part."""
 _CUT: Final = _END_COUNTS | {"detail", "description", "display_name", "readme", "update_reason"}
-"""Keys of texts for people, which may be cut; all others mean something to programs."""
+"""Keys of texts for people, which may be cut. Programs use the other texts, so they are never
+cut."""
 
 
 def cut(text: str, most: int, *, keep_end: bool = False) -> str:
-    """Return the longest beginning, or end, of `text` that takes at most `most` bytes as JSON."""
+    """Return the longest beginning (or end) of `text` that has at most `most` bytes as JSON."""
     if _size(text) <= most:
         return text
     low, high = 0, min(len(text), max(most, 0))
@@ -29,9 +34,10 @@ def cut(text: str, most: int, *, keep_end: bool = False) -> str:
 
 
 def fit(data: Data, most: int = MOST) -> Data:
-    """Return `data` with its longest texts for people cut, all to one length, until it fits into `most` bytes.
+    """Return `data` with its texts for people cut so that it has at most `most` bytes as JSON.
 
-    What can't be made to fit by that is returned as small as it gets.
+    All texts are cut to the same maximum length, the largest one with which the data fits. If it
+    does not fit even without these texts, it is returned without them.
     """
     if len(to_json(data)) <= most:
         return data

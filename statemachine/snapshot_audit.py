@@ -1,4 +1,4 @@
-"""Snapshots beside the logs that they should be the fold of: what differs, and what to write instead."""
+"""Compares snapshots with what their event logs fold to, and composes snapshots to replace them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ABSENT: Final = "nothing"
 
 
 def read(snapshot: str) -> Chat | None:
-    """Return a stored snapshot, or None for one that is damaged."""
+    """Parse a stored snapshot; return None if it is damaged."""
     try:
         return chat_from_json(snapshot)
     except ValueError:
@@ -25,7 +25,10 @@ def read(snapshot: str) -> Chat | None:
 
 
 def differences(snapshot: str, fold: Fold, open_calls: int) -> list[Difference]:
-    """Return what a stored snapshot has otherwise than the log folds to."""
+    """Return the differences between a stored snapshot and the snapshot that the log folds to.
+
+    `open_calls` is the number of the chat's waiting calls.
+    """
     stored = read(snapshot)
     if stored is None:
         return [Difference(None, "snapshot", "what can't be read", "a workspace")]
@@ -34,10 +37,10 @@ def differences(snapshot: str, fold: Fold, open_calls: int) -> list[Difference]:
 
 
 def filled(fold: Fold, stored: Chat | None, open_calls: int) -> Chat:
-    """Return the snapshot that a log folds to, with what is not in logs taken from the stored one.
+    """Return the snapshot that a log folds to, completed with what the log does not contain.
 
-    That is the values of parameters that the log hides, the limit of a log that does not say, and
-    how many calls wait, which the calls say.
+    The values of parameters that the log hides come from the `stored` snapshot, and so does the
+    deadline if the log does not record it. `open_calls` is the number of the chat's waiting calls.
     """
     chat = replace(fold.chat, open_calls=open_calls)
     if stored is None:
@@ -49,9 +52,10 @@ def filled(fold: Fold, stored: Chat | None, open_calls: int) -> Chat:
 
 
 def without_hidden(chat: Chat) -> tuple[Chat, list[str]]:
-    """Return a snapshot without the values that nobody knows any more, and what they were of.
+    """Return a snapshot without the parameter values that are still hidden, and their names.
 
-    A next build takes the template's default for them, or asks for a value.
+    Their values are lost. The next start uses the template's default for such a parameter. If there
+    is no default and a value is required, the call must give one.
     """
     lost = [
         f"parameter {name!r} of build {build.id}"
@@ -66,9 +70,11 @@ def without_hidden(chat: Chat) -> tuple[Chat, list[str]]:
 
 
 def _unmasked(build: Build, known: Mapping[str, str] | None) -> dict[str, str]:
-    """Return a build's parameters with the values it has in the stored snapshot, if it is there.
+    """Return a build's parameters with the hidden values replaced by those of the stored snapshot.
 
-    One that the stored build has not was given up when that was rebuilt.
+    `known` are the build's parameters there, None if the build is not there. A hidden parameter
+    that `known` lacks is removed: an earlier repair of the snapshot removed it because its value
+    was lost.
     """
     if known is None:
         return build.parameters
@@ -81,7 +87,7 @@ def _unmasked(build: Build, known: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _with_parameters(chat: Chat, change: Callable[[Build], dict[str, str]]) -> Chat:
-    """Return the snapshot with other parameters in each of its builds."""
+    """Return the snapshot with the parameters of each build replaced by `change(build)`."""
 
     def changed(build: Build | None) -> Build | None:
         return build and replace(build, parameters=change(build))
@@ -94,12 +100,12 @@ def _with_parameters(chat: Chat, change: Callable[[Build], dict[str, str]]) -> C
 
 
 def _shown(chat: Chat) -> dict[str, Any]:
-    """Return a snapshot as a document, without the fields that have their default."""
+    """Return a snapshot as a JSON document. Fields that have their default are absent."""
     return msgspec.to_builtins(chat)  # type: ignore[no-any-return]
 
 
 def _unlike(key: str, stored: Any, folded: Any) -> Iterator[Difference]:
-    """Yield where two documents differ; values of parameters may be secret, and are not told."""
+    """Yield the differences between two documents, without the values of parameters."""
     if isinstance(stored, dict) and isinstance(folded, dict):
         for name in sorted(stored.keys() | folded.keys()):
             below = f"{key}.{name}" if key else name

@@ -1,8 +1,9 @@
-"""The states of a chat, and the properties of each. The rest of the core reads them instead of branching.
+"""The states of a chat, and the properties of each state.
 
-The contract has one state `failed` with a reason. Here each reason is a state of its own, so that the
-table needs no conditions. A failed start and a failed stop are different states, because the same late
-fact leads from them to different states.
+The rest of the core uses these properties instead of lists of states. The contract has one state
+`failed` with a reason. Here each reason is a separate state, so that the transition table needs no
+conditions. A failed start and a failed stop are different states, because the same late fact leads
+from them to different states.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WireState = Literal[
 """A state as messages name it (docs/contract.md, section 4)."""
 
 AgentStatus = Literal["connecting", "connected", "disconnected", "timeout"]
-"""The connection of an agent as messages name it; `timeout`: it did not connect in time."""
+"""The connection of an agent as messages name it. `timeout`: the agent did not connect in time."""
 
 
 class State(StrEnum):
@@ -62,7 +63,10 @@ class Reason(StrEnum):
 
 
 class Limit(StrEnum):
-    """The setting that limits how long a state may last. The values are attribute names of `Limits`."""
+    """The setting that limits how long a state may last.
+
+    The values are attribute names of `Limits`.
+    """
 
     BUILD = "build"
     AGENT_CONNECT = "agent_connect"
@@ -70,7 +74,7 @@ class Limit(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a state means to the rules of the tools (docs/contract.md, section 5)."""
+    """What a state means to the tool rules (docs/contract.md, section 5)."""
 
     NOTHING = "nothing"
     BEING_BUILT = "being built"
@@ -79,7 +83,8 @@ class Phase(StrEnum):
     BEING_STOPPED = "being stopped"
     STOPPED = "stopped"
     FAILED_STOP = "failed stop"
-    """Also the phase of a state after a failed delete; `Chat.phase` says what is left of the workspace."""
+    """States have this phase also after a failed delete. `Chat.phase` then returns what is left of
+    the workspace."""
     FAILED_DELETE = "failed delete"
 
 
@@ -92,9 +97,10 @@ class StateInfo:
     reason: Reason | None = None
     limit: Limit | None = None
     overdue: bool = False
-    """A limit has passed: only a late fact or a new call can move the chat on."""
+    """Whether a limit has passed, so that only a late fact or a new call can move the chat."""
     end_rejected: Phase | None = None
-    """The phase if the end of the build was rejected when it arrived: no other end will come."""
+    """The phase if the terminal fact of the build was rejected, so that no other one is
+    expected."""
 
     @property
     def settled(self) -> bool:

@@ -1,7 +1,7 @@
-"""JSON that can be kept: what came over the wire, parsed, or the reason why it is a dead letter.
+"""Parses inbound JSON that can be stored, or says why the message is a dead letter.
 
-`parse` refuses what no store can hold. `salvage` reads the rest of such a message, for senders
-whose facts must not be lost for a detail.
+`parse` refuses JSON that PostgreSQL cannot store. `salvage` replaces the parts that cannot be
+stored and parses the rest, for facts, which must not be lost because of a faulty detail.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any, Final
 from pydantic_core import from_json
 
 MAX_DEPTH: Final = 32
-"""Nesting of an inbound event."""
+"""Maximum nesting of objects and lists in an inbound event."""
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _UNTELLABLE: Final = re.compile("[\0\ud800-\udfff]")
-"""Characters that no store can hold: NUL and lone surrogates."""
+"""The characters that cannot be stored: NUL and lone surrogates."""
 _STRUCTURE: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
-"""Whole texts, and the brackets around everything else. It never goes back, so it takes linear time."""
+"""Matches whole texts and single brackets. It never backtracks, so it takes linear time."""
 
 _SUSPECT: Final = re.compile(rb"\\u0000|\d[\d.]{299}|[\s:,\[]-?\d[\d.]*[eE]\+?\d\d")
-"""Without one of these no text holds NUL, and no number is beyond a double."""
+"""Without a match, no text contains NUL and all numbers are in the range of a double."""
 
 
 class Reason(StrEnum):
-    """Why a message is a dead letter (contract §1)."""
+    """Why a message is a dead letter (docs/contract.md, section 1)."""
 
     NOT_JSON = "not_json"
     NOT_CLOUDEVENTS = "not_cloudevents"
@@ -41,7 +41,7 @@ class Reason(StrEnum):
 
 
 class Reject(ValueError):
-    """The message is a dead letter."""
+    """A message cannot be accepted and becomes a dead letter."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -49,10 +49,10 @@ class Reject(ValueError):
 
 
 def parse(data: bytes) -> object:
-    """Parse `data`, after a byte order mark if there is one.
+    """Parse `data`. A byte order mark at its beginning is ignored.
 
-    Raises Reject when it is no JSON, or JSON that no store can hold. Of a key that comes twice the
-    last counts.
+    If an object contains a key twice, the last value counts. Raises Reject if `data` is not JSON,
+    or is JSON that cannot be stored.
     """
     data = data.removeprefix(_BYTE_ORDER_MARK)
     try:
@@ -60,7 +60,7 @@ def parse(data: bytes) -> object:
     except ValueError as bad:
         reason = Reason.BAD_DATA if _is_json(data) else Reason.NOT_JSON
         raise Reject(reason, str(bad)) from None
-    # Else there is nothing to be found, and the walk costs more than all the rest.
+    # Most messages are not suspect; for them the walk would cost more than all other steps.
     suspect = _SUSPECT.search(data) or data.count(b"[") + data.count(b"{") > MAX_DEPTH
     if suspect and (problem := _unstorable(body)):
         raise Reject(Reason.BAD_DATA, problem)
@@ -68,12 +68,12 @@ def parse(data: bytes) -> object:
 
 
 def salvage(data: bytes) -> tuple[object, dict[tuple[str | int, ...], str]]:
-    """Parse what `parse` refuses, without what can't be kept of the member `data`.
+    """Parse a message that `parse` refuses, and replace what cannot be stored in its member `data`.
 
-    Returns the document, and what was changed below `data`: by place, in words. In a text, NUL, a
-    lone surrogate and a byte that is no UTF-8 become U+FFFD; control characters in it stay. What is no
-    number that a double holds, and what is nested too deep, becomes null. Raises Reject when it is no
-    JSON even so.
+    Return the document, and a description of each change by its path below `data`. In texts, NUL,
+    lone surrogates and bytes that are not UTF-8 become U+FFFD; control characters are kept. Numbers
+    beyond the range of a double and values that are nested too deep become null. Raises Reject if
+    the message is not JSON even then.
     """
     changed: dict[tuple[str | int, ...], str] = {}
     text = data.removeprefix(_BYTE_ORDER_MARK).decode(errors="replace")
@@ -102,12 +102,15 @@ def _is_utf_8(data: bytes) -> bool:
 
 
 def storable(text: str) -> bool:
-    """Say whether a text holds neither NUL nor a lone surrogate, nor stands for one that did."""
+    """Return whether a text contains neither NUL nor lone surrogates nor U+FFFD.
+
+    U+FFFD shows that `salvage` has replaced a character.
+    """
     return _UNTELLABLE.search(text) is None and "\ufffd" not in text
 
 
 def _shallow(text: str) -> str:
-    """Put null in the place of all objects and lists that are nested too deep."""
+    """Replace all objects and lists that are nested too deep by null."""
     pieces: list[str] = []
     depth = done = 0
     for found in _STRUCTURE.finditer(text):
@@ -119,19 +122,22 @@ def _shallow(text: str) -> str:
             depth -= 1
             if depth == MAX_DEPTH:
                 done = found.end()
-    # Without its closing brackets it is no JSON, whatever stands here.
+    # If closing brackets are missing, the rest does not matter: the text is not JSON anyway.
     return "".join(pieces) + (text[done:] if depth <= MAX_DEPTH else "")
 
 
 def _number(text: str) -> float | int:
-    """Read a number; one that is beyond a double becomes infinite."""
+    """Parse a number. A number beyond the range of a double becomes infinite."""
     value = float(text)
     whole = math.isfinite(value) and not set(text) & set(".eE")
     return int(text) if whole else value
 
 
 def _kept(value: Any, place: tuple[str | int, ...], changed: dict[Any, str]) -> Any:
-    """Return a value without what no store can hold; it is not nested too deep."""
+    """Return a value with the parts replaced that cannot be stored, and add them to `changed`.
+
+    `value` must not be nested too deep.
+    """
     where = "data" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in place)
     if isinstance(value, dict):
         named = {_UNTELLABLE.sub("\ufffd", key): item for key, item in value.items()}
@@ -148,7 +154,7 @@ def _kept(value: Any, place: tuple[str | int, ...], changed: dict[Any, str]) -> 
 
 
 def _is_json(data: bytes) -> bool:
-    """Say whether it is JSON by the letter, though no store can hold it."""
+    """Return whether `data` has valid JSON syntax, also if it cannot be stored."""
     try:
         json.loads(data.decode(), parse_int=str, parse_constant=_no_constant)
     except RecursionError:
@@ -163,7 +169,7 @@ def _no_constant(name: str) -> object:
 
 
 def _unstorable(body: object) -> str | None:  # noqa: C901 — one flat walk
-    """Say what no store can hold, walking without recursion."""
+    """Return why a value cannot be stored, or None if it can. The walk uses no recursion."""
     todo: list[tuple[object, int]] = [(body, 1)]
     while todo:
         value, depth = todo.pop()

@@ -1,4 +1,7 @@
-"""Templates: `template.toml` (contract §8) read and checked, and the catalog that calls are judged by."""
+"""Templates: parses and checks `template.toml` (docs/contract.md, section 8).
+
+Also the catalog of templates with which calls are evaluated.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +31,19 @@ from statemachine.messages import Spec
 from statemachine.parameters import Kind, Parameter, TextValue, misfit, option_misfit
 
 MAX_DEPTH: Final = 16
-"""Nesting of a template.toml: a job, in which it is deeper still, must be readable."""
+"""Maximum nesting of a template.toml.
+
+A job contains its tables at a deeper level, and must not exceed the maximum nesting of events.
+"""
 PARAMETERS: Final = 500
 EXPRESSION: Final = 1_000
-"""Characters of a validation_regex."""
+"""Maximum number of characters of a validation_regex."""
 README_LIMIT: Final = 8_000
-"""Characters of a README that read_template shows."""
+"""Maximum number of characters of a README that read_template shows."""
 
 
 class TemplateError(Exception):
-    """The folder is no template; the text says which file, which key, and what was expected."""
+    """The folder is not a valid template. The message names the file, the key and the fault."""
 
     exit_status = 1
     """`workspaced` exits with this status when the error ends a command."""
@@ -48,7 +54,7 @@ class _Declared(Frozen):
 
 
 class Preset(_Declared):
-    """Values under a name."""
+    """A named set of parameter values."""
 
     name: Label
     default: bool = False
@@ -57,7 +63,7 @@ class Preset(_Declared):
 
 
 class Manifest(_Declared):
-    """template.toml."""
+    """The content of a template.toml."""
 
     name: str
     display_name: str | None = None
@@ -96,7 +102,7 @@ class Manifest(_Declared):
 
     @property
     def spec(self) -> Spec:
-        """What a job carries of it."""
+        """The tables that a job contains."""
         return {"build": self.build, "agent": self.agent}
 
 
@@ -114,7 +120,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template by its active version."""
+    """A template with its active version."""
 
     id: str
     organization_id: str
@@ -122,34 +128,37 @@ class Template:
 
     @property
     def name(self) -> str:
-        """Unique in its organization."""
+        """The template's name, unique in its organization."""
         return self.active.manifest.name
 
     def preset_id(self, preset: Preset) -> str:
-        """Return the preset's id, the same for its name in every version."""
+        """Return the preset's id. A preset of the same name has the same id in every version."""
         return str(uuid5(UUID(self.id), f"preset/{preset.name}"))
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The templates that the calls in hand may speak of."""
+    """The templates and versions that the calls of a batch may need, by id."""
 
     templates: Mapping[str, Template]
     versions: Mapping[str, Version]
-    """Also versions that are not active any more, as builds used them."""
+    """Includes versions that are no longer active, but which builds used."""
 
 
 def template_id(organization_id: str, name: str) -> str:
-    """Return the id of the template of that name, the same at every push."""
+    """Return the id of a template, which is derived from its organization and its name."""
     return str(uuid5(NAMESPACE_URL, f"workspaced:template/{organization_id}/{name.lower()}"))
 
 
 def read(text: str, *, file: str = "template.toml") -> Manifest:
-    """Parse a template.toml that is pushed. Raises TemplateError that names every wrong key."""
+    """Parse and check a template.toml that is pushed.
+
+    Error messages call it `file`. Raises TemplateError, which names every wrong key.
+    """
     text = text.removeprefix("\ufeff")
     try:
         table = tomllib.loads(text)
-    except ValueError as bad:  # also a number of too many digits
+    except ValueError as bad:  # also raised for a number with too many digits
         raise TemplateError(f"{file}: not TOML: {bad}") from None
     except RecursionError:
         raise TemplateError(f"{file}: nested deeper than {MAX_DEPTH}") from None
@@ -172,14 +181,14 @@ def read(text: str, *, file: str = "template.toml") -> Manifest:
 
 
 class Problem(NamedTuple):
-    """Something wrong with a template.toml."""
+    """A fault in a template.toml: the path of the key, and a description."""
 
     where: tuple[str | int, ...]
     words: str
 
 
 def _problems(bad: ValidationError, *where: str | int) -> list[Problem]:
-    """Return what pydantic found below `where`."""
+    """Return the faults that pydantic found in the table at path `where`."""
     found = []
     for error in bad.errors(include_url=False, include_input=False):
         words = error["msg"].removeprefix("Value error, ")
@@ -192,7 +201,10 @@ def _problems(bad: ValidationError, *where: str | int) -> list[Problem]:
 
 
 def _no_text(table: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what stands for a text, and is a number or the like: TOML's 3.10 is 3.1."""
+    """Yield the values of string parameters that are not TOML strings.
+
+    As a TOML number, `3.10` would become the text `3.1`.
+    """
     kinds: dict[object, object] = {}
     for index, parameter in _tables(table.get("parameter")):
         kind = parameter.get("type", Kind.STRING)
@@ -222,7 +234,7 @@ def _tables(value: object) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _pushed(manifest: Manifest) -> Iterator[Problem]:
-    """Yield what is refused of what is pushed only: what is stored must be read for ever."""
+    """Yield the faults that only a push refuses. Stored templates may have them, and stay valid."""
     if len(manifest.parameter) > PARAMETERS:
         words = f"{len(manifest.parameter)}; at most {PARAMETERS} are taken"
         yield Problem(("parameter",), words)
@@ -244,7 +256,7 @@ def _pushed(manifest: Manifest) -> Iterator[Problem]:
 
 
 def _local(table: Mapping[str, Any]) -> list[Problem]:
-    """Return what the local provisioner would refuse, or not know."""
+    """Return the faults that the local provisioner would refuse, and the keys unknown to it."""
     problems: list[Problem] = []
     try:
         PushedBuild.model_validate(table.get("build", {}))
@@ -264,7 +276,7 @@ def _local(table: Mapping[str, Any]) -> list[Problem]:
 
 
 def warnings(manifest: Manifest) -> list[str]:
-    """Return what the author of a template should know though it is no fault."""
+    """Return warnings for the author of a template: sensitive values that texts may show."""
     return [
         f"parameter {parameter.name!r} is sensitive, but {why}: "
         "only its own field is hidden then, and logs and messages may show it"
@@ -274,7 +286,7 @@ def warnings(manifest: Manifest) -> list[str]:
 
 
 def _hardly_hidden(manifest: Manifest, parameter: Parameter) -> str | None:
-    """Say why texts may show the values of a sensitive parameter."""
+    """Return why texts may show values of a sensitive parameter; None if all of them are hidden."""
     if parameter.type is Kind.BOOL:
         return "true and false are never hidden in texts"
     given = [("its default", parameter.default)]
@@ -293,9 +305,10 @@ def _hardly_hidden(manifest: Manifest, parameter: Parameter) -> str | None:
 
 
 def _plain(value: Any, path: str = "", depth: int = 0) -> Any:
-    """Make a job's JSON of TOML: dates in a provisioner's tables become text. Raises TemplateError.
+    """Return a parsed TOML value as the JSON value that a job can contain.
 
-    What no store can hold is refused. A date elsewhere stays one, so that the models refuse it.
+    Dates and times in the tables `[build]` and `[[agent]]` become texts; elsewhere they are left
+    unchanged, and the models refuse them. Raises TemplateError for values that cannot be stored.
     """
     if depth > MAX_DEPTH:
         raise TemplateError(f"{path[:100]}: nested deeper than {MAX_DEPTH}")
@@ -311,7 +324,7 @@ def _plain(value: Any, path: str = "", depth: int = 0) -> Any:
             return value.isoformat()
         case str() if "\0" in value:
             raise TemplateError(f"{path}: a text contains NUL")
-        case int() if value.bit_length() > 63:  # noqa: PLR2004 — what TOML promises
+        case int() if value.bit_length() > 63:  # noqa: PLR2004 — TOML guarantees 64 bits
             raise TemplateError(f"{path}: the number is too large")
         case float() if not math.isfinite(value):
             raise TemplateError(f"{path}: the number is not finite")
@@ -324,13 +337,18 @@ def _words(file: str, problems: Iterable[Problem], text: str) -> list[str]:
     for problem in problems:
         path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.where)
         line = _line_of(problem.where, text)
-        where = f"{path.lstrip('.')}: " if path else ""  # the words about the whole name their key
+        where = (
+            f"{path.lstrip('.')}: " if path else ""
+        )  # without a path, the message names the key itself
         lines.append(f"{file}{f':{line}' if line else ''}: {where}{problem.words}")
     return list(dict.fromkeys(lines))
 
 
 def _line_of(location: tuple[int | str, ...], text: str) -> int | None:
-    """Find the line of a key, or of the table that it should be in: tomllib doesn't tell it."""
+    """Return the line number of a key, or of the table to which it belongs; None if not found.
+
+    tomllib does not return line numbers.
+    """
     keys = [part for part in location if isinstance(part, str)]
     lines = text.splitlines()
     if not keys:
@@ -348,7 +366,10 @@ def _line_of(location: tuple[int | str, ...], text: str) -> int | None:
 
 
 def _line_with(key: str, lines: Sequence[str], start: int, below: str = "") -> int | None:
-    """Find the line that sets a key in the table that begins at `start`, or in a table of its own."""
+    """Return the number of the line that sets `key` in the table whose content begins at `start`.
+
+    The search continues in the subtables of the table `below`. Return None if no line sets the key.
+    """
     for number, line in enumerate(lines[start:], start + 1):
         if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
             return number
@@ -358,7 +379,7 @@ def _line_with(key: str, lines: Sequence[str], start: int, below: str = "") -> i
 
 
 def shown_readme(text: str) -> str:
-    """Return a README as a model reads it: no front matter, no images, at most README_LIMIT."""
+    """Return a README without front matter and images, at most README_LIMIT characters."""
     body = re.sub(r"\A\ufeff?---\r?\n.*?\r?\n---[ \t]*(\r?\n|\Z)", "", text, flags=re.DOTALL)
     body = re.sub(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])", "", body)
     body = re.sub(r"<img\b[^>]*>", "", body, flags=re.IGNORECASE)

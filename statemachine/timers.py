@@ -1,6 +1,6 @@
-"""What a chat must be woken for: the limit of its state, its workspace's lifetime, its orphans.
+"""The timers that a chat needs: for its state's limit, its workspace's lifetime and its orphans.
 
-A wake has a generation, so that the timer of an older one is told from the present one's.
+Each timer has a generation, by which workers recognize timers that are no longer valid.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statemachine.workspace import WorkspaceRecord
 
 
 class TimerKind(StrEnum):
-    """Why a timer is set; a token of its subject."""
+    """The purpose of a timer. The value is a token of the timer's subject."""
 
     DEADLINE = "deadline"
     TTL = "ttl"
@@ -23,14 +23,14 @@ class TimerKind(StrEnum):
 
 
 class ChatTimer(NamedTuple):
-    """When to look at the chat again, and which timer says so."""
+    """The time at which a timer of a chat fires, and its generation."""
 
     generation: int
     at: datetime
 
 
 def open_timer(chat: Chat, purpose: TimerKind, limits: Limits) -> ChatTimer | None:
-    """Return the open wake of `purpose`, if there is one."""
+    """Return the timer that the chat needs now for `purpose`, or None."""
     match purpose:
         case TimerKind.DEADLINE:
             at = chat.deadline
@@ -43,17 +43,17 @@ def open_timer(chat: Chat, purpose: TimerKind, limits: Limits) -> ChatTimer | No
 
 
 def overdue(chat: Chat, now: datetime, limits: Limits) -> tuple[WorkspaceRecord, ...]:
-    """Return the orphans whose grace is over."""
+    """Return the orphans whose grace period is over at `now` and was not handled yet."""
     return tuple(record for record, at in _graces(chat, limits) if at <= now)
 
 
 def rests(chat: Chat) -> bool:
-    """Say whether there is nothing to wake the chat for."""
+    """Return whether the chat needs no timer: no limit, no lifetime and no orphans."""
     return chat.deadline is None and chat.expires_at is None and not chat.orphans
 
 
 def _graces(chat: Chat, limits: Limits) -> Iterator[tuple[WorkspaceRecord, datetime]]:
-    """Yield the orphans that were not seen to yet, each with the end of its grace."""
+    """Yield each orphan whose grace period was not handled yet, with the end of that period."""
     for record in chat.orphans:
         if record.orphaned_at is not None and not record.grace_over:
             yield record, record.orphaned_at + limits.orphan_grace

@@ -1,7 +1,7 @@
-"""The rules of the tools: `evaluate` is a pure function of a call and its chat.
+"""The tool rules: `evaluate` is a pure function of a call, its chat and the loaded rows.
 
-docs/internals/tool-rules.md lists the branches with their numbers. Only this module decides whether a call is
-answered, waits, or requests a build.
+Only this module decides whether a call is answered, waits, or requests a build.
+docs/internals/tool-rules.md lists the branches with their numbers.
 """
 
 from __future__ import annotations
@@ -50,11 +50,17 @@ from statemachine.views import full_name, name_of
 NO_WORKSPACE: Final = "the chat has no workspace; use create_workspace to make one"
 
 BUSY: Final = "too busy: "
-"""Begins the error of every refusal for load; an rpc answers it with the service error 429."""
+"""Prefix of the error when a call is refused because a limit is reached.
+
+The gateway answers an rpc with the service error 429 in this case.
+"""
 
 
 def evaluate(call: Call, chat: Chat, known: Known) -> CallOutcome:
-    """Decide about a call, when it arrives and whenever its chat moves: answer it, let it wait, or request a build."""
+    """Evaluate a call: return its answer, what it waits for, or the build to request for it.
+
+    Workers call this when the call arrives and again whenever its chat moves, until it is answered.
+    """
     verdict = _verdict(call, chat, known)
     return check_limits(call, verdict, chat, known.load) or verdict
 
@@ -81,9 +87,10 @@ def _verdict(call: Call, chat: Chat, known: Known) -> CallOutcome:
 
 
 def check_limits(call: Call, outcome: CallOutcome, chat: Chat, load: Load) -> Answered | None:
-    """Refuse a new call that would wait, or a build that would be requested, over a limit.
+    """Return the refusal of a call whose `outcome` would exceed a limit, otherwise None.
 
-    A call that waits already goes on waiting. Returns None when no limit is exceeded.
+    The limits of waiting calls apply only to new calls, so a waiting call can continue to wait. The
+    limit of jobs of a pool applies to every start build.
     """
     if isinstance(outcome, Answered):
         return None
@@ -108,7 +115,7 @@ def _too_busy(why: str) -> Answered:
 
 
 def canceled(call: Call, chat: Chat) -> Answered:
-    """Return the answer of a canceled call. A build that it requested goes on."""
+    """Return the answer of a canceled call. The build that it waits for continues."""
     wait, about = call.wait, STATE_INFO[chat.state]
     if wait is None or chat.build is None:
         return answers.error("the call was canceled before a build was requested")
@@ -146,7 +153,7 @@ def _create(call: Call, args: CreateArguments, chat: Chat, known: Known) -> Call
         case Phase.RUNNING if chat.usable:
             return _running(call, chat)
         case phase:
-            # A build whose end was rejected may have succeeded, so its workspace is stopped too.
+            # A build whose terminal fact was rejected may have succeeded, so stop its workspace.
             unknown = chat.build is not None and chat.build.outcome is None
             replaced = _REPLACED.get(phase, Transition.STOP if unknown else None)
             return requests.create(call, args, chat, known, replaced=replaced)
@@ -215,7 +222,7 @@ def _read(call: Call, args: ReadArguments, chat: Chat, known: Known) -> CallOutc
 
 
 def _join(call: Call, chat: Chat, until: Until) -> CallOutcome:
-    """Wait for the running build. If its limit passed without an end, give it a new limit."""
+    """Let the call wait for the running build, with a new limit if its limit has passed."""
     if chat.build is None:
         return answers.error(NO_WORKSPACE)
     wait = Wait(until=until, build_id=chat.build.id)
@@ -225,7 +232,10 @@ def _join(call: Call, chat: Chat, until: Until) -> CallOutcome:
 
 
 def _running(call: Call, chat: Chat) -> CallOutcome:
-    """Answer with the readiness of a running workspace; wait while its agent connects or its scripts run."""
+    """Answer with the readiness of a running workspace.
+
+    Let the call wait while the workspace's agent connects or its startup scripts run.
+    """
     build = chat.start_build
     if build is None:
         return answers.error(NO_WORKSPACE)
@@ -263,7 +273,10 @@ def _whether_stopped(wait: Wait, chat: Chat) -> CallOutcome:
 
 
 def _after(call: Call, args: Any, chat: Chat, known: Known, rules: Rules) -> CallOutcome:
-    """Apply the rules again when the build that the call waits for is over. Its limit ends the wait."""
+    """Apply the rules to a call again after the build that it waited for.
+
+    If the build has exceeded its limit without an end, answer with its failure instead.
+    """
     about = STATE_INFO[chat.state]
     waited = about.phase in (Phase.BEING_BUILT, Phase.BEING_STOPPED)
     if waited and about.settled and chat.build is not None:
@@ -272,7 +285,7 @@ def _after(call: Call, args: Any, chat: Chat, known: Known, rules: Rules) -> Cal
 
 
 def _success(call: Call, wait: Wait, chat: Chat, keys: Readiness) -> Answered:
-    """Build the tool's success object around readiness keys."""
+    """Return the tool's answer after a success, with the readiness keys `keys`."""
     name = name_of(chat)
     if call.tool == "start_workspace":
         if wait.running:
@@ -321,7 +334,8 @@ _REPLACED: Final = {
     Phase.RUNNING: Transition.STOP,
     Phase.FAILED_DELETE: Transition.DELETE,
 }
-"""Phase of a workspace that create_workspace replaces -> the build that is requested for it."""
+"""Phase of a workspace that create_workspace replaces -> transition of the build requested for
+it."""
 
 Rules = Callable[[Call, Any, Chat, Known], CallOutcome]
 _TOOLS: Final[dict[str, tuple[type[NoArguments], Rules]]] = {
@@ -341,7 +355,12 @@ TOOLS: Final = tuple(_TOOLS)
 
 
 def deletion(chat: Chat, known: Known, label: str) -> BuildRequested | WaitResumed | None:
-    """Decide about a request to delete: return the build to request, or the wait to resume, or None."""
+    """Evaluate a request to delete the chat's workspace.
+
+    Return the delete build to request, or a new limit for the delete build that exceeded its limit.
+    Return None if there is no workspace, a delete build is running, or the template is unknown.
+    `label` identifies the request; ids are derived from it.
+    """
     build = chat.build
     if build is None:
         return None
@@ -354,17 +373,22 @@ def deletion(chat: Chat, known: Known, label: str) -> BuildRequested | WaitResum
 
 
 def expiry(chat: Chat, known: Known, label: str) -> BuildRequested | None:
-    """Return the stop build to request when the lifetime of the workspace is over, or None."""
+    """Return the stop build to request when the lifetime of the workspace is over.
+
+    Return None if no lifetime applies to the workspace now, or if its template is unknown.
+    """
     if chat.expires_at is None:
         return None
     return requests.ending(chat, Transition.STOP, known, label)
 
 
 def orphan(chat: Chat, known: Known, workspace_id: str, label: str) -> BuildRequested | None:
-    """Return the stop build to request for a workspace that belongs to no chat, if it may still run.
+    """Return the build to request for an orphan of the chat, or None.
 
-    One that the chat had, and whose delete failed, is deleted again. A delete that was canceled before
-    it began changed nothing: the workspace is stopped.
+    It is a stop build. But if the workspace was the chat's and its delete failed, it is another
+    delete build. A delete that was canceled before it began changed nothing, so such a workspace is
+    stopped. Return None if the workspace is not an orphan, another chat owns it, or its template is
+    unknown.
     """
     record = chat.previous_workspace(workspace_id)
     if record is None or record.orphaned_at is None or workspace_id in known.had:

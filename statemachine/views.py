@@ -1,4 +1,4 @@
-"""What the world sees of a snapshot: the `data` of state_changed (contract §3)."""
+"""Derives published data from a snapshot: the `data` of state_changed, and notices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from statemachine.workspace import Build
 
 
 def visible(chat: Chat) -> tuple[object, ...]:
-    """Return everything that is shown; two snapshots that show the same have the same version."""
+    """Return all properties that state_changed shows.
+
+    A chat gets a new version when one of them changes.
+    """
     current, build = chat.current, chat.build
     return (
         chat.state,
@@ -44,12 +47,12 @@ def full_name(chat: Chat) -> str:
 
 
 def owner_of(chat: Chat) -> str | None:
-    """Return the owner's name: the workspace's, otherwise the chat's."""
+    """Return the name of the workspace's owner if it is known, otherwise of the chat's owner."""
     return (chat.current.owner_name if chat.current else None) or chat.owner_name
 
 
 def name_of(chat: Chat) -> str:
-    """Return the workspace's name, or its id when no fact has told the name."""
+    """Return the workspace's name, or its id if no fact contained the name."""
     return "" if chat.current is None else chat.current.name or chat.current.id
 
 
@@ -113,7 +116,10 @@ def _cause(cause: Cause) -> messages.Cause:
 
 
 def notice(chat: Chat) -> str | None:
-    """Say what holds up the followed build, or what was said of it and could not be accepted."""
+    """Return a text for people: why the followed build makes no progress, or None.
+
+    Either a fact about the build could not be accepted, or no provisioner has begun the build yet.
+    """
     build, rejection = chat.build, chat.rejection
     if build is not None and rejection is not None:
         what = rejection.fact or "fact"

@@ -1,4 +1,4 @@
-"""Groups published states by chat, and into parts that fit into one atomic batch. Pure."""
+"""Groups states to be published by chat, and divides the groups into atomic batches. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statemachine.store import OutboxMessage
 
 
 def chains_of(rows: Iterable[OutboxMessage]) -> list[list[OutboxMessage]]:
-    """Return the states of each chat, the oldest first."""
+    """Return one chain for each chat: its states, the oldest version first."""
     chains: dict[str, list[OutboxMessage]] = {}
     for row in sorted(rows, key=lambda row: row.version or 0):
         chains.setdefault(row.subject, []).append(row)
@@ -17,7 +17,10 @@ def chains_of(rows: Iterable[OutboxMessage]) -> list[list[OutboxMessage]]:
 
 
 def parts_of(chains: Iterable[Sequence[OutboxMessage]]) -> Iterator[list[Sequence[OutboxMessage]]]:
-    """Yield groups of chains, each no larger than an atomic batch may be."""
+    """Yield groups of chains that each fit into one atomic batch.
+
+    No chain may have more than BATCH_LIMIT states.
+    """
     part: list[Sequence[OutboxMessage]] = []
     size = 0
     for chain in chains:

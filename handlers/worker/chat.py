@@ -1,7 +1,7 @@
-"""One chat inside a batch: applies events to it in memory, and collects what must be written.
+"""One chat of a batch: applies events to it in memory, and collects the changes to write.
 
-The core decides everything: `decide` moves the chat, `evaluate` answers its calls. This module only carries
-out their decisions, in the order of section 5 of docs/contract.md.
+The core makes all decisions: `decide` moves the chat, and `evaluate` decides about its calls. This
+module only carries the decisions out, in the order that docs/contract.md describes in section 5.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from statemachine.timers import TimerKind
 
 log = logging.getLogger(__name__)
 FARTHEST: Final = timedelta(days=30)
-"""How far ahead timers are armed. A timer for a later time fires early and is armed again."""
+"""How far ahead a timer may be set. A timer for a later time fires early, and is then armed
+again."""
 
 
 @dataclass(slots=True)
@@ -44,30 +45,33 @@ class ChatInBatch:
 
     workspace: Chat
     open: dict[str, Call]
-    """Waiting calls by id, in the order of their arrival."""
+    """The waiting calls by id, in the order of their requests."""
     stored: Mapping[CallKey, StoredCall]
-    """Calls of this batch that were stored before."""
+    """The calls named by events of this batch that were stored before it."""
     canceled: set[CallKey]
     known: Known
     limits: Limits
     now: datetime
     changes: Changes
     armed: dict[TimerKind, int] = field(default_factory=dict)
-    """The generations of the timers that were armed when the batch began."""
+    """Kind of timer -> the generation that was armed when the batch began."""
     taken: dict[str, set[str]] = field(default_factory=dict)
-    """The names of `known`, shared by all chats of the batch: a new name is taken for the next chat."""
+    """The names in `known`. All chats of the batch share them, so no other chat takes a name given
+    here."""
     early: bool = False
-    """A timer fired before its time: the clock of NATS is further ahead than the worker knew."""
+    """Whether a timer fired before its time: the clock of NATS runs further ahead than the worker
+    knew."""
     late: timedelta = timedelta(0)
-    """The longest delay of a timer that fired."""
+    """The longest delay of the timers that fired."""
     said: list[tuple[int, str, dict[str, object]]] = field(default_factory=list)
+    """Messages to log after the commit: level, text and ids."""
     written: dict[str, StoredCall] = field(default_factory=dict)
-    """Calls that this batch changed, by id."""
+    """The calls that this batch changed, by id."""
     orphans: frozenset[str] = frozenset()
-    """The orphaned workspaces when the batch began."""
+    """The ids of the workspaces that were orphans when the batch began."""
 
     def repeat(self, event: Event) -> None:
-        """Log a repeated event. It has no further effect."""
+        """Record a repeated event in the event log. It has no other effect."""
         again = Ignored(self.workspace, Unmoved.REPEAT)
         event = redaction.fact(event, self.workspace, self.known)
         self._note(event, entry_of(self.workspace, again))
@@ -93,25 +97,25 @@ class ChatInBatch:
                     )
             case _:
                 pass
-        if self.workspace.version != version:  # only a move can end a wait
+        if self.workspace.version != version:  # without a new version, no wait can end
             self._settle(event)
 
     def take(self, event: Event) -> None:
-        """Apply an event of workspaced itself that no other event leads to."""
+        """Apply an event of workspaced itself that no other event caused."""
         self._decide(event, event)
         self._settle(event)
 
     def follow(self, data: OwnEvent, because: Event) -> None:
-        """Apply an event that the rules derived from `because`."""
+        """Apply an event that the rules derived from `because`, and evaluate the waiting calls."""
         self._own(data, because)
         self._settle(because)
 
     def rearm(self, purpose: TimerKind) -> None:
-        """Arm the open timer of this kind again at the end of the batch."""
+        """Arm the chat's present timer of this kind again at the end of the batch."""
         self.armed.pop(purpose, None)
 
     def close(self) -> None:
-        """Collect what is written once for each chat: its snapshot and its timers."""
+        """Collect what is written once for each chat: the snapshot, its calls and its timers."""
         chat = self.workspace
         for purpose in TimerKind:
             wake = timers.open_timer(chat, purpose, self.limits)
@@ -123,7 +127,7 @@ class ChatInBatch:
         self.changes.calls.extend(self.written.values())
 
     def _report_orphans(self) -> None:
-        """Log workspaces that are left running without a chat, for operators."""
+        """Log, for operators, the workspaces that became orphans in this batch."""
         for former in self.workspace.orphans:
             build = former.build
             if former.id in self.orphans or build is None:
@@ -140,7 +144,7 @@ class ChatInBatch:
             )
 
     def say(self, level: int, words: str, **ids: object) -> None:
-        """Log a message after the commit."""
+        """Collect a message that is logged after the commit."""
         if not log.isEnabledFor(level):
             return
         chat_id = self.workspace.chat_id
@@ -186,7 +190,7 @@ class ChatInBatch:
             self.canceled.add(CallKey(event.chat_id, call_id))
 
     def _judge(self, call: Call, because: Event) -> bool:
-        """Evaluate a call and carry out the outcome; say whether the chat moved."""
+        """Evaluate a call and carry out the outcome; return whether that moved the chat."""
         verdict = tool_rules.evaluate(call, self.workspace, self.known)
         match verdict:
             case Answered():
@@ -203,12 +207,12 @@ class ChatInBatch:
             case Requested(build=build, wait=wait, replaces=replaces):
                 self._keep(replace(call, wait=wait), new=call.wait is None)
                 self._own(build, because)
-                if replaces is not None:  # the chat follows the new workspace by now
+                if replaces is not None:  # the chat already follows the new workspace
                     self._own(replaces, because)
                 return True
 
     def _settle(self, because: Event) -> None:
-        """Evaluate the waiting calls in the order of their arrival, until none of them moves the chat."""
+        """Evaluate the waiting calls in order; start again whenever one of them moves the chat."""
         moved = True
         while moved:
             moved = False
@@ -238,7 +242,7 @@ class ChatInBatch:
     # -- moves ----------------------------------------------------------------------------------
 
     def _own(self, data: OwnEvent, because: Event) -> None:
-        """Apply an event that the rules derived."""
+        """Apply an event that the rules derived; for a requested build, also create the job."""
         self._decide(own(self.workspace.chat_id, data, self.now, because), because)
         if isinstance(data, BuildRequested):
             self._job(data, because)
@@ -276,7 +280,11 @@ class ChatInBatch:
         self._record(event, before, decision, because)
 
     def _expect(self, agent_id: str, before: Chat, because: Event) -> None:
-        """Require a presence message of an agent whose loss was undone: its fact may have been delayed."""
+        """Publish a presence message for an agent whose loss was undone.
+
+        The fact that undid the loss may have been delayed. If the agent is still absent, the
+        presence message expires, and workers notice the loss again.
+        """
         known, now = before.heard_from(agent_id), self.workspace.heard_from(agent_id)
         if known and known.lost_at is not None and now and now.connected:
             self._send(effects.presence(before.chat_id, agent_id, because))

@@ -1,4 +1,4 @@
-"""What deliveries say: events, fired timers, missed agents, and what can't be accepted."""
+"""Decodes deliveries into items: events, fired timers, missed agents and dead letters."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from statemachine.strict_json import Reason
 from statemachine.timers import TimerKind
 
 DEAD_LETTER_LIMIT: Final = 1_000_000
-"""Bytes of a dead letter's body and original headers: NATS accepts messages of 1 MiB."""
+"""Maximum size of a dead letter's body and original headers in bytes. NATS accepts messages of 1
+MiB."""
 DETAIL_LIMIT: Final = 1024
-"""Characters of a dead letter's detail."""
+"""Maximum number of characters of a dead letter's detail."""
 NOTICE_LIMIT: Final = 512
-"""Characters of the detail that the chat's notice shows."""
+"""Maximum number of characters of the detail in the chat's notice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """An event to be applied."""
+    """An inbound event to apply: a request or a fact."""
 
     event: Event
     digest: bytes
@@ -35,7 +36,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """A timer fired; the database's clock decides whether its time has come."""
+    """A timer fired. The clock of the database decides whether its time has come."""
 
     chat_id: str
     purpose: TimerKind
@@ -49,12 +50,15 @@ class Missed:
     chat_id: str
     agent_id: str
     highest: int | None = None
-    """The agent's highest sequence before a look that did not find its presence; None: it is present."""
+    """The agent's highest sequence before the worker found that it has no presence message.
+
+    None if the worker has not looked yet, or if there is no loss to record.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A published state, to be compared with the database."""
+    """A published state, to compare with the database after a restore."""
 
     chat_id: str
     state: Mapping[str, Any]
@@ -62,13 +66,13 @@ class Published:
 
     @property
     def version(self) -> int:
-        """The version that was published."""
+        """The version of the published state."""
         return int(self.state["version"])
 
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """A dead letter: a message that can't be accepted, as it came."""
+    """A dead letter: a message that cannot be accepted, unchanged, with the reason."""
 
     kind: str
     chat_id: str
@@ -80,31 +84,35 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """A dead letter about a build, to be noted on its chat."""
+    """A dead letter about a build, which is recorded on the build's chat."""
 
     chat_id: str
     sender: str
-    """The sender according to the subject, which NATS checks."""
+    """The sender's name in the subject. NATS ensures that it is right."""
     fact: FactRejected
 
 
 @dataclass(frozen=True, slots=True)
 class Nothing:
-    """A message that needs no work, like a presence message that did not expire."""
+    """A message that requires no action, such as a presence message that has not expired."""
 
 
 Item = Fact | Fired | Missed | Published | Noted | Dead | Nothing
 
 
 def chat_of(item: Item) -> str | None:
-    """Return the chat that an item is about, if it is about one."""
+    """Return the id of the chat that an item concerns, or None."""
     if isinstance(item, Nothing):
         return None
     return item.event.chat_id if isinstance(item, Fact) else item.chat_id or None
 
 
 def read(delivery: Delivery, now: datetime) -> Item:
-    """Decode a delivery of one of the worker's consumers. Invalid content becomes a Dead, never an error."""
+    """Decode a delivery of one of the worker's consumers.
+
+    `now` is the time of an event that has none. Invalid content does not raise an error: the item
+    is then a `Dead`.
+    """
     if delivery.stream == IN.name:
         return _inbound(delivery, now)
     if delivery.stream == TIMER.name:
@@ -118,7 +126,7 @@ def read(delivery: Delivery, now: datetime) -> Item:
 
 
 def noted(letter: Dead) -> Noted | None:
-    """Return what a dead letter leaves on its chat; None if it names no build."""
+    """Return the item that records a dead letter on its chat; None if it names no chat or build."""
     rejected, inbound = letter.rejected, subjects.parse_inbound(letter.subject)
     if rejected.build_id is None or inbound is None or not is_canonical(inbound.chat):
         return None
@@ -128,7 +136,7 @@ def noted(letter: Dead) -> Noted | None:
 
 
 def dead(delivery: Delivery, reason: Reason, detail: str, item: Item | None = None) -> Dead:
-    """Make a delivery a dead letter. `item`: what was decoded from it, if that succeeded."""
+    """Return a delivery as a dead letter. `item` is the item decoded from it, if that succeeded."""
     rejected = Rejected(reason, detail)
     if isinstance(item, Fact):
         data = item.event.data
@@ -177,7 +185,7 @@ def _timer(delivery: Delivery) -> Item:
 def dead_letter_headers(letter: Dead) -> dict[str, str]:
     """Return the headers of a published dead letter.
 
-    The original headers are the JSON value of one header, so that none of them has an effect.
+    The original headers become the JSON value of one header, so that NATS does not interpret them.
     """
     return {
         "Workspaced-Subject": letter.subject,
@@ -188,7 +196,7 @@ def dead_letter_headers(letter: Dead) -> dict[str, str]:
 
 
 def _fit_headers(headers: Mapping[str, str], limit: int) -> str:
-    """Return headers as JSON; leave out those that would make the message too large."""
+    """Return headers as a JSON object, without those that do not fit into `limit` bytes."""
     kept: dict[str, str] = {}
     for name, value in headers.items():
         size = len(json.dumps({name: value}, ensure_ascii=False).encode())

@@ -1,4 +1,4 @@
-"""The messages that follow from decisions and answers, as outbox rows. Pure."""
+"""Composes the messages that decisions and answers require, as outbox rows. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class Lane(IntEnum):
-    """Kinds of messages in the order of publishing: a reader of an answer never reads an older state."""
+    """Kinds of messages.
+
+    States and timers are published first. So whoever receives a job or an answer never reads an
+    older state afterwards.
+    """
 
     STATE = 0
     JOB = 1
@@ -35,7 +39,7 @@ class Lane(IntEnum):
 
 
 def state(step: Chat, because: Event | None, at: datetime) -> OutboxMessage:
-    """Return the message that publishes one version of a chat."""
+    """Return the state_changed message that publishes one version of a chat."""
     name = f"{step.chat_id}:{step.version}"
     body = encode(
         "state_changed",
@@ -52,7 +56,7 @@ def state(step: Chat, because: Event | None, at: datetime) -> OutboxMessage:
 
 
 def timer(chat_id: str, purpose: TimerKind, generation: int, due: datetime) -> OutboxMessage:
-    """Return the message that arms a timer; `due` is when it fires."""
+    """Return the message that arms a timer, which fires at `due`."""
     body = json.dumps({"generation": generation}).encode()
     due = in_milliseconds(due)
     return OutboxMessage(
@@ -66,12 +70,15 @@ def timer(chat_id: str, purpose: TimerKind, generation: int, due: datetime) -> O
 
 
 def in_milliseconds(due: datetime) -> datetime:
-    """Return `due`, rounded up to a whole millisecond: NATS schedules in milliseconds."""
+    """Return `due`, rounded up to a whole millisecond, because NATS schedules in milliseconds."""
     return due + (-timedelta(microseconds=due.microsecond) % _MILLISECOND)
 
 
 def presence(chat_id: str, agent_id: str, because: Event) -> OutboxMessage:
-    """Return the presence message of an agent whose loss was undone, so that another loss is noticed."""
+    """Return a presence message for an agent whose loss was undone.
+
+    If the agent does not renew it, workers notice the loss again when it expires.
+    """
     name = f"{chat_id}:{agent_id}:{because.source}:{because.id}"
     return OutboxMessage(chat_id, Lane.PRESENCE, subjects.presence(chat_id, agent_id), name, b"{}")
 
@@ -85,7 +92,11 @@ def job(
     because: Event,
     at: datetime,
 ) -> OutboxMessage:
-    """Return the job that requests a build from the provisioners of its pool."""
+    """Return the job that requests a build from the provisioners of its pool.
+
+    `version` is the template version to build. A provisioner that receives the job for the first
+    time after `not_after` must not build. Raises ValueError if the build has no template.
+    """
     if build.template is None:
         raise ValueError("a build without a template can't be asked for")
     data: BuildJob = {
@@ -127,7 +138,11 @@ def job(
 
 
 def answered(call: Call, answer: Answered, because: Event, at: datetime) -> OutboxMessage:
-    """Return the answer of a call. A repeated request, another event, publishes it again."""
+    """Return the message with the answer of a call.
+
+    Its message id contains the identity of `because`, so a repeated request, which is another
+    event, publishes the answer again.
+    """
     name = f"{call.chat_id}:{call.call_id}:{because.source}:{because.id}"
     return result(call.chat_id, call.call_id, call.tool, answer, because, at, name)
 
@@ -135,7 +150,10 @@ def answered(call: Call, answer: Answered, because: Event, at: datetime) -> Outb
 def refused(
     chat_id: str, call_id: str, tool: str | None, detail: str, message: bytes, at: datetime
 ) -> OutboxMessage:
-    """Return the answer of a request that is a dead letter."""
+    """Return the message with the answer of a request that is a dead letter.
+
+    `detail` is what is wrong with the request, and `message` its body.
+    """
     answer = Answered({"error": f"the request was not accepted: {detail}"}, is_error=True)
     name = f"{chat_id}:{call_id}:{digest(message)}"
     return result(chat_id, call_id, tool or "", answer, None, at, name)
@@ -150,7 +168,10 @@ def result(
     at: datetime,
     name: str,
 ) -> OutboxMessage:
-    """Return the answer of a call. `name` distinguishes this publication from others of the same answer."""
+    """Return the message with the answer of a call.
+
+    `name` is the message id. It distinguishes this publication from others of the same answer.
+    """
     data: ToolResolved = {
         "call_id": call_id,
         "tool": tool,
@@ -170,12 +191,15 @@ def result(
 
 
 def digest(data: bytes) -> str:
-    """Return a short digest of a message's content."""
+    """Return the first 32 hex digits of the SHA-256 of `data`."""
     return sha256(data).hexdigest()[:32]
 
 
 def instead(payload: bytes, message: str) -> bytes:
-    """Return the result event with an error in place of an answer that is too large to send."""
+    """Return the result event `payload` with the error `message` instead of its answer.
+
+    It replaces an answer that NATS refuses to store.
+    """
     envelope = json.loads(payload)
     envelope["data"] |= {"is_error": True, "result": {"error": message}}
     return json.dumps(envelope, ensure_ascii=False).encode()

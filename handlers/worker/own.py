@@ -1,4 +1,4 @@
-"""Events that workspaced itself creates, as they are logged among those of other senders."""
+"""Creates the events of workspaced itself, which are logged like the events of other senders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from statemachine.events import OURS, AgentDisconnected, Event, OwnEvent
 def own(
     chat_id: str, data: OwnEvent | AgentDisconnected, at: datetime, because: Event | None = None
 ) -> Event:
-    """Return an event with a new identity, in the trace of the event that led to it."""
+    """Return an event of workspaced with a new identity.
+
+    It has the trace context of `because`, the event that caused it, if there is one.
+    """
     return Event.model_construct(
         source=OURS,
         id=str(uuid4()),

@@ -1,8 +1,8 @@
-"""Publishes the outbox rows of committed transactions. Publishing them late, or twice, does no harm.
+"""Publishes the outbox rows of committed transactions. A row may be published late or twice.
 
-A state is published with the expected last sequence of its subject, so an older state never replaces a newer
-one. Jobs and results keep their message id and data when they are published again. A timer's subject contains
-its generation.
+A state is published with the expected last sequence of its subject, so an older state never
+replaces a newer one. Jobs and results have the same message id and data when they are published
+again. The subject of a timer contains its generation, so an outdated timer is recognized.
 """
 
 from __future__ import annotations
@@ -43,28 +43,31 @@ from statemachine.store import OutboxMessage
 log = logging.getLogger(__name__)
 
 PRESENCE_TIMEOUT: Final = 30.0
-"""Seconds within which an agent that counts as connected has to renew its presence."""
+"""Seconds within which an agent that counts as connected must renew its presence message."""
 _REMEMBERED_STATES: Final = 10_000
+"""Maximum number of subjects whose last state a relay remembers."""
 
 
 class Relay:
-    """Publishes over one connection."""
+    """Publishes outbox rows over one NATS connection."""
 
     def __init__(self, bus: Bus, gate: PublishGate, skew: ClockSkew) -> None:
         self._bus, self._gate, self._skew = bus, gate, skew
         self._last: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        """Version and sequence of the last state by subject, as far as this relay knows."""
+        """Subject -> version and sequence of its last state, as far as this relay knows them."""
         self._pools: set[str] = set()
-        """Pools whose consumers exist."""
+        """The pools whose consumers exist."""
 
     async def publish(
         self, rows: Sequence[OutboxMessage], *, jobs_until: float = math.inf
     ) -> set[str]:
         """Publish `rows` lane by lane. When this returns, NATS has stored all of them.
 
-        `jobs_until`, by `clock`: until then NATS recognizes a job that another worker published by its message
-        id; later no job is published. Returns the chats whose stream already had a state that is not older than
-        one of `rows`. Raises BusError.
+        `jobs_until` is a time of `clock` in seconds. Until then NATS discards a job that another
+        worker has already published, because it has the same message id. After it, no job is
+        published. Return the ids of the chats for which the stream already had a state that is not
+        older than one of `rows`. Raises BusError, in particular Unavailable if there are jobs to
+        publish after `jobs_until`.
         """
         lanes: dict[int, list[OutboxMessage]] = {}
         for row in rows:
@@ -76,7 +79,8 @@ class Relay:
                 self._many([self._in_bus_time(r) for r in lanes.get(Lane.TIMER, [])], self._timer),
             ]
         )
-        # Only now, so that nobody who receives a job or an answer reads an older state.
+        # Publish jobs and answers after the states, so that their receivers never read an older
+        # state.
         await _all(
             [
                 self._jobs(lanes.get(Lane.JOB, []), jobs_until),
@@ -90,35 +94,36 @@ class Relay:
         return newer
 
     async def publish_lost_states(self, states: Sequence[OutboxMessage]) -> None:
-        """Publish states that their stream may have lost. Raises BusError."""
-        for row in states:  # expect an empty subject first; a conflict makes `_state` look
+        """Publish states that the stream may have lost. Raises BusError."""
+        for row in states:  # first expect an empty subject; after a conflict `_state` reads it
             self._last[row.subject] = 0, 0
         await self._states(states, set())
 
     async def expect_presence(self, agents: Iterable[tuple[str, str]], timeout: float) -> None:  # noqa: ASYNC109
-        """Publish a presence message, valid for `timeout` seconds, for each (chat, agent) that has none.
+        """Publish a presence message for each (chat id, agent id) of `agents` that has none.
 
-        If the agent does not renew it, its expiry shows that the agent is absent. Raises BusError.
+        The message expires after `timeout` seconds unless the agent renews it; its expiry shows
+        that the agent is absent. Raises BusError.
         """
         await _all(self._expect_presence(subjects.presence(*agent), timeout) for agent in agents)
 
     async def publish_dead_letters(self, dead: Iterable[Dead]) -> None:
-        """Publish dead letters: the body as it came, and the reason. Raises BusError."""
+        """Publish dead letters, each with its unchanged body and the reason. Raises BusError."""
         await _all(self._dead_letter(letter) for letter in dead)
 
     async def ensure_pools(self, pools: Iterable[str]) -> None:
-        """Create the consumers that provisioners of `pools` take their jobs from. Raises BusError."""
+        """Create the consumers from which provisioners of `pools` pull jobs. Raises BusError."""
         for pool in set(pools) - self._pools:
             await self._bus.ensure_consumer(pool_consumer(pool))
             self._pools.add(pool)
 
     async def is_absent(self, chat_id: str, agent_id: str) -> bool:
-        """Say whether an agent has no presence message. Raises BusError."""
+        """Return whether an agent has no presence message. Raises BusError."""
         last = await self._bus.get_last(PRESENCE.name, subjects.presence(chat_id, agent_id))
         return last is None or last.is_delete_marker
 
     def forget(self) -> None:
-        """Forget the streams' contents: after a reconnect they may be different."""
+        """Forget what the streams contain: after a reconnect they may be different."""
         self._last.clear()
         self._pools.clear()
 
@@ -133,9 +138,10 @@ class Relay:
         await self._many(rows, self._job)
 
     async def _states(self, rows: Sequence[OutboxMessage], newer: set[str]) -> None:
-        """Publish states, each chat's oldest first: many chats in a batch, or each by itself.
+        """Publish states, for each chat the oldest first: many chats in one batch, or each alone.
 
-        Adds the chats to `newer` whose stream already had a state that is not older.
+        Add to `newer` the ids of the chats for which the stream already had a state that is not
+        older.
         """
         alone: list[Sequence[OutboxMessage]] = []
         many: list[list[OutboxMessage]] = []
@@ -148,9 +154,9 @@ class Relay:
         await _all(self._chain(chain, newer) for chain in alone)
 
     async def _publish_chains(self, chains: Sequence[Sequence[OutboxMessage]]) -> bool:
-        """Publish states of many chats in one batch; return False if nothing was stored."""
+        """Publish states of many chats in one batch; return False if none of them was stored."""
         expected = [self._expected(chain[0]) for chain in chains]
-        if None in expected:  # forgotten after a reconnect
+        if None in expected:  # `forget` was called after a reconnect
             return False
         acks = await self._gate.publish_batch(
             [
@@ -166,14 +172,14 @@ class Relay:
         return True
 
     def _expected(self, row: OutboxMessage) -> int | None:
-        """Return the sequence of the state that `row` follows, if it is known and older."""
+        """Return the sequence of the subject's last state if it is known and older than `row`."""
         version, sequence = self._last.get(row.subject, (0, 0 if row.version == 1 else None))
         return sequence if version < (row.version or 0) else None
 
     async def _many(
         self, rows: Sequence[OutboxMessage], one: Callable[[OutboxMessage], Awaitable[None]]
     ) -> None:
-        """Publish rows of one stream: in batches, or each by itself."""
+        """Publish rows of one stream: in batches, or each alone with `one`."""
         for start in range(0, len(rows), BATCH_LIMIT):
             part = rows[start : start + BATCH_LIMIT]
             acks = None
@@ -188,7 +194,7 @@ class Relay:
                 newer.add(row.chat_id)
 
     async def _state(self, row: OutboxMessage) -> bool:
-        """Publish a state; return False if its stream already has one that is not older."""
+        """Publish a state; return False if its subject already has one that is not older."""
         version = row.version or 0
         newest, expected = self._last.get(row.subject, (0, 0 if version == 1 else None))
         while True:
@@ -196,9 +202,7 @@ class Relay:
                 last = await self._bus.get_last(STATE.name, row.subject)
                 newest, expected = (_version(last), last.sequence) if last else (0, 0)
                 self._remember(row.subject, newest, expected)
-            if (
-                newest >= version
-            ):  # another worker published it and died, or the database was restored
+            if newest >= version:  # published by a worker that then stopped, or before a restore
                 return False
             try:
                 ack = await self._gate.publish(
@@ -221,7 +225,7 @@ class Relay:
             self._last.popitem(last=False)
 
     def _in_bus_time(self, row: OutboxMessage) -> OutboxMessage:
-        """Return a timer's row with its time by the clock of NATS."""
+        """Return a timer's row with its time converted to the clock of NATS."""
         if row.due is None:
             return row
         return replace(row, due=effects.in_milliseconds(row.due + self._skew.ahead))
@@ -242,8 +246,8 @@ class Relay:
     async def _job(self, row: OutboxMessage) -> None:
         try:
             await self._plain(row)
-        except Refused as error:  # retries would block the other rows; the build's limit ends it
-            log.error(  # noqa: TRY400 — the server's message says it all
+        except Refused as error:  # retrying would block the other rows; the limit ends the build
+            log.error(  # noqa: TRY400 — the server's message suffices
                 "the job of build %s of chat %s can't be published: %s",
                 row.message_id,
                 row.chat_id,
@@ -276,7 +280,7 @@ class Relay:
 
 
 def _message(row: OutboxMessage, expected: int | None = None) -> Message:
-    """Return the message of a row."""
+    """Return the message of a row for a batch; `expected` is the expected last sequence."""
     if row.due is None:
         return Message(row.subject, row.payload, CLOUDEVENT, row.message_id, expected)
     fires = Scheduled(subjects.fires_on(row.subject), row.due)
@@ -288,7 +292,7 @@ def _pool(row: OutboxMessage) -> str:
 
 
 def _version(last: StoredMessage) -> int:
-    """Return the version of a published state; 0 for a message that is not one."""
+    """Return the version of a published state, or 0 if the message is not a state."""
     try:
         return int(json.loads(last.data)["data"]["version"])
     except (ValueError, KeyError, TypeError):
@@ -296,7 +300,7 @@ def _version(last: StoredMessage) -> int:
 
 
 async def _all(jobs: Iterable[Awaitable[None]]) -> None:
-    """Wait until all have ended, then raise the first error, so that nothing keeps running."""
+    """Wait until all `jobs` have ended, also after an error; then raise the first error."""
     pending = list(jobs)
     if len(pending) == 1:
         await pending[0]

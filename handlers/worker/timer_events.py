@@ -1,4 +1,7 @@
-"""What timers, lost agents, dead letters, and states of before a restore do to a chat of the batch."""
+"""Applies the items of a batch that are not inbound events to a chat of the batch.
+
+These are fired timers, lost agents, dead letters, and states that were published before a restore.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from statemachine.views import state_changed
 
 
 def fired(chat: ChatInBatch, purpose: TimerKind, generation: int) -> bool:
-    """Let a time be over, if the timer is the present one's and it is; say whether.
+    """Apply a fired timer if it is the chat's present one and its time has come; return whether.
 
-    An old timer, or one that a clock fired that runs ahead, has the open one armed again.
+    Otherwise the worker arms the chat's present timer again: the fired one is of an older
+    generation, or the clock of NATS runs ahead.
     """
     wake = timers.open_timer(chat.workspace, purpose, chat.limits)
     if wake is None:
@@ -38,7 +42,11 @@ def fired(chat: ChatInBatch, purpose: TimerKind, generation: int) -> bool:
 
 
 def missed(chat: ChatInBatch, item: Missed) -> bool:
-    """Let an agent be lost, if it was there and has said nothing since it was looked for; say whether."""
+    """Record that an agent is lost; return whether that applies.
+
+    It applies if the agent counts as connected and has reported nothing since the worker looked for
+    its presence message.
+    """
     facts = chat.workspace.heard_from(item.agent_id)
     if facts is None or not facts.connected or facts.highest != item.highest:
         return False
@@ -54,9 +62,9 @@ def missed(chat: ChatInBatch, item: Missed) -> bool:
 
 
 def went_back(chat: Chat, item: Published) -> bool:
-    """Say whether what is kept of the chat is older than what was published, which was kept before.
+    """Return whether the chat's snapshot is older than its published state: a restore set it back.
 
-    Keys that only one of the two has are those of another version of this program.
+    Keys that only one of them has are ignored: another version of this program published the state.
     """
     if item.version != chat.version:
         return item.version > chat.version
@@ -65,7 +73,10 @@ def went_back(chat: Chat, item: Published) -> bool:
 
 
 def published(chat: ChatInBatch, item: Published) -> bool:
-    """Let the chat go on above a version that was published before a restore; say whether it was."""
+    """Record that a restore set the chat back, so that its next versions are above `item.version`.
+
+    Return whether that applies.
+    """
     if not went_back(chat.workspace, item):
         return False
     chat.take(_event(chat, events.DatabaseRestored(published_version=item.version)))
@@ -73,9 +84,9 @@ def published(chat: ChatInBatch, item: Published) -> bool:
 
 
 def noted(chat: ChatInBatch, item: Noted, pool: str | None) -> None:
-    """Note on the chat what could not be accepted about one of its builds.
+    """Record on the chat that a fact about one of its builds was not accepted.
 
-    `pool`: what the sender is bound to.
+    `pool` is the pool to which the sender's credential is bound, None if it is not bound.
     """
     event = _event(chat, item.fact).model_copy(
         update={"pool": pool, "notice": f"it is a dead letter: {item.fact.detail}"}

@@ -1,4 +1,4 @@
-"""The worker: pulls events, applies a batch in one transaction, publishes what follows from it, and acks."""
+"""The worker: pulls events, applies a batch in one transaction, publishes the results, and acks."""
 
 from __future__ import annotations
 
@@ -37,25 +37,28 @@ from statemachine.store import OutboxMessage, Store, StoreUnavailableError
 log = logging.getLogger(__name__)
 
 BATCH: Final = 256
-"""Deliveries in a batch at most; under light load it has one."""
+"""Maximum number of deliveries in a batch. Under light load, a batch has one."""
 Position = tuple[str, int]
-"""Stream and sequence of a delivery."""
+"""The stream and the sequence of a delivery."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommittedBatch:
-    """A batch that is in the database, and what must be published before it is acked."""
+    """A committed batch, and the messages to publish before its deliveries are acked."""
 
     deliveries: Sequence[Delivery]
     rows: Sequence[OutboxMessage]
     dead: Sequence[Dead]
     jobs_until: float
-    """Until when its jobs may be published, by `clock`."""
+    """The time of `clock`, in seconds, until which its jobs may be published."""
 
 
 @dataclass(slots=True)
 class Worker:
-    """Applies events to chats. Any number of workers share the work; none of them owns a chat."""
+    """Applies events to chats.
+
+    Any number of workers may run. They share the work, and each may apply events to any chat.
+    """
 
     store: Store
     bus: Bus
@@ -64,9 +67,9 @@ class Worker:
     waiting_limits: WaitingLimits = field(default_factory=WaitingLimits)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     problems: Problems = field(default_factory=Problems)
-    """What keeps it from its work now."""
+    """The present problems that prevent the worker from working, as `/readyz` reports them."""
     dead_letters: int = 0
-    """How many dead letters it has published."""
+    """The number of dead letters that this worker has published."""
     noticed: Noticed = field(default_factory=Noticed)
     gate: PublishGate = field(init=False)
     skew: ClockSkew = field(init=False)
@@ -75,9 +78,9 @@ class Worker:
     republisher: Republisher = field(init=False)
     load: LoadSampler = field(init=False)
     preparation_due: asyncio.Event = field(default_factory=asyncio.Event)
-    """Streams may be gone or different: `Republisher.prepare` has to run."""
+    """Set when streams may be lost or different, so that `Republisher.prepare` has to run."""
     postponing: set[asyncio.Task[None]] = field(default_factory=set)
-    """Tasks that will nak deliveries."""
+    """Tasks that will nak postponed deliveries."""
     _superseded_agents: SupersededAgents = field(init=False)
     _committer: Committer = field(init=False)
     _prepared: asyncio.Event = field(default_factory=asyncio.Event)
@@ -110,16 +113,18 @@ class Worker:
             await self.load.close()
 
     async def _keep_prepared(self) -> None:
-        """Create streams, consumers and timers at the start, and again whenever that is due.
+        """Create streams, consumers and timers at the start and whenever `preparation_due` is set.
 
-        The work goes on meanwhile: nothing that is applied depends on it.
+        Meanwhile the worker continues to apply events, which does not depend on this.
         """
         backoff, asking = Backoff(), asyncio.create_task(_nothing())
         try:
             while True:
                 await self.preparation_due.wait()
                 self.preparation_due.clear()
-                asking.cancel()  # the streams may be different now; losses that were not asked for stay marked
+                # Stop asking the senders: the streams may be different now. A loss stays recorded
+                # until all senders were asked.
+                asking.cancel()
                 self.relay.forget()
                 try:
                     lost = await self.republisher.prepare(made=self._prepared.set)
@@ -151,16 +156,17 @@ class Worker:
             while True:
                 try:
                     deliveries = await pull.next(BATCH)
-                except Unavailable as error:  # the servers are away, or others
+                except Unavailable as error:  # the servers are unreachable, or were replaced
                     log.warning("pulling failed, trying again: %s", error)
                     self.preparation_due.set()
                     await backoff.wait()
                     continue
                 backoff.reset()
                 await self.gate.opened.wait()
-                # One batch is committed while the one before it is published, but it is never published first.
-                # If the one before was not published, this one isn't either, and both are redelivered in order.
-                # A redelivered message whose batch is being published is skipped: its ack is near.
+                # Commit a batch while the previous one is being published, but publish them in
+                # order. If the previous batch could not be published, this one is not published
+                # either, and both are redelivered in order. Skip a redelivered message whose batch
+                # is being published now: it will soon be acked.
                 new = [d for d in deliveries if (d.stream, d.sequence) not in in_hand]
                 batch = await self.commit(new)
                 if await publishing and batch is not None:
@@ -170,7 +176,10 @@ class Worker:
                     publishing, in_hand = group.create_task(_published()), set()
 
     async def _respond_to_pushes(self) -> None:
-        """Answer the request that follows a pushed template: its pool's consumer exists by then."""
+        """Answer the request that `workspaced template push` sends after a push.
+
+        Before the answer, the worker creates the consumer of the template's pool if it is missing.
+        """
 
         async def respond(message: Message) -> bytes:
             del message
@@ -186,7 +195,10 @@ class Worker:
             await backoff.wait()
 
     async def commit(self, deliveries: Sequence[Delivery]) -> CommittedBatch | None:
-        """Decode deliveries and apply them; None if NATS or the database is away: they are redelivered."""
+        """Decode deliveries, apply them and commit the changes.
+
+        Return None if NATS or the database is unavailable; then NATS redelivers the deliveries.
+        """
         now, jobs_until = datetime.now(UTC), clock() + self.tuning.duplicate_window
         items = [(delivery, read(delivery, now)) for delivery in deliveries]
         try:
@@ -215,16 +227,17 @@ class Worker:
         return result
 
     async def _nak_later(self, deliveries: Sequence[Delivery]) -> None:
-        """Have postponed deliveries redelivered after a while, which is before their ack wait ends."""
+        """Nak postponed deliveries after a delay that is shorter than their ack wait."""
         await Backoff(LONGEST_DELAY, LONGEST_DELAY).wait()
         for delivery in deliveries:
             await delivery.nak()
 
     async def _confirm_absence(self, item: Item) -> Item:
-        """Look whether an agent whose presence expired is still absent.
+        """Check whether an agent whose presence message expired is still absent.
 
-        What the agent reported is read first. If it reports more after the look, the loss is not recorded, or
-        undone. So no transaction is open while NATS is asked. Raises BusError, StoreUnavailableError.
+        The agent's highest sequence is read before the check. If the agent reports another fact
+        later, the loss is not recorded, or it is undone. So no transaction is needed during the
+        request to NATS. Raises BusError, StoreUnavailableError.
         """
         if not isinstance(item, Missed):
             return item
@@ -234,7 +247,8 @@ class Worker:
         except StoreUnavailableError:
             raise
         except Exception:
-            # Applying the item will fail for the same reason, and make only this item a dead letter.
+            # Applying the item will fail for the same reason, and only this item becomes a dead
+            # letter.
             log.exception("the snapshot of chat %s can't be read", item.chat_id)
             return item
         if facts is None or not facts.connected:
@@ -244,7 +258,10 @@ class Worker:
         return replace(item, highest=facts.highest)
 
     async def publish(self, batch: CommittedBatch) -> bool:
-        """Publish what follows from a batch, then ack it; return False if that failed: it is redelivered."""
+        """Publish the messages of a batch, then ack its deliveries.
+
+        Return False if a message could not be published; then NATS redelivers the deliveries.
+        """
         try:
             await self._check_clocks()
             newer = await self.relay.publish(batch.rows, jobs_until=batch.jobs_until)
@@ -252,14 +269,15 @@ class Worker:
             self.problems.clear("nats")
             if await self.republisher.check_for_restore(newer):
                 self.preparation_due.set()
-            # Deleted before the ack: after it, nobody would look for the rows.
+            # Delete the rows before the ack. After it, the batch is not redelivered, so no worker
+            # would delete them if this one stopped here.
             if ids := [row.id for row in batch.rows if row.id]:
                 await self.store.delete_published(ids)
         except Unavailable as error:
             self._bus_is_away(error)
             return False
         except BusError as error:
-            log.error(  # noqa: TRY400 — the server's message says it all
+            log.error(  # noqa: TRY400 — the server's message suffices
                 "NATS refuses a message, which is published again later: %s; check the permissions and the "
                 "size limits",
                 error,
@@ -277,7 +295,7 @@ class Worker:
         return True
 
     async def _publish_and_follow(self, batch: CommittedBatch) -> bool:
-        """Publish a batch, and take its position in the streams into account."""
+        """Publish a batch, then pass its last position in the streams to the stream watch."""
         if not await self.publish(batch):
             return False
         if batch.deliveries:
@@ -288,10 +306,10 @@ class Worker:
         return True
 
     async def _check_clocks(self) -> None:
-        """Measure the clocks' difference if a timer fired early or very late.
+        """Measure the difference between the clocks if a timer fired early or very late.
 
-        A backlog makes timers late, too. But if a clock was set, all timers have to be armed again. Raises
-        BusError, StoreUnavailableError.
+        A timer can also be late because of a backlog. But if a clock was changed, all timers have
+        to be armed again. Raises BusError, StoreUnavailableError.
         """
         early, late = self.noticed.early, self.noticed.late
         if not self.skew.needs_check(early=early, late=late):
@@ -311,7 +329,7 @@ class Worker:
         self.preparation_due.set()
 
     def _report(self, error: BusError | StoreUnavailableError) -> None:
-        """Report a problem for `/readyz`, which sees a lost connection to NATS by itself."""
+        """Report a problem to `/readyz`, which checks the connection to NATS itself."""
         if isinstance(error, StoreUnavailableError):
             message = f"the database does not take changes: {error}"
             self.problems.report("database", message, seconds=NOTICE_SECONDS)
@@ -324,9 +342,9 @@ class Worker:
 
 
 async def _nothing() -> None:
-    """Stand for a task that was not needed yet."""
+    """Do nothing: the initial task that asks senders, before one is needed."""
 
 
 async def _published() -> bool:
-    """Stand for the batch before the first one."""
+    """Return True: the initial publishing task, as if a previous batch had been published."""
     return True
