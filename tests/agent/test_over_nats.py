@@ -106,7 +106,7 @@ async def test_an_agent_outlives_provisioner_and_nats_and_reports_again(world: W
     await rig.until(later)
     assert world.agent() == pid
 
-    # Workers create this stream again: it is stored in memory only.
+    await rig.bus.ensure_stream(PRESENCE)  # workers create this memory stream again
     async with world.provisioner():
         await rig.ended(await rig.ask(rig.job(2, "stop", **template)))
     assert not [home for home in world.homes() if agent_files.running_agent(home)]
