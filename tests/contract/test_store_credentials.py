@@ -1,4 +1,4 @@
-"""Keys and connections, with both adapters: which keys may connect, and which connections must close."""
+"""Keys and connections, with both adapters: who may connect, and which connections must close."""
 
 from __future__ import annotations
 

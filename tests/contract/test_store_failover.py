@@ -96,7 +96,7 @@ async def test_connections_move_to_the_server_that_takes_changes_now(tmp_path: P
                 assert await promoted.fetchval("select pg_promote()")
                 target[0] = second
                 with suppress(StoreUnavailableError):
-                    await write(store, Changes(), lock=[chat])  # may fail, as the first use after the move
+                    await write(store, Changes(), lock=[chat])  # may notice the move and fail
                 await store.check_writable()
                 await write(store, Changes(), lock=[chat])
                 assert await store.settings() == {}

@@ -284,7 +284,7 @@ class Pipe:
         self.flows.clear()
 
     async def farewell(self, url: str) -> None:
-        """Make the server end the connection; return when its last message has reached the client."""
+        """Make the server end the connection; return when the client has its last message."""
         await cut(url)
         await self._ended.wait()
         for _ in range(10):  # let the client read it

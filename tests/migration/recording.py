@@ -1,7 +1,7 @@
 """Recordings of what a worker of each schema wrote, statement by statement. They never change.
 
-`python -m tests.migration.recording` records the present schema as `data/NNNN.jsonl`, once, when the
-migration is released. The first line contains the statements by name; each other line is one
+`python -m tests.migration.recording` records the present schema as `data/NNNN.jsonl`, once, when
+the migration is released. The first line contains the statements by name; each other line is one
 execution, with the name and the arguments.
 """
 

@@ -85,7 +85,7 @@ def job_of(chat: Chat) -> dict[str, Any]:
 
 
 async def gone_on(rig: Rig, hand: Hand, chat: Chat) -> str:
-    """End the build that the chat waits for, and stop the workspace; return the chat's last state."""
+    """End the build that the chat waits for, and stop the workspace; return the last state."""
     answered = len(rig.results)
     if chat.state in ("building", "stopping"):
         await rig.senders.built(job_of(chat), agents=())

@@ -179,7 +179,7 @@ async def test_a_log_that_does_not_fold_is_named_and_rebuilds_nothing(
 async def test_a_log_from_before_causes_and_limits_were_kept_is_rebuilt_alike(
     place: Place,
 ) -> None:
-    """The rules act on an event at once, so the cause is the last event that has no cause itself."""
+    """Rules act on an event at once, so the cause is the last event that has no cause itself."""
     await place.every_kind()
     before = await place.rows(SNAPSHOTS)
     await place.execute("update event_log set cause = null, deadline = null")

@@ -136,7 +136,7 @@ async def test_a_limit_that_fired_late_for_a_settled_chat_does_nothing(
 async def test_what_a_limit_had_to_say_is_said_though_the_worker_died(
     rig: Rig, send: Senders, chat: str, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another worker receives the timer again: the move is committed, its effects are unpublished."""
+    """Another worker receives the timer again: the move is committed, its effects unpublished."""
     dying = rig.hand()
     await send.create(chat)
     await dying.pump()
