@@ -344,7 +344,7 @@ async def test_a_lost_pull_request_is_repeated(
     ("status", "code"), [(503, 10008), (400, 10005), (500, 10118), (409, 10158), (429, 10167)]
 )
 def test_transient_errors_of_a_cluster_are_unavailable(status: int, code: int) -> None:
-    """For example an election, a missing server, or a message that is being stored at this moment."""
+    """For example an election, a missing server, or a message that is just being stored."""
     error = APIError(code=status, err_code=code, description="not now")
 
     assert isinstance(bus_error(error, "S"), Unavailable)

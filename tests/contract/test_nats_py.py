@@ -1,7 +1,7 @@
 """Canaries for nats-py: each private name that bus/nats_client.py uses still means the same.
 
-When one fails after an upgrade of nats-py: read the new code of that name in nats/aio/client.py, adapt
-bus/nats_client.py, run tests/contract and tests/outages, and update the expectation here.
+When one fails after an upgrade of nats-py: read the new code of that name in nats/aio/client.py,
+adapt bus/nats_client.py, run tests/contract and tests/outages, and update the expectation here.
 """
 
 from __future__ import annotations

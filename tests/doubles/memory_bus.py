@@ -1,4 +1,4 @@
-"""An in-memory adapter of the port `bus.Bus`: deterministic and fast, for simulations and unit tests."""
+"""An in-memory adapter of `bus.Bus`: deterministic and fast, for simulations and unit tests."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class MemoryServer:
     def stop(self, *, lose: bool = False, tails: Mapping[str, int] | None = None) -> None:
         """Stop as if killed. Memory streams are lost, and with `lose` all other streams too.
 
-        `tails` maps a stream to the number of last messages that it loses because they were not on disk.
+        `tails` maps a stream to the number of last messages that it loses as if not yet on disk.
         """
         self.up = False
         self.streams = {
@@ -122,7 +122,7 @@ class MemoryServer:
         return next((s for s in self.streams.values() if s.takes(subject)), None)
 
     def deliver(self, message: Message) -> bool:
-        """Deliver to subscriptions and one member of each queue group; return whether any exists."""
+        """Deliver to all subscriptions and one of each queue group; return whether any exists."""
         reached = False
         queues: set[str] = set()
         for interest in list(self.interests):

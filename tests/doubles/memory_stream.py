@@ -138,7 +138,7 @@ class MemoryStream:
     def lose_tail(self, count: int) -> None:
         """Drop the last `count` sequences, as a server does that lost power before writing them.
 
-        The ids of deleted messages are forgotten too, because they are on disk only with the messages.
+        The ids of deleted messages are forgotten too, as they are on disk only with the messages.
         """
         self.last_sequence = last = max(0, self.last_sequence - count)
         for sequence in [s for s in self.messages if s > last]:

@@ -1,4 +1,4 @@
-"""`up` notices when its files are removed, for example at logout or by a cleaner of temporary files."""
+"""`up` notices when its files are removed, for example at logout or by a temporary-file cleaner."""
 
 from __future__ import annotations
 

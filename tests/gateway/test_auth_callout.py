@@ -1,4 +1,4 @@
-"""The auth callout on real servers: with several gateways, with none, and after keys are revoked."""
+"""The auth callout on real servers: with several gateways, with none, and for revoked keys."""
 
 from __future__ import annotations
 

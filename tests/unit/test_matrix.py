@@ -152,7 +152,7 @@ def transition_of(workspace: Chat) -> events.Transition:
 
 
 def of_a_build(chat_: Chat, number: int, **more: Any) -> list[Event]:
-    """Return every provisioner fact of the build with that number, with each transition."""
+    """Return the facts of a build: of its transition if the chat follows it, else of each."""
     kinds = {transition_of(chat_)} if not more else {START}
     return [
         fact

@@ -21,7 +21,7 @@ RESTORED = "workspaced.database_restored.v1"
 
 @pytest.fixture
 def backup(rig: Rig) -> Callable[[], Restore]:
-    """Return a function that copies the store. It returns one that restores the copy."""
+    """Return a function that copies the store and returns another, which restores the copy."""
 
     def taken() -> Restore:
         kept = rig.store.backup()
