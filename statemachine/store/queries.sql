@@ -28,7 +28,7 @@ select chat_id::text as chat_id, snapshot, clock_timestamp() as now from locked
 union all select chat_id::text, snapshot, clock_timestamp() from made
 
 -- name: prefetch
--- Everything that a batch asks about its chats, in one round trip: known events, calls by key, open calls,
+-- Everything that a batch reads about its chats, in one round trip: known events, calls by key, open calls,
 -- cancellations of the last ten minutes that came before their call, and the pools that senders are bound to.
 -- This is a statement of its own after the locks: a statement that waits for a lock sees other tables as they were
 -- when it started.
@@ -54,7 +54,7 @@ select c.body, c.is_error, c.result
 from call c join unnest($1::uuid[], $2::text[]) as k(chat_id, call_id) using (chat_id, call_id)
 
 -- name: lock_owners
--- One transaction at a time may give out an owner's names. Chats are locked before, so this can't deadlock.
+-- One transaction at a time may assign an owner's names. Chats are locked before owners, so this can't deadlock.
 select pg_advisory_xact_lock(hashtextextended(id, 0)) from unnest($1::text[]) as id order by id
 
 -- name: workspace_names
@@ -63,9 +63,9 @@ select owner_id::text as owner_id, lower(name) as name from workspace
 where owner_id = any($1::uuid[]) and deleted_at is null
 
 -- name: catalog_and_settings
--- What calls are judged by: templates by organization (to list) or by id (to build) with their active versions,
--- other versions, and settings. Versions never change, so of those that the caller knows ($4) nothing is read.
--- Archives are left out: only provisioners need them. Nothing is cached that can get old.
+-- Data for evaluating calls: templates by organization (to list) or by id (to build) with their active versions,
+-- other versions, and settings. Versions never change, so those that the caller knows ($4) are not read again.
+-- Archives are left out: only provisioners need them. Callers cache nothing that can change.
 with heads as (
     select template_id, organization_id, active_version_id from template
     where organization_id = any($1::uuid[]) or template_id = any($2::uuid[])
@@ -82,13 +82,13 @@ union all
 select 'setting', key, null, value, null, null, null, null from setting
 
 -- name: settings
--- Read whenever they are needed, so that a change holds at once.
+-- Settings are read each time they are needed, so that a change takes effect at once.
 select key, value from setting
 
 -- name: write
--- Everything that every batch writes, in one statement. This transaction has locked the chats' rows. If a chat
--- was ever written without its lock, the log's primary key (chat_id, seq) makes this fail. A call is inserted when
--- it arrives and updated while it is open.
+-- Everything that every batch writes, in one statement. This transaction has locked the chats' rows. If a worker
+-- ever wrote a chat without its lock, the primary key of the log (chat_id, seq) would make this fail. A call is
+-- inserted when it arrives and updated while it is open.
 with chats as (
     update chat set version = n.version, state = n.state, organization_id = n.organization_id,
         owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
@@ -128,7 +128,7 @@ from unnest($1::uuid[], $2::text[]) as n(chat_id, call_id) group by chat_id, cal
 on conflict (chat_id, call_id) do update set at = excluded.at
 
 -- name: forget_cancellations
--- Deletes those whose call did not arrive in time. Runs when another cancellation is written, not on a timer.
+-- Deletes cancellations whose call did not arrive in time, when another cancellation is written.
 delete from cancellation where at < clock_timestamp() - interval '10 minutes'
 
 -- name: write_names
@@ -137,15 +137,15 @@ select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[])
 on conflict do nothing
 
 -- name: free_names
--- The workspace is deleted: its owner may use the name again.
+-- Runs when a workspace is deleted: its owner may use the name again.
 update workspace set deleted_at = clock_timestamp()
 from unnest($1::uuid[], $2::uuid[]) as n(workspace_id, chat_id)
 where workspace.workspace_id = n.workspace_id and workspace.chat_id = n.chat_id
   and deleted_at is null
 
 -- name: write_jobs
--- Kept longer than their outbox rows, to be published again if NATS loses them. Old jobs are deleted when another
--- one is written, not on a timer; rows that another transaction has locked are skipped.
+-- Jobs are kept longer than their outbox rows, so that they can be published again if NATS loses them. Old jobs are
+-- deleted when another one is written. Rows that another transaction has locked are skipped.
 with forgotten as (
     delete from job where build_id in (
         select build_id from job where not_after < clock_timestamp() - interval '1 day'
@@ -157,7 +157,7 @@ select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::timest
 on conflict do nothing
 
 -- name: unpublished
--- What the chats of redelivered events have not published yet.
+-- The outbox rows of some chats: workers publish them when an event of the chat is redelivered.
 select id, chat_id::text as chat_id, lane, subject, message_id, version, due, payload
 from outbox where chat_id = any($1::uuid[]) order by id
 
@@ -200,7 +200,7 @@ from event_log where (chat_id, seq) > ($1::uuid, $2::bigint) and ($3::uuid is nu
 order by chat_id, seq limit $4
 
 -- name: chat_rows
--- The rows of chats with the end of their logs, in one look: a page of all chats, or of those in $2.
+-- The rows of chats with the ends of their logs, in one statement: a page of all chats, or of those in $2.
 select c.chat_id::text as chat_id, c.snapshot, c.version, c.state,
        c.organization_id::text as organization_id, c.owner_id::text as owner_id,
        c.workspace_id::text as workspace_id, c.wakes,
@@ -210,7 +210,7 @@ from chat c where ($1::uuid is null or c.chat_id > $1) and ($2::uuid[] is null o
 order by c.chat_id limit $3
 
 -- name: chats_with_timers
--- For the start of a worker, which arms the timers again. A page at a time.
+-- For a worker that starts: it arms the timers of these chats again. A page at a time.
 select snapshot from chat where wakes and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: current_workspaces
@@ -225,7 +225,7 @@ where wakes and (jsonb_path_exists(snapshot, '$.previous[*].orphaned_at')
   and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: pools
--- The pools that template versions name. Each needs its consumer.
+-- The pools that template versions name. Workers create a consumer for each.
 select distinct manifest ->> 'pool' as pool from template_version
 
 -- name: read_archive
@@ -249,7 +249,7 @@ from template_version v join template t using (template_id)
 where v.template_id = $1::uuid order by v.created_at, v.version_id
 
 -- name: activate
--- Makes an earlier version the active one. Existing builds keep theirs.
+-- Makes an earlier version the active one. Existing builds keep their version.
 update template set active_version_id = v.version_id, name = v.manifest ->> 'name'
 from template_version v
 where v.version_id = $1::uuid and template.template_id = v.template_id
@@ -260,7 +260,7 @@ insert into setting (key, value) values ($1, $2)
 on conflict (key) do update set value = excluded.value, changed_at = now()
 
 -- name: issue_credential
--- Credentials that expired a month ago are deleted when another one is issued, not on a timer.
+-- Credentials that expired a month ago are deleted when another one is issued.
 with forgotten as (
     delete from credential where public_key in (
         select public_key from credential where expires_at < clock_timestamp() - interval '30 days'
@@ -305,7 +305,7 @@ update credential set revoked_at = coalesce(revoked_at, clock_timestamp()),
 where public_key = $1 returning public_key
 
 -- name: record_connection
--- Records of expired keys are deleted when another connection is recorded, not on a timer.
+-- Records of expired keys are deleted when another connection is recorded.
 -- Returns the connections of the key that exceed $7, this one included in the count.
 with ended as (
     delete from connection where (server, client) in (
@@ -322,7 +322,8 @@ select server, client from connection
 where public_key = $4 and (server, client) <> ($1, $2) order by since desc offset $7 - 1
 
 -- name: forget_earlier_server
--- The servers of a cluster have different names: an earlier process with this name is gone with its clients.
+-- The servers of a cluster have different names. So an earlier process with this name has ended, and its clients
+-- are disconnected.
 delete from connection where server_name = $1 and server <> $2
 
 -- name: invalid_connections
@@ -353,15 +354,15 @@ insert into origin (name) values ($1) on conflict (one) do update set name = exc
 select stream, created, last from stream_seen
 
 -- name: advance_positions
--- Written by workers while they work: one that does not know yet that a stream was created again must not bring
--- the old position back. Sorted, so that two workers can't deadlock.
+-- Workers write positions while they process events. A worker that has not yet noticed that a stream was created
+-- again must not write the old position. Rows are sorted, so that two workers can't deadlock.
 insert into stream_seen as known (stream, created, last)
 select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created, last) order by stream
 on conflict (stream) do update set last = excluded.last
 where known.created = excluded.created and known.last < excluded.last
 
 -- name: reset_positions
--- After everything that was lost has been published again.
+-- Runs after everything that was lost has been published again.
 insert into stream_seen (stream, created, last)
 select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created, last) order by stream
 on conflict (stream) do update set created = excluded.created, last = excluded.last
@@ -375,12 +376,12 @@ where exists (select from unnest($1::text[], $2::text[], $3::bigint[]) as before
               where (before.stream, before.created, before.last) = (known.stream, known.created, known.last))
 
 -- name: published_chats
--- For a stream that was lost, a page at a time.
+-- The chats with a published state, when that stream was lost. A page at a time.
 select snapshot from chat
 where version > 0 and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: jobs
--- Includes builds that may no longer begin: one that has begun goes on, any other is answered as canceled.
+-- Includes jobs after their `not_after`: a build that has begun continues, any other is answered as canceled.
 select j.build_id::text as build_id, j.chat_id::text as chat_id, j.subject, j.payload, j.not_after,
        c.snapshot
 from job j join chat c using (chat_id)
@@ -388,7 +389,7 @@ where j.not_after > clock_timestamp() - interval '1 day' and ($1::uuid is null o
 order by j.build_id limit $2
 
 -- name: answered_calls
--- A result is kept for at least a day, even if its stream is lost.
+-- Answers of the last day, because a result stays readable that long even if its stream is lost.
 select body, is_error, result from call
 where resolved_at > clock_timestamp() - interval '24 hours'
   and ($1::uuid is null or (chat_id, call_id) > ($1, $2::text))
@@ -402,7 +403,7 @@ where snapshot @? '$.agents[*] ? (@.told == true && !exists(@.lost_at))'
   and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: outbox
--- Of all chats: the events that led to these rows may have been lost with the stream.
+-- The outbox of all chats: the events that led to these rows may have been lost with the stream.
 select id, chat_id::text as chat_id, lane, subject, message_id, version, due, payload
 from outbox where id > $1 order by id limit $2
 
@@ -426,7 +427,7 @@ select id, $2::text, clock_timestamp() + $3::interval from unnest($1::text[]) as
 on conflict (chat_id) do update set words = excluded.words, until = excluded.until
 
 -- name: blocked
--- With one row without a chat when no chat can be changed.
+-- Returns one row without a chat id if no chat can be changed.
 select chat_id, words from held_up where chat_id = any($1::text[]) and until > clock_timestamp()
 union all
 select null, null where pg_is_in_recovery() or current_setting('transaction_read_only') = 'on'

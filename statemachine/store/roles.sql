@@ -1,9 +1,9 @@
--- Who may do what in the database, for the embedded server and for one of your own (deploy/postgres).
--- Each part may be run as often as one likes.
+-- The rights of each service in the database, for the embedded server and for your own (deploy/postgres).
+-- Each part can be run repeatedly.
 
 -- name: roles
--- By a superuser. What a role has set for itself, which nobody can forbid it, is undone.
--- The limits are behind those that each connection asks for: for who forgets to, or does not mean to.
+-- A superuser runs this part. A role can change its own settings, which PostgreSQL cannot prevent; this resets them.
+-- Each connection sets its own timeouts. Those below limit a connection that does not.
 do $$
 declare
     role text;
@@ -15,7 +15,7 @@ begin
         end if;
         execute format('alter role %I login nosuperuser nocreatedb nocreaterole noreplication nobypassrls noinherit', role);
         execute format('alter role %I reset all', role);
-        -- Nothing that somebody else made can stand in the place of a table of ours.
+        -- With this path, an object in another schema can't be used in place of a table of workspaced.
         execute format('alter role %I set search_path = public, pg_temp', role);
     end loop;
     foreach role in array array['workspaced_worker', 'workspaced_gateway']
@@ -27,7 +27,8 @@ begin
 end $$;
 
 -- name: database
--- By a superuser, in the database. Tables of a time before the roles, whosever they were, come to the owner.
+-- A superuser runs this part in the database. Tables that are older than the roles get the owner of today,
+-- whoever owned them before.
 do $$
 declare
     here text := current_database();
@@ -54,9 +55,10 @@ begin
 end $$;
 
 -- name: grants
--- By the owner of the tables, after the migrations. A test wants each table decided, and each right of worker
--- and gateway needed by a statement of theirs. The operator reads all: it makes the backups.
--- Programs of the version before work on beside it: what only they need is taken away with the next one.
+-- The owner of the tables runs this part after the migrations. A test fails if a table is not listed, or if no
+-- statement of worker or gateway needs one of their rights. The operator reads everything, for backups.
+-- Programs of the previous version keep running during an upgrade: a right that only they need is revoked in the
+-- next version.
 do $$
 declare
     decided record;

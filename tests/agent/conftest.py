@@ -1,4 +1,4 @@
-"""An agent in this process, over the bus of this process."""
+"""An agent in this process, over the in-memory bus."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def rig(server: MemoryServer) -> AsyncIterator[Rig]:
 
 @pytest.fixture
 def living(server: MemoryServer, rig: Rig, tmp_path: Path) -> Living:
-    """`async with living(startup_script=…):` runs the agent; again: the same one, restarted."""
+    """`async with living(startup_script=…):` runs the agent; a second time, it restarts it."""
     agent_id = identity()
     home = agent_files.agent_home(tmp_path, agent_id)
 

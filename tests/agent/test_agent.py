@@ -19,7 +19,7 @@ from tests.provisioner.rig import Rig
 
 
 def lifecycles(rig: Rig) -> list[str]:
-    """In order, what was told again left out."""
+    """Return the reported lifecycles in order, without consecutive repeats."""
     told = [fact["data"]["lifecycle"] for fact in rig.facts(type="agent_lifecycle")]
     return [each for n, each in enumerate(told) if n == 0 or told[n - 1] != each]
 
@@ -111,7 +111,7 @@ async def test_a_shutdown_ends_what_the_scripts_left_running(
 async def test_a_restarted_agent_reports_anew_and_runs_no_script_again(
     rig: Rig, living: Living, tmp_path: Path
 ) -> None:
-    """Killed, that is: an agent that was shut down starts afresh."""
+    """This agent was killed; an agent that was shut down runs its script again."""
     script = {"startup_script": "echo x >> runs"}
     running = living(**script)
     await running.__aenter__()
@@ -190,7 +190,7 @@ async def test_after_a_pause_longer_than_its_presence_lasts_it_reports_anew(
     monkeypatch.setattr(link, "RENEWED", 0.001)
     async with living():
         await rig.fact(type="agent_connected")
-        monkeypatch.setattr(link, "_MARGIN", 0.9999)  # any renewal comes too late now
+        monkeypatch.setattr(link, "_MARGIN", 0.9999)  # from now on each renewal counts as late
         await rig.until(lambda: len(rig.facts(type="agent_connected")) > 1)
         monkeypatch.setattr(link, "_MARGIN", 0.05)
 

@@ -1,4 +1,4 @@
-"""An agent that can't run its script says so, and ends at once when it is told to."""
+"""An agent that can't run its script reports that, and a stop ends any agent at once."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_b03_the_verdict_is_told_though_the_log_is_full(rig: Rig, living: 
 async def test_a_stop_while_it_connects_is_not_forgotten(
     rig: Rig, server: MemoryServer, living: Living
 ) -> None:
-    """As Python 3.11 forgets a cancel when the socket opens at that moment."""
+    """Python 3.11 loses a cancellation that arrives when the socket opens."""
     connecting = asyncio.Event()
 
     async def deaf(url: str, credential: AgentCredential) -> Bus:

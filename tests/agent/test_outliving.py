@@ -1,4 +1,4 @@
-"""What a startup script started goes on without the agent's process, or the script is run again."""
+"""Processes of a startup script survive the agent's; if they ended too, the script runs again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ serve() {
 }
 serve &
 """
-"""Leaves a service running that does not hear SIGTERM, and writes to the script's output."""
+"""Leaves a service running that ignores SIGTERM and writes to the script's output."""
 
 
 def agent(script: str, **more: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def confined(way: Mechanism) -> Confinement:
 
 
 def served(workspace: Path, words: str) -> str:
-    """Ask the service, which must be there."""
+    """Send a request to the service, which must be running; return its reply."""
     asked = os.open(workspace / "asked", os.O_RDWR)
     try:
         os.write(asked, f"{words}\n".encode())
@@ -62,12 +62,12 @@ async def killed(world: World) -> None:
 
 
 def newest(rig: Rig) -> int:
-    """Return the highest number of what the agent has said so far."""
+    """Return the highest sequence that the agent has reported so far."""
     return max(fact["data"].get("sequence", 0) for fact in rig.facts())
 
 
 async def again(rig: Rig, before: int, lifecycle: str) -> None:
-    """Wait until that point of the agent's life was reached once more."""
+    """Wait for a report of this lifecycle with a sequence above `before`."""
     await rig.until(
         lambda: any(fact["data"]["sequence"] > before for fact in rig.facts(lifecycle=lifecycle)),
         f"{lifecycle} once more",
@@ -134,7 +134,7 @@ async def test_the_script_is_run_again_when_what_it_left_running_was_killed_as_w
         workspace = world.root / "workspaces" / rig.workspace
         assert await asyncio.to_thread(served, workspace, "one") == "one"
     for pid in find_marked(f"WORKSPACED_AGENT_ID={connected['data']['agent_id']}"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # bubblewrap's first ends the others
+        with suppress(FileNotFoundError, ProcessLookupError):  # bubblewrap's init ends the rest
             if spared == "nobody" or b"keeper.py" not in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
     before = newest(rig)

@@ -78,7 +78,7 @@ async def test_an_agent_that_can_not_be_started_never_connects(world: World) -> 
         (home / "agent.log").touch()
         with changes(home) as changed:
             async with asyncio.timeout(10):
-                # The second try shows that the first one was seen to fail.
+                # A second attempt shows that the first one has failed.
                 while (home / "agent.log").read_text().count("out of reach") < 2:
                     await changed.wait()
                     changed.clear()
@@ -106,7 +106,7 @@ async def test_an_agent_outlives_provisioner_and_nats_and_reports_again(world: W
     await rig.until(later)
     assert world.agent() == pid
 
-    await rig.bus.ensure_stream(PRESENCE)  # as workers do: it was in the server's memory
+    await rig.bus.ensure_stream(PRESENCE)  # workers create this memory stream again
     async with world.provisioner():
         await rig.ended(await rig.ask(rig.job(2, "stop", **template)))
     assert not [home for home in world.homes() if agent_files.running_agent(home)]
@@ -160,7 +160,7 @@ asyncio.run(run())
     assert record.newest is not None
     assert not record.newest.finished
     async with world.provisioner():
-        await rig.ask(job)  # rather than wait 30 s until the first one comes again
+        await rig.ask(job)  # otherwise the job is redelivered only after 30 s
         succeeded = await rig.ended(build)
 
     assert succeeded["type"] == "workspaced.build_succeeded.v1"
@@ -194,7 +194,7 @@ async def test_secrets_are_in_files_of_the_owner_alone(world: World) -> None:
 async def test_agents_get_new_credentials_when_senders_are_asked_for_their_facts(
     world: World,
 ) -> None:
-    """A database that went back knows theirs no more, and their builds only after a while."""
+    """A restored database lacks the agents' credentials, and knows their builds only later."""
     rig = world.rig
     async with world.provisioner():
         ended = await started(world, world.template("fails", phase="none"))
@@ -210,7 +210,7 @@ async def test_agents_get_new_credentials_when_senders_are_asked_for_their_facts
         kept = agent_files.read_credential(home)
         rig.superseded.clear()
         while (new := agent_files.read_credential(home)) == kept:
-            await rig.bus.get_last("WORKSPACED_PRESENCE", "none")  # each look is a round trip
+            await rig.bus.get_last("WORKSPACED_PRESENCE", "none")  # waits for a round trip
 
         assert kept.inbox_prefix == "_INBOX"
         assert new.inbox_prefix == "_INBOX_another"

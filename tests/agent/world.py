@@ -20,7 +20,7 @@ TEMPLATES = Path(__file__).parents[2] / "deploy" / "templates"
 
 
 class World:
-    """A nats-server that may be restarted, somebody who listens, and a provisioner."""
+    """A nats-server that tests restart, a rig that records messages, and a provisioner."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.root = directory, directory / "root"
@@ -54,7 +54,7 @@ class World:
         return list((self.root / "workspaces").glob("*/.workspaced/agents/*"))
 
     def agent(self) -> int:
-        """The one agent's process."""
+        """Return the process id of the only agent."""
         (pid,) = filter(None, map(agent_files.running_agent, self.homes()))
         return pid
 

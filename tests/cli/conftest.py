@@ -1,4 +1,4 @@
-"""One `workspaced up` for the commands that need one."""
+"""One `workspaced up` for all commands that need one."""
 
 from __future__ import annotations
 

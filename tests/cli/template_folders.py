@@ -28,7 +28,7 @@ start = "echo on my way; exit 3"
 
 
 def folder(parent: Path, text: str = QUICK, name: str = "template") -> Path:
-    """Write a folder with this template.toml."""
+    """Write a folder with this template.toml; return its path."""
     made = parent / name
     made.mkdir()
     (made / "template.toml").write_text(text)

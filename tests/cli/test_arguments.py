@@ -1,4 +1,4 @@
-"""The arguments of `workspaced tool`: what is typed, and what the tool receives."""
+"""How `workspaced tool` converts its arguments to those of the tool."""
 
 from __future__ import annotations
 

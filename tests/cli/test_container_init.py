@@ -25,7 +25,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 def _zombies(first: int) -> list[str]:
-    """Return the zombies among all that descend from a process."""
+    """Return the zombies among the descendants of a process."""
     found = list[str]()
     with suppress(FileNotFoundError):
         for child in Path(f"/proc/{first}/task/{first}/children").read_text().split():
@@ -75,7 +75,7 @@ def test_up_reaps_orphans_and_keeps_the_exit_statuses_of_steps(tmp_path: Path, w
 
 
 def _workers(first: int) -> list[int]:
-    """Return the process that hands signals on: the first of its namespace, or the subreaper."""
+    """Return the process that forwards signals: the namespace's first one, or the subreaper."""
     children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
     line = Path(f"/proc/{first}/cmdline").read_text()
     return [int(children[0])] if "unshare" in line else [first]

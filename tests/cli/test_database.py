@@ -1,4 +1,4 @@
-"""Each service has a database role of its own, under `up` and on another PostgreSQL server."""
+"""Each service has its own database role, under `up` and on another PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_under_up_each_service_connects_with_its_own_database_role(running
 def test_under_up_commands_connect_as_operator_and_the_owner_migrates(
     running: Up, tmp_path: Path
 ) -> None:
-    """The ready line's URL and the password file are all that a backup needs."""
+    """A backup needs only the URL of the ready line and the password file."""
     words = ("-Fc", "-f", tmp_path / "dump", running.ready["database"])
     command = [_binaries() / "pg_dump", "--no-password", *words]
 
@@ -67,7 +67,7 @@ def test_under_up_commands_connect_as_operator_and_the_owner_migrates(
 
 @asynccontextmanager
 async def listening(home: Path, port: int) -> AsyncIterator[str]:
-    """A PostgreSQL that is not embedded: it listens on TCP. Its administrator's URL."""
+    """Run a PostgreSQL that listens on TCP, not embedded; yield its administrator's URL."""
     data, binaries = home / "postgres", _binaries()
     identity = choose_user(data, binaries / "postgres")
     if not data.exists():
@@ -94,7 +94,7 @@ def free_port() -> int:
 
 
 def made_by(url: str) -> None:
-    """Run the example twice: the second time there is nothing to do."""
+    """Run the example twice; the second run changes nothing."""
     for _ in range(2):
         done = subprocess.run(
             [_binaries() / "psql", "-X", "-v", "ON_ERROR_STOP=1", "-f", DEPLOY / "roles.sql", url],
@@ -122,7 +122,7 @@ async def test_with_the_example_configuration_each_role_works_with_its_password_
         hba.write_text((DEPLOY / "pg_hba.conf").read_text())
         wrong = await admin.fetch(
             "select error from pg_hba_file_rules where error not like '%not supported by this build'"
-        )  # the embedded server's has no TLS
+        )  # the embedded server is built without TLS
         await admin.close()
     async with listening(tmp_path, port):
         refused = await asyncio.gather(

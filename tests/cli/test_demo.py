@@ -1,4 +1,4 @@
-"""`workspaced demo`: runs to its end, or is interrupted."""
+"""`workspaced demo` runs to its end, or is interrupted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_demo_runs_to_its_end() -> None:
 
 
 def interrupted(process: subprocess.Popen[str]) -> None:
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
 
 
 def terminated(process: subprocess.Popen[str]) -> None:

@@ -1,4 +1,4 @@
-"""The programs in the documentation run as they are printed there."""
+"""The programs in the documentation run exactly as they are printed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FENCE = re.compile(r"^```(?P<language>\w+)\n(?P<body>(?s:.*?))^```$", re.MULTILI
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """Return a page's code blocks in one language."""
+    """Return a page's code blocks in a language."""
     text = (ROOT / "docs" / page).read_text()
     return [fence["body"] for fence in FENCE.finditer(text) if fence["language"] == language]
 

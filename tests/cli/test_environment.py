@@ -1,4 +1,4 @@
-"""Streams, home directories, files, limits and variables that a process finds: none causes a traceback."""
+"""No standard stream, home directory, file, limit or variable of a process causes a traceback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_setpriv = pytest.mark.skipif(
 
 
 def shell(words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of a shell in which $W is `workspaced`."""
+    """Run a shell command in which $W is `workspaced`."""
     return subprocess.run(
         ["/bin/sh", "-c", words],
         cwd=ROOT,
@@ -44,7 +44,7 @@ def shell(words: str, **more: str) -> subprocess.CompletedProcess[str]:
 def assert_one_line_error(
     done: subprocess.CompletedProcess[str], *words: str | Path, status: int = 1
 ) -> None:
-    """Assert that a command failed with one line of stderr that contains these words."""
+    """Assert that a command failed with one line on stderr that contains these words."""
     (line,) = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (status, "")
     assert line.startswith("workspaced: ")
@@ -58,7 +58,7 @@ def assert_one_line_error(
 def test_up_runs_and_stops_with_closed_or_full_standard_streams(
     closed: str, tmp_path: Path
 ) -> None:
-    """No socket may get the number of a standard stream, and stderr may accept nothing."""
+    """No socket gets the number of a standard stream, even if stderr accepts no output."""
     process = subprocess.Popen(
         ["/bin/sh", "-c", f'exec $W up --data-dir "$0" {closed}', str(tmp_path / "data")],
         cwd=ROOT,
@@ -95,7 +95,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def test_up_runs_and_stops_though_its_parent_blocked_every_signal(tmp_path: Path) -> None:
-    """A process inherits which signals are blocked, and so would PostgreSQL and nats-server."""
+    """Blocked signals are inherited, by PostgreSQL and nats-server too."""
     process = subprocess.Popen(
         [sys.executable, "-c", BLOCK_SIGNALS, *WORKSPACED, "up", "--data-dir", tmp_path / "data"],
         cwd=ROOT,
@@ -284,7 +284,7 @@ def test_without_passwd_entry_and_home_the_error_says_what_to_do(home: str) -> N
 
 @pytest.fixture
 def places(tmp_path: Path) -> Path:
-    """Paths that fail in different ways."""
+    """Return the path of a folder with paths that fail in different ways."""
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "file").touch()
     (tmp_path / "closed").mkdir(mode=0)
@@ -401,7 +401,7 @@ def test_running_out_of_file_descriptors_is_reported_with_advice(tmp_path: Path)
     ],
 )
 def test_up_runs_on_a_machine_with_only_ipv6(hosts: str, tmp_path: Path) -> None:
-    """In a network of its own, whose loopback has no 127.0.0.1; other commands find it there."""
+    """In a network whose loopback has no 127.0.0.1; other commands find the address of `up`."""
     network = "unshare -n" if os.geteuid() == 0 else "unshare -rn"
     if shell(f"{network} ip link set lo up").returncode:
         pytest.skip("this machine refuses network namespaces, or has no `ip`")

@@ -1,4 +1,4 @@
-"""`workspaced nats-auth` prints public keys only."""
+"""`workspaced nats-auth` prints only public keys."""
 
 from __future__ import annotations
 

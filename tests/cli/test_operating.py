@@ -53,7 +53,7 @@ def templates(running: Up, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def run_on_terminal(
     running: Up, *words: str | Path, terminal: str = "dumb"
 ) -> tuple[list[str], str, int]:
-    """Run a command whose stdout is a terminal; return its lines, its stderr and its status."""
+    """Run a command on a terminal; return its lines, its stderr and its exit status."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "handlers", *map(str, words), "--data-dir", running.directory],
@@ -69,7 +69,7 @@ def run_on_terminal(
         while piece := os.read(ours, 65_536):
             shown += piece
     except OSError:
-        pass  # so a terminal ends
+        pass  # the terminal was closed
     finally:
         os.close(ours)
     _, said = process.communicate(timeout=TIMEOUT)
@@ -77,7 +77,7 @@ def run_on_terminal(
 
 
 def json_lines(running: Up, *words: str | Path) -> list[Any]:
-    """Run a command that prints JSON lines."""
+    """Run a command that prints JSON lines; return them."""
     done = running.run(*words)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.split("\n") if line]
@@ -297,7 +297,7 @@ class TestLog:
         process.wait_for_output("| one")
         following = Process("log", chat, "--follow", "--data-dir", running.directory)
         try:
-            first = following.line()  # it has caught up
+            first = following.line()  # it has read the past events
             pipe.write_bytes(b"two\n")
             status = following.ended()
             process.ended()

@@ -1,4 +1,4 @@
-"""`events --all` and `replay` of a database: checks and rebuilds."""
+"""`events --all`, and `replay` of a database: it checks logs and rebuilds snapshots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.rigs.processes import Up, run
 
 @pytest.fixture(scope="module")
 def chat(running: Up, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A chat that has been through much."""
+    """Return a chat with a long history."""
     pushed = running.data("template", "push", folder(tmp_path_factory.mktemp("quick")))
     chat, args = new_id(), ("--arg", f"template_id={pushed['template_id']}")
     running.data("tool", "create_workspace", "--chat", chat, *args)
@@ -109,7 +109,7 @@ def test_a_log_with_differences_rebuilds_nothing(running: Up, chat: str) -> None
 def test_entries_of_a_chat_that_are_far_apart_in_a_file_are_reported(
     running: Up, chat: str
 ) -> None:
-    """A file's chats are not kept for ever; in an export each stands in one piece."""
+    """Replay forgets chats of a file over time; an export has all entries of a chat together."""
     log = running.run("events", chat).stdout.split("\n")
     between = [log[0].replace(chat, new_id()) for _ in range(1001)]
 

@@ -34,7 +34,7 @@ def postgres(program: str, *words: str | Path) -> None:
 
 
 async def made_anew(url: str) -> None:
-    """Drop the database, and make it again, empty."""
+    """Drop the database and create an empty one with its name."""
     name = url.split("/")[3].split("?", maxsplit=1)[0]
     server = await asyncpg.connect(url.replace(f"/{name}?", "/postgres?"))
     try:
@@ -55,14 +55,14 @@ async def restored_in_place(url: str, dump: Path) -> None:
 
 @dataclass
 class Place:
-    """A machine whose PostgreSQL is somewhere else."""
+    """The data directory of an `up` whose PostgreSQL is not embedded."""
 
     directory: Path
     url: str
     up: Up = field(init=False)
 
     def start(self) -> None:
-        # A step of the test reads a pipe in /tmp, which stronger confinement hides.
+        # A step of a test reads a pipe in /tmp, which stronger confinement hides.
         env = {"WORKSPACED_DATABASE_URL": self.url, "WORKSPACED_CONFINEMENT": "rlimits"}
         self.up = start_up(self.directory, env=env)
 
@@ -78,7 +78,7 @@ class Place:
         return found
 
     def workspaces(self) -> dict[str, int]:
-        """The workspaces' directories, and which they are."""
+        """Return the inode of each workspace's directory by name."""
         folders = (self.directory / "provisioner" / "local" / "workspaces").iterdir()
         return {folder.name: folder.stat().st_ino for folder in folders}
 
@@ -93,7 +93,7 @@ class Place:
             return await last(bus, chat)
 
     async def until(self, chat: str, there: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait for a state, as a frontend that joins late."""
+        """Wait for a state as a frontend does that connects late."""
         async with self.bus() as bus, bus.subscribe(subjects.ui_state(chat)) as states:
             state = await last(bus, chat)
             while not there(state):
@@ -120,7 +120,7 @@ def place(tmp_path: Path, database_url: str) -> Iterator[Place]:
 
 @contextmanager
 def in_flight(place: Place, chat: str, template: str) -> Iterator[Process]:
-    """A call whose build goes on."""
+    """Start a call that creates a workspace; kill the command when the context is left."""
     ask = ("create_workspace", "--chat", chat, "--arg", f"template_id={template}")
     call = Process("tool", *ask, "--call-id", "create", "--json", "--data-dir", place.directory)
     try:
@@ -174,7 +174,7 @@ async def test_after_a_restore_all_parts_reconcile(
     assert place.stop(new)["stopped"] is True
     verified = place.up.run("replay", "--all")
     assert verified.returncode == 0, verified.stderr
-    for chat in (built, quiet):  # leave no agent behind
+    for chat in (built, quiet):  # end their agents
         place.stop(chat, "the-last")
 
 

@@ -1,4 +1,4 @@
-"""`worker`, `gateway`, `provisioner` and `agent` as processes of their own."""
+"""`worker`, `gateway`, `provisioner` and `agent` as separate processes."""
 
 from __future__ import annotations
 

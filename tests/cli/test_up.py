@@ -1,4 +1,4 @@
-"""`workspaced up` as a process: its start, its end, and what survives it."""
+"""`workspaced up` as a process: how it starts and ends, and which data survives."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.rigs.processes import (
 )
 
 ENDING = 10.0
-"""Seconds that the contract gives `up` to end."""
+"""Seconds in which `up` must end, according to the contract."""
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Iterator[Path]:
-    """A data directory; what still runs in it is ended."""
+    """Yield a data directory; afterwards kill the processes that use it."""
     directory = tmp_path / "data"
     yield directory
     kill_processes(processes_using(directory))
@@ -98,7 +98,7 @@ def test_a_signal_stops_all_servers(data: Path, number: signal.Signals) -> None:
 
 def test_a_signal_before_up_is_ready_stops_it(data: Path) -> None:
     process = Process("up", "--data-dir", data)
-    process.wait_for_output("worker is ready")  # the first sign of a life that ends in order
+    process.wait_for_output("worker is ready")  # earlier, a signal would not end it in order
 
     assert process.stop(within=ENDING) == 0
     assert processes_using(data) == []
@@ -122,7 +122,7 @@ def test_servers_end_with_a_killed_up_and_agents_keep_running(data: Path, tmp_pa
     assert processes_using(data) == confined
 
     with up(data) as again:
-        assert again.ready == running.ready  # the same ports, also after this
+        assert again.ready == running.ready  # the ports stay the same
         answer = again.data("tool", "stop_workspace", "--chat", chat)
         assert answer["stopped"] is True
         assert wait_until_gone(agents, ENDING)

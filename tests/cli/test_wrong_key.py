@@ -41,7 +41,7 @@ def test_the_error_is_one_line_that_names_the_role_to_use(
 
 
 def test_the_key_of_another_static_role_is_denied_too(running: Up) -> None:
-    """NATS denies it already the subscription to its inbox."""
+    """NATS already denies the subscription to the command's inbox."""
     file = running.seed_file("provisioner")
 
     refused = running.run("workspace", "delete", CHAT, "--credentials", file)

@@ -1,4 +1,4 @@
-"""Both adapters behind one fixture, and servers that may be killed."""
+"""Both adapters of the bus behind one fixture, and servers that tests can kill."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class NatsServer:
 
 
 class World:
-    """A server, and buses that are connected to it."""
+    """A server, and buses connected to it."""
 
     def __init__(self, kind: str, server: Any, connections: AsyncExitStack) -> None:
         self.kind = kind
@@ -83,7 +83,7 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
 
 @pytest.fixture(params=["nats", "memory"])
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    """One server for all tests, each adapter in turn."""
+    """One server for all tests, with each adapter in turn."""
     async with AsyncExitStack() as connections:
         if request.param == "memory":
             yield World("memory", MemoryServer(), connections)
@@ -93,7 +93,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 
 @pytest.fixture(params=["nats", "memory"])
 async def own_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    """A server of the test's own, which it may stop and start."""
+    """A server that only this test uses, and may stop and start."""
     async with AsyncExitStack() as connections:
         if request.param == "memory":
             yield World("memory", MemoryServer(), connections)
@@ -117,13 +117,13 @@ async def other(world: World) -> Bus:
 
 @pytest.fixture
 def prefix() -> str:
-    """First token of subjects that no other test uses."""
+    """Return a first token of subjects that no other test uses."""
     return f"t{next(_numbers)}"
 
 
 @pytest.fixture
 def declare(prefix: str) -> Callable[..., Stream]:
-    """A stream that no other test uses."""
+    """Return a function that makes streams which no other test uses."""
 
     def make(**declared: Any) -> Stream:
         return Stream(
@@ -135,14 +135,14 @@ def declare(prefix: str) -> Callable[..., Stream]:
 
 @pytest.fixture
 async def memory_shelf() -> Shelf:
-    """The store in this process."""
+    """The in-memory store."""
     shift = Shift()
     return Shelf(MemoryStore(shift.now), shift=shift)
 
 
 @pytest.fixture
 async def postgres_shelf(database_url: str) -> AsyncIterator[Shelf]:
-    """The store in a database of the test's own."""
+    """The store in a database that only this test uses."""
     await migrate(database_url)
     async with open_store(database_url) as store:
         yield Shelf(store, database_url)

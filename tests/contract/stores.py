@@ -1,4 +1,4 @@
-"""What the store's suite is made of: both adapters behind one fixture, and things to keep in them."""
+"""Both adapters of the store behind one fixture, and objects for tests to store."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def uid() -> str:
 
 @dataclass(slots=True)
 class Shift:
-    """A clock that runs ahead of the real one by the time that a test lets pass."""
+    """A clock that is ahead of the real one by the time that a test lets pass."""
 
     passed: timedelta = field(default_factory=timedelta)
 
@@ -46,7 +46,7 @@ class Shift:
 
 @dataclass(slots=True)
 class Shelf:
-    """One of the two adapters, and what only a test may do to it."""
+    """One of the two adapters, with operations that only tests may use."""
 
     store: Store
     url: str | None = None
@@ -57,17 +57,17 @@ class Shelf:
         return nullcontext()
 
     async def until_one_waits(self) -> None:
-        """Return when a transaction in the database waits for a lock of another."""
+        """Return when one transaction in the database waits for another's lock."""
         assert self.url is not None
         db = await asyncpg.connect(self.url)
         try:
             while not await db.fetchval(WAITING):
-                pass  # each look is a round trip
+                pass  # each attempt is a round trip
         finally:
             await db.close()
 
     async def later(self, passed: timedelta) -> None:
-        """Let time pass for what is kept."""
+        """Let time pass for stored cancellations, answers and jobs."""
         self.shift.passed += passed
         if self.url is not None:
             db = await asyncpg.connect(self.url)
@@ -80,7 +80,7 @@ class Shelf:
 
 
 async def write(store: Store, changes: Changes, *, lock: Iterable[str] = ()) -> list[OutboxMessage]:
-    """Write `changes` in a transaction of their own, under the lock of their chats."""
+    """Write `changes` in one transaction that has locked their chats."""
     chats = {*lock, *(chat.chat_id for chat in changes.chats)}
     chats |= {stored.call.chat_id for stored in changes.calls}
     chats |= {chat_id for chat_id, _ in changes.entries}

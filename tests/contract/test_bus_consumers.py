@@ -92,7 +92,7 @@ async def test_an_ack_deletes_the_message_of_a_work_queue(
     async with bus.pull(queue) as pull:
         seen = [*await pull.next(1), *await pull.next(1)]
         await seen[0].ack()
-        await pull.next(1)  # the other one, again: so the ack has been worked
+        await pull.next(1)  # the second message: the server has processed the ack
 
     first = await bus.get_next(queue.stream, f"{prefix}.a", 0)
     assert first is not None

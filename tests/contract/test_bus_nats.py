@@ -33,7 +33,7 @@ GUEST = """{ user: guest, password: secret, permissions: {
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server with a user who has all permissions, and one who has few."""
+    """A server with two users: one with all permissions, one with few."""
     server = NatsServer(tmp_path, GUARDED.format(guest=GUEST))
     server.start()
     yield server
@@ -75,7 +75,7 @@ async def bus(nats_server: NatsServer) -> JetStreamBus:
 async def test_connecting_without_server_fails_immediately_and_names_the_url(
     tmp_path: Path,
 ) -> None:
-    url = NatsServer(tmp_path).url  # never started
+    url = NatsServer(tmp_path).url  # the server is never started
 
     async with asyncio.timeout(2):
         with pytest.raises(Unavailable, match=url) as failed:
@@ -344,7 +344,7 @@ async def test_a_lost_pull_request_is_repeated(
     ("status", "code"), [(503, 10008), (400, 10005), (500, 10118), (409, 10158), (429, 10167)]
 )
 def test_transient_errors_of_a_cluster_are_unavailable(status: int, code: int) -> None:
-    """For example an election, a missing server, or a message that is being stored at this moment."""
+    """For example an election, a missing server, or a message that is just being stored."""
     error = APIError(code=status, err_code=code, description="not now")
 
     assert isinstance(bus_error(error, "S"), Unavailable)
@@ -352,7 +352,7 @@ def test_transient_errors_of_a_cluster_are_unavailable(status: int, code: int) -
 
 
 async def block_socket(bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> asyncio.Task[None]:
-    """Block the socket, send more than fits, and return the task that waits for the socket."""
+    """Block the socket, send more than it takes, and return the task that waits for it."""
     takes_no_more = asyncio.Event()
     monkeypatch.setattr(bus._client._transport, "drain", takes_no_more.wait)
 
@@ -362,14 +362,14 @@ async def block_socket(bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch) -> as
 
     flooding = asyncio.create_task(flood())
     while not bus._client.waiting:
-        await asyncio.sleep(0)  # a turn of the loop
+        await asyncio.sleep(0)  # let other tasks run
     return flooding
 
 
 async def test_waiting_for_the_socket_can_be_cancelled(
     bus: JetStreamBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nats-py would wait without end and swallow the cancellation."""
+    """nats-py alone would wait for ever and swallow the cancellation."""
     flooding = await block_socket(bus, monkeypatch)
     flooding.cancel()
 

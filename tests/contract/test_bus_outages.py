@@ -29,7 +29,7 @@ async def bus(own_world: World) -> Bus:
 
 
 class Reconnects:
-    """Waits for reconnects of a bus."""
+    """Waits for the reconnects of a bus."""
 
     def __init__(self, bus: Bus) -> None:
         self._back = asyncio.Event()
@@ -207,13 +207,13 @@ async def test_the_bus_can_be_closed_during_an_outage(own_world: World, bus: Bus
 
 
 async def test_a_restart_forgets_the_ids_of_deleted_messages(own_world: World, bus: Bus) -> None:
-    """So a finished job that is published again after a restart is delivered again."""
+    """So if a finished job is published again after a restart, it is delivered again."""
     await bus.publish("q.a", b"1", message_id="done")
     await bus.publish("q.b", b"2", message_id="kept")
     async with bus.pull(WORKER, prefetch=1) as pull:
         (first,) = await pull.next(1)
         await first.ack()
-        while await bus.get_last(QUEUE.name, "q.a") is not None:  # an ack has no answer to wait for
+        while await bus.get_last(QUEUE.name, "q.a") is not None:  # acks are not confirmed
             pass
     reconnects = Reconnects(bus)
     own_world.server.stop()
@@ -226,7 +226,7 @@ async def test_a_restart_forgets_the_ids_of_deleted_messages(own_world: World, b
 
 
 async def test_a_closed_bus_takes_no_messages(own_world: World, bus: Bus) -> None:
-    """A pull request ends with its connection."""
+    """The server drops a pull request when the connection closes."""
     other = await own_world.connect()
     async with bus.pull(WORKER) as pull:
         waiting = asyncio.ensure_future(pull.next(1))
@@ -258,7 +258,7 @@ async def test_a_server_with_a_small_payload_limit_is_refused(
                     with pytest.raises(Refused, match=r"65536 bytes at most.*raise max_payload"):
                         await connect(server.url, wait=wait)
                     break
-                except Unavailable:  # it is just starting
+                except Unavailable:  # the server is still starting
                     assert not wait
     finally:
         server.stop()

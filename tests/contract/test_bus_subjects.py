@@ -1,4 +1,4 @@
-"""Subjects: building, parsing and matching, and the streams to which they belong."""
+"""Subjects: how they are built, parsed and matched, and to which streams they belong."""
 
 from __future__ import annotations
 

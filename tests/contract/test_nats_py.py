@@ -1,7 +1,7 @@
 """Canaries for nats-py: each private name that bus/nats_client.py uses still means the same.
 
-When one fails after an upgrade of nats-py: read the new code of that name in nats/aio/client.py, adapt
-bus/nats_client.py, run tests/contract and tests/outages, and update the expectation here.
+When one fails after an upgrade of nats-py: read the new code of that name in nats/aio/client.py,
+adapt bus/nats_client.py, run tests/contract and tests/outages, and update the expectation here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ATTRIBUTES = {
     "_transport": type(None),
     "_flush_queue": type(None),
 }
-"""Private attributes of a client that has not connected yet, and their types."""
+"""Private attributes of a client before it connects, and their types."""
 METHODS = {
     "_process_msg": "6cff75947e97717a",
     "_process_info": "ecca7bb931308fff",
@@ -51,7 +51,7 @@ METHODS = {
     "_process_op_err": "d4257cb1203cdbcb",
     "request": "5b1b97e620daed80",
 }
-"""The overridden methods, and a digest of the source of each."""
+"""The overridden methods, with a digest of the source of each."""
 
 
 def differs(name: str) -> str:

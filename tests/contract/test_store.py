@@ -1,4 +1,4 @@
-"""What every store keeps to, in a chat's transaction: held against both adapters."""
+"""The rules of every store for transactions of chats, tested with both adapters."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ async def test_a_transaction_that_raises_is_rolled_back(shelf: Shelf) -> None:
 
 
 async def test_a_transaction_that_waited_for_a_lock_sees_what_the_other_wrote(shelf: Shelf) -> None:
-    """Identities most of all: two workers that have the same event must not both apply it."""
+    """Identities above all: two workers that have the same event must not both apply it."""
     chat_id, asked = uid(), asyncio.Event()
     await write(shelf.store, Changes(), lock=[chat_id])
 
@@ -155,7 +155,7 @@ async def test_a_transaction_that_waited_for_a_lock_sees_what_the_other_wrote(sh
     async with shelf.store.transaction() as tx:
         await tx.lock({chat_id})
         other = asyncio.create_task(second())
-        if shelf.url is not None:  # the memory store lets only one begin
+        if shelf.url is not None:  # the memory store has no concurrent transactions
             await asked.wait()
             await shelf.until_one_waits()
         assert not other.done()
@@ -186,7 +186,7 @@ async def test_concurrent_transactions_create_a_chat_once(shelf: Shelf) -> None:
 
 async def test_transactions_with_overlapping_chats_do_not_deadlock(shelf: Shelf) -> None:
     chats = [uid() for _ in range(6)]
-    # These are there before the race; making one is a race of its own, which is tried again.
+    # The chats exist before the race. Creating one is a race of its own, in which lock tries again.
     await write(shelf.store, Changes(), lock=chats)
 
     async def count(mine: list[str]) -> None:
@@ -209,7 +209,7 @@ async def test_transactions_with_overlapping_chats_do_not_deadlock(shelf: Shelf)
 
 
 async def test_the_time_of_a_transaction_is_read_after_the_wait_for_the_lock(shelf: Shelf) -> None:
-    """Else a limit would begin, and a log entry be, before what the other wrote."""
+    """Otherwise limits would begin, and log entries be dated, before the other's writes."""
     first, last = sorted((uid(), uid()))
     await write(shelf.store, Changes(), lock=[first, last])
 

@@ -1,4 +1,4 @@
-"""What every store keeps to of calls, cancellations and names: held against both adapters."""
+"""The rules of every store for calls, cancellations and names, tested with both adapters."""
 
 from __future__ import annotations
 

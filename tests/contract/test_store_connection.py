@@ -1,4 +1,4 @@
-"""What a database's URL may say, and which servers are refused before anything is done with them."""
+"""Which database URLs and servers are accepted, and which are refused before they are used."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ async def test_a_database_that_can_not_hold_every_text_is_refused(
 
 
 class Pooled:
-    """A client's connection to a pooler, which gives it a session for each transaction."""
+    """A client's connection to a pooler, which assigns a session to each transaction."""
 
     def __init__(self, session: Callable[[], int]) -> None:
         self._session = session
@@ -213,7 +213,7 @@ async def test_connections_that_take_turns_at_sessions_are_seen_through(size: in
 
 
 async def test_connections_that_find_each_other_s_session_free_are_seen_through() -> None:
-    """The pooler hands out again the session that came back last."""
+    """The pooler assigns the session that was returned last."""
     assert await connection._share_sessions(*(Pooled(lambda: 7), Pooled(lambda: 7)))  # type: ignore[arg-type]
 
 
@@ -234,7 +234,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def pooler(
     home: Path, database: str, mode: str, size: int, more: str = ""
 ) -> AsyncIterator[str]:
-    """A pgbouncer before a server that listens on TCP; its URL."""
+    """Run a pgbouncer in front of a server that listens on TCP; yield its URL."""
     assert BOUNCER is not None
     port = free_port()
     before = database.rpartition("@")[2].partition("/")[0].rpartition(":")[2]
@@ -291,7 +291,7 @@ async def test_a_pooler_is_refused_where_sessions_are_shared_and_leaves_no_lock(
 async def test_a_process_that_is_told_another_number_than_its_session_s_is_no_pooler_by_itself(
     database_url: str,
 ) -> None:
-    """A proxy that only passes bytes on is none."""
+    """A proxy that only forwards bytes is no pooler."""
     await migrate(database_url)
     where = database_url.partition("host=")[2].partition("&")[0]
     connections: list[asyncio.StreamWriter] = []

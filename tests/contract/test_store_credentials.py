@@ -1,4 +1,4 @@
-"""Keys and connections, on both adapters: who may come in, and who is in and must go."""
+"""Keys and connections, with both adapters: who may connect, and which connections must close."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database that is switched over: the address leads to the promoted standby, the old server stays up, read-only."""
+"""A failover: the address leads to the promoted standby; the old server still runs, read-only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.rigs.proxy import proxy
 
 
 async def copied(url: str, of: Path, home: Path) -> None:
-    """Make a standby's files of a running server."""
+    """Copy the files of a running server for a standby."""
     with (of / "postgres" / "pg_hba.conf").open("a") as file:
         file.write("host replication all 127.0.0.1/32 trust\n")
     admin = await asyncpg.connect(url)
@@ -54,7 +54,7 @@ def _copied(url: str, home: Path) -> None:
 
 
 async def is_written(store: Store) -> bool:
-    """Try to write a change; say whether the database took it."""
+    """Try to write a change; return whether the database accepted it."""
     try:
         await write(store, Changes(), lock=[uid()])
     except StoreUnavailableError:
@@ -85,7 +85,7 @@ async def test_connections_move_to_the_server_that_takes_changes_now(tmp_path: P
                 await admin.execute("alter system set default_transaction_read_only = on")
                 await admin.execute("select pg_reload_conf()")
                 await admin.close()
-                async with asyncio.timeout(20):  # until the session has read its new configuration
+                async with asyncio.timeout(20):  # until the session has reloaded its configuration
                     while await is_written(store):
                         pass
                 assert [await is_written(store) for _ in range(3)] == [False, False, False]
@@ -96,7 +96,7 @@ async def test_connections_move_to_the_server_that_takes_changes_now(tmp_path: P
                 assert await promoted.fetchval("select pg_promote()")
                 target[0] = second
                 with suppress(StoreUnavailableError):
-                    await write(store, Changes(), lock=[chat])  # may be the one that notices
+                    await write(store, Changes(), lock=[chat])  # may notice the move and fail
                 await store.check_writable()
                 await write(store, Changes(), lock=[chat])
                 assert await store.settings() == {}

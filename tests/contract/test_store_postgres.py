@@ -1,4 +1,4 @@
-"""What only the store in PostgreSQL has to keep to: the server's limits, its losses, its statements."""
+"""Rules of the store in PostgreSQL only: the server's limits, its outages, its statements."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def test_every_statement_is_used_and_every_used_one_exists() -> None:
 async def test_the_server_ends_the_transaction_of_a_paused_worker(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever waits for its chats goes on; it hears of it when it wakes."""
+    """Transactions that wait for its chats continue; it gets the error when it continues itself."""
     chat_id = uid()
-    async with connect(url) as awake:  # with time enough: the one who waits began later
+    async with connect(url) as awake:  # its limit is longer, as it begins to wait later
         monkeypatch.setattr(postgres_store, "TIMEOUTS", {"transaction_timeout": "200ms"})
         async with connect(url) as paused:
             with pytest.raises(TransientError):
@@ -147,7 +147,7 @@ async def test_a_connection_that_was_lost_unused_is_made_anew_or_said_to_be_away
 
 
 async def test_a_database_that_takes_no_writes_now_is_away(url: str) -> None:
-    """As after a failover: the event that met it is no worse than any other."""
+    """As after a failover; the event is not to blame."""
     async with connect(url) as store:
         db = await asyncpg.connect(url)
         await db.execute(
@@ -186,7 +186,7 @@ async def test_a_server_that_went_away_is_a_store_that_is_away(tmp_path: Path) -
 async def test_a_server_without_the_timeout_setting_is_named_as_too_old(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As PostgreSQL 16 is with `transaction_timeout`."""
+    """PostgreSQL 16 does not know `transaction_timeout`."""
     monkeypatch.setattr(postgres_store, "TIMEOUTS", {"some_timeout": "5s"})
 
     with pytest.raises(StoreUnavailableError, match="PostgreSQL 17 or later"):
@@ -217,7 +217,7 @@ def working(store: PostgresStore, silence: Awaitable[None]) -> Awaitable[object]
 async def test_a_database_that_falls_silent_is_away(
     url: str, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Awaitable[object]]
 ) -> None:
-    """Nobody closes the connection; what is sent goes nowhere."""
+    """The connection stays open, but nothing arrives any more."""
     for module in (postgres_store, store_database, store_errors):
         monkeypatch.setattr(module, "RESPONSE_TIMEOUT", 0.3)
     async with Pipe.to(url) as pipe, connect(pipe.url, connections=1) as store, asyncio.timeout(10):
@@ -236,7 +236,7 @@ async def test_a_database_that_falls_silent_is_away(
 async def test_a_farewell_that_came_before_the_end_of_its_connection_is_a_database_away(
     url: str, work: Callable[..., Awaitable[object]]
 ) -> None:
-    """A server that is killed says so to those who asked nothing; the end comes a moment later."""
+    """A killed server sends an error to idle clients, and closes the connection a moment later."""
     async with Pipe.to(url) as pipe, connect(pipe.url, connections=1) as store, asyncio.timeout(10):
         await store.settings()
         pipe.closes.clear()
@@ -248,7 +248,7 @@ async def test_a_farewell_that_came_before_the_end_of_its_connection_is_a_databa
 
 
 class Pipe:
-    """Stands between a client and the database; clogged, it swallows without a word."""
+    """A proxy between client and database, which can silently hold back all data."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -260,7 +260,7 @@ class Pipe:
         self.flows = asyncio.Event()
         self.flows.set()
         self.closes = asyncio.Event()
-        """Not set, it keeps from the client that the database has closed the connection."""
+        """While not set, the client does not learn that the database has closed the connection."""
         self.closes.set()
         self._ended = asyncio.Event()
         self._writers: list[asyncio.StreamWriter] = []
@@ -284,10 +284,10 @@ class Pipe:
         self.flows.clear()
 
     async def farewell(self, url: str) -> None:
-        """Have the server end the connection; return when its last word is with the client."""
+        """Make the server end the connection; return when the client has its last message."""
         await cut(url)
         await self._ended.wait()
-        for _ in range(10):  # turns of the loop in which the client reads it
+        for _ in range(10):  # let the client read it
             await asyncio.sleep(0)
 
     async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -311,7 +311,7 @@ def newer(chat_id: str) -> Chat:
 
 
 async def held(store: PostgresStore, chat_id: str, *, until: Awaitable[object] | None) -> None:
-    """Have a chat's lock, do nothing until that has happened (None: work long), and then go on."""
+    """Lock a chat, wait for `until` (None: for 5 s in the database), and then write."""
     async with store.transaction() as tx:
         await tx.lock({chat_id})
         await (until or tx._session.execute("select pg_sleep(5)"))
@@ -319,7 +319,7 @@ async def held(store: PostgresStore, chat_id: str, *, until: Awaitable[object] |
 
 
 async def cut(url: str) -> None:
-    """Have the server end all other connections to the database."""
+    """Make the server end all other connections to the database."""
     db = await asyncpg.connect(url)
     try:
         await db.execute(

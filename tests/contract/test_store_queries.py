@@ -1,4 +1,4 @@
-"""What every store keeps to beside a chat's transactions: held against both adapters."""
+"""The rules of every store outside of transactions of chats, tested with both adapters."""
 
 from __future__ import annotations
 

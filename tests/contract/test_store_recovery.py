@@ -1,4 +1,4 @@
-"""What is asked of the store when the bus lost something, over both adapters."""
+"""Queries with which workers repair losses of the bus, tested with both adapters."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_published_chats_and_chats_with_agents_are_listed_by_page(shelf: S
 async def test_chats_with_agents_leaves_out_chats_whose_agents_are_disconnected(
     shelf: Shelf,
 ) -> None:
-    """Most chats are over: a worker that starts must not read them all."""
+    """Most chats have ended; a worker must not read all of them when it starts."""
     ids = sorted(uid() for _ in range(4))
     there = AgentFacts(id=uid(), workspace_id=uid(), build_id=uid(), told=True)
     left = structs.replace(there, told=False)

@@ -1,4 +1,4 @@
-"""An in-memory adapter of the port `bus.Bus`: deterministic and fast, for simulations and unit tests."""
+"""An in-memory adapter of `bus.Bus`: deterministic and fast, for simulations and unit tests."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ class MemoryBus(Bus):
         subject: str,
         data: bytes,
         *,
-        timeout: float,  # the port's
+        timeout: float,  # as in the port
         headers: Mapping[str, str] | None = None,
     ) -> Message:
         await self._round_trip()
@@ -248,7 +248,7 @@ class MemoryBus(Bus):
 
     @property
     def run(self) -> int:
-        """Number of the server start that it is connected to."""
+        """The number of the server start to which this bus is connected."""
         return self._server.run
 
     def raise_if_closed(self) -> None:
@@ -299,7 +299,7 @@ class MemoryBus(Bus):
             pull.wake()
 
     async def _round_trip(self) -> None:
-        """Let other tasks run, as a round trip to a server would. Raises Unavailable when disconnected."""
+        """Let other tasks run, as a round trip would. Raises Unavailable when disconnected."""
         self._check_connected()
         await self._requests.travel()
         self._check_connected()

@@ -30,13 +30,13 @@ class MemoryConsumer:
         self._clock = clock
         self._next = 1
         self._unacked: dict[int, float] = {}
-        """Time of redelivery by sequence, in order of time."""
+        """When to redeliver each sequence, in order of time."""
         self._to_redeliver: deque[int] = deque()
         self._waiting: deque[MemoryPull] = deque()
         self._timer: Timer | None = None
 
     def take(self) -> StoredMessage | None:
-        """Return the next message, those to redeliver first, or None."""
+        """Return the next message, first those to redeliver, or None."""
         if len(self._unacked) >= self.declared.max_ack_pending:
             return None
         message = self._next_redelivery() or self._next_new()
@@ -46,7 +46,7 @@ class MemoryConsumer:
         return message
 
     def num_pending(self) -> int:
-        """Count the messages that were not delivered yet."""
+        """Return the number of messages that were not delivered yet."""
         wanted = self.declared.filter
         return sum(
             sequence >= self._next and (not wanted or matches(wanted, message.subject))
@@ -95,7 +95,7 @@ class MemoryConsumer:
             self._watch()
 
     def truncate(self, last: int) -> None:
-        """Continue with a stream that now ends at sequence `last`."""
+        """Forget messages after sequence `last`, where the stream now ends."""
         self._next = min(self._next, last + 1)
         self._to_redeliver = deque(sequence for sequence in self._to_redeliver if sequence <= last)
         self._unacked = {s: due for s, due in self._unacked.items() if s <= last}
@@ -140,7 +140,7 @@ class MemoryDelivery:
     """A message that an in-memory consumer delivered."""
 
     reply = ""
-    """No other process can ack it."""
+    """Empty: no other process can acknowledge it."""
     __slots__ = (
         "_bus",
         "_consumer",

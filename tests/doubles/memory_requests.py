@@ -45,7 +45,10 @@ class MemoryRequests:
     async def ask(
         self, subject: str, data: bytes, headers: Mapping[str, str] | None, within: float
     ) -> Message:
-        """Send a request and return the reply. Raises NoResponder, ServiceError, TimeoutError, Unavailable."""
+        """Send a request; return the reply.
+
+        Raises NoResponder, ServiceError, TimeoutError, Unavailable.
+        """
         reply = f"_INBOX.{next(self._server.numbers)}"
         answer: Future[Message] = asyncio.get_running_loop().create_future()
         late = TimeoutError(f"no answer from {subject}")
@@ -82,7 +85,7 @@ class MemoryRequests:
         self.listen(subject, services.QUEUE, lambda message: self._tasks.spawn(work(message)))
 
     async def travel(self) -> None:
-        """Take the time of one way to the server. Raises Unavailable when the connection breaks meanwhile."""
+        """Wait for one way to the server. Raises Unavailable if the connection breaks."""
         breaks = self._breaks
         await self._server.turn()
         if self._breaks != breaks:

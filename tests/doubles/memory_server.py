@@ -1,4 +1,4 @@
-"""The in-memory counterpart of nats-server: streams, subscriptions, and outages on command."""
+"""The in-memory counterpart of nats-server: streams, subscriptions, and simulated outages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Interest:
 
 
 class Connection(Protocol):
-    """What the server calls on each connected bus."""
+    """Methods that the server calls on each connected bus."""
 
     def disconnected(self) -> None:
         """Called when the server stops."""
@@ -49,7 +49,7 @@ class MemoryServer:
         self.streams: dict[str, MemoryStream] = {}
         self.up = True
         self.run = 1
-        """Number of the current start."""
+        """The number of the current start."""
         self.numbers = count(1)
         self.interests: list[Interest] = []
         self._buses: list[Connection] = []
@@ -77,7 +77,7 @@ class MemoryServer:
     def stop(self, *, lose: bool = False, tails: Mapping[str, int] | None = None) -> None:
         """Stop as if killed. Memory streams are lost, and with `lose` all other streams too.
 
-        `tails` maps a stream to the number of last messages that it loses because they were not on disk.
+        `tails` maps a stream to the number of last messages that it loses as if not yet on disk.
         """
         self.up = False
         self.streams = {
@@ -105,7 +105,7 @@ class MemoryServer:
                 bus.wake_pulls()
 
     def num_pending(self, consumer: Consumer) -> int:
-        """Count the undelivered messages of a consumer. Raises Unavailable if it does not exist."""
+        """Return the number of undelivered messages. Raises Unavailable without the consumer."""
         there = self.stream(consumer.stream).consumers.get(consumer.name)
         if there is None:
             raise Unavailable(f"{consumer.name} of {consumer.stream}: consumer not found")
@@ -122,7 +122,7 @@ class MemoryServer:
         return next((s for s in self.streams.values() if s.takes(subject)), None)
 
     def deliver(self, message: Message) -> bool:
-        """Deliver to all subscriptions, and one member of each queue group; return whether there was any."""
+        """Deliver to all subscriptions and one of each queue group; return whether any exists."""
         reached = False
         queues: set[str] = set()
         for interest in list(self.interests):

@@ -1,7 +1,7 @@
-"""The store in memory, for simulation and the fast tests.
+"""The in-memory store, for the simulation and for fast tests.
 
-One lock admits one transaction at a time. A transaction writes when it commits, in one step, so a block that
-raises leaves nothing behind. Snapshots pass through JSON, as in the database.
+One lock admits one transaction at a time. A transaction writes everything when it commits, so a
+block that raises leaves no changes. Snapshots are converted to JSON and back, as in the database.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ class MemoryStore:
         self.setting_values[key] = value
 
     async def check_writable(self) -> None:
-        """Return: memory always accepts changes."""
+        """Return, because memory always accepts changes."""
 
     async def probe_write(self) -> None:
-        """Return: memory always accepts changes."""
+        """Return, because memory always accepts changes."""
 
     async def note_blocked(self, chat_ids: AbstractSet[str], reason: str, seconds: float) -> None:
         """Record for so many seconds why events of these chats can't be applied."""
@@ -154,7 +154,7 @@ class MemoryChats:
         ][:limit]
 
     async def with_timers(self, *, after: str | None = None, limit: int = 1000) -> list[Chat]:
-        """Return a page of the chats that a timer is set for."""
+        """Return a page of the chats for which a timer is set."""
         chats = self._store.all_chats()
         return [c for c in chats if not rests(c) and c.chat_id > (after or "")][:limit]
 
@@ -182,7 +182,7 @@ class MemoryChats:
         return min(limit, sum(stored.answer is None for stored in self._store.calls.values()))
 
     async def is_answered(self, chat_id: str, call_id: str) -> bool:
-        """Say whether a call exists and was answered."""
+        """Return whether a call exists and was answered."""
         stored = self._store.calls.get(CallKey(chat_id, call_id))
         return stored is not None and stored.answer is not None
 
@@ -220,7 +220,7 @@ class MemoryTemplates:
         return self.select({organization_id}, set(), set())
 
     async def versions(self, template_id: str) -> list[PushedVersion]:
-        """Return a template's versions, oldest first."""
+        """Return the versions of a template, oldest first."""
         _, active = self._active.get(template_id, (None, None))
         return [
             PushedVersion(v.id, self._pushed[v.id], len(archive), v.id == active)
@@ -263,7 +263,7 @@ class MemoryRecovery:
         self._positions: dict[str, StreamPosition] = {}
 
     async def origin(self) -> DatabaseOrigin:
-        """Return which store this is, and which one its rows were written in."""
+        """Return the identity of this store, and of the store in which its rows were written."""
         return DatabaseOrigin(self.current_origin, self._recorded_origin)
 
     async def record_origin(self, current: str) -> None:
@@ -277,7 +277,7 @@ class MemoryRecovery:
     async def record_positions(
         self, positions: Mapping[str, StreamPosition], *, reset: bool = False
     ) -> None:
-        """Record how far streams are."""
+        """Record the last sequences of streams."""
         for name, new in positions.items():
             known = self._positions.setdefault(name, new)
             if reset or (known.created == new.created and known.last < new.last):
@@ -305,7 +305,7 @@ class MemoryRecovery:
     async def jobs(
         self, *, after: str | None = None, limit: int = 100
     ) -> list[tuple[StoredJob, Chat]]:
-        """Return a page of the jobs that still need an end, each with its chat."""
+        """Return a page of the jobs whose build has no known end, each with its chat."""
         oldest = self._store.clock() - JOB_RETENTION
         chats = {chat.chat_id: chat for chat in self._store.all_chats()}
         return [

@@ -1,4 +1,4 @@
-"""A stream in memory, with the limits, message ids, batches, schedules and TTLs of nats-server."""
+"""An in-memory stream, with the limits, message ids, batches, schedules and TTLs of nats-server."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class MemoryStream:
         self._expiry: Timer | None = None
 
     def info(self) -> StreamInfo:
-        """Return the identity and range of the stream."""
+        """Return the stream's identity, and its first and last sequence."""
         first = next(iter(self.messages), self.last_sequence + 1 if self.last_sequence else 0)
         return StreamInfo(self._created, first, self.last_sequence)
 
@@ -136,9 +136,9 @@ class MemoryStream:
             del self._by_subject[message.subject]
 
     def lose_tail(self, count: int) -> None:
-        """Drop the last `count` sequences, as a server does that lost power before it wrote them.
+        """Drop the last `count` sequences, as a server does that lost power before writing them.
 
-        The ids of deleted messages are forgotten too, because they are on disk only with the messages.
+        The ids of deleted messages are forgotten too, as they are on disk only with the messages.
         """
         self.last_sequence = last = max(0, self.last_sequence - count)
         for sequence in [s for s in self.messages if s > last]:
@@ -191,7 +191,7 @@ class MemoryStream:
         return stored
 
     def _keep(self, stored: StoredMessage) -> dict[int, None]:
-        """Keep a message; return the sequences of its subject."""
+        """Store a message; return the sequences of its subject."""
         self.messages[stored.sequence] = stored
         self._bytes += _size(stored)
         sequences = self._by_subject.setdefault(stored.subject, {})

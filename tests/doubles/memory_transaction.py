@@ -1,4 +1,4 @@
-"""A transaction of the store in memory."""
+"""A transaction of the in-memory store."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class MemoryTransaction:
     async def lock(
         self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
     ) -> dict[str, Chat]:
-        """Return the snapshots of the chats that exist or may be created."""
+        """Lock chats; return the snapshots of those that exist or may be created."""
         may_be_new = chat_ids if creating is None else creating
         found: dict[str, Chat] = {}
         for chat_id in sorted(chat_ids):
@@ -73,7 +73,7 @@ class MemoryTransaction:
         return {key: self._store.calls[key] for key in keys if key in self._store.calls}
 
     async def workspace_names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
-        """Return the names in use by owner."""
+        """Return the names in use, by owner."""
         found: dict[str, set[str]] = {owner_id: set() for owner_id in owner_ids}
         for _, owner_id, name, deleted in self._store.names.values():
             if owner_id in found and not deleted:
@@ -99,7 +99,7 @@ class MemoryTransaction:
         return [row for row in self._store.outbox.values() if row.chat_id in chat_ids]
 
     async def write(self, changes: Changes) -> list[OutboxMessage]:
-        """Keep the changes for the commit; return `changes.outbox` with the numbers of the rows."""
+        """Keep the changes for the commit; return `changes.outbox` with the rows' numbers."""
         first = self._store.rows + 1
         self._store.rows += len(changes.outbox)
         changes.outbox = [replace(o, id=first + n) for n, o in enumerate(changes.outbox)]
@@ -107,7 +107,7 @@ class MemoryTransaction:
         return changes.outbox
 
     def commit(self) -> None:
-        """Apply what `write` was given."""
+        """Apply the changes that were passed to `write`."""
         store, changes = self._store, self._changes
         for chat_id in self._locked:
             new = Chat(chat_id=chat_id)

@@ -1,12 +1,12 @@
-"""A program that executes a command with fewer privileges, which only root can arrange.
+"""A program that executes a command with fewer privileges; only root can start it so.
 
 python surroundings.py [OPTION…] -- COMMAND [ARGUMENT…]
 
-passwd=PATH     that file lies over /etc/passwd
-container       with the capabilities that container engines leave to root
-bare            without any capability
-closed          no user namespace can be created, as under their seccomp profiles
-uid=UID         as that user and group, who need not be known
+passwd=PATH     mount that file over /etc/passwd
+container       keep only the capabilities that container engines leave to root
+bare            keep no capability
+closed          refuse user namespaces, as the seccomp profiles of container engines do
+uid=UID         run as that user and group, which /etc/passwd need not contain
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 CONTAINERS = (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31)
-"""The numbers of those capabilities: chown, dac_override, …, without sys_admin, sys_ptrace, …"""
+"""The numbers of the capabilities that `container` keeps: chown, dac_override, … no sys_admin, …"""
 _UNSHARE = {"x86_64": 272, "aarch64": 97}
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x0002_0000, 0x1000_0000
 _MS_REC, _MS_PRIVATE, _MS_BIND = 1 << 14, 1 << 18, 1 << 12
@@ -30,13 +30,13 @@ _ALLOWED, _REFUSED = 0x7FFF_0000, 0x0005_0000 | 1
 
 
 def possible(*, passwd: bool = False) -> bool:
-    """Whether this process can arrange such surroundings; `passwd`: also another /etc/passwd."""
+    """Return whether this process can set that up, and mount over /etc/passwd if `passwd`."""
     ours = os.geteuid() == 0 and platform.machine() in _UNSHARE
     return ours and (not passwd or _can_unshare(_CLONE_NEWNS))
 
 
 def has_namespaces() -> bool:
-    """Whether this process can create a user namespace."""
+    """Return whether this process can create a user namespace."""
     return _can_unshare(_CLONE_NEWUSER)
 
 
@@ -48,7 +48,7 @@ def _can_unshare(what: int) -> bool:
 
 
 def prefix(*options: str, python: str = sys.executable) -> list[str]:
-    """Return the beginning of the command line."""
+    """Return the beginning of the command line with these options."""
     return [python, "-I", __file__, *options, "--"]
 
 

@@ -85,7 +85,7 @@ USES = {
         *("catalog_and_settings", "log_of_many", "chat_rows", "lock_chats", "write"),
     },
 }
-"""The statements that each service runs; `now` and `lock_owners` touch no table."""
+"""The statements of each service; `now` and `lock_owners` use no table."""
 SERVICES = sorted(USES)
 RIGHTS = ("select", "insert", "update", "delete")
 
@@ -96,7 +96,7 @@ class Decision(NamedTuple):
 
 
 def decisions() -> Iterator[Decision]:
-    """The table of rights in roles.sql."""
+    """Yield the rows of the table of rights in roles.sql."""
     cell = r"\s*'([^']*)'"
     for name, *cells in re.findall(rf"\('(\w+)',{cell},{cell},{cell}\)", roles()["grants"]):
         if not name.startswith("workspaced_"):
@@ -116,7 +116,7 @@ async def admin(servers: Servers) -> AsyncIterator[asyncpg.Connection[Any]]:
 async def acting_as(
     admin: asyncpg.Connection[Any], role: str
 ) -> AsyncIterator[asyncpg.Connection[Any]]:
-    """Act with a role's rights, and roll back."""
+    """Take on a role's rights in a transaction, and roll it back afterwards."""
     undone = admin.transaction()
     await undone.start()
     try:
@@ -127,7 +127,7 @@ async def acting_as(
 
 
 async def may(admin: asyncpg.Connection[Any], statement: str) -> bool:
-    """Whether the acting role may run a statement; the statement is not run."""
+    """Return whether the present role may run a statement, without running it."""
     try:
         async with admin.transaction():
             await admin.execute(f"explain (generic_plan) {statement}")
@@ -137,7 +137,7 @@ async def may(admin: asyncpg.Connection[Any], statement: str) -> bool:
 
 
 async def test_the_rights_to_every_relation_are_defined(admin: asyncpg.Connection[Any]) -> None:
-    """A migration that adds a table has to add it to the table of roles.sql."""
+    """A migration that adds a table must also add it to the table in roles.sql."""
     found = await admin.fetch(
         "select relname::text from pg_class where relnamespace = 'public'::regnamespace "
         "and relkind in ('r', 'p', 'v', 'm', 'S', 'f')"
@@ -213,10 +213,10 @@ async def test_every_right_of_a_service_is_needed_by_one_of_its_statements(
 async def test_workers_of_an_earlier_schema_keep_their_rights_during_an_upgrade(
     admin: asyncpg.Connection[Any], number: int
 ) -> None:
-    """A right is therefore revoked one version after the last statement that needs it."""
+    """So a right is revoked one version after the last statement that needs it."""
     head = (recording.DATA / f"{number:04d}.jsonl").read_text().splitlines()[0]
     written = json.loads(head)
-    pushed = {"push_version", "activate"}  # by the tests' worker, in the operator's place
+    pushed = {"push_version", "activate"}  # in the recording the worker runs them
     refused = set()
     for name, text in written.items():
         async with acting_as(admin, "operator" if name in pushed else "worker"):
@@ -289,7 +289,7 @@ async def test_services_may_only_read_and_write_rows(
 async def test_a_service_has_a_fixed_search_path_and_statement_timeout(
     servers: Servers, admin: Any
 ) -> None:
-    """No other schema comes first, and the database limits statements even if the client does not."""
+    """No other schema precedes it, and statements are limited even if a client sets no limit."""
     del admin
     for role, limit in {"worker": "15s", "gateway": "15s", "operator": "0", "owner": "0"}.items():
         connection = await asyncpg.connect(servers.databases[role])
@@ -388,7 +388,7 @@ async def test_a_role_without_migration_rights_fails_only_if_migrations_are_due(
 
 
 async def test_a_service_without_its_rights_waits_for_them(database_url: str) -> None:
-    """A restored dump may lack the rights; no event becomes a dead letter for that."""
+    """A restored dump may lack the rights, but no event becomes a dead letter because of that."""
     await migrate(database_url)
     admin = await asyncpg.connect(database_url)
     async with open_store(f"{database_url}&role={ROLES['worker']}") as store:

@@ -1,4 +1,4 @@
-"""Servers on small disks: streams share the space, never shrink, and too little space is reported."""
+"""Servers on small disks: streams share the space and never shrink; lack of space is reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 
 @contextmanager
 def disk(place: Path, mib: int) -> Iterator[Path]:
-    """A file system of that size."""
+    """Mount a file system of that size; yield its path."""
     place.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(place)]
     if os.geteuid() or subprocess.run(words, check=False, capture_output=True).returncode:
@@ -83,7 +83,7 @@ async def sizes(bus: JetStreamBus, stream: Stream) -> int:
 
 
 async def test_a_stream_never_shrinks_and_grows_when_there_is_space(tmp_path: Path) -> None:
-    """Another worker may be configured with more or less space than `up`."""
+    """Even if another worker is configured with more or less space than `up`."""
     seeds = load_identities(tmp_path)
     small, whole = Tuning(disk=LEAST).streams()[0], IN
     async with (

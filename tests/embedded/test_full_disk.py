@@ -1,4 +1,4 @@
-"""Which lines of nats-server's log report that it can no longer store messages."""
+"""Which lines in nats-server's log report that it can no longer store messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ no space left on device
 
 
 def test_text_chosen_by_clients_never_looks_like_a_full_disk(tmp_path: Path) -> None:
-    """A client can choose its name and subjects freely, but can't cause a restart by them."""
+    """A client chooses its name and subjects freely, but must not be able to cause a restart."""
     (log := tmp_path / "nats.log").touch()
     watch = FullDiskMonitor(log, tmp_path)
 

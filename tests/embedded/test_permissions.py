@@ -1,4 +1,4 @@
-"""The contract's table of permissions, written a second time and tested on a real server."""
+"""The permission table of the contract, written a second time and tested on a real server."""
 
 from __future__ import annotations
 

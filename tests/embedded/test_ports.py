@@ -1,4 +1,4 @@
-"""A port is chosen once, kept, and never taken from the range of outgoing connections."""
+"""A port is chosen once and kept, and is never in the range of outgoing connections."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ USES = ("nats", "websocket", "http")
 
 
 def take(directory: Path, *names: str, **asked: int) -> dict[str, int]:
-    """Take ports for these listeners, or for all three."""
+    """Return ports for these listeners, or for all three."""
     return Ports(directory).take(
         [PortRequest(name, f"--{name}-port", port=asked.get(name)) for name in names or USES]
     )
 
 
 def free(number: int) -> list[int]:
-    """Ports that are free at the moment."""
+    """Return ports that are free at the moment."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:

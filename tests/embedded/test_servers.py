@@ -1,4 +1,4 @@
-"""The embedded servers: the data survives, a directory has one owner, and no server outlives it."""
+"""The embedded servers: data survives, a directory has one owner, and servers end with it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ except EmbeddedError as error:
 def an_owner(
     directory: Path, *prefix: str, python: str = sys.executable, **environment: str
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, object]]]:
-    """Another process that owns the directory until its standard input is closed."""
+    """Run another process that owns the directory until its standard input is closed."""
     process = subprocess.Popen(
         [*prefix, python, "-c", OWNER, directory],
         stdin=subprocess.PIPE,
@@ -71,7 +71,7 @@ def an_owner(
 
 
 def all_ended(pids: list[int], limit: float = 10) -> bool:
-    """Wait until processes that are not children of this one have ended."""
+    """Return whether these processes, which are not children of this one, end within `limit`."""
     for pid in pids:
         try:
             watched = os.pidfd_open(pid)
@@ -148,7 +148,7 @@ async def test_servers_of_a_killed_owner_end_by_themselves(tmp_path: Path) -> No
         process.kill()
         assert all_ended(said["pids"])
     async with embedded_servers(tmp_path):
-        pass  # clears what the killed one left in the temporary directory
+        pass  # removes temporary files of the killed one
 
 
 async def test_stale_pid_files_with_ids_of_other_programs_are_harmless(tmp_path: Path) -> None:
@@ -230,12 +230,12 @@ def test_an_ordinary_user_runs_the_servers_as_itself(tmp_path: Path) -> None:
         pytest.skip("all the other tests show it: this is not root")
     if (setpriv := shutil.which("setpriv")) is None:
         pytest.skip("setpriv is missing")
-    # By way of env, as setpriv itself still has root's powers when it looks for the program.
+    # Through env: setpriv itself still has root's rights when it looks up the program.
     as_nobody = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/env"]
     python = a_python_for(as_nobody)
     if python is None:
         pytest.skip("no Python 3.11 that an ordinary user may run")
-    # pytest's own directories are below one that is private to root.
+    # The directories of pytest are below one that only root can enter.
     home = Path("/tmp") / f"workspaced-nobody-{os.getpid()}"
     home.mkdir(mode=0o755)
     os.chown(home, 65534, 65534)
@@ -255,7 +255,7 @@ def test_an_ordinary_user_runs_the_servers_as_itself(tmp_path: Path) -> None:
 
 
 def a_python_for(as_user: list[str]) -> str | None:
-    """Return a Python that can import everything as another user; the clone may be private to root."""
+    """Return a Python with which another user can import everything; the clone may be private."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = [path for path in sys.path if path.endswith("site-packages")]
     code = f"import sys; sys.path[:0] = {[str(ROOT), *packages]}; import asyncpg, handlers.embedded"

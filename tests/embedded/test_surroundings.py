@@ -63,7 +63,7 @@ CLOSED = ("container", "closed")
 def start(
     data: Path, *options: str, python: str = sys.executable, **environment: str | None
 ) -> dict[str, Any]:
-    """Run the database of a data directory in these surroundings, and return the output."""
+    """Run a data directory's database in these surroundings; return what the program reports."""
     changed = {**os.environ, **environment}
     ran = subprocess.run(
         [*prefix(*options, python=python), python, "-c", DATABASE, data],
@@ -80,7 +80,7 @@ def start(
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that every user can enter; those of pytest are private."""
+    """A directory that every user can enter, unlike those of pytest."""
     path = Path("/tmp") / f"workspaced-surroundings-{os.getpid()}"
     path.mkdir(mode=0o755)
     yield path
@@ -108,7 +108,7 @@ def test_root_needs_neither_a_certain_user_nor_a_namespace(
 ) -> None:
     seen = start(place / "data", passwd(place, ("root", 0), *users), *options)
 
-    # A machine may know the user nobody without an entry in that file.
+    # Without an entry in that file, a machine may still know the user nobody.
     closed = options == CLOSED or not surroundings.has_namespaces()
     owners = {uid for _, uid in users} | {NOBODY} if closed else {0}
     assert {seen["server"], *seen["files"]} <= owners

@@ -1,4 +1,4 @@
-"""`up` notices when its files are removed, for example at logout or by a cleaner of temporary files."""
+"""`up` notices when its files are removed, for example at logout or by a temporary-file cleaner."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_a_removed_file_of_running_servers_is_named(
             "directory above": data.parent,
         }.get(what, data / what)
         lost = asyncio.ensure_future(servers.failed())
-        # It watches once it has looked, which is before it first waits.
+        # One step of the task is enough: it inspects the files and starts to watch before it waits.
         await asyncio.sleep(0)
         (data / "unrelated").touch()
         (data / "unrelated").unlink()

@@ -1,4 +1,4 @@
-"""The auth callout on real servers: with several gateways, with none, and the disconnects of invalid keys."""
+"""The auth callout on real servers: with several gateways, with none, and for revoked keys."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TIMEOUT = 10.0
 
 
 class CalloutRig:
-    """A nats-server, a database, and the gateways that run the auth callout."""
+    """A nats-server, a database, and gateways that answer the auth callout."""
 
     def __init__(self, servers: Servers, store: Store, stack: AsyncExitStack) -> None:
         self.servers, self.store, self._stack = servers, store, stack
@@ -60,14 +60,14 @@ class CalloutRig:
         )
 
     async def auth_callout(self) -> tuple[AuthCallout, Bus]:
-        """Start an auth callout; return it and its connection."""
+        """Start an auth callout; return it with its connection."""
         bus = await self.role("gateway")
         callout = AuthCallout(self.store, bus, self._issuer)
         await callout.start()
         return callout, bus
 
     async def key(self, credential: Credential | None = None) -> tuple[str, str]:
-        """Issue a key (by default a frontend's); return its seed and public key."""
+        """Issue a key, by default a frontend's; return its seed and public key."""
         seed = nkey.new_seed("user")
         key = nkey.public_key(seed)
         await self.store.credentials.issue(
@@ -92,7 +92,7 @@ async def rig(own_nats: Servers, database_url: str) -> AsyncIterator[CalloutRig]
 
 
 def in_a_few_seconds() -> datetime:
-    """An expiry that leaves time for one connect, also on a busy machine."""
+    """Return an expiry that is late enough for one connect even on a busy machine."""
     return datetime.now(UTC) + timedelta(seconds=4)
 
 
@@ -235,7 +235,7 @@ async def test_a_silent_server_does_not_prevent_disconnects_on_others(rig: Callo
 
 
 class RevokedMeanwhile(MemoryCredentials):
-    """Revokes a key between the two times that the gateway checks it."""
+    """Revokes a key after the gateway's first check of it, before the second."""
 
     async def record_connection(
         self, public_key: str, at: ClientConnection, server_name: str, credential: Credential

@@ -1,4 +1,4 @@
-"""A client that proves its key gets exactly the granted permissions."""
+"""A client that proves its key gets exactly the granted permissions, through the auth callout."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
 
 
 class GrantTable(dict[str, Grant]):
-    """Grants by public key, and the denials so far."""
+    """Grants by public key, and a record of the denials."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class GrantTable(dict[str, Grant]):
 
 @pytest.fixture
 async def granted(connect_as: ConnectAs, servers: Servers) -> AsyncIterator[GrantTable]:
-    """A gateway that answers auth callout requests from a table of grants."""
+    """A gateway that answers auth callouts from a table of grants."""
     grants, issuer = GrantTable(), seed_file(servers.credentials, ISSUER).read_text()
     gateway = await connect_as("gateway")
 
@@ -77,7 +77,7 @@ async def granted(connect_as: ConnectAs, servers: Servers) -> AsyncIterator[Gran
 
 
 class ConnectedClient:
-    """A client that records the permission errors it gets."""
+    """A client that records its permission errors."""
 
     def __init__(self, client: Client, denied: list[str]) -> None:
         self.client, self._denied = client, denied
@@ -277,7 +277,7 @@ async def test_an_issued_gateway_key_may_respond_once_per_request(
 
 
 class Forger(Client):
-    """Claims one key, and signs with another."""
+    """A client that presents one key and signs with another."""
 
     def _setup_nkeys_seed_connect(self) -> None:
         super()._setup_nkeys_seed_connect()

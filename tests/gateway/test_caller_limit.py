@@ -1,4 +1,4 @@
-"""A caller that floods the gateway gets 429, and others are served."""
+"""A caller that floods the gateway gets 429, and other callers are still served."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def by_inbox(who: str) -> Message:
 
 
 def by_name(who: str) -> Message:
-    """A request from another account."""
+    """Return a request from another account, in which the server names the caller."""
     headers = {REQUEST_INFO: json.dumps({"user": who})}
     return Message("workspaced.rpc.get_chat", who.encode(), headers, "_R_.x.1")
 
@@ -51,7 +51,7 @@ async def test_a_caller_at_its_limit_gets_429_and_others_are_answered(
 
 
 async def test_a_caller_of_the_own_account_is_identified_by_its_inbox() -> None:
-    """A client of the gateway's own account can set that header itself."""
+    """Clients of the gateway's own account could set that header themselves."""
     limit, go = CallerLimit(limit=1), asyncio.Event()
 
     async def answer(asked: Message) -> bytes:

@@ -1,4 +1,4 @@
-"""The health server answers in time even if a check hangs."""
+"""The health server answers in time even if a check does not return."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.cli.test_database import free_port
 
 
 async def test_a_slow_check_does_not_delay_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the database is paused, even cancelling a query takes long."""
+    """While the database is paused, even the cancellation of a query takes long."""
     monkeypatch.setattr(health, "ANSWER_WITHIN", 0.05)
     released = asyncio.Event()
 

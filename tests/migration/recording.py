@@ -1,7 +1,8 @@
-"""What a worker of each schema wrote, statement by statement, frozen for ever.
+"""Recordings of what a worker of each schema wrote, statement by statement. They never change.
 
-`python -m tests.migration.recording` records the present schema as `data/NNNN.jsonl`: once, when the
-migration is released. The first line holds the statements by name, each other line one that was run.
+`python -m tests.migration.recording` records the present schema as `data/NNNN.jsonl`, once, when
+the migration is released. The first line contains the statements by name; each other line is one
+execution, with the name and the arguments.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ Step = tuple[str, tuple[Any, ...]]
 
 
 def recorded() -> list[int]:
-    """The schemas that there are recordings of."""
+    """Return the numbers of the schemas that have a recording."""
     return sorted(int(path.stem) for path in DATA.glob("*.jsonl"))
 
 
 def read(number: int) -> list[Step]:
-    """The statements of a recording, each with its arguments."""
+    """Return the statements of a recording with their arguments."""
     head, *lines = (DATA / f"{number:04d}.jsonl").read_text().splitlines()
     texts = json.loads(head)
     return [(texts[name], tuple(map(_back, args))) for name, args in map(json.loads, lines)]
 
 
 async def run(db: asyncpg.Connection[Any], steps: list[Step]) -> None:
-    """Do what the worker did."""
+    """Execute the statements of a recording."""
     for text, args in steps:
         await db.fetch(text, *args)
 
@@ -80,7 +81,7 @@ def _recording(into: list[tuple[str, Any]]) -> Iterator[None]:
 
 
 async def record() -> None:
-    """Have a worker live through a small story, and keep what it wrote."""
+    """Run a worker through a short scenario, and store what it wrote."""
     found: list[tuple[str, Any]] = []
     async with _place() as (rig, hand):
         with _recording(found):
@@ -111,7 +112,7 @@ async def _place() -> AsyncIterator[Any]:
 
 
 async def _story(rig: Any, hand: Any) -> None:
-    """Chats in every phase: each is taken up again where this ends."""
+    """Create chats in every phase; the tests continue each of them."""
     from tests.unit.driver import ORG, template  # noqa: PLC0415
     from tests.worker.messages import new_id  # noqa: PLC0415
 

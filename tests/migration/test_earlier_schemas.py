@@ -1,4 +1,4 @@
-"""Databases and workers of every earlier schema: the data goes on, the workers go on, the logs add up."""
+"""Data and workers of every earlier schema continue to work, and the logs stay consistent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RELEASED = {
     "0005_held_up": "08ff767f18b6b8aa90719e12462ad239e40264163ab74829edef45985d311551",
     "0006_credential_denial": "6dff650544c0eeae5d2d26b445844bd3ac77d74926845cd09de699c215765d70",
 }
-"""A migration that somebody may have run is never changed; the next one mends it."""
+"""Digests of released migrations. They never change; corrections need a new migration."""
 EARLIER = recording.recorded()
 
 
@@ -61,7 +61,7 @@ async def lived(url: str, steps: list[recording.Step]) -> None:
 
 
 async def wrong(store: PostgresStore) -> list[str]:
-    """What does not add up, of all chats."""
+    """Return the differences between logs and snapshots of all chats."""
     return [
         f"{audit.kept.chat_id} {difference}"
         async for page in audits(store, Limits())
@@ -71,7 +71,7 @@ async def wrong(store: PostgresStore) -> list[str]:
 
 
 def job_of(chat: Chat) -> dict[str, Any]:
-    """The job that the chat waits for, as its provisioner has it."""
+    """Return the job for which the chat waits, with the keys that a provisioner reports."""
     assert chat.build is not None
     assert chat.current is not None
     return {
@@ -85,7 +85,7 @@ def job_of(chat: Chat) -> dict[str, Any]:
 
 
 async def gone_on(rig: Rig, hand: Hand, chat: Chat) -> str:
-    """Let what the chat waits for come, and stop what runs; return where that leads."""
+    """End the build that the chat waits for, and stop the workspace; return the last state."""
     answered = len(rig.results)
     if chat.state in ("building", "stopping"):
         await rig.senders.built(job_of(chat), agents=())

@@ -1,4 +1,4 @@
-"""Bringing a database to the present schema: forward only, once, whoever else tries."""
+"""Migrating a database to the present schema: only forward, once, even if several processes try."""
 
 from __future__ import annotations
 

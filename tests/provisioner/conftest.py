@@ -1,4 +1,4 @@
-"""A provisioner over the bus of this process."""
+"""A provisioner over the in-memory bus."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def provisioner_on(
 
 @pytest.fixture
 def provisioning(server: MemoryServer, tmp_path: Path) -> Provisioning:
-    """`async with provisioning():` runs a provisioner; again: the same one, restarted."""
+    """`async with provisioning():` runs a provisioner; a second time, it restarts the same one."""
 
     @asynccontextmanager
     async def run(**options: Any) -> AsyncIterator[Provisioner]:

@@ -1,4 +1,4 @@
-"""What a provisioner and its agents see of the world: jobs, a gateway, and somebody who listens."""
+"""What surrounds a provisioner and its agents: jobs, a gateway, and a record of their messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bus.streams import IN, JOB, LOG, PRESENCE, WORKER_IN, pool_consumer
 from statemachine import codec
 
 PATIENCE = 20.0
-"""Seconds after which a test gives up; none waits that long when all is well."""
+"""Seconds after which a test gives up. Tests that pass never wait that long."""
 
 Event = dict[str, Any]
 Files = Mapping[str, str]
@@ -30,7 +30,7 @@ def identity() -> str:
 
 
 def packed(files: Files) -> bytes:
-    """A folder as a template's archive; every file may be run."""
+    """Return files as the archive of a template version; all are executable."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, text in files.items():
@@ -48,7 +48,7 @@ def folder(path: Path) -> bytes:
 
 
 class Rig:
-    """Publishes jobs, answers the rpcs, and keeps what comes."""
+    """Publishes jobs, answers rpcs, and records what provisioners and agents publish."""
 
     def __init__(self, bus: Bus, credential: Mapping[str, Any]) -> None:
         self.bus, self.credential = bus, dict(credential)
@@ -56,9 +56,9 @@ class Rig:
         self.archives: dict[str, bytes] = {}
         self.superseded: set[str] = set()
         self.asked_for: list[Event] = []
-        """Whose credentials were asked for."""
+        """The requests for agents' credentials, including refused ones."""
         self.refusals = 0
-        """Credentials that were asked for in vain."""
+        """How many requests for credentials were refused."""
         self._heard: set[str] = set()
         self._changed = asyncio.Condition()
         self.chat, self.workspace, self.template = identity(), identity(), identity()
@@ -68,7 +68,7 @@ class Rig:
     async def on(
         cls, bus: Bus, credential: Mapping[str, Any], gateway: Bus | None = None
     ) -> AsyncIterator[Rig]:
-        """`gateway` answers rpcs, where that takes another connection than `bus`."""
+        """Listen on `bus`. Answer rpcs over `gateway` if they need a connection of their own."""
         rig = cls(bus, credential)
         for stream in (IN, JOB, LOG, PRESENCE):
             await bus.ensure_stream(stream)
@@ -96,7 +96,7 @@ class Rig:
                     listener.cancel()
 
     def version(self, files: Files | bytes) -> Event:
-        """A template version of these files."""
+        """Return a template version with these files."""
         archive = files if isinstance(files, bytes) else packed(files)
         version_id = identity()
         self.archives[version_id] = archive
@@ -126,7 +126,7 @@ class Rig:
         }
 
     async def ask(self, job: Event) -> str:
-        """Publish the job; return its build."""
+        """Publish the job; return the id of its build."""
         body = codec.encode(
             "build_requested",
             "/workspaced",
@@ -146,7 +146,7 @@ class Rig:
         return [event for subject, event in self.seen if subject.startswith(prefix)]
 
     def facts(self, **wanted: object) -> list[Event]:
-        """Facts whose data, or envelope's type, has what is wanted."""
+        """Return the facts with these values in their data or, for `type`, in the envelope."""
         return [
             event
             for event in self.events("workspaced.in.")
@@ -154,12 +154,12 @@ class Rig:
         ]
 
     async def fact(self, **wanted: object) -> Event:
-        """Wait for a fact."""
+        """Wait for a fact with these values; return the first one."""
         await self.until(lambda: bool(self.facts(**wanted)), str(wanted))
         return self.facts(**wanted)[0]
 
     async def ended(self, build_id: str) -> Event:
-        """Wait for the build's terminal fact."""
+        """Wait for the build's terminal fact; return it."""
 
         def terminal() -> list[Event]:
             return [f for f in self.facts(build_id=build_id) if _value(f, "type") in _TERMINAL]
@@ -168,7 +168,7 @@ class Rig:
         return terminal()[0]
 
     async def until(self, happened: Callable[[], bool], words: str = "") -> None:
-        """Wait until what was heard makes `happened` true."""
+        """Wait until a recorded message makes `happened` true."""
         try:
             async with asyncio.timeout(PATIENCE), self._changed:
                 await self._changed.wait_for(happened)
@@ -190,7 +190,7 @@ class Rig:
                 await self._add(message.subject, json.loads(message.data or b"{}"))
 
     async def _take(self) -> None:
-        """Take from the stream what was published while we were not connected ourselves."""
+        """Record messages of the stream that were published while this bus was disconnected."""
         async with self.bus.pull(WORKER_IN) as pull:
             while True:
                 for delivery in await pull.next(100):

@@ -1,4 +1,4 @@
-"""An agent's folder lies in its workspace: what a template's code writes there gives it no more rights."""
+"""An agent's folder is in its workspace, but what template code writes there grants no rights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing in a template's archive gets out of the workspace."""
+"""Unpacking a template's archive writes nothing outside of the workspace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from handlers.template_archive import BadArchive
 from tests.provisioner.rig import packed
 
 Member = tuple[str, bytes, str]
-"""Name, type, and where a link leads."""
+"""Name and type of a member, and the target of a link."""
 
 
 def archive(path: Path, *members: Member) -> Path:
@@ -77,7 +77,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_and_folders_are_unpacked_with_their_modes(tmp_path: Path) -> None:
-    """On every Python: those before 3.11.4 have no filters for archives."""
+    """With every Python version; those before 3.11.4 have no extraction filters."""
     modes = {"plain": 0o666, "program": 0o4777, "closed": 0o011, "folder/deep/file": 0o640}
     with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as file:
         for name, mode in modes.items():
@@ -129,7 +129,7 @@ def test_a_link_that_stands_in_the_workspace_is_replaced_not_followed(tmp_path: 
 def test_a_link_that_is_made_while_the_files_come_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A program that an earlier build left may work in the workspace at that moment."""
+    """A program left by an earlier build may create links while the archive is unpacked."""
     outside, workspace = tmp_path / "outside", tmp_path / "workspace"
     outside.mkdir()
     workspace.mkdir()
@@ -171,7 +171,7 @@ def test_the_manifest_says_what_is_sensitive_and_all_is_if_it_cannot(
 ) -> None:
     (tmp_path / "t").write_bytes(packed({"template.toml": manifest}))
     unpack(tmp_path / "t", "v1", tmp_path / "workspace")
-    (tmp_path / "workspace" / "template.toml").write_text("")  # the user's to change
+    (tmp_path / "workspace" / "template.toml").write_text("")  # the user may change it
 
     assert sensitive_values(tmp_path / "workspace", {"a": "1", "b": "2"}) == expected
 
@@ -180,7 +180,7 @@ def test_the_manifest_says_what_is_sensitive_and_all_is_if_it_cannot(
 def test_a_bomb_is_refused_before_it_is_unpacked(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sizes are looked at in the archive's own words, and no more than those is ever written."""
+    """The sizes that the archive declares are checked first, and no more than that is written."""
     monkeypatch.setattr(handlers.template_archive, "MAX_ENTRIES", 100)
     with tarfile.open(tmp_path / "bomb", "w:gz", compresslevel=1) as file:
         if what == "many":

@@ -1,4 +1,4 @@
-"""Jobs in, facts out: what a provisioner promises to the rest (contract §2, §3)."""
+"""How a provisioner turns jobs into facts (contract §2, §3)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def workspace(tmp_path: Path, rig: Rig) -> Path:
 
 
 async def acked(rig: Rig, server: MemoryServer) -> None:
-    """What follows the ack is worked: then the ack is there too."""
+    """Wait until earlier jobs are acked: a later build has ended, and at most its job is left."""
     after = await rig.ask(rig.job(1, workspace_id=identity(), version=rig.version({})))
     await rig.ended(after)
     for _ in range(3):
@@ -119,7 +119,7 @@ async def test_a_step_may_give_a_typed_error(rig: Rig, provisioning: Provisionin
 async def test_masks_are_built_outside_the_event_loop(
     rig: Rig, provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mask for a value of 100 KiB takes seconds, in which heartbeats have to go on."""
+    """Building the mask of a 100 KiB value takes seconds; heartbeats must continue meanwhile."""
     threads: list[threading.Thread] = []
 
     def build_mask(values: list[str]) -> Mask:
@@ -210,7 +210,7 @@ async def test_jobs_of_one_workspace_are_worked_in_turn_and_others_beside_them(
         (fact["data"]["build_number"], fact["type"].split(".")[1])
         for fact in rig.facts(workspace_id=rig.workspace)
     ]
-    order = list(dict.fromkeys(told))  # a provisioner that starts says its newest facts again
+    order = list(dict.fromkeys(told))  # a provisioner that starts repeats its newest facts
     assert order == [
         (1, "build_started"),
         (1, "build_succeeded"),
@@ -304,7 +304,7 @@ async def test_a_stopped_provisioner_leaves_nothing_running_and_builds_anew(
 ) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    # The first run blocks for ever; its process holds the pipe that the test reads to its end.
+    # The first run blocks for ever. Its process holds the pipe that the test reads to its end.
     script = f'if [ ! -e begun ]; then touch begun; (sleep 1000 & echo $$; wait) > "{gate}"; fi'
     job = rig.job(version=rig.version({}), build={"start": script})
     async with provisioning():
@@ -312,7 +312,7 @@ async def test_a_stopped_provisioner_leaves_nothing_running_and_builds_anew(
         started = await rig.fact(type="build_started", build_id=build)
         held = await asyncio.to_thread(os.open, gate, os.O_RDONLY)
     with os.fdopen(held) as running:
-        await asyncio.to_thread(running.read)  # ends when every process of the step has ended
+        await asyncio.to_thread(running.read)  # returns when all processes of the step have ended
     rig.seen.clear()
     async with provisioning():
         await rig.ask(job)

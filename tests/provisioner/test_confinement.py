@@ -1,4 +1,4 @@
-"""What builds and scripts can't do, on this kernel, whoever wrote them."""
+"""What builds and scripts can't do on this kernel, whatever their code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewra
 
 
 async def said(prefix: list[str], command: str, cwd: Path) -> tuple[str, str]:
-    """Run a command; return what it wrote and how it ended."""
+    """Run a command; return its output and how it ended."""
     heard: list[bytes] = []
     shell = Shell(command, cwd=cwd, env=ENV, output=heard.append, prefix=prefix)
     try:
@@ -47,7 +47,7 @@ async def said(prefix: list[str], command: str, cwd: Path) -> tuple[str, str]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A data directory with secrets, and two workspaces in it."""
+    """Return a folder with a data directory that contains secrets and two workspaces."""
     for name in ("credentials", "workspaces/mine", "workspaces/other"):
         (tmp_path / "data" / name).mkdir(parents=True)
     (tmp_path / "data/credentials/provisioner.nk").write_text("SU-SECRET")
@@ -94,7 +94,7 @@ async def test_a_build_writes_to_its_workspace_only_and_reads_no_secret_of_ours(
 
     assert ended == "exited with status 0"
     done = ["authority", "readable", "beside", "data", "link"]
-    # What bubblewrap covers may be written, and is gone with the step.
+    # Writes to paths that bubblewrap covers succeed, but are discarded with the step.
     covered = ["DID", "echo", "x", ">", "../new"] if way is Mechanism.BUBBLEWRAP else []
     assert heard.split() == covered + done
     assert not (place / "data/workspaces/new").exists()
@@ -105,7 +105,7 @@ async def test_a_build_writes_to_its_workspace_only_and_reads_no_secret_of_ours(
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_no_step_sets_what_the_kernel_does_for_all(way: Mechanism, place: Path) -> None:
-    """Not as root either: the kernel runs the program that core_pattern names, unconfined."""
+    """Not even as root: the kernel runs the program in core_pattern unconfined."""
     mine = place / "data/workspaces/mine"
     for name in ("sys/kernel/core_pattern", "sysrq-trigger"):
         opened = f"(: >> /proc/{name}) 2> error; echo $?"
@@ -138,7 +138,7 @@ async def test_each_process_has_limits_and_no_way_to_more_rights(tmp_path: Path)
 
     assert lines["NoNewPrivs: 1"]
     effective = int(next(line.split()[1] for line in heard.splitlines() if "CapEff" in line), 16)
-    assert not effective & (1 << 21 | 1 << 16 | 1 << 19)  # no mounts, modules, others' memory
+    assert not effective & (1 << 21 | 1 << 16 | 1 << 19)  # CAP_SYS_ADMIN, _MODULE, _PTRACE
     for name, value in (
         ("Max cpu time", "7"),
         ("Max data size", str(900 * 1024 * 1024)),
@@ -252,7 +252,7 @@ HIDING = """
   exit 0' "{gate}") > /dev/null 2>&1 &
 wait
 """
-"""It leaves its group, its session, its parent and its environment, and does not hear SIGTERM."""
+"""A process with another group, session, parent and environment, which ignores SIGTERM."""
 
 
 async def test_who_hides_from_a_build_is_ended_when_the_workspace_stops(
@@ -267,7 +267,7 @@ async def test_who_hides_from_a_build_is_ended_when_the_workspace_stops(
         assert os.read(reader, 100) == b"there\n"
         stopped = await rig.ended(await rig.ask(rig.job(2, "stop", version=rig.version({}))))
     with os.fdopen(reader) as held:
-        assert held.read() == ""  # ends when nobody is left who could write
+        assert held.read() == ""  # end of file: no process can write any more
 
     assert (started["type"], stopped["type"]) == (
         "workspaced.build_succeeded.v1",
@@ -295,7 +295,7 @@ async def test_who_hides_from_an_agent_is_ended_with_it(
 async def test_what_a_build_leaves_in_our_places_leads_us_nowhere(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
-    """Links and pipes where the provisioner writes and reads, which is not confined itself."""
+    """The provisioner is not confined, but follows no links or pipes at paths that it uses."""
     outside = tmp_path / "outside"
     (outside / "agents").mkdir(parents=True)
     (outside / "agents" / "precious").write_text("kept")
@@ -411,7 +411,7 @@ def test_what_lies_below_a_place_for_all_is_not_private_and_one_line_says_so(
 
 
 def test_bubblewrap_covers_what_is_private_and_lays_the_workspace_over_it() -> None:
-    """The words; what comes of them is shown above where bubblewrap is installed."""
+    """The arguments only; the tests above show their effect where bubblewrap is installed."""
     confinement = Confinement(
         Mechanism.BUBBLEWRAP,
         private=(Path("/home"), Path(os.devnull)),

@@ -1,4 +1,4 @@
-"""What goes wrong in the provisioner itself: the chat hears of it, and nothing is tried in vain."""
+"""Errors of the provisioner itself: the chat learns of them, and hopeless work is not retried."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def failing(error: Exception) -> Callable[..., Any]:
 
 
 async def failed(rig: Rig, job: Event) -> tuple[str, str]:
-    """Have a job built; return what its build_failed says, and the build's log."""
+    """Run a job whose build fails; return the error of its build_failed, and the build's log."""
     build = await rig.ask(job)
     ended = await rig.ended(build)
     assert ended["type"] == "workspaced.build_failed.v1"

@@ -1,4 +1,4 @@
-"""What a provisioner that runs for years does not pile up."""
+"""Files that must not accumulate while a provisioner runs for years."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_archives_stay_that_workspaces_have_and_those_used_last(
     versions = [rig.version({"a": str(n)}) for n in range(5)]
     async with provisioning():
         for number, version in enumerate(versions):
-            # The first workspace stays as it was made, the second takes one version after another.
+            # Build 0 has its own workspace; the others rebuild one workspace with newer versions.
             workspace = {} if number else {"workspace_id": identity()}
             await rig.ended(await rig.ask(rig.job(number, version=version, **workspace)))
 
@@ -69,7 +69,7 @@ async def test_what_a_killed_provisioner_had_unpacked_halfway_is_removed(
 async def test_an_archive_that_is_being_unpacked_is_not_pruned(
     rig: Rig, provisioning: Provisioning, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With none kept, each build's own archive would go between its fetch and its unpacking."""
+    """With no unused archive kept, pruning could delete an archive between fetch and unpacking."""
     monkeypatch.setattr(archive, "_UNUSED_KEPT", 0)
     jobs = [
         rig.job(1, version=rig.version({"a": str(n)}), workspace_id=identity()) for n in range(6)

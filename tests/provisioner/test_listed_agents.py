@@ -1,4 +1,4 @@
-"""What `build_succeeded` lists of a template's agents, and which agents can't be."""
+"""Which of a template's agents `build_succeeded` lists, and which agents are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines are collected, numbered, bounded, and show no secret (contract §3, log_appended)."""
+"""Log lines are collected, numbered, limited and masked (contract §3, log_appended)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_a_sender_that_was_killed_gives_no_number_twice(tmp_path: Path) ->
         running = asyncio.create_task(log.run())
         log.write("startup", "info", "x" * 600)
         await log.drained(5)
-        running.cancel()  # and no `close`
+        running.cancel()  # without `close`, as when it is killed
 
     numbers = [each["sequence"] for each in sent.lines]
     assert numbers == sorted(set(numbers))
@@ -115,7 +115,7 @@ async def test_output_shows_stars(tmp_path: Path, secret: str) -> None:
 
 
 async def test_what_a_step_said_last_is_masked_before_it_is_cut(tmp_path: Path) -> None:
-    """Neither the last lines nor a piece of the log begins or ends with half a secret."""
+    """Neither the last lines nor a chunk of the log begins or ends with part of a secret."""
     sent, secret = Sent(), "first-half-second-half"
     async with logging(tmp_path, sent) as log:
         log.mask = Mask([secret])

@@ -1,4 +1,4 @@
-"""A folder that push takes can be unpacked, and one that can't is refused by both in the same words."""
+"""Folders that push accepts can be unpacked; for others, push and unpacking give the same error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refused_by_push(folder: Path) -> list[str]:
 
 
 def refused_by_unpacking(folder: Path, tmp_path: Path) -> str:
-    """Pack the folder as any tar program would, and unpack that."""
+    """Pack the folder with tar, unpack it, and return the error."""
     with tarfile.open(tmp_path / "any.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
         for path in sorted(folder.rglob("*")):
             tar.add(path, str(path.relative_to(folder)), recursive=False)

@@ -1,4 +1,4 @@
-"""How many workspaces an owner may have on this machine."""
+"""The limit of workspaces per owner on a provisioner's machine."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_a_stopped_workspace_counts_and_a_deleted_one_does_not(
         assert not (places / first["workspace_id"]).exists()
         assert succeeded(await built(rig, start(rig)))
     rig.seen.clear()
-    async with provisioning(quota_limits=ONE):  # says again how the deletion ended
+    async with provisioning(quota_limits=ONE):  # publishes the deletion's terminal fact again
         again = await rig.ended(deletion["build_id"])
         async with MemoryBus(server) as worker:
             await worker.send("workspaced.resend.provisioner", b"")
@@ -146,7 +146,7 @@ async def test_a_workspace_whose_directory_was_removed_by_hand_does_not_count(
         await built(rig, first)
         (places / first["workspace_id"]).rename(places.parent / "elsewhere")
         assert succeeded(await built(rig, start(rig)))
-        # It would be one more if it came back.
+        # Building it again would make one workspace too many.
         assert refused(await built(rig, start(rig, 2, workspace_id=first["workspace_id"])))
 
 
@@ -176,7 +176,7 @@ async def test_of_two_builds_at_once_only_one_gets_the_last_place(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
-    # The one that is let in waits until the other was judged.
+    # The accepted build runs until the other one was refused.
     jobs = [start(rig, build={"start": f"read line < {gate}"}) for _ in range(2)]
     async with provisioning(quota_limits=ONE):
         builds = [await rig.ask(job) for job in jobs]

@@ -1,4 +1,4 @@
-"""How much disk an owner's workspaces may use on this machine."""
+"""The limit of disk space per owner on a provisioner's machine."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_what_an_attempt_left_that_was_cut_off_does_not_fail_the_next(
         await rig.ask(job)
         held = await asyncio.to_thread(os.open, gate, os.O_RDONLY)
     with os.fdopen(held) as running:
-        await asyncio.to_thread(running.read)  # ends when every process of the step has ended
+        await asyncio.to_thread(running.read)  # returns when all processes of the step have ended
     cut_off.touch()
     async with provisioning(quota_limits=FOUR):
         assert succeeded(await built(rig, job))

@@ -1,4 +1,4 @@
-"""No step outlives who runs it."""
+"""No process of a step outlives the step's runner."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ENV = {"PATH": os.environ["PATH"]}
 
 
 def without_reader(pipe: int) -> None:
-    """Wait until nobody reads the pipe any more."""
+    """Wait until no process has the pipe open for reading."""
     poll = select.poll()
-    poll.register(pipe, 0)  # an error is told whatever is asked for
+    poll.register(pipe, 0)  # poll reports errors whatever events are registered
     assert poll.poll(20_000), "somebody still reads"
 
 
@@ -56,10 +56,10 @@ async def run():
 asyncio.run(run())
 """
     runner = subprocess.Popen([sys.executable, "-c", program])
-    with gate.open() as held:  # opens when the step has begun
+    with gate.open() as held:  # returns when the step has begun
         runner.send_signal(signal.SIGKILL)
         runner.wait()
-        assert held.read() == ""  # ends when no process of the step is left
+        assert held.read() == ""  # returns when all processes of the step have ended
 
 
 async def test_processes_are_found_by_mark_and_ended_also_the_stubborn(tmp_path: Path) -> None:

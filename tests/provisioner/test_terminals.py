@@ -1,4 +1,4 @@
-"""No step has, or finds, the terminal of the operator who started the provisioner."""
+"""A step neither has nor can open the terminal of the operator who started the provisioner."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def run():
 
 
 def attacked(way: Mechanism, place: Path) -> tuple[dict[str, Any], bytes]:
-    """Run steps from a process that has a terminal; return its result and what the terminal got."""
+    """Run steps from a process with a terminal; return their result and the terminal's output."""
     (place / "attack.py").write_text(ATTACK)
     master, slave = pty.openpty()
     try:
@@ -115,7 +115,7 @@ def test_a_step_can_neither_read_nor_type_nor_take_the_terminal(
     assert "got" not in words.replace("got $x", "")
     assert shown == b"", "the terminal shows nothing of the step's"
     assert result["foreground"]
-    assert found["tty"] == "OSError"  # no such device or address
+    assert found["tty"] == "OSError"  # ENXIO: no such device or address
     for name in ("types by tty", "types by name", "types from a session of its own"):
         assert found[name].endswith("Error"), name
     for name in ("steals", "foreground"):
@@ -128,7 +128,7 @@ def test_a_step_can_neither_read_nor_type_nor_take_the_terminal(
 
 @pytest.mark.parametrize("way", [Mechanism.RLIMITS, *WAYS])
 async def test_a_step_may_make_terminals_of_its_own(tmp_path: Path, way: Mechanism) -> None:
-    """As `script`, `expect` and test suites do; where the kernel lets nobody mount, Landlock can't."""
+    """As `script` and `expect` do. Landlock can provide them only if this user may mount."""
     if way is Mechanism.LANDLOCK and not _may_mount():
         pytest.skip("this user may not mount")
     (tmp_path / "own.py").write_text(
@@ -161,7 +161,7 @@ def _may_mount() -> bool:
 def test_where_a_namespace_allows_nothing_a_step_runs_without_terminals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As Ubuntu's AppArmor does it: it lets us make the namespace, and refuses all that follows."""
+    """Ubuntu's AppArmor allows the creation of the namespace, and refuses everything in it."""
 
     def refused(_libc: object) -> None:
         raise PermissionError("/proc/self/uid_map")

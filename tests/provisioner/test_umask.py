@@ -1,4 +1,4 @@
-"""A umask that takes the owner's rights: provisioner and agent say so before they start."""
+"""With a umask that removes the owner's rights, provisioner and agent refuse to start."""
 
 from __future__ import annotations
 

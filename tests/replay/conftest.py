@@ -1,4 +1,4 @@
-"""A database with chats in every phase, made by a worker; the bus is in this process."""
+"""A database with chats in every phase, written by a worker over the in-memory bus."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOKEN = "s3cret"
 
 @dataclass(slots=True)
 class Place:
-    """The database and a worker on it."""
+    """The database, and a worker that uses it."""
 
     url: str
     rig: Rig
@@ -44,20 +44,20 @@ class Place:
     store: PostgresStore
 
     async def create(self, call: str = "c") -> str:
-        """A chat whose workspace is being built."""
+        """Return a chat whose workspace is being built."""
         chat = new_id()
         await self.rig.senders.create(chat, call)
         await self.hand.pump()
         return chat
 
     async def ready(self) -> str:
-        """A chat whose workspace is ready."""
+        """Return a chat whose workspace is ready."""
         chat = await self.create()
         await self.built()
         return chat
 
     async def built(self, agents: tuple[str, ...] = ("main",)) -> None:
-        """Let the newest build, and what it made, come to a good end."""
+        """Report the success of the newest build, and of the agents of a start build."""
         job = self.rig.job
         await self.rig.senders.built(job, "started")
         await self.rig.senders.built(job, agents=agents)
@@ -67,7 +67,7 @@ class Place:
         await self.hand.pump()
 
     async def secretive(self) -> str:
-        """A chat whose workspace was built with a value that logs hide."""
+        """Return a chat whose workspace was built with a value that logs mask."""
         chat, args = new_id(), {"branch": "next", "token": TOKEN}
         await self.rig.senders.ask(
             chat, "create_workspace", template_id=SECRETIVE.id, parameters=args
@@ -77,7 +77,7 @@ class Place:
         return chat
 
     async def stopped(self) -> str:
-        """A chat that was stopped, started and stopped."""
+        """Return a chat that was stopped, started and stopped."""
         chat = await self.ready()
         for call, tool in (("d", "stop"), ("e", "start"), ("f", "stop")):
             await self.rig.senders.ask(chat, f"{tool}_workspace", call)
@@ -86,7 +86,7 @@ class Place:
         return chat
 
     async def replaced(self) -> str:
-        """A chat whose first workspace was left running, and is stopped."""
+        """Return a chat with a replaced workspace, which is being stopped."""
         chat = await self.create()
         await self.built(())
         await self.rig.senders.create(chat, "d")

@@ -1,4 +1,4 @@
-"""A database beside its event logs: verified, and its snapshots rebuilt."""
+"""Databases compared with their event logs, and snapshots rebuilt from the logs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def audited(place: Place) -> dict[str, Audit]:
 
 
 async def wrong(place: Place) -> dict[str, list[str]]:
-    """What is told of each chat that does not add up."""
+    """Return the differences of each chat whose log and snapshot do not agree."""
     return {
         chat: [str(difference) for difference in (*audit.of_log, *audit.of_snapshot)]
         for chat, audit in (await audited(place)).items()
@@ -179,7 +179,7 @@ async def test_a_log_that_does_not_fold_is_named_and_rebuilds_nothing(
 async def test_a_log_from_before_causes_and_limits_were_kept_is_rebuilt_alike(
     place: Place,
 ) -> None:
-    """The rules act at once, so the cause is the last event that followed from none."""
+    """Rules act on an event at once, so the cause is the last event that has no cause itself."""
     await place.every_kind()
     before = await place.rows(SNAPSHOTS)
     await place.execute("update event_log set cause = null, deadline = null")

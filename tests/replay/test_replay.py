@@ -1,4 +1,4 @@
-"""Recorded logs with an ending written by hand: an independent second statement of the table."""
+"""Recorded logs, with endings written by hand as a second statement of the table of moves."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_recorded_log_still_ends_where_it_did(name: str) -> None:
 
 @pytest.mark.parametrize("name", ENDINGS)
 def test_a_recorded_log_still_agrees_entry_by_entry(name: str) -> None:
-    """Outcome, states and version of each: none was recorded as it would not be today."""
+    """Replay yields the recorded outcome, states and version of each entry."""
     assert [str(difference) for difference in only(replay(entries(name))).differences] == []
 
 
@@ -111,7 +111,7 @@ def object_id(number: int) -> str:
 
 
 def test_every_type_that_a_log_may_hold_is_frozen_here() -> None:
-    """So that a change of a model that old logs don't survive is seen."""
+    """So that this test fails if a change of a model makes old logs unreadable."""
     frozen = {entry["event"]["type"] for name in ENDINGS for entry in entries(name)}
 
     models = [model for of_kind in events.BY_KIND.values() for model in of_kind]

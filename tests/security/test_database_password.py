@@ -1,4 +1,4 @@
-"""The embedded database requires a password that a template's code can't read."""
+"""The embedded database requires a password, which template code can't read."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def sockets_of(servers: Servers) -> str:
 
 
 def stolen(servers: Servers, cwd: Path, prefix: Sequence[str] = ()) -> str:
-    """Run the program that tries to connect to the database; return what it found."""
+    """Run a program that tries to connect to the database; return what it found."""
     password = read_password(servers.credentials)
     assert password
     started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
@@ -141,7 +141,7 @@ def test_a_build_step_cannot_connect_to_the_database(servers: Servers, way: Mech
 
 
 def test_an_unconfined_program_can_read_the_password(servers: Servers, tmp_path: Path) -> None:
-    """The password is in its file and in memory, and in no command line, environment or other file."""
+    """The password is in its file and in memory, but in no command line, environment or other."""
     found = stolen(servers, tmp_path).splitlines()
 
     file = servers.credentials / "database.pass"
@@ -196,7 +196,7 @@ def test_only_the_private_password_file_contains_the_password(
 async def test_an_old_data_directory_gets_a_password_before_it_accepts_connections(
     tmp_path: Path,
 ) -> None:
-    """The directory is from an earlier version, or its password file was lost."""
+    """The directory was created by an earlier version, or its password file was lost."""
     async with postgresql(tmp_path) as (url, _):
         before = await asyncpg.connect(url)
         await before.execute("create table kept (word text); insert into kept values ('yes')")
@@ -305,7 +305,7 @@ HOSTILE = {
     "LC_ALL": "xx_XX.nothing",
     "LANG": "xx_XX.nothing",
 }
-"""Variables that a shell may export, each of which could break `up`, its servers or its commands."""
+"""Variables that a shell may export, each of which could break `up`, its servers, or commands."""
 
 
 def test_exported_variables_do_not_redirect_up_and_its_commands(

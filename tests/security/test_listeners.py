@@ -1,4 +1,4 @@
-"""The health server limits clients that send too much, too slowly, or for anything else."""
+"""The health server limits clients that send too much, too slowly, or other requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HERE, OTHER = "127.0.0.1", "127.0.0.2"
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[int]:
-    """Run a health server that reports no problem."""
+    """Run a health server that reports no problem; yield its port."""
     with socket.create_server((HERE, 0)) as free:
         port = int(free.getsockname()[1])
     async with health_server(HERE, port, {}):
@@ -26,7 +26,7 @@ async def serving() -> AsyncIterator[int]:
 
 
 async def asked(port: int, request: bytes, address: str = HERE) -> bytes:
-    """Send a request from that address; return everything until the server closes the connection."""
+    """Send a request from that address; return everything received until the server closes."""
     reader, writer = await asyncio.open_connection(HERE, port, local_addr=(address, 0))
     try:
         writer.write(request)

@@ -1,4 +1,4 @@
-"""A message id that another client has used does not suppress a fact."""
+"""If another client has used the message id of a fact, the fact is still stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recognizable secrets in every credential, and a search for them in everything others can read."""
+"""Puts recognizable secrets into every credential, and searches everything that others can read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ startup_script = "env"
 
 @dataclass
 class Findings:
-    """Everything that others could read, and where."""
+    """Texts that others could read, each with the place where it was found."""
 
     seen: list[tuple[str, str]] = field(default_factory=list)
 
@@ -61,7 +61,7 @@ class Findings:
 
 @asynccontextmanager
 async def listening(up: Up, findings: Findings) -> AsyncIterator[Participant]:
-    """Record every message, as an operator."""
+    """Record every message as an operator receives it."""
 
     async def hear(message: Msg) -> None:
         findings.add(message.subject, f"{message.headers} ".encode() + message.data)
@@ -75,7 +75,7 @@ async def listening(up: Up, findings: Findings) -> AsyncIterator[Participant]:
 
 
 async def stored(operator: Participant, findings: Findings) -> None:
-    """Read every stream."""
+    """Record the messages of every stream."""
     for stream in ("STATE", "LOG", "RESULT", "DEAD", "TIMER", "PRESENCE"):
         state = (await operator.js.stream_info(f"WORKSPACED_{stream}")).state
         for sequence in range(state.first_seq, state.last_seq + 1 if state.messages else 0):
@@ -87,7 +87,7 @@ async def stored(operator: Participant, findings: Findings) -> None:
 
 
 def looked_at(pids: list[int], findings: Findings, *, environment_of: list[int]) -> None:
-    """Read the command lines of all processes, and the environment of those that need no secret."""
+    """Record the command lines of all processes, and environments that must contain no secret."""
     for pid in pids:
         findings.add(f"command line of {pid}", Path(f"/proc/{pid}/cmdline").read_bytes())
     for pid in environment_of:
@@ -95,7 +95,7 @@ def looked_at(pids: list[int], findings: Findings, *, environment_of: list[int])
 
 
 def readable(directory: Path, findings: Findings) -> None:
-    """Read all files that others could read if they could enter the data directory."""
+    """Record all files that others could read if they could enter the data directory."""
     for parent, folders, files in os.walk(directory):
         folders[:] = [name for name in folders if (Path(parent) / name).lstat().st_mode & 0o011]
         for name in files:
@@ -106,7 +106,7 @@ def readable(directory: Path, findings: Findings) -> None:
 
 
 def failures(up: Up, tmp_path: Path, findings: Findings) -> None:
-    """Cause every error that involves a secret."""
+    """Cause all errors that involve a secret."""
     nowhere = "127.0.0.1:1"
     database = f"postgresql://ada:{IN_DATABASE_URL}@"
     strange = tmp_path / "strange.nk"
@@ -191,11 +191,11 @@ async def test_planted_secrets_appear_nowhere(
     assert findings.of(password) == []
     assert findings.of(IN_DATABASE_URL) == []
     assert findings.of(IN_NATS_URL) == []
-    # Scripts get their parameters by the environment, and nothing else of ours.
+    # Scripts get their parameters through the environment, but no other secret of workspaced.
     assert of_agents.of(IN_PARAMETER) != []
     for secret in (password, IN_DATABASE_URL, IN_NATS_URL, *seeds.values(), *issued):
         assert of_agents.of(secret) == []
-    # The request and the job are what carries a parameter; all the rest shows stars.
+    # Only the request and the job contain a parameter; everything else contains stars.
     carriers = ("workspaced.in.tool.", "workspaced.job.")
     assert [w for w in findings.of(IN_PARAMETER) if not w.startswith(carriers)] == []
     assert any("***" in text for where, text in findings.seen if where.startswith("workspaced.log"))

@@ -1,4 +1,4 @@
-"""TLS on every listener, with certificates of a CA that the test creates."""
+"""TLS on every listener, with certificates from a CA that the test creates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.cli.template_folders import folder
 from tests.rigs.client import Participant, connected, new_id, role_options
 from tests.rigs.processes import Up, run, up
 
-# nats-py gives aiohttp its patience in an old way.
+# nats-py passes its timeout to aiohttp in a deprecated way.
 pytestmark = pytest.mark.filterwarnings("ignore:parameter 'timeout' of type:DeprecationWarning")
 
 
@@ -62,7 +62,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 @pytest.fixture(scope="module")
 def secured(papers: Papers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """An `up` whose listeners accept other machines, over TLS only."""
+    """An `up` whose listeners also accept other machines, only over TLS."""
     anywhere = ("--nats-host", "0.0.0.0", "--websocket-host", "0.0.0.0", "--http-host", "0.0.0.0")
     environment = {
         "WORKSPACED_TLS_CERTIFICATE": str(papers.certificate),
@@ -133,9 +133,9 @@ def test_commands_and_agents_connect_over_tls(secured: Up, tmp_path: Path) -> No
     created = secured.data("tool", "create_workspace", "--chat", chat, "--arg", argument)
     deleted = secured.run("workspace", "delete", chat)
 
-    assert created.keys() == {"created", "workspace_name", "build_id"}  # so its agent is ready
+    assert created.keys() == {"created", "workspace_name", "build_id"}  # so the agent is ready
     assert deleted.returncode == 0, deleted.stderr
-    assert "eof_received" not in deleted.stderr  # asyncio's warning, of every connection's end
+    assert "eof_received" not in deleted.stderr  # asyncio's warning at the end of each connection
 
 
 def test_a_wrong_ca_is_reported_with_a_remedy(secured: Up, papers: Papers) -> None:
@@ -166,7 +166,7 @@ async def test_a_role_ends_if_retrying_tls_cannot_succeed(
     url = servers.nats_url.replace("nats://", "tls://")
     place = ("--data-dir", tmp_path, "--nats-url", url)
     seed = ("--credentials", seed_file(servers.credentials, role))
-    # By the environment: a provisioner has no flag for it.
+    # Through the environment, because a provisioner has no flag for it.
     env = {"WORKSPACED_DATABASE_URL": database_url}
 
     done = await asyncio.to_thread(run, role, *place, *seed, env=env)

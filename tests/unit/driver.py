@@ -1,4 +1,4 @@
-"""A chat with its calls, folded and judged the way a worker does it, one event at a time."""
+"""A chat and its calls: folds facts and evaluates calls as a worker does, one event at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ start = "true"
 
 
 def template(text: str = PLAIN, *, organization: str = ORG, version: str = "version") -> Template:
-    """A pushed template."""
+    """Return a pushed template."""
     manifest = read(text)
     made = uid(f"template {manifest.name}")
     return Template(
@@ -44,7 +44,7 @@ def template(text: str = PLAIN, *, organization: str = ORG, version: str = "vers
 
 
 def catalog(*templates: Template, older: tuple[Version, ...] = ()) -> Catalog:
-    """These templates, and these versions that are not active any more."""
+    """Return a catalog of these templates, and of these versions that are no longer active."""
     versions = (*(t.active for t in templates), *older)
     return Catalog({t.id: t for t in templates}, {version.id: version for version in versions})
 
@@ -53,7 +53,7 @@ PYTHON: Final = template()
 
 
 def asked(tool: str, call_id: str = "c", organization: str = ORG, **args: Any) -> Event:
-    """A tool request."""
+    """Return a tool request."""
     return event(
         ToolRequested(
             call_id=call_id,
@@ -68,7 +68,7 @@ def asked(tool: str, call_id: str = "c", organization: str = ORG, **args: Any) -
 
 
 class Desk:
-    """One chat, its open calls and what came of them."""
+    """One chat with its open calls, its answers, the requested builds and the published states."""
 
     def __init__(
         self,
@@ -87,21 +87,21 @@ class Desk:
         self.open: dict[str, Call] = {}
         self.answers: dict[str, Answered] = {}
         self.jobs: list[BuildRequested] = []
-        """Builds asked for, those of replaced workspaces included."""
+        """The requested builds, including those of replaced workspaces."""
         self.states: list[State] = []
-        """What was published, in order."""
+        """The published states, in order."""
         self._calls = 0
         self.hear(*facts)
 
     def hear(self, *facts: Event) -> Desk:
-        """Let facts come."""
+        """Apply facts, and evaluate the waiting calls after each."""
         for fact in facts:
             self._decide(fact)
             self._settle()
         return self
 
     def ask(self, tool: str, call_id: str | None = None, **args: Any) -> Answered | None:
-        """Let a call come; return its answer unless it waits."""
+        """Make a call; return its answer, or None while it waits."""
         self._calls += 1
         name = call_id or f"call-{self._calls}"
         request = asked(tool, name, **args)
@@ -123,7 +123,7 @@ class Desk:
         return self.answers.get(name)
 
     def create(self, call_id: str | None = None, **args: Any) -> Answered | None:
-        """Ask for a workspace of the template `python`."""
+        """Call create_workspace with the template `python`."""
         return self.ask("create_workspace", call_id, **{"template_id": PYTHON.id, **args})
 
     def start(self, call_id: str | None = None, **args: Any) -> Answered | None:
@@ -133,11 +133,11 @@ class Desk:
         return self.ask("stop_workspace", call_id)
 
     def cancel(self, call_id: str) -> Answered:
-        """Let the chat not wait any more."""
+        """Cancel a waiting call; return its answer."""
         return tool_rules.canceled(self.open.pop(call_id), self.chat)
 
     def delete(self) -> None:
-        """Let somebody ask for the end of the workspace."""
+        """Request the deletion of the workspace."""
         request = event(DeleteRequested(), source="/chat/service")
         self._decide(request)
         verdict = tool_rules.deletion(self.chat, self.known, request.id)
@@ -148,17 +148,17 @@ class Desk:
         self._settle()
 
     def late(self) -> Desk:
-        """Let the limit of the present state be over."""
+        """Let the limit of the present state pass."""
         return self.hear(deadline(self.chat.generation))
 
     def result(self, call_id: str) -> dict[str, Any]:
-        """What a call was answered, which is no error of its own."""
+        """Return the result of a call; its answer must not be an error."""
         assert not self.answers[call_id].is_error, self.answers[call_id]
         return self.answers[call_id].result
 
     @property
     def job(self) -> BuildRequested:
-        """The newest build that was asked for."""
+        """The newest requested build."""
         return self.jobs[-1]
 
     def _decide(self, fact: Event) -> None:
@@ -187,6 +187,6 @@ class Desk:
         return True
 
     def _settle(self) -> None:
-        """Judge the waiting calls in the order they came, until none has more to say."""
+        """Evaluate the waiting calls in order of arrival, until no verdict changes the chat."""
         while any(self._judge(call) for call in list(self.open.values())):
             pass

@@ -1,4 +1,4 @@
-"""Facts by short names, and chats made of them."""
+"""Short names for facts, and chats that consist of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _numbers = count(1)
 
 
 def uid(label: str) -> str:
-    """The same UUID for the same label."""
+    """Return a UUID, always the same for the same label."""
     return str(uuid5(NAMESPACE_OID, label))
 
 
@@ -50,7 +50,7 @@ CHAT: Final = uid("chat")
 
 
 def event(data: Data, source: str = "", identity: str = "") -> Event:
-    """An event with `data`, of its usual sender and with an id of its own."""
+    """Return an event with `data`, from the usual sender of such data, with a new id."""
     name = {"agent": "/agent/x", "build": "/provisioner/p"}.get(data.name.split("_")[0], OURS)
     return Event(
         source=source or name,
@@ -62,7 +62,7 @@ def event(data: Data, source: str = "", identity: str = "") -> Event:
 
 
 def agents(*names: str, **more: Any) -> tuple[Agent, ...]:
-    """Root agents of these names; `child=parent` for one that belongs to another."""
+    """Return root agents with these names; `child=parent` adds an agent below another one."""
     roots = tuple(Agent(id=uid(name), name=name) for name in names)
     return roots + tuple(
         Agent(id=uid(name), name=name, parent_id=uid(parent)) for name, parent in more.items()
@@ -165,7 +165,7 @@ def disconnected(
 
 
 def lost(agent: str = "main", number: int = 1, workspace: str = "w") -> Event:
-    """The workers missed the agent."""
+    """Return the event with which workers record that they noticed the loss of an agent."""
     return disconnected(None, agent, number, workspace)
 
 
@@ -189,7 +189,7 @@ def apply(workspace: Chat, fact: Event, at: datetime = NOW) -> Decision:
 
 
 def chat(*facts: Event, of: Chat | None = None) -> Chat:
-    """The chat after `facts`, one a second."""
+    """Return the chat after `facts`, which arrive one per second."""
     workspace = of or Chat(chat_id=CHAT)
     for second, fact in enumerate(facts):
         workspace = apply(workspace, fact, NOW + timedelta(seconds=second)).chat
@@ -197,17 +197,17 @@ def chat(*facts: Event, of: Chat | None = None) -> Chat:
 
 
 def late(workspace: Chat) -> Event:
-    """The limit of the present state is over."""
+    """Return the event that the limit of the present state has passed."""
     return deadline(workspace.generation)
 
 
 def then_late(*facts: Event) -> list[Event]:
-    """`facts`, and then the limit of the state that they lead to."""
+    """Return `facts`, followed by the deadline of the state that they lead to."""
     return [*facts, late(chat(*facts))]
 
 
 def path(*facts: Event) -> list[str]:
-    """The states that were published, in order."""
+    """Return the published states, in order."""
     workspace, seen = Chat(chat_id=CHAT), list[str]()
     for fact in facts:
         decision = apply(workspace, fact)
@@ -218,7 +218,7 @@ def path(*facts: Event) -> list[str]:
 
 
 def place(workspace: Chat) -> dict[str, Any]:
-    """Where the chat is, whatever way it took: no versions, times and causes."""
+    """Return what must not depend on the order: the snapshot without versions, times and causes."""
     seen = state_changed(workspace)
     for key in ("version", "previous_state", "deadline", "cause"):
         del seen[key]
@@ -233,7 +233,7 @@ def place(workspace: Chat) -> dict[str, Any]:
 
 
 def ways() -> dict[State, list[Event]]:
-    """A way to every state, from a new chat."""
+    """Return for each state the facts that lead to it from a new chat."""
     start, stop = requested(), requested(2, STOP)
     built, there = [start, succeeded()], [start, succeeded(), connected(1)]
     return {

@@ -1,4 +1,4 @@
-"""Desks in a state, and a provisioner and an agent for their newest job."""
+"""Desks in a given state, and a provisioner and an agent that work on their newest job."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.unit.facts import agents, event, started, uid, ways
 
 
 def is_error(answer: Answered | None) -> bool:
-    """Whether a call was answered that something is wrong with the call itself."""
+    """Return whether the answer is an error of the call itself."""
     return answer is not None and answer.is_error and set(answer.result) == {"error"}
 
 
 def at(state: State, **more: Any) -> Desk:
-    """A chat in that state, its workspace `w` made elsewhere of the template `python`."""
+    """Return a chat in that state; its workspace `w` was made elsewhere from template `python`."""
     if state is State.NONE:
         return Desk(**more)
     known = started(1, workspace_name="w", owner_name="ann", template_id=PYTHON.id)
@@ -38,7 +38,7 @@ def at(state: State, **more: Any) -> Desk:
 
 
 class Jobs:
-    """Works the newest job."""
+    """Reports the facts of the newest job, as its provisioner and agent would."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk

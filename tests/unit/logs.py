@@ -16,7 +16,7 @@ from tests.unit.facts import CHAT, NOW, apply
 
 
 def recorded(facts: Iterable[Event]) -> Iterator[dict[str, Any]]:
-    """The log of a new chat to which `facts` came, in this order and one a second."""
+    """Yield the log of a new chat that received `facts` in this order, one per second."""
     workspace, known = Chat(chat_id=CHAT), set[tuple[str, str]]()
     for seq, fact in enumerate(facts, 1):
         at, identity = NOW + timedelta(seconds=seq), (fact.source, fact.id)

@@ -1,4 +1,4 @@
-"""The choice of agent, contract §6."""
+"""How the agent of a workspace is chosen (contract §6)."""
 
 from __future__ import annotations
 

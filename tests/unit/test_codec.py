@@ -1,4 +1,4 @@
-"""CloudEvents to and from events: what is accepted, what is a dead letter and why (contract §1)."""
+"""The codec of CloudEvents: what it accepts, and what becomes a dead letter (contract §1)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def envelope(name: str = "tool_requested", **changes: Any) -> dict[str, Any]:
-    """A valid CloudEvent of that type; `changes` of its attributes, None drops one."""
+    """Return a valid CloudEvent of that type with these attributes changed; None drops one."""
     kind, data = VALID[name]
     whole = {
         "specversion": "1.0",
@@ -121,7 +121,7 @@ def refused(found: Event | Rejected) -> tuple[Reason, str | None]:
 
 
 def text(json_text: str) -> bytes:
-    """A tool request whose `args` hold this piece of JSON."""
+    """Return a tool request whose `args` contain this piece of JSON."""
     return json.dumps(envelope()).replace(f'"{uid("t")}"', json_text).encode()
 
 
@@ -314,7 +314,7 @@ def test_what_no_store_can_hold_is_bad_data_and_the_caller_is_told(piece: str) -
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """A tool request of exactly that depth."""
+    """Return a tool request that is nested exactly that deep."""
     value: object = 1
     for _ in range(depth - 3):
         value = [value]
@@ -546,7 +546,7 @@ anything = st.recursive(
     st.dictionaries(st.sampled_from(sorted({*TOOL, *OF_BUILD, *OF_AGENT})), anything, max_size=3),
 )
 def test_any_data_is_read_or_refused(name: str, changes: dict[str, Any]) -> None:
-    """And what is read survives the way through our own log."""
+    """An event that was read also survives being written to the log and read from it."""
     kind, data = VALID[name]
 
     found = read(envelope(name, data={**data, **changes}), kind)
@@ -579,7 +579,7 @@ EVENTS = [
 
 @pytest.mark.parametrize("made", EVENTS, ids=lambda made: made.data.name)
 def test_every_event_that_a_log_holds_is_read_back(made: Event) -> None:
-    """Our own events too, such as the loss of an agent, which has no sequence."""
+    """Including workspaced's own events, such as the loss of an agent, which has no sequence."""
     assert event_of(envelope_of(made)) == made
 
 
@@ -599,7 +599,7 @@ def test_a_logged_event_that_cannot_be_read_is_a_value_error(broken: dict[str, A
 
 
 def test_an_older_schema_version_is_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stored and sent events of version 1 are read for ever; the frozen ones are in replay/logs."""
+    """Events of version 1 stay readable for ever; the frozen ones are in replay/logs."""
     from statemachine import codec  # noqa: PLC0415
 
     def lifted(old: dict[str, Any]) -> dict[str, Any]:

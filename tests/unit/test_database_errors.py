@@ -1,4 +1,4 @@
-"""Whose fault it is when the database fails: decided by what it says, for every error that it knows."""
+"""Each known database error is attributed to its cause: the database, the data, or a bug."""
 
 from __future__ import annotations
 

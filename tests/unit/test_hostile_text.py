@@ -1,4 +1,4 @@
-"""What others write is text: no terminal obeys it, and none of it costs more than its size."""
+"""Text of other programs can't control a terminal, and processing it takes linear time."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_no_expression_takes_longer_than_its_text_is_long(expression: str) -> No
 
     assert misfit(parameter, "a" * 100_000 + "!") is not None
 
-    assert time.perf_counter() - begun < 2  # a machine that backtracks would need years
+    assert time.perf_counter() - begun < 2  # a regular expression that backtracks would take years
 
 
 def test_an_expression_that_needs_too_much_memory_is_none() -> None:
@@ -165,7 +165,7 @@ def test_only_what_is_a_log_line_is_shown_as_one() -> None:
     assert read_log_line(said(), build) == line
     shown = read_ui_message(subject, said())
     assert shown is not None
-    assert shown["type"] == "workspaced.log_appended.v1"  # whatever it says it is
+    assert shown["type"] == "workspaced.log_appended.v1"  # even if its data names another type
     for wrong in (
         said(build_id=str(uuid4())),
         said(origin="worker"),
@@ -178,7 +178,7 @@ def test_only_what_is_a_log_line_is_shown_as_one() -> None:
     ):
         assert read_log_line(wrong, build) is None
         assert read_ui_message(subject, wrong) is None
-    for key in ("build_id", "stage"):  # null is as if it were absent
+    for key in ("build_id", "stage"):  # null has the same meaning as a missing key
         assert read_log_line(said(**{key: None}), build) == {
             k: v for k, v in line.items() if k != key
         }

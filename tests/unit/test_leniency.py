@@ -1,4 +1,4 @@
-"""Lenient where a sender's language shows, strict where meaning does (contract §1)."""
+"""The codec accepts other spellings of a value, but no value with an unclear meaning (§1)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HUGE = "1" * 400
 
 
 def told(name: str, **changes: Any) -> Event:
-    """The event of a message whose `data` has these changes."""
+    """Return the event of a message whose `data` has these changes."""
     kind, data = VALID[name]
     found = read(envelope(name, data={**data, **changes}), kind)
     assert isinstance(found, Event), found
@@ -44,7 +44,7 @@ def told(name: str, **changes: Any) -> Event:
 
 
 def raw(name: str, piece: str, **changes: Any) -> Event:
-    """The event of a message with a piece of raw JSON in the place of "@"."""
+    """Return the event of a message in which a piece of raw JSON replaces "@"."""
     kind, data = VALID[name]
     body = json.dumps(envelope(name, data={**data, **changes})).replace('"@"', piece)
     found = read(body.encode("utf-8", "surrogatepass"), kind)
@@ -52,7 +52,7 @@ def raw(name: str, piece: str, **changes: Any) -> Event:
     return found
 
 
-# -- what means the same ----------------------------------------------------------------------
+# -- different spellings of the same value ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_log_lines_are_read_as_leniently(changes: dict[str, Any]) -> None:
     assert type(found["sequence"]) is int
 
 
-# -- requests stay strict in meaning ----------------------------------------------------------
+# -- requests with an unclear meaning are refused ----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_page_that_is_no_integer_is_refused_by_its_name(page: object) -> None:
     assert found.message == "args.page is not an integer"
 
 
-# -- facts are not refused for a detail -------------------------------------------------------
+# -- facts are not refused because of a detail -------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_a_notice_of_very_many_faults_stays_short() -> None:
     ids=["entries", "NULs", "quotes", "brackets", "digits"],
 )
 def test_a_hostile_fact_is_read_in_linear_time(piece: str) -> None:
-    """In quadratic time some of these take minutes."""
+    """An algorithm of quadratic time would take minutes for some of these."""
     kind, data = VALID["build_succeeded"]
     body = json.dumps(envelope("build_succeeded", data={**data, "agents": "@"}))
     begun = time.process_time()
@@ -574,7 +574,7 @@ def test_no_agent_names_the_end_of_a_build() -> None:
     assert (found.build_id, found.fact) == (uid("b"), "")
 
 
-# -- whatever stands in the optional fields ---------------------------------------------------
+# -- any value in the optional fields ----------------------------------------------------------
 
 ODD_TEXTS = st.text(st.characters(exclude_categories=()), max_size=20) | st.sampled_from(
     ("", "\0", "\ud800", "x" * 70_000, "😀" * 20_000, uid("x"), uid("x").upper(), " ")
@@ -629,9 +629,9 @@ def test_whatever_stands_in_the_optional_fields_a_terminal_fact_is_accepted_and_
     if len(body) > MAX_SIZE - 3:
         return
     assert isinstance(found, Event), found
-    parse(written(found))  # the store can hold it
+    parse(written(found))  # the store accepts it
     assert event_of(envelope_of(found)) == found.model_copy(
-        update={"beginnings_cut": frozenset()}  # the log does not keep it
+        update={"beginnings_cut": frozenset()}  # the log does not contain this field
     )
     ended = chat(requested(), found)
     assert ended.state is not State.BUILDING

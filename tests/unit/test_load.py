@@ -1,4 +1,4 @@
-"""What is refused because too much waits already, and what never is."""
+"""Which requests are refused because too many are waiting, and which never are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must be looked up before calls are judged."""
+"""Which data a worker must look up before it evaluates calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every spelling of a secret is found, wherever a text is cut, in time linear in the text."""
+"""The mask finds every spelling of a secret, wherever the text is cut, in linear time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from statemachine.mask import MASK, SHORTEST, Mask, MaskedStream, hidden_parts, spellings
 
 PATIENT = settings(deadline=None)
-"""A busy machine takes longer now and then, which is no fault."""
+"""Without a deadline: a busy machine may take longer, which is not an error."""
 
 PEM = (
     "-----BEGIN KEY-----\nMC4CAQ/wBQYDK2VwBCIEIAbc+efGhIjKl==\n  indented line\n-----END KEY-----\n"
 )
-# Stars are left out: what masking puts in could then spell a secret by chance.
+# Without stars: the `***` of one mask could by chance complete the spelling of another secret.
 LETTERS = st.characters(exclude_categories=("Cs",), exclude_characters="*")
 VALUES = st.text(st.one_of(st.sampled_from("ab%/+ \n\r\t'\"\\ü<=&~"), LETTERS), max_size=30)
 
@@ -31,12 +31,12 @@ def lines_of(value: str) -> list[str]:
 
 
 def readable(text: str, part: str) -> bool:
-    """Say whether a part that must be hidden is in the text."""
+    """Return whether a part that must be masked is in the text."""
     return len(part) >= SHORTEST and not part.isspace() and part in text
 
 
 def as_written(part: str) -> list[str]:
-    """Return the part as other programs write it."""
+    """Return the part in the spellings of other programs."""
     return [
         part,
         json.dumps(part)[1:-1],

@@ -1,4 +1,4 @@
-"""Every state against everything that can come: the table, stated a second time and by hand."""
+"""Each state with each kind of event. The table of moves is written a second time here, by hand."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ LEGAL_MOVES = {
     ("wait_resumed", "build_timed_out"): "building",
     ("wait_resumed", "stop_timed_out"): "stopping",
 }
-"""Contract §4 by hand, not read from TABLE: (trigger, from) -> to. What isn't here is refused."""
+"""Contract §4 by hand, not read from TABLE: (trigger, from) -> to. Any other pair has no move."""
 
 LIMITED = {S.BUILDING, S.AGENT_CONNECTING, S.SCRIPTS_RUNNING, S.STOPPING}
 WIRE = {
@@ -152,7 +152,7 @@ def transition_of(workspace: Chat) -> events.Transition:
 
 
 def of_a_build(chat_: Chat, number: int, **more: Any) -> list[Event]:
-    """Every provisioner fact of the build of that number, of its own kind and of every other."""
+    """Return the facts of a build: of its transition if the chat follows it, else of each."""
     kinds = {transition_of(chat_)} if not more else {START}
     return [
         fact
@@ -172,7 +172,7 @@ def of_an_agent(**more: str | int) -> list[Event]:
 
 
 def everything(workspace: Chat) -> dict[str, list[Event]]:
-    """Each type of event, by how it stands to the chat."""
+    """Return events of every type, named after their relation to the chat."""
     number = followed_number(workspace)
     tool = events.ToolRequested(
         call_id="c",
@@ -216,13 +216,13 @@ def everything(workspace: Chat) -> dict[str, list[Event]]:
 
 
 def formerly_f(state: State) -> Chat:
-    """A chat in `state` that had workspace `f` before."""
+    """Return a chat in `state` that had workspace `f` before."""
     gone = chat(requested(1, START, "f"), deleted("f"))
     return chat(*ways_after(state), of=gone)
 
 
 def ways_after(state: State) -> list[Event]:
-    """The way to `state`, with the deadlines of a chat that has had one before."""
+    """Return the events that lead to `state` in a chat that has had one deadline before."""
     return [
         deadline(fact.data.generation + 1) if isinstance(fact.data, events.DeadlinePassed) else fact
         for fact in ways()[state]
@@ -230,7 +230,7 @@ def ways_after(state: State) -> list[Event]:
 
 
 def assert_sound(workspace: Chat) -> None:
-    """What the contract says is set exactly when."""
+    """Assert that each field is set exactly in the states that the contract names for it."""
     data = state_changed(workspace)
     assert (data["deadline"] is not None) is (workspace.state in LIMITED)
     assert (data["failure"] is not None) is (data["state"] == "failed")
@@ -243,7 +243,7 @@ def assert_sound(workspace: Chat) -> None:
 
 @pytest.mark.parametrize("state", State)
 def test_every_event_has_an_answer_in_every_state(state: State) -> None:
-    """Total: nothing raises, each step is one version, and every published state is sound."""
+    """Nothing raises, each step is one version, and every published state is sound."""
     before = formerly_f(state)
     assert before.state is state
     for how, facts in everything(before).items():

@@ -1,4 +1,4 @@
-"""Names of workspaces, contract §6."""
+"""The names of workspaces (contract §6)."""
 
 from __future__ import annotations
 

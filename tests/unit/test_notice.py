@@ -1,4 +1,4 @@
-"""A build that nobody has begun is said so, with its pool, for as long as that is so."""
+"""While no provisioner has taken a chat's build, a notice says so and names the pool."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def test_after_the_limit_the_failure_says_it() -> None:
 
 
 def test_it_is_no_part_of_the_published_state() -> None:
-    """A frontend counts versions; nothing of a version may change without a new one."""
+    """Frontends compare versions, so a version must never change after it was published."""
     assert "notice" not in state_changed(chat(requested()))

@@ -1,18 +1,20 @@
-"""Order never matters: whatever order the same facts come in, the chat ends in the same place.
+"""Order never matters: the same facts lead the chat to the same state, whatever their order.
 
-Of an agent, each *field* follows the highest sequence that spoke of it: connection, lifecycle shown,
-outcome of the startup. A single highest-sequence rule would make order matter: after a reconnect,
-`agent_connected` of sequence 5 would silence a `ready` of sequence 3 that comes late, and the chat
-would wait for scripts that ended long ago. That an agent was ever connected, or ever beyond `created`,
-is remembered whatever its sequence.
+Each *field* of an agent follows the report with the highest sequence that concerns it: whether it
+is connected, the lifecycle shown, and how its startup scripts ended. One highest sequence for all
+fields would make order matter: after a reconnect, `agent_connected` with sequence 5 would hide a
+`ready` with sequence 3 that arrives late, and the chat would wait for scripts that ended long ago.
+Two facts are remembered whatever the sequences: that an agent was once connected, and that its
+lifecycle was once beyond `created`.
 
-A loss that the workers noticed divides what an agent says: whatever its next fact is, it undoes the
-loss, and its numbers begin anew with that one. So a loss stands between two sets of facts; within each
-of them order does not matter. If the numbers go on rising, a late lower one still changes nothing.
+A loss that the workers noticed divides an agent's reports: the next report undoes the loss whatever
+its sequence is, and sequences are compared from that report on. So the loss separates two sets of
+facts, and within each set order does not matter. If sequences continue to rise after the loss, a
+late report with a lower one has no effect.
 
-What the rule leaves open: an agent that runs its scripts *again* (a settled startup lifecycle, then a
-higher-numbered `starting` or `start_error`). The table keeps `ready` and `failed` there, while the
-sequence rule lets a late lower fact change nothing, so only there the order decides; a test says so.
+There is one exception: an agent that runs its scripts *again* (a lifecycle that ended the startup,
+then `starting` or `start_error` with a higher sequence). The table keeps `ready` and `failed` then,
+and a late fact with a lower sequence must change nothing, so the order decides. A test shows it.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ from tests.unit.facts import (
 
 S = State
 MOST = 1500
-"""Orders tried of one run: all of six facts, a seeded choice of longer ones."""
+"""How many orders of a run are tried. A run of up to six facts is tried in all orders."""
 
 MANY = agents("zed", "b-Coderd-Chat", **{"kid-coderd-chat": "zed"})
 RUNS: dict[str, tuple[list[Event], State, str | None]] = {
@@ -282,13 +284,14 @@ OVERTAKEN: dict[str, tuple[list[Event], State, str | None]] = {
         None,
     ),
 }
-"""The chat's own workspace is deleted, and another is made elsewhere: seen before that, or after."""
+"""The chat's workspace is deleted, and another is made elsewhere, reported before or after that."""
 
 
 def possible(order: tuple[Event, ...]) -> bool:
-    """Our own requests come in their order and before the facts of what they asked for.
+    """Return whether facts can arrive in this order.
 
-    A workspace that we asked for is built by nobody before its first request.
+    Requests of workspaced arrive in the order of their numbers, and before the facts of their
+    builds. No provisioner reports on a requested workspace before its first request.
     """
     asked = [fact.data for fact in order if isinstance(fact.data, BuildRequested)]
     if [request.build_number for request in asked] != sorted(r.build_number for r in asked):
@@ -303,7 +306,7 @@ def possible(order: tuple[Event, ...]) -> bool:
 
 
 def orders(run: list[Event]) -> Iterator[tuple[Event, ...]]:
-    """Orders in which the facts of a run may come: all, or a choice of many."""
+    """Yield orders in which the facts of a run may arrive: all, or a selection of a long run's."""
     if len(run) <= 6:
         yield from filter(possible, permutations(run))
         return
@@ -318,7 +321,7 @@ def orders(run: list[Event]) -> Iterator[tuple[Event, ...]]:
 
 
 def with_repeats(order: tuple[Event, ...], chance: Random) -> list[Event]:
-    """`order`, with some facts delivered again later. A request of ours is no message."""
+    """Return `order` with some facts delivered again later, except workspaced's own requests."""
     seen = list[Event]()
     for fact in order:
         seen.append(fact)
@@ -351,7 +354,7 @@ def test_a_workspace_seen_before_the_chats_own_is_deleted_ends_in_one_place(
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_repeat_moves_nothing(name: str) -> None:
-    """The store knows repeats by their identity; folding one would do no harm either."""
+    """The store recognizes repeats by identity; folding a repeat would have no effect either."""
     run, _, _ = RUNS[name]
     end, chance = place(chat(*run)), Random(name)
     for order in islice(orders(run), 200):
@@ -447,7 +450,7 @@ RESTORED: dict[str, tuple[list[Event], str, str]] = {
         "starting",
     ),
 }
-"""What an agent says whose numbers went back after its loss, and what is shown of it then."""
+"""Reports of a lost agent whose sequences start again lower, and what is then shown of it."""
 
 
 @pytest.mark.parametrize("name", RESTORED)
@@ -477,7 +480,7 @@ def test_an_agent_may_be_lost_and_restored_more_than_once() -> None:
 
 
 def test_an_old_fact_changes_nothing_once_an_agent_is_back_with_a_higher_number() -> None:
-    """A worker that was paused over it may be late by more than a loss takes to be noticed."""
+    """A paused worker may apply facts long after another worker noticed the loss."""
     back = chat(*BEFORE, lost(), connected(60))
 
     for late_one in (lifecycle(49, "starting"), disconnected(48), connected(47)):
@@ -503,7 +506,7 @@ def test_a_loss_that_is_undone_leaves_nothing_behind(name: str) -> None:
 
 
 def test_undoing_a_loss_restores_what_the_agent_had_said() -> None:
-    """A lifecycle `created` undoes the loss, but doesn't connect an agent that had left."""
+    """A lifecycle `created` undoes the loss, but does not connect a disconnected agent."""
     left = [requested(), succeeded(), connected(1), disconnected(2)]
 
     assert chat(*left, lost(), lifecycle(3, "created")).agent_status() == "disconnected"
@@ -517,7 +520,7 @@ def test_a_lower_sequence_changes_nothing_of_what_a_higher_one_spoke_of() -> Non
 
 
 def test_a_startup_that_is_run_again_is_the_one_place_where_lower_sequences_lose() -> None:
-    """Both rules of the contract hold as far as they can: see above."""
+    """The contract's two rules contradict each other here; see the docstring of this module."""
     built = [requested(), succeeded(), connected(1)]
     first, again = lifecycle(3, "ready"), lifecycle(4, "start_error")
 
@@ -526,7 +529,7 @@ def test_a_startup_that_is_run_again_is_the_one_place_where_lower_sequences_lose
 
 
 def test_of_two_terminal_facts_of_one_build_the_first_stored_counts() -> None:
-    """The one exception to 'order never matters'."""
+    """An exception to 'order never matters'."""
     assert chat(requested(), succeeded(), failed()).state is S.AGENT_CONNECTING
     assert chat(requested(), failed(), succeeded()).state is S.BUILD_FAILED
 
@@ -580,7 +583,7 @@ def test_a_workspace_that_was_replaced_moves_nothing_any_more() -> None:
 
 
 def test_another_workspace_moves_nothing_until_the_chat_has_none() -> None:
-    """Then the chat has it at once, whether it was seen before or after."""
+    """Then the chat binds it at once, whether it was reported before or after the deletion."""
     other = started(1, workspace="x")
 
     waiting = chat(requested(), other)
@@ -593,7 +596,7 @@ def test_another_workspace_moves_nothing_until_the_chat_has_none() -> None:
 
 
 def test_of_several_workspaces_seen_meanwhile_the_one_with_the_lowest_id_is_next() -> None:
-    """In `none` the first that is seen is bound: there is nothing to wait for."""
+    """In state `none` the chat binds the first one that is reported, without waiting for others."""
     others = [started(1, workspace=name) for name in "xyz"]
     lowest = min(uid(name) for name in "xyz")
 

@@ -1,4 +1,4 @@
-"""Values of parameters, contract §5 and §8."""
+"""Values of parameters (contract §5 and §8)."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ STALE: dict[str, tuple[str, dict[str, Any]]] = {
     "a text became a list": ("a", {"type": "list(string)", "default": "[]"}),
     "a number became a bool": ("1", {"type": "bool", "default": "false"}),
 }
-"""Why the value of the last build no longer fits the template."""
+"""Values of the last build that no longer fit the template, by reason."""
 
 
 @pytest.mark.parametrize("why", STALE)
@@ -293,7 +293,7 @@ def test_a_parameter_that_the_template_no_longer_has_is_left_out() -> None:
 
 
 def test_a_fixed_parameter_without_a_value_may_be_given_once() -> None:
-    """A job carries an empty text for it; whether that was a value its own version says."""
+    """The job carries an empty text for it; the build's version says whether that was a value."""
     without = (parameter(mutable=False),)
     unset = LastBuild({"p": ""}, without)
 

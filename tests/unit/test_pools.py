@@ -1,4 +1,4 @@
-"""A provisioner whose name is bound to a pool moves workspaces of that pool only."""
+"""A provisioner whose name is bound to a pool can only report on workspaces of that pool."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.unit.facts import (
 
 
 def of_pool(pool: str, number: int = 1, **more: object) -> Event:
-    """A build that was requested of a pool."""
+    """Return the request of a build in that pool."""
     event = requested(number, **more)  # type: ignore[arg-type]
     assert isinstance(event.data, BuildRequested)
     template = TemplateRef(id=uid("t"), name="t", version_id=uid("v"), pool=pool)

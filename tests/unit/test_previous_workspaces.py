@@ -1,4 +1,4 @@
-"""Workspaces that a chat does not have, or no longer: replaced ones, and those that nobody asked for."""
+"""Workspaces other than a chat's current one: replaced ones, and ones that were made elsewhere."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ from tests.unit.logs import recorded
 MINUTE = timedelta(minutes=1)
 KNOWN = Known(catalog=catalog(PYTHON), policy=Policy(), seed=b"seed")
 REPLACED = [requested(), succeeded(), connected(1), requested(1, START, "v")]
-"""The chat had `w`, which runs; it has `v`."""
+"""The chat's workspace `w`, which runs, was replaced by `v`."""
 
 
 def templated(number: int = 1, transition: Any = START, workspace: str = "w") -> Event:
-    """A build that workspaced asked for, of a template that is known."""
+    """Return the request of a build with a known template."""
     asked = requested(number, transition, workspace).data
     assert isinstance(asked, BuildRequested)
     active = PYTHON.active
@@ -200,7 +200,7 @@ def test_what_is_said_of_a_deleted_workspace_is_stale() -> None:
         assert decision.chat == left
 
 
-# -- workspaces that nobody asked for -----------------------------------------------------------
+# -- workspaces made elsewhere ------------------------------------------------------------------
 
 ELSEWHERE = [
     started(1, workspace="x", workspace_name="theirs", owner_name="bob", template_id=PYTHON.id),
@@ -312,7 +312,7 @@ def test_the_order_of_what_is_said_of_a_foreign_workspace_never_matters(name: st
 
 
 def test_it_binds_as_far_as_it_has_come_when_the_chats_own_is_deleted() -> None:
-    """What was said of it while the chat had another is not forgotten, nor waits for more."""
+    """Facts that arrived while the chat had another workspace are kept, and apply at once."""
     there = chat(requested(), *ELSEWHERE)
     assert orphaned(there) == ["x"]
 
@@ -381,7 +381,7 @@ def test_a_deletion_is_told_once_and_of_whatever_workspace() -> None:
 
 
 def test_a_delete_that_failed_first_deletes_nothing_when_it_succeeds() -> None:
-    """Of two ends of one build the first counts: the chat still has its workspace, and the name."""
+    """Of two terminal facts of a build the first one counts: the chat keeps its workspace."""
     there = chat(requested(), succeeded(), requested(2, DELETE), failed(2, DELETE))
 
     after = apply(there, succeeded(2, DELETE)).chat
@@ -494,7 +494,7 @@ def test_any_log_of_these_folds_to_what_it_recorded(facts: list[Event]) -> None:
 
 
 def assert_sound(workspace: Chat) -> None:
-    """No workspace stands twice; what is gone or being worked at is no orphan."""
+    """Assert that no workspace is stored twice, and no deleted or unfinished one is an orphan."""
     ids = [former.id for former in workspace.previous]
     assert len(set(ids)) == len(ids)
     assert workspace.current is None or workspace.current.id not in ids
@@ -507,7 +507,7 @@ def assert_sound(workspace: Chat) -> None:
     assert read_back == workspace
 
 
-# -- the lifetime, judged -----------------------------------------------------------------------
+# -- the lifetime -------------------------------------------------------------------------------
 
 
 def lived(*facts: Event) -> Iterator[Event]:

@@ -1,4 +1,4 @@
-"""What holds for any facts: order, repeats, snapshots and logs."""
+"""Properties that hold for any facts: order, repeats, snapshots and logs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ NAMES = ("main", "Main", "dev-coderd-chat", "x-CODERD-chat", "zed")
 
 @st.composite
 def life(draw: st.DrawFn, agent: str, number: int) -> list[Event]:
-    """What one agent reports while it runs its scripts once; sequences rise."""
+    """Draw the reports of an agent that runs its scripts once; the sequences rise."""
     facts, sequence = list[Event](), 0
     for value in draw(st.lists(st.sampled_from(LIFE), unique=True).map(in_life_order)):
         for _ in range(draw(st.integers(0, 2))):
@@ -75,7 +75,7 @@ def in_life_order(values: list[str]) -> list[str]:
 
 @st.composite
 def build(draw: st.DrawFn, number: int, transition: Transition) -> list[Event]:
-    """Some facts of a build: that it began, how it ended, and what its agents say."""
+    """Draw some facts of a build: its beginning, its end, and the reports of its agents."""
     facts = [started(number, transition)] if draw(st.booleans()) else []
     names = draw(st.lists(st.sampled_from(NAMES), max_size=3)) if transition is START else []
     made = tuple(
@@ -101,10 +101,10 @@ def build(draw: st.DrawFn, number: int, transition: Transition) -> list[Event]:
 
 @st.composite
 def history(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
-    """What comes first (the request that binds the workspace, or nothing), and facts in any order.
+    """Draw the first event (the request that binds the workspace, or none), and later facts.
 
-    Another workspace speaks only while the chat has one for good: in `none` the first one seen is
-    bound, which no order can leave open.
+    Facts about another workspace are drawn only if the chat never loses its own: in state `none` a
+    chat binds the first workspace that is reported, so the order would matter.
     """
     first = draw(st.sampled_from([[], [requested()]]))
     kinds = draw(st.lists(st.sampled_from([START, STOP]), min_size=1, max_size=4))
@@ -135,7 +135,7 @@ FOREIGN = [
 @quick
 @given(history(), st.randoms(use_true_random=False))
 def test_order_never_matters(made: tuple[list[Event], list[Event]], chance: Random) -> None:
-    """The exception, two different terminal facts of one build, is not among these facts."""
+    """Different terminal facts of one build, for which order does matter, are never drawn."""
     first, facts = made
     shuffled = chance.sample(facts, len(facts))
 
@@ -147,7 +147,7 @@ def test_order_never_matters(made: tuple[list[Event], list[Event]], chance: Rand
 def test_a_loss_that_is_undone_changes_no_end(
     made: tuple[list[Event], list[Event]], chance: Random, where: int
 ) -> None:
-    """The agent is lost after all that it said so far, and goes on with a higher number."""
+    """The agent is lost after its last report, and then connects with a higher sequence."""
     first, facts = made
     shuffled = chance.sample(facts, len(facts))
     agent = {"agent": "1/0", "number": 1}
@@ -164,7 +164,7 @@ def test_a_loss_that_is_undone_changes_no_end(
 def test_facts_that_come_again_move_nothing(
     made: tuple[list[Event], list[Event]], chance: Random
 ) -> None:
-    """However old they are, and even if nobody knew that they came before."""
+    """However old the facts are, and even if the store did not recognize them as repeats."""
     first, facts = made
     once, twice = chat(*first), chat(*first)
     for n, fact in enumerate(facts):
@@ -207,7 +207,7 @@ anything = st.lists(st.sampled_from(ANYTHING), max_size=14)
 @quick
 @given(anything)
 def test_any_facts_in_any_order_leave_a_sound_chat(facts: list[Event]) -> None:
-    """Total: nothing raises, and versions rise by one a step."""
+    """Nothing raises, and each step raises the version by one."""
     workspace = Chat(chat_id=CHAT)
     for fact in facts:
         decision = apply(workspace, fact)
@@ -244,7 +244,7 @@ def test_a_snapshot_that_was_read_back_decides_alike(
 @quick
 @given(anything)
 def test_a_log_folds_to_what_it_recorded(facts: list[Event]) -> None:
-    """Repeats by identity are in the log too, and change nothing."""
+    """The log also contains repeats, which change nothing."""
     log = list(recorded(facts))
 
     replayed = replay(log).get(CHAT)
@@ -287,7 +287,7 @@ def test_a_fact_that_was_forged_or_dropped_is_caught() -> None:
 
     assert replay(log)[CHAT].differences == ()
     assert replay(forged)[CHAT].differences
-    (gap,) = replay([log[0], *log[2:]])[CHAT].differences[:1]  # build_started shows nothing
+    (gap,) = replay([log[0], *log[2:]])[CHAT].differences[:1]  # nothing published changes
     assert (gap.key, gap.recorded, gap.folded) == ("seq", 3, 2)
     assert replay([*log[:2], log[3]])[CHAT].differences
 

@@ -1,4 +1,4 @@
-"""What `template push` refuses of a template.toml, with the words of the local provisioner, and what it warns of."""
+"""What `template push` warns of and refuses in template.toml; provisioners refuse the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sensitive values are hidden before anything is kept or shown; what is not known to be harmless, too."""
+"""Sensitive values are masked before they are stored or shown, and so are unknown parameters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BOTH = {"branch": "main", "token": SECRET}
 
 
 def bound(version: str = "new") -> Chat:
-    """A chat whose workspace was built of that version."""
+    """Return a chat whose workspace was built from that version."""
     return chat(
         started(1, workspace_name="w", template_id=ACTIVE.id, template_version_id=uid(version))
     )
@@ -95,7 +95,7 @@ def test_values_for_a_tool_that_takes_none_are_hidden(tool: str) -> None:
     ("workspace", "shown_branch"),
     [
         (bound("new"), "main"),
-        (bound("old"), "main"),  # the active version will have it sensitive
+        (bound("old"), "main"),  # the token is sensitive in the active version
         (NEW_CHAT, MASK),
         (chat(started(1, template_id=uid("another"))), MASK),
         (chat(requested(), succeeded(), deleted()), MASK),
@@ -132,7 +132,7 @@ def test_a_request_is_logged_without_its_secrets_and_else_as_it_came() -> None:
 
 @pytest.mark.parametrize(("known", "branch"), [(KNOWN, "main"), (NOTHING, MASK)])
 def test_a_build_is_logged_without_its_secrets(known: Known, branch: str) -> None:
-    """Also where the declarations are out of reach: then nothing is shown."""
+    """If the declarations of the parameters are unknown, all values are masked."""
     asked_for = requested().data
     assert isinstance(asked_for, BuildRequested)
     ref = {"id": ACTIVE.id, "name": "python", "version_id": uid("new"), "pool": "local"}

@@ -1,4 +1,4 @@
-"""A fact about a build that could not be accepted: noted on the chat, and no reason to wait again."""
+"""A rejected fact about a build: the chat's notice names it, and calls stop waiting for it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rejected(
 
 
 def ours(number: int = 1) -> Event:
-    """A build that was asked for, of pool "moon"."""
+    """Return the request of a build in pool "moon"."""
     found = requested(number)
     assert isinstance(found.data, BuildRequested)
     ref = TemplateRef(id=uid("t"), name="t", version_id=uid("v"), pool="moon")

@@ -1,4 +1,4 @@
-"""Of which template version the builds are that the rules ask for."""
+"""Which version of the template the requested builds use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OLD: Version = template(PLAIN, version="old").active
 
 
 def by_us(version: str) -> Event:
-    """A start build of ours, of this version of the template."""
+    """Return the request of a start build with this version of the template."""
     asked = requested().data
     assert isinstance(asked, BuildRequested)
     ref = TemplateRef(id=PYTHON.id, name="python", version_id=uid(version), pool="local")
@@ -31,7 +31,7 @@ def test_a_stop_is_of_the_version_that_our_job_built() -> None:
 
 
 def test_a_stop_is_of_the_version_built_last_also_when_that_was_elsewhere() -> None:
-    updated = [by_us("old"), succeeded()]  # it says that it built "version"
+    updated = [by_us("old"), succeeded()]  # the fact reports that "version" was built
 
     assert version_of_the_stop(*updated) == PYTHON.active.id
     assert version_of_the_stop(*updated, succeeded(2)) == PYTHON.active.id

@@ -1,4 +1,4 @@
-"""Events that would be too large as JSON are cut where people read them, and nowhere else."""
+"""Events that would be too large as JSON are shortened, but only in texts for people."""
 
 from __future__ import annotations
 

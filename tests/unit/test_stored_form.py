@@ -1,4 +1,4 @@
-"""Snapshots as they are stored, also those that earlier versions stored."""
+"""Reading snapshots in the stored form, and in those of earlier versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CURRENT = ("build", "last_start", "before_delete", "chosen")
 
 
 def earlier_form(text: str) -> str:
-    """Write a snapshot as earlier versions did: the current workspace's fields in the chat itself."""
+    """Return a snapshot as earlier versions stored it: the chat has its workspace's fields."""
 
     def reference(record: dict[str, object]) -> dict[str, object]:
         names = ("id", "name", "owner_name", "template_id")

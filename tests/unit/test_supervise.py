@@ -1,4 +1,4 @@
-"""Structured concurrency: the first failure wins, cancellation reaches everything, no error is lost."""
+"""Structured concurrency: the first failure is raised, the rest is cancelled, no error is lost."""
 
 from __future__ import annotations
 

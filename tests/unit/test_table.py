@@ -1,4 +1,4 @@
-"""The diagrams that people read are drawn from the table, and stand where they should."""
+"""The diagrams in the documents are generated from the table of moves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("name", ["ARCHITECTURE.md", "README.md"])
 def test_a_diagram_in_the_documents_is_the_tables(name: str) -> None:
-    """`make diagram` draws them anew."""
+    """`make diagram` updates them."""
     text = (ROOT / name).read_text()
 
     assert any(text.count(begin) == 1 for begin in DRAWINGS)

@@ -1,4 +1,4 @@
-"""template.toml and README.md, contract §8."""
+"""template.toml and README.md (contract §8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a chat is woken for, and when: its workspace's lifetime, its orphans' grace."""
+"""The timers of a chat: the lifetime of its workspace, and the grace time of its orphans."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ MILLISECOND = timedelta(milliseconds=1)
 
 
 def limited(number: int = 1, ttl: timedelta | None = HOUR, workspace: str = "w") -> Event:
-    """A start that workspaced asked for, with a lifetime."""
+    """Return the request of a start build with a lifetime."""
     asked = requested(number, START, workspace).data
     assert isinstance(asked, BuildRequested)
     return event(asked.model_copy(update={"ttl_ms": None if ttl is None else ttl // MILLISECOND}))
 
 
 def hours(*facts: Event) -> Chat:
-    """A chat to which one fact came an hour, the first at NOW."""
+    """Return a chat that received one fact per hour, the first at NOW."""
     workspace = Chat(chat_id=CHAT)
     for number, fact in enumerate(facts):
         workspace = apply(workspace, fact, NOW + number * HOUR).chat
@@ -53,7 +53,7 @@ def hours(*facts: Event) -> Chat:
 
 
 def ends(chat: Chat) -> datetime | None:
-    """When the workspace's lifetime is over, as its timer has it."""
+    """Return when the workspace's lifetime ends, after a check that its timer agrees."""
     due = open_timer(chat, TimerKind.TTL, LIMITS)
     assert (due and due.at) == chat.expires_at
     assert due is None or not rests(chat)
@@ -105,7 +105,7 @@ CHILD = agents(child="nobody")
                 limited(3),
                 succeeded(3),
                 requested(4, DELETE),
-                succeeded(2, STOP),  # late: that stop came before the last start
+                succeeded(2, STOP),  # late: the end of a stop from before the last start
                 failed(4, DELETE),
             ],
             4,
@@ -116,7 +116,7 @@ CHILD = agents(child="nobody")
                 succeeded(),
                 requested(3, STOP),
                 requested(4, DELETE),
-                succeeded(2, STOP),  # late: the last stop is another one, which did not end
+                succeeded(2, STOP),  # late: the last stop is build 3, which has not ended
                 failed(4, DELETE),
             ],
             1,
@@ -210,7 +210,7 @@ def names(chat: Chat, now: datetime) -> list[str]:
 
 
 def test_orphans_are_woken_for_one_after_the_other() -> None:
-    """None is forgotten while others come, and none is met twice."""
+    """Each orphan gets its own timer, in turn, and exactly once."""
     chat = hours(requested(), other(1), other(2), other(3, "stop"))
     first = grace(chat)
     assert first is not None

@@ -1,28 +1,29 @@
-"""The rules of the tools, contract §5: create_workspace. The table is that of all branches.
+"""The tool rules of create_workspace (contract §5). The table lists the branches of all tools.
 
-G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_templates`; R, F, U, X, W in
-`test_judging_waits`.
+Tests of G and C are in this module; S and P in `test_tool_rules_start_stop`; L and T in
+`test_tool_rules_templates`; R, F, U, X and W in `test_tool_rules_waits`. Branches after a delete
+that did not succeed (C3g, C4l, C4m, S3d, S5d, S5e, P4c, P4d) are in `test_tool_rules_deletes`.
 
 | branch | condition | answer |
 | --- | --- | --- |
 | G1 | unknown tool | `is_error` |
-| G2 | `args` of the wrong shape | `is_error` |
-| G3 | another organization or owner than the chat's first request | `is_error` |
-| C1a | `template_id` absent or blank | `is_error`, before anything else |
-| C1b | `template_id` no UUID | `is_error`, before anything else |
-| C1c | `preset_id` neither blank nor a UUID | `is_error`, before anything else |
-| C2a | being built, ends well | waits; `created:false`, `already_exists`, `build_id`, readiness keys |
-| C2b | being built, ends ill | waits; build failure object |
-| C2c | `build_timeout` of a start, no end yet | back to `building` with a new limit, waits, no second build |
-| C3a | being stopped | waits, judged again: `stopped` |
-| C3b | being stopped, out of time | build failure object |
-| C3c | `build_timeout` of a stop | back to `stopping`, waits |
+| G2 | `args` have the wrong shape | `is_error` |
+| G3 | organization or owner differ from those of the chat's first request | `is_error` |
+| C1a | `template_id` absent or blank | `is_error`, before any other check |
+| C1b | `template_id` is no UUID | `is_error`, before any other check |
+| C1c | `preset_id` is neither blank nor a UUID | `is_error`, before any other check |
+| C2a | build succeeds | waits; `created:false`, `already_exists`, `build_id`, readiness keys |
+| C2b | build fails | waits; build failure object |
+| C2c | `build_timeout` of a start, not ended | `building`, new limit, waits, no second build |
+| C3a | being stopped; the stop succeeds | waits, evaluated again: `stopped` |
+| C3b | being stopped; the limit passes | build failure object |
+| C3c | `build_timeout` of a stop | `stopping` again, waits |
 | C3d | stopped | `created:false`, `stopped`, points to start_workspace |
-| C3e | being deleted | waits, judged again: a new workspace |
-| C3f | being stopped, the stop fails | waits, judged again as C4i or C4j |
-| C3g | being deleted, the delete fails | waits, judged again as C4l or C4m |
+| C3e | being deleted | waits, evaluated again: a new workspace |
+| C3f | being stopped; the stop fails | waits, evaluated again as C4i or C4j |
+| C3g | being deleted; the delete fails | waits, evaluated again as C4l or C4m |
 | C4a | running, settled, agent connected | `already_exists` + readiness keys, no `build_id` |
-| C4b | running, agent connecting or scripts running | waits; as C4a |
+| C4b | running, agent connecting or scripts running | waits; then as C4a |
 | C4c | running, `selection_error` | `already_exists` + readiness keys |
 | C4d | running, agent disconnected | new workspace, stop job for the old one |
 | C4e | running, agent not connected in time | new workspace, stop job |
@@ -30,85 +31,88 @@ G, C are here; S, P in `test_judging_start_stop`; L, T in `test_judging_template
 | C4g | failed build | new workspace, nothing to stop |
 | C4h | no workspace, or deleted | new workspace |
 | C4i | failed stop, the last start succeeded | as running |
-| C4j | failed stop, the last start failed | as a failed build |
-| C4k | to be replaced, but of a template not known here | new workspace, no job |
+| C4j | failed stop, the last start failed | as after a failed build |
+| C4k | to be replaced, but its template is not known here | new workspace, no job for the old one |
 | C4l | failed delete | new workspace, delete job for the old one |
-| C4m | canceled delete that never began | as before that delete |
+| C4m | canceled delete that never began | as before the delete |
 | C5a | template unknown | `is_error` |
-| C5b | of another organization | `is_error` |
-| C5c | not `agents_allowed` | `is_error` |
-| C5d | not on the allowlist | `is_error` |
-| C5e | `preset_id` of no preset | `is_error` |
-| C5f | parameters that don't fit | `error`, `detail`, `validations` with each of them |
-| C5g | preset | the call's value over the preset's over the default |
-| C5h | a workspace exists | its rules come before the template's |
-| C5i | values that are `null`, numbers, booleans, lists | `null` is not given; the others become the text that a template would write |
-| C6a | new, all well | `created:true`, `<owner>/<name>`, `build_id`, readiness keys |
-| C6b | new | bound and `building` before the wait |
-| C6c | new, build fails | build failure object; the binding stays |
+| C5b | template of another organization | `is_error` |
+| C5c | template not `agents_allowed` | `is_error` |
+| C5d | template not on the allowlist | `is_error` |
+| C5e | `preset_id` names no preset | `is_error` |
+| C5f | parameters that do not fit | `error`, `detail`, `validations` with each of them |
+| C5g | preset | the call's value, else the preset's, else the default |
+| C5h | a workspace exists | rules about the workspace precede those about the template |
+| C5i | `null`, numbers, booleans, lists | `null` is absent; others become text as in a template |
+| C6a | new; the build succeeds | `created:true`, `<owner>/<name>`, `build_id`, readiness keys |
+| C6b | new workspace | bound and `building` before the call waits |
+| C6c | new workspace; the build fails | build failure object; the binding stays |
 | C6d | name in use | one retry with a suffix |
 | C7 | a lifetime is set | the job's `ttl_ms` |
-| C8 | two calls at once | one workspace; the second as C2 |
+| C8 | two calls at once | one workspace; the second call as C2 |
 | S1 | no workspace, or deleted | `is_error`, points to create_workspace |
-| S2a | being built, ends well | waits; `started:true`, `build_id`, readiness keys |
-| S2b | being built, ends ill | build failure object |
-| S2c | `build_timeout` of a start | back to `building`, waits |
-| S3a | being stopped | waits, judged again: starts |
-| S3b | being stopped, out of time | build failure object |
-| S3c | being deleted | waits, judged again: as S1 |
-| S3d | being deleted, the delete fails | waits, judged again as S5d or S5e |
-| S4a | running, settled (also lost agent, failed scripts) | `started:true`, `no_build:true`, readiness keys |
-| S4b | running, not settled | waits; as S4a |
+| S2a | being built; the build succeeds | waits; `started:true`, `build_id`, readiness keys |
+| S2b | being built; the build fails | build failure object |
+| S2c | `build_timeout` of a start | `building` again, waits |
+| S3a | being stopped; the stop succeeds | waits, evaluated again: a start build |
+| S3b | being stopped; the limit passes | build failure object |
+| S3c | being deleted | waits, evaluated again: as S1 |
+| S3d | being deleted; the delete fails | waits, evaluated again as S5d or S5e |
+| S4a | settled; also agent lost, scripts failed | `started:true`, `no_build:true`, readiness keys |
+| S4b | running, not settled | waits; then as S4a |
 | S5a | stopped | a start build with the next number |
 | S5b | failed build | a start build with the next number |
 | S5c | failed stop, the last start succeeded / failed | as running / a start build |
 | S5d | failed delete | `is_error`, points to create_workspace |
-| S5e | canceled delete that never began | as before that delete |
-| S6a | active version demanded, differs | that version, `updated_to_active_version` … |
-| S6b | active version not demanded | the last build's version |
-| S7a | parameters | the call's over the last build's over the default |
-| S7b | parameters wrong or not mutable | as C5f, plus `template_id` |
-| S7c | not mutable, the same value in another spelling | no change: the last build's text stays |
-| S7d | not mutable, without a value in the last build | may be given once |
-| S7e | mutable, the last value no longer fits | the default, named in `parameters_reset`; required without default: as S7b |
+| S5e | canceled delete that never began | as before the delete |
+| S6a | active version required, not the last | active version, `updated_to_active_version` … |
+| S6b | active version not required | the last build's version |
+| S7a | parameters | the call's value, else the last build's, else the default |
+| S7b | parameters that do not fit or are not mutable | as C5f, plus `template_id` |
+| S7c | not mutable, the same value in another spelling | no change: the last build's text is kept |
+| S7d | not mutable, without a value in the last build | a call may give a value once |
+| S7e | mutable, the last value no longer fits | the default; `parameters_reset` names it |
 | S7f | not mutable, the last value no longer fits | kept |
-| S7g | a parameter that the version no longer has | left out |
+| S7g | a parameter that the version no longer has | omitted |
 | S8 | template not known here | `is_error` |
 | P1 | no workspace, or deleted | `is_error`, points to create_workspace |
-| P2a | being built | waits until built, not until ready; then stops |
-| P2b | being stopped | waits, judged again: `no_build` |
-| P2c | `build_timeout` of a start or a stop | back, waits |
-| P2d | being built or stopped, out of time | build failure object |
+| P2a | being built | waits until it is built, not until it is ready; then a stop build |
+| P2b | being stopped | waits, evaluated again: `no_build` |
+| P2c | `build_timeout` of a start or a stop | the state before the timeout again, waits |
+| P2d | being built or stopped; the limit passes | build failure object |
 | P3 | stopped | `stopped:true`, `no_build:true` |
 | P4a | running, failed build, failed stop | a stop build; `stopped:true`, `build_id` |
-| P4b | the stop fails, is canceled, or runs out of time | build failure object |
+| P4b | the stop fails or is canceled, or its limit passes | build failure object |
 | P4c | failed delete | a stop build; `stopped:true`, `build_id` |
-| P4d | canceled delete that never began | as before that delete |
+| P4d | canceled delete that never began | as before the delete |
 | P5 | template not known here | `is_error` |
-| L1 | list_templates | allowed ones of the organization, by name |
+| L1 | list_templates | allowed templates of the organization, by name |
 | L2 | `query` | case-insensitive substring, no wildcards |
-| L3 | `page` | 10 a page; below 1 is 1; past the end empty |
+| L3 | `page` | 10 per page; below 1 counts as 1; a page past the end is empty |
 | T1 | read_template | template, parameters, presets |
-| T2 | unknown, another organization's, not allowed | `is_error`, not found |
-| T3 | `template_id` blank, no UUID | `is_error` |
-| R1 | ready | nothing |
+| T2 | template unknown, of another organization, or not allowed | `is_error`, not found |
+| T3 | `template_id` blank or no UUID | `is_error` |
+| R1 | ready | no readiness keys |
 | R2 | no agents | `agent_status:no_agent` |
-| R3 | none can be chosen | `agent_status:selection_error`, `agent_error` |
-| R4 | not connected in time | `agent_status:not_ready`, `agent_error` |
-| R5 | latest lifecycle settled, not ready (also later, in `ready`) | `startup_scripts_failed`, `lifecycle_state` |
-| R6 | scripts out of time | `startup_scripts_timeout` |
-| F1 | failed, canceled, out of time | `error`, `build_id` |
+| R3 | no agent can be chosen | `agent_status:selection_error`, `agent_error` |
+| R4 | agent not connected in time | `agent_status:not_ready`, `agent_error` |
+| R5 | startup ended, lifecycle not `ready` | `startup_scripts_failed`, `lifecycle_state` |
+| R6 | the limit of the scripts passes | `startup_scripts_timeout` |
+| F1 | build failed, was canceled, or its limit passed | `error`, `build_id` |
 | F2 | INSUFFICIENT_QUOTA | `error_code`, `title`, `message`, `quota?` |
-| U1 | superseded by a start build | follows it; `build_id` of the one that settled |
-| U2 | superseded by a stop or delete | own `build_id`, `error` holds the other's id, when seen |
-| U3 | the workspace is deleted | own `build_id` |
+| U1 | superseded by a start build | waits for that build; `build_id` of the build that settled |
+| U2 | superseded by a stop or delete | own `build_id`; `error` has the other's id, if known |
+| U3 | the workspace is deleted | its own `build_id` |
 | U4 | a stop superseded | as U2 |
 | X1 | canceled in `building`, `stopping` | build failure object |
 | X2 | canceled while the agent connects | success object, `agent_status:not_ready` |
 | X3 | canceled while scripts run | success object, `startup_scripts_unknown` |
 | X4 | canceled before a build was requested | `error`, nothing requested |
-| W1 | the limit passes while a call waits | answered, waits no second time |
-| W2 | several calls wait | judged in the order they came |
+| W1 | the limit passes while a call waits | answered, does not wait again |
+| W2 | several calls wait | evaluated in the order of their arrival |
+
+R5 holds in state `ready` too, if the lifecycle changed later. S7e: a required parameter without a
+default is answered as in S7b.
 """
 
 from __future__ import annotations
@@ -142,7 +146,7 @@ S = State
 
 
 def new(desk: Desk) -> bool:
-    """Whether the newest job is for a workspace that the chat didn't have."""
+    """Return whether the newest job is for a workspace that the chat did not have before."""
     return desk.job.build_number == 1 and desk.job.workspace_id != uid("w")
 
 

@@ -1,4 +1,4 @@
-"""The rules after a delete that did not succeed; the table stands in `test_judging`."""
+"""Tool rules after a delete that did not succeed; the table of branches is in `test_tool_rules`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ STANDINGS: dict[str, tuple[list[Event], int, Phase]] = {
         Phase.FAILED_BUILD,
     ),
 }
-"""What a workspace was before its delete, the delete's number, and the word for it."""
+"""Facts before a delete, the number of the delete, and the phase of the workspace before it."""
 UNSUCCESSFUL = {
     "failed": lambda number: [failed(number, DELETE)],
     "canceled after it began": lambda number: [started(number, DELETE), canceled(number, DELETE)],
@@ -64,7 +64,7 @@ def deleted_badly(name: str, how: str) -> Desk:
 
 
 def called_off(name: str) -> Desk:
-    """A chat whose delete was canceled before it began."""
+    """Return a chat whose delete was canceled before it began."""
     facts, number, _ = STANDINGS[name]
     return Desk(*facts, requested(number, DELETE), canceled(number, DELETE))
 
@@ -248,7 +248,7 @@ def test_order_never_matters_for_what_is_left(name: str) -> None:
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_order_never_matters_for_a_workspace_that_the_chat_gets_later(order: int) -> None:
-    """Spoken of while the chat has another one, and bound when that is deleted."""
+    """Facts about it arrive while the chat has another one; the chat binds it later."""
     theirs: dict[str, Any] = {"workspace": "x"}
     facts = [succeeded(**theirs), succeeded(2, STOP, **theirs), canceled(3, DELETE, **theirs)]
     facts = [*facts[order:], *facts[:order]]

@@ -1,4 +1,4 @@
-"""The rules of start_workspace (S) and stop_workspace (P); the table stands in `test_judging`."""
+"""Tool rules of start_workspace (S) and stop_workspace (P); the table is in `test_tool_rules`."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_s5c_a_failed_stop_after_a_failed_start_is_started() -> None:
 
 
 def stopped(active: Template, *, last: str = "version") -> Desk:
-    """A workspace of `active`'s template, stopped, last built with the version `last`."""
+    """Return a desk whose workspace of `active`'s template is stopped, last built from `last`."""
     older = replace(template().active, id=uid(last), template_id=active.id)
     return Desk(
         started(1, workspace_name="w", template_id=active.id),
@@ -259,7 +259,7 @@ start = "true"
 
 
 def made(**parameters: str) -> Desk:
-    """A workspace made with these parameters, and stopped."""
+    """Return a desk with a stopped workspace that was created with these parameters."""
     desk = Desk(known=catalog(OPEN))
     desk.create(parameters=parameters)
     Jobs(desk).succeed(())
@@ -277,7 +277,7 @@ def test_s7a_the_calls_value_stands_before_the_last_builds_before_the_default() 
 
 
 def test_s7a_a_parameter_without_a_value_stays_without() -> None:
-    """A number that nobody gave travels as an empty text, and is no wrong number next time."""
+    """An absent number is an empty text in the job; the next build does not reject that text."""
     desk = made()
     assert desk.jobs[0].parameters["cpus"] == ""
 
@@ -317,7 +317,7 @@ def test_s7b_a_fixed_parameter_may_be_named_with_its_value() -> None:
 
 
 def numbered(**keys: str) -> str:
-    """A template whose parameter `cpus` is declared by `keys`."""
+    """Return a template.toml whose parameter `cpus` has these keys."""
     declared = "".join(f"{key} = {value}\n" for key, value in {"type": '"number"', **keys}.items())
     return (
         'name = "numbered"\nrequire_active_version = true\n'
@@ -326,7 +326,7 @@ def numbered(**keys: str) -> str:
 
 
 def changed(before: str, after: str, **parameters: object) -> Desk:
-    """A workspace made by one version of a template and stopped, when another version is active."""
+    """Return a desk with a stopped workspace of version `before`, when `after` is active."""
     old, new = template(before, version="old"), template(after, version="new")
     desk = Desk(known=catalog(old))
     desk.create(template_id=old.id, parameters=parameters)

@@ -1,4 +1,4 @@
-"""The rules of list_templates (L) and read_template (T); the table stands in `test_judging`."""
+"""Tool rules of list_templates (L) and read_template (T); the table is in `test_tool_rules`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waiting calls are answered: readiness (R), build failures (F), superseding (U), cancels (X), waits (W)."""
+"""Answers of waiting calls: readiness R, failures F, superseding U, cancellation X, waits W."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_u1_a_call_follows_the_start_build_that_took_over() -> None:
 
 
 def test_u1_a_call_that_waited_for_the_agent_names_the_build_that_took_over() -> None:
-    """It was built after all, so `no_build` would be wrong."""
+    """Its workspace was built for it, so `no_build` would be wrong."""
     desk = at(S.AGENT_CONNECTING)
     desk.start("s")
 
@@ -390,7 +390,7 @@ def test_w1_a_second_wait_has_a_limit_too() -> None:
 
 
 def test_w2_waiting_calls_are_judged_in_the_order_they_came() -> None:
-    """A start and a create that waited for a stop: the first starts it, the second joins that."""
+    """A start and a create wait for a stop: the start requests a build, the create waits for it."""
     desk = at(S.STOPPING)
     desk.start("first")
     desk.create("second")

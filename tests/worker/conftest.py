@@ -1,4 +1,4 @@
-"""A worker in this process for each test; real servers where that is the point."""
+"""Workers in the process of the tests, over in-memory adapters or real servers."""
 
 from __future__ import annotations
 

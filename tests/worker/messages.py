@@ -1,4 +1,4 @@
-"""Messages as services, provisioners and agents send them, by short names."""
+"""Short functions that publish messages as chat services, provisioners and agents do."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def envelope(
 
 
 class Senders:
-    """Everybody who publishes to the workers, over one connection.
+    """Publishes the messages of all senders over one connection.
 
-    What is sent without `event_id` is a new event; the same id again is the same event again.
+    Without `event_id` a message is a new event; with the id of an earlier event it is a repeat.
     """
 
     def __init__(self, bus: Bus) -> None:
@@ -99,7 +99,7 @@ class Senders:
         agents: tuple[str, ...] = ("main",),
         **more: Any,
     ) -> PubAck:
-        """Tell of a job's build that it `started`, `succeeded`, `failed` or was `canceled`."""
+        """Report that the build of a job has `started`, `succeeded`, `failed` or was `canceled`."""
         data = {key: job[key] for key in ("workspace_id", "build_id", "build_number", "transition")}
         if how == "succeeded":
             listed = agents if job["transition"] == "start" else ()
@@ -120,7 +120,7 @@ class Senders:
         return await self.send("provisioner", job["chat_id"], "local", body)
 
     async def deleted(self, job: Job) -> PubAck:
-        """Tell that a job's workspace is gone."""
+        """Report that the workspace of a job is deleted."""
         body = envelope(
             "workspace_deleted",
             "/provisioner/local",
@@ -132,7 +132,7 @@ class Senders:
     async def agent(
         self, job: Job, how: str, sequence: int, *, agent: str = "main", event_id: str | None = None
     ) -> PubAck:
-        """Have an agent tell that it is `connected`, `disconnected` or at a point of its life."""
+        """Report that an agent is `connected`, `disconnected`, or has reached a lifecycle."""
         known = how in ("connected", "disconnected")
         data = {
             "workspace_id": job["workspace_id"],
@@ -147,13 +147,13 @@ class Senders:
         return await self.send("agent", job["chat_id"], me, body)
 
     async def show(self, job: Job, *, agent: str = "main", ttl: float | None = 20.0) -> PubAck:
-        """Have an agent show that it lives."""
+        """Publish an agent's presence message."""
         subject = subjects.presence(job["chat_id"], agent_of(job, agent))
         return await self.bus.publish(subject, b"{}", ttl=ttl)
 
 
 def agent_of(job: Job, name: str = "main") -> str:
-    """The agent's id: a build's own."""
+    """Return the agent's id, which is different for each build."""
     return uid(f"{job['build_id']}/{name}")
 
 

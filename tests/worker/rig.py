@@ -1,4 +1,4 @@
-"""Workers over the adapters in this process, worked by hand: batch by batch, with a clock of its own."""
+"""Workers over in-memory adapters. The test runs them batch by batch, and advances their clock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POOL = pool_consumer("local")
 
 
 class Hand:
-    """One worker, whose batches the test takes and works."""
+    """One worker; the test takes and processes its batches."""
 
     def __init__(self, rig: Rig, bus: Bus, store: Store) -> None:
         self._rig = rig
@@ -46,14 +46,14 @@ class Hand:
         return self.worker.watch
 
     async def prepare(self) -> frozenset[str]:
-        """Do what a worker does at its start, and after a reconnect."""
+        """Do what a worker does at its start and after a reconnect; return the lost streams."""
         self.relay.forget()
         lost = await self.worker.republisher.prepare()
-        await self.watch.accept()  # as if senders were asked
+        await self.watch.accept()  # as after senders were asked for their facts
         return lost
 
     def take(self, most: int = 256) -> list[Delivery]:
-        """Take what the consumers have now, without waiting."""
+        """Return the messages that the consumers have now, without waiting."""
         found: list[Delivery] = []
         bus = self._rig.bus
         for declared in CONSUMERS:
@@ -69,7 +69,7 @@ class Hand:
             await self.worker.publish(batch)
 
     async def pump(self, most: int = 256) -> int:
-        """Work until nothing is there; return how many deliveries that were."""
+        """Process messages until there are none; return the number of deliveries."""
         done = 0
         while deliveries := self.take(most):
             await self.work(deliveries)
@@ -78,25 +78,25 @@ class Hand:
 
 
 class Rig:
-    """One server, one store, any number of workers, and eyes on all that is published."""
+    """One server, one store, any number of workers, and records of everything they publish."""
 
     def __init__(self, limits: Limits | None = None, began: float = 1_900_000_000.0) -> None:
         self.limits = limits or Limits()
         self.clock = VirtualClock(began)
         self.skew = timedelta(0)
-        """How far the database's clock is behind the bus's."""
+        """How far the database's clock is behind NATS's."""
         self.server = MemoryServer(self.clock)
         self.bus = MemoryBus(self.server)
         self.store = MemoryStore(self.now)
         self.senders = Senders(self.bus)
         self.states: dict[str, list[dict[str, Any]]] = {}
-        """What frontends saw of each chat."""
+        """The states that frontends received, by chat."""
         self.results: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        """What callers saw, each publication once, by chat and call."""
+        """The answers that callers received by chat and call, without duplicates in the stream."""
         self.envelopes: list[dict[str, Any]] = []
         self._named: set[str] = set()
         self.publications: Counter[str] = Counter()
-        """How often each message id was published, results only."""
+        """How often each answer was published, by message id."""
         self.dead: list[Message] = []
 
     def now(self) -> datetime:
@@ -126,7 +126,7 @@ class Rig:
         return Hand(self, bus or self.bus, store or self.store)
 
     def jobs(self) -> list[Job]:
-        """All jobs that the provisioners of the pool may take and have not, oldest first."""
+        """Return all jobs that no provisioner of the pool has acknowledged, oldest first."""
         stream = self.server.streams[JOB.name]
         return [json.loads(m.data)["data"] for m in stream.messages.values()]
 
@@ -136,19 +136,19 @@ class Rig:
         return self.jobs()[-1]
 
     def state(self, chat: str) -> dict[str, Any]:
-        """What stands on the chat's state subject."""
+        """Return the last message on the chat's state subject."""
         last = self.server.streams["WORKSPACED_STATE"].last_of(subjects.state(chat))
         assert last is not None
         data: dict[str, Any] = json.loads(last.data)["data"]
         return data
 
     def path(self, chat: str) -> list[str]:
-        """The states that frontends saw, each once."""
+        """Return the states that frontends saw, without consecutive repeats."""
         seen = self.states.get(chat, [])
         return [s["state"] for n, s in enumerate(seen) if n == 0 or s["state"] != s0(seen, n)]
 
     def answer(self, chat: str, call: str = "c") -> dict[str, Any]:
-        """The one answer to a call, whatever it was asked."""
+        """Return the answer to a call, after a check that all its answers are equal."""
         found = self.results[chat, call]
         assert all(one == found[0] for one in found), found
         return found[0]
@@ -157,7 +157,7 @@ class Rig:
         return [e["outcome"] for e in await self.store.chats.log(chat, limit=10_000)]
 
     async def check(self, chat: str) -> None:
-        """What is published, kept and logged agrees; versions count by one."""
+        """Check that bus, snapshot and log agree, and that versions rise by one."""
         kept = await self.store.chats.get(chat)
         assert kept is not None
         log = await self.store.chats.log(chat, limit=10_000)

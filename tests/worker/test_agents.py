@@ -1,4 +1,4 @@
-"""A lost agent is noticed once, and one that is back is not lost."""
+"""Workers record the loss of an agent once, and never while the agent is present."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SILENCE = 30.0
 
 @pytest.fixture
 async def job(rig: Rig, hand: Hand, send: Senders, chat: str) -> Job:
-    """A chat that is ready, with an agent that shows itself."""
+    """Return the job of a chat that is ready, with an agent that has published its presence."""
     await send.create(chat)
     await hand.pump()
     job = rig.job
@@ -89,7 +89,7 @@ async def test_a_loss_is_told_though_the_worker_died_that_noticed(
 async def test_what_a_dying_worker_left_of_a_loss_is_published_when_the_agent_is_back(
     rig: Rig, send: Senders, job: Job, chat: str, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mark never comes again: the agent's sign of life took its place."""
+    """The delete marker is not redelivered: a new presence message of the agent replaced it."""
 
     async def died(rows: Any, **_more: Any) -> None:
         raise Unavailable(f"died with {rows}")
@@ -128,7 +128,7 @@ async def test_an_agent_that_is_back_when_its_mark_is_worked_is_not_lost(
 async def test_an_agent_that_comes_back_while_its_loss_is_recorded_ends_connected(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it says after it was looked for in vain undoes the loss."""
+    """The agent's report after the worker found no presence message undoes the loss."""
     rig.clock.advance(SILENCE)
     silent = hand.relay.is_absent
 
@@ -213,7 +213,7 @@ async def test_an_agent_that_nobody_knows_is_not_missed(
 async def test_a_lost_agent_is_back_whatever_its_number_and_its_workspace_is_not_replaced(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str, sequence: int
 ) -> None:
-    """It was restored from a copy, or its clock is behind."""
+    """The agent was restored from a copy, or its clock was set back."""
     rig.clock.advance(SILENCE)
     await hand.pump()
     assert rig.state(chat)["agent"]["status"] == "disconnected"
@@ -246,7 +246,7 @@ async def test_a_repeat_of_what_an_agent_said_before_its_loss_does_not_undo_it(
 async def test_an_agent_whose_loss_a_delayed_fact_undid_is_lost_again(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
-    """Nobody can tell a delayed fact from that of a restored agent, so the agent must show itself."""
+    """Such a fact looks like one of a restored agent. So the agent must show its presence."""
     rig.clock.advance(SILENCE)
     await hand.pump()
     await send.agent(job, "starting", 1)
@@ -321,7 +321,7 @@ async def test_a_sign_is_expected_though_the_worker_died_that_heard_the_agent(
 async def test_the_loss_of_an_agent_whose_chat_can_not_be_read_is_buried(
     rig: Rig, hand: Hand, job: Job, chat: str
 ) -> None:
-    """The worker goes on: no other chat has anything to do with it."""
+    """The worker continues, because other chats are not affected."""
     rig.clock.advance(SILENCE)
     rig.store.snapshots[chat] = "{}"
 

@@ -1,4 +1,4 @@
-"""What an event, and a batch, may cost: no stopwatch, but round trips, transactions and messages, counted."""
+"""The cost of events and batches, counted in round trips, transactions and messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CREATE = [
 
 
 class Counting:
-    """A bus that notes what is published over it."""
+    """A bus that records what is published over it."""
 
     def __init__(self, bus: Bus, cost: Cost) -> None:
         self._bus, self._cost = bus, cost
@@ -66,16 +66,16 @@ class Counting:
 
 @dataclass
 class Cost:
-    """What was done since the last look."""
+    """Statements, publications and lookups since the last call of `spent`."""
 
     statements: list[str] = field(default_factory=list)
-    """Each is a round trip to PostgreSQL; a commit after a write is its one write to the disk."""
+    """Each is a round trip to PostgreSQL; a commit after a write is its only write to disk."""
     published: list[str] = field(default_factory=list)
-    """Each is one write to the disk of NATS, be it a message or many together."""
+    """Each is one write of NATS to disk, for one message or a batch."""
     asked: list[str] = field(default_factory=list)
 
     def note(self, record: Any) -> None:
-        """Leave out what a connection asks once of types, and what is counted once a second."""
+        """Record a statement, except asyncpg's queries of types and samples taken every second."""
         name = NAMES.get(record.query.strip())
         if name is not None and name not in SAMPLED:
             self.statements.append(name)
@@ -83,17 +83,17 @@ class Cost:
 
 @dataclass
 class Bench:
-    """One worker, worked by hand over real servers, and what it costs."""
+    """A worker over real servers, driven by the test, with its costs."""
 
     store: Store
     send: Senders
     work: Callable[[int], Awaitable[None]]
-    """Take so many events as one batch, and work it."""
+    """Take that many events as one batch, and process it."""
     jobs: Callable[[int], Awaitable[list[Job]]]
     cost: Cost
 
     def spent(self) -> Cost:
-        """What was done since the last call."""
+        """Return the cost since the last call."""
         spent = Cost(self.cost.statements[:], self.cost.published[:], self.cost.asked[:])
         for counted in (self.cost.statements, self.cost.published, self.cost.asked):
             counted.clear()
@@ -207,7 +207,7 @@ async def test_a_repeat_costs_one_look_into_the_outbox(bench: Bench) -> None:
 
 @pytest.mark.parametrize("chats", [50, 200])
 async def test_a_batch_of_many_chats_costs_as_much_as_one(bench: Bench, chats: int) -> None:
-    """However many they are: that is what a batch is for."""
+    """The number of round trips does not depend on the number of chats in the batch."""
     for _ in range(chats):
         await bench.send.create(new_id(), owner=new_id())
     await bench.work(chats)

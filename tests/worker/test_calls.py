@@ -1,4 +1,4 @@
-"""Calls as rows: asked again, cancelled, overtaken, and several at once."""
+"""Calls as rows: repeated, canceled, superseded, and several at once."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ async def test_two_creates_at_the_same_moment_make_one_workspace(
 async def test_one_name_is_given_once_to_an_owner_of_several_chats(
     rig: Rig, hand: Hand, send: Senders, most: int
 ) -> None:
-    """In one batch as in several; the calls have the same id, which is a chat's own affair."""
+    """In one batch or several; the calls have equal ids, which identify them only within a chat."""
     chats = [new_id() for _ in range(4)]
     for one in chats:
         await send.create(one, "call_1", name="Blue")
@@ -209,7 +209,7 @@ async def test_a_template_that_is_no_uuid_is_the_calls_own_fault(
 async def test_a_build_made_elsewhere_can_be_stopped_from_here(
     rig: Rig, hand: Hand, send: Senders, chat: str, most: int
 ) -> None:
-    """Also in the very batch that tells of it."""
+    """Even if the facts about the build are in the same batch."""
     elsewhere: Job = {
         "chat_id": chat,
         "workspace_id": uid("elsewhere"),

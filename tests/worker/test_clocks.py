@@ -1,4 +1,4 @@
-"""The database's clock counts limits, NATS's fires timers: they may differ, and be set meanwhile."""
+"""Limits count by the database clock, timers fire by the NATS clock; they may differ or be set."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from tests.worker.rig import Hand, Rig
 HOUR = timedelta(hours=1)
 TEN_MINUTES = 600.0
 DIFFERENCES = [HOUR, -HOUR, timedelta(days=40), timedelta(days=-40), timedelta(seconds=0.3)]
-"""How far the database's clock is behind."""
+"""How far the database's clock is behind NATS's."""
 
 
 def count_timers(rig: Rig) -> int:
-    """How many messages were stored about timers: armed ones and fired ones."""
+    """Return how many messages the timer stream has stored, schedules and fired timers."""
     return rig.server.streams[TIMER.name].last_sequence
 
 
 async def given_chat_with_limit(rig: Rig, hand: Hand, chat: str) -> None:
-    """Have a build that will not end."""
+    """Start a build that will not end."""
     await rig.senders.create(chat)
     await hand.pump()
     assert rig.state(chat)["state"] == "building"
 
 
 async def expect_limit_holds(rig: Rig, hand: Hand, chat: str, seconds: float = TEN_MINUTES) -> None:
-    """See that the limit holds until `seconds` have passed, and is obeyed then."""
+    """Expect that the limit passes after `seconds`, not earlier."""
     rig.clock.advance(seconds - 1)
     await hand.pump()
     assert rig.state(chat)["state"] == "building"
@@ -80,7 +80,7 @@ async def test_a_clock_that_is_set_back_costs_each_open_limit_one_more_timer(
     await hand.pump()
 
     assert all(rig.state(chat)["state"] == "failed" for chat in chats)
-    # Those of the first batch were armed before anybody knew, so each of them fired early, once.
+    # Timers of the first batch were armed before the worker knew the difference: each fired early.
     assert count_timers(rig) <= 4 * len(chats)
     for chat in chats:
         await rig.check(chat)
@@ -107,7 +107,7 @@ async def test_limits_that_are_open_when_the_database_clock_is_set_back_fire_ear
 async def test_all_timers_are_armed_again_when_the_first_fires_late_for_a_clock_that_was_set(
     rig: Rig, hand: Hand
 ) -> None:
-    """NATS's clock was an hour ahead and is set right, or the database's was an hour behind."""
+    """NATS's clock was an hour ahead and is corrected, or the database's was an hour behind."""
     rig.skew = HOUR
     await hand.prepare()
     first, second = new_id(), new_id()
@@ -163,7 +163,7 @@ async def test_what_can_not_be_published_while_the_clocks_can_not_be_read_comes_
 
 
 async def test_nothing_is_armed_by_the_worker_s_own_clock(rig: Rig, hand: Hand, chat: str) -> None:
-    """The rig's time is years from this machine's: only a timer armed by the database's clock is due."""
+    """The rig's time is years away from the worker's own, by which a timer would never be due."""
     await hand.prepare()
     await given_chat_with_limit(rig, hand, chat)
     rig.server.stop(lose=True)
@@ -180,7 +180,7 @@ async def test_nothing_is_armed_by_the_worker_s_own_clock(rig: Rig, hand: Hand, 
 
 
 class WrongClock:
-    """A database's clock."""
+    """A database clock that is behind."""
 
     def __init__(self, behind: timedelta) -> None:
         self.behind = behind
@@ -193,7 +193,7 @@ class WrongClock:
 async def test_over_nats_a_limit_costs_at_most_one_more_timer(
     own_nats: Servers, known: bool, behind: timedelta
 ) -> None:
-    """A real server fires by its own clock; the store in this process has another one."""
+    """A real server fires timers by its own clock; the in-memory store has a different one."""
     clock = WrongClock(behind if known else timedelta(0))
     store = MemoryStore(clock)
     await store.templates.push(ORG, PYTHON.active, b"")

@@ -1,4 +1,4 @@
-"""What the database does not take now comes again; only what fails by its data, or by a bug of ours, is buried."""
+"""What the database can't accept now is redelivered; only bad data or a bug makes a dead letter."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.worker.rig import Hand, Rig
 
 
 class Refusing(MemoryStore):
-    """A store that does not take some chats, or none, and says so like PostgreSQL does."""
+    """A store that refuses the events of some chats, or of all, with errors like PostgreSQL's."""
 
     refused: frozenset[str] | None = frozenset()
-    """None: it refuses whatever is asked."""
+    """The chats whose events it refuses; None: all."""
     error: type[Exception] = WorkRefusedError
     tries = 0
 
@@ -60,7 +60,7 @@ def store(rig: Rig) -> Refusing:
 
 
 async def redeliver_postponed(hand: Hand) -> None:
-    """Let what was left behind come again, and work it."""
+    """Wait until postponed events are redelivered, and process them."""
     await asyncio.gather(*hand.worker.postponing)
     await hand.pump()
 
@@ -153,7 +153,7 @@ async def test_the_worker_waits_for_a_database_that_goes_away_while_a_batch_is_h
 async def test_an_event_whose_chat_stays_locked_does_not_block_other_events(
     rig: Rig, hand: Hand, send: Senders, store: Refusing
 ) -> None:
-    """Somebody holds a lock on the chat's row."""
+    """Another session holds a lock on the chat's row."""
     locked, others = new_id(), [new_id() for _ in range(3)]
     for chat in (locked, *others):
         await send.create(chat)

@@ -1,4 +1,4 @@
-"""Faults of a real PostgreSQL: which of them make an event a dead letter, and which the worker waits out."""
+"""Faults of PostgreSQL: which make an event a dead letter, and for which the worker waits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ create trigger reject before insert on event_log for each row execute function r
 
 @pytest.fixture
 async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    """A session of the operator, who may change the schema."""
+    """An operator's session, which may change the schema."""
     await migrate(database_url)
     connection = await asyncpg.connect(database_url)
     yield connection
@@ -40,7 +40,7 @@ async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
 
 @pytest.fixture
 async def store(admin: asyncpg.Connection[Any], database_url: str) -> AsyncIterator[PostgresStore]:
-    """The worker's store."""
+    """The store of the worker."""
     async with open_store(database_url) as store:
         await store.templates.push(ORG, PYTHON.active, b"")
         yield store

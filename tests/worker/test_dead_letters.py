@@ -1,4 +1,4 @@
-"""What can't be accepted is buried with its reason, and nobody else notices."""
+"""A message that can't be accepted becomes a dead letter with a reason and affects no other one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.worker.rig import Hand, Rig
 
 
 def make_event_fail(monkeypatch: pytest.MonkeyPatch, event_id: str) -> None:
-    """Plant a bug: one event can't be decided."""
+    """Make the decision about one event raise, as a bug would."""
 
     def fails(workspace: Any, event: Any, *more: Any) -> Any:
         if event.id == event_id:
@@ -124,7 +124,7 @@ async def test_a_request_that_becomes_a_dead_letter_is_answered(
 async def test_a_call_that_was_accepted_is_not_answered_by_a_bad_repeat(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """In the same batch or a later one."""
+    """Whether the bad repeat is in the same batch or in a later one."""
     bad = envelope("tool_requested", "/chat/service", chat, {"call_id": "c"})
     await send.send("tool", chat, "service", bad)
     await send.create(chat)
@@ -139,7 +139,7 @@ async def test_a_call_that_was_accepted_is_not_answered_by_a_bad_repeat(
 async def test_a_refusal_never_stands_over_the_answer_to_the_corrected_request(
     rig: Rig, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It died after it had refused, and what it left is not brought up later."""
+    """The worker dies before it publishes the refusal, and the refusal is not published later."""
     bad = envelope("tool_requested", "/chat/service", chat, {"call_id": "c"})
     await send.send("tool", chat, "service", bad)
     dying = rig.hand()
@@ -297,4 +297,4 @@ async def test_while_the_database_is_away_nothing_is_buried(
 
 class Immediate:
     async def wait(self) -> None:
-        """Try again at once."""
+        """Return without waiting."""

@@ -1,4 +1,4 @@
-"""Limits hold by the database's clock, whatever fires when."""
+"""Limits count by the database's clock, whenever their timers fire."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_a_limit_that_is_over_moves_the_state_and_answers(
 async def test_a_timer_fires_when_its_time_has_come_and_not_a_moment_before(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """The bus counts in milliseconds, the database in microseconds."""
+    """NATS counts in milliseconds, the database in microseconds."""
     rig.clock.advance(0.000_4)
     await send.create(chat)
     await hand.pump()
@@ -72,7 +72,7 @@ async def test_what_fires_by_a_clock_that_runs_ahead_is_armed_again_and_not_at_o
 async def test_what_a_dying_worker_left_of_a_timer_is_published_when_it_comes_again_as_news(
     rig: Rig, hand: Hand, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A timer has no identity: what was too early at first is in time when it comes again."""
+    """A timer has no identity: when redelivered, it is evaluated again, and is now in time."""
 
     async def died(rows: Any, **_more: Any) -> None:
         raise Unavailable(f"died with {rows}")
@@ -105,7 +105,7 @@ async def test_an_old_timer_moves_nothing_and_arms_the_one_that_counts(
     timers = rig.server.streams["WORKSPACED_TIMER"]
     for sequence, message in list(timers.messages.items()):
         if message.subject.endswith(".2"):
-            timers.remove(sequence)  # lost, say
+            timers.remove(sequence)  # as if NATS had lost it
 
     rig.clock.advance(TEN_MINUTES)
     await hand.pump()
@@ -136,7 +136,7 @@ async def test_a_limit_that_fired_late_for_a_settled_chat_does_nothing(
 async def test_what_a_limit_had_to_say_is_said_though_the_worker_died(
     rig: Rig, send: Senders, chat: str, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The timer comes again to another one, which finds the move made and its effects unpublished."""
+    """Another worker receives the timer again: the move is committed, its effects unpublished."""
     dying = rig.hand()
     await send.create(chat)
     await dying.pump()
@@ -189,7 +189,7 @@ async def test_what_fires_without_being_a_timer_is_buried(rig: Rig, hand: Hand, 
 async def test_a_worker_arms_open_deadlines_and_makes_pools_when_it_starts(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """As after a bus that lost its timers: the limits hold all the same."""
+    """After NATS lost its timers, the limits still hold."""
     await send.create(chat)
     await hand.pump()
     rig.server.stop(lose=True)

@@ -1,4 +1,4 @@
-"""More calls and jobs than may wait: refused at once, and accepted again when there is room."""
+"""Calls and jobs beyond a limit are refused at once, and accepted again when there is room."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def worker_with(rig: Rig, waiting_limits: WaitingLimits) -> Hand:
 
 
 async def sample_load(hand: Hand) -> None:
-    """Have the worker see how much waits now."""
+    """Make the worker count the waiting calls and jobs now."""
     await hand.worker.load.sample()
 
 

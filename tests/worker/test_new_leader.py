@@ -1,4 +1,4 @@
-"""A cluster's new leader tells of fewer messages than it has, until it has applied them all."""
+"""A new leader in a cluster shows too short a stream until it has applied all messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.worker.rig import Rig
 
 
 class LaggingBus(MemoryBus):
-    """Of whose STATE stream the end is not to be seen for so many looks."""
+    """A bus that omits the last message of the STATE stream from the first `looks` replies."""
 
     looks = 0
 
@@ -30,7 +30,7 @@ class LaggingBus(MemoryBus):
 async def find_losses_of_lagging_leader(
     rig: Rig, send: Senders, chat: str, lagging: int
 ) -> frozenset[str]:
-    """Look again, after a state was stored, as a worker does when it is connected anew."""
+    """Store a state, then look for losses as a worker does after a reconnect; return them."""
     bus = LaggingBus(rig.server)
     hand = rig.hand(bus)
     watch = StreamWatch(rig.store, bus, hand.worker.gate, Tuning(replicas=3))

@@ -1,4 +1,4 @@
-"""The same promises over the real servers: PostgreSQL, NATS, and workers that run by themselves."""
+"""Workers over real servers, PostgreSQL and NATS."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Start = Callable[..., Awaitable[Worker]]
 
 @dataclass(slots=True)
 class Place:
-    """The servers, a connection that may do what senders and callers do, and the store."""
+    """The servers, a connection with the rights of senders and callers, and the store."""
 
     bus: Bus
     store: Store
@@ -126,7 +126,7 @@ async def test_fifty_creates_at_once_over_three_workers_make_one_workspace(place
 
     assert sum(answer["result"]["created"] for answer in found) == 1
     assert {answer["call_id"] for answer in found} == {f"call-{n}" for n in range(50)}
-    # A call that was judged after the build had ended has no build to name.
+    # A call that was evaluated after the build had ended names no build.
     assert {answer["result"].get("build_id") for answer in found} <= {job["build_id"], None}
     stream = await place.bus.ensure_stream(JOB)
     assert stream.last == 1, "one job was ever published"
@@ -134,7 +134,7 @@ async def test_fifty_creates_at_once_over_three_workers_make_one_workspace(place
 
 
 async def test_many_chats_over_three_workers_each_get_their_own(place: Place) -> None:
-    """The calls have the same id and the same owner, the events come twice."""
+    """The calls have equal ids and the same owner, and each event is delivered twice."""
     chats = {new_id(): new_id() for _ in range(30)}
     for _ in range(3):
         await place.start()
@@ -187,7 +187,7 @@ async def test_an_agent_that_goes_silent_is_noticed_by_the_servers_own_marks(pla
 
 
 async def test_what_only_a_database_can_not_hold_is_the_calls_own_fault(place: Place) -> None:
-    """An id that looks like one to the eye, and not to PostgreSQL."""
+    """The id has the length and hyphens of a UUID, but PostgreSQL rejects it."""
     chat, none = new_id(), "z" * 8 + "-zzzz" * 3 + "-" + "z" * 12
     worker = await place.start()
     async with place.answers(chat) as answers:
@@ -204,7 +204,7 @@ async def test_what_only_a_database_can_not_hold_is_the_calls_own_fault(place: P
 
 
 async def test_a_worker_that_starts_takes_up_what_another_left(place: Place) -> None:
-    """A call that was asked while nobody worked, and a limit of before."""
+    """The calls made while no worker ran, and limits that began before."""
     chat, waiting = new_id(), new_id()
     limits = Limits(build=timedelta(seconds=0.5))
     first = await place.start(limits)

@@ -1,4 +1,4 @@
-"""An event is applied once, however often and to however many workers it is delivered."""
+"""An event is applied once, however often it is delivered, and to however many workers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_the_whole_way_from_request_to_answer(
 async def test_the_same_identity_again_has_no_further_effect(
     rig: Rig, hand: Hand, send: Senders, chat: str, most: int
 ) -> None:
-    """Twice in one batch, and in two."""
+    """Whether both deliveries are in one batch or in two."""
     event_id = new_id()
     for _ in range(2):
         await send.create(chat, event_id=event_id)
@@ -68,7 +68,7 @@ async def test_two_workers_that_have_the_same_event_apply_it_once(
     other = rig.hand()
     await send.create(chat)
     first = hand.take()
-    rig.clock.advance(WORKER_IN.ack_wait)  # it comes again, to another one
+    rig.clock.advance(WORKER_IN.ack_wait)  # redelivered, to the other worker
     second = other.take()
     assert [d.sequence for d in first] == [d.sequence for d in second]
 
@@ -92,7 +92,7 @@ async def test_the_same_identity_in_another_chat_is_another_event(
 
 
 class Broken:
-    """A bus that fails at the wanted place, once; `after` it has stored the message."""
+    """A bus that fails once on a subject, before or `after` it has stored the message."""
 
     def __init__(self, bus: Bus, subject: str, *, after: bool) -> None:
         self._bus, self._subject, self._after = bus, subject, after
@@ -145,7 +145,7 @@ async def test_a_call_is_answered_when_its_answer_was_not_published_at_first(
 
 
 class Forgetful(MemoryStore):
-    """A store that is away just when effects were published."""
+    """A store that is unavailable once, right after the effects were published."""
 
     def __init__(self, rig: Rig) -> None:
         super().__init__(rig.now)
@@ -193,7 +193,7 @@ async def test_a_worker_that_died_before_its_ack_leaves_a_repeat(
             return getattr(self._delivery, name)
 
         async def ack(self) -> None:
-            """Not sent any more."""
+            """Send nothing, as if the ack was lost."""
 
     await hand.work([Lost(delivery) for delivery in hand.take()])
     rig.clock.advance(WORKER_IN.ack_wait)
@@ -207,7 +207,7 @@ async def test_a_worker_that_died_before_its_ack_leaves_a_repeat(
 async def test_an_older_state_never_stands_over_a_newer_one(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """A worker that was paused between commit and publish wakes up."""
+    """A worker that was paused between commit and publish continues."""
     late, sent = rig.hand(), list[OutboxMessage]()
 
     async def pause(rows: Sequence[OutboxMessage], **_more: object) -> None:
@@ -268,7 +268,7 @@ def created(rows: Sequence[OutboxMessage]) -> dict[str, Any]:
 async def test_a_relay_that_published_a_newer_state_publishes_no_older_one(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """What another one left over comes to it when the event is repeated."""
+    """The relay publishes rows that another worker left when their event is redelivered."""
     event_id, dying = new_id(), rig.hand()
     await send.create(chat)
     await hand.pump()
@@ -295,7 +295,7 @@ async def die_before_publishing(rows: Sequence[OutboxMessage], **_more: object) 
 async def test_a_build_that_was_superseded_unnoticed_is_noticed_when_its_event_comes_again(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """The commit was done, and its answer lost or its worker killed: who is in must be cut off."""
+    """Its worker died after the commit, so the old build's agents are still connected."""
     await send.create(chat)
     items = [read(delivery, rig.now()) for delivery in hand.take()]
     await apply(items, rig.store, rig.limits, b"seed")

@@ -1,4 +1,4 @@
-"""Workspaces that run though no chat has them: told to operators, stopped after a grace time."""
+"""Workspaces that run but belong to no chat: workers log them, and stop them after a grace time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GRACE, DAY = 900.0, 86_400.0
 
 @pytest.fixture
 def errors() -> Iterator[list[str]]:
-    """What operators are told."""
+    """The errors that workers logged for operators."""
     found: list[str] = []
 
     class Kept(logging.Handler):
@@ -32,7 +32,7 @@ def errors() -> Iterator[list[str]]:
 async def given_ready_workspace(
     rig: Rig, hand: Hand, chat: str, call: str = "c", agents: Any = ("main",)
 ) -> Job:
-    """Have the chat's workspace made; return its job."""
+    """Create a workspace for the chat; return its job."""
     await rig.senders.create(chat, call)
     await hand.pump()
     job = next(j for j in reversed(rig.jobs()) if j["transition"] == "start")
@@ -46,7 +46,7 @@ async def given_ready_workspace(
 
 
 async def given_replaced_workspace(rig: Rig, hand: Hand, chat: str) -> tuple[Job, Job]:
-    """Have a workspace without agents replaced by another; return the stop of the old, and the new."""
+    """Replace a workspace without agents; return its stop job and the job of the new one."""
     await given_ready_workspace(rig, hand, chat, agents=())
     new = await given_ready_workspace(rig, hand, chat, "again")
     (stop,) = [job for job in rig.jobs() if job["transition"] == "stop"]
@@ -54,7 +54,7 @@ async def given_replaced_workspace(rig: Rig, hand: Hand, chat: str) -> tuple[Job
 
 
 def job_from_elsewhere(chat: str, **more: Any) -> Job:
-    """A workspace that nobody here asked for."""
+    """Return the job of a workspace that was made elsewhere."""
     job = {
         "chat_id": chat,
         "workspace_id": new_id(),
@@ -72,7 +72,7 @@ async def let_time_pass(rig: Rig, hand: Hand, seconds: float) -> None:
 
 
 async def listed_orphans(rig: Rig, chat: str) -> list[str]:
-    """The orphans that operators find."""
+    """Return the orphans that operators see."""
     found = [
         o.id for c in await rig.store.chats.with_orphans() for o in c.orphans if c.chat_id == chat
     ]
@@ -166,7 +166,7 @@ async def test_deletion_ends_it(rig: Rig, hand: Hand, send: Senders, chat: str) 
 async def test_the_end_of_a_stop_may_come_while_it_is_tried_again(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """Late and stale: the newer stop is what counts."""
+    """Facts of the old stop are stale, because a newer stop was requested."""
     stop, _ = await given_replaced_workspace(rig, hand, chat)
     await send.built(stop, "failed")
     await let_time_pass(rig, hand, 0)
@@ -263,7 +263,7 @@ async def test_one_whose_template_is_told_after_its_grace_is_stopped_then(
 async def test_one_that_nobody_can_stop_is_in_nobody_s_way(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """Each has its own grace, and each is seen to at its end."""
+    """Each orphan has its own grace time, and is handled when that is over."""
     await given_ready_workspace(rig, hand, chat)
     found = [job_from_elsewhere(chat) for _ in range(4)]
     for number, theirs in enumerate(found):
@@ -287,7 +287,7 @@ async def test_one_that_nobody_can_stop_is_in_nobody_s_way(
 async def test_one_that_another_chat_has_is_never_stopped(
     rig: Rig, hand: Hand, send: Senders, chat: str, bound: str, errors: list[str]
 ) -> None:
-    """Somebody reports it under the wrong chat."""
+    """A provisioner reports the workspace under the wrong chat."""
     owner = new_id()
     await given_ready_workspace(rig, hand, chat)
     theirs = job_from_elsewhere(owner)
@@ -368,7 +368,7 @@ async def test_of_several_workers_one_asks_for_the_stop(rig: Rig, chat: str) -> 
 async def test_a_delete_of_a_replaced_workspace_that_fails_is_told_and_tried_again(
     rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
 ) -> None:
-    """Its chat's own delete had failed, so that create_workspace made a new one."""
+    """The delete that its chat requested had failed, so create_workspace made a new workspace."""
     old = await given_ready_workspace(rig, hand, chat, agents=())
     await send.delete(chat)
     await hand.pump()

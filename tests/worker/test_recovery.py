@@ -1,4 +1,4 @@
-"""What NATS lost, the database tells it again."""
+"""Workers publish again from the database what NATS has lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 10.0
 
 @pytest.fixture
 async def job(rig: Rig, hand: Hand, send: Senders, chat: str) -> Job:
-    """A chat that is being built, while its worker knows the streams."""
+    """Return the job of a chat that is being built, when the worker has recorded the streams."""
     await hand.prepare()
     await send.create(chat)
     await hand.pump()
@@ -73,7 +73,7 @@ async def test_a_server_that_lost_nothing_is_told_nothing(
 async def test_a_stream_that_grows_during_the_check_has_lost_nothing(
     rig: Rig, send: Senders, ready: Job, chat: str
 ) -> None:
-    """Other workers publish, and note it, while one looks."""
+    """Other workers publish messages and record positions during the check."""
     other = rig.hand()
     await other.prepare()
 
@@ -158,7 +158,7 @@ async def test_the_stop_of_a_replaced_workspace_is_asked_for_again(
 async def test_a_build_that_nobody_ended_in_its_time_is_asked_for_again(
     rig: Rig, hand: Hand, job: Job
 ) -> None:
-    """Who had begun it ends it, anybody else cancels it; else its chat would wait for it for ever."""
+    """Its provisioner ends or cancels it. Without the job the chat would wait for ever."""
     wipe_streams(rig)
     rig.clock.advance(TEN_MINUTES + 1)
 
@@ -183,7 +183,7 @@ async def test_a_limit_holds_though_its_timer_was_lost(
 async def test_an_agent_that_went_with_the_server_is_missed(
     rig: Rig, hand: Hand, ready: Job, chat: str
 ) -> None:
-    """Signs of life are kept in memory: no mark would tell that one is overdue."""
+    """Presence messages are kept in memory: no delete marker would report that one expired."""
     rig.server.stop()
     rig.server.start()
 
@@ -213,7 +213,7 @@ async def test_an_agent_that_shows_itself_again_is_not_missed(
 async def test_the_outbox_of_a_dead_worker_is_published_although_its_event_was_lost(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """It died between commit and publish, and the event that would have come again was lost."""
+    """It died between commit and publish, and NATS lost the event that it would redeliver."""
     await hand.prepare()
     await send.create(chat)
     await hand.worker.commit(hand.take())
@@ -230,7 +230,7 @@ async def test_the_outbox_of_a_dead_worker_is_published_although_its_event_was_l
 async def test_a_job_that_another_worker_publishes_meanwhile_is_published_once(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """Requests are in doubt for a while after a loss: who reconnects then finds its outbox."""
+    """After a loss of requests, each worker that reconnects publishes the outbox of all chats."""
     await hand.prepare()
     await send.create(chat)
     committed = await hand.worker.commit(hand.take())
@@ -267,7 +267,7 @@ async def test_a_worker_that_was_paused_before_publishing_jobs_prepares_again(
 async def test_a_lost_tail_is_told_again(
     rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
 ) -> None:
-    """The stream is the same, but what was acknowledged last is gone."""
+    """The stream is the same one, but the last acknowledged messages are gone."""
     before = rig.state(chat)
     stream = rig.server.streams[STATE.name]
     stream.lose_tail(2)
@@ -283,7 +283,7 @@ async def test_a_lost_tail_is_told_again(
 async def test_what_was_told_again_and_is_lost_again_is_missed(
     rig: Rig, hand: Hand, ready: Job, chat: str
 ) -> None:
-    """Also by one who did not tell it: who did may be dead."""
+    """The worker that finds it is another one, as the one that published again may have died."""
     before = rig.state(chat)
     wipe_streams(rig)
     await hand.prepare()
@@ -298,7 +298,7 @@ async def test_what_was_told_again_and_is_lost_again_is_missed(
 async def test_two_who_find_the_same_loss_at_once_ask_for_each_build_once(
     rig: Rig, hand: Hand, job: Job
 ) -> None:
-    """Each looks before the other has told all; streams grow between their looks."""
+    """Both looked before one of them had published again; the stream grew in between."""
     wipe_streams(rig)
     other = rig.hand()
     looked = await hand.watch.find_losses()
@@ -336,7 +336,7 @@ async def test_a_worker_that_finds_a_loss_which_another_has_just_repaired_checks
 async def test_a_loss_stays_marked_until_everything_is_published_again(
     rig: Rig, hand: Hand, ready: Job, chat: str
 ) -> None:
-    """Who found it may have died while it told, and what it told fills up what is missing."""
+    """A worker may die while it publishes again, when its messages have already filled the gap."""
     await hand.prepare()
     before = rig.state(chat)
     rig.server.streams[STATE.name].lose_tail(1)
@@ -375,7 +375,7 @@ async def test_messages_published_during_the_check_count_in_the_next_check(
 async def test_nothing_is_published_between_a_reconnect_and_the_check_for_losses(
     rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
 ) -> None:
-    """What filled up a lost tail would hide that it was lost."""
+    """New messages would have the sequences of lost ones, which would hide the loss."""
     hand.worker.gate.close()
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
@@ -415,7 +415,7 @@ async def test_the_tail_of_a_log_is_nobodys_loss(rig: Rig, hand: Hand, chat: str
 async def test_senders_are_asked_for_their_facts_more_than_once(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who finds NATS again later than the worker must hear it too."""
+    """Some senders reconnect to NATS later than the worker, and must receive the request too."""
     monkeypatch.setattr("handlers.worker.recovery.republisher.RECONNECT_SECONDS", 0.001)
     asked: list[Message] = []
     rig.server.interests.append(Interest("workspaced.resend.*", "", asked.append))
@@ -433,7 +433,7 @@ async def test_senders_are_asked_for_their_facts_more_than_once(
 async def test_if_a_worker_dies_before_it_asked_senders_the_next_one_asks_them(
     rig: Rig, hand: Hand, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All else is made good by then: only of the requests it is in doubt."""
+    """All other streams are repaired by then; only the requests are still marked as lost."""
     monkeypatch.setattr("handlers.worker.recovery.republisher.RECONNECT_SECONDS", 0.001)
     wipe_streams(rig)
     await hand.worker.republisher.prepare()
@@ -450,7 +450,7 @@ async def test_if_a_worker_dies_before_it_asked_senders_the_next_one_asks_them(
 async def test_a_running_worker_finds_what_was_lost_and_asks(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
-    """Nobody tells it: it compares when it finds the server again."""
+    """The worker compares the streams with the database when it reconnects to NATS."""
     asked = asyncio.Event()
     before = rig.state(chat)
     running = asyncio.create_task(hand.worker.run())

@@ -1,4 +1,4 @@
-"""What is sensitive is in the jobs, and nowhere else that anybody could read."""
+"""Sensitive values are contained in jobs, and in nothing else that others can read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.worker.rig import Hand, Rig
 
 SECRET, PRESET, OTHER, DEFAULT = "s3cret-1", "s3cret-2", "s3cret-3", "s3cret-4"
 PIN = "471100815471100"
-"""So long that no random id holds it by chance."""
+"""Long enough that no random id contains it by chance."""
 TOML = f"""
 name = "secretive"
 [[parameter]]
@@ -73,7 +73,7 @@ async def make_ready(rig: Rig, hand: Hand, job: Job) -> None:
 
 
 async def everything_readable(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
-    """All that anybody can read of the chat, but jobs and what callers and senders wrote themselves."""
+    """Return all that can be read of the chat, except jobs and messages by callers and senders."""
     reader = Queries(rig.store, rig.bus, orphan_grace=rig.limits.orphan_grace)
     shown: list[Any] = [
         await reader.read_events(EventsBody(chat_id=chat)),
@@ -235,7 +235,7 @@ async def test_a_call_of_a_tool_that_is_not_there_gives_nothing_away(
 async def test_a_call_whose_workspace_is_gone_meanwhile_gives_nothing_away(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It was kept with its values as long as it waited; then nobody can tell what they were."""
+    """It is stored with its values while it waits; after the deletion its template is unknown."""
     await create_with_values(rig, hand, chat, {"token": SECRET})
     await make_ready(rig, hand, rig.job)
     await send.ask(chat, "stop_workspace", "stop")
@@ -254,7 +254,7 @@ async def test_a_call_whose_workspace_is_gone_meanwhile_gives_nothing_away(
 async def test_asked_again_it_gives_nothing_away(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By another event, by the same, and when the call is over."""
+    """By a new event, by a repeat, and after the call was answered."""
     args = {"template_id": TEMPLATE.id, "parameters": {"token": SECRET}}
     for event_id in ("one", "one", "two"):
         await send.ask(chat, "create_workspace", event_id=event_id, **args)
@@ -272,7 +272,7 @@ async def test_asked_again_it_gives_nothing_away(
 async def test_stops_that_nobody_asked_for_give_nothing_away(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a replaced workspace, of an orphan, of one whose lifetime is over."""
+    """Stops of a replaced workspace, of an orphan, and at the end of a lifetime."""
     await rig.store.put_setting("chat_workspace_ttl", "2h")
     await create_with_values(rig, hand, chat, {"token": SECRET})
     await send.built(rig.job, agents=())
@@ -297,7 +297,7 @@ async def test_stops_that_nobody_asked_for_give_nothing_away(
 async def test_a_letter_that_no_transaction_takes_gives_nothing_away_to_callers(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The dead letter is the operators' and has its body unchanged; its answer has not."""
+    """The dead letter is for operators and contains the message; the answer does not."""
     bad = {"token": SECRET, "nul": "\0"}
     await send.ask(chat, "create_workspace", template_id=TEMPLATE.id, parameters=bad)
     await hand.pump()
@@ -315,7 +315,7 @@ async def test_a_letter_that_no_transaction_takes_gives_nothing_away_to_callers(
 async def test_what_a_fact_repeats_of_a_value_is_in_no_state_answer_or_log(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """Whoever the provisioner is, and when the fact comes twice; replay still folds to the snapshot."""
+    """Whichever provisioner sends it, and also as a repeat; replay still yields the snapshot."""
     await create_with_values(rig, hand, chat, {"token": f"{SECRET}\n{OTHER}", "pin": PIN})
     if name == "start_workspace":
         await make_ready(rig, hand, rig.job)
@@ -373,9 +373,9 @@ async def test_another_parameter_s_value_that_repeats_a_sensitive_one_is_hidden_
 async def test_a_text_that_was_cut_does_not_begin_with_the_rest_of_a_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, unknown: int
 ) -> None:
-    """Workers cut before they know the chat; of an error the end is kept.
+    """Workers shorten texts before they know the chat; of an error they keep the end.
 
-    `unknown`: how many other changes the notice has to name.
+    `unknown` is the number of other changes that the notice must mention.
     """
     await create_with_values(rig, hand, chat, {"token": "s3-first-half-second-half"})
     said = "s3-first-half-second-half" + "x" * (65_536 - len("-second-half"))

@@ -1,4 +1,4 @@
-"""What the bus refuses for good must not hold up what comes with it."""
+"""A message that the bus refuses for good must not delay the other messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.worker.rig import Rig
 
 
 class Small(MemoryBus):
-    """A bus that takes no message on subjects that begin so, unless it is short."""
+    """A bus that refuses long messages on subjects with a given prefix."""
 
     refused = ""
 

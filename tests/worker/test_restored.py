@@ -1,4 +1,4 @@
-"""The database went back to an earlier moment; NATS, provisioners and agents did not."""
+"""The database was restored to an earlier moment; NATS, provisioners and agents were not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESTORED = "workspaced.database_restored.v1"
 
 @pytest.fixture
 def backup(rig: Rig) -> Callable[[], Restore]:
-    """Keep the store as it is; what that returns puts it back, with a worker started on it."""
+    """Return a function that copies the store and returns another, which restores the copy."""
 
     def taken() -> Restore:
         kept = rig.store.backup()
@@ -37,7 +37,7 @@ def backup(rig: Rig) -> Callable[[], Restore]:
 
 
 async def expect_published_state_matches(rig: Rig, chat: str) -> dict[str, Any]:
-    """What stands on the bus is what the database holds; return it."""
+    """Expect that the published state is the database's; return it."""
     kept = await rig.store.chats.get(chat)
     assert kept is not None
     published = rig.state(chat)
@@ -46,7 +46,7 @@ async def expect_published_state_matches(rig: Rig, chat: str) -> dict[str, Any]:
 
 
 async def report_build(send: Senders, job: Job, *, ids: str = "1") -> None:
-    """All that a provisioner and an agent tell of a build; told again, it is the same."""
+    """Publish all facts of a build and its agent; facts with equal `ids` are repeats."""
     names = {"workspace_name": job["workspace_name"], "owner_name": job["owner_name"]}
     names |= {"template_id": job["template"]["id"]}
     await send.built(job, "started", event_id=f"{job['build_id']}-s{ids}", **names)
@@ -161,7 +161,7 @@ async def test_a_chat_that_only_the_bus_knows_gets_its_workspace_back_with_its_n
 async def test_a_call_that_had_been_answered_stays_answered(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
-    """Also one that the database holds open; and a refused one may be corrected, as ever."""
+    """Even if the restored database has it as open; and a refused call may still be corrected."""
     await hand.prepare()
     await send.create(chat)
     await hand.pump()
@@ -206,7 +206,7 @@ async def test_a_build_that_the_database_still_waits_for_is_asked_for_again(
 async def test_an_empty_database_beside_a_bus_that_knows_is_one_that_went_back(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
-    """Nothing was kept, not even where it was kept."""
+    """The database has no rows at all, and no record of its origin."""
     restore = backup()
     job = await given_ready_workspace(rig, hand, send, chat)
 
@@ -222,7 +222,7 @@ async def test_an_empty_database_beside_a_bus_that_knows_is_one_that_went_back(
 async def test_a_worker_that_was_not_started_anew_finds_out_with_the_first_move(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore], moves: int
 ) -> None:
-    """Whether its version is then below, equal to, or above what was published elsewhere."""
+    """Whether the new version is below, equal to, or above the published one."""
     quiet = new_id()
     await hand.prepare()
     await given_ready_workspace(rig, hand, send, chat)
@@ -234,7 +234,7 @@ async def test_a_worker_that_was_not_started_anew_finds_out_with_the_first_move(
     await given_stopped_workspace(rig, hand, send, quiet)
     restore()
     rig.store.recovery.current_origin = (
-        "memory"  # the very same place: a copy of the files was put back
+        "memory"  # the same origin: a copy of the data files was restored
     )
 
     await send.agent({**stop, "build_id": await build_id_of(rig, chat)}, "disconnected", 7 + moves)
@@ -259,7 +259,7 @@ async def build_id_of(rig: Rig, chat: str) -> str:
 async def test_a_state_that_was_left_over_raises_no_alarm(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """A worker dies between publishing and dropping the rows: others find what stands there."""
+    """A worker died after it published and before it deleted the rows, so others find its state."""
     await hand.prepare()
     event = {"event_id": new_id()}
     await send.create(chat, **event)
@@ -291,7 +291,7 @@ async def test_what_stands_there_and_is_no_state_or_answer_is_passed_over(
     for subject in (subjects.state(new_id()), subjects.state("x"), subjects.result("x", "y")):
         for body in (b"{", b"[]", b'{"data": 7}', b'{"data": {"version": "x", "result": 1}}'):
             await rig.bus.publish(subject, body)
-    shouted = new_id().upper()  # PostgreSQL would know it, and call it otherwise
+    shouted = new_id().upper()  # PostgreSQL would accept it, and return it in lower case
     await rig.bus.publish(subjects.state(shouted), b'{"data": {"version": 1}}')
     await rig.bus.publish(subjects.result(shouted, "y"), b'{"data": {"result": {}}}')
 

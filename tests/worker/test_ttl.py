@@ -1,4 +1,4 @@
-"""A workspace that has lived as long as it may is stopped, whoever started it and whatever fires when."""
+"""A workspace is stopped when its lifetime ends, whoever started it and whenever timers fire."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ async def rig() -> Rig:
 
 
 def job_from_elsewhere(job: Job, number: int, transition: str) -> Job:
-    """A build of the job's workspace that nobody here asked for."""
+    """Return a build of the job's workspace that was made elsewhere."""
     return {**job, "build_id": new_id(), "build_number": number, "transition": transition}
 
 
 async def given_running_workspace(rig: Rig, hand: Hand, chat: str, how: str = "ready") -> Job:
-    """Have the chat's workspace made, and its agent come as far as `how`; return its job."""
+    """Create a workspace whose agent gets as far as `how`; return its job."""
     send = rig.senders
     await send.create(chat)
     await hand.pump()
@@ -127,7 +127,7 @@ async def test_a_stop_and_a_start_meanwhile_begin_it_anew(
     await send.built(rig.job, agents=())
     await hand.pump()
 
-    await let_time_pass(rig, hand, 3 * HOUR - 1)  # the old timer fires on the way
+    await let_time_pass(rig, hand, 3 * HOUR - 1)  # the old timer fires meanwhile
     assert rig.state(chat)["state"] == "ready"
     await let_time_pass(rig, hand, 1)
 
@@ -217,7 +217,7 @@ async def test_a_lifetime_that_fires_by_a_clock_that_runs_ahead_is_armed_again(
 async def test_a_lifetime_may_be_longer_than_timers_are_kept(
     rig: Rig, hand: Hand, chat: str
 ) -> None:
-    """Its timer is set anew on the way; that may cost it a minute."""
+    """The timer is armed again on the way, which may delay the stop by a minute."""
     await rig.store.put_setting("chat_workspace_ttl", f"{100 * 24}h")
     await given_running_workspace(rig, hand, chat)
 
@@ -234,7 +234,7 @@ async def test_a_lifetime_may_be_longer_than_timers_are_kept(
 async def test_it_holds_when_the_bus_has_lost_its_timers(
     rig: Rig, hand: Hand, chat: str, away: float
 ) -> None:
-    """A worker that starts arms it from the database; also one that is over by then."""
+    """A worker arms the timer from the database when it starts, even if it is overdue."""
     await given_running_workspace(rig, hand, chat)
     rig.server.stop(lose=True)
     rig.clock.advance(away)
@@ -269,7 +269,7 @@ async def test_of_several_workers_one_stops_it(rig: Rig, chat: str) -> None:
 async def test_what_waits_when_it_stops_is_answered_with_the_stop(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """As any call whose build is superseded by a stop: its own build, and the stop's id in the error."""
+    """Like all calls whose build a stop supersedes: own build's id, and the stop's in the error."""
     await rig.store.put_setting("chat_workspace_ttl", "30s")
     job = await given_running_workspace(rig, hand, chat, "agent_connecting")
     await send.ask(chat, "start_workspace", "start")
