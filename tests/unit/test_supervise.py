@@ -158,7 +158,7 @@ async def test_a_task_that_fails_ends_the_block_with_its_error() -> None:
     assert endless.cancelled
 
 
-async def test_a_task_that_swallows_a_cancellation_is_cancelled_again(
+async def test_a_block_ends_though_its_task_swallows_a_cancellation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervise, "CANCEL_AGAIN_AFTER", 0.01)
