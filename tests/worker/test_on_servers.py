@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bus import Bus, Subscription, subjects
+from bus import Bus, Message, Subscription, subjects
 from bus.jetstream import connect
 from bus.streams import JOB, STATE, pool_consumer
 from handlers.access.identities import seed_file
@@ -28,6 +28,22 @@ from tests.worker.messages import Job, Senders, new_id
 
 WITHIN = 20.0
 Start = Callable[..., Awaitable[Worker]]
+
+
+class Answers:
+    """A subscription to answers without those that are delivered again."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._seen: set[str] = set()
+
+    async def next(self, timeout: float) -> Message:  # noqa: ASYNC109
+        while (
+            event_id := json.loads((found := await self._subscription.next(timeout)).data)["id"]
+        ) in self._seen:
+            pass
+        self._seen.add(event_id)
+        return found
 
 
 @dataclass(slots=True)
@@ -47,9 +63,10 @@ class Place:
             return job
 
     @asynccontextmanager
-    async def answers(self, chat: str) -> AsyncIterator[Subscription]:
+    async def answers(self, chat: str = "*") -> AsyncIterator[Answers]:
+        """Subscribe to the answers of one chat, or of all chats."""
         async with self.bus.subscribe(f"workspaced.result.{chat}.*") as found:
-            yield found
+            yield Answers(found)
 
     @asynccontextmanager
     async def states(self, chat: str) -> AsyncIterator[Subscription]:
@@ -57,7 +74,7 @@ class Place:
             yield found
 
 
-async def next_data(subscription: Subscription) -> dict[str, Any]:
+async def next_data(subscription: Subscription | Answers) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((await subscription.next(WITHIN)).data)["data"]
     return found
 
@@ -138,7 +155,7 @@ async def test_many_chats_over_three_workers_each_get_their_own(place: Place) ->
     chats = {new_id(): new_id() for _ in range(30)}
     for _ in range(3):
         await place.start()
-    async with place.bus.subscribe("workspaced.result.>") as answers:
+    async with place.answers() as answers:
         for _ in range(2):
             await asyncio.gather(
                 *(place.send.create(c, "call_1", event_id=e, name="x") for c, e in chats.items())
