@@ -104,6 +104,14 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredCall:
+    """A tool call and its answer; None while it is open."""
+
+    call: Call
+    answer: Answered | None
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """The call stays open."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import (
@@ -417,3 +418,8 @@ class Event(Frozen):
     def type(self) -> str:
         """The CloudEvents type of the event, e.g. `workspaced.build_failed.v1`."""
         return f"workspaced.{self.data.name}.v1"
+
+
+def event_digest(source: str, event_id: str) -> bytes:
+    """Return the 16 bytes that identify an event for ever, made of its source and id."""
+    return sha256(f"{len(source)}:{source}{event_id}".encode()).digest()[:16]

@@ -1,4 +1,4 @@
-"""Decodes deliveries into items: events, fired timers, missed agents and dead letters."""
+"""Decodes deliveries into inputs of the chats (`statemachine.step`) and dead letters."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from bus import Delivery, subjects
 from bus.streams import IN, TIMER
 from statemachine.codec import Rejected, decode
-from statemachine.events import Event, FactRejected, ToolCanceled, ToolRequested
+from statemachine.events import Event, FactRejected, ToolCanceled, ToolRequested, event_digest
 from statemachine.ids import is_canonical
-from statemachine.store import event_digest
+from statemachine.step import FactNotice, InboundEvent, Input, PresenceExpired, TimerFired
 from statemachine.strict_json import Reason
 from statemachine.timers import TimerKind
 
@@ -24,50 +24,6 @@ DETAIL_LIMIT: Final = 1024
 """Maximum number of characters of a dead letter's detail."""
 NOTICE_LIMIT: Final = 512
 """Maximum number of characters of the detail in the chat's notice."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """An inbound event to apply: a request or a fact."""
-
-    event: Event
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Fired:
-    """A timer fired. The clock of the database decides whether its time has come."""
-
-    chat_id: str
-    purpose: TimerKind
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Missed:
-    """An agent's presence message expired."""
-
-    chat_id: str
-    agent_id: str
-    highest: int | None = None
-    """The agent's highest sequence before the worker found that it has no presence message.
-
-    None if the worker has not looked yet, or if there is no loss to record.
-    """
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A published state, to compare with the database after a restore."""
-
-    chat_id: str
-    state: Mapping[str, Any]
-    """The data of state_changed."""
-
-    @property
-    def version(self) -> int:
-        """The version of the published state."""
-        return int(self.state["version"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +39,16 @@ class Dead:
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
-    """A dead letter about a build, which is recorded on the build's chat."""
-
-    chat_id: str
-    sender: str
-    """The sender's name in the subject. NATS ensures that it is right."""
-    fact: FactRejected
-
-
-@dataclass(frozen=True, slots=True)
 class Nothing:
     """A message that requires no action, such as a presence message that has not expired."""
 
 
-Item = Fact | Fired | Missed | Published | Noted | Dead | Nothing
+Item = Input | Dead | Nothing
 
 
 def chat_of(item: Item) -> str | None:
     """Return the id of the chat that an item concerns, or None."""
-    if isinstance(item, Nothing):
-        return None
-    return item.event.chat_id if isinstance(item, Fact) else item.chat_id or None
+    return None if isinstance(item, Nothing) else item.chat_id or None
 
 
 def read(delivery: Delivery, now: datetime) -> Item:
@@ -122,23 +66,23 @@ def read(delivery: Delivery, now: datetime) -> Item:
     chat_id, agent_id = subjects.parse_presence(delivery.subject)
     if not (is_canonical(chat_id) and is_canonical(agent_id)):
         return Nothing()  # any sender may set the header that marks an expiry
-    return Missed(chat_id, agent_id)
+    return PresenceExpired(chat_id, agent_id)
 
 
-def noted(letter: Dead) -> Noted | None:
+def notice_of(letter: Dead) -> FactNotice | None:
     """Return the item that records a dead letter on its chat; None if it names no chat or build."""
     rejected, inbound = letter.rejected, subjects.parse_inbound(letter.subject)
     if rejected.build_id is None or inbound is None or not is_canonical(inbound.chat):
         return None
     detail = f"{rejected.reason}: {rejected.detail}"[:NOTICE_LIMIT]
     fact = FactRejected(build_id=rejected.build_id, fact=rejected.fact, detail=detail)
-    return Noted(inbound.chat, inbound.sender, fact)
+    return FactNotice(inbound.chat, inbound.sender, fact)
 
 
 def dead(delivery: Delivery, reason: Reason, detail: str, item: Item | None = None) -> Dead:
     """Return a delivery as a dead letter. `item` is the item decoded from it, if that succeeded."""
     rejected = Rejected(reason, detail)
-    if isinstance(item, Fact):
+    if isinstance(item, InboundEvent):
         data = item.event.data
         if isinstance(data, ToolRequested | ToolCanceled):
             rejected = replace(rejected, call_id=data.call_id, tool=getattr(data, "tool", None))
@@ -168,7 +112,7 @@ def _inbound(delivery: Delivery, now: datetime) -> Item:
         now=now,
     )
     if isinstance(found, Event):
-        return Fact(found, event_digest(found.source, found.id))
+        return InboundEvent(found, event_digest(found.source, found.id))
     return Dead(
         inbound.kind, inbound.chat, delivery.subject, delivery.data, delivery.headers, found
     )
@@ -177,7 +121,7 @@ def _inbound(delivery: Delivery, now: datetime) -> Item:
 def _timer(delivery: Delivery) -> Item:
     chat_id, purpose = subjects.parse_timer_fired(delivery.subject)
     try:
-        return Fired(chat_id, TimerKind(purpose), int(json.loads(delivery.data)["generation"]))
+        return TimerFired(chat_id, TimerKind(purpose), int(json.loads(delivery.data)["generation"]))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return dead(delivery, Reason.BAD_DATA, "not a timer of ours")
 

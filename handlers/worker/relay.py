@@ -32,11 +32,11 @@ from bus import (
 from bus import BatchMessage as Message
 from bus.streams import PRESENCE, STATE, pool_consumer
 from handlers.clock import clock
-from handlers.worker import effects
+from handlers.worker import publications
 from handlers.worker.chains import chains_of, parts_of
 from handlers.worker.clock_skew import ClockSkew
 from handlers.worker.deliveries import Dead, dead_letter_headers
-from handlers.worker.effects import Lane
+from handlers.worker.publications import Lane
 from handlers.worker.recovery.stream_watch import PublishGate
 from statemachine.store import OutboxMessage
 
@@ -228,7 +228,7 @@ class Relay:
         """Return a timer's row with its time converted to the clock of NATS."""
         if row.due is None:
             return row
-        return replace(row, due=effects.in_milliseconds(row.due + self._skew.ahead))
+        return replace(row, due=publications.in_milliseconds(row.due + self._skew.ahead))
 
     async def _timer(self, row: OutboxMessage) -> None:
         if row.due is None:
@@ -259,7 +259,7 @@ class Relay:
             await self._plain(row)
         except Refused as error:
             log.error("NATS refuses answer %s: %s", row.message_id, error)  # noqa: TRY400
-            body = effects.instead(row.payload, f"the answer can't be sent: {error}")
+            body = publications.instead(row.payload, f"the answer can't be sent: {error}")
             await self._plain(replace(row, payload=body, message_id=f"{row.message_id}:instead"))
 
     async def _plain(self, row: OutboxMessage) -> None:

@@ -26,12 +26,13 @@ from handlers.worker.committer import (
     Committer,
     Problems,
 )
-from handlers.worker.deliveries import Dead, Item, Missed, read
+from handlers.worker.deliveries import Dead, Item, read
 from handlers.worker.recovery.republisher import FACT_STREAMS, Republisher
 from handlers.worker.recovery.restore import RestoreReconciler
 from handlers.worker.recovery.stream_watch import PublishGate, StreamWatch
 from handlers.worker.relay import Relay
 from statemachine.chat import Limits
+from statemachine.step import PresenceExpired
 from statemachine.store import OutboxMessage, Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)
@@ -239,7 +240,7 @@ class Worker:
         later, the loss is not recorded, or it is undone. So no transaction is needed during the
         request to NATS. Raises BusError, StoreUnavailableError.
         """
-        if not isinstance(item, Missed):
+        if not isinstance(item, PresenceExpired):
             return item
         try:
             chat = await self.store.chats.get(item.chat_id)

@@ -22,15 +22,14 @@ from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from statemachine.calls import Answered, Call
-from statemachine.chat import Cause, Chat
+from statemachine.calls import Call, StoredCall
+from statemachine.chat import Chat
 from statemachine.codec import timestamp
-from statemachine.events import Event
 from statemachine.messages import Cause as LoggedCause
 from statemachine.messages import LogEntry, LoggedEvent
+from statemachine.step import Entry
 from statemachine.templates import Catalog, Version
 from statemachine.timers import rests
 
@@ -85,23 +84,6 @@ class CallKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A new entry of a chat's event log."""
-
-    seq: int
-    event: Event
-    outcome: str
-    state_before: str
-    state_after: str
-    version: int | None
-    at: datetime
-    cause: Cause | None = None
-    """The event that led to this one; None for events that came over the bus."""
-    deadline: datetime | None = None
-    """The limit of the new state, if this event set one."""
-
-
-@dataclass(frozen=True, slots=True)
 class OutboxMessage:
     """A message that has to be published. It stays in the outbox until NATS has stored it."""
 
@@ -115,14 +97,6 @@ class OutboxMessage:
     due: datetime | None = None
     id: int = 0
     """The number of its row; 0 before it is written."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredCall:
-    """A tool call and its answer; None while it is open."""
-
-    call: Call
-    answer: Answered | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -622,11 +596,6 @@ class Store(Protocol):
 
 
 # -- representations that all implementations share -----------------------------------------------
-
-
-def event_digest(source: str, event_id: str) -> bytes:
-    """Return the 16 bytes that identify an event for ever, made of its source and id."""
-    return sha256(f"{len(source)}:{source}{event_id}".encode()).digest()[:16]
 
 
 def chat_columns(chat: Chat) -> dict[str, Any]:

@@ -17,21 +17,19 @@ import msgspec
 from pydantic_core import to_json
 
 from statemachine import codec
-from statemachine.calls import Answered, Call, call_from_json, call_to_json
+from statemachine.calls import Answered, Call, StoredCall, call_from_json, call_to_json
 from statemachine.chat import Chat, chat_to_json
-from statemachine.events import DeleteRequested, Event
+from statemachine.events import DeleteRequested, Event, event_digest
+from statemachine.step import Entry
 from statemachine.store import (
     CallKey,
     CatalogAndSettings,
     Changes,
-    Entry,
     OutboxMessage,
     Prefetched,
-    StoredCall,
     StoredJob,
     StoreUnavailableError,
     chat_columns,
-    event_digest,
 )
 from statemachine.store.connection import open_connection, read_url, translate_connect_errors
 from statemachine.store.database import QUERIES, Database, Rows, Session

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
-from statemachine.calls import Answered, Call, call_from_json
+from statemachine.calls import Answered, Call, StoredCall, call_from_json
 from statemachine.chat import Chat, chat_from_json
 from statemachine.messages import LogEntry
 from statemachine.store import (
@@ -22,7 +22,6 @@ from statemachine.store import (
     ListedCredential,
     OutboxMessage,
     PushedVersion,
-    StoredCall,
     StoredJob,
     StreamPosition,
     chat_columns,

@@ -11,18 +11,11 @@ from uuid import uuid4
 
 import asyncpg
 
-from statemachine.calls import Answered, Call, Until, Wait
+from statemachine.calls import Answered, Call, StoredCall, Until, Wait
 from statemachine.chat import Chat
-from statemachine.events import Data, DeleteRequested, Event
-from statemachine.store import (
-    CallKey,
-    Changes,
-    Entry,
-    OutboxMessage,
-    Store,
-    StoredCall,
-    event_digest,
-)
+from statemachine.events import Data, DeleteRequested, Event, event_digest
+from statemachine.step import Entry
+from statemachine.store import CallKey, Changes, OutboxMessage, Store
 from statemachine.templates import Version, read, template_id
 
 WAITING = """select count(*) from pg_stat_activity

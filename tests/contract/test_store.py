@@ -9,9 +9,10 @@ import pytest
 from msgspec import structs
 
 from statemachine import events
+from statemachine.calls import StoredCall
 from statemachine.chat import AgentFacts, Cause, Failure
 from statemachine.states import Reason, State
-from statemachine.store import CallKey, Changes, OutboxMessage, StoredCall
+from statemachine.store import CallKey, Changes, OutboxMessage
 from statemachine.workspace import Build, BuiltAgent, Ending, Outcome, QuotaUse, WorkspaceRecord
 from tests.contract.stores import (
     NOW,

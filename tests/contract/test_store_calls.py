@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 from msgspec.structs import replace
 
-from statemachine.store import CallKey, Changes, StoredCall
+from statemachine.calls import StoredCall
+from statemachine.store import CallKey, Changes
 from tests.contract.stores import Shelf, answered, call, key, uid, write
 
 

@@ -14,7 +14,7 @@ from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from statemachine.calls import Call
+from statemachine.calls import Call, StoredCall
 from statemachine.chat import Chat, chat_from_json
 from statemachine.messages import LogEntry
 from statemachine.store import (
@@ -23,7 +23,6 @@ from statemachine.store import (
     DatabaseOrigin,
     OutboxMessage,
     PushedVersion,
-    StoredCall,
     StoredJob,
     StreamPosition,
 )

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from statemachine.calls import StoredCall
 from statemachine.chat import Chat, chat_to_json
 from statemachine.codec import envelope_of
+from statemachine.step import Entry
 from statemachine.store import (
     JOB_RETENTION,
     CallKey,
     CatalogAndSettings,
     Changes,
-    Entry,
     OutboxMessage,
     Prefetched,
-    StoredCall,
     log_entry,
 )
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from bus.streams import TIMER
 from handlers.access import auth_protocol, nkey
-from handlers.worker.deliveries import Dead, Fired, read
+from handlers.worker.deliveries import Dead, TimerFired, read
 from tests.fuzz.hostile import _body, _mutate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -67,7 +67,7 @@ def read_timers(seed: int, count: int) -> Counter[str]:
         purpose = rng.choice(("deadline", "ttl", "orphan", "x"))
         body = _body(rng, {"generation": rng.choice((1, 2**70, 0.5, "7", None))})
         item = read(_Delivery(f"workspaced.timer.fired.c.{purpose}", body), NOW)  # type: ignore[arg-type]
-        assert isinstance(item, Fired | Dead), item
+        assert isinstance(item, TimerFired | Dead), item
         ends[type(item).__name__] += 1
     return ends
 

@@ -89,7 +89,7 @@ async def test_who_asks_for_a_server_and_is_none_gets_no_grant() -> None:
 def test_what_stands_in_a_timers_place_is_a_timer_or_a_dead_letter() -> None:
     ends = read_timers(SEED, 2_000)
 
-    assert ends["Fired"] > 50
+    assert ends["TimerFired"] > 50
     assert ends["Dead"] > 500
 
 

@@ -6,10 +6,10 @@ import sys
 from typing import Any
 
 from handlers.cli import main
-from handlers.worker import chat
+from statemachine import step
 
 PLANTED = "the planted bug"
-decide = chat.decide
+decide = step.decide
 
 
 def broken(workspace: Any, event: Any, *more: Any) -> Any:
@@ -19,5 +19,5 @@ def broken(workspace: Any, event: Any, *more: Any) -> Any:
 
 
 if __name__ == "__main__":
-    chat.decide = broken
+    step.decide = broken
     sys.exit(main())

@@ -1,17 +1,22 @@
-"""A chat and its calls: folds facts and evaluates calls as a worker does, one event at a time."""
+"""A chat and its calls: takes one step for each event, as a worker does for those of a batch."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
-from msgspec.structs import replace
-
-from statemachine import tool_rules
-from statemachine.calls import Answered, Call, Known, Policy, Requested, Resumed, Waiting
+from statemachine.calls import Answered, Call, Known, Policy, StoredCall
 from statemachine.chat import Chat
-from statemachine.events import BuildRequested, DeleteRequested, Event, ToolRequested
-from statemachine.machine import decide
+from statemachine.events import (
+    BuildRequested,
+    DeleteRequested,
+    Event,
+    ToolCanceled,
+    ToolRequested,
+    event_digest,
+)
 from statemachine.states import State
+from statemachine.step import InboundEvent, Loaded, PublishAnswer, PublishJob, PublishState, step
 from statemachine.templates import Catalog, Template, Version, read
 from tests.unit.facts import CHAT, LIMITS, NOW, deadline, event, uid
 
@@ -68,7 +73,7 @@ def asked(tool: str, call_id: str = "c", organization: str = ORG, **args: Any) -
 
 
 class Desk:
-    """One chat with its open calls, its answers, the requested builds and the published states."""
+    """One chat with its calls, its answers, the requested builds and the published states."""
 
     def __init__(
         self,
@@ -82,7 +87,6 @@ class Desk:
             catalog=known or catalog(PYTHON),
             policy=policy or Policy(),
             names={ANN: set(names)},
-            seed=b"seed",
         )
         self.open: dict[str, Call] = {}
         self.answers: dict[str, Answered] = {}
@@ -90,36 +94,21 @@ class Desk:
         """The requested builds, including those of replaced workspaces."""
         self.states: list[State] = []
         """The published states, in order."""
-        self._calls = 0
+        self._calls: dict[str, StoredCall] = {}
+        self._asked = self._steps = 0
         self.hear(*facts)
 
     def hear(self, *facts: Event) -> Desk:
-        """Apply facts, and evaluate the waiting calls after each."""
+        """Take a step for each of these events."""
         for fact in facts:
-            self._decide(fact)
-            self._settle()
+            self._step(fact)
         return self
 
     def ask(self, tool: str, call_id: str | None = None, **args: Any) -> Answered | None:
         """Make a call; return its answer, or None while it waits."""
-        self._calls += 1
-        name = call_id or f"call-{self._calls}"
-        request = asked(tool, name, **args)
-        self._decide(request)
-        assert isinstance(request.data, ToolRequested)
-        call = Call(
-            chat_id=CHAT,
-            call_id=name,
-            tool=tool,
-            args=args,
-            organization_id=ORG,
-            owner_id=ANN,
-            owner_name="ann",
-            asked_at=NOW,
-            order=self._calls,
-        )
-        self._judge(call)
-        self._settle()
+        self._asked += 1
+        name = call_id or f"call-{self._asked}"
+        self._step(asked(tool, name, **args))
         return self.answers.get(name)
 
     def create(self, call_id: str | None = None, **args: Any) -> Answered | None:
@@ -134,18 +123,12 @@ class Desk:
 
     def cancel(self, call_id: str) -> Answered:
         """Cancel a waiting call; return its answer."""
-        return tool_rules.canceled(self.open.pop(call_id), self.chat)
+        self._step(event(ToolCanceled(call_id=call_id), source="/chat/service"))
+        return self.answers[call_id]
 
     def delete(self) -> None:
         """Request the deletion of the workspace."""
-        request = event(DeleteRequested(), source="/chat/service")
-        self._decide(request)
-        verdict = tool_rules.deletion(self.chat, self.known, request.id)
-        if verdict is not None:
-            self._decide(event(verdict))
-            if isinstance(verdict, BuildRequested):
-                self.jobs.append(verdict)
-        self._settle()
+        self._step(event(DeleteRequested(), source="/chat/service"))
 
     def late(self) -> Desk:
         """Let the limit of the present state pass."""
@@ -161,32 +144,19 @@ class Desk:
         """The newest requested build."""
         return self.jobs[-1]
 
-    def _decide(self, fact: Event) -> None:
-        decision = decide(self.chat, fact, NOW, LIMITS)
-        self.states += [step.state for step in getattr(decision, "steps", ())]
-        self.chat = decision.chat
-
-    def _judge(self, call: Call) -> bool:
-        verdict = tool_rules.evaluate(call, self.chat, self.known)
-        match verdict:
-            case Answered():
-                self.open.pop(call.call_id, None)
-                self.answers[call.call_id] = verdict
-                return False
-            case Waiting(wait=wait):
-                self.open[call.call_id] = replace(call, wait=wait)
-                return False
-            case Resumed(event=again, wait=wait):
-                self.open[call.call_id] = replace(call, wait=wait)
-                self._decide(event(again))
-            case Requested(build=build, wait=wait, replaces=replaces):
-                self.open[call.call_id] = replace(call, wait=wait)
-                self.jobs += [] if replaces is None else [replaces]
-                self.jobs.append(build)
-                self._decide(event(build))
-        return True
-
-    def _settle(self) -> None:
-        """Evaluate the waiting calls in order of arrival, until no verdict changes the chat."""
-        while any(self._judge(call) for call in list(self.open.values())):
-            pass
+    def _step(self, fact: Event) -> None:
+        self._steps += 1
+        known = replace(self.known, seed=b"seed %d" % self._steps)
+        loaded = Loaded(self.chat, self.open, self._calls)
+        received = InboundEvent(fact, event_digest(fact.source, fact.id))
+        taken = step(loaded, [received], known, LIMITS, NOW)
+        self.chat, self.open = taken.chat, taken.open
+        self._calls |= taken.calls
+        # A step requests the build of a replaced workspace after that of the new one.
+        self.jobs += [e.build for e in reversed(taken.effects) if isinstance(e, PublishJob)]
+        for effect in taken.effects:
+            match effect:
+                case PublishState(chat=chat):
+                    self.states.append(chat.state)
+                case PublishAnswer(call=call, answer=answer):
+                    self.answers[call.call_id] = answer

@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic_core import to_json
 
-from handlers.worker import effects
+from handlers.worker import publications
 from statemachine.calls import Answered
 from statemachine.sizes import MOST, cut, fit
 from tests.unit.facts import NOW
@@ -73,7 +73,7 @@ def test_what_can_not_be_cut_is_left_to_be_refused() -> None:
 def test_an_answer_of_any_length_is_published(character: str) -> None:
     answer = Answered({"error": character * 1_000_000, "build_id": "b"})
 
-    row = effects.result("chat", "call", "create_workspace", answer, None, NOW, "name")
+    row = publications.result("chat", "call", "create_workspace", answer, None, NOW, "name")
 
     assert len(row.payload) < 1_000_000
     assert json.loads(row.payload)["data"]["result"]["build_id"] == "b"

@@ -26,7 +26,7 @@ def make_event_fail(monkeypatch: pytest.MonkeyPatch, event_id: str) -> None:
             raise KeyError("a bug")
         return decide(workspace, event, *more)
 
-    monkeypatch.setattr("handlers.worker.chat.decide", fails)
+    monkeypatch.setattr("statemachine.step.decide", fails)
 
 
 async def test_a_dead_letter_keeps_its_body_and_says_why(

@@ -37,7 +37,7 @@ class Answers:
         self._subscription = subscription
         self._seen: set[str] = set()
 
-    async def next(self, timeout: float) -> Message:  # noqa: ASYNC109
+    async def next(self, timeout: float) -> Message:
         while (
             event_id := json.loads((found := await self._subscription.next(timeout)).data)["id"]
         ) in self._seen:

@@ -13,7 +13,7 @@ from bus import Bus, PubAck, Unavailable, subjects
 from bus.streams import WORKER_IN
 from handlers.worker.batch import Noticed, apply
 from handlers.worker.deliveries import read
-from handlers.worker.effects import Lane
+from handlers.worker.publications import Lane
 from statemachine.store import OutboxMessage, StoreUnavailableError
 from tests.doubles.memory_store import MemoryStore
 from tests.worker.messages import Senders, new_id

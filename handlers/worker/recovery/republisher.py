@@ -16,14 +16,14 @@ from bus import Bus, BusError, subjects
 from bus.backoff import Backoff
 from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER
 from handlers.clock import clock
-from handlers.worker import effects
-from handlers.worker.chat import FARTHEST
+from handlers.worker import publications
 from handlers.worker.clock_skew import ClockSkew
-from handlers.worker.effects import Lane
+from handlers.worker.publications import Lane
 from handlers.worker.recovery.restore import RestoreReconciler
 from handlers.worker.recovery.stream_watch import StreamWatch
 from handlers.worker.relay import PRESENCE_TIMEOUT, Relay
 from statemachine.chat import Chat, Limits
+from statemachine.step import FARTHEST
 from statemachine.store import CallKey, OutboxMessage, Store, StoreUnavailableError
 from statemachine.timers import TimerKind, open_timer
 
@@ -145,7 +145,9 @@ class Republisher:
             ]
             await self.relay.publish(
                 [
-                    effects.timer(chat_id, kind, timer.generation, min(timer.at, now + FARTHEST))
+                    publications.timer(
+                        chat_id, kind, timer.generation, min(timer.at, now + FARTHEST)
+                    )
                     for chat_id, kind, timer in timers
                     if timer
                 ]
@@ -154,7 +156,7 @@ class Republisher:
     async def _states(self, token: str) -> int:
         count, now = 0, datetime.now(UTC)
         async for chats in _pages(self.store.recovery.published_chats, _chat_id):
-            rows = [effects.state(chat, None, now) for chat in chats]
+            rows = [publications.state(chat, None, now) for chat in chats]
             await self.relay.publish_lost_states([_renamed(row, token) for row in rows])
             count += len(chats)
         return count
@@ -178,7 +180,7 @@ class Republisher:
             lambda stored: CallKey(stored.call.chat_id, stored.call.call_id),
         ):
             rows = [
-                effects.result(
+                publications.result(
                     c.chat_id, c.call_id, c.tool, answer, None, now, f"{c.chat_id}:{c.call_id}"
                 )
                 for c, answer in ((stored.call, stored.answer) for stored in calls)

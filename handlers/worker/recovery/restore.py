@@ -18,15 +18,14 @@ from msgspec.structs import replace
 
 from bus import Bus, StoredMessage, subjects
 from bus.streams import RESULT, STATE, Stream
-from handlers.worker import timer_events
 from handlers.worker.batch import apply
-from handlers.worker.deliveries import Published
 from handlers.worker.recovery.stream_watch import StreamWatch
 from handlers.worker.relay import Relay
-from statemachine.calls import Answered, Call
+from statemachine.calls import Answered, Call, StoredCall
 from statemachine.chat import Chat, Limits
 from statemachine.ids import is_canonical
-from statemachine.store import CallKey, Changes, Store, StoredCall
+from statemachine.step import PublishedState, differs_from_published
+from statemachine.store import CallKey, Changes, Store
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class RestoreReconciler:
             last = await self.bus.get_last(STATE.name, subjects.state(chat_id))
             published = _read_state(last) if last is not None else None
             kept = await self.store.chats.get(chat_id) or Chat(chat_id=chat_id)
-            if published is not None and timer_events.went_back(kept, published):
+            if published is not None and differs_from_published(kept, published):
                 return True
         return False
 
@@ -122,12 +121,12 @@ class RestoreReconciler:
             yield page
 
 
-def _read_state(found: StoredMessage) -> Published | None:
+def _read_state(found: StoredMessage) -> PublishedState | None:
     """Return a published state; None for a message that is not one."""
     data, chat_id = _data(found), found.subject.rsplit(".", 1)[1]
     if data is None or not isinstance(data.get("version"), int) or not is_canonical(chat_id):
         return None
-    return Published(chat_id, data)
+    return PublishedState(chat_id, data)
 
 
 def _read_answer(found: StoredMessage) -> PublishedAnswer | None:

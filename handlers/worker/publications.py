@@ -1,4 +1,4 @@
-"""Composes the messages that decisions and answers require, as outbox rows. Pure."""
+"""Composes the messages that carry out the effects of steps, as outbox rows. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from bus import subjects
 from statemachine.calls import Answered, Call
 from statemachine.chat import Chat
 from statemachine.codec import encode
-from statemachine.events import OURS, BuildRequested, Event
+from statemachine.events import OURS, Event
 from statemachine.messages import BuildJob, ToolResolved
 from statemachine.sizes import fit
-from statemachine.store import OutboxMessage
-from statemachine.templates import Version
+from statemachine.step import (
+    ArmTimer,
+    ExpectPresence,
+    PublishAnswer,
+    PublishJob,
+    PublishState,
+    Step,
+)
+from statemachine.store import OutboxMessage, StoredJob
 from statemachine.timers import TimerKind
 from statemachine.views import state_changed
 
@@ -38,20 +45,45 @@ class Lane(IntEnum):
     PRESENCE = 4
 
 
-def state(step: Chat, because: Event | None, at: datetime) -> OutboxMessage:
+def rows_of(step: Step) -> tuple[list[OutboxMessage], list[StoredJob]]:
+    """Return the messages of a step's effects, and those of them that are jobs once more.
+
+    Jobs are stored longer than the outbox keeps them.
+    """
+    chat_id, at = step.chat.chat_id, step.at
+    rows: list[OutboxMessage] = []
+    jobs: list[StoredJob] = []
+    for effect in step.effects:
+        match effect:
+            case PublishState(chat=chat, because=because):
+                row = state(chat, because, at)
+            case PublishJob(build=build, not_after=not_after):
+                row = job(effect, at)
+                jobs.append(StoredJob(build.build_id, chat_id, row.subject, row.payload, not_after))
+            case PublishAnswer(call=call, answer=answer, because=because):
+                row = answered(call, answer, because, at)
+            case ArmTimer(purpose=purpose, generation=generation, due=due):
+                row = timer(chat_id, purpose, generation, due)
+            case ExpectPresence(agent_id=agent_id, because=because):
+                row = presence(chat_id, agent_id, because)
+        rows.append(row)
+    return rows, jobs
+
+
+def state(chat: Chat, because: Event | None, at: datetime) -> OutboxMessage:
     """Return the state_changed message that publishes one version of a chat."""
-    name = f"{step.chat_id}:{step.version}"
+    name = f"{chat.chat_id}:{chat.version}"
     body = encode(
         "state_changed",
         OURS,
-        step.chat_id,
-        fit(state_changed(step)),
+        chat.chat_id,
+        fit(state_changed(chat)),
         event_id=str(uuid5(NAMESPACE_URL, f"workspaced:{name}")),
         time=at,
         traceparent=because.traceparent if because else None,
     )
     return OutboxMessage(
-        step.chat_id, Lane.STATE, subjects.state(step.chat_id), name, body, version=step.version
+        chat.chat_id, Lane.STATE, subjects.state(chat.chat_id), name, body, version=chat.version
     )
 
 
@@ -83,20 +115,13 @@ def presence(chat_id: str, agent_id: str, because: Event) -> OutboxMessage:
     return OutboxMessage(chat_id, Lane.PRESENCE, subjects.presence(chat_id, agent_id), name, b"{}")
 
 
-def job(
-    chat: Chat,
-    build: BuildRequested,
-    version: Version,
-    *,
-    not_after: datetime,
-    because: Event,
-    at: datetime,
-) -> OutboxMessage:
+def job(wanted: PublishJob, at: datetime) -> OutboxMessage:
     """Return the job that requests a build from the provisioners of its pool.
 
-    `version` is the template version to build. A provisioner that receives the job for the first
-    time after `not_after` must not build. Raises ValueError if the build has no template.
+    A provisioner that receives the job for the first time after its `not_after` must not build.
+    Raises ValueError if the build has no template.
     """
+    chat, build, version = wanted.chat, wanted.build, wanted.version
     if build.template is None:
         raise ValueError("a build without a template can't be asked for")
     data: BuildJob = {
@@ -117,7 +142,7 @@ def job(
             "archive": {"sha256": version.sha256, "size": version.size},
         },
         "parameters": build.parameters,
-        "not_after": not_after.isoformat().replace("+00:00", "Z"),
+        "not_after": wanted.not_after.isoformat().replace("+00:00", "Z"),
     }
     if build.preset_id is not None:
         data["preset_id"] = build.preset_id
@@ -130,7 +155,7 @@ def job(
         data,
         event_id=build.build_id,
         time=at,
-        traceparent=because.traceparent,
+        traceparent=wanted.because.traceparent,
     )
     return OutboxMessage(
         chat.chat_id, Lane.JOB, subjects.job(build.template.pool), build.build_id, body

@@ -1,0 +1,644 @@
+"""step: everything that inputs do to one chat and its calls. Pure, synchronous, total.
+
+A worker loads a chat (`Loaded`), calls `step` with the inputs that arrived for it, writes the
+`Step`, and publishes its effects. For each input, `step` does these things in this order:
+
+1. Decide. `machine.decide` folds the event into the snapshot and moves the state by the table. Each
+   version becomes a `PublishState`; each event becomes an `Entry` of the chat's event log.
+2. Evaluate. A tool call, a request to delete, or a timer whose time has come goes to the rules
+   (`tool_rules`). They may answer the call, let it wait, or derive an event of workspaced itself,
+   such as `build_requested`. A derived event is decided like every other event, and a requested
+   build becomes a `PublishJob`.
+3. Settle. If the chat has a new version, the waiting calls are evaluated in the order of their
+   requests, again from the first whenever one of them moves the chat. A call that is answered
+   becomes a `PublishAnswer`.
+
+After the last input, each timer that the chat needs and did not need before becomes an `ArmTimer`.
+docs/contract.md, section 5, is the specification.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from dataclasses import replace as with_fields
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from statemachine import events, redaction, timers, tool_rules
+from statemachine.calls import (
+    Answered,
+    Call,
+    Known,
+    Requested,
+    Resumed,
+    StoredCall,
+    Waiting,
+)
+from statemachine.chat import Cause, Chat, Limits
+from statemachine.events import OURS, BuildRequested, Event, OwnEvent, Transition
+from statemachine.fold import Unmoved, newly_deleted, newly_named
+from statemachine.machine import Decision, Ignored, Moved, cause_of, decide, foreign_pool
+from statemachine.replay import entry_of, set_deadline
+from statemachine.requests import fresh_id
+from statemachine.templates import Version
+from statemachine.timers import TimerKind
+from statemachine.views import state_changed
+
+FARTHEST: Final = timedelta(days=30)
+"""How far ahead a timer may be set. A timer for a later time fires early, and is then armed
+again."""
+
+
+# -- inputs ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InboundEvent:
+    """A request or a fact that arrived over the bus."""
+
+    event: Event
+    digest: bytes
+    """Identifies the event: see `events.event_digest`."""
+
+    @property
+    def chat_id(self) -> str:
+        """The chat that the event concerns."""
+        return self.event.chat_id
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer fired. It applies if it is the chat's present timer and its time has come."""
+
+    chat_id: str
+    purpose: TimerKind
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceExpired:
+    """An agent's presence message expired.
+
+    The agent is lost if it counts as connected and has reported nothing since the worker looked
+    for its presence message.
+    """
+
+    chat_id: str
+    agent_id: str
+    highest: int | None = None
+    """The agent's highest sequence before the worker found that it has no presence message.
+
+    None if the worker has not looked yet, or if there is no loss to record.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedState:
+    """A published state, to compare with the snapshot after a restore of the database."""
+
+    chat_id: str
+    state: Mapping[str, Any]
+    """The data of state_changed."""
+
+    @property
+    def version(self) -> int:
+        """The version of the published state."""
+        return int(self.state["version"])
+
+
+@dataclass(frozen=True, slots=True)
+class FactNotice:
+    """A fact about one of the chat's builds that was not accepted and became a dead letter."""
+
+    chat_id: str
+    sender: str
+    """The sender's name in the subject. NATS ensures that it is right."""
+    fact: events.FactRejected
+    pool: str | None = None
+    """The pool to which the sender's credential is bound; None if it is not bound."""
+
+
+Input = InboundEvent | TimerFired | PresenceExpired | PublishedState | FactNotice
+
+
+# -- what the store knows before, and what a step yields ------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A chat, with those of its rows that the inputs concern."""
+
+    chat: Chat
+    open: Mapping[str, Call] = field(default_factory=dict)
+    """The waiting calls by id, in the order of their requests. They may be missing if no input can
+    end a wait."""
+    calls: Mapping[str, StoredCall] = field(default_factory=dict)
+    """Those of the calls that the inputs name which are stored, by id."""
+    canceled: AbstractSet[str] = frozenset()
+    """The ids of the calls that were canceled before they arrived."""
+    applied: AbstractSet[bytes] = frozenset()
+    """The digests of the inputs' events that were applied before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A new entry of a chat's event log."""
+
+    seq: int
+    event: Event
+    outcome: str
+    state_before: str
+    state_after: str
+    version: int | None
+    at: datetime
+    cause: Cause | None = None
+    """The event that led to this one; None for events that came over the bus."""
+    deadline: datetime | None = None
+    """The limit of the new state, if this event set one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishState:
+    """Publish one version of the chat."""
+
+    chat: Chat
+    because: Event | None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishJob:
+    """Request a build from the provisioners of its pool."""
+
+    chat: Chat
+    build: BuildRequested
+    version: Version
+    not_after: datetime
+    because: Event
+
+
+@dataclass(frozen=True, slots=True)
+class PublishAnswer:
+    """Publish the answer of a call, once for each event that causes it."""
+
+    call: Call
+    answer: Answered
+    because: Event
+
+
+@dataclass(frozen=True, slots=True)
+class ArmTimer:
+    """Let a timer fire at `due`."""
+
+    purpose: TimerKind
+    generation: int
+    due: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectPresence:
+    """Publish a presence message for an agent whose loss was undone.
+
+    The fact that undid the loss may have been delayed. If the agent is still absent, the presence
+    message expires, and workers notice the loss again.
+    """
+
+    agent_id: str
+    because: Event
+
+
+Effect = PublishState | PublishJob | PublishAnswer | ArmTimer | ExpectPresence
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A message for operators, to be logged after the commit."""
+
+    level: int
+    text: str
+    ids: Mapping[str, object]
+
+
+@dataclass(slots=True)
+class Step:
+    """The result of inputs for one chat: what to write, and what to publish afterwards."""
+
+    chat: Chat
+    """The snapshot after the inputs."""
+    open: dict[str, Call]
+    """The waiting calls after the inputs."""
+    at: datetime
+    entries: list[Entry] = field(default_factory=list)
+    identities: set[bytes] = field(default_factory=set)
+    """The digests of the events that were applied now."""
+    calls: dict[str, StoredCall] = field(default_factory=dict)
+    """The calls that are new or changed, by id."""
+    canceled: set[str] = field(default_factory=set)
+    """The ids of calls that were canceled before they arrived."""
+    named: list[tuple[str, str, str]] = field(default_factory=list)
+    """(workspace id, owner id, name) of the new workspaces."""
+    deleted: list[str] = field(default_factory=list)
+    """The ids of the workspaces that were deleted, so that their names may be used again."""
+    effects: list[Effect] = field(default_factory=list)
+    """What to publish after the commit."""
+    notices: list[Notice] = field(default_factory=list)
+    repeats: bool = False
+    """Whether an event had been applied before."""
+    may_repeat: bool = False
+    """Whether an input may have been committed before, and its effects not published."""
+    early: bool = False
+    """Whether a timer fired before its time: the clock of NATS runs ahead."""
+    late: timedelta = timedelta(0)
+    """The longest delay of the timers that fired."""
+    foreign: int = 0
+    """How many facts came from provisioners of another pool than their workspace's."""
+
+
+def step(
+    loaded: Loaded, inputs: Sequence[Input], known: Known, limits: Limits, at: datetime
+) -> Step:
+    """Return what `inputs`, in their order, do to a chat and its calls.
+
+    `known` is everything else that the tool rules may use; its seed must be another one for each
+    step, because new ids are made of it. `at` is the time of the decisions: limits count from it.
+    """
+    stepping = _Stepping(loaded, known, limits, at)
+    for item in inputs:
+        stepping.take(item)
+    stepping.close()
+    return stepping.step
+
+
+def differs_from_published(chat: Chat, published: PublishedState) -> bool:
+    """Return whether the snapshot is older than a published state: a restore set it back.
+
+    Keys that only one of them has are ignored: another version of this program published the state.
+    """
+    if published.version != chat.version:
+        return published.version > chat.version
+    kept = json.loads(json.dumps(state_changed(chat)))
+    return any(published.state[key] != kept[key] for key in kept.keys() & published.state.keys())
+
+
+class _Stepping:
+    """The step while it is being made."""
+
+    def __init__(self, loaded: Loaded, known: Known, limits: Limits, at: datetime) -> None:
+        self._before, self._known, self._limits, self._at = loaded, known, limits, at
+        self.step = Step(loaded.chat, dict(loaded.open), at)
+        self._own_events = 0
+        self._rearm: set[TimerKind] = set()
+        """Timers that are armed again although the chat needed them before."""
+
+    @property
+    def _chat(self) -> Chat:
+        return self.step.chat
+
+    # -- inputs -----------------------------------------------------------------------------------
+
+    def take(self, item: Input) -> None:
+        """Apply one input."""
+        self.step.may_repeat |= self._may_repeat(item)
+        match item:
+            case InboundEvent(event=event, digest=digest):
+                self._receive(redaction.fact(event, self._chat, self._known), digest)
+                return
+            case TimerFired():
+                applies = self._fire(item)
+            case PresenceExpired():
+                applies = self._lose(item)
+            case PublishedState():
+                applies = differs_from_published(self._chat, item)
+                if applies:
+                    version = item.version
+                    self._apply(self._own(events.DatabaseRestored(published_version=version)))
+            case FactNotice():
+                notice = f"it is a dead letter: {item.fact.detail}"
+                event = self._own(item.fact)
+                self._apply(event.model_copy(update={"pool": item.pool, "notice": notice}))
+                return
+        self.step.may_repeat |= not applies
+
+    def _may_repeat(self, item: Input) -> bool:
+        """Return whether an earlier input like this may have been committed but not published.
+
+        A timer that fires replaces its earlier firing, which NATS does not deliver again. The
+        presence message of an agent that returned replaces the mark of its absence, so the agent's
+        next fact, which undoes the loss, takes the place of that mark.
+        """
+        match item:
+            case InboundEvent(event=event):
+                if not isinstance(event.data, events.AgentFact):
+                    return False
+                facts = self._chat.heard_from(event.data.agent_id)
+                return facts is not None and facts.lost_at is not None
+            case FactNotice():
+                return False  # it publishes nothing
+            case _:
+                return True
+
+    def _receive(self, event: Event, digest: bytes) -> None:
+        self._report_foreign(event)
+        if digest in self._before.applied or digest in self.step.identities:
+            again = Ignored(self._chat, Unmoved.REPEAT)
+            self._record(event, entry_of(self._chat, again))
+            self.step.repeats = self.step.may_repeat = True
+            return
+        self.step.identities.add(digest)
+        version = self._chat.version
+        self._decide(event, event)
+        match event.data:
+            case events.ToolRequested():
+                self._request(event, event.data)
+            case events.ToolCanceled(call_id=call_id):
+                self._cancel(event, call_id)
+            case events.DeleteRequested():
+                self._delete(event)
+            case _:
+                pass
+        if self._chat.version != version:  # without a new version, no wait can end
+            self._settle(event)
+
+    def _report_foreign(self, event: Event) -> None:
+        """Report a fact about a workspace of another pool. It has no effect."""
+        pool = foreign_pool(self._chat, event)
+        if pool is None:
+            return
+        self.step.foreign += 1
+        self._notice(
+            logging.WARNING,
+            f"{event.source} of pool {event.pool} reports {event.type} about a workspace of pool {pool}",
+            event_id=event.id,
+        )
+
+    def _delete(self, event: Event) -> None:
+        verdict = tool_rules.deletion(self._chat, self._known, event.id)
+        if verdict is not None:
+            self._derive(verdict, event)
+        elif self._chat.current is not None and not self._chat.calls_only_join:
+            self._notice(
+                logging.ERROR,
+                "the template of its workspace is not stored here, so it cannot be deleted",
+            )
+
+    def _fire(self, fired: TimerFired) -> bool:
+        """Apply a timer if it is the chat's present one and its time has come; return whether.
+
+        Otherwise the chat's present timer is armed again: the fired one is of an older generation,
+        or the clock of NATS runs ahead.
+        """
+        wake = timers.open_timer(self._chat, fired.purpose, self._limits)
+        if wake is None:
+            return False
+        if fired.generation != wake.generation or self._at < wake.at:
+            self.step.early |= fired.generation == wake.generation
+            self._rearm.add(fired.purpose)
+            return False
+        self.step.late = max(self.step.late, self._at - wake.at)
+        match fired.purpose:
+            case TimerKind.DEADLINE:
+                self._apply(self._own(events.DeadlinePassed(generation=fired.generation)))
+            case TimerKind.TTL:
+                self._expire()
+            case TimerKind.ORPHAN:
+                self._stop_orphans()
+        return True
+
+    def _expire(self) -> None:
+        build = self._chat.build
+        if build is None:
+            return
+        event = self._own(events.TtlPassed(build_id=build.id))
+        stop = tool_rules.expiry(self._chat, self._known, event.id)
+        self._apply(event)
+        if stop is None:
+            self._notice(logging.ERROR, "nobody here can stop its workspace after its lifetime")
+            return
+        self._derive(stop, event)
+        self._settle(event)
+
+    def _stop_orphans(self) -> None:
+        for orphan in timers.overdue(self._chat, self._at, self._limits):
+            event = self._own(events.OrphanGracePassed(workspace_id=orphan.id))
+            stop = tool_rules.orphan(self._chat, self._known, orphan.id, event.id)
+            self._apply(event)
+            if stop is not None:
+                self._derive(stop, event)
+                self._settle(event)
+            elif orphan.id not in self._known.had:
+                self._notice(
+                    logging.ERROR, f"nobody here can stop workspace {orphan.id}, which no chat has"
+                )
+
+    def _lose(self, expired: PresenceExpired) -> bool:
+        facts = self._chat.heard_from(expired.agent_id)
+        if facts is None or not facts.connected or facts.highest != expired.highest:
+            return False
+        lost = events.AgentDisconnected(
+            workspace_id=facts.workspace_id,
+            build_id=facts.build_id,
+            agent_id=expired.agent_id,
+            sequence=None,
+            reason="no sign of life",
+        )
+        self._apply(self._own(lost))
+        return True
+
+    def close(self) -> None:
+        """Arm the timers that the chat needs now, and report its new orphans."""
+        before, chat = self._before.chat, self._chat
+        for purpose in TimerKind:
+            wake = timers.open_timer(chat, purpose, self._limits)
+            if wake is None:
+                continue
+            armed = timers.open_timer(before, purpose, self._limits)
+            if armed is None or armed.generation != wake.generation or purpose in self._rearm:
+                due = min(wake.at, self._at + FARTHEST)
+                self.step.effects.append(ArmTimer(purpose, wake.generation, due))
+        known = {orphan.id for orphan in before.orphans}
+        for orphan in chat.orphans:
+            build = orphan.build
+            if orphan.id in known or build is None:
+                continue
+            outcome = build.outcome
+            ending = outcome.ending if outcome else "was the last"
+            error = f": {outcome.error}" if outcome and outcome.error else ""
+            deleted = build.transition is Transition.DELETE
+            self._notice(
+                logging.ERROR,
+                f"workspace {orphan.id} {'is left' if deleted else 'runs on'} though no chat has it: "
+                f"its {build.transition} build {build.id} {ending}{error}",
+                build_id=build.id,
+            )
+
+    # -- calls ------------------------------------------------------------------------------------
+
+    def _request(self, event: Event, asked: events.ToolRequested) -> None:
+        stored = self._stored(asked.call_id)
+        if stored is not None:
+            if stored.answer is not None:  # a repeated request: publish the answer again
+                self.step.effects.append(PublishAnswer(stored.call, stored.answer, event))
+            return
+        call = Call(
+            chat_id=event.chat_id,
+            call_id=asked.call_id,
+            tool=asked.tool,
+            args=asked.args,
+            organization_id=asked.organization_id,
+            owner_id=asked.owner_id,
+            owner_name=asked.owner_name,
+            asked_at=self._at,
+            order=self._chat.seq,
+        )
+        if asked.call_id in self._before.canceled or asked.call_id in self.step.canceled:
+            self._answer(call, tool_rules.canceled(call, self._chat), event)
+        else:
+            self._evaluate(call, event)
+
+    def _cancel(self, event: Event, call_id: str) -> None:
+        call = self.step.open.get(call_id)
+        if call is not None:
+            self._answer(call, tool_rules.canceled(call, self._chat), event)
+        elif self._stored(call_id) is None:
+            self.step.canceled.add(call_id)
+
+    def _stored(self, call_id: str) -> StoredCall | None:
+        return self.step.calls.get(call_id) or self._before.calls.get(call_id)
+
+    def _evaluate(self, call: Call, because: Event) -> bool:
+        """Evaluate a call and carry out the outcome; return whether that moved the chat."""
+        verdict = tool_rules.evaluate(call, self._chat, self._known)
+        match verdict:
+            case Answered():
+                self._answer(call, verdict, because)
+                return False
+            case Waiting(wait=wait):
+                if wait != call.wait:
+                    self._keep(replace(call, wait=wait), new=call.wait is None)
+                return False
+            case Resumed(event=resumed, wait=wait):
+                self._keep(replace(call, wait=wait), new=call.wait is None)
+                self._derive(resumed, because)
+                return True
+            case Requested(build=build, wait=wait, replaces=replaces):
+                self._keep(replace(call, wait=wait), new=call.wait is None)
+                self._derive(build, because)
+                if replaces is not None:  # the chat already follows the new workspace
+                    self._derive(replaces, because)
+                return True
+
+    def _settle(self, because: Event) -> None:
+        """Evaluate the waiting calls in order; start again whenever one of them moves the chat."""
+        while any(self._evaluate(call, because) for call in list(self.step.open.values())):
+            pass
+
+    def _keep(self, call: Call, *, new: bool) -> None:
+        self._count(+1 if new else 0)
+        self.step.open[call.call_id] = call
+        self.step.calls[call.call_id] = StoredCall(call, None)
+
+    def _count(self, change: int) -> None:
+        self.step.chat = replace(self._chat, open_calls=self._chat.open_calls + change)
+
+    def _answer(self, call: Call, answer: Answered, because: Event) -> None:
+        if self.step.open.pop(call.call_id, None) is not None:
+            self._count(-1)
+        args = redaction.arguments(call.tool, call.args, self._chat, self._known)
+        self.step.calls[call.call_id] = StoredCall(replace(call, args=args), answer)
+        self.step.effects.append(PublishAnswer(call, answer, because))
+
+    # -- events -----------------------------------------------------------------------------------
+
+    def _own(
+        self, data: OwnEvent | events.AgentDisconnected, because: Event | None = None
+    ) -> Event:
+        """Return an event of workspaced with a new id, and with the trace context of `because`."""
+        self._own_events += 1
+        return Event.model_construct(
+            source=OURS,
+            id=fresh_id(self._known.seed, f"event {self._own_events}"),
+            chat_id=self._chat.chat_id,
+            time=self._at,
+            traceparent=because.traceparent if because else None,
+            data=data,
+        )
+
+    def _apply(self, event: Event) -> None:
+        """Apply an event of workspaced that no other event caused."""
+        self._decide(event, event)
+        self._settle(event)
+
+    def _derive(self, data: OwnEvent, because: Event) -> None:
+        """Apply an event that the rules derived; for a requested build, also create the job."""
+        self._decide(self._own(data, because), because)
+        if isinstance(data, BuildRequested):
+            self._create_job(data, because)
+
+    def _create_job(self, build: BuildRequested, because: Event) -> None:
+        versions = self._known.catalog.versions
+        version = versions.get(build.template.version_id) if build.template else None
+        if version is None:
+            self._notice(logging.ERROR, f"build {build.build_id} has no template version")
+            return
+        not_after = self._at + self._limits.build
+        self.step.effects.append(PublishJob(self._chat, build, version, not_after, because))
+
+    def _decide(self, event: Event, because: Event) -> None:
+        before = self._chat
+        decision = decide(before, event, self._at, self._limits, because)
+        self.step.chat = decision.chat
+        self.step.deleted += newly_deleted(before, self._chat)
+        if (named := newly_named(before, self._chat)) is not None:
+            workspace_id, _, owner_id, name = named
+            self.step.named.append((workspace_id, owner_id, name))
+            self._known = with_name(self._known, owner_id, name)
+        if isinstance(decision, Moved):
+            self.step.effects += [PublishState(moved, because) for moved in decision.steps]
+        if isinstance(event.data, events.AgentFact):
+            self._expect_presence(event.data.agent_id, before, because)
+        self._record_decision(event, before, decision, because)
+
+    def _expect_presence(self, agent_id: str, before: Chat, because: Event) -> None:
+        known, now = before.heard_from(agent_id), self._chat.heard_from(agent_id)
+        if known and known.lost_at is not None and now and now.connected:
+            self.step.effects.append(ExpectPresence(agent_id, because))
+
+    def _record_decision(
+        self, event: Event, before: Chat, decision: Decision, because: Event
+    ) -> None:
+        ours, ignored = event.source == OURS, isinstance(decision, Ignored)
+        if not (ours and ignored and decision.chat == before):
+            cause = None if because is event else cause_of(because)
+            deadline = set_deadline(before, decision.chat)
+            self._record(event, entry_of(before, decision), cause, deadline)
+
+    def _record(
+        self,
+        event: Event,
+        recorded: Mapping[str, Any],
+        cause: Cause | None = None,
+        deadline: datetime | None = None,
+    ) -> None:
+        seq = self._chat.seq + 1
+        self.step.chat = replace(self._chat, seq=seq)
+        shown = redaction.event(event, self._chat, self._known)
+        self.step.entries.append(
+            Entry(seq, shown, at=self._at, cause=cause, deadline=deadline, **recorded)
+        )
+
+    def _notice(self, level: int, text: str, **ids: object) -> None:
+        chat_id = self._chat.chat_id
+        self.step.notices.append(
+            Notice(level, f"chat {chat_id}: {text}", {"chat_id": chat_id, **ids})
+        )
+
+
+def with_name(known: Known, owner_id: str, name: str) -> Known:
+    """Return `known` with another name that the owner uses, so that no other workspace gets it."""
+    names = {**known.names, owner_id: known.names.get(owner_id, frozenset()) | {name.lower()}}
+    return with_fields(known, names=names)
