@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 from bus.errors import (
+    Backoff,
     BusError,
     Conflict,
     Denied,
@@ -21,6 +22,7 @@ from bus.errors import (
     ServiceError,
     Unavailable,
     Untrusted,
+    is_final,
 )
 from bus.messages import (
     BATCH_LIMIT,
@@ -43,6 +45,7 @@ __all__ = [
     "CLOUDEVENT",
     "MARKER",
     "NAK",
+    "Backoff",
     "BatchMessage",
     "Bus",
     "BusError",
@@ -65,6 +68,7 @@ __all__ = [
     "Subscription",
     "Unavailable",
     "Untrusted",
+    "is_final",
 ]
 
 

@@ -1,10 +1,14 @@
-"""Open a connection to NATS: one attempt or retries, with an error that says what to do."""
+"""Opens a connection to NATS: one attempt or retries, with an error that says what to do.
+
+URLs of servers may contain passwords: `redacted` removes them before a URL is logged.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+import re
 import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,10 +18,8 @@ from typing import Any, Final
 import nats.errors
 from nats.aio.client import Server
 
-from bus.backoff import retry_delay
-from bus.errors import Refused, Unavailable, Untrusted
+from bus.errors import Refused, Unavailable, Untrusted, retry_delay
 from bus.nats_client import NO_TLS, NatsClient
-from bus.urls import redacted, scheme
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,9 @@ _CONNECT_TIMEOUT: Final = 2
 _SLOWEST_RETRY: Final = 1.0
 LOG_INTERVAL: Final = 60.0
 """Seconds between two warnings that there is still no server."""
+_USERINFO: Final = re.compile(r"(?P<scheme>\w+://)(?P<user>(?:(?!,\w+://)\S)*)@")
+"""Up to the last `@` before the next URL: an unescaped password may contain `/`, `#`, `,` or `@`."""
+_QUERY: Final = re.compile(r"(?i)(?P<key>[?&](?:password|sslpassword|passfile|token)=)[^&\s]*")
 
 
 async def open_connection(
@@ -134,3 +139,27 @@ def _next_server(
     """Return the server to try next, and a random delay so that clients do not reconnect at once."""
     server = min(servers, key=lambda candidate: candidate.reconnects)
     return server, retry_delay(server.reconnects, limit=_SLOWEST_RETRY)
+
+
+def redacted(text: str) -> str:
+    """Return the text with `***` in place of each password in its URLs; commas may separate URLs."""
+    return _QUERY.sub(r"\g<key>***", _USERINFO.sub(_without_password, text))
+
+
+def anonymous(urls: str) -> str:
+    """Return NATS URLs without user and password, for processes that have their own credentials."""
+    return _USERINFO.sub(r"\g<scheme>", urls)
+
+
+def scheme(urls: str) -> str:
+    """Return the scheme of the first URL in lower case; nats-py requires one scheme for all."""
+    first, found, _ = urls.partition("://")
+    return first.lower() if found else "nats"
+
+
+def _without_password(found: re.Match[str]) -> str:
+    user, colon, _ = found["user"].partition(":")
+    # In a NATS URL a user without password may be a token, which is secret; in a database URL it is a name.
+    if not colon and not found["scheme"].startswith("postgres"):
+        user, colon = "***", ""
+    return f"{found['scheme']}{user}{':***' if colon else ''}@"

@@ -1,13 +1,19 @@
-"""The exceptions of the bus: one class for each case that a caller handles differently."""
+"""The exceptions of the bus, one class for each case that a caller handles differently, and how to retry."""
 
 from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final
+
+_CLIENT_ERRORS: Final = range(400, 500)
+_TEMPORARY: Final = (408, 425, 429)
+"""Client errors that a later attempt may not get: request timeout, too early, too many requests."""
+_DOUBLINGS: Final = 16
 
 
 class BusError(Exception):
     """Base class of all errors that the bus raises, except TimeoutError."""
-
-    exit_status = 1
-    """`workspaced` exits with this status when the error ends a command."""
 
 
 class Unavailable(BusError):
@@ -48,3 +54,37 @@ class ServiceError(BusError):
     def __init__(self, code: int, description: str) -> None:
         super().__init__(f"{code} {description}")
         self.code, self.description = code, description
+
+
+def is_final(error: BusError) -> bool:
+    """Return whether a retry would get the same error again."""
+    if isinstance(error, ServiceError):
+        return error.code in _CLIENT_ERRORS and error.code not in _TEMPORARY
+    return isinstance(error, Refused)
+
+
+def retry_delay(attempt: int, first: float = 0.05, limit: float = 5.0) -> float:
+    """Return the seconds to wait after failed attempt number `attempt`, which counts from 0.
+
+    The delay doubles from `first` up to `limit`. Up to half of it is random, so that clients that
+    failed together do not retry together.
+    """
+    longest = min(limit, first * (1 << min(attempt, _DOUBLINGS)))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 — jitter, not a secret
+
+
+class Backoff:
+    """The delays between the attempts of one loop; call `reset` after a success."""
+
+    def __init__(self, first: float = 0.05, limit: float = 5.0) -> None:
+        self._first, self._limit, self._attempt = first, limit, 0
+
+    async def wait(self) -> None:
+        """Sleep for the current delay; the next one is twice as long, up to the limit."""
+        delay = retry_delay(self._attempt, self._first, self._limit)
+        self._attempt += 1
+        await asyncio.sleep(delay)  # back-off
+
+    def reset(self) -> None:
+        """Start again with the shortest delay."""
+        self._attempt = 0

@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final, NoReturn, Protocol
 
 from bus import Bus
-from bus.backoff import Backoff
-from bus.errors import BusError, Unavailable
+from bus.errors import Backoff, BusError, Unavailable
 from bus.messages import Message
 
 log = logging.getLogger(__name__)

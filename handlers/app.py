@@ -11,19 +11,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from bus import Denied, Refused
-from bus.backoff import Backoff
-from bus.connect import LOG_INTERVAL
+from bus import Backoff, Denied, Refused
+from bus.connect import LOG_INTERVAL, redacted
 from bus.jetstream import JetStreamBus, connect
 from bus.streams import Tuning
-from bus.urls import redacted
 from handlers.access import nkey
-from handlers.access.listeners import client_context
 from handlers.access.permissions import PERMISSIONS, role_inbox_prefix
-from handlers.clock import clock
 from handlers.embedded import running_servers
 from handlers.embedded.database_access import complete_url, credentials_folder
 from handlers.errors import NotFoundError
+from handlers.runtime import clock
+from handlers.runtime.listeners import client_context
 from handlers.settings import Settings
 from handlers.worker.call_limits import WaitingLimits
 from statemachine.chat import Limits

@@ -1,9 +1,8 @@
-"""Errors that end a command or a role, and how `workspaced` recognizes them.
+"""Errors that end a command or a role.
 
-An error that a user can act on has an attribute `exit_status`: `workspaced` then prints its text as one
-line and exits with that status. Any other exception is a bug and ends in a traceback. Errors of
-`handlers` inherit the attribute from `WorkspacedError`; `bus` and `statemachine` import nothing from
-here, so their base classes (`BusError`, `StoreUnavailableError`, `TemplateError`) define it themselves.
+`workspaced` prints the text of a WorkspacedError as one line and exits with its status. `bus` and
+`statemachine` import nothing from here and know no exit status: `handlers.cli.dispatch` treats their errors
+that a user can act on in the same way. Any other exception is a bug and ends in a traceback.
 """
 
 from __future__ import annotations
@@ -16,6 +15,12 @@ class WorkspacedError(Exception):
     """Ends a command or a role; the text says what is wrong, where, and what to do."""
 
     exit_status: ClassVar[int] = 1
+
+
+class InvalidSettings(WorkspacedError, ValueError):
+    """A flag or variable has a value that cannot be used; the text names each."""
+
+    exit_status = 2
 
 
 class NotFoundError(WorkspacedError):
@@ -51,9 +56,3 @@ class ServerFailed(EmbeddedError):
 
 class NoUnprivilegedUser(EmbeddedError):
     """PostgreSQL refuses to run as root, and no way to run it as another user works here."""
-
-
-def exit_status_of(error: BaseException) -> int | None:
-    """Return the exit status of an error that a user can act on; None for any other exception."""
-    status = getattr(error, "exit_status", None)
-    return status if isinstance(status, int) else None

@@ -25,7 +25,7 @@ from pydantic_core import core_schema
 from bus import subjects
 from handlers.gateway import replies, requests
 from statemachine import arguments, events, messages
-from statemachine.strict_json import Reason
+from statemachine.strict_json import RejectReason
 
 Json = dict[str, Any]
 
@@ -39,7 +39,7 @@ TOOLS: Final[Mapping[str, tuple[type, Any]]] = {
 """The arguments of each tool, and its result unless the call was wrong."""
 
 RPCS: Final[Mapping[str, tuple[type, Any]]] = {
-    "cancel": (requests.CancelBody, replies.Canceled),
+    "cancel": (requests.CancelBody, replies.CanceledCall),
     "get_chat": (requests.ChatBody, replies.ChatWithCalls),
     "list_chats": (requests.ChatsBody, replies.ChatsPage),
     "list_orphans": (requests.OrphansBody, replies.OrphansPage),
@@ -538,7 +538,7 @@ _OTHERS: Final[Json] = {
                 },
                 "Workspaced-Reason": {
                     "type": "string",
-                    "enum": [str(reason) for reason in Reason],
+                    "enum": [str(reason) for reason in RejectReason],
                 },
                 "Workspaced-Detail": {"type": "string", "description": "Text for people."},
                 "Workspaced-Headers": {

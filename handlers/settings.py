@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from handlers.errors import WorkspacedError
+from handlers.errors import InvalidSettings
 from handlers.setting_flags import SETTING_FLAGS
 
 _PREFIX: Final = "WORKSPACED_"
@@ -58,12 +58,6 @@ def expanded(path: Path) -> Path:
 
 ExpandedPath = Annotated[Path, AfterValidator(expanded)]
 """A path in which a leading `~` is replaced."""
-
-
-class InvalidSettings(WorkspacedError, ValueError):
-    """A flag or variable has a value that cannot be used; the text names each."""
-
-    exit_status = 2
 
 
 class Settings(BaseSettings):

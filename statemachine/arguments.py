@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, Field
 
 from statemachine.events import Frozen
-from statemachine.ids import is_uuid
 from statemachine.leniency import UnreadableError, read
+from statemachine.naming import is_uuid
 from statemachine.parameters import TextValue
 
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from statemachine import events
 from statemachine.events import Lifecycle
-from statemachine.states import STATE_INFO, AgentStatus, Limit, Phase, Reason, State
+from statemachine.states import STATE_INFO, AgentStatus, FailureReason, Limit, Phase, State
 from statemachine.workspace import (
     Build,
     BuiltAgent,
@@ -152,7 +152,7 @@ def _with_lifecycle(facts: AgentFacts, fact: events.AgentLifecycle, *, newest: b
 class Failure(Value, frozen=True):
     """Why the state is `failed`."""
 
-    reason: Reason
+    reason: FailureReason
     message: str
     error_code: str | None = None
 

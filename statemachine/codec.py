@@ -13,16 +13,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 
 from statemachine import events, leniency
 from statemachine.events import Event, Frozen
-from statemachine.ids import is_canonical, is_uuid
 from statemachine.leniency import UnreadableError
-from statemachine.strict_json import Reason, Reject, parse, salvage, storable
+from statemachine.naming import is_canonical, is_uuid
+from statemachine.strict_json import Reject, RejectReason, parse, salvage, storable
 
 MAX_SIZE: Final = 256 * 1024
 """Maximum size of an inbound event, in bytes."""
@@ -53,22 +53,13 @@ _TIME: Final = TypeAdapter(datetime)
 _TRACE: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
-_OWN: Final = (
-    events.BuildRequested,
-    events.WaitResumed,
-    events.DeadlinePassed,
-    events.TtlPassed,
-    events.OrphanGracePassed,
-    events.FactRejected,
-    events.DatabaseRestored,
-)
 _KINDS: Final[dict[str, dict[str, type[Frozen]]]] = {
     kind: {model.name: model for model in models}  # type: ignore[attr-defined]
     for kind, models in events.BY_KIND.items()
 }
 _MODELS: Final[dict[str, type[Frozen]]] = {
-    model.name: model  # type: ignore[attr-defined]
-    for models in (*events.BY_KIND.values(), _OWN)
+    model.name: model
+    for models in (*events.BY_KIND.values(), get_args(events.OwnEvent))
     for model in models
 }
 
@@ -77,7 +68,7 @@ _MODELS: Final[dict[str, type[Frozen]]] = {
 class Rejected:
     """Why a message cannot be accepted, and the call or build that it names."""
 
-    reason: Reason
+    reason: RejectReason
     detail: str
     call_id: str | None = None
     """The call to which workers may send the rejection as its answer."""
@@ -99,11 +90,13 @@ def decode(
     forgiving = kind in FACTS
     try:
         if len(data) > MAX_SIZE:
-            raise Reject(Reason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_SIZE} are accepted")
+            raise Reject(
+                RejectReason.TOO_LARGE, f"{len(data)} bytes; at most {MAX_SIZE} are accepted"
+            )
         media_type = (content_type or CONTENT_TYPE).partition(";")[0].strip().lower()
         if media_type != CONTENT_TYPE:
             raise Reject(
-                Reason.NOT_CLOUDEVENTS,
+                RejectReason.NOT_CLOUDEVENTS,
                 f"Content-Type is {content_type!r}, expected {CONTENT_TYPE!r}",
             )
         body, lost = _parsed(data, forgiving=forgiving)
@@ -112,20 +105,24 @@ def decode(
         _source(kind, sender, envelope["source"])
         if envelope["subject"] != chat_id:
             raise Reject(
-                Reason.CHAT_MISMATCH,
+                RejectReason.CHAT_MISMATCH,
                 f"attribute 'subject' is {envelope['subject']!r}, the NATS subject says {chat_id!r}",
             )
         if not is_canonical(chat_id):
-            raise Reject(Reason.BAD_DATA, f"chat id {chat_id!r} is not a lower-case canonical UUID")
+            raise Reject(
+                RejectReason.BAD_DATA, f"chat id {chat_id!r} is not a lower-case canonical UUID"
+            )
         notices: list[str] = []
         time = _time(envelope.get("time"), now, notices, forgiving=forgiving)
         trace = _trace(envelope.get("traceparent"), notices, forgiving=forgiving)
         accepted = _accepted(model, payload, lost, forgiving=forgiving)
         fact, notices = accepted.value, [*notices, *accepted.changed]
         if isinstance(fact, events.AgentDisconnected) and fact.sequence is None:
-            raise Reject(Reason.BAD_DATA, "data.sequence is required of an agent")
+            raise Reject(RejectReason.BAD_DATA, "data.sequence is required of an agent")
         if kind == "agent" and fact.agent_id != sender:
-            raise Reject(Reason.BAD_DATA, "data.agent_id is not the sender of the NATS subject")
+            raise Reject(
+                RejectReason.BAD_DATA, "data.agent_id is not the sender of the NATS subject"
+            )
         return Event.model_construct(
             source=envelope["source"],
             id=envelope["id"],
@@ -155,7 +152,9 @@ def _parsed(data: bytes, *, forgiving: bool) -> tuple[object, Mapping[leniency.P
     for name in _ATTRIBUTES:
         value = body.get(name) if isinstance(body, dict) else None
         if isinstance(value, str) and not storable(value):
-            raise Reject(Reason.BAD_DATA, f"attribute {name!r} contains what no store can hold")
+            raise Reject(
+                RejectReason.BAD_DATA, f"attribute {name!r} contains what no store can hold"
+            )
     return body, lost
 
 
@@ -171,7 +170,7 @@ def _accepted(
             return leniency.Accepted(leniency.read(model, payload, "data"), [])
         return leniency.accept(model, payload, "data", lost)
     except UnreadableError as bad:
-        raise Reject(Reason.BAD_DATA, str(bad)) from None
+        raise Reject(RejectReason.BAD_DATA, str(bad)) from None
 
 
 def encode(
@@ -256,17 +255,17 @@ def timestamp(at: datetime) -> str:
 
 def _envelope(body: object) -> Payload:
     if not isinstance(body, dict):
-        raise Reject(Reason.NOT_CLOUDEVENTS, "not a JSON object")
+        raise Reject(RejectReason.NOT_CLOUDEVENTS, "not a JSON object")
     if body.get("specversion") != "1.0":
         raise Reject(
-            Reason.NOT_CLOUDEVENTS,
+            RejectReason.NOT_CLOUDEVENTS,
             f"attribute 'specversion' is {body.get('specversion')!r}, expected '1.0'",
         )
     for name in _ATTRIBUTES:
         value = body.get(name)
         if not isinstance(value, str) or not value or len(value) > 1024:  # noqa: PLR2004
             raise Reject(
-                Reason.NOT_CLOUDEVENTS,
+                RejectReason.NOT_CLOUDEVENTS,
                 f"attribute {name!r} must be a text of 1 to 1,024 characters",
             )
     return body
@@ -277,12 +276,12 @@ def _typed(kind: str, envelope: Payload) -> tuple[type[Frozen], Payload]:
     known = _KINDS[kind]
     if match is None or match[1] not in known:
         expected = ", ".join(f"workspaced.{name}.v1" for name in known)
-        raise Reject(Reason.BAD_TYPE, f"type {envelope['type']!r} is none of: {expected}")
+        raise Reject(RejectReason.BAD_TYPE, f"type {envelope['type']!r} is none of: {expected}")
     data = envelope.get("data")
     if data is None:
         data = {}  # `data` is optional in CloudEvents, and some requests need none
     if not isinstance(data, dict):
-        raise Reject(Reason.BAD_DATA, "attribute 'data' must be an object")
+        raise Reject(RejectReason.BAD_DATA, "attribute 'data' must be an object")
     return known[match[1]], _lifted(match[1], int(match[2]), data)
 
 
@@ -291,7 +290,7 @@ def _lifted(name: str, version: int, data: Payload) -> Payload:
         data, version = UPCASTS[name, version](data), version + 1
     if version != CURRENT.get(name, 1):
         raise Reject(
-            Reason.BAD_TYPE,
+            RejectReason.BAD_TYPE,
             f"schema version {version} of {name} is not known here, the newest is {CURRENT.get(name, 1)}",
         )
     return data
@@ -304,12 +303,12 @@ CURRENT: Final[dict[str, int]] = {}
 def _source(kind: str, sender: str, source: str) -> None:
     if not _TOKEN.fullmatch(sender):
         raise Reject(
-            Reason.BAD_SOURCE, f"sender {sender!r} must be 1 to 128 of A-Z, a-z, 0-9, _ and -"
+            RejectReason.BAD_SOURCE, f"sender {sender!r} must be 1 to 128 of A-Z, a-z, 0-9, _ and -"
         )
     start = {"tool": "/chat/", "provisioner": "/provisioner/", "agent": "/agent/"}[kind]
     if source != start + sender:
         raise Reject(
-            Reason.BAD_SOURCE,
+            RejectReason.BAD_SOURCE,
             f"source is {source!r}; on this NATS subject it must be {start + sender!r}",
         )
 
@@ -323,7 +322,7 @@ def _time(value: object, now: datetime, notices: list[str], *, forgiving: bool) 
         shown = str(value)[:64]
         if not forgiving:
             raise Reject(
-                Reason.NOT_CLOUDEVENTS, f"attribute 'time' {shown!r} is not RFC 3339"
+                RejectReason.NOT_CLOUDEVENTS, f"attribute 'time' {shown!r} is not RFC 3339"
             ) from None
         notices.append(f"attribute 'time' {shown!r} is not RFC 3339: left out")
         return now
@@ -355,7 +354,7 @@ def _trace(value: object, notices: list[str], *, forgiving: bool) -> str | None:
         return None
     if not isinstance(value, str):
         if not forgiving:
-            raise Reject(Reason.NOT_CLOUDEVENTS, "attribute 'traceparent' must be a text")
+            raise Reject(RejectReason.NOT_CLOUDEVENTS, "attribute 'traceparent' must be a text")
     elif is_traceparent(value):
         return value
     notices.append("attribute 'traceparent' is no W3C trace context: left out")

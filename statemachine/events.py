@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -381,9 +381,9 @@ OwnEvent = (
 Data = ToolEvent | ProvisionerFact | WorkspaceDeleted | AgentFact | OwnEvent
 
 BY_KIND: Final[dict[Literal["tool", "provisioner", "agent"], tuple[type[Frozen], ...]]] = {
-    "tool": (ToolRequested, ToolCanceled, DeleteRequested),
-    "provisioner": (BuildStarted, BuildSucceeded, BuildFailed, BuildCanceled, WorkspaceDeleted),
-    "agent": (AgentConnected, AgentDisconnected, AgentLifecycle),
+    "tool": get_args(ToolEvent),
+    "provisioner": (*get_args(ProvisionerFact), WorkspaceDeleted),
+    "agent": get_args(AgentFact),
 }
 """Kind of inbound subject -> the events that senders may publish on it."""
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from statemachine.events import AT_THE_DOOR, Frozen
-from statemachine.ids import is_uuid
+from statemachine.naming import is_uuid
 
 Path = tuple[str | int, ...]
 """The position of a value in a JSON document: keys of objects and indices of lists."""

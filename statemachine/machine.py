@@ -62,7 +62,7 @@ from statemachine import fold
 from statemachine.chat import Cause, Chat, Failure, Limits
 from statemachine.events import Event, Lifecycle, Transition
 from statemachine.fold import Unmoved
-from statemachine.states import STATE_INFO, Reason, State
+from statemachine.states import STATE_INFO, FailureReason, State
 from statemachine.table import LEGAL, TABLE, Trigger
 from statemachine.views import visible
 from statemachine.workspace import Build, Ending, Unselectable, choose_agent
@@ -311,9 +311,9 @@ def _with_chosen_agent(chat: Chat) -> Chat:
     return replace(chat, current=replace(current, chosen=chosen))
 
 
-def _error_code(chat: Chat, reason: Reason) -> str | None:
+def _error_code(chat: Chat, reason: FailureReason) -> str | None:
     outcome = chat.build.outcome if chat.build else None
-    return outcome.error_code if outcome and reason is Reason.BUILD_FAILED else None
+    return outcome.error_code if outcome and reason is FailureReason.BUILD_FAILED else None
 
 
 def _of_scripts(chat: Chat) -> str:
@@ -328,28 +328,28 @@ def _of_scripts(chat: Chat) -> str:
     return f"the startup scripts{name} {how}; the log of the build shows their output"
 
 
-def _message(chat: Chat, reason: Reason) -> str:
+def _message(chat: Chat, reason: FailureReason) -> str:
     """Return the text of a failure, for the chat's model and its user."""
     build = chat.build
     what = f"the {build.transition} build" if build else "the build"
     outcome = build.outcome if build else None
     match reason:
-        case Reason.BUILD_FAILED:
+        case FailureReason.BUILD_FAILED:
             return (outcome.error if outcome else None) or f"{what} failed"
-        case Reason.BUILD_CANCELED:
+        case FailureReason.BUILD_CANCELED:
             return f"{what} was canceled"
-        case Reason.BUILD_TIMEOUT:
+        case FailureReason.BUILD_TIMEOUT:
             if build and not build.taken:
                 pool = f" of pool '{build.template.pool}'" if build.template else ""
                 return f"{what} did not begin in time: no provisioner{pool} took it"
             return f"{what} did not end in time"
-        case Reason.SELECTION_ERROR:
+        case FailureReason.SELECTION_ERROR:
             choice = choose_agent(outcome.agents) if outcome and outcome.agents else None
             return choice.message if isinstance(choice, Unselectable) else "no agent can be chosen"
-        case Reason.AGENT_NOT_READY:
+        case FailureReason.AGENT_NOT_READY:
             name = f" '{chat.chosen.name}'" if chat.chosen else ""
             return f"the workspace was built, but its agent{name} did not connect in time"
-        case Reason.STARTUP_SCRIPTS_FAILED:
+        case FailureReason.STARTUP_SCRIPTS_FAILED:
             return _of_scripts(chat)
-        case Reason.STARTUP_SCRIPTS_TIMEOUT:
+        case FailureReason.STARTUP_SCRIPTS_TIMEOUT:
             return "the startup scripts did not end in time"

@@ -15,7 +15,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from statemachine.events import Id, Lifecycle, Token, Transition
-from statemachine.states import AgentStatus, Reason, WireState
+from statemachine.states import AgentStatus, FailureReason, WireState
 
 Timestamp = Annotated[
     str, Field(json_schema_extra={"format": "date-time"}, pattern=r"^\d{4}-\d\d-\d\dT.*Z$")
@@ -59,7 +59,7 @@ class ShownAgent(TypedDict):
 class ShownFailure(TypedDict):
     """Why the state is `failed`."""
 
-    reason: Reason
+    reason: FailureReason
     message: str
     """Text for people."""
     error_code: NotRequired[str]

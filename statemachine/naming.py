@@ -1,4 +1,7 @@
-"""Checks and generates names of workspaces (docs/contract.md, section 6)."""
+"""Ids and names: recognizes UUIDs; checks and generates names of workspaces (docs/contract.md, section 6).
+
+Messages must use the canonical form of a UUID; tool arguments may also use capitals and surrounding blanks.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Set as AbstractSet
 from hashlib import sha256
 from typing import Final
 
+_CANONICAL_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 LONGEST: Final = 32
 """Maximum length of a name in bytes."""
 _VALID: Final = re.compile(r"[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*")
@@ -24,6 +28,16 @@ _NOUNS: Final = (
 
 class NameTakenError(Exception):
     """The owner already uses the name and also the one that was tried instead of it."""
+
+
+def is_canonical(text: str) -> bool:
+    """Return whether `text` is a UUID in lower-case canonical form, with nothing around it."""
+    return _CANONICAL_UUID.fullmatch(text) is not None
+
+
+def is_uuid(text: str) -> bool:
+    """Return whether `text` is a UUID; capitals and surrounding blanks are allowed."""
+    return is_canonical(text.strip().lower())
 
 
 def valid(name: str) -> bool:

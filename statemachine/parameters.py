@@ -62,11 +62,13 @@ class Kind(StrEnum):
     STRINGS = "list(string)"
 
 
-class _Declared(Frozen):
+class Declared(Frozen):
+    """A part of template.toml: unknown keys and values of another type are errors."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Option(_Declared):
+class Option(Declared):
     """One of the values that a parameter with options may have."""
 
     name: str
@@ -74,7 +76,7 @@ class Option(_Declared):
     description: str | None = None
 
 
-class Parameter(_Declared):
+class Parameter(Declared):
     """The declaration of a parameter in template.toml."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]

@@ -50,7 +50,7 @@ class State(StrEnum):
     STOP_TIMED_OUT = "stop_timed_out"
 
 
-class Reason(StrEnum):
+class FailureReason(StrEnum):
     """Why a chat is in the state `failed`."""
 
     BUILD_FAILED = "build_failed"
@@ -94,7 +94,7 @@ class StateInfo:
 
     phase: Phase
     wire: WireState = "failed"
-    reason: Reason | None = None
+    reason: FailureReason | None = None
     limit: Limit | None = None
     overdue: bool = False
     """Whether a limit has passed, so that only a late fact or a new call can move the chat."""
@@ -119,27 +119,29 @@ STATE_INFO: Final[dict[State, StateInfo]] = {
     State.AGENT_CONNECTING: StateInfo(Phase.RUNNING, "agent_connecting", limit=Limit.AGENT_CONNECT),
     State.SCRIPTS_RUNNING: StateInfo(Phase.RUNNING, "scripts_running", limit=Limit.STARTUP_SCRIPTS),
     State.READY: StateInfo(Phase.RUNNING, "ready"),
-    State.BUILD_FAILED: StateInfo(Phase.FAILED_BUILD, reason=Reason.BUILD_FAILED),
-    State.BUILD_CANCELED: StateInfo(Phase.FAILED_BUILD, reason=Reason.BUILD_CANCELED),
+    State.BUILD_FAILED: StateInfo(Phase.FAILED_BUILD, reason=FailureReason.BUILD_FAILED),
+    State.BUILD_CANCELED: StateInfo(Phase.FAILED_BUILD, reason=FailureReason.BUILD_CANCELED),
     State.BUILD_TIMED_OUT: StateInfo(
         Phase.BEING_BUILT,
-        reason=Reason.BUILD_TIMEOUT,
+        reason=FailureReason.BUILD_TIMEOUT,
         overdue=True,
         end_rejected=Phase.FAILED_BUILD,
     ),
-    State.SELECTION_ERROR: StateInfo(Phase.RUNNING, reason=Reason.SELECTION_ERROR),
-    State.AGENT_NOT_READY: StateInfo(Phase.RUNNING, reason=Reason.AGENT_NOT_READY, overdue=True),
-    State.SCRIPTS_FAILED: StateInfo(Phase.RUNNING, reason=Reason.STARTUP_SCRIPTS_FAILED),
+    State.SELECTION_ERROR: StateInfo(Phase.RUNNING, reason=FailureReason.SELECTION_ERROR),
+    State.AGENT_NOT_READY: StateInfo(
+        Phase.RUNNING, reason=FailureReason.AGENT_NOT_READY, overdue=True
+    ),
+    State.SCRIPTS_FAILED: StateInfo(Phase.RUNNING, reason=FailureReason.STARTUP_SCRIPTS_FAILED),
     State.SCRIPTS_TIMED_OUT: StateInfo(
-        Phase.RUNNING, reason=Reason.STARTUP_SCRIPTS_TIMEOUT, overdue=True
+        Phase.RUNNING, reason=FailureReason.STARTUP_SCRIPTS_TIMEOUT, overdue=True
     ),
     State.STOPPING: StateInfo(Phase.BEING_STOPPED, "stopping", limit=Limit.BUILD),
     State.STOPPED: StateInfo(Phase.STOPPED, "stopped"),
-    State.STOP_FAILED: StateInfo(Phase.FAILED_STOP, reason=Reason.BUILD_FAILED),
-    State.STOP_CANCELED: StateInfo(Phase.FAILED_STOP, reason=Reason.BUILD_CANCELED),
+    State.STOP_FAILED: StateInfo(Phase.FAILED_STOP, reason=FailureReason.BUILD_FAILED),
+    State.STOP_CANCELED: StateInfo(Phase.FAILED_STOP, reason=FailureReason.BUILD_CANCELED),
     State.STOP_TIMED_OUT: StateInfo(
         Phase.BEING_STOPPED,
-        reason=Reason.BUILD_TIMEOUT,
+        reason=FailureReason.BUILD_TIMEOUT,
         overdue=True,
         end_rejected=Phase.FAILED_STOP,
     ),

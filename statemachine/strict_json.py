@@ -27,7 +27,7 @@ _SUSPECT: Final = re.compile(rb"\\u0000|\d[\d.]{299}|[\s:,\[]-?\d[\d.]*[eE]\+?\d
 """Without a match, no text contains NUL and all numbers are in the range of a double."""
 
 
-class Reason(StrEnum):
+class RejectReason(StrEnum):
     """Why a message is a dead letter (docs/contract.md, section 1)."""
 
     NOT_JSON = "not_json"
@@ -43,7 +43,7 @@ class Reason(StrEnum):
 class Reject(ValueError):
     """A message cannot be accepted and becomes a dead letter."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: RejectReason, detail: str) -> None:
         super().__init__(detail)
         self.reason, self.detail = reason, detail
 
@@ -58,12 +58,12 @@ def parse(data: bytes) -> object:
     try:
         body = from_json(data, allow_inf_nan=False)
     except ValueError as bad:
-        reason = Reason.BAD_DATA if _is_json(data) else Reason.NOT_JSON
+        reason = RejectReason.BAD_DATA if _is_json(data) else RejectReason.NOT_JSON
         raise Reject(reason, str(bad)) from None
     # Most messages are not suspect; for them the walk would cost more than all other steps.
     suspect = _SUSPECT.search(data) or data.count(b"[") + data.count(b"{") > MAX_DEPTH
     if suspect and (problem := _unstorable(body)):
-        raise Reject(Reason.BAD_DATA, problem)
+        raise Reject(RejectReason.BAD_DATA, problem)
     return body
 
 
@@ -82,7 +82,7 @@ def salvage(data: bytes) -> tuple[object, dict[tuple[str | int, ...], str]]:
     try:
         body = read(shallow)
     except (ValueError, RecursionError) as bad:
-        raise Reject(Reason.NOT_JSON, str(bad)) from None
+        raise Reject(RejectReason.NOT_JSON, str(bad)) from None
     if isinstance(body, dict) and isinstance(body.get("data"), dict):
         body["data"] = _kept(body["data"], (), changed)
     whole = []

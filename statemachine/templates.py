@@ -14,10 +14,10 @@ from datetime import date, time
 from typing import Annotated, Any, Final, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from statemachine import naming
-from statemachine.events import Frozen, Label, Text, Token
+from statemachine.events import Label, Text, Token
 from statemachine.local_template import (
     LOCAL_POOL,
     AgentTable,
@@ -28,7 +28,7 @@ from statemachine.local_template import (
 )
 from statemachine.mask import SHORTEST, is_short
 from statemachine.messages import Spec
-from statemachine.parameters import Kind, Parameter, TextValue, misfit, option_misfit
+from statemachine.parameters import Declared, Kind, Parameter, TextValue, misfit, option_misfit
 
 MAX_DEPTH: Final = 16
 """Maximum nesting of a template.toml.
@@ -45,15 +45,8 @@ README_LIMIT: Final = 8_000
 class TemplateError(Exception):
     """The folder is not a valid template. The message names the file, the key and the fault."""
 
-    exit_status = 1
-    """`workspaced` exits with this status when the error ends a command."""
 
-
-class _Declared(Frozen):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Preset(_Declared):
+class Preset(Declared):
     """A named set of parameter values."""
 
     name: Label
@@ -62,7 +55,7 @@ class Preset(_Declared):
     parameters: dict[str, TextValue] = Field(default_factory=dict)
 
 
-class Manifest(_Declared):
+class Manifest(Declared):
     """The content of a template.toml."""
 
     name: str

@@ -18,7 +18,7 @@ from handlers.access import auth_protocol
 from handlers.access.auth_protocol import DENIAL_MESSAGES, ConnectRequest, DenialReason, Grant
 from handlers.access.disconnect import can_disconnect, disconnect
 from handlers.access.issued_keys import grant_for
-from handlers.clock import clock
+from handlers.runtime import clock
 from statemachine.store import ClientConnection, Credential, Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)

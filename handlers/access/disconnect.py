@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from bus import Bus, BusError, NoResponder, subjects
-from bus.backoff import Backoff
+from bus import Backoff, Bus, BusError, NoResponder, subjects
 from statemachine.store import ClientConnection, Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)

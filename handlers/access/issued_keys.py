@@ -35,7 +35,7 @@ _MAX_LIFETIMES: Final = {"frontend": 7 * _DAY, "operator": 7 * _DAY}
 _OWN_INBOX: Final = "_INBOX_"
 
 
-class IssuedKey(NamedTuple):
+class NewKey(NamedTuple):
     """A new key. Its holder gets the seed and connects with the inbox prefix."""
 
     seed: str
@@ -48,12 +48,12 @@ def max_lifetime(role: str) -> float:
     return _MAX_LIFETIMES.get(role, 30 * _DAY)
 
 
-async def issue(store: Store, credential: Credential) -> IssuedKey:
+async def issue(store: Store, credential: Credential) -> NewKey:
     """Generate a key and store its public part with the credential."""
     seed = nkey.new_seed("user")
     public_key = nkey.public_key(seed)
     await store.credentials.issue(public_key, credential)
-    return IssuedKey(seed, public_key, _inbox_prefix_of(credential, public_key))
+    return NewKey(seed, public_key, _inbox_prefix_of(credential, public_key))
 
 
 def grant_for(public_key: str, credential: Credential) -> Grant | DenialReason:

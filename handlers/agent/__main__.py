@@ -13,12 +13,12 @@ from typing import Final
 
 from bus import Bus
 from bus.jetstream import connect
-from handlers.access.listeners import client_context
 from handlers.agent.agent import Agent
 from handlers.agent.link import Connect
-from handlers.container_init import become_init_child
 from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AgentAlreadyRuns, AgentCredential
+from handlers.runtime.container_init import become_init_child
+from handlers.runtime.listeners import client_context
 from handlers.sandbox.processes import umask_fault
 
 GIVEN_UP: Final = 3

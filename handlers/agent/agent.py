@@ -13,7 +13,7 @@ from handlers.agent.link import PATIENCE, Connect, Link
 from handlers.agent.scripts import GRACE, Scripts
 from handlers.publishing import BuildLog, agent_files
 from handlers.publishing.agent_files import AgentConfig
-from handlers.supervise import cancel_and_wait, first_to_end
+from handlers.runtime.supervise import cancel_and_wait, first_to_end
 from statemachine.events import Lifecycle
 from statemachine.mask import Mask
 

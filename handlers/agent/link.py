@@ -11,14 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from bus import Bus, BusError, Refused, Unavailable, subjects
-from bus.backoff import Backoff
+from bus import Backoff, Bus, BusError, Refused, Unavailable, subjects
 from bus.subscription import call_on_message
 from handlers.agent.journal import AgentJournal
-from handlers.clock import clock
 from handlers.publishing import agent_files, publish_once
 from handlers.publishing.agent_files import AgentConfig, AgentCredential
-from handlers.supervise import run_until_one_ends
+from handlers.runtime import clock
+from handlers.runtime.supervise import run_until_one_ends
 
 RENEWED: Final = 0.3
 """The part of the presence TTL after which the next message is sent, so that two may be lost."""

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 from uuid import uuid4
 
-from handlers.clock import milliseconds
 from handlers.setting_flags import SETTING_FLAGS
-from statemachine.ids import is_canonical
+from handlers.shared_settings import milliseconds
+from statemachine.naming import is_canonical
 
 _CALL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _FILE_COMPLETION: Final = {"bash": "_shtab_compgen_files", "zsh": "_files"}

@@ -13,7 +13,7 @@ from uuid import uuid4
 from bus import CLOUDEVENT, Bus, BusError, NoResponder, Subscription, subjects
 from handlers.errors import NotFoundError
 from handlers.publishing.build_log import read_ui_message
-from handlers.supervise import cancel_and_wait
+from handlers.runtime.supervise import cancel_and_wait
 from statemachine.codec import encode
 
 SERVICE: Final = "cli"

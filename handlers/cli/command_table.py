@@ -365,7 +365,7 @@ class ExportEvents(_ConnectingCommand):
     """
 
     name = "events"
-    function = "handlers.cli.commands.events:export_events"
+    function = "handlers.cli.commands.chat:export_events"
     one_of = ("chat", "all")
     chat: str | None = positional("CHAT", nargs="?", type=types.uuid, help="the chat's UUID")
     all: bool = switch("--all", help="the event logs of all chats")

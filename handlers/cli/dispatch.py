@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from handlers.cli.arguments import Command
 from handlers.cli.command_table import command_parser
-from handlers.cli.sanitize import plain
+from handlers.cli.output import plain
 from handlers.cli.standard_streams import Unwritable, discard_stdout, prepare, report_stdout_errors
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     command: Command = parsed.command(vars(parsed))
     if command.serves:
-        from handlers.container_init import become_init_child  # noqa: PLC0415 — fast --help
+        from handlers.runtime.container_init import become_init_child  # noqa: PLC0415 — fast --help
 
         # The parent may have blocked signals; then no child could be stopped either.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -69,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: Command) -> int:
     from handlers.cli import logs  # noqa: PLC0415 — fast --help
-    from handlers.errors import exit_status_of  # noqa: PLC0415
 
     logs.configure(quiet=not command.serves)
     try:
@@ -86,6 +85,18 @@ def _run(command: Command) -> int:
         if isinstance(error, OSError) and (text := _describe_os_error(error)) is not None:
             return _fail(text, 1)
         raise
+
+
+def exit_status_of(error: Exception) -> int | None:
+    """Return the exit status of an error that a user can act on; None for any other exception."""
+    from bus import BusError  # noqa: PLC0415 — fast --help
+    from handlers.errors import WorkspacedError  # noqa: PLC0415
+    from statemachine.store import StoreUnavailableError  # noqa: PLC0415
+    from statemachine.templates import TemplateError  # noqa: PLC0415
+
+    if isinstance(error, WorkspacedError):
+        return error.exit_status
+    return 1 if isinstance(error, BusError | StoreUnavailableError | TemplateError) else None
 
 
 def _run_with_settings(command: Command) -> int:

@@ -8,7 +8,7 @@ import time
 from functools import lru_cache
 from typing import Any, Final
 
-from handlers.cli.sanitize import as_json, plain
+from handlers.cli.output import as_json, plain
 
 _FIELDS: Final = (
     *("chat_id", "event_id", "version", "call_id", "build_id", "agent_id"),

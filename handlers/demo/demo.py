@@ -22,14 +22,13 @@ from handlers.cli.client import read_events, rpc
 from handlers.cli.command_table import DEFAULT_ORGANIZATION, DEFAULT_OWNER, Demo
 from handlers.cli.commands.template import prepare_pools
 from handlers.cli.commands.tool import request_and_wait
-from handlers.cli.output import no_note
-from handlers.cli.sanitize import as_json, plain
+from handlers.cli.output import as_json, no_note, plain
 from handlers.demo.timing import StateRecorder, compare, format_table
 from handlers.embedded.child import launch_command
 from handlers.errors import WorkspacedError
+from handlers.runtime.supervise import cancel_and_wait, first_to_end
 from handlers.sandbox.processes import end_marked
 from handlers.settings import Settings
-from handlers.supervise import cancel_and_wait, first_to_end
 from handlers.template_archive import load
 from statemachine.replay import replay
 

@@ -52,7 +52,7 @@ class StateRecorder:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class StateRow:
     """One state in the table; times are in milliseconds."""
 
     run: str
@@ -80,13 +80,13 @@ HEADER: Final = (
 )
 
 
-def compare(recorder: StateRecorder, log: Sequence[Mapping[str, Any]]) -> list[Row]:
+def compare(recorder: StateRecorder, log: Sequence[Mapping[str, Any]]) -> list[StateRow]:
     """Join the states that the caller received with the facts in the chat's event log."""
     facts = {
         (e["event"]["source"], e["event"]["id"]): datetime.fromisoformat(e["event"]["time"])
         for e in log
     }
-    rows: list[Row] = []
+    rows: list[StateRow] = []
     first_fact: dict[str, datetime] = {}
     last_state: dict[str, str] = {}
     for run, received in recorder.states:
@@ -98,7 +98,7 @@ def compare(recorder: StateRecorder, log: Sequence[Mapping[str, Any]]) -> list[R
         # The caller polls at once, and then each interval: it learns a fact at the next poll.
         next_poll = ceil(since / POLL_INTERVAL) * POLL_INTERVAL
         rows.append(
-            Row(
+            StateRow(
                 run,
                 received.state,
                 since * 1000,
@@ -110,7 +110,7 @@ def compare(recorder: StateRecorder, log: Sequence[Mapping[str, Any]]) -> list[R
     return rows
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[StateRow]) -> str:
     """Return the table, with the averages of all states after the first of each run."""
     later = [row for row in rows if row.at > 0]
     text = "\n".join([HEADER, *map(str, rows)])

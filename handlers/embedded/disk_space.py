@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bus.backoff import Backoff
+from bus import Backoff
 from bus.streams import BOUNDED, LEAST
 from handlers.embedded.inotify import changes
 from handlers.errors import EmbeddedError

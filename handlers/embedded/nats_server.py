@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from handlers.access.identities import Identities
-from handlers.access.listeners import Certificate, Listeners
 from handlers.access.server_config import authorization
 from handlers.embedded.child import Child, start, wait_for_stale
 from handlers.embedded.disk_space import FullDiskMonitor
 from handlers.embedded.ports import Ports, port_requests
 from handlers.errors import EmbeddedError
 from handlers.publishing.atomic_files import write_atomically
-from handlers.supervise import cancel_and_wait
+from handlers.runtime.listeners import Certificate, Listeners
+from handlers.runtime.supervise import cancel_and_wait
 
 _READY_LIMIT: Final = 60.0
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from handlers.access.listeners import LOOPBACK, Listeners, address_family
 from handlers.errors import EmbeddedError, PortTaken
 from handlers.publishing.atomic_files import write_atomically
+from handlers.runtime.listeners import LOOPBACK, Listeners, address_family
 
 _LOWEST: Final = 20_000
 _TRIES: Final = 200

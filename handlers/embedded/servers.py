@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bus.urls import redacted
+from bus.connect import redacted
 from handlers.access.identities import credentials_directory, load_identities
-from handlers.access.listeners import Listeners
 from handlers.embedded.child import Child
 from handlers.embedded.database_access import (
     read_password,
@@ -32,7 +31,8 @@ from handlers.embedded.ports import Ports, port_requests
 from handlers.embedded.postgresql import postgresql
 from handlers.errors import DataDirectoryInUse, EmbeddedError
 from handlers.publishing.atomic_files import write_atomically
-from handlers.supervise import run_until_one_ends
+from handlers.runtime.listeners import Listeners
+from handlers.runtime.supervise import run_until_one_ends
 
 LOCK: Final = "lock"
 """The name of the lock file in a data directory."""

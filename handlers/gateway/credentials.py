@@ -10,7 +10,7 @@ from bus import Bus, BusError, Message, ServiceError
 from handlers.access.disconnect import disconnect_invalid
 from handlers.access.issued_keys import (
     AGENT_LIFETIME,
-    IssuedKey,
+    NewKey,
     caller_key,
     issue,
     max_lifetime,
@@ -31,7 +31,7 @@ PAGE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
+class CredentialRpcs:
     """Answers the rpcs about keys."""
 
     store: Store
@@ -134,7 +134,7 @@ class Credentials:
         }
 
 
-def _key_reply(issued: IssuedKey, credential: Credential) -> replies.Key:
+def _key_reply(issued: NewKey, credential: Credential) -> replies.Key:
     return {
         "seed": issued.seed,
         "inbox_prefix": issued.inbox_prefix,

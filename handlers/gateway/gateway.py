@@ -20,7 +20,7 @@ from bus import Bus, BusError, Message, Responder, ServiceError, subjects
 from handlers.access.auth_callout import AuthCallout
 from handlers.access.issued_keys import caller_key
 from handlers.gateway import requests
-from handlers.gateway.credentials import Credentials
+from handlers.gateway.credentials import CredentialRpcs
 from handlers.gateway.queries import Queries
 from handlers.gateway.tool_calls import ToolCalls
 from statemachine.events import Frozen
@@ -67,7 +67,7 @@ class Gateway:
     def _endpoints(self) -> dict[str, Responder]:
         calls = ToolCalls(self.bus, self.store, self.held_calls)
         queries = Queries(self.store, self.bus, self.orphan_grace)
-        credentials = Credentials(self.store, self.bus)
+        credentials = CredentialRpcs(self.store, self.bus)
         tools: dict[str, Responder] = {
             tool: _bytes(requests.ToolBody, partial(calls.call, tool)) for tool in TOOLS
         }

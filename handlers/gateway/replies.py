@@ -15,7 +15,7 @@ from statemachine.events import Id
 from statemachine.messages import LogEntry, LogLine, StateChanged, Timestamp
 
 
-class Canceled(TypedDict):
+class CanceledCall(TypedDict):
     """The reply of `cancel`."""
 
     canceled: bool

@@ -11,7 +11,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from bus import CLOUDEVENT, Bus, BusError, Message, Refused, ServiceError, subjects
-from handlers.gateway.replies import Canceled
+from handlers.gateway.replies import CanceledCall
 from handlers.gateway.requests import CancelBody, ToolBody
 from statemachine.codec import encode, is_traceparent
 from statemachine.store import Store, StoreUnavailableError
@@ -80,7 +80,7 @@ class ToolCalls:
                 503, f"NATS is unavailable; try again with call_id {call_id}: {error}"
             ) from error
 
-    async def cancel(self, body: CancelBody) -> Canceled:
+    async def cancel(self, body: CancelBody) -> CanceledCall:
         """Cancel a call, unless it has its result already. Raises ServiceError 503."""
         try:
             answered = await self.store.chats.is_answered(body.chat_id, body.call_id)

@@ -24,17 +24,16 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from bus import Bus, BusError, ServiceError, subjects
-from bus.backoff import Backoff, is_final
+from bus import Backoff, Bus, BusError, ServiceError, is_final, subjects
 from handlers.provisioner.builder import LAUNCHER
-from handlers.provisioner.journal import WorkspaceRecord
+from handlers.provisioner.journal import LocalWorkspace
 from handlers.provisioner.step import is_passed_on
 from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AgentConfig, AgentCredential
+from handlers.runtime.supervise import cancel_and_wait
 from handlers.sandbox.policy import Confinement
 from handlers.sandbox.processes import end_marked, hold_process, machine_identity, wait_for_exit
 from handlers.sandbox.shell import environment_faults
-from handlers.supervise import cancel_and_wait
 
 _SHUTDOWN_MARGIN: Final = 20.0
 """Seconds that an agent gets to end, in addition to the limit of its shutdown script."""
@@ -80,7 +79,7 @@ class AgentSupervisor:
         self._renewals: dict[str, asyncio.Task[None]] = {}
         self._renewed: dict[str, float] = {}
 
-    def ensure(self, record: WorkspaceRecord) -> None:
+    def ensure(self, record: LocalWorkspace) -> None:
         """Keep the record's agents running from now on."""
         for agent_id in record.agents:
             if (supervision := self._supervising.get(agent_id)) is None or supervision.done():
@@ -104,7 +103,7 @@ class AgentSupervisor:
                 renewal = asyncio.create_task(self._renew(agent_id))
                 self._renewals[agent_id] = renewal
 
-    async def shut_down(self, record: WorkspaceRecord) -> None:
+    async def shut_down(self, record: LocalWorkspace) -> None:
         """End the record's agents, each with its shutdown script, and wait until they have ended."""
         await asyncio.gather(
             *(self._shut_down(record.workspace_id, agent) for agent in record.agents)

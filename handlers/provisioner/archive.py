@@ -20,8 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from bus import Bus, BusError, ServiceError, subjects
-from bus.backoff import Backoff, is_final
+from bus import Backoff, Bus, BusError, ServiceError, is_final, subjects
 from handlers.provisioner.job import Packed
 from handlers.publishing.agent_files import OWN_FOLDER
 from handlers.publishing.atomic_files import (

@@ -46,14 +46,14 @@ class _Read(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Archive(_Read):
+class JobArchive(_Read):
     """Size and hash of the archive of a template's folder."""
 
     sha256: Sha256
     size: Annotated[int, Field(gt=0, le=MAX_PACKED_BYTES)]
 
 
-class Spec(_Read):
+class JobSpec(_Read):
     """The tables of `template.toml` that only the local provisioner reads."""
 
     build: BuildTable = BuildTable()
@@ -64,17 +64,17 @@ class Packed(_Read):
     """A version of a template and its archive."""
 
     version_id: Id
-    archive: Archive
+    archive: JobArchive
 
 
-class TemplateRef(_Read):
+class JobTemplate(_Read):
     """The version of the template that the job uses."""
 
     id: Id | None = None
     name: str = ""
     version_id: Id | None = None
-    spec: Spec = Spec()
-    archive: Archive | None = None
+    spec: JobSpec = JobSpec()
+    archive: JobArchive | None = None
 
     @property
     def packed(self) -> Packed | None:
@@ -102,7 +102,7 @@ class Job(Head):
     owner_id: Id | None = None
     owner_name: str = ""
     organization_id: Id | None = None
-    template: TemplateRef = TemplateRef()
+    template: JobTemplate = JobTemplate()
     parameters: dict[str, str] = Field(default={}, repr=False)
     not_after: Moment | None = None
 
@@ -112,11 +112,11 @@ class Job(Head):
         return str(getattr(self.template.spec.build, self.transition))
 
 
-class _StartTemplate(TemplateRef):
+class _StartTemplate(JobTemplate):
     id: Id
     name: str
     version_id: Id
-    archive: Archive
+    archive: JobArchive
 
 
 class _Start(Job):

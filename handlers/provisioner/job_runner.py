@@ -13,12 +13,12 @@ from bus import Bus, Refused
 from handlers.provisioner.agent_supervisor import AgentSupervisor
 from handlers.provisioner.builder import OWN_LOG, Builder, Succeeded
 from handlers.provisioner.job import Head, Job
-from handlers.provisioner.journal import BuildJournal, BuildRecord, WorkspaceRecord
+from handlers.provisioner.journal import BuildJournal, BuildRecord, LocalWorkspace
 from handlers.provisioner.quota import Quotas
 from handlers.provisioner.scheduler import QueuedJob
 from handlers.provisioner.step import Failed
 from handlers.publishing import BuildLog, FactMessage, deliver, new_fact
-from handlers.supervise import cancel_and_wait, run_until_one_ends
+from handlers.runtime.supervise import cancel_and_wait, run_until_one_ends
 from statemachine.events import Transition
 
 _LAST_LINES: Final = 2.0
@@ -80,7 +80,7 @@ class JobRunner:
                 await self._build(queued, record, build)
         await queued.finish(answered=True)
 
-    async def _build(self, queued: QueuedJob, record: WorkspaceRecord, build: BuildRecord) -> None:
+    async def _build(self, queued: QueuedJob, record: LocalWorkspace, build: BuildRecord) -> None:
         """Build, and publish how it ended: every error in here ends this build as failed."""
         head, log = queued.head, self._log_of(queued.head)
         log_task = asyncio.create_task(log.run())
@@ -126,7 +126,7 @@ class JobRunner:
             _log.error("NATS refuses the fact build_started: %s", no)
 
     def _begin(
-        self, queued: QueuedJob, job: Job, record: WorkspaceRecord, build: BuildRecord
+        self, queued: QueuedJob, job: Job, record: LocalWorkspace, build: BuildRecord
     ) -> None:
         """Save that the build has begun. Raises OSError."""
         changed = self._update_identity(record, job) or build.reply != queued.reply
@@ -137,7 +137,7 @@ class JobRunner:
         if changed:
             self._journal.save(record)
 
-    def _update_identity(self, record: WorkspaceRecord, job: Job) -> bool:
+    def _update_identity(self, record: LocalWorkspace, job: Job) -> bool:
         """Set the workspace's owner, name and `new`; return whether anything changed."""
         starts = job.transition is Transition.START
         new = record.new or (starts and not self._builder.exists(job.workspace_id))
@@ -159,7 +159,7 @@ class JobRunner:
         )
 
     async def _outcome(
-        self, queued: QueuedJob, job: Job, record: WorkspaceRecord, log: BuildLog
+        self, queued: QueuedJob, job: Job, record: LocalWorkspace, log: BuildLog
     ) -> Outcome:
         async def cancel() -> Outcome:
             await queued.canceled.wait()
@@ -174,7 +174,7 @@ class JobRunner:
         return await run_until_one_ends(build, cancel())
 
     def _finish(
-        self, record: WorkspaceRecord, build: BuildRecord, head: Head, outcome: Outcome
+        self, record: LocalWorkspace, build: BuildRecord, head: Head, outcome: Outcome
     ) -> Outcome:
         """Save how the build ended, before it is published; return the outcome.
 

@@ -37,7 +37,7 @@ class BuildRecord:
 
 
 @dataclass(slots=True)
-class WorkspaceRecord:
+class LocalWorkspace:
     """One workspace: its last builds, and the agents that should run in it."""
 
     workspace_id: str
@@ -87,16 +87,16 @@ class BuildJournal:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._records: dict[str, WorkspaceRecord] = {}
+        self._records: dict[str, LocalWorkspace] = {}
         for path in sorted(directory.glob("*.json")):
             self._load(path)
 
-    def of(self, head: Head) -> WorkspaceRecord:
+    def of(self, head: Head) -> LocalWorkspace:
         """Return the record of the job's workspace, a new one if there is none."""
-        new = WorkspaceRecord(head.workspace_id, head.chat_id)
+        new = LocalWorkspace(head.workspace_id, head.chat_id)
         return self._records.setdefault(head.workspace_id, new)
 
-    def records(self) -> Iterator[WorkspaceRecord]:
+    def records(self) -> Iterator[LocalWorkspace]:
         """Return the records of all workspaces."""
         return iter(list(self._records.values()))
 
@@ -113,7 +113,7 @@ class BuildJournal:
             for fact in record.newest.facts
         ]
 
-    def save(self, record: WorkspaceRecord) -> None:
+    def save(self, record: LocalWorkspace) -> None:
         """Write the record; when this returns, it survives a crash and a loss of power."""
         content = asdict(record)
         for build, kept in zip(record.builds, content["builds"], strict=True):
@@ -141,7 +141,7 @@ class BuildJournal:
         return self._directory / f"{workspace_id}.json"
 
 
-def _record(content: dict[str, Any]) -> WorkspaceRecord:
+def _record(content: dict[str, Any]) -> LocalWorkspace:
     builds = [
         BuildRecord(
             build["build_id"],
@@ -153,7 +153,7 @@ def _record(content: dict[str, Any]) -> WorkspaceRecord:
         )
         for build in content["builds"]
     ]
-    return WorkspaceRecord(
+    return LocalWorkspace(
         content["workspace_id"],
         content["chat_id"],
         builds,

@@ -15,8 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from bus import NAK, Bus, BusError, Delivery, NoConsumer, Refused, subjects
-from bus.backoff import Backoff
+from bus import NAK, Backoff, Bus, BusError, Delivery, NoConsumer, Refused, subjects
 from bus.streams import pool_consumer
 from bus.subscription import call_on_message
 from handlers.errors import CannotServe
@@ -30,9 +29,9 @@ from handlers.provisioner.quota import QuotaLimits, Quotas
 from handlers.provisioner.scheduler import QueuedJob, Scheduler
 from handlers.publishing import deliver
 from handlers.publishing.agent_files import PRESENCE_TTL
+from handlers.runtime.supervise import run_until_one_ends
 from handlers.sandbox.policy import Confinement
 from handlers.sandbox.processes import umask_fault
-from handlers.supervise import run_until_one_ends
 
 BUILDS: Final = 8
 """Builds that run at the same time."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from handlers.provisioner.job import Job
-from handlers.provisioner.journal import BuildJournal, WorkspaceRecord
+from handlers.provisioner.journal import BuildJournal, LocalWorkspace
 from handlers.provisioner.step import Failed
 
 CODE: Final = "INSUFFICIENT_QUOTA"
@@ -100,12 +100,12 @@ class Quotas:
             {"credits_consumed": _mib(used), "budget": limit},
         )
 
-    def _of_owner(self, job: Job) -> list[WorkspaceRecord]:
+    def _of_owner(self, job: Job) -> list[LocalWorkspace]:
         if job.owner_id is None:
             return []
         return [r for r in self._journal.records() if r.owner_id == job.owner_id]
 
-    def _counts(self, record: WorkspaceRecord) -> bool:
+    def _counts(self, record: LocalWorkspace) -> bool:
         """Return whether the workspace counts. One whose first start never succeeded does not.
 
         Nobody could use it, and its owner has no way to delete it.
@@ -170,7 +170,7 @@ def _workspaces(count: int) -> str:
     return "1 workspace" if count == 1 else f"{count} workspaces"
 
 
-def _name(record: WorkspaceRecord) -> str:
+def _name(record: LocalWorkspace) -> str:
     return record.name or record.workspace_id
 
 

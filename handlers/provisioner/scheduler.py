@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from handlers.provisioner.job import Head, Job
-from handlers.supervise import cancel_and_wait
+from handlers.runtime.supervise import cancel_and_wait
 from statemachine.events import Transition
 
 _log = logging.getLogger(__name__)

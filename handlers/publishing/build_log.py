@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from uuid import uuid4
 
-from bus import BusError, subjects
-from bus.backoff import Backoff, is_final
+from bus import Backoff, BusError, is_final, subjects
 from handlers.publishing.atomic_files import write_atomically
 from statemachine import codec
 from statemachine.mask import Mask, MaskedStream

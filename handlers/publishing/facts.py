@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from bus import CLOUDEVENT, Bus, Unavailable, subjects
-from bus.backoff import Backoff
+from bus import CLOUDEVENT, Backoff, Bus, Unavailable, subjects
 from statemachine import codec
 
 _log = logging.getLogger(__name__)

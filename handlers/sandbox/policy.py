@@ -19,9 +19,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from handlers.errors import InvalidSettings
 from handlers.sandbox import confined_exec
 from handlers.sandbox.processes import INHERITED_FILE_LIMIT
-from handlers.settings import InvalidSettings, expanded
+from handlers.settings import expanded
 
 _MIB: Final = 1024 * 1024
 _TEMPORARY: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # noqa: S108 — shared by all users

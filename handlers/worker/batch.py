@@ -18,8 +18,8 @@ from handlers.worker.deliveries import Dead, Item, notice_of
 from statemachine import events, redaction
 from statemachine.calls import Call, Known, Load, StoredCall
 from statemachine.chat import Chat, Limits
-from statemachine.ids import is_uuid
 from statemachine.lookups import looks_up, lookups
+from statemachine.naming import is_uuid
 from statemachine.step import (
     FactNotice,
     InboundEvent,

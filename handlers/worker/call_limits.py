@@ -10,15 +10,11 @@ from typing import Final
 
 from bus import Bus, BusError
 from bus.streams import pool_consumer
-from handlers.clock import milliseconds
+from handlers.shared_settings import ALLOWLIST, TTL, milliseconds
 from statemachine.calls import Load, Policy
 from statemachine.store import Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)
-TTL: Final = "chat_workspace_ttl"
-"""Setting: the lifetime of a workspace."""
-ALLOWLIST: Final = "chat_template_allowlist"
-"""Setting: the names of the templates that chats may use, separated by commas."""
 SAMPLE_SECONDS: Final = 1.0
 """How long a sample counts. For that long the limits over all chats may be exceeded."""
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from bus import Bus
 from bus.streams import TIMER
-from handlers.clock import clock
+from handlers.runtime import clock
 from statemachine.store import Store
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from bus import Delivery
-from bus.backoff import Backoff
-from handlers.clock import clock
+from bus import Backoff, Delivery
+from handlers.runtime import clock
 from handlers.worker.deliveries import Dead, Item, chat_of, dead
 from statemachine.store import (
     OutboxMessage,
@@ -29,7 +28,7 @@ from statemachine.store import (
     TransientError,
     WorkRefusedError,
 )
-from statemachine.strict_json import Reason
+from statemachine.strict_json import RejectReason
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +212,9 @@ class Committer:
             )
             # The error's text stays in our log: it may hold values that others must not read.
             detail = f"internal error: {type(error).__name__}"
-            batch.groups.appendleft([(delivery, dead(delivery, Reason.INTERNAL, detail, item))])
+            batch.groups.appendleft(
+                [(delivery, dead(delivery, RejectReason.INTERNAL, detail, item))]
+            )
 
     async def _report_unavailable(
         self, batch: _Batch, fault: StoreUnavailableError, *, answers: bool

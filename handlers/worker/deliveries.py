@@ -12,9 +12,9 @@ from bus import Delivery, subjects
 from bus.streams import IN, TIMER
 from statemachine.codec import Rejected, decode
 from statemachine.events import Event, FactRejected, ToolCanceled, ToolRequested, event_digest
-from statemachine.ids import is_canonical
+from statemachine.naming import is_canonical
 from statemachine.step import FactNotice, InboundEvent, Input, PresenceExpired, TimerFired
-from statemachine.strict_json import Reason
+from statemachine.strict_json import RejectReason
 from statemachine.timers import TimerKind
 
 DEAD_LETTER_LIMIT: Final = 1_000_000
@@ -79,7 +79,7 @@ def notice_of(letter: Dead) -> FactNotice | None:
     return FactNotice(inbound.chat, inbound.sender, fact)
 
 
-def dead(delivery: Delivery, reason: Reason, detail: str, item: Item | None = None) -> Dead:
+def dead(delivery: Delivery, reason: RejectReason, detail: str, item: Item | None = None) -> Dead:
     """Return a delivery as a dead letter. `item` is the item decoded from it, if that succeeded."""
     rejected = Rejected(reason, detail)
     if isinstance(item, InboundEvent):
@@ -102,7 +102,7 @@ def dead(delivery: Delivery, reason: Reason, detail: str, item: Item | None = No
 def _inbound(delivery: Delivery, now: datetime) -> Item:
     inbound = subjects.parse_inbound(delivery.subject)
     if inbound is None:
-        return dead(delivery, Reason.BAD_DATA, "not a subject of the contract")
+        return dead(delivery, RejectReason.BAD_DATA, "not a subject of the contract")
     found = decode(
         inbound.kind,
         inbound.chat,
@@ -123,7 +123,7 @@ def _timer(delivery: Delivery) -> Item:
     try:
         return TimerFired(chat_id, TimerKind(purpose), int(json.loads(delivery.data)["generation"]))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return dead(delivery, Reason.BAD_DATA, "not a timer of ours")
+        return dead(delivery, RejectReason.BAD_DATA, "not a timer of ours")
 
 
 def dead_letter_headers(letter: Dead) -> dict[str, str]:

@@ -31,7 +31,7 @@ from bus import (
 )
 from bus import BatchMessage as Message
 from bus.streams import PRESENCE, STATE, pool_consumer
-from handlers.clock import clock
+from handlers.runtime import clock
 from handlers.worker import publications
 from handlers.worker.chains import chains_of, parts_of
 from handlers.worker.clock_skew import ClockSkew

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from bus import Bus, BusError, Delivery, Message, Unavailable, subjects
-from bus.backoff import Backoff
+from bus import Backoff, Bus, BusError, Delivery, Message, Unavailable, subjects
 from bus.streams import Tuning
 from handlers.access.disconnect import SupersededAgents
-from handlers.clock import clock
-from handlers.supervise import cancel_and_wait, run_until_one_ends
+from handlers.runtime import clock
+from handlers.runtime.supervise import cancel_and_wait, run_until_one_ends
 from handlers.worker.batch import Noticed, apply, asks
 from handlers.worker.call_limits import LoadSampler, WaitingLimits
 from handlers.worker.clock_skew import ClockSkew

@@ -30,6 +30,12 @@ from statemachine.codec import timestamp
 from statemachine.messages import Cause as LoggedCause
 from statemachine.messages import LogEntry, LoggedEvent
 from statemachine.step import Entry
+from statemachine.store.errors import AccessDeniedError as AccessDeniedError
+from statemachine.store.errors import MisconfiguredError as MisconfiguredError
+from statemachine.store.errors import StoreUnavailableError as StoreUnavailableError
+from statemachine.store.errors import TransientError as TransientError
+from statemachine.store.errors import UnreachableError as UnreachableError
+from statemachine.store.errors import WorkRefusedError as WorkRefusedError
 from statemachine.templates import Catalog, Version
 from statemachine.timers import rests
 
@@ -38,39 +44,6 @@ JOB_RETENTION: Final = timedelta(days=1)
 CONNECTIONS_PER_KEY: Final = 64
 """Recorded connections per key. When one more is made, the oldest one has to be closed."""
 _LOSS_PREFIX: Final = "lost:"
-
-
-# -- errors ---------------------------------------------------------------------------------------
-
-
-class StoreUnavailableError(Exception):
-    """The database can't be reached or accepts no changes now. Try again later."""
-
-    exit_status = 1
-    """`workspaced` exits with this status when the error ends a command; see `handlers.errors`."""
-
-
-class UnreachableError(StoreUnavailableError):
-    """No connection can be opened. The message does not name the database: callers add its redacted URL."""
-
-
-class MisconfiguredError(StoreUnavailableError):
-    """The database, or its URL, has to be changed first. Waiting does not help."""
-
-
-class AccessDeniedError(UnreachableError, MisconfiguredError):
-    """The server rejects this user, or has no such database."""
-
-
-class WorkRefusedError(StoreUnavailableError):
-    """The database answers but refuses this transaction, and not because of its data. Try again later.
-
-    Other transactions may succeed: a trigger may refuse one chat, a missing table refuses all chats.
-    """
-
-
-class TransientError(StoreUnavailableError):
-    """The transaction hit a deadlock, a lock or a timeout. The same transaction may succeed next time."""
 
 
 # -- values ---------------------------------------------------------------------------------------
@@ -131,6 +104,9 @@ class Changes:
     """The jobs among `outbox`: kept longer than their outbox rows, to be published again if NATS loses them."""
 
 
+# -- transactions ---------------------------------------------------------------------------------
+
+
 class Prefetched(NamedTuple):
     """What the database knows about the events and calls of a batch."""
 
@@ -150,105 +126,6 @@ class CatalogAndSettings(NamedTuple):
 
     catalog: Catalog
     settings: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class PushedVersion:
-    """One version in a template's history."""
-
-    version_id: str
-    pushed_at: datetime
-    size: int
-    """Bytes of its archive."""
-    active: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """The rights of an issued public key."""
-
-    kind: str
-    """`agent`, `frontend`, or a static role."""
-    chat_ids: tuple[str, ...]
-    """The chats that the key is for; empty for a static role's key, which is for all of them."""
-    expires_at: datetime
-    workspace_id: str | None = None
-    build_id: str | None = None
-    agent_id: str | None = None
-    name: str | None = None
-    """A label; for a provisioner, its name on the bus."""
-    pool: str | None = None
-    """For a provisioner: the pool whose builds it makes."""
-    revoked_at: datetime | None = None
-
-
-class CheckedCredential(NamedTuple):
-    """An issued credential, and whether its key may be used now."""
-
-    credential: Credential
-    denial: str | None
-    """None while the key is valid; otherwise `revoked`, `expired`, or `superseded` (by a newer build)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListedCredential:
-    """A credential as operators see it."""
-
-    public_key: str
-    credential: Credential
-    issued_at: datetime
-    connections: int
-    """Recorded connections that are not known to be closed."""
-    superseded: bool = False
-    """For an agent: its chat has a newer build, so the key admits nobody."""
-
-
-class ClientConnection(NamedTuple):
-    """Identifies a client's connection to NATS. Servers never use an id twice."""
-
-    server: str
-    client: int
-
-
-@dataclass(frozen=True, slots=True)
-class StreamPosition:
-    """The last known end of a stream, or the mark that the stream lost messages."""
-
-    created: str
-    """When the stream was created, as the server reports it."""
-    last: int
-    """The last sequence."""
-
-    @classmethod
-    def lost(cls, token: str) -> StreamPosition:
-        """Return the mark of a loss. `token` names the loss: it becomes part of message ids."""
-        return cls(f"{_LOSS_PREFIX}{token}", 0)
-
-    @property
-    def loss_token(self) -> str | None:
-        """The token of the loss; None if this is a position."""
-        lost = self.created.startswith(_LOSS_PREFIX)
-        return self.created.removeprefix(_LOSS_PREFIX) if lost else None
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseOrigin:
-    """Identifies this database, and the one that its rows were written in.
-
-    They differ after a restore, which took the rows back to an earlier moment.
-    """
-
-    current: str
-    recorded: str | None
-    """None if nobody has recorded it yet."""
-
-    @property
-    def differs(self) -> bool:
-        """Whether the rows may come from another database."""
-        return self.current != self.recorded
-
-
-# -- the port -------------------------------------------------------------------------------------
 
 
 class Transaction(Protocol):
@@ -315,6 +192,9 @@ class Transaction(Protocol):
         ...
 
 
+# -- the parts of the store -----------------------------------------------------------------------
+
+
 class Chats(Protocol):
     """Reads of chats, their calls and their logs; nothing is locked."""
 
@@ -363,6 +243,17 @@ class Chats(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class PushedVersion:
+    """One version in a template's history."""
+
+    version_id: str
+    pushed_at: datetime
+    size: int
+    """Bytes of its archive."""
+    active: bool
+
+
 class Templates(Protocol):
     """Template versions and their archives."""
 
@@ -392,6 +283,53 @@ class Templates(Protocol):
     async def pools(self) -> set[str]:
         """Return the pools that template versions name."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """The rights of an issued public key."""
+
+    kind: str
+    """`agent`, `frontend`, or a static role."""
+    chat_ids: tuple[str, ...]
+    """The chats that the key is for; empty for a static role's key, which is for all of them."""
+    expires_at: datetime
+    workspace_id: str | None = None
+    build_id: str | None = None
+    agent_id: str | None = None
+    name: str | None = None
+    """A label; for a provisioner, its name on the bus."""
+    pool: str | None = None
+    """For a provisioner: the pool whose builds it makes."""
+    revoked_at: datetime | None = None
+
+
+class CheckedCredential(NamedTuple):
+    """An issued credential, and whether its key may be used now."""
+
+    credential: Credential
+    denial: str | None
+    """None while the key is valid; otherwise `revoked`, `expired`, or `superseded` (by a newer build)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedCredential:
+    """A credential as operators see it."""
+
+    public_key: str
+    credential: Credential
+    issued_at: datetime
+    connections: int
+    """Recorded connections that are not known to be closed."""
+    superseded: bool = False
+    """For an agent: its chat has a newer build, so the key admits nobody."""
+
+
+class ClientConnection(NamedTuple):
+    """Identifies a client's connection to NATS. Servers never use an id twice."""
+
+    server: str
+    client: int
 
 
 class Credentials(Protocol):
@@ -460,6 +398,44 @@ class Credentials(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class StreamPosition:
+    """The last known end of a stream, or the mark that the stream lost messages."""
+
+    created: str
+    """When the stream was created, as the server reports it."""
+    last: int
+    """The last sequence."""
+
+    @classmethod
+    def lost(cls, token: str) -> StreamPosition:
+        """Return the mark of a loss. `token` names the loss: it becomes part of message ids."""
+        return cls(f"{_LOSS_PREFIX}{token}", 0)
+
+    @property
+    def loss_token(self) -> str | None:
+        """The token of the loss; None if this is a position."""
+        lost = self.created.startswith(_LOSS_PREFIX)
+        return self.created.removeprefix(_LOSS_PREFIX) if lost else None
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseOrigin:
+    """Identifies this database, and the one that its rows were written in.
+
+    They differ after a restore, which took the rows back to an earlier moment.
+    """
+
+    current: str
+    recorded: str | None
+    """None if nobody has recorded it yet."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the rows may come from another database."""
+        return self.current != self.recorded
+
+
 class Recovery(Protocol):
     """What workers read, and record, to publish again what NATS lost."""
 
@@ -522,6 +498,9 @@ class Recovery(Protocol):
     async def outbox(self, *, after: int = 0, limit: int = 500) -> Sequence[OutboxMessage]:
         """Return a page of the outbox of all chats, oldest first."""
         ...
+
+
+# -- the store ------------------------------------------------------------------------------------
 
 
 class Store(Protocol):

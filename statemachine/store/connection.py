@@ -24,7 +24,7 @@ from statemachine.store import (
     StoreUnavailableError,
     UnreachableError,
 )
-from statemachine.store.errors import RESPONSE_TIMEOUT
+from statemachine.store.database import RESPONSE_TIMEOUT
 
 UNREADABLE: Final = (
     "the database's URL can't be read; a password in it has %2F for /, %23 for #, %3F for ?, %3A for : "

@@ -14,8 +14,7 @@ import asyncpg
 
 from statemachine.store import MisconfiguredError, StoreUnavailableError
 from statemachine.store.connection import open_connection, read_url
-from statemachine.store.database import named_statements
-from statemachine.store.errors import classify_error
+from statemachine.store.database import classify_error, named_statements
 
 log = logging.getLogger(__name__)
 OLDEST: Final = 17

@@ -32,8 +32,7 @@ from statemachine.store import (
     chat_columns,
 )
 from statemachine.store.connection import open_connection, read_url, translate_connect_errors
-from statemachine.store.database import QUERIES, Database, Rows, Session
-from statemachine.store.errors import RESPONSE_TIMEOUT
+from statemachine.store.database import QUERIES, RESPONSE_TIMEOUT, Database, Rows, Session
 from statemachine.store.postgres_queries import (
     PostgresAudit,
     PostgresChats,

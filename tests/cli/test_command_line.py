@@ -15,8 +15,8 @@ import pytest
 from bus import BusError
 from handlers.cli.arguments import Command
 from handlers.cli.command_table import COMMANDS, STATES, ExportEvents, command_parser
-from handlers.cli.dispatch import load_function
-from handlers.errors import WorkspacedError, exit_status_of
+from handlers.cli.dispatch import exit_status_of, load_function
+from handlers.errors import WorkspacedError
 from handlers.settings import Settings
 from statemachine.states import STATE_INFO
 from statemachine.store import StoreUnavailableError
@@ -183,7 +183,7 @@ def test_there_is_a_completion_script_for_zsh() -> None:
 
 @pytest.mark.parametrize("error", [BusError, StoreUnavailableError, TemplateError, WorkspacedError])
 def test_errors_that_users_can_act_on_have_an_exit_status(error: type[Exception]) -> None:
-    """Such an error is printed as one line; without the attribute it would be a traceback."""
+    """Such an error is printed as one line; without a status it would be a traceback."""
     assert exit_status_of(error("text")) == 1
 
 

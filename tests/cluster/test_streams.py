@@ -10,8 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from bus import Bus, Conflict, Delivery, PubAck, Refused, Unavailable, subjects
-from bus.backoff import Backoff
+from bus import Backoff, Bus, Conflict, Delivery, PubAck, Refused, Unavailable, subjects
 from bus.streams import CONSUMERS, LOG, RESULT, Tuning, pool_consumer
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from msgspec import structs
 from statemachine import events
 from statemachine.calls import StoredCall
 from statemachine.chat import AgentFacts, Cause, Failure
-from statemachine.states import Reason, State
+from statemachine.states import FailureReason, State
 from statemachine.store import CallKey, Changes, OutboxMessage
 from statemachine.workspace import Build, BuiltAgent, Ending, Outcome, QuotaUse, WorkspaceRecord
 from tests.contract.stores import (
@@ -83,7 +83,7 @@ async def test_a_snapshot_is_read_as_it_was_written(shelf: Shelf) -> None:
                 lost_at=0,
             ),
         ),
-        failure=Failure(reason=Reason.STARTUP_SCRIPTS_TIMEOUT, message="m"),
+        failure=Failure(reason=FailureReason.STARTUP_SCRIPTS_TIMEOUT, message="m"),
         deadline=NOW,
         generation=3,
         cause=Cause(source="/chat/s", id="i", type="t"),

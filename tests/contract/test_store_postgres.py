@@ -16,7 +16,6 @@ from handlers.embedded import embedded_servers
 from statemachine.chat import Chat
 from statemachine.store import Changes, Store, StoreUnavailableError, TransientError
 from statemachine.store import database as store_database
-from statemachine.store import errors as store_errors
 from statemachine.store import postgres as postgres_store
 from statemachine.store.database import queries
 from statemachine.store.migrator import migrate
@@ -218,7 +217,7 @@ async def test_a_database_that_falls_silent_is_away(
     url: str, monkeypatch: pytest.MonkeyPatch, work: Callable[..., Awaitable[object]]
 ) -> None:
     """The connection stays open, but nothing arrives any more."""
-    for module in (postgres_store, store_database, store_errors):
+    for module in (postgres_store, store_database):
         monkeypatch.setattr(module, "RESPONSE_TIMEOUT", 0.3)
     async with Pipe.to(url) as pipe, connect(pipe.url, connections=1) as store, asyncio.timeout(10):
         await store.settings()

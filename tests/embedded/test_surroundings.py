@@ -16,7 +16,8 @@ import pytest
 from handlers.embedded import EmbeddedError
 from handlers.embedded.postgresql import _binaries
 from handlers.embedded.run_as import SOCKET, socket_directory
-from handlers.settings import InvalidSettings, read_settings
+from handlers.errors import InvalidSettings
+from handlers.settings import read_settings
 from tests.embedded import surroundings
 from tests.embedded.surroundings import prefix
 from tests.embedded.test_servers import ROOT, a_python_for
@@ -255,7 +256,7 @@ def test_builds_are_confined_though_home_is_unreadable(place: Path, wanted: str)
     packages = [path for path in sys.path if path.endswith("site-packages")]
     code = (
         "import os\nfrom handlers.sandbox.policy import ResourceLimits, choose_confinement\n"
-        "from handlers.settings import InvalidSettings\n"
+        "from handlers.errors import InvalidSettings\n"
         f"try: print(choose_confinement({wanted!r}, ResourceLimits(), private=(), environ=os.environ).mechanism)\n"
         "except InvalidSettings as no: print(no)"
     )

@@ -7,7 +7,7 @@ import asyncio
 import aiohttp
 import pytest
 
-from handlers import health
+from handlers.runtime import health
 from tests.cli.test_database import free_port
 
 

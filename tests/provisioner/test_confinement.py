@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from handlers.cli import main
+from handlers.errors import InvalidSettings
 from handlers.sandbox import confined_exec, policy
 from handlers.sandbox.policy import (
     Confinement,
@@ -23,7 +24,6 @@ from handlers.sandbox.policy import (
 )
 from handlers.sandbox.processes import find_marked
 from handlers.sandbox.shell import Shell, status_words
-from handlers.settings import InvalidSettings
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig
 

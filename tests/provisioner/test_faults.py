@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from bus import NoResponder, Refused, ServiceError, Unavailable
-from bus.backoff import is_final
+from bus import NoResponder, Refused, ServiceError, Unavailable, is_final
 from handlers.provisioner.builder import Builder
-from handlers.provisioner.journal import BuildJournal, WorkspaceRecord
+from handlers.provisioner.journal import BuildJournal, LocalWorkspace
 from handlers.publishing import BuildLog, deliver, new_fact
 from handlers.sandbox.shell import environment_faults
 from statemachine.local_template import PARAMETER
@@ -77,7 +76,7 @@ async def test_a_success_that_can_not_be_written_down_is_a_failure(
 ) -> None:
     save = BuildJournal.save
 
-    def full_at_the_end(self: BuildJournal, record: WorkspaceRecord) -> None:
+    def full_at_the_end(self: BuildJournal, record: LocalWorkspace) -> None:
         if record.newest is not None and record.newest.finished:
             raise NO_SPACE
         save(self, record)

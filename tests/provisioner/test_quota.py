@@ -10,8 +10,9 @@ import pytest
 
 from handlers.app import Endpoints
 from handlers.cli.commands.roles import local_provisioner
+from handlers.errors import InvalidSettings
 from handlers.provisioner import QuotaLimits
-from handlers.settings import InvalidSettings, read_settings
+from handlers.settings import read_settings
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.conftest import Provisioning

@@ -10,8 +10,14 @@ from itertools import count
 
 import pytest
 
-from handlers import health
-from handlers.health import ADDRESSES, BURST, CONNECTIONS_PER_ADDRESS, RateLimiter, health_server
+from handlers.runtime import health
+from handlers.runtime.health import (
+    ADDRESSES,
+    BURST,
+    CONNECTIONS_PER_ADDRESS,
+    RateLimiter,
+    health_server,
+)
 
 HERE, OTHER = "127.0.0.1", "127.0.0.2"
 

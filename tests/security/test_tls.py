@@ -18,7 +18,10 @@ import trustme
 from bus import Untrusted
 from bus.jetstream import connect
 from handlers.access.identities import seed_file
-from handlers.access.listeners import (
+from handlers.cli import main
+from handlers.embedded import Servers
+from handlers.errors import InvalidSettings
+from handlers.runtime.listeners import (
     Certificate,
     Listeners,
     client_context,
@@ -26,9 +29,7 @@ from handlers.access.listeners import (
     listen_address,
     server_certificate,
 )
-from handlers.cli import main
-from handlers.embedded import Servers
-from handlers.settings import InvalidSettings, Settings
+from handlers.settings import Settings
 from tests.cli.template_folders import folder
 from tests.rigs.client import Participant, connected, new_id, role_options
 from tests.rigs.processes import Up, run, up

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.urls import anonymous, redacted
+from bus.connect import anonymous, redacted
 from handlers.cli import main
 from handlers.settings import Settings
 

@@ -22,7 +22,7 @@ from statemachine.codec import (
     timestamp,
 )
 from statemachine.events import BY_KIND, Event, Lifecycle
-from statemachine.strict_json import Reason
+from statemachine.strict_json import RejectReason
 from tests.unit.facts import (
     CHAT,
     NOW,
@@ -114,7 +114,7 @@ def read(
     return decode(kind, chat, sender or SENDERS[kind], data, **options)
 
 
-def refused(found: Event | Rejected) -> tuple[Reason, str | None]:
+def refused(found: Event | Rejected) -> tuple[RejectReason, str | None]:
     assert isinstance(found, Rejected), found
     assert found.detail
     return found.reason, found.call_id
@@ -189,7 +189,7 @@ def test_a_required_key_that_is_missing_is_bad_data(name: str, key: str) -> None
         read(envelope(name, data={k: v for k, v in data.items() if k != key}), kind)
     )
 
-    assert reason is Reason.BAD_DATA
+    assert reason is RejectReason.BAD_DATA
 
 
 WRONG_DATA: list[tuple[str, dict[str, Any]]] = [
@@ -230,7 +230,7 @@ def test_a_wrong_value_is_bad_data(name: str, changes: dict[str, Any]) -> None:
 
     reason, _ = refused(read(envelope(name, data={**data, **changes}), kind))
 
-    assert reason is Reason.BAD_DATA
+    assert reason is RejectReason.BAD_DATA
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_a_request_that_needs_no_data_may_leave_it_out() -> None:
 
 @pytest.mark.parametrize("data", [None, [], "x", 5])
 def test_data_must_be_an_object(data: object) -> None:
-    assert refused(read(envelope(data=data)))[0] is Reason.BAD_DATA
+    assert refused(read(envelope(data=data)))[0] is RejectReason.BAD_DATA
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_data_must_be_an_object(data: object) -> None:
     ],
 )
 def test_what_is_not_json_is_not_json(body: bytes) -> None:
-    assert refused(read(body))[0] is Reason.NOT_JSON
+    assert refused(read(body))[0] is RejectReason.NOT_JSON
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_what_is_not_json_is_not_json(body: bytes) -> None:
 def test_what_no_store_can_hold_is_bad_data_and_the_caller_is_told(piece: str) -> None:
     reason, call_id = refused(read(text(piece)))
 
-    assert reason is Reason.BAD_DATA
+    assert reason is RejectReason.BAD_DATA
     assert call_id == "call-1"
 
 
@@ -323,7 +323,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 def test_an_event_may_be_32_deep_and_no_deeper() -> None:
     assert isinstance(read(nested(32)), Event)
-    assert refused(read(nested(33)))[0] is Reason.BAD_DATA
+    assert refused(read(nested(33)))[0] is RejectReason.BAD_DATA
 
 
 def test_large_and_small_numbers_that_a_double_holds_are_fine() -> None:
@@ -378,12 +378,12 @@ def test_of_a_key_that_comes_twice_the_last_counts() -> None:
 def test_what_lacks_the_attributes_of_a_cloudevent_is_none(changes: dict[str, Any]) -> None:
     body = envelope(**changes)
 
-    assert refused(read(body)) == (Reason.NOT_CLOUDEVENTS, "call-1")
+    assert refused(read(body)) == (RejectReason.NOT_CLOUDEVENTS, "call-1")
 
 
 @pytest.mark.parametrize("body", [[], "x", 5, None, True])
 def test_json_that_is_no_object_is_no_cloudevent(body: object) -> None:
-    assert refused(read(body)) == (Reason.NOT_CLOUDEVENTS, None)
+    assert refused(read(body)) == (RejectReason.NOT_CLOUDEVENTS, None)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_the_content_type_may_be_absent_and_else_must_fit(
     if accepted:
         assert isinstance(found, Event)
     else:
-        assert refused(found) == (Reason.NOT_CLOUDEVENTS, "call-1")
+        assert refused(found) == (RejectReason.NOT_CLOUDEVENTS, "call-1")
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ def test_a_time_of_any_offset_is_shown_in_utc(written: str | None, read_as: str)
 def test_a_type_that_is_not_for_the_subject_or_too_new_is_a_bad_type(kind: str, type_: str) -> None:
     name = next(name for name, (of, _) in VALID.items() if of == kind)
 
-    assert refused(read(envelope(name, type=type_), kind))[0] is Reason.BAD_TYPE
+    assert refused(read(envelope(name, type=type_), kind))[0] is RejectReason.BAD_TYPE
 
 
 @pytest.mark.parametrize(
@@ -470,24 +470,24 @@ def test_a_type_that_is_not_for_the_subject_or_too_new_is_a_bad_type(kind: str, 
 def test_a_source_that_is_not_the_sender_is_a_bad_source(name: str, source: str) -> None:
     kind, _ = VALID[name]
 
-    assert refused(read(envelope(name, source=source), kind))[0] is Reason.BAD_SOURCE
+    assert refused(read(envelope(name, source=source), kind))[0] is RejectReason.BAD_SOURCE
 
 
 @pytest.mark.parametrize("sender", ["ä", "a b", "x" * 129])
 def test_a_sender_with_a_name_that_no_sender_has_is_a_bad_source(sender: str) -> None:
     found = read(envelope(source=f"/chat/{sender}"), sender=sender)
 
-    assert refused(found)[0] is Reason.BAD_SOURCE
+    assert refused(found)[0] is RejectReason.BAD_SOURCE
 
 
 def test_the_subject_must_be_the_chat_of_the_nats_subject() -> None:
-    assert refused(read(envelope(subject=uid("other")))) == (Reason.CHAT_MISMATCH, "call-1")
-    assert refused(read(envelope(subject=CHAT.upper())))[0] is Reason.CHAT_MISMATCH
+    assert refused(read(envelope(subject=uid("other")))) == (RejectReason.CHAT_MISMATCH, "call-1")
+    assert refused(read(envelope(subject=CHAT.upper())))[0] is RejectReason.CHAT_MISMATCH
 
 
 @pytest.mark.parametrize("chat", ["chat-1", CHAT.upper(), CHAT.replace("-", ""), CHAT + "\n"])
 def test_a_chat_id_must_be_a_uuid_in_lower_case(chat: str) -> None:
-    assert refused(read(envelope(subject=chat), chat=chat))[0] is Reason.BAD_DATA
+    assert refused(read(envelope(subject=chat), chat=chat))[0] is RejectReason.BAD_DATA
 
 
 def test_a_message_of_256_kib_is_read_and_a_larger_one_is_answered() -> None:
@@ -499,7 +499,7 @@ def test_a_message_of_256_kib_is_read_and_a_larger_one_is_answered() -> None:
 
     assert len(largest) == MAX_SIZE == 256 * 1024
     assert isinstance(read(largest), Event)
-    assert refused(read(larger)) == (Reason.TOO_LARGE, "call-1")
+    assert refused(read(larger)) == (RejectReason.TOO_LARGE, "call-1")
 
 
 def test_only_a_dead_letter_of_kind_tool_with_a_readable_call_is_answered() -> None:
@@ -508,9 +508,9 @@ def test_only_a_dead_letter_of_kind_tool_with_a_readable_call_is_answered() -> N
     assert (late.call_id, late.tool) == ("call-1", "create_workspace")
 
     unreadable = envelope(data={**TOOL, "call_id": "a b"})
-    assert refused(read(unreadable)) == (Reason.BAD_DATA, None)
+    assert refused(read(unreadable)) == (RejectReason.BAD_DATA, None)
     foreign = envelope("build_started", data={**OF_BUILD, "build_number": "x", "call_id": "c"})
-    assert refused(read(foreign, "provisioner")) == (Reason.BAD_DATA, None)
+    assert refused(read(foreign, "provisioner")) == (RejectReason.BAD_DATA, None)
 
 
 def test_what_is_wrong_is_told_by_its_path() -> None:
@@ -554,7 +554,7 @@ def test_any_data_is_read_or_refused(name: str, changes: dict[str, Any]) -> None
     if isinstance(found, Event):
         assert event_of(json.loads(json.dumps(envelope_of(found)))) == found
     else:
-        assert found.reason is Reason.BAD_DATA
+        assert found.reason is RejectReason.BAD_DATA
 
 
 EVENTS = [
@@ -617,7 +617,7 @@ def test_an_older_schema_version_is_lifted(monkeypatch: pytest.MonkeyPatch) -> N
     assert first.data.error == "full"
     assert isinstance(second, Event)
     third = envelope("build_failed", type="workspaced.build_failed.v3")
-    assert refused(read(third, "provisioner"))[0] is Reason.BAD_TYPE
+    assert refused(read(third, "provisioner"))[0] is RejectReason.BAD_TYPE
 
 
 def test_times_are_shown_in_utc_to_the_microsecond() -> None:

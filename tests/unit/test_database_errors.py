@@ -7,7 +7,7 @@ import pytest
 from asyncpg import exceptions
 
 from statemachine.store import StoreUnavailableError, TransientError, WorkRefusedError
-from statemachine.store.errors import classify_error, translate_errors
+from statemachine.store.database import classify_error, translate_errors
 
 ALL = sorted(
     {

@@ -14,13 +14,12 @@ from handlers.cli.commands.chat import chat_fields, chat_row
 from handlers.cli.commands.state_text import describe
 from handlers.cli.commands.tool import arguments
 from handlers.cli.logs import JsonLines, Lines
-from handlers.cli.output import note, write_fields, write_lines, write_table
-from handlers.cli.sanitize import as_json, plain
+from handlers.cli.output import as_json, note, plain, write_fields, write_lines, write_table
+from handlers.errors import InvalidSettings
 from handlers.gateway import requests
 from handlers.publishing.build_log import read_log_line, read_ui_message
-from handlers.settings import InvalidSettings
 from statemachine.parameters import Parameter, misfit
-from statemachine.strict_json import Reason, Reject, parse
+from statemachine.strict_json import Reject, RejectReason, parse
 from statemachine.templates import EXPRESSION, PARAMETERS, TemplateError, read
 
 HOSTILE = (
@@ -98,7 +97,7 @@ def test_what_is_json_but_deep_is_bad_data() -> None:
     with pytest.raises(Reject) as no:
         parse(b"[" * 33 + b"]" * 33)
 
-    assert no.value.reason is Reason.BAD_DATA
+    assert no.value.reason is RejectReason.BAD_DATA
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from statemachine.codec import MAX_SIZE, Rejected, envelope_of, event_of, writte
 from statemachine.events import Event
 from statemachine.replay import replay
 from statemachine.states import State
-from statemachine.strict_json import Reason, parse
+from statemachine.strict_json import RejectReason, parse
 from tests.unit.facts import CHAT, NOW, chat, requested, uid
 from tests.unit.logs import recorded
 from tests.unit.test_codec import AGENT, OF_AGENT, OF_BUILD, TOOL, VALID, envelope, read, refused
@@ -146,7 +146,7 @@ def test_a_byte_order_mark_in_front_is_skipped(name: str) -> None:
 def test_a_call_is_answered_whose_request_has_a_byte_order_mark_and_a_fault() -> None:
     body = BOM + json.dumps(envelope(data={**TOOL, "owner_id": "me"})).encode()
 
-    assert refused(read(body)) == (Reason.BAD_DATA, "call-1")
+    assert refused(read(body)) == (RejectReason.BAD_DATA, "call-1")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_second_60_is_the_end_of_the_second_before_it(name: str, written_as: str
 def test_no_other_second_is_accepted(second: str) -> None:
     body = envelope(time=f"2016-12-31T23:59:{second}Z")
 
-    assert refused(read(body))[0] is Reason.NOT_CLOUDEVENTS
+    assert refused(read(body))[0] is RejectReason.NOT_CLOUDEVENTS
 
 
 def test_of_a_doubled_key_the_last_counts_in_facts_bodies_and_repaired_messages() -> None:
@@ -415,7 +415,7 @@ def test_a_hostile_fact_is_read_in_linear_time(piece: str) -> None:
     found = read(body.replace('"@"', piece).encode(), kind)
 
     assert time.process_time() - begun < 10
-    assert isinstance(found, Event) or found.reason is Reason.NOT_JSON
+    assert isinstance(found, Event) or found.reason is RejectReason.NOT_JSON
 
 
 def test_a_notice_repeats_no_key_that_no_store_can_hold_or_that_is_very_long() -> None:
@@ -504,7 +504,7 @@ def test_bytes_that_are_no_utf_8_cost_a_fact_nothing_else() -> None:
 def test_the_identity_of_a_fact_is_never_repaired(changes: dict[str, Any]) -> None:
     found = read(envelope("build_failed", **changes), "provisioner")
 
-    assert refused(found)[0] is Reason.BAD_DATA
+    assert refused(found)[0] is RejectReason.BAD_DATA
 
 
 @pytest.mark.parametrize("time_", ["yesterday", 5, ["x"], "2024-13-01T00:00:00Z", "\0", "9" * 99])
@@ -549,7 +549,7 @@ def test_a_terminal_fact_is_refused_only_for_the_four_that_say_what_ended(
     found = read(envelope(name, data=changed), kind)
 
     assert isinstance(found, Rejected)
-    assert found.reason is Reason.BAD_DATA
+    assert found.reason is RejectReason.BAD_DATA
     assert found.detail.startswith(f"data.{key} ")
     named = (None, "") if key == "build_id" else (uid("b"), name)
     assert (found.build_id, found.fact) == named
@@ -561,7 +561,7 @@ def test_over_256_kib_stays_too_large_and_the_build_is_named_all_the_same() -> N
     )
 
     assert isinstance(found, Rejected)
-    assert (found.reason, found.build_id) == (Reason.TOO_LARGE, uid("b"))
+    assert (found.reason, found.build_id) == (RejectReason.TOO_LARGE, uid("b"))
     assert found.fact == "build_failed"
 
 

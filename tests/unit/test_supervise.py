@@ -8,8 +8,8 @@ from typing import Never
 
 import pytest
 
-from handlers import supervise
-from handlers.supervise import cancel_and_wait, first_to_end, run_until_one_ends, running
+from handlers.runtime import supervise
+from handlers.runtime.supervise import cancel_and_wait, first_to_end, run_until_one_ends, running
 
 
 class Failure(Exception):

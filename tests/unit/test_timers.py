@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from handlers.clock import milliseconds
+from handlers.shared_settings import milliseconds
 from handlers.worker.call_limits import policy
 from statemachine.chat import Chat, Limits, chat_from_json, chat_to_json
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TtlPassed

@@ -11,7 +11,7 @@ import pytest
 
 from bus import Message, Unavailable, subjects
 from bus.streams import IN, JOB, LOG, PRESENCE, RESULT, STATE, WORKER_IN
-from handlers.clock import clock
+from handlers.runtime import clock
 from handlers.worker import relay
 from handlers.worker.recovery.republisher import ASK_COUNT
 from statemachine.store import StreamPosition

@@ -1,15 +1,24 @@
-"""`workspaced chat list` and `chat show`."""
+"""`workspaced chat list`, `chat show` and `events`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from handlers.app import locate
-from handlers.cli.client import get_known_chat, rpc_pages
-from handlers.cli.command_table import ListChats, ShowChat
+from handlers.app import locate, store_from_settings
+from handlers.cli.client import get_known_chat, read_events, rpc_pages, unknown_chat
+from handlers.cli.command_table import ExportEvents, ListChats, ShowChat
 from handlers.cli.commands.state_text import workspace_name
-from handlers.cli.output import for_people, local_time, write_entries, write_fields, write_json
+from handlers.cli.output import (
+    Progress,
+    counted,
+    for_people,
+    local_time,
+    note,
+    write_entries,
+    write_fields,
+    write_json,
+)
 from handlers.settings import Settings
 
 _TITLES: Final = ("CHAT", "STATE", "WORKSPACE", "BUILD", "AGENT", "NOTE")
@@ -38,6 +47,32 @@ async def show_chat(command: ShowChat, settings: Settings) -> None:
         write_fields(chat_fields(chat))
     else:
         write_json(chat)
+
+
+async def export_events(command: ExportEvents, settings: Settings) -> None:
+    """Print the event log of one chat or of all. Raises NotFoundError."""
+    if command.chat is None:
+        await _export_all(settings)
+        return
+    found = False
+    async with locate(settings).bus("operator") as bus:
+        async for entry in read_events(bus, command.chat):
+            write_json(entry)
+            found = True
+    if not found:
+        raise unknown_chat(command.chat)
+
+
+async def _export_all(settings: Settings) -> None:
+    """Print all event logs, chat by chat, each as it was when its page was read."""
+    progress, chats, entries, last = Progress("{} entries"), 0, 0, ""
+    async with store_from_settings(settings) as store:
+        async for chat_id, entry in store.audit.logs():
+            write_json(entry)
+            chats, last = chats + (chat_id != last), chat_id
+            entries += 1
+            progress.at(entries)
+    note(f"{counted(entries, 'entry', 'entries')} of {counted(chats, 'chat')}")
 
 
 def chat_row(chat: Mapping[str, Any]) -> tuple[str, ...]:

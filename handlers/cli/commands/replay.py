@@ -15,7 +15,8 @@ from handlers.cli.client import unknown_chat
 from handlers.cli.command_table import Replay
 from handlers.cli.commands.audit import Audit, audits, rebuild
 from handlers.cli.output import Progress, counted, note, write_lines
-from handlers.settings import InvalidSettings, Settings
+from handlers.errors import InvalidSettings
+from handlers.settings import Settings
 from statemachine.replay import Difference, Fold, chat_of
 from statemachine.store.postgres import PostgresStore
 

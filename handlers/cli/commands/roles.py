@@ -12,15 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from bus import Bus, Unavailable
-from bus.backoff import Backoff
-from bus.urls import anonymous
-from handlers.access.listeners import listen_address, server_certificate
+from bus import Backoff, Bus, Unavailable
+from bus.connect import anonymous
 from handlers.app import Endpoints, limits, locate, tuning, waiting_limits
 from handlers.cli.command_table import RunGateway, RunProvisioner, RunWorker, ServerCommand
 from handlers.embedded.database_access import credentials_folder, password_file
 from handlers.gateway.gateway import Gateway
-from handlers.health import (
+from handlers.provisioner import Provisioner, QuotaLimits
+from handlers.runtime.health import (
     Check,
     database_check,
     first_problem,
@@ -28,7 +27,8 @@ from handlers.health import (
     nats_check,
     started_check,
 )
-from handlers.provisioner import Provisioner, QuotaLimits
+from handlers.runtime.listeners import listen_address, server_certificate
+from handlers.runtime.supervise import run_until_one_ends
 from handlers.sandbox.policy import (
     Confinement,
     ResourceLimits,
@@ -36,7 +36,6 @@ from handlers.sandbox.policy import (
     require_confinement,
 )
 from handlers.settings import Settings
-from handlers.supervise import run_until_one_ends
 from handlers.worker.worker import Worker
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from handlers.cli.output import indented, one_line
-from handlers.cli.sanitize import plain
+from handlers.cli.output import indented, one_line, plain
 
 Envelope = Mapping[str, Any]
 SETTLED: Final = ("ready", "failed", "stopped", "none")

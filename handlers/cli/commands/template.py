@@ -13,7 +13,7 @@ from handlers.errors import NotFoundError
 from handlers.settings import Settings
 from handlers.template_archive import load
 from statemachine.codec import timestamp
-from statemachine.ids import is_canonical
+from statemachine.naming import is_canonical
 from statemachine.templates import template_id, warnings
 
 _TEMPLATE_COLUMNS: Final = ("name", "template_id", "version_id", "pool", "description")

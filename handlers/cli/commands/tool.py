@@ -12,18 +12,18 @@ from typing import Any, Final
 from uuid import uuid4
 
 from bus import Bus, subjects
-from bus.urls import redacted
+from bus.connect import redacted
 from handlers.app import locate
 from handlers.cli.arguments import strict_json
 from handlers.cli.client import notice_stalls, publish
 from handlers.cli.command_table import DEFAULT_ORGANIZATION, DEFAULT_OWNER, CallTool
 from handlers.cli.commands.result_text import describe_result
 from handlers.cli.commands.state_text import ChangeDescriber
-from handlers.cli.output import no_note, note, waiting
-from handlers.cli.sanitize import as_json
+from handlers.cli.output import as_json, no_note, note, waiting
+from handlers.errors import InvalidSettings
 from handlers.publishing.build_log import read_ui_message
-from handlers.settings import InvalidSettings, Settings
-from handlers.supervise import cancel_and_wait
+from handlers.runtime.supervise import cancel_and_wait
+from handlers.settings import Settings
 
 TEXT_ARGUMENTS: Final = frozenset(("name", "query", "template", "preset"))
 """Arguments that are text; parameters and ids are as well."""

@@ -9,15 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from bus.connect import redacted
 from bus.streams import pool_consumer
-from bus.urls import redacted
-from handlers.access.listeners import (
-    LOOPBACK,
-    Listeners,
-    is_host_name,
-    listen_address,
-    server_certificate,
-)
 from handlers.app import (
     Endpoints,
     database_url,
@@ -37,10 +30,23 @@ from handlers.cli.commands.roles import (
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
 from handlers.gateway.gateway import Gateway
-from handlers.health import database_check, first_problem, health_server, nats_check, tasks_check
+from handlers.runtime.health import (
+    database_check,
+    first_problem,
+    health_server,
+    nats_check,
+    tasks_check,
+)
+from handlers.runtime.listeners import (
+    LOOPBACK,
+    Listeners,
+    is_host_name,
+    listen_address,
+    server_certificate,
+)
+from handlers.runtime.supervise import running
 from handlers.sandbox.policy import require_confinement
 from handlers.settings import Settings
-from handlers.supervise import running
 from handlers.worker.worker import Worker
 from statemachine.store.migrator import migrate
 

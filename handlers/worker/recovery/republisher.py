@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
-from bus import Bus, BusError, subjects
-from bus.backoff import Backoff
+from bus import Backoff, Bus, BusError, subjects
 from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER
-from handlers.clock import clock
+from handlers.runtime import clock
 from handlers.worker import publications
 from handlers.worker.clock_skew import ClockSkew
 from handlers.worker.publications import Lane

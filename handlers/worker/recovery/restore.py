@@ -23,7 +23,7 @@ from handlers.worker.recovery.stream_watch import StreamWatch
 from handlers.worker.relay import Relay
 from statemachine.calls import Answered, Call, StoredCall
 from statemachine.chat import Chat, Limits
-from statemachine.ids import is_canonical
+from statemachine.naming import is_canonical
 from statemachine.step import PublishedState, differs_from_published
 from statemachine.store import CallKey, Changes, Store
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from bus import BatchMessage, Bus, Delivery, PubAck, StreamInfo, Unavailable
-from bus.backoff import Backoff
+from bus import Backoff, BatchMessage, Bus, Delivery, PubAck, StreamInfo, Unavailable
 from bus.streams import DEAD, LOG, STREAMS, Stream, Tuning
 from statemachine.store import Store, StreamPosition
 

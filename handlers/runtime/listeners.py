@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from handlers.settings import InvalidSettings, Settings, variable
+from handlers.errors import InvalidSettings
+from handlers.settings import Settings, variable
 
 LOOPBACK: Final = "127.0.0.1"
 """The default address of every listener."""

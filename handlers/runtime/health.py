@@ -17,8 +17,8 @@ from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 
 from bus import Bus, Unavailable
-from handlers.access.listeners import Certificate
 from handlers.errors import WorkspacedError
+from handlers.runtime.listeners import Certificate
 from statemachine.store import Store, StoreUnavailableError
 
 ANSWER_WITHIN: Final = 2.0

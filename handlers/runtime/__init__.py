@@ -1,0 +1,10 @@
+"""What every process of workspaced is made of, whatever its role: tasks, listeners, health, a clock."""
+
+from __future__ import annotations
+
+import time
+
+
+def clock() -> float:
+    """Return seconds of a monotonic clock that also runs while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,0 +1,49 @@
+"""The settings that all workers read from the database: `workspaced settings set` writes them.
+
+A new one is a key here, and a line in `check` and in `policy` (`handlers.worker.call_limits`).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from statemachine.naming import is_uuid
+
+TTL: Final = "chat_workspace_ttl"
+"""The lifetime of a workspace, as a duration."""
+ALLOWLIST: Final = "chat_template_allowlist"
+"""The ids of the templates that chats may use, separated by commas."""
+KEYS: Final = (TTL, ALLOWLIST)
+_UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+_PARTS: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+MAX_DURATION: Final = 100 * 365 * 24 * _UNITS["h"]
+"""Milliseconds; times that lie further ahead may be beyond the calendar of Python and PostgreSQL."""
+
+
+def check(key: str, value: str) -> None:
+    """Raise ValueError if workers could not use the value."""
+    if key not in KEYS:
+        raise ValueError(f"there is no setting {key!r}; the settings are: {', '.join(KEYS)}")
+    if key == TTL and value not in ("", "0"):
+        try:
+            milliseconds(value)
+        except ValueError as error:
+            raise ValueError(f"{error}; leave it empty for no limit") from error
+    if key == ALLOWLIST:
+        wrong = [part for part in value.split(",") if part.strip() and not is_uuid(part)]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0].strip()!r} is not a template id (a UUID); "
+                "`workspaced template list` shows them"
+            )
+
+
+def milliseconds(text: str) -> int:
+    """Read a duration like `45s`, `2h` or `1h30m`. Raises ValueError."""
+    if not text or _PARTS.sub("", text):
+        raise ValueError(f"{text!r} is not a duration: write it like 45s, 2h or 1h30m")
+    total = sum(float(number) * _UNITS[unit] for number, unit in _PARTS.findall(text))
+    if total > MAX_DURATION:
+        raise ValueError(f"{text!r} is longer than {MAX_DURATION // _UNITS['h']}h")
+    return int(total)
