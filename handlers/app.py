@@ -27,7 +27,7 @@ from handlers.worker.call_limits import WaitingLimits
 from statemachine.chat import Limits
 from statemachine.store import MisconfiguredError, StoreUnavailableError, UnreachableError
 from statemachine.store.migrator import migrate
-from statemachine.store.postgres import PostgresStore, timeouts
+from statemachine.store.postgres import PLANS, PostgresStore, timeouts
 from statemachine.store.postgres import connect as open_store
 
 log = logging.getLogger(__name__)
@@ -145,18 +145,20 @@ class Endpoints:
             raise NotFoundError(
                 "no database is named: use --database-url or WORKSPACED_DATABASE_URL"
             )
-        async with connect_store(url, self.transaction_timeout, wait=wait) as store:
+        limits = {**timeouts(self.transaction_timeout), **(PLANS if role == "worker" else {})}
+        async with connect_store(url, limits, wait=wait) as store:
             yield store
 
 
 @asynccontextmanager
 async def connect_store(
-    database_url: str, transaction_timeout: float, *, wait: bool = False
+    database_url: str, limits: Mapping[str, str], *, wait: bool = False
 ) -> AsyncIterator[PostgresStore]:
     """Connect to a database, and migrate it first if its user has the rights.
 
-    With `wait`, retry and log until the database is available, unless only a change of the database
-    or of its URL would help. Raises StoreUnavailableError.
+    `limits` are the settings of each session. With `wait`, retry and log until the database is
+    available, unless only a change of the database or of its URL would help. Raises
+    StoreUnavailableError.
     """
     backoff, last_warning = Backoff(), -math.inf
     async with AsyncExitStack() as stack:
@@ -164,7 +166,7 @@ async def connect_store(
             try:
                 with errors_name_database(database_url):
                     await migrate(database_url)  # roles start in any order: the first one migrates
-                    opening = open_store(database_url, limits=timeouts(transaction_timeout))
+                    opening = open_store(database_url, limits=limits)
                     store = await stack.enter_async_context(opening)
                 break
             except StoreUnavailableError as error:
@@ -245,7 +247,7 @@ def database_url(settings: Settings) -> str | None:
 async def store_from_settings(settings: Settings) -> AsyncIterator[PostgresStore]:
     """Connect to the database only, since there may be no NATS. Raises as `Endpoints.store`."""
     if (url := database_url(settings)) is not None:
-        async with connect_store(url, settings.transaction_timeout) as store:
+        async with connect_store(url, timeouts(settings.transaction_timeout)) as store:
             yield store
         return
     async with locate(settings).store() as store:

@@ -1,7 +1,8 @@
-"""Applies a batch of inputs in one transaction: loads their chats, takes the steps, and writes.
+"""Applies a batch of inputs: loads their chats, takes the steps, and writes.
 
-The row of a chat is locked before anything else of the chat is read, so two workers never decide on the
-same snapshot.
+Two workers never write on the grounds of the same snapshot. A batch of facts locks nothing: its write skips the
+chats that have changed since they were read. All other inputs, and those of the skipped chats, are applied in a
+transaction that locks the row of a chat before it reads anything else of the chat.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Final
 
 from handlers.worker import publications
@@ -27,6 +29,7 @@ from statemachine.step import (
     Loaded,
     PublishAnswer,
     PublishedState,
+    PublishJob,
     Step,
     TimerFired,
     step,
@@ -80,8 +83,55 @@ async def apply(
     """
     inputs = [one for item in items if (one := _input_of(item)) is not None]
     dead = [item for item in items if isinstance(item, Dead) and item.rejected.call_id is not None]
-    if not inputs and not dead:
-        return []
+    known, done = Known(EMPTY, seed=seed, load=load), noticed or Noticed()
+    rows: list[OutboxMessage] = []
+    if inputs and not dead and all(_is_fact(item) for item in inputs):
+        rows, inputs = await _apply_facts(inputs, store, limits, known, done)
+    if inputs or dead:
+        rows += await _apply_locked(inputs, dead, store, limits, known, done)
+    return rows
+
+
+async def _apply_facts(
+    inputs: Sequence[Input], store: Store, limits: Limits, known: Known, noticed: Noticed
+) -> tuple[list[OutboxMessage], list[Input]]:
+    """Apply facts without locks: one statement reads, another one writes what has not changed meanwhile.
+
+    Return the outbox rows, and the inputs that were not applied: those of chats that somebody else changed,
+    that do not exist yet, or whose steps need or change more than these two statements cover.
+    """
+    look = await store.look(
+        {item.chat_id for item in inputs},
+        [(item.chat_id, item.digest) for item in inputs if isinstance(item, InboundEvent)],
+        {name for item in inputs if (name := _sender(item))},
+    )
+    inputs = [_with_pool(item, look.found.pools) for item in inputs]
+    looks_up_chats = _chats_that_look_up(inputs, look.chats, look.found)
+    simple = {
+        chat_id: loaded
+        for chat_id, loaded in _loaded(look.chats, look.found).items()
+        if chat_id not in looks_up_chats
+    }
+    some = [item for item in inputs if item.chat_id in simple]
+    if not some or look.now is None:
+        return [], inputs
+    steps = [s for s in _take_steps(some, simple, known, limits, look.now) if _is_simple(s)]
+    rows, skipped = await store.write_unchanged(_changes(steps), look.row_versions)
+    written = [taken for taken in steps if taken.chat.chat_id not in skipped]
+    _report(written, look.chats, noticed)
+    applied = {taken.chat.chat_id for taken in written}
+    return rows, [item for item in inputs if item.chat_id not in applied]
+
+
+async def _apply_locked(
+    inputs: Sequence[Input],
+    dead: Sequence[Dead],
+    store: Store,
+    limits: Limits,
+    known: Known,
+    noticed: Noticed,
+) -> list[OutboxMessage]:
+    """Apply inputs in a transaction that locks their chats; return the outbox rows."""
     async with store.transaction() as tx:
         # A timer or a notice for a chat that the database does not have must not create the chat.
         snapshots = await tx.lock(
@@ -91,23 +141,33 @@ async def apply(
         inputs = [item for item in inputs if item.chat_id in snapshots]
         found = await _prefetch(inputs, snapshots, tx)
         inputs = [_with_pool(item, found.pools) for item in inputs]
-        known = await _known(inputs, snapshots, found, tx, Known(EMPTY, seed=seed, load=load))
-        steps = _take_steps(inputs, _loaded(snapshots, found), known, limits, tx)
+        known = await _look_up(inputs, snapshots, found, tx, known)
+        steps = _take_steps(inputs, _loaded(snapshots, found), known, limits, tx.now)
         changes = _changes(steps)
         left_over = await tx.unpublished({s.chat.chat_id for s in steps if s.may_repeat})
         # Answers to dead letters are created again whenever the message is redelivered. They are not put into
         # the outbox: one that stayed there could replace the answer to the corrected request later.
         rows = left_over + await tx.write(changes) + await _refusals(dead, changes, tx)
-    for taken in steps:
-        _log(taken)
-        if noticed is not None:
-            _notice(noticed, snapshots[taken.chat.chat_id], taken)
+    _report(steps, snapshots, noticed)
     return rows
 
 
 def asks(item: Item) -> bool:
     """Return whether the item is a tool call."""
     return isinstance(item, InboundEvent) and isinstance(item.event.data, events.ToolRequested)
+
+
+def _is_fact(item: Input) -> bool:
+    requests = events.ToolRequested | events.ToolCanceled | events.DeleteRequested
+    return isinstance(item, InboundEvent) and not isinstance(item.event.data, requests)
+
+
+def _is_simple(taken: Step) -> bool:
+    """Return whether `Store.write_unchanged` writes all of a step, and nothing older is left to publish."""
+    requests_build = any(isinstance(effect, PublishJob) for effect in taken.effects)
+    return not (
+        taken.may_repeat or taken.canceled or taken.named or taken.deleted or requests_build
+    )
 
 
 def _input_of(item: Item) -> Input | None:
@@ -184,28 +244,40 @@ def _loaded(snapshots: Mapping[str, Chat], found: Prefetched) -> dict[str, Loade
     }
 
 
-async def _known(
+def _chats_that_look_up(
+    inputs: Sequence[Input], snapshots: Mapping[str, Chat], found: Prefetched
+) -> set[str]:
+    """Return the chats whose steps need templates, names or settings."""
+    judged = {item.chat_id for item in inputs if _needs_rules(item)}
+    judged |= {
+        chat_id for chat_id, calls in found.waiting.items() if any(looks_up(c) for c in calls)
+    }
+    return judged | {  # masking needs to know which parameters are sensitive
+        item.chat_id
+        for item in inputs
+        if isinstance(item, InboundEvent)
+        and item.chat_id in snapshots
+        and redaction.has_text(item.event)
+        and redaction.builds_with_values(snapshots[item.chat_id])
+    }
+
+
+async def _look_up(
     inputs: Sequence[Input],
     snapshots: Mapping[str, Chat],
     found: Prefetched,
     tx: Transaction,
     known: Known,
 ) -> Known:
-    """Add to `known` the templates, names and settings that the rules need for these inputs."""
+    """Add to `known` the templates, names and settings that the steps need."""
+    judged = _chats_that_look_up(inputs, snapshots, found)
+    if not judged:
+        return known
     facts = [item.event for item in inputs if isinstance(item, InboundEvent)]
     calls: list[events.ToolRequested | Call] = [
         fact.data for fact in facts if isinstance(fact.data, events.ToolRequested)
     ]
     waiting = [call for of_chat in found.waiting.values() for call in of_chat if looks_up(call)]
-    judged = {item.chat_id for item in inputs if _needs_rules(item)}
-    judged |= {call.chat_id for call in waiting}
-    judged |= {  # masking needs to know which parameters are sensitive
-        fact.chat_id
-        for fact in facts
-        if redaction.has_text(fact) and redaction.builds_with_values(snapshots[fact.chat_id])
-    }
-    if not judged:
-        return known
     wanted = lookups([*calls, *waiting], [snapshots[c] for c in judged], facts)
     names = await tx.workspace_names(wanted.owners)
     catalog, settings = await tx.catalog_and_settings(
@@ -236,7 +308,7 @@ def _take_steps(
     loaded: Mapping[str, Loaded],
     known: Known,
     limits: Limits,
-    tx: Transaction,
+    at: datetime,
 ) -> list[Step]:
     """Return one step for each chat. A name that one chat gets is in use for the following chats."""
     of_chat: dict[str, list[Input]] = {}
@@ -246,7 +318,7 @@ def _take_steps(
     for chat_id, some in of_chat.items():
         # Call ids are unique within a chat, but ids made from the seed must be unique everywhere.
         own = replace(known, seed=known.seed + chat_id.encode())
-        taken = step(loaded[chat_id], some, own, limits, tx.now)
+        taken = step(loaded[chat_id], some, own, limits, at)
         for _, owner_id, name in taken.named:
             known = with_name(known, owner_id, name)
         steps.append(taken)
@@ -271,6 +343,13 @@ def _changes(steps: Sequence[Step]) -> Changes:
         changes.outbox += rows
         changes.jobs += jobs
     return changes
+
+
+def _report(steps: Sequence[Step], before: Mapping[str, Chat], noticed: Noticed) -> None:
+    """Log committed steps, and note what concerns other parts of the worker."""
+    for taken in steps:
+        _log(taken)
+        _notice(noticed, before[taken.chat.chat_id], taken)
 
 
 def _notice(noticed: Noticed, before: Chat, taken: Step) -> None:

@@ -103,6 +103,11 @@ class Changes:
     jobs: list[StoredJob] = field(default_factory=list)
     """The jobs among `outbox`: kept longer than their outbox rows, to be published again if NATS loses them."""
 
+    @property
+    def concern_other_tables(self) -> bool:
+        """Whether there are rows that `Store.write_unchanged` does not write."""
+        return bool(self.cancellations or self.names or self.freed or self.jobs)
+
 
 # -- transactions ---------------------------------------------------------------------------------
 
@@ -119,6 +124,18 @@ class Prefetched(NamedTuple):
     """Calls whose cancellation arrived before them."""
     pools: dict[str, str]
     """The pool that each provisioner is bound to, by the provisioner's name."""
+
+
+class Look(NamedTuple):
+    """What the database knew about some chats at one moment."""
+
+    chats: dict[str, Chat]
+    """The snapshots of those chats that exist."""
+    row_versions: dict[str, int]
+    """The version of each chat's row. It changes with every change of the row."""
+    found: Prefetched
+    now: datetime | None
+    """The database's time; None if none of the chats exists."""
 
 
 class CatalogAndSettings(NamedTuple):
@@ -531,6 +548,29 @@ class Store(Protocol):
 
         Raises TransientError, WorkRefusedError, StoreUnavailableError; an error of the database that
         blames the data passes through as the driver raised it.
+        """
+        ...
+
+    async def look(
+        self,
+        chat_ids: AbstractSet[str],
+        identities: Sequence[tuple[str, bytes]],
+        provisioners: AbstractSet[str],
+    ) -> Look:
+        """Read chats with all their open calls, and events and pools as `Transaction.prefetch` does.
+
+        Nothing is locked, so what was read may change at any time.
+        """
+        ...
+
+    async def write_unchanged(
+        self, changes: Changes, row_versions: Mapping[str, int]
+    ) -> tuple[list[OutboxMessage], set[str]]:
+        """Write and commit the changes of those chats that have not changed since `look`.
+
+        `row_versions` are those that `look` returned. Return the outbox messages that were written, with the
+        numbers of their rows, and the ids of the chats that were skipped. Raises ValueError if `changes`
+        concern other tables.
         """
         ...
 

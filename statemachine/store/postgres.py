@@ -18,13 +18,14 @@ from pydantic_core import to_json
 
 from statemachine import codec
 from statemachine.calls import Answered, Call, StoredCall, call_from_json, call_to_json
-from statemachine.chat import Chat, chat_to_json
+from statemachine.chat import Chat, chat_from_json, chat_to_json
 from statemachine.events import DeleteRequested, Event, event_digest
 from statemachine.step import Entry
 from statemachine.store import (
     CallKey,
     CatalogAndSettings,
     Changes,
+    Look,
     OutboxMessage,
     Prefetched,
     StoredJob,
@@ -64,6 +65,13 @@ REQUIRED_TABLES: Final = [
     "stream_seen",
 ]
 """Tables that events can't be applied without."""
+PLANS: Final = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
+"""Settings for sessions that apply batches: each statement looks up a few rows among many.
+
+Plans are made once per session, and use indexes. By default the server would plan a statement again for each
+execution, which takes longer than the statement itself, and a plan that was made while a table was small would
+stay in use when it is large.
+"""
 _SETTINGS: Final = (
     "select set_config(name, value, false) from unnest($1::text[], $2::text[]) as l(name, value)"
 )
@@ -142,6 +150,26 @@ class PostgresStore:
         async with self._database.transaction(lambda: transaction.locked) as session:
             transaction.begin(session)
             yield transaction
+
+    async def look(
+        self,
+        chat_ids: AbstractSet[str],
+        identities: Sequence[tuple[str, bytes]],
+        provisioners: AbstractSet[str],
+    ) -> Look:
+        """Read chats with their open calls, events and pools; lock nothing."""
+        some, named = list(chat_ids), _columns(identities, 2)
+        rows = await self._fetch("prefetch", *named, [], [], some, list(provisioners), some)
+        return _look_from_rows(rows)
+
+    async def write_unchanged(
+        self, changes: Changes, row_versions: Mapping[str, int]
+    ) -> tuple[list[OutboxMessage], set[str]]:
+        """Write and commit the changes of those chats that have not changed since `look`."""
+        if changes.concern_other_tables:
+            raise ValueError("these changes need a transaction")
+        rows = await self._fetch("write", *_written_arrays(changes, row_versions))
+        return _written_messages(changes, rows)
 
     async def delete_published(self, ids: Sequence[int]) -> None:
         """Delete outbox rows whose messages NATS has stored."""
@@ -264,25 +292,10 @@ class PostgresTransaction:
         provisioners: AbstractSet[str] = frozenset(),
     ) -> Prefetched:
         """Look up events, calls, open calls and pools."""
-        found = Prefetched(set(), {}, {chat_id: [] for chat_id in waiting_of}, set(), {})
         named = _columns(identities, 2) + _columns(list(keys), 2)
-        for row in await self._fetch("prefetch", *named, list(waiting_of), list(provisioners)):
-            match row["kind"]:
-                case "known":
-                    found.known.add((row["chat_id"], row["digest"]))
-                case "canceled":
-                    found.canceled.add(CallKey(row["chat_id"], row["call_id"]))
-                case "bound":
-                    found.pools[row["call_id"]] = row["chat_id"]
-                case "waiting":
-                    call = call_from_json(row["body"])
-                    found.waiting[call.chat_id].append(call)
-                case _:
-                    stored = call_from_row(row)
-                    found.calls[CallKey(stored.call.chat_id, stored.call.call_id)] = stored
-        for calls in found.waiting.values():
-            calls.sort(key=lambda call: call.order)
-        return found
+        rows = await self._fetch("prefetch", *named, list(waiting_of), list(provisioners), [])
+        found = _look_from_rows(rows).found
+        return found._replace(waiting={c: found.waiting.get(c, []) for c in waiting_of})
 
     async def calls(self, keys: AbstractSet[CallKey]) -> dict[CallKey, StoredCall]:
         """Return those of the calls that exist."""
@@ -323,22 +336,72 @@ class PostgresTransaction:
 
     async def write(self, changes: Changes) -> list[OutboxMessage]:
         """Write everything; return `changes.outbox` with the numbers of the rows."""
-        ids = [row["id"] for row in await self._fetch("write", *_written_arrays(changes))]
+        messages, _ = _written_messages(
+            changes, await self._fetch("write", *_written_arrays(changes, {}))
+        )
         for name, rows in _rare_rows(changes):
             if rows:
                 await self._fetch(name, *_columns(rows, len(rows[0])))
         if changes.cancellations:
             await self._fetch("forget_cancellations")
-        return [replace(o, id=row) for o, row in zip(changes.outbox, ids, strict=True)]
+        return messages
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def _look_from_rows(rows: Rows) -> Look:
+    """Return what the statement `prefetch` found."""
+    look = Look({}, {}, Prefetched(set(), {}, {}, set(), {}), None)
+    found = look.found
+    for row in rows:
+        match row["kind"]:
+            case "known":
+                found.known.add((row["chat_id"], row["digest"]))
+            case "canceled":
+                found.canceled.add(CallKey(row["chat_id"], row["call_id"]))
+            case "bound":
+                found.pools[row["call_id"]] = row["chat_id"]
+            case "waiting":
+                call = call_from_json(row["body"])
+                found.waiting.setdefault(call.chat_id, []).append(call)
+            case "chat":
+                chat = chat_from_json(row["body"])
+                look.chats[chat.chat_id] = chat
+                look.row_versions[chat.chat_id] = row["row_version"]
+                look = look._replace(now=row["now"])
+            case _:
+                stored = call_from_row(row)
+                found.calls[CallKey(stored.call.chat_id, stored.call.call_id)] = stored
+    for calls in found.waiting.values():
+        calls.sort(key=lambda call: call.order)
+    return look
+
+
+def _written_messages(changes: Changes, rows: Rows) -> tuple[list[OutboxMessage], set[str]]:
+    """Return the messages that the statement `write` put into the outbox, and the chats that it skipped."""
+    skipped = {row["skipped"] for row in rows if row["skipped"] is not None}
+    written = [message for message in changes.outbox if message.chat_id not in skipped]
+    ids = [row["id"] for row in rows if row["id"] is not None]
+    return [replace(m, id=row) for m, row in zip(written, ids, strict=True)], skipped
 
 
 # -- changes as rows ------------------------------------------------------------------------------
 
 
-def _written_arrays(changes: Changes) -> list[list[Any]]:
-    """Return the arguments of the statement `write`: the columns of the five tables that it writes."""
+def _written_arrays(changes: Changes, row_versions: Mapping[str, int]) -> list[list[Any]]:
+    """Return the arguments of the statement `write`: the columns of the five tables that it writes.
+
+    A chat that `row_versions` names is written only if its row still has that version.
+    """
     chats = [
-        (chat.chat_id, *chat_columns(chat).values(), chat_to_json(chat)) for chat in changes.chats
+        (
+            chat.chat_id,
+            *chat_columns(chat).values(),
+            chat_to_json(chat),
+            row_versions.get(chat.chat_id),
+        )
+        for chat in changes.chats
     ]
     entries = [
         (
@@ -371,7 +434,7 @@ def _written_arrays(changes: Changes) -> list[list[Any]]:
         (o.chat_id, o.lane, o.subject, o.message_id, o.version, o.due, o.payload)
         for o in changes.outbox
     ]
-    tables = ((chats, 8), (entries, 10), (changes.identities, 2), (calls, 7), (outbox, 7))
+    tables = ((chats, 9), (entries, 10), (changes.identities, 2), (calls, 7), (outbox, 7))
     return [column for rows, width in tables for column in _columns(rows, width)]
 
 

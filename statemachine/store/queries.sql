@@ -1,10 +1,5 @@
 -- name: begin
--- Plans are made once per session, and use indexes: each statement looks up a few rows among many. The server's
--- default is to plan a statement again for each execution, which takes longer than the statement itself, and a
--- plan that was made while a table was small would stay in use when it is large.
-begin;
-set local plan_cache_mode = force_generic_plan;
-set local enable_seqscan = off
+begin
 
 -- name: commit
 commit
@@ -30,23 +25,26 @@ union all select chat_id::text, snapshot, clock_timestamp() from made
 -- name: prefetch
 -- Everything that a batch reads about its chats, in one round trip: known events, calls by key, open calls,
 -- cancellations of the last ten minutes that came before their call, and the pools that senders are bound to.
--- This is a statement of its own after the locks: a statement that waits for a lock sees other tables as they were
--- when it started.
+-- After locks this has to be a statement of its own: a statement that waits for a lock sees other tables as they
+-- were when it started. Without locks it also reads the snapshots ($7), each with its row version, in the same moment.
 select 'known' as kind, chat_id::text as chat_id, digest, null as call_id,
-       null::jsonb as body, null::boolean as is_error, null::jsonb as result
+       null::jsonb as body, null::boolean as is_error, null::jsonb as result, null::timestamptz as now, null::bigint as row_version
 from event_identity join unnest($1::uuid[], $2::bytea[]) as k(chat_id, digest) using (chat_id, digest)
 union all
-select 'call', null, null, null, c.body, c.is_error, c.result
+select 'call', null, null, null, c.body, c.is_error, c.result, null, null
 from call c join unnest($3::uuid[], $4::text[]) as k(chat_id, call_id) using (chat_id, call_id)
 union all
-select 'waiting', null, null, null, body, null, null
+select 'waiting', null, null, null, body, null, null, null, null
 from call where chat_id = any($5::uuid[]) and resolved_at is null
 union all
-select 'canceled', c.chat_id::text, null, c.call_id, null, null, null
+select 'canceled', c.chat_id::text, null, c.call_id, null, null, null, null, null
 from cancellation c join unnest($3::uuid[], $4::text[]) as k(chat_id, call_id) using (chat_id, call_id)
 where c.at > clock_timestamp() - interval '10 minutes'
 union all
-select 'bound', pool, null, name, null, null, null from provisioner_name where name = any($6::text[])
+select 'bound', pool, null, name, null, null, null, null, null from provisioner_name where name = any($6::text[])
+union all
+select 'chat', chat_id::text, null, null, snapshot, null, null, clock_timestamp(), xmin::text::bigint
+from chat where chat_id = any($7::uuid[])
 
 -- name: calls
 -- Calls by key, open or answered.
@@ -86,39 +84,55 @@ select 'setting', key, null, value, null, null, null, null from setting
 select key, value from setting
 
 -- name: write
--- Everything that every batch writes, in one statement. This transaction has locked the chats' rows. If a worker
--- ever wrote a chat without its lock, the primary key of the log (chat_id, seq) would make this fail. A call is
--- inserted when it arrives and updated while it is open.
-with chats as (
+-- Everything that every batch writes, in one statement. A chat is skipped, with all that belongs to it, if its row is
+-- not the version that the caller read ($9): another transaction has changed it. Rows are locked in the order of their
+-- ids, as in lock_chats. A caller that holds the locks passes null. If a chat were written without either, the primary
+-- key of the log (chat_id, seq) would make this fail. A call is inserted when it arrives and updated while it is open.
+with given as (
+    select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
+                         $7::boolean[], $8::jsonb[], $9::bigint[])
+        as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot, before)
+), unchanged as materialized (
+    select chat.chat_id from chat join given using (chat_id)
+    where given.before is null or chat.xmin::text::bigint = given.before
+    order by chat.chat_id for update of chat
+), skipped as materialized (
+    select chat_id from given where before is not null and chat_id not in (select chat_id from unchanged)
+), chats as (
     update chat set version = n.version, state = n.state, organization_id = n.organization_id,
         owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
         snapshot = n.snapshot, updated_at = clock_timestamp()
-    from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
-                $7::boolean[], $8::jsonb[])
-        as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot)
-    where chat.chat_id = n.chat_id
+    from given n
+    where chat.chat_id = n.chat_id and chat.chat_id in (select chat_id from unchanged)
 ), entries as (
     insert into event_log (chat_id, seq, event, outcome, state_before, state_after, version, at, cause, deadline)
-    select * from unnest($9::uuid[], $10::bigint[], $11::jsonb[], $12::text[], $13::text[], $14::text[],
-                         $15::bigint[], $16::timestamptz[], $17::jsonb[], $18::timestamptz[])
+    select * from unnest($10::uuid[], $11::bigint[], $12::jsonb[], $13::text[], $14::text[], $15::text[],
+                         $16::bigint[], $17::timestamptz[], $18::jsonb[], $19::timestamptz[]) as n(chat_id)
+    where chat_id not in (select chat_id from skipped)
 ), identities as (
-    insert into event_identity (chat_id, digest) select * from unnest($19::uuid[], $20::bytea[])
+    insert into event_identity (chat_id, digest)
+    select * from unnest($20::uuid[], $21::bytea[]) as n(chat_id)
+    where chat_id not in (select chat_id from skipped)
 ), calls as (
     insert into call (chat_id, call_id, ord, body, asked_at, resolved_at, is_error, result)
     select n.chat_id, n.call_id, n.ord, n.body, n.asked_at,
            case when n.result is null then null else clock_timestamp() end, n.is_error, n.result
-    from unnest($21::uuid[], $22::text[], $23::bigint[], $24::jsonb[], $25::timestamptz[], $26::boolean[],
-                $27::jsonb[])
+    from unnest($22::uuid[], $23::text[], $24::bigint[], $25::jsonb[], $26::timestamptz[], $27::boolean[],
+                $28::jsonb[])
         as n(chat_id, call_id, ord, body, asked_at, is_error, result)
+    where n.chat_id not in (select chat_id from skipped)
     on conflict (chat_id, call_id) do update
     set body = excluded.body, resolved_at = excluded.resolved_at, is_error = excluded.is_error,
         result = excluded.result
     where call.resolved_at is null
+), messages as (
+    insert into outbox (chat_id, lane, subject, message_id, version, due, payload)
+    select * from unnest($29::uuid[], $30::smallint[], $31::text[], $32::text[], $33::bigint[],
+                         $34::timestamptz[], $35::bytea[]) as n(chat_id)
+    where chat_id not in (select chat_id from skipped)
+    returning id
 )
-insert into outbox (chat_id, lane, subject, message_id, version, due, payload)
-select * from unnest($28::uuid[], $29::smallint[], $30::text[], $31::text[], $32::bigint[],
-                     $33::timestamptz[], $34::bytea[])
-returning id
+select id, null as skipped from messages union all select null, chat_id::text from skipped
 
 -- name: write_cancellations
 -- A repeated cancellation is valid for another ten minutes.

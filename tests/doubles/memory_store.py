@@ -12,15 +12,18 @@ from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 from statemachine.calls import Call, StoredCall
-from statemachine.chat import Chat, chat_from_json
+from statemachine.chat import Chat, chat_from_json, chat_to_json
 from statemachine.messages import LogEntry
 from statemachine.store import (
     JOB_RETENTION,
     CallKey,
+    Changes,
     DatabaseOrigin,
+    Look,
     OutboxMessage,
     PushedVersion,
     StoredJob,
@@ -41,6 +44,8 @@ class MemoryStore:
         self.clock = clock
         self.lock = asyncio.Lock()
         self.snapshots: dict[str, str] = {}
+        self.row_versions: dict[str, int] = {}
+        self._row_version = count(1)
         self.entries: dict[str, list[LogEntry]] = {}
         self.identities: set[tuple[str, bytes]] = set()
         self.calls: dict[CallKey, StoredCall] = {}
@@ -67,6 +72,31 @@ class MemoryStore:
             transaction = MemoryTransaction(self)
             yield transaction
             transaction.commit()
+
+    async def look(
+        self,
+        chat_ids: AbstractSet[str],
+        identities: Sequence[tuple[str, bytes]],
+        provisioners: AbstractSet[str],
+    ) -> Look:
+        """Read chats with their open calls, events and pools."""
+        transaction = MemoryTransaction(self)
+        chats = {c: chat for c in chat_ids if (chat := await self.chats.get(c)) is not None}
+        found = await transaction.prefetch(identities, set(), chat_ids, provisioners)
+        versions = {chat_id: self.row_versions[chat_id] for chat_id in chats}
+        return Look(chats, versions, found, transaction.now if chats else None)
+
+    async def write_unchanged(
+        self, changes: Changes, row_versions: Mapping[str, int]
+    ) -> tuple[list[OutboxMessage], set[str]]:
+        """Write the changes of those chats that have not changed since `look`."""
+        async with self.transaction() as transaction:
+            return await transaction.write_unchanged(changes, row_versions)
+
+    def put_snapshot(self, chat: Chat) -> None:
+        """Store a snapshot as a new version of the chat's row."""
+        self.snapshots[chat.chat_id] = chat_to_json(chat)
+        self.row_versions[chat.chat_id] = next(self._row_version)
 
     async def delete_published(self, ids: Sequence[int]) -> None:
         """Delete outbox rows whose messages NATS has stored."""

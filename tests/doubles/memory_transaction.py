@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import timedelta
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from statemachine.calls import StoredCall
-from statemachine.chat import Chat, chat_to_json
+from statemachine.chat import Chat
 from statemachine.codec import envelope_of
 from statemachine.step import Entry
 from statemachine.store import (
@@ -106,16 +106,36 @@ class MemoryTransaction:
         self._changes = changes
         return changes.outbox
 
+    async def write_unchanged(
+        self, changes: Changes, row_versions: Mapping[str, int]
+    ) -> tuple[list[OutboxMessage], set[str]]:
+        """Keep the changes of those chats whose rows still have these versions."""
+        if changes.concern_other_tables:
+            raise ValueError("these changes need a transaction")
+        skipped = self.changed_rows(changes, row_versions)
+        kept = Changes(
+            [chat for chat in changes.chats if chat.chat_id not in skipped],
+            [entry for entry in changes.entries if entry[0] not in skipped],
+            [identity for identity in changes.identities if identity[0] not in skipped],
+            [stored for stored in changes.calls if stored.call.chat_id not in skipped],
+            outbox=[message for message in changes.outbox if message.chat_id not in skipped],
+        )
+        return await self.write(kept), skipped
+
+    def changed_rows(self, changes: Changes, row_versions: Mapping[str, int]) -> set[str]:
+        """Return the chats of `changes` whose rows have other versions."""
+        now = self._store.row_versions
+        return {c.chat_id for c in changes.chats if now.get(c.chat_id) != row_versions[c.chat_id]}
+
     def commit(self) -> None:
         """Apply the changes that were passed to `write`."""
         store, changes = self._store, self._changes
-        for chat_id in self._locked:
-            new = Chat(chat_id=chat_id)
-            store.snapshots.setdefault(chat_id, chat_to_json(new))
+        for chat_id in self._locked - store.snapshots.keys():
+            store.put_snapshot(Chat(chat_id=chat_id))
         if changes is None:
             return
         for chat in changes.chats:
-            store.snapshots[chat.chat_id] = chat_to_json(chat)
+            store.put_snapshot(chat)
         for chat_id, entry in changes.entries:
             cause = msgspec.to_builtins(entry.cause) if entry.cause else None
             row = {name: getattr(entry, name) for name in Entry.__slots__}

@@ -1,4 +1,4 @@
-"""The seven protections, each disabled in turn: the simulation must notice every one.
+"""The protections, each disabled in turn: the simulation must notice every one.
 
 A patch disables a protection in the running product for one run; no release contains it.
 """
@@ -39,6 +39,14 @@ def _no_dedupe_by_identity() -> Callable[[], None]:
         return (await found(self, *looked_for))._replace(known=set())
 
     return replaced(SimulatedTransaction, "prefetch", all_new)
+
+
+def _conflicts_ignored() -> Callable[[], None]:
+    def none(self: Any, changes: Any, row_versions: Any) -> set[str]:
+        del self, changes, row_versions
+        return set()
+
+    return replaced(MemoryTransaction, "changed_rows", none)
 
 
 def _no_row_lock() -> Callable[[], None]:
@@ -93,6 +101,7 @@ BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "ack before commit": _ack_before_commit,
     "no dedupe by identity": _no_dedupe_by_identity,
     "no row lock": _no_row_lock,
+    "conflicts ignored": _conflicts_ignored,
     "outbox not relayed on a repeat": _outbox_not_relayed_on_a_repeat,
     "state without expected sequence": _state_without_expected_sequence,
     "timer subject without generation": _timer_subject_without_generation,

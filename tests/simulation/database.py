@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -120,6 +120,13 @@ class SimulatedStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def write_unchanged(
+        self, changes: Changes, row_versions: Mapping[str, int]
+    ) -> tuple[list[OutboxMessage], set[str]]:
+        """Write the changes of those chats that have not changed since `look`."""
+        async with self.transaction() as transaction:
+            return await transaction.write_unchanged(changes, row_versions)
+
     async def delete_published(self, ids: Sequence[int]) -> None:
         """Delete published rows of the outbox."""
         await self._database.turn()
@@ -228,6 +235,14 @@ class SimulatedTransaction(MemoryTransaction):
     async def write(self, changes: Changes) -> list[OutboxMessage]:
         await self.query()
         return await super().write(changes)
+
+    async def write_unchanged(
+        self, changes: Changes, row_versions: Mapping[str, int]
+    ) -> tuple[list[OutboxMessage], set[str]]:
+        await self.query()
+        for chat_id in sorted(chat.chat_id for chat in changes.chats):
+            await self._hold(chat_id)
+        return await super().write_unchanged(changes, row_versions)
 
     async def commit_now(self) -> None:
         """Commit and wait for the confirmation. Raises TransientError, StoreUnavailableError."""

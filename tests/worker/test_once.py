@@ -14,7 +14,7 @@ from bus.streams import WORKER_IN
 from handlers.worker.batch import Noticed, apply
 from handlers.worker.deliveries import read
 from handlers.worker.publications import Lane
-from statemachine.store import OutboxMessage, StoreUnavailableError
+from statemachine.store import Look, OutboxMessage, StoreUnavailableError
 from tests.doubles.memory_store import MemoryStore
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import Hand, Rig
@@ -304,3 +304,59 @@ async def test_a_build_that_was_superseded_unnoticed_is_noticed_when_its_event_c
     await apply(items, rig.store, rig.limits, b"seed", noticed=noticed)
 
     assert noticed.superseded == {chat}
+
+
+@pytest.mark.parametrize("between", ["started", "succeeded"])
+async def test_a_fact_whose_chat_changes_after_it_was_read_is_applied_to_the_changed_chat(
+    rig: Rig, hand: Hand, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch, between: str
+) -> None:
+    """A worker reads facts' chats without a lock; here another worker is faster each time."""
+    await send.create(chat)
+    await hand.pump()
+    job, other, look = rig.job, rig.hand(), MemoryStore.look
+
+    async def overtaken(self: MemoryStore, *wanted: Any) -> Look:
+        seen = await look(self, *wanted)
+        monkeypatch.setattr(MemoryStore, "look", look)
+        await send.built(job, between)
+        await other.work(other.take())
+        return seen
+
+    await send.agent(job, "connected", 1)
+    mine = hand.take()
+    monkeypatch.setattr(MemoryStore, "look", overtaken)
+    await hand.work(mine)
+    await hand.pump()
+
+    facts = [e["event"]["type"].split(".")[1] for e in await rig.store.chats.log(chat)]
+    assert facts[-2:] == [f"build_{between}", "agent_connected"]
+    await send.built(job)
+    await hand.pump()
+    assert rig.path(chat) == ["building", "agent_connecting", "scripts_running"]
+    await rig.check(chat)
+
+
+async def test_a_chat_that_needs_a_lock_does_not_hold_up_the_facts_of_others(
+    rig: Rig, hand: Hand, send: Senders
+) -> None:
+    """One of the chats is new, one event is a repeat, and one chat's fact needs nothing more."""
+    chats = [new_id() for _ in range(2)]
+    for chat in chats:
+        await send.create(chat, owner=new_id())
+    await hand.pump()
+    jobs = {job["chat_id"]: job for job in rig.jobs()}
+    again = new_id()
+    await send.built(jobs[chats[0]], "started", event_id=again)
+    await hand.pump()
+
+    stranger = {**jobs[chats[0]], "chat_id": new_id()}
+    await send.built(jobs[chats[0]], "started", event_id=again)
+    await send.built(stranger, "started")
+    await send.built(jobs[chats[1]], "started")
+    await hand.pump()
+
+    assert await rig.outcomes(chats[0]) == ["kept", "moved", "kept", "repeat"]
+    assert await rig.outcomes(chats[1]) == ["kept", "moved", "kept"]
+    assert len(await rig.outcomes(stranger["chat_id"])) == 1
+    for chat in chats:
+        await rig.check(chat)
