@@ -22,7 +22,7 @@ import handlers.provisioner.journal
 import handlers.provisioner.provisioner
 from handlers.provisioner.builder import Succeeded
 from handlers.provisioner.job import Job
-from handlers.provisioner.journal import WorkspaceRecord
+from handlers.provisioner.journal import LocalWorkspace
 from handlers.provisioner.quota import CODE
 from handlers.provisioner.step import Failed
 from handlers.publishing.agent_files import AgentAlreadyRuns, AgentConfig, AgentCredential
@@ -113,12 +113,12 @@ class AgentSupervisor:
     def __init__(self, *_args: Any, **_more: Any) -> None:
         self._keepers: dict[str, asyncio.Task[None]] = {}
 
-    def ensure(self, record: WorkspaceRecord) -> None:
+    def ensure(self, record: LocalWorkspace) -> None:
         for agent_id in record.agents:
             if (keeper := self._keepers.get(agent_id)) is None or keeper.done():
                 self._keepers[agent_id] = asyncio.create_task(self._keep(agent_id))
 
-    async def shut_down(self, record: WorkspaceRecord) -> None:
+    async def shut_down(self, record: LocalWorkspace) -> None:
         await asyncio.gather(*(self._shut_down(agent_id) for agent_id in record.agents))
 
     def renew(self) -> None:
