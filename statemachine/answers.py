@@ -51,7 +51,7 @@ def readiness(chat: Chat) -> Readiness:
     chosen = choose_agent(build.outcome.agents)
     if isinstance(chosen, Unselectable):
         return {"agent_status": "selection_error", "agent_error": chosen.message}
-    facts = chat.facts_of(chosen.id)
+    facts = chat.agent_facts(chosen.id)
     lifecycle = facts.lifecycle if facts else None
     settled = lifecycle not in (None, Lifecycle.READY, *UNSETTLED)
     if settled or state is State.SCRIPTS_FAILED:

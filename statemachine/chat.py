@@ -34,11 +34,11 @@ STARTUP: Final = frozenset(
         Lifecycle.READY,
     )
 )
-"""The lifecycles that report how the start went; the others come later."""
+"""The lifecycles that describe the start of an agent. The others describe its shutdown."""
 UNSETTLED: Final = frozenset((Lifecycle.CREATED, Lifecycle.STARTING))
 
 MAX_AGENTS: Final = 1024
-"""Agents that a chat remembers: of its builds, early ones, and those of workspaces that it never had."""
+"""Agents that a chat remembers: those of its builds, of builds not reported yet, and of other workspaces."""
 MAX_REJECTED: Final = 16
 """Rejected facts that a chat remembers."""
 MAX_BEFORE_DELETE: Final = 16
@@ -70,46 +70,46 @@ class Limits(NamedTuple):
         return getattr(self, limit)  # type: ignore[no-any-return]
 
 
-class AgentFacts(Value, frozen=True):
-    """What an agent reported. Each field follows the report with the highest sequence that concerns it.
+class AgentFacts(Value, frozen=True, forbid_unknown_fields=True):
+    """The reports of one agent, merged. Each field has the value of the report with the highest sequence.
 
-    When workers notice that the agent is lost, this order ends: its next report undoes the loss whatever its
-    sequence is, and sequences are compared from that report on. Values last until a later report changes them.
+    The exception is an agent whose loss workers noticed. Its next report undoes the loss, even with a lower
+    sequence, and sequences are compared from that report on. Values last until a later report changes them.
     """
 
     id: str
     workspace_id: str
     build_id: str
-    highest: int = -1
+    highest_sequence: int = -1
     connection_sequence: int = -1
-    told: bool | None = None
-    """Whether it is connected, as it reported itself."""
-    seen: bool = False
-    """It was connected at some time."""
+    reported_connected: bool | None = None
+    """Whether the agent is connected according to its own reports; None before the first of them."""
+    ever_connected: bool = False
+    """Whether the agent has reported `agent_connected` at some time."""
     lifecycle_sequence: int = -1
     lifecycle: Lifecycle | None = None
-    begun: bool = False
-    """It reported a lifecycle beyond `created` at some time."""
+    ever_started: bool = False
+    """Whether the agent has reported a lifecycle other than `created` at some time."""
     startup_sequence: int = -1
     startup: Lifecycle | None = None
     lost_at: int | None = None
-    """The value of `highest` when workers noticed the loss; None when the agent is not lost."""
+    """The value of `highest_sequence` when workers noticed the loss; None when the agent is not lost."""
 
     def after(self, fact: events.AgentFact) -> AgentFacts:
         """Return the value with `fact` folded in."""
-        if fact.sequence is None:  # the workers' own fact: the agent is lost
-            return replace(self, lost_at=self.highest)
+        if fact.sequence is None:  # workers recorded this fact: the agent is lost
+            return replace(self, lost_at=self.highest_sequence)
         if self.lost_at is not None:
             return self._found_again(fact.sequence).after(fact)
         newest = fact.sequence > self.connection_sequence
-        new = replace(self, highest=max(self.highest, fact.sequence))
+        new = replace(self, highest_sequence=max(self.highest_sequence, fact.sequence))
         if isinstance(fact, events.AgentLifecycle):
             return _with_lifecycle(new, fact, newest=newest)
         connected = isinstance(fact, events.AgentConnected)
         if connected:
-            new = replace(new, seen=True)
+            new = replace(new, ever_connected=True)
         if newest:
-            new = replace(new, connection_sequence=fact.sequence, told=connected)
+            new = replace(new, connection_sequence=fact.sequence, reported_connected=connected)
         return new
 
     def _found_again(self, sequence: int) -> AgentFacts:
@@ -119,7 +119,7 @@ class AgentFacts(Value, frozen=True):
         return replace(
             self,
             lost_at=None,
-            highest=-1,
+            highest_sequence=-1,
             connection_sequence=-1,
             lifecycle_sequence=-1,
             startup_sequence=-1,
@@ -127,8 +127,8 @@ class AgentFacts(Value, frozen=True):
 
     @property
     def connected(self) -> bool | None:
-        """Whether it is connected; None before it reported either."""
-        return self.told if self.lost_at is None else False
+        """Whether the agent is connected; None before its first report about that."""
+        return self.reported_connected if self.lost_at is None else False
 
     @property
     def start_ended(self) -> bool:
@@ -139,9 +139,9 @@ class AgentFacts(Value, frozen=True):
 def _with_lifecycle(facts: AgentFacts, fact: events.AgentLifecycle, *, newest: bool) -> AgentFacts:
     new = facts
     if fact.lifecycle is not Lifecycle.CREATED:
-        new = replace(new, begun=True)
+        new = replace(new, ever_started=True)
         if newest:  # an agent that reports is connected
-            new = replace(new, connection_sequence=fact.sequence, told=True)
+            new = replace(new, connection_sequence=fact.sequence, reported_connected=True)
     if fact.sequence > facts.lifecycle_sequence:
         new = replace(new, lifecycle_sequence=fact.sequence, lifecycle=fact.lifecycle)
     if fact.lifecycle in STARTUP and fact.sequence > facts.startup_sequence:
@@ -173,9 +173,10 @@ class Rejection(Value, frozen=True):
         return self.fact in BUILD_ENDS
 
     def concerns(self, build: Build) -> bool:
-        """Say whether it still matters to `build`, and its sender is responsible for that build.
+        """Return whether the rejection is about `build` and still matters.
 
-        Once the end of the build is known, no fact of its provisioner is missing any more.
+        It does not if its sender is bound to the pool of another build, or if a provisioner sent the fact
+        and the end of the build is known by now.
         """
         if build.id != self.build_id or (build.outcome and self.fact in PROVISIONER_FACTS):
             return False
@@ -209,7 +210,7 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
     previous: tuple[WorkspaceRecord, ...] = ()
     """Other workspaces: those that the chat had, and those that provisioners reported for it."""
     agents: tuple[AgentFacts, ...] = ()
-    """What agents of all these workspaces reported."""
+    """The reports of the agents of all these workspaces."""
     failure: Failure | None = None
     deadline: datetime | None = None
     generation: int = 0
@@ -244,10 +245,10 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
 
     @property
     def phase(self) -> Phase:
-        """The phase by which tool calls are answered.
+        """The phase by which the tool rules answer calls.
 
-        After a stop or delete that failed, the builds say what it left. A rejected end of the build counts
-        when the build has timed out, because no other end will come.
+        After a failed stop or delete, the builds tell what is left of the workspace. If the build has timed
+        out and the fact of its end was rejected, that fact counts, because no other one will come.
         """
         info = STATE_INFO[self.state]
         phase = info.phase
@@ -259,14 +260,17 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
 
     @property
     def usable(self) -> bool:
-        """Whether the agent of the running workspace is connected, may still connect, or can't be chosen."""
+        """Whether a call may get the running workspace as it is, instead of a new one.
+
+        That is so if its agent is connected or may still connect, or if no agent can be chosen.
+        """
         build = self.start_build
         if build is None or build.outcome is None or not build.outcome.agents:
             return False
         chosen = choose_agent(build.outcome.agents)
         if isinstance(chosen, Unselectable):
             return True
-        facts = self.facts_of(chosen.id)
+        facts = self.agent_facts(chosen.id)
         if facts is None or facts.connected is None:
             return not STATE_INFO[self.state].overdue
         return facts.connected
@@ -297,11 +301,11 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
         return tuple(record for record in self.previous if record.orphaned_at is not None)
 
     def previous_workspace(self, workspace_id: str) -> WorkspaceRecord | None:
-        """Return what is remembered of a workspace that the chat does not have."""
+        """Return the record of a workspace that is not the chat's current one, or None."""
         return next((record for record in self.previous if record.id == workspace_id), None)
 
     def expects_end_of(self, build_id: str) -> bool:
-        """Say whether the end of that build is not known yet, and would matter."""
+        """Return whether the chat needs the end of that build and does not know it yet."""
         builds = (self.build, *(record.build for record in self.previous))
         return any(b is not None and b.id == build_id and b.outcome is None for b in builds)
 
@@ -315,21 +319,24 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
         """The agent that was chosen for the chat."""
         return None if self.current is None else self.current.chosen
 
-    def facts_of(self, agent_id: str) -> AgentFacts | None:
-        """Return what the agent of the current workspace reported; without one, any agent of this id."""
-        return next((facts for facts in self._reports_of(agent_id) if self._has(facts)), None)
-
-    def heard_from(self, agent_id: str) -> AgentFacts | None:
-        """Return what the agent reported, also one of a workspace that the chat may get later."""
-        reports = self._reports_of(agent_id)
+    def agent_facts(self, agent_id: str) -> AgentFacts | None:
+        """Return the reports of an agent of the current workspace, or of any workspace if there is none."""
         return next(
-            (facts for facts in reports if self._has(facts)), reports[0] if reports else None
+            (facts for facts in self._facts_with_id(agent_id) if self._is_of_current(facts)), None
         )
 
-    def _reports_of(self, agent_id: str) -> list[AgentFacts]:
+    def agent_facts_of_any_workspace(self, agent_id: str) -> AgentFacts | None:
+        """Return the reports of an agent, preferably one of the current workspace."""
+        reports = self._facts_with_id(agent_id)
+        return next(
+            (facts for facts in reports if self._is_of_current(facts)),
+            reports[0] if reports else None,
+        )
+
+    def _facts_with_id(self, agent_id: str) -> list[AgentFacts]:
         return [facts for facts in self.agents if facts.id == agent_id]
 
-    def _has(self, facts: AgentFacts) -> bool:
+    def _is_of_current(self, facts: AgentFacts) -> bool:
         return self.current is None or facts.workspace_id == self.current.id
 
     def agent_status(self) -> AgentStatus | None:
@@ -337,14 +344,14 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
         chosen = self.chosen
         if chosen is None:
             return None
-        facts = self.facts_of(chosen.id)
+        facts = self.agent_facts(chosen.id)
         if facts is None or facts.connected is None:
             return "timeout" if STATE_INFO[self.state].overdue else "connecting"
         return "connected" if facts.connected else "disconnected"
 
     def agent_lifecycle(self) -> Lifecycle | None:
         """Return the latest lifecycle of the chosen agent."""
-        facts = None if self.chosen is None else self.facts_of(self.chosen.id)
+        facts = None if self.chosen is None else self.agent_facts(self.chosen.id)
         return None if facts is None else facts.lifecycle
 
 
@@ -362,7 +369,7 @@ def chat_from_json(text: str) -> Chat:
     try:
         return _DECODER.decode(text)
     except msgspec.ValidationError:
-        pass  # it has fields that this version does not know
+        pass  # another version stored it, with fields that this version does not know
     except msgspec.DecodeError as bad:
         raise ValueError(str(bad)) from bad
     stored = json.loads(text)
@@ -373,20 +380,38 @@ def chat_from_json(text: str) -> Chat:
 
 
 def _known_fields(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a stored snapshot with the fields of `Chat` only.
+    """Convert a snapshot that another version stored: rename old fields, and drop unknown ones.
 
-    Earlier versions kept the fields of the current workspace in the chat itself, and its names in `ref`.
+    Earlier versions kept the fields of the current workspace in the chat itself, its names in `ref`, the
+    previous workspaces in `former`, and the superseded builds in `past`.
     """
     if (ref := stored.get("ref")) is not None:
         of_workspace = {key: stored[key] for key in _FLAT_FIELDS if stored.get(key) is not None}
         stored["current"] = {**ref, **of_workspace, "superseded": stored.get("past", ())}
     if stored.get("former"):
         stored["previous"] = [
-            {**(former.get("ref") or {}), **former, "grace_over": former.get("overdue", False)}
-            for former in stored["former"]
+            {**(record.get("ref") or {}), **record, "grace_over": record.get("overdue", False)}
+            for record in stored["former"]
+        ]
+    if stored.get("agents"):
+        stored["agents"] = [
+            {
+                name: value
+                for key, value in facts.items()
+                if (name := _RENAMED_AGENT_FIELDS.get(key, key)) in AgentFacts.__struct_fields__
+            }
+            for facts in stored["agents"]
         ]
     return {key: value for key, value in stored.items() if key in Chat.__struct_fields__}
 
 
 _FLAT_FIELDS: Final = ("build", "last_start", "before_delete", "chosen")
 """Fields of `WorkspaceRecord` that earlier versions kept in the chat."""
+
+_RENAMED_AGENT_FIELDS: Final = {
+    "highest": "highest_sequence",
+    "told": "reported_connected",
+    "seen": "ever_connected",
+    "begun": "ever_started",
+}
+"""Fields of `AgentFacts` as earlier versions named them -> their present names."""

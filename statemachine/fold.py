@@ -581,7 +581,7 @@ def _disconnected_before_loss(chat: Chat, fact: events.AgentFact) -> bool:
 
     Earlier versions recorded this as `stale`, so their logs fold to what they recorded.
     """
-    facts = chat.facts_of(fact.agent_id)
+    facts = chat.agent_facts(fact.agent_id)
     lost_at = facts.lost_at if facts is not None else None
     left = isinstance(fact, events.AgentDisconnected) and fact.sequence is not None
     return left and lost_at is not None and (fact.sequence or 0) <= lost_at

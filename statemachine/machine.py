@@ -230,11 +230,11 @@ def pending(chat: Chat) -> Iterator[Trigger]:
     """Yield the triggers that follow from the facts, in the order in which a workspace passes through them."""
     if chat.build is not None and chat.build.outcome is not None:
         yield _ended(chat.build)
-    if chat.chosen is None or (facts := chat.facts_of(chat.chosen.id)) is None:
+    if chat.chosen is None or (facts := chat.agent_facts(chat.chosen.id)) is None:
         return
-    if facts.seen:
+    if facts.ever_connected:
         yield Trigger.AGENT_CONNECTED
-    if facts.begun:
+    if facts.ever_started:
         yield Trigger.AGENT_STARTED
     if facts.startup is Lifecycle.READY:
         yield Trigger.SCRIPTS_READY

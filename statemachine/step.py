@@ -91,7 +91,7 @@ class PresenceExpired:
 
     chat_id: str
     agent_id: str
-    highest: int | None = None
+    highest_sequence: int | None = None
     """The agent's highest sequence before the worker found that it has no presence message.
 
     None if the worker has not looked yet, or if there is no loss to record.
@@ -335,7 +335,7 @@ class _Stepping:
             case InboundEvent(event=event):
                 if not isinstance(event.data, events.AgentFact):
                     return False
-                facts = self._chat.heard_from(event.data.agent_id)
+                facts = self._chat.agent_facts_of_any_workspace(event.data.agent_id)
                 return facts is not None and facts.lost_at is not None
             case FactNotice():
                 return False  # it publishes nothing
@@ -436,8 +436,12 @@ class _Stepping:
                 )
 
     def _lose(self, expired: PresenceExpired) -> bool:
-        facts = self._chat.heard_from(expired.agent_id)
-        if facts is None or not facts.connected or facts.highest != expired.highest:
+        facts = self._chat.agent_facts_of_any_workspace(expired.agent_id)
+        if (
+            facts is None
+            or not facts.connected
+            or facts.highest_sequence != expired.highest_sequence
+        ):
             return False
         lost = events.AgentDisconnected(
             workspace_id=facts.workspace_id,
@@ -604,7 +608,10 @@ class _Stepping:
         self._record_decision(event, before, decision, because)
 
     def _expect_presence(self, agent_id: str, before: Chat, because: Event) -> None:
-        known, now = before.heard_from(agent_id), self._chat.heard_from(agent_id)
+        known, now = (
+            before.agent_facts_of_any_workspace(agent_id),
+            self._chat.agent_facts_of_any_workspace(agent_id),
+        )
         if known and known.lost_at is not None and now and now.connected:
             self.step.effects.append(ExpectPresence(agent_id, because))
 

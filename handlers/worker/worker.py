@@ -243,7 +243,7 @@ class Worker:
             return item
         try:
             chat = await self.store.chats.get(item.chat_id)
-            facts = chat.heard_from(item.agent_id) if chat is not None else None
+            facts = chat.agent_facts_of_any_workspace(item.agent_id) if chat is not None else None
         except StoreUnavailableError:
             raise
         except Exception:
@@ -255,7 +255,7 @@ class Worker:
             return item
         if not await self.relay.is_absent(item.chat_id, item.agent_id):
             return item
-        return replace(item, highest=facts.highest)
+        return replace(item, highest_sequence=facts.highest_sequence)
 
     async def publish(self, batch: CommittedBatch) -> bool:
         """Publish the messages of a batch, then ack its deliveries.

@@ -413,7 +413,8 @@ order by chat_id, call_id limit $3
 -- Presence messages are in memory only: after a restart of NATS they are published again. Most chats have ended;
 -- their agents are left out here, before a worker has to read them.
 select snapshot from chat
-where snapshot @? '$.agents[*] ? (@.told == true && !exists(@.lost_at))'
+where (snapshot @? '$.agents[*] ? (@.reported_connected == true && !exists(@.lost_at))'
+  or snapshot @? '$.agents[*] ? (@.told == true && !exists(@.lost_at))')  -- as earlier versions stored it
   and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: outbox

@@ -109,7 +109,7 @@ async def test_answered_calls_of_a_day_are_listed_by_page(shelf: Shelf) -> None:
 
 
 async def test_published_chats_and_chats_with_agents_are_listed_by_page(shelf: Shelf) -> None:
-    facts = AgentFacts(id=uid(), workspace_id=uid(), build_id=uid(), told=True)
+    facts = AgentFacts(id=uid(), workspace_id=uid(), build_id=uid(), reported_connected=True)
     ids = sorted(uid() for _ in range(4))
     chats = [
         Chat(chat_id=ids[0], version=1),
@@ -130,10 +130,10 @@ async def test_chats_with_agents_leaves_out_chats_whose_agents_are_disconnected(
 ) -> None:
     """Most chats have ended; a worker must not read all of them when it starts."""
     ids = sorted(uid() for _ in range(4))
-    there = AgentFacts(id=uid(), workspace_id=uid(), build_id=uid(), told=True)
-    left = structs.replace(there, told=False)
+    there = AgentFacts(id=uid(), workspace_id=uid(), build_id=uid(), reported_connected=True)
+    left = structs.replace(there, reported_connected=False)
     lost = structs.replace(there, lost_at=7)
-    silent = structs.replace(there, told=None)
+    silent = structs.replace(there, reported_connected=None)
     chats = [
         Chat(chat_id=ids[0], agents=(left,)),
         Chat(chat_id=ids[1], agents=(lost, there)),

@@ -639,14 +639,14 @@ def test_agents_of_one_name_in_two_workspaces_are_two() -> None:
 
     assert after.outcome == "foreign"
     assert state_changed(after.chat) == state_changed(there)
-    heard = after.chat.heard_from(uid("main"))
+    heard = after.chat.agent_facts_of_any_workspace(uid("main"))
     assert heard is not None
     assert heard.workspace_id == uid("w")
 
 
 def test_an_agent_of_a_workspace_that_the_chat_may_have_yet_can_be_lost() -> None:
     early = [requested(), succeeded(workspace="x"), connected(1, workspace="x")]
-    heard = chat(*early).heard_from(uid("main"))
+    heard = chat(*early).agent_facts_of_any_workspace(uid("main"))
     assert heard is not None
     assert heard.workspace_id == uid("x")
 
