@@ -193,17 +193,3 @@ def check(subject: str) -> None:
     """Raise Refused for an invalid subject: whitespace in it would inject a protocol command."""
     if not _NO_WHITESPACE.fullmatch(subject):
         raise Refused(f"not a subject: {subject!r}")
-
-
-def matches(pattern: str, subject: str) -> bool:
-    """Return whether a subscription to `pattern` receives messages published on `subject`."""
-    if pattern == subject:
-        return True
-    wanted, tokens = pattern.split("."), subject.split(".")
-    if wanted[-1] == ">":
-        wanted.pop()
-        if len(tokens) <= len(wanted):
-            return False
-    elif len(tokens) != len(wanted):
-        return False
-    return all(w in ("*", t) for w, t in zip(wanted, tokens, strict=False))

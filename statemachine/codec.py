@@ -220,13 +220,8 @@ def written(event: Event) -> bytes:
     )
 
 
-def envelope_of(event: Event) -> Payload:
-    """Return the event as a CloudEvent object."""
-    return json.loads(written(event))  # type: ignore[no-any-return]
-
-
 def event_of(envelope: Mapping[str, Any]) -> Event:
-    """Return the event of an object that `envelope_of` returned, of any schema version.
+    """Return the event of a CloudEvents object that `written` encoded, of any schema version.
 
     Raises ValueError.
     """

@@ -5,6 +5,5 @@
 - `identities`, `server_config`: the data directory's NKeys, and nats-server's configuration
 - `auth_callout`, `auth_protocol`: decides at each connect whether an issued key may connect
 - `disconnect`: closes connections whose key has become invalid
-- `listeners`: the addresses and certificates of the servers
 - `nkey`, `nats_jwt`: NATS's key pairs and tokens
 """

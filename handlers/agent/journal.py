@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from handlers.publishing import FactMessage, new_fact
+from handlers.publishing import OutgoingEvent, new_event
 from handlers.publishing.agent_files import AgentConfig
 from handlers.publishing.atomic_files import write_atomically
 from statemachine.events import Lifecycle
@@ -37,8 +37,8 @@ class AgentJournal:
         self._path, self._config = home / "journal.json", config
         self._sequence, self._machine = 0, ""
         self.lifecycle: Lifecycle | None = None
-        self._newest: dict[str, tuple[int, FactMessage]] = {}
-        self._pending: deque[FactMessage] = deque()
+        self._newest: dict[str, tuple[int, OutgoingEvent]] = {}
+        self._pending: deque[OutgoingEvent] = deque()
         self._has_pending, self._all_sent = asyncio.Event(), asyncio.Event()
         self._all_sent.set()
         with suppress(FileNotFoundError, ValueError, KeyError):
@@ -75,7 +75,7 @@ class AgentJournal:
             if fact not in self._pending:
                 self._queue(fact)
 
-    async def next(self) -> FactMessage:
+    async def next(self) -> OutgoingEvent:
         """Wait for a fact to send. It returns the same one until `sent` is called."""
         await self._has_pending.wait()
         return self._pending[0]
@@ -102,7 +102,7 @@ class AgentJournal:
             "sequence": self._sequence,
             **(more or {}),
         }
-        fact = new_fact(
+        fact = new_event(
             "agent",
             config.agent_id,
             config.chat_id,
@@ -114,7 +114,7 @@ class AgentJournal:
         self._write()
         self._queue(fact)
 
-    def _queue(self, fact: FactMessage) -> None:
+    def _queue(self, fact: OutgoingEvent) -> None:
         self._pending.append(fact)
         self._all_sent.clear()
         self._has_pending.set()
@@ -133,7 +133,7 @@ class AgentJournal:
 
     def _read(self, content: Mapping[str, Any]) -> None:
         self._newest = {
-            kind: (int(kept["sequence"]), FactMessage.from_json(kept))
+            kind: (int(kept["sequence"]), OutgoingEvent.from_json(kept))
             for kind, kept in content["facts"].items()
         }
         self._sequence, self._machine = int(content["sequence"]), str(content["machine"])

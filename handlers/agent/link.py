@@ -51,10 +51,9 @@ class Link:
         connect: Connect,
         *,
         patience: float = PATIENCE,
-        clock: Callable[[], float] = clock,
     ) -> None:
         self._home, self._config, self._journal, self._connect = home, config, journal, connect
-        self._patience, self._clock = patience, clock
+        self._patience = patience
         self._presence_ttl = config.presence_ttl
         self._bus: Bus | None = None
         self._refused_since: float | None = None
@@ -119,7 +118,7 @@ class Link:
             if back.is_set():
                 back.clear()
                 fresh = True
-            now = self._clock()
+            now = clock()
             if self._presence_at is not None and now - self._presence_at > self._presence_ttl * (
                 1 - _MARGIN
             ):
@@ -200,8 +199,8 @@ class Link:
     def _note_refusal(self, no: Refused) -> None:
         _log.error("NATS refuses this agent: %s", no)
         if self._refused_since is None:
-            self._refused_since = self._clock()
+            self._refused_since = clock()
 
     def _out_of_patience(self) -> bool:
         since = self._refused_since
-        return since is not None and self._clock() - since > self._patience
+        return since is not None and clock() - since > self._patience

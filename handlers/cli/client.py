@@ -6,15 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any, Final
-from uuid import uuid4
 
-from bus import CLOUDEVENT, Bus, BusError, NoResponder, Subscription, subjects
+from bus import Bus, BusError, NoResponder, Subscription, subjects
 from handlers.errors import NotFoundError
+from handlers.publishing import new_event, publish_once
 from handlers.publishing.build_log import read_ui_message
 from handlers.runtime.supervise import cancel_and_wait
-from statemachine.codec import encode
 
 SERVICE: Final = "cli"
 """The command line's name as a chat service."""
@@ -25,14 +23,9 @@ _RPC_TIMEOUT: Final = 10.0
 
 async def publish(bus: Bus, type_name: str, chat_id: str, data: dict[str, Any]) -> str:
     """Publish an event as a chat service; return its id."""
-    source, event_id = f"/chat/{SERVICE}", str(uuid4())
-    await bus.publish(
-        subjects.inbound("tool", chat_id, SERVICE),
-        encode(type_name, source, chat_id, data, event_id=event_id, time=datetime.now(UTC)),
-        headers=CLOUDEVENT,
-        message_id=f"{source}:{event_id}",
-    )
-    return event_id
+    event = new_event("tool", SERVICE, chat_id, type_name, data)
+    await publish_once(bus, event)
+    return event.identity.partition(":")[2]
 
 
 async def rpc(bus: Bus, name: str, /, **body: Any) -> dict[str, Any]:

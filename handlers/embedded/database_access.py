@@ -137,9 +137,9 @@ begin
 end $$"""
 
 
-def url_for(sockets: Path, role: str = ADMINISTRATOR) -> str:
-    """Return the URL of the database for a database role, without a password."""
-    return f"postgresql://{role}@/{DATABASE}?host={quote(str(sockets))}&port=5432"
+def administrator_url(sockets: Path) -> str:
+    """Return the URL of the database for its administrator, without a password."""
+    return f"postgresql://{ADMINISTRATOR}@/{DATABASE}?host={quote(str(sockets))}&port=5432"
 
 
 def role_urls(administrator_url: str) -> dict[str, str]:
@@ -179,7 +179,7 @@ async def set_up_database(sockets: Path, password: str) -> str:
     Tables that an earlier version created as administrator are given to the owner.
     Raises asyncpg.InvalidPasswordError if the administrator has another password.
     """
-    url = with_password(url_for(sockets), password)
+    url = with_password(administrator_url(sockets), password)
     try:
         connection = await asyncpg.connect(url)
     except asyncpg.InvalidCatalogNameError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, cast
+from itertools import islice
+from typing import Final, TypeVar, cast
 
 from pydantic_core import to_json
 
@@ -32,7 +33,7 @@ from handlers.gateway.requests import (
 from handlers.publishing.build_log import read_log_line
 from statemachine.chat import Chat
 from statemachine.codec import timestamp
-from statemachine.messages import LogEntry, LogLine
+from statemachine.messages import LogLine
 from statemachine.states import STATE_INFO
 from statemachine.store import Store
 from statemachine.views import notice, state_changed
@@ -45,6 +46,8 @@ CHUNK: Final = 256 * 1024
 PAGE_BYTES: Final = 512 * 1024
 """A page ends with the entry that makes it this large. The last entry may be as large as NATS allows
 an event to be, so a page always fits into a message."""
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +88,7 @@ class Queries:
             limit=PAGE + 1,
         )
         held_up = await self.store.blocked({chat.chat_id for chat in chats})
-        shown: list[ShownChat] = []
-        space = PAGE_BYTES
-        for chat in chats[:PAGE]:
-            shown.append(_shown(chat, held_up))
-            space -= len(to_json(shown[-1]))
-            if space <= 0:
-                break
+        shown = _one_page(_shown(chat, held_up) for chat in chats)
         page: ChatsPage = {"chats": shown}
         if len(shown) < len(chats):
             page["next"] = chats[len(shown) - 1].chat_id
@@ -104,20 +101,13 @@ class Queries:
         had = await self.store.chats.current_workspaces(
             {record.id for some in found.values() for record in some}
         )
-        orphans: list[Orphan] = []
-        space = PAGE_BYTES
-        last = ""
-        for chat in chats[:PAGE]:
-            if space <= 0:
-                break
-            entries = [self._orphan(chat, f) for f in found[chat.chat_id] if f.id not in had]
-            orphans += entries
-            space -= len(to_json(entries))
-            last = chat.chat_id
-        more = bool(chats) and last != chats[-1].chat_id
-        page: OrphansPage = {"orphans": orphans}
-        if more:
-            page["next"] = last
+        by_chat = _one_page(
+            [self._orphan(chat, record) for record in found[chat.chat_id] if record.id not in had]
+            for chat in chats[:PAGE]
+        )
+        page: OrphansPage = {"orphans": [orphan for orphans in by_chat for orphan in orphans]}
+        if len(by_chat) < len(chats):
+            page["next"] = chats[len(by_chat) - 1].chat_id
         return page
 
     def _orphan(self, chat: Chat, record: WorkspaceRecord) -> Orphan:
@@ -154,13 +144,7 @@ class Queries:
     async def read_events(self, body: EventsBody) -> EventsPage:
         """Return a page of a chat's event log."""
         found = await self.store.chats.log(body.chat_id, after=body.after or 0, limit=PAGE + 1)
-        events: list[LogEntry] = []
-        space = PAGE_BYTES
-        for entry in found[:PAGE]:
-            events.append(entry)
-            space -= len(to_json(entry))
-            if space <= 0:
-                break
+        events = _one_page(found)
         if len(events) < len(found):
             return {"events": events, "next": events[-1]["seq"]}
         return {"events": events}
@@ -171,6 +155,18 @@ class Queries:
         if chunk is None:
             raise ServiceError(404, f"there is no template version {body.version_id}")
         return chunk
+
+
+def _one_page(entries: Iterable[Entry]) -> list[Entry]:
+    """Return the first entries: at most `PAGE`, ending with the one that makes them `PAGE_BYTES` large."""
+    page: list[Entry] = []
+    space = PAGE_BYTES
+    for entry in islice(entries, PAGE):
+        page.append(entry)
+        space -= len(to_json(entry))
+        if space <= 0:
+            break
+    return page
 
 
 def _with_calls(shown: ShownChat, calls: list[OpenCall]) -> ChatWithCalls:

@@ -6,14 +6,14 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
-from bus import CLOUDEVENT, Bus, BusError, Message, Refused, ServiceError, subjects
+from bus import Bus, BusError, Message, Refused, ServiceError, subjects
 from handlers.gateway.replies import CanceledCall
 from handlers.gateway.requests import CancelBody, ToolBody
-from statemachine.codec import encode, is_traceparent
+from handlers.publishing import new_event, publish_once
+from statemachine.codec import is_traceparent
 from statemachine.store import Store, StoreUnavailableError
 from statemachine.tool_rules import BUSY
 
@@ -93,22 +93,8 @@ class ToolCalls:
     async def _publish(
         self, type_name: str, chat_id: str, data: dict[str, Any], traceparent: str | None = None
     ) -> None:
-        source, event_id = f"/chat/{SERVICE}", str(uuid4())
-        event = encode(
-            type_name,
-            source,
-            chat_id,
-            data,
-            event_id=event_id,
-            time=datetime.now(UTC),
-            traceparent=traceparent,
-        )
-        await self.bus.publish(
-            subjects.inbound("tool", chat_id, SERVICE),
-            event,
-            headers=CLOUDEVENT,
-            message_id=f"{source}:{event_id}",
-        )
+        event = new_event("tool", SERVICE, chat_id, type_name, data, traceparent=traceparent)
+        await publish_once(self.bus, event)
 
 
 def _reply(data: dict[str, Any]) -> bytes:

@@ -11,21 +11,18 @@ build, chat and directory come from the journal.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-from pydantic import ValidationError
-
-from bus import Backoff, Bus, BusError, ServiceError, is_final, subjects
+from bus import Backoff, Bus
 from handlers.provisioner.builder import LAUNCHER
+from handlers.provisioner.gateway_requests import Superseded, obtain_credential, renewed_in
 from handlers.provisioner.journal import LocalWorkspace
 from handlers.provisioner.step import is_passed_on
 from handlers.publishing import agent_files
@@ -46,6 +43,7 @@ PATIENCE: Final = 600.0
 _LOG: Final = "agent.log"
 _LOG_SIZE: Final = 5 * 1024 * 1024
 """Size in bytes above which the log is rotated when the agent is started."""
+_STILL_RUNNING: Final = "still running"
 _CHANGE_DIRECTORY_AND_EXEC: Final = 'cd -- "$0" && exec "$@"'
 _OWN_DIRECTORY: Final = Path(__file__).parents[2]
 
@@ -202,7 +200,7 @@ class AgentSupervisor:
         return await self._obtain(config)
 
     async def _obtain(self, config: AgentConfig) -> AgentCredential:
-        credential = await obtain(self._bus, config)
+        credential = await obtain_credential(self._bus, config)
         with self._pinned_home(config.agent_id) as home:
             agent_files.write_credential(home, credential)
         return credential
@@ -288,9 +286,6 @@ class AgentSupervisor:
             _status_of(started)
 
 
-_STILL_RUNNING: Final = "still running"
-
-
 def _rotate(log: Path) -> None:
     """Rename a log that is too large, replacing the previous one."""
     with suppress(FileNotFoundError):
@@ -303,49 +298,3 @@ def _status_of(pid: int) -> int | str:
         return os.waitstatus_to_exitcode(os.waitpid(pid, os.WNOHANG)[1])
     except ChildProcessError:
         return "unknown status"
-
-
-_ANSWER_WITHIN: Final = 5.0
-
-_log = logging.getLogger(__name__)
-
-
-class Superseded(Exception):
-    """The agent can't get a credential any more: its build is superseded, or NATS refuses the request."""
-
-
-async def obtain(bus: Bus, config: AgentConfig) -> AgentCredential:
-    """Request a credential, with retries. Raises Superseded."""
-    backoff = Backoff()
-    request = {
-        "chat_id": config.chat_id,
-        "workspace_id": config.workspace_id,
-        "build_id": config.build_id,
-        "agent_id": config.agent_id,
-    }
-    while True:
-        try:
-            answer = await bus.request(
-                subjects.rpc("agent_credential"),
-                json.dumps(request).encode(),
-                timeout=_ANSWER_WITHIN,
-            )
-            return AgentCredential.model_validate_json(answer.data)
-        except BusError as no:
-            if is_final(no):
-                raise Superseded(str(no)) from None
-            level = logging.WARNING if isinstance(no, ServiceError) else logging.INFO
-            _log.log(level, "no credential for agent %s yet, trying again: %s", config.agent_id, no)
-        except TimeoutError as no:
-            _log.info("no credential for agent %s yet, trying again: %s", config.agent_id, no)
-        except ValidationError as bad:
-            _log.warning("a credential for agent %s can't be read: %s", config.agent_id, bad)
-        await backoff.wait()
-
-
-def renewed_in(credential: AgentCredential) -> float | None:
-    """Return the seconds until the middle of the lifetime, when to renew; None if it does not expire."""
-    if credential.expires_at is None:
-        return None
-    half = (credential.expires_at - credential.issued_at) / 2
-    return max(0.0, (credential.issued_at + half - datetime.now(UTC)).total_seconds())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -20,7 +19,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from bus import Backoff, Bus, BusError, ServiceError, is_final, subjects
+from bus import Bus, BusError
+from handlers.provisioner.gateway_requests import fetch_piece
 from handlers.provisioner.job import Packed
 from handlers.publishing.agent_files import OWN_FOLDER
 from handlers.publishing.atomic_files import (
@@ -38,7 +38,6 @@ _VERSION_FILE: Final = "template"
 _SUFFIX: Final = ".tar.gz"
 _STAGING_SUFFIX: Final = ".unpacked"
 """Suffix of the folder next to a workspace into which a template is extracted first."""
-_ANSWER_WITHIN: Final = 5.0
 _UNUSED_KEPT: Final = 8
 """Number of most recently used archives that are kept although no workspace here has their version."""
 _ID_SIZE: Final = 64
@@ -90,7 +89,10 @@ class Archives:
     async def _fetch(self, template: Packed, path: Path) -> None:
         packed = bytearray()
         while len(packed) < template.archive.size:
-            piece = await self._piece(template.version_id, len(packed))
+            try:
+                piece = await fetch_piece(self._bus, template.version_id, len(packed))
+            except BusError as no:
+                raise BadArchive(f"version {template.version_id} can't be fetched: {no}") from None
             if not piece:
                 break
             packed += piece
@@ -99,26 +101,6 @@ class Archives:
                 f"the archive of version {template.version_id} has not the size and SHA-256 of the job"
             )
         write_atomically(path, bytes(packed))
-
-    async def _piece(self, version_id: str, offset: int) -> bytes:
-        backoff, request = Backoff(), {"version_id": version_id, "offset": offset}
-        while True:
-            try:
-                answer = await self._bus.request(
-                    subjects.rpc("template_archive"),
-                    json.dumps(request).encode(),
-                    timeout=_ANSWER_WITHIN,
-                )
-            except BusError as no:
-                if is_final(no):
-                    raise BadArchive(f"version {version_id} can't be fetched: {no}") from None
-                level = logging.WARNING if isinstance(no, ServiceError) else logging.INFO
-                _log.log(level, "version %s can't be fetched yet: %s", version_id, no)
-            except TimeoutError as no:
-                _log.info("version %s can't be fetched yet: %s", version_id, no)
-            else:
-                return answer.data
-            await backoff.wait()
 
 
 def is_unpacked(version_id: str, workspace: Path) -> bool:

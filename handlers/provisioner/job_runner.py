@@ -17,7 +17,7 @@ from handlers.provisioner.journal import BuildJournal, BuildRecord, LocalWorkspa
 from handlers.provisioner.quota import Quotas
 from handlers.provisioner.scheduler import QueuedJob
 from handlers.provisioner.step import Failed
-from handlers.publishing import BuildLog, FactMessage, deliver, new_fact
+from handlers.publishing import BuildLog, OutgoingEvent, deliver, new_event
 from handlers.runtime.supervise import cancel_and_wait, run_until_one_ends
 from statemachine.events import Transition
 
@@ -119,7 +119,7 @@ class JobRunner:
         with suppress(OSError):
             (self._ledgers / f"{head.build_id}.json").unlink(missing_ok=True)
 
-    async def _publish_started(self, fact: FactMessage) -> None:
+    async def _publish_started(self, fact: OutgoingEvent) -> None:
         try:
             await deliver(self._bus, fact)
         except Refused as no:
@@ -216,7 +216,7 @@ class JobRunner:
             "transition": head.transition.value,
             **(more or {}),
         }
-        fact = new_fact(
+        fact = new_event(
             "provisioner",
             self._name,
             head.chat_id,

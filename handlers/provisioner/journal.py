@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handlers.provisioner.job import Head
-from handlers.publishing import FactMessage
+from handlers.publishing import OutgoingEvent
 from handlers.publishing.atomic_files import write_atomically
 from statemachine.events import Transition
 
@@ -30,7 +30,7 @@ class BuildRecord:
     build_id: str
     number: int
     transition: Transition
-    facts: list[FactMessage] = field(default_factory=list)
+    facts: list[OutgoingEvent] = field(default_factory=list)
     finished: bool = False
     reply: str = ""
     """Reply subject of its job, so that also the next process can nak it."""
@@ -104,7 +104,7 @@ class BuildJournal:
         """Return the builds that have begun and not ended."""
         return [b for record in self._records.values() for b in record.builds if not b.finished]
 
-    def newest_facts(self) -> list[FactMessage]:
+    def newest_facts(self) -> list[OutgoingEvent]:
         """Return the facts of the newest build of each workspace, in the order they were made."""
         return [
             fact
@@ -147,7 +147,7 @@ def _record(content: dict[str, Any]) -> LocalWorkspace:
             build["build_id"],
             build["number"],
             Transition(build["transition"]),
-            [FactMessage.from_json(fact) for fact in build["facts"]],
+            [OutgoingEvent.from_json(fact) for fact in build["facts"]],
             build["finished"],
             build.get("reply", ""),
         )

@@ -1,6 +1,6 @@
-"""What provisioners and agents share: facts and log lines that they publish, and files that they leave."""
+"""What all senders share: the events and log lines that they publish, and the files that they leave."""
 
 from handlers.publishing.build_log import BuildLog
-from handlers.publishing.facts import FactMessage, deliver, new_fact, publish_once
+from handlers.publishing.outgoing_events import OutgoingEvent, deliver, new_event, publish_once
 
-__all__ = ["BuildLog", "FactMessage", "deliver", "new_fact", "publish_once"]
+__all__ = ["BuildLog", "OutgoingEvent", "deliver", "new_event", "publish_once"]

@@ -9,14 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
-    """Replace the file's content in one step; `durable` also makes it survive a loss of power.
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace the file's content in one step, for its owner only; `durable` also makes it survive a loss of power.
 
     Raises OSError; the error names the file even if the disk is full.
 
     """
     with _with_filename(path):
-        _write_whole(path, data, mode=mode, durable=durable)
+        _write_whole(path, data, durable=durable)
 
 
 @contextmanager
@@ -30,13 +30,13 @@ def _with_filename(path: Path) -> Iterator[None]:
         raise
 
 
-def _write_whole(path: Path, data: bytes, *, mode: int, durable: bool) -> None:
+def _write_whole(path: Path, data: bytes, *, durable: bool) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     # O_EXCL: in a workspace, another program may have left a link here.
-    written = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    written = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.fchmod(written, mode)
+        os.fchmod(written, 0o600)
         with memoryview(data) as rest:
             done = 0
             while done < len(rest):

@@ -241,9 +241,9 @@ class Output:
         self._last.append(text[-4096:])
         self._log.write(self._stage, "info", text)
 
-    def last_lines(self, count: int = 10) -> str:
-        """Return the last lines, for the error of a command that failed."""
-        return "\n".join("".join(self._last)[-4096:].splitlines()[-count:]).strip()
+    def last_lines(self) -> str:
+        """Return the last ten lines, for the error of a command that failed."""
+        return "\n".join("".join(self._last)[-4096:].splitlines()[-10:]).strip()
 
 
 def _encoded(text: str) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 from bus import subjects
 from bus.streams import CONSUMERS, STREAMS, pool_consumer
 from bus.subjects import Inbound
+from tests.doubles.subjects import matches
 
 MADE = {
     "WORKSPACED_IN": subjects.inbound("tool", "c", "s"),
@@ -23,17 +24,17 @@ MADE = {
 @pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream.name)
 def test_each_subject_belongs_to_its_stream_and_no_other(stream: object) -> None:
     for name, subject in MADE.items():
-        taken = any(subjects.matches(pattern, subject) for pattern in stream.subjects)  # type: ignore[attr-defined]
+        taken = any(matches(pattern, subject) for pattern in stream.subjects)  # type: ignore[attr-defined]
         assert taken == (name == stream.name)  # type: ignore[attr-defined]
 
 
 def test_a_fired_timer_belongs_to_the_stream_and_the_consumer_of_timers() -> None:
     fired = subjects.timer_fired("c", "deadline")
 
-    (timers,) = [s for s in STREAMS if any(subjects.matches(p, fired) for p in s.subjects)]
+    (timers,) = [s for s in STREAMS if any(matches(p, fired) for p in s.subjects)]
     (worker,) = [c for c in CONSUMERS if c.stream == timers.name]
-    assert subjects.matches(worker.filter, fired)
-    assert not subjects.matches(worker.filter, subjects.timer_arm("c", "deadline", 1))
+    assert matches(worker.filter, fired)
+    assert not matches(worker.filter, subjects.timer_arm("c", "deadline", 1))
     assert subjects.parse_timer_fired(fired) == ("c", "deadline")
 
 
@@ -75,4 +76,4 @@ def test_a_heartbeat_subject_names_its_agent() -> None:
     ],
 )
 def test_wildcards_match_as_in_nats(pattern: str, subject: str, expected: bool) -> None:
-    assert subjects.matches(pattern, subject) is expected
+    assert matches(pattern, subject) is expected

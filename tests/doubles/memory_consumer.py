@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from bus import Delivery, NoConsumer, Pull, StoredMessage
 from bus.streams import Consumer
-from bus.subjects import matches
 from bus.subscription import Timer
 from tests.doubles.clock import Clock
+from tests.doubles.subjects import matches
 
 if TYPE_CHECKING:
     from tests.doubles.memory_bus import MemoryBus

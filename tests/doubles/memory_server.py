@@ -9,9 +9,9 @@ from typing import Protocol
 
 from bus import Message, Unavailable
 from bus.streams import Consumer
-from bus.subjects import matches
 from tests.doubles.clock import Clock, LoopClock
 from tests.doubles.memory_stream import MemoryStream
+from tests.doubles.subjects import matches
 
 
 class Interest:

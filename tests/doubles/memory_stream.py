@@ -24,10 +24,10 @@ from bus import (
     messages,
 )
 from bus.streams import Stream
-from bus.subjects import matches
 from bus.subscription import Timer
 from tests.doubles.clock import Clock
 from tests.doubles.memory_consumer import MemoryConsumer
+from tests.doubles.subjects import matches
 
 _SCHEDULER: Final = Header.SCHEDULER.value
 _SCHEDULE_NEXT: Final = Header.SCHEDULE_NEXT.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -12,7 +13,7 @@ import msgspec
 
 from statemachine.calls import StoredCall
 from statemachine.chat import Chat
-from statemachine.codec import envelope_of
+from statemachine.codec import written
 from statemachine.step import Entry
 from statemachine.store import (
     JOB_RETENTION,
@@ -139,7 +140,7 @@ class MemoryTransaction:
         for chat_id, entry in changes.entries:
             cause = msgspec.to_builtins(entry.cause) if entry.cause else None
             row = {name: getattr(entry, name) for name in Entry.__slots__}
-            logged = log_entry(row, envelope_of(entry.event), cause)
+            logged = log_entry(row, json.loads(written(entry.event)), cause)
             store.entries.setdefault(chat_id, []).append(logged)
         store.identities.update(changes.identities)
         for stored in changes.calls:

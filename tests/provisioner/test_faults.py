@@ -14,7 +14,7 @@ import pytest
 from bus import NoResponder, Refused, ServiceError, Unavailable, is_final
 from handlers.provisioner.builder import Builder
 from handlers.provisioner.journal import BuildJournal, LocalWorkspace
-from handlers.publishing import BuildLog, deliver, new_fact
+from handlers.publishing import BuildLog, deliver, new_event
 from handlers.sandbox.shell import environment_faults
 from statemachine.local_template import PARAMETER
 from tests.provisioner.conftest import Provisioning
@@ -233,7 +233,7 @@ async def test_a_fact_that_is_refused_is_not_sent_for_ever() -> None:
     class Refusing:
         publish = staticmethod(failing(Refused("permissions violation")))
 
-    fact = new_fact("provisioner", "here", identity(), "build_started", {})
+    fact = new_event("provisioner", "here", identity(), "build_started", {})
     with pytest.raises(Refused):
         await deliver(Refusing(), fact)  # type: ignore[arg-type]
 

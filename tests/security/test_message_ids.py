@@ -7,7 +7,7 @@ from bus.streams import IN
 from handlers.access.identities import seed_file
 from handlers.access.permissions import role_inbox_prefix
 from handlers.embedded import Servers
-from handlers.publishing import deliver, new_fact
+from handlers.publishing import deliver, new_event
 from tests.conftest import ConnectAs
 
 
@@ -19,7 +19,7 @@ async def test_a_fact_is_stored_although_its_message_id_was_used(
         own_nats.nats_url, seed_file=seed_file(own_nats.credentials, "worker")
     ) as bus:
         await bus.ensure_stream(IN)
-    fact = new_fact("provisioner", "here", "chat", "build_canceled", {})
+    fact = new_event("provisioner", "here", "chat", "build_canceled", {})
     thief = (await connect_as("chat-service", on=own_nats)).jetstream()
     taken = {"Nats-Msg-Id": fact.identity}
     await thief.publish("workspaced.in.tool.chat.svc", b"nothing", headers=taken)

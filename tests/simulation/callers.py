@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, Final
 
 from bus import Bus, subjects
-from handlers.publishing import FactMessage, deliver
+from handlers.publishing import OutgoingEvent, deliver
 from tests.simulation.loop import resolve
 from tests.unit.driver import ANN, ORG
 from tests.worker.messages import TEMPLATE_ID, envelope
@@ -92,7 +92,7 @@ class Callers:
     async def _send(self, chat: str, name: str, data: dict[str, Any]) -> None:
         body = envelope(name, SOURCE, chat, data)
         subject = subjects.inbound("tool", chat, "service")
-        fact = FactMessage(subject, f"{SOURCE}:{body['id']}", json.dumps(body).encode())
+        fact = OutgoingEvent(subject, f"{SOURCE}:{body['id']}", json.dumps(body).encode())
         await deliver(self._bus, fact)
 
 

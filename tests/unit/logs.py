@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
 from statemachine.chat import Chat
-from statemachine.codec import envelope_of, timestamp
+from statemachine.codec import timestamp, written
 from statemachine.events import Event
 from statemachine.fold import Unmoved
 from statemachine.machine import Ignored
@@ -26,7 +27,7 @@ def recorded(facts: Iterable[Event]) -> Iterator[dict[str, Any]]:
         known.add(identity)
         yield {
             "seq": seq,
-            "event": envelope_of(fact),
+            "event": json.loads(written(fact)),
             **entry_of(workspace, decision),
             "at": timestamp(at),
         }

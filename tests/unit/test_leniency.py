@@ -21,7 +21,7 @@ from statemachine.arguments import (
     StartArguments,
     arguments,
 )
-from statemachine.codec import MAX_SIZE, Rejected, envelope_of, event_of, written
+from statemachine.codec import MAX_SIZE, Rejected, event_of, written
 from statemachine.events import Event
 from statemachine.replay import replay
 from statemachine.states import State
@@ -159,7 +159,7 @@ def test_second_60_is_the_end_of_the_second_before_it(name: str, written_as: str
     found = read(envelope(name, time=written_as), kind)
 
     assert isinstance(found, Event)
-    assert envelope_of(found)["time"] == "2016-12-31T23:59:59.999999Z"
+    assert json.loads(written(found))["time"] == "2016-12-31T23:59:59.999999Z"
 
 
 @pytest.mark.parametrize("second", ["61", "99"])
@@ -630,7 +630,7 @@ def test_whatever_stands_in_the_optional_fields_a_terminal_fact_is_accepted_and_
         return
     assert isinstance(found, Event), found
     parse(written(found))  # the store accepts it
-    assert event_of(envelope_of(found)) == found.model_copy(
+    assert event_of(json.loads(written(found))) == found.model_copy(
         update={"beginnings_cut": frozenset()}  # the log does not contain this field
     )
     ended = chat(requested(), found)

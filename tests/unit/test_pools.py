@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from statemachine.chat import Chat
-from statemachine.codec import decode, envelope_of, event_of, written
+from statemachine.codec import decode, event_of, written
 from statemachine.events import BuildRequested, Event, TemplateRef
 from statemachine.fold import Unmoved
 from statemachine.machine import Ignored, Moved, foreign_pool
@@ -83,12 +83,12 @@ def test_a_workspace_that_the_chat_has_left_keeps_its_pool() -> None:
 
 
 def test_the_pool_is_never_the_sender_s_word_and_stands_in_the_log() -> None:
-    said = envelope_of(started().model_copy(update={"source": "/provisioner/p"}))
+    said = json.loads(written(started().model_copy(update={"source": "/provisioner/p"})))
     raw = json.dumps({**said, "pool": "cpu"}).encode()
 
     heard = decode("provisioner", CHAT, "p", raw, content_type=None, now=datetime.now(UTC))
 
     assert isinstance(heard, Event)
     assert heard.pool is None
-    assert "pool" not in envelope_of(heard)
+    assert "pool" not in json.loads(written(heard))
     assert event_of(json.loads(written(by(heard, "cpu")))) == by(heard, "cpu")

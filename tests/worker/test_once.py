@@ -16,6 +16,7 @@ from handlers.worker.deliveries import read
 from handlers.worker.publications import Lane
 from statemachine.store import Look, OutboxMessage, StoreUnavailableError
 from tests.doubles.memory_store import MemoryStore
+from tests.doubles.subjects import matches
 from tests.worker.messages import Senders, new_id
 from tests.worker.rig import Hand, Rig
 
@@ -102,7 +103,7 @@ class Broken:
         return getattr(self._bus, name)
 
     async def publish(self, subject: str, data: bytes, **more: Any) -> PubAck:
-        if self.broke or not subjects.matches(self._subject, subject):
+        if self.broke or not matches(self._subject, subject):
             return await self._bus.publish(subject, data, **more)
         self.broke = True
         if self._after:
