@@ -90,7 +90,7 @@ settings: $(INSTALLED)  ## Update the table of settings in docs/operators.md
 	$(BIN)/python -m handlers.settings docs/operators.md
 
 schemas: $(INSTALLED)  ## Update the AsyncAPI document and the JSON Schemas in docs/schemas
-	$(BIN)/python -m handlers.schemas docs/schemas
+	$(BIN)/python -m docs.generate_schemas docs/schemas
 
 $(INSTALLED): pyproject.toml constraints.txt hashes.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or name it with make PYTHON=..." >&2; exit 1; }

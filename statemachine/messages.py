@@ -1,7 +1,7 @@
 """The types of the `data` of every message that workspaced publishes.
 
 The functions that build these messages return plain dictionaries of these types. mypy checks the
-functions, and nothing is validated at run time. `handlers.schemas` generates the JSON Schemas in
+functions, and nothing is validated at run time. `docs/generate_schemas.py` generates the JSON Schemas in
 docs/schemas from the same types; the text below a key becomes its description there.
 """
 

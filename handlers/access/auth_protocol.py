@@ -16,6 +16,7 @@ from typing import Annotated, Final
 from pydantic import AliasPath, BaseModel, Field, ValidationError
 
 from handlers.access import nats_jwt, nkey
+from handlers.access.permissions import Permissions
 
 QUEUE: Final = "callout"
 """The queue group of all gateways: one of them answers each request."""
@@ -67,17 +68,12 @@ class ConnectRequest:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a client may publish and subscribe to, and until when; nothing else is allowed."""
+    """What a client may do, in which account, and until when."""
 
     name: str
     account: str
-    publish: tuple[str, ...]
-    subscribe: tuple[str, ...]
+    permissions: Permissions
     expires_at: datetime
-    deny_publish: tuple[str, ...] = ()
-    """Exceptions from `publish`."""
-    allow_responses: bool = False
-    """The client may also answer each request that it receives, once."""
 
 
 GrantLookup = Callable[[ConnectRequest], Awaitable[Grant | DenialReason]]
@@ -171,6 +167,7 @@ def _check_signature(asked: _AuthRequest) -> DenialReason | None:
 
 
 def _user_jwt(issuer_seed: str, asked: _AuthRequest, grant: Grant, now: datetime) -> str:
+    permissions = grant.permissions
     claims = {
         "sub": asked.user,
         "aud": grant.account,
@@ -179,9 +176,9 @@ def _user_jwt(issuer_seed: str, asked: _AuthRequest, grant: Grant, now: datetime
         "nats": {
             "type": "user",
             "version": 2,
-            "pub": {"allow": grant.publish, "deny": grant.deny_publish},
-            "sub": {"allow": grant.subscribe},
-            **({"resp": _ONE_RESPONSE} if grant.allow_responses else {}),
+            "pub": {"allow": permissions.publish, "deny": permissions.deny_publish},
+            "sub": {"allow": permissions.subscribe},
+            **({"resp": _ONE_RESPONSE} if permissions.allow_responses else {}),
             "subs": -1,
             "data": -1,
             "payload": -1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -19,6 +20,7 @@ from handlers.access.auth_protocol import DenialReason, Grant
 from handlers.access.permissions import (
     PERMISSIONS,
     SHARED_INBOX_PREFIX,
+    Permissions,
     provisioner_permissions,
     role_inbox_prefix,
 )
@@ -78,55 +80,45 @@ def grant_for(public_key: str, credential: Credential) -> Grant | DenialReason:
 
 def agent_grant(*, chat_id: str, build_id: str, agent_id: str, expires_at: datetime) -> Grant:
     """Let an agent report about itself, and nothing else."""
-    return Grant(
-        name=agent_id,
-        account=AGENTS,
+    permissions = Permissions(
         publish=(
             subjects.inbound("agent", chat_id, agent_id),
             subjects.log(chat_id, build_id),
             subjects.presence(chat_id, agent_id),
         ),
-        subscribe=(subjects.RESEND_AGENT, f"{inbox_prefix(agent_id)}.>"),
-        expires_at=expires_at,
+        subscribe=(subjects.RESEND_AGENT,),
     )
+    return _grant(agent_id, AGENTS, permissions, expires_at)
 
 
 def frontend_grant(*, name: str, chat_ids: Sequence[str], expires_at: datetime) -> Grant:
     """Let a frontend read the current state of its chats and follow their changes."""
-    return Grant(
-        name=name,
-        account=FRONTENDS,
+    permissions = Permissions(
         publish=tuple(subjects.direct_get(STATE.name, subjects.state(chat)) for chat in chat_ids),
-        subscribe=(*map(subjects.ui, chat_ids), f"{inbox_prefix(name)}.>"),
-        expires_at=expires_at,
+        subscribe=tuple(map(subjects.ui, chat_ids)),
     )
+    return _grant(name, FRONTENDS, permissions, expires_at)
 
 
 def role_grant(*, role: str, public_key: str, expires_at: datetime) -> Grant:
     """Let a client do what the static role may do, but with an inbox of its own."""
     permissions, shared_inbox = PERMISSIONS[role], f"{role_inbox_prefix(role)}.>"
     subscribe = tuple(subject for subject in permissions.subscribe if subject != shared_inbox)
-    return Grant(
-        name=public_key,
-        account=ROLE_ACCOUNTS[role],
-        publish=permissions.publish,
-        subscribe=(*subscribe, f"{inbox_prefix(public_key)}.>"),
-        expires_at=expires_at,
-        deny_publish=permissions.deny_publish,
-        allow_responses=permissions.allow_responses,
+    return _grant(
+        public_key, ROLE_ACCOUNTS[role], replace(permissions, subscribe=subscribe), expires_at
     )
 
 
 def provisioner_grant(*, public_key: str, pool: str, name: str, expires_at: datetime) -> Grant:
     """Let a provisioner take the jobs of its pool and report under its own name."""
     permissions = provisioner_permissions(pool, name)
-    return Grant(
-        name=public_key,
-        account=ROLE_ACCOUNTS["provisioner"],
-        publish=permissions.publish,
-        subscribe=(*permissions.subscribe, f"{inbox_prefix(public_key)}.>"),
-        expires_at=expires_at,
-    )
+    return _grant(public_key, ROLE_ACCOUNTS["provisioner"], permissions, expires_at)
+
+
+def _grant(name: str, account: str, permissions: Permissions, expires_at: datetime) -> Grant:
+    """Return a grant of these permissions and of the client's own inbox."""
+    subscribe = (*permissions.subscribe, f"{inbox_prefix(name)}.>")
+    return Grant(name, account, replace(permissions, subscribe=subscribe), expires_at)
 
 
 def inbox_prefix(name: str) -> str:

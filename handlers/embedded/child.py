@@ -19,6 +19,7 @@ from handlers.embedded import launch
 from handlers.embedded.disk_space import FullDiskMonitor
 from handlers.embedded.inotify import changes
 from handlers.errors import ServerFailed
+from handlers.publishing.atomic_files import rotate
 from handlers.sandbox.processes import hold_process, wait_for_exit
 
 _STOP_TIMEOUT: Final = 3.0
@@ -125,7 +126,7 @@ async def start(
     """
 
     async def spawn() -> asyncio.subprocess.Process:
-        _rotate(log)
+        rotate(log, _LOG_KEPT)
         with log.open("ab") as output:
             return await asyncio.create_subprocess_exec(
                 *launch_command(command, stop_signal=stop_signal, run_as=run_as),
@@ -165,12 +166,6 @@ async def _either(ended: asyncio.Future[int], changed: asyncio.Event) -> None:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     finally:
         woken.cancel()
-
-
-def _rotate(log: Path) -> None:
-    with suppress(FileNotFoundError):
-        if log.stat().st_size > _LOG_KEPT:
-            log.replace(log.with_name(log.name + ".1"))
 
 
 def read_pid_file(pid_file: Path, mark: Path) -> tuple[int | None, bool]:

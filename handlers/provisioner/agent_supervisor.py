@@ -27,6 +27,7 @@ from handlers.provisioner.journal import LocalWorkspace
 from handlers.provisioner.step import is_passed_on
 from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AgentConfig, AgentCredential
+from handlers.publishing.atomic_files import rotate
 from handlers.runtime.supervise import cancel_and_wait
 from handlers.sandbox.policy import Confinement
 from handlers.sandbox.processes import end_marked, hold_process, machine_identity, wait_for_exit
@@ -213,7 +214,7 @@ class AgentSupervisor:
         program = [*self._command, str(agent_files.config_path(own_home))]
         if os.access(launcher, os.X_OK):
             program.insert(0, str(launcher))
-        _rotate(home / _LOG)
+        rotate(home / _LOG, _LOG_SIZE)
         output = str(home / _LOG)
         # Neither follows a link nor blocks on a FIFO that a script has put there.
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -284,13 +285,6 @@ class AgentSupervisor:
         await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=_GRACE)
         if started is not None:
             _status_of(started)
-
-
-def _rotate(log: Path) -> None:
-    """Rename a log that is too large, replacing the previous one."""
-    with suppress(FileNotFoundError):
-        if log.lstat().st_size > _LOG_SIZE:
-            log.replace(log.with_name(f"{_LOG}.1"))
 
 
 def _status_of(pid: int) -> int | str:

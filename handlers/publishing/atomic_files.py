@@ -88,6 +88,13 @@ def pinned_directory(directory: Path) -> Iterator[Path]:
         os.close(held)
 
 
+def rotate(log: Path, limit: int) -> None:
+    """Rename a log of more than `limit` bytes, replacing the one that was renamed before."""
+    with suppress(FileNotFoundError):
+        if log.lstat().st_size > limit:
+            log.replace(log.with_name(f"{log.name}.1"))
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names in the directory as durable as its files."""
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from pydantic_asyncapi import v3
 
 from bus import subjects
-from handlers import schemas as generator
+from docs import generate_schemas as generator
 from statemachine.tool_rules import TOOLS
 from tests import schemas
 
