@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, get_args
 
 from pydantic import BaseModel, TypeAdapter
@@ -241,6 +242,7 @@ def event_of(envelope: Mapping[str, Any]) -> Event:
     )
 
 
+@lru_cache(maxsize=256)  # the messages of a batch have the same times
 def timestamp(at: datetime) -> str:
     """Return a time as RFC 3339 in UTC, with `Z` and microseconds."""
     if at.tzinfo is not UTC:

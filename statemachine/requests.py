@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import Final
-from uuid import UUID
 
 from statemachine import answers, naming
 from statemachine.arguments import CreateArguments, StartArguments
@@ -27,7 +25,7 @@ UPDATED: Final[StartNotes] = {
 
 def fresh_id(seed: bytes, label: str) -> str:
     """Return a UUID derived from `seed` and `label`: the same arguments give the same UUID."""
-    return str(UUID(bytes=sha256(label.encode() + b"/" + seed).digest()[:16], version=4))
+    return naming.derived_id(label.encode() + b"/" + seed)
 
 
 def allowed(template: Template, call: Call, known: Known) -> bool:

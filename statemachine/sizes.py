@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, cast
 from pydantic_core import to_json
 
 Data = TypeVar("Data", bound=Mapping[str, Any])
-MOST: Final = 960 * 1024
+LONGEST_DATA: Final = 960 * 1024
 """Maximum size of an event's data in bytes. NATS accepts 1 MiB, including the envelope and
 headers."""
 _END_COUNTS: Final = frozenset({"error", "message", "output", "reason", "agent_error"})
@@ -33,7 +33,7 @@ def cut(text: str, most: int, *, keep_end: bool = False) -> str:
     return text[len(text) - low :] if keep_end else text[:low]
 
 
-def fit(data: Data, most: int = MOST) -> Data:
+def fit(data: Data, most: int = LONGEST_DATA) -> Data:
     """Return `data` with its texts for people cut so that it has at most `most` bytes as JSON.
 
     All texts are cut to the same maximum length, the largest one with which the data fits. If it

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import IntEnum
 from hashlib import sha256
-from typing import Final
-from uuid import NAMESPACE_URL, uuid5
+from typing import Any, Final
 
 from bus import subjects
 from statemachine.calls import Answered, Call
@@ -15,7 +15,8 @@ from statemachine.chat import Chat
 from statemachine.codec import encode
 from statemachine.events import OURS, Event
 from statemachine.messages import BuildJob, ToolResolved
-from statemachine.sizes import fit
+from statemachine.naming import derived_id
+from statemachine.sizes import LONGEST_DATA, fit
 from statemachine.step import (
     ArmTimer,
     ExpectPresence,
@@ -73,15 +74,7 @@ def rows_of(step: Step) -> tuple[list[OutboxMessage], list[StoredJob]]:
 def state(chat: Chat, because: Event | None, at: datetime) -> OutboxMessage:
     """Return the state_changed message that publishes one version of a chat."""
     name = f"{chat.chat_id}:{chat.version}"
-    body = encode(
-        "state_changed",
-        OURS,
-        chat.chat_id,
-        fit(state_changed(chat)),
-        event_id=str(uuid5(NAMESPACE_URL, f"workspaced:{name}")),
-        time=at,
-        traceparent=because.traceparent if because else None,
-    )
+    body = _event("state_changed", chat.chat_id, state_changed(chat), name, at, because)
     return OutboxMessage(
         chat.chat_id, Lane.STATE, subjects.state(chat.chat_id), name, body, version=chat.version
     )
@@ -201,18 +194,33 @@ def result(
         "call_id": call_id,
         "tool": tool,
         "is_error": answer.is_error,
-        "result": fit(answer.result),
+        "result": answer.result,
     }
-    body = encode(
-        "tool_resolved",
-        OURS,
-        chat_id,
-        data,
-        event_id=str(uuid5(NAMESPACE_URL, f"workspaced:{name}")),
-        time=at,
-        traceparent=because.traceparent if because else None,
-    )
+    body = _event("tool_resolved", chat_id, data, name, at, because)
     return OutboxMessage(chat_id, Lane.RESULT, subjects.result(chat_id, call_id), name, body)
+
+
+def _event(
+    kind: str, chat_id: str, data: Mapping[str, Any], name: str, at: datetime, because: Event | None
+) -> bytes:
+    """Return an event of workspaced for callers or frontends, with an id derived from `name`.
+
+    Its texts for people are cut if it is too long.
+    """
+
+    def encoded(shown: Mapping[str, Any]) -> bytes:
+        return encode(
+            kind,
+            OURS,
+            chat_id,
+            shown,
+            event_id=derived_id(f"workspaced:{name}".encode()),
+            time=at,
+            traceparent=because.traceparent if because else None,
+        )
+
+    body = encoded(data)
+    return body if len(body) <= LONGEST_DATA else encoded(fit(data))
 
 
 def digest(data: bytes) -> str:

@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from handlers.worker import publications
 from statemachine.calls import Answered
-from statemachine.sizes import MOST, cut, fit
+from statemachine.sizes import LONGEST_DATA, cut, fit
 from tests.unit.facts import NOW
 
 TEXTS = [
@@ -54,8 +54,8 @@ def test_what_people_read_is_cut_and_what_programs_read_is_not(text: str) -> Non
 
     found = fit(data)
 
-    assert len(to_json(found)) <= MOST
-    assert len(to_json(found)) > MOST * 0.9
+    assert len(to_json(found)) <= LONGEST_DATA
+    assert len(to_json(found)) > LONGEST_DATA * 0.9
     assert found["failure"]["reason"] == "build_failed"
     assert long.endswith(found["failure"]["message"])
     assert long.startswith(found["parameters"][0]["description"])
@@ -64,9 +64,9 @@ def test_what_people_read_is_cut_and_what_programs_read_is_not(text: str) -> Non
 
 
 def test_what_can_not_be_cut_is_left_to_be_refused() -> None:
-    found = fit({"values": ["x" * MOST], "error": "y" * 10})
+    found = fit({"values": ["x" * LONGEST_DATA], "error": "y" * 10})
 
-    assert found == {"values": ["x" * MOST], "error": ""}
+    assert found == {"values": ["x" * LONGEST_DATA], "error": ""}
 
 
 @pytest.mark.parametrize("character", ["x", "\x01", "\N{SNOWMAN}"])
