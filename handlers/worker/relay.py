@@ -37,7 +37,7 @@ from handlers.worker.chains import chains_of, parts_of
 from handlers.worker.clock_skew import ClockSkew
 from handlers.worker.deliveries import Dead, dead_letter_headers
 from handlers.worker.publications import Lane
-from handlers.worker.recovery.stream_watch import PublishGate
+from handlers.worker.publish_gate import PublishGate
 from statemachine.store import OutboxMessage
 
 log = logging.getLogger(__name__)

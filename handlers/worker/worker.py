@@ -26,9 +26,10 @@ from handlers.worker.committer import (
     Problems,
 )
 from handlers.worker.deliveries import Dead, Item, read
+from handlers.worker.publish_gate import PublishGate
 from handlers.worker.recovery.republisher import FACT_STREAMS, Republisher
 from handlers.worker.recovery.restore import RestoreReconciler
-from handlers.worker.recovery.stream_watch import PublishGate, StreamWatch
+from handlers.worker.recovery.stream_watch import StreamWatch
 from handlers.worker.relay import Relay
 from statemachine.chat import Limits
 from statemachine.step import PresenceExpired

@@ -48,12 +48,12 @@ def test_the_contracts_are_kept(copy: Path) -> None:
         ("statemachine/machine.py", "import asyncio", "The core neither"),
         ("statemachine/machine.py", "import nats.errors", "The core neither"),
         ("statemachine/machine.py", "import statemachine.store", "Only handlers use the store"),
-        ("handlers/worker/__init__.py", "import handlers.gateway.gateway", "Roles meet"),
-        ("handlers/agent/__init__.py", "import handlers.provisioner", "Roles meet"),
+        ("handlers/worker/__init__.py", "import handlers.gateway.gateway", "Handlers import"),
+        ("handlers/agent/__init__.py", "import handlers.provisioner", "Handlers import"),
         (
             "handlers/access/permissions.py",
             "import handlers.embedded.ports",
-            "Access and the runtime",
+            "Handlers import",
         ),
     ],
 )

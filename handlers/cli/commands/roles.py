@@ -37,6 +37,7 @@ from handlers.sandbox.policy import (
 )
 from handlers.settings import Settings
 from handlers.worker.worker import Worker
+from statemachine.store import Store
 
 log = logging.getLogger(__name__)
 LOCAL: Final = "local"
@@ -81,14 +82,7 @@ async def worker(command: RunWorker, settings: Settings) -> None:
         endpoints.store("worker", wait=True) as store,
         endpoints.bus("worker", wait=True) as bus,
     ):
-        working = Worker(
-            store,
-            bus,
-            limits(settings),
-            tuning(settings, endpoints),
-            waiting_limits(settings),
-            ready,
-        )
+        working = new_worker(store, bus, settings, endpoints, ready)
         problems = working.problems
         checks |= {
             "nats": first_problem(nats_check({"worker": bus}), lambda: problems.of("nats")),
@@ -107,14 +101,7 @@ async def gateway(command: RunGateway, settings: Settings) -> None:
         endpoints.bus("gateway", wait=True) as bus,
     ):
         checks |= {"nats": nats_check({"gateway": bus}), "database": database_check(store)}
-        serving = Gateway(
-            store,
-            bus,
-            orphan_grace=limits(settings).orphan_grace,
-            issuer_seed=endpoints.issuer_seed(),
-            held_calls=settings.held_calls,
-            ready=ready,
-        )
+        serving = new_gateway(store, bus, settings, endpoints, ready)
         await run_until_signal(restart_on_disconnect(serving.run), raise_when_closed(bus))
 
 
@@ -149,6 +136,34 @@ def _health(
         "--http-host", command.http_host, certificate, insecure=command.insecure
     )
     return health_server(address, command.http_port, checks, certificate)
+
+
+def new_worker(
+    store: Store, bus: Bus, settings: Settings, endpoints: Endpoints, ready: asyncio.Event
+) -> Worker:
+    """Return a worker that sets `ready` when it has started."""
+    return Worker(
+        store,
+        bus,
+        limits(settings),
+        tuning(settings, endpoints),
+        waiting_limits(settings),
+        ready,
+    )
+
+
+def new_gateway(
+    store: Store, bus: Bus, settings: Settings, endpoints: Endpoints, ready: asyncio.Event
+) -> Gateway:
+    """Return a gateway that sets `ready` when it has started."""
+    return Gateway(
+        store,
+        bus,
+        orphan_grace=limits(settings).orphan_grace,
+        issuer_seed=endpoints.issuer_seed(),
+        held_calls=settings.held_calls,
+        ready=ready,
+    )
 
 
 def local_provisioner(

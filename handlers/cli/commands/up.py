@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -15,21 +16,19 @@ from handlers.app import (
     Endpoints,
     database_url,
     errors_name_database,
-    limits,
-    tuning,
-    waiting_limits,
 )
 from handlers.cli.command_table import Up
 from handlers.cli.commands.roles import (
     LOCAL,
     local_provisioner,
+    new_gateway,
+    new_worker,
     raise_when_closed,
     run_provisioner,
     run_until_signal,
 )
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
-from handlers.gateway.gateway import Gateway
 from handlers.runtime.health import (
     database_check,
     first_problem,
@@ -47,7 +46,6 @@ from handlers.runtime.listeners import (
 from handlers.runtime.supervise import running
 from handlers.sandbox.policy import require_confinement
 from handlers.settings import Settings
-from handlers.worker.worker import Worker
 from statemachine.store.migrator import migrate
 
 
@@ -150,20 +148,8 @@ async def everything(
             endpoints.bus("gateway") as gateway_bus,
             endpoints.bus("provisioner") as provisioner_bus,
         ):
-            worker = Worker(
-                store,
-                worker_bus,
-                limits(settings),
-                tuning(settings, endpoints),
-                waiting_limits(settings),
-            )
-            gateway = Gateway(
-                gateway_store,
-                gateway_bus,
-                orphan_grace=limits(settings).orphan_grace,
-                issuer_seed=endpoints.issuer_seed(),
-                held_calls=settings.held_calls,
-            )
+            worker = new_worker(store, worker_bus, settings, endpoints, asyncio.Event())
+            gateway = new_gateway(gateway_store, gateway_bus, settings, endpoints, asyncio.Event())
             local = local_provisioner(endpoints, provisioner_bus, servers.directory, settings)
             buses = {"worker": worker_bus, "gateway": gateway_bus, "provisioner": provisioner_bus}
             closed = [raise_when_closed(bus) for bus in buses.values()]

@@ -1,22 +1,21 @@
 """Detects that NATS lost a stream or the end of one, by comparing it with the positions in the database.
 
 After a reconnect nothing may be published before that comparison: a new message at the end of a shortened
-stream would hide the loss. `PublishGate` holds publishing back until `StreamWatch` has compared.
+stream would hide the loss. The `PublishGate` holds publishing back until `StreamWatch` has compared.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Final
 
-from bus import Backoff, BatchMessage, Bus, Delivery, PubAck, StreamInfo, Unavailable
+from bus import Backoff, Bus, Delivery, StreamInfo, Unavailable
 from bus.streams import DEAD, LOG, STREAMS, Stream, Tuning
+from handlers.worker.publish_gate import PublishGate
 from statemachine.store import Store, StreamPosition
 
 log = logging.getLogger(__name__)
@@ -30,64 +29,6 @@ _EXPENDABLE: Final = frozenset({LOG.name, DEAD.name})
 """Streams that nothing can be published again of; the log may lose its end in every crash."""
 _IN_MEMORY: Final = frozenset(stream.name for stream in STREAMS if stream.in_memory)
 """Streams that a single server loses when it restarts, by design. A cluster should keep them."""
-
-
-class PublishGate:
-    """Publishes to streams, except between a reconnect and the next check for losses.
-
-    It also records the last sequence that each stream acknowledged.
-    """
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self.opened = asyncio.Event()
-        """Set while publishing is allowed."""
-        self.opened.set()
-        self.reconnects = 0
-        self.positions: dict[str, int] = {}
-        """The last acknowledged sequence, by stream."""
-
-    def close(self) -> None:
-        """Hold publishing back: the connection was made again."""
-        self.reconnects += 1
-        self.opened.clear()
-
-    async def publish(
-        self,
-        subject: str,
-        data: bytes,
-        *,
-        headers: Mapping[str, str],
-        message_id: str,
-        expected_last: int | None = None,
-    ) -> PubAck:
-        """Publish as `Bus.publish` does. Raises BusError; Unavailable while the gate is closed."""
-        self._check()
-        ack = await self._bus.publish(
-            subject, data, headers=headers, message_id=message_id, expected_last=expected_last
-        )
-        self._record(ack)
-        return ack
-
-    async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
-        """Publish as `Bus.publish_batch` does. Raises BusError; Unavailable while the gate is closed."""
-        self._check()
-        acks = await self._bus.publish_batch(messages)
-        if acks is not None:
-            self._record(acks[-1])
-        return acks
-
-    async def schedule(self, subject: str, target: str, at: datetime, data: bytes) -> None:
-        """Schedule as `Bus.schedule` does. Raises BusError; Unavailable while the gate is closed."""
-        self._check()
-        self._record(await self._bus.schedule(subject, target, at, data))
-
-    def _check(self) -> None:
-        if not self.opened.is_set():
-            raise Unavailable("the connection was lost meanwhile")
-
-    def _record(self, ack: PubAck) -> None:
-        self.positions[ack.stream] = max(self.positions.get(ack.stream, 0), ack.sequence)
 
 
 @dataclass(slots=True)
