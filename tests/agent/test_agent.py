@@ -32,7 +32,9 @@ async def lifecycle(rig: Rig, reached: str) -> None:
     await rig.fact(type="agent_lifecycle", lifecycle=reached)
 
 
-async def test_an_agent_connects_starts_and_is_ready(rig: Rig, living: Living) -> None:
+async def test_an_agent_connects_runs_its_script_and_becomes_ready(
+    rig: Rig, living: Living
+) -> None:
     async with living(startup_script="echo up; echo warm >&2") as agent:
         await lifecycle(rig, "ready")
         await rig.fact(type="agent_connected")
@@ -63,7 +65,7 @@ async def test_an_agent_connects_starts_and_is_ready(rig: Rig, living: Living) -
         ),
     ],
 )
-async def test_how_a_start_may_end(
+async def test_each_end_of_a_startup_script_is_reported(
     rig: Rig, living: Living, tmp_path: Path, scripts: dict[str, str], reached: list[str]
 ) -> None:
     os.mkfifo(tmp_path / "gate")
@@ -72,7 +74,7 @@ async def test_how_a_start_may_end(
         assert lifecycles(rig) == reached
 
 
-async def test_a_script_past_its_limit_may_still_succeed(
+async def test_a_script_may_succeed_after_its_time_limit(
     rig: Rig, living: Living, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
@@ -86,7 +88,7 @@ async def test_a_script_past_its_limit_may_still_succeed(
     ("script", "reached"),
     [("exit 4", "shutdown_error"), ("read never < gate", "shutdown_timeout"), ("true", "off")],
 )
-async def test_how_a_shutdown_may_end(
+async def test_each_end_of_a_shutdown_script_is_reported(
     rig: Rig, living: Living, tmp_path: Path, script: str, reached: str
 ) -> None:
     os.mkfifo(tmp_path / "gate")
@@ -96,7 +98,7 @@ async def test_how_a_shutdown_may_end(
     assert lifecycles(rig)[-2:] == ["shutting_down", reached]
 
 
-async def test_a_shutdown_ends_what_the_scripts_left_running(
+async def test_a_shutdown_ends_background_processes_of_the_scripts(
     rig: Rig, living: Living, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
@@ -108,7 +110,7 @@ async def test_a_shutdown_ends_what_the_scripts_left_running(
         assert held.read() == ""
 
 
-async def test_a_restarted_agent_reports_anew_and_runs_no_script_again(
+async def test_a_restarted_agent_reports_again_but_does_not_repeat_its_script(
     rig: Rig, living: Living, tmp_path: Path
 ) -> None:
     """This agent was killed; an agent that was shut down runs its script again."""
@@ -136,7 +138,7 @@ async def test_a_restarted_agent_reports_anew_and_runs_no_script_again(
     assert "starting" not in lifecycles(rig)[2:]
 
 
-async def test_an_agent_that_was_shut_down_starts_afresh(
+async def test_an_agent_that_was_shut_down_runs_its_startup_script_again(
     rig: Rig, living: Living, tmp_path: Path
 ) -> None:
     told = set[str]()
@@ -147,7 +149,7 @@ async def test_an_agent_that_was_shut_down_starts_afresh(
     assert (tmp_path / "runs").read_text() == "x\nx\n"
 
 
-async def test_after_a_reconnect_it_reports_anew(
+async def test_the_agent_reports_again_after_a_reconnect(
     rig: Rig, server: MemoryServer, living: Living
 ) -> None:
     async with living():
@@ -163,7 +165,7 @@ async def test_after_a_reconnect_it_reports_anew(
     assert last["data"]["sequence"] > first["data"]["sequence"]
 
 
-async def test_scripts_go_on_while_there_is_no_bus(
+async def test_scripts_continue_while_nats_is_away(
     rig: Rig, server: MemoryServer, living: Living, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
@@ -175,7 +177,7 @@ async def test_scripts_go_on_while_there_is_no_bus(
         await lifecycle(rig, "ready")
 
 
-async def test_presence_is_renewed(
+async def test_the_presence_message_is_renewed(
     rig: Rig, living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link, "RENEWED", 0.001)
@@ -184,7 +186,7 @@ async def test_presence_is_renewed(
     assert len(rig.facts(type="agent_connected")) == 1
 
 
-async def test_after_a_pause_longer_than_its_presence_lasts_it_reports_anew(
+async def test_the_agent_reports_again_after_a_pause_longer_than_its_presence_ttl(
     rig: Rig, living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link, "RENEWED", 0.001)
@@ -195,7 +197,7 @@ async def test_after_a_pause_longer_than_its_presence_lasts_it_reports_anew(
         monkeypatch.setattr(link, "_MARGIN", 0.05)
 
 
-async def test_facts_come_again_as_they_were_when_asked(
+async def test_facts_are_published_again_unchanged_on_request(
     rig: Rig, server: MemoryServer, living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link, "SPREAD", 0.0)
@@ -212,7 +214,7 @@ async def test_facts_come_again_as_they_were_when_asked(
     assert all(told[fact["id"]] == fact for fact in again)
 
 
-async def test_an_agent_that_is_refused_for_good_ends_by_itself(
+async def test_an_agent_that_is_refused_for_good_exits(
     rig: Rig, living: Living, tmp_path: Path
 ) -> None:
     async def refuse(url: str, credential: AgentCredential) -> Bus:

@@ -39,7 +39,7 @@ def written(rig: Rig) -> str:
 
 @pytest.mark.parametrize("case", CAN_NOT_RUN)
 @pytest.mark.parametrize("stage", ["startup", "shutdown"])
-async def test_b23_a_script_that_can_not_be_run_is_told_with_words(
+async def test_b23_a_script_that_cannot_run_is_reported_with_an_explanation(
     rig: Rig, living: Living, tmp_path: Path, stage: str, case: str
 ) -> None:
     options, words = CAN_NOT_RUN[case]
@@ -58,7 +58,7 @@ async def test_b23_a_script_that_can_not_be_run_is_told_with_words(
 
 
 @pytest.mark.parametrize("stage", ["startup", "shutdown"])
-async def test_whatever_is_raised_is_told(
+async def test_any_exception_is_reported_as_start_error(
     rig: Rig, living: Living, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
@@ -76,7 +76,9 @@ async def test_whatever_is_raised_is_told(
     await rig.until(lambda: "RuntimeError: a bug" in written(rig))
 
 
-async def test_b03_the_verdict_is_told_though_the_log_is_full(rig: Rig, living: Living) -> None:
+async def test_b03_the_exit_status_is_logged_even_if_the_log_is_full(
+    rig: Rig, living: Living
+) -> None:
     async with living(startup_script="yes | head -c 300000; exit 5", log_limit=10_000):
         await lifecycle(rig, "start_error")
         await rig.until(lambda: "the startup script exited with status 5" in written(rig))
@@ -85,7 +87,7 @@ async def test_b03_the_verdict_is_told_though_the_log_is_full(rig: Rig, living: 
     assert written(rig).count("y") < 11_000
 
 
-async def test_a_stop_while_it_connects_is_not_forgotten(
+async def test_a_stop_during_the_connect_is_obeyed(
     rig: Rig, server: MemoryServer, living: Living
 ) -> None:
     """Python 3.11 loses a cancellation that arrives when the socket opens."""
@@ -106,7 +108,7 @@ async def test_a_stop_while_it_connects_is_not_forgotten(
             await agent.running
 
 
-async def test_a_startup_script_has_time_to_end_before_the_shutdown_script_begins(
+async def test_the_shutdown_script_runs_after_the_startup_script_has_ended(
     rig: Rig, living: Living, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")

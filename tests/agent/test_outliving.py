@@ -75,7 +75,7 @@ async def again(rig: Rig, before: int, lifecycle: str) -> None:
 
 
 @EVERY_WAY
-async def test_b22_background_service_goes_on_and_is_ended_by_a_stop(
+async def test_b22_a_background_service_survives_the_agent_and_is_ended_by_a_stop(
     world: World, way: Mechanism
 ) -> None:
     rig = world.rig
@@ -97,7 +97,7 @@ async def test_b22_background_service_goes_on_and_is_ended_by_a_stop(
     assert took < 15
 
 
-async def test_a_script_whose_keeper_was_killed_is_ended_before_it_is_run_again(
+async def test_a_script_without_its_keeper_is_ended_before_it_runs_again(
     world: World,
 ) -> None:
     rig = world.rig
@@ -123,7 +123,7 @@ async def test_a_script_whose_keeper_was_killed_is_ended_before_it_is_run_again(
 
 @EVERY_WAY
 @pytest.mark.parametrize("spared", ["nobody", "keepers"])
-async def test_the_script_is_run_again_when_what_it_left_running_was_killed_as_well(
+async def test_the_script_runs_again_if_its_background_processes_were_killed_too(
     world: World, way: Mechanism, spared: str
 ) -> None:
     rig = world.rig
@@ -147,7 +147,7 @@ async def test_the_script_is_run_again_when_what_it_left_running_was_killed_as_w
 
 
 @EVERY_WAY
-async def test_a_script_goes_on_without_the_agent_and_its_end_is_told_once_it_is_back(
+async def test_a_restarted_agent_reports_the_end_of_a_script_that_went_on_without_it(
     world: World, way: Mechanism
 ) -> None:
     rig = world.rig
@@ -168,7 +168,7 @@ async def test_a_script_goes_on_without_the_agent_and_its_end_is_told_once_it_is
     assert (world.root / "workspaces" / rig.workspace / "runs").read_text() == "run\n"
 
 
-async def test_a_script_is_run_again_after_the_machine_or_container_was_started_again(
+async def test_a_script_runs_again_after_a_restart_of_the_machine_or_container(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = world.rig

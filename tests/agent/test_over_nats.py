@@ -59,7 +59,7 @@ async def test_the_python_template_from_start_to_deletion(world: World) -> None:
         ("timeout", ("build_succeeded", "start_timeout")),
     ],
 )
-async def test_the_template_that_fails_in_the_phase_one_chooses(
+async def test_the_failing_template_fails_in_the_chosen_phase(
     world: World, phase: str, expected: tuple[str, str | None]
 ) -> None:
     rig, (ends, lifecycle) = world.rig, expected
@@ -71,7 +71,7 @@ async def test_the_template_that_fails_in_the_phase_one_chooses(
     assert ended["data"].get("error_code") == ("INSUFFICIENT_QUOTA" if phase == "quota" else None)
 
 
-async def test_an_agent_that_can_not_be_started_never_connects(world: World) -> None:
+async def test_an_agent_that_cannot_start_never_connects(world: World) -> None:
     async with world.provisioner():
         await started(world, world.template("fails", phase="agent"))
         (home,) = world.homes()
@@ -85,7 +85,7 @@ async def test_an_agent_that_can_not_be_started_never_connects(world: World) -> 
     assert not world.rig.facts(type="agent_connected")
 
 
-async def test_an_agent_outlives_provisioner_and_nats_and_reports_again(world: World) -> None:
+async def test_an_agent_survives_the_provisioner_and_nats_and_reports_again(world: World) -> None:
     rig, template = world.rig, world.template("fails", phase="none")
     async with world.provisioner():
         await started(world, template)
@@ -113,7 +113,7 @@ async def test_an_agent_outlives_provisioner_and_nats_and_reports_again(world: W
     assert "saved" in rig.output(connected["data"]["build_id"], "agent")
 
 
-async def test_an_agent_that_is_killed_is_started_again(world: World) -> None:
+async def test_a_killed_agent_is_restarted(world: World) -> None:
     rig = world.rig
     async with world.provisioner():
         await started(world, world.template("fails", phase="none"))
@@ -126,9 +126,7 @@ async def test_an_agent_that_is_killed_is_started_again(world: World) -> None:
     assert max(begun, default=0) < ready, "its script is not run again"
 
 
-async def test_a_provisioner_that_is_killed_while_building_builds_anew(
-    world: World, tmp_path: Path
-) -> None:
+async def test_a_provisioner_killed_during_a_build_repeats_it(world: World, tmp_path: Path) -> None:
     rig = world.rig
     os.mkfifo(gate := tmp_path / "gate")
     script = f'if [ ! -e begun ]; then touch begun; (sleep 1000 & wait) > "{gate}"; fi'
@@ -179,7 +177,7 @@ async def test_an_agent_of_a_superseded_build_is_not_started(world: World) -> No
     assert not rig.facts(type="agent_connected", build_id=job["build_id"])
 
 
-async def test_secrets_are_in_files_of_the_owner_alone(world: World) -> None:
+async def test_secrets_are_only_in_files_that_their_owner_may_read(world: World) -> None:
     async with world.provisioner():
         await started(world, world.template("fails", phase="none"))
         await world.rig.fact(type="agent_connected")
@@ -191,7 +189,7 @@ async def test_secrets_are_in_files_of_the_owner_alone(world: World) -> None:
     assert json.loads((home / "credential.json").read_text())["seed"] == world.seed("operator")
 
 
-async def test_agents_get_new_credentials_when_senders_are_asked_for_their_facts(
+async def test_a_resend_request_renews_the_credentials_of_agents(
     world: World,
 ) -> None:
     """A restored database lacks the agents' credentials, and knows their builds only later."""

@@ -10,7 +10,7 @@ from tests.rigs.processes import ROOT
 PATIENCE = 180.0
 
 
-def test_nothing_accepted_is_lost_or_done_twice_whatever_is_killed_or_paused() -> None:
+def test_random_kills_and_pauses_lose_and_repeat_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.run", "--quick"],
         cwd=ROOT,

@@ -56,7 +56,7 @@ async def spoilt(chat: Chat, world: World, name: str, value: str) -> None:
     await world.service.publish(subject, body.replace('"here"', value).encode())
 
 
-async def test_a_bug_that_one_event_meets_costs_that_event_alone(
+async def test_an_event_that_triggers_a_bug_is_the_only_dead_letter(
     fleet: tuple[Fleet, Deployment],
 ) -> None:
     running, place = fleet

@@ -40,9 +40,7 @@ def resize(disk: Path, size: str) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
 
 
-async def test_after_a_full_disk_the_work_goes_on_and_nothing_is_lost(
-    disk: Path, tmp_path: Path
-) -> None:
+async def test_work_continues_after_a_full_disk_without_losses(disk: Path, tmp_path: Path) -> None:
     with up(disk / "data") as running:
         templates = tmp_path / "templates"
         templates.mkdir()

@@ -142,7 +142,7 @@ async def machine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mac
         kill_processes(of(home / "data"))
 
 
-async def test_an_agent_that_is_paused_is_missed_and_back_when_it_wakes(machine: Machine) -> None:
+async def test_a_paused_agent_counts_as_lost_until_it_resumes(machine: Machine) -> None:
     async with connected_world(machine.place) as world:
         chat = await world.chat()
         await chat.call("create_workspace", {"template_id": machine.quick})
@@ -165,7 +165,7 @@ async def test_an_agent_that_is_paused_is_missed_and_back_when_it_wakes(machine:
         assert machine.agents(chat.now["workspace"]["id"]) == [agent]
 
 
-async def test_a_machine_that_is_switched_off_goes_on_where_it_was(machine: Machine) -> None:
+async def test_work_continues_after_everything_was_killed_at_once(machine: Machine) -> None:
     async with connected_world(machine.place) as world:
         living, late, half = [await world.chat() for _ in range(3)]
         await living.call("create_workspace", {"template_id": machine.quick})
@@ -208,7 +208,7 @@ async def test_a_machine_that_is_switched_off_goes_on_where_it_was(machine: Mach
         assert len(machine.agents(room.name)) == 1
 
 
-async def test_a_build_goes_on_at_once_when_its_killed_provisioner_is_back(
+async def test_a_restarted_provisioner_repeats_its_build_at_once(
     machine: Machine, tmp_path: Path
 ) -> None:
     gate = gate_in(tmp_path)
@@ -249,7 +249,7 @@ async def test_a_build_goes_on_at_once_when_its_killed_provisioner_is_back(
         kill_processes(of(tmp_path))
 
 
-async def test_without_its_database_all_of_it_ends_and_says_so(tmp_path: Path) -> None:
+async def test_up_ends_with_a_message_when_its_database_is_gone(tmp_path: Path) -> None:
     """`up` ends with an error; when it is started again, it continues."""
     running = start_up(tmp_path / "data")
     try:

@@ -106,11 +106,13 @@ async def known(world: World, chat: Chat) -> dict[str, Any]:
     return {key: found[key] for key in found.keys() - {"open_calls", "notice"}}
 
 
-async def test_a_role_tells_how_it_is(stage: Stage) -> None:
+async def test_each_role_reports_its_health(stage: Stage) -> None:
     await stage.are_ready("worker", "gateway")
 
 
-async def test_while_the_database_refuses_callers_hear_so_and_facts_wait(stage: Stage) -> None:
+async def test_while_the_database_is_closed_callers_get_an_error_and_facts_wait(
+    stage: Stage,
+) -> None:
     name = urlsplit(stage.fleet.database_url).path[1:]
     async with connected_world(stage.place) as world:
         chat = await world.chat()
@@ -141,7 +143,7 @@ async def ask_by_rpc(world: World, chat: Chat) -> dict[str, Any]:
     return dict(await world.service.rpc("list_templates", **body))
 
 
-async def test_a_database_without_a_connection_left_is_away_until_it_has_one(stage: Stage) -> None:
+async def test_a_database_without_free_connections_counts_as_away(stage: Stage) -> None:
     async with connected_world(stage.place) as world:
         chat = await world.chat()
         call, job = await world.building(chat)
@@ -166,9 +168,7 @@ async def test_a_database_without_a_connection_left_is_away_until_it_has_one(sta
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-async def test_after_a_restart_of_the_database_the_work_goes_on(
-    stage: Stage, how: signal.Signals
-) -> None:
+async def test_work_continues_after_a_database_restart(stage: Stage, how: signal.Signals) -> None:
     async with connected_world(stage.place) as world:
         chat = await world.chat()
         call, job = await world.building(chat)
@@ -187,7 +187,7 @@ async def test_after_a_restart_of_the_database_the_work_goes_on(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-async def test_after_a_restart_of_nats_the_work_goes_on(stage: Stage, how: signal.Signals) -> None:
+async def test_work_continues_after_a_nats_restart(stage: Stage, how: signal.Signals) -> None:
     async with connected_world(stage.place) as world:
         chat = await world.chat()
         call, job = await world.building(chat)
@@ -210,7 +210,7 @@ async def test_after_a_restart_of_nats_the_work_goes_on(stage: Stage, how: signa
         await stage.are_ready("worker", "gateway")
 
 
-async def test_a_worker_that_is_cut_off_keeps_nobody_waiting(stage: Stage) -> None:
+async def test_a_worker_that_is_cut_off_blocks_no_chat(stage: Stage) -> None:
     async with connected_world(stage.place) as world:
         other = await stage.fleet.start("worker")
         chat = await world.chat()
@@ -230,7 +230,7 @@ async def test_a_worker_that_is_cut_off_keeps_nobody_waiting(stage: Stage) -> No
         await stage.are_ready("worker", "gateway")
 
 
-async def test_an_rpc_is_answered_though_its_gateway_lost_nats_meanwhile(stage: Stage) -> None:
+async def test_an_rpc_is_answered_after_its_gateway_reconnected(stage: Stage) -> None:
     async with connected_world(stage.place) as world:
         chat = await world.chat()
         body = {"chat_id": chat.id, **chat.identity, "args": {"template_id": world.plain}}
@@ -303,7 +303,7 @@ async def refusing(stage: Stage, what: str) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-async def test_while_the_database_refuses_events_they_wait_and_nothing_is_buried(
+async def test_events_that_the_database_rejects_wait_and_do_not_become_dead_letters(
     stage: Stage, what: str
 ) -> None:
     worker = stage.fleet.running[0]
@@ -341,7 +341,7 @@ async def noticed(world: World, chat: Chat) -> dict[str, Any]:
     return found
 
 
-async def test_one_chat_that_the_database_refuses_holds_up_nobody_else(
+async def test_a_chat_that_the_database_rejects_does_not_block_others(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with connected_world(stage.place) as world:

@@ -111,7 +111,7 @@ async def in_every_phase(world: World) -> Phases:
     return phases
 
 
-async def test_nothing_is_lost_that_was_applied(stage: Stage) -> None:
+async def test_nothing_that_was_applied_is_lost_when_nats_loses_its_store(stage: Stage) -> None:
     async with connected_world(stage.place) as world:
         phases = await in_every_phase(world)
     await stage.wiped()
@@ -153,7 +153,7 @@ async def test_nothing_is_lost_that_was_applied(stage: Stage) -> None:
             assert last == await known(world, chats[name])
 
 
-async def test_what_nobody_had_applied_is_answered_when_it_is_asked_again(stage: Stage) -> None:
+async def test_a_request_lost_before_it_was_applied_is_answered_when_repeated(stage: Stage) -> None:
     """Only events that no worker had applied are lost; a repeated call is answered."""
     async with connected_world(stage.place) as world:
         chat = await world.chat()

@@ -179,9 +179,7 @@ async def duplicate_window_passed(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("at", REQUESTED.values(), ids=REQUESTED)
-async def test_a_request_outlives_the_worker_that_is_killed_over_it(
-    stage: Stage, at: Instant
-) -> None:
+async def test_a_request_survives_the_kill_of_its_worker(stage: Stage, at: Instant) -> None:
     chat = await stage.world.chat()
     await stage.first()
     stage.alone(at)
@@ -199,7 +197,7 @@ async def test_a_request_outlives_the_worker_that_is_killed_over_it(
 
 
 @pytest.mark.parametrize("at", FAILED.values(), ids=FAILED)
-async def test_a_call_is_answered_though_the_worker_that_answers_it_is_killed(
+async def test_a_call_is_answered_after_the_kill_of_the_answering_worker(
     stage: Stage, at: Instant
 ) -> None:
     chat = await stage.world.chat()
@@ -221,7 +219,7 @@ async def test_a_call_is_answered_though_the_worker_that_answers_it_is_killed(
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("at", BUILT.values(), ids=BUILT)
-async def test_a_deadline_holds_though_the_worker_that_sets_it_stands_still(
+async def test_a_deadline_fires_although_the_worker_that_armed_it_is_paused(
     stage: Stage, at: Instant, how: signal.Signals
 ) -> None:
     chat = await stage.world.chat()
@@ -246,7 +244,7 @@ async def test_a_deadline_holds_though_the_worker_that_sets_it_stands_still(
     await stage.agree(chat)
 
 
-async def test_workers_come_and_go_under_load(stage: Stage) -> None:
+async def test_workers_may_start_and_die_under_load(stage: Stage) -> None:
     fleet, world = stage.fleet, stage.world
     chats = [await world.chat() for _ in range(20)]
     done: Received[Event] = Received()
@@ -295,7 +293,7 @@ async def test_workers_come_and_go_under_load(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("at", WAKING.values(), ids=WAKING)
-async def test_a_worker_that_wakes_over_a_request_does_no_harm(
+async def test_a_worker_resumed_during_a_request_does_no_harm(
     forgetful: Stage, at: Instant
 ) -> None:
     stage = forgetful
@@ -320,7 +318,7 @@ async def test_a_worker_that_wakes_over_a_request_does_no_harm(
     await stage.agree(chat)
 
 
-async def test_a_job_that_was_on_its_way_to_nats_meanwhile_is_no_second_build(
+async def test_a_job_published_late_causes_no_second_build(
     forgetful: Stage,
 ) -> None:
     """The late job repeats the same build, which its provisioner already knows."""
@@ -350,7 +348,7 @@ async def test_a_job_that_was_on_its_way_to_nats_meanwhile_is_no_second_build(
 
 
 @pytest.mark.parametrize("at", FAILED.values(), ids=FAILED)
-async def test_a_worker_that_wakes_over_an_answer_answers_no_differently(
+async def test_a_worker_resumed_before_its_answer_gives_the_same_answer(
     forgetful: Stage, at: Instant
 ) -> None:
     stage = forgetful

@@ -23,7 +23,7 @@ with open({gate!r}, "w") as gate:
 """
 
 
-async def test_a_forged_configuration_makes_an_agent_neither_another_one_nor_free(
+async def test_a_forged_configuration_changes_neither_identity_nor_confinement_of_an_agent(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
@@ -40,7 +40,7 @@ async def test_a_forged_configuration_makes_an_agent_neither_another_one_nor_fre
     assert rig.asked_for == [genuine] * 2
 
 
-async def test_no_link_in_place_of_an_agents_folder_is_followed(
+async def test_a_link_in_place_of_an_agents_folder_is_not_followed(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     (outside := tmp_path / "outside").mkdir()
@@ -58,7 +58,7 @@ async def test_no_link_in_place_of_an_agents_folder_is_followed(
     assert [path.name for path in outside.iterdir()] == ["config.json"]
 
 
-async def test_a_provisioner_that_starts_again_knows_whose_agents_they_are(
+async def test_a_restarted_provisioner_knows_which_build_each_agent_belongs_to(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     agent = (sys.executable, "-c", "import sys; sys.exit(1)")

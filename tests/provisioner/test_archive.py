@@ -57,7 +57,9 @@ def archive(path: Path, *members: Member) -> Path:
         [("pipe", tarfile.FIFOTYPE, "")],
     ],
 )
-def test_what_leads_out_is_refused(tmp_path: Path, members: list[Member]) -> None:
+def test_entries_that_leave_the_workspace_are_rejected(
+    tmp_path: Path, members: list[Member]
+) -> None:
     workspace = tmp_path / "in" / "workspace"
     workspace.mkdir(parents=True)
 
@@ -69,7 +71,7 @@ def test_what_leads_out_is_refused(tmp_path: Path, members: list[Member]) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"evil.tar.gz", "in"}
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_archives_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "broken").write_bytes(packed({"a": "b" * 10_000})[:40])
 
     with pytest.raises(BadArchive):
@@ -112,7 +114,7 @@ def test_files_and_folders_are_unpacked_with_their_modes(tmp_path: Path) -> None
     assert {path.lstat().st_uid for path in workspace.iterdir()} == {os.geteuid()}
 
 
-def test_a_link_that_stands_in_the_workspace_is_replaced_not_followed(tmp_path: Path) -> None:
+def test_an_existing_link_in_the_workspace_is_replaced_not_followed(tmp_path: Path) -> None:
     outside, workspace = tmp_path / "outside", tmp_path / "workspace"
     outside.mkdir()
     workspace.mkdir()
@@ -126,7 +128,7 @@ def test_a_link_that_stands_in_the_workspace_is_replaced_not_followed(tmp_path: 
     assert ((workspace / "src/a").read_text(), (workspace / "build.sh").read_text()) == ("1", "2")
 
 
-def test_a_link_that_is_made_while_the_files_come_is_not_followed(
+def test_a_link_created_during_unpacking_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program left by an earlier build may create links while the archive is unpacked."""
@@ -149,7 +151,7 @@ def test_a_link_that_is_made_while_the_files_come_is_not_followed(
     assert not list(outside.iterdir())
 
 
-def test_a_new_version_comes_beside_what_is_in_the_workspace(tmp_path: Path) -> None:
+def test_a_new_version_is_merged_into_the_workspace(tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     for version, files in (("v1", {"a": "1", "b": "1"}), ("v2", {"a": "2"})):
         (tmp_path / version).write_bytes(packed(files))
@@ -166,7 +168,7 @@ def test_a_new_version_comes_beside_what_is_in_the_workspace(tmp_path: Path) -> 
         ("not toml [", ["1", "2"]),
     ],
 )
-def test_the_manifest_says_what_is_sensitive_and_all_is_if_it_cannot(
+def test_values_are_sensitive_as_declared_and_all_are_without_a_readable_manifest(
     tmp_path: Path, manifest: str, expected: list[str]
 ) -> None:
     (tmp_path / "t").write_bytes(packed({"template.toml": manifest}))
@@ -177,7 +179,7 @@ def test_the_manifest_says_what_is_sensitive_and_all_is_if_it_cannot(
 
 
 @pytest.mark.parametrize("what", ["large", "many", "lying"])
-def test_a_bomb_is_refused_before_it_is_unpacked(
+def test_an_archive_bomb_is_rejected_before_it_is_unpacked(
     tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sizes that the archive declares are checked first, and no more than that is written."""

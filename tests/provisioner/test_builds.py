@@ -35,7 +35,7 @@ async def acked(rig: Rig, server: MemoryServer) -> None:
     assert len(server.streams[JOB.name].messages) <= 1
 
 
-async def test_a_job_is_built_and_answered(
+async def test_a_job_is_built_and_its_facts_are_published(
     rig: Rig, server: MemoryServer, provisioning: Provisioning, workspace: Path
 ) -> None:
     version = rig.version({"build.sh": '#!/bin/sh\nenv | sort\npwd\nprintf %s "$0" > made\n'})
@@ -89,7 +89,9 @@ async def test_a_job_is_built_and_answered(
     assert set(logged[0]) == {"build_id", "origin", "stage", "level", "output", "sequence"}
 
 
-async def test_a_step_that_fails_says_what_and_how(rig: Rig, provisioning: Provisioning) -> None:
+async def test_a_failed_step_reports_its_status_and_last_lines(
+    rig: Rig, provisioning: Provisioning
+) -> None:
     job = rig.job(version=rig.version({}), build={"start": "echo one; echo no image >&2; exit 7"})
     async with provisioning():
         failed = await rig.ended(await rig.ask(job))
@@ -102,7 +104,7 @@ async def test_a_step_that_fails_says_what_and_how(rig: Rig, provisioning: Provi
     assert "error_code" not in failed["data"]
 
 
-async def test_a_step_may_give_a_typed_error(rig: Rig, provisioning: Provisioning) -> None:
+async def test_a_step_may_report_a_typed_error(rig: Rig, provisioning: Provisioning) -> None:
     said = {
         "error": "no credits left",
         "error_code": "INSUFFICIENT_QUOTA",
@@ -134,7 +136,7 @@ async def test_masks_are_built_outside_the_event_loop(
     assert threading.main_thread() not in threads
 
 
-async def test_sensitive_values_are_in_no_log_and_no_fact(
+async def test_sensitive_values_appear_in_no_log_and_no_fact(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     manifest = '[[parameter]]\nname = "token"\nsensitive = true\n[[parameter]]\nname = "open"\n'
@@ -152,7 +154,7 @@ async def test_sensitive_values_are_in_no_log_and_no_fact(
     assert not any("s3cr3t" in json.dumps(event) for _, event in rig.seen)
 
 
-async def test_a_job_that_comes_again_is_answered_from_the_journal(
+async def test_a_redelivered_job_is_answered_from_the_journal(
     rig: Rig, provisioning: Provisioning, workspace: Path
 ) -> None:
     job = rig.job(version=rig.version({}), build={"start": "echo run >> runs"})
@@ -166,7 +168,7 @@ async def test_a_job_that_comes_again_is_answered_from_the_journal(
     assert (workspace / "runs").read_text() == "run\n"
 
 
-async def test_a_job_that_comes_too_late_is_not_built(
+async def test_a_job_that_arrives_after_not_after_is_not_built(
     rig: Rig, provisioning: Provisioning, workspace: Path
 ) -> None:
     late = codec.timestamp(datetime.now(UTC) - timedelta(seconds=1))
@@ -192,7 +194,7 @@ async def test_a_superseded_job_is_not_built(
     assert not rig.facts(type="build_started", build_id=old)
 
 
-async def test_jobs_of_one_workspace_are_worked_in_turn_and_others_beside_them(
+async def test_jobs_of_one_workspace_run_in_order_and_those_of_others_in_parallel(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -219,7 +221,7 @@ async def test_jobs_of_one_workspace_are_worked_in_turn_and_others_beside_them(
     ]
 
 
-async def test_a_deletion_ends_a_build_in_progress_and_removes_the_directory(
+async def test_a_delete_job_cancels_a_running_build_and_removes_the_directory(
     rig: Rig, provisioning: Provisioning, workspace: Path, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "never")
@@ -237,7 +239,7 @@ async def test_a_deletion_ends_a_build_in_progress_and_removes_the_directory(
     assert not workspace.exists()
 
 
-async def test_bad_jobs_do_not_stop_the_pool(
+async def test_unreadable_jobs_do_not_block_the_pool(
     rig: Rig, server: MemoryServer, provisioning: Provisioning
 ) -> None:
     readable = rig.job(1, version=rig.version({}))
@@ -252,7 +254,7 @@ async def test_bad_jobs_do_not_stop_the_pool(
     assert "workspace_name" in failed["data"]["error"]
 
 
-async def test_an_archive_that_is_not_what_the_job_says_fails_the_build(
+async def test_an_archive_that_differs_from_the_jobs_checksum_fails_the_build(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     version = rig.version({"build.sh": "true"})
@@ -263,7 +265,7 @@ async def test_an_archive_that_is_not_what_the_job_says_fails_the_build(
     assert failed["type"] == "workspaced.build_failed.v1"
 
 
-async def test_the_newest_facts_come_again_as_they_were_when_asked(
+async def test_the_newest_facts_are_published_again_unchanged_on_request(
     rig: Rig, server: MemoryServer, provisioning: Provisioning
 ) -> None:
     version = rig.version({})
@@ -281,7 +283,7 @@ async def test_the_newest_facts_come_again_as_they_were_when_asked(
     assert {fact["id"]: fact for fact in rig.facts()} == facts
 
 
-async def test_what_is_built_while_the_bus_is_away_is_told_when_it_is_back(
+async def test_facts_of_a_build_during_an_outage_are_published_afterwards(
     rig: Rig, server: MemoryServer, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -299,7 +301,7 @@ async def test_what_is_built_while_the_bus_is_away_is_told_when_it_is_back(
     assert succeeded["type"] == "workspaced.build_succeeded.v1"
 
 
-async def test_a_stopped_provisioner_leaves_nothing_running_and_builds_anew(
+async def test_a_stopped_provisioner_ends_its_steps_and_repeats_the_build_later(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"

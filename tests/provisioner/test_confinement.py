@@ -64,7 +64,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_build_writes_to_its_workspace_only_and_reads_no_secret_of_ours(
+async def test_a_build_writes_only_to_its_workspace_and_reads_no_credentials(
     place: Path, way: Mechanism
 ) -> None:
     mine = place / "data/workspaces/mine"
@@ -104,7 +104,7 @@ async def test_a_build_writes_to_its_workspace_only_and_reads_no_secret_of_ours(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_no_step_sets_what_the_kernel_does_for_all(way: Mechanism, place: Path) -> None:
+async def test_no_step_can_change_kernel_settings(way: Mechanism, place: Path) -> None:
     """Not even as root: the kernel runs the program in core_pattern unconfined."""
     mine = place / "data/workspaces/mine"
     for name in ("sys/kernel/core_pattern", "sysrq-trigger"):
@@ -114,7 +114,7 @@ async def test_no_step_sets_what_the_kernel_does_for_all(way: Mechanism, place: 
 
 
 @landlock
-async def test_a_step_that_ends_a_workspace_may_signal_what_an_earlier_one_started(
+async def test_a_stop_step_may_signal_processes_of_an_earlier_step(
     place: Path,
 ) -> None:
     mine, confinement = place / "data/workspaces/mine", Confinement(Mechanism.LANDLOCK)
@@ -127,7 +127,7 @@ async def test_a_step_that_ends_a_workspace_may_signal_what_an_earlier_one_start
     assert await target.wait() == -signal.SIGTERM
 
 
-async def test_each_process_has_limits_and_no_way_to_more_rights(tmp_path: Path) -> None:
+async def test_each_process_has_resource_limits_and_cannot_gain_privileges(tmp_path: Path) -> None:
     limits = ResourceLimits(
         cpu_seconds=7, memory_mib=900, files=200, processes=3000, file_size_mib=1
     )
@@ -171,7 +171,7 @@ async def test_each_process_has_limits_and_no_way_to_more_rights(tmp_path: Path)
     ],
     ids=["file", "files", "memory"],
 )
-async def test_what_goes_over_a_limit_ends_and_its_step_says_how(
+async def test_a_process_that_exceeds_a_limit_is_ended_and_the_step_reports_it(
     limits: ResourceLimits, script: str, ended: str, tmp_path: Path
 ) -> None:
     prefix = Confinement(limits=limits).prefix(tmp_path, step=True)
@@ -182,7 +182,7 @@ async def test_what_goes_over_a_limit_ends_and_its_step_says_how(
     assert words != "exited with status 0"
 
 
-async def test_a_confined_command_ends_as_it_would_alone(tmp_path: Path) -> None:
+async def test_a_confined_command_keeps_its_exit_status(tmp_path: Path) -> None:
     prefix = Confinement().prefix(tmp_path, step=True)
     for script, expected in (
         ("exit 7", "exited with status 7"),
@@ -192,7 +192,7 @@ async def test_a_confined_command_ends_as_it_would_alone(tmp_path: Path) -> None
         assert (await said(prefix, script, tmp_path))[1] == expected
 
 
-async def test_nothing_of_the_provisioners_environment_reaches_a_build(
+async def test_a_build_does_not_inherit_the_provisioners_environment(
     rig: Rig, provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (
@@ -223,7 +223,7 @@ async def test_nothing_of_the_provisioners_environment_reaches_a_build(
     assert set(names.split()) - found <= set(allowed.split())
 
 
-async def test_no_name_is_ever_a_piece_of_a_command(
+async def test_names_and_parameters_are_never_part_of_a_command(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     evil = "$(touch pwned)`touch pwned`; touch pwned #\\n'\""
@@ -255,7 +255,7 @@ wait
 """A process with another group, session, parent and environment, which ignores SIGTERM."""
 
 
-async def test_who_hides_from_a_build_is_ended_when_the_workspace_stops(
+async def test_detached_processes_of_a_build_end_with_the_workspace(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
@@ -276,7 +276,7 @@ async def test_who_hides_from_a_build_is_ended_when_the_workspace_stops(
     assert find_marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
 
 
-async def test_who_hides_from_an_agent_is_ended_with_it(
+async def test_detached_processes_of_an_agent_end_with_it(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
@@ -292,7 +292,7 @@ async def test_who_hides_from_an_agent_is_ended_with_it(
         assert held.read() == ""
 
 
-async def test_what_a_build_leaves_in_our_places_leads_us_nowhere(
+async def test_links_that_a_build_leaves_in_workspaceds_folders_are_not_followed(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     """The provisioner is not confined, but follows no links or pipes at paths that it uses."""
@@ -323,7 +323,7 @@ async def test_what_a_build_leaves_in_our_places_leads_us_nowhere(
     assert (outside / "agents" / "precious").read_text() == "kept"
 
 
-def test_what_is_beside_private_places_is_all_but_them_and_no_link(place: Path) -> None:
+def test_paths_beside_private_ones_exclude_them_and_links(place: Path) -> None:
     found = set(
         confined_exec.uncovered_paths([str(place / "data"), str(place / "data/credentials")])
     )
@@ -335,7 +335,7 @@ def test_what_is_beside_private_places_is_all_but_them_and_no_link(place: Path) 
     assert list(confined_exec.uncovered_paths([])) == ["/"]
 
 
-def test_where_nothing_better_is_there_limits_are_left_and_one_line_says_so(
+def test_without_bubblewrap_and_landlock_only_limits_apply_and_one_line_reports_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(confined_exec, "is_landlock_usable", lambda: False)
@@ -351,7 +351,7 @@ def test_where_nothing_better_is_there_limits_are_left_and_one_line_says_so(
 @pytest.mark.parametrize(
     ("wanted", "missing"), [("landlock", "no Landlock"), ("bubblewrap", "is not installed")]
 )
-def test_a_way_that_is_named_and_can_not_be_had_is_refused(
+def test_a_configured_confinement_that_is_unavailable_is_an_error(
     wanted: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(confined_exec, "is_landlock_usable", lambda: False)
@@ -363,7 +363,7 @@ def test_a_way_that_is_named_and_can_not_be_had_is_refused(
         require_confinement(wanted, environ)
 
 
-def test_a_named_bubblewrap_that_does_not_work_is_refused_though_there_is_landlock(
+def test_a_configured_bubblewrap_that_does_not_work_is_an_error_even_with_landlock(
     tmp_path: Path,
 ) -> None:
     program = tmp_path / "bwrap"
@@ -377,7 +377,7 @@ def test_a_named_bubblewrap_that_does_not_work_is_refused_though_there_is_landlo
 
 
 @pytest.mark.parametrize("command", ["up", "provisioner"])
-def test_nothing_starts_without_the_way_that_is_named(
+def test_the_provisioner_does_not_start_without_the_configured_confinement(
     command: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -392,7 +392,7 @@ def test_nothing_starts_without_the_way_that_is_named(
 
 
 @landlock
-def test_what_lies_below_a_place_for_all_is_not_private_and_one_line_says_so(
+def test_a_data_directory_below_a_shared_directory_is_not_private_and_one_line_reports_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(policy, "_TEMPORARY", (str(tmp_path),))
@@ -410,7 +410,7 @@ def test_what_lies_below_a_place_for_all_is_not_private_and_one_line_says_so(
     assert [f"can read {tmp_path}" in record.message for record in caplog.records] == [True, False]
 
 
-def test_bubblewrap_covers_what_is_private_and_lays_the_workspace_over_it() -> None:
+def test_bubblewrap_hides_private_paths_and_mounts_the_workspace_over_them() -> None:
     """The arguments only; the tests above show their effect where bubblewrap is installed."""
     confinement = Confinement(
         Mechanism.BUBBLEWRAP,

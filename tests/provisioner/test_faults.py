@@ -51,7 +51,7 @@ async def failed(rig: Rig, job: Event) -> tuple[str, str]:
         (BuildJournal, "save", NO_SPACE, "No space left"),
     ],
 )
-async def test_whatever_is_raised_ends_the_build_with_its_words(
+async def test_any_exception_fails_the_build_with_its_message(
     rig: Rig,
     provisioning: Provisioning,
     monkeypatch: pytest.MonkeyPatch,
@@ -71,7 +71,7 @@ async def test_whatever_is_raised_ends_the_build_with_its_words(
     assert succeeded["type"] == "workspaced.build_succeeded.v1", "the provisioner goes on"
 
 
-async def test_a_success_that_can_not_be_written_down_is_a_failure(
+async def test_a_success_that_cannot_be_saved_becomes_a_failure(
     rig: Rig, provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = BuildJournal.save
@@ -89,7 +89,7 @@ async def test_a_success_that_can_not_be_written_down_is_a_failure(
     assert not rig.facts(type="build_succeeded")
 
 
-async def test_a_job_that_can_not_be_read_is_answered_and_its_log_says_why(
+async def test_an_unreadable_job_fails_and_its_log_says_why(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     job = rig.job(version=rig.version({}), agent=[{"name": "main", "env": {"A": ["x"]}}])
@@ -116,7 +116,7 @@ BROKEN: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("transition", ["stop", "delete"])
 @pytest.mark.parametrize("broken", BROKEN, ids=str)
-async def test_a_workspace_can_be_ended_whatever_its_template_says(
+async def test_a_workspace_with_an_invalid_template_can_be_stopped_and_deleted(
     rig: Rig, provisioning: Provisioning, tmp_path: Path, transition: str, broken: dict[str, Any]
 ) -> None:
     version = rig.version({})
@@ -140,7 +140,7 @@ async def test_a_workspace_can_be_ended_whatever_its_template_says(
     assert workspace.exists() == (transition == "stop")
 
 
-async def test_a_stop_step_runs_though_the_template_can_not_be_fetched(
+async def test_a_stop_step_runs_without_its_template_archive(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     version = rig.version({"other": "files"})
@@ -171,7 +171,7 @@ LONG = "x" * 140_000
     ],
     ids=["long", "nul", "together", "equals", "empty", "agent-long", "agent-nul"],
 )
-async def test_a_value_that_no_program_can_be_given_is_refused_with_words(
+async def test_a_value_that_cannot_be_an_environment_variable_fails_with_an_explanation(
     rig: Rig, provisioning: Provisioning, tmp_path: Path, job: dict[str, Any], words: str
 ) -> None:
     build = {"start": f"touch {tmp_path}/built", "stop": f"touch {tmp_path}/stopped"}
@@ -189,7 +189,7 @@ async def test_a_value_that_no_program_can_be_given_is_refused_with_words(
     assert (tmp_path / "stopped").exists(), "a stop runs without that value"
 
 
-def test_what_the_kernel_takes_is_not_refused() -> None:
+def test_values_that_the_kernel_accepts_are_accepted() -> None:
     name = f"{PARAMETER}A"
     most = 32 * 4096 - len(f"{name}=\0")
 
@@ -197,7 +197,7 @@ def test_what_the_kernel_takes_is_not_refused() -> None:
     assert dict(environment_faults({name: "x" * (most + 1)}))
 
 
-async def test_an_agent_that_can_not_be_started_now_is_started_later(
+async def test_an_agent_that_cannot_start_is_started_later(
     rig: Rig, provisioning: Provisioning, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     spawn, tries = os.posix_spawn, list[int]()
@@ -218,7 +218,7 @@ async def test_an_agent_that_can_not_be_started_now_is_started_later(
     assert len(tries) == 3
 
 
-def test_a_no_is_told_from_a_not_now() -> None:
+def test_final_refusals_are_distinguished_from_temporary_ones() -> None:
     no = [Refused(""), *(ServiceError(code, "") for code in (400, 401, 403, 404, 409, 413))]
     not_now = [
         *(Unavailable(""), NoResponder("")),
@@ -229,7 +229,7 @@ def test_a_no_is_told_from_a_not_now() -> None:
     assert [is_final(error) for error in not_now] == [False] * len(not_now)
 
 
-async def test_a_fact_that_is_refused_is_not_sent_for_ever() -> None:
+async def test_a_refused_fact_is_not_retried_for_ever() -> None:
     class Refusing:
         publish = staticmethod(failing(Refused("permissions violation")))
 
@@ -238,7 +238,7 @@ async def test_a_fact_that_is_refused_is_not_sent_for_ever() -> None:
         await deliver(Refusing(), fact)  # type: ignore[arg-type]
 
 
-async def test_lines_that_are_refused_are_given_up_and_others_follow(tmp_path: Path) -> None:
+async def test_refused_log_lines_are_dropped_and_later_ones_are_sent(tmp_path: Path) -> None:
     sent, tries = list[bytes](), list[int]()
 
     async def send(_subject: str, data: bytes) -> None:

@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-async def test_archives_stay_that_workspaces_have_and_those_used_last(
+async def test_pruning_keeps_archives_of_existing_workspaces_and_recently_used_ones(
     rig: Rig, provisioning: Provisioning, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "_UNUSED_KEPT", 2)
@@ -56,7 +56,7 @@ async def test_archives_are_pruned_when_the_provisioner_starts(
     assert after == set()
 
 
-async def test_what_a_killed_provisioner_had_unpacked_halfway_is_removed(
+async def test_partly_unpacked_files_of_a_killed_provisioner_are_removed(
     rig: Rig, provisioning: Provisioning, root: Path
 ) -> None:
     (root / "workspaces" / f".{identity()}.unpacked" / "half").mkdir(parents=True)
@@ -81,7 +81,7 @@ async def test_an_archive_that_is_being_unpacked_is_not_pruned(
     assert {end["type"] for end in ends} == {"workspaced.build_succeeded.v1"}
 
 
-def test_what_stands_in_place_of_a_mark_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_fifo_in_place_of_a_version_file_does_not_block(tmp_path: Path) -> None:
     for name in ("pipe", "link", "none", "good"):
         (tmp_path / name / ".workspaced").mkdir(parents=True)
     os.mkfifo(tmp_path / "pipe" / ".workspaced" / "template")
@@ -92,7 +92,7 @@ def test_what_stands_in_place_of_a_mark_is_not_waited_for(tmp_path: Path) -> Non
     assert archive._versions_in(tmp_path) - {""} == {"v1"}
 
 
-async def test_an_agent_log_that_has_grown_large_is_set_aside_when_the_agent_starts(
+async def test_a_large_agent_log_is_rotated_when_the_agent_starts(
     rig: Rig, provisioning: Provisioning, root: Path, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")

@@ -49,7 +49,7 @@ async def test_agents_are_listed_with_their_parents_and_order(
     ],
     ids=["unknown", "itself", "circle", "twice"],
 )
-async def test_agents_that_are_no_tree_fail_the_build_before_anything_is_built(
+async def test_agents_that_form_no_tree_fail_the_build_before_its_step_runs(
     rig: Rig,
     provisioning: Provisioning,
     tmp_path: Path,

@@ -47,7 +47,7 @@ async def logging(
     log.close()
 
 
-async def test_lines_travel_together_in_pieces_of_at_most_32_kib(tmp_path: Path) -> None:
+async def test_lines_are_sent_together_in_messages_of_at_most_32_kib(tmp_path: Path) -> None:
     sent, line = Sent(), "ä" * 99 + "\n"
     async with logging(tmp_path, sent) as log:
         for _ in range(1000):
@@ -63,7 +63,7 @@ async def test_lines_travel_together_in_pieces_of_at_most_32_kib(tmp_path: Path)
     assert sent.lines[-1]["level"] == "error"
 
 
-async def test_past_the_limit_one_line_says_so(tmp_path: Path) -> None:
+async def test_beyond_the_limit_one_line_reports_that_the_rest_is_omitted(tmp_path: Path) -> None:
     sent = Sent()
     async with logging(tmp_path, sent, limit=100_000) as log:
         for _ in range(30):
@@ -76,7 +76,7 @@ async def test_past_the_limit_one_line_says_so(tmp_path: Path) -> None:
     assert notice["output"].count("\n") == 1
 
 
-async def test_a_sender_that_was_killed_gives_no_number_twice(tmp_path: Path) -> None:
+async def test_a_killed_sender_never_uses_a_sequence_twice(tmp_path: Path) -> None:
     sent = Sent()
     for _ in range(2):
         log = BuildLog("c", "b", "agent", "/agent/a", sent, ledger=tmp_path / "l", limit=1000)
@@ -90,7 +90,7 @@ async def test_a_sender_that_was_killed_gives_no_number_twice(tmp_path: Path) ->
     assert sent.output.count("x") == 1000
 
 
-async def test_lines_wait_for_the_bus_in_order(tmp_path: Path) -> None:
+async def test_lines_are_sent_in_order_after_the_bus_was_away(tmp_path: Path) -> None:
     sent = Sent()
     sent.away = 2
     async with logging(tmp_path, sent) as log:
@@ -101,7 +101,7 @@ async def test_lines_wait_for_the_bus_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("secret", ["four", "line one\nline two", "s3cr3t"])
-async def test_output_shows_stars(tmp_path: Path, secret: str) -> None:
+async def test_secrets_in_output_are_masked(tmp_path: Path, secret: str) -> None:
     sent = Sent()
     async with logging(tmp_path, sent) as log:
         log.mask = Mask([secret])
@@ -114,7 +114,7 @@ async def test_output_shows_stars(tmp_path: Path, secret: str) -> None:
     assert heard.last_lines() == "<***>"
 
 
-async def test_what_a_step_said_last_is_masked_before_it_is_cut(tmp_path: Path) -> None:
+async def test_the_last_lines_of_a_step_are_masked_before_they_are_cut(tmp_path: Path) -> None:
     """Neither the last lines nor a chunk of the log begins or ends with part of a secret."""
     sent, secret = Sent(), "first-half-second-half"
     async with logging(tmp_path, sent) as log:
@@ -130,7 +130,7 @@ async def test_what_a_step_said_last_is_masked_before_it_is_cut(tmp_path: Path) 
     assert heard.last_lines().endswith("***")
 
 
-async def test_a_text_full_of_secrets_stays_within_the_limits(tmp_path: Path) -> None:
+async def test_masking_never_makes_a_message_too_long(tmp_path: Path) -> None:
     sent = Sent()
     async with logging(tmp_path, sent, limit=50_000) as log:
         log.mask = Mask(['ab\n"'])

@@ -81,7 +81,7 @@ def _deep(folder: Path) -> None:
     ],
     ids=["ours", "link", "linked folder", "pipe", "not UTF-8", "deep"],
 )
-def test_what_can_not_be_unpacked_is_refused_in_the_same_words(
+def test_a_push_and_a_build_refuse_an_unpackable_folder_with_the_same_message(
     folder: Path, tmp_path: Path, spoil: Callable[[Path], None], words: str
 ) -> None:
     spoil(folder)
@@ -92,7 +92,7 @@ def test_what_can_not_be_unpacked_is_refused_in_the_same_words(
     assert said[0] == f"{folder}: {refused_by_unpacking(folder, tmp_path)}"
 
 
-def test_too_many_and_too_much_are_refused_in_the_same_words(
+def test_a_push_and_a_build_refuse_too_many_or_too_large_files_with_the_same_message(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "zeros").touch()
@@ -111,7 +111,7 @@ def test_too_many_and_too_much_are_refused_in_the_same_words(
     assert refused_by_push(folder) == [f"{folder}: {refused_by_unpacking(folder, tmp_path)}"]
 
 
-def test_all_that_is_wrong_is_told_at_once(folder: Path) -> None:
+def test_all_problems_of_a_folder_are_listed_at_once(folder: Path) -> None:
     for number in range(30):
         (folder / f"link{number:02}").symlink_to("template.toml")
 
@@ -121,7 +121,7 @@ def test_all_that_is_wrong_is_told_at_once(folder: Path) -> None:
     assert (len(said), said[-1]) == (21, f"{folder}: and 10 more")
 
 
-def test_what_is_never_packed_is_not_looked_at(folder: Path, tmp_path: Path) -> None:
+def test_files_that_are_never_packed_are_not_checked(folder: Path, tmp_path: Path) -> None:
     for name in (".git", "sub/__pycache__"):
         (folder / name).mkdir(parents=True)
         (folder / name / "link").symlink_to("x")
@@ -136,7 +136,7 @@ def test_what_is_never_packed_is_not_looked_at(folder: Path, tmp_path: Path) -> 
     }
 
 
-def test_files_with_several_names_are_packed_as_files(folder: Path, tmp_path: Path) -> None:
+def test_hard_links_are_packed_as_regular_files(folder: Path, tmp_path: Path) -> None:
     (folder / "a").write_text("content")
     os.link(folder / "a", folder / "b")
 
@@ -146,7 +146,7 @@ def test_files_with_several_names_are_packed_as_files(folder: Path, tmp_path: Pa
     assert (tmp_path / "workspace" / "b").read_text() == "content"
 
 
-def test_the_same_folder_has_the_bytes_that_it_always_had(folder: Path) -> None:
+def test_packing_a_folder_is_deterministic(folder: Path) -> None:
     (folder / "build.sh").write_text("#!/bin/sh\n" * 10_000)
     (folder / "build.sh").chmod(0o755)
     (folder / "sub").mkdir()
@@ -180,14 +180,16 @@ def test_byte_order_marks_are_skipped(folder: Path) -> None:
         ("template.toml", b"", "template.toml: name: the key is missing"),
     ],
 )
-def test_a_text_that_is_none_is_named(folder: Path, file: str, content: bytes, words: str) -> None:
+def test_a_file_that_is_not_valid_text_is_named(
+    folder: Path, file: str, content: bytes, words: str
+) -> None:
     (folder / file).write_bytes(content)
 
     assert words in refused_by_push(folder)[0]
 
 
 @pytest.mark.parametrize("file", ["README.md", "template.toml"])
-def test_a_pipe_in_a_file_s_place_is_not_waited_for(folder: Path, file: str) -> None:
+def test_a_fifo_in_place_of_a_file_does_not_block_the_push(folder: Path, file: str) -> None:
     (folder / file).unlink(missing_ok=True)
     os.mkfifo(folder / file)
 

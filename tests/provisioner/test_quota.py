@@ -44,7 +44,7 @@ def refused(fact: Event) -> bool:
     return fact["data"].get("error_code") == "INSUFFICIENT_QUOTA"
 
 
-async def test_an_owner_who_has_all_they_may_is_told_so(
+async def test_a_build_above_the_workspace_quota_fails_and_names_the_workspaces(
     rig: Rig, provisioning: Provisioning, places: Path
 ) -> None:
     more = start(rig, build={"start": "touch built"})
@@ -62,7 +62,7 @@ async def test_an_owner_who_has_all_they_may_is_told_so(
     assert not (places / more["workspace_id"]).exists()
 
 
-async def test_another_owner_and_another_build_of_the_same_workspace_are_let_in(
+async def test_the_quota_does_not_affect_other_owners_and_existing_workspaces(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     first = start(rig)
@@ -77,7 +77,7 @@ async def test_another_owner_and_another_build_of_the_same_workspace_are_let_in(
     ("given", "expected"),
     [({}, QuotaLimits(1000, 0)), ({"WORKSPACES": "3", "DISK": "512"}, QuotaLimits(3, 512))],
 )
-def test_the_limits_are_settings(
+def test_the_quota_limits_are_settings(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     given: dict[str, str],
@@ -96,19 +96,21 @@ def test_the_limits_are_settings(
 
 
 @pytest.mark.parametrize("value", ["-1", "many", "1.5"])
-def test_a_limit_that_is_no_count_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_a_quota_limit_that_is_not_a_count_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
     monkeypatch.setenv("WORKSPACED_DISK_PER_OWNER_MIB", value)
 
     with pytest.raises(InvalidSettings, match="WORKSPACED_DISK_PER_OWNER_MIB"):
         read_settings()
 
 
-async def test_no_limit_is_none(rig: Rig, provisioning: Provisioning) -> None:
+async def test_a_limit_of_zero_means_no_limit(rig: Rig, provisioning: Provisioning) -> None:
     async with provisioning(quota_limits=QuotaLimits(workspaces=0, disk_mib=0)):
         assert [succeeded(await built(rig, start(rig))) for _ in range(3)] == [True] * 3
 
 
-async def test_whose_a_workspace_is_survives_a_restart(
+async def test_a_workspaces_owner_is_known_after_a_restart(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     async with provisioning(quota_limits=ONE):
@@ -117,7 +119,7 @@ async def test_whose_a_workspace_is_survives_a_restart(
         assert refused(await built(rig, start(rig)))
 
 
-async def test_a_stopped_workspace_counts_and_a_deleted_one_does_not(
+async def test_stopped_workspaces_count_and_deleted_ones_do_not(
     rig: Rig, server: MemoryServer, provisioning: Provisioning, places: Path
 ) -> None:
     first = start(rig)
@@ -151,7 +153,7 @@ async def test_a_workspace_whose_directory_was_removed_by_hand_does_not_count(
         assert refused(await built(rig, start(rig, 2, workspace_id=first["workspace_id"])))
 
 
-async def test_a_workspace_that_never_came_to_be_takes_no_place(
+async def test_a_workspace_whose_first_start_failed_does_not_count(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     broken = start(rig, build={"start": "exit 1"})
@@ -162,7 +164,7 @@ async def test_a_workspace_that_never_came_to_be_takes_no_place(
         assert refused(await built(rig, mended))
 
 
-async def test_a_workspace_that_was_once_started_counts_though_its_last_start_failed(
+async def test_a_workspace_counts_if_any_start_of_it_succeeded(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     first = start(rig)
@@ -173,7 +175,7 @@ async def test_a_workspace_that_was_once_started_counts_though_its_last_start_fa
         assert refused(await built(rig, start(rig)))
 
 
-async def test_of_two_builds_at_once_only_one_gets_the_last_place(
+async def test_only_one_of_two_concurrent_builds_gets_the_last_free_workspace(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
@@ -190,7 +192,7 @@ async def test_of_two_builds_at_once_only_one_gets_the_last_place(
     assert sorted(map(refused, ends)) == [False, True]
 
 
-async def test_a_place_is_free_again_when_the_build_that_held_it_fails(
+async def test_a_failed_build_releases_its_reservation(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")

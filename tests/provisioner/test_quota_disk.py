@@ -27,7 +27,7 @@ def places(tmp_path: Path) -> Path:
     return tmp_path / "root" / "workspaces"
 
 
-async def test_a_new_workspace_that_went_over_fails_and_leaves_nothing(
+async def test_a_new_workspace_above_the_disk_quota_fails_and_is_removed(
     rig: Rig, provisioning: Provisioning, places: Path, tmp_path: Path
 ) -> None:
     delete = f'echo "$WORKSPACED_TRANSITION" > {tmp_path / "deleted"}'
@@ -48,7 +48,7 @@ async def test_a_new_workspace_that_went_over_fails_and_leaves_nothing(
     assert (tmp_path / "deleted").read_text() == "delete\n"
 
 
-async def test_an_existing_workspace_that_went_over_keeps_its_files_and_is_not_started_again(
+async def test_an_existing_workspace_above_the_disk_quota_keeps_its_files_but_does_not_start(
     rig: Rig, provisioning: Provisioning, places: Path
 ) -> None:
     first = start(rig, build={"start": write(1)})
@@ -66,7 +66,7 @@ async def test_an_existing_workspace_that_went_over_keeps_its_files_and_is_not_s
     assert kept == {".workspaced", "big", "more"}
 
 
-async def test_all_workspaces_of_the_owner_are_added_up_and_deleted_ones_are_not(
+async def test_the_disk_quota_sums_all_existing_workspaces_of_the_owner(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     first = start(rig, build={"start": write(3)})
@@ -80,7 +80,7 @@ async def test_all_workspaces_of_the_owner_are_added_up_and_deleted_ones_are_not
         assert succeeded(await built(rig, start(rig, build={"start": write(2)})))
 
 
-async def test_stopping_and_deleting_are_never_refused(
+async def test_stop_and_delete_builds_ignore_the_disk_quota(
     rig: Rig, provisioning: Provisioning
 ) -> None:
     first = start(rig, build={"start": write(3)})
@@ -92,7 +92,7 @@ async def test_stopping_and_deleting_are_never_refused(
         assert succeeded(await built(rig, start(rig, 3, "delete", **same)))
 
 
-async def test_of_two_builds_that_go_over_together_one_stays(
+async def test_of_two_builds_that_exceed_the_quota_together_one_is_kept(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
@@ -108,7 +108,7 @@ async def test_of_two_builds_that_go_over_together_one_stays(
     assert sorted(map(refused, ends)) == [False, True]
 
 
-async def test_a_step_that_fails_is_told_as_such_and_what_it_left_over_the_limit_is_removed(
+async def test_a_failed_step_is_reported_as_such_and_its_files_above_the_limit_are_removed(
     rig: Rig, provisioning: Provisioning, places: Path
 ) -> None:
     greedy = start(rig, build={"start": f"{write(5)}; exit 7"})
@@ -119,7 +119,7 @@ async def test_a_step_that_fails_is_told_as_such_and_what_it_left_over_the_limit
     assert not (places / greedy["workspace_id"]).exists()
 
 
-async def test_what_an_attempt_left_that_was_cut_off_does_not_fail_the_next(
+async def test_files_of_an_interrupted_build_do_not_fail_the_next_one(
     rig: Rig, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
@@ -156,7 +156,7 @@ async def test_disk_is_measured_without_following_links(tmp_path: Path) -> None:
     assert sizes[2:] == [0, 0]
 
 
-async def test_measuring_a_directory_that_cannot_be_read_goes_on_with_the_others(
+async def test_an_unreadable_directory_does_not_stop_the_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("closed", "open"):

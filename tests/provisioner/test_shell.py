@@ -23,7 +23,7 @@ def without_reader(pipe: int) -> None:
     assert poll.poll(20_000), "somebody still reads"
 
 
-async def test_output_and_status(tmp_path: Path) -> None:
+async def test_a_command_returns_its_output_and_status(tmp_path: Path) -> None:
     heard: list[bytes] = []
     shell = Shell("pwd; echo bad >&2; exit 9", cwd=tmp_path, env=ENV, output=heard.append)
 
@@ -34,7 +34,7 @@ async def test_output_and_status(tmp_path: Path) -> None:
     assert b"".join(heard).decode() == f"{tmp_path}\nbad\n"
 
 
-async def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path) -> None:
+async def test_background_processes_end_with_their_command(tmp_path: Path) -> None:
     os.mkfifo(gate := tmp_path / "gate")
     command = f'(trap "" TERM; read go) < "{gate}" & exec true'
     shell = Shell(command, cwd=tmp_path, env=ENV, output=lambda _: None)
@@ -45,7 +45,7 @@ async def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path) -> Non
     os.close(writer)
 
 
-def test_a_kill_of_the_runner_ends_the_whole_group(tmp_path: Path) -> None:
+def test_killing_the_runner_ends_the_whole_process_group(tmp_path: Path) -> None:
     os.mkfifo(gate := tmp_path / "gate")
     program = f"""
 import asyncio
@@ -62,7 +62,7 @@ asyncio.run(run())
         assert held.read() == ""  # returns when all processes of the step have ended
 
 
-async def test_processes_are_found_by_mark_and_ended_also_the_stubborn(tmp_path: Path) -> None:
+async def test_marked_processes_are_ended_even_if_they_ignore_sigterm(tmp_path: Path) -> None:
     os.mkfifo(gate := tmp_path / "gate")
     mark = f"WORKSPACED_TEST={gate}"
     stubborn = subprocess.Popen(

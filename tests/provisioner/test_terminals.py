@@ -102,7 +102,7 @@ def attacked(way: Mechanism, place: Path) -> tuple[dict[str, Any], bytes]:
 
 
 @pytest.mark.parametrize("way", [Mechanism.RLIMITS, *WAYS])
-def test_a_step_can_neither_read_nor_type_nor_take_the_terminal(
+def test_a_step_can_neither_read_nor_write_nor_control_the_terminal(
     tmp_path: Path, way: Mechanism
 ) -> None:
     result, shown = attacked(way, tmp_path)
@@ -127,7 +127,7 @@ def test_a_step_can_neither_read_nor_type_nor_take_the_terminal(
 
 
 @pytest.mark.parametrize("way", [Mechanism.RLIMITS, *WAYS])
-async def test_a_step_may_make_terminals_of_its_own(tmp_path: Path, way: Mechanism) -> None:
+async def test_a_step_may_open_pseudo_terminals(tmp_path: Path, way: Mechanism) -> None:
     """As `script` and `expect` do. Landlock can provide them only if this user may mount."""
     if way is Mechanism.LANDLOCK and not _may_mount():
         pytest.skip("this user may not mount")
@@ -158,7 +158,7 @@ def _may_mount() -> bool:
     return subprocess.run(tried, check=False, capture_output=True).returncode == 0
 
 
-def test_where_a_namespace_allows_nothing_a_step_runs_without_terminals(
+def test_a_step_runs_without_terminals_if_its_namespace_forbids_mounts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Ubuntu's AppArmor allows the creation of the namespace, and refuses everything in it."""

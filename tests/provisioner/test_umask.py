@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 WORDS = "the umask is 0777: it takes the owner's rights from every new file"
 
 
-async def test_a_provisioner_refuses_a_umask_that_takes_the_owners_rights(
+async def test_a_provisioner_rejects_a_umask_that_removes_owner_rights(
     provisioning: Provisioning,
 ) -> None:
     before = os.umask(0o777)
@@ -28,7 +28,7 @@ async def test_a_provisioner_refuses_a_umask_that_takes_the_owners_rights(
         os.umask(before)
 
 
-def test_an_agent_refuses_a_umask_that_takes_the_owners_rights(tmp_path: Path) -> None:
+def test_an_agent_rejects_a_umask_that_removes_owner_rights(tmp_path: Path) -> None:
     started = subprocess.run(
         [sys.executable, "-P", "-m", "handlers.agent", str(tmp_path / "config.json")],
         cwd=ROOT,
