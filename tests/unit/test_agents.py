@@ -35,7 +35,7 @@ def agent(name: str, order: int = 0, parent: str | None = None, key: str = "") -
         ([agent("x-coderd-chat"), agent("kid-coderd-chat", parent="x")], "x-coderd-chat"),
     ],
 )
-def test_one_agent_is_chosen_in_whatever_order_they_are_listed(
+def test_the_choice_of_agent_does_not_depend_on_the_order_of_the_list(
     agents: list[BuiltAgent], chosen: str
 ) -> None:
     for listed in permutations(agents):
@@ -45,7 +45,7 @@ def test_one_agent_is_chosen_in_whatever_order_they_are_listed(
         assert found.name == chosen
 
 
-def test_agents_of_one_name_are_told_by_their_ids() -> None:
+def test_agents_with_equal_names_are_distinguished_by_id() -> None:
     twins = [agent("a", key="1"), agent("a", key="2")]
 
     assert choose_agent(twins) == choose_agent(twins[::-1]) == min(twins, key=lambda twin: twin.id)

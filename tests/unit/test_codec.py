@@ -132,7 +132,7 @@ def test_every_inbound_type_of_the_contract_is_covered_here() -> None:
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_a_valid_event_is_read_with_all_it_says(name: str) -> None:
+def test_a_valid_event_is_read_completely(name: str) -> None:
     kind, data = VALID[name]
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -150,7 +150,7 @@ def test_a_valid_event_is_read_with_all_it_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_an_event_is_the_same_after_the_way_through_json(name: str) -> None:
+def test_an_event_survives_the_round_trip_through_json(name: str) -> None:
     kind, _ = VALID[name]
     found = read(envelope(name), kind)
     assert isinstance(found, Event)
@@ -284,7 +284,7 @@ def test_data_must_be_an_object(data: object) -> None:
         text("1,"),
     ],
 )
-def test_what_is_not_json_is_not_json(body: bytes) -> None:
+def test_text_that_is_not_json_is_rejected_as_not_json(body: bytes) -> None:
     assert refused(read(body))[0] is RejectReason.NOT_JSON
 
 
@@ -306,7 +306,7 @@ def test_what_is_not_json_is_not_json(body: bytes) -> None:
         "[" * 5000 + "]" * 5000,
     ],
 )
-def test_what_no_store_can_hold_is_bad_data_and_the_caller_is_told(piece: str) -> None:
+def test_data_that_cannot_be_stored_is_rejected_and_its_call_is_answered(piece: str) -> None:
     reason, call_id = refused(read(text(piece)))
 
     assert reason is RejectReason.BAD_DATA
@@ -342,7 +342,7 @@ def test_odd_texts_that_a_store_holds_are_kept() -> None:
         )
 
 
-def test_of_a_key_that_comes_twice_the_last_counts() -> None:
+def test_the_last_value_of_a_duplicate_key_counts() -> None:
     body = json.dumps(envelope()).replace('"call_id": "call-1"', '"call_id": "x", "call_id": "y"')
 
     found = read(body.encode())
@@ -375,14 +375,16 @@ def test_of_a_key_that_comes_twice_the_last_counts() -> None:
         {"traceparent": 5},
     ],
 )
-def test_what_lacks_the_attributes_of_a_cloudevent_is_none(changes: dict[str, Any]) -> None:
+def test_an_object_without_the_attributes_of_a_cloudevent_is_rejected(
+    changes: dict[str, Any],
+) -> None:
     body = envelope(**changes)
 
     assert refused(read(body)) == (RejectReason.NOT_CLOUDEVENTS, "call-1")
 
 
 @pytest.mark.parametrize("body", [[], "x", 5, None, True])
-def test_json_that_is_no_object_is_no_cloudevent(body: object) -> None:
+def test_json_that_is_not_an_object_is_rejected(body: object) -> None:
     assert refused(read(body)) == (RejectReason.NOT_CLOUDEVENTS, None)
 
 
@@ -398,7 +400,7 @@ def test_json_that_is_no_object_is_no_cloudevent(body: object) -> None:
         ("", True),
     ],
 )
-def test_the_content_type_may_be_absent_and_else_must_fit(
+def test_the_content_type_must_fit_if_it_is_present(
     content_type: str | None, accepted: bool
 ) -> None:
     found = read(envelope(), content_type=content_type)
@@ -447,7 +449,7 @@ def test_a_time_of_any_offset_is_shown_in_utc(sent: str | None, read_as: str) ->
         ("agent", "workspaced.workspace_deleted.v1"),
     ],
 )
-def test_a_type_that_is_not_for_the_subject_or_too_new_is_a_bad_type(kind: str, type_: str) -> None:
+def test_a_type_of_another_subject_or_a_later_version_is_a_bad_type(kind: str, type_: str) -> None:
     name = next(name for name, (of, _) in VALID.items() if of == kind)
 
     assert refused(read(envelope(name, type=type_), kind))[0] is RejectReason.BAD_TYPE
@@ -474,7 +476,7 @@ def test_a_source_that_is_not_the_sender_is_a_bad_source(name: str, source: str)
 
 
 @pytest.mark.parametrize("sender", ["ä", "a b", "x" * 129])
-def test_a_sender_with_a_name_that_no_sender_has_is_a_bad_source(sender: str) -> None:
+def test_an_invalid_sender_name_is_a_bad_source(sender: str) -> None:
     found = read(envelope(source=f"/chat/{sender}"), sender=sender)
 
     assert refused(found)[0] is RejectReason.BAD_SOURCE
@@ -513,7 +515,7 @@ def test_only_a_dead_letter_of_kind_tool_with_a_readable_call_is_answered() -> N
     assert refused(read(foreign, "provisioner")) == (RejectReason.BAD_DATA, None)
 
 
-def test_what_is_wrong_is_told_by_its_path() -> None:
+def test_an_error_names_the_path_of_the_wrong_value() -> None:
     found = read(envelope(data={**TOOL, "owner_id": "x", "call_id": 5}))
 
     assert isinstance(found, Rejected)
@@ -523,7 +525,7 @@ def test_what_is_wrong_is_told_by_its_path() -> None:
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.binary(max_size=200))
-def test_any_bytes_have_an_answer(body: bytes) -> None:
+def test_any_bytes_are_read_or_rejected(body: bytes) -> None:
     assert isinstance(read(body), Rejected)
 
 
@@ -545,7 +547,7 @@ anything = st.recursive(
     st.sampled_from(sorted(VALID)),
     st.dictionaries(st.sampled_from(sorted({*TOOL, *OF_BUILD, *OF_AGENT})), anything, max_size=3),
 )
-def test_any_data_is_read_or_refused(name: str, changes: dict[str, Any]) -> None:
+def test_any_data_is_read_or_rejected(name: str, changes: dict[str, Any]) -> None:
     """An event that was read also survives being written to the log and read from it."""
     kind, data = VALID[name]
 
@@ -578,7 +580,7 @@ EVENTS = [
 
 
 @pytest.mark.parametrize("made", EVENTS, ids=lambda made: made.data.name)
-def test_every_event_that_a_log_holds_is_read_back(made: Event) -> None:
+def test_every_kind_of_logged_event_is_read_back(made: Event) -> None:
     """Including workspaced's own events, such as the loss of an agent, which has no sequence."""
     assert event_of(json.loads(written(made))) == made
 
@@ -598,7 +600,7 @@ def test_a_logged_event_that_cannot_be_read_is_a_value_error(broken: dict[str, A
         event_of(json.loads(written(started())) | broken)
 
 
-def test_an_older_schema_version_is_lifted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_schema_version_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Events of version 1 stay readable for ever; the frozen ones are in replay/logs."""
     from statemachine import codec  # noqa: PLC0415
 

@@ -33,7 +33,7 @@ def test_only_sqlstate_classes_about_data_blame_the_data(
         assert isinstance(found, StoreUnavailableError)
 
 
-def test_there_are_errors_to_be_classify_error() -> None:
+def test_the_classification_covers_errors_of_every_kind() -> None:
     assert len(ALL) > 200
 
 

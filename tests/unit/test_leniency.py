@@ -75,9 +75,7 @@ def raw(name: str, piece: str, **changes: Any) -> Event:
         ("agent_disconnected", "reason", ""),
     ],
 )
-def test_null_and_an_empty_id_or_text_are_as_if_they_were_absent(
-    name: str, key: str, value: object
-) -> None:
+def test_null_and_empty_optional_values_count_as_absent(name: str, key: str, value: object) -> None:
     kind, data = VALID[name]
     absent = read(envelope(name, data={k: v for k, v in data.items() if k != key}), kind)
 
@@ -90,7 +88,9 @@ def test_null_and_an_empty_id_or_text_are_as_if_they_were_absent(
 @pytest.mark.parametrize("key", ["time", "traceparent"])
 @pytest.mark.parametrize("value", ["null", '""'])
 @pytest.mark.parametrize("name", ["tool_requested", "build_failed", "agent_connected"])
-def test_so_are_time_and_traceparent(name: str, key: str, value: str) -> None:
+def test_null_and_empty_time_and_traceparent_count_as_absent(
+    name: str, key: str, value: str
+) -> None:
     kind, _ = VALID[name]
     body = json.dumps(envelope(name, **{key: "@"})).replace('"@"', value)
 
@@ -101,7 +101,7 @@ def test_so_are_time_and_traceparent(name: str, key: str, value: str) -> None:
     assert found.notice is None
 
 
-def test_an_agent_s_empty_parent_and_null_order_are_absent() -> None:
+def test_an_empty_parent_and_a_null_order_of_an_agent_count_as_absent() -> None:
     listed = {"id": AGENT, "name": "main", "parent_id": "", "display_order": None}
 
     found = told("build_succeeded", agents=[listed])
@@ -111,7 +111,7 @@ def test_an_agent_s_empty_parent_and_null_order_are_absent() -> None:
 
 
 @pytest.mark.parametrize("number", ["2.0", "2e0", "20e-1", "0.2e1", "2.000", "2"])
-def test_a_number_without_a_fraction_is_an_integer_however_it_is_written(number: str) -> None:
+def test_a_number_without_a_fraction_is_an_integer_in_any_spelling(number: str) -> None:
     build = raw("build_canceled", number, build_number="@")
     agent = raw("agent_connected", number, sequence="@")
     listed = [{"id": AGENT, "name": "main", "display_order": "@"}]
@@ -125,7 +125,7 @@ def test_a_number_without_a_fraction_is_an_integer_however_it_is_written(number:
 
 
 @pytest.mark.parametrize("number", ["2.5", '"2"', "true", "-1.0", "1e300", "9007199254740992.0"])
-def test_what_is_no_such_integer_is_refused_where_it_is_needed(number: str) -> None:
+def test_a_value_that_is_not_an_integer_is_rejected_in_a_required_field(number: str) -> None:
     body = json.dumps(envelope("build_failed", data={**OF_BUILD, "build_number": "@"}))
 
     found = read(body.replace('"@"', number).encode(), "provisioner")
@@ -135,7 +135,7 @@ def test_what_is_no_such_integer_is_refused_where_it_is_needed(number: str) -> N
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_a_byte_order_mark_in_front_is_skipped(name: str) -> None:
+def test_a_byte_order_mark_at_the_beginning_is_skipped(name: str) -> None:
     kind, _ = VALID[name]
     body = json.dumps(envelope(name)).encode()
 
@@ -143,7 +143,7 @@ def test_a_byte_order_mark_in_front_is_skipped(name: str) -> None:
     assert isinstance(read(BOM + BOM + body, kind), Rejected)
 
 
-def test_a_call_is_answered_whose_request_has_a_byte_order_mark_and_a_fault() -> None:
+def test_an_invalid_request_with_a_byte_order_mark_is_answered() -> None:
     body = BOM + json.dumps(envelope(data={**TOOL, "owner_id": "me"})).encode()
 
     assert refused(read(body)) == (RejectReason.BAD_DATA, "call-1")
@@ -163,13 +163,13 @@ def test_second_60_is_the_end_of_the_second_before_it(name: str, written_as: str
 
 
 @pytest.mark.parametrize("second", ["61", "99"])
-def test_no_other_second_is_accepted(second: str) -> None:
+def test_seconds_above_60_are_rejected(second: str) -> None:
     body = envelope(time=f"2016-12-31T23:59:{second}Z")
 
     assert refused(read(body))[0] is RejectReason.NOT_CLOUDEVENTS
 
 
-def test_of_a_doubled_key_the_last_counts_in_facts_bodies_and_repaired_messages() -> None:
+def test_the_last_value_of_a_duplicate_key_counts_everywhere() -> None:
     body = json.dumps(envelope("build_failed")).replace(
         '"error": "no"', '"error": "\\ud800", "error": "one", "error": "two"'
     )
@@ -185,7 +185,7 @@ def test_of_a_doubled_key_the_last_counts_in_facts_bodies_and_repaired_messages(
 @pytest.mark.parametrize(
     "changes", [{"sequence": 3.0}, {"build_id": ""}, {"build_id": None}, {"extra": None}]
 )
-def test_log_lines_are_read_as_leniently(changes: dict[str, Any]) -> None:
+def test_log_lines_are_read_with_the_same_leniency(changes: dict[str, Any]) -> None:
     build = uid("b")
     line = {"build_id": build, "origin": "agent", "stage": "s", "level": "info", "output": "o"}
     line |= {"sequence": 3, **changes}
@@ -214,14 +214,14 @@ def test_log_lines_are_read_as_leniently(changes: dict[str, Any]) -> None:
         ({"call_id": "functions.x:0"}, "data.call_id must be 1 to 128 of"),
     ],
 )
-def test_a_request_is_refused_by_the_name_of_its_field(changes: dict[str, Any], words: str) -> None:
+def test_the_error_of_a_request_names_the_wrong_field(changes: dict[str, Any], words: str) -> None:
     found = read(envelope(data={**TOOL, **changes}))
 
     assert isinstance(found, Rejected)
     assert words in found.detail
 
 
-def test_rpc_bodies_follow_the_same_leniency() -> None:
+def test_rpc_bodies_are_read_with_the_same_leniency() -> None:
     body = {
         "chat_id": CHAT,
         "call_id": "",
@@ -247,14 +247,14 @@ def test_rpc_bodies_follow_the_same_leniency() -> None:
 @pytest.mark.parametrize(
     "chat_ids", [None, [], [""], [None], "", {}, [uid("a").upper()], [uid("a"), 1]]
 )
-def test_what_grants_something_is_granted_for_what_was_named_only(chat_ids: object) -> None:
+def test_lists_that_grant_rights_are_never_repaired(chat_ids: object) -> None:
     body = json.dumps({"chat_ids": chat_ids}).encode()
 
     with pytest.raises(ServiceError, match=r"body\.chat_ids"):
         requests.parse_body(requests.FrontendCredentialBody, body)
 
 
-def test_arguments_follow_the_same_leniency() -> None:
+def test_arguments_are_read_with_the_same_leniency() -> None:
     listing = arguments(ListArguments, {"page": 2.0, "query": None})
     create = arguments(
         CreateArguments,
@@ -272,7 +272,7 @@ def test_arguments_follow_the_same_leniency() -> None:
 
 
 @pytest.mark.parametrize("page", ["2", 2.5, True, [2], ""])
-def test_a_page_that_is_no_integer_is_refused_by_its_name(page: object) -> None:
+def test_the_error_of_an_invalid_page_names_it(page: object) -> None:
     found = arguments(ListArguments, {"page": page})
 
     assert isinstance(found, BadArguments)
@@ -305,9 +305,7 @@ def test_a_page_that_is_no_integer_is_refused_by_its_name(page: object) -> None:
         ("agent_disconnected", "reason", 5),
     ],
 )
-def test_an_optional_field_that_can_not_be_used_is_left_out(
-    name: str, key: str, value: object
-) -> None:
+def test_an_unusable_optional_field_is_omitted(name: str, key: str, value: object) -> None:
     kind, data = VALID[name]
     absent = read(envelope(name, data={k: v for k, v in data.items() if k != key}), kind)
     assert isinstance(absent, Event)
@@ -338,7 +336,7 @@ def test_an_optional_field_that_can_not_be_used_is_left_out(
         ([], "data.agents[1] is not an object"),
     ],
 )
-def test_an_entry_of_agents_that_can_not_be_used_is_left_out(entry: object, words: str) -> None:
+def test_an_unusable_agent_is_omitted(entry: object, words: str) -> None:
     listed = [{"id": AGENT, "name": "main"}, entry, {"id": uid("last"), "name": "last"}]
 
     found = told("build_succeeded", agents=listed)
@@ -351,14 +349,14 @@ def test_an_entry_of_agents_that_can_not_be_used_is_left_out(entry: object, word
 
 
 @pytest.mark.parametrize("order", ["1", 1.5, [], True])
-def test_an_agent_whose_order_can_not_be_used_is_kept_without_one(order: object) -> None:
+def test_an_agent_with_an_unusable_order_is_kept_without_it(order: object) -> None:
     found = told("build_succeeded", agents=[{"id": AGENT, "name": "main", "display_order": order}])
 
     assert found.data == told("build_succeeded").data
     assert found.notice == "data.agents[0].display_order is not an integer: left out"
 
 
-def test_several_bad_entries_are_named_as_they_came() -> None:
+def test_several_unusable_agents_are_named_by_their_original_index() -> None:
     good = {"id": AGENT, "name": "main"}
     listed = [{"id": None}, None, good, {"name": "x"}, good, {**good, "id": uid("z")}, 5]
 
@@ -373,7 +371,7 @@ def test_several_bad_entries_are_named_as_they_came() -> None:
         assert f"data.agents[{index}]" not in found.notice
 
 
-def test_any_number_of_agents_is_fine_and_an_unknown_parent_is_a_parent() -> None:
+def test_any_number_of_agents_and_unknown_parents_are_accepted() -> None:
     listed = [{"id": uid(f"a{n}"), "name": f"a{n}", "parent_id": uid("nobody")} for n in range(900)]
 
     found = told("build_succeeded", agents=listed)
@@ -384,7 +382,7 @@ def test_any_number_of_agents_is_fine_and_an_unknown_parent_is_a_parent() -> Non
     assert found.notice is None
 
 
-def test_a_notice_of_very_many_faults_stays_short() -> None:
+def test_a_notice_of_many_errors_stays_short() -> None:
     listed: list[object] = [{"id": AGENT, "name": "main"}, *range(4_000)]
 
     found = told("build_succeeded", agents=listed)
@@ -418,7 +416,7 @@ def test_a_hostile_fact_is_read_in_linear_time(piece: str) -> None:
     assert isinstance(found, Event) or found.reason is RejectReason.NOT_JSON
 
 
-def test_a_notice_repeats_no_key_that_no_store_can_hold_or_that_is_very_long() -> None:
+def test_a_notice_does_not_repeat_unstorable_or_very_long_keys() -> None:
     found = told("build_canceled", unknown={"\ud800\0": "\0", "x" * 100_000: "\ud800"})
 
     assert found.notice is not None
@@ -475,7 +473,7 @@ def test_the_name_of_an_agent_is_cut_too() -> None:
         ('{"a":' * 5_000 + '"]"' + "}" * 5_000, ""),
     ],
 )
-def test_what_no_store_can_hold_costs_a_fact_its_field_at_most(piece: str, kept: str) -> None:
+def test_a_fact_loses_only_the_field_that_cannot_be_stored(piece: str, kept: str) -> None:
     found = raw("build_failed", piece, error="@")
 
     assert isinstance(found.data, events.BuildFailed)
@@ -485,7 +483,7 @@ def test_what_no_store_can_hold_costs_a_fact_its_field_at_most(piece: str, kept:
     assert isinstance(unknown.data, events.BuildCanceled)
 
 
-def test_bytes_that_are_no_utf_8_cost_a_fact_nothing_else() -> None:
+def test_invalid_utf_8_is_replaced_and_the_rest_of_a_fact_is_kept() -> None:
     body = json.dumps(envelope("build_failed", data={**OF_BUILD, "error": "@"})).encode()
 
     found = read(body.replace(b'"@"', b'"caf\xe9"'), "provisioner")
@@ -508,7 +506,7 @@ def test_the_identity_of_a_fact_is_never_repaired(changes: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("time_", ["yesterday", 5, ["x"], "2024-13-01T00:00:00Z", "\0", "9" * 99])
-def test_a_time_that_can_not_be_read_is_left_out_of_a_fact(time_: object) -> None:
+def test_an_unreadable_time_of_a_fact_is_omitted(time_: object) -> None:
     found = read(envelope("build_failed", time=time_), "provisioner")
 
     assert isinstance(found, Event)
@@ -518,7 +516,7 @@ def test_a_time_that_can_not_be_read_is_left_out_of_a_fact(time_: object) -> Non
 
 
 @pytest.mark.parametrize("trace", ["x", TRACE.upper(), f"00-{'0' * 32}-b7ad6b7169203331-01", "\0"])
-def test_a_trace_that_is_none_is_left_out(trace: str) -> None:
+def test_an_invalid_traceparent_is_omitted(trace: str) -> None:
     found = read(envelope("build_failed", traceparent=trace), "provisioner")
 
     assert isinstance(found, Event)
@@ -528,7 +526,7 @@ def test_a_trace_that_is_none_is_left_out(trace: str) -> None:
     assert isinstance(numbered, Event)
 
 
-def test_a_trace_that_is_none_is_no_reason_to_refuse_a_request() -> None:
+def test_an_invalid_traceparent_does_not_invalidate_a_request() -> None:
     found = read(envelope(traceparent="x"))
 
     assert isinstance(found, Event)
@@ -538,7 +536,7 @@ def test_a_trace_that_is_none_is_no_reason_to_refuse_a_request() -> None:
 @pytest.mark.parametrize("name", ["build_succeeded", "build_failed", "build_canceled"])
 @pytest.mark.parametrize("key", OF_BUILD)
 @pytest.mark.parametrize("value", [None, "", "one", [], "absent"])
-def test_a_terminal_fact_is_refused_only_for_the_four_that_say_what_ended(
+def test_a_terminal_fact_is_rejected_only_for_its_four_identifying_fields(
     name: str, key: str, value: object
 ) -> None:
     kind, data = VALID[name]
@@ -555,7 +553,7 @@ def test_a_terminal_fact_is_refused_only_for_the_four_that_say_what_ended(
     assert (found.build_id, found.fact) == named
 
 
-def test_over_256_kib_stays_too_large_and_the_build_is_named_all_the_same() -> None:
+def test_a_fact_above_256_kib_is_rejected_but_its_build_is_named() -> None:
     found = read(
         envelope("build_failed", data={**OF_BUILD, "error": "x" * MAX_SIZE}), "provisioner"
     )
@@ -565,7 +563,7 @@ def test_over_256_kib_stays_too_large_and_the_build_is_named_all_the_same() -> N
     assert found.fact == "build_failed"
 
 
-def test_no_agent_names_the_end_of_a_build() -> None:
+def test_a_fact_of_an_agent_never_counts_as_the_end_of_a_build() -> None:
     body = envelope("agent_connected", type="workspaced.build_failed.v1", data=OF_AGENT)
 
     found = read(body, "agent")
@@ -615,7 +613,7 @@ OPTIONAL: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 
 @settings(deadline=None, max_examples=300)
 @given(data=st.data(), name=st.sampled_from(sorted(OPTIONAL)), bom=st.booleans())
-def test_whatever_stands_in_the_optional_fields_a_terminal_fact_is_accepted_and_folds(
+def test_a_terminal_fact_with_any_optional_fields_is_accepted_and_folded(
     data: st.DataObject, name: str, *, bom: bool
 ) -> None:
     more = data.draw(st.fixed_dictionaries({}, optional={**OPTIONAL[name], "unknown": ODD}))

@@ -32,14 +32,14 @@ def refused(answer: Answered | None) -> str:
     return words
 
 
-def test_as_many_calls_of_a_chat_may_wait_as_the_limit_says() -> None:
+def test_calls_of_a_chat_may_wait_up_to_its_limit() -> None:
     load = Load(calls_per_chat=2)
 
     assert desk(State.BUILDING, load, open_calls=1).create() is None
     assert "2 calls of this chat wait" in refused(desk(State.BUILDING, load, open_calls=2).create())
 
 
-def test_where_too_many_wait_in_all_no_new_call_waits() -> None:
+def test_above_the_limit_of_all_chats_no_new_call_may_wait() -> None:
     load = Load(full=True)
 
     for made in (desk(State.NONE, load), desk(State.BUILDING, load)):
@@ -59,7 +59,7 @@ def test_a_call_that_is_answered_at_once_is_never_refused_for_load() -> None:
         assert not answer.is_error
 
 
-def test_who_waits_already_goes_on_waiting_whatever_the_load() -> None:
+def test_a_waiting_call_keeps_waiting_under_any_load() -> None:
     made = desk(State.STOPPING, Load())
     assert made.start("c") is None
 
@@ -71,14 +71,14 @@ def test_who_waits_already_goes_on_waiting_whatever_the_load() -> None:
     assert [job.transition for job in made.jobs] == ["start"]
 
 
-def test_no_build_is_asked_for_where_a_pool_has_as_many_jobs_as_may_wait() -> None:
+def test_no_start_build_is_requested_if_the_queue_of_its_pool_is_full() -> None:
     for made in (desk(State.NONE, FULL_POOL), desk(State.BUILD_FAILED, FULL_POOL)):
         assert "pool 'local'" in refused(made.create())
         assert made.jobs == []
         assert made.states[-1:] != [State.BUILDING]
 
 
-def test_a_call_that_waited_for_a_stop_is_refused_its_build_too() -> None:
+def test_a_call_that_waited_for_a_stop_is_also_refused_if_the_queue_is_full() -> None:
     made = desk(State.STOPPING, FULL_POOL)
     assert made.start("c") is None
 
@@ -88,6 +88,6 @@ def test_a_call_that_waited_for_a_stop_is_refused_its_build_too() -> None:
     assert made.jobs == []
 
 
-def test_another_pools_queue_and_a_stop_are_no_matter() -> None:
+def test_the_queue_limit_affects_neither_other_pools_nor_stops() -> None:
     assert desk(State.NONE, Load(full_pools=frozenset({"far"}))).create() is None
     assert desk(State.READY, FULL_POOL).stop() is None

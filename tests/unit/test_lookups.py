@@ -57,7 +57,7 @@ def templated(number: int, workspace: str = "w") -> Event:
     return event(request.model_copy(update={"template": ref}))
 
 
-def test_nothing_is_needed_for_nothing() -> None:
+def test_no_calls_and_chats_need_no_lookups() -> None:
     new, talk = Chat(chat_id=CHAT), [asked("stop_workspace"), connected(1), failed()]
 
     assert lookups([], [], []) == found()
@@ -65,7 +65,7 @@ def test_nothing_is_needed_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("make", [called, waiting])
-def test_the_tools_need_what_they_speak_of(make: Any) -> None:
+def test_calls_need_the_templates_that_they_name(make: Any) -> None:
     upper = f" {TEMPLATE.upper()} "
 
     assert lookups([make("list_templates")], [], []) == found(organizations=(ORG,))
@@ -75,18 +75,18 @@ def test_the_tools_need_what_they_speak_of(make: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [None, "", "python", 7, ["x"], TEMPLATE + "0", TEMPLATE + "\n0"])
-def test_what_is_no_id_is_not_looked_up(bad: Any) -> None:
+def test_invalid_ids_are_not_looked_up(bad: Any) -> None:
     assert lookups([called("read_template", template_id=bad)], [], []) == found()
 
 
-def test_what_facts_tell_of_is_needed() -> None:
+def test_templates_and_versions_of_facts_are_looked_up() -> None:
     told = started(template_id=TEMPLATE, template_version_id=uid("told"))
 
     assert lookups([], [], [told, started(2)]) == found((TEMPLATE,), (uid("told"),))
     assert lookups([], [], [succeeded()]) == found((), (uid("version"),))
 
 
-def test_what_chats_were_built_of_is_needed() -> None:
+def test_templates_and_versions_of_chats_are_looked_up() -> None:
     mine = chat(started(template_id=TEMPLATE, template_version_id=uid("told")))
     assert lookups([], [mine], []) == found((TEMPLATE,), (uid("told"),))
 
@@ -96,7 +96,7 @@ def test_what_chats_were_built_of_is_needed() -> None:
     assert lookups([], [stopped], []).versions == {uid("asked"), uid("version")}
 
 
-def test_former_workspaces_are_needed_too() -> None:
+def test_templates_of_previous_workspaces_are_looked_up() -> None:
     other = started(workspace="x", template_id=uid("theirs"), template_version_id=uid("told"))
     there = chat(templated(1), requested(1, START, "v"), other)
 

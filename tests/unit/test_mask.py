@@ -91,7 +91,7 @@ def test_no_element_of_a_list_survives(elements: list[str], around: str) -> None
 
 @PATIENT
 @given(st.lists(VALUES, max_size=3), VALUES, VALUES)
-def test_a_mask_for_short_texts_hides_the_same_in_them(
+def test_a_mask_for_short_texts_hides_the_same_spellings(
     values: list[str], before: str, after: str
 ) -> None:
     for text in (
@@ -101,7 +101,7 @@ def test_a_mask_for_short_texts_hides_the_same_in_them(
         assert Mask(values, longest=len(text)).whole(text) == Mask(values).whole(text)
 
 
-def test_a_mask_for_short_texts_does_not_spell_what_is_longer_than_they_are() -> None:
+def test_a_mask_for_short_texts_omits_spellings_that_are_longer() -> None:
     value = "\n".join(f"line {n} {'x' * 60}" for n in range(1000))
 
     assert spellings(value, longest=60) == set()
@@ -147,7 +147,7 @@ def test_a_stream_shows_the_same_as_the_whole_text(
         f"+ echo '{PEM}'",
     ],
 )
-def test_a_key_of_several_lines_is_hidden_however_it_is_written(text: str) -> None:
+def test_a_multi_line_key_is_hidden_in_every_spelling(text: str) -> None:
     shown = Mask([PEM]).whole(text)
 
     for line in ("BEGIN KEY", "MC4", "IEIAbc", "GhIjKl", "indented", "END KEY"):
@@ -187,20 +187,20 @@ def test_this_spelling_is_hidden(value: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "1", "ab", "abc", "ab\n", "a\nb", " \t\n ", "[1]"])
-def test_of_a_value_shorter_than_four_characters_nothing_is_hidden(value: str) -> None:
+def test_values_shorter_than_four_characters_are_not_hidden(value: str) -> None:
     text = "step 1 of 10: ab abc\n a\n    b [ \n"
 
     assert hidden_parts(value) == set()
     assert Mask([value]).whole(text) == text
 
 
-def test_of_a_list_short_elements_stay_and_the_others_are_hidden() -> None:
+def test_short_elements_of_a_list_are_not_hidden_and_others_are() -> None:
     mask = Mask(['["ab", "long one", "cd"]'])
 
     assert mask.whole("ab, long one, cd") == "ab, ***, cd"
 
 
-def test_a_text_full_of_secrets_gets_no_longer() -> None:
+def test_masking_never_makes_a_text_longer() -> None:
     text = "é/+=" * 10_000
 
     assert len(Mask(["é/+="]).whole(text)) < len(text)
@@ -211,7 +211,7 @@ def test_the_longest_of_several_secrets_is_hidden() -> None:
     assert Mask(["secret", "secret-two", "two secrets"]).whole("secret-two") == MASK
 
 
-def test_what_can_not_be_a_secret_is_shown_at_once() -> None:
+def test_a_stream_emits_text_that_cannot_be_part_of_a_secret_at_once() -> None:
     stream = MaskedStream(Mask([PEM]))
 
     assert stream.feed("Enter the key: ") == "Enter the key: "
@@ -231,7 +231,7 @@ def test_what_can_not_be_a_secret_is_shown_at_once() -> None:
     ],
     ids=["a key", "prefixes", "two halves", "nested", "many", "hits only"],
 )
-def test_a_megabyte_of_log_is_masked_in_time_linear_in_it(value: str, text: str) -> None:
+def test_masking_takes_linear_time(value: str, text: str) -> None:
     """A quadratic algorithm would take minutes; the bound leaves room for a busy machine."""
     begun = time.process_time()
     stream = MaskedStream(Mask([value]))

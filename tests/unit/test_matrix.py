@@ -122,20 +122,18 @@ WIRE = {
 
 
 @pytest.mark.parametrize(("state", "trigger"), list(product(State, Trigger)))
-def test_a_trigger_leads_where_the_contract_says_and_nowhere_else(
-    state: State, trigger: Trigger
-) -> None:
+def test_each_trigger_leads_to_the_state_of_the_contract(state: State, trigger: Trigger) -> None:
     assert next_state(state, trigger) == LEGAL_MOVES.get((trigger, state))
 
 
-def test_the_table_says_each_move_once() -> None:
+def test_the_table_has_each_move_once() -> None:
     moves = [(row.trigger, source) for row in TABLE for source in row.sources]
 
     assert len(moves) == len(set(moves)) == len(LEGAL_MOVES) == len(LEGAL)
 
 
 @pytest.mark.parametrize("state", State)
-def test_a_state_is_called_on_the_wire_what_the_contract_calls_it(state: State) -> None:
+def test_each_state_has_the_wire_name_of_the_contract(state: State) -> None:
     data = state_changed(in_state(state))
 
     wire, reason = WIRE[state]
@@ -242,7 +240,7 @@ def assert_sound(workspace: Chat) -> None:
 
 
 @pytest.mark.parametrize("state", State)
-def test_every_event_has_an_answer_in_every_state(state: State) -> None:
+def test_every_event_is_accepted_in_every_state(state: State) -> None:
     """Nothing raises, each step is one version, and every published state is sound."""
     before = formerly_f(state)
     assert before.state is state
@@ -273,7 +271,7 @@ UNMOVING = ("lower", "equal number", "other workspace", "former workspace", "oth
 
 @pytest.mark.parametrize("state", [state for state in State if state is not S.NONE])
 @pytest.mark.parametrize("how", UNMOVING)
-def test_what_is_not_the_chats_own_newest_moves_nothing(state: State, how: str) -> None:
+def test_facts_of_older_builds_and_other_workspaces_move_nothing(state: State, how: str) -> None:
     before = formerly_f(state)
     for fact in everything(before)[how]:
         decision = apply(before, fact)
@@ -282,7 +280,7 @@ def test_what_is_not_the_chats_own_newest_moves_nothing(state: State, how: str) 
 
 
 @pytest.mark.parametrize("state", State)
-def test_a_former_workspace_moves_nothing_even_in_none(state: State) -> None:
+def test_facts_of_a_previous_workspace_move_nothing_even_in_none(state: State) -> None:
     before = formerly_f(state)
     for fact in everything(before)["former workspace"]:
         assert apply(before, fact) == Ignored(before, Unmoved.STALE), fact.data
@@ -290,7 +288,7 @@ def test_a_former_workspace_moves_nothing_even_in_none(state: State) -> None:
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("transition", [START, STOP, DELETE])
-def test_a_higher_number_takes_over_in_every_state(
+def test_a_build_with_a_higher_number_is_followed_in_every_state(
     state: State, transition: events.Transition
 ) -> None:
     before = in_state(state)
@@ -331,7 +329,9 @@ def test_a_lifecycle_that_no_row_names_changes_the_agent_and_not_the_state(
 
 
 @pytest.mark.parametrize("value", events.Lifecycle)
-def test_a_lifecycle_beyond_created_shows_that_the_agent_is_there(value: events.Lifecycle) -> None:
+def test_a_lifecycle_beyond_created_implies_that_the_agent_is_connected(
+    value: events.Lifecycle,
+) -> None:
     after = apply(in_state(S.AGENT_CONNECTING), lifecycle(90, value)).chat
 
     expected = {"created": S.AGENT_CONNECTING, "starting": S.SCRIPTS_RUNNING, "ready": S.READY}

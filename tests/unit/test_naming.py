@@ -24,12 +24,12 @@ def test_a_valid_name_is_used_as_it_is(name: str) -> None:
     "name",
     ["", "new", "create", "-a", "a-", "a--b", "a_b", "a b", "x" * 33, "ä", "a\n", "a.b", "\uff21"],
 )
-def test_an_invalid_name_is_none(name: str) -> None:
+def test_an_invalid_name_is_rejected(name: str) -> None:
     assert not valid(name)
 
 
 @pytest.mark.parametrize("asked", [None, "", " \t "])
-def test_a_blank_name_is_generated_from_the_templates(asked: str | None) -> None:
+def test_a_blank_name_is_generated_from_the_template_name(asked: str | None) -> None:
     assert re.fullmatch("python-[0-9a-f]{4}", workspace_name(asked, "Python", set(), SEED))
 
 
@@ -51,7 +51,7 @@ def test_an_invalid_name_is_cleaned(asked: str, start: str) -> None:
 
 
 @pytest.mark.parametrize("asked", ["new", "Create!", "@x", "!!!", "a--b", "-a", "x" * 33, "日本"])
-def test_what_cleaning_does_not_mend_gets_a_random_name(asked: str) -> None:
+def test_a_name_that_cannot_be_cleaned_becomes_random(asked: str) -> None:
     assert RANDOM.fullmatch(workspace_name(asked, "python", set(), SEED))
 
 
@@ -74,7 +74,7 @@ def test_a_long_name_in_use_is_cut_to_fit() -> None:
     assert valid(name)
 
 
-def test_there_is_one_retry() -> None:
+def test_an_unavailable_name_is_tried_once_more() -> None:
     second = workspace_name("box", "python", {"box"}, SEED)
 
     with pytest.raises(NameTakenError):
@@ -89,7 +89,7 @@ def test_a_generated_name_in_use_is_tried_once_more_too() -> None:
     assert re.fullmatch("python-[0-9a-f]{4}-[0-9a-f]{4}", second)
 
 
-def test_another_seed_gives_another_name() -> None:
+def test_different_seeds_give_different_names() -> None:
     assert len({workspace_name(None, "python", set(), bytes([n])) for n in range(50)}) > 45
 
 

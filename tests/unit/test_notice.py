@@ -35,7 +35,7 @@ def requested(number: int = 1, transition: Transition = START, pool: str = "moon
     return event(data)
 
 
-def test_a_build_that_nobody_has_begun_is_noticed_with_its_pool() -> None:
+def test_a_build_that_no_provisioner_has_begun_has_a_notice_with_its_pool() -> None:
     words = notice(chat(requested()))
 
     assert words is not None
@@ -43,7 +43,7 @@ def test_a_build_that_nobody_has_begun_is_noticed_with_its_pool() -> None:
     assert "build 1 " in words
 
 
-def test_so_is_a_stop() -> None:
+def test_a_stop_that_no_provisioner_has_begun_has_a_notice() -> None:
     words = notice(chat(requested(), succeeded(), requested(2, STOP)))
 
     assert words is not None
@@ -55,19 +55,19 @@ def test_so_is_a_stop() -> None:
     [started(), succeeded(), failed(), canceled()],
     ids=["started", "succeeded", "failed", "canceled"],
 )
-def test_whatever_a_provisioner_says_of_it_ends_the_notice(fact: Event) -> None:
+def test_any_fact_about_the_build_ends_the_notice(fact: Event) -> None:
     assert notice(chat(requested(), fact)) is None
 
 
-def test_a_chat_that_asked_for_nothing_has_none() -> None:
+def test_a_chat_without_a_build_has_no_notice() -> None:
     assert notice(Chat(chat_id=CHAT)) is None
 
 
-def test_a_build_made_elsewhere_has_somebody_who_made_it() -> None:
+def test_a_build_made_elsewhere_has_no_notice() -> None:
     assert notice(chat(started())) is None
 
 
-def test_after_the_limit_the_failure_says_it() -> None:
+def test_after_the_limit_the_failure_replaces_the_notice() -> None:
     over = chat(*then_late(requested()))
 
     assert notice(over) is None
@@ -75,6 +75,6 @@ def test_after_the_limit_the_failure_says_it() -> None:
     assert "no provisioner of pool 'moon'" in over.failure.message
 
 
-def test_it_is_no_part_of_the_published_state() -> None:
+def test_the_notice_is_not_part_of_the_published_state() -> None:
     """Frontends compare versions, so a version must never change after it was published."""
     assert "notice" not in state_changed(chat(requested()))

@@ -332,7 +332,7 @@ def with_repeats(order: tuple[Event, ...], chance: Random) -> list[Event]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_facts_of_a_run_lead_to_one_place_in_every_order(name: str) -> None:
+def test_the_facts_of_a_run_lead_to_the_same_snapshot_in_every_order(name: str) -> None:
     run, state, status = RUNS[name]
     end = chat(*run)
     assert (end.state, end.agent_status()) == (state, status)
@@ -342,7 +342,7 @@ def test_the_facts_of_a_run_lead_to_one_place_in_every_order(name: str) -> None:
 
 @pytest.mark.parametrize("name", OVERTAKEN)
 @pytest.mark.parametrize("own", [[requested()], [requested(), succeeded(), connected(1)]])
-def test_a_workspace_seen_before_the_chats_own_is_deleted_ends_in_one_place(
+def test_the_order_of_a_new_workspace_and_the_deletion_of_the_old_one_does_not_matter(
     own: list[Event], name: str
 ) -> None:
     facts, state, status = OVERTAKEN[name]
@@ -362,7 +362,7 @@ def test_a_repeat_moves_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_fact_that_was_folded_says_nothing_new(name: str) -> None:
+def test_folding_a_fact_twice_changes_nothing(name: str) -> None:
     run, _, _ = RUNS[name]
     end = chat(*run)
     for fact in run:
@@ -377,13 +377,13 @@ def test_early_facts_take_effect_with_the_build_and_each_state_on_the_way_is_pub
     assert path(*early) == ["building", "agent_connecting", "scripts_running", "ready"]
 
 
-def test_the_end_of_a_build_that_nobody_announced_publishes_its_begin_too() -> None:
+def test_the_end_of_an_unannounced_build_also_publishes_its_beginning() -> None:
     stopped = succeeded(2, STOP)
 
     assert path(requested(), stopped) == ["building", "stopping", "stopped"]
 
 
-def test_agents_of_a_workspace_not_known_yet_are_kept() -> None:
+def test_facts_of_agents_of_an_unknown_workspace_are_kept() -> None:
     early = [connected(1, number=5), lifecycle(2, "start_error", number=5)]
 
     end = chat(*early, succeeded(5))
@@ -391,7 +391,7 @@ def test_agents_of_a_workspace_not_known_yet_are_kept() -> None:
     assert end.state is S.SCRIPTS_FAILED
 
 
-def test_a_lost_agent_is_back_with_its_next_fact_whatever_that_is() -> None:
+def test_a_lost_agent_is_connected_again_with_any_next_fact() -> None:
     there = chat(requested(), succeeded(), connected(1), lifecycle(2, "ready"))
     gone = apply(there, lost()).chat
     assert (there.agent_status(), gone.agent_status()) == ("connected", "disconnected")
@@ -402,7 +402,7 @@ def test_a_lost_agent_is_back_with_its_next_fact_whatever_that_is() -> None:
 
 
 @pytest.mark.parametrize("sequence", [0, 4, 5, 6, 7])
-def test_a_lost_agent_is_back_with_its_next_fact_whatever_its_number(sequence: int) -> None:
+def test_a_lost_agent_is_connected_again_with_any_next_sequence(sequence: int) -> None:
     gone = chat(requested(), succeeded(), connected(5), lifecycle(6, "ready"), lost())
     assert gone.agent_status() == "disconnected"
 
@@ -419,9 +419,7 @@ def test_a_lost_agent_is_back_with_its_next_fact_whatever_its_number(sequence: i
         assert back.chat.state is S.READY
 
 
-def test_a_lost_agent_that_says_good_bye_with_a_lower_number_is_back_with_the_fact_after_that() -> (
-    None
-):
+def test_a_lost_agent_that_disconnects_with_a_lower_sequence_returns_with_its_next_fact() -> None:
     gone = chat(requested(), succeeded(), connected(5), lifecycle(6, "ready"), lost())
 
     left = apply(gone, disconnected(2))
@@ -454,7 +452,7 @@ RESTORED: dict[str, tuple[list[Event], str, str]] = {
 
 
 @pytest.mark.parametrize("name", RESTORED)
-def test_the_numbers_of_a_lost_agent_begin_anew_and_order_does_not_matter_then(name: str) -> None:
+def test_after_a_loss_sequences_start_again_and_order_does_not_matter(name: str) -> None:
     facts, status, shown = RESTORED[name]
     for order in permutations(facts):
         end = chat(*BEFORE, lost(), *order)
@@ -463,7 +461,7 @@ def test_the_numbers_of_a_lost_agent_begin_anew_and_order_does_not_matter_then(n
         assert place(end) == place(chat(*BEFORE, lost(), *facts))
 
 
-def test_scripts_that_are_run_again_after_a_loss_are_ready_in_the_end() -> None:
+def test_scripts_that_run_again_after_a_loss_end_in_ready() -> None:
     failed_before = [requested(), succeeded(), connected(50), lifecycle(51, "start_error"), lost()]
 
     assert chat(*failed_before, connected(1), lifecycle(2, "ready")).state is S.READY
@@ -479,7 +477,7 @@ def test_an_agent_may_be_lost_and_restored_more_than_once() -> None:
     assert chat(*BEFORE, *again, lifecycle(3, "off")).agent_lifecycle() == "off"
 
 
-def test_an_old_fact_changes_nothing_once_an_agent_is_back_with_a_higher_number() -> None:
+def test_an_old_fact_has_no_effect_after_an_agent_returned_with_a_higher_sequence() -> None:
     """A paused worker may apply facts long after another worker noticed the loss."""
     back = chat(*BEFORE, lost(), connected(60))
 
@@ -488,7 +486,7 @@ def test_an_old_fact_changes_nothing_once_an_agent_is_back_with_a_higher_number(
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_loss_that_is_undone_leaves_nothing_behind(name: str) -> None:
+def test_an_undone_loss_leaves_no_trace(name: str) -> None:
     run, _, _ = RUNS[name]
     said = [fact.data for fact in run if isinstance(fact.data, AgentFact)]
     if not said:
@@ -505,21 +503,21 @@ def test_a_loss_that_is_undone_leaves_nothing_behind(name: str) -> None:
             assert place(chat(*with_loss)) == place(chat(*run, again))
 
 
-def test_undoing_a_loss_restores_what_the_agent_had_said() -> None:
+def test_undoing_a_loss_restores_the_reports_of_the_agent() -> None:
     """A lifecycle `created` undoes the loss, but does not connect a disconnected agent."""
     left = [requested(), succeeded(), connected(1), disconnected(2)]
 
     assert chat(*left, lost(), lifecycle(3, "created")).agent_status() == "disconnected"
 
 
-def test_a_lower_sequence_changes_nothing_of_what_a_higher_one_spoke_of() -> None:
+def test_a_lower_sequence_never_overrides_a_higher_one() -> None:
     ready = chat(requested(), succeeded(), connected(5), lifecycle(6, "ready"))
 
     for fact in (disconnected(4), lifecycle(5, "start_error"), lifecycle(6, "off")):
         assert state_changed(apply(ready, fact).chat) == state_changed(ready)
 
 
-def test_a_startup_that_is_run_again_is_the_one_place_where_lower_sequences_lose() -> None:
+def test_a_repeated_startup_overrides_the_outcome_of_the_first() -> None:
     """The contract's two rules contradict each other here; see the docstring of this module."""
     built = [requested(), succeeded(), connected(1)]
     first, again = lifecycle(3, "ready"), lifecycle(4, "start_error")
@@ -528,13 +526,13 @@ def test_a_startup_that_is_run_again_is_the_one_place_where_lower_sequences_lose
     assert chat(*built, again, first).state is S.SCRIPTS_FAILED
 
 
-def test_of_two_terminal_facts_of_one_build_the_first_stored_counts() -> None:
+def test_the_first_stored_terminal_fact_of_a_build_counts() -> None:
     """An exception to 'order never matters'."""
     assert chat(requested(), succeeded(), failed()).state is S.AGENT_CONNECTING
     assert chat(requested(), failed(), succeeded()).state is S.BUILD_FAILED
 
 
-def test_of_two_builds_of_one_number_the_one_seen_first_is_followed() -> None:
+def test_of_two_builds_with_the_same_number_the_first_one_is_followed() -> None:
     followed = chat(requested(), started(2, build="left"), succeeded(2, STOP, build="right"))
 
     assert followed.state is S.BUILDING
@@ -542,14 +540,14 @@ def test_of_two_builds_of_one_number_the_one_seen_first_is_followed() -> None:
     assert followed.build.id == uid("left")
 
 
-def test_a_late_terminal_fact_moves_a_build_that_ran_out_of_time() -> None:
+def test_a_late_terminal_fact_moves_a_chat_whose_build_timed_out() -> None:
     assert apply(in_state(S.BUILD_TIMED_OUT), succeeded()).chat.state is S.AGENT_CONNECTING
     assert apply(in_state(S.BUILD_TIMED_OUT), failed()).chat.state is S.BUILD_FAILED
     assert apply(in_state(S.STOP_TIMED_OUT), succeeded(2, STOP)).chat.state is S.STOPPED
     assert apply(in_state(S.STOP_TIMED_OUT), canceled(2, STOP)).chat.state is S.STOP_CANCELED
 
 
-def test_a_limit_that_passes_before_the_facts_come_changes_nothing_in_the_end() -> None:
+def test_a_limit_that_passes_before_the_facts_does_not_change_the_final_state() -> None:
     in_time = chat(requested(), succeeded(), connected(1), lifecycle(2, "ready"))
     for state, rest in (
         (S.BUILD_TIMED_OUT, [lifecycle(2, "ready"), connected(1), succeeded()]),
@@ -559,7 +557,7 @@ def test_a_limit_that_passes_before_the_facts_come_changes_nothing_in_the_end() 
         assert place(chat(*rest, of=in_state(state))) == place(in_time)
 
 
-def test_many_agents_that_nobody_chose_never_push_out_the_chosen_one() -> None:
+def test_many_other_agents_never_displace_the_chosen_one() -> None:
     there = [requested(), succeeded(), connected(1)]
     crowd = [connected(1, f"early {n}", number=9) for n in range(MAX_AGENTS + 72)]
 
@@ -573,7 +571,7 @@ def test_a_stop_build_made_elsewhere_binds_its_workspace_too() -> None:
     assert path(started(4, STOP), succeeded(4, STOP)) == ["stopping", "stopped"]
 
 
-def test_a_workspace_that_was_replaced_moves_nothing_any_more() -> None:
+def test_facts_of_a_replaced_workspace_move_nothing() -> None:
     new = chat(requested(), failed(), requested(1, START, "new"))
     for fact in (succeeded(), started(2, STOP), connected(1), deleted()):
         decision = apply(new, fact)
@@ -582,7 +580,7 @@ def test_a_workspace_that_was_replaced_moves_nothing_any_more() -> None:
         assert place(decision.chat)["workspace"] == place(new)["workspace"]
 
 
-def test_another_workspace_moves_nothing_until_the_chat_has_none() -> None:
+def test_another_workspace_moves_nothing_while_the_chat_has_one() -> None:
     """Then the chat binds it at once, whether it was reported before or after the deletion."""
     other = started(1, workspace="x")
 
@@ -595,7 +593,7 @@ def test_another_workspace_moves_nothing_until_the_chat_has_none() -> None:
         assert end.current.id == uid("x")
 
 
-def test_of_several_workspaces_seen_meanwhile_the_one_with_the_lowest_id_is_next() -> None:
+def test_of_several_reported_workspaces_the_one_with_the_lowest_id_becomes_current() -> None:
     """In state `none` the chat binds the first one that is reported, without waiting for others."""
     others = [started(1, workspace=name) for name in "xyz"]
     lowest = min(uid(name) for name in "xyz")
@@ -619,7 +617,7 @@ def test_each_state_on_the_way_from_one_workspace_to_the_next_is_published() -> 
         assert path(requested(), *early, *way) == ["building", *before, *end]
 
 
-def test_agents_of_other_workspaces_push_out_nobody_of_the_chats_own() -> None:
+def test_agents_of_other_workspaces_never_displace_those_of_the_current_one() -> None:
     mine = [connected(1, f"mine {n}", number=2) for n in range(MAX_AGENTS - 1)]
     there = chat(requested(), succeeded(), connected(1), *mine)
     theirs = [connected(1, f"theirs {n}", workspace="x") for n in range(9)]
@@ -632,7 +630,7 @@ def test_agents_of_other_workspaces_push_out_nobody_of_the_chats_own() -> None:
     assert len(few.agents) == MAX_AGENTS
 
 
-def test_agents_of_one_name_in_two_workspaces_are_two() -> None:
+def test_equal_agent_ids_in_two_workspaces_are_two_agents() -> None:
     there = chat(requested(), succeeded(), connected(5), lifecycle(6, "starting"))
 
     after = apply(there, lifecycle(7, "ready", workspace="x"))
@@ -644,7 +642,7 @@ def test_agents_of_one_name_in_two_workspaces_are_two() -> None:
     assert heard.workspace_id == uid("w")
 
 
-def test_an_agent_of_a_workspace_that_the_chat_may_have_yet_can_be_lost() -> None:
+def test_an_agent_of_a_workspace_that_may_become_current_can_be_lost() -> None:
     early = [requested(), succeeded(workspace="x"), connected(1, workspace="x")]
     heard = chat(*early).agent_facts_of_any_workspace(uid("main"))
     assert heard is not None
@@ -655,7 +653,7 @@ def test_an_agent_of_a_workspace_that_the_chat_may_have_yet_can_be_lost() -> Non
     assert end.agent_status() == "disconnected"
 
 
-def test_what_agents_of_former_and_deleted_workspaces_say_is_not_kept() -> None:
+def test_facts_of_agents_of_previous_and_deleted_workspaces_are_not_kept() -> None:
     replaced = chat(requested(), succeeded(), connected(1), requested(1, START, "v"))
     other = chat(connected(1, workspace="x"), of=replaced)
 
@@ -666,7 +664,7 @@ def test_what_agents_of_former_and_deleted_workspaces_say_is_not_kept() -> None:
         assert after.agents == apply(after, connected(8, workspace="x")).chat.agents == ()
 
 
-def test_an_owner_told_late_is_a_change_of_what_is_shown() -> None:
+def test_an_owner_that_becomes_known_late_is_published() -> None:
     bound = chat(started(1))
     assert state_changed(bound)["workspace"]["owner_name"] is None
 
@@ -676,7 +674,7 @@ def test_an_owner_told_late_is_a_change_of_what_is_shown() -> None:
     assert told.version == bound.version + 1
 
 
-def test_a_new_chat_is_in_none_with_version_0() -> None:
+def test_a_new_chat_has_state_none_and_version_0() -> None:
     data = state_changed(Chat(chat_id=CHAT))
 
     assert (data["state"], data["version"], data["cause"]) == ("none", 0, None)

@@ -64,7 +64,7 @@ OPTIONS = [{"name": "A", "value": "a"}, {"name": "B", "value": "b"}]
         (parameter(type="list(string)", validation_regex="^x"), ['["x", "xy"]'], ['["x", "y"]']),
     ],
 )
-def test_a_value_fits_its_declaration(declared: Parameter, good: list[str], bad: list[str]) -> None:
+def test_valid_values_are_accepted(declared: Parameter, good: list[str], bad: list[str]) -> None:
     assert {text: misfit(declared, text) for text in good} == dict.fromkeys(good)
     assert all(misfit(declared, text) for text in bad)
 
@@ -95,7 +95,7 @@ def test_a_regex_is_re2s_and_matches_in_linear_time() -> None:
         {"required": "yes"},
     ],
 )
-def test_a_declaration_that_makes_no_sense_is_refused(keys: dict[str, Any]) -> None:
+def test_inconsistent_declarations_are_rejected(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         parameter(**keys)
 
@@ -118,12 +118,12 @@ def test_a_declaration_that_makes_no_sense_is_refused(keys: dict[str, Any]) -> N
         ([], "[]"),
     ],
 )
-def test_values_travel_as_text(value: object, text: str) -> None:
+def test_values_are_converted_to_text(value: object, text: str) -> None:
     assert as_text(value) == text
 
 
 @pytest.mark.parametrize("value", [None, {}, [1], float("nan"), float("inf")])
-def test_other_values_are_refused(value: object) -> None:
+def test_invalid_values_are_rejected(value: object) -> None:
     with pytest.raises(ValueError, match="expected"):
         as_text(value)
 
@@ -146,7 +146,7 @@ def test_every_wrong_field_is_named_at_once() -> None:
     assert [field for field, _ in found.fields] == ["colour", "shape", "cpus"]
 
 
-def test_fallbacks_are_asked_in_their_order() -> None:
+def test_fallbacks_are_used_in_their_order() -> None:
     first, second = {"branch": "one"}, {"branch": "two", "cpus": "3"}
 
     values = resolve(SEVERAL, {"note": "n"}, (first, second))
@@ -170,7 +170,7 @@ FIXED = (parameter(name="size", mutable=False, default="s"), parameter(name="b",
         ({"size": "xl", "gone": "1"}, {"gone": "1"}, None),
     ],
 )
-def test_what_is_not_mutable_stays_as_the_last_build_had_it(
+def test_an_immutable_parameter_keeps_the_value_of_the_last_build(
     last: dict[str, str], asked: dict[str, str], expected: dict[str, str] | None
 ) -> None:
     found = resolve(FIXED, asked, last=LastBuild(last))
@@ -178,7 +178,7 @@ def test_what_is_not_mutable_stays_as_the_last_build_had_it(
     assert found == expected if expected is not None else isinstance(found, Misfits)
 
 
-def test_a_fixed_parameter_that_is_new_may_be_given_once() -> None:
+def test_a_new_immutable_parameter_may_be_set_once() -> None:
     new = (parameter(name="zone", mutable=False, required=True),)
 
     assert resolve(new, {"zone": "eu"}, last=LastBuild({"other": "1"})) == {"zone": "eu"}
@@ -196,7 +196,7 @@ SAME = [
 
 
 @pytest.mark.parametrize(("kind", "spellings"), SAME)
-def test_one_value_has_many_spellings(kind: Kind, spellings: list[str]) -> None:
+def test_different_spellings_are_the_same_value(kind: Kind, spellings: list[str]) -> None:
     for one, other in permutations(spellings, 2):
         assert same(kind, one, other), (one, other)
 
@@ -217,12 +217,12 @@ def test_one_value_has_many_spellings(kind: Kind, spellings: list[str]) -> None:
         (Kind.BOOL, "true", "false"),
     ],
 )
-def test_other_values_are_others(kind: Kind, one: str, other: str) -> None:
+def test_different_values_are_not_the_same(kind: Kind, one: str, other: str) -> None:
     assert not same(kind, one, other)
     assert not same(kind, other, one)
 
 
-def test_an_option_may_be_spelled_otherwise_and_is_passed_as_it_is_given() -> None:
+def test_an_option_may_be_spelled_differently_and_is_passed_as_given() -> None:
     sizes = [{"name": "small", "value": "4"}, {"name": "large", "value": "8.0"}]
     number = parameter(type="number", options=sizes)
     texts = parameter(type="list(string)", options=[{"name": "both", "value": '["a", "b"]'}])
@@ -247,7 +247,9 @@ STALE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("why", STALE)
-def test_a_value_that_no_longer_fits_gives_way_to_the_default_or_is_kept(why: str) -> None:
+def test_a_value_that_became_invalid_is_replaced_by_the_default_or_kept_if_immutable(
+    why: str,
+) -> None:
     value, keys = STALE[why]
     last = LastBuild({"p": value})
     for mutable in (True, False):
@@ -261,7 +263,9 @@ def test_a_value_that_no_longer_fits_gives_way_to_the_default_or_is_kept(why: st
 
 
 @pytest.mark.parametrize("why", STALE)
-def test_without_a_default_a_value_that_no_longer_fits_is_given_up_or_asked_for(why: str) -> None:
+def test_without_a_default_a_value_that_became_invalid_is_dropped_or_required_again(
+    why: str,
+) -> None:
     value, keys = STALE[why]
     last, plain = LastBuild({"p": value}), {k: v for k, v in keys.items() if k != "default"}
 
@@ -277,7 +281,7 @@ def test_without_a_default_a_value_that_no_longer_fits_is_given_up_or_asked_for(
     assert reset(required, {"p": keys["default"]}, last) == ()
 
 
-def test_a_stale_value_that_is_kept_may_be_spelled_otherwise_and_not_be_changed() -> None:
+def test_a_kept_invalid_value_may_be_spelled_differently_but_not_changed() -> None:
     declared = (parameter(type="number", mutable=False, validation_max=5),)
     last = LastBuild({"p": "9"})
 
@@ -285,14 +289,14 @@ def test_a_stale_value_that_is_kept_may_be_spelled_otherwise_and_not_be_changed(
     assert isinstance(resolve(declared, {"p": "4"}, last=last), Misfits)
 
 
-def test_a_parameter_that_the_template_no_longer_has_is_left_out() -> None:
+def test_a_removed_parameter_is_omitted() -> None:
     last = LastBuild({"p": "1", "gone": "2"})
 
     assert resolve((parameter(),), {}, last=last) == {"p": "1"}
     assert reset((parameter(),), {}, last) == ()
 
 
-def test_a_fixed_parameter_without_a_value_may_be_given_once() -> None:
+def test_an_immutable_parameter_without_a_value_may_be_set_once() -> None:
     """The job carries an empty text for it; the build's version says whether that was a value."""
     without = (parameter(mutable=False),)
     unset = LastBuild({"p": ""}, without)
@@ -306,7 +310,7 @@ def test_a_fixed_parameter_without_a_value_may_be_given_once() -> None:
     assert resolve(with_default, {}, last=given) == {"p": ""}
 
 
-def test_a_value_that_no_longer_fits_is_not_told_if_it_is_sensitive() -> None:
+def test_a_sensitive_value_that_became_invalid_is_not_shown() -> None:
     declared = (parameter(type="number", sensitive=True, required=True),)
 
     found = resolve(declared, {}, last=LastBuild({"p": "s3cret"}))
@@ -329,7 +333,7 @@ def test_a_value_that_no_longer_fits_is_not_told_if_it_is_sensitive() -> None:
         (parameter(sensitive=True, type="list(string)", validation_regex="^t"), '["secret"]'),
     ],
 )
-def test_no_words_hold_a_sensitive_value(declared: Parameter, value: str) -> None:
+def test_no_error_message_contains_a_sensitive_value(declared: Parameter, value: str) -> None:
     found = resolve((declared,), {"p": value})
 
     assert isinstance(found, Misfits)

@@ -56,7 +56,7 @@ def built(pool: str) -> Chat:
     ],
     ids=lambda fact: f"{fact.data.name}",
 )
-def test_what_is_said_of_another_pool_s_workspace_moves_and_leaves_nothing(fact: Event) -> None:
+def test_facts_about_a_workspace_of_another_pool_have_no_effect(fact: Event) -> None:
     for before in (chat(of_pool("gpu")), built("gpu"), chat(of_pool("gpu"), of_pool("gpu", 2))):
         decision = apply(before, by(fact, "cpu"))
 
@@ -64,25 +64,25 @@ def test_what_is_said_of_another_pool_s_workspace_moves_and_leaves_nothing(fact:
 
 
 @pytest.mark.parametrize("pool", ["gpu", None])
-def test_its_own_pool_s_provisioner_and_one_without_a_pool_are_heard(pool: str | None) -> None:
+def test_facts_from_the_own_pool_and_from_unbound_provisioners_count(pool: str | None) -> None:
     assert isinstance(apply(built("gpu"), by(started(2, STOP), pool)), Moved)
 
 
-def test_a_workspace_made_elsewhere_is_of_no_pool() -> None:
+def test_a_workspace_made_elsewhere_has_no_pool() -> None:
     made = chat(started(), succeeded())
 
     assert isinstance(apply(made, by(started(2, STOP), "cpu")), Moved)
     assert foreign_pool(made, by(failed(), "cpu")) is None
 
 
-def test_a_workspace_that_the_chat_has_left_keeps_its_pool() -> None:
+def test_a_previous_workspace_keeps_its_pool() -> None:
     left = chat(of_pool("gpu"), started(), succeeded(), of_pool("cpu", workspace="other"))
 
     assert foreign_pool(left, by(deleted(), "cpu")) == "gpu"
     assert foreign_pool(left, by(failed(workspace="other"), "cpu")) is None
 
 
-def test_the_pool_is_never_the_sender_s_word_and_stands_in_the_log() -> None:
+def test_the_pool_is_never_read_from_the_message_and_is_logged() -> None:
     said = json.loads(written(started().model_copy(update={"source": "/provisioner/p"})))
     raw = json.dumps({**said, "pool": "cpu"}).encode()
 

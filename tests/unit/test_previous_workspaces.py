@@ -85,7 +85,7 @@ def grace_over(name: str) -> Event:
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not State.NONE])
-def test_a_workspace_that_is_left_running_is_an_orphan_until_its_stop_is_asked_for(
+def test_a_replaced_workspace_is_an_orphan_until_its_stop_is_requested(
     state: State,
 ) -> None:
     runs = state.name in [
@@ -112,7 +112,7 @@ def test_a_workspace_that_is_left_running_is_an_orphan_until_its_stop_is_asked_f
     assert place(after.chat) == place(left)
 
 
-def test_a_stop_that_failed_of_a_start_that_failed_leaves_nothing_to_stop() -> None:
+def test_after_a_failed_stop_of_a_failed_start_there_is_nothing_to_stop() -> None:
     left = chat(
         requested(), failed(), requested(2, STOP), failed(2, STOP), requested(1, START, "v")
     )
@@ -122,7 +122,7 @@ def test_a_stop_that_failed_of_a_start_that_failed_leaves_nothing_to_stop() -> N
 
 @pytest.mark.parametrize("end", [failed, canceled])
 @pytest.mark.parametrize(("start", "runs"), [([], True), ([failed()], False)])
-def test_one_that_was_not_removed_may_run_unless_its_start_is_known_to_have_failed(
+def test_a_workspace_whose_delete_failed_may_run_unless_its_start_failed(
     start: list[Event], runs: bool, end: Any
 ) -> None:
     left = chat(requested(), *start, requested(2, DELETE), end(2, DELETE), requested(1, START, "v"))
@@ -153,7 +153,9 @@ def test_one_that_was_not_removed_may_run_unless_its_start_is_known_to_have_fail
         ([succeeded(2, STOP), succeeded(1)], False),
     ],
 )
-def test_what_becomes_of_the_stop_of_a_replaced_workspace(facts: list[Event], runs: bool) -> None:
+def test_the_end_of_its_stop_decides_whether_a_replaced_workspace_is_an_orphan(
+    facts: list[Event], runs: bool
+) -> None:
     before = chat(*REPLACED, requested(2, STOP))
     after = chat(*facts, of=before)
 
@@ -162,7 +164,7 @@ def test_what_becomes_of_the_stop_of_a_replaced_workspace(facts: list[Event], ru
     assert (after.current, after.build, after.state) == (before.current, before.build, before.state)
 
 
-def test_a_stop_that_failed_is_asked_for_again_with_the_next_number() -> None:
+def test_a_failed_stop_is_requested_again_with_the_next_number() -> None:
     asked = [templated(), succeeded(), templated(1, START, "v"), templated(2, STOP)]
     left = chat(*asked, failed(2, STOP))
 
@@ -178,7 +180,7 @@ def test_a_stop_that_failed_is_asked_for_again_with_the_next_number() -> None:
     assert orphan(stopped, KNOWN, uid("w"), "label") is None
 
 
-def test_a_former_workspace_never_comes_back() -> None:
+def test_a_previous_workspace_never_becomes_current_again() -> None:
     left = chat(*REPLACED, succeeded(2, DELETE, workspace="v"))
     assert left.state is State.NONE
 
@@ -190,7 +192,7 @@ def test_a_former_workspace_never_comes_back() -> None:
     assert left.current is None
 
 
-def test_what_is_said_of_a_deleted_workspace_is_stale() -> None:
+def test_facts_about_a_deleted_workspace_are_stale() -> None:
     left = chat(*REPLACED, requested(2, STOP), failed(2, STOP), deleted())
 
     for fact in (succeeded(), failed(5, STOP), succeeded(6), deleted()):
@@ -208,7 +210,7 @@ ELSEWHERE = [
 ]
 
 
-def test_a_running_workspace_that_no_chat_has_is_an_orphan_once_its_start_succeeded() -> None:
+def test_a_workspace_made_elsewhere_becomes_an_orphan_when_its_start_succeeds() -> None:
     begun = chat(requested(), ELSEWHERE[0])
     there = apply(begun, ELSEWHERE[1], NOW + MINUTE).chat
 
@@ -237,7 +239,7 @@ def test_an_orphan_is_stopped_if_its_template_is_known_and_no_chat_has_it() -> N
     assert orphan(there, KNOWN, uid("y"), "label") is None
 
 
-def test_a_grace_that_passed_says_so_and_comes_once() -> None:
+def test_the_end_of_a_grace_period_is_handled_once() -> None:
     there = chat(requested(), *ELSEWHERE)
 
     after = apply(there, grace_over("x"))
@@ -249,7 +251,7 @@ def test_a_grace_that_passed_says_so_and_comes_once() -> None:
     assert apply(there, grace_over("y")).chat == there
 
 
-def test_a_workspace_that_is_started_again_has_a_new_grace() -> None:
+def test_a_restarted_orphan_gets_a_new_grace_period() -> None:
     there = chat(requested(), *ELSEWHERE, grace_over("x"))
     again = chat(started(2, STOP, "x"), succeeded(2, STOP, workspace="x"), of=there)
 
@@ -260,7 +262,7 @@ def test_a_workspace_that_is_started_again_has_a_new_grace() -> None:
     assert (former.orphaned_at, former.grace_over) == (NOW + MINUTE, False)
 
 
-def test_one_whose_template_is_told_late_is_seen_to_again() -> None:
+def test_an_orphan_whose_template_becomes_known_is_handled_again() -> None:
     newer = Known(catalog=catalog(template(version="new")), policy=Policy())
     there = chat(requested(), *ELSEWHERE[1:], grace_over("x"))
     assert orphan(there, newer, uid("x"), "label") is None, "its version is not known here"
@@ -273,7 +275,7 @@ def test_one_whose_template_is_told_late_is_seen_to_again() -> None:
     assert of(seen_to, "x").grace_over
 
 
-def test_a_grace_does_not_ask_the_clock_of_the_sender() -> None:
+def test_the_grace_period_does_not_depend_on_the_senders_clock() -> None:
     for year in (1, 1970, 9999):
         told = succeeded(workspace="x").model_copy(update={"time": NOW.replace(year=year)})
 
@@ -295,7 +297,7 @@ FOREIGN: dict[str, tuple[list[Event], bool]] = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_the_order_of_what_is_said_of_a_foreign_workspace_never_matters(name: str) -> None:
+def test_the_order_of_facts_about_another_workspace_does_not_matter(name: str) -> None:
     facts, runs = FOREIGN[name]
     seen: list[Any] = []
     for order in permutations(facts):
@@ -311,7 +313,7 @@ def test_the_order_of_what_is_said_of_a_foreign_workspace_never_matters(name: st
     assert all(one == seen[0] for one in seen)
 
 
-def test_it_binds_as_far_as_it_has_come_when_the_chats_own_is_deleted() -> None:
+def test_another_workspace_becomes_current_in_the_state_that_it_has_reached() -> None:
     """Facts that arrived while the chat had another workspace are kept, and apply at once."""
     there = chat(requested(), *ELSEWHERE)
     assert orphaned(there) == ["x"]
@@ -330,7 +332,7 @@ def test_it_binds_as_far_as_it_has_come_when_the_chats_own_is_deleted() -> None:
     assert after.chat.expires_at is None
 
 
-def test_a_late_fact_of_an_old_build_tells_of_what_the_workspace_is_now() -> None:
+def test_a_late_fact_of_an_older_build_still_counts_for_the_workspace() -> None:
     there = chat(requested(), succeeded(2, STOP, workspace="x"), deleted())
 
     after = chat(started(1, START, "x", template_id=PYTHON.id), of=there)
@@ -342,7 +344,7 @@ def test_a_late_fact_of_an_old_build_tells_of_what_the_workspace_is_now() -> Non
     assert after.current.template_id == PYTHON.id
 
 
-def test_one_that_is_deleted_or_was_the_chats_is_not_bound() -> None:
+def test_deleted_and_previous_workspaces_do_not_become_current() -> None:
     gone = chat(requested(), *ELSEWHERE, succeeded(2, DELETE, workspace="x"), deleted())
     assert (gone.current, orphaned(gone)) == (None, [])
     assert apply(gone, succeeded(1, workspace="x")).chat.current is None
@@ -350,7 +352,7 @@ def test_one_that_is_deleted_or_was_the_chats_is_not_bound() -> None:
     assert chat(*REPLACED, deleted("v")).current is None
 
 
-def test_one_of_which_only_agents_spoke_binds_with_its_build() -> None:
+def test_a_workspace_known_only_from_agents_becomes_current_with_its_first_build() -> None:
     there = chat(
         requested(),
         connected(1, workspace="x"),
@@ -362,7 +364,7 @@ def test_one_of_which_only_agents_spoke_binds_with_its_build() -> None:
     assert chat(succeeded(workspace="x"), of=there).state is State.READY
 
 
-def test_a_deletion_is_told_once_and_of_whatever_workspace() -> None:
+def test_the_deletion_of_any_workspace_is_reported_once() -> None:
     there = chat(*REPLACED, *ELSEWHERE)
     for fact, gone in (
         (deleted(), ["w"]),
@@ -380,7 +382,7 @@ def test_a_deletion_is_told_once_and_of_whatever_workspace() -> None:
         assert newly_deleted(after, apply(after, fact).chat) == ()
 
 
-def test_a_delete_that_failed_first_deletes_nothing_when_it_succeeds() -> None:
+def test_a_success_after_the_failure_of_the_same_delete_has_no_effect() -> None:
     """Of two terminal facts of a build the first one counts: the chat keeps its workspace."""
     there = chat(requested(), succeeded(), requested(2, DELETE), failed(2, DELETE))
 
@@ -391,7 +393,7 @@ def test_a_delete_that_failed_first_deletes_nothing_when_it_succeeds() -> None:
     assert newly_deleted(after, apply(after, deleted()).chat) == (uid("w"),)
 
 
-def test_a_workspace_holds_its_name_from_when_name_and_owner_are_known() -> None:
+def test_a_name_is_reserved_once_name_and_owner_are_known() -> None:
     elsewhere = started(1, START, "x", workspace_name="theirs")
     mine = (uid("x"), CHAT, ANN, "theirs")
 
@@ -405,7 +407,7 @@ def test_a_workspace_holds_its_name_from_when_name_and_owner_are_known() -> None
     assert newly_named(owned, chat(succeeded(workspace="x"), of=owned)) is None
 
 
-def test_the_next_build_of_a_workspace_gives_it_no_new_name() -> None:
+def test_a_later_build_does_not_reserve_the_name_again() -> None:
     there = chat(asked("list_templates"), *REPLACED)
 
     new = newly_named(there, chat(requested(1, START, "u"), of=there))
@@ -419,7 +421,7 @@ def test_the_next_build_of_a_workspace_gives_it_no_new_name() -> None:
 # -- memory -------------------------------------------------------------------------------------
 
 
-def test_no_more_than_some_are_remembered_and_what_matters_least_goes_first() -> None:
+def test_the_number_of_previous_workspaces_is_limited_and_the_least_important_go_first() -> None:
     there = chat(*REPLACED, succeeded(1, START, workspace="y"))
     for number in range(MAX_PREVIOUS + 9):
         there = chat(failed(1, START, workspace=f"other {number}"), of=there)
@@ -438,7 +440,7 @@ def test_no_more_than_some_are_remembered_and_what_matters_least_goes_first() ->
     assert there.previous_workspace(uid("y")) is None
 
 
-def test_many_replaced_ones_are_remembered_by_the_newest() -> None:
+def test_of_many_replaced_workspaces_the_newest_are_remembered() -> None:
     there = Chat(chat_id=CHAT)
     for number in range(MAX_PREVIOUS + 3):
         there = chat(
@@ -478,7 +480,9 @@ ANYTHING = [
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(ANYTHING), max_size=16))
-def test_any_log_of_these_folds_to_what_it_recorded(facts: list[Event]) -> None:
+def test_replaying_logs_with_previous_workspaces_gives_the_same_snapshot(
+    facts: list[Event],
+) -> None:
     log = list(recorded(facts))
     workspace = Chat(chat_id=CHAT)
     for fact, entry in zip(facts, log, strict=True):
@@ -517,7 +521,7 @@ def lived(*facts: Event) -> Iterator[Event]:
     yield from facts
 
 
-def test_what_has_lived_as_long_as_it_may_is_stopped_with_the_next_number() -> None:
+def test_a_workspace_whose_lifetime_is_over_is_stopped_with_the_next_number() -> None:
     build = expiry(chat(*lived(succeeded())), KNOWN, "label")
 
     assert build is not None
@@ -529,11 +533,11 @@ def test_what_has_lived_as_long_as_it_may_is_stopped_with_the_next_number() -> N
     [[], [failed()], [succeeded(), requested(2, STOP)], [succeeded(), deleted()]],
     ids=["building", "failed", "being stopped", "gone"],
 )
-def test_what_does_not_run_is_not_stopped(facts: list[Event]) -> None:
+def test_a_workspace_that_does_not_run_is_not_stopped(facts: list[Event]) -> None:
     assert expiry(chat(*lived(*facts)), KNOWN, "label") is None
 
 
-def test_its_lifetime_is_over_once() -> None:
+def test_a_lifetime_ends_only_once() -> None:
     there = chat(*lived(succeeded()))
 
     decision = apply(there, event(TtlPassed(build_id=uid("w/b1"))))

@@ -144,7 +144,7 @@ def test_order_never_matters(made: tuple[list[Event], list[Event]], chance: Rand
 
 @quick
 @given(history(), st.randoms(use_true_random=False), st.integers(0, 10))
-def test_a_loss_that_is_undone_changes_no_end(
+def test_an_undone_loss_does_not_change_the_final_state(
     made: tuple[list[Event], list[Event]], chance: Random, where: int
 ) -> None:
     """The agent is lost after its last report, and then connects with a higher sequence."""
@@ -161,9 +161,7 @@ def test_a_loss_that_is_undone_changes_no_end(
 
 @quick
 @given(history(), st.randoms(use_true_random=False))
-def test_facts_that_come_again_move_nothing(
-    made: tuple[list[Event], list[Event]], chance: Random
-) -> None:
+def test_repeated_facts_move_nothing(made: tuple[list[Event], list[Event]], chance: Random) -> None:
     """However old the facts are, and even if the store did not recognize them as repeats."""
     first, facts = made
     once, twice = chat(*first), chat(*first)
@@ -206,7 +204,7 @@ anything = st.lists(st.sampled_from(ANYTHING), max_size=14)
 
 @quick
 @given(anything)
-def test_any_facts_in_any_order_leave_a_sound_chat(facts: list[Event]) -> None:
+def test_any_facts_in_any_order_leave_a_consistent_chat(facts: list[Event]) -> None:
     """Nothing raises, and each step raises the version by one."""
     workspace = Chat(chat_id=CHAT)
     for fact in facts:
@@ -231,7 +229,7 @@ def test_a_snapshot_survives_its_own_json(facts: list[Event]) -> None:
 
 @quick
 @given(anything, anything)
-def test_a_snapshot_that_was_read_back_decides_alike(
+def test_a_snapshot_that_was_read_back_decides_the_same(
     before: list[Event], after: list[Event]
 ) -> None:
     kept = chat(*before)
@@ -243,7 +241,7 @@ def test_a_snapshot_that_was_read_back_decides_alike(
 
 @quick
 @given(anything)
-def test_a_log_folds_to_what_it_recorded(facts: list[Event]) -> None:
+def test_replaying_a_log_gives_the_recorded_states(facts: list[Event]) -> None:
     """The log also contains repeats, which change nothing."""
     log = list(recorded(facts))
 
@@ -280,7 +278,7 @@ def test_a_tampered_log_is_caught(data: st.DataObject, change: tuple[str, Any]) 
     assert (difference.seq, difference.key, difference.recorded) == (entry["seq"], key, value)
 
 
-def test_a_fact_that_was_forged_or_dropped_is_caught() -> None:
+def test_a_forged_or_missing_fact_is_caught() -> None:
     log = list(recorded([requested(), started(), succeeded(), connected(1)]))
     forged = deepcopy(log)
     forged[2]["event"]["type"] = "workspaced.build_canceled.v1"

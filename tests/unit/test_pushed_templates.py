@@ -52,18 +52,20 @@ def parameter(lines: str, more: str = "") -> str:
         (('name = "a"\nstartup_timeout_seconds = inf',), "startup_timeout_seconds"),
     ],
 )
-def test_agents_that_the_provisioner_would_refuse(tables: tuple[str, ...], words: str) -> None:
+def test_agents_that_the_provisioner_would_refuse_are_refused(
+    tables: tuple[str, ...], words: str
+) -> None:
     assert words in refused(agents(*tables))
 
 
-def test_as_many_agents_as_there_may_be_are_taken() -> None:
+def test_the_maximum_number_of_agents_is_accepted() -> None:
     assert (
         len(read(agents(*(f'name = "a{n}"\nenv = {{ A = 1, B = true }}' for n in range(64)))).agent)
         == 64
     )
 
 
-def test_agents_are_judged_by_the_same_words_in_a_job() -> None:
+def test_a_push_and_a_job_report_the_same_problems_of_agents() -> None:
     tables = [AgentTable(name="a", parent="b", env={"A=B": "1"})]
 
     for _, _, words in agent_faults(tables):
@@ -82,7 +84,7 @@ def test_agents_are_judged_by_the_same_words_in_a_job() -> None:
     ],
     ids=["default", "option", "preset"],
 )
-def test_a_string_s_values_are_texts(written: str, place: str, where: str) -> None:
+def test_values_of_string_parameters_must_be_text(written: str, place: str, where: str) -> None:
     text = parameter(place.format(written))
 
     assert f"{where}expected a text, since the parameter is a string" in refused(text)
@@ -100,7 +102,7 @@ def test_a_string_s_values_are_texts(written: str, place: str, where: str) -> No
         ("list(string)", "'[\"a\"]'"),
     ],
 )
-def test_values_of_their_own_kind_are_taken(kind: str, written: str) -> None:
+def test_values_of_the_declared_type_are_accepted(kind: str, written: str) -> None:
     (found,) = read(parameter(f'type = "{kind}"\ndefault = {written}')).parameter
 
     assert isinstance(found.default, str)
@@ -142,7 +144,9 @@ def test_values_of_their_own_kind_are_taken(kind: str, written: str) -> None:
         ("description = 2024-01-02", "parameter[0].description"),
     ],
 )
-def test_values_that_their_own_validation_refuses(lines: str, words: str) -> None:
+def test_defaults_and_options_that_fail_their_own_validation_are_refused(
+    lines: str, words: str
+) -> None:
     assert words in refused(parameter(lines))
 
 
@@ -150,7 +154,9 @@ def test_values_that_their_own_validation_refuses(lines: str, words: str) -> Non
     "names", [("git-branch", "git_branch", "GIT_BRANCH"), ("a", "A"), ("a-b", "a_b")]
 )
 @pytest.mark.parametrize("pool", ["local", "other"])
-def test_two_parameters_that_would_be_one_variable(names: tuple[str, ...], pool: str) -> None:
+def test_two_parameters_with_the_same_environment_variable_are_refused(
+    names: tuple[str, ...], pool: str
+) -> None:
     tables = "".join(f'[[parameter]]\nname = "{name}"\n' for name in names)
 
     said = refused(f'name = "x"\npool = "{pool}"\n{tables}{BUILD}')
@@ -160,7 +166,7 @@ def test_two_parameters_that_would_be_one_variable(names: tuple[str, ...], pool:
         assert repr(name) in said
 
 
-def test_every_fault_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     text = (
         'name = "x"\n[[parameter]]\nname = "p"\ndefault = 1\n[[parameter]]\nname = "q"\ntypo = 1\n'
         '[build]\nsart = "true"\n[[agent]]\nname = 5\n'
@@ -191,7 +197,7 @@ def test_a_byte_order_mark_is_skipped() -> None:
         ('[[preset]]\nname = "s"\nparameters = { p = "ab" }', "its value in preset 's' is shorter"),
     ],
 )
-def test_a_sensitive_parameter_that_is_too_short_to_be_hidden_is_warned_of(
+def test_a_sensitive_value_that_is_too_short_to_mask_causes_a_warning(
     lines: str, words: str
 ) -> None:
     (warning,) = warnings(read(parameter(f"sensitive = true\n{lines}")))
@@ -212,5 +218,5 @@ def test_a_sensitive_parameter_that_is_too_short_to_be_hidden_is_warned_of(
         'type = "list(string)"\ndefault = " [ ] "',
     ],
 )
-def test_of_others_nothing_is_warned(lines: str) -> None:
+def test_other_parameters_cause_no_warning(lines: str) -> None:
     assert warnings(read(parameter(f"sensitive = true\n{lines}"))) == []

@@ -59,7 +59,7 @@ def bound(version: str = "new") -> Chat:
         ({"name": {"token": SECRET}}, {"name": MASK}),
     ],
 )
-def test_of_a_call_only_values_declared_to_be_harmless_are_shown(
+def test_only_values_of_parameters_that_are_not_sensitive_are_shown(
     args: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     of = {"template_id": f" {ACTIVE.id.upper()} "}
@@ -73,7 +73,7 @@ def test_of_a_call_only_values_declared_to_be_harmless_are_shown(
 
 
 @pytest.mark.parametrize("template_id", [uid("another"), None, "", "python", 7, [SECRET]])
-def test_for_a_template_that_nobody_knows_every_value_is_hidden(template_id: object) -> None:
+def test_all_values_for_an_unknown_template_are_hidden(template_id: object) -> None:
     args = {"template_id": template_id, "parameters": BOTH}
 
     shown = arguments("create_workspace", args, NEW_CHAT, KNOWN)
@@ -83,7 +83,7 @@ def test_for_a_template_that_nobody_knows_every_value_is_hidden(template_id: obj
 
 
 @pytest.mark.parametrize("tool", ["stop_workspace", "list_templates", "no_such_tool"])
-def test_values_for_a_tool_that_takes_none_are_hidden(tool: str) -> None:
+def test_values_for_a_tool_without_parameters_are_hidden(tool: str) -> None:
     args = {"parameters": BOTH, "query": "py", "page": 2}
 
     shown = arguments(tool, args, bound(), KNOWN)
@@ -102,7 +102,7 @@ def test_values_for_a_tool_that_takes_none_are_hidden(tool: str) -> None:
     ],
     ids=["of the active version", "of an older one", "no workspace", "unknown template", "deleted"],
 )
-def test_values_of_a_start_are_hidden_as_any_version_that_is_meant_has_it(
+def test_a_value_of_a_start_is_hidden_if_any_possible_version_declares_it_sensitive(
     workspace: Chat, shown_branch: str
 ) -> None:
     shown = arguments("start_workspace", {"parameters": BOTH}, workspace, KNOWN)
@@ -118,7 +118,7 @@ def test_a_value_that_was_sensitive_in_the_last_version_stays_hidden() -> None:
     assert shown["parameters"] == {"branch": "main", "token": MASK}
 
 
-def test_a_request_is_logged_without_its_secrets_and_else_as_it_came() -> None:
+def test_a_request_is_logged_unchanged_except_for_its_secrets() -> None:
     came = asked("create_workspace", template_id=ACTIVE.id, parameters=BOTH)
 
     shown = event(came, NEW_CHAT, KNOWN)
@@ -146,7 +146,7 @@ def test_a_build_is_logged_without_its_secrets(known: Known, branch: str) -> Non
     assert shown.data.build_id == asked_for.build_id
 
 
-def test_a_build_of_no_template_shows_no_values() -> None:
+def test_a_build_without_a_template_shows_no_values() -> None:
     asked_for = requested().data
     assert isinstance(asked_for, BuildRequested)
     build = made(asked_for.model_copy(update={"parameters": BOTH}))
@@ -154,7 +154,7 @@ def test_a_build_of_no_template_shows_no_values() -> None:
     assert SECRET not in event(build, NEW_CHAT, KNOWN).model_dump_json()
 
 
-def test_facts_are_logged_as_they_came() -> None:
+def test_facts_are_logged_unchanged() -> None:
     fact = succeeded()
 
     assert event(fact, bound(), KNOWN) == fact

@@ -51,7 +51,7 @@ def ours(number: int = 1) -> Event:
 
 @pytest.mark.parametrize("fact", ["build_succeeded", "build_failed", "build_canceled"])
 @pytest.mark.parametrize("before", [0, 1, 2, 3], ids=["first", "early", "in time", "late"])
-def test_after_its_limit_a_build_whose_end_was_rejected_is_a_failed_one(
+def test_after_its_limit_a_build_with_a_rejected_end_counts_as_failed(
     fact: str, before: int
 ) -> None:
     way = then_late(requested(), started())
@@ -67,7 +67,7 @@ def test_after_its_limit_a_build_whose_end_was_rejected_is_a_failed_one(
     assert "data.build_number is not an integer" in words
 
 
-def test_a_stop_whose_end_was_rejected_is_a_failed_one() -> None:
+def test_after_its_limit_a_stop_with_a_rejected_end_counts_as_failed() -> None:
     over = chat(*then_late(requested(), succeeded(), requested(2, STOP)), rejected(build="w/b2"))
 
     assert over.state is State.STOP_TIMED_OUT
@@ -75,14 +75,14 @@ def test_a_stop_whose_end_was_rejected_is_a_failed_one() -> None:
 
 
 @pytest.mark.parametrize("fact", ["build_started", "agent_lifecycle", ""])
-def test_what_is_no_end_is_noticed_and_ends_nothing(fact: str) -> None:
+def test_the_rejection_of_a_fact_that_is_not_terminal_is_only_noticed(fact: str) -> None:
     over = chat(*then_late(requested()), rejected(fact))
 
     assert over.phase is Phase.BEING_BUILT
     assert notice(over) is not None
 
 
-def test_until_the_limit_the_corrected_end_is_waited_for() -> None:
+def test_until_the_limit_the_corrected_end_may_still_arrive() -> None:
     waiting = chat(requested(), rejected())
 
     assert waiting.state is State.BUILDING
@@ -94,7 +94,7 @@ def test_until_the_limit_the_corrected_end_is_waited_for() -> None:
     assert notice(chat(requested(), rejected(), failed())) is None
 
 
-def test_a_call_that_comes_after_the_limit_does_not_wait_for_it_again() -> None:
+def test_a_call_after_the_limit_does_not_wait_again() -> None:
     def timed_out() -> Desk:
         desk = Desk()
         desk.create()
@@ -129,20 +129,20 @@ def test_order_does_not_matter() -> None:
     }
 
 
-def test_what_was_noted_of_a_superseded_build_is_forgotten_and_stays_so() -> None:
+def test_rejections_of_superseded_builds_are_forgotten() -> None:
     moved_on = chat(requested(), rejected(), requested(2))
 
     assert moved_on.rejected == ()
     assert chat(rejected(), of=moved_on) == moved_on
 
 
-def test_the_same_letter_again_changes_nothing() -> None:
+def test_a_repeated_rejection_changes_nothing() -> None:
     once = chat(requested(), rejected())
 
     assert chat(rejected(), of=once) == once
 
 
-def test_what_an_agent_said_is_noticed_after_the_build_too() -> None:
+def test_a_rejected_fact_of_an_agent_is_noticed_after_the_build_too() -> None:
     built = chat(ours(), succeeded(), rejected("agent_lifecycle", detail="data.lifecycle"))
 
     words = notice(built)
@@ -153,7 +153,7 @@ def test_what_an_agent_said_is_noticed_after_the_build_too() -> None:
 
 @pytest.mark.parametrize(("pool", "counts"), [("moon", True), ("sun", False), (None, True)])
 @pytest.mark.parametrize("early", [True, False])
-def test_a_provisioner_of_another_pool_ends_nothing(
+def test_a_rejected_end_from_another_pool_does_not_count(
     pool: str | None, *, counts: bool, early: bool
 ) -> None:
     letter = rejected(pool=pool)
@@ -164,7 +164,7 @@ def test_a_provisioner_of_another_pool_ends_nothing(
     assert (notice(over) is not None) == counts
 
 
-def test_letters_about_other_builds_never_push_out_that_of_the_followed_one() -> None:
+def test_rejections_about_other_builds_never_displace_those_of_the_followed_one() -> None:
     others = [rejected(build=f"x{n}") for n in range(MAX_REJECTED * 2)]
 
     crowded = chat(requested(), rejected(), *others)
@@ -173,14 +173,14 @@ def test_letters_about_other_builds_never_push_out_that_of_the_followed_one() ->
     assert notice(crowded) is not None
 
 
-def test_it_is_no_part_of_the_published_state() -> None:
+def test_rejections_are_not_part_of_the_published_state() -> None:
     noted = chat(requested(), rejected())
 
     assert noted.version == chat(requested()).version
     assert "notice" not in state_changed(noted)
 
 
-def test_a_log_folds_to_it() -> None:
+def test_rejections_are_replayed_from_the_log() -> None:
     resumed = event(WaitResumed(build_id=uid("w/b1"), call_id="c"))
     log = list(recorded([*then_late(rejected(), ours(), rejected("build_started")), resumed]))
 

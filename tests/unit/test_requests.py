@@ -26,22 +26,22 @@ def version_of_the_stop(*facts: Event, known: Known | None = None) -> str | None
     return build.template.version_id if build and build.template else None
 
 
-def test_a_stop_is_of_the_version_that_our_job_built() -> None:
+def test_a_stop_uses_the_version_of_the_last_job() -> None:
     assert version_of_the_stop(by_us("old"), started()) == OLD.id
 
 
-def test_a_stop_is_of_the_version_built_last_also_when_that_was_elsewhere() -> None:
+def test_a_stop_uses_the_version_of_the_last_build_even_if_made_elsewhere() -> None:
     updated = [by_us("old"), succeeded()]  # the fact reports that "version" was built
 
     assert version_of_the_stop(*updated) == PYTHON.active.id
     assert version_of_the_stop(*updated, succeeded(2)) == PYTHON.active.id
 
 
-def test_a_stop_is_of_our_jobs_version_when_nothing_else_is_known() -> None:
+def test_a_stop_uses_the_version_of_the_job_if_no_other_is_known() -> None:
     nothing = Known(catalog=catalog(), policy=Policy(), seed=b"seed")
 
     assert version_of_the_stop(by_us("old"), succeeded(), known=nothing) == OLD.id
 
 
-def test_a_stop_of_what_nobody_here_knows_is_not_asked_for() -> None:
+def test_no_stop_is_requested_for_an_unknown_template() -> None:
     assert version_of_the_stop(started()) is None

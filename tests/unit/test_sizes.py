@@ -36,14 +36,14 @@ def test_a_text_is_cut_to_its_size_as_json(text: str, most: int, *, keep_end: bo
         assert len(to_json(longer)) - 2 > most
 
 
-def test_what_fits_stays_as_it_is() -> None:
+def test_texts_that_fit_stay_unchanged() -> None:
     data = {"error": "x" * 1000, "build_id": "b"}
 
     assert fit(data) is data
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_people_read_is_cut_and_what_programs_read_is_not(text: str) -> None:
+def test_only_texts_for_people_are_cut(text: str) -> None:
     long = text * 20_000
     data = {
         "build_id": "b",
@@ -63,7 +63,7 @@ def test_what_people_read_is_cut_and_what_programs_read_is_not(text: str) -> Non
     assert found["error"] == "short"
 
 
-def test_what_can_not_be_cut_is_left_to_be_refused() -> None:
+def test_values_that_cannot_be_cut_are_kept() -> None:
     found = fit({"values": ["x" * LONGEST_DATA], "error": "y" * 10})
 
     assert found == {"values": ["x" * LONGEST_DATA], "error": ""}

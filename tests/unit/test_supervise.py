@@ -62,12 +62,12 @@ async def test_the_first_failure_is_raised_and_the_others_are_cancelled() -> Non
     assert other.cancelled
 
 
-async def test_a_failure_wins_over_a_result_of_the_same_turn_of_the_loop() -> None:
+async def test_an_error_wins_over_a_result_of_the_same_loop_iteration() -> None:
     with pytest.raises(Failure, match="it failed"):
         await run_until_one_ends(asyncio.sleep(0), fail("it failed"), asyncio.sleep(0))
 
 
-async def test_of_two_failures_the_earlier_argument_is_raised_and_the_other_is_logged(
+async def test_of_two_errors_that_of_the_earlier_argument_is_raised_and_the_other_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING), pytest.raises(Failure, match="first"):
@@ -124,7 +124,7 @@ async def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
     assert stubborn.cancelled
 
 
-async def test_the_result_of_a_task_that_has_ended_stays_with_whoever_awaits_it(
+async def test_the_result_of_an_ended_task_is_not_consumed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     failing = asyncio.create_task(fail("for its awaiter"))
@@ -158,7 +158,7 @@ async def test_a_task_that_fails_ends_the_block_with_its_error() -> None:
     assert endless.cancelled
 
 
-async def test_a_block_ends_though_its_task_swallows_a_cancellation(
+async def test_a_block_ends_although_its_task_swallows_a_cancellation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(supervise, "CANCEL_AGAIN_AFTER", 0.01)

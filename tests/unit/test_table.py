@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["ARCHITECTURE.md", "README.md"])
-def test_a_diagram_in_the_documents_is_the_tables(name: str) -> None:
+def test_the_diagrams_in_the_documents_match_the_table(name: str) -> None:
     """`make diagram` updates them."""
     text = (ROOT / name).read_text()
 
@@ -22,7 +22,7 @@ def test_a_diagram_in_the_documents_is_the_tables(name: str) -> None:
 
 
 @pytest.mark.parametrize("begin", DRAWINGS)
-def test_drawing_twice_is_drawing_once(begin: str) -> None:
+def test_redrawing_is_idempotent(begin: str) -> None:
     blank = f"before\n{begin}\nold\n{END}\nafter"
 
     drawn = redraw(blank)

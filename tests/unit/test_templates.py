@@ -49,7 +49,7 @@ env = {}
 """
 
 
-def test_the_contracts_own_template_is_read() -> None:
+def test_the_example_of_the_contract_is_valid() -> None:
     manifest = read(CONTRACT)
 
     assert (manifest.name, manifest.pool, manifest.agents_allowed) == ("python", "local", True)
@@ -60,7 +60,7 @@ def test_the_contracts_own_template_is_read() -> None:
     assert manifest.spec["build"]["start"] == "./build.sh"
 
 
-def test_what_is_left_out_has_the_contracts_defaults() -> None:
+def test_omitted_keys_have_the_defaults_of_the_contract() -> None:
     manifest = read('name = "x"\n[[parameter]]\nname = "p"\n[build]\nstart = "true"')
 
     (p,) = manifest.parameter
@@ -72,7 +72,7 @@ def test_what_is_left_out_has_the_contracts_defaults() -> None:
     assert (p.type, p.required, p.mutable, p.sensitive) == (Kind.STRING, False, True, False)
 
 
-def test_what_another_pools_provisioner_reads_is_its_own_affair() -> None:
+def test_tables_for_other_provisioners_are_not_checked() -> None:
     manifest = read('name = "x"\npool = "big"\n[build]\nwhen = 2024-01-02\nn = [1, 2.5]')
 
     assert json.loads(json.dumps(manifest.spec)) == {
@@ -122,7 +122,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_is_wrong_is_named_with_file_line_and_key(words: str) -> None:
+def test_an_error_names_file_line_and_key(words: str) -> None:
     with pytest.raises(TemplateError) as bad:
         read(WRONG[words], file="t.toml")
 
@@ -179,7 +179,7 @@ def test_a_readme_is_shown_without_front_matter_and_images(text: str, shown: str
         ('[[agent]]\nname = "a"\n[[agent]]\nname = "a"\n', r"agent\[1\].name: another agent"),
     ],
 )
-def test_agents_must_have_names_of_their_own_and_known_parents(agents: str, words: str) -> None:
+def test_agents_must_have_unique_names_and_known_parents(agents: str, words: str) -> None:
     text = f'name = "x"\n\n[build]\nstart = "true"\n{agents}'
 
     with pytest.raises(TemplateError, match=words):

@@ -135,7 +135,7 @@ CHILD = agents(child="nobody")
         ([limited(), succeeded(), limited(1, HOUR, "v"), succeeded(workspace="v")], 3),
     ],
 )
-def test_a_lifetime_counts_from_the_end_of_the_last_start_that_succeeded(
+def test_a_lifetime_counts_from_the_end_of_the_last_successful_start(
     facts: list[Event], ended: int | None
 ) -> None:
     expected = None if ended is None else NOW + ended * HOUR + HOUR
@@ -143,7 +143,7 @@ def test_a_lifetime_counts_from_the_end_of_the_last_start_that_succeeded(
     assert ends(hours(*facts)) == expected
 
 
-def test_a_start_that_ends_after_its_limit_begins_the_lifetime_then() -> None:
+def test_a_start_that_succeeds_after_its_limit_begins_the_lifetime() -> None:
     chat = hours(limited())
     over = apply(chat, late(chat), NOW + HOUR).chat
 
@@ -163,13 +163,13 @@ def test_a_start_that_ends_after_its_limit_begins_the_lifetime_then() -> None:
         [EXPIRED, requested(2, STOP), succeeded(2, STOP)],
     ],
 )
-def test_a_start_made_elsewhere_has_the_lifetime_known_last(between: list[Event]) -> None:
+def test_a_start_made_elsewhere_has_the_last_known_lifetime(between: list[Event]) -> None:
     facts = [limited(), succeeded(), *between, started(3), succeeded(3)]
 
     assert ends(hours(*facts)) == NOW + len(facts) * HOUR
 
 
-def test_a_lifetime_does_not_ask_the_clock_of_the_sender() -> None:
+def test_a_lifetime_does_not_depend_on_the_senders_clock() -> None:
     slow = succeeded().model_copy(update={"time": NOW - timedelta(days=700)})
 
     assert ends(hours(limited(), slow)) == NOW + 2 * HOUR
@@ -188,7 +188,7 @@ def test_a_timer_has_the_generation_of_its_own_lifetime() -> None:
     assert open_timer(kept, TimerKind.TTL, LIMITS) == one
 
 
-def test_who_waits_for_nothing_sleeps() -> None:
+def test_a_chat_without_deadlines_needs_no_timer() -> None:
     chat = hours(requested(), succeeded(made=()))
 
     assert rests(chat)
@@ -209,7 +209,7 @@ def names(chat: Chat, now: datetime) -> list[str]:
     return [name for name in map("other {}".format, range(9)) if uid(name) in {f.id for f in found}]
 
 
-def test_orphans_are_woken_for_one_after_the_other() -> None:
+def test_orphans_get_one_timer_after_the_other() -> None:
     """Each orphan gets its own timer, in turn, and exactly once."""
     chat = hours(requested(), other(1), other(2), other(3, "stop"))
     first = grace(chat)
@@ -232,7 +232,7 @@ def test_orphans_are_woken_for_one_after_the_other() -> None:
     assert not rests(chat), "operators find it by this"
 
 
-def test_a_grace_is_as_long_as_the_setting_says_now() -> None:
+def test_the_grace_period_follows_the_present_setting() -> None:
     chat = hours(requested(), other(1))
 
     short = open_timer(chat, TimerKind.ORPHAN, Limits(orphan_grace=MILLISECOND))
@@ -263,7 +263,7 @@ def test_a_lifetime_of_at_least_a_millisecond_counts(text: str, expected: int | 
     "text",
     ["-2h", "soon", "2 h", "2h-1m", "1e9h", "2", "9" * 30 + "h", "9" * 400 + "ms", "∞", "NaN"],
 )
-def test_a_lifetime_that_makes_no_sense_is_logged_and_ignored(
+def test_an_invalid_lifetime_setting_is_logged_and_ignored(
     text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ValueError, match="h"):

@@ -175,7 +175,7 @@ def test_g2_arguments_of_the_wrong_shape_are_an_error(tool: str, args: dict[str,
     assert desk.jobs == []
 
 
-def test_g3_the_first_request_fixes_whose_chat_it_is() -> None:
+def test_g3_the_first_request_fixes_the_owner_of_the_chat() -> None:
     desk = Desk(asked("list_templates", organization=uid("another")))
 
     assert is_error(desk.create())
@@ -202,19 +202,19 @@ def test_c1b_a_uuid_may_be_written_in_capitals_with_space_around() -> None:
 
 @pytest.mark.parametrize("state", [S.NONE, S.BUILDING, S.STOPPING, S.STOPPED, S.READY])
 @pytest.mark.parametrize("preset", ["fast", PYTHON.id + "0"])
-def test_c1c_the_preset_must_be_a_uuid_whatever_the_chat_has(state: State, preset: str) -> None:
+def test_c1c_the_preset_must_be_a_uuid_in_every_state(state: State, preset: str) -> None:
     assert is_error(at(state).create(preset_id=preset))
 
 
 @pytest.mark.parametrize("preset", ["", "  ", None])
-def test_c1c_a_blank_preset_is_none(preset: str | None) -> None:
+def test_c1c_a_blank_preset_counts_as_absent(preset: str | None) -> None:
     desk = Desk()
 
     assert desk.create(preset_id=preset) is None
     assert desk.job.preset_id is None
 
 
-def test_c2a_a_build_under_way_is_waited_for() -> None:
+def test_c2a_the_call_waits_for_a_running_build() -> None:
     desk = at(S.BUILDING)
 
     assert desk.create("c") is None
@@ -233,7 +233,7 @@ def test_c2a_a_build_under_way_is_waited_for() -> None:
     assert desk.jobs == []
 
 
-def test_c2b_a_build_under_way_that_fails_is_a_build_failure() -> None:
+def test_c2b_the_call_fails_when_the_running_build_fails() -> None:
     desk = at(S.BUILDING)
     desk.create("c")
 
@@ -244,7 +244,7 @@ def test_c2b_a_build_under_way_that_fails_is_a_build_failure() -> None:
     assert desk.jobs == []
 
 
-def test_c2c_a_build_that_ran_out_of_time_without_an_end_is_waited_for_again() -> None:
+def test_c2c_the_call_waits_again_for_a_timed_out_build() -> None:
     desk = at(S.BUILD_TIMED_OUT)
     before = desk.chat.generation
 
@@ -258,7 +258,7 @@ def test_c2c_a_build_that_ran_out_of_time_without_an_end_is_waited_for_again() -
 
 
 @pytest.mark.parametrize("state", [S.STOPPING, S.STOP_TIMED_OUT])
-def test_c3a_c3c_a_stop_is_waited_for_and_the_call_judged_again(state: State) -> None:
+def test_c3a_c3c_the_call_waits_for_a_stop_and_is_then_evaluated_again(state: State) -> None:
     desk = at(state)
 
     assert desk.create("c") is None
@@ -269,7 +269,7 @@ def test_c3a_c3c_a_stop_is_waited_for_and_the_call_judged_again(state: State) ->
     assert desk.jobs == []
 
 
-def test_c3b_a_stop_that_runs_out_of_time_ends_the_wait() -> None:
+def test_c3b_a_timed_out_stop_ends_the_wait() -> None:
     desk = at(S.STOPPING)
     desk.create("c")
 
@@ -279,7 +279,7 @@ def test_c3b_a_stop_that_runs_out_of_time_ends_the_wait() -> None:
     assert desk.result("c")["build_id"] == uid("w/b2")
 
 
-def test_c3d_a_stopped_workspace_is_to_be_started() -> None:
+def test_c3d_the_answer_for_a_stopped_workspace_names_start_workspace() -> None:
     answer = at(S.STOPPED).create()
 
     assert answer is not None
@@ -288,7 +288,7 @@ def test_c3d_a_stopped_workspace_is_to_be_started() -> None:
     assert answer == Answered({"created": False, "workspace_name": "w", "status": "stopped"})
 
 
-def test_c3e_after_a_delete_a_new_workspace_is_made() -> None:
+def test_c3e_after_a_delete_a_new_workspace_is_created() -> None:
     desk = at(S.READY)
     desk.hear(started(2, DELETE))
 
@@ -301,7 +301,7 @@ def test_c3e_after_a_delete_a_new_workspace_is_made() -> None:
     assert "c" in desk.open
 
 
-def test_c3f_a_stop_that_fails_leaves_what_the_last_start_made() -> None:
+def test_c3f_after_a_failed_stop_the_last_start_determines_the_answer() -> None:
     desk = at(S.STOPPING)
     desk.create("c")
 
@@ -311,7 +311,7 @@ def test_c3f_a_stop_that_fails_leaves_what_the_last_start_made() -> None:
 
 
 @pytest.mark.parametrize("state", [S.READY, S.SCRIPTS_FAILED, S.SCRIPTS_TIMED_OUT, S.STOP_FAILED])
-def test_c4a_c4i_a_running_workspace_with_its_agent_is_the_one(state: State) -> None:
+def test_c4a_c4i_a_running_workspace_with_a_connected_agent_is_kept(state: State) -> None:
     desk = at(state)
 
     answer = desk.create()
@@ -325,7 +325,7 @@ def test_c4a_c4i_a_running_workspace_with_its_agent_is_the_one(state: State) -> 
 
 
 @pytest.mark.parametrize("state", [S.AGENT_CONNECTING, S.SCRIPTS_RUNNING])
-def test_c4b_readiness_is_waited_for(state: State) -> None:
+def test_c4b_the_call_waits_until_the_workspace_is_ready(state: State) -> None:
     desk = at(state)
 
     assert desk.create("c") is None
@@ -337,7 +337,7 @@ def test_c4b_readiness_is_waited_for(state: State) -> None:
     assert desk.jobs == []
 
 
-def test_c4b_an_agent_that_never_connects_ends_the_wait_as_not_ready() -> None:
+def test_c4b_an_agent_that_never_connects_is_answered_as_not_ready() -> None:
     desk = at(S.AGENT_CONNECTING)
     desk.create("c")
 
@@ -346,7 +346,7 @@ def test_c4b_an_agent_that_never_connects_ends_the_wait_as_not_ready() -> None:
     assert desk.result("c")["agent_status"] == "not_ready"
 
 
-def test_c4c_a_workspace_without_a_choice_of_agent_is_the_one() -> None:
+def test_c4c_a_workspace_whose_agent_cannot_be_chosen_is_kept() -> None:
     answer = at(S.SELECTION_ERROR).create()
 
     assert answer is not None
@@ -356,7 +356,7 @@ def test_c4c_a_workspace_without_a_choice_of_agent_is_the_one() -> None:
 
 
 @pytest.mark.parametrize("state", [S.SCRIPTS_RUNNING, S.READY, S.SCRIPTS_FAILED, S.STOP_FAILED])
-def test_c4d_a_workspace_whose_agent_left_is_replaced_and_stopped(state: State) -> None:
+def test_c4d_a_workspace_whose_agent_disconnected_is_replaced_and_stopped(state: State) -> None:
     desk = at(state)
     number = desk.chat.build.number if desk.chat.build else 0
     desk.hear(disconnected(9))
@@ -375,7 +375,7 @@ def test_c4d_a_workspace_whose_agent_left_is_replaced_and_stopped(state: State) 
     assert desk.chat.state is S.BUILDING
 
 
-def test_c4e_a_workspace_whose_agent_never_came_is_replaced_and_stopped() -> None:
+def test_c4e_a_workspace_whose_agent_never_connected_is_replaced_and_stopped() -> None:
     desk = at(S.AGENT_NOT_READY)
 
     assert desk.create() is None
@@ -383,7 +383,7 @@ def test_c4e_a_workspace_whose_agent_never_came_is_replaced_and_stopped() -> Non
     assert [job.transition for job in desk.jobs] == [STOP, START]
 
 
-def test_c4e_an_agent_that_came_after_all_is_the_one() -> None:
+def test_c4e_a_workspace_whose_agent_connected_late_is_kept() -> None:
     desk = at(S.AGENT_NOT_READY)
     desk.hear(lifecycle(3, "starting"))
 
@@ -411,7 +411,7 @@ def test_c4g_a_failed_build_is_replaced_and_leaves_nothing_to_stop(state: State)
     assert len(desk.jobs) == 1
 
 
-def test_c4h_a_chat_without_a_workspace_gets_one() -> None:
+def test_c4h_a_chat_without_a_workspace_gets_a_new_one() -> None:
     never, gone = Desk(), Desk(*ways()[S.READY], deleted())
 
     for desk in (never, gone):
@@ -431,7 +431,7 @@ def test_c4j_a_failed_stop_after_a_failed_start_leaves_nothing_to_stop() -> None
     assert len(desk.jobs) == 1
 
 
-def test_c4k_what_nobody_here_can_stop_is_left() -> None:
+def test_c4k_a_replaced_workspace_of_an_unknown_template_is_not_stopped() -> None:
     unknown = [started(1), succeeded(made=())]
     desk = Desk(*unknown, known=catalog(template(PLAIN, version="other")))
 
@@ -468,7 +468,7 @@ def test_c5d_a_template_not_on_the_list_is_an_error() -> None:
     assert Desk(policy=listed).create() is None
 
 
-def test_c5e_a_preset_of_no_such_id_is_an_error() -> None:
+def test_c5e_an_unknown_preset_is_an_error() -> None:
     assert is_error(Desk().create(preset_id=uid("nothing")))
 
 
@@ -503,7 +503,7 @@ start = "true"
 )
 
 
-def test_c5f_every_parameter_that_does_not_fit_is_named_at_once() -> None:
+def test_c5f_all_invalid_parameters_are_named_at_once() -> None:
     wrong = {"branch": "old", "cpus": 9, "colour": "red"}
     desk = Desk(known=catalog(CHOICES))
 
@@ -519,7 +519,7 @@ def test_c5f_every_parameter_that_does_not_fit_is_named_at_once() -> None:
     assert desk.chat.state is S.NONE
 
 
-def test_c5f_a_sensitive_value_is_never_told() -> None:
+def test_c5f_a_sensitive_value_is_never_shown() -> None:
     for value in ("hunter2", "e", "a\nb'\"", "is"):
         answer = Desk(known=catalog(CHOICES)).create(parameters={"token": value})
 
@@ -528,7 +528,7 @@ def test_c5f_a_sensitive_value_is_never_told() -> None:
         assert wrong == {"field": "token", "detail": "*** does not match ^t-"}
 
 
-def test_c5i_values_of_json_become_the_text_that_a_template_would_write() -> None:
+def test_c5i_json_values_become_the_text_that_a_template_would_contain() -> None:
     kinds = template(
         """
 name = "kinds"
@@ -563,7 +563,7 @@ start = "true"
     assert desk.job.parameters == as_typed
 
 
-def test_c5g_the_calls_value_stands_before_the_presets_before_the_default() -> None:
+def test_c5g_a_value_comes_from_the_call_else_the_preset_else_the_default() -> None:
     desk = Desk(known=catalog(CHOICES))
     (preset,) = CHOICES.active.manifest.preset
 
@@ -580,7 +580,7 @@ def test_c5h_the_check_of_an_existing_workspace_comes_first() -> None:
     assert answer.result["status"] == "already_exists"
 
 
-def test_c6a_a_new_workspace_is_answered_when_it_is_ready() -> None:
+def test_c6a_a_create_is_answered_when_the_workspace_is_ready() -> None:
     desk = Desk()
     desk.create("c", name=" my-box ")
     jobs = Jobs(desk)
@@ -623,7 +623,7 @@ def test_c6c_the_binding_stays_when_the_build_fails() -> None:
     assert desk.chat.state is S.BUILD_FAILED
 
 
-def test_c6d_a_name_in_use_gets_a_suffix_once() -> None:
+def test_c6d_a_name_in_use_gets_a_suffix() -> None:
     desk = Desk(names=("box",))
 
     desk.create(name="Box")
@@ -632,7 +632,7 @@ def test_c6d_a_name_in_use_gets_a_suffix_once() -> None:
     assert len(desk.job.workspace_name) == 8
 
 
-def test_c6d_a_name_that_no_retry_frees_is_a_validation_error() -> None:
+def test_c6d_a_name_that_stays_in_use_is_a_validation_error() -> None:
     first = Desk(names=("box",))
     first.create("c", name="box")
     second = Desk(names=("box", first.job.workspace_name))
@@ -645,7 +645,7 @@ def test_c6d_a_name_that_no_retry_frees_is_a_validation_error() -> None:
     assert second.jobs == []
 
 
-def test_c7_the_lifetime_goes_with_the_job() -> None:
+def test_c7_the_job_contains_the_lifetime() -> None:
     limited, free = Desk(policy=Policy(ttl_ms=7_200_000)), Desk()
 
     limited.create()
@@ -654,7 +654,7 @@ def test_c7_the_lifetime_goes_with_the_job() -> None:
     assert (limited.job.ttl_ms, free.job.ttl_ms) == (7_200_000, None)
 
 
-def test_c8_two_calls_at_once_make_one_workspace_and_both_are_answered() -> None:
+def test_c8_two_concurrent_calls_make_one_workspace_and_both_are_answered() -> None:
     desk = Desk()
     assert desk.create("first", name="box") is None
     assert desk.create("second", name="other") is None

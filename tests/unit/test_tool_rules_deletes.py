@@ -71,7 +71,7 @@ def called_off(name: str) -> Desk:
 
 @pytest.mark.parametrize("how", UNSUCCESSFUL)
 @pytest.mark.parametrize("name", STANDINGS)
-def test_c4l_after_a_failed_delete_a_new_workspace_is_made_and_the_old_one_deleted(
+def test_c4l_after_a_failed_delete_a_new_workspace_is_created_and_the_old_one_deleted(
     name: str, how: str
 ) -> None:
     desk, number = deleted_badly(name, how), STANDINGS[name][1]
@@ -102,7 +102,7 @@ def test_s5d_after_a_failed_delete_there_is_nothing_to_start(name: str, how: str
 
 @pytest.mark.parametrize("how", UNSUCCESSFUL)
 @pytest.mark.parametrize("name", STANDINGS)
-def test_p4c_what_a_failed_delete_left_can_be_stopped(name: str, how: str) -> None:
+def test_p4c_a_workspace_whose_delete_failed_can_be_stopped(name: str, how: str) -> None:
     desk, number = deleted_badly(name, how), STANDINGS[name][1]
 
     assert desk.stop("p") is None
@@ -114,7 +114,7 @@ def test_p4c_what_a_failed_delete_left_can_be_stopped(name: str, how: str) -> No
     assert desk.start() is None
 
 
-def test_c3g_s3d_a_call_that_waits_for_a_delete_is_judged_again_when_it_fails() -> None:
+def test_c3g_s3d_a_call_that_waits_for_a_delete_is_evaluated_again_when_it_fails() -> None:
     desk = Desk(*STOPPED, requested(3, DELETE))
     assert desk.create("c") is None
     assert desk.start("s") is None
@@ -129,7 +129,7 @@ def test_c3g_s3d_a_call_that_waits_for_a_delete_is_judged_again_when_it_fails() 
 
 
 @pytest.mark.parametrize("how", UNSUCCESSFUL)
-def test_a_failed_delete_may_be_tried_again(how: str) -> None:
+def test_a_failed_delete_may_be_repeated(how: str) -> None:
     desk = deleted_badly("stopped", how)
 
     desk.delete()
@@ -140,7 +140,7 @@ def test_a_failed_delete_may_be_tried_again(how: str) -> None:
 
 
 @pytest.mark.parametrize("name", STANDINGS)
-def test_a_delete_that_was_canceled_before_it_began_leaves_the_workspace_as_it_was(
+def test_a_delete_canceled_before_it_began_changes_nothing(
     name: str,
 ) -> None:
     assert called_off(name).chat.phase is STANDINGS[name][2]
@@ -174,7 +174,7 @@ def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_running_workspace_runs() 
     assert (desk.job.transition, desk.job.build_number) == (STOP, 3)
 
 
-def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_failed_build_is_one() -> None:
+def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_failed_build_stays_failed() -> None:
     for ask, transition in (("create", START), ("start", START), ("stop", STOP)):
         desk = called_off("a failed build")
 
@@ -183,7 +183,7 @@ def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_failed_build_is_one() -> 
         assert [job.transition for job in desk.jobs] == [transition]
 
 
-def test_deletes_that_never_began_hide_nothing_of_what_came_before_them() -> None:
+def test_deletes_that_never_began_do_not_hide_earlier_builds() -> None:
     calls_off = [fact for n in (3, 4, 5) for fact in (requested(n, DELETE), canceled(n, DELETE))]
 
     assert chat(*STOPPED, *calls_off).phase is Phase.STOPPED
@@ -191,7 +191,7 @@ def test_deletes_that_never_began_hide_nothing_of_what_came_before_them() -> Non
     assert chat(*STOPPED, *one_failed).phase is Phase.FAILED_DELETE
 
 
-def test_what_came_before_a_delete_is_bounded() -> None:
+def test_the_number_of_builds_remembered_before_a_delete_is_limited() -> None:
     facts = [fact for n in range(2, 99) for fact in (requested(n, DELETE), canceled(n, DELETE))]
 
     end = chat(*RUNS, *facts)
@@ -201,7 +201,7 @@ def test_what_came_before_a_delete_is_bounded() -> None:
     assert end.phase is Phase.RUNNING
 
 
-def test_what_is_remembered_before_a_delete_holds_no_values() -> None:
+def test_builds_remembered_before_a_delete_contain_no_values() -> None:
     asked = BuildRequested(
         workspace_id=uid("w"),
         workspace_name="w",
@@ -237,7 +237,7 @@ ORDERS: dict[str, list[Event]] = {
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_order_never_matters_for_what_is_left(name: str) -> None:
+def test_the_order_of_facts_does_not_change_what_a_failed_delete_left(name: str) -> None:
     facts = [succeeded(), *ORDERS[name]]
     first = [] if name.startswith("made elsewhere") else [requested()]
     end = chat(*first, *facts)
@@ -247,7 +247,9 @@ def test_order_never_matters_for_what_is_left(name: str) -> None:
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
-def test_order_never_matters_for_a_workspace_that_the_chat_gets_later(order: int) -> None:
+def test_the_order_of_facts_does_not_matter_for_a_workspace_that_becomes_current(
+    order: int,
+) -> None:
     """Facts about it arrive while the chat has another one; the chat binds it later."""
     theirs: dict[str, Any] = {"workspace": "x"}
     facts = [succeeded(**theirs), succeeded(2, STOP, **theirs), canceled(3, DELETE, **theirs)]

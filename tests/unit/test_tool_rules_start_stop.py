@@ -41,7 +41,7 @@ def test_s1_p1_without_a_workspace_there_is_nothing_to_start_or_stop(tool: str) 
         assert "create_workspace" in answer.result["error"]
 
 
-def test_s2a_a_build_under_way_is_waited_for() -> None:
+def test_s2a_the_call_waits_for_a_running_build() -> None:
     desk = at(S.BUILDING)
 
     assert desk.start("s") is None
@@ -53,7 +53,7 @@ def test_s2a_a_build_under_way_is_waited_for() -> None:
     assert desk.jobs == []
 
 
-def test_s2b_a_build_under_way_that_is_canceled_is_a_build_failure() -> None:
+def test_s2b_the_call_fails_when_the_running_build_is_canceled() -> None:
     desk = at(S.BUILDING)
     desk.start("s")
 
@@ -62,7 +62,7 @@ def test_s2b_a_build_under_way_that_is_canceled_is_a_build_failure() -> None:
     assert set(desk.result("s")) == {"error", "build_id"}
 
 
-def test_s2c_a_build_that_ran_out_of_time_is_waited_for_again() -> None:
+def test_s2c_the_call_waits_again_for_a_timed_out_build() -> None:
     desk = at(S.BUILD_TIMED_OUT)
 
     assert desk.start("s") is None
@@ -72,7 +72,7 @@ def test_s2c_a_build_that_ran_out_of_time_is_waited_for_again() -> None:
 
 
 @pytest.mark.parametrize("state", [S.STOPPING, S.STOP_TIMED_OUT])
-def test_s3a_after_a_stop_the_waiting_call_starts(state: State) -> None:
+def test_s3a_after_a_stop_the_waiting_call_starts_the_workspace(state: State) -> None:
     desk = at(state)
 
     assert desk.start("s") is None
@@ -90,7 +90,7 @@ def test_s3a_after_a_stop_the_waiting_call_starts(state: State) -> None:
     }
 
 
-def test_s3b_a_stop_that_runs_out_of_time_ends_the_wait() -> None:
+def test_s3b_a_timed_out_stop_ends_the_wait() -> None:
     desk = at(S.STOPPING)
     desk.start("s")
 
@@ -133,7 +133,7 @@ def test_s4a_s5c_a_running_workspace_needs_no_build(state: State, keys: dict[str
     assert desk.jobs == []
 
 
-def test_s4b_readiness_is_waited_for() -> None:
+def test_s4b_the_call_waits_until_the_workspace_is_ready() -> None:
     desk = at(S.AGENT_CONNECTING)
 
     assert desk.start("s") is None
@@ -143,7 +143,7 @@ def test_s4b_readiness_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("state", [S.STOPPED, S.BUILD_FAILED, S.BUILD_CANCELED])
-def test_s5a_s5b_what_does_not_run_is_started(state: State) -> None:
+def test_s5a_s5b_a_workspace_that_does_not_run_is_started(state: State) -> None:
     desk = at(state, policy=Policy(ttl_ms=5))
     number = desk.chat.build.number if desk.chat.build else 0
 
@@ -159,7 +159,7 @@ def test_s5a_s5b_what_does_not_run_is_started(state: State) -> None:
     }
 
 
-def test_s5b_a_start_that_fails_is_a_build_failure() -> None:
+def test_s5b_a_failed_start_is_answered_as_a_build_failure() -> None:
     desk = at(S.STOPPED)
     desk.start("s")
 
@@ -189,7 +189,7 @@ def stopped(active: Template, *, last: str = "version") -> Desk:
     )
 
 
-def test_s6a_a_template_that_demands_its_active_version_gets_it() -> None:
+def test_s6a_a_template_that_requires_its_active_version_gets_it() -> None:
     active = template(f"require_active_version = true\n{PLAIN}", version="newer")
     desk = stopped(active)
 
@@ -210,7 +210,7 @@ def test_s6a_a_template_that_demands_its_active_version_gets_it() -> None:
     }
 
 
-def test_s6a_the_active_version_is_no_update_when_it_was_the_last() -> None:
+def test_s6a_no_update_is_reported_if_the_last_build_used_the_active_version() -> None:
     active = template(f"require_active_version = true\n{PLAIN}")
     desk = stopped(active)
 
@@ -220,7 +220,7 @@ def test_s6a_the_active_version_is_no_update_when_it_was_the_last() -> None:
     assert "updated_to_active_version" not in desk.result("s")
 
 
-def test_s6a_a_last_version_that_is_not_known_any_more_differs_too() -> None:
+def test_s6a_an_update_is_reported_if_the_last_version_is_unknown() -> None:
     active = template(f"require_active_version = true\n{PLAIN}", version="newer")
     desk = stopped(active, last="elsewhere")
 
@@ -269,14 +269,14 @@ def made(**parameters: str) -> Desk:
     return desk
 
 
-def test_s7a_the_calls_value_stands_before_the_last_builds_before_the_default() -> None:
+def test_s7a_a_value_comes_from_the_call_else_the_last_build_else_the_default() -> None:
     desk = made(size="xl", branch="next")
 
     desk.start(parameters={"branch": "hotfix", "cpus": 4})
     assert desk.job.parameters == {"branch": "hotfix", "size": "xl", "cpus": "4"}
 
 
-def test_s7a_a_parameter_without_a_value_stays_without() -> None:
+def test_s7a_a_parameter_without_a_value_keeps_none() -> None:
     """An absent number is an empty text in the job; the next build does not reject that text."""
     desk = made()
     assert desk.jobs[0].parameters["cpus"] == ""
@@ -286,7 +286,7 @@ def test_s7a_a_parameter_without_a_value_stays_without() -> None:
     assert desk.job.parameters == {"branch": "main", "size": "s", "cpus": ""}
 
 
-def test_s7a_an_empty_text_that_was_given_stays() -> None:
+def test_s7a_an_empty_text_is_kept() -> None:
     desk = made(branch="")
 
     desk.start()
@@ -294,7 +294,7 @@ def test_s7a_an_empty_text_that_was_given_stays() -> None:
     assert desk.job.parameters["branch"] == ""
 
 
-def test_s7b_wrong_and_fixed_parameters_are_named_with_the_template() -> None:
+def test_s7b_the_error_names_invalid_and_immutable_parameters_and_the_template() -> None:
     desk = made()
     jobs = len(desk.jobs)
 
@@ -309,7 +309,7 @@ def test_s7b_wrong_and_fixed_parameters_are_named_with_the_template() -> None:
     assert desk.chat.state is S.STOPPED
 
 
-def test_s7b_a_fixed_parameter_may_be_named_with_its_value() -> None:
+def test_s7b_an_immutable_parameter_may_be_given_with_its_present_value() -> None:
     desk = made(size="xl")
 
     assert desk.start(parameters={"size": "xl"}) is None
@@ -339,7 +339,7 @@ def changed(before: str, after: str, **parameters: object) -> Desk:
 
 
 @pytest.mark.parametrize("spelling", ["4", "4.0", "+4", 4, 4.0])
-def test_s7c_the_same_value_in_another_spelling_is_no_change(spelling: object) -> None:
+def test_s7c_another_spelling_of_an_immutable_value_is_not_a_change(spelling: object) -> None:
     desk = changed(numbered(mutable="false"), numbered(mutable="false"), cpus=4)
 
     assert desk.start(parameters={"cpus": spelling}) is None
@@ -347,7 +347,7 @@ def test_s7c_the_same_value_in_another_spelling_is_no_change(spelling: object) -
     assert desk.job.parameters == {"cpus": "4"}
 
 
-def test_s7d_an_immutable_parameter_that_is_new_may_be_given_once() -> None:
+def test_s7d_a_new_immutable_parameter_may_be_set_once() -> None:
     text = 'name = "numbered"\nrequire_active_version = true\n[build]\nstart = "true"\n'
     new = numbered(mutable="false", default="2")
     once = changed(text, new)
@@ -366,7 +366,7 @@ def test_s7d_an_immutable_parameter_that_is_new_may_be_given_once() -> None:
     assert again.result["validations"][0]["field"] == "cpus"
 
 
-def test_s7e_a_value_that_no_longer_fits_becomes_the_default_and_is_named() -> None:
+def test_s7e_a_value_that_became_invalid_is_reset_to_the_default_and_reported() -> None:
     desk = changed(numbered(), numbered(validation_max="4", default="2"), cpus=8)
 
     assert desk.start("s") is None
@@ -380,7 +380,7 @@ def test_s7e_a_value_that_no_longer_fits_becomes_the_default_and_is_named() -> N
     assert desk.result("s")["updated_to_active_version"] is True
 
 
-def test_s7e_a_value_that_the_call_gives_is_not_named() -> None:
+def test_s7e_a_value_given_by_the_call_is_not_reported_as_reset() -> None:
     desk = changed(numbered(), numbered(validation_max="4", default="2"), cpus=8)
 
     assert desk.start("s", parameters={"cpus": 3}) is None
@@ -401,7 +401,7 @@ def test_s7e_without_a_default_the_call_must_give_a_value() -> None:
     assert desk.start("t", parameters={"cpus": 3}) is None
 
 
-def test_s7e_a_call_that_waited_for_a_stop_names_it_too() -> None:
+def test_s7e_a_call_that_waited_for_a_stop_reports_the_reset_too() -> None:
     old = template(numbered(), version="old")
     desk = Desk(known=catalog(old))
     desk.create(template_id=old.id, parameters={"cpus": 8})
@@ -417,7 +417,7 @@ def test_s7e_a_call_that_waited_for_a_stop_names_it_too() -> None:
     assert desk.result("s")["parameters_reset"] == ["cpus"]
 
 
-def test_s7f_an_immutable_value_that_no_longer_fits_is_kept() -> None:
+def test_s7f_an_immutable_value_that_became_invalid_is_kept() -> None:
     fixed = {"mutable": "false"}
     desk = changed(numbered(**fixed), numbered(validation_max="4", default="2", **fixed), cpus=8)
 
@@ -428,7 +428,7 @@ def test_s7f_an_immutable_value_that_no_longer_fits_is_kept() -> None:
     assert "parameters_reset" not in desk.result("s")
 
 
-def test_s7g_a_parameter_that_the_version_no_longer_has_is_left_out() -> None:
+def test_s7g_a_parameter_that_the_version_removed_is_omitted() -> None:
     text = 'name = "numbered"\nrequire_active_version = true\n[build]\nstart = "true"\n'
     desk = changed(numbered(), text, cpus=8)
 
@@ -440,7 +440,7 @@ def test_s7g_a_parameter_that_the_version_no_longer_has_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("tool", ["start_workspace", "stop_workspace"])
-def test_s8_p5_what_was_made_of_an_unknown_template_is_not_ours_to_change(tool: str) -> None:
+def test_s8_p5_a_workspace_of_an_unknown_template_is_neither_started_nor_stopped(tool: str) -> None:
     elsewhere = catalog(template(version="other"))
     desk = Desk(started(1), failed(1), known=elsewhere)
 
@@ -448,7 +448,7 @@ def test_s8_p5_what_was_made_of_an_unknown_template_is_not_ours_to_change(tool: 
     assert desk.jobs == []
 
 
-def test_p2a_a_stop_waits_until_the_build_is_over_and_not_until_it_is_ready() -> None:
+def test_p2a_a_stop_waits_for_the_end_of_the_build_but_not_for_ready() -> None:
     desk = at(S.BUILDING)
     desk.create("c")
 
@@ -476,7 +476,7 @@ def test_p2a_a_build_that_fails_is_stopped_too() -> None:
 
 
 @pytest.mark.parametrize("state", [S.STOPPING, S.STOP_TIMED_OUT])
-def test_p2b_p2c_a_stop_under_way_is_waited_for(state: State) -> None:
+def test_p2b_p2c_the_call_waits_for_a_running_stop(state: State) -> None:
     desk = at(state)
 
     assert desk.stop("p") is None
@@ -487,7 +487,7 @@ def test_p2b_p2c_a_stop_under_way_is_waited_for(state: State) -> None:
     assert desk.jobs == []
 
 
-def test_p2b_a_stop_under_way_that_fails_is_tried_again() -> None:
+def test_p2b_after_a_failed_stop_a_new_stop_is_requested() -> None:
     desk = at(S.STOPPING)
     desk.stop("p")
 
@@ -496,7 +496,7 @@ def test_p2b_a_stop_under_way_that_fails_is_tried_again() -> None:
     assert (desk.job.transition, desk.job.build_number) == (STOP, 3)
 
 
-def test_p2c_a_build_that_ran_out_of_time_is_waited_for_again() -> None:
+def test_p2c_the_call_waits_again_for_a_timed_out_build() -> None:
     desk = at(S.BUILD_TIMED_OUT)
 
     assert desk.stop("p") is None
@@ -506,7 +506,7 @@ def test_p2c_a_build_that_ran_out_of_time_is_waited_for_again() -> None:
 
 
 @pytest.mark.parametrize("state", [S.BUILDING, S.STOPPING])
-def test_p2d_a_build_in_the_way_that_runs_out_of_time_ends_the_wait(state: State) -> None:
+def test_p2d_a_build_that_times_out_ends_the_wait_of_a_stop(state: State) -> None:
     desk = at(state)
     desk.stop("p")
 
@@ -543,7 +543,7 @@ STOPPABLE = [
 
 
 @pytest.mark.parametrize("state", STOPPABLE)
-def test_p4a_everything_else_is_stopped(state: State) -> None:
+def test_p4a_a_workspace_in_any_other_state_is_stopped(state: State) -> None:
     desk = at(state)
     number = desk.chat.build.number if desk.chat.build else 0
 
@@ -559,7 +559,7 @@ def test_p4a_everything_else_is_stopped(state: State) -> None:
     }
 
 
-def test_p4b_a_stop_that_fails_is_a_build_failure() -> None:
+def test_p4b_a_failed_stop_is_answered_as_a_build_failure() -> None:
     ends: list[Callable[[Desk], object]] = [
         lambda desk: Jobs(desk).fail("stuck"),
         lambda desk: Jobs(desk).cancel(),

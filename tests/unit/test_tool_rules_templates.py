@@ -50,7 +50,7 @@ def test_l1_the_allowed_templates_of_the_organization_are_listed_by_name() -> No
     assert result == {"count": 3, "page": 1, "total_pages": 1, "total_count": 3}
 
 
-def test_l1_the_list_of_allowed_templates_counts() -> None:
+def test_l1_templates_that_are_not_on_the_allowlist_are_not_listed() -> None:
     policy = Policy(allowlist=frozenset((PYTHON.id,)))
     desk = Desk(known=catalog(template(plain("go")), PYTHON), policy=policy)
 
@@ -70,7 +70,7 @@ def test_l1_the_list_of_allowed_templates_counts() -> None:
         (None, ["go", "python", "under-score"]),
     ],
 )
-def test_l2_a_query_is_a_part_of_name_display_name_or_description(
+def test_l2_a_query_matches_part_of_name_display_name_or_description(
     query: str | None, found: list[str]
 ) -> None:
     scored = template(plain("under-score", 'display_name = "a_b"'))
@@ -78,7 +78,7 @@ def test_l2_a_query_is_a_part_of_name_display_name_or_description(
     assert names(Desk(known=catalog(PYTHON, template(plain("go")), scored)), query=query) == found
 
 
-def test_l3_a_page_has_ten() -> None:
+def test_l3_a_page_has_ten_templates() -> None:
     desk = Desk(known=catalog(*(template(plain(f"t{n:02}")) for n in range(21))))
 
     first, last, past = listed(desk), listed(desk, page=3), listed(desk, page=4)
@@ -91,7 +91,7 @@ def test_l3_a_page_has_ten() -> None:
         assert listed(desk, page=page)["page"] == 1
 
 
-def test_l3_no_template_is_one_empty_page() -> None:
+def test_l3_without_templates_there_is_one_empty_page() -> None:
     assert listed(Desk(known=catalog())) == {
         "templates": [],
         "count": 0,
@@ -192,7 +192,7 @@ def test_t1_a_template_is_read_with_its_parameters_and_presets() -> None:
     ]
 
 
-def test_t1_what_a_template_does_not_have_has_no_key() -> None:
+def test_t1_keys_without_a_value_are_omitted() -> None:
     bare = template(plain("bare"))
 
     answer = Desk(known=catalog(bare)).ask("read_template", template_id=bare.id)
@@ -204,7 +204,7 @@ def test_t1_what_a_template_does_not_have_has_no_key() -> None:
     }
 
 
-def test_t2_a_template_that_is_not_the_chats_to_see_is_not_found() -> None:
+def test_t2_a_template_that_the_chat_may_not_use_is_not_found() -> None:
     foreign = template(plain("foreign"), organization=uid("another"))
     hidden = template(plain("kept", "agents_allowed = false"))
     desk = Desk(known=catalog(foreign, hidden))

@@ -72,7 +72,7 @@ READINESS: dict[str, tuple[list[Event], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", READINESS)
-def test_r_readiness_is_told_by_its_keys(name: str) -> None:
+def test_r_readiness_keys_describe_agent_and_scripts(name: str) -> None:
     facts, keys = READINESS[name]
 
     assert answers.readiness(chat(*facts)) == keys
@@ -82,7 +82,7 @@ def test_r_readiness_is_told_by_its_keys(name: str) -> None:
     ("state", "status"),
     [(S.SELECTION_ERROR, "selection_error"), (S.AGENT_NOT_READY, "not_ready")],
 )
-def test_r3_r4_what_is_wrong_with_the_agent_is_told_in_words(state: State, status: str) -> None:
+def test_r3_r4_a_problem_with_the_agent_is_explained(state: State, status: str) -> None:
     keys = answers.readiness(chat(*ways()[state]))
 
     assert keys.pop("agent_error")
@@ -106,7 +106,7 @@ def test_f1_a_build_failure_says_which_build_and_why() -> None:
 
 
 @pytest.mark.parametrize(("call", "word"), [("create", "create"), ("start", "start")])
-def test_f2_a_quota_that_is_used_up_is_told_with_its_numbers(call: str, word: str) -> None:
+def test_f2_an_exhausted_quota_is_reported_with_its_numbers(call: str, word: str) -> None:
     desk = Desk() if call == "create" else at(S.STOPPED)
     getattr(desk, call)("c")
 
@@ -124,7 +124,7 @@ def test_f2_a_quota_that_is_used_up_is_told_with_its_numbers(call: str, word: st
     }
 
 
-def test_f2_a_quota_without_numbers_has_no_key_for_them() -> None:
+def test_f2_a_quota_without_numbers_omits_their_keys() -> None:
     desk = Desk()
     desk.create("c")
 
@@ -134,7 +134,7 @@ def test_f2_a_quota_without_numbers_has_no_key_for_them() -> None:
     assert desk.result("c")["error_code"] == "INSUFFICIENT_QUOTA"
 
 
-def test_f2_another_error_code_means_nothing_to_the_caller() -> None:
+def test_f2_other_error_codes_are_not_quota_errors() -> None:
     desk = Desk()
     desk.create("c")
 
@@ -143,7 +143,7 @@ def test_f2_another_error_code_means_nothing_to_the_caller() -> None:
     assert set(desk.result("c")) == {"error", "build_id"}
 
 
-def test_u1_a_call_follows_the_start_build_that_took_over() -> None:
+def test_u1_a_call_follows_the_start_build_that_superseded_its_own() -> None:
     desk = Desk()
     desk.create("made")
     desk.create("joined")
@@ -164,7 +164,7 @@ def test_u1_a_call_follows_the_start_build_that_took_over() -> None:
     assert desk.result("made")["created"] is True
 
 
-def test_u1_a_call_that_waited_for_the_agent_names_the_build_that_took_over() -> None:
+def test_u1_a_call_that_waited_for_the_agent_names_the_superseding_build() -> None:
     """Its workspace was built for it, so `no_build` would be wrong."""
     desk = at(S.AGENT_CONNECTING)
     desk.start("s")
@@ -181,7 +181,7 @@ def test_u1_a_call_that_waited_for_the_agent_names_the_build_that_took_over() ->
 
 @pytest.mark.parametrize("transition", [STOP, DELETE])
 @pytest.mark.parametrize("state", [S.BUILDING, S.AGENT_CONNECTING, S.SCRIPTS_RUNNING])
-def test_u2_a_call_whose_build_is_taken_over_by_a_stop_is_answered_when_that_is_seen(
+def test_u2_a_call_is_answered_when_a_stop_supersedes_its_build(
     state: State, transition: Any
 ) -> None:
     desk = at(state)
@@ -196,7 +196,7 @@ def test_u2_a_call_whose_build_is_taken_over_by_a_stop_is_answered_when_that_is_
         assert uid("w/b2") in desk.result(call)["error"]
 
 
-def test_u2_a_stop_that_is_over_at_once_is_seen_all_the_same() -> None:
+def test_u2_a_superseding_stop_that_has_already_ended_also_answers() -> None:
     desk = at(S.BUILDING)
     desk.create("c")
 
@@ -207,7 +207,7 @@ def test_u2_a_stop_that_is_over_at_once_is_seen_all_the_same() -> None:
     assert uid("w/b2") in desk.result("c")["error"]
 
 
-def test_u2_a_request_to_delete_answers_who_waits() -> None:
+def test_u2_a_delete_request_answers_waiting_calls() -> None:
     desk = at(S.BUILDING)
     desk.create("c")
     desk.start("s")
@@ -219,7 +219,7 @@ def test_u2_a_request_to_delete_answers_who_waits() -> None:
     assert desk.job.build_id in desk.result("c")["error"]
 
 
-def test_u3_a_workspace_that_is_gone_answers_who_waits_for_it() -> None:
+def test_u3_the_deletion_of_a_workspace_answers_waiting_calls() -> None:
     for state in (S.BUILDING, S.SCRIPTS_RUNNING):
         desk = at(state)
         desk.create("c")
@@ -231,7 +231,7 @@ def test_u3_a_workspace_that_is_gone_answers_who_waits_for_it() -> None:
 
 
 @pytest.mark.parametrize("state", [S.BUILDING, S.SCRIPTS_RUNNING])
-def test_u3_who_waits_for_a_workspace_is_not_answered_with_the_one_that_takes_its_place(
+def test_u3_a_call_is_never_answered_with_the_workspace_that_replaced_its_own(
     state: State,
 ) -> None:
     gone, taken_over = (at(state).hear(started(workspace="x")) for _ in range(2))
@@ -253,7 +253,7 @@ def test_u3_who_waits_for_a_workspace_is_not_answered_with_the_one_that_takes_it
     assert gone.result("again")["status"] == "already_exists"
 
 
-def test_u4_a_stop_whose_workspace_gives_place_to_another_is_answered() -> None:
+def test_u4_a_stop_is_answered_when_another_workspace_becomes_current() -> None:
     desk = at(S.READY).hear(started(workspace="x"))
     desk.stop("p")
 
@@ -264,7 +264,7 @@ def test_u4_a_stop_whose_workspace_gives_place_to_another_is_answered() -> None:
 
 
 @pytest.mark.parametrize("transition", [START, STOP, DELETE])
-def test_u4_a_stop_that_is_taken_over_is_answered_when_that_is_seen(transition: Any) -> None:
+def test_u4_a_stop_is_answered_when_another_build_supersedes_it(transition: Any) -> None:
     desk = at(S.READY)
     desk.stop("p")
 
@@ -274,7 +274,7 @@ def test_u4_a_stop_that_is_taken_over_is_answered_when_that_is_seen(transition: 
     assert uid("w/b3") in desk.result("p")["error"]
 
 
-def test_u4_a_stop_whose_workspace_is_gone_is_answered() -> None:
+def test_u4_a_stop_is_answered_when_its_workspace_is_deleted() -> None:
     desk = at(S.READY)
     desk.stop("p")
 
@@ -285,7 +285,7 @@ def test_u4_a_stop_whose_workspace_is_gone_is_answered() -> None:
 
 @pytest.mark.parametrize("tool", ["create", "start", "stop"])
 @pytest.mark.parametrize("state", [S.BUILDING, S.STOPPING])
-def test_x1_a_call_canceled_while_a_build_goes_on_is_a_build_failure(
+def test_x1_a_call_canceled_during_a_build_is_answered_with_an_error(
     state: State, tool: str
 ) -> None:
     desk = at(state)
@@ -300,7 +300,7 @@ def test_x1_a_call_canceled_while_a_build_goes_on_is_a_build_failure(
     assert desk.chat.state is state
 
 
-def test_x2_a_call_canceled_while_the_agent_connects_has_its_workspace() -> None:
+def test_x2_a_call_canceled_while_the_agent_connects_gets_its_workspace() -> None:
     made, started_, joined = Desk(), at(S.STOPPED), at(S.AGENT_CONNECTING)
     made.create("x", name="box")
     started_.start("x")
@@ -324,7 +324,7 @@ def test_x2_a_call_canceled_while_the_agent_connects_has_its_workspace() -> None
     assert (answer["status"], answer["agent_status"]) == ("already_exists", "not_ready")
 
 
-def test_x3_a_call_canceled_while_scripts_run_does_not_know_of_them() -> None:
+def test_x3_a_call_canceled_while_scripts_run_reports_their_outcome_as_unknown() -> None:
     desk = at(S.SCRIPTS_RUNNING)
     desk.start("x")
 
@@ -338,7 +338,7 @@ def test_x3_a_call_canceled_while_scripts_run_does_not_know_of_them() -> None:
     )
 
 
-def test_x4_a_call_canceled_before_it_came_requests_nothing() -> None:
+def test_x4_a_call_canceled_before_it_arrived_requests_nothing() -> None:
     desk = Desk()
     desk.create("x")
     unjudged = replace(desk.open["x"], wait=None)
@@ -362,9 +362,7 @@ def test_x4_a_call_canceled_before_it_came_requests_nothing() -> None:
         ),
     ],
 )
-def test_w1_a_call_that_waits_when_the_limit_passes_is_answered(
-    state: State, keys: set[str]
-) -> None:
+def test_w1_a_waiting_call_is_answered_when_the_limit_passes(state: State, keys: set[str]) -> None:
     desk = at(state)
     desk.create("c")
     late_comer = at(state)
@@ -389,7 +387,7 @@ def test_w1_a_second_wait_has_a_limit_too() -> None:
     assert set(desk.result("c")) == {"error", "build_id"}
 
 
-def test_w2_waiting_calls_are_judged_in_the_order_they_came() -> None:
+def test_w2_waiting_calls_are_evaluated_in_order_of_arrival() -> None:
     """A start and a create wait for a stop: the start requests a build, the create waits for it."""
     desk = at(S.STOPPING)
     desk.start("first")
@@ -406,7 +404,7 @@ def test_w2_waiting_calls_are_judged_in_the_order_they_came() -> None:
     assert desk.result("second")["status"] == "already_exists"
 
 
-def test_w2_a_create_that_came_first_is_told_of_the_stop_before_a_start_starts_it() -> None:
+def test_w2_an_earlier_create_is_answered_before_a_later_start_requests_a_build() -> None:
     desk = at(S.STOPPING)
     desk.create("first")
     desk.start("second")
@@ -417,7 +415,7 @@ def test_w2_a_create_that_came_first_is_told_of_the_stop_before_a_start_starts_i
     assert desk.chat.state is S.BUILDING
 
 
-def test_w2_stops_that_waited_for_one_build_make_one_stop() -> None:
+def test_w2_stops_that_waited_for_the_same_build_request_one_stop() -> None:
     desk = at(S.BUILDING)
     desk.stop("first")
     desk.stop("second")
@@ -430,7 +428,7 @@ def test_w2_stops_that_waited_for_one_build_make_one_stop() -> None:
     assert desk.result("second") == {"stopped": True, "workspace_name": "w", "no_build": True}
 
 
-def test_w3_the_whole_life_of_a_chat_by_its_tools() -> None:
+def test_w3_the_tools_lead_a_chat_through_its_whole_life() -> None:
     desk = Desk()
     desk.create("create")
     Jobs(desk).succeed(agents("main")).connect().live("ready")

@@ -37,7 +37,7 @@ async def losses(rig: Rig, chat: str) -> list[dict[str, Any]]:
     ]
 
 
-async def test_an_agent_that_shows_itself_no_more_is_lost(
+async def test_an_agent_whose_presence_expires_is_lost(
     rig: Rig, hand: Hand, job: Job, chat: str
 ) -> None:
     assert rig.state(chat)["agent"]["status"] == "connected"
@@ -66,7 +66,7 @@ async def test_a_loss_is_noticed_once(
     await rig.check(chat)
 
 
-async def test_a_loss_is_told_though_the_worker_died_that_noticed(
+async def test_a_loss_is_published_after_the_worker_that_noticed_it_crashed(
     rig: Rig, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def died(rows: Any, **_more: object) -> None:
@@ -86,7 +86,7 @@ async def test_a_loss_is_told_though_the_worker_died_that_noticed(
 
 
 @pytest.mark.parametrize("word", ["connected", "starting"])
-async def test_what_a_dying_worker_left_of_a_loss_is_published_when_the_agent_is_back(
+async def test_effects_of_a_loss_are_published_although_the_agent_is_back(
     rig: Rig, send: Senders, job: Job, chat: str, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The delete marker is not redelivered: a new presence message of the agent replaced it."""
@@ -111,7 +111,7 @@ async def test_what_a_dying_worker_left_of_a_loss_is_published_when_the_agent_is
     await rig.check(chat)
 
 
-async def test_an_agent_that_is_back_when_its_mark_is_worked_is_not_lost(
+async def test_an_agent_that_is_back_before_its_marker_is_applied_is_not_lost(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
     rig.clock.advance(SILENCE)
@@ -147,7 +147,7 @@ async def test_an_agent_that_comes_back_while_its_loss_is_recorded_ends_connecte
     await rig.check(chat)
 
 
-async def test_an_agent_that_spoke_between_the_look_and_the_record_is_not_lost(
+async def test_an_agent_that_reports_between_the_check_and_the_commit_is_not_lost(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig.clock.advance(SILENCE)
@@ -199,7 +199,7 @@ async def test_a_loss_while_the_bus_is_away_is_noticed_later(
     assert rig.dead == []
 
 
-async def test_an_agent_that_nobody_knows_is_not_missed(
+async def test_the_marker_of_an_unknown_agent_is_ignored(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
     await send.show(job, agent="unknown")
@@ -210,7 +210,7 @@ async def test_an_agent_that_nobody_knows_is_not_missed(
 
 
 @pytest.mark.parametrize("sequence", [0, 1, 2, 3])
-async def test_a_lost_agent_is_back_whatever_its_number_and_its_workspace_is_not_replaced(
+async def test_a_lost_agent_returns_with_any_sequence_and_its_workspace_is_not_replaced(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str, sequence: int
 ) -> None:
     """The agent was restored from a copy, or its clock was set back."""
@@ -227,7 +227,7 @@ async def test_a_lost_agent_is_back_whatever_its_number_and_its_workspace_is_not
     await rig.check(chat)
 
 
-async def test_a_repeat_of_what_an_agent_said_before_its_loss_does_not_undo_it(
+async def test_a_repeat_of_a_fact_from_before_the_loss_does_not_undo_it(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
     said = new_id()
@@ -243,7 +243,7 @@ async def test_a_repeat_of_what_an_agent_said_before_its_loss_does_not_undo_it(
     await rig.check(chat)
 
 
-async def test_an_agent_whose_loss_a_delayed_fact_undid_is_lost_again(
+async def test_an_agent_is_lost_again_if_a_delayed_fact_undid_its_loss(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
     """Such a fact looks like one of a restored agent. So the agent must show its presence."""
@@ -261,7 +261,7 @@ async def test_an_agent_whose_loss_a_delayed_fact_undid_is_lost_again(
     await rig.check(chat)
 
 
-async def test_an_agent_that_is_back_and_shows_itself_is_not_lost_again(
+async def test_an_agent_that_returns_and_renews_its_presence_is_not_lost_again(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
     rig.clock.advance(SILENCE)
@@ -278,7 +278,7 @@ async def test_an_agent_that_is_back_and_shows_itself_is_not_lost_again(
     assert len(await losses(rig, chat)) == 1
 
 
-async def test_the_sign_that_workers_expect_never_replaces_the_agents_own(
+async def test_the_presence_message_of_workers_never_replaces_that_of_the_agent(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
     rig.clock.advance(SILENCE)
@@ -293,7 +293,7 @@ async def test_the_sign_that_workers_expect_never_replaces_the_agents_own(
     assert last.sequence == own.sequence
 
 
-async def test_a_sign_is_expected_though_the_worker_died_that_heard_the_agent(
+async def test_presence_is_expected_after_the_worker_that_applied_the_fact_crashed(
     rig: Rig, send: Senders, job: Job, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def died(rows: Any, **_more: Any) -> None:
@@ -318,7 +318,7 @@ async def test_a_sign_is_expected_though_the_worker_died_that_heard_the_agent(
     assert rig.store.outbox == {}
 
 
-async def test_the_loss_of_an_agent_whose_chat_can_not_be_read_is_buried(
+async def test_the_loss_of_an_agent_of_an_unreadable_chat_becomes_a_dead_letter(
     rig: Rig, hand: Hand, job: Job, chat: str
 ) -> None:
     """The worker continues, because other chats are not affected."""

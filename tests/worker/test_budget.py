@@ -146,7 +146,7 @@ async def bench(
         yield made
 
 
-async def test_one_create_costs(bench: Bench) -> None:
+async def test_a_create_costs_this_many_operations(bench: Bench) -> None:
     await bench.send.create(new_id())
     await bench.work(1)
 
@@ -156,7 +156,7 @@ async def test_one_create_costs(bench: Bench) -> None:
     assert spent.asked == []
 
 
-async def test_a_fact_costs_and_the_ready_one_no_more_than_its_state_and_the_answer(
+async def test_a_fact_costs_this_many_operations(
     bench: Bench,
 ) -> None:
     await bench.send.create(new_id())
@@ -178,7 +178,7 @@ async def test_a_fact_costs_and_the_ready_one_no_more_than_its_state_and_the_ans
     assert bench.spent() == Cost(FACT, ["state", "result"])
 
 
-async def test_a_repeat_costs_one_look_into_the_outbox(bench: Bench) -> None:
+async def test_a_repeat_costs_one_read_of_the_outbox(bench: Bench) -> None:
     chat = new_id()
     await bench.send.create(chat, event_id="one")
     await bench.work(1)

@@ -22,7 +22,7 @@ start = "true"
 """
 
 
-async def test_a_call_that_is_asked_again_is_answered_again_with_equal_data(
+async def test_a_repeated_call_gets_an_equal_answer(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)
@@ -41,7 +41,7 @@ async def test_a_call_that_is_asked_again_is_answered_again_with_equal_data(
     await rig.check(chat)
 
 
-async def test_two_services_that_number_their_events_alike_are_both_answered(
+async def test_equal_event_ids_of_two_services_are_different_events(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     event_id = new_id()
@@ -52,7 +52,7 @@ async def test_two_services_that_number_their_events_alike_are_both_answered(
     assert len(rig.results[chat, "c"]) == 2
 
 
-async def test_the_same_call_with_other_content_gets_the_first_answer(
+async def test_a_repeated_call_id_with_other_arguments_gets_the_first_answer(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.ask(chat, "list_templates")
@@ -119,7 +119,7 @@ async def test_a_call_cancelled_while_building_is_answered_and_the_build_goes_on
     await rig.check(chat)
 
 
-async def test_a_request_to_delete_makes_a_delete_build_and_answers_who_waits(
+async def test_a_delete_request_starts_a_delete_build_and_answers_waiting_calls(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat, name="blue")
@@ -152,7 +152,7 @@ async def test_a_name_is_free_again_when_its_workspace_is_deleted(
     assert rig.job["workspace_name"] == "BLUE"
 
 
-async def test_there_is_nothing_to_delete_in_a_chat_without_workspace(
+async def test_a_delete_request_of_a_chat_without_a_workspace_has_no_effect(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.delete(chat)
@@ -162,7 +162,7 @@ async def test_there_is_nothing_to_delete_in_a_chat_without_workspace(
     assert rig.states == {}
 
 
-async def test_two_creates_at_the_same_moment_make_one_workspace(
+async def test_two_concurrent_creates_make_one_workspace(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     for call in ("one", "two"):
@@ -180,7 +180,7 @@ async def test_two_creates_at_the_same_moment_make_one_workspace(
 
 
 @pytest.mark.parametrize("most", [1, 256])
-async def test_one_name_is_given_once_to_an_owner_of_several_chats(
+async def test_workspace_names_are_unique_for_an_owner_across_chats(
     rig: Rig, hand: Hand, send: Senders, most: int
 ) -> None:
     """In one batch or several; the calls have equal ids, which identify them only within a chat."""
@@ -195,7 +195,7 @@ async def test_one_name_is_given_once_to_an_owner_of_several_chats(
         assert len({job[key] for job in jobs}) == 4, key
 
 
-async def test_a_template_that_is_no_uuid_is_the_calls_own_fault(
+async def test_a_template_id_that_is_not_a_uuid_fails_only_its_call(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.ask(chat, "create_workspace", template_id="z" * 8 + "-zzzz" * 3 + "-" + "z" * 12)
@@ -206,7 +206,7 @@ async def test_a_template_that_is_no_uuid_is_the_calls_own_fault(
 
 
 @pytest.mark.parametrize("most", [1, 256])
-async def test_a_build_made_elsewhere_can_be_stopped_from_here(
+async def test_a_workspace_made_elsewhere_can_be_stopped(
     rig: Rig, hand: Hand, send: Senders, chat: str, most: int
 ) -> None:
     """Even if the facts about the build are in the same batch."""
@@ -250,7 +250,7 @@ async def test_no_log_entry_shows_a_sensitive_value_not_even_that_of_a_repeat(
     assert rig.job["parameters"] == {"token": "hush"}
 
 
-async def test_what_an_event_causes_has_its_trace(
+async def test_effects_of_an_event_carry_its_traceparent(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat, trace=TRACE)

@@ -52,7 +52,7 @@ async def expect_limit_holds(rig: Rig, hand: Hand, chat: str, seconds: float = T
 
 
 @pytest.mark.parametrize("behind", DIFFERENCES)
-async def test_a_worker_that_knows_the_difference_arms_each_timer_once(
+async def test_a_worker_that_knows_the_clock_difference_arms_each_timer_once(
     rig: Rig, hand: Hand, chat: str, behind: timedelta
 ) -> None:
     rig.skew = behind
@@ -66,7 +66,7 @@ async def test_a_worker_that_knows_the_difference_arms_each_timer_once(
 
 
 @pytest.mark.parametrize("behind", [HOUR, timedelta(days=40), timedelta(seconds=3)])
-async def test_a_clock_that_is_set_back_costs_each_open_limit_one_more_timer(
+async def test_a_clock_that_is_set_back_causes_one_more_timer_per_open_limit(
     rig: Rig, hand: Hand, behind: timedelta
 ) -> None:
     await hand.prepare()
@@ -86,7 +86,7 @@ async def test_a_clock_that_is_set_back_costs_each_open_limit_one_more_timer(
         await rig.check(chat)
 
 
-async def test_limits_that_are_open_when_the_database_clock_is_set_back_fire_early_once(
+async def test_open_limits_fire_early_once_after_the_database_clock_is_set_back(
     rig: Rig, hand: Hand, chat: str
 ) -> None:
     await hand.prepare()
@@ -104,7 +104,7 @@ async def test_limits_that_are_open_when_the_database_clock_is_set_back_fire_ear
     assert count_timers(rig) == 4
 
 
-async def test_all_timers_are_armed_again_when_the_first_fires_late_for_a_clock_that_was_set(
+async def test_all_timers_are_armed_again_when_a_clock_change_makes_one_fire_late(
     rig: Rig, hand: Hand
 ) -> None:
     """NATS's clock was an hour ahead and is corrected, or the database's was an hour behind."""
@@ -128,7 +128,7 @@ async def test_all_timers_are_armed_again_when_the_first_fires_late_for_a_clock_
     assert rig.state(second)["state"] == "failed"
 
 
-async def test_timers_that_a_backlog_made_late_are_not_armed_again(
+async def test_timers_delayed_by_a_backlog_are_not_armed_again(
     rig: Rig, hand: Hand, chat: str
 ) -> None:
     await hand.prepare()
@@ -142,7 +142,7 @@ async def test_timers_that_a_backlog_made_late_are_not_armed_again(
     assert count_timers(rig) == 2
 
 
-async def test_what_can_not_be_published_while_the_clocks_can_not_be_read_comes_again(
+async def test_a_batch_is_redelivered_if_the_clocks_cannot_be_read(
     rig: Rig, hand: Hand, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(stream: str) -> datetime:
@@ -162,7 +162,9 @@ async def test_what_can_not_be_published_while_the_clocks_can_not_be_read_comes_
     assert rig.store.outbox == {}
 
 
-async def test_nothing_is_armed_by_the_worker_s_own_clock(rig: Rig, hand: Hand, chat: str) -> None:
+async def test_timers_do_not_depend_on_the_workers_own_clock(
+    rig: Rig, hand: Hand, chat: str
+) -> None:
     """The rig's time is years away from the worker's own, by which a timer would never be due."""
     await hand.prepare()
     await given_chat_with_limit(rig, hand, chat)
@@ -190,7 +192,7 @@ class WrongClock:
 
 
 @pytest.mark.parametrize(("known", "behind"), [(True, HOUR), (True, -HOUR), (False, HOUR)])
-async def test_over_nats_a_limit_costs_at_most_one_more_timer(
+async def test_on_a_real_server_a_limit_needs_at_most_one_more_timer(
     own_nats: Servers, known: bool, behind: timedelta
 ) -> None:
     """A real server fires timers by its own clock; the in-memory store has a different one."""

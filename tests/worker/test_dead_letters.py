@@ -29,7 +29,7 @@ def make_event_fail(monkeypatch: pytest.MonkeyPatch, event_id: str) -> None:
     monkeypatch.setattr("statemachine.step.decide", fails)
 
 
-async def test_a_dead_letter_keeps_its_body_and_says_why(
+async def test_a_dead_letter_keeps_its_body_and_has_a_reason(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     subject = subjects.inbound("provisioner", chat, "p")
@@ -54,7 +54,7 @@ async def test_a_dead_letter_keeps_its_body_and_says_why(
     assert await rig.store.chats.get(chat) is None
 
 
-async def test_what_the_stream_took_fits_as_a_dead_letter_whatever_its_headers(
+async def test_every_message_of_the_stream_fits_as_a_dead_letter_even_with_large_headers(
     rig: Rig, hand: Hand, chat: str
 ) -> None:
     subject = subjects.inbound("tool", chat, "s")
@@ -121,7 +121,7 @@ async def test_a_request_that_becomes_a_dead_letter_is_answered(
     assert "not accepted" in rig.answer(chat)["result"]["error"]
 
 
-async def test_a_call_that_was_accepted_is_not_answered_by_a_bad_repeat(
+async def test_an_invalid_repeat_does_not_answer_an_accepted_call(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """Whether the bad repeat is in the same batch or in a later one."""
@@ -136,7 +136,7 @@ async def test_a_call_that_was_accepted_is_not_answered_by_a_bad_repeat(
     assert len(rig.dead) == 2
 
 
-async def test_a_refusal_never_stands_over_the_answer_to_the_corrected_request(
+async def test_the_refusal_of_a_request_never_replaces_the_answer_to_its_correction(
     rig: Rig, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker dies before it publishes the refusal, and the refusal is not published later."""
@@ -172,7 +172,7 @@ async def test_a_request_with_an_invalid_chat_id_becomes_a_dead_letter_without_a
     assert rig.results == {}
 
 
-async def test_a_fact_that_is_repaired_is_applied_and_its_log_entry_says_what_was_changed(
+async def test_a_repaired_fact_is_applied_and_its_log_entry_has_a_notice(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)
@@ -197,7 +197,7 @@ async def test_a_fact_that_is_repaired_is_applied_and_its_log_entry_says_what_wa
     await rig.check(chat)
 
 
-async def test_a_fact_that_is_buried_is_noted_on_its_chat_once(
+async def test_a_rejected_fact_is_recorded_on_its_chat_once(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)
@@ -226,7 +226,7 @@ async def test_a_fact_that_is_buried_is_noted_on_its_chat_once(
     await rig.check(chat)
 
 
-async def test_after_the_limit_nobody_waits_for_an_end_that_was_buried(
+async def test_after_the_limit_no_call_waits_for_a_rejected_end(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)
@@ -246,7 +246,7 @@ async def test_after_the_limit_nobody_waits_for_an_end_that_was_buried(
     await rig.check(chat)
 
 
-async def test_what_is_buried_of_a_chat_that_is_not_known_makes_none(
+async def test_a_rejected_fact_of_an_unknown_chat_creates_no_chat(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     body = envelope("build_failed", "/provisioner/p", chat, {"build_id": new_id()})
@@ -257,7 +257,7 @@ async def test_what_is_buried_of_a_chat_that_is_not_known_makes_none(
     assert await rig.store.chats.get(chat) is None
 
 
-async def test_a_fact_that_fails_alone_is_noted_too(
+async def test_a_fact_that_fails_by_a_bug_is_recorded_on_its_chat_too(
     rig: Rig, hand: Hand, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = new_id()
@@ -274,7 +274,7 @@ async def test_a_fact_that_fails_alone_is_noted_too(
     assert "internal" in words
 
 
-async def test_while_the_database_is_away_nothing_is_buried(
+async def test_while_the_database_is_away_nothing_becomes_a_dead_letter(
     rig: Rig, hand: Hand, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([True, True, False])

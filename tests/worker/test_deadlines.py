@@ -15,7 +15,7 @@ from tests.worker.rig import Hand, Rig
 TEN_MINUTES = 600.0
 
 
-async def test_a_limit_that_is_over_moves_the_state_and_answers(
+async def test_a_passed_limit_moves_the_chat_and_answers_its_calls(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)
@@ -34,7 +34,7 @@ async def test_a_limit_that_is_over_moves_the_state_and_answers(
     await rig.check(chat)
 
 
-async def test_a_timer_fires_when_its_time_has_come_and_not_a_moment_before(
+async def test_a_timer_is_due_at_its_time_and_not_a_microsecond_earlier(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """NATS counts in milliseconds, the database in microseconds."""
@@ -50,7 +50,7 @@ async def test_a_timer_fires_when_its_time_has_come_and_not_a_moment_before(
     assert rig.state(chat)["state"] == "failed"
 
 
-async def test_what_fires_by_a_clock_that_runs_ahead_is_armed_again_and_not_at_once(
+async def test_a_timer_that_fires_early_is_armed_again_for_a_later_time(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)
@@ -69,7 +69,7 @@ async def test_what_fires_by_a_clock_that_runs_ahead_is_armed_again_and_not_at_o
     await rig.check(chat)
 
 
-async def test_what_a_dying_worker_left_of_a_timer_is_published_when_it_comes_again_as_news(
+async def test_effects_of_a_timer_are_published_when_its_redelivery_is_in_time(
     rig: Rig, hand: Hand, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A timer has no identity: when redelivered, it is evaluated again, and is now in time."""
@@ -94,7 +94,7 @@ async def test_what_a_dying_worker_left_of_a_timer_is_published_when_it_comes_ag
     await rig.check(chat)
 
 
-async def test_an_old_timer_moves_nothing_and_arms_the_one_that_counts(
+async def test_an_outdated_timer_has_no_effect_but_arms_the_valid_one(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)
@@ -117,7 +117,7 @@ async def test_an_old_timer_moves_nothing_and_arms_the_one_that_counts(
     await rig.check(chat)
 
 
-async def test_a_limit_that_fired_late_for_a_settled_chat_does_nothing(
+async def test_a_timer_that_fires_after_the_chat_settled_has_no_effect(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)
@@ -133,7 +133,7 @@ async def test_a_limit_that_fired_late_for_a_settled_chat_does_nothing(
 
 
 @pytest.mark.parametrize("failing", ["publish", "ack"])
-async def test_what_a_limit_had_to_say_is_said_though_the_worker_died(
+async def test_effects_of_a_timer_are_published_after_a_worker_crashed(
     rig: Rig, send: Senders, chat: str, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker receives the timer again: the move is committed, its effects unpublished."""
@@ -158,7 +158,7 @@ async def test_what_a_limit_had_to_say_is_said_though_the_worker_died(
     await rig.check(chat)
 
 
-async def test_a_call_that_comes_late_begins_the_wait_anew(
+async def test_a_call_after_the_limit_begins_a_new_wait(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)
@@ -178,7 +178,9 @@ async def test_a_call_that_comes_late_begins_the_wait_anew(
     await rig.check(chat)
 
 
-async def test_what_fires_without_being_a_timer_is_buried(rig: Rig, hand: Hand, chat: str) -> None:
+async def test_an_invalid_timer_message_becomes_a_dead_letter(
+    rig: Rig, hand: Hand, chat: str
+) -> None:
     await rig.bus.publish(subjects.timer_fired(chat, "deadline"), b"[]", headers=CLOUDEVENT)
 
     await hand.pump()
@@ -186,7 +188,7 @@ async def test_what_fires_without_being_a_timer_is_buried(rig: Rig, hand: Hand, 
     assert [letter.headers["Workspaced-Reason"] for letter in rig.dead] == ["bad_data"]
 
 
-async def test_a_worker_arms_open_deadlines_and_makes_pools_when_it_starts(
+async def test_a_starting_worker_arms_open_deadlines_and_creates_consumers_of_pools(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """After NATS lost its timers, the limits still hold."""

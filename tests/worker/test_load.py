@@ -27,7 +27,7 @@ def is_refused(rig: Rig, chat: str, call: str = "c") -> bool:
     return bool(answer["is_error"]) and answer["result"]["error"].startswith(BUSY)
 
 
-async def test_one_more_call_of_a_chat_than_may_wait_is_refused_and_asked_again_goes_on_waiting(
+async def test_a_call_above_the_limit_of_its_chat_is_refused(
     rig: Rig, send: Senders, chat: str
 ) -> None:
     hand = worker_with(rig, WaitingLimits(calls_per_chat=2))
@@ -46,7 +46,7 @@ async def test_one_more_call_of_a_chat_than_may_wait_is_refused_and_asked_again_
     await rig.check(chat)
 
 
-async def test_what_was_refused_has_no_build_and_no_workspace(rig: Rig, send: Senders) -> None:
+async def test_a_refused_call_creates_no_build_and_no_workspace(rig: Rig, send: Senders) -> None:
     hand, waiting, late = worker_with(rig, WaitingLimits(calls=1)), new_id(), new_id()
     await send.create(waiting)
     await hand.pump()
@@ -76,7 +76,7 @@ async def test_calls_are_accepted_again_when_others_are_answered(rig: Rig, send:
     assert rig.path(late) == ["building"]
 
 
-async def test_no_job_is_added_to_a_full_queue_until_one_is_taken(rig: Rig, send: Senders) -> None:
+async def test_no_job_is_added_to_a_full_queue(rig: Rig, send: Senders) -> None:
     hand, chats = worker_with(rig, WaitingLimits(jobs=1)), [new_id() for _ in range(3)]
     await send.create(chats[0])
     await hand.pump()
@@ -96,7 +96,7 @@ async def test_no_job_is_added_to_a_full_queue_until_one_is_taken(rig: Rig, send
     assert [job["chat_id"] for job in rig.jobs()] == [chats[2]]
 
 
-async def test_how_much_waits_is_looked_at_when_a_call_comes_and_once_a_second(rig: Rig) -> None:
+async def test_the_load_is_sampled_at_most_once_a_second_and_only_for_calls(rig: Rig) -> None:
     gauge = LoadSampler(rig.store, rig.bus, WaitingLimits(calls=1))
 
     gauge.load(sample=False)
@@ -110,7 +110,9 @@ async def test_how_much_waits_is_looked_at_when_a_call_comes_and_once_a_second(r
     await gauge.close()
 
 
-async def test_while_the_bus_is_away_the_last_look_counts(rig: Rig, send: Senders) -> None:
+async def test_while_nats_is_away_the_last_sample_of_the_load_counts(
+    rig: Rig, send: Senders
+) -> None:
     hand = worker_with(rig, WaitingLimits(calls=1))
     await send.create(new_id())
     await hand.pump()

@@ -110,7 +110,7 @@ async def place(own_nats: Servers, database_url: str) -> AsyncIterator[Place]:
         yield Place(operator, store, Senders(operator), start)
 
 
-async def test_the_whole_way_from_request_to_answer(place: Place) -> None:
+async def test_a_create_is_answered_when_the_workspace_is_ready(place: Place) -> None:
     chat = new_id()
     await place.start()
     async with place.answers(chat) as answers, place.states(chat) as states:
@@ -130,7 +130,7 @@ async def test_the_whole_way_from_request_to_answer(place: Place) -> None:
     assert json.loads(last.data)["data"]["version"] == 4
 
 
-async def test_fifty_creates_at_once_over_three_workers_make_one_workspace(place: Place) -> None:
+async def test_fifty_concurrent_creates_on_three_workers_make_one_workspace(place: Place) -> None:
     chat = new_id()
     workers = [await place.start() for _ in range(3)]
     async with place.answers(chat) as answers:
@@ -150,7 +150,7 @@ async def test_fifty_creates_at_once_over_three_workers_make_one_workspace(place
     assert sum(worker.dead_letters for worker in workers) == 0
 
 
-async def test_many_chats_over_three_workers_each_get_their_own(place: Place) -> None:
+async def test_many_chats_on_three_workers_each_get_one_workspace(place: Place) -> None:
     """The calls have equal ids and the same owner, and each event is delivered twice."""
     chats = {new_id(): new_id() for _ in range(30)}
     for _ in range(3):
@@ -171,7 +171,7 @@ async def test_many_chats_over_three_workers_each_get_their_own(place: Place) ->
     assert all(answer["result"]["created"] for answer in found)
 
 
-async def test_a_limit_holds_by_the_servers_own_timers(place: Place) -> None:
+async def test_a_limit_passes_by_a_timer_of_the_real_server(place: Place) -> None:
     chat = new_id()
     await place.start(Limits(build=timedelta(seconds=0.2)))
     async with place.answers(chat) as answers:
@@ -185,7 +185,7 @@ async def test_a_limit_holds_by_the_servers_own_timers(place: Place) -> None:
     assert [e["state_after"] for e in fired] == ["failed"]
 
 
-async def test_an_agent_that_goes_silent_is_noticed_by_the_servers_own_marks(place: Place) -> None:
+async def test_a_silent_agent_is_noticed_by_a_marker_of_the_real_server(place: Place) -> None:
     chat = new_id()
     await place.start()
     async with place.states(chat) as states:
@@ -203,7 +203,7 @@ async def test_an_agent_that_goes_silent_is_noticed_by_the_servers_own_marks(pla
     assert seen["cause"]["source"] == "/workspaced"
 
 
-async def test_what_only_a_database_can_not_hold_is_the_calls_own_fault(place: Place) -> None:
+async def test_a_value_that_postgresql_cannot_store_fails_only_its_call(place: Place) -> None:
     """The id has the length and hyphens of a UUID, but PostgreSQL rejects it."""
     chat, none = new_id(), "z" * 8 + "-zzzz" * 3 + "-" + "z" * 12
     worker = await place.start()
@@ -220,7 +220,7 @@ async def test_what_only_a_database_can_not_hold_is_the_calls_own_fault(place: P
     assert worker.dead_letters <= 1
 
 
-async def test_a_worker_that_starts_takes_up_what_another_left(place: Place) -> None:
+async def test_a_starting_worker_publishes_the_outbox_of_another_one(place: Place) -> None:
     """The calls made while no worker ran, and limits that began before."""
     chat, waiting = new_id(), new_id()
     limits = Limits(build=timedelta(seconds=0.5))
@@ -237,7 +237,7 @@ async def test_a_worker_that_starts_takes_up_what_another_left(place: Place) -> 
         assert (await wait_for_state(states, "failed"))["failure"]["reason"] == "build_timeout"
 
 
-async def test_whatever_json_a_call_brings_survives_the_database(place: Place) -> None:
+async def test_any_json_in_arguments_survives_the_database(place: Place) -> None:
     chat = new_id()
     deep: dict[str, Any] = {"a": [1, 2.5, {"ä": None}], "big": 10**300}
     await place.start()

@@ -21,7 +21,7 @@ from tests.worker.messages import Senders, new_id
 from tests.worker.rig import Hand, Rig
 
 
-async def test_the_whole_way_from_request_to_answer(
+async def test_a_create_is_answered_when_the_workspace_is_ready(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat, name="blue")
@@ -48,7 +48,7 @@ async def test_the_whole_way_from_request_to_answer(
 
 
 @pytest.mark.parametrize("most", [1, 2])
-async def test_the_same_identity_again_has_no_further_effect(
+async def test_a_repeated_identity_has_no_further_effect(
     rig: Rig, hand: Hand, send: Senders, chat: str, most: int
 ) -> None:
     """Whether both deliveries are in one batch or in two."""
@@ -113,7 +113,7 @@ class Broken:
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("subject", [subjects.STATES, subjects.JOBS])
-async def test_what_was_committed_is_published_when_the_event_comes_again(
+async def test_committed_effects_are_published_when_the_event_is_redelivered(
     rig: Rig, send: Senders, chat: str, subject: str, *, after: bool
 ) -> None:
     broken = Broken(rig.bus, subject, after=after)
@@ -159,9 +159,7 @@ class Forgetful(MemoryStore):
         await super().delete_published(ids)
 
 
-async def test_what_stayed_in_the_outbox_is_published_again_without_harm(
-    rig: Rig, send: Senders, chat: str
-) -> None:
+async def test_outbox_rows_may_be_published_twice(rig: Rig, send: Senders, chat: str) -> None:
     store = Forgetful(rig)
     store.templates = rig.store.templates
     rig.store, event_id = store, new_id()
@@ -181,7 +179,7 @@ async def test_what_stayed_in_the_outbox_is_published_again_without_harm(
     await rig.check(chat)
 
 
-async def test_a_worker_that_died_before_its_ack_leaves_a_repeat(
+async def test_a_worker_that_crashes_before_its_ack_causes_a_repeat(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await send.create(chat)
@@ -205,7 +203,7 @@ async def test_a_worker_that_died_before_its_ack_leaves_a_repeat(
     await rig.check(chat)
 
 
-async def test_an_older_state_never_stands_over_a_newer_one(
+async def test_an_older_state_never_replaces_a_newer_one(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """A worker that was paused between commit and publish continues."""
@@ -231,7 +229,7 @@ async def test_an_older_state_never_stands_over_a_newer_one(
     assert len(rig.jobs()) == 1
 
 
-async def test_two_relays_that_publish_at_once_leave_the_newest_state(
+async def test_after_two_relays_published_concurrently_the_newest_state_is_stored(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     sent: list[OutboxMessage] = []
@@ -293,7 +291,7 @@ async def die_before_publishing(rows: Sequence[OutboxMessage], **_more: object) 
     raise Unavailable(f"died with {len(rows)}")
 
 
-async def test_a_build_that_was_superseded_unnoticed_is_noticed_when_its_event_comes_again(
+async def test_a_redelivered_event_disconnects_agents_of_the_superseded_build(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """Its worker died after the commit, so the old build's agents are still connected."""

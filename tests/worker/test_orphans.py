@@ -88,7 +88,7 @@ async def log_entries(rig: Rig, chat: str, name: str) -> list[Any]:
     ]
 
 
-async def test_a_replaced_workspace_is_stopped_and_no_orphan(
+async def test_a_replaced_workspace_is_stopped_and_is_not_an_orphan(
     rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
 ) -> None:
     old = await given_ready_workspace(rig, hand, chat, agents=())
@@ -115,7 +115,7 @@ async def test_a_replaced_workspace_is_stopped_and_no_orphan(
 
 
 @pytest.mark.parametrize("how", ["failed", "canceled"])
-async def test_a_stop_that_comes_to_nothing_is_told_to_operators_and_tried_again(
+async def test_a_failed_stop_of_a_replaced_workspace_is_reported_and_repeated(
     rig: Rig, hand: Hand, send: Senders, chat: str, how: str, errors: list[str]
 ) -> None:
     stop, new = await given_replaced_workspace(rig, hand, chat)
@@ -150,7 +150,9 @@ async def test_a_stop_that_comes_to_nothing_is_told_to_operators_and_tried_again
     await rig.check(chat)
 
 
-async def test_deletion_ends_it(rig: Rig, hand: Hand, send: Senders, chat: str) -> None:
+async def test_a_deleted_workspace_is_no_longer_an_orphan(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
     stop, _ = await given_replaced_workspace(rig, hand, chat)
     await send.built(stop, "failed")
     await hand.pump()
@@ -163,7 +165,7 @@ async def test_deletion_ends_it(rig: Rig, hand: Hand, send: Senders, chat: str) 
     await rig.check(chat)
 
 
-async def test_the_end_of_a_stop_may_come_while_it_is_tried_again(
+async def test_a_late_end_of_a_stop_may_arrive_during_its_repetition(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """Facts of the old stop are stale, because a newer stop was requested."""
@@ -183,7 +185,7 @@ async def test_the_end_of_a_stop_may_come_while_it_is_tried_again(
     await rig.check(chat)
 
 
-async def test_a_workspace_that_no_chat_has_is_stopped_after_its_grace(
+async def test_an_orphan_is_stopped_after_its_grace_period(
     rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
 ) -> None:
     other = uid("template other")
@@ -217,7 +219,7 @@ async def test_a_workspace_that_no_chat_has_is_stopped_after_its_grace(
     await rig.check(chat)
 
 
-async def test_one_of_an_unknown_template_is_listed_and_told_and_no_more(
+async def test_an_orphan_of_an_unknown_template_is_only_listed_and_logged(
     rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
 ) -> None:
     await given_ready_workspace(rig, hand, chat)
@@ -242,7 +244,7 @@ async def test_one_of_an_unknown_template_is_listed_and_told_and_no_more(
     await rig.check(chat)
 
 
-async def test_one_whose_template_is_told_after_its_grace_is_stopped_then(
+async def test_an_orphan_is_stopped_once_its_template_becomes_known(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await given_ready_workspace(rig, hand, chat)
@@ -260,7 +262,7 @@ async def test_one_whose_template_is_told_after_its_grace_is_stopped_then(
     await rig.check(chat)
 
 
-async def test_one_that_nobody_can_stop_is_in_nobody_s_way(
+async def test_an_orphan_that_cannot_be_stopped_does_not_block_others(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """Each orphan has its own grace time, and is handled when that is over."""
@@ -284,7 +286,7 @@ async def test_one_that_nobody_can_stop_is_in_nobody_s_way(
 
 
 @pytest.mark.parametrize("bound", ["before", "after"])
-async def test_one_that_another_chat_has_is_never_stopped(
+async def test_a_workspace_of_another_chat_is_never_stopped(
     rig: Rig, hand: Hand, send: Senders, chat: str, bound: str, errors: list[str]
 ) -> None:
     """A provisioner reports the workspace under the wrong chat."""
@@ -308,7 +310,7 @@ async def test_one_that_another_chat_has_is_never_stopped(
     await rig.check(owner)
 
 
-async def test_a_foreign_workspace_is_the_chat_s_when_its_own_is_deleted(
+async def test_a_workspace_made_elsewhere_becomes_current_when_the_chats_own_is_deleted(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     mine, theirs = await given_ready_workspace(rig, hand, chat), job_from_elsewhere(chat)
@@ -332,7 +334,7 @@ async def test_a_foreign_workspace_is_the_chat_s_when_its_own_is_deleted(
     await rig.check(chat)
 
 
-async def test_graces_hold_when_the_bus_has_lost_its_timers(
+async def test_orphans_are_stopped_although_nats_lost_its_timers(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     stop, _ = await given_replaced_workspace(rig, hand, chat)
@@ -350,7 +352,9 @@ async def test_graces_hold_when_the_bus_has_lost_its_timers(
     assert (rig.job["workspace_id"], rig.job["build_number"]) == (stop["workspace_id"], 3)
 
 
-async def test_of_several_workers_one_asks_for_the_stop(rig: Rig, chat: str) -> None:
+async def test_only_one_of_several_workers_requests_the_stop_of_an_orphan(
+    rig: Rig, chat: str
+) -> None:
     one, other = rig.hand(), rig.hand()
     stop, _ = await given_replaced_workspace(rig, one, chat)
     await rig.senders.built(stop, "failed")
@@ -365,7 +369,7 @@ async def test_of_several_workers_one_asks_for_the_stop(rig: Rig, chat: str) -> 
     await rig.check(chat)
 
 
-async def test_a_delete_of_a_replaced_workspace_that_fails_is_told_and_tried_again(
+async def test_a_failed_delete_of_a_replaced_workspace_is_reported_and_repeated(
     rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
 ) -> None:
     """The delete that its chat requested had failed, so create_workspace made a new workspace."""

@@ -53,7 +53,7 @@ def last_sequence(rig: Rig, stream: str) -> int:
     return rig.server.streams[stream].last_sequence
 
 
-async def test_a_server_that_lost_nothing_is_told_nothing(
+async def test_nothing_is_published_again_if_nats_lost_nothing(
     rig: Rig, hand: Hand, ready: Job, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await hand.prepare() == frozenset()
@@ -140,7 +140,7 @@ async def test_the_job_of_an_ended_build_is_not_published_again(
     assert rig.jobs() == []
 
 
-async def test_the_stop_of_a_replaced_workspace_is_asked_for_again(
+async def test_the_job_that_stops_a_replaced_workspace_is_published_again(
     rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
 ) -> None:
     await send.agent(ready, "disconnected", 3)
@@ -155,7 +155,7 @@ async def test_the_stop_of_a_replaced_workspace_is_asked_for_again(
     assert sorted(job["build_id"] for job in rig.jobs()) == before
 
 
-async def test_a_build_that_nobody_ended_in_its_time_is_asked_for_again(
+async def test_the_job_of_a_build_that_exceeded_its_limit_is_published_again(
     rig: Rig, hand: Hand, job: Job
 ) -> None:
     """Its provisioner ends or cancels it. Without the job the chat would wait for ever."""
@@ -167,7 +167,7 @@ async def test_a_build_that_nobody_ended_in_its_time_is_asked_for_again(
     assert rig.jobs() == [job]
 
 
-async def test_a_limit_holds_though_its_timer_was_lost(
+async def test_a_limit_passes_although_its_timer_was_lost(
     rig: Rig, hand: Hand, job: Job, chat: str
 ) -> None:
     wipe_streams(rig)
@@ -180,7 +180,7 @@ async def test_a_limit_holds_though_its_timer_was_lost(
     assert "error" in rig.answer(chat)["result"]
 
 
-async def test_an_agent_that_went_with_the_server_is_missed(
+async def test_an_agent_that_never_returns_after_a_loss_counts_as_lost(
     rig: Rig, hand: Hand, ready: Job, chat: str
 ) -> None:
     """Presence messages are kept in memory: no delete marker would report that one expired."""
@@ -194,7 +194,7 @@ async def test_an_agent_that_went_with_the_server_is_missed(
     assert rig.state(chat)["agent"]["status"] == "disconnected"
 
 
-async def test_an_agent_that_shows_itself_again_is_not_missed(
+async def test_an_agent_that_renews_its_presence_after_a_loss_is_not_lost(
     rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
 ) -> None:
     rig.server.stop()
@@ -264,7 +264,7 @@ async def test_a_worker_that_was_paused_before_publishing_jobs_prepares_again(
     assert len(rig.jobs()) == 1
 
 
-async def test_a_lost_tail_is_told_again(
+async def test_a_lost_end_of_a_stream_is_published_again(
     rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
 ) -> None:
     """The stream is the same one, but the last acknowledged messages are gone."""
@@ -280,7 +280,7 @@ async def test_a_lost_tail_is_told_again(
     assert rig.state(chat) == before
 
 
-async def test_what_was_told_again_and_is_lost_again_is_missed(
+async def test_a_second_loss_of_republished_messages_is_noticed(
     rig: Rig, hand: Hand, ready: Job, chat: str
 ) -> None:
     """The worker that finds it is another one, as the one that published again may have died."""
@@ -295,7 +295,7 @@ async def test_what_was_told_again_and_is_lost_again_is_missed(
     assert rig.state(chat) == before
 
 
-async def test_two_who_find_the_same_loss_at_once_ask_for_each_build_once(
+async def test_two_workers_that_find_the_same_loss_publish_each_job_once(
     rig: Rig, hand: Hand, job: Job
 ) -> None:
     """Both looked before one of them had published again; the stream grew in between."""
@@ -404,7 +404,7 @@ async def test_two_workers_may_recover_from_the_same_loss(
     assert rig.jobs() == [job]
 
 
-async def test_the_tail_of_a_log_is_nobodys_loss(rig: Rig, hand: Hand, chat: str) -> None:
+async def test_a_lost_end_of_the_log_stream_is_ignored(rig: Rig, hand: Hand, chat: str) -> None:
     await rig.bus.publish(subjects.log(chat, new_id()), b"{}")
     await hand.prepare()
     rig.server.streams[LOG.name].lose_tail(1)
@@ -430,7 +430,7 @@ async def test_senders_are_asked_for_their_facts_more_than_once(
     ] * ASK_COUNT
 
 
-async def test_if_a_worker_dies_before_it_asked_senders_the_next_one_asks_them(
+async def test_the_next_worker_asks_senders_if_one_crashed_before_it_asked(
     rig: Rig, hand: Hand, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All other streams are repaired by then; only the requests are still marked as lost."""
@@ -447,7 +447,7 @@ async def test_if_a_worker_dies_before_it_asked_senders_the_next_one_asks_them(
     assert await rig.hand().watch.find_losses() == frozenset()
 
 
-async def test_a_running_worker_finds_what_was_lost_and_asks(
+async def test_a_running_worker_notices_a_loss_and_asks_senders(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
     """The worker compares the streams with the database when it reconnects to NATS."""

@@ -105,7 +105,7 @@ async def expect_nothing_shows(rig: Rig, chat: str, caplog: pytest.LogCaptureFix
     return text
 
 
-async def test_a_call_s_value_is_in_the_job_only(
+async def test_a_sensitive_value_of_a_call_appears_only_in_the_job(
     rig: Rig, hand: Hand, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await create_with_values(rig, hand, chat, {"token": SECRET, "pin": int(PIN), "branch": "mine"})
@@ -128,7 +128,7 @@ async def test_a_call_s_value_is_in_the_job_only(
     assert requested["parameters"] == {"branch": "mine", "token": MASK, "pin": MASK, "key": MASK}
 
 
-async def test_a_preset_s_value_is_in_the_job_only(
+async def test_a_sensitive_value_of_a_preset_appears_only_in_the_job(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await send.ask(chat, "read_template", "read", template_id=TEMPLATE.id)
@@ -147,7 +147,7 @@ async def test_a_preset_s_value_is_in_the_job_only(
     }
 
 
-async def test_later_builds_carry_the_real_value(
+async def test_later_builds_get_the_unmasked_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await create_with_values(rig, hand, chat, {"token": SECRET, "key": OTHER})
@@ -172,7 +172,7 @@ async def test_later_builds_carry_the_real_value(
     await expect_nothing_shows(rig, chat, caplog)
 
 
-async def test_what_does_not_fit_is_named_without_its_value(
+async def test_an_invalid_sensitive_value_is_reported_without_the_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     wrong = {"token": f"no {SECRET}", "pin": f"{SECRET}{PIN}", "tokn": OTHER}
@@ -206,7 +206,7 @@ async def test_what_does_not_fit_is_named_without_its_value(
     ],
 )
 @pytest.mark.parametrize("tool", ["create_workspace", "start_workspace"])
-async def test_a_call_that_is_wrong_gives_nothing_away(
+async def test_an_invalid_call_reveals_no_value(
     rig: Rig,
     hand: Hand,
     send: Senders,
@@ -222,7 +222,7 @@ async def test_a_call_that_is_wrong_gives_nothing_away(
     await expect_nothing_shows(rig, chat, caplog)
 
 
-async def test_a_call_of_a_tool_that_is_not_there_gives_nothing_away(
+async def test_a_call_of_an_unknown_tool_reveals_no_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for tool in ("restart_workspace", "list_templates", "stop_workspace"):
@@ -232,7 +232,7 @@ async def test_a_call_of_a_tool_that_is_not_there_gives_nothing_away(
     await expect_nothing_shows(rig, chat, caplog)
 
 
-async def test_a_call_whose_workspace_is_gone_meanwhile_gives_nothing_away(
+async def test_a_call_whose_workspace_is_deleted_meanwhile_reveals_no_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is stored with its values while it waits; after the deletion its template is unknown."""
@@ -251,7 +251,7 @@ async def test_a_call_whose_workspace_is_gone_meanwhile_gives_nothing_away(
     await expect_nothing_shows(rig, chat, caplog)
 
 
-async def test_asked_again_it_gives_nothing_away(
+async def test_a_repeated_call_reveals_no_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By a new event, by a repeat, and after the call was answered."""
@@ -269,7 +269,7 @@ async def test_asked_again_it_gives_nothing_away(
     await expect_nothing_shows(rig, chat, caplog)
 
 
-async def test_stops_that_nobody_asked_for_give_nothing_away(
+async def test_stops_requested_by_workers_reveal_no_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Stops of a replaced workspace, of an orphan, and at the end of a lifetime."""
@@ -294,7 +294,7 @@ async def test_stops_that_nobody_asked_for_give_nothing_away(
     await expect_nothing_shows(rig, chat, caplog)
 
 
-async def test_a_letter_that_no_transaction_takes_gives_nothing_away_to_callers(
+async def test_a_dead_letter_reveals_no_value_to_callers(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The dead letter is for operators and contains the message; the answer does not."""
@@ -312,7 +312,7 @@ async def test_a_letter_that_no_transaction_takes_gives_nothing_away_to_callers(
 
 
 @pytest.mark.parametrize("name", ["create_workspace", "start_workspace"])
-async def test_what_a_fact_repeats_of_a_value_is_in_no_state_answer_or_log(
+async def test_a_value_repeated_in_a_fact_is_masked_in_states_answers_and_logs(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """Whichever provisioner sends it, and also as a repeat; replay still yields the snapshot."""
@@ -339,7 +339,7 @@ async def test_what_a_fact_repeats_of_a_value_is_in_no_state_answer_or_log(
     assert (await rig.outcomes(chat))[-2:] == ["moved", "repeat"]
 
 
-async def test_what_an_agent_repeats_of_a_value_is_hidden(
+async def test_a_value_repeated_by_an_agent_is_masked(
     rig: Rig, hand: Hand, send: Senders, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await create_with_values(rig, hand, chat, {"token": SECRET})
@@ -357,7 +357,7 @@ async def test_what_an_agent_repeats_of_a_value_is_hidden(
     await expect_nothing_shows(rig, chat, caplog)
 
 
-async def test_another_parameter_s_value_that_repeats_a_sensitive_one_is_hidden_in_the_log(
+async def test_a_sensitive_value_inside_another_parameter_is_masked_in_the_log(
     rig: Rig, hand: Hand, chat: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = f"https://me:{SECRET}@host/"
@@ -370,7 +370,7 @@ async def test_another_parameter_s_value_that_repeats_a_sensitive_one_is_hidden_
 
 
 @pytest.mark.parametrize("unknown", [0, 30])
-async def test_a_text_that_was_cut_does_not_begin_with_the_rest_of_a_value(
+async def test_a_truncated_text_does_not_begin_with_part_of_a_value(
     rig: Rig, hand: Hand, send: Senders, chat: str, unknown: int
 ) -> None:
     """Workers shorten texts before they know the chat; of an error they keep the end.

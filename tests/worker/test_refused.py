@@ -28,7 +28,7 @@ async def small(rig: Rig) -> Small:
     return Small(rig.server)
 
 
-async def test_an_answer_that_is_too_large_is_told_to_be(
+async def test_an_answer_that_is_too_large_is_replaced_by_an_error(
     rig: Rig, small: Small, send: Senders, chat: str
 ) -> None:
     small.refused = "workspaced.result."
@@ -40,7 +40,7 @@ async def test_an_answer_that_is_too_large_is_told_to_be(
     assert not rig.store.outbox
 
 
-async def test_a_job_that_is_refused_does_not_stop_the_others(
+async def test_a_refused_job_does_not_block_other_jobs(
     rig: Rig, small: Small, send: Senders, chat: str
 ) -> None:
     small.refused = "workspaced.job."

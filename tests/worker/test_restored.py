@@ -76,7 +76,7 @@ async def given_stopped_workspace(rig: Rig, hand: Hand, send: Senders, chat: str
     return job
 
 
-async def test_a_chat_goes_on_above_what_was_published(
+async def test_a_restored_chat_continues_above_its_published_version(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     await hand.prepare()
@@ -99,7 +99,7 @@ async def test_a_chat_goes_on_above_what_was_published(
     assert (await expect_published_state_matches(rig, chat))["version"] == 9
 
 
-async def test_what_was_not_further_is_left_alone(
+async def test_a_chat_that_is_not_behind_is_left_unchanged(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     await hand.prepare()
@@ -112,7 +112,7 @@ async def test_what_was_not_further_is_left_alone(
     assert (await rig.outcomes(chat)).count("changed") == 0
 
 
-async def test_once_it_was_seen_to_it_is_over(
+async def test_a_restore_is_handled_only_once(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     await hand.prepare()
@@ -128,7 +128,7 @@ async def test_once_it_was_seen_to_it_is_over(
     assert len(rig.envelopes) == published
 
 
-async def test_a_chat_that_only_the_bus_knows_gets_its_workspace_back_with_its_name(
+async def test_a_chat_missing_from_the_database_gets_its_workspace_and_name_back(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     await hand.prepare()
@@ -158,7 +158,7 @@ async def test_a_chat_that_only_the_bus_knows_gets_its_workspace_back_with_its_n
     assert [j["workspace_id"] for j in rig.jobs() if j["chat_id"] == chat] == [job["workspace_id"]]
 
 
-async def test_a_call_that_had_been_answered_stays_answered(
+async def test_a_call_answered_before_the_restore_stays_answered(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     """Even if the restored database has it as open; and a refused call may still be corrected."""
@@ -189,7 +189,7 @@ async def test_a_call_that_had_been_answered_stays_answered(
     assert json.loads(last.data)["data"] == answer
 
 
-async def test_a_build_that_the_database_still_waits_for_is_asked_for_again(
+async def test_the_job_of_a_build_that_is_open_after_a_restore_is_published_again(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     await hand.prepare()
@@ -203,7 +203,7 @@ async def test_a_build_that_the_database_still_waits_for_is_asked_for_again(
     assert rig.jobs()[asked:] == [rig.jobs()[0]]
 
 
-async def test_an_empty_database_beside_a_bus_that_knows_is_one_that_went_back(
+async def test_an_empty_database_counts_as_restored_if_the_streams_have_states(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     """The database has no rows at all, and no record of its origin."""
@@ -219,7 +219,7 @@ async def test_an_empty_database_beside_a_bus_that_knows_is_one_that_went_back(
 
 
 @pytest.mark.parametrize("moves", [1, 2, 3])
-async def test_a_worker_that_was_not_started_anew_finds_out_with_the_first_move(
+async def test_a_running_worker_detects_the_restore_at_the_first_move(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore], moves: int
 ) -> None:
     """Whether the new version is below, equal to, or above the published one."""
@@ -256,7 +256,7 @@ async def build_id_of(rig: Rig, chat: str) -> str:
     return kept.build.id
 
 
-async def test_a_state_that_was_left_over_raises_no_alarm(
+async def test_a_state_published_by_a_crashed_worker_does_not_count_as_a_restore(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """A worker died after it published and before it deleted the rows, so others find its state."""
@@ -280,7 +280,7 @@ async def test_a_state_that_was_left_over_raises_no_alarm(
     assert rig.state(chat)["version"] == 1
 
 
-async def test_what_stands_there_and_is_no_state_or_answer_is_passed_over(
+async def test_messages_that_are_neither_states_nor_answers_are_skipped(
     rig: Rig, hand: Hand, send: Senders, chat: str, backup: Callable[[], Restore]
 ) -> None:
     await hand.prepare()

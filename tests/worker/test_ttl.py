@@ -81,7 +81,9 @@ async def test_a_workspace_is_stopped_when_its_lifetime_is_over(
     await rig.check(chat)
 
 
-async def test_it_stops_once_also_when_the_stop_fails(rig: Rig, hand: Hand, chat: str) -> None:
+async def test_the_end_of_a_lifetime_stops_a_workspace_only_once_even_if_the_stop_fails(
+    rig: Rig, hand: Hand, chat: str
+) -> None:
     await given_running_workspace(rig, hand, chat)
     await let_time_pass(rig, hand, TTL)
     await rig.senders.built(rig.job, "failed")
@@ -94,7 +96,7 @@ async def test_it_stops_once_also_when_the_stop_fails(rig: Rig, hand: Hand, chat
     await rig.check(chat)
 
 
-async def test_a_stop_that_failed_leaves_the_lifetime_as_it_was(
+async def test_a_failed_stop_does_not_change_the_lifetime(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await given_running_workspace(rig, hand, chat)
@@ -112,7 +114,7 @@ async def test_a_stop_that_failed_leaves_the_lifetime_as_it_was(
     await rig.check(chat)
 
 
-async def test_a_stop_and_a_start_meanwhile_begin_it_anew(
+async def test_a_stop_and_a_start_begin_a_new_lifetime(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await given_running_workspace(rig, hand, chat)
@@ -137,7 +139,7 @@ async def test_a_stop_and_a_start_meanwhile_begin_it_anew(
 
 
 @pytest.mark.parametrize("between", ["stop of ours", "stop elsewhere", "nothing"])
-async def test_a_start_made_elsewhere_has_the_lifetime_known_last(
+async def test_a_start_made_elsewhere_has_the_last_known_lifetime(
     rig: Rig, hand: Hand, send: Senders, chat: str, between: str
 ) -> None:
     job, number = await given_running_workspace(rig, hand, chat), 2
@@ -163,7 +165,7 @@ async def test_a_start_made_elsewhere_has_the_lifetime_known_last(
 
 
 @pytest.mark.parametrize("how", ["deleted", "deleting", "stopped elsewhere", "failing elsewhere"])
-async def test_what_is_gone_or_being_changed_is_not_stopped(
+async def test_deleted_workspaces_and_those_being_built_are_not_stopped(
     rig: Rig, hand: Hand, send: Senders, chat: str, how: str
 ) -> None:
     job = await given_running_workspace(rig, hand, chat)
@@ -184,7 +186,7 @@ async def test_what_is_gone_or_being_changed_is_not_stopped(
 
 
 @pytest.mark.parametrize("text", ["", "0", "0s", "0.1ms", "soon", "-2h", "9" * 40 + "h"])
-async def test_without_a_setting_that_says_so_nothing_is_stopped(
+async def test_without_the_setting_no_workspace_is_stopped(
     rig: Rig, hand: Hand, chat: str, text: str
 ) -> None:
     await rig.store.put_setting("chat_workspace_ttl", text)
@@ -198,7 +200,7 @@ async def test_without_a_setting_that_says_so_nothing_is_stopped(
     await rig.check(chat)
 
 
-async def test_a_lifetime_that_fires_by_a_clock_that_runs_ahead_is_armed_again(
+async def test_a_lifetime_timer_that_fires_early_is_armed_again(
     rig: Rig, hand: Hand, chat: str
 ) -> None:
     await given_running_workspace(rig, hand, chat)
@@ -214,7 +216,7 @@ async def test_a_lifetime_that_fires_by_a_clock_that_runs_ahead_is_armed_again(
     await rig.check(chat)
 
 
-async def test_a_lifetime_may_be_longer_than_timers_are_kept(
+async def test_a_lifetime_may_be_longer_than_the_retention_of_timers(
     rig: Rig, hand: Hand, chat: str
 ) -> None:
     """The timer is armed again on the way, which may delay the stop by a minute."""
@@ -231,7 +233,7 @@ async def test_a_lifetime_may_be_longer_than_timers_are_kept(
 
 
 @pytest.mark.parametrize("away", [0.0, TTL + HOUR])
-async def test_it_holds_when_the_bus_has_lost_its_timers(
+async def test_a_lifetime_ends_although_nats_lost_its_timer(
     rig: Rig, hand: Hand, chat: str, away: float
 ) -> None:
     """A worker arms the timer from the database when it starts, even if it is overdue."""
@@ -253,7 +255,7 @@ async def test_it_holds_when_the_bus_has_lost_its_timers(
     assert job["transition"] == "stop"
 
 
-async def test_of_several_workers_one_stops_it(rig: Rig, chat: str) -> None:
+async def test_only_one_of_several_workers_stops_an_expired_workspace(rig: Rig, chat: str) -> None:
     one, other = rig.hand(), rig.hand()
     await given_running_workspace(rig, one, chat)
     rig.clock.advance(TTL)
@@ -266,7 +268,7 @@ async def test_of_several_workers_one_stops_it(rig: Rig, chat: str) -> None:
     await rig.check(chat)
 
 
-async def test_what_waits_when_it_stops_is_answered_with_the_stop(
+async def test_waiting_calls_are_answered_when_the_lifetime_stops_the_workspace(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """Like all calls whose build a stop supersedes: own build's id, and the stop's in the error."""
@@ -293,7 +295,7 @@ async def test_what_waits_when_it_stops_is_answered_with_the_stop(
     await rig.check(chat)
 
 
-async def test_the_lifetime_of_a_replaced_workspace_is_nobody_s_any_more(
+async def test_the_lifetime_of_a_replaced_workspace_has_no_effect(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     old = await given_running_workspace(rig, hand, chat, "no agents")
