@@ -80,14 +80,5 @@ async def connect_as(servers: Servers) -> AsyncIterator[ConnectAs]:
         yield connect
 
 
-async def settled(client: Client) -> None:
-    """Wait until the server has processed everything that the client has sent.
-
-    One flush is not enough: nats-py's PING overtakes messages that wait to be written.
-    """
-    await client.flush()
-    await client.flush()
-
-
 async def _ignore(_error: Exception) -> None:
     """Ignore an error: without a callback nats-py logs each one."""

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.rigs.client import CONTENT_TYPE, Chat, Event, new_id
+from tests.rigs.client import Chat
+from tests.rigs.messages import CONTENT_TYPE, Event, new_id
 from tests.rigs.world import World
 
 INPUTS = Path(__file__).parent / "inputs"

@@ -10,7 +10,8 @@ import pytest
 
 from tests.cases.playing import play
 from tests.rigs import shapes
-from tests.rigs.client import Received, ServiceError, cloud_event, new_id
+from tests.rigs.client import ServiceError
+from tests.rigs.messages import new_id
 from tests.rigs.processes import Up
 from tests.rigs.world import World
 
@@ -22,14 +23,6 @@ async def entry_of(world: World, chat: str, event_type: str) -> dict[str, Any]:
         shapes.log_entry(entry)
     found = [e for e in page["events"] if e["event"]["type"] == f"workspaced.{event_type}.v1"]
     return dict(found[-1])
-
-
-async def letters_of(world: World, kind: str) -> Received[Any]:
-    """Return the dead letters of that kind that arrive from now on."""
-    letters: Received[Any] = Received()
-    await world.operator.client.subscribe(f"workspaced.dead.{kind}", cb=letters.add)
-    await world.operator.flush()
-    return letters
 
 
 async def test_b04_65_agents(world: World) -> None:
@@ -89,7 +82,7 @@ async def test_b09_page_float(world: World) -> None:
 
 
 async def test_b10_call_id_used_twice(world: World) -> None:
-    letters = await letters_of(world, "tool")
+    letters = await world.operator.hear("workspaced.dead.tool")
 
     case = await play(world, "B10-call-id-used-twice")
 
@@ -174,10 +167,10 @@ async def test_names_of_any_length_are_kept_up_to_4_kib(world: World) -> None:
     await chat.call("list_templates")
     name = "".join(new_id() for _ in range(200))
     build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": 1}
-    data = {**build, "transition": "start", "workspace_name": name, "owner_name": name}
+    build |= {"transition": "start", "chat_id": chat.id}
 
-    told = cloud_event("build_started", "/provisioner/forge", chat.id, data)
-    await world.provisioner.publish(f"workspaced.in.provisioner.{chat.id}.forge", told)
+    names = {"workspace_name": name, "owner_name": name}
+    await world.provisioner.publish_event("build_started", build, **names)
 
     state = await chat.state("building")
     assert state["workspace"]["name"] == name[:4096]
@@ -210,13 +203,9 @@ async def test_an_end_that_can_not_be_read_is_noted_on_the_chat_and_its_correcti
 ) -> None:
     chat = await world.chat()
     call, job = await world.building(chat)
-    letters = await letters_of(world, "provisioner")
-    broken = {"workspace_id": job.workspace_id, "build_id": job.build_id, "transition": "start"}
-    told = cloud_event(
-        "build_failed", "/provisioner/forge", chat.id, {**broken, "build_number": "1"}
-    )
+    letters = await world.operator.hear("workspaced.dead.provisioner")
 
-    await world.provisioner.publish(f"workspaced.in.provisioner.{chat.id}.forge", told)
+    await world.provisioner.publish_event("build_failed", {**job.data, "build_number": "1"})
     letter = await letters.first(lambda found: chat.id in found.headers["Workspaced-Subject"])
     assert letter.headers["Workspaced-Reason"] == "bad_data"
 
@@ -239,7 +228,7 @@ async def test_snapshots_are_what_the_logs_of_all_of_this_fold_to(
     """The event logs hold accepted, repaired and rejected events of the tests before this one."""
     chat = await world.chat()
     _, job = await world.building(chat)
-    letters = await letters_of(world, "provisioner")
+    letters = await world.operator.hear("workspaced.dead.provisioner")
     await world.provisioner.publish_event(
         "build_failed", job, build_number=None, error="x" * 70_000
     )

@@ -10,7 +10,8 @@ from nats.aio.msg import Msg
 
 from tests import schemas
 from tests.cli.template_folders import folder
-from tests.rigs.client import Event, Received
+from tests.rigs.client import Received
+from tests.rigs.messages import Event
 from tests.rigs.processes import Up
 from tests.rigs.world import World
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cases.playing import INPUTS
 from tests.cli.template_folders import QUICK, folder
-from tests.rigs.client import new_id
+from tests.rigs.messages import new_id
 from tests.rigs.processes import Up
 
 

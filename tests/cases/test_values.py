@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cases.playing import INPUTS
-from tests.rigs.client import Event, new_id
+from tests.rigs.messages import Event, new_id
 from tests.rigs.processes import Up
 
 

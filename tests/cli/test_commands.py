@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.template_folders import FAILING, QUICK, folder
-from tests.rigs.client import new_id
+from tests.rigs.messages import new_id
 from tests.rigs.processes import ROOT, Process, Up, agents_using, environment, run, wait_until_gone
 
 

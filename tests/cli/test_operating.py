@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.cli.template_folders import QUICK, folder
-from tests.rigs.client import Event, Participant, cloud_event, connected, new_id, role_options
+from tests.rigs.client import Participant, connected, role_options
+from tests.rigs.messages import Event, cloud_event, new_id
 from tests.rigs.processes import ROOT, TIMEOUT, Process, Up, environment
 
 UNSERVED = """

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from tests.cli.template_folders import folder
-from tests.rigs.client import new_id
+from tests.rigs.messages import new_id
 from tests.rigs.processes import Up, run
 
 

@@ -20,7 +20,7 @@ from bus.jetstream import connect
 from bus.streams import STATE
 from handlers.embedded.postgresql import _binaries
 from tests.cli.template_folders import QUICK, folder
-from tests.rigs.client import new_id
+from tests.rigs.messages import new_id
 from tests.rigs.processes import Process, Up, kill_processes, processes_using, start_up
 
 WITHIN = 30.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.template_folders import QUICK, folder
-from tests.rigs.client import new_id
+from tests.rigs.messages import new_id
 from tests.rigs.processes import Process, Up, agents_using, run, wait_until_gone
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cli.template_folders import folder
-from tests.rigs.client import new_id
+from tests.rigs.messages import new_id
 from tests.rigs.processes import (
     Process,
     Up,

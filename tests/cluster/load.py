@@ -16,17 +16,13 @@ import nats.js.errors
 from nats.aio.msg import Msg
 
 from tests.rigs.client import (
-    Event,
     Participant,
-    agent_entry,
     cancel_and_wait,
-    cloud_event,
     connect,
     credential_options,
-    new_id,
-    ready_agent_facts,
     role_options,
 )
+from tests.rigs.messages import Event, agent_entry, cloud_event, new_id, ready_agent_facts
 from tests.rigs.world import ORGANIZATION, POOL, Deployment
 
 AWAY = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)

@@ -11,7 +11,8 @@ from nats.micro.request import Request
 from handlers.access.permissions import PERMISSIONS, Permissions
 from handlers.access.server_config import permissions_block
 from handlers.embedded import Servers
-from tests.conftest import ConnectAs, settled
+from tests.conftest import ConnectAs
+from tests.rigs.client import settled
 
 ALL_PUBLISHED = {
     "tool": "workspaced.in.tool.c.s",

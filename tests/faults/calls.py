@@ -15,7 +15,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from tests.faults.reliable_client import AWAY, BACK_OFF, ReliableClient
-from tests.rigs.client import Event, ServiceError, cloud_event, new_id
+from tests.rigs.client import ServiceError
+from tests.rigs.messages import Event, cloud_event, new_id
 
 RPC_PATIENCE = 12.0
 """Seconds after which an rpc caller repeats its request, with the same call id."""

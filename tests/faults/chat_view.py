@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.faults.reliable_client import AWAY, BACK_OFF
-from tests.rigs.client import Event, Participant, ServiceError
+from tests.rigs.client import Participant, ServiceError
+from tests.rigs.messages import Event
 
 UNAVAILABLE = 503
 

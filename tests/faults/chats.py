@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.faults.calls import Call, Calls, new_call
-from tests.rigs.client import Event, new_id
+from tests.rigs.messages import Event, new_id
 
 PATIENCE = 240.0
 """Seconds after which a chat stops waiting for a call; the checks then report it as unanswered."""

@@ -20,7 +20,8 @@ from handlers.embedded.inotify import changes
 from tests.faults.plans import LIVES
 from tests.faults.reliable_client import ReliableClient
 from tests.faults.shared_journal import SharedJournal, write_atomically
-from tests.rigs.client import Event, cloud_event, credential_options
+from tests.rigs.client import credential_options
+from tests.rigs.messages import Event, cloud_event
 
 
 class Agent:

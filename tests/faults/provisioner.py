@@ -22,7 +22,8 @@ from nats.aio.msg import Msg
 from tests.faults.plans import Plan, plan
 from tests.faults.reliable_client import AWAY, BACK_OFF, ReliableClient
 from tests.faults.shared_journal import Record, SharedJournal
-from tests.rigs.client import Event, ServiceError, cloud_event, role_options
+from tests.rigs.client import ServiceError, role_options
+from tests.rigs.messages import Event, cloud_event
 
 HANDS = 12
 """How many tasks fetch jobs at the same time."""

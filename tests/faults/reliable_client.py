@@ -16,7 +16,8 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from tests.rigs.client import CONTENT_TYPE, Event, ServiceError
+from tests.rigs.client import ServiceError
+from tests.rigs.messages import CONTENT_TYPE, Event
 
 BACK_OFF = 0.25
 Came = Callable[[Client], Awaitable[None]]

@@ -19,7 +19,8 @@ from handlers.embedded.postgresql import postgresql
 from statemachine.store.migrator import migrate
 from tests.faults.link import InterruptibleLink
 from tests.faults.processes import Program, Server
-from tests.rigs.client import new_id, role_options
+from tests.rigs.client import role_options
+from tests.rigs.messages import new_id
 from tests.rigs.processes import ROOT, environment, kill_processes, processes_using
 from tests.rigs.world import template_folder
 

@@ -12,8 +12,8 @@ from handlers.embedded import Servers
 from tests.fuzz.fuzz_run import FuzzRun, fuzz_run_on, kept
 from tests.fuzz.hostile import INBOUND, RPCS, TOOLS, message
 from tests.fuzz.pure import ask_who, read_timers
-from tests.rigs.client import CONTENT_TYPE, new_id
 from tests.rigs.fleet import fleet_on
+from tests.rigs.messages import CONTENT_TYPE, new_id
 
 SEED = 6
 MESSAGES = 300

@@ -34,7 +34,8 @@ from handlers.access.issued_keys import (
 )
 from handlers.access.permissions import ROLES
 from handlers.embedded import Servers
-from tests.conftest import ConnectAs, settled
+from tests.conftest import ConnectAs
+from tests.rigs.client import settled
 
 CHAT, OTHER_CHAT, BUILD, AGENT = (str(uuid4()) for _ in range(4))
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from nats.aio.msg import Msg
 
 from handlers.embedded import Servers
 from tests.outages import planted
-from tests.rigs.client import Chat, Received, cloud_event
+from tests.rigs.client import Chat
 from tests.rigs.fleet import SHORT, Fleet, fleet_on
 from tests.rigs.world import Deployment, World, connected_world
 
@@ -39,21 +38,11 @@ async def fleet(
         yield fleet, place
 
 
-async def letters_of(world: World, *kinds: str) -> Received[Msg]:
-    letters: Received[Msg] = Received()
-    for kind in kinds:
-        await world.operator.client.subscribe(f"workspaced.dead.{kind}", cb=letters.add)
-    await world.operator.flush()
-    return letters
-
-
 async def spoilt(chat: Chat, world: World, name: str, value: str) -> None:
     """Publish a call with a value that the database can't store."""
     call = name.replace(" ", "-")
-    data = {"call_id": call, "tool": "list_templates", "args": {"a": "here"}, **chat.identity}
-    body = json.dumps(cloud_event("tool_requested", "/chat/chatd", chat.id, data))
-    subject = f"workspaced.in.tool.{chat.id}.chatd"
-    await world.service.publish(subject, body.replace('"here"', value).encode())
+    body = json.dumps(chat.request("list_templates", {"a": "here"}, call_id=call))
+    await world.service.publish(chat.subject, body.replace('"here"', value).encode())
 
 
 async def test_an_event_that_triggers_a_bug_is_the_only_dead_letter(
@@ -65,7 +54,7 @@ async def test_an_event_that_triggers_a_bug_is_the_only_dead_letter(
         built, other, asking = [await world.chat() for _ in range(3)]
         built_call, job = await world.building(built)
         other_call, other_job = await world.building(other)
-        letters = await letters_of(world, "tool", "provisioner")
+        letters = await world.operator.hear("workspaced.dead.tool", "workspaced.dead.provisioner")
         await running.end(worker, signal.SIGTERM)
 
         # All these events wait for the next worker and arrive in one batch.

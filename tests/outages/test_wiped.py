@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 import pytest_asyncio
 
-from tests.rigs.client import Chat, Event, Job
+from tests.rigs.client import Chat, Job
 from tests.rigs.fleet import PATIENT, Fleet, fleet_on, logs_once_more
+from tests.rigs.messages import Event
 from tests.rigs.processes import Process
 from tests.rigs.servers import Nats, Postgres, servers_of
 from tests.rigs.world import Deployment, World, connected_world

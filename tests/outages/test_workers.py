@@ -18,8 +18,9 @@ import pytest
 import pytest_asyncio
 
 from handlers.embedded import Servers
-from tests.rigs.client import Chat, Event, Job, Received, agent_entry
+from tests.rigs.client import Chat, Job, Received
 from tests.rigs.fleet import PATIENT, SHORT, WINDOW, Fleet, Proxies, fleet_on, proxies_to
+from tests.rigs.messages import Event, agent_entry
 from tests.rigs.processes import Process
 from tests.rigs.world import World, connected_world
 

@@ -19,16 +19,9 @@ import pytest
 from nats.aio.msg import Msg
 
 from handlers.embedded import Servers
-from tests.rigs.client import (
-    Event,
-    Participant,
-    Provisioner,
-    cloud_event,
-    connected,
-    new_id,
-    role_options,
-)
+from tests.rigs.client import Participant, Provisioner, connected, role_options
 from tests.rigs.fleet import Fleet, fleet_on
+from tests.rigs.messages import Event, cloud_event, new_id
 from tests.rigs.processes import resident_mib
 from tests.rigs.world import ORGANIZATION, POOL
 

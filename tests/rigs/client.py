@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -23,42 +22,29 @@ from nats.aio.msg import Msg
 
 from tests import schemas
 from tests.rigs import shapes
+from tests.rigs.messages import (
+    CONTENT_TYPE,
+    Event,
+    agent_entry,
+    agent_fact,
+    build_fact,
+    call_data,
+    cloud_event,
+    headers_of,
+    log_line,
+    new_id,
+    ready_agent_facts,
+    subject_of,
+    success_of,
+    tool_request,
+)
 
 TIMEOUT = 15.0
 """Seconds after which a wait fails the test; no successful test waits that long."""
-CONTENT_TYPE = "application/cloudevents+json"
 FULL_INBOX = ("operator", "worker")
 
-Event = dict[str, Any]
 T = TypeVar("T")
 P = TypeVar("P", bound="Participant")
-
-
-def new_id() -> str:
-    return str(uuid4())
-
-
-def new_trace() -> tuple[str, str]:
-    """Return a new trace id and the traceparent header that carries it."""
-    trace_id = uuid4().hex
-    return trace_id, f"00-{trace_id}-{uuid4().hex[:16]}-01"
-
-
-def cloud_event(
-    type_name: str, source: str, chat: str, data: Mapping[str, Any], **more: Any
-) -> Event:
-    """Return a CloudEvent; `more` replaces attributes, and None removes one."""
-    made = {
-        "specversion": "1.0",
-        "id": new_id(),
-        "source": source,
-        "type": f"workspaced.{type_name}.v1",
-        "subject": chat,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-        "data": dict(data),
-        **more,
-    }
-    return {key: value for key, value in made.items() if value is not None}
 
 
 class Received(Generic[T]):
@@ -116,7 +102,7 @@ class Participant:
         """Publish into a stream; return whether NATS dropped the message as a duplicate."""
         fields = {"Content-Type": CONTENT_TYPE}
         if isinstance(body, dict):
-            fields["Nats-Msg-Id"] = f"{body.get('source')}:{body.get('id')}"
+            fields = headers_of(body)
             body = json.dumps(body).encode()
         ack = await self.js.publish(subject, body, headers={**fields, **(headers or {})})
         return bool(ack.duplicate)
@@ -154,12 +140,25 @@ class Participant:
         return dict(envelope["data"])
 
     async def flush(self) -> None:
-        """Wait until the server has processed everything sent so far.
+        """Wait until the server has processed everything sent so far."""
+        await settled(self.client)
 
-        One flush is not enough: nats-py's PING overtakes messages that wait to be written.
-        """
-        await self.client.flush()
-        await self.client.flush()
+    async def hear(self, *subjects: str) -> Received[Msg]:
+        """Subscribe; return the messages that arrive from now on."""
+        heard: Received[Msg] = Received()
+        for subject in subjects:
+            await self.client.subscribe(subject, cb=heard.add)
+        await self.flush()
+        return heard
+
+
+async def settled(client: Client) -> None:
+    """Wait until the server has processed everything that the client has sent.
+
+    One flush is not enough: nats-py's PING overtakes messages that wait to be written.
+    """
+    await client.flush()
+    await client.flush()
 
 
 async def connect(participant: Participant, url: str | list[str], **options: Any) -> None:
@@ -230,6 +229,8 @@ class Chat:
         """Events published for front ends."""
         self.logs: Received[Event] = Received()
         self.results: Received[Event] = Received()
+        """Answers; one that NATS delivers or workers publish again, with the same id, counts once."""
+        self._answers: set[str] = set()
         self._version: int | None = None
 
     @property
@@ -239,6 +240,11 @@ class Chat:
             "owner_id": self.owner_id,
             "owner_name": self.owner_name,
         }
+
+    @property
+    def subject(self) -> str:
+        """The subject of the chat service's events."""
+        return f"workspaced.in.tool.{self.id}.{self.service}"
 
     @property
     def path(self) -> list[str]:
@@ -257,20 +263,27 @@ class Chat:
         """Data of the newest state received."""
         return dict(self.states.all[-1]["data"])
 
-    async def publish_event(self, type_name: str, data: Event, **more: Any) -> Event:
+    async def publish_event(self, type_name: str, data: Event, /, **more: Any) -> Event:
         """Publish an event as the chat service."""
         told = cloud_event(type_name, f"/chat/{self.service}", self.id, data, **more)
-        await self.participant.publish(f"workspaced.in.tool.{self.id}.{self.service}", told)
+        await self.participant.publish(self.subject, told)
         return told
+
+    def request(
+        self, tool: str, args: Event | None = None, *, call_id: str = "call", **more: Any
+    ) -> Event:
+        """Return the request for a tool call. `more`: identity keys and attributes of the event."""
+        identity = {key: more.pop(key, value) for key, value in self.identity.items()}
+        data = call_data(call_id, tool, args or {}, **identity)
+        return tool_request(self.service, self.id, data, **more)
 
     async def ask(
         self, tool: str, args: Event | None = None, *, call_id: str | None = None, **more: Any
     ) -> str:
-        """Request a tool call; return its id. `more`: identity keys and attributes of the event."""
+        """Request a tool call as `request` does; return its id."""
         call_id = call_id or f"call-{uuid4().hex[:12]}"
-        data = {"call_id": call_id, "tool": tool, "args": args or {}, **self.identity}
-        data |= {key: more.pop(key) for key in list(more) if key in data}
-        await self.publish_event("tool_requested", data, **more)
+        asked = self.request(tool, args, call_id=call_id, **more)
+        await self.participant.publish(self.subject, asked)
         return call_id
 
     async def answer(self, call_id: str, timeout: float = TIMEOUT) -> Event:
@@ -335,7 +348,9 @@ class Chat:
         shapes.envelope(envelope, "tool_resolved", self.id, message.headers)
         shapes.tool_resolved(envelope["data"])
         assert message.subject.split(".")[-1] == envelope["data"]["call_id"]
-        await self.results.add(envelope)
+        if envelope["id"] not in self._answers:
+            self._answers.add(envelope["id"])
+            await self.results.add(envelope)
 
 
 class ChatService(Participant):
@@ -408,16 +423,9 @@ class Provisioner(Participant):
     ) -> Event:
         """Publish a fact about a job's build, or about a build that the test made up."""
         build = of.data if isinstance(of, Job) else of
-        chat = chat or build["chat_id"]
-        keys = ("workspace_id", "build_id", "build_number", "transition")
         more = {key: data.pop(key) for key in ("id", "traceparent", "source") if key in data}
-        fact = cloud_event(
-            type_name,
-            f"/provisioner/{self.name}",
-            chat,
-            {**{key: build[key] for key in keys if key in build}, **data},
-            **more,
-        )
+        chat = chat or build["chat_id"]
+        fact = build_fact(type_name, self.name, build, data, subject=chat, **more)
         await self.publish(f"workspaced.in.provisioner.{chat}.{self.name}", fact)
         return fact
 
@@ -433,17 +441,14 @@ class Provisioner(Participant):
                 listed = [agent_entry()] if job.transition == "start" else []
                 await self.succeed(job, *listed)
                 for one in listed:
-                    for subject, fact in ready_agent_facts(job.data, one["id"]):
-                        await agents.publish(subject, fact)
+                    for fact in ready_agent_facts(job.data, one["id"]):
+                        await agents.publish(subject_of(fact), fact)
         finally:
             await cancel_and_wait(taking)
 
     async def succeed(self, job: Job, *agents: Event) -> Event:
         """Report that a build succeeded and ack its job."""
-        version = job.template["version_id"]
-        told = await self.publish_event(
-            "build_succeeded", job, template_version_id=version, agents=list(agents)
-        )
+        told = await self.publish_event("build_succeeded", job, **success_of(job.data, *agents))
         await job.ack()
         return told
 
@@ -455,41 +460,8 @@ class Provisioner(Participant):
 
     async def log(self, build: Event, number: int, output: str, **more: Any) -> None:
         """Publish a line of a build's log."""
-        line = {
-            "build_id": build["build_id"],
-            "origin": "provisioner",
-            "stage": "build",
-            "level": "info",
-            "output": output,
-            "sequence": number,
-        }
-        chat = build["chat_id"]
-        told = cloud_event("log_appended", f"/provisioner/{self.name}", chat, {**line, **more})
-        await self.publish(f"workspaced.log.{chat}.{build['build_id']}", told)
-
-
-def agent_entry(name: str = "main", **more: Any) -> Event:
-    """Return a new agent as build_succeeded lists it."""
-    return {"id": new_id(), "name": name, **more}
-
-
-def ready_agent_facts(build: Event, agent_id: str) -> list[tuple[str, Event]]:
-    """Return the subjects and facts with which an agent reports that it is connected and ready."""
-    keys = {key: build[key] for key in ("workspace_id", "build_id")} | {"agent_id": agent_id}
-    subject = f"workspaced.in.agent.{build['chat_id']}.{agent_id}"
-    facts = (("agent_connected", {}), ("agent_lifecycle", {"lifecycle": "ready"}))
-    return [
-        (
-            subject,
-            cloud_event(
-                name,
-                f"/agent/{agent_id}",
-                build["chat_id"],
-                {**keys, "sequence": sequence, **data},
-            ),
-        )
-        for sequence, (name, data) in enumerate(facts, 1)
-    ]
+        subject, line = log_line(f"/provisioner/{self.name}", build, number, output, **more)
+        await self.publish(subject, line)
 
 
 class Agent(Participant):
@@ -497,24 +469,14 @@ class Agent(Participant):
 
     def __init__(self, build: Event, agent_id: str) -> None:
         super().__init__()
-        self.chat, self.id = build["chat_id"], agent_id
-        self._data = {
-            "workspace_id": build["workspace_id"],
-            "build_id": build["build_id"],
-            "agent_id": agent_id,
-        }
+        self.build, self.id = build, agent_id
         self.sequence = 0
 
     async def publish_event(self, type_name: str, **data: Any) -> Event:
         """Publish a fact under the agent's next sequence number."""
         self.sequence += 1
-        fact = cloud_event(
-            type_name,
-            f"/agent/{self.id}",
-            self.chat,
-            {**self._data, "sequence": self.sequence, **data},
-        )
-        await self.publish(f"workspaced.in.agent.{self.chat}.{self.id}", fact)
+        fact = agent_fact(type_name, self.build, self.id, self.sequence, data)
+        await self.publish(subject_of(fact), fact)
         return fact
 
     async def report_connected(self) -> Event:
@@ -527,16 +489,9 @@ class Agent(Participant):
         return await self.publish_event("agent_lifecycle", lifecycle=lifecycle)
 
     async def log(self, number: int, output: str) -> None:
-        line = {
-            "build_id": self._data["build_id"],
-            "origin": "agent",
-            "stage": "startup",
-            "level": "info",
-            "output": output,
-            "sequence": number,
-        }
-        told = cloud_event("log_appended", f"/agent/{self.id}", self.chat, line)
-        await self.publish(f"workspaced.log.{self.chat}.{self._data['build_id']}", told)
+        of_agent = {"origin": "agent", "stage": "startup"}
+        subject, line = log_line(f"/agent/{self.id}", self.build, number, output, **of_agent)
+        await self.publish(subject, line)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
-from tests.rigs.client import Event
+from tests.rigs.messages import Event
 from tests.rigs.processes import TIMEOUT, Process, run
 from tests.rigs.proxy import Proxy, proxy
 from tests.rigs.world import ORGANIZATION, TEMPLATES, Deployment, template_folder

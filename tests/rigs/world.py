@@ -13,17 +13,15 @@ from tests.rigs.client import (
     Agent,
     Chat,
     ChatService,
-    Event,
     Job,
     Participant,
     Provisioner,
-    agent_entry,
     cancel_and_wait,
     connected,
     connected_agent,
-    new_id,
     role_options,
 )
+from tests.rigs.messages import Event, agent_entry, new_id
 from tests.rigs.processes import Up, up
 
 P = TypeVar("P", bound=Participant)

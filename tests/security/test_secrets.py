@@ -15,14 +15,8 @@ import pytest
 from nats.aio.msg import Msg
 
 from tests.cli.template_folders import folder
-from tests.rigs.client import (
-    ChatService,
-    Participant,
-    connected,
-    credential_options,
-    new_id,
-    role_options,
-)
+from tests.rigs.client import ChatService, Participant, connected, credential_options, role_options
+from tests.rigs.messages import new_id
 from tests.rigs.processes import Process, Up, kill_processes, processes_using, run, up
 
 IN_DATABASE_URL, IN_NATS_URL, IN_PARAMETER = (f"planted-{new_id()}" for _ in range(3))

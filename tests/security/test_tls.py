@@ -31,7 +31,8 @@ from handlers.runtime.listeners import (
 )
 from handlers.settings import Settings
 from tests.cli.template_folders import folder
-from tests.rigs.client import Participant, connected, new_id, role_options
+from tests.rigs.client import Participant, connected, role_options
+from tests.rigs.messages import new_id
 from tests.rigs.processes import Up, run, up
 
 # nats-py passes its timeout to aiohttp in a deprecated way.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.rigs.client import Agent, Chat, Event, Job, agent_entry, new_id
+from tests.rigs.client import Agent, Chat, Job
+from tests.rigs.messages import Event, agent_entry, new_id
 from tests.rigs.world import World
 
 CREATE, START, STOP = "create_workspace", "start_workspace", "stop_workspace"

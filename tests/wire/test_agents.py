@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.rigs import shapes
-from tests.rigs.client import agent_entry, new_id
+from tests.rigs.messages import agent_entry, new_id
 from tests.rigs.world import World
 
 

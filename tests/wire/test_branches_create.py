@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.client import agent_entry, new_id
+from tests.rigs.messages import agent_entry, new_id
 from tests.rigs.world import World
 from tests.wire import steps
 from tests.wire.steps import CREATE, EXISTS, START, STOP

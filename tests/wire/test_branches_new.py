@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.rigs.client import Chat, Job, agent_entry, new_id
+from tests.rigs.client import Chat, Job
+from tests.rigs.messages import agent_entry, new_id
 from tests.rigs.world import World
 from tests.wire import steps
 from tests.wire.steps import CREATE, START

@@ -14,7 +14,8 @@ from random import Random
 import pytest
 
 from handlers.embedded import Servers
-from tests.rigs.client import Chat, Event, Job, agent_entry
+from tests.rigs.client import Chat, Job
+from tests.rigs.messages import Event, agent_entry
 from tests.rigs.world import World, connected_world
 from tests.wire import steps
 from tests.wire.steps import CREATE, FAILURE, START, STOP

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rigs.client import Chat, Event, Job, agent_entry
+from tests.rigs.client import Chat, Job
+from tests.rigs.messages import Event, agent_entry
 from tests.rigs.world import World
 from tests.wire import steps
 from tests.wire.steps import CREATE, START, STOP

@@ -201,7 +201,7 @@ async def test_a_sensitive_value_is_in_jobs_only(
     assert b"***" in shown[2]
     assert '"secret": "***"' in exported.stdout
     leaks = {subject for subject, body in bus_traffic if b"swordfish" in body}
-    assert leaks == {f"workspaced.in.tool.{chat.id}.chatd", "workspaced.job.wire"}
+    assert leaks == {chat.subject, "workspaced.job.wire"}
 
 
 def _read(world: World, chat: Chat) -> dict[str, object]:

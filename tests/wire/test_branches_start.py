@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.client import Chat, Event, Job, agent_entry, new_id
+from tests.rigs.client import Chat, Job
+from tests.rigs.messages import Event, agent_entry, new_id
 from tests.rigs.world import ORGANIZATION, World, template_folder
 from tests.wire import steps
 from tests.wire.steps import CREATE, START

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rigs.client import agent_entry
+from tests.rigs.messages import agent_entry
 from tests.rigs.world import World
 from tests.wire import steps
 from tests.wire.steps import START, STOP

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.rigs.client import Chat, Event, new_id
+from tests.rigs.client import Chat
+from tests.rigs.messages import Event, new_id
 from tests.rigs.world import Deployment, World, template_folder
 from tests.wire import steps
 from tests.wire.steps import CREATE

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.client import Chat, Event, Job, new_id
+from tests.rigs.client import Chat, Job
+from tests.rigs.messages import Event, new_id
 from tests.rigs.world import World, template_folder
 from tests.wire import steps
 from tests.wire.steps import START, STOP

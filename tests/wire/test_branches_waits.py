@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.rigs.client import Chat, Event, agent_entry
+from tests.rigs.client import Chat
+from tests.rigs.messages import Event, agent_entry
 from tests.rigs.world import World
 from tests.wire import steps
 from tests.wire.steps import CREATE, EXISTS, START, STOP

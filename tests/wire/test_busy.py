@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from handlers.embedded import Servers
-from tests.rigs.client import ServiceError, agent_entry
+from tests.rigs.client import ServiceError
 from tests.rigs.fleet import fleet_on
+from tests.rigs.messages import agent_entry
 from tests.rigs.world import World, connected_world
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from handlers.embedded import Servers
-from tests.rigs.client import agent_entry
 from tests.rigs.fleet import Fleet, fleet_on
+from tests.rigs.messages import agent_entry
 from tests.rigs.world import World, connected_world
 
 

@@ -12,13 +12,12 @@ import pytest
 from tests.rigs.client import (
     Participant,
     ServiceError,
-    agent_entry,
     connect,
     connected,
     connected_agent,
     credential_options,
-    new_id,
 )
+from tests.rigs.messages import agent_entry, new_id
 from tests.rigs.world import Deployment, World
 
 
@@ -43,7 +42,7 @@ async def test_an_agent_may_report_only_about_itself(world: World) -> None:
     for subject in (
         f"workspaced.in.agent.{chat.id}.{new_id()}",
         f"workspaced.in.agent.{other.id}.{its_agent.id}",
-        f"workspaced.in.tool.{chat.id}.chatd",
+        chat.subject,
         f"workspaced.log.{chat.id}.{new_id()}",
         "workspaced.rpc.get_chat",
         f"workspaced.state.{chat.id}",

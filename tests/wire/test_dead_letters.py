@@ -9,18 +9,11 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from tests.rigs.client import Chat, Received, cloud_event, new_id
+from tests.rigs.client import Chat
+from tests.rigs.messages import build_fact, new_id
 from tests.rigs.world import World
 
 NUL, SURROGATE = "\x00", "\ud800"
-
-
-def valid_request(chat: Chat, **more: Any) -> dict[str, Any]:
-    """A request that is well."""
-    data = {"call_id": "call", "tool": "list_templates", "args": {}, **chat.identity}
-    data |= {key: more.pop(key) for key in list(more) if key in data}
-    made = cloud_event("tool_requested", "/chat/chatd", chat.id, data) | more
-    return {key: value for key, value in made.items() if value is not None}
 
 
 def nested_objects(depth: int) -> str:
@@ -37,16 +30,13 @@ async def dead_letter_of(
     headers: Mapping[str, str] | None = None,
 ) -> Msg:
     """Publish what can't be accepted; return the dead letter, after a check that the chat goes on."""
-    letters: Received[Msg] = Received()
-    subscription = await world.operator.client.subscribe(f"workspaced.dead.{kind}", cb=letters.add)
-    await world.operator.flush()
+    letters = await world.operator.hear(f"workspaced.dead.{kind}")
     party = world.service if kind == "tool" else world.provisioner
     subject = f"workspaced.in.{kind}.{chat.id}.{sender}"
     await party.publish(subject, body, headers)
     letter = await letters.first(
         lambda letter: (letter.headers or {}).get("Workspaced-Subject") == subject
     )
-    await subscription.unsubscribe()
     assert letter.data == body
     assert letter.headers is not None
     assert letter.headers["Workspaced-Detail"]
@@ -97,7 +87,9 @@ async def test_an_invalid_request_becomes_a_dead_letter_with_its_reason(
 ) -> None:
     chat = await world.chat()
     body = (
-        change if isinstance(change, bytes) else json.dumps(valid_request(chat, **change)).encode()
+        change
+        if isinstance(change, bytes)
+        else json.dumps(chat.request("list_templates", **change)).encode()
     )
 
     letter = await dead_letter_of(world, chat, body)
@@ -109,7 +101,11 @@ async def test_an_invalid_request_becomes_a_dead_letter_with_its_reason(
 @pytest.mark.parametrize("number", ["1e999999", "9" * 400, "-1e400"])
 async def test_a_number_beyond_a_double_becomes_a_dead_letter(world: World, number: str) -> None:
     chat = await world.chat()
-    body = json.dumps(valid_request(chat, args={"n": "here"})).replace('"here"', number).encode()
+    body = (
+        json.dumps(chat.request("list_templates", args={"n": "here"}))
+        .replace('"here"', number)
+        .encode()
+    )
 
     letter = await dead_letter_of(world, chat, body)
 
@@ -120,7 +116,11 @@ async def test_a_number_beyond_a_double_becomes_a_dead_letter(world: World, numb
 async def test_deep_nesting_becomes_a_dead_letter(world: World) -> None:
     chat = await world.chat()
     deep = "[" * 20_000 + "]" * 20_000
-    body = json.dumps(valid_request(chat, args={"n": "here"})).replace('"here"', deep).encode()
+    body = (
+        json.dumps(chat.request("list_templates", args={"n": "here"}))
+        .replace('"here"', deep)
+        .encode()
+    )
 
     letter = await dead_letter_of(world, chat, body)
 
@@ -130,7 +130,7 @@ async def test_deep_nesting_becomes_a_dead_letter(world: World) -> None:
 
 async def test_another_content_type_becomes_a_dead_letter(world: World) -> None:
     chat = await world.chat()
-    body = json.dumps(valid_request(chat)).encode()
+    body = json.dumps(chat.request("list_templates")).encode()
 
     letter = await dead_letter_of(world, chat, body, headers={"Content-Type": "application/json"})
 
@@ -153,7 +153,7 @@ async def test_headers_of_the_sender_have_no_effect_in_a_dead_letter(world: Worl
 async def test_an_invalid_fact_of_a_provisioner_becomes_a_dead_letter(world: World) -> None:
     chat = await world.chat()
     build = {"workspace_id": new_id(), "build_id": new_id(), "build_number": "one"}
-    fact = cloud_event("build_started", "/provisioner/forge", chat.id, build)
+    fact = build_fact("build_started", "forge", build, {}, subject=chat.id)
 
     letter = await dead_letter_of(
         world, chat, json.dumps(fact).encode(), kind="provisioner", sender="forge"
@@ -168,9 +168,7 @@ async def test_an_invalid_fact_of_a_provisioner_becomes_a_dead_letter(world: Wor
 async def test_a_fact_about_another_agent_becomes_a_dead_letter(world: World) -> None:
     chat = await world.chat()
     _, agent = await world.ready(chat)
-    letters: Received[Msg] = Received()
-    await world.operator.client.subscribe("workspaced.dead.agent", cb=letters.add)
-    await world.operator.flush()
+    letters = await world.operator.hear("workspaced.dead.agent")
 
     await agent.publish_event("agent_disconnected", agent_id=new_id())
     letter = await letters.first(lambda _: True)
@@ -181,7 +179,7 @@ async def test_a_fact_about_another_agent_becomes_a_dead_letter(world: World) ->
 
 async def test_an_invalid_request_with_a_readable_call_id_is_answered(world: World) -> None:
     chat = await world.chat()
-    wrong = valid_request(chat, call_id="readable", owner_id="nobody")
+    wrong = chat.request("list_templates", call_id="readable", owner_id="nobody")
 
     await dead_letter_of(world, chat, json.dumps(wrong).encode())
     resolved = await chat.answer("readable")
@@ -196,7 +194,7 @@ async def test_a_dead_letter_does_not_change_an_answered_call(world: World) -> N
     call, job = await world.building(chat)
 
     await dead_letter_of(
-        world, chat, json.dumps(valid_request(chat, call_id=call, owner_id="x")).encode()
+        world, chat, json.dumps(chat.request("list_templates", call_id=call, owner_id="x")).encode()
     )
     await world.provisioner.succeed(job)
 
@@ -214,7 +212,7 @@ async def test_dead_letters_can_be_read_later(world: World) -> None:
 
 async def test_the_stream_refuses_messages_over_900_kib(world: World) -> None:
     chat = await world.chat()
-    subject = f"workspaced.in.tool.{chat.id}.chatd"
+    subject = chat.subject
 
     reply = await world.service.client.request(subject, b"x" * 950_000, timeout=5)
 
@@ -234,12 +232,10 @@ async def test_the_stream_refuses_messages_over_900_kib(world: World) -> None:
 )
 async def test_unusual_but_valid_messages_are_accepted(world: World, more: dict[str, Any]) -> None:
     chat = await world.chat()
-    request = valid_request(chat, call_id="fine", **more)
+    request = chat.request("list_templates", call_id="fine", **more)
     request["data"]["unknown"] = {"a": 1}
 
-    await world.service.js.publish(
-        f"workspaced.in.tool.{chat.id}.chatd", json.dumps(request).encode()
-    )
+    await world.service.js.publish(chat.subject, json.dumps(request).encode())
 
     assert (await chat.answer("fine"))["is_error"] is False
 
@@ -249,10 +245,10 @@ async def test_large_answers_do_not_stop_the_stream(world: World) -> None:
     chat = await world.chat()
     name = "\u0080" * 120_000
     args = {"template_id": world.rich, "parameters": {name: "x"}}
-    request = valid_request(chat, tool="create_workspace", args=args)
+    request = chat.request("create_workspace", args)
 
     body = json.dumps(request, ensure_ascii=False).encode()
-    await world.service.publish(f"workspaced.in.tool.{chat.id}.chatd", body)
+    await world.service.publish(chat.subject, body)
 
     assert "error" in (await chat.answer("call"))["result"]
     await chat.call("list_templates")

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.client import Chat, Event, agent_entry, new_id
+from tests.rigs.client import Chat
+from tests.rigs.messages import Event, agent_entry, new_id
 from tests.rigs.world import World
 
 

@@ -15,17 +15,14 @@ import nkeys
 import pytest
 
 from tests.rigs.client import (
-    Event,
     Participant,
     Provisioner,
     ServiceError,
-    agent_entry,
-    cloud_event,
     connect,
     connected,
     credential_options,
-    new_id,
 )
+from tests.rigs.messages import Event, agent_entry, cloud_event, new_id
 from tests.rigs.processes import Up
 from tests.rigs.world import POOL, World
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from tests.rigs.client import Event, agent_entry
+from tests.rigs.messages import Event, agent_entry
 from tests.rigs.world import Deployment, World, deployment_with_timeouts
 
 LIMIT = 0.6

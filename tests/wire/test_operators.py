@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.client import Chat, Event, ServiceError, new_id
+from tests.rigs.client import Chat, ServiceError
+from tests.rigs.messages import Event, new_id
 from tests.rigs.shapes import is_time
 from tests.rigs.world import World
 

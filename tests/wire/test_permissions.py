@@ -11,14 +11,8 @@ from contextlib import asynccontextmanager
 import pytest
 from nats.aio.msg import Msg
 
-from tests.rigs.client import (
-    TIMEOUT,
-    Participant,
-    connected,
-    credential_options,
-    new_id,
-    role_options,
-)
+from tests.rigs.client import TIMEOUT, Participant, connected, credential_options, role_options
+from tests.rigs.messages import new_id
 from tests.rigs.world import World
 from tests.wire.permission_table import (
     PARTIES,

@@ -16,7 +16,7 @@ RENEWED = 5.0
 async def publish_presence(agent: Agent) -> None:
     """Give a sign of life, good for 20 seconds."""
     await agent.js.publish(
-        f"workspaced.presence.{agent.chat}.{agent.id}",
+        f"workspaced.presence.{agent.build['chat_id']}.{agent.id}",
         json.dumps({"agent_id": agent.id}).encode(),
         headers={"Nats-TTL": "20s"},
     )

@@ -9,7 +9,8 @@ import tarfile
 from typing import Any
 
 from tests.rigs import shapes
-from tests.rigs.client import Chat, new_id
+from tests.rigs.client import Chat
+from tests.rigs.messages import new_id
 from tests.rigs.world import World
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from nats.aio.msg import Msg
 
-from tests.rigs.client import Participant, new_id
+from tests.rigs.client import Participant
+from tests.rigs.messages import new_id
 from tests.rigs.world import World
 from tests.wire.permission_table import STREAMS, Ids
 from tests.wire.test_permissions import HARMLESS, connected_participant

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.rigs import shapes
-from tests.rigs.client import Chat, ServiceError, new_id
+from tests.rigs.client import Chat, ServiceError
+from tests.rigs.messages import new_id
 from tests.rigs.world import World
 from tests.schemas import SCHEMAS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta
 
-from tests.rigs.client import agent_entry, new_id, new_trace
+from tests.rigs.messages import agent_entry, new_id, new_trace
 from tests.rigs.world import ORGANIZATION, World
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.client import new_id
+from tests.rigs.messages import new_id
 from tests.rigs.world import ORGANIZATION, Deployment, World, template_folder
 
 

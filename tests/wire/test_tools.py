@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rigs.client import agent_entry, new_id
+from tests.rigs.messages import agent_entry, new_id
 from tests.rigs.world import World
 
 TOOLS = ["create_workspace", "start_workspace", "stop_workspace"]
