@@ -6,27 +6,34 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
-import nats.errors
-import nats.js.errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from tests.rigs.client import (
     Participant,
     cancel_and_wait,
-    connect,
     credential_options,
     role_options,
+    settled,
 )
-from tests.rigs.messages import Event, agent_entry, cloud_event, new_id, ready_agent_facts
+from tests.rigs.messages import (
+    Event,
+    agent_entry,
+    build_fact,
+    call_data,
+    new_id,
+    ready_agent_facts,
+    success_of,
+    tool_request,
+)
+from tests.rigs.reliable_client import AWAY, ReliableClient, Subscribe, kept_connected
 from tests.rigs.world import ORGANIZATION, POOL, Deployment
 
-AWAY = (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)
-"""The exceptions that nats-py raises while there is no server, or no leader."""
 ANSWERED_WITHIN = 60.0
 """Seconds within which every accepted call must be answered, during outages as well."""
 CALLS = ("list_templates", "stop_workspace", "start_workspace", "stop_workspace")
@@ -69,20 +76,20 @@ async def retry(tried: Callable[[], Awaitable[Any]]) -> Any:
             delay = min(2 * delay, 1.0)
 
 
-async def stored(party: Participant, subject: str, told: Event) -> None:
-    """Publish until the stream has stored the event, always with the same identity."""
-    headers = {"Nats-Msg-Id": f"{told['source']}:{told['id']}"}
-    body = json.dumps(told).encode()
-    await retry(lambda: party.js.publish(subject, body, timeout=3, headers=headers))
-
-
 class Load:
     """Runs some chats at the same time; each new chat begins when one has made its last call."""
 
     def __init__(self, place: Deployment, stack: AsyncExitStack) -> None:
         self._place, self._stack = place, stack
-        self.service, self.provisioner, self.operator = Participant(), Participant(), Participant()
-        """They are connected by `open`."""
+        self.service, self.provisioner, self.operator = (
+            self._client(role_options(place.credentials, role), subscribe)
+            for role, subscribe in (
+                ("chat-service", self._subscribe),
+                ("provisioner", None),
+                ("operator", None),
+            )
+        )
+        """`open` connects them."""
         self.answers, self.states = Progress(), Progress()
         self.slowest = 0.0
         """The longest time, in seconds, from acceptance to answer of a call; `begin` resets it."""
@@ -95,21 +102,26 @@ class Load:
         """How many builds each chat must have requested."""
         self.built: dict[str, set[str]] = {}
         self.results: dict[tuple[str, str], list[Event]] = {}
-        self._facts: dict[str, list[tuple[str, Event]]] = {}
+        self._facts: dict[str, Event] = {}
+        """The end of each build, by build id."""
         self._waiting: dict[tuple[str, str], asyncio.Future[Event]] = {}
         self._stopping = asyncio.Event()
 
     async def open(self) -> None:
-        """Connect all participants to any of the servers; they reconnect until they are closed."""
-        self.service, self.provisioner, self.operator = [
-            await self._joined(**role_options(self._place.credentials, role))
-            for role in ("chat-service", "provisioner", "operator")
-        ]
-        for party in (self.service, self.provisioner, self.operator):
-            self._stack.push_async_callback(party.client.close)
-        await self.service.client.subscribe("workspaced.result.>", cb=self._hear_result)
-        await self.service.client.subscribe("workspaced.ui.*.state", cb=self._hear_state)
-        await self.service.flush()
+        """Connect all participants to any of the servers, until the stack is closed."""
+        for client in (self.service, self.provisioner, self.operator):
+            await self._stack.enter_async_context(kept_connected(client))
+
+    def _client(
+        self, options: Mapping[str, Any], subscribe: Subscribe | None = None
+    ) -> ReliableClient:
+        urls = self._place.nats.split(",")
+        return ReliableClient(urls, {"ping_interval": 3, **options}, subscribe)
+
+    async def _subscribe(self, client: Client) -> None:
+        await client.subscribe("workspaced.result.>", cb=self._hear_result)
+        await client.subscribe("workspaced.ui.*.state", cb=self._hear_state)
+        await settled(client)
 
     async def run(self, chats: int) -> None:
         """Run chats until `stop` is called and every chat has made its last call."""
@@ -138,24 +150,6 @@ class Load:
         if info.state.messages:
             raise TimeoutError
 
-    async def _joined(self, **options: Any) -> Participant:
-        """Connect to any of the servers, and stay connected."""
-
-        async def tried() -> Participant:
-            party = Participant()
-            try:
-                await connect(party, self._place.nats.split(","), ping_interval=3, **options)
-            except BaseException:
-                await party.client.close()
-                raise
-            # Only now may it reconnect: if the first connection is refused, nats-py would both
-            # retry and reconnect, on one socket.
-            party.client.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
-            return party
-
-        joined: Participant = await retry(tried)
-        return joined
-
     async def _chats(self) -> None:
         while not self._stopping.is_set():
             await self._chat()
@@ -177,10 +171,8 @@ class Load:
         """Publish a call and return its answer; fail if an accepted call is not answered."""
         key = (chat, f"call-{new_id()}")
         answered = self._waiting[key] = asyncio.get_running_loop().create_future()
-        data = {"call_id": key[1], "tool": tool, "args": args, "owner_name": "ann"}
-        data |= {"organization_id": ORGANIZATION, "owner_id": owner}
-        told = cloud_event("tool_requested", "/chat/load", chat, data)
-        await stored(self.service, f"workspaced.in.tool.{chat}.load", told)
+        data = call_data(key[1], tool, args, organization_id=ORGANIZATION, owner_id=owner)
+        await self.service.store(tool_request("load", chat, data))
         accepted = time.monotonic()
         try:
             async with asyncio.timeout(ANSWERED_WITHIN):
@@ -194,12 +186,12 @@ class Load:
 
     async def _answer(self, key: tuple[str, str], answered: asyncio.Future[Event]) -> Event:
         """Wait for the result; after a reconnect, read it from the stream."""
-        reconnected = self.service.client.stats["reconnects"]
+        epoch = self.service.epoch
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(5.0):
                     return await asyncio.shield(answered)
-            if self.service.client.stats["reconnects"] != reconnected:
+            if self.service.epoch != epoch:
                 subject = f"workspaced.result.{key[0]}.{key[1]}"
                 with suppress(*AWAY):
                     found = await self.service.last("WORKSPACED_RESULT", subject)
@@ -237,16 +229,8 @@ class Load:
 
     async def _take(self, building: asyncio.TaskGroup) -> None:
         """Take every job of the pool, and build them concurrently."""
-        bound = await retry(
-            lambda: self.provisioner.js.pull_subscribe_bind(f"pool-{POOL}", stream="WORKSPACED_JOB")
-        )
-        while True:
-            try:
-                messages = await bound.fetch(20, timeout=3)
-            except AWAY:
-                continue
-            for message in messages:
-                building.create_task(self._build(message))
+        async for message, _ in self.provisioner.jobs(POOL, batch=20):
+            building.create_task(self._build(message))
 
     async def _build(self, message: Msg) -> None:
         job = json.loads(message.data)["data"]
@@ -254,14 +238,12 @@ class Load:
         self.jobs[build] += 1
         self.built.setdefault(chat, set()).add(build)
         listed = [agent_entry()] if job["transition"] == "start" else []
-        keys = ("workspace_id", "build_id", "build_number", "transition")
-        data = {key: job[key] for key in keys}
-        data |= {"agents": listed, "template_version_id": job["template"]["version_id"]}
-        told = cloud_event("build_succeeded", "/provisioner/forge", chat, data)
         first = build not in self._facts
-        kept = self._facts.setdefault(build, [(f"workspaced.in.provisioner.{chat}.forge", told)])
-        for subject, fact in kept:
-            await stored(self.provisioner, subject, fact)
+        if first:
+            self._facts[build] = build_fact(
+                "build_succeeded", "forge", job, success_of(job, *listed)
+            )
+        await self.provisioner.store(self._facts[build])
         with suppress(
             *AWAY
         ):  # a lost ack means redelivery after 30 s: harmless, but a long wait for a test
@@ -271,20 +253,11 @@ class Load:
 
     async def _agent(self, job: Event, agent_id: str) -> None:
         """Act as the agent of a build, with its own credential."""
-        body = {key: job[key] for key in ("chat_id", "workspace_id", "build_id")}
-        credential = await retry(
-            lambda: self.provisioner.client.request(
-                "workspaced.rpc.agent_credential",
-                json.dumps(body | {"agent_id": agent_id}).encode(),
-                timeout=3,
-            )
-        )
-        agent = await self._joined(**credential_options(json.loads(credential.data)))
-        try:
-            for subject, fact in ready_agent_facts(job, agent_id):
-                await stored(agent, subject, fact)
-        finally:
-            await agent.client.close()
+        credential = await self.provisioner.agent_credential(job, agent_id)
+        assert credential is not None, job
+        async with kept_connected(self._client(credential_options(credential))) as agent:
+            for fact in ready_agent_facts(job, agent_id):
+                await agent.store(fact)
 
 
 async def leader(operator: Participant, stream: str) -> str:

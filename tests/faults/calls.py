@@ -14,9 +14,9 @@ from typing import Any
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from tests.faults.reliable_client import AWAY, BACK_OFF, ReliableClient
 from tests.rigs.client import ServiceError
 from tests.rigs.messages import Event, cloud_event, new_id
+from tests.rigs.reliable_client import AWAY, BACK_OFF, ReliableClient
 
 RPC_PATIENCE = 12.0
 """Seconds after which an rpc caller repeats its request, with the same call id."""
@@ -88,9 +88,10 @@ class Calls:
         """Return for how many seconds no call has been answered while calls are open."""
         return 0.0 if self.quiet.is_set() else time.monotonic() - self._last
 
-    async def ask(self, chat_id: str, call_id: str, body: Event, *, by_rpc: bool) -> Call:
+    async def ask(self, chat_id: str, body: Event, *, by_rpc: bool) -> Call:
         """Make a call; return when it is accepted. An rpc counts as accepted at once."""
-        call = Call(chat_id, call_id, {"call_id": call_id, **body}, by_rpc)
+        call_id = body["call_id"]
+        call = Call(chat_id, call_id, body, by_rpc)
         self.all[chat_id, call_id] = call
         if self.quiet.is_set():
             self.quiet.clear()
@@ -111,7 +112,7 @@ class Calls:
         self._moment.set()
         self._moment = asyncio.Event()
         told = cloud_event(type_name, f"/chat/{SERVICE}", chat_id, data)
-        await self.line.store(f"workspaced.in.tool.{chat_id}.{SERVICE}", told)
+        await self.line.store(told)
 
     async def again(self, call: Call) -> None:
         """Request an answered call again; return when another copy of its answer arrives."""
@@ -137,7 +138,7 @@ class Calls:
         body["chat_id"] = call.chat_id
         while not call.over.is_set():
             try:
-                reply = await self.line.ask(call.tool, body, RPC_PATIENCE)
+                reply = json.loads(await self.line.ask(call.tool, body, RPC_PATIENCE))
             except ServiceError as no:
                 if no.code not in (429, 503):
                     self.refused.append(f"{call}: {no}")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.faults.reliable_client import AWAY, BACK_OFF
 from tests.rigs.client import Participant, ServiceError
 from tests.rigs.messages import Event
+from tests.rigs.reliable_client import AWAY, BACK_OFF
 
 UNAVAILABLE = 503
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.faults.calls import Call, Calls, new_call
-from tests.rigs.messages import Event, new_id
+from tests.rigs.messages import Event, call_data, new_id
 
 PATIENCE = 240.0
 """Seconds after which a chat stops waiting for a call; the checks then report it as unanswered."""
@@ -98,15 +98,10 @@ class Chat:
         return await self._ask("create_workspace", {"template_id": self.template_id})
 
     async def _ask(self, tool: str, args: Event, call_id: str | None = None) -> Call:
-        body = {
-            "tool": tool,
-            "args": args,
-            "organization_id": self.organization_id,
-            "owner_id": self.owner_id,
-            "owner_name": "ann",
-        }
         by_rpc = call_id is None and self.rng.random() < 0.3
-        call = await self.calls.ask(self.id, call_id or new_call(), body, by_rpc=by_rpc)
+        whose = {"organization_id": self.organization_id, "owner_id": self.owner_id}
+        body = call_data(call_id or new_call(), tool, args, **whose)
+        call = await self.calls.ask(self.id, body, by_rpc=by_rpc)
         self.done.append(call)
         return call
 

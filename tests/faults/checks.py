@@ -16,11 +16,11 @@ import asyncpg
 
 from tests.faults.calls import Call, Calls
 from tests.faults.chat_view import SETTLED, ChatView, look_at
-from tests.faults.reliable_client import BACK_OFF
 from tests.faults.scenario import CONTRACT, FaultScenario
 from tests.faults.shared_journal import Record, SharedJournal
 from tests.rigs.client import Participant, connected
 from tests.rigs.processes import agents_using
+from tests.rigs.reliable_client import BACK_OFF
 
 TERMINAL = ("build_succeeded", "build_failed", "build_canceled")
 

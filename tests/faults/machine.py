@@ -18,10 +18,10 @@ from nats.aio.msg import Msg
 
 from handlers.embedded.inotify import changes
 from tests.faults.plans import LIVES
-from tests.faults.reliable_client import ReliableClient
 from tests.faults.shared_journal import SharedJournal, write_atomically
 from tests.rigs.client import credential_options
-from tests.rigs.messages import Event, cloud_event
+from tests.rigs.messages import Event, agent_fact
+from tests.rigs.reliable_client import ReliableClient
 
 
 class Agent:
@@ -41,11 +41,11 @@ class Agent:
             await asyncio.sleep(self._config["after"])
             group.create_task(self._line.run())
             for fact in list(self._facts):
-                await self._publish(fact)
+                await self._line.store(fact)
             group.create_task(self._say_again())
             for delay, type_name, data in LIVES[self._config["life"]][len(self._facts) :]:
                 await asyncio.sleep(delay)
-                await self._publish(self._state(type_name, data))
+                await self._line.store(self._state(type_name, data))
 
     async def _listen(self, client: Client) -> None:
         async def asked(_message: Msg) -> None:
@@ -58,23 +58,14 @@ class Agent:
             await self._asked.wait()
             self._asked.clear()
             for fact in list(self._facts):
-                await self._publish(fact)
+                await self._line.store(fact)
 
     def _state(self, type_name: str, data: Event) -> Event:
-        keys = {key: self._config[key] for key in ("workspace_id", "build_id", "agent_id")}
-        fact = cloud_event(
-            type_name,
-            f"/agent/{self._config['agent_id']}",
-            self._config["chat_id"],
-            {**keys, "sequence": len(self._facts) + 1, **data},
-        )
+        agent_id, sequence = self._config["agent_id"], len(self._facts) + 1
+        fact = agent_fact(type_name, self._config, agent_id, sequence, data)
         self._facts.append(fact)
         write_atomically(self._path, {"facts": self._facts})
         return fact
-
-    async def _publish(self, fact: Event) -> None:
-        chat, agent = self._config["chat_id"], self._config["agent_id"]
-        await self._line.store(f"workspaced.in.agent.{chat}.{agent}", fact)
 
 
 async def machine(config: dict[str, Any]) -> None:

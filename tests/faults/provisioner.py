@@ -20,10 +20,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from tests.faults.plans import Plan, plan
-from tests.faults.reliable_client import AWAY, BACK_OFF, ReliableClient
 from tests.faults.shared_journal import Record, SharedJournal
-from tests.rigs.client import ServiceError, role_options
-from tests.rigs.messages import Event, cloud_event
+from tests.rigs.client import role_options
+from tests.rigs.messages import Event, build_fact, success_of
+from tests.rigs.reliable_client import AWAY, ReliableClient
 
 HANDS = 12
 """How many tasks fetch jobs at the same time."""
@@ -57,18 +57,8 @@ class Provisioner:
         await client.subscribe("workspaced.resend.provisioner", cb=asked)
 
     async def _take(self, group: asyncio.TaskGroup) -> None:
-        while True:
-            await self._line.up.wait()
-            epoch = self._line.epoch
-            with suppress(*AWAY):
-                pulling = await self._line.js.pull_subscribe_bind(
-                    f"pool-{self._pool}", stream="WORKSPACED_JOB"
-                )
-                while self._line.epoch == epoch:
-                    with suppress(TimeoutError):
-                        for message in await pulling.fetch(1, timeout=5):
-                            group.create_task(self._work(message, epoch))
-            await asyncio.sleep(BACK_OFF)  # back-off
+        async for message, epoch in self._line.jobs(self._pool):
+            group.create_task(self._work(message, epoch))
 
     async def _say_again(self) -> None:
         while True:
@@ -78,7 +68,7 @@ class Provisioner:
                 newest = max(record["builds"].values(), key=lambda build: build["number"])
                 for fact in newest["facts"]:
                     if fact["source"] == f"/provisioner/{self._name}":
-                        await self._publish(fact)
+                        await self._line.store(fact)
 
     async def _work(self, message: Msg, epoch: int) -> None:
         job = json.loads(message.data)["data"]
@@ -123,10 +113,10 @@ class Provisioner:
             build["places"].append(place)
         self._yard.write(record)
         if build["finished"] is None:
-            await self._publish(build["facts"][0])
+            await self._line.store(build["facts"][0])
             await self._build(job, record, build)
         for fact in build["facts"]:
-            await self._publish(fact)
+            await self._line.store(fact)
 
     async def _build(self, job: Event, record: Record, build: Record) -> None:
         will = plan(job["build_id"], job["transition"], self._slow)
@@ -143,40 +133,26 @@ class Provisioner:
             agents.append({"id": agent_id, "name": "main", "display_order": 0})
             if will.life != "silent":
                 await self._let_run(job, record, agent_id, will)
-        version = job["template"]["version_id"]
-        self._end(record, build, job, "build_succeeded", template_version_id=version, agents=agents)
+        self._end(record, build, job, "build_succeeded", **success_of(job, *agents))
         self._yard.write(record)
 
     async def _let_run(self, job: Event, record: Record, agent_id: str, will: Plan) -> None:
-        keys = {key: job[key] for key in ("chat_id", "workspace_id", "build_id")}
-        keys["agent_id"] = agent_id
-        while True:
-            try:
-                credential = await self._line.ask("agent_credential", keys, 3)
-                break
-            except ServiceError as no:
-                if no.code in (400, 403, 404):
-                    return  # the build is superseded
-            except AWAY:
-                pass
-            await asyncio.sleep(BACK_OFF)  # back-off
+        credential = await self._line.agent_credential(job, agent_id)
+        if credential is None:
+            return
         machine = self._machines[int(agent_id[0], 16) % len(self._machines)]
         record["agents"] = [[machine, agent_id]]
         self._yard.write(record)
-        self._yard.place(machine, {**keys, **will._asdict(), "credential": credential})
+        keys = {key: job[key] for key in ("chat_id", "workspace_id", "build_id")}
+        agent = {**keys, "agent_id": agent_id, **will._asdict(), "credential": credential}
+        self._yard.place(machine, agent)
 
     def _end(self, record: Record, build: Record, job: Event, type_name: str, **data: Any) -> None:
         build["facts"].append(self._fact(type_name, job, **data))
         build["finished"] = type_name
 
     def _fact(self, type_name: str, job: Event, **data: Any) -> Event:
-        keys = ("workspace_id", "build_id", "build_number", "transition")
-        source = f"/provisioner/{self._name}"
-        return cloud_event(type_name, source, job["chat_id"], {**{k: job[k] for k in keys}, **data})
-
-    async def _publish(self, fact: Event) -> None:
-        sender = fact["source"].rsplit("/", 1)[1]
-        await self._line.store(f"workspaced.in.provisioner.{fact['subject']}.{sender}", fact)
+        return build_fact(type_name, self._name, job, data)
 
 
 if __name__ == "__main__":

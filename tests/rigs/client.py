@@ -107,10 +107,10 @@ class Participant:
         ack = await self.js.publish(subject, body, headers={**fields, **(headers or {})})
         return bool(ack.duplicate)
 
-    async def ask(self, rpc: str, body: Event | bytes) -> bytes:
+    async def ask(self, rpc: str, body: Event | bytes, patience: float = TIMEOUT) -> bytes:
         """Call an rpc and return its reply. Raises ServiceError."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        reply = await self.client.request(f"workspaced.rpc.{rpc}", raw, timeout=TIMEOUT)
+        reply = await self.client.request(f"workspaced.rpc.{rpc}", raw, timeout=patience)
         if reply.headers and (code := reply.headers.get("Nats-Service-Error-Code")):
             raise ServiceError(int(code), reply.headers["Nats-Service-Error"])
         if schemas.exists(described := f"rpcs/{rpc}.reply.json"):
