@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from statemachine.store.connection import read_url
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect
 from tests.cli.test_database import free_port, listening
+from tests.rigs.proxy import database_url_through, proxy, to_database
 
 AT = "postgresql://user:secret@host:5432/db"
 ELSEWHERE = "postgresql://user:secret@127.0.0.1:1/db"
@@ -293,26 +293,8 @@ async def test_a_process_that_is_told_another_number_than_its_session_s_is_no_po
 ) -> None:
     """A proxy that only forwards bytes is no pooler."""
     await migrate(database_url)
-    where = database_url.partition("host=")[2].partition("&")[0]
-    connections: list[asyncio.StreamWriter] = []
-
-    async def passing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_unix_connection(f"{where}/.s.PGSQL.5432")
-        connections.extend((writer, back))
-
-        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            while data := await source.read(65536):
-                sink.write(data)
-            sink.close()
-
-        await asyncio.gather(pump(reader, back), pump(there, writer))
-
-    server = await asyncio.start_server(passing, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    user, _, rest = database_url.partition("@")
-    url = f"{user}@127.0.0.1:{port}{rest.partition('?')[0]}?sslmode=disable"
-    async with connect(url) as store:
+    async with (
+        proxy(to_database(database_url)) as passing,
+        connect(database_url_through(passing, database_url)) as store,
+    ):
         await store.check_writable()
-    server.close()
-    for writer in connections:
-        writer.transport.abort()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 import pytest
@@ -21,6 +20,7 @@ from statemachine.store.database import queries
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore, connect
 from tests.contract.stores import owned, uid, version, write
+from tests.rigs.proxy import Proxy, database_url_through, proxy, to_database
 
 STORE = Path(postgres_store.__file__).parent
 
@@ -219,13 +219,13 @@ async def test_a_database_that_falls_silent_is_away(
     """The connection stays open, but nothing arrives any more."""
     for module in (postgres_store, store_database):
         monkeypatch.setattr(module, "RESPONSE_TIMEOUT", 0.3)
-    async with Pipe.to(url) as pipe, connect(pipe.url, connections=1) as store, asyncio.timeout(10):
+    async with through_proxy(url) as (between, store), asyncio.timeout(10):
         await store.settings()
         with pytest.raises(StoreUnavailableError, match="no answer") as silent:
-            await work(store, pipe.clog())
+            await work(store, freeze(between))
         with pytest.raises(StoreUnavailableError):
             await store.settings()
-        pipe.flows.set()
+        between.release()
 
         assert await store.settings() == {}
     assert not isinstance(silent.value, TransientError)
@@ -236,73 +236,36 @@ async def test_a_farewell_that_came_before_the_end_of_its_connection_is_a_databa
     url: str, work: Callable[..., Awaitable[object]]
 ) -> None:
     """A killed server sends an error to idle clients, and closes the connection a moment later."""
-    async with Pipe.to(url) as pipe, connect(pipe.url, connections=1) as store, asyncio.timeout(10):
+    async with through_proxy(url) as (between, store), asyncio.timeout(10):
         await store.settings()
-        pipe.closes.clear()
+        between.tells_end.clear()
         with pytest.raises(StoreUnavailableError) as lost:
-            await work(store, pipe.farewell(url))
+            await work(store, farewell(between, url))
         assert not isinstance(lost.value, TransientError)
 
         assert await store.settings() == {}
 
 
-class Pipe:
-    """A proxy between client and database, which can silently hold back all data."""
+@asynccontextmanager
+async def through_proxy(url: str) -> AsyncIterator[tuple[Proxy, PostgresStore]]:
+    """Connect a store with one connection through a proxy."""
+    async with (
+        proxy(to_database(url)) as between,
+        connect(database_url_through(between, url), connections=1) as store,
+    ):
+        yield between, store
 
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        place = dict(parse_qsl(parts.query))
-        self._socket = f"{place['host']}/.s.PGSQL.{place['port']}"
-        self._user = parts.netloc.partition("@")[0]
-        self._database = parts.path
-        self.url = ""
-        self.flows = asyncio.Event()
-        self.flows.set()
-        self.closes = asyncio.Event()
-        """While not set, the client does not learn that the database has closed the connection."""
-        self.closes.set()
-        self._ended = asyncio.Event()
-        self._writers: list[asyncio.StreamWriter] = []
 
-    @classmethod
-    @asynccontextmanager
-    async def to(cls, url: str) -> AsyncIterator[Pipe]:
-        pipe = cls(url)
-        server = await asyncio.start_server(pipe._joined, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        address = f"{pipe._user}@127.0.0.1:{port}{pipe._database}"
-        pipe.url = f"postgresql://{address}?sslmode=disable"
-        try:
-            yield pipe
-        finally:
-            server.close()
-            for writer in pipe._writers:
-                writer.transport.abort()
+async def freeze(between: Proxy) -> None:
+    between.freeze()
 
-    async def clog(self) -> None:
-        self.flows.clear()
 
-    async def farewell(self, url: str) -> None:
-        """Make the server end the connection; return when the client has its last message."""
-        await cut(url)
-        await self._ended.wait()
-        for _ in range(10):  # let the client read it
-            await asyncio.sleep(0)
-
-    async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_unix_connection(self._socket)
-        self._writers += [writer, back]
-        await asyncio.gather(self._flow(reader, back), self._flow(there, writer))
-
-    async def _flow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(65536):
-                await self.flows.wait()
-                writer.write(data)
-        self._ended.set()
-        with suppress(asyncio.CancelledError):
-            await self.closes.wait()
-        writer.close()
+async def farewell(between: Proxy, url: str) -> None:
+    """Make the server end the connection; return when the client has its last message."""
+    await cut(url)
+    await between.ended.wait()
+    for _ in range(10):  # let the client read it
+        await asyncio.sleep(0)
 
 
 def newer(chat_id: str) -> Chat:

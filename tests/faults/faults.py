@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,9 +14,9 @@ from typing import Any
 
 import asyncpg
 
-from tests.faults.link import InterruptibleLink
 from tests.faults.processes import AgentProcess, Program, Server
 from tests.rigs.processes import agents_using
+from tests.rigs.proxy import Proxy
 
 AGENT = "agent"
 WEIGHTS = {
@@ -63,7 +63,8 @@ class Faults:
     programs: Sequence[Program]
     nats: Server
     postgresql: Server
-    wires: Sequence[InterruptibleLink]
+    wires: Mapping[str, Proxy]
+    """The proxies to NATS, by kind of program."""
     directory: Path
     database_url: str
     every: float
@@ -108,10 +109,10 @@ class Faults:
 
     def _strike(self, kind: str, fault: str) -> Coroutine[Any, Any, None] | None:
         if kind == "wire":
-            wire = self.rng.choice(self.wires)
+            program = self.rng.choice(tuple(self.wires))
             seconds = self._long() if fault == "hold" else 0.0
-            self._note(fault, f"wire of {wire.kind}", seconds)
-            return wire.hold(seconds) if fault == "hold" else _at_once(wire.cut)
+            self._note(fault, f"wire of {program}", seconds)
+            return _interrupt(self.wires[program], seconds)
         if kind == "database connections":
             self._note(fault, kind)
             return self._cut_database()
@@ -175,5 +176,13 @@ class Faults:
                     await connection.close()
 
 
-async def _at_once(act: Callable[[], None]) -> None:
-    act()
+async def _interrupt(wire: Proxy, seconds: float) -> None:
+    """Hold all data for some seconds; for 0 seconds, reset every connection instead."""
+    if not seconds:
+        wire.drop()
+        return
+    wire.freeze()
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        wire.release()

@@ -61,13 +61,13 @@ async def run(wanted: Wanted, directory: Path) -> Findings:
     rng = Random(wanted.seed)
     tell(f"seed {wanted.seed}, {wanted.minutes:g} minutes, data in {directory}")
     async with running_scenario(directory, wanted.settings, Random(rng.random())) as place:
-        calls = Calls(place.wires["caller"].url, place.role_options("chat-service"))
+        calls = Calls(place.wire_url("caller"), place.role_options("chat-service"))
         faults = Faults(
             Random(rng.random()),
             place.programs,
             place.nats,
             place.postgresql,
-            tuple(place.wires.values()),
+            place.wires,
             directory,
             place.database_url,
             wanted.every,

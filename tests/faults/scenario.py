@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,11 +17,11 @@ from handlers.embedded.database_access import role_urls
 from handlers.embedded.nats_server import nats_server
 from handlers.embedded.postgresql import postgresql
 from statemachine.store.migrator import migrate
-from tests.faults.link import InterruptibleLink
 from tests.faults.processes import Program, Server
 from tests.rigs.client import role_options
 from tests.rigs.messages import new_id
 from tests.rigs.processes import ROOT, environment, kill_processes, processes_using
+from tests.rigs.proxy import Proxy, proxy
 from tests.rigs.world import template_folder
 
 CONTRACT = "contract"
@@ -67,7 +67,8 @@ class FaultScenario:
     identities: Identities
     nats: Server
     postgresql: Server
-    wires: dict[str, InterruptibleLink]
+    wires: dict[str, Proxy]
+    """The proxies to NATS, by kind of program."""
     programs: list[Program]
     templates: dict[str, str]
     organization_id: str
@@ -76,6 +77,10 @@ class FaultScenario:
     def nats_url(self) -> str:
         """The URL of the server itself, without a link."""
         return str(self.nats.place[0])
+
+    def wire_url(self, kind: str) -> str:
+        """Return the URL with which programs of a kind reach NATS."""
+        return f"nats://127.0.0.1:{self.wires[kind].port}"
 
     @property
     def database_url(self) -> str:
@@ -100,7 +105,7 @@ class FaultScenario:
 
     def variables(self, role: str, wire: str) -> dict[str, str]:
         return {
-            "WORKSPACED_NATS_URL": self.wires[wire].url if wire else self.nats_url,
+            "WORKSPACED_NATS_URL": self.wire_url(wire) if wire else self.nats_url,
             # Database URLs by role, as under `up`; provisioners need none.
             "WORKSPACED_DATABASE_URL": role_urls(self.database_url).get(role, ""),
             "WORKSPACED_CREDENTIALS": str(self.identities.directory / f"{role}.nk"),
@@ -142,7 +147,7 @@ class FaultScenario:
     def _own(self, kind: str, name: str, **more: Any) -> None:
         config = {
             "name": name,
-            "url": self.wires[kind].url,
+            "url": self.wire_url(kind),
             "credentials": str(self.identities.directory),
             "yard": str(self.yard),
             "machines": MACHINES,
@@ -175,16 +180,17 @@ async def running_scenario(
     nats = Server("nats-server", lambda: nats_server(directory, keys), rng)
     database = Server("postgresql", lambda: postgresql(directory), rng)
     kinds = ("worker", "gateway", "local provisioner", "provisioner", "machine", "caller")
-    wires = {kind: InterruptibleLink(kind) for kind in kinds}
-    place = FaultScenario(directory, settings, rng, keys, nats, database, wires, [], {}, new_id())
+    place = FaultScenario(directory, settings, rng, keys, nats, database, {}, [], {}, new_id())
+    proxies = AsyncExitStack()
     tasks = [asyncio.create_task(server.keep()) for server in (nats, database)]
     try:
         async with asyncio.timeout(60):
             await asyncio.gather(nats.up.wait(), database.up.wait())
         await migrate(place.database_url)
         port = int(place.nats_url.rsplit(":", 1)[1])
-        for wire in wires.values():
-            await wire.open(port)
+        for kind in kinds:
+            made = proxy(lambda: asyncio.open_connection("127.0.0.1", port))
+            place.wires[kind] = await proxies.enter_async_context(made)
         place.compose(workers=3, gateways=2)
         (directory / "templates").mkdir()
         tasks += [asyncio.create_task(program.keep()) for program in place.programs]
@@ -199,5 +205,4 @@ async def running_scenario(
         for task in tasks[:2]:
             task.cancel()
         await asyncio.gather(*tasks[:2], return_exceptions=True)
-        for wire in wires.values():
-            wire.close()
+        await proxies.aclose()

@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from tests.rigs.messages import Event
 from tests.rigs.processes import TIMEOUT, Process, run
-from tests.rigs.proxy import Proxy, proxy
+from tests.rigs.proxy import Proxy, database_url_through, proxy, to_database
 from tests.rigs.world import ORGANIZATION, TEMPLATES, Deployment, template_folder
 
 READY_TIMEOUT = 60.0
@@ -67,12 +67,11 @@ class Proxies:
 async def proxies_to(servers: Nats, database_url: str) -> AsyncIterator[Proxies]:
     """Start proxies in front of NATS and of a PostgreSQL that listens on a Unix socket."""
     nats = urlsplit(servers.nats_url)
-    socket = f"{parse_qs(urlsplit(database_url).query)['host'][0]}/.s.PGSQL.5432"
     async with (
         proxy(lambda: asyncio.open_connection(nats.hostname, nats.port)) as to_nats,
-        proxy(lambda: asyncio.open_unix_connection(socket)) as to_database,
+        proxy(to_database(database_url)) as database,
     ):
-        yield Proxies(to_nats, to_database)
+        yield Proxies(to_nats, database)
 
 
 @asynccontextmanager
@@ -111,11 +110,8 @@ class Fleet:
         """Return the variables with which a process finds the servers, directly or by proxies."""
         nats, database = self.nats_url, self.database_url
         if proxies is not None:
-            name = urlsplit(database).path
             nats = f"nats://127.0.0.1:{proxies.nats.port}"
-            user = urlsplit(database).netloc.partition("@")[0]
-            port = proxies.database.port
-            database = f"postgresql://{user}@127.0.0.1:{port}{name}?sslmode=disable"
+            database = database_url_through(proxies.database, database)
         return {"WORKSPACED_NATS_URL": nats, "WORKSPACED_DATABASE_URL": database}
 
     async def start(

@@ -11,6 +11,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
+from urllib.parse import parse_qs, urlsplit
 
 from tests.rigs.processes import TIMEOUT
 
@@ -31,6 +32,11 @@ class Proxy:
 
     def __init__(self, dial: Dial) -> None:
         self._dial = dial
+        self.tells_end = asyncio.Event()
+        """While not set, clients do not learn that the server has closed a connection."""
+        self.tells_end.set()
+        self.ended = asyncio.Event()
+        """Set when the server has closed a connection."""
         self._out, self._back = Direction(), Direction()
         self._words: bytes | None = None
         self._then: tuple[Direction, ...] = ()
@@ -65,14 +71,18 @@ class Proxy:
     def release(self) -> None:
         """Forward what is held, and everything after it."""
         self._words = None
-        self._out.open.set()
-        self._back.open.set()
+        for moment in (self._out.open, self._back.open, self.tells_end):
+            moment.set()
+
+    def drop(self) -> None:
+        """Abort every connection; new connections are accepted."""
+        for end in list(self._ends):
+            end.transport.abort()
 
     def cut(self) -> None:
         """Abort every connection, discard what is held, and refuse connections until `mend`."""
         self._refusing = True
-        for end in list(self._ends):
-            end.transport.abort()
+        self.drop()
         self.release()
 
     def mend(self) -> None:
@@ -110,6 +120,9 @@ class Proxy:
                 await way.open.wait()
                 writer.write(chunk)
                 await writer.drain()
+            if not watched:
+                self.ended.set()
+                await self.tells_end.wait()
         finally:
             with suppress(OSError):
                 writer.transport.abort() if writer.transport.is_closing() else writer.close()
@@ -121,6 +134,20 @@ class Proxy:
             for way in self._then:
                 way.open.clear()
             self._sprung.set()
+
+
+def to_database(url: str) -> Dial:
+    """Return how to reach a PostgreSQL that listens on a Unix socket."""
+    place = parse_qs(urlsplit(url).query)
+    socket = f"{place['host'][0]}/.s.PGSQL.{place.get('port', ['5432'])[0]}"
+    return lambda: asyncio.open_unix_connection(socket)
+
+
+def database_url_through(made: Proxy, url: str) -> str:
+    """Return the URL with which a program reaches that PostgreSQL through its proxy."""
+    parts = urlsplit(url)
+    user = parts.netloc.partition("@")[0]
+    return f"postgresql://{user}@127.0.0.1:{made.port}{parts.path}?sslmode=disable"
 
 
 @asynccontextmanager
