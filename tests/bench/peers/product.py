@@ -29,12 +29,12 @@ from tests.bench.peers.product_wire import (
     SERVICE,
     chat_id,
     connect,
-    envelope,
+    event_id,
     fixed_id,
-    publish,
 )
 from tests.bench.peers.servers import ready_and_logged, transactions
 from tests.bench.processes import rss
+from tests.rigs.messages import call_data, subject_of, tool_request
 
 WHOLE = {"created", "workspace_name", "build_id"}
 """What a create answers with that came to `ready`: no more, no less."""
@@ -61,13 +61,12 @@ class Driver(Peer):
         await self.processes.start(**self.options)
         self.template = self.processes.template["template_id"]
         self.pending: dict[tuple[str, str], asyncio.Future[Mapping[str, Any]]] = {}
-        self.client = await connect(self.processes.nats_url, self.processes.seed("chat-service"))
-        self.stack.push_async_callback(self.client.close)
-        self.js = self.client.jetstream(timeout=60, publish_async_max_pending=4000)
-        await self.client.subscribe(
+        self.service = await connect(self.processes.nats_url, self.processes.seed("chat-service"))
+        self.stack.push_async_callback(self.service.client.close)
+        await self.service.client.subscribe(
             "workspaced.result.>", cb=self._resolved, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        await self.client.flush()
+        await self.service.flush()
 
     async def create(self, chat: str) -> Awaitable[Mapping[str, Any]]:
         return await self._ask(chat, "create_workspace", {"template_id": self.template})
@@ -82,16 +81,10 @@ class Driver(Peer):
         future = asyncio.get_running_loop().create_future()
         self.pending[chat_id(chat), tool] = future
         run, _, number = chat.rpartition("-")
-        data = {
-            "call_id": tool,
-            "tool": tool,
-            "args": args,
-            "organization_id": ORGANIZATION,
-            "owner_id": fixed_id(f"owner-{run}-{int(number) // OWNED}"),
-            "owner_name": "ann",
-        }
-        told = envelope("tool_requested", f"/chat/{SERVICE}", chat, tool, data)
-        await publish(self.js, "tool", told)
+        owner = fixed_id(f"owner-{run}-{int(number) // OWNED}")
+        data = call_data(tool, tool, args, organization_id=ORGANIZATION, owner_id=owner)
+        asked = tool_request(SERVICE, chat_id(chat), data, id=event_id(chat, tool))
+        await self.service.publish(subject_of(asked), asked)
         return future
 
     async def _resolved(self, message: Msg) -> None:

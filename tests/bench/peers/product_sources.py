@@ -11,7 +11,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nats.aio.msg import Msg
 
@@ -20,9 +20,16 @@ from tests.bench.peers.product_wire import (
     PROVISIONER,
     chat_id,
     connect,
-    envelope,
+    event_id,
     fixed_id,
-    publish,
+)
+from tests.rigs.messages import (
+    BUILD_KEYS,
+    Event,
+    agent_fact,
+    build_fact,
+    subject_of,
+    success_of,
 )
 
 _ASKED: Final = 1000
@@ -38,8 +45,8 @@ class Job:
     """A build that is to be made."""
 
     message: Msg
-    build: dict[str, Any]
-    version: str
+    build: Event
+    """Those keys of the job that its facts need."""
 
 
 class Sources:
@@ -52,8 +59,8 @@ class Sources:
 
     async def connect(self, url: str, seed: str) -> None:
         """Connect, and begin to take jobs."""
-        self._client = await connect(url, Path(seed))
-        self._js = self._client.jetstream(timeout=60, publish_async_max_pending=4000)
+        self._party = await connect(url, Path(seed))
+        self._client = self._party.client
         self._inbox = self._client.new_inbox()
         await self._client.subscribe(
             self._inbox, cb=self._take, pending_msgs_limit=-1, pending_bytes_limit=-1
@@ -73,24 +80,22 @@ class Sources:
     async def tell(self, chat: str, kind: str) -> None:
         """Publish a fact of the chat's build."""
         job = await self.job(chat)
-        agent = fixed_id(f"{chat}/agent")
+        agent, same = fixed_id(f"{chat}/agent"), {"id": event_id(chat, kind)}
         if kind.startswith("build_"):
-            data = dict(job.build)
-            if kind == "build_succeeded":
-                agents = [{"id": agent, "name": "main"}]
-                data |= {"template_version_id": job.version, "agents": agents}
-            told = envelope(kind, f"/provisioner/{PROVISIONER}", chat, kind, data)
-            await publish(self._js, "provisioner", told)
-            if kind == "build_succeeded" and self._held.pop(chat_id(chat), None):
+            ends = kind == "build_succeeded"
+            data = success_of(job.build, {"id": agent, "name": "main"}) if ends else {}
+            await self._publish(build_fact(kind, PROVISIONER, job.build, data, **same))
+            if ends and self._held.pop(chat_id(chat), None):
                 await job.message.ack()
             return
-        data = {key: job.build[key] for key in ("workspace_id", "build_id")}
-        data |= {"agent_id": agent, "sequence": time.time_ns() // 1000}
-        name = kind
+        name, data = kind, {}
         if kind == "lifecycle_ready":
-            name, data["lifecycle"] = "agent_lifecycle", "ready"
-        told = envelope(name, f"/agent/{agent}", chat, kind, data)
-        await publish(self._js, "agent", told)
+            name, data = "agent_lifecycle", {"lifecycle": "ready"}
+        sequence = time.time_ns() // 1000
+        await self._publish(agent_fact(name, job.build, agent, sequence, data, **same))
+
+    async def _publish(self, fact: Event) -> None:
+        await self._party.publish(subject_of(fact), fact)
 
     def _job(self, chat: str) -> asyncio.Future[Job]:
         if chat not in self._jobs:
@@ -114,10 +119,9 @@ class Sources:
         if self._open * 2 < _ASKED:
             await self._ask()
         data = json.loads(message.data)["data"]
-        keys = ("workspace_id", "build_id", "build_number", "transition")
-        job = Job(message, {key: data[key] for key in keys}, data["template"]["version_id"])
+        job = Job(message, {key: data[key] for key in ("chat_id", "template", *BUILD_KEYS)})
         if job.build["transition"] != "start":
-            await self._ended(data["chat_id"], job)
+            await self._ended(job)
             return
         waiting = self._job(data["chat_id"])
         if waiting.done():  # it came again
@@ -126,11 +130,11 @@ class Sources:
         self._held[data["chat_id"]] = job
         waiting.set_result(job)
 
-    async def _ended(self, chat: str, job: Job) -> None:
+    async def _ended(self, job: Job) -> None:
         """End a stop build at once: nothing is measured of it."""
-        data = {**job.build, "template_version_id": job.version, "agents": []}
-        told = envelope("build_succeeded", f"/provisioner/{PROVISIONER}", chat, "stopped", data)
-        await publish(self._js, "provisioner", {**told, "subject": chat})
+        same = {"id": event_id(job.build["build_id"], "stopped")}
+        data = success_of(job.build)
+        await self._publish(build_fact("build_succeeded", PROVISIONER, job.build, data, **same))
         await job.message.ack()
 
     async def _work(self) -> None:
