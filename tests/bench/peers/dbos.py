@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from dbos import DBOS, DBOSClient, SetWorkflowID
 
-from tests.bench.peer import Event, Peer, make_event
-from tests.bench.peers.servers import POOL, ready_and_logged, start_postgresql, transactions
+from tests.bench.peer import Event, make_event
+from tests.bench.peers.servers import POOL, PostgresPeer
 
 # --- flow begin
 AFTER = {
@@ -56,11 +56,13 @@ select (select count(*) from dbos.workflow_status
 """
 
 
-class Driver(Peer):
+class Driver(PostgresPeer):
     """DBOS in the app's process, on PostgreSQL."""
 
+    verify_query = VERIFY
+
     async def start(self) -> None:
-        self.dsn, self.postgres = await start_postgresql(self.stack, self.root)
+        await super().start()
         logging.getLogger("dbos").setLevel(logging.ERROR)
         DBOS(config={"name": "peer", "system_database_url": self.dsn, "log_level": "ERROR"})
         DBOS.launch()
@@ -68,18 +70,6 @@ class Driver(Peer):
 
     async def create(self, chat: str) -> Awaitable[Mapping[str, Any]]:
         return await create_workspace(chat)
-
-    def pids(self) -> dict[str, int]:
-        return {"postgres": self.postgres.pid}
-
-    def address(self) -> dict[str, Any]:
-        return {"dsn": self.dsn}
-
-    async def counters(self) -> dict[str, int]:
-        return await transactions(self.dsn)
-
-    async def verify(self, chats: Sequence[str]) -> dict[str, int]:
-        return await ready_and_logged(self.dsn, VERIFY, chats)
 
     async def connect(self, address: Mapping[str, Any]) -> None:
         self.client = DBOSClient(system_database_url=address["dsn"], system_database_pool_size=POOL)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from tests.bench.peer import Event, Peer, make_event
-from tests.bench.peers.servers import pool, ready_and_logged, start_postgresql, transactions
+from tests.bench.peer import Event, make_event
+from tests.bench.peers.servers import PooledPeer
 
 # --- flow begin
 TICK = 2.0
@@ -94,17 +94,14 @@ select (select count(*) from agents where chat = any($1) and lifecycle = 'ready'
 """
 
 
-class Driver(Peer):
+class Driver(PooledPeer):
     """Polling of PostgreSQL, by asyncpg."""
 
-    processed_on = "ack"
+    ddl, verify_query = DDL, VERIFY
 
     async def start(self) -> None:
         self.waiting: set[asyncio.Task[Mapping[str, Any]]] = set()
-        self.dsn, self.postgres = await start_postgresql(self.stack, self.root)
-        self.pool = await pool(self.dsn)
-        self.stack.callback(self.pool.terminate)
-        await self.pool.execute(DDL)
+        await super().start()
 
     async def create(self, chat: str) -> Awaitable[Mapping[str, Any]]:
         task = await create_workspace(self.pool, chat)
@@ -119,23 +116,5 @@ class Driver(Peer):
         await asyncio.gather(*waiting, return_exceptions=True)
         await super().stop()
 
-    def pids(self) -> dict[str, int]:
-        return {"postgres": self.postgres.pid}
-
-    def address(self) -> dict[str, Any]:
-        return {"dsn": self.dsn}
-
-    async def counters(self) -> dict[str, int]:
-        return await transactions(self.dsn)
-
-    async def verify(self, chats: Sequence[str]) -> dict[str, int]:
-        return await ready_and_logged(self.dsn, VERIFY, chats)
-
-    async def connect(self, address: Mapping[str, Any]) -> None:
-        self.pool = await pool(address["dsn"])
-
     async def event(self, chat: str, kind: str) -> None:
         await report(self.pool, make_event(chat, kind))
-
-    async def close(self) -> None:
-        await self.pool.close()

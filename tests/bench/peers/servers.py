@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncpg
 
 from handlers.embedded.child import Child
 from handlers.embedded.postgresql import postgresql
+from tests.bench.peer import Peer
 from tests.bench.processes import Server, answers, free_port
 
 POOL = 16
@@ -53,6 +54,47 @@ async def ready_and_logged(dsn: str, query: str, chats: Sequence[str]) -> dict[s
         return dict(row)
     finally:
         await connection.close()
+
+
+class PostgresPeer(Peer):
+    """A system in the app's process that keeps everything in one PostgreSQL."""
+
+    verify_query: ClassVar[str]
+    """Returns `ready` and `logged` of the chats in its argument."""
+
+    async def start(self) -> None:
+        self.dsn, self.postgres = await start_postgresql(self.stack, self.root)
+
+    def pids(self) -> dict[str, int]:
+        return {"postgres": self.postgres.pid}
+
+    def address(self) -> dict[str, Any]:
+        return {"dsn": self.dsn}
+
+    async def counters(self) -> dict[str, int]:
+        return await transactions(self.dsn)
+
+    async def verify(self, chats: Sequence[str]) -> dict[str, int]:
+        return await ready_and_logged(self.dsn, self.verify_query, chats)
+
+
+class PooledPeer(PostgresPeer):
+    """A system whose app and sources each use a pool of connections; the sources apply the events."""
+
+    processed_on = "ack"
+    ddl: ClassVar[str]
+
+    async def start(self) -> None:
+        await super().start()
+        self.pool = await pool(self.dsn)
+        self.stack.callback(self.pool.terminate)
+        await self.pool.execute(self.ddl)
+
+    async def connect(self, address: Mapping[str, Any]) -> None:
+        self.pool = await pool(address["dsn"])
+
+    async def close(self) -> None:
+        await self.pool.close()
 
 
 def nats_program() -> Path:

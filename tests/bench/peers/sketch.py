@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import nats
@@ -20,14 +20,8 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 
-from tests.bench.peer import Event, Peer, make_event
-from tests.bench.peers.servers import (
-    pool,
-    ready_and_logged,
-    start_nats,
-    start_postgresql,
-    transactions,
-)
+from tests.bench.peer import Event, make_event
+from tests.bench.peers.servers import PostgresPeer, pool, start_nats
 
 # --- flow begin
 DDL = """
@@ -130,11 +124,13 @@ select (select count(*) from workspaces where chat = any($1) and state = 'ready'
 """
 
 
-class Driver(Peer):
+class Driver(PostgresPeer):
     """The sketch, in the app's process."""
 
+    verify_query = VERIFY
+
     async def start(self) -> None:
-        self.dsn, self.postgres = await start_postgresql(self.stack, self.root)
+        await super().start()
         self.url, self.nats = await start_nats(self.stack, self.root, self.options["sync"])
         self.client = await nats.connect(self.url)
         self.stack.push_async_callback(self.client.close)
@@ -158,12 +154,6 @@ class Driver(Peer):
 
     def address(self) -> dict[str, Any]:
         return {"url": self.url}
-
-    async def counters(self) -> dict[str, int]:
-        return await transactions(self.dsn)
-
-    async def verify(self, chats: Sequence[str]) -> dict[str, int]:
-        return await ready_and_logged(self.dsn, VERIFY, chats)
 
     async def connect(self, address: Mapping[str, Any]) -> None:
         self.client = await nats.connect(address["url"])
