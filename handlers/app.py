@@ -115,8 +115,8 @@ class Endpoints:
                     continue
                 try:
                     yield bus
-                except Denied as denied:
-                    raise WrongKey(self.seed_file(role), role, denied) from denied
+                except Denied as error:
+                    raise WrongKey(self.seed_file(role), role, error) from error
                 return
 
     def _inbox_prefixes(self, role: Role) -> list[str]:

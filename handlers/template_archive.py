@@ -134,8 +134,8 @@ def pack(folder: Path) -> bytes:
         with tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             for path in paths:
                 _add(tar, path, str(path.relative_to(folder)))
-    except OSError as bad:
-        raise TemplateError(f"{folder}: can't be packed: {bad}") from None
+    except OSError as error:
+        raise TemplateError(f"{folder}: can't be packed: {error}") from None
     return packed.finish()
 
 
@@ -154,8 +154,8 @@ def _manifest_text(file: Path) -> str:
         ) from None
     except NotADirectoryError:
         raise TemplateError(f"{file.parent} is a file; name the folder instead") from None
-    except OSError as bad:
-        raise TemplateError(f"{file}: {bad.strerror}") from None
+    except OSError as error:
+        raise TemplateError(f"{file}: {error.strerror}") from None
 
 
 def _readme_text(file: Path) -> str | None:
@@ -163,8 +163,8 @@ def _readme_text(file: Path) -> str | None:
         text = _text(file, file.stat().st_mode)
     except FileNotFoundError:
         return None
-    except OSError as bad:
-        raise TemplateError(f"{file}: {bad.strerror}") from None
+    except OSError as error:
+        raise TemplateError(f"{file}: {error.strerror}") from None
     if "\0" in text:
         raise TemplateError(f"{file}: contains a NUL character")
     return text
@@ -176,8 +176,8 @@ def _text(file: Path, mode: int) -> str:
         raise TemplateError(f"{file}: is not a regular file")
     try:
         return file.read_text("utf-8-sig")
-    except UnicodeDecodeError as bad:
-        raise TemplateError(f"{file}: not UTF-8 text: {bad}") from None
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"{file}: not UTF-8 text: {error}") from None
 
 
 def _checked_paths(folder: Path) -> list[Path]:
@@ -187,8 +187,8 @@ def _checked_paths(folder: Path) -> list[Path]:
     for path in found:
         try:
             status = path.lstat()
-        except OSError as bad:
-            raise TemplateError(f"{path}: {bad.strerror}") from None
+        except OSError as error:
+            raise TemplateError(f"{path}: {error.strerror}") from None
         fault = rules.fault(str(path.relative_to(folder)), _kind(status.st_mode), status.st_size)
         if fault is not None:
             problems.append(f"{folder}: {fault}")

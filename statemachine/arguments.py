@@ -127,5 +127,5 @@ def arguments(model: type[Model], args: dict[str, Any]) -> Model | BadArguments:
     """Check the `args` of a call, and return them as a `model`, or what is wrong with them."""
     try:
         return read(model, args, "args")
-    except UnreadableError as bad:
-        return BadArguments(str(bad))
+    except UnreadableError as error:
+        return BadArguments(str(error))

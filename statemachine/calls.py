@@ -150,8 +150,8 @@ def call_from_json(text: str) -> Call:
     """Return the call that `text` stores. Raises ValueError if `text` is not a stored call."""
     try:
         return _DECODER.decode(text)
-    except msgspec.DecodeError as bad:
-        raise ValueError(f"the call is damaged: {bad}") from bad
+    except msgspec.DecodeError as error:
+        raise ValueError(f"the call is damaged: {error}") from error
 
 
 def call_to_json(call: Call) -> str:

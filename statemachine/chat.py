@@ -370,13 +370,13 @@ def chat_from_json(text: str) -> Chat:
         return _DECODER.decode(text)
     except msgspec.ValidationError:
         pass  # another version stored it, with fields that this version does not know
-    except msgspec.DecodeError as bad:
-        raise ValueError(str(bad)) from bad
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
     stored = json.loads(text)
     try:
         return msgspec.convert(_known_fields(stored), Chat)
-    except (AttributeError, KeyError, TypeError, msgspec.ValidationError) as bad:
-        raise ValueError(f"the snapshot is damaged: {bad}") from bad
+    except (AttributeError, KeyError, TypeError, msgspec.ValidationError) as error:
+        raise ValueError(f"the snapshot is damaged: {error}") from error
 
 
 def _known_fields(stored: dict[str, Any]) -> dict[str, Any]:

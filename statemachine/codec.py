@@ -134,8 +134,8 @@ def decode(
             notice=leniency.listed(notices) if notices else None,
             beginnings_cut=accepted.beginnings_cut,
         )
-    except Reject as no:
-        return _rejected(no, kind, data)
+    except Reject as error:
+        return _rejected(error, kind, data)
 
 
 def _parsed(data: bytes, *, forgiving: bool) -> tuple[object, Mapping[leniency.Path, str]]:
@@ -170,8 +170,8 @@ def _accepted(
         if not forgiving:
             return leniency.Accepted(leniency.read(model, payload, "data"), [])
         return leniency.accept(model, payload, "data", lost)
-    except UnreadableError as bad:
-        raise Reject(RejectReason.BAD_DATA, str(bad)) from None
+    except UnreadableError as error:
+        raise Reject(RejectReason.BAD_DATA, str(error)) from None
 
 
 def encode(
@@ -358,25 +358,25 @@ def _trace(value: object, notices: list[str], *, forgiving: bool) -> str | None:
     return None
 
 
-def _rejected(no: Reject, kind: str, message: bytes) -> Rejected:
+def _rejected(error: Reject, kind: str, message: bytes) -> Rejected:
     """Return why a message is a dead letter, and the call or build that it names, if readable."""
     try:
         body, _ = salvage(message)
     except Reject:
-        return Rejected(no.reason, no.detail)
+        return Rejected(error.reason, error.detail)
     data = body.get("data") if isinstance(body, dict) else None
     if not isinstance(body, dict) or not isinstance(data, dict):
-        return Rejected(no.reason, no.detail)
+        return Rejected(error.reason, error.detail)
     if kind in FACTS:
         build_id, match = data.get("build_id"), _TYPE.fullmatch(str(body.get("type")))
         if not isinstance(build_id, str) or not is_uuid(build_id):
-            return Rejected(no.reason, no.detail)
+            return Rejected(error.reason, error.detail)
         # Name only facts that this kind of sender may send: an agent must not end a build, not even
         # with a dead letter.
         fact = match[1] if match is not None and match[1] in _KINDS[kind] else ""
-        return Rejected(no.reason, no.detail, build_id=build_id.strip().lower(), fact=fact)
+        return Rejected(error.reason, error.detail, build_id=build_id.strip().lower(), fact=fact)
     call_id, tool = data.get("call_id"), data.get("tool")
     if not isinstance(call_id, str) or not _TOKEN.fullmatch(call_id):
-        return Rejected(no.reason, no.detail)
+        return Rejected(error.reason, error.detail)
     named = isinstance(tool, str) and _TOKEN.fullmatch(tool) is not None
-    return Rejected(no.reason, no.detail, call_id, tool if named else None)
+    return Rejected(error.reason, error.detail, call_id, tool if named else None)

@@ -82,8 +82,8 @@ def read(model: type[Model], body: object, root: str) -> Model:
     """
     try:
         return model.model_validate(body, context=AT_THE_DOOR)
-    except ValidationError as bad:
-        return _Repair(root, deepcopy(body), _required(model), forgiving=False).done(model, bad)
+    except ValidationError as error:
+        return _Repair(root, deepcopy(body), _required(model), forgiving=False).done(model, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,10 @@ def accept(
     """
     try:
         return Accepted(model.model_validate(body, context=AT_THE_DOOR), list(lost.values()))
-    except ValidationError as bad:
+    except ValidationError as error:
         required, changed = _required(model), dict(lost)
         repair = _Repair(root, deepcopy(body), required, forgiving=True, changed=changed)
-        value = repair.done(model, bad)
+        value = repair.done(model, error)
         return Accepted(value, list(repair.changed.values()), frozenset(repair.beginnings_cut))
 
 
@@ -163,8 +163,8 @@ class _Repair:
             self._mend(bad)
             try:
                 return model.model_validate(self.body, context=AT_THE_DOOR)
-            except ValidationError as again:
-                bad = again
+            except ValidationError as error:
+                bad = error
         raise UnreadableError(describe(bad, self.root))
 
     def _mend(self, bad: ValidationError) -> None:

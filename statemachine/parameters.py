@@ -97,9 +97,9 @@ class Parameter(Declared):
         if self.validation_regex is not None:
             try:
                 compiled(self.validation_regex)
-            except re2.error as bad:
+            except re2.error as error:
                 raise ValueError(
-                    f"validation_regex is not a valid RE2 expression: {_reason(bad)}"
+                    f"validation_regex is not a valid RE2 expression: {_reason(error)}"
                 ) from None
         ranged = self.validation_min is not None or self.validation_max is not None
         if ranged and self.type is not Kind.NUMBER:

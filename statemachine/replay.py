@@ -103,8 +103,8 @@ class Fold:
             event, at = event_of(entry["event"]), _TIME.validate_python(entry["at"])
             cause = _cause_in(entry)
             deadline = _TIME.validate_python(entry["deadline"]) if entry.get("deadline") else None
-        except (AttributeError, KeyError, TypeError, ValueError, msgspec.ValidationError) as bad:
-            raise ValueError(str(bad) or type(bad).__name__) from bad
+        except (AttributeError, KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+            raise ValueError(str(error) or type(error).__name__) from error
         before, seq = self.chat, self._placed(entry, event)
         self.entries += 1
         identity = (event.source, event.id)
@@ -179,8 +179,8 @@ def replay(entries: Iterable[Mapping[str, Any]]) -> dict[str, Replayed]:
         try:
             chat_id = chat_of(entry)
             folds.setdefault(chat_id, Fold(chat_id)).take(entry)
-        except ValueError as bad:
-            raise ValueError(f"entry {number}: {bad}") from bad
+        except ValueError as error:
+            raise ValueError(f"entry {number}: {error}") from error
     return {
         chat_id: Replayed(fold.chat, tuple(fold.path), tuple(fold.differences))
         for chat_id, fold in folds.items()

@@ -74,8 +74,8 @@ def create(
         name = naming.workspace_name(
             args.name, template.name, known.names.get(call.owner_id, frozenset()), seed
         )
-    except naming.NameTakenError as taken:
-        return answers.invalid(Misfits((("name", f"'{taken}' is in use already"),)))
+    except naming.NameTakenError as error:
+        return answers.invalid(Misfits((("name", f"'{error}' is in use already"),)))
     build = BuildRequested(
         workspace_id=fresh_id(seed, "workspace"),
         workspace_name=name,

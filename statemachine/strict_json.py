@@ -55,9 +55,9 @@ def parse(data: bytes) -> object:
     data = data.removeprefix(_BYTE_ORDER_MARK)
     try:
         body = from_json(data, allow_inf_nan=False)
-    except ValueError as bad:
+    except ValueError as error:
         reason = RejectReason.BAD_DATA if _is_json(data) else RejectReason.NOT_JSON
-        raise Reject(reason, str(bad)) from None
+        raise Reject(reason, str(error)) from None
     # JSON can contain NUL only as this escape, so the texts of most messages need no look.
     problem = _unstorable(body, may_contain_nul=b"\\u0000" in data)
     if problem is not None:
@@ -79,8 +79,8 @@ def salvage(data: bytes) -> tuple[object, dict[tuple[str | int, ...], str]]:
     read = json.JSONDecoder(strict=False, parse_int=_number, parse_float=_number).decode
     try:
         body = read(shallow)
-    except (ValueError, RecursionError) as bad:
-        raise Reject(RejectReason.NOT_JSON, str(bad)) from None
+    except (ValueError, RecursionError) as error:
+        raise Reject(RejectReason.NOT_JSON, str(error)) from None
     if isinstance(body, dict) and isinstance(body.get("data"), dict):
         body["data"] = _kept(body["data"], (), changed)
     whole = []

@@ -151,19 +151,19 @@ def read(text: str, *, file: str = "template.toml") -> Manifest:
     text = text.removeprefix("\ufeff")
     try:
         table = tomllib.loads(text)
-    except ValueError as bad:  # also raised for a number with too many digits
-        raise TemplateError(f"{file}: not TOML: {bad}") from None
+    except ValueError as error:  # also raised for a number with too many digits
+        raise TemplateError(f"{file}: not TOML: {error}") from None
     except RecursionError:
         raise TemplateError(f"{file}: nested deeper than {MAX_DEPTH}") from None
     try:
         plain = _plain(table)
-    except TemplateError as bad:
-        raise TemplateError(f"{file}: {bad}") from None
+    except TemplateError as error:
+        raise TemplateError(f"{file}: {error}") from None
     problems = [*_no_text(table)]
     try:
         manifest = Manifest.model_validate(plain)
-    except ValidationError as bad:
-        problems += _problems(bad)
+    except ValidationError as error:
+        problems += _problems(error)
     else:
         problems += _pushed(manifest)
     if plain.get("pool", LOCAL_POOL) == LOCAL_POOL:
@@ -253,14 +253,14 @@ def _local(table: Mapping[str, Any]) -> list[Problem]:
     problems: list[Problem] = []
     try:
         PushedBuild.model_validate(table.get("build", {}))
-    except ValidationError as bad:
-        problems += _problems(bad, "build")
+    except ValidationError as error:
+        problems += _problems(error, "build")
     agents: list[AgentTable] = []
     for index, agent in _tables(table.get("agent")):
         try:
             agents.append(PushedAgent.model_validate(agent))
-        except ValidationError as bad:
-            problems += _problems(bad, "agent", index)
+        except ValidationError as error:
+            problems += _problems(error, "agent", index)
     if not problems:
         problems += [
             Problem(("agent", index, key), words) for index, key, words in agent_faults(agents)

@@ -151,8 +151,8 @@ def _command(request: dict[str, object], streams: Sequence[int]) -> None:
     status: object = 1
     try:
         status = import_module("handlers.cli").main()
-    except SystemExit as end:
-        status = end.code
+    except SystemExit as error:
+        status = error.code
         if isinstance(status, str):
             sys.stderr.write(f"{status}\n")
             status = 1

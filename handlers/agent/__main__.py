@@ -53,12 +53,12 @@ async def agent(config: Path, connect: Connect | None = None) -> int:
         await running.run()
     except AgentAlreadyRuns:
         _log.info("%s: this agent is already running", config)
-    except OSError as no:
+    except OSError as error:
         there = os.path.exists(config)  # noqa: ASYNC240, PTH110 — False too when it can't be asked
-        _log.error("%s: %s", (there and no.filename) or config, no.strerror or no)
+        _log.error("%s: %s", (there and error.filename) or config, error.strerror or error)
         return 1
-    except ValueError as broken:
-        _log.error("%s: %s", config, broken)
+    except ValueError as error:
+        _log.error("%s: %s", config, error)
         return 1
     return GIVEN_UP if running.given_up else 0
 

@@ -66,10 +66,10 @@ class Link:
             try:
                 config = agent_files.read_config(self._home)
                 bus = await self._connect(config.nats_url, agent_files.read_credential(self._home))
-            except Refused as no:
-                self._note_refusal(no)
-            except (Unavailable, TimeoutError, OSError, ValueError) as no:
-                _log.info("not connected to NATS yet, trying again: %s", no)
+            except Refused as error:
+                self._note_refusal(error)
+            except (Unavailable, TimeoutError, OSError, ValueError) as error:
+                _log.info("not connected to NATS yet, trying again: %s", error)
             else:
                 backoff.reset()
                 await self._work_while_connected(bus)
@@ -161,11 +161,11 @@ class Link:
         subject = subjects.presence(config.chat_id, config.agent_id)
         try:
             await bus.publish(subject, json.dumps(body).encode(), ttl=self._presence_ttl)
-        except Refused as no:
-            self._note_refusal(no)
+        except Refused as error:
+            self._note_refusal(error)
             return False
-        except Unavailable as no:
-            _log.info("the presence message can't be sent: %s", no)
+        except Unavailable as error:
+            _log.info("the presence message can't be sent: %s", error)
             return False
         return True
 
@@ -175,11 +175,11 @@ class Link:
             fact = await self._journal.next()
             try:
                 await publish_once(bus, fact)
-            except Refused as no:
-                self._note_refusal(no)
+            except Refused as error:
+                self._note_refusal(error)
                 await backoff.wait()
-            except Unavailable as no:
-                _log.info("fact %s waits for NATS: %s", fact.identity, no)
+            except Unavailable as error:
+                _log.info("fact %s waits for NATS: %s", fact.identity, error)
                 await backoff.wait()
             else:
                 self._journal.sent()
@@ -196,8 +196,8 @@ class Link:
 
         await call_on_message(bus, subjects.RESEND_AGENT, resend, Backoff(limit=2.0))
 
-    def _note_refusal(self, no: Refused) -> None:
-        _log.error("NATS refuses this agent: %s", no)
+    def _note_refusal(self, error: Refused) -> None:
+        _log.error("NATS refuses this agent: %s", error)
         if self._refused_since is None:
             self._refused_since = clock()
 

@@ -79,8 +79,10 @@ class Scripts:
                 limit=self._config.log_limit + _BEYOND_LIMIT,
             )
             await self._until_ended(self._startup, limit)
-        except Exception as no:  # noqa: BLE001 — any error becomes a lifecycle state of the agent
-            self._report_problem("startup", f"the startup script could not be run: {_describe(no)}")
+        except Exception as error:  # noqa: BLE001 — any error becomes a lifecycle state of the agent
+            self._report_problem(
+                "startup", f"the startup script could not be run: {_describe(error)}"
+            )
             self._report(Lifecycle.START_ERROR)
 
     async def resume(self, reached: Lifecycle | None) -> None:
@@ -99,9 +101,9 @@ class Scripts:
         await self._end_startup()
         try:
             reached = await self._shutdown_script()
-        except Exception as no:  # noqa: BLE001 — any error becomes a lifecycle state of the agent
+        except Exception as error:  # noqa: BLE001 — any error becomes a lifecycle state of the agent
             self._report_problem(
-                "shutdown", f"the shutdown script could not be run: {_describe(no)}"
+                "shutdown", f"the shutdown script could not be run: {_describe(error)}"
             )
             reached = Lifecycle.SHUTDOWN_ERROR
         await self.end_all(GRACE)
@@ -118,8 +120,8 @@ class Scripts:
         try:
             # Not our own group, where a launcher of this agent may be.
             await end_marked(mark, grace=grace, spare_group=os.getpgrp())
-        except OSError as no:  # the provisioner ends them as well
-            _log.warning("processes of the scripts can't be ended: %s", no)
+        except OSError as error:  # the provisioner ends them as well
+            _log.warning("processes of the scripts can't be ended: %s", error)
         if self._startup is not None:
             self._startup.close()
             self._startup = None

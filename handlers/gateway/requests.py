@@ -153,7 +153,7 @@ def parse_body(model: type[Body], data: bytes) -> Body:
     """
     try:
         return lenient(model, parse(data or b"{}"), "body")
-    except Reject as bad:
-        raise ServiceError(400, f"body: {bad.detail}") from None
-    except UnreadableError as bad:
-        raise ServiceError(400, str(bad)) from None
+    except Reject as error:
+        raise ServiceError(400, f"body: {error.detail}") from None
+    except UnreadableError as error:
+        raise ServiceError(400, str(error)) from None

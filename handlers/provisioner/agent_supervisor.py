@@ -122,14 +122,14 @@ class AgentSupervisor:
             since = monotonic()
             try:
                 ended = await self._run_once(agent_id)
-            except Superseded as no:
-                _log.info("agent %s is superseded: %s", agent_id, no)
+            except Superseded as error:
+                _log.info("agent %s is superseded: %s", agent_id, error)
                 return
-            except _CannotStart as no:
-                _log.error("agent %s can't be started: %s", agent_id, no)
+            except _CannotStart as error:
+                _log.error("agent %s can't be started: %s", agent_id, error)
                 return
-            except OSError as no:
-                _log.error("agent %s can't be started now, trying again: %s", agent_id, no)
+            except OSError as error:
+                _log.error("agent %s can't be started now, trying again: %s", agent_id, error)
             else:
                 if ended is _STILL_RUNNING:
                     continue
@@ -149,10 +149,10 @@ class AgentSupervisor:
         """
         try:
             config = self._config(agent_id)
-        except (FileNotFoundError, ValueError) as gone:
+        except (FileNotFoundError, ValueError) as error:
             raise _CannotStart(
-                f"its configuration can't be read ({gone}); start a new build"
-            ) from gone
+                f"its configuration can't be read ({error}); start a new build"
+            ) from error
         credential = await self._credential(config)
         with self._pinned_home(agent_id) as home:
             pid = agent_files.running_agent(home)
@@ -168,8 +168,8 @@ class AgentSupervisor:
         while monotonic() < until:
             try:
                 await self._obtain(self._config(agent_id))
-            except (Superseded, OSError) as no:
-                _log.info("no new credential for agent %s yet: %s", agent_id, no)
+            except (Superseded, OSError) as error:
+                _log.info("no new credential for agent %s yet: %s", agent_id, error)
                 await backoff.wait()
             except ValueError:
                 _log.exception("agent %s gets no new credential", agent_id)
@@ -243,8 +243,8 @@ class AgentSupervisor:
                 setsid=True,
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
             )
-        except ValueError as bad:
-            raise _CannotStart(str(bad)) from bad
+        except ValueError as error:
+            raise _CannotStart(str(error)) from error
         self._started[config.agent_id] = pid
         return pid
 

@@ -91,8 +91,10 @@ class Archives:
         while len(packed) < template.archive.size:
             try:
                 piece = await fetch_piece(self._bus, template.version_id, len(packed))
-            except BusError as no:
-                raise BadArchive(f"version {template.version_id} can't be fetched: {no}") from None
+            except BusError as error:
+                raise BadArchive(
+                    f"version {template.version_id} can't be fetched: {error}"
+                ) from None
             if not piece:
                 break
             packed += piece
@@ -152,8 +154,8 @@ def unpack(archive: Path, version_id: str, workspace: Path) -> None:
                 write_atomically(ours / _MANIFEST, manifest.read_bytes())
             _merge(staged, target)
             write_atomically(ours / _VERSION_FILE, version_id.encode())
-    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as bad:
-        raise BadArchive(f"the template's folder can't be unpacked: {bad}") from None
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as error:
+        raise BadArchive(f"the template's folder can't be unpacked: {error}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

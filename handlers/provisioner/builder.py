@@ -105,10 +105,10 @@ class Builder:
                 await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
             if failed is None and job.transition is Transition.DELETE:
                 await asyncio.to_thread(_remove, workspace)
-        except BadArchive as bad:
-            failed = Failed(f"The template can't be used: {bad}")
-        except OSError as no:
-            failed = Failed(f"The provisioner can't work in the workspace's directory: {no}")
+        except BadArchive as error:
+            failed = Failed(f"The template can't be used: {error}")
+        except OSError as error:
+            failed = Failed(f"The provisioner can't work in the workspace's directory: {error}")
         return failed or Succeeded(job.template.version_id)
 
     async def _start(
@@ -166,8 +166,8 @@ class Builder:
                     log.write("delete", "warn", f"{failed.error}\n")
             await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
             await asyncio.to_thread(_remove, workspace)
-        except OSError as no:
-            log.write("delete", "warn", f"The files of the build can't be removed: {no}\n")
+        except OSError as error:
+            log.write("delete", "warn", f"The files of the build can't be removed: {error}\n")
         else:
             log.write("delete", "info", "The files of the build are removed.\n")
 
@@ -231,8 +231,12 @@ class Builder:
         try:
             async with asyncio.timeout(_UNPACK_TIMEOUT):
                 await self._unpack(job, workspace, log)
-        except (BadArchive, OSError) as no:
-            why = f"no answer within {_UNPACK_TIMEOUT:g} s" if isinstance(no, TimeoutError) else no
+        except (BadArchive, OSError) as error:
+            why = (
+                f"no answer within {_UNPACK_TIMEOUT:g} s"
+                if isinstance(error, TimeoutError)
+                else error
+            )
             words = f"The step runs without the files of this version of the template: {why}"
             log.write("prepare", "warn", f"{words}\n")
 

@@ -35,10 +35,10 @@ async def obtain_credential(bus: Bus, config: AgentConfig) -> AgentCredential:
         try:
             answer = await _request(bus, "agent_credential", request, about)
             return AgentCredential.model_validate_json(answer)
-        except BusError as no:
-            raise Superseded(str(no)) from None
-        except ValidationError as bad:
-            _log.warning("%s can't be read: %s", about, bad)
+        except BusError as error:
+            raise Superseded(str(error)) from None
+        except ValidationError as error:
+            _log.warning("%s can't be read: %s", about, error)
         await backoff.wait()
 
 
@@ -67,11 +67,11 @@ async def _request(bus: Bus, rpc: str, body: Mapping[str, object], about: str) -
             answer = await bus.request(
                 subjects.rpc(rpc), json.dumps(body).encode(), timeout=_ANSWER_WITHIN
             )
-        except (BusError, TimeoutError) as no:
-            if isinstance(no, BusError) and is_final(no):
+        except (BusError, TimeoutError) as error:
+            if isinstance(error, BusError) and is_final(error):
                 raise
-            level = logging.WARNING if isinstance(no, ServiceError) else logging.INFO
-            _log.log(level, "can't get %s yet, trying again: %s", about, no)
+            level = logging.WARNING if isinstance(error, ServiceError) else logging.INFO
+            _log.log(level, "can't get %s yet, trying again: %s", about, error)
         else:
             return answer.data
         await backoff.wait()

@@ -132,8 +132,8 @@ def read_job(body: bytes) -> Job:
     """Read a CloudEvent from the pool's subject. Raises BadJob."""
     try:
         event = json.loads(body)
-    except (ValueError, RecursionError) as bad:
-        raise BadJob(f"not JSON: {bad}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadJob(f"not JSON: {error}") from None
     data = event.get("data") if isinstance(event, dict) else None
     if not isinstance(data, dict):
         raise BadJob("not a CloudEvent with an object as its data")
@@ -149,8 +149,8 @@ def read_job(body: bytes) -> Job:
         return _what_can_be_read(data)
     try:
         return _Start.model_validate(data)
-    except ValidationError as bad:
-        raise BadJob(describe(bad), head) from None
+    except ValidationError as error:
+        raise BadJob(describe(error), head) from None
 
 
 def _what_can_be_read(data: dict[str, Any]) -> Job:
@@ -165,8 +165,8 @@ def _what_can_be_read(data: dict[str, Any]) -> Job:
     while True:
         try:
             return Job.model_validate(data)
-        except ValidationError as bad:
-            data = _without(data, bad.errors()[0]["loc"])
+        except ValidationError as error:
+            data = _without(data, error.errors()[0]["loc"])
 
 
 def _without(value: dict[str, Any], place: tuple[int | str, ...]) -> dict[str, Any]:

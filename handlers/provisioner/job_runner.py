@@ -122,8 +122,8 @@ class JobRunner:
     async def _publish_started(self, fact: OutgoingEvent) -> None:
         try:
             await deliver(self._bus, fact)
-        except Refused as no:
-            _log.error("NATS refuses the fact build_started: %s", no)
+        except Refused as error:
+            _log.error("NATS refuses the fact build_started: %s", error)
 
     def _begin(
         self, queued: QueuedJob, job: Job, record: LocalWorkspace, build: BuildRecord
@@ -197,12 +197,12 @@ class JobRunner:
         build.finished = True
         try:
             self._journal.save(record)
-        except OSError as no:
+        except OSError as error:
             _log.exception("the end of build %s can't be saved", head.build_id)
             if isinstance(outcome, Succeeded):
                 build.facts.pop()
                 record.agents, record.new = [], was_new
-                return self._finish(record, build, head, _fault(no))
+                return self._finish(record, build, head, _fault(error))
         _log.info("build %s of workspace %s: %s", head.build_id, head.workspace_id, outcome)
         return outcome
 

@@ -186,15 +186,15 @@ class Provisioner:
                             self._accept(delivery, scheduler, runner)
                         took_jobs, logged = True, ""
                         backoff.reset()
-            except BusError as no:
-                if isinstance(no, Refused) and not took_jobs:
+            except BusError as error:
+                if isinstance(error, Refused) and not took_jobs:
                     raise CannotServe(
                         f"this key may not take jobs of pool {self._pool}: it is valid for "
                         "another pool or another role; see --pool, --name and `workspaced "
-                        f"credentials list` ({no})"
-                    ) from no
-                words = f"jobs of pool {self._pool} can't be taken now: {no}"
-                if isinstance(no, NoConsumer) and not took_jobs:
+                        f"credentials list` ({error})"
+                    ) from error
+                words = f"jobs of pool {self._pool} can't be taken now: {error}"
+                if isinstance(error, NoConsumer) and not took_jobs:
                     words = f"no template of pool {self._pool} has been pushed yet; waiting"
                 if words != logged:
                     _log.info("%s", words)
@@ -214,13 +214,13 @@ class Provisioner:
         try:
             job = read_job(delivery.data)
             queued = QueuedJob(job, job, None, finish)
-        except BadJob as bad:
-            _log.error("a job of pool %s can't be read: %s", self._pool, bad)
-            if bad.head is None:
+        except BadJob as error:
+            _log.error("a job of pool %s can't be read: %s", self._pool, error)
+            if error.head is None:
                 # It can't be answered, and without an ack it would be redelivered for ever.
                 scheduler.spawn(finish(answered=True))
                 return
-            queued = QueuedJob(bad.head, None, str(bad), finish)
+            queued = QueuedJob(error.head, None, str(error), finish)
         queued.reply = delivery.reply
         until = None if queued.job is None else queued.job.not_after
         queued.late = until is not None and datetime.now(UTC) > until
@@ -245,8 +245,8 @@ class Provisioner:
         """Record for the next process that the jobs in hand are ours now."""
         try:
             self._alive.touch()
-        except OSError as no:  # the next process would only nak the jobs later
-            _log.warning("%s can't be changed: %s", self._alive, no)
+        except OSError as error:  # the next process would only nak the jobs later
+            _log.warning("%s can't be changed: %s", self._alive, error)
 
     async def _serve_resend_requests(
         self, resend_requested: asyncio.Event, agents: AgentSupervisor
@@ -269,8 +269,8 @@ class Provisioner:
             for fact in journal.newest_facts():
                 try:
                     await deliver(self._bus, fact)
-                except Refused as no:
-                    _log.error("fact %s is refused: %s", fact.identity, no)
+                except Refused as error:
+                    _log.error("fact %s is refused: %s", fact.identity, error)
 
 
 @contextmanager

@@ -71,8 +71,8 @@ async def run_step(
     env = {**env, "WORKSPACED_ERROR_FILE": str(error_file)}
     try:
         shell = Shell(command, cwd=workspace, env=env, output=output.feed, prefix=prefix)
-    except (OSError, ValueError) as no:
-        return Failed(f"The {name} step could not be started: {no}")
+    except (OSError, ValueError) as error:
+        return Failed(f"The {name} step could not be started: {error}")
     try:
         async with asyncio.timeout(limit):
             status = await shell.wait()

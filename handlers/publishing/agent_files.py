@@ -152,8 +152,8 @@ def running_agent(home: Path) -> int | None:
     """
     try:
         looked = os.open(home / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as no:
-        if no.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR):
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR):
             return None  # there is no lock, or a script has replaced it
         raise
     try:

@@ -24,9 +24,9 @@ def _with_filename(path: Path) -> Iterator[None]:
     """Add the file name to errors of calls that know only its descriptor."""
     try:
         yield
-    except OSError as no:
-        if no.filename is None:
-            no.filename = str(path)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
         raise
 
 

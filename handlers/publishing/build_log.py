@@ -151,14 +151,14 @@ class BuildLog:
         """Send a message; return False to retry. A message that NATS refuses for good counts as sent."""
         try:
             await self._send(subjects.log(self._chat_id, self._build_id), body)
-        except BusError as no:
-            if not is_final(no):
+        except BusError as error:
+            if not is_final(error):
                 return False
             if not self._refused:
                 _log.error(
                     "NATS refuses lines of the log of build %s, so they are lost: %s",
                     self._build_id,
-                    no,
+                    error,
                 )
             self._refused = True
         return True

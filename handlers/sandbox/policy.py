@@ -201,8 +201,8 @@ def _bubblewrap(environ: Mapping[str, str]) -> str:
 def _writable(environ: Mapping[str, str], more: str) -> tuple[Path, ...]:
     try:
         named = [expanded(Path(path)) for path in more.split(os.pathsep) if path]
-    except ValueError as no:
-        raise InvalidSettings(f"WORKSPACED_WRITABLE is {more!r}: {no}") from None
+    except ValueError as error:
+        raise InvalidSettings(f"WORKSPACED_WRITABLE is {more!r}: {error}") from None
     home = Path(environ["HOME"]) if environ.get("HOME") else None
     caches = [] if home is None else [home / cache for cache in _CACHES.split()]
     places = [Path(tempfile.gettempdir()), *map(Path, _TEMPORARY), *named, *caches]
@@ -235,8 +235,8 @@ def _refusal(confinement: Confinement) -> str:
                 text=True,
                 timeout=5,
             )
-    except (OSError, subprocess.SubprocessError) as no:
-        return f"bubblewrap does not run: {no}"
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"bubblewrap does not run: {error}"
     if tried.returncode == 0:
         return ""
     return f"bubblewrap does not work here: {tried.stderr.strip() or tried.returncode}"

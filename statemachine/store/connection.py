@@ -185,10 +185,10 @@ def _check(name: str, values: dict[str, str]) -> None:
         try:
             with Path(value).open("rb"):
                 pass
-        except OSError as no:
+        except OSError as error:
             raise MisconfiguredError(
-                f"{name} in the database's URL names {value}, which can't be read: {no.strerror}"
-            ) from no
+                f"{name} in the database's URL names {value}, which can't be read: {error.strerror}"
+            ) from error
 
 
 @contextmanager
@@ -203,42 +203,42 @@ def translate_connect_errors(
         yield
     except StoreUnavailableError:
         raise
-    except asyncpg.PostgresError as no:
-        raise _refused(no, address, limits or {}) from no
-    except TimeoutError as silence:
+    except asyncpg.PostgresError as error:
+        raise _refused(error, address, limits or {}) from error
+    except TimeoutError as error:
         raise UnreachableError(
             f"can't open the database: no answer within {address.timeout:g} s"
-        ) from silence
-    except asyncpg.ClientConfigurationError as bad:
-        raise MisconfiguredError(f"can't open the database: {_first_line(bad)}") from None
-    except ValueError as bad:
-        if isinstance(bad, UnicodeError):  # of the host's name
-            raise UnreachableError(f"can't open the database: {bad}") from None
+        ) from error
+    except asyncpg.ClientConfigurationError as error:
+        raise MisconfiguredError(f"can't open the database: {_first_line(error)}") from None
+    except ValueError as error:
+        if isinstance(error, UnicodeError):  # of the host's name
+            raise UnreachableError(f"can't open the database: {error}") from None
         raise MisconfiguredError(UNREADABLE) from None
-    except Exception as bad:  # no statement was sent that could be at fault
+    except Exception as error:  # no statement was sent that could be at fault
         raise UnreachableError(
-            f"can't open the database: {_first_line(bad) or type(bad).__name__}"
-        ) from bad
+            f"can't open the database: {_first_line(error) or type(error).__name__}"
+        ) from error
 
 
 def _refused(
-    no: asyncpg.PostgresError, address: Address, limits: Mapping[str, str]
+    error: asyncpg.PostgresError, address: Address, limits: Mapping[str, str]
 ) -> StoreUnavailableError:
-    found = _REFUSED_SETTING.search(str(no))
-    if str(no.sqlstate)[:2] in _NOT_ADMITTED:
-        return AccessDeniedError(f"can't open the database: {no}")
+    found = _REFUSED_SETTING.search(str(error))
+    if str(error.sqlstate)[:2] in _NOT_ADMITTED:
+        return AccessDeniedError(f"can't open the database: {error}")
     if found is None:
-        return UnreachableError(f"can't open the database: {no}")
+        return UnreachableError(f"can't open the database: {error}")
     if found[1] in limits:
         return MisconfiguredError(
             f"PostgreSQL 17 or later is needed, and no pooler between that refuses "
-            f"{' and '.join(limits)}: {no}"
+            f"{' and '.join(limits)}: {error}"
         )
     if found[1] in address.asked:
         return MisconfiguredError(
-            f"parameter {found[1]} in the database's URL is not supported: remove it ({no})"
+            f"parameter {found[1]} in the database's URL is not supported: remove it ({error})"
         )
-    return UnreachableError(f"can't open the database: {no}")
+    return UnreachableError(f"can't open the database: {error}")
 
 
 def _first_line(bad: Exception) -> str:
@@ -304,11 +304,11 @@ async def _examine(
     try:
         if await _share_sessions(connection, other):
             raise MisconfiguredError(POOLER)
-    except TimeoutError as silence:
+    except TimeoutError as error:
         raise UnreachableError(
             f"can't open the database: the connection pooler before it gave no second session within "
             f"{RESPONSE_TIMEOUT:g} s; each process needs some (pgbouncer's default_pool_size)"
-        ) from silence
+        ) from error
     finally:
         await _close(other)
     return True
@@ -334,7 +334,7 @@ async def _ask(connection: asyncpg.Connection[Any]) -> Any:
     try:
         async with asyncio.timeout(RESPONSE_TIMEOUT), connection.transaction():
             return await connection.fetchrow(_WHO)
-    except (asyncpg.PostgresConnectionError, asyncpg.InvalidSQLStatementNameError) as no:
-        if isinstance(no, asyncpg.InvalidSQLStatementNameError) or "pooling mode" in str(no):
-            raise MisconfiguredError(f"{POOLER} ({no})") from no
+    except (asyncpg.PostgresConnectionError, asyncpg.InvalidSQLStatementNameError) as error:
+        if isinstance(error, asyncpg.InvalidSQLStatementNameError) or "pooling mode" in str(error):
+            raise MisconfiguredError(f"{POOLER} ({error})") from error
         raise

@@ -80,19 +80,19 @@ async def migrate(url: str, *, granting: bool = False) -> list[Migration]:
                 # this process. A session's lock could stay behind in a pooler.
                 await other.connection.execute(_LOCK)
                 return await _apply_missing(connection, granting=granting)
-        except asyncpg.InsufficientPrivilegeError as bad:
+        except asyncpg.InsufficientPrivilegeError as error:
             raise MisconfiguredError(
                 f"the database is not ready for this user, who may not bring it to schema "
-                f"{migrations()[-1].number:04d} ({bad}): run `workspaced migrate` with its owner's URL"
-            ) from bad
-        except asyncpg.LockNotAvailableError as bad:
+                f"{migrations()[-1].number:04d} ({error}): run `workspaced migrate` with its owner's URL"
+            ) from error
+        except asyncpg.LockNotAvailableError as error:
             raise StoreUnavailableError(
-                f"can't migrate the database while a table is in use, by pg_dump perhaps: {bad}; try again"
-            ) from bad
-        except Exception as bad:
-            if isinstance(bad, StoreUnavailableError) or (why := classify_error(bad)) is None:
+                f"can't migrate the database while a table is in use, by pg_dump perhaps: {error}; try again"
+            ) from error
+        except Exception as error:
+            if isinstance(error, StoreUnavailableError) or (why := classify_error(error)) is None:
                 raise
-            raise StoreUnavailableError(f"the database could not be migrated: {why}") from bad
+            raise StoreUnavailableError(f"the database could not be migrated: {why}") from error
 
 
 async def _apply_missing(connection: asyncpg.Connection[Any], *, granting: bool) -> list[Migration]:

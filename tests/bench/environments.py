@@ -90,8 +90,8 @@ def _done(argv: list[str]) -> None:
             timeout=PATIENCE,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as bad:
-        raise NotInstalledError(str(bad)) from bad
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NotInstalledError(str(error)) from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise NotInstalledError(f"{argv[0]}: {said[-1] if said else 'failed'}")

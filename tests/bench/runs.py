@@ -50,8 +50,8 @@ def carry_out(plan: Plan) -> Results:
         sys.stderr.write(f"{minutes:5.1f} min  {number}/{len(plan.tasks)}  {name}: {kinds}\n")
         try:
             lines, failure = _run(task)
-        except NotInstalledError as bad:
-            lines, failure = [], str(bad)
+        except NotInstalledError as error:
+            lines, failure = [], str(error)
         results.lines += lines
         if failure:
             left = kinds if any(line["system"] == name for line in results.lines) else ""

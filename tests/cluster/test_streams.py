@@ -84,8 +84,8 @@ async def test_a_message_that_is_being_stored_already_is_no_refusal(streams: Bus
     async def once() -> PubAck | Unavailable:
         try:
             return await streams.publish(subjects.job("local"), b"{}", message_id="one build")
-        except Unavailable as busy:
-            return busy
+        except Unavailable as error:
+            return error
 
     outcomes = await asyncio.gather(*(once() for _ in range(50)))
 

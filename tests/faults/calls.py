@@ -139,9 +139,9 @@ class Calls:
         while not call.over.is_set():
             try:
                 reply = json.loads(await self.line.ask(call.tool, body, RPC_PATIENCE))
-            except ServiceError as no:
-                if no.code not in (429, 503):
-                    self.refused.append(f"{call}: {no}")
+            except ServiceError as error:
+                if error.code not in (429, 503):
+                    self.refused.append(f"{call}: {error}")
                     return
             except AWAY:
                 pass

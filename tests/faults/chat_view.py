@@ -104,8 +104,8 @@ async def _rpc(operator: Participant, name: str, **body: Any) -> Any:
     for _ in range(60):
         try:
             return await operator.rpc(name, **body)
-        except (*AWAY, ServiceError) as bad:
-            if isinstance(bad, ServiceError) and bad.code != UNAVAILABLE:
+        except (*AWAY, ServiceError) as error:
+            if isinstance(error, ServiceError) and error.code != UNAVAILABLE:
                 raise
             await asyncio.sleep(BACK_OFF)  # back-off
     return await operator.rpc(name, **body)

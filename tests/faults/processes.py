@@ -122,9 +122,9 @@ class Server:
                     await self._child.ended()
                     self.up.clear()
                     self._child = None
-            except (EmbeddedError, OSError, asyncpg.PostgresError) as bad:
+            except (EmbeddedError, OSError, asyncpg.PostgresError) as error:
                 self._child = None
-                self.complaints.append(str(bad))
+                self.complaints.append(str(error))
             await asyncio.sleep(self._rng.uniform(0, 3))
             if self._lost is not None:
                 shutil.rmtree(self._lost)

@@ -38,8 +38,8 @@ async def run(messages: int, seed: int, only: list[str]) -> int:
                 await _attack(rig, target, messages)
             await rig.check()
             rig.flat()
-        except Harm as harm:
-            print(f"HARM: {harm}")
+        except Harm as error:
+            print(f"HARM: {error}")
             return 1
         if not only:
             print(f"callout, as a function: {dict(await ask_who(seed, messages))}")

@@ -109,8 +109,8 @@ class Stage:
         self.other_way.nats.cut()
         try:
             await chat.call("list_templates")
-        except AssertionError as silent:
-            raise AssertionError(self.one.output()[-4000:]) from silent
+        except AssertionError as error:
+            raise AssertionError(self.one.output()[-4000:]) from error
         self.other_way.nats.mend()
 
     async def agree(self, chat: Chat) -> None:

@@ -135,10 +135,10 @@ class Run:
         """Run a process until it ends; restart it if it ended by itself."""
         try:
             await main
-        except (BusError, StoreUnavailableError) as bad:
-            self.note(f"{process} ends: {bad}")
-        except Exception as bad:  # noqa: BLE001 — any exception here is a bug
-            self.violations.append(f"{process} died of {bad!r}")
+        except (BusError, StoreUnavailableError) as error:
+            self.note(f"{process} ends: {error}")
+        except Exception as error:  # noqa: BLE001 — any exception here is a bug
+            self.violations.append(f"{process} died of {error!r}")
         finally:
             if not self.over and self.processes.get(process.name) is process:
                 self.loop.outside(self._left, process)
@@ -228,8 +228,8 @@ class Run:
         """Run to the end; return the violations."""
         try:
             self.loop.run_until_complete(self._all())
-        except Exception as bad:  # noqa: BLE001 — any exception becomes a violation
-            self.violations.append(f"the run broke: {bad!r}")
+        except Exception as error:  # noqa: BLE001 — any exception becomes a violation
+            self.violations.append(f"the run broke: {error!r}")
         self.met += self.troubles.met
         self._count()
         found, self.over = list(dict.fromkeys(self.violations)), True
