@@ -55,7 +55,7 @@ NEEDED_PAYLOAD: Final = 1024 * 1024
 
 MessageHandler = Callable[[Message, str], None]
 """Called with each message of a subscription and its status (empty for a publisher's message)."""
-Reply = Future[tuple[Message, str]]
+PendingReply = Future[tuple[Message, str]]
 """The reply to a request, and its status."""
 
 _DENIED: Final = re.compile(
@@ -90,7 +90,7 @@ class NatsClient(Client):
         self._written = asyncio.get_running_loop().create_future()
         self._written.set_result(None)
         self._reply_prefix = ""
-        self._requests: dict[str, tuple[str, Reply]] = {}
+        self._requests: dict[str, tuple[str, PendingReply]] = {}
         self._request_numbers = count(1)
 
     @property
@@ -196,10 +196,10 @@ class NatsClient(Client):
             return await reply
 
     @contextmanager
-    def expect_reply(self, subject: str, timeout: float) -> Iterator[tuple[str, Reply]]:
+    def expect_reply(self, subject: str, timeout: float) -> Iterator[tuple[str, PendingReply]]:
         """Yield a reply subject and the future of the reply, for one request on `subject`."""
         loop = asyncio.get_running_loop()
-        reply: Reply = loop.create_future()
+        reply: PendingReply = loop.create_future()
         token = str(next(self._request_numbers))
         self._requests[token] = (subject, reply)
         self.waiting.add(reply)
@@ -429,5 +429,5 @@ def fail(future: Future[Any], error: Exception) -> None:
         future.set_exception(error)
 
 
-def _time_out(reply: Reply, subject: str) -> None:
+def _time_out(reply: PendingReply, subject: str) -> None:
     fail(reply, TimeoutError(f"no answer from {subject}"))

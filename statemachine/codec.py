@@ -138,7 +138,7 @@ def decode(
         return _rejected(error, kind, data)
 
 
-def _parsed(data: bytes, *, forgiving: bool) -> tuple[object, Mapping[leniency.Path, str]]:
+def _parsed(data: bytes, *, forgiving: bool) -> tuple[object, Mapping[leniency.JsonPath, str]]:
     """Parse a message.
 
     Parts of a fact that cannot be stored are replaced; the second value describes them by path.
@@ -162,7 +162,7 @@ def _parsed(data: bytes, *, forgiving: bool) -> tuple[object, Mapping[leniency.P
 def _accepted(
     model: type[Frozen],
     payload: Payload,
-    lost: Mapping[leniency.Path, str],
+    lost: Mapping[leniency.JsonPath, str],
     *,
     forgiving: bool,
 ) -> leniency.Accepted[Any]:

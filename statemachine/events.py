@@ -184,7 +184,7 @@ class BuildStarted(_OfBuild):
     """For a build made elsewhere: the template version that it uses."""
 
 
-class Agent(Frozen):
+class ReportedAgent(Frozen):
     """An agent of a workspace, as a successful build reports it."""
 
     id: Id
@@ -198,7 +198,7 @@ class Agent(Frozen):
     it as the one to choose."""
 
 
-def _distinct(agents: tuple[Agent, ...], info: ValidationInfo) -> tuple[Agent, ...]:
+def _distinct(agents: tuple[ReportedAgent, ...], info: ValidationInfo) -> tuple[ReportedAgent, ...]:
     """Reject two agents with the same id, only in inbound messages."""
     if info.context and len(agents) > 1 and len({agent.id for agent in agents}) < len(agents):
         raise PydanticCustomError("duplicate_ids", "lists an id twice")
@@ -211,7 +211,9 @@ class BuildSucceeded(_OfBuild):
     name: ClassVar = "build_succeeded"
     template_version_id: Id | None = None
     """The template version that the build used."""
-    agents: Annotated[tuple[Agent, ...], Field(strict=False), AfterValidator(_distinct)] = ()
+    agents: Annotated[
+        tuple[ReportedAgent, ...], Field(strict=False), AfterValidator(_distinct)
+    ] = ()
 
 
 class Quota(Frozen):

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from statemachine.events import AT_THE_DOOR, Frozen
 from statemachine.naming import is_uuid
 
-Path = tuple[str | int, ...]
+JsonPath = tuple[str | int, ...]
 """The position of a value in a JSON document: keys of objects and indices of lists."""
 
 Model = TypeVar("Model", bound=Frozen)
@@ -98,7 +98,7 @@ class Accepted(Generic[Model]):
 
 
 def accept(
-    model: type[Model], body: object, root: str, lost: Mapping[Path, str]
+    model: type[Model], body: object, root: str, lost: Mapping[JsonPath, str]
 ) -> Accepted[Model]:
     """Validate the object `body` of a fact, and return it as a `model` with the changes made to it.
 
@@ -121,7 +121,7 @@ def describe(bad: ValidationError, root: str = "data") -> str:
     return "; ".join(_words(error, spelled(root, error["loc"])) for error in errors)
 
 
-def spelled(root: str, path: Path) -> str:
+def spelled(root: str, path: JsonPath) -> str:
     """Return a path as text, e.g. `data.agents[3].id`."""
     return root + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
 
@@ -149,8 +149,8 @@ class _Repair:
     """The required keys of the object itself, not of the objects in it."""
     forgiving: bool
     """Whether fields that cannot be used are left out, and texts that are too long are cut."""
-    changed: dict[Path, str] = field(default_factory=dict)
-    """Path in the object as it was received -> description of a change that may matter."""
+    changed: dict[JsonPath, str] = field(default_factory=dict)
+    """JsonPath in the object as it was received -> description of a change that may matter."""
     beginnings_cut: set[str] = field(default_factory=set)
     """Keys of texts whose beginning was cut off."""
     _indices: dict[int, list[int]] = field(default_factory=dict)
@@ -173,7 +173,7 @@ class _Repair:
         Raises UnreadableError if a fault cannot be repaired.
         """
         wrong: list[str] = []
-        gone: set[Path] = set()
+        gone: set[JsonPath] = set()
         errors = bad.errors(include_url=False)
         if self.forgiving and len(errors) > _MOST_FAULTS:  # an attack, not a mistake
             for key in {error["loc"][0] for error in errors if len(error["loc"]) > 1}:
@@ -196,7 +196,7 @@ class _Repair:
         for path in sorted(gone - inner, key=lambda path: [str(k).zfill(9) for k in path])[::-1]:
             self._leave_out(path)
 
-    def _mended(self, error: ErrorDetails, words: str, gone: set[Path]) -> bool:
+    def _mended(self, error: ErrorDetails, words: str, gone: set[JsonPath]) -> bool:
         """Repair one error, or add the path that must be left out to `gone`.
 
         Return whether one of them is possible.
@@ -227,7 +227,7 @@ class _Repair:
             self.changed.setdefault(self._origin(path), f"{words}{_LEFT_OUT}")
         return True
 
-    def _escalate(self, path: Path, words: str, gone: set[Path]) -> bool:
+    def _escalate(self, path: JsonPath, words: str, gone: set[JsonPath]) -> bool:
         """Leave out the object that contains `path`; return False if that is the whole object."""
         if not self.forgiving or len(path) < 2:  # noqa: PLR2004 — a field of the whole object
             return False
@@ -238,10 +238,10 @@ class _Repair:
         gone.add(holder)
         return True
 
-    def _leave_out_duplicates(self, path: Path) -> None:
+    def _leave_out_duplicates(self, path: JsonPath) -> None:
         """Remove entries whose id an earlier entry has."""
         known: set[str] = set()
-        again: list[Path] = []
+        again: list[JsonPath] = []
         for index, entry in enumerate(self._at(path)):
             place = (*path, index)
             if entry["id"] in known:
@@ -254,7 +254,7 @@ class _Repair:
         for place in reversed(again):
             self._leave_out(place)
 
-    def _leave_out(self, path: Path) -> None:
+    def _leave_out(self, path: JsonPath) -> None:
         holder, key = self._holder(path), path[-1]
         if isinstance(holder, list) and isinstance(key, int):
             if id(holder) not in self._indices:
@@ -262,16 +262,16 @@ class _Repair:
             self._indices[id(holder)].pop(key)
         del holder[key]
 
-    def _at(self, path: Path) -> Any:
+    def _at(self, path: JsonPath) -> Any:
         found = self.body
         for key in path:
             found = found[key]
         return found
 
-    def _holder(self, path: Path) -> Any:
+    def _holder(self, path: JsonPath) -> Any:
         return self._at(path[:-1])
 
-    def _origin(self, path: Path) -> Path:
+    def _origin(self, path: JsonPath) -> JsonPath:
         """Return the path that the value at `path` had in the object as it was received."""
         found, origin = self.body, list[str | int]()
         for key in path:

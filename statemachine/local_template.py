@@ -41,7 +41,7 @@ def _exact_env_value(value: object) -> object:
 
 
 EnvValue = Annotated[str | int | float | bool, BeforeValidator(_env_value)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AgentName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 
@@ -64,9 +64,9 @@ class AgentTable(Frozen):
     parent: str | None = None
     display_order: int = 0
     startup_script: str = ""
-    startup_timeout_seconds: Seconds = 600
+    startup_timeout_seconds: PositiveSeconds = 600
     shutdown_script: str = ""
-    shutdown_timeout_seconds: Seconds = 60
+    shutdown_timeout_seconds: PositiveSeconds = 60
     env: dict[str, EnvValue] = Field(default_factory=dict)
 
 

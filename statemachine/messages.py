@@ -66,7 +66,7 @@ class ShownFailure(TypedDict):
     """The `error_code` of `build_failed`, if it had one."""
 
 
-class Cause(TypedDict):
+class ShownCause(TypedDict):
     """The event that caused a change."""
 
     source: str
@@ -97,7 +97,7 @@ class StateChanged(TypedDict):
     deadline: Timestamp | None
     """When the limit of the state passes. Set in all states that have a limit (`building`,
     `agent_connecting`, `scripts_running` and `stopping`), and in no other."""
-    cause: Cause | None
+    cause: ShownCause | None
     """Null only at version 0."""
 
 
@@ -225,7 +225,7 @@ class LogEntry(TypedDict):
     """The version that the event caused; null if it caused none."""
     at: Timestamp
     """When the event was stored."""
-    cause: NotRequired[Cause]
+    cause: NotRequired[ShownCause]
     """The event that caused this one, if workspaced itself created this one."""
     deadline: NotRequired[Timestamp]
     """When the limit of the new state passes, if the event set a limit."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from statemachine import messages
 from statemachine.chat import Cause, Chat, Failure
 from statemachine.codec import timestamp
 from statemachine.messages import (
     ShownAgent,
     ShownBuild,
+    ShownCause,
     ShownFailure,
     ShownWorkspace,
     StateChanged,
@@ -111,7 +111,7 @@ def _failure(failure: Failure) -> ShownFailure:
     return shown
 
 
-def _cause(cause: Cause) -> messages.Cause:
+def _cause(cause: Cause) -> ShownCause:
     return {"source": cause.source, "id": cause.id, "type": cause.type}
 
 

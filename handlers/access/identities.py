@@ -48,7 +48,7 @@ def seed_file(credentials: Path, role: str) -> Path:
     return credentials / f"{role}.nk"
 
 
-def _public_key(path: Path, kind: nkey.Kind) -> str:
+def _public_key(path: Path, kind: nkey.KeyKind) -> str:
     if not path.exists():
         # Without a line end, because some clients decode the file's content as it is.
         write_atomically(path, nkey.new_seed(kind).encode())

@@ -11,10 +11,10 @@ import nkeys
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
-Kind = Literal["user", "account"]
+KeyKind = Literal["user", "account"]
 """A client, or an account, which signs permissions for clients."""
 
-_PREFIXES: Final[dict[Kind, int]] = {
+_PREFIXES: Final[dict[KeyKind, int]] = {
     "user": nkeys.PREFIX_BYTE_USER,
     "account": nkeys.PREFIX_BYTE_ACCOUNT,
 }
@@ -25,7 +25,7 @@ class InvalidSeed(ValueError):
     """The text is not an NKey seed."""
 
 
-def new_seed(kind: Kind) -> str:
+def new_seed(kind: KeyKind) -> str:
     """Generate a key pair and return its seed, which is secret."""
     seed: bytes = nkeys.encode_seed(os.urandom(32), _PREFIXES[kind])
     return seed.decode()

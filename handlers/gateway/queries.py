@@ -47,7 +47,7 @@ PAGE_BYTES: Final = 512 * 1024
 """A page ends with the entry that makes it this large. The last entry may be as large as NATS allows
 an event to be, so a page always fits into a message."""
 
-Entry = TypeVar("Entry")
+Shown = TypeVar("Shown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +157,9 @@ class Queries:
         return chunk
 
 
-def _one_page(entries: Iterable[Entry]) -> list[Entry]:
+def _one_page(entries: Iterable[Shown]) -> list[Shown]:
     """Return the first entries: at most `PAGE`, ending with the one that makes them `PAGE_BYTES` large."""
-    page: list[Entry] = []
+    page: list[Shown] = []
     space = PAGE_BYTES
     for entry in islice(entries, PAGE):
         page.append(entry)

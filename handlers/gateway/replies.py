@@ -10,7 +10,7 @@ from typing import Literal, NotRequired
 # pydantic reads TypedDicts of `typing` only from Python 3.12 on.
 from typing_extensions import TypedDict
 
-from handlers.gateway.requests import Role
+from handlers.gateway.requests import IssuableRole
 from statemachine.events import Id
 from statemachine.messages import LogEntry, LogLine, StateChanged, Timestamp
 
@@ -108,7 +108,7 @@ class IssuedKey(Key):
     """The reply of `issue_credential`."""
 
     public_key: str
-    role: Role
+    role: IssuableRole
 
 
 class ListedKey(TypedDict):

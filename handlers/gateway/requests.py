@@ -15,7 +15,7 @@ from statemachine.leniency import UnreadableError
 from statemachine.leniency import read as lenient
 from statemachine.strict_json import Reject, parse
 
-Role = Literal["frontend", "chat-service", "provisioner", "operator", "worker", "gateway"]
+IssuableRole = Literal["frontend", "chat-service", "provisioner", "operator", "worker", "gateway"]
 """What a key can be issued for."""
 
 
@@ -117,7 +117,7 @@ class FrontendCredentialBody(Frozen):
 class IssueBody(Frozen):
     """The body of `issue_credential`, by which an operator issues a key for a role."""
 
-    role: Role
+    role: IssuableRole
     chat_ids: Annotated[tuple[Id, ...], Field(strict=False, max_length=100)] = ()
     """For the role `frontend`, and for no other: the chats that the key can follow."""
     name: Token | None = None

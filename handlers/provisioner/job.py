@@ -67,7 +67,7 @@ class Packed(_Read):
     archive: JobArchive
 
 
-class JobTemplate(_Read):
+class TemplateToBuild(_Read):
     """The version of the template that the job uses."""
 
     id: Id | None = None
@@ -102,7 +102,7 @@ class Job(Head):
     owner_id: Id | None = None
     owner_name: str = ""
     organization_id: Id | None = None
-    template: JobTemplate = JobTemplate()
+    template: TemplateToBuild = TemplateToBuild()
     parameters: dict[str, str] = Field(default={}, repr=False)
     not_after: Moment | None = None
 
@@ -112,7 +112,7 @@ class Job(Head):
         return str(getattr(self.template.spec.build, self.transition))
 
 
-class _StartTemplate(JobTemplate):
+class _StartTemplate(TemplateToBuild):
     id: Id
     name: str
     version_id: Id

@@ -34,7 +34,7 @@ class Canceled:
     """The build was ended because a later job deletes its workspace."""
 
 
-Outcome = Succeeded | Failed | Canceled
+JobOutcome = Succeeded | Failed | Canceled
 
 
 class JobRunner:
@@ -88,7 +88,7 @@ class JobRunner:
         try:
             try:
                 if queued.job is None:
-                    outcome: Outcome = Failed(f"The job can't be read: {queued.problem}")
+                    outcome: JobOutcome = Failed(f"The job can't be read: {queued.problem}")
                 else:
                     self._begin(queued, queued.job, record, build)
                     # In a task: the build goes on even if NATS is unavailable.
@@ -160,8 +160,8 @@ class JobRunner:
 
     async def _outcome(
         self, queued: QueuedJob, job: Job, record: LocalWorkspace, log: BuildLog
-    ) -> Outcome:
-        async def cancel() -> Outcome:
+    ) -> JobOutcome:
+        async def cancel() -> JobOutcome:
             await queued.canceled.wait()
             log.write(
                 job.transition.value,
@@ -174,8 +174,8 @@ class JobRunner:
         return await run_until_one_ends(build, cancel())
 
     def _finish(
-        self, record: LocalWorkspace, build: BuildRecord, head: Head, outcome: Outcome
-    ) -> Outcome:
+        self, record: LocalWorkspace, build: BuildRecord, head: Head, outcome: JobOutcome
+    ) -> JobOutcome:
         """Save how the build ended, before it is published; return the outcome.
 
         A success that can't be saved is turned into a failure, because its agents could not be found again.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import IntEnum
 from hashlib import sha256
 from typing import Any, Final
 
-from bus import subjects
+from bus import BATCH_LIMIT, subjects
 from statemachine.calls import Answered, Call
 from statemachine.chat import Chat
 from statemachine.codec import encode
@@ -236,3 +236,28 @@ def instead(payload: bytes, message: str) -> bytes:
     envelope = json.loads(payload)
     envelope["data"] |= {"is_error": True, "result": {"error": message}}
     return json.dumps(envelope, ensure_ascii=False).encode()
+
+
+def chains_of(rows: Iterable[OutboxMessage]) -> list[list[OutboxMessage]]:
+    """Return one chain for each chat: its states, the oldest version first."""
+    chains: dict[str, list[OutboxMessage]] = {}
+    for row in sorted(rows, key=lambda row: row.version or 0):
+        chains.setdefault(row.subject, []).append(row)
+    return list(chains.values())
+
+
+def parts_of(chains: Iterable[Sequence[OutboxMessage]]) -> Iterator[list[Sequence[OutboxMessage]]]:
+    """Yield groups of chains that each fit into one atomic batch.
+
+    No chain may have more than BATCH_LIMIT states.
+    """
+    part: list[Sequence[OutboxMessage]] = []
+    size = 0
+    for chain in chains:
+        if part and size + len(chain) > BATCH_LIMIT:
+            yield part
+            part, size = [], 0
+        part.append(chain)
+        size += len(chain)
+    if part:
+        yield part

@@ -33,7 +33,6 @@ from bus import BatchMessage as Message
 from bus.streams import PRESENCE, STATE, pool_consumer
 from handlers.runtime import clock
 from handlers.worker import publications
-from handlers.worker.chains import chains_of, parts_of
 from handlers.worker.clock_skew import ClockSkew
 from handlers.worker.deliveries import Dead, dead_letter_headers
 from handlers.worker.publications import Lane
@@ -145,10 +144,10 @@ class Relay:
         """
         alone: list[Sequence[OutboxMessage]] = []
         many: list[list[OutboxMessage]] = []
-        for chain in chains_of(rows):
+        for chain in publications.chains_of(rows):
             follows = self._expected(chain[0]) is not None and len(chain) <= BATCH_LIMIT
             (many if follows else alone).append(chain)
-        for part in parts_of(many):
+        for part in publications.parts_of(many):
             if sum(map(len, part)) < BATCH_WORTHWHILE or not await self._publish_chains(part):
                 alone += part
         await _all(self._chain(chain, newer) for chain in alone)

@@ -27,8 +27,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 from statemachine.calls import Call, StoredCall
 from statemachine.chat import Chat
 from statemachine.codec import timestamp
-from statemachine.messages import Cause as LoggedCause
-from statemachine.messages import LogEntry, LoggedEvent
+from statemachine.messages import LogEntry, LoggedEvent, ShownCause
 from statemachine.step import Entry
 from statemachine.store.errors import AccessDeniedError as AccessDeniedError
 from statemachine.store.errors import MisconfiguredError as MisconfiguredError
@@ -650,7 +649,7 @@ def log_entry(
         "at": timestamp(row["at"]),
     }
     if cause is not None:
-        entry["cause"] = cast(LoggedCause, cause)
+        entry["cause"] = cast(ShownCause, cause)
     if deadline is not None:
         entry["deadline"] = timestamp(deadline)
     if notice is not None:

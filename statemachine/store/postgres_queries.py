@@ -8,6 +8,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Final
 
+from typing_extensions import override
+
 from statemachine.calls import Answered, Call, StoredCall, call_from_json
 from statemachine.chat import Chat, chat_from_json
 from statemachine.messages import LogEntry
@@ -15,15 +17,19 @@ from statemachine.store import (
     CONNECTIONS_PER_KEY,
     CallKey,
     CatalogAndSettings,
+    Chats,
     CheckedCredential,
     ClientConnection,
     Credential,
+    Credentials,
     DatabaseOrigin,
     ListedCredential,
     OutboxMessage,
     PushedVersion,
+    Recovery,
     StoredJob,
     StreamPosition,
+    Templates,
     chat_columns,
     log_entry,
 )
@@ -119,17 +125,18 @@ async def read_catalog_and_settings(
 # -- parts of the port ----------------------------------------------------------------------------
 
 
-class PostgresChats:
-    """Implements `Chats`."""
+class PostgresChats(Chats):
+    """`Chats` in PostgreSQL; the port describes the methods."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
 
+    @override
     async def get(self, chat_id: str) -> Chat | None:
-        """Return a chat's snapshot."""
         rows = await self._fetch("chat", chat_id)
         return chat_from_row(rows[0]) if rows else None
 
+    @override
     async def find(
         self,
         *,
@@ -139,20 +146,19 @@ class PostgresChats:
         after: str | None = None,
         limit: int = 100,
     ) -> list[Chat]:
-        """Return a page of the chats that match."""
         rows = await self._fetch("chats", organization_id, owner_id, states, after, limit)
         return [chat_from_row(row) for row in rows]
 
+    @override
     async def with_timers(self, *, after: str | None = None, limit: int = 1000) -> list[Chat]:
-        """Return a page of the chats that a timer is set for."""
         return [chat_from_row(row) for row in await self._fetch("chats_with_timers", after, limit)]
 
+    @override
     async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
-        """Return a page of the chats with orphaned workspaces."""
         return [chat_from_row(row) for row in await self._fetch("chats_with_orphans", after, limit)]
 
+    @override
     async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
-        """Return those of the workspaces that are the current workspace of a chat."""
         if not workspace_ids:
             return set()
         return {
@@ -160,32 +166,32 @@ class PostgresChats:
             for row in await self._fetch("current_workspaces", list(workspace_ids))
         }
 
+    @override
     async def open_calls(self, chat_id: str) -> list[Call]:
-        """Return a chat's open calls."""
         rows = await self._fetch("open_calls", chat_id)
         return [call_from_json(row["body"]) for row in rows]
 
+    @override
     async def count_open_calls(self, limit: int) -> int:
-        """Count the open calls of all chats, up to `limit`."""
         return int((await self._fetch("count_open_calls", limit))[0]["count"])
 
+    @override
     async def is_answered(self, chat_id: str, call_id: str) -> bool:
-        """Say whether a call exists and was answered."""
         return bool(await self._fetch("is_answered", chat_id, call_id))
 
+    @override
     async def log(self, chat_id: str, *, after: int = 0, limit: int = 100) -> list[LogEntry]:
-        """Return a page of a chat's event log."""
         return [_entry_from_row(row) for row in await self._fetch("log", chat_id, after, limit)]
 
 
-class PostgresTemplates:
-    """Implements `Templates`."""
+class PostgresTemplates(Templates):
+    """`Templates` in PostgreSQL; the port describes the methods."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
 
+    @override
     async def push(self, organization_id: str, version: Version, archive: bytes) -> None:
-        """Keep a version with its archive and make it the active one."""
         await self._fetch(
             "push_version",
             version.id,
@@ -198,38 +204,38 @@ class PostgresTemplates:
             version.manifest.name,
         )
 
+    @override
     async def activate(self, version_id: str) -> str | None:
-        """Make a version its template's active one; return the template's id."""
         rows = await self._fetch("activate", version_id)
         return rows[0]["template_id"] if rows else None
 
+    @override
     async def catalog(self, organization_id: str) -> Catalog:
-        """Return an organization's templates with their active versions."""
         found = await read_catalog_and_settings(self._fetch, {}, {organization_id}, set(), set())
         return found.catalog
 
+    @override
     async def versions(self, template_id: str) -> list[PushedVersion]:
-        """Return a template's versions, oldest first."""
         return [PushedVersion(**row) for row in await self._fetch("template_versions", template_id)]
 
+    @override
     async def read_archive(self, version_id: str, offset: int, size: int) -> bytes | None:
-        """Return a piece of a version's archive."""
         rows = await self._fetch("read_archive", version_id, offset, size)
         return rows[0]["piece"] if rows else None
 
+    @override
     async def pools(self) -> set[str]:
-        """Return the pools that template versions name."""
         return {row["pool"] for row in await self._fetch("pools")}
 
 
-class PostgresCredentials:
-    """Implements `Credentials`."""
+class PostgresCredentials(Credentials):
+    """`Credentials` in PostgreSQL; the port describes the methods."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
 
+    @override
     async def issue(self, public_key: str, credential: Credential) -> None:
-        """Store a key's credential."""
         await self._fetch(
             "issue_credential",
             public_key,
@@ -243,15 +249,15 @@ class PostgresCredentials:
             credential.pool,
         )
 
+    @override
     async def get(self, public_key: str) -> CheckedCredential | None:
-        """Return a key's credential and whether the key may be used now."""
         rows = await self._fetch("credential", public_key)
         return CheckedCredential(_credential_from_row(rows[0]), rows[0]["denial"]) if rows else None
 
+    @override
     async def find(
         self, *, include_expired: bool = False, after: str | None = None, limit: int = 100
     ) -> list[ListedCredential]:
-        """Return a page of the credentials."""
         return [
             ListedCredential(
                 row["public_key"],
@@ -263,21 +269,21 @@ class PostgresCredentials:
             for row in await self._fetch("credentials", include_expired, after, limit)
         ]
 
+    @override
     async def revoke(self, public_key: str) -> bool:
-        """Revoke a key for ever; return False for an unknown key."""
         return bool(await self._fetch("revoke_credential", public_key))
 
+    @override
     async def bind_provisioner(self, name: str, pool: str) -> str:
-        """Bind a provisioner's name to a pool; return the pool that it is bound to."""
         rows: Sequence[Mapping[str, Any]] = ()
         while not rows:  # another transaction is binding it: the next look finds its row
             rows = await self._fetch("bind_provisioner", name, pool)
         return str(rows[0]["pool"])
 
+    @override
     async def record_connection(
         self, public_key: str, at: ClientConnection, server_name: str, credential: Credential
     ) -> list[ClientConnection]:
-        """Record a connection; return the key's surplus connections."""
         rows = await self._fetch(
             "record_connection",
             *at,
@@ -289,6 +295,7 @@ class PostgresCredentials:
         )
         return [ClientConnection(**row) for row in rows]
 
+    @override
     async def invalid_connections(
         self,
         *,
@@ -297,48 +304,47 @@ class PostgresCredentials:
         after: ClientConnection | None = None,
         limit: int = 500,
     ) -> list[ClientConnection]:
-        """Return a page of the connections whose key is no longer valid."""
         chats = None if chat_ids is None else list(chat_ids)
         rows = await self._fetch(
             "invalid_connections", chats, public_key, *(after or (None, None)), limit
         )
         return [ClientConnection(**row) for row in rows]
 
+    @override
     async def forget_connections(self, connections: Sequence[ClientConnection]) -> None:
-        """Delete the records of connections that are closed."""
         await self._fetch(
             "forget_connections", [c.server for c in connections], [c.client for c in connections]
         )
 
+    @override
     async def forget_earlier_server(self, server_name: str, server: str) -> None:
-        """Delete the records of connections to earlier processes of that server."""
         await self._fetch("forget_earlier_server", server_name, server)
 
 
-class PostgresRecovery:
-    """Implements `Recovery`."""
+class PostgresRecovery(Recovery):
+    """`Recovery` in PostgreSQL; the port describes the methods."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
 
+    @override
     async def origin(self) -> DatabaseOrigin:
-        """Return which database this is, and which one its rows were written in."""
         (row,) = await self._fetch("origin")
         return DatabaseOrigin(row["here"], row["noted"])
 
+    @override
     async def record_origin(self, current: str) -> None:
-        """Record that the rows belong to the database `current`."""
         await self._fetch("record_origin", current)
 
+    @override
     async def stream_positions(self) -> dict[str, StreamPosition]:
-        """Return the recorded positions of streams, by stream name."""
         rows = await self._fetch("stream_positions")
         return {row["stream"]: StreamPosition(row["created"], row["last"]) for row in rows}
 
+    @override
     async def record_positions(
         self, positions: Mapping[str, StreamPosition], *, reset: bool = False
     ) -> None:
-        """Record how far streams are."""
         seen = list(positions.values())
         columns = [list(positions), [s.created for s in seen], [s.last for s in seen]]
         if reset:
@@ -346,37 +352,37 @@ class PostgresRecovery:
         else:
             await self._fetch("advance_positions", *columns)
 
+    @override
     async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:
-        """Mark streams as having lost messages."""
         mark, seen = StreamPosition.lost(token), list(before.values())
         created, last = [s and s.created for s in seen], [s and s.last for s in seen]
         await self._fetch("mark_lost", list(before), created, last, mark.created, mark.last)
 
+    @override
     async def published_chats(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
-        """Return a page of the chats that have published a state."""
         return [chat_from_row(row) for row in await self._fetch("published_chats", after, limit)]
 
+    @override
     async def chats_with_agents(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
-        """Return a page of the chats with connected agents."""
         return [chat_from_row(row) for row in await self._fetch("chats_with_agents", after, limit)]
 
+    @override
     async def jobs(
         self, *, after: str | None = None, limit: int = 100
     ) -> list[tuple[StoredJob, Chat]]:
-        """Return a page of the jobs that still need an end, each with its chat."""
         rows = [dict(row) for row in await self._fetch("jobs", after, limit)]
         chats = [chat_from_json(row.pop("snapshot")) for row in rows]
         return [(StoredJob(**row), chat) for row, chat in zip(rows, chats, strict=True)]
 
+    @override
     async def answered_calls(
         self, *, after: CallKey | None = None, limit: int = 500
     ) -> list[StoredCall]:
-        """Return a page of the calls that were answered within the last 24 hours."""
         rows = await self._fetch("answered_calls", *(after or (None, None)), limit)
         return [call_from_row(row) for row in rows]
 
+    @override
     async def outbox(self, *, after: int = 0, limit: int = 500) -> list[OutboxMessage]:
-        """Return a page of the outbox of all chats."""
         return [OutboxMessage(**row) for row in await self._fetch("outbox", after, limit)]
 
 

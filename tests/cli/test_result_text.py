@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.cli.commands.result_text import describe_result
-from handlers.cli.commands.state_text import ChangeDescriber, describe
+from handlers.cli.commands.texts import ChangeDescriber, describe, describe_result
 from statemachine import answers
 from statemachine.calls import Answered
 from statemachine.chat import Chat

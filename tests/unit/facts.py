@@ -12,7 +12,6 @@ from statemachine import answers
 from statemachine.chat import Chat, Limits
 from statemachine.events import (
     OURS,
-    Agent,
     AgentConnected,
     AgentDisconnected,
     AgentLifecycle,
@@ -26,6 +25,7 @@ from statemachine.events import (
     Event,
     Lifecycle,
     Quota,
+    ReportedAgent,
     Transition,
     WaitResumed,
     WorkspaceDeleted,
@@ -61,11 +61,12 @@ def event(data: Data, source: str = "", identity: str = "") -> Event:
     )
 
 
-def agents(*names: str, **more: Any) -> tuple[Agent, ...]:
+def agents(*names: str, **more: Any) -> tuple[ReportedAgent, ...]:
     """Return root agents with these names; `child=parent` adds an agent below another one."""
-    roots = tuple(Agent(id=uid(name), name=name) for name in names)
+    roots = tuple(ReportedAgent(id=uid(name), name=name) for name in names)
     return roots + tuple(
-        Agent(id=uid(name), name=name, parent_id=uid(parent)) for name, parent in more.items()
+        ReportedAgent(id=uid(name), name=name, parent_id=uid(parent))
+        for name, parent in more.items()
     )
 
 
@@ -104,7 +105,7 @@ def started(
 def succeeded(
     number: int = 1,
     transition: Transition = START,
-    made: tuple[Agent, ...] | None = None,
+    made: tuple[ReportedAgent, ...] | None = None,
     workspace: str = "w",
     build: str | None = None,
 ) -> Event:

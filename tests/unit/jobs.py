@@ -6,7 +6,6 @@ from typing import Any, Self
 
 from statemachine.calls import Answered
 from statemachine.events import (
-    Agent,
     AgentConnected,
     AgentLifecycle,
     BuildCanceled,
@@ -14,6 +13,7 @@ from statemachine.events import (
     BuildSucceeded,
     Lifecycle,
     Quota,
+    ReportedAgent,
     Transition,
 )
 from statemachine.states import State
@@ -43,9 +43,9 @@ class Jobs:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self._sequence = 0
-        self.made: tuple[Agent, ...] = ()
+        self.made: tuple[ReportedAgent, ...] = ()
 
-    def succeed(self, made: tuple[Agent, ...] | None = None) -> Self:
+    def succeed(self, made: tuple[ReportedAgent, ...] | None = None) -> Self:
         job = self.desk.job
         if made is None:
             made = agents(f"main of {job.build_id}") if job.transition is Transition.START else ()

@@ -11,7 +11,7 @@ import pytest
 
 from bus import ServiceError
 from handlers.cli.commands.chat import chat_fields, chat_row
-from handlers.cli.commands.state_text import describe
+from handlers.cli.commands.texts import describe
 from handlers.cli.commands.tool import arguments
 from handlers.cli.logs import JsonLines, Lines
 from handlers.cli.output import as_json, note, plain, write_fields, write_lines, write_table

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from statemachine.chat import Chat, chat_from_json, chat_to_json
-from statemachine.events import Agent, Event, Transition
+from statemachine.events import Event, ReportedAgent, Transition
 from statemachine.machine import Moved
 from statemachine.replay import replay
 from statemachine.views import state_changed
@@ -79,7 +79,7 @@ def build(draw: st.DrawFn, number: int, transition: Transition) -> list[Event]:
     facts = [started(number, transition)] if draw(st.booleans()) else []
     names = draw(st.lists(st.sampled_from(NAMES), max_size=3)) if transition is START else []
     made = tuple(
-        Agent(
+        ReportedAgent(
             id=uid(f"{number}/{n}"),
             name=name,
             parent_id=draw(st.sampled_from([None, None, uid(f"{number}/0")])),

@@ -8,7 +8,7 @@ from typing import Any, Final
 from handlers.app import locate, store_from_settings
 from handlers.cli.client import get_known_chat, read_events, rpc_pages, unknown_chat
 from handlers.cli.command_table import ExportEvents, ListChats, ShowChat
-from handlers.cli.commands.state_text import workspace_name
+from handlers.cli.commands.texts import workspace_name
 from handlers.cli.output import (
     Progress,
     counted,

@@ -13,7 +13,7 @@ from bus import Bus
 from handlers.app import locate
 from handlers.cli.client import get_known_chat, read_events, rpc, rpc_pages, watch_chat
 from handlers.cli.command_table import ShowLog
-from handlers.cli.commands.state_text import SETTLED, ChangeDescriber
+from handlers.cli.commands.texts import SETTLED, ChangeDescriber
 from handlers.cli.output import for_people, no_note, note, plain, write_json
 from handlers.publishing.build_log import is_complete_line
 from handlers.settings import Settings

@@ -17,8 +17,7 @@ from handlers.app import locate
 from handlers.cli.arguments import strict_json
 from handlers.cli.client import notice_stalls, publish
 from handlers.cli.command_table import DEFAULT_ORGANIZATION, DEFAULT_OWNER, CallTool
-from handlers.cli.commands.result_text import describe_result
-from handlers.cli.commands.state_text import ChangeDescriber
+from handlers.cli.commands.texts import ChangeDescriber, describe_result
 from handlers.cli.output import as_json, no_note, note, waiting
 from handlers.errors import InvalidSettings
 from handlers.publishing.build_log import read_ui_message

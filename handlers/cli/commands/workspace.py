@@ -11,7 +11,7 @@ from bus import Bus
 from handlers.app import locate
 from handlers.cli.client import notice_stalls, publish, read_events, rpc, rpc_pages, watch_chat
 from handlers.cli.command_table import DeleteWorkspace, ListOrphans
-from handlers.cli.commands.state_text import ChangeDescriber, workspace_name
+from handlers.cli.commands.texts import ChangeDescriber, workspace_name
 from handlers.cli.output import (
     for_people,
     indented,
