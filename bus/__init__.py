@@ -31,6 +31,7 @@ from bus.messages import (
     MARKER,
     NAK,
     BatchMessage,
+    ConsumerState,
     Message,
     PubAck,
     Scheduled,
@@ -51,6 +52,7 @@ __all__ = [
     "BusError",
     "Conflict",
     "Consumer",
+    "ConsumerState",
     "Delivery",
     "Denied",
     "Message",
@@ -105,11 +107,11 @@ class Delivery(Protocol):
         """Whether the server stored this in place of a message whose TTL expired."""
         ...
 
-    async def ack(self) -> None:
+    async def ack(self) -> bool:
         """Acknowledge: never redeliver. Not confirmed; if the ack is lost, the message is redelivered.
 
-        Does nothing while disconnected, and after a reconnect to another server process: its store may
-        have been lost, and the ack would then apply to a new message with the same sequence.
+        Does nothing and returns False while disconnected, and after a reconnect to another server process:
+        its store may have been lost, and the ack would then apply to a new message with the same sequence.
         """
         ...
 
@@ -175,6 +177,8 @@ class Bus(Protocol):
     async def ensure_stream(self, stream: Stream) -> StreamInfo:
         """Create or update the stream. Safe to call from several processes at once.
 
+        A server can't change a stream's retention. A stream with another one is closed: it keeps and delivers
+        what it holds, but stores nothing until `replace_stream` has created it anew.
         Raises Refused, Unavailable.
         """
         ...
@@ -187,8 +191,30 @@ class Bus(Protocol):
         """Delete the durable consumer with its position in the stream, if it exists."""
         ...
 
-    async def num_pending(self, consumer: Consumer) -> int:
-        """Return how many messages were not delivered yet. Raises Unavailable if there is no consumer."""
+    async def consumer_state(self, consumer: Consumer) -> ConsumerState:
+        """Return how far a durable consumer is. Raises Unavailable if it does not exist."""
+        ...
+
+    async def stream_info(self, name: str) -> StreamInfo:
+        """Return what a stream holds. Raises Unavailable if it does not exist."""
+        ...
+
+    async def purge(self, stream: str, last: int) -> None:
+        """Delete the messages of a stream up to and including the sequence `last`, in one step."""
+        ...
+
+    async def delete_message(self, stream: str, sequence: int) -> None:
+        """Delete one message of a stream, if it exists."""
+        ...
+
+    async def replace_stream(self, stream: Stream, *, until: float) -> bool:
+        """Create a stream with an outdated configuration anew, if it is empty; return whether that is done.
+
+        `ensure_stream` has closed it for new messages. Sequences continue, so an ack of a message of the old
+        stream, which may come late, acknowledges no message of the new one. Consumers are deleted with the
+        old stream. Only one process may call this at a time: `until`, a time of the event loop in seconds, is
+        how long the caller is sure of that. Raises Unavailable, also after `until`.
+        """
         ...
 
     async def publish(

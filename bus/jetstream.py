@@ -26,6 +26,7 @@ from bus.messages import (
     BATCH_ID,
     BATCH_SEQUENCE,
     BatchMessage,
+    ConsumerState,
     Message,
     PubAck,
     StoredMessage,
@@ -99,8 +100,24 @@ class JetStreamBus(Bus):
         await self._management.delete_consumer(consumer)
 
     @override
-    async def num_pending(self, consumer: Consumer) -> int:
-        return await self._management.num_pending(consumer)
+    async def consumer_state(self, consumer: Consumer) -> ConsumerState:
+        return await self._management.consumer_state(consumer)
+
+    @override
+    async def stream_info(self, name: str) -> StreamInfo:
+        return await self._management.stream_info(name)
+
+    @override
+    async def purge(self, stream: str, last: int) -> None:
+        await self._management.purge(stream, last)
+
+    @override
+    async def delete_message(self, stream: str, sequence: int) -> None:
+        await self._management.delete_message(stream, sequence)
+
+    @override
+    async def replace_stream(self, stream: Stream, *, until: float) -> bool:
+        return await self._management.replace_stream(stream, until=until)
 
     @override
     async def server_time(self, stream: str) -> datetime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -9,14 +10,14 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Final
 
-from nats.js.api import PersistMode, StreamConfig
+from nats.js.api import DiscardPolicy, PersistMode, RetentionPolicy, StreamConfig
 from nats.js.api import StreamInfo as NatsStreamInfo
 from nats.js.errors import APIError, NotFoundError
 from nats.js.manager import JetStreamManager
 
 from bus import subjects
 from bus.errors import BusError, Conflict, Refused, Unavailable
-from bus.messages import StreamInfo
+from bus.messages import ConsumerState, StreamInfo
 from bus.nats_client import NatsClient
 from bus.streams import MANAGED, Consumer, Stream
 
@@ -28,6 +29,10 @@ _STREAM_NAME_IN_USE: Final = 10058
 _CONSUMER_NOT_FOUND: Final = 10014
 _NO_STORAGE: Final = frozenset({10023, 10028, 10047})
 """The server or the account has no room for a stream of that size."""
+_NO_MESSAGE: Final = frozenset({10037, 10043, 10057})
+"""The stream has no message with that sequence."""
+_CLOSED: Final = 1
+"""`max_bytes` of a stream that takes no messages, with DiscardPolicy.NEW: the server refuses even an empty one."""
 _WRONG_LAST: Final = frozenset({10071, 10164})
 _UNAVAILABLE: Final = 503
 _TRANSIENT: Final = frozenset(
@@ -77,8 +82,12 @@ class Management:
                 if error.err_code in _NO_STORAGE and stream.max_bytes > 0:
                     raise _no_room(stream, error) from None
                 raise
-        assert info.created is not None  # noqa: S101  # the server always tells
-        return StreamInfo(info.created.isoformat(), info.state.first_seq, info.state.last_seq)
+        return _stream_info(info)
+
+    async def stream_info(self, name: str) -> StreamInfo:
+        """Return what a stream holds."""
+        with translated_errors(name):
+            return _stream_info(await self.manager.stream_info(name))
 
     async def _create_or_update(self, stream: Stream) -> NatsStreamInfo:
         try:
@@ -118,11 +127,40 @@ class Management:
         with translated_errors(f"{consumer.name} of {consumer.stream}"), suppress(NotFoundError):
             await self.manager.delete_consumer(consumer.stream, consumer.name)
 
-    async def num_pending(self, consumer: Consumer) -> int:
-        """Return how many messages of the durable consumer were not delivered yet."""
+    async def consumer_state(self, consumer: Consumer) -> ConsumerState:
+        """Return how far a durable consumer is."""
         with translated_errors(f"{consumer.name} of {consumer.stream}"):
             info = await self.manager.consumer_info(consumer.stream, consumer.name)
-        return info.num_pending or 0
+        floor = info.ack_floor.stream_seq if info.ack_floor is not None else 0
+        return ConsumerState(info.num_pending or 0, info.num_ack_pending or 0, floor)
+
+    async def purge(self, stream: str, last: int) -> None:
+        """Delete the messages of a stream up to and including the sequence `last`."""
+        with translated_errors(stream):
+            await self.manager.purge_stream(stream, seq=last + 1)
+
+    async def delete_message(self, stream: str, sequence: int) -> None:
+        """Delete one message of a stream, if it exists."""
+        with translated_errors(stream):
+            try:
+                await self.manager.delete_msg(stream, sequence)
+            except APIError as error:
+                if error.err_code not in _NO_MESSAGE:
+                    raise
+
+    async def replace_stream(self, stream: Stream, *, until: float) -> bool:
+        """Create a stream with an outdated configuration anew, if it is empty."""
+        with translated_errors(stream.name):
+            old = await self.manager.stream_info(stream.name)
+            if old.config.retention == stream.retention:
+                return True  # another process was faster
+            if old.state.messages:
+                return False
+            if asyncio.get_running_loop().time() > until:
+                raise Unavailable(f"{stream.name} could not be replaced in time")
+            await self.manager.delete_stream(stream.name)
+            await self._create(stream.evolve(first_seq=old.state.last_seq + 1))
+        return True
 
     async def server_time(self, stream: str) -> datetime:
         """Return the current time of the stream's server (in a cluster, of the stream's leader)."""
@@ -133,6 +171,20 @@ class Management:
             if "error" in info:
                 APIError.from_error(info["error"])
         return datetime.fromisoformat(info["ts"])
+
+
+def _stream_info(info: NatsStreamInfo) -> StreamInfo:
+    config, state = info.config, info.state
+    assert info.created is not None  # noqa: S101  # the server always tells
+    return StreamInfo(
+        info.created.isoformat(),
+        state.first_seq,
+        state.last_seq,
+        messages=state.messages,
+        size=state.bytes,
+        max_size=config.max_bytes or -1,
+        retention=RetentionPolicy(config.retention),
+    )
 
 
 def _updated(existing: StreamConfig, stream: Stream) -> StreamConfig:
@@ -147,7 +199,13 @@ def _updated(existing: StreamConfig, stream: Stream) -> StreamConfig:
         )
     declared = {name: getattr(stream, name) for name in MANAGED}
     declared["persist_mode"] = existing.persist_mode  # the server does not change it
-    if existing.max_bytes is not None and existing.max_bytes > stream.max_bytes > 0:
+    if existing.retention != stream.retention:
+        declared |= {
+            "retention": existing.retention,
+            "discard": DiscardPolicy.NEW,
+            "max_bytes": _CLOSED,
+        }
+    elif existing.max_bytes is not None and existing.max_bytes > stream.max_bytes > 0:
         declared["max_bytes"] = existing.max_bytes  # a smaller stream would drop or refuse messages
     return existing.evolve(**declared)
 

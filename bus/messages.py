@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from nats.js.api import Header
+from nats.js.api import Header, RetentionPolicy
 
 from bus.errors import Refused
 
@@ -116,6 +116,30 @@ class StreamInfo:
     first: int
     last: int
     """The last assigned sequence. A lower value than before means: the stream lost its tail."""
+    messages: int
+    """How many messages it holds."""
+    size: int
+    """The bytes that they use."""
+    max_size: int
+    """The bytes that they may use; -1: no limit."""
+    retention: RetentionPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerState:
+    """How far a durable consumer is."""
+
+    undelivered: int
+    """How many messages of its stream were not delivered yet."""
+    unacked: int
+    """How many messages were delivered and not acknowledged."""
+    ack_floor: int
+    """Every message up to this sequence of the stream was acknowledged or deleted."""
+
+    @property
+    def backlog(self) -> int:
+        """How many messages wait for an acknowledgement."""
+        return self.undelivered + self.unacked
 
 
 def publish_headers(

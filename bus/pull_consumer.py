@@ -56,9 +56,9 @@ class NatsDelivery:
         """Whether the server stored this in place of an expired message."""
         return MARKER in self.headers
 
-    async def ack(self) -> None:
+    async def ack(self) -> bool:
         """Acknowledge: never redeliver."""
-        await self._reply_with(Msg.Ack.Ack)
+        return await self._reply_with(Msg.Ack.Ack)
 
     async def in_progress(self) -> None:
         """Restart the `ack_wait` of this message."""
@@ -68,12 +68,14 @@ class NatsDelivery:
         """Negatively acknowledge: redeliver immediately."""
         await self._reply_with(NAK)
 
-    async def _reply_with(self, word: bytes) -> None:
+    async def _reply_with(self, word: bytes) -> bool:
         client = self._client
         if client.server_id == self._server_id:
             with suppress(Unavailable):  # the server redelivers the message
                 client.publish_nowait(self.reply, word)
                 await client.wait_if_behind()
+                return True
+        return False
 
 
 class _Source:

@@ -106,12 +106,15 @@ class Consumer:
 IN: Final = Stream(
     name="WORKSPACED_IN",
     subjects=[subjects.IN_TOOL, subjects.IN_PROVISIONER, subjects.IN_AGENT],
-    retention=RetentionPolicy.WORK_QUEUE,
     max_bytes=1024 * _MIB,
     max_msg_size=900 * _KIB,
     discard=DiscardPolicy.NEW,
 )
-"""Every event that can change a workspace. Publishers are untrusted: no option here acts on headers."""
+"""Every event that can change a workspace. Publishers are untrusted: no option here acts on headers.
+
+Workers delete what they have acknowledged. It is no work queue, which would delete each message separately when
+it is acknowledged, with one write to the disk for each.
+"""
 
 JOB: Final = Stream(
     name="WORKSPACED_JOB",

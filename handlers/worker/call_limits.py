@@ -57,7 +57,7 @@ class LoadSampler:
         try:
             full = await self.store.chats.count_open_calls(self.limits.calls) >= self.limits.calls
             pools = await self.store.templates.pools()
-            crowded = [p for p in pools if await self._num_pending(p) >= self.limits.jobs]
+            crowded = [p for p in pools if await self._untaken_jobs(p) >= self.limits.jobs]
         except (BusError, StoreUnavailableError) as error:
             log.info("the load can't be sampled now: %s", error)
             return
@@ -76,8 +76,8 @@ class LoadSampler:
             self._sampling.cancel()
             await asyncio.gather(self._sampling, return_exceptions=True)
 
-    async def _num_pending(self, pool: str) -> int:
-        return await self.bus.num_pending(pool_consumer(pool))
+    async def _untaken_jobs(self, pool: str) -> int:
+        return (await self.bus.consumer_state(pool_consumer(pool))).undelivered
 
 
 def policy(settings: Mapping[str, str]) -> Policy:

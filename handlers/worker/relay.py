@@ -72,7 +72,7 @@ class Relay:
         for row in rows:
             lanes.setdefault(row.lane, []).append(row)
         newer: set[str] = set()
-        await _all(
+        await wait_for_all(
             [
                 self._states(lanes.get(Lane.STATE, []), newer),
                 self._many([self._in_bus_time(r) for r in lanes.get(Lane.TIMER, [])], self._timer),
@@ -80,7 +80,7 @@ class Relay:
         )
         # Publish jobs and answers after the states, so that their receivers never read an older
         # state.
-        await _all(
+        await wait_for_all(
             [
                 self._jobs(lanes.get(Lane.JOB, []), jobs_until),
                 self._many(lanes.get(Lane.RESULT, []), self._result),
@@ -104,11 +104,13 @@ class Relay:
         The message expires after `timeout` seconds unless the agent renews it; its expiry shows
         that the agent is absent. Raises BusError.
         """
-        await _all(self._expect_presence(subjects.presence(*agent), timeout) for agent in agents)
+        await wait_for_all(
+            self._expect_presence(subjects.presence(*agent), timeout) for agent in agents
+        )
 
     async def publish_dead_letters(self, dead: Iterable[Dead]) -> None:
         """Publish dead letters, each with its unchanged body and the reason. Raises BusError."""
-        await _all(self._dead_letter(letter) for letter in dead)
+        await wait_for_all(self._dead_letter(letter) for letter in dead)
 
     async def ensure_pools(self, pools: Iterable[str]) -> None:
         """Create the consumers from which provisioners of `pools` pull jobs. Raises BusError."""
@@ -150,7 +152,7 @@ class Relay:
         for part in publications.parts_of(many):
             if sum(map(len, part)) < BATCH_WORTHWHILE or not await self._publish_chains(part):
                 alone += part
-        await _all(self._chain(chain, newer) for chain in alone)
+        await wait_for_all(self._chain(chain, newer) for chain in alone)
 
     async def _publish_chains(self, chains: Sequence[Sequence[OutboxMessage]]) -> bool:
         """Publish states of many chats in one batch; return False if none of them was stored."""
@@ -185,7 +187,7 @@ class Relay:
             if len(part) >= BATCH_WORTHWHILE:
                 acks = await self._gate.publish_batch([_message(row) for row in part])
             if acks is None:
-                await _all(one(row) for row in part)
+                await wait_for_all(one(row) for row in part)
 
     async def _chain(self, chain: Sequence[OutboxMessage], newer: set[str]) -> None:
         for row in chain:
@@ -298,7 +300,7 @@ def _version(last: StoredMessage) -> int:
         return 0
 
 
-async def _all(jobs: Iterable[Awaitable[None]]) -> None:
+async def wait_for_all(jobs: Iterable[Awaitable[None]]) -> None:
     """Wait until all `jobs` have ended, also after an error; then raise the first error."""
     pending = list(jobs)
     if len(pending) == 1:

@@ -15,6 +15,7 @@ from bus.streams import Tuning
 from handlers.access.disconnect import SupersededAgents
 from handlers.runtime import clock
 from handlers.runtime.supervise import cancel_and_wait, run_until_one_ends
+from handlers.worker.acked_events import AckedEvents
 from handlers.worker.batch import Noticed, apply, asks
 from handlers.worker.call_limits import LoadSampler, WaitingLimits
 from handlers.worker.clock_skew import ClockSkew
@@ -82,6 +83,7 @@ class Worker:
     """Set when streams may be lost or different, so that `Republisher.prepare` has to run."""
     postponing: set[asyncio.Task[None]] = field(default_factory=set)
     """Tasks that will nak postponed deliveries."""
+    acked_events: AckedEvents = field(init=False)
     _superseded_agents: SupersededAgents = field(init=False)
     _committer: Committer = field(init=False)
     _prepared: asyncio.Event = field(default_factory=asyncio.Event)
@@ -96,6 +98,7 @@ class Worker:
             store, bus, self.relay, self.limits, self.watch, reconciler, self.skew
         )
         self.load = LoadSampler(store, bus, self.waiting_limits)
+        self.acked_events = AckedEvents(store, bus, self.tuning, self.problems)
         self._superseded_agents = SupersededAgents(store, bus)
         self._committer = Committer(store, self.problems)
 
@@ -103,11 +106,15 @@ class Worker:
         """Work until cancelled."""
         self.bus.on_reconnect(self.relay.forget)
         self.bus.on_reconnect(self.gate.close)
+        self.bus.on_reconnect(self.acked_events.forget)
         self.bus.on_reconnect(self.preparation_due.set)
         self.preparation_due.set()
         try:
             await run_until_one_ends(
-                self._keep_prepared(), self._pull(), self._superseded_agents.run()
+                self._keep_prepared(),
+                self._pull(),
+                self._delete_acked_events(),
+                self._superseded_agents.run(),
             )
         finally:
             await cancel_and_wait(*self.postponing)
@@ -142,6 +149,10 @@ class Worker:
                 backoff.reset()
         finally:
             await cancel_and_wait(asking)
+
+    async def _delete_acked_events(self) -> None:
+        await self._prepared.wait()
+        await self.acked_events.run()
 
     async def _pull(self) -> None:
         await self._prepared.wait()
@@ -291,8 +302,7 @@ class Worker:
         if batch.dead:
             self.dead_letters += len(batch.dead)
             log.warning("dead letters since this worker started: %d", self.dead_letters)
-        for delivery in batch.deliveries:
-            await delivery.ack()
+        self.acked_events.add([delivery for delivery in batch.deliveries if await delivery.ack()])
         return True
 
     async def _publish_and_follow(self, batch: CommittedBatch) -> bool:

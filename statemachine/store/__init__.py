@@ -199,6 +199,10 @@ class Transaction(Protocol):
         """Return those of the workspaces that are the current workspace of a chat."""
         ...
 
+    async def lock_stream(self, name: str) -> None:
+        """Let other transactions that lock the stream `name` wait until the end of this one."""
+        ...
+
     async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
         """Return the outbox rows of these chats, oldest first."""
         ...

@@ -328,6 +328,10 @@ class PostgresTransaction:
         """Return those of the workspaces that are the current workspace of a chat."""
         return await PostgresChats(self._fetch).current_workspaces(workspace_ids)
 
+    async def lock_stream(self, name: str) -> None:
+        """Let other transactions that lock the stream `name` wait until the end of this one."""
+        await self._fetch("lock_stream", name)
+
     async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
         """Return the outbox rows of these chats."""
         if not chat_ids:

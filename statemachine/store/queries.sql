@@ -55,6 +55,10 @@ from call c join unnest($1::uuid[], $2::text[]) as k(chat_id, call_id) using (ch
 -- One transaction at a time may assign an owner's names. Chats are locked before owners, so this can't deadlock.
 select pg_advisory_xact_lock(hashtextextended(id, 0)) from unnest($1::text[]) as id order by id
 
+-- name: lock_stream
+-- One worker at a time may replace a stream of NATS.
+select pg_advisory_xact_lock(hashtextextended($1, 1))
+
 -- name: workspace_names
 -- The names of an owner's workspaces, in lower case.
 select owner_id::text as owner_id, lower(name) as name from workspace

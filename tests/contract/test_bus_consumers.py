@@ -313,21 +313,126 @@ async def test_concurrent_pulls_receive_each_message_once(
     assert sorted(seen) == list(range(1, 3001))
 
 
-async def test_num_pending_counts_undelivered_messages(
+async def test_the_state_of_a_consumer_counts_its_backlog(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
     stream = declare(retention=RetentionPolicy.WORK_QUEUE)
     await bus.ensure_stream(stream)
     mine, other = (Consumer(stream.name, name, filter=f"{prefix}.{name}") for name in "ab")
     with pytest.raises(Unavailable):
-        await bus.num_pending(mine)
+        await bus.consumer_state(mine)
     await bus.ensure_consumer(mine)
     await bus.ensure_consumer(other)
     for name in "aaab":
         await bus.publish(f"{prefix}.{name}", b"")
 
-    assert (await bus.num_pending(mine), await bus.num_pending(other)) == (3, 1)
+    assert (await bus.consumer_state(mine)).undelivered == 3
+    assert (await bus.consumer_state(other)).undelivered == 1
     async with bus.pull(mine, prefetch=1) as pull:
         (taken,) = await pull.next(1)
-        assert await bus.num_pending(mine) == 2
+        state = await bus.consumer_state(mine)
+        assert (state.undelivered, state.unacked, state.backlog) == (2, 1, 3)
         await taken.ack()
+
+
+async def test_the_ack_floor_is_below_the_oldest_message_that_is_not_acknowledged(
+    bus: Bus, other: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "worker")
+    await bus.ensure_consumer(consumer)
+    for _ in range(5):
+        await bus.publish(f"{prefix}.a", b"")
+    async with bus.pull(consumer, prefetch=5) as mine, other.pull(consumer, prefetch=5) as theirs:
+        deliveries = [*await mine.next(2)]
+        while len(deliveries) < 5:
+            deliveries += await mine.next(5)
+        assert [d.sequence for d in deliveries] == [1, 2, 3, 4, 5]
+        for delivery in deliveries[:2] + deliveries[3:]:
+            assert await delivery.ack()
+        await bus.flush()
+
+        state = await bus.consumer_state(consumer)
+        assert (state.ack_floor, state.unacked) == (2, 1)
+        await deliveries[2].nak()
+        (again,) = await theirs.next(5)
+        await again.ack()
+        await other.flush()
+        assert (await bus.consumer_state(consumer)).ack_floor == 5
+
+
+async def test_a_purge_deletes_all_messages_up_to_a_sequence_in_every_consumer(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+    consumer = Consumer(stream.name, "worker", ack_wait=0.4)
+    await bus.ensure_consumer(consumer)
+    for number in range(5):
+        await bus.publish(f"{prefix}.a", b"%d" % number)
+
+    await bus.purge(stream.name, 3)
+
+    info = await bus.stream_info(stream.name)
+    assert (info.first, info.last, info.messages) == (4, 5, 2)
+    assert (await bus.consumer_state(consumer)).undelivered == 2
+    await bus.purge(stream.name, 5)
+    info = await bus.stream_info(stream.name)
+    assert (info.first, info.last, info.messages, info.size) == (6, 5, 0, 0)
+    assert (await bus.publish(f"{prefix}.a", b"next")).sequence == 6
+    async with bus.pull(consumer) as pull:
+        (delivery,) = await pull.next(5)
+        assert delivery.data == b"next"
+
+
+async def test_a_single_message_is_deleted_once(bus: Bus, declare: Declare, prefix: str) -> None:
+    stream = declare()
+    await bus.ensure_stream(stream)
+    for _ in range(3):
+        await bus.publish(f"{prefix}.a", b"")
+
+    for _ in range(2):
+        await bus.delete_message(stream.name, 2)
+    await bus.delete_message(stream.name, 99)
+
+    info = await bus.stream_info(stream.name)
+    assert (info.first, info.last, info.messages) == (1, 3, 2)
+
+
+async def test_a_stream_with_another_retention_is_closed_and_replaced_when_it_is_empty(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    loop = asyncio.get_running_loop()
+    old, new = declare(retention=RetentionPolicy.WORK_QUEUE), declare(max_bytes=1_000_000)
+    before = await bus.ensure_stream(old)
+    consumer = Consumer(old.name, "worker")
+    await bus.ensure_consumer(consumer)
+    await bus.publish(f"{prefix}.a", b"kept")
+
+    closed = await bus.ensure_stream(new)
+
+    assert (closed.created, closed.messages) == (before.created, 1)
+    assert closed.retention is RetentionPolicy.WORK_QUEUE
+    with pytest.raises(Unavailable):
+        await bus.publish(f"{prefix}.a", b"refused")
+    assert not await bus.replace_stream(new, until=loop.time() + 5)
+    async with bus.pull(consumer) as pull:
+        (delivery,) = await pull.next(1)
+        assert delivery.data == b"kept"
+        await delivery.ack()
+        await bus.flush()
+        with pytest.raises(Unavailable):  # empty now, and still closed
+            await bus.publish(f"{prefix}.a", b"refused")
+        with pytest.raises(Unavailable, match="in time"):
+            await bus.replace_stream(new, until=loop.time() - 1)
+        assert await bus.replace_stream(new, until=loop.time() + 5)
+        with pytest.raises(NoConsumer):
+            await pull.next(1)
+
+    info = await bus.ensure_stream(new)
+    assert info.created != before.created
+    assert info.retention is RetentionPolicy.LIMITS
+    assert (await bus.publish(f"{prefix}.a", b"first")).sequence == 2  # never one of the old stream
+    assert await bus.replace_stream(new, until=loop.time() + 5)  # done before: nothing is deleted
+    assert (await bus.stream_info(new.name)).messages == 1

@@ -6,15 +6,18 @@ import asyncio
 from asyncio import Future
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Self
 
+from nats.js.api import DiscardPolicy
 from typing_extensions import override
 
 from bus import (
     BatchMessage,
     Bus,
     BusError,
+    ConsumerState,
     Message,
     PubAck,
     Pull,
@@ -61,14 +64,12 @@ class MemoryBus(Bus):
         server = self._server
         there = server.streams.get(stream.name)
         if there is None:
-            created = f"{server.clock.now()}/{next(server.numbers)}"
-            there = MemoryStream(stream, server.clock, created, server.deliver)
-            server.streams[stream.name] = there
-        elif (there.declared.storage, there.declared.retention) != (
-            stream.storage,
-            stream.retention,
-        ):
-            raise Refused(f"{stream.name}: storage and retention can't be changed")
+            return server.add_stream(stream).info()
+        if there.declared.storage != stream.storage:
+            raise Refused(f"{stream.name}: storage can't be changed")
+        kept = there.declared.retention
+        if kept != stream.retention:
+            stream = replace(stream, retention=kept, discard=DiscardPolicy.NEW, max_bytes=1)
         there.declared = stream
         return there.info()
 
@@ -88,9 +89,38 @@ class MemoryBus(Bus):
         self._server.delete_consumer(consumer)
 
     @override
-    async def num_pending(self, consumer: Consumer) -> int:
+    async def consumer_state(self, consumer: Consumer) -> ConsumerState:
         await self._round_trip()
-        return self._server.num_pending(consumer)
+        return self._server.consumer_state(consumer)
+
+    @override
+    async def stream_info(self, name: str) -> StreamInfo:
+        await self._round_trip()
+        return self._server.stream(name).info()
+
+    @override
+    async def purge(self, stream: str, last: int) -> None:
+        await self._round_trip()
+        self._server.stream(stream).purge(last)
+
+    @override
+    async def delete_message(self, stream: str, sequence: int) -> None:
+        await self._round_trip()
+        self._server.stream(stream).remove(sequence)
+
+    @override
+    async def replace_stream(self, stream: Stream, *, until: float) -> bool:
+        await self._round_trip()
+        old = self._server.stream(stream.name)
+        if old.declared.retention == stream.retention:
+            return True
+        if old.messages:
+            return False
+        if asyncio.get_running_loop().time() > until:
+            raise Unavailable(f"{stream.name} could not be replaced in time")
+        self._server.delete_stream(stream.name)
+        self._server.add_stream(stream, after=old.last_sequence)
+        return True
 
     def consumer(self, consumer: Consumer) -> MemoryConsumer | None:
         """Return the durable consumer, or None."""

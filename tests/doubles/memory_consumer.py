@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nats.js.api import RetentionPolicy
 from typing_extensions import override
 
-from bus import Delivery, NoConsumer, Pull, StoredMessage
+from bus import ConsumerState, Delivery, NoConsumer, Pull, StoredMessage
 from bus.streams import Consumer
 from bus.subscription import Timer
 from tests.doubles.clock import Clock
@@ -45,13 +45,14 @@ class MemoryConsumer:
             self._watch()
         return message
 
-    def num_pending(self) -> int:
-        """Return the number of messages that were not delivered yet."""
-        wanted = self.declared.filter
-        return sum(
+    def state(self) -> ConsumerState:
+        """Return how far the consumer is."""
+        wanted, unacked = self.declared.filter, [*self._unacked, *self._to_redeliver]
+        undelivered = sum(
             sequence >= self._next and (not wanted or matches(wanted, message.subject))
             for sequence, message in self._stream.messages.items()
         )
+        return ConsumerState(undelivered, len(unacked), min(unacked, default=self._next) - 1)
 
     def offer(self) -> None:
         """Give available messages to the waiting pulls, in turn."""
@@ -93,6 +94,14 @@ class MemoryConsumer:
         if self._unacked.pop(sequence, None) is not None:
             self._unacked[sequence] = self._clock.now() + self.declared.ack_wait
             self._watch()
+
+    def forget(self, last: int) -> None:
+        """Treat all messages up to that sequence as acknowledged: they were purged."""
+        self._next = max(self._next, last + 1)
+        for sequence in [s for s in self._unacked if s <= last]:
+            del self._unacked[sequence]
+        self._to_redeliver = deque(s for s in self._to_redeliver if s > last)
+        self._watch()
 
     def truncate(self, last: int) -> None:
         """Forget messages after sequence `last`, where the stream now ends."""
@@ -167,9 +176,11 @@ class MemoryDelivery:
         self._consumer = consumer
         self._run = bus.run
 
-    async def ack(self) -> None:
-        if self._bus.connected and self._bus.run == self._run:
-            self._consumer.ack(self.sequence)
+    async def ack(self) -> bool:
+        if not self._bus.connected or self._bus.run != self._run:
+            return False
+        self._consumer.ack(self.sequence)
+        return True
 
     async def nak(self) -> None:
         if self._bus.connected and self._bus.run == self._run:

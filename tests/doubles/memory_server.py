@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Protocol
 
-from bus import Message, Unavailable
-from bus.streams import Consumer
+from bus import ConsumerState, Message, Unavailable
+from bus.streams import Consumer, Stream
 from tests.doubles.clock import Clock, LoopClock
 from tests.doubles.memory_stream import MemoryStream
 from tests.doubles.subjects import matches
@@ -97,6 +97,19 @@ class MemoryServer:
         for bus in list(self._buses):
             bus.reconnected()
 
+    def add_stream(self, declared: Stream, *, after: int = 0) -> MemoryStream:
+        """Create a stream whose sequences begin after that one."""
+        created = f"{self.clock.now()}/{next(self.numbers)}"
+        stream = MemoryStream(declared, self.clock, created, self.deliver, last=after)
+        self.streams[declared.name] = stream
+        return stream
+
+    def delete_stream(self, name: str) -> None:
+        """Delete a stream with its consumers, and wake the pulls that wait for them."""
+        if self.streams.pop(name, None) is not None:
+            for bus in self._buses:
+                bus.wake_pulls()
+
     def delete_consumer(self, consumer: Consumer) -> None:
         """Delete the consumer, and wake the pulls that wait for it."""
         stream = self.streams.get(consumer.stream)
@@ -104,12 +117,12 @@ class MemoryServer:
             for bus in self._buses:
                 bus.wake_pulls()
 
-    def num_pending(self, consumer: Consumer) -> int:
-        """Return the number of undelivered messages. Raises Unavailable without the consumer."""
+    def consumer_state(self, consumer: Consumer) -> ConsumerState:
+        """Return how far the consumer is. Raises Unavailable without the consumer."""
         there = self.stream(consumer.stream).consumers.get(consumer.name)
         if there is None:
             raise Unavailable(f"{consumer.name} of {consumer.stream}: consumer not found")
-        return there.num_pending()
+        return there.state()
 
     def stream(self, name: str) -> MemoryStream:
         """Return the stream. Raises Unavailable if it does not exist."""

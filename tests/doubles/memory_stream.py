@@ -50,12 +50,14 @@ Publish = Callable[[Message], object]
 class MemoryStream:
     """One stream and its consumers."""
 
-    def __init__(self, declared: Stream, clock: Clock, created: str, publish: Publish) -> None:
+    def __init__(
+        self, declared: Stream, clock: Clock, created: str, publish: Publish, last: int = 0
+    ) -> None:
         self.declared = declared
         self.consumers: dict[str, MemoryConsumer] = {}
         self.messages: dict[int, StoredMessage] = {}
         """By sequence, in order."""
-        self.last_sequence = 0
+        self.last_sequence = last
         self._created = created
         self._clock = clock
         self._publish = publish
@@ -70,7 +72,15 @@ class MemoryStream:
     def info(self) -> StreamInfo:
         """Return the stream's identity, and its first and last sequence."""
         first = next(iter(self.messages), self.last_sequence + 1 if self.last_sequence else 0)
-        return StreamInfo(self._created, first, self.last_sequence)
+        return StreamInfo(
+            self._created,
+            first,
+            self.last_sequence,
+            messages=len(self.messages),
+            size=self._bytes,
+            max_size=self.declared.max_bytes,
+            retention=self.declared.retention,
+        )
 
     def takes(self, subject: str) -> bool:
         """Return whether the stream stores messages of that subject."""
@@ -134,6 +144,13 @@ class MemoryStream:
         del sequences[sequence]
         if not sequences:
             del self._by_subject[message.subject]
+
+    def purge(self, last: int) -> None:
+        """Delete the messages up to and including that sequence."""
+        for sequence in [s for s in self.messages if s <= last]:
+            self.remove(sequence)
+        for consumer in self.consumers.values():
+            consumer.forget(last)
 
     def lose_tail(self, count: int) -> None:
         """Drop the last `count` sequences, as a server does that lost power before writing them.

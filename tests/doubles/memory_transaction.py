@@ -95,6 +95,9 @@ class MemoryTransaction:
         """Return those of the workspaces that are the current workspace of a chat."""
         return await self._store.chats.current_workspaces(workspace_ids)
 
+    async def lock_stream(self, name: str) -> None:
+        """Do nothing, because there is only one transaction at a time."""
+
     async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
         """Return the outbox rows of these chats."""
         return [row for row in self._store.outbox.values() if row.chat_id in chat_ids]

@@ -31,6 +31,7 @@ USES = {
             "prefetch",
             "calls",
             "lock_owners",
+            "lock_stream",
             "workspace_names",
             "catalog_and_settings",
             "settings",
@@ -69,7 +70,14 @@ USES = {
             "read_archive",
             "settings",
         ),
-        *("issue_credential", "credential", "current_workspaces", "now", "lock_owners"),
+        *(
+            "issue_credential",
+            "credential",
+            "current_workspaces",
+            "now",
+            "lock_owners",
+            "lock_stream",
+        ),
         *("credentials", "revoke_credential", "bind_provisioner"),
         *(
             "record_connection",
@@ -85,7 +93,7 @@ USES = {
         *("catalog_and_settings", "log_of_many", "chat_rows", "lock_chats", "write"),
     },
 }
-"""The statements of each service; `now` and `lock_owners` use no table."""
+"""The statements of each service; `now`, `lock_owners` and `lock_stream` use no table."""
 SERVICES = sorted(USES)
 RIGHTS = ("select", "insert", "update", "delete")
 

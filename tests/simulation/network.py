@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-import tests.doubles.memory_bus
+import tests.doubles.memory_server
 from bus import PubAck, StreamInfo, Unavailable
 from bus.streams import JOB, Stream
 from bus.subscription import Timer
@@ -135,4 +135,4 @@ class WatchedStream(MemoryStream):
 def watch(network: Network) -> None:
     """Make all streams that are created from now on report to this network."""
     made: Any = type("Watched", (WatchedStream,), {"network": network})
-    tests.doubles.memory_bus.MemoryStream = made  # type: ignore[misc]
+    tests.doubles.memory_server.MemoryStream = made  # type: ignore[misc]

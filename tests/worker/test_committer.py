@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bus.streams import WORKER_IN
 from handlers.worker import committer, worker
 from statemachine.store import StoreUnavailableError, TransientError, WorkRefusedError
 from tests.doubles.memory_store import MemoryStore
@@ -94,7 +95,7 @@ async def test_an_event_that_the_database_refuses_is_postponed_and_other_events_
     assert {job["chat_id"] for job in rig.jobs()} == {chat, *others}
     assert await store.blocked({chat}) == {}
     assert hand.worker.problems.of("database") is None
-    assert rig.server.streams["WORKSPACED_IN"].messages == {}
+    assert (await rig.bus.consumer_state(WORKER_IN)).backlog == 0
 
 
 @pytest.mark.parametrize("error", [WorkRefusedError, StoreUnavailableError])

@@ -104,7 +104,7 @@ async def test_an_event_that_fails_alone_becomes_a_dead_letter_and_other_events_
     assert letter.headers["Workspaced-Detail"] == "internal error: KeyError"
     assert json.loads(letter.data)["id"] == bad
     assert rig.answer(chat, "bad")["is_error"] is True
-    assert rig.server.streams["WORKSPACED_IN"].messages == {}
+    assert (await rig.bus.consumer_state(WORKER_IN)).backlog == 0
     await rig.check(chat)
 
 
