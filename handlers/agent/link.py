@@ -152,15 +152,9 @@ class Link:
 
     async def _renew(self, bus: Bus) -> bool:
         config = self._config
-        body = {
-            "chat_id": config.chat_id,
-            "workspace_id": config.workspace_id,
-            "build_id": config.build_id,
-            "agent_id": config.agent_id,
-        }
         subject = subjects.presence(config.chat_id, config.agent_id)
         try:
-            await bus.publish(subject, json.dumps(body).encode(), ttl=self._presence_ttl)
+            await bus.publish(subject, json.dumps(config.ids()).encode(), ttl=self._presence_ttl)
         except Refused as error:
             self._note_refusal(error)
             return False

@@ -72,10 +72,9 @@ class Builder:
         nats_ca: Path | None = None,
         confinement: Confinement,
         presence_ttl: float = agent_files.PRESENCE_TTL,
-        step_limit: float = LIMIT,
     ) -> None:
         self._directory, self._archives, self._quotas = directory, archives, quotas
-        self._environ, self._nats_url, self._step_limit = environ, nats_url, step_limit
+        self._environ, self._nats_url = environ, nats_url
         self._presence_ttl, self._nats_ca = presence_ttl, nats_ca
         self._confinement = confinement
 
@@ -191,7 +190,7 @@ class Builder:
         if idle:
             return None
         log.write("prepare", "info", f"{template.name}: the {name} step starts.\n")
-        return await self._step(job, job.transition, job.step, workspace, log, self._step_limit)
+        return await self._step(job, job.transition, job.step, workspace, log, LIMIT)
 
     async def _step(
         self,

@@ -25,15 +25,9 @@ class Superseded(Exception):
 async def obtain_credential(bus: Bus, config: AgentConfig) -> AgentCredential:
     """Request a credential, with retries. Raises Superseded."""
     backoff, about = Backoff(), f"the credential of agent {config.agent_id}"
-    request = {
-        "chat_id": config.chat_id,
-        "workspace_id": config.workspace_id,
-        "build_id": config.build_id,
-        "agent_id": config.agent_id,
-    }
     while True:
         try:
-            answer = await _request(bus, "agent_credential", request, about)
+            answer = await _request(bus, "agent_credential", config.ids(), about)
             return AgentCredential.model_validate_json(answer)
         except BusError as error:
             raise Superseded(str(error)) from None

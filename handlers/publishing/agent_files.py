@@ -70,6 +70,10 @@ class AgentConfig(BaseModel):
     machine: str = ""
     """The start of the machine or container: `handlers.sandbox.processes.machine_identity`."""
 
+    def ids(self) -> dict[str, str]:
+        """Return the ids by which messages name this agent, its build, workspace and chat."""
+        return self.model_dump(include={"chat_id", "workspace_id", "build_id", "agent_id"})
+
 
 class AgentAlreadyRuns(Exception):
     """Another process is the agent of this folder."""

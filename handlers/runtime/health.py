@@ -177,9 +177,8 @@ class RateLimiter:
         now: Callable[[], float],
         rate: float = RATE,
         burst: int = BURST,
-        addresses: int = ADDRESSES,
     ) -> None:
-        self._now, self._rate, self._burst, self._limit = now, rate, burst, addresses
+        self._now, self._rate, self._burst = now, rate, burst
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -192,7 +191,7 @@ class RateLimiter:
         tokens = min(self._burst, tokens + (now - since) * self._rate)
         allowed = tokens >= 1
         self._buckets[address] = (tokens - 1 if allowed else tokens, now)
-        if len(self._buckets) > self._limit:
+        if len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
         return allowed
 
