@@ -19,7 +19,8 @@ from handlers.sandbox.processes import end_marked
 from tests.agent.world import World
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
-from tests.provisioner.rig import Rig, identity
+from tests.provisioner.rig import Rig
+from tests.rigs.messages import new_id
 
 Living = Callable[..., AbstractAsyncContextManager[Agent]]
 
@@ -38,7 +39,7 @@ async def rig(server: MemoryServer) -> AsyncIterator[Rig]:
 @pytest.fixture
 def living(server: MemoryServer, rig: Rig, tmp_path: Path) -> Living:
     """`async with living(startup_script=…):` runs the agent; a second time, it restarts it."""
-    agent_id = identity()
+    agent_id = new_id()
     home = agent_files.agent_home(tmp_path, agent_id)
 
     async def dial(url: str, credential: AgentCredential) -> Bus:
@@ -54,7 +55,7 @@ def living(server: MemoryServer, rig: Rig, tmp_path: Path) -> Living:
         config = AgentConfig(
             chat_id=rig.chat,
             workspace_id=rig.workspace,
-            build_id=identity(),
+            build_id=new_id(),
             agent_id=agent_id,
             name="main",
             nats_url="nats://here",

@@ -18,7 +18,7 @@ from handlers.provisioner.journal import BuildJournal
 from handlers.publishing import agent_files
 from handlers.sandbox.processes import find_marked, hold_process, wait_for_exit
 from tests.agent.world import World, started
-from tests.provisioner.rig import identity
+from tests.rigs.messages import new_id
 
 
 async def test_the_python_template_from_start_to_deletion(world: World) -> None:
@@ -171,7 +171,7 @@ async def test_an_agent_of_a_superseded_build_is_not_started(world: World) -> No
     rig.superseded.add(job["build_id"])
     async with world.provisioner():
         await rig.ended(await rig.ask(job))
-        other = rig.job(1, **template, workspace_id=identity())
+        other = rig.job(1, **template, workspace_id=new_id())
         await rig.ended(await rig.ask(other))
         await rig.fact(type="agent_connected", build_id=other["build_id"])
     assert not rig.facts(type="agent_connected", build_id=job["build_id"])

@@ -113,8 +113,8 @@ async def _place() -> AsyncIterator[Any]:
 
 async def _story(rig: Any, hand: Any) -> None:
     """Create chats in every phase; the tests continue each of them."""
+    from tests.rigs.messages import new_id  # noqa: PLC0415
     from tests.unit.driver import ORG, template  # noqa: PLC0415
-    from tests.worker.messages import new_id  # noqa: PLC0415
 
     secretive = template(
         'name = "secretive"\n[[parameter]]\nname = "branch"\ndefault = "main"\n'

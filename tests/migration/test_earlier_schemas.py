@@ -16,7 +16,7 @@ from statemachine.store.migrator import migrate, migrations
 from statemachine.store.postgres import PostgresStore
 from statemachine.store.postgres import connect as open_store
 from tests.migration import recording
-from tests.worker.messages import new_id
+from tests.rigs.messages import new_id
 from tests.worker.rig import Hand, Rig
 
 RELEASED = {

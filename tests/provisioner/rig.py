@@ -12,21 +12,17 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from bus import Bus, Message, ServiceError
 from bus.streams import IN, JOB, LOG, PRESENCE, WORKER_IN, pool_consumer
 from statemachine import codec
+from tests.rigs.messages import Event, cloud_event, new_id
 
 PATIENCE = 20.0
 """Seconds after which a test gives up. Tests that pass never wait that long."""
 
-Event = dict[str, Any]
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 Files = Mapping[str, str]
-
-
-def identity() -> str:
-    return str(uuid4())
 
 
 def packed(files: Files) -> bytes:
@@ -61,7 +57,7 @@ class Rig:
         """How many requests for credentials were refused."""
         self._heard: set[str] = set()
         self._changed = asyncio.Condition()
-        self.chat, self.workspace, self.template = identity(), identity(), identity()
+        self.chat, self.workspace, self.template = new_id(), new_id(), new_id()
 
     @classmethod
     @asynccontextmanager
@@ -98,7 +94,7 @@ class Rig:
     def version(self, files: Files | bytes) -> Event:
         """Return a template version with these files."""
         archive = files if isinstance(files, bytes) else packed(files)
-        version_id = identity()
+        version_id = new_id()
         self.archives[version_id] = archive
         return {
             "version_id": version_id,
@@ -113,12 +109,12 @@ class Rig:
             "chat_id": self.chat,
             "workspace_id": self.workspace,
             "workspace_name": "tidy-owl",
-            "build_id": identity(),
+            "build_id": new_id(),
             "build_number": number,
             "transition": transition,
-            "owner_id": identity(),
+            "owner_id": new_id(),
             "owner_name": "ann",
-            "organization_id": identity(),
+            "organization_id": new_id(),
             "template": {"id": self.template, "name": "sample", "spec": spec, **version},
             "parameters": {},
             "not_after": codec.timestamp(datetime.now(UTC) + timedelta(minutes=5)),
@@ -127,20 +123,14 @@ class Rig:
 
     async def ask(self, job: Event) -> str:
         """Publish the job; return the id of its build."""
-        body = codec.encode(
-            "build_requested",
-            "/workspaced",
-            job["chat_id"],
-            job,
-            event_id=identity(),
-            time=datetime.now(UTC),
-            traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        event = cloud_event(
+            "build_requested", "/workspaced", job["chat_id"], job, traceparent=TRACE
         )
-        await self.ask_raw(body)
+        await self.ask_raw(json.dumps(event).encode())
         return str(job["build_id"])
 
     async def ask_raw(self, body: bytes) -> None:
-        await self.bus.publish("workspaced.job.local", body, message_id=identity())
+        await self.bus.publish("workspaced.job.local", body, message_id=new_id())
 
     def events(self, prefix: str) -> list[Event]:
         return [event for subject, event in self.seen if subject.startswith(prefix)]

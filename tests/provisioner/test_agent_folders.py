@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from tests.provisioner.conftest import Provisioning
-from tests.provisioner.rig import Rig, identity
+from tests.provisioner.rig import Rig
+from tests.rigs.messages import new_id
 
 FORGED = """
 import json, os, sys
@@ -28,7 +29,7 @@ async def test_a_forged_configuration_changes_neither_identity_nor_confinement_o
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
     ids = ("chat_id", "workspace_id", "build_id", "agent_id")
-    forged = "{" + ", ".join(f'"{key}": "{identity()}"' for key in ids) + ', "directory": "/"}'
+    forged = "{" + ", ".join(f'"{key}": "{new_id()}"' for key in ids) + ', "directory": "/"}'
     agent = (sys.executable, "-c", FORGED.format(forged=forged, gate=str(gate)))
     async with provisioning(agent_command=agent):
         job = rig.job(version=rig.version({}), agent=[{"name": "main"}])
@@ -52,7 +53,7 @@ async def test_a_link_in_place_of_an_agents_folder_is_not_followed(
     config.parent.rename(tmp_path / "before")
     config.parent.symlink_to(outside)
     async with provisioning(agent_command=("/bin/sh", "-c", "exit 0")):
-        another = rig.job(version=rig.version({}), workspace_id=identity())
+        another = rig.job(version=rig.version({}), workspace_id=new_id())
         await rig.ended(await rig.ask(another))
 
     assert [path.name for path in outside.iterdir()] == ["config.json"]

@@ -18,7 +18,8 @@ from statemachine.mask import Mask
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.conftest import Provisioning
-from tests.provisioner.rig import Rig, identity
+from tests.provisioner.rig import Rig
+from tests.rigs.messages import new_id
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def workspace(tmp_path: Path, rig: Rig) -> Path:
 
 async def acked(rig: Rig, server: MemoryServer) -> None:
     """Wait until earlier jobs are acked: a later build has ended, and at most its job is left."""
-    after = await rig.ask(rig.job(1, workspace_id=identity(), version=rig.version({})))
+    after = await rig.ask(rig.job(1, workspace_id=new_id(), version=rig.version({})))
     await rig.ended(after)
     for _ in range(3):
         await server.turn()
@@ -199,7 +200,7 @@ async def test_jobs_of_one_workspace_run_in_order_and_those_of_others_in_paralle
 ) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    version, other = rig.version({}), identity()
+    version, other = rig.version({}), new_id()
     first = rig.job(1, version=version, build={"start": f"read line < {gate}"})
     second = rig.job(2, "stop", version=version, build={"stop": "echo stopping"})
     beside = rig.job(1, version=version, workspace_id=other, build={"start": f"echo > {gate}"})

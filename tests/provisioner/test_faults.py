@@ -18,7 +18,8 @@ from handlers.publishing import BuildLog, deliver, new_event
 from handlers.sandbox.shell import environment_faults
 from statemachine.local_template import PARAMETER
 from tests.provisioner.conftest import Provisioning
-from tests.provisioner.rig import Event, Rig, identity
+from tests.provisioner.rig import Rig
+from tests.rigs.messages import Event, new_id
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 NO_DESCRIPTORS = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -233,7 +234,7 @@ async def test_a_refused_fact_is_not_retried_for_ever() -> None:
     class Refusing:
         publish = staticmethod(failing(Refused("permissions violation")))
 
-    fact = new_event("provisioner", "here", identity(), "build_started", {})
+    fact = new_event("provisioner", "here", new_id(), "build_started", {})
     with pytest.raises(Refused):
         await deliver(Refusing(), fact)  # type: ignore[arg-type]
 
@@ -249,7 +250,7 @@ async def test_refused_log_lines_are_dropped_and_later_ones_are_sent(tmp_path: P
             raise Unavailable("not connected")
         sent.append(data)
 
-    log = BuildLog(identity(), identity(), "agent", "/agent/a", send, ledger=tmp_path / "ledger")
+    log = BuildLog(new_id(), new_id(), "agent", "/agent/a", send, ledger=tmp_path / "ledger")
     running = asyncio.create_task(log.run())
     log.write("startup", "info", "first\n")
     await log.drained(10)

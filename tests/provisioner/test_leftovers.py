@@ -10,7 +10,8 @@ import pytest
 
 from handlers.provisioner import archive
 from tests.provisioner.conftest import Provisioning
-from tests.provisioner.rig import Rig, identity
+from tests.provisioner.rig import Rig
+from tests.rigs.messages import new_id
 
 MIB = 1024 * 1024
 
@@ -32,7 +33,7 @@ async def test_pruning_keeps_archives_of_existing_workspaces_and_recently_used_o
     async with provisioning():
         for number, version in enumerate(versions):
             # Build 0 has its own workspace; the others rebuild one workspace with newer versions.
-            workspace = {} if number else {"workspace_id": identity()}
+            workspace = {} if number else {"workspace_id": new_id()}
             await rig.ended(await rig.ask(rig.job(number, version=version, **workspace)))
 
     assert cached(root) == {versions[n]["version_id"] for n in (0, 3, 4)}
@@ -49,7 +50,7 @@ async def test_archives_are_pruned_when_the_provisioner_starts(
     before = cached(root)
     monkeypatch.setattr(archive, "_UNUSED_KEPT", 0)
     async with provisioning():
-        await rig.ended(await rig.ask(rig.job(1, "stop", version=first, workspace_id=identity())))
+        await rig.ended(await rig.ask(rig.job(1, "stop", version=first, workspace_id=new_id())))
         after = cached(root)
 
     assert before == {first["version_id"], second["version_id"]}
@@ -59,7 +60,7 @@ async def test_archives_are_pruned_when_the_provisioner_starts(
 async def test_partly_unpacked_files_of_a_killed_provisioner_are_removed(
     rig: Rig, provisioning: Provisioning, root: Path
 ) -> None:
-    (root / "workspaces" / f".{identity()}.unpacked" / "half").mkdir(parents=True)
+    (root / "workspaces" / f".{new_id()}.unpacked" / "half").mkdir(parents=True)
     async with provisioning():
         await rig.ended(await rig.ask(rig.job(version=rig.version({"a": "1"}))))
 
@@ -71,9 +72,7 @@ async def test_an_archive_that_is_being_unpacked_is_not_pruned(
 ) -> None:
     """With no unused archive kept, pruning could delete an archive between fetch and unpacking."""
     monkeypatch.setattr(archive, "_UNUSED_KEPT", 0)
-    jobs = [
-        rig.job(1, version=rig.version({"a": str(n)}), workspace_id=identity()) for n in range(6)
-    ]
+    jobs = [rig.job(1, version=rig.version({"a": str(n)}), workspace_id=new_id()) for n in range(6)]
     async with provisioning():
         builds = [await rig.ask(job) for job in jobs]
         ends = [await rig.ended(build) for build in builds]

@@ -16,10 +16,11 @@ from handlers.settings import read_settings
 from tests.doubles.memory_bus import MemoryBus
 from tests.doubles.memory_server import MemoryServer
 from tests.provisioner.conftest import Provisioning
-from tests.provisioner.rig import Event, Rig, identity
+from tests.provisioner.rig import Rig
+from tests.rigs.messages import Event, new_id
 
 ONE = QuotaLimits(workspaces=1)
-ANN = identity()
+ANN = new_id()
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def places(tmp_path: Path) -> Path:
 
 
 def start(rig: Rig, number: int = 1, transition: str = "start", **more: Any) -> Event:
-    more = {"workspace_id": identity(), "owner_id": ANN, "version": rig.version({}), **more}
+    more = {"workspace_id": new_id(), "owner_id": ANN, "version": rig.version({}), **more}
     return rig.job(number, transition, **more)
 
 
@@ -70,7 +71,7 @@ async def test_the_quota_does_not_affect_other_owners_and_existing_workspaces(
         assert succeeded(await built(rig, first))
         again = start(rig, 2, workspace_id=first["workspace_id"])
         assert succeeded(await built(rig, again))
-        assert succeeded(await built(rig, start(rig, owner_id=identity())))
+        assert succeeded(await built(rig, start(rig, owner_id=new_id())))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ async def test_only_one_of_two_concurrent_builds_gets_the_last_free_workspace(
     async with provisioning(quota_limits=ONE):
         builds = [await rig.ask(job) for job in jobs]
         await rig.fact(error_code="INSUFFICIENT_QUOTA")
-        await built(rig, start(rig, owner_id=identity(), build={"start": f"echo > {gate}"}))
+        await built(rig, start(rig, owner_id=new_id(), build={"start": f"echo > {gate}"}))
         ends = [await rig.ended(build) for build in builds]
         assert refused(await built(rig, start(rig)))
 
@@ -201,6 +202,6 @@ async def test_a_failed_build_releases_its_reservation(
         await rig.ask(first)
         await rig.fact(type="build_started", build_id=first["build_id"])
         assert refused(await built(rig, start(rig)))
-        await built(rig, start(rig, owner_id=identity(), build={"start": f"echo > {gate}"}))
+        await built(rig, start(rig, owner_id=new_id(), build={"start": f"echo > {gate}"}))
         await rig.ended(first["build_id"])
         assert succeeded(await built(rig, start(rig)))

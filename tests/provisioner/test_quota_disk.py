@@ -11,8 +11,9 @@ import pytest
 from handlers.provisioner import QuotaLimits
 from handlers.provisioner.quota import measured
 from tests.provisioner.conftest import Provisioning
-from tests.provisioner.rig import Rig, identity
+from tests.provisioner.rig import Rig
 from tests.provisioner.test_quota import built, refused, start, succeeded
+from tests.rigs.messages import new_id
 
 MIB = 1024 * 1024
 FOUR = QuotaLimits(disk_mib=4)
@@ -72,9 +73,7 @@ async def test_the_disk_quota_sums_all_existing_workspaces_of_the_owner(
     first = start(rig, build={"start": write(3)})
     async with provisioning(quota_limits=FOUR):
         assert succeeded(await built(rig, first))
-        assert succeeded(
-            await built(rig, start(rig, build={"start": write(3)}, owner_id=identity()))
-        )
+        assert succeeded(await built(rig, start(rig, build={"start": write(3)}, owner_id=new_id())))
         assert refused(await built(rig, start(rig, build={"start": write(2)})))
         await built(rig, start(rig, 2, "delete", workspace_id=first["workspace_id"]))
         assert succeeded(await built(rig, start(rig, build={"start": write(2)})))

@@ -12,8 +12,8 @@ import pytest
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore
 from statemachine.store.postgres import connect as open_store
+from tests.rigs.messages import new_id
 from tests.unit.driver import ORG, PYTHON, template
-from tests.worker.messages import new_id
 from tests.worker.rig import Hand, Rig
 
 SECRETIVE = template(

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from bus import Bus, subjects
 from handlers.publishing import OutgoingEvent, deliver
+from tests.rigs.messages import call_data, cloud_event
 from tests.simulation.loop import resolve
 from tests.unit.driver import ANN, ORG
-from tests.worker.messages import TEMPLATE_ID, envelope
+from tests.worker.messages import TEMPLATE_ID
 
 CREATE: Final = "create_workspace"
 TOOLS: Final = (CREATE, CREATE, "start_workspace", "stop_workspace", "stop_workspace")
@@ -62,14 +63,8 @@ class Callers:
         await asyncio.gather(*open_calls)
 
     async def _call(self, chat: str, call: str, tool: str) -> None:
-        data = {
-            "call_id": call,
-            "tool": tool,
-            "args": {"template_id": TEMPLATE_ID} if tool == CREATE else {},
-            "organization_id": ORG,
-            "owner_id": ANN,
-            "owner_name": "ann",
-        }
+        args = {"template_id": TEMPLATE_ID} if tool == CREATE else {}
+        data = call_data(call, tool, args, organization_id=ORG, owner_id=ANN)
         patient = self._random.random() < 0.7
         key, loop = (chat, call), asyncio.get_running_loop()
         answered = self._waiting[key] = loop.create_future()
@@ -90,7 +85,7 @@ class Callers:
         await self._send(chat, "tool_canceled", {"call_id": call})
 
     async def _send(self, chat: str, name: str, data: dict[str, Any]) -> None:
-        body = envelope(name, SOURCE, chat, data)
+        body = cloud_event(name, SOURCE, chat, data, time=None)
         subject = subjects.inbound("tool", chat, "service")
         fact = OutgoingEvent(subject, f"{SOURCE}:{body['id']}", json.dumps(body).encode())
         await deliver(self._bus, fact)

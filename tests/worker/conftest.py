@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.worker.messages import Senders, new_id
+from tests.rigs.messages import new_id
+from tests.worker.messages import Senders
 from tests.worker.rig import Hand, Rig
 
 

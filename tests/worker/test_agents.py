@@ -9,7 +9,8 @@ import pytest
 from bus import Unavailable
 from bus.streams import PRESENCE, WORKER_IN, WORKER_PRESENCE
 from bus.subjects import presence
-from tests.worker.messages import Job, Senders, agent_of, new_id
+from tests.rigs.messages import new_id
+from tests.worker.messages import Job, Senders, agent_of
 from tests.worker.rig import Hand, Rig
 
 SILENCE = 30.0

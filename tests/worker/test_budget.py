@@ -23,8 +23,9 @@ from statemachine.store import postgres as postgres_store
 from statemachine.store.database import queries
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
+from tests.rigs.messages import new_id
 from tests.unit.driver import ORG, PYTHON
-from tests.worker.messages import Job, Senders, new_id
+from tests.worker.messages import Job, Senders
 
 NAMES = {text: name for name, text in queries().items()}
 SAMPLED = ("count_open_calls", "pools")

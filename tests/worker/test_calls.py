@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.rigs.messages import new_id
 from tests.unit.driver import ANN
 from tests.unit.facts import uid
-from tests.worker.messages import TEMPLATE_ID, TRACE, Job, Senders, new_id
+from tests.worker.messages import TEMPLATE_ID, TRACE, Job, Senders
 from tests.worker.rig import Hand, Rig
 
 SECRET = """

@@ -18,8 +18,9 @@ from handlers.worker.worker import Worker
 from statemachine.chat import Limits
 from statemachine.timers import TimerKind, open_timer
 from tests.doubles.memory_store import MemoryStore
+from tests.rigs.messages import new_id
 from tests.unit.driver import ORG, PYTHON
-from tests.worker.messages import Senders, new_id
+from tests.worker.messages import Answers, Senders
 from tests.worker.rig import Hand, Rig
 
 HOUR = timedelta(hours=1)
@@ -216,7 +217,8 @@ async def test_on_a_real_server_a_limit_needs_at_most_one_more_timer(
         assert abs(clocks.ahead - clock.behind) < timedelta(seconds=10)
         clock.behind = behind
         chats = [new_id() for _ in range(3)]
-        async with operator.subscribe("workspaced.result.>") as answers:
+        async with operator.subscribe("workspaced.result.>") as results:
+            answers = Answers(results)
             for chat in chats:
                 await Senders(operator).create(chat)
             for _ in chats:

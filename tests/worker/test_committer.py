@@ -14,7 +14,8 @@ from handlers.worker import committer, worker
 from statemachine.store import StoreUnavailableError, TransientError, WorkRefusedError
 from tests.doubles.memory_store import MemoryStore
 from tests.doubles.memory_transaction import MemoryTransaction
-from tests.worker.messages import Senders, new_id
+from tests.rigs.messages import new_id
+from tests.worker.messages import Senders
 from tests.worker.rig import Hand, Rig
 
 

@@ -14,8 +14,9 @@ from statemachine.store import StoreUnavailableError
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore, timeouts
 from statemachine.store.postgres import connect as open_store
+from tests.rigs.messages import new_id
 from tests.unit.driver import ORG, PYTHON
-from tests.worker.messages import Senders, new_id
+from tests.worker.messages import Senders
 from tests.worker.rig import Hand, Rig
 
 WITHIN = 60

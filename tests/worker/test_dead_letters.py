@@ -14,7 +14,8 @@ from handlers.worker import batch
 from statemachine.machine import decide
 from statemachine.store import StoreUnavailableError
 from statemachine.views import notice
-from tests.worker.messages import Senders, envelope, new_id
+from tests.rigs.messages import build_fact, cloud_event, new_id
+from tests.worker.messages import Senders
 from tests.worker.rig import Hand, Rig
 
 
@@ -112,7 +113,7 @@ async def test_a_request_that_becomes_a_dead_letter_is_answered(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     data = {"call_id": "c", "tool": "list_templates", "args": [], "organization_id": 7}
-    await send.send("tool", chat, "service", envelope("tool_requested", "/chat/x", chat, data))
+    await send.send("tool", chat, "service", cloud_event("tool_requested", "/chat/x", chat, data))
 
     await hand.pump()
 
@@ -125,11 +126,11 @@ async def test_an_invalid_repeat_does_not_answer_an_accepted_call(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """Whether the bad repeat is in the same batch or in a later one."""
-    bad = envelope("tool_requested", "/chat/service", chat, {"call_id": "c"})
-    await send.send("tool", chat, "service", bad)
+    bad = cloud_event("tool_requested", "/chat/service", chat, {"call_id": "c"})
+    await send.publish(bad)
     await send.create(chat)
     await hand.pump()
-    await send.send("tool", chat, "service", bad)
+    await send.publish(bad)
     await hand.pump()
 
     assert (chat, "c") not in rig.results
@@ -140,8 +141,8 @@ async def test_the_refusal_of_a_request_never_replaces_the_answer_to_its_correct
     rig: Rig, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker dies before it publishes the refusal, and the refusal is not published later."""
-    bad = envelope("tool_requested", "/chat/service", chat, {"call_id": "c"})
-    await send.send("tool", chat, "service", bad)
+    bad = cloud_event("tool_requested", "/chat/service", chat, {"call_id": "c"})
+    await send.publish(bad)
     dying = rig.hand()
     with monkeypatch.context() as patch:
         patch.setattr(dying.relay, "publish", die_before_publishing)
@@ -178,11 +179,8 @@ async def test_a_repaired_fact_is_applied_and_its_log_entry_has_a_notice(
     await send.create(chat)
     await hand.pump()
     listed = [{"id": new_id(), "name": "main"}, {"name": "nobody"}]
-    of_build = ("workspace_id", "build_id", "build_number", "transition")
-    data = {key: rig.job[key] for key in of_build}
-    data |= {"agents": listed, "template_version_id": "latest"}
-    fact = envelope("build_succeeded", "/provisioner/local", chat, data)
-    await send.send("provisioner", chat, "local", fact)
+    data = {"agents": listed, "template_version_id": "latest"}
+    await send.publish(build_fact("build_succeeded", "local", rig.job, data))
     await hand.pump()
 
     assert rig.state(chat)["state"] == "agent_connecting"
@@ -249,8 +247,7 @@ async def test_after_the_limit_no_call_waits_for_a_rejected_end(
 async def test_a_rejected_fact_of_an_unknown_chat_creates_no_chat(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    body = envelope("build_failed", "/provisioner/p", chat, {"build_id": new_id()})
-    await send.send("provisioner", chat, "p", body)
+    await send.publish(cloud_event("build_failed", "/provisioner/p", chat, {"build_id": new_id()}))
     await hand.pump()
 
     assert len(rig.dead) == 1

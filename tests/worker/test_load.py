@@ -7,7 +7,8 @@ import asyncio
 from handlers.worker.call_limits import LoadSampler, WaitingLimits
 from handlers.worker.worker import Worker
 from statemachine.tool_rules import BUSY
-from tests.worker.messages import Senders, new_id
+from tests.rigs.messages import new_id
+from tests.worker.messages import Senders
 from tests.worker.rig import POOL, Hand, Rig
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bus import Bus, Message, Subscription, subjects
+from bus import Bus, Subscription, subjects
 from bus.jetstream import connect
 from bus.streams import JOB, STATE, pool_consumer
 from handlers.access.identities import seed_file
@@ -22,28 +22,13 @@ from statemachine.chat import Limits
 from statemachine.store import Store
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
+from tests.rigs.messages import new_id
 from tests.unit.driver import ORG, PYTHON
 from tests.unit.facts import uid
-from tests.worker.messages import Job, Senders, new_id
+from tests.worker.messages import Answers, Job, Senders
 
 WITHIN = 20.0
 Start = Callable[..., Awaitable[Worker]]
-
-
-class Answers:
-    """A subscription to answers without those that are delivered again."""
-
-    def __init__(self, subscription: Subscription) -> None:
-        self._subscription = subscription
-        self._seen: set[str] = set()
-
-    async def next(self, timeout: float) -> Message:
-        while (
-            event_id := json.loads((found := await self._subscription.next(timeout)).data)["id"]
-        ) in self._seen:
-            pass
-        self._seen.add(event_id)
-        return found
 
 
 @dataclass(slots=True)

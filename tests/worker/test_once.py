@@ -17,7 +17,8 @@ from handlers.worker.publications import Lane
 from statemachine.store import Look, OutboxMessage, StoreUnavailableError
 from tests.doubles.memory_store import MemoryStore
 from tests.doubles.subjects import matches
-from tests.worker.messages import Senders, new_id
+from tests.rigs.messages import new_id
+from tests.worker.messages import Senders
 from tests.worker.rig import Hand, Rig
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.rigs.messages import new_id
 from tests.unit.facts import uid
-from tests.worker.messages import TEMPLATE_ID, Job, Senders, new_id
+from tests.worker.messages import TEMPLATE_ID, Job, Senders
 from tests.worker.rig import Hand, Rig
 
 GRACE, DAY = 900.0, 86_400.0

@@ -17,7 +17,8 @@ from handlers.worker.recovery.republisher import ASK_COUNT
 from statemachine.store import StreamPosition
 from tests.doubles.memory_server import Interest
 from tests.doubles.memory_store import MemoryRecovery, MemoryStore
-from tests.worker.messages import Job, Senders, new_id
+from tests.rigs.messages import new_id
+from tests.worker.messages import Job, Senders
 from tests.worker.rig import Hand, Rig
 
 TEN_MINUTES = 600.0

@@ -11,8 +11,9 @@ from bus.streams import JOB
 from handlers.gateway.queries import Queries
 from handlers.gateway.requests import ChatBody, EventsBody
 from statemachine.mask import MASK
+from tests.rigs.messages import agent_fact, new_id
 from tests.unit.driver import template
-from tests.worker.messages import Job, Senders, agent_of, envelope, new_id
+from tests.worker.messages import Job, Senders, agent_of
 from tests.worker.rig import Hand, Rig
 
 SECRET, PRESET, OTHER, DEFAULT = "s3cret-1", "s3cret-2", "s3cret-3", "s3cret-4"
@@ -345,11 +346,8 @@ async def test_a_value_repeated_by_an_agent_is_masked(
     await create_with_values(rig, hand, chat, {"token": SECRET})
     await make_ready(rig, hand, rig.job)
 
-    agent = rig.job | {"agent_id": agent_of(rig.job, "main")}
-    keys = ("workspace_id", "build_id", "agent_id")
-    data = {key: agent[key] for key in keys} | {"sequence": 9, "reason": f"curl {SECRET}: refused"}
-    body = envelope("agent_disconnected", f"/agent/{agent['agent_id']}", chat, data)
-    await send.send("agent", chat, agent["agent_id"], body)
+    reason = {"reason": f"curl {SECRET}: refused"}
+    await send.publish(agent_fact("agent_disconnected", rig.job, agent_of(rig.job), 9, reason))
     await hand.pump()
 
     log = await rig.store.chats.log(chat)

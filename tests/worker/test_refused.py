@@ -8,7 +8,8 @@ import pytest
 
 from bus import PubAck, Refused
 from tests.doubles.memory_bus import MemoryBus
-from tests.worker.messages import Senders, new_id
+from tests.rigs.messages import new_id
+from tests.worker.messages import Senders
 from tests.worker.rig import Rig
 
 

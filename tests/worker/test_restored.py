@@ -12,7 +12,8 @@ import pytest
 from bus import subjects
 from bus.streams import RESULT
 from statemachine.views import state_changed
-from tests.worker.messages import Job, Senders, new_id
+from tests.rigs.messages import new_id
+from tests.worker.messages import Job, Senders
 from tests.worker.rig import Hand, Rig
 
 Restore = Callable[[], Hand]

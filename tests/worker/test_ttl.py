@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from tests.worker.messages import Job, Senders, new_id
+from tests.rigs.messages import new_id
+from tests.worker.messages import Job, Senders
 from tests.worker.rig import Hand, Rig
 
 TTL, HOUR, DAY = 7200.0, 3600.0, 86_400.0
