@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from handlers.access.identities import seed_file
-from handlers.access.permissions import role_inbox_prefix
 from handlers.embedded import Servers, embedded_servers
+from tests.rigs.client import Participant, role_options
+from tests.rigs.client import connect as connect_participant
 from tests.rigs.servers import new_database
 
 ConnectAs = Callable[..., Awaitable[Client]]
@@ -60,25 +60,13 @@ async def connect_as(servers: Servers) -> AsyncIterator[ConnectAs]:
     async with AsyncExitStack() as connections:
 
         async def connect(role: str, *, on: Servers = servers, **options: Any) -> Client:
-            settings: dict[str, Any] = {
-                "client": Client(),
-                "nkeys_seed": str(seed_file(on.credentials, role)),
-                "inbox_prefix": role_inbox_prefix(role),
-                "max_reconnect_attempts": 1,
-                "reconnect_time_wait": 0.1,
-                "connect_timeout": 2,
-                "error_cb": _ignore,
-                "allow_reconnect": False,
-            } | options
-            client: Client = settings.pop("client")
+            party = Participant()
+            party.client = options.pop("client", party.client)
             # The connection is closed even if the server refuses it: nats-py leaves its socket
             # open.
-            connections.push_async_callback(client.close)
-            await client.connect(on.nats_url, **settings)
-            return client
+            connections.push_async_callback(party.client.close)
+            settings = role_options(on.credentials, role) | options
+            await connect_participant(party, on.nats_url, **settings)
+            return party.client
 
         yield connect
-
-
-async def _ignore(_error: Exception) -> None:
-    """Ignore an error: without a callback nats-py logs each one."""

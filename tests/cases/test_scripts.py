@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from uuid import uuid4
 
 from tests.cases.playing import INPUTS
+from tests.rigs.messages import new_id
 from tests.rigs.processes import Up
 
 
 def test_b03_verdict_lost_behind_the_limit(running: Up) -> None:
-    chat = str(uuid4())
+    chat = new_id()
     pushed = running.data("template", "push", INPUTS / "B03-verdict-lost-behind-the-limit")
     words = ("tool", "create_workspace", "--chat", chat, "--json", "--arg")
     answer = json.loads(running.run(*words, f"template_id={pushed['template_id']}").stdout)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cases.playing import INPUTS
 from tests.cli.template_folders import folder
+from tests.rigs.messages import new_id
 from tests.rigs.processes import Up
 
 BOOL = """
@@ -35,7 +36,7 @@ start = "sh ./step.sh"
 
 def everything(running: Up, template: str | Path, **parameters: str) -> tuple[str, str]:
     """Create a workspace; return the build's log, and everything else that workspaced shows."""
-    chat = str(uuid4())
+    chat = new_id()
     pushed = running.data("template", "push", template)["template_id"]
     given = [f"parameters.{name}={json.dumps(value)}" for name, value in parameters.items()]
     args = [word for one in (f"template_id={pushed}", *given) for word in ("--arg", one)]

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from tests.cases.playing import INPUTS
+from tests.rigs.messages import new_id
 from tests.rigs.processes import ROOT, TIMEOUT, environment, kill_processes, processes_using, run
 
 IN_A_TERMINAL = """
@@ -39,7 +39,7 @@ class InATerminal:
 
     def create(self, case: str) -> tuple[dict[str, Any], str]:
         """Create a workspace from the case's template; return the answer and the build's log."""
-        chat = str(uuid4())
+        chat = new_id()
         pushed = self.data("template", "push", INPUTS / case)
         created = self.run(
             *("tool", "create_workspace", "--chat", chat, "--json"),

@@ -10,10 +10,10 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
+from tests.rigs.messages import new_id
 from tests.rigs.processes import ROOT, TIMEOUT, environment, kill_processes, processes_using, run
 
 NEW_NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -91,7 +91,7 @@ def _builds(tmp_path: Path, data: Path) -> None:
     pushed = run("template", "push", template, "--data-dir", data)
     template_id = json.loads(pushed.stdout)["template_id"]
     for _ in range(3):
-        chat = str(uuid4())
+        chat = new_id()
         words = ("tool", "create_workspace", "--chat", chat, "--arg", f"template_id={template_id}")
         created = run(*words, "--json", "--data-dir", data)
         assert "exited with status 3" in json.loads(created.stdout)["error"]

@@ -16,7 +16,7 @@ import pytest
 
 from tests.cli.template_folders import QUICK, folder
 from tests.rigs.client import Participant, connected, role_options
-from tests.rigs.messages import Event, cloud_event, new_id
+from tests.rigs.messages import Event, cloud_event, new_id, subject_of
 from tests.rigs.processes import ROOT, TIMEOUT, Process, Up, environment
 
 UNSERVED = """
@@ -106,7 +106,7 @@ def publish_as_provisioner(running: Up, chat: str, type_name: str, data: Event) 
         options = role_options(running.directory / "credentials", "provisioner")
         async with connected(Participant(), running.nats, **options) as party:
             fact = cloud_event(type_name, "/provisioner/forge", chat, data)
-            await party.publish(f"workspaced.in.provisioner.{chat}.forge", fact)
+            await party.publish(subject_of(fact), fact)
 
     asyncio.run(publish())
 

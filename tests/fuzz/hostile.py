@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from tests.rigs.messages import CONTENT_TYPE, cloud_event
+
 INBOUND = ("tool", "provisioner", "agent")
 TOOLS = (
     "create_workspace",
@@ -29,7 +31,6 @@ RPCS = (
     "agent_credential",
     "frontend_credential",
 )
-CONTENT_TYPE = "application/cloudevents+json"
 LARGEST = 256 * 1024
 CHATS = 300
 """Chats of a run for each kind of subject: few enough that events collide in one chat, and that the
@@ -139,15 +140,8 @@ def _token(text: str) -> str:
 def _event(rng: Random, kind: str, chat: str, sender: str) -> dict[str, Json]:
     name, data = rng.choice(_FACTS[kind])(rng, chat, sender)
     source = {"tool": "/chat/", "provisioner": "/provisioner/", "agent": "/agent/"}[kind] + sender
-    event = {
-        "specversion": "1.0",
-        "id": str(UUID(int=rng.getrandbits(128), version=4)),
-        "source": source,
-        "type": f"workspaced.{name}.v1",
-        "subject": chat,
-        "time": "2026-01-01T00:00:00Z",
-        "data": data,
-    }
+    event_id = str(UUID(int=rng.getrandbits(128), version=4))
+    event = cloud_event(name, source, chat, data, id=event_id, time="2026-01-01T00:00:00Z")
     if rng.random() < 0.05:
         event["id"] = rng.choice(("same", "x" * 1024, "x" * 1025, "\u202e"))
     if rng.random() < 0.1:

@@ -7,7 +7,6 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
 
 import pytest
 from nats.aio.client import Client
@@ -36,8 +35,9 @@ from handlers.access.permissions import ROLES
 from handlers.embedded import Servers
 from tests.conftest import ConnectAs
 from tests.rigs.client import settled
+from tests.rigs.messages import new_id
 
-CHAT, OTHER_CHAT, BUILD, AGENT = (str(uuid4()) for _ in range(4))
+CHAT, OTHER_CHAT, BUILD, AGENT = (new_id() for _ in range(4))
 IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
 
 
@@ -128,11 +128,11 @@ async def test_an_agent_may_only_report_about_itself(granted: GrantTable, connec
     ):
         assert await agent.may_publish(subject), subject
     for subject in (
-        f"workspaced.in.agent.{CHAT}.{uuid4()}",
+        f"workspaced.in.agent.{CHAT}.{new_id()}",
         f"workspaced.in.agent.{OTHER_CHAT}.{AGENT}",
         f"workspaced.in.tool.{CHAT}.chat",
-        f"workspaced.log.{CHAT}.{uuid4()}",
-        f"workspaced.presence.{CHAT}.{uuid4()}",
+        f"workspaced.log.{CHAT}.{new_id()}",
+        f"workspaced.presence.{CHAT}.{new_id()}",
         "workspaced.rpc.list_chats",
         "$JS.API.STREAM.LIST",
         subjects.AUTH_CALLOUT,
@@ -145,7 +145,7 @@ async def test_an_agent_may_only_report_about_itself(granted: GrantTable, connec
 
 
 async def test_a_frontend_may_only_follow_its_chats(granted: GrantTable, connect_with) -> None:
-    mine = [CHAT, str(uuid4())]
+    mine = [CHAT, new_id()]
     seed = granted.add(frontend_grant, name="page", chat_ids=mine)
     frontend = await connect_with(seed, "page")
     get = "$JS.API.DIRECT.GET.WORKSPACED_STATE"

@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from handlers.embedded import Servers
 from tests.rigs.client import Participant, Provisioner, connected, role_options
 from tests.rigs.fleet import Fleet, fleet_on
-from tests.rigs.messages import Event, cloud_event, new_id
+from tests.rigs.messages import Event, call_data, new_id, subject_of, tool_request
 from tests.rigs.processes import resident_mib
 from tests.rigs.world import ORGANIZATION, POOL
 
@@ -89,32 +89,26 @@ class Flood:
                 task.cancel()
             await asyncio.gather(*publishing, *asking, return_exceptions=True)
 
-    def _call(self) -> Event:
+    def _call(self) -> tuple[str, Event]:
+        """Return a chat and the data of its next call."""
         chat, owner = random.choice(self._chats)
-        return {
-            "chat_id": chat,
-            "call_id": f"call-{next(self._numbers)}",
-            "organization_id": ORGANIZATION,
-            "owner_id": owner,
-            "owner_name": "ann",
-            "args": {"template_id": self._template_id},
-        }
+        args, call_id = {"template_id": self._template_id}, f"call-{next(self._numbers)}"
+        whose = {"organization_id": ORGANIZATION, "owner_id": owner}
+        return chat, call_data(call_id, "create_workspace", args, **whose)
 
     async def _publish(self) -> None:
         service = self.service
         while not self._over.is_set():
-            body = self._call()
-            chat = body.pop("chat_id")
-            told = cloud_event(
-                "tool_requested", "/chat/flood", chat, body | {"tool": "create_workspace"}
-            )
-            await service.publish(f"workspaced.in.tool.{chat}.flood", told)
-            self.accepted.add(f"{chat}.{body['call_id']}")
+            chat, data = self._call()
+            asked = tool_request("flood", chat, data)
+            await service.publish(subject_of(asked), asked)
+            self.accepted.add(f"{chat}.{data['call_id']}")
 
     async def _ask(self) -> None:
         client = self.operator.client
         while not self._over.is_set():
-            raw = json.dumps(self._call()).encode()
+            chat, data = self._call()
+            raw = json.dumps({"chat_id": chat, **data}).encode()
             try:
                 reply = await client.request(
                     "workspaced.rpc.create_workspace", raw, timeout=PATIENCE

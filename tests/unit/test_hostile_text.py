@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from uuid import uuid4
 
 import pytest
 
@@ -21,6 +20,7 @@ from handlers.publishing.build_log import read_log_line, read_ui_message
 from statemachine.parameters import Parameter, misfit
 from statemachine.strict_json import Reject, RejectReason, parse
 from statemachine.templates import EXPRESSION, PARAMETERS, TemplateError, read
+from tests.rigs.messages import new_id
 
 HOSTILE = (
     "\x1b]0;title\x07\x1b[2J\x1b[31mred\x9b1A\x1b(0\x08\x7f\x00\u202eexe\u2066\u2028x\u200f\ud800"
@@ -87,7 +87,7 @@ def test_deep_nesting_is_rejected_in_every_kind_of_input(deep: bytes) -> None:
     ):
         with pytest.raises(refused):
             take(deep)
-    assert read_log_line(deep, str(uuid4())) is None
+    assert read_log_line(deep, new_id()) is None
     if len(deep) > 1000:
         with pytest.raises(InvalidSettings, match="nested too deep"):
             arguments([("a", "[" * 100_000)])
@@ -145,7 +145,7 @@ def test_an_expression_that_needs_too_much_memory_is_invalid() -> None:
 
 
 def test_only_valid_log_lines_are_shown() -> None:
-    build = str(uuid4())
+    build = new_id()
     line = {
         "build_id": build,
         "origin": "agent",
@@ -154,7 +154,7 @@ def test_only_valid_log_lines_are_shown() -> None:
         "output": HOSTILE,
         "sequence": 1,
     }
-    subject = f"workspaced.ui.{uuid4()}.log.{build}"
+    subject = f"workspaced.ui.{new_id()}.log.{build}"
 
     def said(**more: object) -> bytes:
         return json.dumps(
@@ -166,7 +166,7 @@ def test_only_valid_log_lines_are_shown() -> None:
     assert shown is not None
     assert shown["type"] == "workspaced.log_appended.v1"  # even if its data names another type
     for wrong in (
-        said(build_id=str(uuid4())),
+        said(build_id=new_id()),
         said(origin="worker"),
         said(output=["x"]),
         said(sequence=True),

@@ -22,7 +22,7 @@ from tests.rigs.client import (
     connected,
     credential_options,
 )
-from tests.rigs.messages import Event, agent_entry, cloud_event, new_id
+from tests.rigs.messages import Event, agent_entry, build_fact, new_id, subject_of
 from tests.rigs.processes import Up
 from tests.rigs.world import POOL, World
 
@@ -306,19 +306,11 @@ async def test_a_named_provisioner_builds_for_its_own_pool(world: World) -> None
     async with connected(Provisioner(POOL, "near"), world.deployment.nats, **options) as near:
         credential = await request_agent_credential(world, job.data, by=near)
         await near.publish_event("build_started", job)
-        await near.publish_event(
-            "build_succeeded",
-            job,
-            template_version_id=job.template["version_id"],
-            agents=[agent_entry()],
-        )
-        await job.ack()
+        await near.succeed(job, agent_entry())
         await chat.state("agent_connecting")
-        fact = cloud_event("build_started", "/provisioner/other", chat.id, {})
+        fact = build_fact("build_started", "other", job.data, {})
         with pytest.raises(nats.errors.Error):
-            await near.js.publish(
-                f"workspaced.in.provisioner.{chat.id}.other", json.dumps(fact).encode(), timeout=1
-            )
+            await near.js.publish(subject_of(fact), json.dumps(fact).encode(), timeout=1)
     await chat.cancel(call)
 
     assert credential["seed"]
