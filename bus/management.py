@@ -44,17 +44,17 @@ many requests, or (10158) a message with the same id is being stored at this mom
 
 def bus_error(error: APIError, about: str) -> BusError:
     """Translate JetStream's error into one of the bus; `about` names the stream or subject."""
-    words = f"{about}: {error.description or 'no reason given'}"
+    message = f"{about}: {error.description or 'no reason given'}"
     if error.err_code in _WRONG_LAST:
-        found = re.search(r"\d+$", words)
-        return Conflict(words, int(found[0]) if found else None)
+        found = re.search(r"\d+$", message)
+        return Conflict(message, int(found[0]) if found else None)
     if (
         error.code == _UNAVAILABLE
         or error.err_code in _TRANSIENT
         or error.err_code in (_STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND)
     ):
-        return Unavailable(words)
-    return Refused(words)
+        return Unavailable(message)
+    return Refused(message)
 
 
 @contextmanager

@@ -309,16 +309,16 @@ class NatsClient(Client):
 
     async def report_error(self, error: Exception) -> None:
         """Handle an error that nats-py reports to its `error_cb` only."""
-        words = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
-        denied = _DENIED.search(words)
+        message = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+        denied = _DENIED.search(message)
         if denied is not None:
-            denials.error("NATS refused: %s", words)
+            denials.error("NATS refused: %s", message)
             action, subject = denied.groups()
             if action == "subscription":
                 self._denied_subscriptions.add(subject)
-            any(is_theirs(subject, Denied(words)) for is_theirs in self.on_denied)
+            any(is_theirs(subject, Denied(message)) for is_theirs in self.on_denied)
             return
-        self.error_text = words
+        self.error_text = message
         if self._reconnecting_enabled and "authorization" in self.error_text.lower():
             self._count_rejection()
         else:

@@ -255,7 +255,7 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
         if info.end_rejected is not None and (rejection := self.rejection) and rejection.is_end:
             phase = info.end_rejected
         if phase is Phase.FAILED_STOP:
-            return Phase.FAILED_BUILD if self.current is None else self.current.standing
+            return Phase.FAILED_BUILD if self.current is None else self.current.phase_left
         return phase
 
     @property

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-AT_THE_DOOR: Final = {"at the door": True}
+INBOUND_CONTEXT: Final = {"at the door": True}
 """The pydantic validation context of inbound messages. Some checks run only with this context.
 
 Logged events are read without it: they were accepted before, perhaps by an earlier version with
@@ -162,7 +162,7 @@ class DeleteRequested(Frozen):
     """Text for people."""
 
 
-class _OfBuild(Frozen):
+class _BuildEvent(Frozen):
     workspace_id: Id
     build_id: Id
     build_number: Annotated[int, Field(ge=0, lt=2**53)]
@@ -170,7 +170,7 @@ class _OfBuild(Frozen):
     transition: Annotated[Transition, Field(strict=False)]
 
 
-class BuildStarted(_OfBuild):
+class BuildStarted(_BuildEvent):
     """A provisioner has begun a build."""
 
     name: ClassVar = "build_started"
@@ -205,7 +205,7 @@ def _distinct(agents: tuple[ReportedAgent, ...], info: ValidationInfo) -> tuple[
     return agents
 
 
-class BuildSucceeded(_OfBuild):
+class BuildSucceeded(_BuildEvent):
     """A build has succeeded. This is a terminal fact."""
 
     name: ClassVar = "build_succeeded"
@@ -223,7 +223,7 @@ class Quota(Frozen):
     budget: float
 
 
-class BuildFailed(_OfBuild):
+class BuildFailed(_BuildEvent):
     """A build has failed. This is a terminal fact."""
 
     name: ClassVar = "build_failed"
@@ -236,7 +236,7 @@ class BuildFailed(_OfBuild):
     """The owner's quota, if `error_code` is `INSUFFICIENT_QUOTA`."""
 
 
-class BuildCanceled(_OfBuild):
+class BuildCanceled(_BuildEvent):
     """A build was canceled before it ended. This is a terminal fact."""
 
     name: ClassVar = "build_canceled"
@@ -254,7 +254,7 @@ class WorkspaceDeleted(Frozen):
 Sequence = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class _OfAgent(Frozen):
+class _AgentEvent(Frozen):
     workspace_id: Id
     build_id: Id
     """The start build that created the agent."""
@@ -264,13 +264,13 @@ class _OfAgent(Frozen):
     """Rises with each fact of the agent, and does not start again when the agent restarts."""
 
 
-class AgentConnected(_OfAgent):
+class AgentConnected(_AgentEvent):
     """The agent has connected."""
 
     name: ClassVar = "agent_connected"
 
 
-class AgentDisconnected(_OfAgent):
+class AgentDisconnected(_AgentEvent):
     """The agent has disconnected.
 
     Workers record this fact themselves when an agent's presence message has expired: with the
@@ -284,7 +284,7 @@ class AgentDisconnected(_OfAgent):
     """Text for people."""
 
 
-class AgentLifecycle(_OfAgent):
+class AgentLifecycle(_AgentEvent):
     """The agent reports how far its startup or shutdown scripts have come."""
 
     name: ClassVar = "agent_lifecycle"

@@ -290,7 +290,7 @@ def _requested(chat: Chat, asked: events.BuildRequested, time: datetime, at: dat
         ttl_ms=asked.ttl_ms if starts or last is None else last.ttl_ms,
     )
     if (previous := chat.previous_workspace(asked.workspace_id)) is not None:
-        requested = _watched(replace(previous, build=build), at)
+        requested = _with_orphan_mark(replace(previous, build=build), at)
         return Folded(chat=_remember(chat, requested), unmoved=Unmoved.FOREIGN)
     if chat.current is None or chat.current.id != asked.workspace_id:
         record = WorkspaceRecord(
@@ -333,10 +333,10 @@ def _previous_with_fact(
         return chat
     after = _with_fact(before, fact, time, at)
     of_newest = after.build is not None and after.build.id == fact.build_id
-    return _remember(chat, _watched(after, at) if of_newest else after)
+    return _remember(chat, _with_orphan_mark(after, at) if of_newest else after)
 
 
-def _watched(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
+def _with_orphan_mark(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
     """Return a previous workspace as its newest build leaves it: deleted, running as an orphan, or neither."""
     build = record.build
     if build is None:
@@ -435,13 +435,13 @@ def leave(chat: Chat, at: datetime, *, deleted: bool) -> Chat:
             owner_name=current.owner_name,
             template_id=current.template_id,
             build=current.build,
-            orphaned_at=at if _may_run(chat, current) else None,
+            orphaned_at=at if _is_left_running(chat, current) else None,
         )
     agents = _agents_of_others(chat, current.id)
     return replace(_remember(chat, record), current=None, agents=agents)
 
 
-def _may_run(chat: Chat, current: WorkspaceRecord) -> bool:
+def _is_left_running(chat: Chat, current: WorkspaceRecord) -> bool:
     """Say whether the workspace runs, or was not stopped and the end of its start is unknown."""
     start, build = current.start_build, current.build
     unknown = start is not None and start.outcome is None and start is not build
@@ -454,14 +454,14 @@ def _remember(chat: Chat, record: WorkspaceRecord) -> Chat:
     """Return the chat with `record` as the newest of its previous workspaces."""
     others = [previous for previous in chat.previous if previous.id != record.id]
     while len(others) >= MAX_PREVIOUS:
-        others.remove(min(others, key=_weight))
+        others.remove(min(others, key=_importance))
     remembering = replace(chat, previous=(*others, record))
     if record.deleted:
         return replace(remembering, agents=_agents_of_others(chat, record.id))
     return remembering
 
 
-def _weight(record: WorkspaceRecord) -> int:
+def _importance(record: WorkspaceRecord) -> int:
     """Say how much it costs to forget a workspace: that it runs, or that it must not come back."""
     return 2 * (record.orphaned_at is not None) + record.ours
 

@@ -19,7 +19,7 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from statemachine.events import AT_THE_DOOR, Frozen
+from statemachine.events import INBOUND_CONTEXT, Frozen
 from statemachine.naming import is_uuid
 
 JsonPath = tuple[str | int, ...]
@@ -45,7 +45,7 @@ _ENDS_KEPT: Final = frozenset(("error", "output", "reason"))
 off."""
 _DEFINING: Final = frozenset(("parent_id",))
 """Optional fields whose removal would change the meaning of their list entry."""
-_WORDS: Final = {
+_MESSAGES: Final = {
     "missing": "is required",
     "string_type": "is not a text",
     "int_type": "is not an integer",
@@ -62,8 +62,8 @@ _BOUNDS: Final = {
     "greater_than": ("gt", "greater than"),
     "greater_than_equal": ("ge", "at least"),
 }
-"""Error type of a number outside its range -> key of the limit in the error's context, and the
-words."""
+"""Error type of a number outside its range -> key of the limit in the error's context, and the text
+for the message."""
 _LONGEST_NUMBER: Final = 40
 """Maximum number of characters of a number that an error message repeats."""
 _LARGE_POWER: Final = 53
@@ -81,7 +81,7 @@ def read(model: type[Model], body: object, root: str) -> Model:
     Error messages call the object `root`, for example `data`. Raises UnreadableError.
     """
     try:
-        return model.model_validate(body, context=AT_THE_DOOR)
+        return model.model_validate(body, context=INBOUND_CONTEXT)
     except ValidationError as error:
         return _Repair(root, deepcopy(body), _required(model), forgiving=False).done(model, error)
 
@@ -107,7 +107,7 @@ def accept(
     missing or cannot be used.
     """
     try:
-        return Accepted(model.model_validate(body, context=AT_THE_DOOR), list(lost.values()))
+        return Accepted(model.model_validate(body, context=INBOUND_CONTEXT), list(lost.values()))
     except ValidationError as error:
         required, changed = _required(model), dict(lost)
         repair = _Repair(root, deepcopy(body), required, forgiving=True, changed=changed)
@@ -115,10 +115,10 @@ def accept(
         return Accepted(value, list(repair.changed.values()), frozenset(repair.beginnings_cut))
 
 
-def describe(bad: ValidationError, root: str = "data") -> str:
+def describe(invalid: ValidationError, root: str = "data") -> str:
     """Return one line that names the wrong fields, at most MOST_NAMED, and their faults."""
-    errors = bad.errors(include_url=False)[:MOST_NAMED]
-    return "; ".join(_words(error, spelled(root, error["loc"])) for error in errors)
+    errors = invalid.errors(include_url=False)[:MOST_NAMED]
+    return "; ".join(_describe_error(error, spelled(root, error["loc"])) for error in errors)
 
 
 def spelled(root: str, path: JsonPath) -> str:
@@ -126,11 +126,12 @@ def spelled(root: str, path: JsonPath) -> str:
     return root + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
 
 
-def listed(words: list[str]) -> str:
+def listed(messages: list[str]) -> str:
     """Join descriptions in one line. Those beyond the first MOST_NAMED are only counted."""
-    more = len(words) - MOST_NAMED
+    more = len(messages) - MOST_NAMED
     named = [
-        word if len(word) <= _LONGEST else f"{word[:_LONGEST]}…" for word in words[:MOST_NAMED]
+        message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…"
+        for message in messages[:MOST_NAMED]
     ]
     return "; ".join([*named, *([f"and {more} more"] if more > 0 else [])])
 
@@ -157,57 +158,57 @@ class _Repair:
     """`id()` of a list from which entries were removed -> the original indices of the remaining
     entries."""
 
-    def done(self, model: type[Model], bad: ValidationError) -> Model:
+    def done(self, model: type[Model], invalid: ValidationError) -> Model:
         """Repair and validate the object until it is valid. Raises UnreadableError."""
         for _ in range(_ROUNDS):
-            self._mend(bad)
+            self._repair_all(invalid)
             try:
-                return model.model_validate(self.body, context=AT_THE_DOOR)
+                return model.model_validate(self.body, context=INBOUND_CONTEXT)
             except ValidationError as error:
-                bad = error
-        raise UnreadableError(describe(bad, self.root))
+                invalid = error
+        raise UnreadableError(describe(invalid, self.root))
 
-    def _mend(self, bad: ValidationError) -> None:
+    def _repair_all(self, invalid: ValidationError) -> None:
         """Repair the faults that one validation found.
 
         Raises UnreadableError if a fault cannot be repaired.
         """
         wrong: list[str] = []
-        gone: set[JsonPath] = set()
-        errors = bad.errors(include_url=False)
+        removed: set[JsonPath] = set()
+        errors = invalid.errors(include_url=False)
         if self.forgiving and len(errors) > _MOST_FAULTS:  # an attack, not a mistake
             for key in {error["loc"][0] for error in errors if len(error["loc"]) > 1}:
-                gone.add((key,))
+                removed.add((key,))
                 self.changed[(key,)] = f"{self.root}.{key} has too many faults{_LEFT_OUT}"
             errors = [error for error in errors if len(error["loc"]) == 1]
         for error in errors:
             if len(wrong) == MOST_NAMED:
                 break
             origin = self._origin(error["loc"])
-            words = _words(error, spelled(self.root, origin))
-            if not self._mended(error, words, gone):
-                lacking = f"{spelled(self.root, origin)} {_WORDS['missing']}"
-                said = self.changed.get(origin, lacking if _is_absent(error) else words)
-                wrong.append(said.removesuffix(_LEFT_OUT))
+            message = _describe_error(error, spelled(self.root, origin))
+            if not self._repair_one(error, message, removed):
+                lacking = f"{spelled(self.root, origin)} {_MESSAGES['missing']}"
+                description = self.changed.get(origin, lacking if _is_absent(error) else message)
+                wrong.append(description.removesuffix(_LEFT_OUT))
         if wrong:
             raise UnreadableError(listed(wrong))
-        inner = {path for path in gone if any(path[:n] in gone for n in range(len(path)))}
+        inner = {path for path in removed if any(path[:n] in removed for n in range(len(path)))}
         # Remove later entries of a list first, so that the indices of earlier ones stay valid.
-        for path in sorted(gone - inner, key=lambda path: [str(k).zfill(9) for k in path])[::-1]:
+        for path in sorted(removed - inner, key=lambda path: [str(k).zfill(9) for k in path])[::-1]:
             self._leave_out(path)
 
-    def _mended(self, error: ErrorDetails, words: str, gone: set[JsonPath]) -> bool:
-        """Repair one error, or add the path that must be left out to `gone`.
+    def _repair_one(self, error: ErrorDetails, message: str, removed: set[JsonPath]) -> bool:
+        """Repair one error, or add the path that must be left out to `removed`.
 
         Return whether one of them is possible.
         """
         kind, path = error["type"], error["loc"]
         if kind == "missing" or not path:
-            return self._escalate(path, words, gone)
+            return self._escalate(path, message, removed)
         value, key = error["input"], path[-1]
         needed = len(path) == 1 and key in self.required
         if _is_absent(error) and isinstance(key, str) and not needed:
-            gone.add(path)  # an absent field means the same
+            removed.add(path)  # an absent field means the same
         elif kind == "int_type" and isinstance(value, float) and value.is_integer():
             self._holder(path)[key] = int(value)
         elif needed or not self.forgiving:
@@ -217,41 +218,41 @@ class _Repair:
             self._holder(path)[key] = _cut(value, limit, end=end)
             if end:
                 self.beginnings_cut.add(str(key))
-            self.changed[self._origin(path)] = f"{words}: cut"
+            self.changed[self._origin(path)] = f"{message}: cut"
         elif kind == "duplicate_ids":
             self._leave_out_duplicates(path)
         elif key in _DEFINING:
-            return self._escalate(path, words, gone)
+            return self._escalate(path, message, removed)
         else:
-            gone.add(path)
-            self.changed.setdefault(self._origin(path), f"{words}{_LEFT_OUT}")
+            removed.add(path)
+            self.changed.setdefault(self._origin(path), f"{message}{_LEFT_OUT}")
         return True
 
-    def _escalate(self, path: JsonPath, words: str, gone: set[JsonPath]) -> bool:
+    def _escalate(self, path: JsonPath, message: str, removed: set[JsonPath]) -> bool:
         """Leave out the object that contains `path`; return False if that is the whole object."""
         if not self.forgiving or len(path) < 2:  # noqa: PLR2004 — a field of the whole object
             return False
         holder = path[:-1]
-        said = self.changed.pop(self._origin(path), words).removesuffix(_LEFT_OUT)
+        description = self.changed.pop(self._origin(path), message).removesuffix(_LEFT_OUT)
         name = spelled(self.root, self._origin(holder))
-        self.changed.setdefault(self._origin(holder), f"{said}: {name} is left out")
-        gone.add(holder)
+        self.changed.setdefault(self._origin(holder), f"{description}: {name} is left out")
+        removed.add(holder)
         return True
 
     def _leave_out_duplicates(self, path: JsonPath) -> None:
         """Remove entries whose id an earlier entry has."""
         known: set[str] = set()
-        again: list[JsonPath] = []
+        duplicates: list[JsonPath] = []
         for index, entry in enumerate(self._at(path)):
             place = (*path, index)
             if entry["id"] in known:
-                again.append(place)
+                duplicates.append(place)
                 name = spelled(self.root, self._origin(place))
                 self.changed[self._origin(place)] = (
                     f"{name}.id was listed before: {name} is left out"
                 )
             known.add(entry["id"])
-        for place in reversed(again):
+        for place in reversed(duplicates):
             self._leave_out(place)
 
     def _leave_out(self, path: JsonPath) -> None:
@@ -293,17 +294,17 @@ def _cut(text: str, limit: int, *, end: bool) -> str:
     return (encoded[-limit:] if end else encoded[:limit]).decode(errors="ignore")
 
 
-def _words(error: ErrorDetails, name: str) -> str:
+def _describe_error(error: ErrorDetails, name: str) -> str:
     """Describe an error of the field `name`."""
     kind = error["type"]
-    if kind in _WORDS:
-        return f"{name} {_WORDS[kind]}"
+    if kind in _MESSAGES:
+        return f"{name} {_MESSAGES[kind]}"
     if kind.startswith(("text_", "duplicate_")):
         return f"{name} {error['msg']}"
     if kind == "enum":
         return f"{name} is none of: {error['ctx']['expected']}"
     if kind == "string_pattern_mismatch":
-        return f"{name} {_of_pattern(error)}"
+        return f"{name} {_pattern_message(error)}"
     if kind in _BOUNDS:
         key, comparison = _BOUNDS[kind]
         given = str(error["input"])[:_LONGEST_NUMBER]
@@ -317,7 +318,7 @@ def _bound(limit: float) -> str:
     return f"2^{power} ({limit})" if power >= _LARGE_POWER and limit == 1 << power else str(limit)
 
 
-def _of_pattern(error: ErrorDetails) -> str:
+def _pattern_message(error: ErrorDetails) -> str:
     if error["ctx"]["pattern"].endswith(_OF_NAMES):
         return "must be 1 to 128 of A-Z, a-z, 0-9, _ and -"
     value = error["input"]

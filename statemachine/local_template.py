@@ -129,8 +129,8 @@ def variable_text(value: str | float | bool) -> str:
 def agent_faults(agents: Sequence[AgentTable]) -> Iterator[tuple[int, str, str]]:
     """Yield each fault of a template's agents: the agent's index, the key, and a description."""
     if len(agents) > MOST_AGENTS:
-        words = f"one agent too many: {len(agents)} are given, and {MOST_AGENTS} is the most"
-        yield MOST_AGENTS, "name", words
+        message = f"one agent too many: {len(agents)} are given, and {MOST_AGENTS} is the most"
+        yield MOST_AGENTS, "name", message
     names = [agent.name for agent in agents]
     parents = {agent.name: agent.parent for agent in agents}
     for index, agent in enumerate(agents):

@@ -82,7 +82,7 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
+class Kept:
     """The snapshot holds the event, and nothing published changed: the event came early, or needs another."""
 
     chat: Chat
@@ -102,7 +102,7 @@ class Ignored:
         return self.reason
 
 
-Decision = Moved | Parked | Ignored
+Decision = Moved | Kept | Ignored
 
 
 class _Cursor:
@@ -179,7 +179,7 @@ def decide(
         return Ignored(known, folded.unmoved)
     if folded.trigger is not None:
         return Ignored(known, Unmoved.STALE)
-    return Parked(known)
+    return Kept(known)
 
 
 def foreign_pool(chat: Chat, event: Event) -> str | None:
@@ -221,7 +221,7 @@ def _steps(
     if trigger is not None and (state := next_state(known.state, trigger)) is not None:
         known = _enter(known, state, trigger, at, limits, cause)
         yield known
-    while (move := _due(known)) is not None:
+    while (move := _next_move(known)) is not None:
         known = _enter(known, *move, at, limits, cause)
         yield known
 
@@ -229,7 +229,7 @@ def _steps(
 def pending(chat: Chat) -> Iterator[Trigger]:
     """Yield the triggers that follow from the facts, in the order in which a workspace passes through them."""
     if chat.build is not None and chat.build.outcome is not None:
-        yield _ended(chat.build)
+        yield _ending_trigger(chat.build)
     if chat.chosen is None or (facts := chat.agent_facts(chat.chosen.id)) is None:
         return
     if facts.ever_connected:
@@ -242,7 +242,7 @@ def pending(chat: Chat) -> Iterator[Trigger]:
         yield Trigger.SCRIPTS_FAILED
 
 
-def _ended(build: Build) -> Trigger:
+def _ending_trigger(build: Build) -> Trigger:
     outcome = build.outcome
     if outcome is None or outcome.ending is Ending.CANCELED:
         return Trigger.BUILD_CANCELED
@@ -259,7 +259,7 @@ def _ended(build: Build) -> Trigger:
     return Trigger.BUILT
 
 
-def _due(chat: Chat) -> tuple[State, Trigger] | None:
+def _next_move(chat: Chat) -> tuple[State, Trigger] | None:
     for trigger in pending(chat):
         if (state := next_state(chat.state, trigger)) is not None:
             return state, trigger
@@ -316,7 +316,7 @@ def _error_code(chat: Chat, reason: FailureReason) -> str | None:
     return outcome.error_code if outcome and reason is FailureReason.BUILD_FAILED else None
 
 
-def _of_scripts(chat: Chat) -> str:
+def _scripts_failure(chat: Chat) -> str:
     """Return how the startup scripts failed, and where their output is."""
     lifecycle = chat.agent_lifecycle()
     how = (
@@ -350,6 +350,6 @@ def _message(chat: Chat, reason: FailureReason) -> str:
             name = f" '{chat.chosen.name}'" if chat.chosen else ""
             return f"the workspace was built, but its agent{name} did not connect in time"
         case FailureReason.STARTUP_SCRIPTS_FAILED:
-            return _of_scripts(chat)
+            return _scripts_failure(chat)
         case FailureReason.STARTUP_SCRIPTS_TIMEOUT:
             return "the startup scripts did not end in time"

@@ -159,17 +159,17 @@ def read(text: str, *, file: str = "template.toml") -> Manifest:
         plain = _plain(table)
     except TemplateError as error:
         raise TemplateError(f"{file}: {error}") from None
-    problems = [*_no_text(table)]
+    problems = [*_non_text_values(table)]
     try:
         manifest = Manifest.model_validate(plain)
     except ValidationError as error:
         problems += _problems(error)
     else:
-        problems += _pushed(manifest)
+        problems += _push_problems(manifest)
     if plain.get("pool", LOCAL_POOL) == LOCAL_POOL:
-        problems += _local(table)
+        problems += _local_problems(table)
     if problems:
-        raise TemplateError("\n".join(_words(file, problems, text)))
+        raise TemplateError("\n".join(_describe(file, problems, text)))
     return manifest
 
 
@@ -177,23 +177,23 @@ class Problem(NamedTuple):
     """A fault in a template.toml: the path of the key, and a description."""
 
     where: tuple[str | int, ...]
-    words: str
+    message: str
 
 
-def _problems(bad: ValidationError, *where: str | int) -> list[Problem]:
+def _problems(invalid: ValidationError, *where: str | int) -> list[Problem]:
     """Return the faults that pydantic found in the table at path `where`."""
     found = []
-    for error in bad.errors(include_url=False, include_input=False):
-        words = error["msg"].removeprefix("Value error, ")
+    for error in invalid.errors(include_url=False, include_input=False):
+        message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
-            words = "there is no such key"
+            message = "there is no such key"
         elif error["type"] == "missing":
-            words = "the key is missing"
-        found.append(Problem((*where, *error["loc"]), words))
+            message = "the key is missing"
+        found.append(Problem((*where, *error["loc"]), message))
     return found
 
 
-def _no_text(table: Mapping[str, Any]) -> Iterator[Problem]:
+def _non_text_values(table: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield the values of string parameters that are not TOML strings.
 
     As a TOML number, `3.10` would become the text `3.1`.
@@ -202,19 +202,19 @@ def _no_text(table: Mapping[str, Any]) -> Iterator[Problem]:
     for index, parameter in _tables(table.get("parameter")):
         kind = parameter.get("type", Kind.STRING)
         kinds[str(parameter.get("name"))] = kind
-        if words := _not_of(kind, parameter.get("default", "")):
-            yield Problem(("parameter", index, "default"), words)
+        if message := _type_problem(kind, parameter.get("default", "")):
+            yield Problem(("parameter", index, "default"), message)
         for number, option in _tables(parameter.get("options")):
-            if words := _not_of(kind, option.get("value", "")):
-                yield Problem(("parameter", index, "options", number, "value"), words)
+            if message := _type_problem(kind, option.get("value", "")):
+                yield Problem(("parameter", index, "options", number, "value"), message)
     for index, preset in _tables(table.get("preset")):
         values = preset.get("parameters")
         for name, value in values.items() if isinstance(values, dict) else ():
-            if words := _not_of(kinds.get(name), value):
-                yield Problem(("preset", index, "parameters", name), words)
+            if message := _type_problem(kinds.get(name), value):
+                yield Problem(("preset", index, "parameters", name), message)
 
 
-def _not_of(kind: object, value: object) -> str | None:
+def _type_problem(kind: object, value: object) -> str | None:
     if kind == Kind.STRING and not isinstance(value, str):
         return "expected a text, since the parameter is a string: write it in quotes"
     return None
@@ -226,16 +226,16 @@ def _tables(value: object) -> Iterator[tuple[int, dict[str, Any]]]:
             yield index, table
 
 
-def _pushed(manifest: Manifest) -> Iterator[Problem]:
+def _push_problems(manifest: Manifest) -> Iterator[Problem]:
     """Yield the faults that only a push refuses. Stored templates may have them, and stay valid."""
     if len(manifest.parameter) > PARAMETERS:
-        words = f"{len(manifest.parameter)}; at most {PARAMETERS} are taken"
-        yield Problem(("parameter",), words)
+        message = f"{len(manifest.parameter)}; at most {PARAMETERS} are taken"
+        yield Problem(("parameter",), message)
     for index, parameter in enumerate(manifest.parameter):
         where = ("parameter", index)
         if len(parameter.validation_regex or "") > EXPRESSION:
-            words = f"has more than {EXPRESSION} characters"
-            yield Problem((*where, "validation_regex"), words)
+            message = f"has more than {EXPRESSION} characters"
+            yield Problem((*where, "validation_regex"), message)
         least, most = parameter.validation_min, parameter.validation_max
         if least is not None and most is not None and least > most:
             yield Problem((*where, "validation_min"), f"is above validation_max, {most:g}")
@@ -244,11 +244,11 @@ def _pushed(manifest: Manifest) -> Iterator[Problem]:
                 yield Problem((*where, "options", number, "value"), f"{option.name!r}: {problem}")
     for variable, names in shared_variables(parameter.name for parameter in manifest.parameter):
         listed = ", ".join(map(repr, names))
-        words = f"{listed} would all be the environment variable {variable}: rename all but one"
-        yield Problem(("parameter",), words)
+        message = f"{listed} would all be the environment variable {variable}: rename all but one"
+        yield Problem(("parameter",), message)
 
 
-def _local(table: Mapping[str, Any]) -> list[Problem]:
+def _local_problems(table: Mapping[str, Any]) -> list[Problem]:
     """Return the faults that the local provisioner would refuse, and the keys unknown to it."""
     problems: list[Problem] = []
     try:
@@ -263,7 +263,7 @@ def _local(table: Mapping[str, Any]) -> list[Problem]:
             problems += _problems(error, "agent", index)
     if not problems:
         problems += [
-            Problem(("agent", index, key), words) for index, key, words in agent_faults(agents)
+            Problem(("agent", index, key), message) for index, key, message in agent_faults(agents)
         ]
     return problems
 
@@ -274,11 +274,11 @@ def warnings(manifest: Manifest) -> list[str]:
         f"parameter {parameter.name!r} is sensitive, but {why}: "
         "only its own field is hidden then, and logs and messages may show it"
         for parameter in manifest.parameter
-        if parameter.sensitive and (why := _hardly_hidden(manifest, parameter))
+        if parameter.sensitive and (why := _reason_not_masked(manifest, parameter))
     ]
 
 
-def _hardly_hidden(manifest: Manifest, parameter: Parameter) -> str | None:
+def _reason_not_masked(manifest: Manifest, parameter: Parameter) -> str | None:
     """Return why texts may show values of a sensitive parameter; None if all of them are hidden."""
     if parameter.type is Kind.BOOL:
         return "true and false are never hidden in texts"
@@ -291,9 +291,9 @@ def _hardly_hidden(manifest: Manifest, parameter: Parameter) -> str | None:
     short = [what for what, value in given if value and is_short(value)]
     if not short:
         return None
-    words = "is" if len(short) == 1 else "are"
+    verb = "is" if len(short) == 1 else "are"
     return (
-        f"{', '.join(short)} {words} shorter than {SHORTEST} characters, or a list with such a text"
+        f"{', '.join(short)} {verb} shorter than {SHORTEST} characters, or a list with such a text"
     )
 
 
@@ -325,7 +325,7 @@ def _plain(value: Any, path: str = "", depth: int = 0) -> Any:
             return value
 
 
-def _words(file: str, problems: Iterable[Problem], text: str) -> list[str]:
+def _describe(file: str, problems: Iterable[Problem], text: str) -> list[str]:
     lines = []
     for problem in problems:
         path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem.where)
@@ -333,7 +333,7 @@ def _words(file: str, problems: Iterable[Problem], text: str) -> list[str]:
         where = (
             f"{path.lstrip('.')}: " if path else ""
         )  # without a path, the message names the key itself
-        lines.append(f"{file}{f':{line}' if line else ''}: {where}{problem.words}")
+        lines.append(f"{file}{f':{line}' if line else ''}: {where}{problem.message}")
     return list(dict.fromkeys(lines))
 
 

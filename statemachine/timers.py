@@ -36,28 +36,28 @@ def open_timer(chat: Chat, purpose: TimerKind, limits: Limits) -> ChatTimer | No
             at = chat.deadline
             return None if at is None else ChatTimer(chat.generation, at)
         case TimerKind.TTL:
-            return _named_by_time(chat.expires_at)
+            return _timer_at(chat.expires_at)
         case TimerKind.ORPHAN:
-            graces = [at for _, at in _graces(chat, limits)]
-            return _named_by_time(min(graces, default=None))
+            graces = [at for _, at in _grace_periods(chat, limits)]
+            return _timer_at(min(graces, default=None))
 
 
 def overdue(chat: Chat, now: datetime, limits: Limits) -> tuple[WorkspaceRecord, ...]:
     """Return the orphans whose grace period is over at `now` and was not handled yet."""
-    return tuple(record for record, at in _graces(chat, limits) if at <= now)
+    return tuple(record for record, at in _grace_periods(chat, limits) if at <= now)
 
 
-def rests(chat: Chat) -> bool:
+def needs_no_timer(chat: Chat) -> bool:
     """Return whether the chat needs no timer: no limit, no lifetime and no orphans."""
     return chat.deadline is None and chat.expires_at is None and not chat.orphans
 
 
-def _graces(chat: Chat, limits: Limits) -> Iterator[tuple[WorkspaceRecord, datetime]]:
+def _grace_periods(chat: Chat, limits: Limits) -> Iterator[tuple[WorkspaceRecord, datetime]]:
     """Yield each orphan whose grace period was not handled yet, with the end of that period."""
     for record in chat.orphans:
         if record.orphaned_at is not None and not record.grace_over:
             yield record, record.orphaned_at + limits.orphan_grace
 
 
-def _named_by_time(at: datetime | None) -> ChatTimer | None:
+def _timer_at(at: datetime | None) -> ChatTimer | None:
     return None if at is None else ChatTimer(int(at.timestamp() * 1000), at)

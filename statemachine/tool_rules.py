@@ -79,11 +79,11 @@ def _verdict(call: Call, chat: Chat, known: Known) -> CallOutcome:
         return rules(call, args, chat, known)
     match call.wait.until:
         case Until.SETTLED:
-            return _what_became(call, call.wait, chat)
+            return _outcome_of_start(call, call.wait, chat)
         case Until.STOPPED:
-            return _whether_stopped(call.wait, chat)
+            return _outcome_of_stop(call.wait, chat)
         case Until.OVER:
-            return _after(call, args, chat, known, rules)
+            return _evaluate_again(call, args, chat, known, rules)
 
 
 def check_limits(call: Call, outcome: CallOutcome, chat: Chat, load: Load) -> Answered | None:
@@ -138,9 +138,9 @@ def _create(call: Call, args: CreateArguments, chat: Chat, known: Known) -> Call
         return answers.error(problem)
     match chat.phase:
         case Phase.BEING_BUILT:
-            return _join(call, chat, Until.SETTLED)
+            return _wait_for_build(call, chat, Until.SETTLED)
         case Phase.BEING_STOPPED:
-            return _join(call, chat, Until.OVER)
+            return _wait_for_build(call, chat, Until.OVER)
         case Phase.STOPPED:
             return Answered(
                 {
@@ -151,7 +151,7 @@ def _create(call: Call, args: CreateArguments, chat: Chat, known: Known) -> Call
                 }
             )
         case Phase.RUNNING if chat.usable:
-            return _running(call, chat)
+            return _use_running(call, chat)
         case phase:
             # A build whose terminal fact was rejected may have succeeded, so stop its workspace.
             unknown = chat.build is not None and chat.build.outcome is None
@@ -169,11 +169,11 @@ def _start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOu
                 "use create_workspace to make a new one"
             )
         case Phase.BEING_BUILT:
-            return _join(call, chat, Until.SETTLED)
+            return _wait_for_build(call, chat, Until.SETTLED)
         case Phase.BEING_STOPPED:
-            return _join(call, chat, Until.OVER)
+            return _wait_for_build(call, chat, Until.OVER)
         case Phase.RUNNING:
-            return _running(call, chat)
+            return _use_running(call, chat)
         case _:
             return requests.start(call, args, chat, known)
 
@@ -184,7 +184,7 @@ def _stop(call: Call, args: NoArguments, chat: Chat, known: Known) -> CallOutcom
         case Phase.NOTHING:
             return answers.error(NO_WORKSPACE)
         case Phase.BEING_BUILT | Phase.BEING_STOPPED:
-            return _join(call, chat, Until.OVER)
+            return _wait_for_build(call, chat, Until.OVER)
         case Phase.STOPPED:
             return Answered({"stopped": True, "workspace_name": name_of(chat), "no_build": True})
         case _:
@@ -221,7 +221,7 @@ def _read(call: Call, args: ReadArguments, chat: Chat, known: Known) -> CallOutc
     return answers.template_read(template)
 
 
-def _join(call: Call, chat: Chat, until: Until) -> CallOutcome:
+def _wait_for_build(call: Call, chat: Chat, until: Until) -> CallOutcome:
     """Let the call wait for the running build, with a new limit if its limit has passed."""
     if chat.build is None:
         return answers.error(NO_WORKSPACE)
@@ -231,7 +231,7 @@ def _join(call: Call, chat: Chat, until: Until) -> CallOutcome:
     return Waiting(wait)
 
 
-def _running(call: Call, chat: Chat) -> CallOutcome:
+def _use_running(call: Call, chat: Chat) -> CallOutcome:
     """Answer with the readiness of a running workspace.
 
     Let the call wait while the workspace's agent connects or its startup scripts run.
@@ -245,7 +245,7 @@ def _running(call: Call, chat: Chat) -> CallOutcome:
     return _success(call, wait, chat, answers.readiness(chat))
 
 
-def _what_became(call: Call, wait: Wait, chat: Chat) -> CallOutcome:
+def _outcome_of_start(call: Call, wait: Wait, chat: Chat) -> CallOutcome:
     """Answer with the outcome of the start build, or of the start build that superseded it."""
     build, gone = chat.build, wait.build_id in chat.deleted_builds
     if gone or build is None or build.transition is not Transition.START:
@@ -259,7 +259,7 @@ def _what_became(call: Call, wait: Wait, chat: Chat) -> CallOutcome:
     return answers.build_failure(chat, build.id, _ACTIONS[call.tool])
 
 
-def _whether_stopped(wait: Wait, chat: Chat) -> CallOutcome:
+def _outcome_of_stop(wait: Wait, chat: Chat) -> CallOutcome:
     """Answer with the outcome of the stop build that the call requested."""
     if chat.build is None or chat.build.id != wait.build_id:
         return answers.superseded(wait.build_id, chat)
@@ -272,7 +272,7 @@ def _whether_stopped(wait: Wait, chat: Chat) -> CallOutcome:
     return answers.build_failure(chat, wait.build_id, "stop")
 
 
-def _after(call: Call, args: Any, chat: Chat, known: Known, rules: Rules) -> CallOutcome:
+def _evaluate_again(call: Call, args: Any, chat: Chat, known: Known, rules: Rules) -> CallOutcome:
     """Apply the rules to a call again after the build that it waited for.
 
     If the build has exceeded its limit without an end, answer with its failure instead.

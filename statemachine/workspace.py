@@ -120,7 +120,7 @@ class WorkspaceRecord(Value, frozen=True):
     before_delete: tuple[Build, ...] = ()
     """When `build` is a delete: the stops and deletes between the last start and it.
 
-    They hold only what `standing` and `expires_at` need.
+    They hold only what `phase_left` and `expires_at` need.
     """
     superseded: tuple[str, ...] = ()
     """Ids of the current workspace's builds that a newer build replaced."""
@@ -142,7 +142,7 @@ class WorkspaceRecord(Value, frozen=True):
         return self.last_start
 
     @property
-    def standing(self) -> Phase:
+    def phase_left(self) -> Phase:
         """What the builds left, when the newest one is a stop or delete that failed.
 
         `RUNNING`, `STOPPED`, `FAILED_BUILD`, or `FAILED_DELETE`: it is unknown what is left.

@@ -60,7 +60,7 @@ async def agent(config: Path, connect: Connect | None = None) -> int:
     except ValueError as error:
         _log.error("%s: %s", config, error)
         return 1
-    return GIVEN_UP if running.given_up else 0
+    return GIVEN_UP if running.superseded else 0
 
 
 def run_agent(config: Path) -> int:

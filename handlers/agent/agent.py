@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from handlers.agent.journal import AgentJournal
-from handlers.agent.link import PATIENCE, Connect, Link
+from handlers.agent.link import REFUSAL_LIMIT, Connect, Link
 from handlers.agent.scripts import GRACE, Scripts
 from handlers.publishing import BuildLog, agent_files
 from handlers.publishing.agent_files import AgentConfig
@@ -17,9 +17,9 @@ from handlers.runtime.supervise import cancel_and_wait, first_to_end
 from statemachine.events import Lifecycle
 from statemachine.mask import Mask
 
-LAST_WORDS: Final = 5.0
+FINAL_SEND_TIMEOUT: Final = 5.0
 """Seconds in which the last facts and log lines may still be sent."""
-LAST_WORDS_OFFLINE: Final = 1.0
+FINAL_SEND_TIMEOUT_OFFLINE: Final = 1.0
 """The same without a connection: an agent whose build is superseded can't connect any more."""
 _CANCEL_AGAIN_AFTER: Final = 1.0
 
@@ -29,10 +29,12 @@ _log = logging.getLogger(__name__)
 class Agent:
     """The agent of one folder; `stop` makes it shut down and `run` return."""
 
-    def __init__(self, home: Path, connect: Connect, *, patience: float = PATIENCE) -> None:
-        self._home, self._connect, self._patience = home, connect, patience
+    def __init__(
+        self, home: Path, connect: Connect, *, refusal_limit: float = REFUSAL_LIMIT
+    ) -> None:
+        self._home, self._connect, self._refusal_limit = home, connect, refusal_limit
         self._stopping = asyncio.Event()
-        self.given_up = False
+        self.superseded = False
         """NATS refused it for so long that its build must be superseded."""
 
     def stop(self) -> None:
@@ -48,7 +50,9 @@ class Agent:
         with agent_files.agent_lock(self._home):
             config = agent_files.read_config(self._home)
             journal = AgentJournal(self._home, config)
-            link = Link(self._home, config, journal, self._connect, patience=self._patience)
+            link = Link(
+                self._home, config, journal, self._connect, refusal_limit=self._refusal_limit
+            )
             log = BuildLog(
                 config.chat_id,
                 config.build_id,
@@ -63,18 +67,18 @@ class Agent:
             scripts = Scripts(self._home, config, log, journal.reached)
             linked, logging_ = asyncio.create_task(link.run()), asyncio.create_task(log.run())
             try:
-                await self._live(journal, scripts, linked)
+                await self._run_scripts(journal, scripts, linked)
                 if not (linked.done() or link.refused):
                     with suppress(TimeoutError):
                         async with asyncio.timeout(
-                            LAST_WORDS if link.connected else LAST_WORDS_OFFLINE
+                            FINAL_SEND_TIMEOUT if link.connected else FINAL_SEND_TIMEOUT_OFFLINE
                         ):
                             await _all_sent(journal, log)
             finally:
                 await cancel_and_wait(linked, logging_, cancel_again_after=_CANCEL_AGAIN_AFTER)
                 log.close()
 
-    async def _live(
+    async def _run_scripts(
         self, journal: AgentJournal, scripts: Scripts, linked: asyncio.Task[None]
     ) -> None:
         startup = asyncio.create_task(_start(journal, scripts))
@@ -88,7 +92,7 @@ class Agent:
             await cancel_and_wait(stopping, startup, cancel_again_after=_CANCEL_AGAIN_AFTER)
         if linked.done():
             linked.result()
-            self.given_up = True
+            self.superseded = True
             # Superseded: the workspace belongs to another build, so no script is run in it any more.
             await scripts.end_all(GRACE)
             return
@@ -114,5 +118,5 @@ async def _mask_of(config: AgentConfig) -> Mask:
 
 
 async def _all_sent(journal: AgentJournal, log: BuildLog) -> None:
-    await log.drained(LAST_WORDS)
+    await log.drained(FINAL_SEND_TIMEOUT)
     await journal.all_sent()

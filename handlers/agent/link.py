@@ -19,11 +19,11 @@ from handlers.publishing.agent_files import AgentConfig, AgentCredential
 from handlers.runtime import clock
 from handlers.runtime.supervise import run_until_one_ends
 
-RENEWED: Final = 0.3
+RENEWAL_FRACTION: Final = 0.3
 """The part of the presence TTL after which the next message is sent, so that two may be lost."""
-REDIAL: Final = 10.0
+RECONNECT_AFTER: Final = 10.0
 """Seconds without a server after which the agent reads its files again and makes a new connection."""
-PATIENCE: Final = 600.0
+REFUSAL_LIMIT: Final = 600.0
 """Seconds of nothing but refusals after which the agent takes its build as superseded.
 
 NATS also refuses an agent while the gateway is away, or until its credential is renewed.
@@ -50,10 +50,10 @@ class Link:
         journal: AgentJournal,
         connect: Connect,
         *,
-        patience: float = PATIENCE,
+        refusal_limit: float = REFUSAL_LIMIT,
     ) -> None:
         self._home, self._config, self._journal, self._connect = home, config, journal, connect
-        self._patience = patience
+        self._refusal_limit = refusal_limit
         self._presence_ttl = config.presence_ttl
         self._bus: Bus | None = None
         self._refused_since: float | None = None
@@ -62,7 +62,7 @@ class Link:
     async def run(self) -> None:
         """Return when NATS has refused this agent for so long that its build must be superseded."""
         backoff = Backoff(limit=2.0)
-        while not self._out_of_patience():
+        while not self._refused_too_long():
             try:
                 config = agent_files.read_config(self._home)
                 bus = await self._connect(config.nats_url, agent_files.read_credential(self._home))
@@ -75,7 +75,7 @@ class Link:
                 await self._work_while_connected(bus)
             await backoff.wait()
         _log.warning(
-            "NATS refused this agent for %g s, so its build must be superseded", self._patience
+            "NATS refused this agent for %g s, so its build must be superseded", self._refusal_limit
         )
 
     @property
@@ -114,7 +114,7 @@ class Link:
         back, fresh, backoff = asyncio.Event(), True, Backoff(limit=1.0)
         bus.on_reconnect(back.set)
         lost_at: float | None = None
-        while not self._out_of_patience():
+        while not self._refused_too_long():
             if back.is_set():
                 back.clear()
                 fresh = True
@@ -139,14 +139,14 @@ class Link:
                 self._presence_at, lost_at = now, None
                 backoff.reset()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._presence_ttl * RENEWED):
+                    async with asyncio.timeout(self._presence_ttl * RENEWAL_FRACTION):
                         await back.wait()
                 continue
             if bus.connected:
                 lost_at = None
             elif lost_at is None:
                 lost_at = now
-            elif now - lost_at > REDIAL:
+            elif now - lost_at > RECONNECT_AFTER:
                 return
             await backoff.wait()
 
@@ -165,7 +165,7 @@ class Link:
 
     async def _send_facts(self, bus: Bus) -> None:
         backoff = Backoff(limit=1.0)
-        while not self._out_of_patience():
+        while not self._refused_too_long():
             fact = await self._journal.next()
             try:
                 await publish_once(bus, fact)
@@ -195,6 +195,6 @@ class Link:
         if self._refused_since is None:
             self._refused_since = clock()
 
-    def _out_of_patience(self) -> bool:
+    def _refused_too_long(self) -> bool:
         since = self._refused_since
-        return since is not None and clock() - since > self._patience
+        return since is not None and clock() - since > self._refusal_limit

@@ -14,12 +14,12 @@ from handlers.agent.detached_command import DetachedCommand
 from handlers.publishing import BuildLog
 from handlers.publishing.agent_files import AgentConfig
 from handlers.sandbox.processes import end_marked
-from handlers.sandbox.shell import Shell, command_fault, environment_faults, status_words
+from handlers.sandbox.shell import Shell, command_fault, describe_status, environment_faults
 from statemachine.events import Lifecycle
 
 GRACE: Final = 5.0
 """Seconds between SIGTERM and SIGKILL for processes that a script has left running."""
-_BEYOND_LIMIT: Final = 64 * 1024
+_EXTRA_OUTPUT: Final = 64 * 1024
 """Bytes of output stored beyond the log's limit, so that the log reports that it is full."""
 _STILL_STARTING: Final = (Lifecycle.STARTING, Lifecycle.START_TIMEOUT)
 
@@ -50,10 +50,10 @@ class Scripts:
         `reached` is the agent's last lifecycle state.
 
         """
-        kept = self._startup
-        if kept is None or kept.alive:
-            return kept is None and reached in _STILL_STARTING
-        return kept.ended is None or kept.ended[1]
+        command = self._startup
+        if command is None or command.alive:
+            return command is None and reached in _STILL_STARTING
+        return command.ended is None or command.ended[1]
 
     @property
     def still_running(self) -> bool:
@@ -69,16 +69,16 @@ class Scripts:
         self._report(Lifecycle.STARTING)
         try:
             if self._startup is not None:  # its keeper alone may have been killed
-                await self._end_what_runs(GRACE)
-            self._check(script)
+                await self._end_all_processes(GRACE)
+            self._require_runnable(script)
             self._startup = DetachedCommand.start(
                 self._folder,
                 script,
                 cwd=self._config.directory,
                 env=self._config.env,
-                limit=self._config.log_limit + _BEYOND_LIMIT,
+                limit=self._config.log_limit + _EXTRA_OUTPUT,
             )
-            await self._until_ended(self._startup, limit)
+            await self._follow_to_end(self._startup, limit)
         except Exception as error:  # noqa: BLE001 — any error becomes a lifecycle state of the agent
             self._report_problem(
                 "startup", f"the startup script could not be run: {_describe(error)}"
@@ -87,13 +87,13 @@ class Scripts:
 
     async def resume(self, reached: Lifecycle | None) -> None:
         """Follow the startup script of an earlier process of this agent, and the processes it started."""
-        if (kept := self._startup) is None:
+        if (command := self._startup) is None:
             return
         if reached not in _STILL_STARTING:
-            kept.listen(self._log.stream("startup").feed)
+            command.listen(self._log.stream("startup").feed)
             return
         late = reached is Lifecycle.START_TIMEOUT
-        await self._until_ended(kept, None if late else self._config.startup_timeout_seconds)
+        await self._follow_to_end(command, None if late else self._config.startup_timeout_seconds)
 
     async def shutdown(self) -> None:
         """Run the shutdown script within its time limit, then end all processes of the scripts."""
@@ -111,11 +111,11 @@ class Scripts:
 
     async def end_all(self, grace: float) -> None:
         """End every descendant of this agent's scripts."""
-        await self._end_what_runs(grace)
+        await self._end_all_processes(grace)
         if self._shell is not None:
             self._shell.end()
 
-    async def _end_what_runs(self, grace: float) -> None:
+    async def _end_all_processes(self, grace: float) -> None:
         mark = f"WORKSPACED_AGENT_ID={self._config.agent_id}"
         try:
             # Not our own group, where a launcher of this agent may be.
@@ -128,21 +128,21 @@ class Scripts:
 
     async def _end_startup(self) -> None:
         """End a startup script that is still running; its background processes stay for now."""
-        kept = self._startup
-        if kept is None or kept.ended is not None or not kept.alive:
+        command = self._startup
+        if command is None or command.ended is not None or not command.alive:
             return
-        if not kept.listening:
-            kept.listen(self._log.stream("startup").feed)
-        kept.signal(signal.SIGTERM)
+        if not command.listening:
+            command.listen(self._log.stream("startup").feed)
+        command.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(GRACE):
-                await kept.wait()
+                await command.wait()
         except TimeoutError:
-            kept.signal(signal.SIGKILL)
+            command.signal(signal.SIGKILL)
 
-    async def _until_ended(self, kept: DetachedCommand, limit: float | None) -> None:
-        kept.listen(self._log.stream("startup").feed)
-        ended = asyncio.ensure_future(kept.wait())
+    async def _follow_to_end(self, command: DetachedCommand, limit: float | None) -> None:
+        command.listen(self._log.stream("startup").feed)
+        ended = asyncio.ensure_future(command.wait())
         try:
             done, _ = await asyncio.wait({ended}, timeout=limit)
             if not done:
@@ -161,14 +161,14 @@ class Scripts:
                 "the exit status of the startup script is unknown, because its keeper was killed",
             )
         elif status:
-            self._report_problem("startup", f"the startup script {status_words(status)}")
+            self._report_problem("startup", f"the startup script {describe_status(status)}")
         self._report(Lifecycle.READY if status == 0 else Lifecycle.START_ERROR)
 
     async def _shutdown_script(self) -> Lifecycle:
         script, limit = self._config.shutdown_script, self._config.shutdown_timeout_seconds
         if not script:
             return Lifecycle.OFF
-        self._check(script)
+        self._require_runnable(script)
         output, config = self._log.stream("shutdown"), self._config
         shell = Shell(script, cwd=config.directory, env=config.env, output=output.feed)
         self._shell = shell
@@ -183,20 +183,20 @@ class Scripts:
         finally:
             shell.end()
         if status:
-            self._report_problem("shutdown", f"the shutdown script {status_words(status)}")
+            self._report_problem("shutdown", f"the shutdown script {describe_status(status)}")
         return Lifecycle.SHUTDOWN_ERROR if status else Lifecycle.OFF
 
-    def _check(self, script: str) -> None:
+    def _require_runnable(self, script: str) -> None:
         """Raise ValueError with the reason why no program can be started with this script."""
-        problems = [words for _, words in environment_faults(self._config.env)]
+        problems = [message for _, message in environment_faults(self._config.env)]
         if fault := command_fault(script):
             problems.append(fault)
         if problems:
             raise ValueError("; ".join(problems))
 
-    def _report_problem(self, stage: str, words: str) -> None:
-        _log.warning("%s", words)
-        self._log.verdict(stage, f"{words}\n")
+    def _report_problem(self, stage: str, message: str) -> None:
+        _log.warning("%s", message)
+        self._log.verdict(stage, f"{message}\n")
 
 
 def _describe(error: Exception) -> str:

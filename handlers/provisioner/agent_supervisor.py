@@ -39,7 +39,7 @@ _GRACE: Final = 5.0
 """Seconds between SIGTERM and SIGKILL for processes that the agent has not ended."""
 _SETTLED: Final = 60.0
 """Seconds after which an agent that ran is restarted without delay, and a credential may be renewed again."""
-PATIENCE: Final = 600.0
+CREDENTIAL_TIMEOUT: Final = 600.0
 """Seconds of refusals after which an agent gives up; a new credential must arrive before."""
 _LOG: Final = "agent.log"
 _LOG_SIZE: Final = 5 * 1024 * 1024
@@ -96,9 +96,9 @@ class AgentSupervisor:
         """Get new credentials for all agents: NATS may not accept the old ones any more."""
         now = monotonic()
         for agent_id, supervision in self._supervising.items():
-            there = self._renewals.get(agent_id)
+            existing = self._renewals.get(agent_id)
             lately = now - self._renewed.get(agent_id, -_SETTLED) < _SETTLED
-            if not (supervision.done() or lately or (there is not None and not there.done())):
+            if not (supervision.done() or lately or (existing is not None and not existing.done())):
                 renewal = asyncio.create_task(self._renew(agent_id))
                 self._renewals[agent_id] = renewal
 
@@ -164,7 +164,7 @@ class AgentSupervisor:
 
     async def _renew(self, agent_id: str) -> None:
         """Request a new credential, with retries: workers may not know the build again yet."""
-        backoff, until = Backoff(first=0.5, limit=30.0), monotonic() + PATIENCE
+        backoff, until = Backoff(first=0.5, limit=30.0), monotonic() + CREDENTIAL_TIMEOUT
         while monotonic() < until:
             try:
                 await self._obtain(self._config(agent_id))
@@ -184,9 +184,9 @@ class AgentSupervisor:
         if known["build_id"] is None:
             raise ValueError("the journal has no build that created this agent")
         with self._pinned_home(agent_id) as home:
-            there = agent_files.read_config(home)
-            config = there.model_copy(update=known)
-            if config != there:
+            existing = agent_files.read_config(home)
+            config = existing.model_copy(update=known)
+            if config != existing:
                 agent_files.write_config(home, config)
         return config
 
@@ -195,9 +195,9 @@ class AgentSupervisor:
         with self._pinned_home(config.agent_id) as home:
             if agent_files.running_agent(home) is not None:
                 with suppress(OSError, ValueError):
-                    there = agent_files.read_credential(home)
-                    if renewed_in(there) != 0:
-                        return there
+                    existing = agent_files.read_credential(home)
+                    if renewed_in(existing) != 0:
+                        return existing
         return await self._obtain(config)
 
     async def _obtain(self, config: AgentConfig) -> AgentCredential:

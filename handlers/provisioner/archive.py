@@ -50,7 +50,7 @@ class Archives:
 
     def __init__(self, bus: Bus, directory: Path, workspaces: Path) -> None:
         self._bus, self._directory, self._workspaces = bus, directory, workspaces
-        self._held: Counter[str] = Counter()
+        self._in_use: Counter[str] = Counter()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in workspaces.glob(
             f".*{_STAGING_SUFFIX}"
@@ -58,10 +58,10 @@ class Archives:
             shutil.rmtree(left, ignore_errors=True)
 
     @asynccontextmanager
-    async def held(self, template: Packed) -> AsyncIterator[Path]:
+    async def fetched(self, template: Packed) -> AsyncIterator[Path]:
         """Yield the checked archive, fetched if necessary, and keep it until the end. Raises BadArchive."""
         path = self._directory / f"{template.version_id}{_SUFFIX}"
-        self._held[template.version_id] += 1
+        self._in_use[template.version_id] += 1
         try:
             if path.exists() and _sha256(path.read_bytes()) == template.archive.sha256:
                 os.utime(path)
@@ -70,7 +70,7 @@ class Archives:
                 await self.prune()
             yield path
         finally:
-            self._held[template.version_id] -= 1
+            self._in_use[template.version_id] -= 1
 
     async def prune(self) -> None:
         """Delete archives, except those of versions that workspaces here have and the most recently used."""
@@ -81,7 +81,7 @@ class Archives:
             # No await from here on: an archive that is not in use now is not about to be extracted.
             for path in kept[_UNUSED_KEPT:]:
                 version_id = path.name.removesuffix(_SUFFIX)
-                if version_id not in used and not self._held[version_id]:
+                if version_id not in used and not self._in_use[version_id]:
                     path.unlink(missing_ok=True)
         except OSError:
             _log.exception("the archives in %s can't be pruned", self._directory)
@@ -191,18 +191,18 @@ def _merge(source: Path, target: Path) -> None:
     with os.scandir(source) as entries:
         found = list(entries)
     for entry in found:
-        there = target / entry.name
+        destination = target / entry.name
         if entry.is_dir(follow_symlinks=False):
-            if there.is_symlink() or there.is_file():
-                there.unlink()
-            there.mkdir(exist_ok=True)
-            with pinned_directory(there) as inner:
+            if destination.is_symlink() or destination.is_file():
+                destination.unlink()
+            destination.mkdir(exist_ok=True)
+            with pinned_directory(destination) as inner:
                 _merge(Path(entry.path), inner)
                 inner.chmod(entry.stat(follow_symlinks=False).st_mode & 0o7777)
         else:
-            if there.is_dir() and not there.is_symlink():
-                shutil.rmtree(there)
-            Path(entry.path).replace(there)
+            if destination.is_dir() and not destination.is_symlink():
+                shutil.rmtree(destination)
+            Path(entry.path).replace(destination)
 
 
 def _sha256(data: bytes | bytearray) -> str:

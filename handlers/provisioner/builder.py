@@ -129,8 +129,8 @@ class Builder:
         for spec in job.template.spec.agent:
             faults = environment_faults(agent_environment(env, spec, ""))
             found |= {
-                (spec.name, name): f"agent {spec.name!r}: {words}"
-                for name, words in faults
+                (spec.name, name): f"agent {spec.name!r}: {message}"
+                for name, message in faults
                 if name not in found
             }
         return Failed(f"Nothing can be built: {'; '.join(found.values())}.") if found else None
@@ -202,9 +202,9 @@ class Builder:
         limit: float,
     ) -> Failed | None:
         env = job_environment(job, workspace, self._environ)
-        for unusable, words in dict(environment_faults(env)).items():
+        for unusable, message in dict(environment_faults(env)).items():
             # A start fails because of it; a workspace can still be stopped and deleted.
-            log.write(transition.value, "warn", f"{words}; the step runs without it.\n")
+            log.write(transition.value, "warn", f"{message}; the step runs without it.\n")
             del env[unusable]
         env["WORKSPACED_TRANSITION"] = name = transition.value
         env["WORKSPACED_AGENT_LAUNCHER"] = str(workspace / OWN_FOLDER / LAUNCHER)
@@ -221,7 +221,7 @@ class Builder:
             raise BadArchive("the job has no archive")
         version = template.version_id
         if not archive.is_unpacked(version, workspace):
-            async with self._archives.held(template) as packed:
+            async with self._archives.fetched(template) as packed:
                 await asyncio.to_thread(archive.unpack, packed, version, workspace)
             log.write("prepare", "info", f"{job.template.name}: version {version} is unpacked.\n")
 
@@ -236,8 +236,8 @@ class Builder:
                 if isinstance(error, TimeoutError)
                 else error
             )
-            words = f"The step runs without the files of this version of the template: {why}"
-            log.write("prepare", "warn", f"{words}\n")
+            message = f"The step runs without the files of this version of the template: {why}"
+            log.write("prepare", "warn", f"{message}\n")
 
     async def _with_agents(self, job: Job, workspace: Path, log: BuildLog) -> Succeeded:
         """Give each agent a new id and write its configuration."""
@@ -292,7 +292,7 @@ async def _mask_of(workspace: Path, job: Job) -> Mask:
 def _agent_problems(agents: Sequence[AgentTable]) -> Failed | None:
     """Return Failed if the template's agents can't be started; checked before anything is built."""
     faults = agent_faults(agents)
-    found = [f"agent {agents[index].name!r}: {words}" for index, _, words in faults]
+    found = [f"agent {agents[index].name!r}: {message}" for index, _, message in faults]
     return Failed(f"The template's agents can't be started: {'; '.join(found)}.") if found else None
 
 

@@ -37,37 +37,37 @@ _TRACE: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}[!
 class BadJob(Exception):
     """A job that can't be worked on. `head` is set if its build can at least be answered."""
 
-    def __init__(self, problem: str, head: Head | None = None) -> None:
+    def __init__(self, problem: str, head: JobHead | None = None) -> None:
         super().__init__(problem)
         self.head = head
 
 
-class _Read(BaseModel):
+class _JobModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class JobArchive(_Read):
+class JobArchive(_JobModel):
     """Size and hash of the archive of a template's folder."""
 
     sha256: Sha256
     size: Annotated[int, Field(gt=0, le=MAX_PACKED_BYTES)]
 
 
-class JobSpec(_Read):
+class JobSpec(_JobModel):
     """The tables of `template.toml` that only the local provisioner reads."""
 
     build: BuildTable = BuildTable()
     agent: tuple[AgentTable, ...] = ()
 
 
-class Packed(_Read):
+class Packed(_JobModel):
     """A version of a template and its archive."""
 
     version_id: Id
     archive: JobArchive
 
 
-class TemplateToBuild(_Read):
+class TemplateToBuild(_JobModel):
     """The version of the template that the job uses."""
 
     id: Id | None = None
@@ -84,7 +84,7 @@ class TemplateToBuild(_Read):
         return Packed(version_id=self.version_id, archive=self.archive)
 
 
-class Head(_Read):
+class JobHead(_JobModel):
     """The fields that are needed to answer a job."""
 
     chat_id: Id
@@ -95,7 +95,7 @@ class Head(_Read):
     traceparent: str | None = None
 
 
-class Job(Head):
+class Job(JobHead):
     """A job. A stop or delete needs only the head, so everything else may be missing."""
 
     workspace_name: str = ""
@@ -146,14 +146,14 @@ def read_job(body: bytes) -> Job:
     if head is not None and event.get("subject") != head.chat_id:
         raise BadJob(f"its subject is {event.get('subject')!r}, not its chat", head)
     if head is not None and head.transition is not Transition.START:
-        return _what_can_be_read(data)
+        return _readable_parts(data)
     try:
         return _Start.model_validate(data)
     except ValidationError as error:
         raise BadJob(describe(error), head) from None
 
 
-def _what_can_be_read(data: dict[str, Any]) -> Job:
+def _readable_parts(data: dict[str, Any]) -> Job:
     """Return a stop or delete job without the fields that can't be read.
 
     A workspace can be stopped and deleted whatever its template says: an unreadable step is no step.
@@ -178,8 +178,8 @@ def _without(value: dict[str, Any], place: tuple[int | str, ...]) -> dict[str, A
     return {key: kept for key, kept in value.items() if key != name}
 
 
-def _head(data: dict[str, Any]) -> Head | None:
+def _head(data: dict[str, Any]) -> JobHead | None:
     try:
-        return Head.model_validate(data)
+        return JobHead.model_validate(data)
     except ValidationError:
         return None

@@ -12,7 +12,7 @@ from typing import Any, Final, assert_never
 from bus import Bus, Refused
 from handlers.provisioner.agent_supervisor import AgentSupervisor
 from handlers.provisioner.builder import OWN_LOG, Builder, Succeeded
-from handlers.provisioner.job import Head, Job
+from handlers.provisioner.job import Job, JobHead
 from handlers.provisioner.journal import BuildJournal, BuildRecord, LocalWorkspace
 from handlers.provisioner.quota import Quotas
 from handlers.provisioner.scheduler import QueuedJob
@@ -56,7 +56,7 @@ class JobRunner:
         self._ledgers = ledgers
         ledgers.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def highest(self, head: Head) -> int:
+    def highest(self, head: JobHead) -> int:
         """Return the highest known build number of the job's workspace."""
         return self._journal.of(head).highest
 
@@ -132,7 +132,7 @@ class JobRunner:
         changed = self._update_identity(record, job) or build.reply != queued.reply
         build.reply = queued.reply
         if not build.facts:
-            self._add_fact(build, job, "build_started", _whose(job))
+            self._add_fact(build, job, "build_started", _workspace_identity(job))
             changed = True
         if changed:
             self._journal.save(record)
@@ -146,7 +146,7 @@ class JobRunner:
         record.name, record.new = job.workspace_name, new
         return before != (record.owner_id, record.name, record.new)
 
-    def _log_of(self, head: Head) -> BuildLog:
+    def _log_of(self, head: JobHead) -> BuildLog:
         return BuildLog(
             head.chat_id,
             head.build_id,
@@ -174,7 +174,7 @@ class JobRunner:
         return await run_until_one_ends(build, cancel())
 
     def _finish(
-        self, record: LocalWorkspace, build: BuildRecord, head: Head, outcome: JobOutcome
+        self, record: LocalWorkspace, build: BuildRecord, head: JobHead, outcome: JobOutcome
     ) -> JobOutcome:
         """Save how the build ended, before it is published; return the outcome.
 
@@ -207,7 +207,11 @@ class JobRunner:
         return outcome
 
     def _add_fact(
-        self, build: BuildRecord, head: Head, type_name: str, more: Mapping[str, Any] | None = None
+        self,
+        build: BuildRecord,
+        head: JobHead,
+        type_name: str,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         data = {
             "workspace_id": head.workspace_id,
@@ -229,12 +233,12 @@ class JobRunner:
 
 def _fault(fault: Exception) -> Failed:
     """Return the failure for an error of the provisioner itself."""
-    words = str(fault) if isinstance(fault, OSError) else f"{type(fault).__name__}: {fault}"
-    error = f"The provisioner could not run this build: {words}"[:_ERROR_SIZE]
+    message = str(fault) if isinstance(fault, OSError) else f"{type(fault).__name__}: {fault}"
+    error = f"The provisioner could not run this build: {message}"[:_ERROR_SIZE]
     return Failed(error.encode(errors="replace").decode())
 
 
-def _whose(job: Job) -> dict[str, str]:
+def _workspace_identity(job: Job) -> dict[str, str]:
     """Return what a chat needs to know of a workspace that its database has lost."""
     data = {
         "workspace_name": job.workspace_name,

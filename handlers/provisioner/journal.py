@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from handlers.provisioner.job import Head
+from handlers.provisioner.job import JobHead
 from handlers.publishing import OutgoingEvent
 from handlers.publishing.atomic_files import write_atomically
 from statemachine.events import Transition
@@ -72,7 +72,7 @@ class LocalWorkspace:
                     return build.build_id
         return None
 
-    def add(self, head: Head) -> BuildRecord:
+    def add(self, head: JobHead) -> BuildRecord:
         """Add a build, and forget the oldest one if there are too many."""
         build = BuildRecord(head.build_id, head.build_number, head.transition)
         self.builds.append(build)
@@ -91,7 +91,7 @@ class BuildJournal:
         for path in sorted(directory.glob("*.json")):
             self._load(path)
 
-    def of(self, head: Head) -> LocalWorkspace:
+    def of(self, head: JobHead) -> LocalWorkspace:
         """Return the record of the job's workspace, a new one if there is none."""
         new = LocalWorkspace(head.workspace_id, head.chat_id)
         return self._records.setdefault(head.workspace_id, new)

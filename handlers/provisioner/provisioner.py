@@ -37,10 +37,10 @@ BUILDS: Final = 8
 """Builds that run at the same time."""
 HEARTBEAT: Final = 5.0
 """Seconds between two in-progress replies for a job; after 30 without one it is redelivered."""
-IN_HAND: Final = 64
+MAX_UNANSWERED_JOBS: Final = 64
 """Jobs taken and not answered yet, including those that wait for another job of their workspace."""
 NO_LIMIT: Final = QuotaLimits()
-PLAIN: Final = Confinement()
+UNCONFINED: Final = Confinement()
 SPREAD: Final = 1.0
 """Seconds over which provisioners spread the answers to a request that reaches all of them."""
 AGENT: Final = (sys.executable, "-P", "-m", "handlers.agent")
@@ -63,7 +63,7 @@ class Provisioner:
         nats_ca: Path | None = None,
         environ: Mapping[str, str],
         quota_limits: QuotaLimits = NO_LIMIT,
-        confinement: Confinement = PLAIN,
+        confinement: Confinement = UNCONFINED,
         builds: int = BUILDS,
         heartbeat: float = HEARTBEAT,
         agent_command: Sequence[str] = AGENT,
@@ -75,7 +75,7 @@ class Provisioner:
         self._environ = environ
         self._heartbeat, self._builds, self._agent_command = heartbeat, builds, agent_command
         self._limits, self._stopped = quota_limits, asyncio.Event()
-        self._in_hand: set[Delivery] = set()
+        self._unanswered: set[Delivery] = set()
         self._presence_ttl, self._confinement = presence_ttl, confinement
         self._alive = self._root / "alive"
         """A file whose modification time is the last in-progress reply: until then, jobs in hand are ours."""
@@ -146,7 +146,7 @@ class Provisioner:
                 )
             finally:
                 await scheduler.cancel()
-                await self._nak_in_hand()
+                await self._nak_unanswered()
                 await agents.leave()
 
     async def _nak_unfinished(self, journal: BuildJournal) -> None:
@@ -163,10 +163,10 @@ class Provisioner:
                 with suppress(BusError):
                     await self._bus.send(build.reply, NAK)
 
-    async def _nak_in_hand(self) -> None:
+    async def _nak_unanswered(self) -> None:
         """Nak all jobs in hand when this provisioner stops."""
         self._alive.unlink(missing_ok=True)
-        for delivery in self._in_hand:
+        for delivery in self._unanswered:
             with suppress(BusError):
                 await delivery.nak()
 
@@ -180,9 +180,9 @@ class Provisioner:
         took_jobs, logged = False, ""
         while True:
             try:
-                async with self._bus.pull(consumer, prefetch=IN_HAND) as pull:
+                async with self._bus.pull(consumer, prefetch=MAX_UNANSWERED_JOBS) as pull:
                     while True:
-                        for delivery in await pull.next(IN_HAND):
+                        for delivery in await pull.next(MAX_UNANSWERED_JOBS):
                             self._accept(delivery, scheduler, runner)
                         took_jobs, logged = True, ""
                         backoff.reset()
@@ -193,20 +193,20 @@ class Provisioner:
                         "another pool or another role; see --pool, --name and `workspaced "
                         f"credentials list` ({error})"
                     ) from error
-                words = f"jobs of pool {self._pool} can't be taken now: {error}"
+                message = f"jobs of pool {self._pool} can't be taken now: {error}"
                 if isinstance(error, NoConsumer) and not took_jobs:
-                    words = f"no template of pool {self._pool} has been pushed yet; waiting"
-                if words != logged:
-                    _log.info("%s", words)
-                    logged = words
+                    message = f"no template of pool {self._pool} has been pushed yet; waiting"
+                if message != logged:
+                    _log.info("%s", message)
+                    logged = message
             await backoff.wait()
 
     def _accept(self, delivery: Delivery, scheduler: Scheduler, runner: JobRunner) -> None:
-        self._in_hand.add(delivery)
+        self._unanswered.add(delivery)
         self._touch_alive_file()
 
         async def finish(*, answered: bool) -> None:
-            self._in_hand.discard(delivery)
+            self._unanswered.discard(delivery)
             if answered:
                 with suppress(BusError):
                     await delivery.ack()
@@ -234,9 +234,9 @@ class Provisioner:
                 async with asyncio.timeout(self._heartbeat):
                     await self._stopped.wait()
                 return
-            if not (self._in_hand and self._bus.connected):
+            if not (self._unanswered and self._bus.connected):
                 continue
-            for delivery in list(self._in_hand):
+            for delivery in list(self._unanswered):
                 with suppress(BusError):
                     await delivery.in_progress()
             self._touch_alive_file()

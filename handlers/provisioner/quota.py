@@ -86,7 +86,9 @@ class Quotas:
         limit = self._limits.disk_mib
         if not limit or not (records := self._of_owner(job)):
             return None
-        sizes = await measured([self._directory / record.workspace_id for record in records])
+        sizes = await measure_disk_usage(
+            [self._directory / record.workspace_id for record in records]
+        )
         if (used := sum(sizes)) <= limit * _MIB:
             return None
         by_size = sorted(zip(sizes, records, strict=True), key=lambda pair: -pair[0])
@@ -116,7 +118,7 @@ class Quotas:
         )
 
 
-async def measured(directories: Iterable[Path]) -> list[int]:
+async def measure_disk_usage(directories: Iterable[Path]) -> list[int]:
     """Return the disk usage of each directory in bytes, as `du` counts it."""
     abandoned = threading.Event()
     try:

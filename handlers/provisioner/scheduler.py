@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from handlers.provisioner.job import Head, Job
+from handlers.provisioner.job import Job, JobHead
 from handlers.runtime.supervise import cancel_and_wait
 from statemachine.events import Transition
 
@@ -28,7 +28,7 @@ class Finish(Protocol):
 class QueuedJob:
     """A delivered job, readable or not, in its workspace's queue."""
 
-    head: Head
+    head: JobHead
     job: Job | None
     problem: str | None
     finish: Finish

@@ -15,7 +15,7 @@ from handlers.provisioner.job import Job
 from handlers.publishing import BuildLog
 from handlers.publishing.agent_files import OWN_FOLDER
 from handlers.publishing.atomic_files import ensure_directory, read_regular_file
-from handlers.sandbox.shell import Shell, command_fault, status_words
+from handlers.sandbox.shell import Shell, command_fault, describe_status
 from statemachine.events import Quota
 from statemachine.local_template import AgentTable, variable_of, variable_text
 from statemachine.mask import Mask
@@ -87,7 +87,7 @@ async def run_step(
         return None
     if reported := _reported_error(error_file, log.mask):
         return reported
-    problem, lines = f"The {name} step {status_words(status)}", output.last_lines()
+    problem, lines = f"The {name} step {describe_status(status)}", output.last_lines()
     return Failed(
         f"{problem}. Its last lines:\n{lines}" if lines else f"{problem} and printed nothing."
     )

@@ -77,12 +77,12 @@ class BuildLog:
             asyncio.Event(),
         )
         self._empty.set()
-        counted = {"sequence": 0, "left": limit, "said": 0, "kept_back": VERDICT_SIZE}
+        stored = {"sequence": 0, "left": limit, "limit_reported": 0, "verdict_left": VERDICT_SIZE}
         with suppress(FileNotFoundError, ValueError):
-            counted |= json.loads(ledger.read_bytes())
-        self._sequence = self._reserved = int(counted["sequence"])
-        self._left, self._limit_reported = int(counted["left"]), bool(counted["said"])
-        self._saved_left, self._verdict_left = self._left, int(counted["kept_back"])
+            stored |= json.loads(ledger.read_bytes())
+        self._sequence = self._reserved = int(stored["sequence"])
+        self._left, self._limit_reported = int(stored["left"]), bool(stored["limit_reported"])
+        self._saved_left, self._verdict_left = self._left, int(stored["verdict_left"])
         self._refused = False
 
     @property
@@ -214,14 +214,14 @@ class BuildLog:
 
     def _save_ledger(self, reserved: int) -> None:
         self._reserved, self._saved_left = reserved, self._left
-        noted = {
+        position = {
             "sequence": reserved,
             "left": self._left,
-            "said": int(self._limit_reported),
-            "kept_back": self._verdict_left,
+            "limit_reported": int(self._limit_reported),
+            "verdict_left": self._verdict_left,
         }
         with suppress(OSError):  # a full disk must not fail a build because of its log
-            write_atomically(self._ledger, json.dumps(noted).encode(), durable=False)
+            write_atomically(self._ledger, json.dumps(position).encode(), durable=False)
 
 
 class Output:

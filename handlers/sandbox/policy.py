@@ -89,20 +89,20 @@ class Confinement:
     bubblewrap: str = "bwrap"
 
     def prefix(self, workspace: Path, *, step: bool, signals: bool = False) -> list[str]:
-        """Return the words to put before a command that works in `workspace`.
+        """Return the arguments to put before a command that works in `workspace`.
 
         `signals`: whether it may signal processes that it did not start, as a stop or delete step must.
         """
-        words = self.limits.arguments(step=step)
+        arguments = self.limits.arguments(step=step)
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] != INHERITED_FILE_LIMIT:
-            words.append(f"soft_files={INHERITED_FILE_LIMIT}")
+            arguments.append(f"soft_files={INHERITED_FILE_LIMIT}")
         if self.mechanism is Mechanism.LANDLOCK:
-            words.append("landlock=1")
-            words += [f"private={path}" for path in self.private]
-            words += [f"read={path}" for path in self.readable]
-            words += [f"write={path}" for path in (*self.writable, workspace)]
-            words += ["signals=1"] * signals
-        launcher = [sys.executable, "-I", "-S", confined_exec.__file__, *words, "--"]
+            arguments.append("landlock=1")
+            arguments += [f"private={path}" for path in self.private]
+            arguments += [f"read={path}" for path in self.readable]
+            arguments += [f"write={path}" for path in (*self.writable, workspace)]
+            arguments += ["signals=1"] * signals
+        launcher = [sys.executable, "-I", "-S", confined_exec.__file__, *arguments, "--"]
         if self.mechanism is Mechanism.BUBBLEWRAP:
             return [*launcher, *self._wrapped(workspace, step=step)]
         return launcher
@@ -112,29 +112,29 @@ class Confinement:
 
         A new session and a new `/dev` keep the command away from every terminal of the host.
         """
-        words = [self.bubblewrap, "--new-session"]
+        arguments = [self.bubblewrap, "--new-session"]
         if step:  # an agent's scripts survive the agent's process
-            words.append("--die-with-parent")
+            arguments.append("--die-with-parent")
         # A user namespace also for root: `confined_exec` has dropped its capabilities by then.
-        words += ["--unshare-user", "--unshare-pid", "--unshare-ipc"]
-        words += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+        arguments += ["--unshare-user", "--unshare-pid", "--unshare-ipc"]
+        arguments += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
         for path in map(str, self.writable):
             shared = any(path == place or path.startswith(f"{place}/") for place in _TEMPORARY)
-            words += ["--tmpfs", path] if shared else ["--bind-try", path, path]
+            arguments += ["--tmpfs", path] if shared else ["--bind-try", path, path]
         for path in {
             sys.prefix,
             sys.base_prefix,
             str(_SOURCE_ROOT),
         }:  # this Python may be below /tmp
-            words += ["--ro-bind", path, path]
+            arguments += ["--ro-bind", path, path]
         for path in map(str, self.private):
             covered = ["--tmpfs", path] if Path(path).is_dir() else ["--ro-bind", os.devnull, path]
-            words += covered
+            arguments += covered
         for path in map(str, self.readable):
-            words += ["--ro-bind", path, path]
+            arguments += ["--ro-bind", path, path]
         for path in _KERNEL_SETTINGS:  # bubblewrap leaves them writable for root
-            words += ["--ro-bind-try", path, path]
-        return [*words, "--bind", str(workspace), str(workspace), "--"]
+            arguments += ["--ro-bind-try", path, path]
+        return [*arguments, "--bind", str(workspace), str(workspace), "--"]
 
 
 def choose_confinement(
@@ -161,11 +161,11 @@ def choose_confinement(
             _log.info("builds are confined by bubblewrap")
             return found
     if wanted in ("auto", Mechanism.LANDLOCK) and confined_exec.is_landlock_usable():
-        words = f"builds are confined by Landlock {confined_exec.landlock_version()}"
+        message = f"builds are confined by Landlock {confined_exec.landlock_version()}"
         if shared := _shared(hidden, places):
-            words += f"; they can read {shared}, which is below a directory that they may write"
+            message += f"; they can read {shared}, which is below a directory that they may write"
             hidden = ()
-        _log.info("%s", words)
+        _log.info("%s", message)
         return Confinement(Mechanism.LANDLOCK, bounds, hidden, places)
     if wanted in (Mechanism.LANDLOCK, Mechanism.BUBBLEWRAP):
         raise _missing(wanted, why)
@@ -226,9 +226,9 @@ def _refusal(confinement: Confinement) -> str:
         return "bubblewrap (bwrap) is not installed"
     try:
         with tempfile.TemporaryDirectory() as place:
-            words = confinement.prefix(Path(place), step=True)
+            arguments = confinement.prefix(Path(place), step=True)
             tried = subprocess.run(  # noqa: S603 — a constant command
-                [*words, "/bin/sh", "-c", ":"],
+                [*arguments, "/bin/sh", "-c", ":"],
                 cwd=place,
                 check=False,
                 capture_output=True,

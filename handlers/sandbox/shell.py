@@ -133,7 +133,7 @@ def _status_left(pid: int) -> int:
     return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
-def status_words(status: int) -> str:
+def describe_status(status: int) -> str:
     """Describe an exit status; negative numbers are signals."""
     if status >= 0:
         return f"exited with status {status}"

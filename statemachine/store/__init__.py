@@ -36,7 +36,7 @@ from statemachine.store.errors import TransientError as TransientError
 from statemachine.store.errors import UnreachableError as UnreachableError
 from statemachine.store.errors import WorkRefusedError as WorkRefusedError
 from statemachine.templates import Catalog, Version
-from statemachine.timers import rests
+from statemachine.timers import needs_no_timer
 
 JOB_RETENTION: Final = timedelta(days=1)
 """How long a job is kept after its `not_after`: its build may have begun in time and still need an end."""
@@ -628,7 +628,7 @@ def chat_columns(chat: Chat) -> dict[str, Any]:
         "organization_id": chat.organization_id,
         "owner_id": chat.owner_id,
         "workspace_id": chat.current.id if chat.current else None,
-        "wakes": not rests(chat),
+        "wakes": not needs_no_timer(chat),
     }
 
 

@@ -47,7 +47,7 @@ def living(server: MemoryServer, rig: Rig, tmp_path: Path) -> Living:
 
     @asynccontextmanager
     async def live(
-        connect: Any = dial, patience: float = 60, **options: Any
+        connect: Any = dial, refusal_limit: float = 60, **options: Any
     ) -> AsyncIterator[Agent]:
         env = {"PATH": os.environ["PATH"], "WORKSPACED_AGENT_ID": agent_id}
         options = {"directory": tmp_path, "log_limit": 1_000_000, **options}
@@ -63,7 +63,7 @@ def living(server: MemoryServer, rig: Rig, tmp_path: Path) -> Living:
         )
         agent_files.write_config(home, config)
         agent_files.write_credential(home, AgentCredential(seed="SU", inbox_prefix="_INBOX"))
-        agent = Agent(home, connect, patience=patience)
+        agent = Agent(home, connect, refusal_limit=refusal_limit)
         running = agent.running = asyncio.create_task(agent.run())
         try:
             yield agent

@@ -180,7 +180,7 @@ async def test_scripts_continue_while_nats_is_away(
 async def test_the_presence_message_is_renewed(
     rig: Rig, living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "RENEWED", 0.001)
+    monkeypatch.setattr(link, "RENEWAL_FRACTION", 0.001)
     async with living():
         await rig.until(lambda: len(rig.events("workspaced.presence.")) >= 5)
     assert len(rig.facts(type="agent_connected")) == 1
@@ -189,7 +189,7 @@ async def test_the_presence_message_is_renewed(
 async def test_the_agent_reports_again_after_a_pause_longer_than_its_presence_ttl(
     rig: Rig, living: Living, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "RENEWED", 0.001)
+    monkeypatch.setattr(link, "RENEWAL_FRACTION", 0.001)
     async with living():
         await rig.fact(type="agent_connected")
         monkeypatch.setattr(link, "_MARGIN", 0.9999)  # from now on each renewal counts as late
@@ -221,12 +221,12 @@ async def test_an_agent_that_is_refused_for_good_exits(
         raise Refused("authorization violation")
 
     async with living(
-        refuse, patience=0.2, startup_script="sleep 1000", shutdown_script="echo x > ran"
+        refuse, refusal_limit=0.2, startup_script="sleep 1000", shutdown_script="echo x > ran"
     ) as agent:
         home = next(agent_files.agent_homes(tmp_path).iterdir())
         async with asyncio.timeout(10):
             await agent.running
-    assert agent.given_up, "so its provisioner asks whether its build is superseded"
+    assert agent.superseded, "so its provisioner asks whether its build is superseded"
     assert home.exists()
     assert not (tmp_path / "ran").exists()
     assert not rig.facts()

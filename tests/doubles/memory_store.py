@@ -30,7 +30,7 @@ from statemachine.store import (
     StreamPosition,
 )
 from statemachine.templates import Catalog, Template, Version
-from statemachine.timers import rests
+from statemachine.timers import needs_no_timer
 from tests.doubles.memory_credentials import MemoryCredentials
 from tests.doubles.memory_transaction import MemoryTransaction
 
@@ -185,7 +185,7 @@ class MemoryChats:
     async def with_timers(self, *, after: str | None = None, limit: int = 1000) -> list[Chat]:
         """Return a page of the chats for which a timer is set."""
         chats = self._store.all_chats()
-        return [c for c in chats if not rests(c) and c.chat_id > (after or "")][:limit]
+        return [c for c in chats if not needs_no_timer(c) and c.chat_id > (after or "")][:limit]
 
     async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
         """Return a page of the chats with orphaned workspaces."""

@@ -23,7 +23,7 @@ from handlers.sandbox.policy import (
     require_confinement,
 )
 from handlers.sandbox.processes import find_marked
-from handlers.sandbox.shell import Shell, status_words
+from handlers.sandbox.shell import Shell, describe_status
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig
 
@@ -42,7 +42,7 @@ async def said(prefix: list[str], command: str, cwd: Path) -> tuple[str, str]:
         status = await shell.wait()
     finally:
         shell.end()
-    return b"".join(heard).decode(), status_words(status)
+    return b"".join(heard).decode(), describe_status(status)
 
 
 @pytest.fixture

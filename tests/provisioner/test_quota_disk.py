@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from handlers.provisioner import QuotaLimits
-from handlers.provisioner.quota import measured
+from handlers.provisioner.quota import measure_disk_usage
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig
 from tests.provisioner.test_quota import built, refused, start, succeeded
@@ -148,7 +148,7 @@ async def test_disk_is_measured_without_following_links(tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(outside)
     os.mkfifo(two / "pipe")
 
-    sizes = await measured([one, two, tmp_path / "linked", tmp_path / "gone"])
+    sizes = await measure_disk_usage([one, two, tmp_path / "linked", tmp_path / "gone"])
 
     assert MIB <= sizes[0] < 2 * MIB
     assert sizes[1] < MIB
@@ -170,6 +170,6 @@ async def test_an_unreadable_directory_does_not_stop_the_measurement(
 
     monkeypatch.setattr(os, "scandir", closed)
 
-    (size,) = await measured([tmp_path / "it"])
+    (size,) = await measure_disk_usage([tmp_path / "it"])
 
     assert MIB <= size < 2 * MIB

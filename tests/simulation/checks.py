@@ -1,4 +1,4 @@
-"""The checks of a run: some apply at every moment, some once the faults are over and it rests."""
+"""The checks of a run: some apply at every moment, some once the faults are over and it is at rest."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def chats(run: Run) -> list[Chat]:
     return [chat for chat in found if chat is not None]
 
 
-def rests(run: Run) -> bool:
+def is_at_rest(run: Run) -> bool:
     """Return whether nothing more will happen without a new request."""
     return not any(True for _ in unrest(run))
 

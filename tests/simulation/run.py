@@ -275,7 +275,7 @@ class Run:
         while (
             self.loop.now < until
             or not all(task.done() for task in asking)
-            or not checks.rests(self)
+            or not checks.is_at_rest(self)
         ):
             await asyncio.sleep(LOOK)
             self.violations += checks.deadlines(self)

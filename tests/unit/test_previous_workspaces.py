@@ -20,7 +20,7 @@ from statemachine.chat import (
 )
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TemplateRef, TtlPassed
 from statemachine.fold import Unmoved, newly_deleted, newly_named
-from statemachine.machine import Ignored, Parked
+from statemachine.machine import Ignored, Kept
 from statemachine.replay import replay
 from statemachine.states import State
 from statemachine.tool_rules import expiry, orphan
@@ -244,7 +244,7 @@ def test_the_end_of_a_grace_period_is_handled_once() -> None:
 
     after = apply(there, grace_over("x"))
 
-    assert isinstance(after, Parked)
+    assert isinstance(after, Kept)
     assert of(after.chat, "x").grace_over
     assert orphaned(after.chat) == ["x"], "it is listed for as long as it runs"
     assert apply(after.chat, grace_over("x")).chat == after.chat
@@ -542,5 +542,5 @@ def test_a_lifetime_ends_only_once() -> None:
 
     decision = apply(there, event(TtlPassed(build_id=uid("w/b1"))))
 
-    assert isinstance(decision, Parked)
+    assert isinstance(decision, Kept)
     assert expiry(decision.chat, KNOWN, "label") is None

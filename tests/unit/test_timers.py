@@ -10,7 +10,7 @@ from handlers.shared_settings import milliseconds
 from handlers.worker.call_limits import policy
 from statemachine.chat import Chat, Limits, chat_from_json, chat_to_json
 from statemachine.events import BuildRequested, Event, OrphanGracePassed, TtlPassed
-from statemachine.timers import ChatTimer, TimerKind, open_timer, overdue, rests
+from statemachine.timers import ChatTimer, TimerKind, needs_no_timer, open_timer, overdue
 from tests.unit.facts import (
     CHAT,
     DELETE,
@@ -56,7 +56,7 @@ def ends(chat: Chat) -> datetime | None:
     """Return when the workspace's lifetime ends, after a check that its timer agrees."""
     due = open_timer(chat, TimerKind.TTL, LIMITS)
     assert (due and due.at) == chat.expires_at
-    assert due is None or not rests(chat)
+    assert due is None or not needs_no_timer(chat)
     return chat.expires_at
 
 
@@ -191,9 +191,9 @@ def test_a_timer_has_the_generation_of_its_own_lifetime() -> None:
 def test_a_chat_without_deadlines_needs_no_timer() -> None:
     chat = hours(requested(), succeeded(made=()))
 
-    assert rests(chat)
+    assert needs_no_timer(chat)
     assert [open_timer(chat, purpose, LIMITS) for purpose in TimerKind] == [None] * 3
-    assert not rests(hours(requested()))
+    assert not needs_no_timer(hours(requested()))
 
 
 def other(number: int, transition: str = "start") -> Event:
@@ -229,7 +229,7 @@ def test_orphans_get_one_timer_after_the_other() -> None:
     assert names(chat, second.at) == ["other 2"]
     chat = apply(chat, event(OrphanGracePassed(workspace_id=uid("other 2")))).chat
     assert grace(chat) is None
-    assert not rests(chat), "operators find it by this"
+    assert not needs_no_timer(chat), "operators find it by this"
 
 
 def test_the_grace_period_follows_the_present_setting() -> None:

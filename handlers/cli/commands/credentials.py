@@ -103,28 +103,30 @@ def _explain_fault(fault: str, command: IssueCredential) -> str:
     fields = re.split(r"[.,]", found[1]) if found else [""]
     if found is None or fields[0] not in _FLAGS:
         return fault
-    words, misspelled = found[2], "1 to 128 of" in found[2]
+    message, misspelled = found[2], "1 to 128 of" in found[2]
     flag, role = _FLAGS[fields[0]], command.role
     match fields[0]:
         case "ttl_seconds":
             hours = max_lifetime(role) / 3600
-            words = f"a key for {role} is valid for {hours / 24:g} days ({hours:g}h) at most"
+            message = f"a key for {role} is valid for {hours / 24:g} days ({hours:g}h) at most"
         case "chat_ids" if role != "frontend":
-            words = f"a key for {role} is valid for all chats: leave it out; only a frontend's key is limited to some"
+            message = f"a key for {role} is valid for all chats: leave it out; only a frontend's key is limited to some"
         case "chat_ids" if not command.chat:
-            words = "a frontend's key is limited to some chats: name each with --chat UUID"
+            message = "a frontend's key is limited to some chats: name each with --chat UUID"
         case "chat_ids":
-            words = "a key is limited to 100 chats at most"
+            message = "a key is limited to 100 chats at most"
         case "name" if len(fields) > 1:
-            flag, words = (
+            flag, message = (
                 "--pool, --name",
                 "a provisioner's key is bound to one name and one pool: give both",
             )
         case "pool" if role != "provisioner" and not misspelled:
-            words = f"only a provisioner's key is bound to a pool, not one for {role}: leave it out"
+            message = (
+                f"only a provisioner's key is bound to a pool, not one for {role}: leave it out"
+            )
         case _ if misspelled:
-            words = "use letters, digits, - and _, 128 characters at most"
-    return f"{flag}: {words}"
+            message = "use letters, digits, - and _, 128 characters at most"
+    return f"{flag}: {message}"
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -147,9 +149,9 @@ def _holder(entry: Mapping[str, Any]) -> str:
     if "agent_id" in entry:
         return f"agent {entry['agent_id']}"
     chats = entry.get("chat_ids", ())
-    words = [
+    parts = [
         entry.get("name", ""),
         f"pool {entry['pool']}" if "pool" in entry else "",
         f"chat {chats[0]}" if len(chats) == 1 else f"{len(chats)} chats" if chats else "",
     ]
-    return ", ".join(filter(None, words))
+    return ", ".join(filter(None, parts))
