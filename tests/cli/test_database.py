@@ -5,25 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import socket
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from handlers.embedded.child import start
 from handlers.embedded.database_access import ROLES
-from handlers.embedded.postgresql import _binaries, _initialize, _is_ready
-from handlers.embedded.run_as import choose_user
+from handlers.embedded.postgresql import _binaries
 from statemachine.store import StoreUnavailableError
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect as open_store
 from tests.cli.template_folders import folder
 from tests.rigs.processes import ROOT, Up, run
+from tests.rigs.servers import free_port, listening_postgres
 
 DEPLOY = ROOT / "deploy/postgres"
 
@@ -65,34 +60,6 @@ def test_under_up_commands_connect_as_operator_and_the_owner_migrates(
     assert (running.directory / "servers.json").stat().st_mode & 0o077 == 0
 
 
-@asynccontextmanager
-async def listening(home: Path, port: int) -> AsyncIterator[str]:
-    """Run a PostgreSQL that listens on TCP, not embedded; yield its administrator's URL."""
-    data, binaries = home / "postgres", _binaries()
-    identity = choose_user(data, binaries / "postgres")
-    if not data.exists():
-        await _initialize(data, binaries, identity, "not-used")
-        (data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 trust\n")
-    settings = (f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=")
-    child = await start(
-        "PostgreSQL",
-        [binaries / "postgres", "-D", data, *(word for s in settings for word in ("-c", s))],
-        log=home / "postgres.log",
-        stop_signal=signal.SIGINT,
-        run_as=identity.options,
-    )
-    try:
-        await child.wait_until_ready(data, lambda: _is_ready(data, child.pid), 30)
-        yield f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable"
-    finally:
-        await child.stop()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 def made_by(url: str) -> None:
     """Run the example twice; the second run changes nothing."""
     for _ in range(2):
@@ -113,7 +80,7 @@ async def test_with_the_example_configuration_each_role_works_with_its_password_
         name: f"postgresql://{role}:right@127.0.0.1:{port}/workspaced?sslmode=disable"
         for name, role in ROLES.items()
     }
-    async with listening(tmp_path, port) as url:
+    async with listening_postgres(tmp_path, port) as url:
         made_by(url)
         admin = await asyncpg.connect(url)
         for role in ROLES.values():
@@ -124,7 +91,7 @@ async def test_with_the_example_configuration_each_role_works_with_its_password_
             "select error from pg_hba_file_rules where error not like '%not supported by this build'"
         )  # the embedded server is built without TLS
         await admin.close()
-    async with listening(tmp_path, port):
+    async with listening_postgres(tmp_path, port):
         refused = await asyncio.gather(
             *(asyncpg.connect(url.replace(":right@", ":wrong@")) for url in of.values()),
             asyncpg.connect(url),

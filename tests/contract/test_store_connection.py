@@ -25,8 +25,8 @@ from statemachine.store import (
 from statemachine.store.connection import read_url
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect
-from tests.cli.test_database import free_port, listening
 from tests.rigs.proxy import database_url_through, proxy, to_database
+from tests.rigs.servers import free_port, listening_postgres
 
 AT = "postgresql://user:secret@host:5432/db"
 ELSEWHERE = "postgresql://user:secret@127.0.0.1:1/db"
@@ -264,7 +264,7 @@ async def pooler(
 @needs_bouncer
 async def test_a_pooler_is_refused_where_sessions_are_shared_and_leaves_no_lock(home: Path) -> None:
     ignoring = "ignore_startup_parameters=transaction_timeout,idle_in_transaction_session_timeout"
-    async with listening(home, free_port()) as database:
+    async with listening_postgres(home, free_port()) as database:
         for mode, size, more in (
             ("transaction", 1, ""),
             ("transaction", 2, f"server_round_robin=1\n{ignoring}"),

@@ -17,9 +17,9 @@ from handlers.embedded.run_as import choose_user
 from statemachine.store import Changes, Store, StoreUnavailableError
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import connect
-from tests.cli.test_database import free_port, listening
 from tests.contract.stores import uid, write
 from tests.rigs.proxy import proxy
+from tests.rigs.servers import free_port, listening_postgres
 
 
 async def copied(url: str, of: Path, home: Path) -> None:
@@ -67,11 +67,11 @@ async def test_connections_move_to_the_server_that_takes_changes_now(tmp_path: P
     first, second = free_port(), free_port()
     target = [first]
     chat = uid()
-    async with listening(tmp_path / "old", first) as old:
+    async with listening_postgres(tmp_path / "old", first) as old:
         await migrate(old)
         await copied(old, tmp_path / "old", tmp_path / "new")
         async with (
-            listening(tmp_path / "new", second) as new,
+            listening_postgres(tmp_path / "new", second) as new,
             proxy(lambda: asyncio.open_connection("127.0.0.1", target[0])) as way,
         ):
             address = urlsplit(old)._replace(
@@ -110,10 +110,10 @@ async def test_connections_move_to_the_server_that_takes_changes_now(tmp_path: P
 async def test_of_two_hosts_the_one_that_takes_changes_is_found(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     first, second = free_port(), free_port()
-    async with listening(tmp_path / "old", first) as old:
+    async with listening_postgres(tmp_path / "old", first) as old:
         await migrate(old)
         await copied(old, tmp_path / "old", tmp_path / "new")
-        async with listening(tmp_path / "new", second):
+        async with listening_postgres(tmp_path / "new", second):
             both = urlsplit(old)
             netloc = both.netloc.replace(
                 f"127.0.0.1:{first}", f"127.0.0.1:{second},127.0.0.1:{first}"

@@ -136,7 +136,7 @@ async def test_a_provisioner_pulls_and_acks_with_its_permissions(
 
     provisioner, denied = await denied_to(connect_as, "provisioner", own_nats)
     pull = await provisioner.jetstream().pull_subscribe_bind("pool-local", "WORKSPACED_JOB")
-    (job,) = await pull.fetch(1, timeout=2)
+    (job,) = await pull.fetch(1, timeout=20)
     await job.in_progress()
     await job.ack_sync()
 
@@ -158,10 +158,10 @@ async def test_the_gateway_serves_rpcs_with_its_permissions(
 
     chat_service = await connect_as("chat-service", on=own_nats)
     for words in (b"one", b"two"):
-        answer = await chat_service.request("workspaced.rpc.get_chat", words, timeout=2)
+        answer = await chat_service.request("workspaced.rpc.get_chat", words, timeout=20)
         assert answer.data == words
     operator = await connect_as("operator", on=own_nats)
-    assert b"workspaced" in (await operator.request("$SRV.PING", b"", timeout=2)).data
+    assert b"workspaced" in (await operator.request("$SRV.PING", b"", timeout=20)).data
     assert denied == []
     await service.stop()
 

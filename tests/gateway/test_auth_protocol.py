@@ -272,7 +272,7 @@ async def test_an_issued_gateway_key_may_respond_once_per_request(
 
     await gateway.client.subscribe("workspaced.rpc.get_chat", cb=twice)
     await settled(gateway.client)
-    response = await chat_service.request("workspaced.rpc.get_chat", b"", timeout=2)
+    response = await chat_service.request("workspaced.rpc.get_chat", b"", timeout=20)
 
     assert response.data == b"one"
 

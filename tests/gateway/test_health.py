@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from handlers.runtime import health
-from tests.cli.test_database import free_port
+from tests.rigs.servers import free_port
 
 
 async def test_a_slow_check_does_not_delay_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,6 @@ from tests.rigs.world import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PRESENCE, SCRIPTS_WITHIN = 1.0, 2.0
-AT_ONCE = 15.0
-"""Seconds within which a job is taken again; redelivery alone would take 30 seconds."""
 HOUSE = """
 name = "house"
 pool = "{pool}"
@@ -148,11 +146,9 @@ async def test_a_paused_agent_counts_as_lost_until_it_resumes(machine: Machine) 
         await chat.call("create_workspace", {"template_id": machine.quick})
         (agent,) = machine.agents(chat.now["workspace"]["id"])
         version = chat.now["version"]
-        began = time.monotonic()
 
         os.kill(agent, signal.SIGSTOP)
         missed = await chat.state("ready", above=version)
-        silence = time.monotonic() - began
         os.kill(agent, signal.SIGCONT)
         back = await chat.state("ready", above=missed["version"])
 
@@ -160,7 +156,6 @@ async def test_a_paused_agent_counts_as_lost_until_it_resumes(machine: Machine) 
             "disconnected",
             "/workspaced",
         )
-        assert silence < 5 * PRESENCE
         assert back["agent"]["status"] == "connected"
         assert machine.agents(chat.now["workspace"]["id"]) == [agent]
 
@@ -182,7 +177,6 @@ async def test_work_continues_after_everything_was_killed_at_once(machine: Machi
     left = deadline.timestamp() - time.time()
     time.sleep(max(0.0, left))  # this waits for a time, not for an event: nothing is running
     machine.switched_on()
-    began = time.monotonic()
 
     async with connected_world(machine.place) as world:
         chats = [await world.service.chat(chat.id) for chat in (living, late, half)]
@@ -191,8 +185,10 @@ async def test_work_continues_after_everything_was_killed_at_once(machine: Machi
         living, late, half = chats
         await late.ask("create_workspace", {"template_id": world.plain}, call_id=late_call)
         await half.ask("create_workspace", {"template_id": machine.house}, call_id=half_call)
-        late_answer, half_answer = await late.answer(late_call), await half.answer(half_call)
-        passed = time.monotonic() - began
+        # `answer` waits for 15 s; a job that is only redelivered would take 30 s.
+        late_answer, half_answer = await asyncio.gather(
+            late.answer(late_call), half.answer(half_call)
+        )
         known = await world.service.rpc("get_chat", chat_id=living.id)
         while known["agent"]["status"] != "connected":
             known = await living.state("ready", above=known["version"])
@@ -200,7 +196,6 @@ async def test_work_continues_after_everything_was_killed_at_once(machine: Machi
         assert late_answer["result"]["startup_scripts"] == "startup_scripts_timeout"
         assert half_answer["result"]["created"] is True
         assert half_answer["result"]["build_id"] == build
-        assert passed < AT_ONCE
         house = machine.workspace((await world.service.last_state(half.id))["workspace"]["id"])
         assert (house / "runs").read_text() == "run\nrun\n"
         assert (room / "started").read_text() == "run\n"  # the script did not run again
@@ -233,11 +228,9 @@ async def test_a_restarted_provisioner_repeats_its_build_at_once(
             call = await chat.ask("create_workspace", {"template_id": hut})
             await gate.passed()
             one.kill()
-            began = time.monotonic()
             two = provisioner()
             answer = await chat.answer(call)
 
-            assert time.monotonic() - began < AT_ONCE
             assert (answer["result"]["created"], chat.path) == (True, ["building", "ready"])
             assert answer["result"]["build_id"] == chat.now["build"]["id"]
             (runs,) = (tmp_path / "yard").rglob("runs")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -21,7 +20,7 @@ import pytest_asyncio
 
 from tests.rigs.client import Chat, ServiceError
 from tests.rigs.fleet import PATIENT, Fleet, Proxies, fleet_on, logs_once_more, proxies_to
-from tests.rigs.servers import Nats, Postgres, servers_of
+from tests.rigs.servers import Nats, Postgres, free_port, servers_of
 from tests.rigs.world import Deployment, World, connected_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -71,11 +70,6 @@ def get(url: str) -> tuple[int, Any]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.load(error)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

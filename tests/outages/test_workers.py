@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -26,9 +25,6 @@ from tests.rigs.world import World, connected_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-FREED = 8.0
-"""Seconds within which another worker takes over the work of a stopped one: about twice `LIMIT` on
-an otherwise idle machine."""
 CONNECT_WITHIN = 1.0
 """Seconds that an agent may take to connect."""
 
@@ -186,12 +182,10 @@ async def test_a_request_survives_the_kill_of_its_worker(stage: Stage, at: Insta
     stage.alone(at)
     call = await chat.ask("create_workspace", {"template_id": stage.world.plain})
     await stage.stands_still(at)
-    began = time.monotonic()
 
     await stage.killed()
     job = await stage.world.provisioner.job(chat)
 
-    assert time.monotonic() - began < FREED
     await built(stage, chat, job, call)
     assert stage.builds(chat) == [job.build_id]
     await stage.agree(chat)
@@ -207,12 +201,10 @@ async def test_a_call_is_answered_after_the_kill_of_the_answering_worker(
     stage.alone(at)
     await stage.world.provisioner.fail(job)
     await stage.stands_still(at)
-    began = time.monotonic()
 
     await stage.killed()
     answer = await chat.answer(call)
 
-    assert time.monotonic() - began < FREED
     assert answer["result"]["build_id"] == job.build_id
     assert chat.path == ["building", "failed:build_failed"]
     await stage.agree(chat)
@@ -229,7 +221,6 @@ async def test_a_deadline_fires_although_the_worker_that_armed_it_is_paused(
     stage.alone(at)
     await stage.world.provisioner.succeed(job, agent_entry())
     await stage.stands_still(at)
-    began = time.monotonic()
 
     if how is signal.SIGKILL:
         await stage.killed()
@@ -237,7 +228,6 @@ async def test_a_deadline_fires_although_the_worker_that_armed_it_is_paused(
         one.send(how)
     answer = await chat.answer(call)
 
-    assert time.monotonic() - began < CONNECT_WITHIN + FREED
     assert answer["result"]["agent_status"] == "not_ready"
     if how is signal.SIGSTOP:
         await stage.awake(chat)
@@ -303,16 +293,13 @@ async def test_a_worker_resumed_during_a_request_does_no_harm(
     stage.alone(at)
     call = await chat.ask("create_workspace", {"template_id": stage.world.plain})
     await stage.stands_still(at)
-    began = time.monotonic()
 
     one.send(signal.SIGSTOP)
     job = await stage.world.provisioner.job(chat)
-    freed = time.monotonic() - began
     await built(stage, chat, job, call)
     builds = stage.builds(chat)
     await stage.awake(chat)
 
-    assert freed < FREED
     assert stage.builds(chat) == builds
     assert set(builds) == {job.build_id}
     assert chat.path == ["building", "ready"]

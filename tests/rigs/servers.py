@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
@@ -15,9 +17,10 @@ import asyncpg
 
 from handlers.access.identities import credentials_directory, load_identities
 from handlers.embedded import Servers
-from handlers.embedded.child import Child
+from handlers.embedded.child import Child, start
 from handlers.embedded.nats_server import nats_server
-from handlers.embedded.postgresql import postgresql
+from handlers.embedded.postgresql import _binaries, _initialize, _is_ready, postgresql
+from handlers.embedded.run_as import choose_user
 
 
 @asynccontextmanager
@@ -90,3 +93,39 @@ def servers_of(nats: Nats, postgres: Postgres) -> Servers:
     return Servers(
         nats.directory, credentials_directory(nats.directory), nats.url, None, postgres.url
     )
+
+
+def free_port() -> int:
+    """Return a port that is free now.
+
+    The kernel gives no port below 32768 to a client, so no connection of another test takes it.
+    """
+    while True:
+        with (
+            suppress(OSError),
+            socket.create_server(("127.0.0.1", random.randrange(20_000, 32_768))) as one,
+        ):
+            return int(one.getsockname()[1])
+
+
+@asynccontextmanager
+async def listening_postgres(home: Path, port: int) -> AsyncIterator[str]:
+    """Run a PostgreSQL that listens on TCP, not embedded; yield its administrator's URL."""
+    data, binaries = home / "postgres", _binaries()
+    identity = choose_user(data, binaries / "postgres")
+    if not data.exists():
+        await _initialize(data, binaries, identity, "not-used")
+        (data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 trust\n")
+    settings = (f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=")
+    child = await start(
+        "PostgreSQL",
+        [binaries / "postgres", "-D", data, *(word for s in settings for word in ("-c", s))],
+        log=home / "postgres.log",
+        stop_signal=signal.SIGINT,
+        run_as=identity.options,
+    )
+    try:
+        await child.wait_until_ready(data, lambda: _is_ready(data, child.pid), 30)
+        yield f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable"
+    finally:
+        await child.stop()
