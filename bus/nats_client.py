@@ -1,10 +1,9 @@
-"""nats-py's client, changed where the bus needs another behaviour. All patches to nats-py stand here.
+"""Subclass of nats-py's client with the behaviour that the bus needs. All patches to nats-py are in this module.
 
-What differs from nats-py:
+Differences from nats-py:
 
 * Nothing is buffered while disconnected: a publish fails, and is not sent later.
-* Everybody who waits for the server learns immediately when the connection breaks, or when the server
-  denies permission. nats-py lets a request run into its timeout and reports a denial to a callback only.
+* Each pending operation fails immediately when the connection breaks, or when the server denies permission. nats-py lets a request run into its timeout and reports a denial to a callback only.
 * The read loop calls the handler of a message directly, without a task and a queue per subscription.
 * Waiting for the socket ends when it is cancelled, and when the connection breaks.
 * After a reconnect nothing is sent until all callbacks of `on_reconnect` have run. nats-py reports that

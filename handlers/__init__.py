@@ -1,1 +1,1 @@
-"""What the world calls: one folder a role on the bus, and the command line that starts them."""
+"""The processes: one package for each role, the packages that roles share, and the command line."""

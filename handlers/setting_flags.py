@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 
 class SettingFlag(NamedTuple):
-    """How a flag shows its setting."""
+    """The flag of a setting."""
 
     metavar: str
     description: str

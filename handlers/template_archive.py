@@ -218,7 +218,7 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
                 count += 1
         if count > MAX_ENTRIES:
-            return  # the limit is exceeded, whatever follows
+            return  # the limit is already exceeded
 
 
 def _kind(mode: int) -> EntryKind:

@@ -1,1 +1,1 @@
-"""What a workspace is: the pure core. It imports no asyncio, no database, no bus; `store` is its only I/O."""
+"""The pure core: states, facts and rules of chats and workspaces. Only its package `store` does I/O."""

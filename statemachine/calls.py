@@ -18,7 +18,7 @@ from statemachine.workspace import Value
 
 
 class Until(StrEnum):
-    """What a waiting call waits for."""
+    """The condition that ends the wait of a call."""
 
     SETTLED = "settled"
     """The start build that the call requested or joined: its end, its agent and the startup
@@ -30,7 +30,7 @@ class Until(StrEnum):
 
 
 class Wait(Value, frozen=True):
-    """What an open call waits for."""
+    """The wait of an open call: its condition and its build."""
 
     until: Until
     build_id: str

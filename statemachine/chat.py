@@ -57,13 +57,13 @@ PROVISIONER_FACTS: Final = frozenset(
 
 
 class Limits(NamedTuple):
-    """How long a state may last."""
+    """The time limits of states, and of orphans."""
 
     build: timedelta = timedelta(minutes=10)
     agent_connect: timedelta = timedelta(minutes=2)
     startup_scripts: timedelta = timedelta(minutes=10)
     orphan_grace: timedelta = timedelta(minutes=15)
-    """How long a workspace that no chat has may run. It limits no state."""
+    """The time that an orphan may run. It limits no state."""
 
     def of(self, limit: Limit) -> timedelta:
         """Return the value of `limit`."""
@@ -150,7 +150,7 @@ def _with_lifecycle(facts: AgentFacts, fact: events.AgentLifecycle, *, newest: b
 
 
 class Failure(Value, frozen=True):
-    """Why the state is `failed`."""
+    """The reason for the state `failed`, with a message."""
 
     reason: FailureReason
     message: str

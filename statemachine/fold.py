@@ -1,8 +1,8 @@
-"""Folding a fact into a snapshot, before any move: what is known now, and what that amounts to.
+"""Folds a fact into a snapshot, before any move of the chat.
 
-Nothing here depends on the state. `fold` returns the snapshot with the fact in it and, when the fact itself is a
-trigger (a newer build is seen, the workspace is gone, a limit has passed), that trigger; or the reason why
-the fact changes nothing that is shown.
+Nothing here depends on the state. `fold` returns the snapshot that contains the fact. If the fact itself is a
+trigger (a newer build was reported, the workspace is gone, a limit has passed), it also returns that trigger; if
+the fact changes nothing that is published, the reason for that.
 
 Facts about the current workspace and about previous ones go through one algorithm, `_with_fact`. What differs is
 what the chat does with the result: it follows the current workspace's newest build, and watches whether a
@@ -42,7 +42,7 @@ from statemachine.workspace import (
 
 
 class Unmoved(StrEnum):
-    """Why a fact moves nothing: the `outcome` of its log entry."""
+    """The reason why a fact moves nothing: the `outcome` of its log entry."""
 
     REPEAT = "repeat"
     STALE = "stale"
@@ -51,14 +51,14 @@ class Unmoved(StrEnum):
 
 
 class Folded(Value, frozen=True):
-    """The snapshot that holds the fact, and the trigger that the fact itself is."""
+    """The snapshot that contains the fact, and the trigger, if the fact itself is one."""
 
     chat: Chat
     trigger: Trigger | None = None
     unmoved: Unmoved | None = None
-    """Set when the fact changes nothing that is shown. What it adds to the snapshot may matter later."""
+    """Set if the fact changes nothing that is published. The snapshot may keep it for later."""
     republish: bool = False
-    """Publish a new version even if nothing that is shown has changed."""
+    """Publish a new version even if nothing that is published has changed."""
 
 
 def fold(chat: Chat, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR0912 — one arm for each type
@@ -122,7 +122,7 @@ def _with_fact(
 
 
 def _with_names(record: WorkspaceRecord, fact: events.ProvisionerFact) -> WorkspaceRecord:
-    """Add the names that only the facts of a workspace made elsewhere tell."""
+    """Add the names that `build_started` reports for a workspace made elsewhere."""
     if not isinstance(fact, events.BuildStarted):
         return record
     named = replace(
@@ -150,9 +150,9 @@ def _with_newer_build(record: WorkspaceRecord, build: Build) -> WorkspaceRecord:
 def first_seen(
     previous: Build | None, fact: events.ProvisionerFact, time: datetime, at: datetime
 ) -> Build:
-    """Return the build that `fact` is the first sign of; what the fact doesn't tell is taken from `previous`.
+    """Return the new build that `fact` is the first to report. Other data are taken from the build `previous`.
 
-    `time` is the sender's. `at` is the time now: limits count from there.
+    `time` is the time of the fact by its sender's clock; `at` is the present time, from which limits count.
     """
     build = Build(
         id=fact.build_id, number=fact.build_number, transition=fact.transition, started_at=time
@@ -318,7 +318,7 @@ def _build_fact(chat: Chat, fact: events.ProvisionerFact, time: datetime, at: da
     folded = replace(chat, current=after)
     if build is None or build.id != fact.build_id:
         return Folded(chat=folded, unmoved=Unmoved.STALE)
-    # It adds nothing, or only whether a canceled delete had begun, which nothing shows.
+    # It adds nothing, or only that a canceled delete had begun, which is not published.
     ignored = after.build == build or build.outcome is not None
     return Folded(chat=folded, unmoved=Unmoved.IGNORED if ignored else None)
 
@@ -442,7 +442,7 @@ def leave(chat: Chat, at: datetime, *, deleted: bool) -> Chat:
 
 
 def _is_left_running(chat: Chat, current: WorkspaceRecord) -> bool:
-    """Say whether the workspace runs, or was not stopped and the end of its start is unknown."""
+    """Return whether the workspace runs, or may run because the end of its start is unknown."""
     start, build = current.start_build, current.build
     unknown = start is not None and start.outcome is None and start is not build
     if start is not None and start.succeeded:
@@ -462,7 +462,7 @@ def _remember(chat: Chat, record: WorkspaceRecord) -> Chat:
 
 
 def _importance(record: WorkspaceRecord) -> int:
-    """Say how much it costs to forget a workspace: that it runs, or that it must not come back."""
+    """Return how important a record is: most if the workspace runs, less if it must not become current again."""
     return 2 * (record.orphaned_at is not None) + record.ours
 
 
@@ -471,7 +471,7 @@ def _agents_of_others(chat: Chat, workspace_id: str) -> tuple[AgentFacts, ...]:
 
 
 def _not_current(chat: Chat, workspace_id: str) -> Unmoved | None:
-    """Say why a fact is about a workspace that is not, or no longer, this chat's."""
+    """Return why a fact about this workspace moves nothing; None if it is, or may become, the current one."""
     previous = chat.previous_workspace(workspace_id)
     if previous is not None and previous.deleted:
         return Unmoved.STALE
@@ -522,7 +522,7 @@ def _with_lifetime_over(chat: Chat) -> Chat:
 
 
 def _with_grace_over(chat: Chat, workspace_id: str) -> Chat:
-    """Note on an orphan that its grace time has passed."""
+    """Note on an orphan that its grace period has passed."""
     record = chat.previous_workspace(workspace_id)
     if record is None or record.orphaned_at is None:
         return chat
@@ -530,7 +530,7 @@ def _with_grace_over(chat: Chat, workspace_id: str) -> Chat:
 
 
 def _rejected(chat: Chat, fact: events.FactRejected, pool: str | None) -> Folded:
-    """Remember what could not be accepted about a build, also about one that is not known yet."""
+    """Remember a rejected fact about a build, also about one that is not known yet."""
     build = chat.build
     new = Rejection(build_id=fact.build_id, fact=fact.fact, detail=fact.detail, pool=pool)
     superseded = chat.current is not None and fact.build_id in chat.current.superseded
@@ -569,7 +569,7 @@ def _agent_fact(chat: Chat, fact: events.AgentFact) -> Folded:
 
 
 def _is_superseded(chat: Chat, fact: events.AgentFact) -> bool:
-    """Say whether the fact is of a superseded build that is not the last start either."""
+    """Return whether the fact is about a superseded build other than the last start."""
     current = chat.current
     if current is None or fact.build_id not in current.superseded:
         return False
@@ -577,7 +577,7 @@ def _is_superseded(chat: Chat, fact: events.AgentFact) -> bool:
 
 
 def _disconnected_before_loss(chat: Chat, fact: events.AgentFact) -> bool:
-    """Say whether a lost agent reports with a lower sequence that it disconnected: it is away either way.
+    """Return whether a lost agent reports with a lower sequence that it disconnected: then it stays disconnected.
 
     Earlier versions recorded this as `stale`, so their logs fold to what they recorded.
     """
@@ -588,7 +588,7 @@ def _disconnected_before_loss(chat: Chat, fact: events.AgentFact) -> bool:
 
 
 def _with_report(chat: Chat, fact: events.AgentFact) -> Chat:
-    """Keep an agent's report. Of too many agents the oldest go, those of other workspaces first."""
+    """Keep an agent's report. If there are too many agents, forget the oldest, those of other workspaces first."""
     of = (fact.workspace_id, fact.agent_id)
     known = next((f for f in chat.agents if (f.workspace_id, f.id) == of), None)
     before = known or AgentFacts(

@@ -1,9 +1,9 @@
-"""decide: what an event does to a chat. Pure, synchronous, total.
+"""`decide`: the pure function that applies one event to a chat. It accepts every event in every state.
 
 THE THEORY
 
 A chat hears of its workspace from parties that know nothing of each other: a provisioner reports builds, agents
-report connections and start-up scripts, timers fire, and all of it may be delayed, repeated or reordered. A state
+report connections and startup scripts, timers fire, and all of it may be delayed, repeated or reordered. A state
 machine that is moved by messages would have to say what each message means in each state, for each order. This one
 is not moved by messages. It works in three steps:
 
@@ -20,7 +20,7 @@ is not moved by messages. It works in three steps:
 
 3. The table moves. `table.TABLE` lists every legal move: from these states, on this trigger, to that state.
    `decide` takes moves for as long as a pending trigger has a row for the present state. Each move is a version that
-   is published. A trigger without a row is not an error: the state is already beyond it, or not there yet.
+   is published. A trigger without a row is not an error: the chat has passed that move, or has not reached it yet.
 
 Why order cannot matter: after each event the chat is in the state that the facts lead to, and the facts are the
 same in the end. An agent that connects before `build_succeeded` is stored is remembered; when the build
@@ -36,13 +36,13 @@ that the table gives it.
 
 The exceptions, where order does matter:
 - Of two terminal facts of one build, the first one stored counts.
-- When workers notice that an agent is lost, that divides its reports: its next report undoes the loss whatever its
-  sequence is, because the agent may have been restored from a copy. Sequences are compared from that report on.
+- The next report of an agent whose loss workers noticed undoes the loss, even with a lower sequence, because the
+  agent may have been restored from a copy. From that report on, sequences are compared again.
 - A deadline that passes before the fact that would have met it makes the state `failed`. The late fact still
   moves the chat on, but both versions were published.
 - Without a workspace, a chat binds the first workspace that a provisioner reports for it.
 
-Facts are never refused: they have happened. What has no effect is recorded in the log with the reason (`Ignored`).
+Facts are never refused: they have happened. A fact without an effect is logged with the reason (`Ignored`).
 Requests may be refused; that is what `tool_rules` does, and it never moves the chat except through events of our
 own (`build_requested`, `wait_resumed`), which are decided here like all others.
 """
@@ -83,7 +83,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The snapshot holds the event, and nothing published changed: the event came early, or needs another."""
+    """The snapshot keeps the event, but nothing published changed: the event waits for other facts."""
 
     chat: Chat
     outcome: Final = "kept"
@@ -183,7 +183,7 @@ def decide(
 
 
 def foreign_pool(chat: Chat, event: Event) -> str | None:
-    """Return the pool that `event` is about although its sender is bound to another one.
+    """Return the pool of the build that `event` is about, if its sender is bound to another pool; else None.
 
     A build made elsewhere has no pool: every provisioner may report on it.
     """
@@ -274,7 +274,7 @@ def _enter(
     limits: Limits,
     cause: Cause,
 ) -> Chat:
-    """Return the snapshot in `state`: a new version, with everything that the state brings."""
+    """Return the snapshot after the move to `state`: a new version, with the new failure and deadline."""
     info = STATE_INFO[state]
     if trigger is Trigger.BUILT:
         chat = _with_chosen_agent(chat)
@@ -317,7 +317,7 @@ def _error_code(chat: Chat, reason: FailureReason) -> str | None:
 
 
 def _scripts_failure(chat: Chat) -> str:
-    """Return how the startup scripts failed, and where their output is."""
+    """Return the message for failed startup scripts, which also says where their output is."""
     lifecycle = chat.agent_lifecycle()
     how = (
         "did not end within their own time limit"

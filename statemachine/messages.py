@@ -476,7 +476,7 @@ class TemplatePreset(TypedDict):
 
 
 class TemplateRead(TypedDict):
-    """What read_template returns."""
+    """The result of read_template."""
 
     template: ReadTemplateSummary
     parameters: list[TemplateParameter]

@@ -51,7 +51,7 @@ class State(StrEnum):
 
 
 class FailureReason(StrEnum):
-    """Why a chat is in the state `failed`."""
+    """The reason for the state `failed`."""
 
     BUILD_FAILED = "build_failed"
     BUILD_CANCELED = "build_canceled"
@@ -74,7 +74,7 @@ class Limit(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a state means to the tool rules (docs/contract.md, section 5)."""
+    """The meaning of a state for the tool rules (docs/contract.md, section 5)."""
 
     NOTHING = "nothing"
     BEING_BUILT = "being built"
@@ -83,7 +83,7 @@ class Phase(StrEnum):
     BEING_STOPPED = "being stopped"
     STOPPED = "stopped"
     FAILED_STOP = "failed stop"
-    """States have this phase also after a failed delete. `Chat.phase` then returns what is left of
+    """Also the phase of a state after a failed delete. `Chat.phase` replaces it by the phase of what is left of
     the workspace."""
     FAILED_DELETE = "failed delete"
 

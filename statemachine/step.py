@@ -245,7 +245,7 @@ class Step:
     deleted: list[str] = field(default_factory=list)
     """The ids of the workspaces that were deleted, so that their names may be used again."""
     effects: list[Effect] = field(default_factory=list)
-    """What to publish after the commit."""
+    """The messages to publish after the commit."""
     notices: list[Notice] = field(default_factory=list)
     repeats: bool = False
     """Whether an event had been applied before."""
@@ -256,7 +256,7 @@ class Step:
     late: timedelta = timedelta(0)
     """The longest delay of the timers that fired."""
     foreign: int = 0
-    """How many facts came from provisioners of another pool than their workspace's."""
+    """The number of facts from provisioners of another pool than that of the workspace."""
 
 
 def step(

@@ -19,7 +19,7 @@ from statemachine.states import STATE_INFO, State
 
 
 class Trigger(StrEnum):
-    """What moves a chat from one state to another."""
+    """The cause of a move from one state to another."""
 
     START_FOLLOWED = "start_followed"
     STOP_FOLLOWED = "stop_followed"
@@ -83,7 +83,7 @@ TABLE: Final[tuple[Row, ...]] = (
 # fmt: on
 
 LEGAL: Final = frozenset((row.trigger, source) for row in TABLE for source in row.sources)
-"""The pairs (trigger, state) that have a row. Most triggers have none for the current state."""
+"""The pairs (trigger, state) that have a row."""
 
 END: Final = "<!-- end of diagram -->"
 

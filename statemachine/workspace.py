@@ -47,14 +47,14 @@ class BuiltAgent(Value, frozen=True):
 
 
 class QuotaUse(Value, frozen=True):
-    """How much of an owner's quota was used when a build failed for want of it."""
+    """The used part of an owner's quota, when a build failed because of that quota."""
 
     credits_consumed: float
     budget: float
 
 
 class Ending(StrEnum):
-    """How a build ended."""
+    """The outcome of a build in one word."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -89,7 +89,7 @@ class Build(Value, frozen=True):
     ttl_ms: int | None = None
     outcome: Outcome | None = None
     ended_at: datetime | None = None
-    """When workspaced received its end, by workspaced's clock."""
+    """The time at which workspaced received the terminal fact."""
     expired: bool = False
     """The lifetime that began when it ended has passed, and workspaced has acted on that."""
 
@@ -107,7 +107,7 @@ class Build(Value, frozen=True):
 
 
 class WorkspaceRecord(Value, frozen=True):
-    """What is known of one workspace. Names are None until a fact reports them."""
+    """The known facts of one workspace. Names are None until a fact reports them."""
 
     id: str
     name: str | None = None
@@ -128,11 +128,11 @@ class WorkspaceRecord(Value, frozen=True):
     """The agent chosen for the chat, once a start build of the current workspace succeeded."""
     deleted: bool = False
     ours: bool = True
-    """The chat had this workspace at some time. Later facts never make it the current one again."""
+    """The workspace was the chat's current one at some time. Later facts never make it current again."""
     orphaned_at: datetime | None = None
-    """Since when it has been known to run although no chat has it."""
+    """The time since which it is known to run without belonging to a chat; None if it does not."""
     grace_over: bool = False
-    """Its grace time as an orphan has passed. It is listed while it runs, but not stopped a second time."""
+    """Its grace period as an orphan has passed. It is listed while it runs, but not stopped a second time."""
 
     @property
     def start_build(self) -> Build | None:
@@ -143,9 +143,9 @@ class WorkspaceRecord(Value, frozen=True):
 
     @property
     def phase_left(self) -> Phase:
-        """What the builds left, when the newest one is a stop or delete that failed.
+        """The phase of the workspace after the newest build, a stop or delete, has failed.
 
-        `RUNNING`, `STOPPED`, `FAILED_BUILD`, or `FAILED_DELETE`: it is unknown what is left.
+        `RUNNING`, `STOPPED` or `FAILED_BUILD`; or `FAILED_DELETE` if nobody knows what the delete has left.
         """
         started = self.last_start is not None and self.last_start.succeeded
         left = Phase.RUNNING if started else Phase.FAILED_BUILD

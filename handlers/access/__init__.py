@@ -1,4 +1,4 @@
-"""Who may connect to NATS and what they may do there.
+"""Access to NATS: which clients may connect, and on which subjects they may publish and subscribe.
 
 - `accounts`, `permissions`: the accounts of NATS and the permissions of the static roles
 - `issued_keys`: keys that operators, chat services and provisioners obtain, and what they permit

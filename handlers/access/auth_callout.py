@@ -42,7 +42,7 @@ class AuthCallout:
         await self._bus.respond(subjects.AUTH_CALLOUT, auth_protocol.QUEUE, self._respond)
 
     async def _respond(self, message: Message) -> bytes:
-        """Answer a request. Errors are logged by the bus; the server then refuses the client."""
+        """Answer a request. If this raises, the bus logs the error, and the server refuses the client."""
         response = await auth_protocol.answer(
             message.data, self._issuer_seed, self.look_up, datetime.now(UTC)
         )
@@ -51,11 +51,11 @@ class AuthCallout:
         return response.token
 
     async def look_up(self, request: ConnectRequest) -> Grant | DenialReason:
-        """Return what the holder of a key may do, or why it may not connect.
+        """Return the rights of the holder of a key, or the reason for refusing it.
 
-        The key is checked again after the connection is recorded: whoever revokes the key or
-        supersedes its build later finds the recorded connection and closes it, and whoever did so
-        earlier is noticed by the second check.
+        The key is checked again after the connection is recorded. If the key is revoked or its build is
+        superseded after that, the recorded connection is found and closed; if it happened before, the
+        second check finds it.
         """
         credential = await self._valid_credential(request.public_key)
         if isinstance(credential, DenialReason):
@@ -93,7 +93,7 @@ class AuthCallout:
             log.warning("could not close them; the key's next connect tries again: %s", error)
 
     async def _register_server(self, request: ConnectRequest) -> None:
-        """When a nats-server process is new, delete the connections to the process before it."""
+        """For a new nats-server process, delete the records of connections to its earlier process."""
         if request.server_id in self._servers:
             return
         await self._store.credentials.forget_earlier_server(request.server_name, request.server_id)

@@ -1,8 +1,7 @@
 """The auth callout's protocol: nats-server's question about a client, and the signed answer.
 
 nats-server asks about every client whose key is not in its configuration. For such a key it does not
-check the client's signature: it passes on the key that the client claims and the signature of the
-connection's nonce. `answer` therefore verifies that signature before it looks up any permissions.
+check the client's signature: it forwards the claimed key and the signature of the connection's nonce. `answer` therefore verifies that signature before it looks up any permissions.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _ONE_RESPONSE: Final = {"max": 1, "ttl": 30 * 60 * 10**9}
 
 
 class DenialReason(StrEnum):
-    """Why a client may not connect."""
+    """The reason for refusing a client."""
 
     NO_KEY = "no_key"
     BAD_SIGNATURE = "bad_signature"
@@ -51,7 +50,7 @@ DENIAL_MESSAGES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ConnectRequest:
-    """A client that wants to connect: what it says about itself, and what the server knows of it."""
+    """A request to connect: the client's own statements, and the facts that the server adds."""
 
     public_key: str
     """When permissions are looked up, the client has proved that it holds this key."""
@@ -68,7 +67,7 @@ class ConnectRequest:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a client may do, in which account, and until when."""
+    """The permissions of a client, with its account and an expiry; nothing else is allowed."""
 
     name: str
     account: str
@@ -98,7 +97,7 @@ async def answer(
 ) -> AuthResponse:
     """Answer nats-server's question whether a client may connect.
 
-    Raises InvalidAuthRequest and whatever `look_up` raises. Without an answer the server refuses the
+    Raises InvalidAuthRequest, and any error of `look_up`. Without an answer the server refuses the
     client, which then tries again.
     """
     asked = _parse(message)

@@ -1,4 +1,4 @@
-"""The NKeys of a data directory: one for each static role, and the issuer's, which signs grants."""
+"""The NKeys of a data directory: one for each static role, and that of the issuer, which signs grants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Issued keys: how long they are valid, and what they permit.
+"""Issued keys: their lifetimes, and their rights.
 
 The store keeps only the public key with a `Credential`, and decides whether the key is valid. The auth
 callout turns a valid credential into a `Grant` each time its holder connects.
@@ -59,7 +59,7 @@ async def issue(store: Store, credential: Credential) -> NewKey:
 
 
 def grant_for(public_key: str, credential: Credential) -> Grant | DenialReason:
-    """Return what the holder of a valid key may do."""
+    """Return the rights of the holder of a valid key."""
     expires_at = credential.expires_at
     match credential:
         case Credential(kind="frontend", chat_ids=chat_ids):

@@ -35,7 +35,7 @@ _STATE, _RESULT, _LOG, _JOB = STATE.name, RESULT.name, LOG.name, JOB.name
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """What a client may publish and subscribe to."""
+    """The subjects on which a client may publish, and those to which it may subscribe."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]

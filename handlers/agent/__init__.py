@@ -1,1 +1,1 @@
-"""Runs in a workspace: connects, runs its scripts, reports; outlives whoever started it."""
+"""The agent process: it connects from a workspace, runs scripts and reports; it outlives its provisioner."""

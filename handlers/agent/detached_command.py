@@ -1,4 +1,4 @@
-"""A shell command that goes on when the agent's process ends, and that the agent's next process finds again."""
+"""A shell command that survives the process of its agent, and that the next process of the agent resumes."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ from handlers.runtime import clock
 from handlers.runtime.supervise import run_until_one_ends
 
 RENEWAL_FRACTION: Final = 0.3
-"""The part of the presence TTL after which the next message is sent, so that two may be lost."""
+"""The fraction of the presence TTL after which the next message is sent, so that two may be lost."""
 RECONNECT_AFTER: Final = 10.0
 """Seconds without a server after which the agent reads its files again and makes a new connection."""
 REFUSAL_LIMIT: Final = 600.0
-"""Seconds of nothing but refusals after which the agent takes its build as superseded.
+"""Seconds of continuous refusals after which the agent concludes that its build is superseded.
 
 NATS also refuses an agent while the gateway is away, or until its credential is renewed.
 """
@@ -95,7 +95,7 @@ class Link:
         await self._bus.send(subject, data)
 
     async def _work_while_connected(self, bus: Bus) -> None:
-        """Do everything that is done on one connection, until it is lost."""
+        """Renew presence, send facts and serve resend requests on one connection, until it is lost."""
         self._bus = bus
         try:
             await run_until_one_ends(
@@ -110,7 +110,7 @@ class Link:
                 await bus.close()
 
     async def _keep_presence(self, bus: Bus) -> None:
-        """Renew the presence message, and report the agent again where it may have expired."""
+        """Renew the presence message. Report the agent again whenever that message may have expired."""
         back, fresh, backoff = asyncio.Event(), True, Backoff(limit=1.0)
         bus.on_reconnect(back.set)
         lost_at: float | None = None

@@ -1,4 +1,4 @@
-"""The scripts of one agent: started in the workspace, logged, limited in time, ended."""
+"""Runs the startup and shutdown scripts of an agent, logs their output, and enforces their time limits."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from statemachine.naming import is_canonical
 
 _CALL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _FILE_COMPLETION: Final = {"bash": "_shtab_compgen_files", "zsh": "_files"}
-"""What `shtab.FILE` is; `shtab` is imported only by `workspaced completion`."""
+"""The value of `shtab.FILE`. Only `workspaced completion` imports `shtab`."""
 
 
 @dataclass(frozen=True, slots=True)

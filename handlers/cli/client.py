@@ -1,4 +1,4 @@
-"""What commands do over NATS: publish as a chat service, call rpcs, and watch chats."""
+"""The NATS client of the commands: publishes as a chat service, calls rpcs, and watches chats."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _ADVICE: Final = {
     errno.ENFILE: "the machine has too many files open (sysctl fs.file-max)",
     errno.ENOMEM: "the machine is out of memory",
 }
-"""What to do about errors of the operating system that may not name a file."""
+"""Error number of the operating system -> advice for the user, for errors that may not name a file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command.serves:
         from handlers.runtime.container_init import become_init_child  # noqa: PLC0415 — fast --help
 
-        # The parent may have blocked signals; then no child could be stopped either.
+        # The parent may have blocked signals. Children inherit that, and could not be stopped.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         become_init_child()
     try:
@@ -151,7 +151,7 @@ def _tune_garbage_collector() -> None:
 
 
 def _describe_os_error(error: OSError) -> str | None:
-    """Return one line about what the operating system refused; None if only a traceback helps."""
+    """Return a one-line message for an error of the operating system; None if only a traceback helps."""
     advice = _ADVICE.get(error.errno or 0)
     if advice is None and error.filename is None:
         return None

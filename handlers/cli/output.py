@@ -1,4 +1,4 @@
-"""How commands print: tables for people, JSON lines for programs, notes on stderr.
+"""Output of the commands: tables for people, JSON lines for programs, notes on stderr.
 
 `rich` draws for terminals and is imported only there. Everything printed goes through `plain` or `as_json`
 first, so that no escape sequence in untrusted text reaches the terminal.

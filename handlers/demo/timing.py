@@ -1,4 +1,4 @@
-"""How soon a caller knows of each state, compared with polling."""
+"""Measures how soon a caller knows of each state, compared with polling."""
 
 from __future__ import annotations
 

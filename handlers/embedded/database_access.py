@@ -1,4 +1,4 @@
-"""Who may connect to the embedded PostgreSQL: its roles, their password, and the URLs with it.
+"""Authentication of the embedded PostgreSQL: its roles, their password, and the URLs that contain it.
 
 There is one generated password for all roles. It is kept in a pgpass file in the credentials directory, which the
 sandbox hides from templates: their code runs as the same user and could otherwise connect to the socket.

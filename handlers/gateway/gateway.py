@@ -47,7 +47,7 @@ class Gateway:
     issuer_seed: str | None = None
     """Signs the answers to auth callout requests; None: another gateway has to answer them."""
     held_calls: int = 10_000
-    """How many tool calls it holds at the same time."""
+    """The number of tool calls that it may hold at the same time."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:

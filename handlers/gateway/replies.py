@@ -56,9 +56,9 @@ class Orphan(TypedDict):
 
     workspace_id: Id
     name: str | None
-    """Null if no fact told it."""
+    """Null if no fact reported it."""
     owner_name: str | None
-    """Null if no fact told it."""
+    """Null if no fact reported it."""
     chat_id: Id
     """The chat on whose subjects the workspace was reported."""
     since: Timestamp | None

@@ -16,7 +16,7 @@ from statemachine.leniency import read as lenient
 from statemachine.strict_json import Reject, parse
 
 IssuableRole = Literal["frontend", "chat-service", "provisioner", "operator", "worker", "gateway"]
-"""What a key can be issued for."""
+"""The roles that a key can be issued for."""
 
 
 class ToolBody(Frozen):

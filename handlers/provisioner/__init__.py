@@ -1,4 +1,4 @@
-"""The local provisioner: jobs in, builds run on this machine, facts out."""
+"""The local provisioner: it takes jobs, runs builds on its own machine, and reports facts."""
 
 from handlers.provisioner.provisioner import Provisioner
 from handlers.provisioner.quota import QuotaLimits

@@ -1,4 +1,4 @@
-"""Running the build of a job on this machine, from the job to its outcome. Nothing here uses the bus."""
+"""Runs the build of a job on this machine and returns its outcome. Nothing here uses the bus."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Succeeded:
 
 
 class Builder:
-    """The directory of workspaces, and what builds in it need."""
+    """Runs builds in the directory of workspaces."""
 
     def __init__(
         self,

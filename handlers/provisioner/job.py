@@ -1,4 +1,4 @@
-"""A job as it arrives from the pool: which build of which workspace, from which template."""
+"""The model of a job: the build that a worker requests, with its workspace and its template."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def read_job(body: bytes) -> Job:
 def _readable_parts(data: dict[str, Any]) -> Job:
     """Return a stop or delete job without the fields that can't be read.
 
-    A workspace can be stopped and deleted whatever its template says: an unreadable step is no step.
+    A workspace can be stopped and deleted even if its template is invalid: a step that cannot be read is not run.
 
     """
     given = data.get("parameters")

@@ -1,4 +1,4 @@
-"""Running one job: answering it from the journal if it was done before, otherwise building and publishing."""
+"""Runs one job: answers it from the journal if it was done before, otherwise builds and publishes facts."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class JobRunner:
         await queued.finish(answered=True)
 
     async def _build(self, queued: QueuedJob, record: LocalWorkspace, build: BuildRecord) -> None:
-        """Build, and publish how it ended: every error in here ends this build as failed."""
+        """Run the build and publish its terminal fact. Any error in here makes the build fail."""
         head, log = queued.head, self._log_of(queued.head)
         log_task = asyncio.create_task(log.run())
         publishing_started: asyncio.Task[None] | None = None
@@ -106,7 +106,7 @@ class JobRunner:
             self._agents.ensure(record)
             if isinstance(outcome, Failed):
                 log.verdict(head.transition.value, f"{outcome.error}\n")
-            # So that watchers see the last lines before the end.
+            # So that readers see the last lines before the terminal fact.
             await log.drained(_LAST_LINES)
             if publishing_started is not None:
                 await publishing_started
@@ -176,7 +176,7 @@ class JobRunner:
     def _finish(
         self, record: LocalWorkspace, build: BuildRecord, head: JobHead, outcome: JobOutcome
     ) -> JobOutcome:
-        """Save how the build ended, before it is published; return the outcome.
+        """Save the outcome of the build, before it is published, and return it.
 
         A success that can't be saved is turned into a failure, because its agents could not be found again.
         Any other outcome is published even if it can't be saved: otherwise the job would be redelivered for ever.
@@ -239,7 +239,7 @@ def _fault(fault: Exception) -> Failed:
 
 
 def _workspace_identity(job: Job) -> dict[str, str]:
-    """Return what a chat needs to know of a workspace that its database has lost."""
+    """Return the names and ids with which a chat can recover a workspace that its database has lost."""
     data = {
         "workspace_name": job.workspace_name,
         "owner_name": job.owner_name,

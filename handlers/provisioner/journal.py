@@ -1,4 +1,4 @@
-"""What this provisioner did and published, on disk, so that it can answer for its builds after a crash."""
+"""The journal of a provisioner: its builds and their facts, on disk, to continue after a crash."""
 
 from __future__ import annotations
 

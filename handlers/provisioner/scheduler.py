@@ -1,4 +1,4 @@
-"""The order of jobs: those of one workspace one after another, a limited number at the same time."""
+"""Schedules jobs: those of one workspace one after another, and a limited number at the same time."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Failed:
 
 
 class _StepError(BaseModel):
-    """What a step may write to `$WORKSPACED_ERROR_FILE`."""
+    """The content that a step may write to `$WORKSPACED_ERROR_FILE`."""
 
     error: Annotated[str, StringConstraints(min_length=1, max_length=_ERROR_SIZE)]
     error_code: Annotated[str, StringConstraints(max_length=128)] | None = None

@@ -1,4 +1,4 @@
-"""What all senders share: the events and log lines that they publish, and the files that they leave."""
+"""Code that all senders share: publishing of events and log lines, and their files on disk."""
 
 from handlers.publishing.build_log import BuildLog
 from handlers.publishing.outgoing_events import OutgoingEvent, deliver, new_event, publish_once

@@ -32,7 +32,7 @@ _FLOCK: Final = "hhqqi4x"  # struct flock of 64-bit Linux: type, whence, start, 
 
 
 class AgentCredential(BaseModel):
-    """What an agent connects to NATS with, as the rpc `agent_credential` returns it."""
+    """The credential with which an agent connects to NATS, as the rpc `agent_credential` returns it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -91,7 +91,7 @@ def agent_home(workspace: Path, agent_id: str) -> Path:
 
 @contextmanager
 def pinned_home(workspace: Path, agent_id: str) -> Iterator[Path]:
-    """Yield the agent's folder by a path that stays this folder, whatever code in the workspace does.
+    """Yield a path to the agent's folder that code in the workspace cannot redirect.
 
     A provisioner has more rights than the template's code, so it must not follow a link that this code has
     put in the place of a folder, for example to the folder of another agent. The path is valid in this

@@ -1,7 +1,7 @@
 """Lines of a build's log: publishing them in numbered batches within a limit, and validating them for display.
 
-`BuildLog` is the sender. The functions at the end are for readers: whoever may publish to a build's log
-could publish anything there, so a message is validated before it is shown.
+`BuildLog` is the sender. The functions at the end are for readers. A client with the permission to publish to a
+build's log can publish any bytes there, so readers validate a message before they show it.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def new_event(
 async def publish_once(bus: Bus, event: OutgoingEvent) -> None:
     """Publish the event and return when the stream has stored it. Raises Refused, Unavailable.
 
-    The server drops a message whose id it has seen, whoever sent it: another sender that knows the id of an
+    The server drops a message whose id it has seen, also from another sender: one that knows the id of an
     event could suppress it. So a message that the server takes for a duplicate is published again without an
     id; workers recognize duplicates by the event itself.
 

@@ -1,4 +1,4 @@
-"""What every process of workspaced is made of, whatever its role: tasks, listeners, health, a clock."""
+"""The parts that the processes of all roles share: tasks, listeners, health checks, a clock."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ async def cancel_and_wait(
     """Cancel the tasks that are still running, and wait until all of them have ended.
 
     Logs an error that a task raises after it was cancelled. The result of a task that had ended
-    before belongs to whoever awaits that task. `cancel_again_after`: seconds after which a task that
+    before is left to the code that awaits that task. `cancel_again_after`: seconds after which a task that
     is still running is cancelled again; for code that can swallow a cancellation, such as nats-py
     while it connects.
     """

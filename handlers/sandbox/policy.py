@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class Mechanism(StrEnum):
-    """What confines builds and agents."""
+    """A mechanism that confines builds and agents."""
 
     BUBBLEWRAP = "bubblewrap"
     LANDLOCK = "landlock"
@@ -76,7 +76,7 @@ class ResourceLimits:
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """How a command is confined, and which paths it may access."""
+    """The confinement of commands: its mechanism, its limits, and the accessible paths."""
 
     mechanism: Mechanism = Mechanism.RLIMITS
     limits: ResourceLimits = field(default_factory=ResourceLimits)

@@ -47,7 +47,7 @@ _PROVISIONER: Final = "/provisioner/"
 
 @dataclass(slots=True)
 class Noticed:
-    """What batches found out, besides the rows that they wrote."""
+    """Observations of batches for other parts of the worker, besides the rows that they wrote."""
 
     superseded: set[str] = field(default_factory=set)
     """Chats that follow, or may follow, another build than before: their older agents are disconnected."""

@@ -1,4 +1,4 @@
-"""What limits a call besides the state of its chat: the load of all chats, and the operators' settings."""
+"""Limits of calls that do not depend on their chat: the load of all chats, and the operators' settings."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ from statemachine.strict_json import RejectReason
 log = logging.getLogger(__name__)
 
 NOTICE_SECONDS: Final = 15.0
-"""How long a chat's notice, and a reported problem, stay if nobody renews them. Retries come sooner."""
+"""Seconds after which a chat's notice, or a reported problem, expires unless it is renewed by a retry."""
 LONGEST_DELAY: Final = 2.0
 """Seconds between two tries at most, so that the work goes on soon after the database recovers."""
 TRANSIENT_RETRIES: Final = 3
-"""How many transactions of single events a batch may repeat after locks and timeouts before it postpones."""
+"""The number of single-event transactions that a batch repeats after locks and timeouts before it postpones."""
 Server = Literal["database", "nats"]
 Read = tuple[Delivery, Item]
 Apply = Callable[[Sequence[Item]], Awaitable[list[OutboxMessage]]]
@@ -45,7 +45,7 @@ Apply = Callable[[Sequence[Item]], Awaitable[list[OutboxMessage]]]
 
 
 class Problems:
-    """What keeps a worker from its work now, by server. `/readyz` reports it."""
+    """The present problems that prevent a worker from working, by server. `/readyz` reports them."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[Server, str], tuple[str, float]] = {}
@@ -70,12 +70,12 @@ class Problems:
 
 @dataclass(slots=True)
 class CommitResult:
-    """What happened to the deliveries of a batch."""
+    """The deliveries of a batch, by what happened to them."""
 
     deliveries: list[Delivery] = field(default_factory=list)
     """Those that are in the database, or become dead letters: to be acked after publishing."""
     rows: list[OutboxMessage] = field(default_factory=list)
-    """What must be published."""
+    """The messages to publish."""
     buried: list[Dead] = field(default_factory=list)
     """The dead letters."""
     postponed: list[Delivery] = field(default_factory=list)
@@ -180,7 +180,7 @@ class Committer:
     async def _repeat_transient(
         self, batch: _Batch, group: Sequence[Read], error: Exception
     ) -> bool:
-        """Wait if the transaction of a single event is to be repeated; return whether it is."""
+        """Return whether to repeat the transaction of a single event, after a back-off."""
         if (
             not isinstance(error, TransientError)
             or len(group) > 1

@@ -70,7 +70,7 @@ def read(delivery: Delivery, now: datetime) -> Item:
 
 
 def notice_of(letter: Dead) -> FactNotice | None:
-    """Return the item that records a dead letter on its chat; None if it names no chat or build."""
+    """Return the input that records a rejected fact on its chat; None if the fact names no chat or build."""
     rejected, inbound = letter.rejected, subjects.parse_inbound(letter.subject)
     if rejected.build_id is None or inbound is None or not is_canonical(inbound.chat):
         return None

@@ -35,7 +35,7 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 class Lane(IntEnum):
     """Kinds of messages.
 
-    States and timers are published first. So whoever receives a job or an answer never reads an
+    States and timers are published first. So the receiver of a job or an answer never reads an
     older state afterwards.
     """
 

@@ -124,7 +124,7 @@ class Relay:
         return last is None or last.is_delete_marker
 
     def forget(self) -> None:
-        """Forget what the streams contain: after a reconnect they may be different."""
+        """Clear the cache of streams and consumers: after a reconnect they may be different."""
         self._last.clear()
         self._pools.clear()
 

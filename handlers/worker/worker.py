@@ -123,7 +123,7 @@ class Worker:
     async def _keep_prepared(self) -> None:
         """Create streams, consumers and timers at the start and whenever `preparation_due` is set.
 
-        Meanwhile the worker continues to apply events, which does not depend on this.
+        The worker continues to apply events meanwhile.
         """
         backoff, asking = Backoff(), asyncio.create_task(_nothing())
         try:
@@ -353,9 +353,9 @@ class Worker:
 
 
 async def _nothing() -> None:
-    """Do nothing: the initial task that asks senders, before one is needed."""
+    """Do nothing. This is the task `asking` before senders have to be asked."""
 
 
 async def _published() -> bool:
-    """Return True: the initial publishing task, as if a previous batch had been published."""
+    """Return True. This is the task `publishing` before the first batch."""
     return True

@@ -39,7 +39,7 @@ from statemachine.templates import Catalog, Version
 from statemachine.timers import needs_no_timer
 
 JOB_RETENTION: Final = timedelta(days=1)
-"""How long a job is kept after its `not_after`: its build may have begun in time and still need an end."""
+"""The time for which a job is kept after its `not_after`: its build may have begun and not ended."""
 CONNECTIONS_PER_KEY: Final = 64
 """Recorded connections per key. When one more is made, the oldest one has to be closed."""
 _LOSS_PREFIX: Final = "lost:"
@@ -112,7 +112,7 @@ class Changes:
 
 
 class Prefetched(NamedTuple):
-    """What the database knows about the events and calls of a batch."""
+    """The rows that the database has about the events and calls of a batch."""
 
     known: set[tuple[str, bytes]]
     """(chat id, digest) of the events that were applied before."""
@@ -138,7 +138,7 @@ class Look(NamedTuple):
 
 
 class CatalogAndSettings(NamedTuple):
-    """The templates and the settings that calls are judged by."""
+    """The templates and the settings by which calls are evaluated."""
 
     catalog: Catalog
     settings: Mapping[str, str]
@@ -329,7 +329,7 @@ class CheckedCredential(NamedTuple):
 
     credential: Credential
     denial: str | None
-    """None while the key is valid; otherwise `revoked`, `expired`, or `superseded` (by a newer build)."""
+    """None if the key is valid; otherwise `revoked`, `expired`, or `superseded` (by a newer build)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,7 +457,7 @@ class DatabaseOrigin:
 
 
 class Recovery(Protocol):
-    """What workers read, and record, to publish again what NATS lost."""
+    """Reads and records with which workers publish again the messages that NATS lost."""
 
     async def origin(self) -> DatabaseOrigin:
         """Return which database this is, and which one its rows were written in."""
@@ -477,7 +477,7 @@ class Recovery(Protocol):
         """Record how far streams are.
 
         A position only moves forward, within the same stream, and never replaces the mark of a loss. With
-        `reset` it replaces whatever is recorded.
+        `reset` it replaces every recorded position.
         """
         ...
 
@@ -543,7 +543,7 @@ class Store(Protocol):
 
     @property
     def recovery(self) -> Recovery:
-        """What workers need to publish again."""
+        """Reads and records for publishing lost messages again."""
         ...
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
@@ -600,8 +600,8 @@ class Store(Protocol):
     async def probe_write(self) -> None:
         """Write sample rows into every table that a batch writes, and roll back.
 
-        Raises StoreUnavailableError when the database does not accept them, whatever its reason is: the
-        sample is valid, so it is the database that is at fault.
+        Raises StoreUnavailableError when the database does not accept them, for any reason: the sample is
+        valid, so the fault is the database's.
         """
         ...
 

@@ -195,7 +195,7 @@ def _check(name: str, values: dict[str, str]) -> None:
 def translate_connect_errors(
     address: Address, limits: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Translate whatever the driver raises while it opens a connection.
+    """Translate every error that the driver raises while it opens a connection.
 
     Raises UnreachableError, or MisconfiguredError if waiting does not help.
     """

@@ -115,7 +115,7 @@ class Database:
     async def _acquire(self) -> AsyncIterator[Session]:
         """Borrow a connection; one that fails is not used again.
 
-        Raises like asyncpg, but StoreUnavailableError for whatever the server answers to a new connection:
+        Raises like asyncpg, but StoreUnavailableError for every error of a new connection:
         no statement is at fault for that.
         """
         try:

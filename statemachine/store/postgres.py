@@ -319,7 +319,7 @@ class PostgresTransaction:
         template_ids: AbstractSet[str],
         version_ids: AbstractSet[str],
     ) -> CatalogAndSettings:
-        """Return the templates and the settings that calls are judged by."""
+        """Return the templates and the settings by which calls are evaluated."""
         return await read_catalog_and_settings(
             self._fetch, self._versions, organization_ids, template_ids, version_ids
         )

@@ -6,6 +6,7 @@ import argparse
 import ast
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ PAGES = sorted(
     path for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md") for path in ROOT.glob(pattern)
 )
 PATH = re.compile(r"`((?:statemachine|bus|handlers|tests|deploy|docs)/[\w./*-]*)`")
+CODE = ("bus", "docs", "handlers", "statemachine")
 SYMBOL = re.compile(r"`([A-Za-z_][\w.]*)`\s\(`([\w/.]+\.(?:py|sql))`\)")
 FENCE = re.compile(r"^```(.*)\n((?s:.*?))^```$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
@@ -79,6 +81,18 @@ def test_every_symbol_that_a_page_names_exists(page: Path) -> None:
             missing.append(f"{path}: {symbol}")
 
     assert not missing
+
+
+def test_every_class_and_constant_in_the_instructions_to_add_things_exists() -> None:
+    """Section 6 of ARCHITECTURE.md also names symbols without a file beside them."""
+    text = prose(ROOT / "ARCHITECTURE.md")
+    section = text[text.index("\n## 6. ") : text.index("\n## 7. ")]
+    names = set(re.findall(r"`(_?[A-Z]\w*(?:\.\w+)?)`", section))
+    sources = chain(*(ROOT.glob(f"{folder}/**/*.py") for folder in CODE))
+    defined = set(chain.from_iterable(symbols(source.read_text()) for source in sources))
+
+    assert len(names) > 15
+    assert names <= defined
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

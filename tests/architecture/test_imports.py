@@ -42,18 +42,26 @@ def test_the_contracts_are_kept(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "statement", "contract"),
     [
-        ("statemachine/machine.py", "import bus.streams", "What a workspace is"),
-        ("statemachine/store/__init__.py", "import handlers.settings", "What a workspace is"),
-        ("bus/subjects.py", "import statemachine.states", "How messages travel"),
-        ("statemachine/machine.py", "import asyncio", "The core neither"),
-        ("statemachine/machine.py", "import nats.errors", "The core neither"),
-        ("statemachine/machine.py", "import statemachine.store", "Only handlers use the store"),
-        ("handlers/worker/__init__.py", "import handlers.gateway.gateway", "Handlers import"),
-        ("handlers/agent/__init__.py", "import handlers.provisioner", "Handlers import"),
+        ("statemachine/machine.py", "import bus.streams", "statemachine imports"),
+        ("statemachine/store/__init__.py", "import handlers.settings", "statemachine imports"),
+        ("bus/subjects.py", "import statemachine.states", "bus imports"),
+        ("statemachine/machine.py", "import asyncio", "The core does no"),
+        ("statemachine/machine.py", "import nats.errors", "The core does no"),
+        ("statemachine/machine.py", "import statemachine.store", "Only handlers import the store"),
+        (
+            "handlers/worker/__init__.py",
+            "import handlers.gateway.gateway",
+            "Packages of handlers import",
+        ),
+        (
+            "handlers/agent/__init__.py",
+            "import handlers.provisioner",
+            "Packages of handlers import",
+        ),
         (
             "handlers/access/permissions.py",
             "import handlers.embedded.ports",
-            "Handlers import",
+            "Packages of handlers import",
         ),
     ],
 )

@@ -55,7 +55,7 @@ async def run_until_signal(*jobs: Coroutine[Any, Any, None]) -> None:
 async def raise_when_closed(bus: Bus) -> None:
     """Wait until the connection is closed for good, then raise Unavailable.
 
-    The process then ends, so that whatever supervises it starts it again.
+    The process then ends, so that its supervisor starts it again.
     """
     raise Unavailable(f"NATS closed the connection for good: {await bus.wait_closed()}")
 
