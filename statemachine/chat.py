@@ -193,6 +193,14 @@ class Cause(Value, frozen=True):
     type: str
 
 
+JOINED_STATES: Final = frozenset(
+    state
+    for state, info in STATE_INFO.items()
+    if info.phase in (Phase.BEING_BUILT, Phase.BEING_STOPPED) and not info.settled
+)
+"""The states in which a build is running, so that new calls only join it."""
+
+
 class Chat(Value, frozen=True, forbid_unknown_fields=True):
     """The snapshot of one chat after `version` moves."""
 
@@ -281,8 +289,7 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
 
         Then the calls that wait already need not be evaluated with it.
         """
-        info = STATE_INFO[self.state]
-        return info.phase in (Phase.BEING_BUILT, Phase.BEING_STOPPED) and not info.settled
+        return self.state in JOINED_STATES
 
     @property
     def rejection(self) -> Rejection | None:

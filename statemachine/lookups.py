@@ -17,11 +17,11 @@ NAMING: Final = "create_workspace"
 class Lookups(NamedTuple):
     """Ids of the rows to load."""
 
-    organizations: frozenset[str]
+    organizations: frozenset[str] = frozenset()
     """Organizations whose templates are all loaded."""
-    templates: frozenset[str]
-    versions: frozenset[str]
-    owners: frozenset[str]
+    templates: frozenset[str] = frozenset()
+    versions: frozenset[str] = frozenset()
+    owners: frozenset[str] = frozenset()
     """Owners for whom the names of all their workspaces are loaded."""
 
 

@@ -216,6 +216,17 @@ Effect = PublishState | PublishJob | PublishAnswer | ArmTimer | ExpectPresence
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A workspace that got its name."""
+
+    workspace_id: str
+    owner_id: str
+    name: str
+    requested: bool
+    """Whether the rules chose the name, so that no other workspace of the owner has it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """A message for operators, to be logged after the commit."""
 
@@ -240,8 +251,7 @@ class Step:
     """The calls that are new or changed, by id."""
     canceled: set[str] = field(default_factory=set)
     """The ids of calls that were canceled before they arrived."""
-    named: list[tuple[str, str, str]] = field(default_factory=list)
-    """(workspace id, owner id, name) of the new workspaces."""
+    named: list[Named] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     """The ids of the workspaces that were deleted, so that their names may be used again."""
     effects: list[Effect] = field(default_factory=list)
@@ -599,7 +609,8 @@ class _Stepping:
         self.step.deleted += newly_deleted(before, self._chat)
         if (named := newly_named(before, self._chat)) is not None:
             workspace_id, _, owner_id, name = named
-            self.step.named.append((workspace_id, owner_id, name))
+            requested = isinstance(event.data, BuildRequested)
+            self.step.named.append(Named(workspace_id, owner_id, name, requested))
             self._known = with_name(self._known, owner_id, name)
         if isinstance(decision, Moved):
             self.step.effects += [PublishState(moved, because) for moved in decision.steps]

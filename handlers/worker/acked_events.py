@@ -145,8 +145,7 @@ class AckedEvents:
         if info.retention is not RetentionPolicy.WORK_QUEUE:
             raise Unavailable(f"{IN.name} has an unexpected retention: {info.retention}")
         until = asyncio.get_running_loop().time() + REPLACING_SECONDS
-        async with self._store.transaction() as transaction:
-            await transaction.lock_stream(IN.name)
+        async with self._store.locked(IN.name):
             replaced = await self._bus.replace_stream(self._stream, until=until)
         if not replaced:
             raise Unavailable(

@@ -1,8 +1,7 @@
-"""Applies a batch of inputs: loads their chats, takes the steps, and writes.
+"""Applies a batch of inputs: reads their chats, takes the steps, and writes.
 
-Two workers never write on the grounds of the same snapshot. A batch of facts locks nothing: its write skips the
-chats that have changed since they were read. All other inputs, and those of the skipped chats, are applied in a
-transaction that locks the row of a chat before it reads anything else of the chat.
+Nothing is locked in between. The write skips the chats that have changed since they were read, so two workers never
+write on the grounds of the same snapshot; the skipped chats' inputs are applied again.
 """
 
 from __future__ import annotations
@@ -29,13 +28,21 @@ from statemachine.step import (
     Loaded,
     PublishAnswer,
     PublishedState,
-    PublishJob,
     Step,
     TimerFired,
     step,
     with_name,
 )
-from statemachine.store import CallKey, Changes, OutboxMessage, Prefetched, Store, Transaction
+from statemachine.store import (
+    CallKey,
+    Changes,
+    Look,
+    OutboxMessage,
+    Store,
+    Wanted,
+    WorkspaceName,
+    Written,
+)
 from statemachine.templates import Catalog
 
 log = logging.getLogger(__name__)
@@ -68,6 +75,16 @@ class Noticed:
             )
 
 
+@dataclass(slots=True)
+class Applied:
+    """The result of one attempt to apply a batch."""
+
+    rows: list[OutboxMessage]
+    """The messages to publish, also those that repeated events left over."""
+    again: set[str]
+    """Chats that changed after they were read: their items were not applied."""
+
+
 async def apply(
     items: Sequence[Item],
     store: Store,
@@ -75,99 +92,42 @@ async def apply(
     seed: bytes,
     load: Load = NO_LOAD,
     noticed: Noticed | None = None,
-) -> list[OutboxMessage]:
-    """Apply `items` and commit; return the outbox rows to publish, also those that repeated events left over.
+) -> Applied:
+    """Apply `items` and commit.
 
     `seed`: random bytes that new ids and names are made of; `load`: how much waits already.
-    Raises what the store raises.
+    Raises what the store raises; then nothing was applied.
     """
     inputs = [one for item in items if (one := _input_of(item)) is not None]
-    dead = [item for item in items if isinstance(item, Dead) and item.rejected.call_id is not None]
-    known, done = Known(EMPTY, seed=seed, load=load), noticed or Noticed()
-    rows: list[OutboxMessage] = []
-    if inputs and not dead and all(_is_fact(item) for item in inputs):
-        rows, inputs = await _apply_facts(inputs, store, limits, known, done)
-    if inputs or dead:
-        rows += await _apply_locked(inputs, dead, store, limits, known, done)
-    return rows
-
-
-async def _apply_facts(
-    inputs: Sequence[Input], store: Store, limits: Limits, known: Known, noticed: Noticed
-) -> tuple[list[OutboxMessage], list[Input]]:
-    """Apply facts without locks: one statement reads, another one writes what has not changed meanwhile.
-
-    Return the outbox rows, and the inputs that were not applied: those of chats that somebody else changed,
-    that do not exist yet, or whose steps need or change more than these two statements cover.
-    """
-    look = await store.look(
-        {item.chat_id for item in inputs},
-        [(item.chat_id, item.digest) for item in inputs if isinstance(item, InboundEvent)],
-        {name for item in inputs if (name := _sender(item))},
-    )
-    inputs = [_with_pool(item, look.found.pools) for item in inputs]
-    looks_up_chats = _chats_that_look_up(inputs, look.chats, look.found)
-    simple = {
-        chat_id: loaded
-        for chat_id, loaded in _loaded(look.chats, look.found).items()
-        if chat_id not in looks_up_chats
+    dead = {
+        CallKey(item.chat_id, item.rejected.call_id): item
+        for item in items
+        if isinstance(item, Dead) and item.rejected.call_id is not None and is_uuid(item.chat_id)
     }
-    some = [item for item in inputs if item.chat_id in simple]
-    if not some or look.now is None:
-        return [], inputs
-    steps = [s for s in _take_steps(some, simple, known, limits, look.now) if _is_simple(s)]
-    rows, skipped = await store.write_unchanged(_changes(steps), look.row_versions)
-    written = [taken for taken in steps if taken.chat.chat_id not in skipped]
-    _report(written, look.chats, noticed)
-    applied = {taken.chat.chat_id for taken in written}
-    return rows, [item for item in inputs if item.chat_id not in applied]
-
-
-async def _apply_locked(
-    inputs: Sequence[Input],
-    dead: Sequence[Dead],
-    store: Store,
-    limits: Limits,
-    known: Known,
-    noticed: Noticed,
-) -> list[OutboxMessage]:
-    """Apply inputs in a transaction that locks their chats; return the outbox rows."""
-    async with store.transaction() as tx:
-        # A timer or a notice for a chat that the database does not have must not create the chat.
-        snapshots = await tx.lock(
-            {item.chat_id for item in inputs},
-            creating={i.chat_id for i in inputs if isinstance(i, InboundEvent | PublishedState)},
-        )
-        inputs = [item for item in inputs if item.chat_id in snapshots]
-        found = await _prefetch(inputs, snapshots, tx)
-        inputs = [_with_pool(item, found.pools) for item in inputs]
-        known = await _look_up(inputs, snapshots, found, tx, known)
-        steps = _take_steps(inputs, _loaded(snapshots, found), known, limits, tx.now)
-        changes = _changes(steps)
-        left_over = await tx.unpublished({s.chat.chat_id for s in steps if s.may_repeat})
-        # Answers to dead letters are created again whenever the message is redelivered. They are not put into
-        # the outbox: one that stayed there could replace the answer to the corrected request later.
-        rows = left_over + await tx.write(changes) + await _refusals(dead, changes, tx)
-    _report(steps, snapshots, noticed)
-    return rows
+    if not inputs and not dead:
+        return Applied([], set())
+    look = await store.look(_wanted(inputs, dead))
+    # A timer or a notice for a chat that the database does not have must not create the chat.
+    new = {i.chat_id for i in inputs if isinstance(i, InboundEvent | PublishedState)}
+    chats = {chat_id: Chat(chat_id=chat_id) for chat_id in new} | look.chats
+    inputs = [_with_pool(item, look.pools) for item in inputs if item.chat_id in chats]
+    known = await _look_up(inputs, chats, look, store, Known(EMPTY, seed=seed, load=load))
+    steps = _take_steps(inputs, _loaded(chats, look), known, limits, look.now)
+    changes = _changes(steps, look.row_versions)
+    left_over = await store.unpublished({s.chat.chat_id for s in steps if s.may_repeat})
+    written = await store.write(changes) if steps else Written([], set())
+    for taken in steps:
+        if taken.chat.chat_id not in written.skipped:
+            _log(taken)
+            if noticed is not None:
+                _notice(noticed, chats[taken.chat.chat_id], taken)
+    rows = [row for row in left_over if row.chat_id not in written.skipped] + written.outbox
+    return Applied(rows + _refusals(dead, look, changes), written.skipped)
 
 
 def asks(item: Item) -> bool:
     """Return whether the item is a tool call."""
     return isinstance(item, InboundEvent) and isinstance(item.event.data, events.ToolRequested)
-
-
-def _is_fact(item: Input) -> bool:
-    requests = events.ToolRequested | events.ToolCanceled | events.DeleteRequested
-    return isinstance(item, InboundEvent) and not isinstance(item.event.data, requests)
-
-
-def _is_simple(taken: Step) -> bool:
-    """Return whether `Store.write_unchanged` writes all of a step, and nothing older is left to publish."""
-    requests_build = any(isinstance(effect, PublishJob) for effect in taken.effects)
-    return not (
-        taken.may_repeat or taken.canceled or taken.named or taken.deleted or requests_build
-    )
 
 
 def _input_of(item: Item) -> Input | None:
@@ -200,96 +160,77 @@ def _with_pool(item: Input, pools: Mapping[str, str]) -> Input:
 # -- loading --------------------------------------------------------------------------------------
 
 
-async def _prefetch(
-    inputs: Sequence[Input], snapshots: Mapping[str, Chat], tx: Transaction
-) -> Prefetched:
-    """Look up events and calls; waiting calls only of chats that may move."""
+def _wanted(inputs: Sequence[Input], dead: Mapping[CallKey, Dead]) -> Wanted:
+    """Return what has to be read: waiting calls only of chats that may move."""
     received = [item for item in inputs if isinstance(item, InboundEvent)]
     may_move = {item.chat_id for item in inputs if not asks(item)}
-    return await tx.prefetch(
-        [(item.chat_id, item.digest) for item in received],
-        {
+    chats = {item.chat_id for item in inputs}
+    return Wanted(
+        chats=chats,
+        identities=[(item.chat_id, item.digest) for item in received],
+        calls=dead.keys()
+        | {
             CallKey(item.chat_id, item.event.data.call_id)
             for item in received
             if isinstance(item.event.data, events.ToolRequested | events.ToolCanceled)
         },
-        {
-            chat.chat_id
-            for chat in snapshots.values()
-            if chat.open_calls and (chat.chat_id in may_move or not chat.calls_only_join)
-        },
-        {name for item in inputs if (name := _sender(item))},
+        waiting=may_move,
+        waiting_unless_joined=chats - may_move,
+        provisioners={name for item in inputs if (name := _sender(item))},
     )
 
 
-def _loaded(snapshots: Mapping[str, Chat], found: Prefetched) -> dict[str, Loaded]:
-    applied: dict[str, set[bytes]] = {chat_id: set() for chat_id in snapshots}
-    calls: dict[str, dict[str, StoredCall]] = {chat_id: {} for chat_id in snapshots}
-    canceled: dict[str, set[str]] = {chat_id: set() for chat_id in snapshots}
-    for chat_id, digest in found.known:
+def _loaded(chats: Mapping[str, Chat], look: Look) -> dict[str, Loaded]:
+    applied: dict[str, set[bytes]] = {chat_id: set() for chat_id in chats}
+    calls: dict[str, dict[str, StoredCall]] = {chat_id: {} for chat_id in chats}
+    canceled: dict[str, set[str]] = {chat_id: set() for chat_id in chats}
+    for chat_id, digest in look.known:
         applied[chat_id].add(digest)
-    for key, stored in found.calls.items():
-        calls[key.chat_id][key.call_id] = stored
-    for key in found.canceled:
-        canceled[key.chat_id].add(key.call_id)
+    for key, stored in look.calls.items():
+        if key.chat_id in calls:  # not only that of a dead letter
+            calls[key.chat_id][key.call_id] = stored
+    for key in look.canceled:
+        if key.chat_id in canceled:
+            canceled[key.chat_id].add(key.call_id)
     return {
         chat_id: Loaded(
             chat,
-            {call.call_id: call for call in found.waiting.get(chat_id, ())},
+            {call.call_id: call for call in look.waiting.get(chat_id, ())},
             calls[chat_id],
             canceled[chat_id],
             applied[chat_id],
         )
-        for chat_id, chat in snapshots.items()
-    }
-
-
-def _chats_that_look_up(
-    inputs: Sequence[Input], snapshots: Mapping[str, Chat], found: Prefetched
-) -> set[str]:
-    """Return the chats whose steps need templates, names or settings."""
-    judged = {item.chat_id for item in inputs if _needs_rules(item)}
-    judged |= {
-        chat_id for chat_id, calls in found.waiting.items() if any(looks_up(c) for c in calls)
-    }
-    return judged | {  # masking needs to know which parameters are sensitive
-        item.chat_id
-        for item in inputs
-        if isinstance(item, InboundEvent)
-        and item.chat_id in snapshots
-        and redaction.has_text(item.event)
-        and redaction.builds_with_values(snapshots[item.chat_id])
+        for chat_id, chat in chats.items()
     }
 
 
 async def _look_up(
-    inputs: Sequence[Input],
-    snapshots: Mapping[str, Chat],
-    found: Prefetched,
-    tx: Transaction,
-    known: Known,
+    inputs: Sequence[Input], chats: Mapping[str, Chat], look: Look, store: Store, known: Known
 ) -> Known:
-    """Add to `known` the templates, names and settings that the steps need."""
-    judged = _chats_that_look_up(inputs, snapshots, found)
-    if not judged:
-        return known
+    """Add to `known` the templates, names and settings that the steps need, if they need any."""
     facts = [item.event for item in inputs if isinstance(item, InboundEvent)]
     calls: list[events.ToolRequested | Call] = [
         fact.data for fact in facts if isinstance(fact.data, events.ToolRequested)
     ]
-    waiting = [call for of_chat in found.waiting.values() for call in of_chat if looks_up(call)]
-    wanted = lookups([*calls, *waiting], [snapshots[c] for c in judged], facts)
-    names = await tx.workspace_names(wanted.owners)
-    catalog, settings = await tx.catalog_and_settings(
-        wanted.organizations, wanted.templates, wanted.versions
-    )
-    orphans = {orphan.id for chat_id in judged for orphan in snapshots[chat_id].orphans}
+    waiting = [call for of_chat in look.waiting.values() for call in of_chat if looks_up(call)]
+    judged = {item.chat_id for item in inputs if _needs_rules(item)}
+    judged |= {call.chat_id for call in waiting}
+    judged |= {  # masking needs to know which parameters are sensitive
+        fact.chat_id
+        for fact in facts
+        if redaction.has_text(fact) and redaction.builds_with_values(chats[fact.chat_id])
+    }
+    if not judged:
+        return known
+    wanted = lookups([*calls, *waiting], [chats[chat_id] for chat_id in judged], facts)
+    orphans = {orphan.id for chat_id in judged for orphan in chats[chat_id].orphans}
+    found = await store.look_up(wanted, orphans)
     return replace(
         known,
-        catalog=catalog,
-        policy=policy(settings),
-        names=names,
-        had=await tx.current_workspaces(orphans),
+        catalog=found.catalog,
+        policy=policy(found.settings),
+        names=found.names,
+        had=found.current,
     )
 
 
@@ -319,15 +260,15 @@ def _take_steps(
         # Call ids are unique within a chat, but ids made from the seed must be unique everywhere.
         own = replace(known, seed=known.seed + chat_id.encode())
         taken = step(loaded[chat_id], some, own, limits, at)
-        for _, owner_id, name in taken.named:
-            known = with_name(known, owner_id, name)
+        for name in taken.named:
+            known = with_name(known, name.owner_id, name.name)
         steps.append(taken)
     return steps
 
 
-def _changes(steps: Sequence[Step]) -> Changes:
+def _changes(steps: Sequence[Step], row_versions: Mapping[str, int]) -> Changes:
     """Return everything that the steps write."""
-    changes = Changes()
+    changes = Changes(row_versions=row_versions)
     for taken in steps:
         chat_id = taken.chat.chat_id
         rows, jobs = publications.rows_of(taken)
@@ -337,19 +278,13 @@ def _changes(steps: Sequence[Step]) -> Changes:
         changes.calls += taken.calls.values()
         changes.cancellations += [CallKey(chat_id, call_id) for call_id in taken.canceled]
         changes.names += [
-            (workspace, chat_id, owner, name) for workspace, owner, name in taken.named
+            WorkspaceName(n.workspace_id, chat_id, n.owner_id, n.name, n.requested)
+            for n in taken.named
         ]
         changes.freed += [(workspace_id, chat_id) for workspace_id in taken.deleted]
         changes.outbox += rows
         changes.jobs += jobs
     return changes
-
-
-def _report(steps: Sequence[Step], before: Mapping[str, Chat], noticed: Noticed) -> None:
-    """Log committed steps, and note what concerns other parts of the worker."""
-    for taken in steps:
-        _log(taken)
-        _notice(noticed, before[taken.chat.chat_id], taken)
 
 
 def _notice(noticed: Noticed, before: Chat, taken: Step) -> None:
@@ -386,16 +321,17 @@ def _log(taken: Step) -> None:
             log.debug("chat %s: answered %s: %s", chat_id, call.tool, how, extra=ids)
 
 
-async def _refusals(dead: Sequence[Dead], changes: Changes, tx: Transaction) -> list[OutboxMessage]:
-    """Return answers to dead letters whose `call_id` can be read, unless that call was accepted before."""
-    keys = {CallKey(d.chat_id, d.rejected.call_id): d for d in dead if d.rejected.call_id}
-    keys = {key: d for key, d in keys.items() if is_uuid(key.chat_id)}
-    accepted = {CallKey(s.call.chat_id, s.call.call_id) for s in changes.calls}
-    for key in accepted | (await tx.calls(set(keys))).keys():
-        keys.pop(key, None)
+def _refusals(dead: Mapping[CallKey, Dead], look: Look, changes: Changes) -> list[OutboxMessage]:
+    """Return answers to dead letters whose `call_id` can be read, unless that call was accepted before.
+
+    They are created again whenever the message is redelivered, and not put into the outbox: one that stayed
+    there could replace the answer to the corrected request later.
+    """
+    accepted = {CallKey(s.call.chat_id, s.call.call_id) for s in changes.calls} | look.calls.keys()
     return [
         publications.refused(
-            key.chat_id, key.call_id, d.rejected.tool, d.rejected.detail, d.data, tx.now
+            key.chat_id, key.call_id, d.rejected.tool, d.rejected.detail, d.data, look.now
         )
-        for key, d in keys.items()
+        for key, d in dead.items()
+        if key not in accepted
     ]

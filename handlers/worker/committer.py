@@ -20,6 +20,7 @@ from typing import Final, Literal
 
 from bus import Backoff, Delivery
 from handlers.runtime import clock
+from handlers.worker.batch import Applied
 from handlers.worker.deliveries import Dead, Item, chat_of, dead
 from statemachine.store import (
     OutboxMessage,
@@ -40,8 +41,10 @@ TRANSIENT_RETRIES: Final = 3
 """The number of single-event transactions that a batch repeats after locks and timeouts before it postpones."""
 Server = Literal["database", "nats"]
 Read = tuple[Delivery, Item]
-Apply = Callable[[Sequence[Item]], Awaitable[list[OutboxMessage]]]
-"""Applies events in one transaction; returns what must be published."""
+CONFLICT_RETRIES: Final = 100
+"""How often a batch may be applied again because chats changed meanwhile, before it postpones their events."""
+Apply = Callable[[Sequence[Item]], Awaitable[Applied]]
+"""Applies events, and commits all of them or none, except those of chats that change meanwhile."""
 
 
 class Problems:
@@ -99,6 +102,8 @@ class _Batch:
     writable: bool = False
     """Whether the database was seen to accept changes."""
     transient_retries: int = 0
+    conflicts: int = 0
+    """How often chats had changed after they were read."""
     noted: set[str] = field(default_factory=set)
     """Chats whose notice says already that one of their events is postponed."""
 
@@ -117,7 +122,7 @@ class Committer:
         """Chats that have a notice from this worker."""
 
     async def commit(self, items: Sequence[Read], apply: Apply) -> CommitResult:
-        """Apply a batch, in one transaction if possible.
+        """Apply a batch, in one statement if possible.
 
         Returns when each event is committed, postponed or a dead letter; while the database accepts no changes,
         it does not return. Raises nothing that `apply` raises.
@@ -126,7 +131,7 @@ class Committer:
         while batch.groups:
             group = batch.groups[0]
             try:
-                rows = await apply([item for _, item in group])
+                applied = await apply([item for _, item in group])
             except Exception as error:  # noqa: BLE001 — whatever it is, others in the batch go on
                 fault = await self._find_database_fault(batch, group, error)
                 if fault is not None:
@@ -138,8 +143,12 @@ class Committer:
                     await self._give_up(batch, group, error)
             else:
                 batch.groups.popleft()
-                batch.result.add(group, rows)
-                await self._report_success(group)
+                again = [read for read in group if chat_of(read[1]) in applied.again]
+                done = [read for read in group if chat_of(read[1]) not in applied.again]
+                batch.result.add(done, applied.rows)
+                await self._report_success(done)
+                if again:
+                    await self._apply_again(batch, again)
         if postponed := batch.result.postponed:
             message = "the database refuses %d of %d events, which are redelivered later: %s"
             log.warning(message, len(postponed), len(items), self._problems.of("database"))
@@ -169,6 +178,16 @@ class Committer:
                 return None
             case _:
                 return await self._fault_of(self._store.probe_write)
+
+    async def _apply_again(self, batch: _Batch, again: Sequence[Read]) -> None:
+        """Apply the events of chats that changed after they were read: first of all, and not without end."""
+        batch.conflicts += 1
+        if batch.conflicts <= CONFLICT_RETRIES:
+            batch.groups.appendleft(again)
+            return
+        for delivery, item in again:
+            error = TransientError("others change the row of its chat whenever it is applied")
+            await self._postpone(delivery, item, error, batch)
 
     async def _fault_of(self, check: Callable[[], Awaitable[None]]) -> StoreUnavailableError | None:
         try:

@@ -16,7 +16,7 @@ from handlers.access.disconnect import SupersededAgents
 from handlers.runtime import clock
 from handlers.runtime.supervise import cancel_and_wait, run_until_one_ends
 from handlers.worker.acked_events import AckedEvents
-from handlers.worker.batch import Noticed, apply, asks
+from handlers.worker.batch import Applied, Noticed, apply, asks
 from handlers.worker.call_limits import LoadSampler, WaitingLimits
 from handlers.worker.clock_skew import ClockSkew
 from handlers.worker.committer import (
@@ -228,7 +228,7 @@ class Worker:
     async def _commit(self, items: Sequence[tuple[Delivery, Item]]) -> CommitResult:
         load = self.load.load(sample=any(asks(item) for _, item in items))
 
-        async def apply_items(some: Sequence[Item]) -> list[OutboxMessage]:
+        async def apply_items(some: Sequence[Item]) -> Applied:
             return await apply(some, self.store, self.limits, os.urandom(16), load, self.noticed)
 
         result = await self._committer.commit(items, apply_items)

@@ -5,8 +5,9 @@
 
 A `Store` is composed of small parts, each a protocol of its own:
 
-- `transaction()`: the only way to change a chat. One transaction per batch of events.
-- `chats`: reads of chats, calls and event logs outside of a transaction.
+- `look` and `look_up` read what a batch of events needs, and `write` is the only way to change a chat. Nothing is
+  locked between them: `write` skips the chats that have changed since `look`.
+- `chats`: other reads of chats, calls and event logs.
 - `templates`: template versions and their archives.
 - `credentials`: issued keys, and the NATS connections made with them.
 - `recovery`: what workers need to publish again after NATS lost data or the database was restored.
@@ -27,6 +28,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 from statemachine.calls import Call, StoredCall
 from statemachine.chat import Chat
 from statemachine.codec import timestamp
+from statemachine.lookups import Lookups
 from statemachine.messages import LogEntry, LoggedEvent, ShownCause
 from statemachine.step import Entry
 from statemachine.store.errors import AccessDeniedError as AccessDeniedError
@@ -82,9 +84,20 @@ class StoredJob:
     not_after: datetime
 
 
+class WorkspaceName(NamedTuple):
+    """The name of a new workspace."""
+
+    workspace_id: str
+    chat_id: str
+    owner_id: str
+    name: str
+    requested: bool = False
+    """Whether the rules chose it, so that no other workspace of the owner has it."""
+
+
 @dataclass(slots=True)
 class Changes:
-    """Everything that one transaction writes."""
+    """Everything that one batch writes."""
 
     chats: list[Chat] = field(default_factory=list)
     entries: list[tuple[str, Entry]] = field(default_factory=list)
@@ -94,125 +107,84 @@ class Changes:
     calls: list[StoredCall] = field(default_factory=list)
     cancellations: list[CallKey] = field(default_factory=list)
     """Calls that were canceled before they arrived."""
-    names: list[tuple[str, str, str, str]] = field(default_factory=list)
-    """(workspace id, chat id, owner id, name) of new workspaces."""
+    names: list[WorkspaceName] = field(default_factory=list)
     freed: list[tuple[str, str]] = field(default_factory=list)
     """(workspace id, chat id) of deleted workspaces, whose names may be used again."""
     outbox: list[OutboxMessage] = field(default_factory=list)
     jobs: list[StoredJob] = field(default_factory=list)
     """The jobs among `outbox`: kept longer than their outbox rows, to be published again if NATS loses them."""
+    row_versions: Mapping[str, int] = field(default_factory=dict)
+    """The version of each chat's row that the changes are made for, as `Look` names it.
 
-    @property
-    def concern_other_tables(self) -> bool:
-        """Whether there are rows that `Store.write_unchanged` does not write."""
-        return bool(self.cancellations or self.names or self.freed or self.jobs)
-
-
-# -- transactions ---------------------------------------------------------------------------------
+    A chat that is not named here is written in any case.
+    """
 
 
-class Prefetched(NamedTuple):
-    """The rows that the database has about the events and calls of a batch."""
+class Written(NamedTuple):
+    """The result of `Store.write`."""
 
-    known: set[tuple[str, bytes]]
+    outbox: list[OutboxMessage]
+    """The messages of the changes, with the numbers of their rows; without those of skipped chats."""
+    skipped: set[str]
+    """The chats that were not written, because their rows had changed."""
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The rows that a batch reads about its chats."""
+
+    chats: AbstractSet[str] = frozenset()
+    identities: Sequence[tuple[str, bytes]] = ()
+    """(chat id, digest) of events that may have been applied before."""
+    calls: AbstractSet[CallKey] = frozenset()
+    waiting: AbstractSet[str] = frozenset()
+    """Chats whose open calls are needed."""
+    waiting_unless_joined: AbstractSet[str] = frozenset()
+    """Chats whose open calls are needed unless new calls only join (`Chat.calls_only_join`)."""
+    provisioners: AbstractSet[str] = frozenset()
+    """Names of provisioners whose pools are needed."""
+
+
+@dataclass(slots=True)
+class Look:
+    """The content of the database at one moment. It may change at any time: nothing is locked."""
+
+    now: datetime
+    """The database's time."""
+    chats: dict[str, Chat] = field(default_factory=dict)
+    """The snapshots of the chats that exist."""
+    row_versions: dict[str, int] = field(default_factory=dict)
+    """The version of the row of each chat that was asked for. It changes with every change of the row.
+
+    That of a chat that does not exist is `NO_ROW`.
+    """
+    known: set[tuple[str, bytes]] = field(default_factory=set)
     """(chat id, digest) of the events that were applied before."""
-    calls: dict[CallKey, StoredCall]
-    waiting: dict[str, list[Call]]
+    calls: dict[CallKey, StoredCall] = field(default_factory=dict)
+    waiting: dict[str, list[Call]] = field(default_factory=dict)
     """Open calls by chat, in the order of their arrival."""
-    canceled: set[CallKey]
+    canceled: set[CallKey] = field(default_factory=set)
     """Calls whose cancellation arrived before them."""
-    pools: dict[str, str]
+    pools: dict[str, str] = field(default_factory=dict)
     """The pool that each provisioner is bound to, by the provisioner's name."""
 
 
-class Look(NamedTuple):
-    """What the database knew about some chats at one moment."""
-
-    chats: dict[str, Chat]
-    """The snapshots of those chats that exist."""
-    row_versions: dict[str, int]
-    """The version of each chat's row. It changes with every change of the row."""
-    found: Prefetched
-    now: datetime | None
-    """The database's time; None if none of the chats exists."""
+NO_ROW: Final = 0
+"""The row version of a chat that does not exist."""
 
 
-class CatalogAndSettings(NamedTuple):
-    """The templates and the settings by which calls are evaluated."""
+class LookedUp(NamedTuple):
+    """The rows that calls are evaluated with."""
 
     catalog: Catalog
     settings: Mapping[str, str]
-
-
-class Transaction(Protocol):
-    """Reads under lock, then one write. See `Store.transaction`."""
-
-    @property
-    def now(self) -> datetime:
-        """The database's time when `lock` had locked the chats."""
-        ...
-
-    async def lock(
-        self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
-    ) -> dict[str, Chat]:
-        """Lock chats until the end of the transaction and return their snapshots by id.
-
-        Chats that do not exist are created if they are in `creating` (None: all), and left out otherwise.
-        Raises TransientError when another transaction holds a chat for too long.
-        """
-        ...
-
-    async def prefetch(
-        self,
-        identities: Sequence[tuple[str, bytes]],
-        keys: AbstractSet[CallKey],
-        waiting_of: AbstractSet[str],
-        provisioners: AbstractSet[str] = frozenset(),
-    ) -> Prefetched:
-        """Look up events by (chat id, digest), calls by key, open calls by chat, and pools by provisioner.
-
-        `lock` must have locked the chats before.
-        """
-        ...
-
-    async def calls(self, keys: AbstractSet[CallKey]) -> dict[CallKey, StoredCall]:
-        """Return those of the calls that exist, open or answered."""
-        ...
-
-    async def workspace_names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
-        """Return the names in use, in lower case, by owner.
-
-        Until the end of the transaction no other one gets the names of these owners.
-        """
-        ...
-
-    async def catalog_and_settings(
-        self,
-        organization_ids: AbstractSet[str],
-        template_ids: AbstractSet[str],
-        version_ids: AbstractSet[str],
-    ) -> CatalogAndSettings:
-        """Return the templates of these organizations, these templates, these versions, and all settings."""
-        ...
-
-    async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
-        """Return those of the workspaces that are the current workspace of a chat."""
-        ...
-
-    async def lock_stream(self, name: str) -> None:
-        """Let other transactions that lock the stream `name` wait until the end of this one."""
-        ...
-
-    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
-        """Return the outbox rows of these chats, oldest first."""
-        ...
-
-    async def write(self, changes: Changes) -> list[OutboxMessage]:
-        """Write everything; return `changes.outbox` with the numbers of the rows."""
-        ...
-
-
-# -- the parts of the store -----------------------------------------------------------------------
+    names: Mapping[str, set[str]]
+    """Owner id -> lower-case names of the owner's workspaces."""
+    current: set[str]
+    """Those of the workspaces that are the current workspace of a chat."""
 
 
 class Chats(Protocol):
@@ -546,34 +518,37 @@ class Store(Protocol):
         """Reads and records for publishing lost messages again."""
         ...
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Begin a transaction: it commits at the end of the block and rolls back when the block raises.
+    async def now(self) -> datetime:
+        """Return the database's time."""
+        ...
 
-        Raises TransientError, WorkRefusedError, StoreUnavailableError; an error of the database that
-        blames the data passes through as the driver raised it.
+    def locked(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Hold the lock of that name; others wait for it.
+
+        The database takes it back after the transaction timeout. Raises TransientError.
         """
         ...
 
-    async def look(
-        self,
-        chat_ids: AbstractSet[str],
-        identities: Sequence[tuple[str, bytes]],
-        provisioners: AbstractSet[str],
-    ) -> Look:
-        """Read chats with all their open calls, and events and pools as `Transaction.prefetch` does.
-
-        Nothing is locked, so what was read may change at any time.
-        """
+    async def look(self, wanted: Wanted) -> Look:
+        """Read what a batch needs to know about its chats, all as of one moment."""
         ...
 
-    async def write_unchanged(
-        self, changes: Changes, row_versions: Mapping[str, int]
-    ) -> tuple[list[OutboxMessage], set[str]]:
-        """Write and commit the changes of those chats that have not changed since `look`.
+    async def look_up(
+        self, wanted: Lookups, workspace_ids: AbstractSet[str] = frozenset()
+    ) -> LookedUp:
+        """Return the templates, versions and names that `wanted` names, all settings, and the current workspaces."""
+        ...
 
-        `row_versions` are those that `look` returned. Return the outbox messages that were written, with the
-        numbers of their rows, and the ids of the chats that were skipped. Raises ValueError if `changes`
-        concern other tables.
+    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
+        """Return the outbox rows of these chats, oldest first."""
+        ...
+
+    async def write(self, changes: Changes) -> Written:
+        """Write and commit, in one statement, the changes of all chats whose rows have the versions named there.
+
+        Raises TransientError for deadlocks and timeouts, and when another chat of an owner got the same name at
+        the same time; WorkRefusedError, StoreUnavailableError. An error of the database that blames the data
+        passes through as the driver raised it.
         """
         ...
 

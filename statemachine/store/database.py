@@ -1,13 +1,11 @@
-"""Runs the statements of queries.sql over a pool of connections, alone or in a transaction.
+"""Runs the statements of queries.sql over a pool of connections.
 
 `classify_error` decides which of the driver's errors are the database's fault.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
@@ -32,6 +30,8 @@ TRANSIENT_ERRORS: Final = (
     asyncpg.TransactionTimeoutError,
 )
 """The same transaction may succeed next time: deadlocks, locks and timeouts."""
+NAME_INDEX: Final = "workspace_requested_name"
+"""The index that rejects a name which was given to another workspace since it was looked up."""
 DATA_CLASSES: Final = frozenset({"21", "22", "23", "54"})
 """Classes of SQLSTATE that blame the transaction's data: cardinality, data, constraints, program limits."""
 SERVER_CLASSES: Final = frozenset({"08", "28", "3D", "53", "57", "58"})
@@ -39,13 +39,6 @@ SERVER_CLASSES: Final = frozenset({"08", "28", "3D", "53", "57", "58"})
 _SESSION_CLASSES: Final = frozenset({"0A", "26", "3F", "42"})
 """Classes of SQLSTATE for statements, schemas and tables that a session does not find."""
 _READ_ONLY: Final = "25006"
-_CONNECTION_LOST: Final = (
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    ConnectionError,
-)
-"""What the driver raises on a closed connection; the server's reason may have been lost with it."""
 
 
 def named_statements(file: str) -> dict[str, str]:
@@ -67,10 +60,8 @@ QUERIES: Final = queries()
 class Database:
     """A pool of connections to a database of workspaced."""
 
-    def __init__(self, pool: asyncpg.Pool[Any], transaction_timeout: float) -> None:
-        """`transaction_timeout`: seconds after which the server ends a transaction."""
+    def __init__(self, pool: asyncpg.Pool[Any]) -> None:
         self._pool = pool
-        self._transaction_timeout = transaction_timeout
 
     async def fetch(self, name: str, *args: object) -> Rows:
         """Run a statement on its own; return its rows.
@@ -94,22 +85,11 @@ class Database:
         await self._pool.expire_connections()
 
     @asynccontextmanager
-    async def transaction(self, locked: Callable[[], bool]) -> AsyncIterator[Session]:
-        """Commit at the end of the block, roll back when it raises.
-
-        `locked` says whether the transaction holds locks by now. Raises like `fetch`, and TransientError when
-        the server ended the transaction because it took too long.
-        """
-        timeout = _TimeoutDetector(self._transaction_timeout, locked)
-        with translate_errors(), timeout.detect():
-            async with self._acquire() as session, _begun(session):
-                timeout.start()
-                try:
-                    yield session
-                except TimeoutError:
-                    timeout.server_silent = True
-                    session.terminate()  # otherwise the rollback would wait as long again
-                    raise
+    async def transaction(self) -> AsyncIterator[Session]:
+        """Commit at the end of the block, roll back when it raises. Raises like `fetch`."""
+        with translate_errors():
+            async with self._acquire() as session, session.transaction():
+                yield session
 
     @asynccontextmanager
     async def _acquire(self) -> AsyncIterator[Session]:
@@ -141,60 +121,6 @@ class Database:
             await self._pool.release(session)
 
 
-@asynccontextmanager
-async def _begun(session: Session) -> AsyncIterator[None]:
-    """Commit at the end, roll back what raises. Beginning takes one round trip, settings included."""
-    await session.execute(QUERIES["begin"])
-    try:
-        yield
-    except BaseException:
-        await session.execute(QUERIES["rollback"])
-        raise
-    await session.execute(QUERIES["commit"])
-
-
-class _TimeoutDetector:
-    """Tells a transaction that ran out of time from a database that went away.
-
-    The server closes the connection in both cases, and a session that is idle at that moment does not
-    receive the reason.
-    """
-
-    def __init__(self, timeout: float, locked: Callable[[], bool]) -> None:
-        self._timeout, self._locked = timeout, locked
-        self._started = math.inf
-        self.server_silent = False
-        """The database did not answer in time."""
-
-    def start(self) -> None:
-        """Measure from now on."""
-        self._started = time.monotonic()
-
-    @contextmanager
-    def detect(self) -> Iterator[None]:
-        """Raise TransientError if the server closed the connection because the transaction took too long."""
-        try:
-            yield
-        except _CONNECTION_LOST as error:
-            if _caused_by_timeout(error) or self._out_of_time():
-                raise TransientError(f"the transaction took too long: {error}") from error
-            if self.server_silent:
-                raise TimeoutError from error
-            raise
-
-    def _out_of_time(self) -> bool:
-        if self.server_silent or not self._locked():
-            return False
-        elapsed = time.monotonic() - self._started
-        return elapsed >= 0.8 * self._timeout  # the server measures with its own clock
-
-
-def _caused_by_timeout(error: BaseException) -> bool:
-    """Say whether the server's reason arrived: as the error's cause, or as that of the error before it."""
-    before = error.__context__ if isinstance(error.__context__, _CONNECTION_LOST) else None
-    return isinstance(error.__cause__ or (before and before.__cause__), TRANSIENT_ERRORS)
-
-
 # -- errors of the driver -------------------------------------------------------------------------
 
 
@@ -218,8 +144,11 @@ def classify_error(error: Exception) -> StoreUnavailableError | None:
     message = str(error) or type(error).__name__
     if isinstance(error, StoreUnavailableError):
         return error
-    if isinstance(error, TRANSIENT_ERRORS):
+    # When a timeout ends the session, the driver raises an error of the connection, caused by the server's reason.
+    if isinstance(error, TRANSIENT_ERRORS) or isinstance(error.__cause__, TRANSIENT_ERRORS):
         return TransientError(message)
+    if isinstance(error, asyncpg.UniqueViolationError) and error.constraint_name == NAME_INDEX:
+        return TransientError("another workspace of the owner got the same name at the same time")
     if isinstance(error, TimeoutError):
         return StoreUnavailableError(f"no answer within {RESPONSE_TIMEOUT:.0f} s")
     if isinstance(error, asyncpg.PostgresError):

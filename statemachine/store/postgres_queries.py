@@ -11,12 +11,12 @@ from typing import Any, Final
 from typing_extensions import override
 
 from statemachine.calls import Answered, Call, StoredCall, call_from_json
-from statemachine.chat import Chat, chat_from_json
+from statemachine.chat import Chat, chat_from_json, chat_to_json
+from statemachine.lookups import Lookups
 from statemachine.messages import LogEntry
 from statemachine.store import (
     CONNECTIONS_PER_KEY,
     CallKey,
-    CatalogAndSettings,
     Chats,
     CheckedCredential,
     ClientConnection,
@@ -24,6 +24,7 @@ from statemachine.store import (
     Credentials,
     DatabaseOrigin,
     ListedCredential,
+    LookedUp,
     OutboxMessage,
     PushedVersion,
     Recovery,
@@ -48,6 +49,19 @@ _LOWEST_ID: Final = "00000000-0000-0000-0000-000000000000"
 def chat_from_row(row: Mapping[str, Any]) -> Chat:
     """Return the chat of a row with the column `snapshot`."""
     return chat_from_json(row["snapshot"])
+
+
+def chat_rows(chats: Sequence[Chat], row_versions: Mapping[str, int]) -> list[tuple[Any, ...]]:
+    """Return the rows of chats, each with the version of the row that it replaces, or None."""
+    return [
+        (c.chat_id, *chat_columns(c).values(), chat_to_json(c), row_versions.get(c.chat_id))
+        for c in chats
+    ]
+
+
+def columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
+    """Turn rows into the arrays that `unnest` takes."""
+    return [[row[n] for row in rows] for n in range(width)]
 
 
 def call_from_row(row: Mapping[str, Any]) -> StoredCall:
@@ -82,14 +96,13 @@ def _version_from_row(row: Mapping[str, Any]) -> Version:
     )
 
 
-async def read_catalog_and_settings(
+async def look_up(
     fetch: Fetch,
     remembered: dict[str, Version],
-    organization_ids: AbstractSet[str],
-    template_ids: AbstractSet[str],
-    version_ids: AbstractSet[str],
-) -> CatalogAndSettings:
-    """Return the templates of these organizations, these templates, these versions, and the settings.
+    wanted: Lookups,
+    workspace_ids: AbstractSet[str] = frozenset(),
+) -> LookedUp:
+    """Implement `Store.look_up`.
 
     `remembered` has versions that were read before, and gets those that are read now. Versions never change,
     so a remembered one is not read again.
@@ -97,21 +110,29 @@ async def read_catalog_and_settings(
     versions = {
         key: version
         for key, version in remembered.items()
-        if key in version_ids or version.template_id in template_ids
+        if key in wanted.versions or version.template_id in wanted.templates
     }
-    heads, settings = [], {}
+    heads: list[Mapping[str, Any]] = []
+    found = LookedUp(Catalog({}, versions), {}, {owner: set() for owner in wanted.owners}, set())
+    settings: dict[str, str] = {}
     for row in await fetch(
-        "catalog_and_settings",
-        list(organization_ids),
-        list(template_ids),
-        list(version_ids),
+        "look_up",
+        list(wanted.organizations),
+        list(wanted.templates),
+        list(wanted.versions),
         list(versions),
+        list(wanted.owners),
+        list(workspace_ids),
     ):
         match row["kind"]:
             case "template":
                 heads.append(row)
             case "version":
                 versions[row["id"]] = remembered[row["id"]] = _version_from_row(row)
+            case "name":
+                found.names[row["belongs_to"]].add(row["value"])
+            case "current":
+                found.current.add(row["id"])
             case _:
                 settings[row["id"]] = row["value"]
     while len(remembered) > _REMEMBERED_VERSIONS:
@@ -119,7 +140,7 @@ async def read_catalog_and_settings(
     templates = {
         row["id"]: Template(row["id"], row["belongs_to"], versions[row["value"]]) for row in heads
     }
-    return CatalogAndSettings(Catalog(templates, versions), settings)
+    return found._replace(catalog=Catalog(templates, versions), settings=settings)
 
 
 # -- parts of the port ----------------------------------------------------------------------------
@@ -211,7 +232,7 @@ class PostgresTemplates(Templates):
 
     @override
     async def catalog(self, organization_id: str) -> Catalog:
-        found = await read_catalog_and_settings(self._fetch, {}, {organization_id}, set(), set())
+        found = await look_up(self._fetch, {}, Lookups(organizations=frozenset({organization_id})))
         return found.catalog
 
     @override
@@ -401,10 +422,11 @@ class ChatRow:
     last: int
     """The sequence of the last log entry."""
     open_calls: int
+    row_version: int
 
 
 class PostgresAudit:
-    """Reads rows and logs for `workspaced replay`, with or without a transaction."""
+    """Reads rows and logs for `workspaced replay`."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch = fetch
@@ -421,9 +443,15 @@ class PostgresAudit:
                 {name: row[name] for name in names},
                 row["last"],
                 row["open_calls"],
+                row["row_version"],
             )
             for row in await self._fetch("chat_rows", after, only, limit)
         ]
+
+    async def rebuild(self, chats: Sequence[Chat], row_versions: Mapping[str, int]) -> set[str]:
+        """Replace snapshots; return the ids of the chats whose rows had not changed since `chat_rows`."""
+        rows = await self._fetch("rebuild_chats", *columns(chat_rows(chats, row_versions), 9))
+        return {row["chat_id"] for row in rows}
 
     async def logs(
         self, first: str | None = None, last: str | None = None, *, after: int = 0

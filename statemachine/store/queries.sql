@@ -1,34 +1,14 @@
--- name: begin
-begin
-
--- name: commit
-commit
-
--- name: rollback
-rollback
-
--- name: lock_chats
--- A chat is created with its first event. If another transaction has just created it, the caller looks again.
--- Chats are locked in the order of their ids everywhere, so two batches can't deadlock.
--- The time is read outside of the locking subquery: inside, it would be the time before the wait for the lock.
-with made as (
-    insert into chat (chat_id, snapshot)
-    select id, jsonb_build_object('chat_id', id) from unnest($2::uuid[]) as id
-    where not exists (select from chat where chat_id = id) order by id
-    on conflict do nothing returning chat_id, snapshot
-), locked as materialized (
-    select chat_id, snapshot from chat where chat_id = any($1::uuid[]) order by chat_id for update
-)
-select chat_id::text as chat_id, snapshot, clock_timestamp() as now from locked
-union all select chat_id::text, snapshot, clock_timestamp() from made
-
--- name: prefetch
--- Everything that a batch reads about its chats, in one round trip: known events, calls by key, open calls,
--- cancellations of the last ten minutes that came before their call, and the pools that senders are bound to.
--- After locks this has to be a statement of its own: a statement that waits for a lock sees other tables as they
--- were when it started. Without locks it also reads the snapshots ($7), each with its row version, in the same moment.
-select 'known' as kind, chat_id::text as chat_id, digest, null as call_id,
-       null::jsonb as body, null::boolean as is_error, null::jsonb as result, null::timestamptz as now, null::bigint as row_version
+-- name: look
+-- Everything that a batch reads about its chats, as of one moment: snapshots with the versions of their rows, known
+-- events, calls by key, open calls, cancellations of the last ten minutes that came before their call, and the pools
+-- that senders are bound to. Open calls are read of the chats $5, and of the chats $6 that are not in a state of $7.
+select 'now' as kind, null as chat_id, null::bytea as digest, null as call_id, null::jsonb as body,
+       null::boolean as is_error, null::jsonb as result, null::bigint as row_version, clock_timestamp() as now
+union all
+select 'chat', chat_id::text, null, null, snapshot, null, null, xmin::text::bigint, null
+from chat where chat_id = any($9::uuid[])
+union all
+select 'known', chat_id::text, digest, null, null, null, null, null, null
 from event_identity join unnest($1::uuid[], $2::bytea[]) as k(chat_id, digest) using (chat_id, digest)
 union all
 select 'call', null, null, null, c.body, c.is_error, c.result, null, null
@@ -37,36 +17,24 @@ union all
 select 'waiting', null, null, null, body, null, null, null, null
 from call where chat_id = any($5::uuid[]) and resolved_at is null
 union all
+select 'waiting', null, null, null, call.body, null, null, null, null
+from chat join call using (chat_id)
+where chat.chat_id = any($6::uuid[]) and chat.state <> all($7::text[]) and call.resolved_at is null
+union all
 select 'canceled', c.chat_id::text, null, c.call_id, null, null, null, null, null
 from cancellation c join unnest($3::uuid[], $4::text[]) as k(chat_id, call_id) using (chat_id, call_id)
 where c.at > clock_timestamp() - interval '10 minutes'
 union all
-select 'bound', pool, null, name, null, null, null, null, null from provisioner_name where name = any($6::text[])
-union all
-select 'chat', chat_id::text, null, null, snapshot, null, null, clock_timestamp(), xmin::text::bigint
-from chat where chat_id = any($7::uuid[])
+select 'bound', pool, null, name, null, null, null, null, null from provisioner_name where name = any($8::text[])
 
--- name: calls
--- Calls by key, open or answered.
-select c.body, c.is_error, c.result
-from call c join unnest($1::uuid[], $2::text[]) as k(chat_id, call_id) using (chat_id, call_id)
-
--- name: lock_owners
--- One transaction at a time may assign an owner's names. Chats are locked before owners, so this can't deadlock.
-select pg_advisory_xact_lock(hashtextextended(id, 0)) from unnest($1::text[]) as id order by id
-
--- name: lock_stream
--- One worker at a time may replace a stream of NATS.
+-- name: lock
+-- Waits until no other transaction has the lock of that name.
 select pg_advisory_xact_lock(hashtextextended($1, 1))
 
--- name: workspace_names
--- The names of an owner's workspaces, in lower case.
-select owner_id::text as owner_id, lower(name) as name from workspace
-where owner_id = any($1::uuid[]) and deleted_at is null
-
--- name: catalog_and_settings
+-- name: look_up
 -- Data for evaluating calls: templates by organization (to list) or by id (to build) with their active versions,
--- other versions, and settings. Versions never change, so those that the caller knows ($4) are not read again.
+-- other versions, settings, the names of owners' workspaces in lower case, and those of the workspaces $6 that are
+-- the current workspace of a chat. Versions never change, so those that the caller knows ($4) are not read again.
 -- Archives are left out: only provisioners need them. Callers cache nothing that can change.
 with heads as (
     select template_id, organization_id, active_version_id from template
@@ -82,26 +50,41 @@ where (version_id = any($3::uuid[]) or version_id in (select active_version_id f
   and version_id <> all($4::uuid[])
 union all
 select 'setting', key, null, value, null, null, null, null from setting
+union all
+select 'name', null, owner_id::text, lower(name), null, null, null, null from workspace
+where owner_id = any($5::uuid[]) and deleted_at is null
+union all
+select 'current', workspace_id::text, null, null, null, null, null, null from chat
+where workspace_id = any($6::uuid[])
 
 -- name: settings
 -- Settings are read each time they are needed, so that a change takes effect at once.
 select key, value from setting
 
 -- name: write
--- Everything that every batch writes, in one statement. A chat is skipped, with all that belongs to it, if its row is
--- not the version that the caller read ($9): another transaction has changed it. Rows are locked in the order of their
--- ids, as in lock_chats. A caller that holds the locks passes null. If a chat were written without either, the primary
--- key of the log (chat_id, seq) would make this fail. A call is inserted when it arrives and updated while it is open.
+-- Everything that a batch writes, in one statement. A chat is skipped, with all that belongs to it, if its row is not
+-- the version that the caller read ($9; 0 for a chat that did not exist, null to write it in any case): another
+-- statement has changed it. Rows are locked in the order of their ids, before any is inserted, so two batches can't
+-- deadlock. A call is inserted when it arrives and updated while it is open. If two statements give the same name to
+-- workspaces of one owner, the index workspace_requested_name makes the later one fail. Old jobs are deleted when
+-- another one is written; rows that another statement has locked are left.
 with given as (
     select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
                          $7::boolean[], $8::jsonb[], $9::bigint[])
-        as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot, before)
+        as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot, row_version)
 ), unchanged as materialized (
     select chat.chat_id from chat join given using (chat_id)
-    where given.before is null or chat.xmin::text::bigint = given.before
+    where given.row_version is null or chat.xmin::text::bigint = given.row_version
     order by chat.chat_id for update of chat
+), created as (
+    insert into chat (chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot)
+    select chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot from given
+    where coalesce(row_version, 0) = 0 and chat_id not in (select chat_id from unchanged)
+    order by chat_id
+    on conflict do nothing returning chat_id
 ), skipped as materialized (
-    select chat_id from given where before is not null and chat_id not in (select chat_id from unchanged)
+    select chat_id from given
+    where chat_id not in (select chat_id from unchanged) and chat_id not in (select chat_id from created)
 ), chats as (
     update chat set version = n.version, state = n.state, organization_id = n.organization_id,
         owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
@@ -129,6 +112,36 @@ with given as (
     set body = excluded.body, resolved_at = excluded.resolved_at, is_error = excluded.is_error,
         result = excluded.result
     where call.resolved_at is null
+), names as (
+    insert into workspace (workspace_id, chat_id, owner_id, name, requested, deleted_at)
+    select workspace_id, chat_id, owner_id, name, requested, case when deleted then clock_timestamp() end
+    from unnest($36::uuid[], $37::uuid[], $38::uuid[], $39::text[], $40::boolean[], $41::boolean[])
+        as n(workspace_id, chat_id, owner_id, name, requested, deleted)
+    where chat_id not in (select chat_id from skipped)
+    order by owner_id, lower(name)
+    on conflict (workspace_id) do nothing
+), freed as (
+    update workspace set deleted_at = clock_timestamp()
+    from unnest($42::uuid[], $43::uuid[]) as n(workspace_id, chat_id)
+    where workspace.workspace_id = n.workspace_id and workspace.chat_id = n.chat_id and deleted_at is null
+      and n.chat_id not in (select chat_id from skipped)
+), forgotten as (
+    delete from job where cardinality($44::uuid[]) > 0 and build_id in (
+        select build_id from job where not_after < clock_timestamp() - interval '1 day'
+        limit 1000 for update skip locked
+    )
+), jobs as (
+    insert into job (build_id, chat_id, subject, payload, not_after)
+    select build_id, chat_id, subject, payload, not_after
+    from unnest($44::uuid[], $45::uuid[], $46::text[], $47::bytea[], $48::timestamptz[])
+        as n(build_id, chat_id, subject, payload, not_after)
+    where chat_id not in (select chat_id from skipped)
+    on conflict do nothing
+), cancellations as (
+    insert into cancellation (chat_id, call_id, at)
+    select chat_id, call_id, clock_timestamp() from unnest($49::uuid[], $50::text[]) as n(chat_id, call_id)
+    where chat_id not in (select chat_id from skipped)
+    on conflict (chat_id, call_id) do update set at = excluded.at
 ), messages as (
     insert into outbox (chat_id, lane, subject, message_id, version, due, payload)
     select * from unnest($29::uuid[], $30::smallint[], $31::text[], $32::text[], $33::bigint[],
@@ -138,41 +151,9 @@ with given as (
 )
 select id, null as skipped from messages union all select null, chat_id::text from skipped
 
--- name: write_cancellations
--- A repeated cancellation is valid for another ten minutes.
-insert into cancellation (chat_id, call_id, at)
-select chat_id, call_id, clock_timestamp()
-from unnest($1::uuid[], $2::text[]) as n(chat_id, call_id) group by chat_id, call_id
-on conflict (chat_id, call_id) do update set at = excluded.at
-
 -- name: forget_cancellations
 -- Deletes cancellations whose call did not arrive in time, when another cancellation is written.
 delete from cancellation where at < clock_timestamp() - interval '10 minutes'
-
--- name: write_names
-insert into workspace (workspace_id, chat_id, owner_id, name)
-select * from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[])
-on conflict do nothing
-
--- name: free_names
--- Runs when a workspace is deleted: its owner may use the name again.
-update workspace set deleted_at = clock_timestamp()
-from unnest($1::uuid[], $2::uuid[]) as n(workspace_id, chat_id)
-where workspace.workspace_id = n.workspace_id and workspace.chat_id = n.chat_id
-  and deleted_at is null
-
--- name: write_jobs
--- Jobs are kept longer than their outbox rows, so that they can be published again if NATS loses them. Old jobs are
--- deleted when another one is written. Rows that another transaction has locked are skipped.
-with forgotten as (
-    delete from job where build_id in (
-        select build_id from job where not_after < clock_timestamp() - interval '1 day'
-        limit 1000 for update skip locked
-    )
-)
-insert into job (build_id, chat_id, subject, payload, not_after)
-select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::timestamptz[])
-on conflict do nothing
 
 -- name: unpublished
 -- The outbox rows of some chats: workers publish them when an event of the chat is redelivered.
@@ -221,11 +202,23 @@ order by chat_id, seq limit $4
 -- The rows of chats with the ends of their logs, in one statement: a page of all chats, or of those in $2.
 select c.chat_id::text as chat_id, c.snapshot, c.version, c.state,
        c.organization_id::text as organization_id, c.owner_id::text as owner_id,
-       c.workspace_id::text as workspace_id, c.wakes,
+       c.workspace_id::text as workspace_id, c.wakes, c.xmin::text::bigint as row_version,
        (select coalesce(max(seq), 0) from event_log l where l.chat_id = c.chat_id) as last,
        (select count(*) from call w where w.chat_id = c.chat_id and w.resolved_at is null) as open_calls
 from chat c where ($1::uuid is null or c.chat_id > $1) and ($2::uuid[] is null or c.chat_id = any($2))
 order by c.chat_id limit $3
+
+-- name: rebuild_chats
+-- Replaces snapshots by those that were folded from the logs; returns the chats whose rows had not changed since they
+-- were read.
+update chat set version = n.version, state = n.state, organization_id = n.organization_id,
+    owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
+    snapshot = n.snapshot, updated_at = clock_timestamp()
+from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
+            $7::boolean[], $8::jsonb[], $9::bigint[])
+    as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot, row_version)
+where chat.chat_id = n.chat_id and chat.xmin::text::bigint = n.row_version
+returning chat.chat_id::text as chat_id
 
 -- name: chats_with_timers
 -- For a worker that starts: it arms the timers of these chats again. A page at a time.

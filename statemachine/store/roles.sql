@@ -69,13 +69,13 @@ begin
     for decided in
         select * from (values
             -- table            worker                            gateway                                            operator
-            ('chat',             'select, insert, update',         'select',                                          'select, insert, update'),
-            ('event_log',        'insert',                         'select',                                          'select, insert'),
-            ('event_identity',   'select, insert',                 '',                                                'select, insert'),
-            ('call',             'select, insert, update',         'select (chat_id, call_id, ord, body, resolved_at)', 'select, insert, update'),
+            ('chat',             'select, insert, update',         'select',                                          'select, update'),
+            ('event_log',        'insert',                         'select',                                          'select'),
+            ('event_identity',   'select, insert',                 '',                                                'select'),
+            ('call',             'select, insert, update',         'select (chat_id, call_id, ord, body, resolved_at)', 'select'),
             ('cancellation',     'select, insert, update, delete', '',                                                'select'),
             ('workspace',        'select, insert, update',         '',                                                'select'),
-            ('outbox',           'select, insert, delete',         '',                                                'select, insert'),
+            ('outbox',           'select, insert, delete',         '',                                                'select'),
             ('outbox_id_seq',    '',                               '',                                                'select'),
             ('job',              'select, insert, update, delete', '',                                                'select'),
             ('template',         'select',                         '',                                                'select, insert, update'),

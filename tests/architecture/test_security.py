@@ -81,6 +81,6 @@ def test_no_statement_is_made_of_what_somebody_wrote() -> None:
         and node.func.attr in RUNS
     ]
 
-    assert len(calls) > 20
+    assert len(calls) >= 20
     made = [f"{s.name}:{node.lineno}" for s, node in calls if not is_fixed(node.args[0])]
     assert made == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,8 +13,9 @@ import asyncpg
 from statemachine.calls import Answered, Call, StoredCall, Until, Wait
 from statemachine.chat import Chat
 from statemachine.events import Data, DeleteRequested, Event, event_digest
+from statemachine.lookups import Lookups
 from statemachine.step import Entry
-from statemachine.store import CallKey, Changes, OutboxMessage, Store
+from statemachine.store import CallKey, Changes, OutboxMessage, Store, Wanted
 from statemachine.templates import Version, read, template_id
 
 WAITING = """select count(*) from pg_stat_activity
@@ -45,20 +45,6 @@ class Shelf:
     url: str | None = None
     shift: Shift = field(default_factory=Shift)
 
-    @staticmethod
-    def nothing() -> AbstractAsyncContextManager[None]:
-        return nullcontext()
-
-    async def until_one_waits(self) -> None:
-        """Return when one transaction in the database waits for another's lock."""
-        assert self.url is not None
-        db = await asyncpg.connect(self.url)
-        try:
-            while not await db.fetchval(WAITING):
-                pass  # each attempt is a round trip
-        finally:
-            await db.close()
-
     async def later(self, passed: timedelta) -> None:
         """Let time pass for stored cancellations, answers and jobs."""
         self.shift.passed += passed
@@ -72,14 +58,33 @@ class Shelf:
                 await db.close()
 
 
-async def write(store: Store, changes: Changes, *, lock: Iterable[str] = ()) -> list[OutboxMessage]:
-    """Write `changes` in one transaction that has locked their chats."""
-    chats = {*lock, *(chat.chat_id for chat in changes.chats)}
-    chats |= {stored.call.chat_id for stored in changes.calls}
+async def until_one_waits(url: str) -> None:
+    """Return when one session of the database waits for another's lock."""
+    db = await asyncpg.connect(url)
+    try:
+        while not await db.fetchval(WAITING):
+            pass  # each attempt is a round trip
+    finally:
+        await db.close()
+
+
+async def write(store: Store, changes: Changes, *, new: Iterable[str] = ()) -> list[OutboxMessage]:
+    """Write `changes`; first create the chats `new`, and those of calls and entries, that do not exist."""
+    chats = {*new, *(stored.call.chat_id for stored in changes.calls)}
     chats |= {chat_id for chat_id, _ in changes.entries}
-    async with store.transaction() as tx:
-        await tx.lock(chats)
-        return await tx.write(changes)
+    chats -= {chat.chat_id for chat in changes.chats}
+    look = await store.look(Wanted(chats))
+    missing = [Chat(chat_id=chat_id) for chat_id in chats - look.chats.keys()]
+    if missing:
+        await store.write(Changes(chats=missing))
+    written = await store.write(changes)
+    assert written.skipped == set()
+    return written.outbox
+
+
+async def names_of(shelf: Shelf, owner_id: str) -> set[str]:
+    """Return the names that an owner uses."""
+    return (await shelf.store.look_up(Lookups(owners=frozenset({owner_id})))).names[owner_id]
 
 
 def entry(seq: int, chat_id: str, *, at: datetime = NOW, data: Data | None = None) -> Entry:

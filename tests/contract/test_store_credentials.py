@@ -9,7 +9,7 @@ import pytest
 
 from statemachine.chat import Chat
 from statemachine.events import Transition
-from statemachine.store import CONNECTIONS_PER_KEY, Changes, ClientConnection, Credential
+from statemachine.store import CONNECTIONS_PER_KEY, Changes, ClientConnection, Credential, Wanted
 from statemachine.workspace import Build, WorkspaceRecord
 from tests.contract.stores import NOW, Shelf, uid, write
 
@@ -56,9 +56,7 @@ async def test_a_revoked_key_stays_revoked_and_is_expired(shelf: Shelf) -> None:
 async def test_a_provisioners_name_is_bound_to_one_pool_for_ever(shelf: Shelf) -> None:
     assert await shelf.store.credentials.bind_provisioner("box", "gpu") == "gpu"
     assert await shelf.store.credentials.bind_provisioner("box", "cpu") == "gpu"
-    async with shelf.store.transaction() as tx:
-        await tx.lock(set())
-        found = await tx.prefetch([], set(), set(), {"box", "other"})
+    found = await shelf.store.look(Wanted(provisioners={"box", "other"}))
 
     assert found.pools == {"box": "gpu"}
 

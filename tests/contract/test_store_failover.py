@@ -56,7 +56,7 @@ def _copied(url: str, home: Path) -> None:
 async def is_written(store: Store) -> bool:
     """Try to write a change; return whether the database accepted it."""
     try:
-        await write(store, Changes(), lock=[uid()])
+        await write(store, Changes(), new=[uid()])
     except StoreUnavailableError:
         return False
     return True
@@ -79,7 +79,7 @@ async def test_connections_move_to_the_server_that_takes_changes_now(tmp_path: P
             )
             async with connect(address.geturl()) as store:
                 await store.check_writable()
-                await write(store, Changes(), lock=[uid()])
+                await write(store, Changes(), new=[uid()])
 
                 admin = await asyncpg.connect(old)
                 await admin.execute("alter system set default_transaction_read_only = on")
@@ -96,9 +96,9 @@ async def test_connections_move_to_the_server_that_takes_changes_now(tmp_path: P
                 assert await promoted.fetchval("select pg_promote()")
                 target[0] = second
                 with suppress(StoreUnavailableError):
-                    await write(store, Changes(), lock=[chat])  # may notice the move and fail
+                    await write(store, Changes(), new=[chat])  # may notice the move and fail
                 await store.check_writable()
-                await write(store, Changes(), lock=[chat])
+                await write(store, Changes(), new=[chat])
                 assert await store.settings() == {}
                 found = await promoted.fetchval(
                     "select count(*) from chat where chat_id::text = $1", chat
@@ -120,4 +120,4 @@ async def test_of_two_hosts_the_one_that_takes_changes_is_found(tmp_path: Path) 
             )
             async with connect(both._replace(netloc=netloc).geturl()) as store:
                 await store.check_writable()
-                await write(store, Changes(), lock=[uid()])
+                await write(store, Changes(), new=[uid()])

@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -19,7 +20,7 @@ from statemachine.store import postgres as postgres_store
 from statemachine.store.database import queries
 from statemachine.store.migrator import migrate
 from statemachine.store.postgres import PostgresStore, connect
-from tests.contract.stores import owned, uid, version, write
+from tests.contract.stores import owned, uid, until_one_waits, version, write
 from tests.rigs.proxy import Proxy, database_url_through, proxy, to_database
 
 STORE = Path(postgres_store.__file__).parent
@@ -46,89 +47,56 @@ def test_every_statement_is_used_and_every_used_one_exists() -> None:
     for source in STORE.glob("*.py"):
         text = source.read_text()
         used |= set(re.findall(r'(?:QUERIES\[|fetch\(\s*)"(\w+)"', text))
-        used |= set(re.findall(r'^\s+\(?"(write_\w+|free_\w+)",', text, re.MULTILINE))
 
     assert used == set(queries())
 
 
-async def test_the_server_ends_the_transaction_of_a_paused_worker(
+async def test_a_write_that_waits_too_long_for_a_lock_may_be_tried_again(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Transactions that wait for its chats continue; it gets the error when it continues itself."""
     chat_id = uid()
-    async with connect(url) as awake:  # its limit is longer, as it begins to wait later
-        monkeypatch.setattr(postgres_store, "TIMEOUTS", {"transaction_timeout": "200ms"})
-        async with connect(url) as paused:
+    for name in ("transaction_timeout", "lock_timeout", "statement_timeout"):
+        monkeypatch.setattr(postgres_store, "TIMEOUTS", {name: "200ms"})
+        async with connect(url) as store:
+            await write(store, Changes(), new=[chat_id])
+            async with locked(url, chat_id):
+                with pytest.raises(TransientError):
+                    await write(store, Changes(chats=[newer(chat_id)]))
+            await write(store, Changes(chats=[newer(chat_id)]))
+
+
+async def test_a_deadlock_is_a_transient_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = sorted((uid(), uid()))
+    monkeypatch.setattr(postgres_store, "TIMEOUTS", {"deadlock_timeout": "50ms"})
+    async with connect(url) as store:
+        await write(store, Changes(), new=[one, two])
+        async with locked(url, two) as other:
+            writing = asyncio.create_task(write(store, Changes(chats=[newer(one), newer(two)])))
+            await until_one_waits(url)
+            await other.execute("set deadlock_timeout = '1min'")
+            late = asyncio.create_task(
+                other.execute("select from chat where chat_id = $1 for update", one)
+            )
             with pytest.raises(TransientError):
-                await held(paused, chat_id, until=write(awake, Changes(chats=[newer(chat_id)])))
-
-            chat = await paused.chats.get(chat_id)
-
-    assert chat is not None
-    assert chat.version == 1
+                await writing
+            await late
 
 
-async def test_a_transaction_that_does_nothing_is_ended_too(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits = {"idle_in_transaction_session_timeout": "200ms"}
-    monkeypatch.setattr(postgres_store, "TIMEOUTS", limits)
-    chat_id = uid()
-    async with connect(url) as paused, connect(url) as awake:
-        with pytest.raises(TransientError):
-            await held(paused, chat_id, until=write(awake, Changes(), lock=[chat_id]))
-
-
-async def test_a_statement_that_outlasts_its_transaction_may_be_tried_again(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres_store, "TIMEOUTS", {"transaction_timeout": "200ms"})
-    async with connect(url) as store:
-        with pytest.raises(TransientError):
-            await held(store, uid(), until=None)
-
-
-async def test_a_statement_that_takes_too_long_may_be_tried_again(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chat_id = uid()
-    monkeypatch.setattr(postgres_store, "TIMEOUTS", {"lock_timeout": "100ms"})
-    async with connect(url) as store:
-        await write(store, Changes(), lock=[chat_id])
-        async with store.transaction() as tx:
-            await tx.lock({chat_id})
-            with pytest.raises(TransientError):
-                await write(store, Changes(), lock=[chat_id])
-
-
-async def test_a_deadlock_is_a_transient_error(url: str) -> None:
-    one, two = uid(), uid()
-    async with connect(url) as store:
-        await write(store, Changes(), lock=[one, two])
-        first, second = asyncio.Event(), asyncio.Event()
-
-        async def hold(mine: str, other: str, have: asyncio.Event, wait: asyncio.Event) -> None:
-            async with store.transaction() as tx:
-                await tx.lock({mine})
-                have.set()
-                await wait.wait()
-                await tx.lock({other})
-
-        outcomes = await asyncio.gather(
-            hold(one, two, first, second), hold(two, one, second, first), return_exceptions=True
-        )
-
-    assert [type(outcome) for outcome in outcomes if outcome] == [TransientError]
-
-
-async def test_a_lost_connection_is_an_unavailable_store(url: str) -> None:
+async def test_a_connection_lost_during_a_write_is_an_unavailable_store(url: str) -> None:
     async with connect(url) as store:
         chat_id = uid()
-        with pytest.raises(StoreUnavailableError) as lost:
-            await held(store, chat_id, until=cut(url))
+        await write(store, Changes(), new=[chat_id])
+        async with locked(url, chat_id):
+            writing = asyncio.create_task(write(store, Changes(chats=[newer(chat_id)])))
+            await until_one_waits(url)
+            await cut(url)
+            with pytest.raises(StoreUnavailableError) as lost:
+                await writing
         assert not isinstance(lost.value, TransientError)
 
-        assert await store.chats.get(chat_id) is None
+        chat = await store.chats.get(chat_id)
+    assert chat is not None
+    assert chat.version == 0
 
 
 async def test_a_connection_that_was_lost_unused_is_made_anew_or_said_to_be_away(url: str) -> None:
@@ -158,7 +126,7 @@ async def test_a_database_that_takes_no_writes_now_is_away(url: str) -> None:
 
         for _ in range(2):
             with pytest.raises(StoreUnavailableError):
-                await write(store, Changes(), lock=[uid()])
+                await write(store, Changes(), new=[uid()])
 
 
 async def test_a_server_that_went_away_is_a_store_that_is_away(tmp_path: Path) -> None:
@@ -173,7 +141,7 @@ async def test_a_server_that_went_away_is_a_store_that_is_away(tmp_path: Path) -
         store.chats.get(uid()),
         store.delete_published([1]),
         store.templates.catalog(uid()),
-        write(store, Changes(), lock=[uid()]),
+        write(store, Changes(), new=[uid()]),
         migrate(own.database_url),
         connect(own.database_url).__aenter__(),
     ):
@@ -209,7 +177,11 @@ def pushing(store: Store, silence: Awaitable[None]) -> Awaitable[object]:
 
 
 def working(store: PostgresStore, silence: Awaitable[None]) -> Awaitable[object]:
-    return held(store, uid(), until=silence)
+    async def work() -> None:
+        await silence
+        await store.write(Changes(chats=[newer(uid())]))
+
+    return work()
 
 
 @pytest.mark.parametrize("work", [reading, pushing, working])
@@ -272,12 +244,17 @@ def newer(chat_id: str) -> Chat:
     return owned(chat_id, uid(), uid(), version=1)
 
 
-async def held(store: PostgresStore, chat_id: str, *, until: Awaitable[object] | None) -> None:
-    """Lock a chat, wait for `until` (None: for 5 s in the database), and then write."""
-    async with store.transaction() as tx:
-        await tx.lock({chat_id})
-        await (until or tx._session.execute("select pg_sleep(5)"))
-        await tx.write(Changes(chats=[owned(chat_id, uid(), uid(), version=9)]))
+@asynccontextmanager
+async def locked(url: str, *chat_ids: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """Lock the rows of chats in a transaction of another session."""
+    db = await asyncpg.connect(url)
+    try:
+        await db.execute("begin")
+        for chat_id in chat_ids:
+            await db.execute("select from chat where chat_id = $1 for update", chat_id)
+        yield db
+    finally:
+        db.terminate()
 
 
 async def cut(url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from statemachine.lookups import Lookups
 from statemachine.states import State
 from statemachine.store import Changes, Credential
 from statemachine.workspace import WorkspaceRecord
@@ -17,10 +18,9 @@ async def test_a_template_is_found_by_organization_and_by_id(shelf: Shelf) -> No
     await shelf.store.templates.push(org, mine, b"")
     await shelf.store.templates.push(foreign, theirs, b"")
 
-    async with shelf.store.transaction() as tx:
-        listed = (await tx.catalog_and_settings({org}, set(), set())).catalog
-        named = (await tx.catalog_and_settings(set(), {theirs.template_id}, set())).catalog
-        older = (await tx.catalog_and_settings(set(), set(), {mine.id, uid()})).catalog
+    listed = (await shelf.store.look_up(Lookups(frozenset({org})))).catalog
+    named = (await shelf.store.look_up(Lookups(templates=frozenset({theirs.template_id})))).catalog
+    older = (await shelf.store.look_up(Lookups(versions=frozenset({mine.id, uid()})))).catalog
 
     assert listed.templates.keys() == {mine.template_id}
     assert listed.templates[mine.template_id].active == mine
@@ -45,8 +45,8 @@ async def test_the_version_pushed_last_is_the_active_one(shelf: Shelf) -> None:
     assert await active() == second.id
     await shelf.store.templates.push(org, first, b"1")
     assert await active() == first.id
-    async with shelf.store.transaction() as tx:
-        catalog = (await tx.catalog_and_settings({org}, set(), {second.id})).catalog
+    wanted = Lookups(frozenset({org}), versions=frozenset({second.id}))
+    catalog = (await shelf.store.look_up(wanted)).catalog
     assert catalog.versions == {first.id: first, second.id: second}
 
 
@@ -109,8 +109,7 @@ async def test_a_changed_setting_is_read_at_once(shelf: Shelf) -> None:
     await shelf.store.put_setting("a", "2")
 
     assert await shelf.store.settings() == {"a": "2", "b": ""}
-    async with shelf.store.transaction() as tx:
-        assert (await tx.catalog_and_settings(set(), set(), set())).settings == {"a": "2", "b": ""}
+    assert (await shelf.store.look_up(Lookups())).settings == {"a": "2", "b": ""}
 
 
 async def test_a_credential_comes_back_with_the_reason_why_its_key_may_not_be_used(
@@ -186,3 +185,5 @@ async def test_chats_with_orphans_are_found_by_page(shelf: Shelf) -> None:
     assert await shelf.store.chats.with_orphans(after=ids[2]) == []
     assert await shelf.store.chats.current_workspaces({left.id, runs.id}) == {left.id}
     assert await shelf.store.chats.current_workspaces(set()) == set()
+    found = await shelf.store.look_up(Lookups(), {left.id, runs.id})
+    assert found.current == {left.id}

@@ -84,10 +84,10 @@ async def test_a_job_is_kept_for_a_day_after_it_may_begin(shelf: Shelf) -> None:
 
 async def test_an_old_job_is_deleted_when_another_one_is_written(shelf: Shelf) -> None:
     chat_id, late = uid(), job(uid(), begins=-DAY - timedelta(seconds=1))
-    await write(shelf.store, Changes(jobs=[replace(late, chat_id=chat_id)]), lock=[chat_id])
+    await write(shelf.store, Changes(jobs=[replace(late, chat_id=chat_id)]), new=[chat_id])
 
-    await write(shelf.store, Changes(jobs=[job(chat_id)]), lock=[chat_id])
-    await write(shelf.store, Changes(jobs=[job(chat_id)]), lock=[chat_id])
+    await write(shelf.store, Changes(jobs=[job(chat_id)]), new=[chat_id])
+    await write(shelf.store, Changes(jobs=[job(chat_id)]), new=[chat_id])
 
     assert len(await shelf.store.recovery.jobs()) == 2
 
@@ -149,7 +149,7 @@ async def test_chats_with_agents_leaves_out_chats_whose_agents_are_disconnected(
 async def test_the_outbox_of_all_chats_is_listed_by_page(shelf: Shelf) -> None:
     one, other = uid(), uid()
     changes = Changes(outbox=[outgoing(one, "a"), outgoing(other, "b", version=2)])
-    rows = await write(shelf.store, changes, lock=[one, other])
+    rows = await write(shelf.store, changes, new=[one, other])
 
     assert await shelf.store.recovery.outbox() == rows
     assert await shelf.store.recovery.outbox(after=rows[0].id) == rows[1:]

@@ -1,38 +1,50 @@
 """The in-memory store, for the simulation and for fast tests.
 
-One lock admits one transaction at a time. A transaction writes everything when it commits, so a
-block that raises leaves no changes. Snapshots are converted to JSON and back, as in the database.
+`write` writes everything at once, or nothing. Snapshots are converted to JSON and back, as in the database.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
+import msgspec
+
 from statemachine.calls import Call, StoredCall
 from statemachine.chat import Chat, chat_from_json, chat_to_json
+from statemachine.codec import written
+from statemachine.lookups import Lookups
 from statemachine.messages import LogEntry
+from statemachine.step import Entry
 from statemachine.store import (
     JOB_RETENTION,
+    NO_ROW,
     CallKey,
     Changes,
     DatabaseOrigin,
     Look,
+    LookedUp,
     OutboxMessage,
     PushedVersion,
     StoredJob,
     StreamPosition,
+    TransientError,
+    Wanted,
+    WorkspaceName,
+    Written,
+    log_entry,
 )
 from statemachine.templates import Catalog, Template, Version
 from statemachine.timers import needs_no_timer
 from tests.doubles.memory_credentials import MemoryCredentials
-from tests.doubles.memory_transaction import MemoryTransaction
 
 Backup = list[dict[str, Any]]
 
@@ -42,7 +54,6 @@ class MemoryStore:
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.clock = clock
-        self.lock = asyncio.Lock()
         self.snapshots: dict[str, str] = {}
         self.row_versions: dict[str, int] = {}
         self._row_version = count(1)
@@ -51,8 +62,8 @@ class MemoryStore:
         self.calls: dict[CallKey, StoredCall] = {}
         self.answered_at: dict[CallKey, datetime] = {}
         self.cancellations: dict[CallKey, datetime] = {}
-        self.names: dict[str, tuple[str, str, str, bool]] = {}
-        """(chat id, owner id, name, deleted) by workspace id."""
+        self.names: dict[str, tuple[WorkspaceName, bool]] = {}
+        """(name, deleted) by workspace id."""
         self.outbox: dict[int, OutboxMessage] = {}
         self.rows = 0
         """The number of the last outbox row."""
@@ -60,38 +71,116 @@ class MemoryStore:
         self.setting_values: dict[str, str] = {}
         self.block_notes: dict[str, tuple[str, datetime]] = {}
         """(reason, until) by chat id."""
+        self._locks: dict[str, asyncio.Lock] = {}
         self.chats = MemoryChats(self)
         self.templates = MemoryTemplates(clock)
         self.credentials = MemoryCredentials(clock, self.chats.get)
         self.recovery = MemoryRecovery(self)
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
-        """Commit at the end of the block, roll back when it raises."""
-        async with self.lock:
-            transaction = MemoryTransaction(self)
-            yield transaction
-            transaction.commit()
+    async def now(self) -> datetime:
+        """Return the time."""
+        return self.clock()
 
-    async def look(
-        self,
-        chat_ids: AbstractSet[str],
-        identities: Sequence[tuple[str, bytes]],
-        provisioners: AbstractSet[str],
-    ) -> Look:
-        """Read chats with their open calls, events and pools."""
-        transaction = MemoryTransaction(self)
-        chats = {c: chat for c in chat_ids if (chat := await self.chats.get(c)) is not None}
-        found = await transaction.prefetch(identities, set(), chat_ids, provisioners)
-        versions = {chat_id: self.row_versions[chat_id] for chat_id in chats}
-        return Look(chats, versions, found, transaction.now if chats else None)
+    def locked(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Hold the lock of that name."""
+        return self._locks.setdefault(name, asyncio.Lock())
 
-    async def write_unchanged(
-        self, changes: Changes, row_versions: Mapping[str, int]
-    ) -> tuple[list[OutboxMessage], set[str]]:
-        """Write the changes of those chats that have not changed since `look`."""
-        async with self.transaction() as transaction:
-            return await transaction.write_unchanged(changes, row_versions)
+    async def look(self, wanted: Wanted) -> Look:
+        """Read what a batch needs to know about its chats."""
+        now, bound = self.clock(), self.credentials.bound
+        found = {chat_id: await self.chats.get(chat_id) for chat_id in wanted.chats}
+        chats = {chat_id: chat for chat_id, chat in found.items() if chat is not None}
+        waiting = wanted.waiting | {
+            chat_id
+            for chat_id in wanted.waiting_unless_joined
+            if chat_id in chats and not chats[chat_id].calls_only_join
+        }
+        oldest = now - timedelta(minutes=10)
+        return Look(
+            now,
+            chats,
+            {chat_id: self.row_versions.get(chat_id, NO_ROW) for chat_id in wanted.chats},
+            self.identities.intersection(wanted.identities),
+            {key: self.calls[key] for key in wanted.calls if key in self.calls},
+            {c: calls for c in waiting if (calls := await self.chats.open_calls(c))},
+            {key for key in wanted.calls if self.cancellations.get(key, oldest) > oldest},
+            {name: bound[name] for name in wanted.provisioners if name in bound},
+        )
+
+    async def look_up(
+        self, wanted: Lookups, workspace_ids: AbstractSet[str] = frozenset()
+    ) -> LookedUp:
+        """Return templates, versions, names, settings and current workspaces."""
+        names: dict[str, set[str]] = {owner_id: set() for owner_id in wanted.owners}
+        for name, deleted in self.names.values():
+            if name.owner_id in names and not deleted:
+                names[name.owner_id].add(name.name.lower())
+        catalog = self.templates.select(wanted.organizations, wanted.templates, wanted.versions)
+        current = await self.chats.current_workspaces(workspace_ids)
+        return LookedUp(catalog, await self.settings(), names, current)
+
+    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
+        """Return the outbox rows of these chats."""
+        return [row for row in self.outbox.values() if row.chat_id in chat_ids]
+
+    async def write(self, changes: Changes) -> Written:
+        """Write everything at once; skip the chats that have changed."""
+        skipped = self.changed_rows(changes)
+        kept = _without(changes, skipped)
+        self._check_names(kept)
+        rows = [replace(row, id=self.rows + n) for n, row in enumerate(kept.outbox, 1)]
+        self.rows += len(rows)
+        self.outbox |= {row.id: row for row in rows}
+        self._keep(kept, self.clock())
+        return Written(rows, skipped)
+
+    def changed_rows(self, changes: Changes) -> set[str]:
+        """Return the chats of `changes` whose rows have other versions than those that they name."""
+        versions = changes.row_versions
+        return {
+            chat.chat_id
+            for chat in changes.chats
+            if chat.chat_id in versions
+            and self.row_versions.get(chat.chat_id, NO_ROW) != versions[chat.chat_id]
+        }
+
+    def _check_names(self, changes: Changes) -> None:
+        """Raise TransientError if a requested name was given to another workspace meanwhile."""
+        used = {
+            (n.owner_id, n.name.lower()): n.workspace_id
+            for n, deleted in self.names.values()
+            if n.requested and not deleted
+        }
+        for name in changes.names:
+            key = name.owner_id, name.name.lower()
+            if name.requested and used.setdefault(key, name.workspace_id) != name.workspace_id:
+                raise TransientError("another workspace of the owner got the same name")
+
+    def _keep(self, changes: Changes, now: datetime) -> None:
+        for chat in changes.chats:
+            self.put_snapshot(chat)
+        for chat_id, entry in changes.entries:
+            cause = msgspec.to_builtins(entry.cause) if entry.cause else None
+            row = {name: getattr(entry, name) for name in Entry.__slots__}
+            logged = log_entry(row, json.loads(written(entry.event)), cause)
+            self.entries.setdefault(chat_id, []).append(logged)
+        self.identities.update(changes.identities)
+        for stored in changes.calls:
+            key = CallKey(stored.call.chat_id, stored.call.call_id)
+            if key not in self.answered_at:
+                self.calls[key] = stored
+                if stored.answer is not None:
+                    self.answered_at[key] = now
+        self.cancellations |= dict.fromkeys(changes.cancellations, now)
+        for name in changes.names:
+            self.names.setdefault(name.workspace_id, (name, False))
+        for workspace_id, chat_id in changes.freed:
+            if (known := self.names.get(workspace_id)) and known[0].chat_id == chat_id:
+                self.names[workspace_id] = (known[0], True)
+        if changes.jobs:
+            since = now - JOB_RETENTION
+            kept = {key: job for key, job in self.jobs.items() if job.not_after >= since}
+            self.jobs = {job.build_id: job for job in changes.jobs} | kept
 
     def put_snapshot(self, chat: Chat) -> None:
         """Store a snapshot as a new version of the chat's row."""
@@ -150,6 +239,23 @@ class MemoryStore:
     def all_chats(self) -> list[Chat]:
         """Return every chat, sorted by chat id."""
         return [chat_from_json(text) for _, text in sorted(self.snapshots.items())]
+
+
+def _without(changes: Changes, chat_ids: AbstractSet[str]) -> Changes:
+    """Return the changes without those of some chats."""
+    if not chat_ids:
+        return changes
+    return Changes(
+        [chat for chat in changes.chats if chat.chat_id not in chat_ids],
+        [entry for entry in changes.entries if entry[0] not in chat_ids],
+        [identity for identity in changes.identities if identity[0] not in chat_ids],
+        [stored for stored in changes.calls if stored.call.chat_id not in chat_ids],
+        [key for key in changes.cancellations if key.chat_id not in chat_ids],
+        [name for name in changes.names if name.chat_id not in chat_ids],
+        [freed for freed in changes.freed if freed[1] not in chat_ids],
+        [message for message in changes.outbox if message.chat_id not in chat_ids],
+        [job for job in changes.jobs if job.chat_id not in chat_ids],
+    )
 
 
 class MemoryChats:

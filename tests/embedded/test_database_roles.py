@@ -26,27 +26,8 @@ from tests.rigs.processes import run
 LEDGER = "select number from schema_migration"
 USES = {
     "worker": {
-        *(
-            "lock_chats",
-            "prefetch",
-            "calls",
-            "lock_owners",
-            "lock_stream",
-            "workspace_names",
-            "catalog_and_settings",
-            "settings",
-            "write",
-        ),
-        *("write_cancellations", "forget_cancellations", "write_names", "free_names", "write_jobs"),
-        *(
-            "unpublished",
-            "delete_outbox",
-            "now",
-            "chat",
-            "count_open_calls",
-            "chats_with_timers",
-            "current_workspaces",
-        ),
+        *("look", "look_up", "settings", "write", "forget_cancellations", "unpublished"),
+        *("delete_outbox", "now", "lock", "chat", "count_open_calls", "chats_with_timers"),
         *(
             "pools",
             "origin",
@@ -70,14 +51,7 @@ USES = {
             "read_archive",
             "settings",
         ),
-        *(
-            "issue_credential",
-            "credential",
-            "current_workspaces",
-            "now",
-            "lock_owners",
-            "lock_stream",
-        ),
+        *("issue_credential", "credential", "current_workspaces", "now"),
         *("credentials", "revoke_credential", "bind_provisioner"),
         *(
             "record_connection",
@@ -90,10 +64,10 @@ USES = {
     },
     "operator": {
         *("settings", "put_setting", "push_version", "activate", "template_versions"),
-        *("catalog_and_settings", "log_of_many", "chat_rows", "lock_chats", "write"),
+        *("look_up", "log_of_many", "chat_rows", "rebuild_chats"),
     },
 }
-"""The statements of each service; `now`, `lock_owners` and `lock_stream` use no table."""
+"""The statements of each service; `now` and `lock` use no table."""
 SERVICES = sorted(USES)
 RIGHTS = ("select", "insert", "update", "delete")
 
@@ -183,7 +157,7 @@ async def test_a_role_may_run_the_statements_of_its_service(
 async def test_a_gateway_may_read_chats_and_logs_but_not_run_statements_of_workers_that_write(
     admin: asyncpg.Connection[Any],
 ) -> None:
-    of_no_table = {"begin", "commit", "rollback", *USES["gateway"]}
+    of_no_table = {*USES["gateway"]}
     others = {name: text for name, text in queries().items() if name not in of_no_table}
     async with acting_as(admin, "gateway"):
         allowed = {name for name, text in others.items() if await may(admin, text)}

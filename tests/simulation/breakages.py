@@ -14,9 +14,8 @@ from bus import Delivery, subjects
 from handlers.worker.worker import Worker
 from statemachine import events, fold
 from statemachine.chat import Chat
-from statemachine.store import Prefetched
-from tests.doubles.memory_transaction import MemoryTransaction
-from tests.simulation.database import SimulatedTransaction
+from statemachine.store import Look
+from tests.doubles.memory_store import MemoryStore
 from tests.simulation.edge import replaced
 from tests.simulation.network import SimulatedBus
 
@@ -33,27 +32,22 @@ def _ack_before_commit() -> Callable[[], None]:
 
 
 def _no_dedupe_by_identity() -> Callable[[], None]:
-    found = SimulatedTransaction.prefetch
+    look = MemoryStore.look
 
-    async def all_new(self: Any, *looked_for: Any) -> Prefetched:
-        return (await found(self, *looked_for))._replace(known=set())
+    async def all_new(self: Any, wanted: Any) -> Look:
+        found = await look(self, wanted)
+        found.known.clear()
+        return found
 
-    return replaced(SimulatedTransaction, "prefetch", all_new)
+    return replaced(MemoryStore, "look", all_new)
 
 
 def _conflicts_ignored() -> Callable[[], None]:
-    def none(self: Any, changes: Any, row_versions: Any) -> set[str]:
-        del self, changes, row_versions
+    def none(self: Any, changes: Any) -> set[str]:
+        del self, changes
         return set()
 
-    return replaced(MemoryTransaction, "changed_rows", none)
-
-
-def _no_row_lock() -> Callable[[], None]:
-    async def at_once(self: Any, row: str) -> None:
-        """Take the row without waiting for its holder."""
-
-    return replaced(SimulatedTransaction, "_hold", at_once)
+    return replaced(MemoryStore, "changed_rows", none)
 
 
 def _outbox_not_relayed_on_a_repeat() -> Callable[[], None]:
@@ -61,7 +55,7 @@ def _outbox_not_relayed_on_a_repeat() -> Callable[[], None]:
         del self, chat_ids
         return []
 
-    return replaced(MemoryTransaction, "unpublished", nothing)
+    return replaced(MemoryStore, "unpublished", nothing)
 
 
 def _state_without_expected_sequence() -> Callable[[], None]:
@@ -100,7 +94,6 @@ def _older_build_followed() -> Callable[[], None]:
 BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "ack before commit": _ack_before_commit,
     "no dedupe by identity": _no_dedupe_by_identity,
-    "no row lock": _no_row_lock,
     "conflicts ignored": _conflicts_ignored,
     "outbox not relayed on a repeat": _outbox_not_relayed_on_a_repeat,
     "state without expected sequence": _state_without_expected_sequence,

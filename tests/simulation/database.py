@@ -1,35 +1,22 @@
-"""The database of a run: a store in this process, with round trips, row locks and timeouts.
+"""The database of a run: a store in this process, with round trips.
 
-It treats slow, paused and killed workers as PostgreSQL does: it rolls back a transaction after
-`LONGEST`, or when the connection closes. The confirmation of a commit may be lost.
+A worker may be paused or killed between what it reads and what it writes. The confirmation of a commit
+may be lost, and so may the statement.
 """
 
 from __future__ import annotations
 
 from asyncio import Future
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any
 
 from statemachine.chat import Chat, chat_from_json
-from statemachine.store import (
-    CallKey,
-    Changes,
-    OutboxMessage,
-    Prefetched,
-    StoreUnavailableError,
-    TransientError,
-)
+from statemachine.store import Changes, StoreUnavailableError, Written
 from tests.doubles.memory_store import MemoryStore
-from tests.doubles.memory_transaction import MemoryTransaction
 from tests.simulation.loop import Process, SeededLoop, process_here, resolve
-
-LONGEST: Final = 5.0
-"""Seconds after which the database ends a transaction."""
 
 
 class Database:
@@ -43,14 +30,10 @@ class Database:
         self.up = True
         self.loses_word: Callable[[], bool] = lambda: False
         """Decides whether the confirmation of this commit is lost."""
-        self.ended = 0
-        """Number of transactions that the database ended because they took too long."""
+        self.skipped = 0
+        """Number of chats that were not written because they had changed."""
         self.on_commit: Callable[[Process | None], None] = lambda _process: None
         self.note: Callable[[str], None] = lambda _words: None
-        self.held: dict[str, SimulatedTransaction] = {}
-        """Locked rows, each with the transaction that holds it."""
-        self.queues: dict[str, deque[tuple[SimulatedTransaction, Future[None]]]] = {}
-        self.open: dict[SimulatedTransaction, None] = {}
 
     @property
     def now(self) -> datetime:
@@ -72,36 +55,12 @@ class Database:
             raise StoreUnavailableError("the database is away")
 
     def stop(self) -> None:
-        """Go down, and roll back all open transactions."""
+        """Go down."""
         self.up = False
-        for transaction in list(self.open):
-            transaction.end(StoreUnavailableError("the database went away"))
 
     def start(self) -> None:
         """Come up again."""
         self.up = True
-
-    def closed(self, process: Process) -> None:
-        """Roll back the open transactions of a process that has ended."""
-        for transaction in list(self.open):
-            if transaction.process is process:
-                transaction.end(StoreUnavailableError("the connection was closed"))
-
-    def free(self, transaction: SimulatedTransaction) -> None:
-        """Release the transaction's rows, each to the transaction that has waited longest."""
-        self.open.pop(transaction, None)
-        for row in [row for row, holder in self.held.items() if holder is transaction]:
-            del self.held[row]
-            self._next(row)
-
-    def _next(self, row: str) -> None:
-        waiting = self.queues.get(row)
-        while waiting:
-            transaction, turn = waiting.popleft()
-            if transaction in self.open and not turn.done():
-                self.held[row] = transaction
-                turn.set_result(None)
-                return
 
 
 class _RemotePart:
@@ -120,12 +79,24 @@ class SimulatedStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def write_unchanged(
-        self, changes: Changes, row_versions: Mapping[str, int]
-    ) -> tuple[list[OutboxMessage], set[str]]:
-        """Write the changes of those chats that have not changed since `look`."""
-        async with self.transaction() as transaction:
-            return await transaction.write_unchanged(changes, row_versions)
+    def locked(self, name: str) -> AbstractAsyncContextManager[None]:
+        """Hold the lock of that name."""
+        return self._database.store.locked(name)
+
+    async def write(self, changes: Changes) -> Written:
+        """Write and commit. Raises TransientError, StoreUnavailableError."""
+        database, process = self._database, process_here()
+        await database.turn()
+        written = await database.store.write(changes)
+        database.skipped += len(written.skipped)
+        what = [(chat_id[:4], e.event.data.name, e.outcome) for chat_id, e in changes.entries]
+        rows = [(row.id, row.subject.split(".", 1)[1][:17]) for row in written.outbox]
+        database.on_commit(process)
+        database.note(f"{process} commits {what} {rows}, skips {sorted(written.skipped)}")
+        if database.loses_word():
+            raise StoreUnavailableError("the connection broke; it may have been committed")
+        await database.turn()
+        return written
 
     async def delete_published(self, ids: Sequence[int]) -> None:
         """Delete published rows of the outbox."""
@@ -146,122 +117,6 @@ class SimulatedStore:
             return found
 
         return over_the_wire
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[SimulatedTransaction]:
-        """Commit at the end of the block; roll back if it raises."""
-        await self._database.turn()
-        transaction = SimulatedTransaction(self._database)
-        try:
-            yield transaction
-            await transaction.commit_now()
-        finally:
-            transaction.end(TransientError("rolled back"))
-
-
-class SimulatedTransaction(MemoryTransaction):
-    """A transaction that runs concurrently with others."""
-
-    def __init__(self, database: Database) -> None:
-        super().__init__(database.store)
-        self._database = database
-        self._ended: Exception | None = None
-        self._waits: Future[None] | None = None
-        self.process = process_here()
-        database.open[self] = None
-        self._limit = database.loop.later(LONGEST, self._late)
-
-    def _late(self) -> None:
-        self._database.ended += 1
-        self.end(TransientError("the transaction took too long"))
-
-    def end(self, why: Exception) -> None:
-        """Roll back; the next query, or the present wait for a row, raises `why`."""
-        if self not in self._database.open:
-            return
-        self._ended = why
-        self._limit.cancel()
-        self._database.free(self)
-        if self._waits is not None and not self._waits.done():
-            self._waits.set_exception(why)
-
-    async def query(self) -> None:
-        """Take the time of a query's message. Raises TransientError, StoreUnavailableError."""
-        if self._ended is not None:
-            raise self._ended
-        await self._database.turn()
-        if self._ended is not None:
-            raise self._ended
-
-    async def _hold(self, row: str) -> None:
-        if self._ended is not None:
-            raise self._ended
-        if self._database.held.setdefault(row, self) is self:
-            return
-        turn: Future[None] = self._database.loop.create_future()
-        self._database.queues.setdefault(row, deque()).append((self, turn))
-        self._waits = turn
-        await turn
-
-    async def lock(
-        self, chat_ids: AbstractSet[str], *, creating: AbstractSet[str] | None = None
-    ) -> dict[str, Chat]:
-        await self.query()
-        for chat_id in sorted(chat_ids):
-            await self._hold(chat_id)
-        self.now = self._database.now
-        found = await super().lock(chat_ids, creating=creating)
-        await self.query()
-        return found
-
-    async def prefetch(
-        self,
-        identities: Sequence[tuple[str, bytes]],
-        keys: AbstractSet[CallKey],
-        waiting_of: AbstractSet[str],
-        provisioners: AbstractSet[str] = frozenset(),
-    ) -> Prefetched:
-        await self.query()
-        found = await super().prefetch(identities, keys, waiting_of, provisioners)
-        await self.query()
-        return found
-
-    async def workspace_names(self, owner_ids: AbstractSet[str]) -> dict[str, set[str]]:
-        for owner_id in sorted(owner_ids):
-            await self._hold(f"owner {owner_id}")
-        await self.query()
-        return await super().workspace_names(owner_ids)
-
-    async def write(self, changes: Changes) -> list[OutboxMessage]:
-        await self.query()
-        return await super().write(changes)
-
-    async def write_unchanged(
-        self, changes: Changes, row_versions: Mapping[str, int]
-    ) -> tuple[list[OutboxMessage], set[str]]:
-        await self.query()
-        for chat_id in sorted(chat.chat_id for chat in changes.chats):
-            await self._hold(chat_id)
-        return await super().write_unchanged(changes, row_versions)
-
-    async def commit_now(self) -> None:
-        """Commit and wait for the confirmation. Raises TransientError, StoreUnavailableError."""
-        await self.query()
-        self.commit()
-        self._tell()
-        self._database.free(self)
-        self._limit.cancel()
-        if self._database.loses_word():
-            raise StoreUnavailableError("the connection broke; it may have been committed")
-        await self._database.turn()
-
-    def _tell(self) -> None:
-        changes = self._changes
-        if changes is not None:
-            what = [(chat_id[:4], e.event.data.name, e.outcome) for chat_id, e in changes.entries]
-            rows = [(row.id, row.subject.split(".", 1)[1][:17]) for row in changes.outbox]
-            self._database.on_commit(self.process)
-            self._database.note(f"{self.process} commits {what} {rows}")
 
 
 def rests_at(store: MemoryStore, chat_id: str) -> Chat | None:

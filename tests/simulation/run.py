@@ -120,7 +120,6 @@ class Run:
     def _gone(self, process: Process) -> None:
         if self.processes.get(process.name) is process:
             del self.processes[process.name]
-        self.database.closed(process)
         if process.kind == "agent":
             self.machine.over(process.name, well=False)
 
@@ -241,7 +240,7 @@ class Run:
         """Count faults and outcomes, to notice if the seeds let too little happen."""
         self.met["callbacks"] += self.loop.steps
         self.met["virtual seconds"] += int(self.loop.now - EPOCH)
-        self.met["transaction ended by the database"] += self.database.ended
+        self.met["chats that changed while others applied events"] += self.database.skipped
         for entries in self.database.store.entries.values():
             for entry in entries:
                 self.met[f"outcome {entry['outcome']}"] += 1

@@ -291,5 +291,5 @@ async def test_a_replaced_workspace_is_stopped_and_the_new_one_followed(
     await hand.pump()
     assert rig.answer(chat, "again")["result"]["build_id"] == second["build_id"]
     assert rig.state(chat)["workspace"]["id"] == second["workspace_id"]
-    assert rig.store.names[second["workspace_id"]][1] == ANN
+    assert rig.store.names[second["workspace_id"]][0].owner_id == ANN
     await rig.check(chat)

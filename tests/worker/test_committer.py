@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from bus.streams import WORKER_IN
 from handlers.worker import committer, worker
-from statemachine.store import StoreUnavailableError, TransientError, WorkRefusedError
+from statemachine.store import (
+    Changes,
+    StoreUnavailableError,
+    TransientError,
+    WorkRefusedError,
+    Written,
+)
 from tests.doubles.memory_store import MemoryStore
-from tests.doubles.memory_transaction import MemoryTransaction
 from tests.rigs.messages import new_id
 from tests.worker.messages import Senders
 from tests.worker.rig import Hand, Rig
@@ -27,19 +30,11 @@ class Refusing(MemoryStore):
     error: type[Exception] = WorkRefusedError
     tries = 0
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[MemoryTransaction]:
-        async with super().transaction() as tx:
-            lock = tx.lock
-
-            async def locked(chat_ids: Any, **more: Any) -> Any:
-                self.tries += 1
-                if self.refused is None or self.refused & chat_ids:
-                    raise self.error("a trigger says no")
-                return await lock(chat_ids, **more)
-
-            tx.lock = locked  # type: ignore[method-assign]
-            yield tx
+    async def write(self, changes: Changes) -> Written:
+        self.tries += 1
+        if self.refused is None or self.refused & {chat.chat_id for chat in changes.chats}:
+            raise self.error("a trigger says no")
+        return await super().write(changes)
 
     async def check_writable(self) -> None:
         if self.refused is None:
@@ -212,3 +207,30 @@ async def test_an_event_that_hits_a_bug_becomes_a_dead_letter_while_another_chat
     assert letter.headers["Workspaced-Detail"] == "internal error: KeyError"
     assert [job["chat_id"] for job in rig.jobs()] == [other]
     assert set(await store.blocked({refused, bad, other})) == {refused}
+
+
+async def test_events_of_a_chat_that_always_changes_meanwhile_are_postponed(
+    rig: Rig, hand: Hand, send: Senders, store: Refusing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other chats of the batch are committed with the first attempt."""
+    busy, other = new_id(), new_id()
+    await send.create(busy)
+    await send.create(other)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            MemoryStore,
+            "changed_rows",
+            lambda _store, changes: {c.chat_id for c in changes.chats} & {busy},
+        )
+        await hand.pump()
+
+        assert store.tries == committer.CONFLICT_RETRIES + 1
+        assert [job["chat_id"] for job in rig.jobs()] == [other]
+        assert "others change" in str(hand.worker.problems.of("database"))
+        assert set(await store.blocked({busy, other})) == {busy}
+
+    await redeliver_postponed(hand)
+
+    assert {job["chat_id"] for job in rig.jobs()} == {busy, other}
+    assert hand.worker.problems.of("database") is None
+    assert rig.dead == []

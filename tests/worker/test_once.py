@@ -310,7 +310,7 @@ async def test_a_redelivered_event_disconnects_agents_of_the_superseded_build(
 async def test_a_fact_whose_chat_changes_after_it_was_read_is_applied_to_the_changed_chat(
     rig: Rig, hand: Hand, send: Senders, chat: str, monkeypatch: pytest.MonkeyPatch, between: str
 ) -> None:
-    """A worker reads facts' chats without a lock; here another worker is faster each time."""
+    """A worker locks nothing between reading and writing; here another worker is faster."""
     await send.create(chat)
     await hand.pump()
     job, other, look = rig.job, rig.hand(), MemoryStore.look
@@ -336,7 +336,7 @@ async def test_a_fact_whose_chat_changes_after_it_was_read_is_applied_to_the_cha
     await rig.check(chat)
 
 
-async def test_a_chat_that_needs_a_lock_does_not_hold_up_the_facts_of_others(
+async def test_new_chats_repeats_and_plain_facts_share_a_batch(
     rig: Rig, hand: Hand, send: Senders
 ) -> None:
     """One of the chats is new, one event is a repeat, and one chat's fact needs nothing more."""

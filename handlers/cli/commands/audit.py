@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from statemachine.chat import Limits
+from statemachine.chat import Chat, Limits
 from statemachine.messages import LogEntry
 from statemachine.replay import Difference, Fold
 from statemachine.snapshot_audit import differences, filled, read, without_hidden
-from statemachine.store import Changes, chat_columns
+from statemachine.store import chat_columns
 from statemachine.store.postgres import PostgresStore
 from statemachine.store.postgres_queries import ChatRow
 
@@ -74,21 +74,24 @@ async def audits(
 async def rebuild(store: PostgresStore, wrong: Sequence[Audit]) -> dict[str, list[str]]:
     """Rewrite the snapshots of chats whose logs have no differences of their own.
 
-    Returns, by chat, the names of sensitive values that could not be restored. Locks the chats in one
-    transaction, and folds entries first that were logged since the audit.
+    Returns, by chat, the names of sensitive values that could not be restored. Folds entries first that were
+    logged since the audit. A chat that changes meanwhile is read again.
     """
     folds = {audit.kept.chat_id: audit.fold for audit in wrong}
     lost: dict[str, list[str]] = {}
-    async with store.transaction() as tx:
-        await tx.lock_damaged(folds.keys())
-        changes = Changes()
-        for kept in await tx.audit.chat_rows(only=list(folds), limit=len(folds)):
+    left = set(folds)
+    while left:
+        chats, row_versions = list[Chat](), dict[str, int]()
+        for kept in await store.audit.chat_rows(only=sorted(left), limit=len(left)):
             fold = folds[kept.chat_id]
-            async for _, entry in tx.audit.logs(kept.chat_id, kept.chat_id, after=fold.chat.seq):
-                fold.take(entry)
+            async for _, entry in store.audit.logs(kept.chat_id, kept.chat_id, after=fold.chat.seq):
+                if entry["seq"] <= kept.last:
+                    fold.take(entry)
             if not fold.differences:
                 chat = filled(fold, read(kept.snapshot), kept.open_calls)
                 chat, lost[kept.chat_id] = without_hidden(chat)
-                changes.chats.append(chat)
-        await tx.write(changes)
+                chats.append(chat)
+                row_versions[kept.chat_id] = kept.row_version
+        done = await store.audit.rebuild(chats, row_versions) if chats else set()
+        left = row_versions.keys() - done
     return lost

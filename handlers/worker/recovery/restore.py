@@ -25,7 +25,7 @@ from statemachine.calls import Answered, Call, StoredCall
 from statemachine.chat import Chat, Limits
 from statemachine.naming import is_canonical
 from statemachine.step import PublishedState, differs_from_published
-from statemachine.store import CallKey, Changes, Store
+from statemachine.store import CallKey, Changes, Store, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +58,13 @@ class RestoreReconciler:
         """Compare the database with all published states and answers. Raises BusError, StoreUnavailableError."""
         chats = calls = 0
         async for states in self._pages(STATE, subjects.state("*"), _read_state):
-            rows = await apply(states, self.store, self.limits, os.urandom(16))
-            await self.relay.publish(rows)
-            await self.store.delete_published([row.id for row in rows])
-            chats += len({row.chat_id for row in rows})
+            behind: list[PublishedState] = states
+            while behind:
+                applied = await apply(behind, self.store, self.limits, os.urandom(16))
+                await self.relay.publish(applied.rows)
+                await self.store.delete_published([row.id for row in applied.rows])
+                chats += len({row.chat_id for row in applied.rows})
+                behind = [state for state in behind if state.chat_id in applied.again]
         async for answers in self._pages(RESULT, subjects.result("*", "*"), _read_answer):
             calls += await self._keep(answers)
         if chats or calls:
@@ -88,21 +91,28 @@ class RestoreReconciler:
 
     async def _keep(self, given: Sequence[PublishedAnswer]) -> int:
         """Store the answers that the database does not know; return how many."""
-        changes = Changes()
-        async with self.store.transaction() as tx:
-            chats = await tx.lock({one.key.chat_id for one in given})
-            known = await tx.calls({one.key for one in given})
+        count = 0
+        while given:
+            chat_ids = frozenset(one.key.chat_id for one in given)
+            look = await self.store.look(Wanted(chat_ids, calls={one.key for one in given}))
+            changes = Changes(row_versions=look.row_versions)
+            chats = {
+                chat_id: look.chats.get(chat_id, Chat(chat_id=chat_id)) for chat_id in chat_ids
+            }
             for one in given:
-                stored, chat = known.get(one.key), chats[one.key.chat_id]
+                stored, chat = look.calls.get(one.key), chats[one.key.chat_id]
                 # An unknown call that was answered with an error may be corrected and repeated.
                 if stored is None and not one.answer.is_error:
-                    changes.calls.append(StoredCall(_call(one, chat, tx.now), one.answer))
+                    changes.calls.append(StoredCall(_call(one, chat, look.now), one.answer))
                 elif stored is not None and stored.answer is None:
                     changes.calls.append(StoredCall(stored.call, one.answer))
                     chats[chat.chat_id] = replace(chat, open_calls=chat.open_calls - 1)
-            changes.chats = list(chats.values())
-            await tx.write(changes)
-        return len(changes.calls)
+            kept = {stored.call.chat_id for stored in changes.calls}
+            changes.chats = [chats[chat_id] for chat_id in kept]
+            skipped = (await self.store.write(changes)).skipped if kept else set[str]()
+            count += sum(stored.call.chat_id not in skipped for stored in changes.calls)
+            given = [one for one in given if one.key.chat_id in skipped]
+        return count
 
     async def _pages(
         self, stream: Stream, subject: str, read: Callable[[StoredMessage], T | None]
