@@ -86,10 +86,13 @@ async def test_a_connection_lost_during_a_write_is_an_unavailable_store(url: str
     async with connect(url) as store:
         chat_id = uid()
         await write(store, Changes(), new=[chat_id])
-        async with locked(url, chat_id):
+        async with locked(url, chat_id) as other:
             writing = asyncio.create_task(write(store, Changes(chats=[newer(chat_id)])))
             await until_one_waits(url)
-            await cut(url)
+            await other.execute(
+                "select pg_terminate_backend(pid, 2000) from pg_stat_activity "
+                "where datname = current_database() and wait_event_type = 'Lock'"
+            )
             with pytest.raises(StoreUnavailableError) as lost:
                 await writing
         assert not isinstance(lost.value, TransientError)
