@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,6 +16,7 @@ from tests.rigs.processes import (
     Process,
     Up,
     agents_using,
+    get_json,
     kill_processes,
     processes_using,
     run,
@@ -39,14 +37,6 @@ def data(tmp_path: Path) -> Iterator[Path]:
     kill_processes(processes_using(directory))
 
 
-def get(url: str) -> tuple[int, Any]:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
 def test_up_prints_one_line_when_it_is_ready(running: Up) -> None:
     ready = running.ready
 
@@ -59,8 +49,8 @@ def test_up_prints_one_line_when_it_is_ready(running: Up) -> None:
 
 
 def test_up_serves_its_health(running: Up) -> None:
-    assert get(f"{running.http}/healthz")[0] == 200
-    assert get(f"{running.http}/readyz")[0] == 200
+    assert get_json(f"{running.http}/healthz")[0] == 200
+    assert get_json(f"{running.http}/readyz")[0] == 200
 
 
 def test_only_the_owner_may_read_the_credentials(running: Up) -> None:
@@ -137,7 +127,7 @@ def test_a_second_up_on_the_directory_is_refused_and_the_first_keeps_running(
     assert second.stdout == ""
     assert str(running.directory) in second.stderr
     assert "Traceback" not in second.stderr
-    assert get(f"{running.http}/readyz")[0] == 200
+    assert get_json(f"{running.http}/readyz")[0] == 200
     assert running.run("settings", "list").returncode == 0
 
 
@@ -204,7 +194,7 @@ def test_up_uses_the_servers_that_are_given(running: Up, data: Path) -> None:
         assert guest.nats == running.nats
         assert guest.ready["database"] == running.ready["database"]
         assert processes_using(data) == [guest.process.pid]
-        assert get(f"{guest.http}/readyz")[0] == 200
+        assert get_json(f"{guest.http}/readyz")[0] == 200
         assert guest.run("settings", "list").returncode == 0
 
 

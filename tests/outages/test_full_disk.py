@@ -12,8 +12,7 @@ from pathlib import Path
 import nats.errors
 import pytest
 
-from tests.outages.test_servers import get
-from tests.rigs.processes import up
+from tests.rigs.processes import get_json, up
 from tests.rigs.world import connected_world, deployment_of
 
 CHATS = 20
@@ -56,7 +55,7 @@ async def test_work_continues_after_a_full_disk_without_losses(disk: Path, tmp_p
                     for _, job in building:
                         group.create_task(world.provisioner.succeed(job))
         await asyncio.to_thread(running.process.wait_for_output, "can't store messages")
-        status, body = await asyncio.to_thread(get, f"{running.http}/readyz")
+        status, body = await asyncio.to_thread(get_json, f"{running.http}/readyz")
         assert (status, "can't store messages" in body["problems"]["nats"]) == (503, True)
 
         resize(disk, LARGE)
@@ -73,5 +72,5 @@ async def test_work_continues_after_a_full_disk_without_losses(disk: Path, tmp_p
                     "build_succeeded", job, template_version_id=version, agents=[]
                 )
                 assert (await again.answer(call, 30))["result"]["build_id"] == job.build_id
-            assert (await asyncio.to_thread(get, f"{running.http}/readyz"))[0] == 200
+            assert (await asyncio.to_thread(get_json, f"{running.http}/readyz"))[0] == 200
         assert running.process.process.poll() is None

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -20,12 +17,13 @@ import pytest_asyncio
 
 from tests.rigs.client import Chat, ServiceError
 from tests.rigs.fleet import PATIENT, Fleet, Proxies, fleet_on, logs_once_more, proxies_to
-from tests.rigs.servers import Nats, Postgres, free_port, servers_of
+from tests.rigs.processes import get_json
+from tests.rigs.servers import Nats, Postgres, free_port, restartable_servers, servers_of
 from tests.rigs.world import Deployment, World, connected_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-RECOVERED = 10.0
+RECOVERED = 20.0
 """Seconds within which everything works again once the servers are back."""
 CONNECT_WITHIN = 5.0
 """Seconds that an agent may take to connect."""
@@ -43,7 +41,7 @@ class Stage:
     ports: dict[str, int]
 
     async def health(self, role: str, what: str = "readyz") -> tuple[int, Any]:
-        return await asyncio.to_thread(get, f"http://127.0.0.1:{self.ports[role]}/{what}")
+        return await asyncio.to_thread(get_json, f"http://127.0.0.1:{self.ports[role]}/{what}")
 
     async def lacks(self, server: str, *roles: str) -> None:
         """Check that the roles are alive, but not ready because of this server."""
@@ -63,23 +61,11 @@ class Stage:
         await admin.close()
 
 
-def get(url: str) -> tuple[int, Any]:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
     home = tmp_path_factory.mktemp("servers")
-    nats_server, postgres = Nats(home / "nats"), Postgres(home / "postgres")
     async with AsyncExitStack() as stack:
-        await asyncio.gather(nats_server.start(), postgres.start())
-        stack.push_async_callback(postgres.stop)
-        stack.push_async_callback(nats_server.stop)
+        nats_server, postgres = await stack.enter_async_context(restartable_servers(home))
         servers = servers_of(nats_server, postgres)
         env = PATIENT | {"WORKSPACED_AGENT_CONNECT_TIMEOUT": str(CONNECT_WITHIN)}
         fleet = await stack.enter_async_context(fleet_on(servers, postgres.url, home, env))

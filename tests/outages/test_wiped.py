@@ -14,7 +14,7 @@ from tests.rigs.client import Chat, Job
 from tests.rigs.fleet import PATIENT, Fleet, fleet_on, logs_once_more
 from tests.rigs.messages import Event
 from tests.rigs.processes import Process
-from tests.rigs.servers import Nats, Postgres, servers_of
+from tests.rigs.servers import Nats, restartable_servers, servers_of
 from tests.rigs.world import Deployment, World, connected_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -47,11 +47,8 @@ class Stage:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
     home = tmp_path_factory.mktemp("wiped")
-    nats_server, postgres = Nats(home / "nats"), Postgres(home / "postgres")
     async with AsyncExitStack() as stack:
-        await asyncio.gather(nats_server.start(), postgres.start())
-        stack.push_async_callback(postgres.stop)
-        stack.push_async_callback(nats_server.stop)
+        nats_server, postgres = await stack.enter_async_context(restartable_servers(home))
         env = PATIENT | {"WORKSPACED_STARTUP_SCRIPTS_TIMEOUT": str(SCRIPTS_WITHIN)}
         servers = servers_of(nats_server, postgres)
         fleet = await stack.enter_async_context(fleet_on(servers, postgres.url, home, env))

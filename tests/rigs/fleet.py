@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from tests.rigs.messages import Event
@@ -114,16 +114,9 @@ class Fleet:
             database = database_url_through(proxies.database, database)
         return {"WORKSPACED_NATS_URL": nats, "WORKSPACED_DATABASE_URL": database}
 
-    async def start(
-        self,
-        role: str,
-        *flags: str | Path,
-        proxies: Proxies | None = None,
-        env: Mapping[str, str] | None = None,
-        program: Path | None = None,
-    ) -> Process:
-        """Start a role and wait until it is ready. `program` runs in place of `-m handlers`."""
-        process = self.begin(role, *flags, proxies=proxies, env=env, program=program)
+    async def start(self, role: str, *flags: str | Path, **options: Any) -> Process:
+        """Start a role as `begin` does, and wait until it is ready."""
+        process = self.begin(role, *flags, **options)
         await asyncio.to_thread(process.wait_for_output, f"{role} is ready", timeout=READY_TIMEOUT)
         return process
 
@@ -135,7 +128,7 @@ class Fleet:
         env: Mapping[str, str] | None = None,
         program: Path | None = None,
     ) -> Process:
-        """Start a role without waiting for it."""
+        """Start a role without waiting for it. `program` runs in place of `-m handlers`."""
         process = Process(
             role,
             *("--credentials", self.credentials / f"{role}.nk"),

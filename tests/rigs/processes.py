@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -204,6 +206,16 @@ def up(directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> It
             running.process.stop()
     finally:
         kill_processes(processes_using(directory))
+
+
+def get_json(url: str) -> tuple[int, Any]:
+    """Return the status and the JSON of an HTTP answer, also of a refusal."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return refusal.code, json.load(refusal)
 
 
 def processes_using(directory: Path, *words: str) -> list[int]:

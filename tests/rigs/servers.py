@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -86,6 +87,18 @@ async def _end(running: AbstractAsyncContextManager[Any] | None, pid: int, how: 
             with suppress(ProcessLookupError):
                 os.kill(pid, how)
         await running.__aexit__(None, None, None)
+
+
+@asynccontextmanager
+async def restartable_servers(home: Path) -> AsyncIterator[tuple[Nats, Postgres]]:
+    """Run servers that a test stops, kills and restarts."""
+    nats, postgres = Nats(home / "nats"), Postgres(home / "postgres")
+    try:
+        await asyncio.gather(nats.start(), postgres.start())
+        yield nats, postgres
+    finally:
+        await nats.stop()
+        await postgres.stop()
 
 
 def servers_of(nats: Nats, postgres: Postgres) -> Servers:

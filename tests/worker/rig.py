@@ -76,6 +76,11 @@ class Hand:
             done += len(deliveries)
         return done
 
+    async def let_time_pass(self, seconds: float) -> None:
+        """Advance the clock, and process what that makes available."""
+        self._rig.clock.advance(seconds)
+        await self.pump()
+
 
 class Rig:
     """One server, one store, any number of workers, and records of everything they publish."""

@@ -43,8 +43,7 @@ async def test_an_agent_whose_presence_expires_is_lost(
 ) -> None:
     assert rig.state(chat)["agent"]["status"] == "connected"
 
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
 
     assert rig.state(chat)["agent"]["status"] == "disconnected"
     assert rig.state(chat)["state"] == "ready"
@@ -173,8 +172,7 @@ async def test_an_agent_that_reports_between_the_check_and_the_commit_is_not_los
 async def test_the_next_fact_of_a_lost_agent_undoes_its_loss(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
 
     await send.agent(job, "ready", 3)
     await hand.pump()
@@ -193,8 +191,7 @@ async def test_a_loss_while_the_bus_is_away_is_noticed_later(
         patch.setattr(hand.relay, "is_absent", away)
         await hand.pump()
     assert await losses(rig, chat) == []
-    rig.clock.advance(WORKER_PRESENCE.ack_wait)
-    await hand.pump()
+    await hand.let_time_pass(WORKER_PRESENCE.ack_wait)
 
     assert len(await losses(rig, chat)) == 1
     assert rig.dead == []
@@ -204,8 +201,7 @@ async def test_the_marker_of_an_unknown_agent_is_ignored(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
     await send.show(job, agent="unknown")
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
 
     assert len(await losses(rig, chat)) == 1
 
@@ -215,8 +211,7 @@ async def test_a_lost_agent_returns_with_any_sequence_and_its_workspace_is_not_r
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str, sequence: int
 ) -> None:
     """The agent was restored from a copy, or its clock was set back."""
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
     assert rig.state(chat)["agent"]["status"] == "disconnected"
 
     await send.agent(job, "connected", sequence)
@@ -234,8 +229,7 @@ async def test_a_repeat_of_a_fact_from_before_the_loss_does_not_undo_it(
     said = new_id()
     await send.agent(job, "connected", 5, event_id=said)
     await hand.pump()
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
 
     await send.agent(job, "connected", 5, event_id=said)
     await hand.pump()
@@ -248,14 +242,12 @@ async def test_an_agent_is_lost_again_if_a_delayed_fact_undid_its_loss(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
     """Such a fact looks like one of a restored agent. So the agent must show its presence."""
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
     await send.agent(job, "starting", 1)
     await hand.pump()
     assert rig.state(chat)["agent"]["status"] == "connected"
 
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
 
     assert rig.state(chat)["agent"]["status"] == "disconnected"
     assert len(await losses(rig, chat)) == 2
@@ -265,15 +257,13 @@ async def test_an_agent_is_lost_again_if_a_delayed_fact_undid_its_loss(
 async def test_an_agent_that_returns_and_renews_its_presence_is_not_lost_again(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
     await send.agent(job, "connected", 1)
     await hand.pump()
 
     for _ in range(3):
         await send.show(job)
-        rig.clock.advance(19)
-        await hand.pump()
+        await hand.let_time_pass(19)
 
     assert rig.state(chat)["agent"]["status"] == "connected"
     assert len(await losses(rig, chat)) == 1
@@ -282,8 +272,7 @@ async def test_an_agent_that_returns_and_renews_its_presence_is_not_lost_again(
 async def test_the_presence_message_of_workers_never_replaces_that_of_the_agent(
     rig: Rig, hand: Hand, send: Senders, job: Job, chat: str
 ) -> None:
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
     own = await send.show(job)
 
     await send.agent(job, "connected", 1)
@@ -312,8 +301,7 @@ async def test_presence_is_expected_after_the_worker_that_applied_the_fact_crash
     await hand.pump()
     assert rig.state(chat)["agent"]["status"] == "connected"
 
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
 
     assert rig.state(chat)["agent"]["status"] == "disconnected"
     assert rig.store.outbox == {}

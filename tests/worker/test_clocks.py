@@ -43,11 +43,9 @@ async def given_chat_with_limit(rig: Rig, hand: Hand, chat: str) -> None:
 
 async def expect_limit_holds(rig: Rig, hand: Hand, chat: str, seconds: float = TEN_MINUTES) -> None:
     """Expect that the limit passes after `seconds`, not earlier."""
-    rig.clock.advance(seconds - 1)
-    await hand.pump()
+    await hand.let_time_pass(seconds - 1)
     assert rig.state(chat)["state"] == "building"
-    rig.clock.advance(1.5)
-    await hand.pump()
+    await hand.let_time_pass(1.5)
     assert rig.state(chat)["state"] == "failed"
     await rig.check(chat)
 
@@ -77,8 +75,7 @@ async def test_a_clock_that_is_set_back_causes_one_more_timer_per_open_limit(
         await rig.senders.create(chat)
     await hand.pump()
 
-    rig.clock.advance(TEN_MINUTES)
-    await hand.pump()
+    await hand.let_time_pass(TEN_MINUTES)
 
     assert all(rig.state(chat)["state"] == "failed" for chat in chats)
     # Timers of the first batch were armed before the worker knew the difference: each fired early.
@@ -94,12 +91,10 @@ async def test_open_limits_fire_early_once_after_the_database_clock_is_set_back(
     await given_chat_with_limit(rig, hand, chat)
     rig.skew = HOUR
 
-    rig.clock.advance(TEN_MINUTES)
-    await hand.pump()
+    await hand.let_time_pass(TEN_MINUTES)
     assert rig.state(chat)["state"] == "building"
     assert count_timers(rig) == 3
-    rig.clock.advance(HOUR.total_seconds())
-    await hand.pump()
+    await hand.let_time_pass(HOUR.total_seconds())
 
     assert rig.state(chat)["state"] == "failed"
     assert count_timers(rig) == 4
@@ -117,15 +112,13 @@ async def test_all_timers_are_armed_again_when_a_clock_change_makes_one_fire_lat
     await given_chat_with_limit(rig, hand, second)
 
     rig.skew = timedelta(0)
-    rig.clock.advance(TEN_MINUTES - 10)
-    await hand.pump()
+    await hand.let_time_pass(TEN_MINUTES - 10)
 
     assert rig.state(first)["state"] == "failed"
     assert hand.worker.skew.ahead == timedelta(0)
     assert hand.worker.preparation_due.is_set()
     await hand.prepare()
-    rig.clock.advance(0)
-    await hand.pump()
+    await hand.let_time_pass(0)
     assert rig.state(second)["state"] == "failed"
 
 
@@ -135,8 +128,7 @@ async def test_timers_delayed_by_a_backlog_are_not_armed_again(
     await hand.prepare()
     await given_chat_with_limit(rig, hand, chat)
 
-    rig.clock.advance(TEN_MINUTES + 10 * LATE.total_seconds())
-    await hand.pump()
+    await hand.let_time_pass(TEN_MINUTES + 10 * LATE.total_seconds())
 
     assert rig.state(chat)["state"] == "failed"
     assert not hand.worker.preparation_due.is_set()
@@ -156,8 +148,7 @@ async def test_a_batch_is_redelivered_if_the_clocks_cannot_be_read(
         patch.setattr(rig.bus, "server_time", away)
         await hand.pump()
     assert rig.store.outbox
-    rig.clock.advance(30)
-    await hand.pump()
+    await hand.let_time_pass(30)
 
     assert rig.state(chat)["state"] == "failed"
     assert rig.store.outbox == {}

@@ -23,8 +23,7 @@ async def test_a_passed_limit_moves_the_chat_and_answers_its_calls(
     rig.clock.advance(TEN_MINUTES - 1)
     assert await hand.pump() == 0
 
-    rig.clock.advance(1)
-    await hand.pump()
+    await hand.let_time_pass(1)
 
     state = rig.state(chat)
     assert (state["state"], state["failure"]["reason"]) == ("failed", "build_timeout")
@@ -107,10 +106,8 @@ async def test_an_outdated_timer_has_no_effect_but_arms_the_valid_one(
         if message.subject.endswith(".2"):
             timers.remove(sequence)  # as if NATS had lost it
 
-    rig.clock.advance(TEN_MINUTES)
-    await hand.pump()
-    rig.clock.advance(0)
-    await hand.pump()
+    await hand.let_time_pass(TEN_MINUTES)
+    await hand.let_time_pass(0)
 
     assert rig.path(chat) == ["building", "agent_connecting", "failed"]
     assert rig.state(chat)["failure"]["reason"] == "agent_not_ready"
@@ -125,8 +122,7 @@ async def test_a_timer_that_fires_after_the_chat_settled_has_no_effect(
     await send.built(rig.job, "failed")
     await hand.pump()
 
-    rig.clock.advance(TEN_MINUTES)
-    await hand.pump()
+    await hand.let_time_pass(TEN_MINUTES)
 
     assert rig.state(chat)["version"] == 2
     assert await rig.outcomes(chat) == ["kept", "moved", "moved"]
@@ -163,15 +159,13 @@ async def test_a_call_after_the_limit_begins_a_new_wait(
 ) -> None:
     await send.create(chat)
     await hand.pump()
-    rig.clock.advance(TEN_MINUTES)
-    await hand.pump()
+    await hand.let_time_pass(TEN_MINUTES)
 
     await send.create(chat, "second")
     await hand.pump()
     assert rig.state(chat)["state"] == "building"
     assert len(rig.jobs()) == 1
-    rig.clock.advance(TEN_MINUTES)
-    await hand.pump()
+    await hand.let_time_pass(TEN_MINUTES)
 
     assert "build_id" in rig.answer(chat, "second")["result"]
     assert len(rig.results[chat, "c"]) == 1

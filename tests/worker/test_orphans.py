@@ -67,11 +67,6 @@ def job_from_elsewhere(chat: str, **more: Any) -> Job:
     return job | more
 
 
-async def let_time_pass(rig: Rig, hand: Hand, seconds: float) -> None:
-    rig.clock.advance(seconds)
-    await hand.pump()
-
-
 async def listed_orphans(rig: Rig, chat: str) -> list[str]:
     """Return the orphans that operators see."""
     found = [
@@ -107,7 +102,7 @@ async def test_a_replaced_workspace_is_stopped_and_is_not_an_orphan(
     shown = len(rig.states[chat])
     await send.built(stop, "started")
     await send.built(stop)
-    await let_time_pass(rig, hand, DAY)
+    await hand.let_time_pass(DAY)
     assert [e["outcome"] for e in await log_entries(rig, chat, "build_succeeded")][-1] == "foreign"
     assert len([job for job in rig.jobs() if job["transition"] == "stop"]) == 1
     assert len(rig.states[chat]) == shown + 1, "its own limit"
@@ -129,21 +124,21 @@ async def test_a_failed_stop_of_a_replaced_workspace_is_reported_and_repeated(
     (told,) = errors
     assert stop["workspace_id"] in told
     assert how in told
-    await let_time_pass(rig, hand, GRACE - 1)
+    await hand.let_time_pass(GRACE - 1)
     assert rig.job["build_number"] != 3
-    await let_time_pass(rig, hand, 1)
+    await hand.let_time_pass(1)
     again = rig.job
     assert (again["workspace_id"], again["transition"]) == (stop["workspace_id"], "stop")
     assert again["build_number"] == stop["build_number"] + 1
     assert again["template"] == stop["template"]
     assert await listed_orphans(rig, chat) == []
     await send.built(again, how)
-    await let_time_pass(rig, hand, GRACE)
-    await let_time_pass(rig, hand, GRACE)
+    await hand.let_time_pass(GRACE)
+    await hand.let_time_pass(GRACE)
     assert rig.job["build_number"] == stop["build_number"] + 2
     assert len(errors) == 2
     await send.built(rig.job)
-    await let_time_pass(rig, hand, DAY)
+    await hand.let_time_pass(DAY)
     assert rig.job["build_number"] == stop["build_number"] + 2
     assert await listed_orphans(rig, chat) == []
     assert rig.state(chat) == shown, "the chat has nothing to do with it"
@@ -159,7 +154,7 @@ async def test_a_deleted_workspace_is_no_longer_an_orphan(
     await hand.pump()
 
     await send.deleted(stop)
-    await let_time_pass(rig, hand, DAY)
+    await hand.let_time_pass(DAY)
 
     assert await listed_orphans(rig, chat) == []
     assert rig.job["build_number"] != 3
@@ -172,14 +167,14 @@ async def test_a_late_end_of_a_stop_may_arrive_during_its_repetition(
     """Facts of the old stop are stale, because a newer stop was requested."""
     stop, _ = await given_replaced_workspace(rig, hand, chat)
     await send.built(stop, "failed")
-    await let_time_pass(rig, hand, 0)
-    await let_time_pass(rig, hand, GRACE)
+    await hand.let_time_pass(0)
+    await hand.let_time_pass(GRACE)
     again = rig.job
 
     await send.built(stop)
     await send.built(again, "started")
     await send.built(stop, "failed")
-    await let_time_pass(rig, hand, DAY)
+    await hand.let_time_pass(DAY)
 
     assert rig.job == again
     assert await listed_orphans(rig, chat) == []
@@ -194,15 +189,15 @@ async def test_an_orphan_is_stopped_after_its_grace_period(
     mine = await given_ready_workspace(rig, hand, chat)
     shown, theirs = rig.state(chat), job_from_elsewhere(chat)
     await send.built(theirs, "started", template_id=other, workspace_name="theirs")
-    await let_time_pass(rig, hand, DAY)
+    await hand.let_time_pass(DAY)
     assert await listed_orphans(rig, chat) == [], "its start has not succeeded"
 
     await send.built(theirs)
     await hand.pump()
     assert await listed_orphans(rig, chat) == [theirs["workspace_id"]]
-    await let_time_pass(rig, hand, GRACE - 1)
+    await hand.let_time_pass(GRACE - 1)
     assert rig.jobs() == [mine]
-    await let_time_pass(rig, hand, 1)
+    await hand.let_time_pass(1)
 
     stop = rig.job
     assert (stop["workspace_id"], stop["workspace_name"]) == (theirs["workspace_id"], "theirs")
@@ -214,7 +209,7 @@ async def test_an_orphan_is_stopped_after_its_grace_period(
     assert rig.state(chat) == shown
     assert len(errors) == 1
     await send.built(stop)
-    await let_time_pass(rig, hand, DAY)
+    await hand.let_time_pass(DAY)
     assert await listed_orphans(rig, chat) == []
     assert rig.job == stop
     await rig.check(chat)
@@ -230,7 +225,7 @@ async def test_an_orphan_of_an_unknown_template_is_only_listed_and_logged(
     await hand.pump()
 
     for _ in range(3):
-        await let_time_pass(rig, hand, GRACE)
+        await hand.let_time_pass(GRACE)
 
     assert len(rig.jobs()) == 1
     assert await listed_orphans(rig, chat) == [theirs["workspace_id"]]
@@ -252,12 +247,12 @@ async def test_an_orphan_is_stopped_once_its_template_becomes_known(
     theirs = job_from_elsewhere(chat)
     await send.built(theirs)
     await hand.pump()
-    await let_time_pass(rig, hand, GRACE)
+    await hand.let_time_pass(GRACE)
     assert len(rig.jobs()) == 1
 
     await send.built(theirs, "started", template_id=TEMPLATE_ID)
     await hand.pump()
-    await let_time_pass(rig, hand, 0)
+    await hand.let_time_pass(0)
 
     assert rig.job["workspace_id"] == theirs["workspace_id"]
     await rig.check(chat)
@@ -273,12 +268,12 @@ async def test_an_orphan_that_cannot_be_stopped_does_not_block_others(
         template = {"template_id": TEMPLATE_ID} if number % 2 else {}
         await send.built(theirs, "started", **template)
         await send.built(theirs)
-        await let_time_pass(rig, hand, 60)
+        await hand.let_time_pass(60)
 
     seen: list[list[str]] = []
     for _ in range(6):
         seen.append([j["workspace_id"] for j in rig.jobs() if j["transition"] == "stop"])
-        await let_time_pass(rig, hand, 60 if len(seen) > 1 else GRACE - 4 * 60)
+        await hand.let_time_pass(60 if len(seen) > 1 else GRACE - 4 * 60)
 
     first, second = found[1]["workspace_id"], found[3]["workspace_id"]
     assert seen == [[], [], [], [first], [first], [first, second]]
@@ -302,8 +297,8 @@ async def test_a_workspace_of_another_chat_is_never_stopped(
     assert rig.state(owner)["state"] == "ready"
     assert await listed_orphans(rig, chat) == []
 
-    await let_time_pass(rig, hand, GRACE)
-    await let_time_pass(rig, hand, DAY)
+    await hand.let_time_pass(GRACE)
+    await hand.let_time_pass(DAY)
 
     assert len(rig.jobs()) == 1
     assert "nobody here can stop" not in " ".join(errors)
@@ -330,7 +325,7 @@ async def test_a_workspace_made_elsewhere_becomes_current_when_the_chats_own_is_
     await hand.pump()
 
     assert rig.state(chat)["state"] == "stopping"
-    await let_time_pass(rig, hand, DAY)
+    await hand.let_time_pass(DAY)
     assert rig.jobs() == [mine]
     await rig.check(chat)
 
@@ -346,9 +341,9 @@ async def test_orphans_are_stopped_although_nats_lost_its_timers(
 
     started = rig.hand()
     await started.prepare()
-    await let_time_pass(rig, started, 0)
+    await started.let_time_pass(0)
     assert rig.jobs() == []
-    await let_time_pass(rig, started, GRACE + 60)
+    await started.let_time_pass(GRACE + 60)
 
     assert (rig.job["workspace_id"], rig.job["build_number"]) == (stop["workspace_id"], 3)
 
@@ -391,7 +386,7 @@ async def test_a_failed_delete_of_a_replaced_workspace_is_reported_and_repeated(
     assert len(errors) == 1
     assert f"workspace {old['workspace_id']} is left though no chat has it" in errors[0]
     assert await listed_orphans(rig, chat) == [old["workspace_id"]]
-    await let_time_pass(rig, hand, GRACE)
+    await hand.let_time_pass(GRACE)
     again = rig.job
     assert (again["transition"], again["build_number"]) == ("delete", 4)
     assert again["workspace_id"] == old["workspace_id"]

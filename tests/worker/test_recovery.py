@@ -174,8 +174,7 @@ async def test_a_limit_passes_although_its_timer_was_lost(
     wipe_streams(rig)
 
     await hand.prepare()
-    rig.clock.advance(TEN_MINUTES)
-    await hand.pump()
+    await hand.let_time_pass(TEN_MINUTES)
 
     assert rig.state(chat)["failure"]["reason"] == "build_timeout"
     assert "error" in rig.answer(chat)["result"]
@@ -189,8 +188,7 @@ async def test_an_agent_that_never_returns_after_a_loss_counts_as_lost(
     rig.server.start()
 
     await hand.prepare()
-    rig.clock.advance(SILENCE)
-    await hand.pump()
+    await hand.let_time_pass(SILENCE)
 
     assert rig.state(chat)["agent"]["status"] == "disconnected"
 
@@ -205,8 +203,7 @@ async def test_an_agent_that_renews_its_presence_after_a_loss_is_not_lost(
     rig.clock.advance(SILENCE - 1)
     await send.show(ready)
     await hand.prepare()
-    rig.clock.advance(2)
-    await hand.pump()
+    await hand.let_time_pass(2)
 
     assert rig.state(chat)["agent"]["status"] == "connected"
 
@@ -383,8 +380,7 @@ async def test_nothing_is_published_between_a_reconnect_and_the_check_for_losses
     assert rig.state(chat)["state"] == "ready"
 
     await hand.prepare()
-    rig.clock.advance(WORKER_IN.ack_wait)
-    await hand.pump()
+    await hand.let_time_pass(WORKER_IN.ack_wait)
 
     assert rig.state(chat)["state"] == "stopping"
 

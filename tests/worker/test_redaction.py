@@ -284,11 +284,9 @@ async def test_stops_requested_by_workers_reveal_no_value(
     await make_ready(rig, hand, new)
     await send.built(stop, "failed")
     await hand.pump()
-    rig.clock.advance(900)
-    await hand.pump()
+    await hand.let_time_pass(900)
     assert (rig.job["build_number"], rig.job["parameters"]["token"]) == (3, SECRET)
-    rig.clock.advance(7200)
-    await hand.pump()
+    await hand.let_time_pass(7200)
 
     assert rig.state(chat)["state"] == "stopping"
     assert rig.job["parameters"]["token"] == OTHER

@@ -49,11 +49,6 @@ async def expect_stop(rig: Rig, hand: Hand, job: Job) -> Job:
     return job
 
 
-async def let_time_pass(rig: Rig, hand: Hand, seconds: float) -> None:
-    rig.clock.advance(seconds)
-    await hand.pump()
-
-
 @pytest.mark.parametrize(
     "how", ["ready", "no agents", "agent_connecting", "scripts_running", "start_error"]
 )
@@ -62,10 +57,10 @@ async def test_a_workspace_is_stopped_when_its_lifetime_is_over(
 ) -> None:
     started = await given_running_workspace(rig, hand, chat, how)
     assert started["ttl_ms"] == TTL * 1000
-    await let_time_pass(rig, hand, TTL - 1)
+    await hand.let_time_pass(TTL - 1)
     assert rig.jobs() == [started]
 
-    await let_time_pass(rig, hand, 1)
+    await hand.let_time_pass(1)
 
     state = rig.state(chat)
     assert (state["state"], state["build"]["transition"]) == ("stopping", "stop")
@@ -76,7 +71,7 @@ async def test_a_workspace_is_stopped_when_its_lifetime_is_over(
     assert stop["workspace_id"] == started["workspace_id"]
     assert "ttl_ms" not in stop
     await expect_stop(rig, hand, stop)
-    await let_time_pass(rig, hand, 9 * TTL)
+    await hand.let_time_pass(9 * TTL)
     assert len(rig.jobs()) == 2
     assert (await rig.outcomes(chat)).count("repeat") == 0
     await rig.check(chat)
@@ -86,12 +81,12 @@ async def test_the_end_of_a_lifetime_stops_a_workspace_only_once_even_if_the_sto
     rig: Rig, hand: Hand, chat: str
 ) -> None:
     await given_running_workspace(rig, hand, chat)
-    await let_time_pass(rig, hand, TTL)
+    await hand.let_time_pass(TTL)
     await rig.senders.built(rig.job, "failed")
     await hand.pump()
     assert rig.state(chat)["failure"]["reason"] == "build_failed"
 
-    await let_time_pass(rig, hand, 9 * TTL)
+    await hand.let_time_pass(9 * TTL)
 
     assert len(rig.jobs()) == 2
     await rig.check(chat)
@@ -101,14 +96,14 @@ async def test_a_failed_stop_does_not_change_the_lifetime(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await given_running_workspace(rig, hand, chat)
-    await let_time_pass(rig, hand, HOUR)
+    await hand.let_time_pass(HOUR)
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
     await send.built(rig.job, "failed")
-    await let_time_pass(rig, hand, HOUR - 1)
+    await hand.let_time_pass(HOUR - 1)
     assert len(rig.jobs()) == 2
 
-    await let_time_pass(rig, hand, 1)
+    await hand.let_time_pass(1)
 
     assert (rig.job["transition"], rig.job["build_number"]) == ("stop", 3)
     assert rig.state(chat)["cause"]["type"] == PASSED
@@ -119,7 +114,7 @@ async def test_a_stop_and_a_start_begin_a_new_lifetime(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     await given_running_workspace(rig, hand, chat)
-    await let_time_pass(rig, hand, HOUR)
+    await hand.let_time_pass(HOUR)
     await send.ask(chat, "stop_workspace", "stop")
     await hand.pump()
     await expect_stop(rig, hand, rig.job)
@@ -130,9 +125,9 @@ async def test_a_stop_and_a_start_begin_a_new_lifetime(
     await send.built(rig.job, agents=())
     await hand.pump()
 
-    await let_time_pass(rig, hand, 3 * HOUR - 1)  # the old timer fires meanwhile
+    await hand.let_time_pass(3 * HOUR - 1)  # the old timer fires meanwhile
     assert rig.state(chat)["state"] == "ready"
-    await let_time_pass(rig, hand, 1)
+    await hand.let_time_pass(1)
 
     assert rig.state(chat)["state"] == "stopping"
     assert rig.job["build_number"] == 4
@@ -152,13 +147,13 @@ async def test_a_start_made_elsewhere_has_the_last_known_lifetime(
     elif between == "stop elsewhere":
         await send.built(job_from_elsewhere(job, 2, "stop"))
         number = 3
-    await let_time_pass(rig, hand, HOUR)
+    await hand.let_time_pass(HOUR)
     await send.built(job_from_elsewhere(job, number, "start"), agents=())
     await hand.pump()
-    await let_time_pass(rig, hand, TTL - 1)
+    await hand.let_time_pass(TTL - 1)
     assert rig.state(chat)["state"] == "ready"
 
-    await let_time_pass(rig, hand, 1)
+    await hand.let_time_pass(1)
 
     assert rig.state(chat)["cause"]["type"] == PASSED
     assert rig.job["build_number"] == number + 1
@@ -180,7 +175,7 @@ async def test_deleted_workspaces_and_those_being_built_are_not_stopped(
         await send.built(job_from_elsewhere(job, 2, "start"), "failed")
     await hand.pump()
 
-    await let_time_pass(rig, hand, 2 * TTL)
+    await hand.let_time_pass(2 * TTL)
 
     assert "stop" not in [one["transition"] for one in rig.jobs()]
     assert PASSED not in [state["cause"]["type"] for state in rig.states[chat]]
@@ -195,7 +190,7 @@ async def test_without_the_setting_no_workspace_is_stopped(
     assert "ttl_ms" not in job
     assert rig.state(chat)["state"] == "ready"
 
-    await let_time_pass(rig, hand, 100 * DAY)
+    await hand.let_time_pass(100 * DAY)
 
     assert rig.state(chat)["state"] == "ready"
     await rig.check(chat)
@@ -207,11 +202,11 @@ async def test_a_lifetime_timer_that_fires_early_is_armed_again(
     await given_running_workspace(rig, hand, chat)
     rig.skew = timedelta(seconds=30)
 
-    await let_time_pass(rig, hand, TTL)
+    await hand.let_time_pass(TTL)
     assert rig.state(chat)["state"] == "ready"
     rig.clock.advance(29)
     assert await hand.pump() == 0, "it is not armed to fire at once"
-    await let_time_pass(rig, hand, 1)
+    await hand.let_time_pass(1)
 
     assert rig.state(chat)["state"] == "stopping"
     await rig.check(chat)
@@ -226,8 +221,8 @@ async def test_a_lifetime_may_be_longer_than_the_retention_of_timers(
 
     for _ in range(100):
         assert rig.state(chat)["state"] == "ready"
-        await let_time_pass(rig, hand, DAY)
-    await let_time_pass(rig, hand, 60)
+        await hand.let_time_pass(DAY)
+    await hand.let_time_pass(60)
 
     assert rig.state(chat)["state"] == "stopping"
     await rig.check(chat)
@@ -245,11 +240,11 @@ async def test_a_lifetime_ends_although_nats_lost_its_timer(
 
     started = rig.hand()
     await started.prepare()
-    await let_time_pass(rig, started, 0)
+    await started.let_time_pass(0)
     kept = await rig.store.chats.get(chat)
     assert kept is not None
     assert kept.state == ("stopping" if away else "ready")
-    await let_time_pass(rig, started, TTL + 60)
+    await started.let_time_pass(TTL + 60)
 
     assert rig.state(chat)["state"] == ("failed" if away else "stopping")
     (job,) = rig.jobs()
@@ -280,7 +275,7 @@ async def test_waiting_calls_are_answered_when_the_lifetime_stops_the_workspace(
     await hand.pump()
     assert rig.results == {}
 
-    await let_time_pass(rig, hand, 30)
+    await hand.let_time_pass(30)
 
     assert rig.state(chat)["state"] == "stopping"
     for call in ("c", "start", "again"):
@@ -300,7 +295,7 @@ async def test_the_lifetime_of_a_replaced_workspace_has_no_effect(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     old = await given_running_workspace(rig, hand, chat, "no agents")
-    await let_time_pass(rig, hand, HOUR)
+    await hand.let_time_pass(HOUR)
     await send.create(chat, "new")
     await hand.pump()
     new, stop = rig.jobs()[-2:]
@@ -311,9 +306,9 @@ async def test_the_lifetime_of_a_replaced_workspace_has_no_effect(
     await send.agent(new, "ready", 2)
     await hand.pump()
 
-    await let_time_pass(rig, hand, TTL - 1)
+    await hand.let_time_pass(TTL - 1)
     assert rig.state(chat)["state"] == "ready"
-    await let_time_pass(rig, hand, 1)
+    await hand.let_time_pass(1)
 
     assert rig.state(chat)["state"] == "stopping"
     assert rig.job["workspace_id"] == new["workspace_id"]
