@@ -26,7 +26,7 @@ class ShownChat(StateChanged):
     """The state of a chat, as `get_chat` and `list_chats` return it."""
 
     notice: NotRequired[str]
-    """Text for people: what holds the chat up, or what of a message was thrown away."""
+    """Text for people: the reason why the chat is delayed, or the parts of a message that were discarded."""
 
 
 class OpenCall(TypedDict):

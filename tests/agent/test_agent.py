@@ -1,4 +1,4 @@
-"""What an agent reports, and when (contract §3, agent)."""
+"""The reports of an agent and their times (contract §3, agent)."""
 
 from __future__ import annotations
 

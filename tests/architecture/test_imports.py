@@ -1,4 +1,4 @@
-"""Who may import whom: the contracts of pyproject.toml catch what they are there to catch."""
+"""The import contracts in pyproject.toml catch the imports that they forbid."""
 
 from __future__ import annotations
 

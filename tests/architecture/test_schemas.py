@@ -44,11 +44,11 @@ def test_the_checked_in_schemas_are_those_that_make_schemas_writes(made: dict[st
 
 def test_make_schemas_deletes_the_schema_of_a_message_that_is_gone(tmp_path: Path) -> None:
     (tmp_path / "messages").mkdir()
-    (tmp_path / "messages/former.v1.json").write_text("{}")
+    (tmp_path / "messages/obsolete.v1.json").write_text("{}")
 
     generator.write(tmp_path)
 
-    assert not (tmp_path / "messages/former.v1.json").exists()
+    assert not (tmp_path / "messages/obsolete.v1.json").exists()
     assert (tmp_path / "messages/state_changed.v1.json").exists()
 
 

@@ -49,7 +49,7 @@ def test_the_tests_that_are_named_are_there() -> None:
 
 
 RUNS = {"execute", "executemany", "fetch", "fetchrow", "fetchval", "prepare", "cursor"}
-"""What asyncpg runs statements by."""
+"""Methods of asyncpg that run statements."""
 
 
 def is_fixed(statement: ast.expr) -> bool:

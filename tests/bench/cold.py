@@ -1,4 +1,4 @@
-"""How long workspaced takes to start."""
+"""Measures the start time of workspaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `workspaced tool` converts its arguments to those of the tool."""
+"""`workspaced tool` converts its arguments to those of the tool."""
 
 from __future__ import annotations
 

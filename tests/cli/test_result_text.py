@@ -1,4 +1,4 @@
-"""How `workspaced tool` explains each kind of answer; the tool rules produce the answers."""
+"""`workspaced tool` explains each kind of answer; the tool rules produce the answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which database URLs and servers are accepted, and which are refused before they are used."""
+"""Database URLs and servers that are accepted, and those that are refused before they are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which subscriptions receive a message, as NATS decides it."""
+"""Matching of subjects and subscriptions, as NATS does it."""
 
 from __future__ import annotations
 

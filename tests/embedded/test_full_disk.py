@@ -1,4 +1,4 @@
-"""Which lines in nats-server's log report that it can no longer store messages."""
+"""Lines in nats-server's log that report that it can no longer store messages are recognized."""
 
 from __future__ import annotations
 

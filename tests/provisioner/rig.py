@@ -1,4 +1,4 @@
-"""What surrounds a provisioner and its agents: jobs, a gateway, and a record of their messages."""
+"""The surroundings of a provisioner and its agents: jobs, a gateway, and a record of their messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a provisioner turns jobs into facts (contract §2, §3)."""
+"""A provisioner turns jobs into facts (contract §2, §3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What builds and scripts can't do on this kernel, whatever their code."""
+"""The confinement of builds and scripts on this kernel holds for any code."""
 
 from __future__ import annotations
 

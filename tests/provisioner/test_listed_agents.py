@@ -1,4 +1,4 @@
-"""Which of a template's agents `build_succeeded` lists, and which agents are rejected."""
+"""`build_succeeded` lists the agents of the template; invalid agents are rejected."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.rigs.world import ORGANIZATION, TEMPLATES, Deployment, template_folde
 READY_TIMEOUT = 60.0
 """Seconds within which a role must be ready: a new cluster may leave some requests of 5 s unanswered."""
 RECONNECTED = "connected to NATS again"
-"""What a process logs when its subscriptions are restored."""
+"""The log line of a process whose subscriptions are restored."""
 
 
 LIMIT = 0.5

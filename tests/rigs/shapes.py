@@ -1,4 +1,4 @@
-"""What the contract says of each message's shape, word for word and in no terms of the product."""
+"""The shape of each message, written from the contract without the product."""
 
 from __future__ import annotations
 

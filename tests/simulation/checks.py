@@ -238,7 +238,7 @@ def _builds(run: Run, there: Iterable[Chat]) -> Iterator[str]:
 def _running(run: Run, chat: Chat) -> Iterator[str]:
     """Check that every running workspace is the chat's current one or listed as an orphan."""
     mine = chat.current.id if chat.current else None
-    left = {former.id for former in chat.orphans}
+    left = {record.id for record in chat.orphans}
     asked = {j["workspace_id"] for j in run.jobs.values() if j["chat_id"] == chat.chat_id}
     for workspace in sorted(asked):
         if run.machine.running.get(workspace) != "start":
@@ -252,5 +252,5 @@ def _running(run: Run, chat: Chat) -> Iterator[str]:
 
 def _being_stopped(chat: Chat, workspace_id: str) -> bool:
     """Return whether its newest build is open: a job that NATS lost may never be repeated."""
-    former = chat.previous_workspace(workspace_id)
-    return former is not None and former.build is not None and former.build.outcome is None
+    record = chat.previous_workspace(workspace_id)
+    return record is not None and record.build is not None and record.build.outcome is None

@@ -72,7 +72,7 @@ def install() -> None:
 
 
 def replaced(target: Any, name: str, by: Any) -> Callable[[], None]:
-    """Set an attribute; return a function that restores its former value."""
+    """Set an attribute; return a function that restores its previous value."""
     before = getattr(target, name)
     setattr(target, name, by)
     return lambda: setattr(target, name, before)

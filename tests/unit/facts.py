@@ -229,7 +229,7 @@ def place(workspace: Chat) -> dict[str, Any]:
         "inner": workspace.state,
         "word": workspace.phase,
         "readiness": answers.readiness(workspace),
-        "former": sorted((former.id, former.deleted) for former in workspace.previous),
+        "previous": sorted((record.id, record.deleted) for record in workspace.previous),
     }
 
 

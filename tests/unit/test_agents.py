@@ -1,4 +1,4 @@
-"""How the agent of a workspace is chosen (contract §6)."""
+"""The choice of a workspace's agent (contract §6)."""
 
 from __future__ import annotations
 

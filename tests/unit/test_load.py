@@ -1,4 +1,4 @@
-"""Which requests are refused because too many are waiting, and which never are."""
+"""Requests are refused if too many are waiting; some requests never are."""
 
 from __future__ import annotations
 

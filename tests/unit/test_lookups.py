@@ -1,4 +1,4 @@
-"""Which data a worker must look up before it evaluates calls."""
+"""The data that a worker looks up before it evaluates calls."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def everything(workspace: Chat) -> dict[str, list[Event]]:
             *of_an_agent(workspace="x"),
             deleted("x"),
         ],
-        "former workspace": [*of_a_build(workspace, 9, workspace="f"), deleted("f")],
+        "previous workspace": [*of_a_build(workspace, 9, workspace="f"), deleted("f")],
         "this workspace": [deleted()],
         "agent": [*of_an_agent(), *of_an_agent(number=number)],
         "other agent": of_an_agent(agent="nobody"),
@@ -266,7 +266,7 @@ def test_every_event_is_accepted_in_every_state(state: State) -> None:
                 previous = step.state
 
 
-UNMOVING = ("lower", "equal number", "other workspace", "former workspace", "other agent", "tool")
+UNMOVING = ("lower", "equal number", "other workspace", "previous workspace", "other agent", "tool")
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not S.NONE])
@@ -282,7 +282,7 @@ def test_facts_of_older_builds_and_other_workspaces_move_nothing(state: State, h
 @pytest.mark.parametrize("state", State)
 def test_facts_of_a_previous_workspace_move_nothing_even_in_none(state: State) -> None:
     before = formerly_f(state)
-    for fact in everything(before)["former workspace"]:
+    for fact in everything(before)["previous workspace"]:
         assert apply(before, fact) == Ignored(before, Unmoved.STALE), fact.data
 
 

@@ -74,7 +74,7 @@ def of(workspace: Chat, name: str = "w") -> WorkspaceRecord:
 
 def orphaned(workspace: Chat) -> list[str]:
     names = {uid(name): name for name in "uvwxyz"}
-    return sorted(names[former.id] for former in workspace.orphans)
+    return sorted(names[record.id] for record in workspace.orphans)
 
 
 def grace_over(name: str) -> Event:
@@ -215,10 +215,10 @@ def test_a_workspace_made_elsewhere_becomes_an_orphan_when_its_start_succeeds() 
     there = apply(begun, ELSEWHERE[1], NOW + MINUTE).chat
 
     assert orphaned(begun) == []
-    former = of(there, "x")
-    assert former.orphaned_at == NOW + MINUTE
-    assert not former.ours
-    assert (former.name, former.owner_name) == ("theirs", "bob")
+    record = of(there, "x")
+    assert record.orphaned_at == NOW + MINUTE
+    assert not record.ours
+    assert (record.name, record.owner_name) == ("theirs", "bob")
     assert place(there)["workspace"] == place(chat(requested()))["workspace"]
 
 
@@ -258,8 +258,8 @@ def test_a_restarted_orphan_gets_a_new_grace_period() -> None:
     after = apply(again, succeeded(3, workspace="x"), NOW + MINUTE).chat
 
     assert orphaned(again) == []
-    former = of(after, "x")
-    assert (former.orphaned_at, former.grace_over) == (NOW + MINUTE, False)
+    record = of(after, "x")
+    assert (record.orphaned_at, record.grace_over) == (NOW + MINUTE, False)
 
 
 def test_an_orphan_whose_template_becomes_known_is_handled_again() -> None:
@@ -303,10 +303,10 @@ def test_the_order_of_facts_about_another_workspace_does_not_matter(name: str) -
     for order in permutations(facts):
         there = chat(requested(), *order)
         assert orphaned(there) == (["x"] if runs else [])
-        former = of(there, "x")
-        build = former.build
+        record = of(there, "x")
+        build = record.build
         told = build and (build.id, build.number, build.transition, build.outcome)
-        seen.append((former.deleted, (former.name, former.owner_name, former.template_id), told))
+        seen.append((record.deleted, (record.name, record.owner_name, record.template_id), told))
         if runs:
             assert orphan(there, KNOWN, uid("x"), "label") is not None or build is None
 
@@ -499,14 +499,14 @@ def test_replaying_logs_with_previous_workspaces_gives_the_same_snapshot(
 
 def assert_sound(workspace: Chat) -> None:
     """Assert that no workspace is stored twice, and no deleted or unfinished one is an orphan."""
-    ids = [former.id for former in workspace.previous]
+    ids = [record.id for record in workspace.previous]
     assert len(set(ids)) == len(ids)
     assert workspace.current is None or workspace.current.id not in ids
-    for former in workspace.orphans:
-        assert not former.deleted
-        assert former.build is not None
-        assert former.build.outcome is not None
-    assert all(former.orphaned_at or not former.grace_over for former in workspace.previous)
+    for record in workspace.orphans:
+        assert not record.deleted
+        assert record.build is not None
+        assert record.build.outcome is not None
+    assert all(record.orphaned_at or not record.grace_over for record in workspace.previous)
     read_back = chat_from_json(chat_to_json(workspace))
     assert read_back == workspace
 

@@ -1,4 +1,4 @@
-"""What `template push` warns of and refuses in template.toml; provisioners refuse the same."""
+"""`template push` warns of and refuses problems in template.toml; provisioners refuse the same."""
 
 from __future__ import annotations
 

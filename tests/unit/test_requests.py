@@ -1,4 +1,4 @@
-"""Which version of the template the requested builds use."""
+"""The version of the template that requested builds use."""
 
 from __future__ import annotations
 

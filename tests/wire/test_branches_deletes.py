@@ -1,4 +1,4 @@
-"""What a delete that did not succeed leaves (C3g C4l C4m, S3d S5d S5e, P4c P4d), numbered as in docs/internals/tool-rules.md."""
+"""Calls after a failed delete (C3g C4l C4m, S3d S5d S5e, P4c P4d), numbered as in docs/internals/tool-rules.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers say of the agent (R), of failed builds (F) and of builds that were taken over (U)."""
+"""Answers about the agent (R), about failed builds (F) and about superseded builds (U)."""
 
 from __future__ import annotations
 

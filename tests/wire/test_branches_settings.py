@@ -1,4 +1,4 @@
-"""What operators set while all runs (C5d, C7), and values that nobody else may read."""
+"""Settings that operators change at run time (C5d, C7), and values that nobody else may read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can't be accepted is set aside as it was, with its reason, and the stream goes on behind it."""
+"""A message that cannot be accepted becomes an unchanged dead letter with a reason, and later ones are applied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a chat whose limits pass, and of facts that come after."""
+"""A chat whose limit passes, and facts that arrive after the limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators alone may ask: workspaces that run though no chat has them."""
+"""Operators alone may list running workspaces that belong to no chat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operators, chat services and provisioners read: chats, logs, events, archives."""
+"""Chats, logs, events and archives as operators, chat services and provisioners read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the server's answer is wanted is not checked by permissions: what that can be used for.
+"""Permissions do not check the reply subject of a request: accounts prevent its misuse.
 
 A client names the subject of the answer itself. Were it in one account with the streams, the server
 would put a PubAck, another chat's state or an empty "not found" there in its own name: on a state, a

@@ -1,4 +1,4 @@
-"""What each tool answers, in each situation that the other programs can bring about."""
+"""The answer of each tool in each situation that the other programs can cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the database can't accept now is redelivered; only bad data or a bug makes a dead letter."""
+"""An event that the database cannot accept now is redelivered; only bad data or a bug makes a dead letter."""
 
 from __future__ import annotations
 

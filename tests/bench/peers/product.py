@@ -37,7 +37,7 @@ from tests.bench.processes import rss
 from tests.rigs.messages import call_data, subject_of, tool_request
 
 WHOLE = {"created", "workspace_name", "build_id"}
-"""What a create answers with that came to `ready`: no more, no less."""
+"""The exact keys of the answer of a create that reached `ready`."""
 VERIFY = """
 select (select count(*) from chat where chat_id = any($1::uuid[]) and state = 'ready') as ready,
        (select count(*) from event_log where chat_id = any($1::uuid[]) and outcome <> 'repeat'

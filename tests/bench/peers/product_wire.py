@@ -1,4 +1,4 @@
-"""What the benchmark's caller and sources have in common: ids, connections and names."""
+"""Ids, connections and names that the benchmark's caller and sources share."""
 
 from __future__ import annotations
 
