@@ -433,9 +433,8 @@ async def test_a_schedule_in_the_past_fires_immediately(
     assert delivery.data == b"late"
 
 
-async def test_an_expired_message_leaves_a_delete_marker(
-    bus: Bus, declare: Declare, prefix: str
-) -> None:
+async def ensured_presence_stream(bus: Bus, declare: Declare) -> Stream:
+    """Create a stream in memory, in which a marker takes the place of an expired message."""
     stream = declare(
         storage=StorageType.MEMORY,
         max_msgs_per_subject=1,
@@ -443,6 +442,13 @@ async def test_an_expired_message_leaves_a_delete_marker(
         subject_delete_marker_ttl=3600.0,
     )
     await bus.ensure_stream(stream)
+    return stream
+
+
+async def test_an_expired_message_leaves_a_delete_marker(
+    bus: Bus, declare: Declare, prefix: str
+) -> None:
+    stream = await ensured_presence_stream(bus, declare)
     worker = Consumer(stream.name, "w", headers_only=True)
     await bus.ensure_consumer(worker)
 
@@ -461,13 +467,7 @@ async def test_an_expired_message_leaves_a_delete_marker(
 async def test_a_replaced_message_leaves_no_delete_marker(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(
-        storage=StorageType.MEMORY,
-        max_msgs_per_subject=1,
-        allow_msg_ttl=True,
-        subject_delete_marker_ttl=3600.0,
-    )
-    await bus.ensure_stream(stream)
+    stream = await ensured_presence_stream(bus, declare)
     worker = Consumer(stream.name, "w")
     await bus.ensure_consumer(worker)
 

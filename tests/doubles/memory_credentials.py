@@ -19,7 +19,7 @@ from statemachine.store import (
 
 
 class MemoryCredentials:
-    """Implements `Credentials` over dictionaries."""
+    """Implements `Credentials` over dictionaries; the port documents the methods."""
 
     def __init__(
         self, clock: Callable[[], datetime], get_chat: Callable[[str], Awaitable[Chat | None]]
@@ -30,11 +30,9 @@ class MemoryCredentials:
         self.connections: dict[ClientConnection, tuple[str, str, Credential]] = {}
 
     async def issue(self, public_key: str, credential: Credential) -> None:
-        """Store a key's credential."""
         self.issued[public_key] = (credential, self._clock())
 
     async def get(self, public_key: str) -> CheckedCredential | None:
-        """Return a key's credential and whether the key may be used now."""
         if public_key not in self.issued:
             return None
         credential, _ = self.issued[public_key]
@@ -50,7 +48,6 @@ class MemoryCredentials:
     async def find(
         self, *, include_expired: bool = False, after: str | None = None, limit: int = 100
     ) -> list[ListedCredential]:
-        """Return a page of the credentials."""
         return [
             ListedCredential(
                 key,
@@ -64,7 +61,6 @@ class MemoryCredentials:
         ][:limit]
 
     async def revoke(self, public_key: str) -> bool:
-        """Revoke a key for ever; return False for an unknown key."""
         if public_key not in self.issued:
             return False
         credential, issued_at = self.issued[public_key]
@@ -78,13 +74,11 @@ class MemoryCredentials:
         return True
 
     async def bind_provisioner(self, name: str, pool: str) -> str:
-        """Bind a provisioner's name to a pool; return the pool that it is bound to."""
         return self.bound.setdefault(name, pool)
 
     async def record_connection(
         self, public_key: str, at: ClientConnection, server_name: str, credential: Credential
     ) -> list[ClientConnection]:
-        """Record a connection; return the key's surplus connections."""
         self.connections.pop(at, None)
         self.connections[at] = (public_key, server_name, credential)
         of_key = [c for c, (key, *_) in self.connections.items() if key == public_key]
@@ -98,7 +92,6 @@ class MemoryCredentials:
         after: ClientConnection | None = None,
         limit: int = 500,
     ) -> list[ClientConnection]:
-        """Return a page of the connections whose key is no longer valid."""
         return [
             at
             for at, (key, _, credential) in sorted(self.connections.items(), key=itemgetter(0))
@@ -112,12 +105,10 @@ class MemoryCredentials:
         ][:limit]
 
     async def forget_connections(self, connections: Sequence[ClientConnection]) -> None:
-        """Delete the records of connections that are closed."""
         for at in connections:
             self.connections.pop(at, None)
 
     async def forget_earlier_server(self, server_name: str, server: str) -> None:
-        """Delete the records of connections to earlier processes of that server."""
         for at, (_, name, _) in list(self.connections.items()):
             if name == server_name and at.server != server:
                 del self.connections[at]

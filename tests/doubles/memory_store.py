@@ -50,7 +50,7 @@ Backup = list[dict[str, Any]]
 
 
 class MemoryStore:
-    """Implements `Store`."""
+    """Implements `Store`; the port documents the methods."""
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.clock = clock
@@ -78,15 +78,12 @@ class MemoryStore:
         self.recovery = MemoryRecovery(self)
 
     async def now(self) -> datetime:
-        """Return the time."""
         return self.clock()
 
     def locked(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Hold the lock of that name."""
         return self._locks.setdefault(name, asyncio.Lock())
 
     async def look(self, wanted: Wanted) -> Look:
-        """Read what a batch needs to know about its chats."""
         now, bound = self.clock(), self.credentials.bound
         found = {chat_id: await self.chats.get(chat_id) for chat_id in wanted.chats}
         chats = {chat_id: chat for chat_id, chat in found.items() if chat is not None}
@@ -110,7 +107,6 @@ class MemoryStore:
     async def look_up(
         self, wanted: Lookups, workspace_ids: AbstractSet[str] = frozenset()
     ) -> LookedUp:
-        """Return templates, versions, names, settings and current workspaces."""
         names: dict[str, set[str]] = {owner_id: set() for owner_id in wanted.owners}
         for name, deleted in self.names.values():
             if name.owner_id in names and not deleted:
@@ -120,11 +116,9 @@ class MemoryStore:
         return LookedUp(catalog, await self.settings(), names, current)
 
     async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
-        """Return the outbox rows of these chats."""
         return [row for row in self.outbox.values() if row.chat_id in chat_ids]
 
     async def write(self, changes: Changes) -> Written:
-        """Write everything at once; skip the chats that have changed."""
         skipped = self.changed_rows(changes)
         kept = _without(changes, skipped)
         self._check_names(kept)
@@ -188,16 +182,13 @@ class MemoryStore:
         self.row_versions[chat.chat_id] = next(self._row_version)
 
     async def delete_published(self, ids: Sequence[int]) -> None:
-        """Delete outbox rows whose messages NATS has stored."""
         for row in ids:
             self.outbox.pop(row, None)
 
     async def settings(self) -> dict[str, str]:
-        """Return the operators' settings by name."""
         return dict(self.setting_values)
 
     async def put_setting(self, key: str, value: str) -> None:
-        """Change a setting."""
         self.setting_values[key] = value
 
     async def check_writable(self) -> None:
@@ -207,12 +198,10 @@ class MemoryStore:
         """Return, because memory always accepts changes."""
 
     async def note_blocked(self, chat_ids: AbstractSet[str], reason: str, seconds: float) -> None:
-        """Record for so many seconds why events of these chats can't be applied."""
         until = self.clock() + timedelta(seconds=seconds)
         self.block_notes |= dict.fromkeys(chat_ids, (reason, until))
 
     async def blocked(self, chat_ids: AbstractSet[str]) -> dict[str, str]:
-        """Return the reasons why events of these chats can't be applied now, by chat."""
         now = self.clock()
         return {
             chat_id: reason
@@ -259,13 +248,12 @@ def _without(changes: Changes, chat_ids: AbstractSet[str]) -> Changes:
 
 
 class MemoryChats:
-    """Implements `Chats`."""
+    """Implements `Chats`; the port documents the methods."""
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
     async def get(self, chat_id: str) -> Chat | None:
-        """Return a chat's snapshot."""
         text = self._store.snapshots.get(chat_id)
         return None if text is None else chat_from_json(text)
 
@@ -278,7 +266,6 @@ class MemoryChats:
         after: str | None = None,
         limit: int = 100,
     ) -> list[Chat]:
-        """Return a page of the chats that match."""
         return [
             chat
             for chat in self._store.all_chats()
@@ -289,22 +276,18 @@ class MemoryChats:
         ][:limit]
 
     async def with_timers(self, *, after: str | None = None, limit: int = 1000) -> list[Chat]:
-        """Return a page of the chats for which a timer is set."""
         chats = self._store.all_chats()
         return [c for c in chats if not needs_no_timer(c) and c.chat_id > (after or "")][:limit]
 
     async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
-        """Return a page of the chats with orphaned workspaces."""
         chats = self._store.all_chats()
         return [c for c in chats if c.orphans and c.chat_id > (after or "")][:limit]
 
     async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
-        """Return those of the workspaces that are the current workspace of a chat."""
         chats = self._store.all_chats()
         return {c.current.id for c in chats if c.current and c.current.id in workspace_ids}
 
     async def open_calls(self, chat_id: str) -> list[Call]:
-        """Return a chat's open calls."""
         found = [
             stored.call
             for key, stored in self._store.calls.items()
@@ -313,21 +296,18 @@ class MemoryChats:
         return sorted(found, key=lambda call: call.order)
 
     async def count_open_calls(self, limit: int) -> int:
-        """Count the open calls of all chats, up to `limit`."""
         return min(limit, sum(stored.answer is None for stored in self._store.calls.values()))
 
     async def is_answered(self, chat_id: str, call_id: str) -> bool:
-        """Return whether a call exists and was answered."""
         stored = self._store.calls.get(CallKey(chat_id, call_id))
         return stored is not None and stored.answer is not None
 
     async def log(self, chat_id: str, *, after: int = 0, limit: int = 100) -> list[LogEntry]:
-        """Return a page of a chat's event log."""
         return [e for e in self._store.entries.get(chat_id, []) if e["seq"] > after][:limit]
 
 
 class MemoryTemplates:
-    """Implements `Templates`."""
+    """Implements `Templates`; the port documents the methods."""
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
         self._clock = clock
@@ -337,13 +317,11 @@ class MemoryTemplates:
         """(organization id, version id) by template id."""
 
     async def push(self, organization_id: str, version: Version, archive: bytes) -> None:
-        """Keep a version with its archive and make it the active one."""
         self._versions.setdefault(version.id, (version, archive))
         self._pushed.setdefault(version.id, self._clock())
         self._active[version.template_id] = (organization_id, version.id)
 
     async def activate(self, version_id: str) -> str | None:
-        """Make a version its template's active one; return the template's id."""
         if version_id not in self._versions:
             return None
         template_id = self._versions[version_id][0].template_id
@@ -351,11 +329,9 @@ class MemoryTemplates:
         return template_id
 
     async def catalog(self, organization_id: str) -> Catalog:
-        """Return an organization's templates with their active versions."""
         return self.select({organization_id}, set(), set())
 
     async def versions(self, template_id: str) -> list[PushedVersion]:
-        """Return the versions of a template, oldest first."""
         _, active = self._active.get(template_id, (None, None))
         return [
             PushedVersion(v.id, self._pushed[v.id], len(archive), v.id == active)
@@ -364,12 +340,10 @@ class MemoryTemplates:
         ]
 
     async def read_archive(self, version_id: str, offset: int, size: int) -> bytes | None:
-        """Return a piece of a version's archive."""
         found = self._versions.get(version_id)
         return None if found is None else found[1][offset : offset + size]
 
     async def pools(self) -> set[str]:
-        """Return the pools that template versions name."""
         return {version.manifest.pool for version, _ in self._versions.values()}
 
     def select(
@@ -389,7 +363,7 @@ class MemoryTemplates:
 
 
 class MemoryRecovery:
-    """Implements `Recovery`."""
+    """Implements `Recovery`; the port documents the methods."""
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
@@ -398,39 +372,32 @@ class MemoryRecovery:
         self._positions: dict[str, StreamPosition] = {}
 
     async def origin(self) -> DatabaseOrigin:
-        """Return the identity of this store, and of the store in which its rows were written."""
         return DatabaseOrigin(self.current_origin, self._recorded_origin)
 
     async def record_origin(self, current: str) -> None:
-        """Record that the rows belong to the store `current`."""
         self._recorded_origin = current
 
     async def stream_positions(self) -> dict[str, StreamPosition]:
-        """Return the recorded positions of streams, by stream name."""
         return dict(self._positions)
 
     async def record_positions(
         self, positions: Mapping[str, StreamPosition], *, reset: bool = False
     ) -> None:
-        """Record the last sequences of streams."""
         for name, new in positions.items():
             known = self._positions.setdefault(name, new)
             if reset or (known.created == new.created and known.last < new.last):
                 self._positions[name] = new
 
     async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:
-        """Mark streams as having lost messages."""
         for name, position in before.items():
             if self._positions.get(name) == position:
                 self._positions[name] = StreamPosition.lost(token)
 
     async def published_chats(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
-        """Return a page of the chats that have published a state."""
         chats = self._store.all_chats()
         return [c for c in chats if c.version and c.chat_id > (after or "")][:limit]
 
     async def chats_with_agents(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
-        """Return a page of the chats with connected agents."""
         return [
             chat
             for chat in self._store.all_chats()
@@ -440,7 +407,6 @@ class MemoryRecovery:
     async def jobs(
         self, *, after: str | None = None, limit: int = 100
     ) -> list[tuple[StoredJob, Chat]]:
-        """Return a page of the jobs whose build has no known end, each with its chat."""
         oldest = self._store.clock() - JOB_RETENTION
         chats = {chat.chat_id: chat for chat in self._store.all_chats()}
         return [
@@ -452,7 +418,6 @@ class MemoryRecovery:
     async def answered_calls(
         self, *, after: CallKey | None = None, limit: int = 500
     ) -> list[StoredCall]:
-        """Return a page of the calls that were answered within the last 24 hours."""
         since = self._store.clock() - timedelta(hours=24)
         return [
             self._store.calls[key]
@@ -461,5 +426,4 @@ class MemoryRecovery:
         ][:limit]
 
     async def outbox(self, *, after: int = 0, limit: int = 500) -> list[OutboxMessage]:
-        """Return a page of the outbox of all chats."""
         return [row for key, row in sorted(self._store.outbox.items()) if key > after][:limit]

@@ -334,6 +334,8 @@ class Chat:
         shapes.envelope(envelope, "state_changed", self.id, message.headers)
         data = envelope["data"]
         shapes.state_changed(data, self.id)
+        if self.states.all and envelope["id"] == self.states.all[-1]["id"]:
+            return  # delivered again
         if self._version is not None:
             assert (
                 data["version"] > self._version
