@@ -14,11 +14,15 @@ class SettingFlag(NamedTuple):
 
     metavar: str
     description: str
+    default: str = ""
+    """The default as `--help` shows it; empty if there is none, or the description states it."""
 
 
 SETTING_FLAGS: Final[Mapping[str, SettingFlag]] = {
     "data_dir": SettingFlag(
-        "DIR", "Directory in which `up` keeps its servers, ports, credentials and workspaces."
+        "DIR",
+        "Directory in which `up` keeps its servers, ports, credentials and workspaces.",
+        "~/.local/share/workspaced",
     ),
     "nats_url": SettingFlag(
         "URL",

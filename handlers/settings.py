@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import wrap
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     )
     orphan_grace: Seconds = Field(
         default=900.0,
-        description="Seconds that a workspace which belongs to no chat may run before workers stop it.",
+        description="Seconds that a workspace without a chat may run before workers stop it.",
     )
     startup_scripts_timeout: Seconds = Field(
         default=600.0,
@@ -117,11 +117,11 @@ class Settings(BaseSettings):
     )
     transaction_timeout: Seconds = Field(
         default=5.0,
-        description="Seconds after which PostgreSQL ends a transaction that holds chats.",
+        description="Seconds after which PostgreSQL ends a transaction that has locked chats.",
     )
     ack_wait: Seconds = Field(
         default=5.0,
-        description="Seconds after which NATS delivers an event again that no worker has acknowledged.",
+        description="Seconds after which NATS redelivers an event that no worker has acknowledged.",
     )
     duplicate_window: Seconds = Field(
         default=24 * 3600.0,
@@ -259,10 +259,12 @@ def variable(name: str) -> str:
     return f"{_PREFIX}{name.upper()} (--{name.replace('_', '-')})"
 
 
-def describe_variables() -> str:
-    """Return the section of `--help` that describes every variable."""
+def describe_variables(names: Collection[str]) -> str:
+    """Return the section of `--help` that describes the variables of these settings."""
     lines = ["environment:"]
     for name, field in Settings.model_fields.items():
+        if name not in names:
+            continue
         text = field.description or ""
         if default := _default(name):
             text += f" Default: {default}."

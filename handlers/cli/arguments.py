@@ -56,12 +56,13 @@ def positional(metavar: str, *, help: str, **options: Any) -> Any:  # noqa: A002
 
 def setting(name: str, group: str | None = None) -> Any:
     """Declare the flag of a setting, which overrides the setting's variable."""
-    metavar, description = SETTING_FLAGS[name]
-    words = f"{description.rstrip('.')} (WORKSPACED_{name.upper()})"
-    if words[1].islower():
-        words = words[0].lower() + words[1:]
+    metavar, description, default = SETTING_FLAGS[name]
+    shown_default = f"; default: {default}" if default else ""
+    text = f"{description.rstrip('.')} (WORKSPACED_{name.upper()}{shown_default})"
+    if text[1].islower():
+        text = text[0].lower() + text[1:]
     flag_name = f"--{name.replace('_', '-')}"
-    return Argument((flag_name,), {"help": words, "metavar": metavar}, group)
+    return Argument((flag_name,), {"help": text, "metavar": metavar}, group)
 
 
 class Command:
@@ -79,6 +80,8 @@ class Command:
     """Whether the command is a server that runs until it is stopped."""
     reads_settings: ClassVar[bool] = True
     """Whether the function takes the settings as its second argument."""
+    variables: ClassVar[tuple[str, ...]] = ()
+    """The settings without a flag that the command uses; `--help` describes their variables."""
     one_of: ClassVar[tuple[str, ...]] = ()
     """Arguments of which exactly one must be given."""
 
@@ -103,13 +106,13 @@ class Parser(argparse.ArgumentParser):
     command: type[Command] | None = None
 
     def format_help(self) -> str:
-        """Return the text of `--help`; that of servers also describes every setting."""
+        """Return the text of `--help`; that of a role also describes the settings that are not flags."""
         text = super().format_help()
-        if self.command is None or not self.command.serves or not self.command.reads_settings:
+        if self.command is None or not self.command.variables:
             return text
         from handlers.settings import describe_variables  # noqa: PLC0415 — slow to import
 
-        return f"{text}\n{describe_variables()}"
+        return f"{text}\n{describe_variables(self.command.variables)}"
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse arguments; ends the process if one is unknown to this command."""

@@ -74,6 +74,34 @@ class _ConnectingCommand(Command):
     credentials: str | None = setting("credentials", _SERVERS)
 
 
+_WORKER_VARIABLES: Final = (
+    "build_timeout",
+    "agent_connect_timeout",
+    "orphan_grace",
+    "startup_scripts_timeout",
+    "transaction_timeout",
+    "ack_wait",
+    "duplicate_window",
+    "nats_replicas",
+    "waiting_calls_per_chat",
+    "waiting_calls",
+    "job_queue",
+)
+_GATEWAY_VARIABLES: Final = ("orphan_grace", "transaction_timeout", "held_calls")
+_PROVISIONER_VARIABLES: Final = (
+    "presence_ttl",
+    "workspaces_per_owner",
+    "disk_per_owner_mib",
+    "confinement",
+    "writable",
+    "step_cpu_seconds",
+    "process_memory_mib",
+    "process_files",
+    "user_processes",
+    "file_size_mib",
+)
+
+
 class ServerCommand(_ConnectingCommand):
     """A command that runs until it is stopped, and serves its health over HTTP."""
 
@@ -100,6 +128,12 @@ class Up(ServerCommand):
 
     name = "up"
     function = "handlers.cli.commands.up:up"
+    variables = (
+        "websocket_origins",
+        *_WORKER_VARIABLES,
+        *_GATEWAY_VARIABLES,
+        *_PROVISIONER_VARIABLES,
+    )
     nats_port: int | None = flag(
         "--nats-port",
         type=types.port,
@@ -133,6 +167,7 @@ class RunWorker(ServerCommand):
 
     name = "worker"
     function = "handlers.cli.commands.roles:worker"
+    variables = _WORKER_VARIABLES
 
 
 class RunGateway(ServerCommand):
@@ -144,6 +179,7 @@ class RunGateway(ServerCommand):
 
     name = "gateway"
     function = "handlers.cli.commands.roles:gateway"
+    variables = _GATEWAY_VARIABLES
 
 
 class RunProvisioner(ServerCommand):
@@ -151,6 +187,7 @@ class RunProvisioner(ServerCommand):
 
     name = "provisioner"
     function = "handlers.cli.commands.roles:provisioner"
+    variables = _PROVISIONER_VARIABLES
     provisioner: str = flag(
         "--name",
         metavar="NAME",
@@ -223,7 +260,7 @@ class CallTool(_ConnectingCommand):
     json: bool = switch(
         "--json",
         "--quiet",
-        help="print only the JSON answer, and on stderr only why there is no answer",
+        help="print only the JSON answer on stdout, and only errors on stderr",
     )
     organization: str = _organization("the organization that the chat belongs to")
     owner: str = flag(

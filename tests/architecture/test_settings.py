@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from handlers.cli.command_table import RunGateway, RunProvisioner, RunWorker, Up
 from handlers.setting_flags import SETTING_FLAGS
 from handlers.settings import (
     TABLE_END,
@@ -64,8 +66,10 @@ def test_every_setting_has_a_description() -> None:
 
 def test_an_empty_default_is_not_shown() -> None:
     """`Default: .` would read as the current directory."""
-    assert "Default: ." not in describe_variables()
-    assert "Default: 600." in describe_variables()
+    text = describe_variables(Settings.model_fields.keys())
+
+    assert "Default: ." not in text
+    assert "Default: 600." in text
 
 
 def test_the_table_in_the_docs_is_up_to_date() -> None:
@@ -78,3 +82,20 @@ def test_the_table_in_the_docs_is_up_to_date() -> None:
 
 def test_flags_of_settings_are_settings() -> None:
     assert SETTING_FLAGS.keys() <= Settings.model_fields.keys()
+
+
+def test_help_describes_every_setting_as_a_flag_or_as_a_variable() -> None:
+    """A role describes only the settings that it uses; `up` runs all roles."""
+    roles = (RunWorker, RunGateway, RunProvisioner)
+    of_roles = set(chain.from_iterable(role.variables for role in roles))
+
+    assert SETTING_FLAGS.keys() | set(Up.variables) == Settings.model_fields.keys()
+    assert not SETTING_FLAGS.keys() & set(Up.variables)
+    assert set(Up.variables) - of_roles == {"websocket_origins"}
+    assert "held_calls" not in RunWorker.variables
+
+
+def test_the_default_that_a_flag_shows_is_that_of_its_setting() -> None:
+    defaults = {name: flag.default for name, flag in SETTING_FLAGS.items() if flag.default}
+
+    assert defaults == {name: str(Settings.model_fields[name].default) for name in defaults}
