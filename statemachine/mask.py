@@ -3,11 +3,13 @@
 A `Mask` replaces secrets in every text that workspaced shows: logs of builds and scripts, failures,
 states, answers and the event log. A spelling is the value itself or one of its parts (a line, or an
 element of a list), possibly trimmed or with other line ends, either unchanged or escaped as in
-JSON, in Python's repr or in a URL.
+JSON, in JSON within JSON, in Python's repr, in a URL, in a shell or in HTML, or encoded as base64 or
+as hexadecimal digits.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -49,6 +51,27 @@ _URL_SAFE: Final = (
 )
 """Sets of characters that different URL encoders leave unescaped, besides letters, digits and
 `_.-~`."""
+_SHELL_SPECIAL: Final = re.compile(r"""[ \t!"$&'()*,;<>?\[\\\]^`{|}]|^[#~]""")
+"""The characters that bash's `printf %q` writes with a backslash."""
+_HTML_ESCAPES: Final[tuple[dict[str, str], ...]] = (
+    {},  # outside of attributes
+    {'"': "&quot;"},
+    {'"': "&quot;", "'": "&#x27;"},  # Python
+    {'"': "&quot;", "'": "&#39;"},
+    {'"': "&#34;", "'": "&#39;"},  # Go
+    {'"': "&quot;", "'": "&apos;"},  # XML
+    {'"': "&quot;", "'": "&#39;", "/": "&#x2F;", "`": "&#x60;", "=": "&#x3D;"},  # Mustache
+)
+"""Entities that different encoders use for characters besides `&`, `<` and `>`."""
+_ENCODED_UP_TO: Final = 8_192
+"""Maximum number of characters of a value whose base64 and hexadecimal forms are hidden.
+
+All forms of a longer value with many lines would take seconds to prepare.
+"""
+_BASE64_COLUMNS: Final = (76, 64)
+"""Columns at which `base64` and `openssl` break lines."""
+_HEX_COLUMNS: Final = (60,)
+"""The column at which `xxd -p` breaks lines."""
 _CANDIDATES: Final = 1_000
 """Maximum number of possible beginnings of a spelling that `open_end` compares.
 
@@ -91,10 +114,13 @@ def spellings(value: str, longest: float = math.inf) -> set[str]:
     """Return all texts that must be hidden so that no part of a secret value can be read.
 
     `longest` is the length in characters of the longest text that will be masked. A spelling is
-    never shorter than its part, so the spellings of longer parts are not needed.
+    never shorter than its part, so the spellings of longer parts are not needed. The exceptions are
+    the lines of a long encoded part.
     """
     found: set[str] = set()
     for part in hidden_parts(value):
+        if len(value) <= _ENCODED_UP_TO:
+            found.update(text for text in _encoded_forms(part) if len(text) <= longest)
         if len(part) > longest:
             continue
         found.add(part)
@@ -105,6 +131,8 @@ def spellings(value: str, longest: float = math.inf) -> set[str]:
             found.update(_as_json(part))
             found.update(_as_repr(part))
             found.update(_in_url(part))
+            found.update(_in_shell(part))
+            found.update(_in_html(part))
     return found
 
 
@@ -136,6 +164,7 @@ def _as_json(text: str) -> Iterator[str]:
                 lambda found, escape=escape: escape.format(ord(found[0])),  # type: ignore[misc]
                 plain,
             )
+        yield json.dumps(plain)[1:-1]  # within JSON
     yield re.sub(r"\\u[0-9a-f]{4}", lambda found: rf"\u{found[0][2:].upper()}", plain)
 
 
@@ -160,6 +189,47 @@ def _in_url(text: str) -> Iterator[str]:
     form = quote(text, safe="*", errors="replace").replace("%20", "+").replace("~", "%7E")
     yield form
     yield re.sub(r"%[0-9A-F]{2}", lambda found: found[0].lower(), form)
+
+
+def _in_shell(text: str) -> Iterator[str]:
+    for quote_ in ("'\\''", "'\"'\"'"):
+        yield text.replace("'", quote_)
+    for special in ('["\\\\$`]', '["\\\\$`!]'):
+        yield re.sub(special, r"\\\g<0>", text)
+    yield _SHELL_SPECIAL.sub(r"\\\g<0>", text)
+
+
+def _in_html(text: str) -> Iterator[str]:
+    plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for entities in _HTML_ESCAPES:
+        yield plain.translate({ord(character): entity for character, entity in entities.items()})
+
+
+def _encoded_forms(text: str) -> Iterator[str]:
+    """Yield the base64 and hexadecimal forms of a text, wherever it stands in what was encoded.
+
+    In base64, each character holds six bits, so there are three forms, depending on the number of
+    bytes in front. Characters that also depend on other bytes are left out.
+    """
+    raw = _encoded(text)
+    alone = [base64.b64encode(end).decode().rstrip("=") for end in (raw, raw + b"\n")]
+    digits = [raw.hex(), raw.hex().upper()]
+    texts = [*alone, *digits]
+    for whole, columns in ((alone, _BASE64_COLUMNS), (digits, _HEX_COLUMNS)):
+        texts += [line for column in columns for one in whole for line in _wrapped(one, column)]
+    for before in range(3):
+        bits = 8 * (before + len(raw))
+        encoded = base64.b64encode(bytes(before) + raw).decode()
+        texts.append(encoded[-(-8 * before // 6) : bits // 6])
+    for encoded in texts:
+        yield encoded
+        yield encoded.replace("+", "-").replace("/", "_")
+
+
+def _wrapped(text: str, column: int) -> list[str]:
+    """Return the lines of a wrapped text, without lines that are too short to be hidden."""
+    lines = [text[at : at + column] for at in range(0, len(text), column)]
+    return [line for line in lines if len(line) >= 2 * SHORTEST]
 
 
 def _encoded(text: str) -> bytes:

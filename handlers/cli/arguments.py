@@ -175,7 +175,8 @@ def make_parser(
             subparsers[group] = words.add_subparsers(
                 title="commands", metavar="COMMAND", required=True
             )
-        text = " ".join((command.__doc__ or "").split())
+        # `python -OO` removes docstrings; commands work without their help.
+        text = " ".join((command.__doc__ or command.name).split())
         summary = text.split(". ")[0].rstrip(".")
         words = subparsers[group].add_parser(
             name, help=f"{summary[0].lower()}{summary[1:]}", description=text

@@ -71,6 +71,7 @@ def _run(command: Command) -> int:
     from handlers.cli import logs  # noqa: PLC0415 — fast --help
 
     logs.configure(quiet=not command.serves)
+    _check_tls_key_log()
     try:
         if command.reads_settings:
             return _run_with_settings(command)
@@ -85,6 +86,20 @@ def _run(command: Command) -> int:
         if isinstance(error, OSError) and (text := _describe_os_error(error)) is not None:
             return _fail(text, 1)
         raise
+
+
+def _check_tls_key_log() -> None:
+    """Drop SSLKEYLOGFILE if that file cannot be written.
+
+    Python opens it for each TLS context, and aiohttp makes one when it is imported.
+    """
+    if not (path := os.environ.get("SSLKEYLOGFILE")):
+        return
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        del os.environ["SSLKEYLOGFILE"]
+        _log.warning("SSLKEYLOGFILE is ignored: %s can't be written (%s)", path, error.strerror)
 
 
 def exit_status_of(error: Exception) -> int | None:

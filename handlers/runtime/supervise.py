@@ -58,11 +58,8 @@ async def cancel_and_wait(
     is still running is cancelled again; for code that can swallow a cancellation, such as nats-py
     while it connects.
     """
-    cancelled = left = {task for task in tasks if not task.done()}
-    while left:
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=cancel_again_after)
+    cancelled = {task for task in tasks if not task.done()}
+    await _cancel(cancelled, cancel_again_after)
     _log_errors(cancelled)
 
 
@@ -79,12 +76,20 @@ async def running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[list[asynci
             try:
                 yield tasks
             finally:
-                await cancel_and_wait(*tasks, cancel_again_after=CANCEL_AGAIN_AFTER)
+                await _cancel({task for task in tasks if not task.done()}, CANCEL_AGAIN_AFTER)
     except BaseExceptionGroup as failed:
         first, *others = failed.exceptions
         for error in others:
             _log_error(error)
         raise first from None
+
+
+async def _cancel(left: set[asyncio.Task[Any]], cancel_again_after: float | None) -> None:
+    """Cancel running tasks until all of them have ended, and leave their errors to the caller."""
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=cancel_again_after)
 
 
 def _log_errors(tasks: Iterable[asyncio.Task[Any]]) -> None:

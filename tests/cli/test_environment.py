@@ -18,7 +18,7 @@ import pytest
 from handlers.cli.command_table import command_parser
 from handlers.settings import Settings, read_settings, unknown_variables
 from tests.cli.template_folders import folder
-from tests.rigs.processes import ROOT, TIMEOUT, Up, environment, run
+from tests.rigs.processes import ROOT, TIMEOUT, Up, environment, run, up
 
 WORKSPACED = [sys.executable, "-m", "handlers"]
 WITHOUT_CAPABILITIES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
@@ -252,6 +252,19 @@ def test_a_warning_for_each_unknown_variable_goes_to_stderr(tmp_path: Path) -> N
     assert "no workspaced runs" in words
     told = [json.loads(line)["message"].split()[2] for line in warnings]
     assert told == ["WORKSPACED_DATADIR", "WORKSPACED_NATS_URI"]
+
+
+def test_up_runs_without_docstrings_and_with_a_file_for_tls_keys_that_cannot_be_written(
+    tmp_path: Path,
+) -> None:
+    """`PYTHONOPTIMIZE=2` removes docstrings; Python opens SSLKEYLOGFILE for each TLS context."""
+    path = tmp_path / "nowhere" / "keys"
+    more = {"PYTHONOPTIMIZE": "2", "SSLKEYLOGFILE": str(path)}
+    with up(tmp_path / "data", env=more) as running:
+        listed = run("chat", "list", "--data-dir", tmp_path / "data", env=more)
+
+    assert listed.returncode == 0, listed.stderr
+    assert f"SSLKEYLOGFILE is ignored: {path} can't be written" in running.process.output()
 
 
 # Home and files

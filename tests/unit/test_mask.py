@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import re
+import shlex
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from urllib.parse import quote, quote_plus, urlencode
 
@@ -46,6 +50,9 @@ def as_written(part: str) -> list[str]:
         quote(part, safe=""),
         quote_plus(part),
         urlencode({"k": part})[2:],
+        shlex.quote(part),
+        html.escape(part),
+        json.dumps(json.dumps(part))[3:-3],
     ]
 
 
@@ -105,7 +112,7 @@ def test_a_mask_for_short_texts_omits_spellings_that_are_longer() -> None:
     value = "\n".join(f"line {n} {'x' * 60}" for n in range(1000))
 
     assert spellings(value, longest=60) == set()
-    assert spellings("short one\n" + value, longest=60) == spellings("short one")
+    assert "short one" in spellings("short one\n" + value, longest=60) <= spellings("short one")
 
 
 @PATIENT
@@ -175,6 +182,19 @@ def test_a_multi_line_key_is_hidden_in_every_spelling(text: str) -> None:
         ("ab\nc\ndef", "ab\\nc\\ndef"),
         ("12\n34\n56", "12%0A34%0A56"),
         ("12\n34\n56", "12 34 56"),
+        ("it's a $ecret", "+ login 'it'\\''s a $ecret'"),  # bash, zsh
+        ("it's a $ecret", shlex.quote("it's a $ecret")),
+        ('a"b`c$d\\e', r'PASSWORD="a\"b\`c\$d\\e"'),
+        ("it's (a) $ecret", r"declare it\'s\ \(a\)\ \$ecret"),  # printf %q
+        ('a"b\\c', json.dumps({"log": json.dumps({"p": 'a"b\\c'})})),
+        ("pässword", json.dumps({"log": json.dumps({"p": "pässword"})})),
+        ('<it\'s & "that">', html.escape('<it\'s & "that">')),
+        ('<it\'s & "that">', html.escape('<it\'s & "that">', quote=False)),
+        ('<it\'s & "that">', "&lt;it&#39;s &amp; &#34;that&#34;&gt;"),  # Go
+        ('<it\'s & "that">', "&lt;it&apos;s &amp; &quot;that&quot;&gt;"),  # XML
+        ("a/b=c'd", "a&#x2F;b&#x3D;c&#39;d"),  # Mustache
+        ("correct horse", b"correct horse".hex()),
+        ("correct horse", b"correct horse".hex().upper()),
         ("1234", "pin 1234"),
         ("true", "true"),
     ],
@@ -184,6 +204,44 @@ def test_this_spelling_is_hidden(value: str, text: str) -> None:
 
     assert shown != text
     assert not any(spelling in shown for spelling in spellings(value))
+
+
+@pytest.mark.parametrize("before", ["", "u", "me", "user:"])
+@pytest.mark.parametrize("after", ["", "\n", "@host", "another"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize("value", ["hunter2?>~ü", "correct horse battery", "12345"])
+def test_base64_of_a_secret_and_of_texts_around_it_is_hidden(
+    value: str, encode: Callable[[bytes], bytes], after: str, before: str
+) -> None:
+    encoded = encode(f"{before}{value}{after}".encode()).decode()
+
+    shown = Mask([value]).whole(f"Authorization: Basic {encoded}")
+
+    left, right = shown.removeprefix("Authorization: Basic ").split(MASK)
+    assert encoded.startswith(left)
+    assert encoded.endswith(right)
+    assert len(left) <= len(before.encode()) * 4 / 3 + 1
+    assert len(right.rstrip("=")) <= len(after.encode()) * 4 / 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("column", "encode"),
+    [
+        (76, lambda raw: base64.b64encode(raw).decode()),
+        (64, lambda raw: base64.b64encode(raw).decode()),
+        (60, bytes.hex),
+    ],
+)
+def test_the_lines_of_a_long_encoded_secret_are_hidden(
+    column: int, encode: Callable[[bytes], str]
+) -> None:
+    value = "".join(f"{number:x}/" for number in range(1_000, 1_100))
+    lines = [*map("".join, zip(*[iter(encode(value.encode()))] * column, strict=False))]
+
+    shown = Mask([value]).whole("\n".join(lines))
+
+    assert len(lines) > 5
+    assert shown.splitlines() == [MASK] * len(lines)
 
 
 @pytest.mark.parametrize("value", ["", "1", "ab", "abc", "ab\n", "a\nb", " \t\n ", "[1]"])

@@ -138,6 +138,18 @@ async def test_the_result_of_an_ended_task_is_not_consumed(
         await failing
 
 
+async def test_an_error_at_the_end_of_the_block_is_raised_and_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = Endless()
+
+    with caplog.at_level(logging.WARNING), pytest.raises(Failure, match="while it was being"):
+        async with running(other.run(fails=True)):
+            await other.started.wait()
+
+    assert caplog.text == ""
+
+
 async def test_tasks_last_as_long_as_the_block_that_runs_them() -> None:
     endless = Endless()
 
