@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any, Final
 from handlers.cli.arguments import Command
 from handlers.cli.command_table import command_parser
 from handlers.cli.output import plain
-from handlers.cli.standard_streams import Unwritable, discard_stdout, prepare, report_stdout_errors
+from handlers.cli.standard_streams import (
+    Unwritable,
+    discard_stdout,
+    prepare,
+    report_stdout_errors,
+    use_utf8,
+)
 
 if TYPE_CHECKING:
     from handlers.settings import Settings
@@ -41,6 +47,8 @@ _ADVICE: Final = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
+    if argv is None:
+        use_utf8()
     prepare()
     parser = command_parser()
     parsed = parser.parse_args(argv)

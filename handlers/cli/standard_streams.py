@@ -17,6 +17,20 @@ from typing import Any, Final, TextIO, cast
 _ESCAPES: Final = "workspaced.escapes"
 
 
+def use_utf8() -> None:
+    """Start this command again in Python's UTF-8 mode if the locale has another encoding.
+
+    Paths, and the variables and output of builds, are UTF-8 whatever the locale of the user is.
+    stdin, stdout and stderr keep the locale's encoding.
+    """
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8":
+        return
+    stdout = sys.stdout or sys.stderr
+    if stdout is not None:
+        os.environ.setdefault("PYTHONIOENCODING", stdout.encoding)
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 — itself
+
+
 class Unwritable(Exception):
     """A command cannot write to stdout; the text says why."""
 

@@ -174,7 +174,7 @@ def read_pid_file(pid_file: Path, mark: Path) -> tuple[int | None, bool]:
     `mark`: a path in the server's command line. After a reboot another program may have the same id.
     """
     try:
-        pid = int(pid_file.read_text().split(maxsplit=1)[0])
+        pid = int(pid_file.read_bytes().split(maxsplit=1)[0])
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (OSError, ValueError, IndexError):
         return None, False

@@ -192,8 +192,8 @@ async def _remove_leftovers(data: Path, sockets: Path) -> None:
 
 def _is_ready(data: Path, pid: int) -> bool | None:
     try:
-        lines = (data / "postmaster.pid").read_text().splitlines()
+        lines = (data / "postmaster.pid").read_bytes().splitlines()  # paths may be no text
     except OSError:
         return None
-    ready = len(lines) > _READY_LINE and lines[_READY_LINE].strip() == "ready"
-    return (ready and lines[0] == str(pid)) or None
+    ready = len(lines) > _READY_LINE and lines[_READY_LINE].strip() == b"ready"
+    return (ready and lines[0] == str(pid).encode()) or None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import struct
 from collections.abc import Iterator
@@ -108,12 +109,17 @@ def pinned_home(workspace: Path, agent_id: str) -> Iterator[Path]:
 def write_config(home: Path, config: AgentConfig) -> None:
     """Write the configuration to the agent's folder, readable by its owner only."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomically(home / _CONFIG, config.model_dump_json().encode())
+    # Not by pydantic: the path of a directory need not be UTF-8.
+    write_atomically(home / _CONFIG, json.dumps(config.model_dump(), default=os.fspath).encode())
 
 
 def read_config(home: Path) -> AgentConfig:
     """Read the configuration. Raises OSError, ValueError."""
-    return AgentConfig.model_validate_json(read_regular_file(home / _CONFIG, _MAX_FILE_SIZE))
+    content = read_regular_file(home / _CONFIG, _MAX_FILE_SIZE)
+    try:
+        return AgentConfig.model_validate(json.loads(content))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def config_path(home: Path) -> Path:

@@ -58,7 +58,7 @@ def umask_fault() -> str | None:
     The umask is read from /proc, because the system call that returns it also changes it.
     """
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(errors="replace").splitlines():
             name, _, value = line.partition(":")
             if name == "Umask" and (umask := int(value, 8)) & _OWNER_BITS:
                 return (

@@ -43,7 +43,7 @@ _READ_ONLY: Final = "25006"
 
 def named_statements(file: str) -> dict[str, str]:
     """Read an SQL file of this package; return the text below each line `-- name: NAME`, by name."""
-    text = files(__package__).joinpath(file).read_text()
+    text = files(__package__).joinpath(file).read_text("utf-8")
     parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
     return {name: part.strip() for name, part in zip(parts[1::2], parts[2::2], strict=True)}
 

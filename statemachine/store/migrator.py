@@ -45,7 +45,7 @@ class Migration(NamedTuple):
 def migrations() -> list[Migration]:
     """Return all migrations, sorted by number."""
     return sorted(
-        Migration(int(match[1]), match[2], file.read_text())
+        Migration(int(match[1]), match[2], file.read_text("utf-8"))
         for file in files(__package__).joinpath("migrations").iterdir()
         if (match := re.fullmatch(r"(\d{4})_(\w+)\.sql", file.name))
     )

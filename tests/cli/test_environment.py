@@ -17,7 +17,7 @@ import pytest
 
 from handlers.cli.command_table import command_parser
 from handlers.settings import Settings, read_settings, unknown_variables
-from tests.cli.template_folders import folder
+from tests.cli.template_folders import QUICK, folder
 from tests.rigs.processes import ROOT, TIMEOUT, Up, environment, run, up
 
 WORKSPACED = [sys.executable, "-m", "handlers"]
@@ -164,6 +164,24 @@ def test_characters_that_a_stream_cannot_encode_are_escaped(
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
     assert "/nowhere/" in refused.stderr
+
+
+def test_a_workspace_is_made_in_any_locale_and_below_a_directory_that_is_not_utf8(
+    tmp_path: Path,
+) -> None:
+    data = Path(os.fsdecode(bytes(tmp_path) + b"/d\xc3\xa4t\xff"))
+    no_utf8 = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    template = folder(tmp_path, QUICK.replace('"hello"', '"λ and é"'))
+    with up(data, env=no_utf8) as running:
+        pushed = running.data("template", "push", template)
+        created = running.run(
+            *("tool", "create_workspace", "--chat", "new"),
+            *("--arg", f"template_id={pushed['template_id']}", "--arg", "parameters.greeting=λ"),
+        )
+
+    assert created.returncode == 0, created.stderr
+    assert "λ from the build" in created.stderr
+    assert "Traceback" not in running.process.output()
 
 
 # Flags and variables
