@@ -224,7 +224,7 @@ def processes_using(directory: Path, *words: str) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(OSError):
-                line = (entry / "cmdline").read_bytes().decode(errors="replace")
+                line = os.fsdecode((entry / "cmdline").read_bytes())
                 if str(directory) in line and all(word in line for word in words):
                     found.append(int(entry.name))
     return found
