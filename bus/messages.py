@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 from nats.js.api import Header, RetentionPolicy
@@ -178,10 +179,16 @@ def write_headers(headers: Mapping[str, str]) -> bytes:
     """
     lines = [_VERSION]
     for key, value in headers.items():
-        if not _NAME.fullmatch(key):
+        if not _is_name(key):
             raise Refused(f"not a header: {key!r}")
-        lines.append(f"{key}: {value.translate(_NEWLINES)}")
+        broken = "\n" in value or "\r" in value
+        lines.append(f"{key}: {value.translate(_NEWLINES) if broken else value}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+@lru_cache(maxsize=256)
+def _is_name(key: str) -> bool:
+    return _NAME.fullmatch(key) is not None
 
 
 def read_headers(block: bytes) -> tuple[str, dict[str, str]]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final
+
+from pydantic import BaseModel
 
 from statemachine.calls import Known
 from statemachine.chat import Chat
@@ -30,7 +32,13 @@ _TEXTS: Final = ("error", "error_code", "reason", "output")
 
 def has_text(event: Event) -> bool:
     """Return whether an event has a text that could contain a sensitive value."""
-    return any(isinstance(getattr(event.data, key, None), str) for key in _TEXTS)
+    data = event.data
+    return any(isinstance(getattr(data, key), str) for key in _text_keys(type(data)))
+
+
+@cache
+def _text_keys(model: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(key for key in _TEXTS if key in model.model_fields)
 
 
 def fact(event: Event, chat: Chat, known: Known) -> Event:

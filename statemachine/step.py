@@ -466,7 +466,7 @@ class _Stepping:
     def close(self) -> None:
         """Arm the timers that the chat needs now, and report its new orphans."""
         before, chat = self._before.chat, self._chat
-        for purpose in TimerKind:
+        for purpose in () if timers.needs_no_timer(chat) else TimerKind:
             wake = timers.open_timer(chat, purpose, self._limits)
             if wake is None:
                 continue

