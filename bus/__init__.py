@@ -340,6 +340,11 @@ class Bus(Protocol):
         """Whether a server is connected now."""
         ...
 
+    @property
+    def server_id(self) -> str:
+        """The id of the connected server process; a restarted server has another one."""
+        ...
+
     async def wait_closed(self) -> str:
         """Wait until the bus is closed for good, and return the reason; empty: `close` was called.
 

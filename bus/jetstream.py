@@ -310,6 +310,11 @@ class JetStreamBus(Bus):
     def connected(self) -> bool:
         return self._client.is_connected
 
+    @property
+    @override
+    def server_id(self) -> str:
+        return self._client.server_id
+
     @override
     async def wait_closed(self) -> str:
         return await asyncio.shield(self._client.closed_for_good)

@@ -30,7 +30,7 @@ from bus import (
     subjects,
 )
 from bus import BatchMessage as Message
-from bus.streams import PRESENCE, STATE, pool_consumer
+from bus.streams import PRESENCE, RESULT, STATE, pool_consumer
 from handlers.runtime import clock
 from handlers.worker import publications
 from handlers.worker.clock_skew import ClockSkew
@@ -97,6 +97,17 @@ class Relay:
         for row in states:  # first expect an empty subject; after a conflict `_state` reads it
             self._last[row.subject] = 0, 0
         await self._states(states, set())
+
+    async def missing_answers(self, answers: Sequence[OutboxMessage]) -> list[OutboxMessage]:
+        """Return those of the answers whose subject has none in the stream. Raises BusError."""
+        missing: list[OutboxMessage] = []
+
+        async def look(row: OutboxMessage) -> None:
+            if await self._bus.get_last(RESULT.name, row.subject) is None:
+                missing.append(row)
+
+        await wait_for_all(look(row) for row in answers)
+        return missing
 
     async def expect_presence(self, agents: Iterable[tuple[str, str]], timeout: float) -> None:  # noqa: ASYNC109
         """Publish a presence message for each (chat id, agent id) of `agents` that has none.

@@ -428,6 +428,15 @@ class DatabaseOrigin:
         return self.current != self.recorded
 
 
+@dataclass(frozen=True, slots=True)
+class SeenServer:
+    """The NATS server process that workers used last."""
+
+    id: str
+    at: datetime
+    """Everything that was committed before this time had been published to it."""
+
+
 class Recovery(Protocol):
     """Reads and records with which workers publish again the messages that NATS lost."""
 
@@ -443,14 +452,25 @@ class Recovery(Protocol):
         """Return the recorded positions of streams, by stream name."""
         ...
 
-    async def record_positions(
-        self, positions: Mapping[str, StreamPosition], *, reset: bool = False
+    async def advance_positions(
+        self, positions: Mapping[str, StreamPosition], server_id: str
     ) -> None:
-        """Record how far streams are.
+        """Record how far streams are, and that the server process was seen, if it is the recorded one.
 
-        A position only moves forward, within the same stream, and never replaces the mark of a loss. With
-        `reset` it replaces every recorded position.
+        A position only moves forward, within the same stream, and never replaces the mark of a loss.
         """
+        ...
+
+    async def reset_positions(self, positions: Mapping[str, StreamPosition]) -> None:
+        """Record how far streams are, whatever is recorded."""
+        ...
+
+    async def seen_server(self) -> SeenServer | None:
+        """Return the server process that workers used last; None if none is recorded."""
+        ...
+
+    async def record_server(self, server_id: str) -> None:
+        """Record a server process, and that everything has been published to it but the outbox."""
         ...
 
     async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:
@@ -461,9 +481,12 @@ class Recovery(Protocol):
         ...
 
     async def published_chats(
-        self, *, after: str | None = None, limit: int = 500
+        self, *, since: datetime | None = None, after: str | None = None, limit: int = 500
     ) -> Sequence[Chat]:
-        """Return a page of the chats that have published a state, sorted by chat id."""
+        """Return a page of the chats that have published a state, sorted by chat id.
+
+        With `since`, only those that changed at that time or later.
+        """
         ...
 
     async def chats_with_agents(
@@ -482,9 +505,9 @@ class Recovery(Protocol):
         ...
 
     async def answered_calls(
-        self, *, after: CallKey | None = None, limit: int = 500
+        self, *, since: datetime | None = None, after: CallKey | None = None, limit: int = 500
     ) -> Sequence[StoredCall]:
-        """Return a page of the calls that were answered within the last 24 hours, sorted by key."""
+        """Return a page of the calls that were answered since a time (None: 24 hours ago), sorted by key."""
         ...
 
     async def outbox(self, *, after: int = 0, limit: int = 500) -> Sequence[OutboxMessage]:

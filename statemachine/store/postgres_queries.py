@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from typing_extensions import override
@@ -28,6 +29,7 @@ from statemachine.store import (
     OutboxMessage,
     PushedVersion,
     Recovery,
+    SeenServer,
     StoredJob,
     StreamPosition,
     Templates,
@@ -363,15 +365,23 @@ class PostgresRecovery(Recovery):
         return {row["stream"]: StreamPosition(row["created"], row["last"]) for row in rows}
 
     @override
-    async def record_positions(
-        self, positions: Mapping[str, StreamPosition], *, reset: bool = False
+    async def advance_positions(
+        self, positions: Mapping[str, StreamPosition], server_id: str
     ) -> None:
-        seen = list(positions.values())
-        columns = [list(positions), [s.created for s in seen], [s.last for s in seen]]
-        if reset:
-            await self._fetch("reset_positions", *columns)
-        else:
-            await self._fetch("advance_positions", *columns)
+        await self._fetch("advance_positions", *_position_columns(positions), server_id)
+
+    @override
+    async def reset_positions(self, positions: Mapping[str, StreamPosition]) -> None:
+        await self._fetch("reset_positions", *_position_columns(positions))
+
+    @override
+    async def seen_server(self) -> SeenServer | None:
+        rows = await self._fetch("nats_server")
+        return SeenServer(rows[0]["id"], rows[0]["seen_at"]) if rows else None
+
+    @override
+    async def record_server(self, server_id: str) -> None:
+        await self._fetch("record_server", server_id)
 
     @override
     async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:
@@ -380,8 +390,14 @@ class PostgresRecovery(Recovery):
         await self._fetch("mark_lost", list(before), created, last, mark.created, mark.last)
 
     @override
-    async def published_chats(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
-        return [chat_from_row(row) for row in await self._fetch("published_chats", after, limit)]
+    async def published_chats(
+        self, *, since: datetime | None = None, after: str | None = None, limit: int = 500
+    ) -> list[Chat]:
+        if since is None:
+            rows = await self._fetch("published_chats", after, limit)
+        else:
+            rows = await self._fetch("changed_chats", after, limit, since)
+        return [chat_from_row(row) for row in rows]
 
     @override
     async def chats_with_agents(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
@@ -397,14 +413,23 @@ class PostgresRecovery(Recovery):
 
     @override
     async def answered_calls(
-        self, *, after: CallKey | None = None, limit: int = 500
+        self, *, since: datetime | None = None, after: CallKey | None = None, limit: int = 500
     ) -> list[StoredCall]:
-        rows = await self._fetch("answered_calls", *(after or (None, None)), limit)
+        page = (*(after or (None, None)), limit)
+        if since is None:
+            rows = await self._fetch("answered_calls", *page)
+        else:
+            rows = await self._fetch("newly_answered_calls", *page, since)
         return [call_from_row(row) for row in rows]
 
     @override
     async def outbox(self, *, after: int = 0, limit: int = 500) -> list[OutboxMessage]:
         return [OutboxMessage(**row) for row in await self._fetch("outbox", after, limit)]
+
+
+def _position_columns(positions: Mapping[str, StreamPosition]) -> list[list[Any]]:
+    seen = list(positions.values())
+    return [list(positions), [s.created for s in seen], [s.last for s in seen]]
 
 
 # -- audit: PostgreSQL only, because memory does not outlive the process ----------------------------

@@ -364,9 +364,23 @@ insert into origin (name) values ($1) on conflict (one) do update set name = exc
 -- name: stream_positions
 select stream, created, last from stream_seen
 
+-- name: nats_server
+select id, seen_at from nats_server
+
+-- name: record_server
+-- Runs after everything that an earlier server process may have lost has been published again.
+insert into nats_server (id, seen_at)
+values ($1, least(clock_timestamp(), (select at from outbox order by id limit 1)))
+on conflict (one) do update set id = excluded.id, seen_at = excluded.seen_at
+
 -- name: advance_positions
 -- Workers write positions while they process events. A worker that has not yet noticed that a stream was created
--- again must not write the old position. Rows are sorted, so that two workers can't deadlock.
+-- again must not write the old position, nor one of another server process that this one was seen at that time.
+-- Rows are sorted, so that two workers can't deadlock.
+with seen as (
+    update nats_server set seen_at = least(clock_timestamp(), (select at from outbox order by id limit 1))
+    where id = $4
+)
 insert into stream_seen as known (stream, created, last)
 select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created, last) order by stream
 on conflict (stream) do update set last = excluded.last
@@ -391,6 +405,11 @@ where exists (select from unnest($1::text[], $2::text[], $3::bigint[]) as before
 select snapshot from chat
 where version > 0 and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
+-- name: changed_chats
+-- The chats with a published state that changed since $3, for a server that may have lost the end of the stream.
+select snapshot from chat
+where updated_at >= $3 and version > 0 and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
+
 -- name: jobs
 -- Includes jobs after their `not_after`: a build that has begun continues, any other is answered as canceled.
 select j.build_id::text as build_id, j.chat_id::text as chat_id, j.subject, j.payload, j.not_after,
@@ -404,6 +423,11 @@ order by j.build_id limit $2
 select body, is_error, result from call
 where resolved_at > clock_timestamp() - interval '24 hours'
   and ($1::uuid is null or (chat_id, call_id) > ($1, $2::text))
+order by chat_id, call_id limit $3
+
+-- name: newly_answered_calls
+select body, is_error, result from call
+where resolved_at >= $4 and ($1::uuid is null or (chat_id, call_id) > ($1, $2::text))
 order by chat_id, call_id limit $3
 
 -- name: chats_with_agents

@@ -85,6 +85,7 @@ begin
             ('connection',       'select, delete',                 'select, insert, update, delete',                  'select'),
             ('provisioner_name', 'select',                         'select, insert',                                  'select'),
             ('stream_seen',      'select, insert, update',         '',                                                'select'),
+            ('nats_server',      'select, insert, update',         '',                                                'select'),
             ('origin',           'select, insert, update',         '',                                                'select, delete'),
             ('held_up',          'select, insert, update, delete', 'select',                                          'select'),
             ('schema_migration', 'select',                         'select',                                          'select')

@@ -46,13 +46,14 @@ class Shelf:
     shift: Shift = field(default_factory=Shift)
 
     async def later(self, passed: timedelta) -> None:
-        """Let time pass for stored cancellations, answers and jobs."""
+        """Let time pass for stored cancellations, answers, chats and jobs."""
         self.shift.passed += passed
         if self.url is not None:
             db = await asyncpg.connect(self.url)
             try:
                 await db.execute("update cancellation set at = at - $1::interval", passed)
                 await db.execute("update call set resolved_at = resolved_at - $1::interval", passed)
+                await db.execute("update chat set updated_at = updated_at - $1::interval", passed)
                 await db.execute("update job set not_after = not_after - $1::interval", passed)
             finally:
                 await db.close()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from msgspec import structs
 
 from statemachine.chat import AgentFacts, Chat
-from statemachine.store import CallKey, Changes, StoredJob, StreamPosition
+from statemachine.store import CallKey, Changes, SeenServer, StoredJob, StreamPosition
 from tests.contract.stores import Shelf, answered, call, key, outgoing, uid, write
 
 SOON = timedelta(minutes=10)
@@ -21,17 +22,17 @@ def job(chat_id: str, *, begins: timedelta = SOON) -> StoredJob:
 
 async def test_a_position_moves_forward_and_only_a_reset_replaces_it(shelf: Shelf) -> None:
     store = shelf.store
-    await store.recovery.record_positions(
-        {"A": StreamPosition("monday", 5), "B": StreamPosition("monday", 1)}
+    await store.recovery.advance_positions(
+        {"A": StreamPosition("monday", 5), "B": StreamPosition("monday", 1)}, "server"
     )
 
-    await store.recovery.record_positions(
-        {"A": StreamPosition("monday", 9), "B": StreamPosition("sunday", 7)}
+    await store.recovery.advance_positions(
+        {"A": StreamPosition("monday", 9), "B": StreamPosition("sunday", 7)}, "server"
     )
-    await store.recovery.record_positions({"A": StreamPosition("monday", 8)})
+    await store.recovery.advance_positions({"A": StreamPosition("monday", 8)}, "server")
     followed = await store.recovery.stream_positions()
-    await store.recovery.record_positions(
-        {"A": StreamPosition("monday", 2), "B": StreamPosition("tuesday", 0)}, reset=True
+    await store.recovery.reset_positions(
+        {"A": StreamPosition("monday", 2), "B": StreamPosition("tuesday", 0)}
     )
 
     assert followed == {"A": StreamPosition("monday", 9), "B": StreamPosition("monday", 1)}
@@ -41,16 +42,72 @@ async def test_a_position_moves_forward_and_only_a_reset_replaces_it(shelf: Shel
     }
 
 
+async def test_a_server_is_seen_at_the_time_up_to_which_everything_is_published(
+    shelf: Shelf,
+) -> None:
+    recovery, chat_id = shelf.store.recovery, uid()
+
+    async def seen() -> SeenServer | None:
+        await recovery.advance_positions({}, "first")
+        return await recovery.seen_server()
+
+    assert await seen() is None  # not recorded yet
+    await recovery.record_server("first")
+    first = await recovery.seen_server()
+    await recovery.advance_positions({}, "another")
+    assert await recovery.seen_server() == first
+    times = [await seen(), await seen()]
+    message = outgoing(chat_id, "a")
+    (row,) = await write(shelf.store, Changes(chats=[Chat(chat_id=chat_id)], outbox=[message]))
+    held = [await seen(), await seen()]
+    await shelf.store.delete_published([row.id])
+    times += [held[0], await seen()]
+    await recovery.record_server("second")
+
+    assert all(a and b and a.at < b.at for a, b in pairwise([first, *times]))
+    assert held[0] == held[1]
+    last = await recovery.seen_server()
+    assert last is not None
+    assert last.id == "second"
+
+
+async def test_changes_since_a_time_are_listed_by_page(shelf: Shelf) -> None:
+    old, *new = sorted(uid() for _ in range(3))
+    before = [answered(call(old, "a"))]
+    await write(shelf.store, Changes(chats=[Chat(chat_id=old, version=1)], calls=before))
+    await shelf.later(SOON)
+    await shelf.store.recovery.record_server("any")
+    seen = await shelf.store.recovery.seen_server()
+    assert seen is not None
+    for chat_id in new:
+        calls = [answered(call(chat_id, name)) for name in ("a", "b")]
+        await write(shelf.store, Changes(chats=[Chat(chat_id=chat_id, version=1)], calls=calls))
+
+    chats = await shelf.store.recovery.published_chats(since=seen.at)
+    rest = await shelf.store.recovery.published_chats(since=seen.at, after=new[0])
+    calls = await shelf.store.recovery.answered_calls(since=seen.at)
+    page = await shelf.store.recovery.answered_calls(
+        since=seen.at, after=key(calls[0].call), limit=2
+    )
+
+    assert [chat.chat_id for chat in chats] == new
+    assert [chat.chat_id for chat in rest] == new[1:]
+    assert [(c.call.chat_id, c.call.call_id) for c in calls] == [
+        (chat_id, name) for chat_id in new for name in ("a", "b")
+    ]
+    assert page == calls[1:3]
+
+
 async def test_workers_that_find_the_same_loss_agree_on_one_mark(shelf: Shelf) -> None:
     store, noted = shelf.store, StreamPosition("monday", 5)
-    await store.recovery.record_positions({"A": noted, "B": noted, "C": noted})
+    await store.recovery.advance_positions({"A": noted, "B": noted, "C": noted}, "server")
 
     await store.recovery.mark_lost({"A": noted, "NEW": None}, "first")
     await store.recovery.mark_lost({"A": noted, "B": noted, "NEW": None}, "second")
     await store.recovery.mark_lost({"C": StreamPosition("monday", 4)}, "of what is noted no more")
     marked = await store.recovery.stream_positions()
-    await store.recovery.record_positions({"A": StreamPosition("monday", 6)})
-    await store.recovery.record_positions({"B": StreamPosition("tuesday", 1)}, reset=True)
+    await store.recovery.advance_positions({"A": StreamPosition("monday", 6)}, "server")
+    await store.recovery.reset_positions({"B": StreamPosition("tuesday", 1)})
 
     assert {name: seen.loss_token for name, seen in marked.items()} == {
         "A": "first",

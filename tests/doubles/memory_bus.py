@@ -277,6 +277,11 @@ class MemoryBus(Bus):
         return self._server.up and not self._closed_reason.done()
 
     @property
+    @override
+    def server_id(self) -> str:
+        return str(self._server.run)
+
+    @property
     def run(self) -> int:
         """The number of the server start to which this bus is connected."""
         return self._server.run

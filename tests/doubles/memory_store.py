@@ -34,6 +34,7 @@ from statemachine.store import (
     LookedUp,
     OutboxMessage,
     PushedVersion,
+    SeenServer,
     StoredJob,
     StreamPosition,
     TransientError,
@@ -61,6 +62,9 @@ class MemoryStore:
         self.identities: set[tuple[str, bytes]] = set()
         self.calls: dict[CallKey, StoredCall] = {}
         self.answered_at: dict[CallKey, datetime] = {}
+        self.changed_at: dict[str, datetime] = {}
+        """When each chat was written last."""
+        self.outbox_times: dict[int, datetime] = {}
         self.cancellations: dict[CallKey, datetime] = {}
         self.names: dict[str, tuple[WorkspaceName, bool]] = {}
         """(name, deleted) by workspace id."""
@@ -124,8 +128,10 @@ class MemoryStore:
         self._check_names(kept)
         rows = [replace(row, id=self.rows + n) for n, row in enumerate(kept.outbox, 1)]
         self.rows += len(rows)
+        now = self.clock()
         self.outbox |= {row.id: row for row in rows}
-        self._keep(kept, self.clock())
+        self.outbox_times |= {row.id: now for row in rows}
+        self._keep(kept, now)
         return Written(rows, skipped)
 
     def changed_rows(self, changes: Changes) -> set[str]:
@@ -180,10 +186,12 @@ class MemoryStore:
         """Store a snapshot as a new version of the chat's row."""
         self.snapshots[chat.chat_id] = chat_to_json(chat)
         self.row_versions[chat.chat_id] = next(self._row_version)
+        self.changed_at[chat.chat_id] = self.clock()
 
     async def delete_published(self, ids: Sequence[int]) -> None:
         for row in ids:
             self.outbox.pop(row, None)
+            self.outbox_times.pop(row, None)
 
     async def settings(self) -> dict[str, str]:
         return dict(self.setting_values)
@@ -370,6 +378,7 @@ class MemoryRecovery:
         self.current_origin = "memory"
         self._recorded_origin: str | None = None
         self._positions: dict[str, StreamPosition] = {}
+        self._seen_server: dict[str, datetime] = {}
 
     async def origin(self) -> DatabaseOrigin:
         return DatabaseOrigin(self.current_origin, self._recorded_origin)
@@ -380,22 +389,41 @@ class MemoryRecovery:
     async def stream_positions(self) -> dict[str, StreamPosition]:
         return dict(self._positions)
 
-    async def record_positions(
-        self, positions: Mapping[str, StreamPosition], *, reset: bool = False
+    async def advance_positions(
+        self, positions: Mapping[str, StreamPosition], server_id: str
     ) -> None:
         for name, new in positions.items():
             known = self._positions.setdefault(name, new)
-            if reset or (known.created == new.created and known.last < new.last):
+            if known.created == new.created and known.last < new.last:
                 self._positions[name] = new
+        if server_id in self._seen_server:
+            await self.record_server(server_id)
+
+    async def reset_positions(self, positions: Mapping[str, StreamPosition]) -> None:
+        self._positions.update(positions)
+
+    async def seen_server(self) -> SeenServer | None:
+        return next((SeenServer(*seen) for seen in self._seen_server.items()), None)
+
+    async def record_server(self, server_id: str) -> None:
+        at = min([self._store.clock(), *self._store.outbox_times.values()])
+        self._seen_server = {server_id: at}
 
     async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:
         for name, position in before.items():
             if self._positions.get(name) == position:
                 self._positions[name] = StreamPosition.lost(token)
 
-    async def published_chats(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
-        chats = self._store.all_chats()
-        return [c for c in chats if c.version and c.chat_id > (after or "")][:limit]
+    async def published_chats(
+        self, *, since: datetime | None = None, after: str | None = None, limit: int = 500
+    ) -> list[Chat]:
+        return [
+            chat
+            for chat in self._store.all_chats()
+            if chat.version
+            and chat.chat_id > (after or "")
+            and (since is None or self._store.changed_at[chat.chat_id] >= since)
+        ][:limit]
 
     async def chats_with_agents(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
         return [
@@ -416,13 +444,13 @@ class MemoryRecovery:
         ][:limit]
 
     async def answered_calls(
-        self, *, after: CallKey | None = None, limit: int = 500
+        self, *, since: datetime | None = None, after: CallKey | None = None, limit: int = 500
     ) -> list[StoredCall]:
-        since = self._store.clock() - timedelta(hours=24)
+        since = since or self._store.clock() - timedelta(hours=24)
         return [
             self._store.calls[key]
             for key, at in sorted(self._store.answered_at.items())
-            if at > since and (after is None or key > after)
+            if at >= since and (after is None or key > after)
         ][:limit]
 
     async def outbox(self, *, after: int = 0, limit: int = 500) -> list[OutboxMessage]:

@@ -34,10 +34,13 @@ USES = {
             "record_origin",
             "stream_positions",
             "advance_positions",
+            "nats_server",
+            "record_server",
             "reset_positions",
             "mark_lost",
         ),
         *("published_chats", "jobs", "answered_calls", "chats_with_agents", "outbox"),
+        *("changed_chats", "newly_answered_calls"),
         *("invalid_connections", "forget_connections", "writable", "note_blocked"),
     },
     "gateway": {
@@ -164,6 +167,7 @@ async def test_a_gateway_may_read_chats_and_logs_but_not_run_statements_of_worke
 
     reading = {
         "published_chats",
+        "changed_chats",
         "chats_with_agents",
         "chats_with_timers",
         "log_of_many",

@@ -28,6 +28,7 @@ RELEASED = {
     "0006_credential_denial": "6dff650544c0eeae5d2d26b445844bd3ac77d74926845cd09de699c215765d70",
     "0007_no_foreign_keys": "bf7bdfcc96353b3914d870eb90505f2193302ae08b0c62f4fe102b55cafddb83",
     "0008_requested_names": "93d7a4687a4af5f83fcddbe0a43d65bb9490af8ab5b6c6682e533e14c17de6f6",
+    "0009_nats_server": "b99198c24954a40b3b9f5e6c122d0b43616dad165f73ef35bb01917e68fe024d",
 }
 """Digests of released migrations. They never change; corrections need a new migration."""
 EARLIER = recording.recorded()

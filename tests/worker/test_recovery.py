@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import pytest
 
 from bus import Message, Unavailable, subjects
-from bus.streams import IN, JOB, LOG, PRESENCE, RESULT, STATE, WORKER_IN
+from bus.streams import IN, JOB, LOG, PRESENCE, RESULT, STATE, TIMER, WORKER_IN
 from handlers.runtime import clock
 from handlers.worker import relay
 from handlers.worker.recovery.republisher import ASK_COUNT
@@ -234,7 +234,7 @@ async def test_a_job_that_another_worker_publishes_meanwhile_is_published_once(
     committed = await hand.worker.commit(hand.take())
     assert committed is not None
     await hand.relay.publish(committed.rows)
-    await rig.store.recovery.record_positions({IN.name: StreamPosition("", 0)}, reset=True)
+    await rig.store.recovery.reset_positions({IN.name: StreamPosition("", 0)})
 
     lost = await rig.hand().prepare()
 
@@ -276,6 +276,67 @@ async def test_a_lost_end_of_a_stream_is_published_again(
 
     assert STATE.name in lost
     assert rig.state(chat) == before
+
+
+async def test_a_tail_that_a_crash_took_from_the_server_and_the_memory_of_workers_is_published_again(
+    rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str
+) -> None:
+    """The worker that published it is gone too, and had not recorded how far the streams were."""
+    await hand.prepare()
+    await send.ask(chat, "stop_workspace", "stop")
+    await hand.pump()
+    await send.built(rig.job)
+    await hand.pump()
+    tails = {STATE.name: 2, RESULT.name: 1, TIMER.name: 1}
+    rig.server.stop(tails=tails)
+    rig.server.start()
+    assert rig.state(chat)["state"] == "ready"
+    assert await rig.bus.get_last(RESULT.name, subjects.result(chat, "stop")) is None
+    rig.states[chat].clear()
+    positions = await rig.store.recovery.stream_positions()
+    for name, lost in tails.items():  # as recorded before the last second of work
+        info = await rig.bus.stream_info(name)
+        positions[name] = StreamPosition(info.created, info.last - lost)
+    await rig.store.recovery.reset_positions(positions)
+
+    lost = await rig.hand().prepare()
+
+    assert not lost & {STATE.name, RESULT.name}
+    assert rig.state(chat)["state"] == "stopped"
+    assert await rig.bus.get_last(RESULT.name, subjects.result(chat, "stop")) is not None
+    assert [state["state"] for state in rig.states[chat]] == ["stopped"]
+    await rig.hand().prepare()
+    assert len(rig.states[chat]) == 1
+
+
+async def test_after_a_restart_nothing_is_published_that_the_streams_hold(
+    rig: Rig, hand: Hand, ready: Job, chat: str
+) -> None:
+    await hand.prepare()
+    before = {name: last_sequence(rig, name) for name in (STATE.name, RESULT.name, JOB.name)}
+    rig.server.stop()
+    rig.server.start()
+
+    await rig.hand().prepare()
+
+    assert before == {name: last_sequence(rig, name) for name in before}
+
+
+async def test_a_restart_stays_suspect_until_everything_is_published_again(
+    rig: Rig, hand: Hand, ready: Job
+) -> None:
+    await hand.prepare()
+    rig.server.stop(tails={STATE.name: 1})
+    rig.server.start()
+    dying = rig.hand()
+    await dying.watch.find_losses()  # it stops before it has published anything
+    next_worker = rig.hand()
+
+    await next_worker.watch.find_losses()
+
+    assert await next_worker.watch.suspect_since() is not None
+    await next_worker.prepare()
+    assert await next_worker.watch.suspect_since() is None
 
 
 async def test_a_second_loss_of_republished_messages_is_noticed(

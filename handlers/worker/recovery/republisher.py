@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from bus import Backoff, Bus, BusError, subjects
@@ -87,13 +89,17 @@ class Republisher:
             suffix = f":{origin.current}"
         made()
         await self._arm_timers(await self.skew.measure())
+        suspect_since = await self.watch.suspect_since()
         if lost:
             await self._publish_again({name: self.watch.token(name) + suffix for name in lost})
+        if suspect_since is not None:
+            await self._publish_missing(suspect_since, lost)
         # The loss of requests stays marked until senders were asked: if this worker dies, others ask them.
         if lost & FACT_STREAMS:
             await self.watch.accept(*(s.name for s in STREAMS if s is not IN))
         else:
             await self.watch.accept()
+        await self.watch.record_server()
         if origin.differs:
             await self.store.recovery.record_origin(origin.current)
         return lost
@@ -137,6 +143,24 @@ class Republisher:
         summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         log.info("published again from the database: %s", summary or "nothing")
 
+    async def _publish_missing(self, since: datetime, lost: AbstractSet[str]) -> None:
+        """Publish what changed since a time and the streams do not hold, after NATS was started again.
+
+        Streams in `lost` were published again completely. Timers are armed again in any case. Jobs and events are
+        written to the disk before NATS acknowledges them.
+        """
+        states = answers = 0
+        if STATE.name not in lost:
+            states = await self._states(self.watch.token(STATE.name), since=since)
+        if RESULT.name not in lost:
+            answers = await self._answers(self.watch.token(RESULT.name), since=since)
+        log.info(
+            "NATS was started again: checked the states of %d chats and %d answers since %s",
+            states,
+            answers,
+            since.isoformat(timespec="seconds"),
+        )
+
     async def _arm_timers(self, now: datetime) -> None:
         async for chats in _pages(self.store.chats.with_timers, _chat_id):
             timers = [
@@ -152,11 +176,17 @@ class Republisher:
                 ]
             )
 
-    async def _states(self, token: str) -> int:
+    async def _states(self, token: str, *, since: datetime | None = None) -> int:
         count, now = 0, datetime.now(UTC)
-        async for chats in _pages(self.store.recovery.published_chats, _chat_id):
+        async for chats in _pages(
+            partial(self.store.recovery.published_chats, since=since), _chat_id
+        ):
             rows = [publications.state(chat, None, now) for chat in chats]
-            await self.relay.publish_lost_states([_renamed(row, token) for row in rows])
+            renamed = [_renamed(row, token) for row in rows]
+            if since is None:
+                await self.relay.publish_lost_states(renamed)
+            else:  # most are there: read before publishing
+                await self.relay.publish(renamed)
             count += len(chats)
         return count
 
@@ -172,10 +202,10 @@ class Republisher:
             count, until = count + len(rows), self._jobs_until()
         return count
 
-    async def _answers(self, token: str) -> int:
+    async def _answers(self, token: str, *, since: datetime | None = None) -> int:
         count, now = 0, datetime.now(UTC)
         async for calls in _pages(
-            self.store.recovery.answered_calls,
+            partial(self.store.recovery.answered_calls, since=since),
             lambda stored: CallKey(stored.call.chat_id, stored.call.call_id),
         ):
             rows = [
@@ -185,7 +215,8 @@ class Republisher:
                 for c, answer in ((stored.call, stored.answer) for stored in calls)
                 if answer is not None
             ]
-            await self.relay.publish([_renamed(row, token) for row in rows])
+            missing = rows if since is None else await self.relay.missing_answers(rows)
+            await self.relay.publish([_renamed(row, token) for row in missing])
             count += len(rows)
         return count
 

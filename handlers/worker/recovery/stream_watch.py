@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Final
 
 from bus import Backoff, Bus, Delivery, StreamInfo, Unavailable
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 RECORD_INTERVAL: Final = 1.0
 """Seconds at least between two records of the positions, and only while there is work. If all workers and the
 end of a stream are lost together, the loss of this much may stay unnoticed."""
+UNWRITTEN: Final = timedelta(minutes=3)
+"""For how long at most a NATS server keeps acknowledged messages in memory: two minutes, its default of
+`sync_interval`, and one for transactions that took long and for clocks that were set."""
 LOOKS: Final = 8
 """How often a cluster is asked again, some 4 s in all, before a missing end of a stream counts as lost."""
 _EXPENDABLE: Final = frozenset({LOG.name, DEAD.name})
@@ -44,6 +48,8 @@ class StreamWatch:
     _tokens: dict[str, str] = field(default_factory=dict)
     """The names of the losses, by stream."""
     _recorded_at: float = 0.0
+    _server_id: str = ""
+    """The server process that was connected at the last check."""
 
     async def find_losses(self) -> frozenset[str]:
         """Create streams and consumers, open the gate, and return the streams that lost messages.
@@ -52,7 +58,7 @@ class StreamWatch:
         is published again, and what it did publish would hide the loss.
         Raises BusError, StoreUnavailableError.
         """
-        reconnects = self.gate.reconnects
+        reconnects, self._server_id = self.gate.reconnects, self.bus.server_id
         # First of all: what is published from here on is newer than the positions that are read below.
         self._advance(self.gate.positions)
         self.gate.positions.clear()
@@ -122,6 +128,27 @@ class StreamWatch:
             raise Unavailable("another worker was publishing again what streams lost")
         return tokens
 
+    async def suspect_since(self) -> datetime | None:
+        """Return since when the server may have lost messages unnoticed; None if it may not.
+
+        A server that crashes loses what it had acknowledged and not yet written to the disk. The recorded
+        positions show that only if they are as new as the loss. A cluster loses nothing with one server.
+        Raises StoreUnavailableError.
+        """
+        if self.tuning.replicas > 1:
+            return None
+        seen = await self.store.recovery.seen_server()
+        if seen is None or seen.id == self._server_id:
+            return None
+        return seen.at - UNWRITTEN
+
+    async def record_server(self) -> None:
+        """Record that everything has been published to the server process of the last check.
+
+        Raises StoreUnavailableError.
+        """
+        await self.store.recovery.record_server(self._server_id)
+
     def token(self, stream: str) -> str:
         """Return the token of a stream's loss; if it lost nothing, one that names the last check."""
         return self._tokens.get(stream) or _token(self._positions)
@@ -137,7 +164,7 @@ class StreamWatch:
         """
         self._advance(self.gate.positions)
         accepted = {n: p for n, p in self._positions.items() if not streams or n in streams}
-        await self.store.recovery.record_positions(accepted, reset=True)
+        await self.store.recovery.reset_positions(accepted)
 
     async def follow(self, newest: Delivery) -> None:
         """Take the position of a delivery into account; record positions now and then.
@@ -148,7 +175,7 @@ class StreamWatch:
         if (now := time.monotonic()) - self._recorded_at >= RECORD_INTERVAL:
             self._recorded_at = now
             self._advance(self.gate.positions)
-            await self.store.recovery.record_positions(self._positions)
+            await self.store.recovery.advance_positions(self._positions, self._server_id)
 
     def _advance(self, sequences: Mapping[str, int]) -> None:
         for stream, sequence in sequences.items():
