@@ -21,7 +21,7 @@ from handlers.runtime.container_init import become_init_child
 from handlers.runtime.listeners import client_context
 from handlers.sandbox.processes import umask_fault
 
-GIVEN_UP: Final = 3
+SUPERSEDED_STATUS: Final = 3
 _log = logging.getLogger("handlers.agent")
 
 
@@ -54,13 +54,13 @@ async def agent(config: Path, connect: Connect | None = None) -> int:
     except AgentAlreadyRuns:
         _log.info("%s: this agent is already running", config)
     except OSError as error:
-        there = os.path.exists(config)  # noqa: ASYNC240, PTH110 — False too when it can't be asked
-        _log.error("%s: %s", (there and error.filename) or config, error.strerror or error)
+        exists = os.path.exists(config)  # noqa: ASYNC240, PTH110 — also False if it can't be examined
+        _log.error("%s: %s", (exists and error.filename) or config, error.strerror or error)
         return 1
     except ValueError as error:
         _log.error("%s: %s", config, error)
         return 1
-    return GIVEN_UP if running.superseded else 0
+    return SUPERSEDED_STATUS if running.superseded else 0
 
 
 def run_agent(config: Path) -> int:

@@ -1,4 +1,4 @@
-"""One agent, from its start to its end."""
+"""One agent process: it connects, runs the scripts, reports, and shuts down."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Agents of this machine's workspaces: started, restarted, given new credentials, shut down.
+"""Supervises the agents of this machine's workspaces: starts and restarts them, renews their credentials, ends them.
 
-Agents are not child processes that end with this one: they go on running, and the next provisioner
-finds them by the lock that they hold.
+Agents do not end with this process: they keep running, and the next provisioner finds them by the lock
+that they hold.
 
 An agent's folder is in its workspace, where the template's code can write. This process is not confined,
 so it trusts nothing in the folder that would give an agent more rights than its own: the agent's id,
@@ -40,7 +40,7 @@ _GRACE: Final = 5.0
 _SETTLED: Final = 60.0
 """Seconds after which an agent that ran is restarted without delay, and a credential may be renewed again."""
 CREDENTIAL_TIMEOUT: Final = 600.0
-"""Seconds of refusals after which an agent gives up; a new credential must arrive before."""
+"""Seconds of refusals after which an agent exits; a new credential must arrive before that."""
 _LOG: Final = "agent.log"
 _LOG_SIZE: Final = 5 * 1024 * 1024
 """Size in bytes above which the log is rotated when the agent is started."""
@@ -56,7 +56,7 @@ class _CannotStart(Exception):
 
 
 class AgentSupervisor:
-    """Keeps the agents that should run running, and ends the others."""
+    """Keeps the agents of the newest builds running, and ends the others."""
 
     def __init__(
         self,

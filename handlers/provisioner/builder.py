@@ -90,7 +90,7 @@ class Builder:
         """Run the job's step; the agents of earlier builds must have ended. If cancelled, no process is left.
 
         If the workspace is `new`, so that nobody has worked in it, and exceeds the quota, its files are removed.
-        A start keeps its place in the owner's quota until the caller releases it.
+        A start keeps its reservation in the owner's quota until the caller releases it.
 
         """
         workspace = self.directory_of(job.workspace_id)
@@ -140,18 +140,18 @@ class Builder:
     ) -> Failed | None:
         """Return Failed if the owner's disk quota is exceeded; then the files of a new workspace are removed.
 
-        `again`: check once more after that, since an earlier attempt may have left the files.
+        `again`: check once more after the removal, because an earlier attempt may have left the files.
 
         """
-        async with self._quotas.turn(job):
-            failed = await self._quotas.disk(job)
+        async with self._quotas.disk_lock(job):
+            failed = await self._quotas.check_disk(job)
             if failed is not None and new and self.exists(job.workspace_id):
                 await self._discard(job, workspace, log)
-                failed = await self._quotas.disk(job) if again else failed
+                failed = await self._quotas.check_disk(job) if again else failed
         return failed
 
     async def _discard(self, job: Job, workspace: Path, log: BuildLog) -> None:
-        """Remove what builds left, with the delete step first: no later job would find it."""
+        """Run the delete step, then remove the files that builds left: no later job would do this."""
         step = job.template.spec.build.delete
         try:
             version = job.template.version_id
@@ -203,7 +203,7 @@ class Builder:
     ) -> Failed | None:
         env = job_environment(job, workspace, self._environ)
         for unusable, message in dict(environment_faults(env)).items():
-            # A start fails because of it; a workspace can still be stopped and deleted.
+            # A start build fails because of such a value; stop and delete builds run without it.
             log.write(transition.value, "warn", f"{message}; the step runs without it.\n")
             del env[unusable]
         env["WORKSPACED_TRANSITION"] = name = transition.value

@@ -1,4 +1,4 @@
-"""Quotas of one owner on this machine: a number of workspaces, and the disk space of all of them."""
+"""The quotas of each owner on this machine: the number of workspaces, and their total disk space."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class QuotaLimits:
 
 
 class Quotas:
-    """Checks start builds against what their owner already has on this machine.
+    """Checks start builds against the quotas of their owner.
 
-    The journal knows the owner of each workspace; whether a workspace still exists, its directory tells.
+    The journal stores the owner of each workspace; the workspace's directory shows whether it still exists.
 
     """
 
     def __init__(self, journal: BuildJournal, directory: Path, quota_limits: QuotaLimits) -> None:
         self._journal, self._directory, self._limits = journal, directory, quota_limits
         self._claimed: set[str] = set()
-        self._turns: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._disk_locks: defaultdict[str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def admit(self, job: Job) -> Failed | None:
         """Reserve one of the owner's workspaces until `release`; return Failed if all are in use.
@@ -70,18 +70,18 @@ class Quotas:
         return None
 
     def release(self, workspace_id: str) -> None:
-        """End the reservation: from now on the journal tells whether the workspace counts."""
+        """End the reservation: from now on the journal decides whether the workspace counts."""
         self._claimed.discard(workspace_id)
 
-    def turn(self, job: Job) -> asyncio.Lock:
+    def disk_lock(self, job: Job) -> asyncio.Lock:
         """Return a lock to hold while the owner's disk usage is checked.
 
         If two builds exceed the quota together, the first makes room before the second is checked.
 
         """
-        return self._turns[job.owner_id]
+        return self._disk_locks[job.owner_id]
 
-    async def disk(self, job: Job) -> Failed | None:
+    async def check_disk(self, job: Job) -> Failed | None:
         """Return Failed if the owner's workspaces use more disk space than the limit."""
         limit = self._limits.disk_mib
         if not limit or not (records := self._of_owner(job)):
