@@ -23,6 +23,7 @@ from statemachine.codec import (
 )
 from statemachine.events import BY_KIND, Event, Lifecycle
 from statemachine.strict_json import RejectReason
+from tests.rigs.messages import cloud_event
 from tests.unit.facts import (
     CHAT,
     NOW,
@@ -93,17 +94,12 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
 def envelope(name: str = "tool_requested", **changes: Any) -> dict[str, Any]:
     """Return a valid CloudEvent of that type with these attributes changed; None drops one."""
     kind, data = VALID[name]
-    whole = {
-        "specversion": "1.0",
+    usual = {
         "id": uid("id"),
-        "source": SOURCES[kind],
-        "type": f"workspaced.{name}.v1",
-        "subject": CHAT,
         "time": "2024-05-06T07:08:09Z",
         "datacontenttype": "application/json",
-        "data": data,
-    } | changes
-    return {key: value for key, value in whole.items() if value is not None}
+    }
+    return cloud_event(name, SOURCES[kind], CHAT, data, **(usual | changes))
 
 
 def read(
