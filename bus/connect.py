@@ -118,8 +118,8 @@ async def _try(url: str, options: Mapping[str, Any], tls_required: bool) -> Nats
 def _explained(where: str, reason: str) -> Refused | Unavailable:
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         return Untrusted(
-            f"the certificate of {where} is not to be trusted ({reason}): name the CA that signed it "
-            "with --nats-ca or WORKSPACED_NATS_CA, and the server by a name in its certificate"
+            f"the certificate of {where} can't be verified ({reason}): name the CA that signed it "
+            "with --nats-ca or WORKSPACED_NATS_CA, and write the host in the URL as the certificate names it"
         )
     if NO_TLS in reason:
         return Untrusted(

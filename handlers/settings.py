@@ -248,7 +248,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
         and not short.startswith(_PARAMETER_PREFIX)
     )
     return [
-        f"the variable {name} is no setting of workspaced and has no effect"
+        f"the variable {name} is not a setting of workspaced and has no effect"
         + "".join(f"; did you mean {near}?" for near in get_close_matches(name, known, 1, 0.8))
         for name in unknown
     ]

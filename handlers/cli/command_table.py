@@ -456,10 +456,11 @@ class ChangeSetting(_ConnectingCommand):
 
 
 class ListSettings(_ConnectingCommand):
-    """Print the settings as JSON."""
+    """List the settings that all workers use."""
 
     name = "settings list"
     function = "handlers.cli.commands.settings:list_settings"
+    json: bool = _json()
 
 
 class Migrate(_ConnectingCommand):

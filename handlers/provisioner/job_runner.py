@@ -203,7 +203,10 @@ class JobRunner:
                 build.facts.pop()
                 record.agents, record.new = [], was_new
                 return self._finish(record, build, head, _fault(error))
-        _log.info("build %s of workspace %s: %s", head.build_id, head.workspace_id, outcome)
+        _log.info(
+            "%s build %s of workspace %s %s",
+            *(head.transition.value, head.build_id, head.workspace_id, _in_words(outcome)),
+        )
         return outcome
 
     def _add_fact(
@@ -247,3 +250,13 @@ def _workspace_identity(job: Job) -> dict[str, str]:
         "template_version_id": job.template.version_id,
     }
     return {key: value for key, value in data.items() if value}
+
+
+def _in_words(outcome: JobOutcome) -> str:
+    match outcome:
+        case Succeeded():
+            return "has succeeded"
+        case Failed():
+            return f"has failed: {outcome.error}"
+        case Canceled():
+            return "was canceled"

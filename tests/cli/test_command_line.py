@@ -55,7 +55,7 @@ FLAGS: dict[str, list[str]] = {
     "events": [*SERVERS, "CHAT", "--all"],
     "replay": [*SERVERS, "FILE", "--chat", "--all", "--rebuild", "--dry-run"],
     "settings set": [*SERVERS, "KEY", "VALUE"],
-    "settings list": SERVERS,
+    "settings list": [*SERVERS, "--json"],
     "migrate": SERVERS,
     "nats-auth": SERVERS,
     "credentials issue": [

@@ -250,7 +250,7 @@ def test_an_empty_path_is_not_the_current_directory(words: list[str]) -> None:
 
 
 def test_unknown_variables_are_reported_with_the_nearest_known_one() -> None:
-    nothing = "is no setting of workspaced and has no effect"
+    nothing = "is not a setting of workspaced and has no effect"
     known = {f"WORKSPACED_{name.upper()}": "1" for name in Settings.model_fields}
     found = unknown_variables(
         known | {"WORKSPACED_BUILD_TIMEOU": "1", "WORKSPACED_ZZZ": "1", "WORKSPACE": "1"}

@@ -111,6 +111,20 @@ def publish_as_provisioner(running: Up, chat: str, type_name: str, data: Event) 
     asyncio.run(publish())
 
 
+def test_settings_list_prints_a_table_or_one_json_line(running: Up) -> None:
+    names = ["chat_workspace_ttl", "chat_template_allowlist"]
+
+    lines, _, status = run_on_terminal(running, "settings", "list")
+
+    assert status == 0
+    assert [line.split()[0] for line in lines] == names
+    for (found,) in (
+        json_lines(running, "settings", "list"),
+        [json.loads(line) for line in run_on_terminal(running, "settings", "list", "--json")[0]],
+    ):
+        assert list(found) == names
+
+
 class TestTool:
     def test_json_prints_only_the_answer(self, running: Up, templates: dict[str, str]) -> None:
         wrong = ("--arg", f"template_id={templates['quick']}", "--arg", "parameters.colour=red")

@@ -68,7 +68,7 @@ async def test_nothing_is_published_again_if_nats_lost_nothing(
     assert lost == {PRESENCE.name}
     assert {name: last_sequence(rig, name) for name in before} == before
     told = [r for r in caplog.records if r.name == "handlers.worker.recovery.stream_watch"]
-    assert [(r.levelname, "signs of life" in r.message) for r in told] == [("INFO", True)]
+    assert [(r.levelname, "presence messages" in r.message) for r in told] == [("INFO", True)]
 
 
 async def test_a_stream_that_grows_during_the_check_has_lost_nothing(

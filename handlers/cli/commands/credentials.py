@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -18,12 +19,17 @@ from handlers.cli.output import local_time, note, write_entries, write_json
 from handlers.settings import Settings
 
 TITLES: Final = ("PUBLIC KEY", "ROLE", "FOR", "ENDS", "CONNECTIONS")
+WRONG_USAGE: Final = 2
+"""The exit status for flags that the gateway refuses."""
 _FLAGS: Final = {"chat_ids": "--chat", "name": "--name", "pool": "--pool", "ttl_seconds": "--for"}
 """The flag that gives each field of the rpc's body."""
 
 
 async def issue(command: IssueCredential, settings: Settings) -> int:
-    """Issue a key and print it; print its seed, or write it to a file. Raises BusError."""
+    """Issue a key and print it; print its seed, or write it to a file. Raises BusError.
+
+    Return 2 if the gateway refuses the flags, as the command line does for those that it can check itself.
+    """
     file = command.out
     try:
         with _create_private(file) if file is not None else nullcontext() as seed_file:
@@ -46,7 +52,7 @@ async def issue(command: IssueCredential, settings: Settings) -> int:
     except ServiceError as error:
         faults = re.split(r"; (?=body\.)", error.description)
         note("workspaced: " + "; ".join(_explain_fault(fault, command) for fault in faults))
-        return 1
+        return WRONG_USAGE if error.code == HTTPStatus.BAD_REQUEST else 1
     write_json(issued)
     return 0
 

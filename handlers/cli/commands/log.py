@@ -40,7 +40,9 @@ async def show_log(command: ShowLog, settings: Settings) -> int:
         finally:
             printer.close()
     if printer.empty and not command.json:
-        note(f"nothing is kept of the log of build {build_id}")
+        note(
+            f"no log of build {build_id} is stored: it wrote nothing, its log has expired, or the chat has no such build"
+        )
     return 0
 
 

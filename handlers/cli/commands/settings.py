@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 from handlers.app import locate
 from handlers.cli.command_table import ChangeSetting, ListSettings
+from handlers.cli.output import for_people, write_fields, write_json
 from handlers.errors import InvalidSettings
 from handlers.settings import Settings
 from handlers.shared_settings import KEYS, check
@@ -23,8 +21,12 @@ async def change_setting(command: ChangeSetting, settings: Settings) -> None:
         await store.put_setting(key, value)
 
 
-async def list_settings(_: ListSettings, settings: Settings) -> None:
-    """Print all settings as JSON."""
+async def list_settings(command: ListSettings, settings: Settings) -> None:
+    """Print all settings."""
     async with locate(settings).store() as store:
         found = await store.settings()
-    sys.stdout.write(json.dumps({key: found.get(key, "") for key in KEYS}, indent=2) + "\n")
+    values = {key: found.get(key, "") for key in KEYS}
+    if for_people(as_json=command.json):
+        write_fields(list(values.items()))
+    else:
+        write_json(values)

@@ -40,8 +40,8 @@ async def call_tool(command: CallTool, settings: Settings) -> int:
         "owner_name": command.owner_name,
     }
     report = no_note if command.json else note
-    report(f"chat {command.chat}, call {call_id}")
     async with locate(settings).bus("chat-service") as bus:
+        report(f"chat {command.chat}, call {call_id}")
         try:
             with waiting(f"waiting for {command.tool}", shown=not command.json):
                 resolved = await request_and_wait(bus, command.chat, data, report)

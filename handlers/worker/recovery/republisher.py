@@ -136,11 +136,11 @@ class Republisher:
             "states": await self._states(lost[STATE.name]) if STATE.name in lost else 0,
             "jobs": await self._jobs(lost[JOB.name]) if JOB.name in lost else 0,
             "answers": await self._answers(lost[RESULT.name]) if RESULT.name in lost else 0,
-            "agents to show themselves": await self._agents() if PRESENCE.name in lost else 0,
+            "presence messages": await self._agents() if PRESENCE.name in lost else 0,
             # The events that led to these rows would have been redelivered, but may be lost.
             "outbox rows": await self._outbox(lost) if lost.keys() & FACT_STREAMS else 0,
         }
-        summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        summary = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
         log.info("published again from the database: %s", summary or "nothing")
 
     async def _publish_missing(self, since: datetime, lost: AbstractSet[str]) -> None:

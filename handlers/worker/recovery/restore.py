@@ -69,8 +69,8 @@ class RestoreReconciler:
             calls += await self._keep(answers)
         if chats or calls:
             log.warning(
-                "the database was restored: %d chats had newer states, %d calls had been answered; "
-                "senders are asked for their facts",
+                "the database was restored: newer states published for %d of its chats, answers for %d of its open "
+                "calls; senders are asked for their facts",
                 chats,
                 calls,
             )

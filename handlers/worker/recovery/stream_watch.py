@@ -192,7 +192,8 @@ def _token(positions: Mapping[str, StreamPosition]) -> str:
 def _log_losses(lost: AbstractSet[str], replicas: int) -> None:
     if replicas == 1 and lost <= _IN_MEMORY:
         log.info(
-            "NATS restarted and lost the signs of life, which it keeps in memory; agents are asked"
+            "NATS has restarted and lost the presence messages, which it keeps only in memory; "
+            "agents are asked to publish theirs again"
         )
     else:
         log.warning("NATS lost streams, or the end of them: %s", ", ".join(sorted(lost)))
