@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Server
@@ -29,6 +30,7 @@ _CONNECT_TIMEOUT: Final = 2
 _SLOWEST_RETRY: Final = 1.0
 LOG_INTERVAL: Final = 60.0
 """Seconds between two warnings that there is still no server."""
+_SCHEMES: Final = ("nats", "tls", "ws", "wss")
 _USERINFO: Final = re.compile(r"(?P<scheme>\w+://)(?P<user>(?:(?!,\w+://)\S)*)@")
 """Up to the last `@` before the next URL: an unescaped password may contain `/`, `#`, `,` or `@`."""
 _QUERY: Final = re.compile(r"(?i)(?P<key>[?&](?:password|sslpassword|passfile|token)=)[^&\s]*")
@@ -46,6 +48,7 @@ async def open_connection(
     wait: bool,
 ) -> NatsClient:
     """Connect as documented at `bus.jetstream.connect`."""
+    _check_urls(url)
     options: dict[str, Any] = {"name": name, "tls": tls, "inbox_prefix": inbox_prefix}
     if seed_file is not None:
         options["nkeys_seed"] = str(seed_file)
@@ -73,6 +76,28 @@ async def open_connection(
             return client
         await asyncio.sleep(retry_delay(attempts, limit=_SLOWEST_RETRY))  # back-off
         attempts += 1
+
+
+def _check_urls(urls: str) -> None:
+    """Raise Refused if no server can have one of these URLs: to try again would not help."""
+    for url in urls.split(","):
+        if not _is_readable(url):
+            raise Refused(
+                f"{redacted(url)!r} is no URL of a NATS server: it is like nats://host:4222 and begins "
+                f"with {', '.join(f'{name}://' for name in _SCHEMES)}; the port is a number from 1 to "
+                "65535; a user or password in it has %2F for /, %23 for #, %3F for ?, %3A for :, %40 for "
+                "@ and %2C for a comma"
+            )
+
+
+def _is_readable(url: str) -> bool:
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        known = parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    # An "@" behind the host belongs to a password with an unescaped "/", "?" or "#".
+    return known and url == url.strip() and "@" not in f"{parts.path}{parts.query}{parts.fragment}"
 
 
 def _raise_if_cancelled() -> None:

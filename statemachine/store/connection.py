@@ -51,6 +51,8 @@ _FULFILLED: Final[Mapping[str, tuple[str, ...]]] = {
     "client_encoding": ("utf8", "utf-8", "unicode", "auto"),
 }
 """Parameters of libpq that the driver does not know, and the values that match what it does anyway."""
+_SESSIONS: Final = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
+"""The values of `target_session_attrs`; the driver's own message does not name them."""
 _UNSUPPORTED: Final = frozenset(
     [
         "hostaddr",
@@ -112,6 +114,8 @@ def read_url(url: str) -> Address:
     # An "@" behind the host belongs to a password with an unescaped "/", "?" or "#".
     if parts.fragment or "@" in parts.path or any("@" in f"{n}{v}" for n, v in given):
         raise MisconfiguredError(UNREADABLE)
+    if "\0" in unquote(url):
+        raise MisconfiguredError("the database's URL contains %00, which no PostgreSQL accepts")
     values = {name: value for name, value in given if value != ""}
     where = parts.netloc.rpartition("@")[2]
     hosts = [host for host in (where or unquote(values.get("host", ""))).split(",") if host]
@@ -177,6 +181,10 @@ def _check(name: str, values: dict[str, str]) -> None:
                 f"{name}={value} in the database's URL is not supported: remove it, or say {known}"
             )
         del values[name]
+    elif name == "target_session_attrs" and value not in _SESSIONS:
+        raise MisconfiguredError(
+            f"{name}={value} in the database's URL is not supported: say {' or '.join(_SESSIONS)}"
+        )
     elif name in _UNSUPPORTED:
         raise MisconfiguredError(
             f"parameter {name} in the database's URL is not supported: remove it"

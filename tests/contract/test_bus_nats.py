@@ -127,6 +127,30 @@ async def test_waiting_for_a_server_is_logged_at_once_and_then_at_intervals(
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:secret@127.0.0.1:1",
+        "unix:///run/nats",
+        "nats://",
+        "nats://:4222",
+        "nats://user:secret@127.0.0.1:99999",
+        "nats://127.0.0.1:0",
+        "nats://127.0.0.1:abc",
+        "nats://[::1",
+        "nats://127.0.0.1:1,",
+        " nats://127.0.0.1:1",
+        "nats://user:12/secret@127.0.0.1:1",
+    ],
+)
+async def test_a_url_that_no_server_can_have_is_refused_and_not_tried_again(url: str) -> None:
+    async with asyncio.timeout(20):
+        with pytest.raises(Refused, match="is no URL of a NATS server") as refused:
+            await connect(url, wait=True)
+
+    assert "secret" not in str(refused.value)
+
+
 async def test_wrong_credentials_are_refused(guarded: NatsServer, boss: Bus) -> None:
     async with asyncio.timeout(20):
         with pytest.raises(Refused, match="credentials"):

@@ -58,6 +58,9 @@ ELSEWHERE = "postgresql://user:secret@127.0.0.1:1/db"
         ("postgresql://user:secret@host:54x2/db", "can't be read"),
         ("postgresql://user:secret@[::1/db", "can't be read"),
         (f"{AT}?sslmode", "can't be read"),
+        (f"{AT}?application_name=a%00b", "%00"),
+        ("postgresql://user:secret@host/d%00b", "%00"),
+        (f"{AT}?target_session_attrs=master", "any or primary or standby or read-write"),
     ],
 )
 async def test_a_url_that_can_not_be_followed_is_refused_in_words(url: str, words: str) -> None:
