@@ -42,7 +42,10 @@ def prepare() -> None:
     and be taken for a standard stream. Characters that the encoding of a stream lacks are written as
     `\\uXXXX`, which is also valid in JSON.
     """
-    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+    except OSError as error:
+        raise SystemExit(f"workspaced: {os.devnull}: {error.strerror}: a system needs it") from None
     while null <= 2:  # noqa: PLR2004 — 0, 1 and 2 are the standard streams
         null = os.dup(null)
     os.close(null)

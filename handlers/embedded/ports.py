@@ -18,6 +18,8 @@ from handlers.errors import EmbeddedError, PortTaken
 from handlers.publishing.atomic_files import write_atomically
 from handlers.runtime.listeners import LOOPBACK, Listeners, address_family
 
+_OUTGOING: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_USUAL_OUTGOING: Final = 32_768
 _LOWEST: Final = 20_000
 _TRIES: Final = 200
 
@@ -130,14 +132,21 @@ def _fault(port: int, host: str) -> str | None:
     return None
 
 
+def _first_outgoing() -> int:
+    """Return the first port of outgoing connections; Linux's default if the sandbox does not show it."""
+    try:
+        return int(_OUTGOING.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return _USUAL_OUTGOING
+
+
 def _unused(taken: set[int], host: str) -> int:
     """Return a free port, below the range of outgoing connections if possible.
 
     A client that repeatedly connects to a port of that range while nobody listens there can end up connected
     to itself, and then occupies the port that the server needs.
     """
-    outgoing = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    below = min(int(outgoing[0]), 2**16)
+    below = min(_first_outgoing(), 2**16)
     if below > _LOWEST:
         draw = random.SystemRandom()
         for _ in range(_TRIES):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from handlers.cli.command_table import command_parser
+from handlers.cli.standard_streams import prepare
 from handlers.settings import Settings, read_settings, unknown_variables
 from tests.cli.template_folders import QUICK, folder
 from tests.rigs.processes import ROOT, TIMEOUT, Up, environment, run, up
@@ -85,6 +86,15 @@ def test_up_runs_and_stops_with_closed_or_full_standard_streams(
 
     assert listed.returncode == 0, listed.stderr
     assert status == 0
+
+
+def test_a_system_without_dev_null_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.devnull", str(tmp_path / "null"))
+
+    with pytest.raises(SystemExit, match=r"workspaced: .*null: No such file"):
+        prepare()
 
 
 BLOCK_SIGNALS = """

@@ -113,6 +113,17 @@ def test_a_new_port_is_below_those_of_outgoing_connections(tmp_path: Path) -> No
     assert take(tmp_path, "nats")["nats"] < lowest
 
 
+def test_a_port_is_found_where_the_range_of_outgoing_connections_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some sandboxes have no /proc/sys/net."""
+    monkeypatch.setattr("handlers.embedded.ports._OUTGOING", tmp_path / "nothing")
+
+    port = take(tmp_path, "nats")["nats"]
+
+    assert 20_000 <= port < 32_768
+
+
 @pytest.mark.parametrize("port", [70_000, 2**40])
 def test_an_invalid_port_number_is_reported(port: int, tmp_path: Path) -> None:
     with pytest.raises(PortTaken, match=rf"{port}.*can't be used.*--http-port"):
