@@ -91,6 +91,16 @@ def _older_build_followed() -> Callable[[], None]:
     return replaced(fold, "_build_fact", any_is_followed)
 
 
+def _purge_past_unacknowledged_events() -> Callable[[], None]:
+    purge = SimulatedBus.purge
+
+    async def all_events(self: Any, stream: str, last: int) -> None:
+        del last
+        await purge(self, stream, (await self.stream_info(stream)).last)
+
+    return replaced(SimulatedBus, "purge", all_events)
+
+
 BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "ack before commit": _ack_before_commit,
     "no dedupe by identity": _no_dedupe_by_identity,
@@ -99,6 +109,7 @@ BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "state without expected sequence": _state_without_expected_sequence,
     "timer subject without generation": _timer_subject_without_generation,
     "older build followed": _older_build_followed,
+    "purge past unacknowledged events": _purge_past_unacknowledged_events,
 }
 
 
