@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -13,7 +14,7 @@ import pytest
 
 from bus import Bus, Delivery
 from bus.jetstream import connect
-from bus.streams import WORKER_IN, pool_consumer
+from bus.streams import IN, WORKER_IN, pool_consumer
 from handlers.access.identities import seed_file
 from handlers.embedded import Servers
 from handlers.worker.worker import Worker
@@ -54,6 +55,14 @@ class Counting:
         self._cost.published.append(f"{len(messages)} {messages[0].subject.split('.')[1]}s")
         return await self._bus.publish_batch(messages)
 
+    async def purge(self, stream: str, last: int) -> None:
+        self._cost.published.append("purge")
+        await self._bus.purge(stream, last)
+
+    async def delete_message(self, stream: str, sequence: int) -> None:
+        self._cost.published.append("delete")
+        await self._bus.delete_message(stream, sequence)
+
     async def get_last(self, stream: str, subject: str) -> Any:
         self._cost.asked.append(subject.split(".")[1])
         return await self._bus.get_last(stream, subject)
@@ -84,6 +93,8 @@ class Bench:
     send: Senders
     work: Callable[[int], Awaitable[None]]
     """Take that many events as one batch, and process it."""
+    delete_acked: Callable[[], Awaitable[int]]
+    """Delete what was acknowledged; return how many events are left."""
     jobs: Callable[[int], Awaitable[list[Job]]]
     cost: Cost
 
@@ -136,11 +147,19 @@ async def bench(
             assert batch is not None
             assert await worker.publish(batch)
 
+        async def delete_acked() -> int:
+            async with asyncio.timeout(20):
+                while (await counting.consumer_state(WORKER_IN)).backlog:
+                    pass  # one round trip each: the server does not confirm acks
+            await worker.acked_events.delete()
+            left: int = (await counting.stream_info(IN.name)).messages
+            return left
+
         async def next_jobs(count: int) -> list[Job]:
             deliveries = await taken(jobs, count)
             return [json.loads(d.data)["data"] for d in deliveries]
 
-        made = Bench(store, Senders(operator), work, next_jobs, cost)
+        made = Bench(store, Senders(operator), work, delete_acked, next_jobs, cost)
         made.spent()
         yield made
 
@@ -207,3 +226,16 @@ async def test_a_batch_of_many_chats_costs_as_much_as_one(bench: Bench, chats: i
         await bench.send.agent(job, "ready", 2)
     await bench.work(2 * chats)
     assert bench.spent() == Cost(FACT, [f"{2 * chats} states", f"{chats} results"])
+
+
+async def test_one_purge_deletes_all_acknowledged_events(bench: Bench) -> None:
+    """An ack of a work queue, or a deletion, would be one write to the disk for each event."""
+    for _ in range(50):
+        await bench.send.create(new_id(), owner=new_id())
+    await bench.work(50)
+    bench.spent()
+
+    left = await bench.delete_acked()
+
+    assert bench.spent() == Cost([], ["purge"])
+    assert left == 0
