@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -68,7 +69,7 @@ class Database:
 
         Raises StoreUnavailableError; an error that blames `args` passes through as the driver raised it.
         """
-        with translate_errors():
+        with translate_errors(), _keep_cancellation():
             try:
                 return await self._fetch_once(name, args)
             except asyncpg.PostgresError as error:
@@ -87,7 +88,7 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:
         """Commit at the end of the block, roll back when it raises. Raises like `fetch`."""
-        with translate_errors():
+        with translate_errors(), _keep_cancellation():
             async with self._acquire() as session, session.transaction():
                 yield session
 
@@ -106,7 +107,7 @@ class Database:
             raise StoreUnavailableError(str(error) or type(error).__name__) from error
         try:
             yield session
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError):
             session.terminate()  # otherwise it would wait for the server to confirm the cancellation
             raise
         except asyncpg.InternalClientError:
@@ -122,6 +123,20 @@ class Database:
 
 
 # -- errors of the driver -------------------------------------------------------------------------
+
+
+@contextmanager
+def _keep_cancellation() -> Iterator[None]:
+    """Raise CancelledError instead of any error if the task was cancelled.
+
+    To cancel a statement, the driver opens another connection, and raises that one's error if it cannot.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError from error
+        raise
 
 
 @contextmanager

@@ -153,6 +153,45 @@ async def test_a_server_that_went_away_is_a_store_that_is_away(tmp_path: Path) -
     await opened.__aexit__(None, None, None)
 
 
+@pytest.mark.parametrize("in_transaction", [False, True])
+async def test_a_cancellation_is_not_lost_when_the_server_can_no_longer_be_reached(
+    in_transaction: bool, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To cancel a statement the driver connects again, for example to a socket that was removed."""
+    monkeypatch.setitem(store_database.QUERIES, "sleep", "select pg_sleep(60)")
+    at = re.sub(r"(?<=host=)[^&]+", str(tmp_path / "sockets"), url)
+    assert at != url, f"{url} has no socket directory"
+    (tmp_path / "sockets").symlink_to(re.search(r"host=([^&]+)", url)[1])  # type: ignore[index]
+    async with connect(at) as store:
+
+        async def work() -> None:
+            if not in_transaction:
+                await store._database.fetch("sleep")
+            async with store._database.transaction() as session:
+                await session.fetch("select pg_sleep(60)")
+
+        working = asyncio.create_task(work())
+        await until_sleeping(url)
+        (tmp_path / "sockets").unlink()
+        working.cancel()
+        await asyncio.wait([working])
+
+    assert working.cancelled()
+
+
+async def until_sleeping(url: str) -> None:
+    """Wait until a session of the database sleeps; the query itself waits a moment."""
+    database = await asyncpg.connect(url)
+    try:
+        while not await database.fetchval(
+            "select count(*) from pg_stat_activity where wait_event = 'PgSleep'"
+            " and datname = current_database()"
+        ):
+            pass
+    finally:
+        await database.close()
+
+
 async def test_a_server_without_the_timeout_setting_is_named_as_too_old(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
