@@ -43,9 +43,11 @@ class Instant:
         return self.words.decode()
 
 
+LOGGED = b"workspaced.tool_requested.v1"
+"""Bytes of the log entry in the only statement that writes and commits."""
 REQUESTED = {
-    "before the commit": Instant(b"commit", database=True),
-    "at the commit": Instant(b"commit", database=True, answers=True),
+    "before the commit": Instant(LOGGED, database=True),
+    "at the commit": Instant(LOGGED, database=True, answers=True),
     "before the state": Instant(b"PUB workspaced.state."),
     "after the state": Instant(b"PUB workspaced.state.", answers=True),
     "before the job": Instant(b"PUB workspaced.job."),
