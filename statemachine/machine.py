@@ -31,7 +31,7 @@ Some moves don't follow from the collected facts, but from one event at its time
 itself and is tried first: a newer build is followed (`start_followed`, `stop_followed`), the workspace is
 gone (`workspace_deleted`), a limit has passed (`deadline_passed`), a call begins a new wait (`wait_resumed`).
 The first three are facts too, and win over everything older. The last two are decisions of workspaced's own, made
-under the chat's lock, so they have one order; each applies only to the deadline that it names, or in the states
+on the chat's newest snapshot, so they have one order; each applies only to the deadline that it names, or in the states
 that the table gives it.
 
 The exceptions, where order does matter:

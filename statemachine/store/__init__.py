@@ -5,8 +5,8 @@
 
 A `Store` is composed of small parts, each a protocol of its own:
 
-- `look` and `look_up` read what a batch of events needs, and `write` is the only way to change a chat. Nothing is
-  locked between them: `write` skips the chats that have changed since `look`.
+- `look` and `look_up` read what a batch of events needs, and `write` is the only way for workers to change a
+  chat. Nothing is locked between them: `write` skips the chats that have changed since `look`.
 - `chats`: other reads of chats, calls and event logs.
 - `templates`: template versions and their archives.
 - `credentials`: issued keys, and the NATS connections made with them.
@@ -63,7 +63,7 @@ class OutboxMessage:
 
     chat_id: str
     lane: int
-    """Messages with lower lanes are published first."""
+    """The kind of message, which decides what is published first."""
     subject: str
     message_id: str
     payload: bytes
@@ -116,7 +116,7 @@ class Changes:
     row_versions: Mapping[str, int] = field(default_factory=dict)
     """The version of each chat's row that the changes are made for, as `Look` names it.
 
-    A chat that is not named here is written in any case.
+    A chat that is not named here is written whatever the version of its row is.
     """
 
 

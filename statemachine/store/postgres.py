@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -177,7 +177,10 @@ class PostgresStore:
         """Write and commit everything; skip the chats that have changed."""
         written = _written_from_rows(changes, await self._fetch("write", *_written_arrays(changes)))
         if changes.cancellations:
-            await self._fetch("forget_cancellations")
+            with suppress(
+                StoreUnavailableError
+            ):  # the changes are committed; the next write does it
+                await self._fetch("forget_cancellations")
         return written
 
     async def delete_published(self, ids: Sequence[int]) -> None:

@@ -132,7 +132,7 @@ async def look_up(
             case "version":
                 versions[row["id"]] = remembered[row["id"]] = _version_from_row(row)
             case "name":
-                found.names[row["belongs_to"]].add(row["value"])
+                found.names[row["belongs_to"]].add(row["value"].lower())  # not as a locale does
             case "current":
                 found.current.add(row["id"])
             case _:

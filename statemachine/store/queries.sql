@@ -33,7 +33,7 @@ select pg_advisory_xact_lock(hashtextextended($1, 1))
 
 -- name: look_up
 -- Data for evaluating calls: templates by organization (to list) or by id (to build) with their active versions,
--- other versions, settings, the names of owners' workspaces in lower case, and those of the workspaces $6 that are
+-- other versions, settings, the names of owners' workspaces, and those of the workspaces $6 that are
 -- the current workspace of a chat. Versions never change, so those that the caller knows ($4) are not read again.
 -- Archives are left out: only provisioners need them. Callers cache nothing that can change.
 with heads as (
@@ -51,7 +51,7 @@ where (version_id = any($3::uuid[]) or version_id in (select active_version_id f
 union all
 select 'setting', key, null, value, null, null, null, null from setting
 union all
-select 'name', null, owner_id::text, lower(name), null, null, null, null from workspace
+select 'name', null, owner_id::text, name, null, null, null, null from workspace
 where owner_id = any($5::uuid[]) and deleted_at is null
 union all
 select 'current', workspace_id::text, null, null, null, null, null, null from chat
@@ -210,14 +210,20 @@ order by c.chat_id limit $3
 
 -- name: rebuild_chats
 -- Replaces snapshots by those that were folded from the logs; returns the chats whose rows had not changed since they
--- were read.
+-- were read. Rows are locked in the order of their ids, as in `write`.
+with given as (
+    select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
+                         $7::boolean[], $8::jsonb[], $9::bigint[])
+        as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot, row_version)
+), unchanged as materialized (
+    select chat.chat_id from chat join given using (chat_id)
+    where chat.xmin::text::bigint = given.row_version order by chat.chat_id for update of chat
+)
 update chat set version = n.version, state = n.state, organization_id = n.organization_id,
     owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
     snapshot = n.snapshot, updated_at = clock_timestamp()
-from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
-            $7::boolean[], $8::jsonb[], $9::bigint[])
-    as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot, row_version)
-where chat.chat_id = n.chat_id and chat.xmin::text::bigint = n.row_version
+from given n
+where chat.chat_id = n.chat_id and chat.chat_id in (select chat_id from unchanged)
 returning chat.chat_id::text as chat_id
 
 -- name: chats_with_timers

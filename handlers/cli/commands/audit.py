@@ -81,7 +81,7 @@ async def rebuild(store: PostgresStore, wrong: Sequence[Audit]) -> dict[str, lis
     lost: dict[str, list[str]] = {}
     left = set(folds)
     while left:
-        chats, row_versions = list[Chat](), dict[str, int]()
+        chats, row_versions, hidden = list[Chat](), dict[str, int](), dict[str, list[str]]()
         for kept in await store.audit.chat_rows(only=sorted(left), limit=len(left)):
             fold = folds[kept.chat_id]
             async for _, entry in store.audit.logs(kept.chat_id, kept.chat_id, after=fold.chat.seq):
@@ -89,9 +89,10 @@ async def rebuild(store: PostgresStore, wrong: Sequence[Audit]) -> dict[str, lis
                     fold.take(entry)
             if not fold.differences:
                 chat = filled(fold, read(kept.snapshot), kept.open_calls)
-                chat, lost[kept.chat_id] = without_hidden(chat)
+                chat, hidden[kept.chat_id] = without_hidden(chat)
                 chats.append(chat)
                 row_versions[kept.chat_id] = kept.row_version
         done = await store.audit.rebuild(chats, row_versions) if chats else set()
+        lost |= {chat_id: hidden[chat_id] for chat_id in done}
         left = row_versions.keys() - done
     return lost

@@ -30,7 +30,7 @@ from statemachine.store import CallKey, Changes, Store, Wanted
 log = logging.getLogger(__name__)
 
 PAGE: Final = 100
-"""Chats that one transaction locks at most."""
+"""Maximum number of chats in one statement."""
 UNKNOWN_ID: Final = "00000000-0000-0000-0000-000000000000"
 """Organization and owner of a chat that the database does not know."""
 T = TypeVar("T")
