@@ -178,7 +178,7 @@ class Bus(Protocol):
         """Create or update the stream. Safe to call from several processes at once.
 
         A server can't change a stream's retention. A stream with another one is closed: it keeps and delivers
-        what it holds, but stores nothing until `replace_stream` has created it anew.
+        what it holds, but stores nothing until `replace_stream` has recreated it.
         Raises Refused, Unavailable.
         """
         ...
@@ -208,7 +208,7 @@ class Bus(Protocol):
         ...
 
     async def replace_stream(self, stream: Stream, *, until: float) -> bool:
-        """Create a stream with an outdated configuration anew, if it is empty; return whether that is done.
+        """Recreate a stream that has an outdated configuration, if it is empty; return whether that was done.
 
         `ensure_stream` has closed it for new messages. Sequences continue, so an ack of a message of the old
         stream, which may come late, acknowledges no message of the new one. Consumers are deleted with the

@@ -149,7 +149,7 @@ class Management:
                     raise
 
     async def replace_stream(self, stream: Stream, *, until: float) -> bool:
-        """Create a stream with an outdated configuration anew, if it is empty."""
+        """Recreate a stream that has an outdated configuration, if it is empty."""
         with translated_errors(stream.name):
             old = await self.manager.stream_info(stream.name)
             if old.config.retention == stream.retention:

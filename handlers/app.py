@@ -55,7 +55,7 @@ class Endpoints:
     credentials: Path
     """A seed file, or a directory that holds `<role>.nk` for each role."""
     transaction_timeout: float = 5.0
-    """Seconds after which PostgreSQL ends a transaction that locks chats."""
+    """Seconds after which PostgreSQL ends a statement or a transaction of a role."""
     databases: Mapping[str, str] = field(default_factory=dict)
     """Database URLs of the roles that have one of their own, by role."""
     nats_ca: Path | None = None

@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     )
     transaction_timeout: Seconds = Field(
         default=5.0,
-        description="Seconds after which PostgreSQL ends a transaction that has locked chats.",
+        description="Seconds after which PostgreSQL ends a statement or a transaction of a role.",
     )
     ack_wait: Seconds = Field(
         default=5.0,

@@ -357,7 +357,7 @@ class FactRejected(Frozen):
     fact: str
     """The type name of the fact, e.g. `build_failed`; empty if it is unreadable or unknown."""
     detail: str
-    """What is wrong with the fact."""
+    """The reason why the fact was not accepted."""
 
 
 class DatabaseRestored(Frozen):

@@ -22,7 +22,7 @@ class Lookups(NamedTuple):
     templates: frozenset[str] = frozenset()
     versions: frozenset[str] = frozenset()
     owners: frozenset[str] = frozenset()
-    """Owners for whom the names of all their workspaces are loaded."""
+    """Owners. The names of all their workspaces are loaded."""
 
 
 def looks_up(call: Call) -> bool:

@@ -217,8 +217,8 @@ class LogEntry(TypedDict):
     """Counts from 1 within the chat."""
     event: LoggedEvent
     outcome: Literal["moved", "changed", "kept", "repeat", "stale", "foreign", "ignored"]
-    """What the event did. `moved`: the state changed. `changed`: another key changed. `kept`: the
-    event may have an effect later. Events with any other outcome had no effect."""
+    """The effect of the event. `moved`: the state changed. `changed`: another key changed. `kept`:
+    the event may have an effect later. Events with any other outcome had no effect."""
     state_before: WireState
     state_after: WireState
     version: int | None
@@ -245,8 +245,8 @@ class Readiness(TypedDict, total=False):
     startup_scripts: Literal[
         "startup_scripts_failed", "startup_scripts_timeout", "startup_scripts_unknown"
     ]
-    """What happened to the startup scripts. `startup_scripts_unknown`: the call was canceled before
-    they ended."""
+    """The result of the startup scripts. `startup_scripts_unknown`: the call was canceled before they
+    ended."""
     lifecycle_state: Lifecycle
     """The agent's newest lifecycle, if the startup scripts failed."""
 

@@ -26,7 +26,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from dataclasses import replace as with_fields
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
@@ -215,15 +215,15 @@ class ExpectPresence:
 Effect = PublishState | PublishJob | PublishAnswer | ArmTimer | ExpectPresence
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A workspace that got its name."""
+class WorkspaceName(NamedTuple):
+    """The name of a new workspace."""
 
     workspace_id: str
+    chat_id: str
     owner_id: str
     name: str
-    requested: bool
-    """Whether the rules chose the name, so that no other workspace of the owner has it."""
+    requested: bool = False
+    """Whether the rules chose it, so that no other workspace of the owner has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ class Step:
     """The calls that are new or changed, by id."""
     canceled: set[str] = field(default_factory=set)
     """The ids of calls that were canceled before they arrived."""
-    named: list[Named] = field(default_factory=list)
+    named: list[WorkspaceName] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     """The ids of the workspaces that were deleted, so that their names may be used again."""
     effects: list[Effect] = field(default_factory=list)
@@ -608,9 +608,9 @@ class _Stepping:
         self.step.chat = decision.chat
         self.step.deleted += newly_deleted(before, self._chat)
         if (named := newly_named(before, self._chat)) is not None:
-            workspace_id, _, owner_id, name = named
             requested = isinstance(event.data, BuildRequested)
-            self.step.named.append(Named(workspace_id, owner_id, name, requested))
+            self.step.named.append(WorkspaceName(*named, requested))
+            *_, owner_id, name = named
             self._known = with_name(self._known, owner_id, name)
         if isinstance(decision, Moved):
             self.step.effects += [PublishState(moved, because) for moved in decision.steps]

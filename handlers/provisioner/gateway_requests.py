@@ -1,4 +1,4 @@
-"""What the provisioner asks the gateway for: the credentials of agents, and the archives of templates."""
+"""Requests of the provisioner to the gateway: for credentials of agents, and for archives of templates."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Deletes from WORKSPACED_IN the events that workers have acknowledged.
 
-One purge deletes everything up to the consumer's ack floor: the sequence up to which every event was acknowledged,
-no matter by which worker. So any number of workers may purge, and a purge with an outdated floor deletes less, never
+One purge deletes everything up to the consumer's ack floor: the sequence up to which workers have acknowledged every
+event. So any number of workers may purge, and a purge with an outdated floor deletes less, never
 more. A worker purges soon after it acknowledged events, because nothing else moves the floor.
 
 An event that no worker can acknowledge holds the floor. That is reported, and the events above it are then deleted
@@ -42,7 +42,7 @@ _ABOUT: Final = "ack floor"
 
 
 class AckedEvents:
-    """What one worker has acknowledged and has not seen deleted."""
+    """The events that one worker has acknowledged and that are not known to be deleted."""
 
     def __init__(self, store: Store, bus: Bus, tuning: Tuning, problems: Problems) -> None:
         self._store, self._bus, self._problems = store, bus, problems
@@ -137,7 +137,7 @@ class AckedEvents:
             self._acked.difference_update(part)
 
     async def _replace(self, info: StreamInfo) -> None:
-        """Create the stream anew if an earlier version created it, as a work queue, and it is empty.
+        """Recreate the stream if it is a work queue of an earlier version, and empty.
 
         Until then it takes no new events; their senders try again. Afterwards it counts as lost, so senders are
         also asked for their facts. Raises Unavailable while it is not empty.
@@ -149,7 +149,7 @@ class AckedEvents:
             replaced = await self._bus.replace_stream(self._stream, until=until)
         if not replaced:
             raise Unavailable(
-                f"{IN.name} is of an earlier version and has to be empty before it is created anew; it holds "
+                f"{IN.name} is of an earlier version and has to be empty before it is recreated; it holds "
                 f"{info.messages} events and takes no new ones"
             )
-        log.warning("%s was of an earlier version and was created anew", IN.name)
+        log.warning("%s was of an earlier version and was recreated", IN.name)

@@ -40,7 +40,6 @@ from statemachine.store import (
     OutboxMessage,
     Store,
     Wanted,
-    WorkspaceName,
     Written,
 )
 from statemachine.templates import Catalog
@@ -96,7 +95,8 @@ async def apply(
     """Apply `items` and commit.
 
     `seed`: random bytes that new ids and names are made of; `load`: how much waits already.
-    Raises what the store raises; then nothing was applied.
+    Raises what the store raises. Then the caller applies `items` again: what was committed nevertheless is
+    recognized as repeated.
     """
     inputs = [one for item in items if (one := _input_of(item)) is not None]
     dead = {
@@ -277,10 +277,7 @@ def _changes(steps: Sequence[Step], row_versions: Mapping[str, int]) -> Changes:
         changes.identities += [(chat_id, digest) for digest in taken.identities]
         changes.calls += taken.calls.values()
         changes.cancellations += [CallKey(chat_id, call_id) for call_id in taken.canceled]
-        changes.names += [
-            WorkspaceName(n.workspace_id, chat_id, n.owner_id, n.name, n.requested)
-            for n in taken.named
-        ]
+        changes.names += taken.named
         changes.freed += [(workspace_id, chat_id) for workspace_id in taken.deleted]
         changes.outbox += rows
         changes.jobs += jobs

@@ -30,7 +30,7 @@ from statemachine.chat import Chat
 from statemachine.codec import timestamp
 from statemachine.lookups import Lookups
 from statemachine.messages import LogEntry, LoggedEvent, ShownCause
-from statemachine.step import Entry
+from statemachine.step import Entry, WorkspaceName
 from statemachine.store.errors import AccessDeniedError as AccessDeniedError
 from statemachine.store.errors import MisconfiguredError as MisconfiguredError
 from statemachine.store.errors import StoreUnavailableError as StoreUnavailableError
@@ -82,17 +82,6 @@ class StoredJob:
     subject: str
     payload: bytes
     not_after: datetime
-
-
-class WorkspaceName(NamedTuple):
-    """The name of a new workspace."""
-
-    workspace_id: str
-    chat_id: str
-    owner_id: str
-    name: str
-    requested: bool = False
-    """Whether the rules chose it, so that no other workspace of the owner has it."""
 
 
 @dataclass(slots=True)

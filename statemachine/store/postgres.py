@@ -19,7 +19,7 @@ from statemachine.calls import Answered, Call, StoredCall, call_from_json, call_
 from statemachine.chat import JOINED_STATES, Chat, chat_from_json
 from statemachine.events import DeleteRequested, Event, event_digest
 from statemachine.lookups import Lookups
-from statemachine.step import Entry
+from statemachine.step import Entry, WorkspaceName
 from statemachine.store import (
     NO_ROW,
     CallKey,
@@ -30,7 +30,6 @@ from statemachine.store import (
     StoredJob,
     StoreUnavailableError,
     Wanted,
-    WorkspaceName,
     Written,
 )
 from statemachine.store.connection import open_connection, read_url, translate_connect_errors
@@ -177,9 +176,8 @@ class PostgresStore:
         """Write and commit everything; skip the chats that have changed."""
         written = _written_from_rows(changes, await self._fetch("write", *_written_arrays(changes)))
         if changes.cancellations:
-            with suppress(
-                StoreUnavailableError
-            ):  # the changes are committed; the next write does it
+            # The changes are committed. If this fails, the next cancellation makes up for it.
+            with suppress(StoreUnavailableError):
                 await self._fetch("forget_cancellations")
         return written
 

@@ -84,7 +84,7 @@ def test_every_symbol_that_a_page_names_exists(page: Path) -> None:
 
 
 def test_every_class_and_constant_in_the_instructions_to_add_things_exists() -> None:
-    """Section 6 of ARCHITECTURE.md also names symbols without a file beside them."""
+    """Section 6 of ARCHITECTURE.md names some classes and constants without their files."""
     text = prose(ROOT / "ARCHITECTURE.md")
     section = text[text.index("\n## 6. ") : text.index("\n## 7. ")]
     names = set(re.findall(r"`(_?[A-Z]\w*(?:\.\w+)?)`", section))

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -42,6 +44,25 @@ def shell(words: str, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@contextmanager
+def started(
+    command: Sequence[str | Path], **env: str
+) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """Start a command without stderr, and yield its process and stdout. Kill it at the end."""
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout
+        finally:
+            process.kill()
+
+
 def assert_one_line_error(
     done: subprocess.CompletedProcess[str], *words: str | Path, status: int = 1
 ) -> None:
@@ -60,29 +81,18 @@ def test_up_runs_and_stops_with_closed_or_full_standard_streams(
     closed: str, tmp_path: Path
 ) -> None:
     """No socket gets the number of a standard stream, even if stderr accepts no output."""
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", f'exec $W up --data-dir "$0" {closed}', str(tmp_path / "data")],
-        cwd=ROOT,
-        env=environment({"W": " ".join(WORKSPACED)}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    try:
+    command = ["/bin/sh", "-c", f'exec $W up --data-dir "$0" {closed}', tmp_path / "data"]
+    with started(command, W=" ".join(WORKSPACED)) as (process, stdout):
         if ">&-" in closed.split():
             wait_for_file(tmp_path / "data" / "servers.json")
         else:
-            assert json.loads(process.stdout.readline())["ready"] is True
+            assert json.loads(stdout.readline())["ready"] is True
         listed = run("chat", "list", "--data-dir", tmp_path / "data")
         deadline = time.monotonic() + TIMEOUT
         while "nobody serves" in listed.stderr and time.monotonic() < deadline:  # still starting
             listed = run("chat", "list", "--data-dir", tmp_path / "data")
         process.send_signal(signal.SIGTERM)
         status = process.wait(30)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
     assert listed.returncode == 0, listed.stderr
     assert status == 0
@@ -106,22 +116,11 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 def test_up_runs_and_stops_though_its_parent_blocked_every_signal(tmp_path: Path) -> None:
     """Blocked signals are inherited, by PostgreSQL and nats-server too."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", BLOCK_SIGNALS, *WORKSPACED, "up", "--data-dir", tmp_path / "data"],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    try:
-        assert json.loads(process.stdout.readline())["ready"] is True
+    command = [sys.executable, "-c", BLOCK_SIGNALS, *WORKSPACED, "up", "--data-dir"]
+    with started([*command, tmp_path / "data"]) as (process, stdout):
+        assert json.loads(stdout.readline())["ready"] is True
         process.send_signal(signal.SIGTERM)
         status = process.wait(30)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
     assert status == 0
 
@@ -129,6 +128,7 @@ def test_up_runs_and_stops_though_its_parent_blocked_every_signal(tmp_path: Path
 WAIT = """
 import asyncio, sys
 from pathlib import Path
+from typing import IO
 from handlers.embedded.inotify import changes
 
 async def main(path):

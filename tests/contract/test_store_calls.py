@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from statemachine.calls import StoredCall
 from statemachine.lookups import Lookups
-from statemachine.store import CallKey, Changes, Wanted, WorkspaceName
+from statemachine.step import WorkspaceName
+from statemachine.store import CallKey, Changes, Wanted
 from tests.contract.stores import Shelf, answered, call, key, uid, write
 
 

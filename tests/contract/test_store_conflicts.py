@@ -11,6 +11,7 @@ from msgspec import structs
 from statemachine.calls import StoredCall
 from statemachine.chat import Chat
 from statemachine.states import State
+from statemachine.step import WorkspaceName
 from statemachine.store import (
     NO_ROW,
     CallKey,
@@ -19,7 +20,6 @@ from statemachine.store import (
     StoredJob,
     TransientError,
     Wanted,
-    WorkspaceName,
 )
 from tests.contract.stores import (
     NOW,

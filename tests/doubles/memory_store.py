@@ -23,7 +23,7 @@ from statemachine.chat import Chat, chat_from_json, chat_to_json
 from statemachine.codec import written
 from statemachine.lookups import Lookups
 from statemachine.messages import LogEntry
-from statemachine.step import Entry
+from statemachine.step import Entry, WorkspaceName
 from statemachine.store import (
     JOB_RETENTION,
     NO_ROW,
@@ -39,7 +39,6 @@ from statemachine.store import (
     StreamPosition,
     TransientError,
     Wanted,
-    WorkspaceName,
     Written,
     log_entry,
 )
