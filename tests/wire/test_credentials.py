@@ -142,7 +142,7 @@ async def test_a_frontend_reads_its_own_chats_only(world: World) -> None:
 
 async def test_a_frontends_credential_expires(world: World) -> None:
     chat = await world.chat()
-    credential = await world.service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=1)
+    credential = await world.service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=3)
     closed = asyncio.Event()
 
     async def over() -> None:

@@ -166,7 +166,7 @@ async def test_revoking_a_frontends_key_takes_effect_at_once_and_for_ever(world:
 
 async def test_an_expired_key_is_refused(world: World) -> None:
     chat = await world.chat()
-    short = await world.service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=1)
+    short = await world.service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=3)
     async with connected_guest(world, short) as frontend:
         await frontend.is_cut_off()
 
