@@ -25,29 +25,24 @@ from bus.errors import (
     is_final,
 )
 from bus.messages import (
-    BATCH_LIMIT,
-    BATCH_WORTHWHILE,
     CLOUDEVENT,
     MARKER,
     NAK,
-    BatchMessage,
     ConsumerState,
     Message,
+    Outbound,
     PubAck,
-    Scheduled,
+    Schedule,
     StoredMessage,
     StreamInfo,
 )
 from bus.streams import Consumer, Stream
 
 __all__ = [
-    "BATCH_LIMIT",
-    "BATCH_WORTHWHILE",
     "CLOUDEVENT",
     "MARKER",
     "NAK",
     "Backoff",
-    "BatchMessage",
     "Bus",
     "BusError",
     "Conflict",
@@ -58,11 +53,12 @@ __all__ = [
     "Message",
     "NoConsumer",
     "NoResponder",
+    "Outbound",
     "PubAck",
     "Pull",
     "Refused",
     "Responder",
-    "Scheduled",
+    "Schedule",
     "ServiceError",
     "StoredMessage",
     "Stream",
@@ -226,37 +222,24 @@ class Bus(Protocol):
         message_id: str | None = None,
         expected_last: int | None = None,
         ttl: float | None = None,
+        schedule: Schedule | None = None,
     ) -> PubAck:
-        """Publish to the stream of `subject`, and wait for the stream's acknowledgement.
+        """Publish one message as `publish_many` does, and return its acknowledgement or raise its error.
 
-        The stream drops a message whose `message_id` it saw within its duplicate window.
-        `expected_last` is the required sequence of the subject's last message (0: there is none).
-        `ttl` is in seconds.
-        Raises Conflict, Refused, Unavailable (also when no stream has the subject).
+        `Outbound` explains the arguments. Raises Conflict, Refused, Unavailable.
         """
-        ...
+        message = Outbound(subject, data, headers, message_id, expected_last, ttl, schedule)
+        (result,) = await self.publish_many([message])
+        if isinstance(result, BusError):
+            raise result
+        return result
 
-    async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
-        """Publish up to BATCH_LIMIT messages to one stream: all are stored without a gap, or none.
+    async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        """Publish messages side by side, and wait for the acknowledgements of their streams.
 
-        Each `expected_last` is compared with the stream as it was before the batch.
-        Returns None if the batch was not stored, or it is unknown whether it was: a message was a
-        duplicate or had another `expected_last`, or the server is away. Then publish one by one.
-        """
-        ...
-
-    async def schedule(
-        self,
-        subject: str,
-        target: str,
-        at: datetime,
-        data: bytes,
-        *,
-        headers: Mapping[str, str] | None = None,
-    ) -> PubAck:
-        """Store a schedule on `subject`: at the time `at` the server stores `data` on `target`.
-
-        A later schedule on the same subject replaces it. `headers` are those of the scheduled message.
+        Return for each message its acknowledgement, or why there is none: Conflict, Refused, or Unavailable (also
+        when no stream has the subject), after which the message may be stored nevertheless. Messages of one
+        stream are stored in their order. If the connection breaks, none is sent after that.
         """
         ...
 

@@ -19,12 +19,12 @@ tests/contract/test_nats_py.py has a test for each private name of nats-py that 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 from asyncio import Future
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import nats.errors
@@ -34,6 +34,7 @@ from nats.micro.request import Request
 from nats.protocol import command
 
 from bus.errors import Denied, Refused, Unavailable
+from bus.exchange import Exchange, Reply
 from bus.messages import STATUS, Message, read_headers, write_headers
 from bus.subjects import check
 
@@ -54,8 +55,9 @@ NEEDED_PAYLOAD: Final = 1024 * 1024
 
 MessageHandler = Callable[[Message, str], None]
 """Called with each message of a subscription and its status (empty for a publisher's message)."""
-PendingReply = Future[tuple[Message, str]]
-"""The reply to a request, and its status."""
+MOST_IN_FLIGHT: Final = 1000
+"""Requests sent side by side. nats-server buffers 10,000 messages of all clients for a stream, and refuses others."""
+MOST_BYTES_IN_FLIGHT: Final = 8 * 1024 * 1024
 
 _DENIED: Final = re.compile(
     r'permissions violation for (publish|subscription) (?:to|with reply of) "([^"]+)"'
@@ -89,8 +91,9 @@ class NatsClient(Client):
         self._written = asyncio.get_running_loop().create_future()
         self._written.set_result(None)
         self._reply_prefix = ""
-        self._requests: dict[str, tuple[str, PendingReply]] = {}
-        self._request_numbers = count(1)
+        self._reply_subscription = 0
+        self._exchanges: dict[str, Exchange] = {}
+        self._exchange_numbers = itertools.count(1)
 
     @property
     def server_id(self) -> str:
@@ -120,7 +123,7 @@ class NatsClient(Client):
     # -- sending -------------------------------------------------------------------------------
 
     def publish_nowait(
-        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, reply: str = ""
+        self, subject: str, data: bytes, header_block: bytes = b"", reply: str = ""
     ) -> None:
         """Hand a message to the socket's writer.
 
@@ -129,14 +132,12 @@ class NatsClient(Client):
         if not self.is_usable:
             raise Unavailable(self.error_text or "not connected")
         check(subject)
-        if headers:
-            block = write_headers(headers)
-            size = len(block) + len(data)
-            line: bytes = command.hpub_cmd(subject, reply, block, data)
+        line: bytes
+        if header_block:
+            line = command.hpub_cmd(subject, reply, header_block, data)
         else:
-            size = len(data)
             line = command.pub_cmd(subject, reply, data)
-        if size > self._max_payload:
+        if (size := len(header_block) + len(data)) > self._max_payload:
             # The server would close the connection for good.
             raise Refused(f"{size} bytes for {subject}; the server takes {self._max_payload}")
         self._pending.append(line)
@@ -176,41 +177,59 @@ class NatsClient(Client):
     async def start_requests(self) -> None:
         """Subscribe to the inbox of all replies. Call it once, after `connect`."""
         self._reply_prefix = f"{self.new_inbox()}."
-        await self.listen(f"{self._reply_prefix}*", self._take_reply)
+        self._reply_subscription = self._sid + 1
+        await self.subscribe(f"{self._reply_prefix}*")
         self.on_denied.append(self._request_denied)
 
     async def ask(
         self,
         subject: str,
         data: bytes,
-        headers: Mapping[str, str] | None,
+        header_block: bytes,
         timeout: float,  # noqa: ASYNC109  # of one request
-    ) -> tuple[Message, str]:
-        """Send a request; return the reply and its status.
+    ) -> Reply:
+        """Send a request and return its reply. Raises Refused, TimeoutError, Unavailable."""
+        (reply,) = await self.ask_many([(subject, data, header_block)], timeout)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
-        Raises Refused, TimeoutError, Unavailable.
+    async def ask_many(
+        self,
+        requests: Sequence[tuple[str, bytes, bytes]],
+        timeout: float,  # noqa: ASYNC109  # of one reply
+    ) -> Sequence[Reply | Exception]:
+        """Send requests side by side, each a subject, data and headers; wait for all replies.
+
+        Return for each request its reply or its error: Refused, Unavailable, or TimeoutError if no reply to any of
+        them came for `timeout` seconds. If the connection breaks, no request is sent after that.
         """
-        with self.expect_reply(subject, timeout) as (reply_subject, reply):
-            self.publish_nowait(subject, data, headers, reply_subject)
-            return await reply
-
-    @contextmanager
-    def expect_reply(self, subject: str, timeout: float) -> Iterator[tuple[str, PendingReply]]:
-        """Yield a reply subject and the future of the reply, for one request on `subject`."""
-        loop = asyncio.get_running_loop()
-        reply: PendingReply = loop.create_future()
-        token = str(next(self._request_numbers))
-        self._requests[token] = (subject, reply)
-        self.waiting.add(reply)
-        timer = loop.call_later(timeout, _time_out, reply, subject)
+        name = str(next(self._exchange_numbers))
+        exchange = self._exchanges[name] = Exchange([subject for subject, _, _ in requests])
+        exchange.watch(timeout)
+        count = size = 0
         try:
-            yield self._reply_prefix + token, reply
+            for number, (subject, data, block) in enumerate(requests):
+                if count >= MOST_IN_FLIGHT or size >= MOST_BYTES_IN_FLIGHT:
+                    await exchange.wait(len(requests) - number)
+                    count = size = 0
+                if self._pending_data_size > self._max_payload:
+                    with suppress(Unavailable):  # the exchange has failed too
+                        await self.wait_if_behind()
+                if exchange.results[number] is not None:
+                    break  # the connection broke, or no reply came
+                try:
+                    self.publish_nowait(
+                        subject, data, block, f"{self._reply_prefix}{name}-{number}"
+                    )
+                except (Refused, Unavailable) as error:
+                    exchange.put(number, error)
+                count, size = count + 1, size + len(data)
+            await exchange.wait(0)
         finally:
-            timer.cancel()
-            del self._requests[token]
-            self.waiting.discard(reply)
-            if not reply.cancel() and not reply.cancelled():
-                reply.exception()  # mark it as retrieved: perhaps nobody awaits it any more
+            exchange.timer.cancel()
+            del self._exchanges[name]
+        return exchange.results  # type: ignore[return-value]  # none is missing any more
 
     async def request(
         self,
@@ -222,31 +241,37 @@ class NatsClient(Client):
     ) -> Msg:
         """Send a request for nats-py's JetStreamManager. Raises Refused, Unavailable."""
         del old_style
+        block = write_headers(headers)
         try:
-            reply, status = await self.ask(subject, payload, headers, timeout)
+            data, reply_block = await self.ask(subject, payload, block, timeout)
         except TimeoutError as error:
             raise Unavailable(str(error)) from None
+        status, fields = read_headers(reply_block)
         if status == NO_RESPONDERS:
             raise Unavailable(f"no stream answers on {subject}")
-        fields = {**reply.headers, STATUS: status} if status else dict(reply.headers)
-        return Msg(self, reply.subject, reply.reply, reply.data, fields)
+        if status:
+            fields[STATUS] = status
+        return Msg(self, "", "", data, fields)
 
-    def _take_reply(self, message: Message, status: str) -> None:
-        request = self._requests.get(message.subject.rpartition(".")[2])
-        if request is not None and not request[1].done():
-            request[1].set_result((message, status))
+    def _take_reply(self, subject: bytes, reply: Reply) -> None:
+        name, _, number = subject[len(self._reply_prefix) :].decode().partition("-")
+        exchange = self._exchanges.get(name)
+        if exchange is not None:
+            exchange.put(int(number), reply)
 
     def _request_denied(self, denied: str, error: Refused) -> bool:
-        if denied == f"{self._reply_prefix}*".lower():
-            for _, reply in self._requests.values():
-                fail(reply, error)
+        prefix = self._reply_prefix.lower()
+        if denied == f"{prefix}*":
+            for exchange in self._exchanges.values():
+                exchange.fail(error)
             return True
-        for token, (subject, reply) in self._requests.items():
+        for name, exchange in self._exchanges.items():
             # One denial belongs to one request: the oldest.
-            own = (subject.lower(), f"{self._reply_prefix}{token}".lower())
-            if denied in own and not reply.done():
-                reply.set_exception(error)
-                return True
+            for number, subject in enumerate(exchange.subjects):
+                own = (subject.lower(), f"{prefix}{name}-{number}")
+                if denied in own and exchange.results[number] is None:
+                    exchange.put(number, error)
+                    return True
         return False
 
     # -- receiving -----------------------------------------------------------------------------
@@ -295,11 +320,14 @@ class NatsClient(Client):
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:
         handler = self._handlers.get(sid)
-        if handler is None:
+        if handler is None and sid != self._reply_subscription:
             await super()._process_msg(sid, subject, reply, data, headers)
             return
-        status, fields = read_headers(headers) if headers else ("", {})
         try:
+            if handler is None:
+                self._take_reply(subject, (data, headers or b""))
+                return
+            status, fields = read_headers(headers) if headers else ("", {})
             handler(Message(subject.decode(), data, fields, reply.decode()), status)
         except Exception:
             log.exception("lost a message on %s", subject.decode())
@@ -361,8 +389,11 @@ class NatsClient(Client):
         self._closing = asyncio.get_running_loop().create_task(self.close())
 
     def _fail_waiting(self) -> None:
+        error = Unavailable("the connection broke; it may have arrived")
+        for exchange in self._exchanges.values():
+            exchange.fail(error)
         for future in self.waiting:
-            fail(future, Unavailable("the connection broke; it may have arrived"))
+            fail(future, error)
 
     # -- overridden methods of nats-py ---------------------------------------------------------
 
@@ -426,7 +457,3 @@ def fail(future: Future[Any], error: Exception) -> None:
     """Set an exception on the future, unless it is done."""
     if not future.done():
         future.set_exception(error)
-
-
-def _time_out(reply: PendingReply, subject: str) -> None:
-    fail(reply, TimeoutError(f"no answer from {subject}"))

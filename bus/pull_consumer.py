@@ -114,7 +114,7 @@ class _Source:
             "expires": round(EXPIRES * 1_000_000_000),
             "idle_heartbeat": round(HEARTBEAT * 1_000_000_000),
         }
-        self._client.publish_nowait(self.subject, json.dumps(request).encode(), None, self._inbox)
+        self._client.publish_nowait(self.subject, json.dumps(request).encode(), reply=self._inbox)
         self.requested += limit - present
         self._last_arrival = self._loop.time()
         if self._heartbeat_timer is None:

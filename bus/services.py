@@ -15,7 +15,7 @@ from nats.micro.service import Service
 
 from bus import Responder
 from bus.errors import BusError, Refused, ServiceError, Unavailable
-from bus.messages import Message
+from bus.messages import Message, write_headers
 from bus.nats_client import NatsClient, service_message
 
 log = logging.getLogger(__name__)
@@ -126,10 +126,10 @@ def _handler(client: NatsClient, tasks: Tasks, responder: Responder) -> Handler:
         data, headers = await service_reply(responder, message)
         with suppress(BusError):
             try:
-                client.publish_nowait(message.reply, data, headers)
+                client.publish_nowait(message.reply, data, write_headers(headers))
             except Refused as error:  # too large: without a reply the caller would wait in vain
                 data, headers = error_reply(ServiceError(500, f"the answer can't be sent: {error}"))
-                client.publish_nowait(message.reply, data, headers)
+                client.publish_nowait(message.reply, data, write_headers(headers))
 
     async def handler(request: Request) -> None:
         tasks.spawn(answer(service_message(request)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import IntEnum
 from hashlib import sha256
 from typing import Any, Final
 
-from bus import BATCH_LIMIT, subjects
+from bus import subjects
 from statemachine.calls import Answered, Call
 from statemachine.chat import Chat
 from statemachine.codec import encode
@@ -238,26 +238,13 @@ def instead(payload: bytes, message: str) -> bytes:
     return json.dumps(envelope, ensure_ascii=False).encode()
 
 
-def chains_of(rows: Iterable[OutboxMessage]) -> list[list[OutboxMessage]]:
-    """Return one chain for each chat: its states, the oldest version first."""
-    chains: dict[str, list[OutboxMessage]] = {}
-    for row in sorted(rows, key=lambda row: row.version or 0):
-        chains.setdefault(row.subject, []).append(row)
-    return list(chains.values())
-
-
-def parts_of(chains: Iterable[Sequence[OutboxMessage]]) -> Iterator[list[Sequence[OutboxMessage]]]:
-    """Yield groups of chains that each fit into one atomic batch.
-
-    No chain may have more than BATCH_LIMIT states.
-    """
-    part: list[Sequence[OutboxMessage]] = []
-    size = 0
-    for chain in chains:
-        if part and size + len(chain) > BATCH_LIMIT:
-            yield part
-            part, size = [], 0
-        part.append(chain)
-        size += len(chain)
-    if part:
-        yield part
+def rounds_of(states: Iterable[OutboxMessage]) -> list[list[OutboxMessage]]:
+    """Return states in rounds with at most one of each chat: first the oldest of each, and so on."""
+    rounds: list[list[OutboxMessage]] = []
+    count: dict[str, int] = {}
+    for row in sorted(states, key=lambda row: row.version or 0):
+        number = count[row.subject] = count.get(row.subject, -1) + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(row)
+    return rounds

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 
-from bus import BatchMessage, Bus, PubAck, Unavailable
+from bus import Bus, BusError, Outbound, PubAck, Unavailable
 
 
 class PublishGate:
@@ -29,39 +28,12 @@ class PublishGate:
         self.reconnects += 1
         self.opened.clear()
 
-    async def publish(
-        self,
-        subject: str,
-        data: bytes,
-        *,
-        headers: Mapping[str, str],
-        message_id: str,
-        expected_last: int | None = None,
-    ) -> PubAck:
-        """Publish as `Bus.publish` does. Raises BusError; Unavailable while the gate is closed."""
-        self._check()
-        ack = await self._bus.publish(
-            subject, data, headers=headers, message_id=message_id, expected_last=expected_last
-        )
-        self._record(ack)
-        return ack
-
-    async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
-        """Publish as `Bus.publish_batch` does. Raises BusError; Unavailable while the gate is closed."""
-        self._check()
-        acks = await self._bus.publish_batch(messages)
-        if acks is not None:
-            self._record(acks[-1])
-        return acks
-
-    async def schedule(self, subject: str, target: str, at: datetime, data: bytes) -> None:
-        """Schedule as `Bus.schedule` does. Raises BusError; Unavailable while the gate is closed."""
-        self._check()
-        self._record(await self._bus.schedule(subject, target, at, data))
-
-    def _check(self) -> None:
+    async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        """Publish as `Bus.publish_many` does. Raises Unavailable while the gate is closed."""
         if not self.opened.is_set():
             raise Unavailable("the connection was lost meanwhile")
-
-    def _record(self, ack: PubAck) -> None:
-        self.positions[ack.stream] = max(self.positions.get(ack.stream, 0), ack.sequence)
+        results = await self._bus.publish_many(messages)
+        for ack in results:
+            if isinstance(ack, PubAck) and self.positions.get(ack.stream, 0) < ack.sequence:
+                self.positions[ack.stream] = ack.sequence
+        return results

@@ -12,24 +12,24 @@ import json
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
 from bus import (
-    BATCH_LIMIT,
-    BATCH_WORTHWHILE,
     CLOUDEVENT,
     Bus,
+    BusError,
     Conflict,
+    Outbound,
+    PubAck,
     Refused,
-    Scheduled,
+    Schedule,
     StoredMessage,
     Unavailable,
     subjects,
 )
-from bus import BatchMessage as Message
 from bus.streams import PRESENCE, RESULT, STATE, pool_consumer
 from handlers.runtime import clock
 from handlers.worker import publications
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 PRESENCE_TIMEOUT: Final = 30.0
 """Seconds within which an agent that counts as connected must renew its presence message."""
+_INSTEAD: Final = ":instead"
+"""The end of the message id of an error that replaces an answer."""
 _REMEMBERED_STATES: Final = 10_000
 """Maximum number of subjects whose last state a relay remembers."""
 
@@ -52,8 +54,11 @@ class Relay:
 
     def __init__(self, bus: Bus, gate: PublishGate, skew: ClockSkew) -> None:
         self._bus, self._gate, self._skew = bus, gate, skew
-        self._last: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        """Subject -> version and sequence of its last state, as far as this relay knows them."""
+        self._last: OrderedDict[str, tuple[int, int | None]] = OrderedDict()
+        """Subject -> version and sequence of its last state, as far as this relay knows them.
+
+        Without a sequence, the state has to be read.
+        """
         self._pools: set[str] = set()
         """The pools whose consumers exist."""
 
@@ -71,32 +76,23 @@ class Relay:
         lanes: dict[int, list[OutboxMessage]] = {}
         for row in rows:
             lanes.setdefault(row.lane, []).append(row)
-        newer: set[str] = set()
-        await wait_for_all(
-            [
-                self._states(lanes.get(Lane.STATE, []), newer),
-                self._many([self._in_bus_time(r) for r in lanes.get(Lane.TIMER, [])], self._timer),
-            ]
-        )
+        timers = [self._timer(row) for row in lanes.get(Lane.TIMER, ())]
+        newer = await self._states(lanes.get(Lane.STATE, ()), timers)
         # Publish jobs and answers after the states, so that their receivers never read an older
         # state.
+        jobs, answers = lanes.get(Lane.JOB, ()), lanes.get(Lane.RESULT, ())
+        await self._jobs_and_answers(jobs, answers, jobs_until)
         await wait_for_all(
-            [
-                self._jobs(lanes.get(Lane.JOB, []), jobs_until),
-                self._many(lanes.get(Lane.RESULT, []), self._result),
-                *(
-                    self._expect_presence(row.subject, PRESENCE_TIMEOUT)
-                    for row in lanes.get(Lane.PRESENCE, [])
-                ),
-            ]
+            self._expect_presence(row.subject, PRESENCE_TIMEOUT)
+            for row in lanes.get(Lane.PRESENCE, ())
         )
         return newer
 
     async def publish_lost_states(self, states: Sequence[OutboxMessage]) -> None:
         """Publish states that the stream may have lost. Raises BusError."""
-        for row in states:  # first expect an empty subject; after a conflict `_state` reads it
+        for row in states:  # first expect an empty subject; after a conflict `_states` reads it
             self._last[row.subject] = 0, 0
-        await self._states(states, set())
+        await self._states(states)
 
     async def missing_answers(self, answers: Sequence[OutboxMessage]) -> list[OutboxMessage]:
         """Return those of the answers whose subject has none in the stream. Raises BusError."""
@@ -139,96 +135,61 @@ class Relay:
         self._last.clear()
         self._pools.clear()
 
-    async def _jobs(self, rows: Sequence[OutboxMessage], until: float) -> None:
-        if not rows:
-            return
-        await self.ensure_pools({_pool(row) for row in rows})
-        if clock() > until:
-            raise Unavailable(
-                "paused before publishing jobs: others may have published them meanwhile"
-            )
-        await self._many(rows, self._job)
+    async def _states(
+        self, states: Iterable[OutboxMessage], others: Sequence[Outbound] = ()
+    ) -> set[str]:
+        """Publish states, and other messages beside them.
 
-    async def _states(self, rows: Sequence[OutboxMessage], newer: set[str]) -> None:
-        """Publish states, for each chat the oldest first: many chats in one batch, or each alone.
-
-        Add to `newer` the ids of the chats for which the stream already had a state that is not
-        older.
+        The states of one chat are published one after another, those of different chats side by side. Return the
+        ids of the chats for which the stream already had a state that is not older.
         """
-        alone: list[Sequence[OutboxMessage]] = []
-        many: list[list[OutboxMessage]] = []
-        for chain in publications.chains_of(rows):
-            follows = self._expected(chain[0]) is not None and len(chain) <= BATCH_LIMIT
-            (many if follows else alone).append(chain)
-        for part in publications.parts_of(many):
-            if sum(map(len, part)) < BATCH_WORTHWHILE or not await self._publish_chains(part):
-                alone += part
-        await wait_for_all(self._chain(chain, newer) for chain in alone)
+        newer: set[str] = set()
+        for rows in publications.rounds_of(states) or [[]]:
+            todo: Sequence[OutboxMessage] = rows
+            while todo or others:
+                known = await self._last_of(todo)
+                newer |= {row.chat_id for row in todo if known[row.subject][0] >= _version(row)}
+                todo = [row for row in todo if known[row.subject][0] < _version(row)]
+                messages = [_message(row, known[row.subject][1]) for row in todo]
+                results = await self._gate.publish_many([*messages, *others])
+                todo, others = self._conflicting(todo, results), ()
+        return newer
 
-    async def _publish_chains(self, chains: Sequence[Sequence[OutboxMessage]]) -> bool:
-        """Publish states of many chats in one batch; return False if none of them was stored."""
-        expected = [self._expected(chain[0]) for chain in chains]
-        if None in expected:  # `forget` was called after a reconnect
-            return False
-        acks = await self._gate.publish_batch(
-            [
-                _message(row, sequence if row is chain[0] else None)
-                for chain, sequence in zip(chains, expected, strict=True)
-                for row in chain
-            ]
-        )
-        if acks is None:
-            return False
-        for row, ack in zip((row for chain in chains for row in chain), acks, strict=True):
-            self._remember(row.subject, row.version or 0, ack.sequence)
-        return True
+    def _conflicting(
+        self, states: Sequence[OutboxMessage], results: Sequence[PubAck | BusError]
+    ) -> list[OutboxMessage]:
+        """Remember the published states; return those whose subject has another state than expected.
 
-    def _expected(self, row: OutboxMessage) -> int | None:
-        """Return the sequence of the subject's last state if it is known and older than `row`."""
-        version, sequence = self._last.get(row.subject, (0, 0 if row.version == 1 else None))
-        return sequence if version < (row.version or 0) else None
+        Raises BusError if a message was not published for another reason.
+        """
+        conflicting: list[OutboxMessage] = []
+        for row, result in zip(states, results, strict=False):
+            if isinstance(result, PubAck):
+                self._remember(row.subject, _version(row), result.sequence)
+            elif isinstance(result, Conflict):
+                self._last[row.subject] = 0, None
+                conflicting.append(row)
+        raise_first(result for result in results if not isinstance(result, Conflict))
+        return conflicting
 
-    async def _many(
-        self, rows: Sequence[OutboxMessage], one: Callable[[OutboxMessage], Awaitable[None]]
-    ) -> None:
-        """Publish rows of one stream: in batches, or each alone with `one`."""
-        for start in range(0, len(rows), BATCH_LIMIT):
-            part = rows[start : start + BATCH_LIMIT]
-            acks = None
-            if len(part) >= BATCH_WORTHWHILE:
-                acks = await self._gate.publish_batch([_message(row) for row in part])
-            if acks is None:
-                await wait_for_all(one(row) for row in part)
+    async def _last_of(self, states: Sequence[OutboxMessage]) -> dict[str, tuple[int, int]]:
+        """Return version and sequence of the last state of each chat. Read those that are not known."""
+        known: dict[str, tuple[int, int]] = {}
 
-    async def _chain(self, chain: Sequence[OutboxMessage], newer: set[str]) -> None:
-        for row in chain:
-            if not await self._state(row):
-                newer.add(row.chat_id)
+        async def read(subject: str) -> None:
+            last = await self._bus.get_last(STATE.name, subject)
+            known[subject] = (_published_version(last), last.sequence) if last else (0, 0)
+            self._remember(subject, *known[subject])
 
-    async def _state(self, row: OutboxMessage) -> bool:
-        """Publish a state; return False if its subject already has one that is not older."""
-        version = row.version or 0
-        newest, expected = self._last.get(row.subject, (0, 0 if version == 1 else None))
-        while True:
-            if expected is None:
-                last = await self._bus.get_last(STATE.name, row.subject)
-                newest, expected = (_version(last), last.sequence) if last else (0, 0)
-                self._remember(row.subject, newest, expected)
-            if newest >= version:  # published by a worker that then stopped, or before a restore
-                return False
-            try:
-                ack = await self._gate.publish(
-                    row.subject,
-                    row.payload,
-                    headers=CLOUDEVENT,
-                    message_id=row.message_id,
-                    expected_last=expected,
-                )
-            except Conflict:
-                expected = None
-                continue
-            self._remember(row.subject, version, ack.sequence)
-            return True
+        unknown: list[str] = []
+        for row in states:
+            version, sequence = self._last.get(row.subject, (0, 0 if row.version == 1 else None))
+            if sequence is None:
+                unknown.append(row.subject)
+            else:
+                known[row.subject] = version, sequence
+        await wait_for_all(read(subject) for subject in unknown)
+        return known
 
     def _remember(self, subject: str, version: int, sequence: int) -> None:
         self._last[subject] = version, sequence
@@ -236,16 +197,13 @@ class Relay:
         if len(self._last) > _REMEMBERED_STATES:
             self._last.popitem(last=False)
 
-    def _in_bus_time(self, row: OutboxMessage) -> OutboxMessage:
-        """Return a timer's row with its time converted to the clock of NATS."""
-        if row.due is None:
-            return row
-        return replace(row, due=publications.in_milliseconds(row.due + self._skew.ahead))
-
-    async def _timer(self, row: OutboxMessage) -> None:
+    def _timer(self, row: OutboxMessage) -> Outbound:
+        """Return the message that arms a timer, at a time of the clock of NATS."""
         if row.due is None:
             raise ValueError(f"timer {row.subject} has no time")
-        await self._gate.schedule(row.subject, subjects.fires_on(row.subject), row.due, row.payload)
+        due = publications.in_milliseconds(row.due + self._skew.ahead)
+        schedule = Schedule(subjects.fires_on(row.subject), due)
+        return Outbound(row.subject, row.payload, schedule=schedule)
 
     async def _expect_presence(self, subject: str, timeout: float) -> None:  # noqa: ASYNC109
         last = await self._bus.get_last(PRESENCE.name, subject)
@@ -255,29 +213,21 @@ class Relay:
             expected = last.sequence if last is not None else 0
             await self._bus.publish(subject, b"{}", ttl=timeout, expected_last=expected)
 
-    async def _job(self, row: OutboxMessage) -> None:
-        try:
-            await self._plain(row)
-        except Refused as error:  # retrying would block the other rows; the limit ends the build
-            log.error(  # noqa: TRY400 — the server's message suffices
-                "the job of build %s of chat %s can't be published: %s",
-                row.message_id,
-                row.chat_id,
-                error,
-            )
-
-    async def _result(self, row: OutboxMessage) -> None:
-        try:
-            await self._plain(row)
-        except Refused as error:
-            log.error("NATS refuses answer %s: %s", row.message_id, error)  # noqa: TRY400
-            body = publications.instead(row.payload, f"the answer can't be sent: {error}")
-            await self._plain(replace(row, payload=body, message_id=f"{row.message_id}:instead"))
-
-    async def _plain(self, row: OutboxMessage) -> None:
-        await self._gate.publish(
-            row.subject, row.payload, headers=CLOUDEVENT, message_id=row.message_id
-        )
+    async def _jobs_and_answers(
+        self, jobs: Sequence[OutboxMessage], answers: Sequence[OutboxMessage], jobs_until: float
+    ) -> None:
+        if jobs:
+            await self.ensure_pools({_pool(row) for row in jobs})
+            if clock() > jobs_until:
+                raise Unavailable(
+                    "paused before publishing jobs: others may have published them meanwhile"
+                )
+        rows = [*jobs, *answers]
+        while rows:
+            results = await self._gate.publish_many([_message(row) for row in rows])
+            raise_first(result for result in results if not isinstance(result, Refused))
+            refused = [(r, e) for r, e in zip(rows, results, strict=True) if isinstance(e, Refused)]
+            rows = [other for row, error in refused if (other := _instead(row, error)) is not None]
 
     async def _dead_letter(self, letter: Dead) -> None:
         log.warning(
@@ -291,19 +241,40 @@ class Relay:
         await self._bus.publish(subject, letter.data, headers=dead_letter_headers(letter))
 
 
-def _message(row: OutboxMessage, expected: int | None = None) -> Message:
-    """Return the message of a row for a batch; `expected` is the expected last sequence."""
-    if row.due is None:
-        return Message(row.subject, row.payload, CLOUDEVENT, row.message_id, expected)
-    fires = Scheduled(subjects.fires_on(row.subject), row.due)
-    return Message(row.subject, row.payload, scheduled=fires)
+def _message(row: OutboxMessage, expected_last: int | None = None) -> Outbound:
+    return Outbound(row.subject, row.payload, CLOUDEVENT, row.message_id, expected_last)
+
+
+def _instead(row: OutboxMessage, error: Refused) -> OutboxMessage | None:
+    """Return what to publish instead of a job or an answer that NATS refuses; None: nothing.
+
+    Retrying would block the other rows. The limit of a build without a job ends its wait. Raises the error if NATS
+    refuses what was to be published instead.
+    """
+    if row.lane == Lane.JOB:
+        log.error(
+            "the job of build %s of chat %s can't be published: %s",
+            row.message_id,
+            row.chat_id,
+            error,
+        )
+        return None
+    if row.message_id.endswith(_INSTEAD):
+        raise error
+    log.error("NATS refuses answer %s: %s", row.message_id, error)
+    body = publications.instead(row.payload, f"the answer can't be sent: {error}")
+    return replace(row, payload=body, message_id=f"{row.message_id}{_INSTEAD}")
+
+
+def _version(row: OutboxMessage) -> int:
+    return row.version or 0
 
 
 def _pool(row: OutboxMessage) -> str:
     return row.subject.rsplit(".", 1)[1]
 
 
-def _version(last: StoredMessage) -> int:
+def _published_version(last: StoredMessage) -> int:
     """Return the version of a published state, or 0 if the message is not a state."""
     try:
         return int(json.loads(last.data)["data"]["version"])
@@ -311,11 +282,19 @@ def _version(last: StoredMessage) -> int:
         return 0
 
 
+def raise_first(results: Iterable[PubAck | BusError]) -> None:
+    """Raise the first error among the results of messages."""
+    for result in results:
+        if isinstance(result, BusError):
+            raise result
+
+
 async def wait_for_all(jobs: Iterable[Awaitable[None]]) -> None:
     """Wait until all `jobs` have ended, also after an error; then raise the first error."""
     pending = list(jobs)
-    if len(pending) == 1:
-        await pending[0]
+    if len(pending) < 2:  # noqa: PLR2004
+        for job in pending:
+            await job
         return
     for result in await asyncio.gather(*pending, return_exceptions=True):
         if isinstance(result, BaseException):

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from bus import Backoff, Bus, Conflict, Delivery, PubAck, Refused, Unavailable, subjects
+from bus import Backoff, Bus, Conflict, Delivery, PubAck, Refused, Schedule, Unavailable, subjects
 from bus.streams import CONSUMERS, LOG, RESULT, Tuning, pool_consumer
 
 T = TypeVar("T")
@@ -69,7 +69,8 @@ async def test_timers_fire_and_the_silence_of_an_agent_is_marked(streams: Bus) -
     fired = subjects.timer_fired("c", "deadline")
     shown = subjects.presence("c", "a")
     async with streams.pull(*CONSUMERS) as pull:
-        await streams.schedule(subjects.timer_arm("c", "deadline", 1), fired, soon, b"{}")
+        arm = subjects.timer_arm("c", "deadline", 1)
+        await streams.publish(arm, b"{}", schedule=Schedule(fired, soon))
         await streams.publish(shown, b"", ttl=1)
         async with asyncio.timeout(PATIENCE):
             while fired not in came or len(came.get(shown, ())) < 2:

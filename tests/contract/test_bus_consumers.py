@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from nats.js.api import RetentionPolicy
 
-from bus import BatchMessage, Bus, NoConsumer, Stream, Unavailable
+from bus import Bus, NoConsumer, Outbound, Stream, Unavailable
 from bus.streams import Consumer
 
 Declare = Callable[..., Stream]
@@ -286,7 +286,7 @@ async def test_a_consumer_of_a_missing_stream_is_unavailable(bus: Bus, prefix: s
 async def test_concurrent_pulls_receive_each_message_once(
     bus: Bus, other: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(retention=RetentionPolicy.WORK_QUEUE, allow_atomic=True)
+    stream = declare(retention=RetentionPolicy.WORK_QUEUE)
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "worker", ack_wait=30.0)
     await bus.ensure_consumer(consumer)
@@ -304,7 +304,7 @@ async def test_concurrent_pulls_receive_each_message_once(
 
     workers = [asyncio.ensure_future(work(on)) for on in (bus, other)]
     for _ in range(3):
-        await bus.publish_batch([BatchMessage(f"{prefix}.{n}", b"") for n in range(1000)])
+        await bus.publish_many([Outbound(f"{prefix}.{n}", b"") for n in range(1000)])
     await asyncio.wait_for(done.wait(), 20)
     for worker in workers:
         worker.cancel()

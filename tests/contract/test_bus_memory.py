@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from nats.js.api import RetentionPolicy
 
-from bus import Message, Stream, Unavailable
+from bus import Message, Schedule, Stream, Unavailable
 from bus.streams import Consumer
 from tests.doubles.clock import VirtualClock
 from tests.doubles.memory_bus import MemoryBus
@@ -99,7 +99,7 @@ async def test_schedules_fire_in_the_order_of_their_times(
     now = datetime.fromtimestamp(clock.now(), UTC)
     for hours in (3, 1, 2):
         at = now + timedelta(hours=hours)
-        await bus.schedule(f"s.arm.{hours}", f"s.fired.{hours}", at, b"")
+        await bus.publish(f"s.arm.{hours}", b"", schedule=Schedule(f"s.fired.{hours}", at))
 
     clock.advance(2 * 3600)
     async with bus.pull(fired) as pull:

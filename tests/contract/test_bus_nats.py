@@ -13,7 +13,7 @@ import nkeys
 import pytest
 from nats.js.errors import APIError
 
-from bus import Bus, Message, Refused, Stream, Unavailable
+from bus import Bus, Message, Outbound, PubAck, Refused, Stream, Unavailable, jetstream
 from bus.jetstream import JetStreamBus, connect
 from bus.management import bus_error
 from bus.streams import Consumer
@@ -193,6 +193,39 @@ async def test_publishing_without_permission_is_refused_immediately(
             await guest.publish("Not.Allowed", b"")
 
     assert [r.levelno for r in caplog.records if "violation" in r.message] == [logging.ERROR]
+
+
+async def test_among_many_messages_only_those_without_permission_are_refused(
+    guest: Bus, boss: Bus
+) -> None:
+    await boss.ensure_stream(Stream(name="ALLOWED", subjects=["allowed.>"]))
+    wanted = ["allowed.a", "denied.a", "allowed.b", "denied.a", "Denied.b", "allowed.c"]
+
+    results = await guest.publish_many([Outbound(subject, b"") for subject in wanted])
+
+    denied = [isinstance(result, Refused) for result in results]
+    assert denied == [not subject.startswith("allowed.") for subject in wanted]
+    assert [r.sequence for r in results if isinstance(r, PubAck)] == [1, 2, 3]
+
+
+async def test_many_messages_time_out_when_none_of_them_is_answered_any_more(
+    own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time counts from the last reply: a slow disk may take long for all of them together."""
+    monkeypatch.setattr(jetstream, "API_TIMEOUT", 0.3)
+    silent = [Outbound(f"silent.{n}", b"") for n in range(3)]
+    async with await connect(own_server.url, wait=True) as bus, bus.subscribe("silent.*") as heard:
+        waiting = asyncio.ensure_future(bus.publish_many(silent))
+        for number in range(2):
+            message = await heard.next(5)
+            await asyncio.wait({waiting}, timeout=0.2)
+            assert not waiting.done()
+            await bus.send(message.reply, b'{"stream": "SLOW", "seq": %d}' % number)
+
+        first, second, third = await waiting
+
+    assert (first, second) == (PubAck("SLOW", 0), PubAck("SLOW", 1))
+    assert isinstance(third, Unavailable)
 
 
 async def test_a_denial_fails_the_request_that_was_denied_and_no_other(guest: Bus) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nats.js.api import RetentionPolicy, StorageType
 
-from bus import Bus, Conflict, Refused, Stream, Unavailable
+from bus import Bus, Conflict, Outbound, PubAck, Refused, Stream, Unavailable
 from bus.jetstream import connect
 from bus.streams import Consumer
 from tests.contract.conftest import NatsServer, World
@@ -78,6 +78,29 @@ async def test_a_request_in_flight_fails_when_the_connection_breaks(
 
         with pytest.raises(Unavailable):
             await asyncio.wait_for(waiting, 5)
+
+
+async def test_many_messages_in_flight_fail_when_the_connection_breaks(
+    own_world: World, bus: Bus
+) -> None:
+    """Those that were not sent yet are not sent after the reconnect either."""
+    reconnects = Reconnects(bus)
+    many = [Outbound("q.a", bytes(100_000)) for _ in range(3000)]
+    publishing = asyncio.ensure_future(bus.publish_many(many))
+    while not (await bus.stream_info(QUEUE.name)).last:
+        pass
+
+    own_world.server.stop()
+    results = await asyncio.wait_for(publishing, 10)
+    stored = sum(isinstance(result, PubAck) for result in results)
+
+    assert all(isinstance(result, PubAck) for result in results[:stored])
+    assert all(isinstance(result, Unavailable) for result in results[stored:])
+    own_world.server.start()
+    await reconnects.wait()
+    before = (await bus.stream_info(QUEUE.name)).last
+    assert before >= stored
+    assert (await bus.publish("q.a", b"")).sequence == before + 1
 
 
 async def test_a_pull_continues_after_an_outage(own_world: World, bus: Bus) -> None:

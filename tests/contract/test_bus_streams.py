@@ -10,7 +10,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from nats.js.api import DiscardPolicy, RePublish, StorageType
 
-from bus import BatchMessage, Bus, Conflict, PubAck, Refused, Scheduled, Stream, Unavailable
+from bus import (
+    CLOUDEVENT,
+    Bus,
+    Conflict,
+    Outbound,
+    PubAck,
+    Refused,
+    Schedule,
+    Stream,
+    Unavailable,
+)
 from bus.streams import CONSUMERS, STREAMS, Consumer, pool_consumer
 from tests.contract.conftest import World
 
@@ -94,7 +104,7 @@ async def test_a_repeated_message_id_within_the_window_is_a_duplicate(
 
     again = await bus.publish(f"{prefix}.b", b"y", message_id="m")
 
-    assert again == replace(first, duplicate=True)
+    assert again == PubAck(first.stream, first.sequence, duplicate=True)
     assert await bus.get_last(prefix.upper(), f"{prefix}.b") is None
 
 
@@ -177,7 +187,7 @@ async def test_schedules_are_refused_unless_enabled(
     await bus.ensure_stream(declare())
 
     with pytest.raises(Refused):
-        await bus.schedule(f"{prefix}.arm", f"{prefix}.fired", soon(), b"x")
+        await bus.publish(f"{prefix}.arm", b"x", schedule=Schedule(f"{prefix}.fired", soon()))
 
 
 async def test_protocol_injection_by_subject_or_header_is_refused(
@@ -257,73 +267,92 @@ async def test_get_next_reads_a_subject_message_by_message(
     assert places == [1, 3]
 
 
-@pytest.mark.parametrize("how_many", [3, 1000])
-async def test_a_batch_is_stored_in_order(
+@pytest.mark.parametrize("how_many", [0, 1, 3, 2500])
+async def test_many_messages_are_stored_in_their_order(
     bus: Bus, declare: Declare, prefix: str, how_many: int
 ) -> None:
-    stream = declare(allow_atomic=True)
+    stream = declare()
     await bus.ensure_stream(stream)
 
-    acks = await bus.publish_batch(
-        [BatchMessage(f"{prefix}.{n}", b"x", message_id=str(n)) for n in range(how_many)]
+    results = await bus.publish_many(
+        [Outbound(f"{prefix}.{n}", b"x", message_id=str(n)) for n in range(how_many)]
     )
 
-    assert acks == [PubAck(stream.name, n) for n in range(1, how_many + 1)]
-    assert (await bus.get_last(stream.name, f"{prefix}.{how_many - 1}")).sequence == how_many  # type: ignore[union-attr]
+    assert results == [PubAck(stream.name, n) for n in range(1, how_many + 1)]
+    for n in range(0, how_many, 500):
+        assert (await bus.get_last(stream.name, f"{prefix}.{n}")).sequence == n + 1  # type: ignore[union-attr]
 
 
-async def test_in_a_batch_only_the_first_message_of_a_subject_needs_an_expected_sequence(
+async def test_many_large_messages_are_stored(bus: Bus, declare: Declare, prefix: str) -> None:
+    """Together they are larger than what may be under way at once."""
+    stream = declare()
+    await bus.ensure_stream(stream)
+
+    results = await bus.publish_many([Outbound(f"{prefix}.{n}", bytes(900_000)) for n in range(25)])
+
+    assert results == [PubAck(stream.name, n) for n in range(1, 26)]
+
+
+async def test_each_of_many_messages_has_its_own_result(
     bus: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(allow_atomic=True, max_msgs_per_subject=1)
+    stream = declare(max_msg_size=2000)
     await bus.ensure_stream(stream)
-    before = await bus.publish(f"{prefix}.x", b"1")
+    await bus.publish(f"{prefix}.old", b"1", message_id="known")
 
-    acks = await bus.publish_batch(
+    results = await bus.publish_many(
         [
-            BatchMessage(f"{prefix}.x", b"2", expected_last=before.sequence),
-            BatchMessage(f"{prefix}.y", b"1", expected_last=0),
-            BatchMessage(f"{prefix}.x", b"3"),
-            BatchMessage(f"{prefix}.y", b"2"),
+            Outbound(f"{prefix}.old", b"", expected_last=0),
+            Outbound(f"{prefix}.old", b"", message_id="known"),
+            Outbound(f"{prefix}.large", bytes(3000)),
+            Outbound(f"{prefix}.huge", bytes(2_000_000)),
+            Outbound(f"no.stream.of.{prefix}", b""),
+            Outbound(f"{prefix}.not a subject", b""),
+            Outbound(f"{prefix}.arm", b"", schedule=Schedule(f"{prefix}.fired", soon())),
+            Outbound(f"{prefix}.old", b"2", CLOUDEVENT, "new", expected_last=1),
+            Outbound(f"{prefix}.old", b"3", expected_last=2),
         ]
     )
 
-    assert acks == [PubAck(stream.name, n) for n in (2, 3, 4, 5)]
-    assert [(await bus.get_last(stream.name, f"{prefix}.{s}")).data for s in "xy"] == [b"3", b"2"]  # type: ignore[union-attr]
+    conflict, known, large, huge, nowhere, invalid, timer, second, third = results
+    assert isinstance(conflict, Conflict)
+    assert conflict.last == 1
+    assert known == PubAck(stream.name, 1, duplicate=True)
+    assert isinstance(nowhere, Unavailable)
+    assert all(type(refused) is Refused for refused in (large, huge, invalid, timer))
+    assert (second, third) == (PubAck(stream.name, 2), PubAck(stream.name, 3))
+    last = await bus.get_last(stream.name, f"{prefix}.old")
+    assert last is not None
+    assert last.data == b"3"
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        BatchMessage("x", b"", message_id="repeat"),
-        BatchMessage("x", b"", expected_last=0),
-        BatchMessage("x", b"", expected_last=7),
-    ],
-)
-async def test_a_batch_is_stored_completely_or_not_at_all(
-    bus: Bus, declare: Declare, prefix: str, bad: BatchMessage
+async def test_messages_for_several_streams_are_published_together(
+    bus: Bus, declare: Declare, prefix: str
 ) -> None:
-    stream = declare(allow_atomic=True)
-    await bus.ensure_stream(stream)
-    await bus.publish(f"{prefix}.x", b"", message_id="repeat")
-    many = [BatchMessage(f"{prefix}.{n}", b"", expected_last=0) for n in range(20)]
+    streams = [
+        replace(declare(), name=f"{prefix}_{n}".upper(), subjects=[f"{prefix}.{n}.>"])
+        for n in range(2)
+    ]
+    for stream in streams:
+        await bus.ensure_stream(stream)
 
-    acks = await bus.publish_batch([*many, replace(bad, subject=f"{prefix}.x")])
+    results = await bus.publish_many([Outbound(f"{prefix}.{n}.a", b"") for n in (0, 1, 1)])
 
-    assert acks is None
-    assert await bus.get_last(stream.name, f"{prefix}.0") is None
+    assert results == [
+        PubAck(streams[n].name, sequence) for n, sequence in ((0, 1), (1, 1), (1, 2))
+    ]
 
 
-async def test_a_batch_may_hold_schedules(bus: Bus, declare: Declare, prefix: str) -> None:
-    stream = declare(allow_atomic=True, allow_msg_schedules=True)
+async def test_many_schedules_fire(bus: Bus, declare: Declare, prefix: str) -> None:
+    stream = declare(allow_msg_schedules=True)
     await bus.ensure_stream(stream)
     consumer = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
     await bus.ensure_consumer(consumer)
     due, seen = soon(), set[str]()
 
-    acks = await bus.publish_batch(
+    results = await bus.publish_many(
         [
-            BatchMessage(f"{prefix}.arm.{n}", b"x", scheduled=Scheduled(f"{prefix}.fired.{n}", due))
+            Outbound(f"{prefix}.arm.{n}", b"x", schedule=Schedule(f"{prefix}.fired.{n}", due))
             for n in range(20)
         ]
     )
@@ -331,18 +360,8 @@ async def test_a_batch_may_hold_schedules(bus: Bus, declare: Declare, prefix: st
         while len(seen) < 20:
             seen |= {delivery.subject for delivery in await pull.next(20)}
 
-    assert acks is not None
+    assert all(isinstance(result, PubAck) for result in results)
     assert seen == {f"{prefix}.fired.{n}" for n in range(20)}
-
-
-async def test_a_batch_to_a_stream_without_batches_is_not_stored(
-    bus: Bus, declare: Declare, prefix: str
-) -> None:
-    stream = declare()
-    await bus.ensure_stream(stream)
-
-    assert await bus.publish_batch([BatchMessage(f"{prefix}.{n}", b"") for n in range(20)]) is None
-    assert await bus.get_last(stream.name, f"{prefix}.0") is None
 
 
 async def test_a_plain_subscriber_also_receives_messages_that_the_stream_refused(
@@ -385,12 +404,9 @@ async def test_a_scheduled_message_is_stored_on_its_target_at_its_time(
     fired = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
     await bus.ensure_consumer(fired)
 
-    await bus.schedule(
-        f"{prefix}.arm.a",
-        f"{prefix}.fired.a",
-        soon(),
-        b"x",
-        headers={"Nats-Msg-Id": "m", "Own": "1"},
+    schedule = Schedule(f"{prefix}.fired.a", soon())
+    await bus.publish(
+        f"{prefix}.arm.a", b"x", headers={"Own": "1"}, message_id="m", schedule=schedule
     )
     async with bus.pull(fired) as pull:
         (delivery,) = await pull.next(10)
@@ -409,9 +425,15 @@ async def test_a_schedule_replaces_the_earlier_one_on_its_subject(
     fired = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
     await bus.ensure_consumer(fired)
 
-    await bus.schedule(f"{prefix}.arm.a", f"{prefix}.fired.a", soon(0.3), b"replaced")
-    await bus.schedule(f"{prefix}.arm.a", f"{prefix}.fired.a", soon(0.6), b"second")
-    await bus.schedule(f"{prefix}.arm.b", f"{prefix}.fired.b", soon(1.2), b"other")
+    await bus.publish(
+        f"{prefix}.arm.a", b"replaced", schedule=Schedule(f"{prefix}.fired.a", soon(0.3))
+    )
+    await bus.publish(
+        f"{prefix}.arm.a", b"second", schedule=Schedule(f"{prefix}.fired.a", soon(0.6))
+    )
+    await bus.publish(
+        f"{prefix}.arm.b", b"other", schedule=Schedule(f"{prefix}.fired.b", soon(1.2))
+    )
     async with bus.pull(fired) as pull:
         deliveries = [*await pull.next(10), *await pull.next(10)]
 
@@ -426,7 +448,7 @@ async def test_a_schedule_in_the_past_fires_immediately(
     fired = Consumer(stream.name, "w", filter=f"{prefix}.fired.>")
     await bus.ensure_consumer(fired)
 
-    await bus.schedule(f"{prefix}.arm.a", f"{prefix}.fired.a", soon(-60), b"late")
+    await bus.publish(f"{prefix}.arm.a", b"late", schedule=Schedule(f"{prefix}.fired.a", soon(-60)))
     async with bus.pull(fired) as pull:
         (delivery,) = await pull.next(10)
 

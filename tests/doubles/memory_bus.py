@@ -14,11 +14,11 @@ from nats.js.api import DiscardPolicy
 from typing_extensions import override
 
 from bus import (
-    BatchMessage,
     Bus,
     BusError,
     ConsumerState,
     Message,
+    Outbound,
     PubAck,
     Pull,
     Refused,
@@ -27,8 +27,8 @@ from bus import (
     StreamInfo,
     Subscription,
     Unavailable,
-    messages,
 )
+from bus.messages import read_headers
 from bus.streams import Consumer, Stream
 from bus.subjects import check
 from bus.subscription import MessageQueue
@@ -130,39 +130,17 @@ class MemoryBus(Bus):
     # -- stored messages -----------------------------------------------------------------------
 
     @override
-    async def publish(
-        self,
-        subject: str,
-        data: bytes,
-        *,
-        headers: Mapping[str, str] | None = None,
-        message_id: str | None = None,
-        expected_last: int | None = None,
-        ttl: float | None = None,
-    ) -> PubAck:
-        fields = messages.publish_headers(headers, message_id, expected_last, ttl)
-        return await self._store(subject, data, fields)
-
-    @override
-    async def publish_batch(self, messages: Sequence[BatchMessage]) -> Sequence[PubAck] | None:
-        await self._round_trip()
-        for message in messages:
-            self._server.deliver(Message(message.subject, message.data, message.all_headers()))
-        stream = self._server.stream_of(messages[0].subject)
-        acks = None if stream is None else stream.publish_batch(messages)
-        return acks if await self._requests.confirmed() else None
-
-    @override
-    async def schedule(
-        self,
-        subject: str,
-        target: str,
-        at: datetime,
-        data: bytes,
-        *,
-        headers: Mapping[str, str] | None = None,
-    ) -> PubAck:
-        return await self._store(subject, data, messages.schedule_headers(headers, target, at))
+    async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        try:
+            await self._round_trip()
+        except Unavailable as error:
+            return [error] * len(messages)
+        results = [self._stored(message) for message in messages]
+        try:
+            await self._requests.travel()
+        except Unavailable as error:
+            return [error] * len(messages)
+        return results
 
     @override
     async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
@@ -192,16 +170,18 @@ class MemoryBus(Bus):
             self._pulls.remove(pull)
             await pull.release()
 
-    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
-        await self._round_trip()
-        check(subject)
-        stream = self._server.stream_of(subject)
-        self._server.deliver(Message(subject, data, fields))
-        if stream is None:
-            raise Unavailable(f"no stream answers on {subject}")
-        ack = stream.store(subject, data, fields)
-        await self._requests.travel()
-        return ack
+    def _stored(self, message: Outbound) -> PubAck | BusError:
+        """Deliver a message that has arrived, and store it."""
+        _, fields = read_headers(message.header_block())
+        try:
+            check(message.subject)
+            self._server.deliver(Message(message.subject, message.data, fields))
+            stream = self._server.stream_of(message.subject)
+            if stream is None:
+                raise Unavailable(f"no stream answers on {message.subject}")
+            return stream.store(message.subject, message.data, fields)
+        except BusError as error:
+            return error
 
     def _direct(self, name: str) -> MemoryStream:
         stream = self._server.stream(name)

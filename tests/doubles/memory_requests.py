@@ -91,14 +91,6 @@ class MemoryRequests:
         if self._breaks != breaks:
             raise Unavailable(_BROKE)
 
-    async def confirmed(self) -> bool:
-        """Wait for an acknowledgement; return whether it arrived."""
-        try:
-            await self.travel()
-        except Unavailable:
-            return False
-        return True
-
     def fail_all(self) -> None:
         """Fail all requests in progress, because the connection broke."""
         self._breaks += 1

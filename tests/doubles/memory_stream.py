@@ -1,11 +1,11 @@
-"""An in-memory stream, with the limits, message ids, batches, schedules and TTLs of nats-server."""
+"""An in-memory stream, with the limits, message ids, schedules and TTLs of nats-server."""
 
 from __future__ import annotations
 
 import heapq
 import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -13,7 +13,6 @@ from nats.js.api import DiscardPolicy, Header
 
 from bus import (
     MARKER,
-    BatchMessage,
     Conflict,
     Message,
     PubAck,
@@ -88,7 +87,7 @@ class MemoryStream:
 
     def store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
         """Store a message. Raises Conflict, Refused, Unavailable."""
-        size = len(data) + (len(messages.write_headers(fields)) if fields else 0)
+        size = len(data) + len(messages.write_headers(fields))
         self._check_headers(subject, fields, size)
         expected = fields.get(messages.EXPECTED_LAST)
         there = self.last_of(subject)
@@ -107,20 +106,6 @@ class MemoryStream:
         if messages.SCHEDULE in fields:
             self._arm(stored)
         return PubAck(self.declared.name, stored.sequence)
-
-    def publish_batch(self, messages: Sequence[BatchMessage]) -> list[PubAck] | None:
-        """Store all of `messages`, or none and return None."""
-        ids = [m.message_id for m in messages if m.message_id is not None]
-        self._forget_old_ids()
-        if not self.declared.allow_atomic or len(set(ids)) < len(ids):
-            return None
-        if any(name in self._message_ids for name in ids):
-            return None
-        for message in messages:
-            there, expected = self.last_of(message.subject), message.expected_last
-            if expected is not None and expected != (there.sequence if there else 0):
-                return None
-        return [self.store(m.subject, m.data, m.all_headers()) for m in messages]
 
     def last_of(self, subject: str) -> StoredMessage | None:
         """Return the subject's last message."""
@@ -303,6 +288,4 @@ class MemoryStream:
 
 
 def _size(message: Message) -> int:
-    return len(message.data) + (
-        len(messages.write_headers(message.headers)) if message.headers else 0
-    )
+    return len(message.data) + len(messages.write_headers(message.headers))

@@ -10,7 +10,9 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, Final
 
-from bus import Delivery, subjects
+from msgspec.structs import replace
+
+from bus import Delivery, Outbound, subjects
 from handlers.worker.worker import Worker
 from statemachine import events, fold
 from statemachine.chat import Chat
@@ -59,12 +61,12 @@ def _outbox_not_relayed_on_a_repeat() -> Callable[[], None]:
 
 
 def _state_without_expected_sequence() -> Callable[[], None]:
-    publish = SimulatedBus.publish
+    publish_many = SimulatedBus.publish_many
 
-    async def trusting(self: Any, subject: str, data: bytes, **more: Any) -> Any:
-        return await publish(self, subject, data, **more | {"expected_last": None})
+    async def trusting(self: Any, messages: Sequence[Outbound]) -> Any:
+        return await publish_many(self, [replace(m, expected_last=None) for m in messages])
 
-    return replaced(SimulatedBus, "publish", trusting)
+    return replaced(SimulatedBus, "publish_many", trusting)
 
 
 def _timer_subject_without_generation() -> Callable[[], None]:

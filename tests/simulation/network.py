@@ -8,12 +8,12 @@ connection and its open pulls.
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import tests.doubles.memory_server
-from bus import PubAck, StreamInfo, Unavailable
+from bus import BusError, Outbound, PubAck, StreamInfo, Unavailable
 from bus.streams import JOB, Stream
 from bus.subscription import Timer
 from tests.doubles.memory_bus import MemoryBus
@@ -113,11 +113,10 @@ class SimulatedBus(MemoryBus):
             stream = replace(stream, duplicate_window=min(window, stream.duplicate_window))
         return await super().ensure_stream(stream)
 
-    async def _store(self, subject: str, data: bytes, fields: Mapping[str, str]) -> PubAck:
-        ack = await super()._store(subject, data, fields)
-        if self._network.loses_word():
-            raise Unavailable("no word that it is stored")
-        return ack
+    async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        results = await super().publish_many(messages)
+        lost = Unavailable("no word that it is stored")
+        return [lost if self._network.loses_word() else result for result in results]
 
 
 class WatchedStream(MemoryStream):

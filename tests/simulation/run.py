@@ -12,7 +12,6 @@ from random import Random
 from typing import Any, Final
 
 import handlers.agent.agent
-import handlers.worker.relay
 from bus import BusError
 from bus.streams import DEAD, IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER, pool_consumer
 from handlers.provisioner.provisioner import Provisioner
@@ -60,8 +59,6 @@ class Run:
             orphan_grace=timedelta(seconds=draw((10, 20))),
         )
         self.troubles = Troubles(self)
-        # In some runs the relay publishes even small batches atomically.
-        handlers.worker.relay.BATCH_WORTHWHILE = draw((2, 16))  # type: ignore[misc]
         short = "short windows" in self.troubles.chances
         self.troubles.met["short windows"] += short
         self.database = Database(self.loop, behind=draw((0.0, 0.0, 0.05)))

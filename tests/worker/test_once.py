@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bus import Bus, PubAck, Unavailable, subjects
+from bus import Bus, BusError, Outbound, PubAck, Unavailable, subjects
 from bus.streams import WORKER_IN
 from handlers.worker.batch import Noticed, apply
 from handlers.worker.deliveries import read
@@ -103,13 +103,13 @@ class Broken:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bus, name)
 
-    async def publish(self, subject: str, data: bytes, **more: Any) -> PubAck:
-        if self.broke or not matches(self._subject, subject):
-            return await self._bus.publish(subject, data, **more)
+    async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        if self.broke or not any(matches(self._subject, m.subject) for m in messages):
+            return await self._bus.publish_many(messages)
         self.broke = True
         if self._after:
-            await self._bus.publish(subject, data, **more)
-        raise Unavailable("the connection broke")
+            await self._bus.publish_many(messages)
+        return [Unavailable("the connection broke")] * len(messages)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
-from bus import PubAck, Refused
+from bus import BusError, Outbound, PubAck, Refused
 from tests.doubles.memory_bus import MemoryBus
 from tests.rigs.messages import new_id
 from tests.worker.messages import Senders
@@ -18,10 +18,15 @@ class Small(MemoryBus):
 
     refused = ""
 
-    async def publish(self, subject: str, data: bytes, **more: Any) -> PubAck:
-        if self.refused and subject.startswith(self.refused) and len(data) > 600:
-            raise Refused("maximum payload exceeded")
-        return await super().publish(subject, data, **more)
+    async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        return [await self._published(message) for message in messages]
+
+    async def _published(self, message: Outbound) -> PubAck | BusError:
+        prefix = self.refused
+        if prefix and message.subject.startswith(prefix) and len(message.data) > 600:
+            return Refused("maximum payload exceeded")
+        (result,) = await super().publish_many([message])
+        return result
 
 
 @pytest.fixture
