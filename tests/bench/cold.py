@@ -16,14 +16,17 @@ COMMAND = Path(sys.executable).with_name("workspaced")
 
 
 def cold(starts: int) -> dict[str, list[float]]:
-    """Return seconds until `up` is ready, with new and used directories, and for `--help`."""
+    """Return seconds until `up` is ready, with new and used directories, and for `--help`.
+
+    `--help` is timed at least three times, but not if `starts` is 0.
+    """
     found: dict[str, list[float]] = {"new": [], "used": [], "help": []}
     with tempfile.TemporaryDirectory(prefix="bench-cold-") as parent:
         for number in range(starts):
             directory = Path(parent) / str(number)
             found["new"].append(up(directory))
             found["used"].append(up(directory))
-    for _ in range(max(3, starts)):
+    for _ in range(max(3, starts) if starts else 0):
         began = time.monotonic()
         subprocess.run([COMMAND, "--help"], stdout=subprocess.DEVNULL, env=plain(), check=True)
         found["help"].append(time.monotonic() - began)

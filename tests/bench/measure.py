@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.bench import measures
+from tests.bench.idle import idle
 from tests.bench.running_system import RunningSystem
-from tests.bench.waiting import idle
 
 Measure = tuple[str, dict[str, Any]]
 
@@ -40,8 +40,8 @@ async def measured(
     from tests.bench import endurance  # noqa: PLC0415 — not in the peers' environments
 
     match kind:
-        case "crowd":
-            return await endurance.crowd(rig, **words)
+        case "waiting":
+            return await endurance.waiting(rig, **words)
         case "aged":
             return await endurance.aged(rig, **words)
     raise ValueError(kind)

@@ -1,12 +1,28 @@
-"""The plan of a benchmark: the systems, their measures, and how often and how large."""
+"""The plan of a benchmark: its parts, the systems, their measures, and how often and how large."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 Measure = tuple[str, dict[str, Any]]
+
+LATENCY: Final = "latency"
+THROUGHPUT: Final = "throughput"
+IDLE: Final = "idle"
+WAITING: Final = "waiting"
+AGED: Final = "aged"
+STARTS: Final = "starts"
+PARTS: Final = {
+    LATENCY: "one call at a time, and each event twice",
+    THROUGHPUT: "many calls at once, and the latency at half of that",
+    IDLE: "CPU while 1,000 calls wait and nothing happens",
+    WAITING: "1,000,000 waiting calls: memory, start of a worker, answers",
+    AGED: "the same work after 10 million log rows",
+    STARTS: "starts of `up` and `--help`, memory at rest",
+}
+"""The parts that can be measured alone."""
 
 
 @dataclass(frozen=True)
@@ -101,58 +117,92 @@ class Plan:
     """How often each cold start is timed."""
     sizes: tuple[int, int]
     """Numbers of simultaneous chats for which goals are set."""
+    parts: Collection[str] = tuple(PARTS)
 
 
-def full(systems: Sequence[System] = SYSTEMS, runs: int = 3) -> Plan:
-    """Return the full plan: about 50 minutes on two cores; the systems alternate in each run."""
+def full(
+    systems: Sequence[System] = SYSTEMS, runs: int = 3, parts: Collection[str] = tuple(PARTS)
+) -> Plan:
+    """Return the full plan: about an hour on two cores; the systems alternate in each run."""
     tasks = [
-        Task(system, _standard(system, (100, 300, 1000, 2000, 5000)))
+        _task(system, _standard(system, (100, 300, 1000, 2000, 5000), parts))
         for _ in range(runs)
         for system in systems
     ]
-    for system in systems:
+    for system in systems if IDLE in parts else ():
         if system.name in {PRODUCT_LAZY.name, PRODUCT_TWO.name, SKETCH_LAZY.name}:
             continue
         chats = min(1000, system.largest)
         seconds, times = (60, runs) if system is PRODUCT else (30, 1)
-        idle: Measure = "idle", {"chats": chats, "seconds": seconds}
-        tasks += [Task(system, (("warm", {}), idle))] * times
+        tasks += [_task(system, [("idle", {"chats": chats, "seconds": seconds})])] * times
     if PRODUCT in systems:
-        crowd: Measure = "crowd", {"chats": 100_000, "answered": 100}
+        waiting = {"calls": 1_000_000, "real": 10_000, "answered": 100, "starts": runs}
         age = {"chats": 1_000_000, "log_rows": 10_000_000, "runs": runs, "size": 1000}
-        tasks.append(Task(PRODUCT, (("warm", {}), crowd)))
-        tasks.append(Task(PRODUCT, (("warm", {}), ("aged", age))))
-    return Plan("full", tuple(tasks), starts=5, sizes=(1000, 5000))
+        tasks += [
+            _task(PRODUCT, [(part, words)])
+            for part, words in ((WAITING, waiting), (AGED, age))
+            if part in parts
+        ]
+    return _plan("full", tasks, parts, starts=5, sizes=(1000, 5000))
 
 
-def quick(systems: Sequence[System] = QUICK_SYSTEMS) -> Plan:
-    """Return a plan of two minutes, with all measures at a smaller size."""
+def quick(systems: Sequence[System] = QUICK_SYSTEMS, parts: Collection[str] = tuple(PARTS)) -> Plan:
+    """Return a plan of three minutes, with all measures at a smaller size.
+
+    The largest size, at which the ratios to the sketch are checked, is measured three times.
+    """
     tasks = []
-    age = {"chats": 10_000, "log_rows": 100_000, "runs": 1, "size": 500}
     for system in systems:
-        measures: list[Measure] = [("rest", {}), ("warm", {})]
-        measures.append(("latency", {"chats": 20, "seconds": 3, "spread": system.spread}))
-        measures += [("throughput", {"chats": size}) for size in (100, 500, 1000)]
+        measures: list[Measure] = [("rest", {})] if STARTS in parts and system is PRODUCT else []
+        if LATENCY in parts:
+            words = {"chats": 20, "seconds": 3, "rounds": 2, "spread": system.spread}
+            measures.append(("latency", words))
+        if THROUGHPUT in parts:
+            sizes = (100, 500, 1000, 1000, 1000)
+            measures += [("throughput", {"chats": size}) for size in sizes]
         if system is PRODUCT:
-            measures += [
-                ("half", {"seconds": 2}),
-                ("idle", {"chats": 500, "seconds": 4, "settle": 1}),
-                ("crowd", {"chats": 1000, "answered": 12}),
-            ]
-        tasks.append(Task(system, tuple(measures)))
-    if PRODUCT in systems:
-        tasks.append(Task(PRODUCT, (("warm", {}), ("aged", age))))
-    return Plan("quick", tuple(tasks), starts=1, sizes=(500, 1000))
+            small: dict[str, Measure] = {
+                THROUGHPUT: ("half", {"seconds": 2}),
+                IDLE: ("idle", {"chats": 500, "seconds": 4, "settle": 1}),
+                WAITING: ("waiting", {"calls": 10_000, "real": 200, "answered": 12, "starts": 1}),
+            }
+            measures += [measure for part, measure in small.items() if part in parts]
+        tasks.append(_task(system, measures))
+    if PRODUCT in systems and AGED in parts:
+        age = {"chats": 10_000, "log_rows": 100_000, "runs": 1, "size": 500}
+        tasks.append(_task(PRODUCT, [("aged", age)]))
+    return _plan("quick", tasks, parts, starts=1, sizes=(500, 1000))
 
 
-def _standard(system: System, sizes: Sequence[int]) -> tuple[Measure, ...]:
-    measures: list[Measure] = [("rest", {}), ("warm", {})]
-    if system.environment == "own":  # others may reject a second copy after the chat's end
-        measures.append(("twice", {"chats": 20}))
-    latency = {"chats": 20, "seconds": 5, "rounds": 3, "spread": system.spread}
-    measures.append(("latency", latency))
-    measures += [("throughput", {"chats": size}) for size in sizes if size <= system.largest]
-    if system.peer == "product":
-        # After the largest throughput measure, because `half` uses the result before it.
-        measures.append(("half", {"seconds": 5}))
-    return tuple(measures)
+def _standard(system: System, sizes: Sequence[int], parts: Collection[str]) -> Sequence[Measure]:
+    measures: list[Measure] = [("rest", {})] if STARTS in parts and system is PRODUCT else []
+    if LATENCY in parts:
+        if system.environment == "own":  # others may reject a second copy after the chat's end
+            measures.append(("twice", {"chats": 20}))
+        latency = {"chats": 20, "seconds": 5, "rounds": 3, "spread": system.spread}
+        measures.append(("latency", latency))
+    if THROUGHPUT in parts:
+        measures += [("throughput", {"chats": size}) for size in sizes if size <= system.largest]
+        if system.peer == "product":
+            # After the largest throughput measure, because `half` uses the result before it.
+            measures.append(("half", {"seconds": 5}))
+    return measures
+
+
+def _task(system: System, measures: Sequence[Measure]) -> Task:
+    """Return a task that warms the system up, but measures it at rest before."""
+    at_rest = [measure for measure in measures if measure[0] == "rest"]
+    others = [measure for measure in measures if measure[0] != "rest"]
+    return Task(system, (*at_rest, ("warm", {}), *others))
+
+
+def _plan(
+    name: str,
+    tasks: Sequence[Task],
+    parts: Collection[str],
+    *,
+    starts: int,
+    sizes: tuple[int, int],
+) -> Plan:
+    measured = tuple(task for task in tasks if len(task.measures) > 1)  # more than the warming up
+    return Plan(name, measured, starts if STARTS in parts else 0, sizes, parts)

@@ -121,4 +121,4 @@ def _table(table: Table) -> str:
 
 
 def _kind(cell: str) -> str:
-    return f' class="{cell}"' if cell in ("met", "missed") else ""
+    return f' class="{cell}"' if cell in ("met", "must met", "missed", "goal missed") else ""

@@ -48,7 +48,7 @@ def tables(
         *_throughputs(results),
         _twice(results),
         _idle(results),
-        _crowd(results),
+        _waiting(results),
         _age(results),
         _starts(results, starts),
         _flows(results),
@@ -191,19 +191,37 @@ def _idle(results: Results) -> Table:
     )
 
 
-def _crowd(results: Results) -> Table:
+def _waiting(results: Results) -> Table:
     rows = []
-    for line in results.of("product-always", "crowd"):
+    for line in results.of("product-always", "waiting"):
         rows += [
-            [f"{line['chats']:,} calls", "asked and waiting after", f"{line['asked_s']:,} s"],
-            ["", "ready fact to caller before, p50 / p99", _both(line["before_ms"])],
-            ["", "the first of them", f"{brief(line['first_ms']['p50'])} ms"],
-            ["", f"{line['after_ms']['n']} of them, p50 / p99", _both(line["after_ms"])],
+            [f"{line['calls']:,} calls", "made over the wire", f"{line['real']:,}"],
+            [
+                "",
+                "these made in, the others copied in",
+                f"{line['made_s']} s, {line['copied_s']} s",
+            ],
+            ["", f"answers when {line['few_ms']['n']} wait, p50 / p99", _both(line["few_ms"])],
+            ["", "the first answer with them", f"{brief(line['first_ms']['p50'])} ms"],
+            ["", f"{line['some_ms']['n']} more answers, p50 / p99", _both(line["some_ms"])],
+            ["", "new calls before, p50 / p99", _both(line["before_ms"])],
+            ["", "new calls beside them, p50 / p99", _both(line["after_ms"])],
         ]
-        for name, growth in line["growth"].items():
-            now = line["resident_after"][name]
-            rows.append(["", f"{name} resident, growth", f"{now} MiB, {growth:+} MiB"])
-    return Table("A crowd that waits", ("", "", ""), rows)
+        for role, mib in line["resident"]["with"].items():
+            before = line["resident"]["without"][role]
+            rows.append(["", f"{role} resident, before and with them", f"{before}, {mib} MiB"])
+        for when, words in (("without", "before"), ("with", "with them")):
+            starts = line["starts"][when]
+            for key, what, unit in (
+                ("ready_s", "ready after", "s"),
+                ("rest_s", "at rest after", "s"),
+                ("cpu_s", "CPU until then", "s"),
+                ("resident", "resident", "MiB"),
+            ):
+                found = over(starts, lambda start, key=key: start[key])
+                rows.append(["", f"one more worker {words}: {what}", f"{found} {unit}"])
+        rows.append(["", "memory at the end, MiB", _mib(line)])
+    return Table("Very many calls wait", ("", "", ""), rows)
 
 
 def _both(found: dict[str, float]) -> str:

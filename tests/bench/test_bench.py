@@ -7,8 +7,21 @@ import pytest
 from tests.bench import runs
 from tests.bench.environments import Environment, NotInstalledError, environment
 from tests.bench.figures import summary
-from tests.bench.plan import DBOS, LISTEN_NOTIFY, PRODUCT, SYSTEMS, Plan, Task, full
+from tests.bench.goals import Verdict, verdicts
+from tests.bench.plan import (
+    DBOS,
+    LATENCY,
+    LISTEN_NOTIFY,
+    PARTS,
+    PRODUCT,
+    STARTS,
+    SYSTEMS,
+    Plan,
+    Task,
+    full,
+)
 from tests.bench.report import page
+from tests.bench.runs import Results
 from tests.bench.tables import tables
 
 MACHINE = {
@@ -26,7 +39,7 @@ MACHINE = {
 }
 
 
-def test_twenty_chats_over_the_wire_are_all_answered_and_told_of() -> None:
+def test_the_benchmark_answers_all_chats_over_the_wire_and_reports_them() -> None:
     measures = (
         ("rest", {}),
         ("latency", {"chats": 10, "seconds": 0.5}),
@@ -40,14 +53,14 @@ def test_twenty_chats_over_the_wire_are_all_answered_and_told_of() -> None:
     assert not results.not_run
     verified = {line["measure"]: line["verify"] for line in results.lines if "verify" in line}
     assert verified == {"latency": "ok", "twice": "ok", "throughput": "ok"}
-    told = tables(plan, results, {}, MACHINE)
-    text = "".join(table.text() for table in told)
+    found = tables(plan, results, {}, MACHINE)
+    text = "".join(table.text() for table in found)
     assert PRODUCT.title in text
     assert "Goals" in text
-    assert "<svg" in page(plan, results, told, MACHINE)
+    assert "<svg" in page(plan, results, found, MACHINE)
 
 
-def test_what_can_not_be_installed_is_named_and_the_rest_goes_on(
+def test_a_system_that_cannot_be_installed_is_reported_and_the_others_are_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(name: str) -> Environment:
@@ -64,14 +77,43 @@ def test_what_can_not_be_installed_is_named_and_the_rest_goes_on(
     assert results.of(LISTEN_NOTIFY, "rest")
 
 
-def test_a_percentile_of_few_is_one_of_them() -> None:
+def test_a_percentile_of_few_values_is_one_of_the_values() -> None:
     assert summary([3.0, 1.0, 2.0])["p50"] == 2.0
     assert summary([3.0, 1.0, 2.0])["p99"] == 3.0
 
 
-def test_the_whole_plan_has_every_system_and_every_measure_of_ours() -> None:
-    whole = full(runs=2)
+def test_the_full_plan_has_every_system_and_every_measure_of_workspaced() -> None:
+    plan = full(runs=2)
 
-    assert {task.system.name for task in whole.tasks} == {system.name for system in SYSTEMS}
-    ours = {name for task in whole.tasks if task.system == PRODUCT for name, _ in task.measures}
-    assert ours >= {"latency", "throughput", "half", "idle", "crowd", "aged"}
+    assert {task.system.name for task in plan.tasks} == {system.name for system in SYSTEMS}
+    ours = {name for task in plan.tasks if task.system == PRODUCT for name, _ in task.measures}
+    assert ours >= {"rest", "latency", "throughput", "half", "idle", "waiting", "aged"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_alone_judges_only_its_own_goals(part: str) -> None:
+    plan = full(parts=[part])
+
+    judged = verdicts(plan, Results(), {})
+
+    assert {verdict.part for verdict in judged} == {part}
+    assert (plan.starts > 0) == (part == STARTS)
+    assert plan.tasks
+
+
+@pytest.mark.parametrize(
+    ("found", "must", "aim", "word"),
+    [
+        (None, 2.0, 1.5, "not measured"),
+        (2.1, 2.0, 1.5, "missed"),
+        (1.8, 2.0, 1.5, "must met"),
+        (1.4, 2.0, 1.5, "met"),
+        (1.4, 1.2, None, "missed"),
+        (1.1, 1.2, None, "met"),
+        (60.0, None, 50.0, "goal missed"),
+    ],
+)
+def test_a_goal_is_judged_by_what_it_must_reach_and_what_it_aims_at(
+    found: float | None, must: float | None, aim: float | None, word: str
+) -> None:
+    assert Verdict(LATENCY, "p50", "", "", found, must, aim).word == word

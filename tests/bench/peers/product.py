@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 from nats.aio.msg import Msg
@@ -33,7 +34,7 @@ from tests.bench.peers.product_wire import (
     fixed_id,
 )
 from tests.bench.peers.servers import ready_and_logged, transactions
-from tests.bench.processes import rss
+from tests.bench.processes import rss, tree_cpu
 from tests.rigs.messages import call_data, subject_of, tool_request
 
 WHOLE = {"created", "workspace_name", "build_id"}
@@ -49,6 +50,10 @@ select count(*) from pg_stat_activity
 where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'
   and query_start > $1
 """
+
+
+_CALM: Final = 2.0
+"""Seconds of which a process at rest computes less than a twentieth."""
 
 
 class Driver(Peer):
@@ -111,6 +116,23 @@ class Driver(Peer):
             if name.startswith(("worker", "gateway"))
         }
 
+    async def started_worker(self) -> dict[str, float]:
+        """Start one more worker, and stop it when it is at rest.
+
+        Return the seconds until it was ready, those until it was at rest, its CPU seconds until then,
+        and its resident MiB.
+        """
+        began = time.monotonic()
+        async with self.processes.one_more_worker() as pid:
+            ready = time.monotonic()
+            used, rested = await _at_rest(pid)
+            return {
+                "ready_s": round(ready - began, 3),
+                "rest_s": round(rested - began, 1),
+                "cpu_s": round(used, 2),
+                "resident": rss(pid),
+            }
+
     def address(self) -> dict[str, Any]:
         seed = str(self.processes.seed("operator"))
         return {"url": self.processes.nats_url, "seed": seed}
@@ -160,3 +182,12 @@ class Driver(Peer):
 
     async def close(self) -> None:
         await self.sources.close()
+
+
+async def _at_rest(pid: int) -> tuple[float, float]:
+    """Wait until a process computes no more; return its CPU seconds, and since when it is at rest."""
+    while True:
+        before, since = tree_cpu(pid), time.monotonic()
+        await asyncio.sleep(_CALM)
+        if tree_cpu(pid) - before < _CALM / 20:
+            return before, since

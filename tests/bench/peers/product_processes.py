@@ -6,7 +6,8 @@ import asyncio
 import json
 import subprocess
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ display_name = "Plain"
 description = "Nothing but a name"
 pool = "{POOL}"
 """
-LONG = {
-    f"WORKSPACED_{limit}_TIMEOUT": "86400"
-    for limit in ("BUILD", "AGENT_CONNECT", "STARTUP_SCRIPTS")
+LIMITS = {
+    "WORKSPACED_BUILD_TIMEOUT": "86400",
+    "WORKSPACED_AGENT_CONNECT_TIMEOUT": "86400",
+    "WORKSPACED_STARTUP_SCRIPTS_TIMEOUT": "86400",
+    "WORKSPACED_WAITING_CALLS": "10000000",
 }
-"""Calls wait for as long as a measure needs."""
+"""As many calls wait for as long as a measure needs."""
 
 
 class Processes:
@@ -57,15 +60,27 @@ class Processes:
         await self.role("gateway")
         self.template = await self._pushed()
 
-    async def role(self, role: str, suffix: str = "") -> Server:
+    async def role(self, role: str, suffix: str = "") -> None:
         """Start one process of a role."""
         name = role + suffix
-        argv = [*PRODUCT, role, "--data-dir", self.directory]
-        server = Server(argv, self.root / f"{name}.log", LONG)
+        server = self._server(role, name)
         self._stack.callback(server.stop)
         await server.said(f"{role} is ready")
         self._pids[name] = server.pid
-        return server
+
+    @asynccontextmanager
+    async def one_more_worker(self) -> AsyncIterator[int]:
+        """Start a worker beside the others, and yield its pid when it is ready; then stop it."""
+        server = self._server("worker", "worker-more")
+        try:
+            await server.said("worker is ready")
+            yield server.pid
+        finally:
+            server.stop()
+
+    def _server(self, role: str, name: str) -> Server:
+        argv = [*PRODUCT, role, "--data-dir", self.directory]
+        return Server(argv, self.root / f"{name}.log", LIMITS)
 
     def pids(self) -> dict[str, int]:
         """Return every process of the product, its servers included."""
