@@ -36,10 +36,10 @@ faults: $(INSTALLED)  ## Kill and pause every process under load, then check: MI
 faults-quick: $(INSTALLED)  ## The same for one minute
 	$(BIN)/python -m tests.faults.run --quick $(if $(SEED),--seed $(SEED))
 
-bench: $(INSTALLED)  ## Compare with alternatives (50 minutes)
+bench: $(INSTALLED)  ## Compare with alternatives (an hour); ARGS="--only throughput --runs 1" measures a part
 	$(BIN)/python -m tests.bench $(ARGS)
 
-bench-quick: $(INSTALLED)  ## The same, smaller and with fewer alternatives (2 minutes)
+bench-quick: $(INSTALLED)  ## The same in 3 minutes; fails if it is slower than recorded: ARGS=--record
 	$(BIN)/python -m tests.bench --quick $(ARGS)
 
 check: $(INSTALLED)  ## Check lint, formatting, types and import rules

@@ -162,7 +162,7 @@ def make_parser(
 ) -> argparse.ArgumentParser:
     """Return a parser of `commands`; its result has the class of the command as `command`, or None.
 
-    `groups` has the help of each first word that several commands share.
+    `groups` has the summary of each first word that several commands share.
     """
     parser = Parser(prog="workspaced", description=description, epilog=epilog)
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="print the version")
@@ -171,7 +171,10 @@ def make_parser(
     for command in commands:
         group, _, name = command.name.rpartition(" ")
         if group not in subparsers:
-            words = subparsers[""].add_parser(group, help=groups[group])
+            text = groups[group]
+            words = subparsers[""].add_parser(
+                group, help=text, description=f"{text[0].upper()}{text[1:]}."
+            )
             subparsers[group] = words.add_subparsers(
                 title="commands", metavar="COMMAND", required=True
             )

@@ -1,4 +1,5 @@
--- Adds :copies chats, each with a call that waits, all copies of one chat: :model.
+-- Adds :copies chats, each with a call that waits, all copies of one chat: :model. They have no
+-- event log, which nothing reads while calls wait.
 -- Run statement by statement; VACUUM takes no transaction.
 
 set synchronous_commit = off;
@@ -13,12 +14,6 @@ select w.id, c.version, c.state, c.organization_id, w.owner_id, w.workspace_id, 
                c.workspace_id::text, w.workspace_id::text)::jsonb
 from waiting w, chat c where c.chat_id = ':model';
 
-insert into event_log (chat_id, seq, event, outcome, state_before, state_after, version, at, cause,
-                       deadline)
-select w.id, e.seq, e.event, e.outcome, e.state_before, e.state_after, e.version, e.at, e.cause,
-       e.deadline
-from waiting w, event_log e where e.chat_id = ':model';
-
 insert into call (chat_id, call_id, ord, body, asked_at)
 select w.id, c.call_id, c.ord, replace(c.body::text, c.chat_id::text, w.id::text)::jsonb, c.asked_at
 from waiting w, call c where c.chat_id = ':model' and c.resolved_at is null;
@@ -29,6 +24,6 @@ from waiting w, workspace m where m.chat_id = ':model';
 
 drop table waiting;
 
-vacuum (analyze) chat, event_log, call, workspace;
+vacuum (analyze) chat, call, workspace;
 
 checkpoint;

@@ -6,7 +6,9 @@ from tests.cases.playing import play
 from tests.rigs.world import World
 
 
-async def test_b07_stopped_then_delete_failed(world: World) -> None:
+async def test_b07_after_a_failed_delete_no_answer_says_that_the_workspace_runs(
+    world: World,
+) -> None:
     """It is unknown what such a workspace still has, so no answer may say that it is running."""
     case = await play(world, "B07-stopped-then-delete-failed")
     chat = case.chat

@@ -1,4 +1,4 @@
-"""Events with another language's conventions, or with an unusable detail, are accepted."""
+"""Recorded cases of events that other languages write differently, or that have an invalid detail: accepted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def entry_of(world: World, chat: str, event_type: str) -> dict[str, Any]:
     return dict(found[-1])
 
 
-async def test_b04_65_agents(world: World) -> None:
+async def test_b04_a_build_result_with_65_agents_is_accepted(world: World) -> None:
     case = await play(world, "B04-65-agents")
 
     state = await case.chat.state("agent_connecting")
@@ -33,7 +33,7 @@ async def test_b04_65_agents(world: World) -> None:
     assert state["agent"]["name"] == "a0"
 
 
-async def test_b04_build_failed_error_70000(world: World) -> None:
+async def test_b04_a_build_error_is_cut_after_64_kib(world: World) -> None:
     case = await play(world, "B04-build-failed-error-70000")
 
     state = await case.chat.state("failed:build_failed")
@@ -44,7 +44,7 @@ async def test_b04_build_failed_error_70000(world: World) -> None:
     assert len(entry["event"]["data"]["error"]) == 65_536
 
 
-async def test_b04_error_missing_or_null(world: World) -> None:
+async def test_b04_a_failed_build_without_an_error_text_gets_one(world: World) -> None:
     case = await play(world, "B04-error-missing-or-null")
 
     state = await case.chat.state("failed:build_failed")
@@ -52,7 +52,7 @@ async def test_b04_error_missing_or_null(world: World) -> None:
     assert state["failure"]["message"] == "the start build failed"
 
 
-async def test_b04_trapped_after_lost_fact(world: World) -> None:
+async def test_b04_a_chat_with_a_damaged_fact_still_answers_its_calls(world: World) -> None:
     case = await play(world, "B04-trapped-after-lost-fact")
 
     for call_id in ("c1", "c2"):
@@ -60,19 +60,19 @@ async def test_b04_trapped_after_lost_fact(world: World) -> None:
     assert case.chat.path == ["building", "failed:build_failed"]
 
 
-async def test_b08_preset_empty(world: World) -> None:
+async def test_b08_an_empty_preset_is_not_found(world: World) -> None:
     case = await play(world, "B08-preset-empty")
 
     assert "was not found" in (await case.answer("c1"))["result"]["error"]
 
 
-async def test_b09_args_null(world: World) -> None:
+async def test_b09_null_args_are_accepted(world: World) -> None:
     case = await play(world, "B09-args-null")
 
     assert "has no workspace" in (await case.answer("c1"))["result"]["error"]
 
 
-async def test_b09_page_float(world: World) -> None:
+async def test_b09_a_page_number_may_be_a_float(world: World) -> None:
     case = await play(world, "B09-page-float")
 
     answer = await case.answer("c1")
@@ -81,7 +81,9 @@ async def test_b09_page_float(world: World) -> None:
     assert answer["result"]["page"] == 2
 
 
-async def test_b10_call_id_used_twice(world: World) -> None:
+async def test_b10_a_repeated_call_id_gets_the_first_answer_and_an_invalid_one_is_refused(
+    world: World,
+) -> None:
     letters = await world.operator.hear("workspaced.dead.tool")
 
     case = await play(world, "B10-call-id-used-twice")
@@ -109,10 +111,10 @@ async def test_b10_call_id_used_twice(world: World) -> None:
         ("B28-stop-version-empty", "stopped"),
     ],
 )
-async def test_b28_what_other_languages_write_for_absent(
+async def test_b28_values_that_other_languages_write_for_absent_keys_are_accepted(
     world: World, name: str, state: str
 ) -> None:
-    """The cases B28: values that other languages write for an absent key, or for an integer."""
+    """Also floats without a fraction for integers."""
     case = await play(world, name)
 
     found = await case.chat.state(state)
@@ -122,7 +124,7 @@ async def test_b28_what_other_languages_write_for_absent(
     assert "notice" not in last
 
 
-async def test_b29_leap_second(world: World) -> None:
+async def test_b29_a_leap_second_becomes_the_last_microsecond_of_its_minute(world: World) -> None:
     case = await play(world, "B29-leap-second")
 
     await case.chat.state("failed:build_failed")
@@ -131,13 +133,13 @@ async def test_b29_leap_second(world: World) -> None:
     assert entry["event"]["time"] == "2016-12-31T23:59:59.999999Z"
 
 
-async def test_b30_bom(world: World) -> None:
+async def test_b30_an_event_with_a_byte_order_mark_is_read(world: World) -> None:
     case = await play(world, "B30-bom")
 
     assert (await case.answer("c1"))["is_error"] is False
 
 
-async def test_null_and_absent_args_are_alike_on_the_bus_and_by_rpc(world: World) -> None:
+async def test_null_args_count_as_absent_on_the_bus_and_by_rpc(world: World) -> None:
     chat = await world.chat()
     body = {"chat_id": chat.id, **chat.identity}
 
@@ -152,7 +154,7 @@ async def test_null_and_absent_args_are_alike_on_the_bus_and_by_rpc(world: World
         assert (await chat.answer(call_id))["result"] == answer["result"]
 
 
-async def test_a_body_with_a_byte_order_mark_is_read(world: World) -> None:
+async def test_an_rpc_body_with_a_byte_order_mark_is_read(world: World) -> None:
     chat = await world.chat()
     body = json.dumps({"chat_id": chat.id, "after": 0.0}).encode()
 
@@ -161,7 +163,7 @@ async def test_a_body_with_a_byte_order_mark_is_read(world: World) -> None:
     }
 
 
-async def test_names_of_any_length_are_kept_up_to_4_kib(world: World) -> None:
+async def test_long_workspace_and_owner_names_are_cut_after_4_kib(world: World) -> None:
     """The database indexes names, and an index takes no long text that does not compress."""
     chat = await world.chat()
     await chat.call("list_templates")
@@ -177,7 +179,7 @@ async def test_names_of_any_length_are_kept_up_to_4_kib(world: World) -> None:
     assert state["workspace"]["owner_name"] == name[:4096]
 
 
-async def test_what_is_left_out_of_a_fact_stands_in_its_entry_s_notice(world: World) -> None:
+async def test_the_event_log_names_the_parts_of_a_fact_that_were_discarded(world: World) -> None:
     chat = await world.chat()
     _, job = await world.building(chat)
     good = {"id": new_id(), "name": "main"}
@@ -198,7 +200,7 @@ async def test_what_is_left_out_of_a_fact_stands_in_its_entry_s_notice(world: Wo
     assert [agent["id"] for agent in entry["event"]["data"]["agents"]] == [good["id"]]
 
 
-async def test_an_end_that_can_not_be_read_is_noted_on_the_chat_and_its_correction_counts(
+async def test_an_invalid_terminal_fact_puts_a_notice_on_the_chat_until_a_valid_one_arrives(
     world: World,
 ) -> None:
     chat = await world.chat()
@@ -222,10 +224,10 @@ async def test_an_end_that_can_not_be_read_is_noted_on_the_chat_and_its_correcti
     assert "notice" not in await world.service.rpc("get_chat", chat_id=chat.id)
 
 
-async def test_snapshots_are_what_the_logs_of_all_of_this_fold_to(
+async def test_replay_agrees_with_the_snapshot_after_a_rejected_fact(
     world: World, running: Up
 ) -> None:
-    """The event logs hold accepted, repaired and rejected events of the tests before this one."""
+    """Also after the correction, of which a character was replaced."""
     chat = await world.chat()
     _, job = await world.building(chat)
     letters = await world.operator.hear("workspaced.dead.provisioner")

@@ -6,7 +6,7 @@ from tests.cases.playing import play
 from tests.rigs.world import World
 
 
-async def test_b27_sequence_behind(world: World) -> None:
+async def test_b27_an_agent_whose_sequence_is_behind_counts_as_connected(world: World) -> None:
     """The agent counts as connected regardless of its clock, and a create keeps its workspace."""
     case = await play(world, "B27-sequence-behind")
     chat = case.chat

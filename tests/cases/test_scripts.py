@@ -9,7 +9,7 @@ from tests.rigs.messages import new_id
 from tests.rigs.processes import Up
 
 
-def test_b03_verdict_lost_behind_the_limit(running: Up) -> None:
+def test_b03_a_startup_script_that_fills_its_log_still_reports_its_result(running: Up) -> None:
     chat = new_id()
     pushed = running.data("template", "push", INPUTS / "B03-verdict-lost-behind-the-limit")
     words = ("tool", "create_workspace", "--chat", chat, "--json", "--arg")

@@ -51,7 +51,7 @@ def everything(running: Up, template: str | Path, **parameters: str) -> tuple[st
     return running.run("log", chat).stdout, "\n".join(shown)
 
 
-def test_b25_secret_of_several_lines(running: Up) -> None:
+def test_b25_a_secret_of_several_lines_is_masked(running: Up) -> None:
     """`echo` without quotes writes spaces for line ends; the failure repeats the last line."""
     lines = ("-----BEGIN KEY-----", "MC4CAQAwBQYDK2VwBCIEIAbcDefGhIjKl", "-----END KEY-----")
 
@@ -89,7 +89,7 @@ def test_b25_secret_of_several_lines(running: Up) -> None:
     ],
     ids=["indented", "carriage returns", "JSON", "repr", "URL", "in pieces", "error file"],
 )
-def test_b25_secret_however_a_step_writes_it(
+def test_b25_a_secret_is_masked_in_every_spelling_that_a_step_writes(
     running: Up, tmp_path: Path, script: str, value: str
 ) -> None:
     made = folder(tmp_path, STEP.replace("NAME", f"step-{uuid4().hex[:8]}"))
@@ -104,7 +104,7 @@ def test_b25_secret_however_a_step_writes_it(
         assert part not in shown
 
 
-def test_b25_short_secret(running: Up, tmp_path: Path) -> None:
+def test_b25_a_secret_that_is_too_short_is_not_masked(running: Up, tmp_path: Path) -> None:
     log, shown = everything(running, INPUTS / "B25-short-secret", flag="1")
     assert "step 1 of 10" in log
     assert "***" not in log

@@ -26,7 +26,7 @@ def refused(running: Up, template: Path) -> str:
     return done.stderr
 
 
-def test_b06_push_takes_agent_env_list(running: Up) -> None:
+def test_b06_push_refuses_a_list_as_value_of_an_agents_variable(running: Up) -> None:
     said = refused(running, INPUTS / "B06-push-takes-agent-env-list")
 
     assert "template.toml:6: agent[0].env.D: expected a text" in said
@@ -40,7 +40,7 @@ def test_b06_push_takes_agent_env_list(running: Up) -> None:
         ("ours", "the folder .workspaced belongs to workspaced"),
     ],
 )
-def test_b06_push_takes_what_can_not_be_unpacked(
+def test_b06_push_refuses_a_folder_that_cannot_be_unpacked(
     running: Up, tmp_path: Path, what: str, words: str
 ) -> None:
     made = folder(tmp_path)
@@ -59,18 +59,18 @@ def test_b06_push_takes_what_can_not_be_unpacked(
     shutil.rmtree(made)
 
 
-def test_b23_env_name_with_equals(running: Up) -> None:
+def test_b23_push_refuses_a_variable_name_with_an_equals_sign(running: Up) -> None:
     assert "'A=B'" in refused(running, INPUTS / "B23-env-name-with-equals")
 
 
-def test_b24_two_names_one_variable(running: Up) -> None:
+def test_b24_push_refuses_parameters_that_share_one_variable(running: Up) -> None:
     said = refused(running, INPUTS / "B24-two-names-one-variable")
 
     assert "'git-branch', 'git_branch', 'GIT_BRANCH'" in said
     assert "WORKSPACED_PARAM_GIT_BRANCH" in said
 
 
-def test_b31_toml_number_for_text(running: Up) -> None:
+def test_b31_push_refuses_a_toml_number_for_a_text(running: Up) -> None:
     said = refused(running, INPUTS / "B31-toml-number-for-text")
 
     for where in (
@@ -82,7 +82,7 @@ def test_b31_toml_number_for_text(running: Up) -> None:
         assert f"{where}: expected a text" in said
 
 
-def test_a_sensitive_parameter_that_is_too_short_is_warned_of_on_stderr(
+def test_push_warns_about_a_sensitive_value_that_is_too_short_to_mask(
     running: Up, tmp_path: Path
 ) -> None:
     text = f'{QUICK}\n[[parameter]]\nname = "pin"\nsensitive = true\ndefault = "123"\n'

@@ -97,7 +97,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InATerminal]:
         yield running
 
 
-def test_b20_step_asks_on_the_terminal(terminal: InATerminal) -> None:
+def test_b20_a_build_step_cannot_read_from_the_operators_terminal(terminal: InATerminal) -> None:
     created, log = terminal.create("B20-step-asks-on-the-terminal")
 
     assert created["created"]
@@ -107,7 +107,7 @@ def test_b20_step_asks_on_the_terminal(terminal: InATerminal) -> None:
     assert "/dev/tty" not in terminal.shown()
 
 
-def test_b21_step_types_into_the_terminal(terminal: InATerminal) -> None:
+def test_b21_a_build_step_cannot_type_into_the_operators_terminal(terminal: InATerminal) -> None:
     created, log = terminal.create("B21-step-types-into-the-terminal")
 
     assert "error" in created

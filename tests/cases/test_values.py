@@ -53,8 +53,9 @@ def caller(running: Up) -> Caller:
     return Caller(running)
 
 
-def test_b01_stale_immutable_option(caller: Caller) -> None:
-    """A start keeps an immutable value, even if the new version does not allow it."""
+def test_b01_a_start_keeps_an_immutable_value_that_the_new_version_does_not_allow(
+    caller: Caller,
+) -> None:
     template = caller.push("B01-stale-immutable-option/v1")
     caller.well(
         "create_workspace", "--arg", f"template_id={template}", "--arg", "parameters.image=old"
@@ -84,8 +85,7 @@ def test_b01_the_same_immutable_value_may_be_given(caller: Caller) -> None:
     assert caller.well("start_workspace", "--arg", "parameters.image=old")["started"] is True
 
 
-def test_b02_new_immutable_parameter(caller: Caller) -> None:
-    """A new immutable parameter, which the workspace has no value for, may be set once."""
+def test_b02_a_new_immutable_parameter_can_be_set_once(caller: Caller) -> None:
     template = caller.push("B02-new-immutable-parameter/v1")
     caller.well("create_workspace", "--arg", f"template_id={template}")
     caller.well("stop_workspace")
@@ -98,8 +98,7 @@ def test_b02_new_immutable_parameter(caller: Caller) -> None:
     assert status == 1
 
 
-def test_b02_same_value_other_spelling(caller: Caller) -> None:
-    """The same value in another spelling is no change."""
+def test_b02_the_same_value_in_another_spelling_is_no_change(caller: Caller) -> None:
     template = caller.push("B02-same-value-other-spelling")
     tags = 'parameters.tags="[\\"a\\",\\"b\\"]"'
     made = ("--arg", f"template_id={template}", "--arg", tags, "--arg", "parameters.cpus=4")
@@ -124,8 +123,9 @@ def test_b02_same_value_other_spelling(caller: Caller) -> None:
         ("sha", "null"),
     ],
 )
-def test_b31_cli_values(caller: Caller, name: str, typed: str) -> None:
-    """A parameter's value arrives exactly as it is typed."""
+def test_b31_a_parameter_arrives_exactly_as_it_is_typed(
+    caller: Caller, name: str, typed: str
+) -> None:
     template = caller.push("B31-cli-values")
 
     caller.well(
@@ -139,8 +139,7 @@ def test_b31_cli_values(caller: Caller, name: str, typed: str) -> None:
     assert caller.parameters()[name] == typed
 
 
-def test_b31_cli_values_of_texts(caller: Caller) -> None:
-    """Names and queries are texts, even if they look like numbers or booleans."""
+def test_b31_names_and_queries_that_look_like_numbers_stay_texts(caller: Caller) -> None:
     template = caller.push("B31-cli-values")
 
     for name in ("2024", "true"):

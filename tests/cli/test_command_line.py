@@ -93,6 +93,16 @@ def test_the_help_of_a_command_names_every_flag(command: str) -> None:
         assert flag in helped.stdout
 
 
+@pytest.mark.parametrize("group", sorted({c.split()[0] for c in FLAGS if " " in c}))
+def test_the_help_of_a_group_says_what_its_commands_do(group: str) -> None:
+    helped = run(group, "--help").stdout
+
+    usage, description, *_ = helped.split("\n\n")
+    assert usage.startswith("usage: ")
+    assert description[0].isupper()
+    assert description.endswith(".")
+
+
 @pytest.mark.parametrize("command", ["up", "worker", "gateway", "provisioner"])
 def test_the_help_of_a_role_describes_the_settings_that_it_uses(command: str) -> None:
     helped = run(command, "--help").stdout

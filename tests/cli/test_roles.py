@@ -96,6 +96,21 @@ def test_a_provisioner_with_a_key_for_another_pool_ends_with_an_error(
     assert status == 0
 
 
+def test_issuing_a_key_for_a_name_that_is_bound_to_another_pool_fails_with_status_1(
+    running: Up,
+) -> None:
+    issue = ("credentials", "issue", "--role", "provisioner", "--name", "bound")
+    running.data(*issue, "--pool", "gpu")
+
+    taken = running.run(*issue, "--pool", "cpu")
+    misspelled = running.run(*issue, "--pool", "no.pool")
+
+    assert taken.returncode == 1
+    assert "--name: 'bound' belongs to a provisioner of pool gpu for ever" in taken.stderr
+    assert misspelled.returncode == 2
+    assert "--pool: use letters" in misspelled.stderr
+
+
 def test_a_second_provisioner_of_a_directory_is_an_error(running: Up) -> None:
     refused = running.run("provisioner")
 

@@ -21,6 +21,8 @@ from handlers.settings import Settings
 TITLES: Final = ("PUBLIC KEY", "ROLE", "FOR", "ENDS", "CONNECTIONS")
 WRONG_USAGE: Final = 2
 """The exit status for flags that the gateway refuses."""
+_BOUND_NAME: Final = re.compile(r"body\.name: .* belongs to a provisioner of pool ")
+"""How the gateway refuses a name that was issued for another pool: the flags are right, the name is taken."""
 _FLAGS: Final = {"chat_ids": "--chat", "name": "--name", "pool": "--pool", "ttl_seconds": "--for"}
 """The flag that gives each field of the rpc's body."""
 
@@ -28,7 +30,8 @@ _FLAGS: Final = {"chat_ids": "--chat", "name": "--name", "pool": "--pool", "ttl_
 async def issue(command: IssueCredential, settings: Settings) -> int:
     """Issue a key and print it; print its seed, or write it to a file. Raises BusError.
 
-    Return 2 if the gateway refuses the flags, as the command line does for those that it can check itself.
+    Return 2 if the gateway refuses the flags, as the command line does for those that it can check itself,
+    and 1 for every other refusal.
     """
     file = command.out
     try:
@@ -52,7 +55,10 @@ async def issue(command: IssueCredential, settings: Settings) -> int:
     except ServiceError as error:
         faults = re.split(r"; (?=body\.)", error.description)
         note("workspaced: " + "; ".join(_explain_fault(fault, command) for fault in faults))
-        return WRONG_USAGE if error.code == HTTPStatus.BAD_REQUEST else 1
+        wrong_flags = error.code == HTTPStatus.BAD_REQUEST and not any(
+            map(_BOUND_NAME.match, faults)
+        )
+        return WRONG_USAGE if wrong_flags else 1
     write_json(issued)
     return 0
 
