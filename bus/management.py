@@ -19,7 +19,7 @@ from bus import subjects
 from bus.errors import BusError, Conflict, Refused, Unavailable
 from bus.messages import ConsumerState, StreamInfo
 from bus.nats_client import NatsClient
-from bus.streams import MANAGED, Consumer, Stream
+from bus.streams import LOG, MANAGED, Consumer, Stream
 
 API_TIMEOUT: Final = 5.0
 """Seconds that JetStream may take to reply; it stores a message in well under a millisecond."""
@@ -193,9 +193,14 @@ def _updated(existing: StreamConfig, stream: Stream) -> StreamConfig:
     Raises Refused if the stream was created for one server and is to be replicated.
     """
     if existing.persist_mode == PersistMode.ASYNC and stream.num_replicas > 1:
+        after = (
+            "the logs in it are lost"
+            if stream.name == LOG.name
+            else "workers publish again from the database what it held"
+        )
         raise Refused(
-            f"{stream.name} was made for one server, and the server can't change that: delete "
-            "the stream (what it holds is lost) and start again, or keep 1 replica"
+            f"{stream.name} was made for one server, and NATS can't change that: stop workspaced, delete "
+            f"the stream and start again ({after}), or keep 1 replica"
         )
     declared = {name: getattr(stream, name) for name in MANAGED}
     declared["persist_mode"] = existing.persist_mode  # the server does not change it

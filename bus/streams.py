@@ -50,6 +50,7 @@ class Stream(StreamConfig):
     duplicate_window: float = 2 * _MINUTE
     allow_direct: bool = False
     allow_atomic: bool = False
+    """Earlier versions published in atomic batches; async persistence does not permit them."""
     allow_msg_schedules: bool = False
     """Publishers can then forge every subject of this stream: only for streams of trusted publishers."""
     allow_msg_ttl: bool = False
@@ -60,7 +61,7 @@ class Stream(StreamConfig):
     persist_mode: PersistMode | None = None
     """ASYNC acknowledges before the write: fast, but a crash of the server may lose the tail.
 
-    Ignored with more than one replica.
+    Workers publish again from the database what a derived stream lost. Ignored with more than one replica.
     """
 
     @property
@@ -121,16 +122,18 @@ JOB: Final = Stream(
     subjects=[subjects.JOBS],
     retention=RetentionPolicy.WORK_QUEUE,
     duplicate_window=24 * _HOUR,
-    allow_atomic=True,
 )
-"""Jobs for provisioners; the message id is the build id."""
+"""Jobs for provisioners; the message id is the build id.
+
+Not asynchronous: after a crash workers look for lost states, answers and timers, but not for lost jobs.
+"""
 
 STATE: Final = Stream(
     name="WORKSPACED_STATE",
     subjects=[subjects.STATES],
     max_msgs_per_subject=1,
     allow_direct=True,
-    allow_atomic=True,
+    persist_mode=PersistMode.ASYNC,
     republish=RePublish(subjects.STATES, subjects.UI_STATE_COPY),
 )
 """The latest state of each chat."""
@@ -146,7 +149,7 @@ LOG: Final = Stream(
     persist_mode=PersistMode.ASYNC,
     republish=RePublish(subjects.LOGS, subjects.UI_LOG_COPY),
 )
-"""Output of builds and scripts. It is the only stream that may lose its tail.
+"""Output of builds and scripts. It is the only stream whose lost tail nobody publishes again.
 
 A build with endless output loses its own oldest messages, not those of other builds.
 """
@@ -157,7 +160,7 @@ RESULT: Final = Stream(
     max_age=48 * _HOUR,
     max_msgs_per_subject=1,
     allow_direct=True,
-    allow_atomic=True,
+    persist_mode=PersistMode.ASYNC,
 )
 """The result of each tool call, kept twice as long as the contract promises."""
 
@@ -176,8 +179,8 @@ TIMER: Final = Stream(
     max_age=35 * _DAY,
     max_msgs_per_subject=1,
     allow_direct=True,
-    allow_atomic=True,
     allow_msg_schedules=True,
+    persist_mode=PersistMode.ASYNC,
 )
 """Timers, armed and fired. When a timer fires again, the message replaces that of the earlier firing."""
 

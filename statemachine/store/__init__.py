@@ -442,9 +442,9 @@ class Recovery(Protocol):
         ...
 
     async def advance_positions(
-        self, positions: Mapping[str, StreamPosition], server_id: str
+        self, positions: Mapping[str, StreamPosition], server_id: str | None
     ) -> None:
-        """Record how far streams are, and that the server process was seen, if it is the recorded one.
+        """Record how far streams are, and that the server process (None: none) was seen, if it is the recorded one.
 
         A position only moves forward, within the same stream, and never replaces the mark of a loss.
         """
@@ -459,7 +459,7 @@ class Recovery(Protocol):
         ...
 
     async def record_server(self, server_id: str) -> None:
-        """Record a server process, and that everything has been published to it but the outbox."""
+        """Record a server process to which everything has been published. The time of the earlier one stays."""
         ...
 
     async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:

@@ -366,7 +366,7 @@ class PostgresRecovery(Recovery):
 
     @override
     async def advance_positions(
-        self, positions: Mapping[str, StreamPosition], server_id: str
+        self, positions: Mapping[str, StreamPosition], server_id: str | None
     ) -> None:
         await self._fetch("advance_positions", *_position_columns(positions), server_id)
 

@@ -374,10 +374,11 @@ select stream, created, last from stream_seen
 select id, seen_at from nats_server
 
 -- name: record_server
--- Runs after everything that an earlier server process may have lost has been published again.
+-- Runs after everything that an earlier server process may have lost has been published again. The time stays: this
+-- process, too, may crash before it has written that to the disk.
 insert into nats_server (id, seen_at)
 values ($1, least(clock_timestamp(), (select at from outbox order by id limit 1)))
-on conflict (one) do update set id = excluded.id, seen_at = excluded.seen_at
+on conflict (one) do update set id = excluded.id
 
 -- name: advance_positions
 -- Workers write positions while they process events. A worker that has not yet noticed that a stream was created

@@ -51,6 +51,12 @@ class NatsServer:
         self._process.kill()
         self._process.wait()
 
+    def end(self) -> None:
+        """Stop the server in the way in which it writes everything to the disk."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait()
+
     def reload(self, config: str) -> None:
         assert self._process is not None
         self.config.write_text(config)

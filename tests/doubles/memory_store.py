@@ -389,14 +389,14 @@ class MemoryRecovery:
         return dict(self._positions)
 
     async def advance_positions(
-        self, positions: Mapping[str, StreamPosition], server_id: str
+        self, positions: Mapping[str, StreamPosition], server_id: str | None
     ) -> None:
         for name, new in positions.items():
             known = self._positions.setdefault(name, new)
             if known.created == new.created and known.last < new.last:
                 self._positions[name] = new
-        if server_id in self._seen_server:
-            await self.record_server(server_id)
+        if server_id is not None and server_id in self._seen_server:
+            self._seen_server = {server_id: self._published_until()}
 
     async def reset_positions(self, positions: Mapping[str, StreamPosition]) -> None:
         self._positions.update(positions)
@@ -405,8 +405,11 @@ class MemoryRecovery:
         return next((SeenServer(*seen) for seen in self._seen_server.items()), None)
 
     async def record_server(self, server_id: str) -> None:
-        at = min([self._store.clock(), *self._store.outbox_times.values()])
+        at = next(iter(self._seen_server.values()), self._published_until())
         self._seen_server = {server_id: at}
+
+    def _published_until(self) -> datetime:
+        return min([self._store.clock(), *self._store.outbox_times.values()])
 
     async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:
         for name, position in before.items():

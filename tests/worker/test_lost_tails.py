@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 
-from bus import Bus, PubAck, subjects
+from bus import Bus, BusError, Delivery, Outbound, PubAck, Schedule, StoredMessage, subjects
 from bus.jetstream import connect
-from bus.streams import IN, JOB, RESULT, STATE, TIMER, WORKER_IN
+from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, TIMER, WORKER_IN, WORKER_TIMER
 from handlers.worker.worker import Worker
 from statemachine.chat import Limits
 from statemachine.store import Store
@@ -46,6 +49,17 @@ def files_of(directory: Path, stream: str) -> Path:
     return found
 
 
+def keep_files(directory: Path, stream: str) -> None:
+    shutil.copytree(files_of(directory, stream), directory / "old" / stream)
+
+
+def put_back(directory: Path, stream: str) -> None:
+    """Replace the files of a stream by those that were kept."""
+    files = files_of(directory, stream)
+    shutil.rmtree(files)
+    shutil.copytree(directory / "old" / stream, files)
+
+
 async def apply_events(worker: Worker, bus: Bus, stored: list[PubAck]) -> None:
     """Apply these events, without recording the positions of the streams again."""
     left = {ack.sequence for ack in stored}
@@ -57,6 +71,32 @@ async def apply_events(worker: Worker, bus: Bus, stored: list[PubAck]) -> None:
             assert await worker.publish(batch)
             left -= {delivery.sequence for delivery in deliveries}
         await bus.flush()
+
+
+class Watched:
+    """A bus that records which messages are stored and looked for over it."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.stored: list[str] = []
+        self.looked_for: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        results = await self._bus.publish_many(messages)
+        self.looked_for += [message.subject for message in messages]
+        self.stored += [
+            message.subject
+            for message, result in zip(messages, results, strict=True)
+            if isinstance(result, PubAck)
+        ]
+        return results
+
+    async def get_last(self, stream: str, subject: str) -> StoredMessage | None:
+        self.looked_for.append(subject)
+        return await self._bus.get_last(stream, subject)
 
 
 async def state_of(bus: Bus, chat: str) -> str | None:
@@ -76,9 +116,9 @@ async def test_what_a_power_cut_took_is_published_again_by_the_next_worker(
         sent = [await Senders(bus).create(chat) for chat in chats[:10]]
         await apply_events(worker, bus, sent)
         await worker.watch.accept()
-    server.stop()
+    server.end()
     for name in names:
-        shutil.copytree(files_of(tmp_path, name), tmp_path / "old" / name)
+        keep_files(tmp_path, name)
     server.start()
     async with await connect(server.url, wait=True) as bus:
         worker = Worker(store, bus, Limits())
@@ -89,9 +129,7 @@ async def test_what_a_power_cut_took_is_published_again_by_the_next_worker(
         await apply_events(worker, bus, sent)
     server.stop()  # with the worker, before it recorded how far the streams are
     for name in names:
-        files = files_of(tmp_path, name)
-        shutil.rmtree(files)
-        shutil.copytree(tmp_path / "old" / name, files)
+        put_back(tmp_path, name)
     server.start()
 
     async with await connect(server.url, wait=True) as bus:
@@ -106,3 +144,93 @@ async def test_what_a_power_cut_took_is_published_again_by_the_next_worker(
             answer = await bus.get_last(RESULT.name, subjects.result(chat, "list"))
             assert answer is not None
             assert json.loads(answer.data)["data"]["call_id"] == "list"
+
+
+async def test_a_worker_that_lives_on_publishes_again_only_what_was_lost(
+    server: NatsServer, store: Store, tmp_path: Path, database_url: str
+) -> None:
+    old, kept, lost = ([new_id() for _ in range(10)] for _ in range(3))
+    async with await connect(server.url, wait=True) as real, asyncio.timeout(60):
+        back = asyncio.Event()
+        bus: Any = Watched(real)
+        worker = Worker(store, bus, Limits())
+        for callback in (worker.relay.forget, worker.gate.close, back.set):
+            bus.on_reconnect(callback)
+        await worker.republisher.prepare()
+        await worker.watch.accept()
+        sent = [await Senders(bus).create(chat) for chat in old + kept]
+        await apply_events(worker, bus, sent)
+        server.end()
+        keep_files(tmp_path, STATE.name)
+        server.start()
+        await back.wait()
+        await worker.republisher.prepare()
+        await apply_events(worker, bus, [await Senders(bus).create(chat) for chat in lost])
+        database = await asyncpg.connect(database_url)
+        await database.execute(
+            "update chat set updated_at = updated_at - interval '1 hour' where chat_id = any($1)",
+            old,
+        )
+        await database.close()
+        back.clear()
+        server.stop()
+        put_back(tmp_path, STATE.name)
+        server.start()
+        await back.wait()
+        bus.stored.clear()
+        bus.looked_for.clear()
+
+        losses = await worker.republisher.prepare()
+
+        assert losses == {PRESENCE.name}
+        states = [s for s in bus.stored if s.startswith("workspaced.state.")]
+        assert sorted(states) == sorted(subjects.state(chat) for chat in lost)
+        looked = {subject for subject in bus.looked_for if subject.startswith("workspaced.state.")}
+        assert looked == {subjects.state(chat) for chat in kept + lost}
+        assert [await state_of(bus, c) for c in old + kept + lost] == ["building"] * 30
+        bus.stored.clear()
+        assert await worker.republisher.prepare() == frozenset()
+        assert not [s for s in bus.stored if s.startswith("workspaced.state.")]
+
+
+async def test_timers_that_reuse_lost_sequences_are_delivered(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    """The consumer had delivered those sequences before, and some of them are not acknowledged."""
+
+    async def fire(bus: Bus, count: int, acked: int) -> set[str]:
+        names = [f"c{number}" for number in range(count)]
+        for name in names:
+            armed = subjects.timer_arm(name, "deadline", 1)
+            schedule = Schedule(subjects.fires_on(armed), datetime.now(UTC))
+            await bus.publish(armed, b"{}", schedule=schedule)
+        seen: dict[str, Delivery] = {}
+        async with asyncio.timeout(WITHIN), bus.pull(WORKER_TIMER) as pull:
+            while len(seen) < count:
+                seen |= {delivery.subject: delivery for delivery in await pull.next(256)}
+            for delivery in [*seen.values()][:acked]:
+                await delivery.ack()
+            await bus.flush()
+        return set(seen)
+
+    async with await connect(server.url, wait=True) as bus:
+        await bus.ensure_stream(TIMER)
+        await bus.ensure_consumer(WORKER_TIMER)
+        await fire(bus, 2, 2)
+    server.end()
+    keep_files(tmp_path, TIMER.name)
+    server.start()
+    async with await connect(server.url, wait=True) as bus:
+        await fire(bus, 20, 10)
+        last = (await bus.stream_info(TIMER.name)).last
+    server.stop()
+    put_back(tmp_path, TIMER.name)
+    server.start()
+    async with await connect(server.url, wait=True) as bus:
+        assert (await bus.ensure_stream(TIMER)).last < last
+        await bus.ensure_consumer(WORKER_TIMER)
+
+        assert len(await fire(bus, 10, 10)) == 10
+
+        assert (await bus.stream_info(TIMER.name)).last < last
+        assert (await bus.consumer_state(WORKER_TIMER)).undelivered == 0

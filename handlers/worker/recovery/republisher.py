@@ -89,7 +89,7 @@ class Republisher:
             suffix = f":{origin.current}"
         made()
         await self._arm_timers(await self.skew.measure())
-        suspect_since = await self.watch.suspect_since()
+        suspect_since = self.watch.suspect_since
         if lost:
             await self._publish_again({name: self.watch.token(name) + suffix for name in lost})
         if suspect_since is not None:

@@ -1,5 +1,9 @@
 """Detects that NATS lost a stream or the end of one, by comparing it with the positions in the database.
 
+On a single server, NATS acknowledges states, answers and timers before it writes them to the disk. A crash of the
+server may take the newest of them, and that is no loss: when workers find another server process than the one that
+is recorded, they publish again what changed since a time shortly before that process was last seen.
+
 After a reconnect nothing may be published before that comparison: a new message at the end of a shortened
 stream would hide the loss. The `PublishGate` holds publishing back until `StreamWatch` has compared.
 """
@@ -13,6 +17,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
+
+from nats.js.api import PersistMode
 
 from bus import Backoff, Bus, Delivery, StreamInfo, Unavailable
 from bus.streams import DEAD, LOG, STREAMS, Stream, Tuning
@@ -31,6 +37,10 @@ LOOKS: Final = 8
 """How often a cluster is asked again, some 4 s in all, before a missing end of a stream counts as lost."""
 _EXPENDABLE: Final = frozenset({LOG.name, DEAD.name})
 """Streams that nothing can be published again of; the log may lose its end in every crash."""
+_UNWRITTEN_STREAMS: Final = frozenset(
+    s.name for s in STREAMS if s.persist_mode is PersistMode.ASYNC
+)
+"""Streams of which a single server that crashes loses the newest messages, by design."""
 _IN_MEMORY: Final = frozenset(stream.name for stream in STREAMS if stream.in_memory)
 """Streams that a single server loses when it restarts, by design. A cluster should keep them."""
 
@@ -50,6 +60,10 @@ class StreamWatch:
     _recorded_at: float = 0.0
     _server_id: str = ""
     """The server process that was connected at the last check."""
+    _checked_at: float = 0.0
+    """The time of the last check, in seconds of the monotonic clock."""
+    suspect_since: datetime | None = None
+    """Since when the server may have lost messages unnoticed; None if it may not, as of the last check."""
 
     async def find_losses(self) -> frozenset[str]:
         """Create streams and consumers, open the gate, and return the streams that lost messages.
@@ -62,6 +76,8 @@ class StreamWatch:
         # First of all: what is published from here on is newer than the positions that are read below.
         self._advance(self.gate.positions)
         self.gate.positions.clear()
+        # Before the positions: whoever records a server process has recorded its positions before that.
+        seen = await self.store.recovery.seen_server() if self.tuning.replicas == 1 else None
         # The recorded positions are read before the streams, which grow meanwhile: that must not look like a loss.
         recorded = await self.store.recovery.stream_positions()
         before = dict(recorded)
@@ -70,6 +86,12 @@ class StreamWatch:
                 before[name] = max(before[name], position, key=lambda p: p.last)
         found = await self._ensure_streams(before)
         lost = {name for name, info in found.items() if _differs(before.get(name), info)}
+        shorter = {n for n in lost & _UNWRITTEN_STREAMS if _is_shorter(before.get(n), found[n])}
+        if seen is None or not lost <= _UNWRITTEN_STREAMS | _IN_MEMORY:
+            shorter = (
+                set()
+            )  # if another stream lost something, the files of all streams may be older ones
+        lost -= shorter
         if new := {n for n in lost - _EXPENDABLE if n in before and before[n].loss_token is None}:
             _log_losses(new, self.tuning.replicas)
         positions = {name: StreamPosition(info.created, info.last) for name, info in found.items()}
@@ -79,6 +101,9 @@ class StreamWatch:
             raise Unavailable("the connection was lost while streams were checked for losses")
         # Only now: a worker that could not mark the loss must find it again.
         self._positions, self._tokens = positions, tokens
+        self._checked_at = time.monotonic()
+        suspect = seen is not None and (shorter or seen.id != self._server_id)
+        self.suspect_since = seen.at - UNWRITTEN if seen is not None and suspect else None
         self.gate.opened.set()
         return losses
 
@@ -128,20 +153,6 @@ class StreamWatch:
             raise Unavailable("another worker was publishing again what streams lost")
         return tokens
 
-    async def suspect_since(self) -> datetime | None:
-        """Return since when the server may have lost messages unnoticed; None if it may not.
-
-        A server that crashes loses what it had acknowledged and not yet written to the disk. The recorded
-        positions show that only if they are as new as the loss. A cluster loses nothing with one server.
-        Raises StoreUnavailableError.
-        """
-        if self.tuning.replicas > 1:
-            return None
-        seen = await self.store.recovery.seen_server()
-        if seen is None or seen.id == self._server_id:
-            return None
-        return seen.at - UNWRITTEN
-
     async def record_server(self) -> None:
         """Record that everything has been published to the server process of the last check.
 
@@ -175,7 +186,10 @@ class StreamWatch:
         if (now := time.monotonic()) - self._recorded_at >= RECORD_INTERVAL:
             self._recorded_at = now
             self._advance(self.gate.positions)
-            await self.store.recovery.advance_positions(self._positions, self._server_id)
+            # What was published again after a crash may be lost in another crash as long as it is not written.
+            is_written = now - self._checked_at >= UNWRITTEN.total_seconds()
+            server_id = self._server_id if is_written else None
+            await self.store.recovery.advance_positions(self._positions, server_id)
 
     def _advance(self, sequences: Mapping[str, int]) -> None:
         for stream, sequence in sequences.items():
