@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nkeys
@@ -16,7 +17,7 @@ from nats.js.errors import APIError
 from bus import Bus, Message, Outbound, PubAck, Refused, Stream, Unavailable, jetstream
 from bus.jetstream import JetStreamBus, connect
 from bus.management import bus_error
-from bus.streams import Consumer
+from bus.streams import LOG, RESULT, STATE, TIMER, Consumer
 from tests.contract.conftest import NatsServer
 
 GUARDED = """
@@ -193,6 +194,31 @@ async def test_publishing_without_permission_is_refused_immediately(
             await guest.publish("Not.Allowed", b"")
 
     assert [r.levelno for r in caplog.records if "violation" in r.message] == [logging.ERROR]
+
+
+async def test_a_stream_of_an_earlier_version_is_kept(own_server: NatsServer) -> None:
+    """The server can't change how a stream is persisted; atomic batches can be switched off."""
+    async with await connect(own_server.url, wait=True) as bus:
+        for stream in (STATE, RESULT, TIMER):
+            old = replace(stream, persist_mode=None, allow_atomic=True)
+            before = await bus.ensure_stream(old)
+
+            assert await bus.ensure_stream(stream) == before
+            info = await bus._management.manager.stream_info(stream.name)
+
+            assert not info.config.allow_atomic
+            assert info.config.persist_mode in (None, "default")
+
+
+async def test_a_stream_for_one_server_says_what_to_do_to_replicate_it(
+    own_server: NatsServer,
+) -> None:
+    async with await connect(own_server.url, wait=True) as bus:
+        for stream, after in ((STATE, "publish again"), (LOG, "logs in it are lost")):
+            await bus.ensure_stream(stream)
+
+            with pytest.raises(Refused, match=after):
+                await bus.ensure_stream(replace(stream, num_replicas=3))
 
 
 async def test_among_many_messages_only_those_without_permission_are_refused(

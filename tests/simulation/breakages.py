@@ -13,6 +13,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from bus import Delivery, Outbound, subjects
+from handlers.worker.recovery.republisher import Republisher
 from handlers.worker.worker import Worker
 from statemachine import events, fold
 from statemachine.chat import Chat
@@ -103,6 +104,13 @@ def _purge_past_unacknowledged_events() -> Callable[[], None]:
     return replaced(SimulatedBus, "purge", all_events)
 
 
+def _lost_tail_not_published_again() -> Callable[[], None]:
+    async def nothing(self: Any, since: datetime, lost: Any) -> None:
+        del self, since, lost
+
+    return replaced(Republisher, "_publish_missing", nothing)
+
+
 BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "ack before commit": _ack_before_commit,
     "no dedupe by identity": _no_dedupe_by_identity,
@@ -112,6 +120,7 @@ BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "timer subject without generation": _timer_subject_without_generation,
     "older build followed": _older_build_followed,
     "purge past unacknowledged events": _purge_past_unacknowledged_events,
+    "lost tail of a derived stream not published again": _lost_tail_not_published_again,
 }
 
 

@@ -24,7 +24,7 @@ from tests.simulation.database import Database, SimulatedStore
 from tests.simulation.loop import EPOCH, Process, SeededLoop
 from tests.simulation.machine import Machine, Ways
 from tests.simulation.network import Network
-from tests.simulation.troubles import TAILS, Troubles
+from tests.simulation.troubles import Troubles
 from tests.unit.driver import ORG, PYTHON
 from tests.unit.facts import uid
 
@@ -291,8 +291,7 @@ class Run:
             await bus.ensure_stream(stream)
         await bus.ensure_consumer(pool_consumer("local"))
         self.callers = Callers(bus, self.random, self.pace)
-        count = 1 if TAILS in self.troubles.kinds else self.random.choice((1, 2, 2, 3))
-        for number in range(count):
+        for number in range(self.random.choice((1, 2, 2, 3))):
             self._start_worker(f"worker {number + 1}")
         self._start_provisioner()
 

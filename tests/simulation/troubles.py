@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from bus.streams import IN, JOB, RESULT, STATE, TIMER
+from bus.streams import IN, RESULT, STATE, TIMER
 from tests.simulation.loop import Process
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ KINDS: Final = (
 )
 """A kind that is listed twice is twice as likely."""
 CHANCES: Final = ("word of nats lost", "word of database lost", "short windows", "slow network")
-_WITH_TAILS: Final = (JOB.name, STATE.name, RESULT.name, TIMER.name)
+_WITH_TAILS: Final = (STATE.name, RESULT.name, TIMER.name)
+"""The streams that are acknowledged before they are written. Workers publish again what these lose."""
 PAUSES: Final = {"worker": (0.5, 3.0, 7.0, 16.0), "provisioner": (5.0, 35.0), "agent": (5.0, 30.0)}
 _ELSEWHERE: Final = ("agent", "provisioner", "message")
 
@@ -45,11 +46,6 @@ class Troubles:
         self.met: Counter[str] = Counter()
         share = self._random.choice((0.25, 0.6, 0.9))
         self.kinds = [kind for kind in KINDS if self._random.random() < share]
-        if TAILS in self.kinds:
-            # After the tails of streams are lost, only the worker that published those messages
-            # knows them, until it has recorded them within a second of work. So no worker is killed
-            # in such runs.
-            self.kinds = [kind for kind in self.kinds if kind != "worker killed"]
         self.chances = {kind for kind in CHANCES if self._random.random() < 0.4}
         self._aimed: tuple[str, Process] | None = None
         self._every = self._random.choice((15, 40, 100, 250))
@@ -192,9 +188,11 @@ class Troubles:
             return
         self._count(kind, tails or "")
         run.loop.outside(partial(run.network.stop, lose=lose, tails=tails))
-        if lose or tails:
+        if lose:
             run.lost()
             run.loop.later(run.pace(6.0), run.callers.store_lost)
+        elif tails:
+            run.states.clear()
         run.loop.later(run.pace(1.5), self._server_back)
 
     def _server_back(self) -> None:
