@@ -189,6 +189,11 @@ def _waiting(results: Results) -> Iterator[Verdict]:
             for when in ("with", "without")
         ]
         yield _compared(parts.WAITING, title, *pair, 1.2, unit=unit)
+    rest = median(
+        [one for line in lines for one in line["starts"]["with"]], lambda one: one["rest_s"]
+    )
+    title = "a worker that starts with them has armed all timers, s"
+    yield _absolute(parts.WAITING, title, rest, None, 10, unit=" s")
     for title, new, old in (
         ("the first of them is answered, and p99 of answers before", "first_ms p50", "few_ms p99"),
         ("p50 of more answers, and before", "some_ms p50", "few_ms p50"),

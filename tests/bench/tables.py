@@ -215,7 +215,7 @@ def _waiting(results: Results) -> Table:
             for key, what, unit in (
                 ("ready_s", "ready after", "s"),
                 ("rest_s", "at rest after", "s"),
-                ("cpu_s", "CPU until then", "s"),
+                ("cpu_s", "CPU of all processes until then", "s"),
                 ("resident", "resident", "MiB"),
             ):
                 found = over(starts, lambda start, key=key: start[key])

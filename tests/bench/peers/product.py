@@ -52,8 +52,10 @@ where datname = current_database() and pid <> pg_backend_pid() and backend_type 
 """
 
 
-_CALM: Final = 2.0
-"""Seconds of which a process at rest computes less than a twentieth."""
+_CALM: Final = 5.0
+"""Seconds in which processes at rest compute for less than 2 % of the time."""
+_REST_LIMIT: Final = 300.0
+"""Seconds after which a worker that started is not waited for."""
 
 
 class Driver(Peer):
@@ -117,19 +119,19 @@ class Driver(Peer):
         }
 
     async def started_worker(self) -> dict[str, float]:
-        """Start one more worker, and stop it when it is at rest.
+        """Start one more worker, and stop it when the whole product is at rest, or after five minutes.
 
-        Return the seconds until it was ready, those until it was at rest, its CPU seconds until then,
-        and its resident MiB.
+        Return the seconds until it was ready, those until all was at rest, the CPU seconds of all
+        processes until then, and the worker's resident MiB.
         """
-        began = time.monotonic()
+        before, began = sum(map(tree_cpu, self.pids().values())), time.monotonic()
         async with self.processes.one_more_worker() as pid:
             ready = time.monotonic()
-            used, rested = await _at_rest(pid)
+            used, rested = await _at_rest([pid, *self.pids().values()], began + _REST_LIMIT)
             return {
                 "ready_s": round(ready - began, 3),
                 "rest_s": round(rested - began, 1),
-                "cpu_s": round(used, 2),
+                "cpu_s": round(used - before, 2),
                 "resident": rss(pid),
             }
 
@@ -184,10 +186,10 @@ class Driver(Peer):
         await self.sources.close()
 
 
-async def _at_rest(pid: int) -> tuple[float, float]:
-    """Wait until a process computes no more; return its CPU seconds, and since when it is at rest."""
+async def _at_rest(pids: Sequence[int], deadline: float) -> tuple[float, float]:
+    """Wait until processes compute no more; return their CPU seconds, and the time since when."""
     while True:
-        before, since = tree_cpu(pid), time.monotonic()
+        before, since = sum(map(tree_cpu, pids)), time.monotonic()
         await asyncio.sleep(_CALM)
-        if tree_cpu(pid) - before < _CALM / 20:
+        if sum(map(tree_cpu, pids)) - before < _CALM / 50 or since > deadline:
             return before, since
