@@ -239,7 +239,8 @@ class Bus(Protocol):
 
         Return for each message its acknowledgement, or why there is none: Conflict, Refused, or Unavailable (also
         when no stream has the subject), after which the message may be stored nevertheless. Messages of one
-        stream are stored in their order. If the connection breaks, none is sent after that.
+        stream are stored in their order. If the connection breaks, none is sent after that. Raises Refused, before
+        anything is sent, if the name of a header is invalid.
         """
         ...
 

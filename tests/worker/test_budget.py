@@ -15,7 +15,7 @@ import pytest
 
 from bus import Bus, Delivery, Outbound
 from bus.jetstream import connect
-from bus.streams import IN, WORKER_IN, pool_consumer
+from bus.streams import IN, STREAMS, WORKER_IN, pool_consumer
 from handlers.access.identities import seed_file
 from handlers.embedded import Servers
 from handlers.worker.worker import Worker
@@ -30,6 +30,7 @@ from tests.unit.driver import ORG, PYTHON
 from tests.worker.messages import Job, Senders
 
 NAMES = {text: name for name, text in queries().items()}
+SYNCED = {s.subjects[0].split(".")[1] for s in STREAMS if s.persist_mode is None}
 SAMPLED = ("count_open_calls", "pools")
 FACT = ["look", "write", "delete_outbox"]
 CREATE = ["look", "look_up", "write", "delete_outbox"]
@@ -71,6 +72,11 @@ class Cost:
     published: list[dict[str, int]] = field(default_factory=list)
     """Each is one round trip to NATS: how many messages of which kind were published side by side."""
     asked: list[str] = field(default_factory=list)
+
+    @property
+    def fsyncs(self) -> int:
+        """How many of the published messages NATS writes to the disk before it acknowledges them."""
+        return sum(count for kinds in self.published for k, count in kinds.items() if k in SYNCED)
 
     def note(self, record: Any) -> None:
         """Record a statement, except asyncpg's queries of types and samples taken every second."""
@@ -165,6 +171,7 @@ async def test_a_create_costs_this_many_operations(bench: Bench) -> None:
     spent = bench.spent()
     assert spent.statements == CREATE
     assert spent.published == [{"state": 1, "timer": 1}, {"job": 1}]
+    assert spent.fsyncs == 1
     assert spent.asked == []
 
 
@@ -187,7 +194,9 @@ async def test_a_fact_costs_this_many_operations(
     assert bench.spent() == Cost(FACT, [{"state": 1, "timer": 1}])
     await bench.send.agent(job, "ready", 2)
     await bench.work(1)
-    assert bench.spent() == Cost(FACT, [{"state": 1}, {"result": 1}])
+    spent = bench.spent()
+    assert spent == Cost(FACT, [{"state": 1}, {"result": 1}])
+    assert spent.fsyncs == 0
 
 
 async def test_a_repeat_costs_one_read_of_the_outbox(bench: Bench) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from datetime import timedelta
 
 import pytest
 
@@ -13,6 +14,7 @@ from bus import Message, Unavailable, subjects
 from bus.streams import IN, JOB, LOG, PRESENCE, RESULT, STATE, TIMER, WORKER_IN
 from handlers.runtime import clock
 from handlers.worker import relay
+from handlers.worker.recovery import stream_watch
 from handlers.worker.recovery.republisher import ASK_COUNT
 from statemachine.store import StreamPosition
 from tests.doubles.memory_server import Interest
@@ -456,6 +458,52 @@ async def test_a_second_crash_soon_after_the_first_loses_nothing(
     await rig.hand().prepare()
 
     assert rig.state(chat) == before
+
+
+async def test_after_a_crash_the_second_worker_has_nothing_left_to_publish(
+    rig: Rig, hand: Hand, ready: Job, chat: str
+) -> None:
+    """It knows how far the streams were before the crash, and may record that once more."""
+    other = rig.hand()
+    await hand.prepare()
+    await other.prepare()
+    await rig.senders.ask(chat, "stop_workspace", "stop")
+    newest = other.take()
+    await other.work(newest)
+    crash(rig, {STATE.name: 1, TIMER.name: 1})
+    rig.states[chat].clear()
+    assert await hand.prepare() == {PRESENCE.name}
+    assert [state["state"] for state in rig.states[chat]] == ["stopping"]
+    published = {name: last_sequence(rig, name) for name in (STATE.name, RESULT.name)}
+    await other.watch.follow(newest[-1])
+
+    assert await other.prepare() == frozenset()
+    assert await rig.hand().prepare() == frozenset()
+
+    assert published == {name: last_sequence(rig, name) for name in published}
+
+
+async def test_a_worker_that_has_not_checked_a_new_server_does_not_say_it_was_seen(
+    rig: Rig, hand: Hand, send: Senders, ready: Job, chat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the next worker would not look for what the earlier process lost."""
+    monkeypatch.setattr(stream_watch, "UNWRITTEN", timedelta(0))
+    other = rig.hand()
+    for one in (hand, other):
+        await one.prepare()
+    before = await rig.store.recovery.seen_server()
+    await send.ask(chat, "stop_workspace", "stop")
+    newest = other.take()
+    await other.work(newest)
+    crash(rig, {STATE.name: 1})
+    dying = rig.hand()
+    await dying.watch.find_losses()  # it stops before it has published anything
+    rig.clock.advance(TEN_MINUTES)
+    await dying.watch.follow(newest[-1])
+
+    assert await rig.store.recovery.seen_server() == before
+    await hand.prepare()
+    assert rig.state(chat)["state"] == "stopping"
 
 
 async def test_messages_published_during_the_check_count_in_the_next_check(
