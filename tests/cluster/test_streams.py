@@ -42,7 +42,7 @@ async def streams(bus: Bus) -> Bus:
     return bus
 
 
-async def test_an_older_state_never_stands_over_a_newer_one(streams: Bus) -> None:
+async def test_an_older_state_does_not_replace_a_newer_one_on_three_servers(streams: Bus) -> None:
     subject = subjects.state("older")
     first = await elected(
         lambda: streams.publish(subject, b"1", message_id="older:1", expected_last=0)
@@ -55,7 +55,7 @@ async def test_an_older_state_never_stands_over_a_newer_one(streams: Bus) -> Non
     assert (again.sequence, again.duplicate) == (first.sequence, True)
 
 
-async def test_frontends_get_a_copy_of_what_was_stored(streams: Bus) -> None:
+async def test_frontends_receive_a_copy_of_a_stored_state(streams: Bus) -> None:
     async with streams.subscribe("workspaced.ui.copied.>") as ui:
         await streams.publish(subjects.state("copied"), b"state")
         await streams.publish(subjects.log("copied", "b"), b"line")
@@ -63,7 +63,7 @@ async def test_frontends_get_a_copy_of_what_was_stored(streams: Bus) -> None:
         assert [(await ui.next(5)).data for _ in range(2)] == [b"state", b"line"]
 
 
-async def test_timers_fire_and_the_silence_of_an_agent_is_marked(streams: Bus) -> None:
+async def test_timers_fire_and_nats_reports_an_expired_presence_message(streams: Bus) -> None:
     came: dict[str, list[Delivery]] = {}
     soon = datetime.now(UTC) + timedelta(seconds=1)
     fired = subjects.timer_fired("c", "deadline")
@@ -81,7 +81,7 @@ async def test_timers_fire_and_the_silence_of_an_agent_is_marked(streams: Bus) -
     assert [one.is_delete_marker for one in came[shown]] == [False, True]
 
 
-async def test_a_message_that_is_being_stored_already_is_no_refusal(streams: Bus) -> None:
+async def test_a_message_that_is_just_being_stored_is_not_refused_for_good(streams: Bus) -> None:
     async def once() -> PubAck | Unavailable:
         try:
             return await streams.publish(subjects.job("local"), b"{}", message_id="one build")
@@ -95,7 +95,7 @@ async def test_a_message_that_is_being_stored_already_is_no_refusal(streams: Bus
     assert len({ack.sequence for ack in acks}) == 1
 
 
-async def test_streams_of_one_server_come_to_three_with_what_they_hold(bus: Bus) -> None:
+async def test_a_stream_of_one_server_keeps_its_messages_when_it_grows_to_three(bus: Bus) -> None:
     alone = replace(RESULT, name="GROWING", subjects=["growing.*"])
     await elected(lambda: bus.ensure_stream(alone))
     # The other servers may not know the stream yet.
@@ -108,7 +108,9 @@ async def test_streams_of_one_server_come_to_three_with_what_they_hold(bus: Bus)
     assert stored.data == b"kept"
 
 
-async def test_the_log_of_one_server_says_what_to_do_to_come_to_three(bus: Bus) -> None:
+async def test_the_error_for_a_log_stream_that_cannot_grow_to_three_servers_names_the_remedy(
+    bus: Bus,
+) -> None:
     alone = replace(LOG, name="ALONE", subjects=("alone.*.*",), republish=None)
     await elected(lambda: bus.ensure_stream(alone))
 
@@ -116,7 +118,7 @@ async def test_the_log_of_one_server_says_what_to_do_to_come_to_three(bus: Bus) 
         await bus.ensure_stream(replace(alone, num_replicas=3))
 
 
-async def test_a_log_of_three_servers_may_come_back_to_one(bus: Bus) -> None:
+async def test_a_log_stream_of_three_servers_can_shrink_to_one(bus: Bus) -> None:
     three = replace(LOG, name="BACK", subjects=["back.*.*"], republish=None, num_replicas=3)
     await elected(lambda: bus.ensure_stream(three))
 

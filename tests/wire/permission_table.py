@@ -1,7 +1,7 @@
-"""The contract's table of permissions, written out by hand: who may say and hear what.
+"""The contract's table of permissions, written by hand: which participant may publish and subscribe to which subject.
 
-Every subject that the product, JetStream or NATS itself listens to stands here, and each party is
-judged on each. Nothing is taken from the product's own table: this is the second opinion.
+It has every subject that workspaced, JetStream or NATS itself receives, for each participant. It is written
+independently of the table in the code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 STREAMS = ("IN", "JOB", "STATE", "LOG", "RESULT", "DEAD", "TIMER", "PRESENCE")
 CONSUMERS = {"JOB": "pool-wire"}
-"""A consumer of a stream that is worth attacking; of the others `worker`."""
+"""The consumer of a stream that the test tries to access; for other streams it is `worker`."""
 TOOLS = ("create_workspace", "start_workspace", "stop_workspace", "list_templates", "read_template")
 READING = ("cancel", "get_chat", "list_chats", "read_log", "read_events")
 POWERFUL = ("operator", "worker")
@@ -34,12 +34,12 @@ _SILENT = (
     "workspaced.ui",
     "workspaced.res",
 )
-"""Beginnings of subjects where a publisher gets no answer of its own."""
+"""Beginnings of subjects on which a publisher gets no answer."""
 
 
 @dataclass(frozen=True)
 class Ids:
-    """Whose the parties are, and whose they are not."""
+    """The ids and inboxes of the participants, and ids that belong to others."""
 
     chat: str
     build: str
@@ -58,7 +58,7 @@ class Ids:
 
 
 def answered(subject: str) -> bool:
-    """Whether a request on it, however wrong, is answered when it is let through."""
+    """Return whether a permitted request on this subject is answered, even if it is invalid."""
     if ".MSG.NEXT." in subject or ".CONSUMER.RESET." in subject:
         return False  # nonsense is dropped here; pulls of sense are what every build begins with
     return not subject.startswith(_SILENT) or subject.startswith("workspaced.result.")
@@ -96,7 +96,7 @@ def _jetstream(ids: Ids) -> list[str]:
 
 
 def published(ids: Ids) -> list[str]:
-    """Every subject that somebody might publish on."""
+    """Return every subject that a participant might publish on."""
     chats = (ids.chat, ids.other_chat)
     return [
         *(f"workspaced.in.tool.{chat}.svc" for chat in chats),
@@ -137,7 +137,7 @@ def published(ids: Ids) -> list[str]:
 
 
 def may_publish(party: str, subject: str, ids: Ids) -> bool:
-    """What the contract says, and of the project's own subjects its documents."""
+    """Return whether the contract, or for other subjects the documentation, permits it."""
     if party == "operator":
         return not subject.startswith("workspaced.timer.")
     if party == "worker":
@@ -174,7 +174,7 @@ def may_publish(party: str, subject: str, ids: Ids) -> bool:
 
 
 def subscribed(ids: Ids) -> list[str]:
-    """Every subject, and every wildcard, that somebody might listen to."""
+    """Return every subject, and every wildcard, that a participant might subscribe to."""
     chats = (ids.chat, ids.other_chat)
     wide = (
         "in",
@@ -216,7 +216,7 @@ def subscribed(ids: Ids) -> list[str]:
 
 
 def may_subscribe(party: str, subject: str, ids: Ids) -> bool:
-    """Likewise."""
+    """Return whether the contract, or for other subjects the documentation, permits it."""
     if party in POWERFUL or subject.startswith(f"{ids.own_inbox(party)}."):
         return True
     if party == "chat-service":

@@ -1,4 +1,4 @@
-"""Agents and their lives: chosen, early, failing, coming and going."""
+"""Agents: which one is chosen, early reports, failed scripts, disconnects and reconnects."""
 
 from __future__ import annotations
 

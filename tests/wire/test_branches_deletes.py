@@ -13,7 +13,7 @@ LEFT = ["stopped", "running", "failed build"]
 
 
 async def given_failed_delete(world: World, chat: Chat, what: str, how: str) -> tuple[Job, Job]:
-    """Have a workspace whose delete ended as `how`; return its first build and the delete."""
+    """Create a workspace whose delete ends as `how`; return its first job and the delete job."""
     start = await steps.given_finished_start(
         world, chat, "failed" if what == "failed build" else "succeeded"
     )

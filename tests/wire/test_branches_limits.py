@@ -1,4 +1,4 @@
-"""The branches in which a limit passes: C2c C3b C3c C4e, S2c S3b, P2c P2d P4a P4b, R4 R6, F1, W1.
+"""The branches in which a limit of a state passes: C2c C3b C3c C4e, S2c S3b, P2c P2d P4a P4b, R4 R6, F1, W1.
 
 Each waits for a limit, so the tests do it for several chats at once.
 """
@@ -30,7 +30,7 @@ async def request_tool(world: World, chat: Chat, tool: str) -> str:
 
 
 async def given_build_timeout(world: World, chat: Chat) -> Job:
-    """Have a start build whose time was over before it ended."""
+    """Create a start build that exceeds its limit."""
     call, job = await world.building(chat)
     assert steps.is_build_failure(await steps.successful_result(chat, call), job.build_id)
     assert chat.now["failure"]["reason"] == "build_timeout"
@@ -38,7 +38,7 @@ async def given_build_timeout(world: World, chat: Chat) -> Job:
 
 
 async def given_stop_timeout(world: World, chat: Chat) -> Job:
-    """Have a stop build whose time was over before it ended."""
+    """Create a stop build that exceeds its limit."""
     await steps.given_finished_start(world, chat)
     call, job = await steps.request_stop(world, chat)
     assert steps.is_build_failure(await steps.successful_result(chat, call), job.build_id)
@@ -47,7 +47,7 @@ async def given_stop_timeout(world: World, chat: Chat) -> Job:
 
 
 async def given_agent_timeout(world: World, chat: Chat) -> tuple[Job, Agent]:
-    """Have a workspace whose agent did not connect in time."""
+    """Create a workspace whose agent does not connect in time."""
     call, job, agent = await world.connecting(chat)
     answer = await steps.successful_result(chat, call)
     assert answer["agent_status"] == "not_ready"
@@ -55,7 +55,7 @@ async def given_agent_timeout(world: World, chat: Chat) -> tuple[Job, Agent]:
 
 
 async def given_scripts_timeout(world: World, chat: Chat) -> tuple[Job, Agent]:
-    """Have a workspace whose scripts did not end in time."""
+    """Create a workspace whose startup scripts do not end in time."""
     call, job, agent = await world.connecting(chat)
     await agent.report_connected()
     await agent.report_lifecycle("starting")
@@ -158,7 +158,7 @@ async def test_w1_the_second_wait_for_a_build_has_a_timeout_as_well(world: World
 
 
 async def test_a_build_that_ends_after_its_timeout_still_changes_the_state(world: World) -> None:
-    """Late facts count, also with nobody waiting: C4f, S4a, C4g, C3d."""
+    """Late facts also count when no call waits: C4f, S4a, C4g, C3d."""
 
     async def built() -> None:
         chat = await world.chat()

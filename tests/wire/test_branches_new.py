@@ -16,7 +16,7 @@ from tests.wire.steps import CREATE, START
 async def assert_create_replaces(
     world: World, chat: Chat, old: Job, number: int
 ) -> tuple[Job, Job]:
-    """See a create make a new workspace, and the old one get a stop of that number."""
+    """Check that a create makes a new workspace, and that the old one gets a stop job with that build number."""
     before = await steps.all_jobs(world, chat)
     call = await steps.request_create(world, chat)
     new = await steps.job_of_new_workspace(world, chat, old)

@@ -1,4 +1,4 @@
-"""Many calls on one chat at once, through gateways and workers that are processes of their own."""
+"""Many simultaneous calls on one chat, with several gateway and worker processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def call_by_rpc(chat: Chat, tool: str, args: Event, call_id: str) -> Event
 
 
 async def call_by_turns(chat: Chat, tool: str, args: Event, number: int) -> Event:
-    """Ask by event or by rpc; return data of tool_resolved, which is that call's."""
+    """Make a call by event or by rpc; return the data of its `tool_resolved`."""
     way = (call_by_event, call_by_rpc)[number % 2]
     answer = await way(chat, tool, args, f"call-{number}")
     assert (answer["call_id"], answer["tool"]) == (f"call-{number}", tool)
@@ -57,7 +57,7 @@ async def call_by_turns(chat: Chat, tool: str, args: Event, number: int) -> Even
 
 
 async def assert_each_answered_once(fleet: Fleet, world: World, chat: Chat, number: int) -> None:
-    """See that so many calls were answered, and none of them twice, also by who ends now."""
+    """Check that so many calls were answered, none of them twice, also after the processes have stopped."""
     await chat.results.count(number)
     found = await world.service.rpc("get_chat", chat_id=chat.id)
     assert found["open_calls"] == []
@@ -73,7 +73,7 @@ async def assert_each_answered_once(fleet: Fleet, world: World, chat: Chat, numb
 
 
 async def last_sequence(world: World, stream: str) -> int:
-    """How many messages the stream ever took."""
+    """Return how many messages the stream has ever stored."""
     return int((await world.operator.js.stream_info(stream)).state.last_seq)
 
 
@@ -100,7 +100,7 @@ async def test_c8_200_concurrent_creates_make_one_workspace(fleet: Fleet, world:
 
 @dataclass
 class Builder:
-    """Works the jobs of one chat, well or ill, and sees that there is one at a time."""
+    """Builds the jobs of one chat, some with failures, and checks that there is one job at a time."""
 
     world: World
     chat: Chat
@@ -110,7 +110,7 @@ class Builder:
     done: list[Job] = field(default_factory=list)
 
     async def work(self) -> None:
-        """Work until cancelled; each job at once, so that one too many is seen."""
+        """Build until cancelled. Each job is taken at once, so that a superfluous one is noticed."""
         async with asyncio.TaskGroup() as tasks:
             for number in range(1, 1000):
                 job = (await self.world.provisioner.jobs.count(number))[number - 1]

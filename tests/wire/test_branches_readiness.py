@@ -110,7 +110,7 @@ async def test_f1_a_failed_or_canceled_build_is_a_build_failure(
 
 
 async def asked(world: World, chat: Chat, tool: str) -> tuple[str, Job]:
-    """Have the tool ask for a build; return the call and its job."""
+    """Make a call that requests a build; return the call and its job."""
     if tool == CREATE:
         return await world.building(chat)
     if tool == START:

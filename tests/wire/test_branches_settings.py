@@ -1,4 +1,4 @@
-"""Settings that operators change at run time (C5d, C7), and values that nobody else may read."""
+"""Settings that operators change at run time (C5d, C7), and parameters that only the provisioner may read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ ChangeSetting = Callable[[str, str], int]
 
 @pytest.fixture
 def change_setting(deployment: Deployment) -> Iterator[ChangeSetting]:
-    """Change a setting with the command line; return its status. All are put back at the end."""
+    """Return a function that changes a setting with the command line and returns the exit status.
+
+    Reset all changed settings at the end.
+    """
     assert deployment.up is not None
     running, changed = deployment.up, set()
 
@@ -90,7 +93,7 @@ async def test_c7_the_job_has_the_lifetime_as_ttl_ms(
 
 
 async def assert_stopped_by_lifetime(world: World, chat: Chat, start: Job, number: int) -> None:
-    """See the workers stop the workspace because its time is over."""
+    """Check that workers stop the workspace when its lifetime is over."""
     stop = await world.provisioner.job(chat, "stop", number)
     envelope = await chat.states.first(lambda e: e["data"]["build"]["id"] == stop.build_id)
     await world.provisioner.succeed(stop)
@@ -143,7 +146,7 @@ async def test_c7_a_failed_stop_does_not_extend_the_lifetime(
 
 @pytest.fixture
 async def bus_traffic(world: World) -> AsyncIterator[list[tuple[str, bytes]]]:
-    """Whatever passes on the bus from now on, with its subject."""
+    """Record every message on the bus from now on, with its subject."""
     heard: list[tuple[str, bytes]] = []
 
     async def hear(message: Msg) -> None:

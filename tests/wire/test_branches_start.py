@@ -16,7 +16,7 @@ from tests.wire.steps import CREATE, START
 async def assert_start_builds(
     world: World, chat: Chat, number: int, **args: object
 ) -> tuple[Event, Job]:
-    """See a call start the workspace; return its answer and the job."""
+    """Make a call that starts the workspace, and build it; return the answer and the job."""
     call = await chat.ask(START, args)
     job = await world.provisioner.job(chat, "start", number)
     await world.provisioner.succeed(job)
@@ -260,7 +260,7 @@ async def test_s6a_s6b_start_uses_the_active_version_only_if_the_template_requir
 
 
 async def given_stopped_rich_workspace(world: World, chat: Chat, **parameters: object) -> Job:
-    """Have a workspace with parameters, that is stopped."""
+    """Create a stopped workspace with parameters."""
     call = await steps.request_create(world, chat, template_id=world.rich, parameters=parameters)
     job = await world.provisioner.job(chat)
     await world.provisioner.succeed(job)

@@ -76,7 +76,7 @@ What it is for.
 def many_templates(
     deployment: Deployment, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Event]:
-    """Templates of an organization of their own, by name; the organization's id by ''."""
+    """Push templates to a new organization; return the replies by name, and the organization's id under ''."""
     assert deployment.up is not None
     up, parent, organization = deployment.up, tmp_path_factory.mktemp("many"), new_id()
     texts = {name: f'name = "{name}"\npool = "wire"\n' for name in NUMBERED}

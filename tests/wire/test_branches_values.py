@@ -16,21 +16,21 @@ from tests.wire.steps import START, STOP
 
 
 def toml(name: str, *parameters: str) -> str:
-    """A template that demands its active version, with parameters of these tables."""
+    """Return a template that requires its active version, with these parameters."""
     tables = "".join(f"[[parameter]]\n{table}\n" for table in parameters)
     return f'name = "{name}"\npool = "wire"\nrequire_active_version = true\n{tables}'
 
 
 @dataclass
 class Changing:
-    """A template that changes, and a chat with a workspace of it."""
+    """A template with several versions, and a chat with a workspace of that template."""
 
     world: World
     chat: Chat
     folder: Path
 
     async def made(self, *tables: str, **parameters: object) -> Job:
-        """Push the first version, and have a workspace made of it and stopped."""
+        """Push the first version, and create and stop a workspace of it."""
         await self.changed(*tables)
         template = self._pushed["template_id"]
         call = await steps.request_create(
@@ -43,7 +43,7 @@ class Changing:
         return job
 
     async def changed(self, *tables: str) -> None:
-        """Push a version with parameters of these tables."""
+        """Push a version with these parameters."""
         assert self.world.deployment.up is not None
         (self.folder / "template.toml").write_text(toml(self.folder.name, *tables))
         push = ("template", "push", self.folder, "--organization", self.chat.organization_id)
@@ -109,7 +109,7 @@ SIZE = 'name = "size"\ntype = "number"'
 async def test_s7e_a_mutable_value_that_became_invalid_is_reset_and_named(
     changing: Changing,
 ) -> None:
-    """The call waits for a stop first, and names it all the same."""
+    """The call first waits for a stop; its answer names the value nevertheless."""
     await changing.made(SIZE, size=8)
     await changing.started()
     await changing.changed(f"{SIZE}\nvalidation_max = 4\ndefault = 2")

@@ -16,7 +16,7 @@ from tests.wire.steps import CREATE, EXISTS, START, STOP
 async def cancel_waiting_call(
     world: World, chat: Chat, call: str, *, by_rpc: bool = False
 ) -> Event:
-    """Cancel a call that waits; return its result."""
+    """Cancel a waiting call; return its result."""
     await steps.assert_calls_wait(world, chat, call)
     if by_rpc:
         answer = await world.service.rpc("cancel", chat_id=chat.id, call_id=call)

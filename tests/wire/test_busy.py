@@ -1,4 +1,4 @@
-"""More calls than may wait: a clear error at once, over the bus and by rpc; who waits is not touched."""
+"""Calls beyond the limit of waiting calls are refused at once, on the bus and by rpc; waiting calls stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call that is canceled ends its own wait only."""
+"""Canceling a call ends the wait of that call only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roles as processes of their own, any number of them, killed and paused at the wrong moment."""
+"""Several processes of each role, which are killed or paused at the worst moment."""
 
 from __future__ import annotations
 

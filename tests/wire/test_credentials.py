@@ -1,4 +1,4 @@
-"""Credentials of agents and frontends: what each may do, and for how long."""
+"""Credentials of agents and frontends: their permissions and their expiry."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.rigs.world import Deployment, World
 
 
 async def assert_denied(party: Participant, word: str) -> None:
-    """Wait until the server refused this party something with `word`."""
+    """Wait until the server has denied this participant a subject that contains `word`."""
     found = await party.errors.first(lambda error: word.lower() in str(error).lower())
     assert "permissions violation" in str(found).lower()
 
 
 async def assert_connection_refused(deployment: Deployment, **options: Any) -> None:
-    """See that NATS does not let somebody in."""
+    """Check that NATS refuses a connection."""
     stranger = Participant()
     with pytest.raises(nats.errors.Error):
         await connect(stranger, deployment.nats, **options)

@@ -29,7 +29,7 @@ async def dead_letter_of(
     sender: str = "chatd",
     headers: Mapping[str, str] | None = None,
 ) -> Msg:
-    """Publish what can't be accepted; return the dead letter, after a check that the chat goes on."""
+    """Publish a message that can't be accepted; check that later events are applied; return the dead letter."""
     letters = await world.operator.hear(f"workspaced.dead.{kind}")
     party = world.service if kind == "tool" else world.provisioner
     subject = f"workspaced.in.{kind}.{chat.id}.{sender}"
@@ -228,7 +228,7 @@ async def test_unusual_but_valid_messages_are_accepted(world: World, more: dict[
 
 
 async def test_large_answers_do_not_stop_the_stream(world: World) -> None:
-    """Values that grow when they are quoted must not make a message that NATS refuses."""
+    """The detail quotes values, which makes them longer. The dead letter must stay within NATS's limit."""
     chat = await world.chat()
     name = "\u0080" * 120_000
     args = {"template_id": world.rich, "parameters": {name: "x"}}

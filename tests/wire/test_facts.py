@@ -1,4 +1,4 @@
-"""Facts that no call asked for: builds made elsewhere, superseded ones, workspaces that go away."""
+"""Facts that no call caused: builds made elsewhere, superseded builds, deleted workspaces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.rigs.world import World
 
 
 def external_build(chat: Chat, number: int = 1, transition: str = "start", **more: Any) -> Event:
-    """A build that somebody made outside workspaced."""
+    """A build that was made outside workspaced."""
     return {
         "chat_id": chat.id,
         "workspace_id": new_id(),
@@ -24,7 +24,7 @@ def external_build(chat: Chat, number: int = 1, transition: str = "start", **mor
 
 
 async def outcomes_by_event(world: World, chat: Chat) -> dict[str, str]:
-    """What became of each event of the chat, by its id."""
+    """Return the outcome of each event of the chat, by the id of the event."""
     page = await world.service.rpc("read_events", chat_id=chat.id)
     return {entry["event"]["id"]: entry["outcome"] for entry in page["events"]}
 

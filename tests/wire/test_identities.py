@@ -1,4 +1,4 @@
-"""Keys that are issued and taken back: who is in goes, who comes back is refused, and it is said who."""
+"""Issued and revoked keys: open connections are closed, new ones refused, and the log names the key."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from tests.rigs.processes import Up
 from tests.rigs.world import POOL, World
 
 ONE = ("--chat", new_id())
-"""A chat on the command line."""
+"""The arguments that name a chat on the command line."""
 
 
 def public_key(credential: Event) -> str:
-    """The public half of a credential."""
+    """Return the public key of a credential."""
     return str(nkeys.from_seed(bytearray(credential["seed"].encode())).public_key.decode())
 
 
 class Guest(Participant):
-    """Somebody with a credential, and when they are let go."""
+    """A participant that notices when the server closes its connection for good."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ async def connected_guest(world: World, credential: Event) -> AsyncIterator[Gues
 
 
 async def assert_connection_refused(world: World, why: str, **options: Any) -> dict[str, Any]:
-    """See somebody refused, and return the line that the gateway logs of it."""
+    """Check that a connection is refused; return the line that the gateway logs about it."""
     stranger = Participant()
     with pytest.raises(nats.errors.Error, match="Authorization Violation"):
         await connect(stranger, world.deployment.nats, **options)
@@ -68,7 +68,7 @@ async def assert_connection_refused(world: World, why: str, **options: Any) -> d
 
 
 async def log_line(world: World, *words: str) -> dict[str, Any]:
-    """Wait for a line of the log that has all of these words."""
+    """Wait for a line of the log that contains all of these words; return it."""
     process = running_up(world).process
 
     def line() -> dict[str, Any]:

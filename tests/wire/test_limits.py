@@ -1,4 +1,4 @@
-"""A chat whose limit passes, and facts that arrive after the limit."""
+"""A state's limit passes, and facts arrive after it."""
 
 from __future__ import annotations
 

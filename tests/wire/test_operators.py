@@ -15,7 +15,7 @@ START, STOP = "start", "stop"
 
 
 async def orphans_of(world: World, chat: Chat) -> list[Event]:
-    """The orphans that the chat tells of, from all pages."""
+    """Return the orphans of the chat, from all pages."""
     found: list[Event] = []
     page: dict[str, Any] = {}
     while not page or "next" in page:
@@ -26,7 +26,7 @@ async def orphans_of(world: World, chat: Chat) -> list[Event]:
 
 
 async def wait_until_logged(world: World, chat: Chat, fact: Event) -> None:
-    """Wait until a fact is in the chat's log: what moves nothing is not published."""
+    """Wait until a fact is in the chat's log. A fact without effect publishes nothing."""
     await chat.call("list_templates")
     while True:
         page = await world.service.rpc("read_events", chat_id=chat.id)

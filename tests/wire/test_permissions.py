@@ -1,4 +1,4 @@
-"""Each party tries everything that there is to say and to hear, on the server as it is shipped."""
+"""Each participant tries to publish and subscribe to every subject, on the server with its shipped configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.wire.permission_table import (
 )
 
 HARMLESS = b"x"
-"""A body that nothing accepts: what is let through is answered with an error, and does nothing."""
+"""An invalid body: a message with it that the server permits has no effect and gets an error as answer."""
 VIOLATION = re.compile(
     r'permissions violation for (\w+) (?:to|with reply of) "([^"]+)"', re.IGNORECASE
 )
@@ -33,7 +33,7 @@ VIOLATION = re.compile(
 
 @asynccontextmanager
 async def connected_participant(world: World, party: str) -> AsyncIterator[tuple[Participant, Ids]]:
-    """Connect as that party; an agent and a frontend get their credentials from the gateway."""
+    """Connect as that participant; an agent and a frontend get their credentials from the gateway."""
     chat = await world.chat()
     _, job = await world.building(chat)
     about = {key: job.data[key] for key in ("chat_id", "workspace_id", "build_id")}
@@ -62,7 +62,7 @@ async def connected_participant(world: World, party: str) -> AsyncIterator[tuple
 
 
 async def violations(party: Participant, kind: str) -> set[str]:
-    """What the server has refused of all that was sent before, in lower case as nats-py tells it."""
+    """Return the subjects that the server has denied so far, in lower case, as nats-py reports them."""
     await party.flush()
     found = (VIOLATION.search(str(error)) for error in party.errors.all)
     return {match[2] for match in found if match and match[1].lower() == kind}

@@ -1,4 +1,4 @@
-"""An agent that falls silent is noticed, and one that shows itself is not."""
+"""Workers notice an agent that stops renewing its presence message, and only such an agent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RENEWED = 5.0
 
 
 async def publish_presence(agent: Agent) -> None:
-    """Give a sign of life, good for 20 seconds."""
+    """Publish a presence message that expires after 20 seconds."""
     await agent.js.publish(
         f"workspaced.presence.{agent.build['chat_id']}.{agent.id}",
         json.dumps({"agent_id": agent.id}).encode(),

@@ -1,8 +1,8 @@
 """Permissions do not check the reply subject of a request: accounts prevent its misuse.
 
-A client names the subject of the answer itself. Were it in one account with the streams, the server
-would put a PubAck, another chat's state or an empty "not found" there in its own name: on a state, a
-result, or on JetStream's own API, where an empty message deletes a stream.
+A client chooses the subject of the answer. If it shared an account with the streams, the server itself
+would publish a PubAck, another chat's state or an empty "not found" there: on the subject of a state or a
+result, or of JetStream's API, where an empty message deletes a stream.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GET = "$JS.API.DIRECT.GET.WORKSPACED_"
 
 
 def requests_of(party: str, ids: Ids) -> list[str]:
-    """What this party may ask, to be answered by the server."""
+    """Return the requests of this participant that the server answers."""
     state = f"{GET}STATE.workspaced.state."
     return {
         "chat-service": [
@@ -49,7 +49,7 @@ def requests_of(party: str, ids: Ids) -> list[str]:
 
 
 def forbidden_subjects(ids: Ids) -> list[str]:
-    """Where no such party may publish."""
+    """Return subjects on which these participants may not publish."""
     victim = ids.other_agent  # a chat of which nothing is known yet
     return [
         *(f"$JS.API.STREAM.{verb}.WORKSPACED_{s}" for verb in ("PURGE", "DELETE") for s in STREAMS),
@@ -109,7 +109,7 @@ async def test_a_reply_cannot_be_directed_to_a_forbidden_subject(party: str, wor
 
 
 async def stream_states(operator: Participant) -> dict[str, Any]:
-    """When each stream and the workers' consumer were made, and that the states are still there."""
+    """Return when each stream and the workers' consumer were created, and the first sequence of states and results."""
     found: dict[str, Any] = {}
     for name in STREAMS:
         info = await operator.js.stream_info(f"WORKSPACED_{name}")
@@ -121,7 +121,7 @@ async def stream_states(operator: Participant) -> dict[str, Any]:
 
 
 async def test_an_event_is_not_lost_when_another_sender_used_its_message_id(world: World) -> None:
-    """The duplicate window is one for all subjects: another's id may be taken there, but not kept."""
+    """NATS has one duplicate window for all subjects, so another sender can use a message id first."""
     chat = await world.chat()
     call, job = await world.building(chat)
     fact_id = new_id()

@@ -1,4 +1,4 @@
-"""`workspaced.rpc.*`: the same tools without a bus of one's own, and what can be read."""
+"""`workspaced.rpc.*`: the tools, and the rpcs that read chats."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_a_role_without_permission_cannot_call_rpcs(world: World) -> None:
 
 
 async def error_code(world: World, asked: dict[str, Any]) -> int | str:
-    """The code of a service error, or that the answer is one."""
+    """Return the code of the service error that a request gets, or what its answer is without one."""
     try:
         resolved = await world.service.rpc("list_templates", **asked)
     except ServiceError as fault:

@@ -1,4 +1,4 @@
-"""A workspace's way from the call to the answer, as every reader of the bus sees it."""
+"""A workspace from the call to the answer, as subscribers of the bus see it."""
 
 from __future__ import annotations
 

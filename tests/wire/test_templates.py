@@ -1,4 +1,4 @@
-"""Templates as chats see them: lists, parameters, presets, versions, and what operators set."""
+"""Templates as chats see them: lists, parameters, presets, versions, and the settings of operators."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ async def test_another_organization_cannot_see_the_templates(world: World) -> No
 
 
 class TestSettings:
-    """What operators set holds for all workers at once."""
+    """A setting takes effect in all workers at once."""
 
     @pytest.fixture
     def allow(self, deployment: Deployment) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The answer of each tool in each situation that the other programs can cause."""
+"""The answer of each tool in each situation that other programs can cause."""
 
 from __future__ import annotations
 
