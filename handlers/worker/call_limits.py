@@ -16,7 +16,11 @@ from statemachine.store import Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 SAMPLE_SECONDS: Final = 1.0
-"""How long a sample counts. For that long the limits over all chats may be exceeded."""
+"""The shortest time that a sample counts. For that long the limits over all chats may be exceeded."""
+SAMPLE_SHARE: Final = 0.05
+"""The largest share of the time in which samples are taken: to count a million waiting calls takes 0.1 s."""
+LONGEST_SECONDS: Final = 10.0
+"""The longest time that a sample counts, for example one that waited for an unreachable server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ class LoadSampler:
     bus: Bus
     limits: WaitingLimits
     _load: Load = field(init=False)
-    _sampled_at: float | None = None
+    _due_at: float = 0.0
+    """The time of the event loop from which a new sample is needed."""
     _sampling: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -45,12 +50,18 @@ class LoadSampler:
 
     def load(self, *, sample: bool) -> Load:
         """Return the latest sample; with `sample`, start a new one if the latest is old."""
-        now = asyncio.get_running_loop().time()
-        if sample and (self._sampled_at is None or now - self._sampled_at > SAMPLE_SECONDS):
-            self._sampled_at = now
-            if self._sampling is None or self._sampling.done():
-                self._sampling = asyncio.create_task(self.sample())
+        running = self._sampling is not None and not self._sampling.done()
+        if sample and not running and asyncio.get_running_loop().time() >= self._due_at:
+            self._sampling = asyncio.create_task(self._sample_in_background())
         return self._load
+
+    async def _sample_in_background(self) -> None:
+        """Take a sample, and set when the next one is due."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self.sample()
+        took = loop.time() - began
+        self._due_at = began + min(max(SAMPLE_SECONDS, took / SAMPLE_SHARE), LONGEST_SECONDS)
 
     async def sample(self) -> None:
         """Take a sample; keep the last one while NATS or the database is away."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from handlers.worker import call_limits
 from handlers.worker.call_limits import LoadSampler, WaitingLimits
 from handlers.worker.worker import Worker
 from statemachine.tool_rules import BUSY
@@ -108,6 +111,28 @@ async def test_the_load_is_sampled_at_most_once_a_second_and_only_for_calls(rig:
     await asyncio.wait_for(first, 5)
     gauge.load(sample=True)
     assert gauge._sampling is first
+    await gauge.close()
+
+
+async def test_a_sample_that_takes_long_counts_longer(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples must not keep the database busy when very many calls wait."""
+    monkeypatch.setattr(call_limits, "SAMPLE_SECONDS", 0.0)
+    gauge = LoadSampler(rig.store, rig.bus, WaitingLimits())
+
+    async def samples(share: float) -> bool:
+        """Return whether a second sample follows the first at once."""
+        monkeypatch.setattr(call_limits, "SAMPLE_SHARE", share)
+        gauge.load(sample=True)
+        first = gauge._sampling
+        assert first is not None
+        await first
+        gauge.load(sample=True)
+        return gauge._sampling is not first
+
+    assert await samples(share=1.0)
+    assert not await samples(share=1e-9)
     await gauge.close()
 
 
