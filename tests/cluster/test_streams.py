@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 
 from bus import Backoff, Bus, Conflict, Delivery, PubAck, Refused, Schedule, Unavailable, subjects
-from bus.streams import CONSUMERS, LOG, RESULT, Tuning, pool_consumer
+from bus.streams import CONSUMERS, DEAD, LOG, Tuning, pool_consumer
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -96,7 +96,7 @@ async def test_a_message_that_is_just_being_stored_is_not_refused_for_good(strea
 
 
 async def test_a_stream_of_one_server_keeps_its_messages_when_it_grows_to_three(bus: Bus) -> None:
-    alone = replace(RESULT, name="GROWING", subjects=["growing.*"])
+    alone = replace(DEAD, name="GROWING", subjects=["growing.*"])
     await elected(lambda: bus.ensure_stream(alone))
     # The other servers may not know the stream yet.
     await elected(lambda: bus.publish("growing.a", b"kept"))

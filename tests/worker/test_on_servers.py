@@ -91,6 +91,10 @@ async def place(own_nats: Servers, database_url: str) -> AsyncIterator[Place]:
 
         store = await stack.enter_async_context(open_store(database_url))
         await store.templates.push(ORG, PYTHON.active, b"")
+        # Otherwise the first worker finds new streams, and publishes the first answers a second time.
+        first = Worker(store, await bus("worker"), Limits())
+        await first.republisher.prepare()
+        await first.watch.accept()
         operator = await bus("operator")
         yield Place(operator, store, Senders(operator), start)
 
