@@ -86,12 +86,11 @@ class StreamWatch:
                 before[name] = max(before[name], position, key=lambda p: p.last)
         found = await self._ensure_streams(before)
         lost = {name for name, info in found.items() if _differs(before.get(name), info)}
-        shorter = {n for n in lost & _UNWRITTEN_STREAMS if _is_shorter(before.get(n), found[n])}
-        if seen is None or not lost <= _UNWRITTEN_STREAMS | _IN_MEMORY:
-            shorter = (
-                set()
-            )  # if another stream lost something, the files of all streams may be older ones
-        lost -= shorter
+        shorter: set[str] = set()
+        # If a stream that is on the disk lost something too, the files of all streams may be older ones.
+        if seen is not None and lost <= _UNWRITTEN_STREAMS | _IN_MEMORY:
+            shorter = {n for n in lost & _UNWRITTEN_STREAMS if _is_shorter(before.get(n), found[n])}
+            lost -= shorter
         if new := {n for n in lost - _EXPENDABLE if n in before and before[n].loss_token is None}:
             _log_losses(new, self.tuning.replicas)
         positions = {name: StreamPosition(info.created, info.last) for name, info in found.items()}
@@ -103,7 +102,7 @@ class StreamWatch:
         self._positions, self._tokens = positions, tokens
         self._checked_at = time.monotonic()
         suspect = seen is not None and (shorter or seen.id != self._server_id)
-        self.suspect_since = seen.at - UNWRITTEN if seen is not None and suspect else None
+        self.suspect_since = seen.at - self._margin if seen is not None and suspect else None
         self.gate.opened.set()
         return losses
 
@@ -152,6 +151,14 @@ class StreamWatch:
         if tokens.keys() != lost:
             raise Unavailable("another worker was publishing again what streams lost")
         return tokens
+
+    @property
+    def _margin(self) -> timedelta:
+        """How long before a server was last seen a change may be that the server had not written to the disk.
+
+        Its publication may be late: if a worker dies after the commit, its events are redelivered first.
+        """
+        return UNWRITTEN + timedelta(seconds=self.tuning.ack_wait)
 
     async def record_server(self) -> None:
         """Record that everything has been published to the server process of the last check.
