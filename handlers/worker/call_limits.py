@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 SAMPLE_SECONDS: Final = 1.0
 """The shortest time that a sample counts. For that long the limits over all chats may be exceeded."""
 SAMPLE_SHARE: Final = 0.05
-"""The largest share of the time in which samples are taken: to count a million waiting calls takes 0.1 s."""
+"""The largest share of the time in which samples are taken: to count a million waiting calls takes 0.6 s."""
 LONGEST_SECONDS: Final = 10.0
 """The longest time that a sample counts, for example one that waited for an unreachable server."""
 
