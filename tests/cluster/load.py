@@ -246,7 +246,7 @@ class Load:
         await self.provisioner.store(self._facts[build])
         with suppress(
             *AWAY
-        ):  # a lost ack means redelivery after 30 s: harmless, but a long wait for a test
+        ):  # a lost ack means redelivery after 30 s: harmless, but slow in a test
             await message.ack_sync(timeout=5)
         if first and listed:
             await self._agent(job, listed[0]["id"])

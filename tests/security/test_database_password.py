@@ -49,7 +49,7 @@ from pathlib import Path
 import asyncpg
 
 sockets, data, *users = sys.argv[1:]
-# In halves, so that this program itself holds it nowhere.
+# In two halves, so that this program does not contain it itself.
 secret = (os.environ.pop("HALF").encode(), sys.stdin.readline().strip().encode())
 
 def holds(content):

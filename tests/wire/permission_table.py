@@ -60,7 +60,7 @@ class Ids:
 def answered(subject: str) -> bool:
     """Return whether a permitted request on this subject is answered, even if it is invalid."""
     if ".MSG.NEXT." in subject or ".CONSUMER.RESET." in subject:
-        return False  # nonsense is dropped here; pulls of sense are what every build begins with
+        return False  # an invalid pull gets no answer; each build of these tests proves that a valid one does
     return not subject.startswith(_SILENT) or subject.startswith("workspaced.result.")
 
 

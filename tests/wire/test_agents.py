@@ -81,7 +81,7 @@ async def test_an_agent_that_reconnects_changes_no_state(world: World) -> None:
 
     left = await agent.report_disconnected()
     away = await chat.states.first(lambda e: e["data"]["cause"]["id"] == left["id"])
-    await agent.publish_event("agent_connected", sequence=1)  # an older one than was seen
+    await agent.publish_event("agent_connected", sequence=1)  # older than the newest sequence
     await agent.report_connected()
     await chat.states.first(
         lambda e: (
@@ -102,8 +102,10 @@ async def test_a_repeated_agent_fact_has_no_effect(world: World) -> None:
 
     fact = await agent.report_disconnected()
     subject = f"workspaced.in.agent.{chat.id}.{agent.id}"
-    assert await agent.publish(subject, fact)  # NATS spares us this one
-    await agent.publish(subject, json.dumps(fact).encode())  # and not this one
+    assert await agent.publish(subject, fact)  # NATS drops it: its message id is a repeat
+    await agent.publish(
+        subject, json.dumps(fact).encode()
+    )  # NATS delivers it: it has no message id
     await agent.report_connected()
     await chat.states.first(lambda e: e["data"]["version"] == before + 2)
 

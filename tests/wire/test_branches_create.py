@@ -168,7 +168,7 @@ async def test_c3e_create_waits_for_a_delete_that_supersedes_the_stop(world: Wor
     call = await steps.request_create(world, chat)
 
     delete = await steps.request_delete(world, chat)
-    await world.provisioner.succeed(stop)  # too late to mean anything
+    await world.provisioner.succeed(stop)  # too late to have an effect
     await steps.assert_calls_wait(world, chat, call)
     await world.provisioner.succeed(delete)
     new = await steps.job_of_new_workspace(world, chat, old)

@@ -16,7 +16,7 @@ from tests.wire import steps
 from tests.wire.steps import CREATE, EXISTS, START, STOP
 
 LIMIT = 1.5
-"""Seconds; the tests wait for it to pass, so it is short, and what comes before it is shorter."""
+"""The limit in seconds. It is short, because the tests wait until it passes; steps before it take less time."""
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ async def test_c4d_create_replaces_and_stops_a_workspace_that_lost_its_agent(
     await steps.finish_build(world, stop, how)
     await chat.call("list_templates")
 
-    # What becomes of that stop moves nothing here; operators are told when it fails.
+    # The end of that stop does not move the chat. If it fails, operators see an orphan.
     assert (chat.path, chat.now["version"]) == (path, version)
     if how == "failed":
         assert world.deployment.up is not None
@@ -73,7 +73,7 @@ async def test_c4f_the_stop_job_has_the_next_build_number_of_its_own_workspace(
     stop, second = await assert_create_replaces(world, chat, old, 4)
     await world.provisioner.succeed(stop)
 
-    # The new workspace counts for itself.
+    # The builds of the new workspace are numbered from 1.
     await chat.ask("stop_workspace")
     own = await world.provisioner.jobs.first(
         lambda job: job.workspace_id == second.workspace_id and job.transition == "stop"
@@ -234,7 +234,7 @@ async def test_c6d_a_name_in_use_gets_one_suffix(world: World) -> None:
     assert names[0] == "Box"
     assert names[1].startswith("bOX-")
     assert len(names[1]) == 8
-    assert names[2] == "box"  # another owner's
+    assert names[2] == "box"  # the workspace of another owner
 
 
 async def test_c6d_the_name_of_a_deleted_workspace_can_be_used_again(world: World) -> None:

@@ -22,7 +22,7 @@ from tests.wire.steps import CREATE, FAILURE, START, STOP
 from tests.wire.test_crashes import Fleet, fleet_on
 
 EACH = 3
-"""So many gateways, and so many workers."""
+"""The number of gateways, and of workers."""
 
 
 @pytest.fixture
@@ -120,16 +120,16 @@ class Builder:
                 tasks.create_task(self.build(job))
 
     async def build(self, job: Job) -> None:
-        # Round trips in which a job that must not be there would come.
+        # A superfluous job would arrive during these round trips.
         for _ in range(self.random.randrange(4)):
             await self.world.service.rpc("get_chat", chat_id=self.chat.id)
         how = self.random.choice(("succeeded", "succeeded", "succeeded", "failed", "canceled"))
-        self.under_way.discard(job.build_id)  # the next may come before our PubAck does
+        self.under_way.discard(job.build_id)  # the next job may arrive before this PubAck
         self.done.append(job)
         if how == "succeeded" and job.transition == "start":
             listed = agent_entry()
             await self.world.provisioner.succeed(job, listed)
-            with suppress(Exception):  # a stop may have taken over, then there is no credential
+            with suppress(Exception):  # after a superseding stop there is no credential
                 agent = await self.world.agent(job, listed["id"])
                 await agent.report_connected()
                 await agent.report_lifecycle("ready")

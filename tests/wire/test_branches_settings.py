@@ -82,7 +82,7 @@ async def test_c7_the_job_has_the_lifetime_as_ttl_ms(
     await world.provisioner.succeed(again)
     await steps.successful_result(chat, call)
 
-    # None of these is understood, so the last one stays.
+    # All of these are invalid, so the previous value stays in effect.
     assert {change_setting(TTL, "soon"), change_setting(TTL, "1d"), change_setting(TTL, "h")} == {2}
     kept = await steps.given_finished_start(world, await world.chat())
     assert change_setting(TTL, "0.5ms") == 0
@@ -109,7 +109,9 @@ async def test_c7_workers_stop_a_workspace_whose_lifetime_is_over(
     world: World, change_setting: ChangeSetting
 ) -> None:
     bare, agent, elsewhere = await world.chat(), await world.chat(), await world.chat()
-    before = await steps.given_finished_start(world, elsewhere)  # made before there was a lifetime
+    before = await steps.given_finished_start(
+        world, elsewhere
+    )  # created before the lifetime was set
     assert change_setting(TTL, "1s") == 0
     first = await steps.given_finished_start(world, bare)
     second, _ = await world.ready(agent)
@@ -121,7 +123,7 @@ async def test_c7_workers_stop_a_workspace_whose_lifetime_is_over(
     assert found["status"] == "stopped"
     assert elsewhere.now["state"] == "ready"
     assert await steps.all_jobs(world, elsewhere) == [before]
-    # It counts anew from the end of the next start.
+    # The next start begins a new lifetime.
     call = await bare.ask(START)
     await world.provisioner.succeed(await world.provisioner.job(bare, "start", 3))
     await steps.successful_result(bare, call)

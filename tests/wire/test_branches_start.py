@@ -275,7 +275,10 @@ async def test_s7a_values_of_the_call_precede_those_of_the_last_build_and_the_de
     chat = await world.chat()
     await given_stopped_rich_workspace(world, chat, word="hello", size=5, secret="s3cret")
 
-    same = {"branch": "next", "size": 5}  # a fixed one may be named with its value
+    same = {
+        "branch": "next",
+        "size": 5,
+    }  # an immutable parameter may be given with its present value
     _, job = await assert_start_builds(world, chat, 3, parameters=same)
 
     assert job.parameters == {

@@ -256,7 +256,7 @@ async def test_c5f_every_invalid_parameter_is_named(
     assert answer.keys() - {"detail"} == {"error", "validations"}
     assert all(fault.keys() == {"field", "detail"} for fault in answer["validations"])
     fields = [fault["field"] for fault in answer["validations"]]
-    assert sorted(fields) == sorted([*wrong, "token"])  # which is required, and missing
+    assert sorted(fields) == sorted([*wrong, "token"])  # `token` is required and missing
     assert chat.states.all == []
 
 

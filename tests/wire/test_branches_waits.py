@@ -49,7 +49,7 @@ async def test_x1_a_call_canceled_during_a_build_gets_a_build_failure(
     ]
 
     assert all(steps.is_build_failure(answer, job.build_id) for answer in answers)
-    assert chat.now["state"] == state  # the build goes on, and so does the other call
+    assert chat.now["state"] == state  # the build continues, and the other call still waits
     await steps.assert_calls_wait(world, chat, stays)
     assert (await steps.all_jobs(world, chat))[-1] == job
 
@@ -120,7 +120,7 @@ async def test_x3_a_call_canceled_while_scripts_run_is_answered(world: World) ->
     assert answers[1].keys() == EXISTS | {"startup_scripts"}
     await agent.report_lifecycle("ready")
     await chat.state("ready")
-    assert len(chat.results.all) == 2 + 2  # with two of `waits`
+    assert len(chat.results.all) == 2 + 2  # two of them from `waits`
 
 
 @pytest.mark.parametrize("tool", [CREATE, START, STOP])
@@ -131,7 +131,7 @@ async def test_x4_a_cancel_that_arrives_first_cancels_the_call(world: World, too
     before, version = await steps.all_jobs(world, chat), chat.states.all[-1:]
 
     await chat.cancel("early")
-    await chat.call("list_templates")  # the cancel has come
+    await chat.call("list_templates")  # when it is answered, the cancel has been applied
     args = {"template_id": world.plain} if tool == CREATE else {}
     resolved = await chat.answer(await chat.ask(tool, args, call_id="early"))
 

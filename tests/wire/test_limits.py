@@ -11,7 +11,7 @@ from tests.rigs.messages import Event, agent_entry
 from tests.rigs.world import Deployment, World, deployment_with_timeouts
 
 LIMIT = 0.6
-"""Seconds; the tests wait for it to pass, so it is short."""
+"""The limit in seconds. It is short, because the tests wait until it passes."""
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ async def test_a_timeout_counts_from_entering_the_state(world: World) -> None:
     await job.ack()
 
     assert chat.path == ["building", "failed:build_timeout"]
-    building, _ = chat.states.all  # the joining call published no later deadline
+    building, _ = chat.states.all  # the second call did not extend the deadline
     entered = datetime.fromisoformat(building["data"]["build"]["started_at"])
     assert deadline_of(building) == entered + timedelta(seconds=LIMIT)
 

@@ -109,7 +109,7 @@ async def test_a_participant_may_subscribe_only_to_the_subjects_of_the_contract(
         subjects = subscribed(ids)
         for subject in subjects:
             listening = await client.client.subscribe(subject, queue)
-            # At once, so that a queue group takes nothing from those who work here.
+            # Unsubscribe at once, so that the queue group takes no message from the running roles.
             await listening.unsubscribe()
         denied = denied_subjects(await violations(client, "subscription"), subjects)
 

@@ -10,7 +10,7 @@ from tests.rigs.client import Agent
 from tests.rigs.world import World
 
 RENEWED = 5.0
-"""Seconds between two signs of life: as the project says, three of them fit into 20 s."""
+"""Seconds between two presence messages: three of them fit into the 20 s after which one expires."""
 
 
 async def publish_presence(agent: Agent) -> None:
@@ -32,7 +32,7 @@ async def test_an_agent_without_presence_is_lost_until_its_next_fact(
     async def keep_showing() -> None:
         while True:
             await publish_presence(steady)
-            await asyncio.sleep(RENEWED)  # it is the renewal that is played here
+            await asyncio.sleep(RENEWED)  # the test plays an agent that renews its presence message
 
     renewing = asyncio.create_task(keep_showing())
     await publish_presence(silent)

@@ -28,7 +28,9 @@ async def test_get_chat_returns_state_and_open_calls(world: World) -> None:
     assert open_call.keys() == {"call_id", "tool", "asked_at"}
     assert (open_call["call_id"], open_call["tool"]) == (call, "create_workspace")
     assert shapes.is_time(open_call["asked_at"])
-    assert "pool 'wire'" in found.pop("notice")  # the job is taken, and nobody said that it began
+    assert "pool 'wire'" in found.pop(
+        "notice"
+    )  # the job was delivered, but no provisioner has reported that the build began
     assert found == chat.states.all[0]["data"]
 
 

@@ -29,7 +29,7 @@ def requests_of(party: str, ids: Ids) -> list[str]:
         "chat-service": [
             f"workspaced.in.tool.{ids.other_chat}.svc",
             state + ids.chat,
-            state + ids.other_chat,  # not there: the answer is empty
+            state + ids.other_chat,  # has no state: the answer is empty
             f"{GET}RESULT.workspaced.result.{ids.other_chat}.1",
             f"{GET}STATE",
         ],
@@ -50,7 +50,7 @@ def requests_of(party: str, ids: Ids) -> list[str]:
 
 def forbidden_subjects(ids: Ids) -> list[str]:
     """Return subjects on which these participants may not publish."""
-    victim = ids.other_agent  # a chat of which nothing is known yet
+    victim = ids.other_agent  # the id of a chat without events
     return [
         *(f"$JS.API.STREAM.{verb}.WORKSPACED_{s}" for verb in ("PURGE", "DELETE") for s in STREAMS),
         "$JS.API.STREAM.MSG.DELETE.WORKSPACED_STATE",
@@ -90,7 +90,7 @@ async def test_a_reply_cannot_be_directed_to_a_forbidden_subject(party: str, wor
             for target in watched:
                 await client.client.publish(subject, HARMLESS, reply=target)
                 await client.client.publish(subject, b"", reply=target)
-        # What is asked later is answered later: when this has come, all of those have.
+        # The server answers in order: after this answer, all earlier requests have been answered.
         inbox, answered = f"{ids.own_inbox(party)}.last", Participant().errors
 
         async def last(message: Msg) -> None:
@@ -105,7 +105,7 @@ async def test_a_reply_cannot_be_directed_to_a_forbidden_subject(party: str, wor
         assert heard == []
         assert await stream_states(world.operator) == before
     chat = await world.chat()
-    await world.building(chat)  # all of it still works
+    await world.building(chat)  # workspaced still works
 
 
 async def stream_states(operator: Participant) -> dict[str, Any]:
@@ -137,8 +137,8 @@ async def test_an_event_is_not_lost_when_another_sender_used_its_message_id(worl
     fact = await world.provisioner.publish_event("build_succeeded", job, id=fact_id, **told)
     subject = f"workspaced.in.provisioner.{chat.id}.{world.provisioner.name}"
     again = await world.provisioner.publish(subject, fact)
-    assert again  # the server still takes it for a repeat
-    # As the senders of this repository do when they hear that.
+    assert again  # the server still treats it as a repeat
+    # The senders of this repository also do this when NATS reports a repeat.
     await world.provisioner.js.publish(subject, json.dumps(fact).encode())
 
     assert (await chat.answer(call))["is_error"] is False

@@ -15,7 +15,7 @@ from tests.rigs.world import World
 from tests.schemas import SCHEMAS
 
 RPCS = {path.name.removesuffix(".body.json") for path in (SCHEMAS / "rpcs").glob("*.body.json")}
-"""Those that docs/schemas describes."""
+"""The rpcs that docs/schemas describes."""
 
 
 def tool_body(chat: Chat, args: Any = None, **more: Any) -> dict[str, Any]:

@@ -84,7 +84,7 @@ async def test_calls_during_a_stop_wait_for_its_end(world: World) -> None:
     assert (await chat.answer(create))["result"]["status"] == "stopped"
     assert (await chat.answer(start))["result"]["build_id"] == started.build_id
     assert (await chat.answer(stop))["result"]["build_id"] == job.build_id
-    # It came after the call that started it: then being built, it waits, and then it stops it.
+    # The stop arrived after the call that starts the workspace: it waits for that build, then requests a stop.
     last = await world.provisioner.job(chat, "stop", number=4)
     await world.provisioner.succeed(last)
     assert (await chat.answer(again))["result"]["build_id"] == last.build_id
@@ -268,10 +268,12 @@ async def test_a_repeated_call_gets_the_same_answer_again(world: World) -> None:
     args = {"template_id": world.plain}
     call, job = await world.building(chat)
 
-    await chat.ask("create_workspace", args, call_id=call)  # while it waits
+    await chat.ask("create_workspace", args, call_id=call)  # sent again while it waits
     await world.provisioner.succeed(job)
     first = await chat.answer(call)
-    await chat.ask("stop_workspace", {}, call_id=call)  # other content: the first one's answer
+    await chat.ask(
+        "stop_workspace", {}, call_id=call
+    )  # other content with the same id: gets the first call's answer
     both = await chat.results.count(2)
 
     assert both[1]["data"] == first
