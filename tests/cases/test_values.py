@@ -33,7 +33,7 @@ class Caller:
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)
 
-    def well(self, tool: str, *words: str) -> Event:
+    def succeed(self, tool: str, *words: str) -> Event:
         """Call a tool that must succeed; return the answer."""
         status, answer = self.call(tool, *words)
         assert status == 0, answer
@@ -57,14 +57,14 @@ def test_b01_a_start_keeps_an_immutable_value_that_the_new_version_does_not_allo
     caller: Caller,
 ) -> None:
     template = caller.push("B01-stale-immutable-option/v1")
-    caller.well(
+    caller.succeed(
         "create_workspace", "--arg", f"template_id={template}", "--arg", "parameters.image=old"
     )
-    caller.well("stop_workspace")
+    caller.succeed("stop_workspace")
     caller.push("B01-stale-immutable-option/v2")
 
     status, changed = caller.call("start_workspace", "--arg", "parameters.image=new")
-    started = caller.well("start_workspace")
+    started = caller.succeed("start_workspace")
 
     assert status == 1
     assert [wrong["field"] for wrong in changed["validations"]] == ["image"]
@@ -76,24 +76,24 @@ def test_b01_a_start_keeps_an_immutable_value_that_the_new_version_does_not_allo
 
 def test_b01_the_same_immutable_value_may_be_given(caller: Caller) -> None:
     template = caller.push("B01-stale-immutable-option/v1")
-    caller.well(
+    caller.succeed(
         "create_workspace", "--arg", f"template_id={template}", "--arg", "parameters.image=old"
     )
-    caller.well("stop_workspace")
+    caller.succeed("stop_workspace")
     caller.push("B01-stale-immutable-option/v2")
 
-    assert caller.well("start_workspace", "--arg", "parameters.image=old")["started"] is True
+    assert caller.succeed("start_workspace", "--arg", "parameters.image=old")["started"] is True
 
 
 def test_b02_a_new_immutable_parameter_can_be_set_once(caller: Caller) -> None:
     template = caller.push("B02-new-immutable-parameter/v1")
-    caller.well("create_workspace", "--arg", f"template_id={template}")
-    caller.well("stop_workspace")
+    caller.succeed("create_workspace", "--arg", f"template_id={template}")
+    caller.succeed("stop_workspace")
     caller.push("B02-new-immutable-parameter/v2")
 
-    caller.well("start_workspace", "--arg", "parameters.region=eu")
+    caller.succeed("start_workspace", "--arg", "parameters.region=eu")
     assert caller.parameters() == {"x": "1", "region": "eu"}
-    caller.well("stop_workspace")
+    caller.succeed("stop_workspace")
     status, _ = caller.call("start_workspace", "--arg", "parameters.region=us")
     assert status == 1
 
@@ -102,15 +102,15 @@ def test_b02_the_same_value_in_another_spelling_is_no_change(caller: Caller) -> 
     template = caller.push("B02-same-value-other-spelling")
     tags = 'parameters.tags="[\\"a\\",\\"b\\"]"'
     made = ("--arg", f"template_id={template}", "--arg", tags, "--arg", "parameters.cpus=4")
-    caller.well("create_workspace", *made)
+    caller.succeed("create_workspace", *made)
     assert caller.parameters() == {"tags": '["a","b"]', "cpus": "4"}
 
     for spelling in ('tags=["a", "b"]', "cpus=4.0", "cpus=+4"):
-        caller.well("stop_workspace")
-        answer = caller.well("start_workspace", "--arg", f"parameters.{spelling}")
+        caller.succeed("stop_workspace")
+        answer = caller.succeed("start_workspace", "--arg", f"parameters.{spelling}")
         assert answer["started"] is True
         assert caller.parameters() == {"tags": '["a","b"]', "cpus": "4"}
-    caller.well("stop_workspace")
+    caller.succeed("stop_workspace")
     assert caller.call("start_workspace", "--arg", "parameters.cpus=5")[0] == 1
 
 
@@ -128,7 +128,7 @@ def test_b31_a_parameter_arrives_exactly_as_it_is_typed(
 ) -> None:
     template = caller.push("B31-cli-values")
 
-    caller.well(
+    caller.succeed(
         "create_workspace",
         "--arg",
         f"template_id={template}",
@@ -144,11 +144,11 @@ def test_b31_names_and_queries_that_look_like_numbers_stay_texts(caller: Caller)
 
     for name in ("2024", "true"):
         caller.chat = new_id()
-        answer = caller.well(
+        answer = caller.succeed(
             "create_workspace", "--arg", f"template_id={template}", "--arg", f"name={name}"
         )
         assert answer["workspace_name"].split("/")[1].startswith(name)
-    found = caller.well("list_templates", "--arg", "query=2024", "--arg", "page=1")
+    found = caller.succeed("list_templates", "--arg", "query=2024", "--arg", "page=1")
     assert found["templates"] == []
     whole = json.dumps({"query": "typed", "page": 1})
-    assert caller.well("list_templates", "--args", whole)["count"] == 1
+    assert caller.succeed("list_templates", "--args", whole)["count"] == 1

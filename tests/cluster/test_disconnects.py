@@ -13,7 +13,9 @@ from tests.cluster.test_streams import elected
 from tests.doubles.memory_store import MemoryStore
 
 
-async def test_a_connection_to_another_server_is_cut_off(cluster: ClusterNodes) -> None:
+async def test_a_client_can_close_a_connection_to_another_server_of_the_cluster(
+    cluster: ClusterNodes,
+) -> None:
     one, two, _ = (node.url for node in cluster.nodes)
 
     async def role(name: str, url: str) -> JetStreamBus:
