@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -80,19 +80,18 @@ class Load:
     """The pools whose limit of waiting jobs is reached."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True):
     """Everything that the tool rules may use in addition to the call and the chat."""
 
     catalog: Catalog
-    policy: Policy = field(default_factory=Policy)
-    names: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
+    policy: Policy = msgspec.field(default_factory=Policy)
+    names: Mapping[str, AbstractSet[str]] = msgspec.field(default_factory=dict)
     """Owner id -> lower-case names of the owner's workspaces."""
     had: AbstractSet[str] = frozenset()
     """Ids of orphaned workspaces that another chat owns now."""
     seed: bytes = b""
     """Random bytes from which new ids and names are generated."""
-    load: Load = field(default_factory=Load)
+    load: Load = msgspec.field(default_factory=Load)
 
 
 @dataclass(frozen=True, slots=True)

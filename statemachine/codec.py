@@ -124,7 +124,7 @@ def decode(
             raise Reject(
                 RejectReason.BAD_DATA, "data.agent_id is not the sender of the NATS subject"
             )
-        return Event.model_construct(
+        return Event.trusted(
             source=envelope["source"],
             id=envelope["id"],
             chat_id=chat_id,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 
@@ -93,14 +94,27 @@ class Frozen(BaseModel):
         """
         if deep:
             return super().model_copy(update=update, deep=True)
-        new = object.__new__(type(self))
-        object.__setattr__(
-            new, "__dict__", {**self.__dict__, **update} if update else self.__dict__
-        )
-        object.__setattr__(new, "__pydantic_fields_set__", self.__pydantic_fields_set__)
+        return self._of({**self.__dict__, **update} if update else self.__dict__)
+
+    @classmethod
+    def trusted(cls, **fields: Any) -> Self:
+        """Return a value without validating its fields, like `model_construct` but ten times as fast."""
+        return cls._of(_defaults(cls) | fields)
+
+    @classmethod
+    def _of(cls, fields: Mapping[str, Any]) -> Self:
+        new = object.__new__(cls)
+        object.__setattr__(new, "__dict__", fields)
+        object.__setattr__(new, "__pydantic_fields_set__", set())
         object.__setattr__(new, "__pydantic_extra__", None)
         object.__setattr__(new, "__pydantic_private__", None)
         return new
+
+
+@cache
+def _defaults(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the fields that have a default, which must be immutable."""
+    return {n: f.default for n, f in model.model_fields.items() if not f.is_required()}
 
 
 class Transition(StrEnum):
@@ -328,7 +342,7 @@ class WaitResumed(Frozen):
 class DeadlinePassed(Frozen):
     """The limit of the state has passed.
 
-    A timer that fires early does not cause this event: the worker arms the timer again.
+    An alarm that rings early does not cause this event: the worker sets it again.
     """
 
     name: ClassVar = "deadline_passed"

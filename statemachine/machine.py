@@ -226,9 +226,26 @@ def _steps(
         yield known
 
 
+_ENDINGS: Final = frozenset(
+    {
+        *(Trigger.BUILD_CANCELED, Trigger.BUILD_FAILED, Trigger.STOPPED, Trigger.DELETED),
+        *(Trigger.BUILT_WITHOUT_AGENTS, Trigger.UNSELECTABLE, Trigger.BUILT),
+    }
+)
+_ENDED_BY_A_BUILD: Final = frozenset(state for trigger, state in LEGAL if trigger in _ENDINGS)
+"""The states that the end of a build can end."""
+
+
 def pending(chat: Chat) -> Iterator[Trigger]:
-    """Yield the triggers that follow from the facts, in the order in which a workspace passes through them."""
-    if chat.build is not None and chat.build.outcome is not None:
+    """Yield the triggers that follow from the facts, in the order in which a workspace passes through them.
+
+    The end of a build is left out where no row of the table has it.
+    """
+    if (
+        chat.state in _ENDED_BY_A_BUILD
+        and chat.build is not None
+        and chat.build.outcome is not None
+    ):
         yield _ending_trigger(chat.build)
     if chat.chosen is None or (facts := chat.agent_facts(chat.chosen.id)) is None:
         return

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from statemachine.calls import Answered, Call, Known, Policy, StoredCall
 from statemachine.chat import Chat

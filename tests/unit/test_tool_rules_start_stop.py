@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from statemachine.calls import Answered, Policy, call_from_json, call_to_json
 from statemachine.states import State
@@ -334,7 +335,7 @@ def changed(before: str, after: str, **parameters: object) -> Desk:
     desk.stop()
     Jobs(desk).succeed()
     assert desk.chat.state is S.STOPPED
-    desk.known = replace(desk.known, catalog=catalog(new, older=(old.active,)))
+    desk.known = structs.replace(desk.known, catalog=catalog(new, older=(old.active,)))
     return desk
 
 
@@ -409,7 +410,7 @@ def test_s7e_a_call_that_waited_for_a_stop_reports_the_reset_too() -> None:
     desk.stop()
     assert desk.start("s") is None
     new = template(numbered(validation_max="4", default="2"), version="new")
-    desk.known = replace(desk.known, catalog=catalog(new, older=(old.active,)))
+    desk.known = structs.replace(desk.known, catalog=catalog(new, older=(old.active,)))
 
     Jobs(desk).succeed()
     Jobs(desk).succeed(())
