@@ -99,6 +99,11 @@ class Delivery(Protocol):
         ...
 
     @property
+    def redelivered(self) -> bool:
+        """Whether the server knows that it delivered the message before. A server that crashed may have forgotten."""
+        ...
+
+    @property
     def is_delete_marker(self) -> bool:
         """Whether the server stored this in place of a message whose TTL expired."""
         ...

@@ -34,7 +34,17 @@ _SEQUENCE_WITH_DOMAIN: Final = 7
 class NatsDelivery:
     """A message of a durable consumer. It is acked by a message to its reply subject."""
 
-    __slots__ = ("_client", "_server_id", "data", "headers", "reply", "stream", "subject")
+    __slots__ = (
+        "_client",
+        "_server_id",
+        "data",
+        "headers",
+        "redelivered",
+        "reply",
+        "sequence",
+        "stream",
+        "subject",
+    )
 
     def __init__(self, client: NatsClient, stream: str, message: Message) -> None:
         self.subject: str = message.subject
@@ -42,14 +52,12 @@ class NatsDelivery:
         self.headers: Mapping[str, str] = message.headers
         self.stream = stream
         self.reply = message.reply
+        tokens = message.reply.split(".")
+        place = _SEQUENCE if len(tokens) == _TOKENS else _SEQUENCE_WITH_DOMAIN
+        self.sequence = int(tokens[place])
+        self.redelivered = tokens[place - 1] != "1"
         self._client = client
         self._server_id = client.server_id
-
-    @property
-    def sequence(self) -> int:
-        """The message's sequence in its stream."""
-        tokens = self.reply.split(".")
-        return int(tokens[_SEQUENCE if len(tokens) == _TOKENS else _SEQUENCE_WITH_DOMAIN])
 
     @property
     def is_delete_marker(self) -> bool:

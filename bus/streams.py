@@ -125,7 +125,7 @@ JOB: Final = Stream(
 )
 """Jobs for provisioners; the message id is the build id.
 
-Not asynchronous: after a crash workers look for lost states, answers and timers, but not for lost jobs.
+Not asynchronous: after a crash workers look for lost states, answers and alarms, but not for lost jobs.
 """
 
 STATE: Final = Stream(
@@ -175,14 +175,17 @@ DEAD: Final = Stream(
 
 TIMER: Final = Stream(
     name="WORKSPACED_TIMER",
-    subjects=[subjects.TIMERS_ARMED, subjects.TIMERS_FIRED],
+    subjects=[subjects.ALL_TIMERS],
     max_age=35 * _DAY,
     max_msgs_per_subject=1,
     allow_direct=True,
     allow_msg_schedules=True,
     persist_mode=PersistMode.ASYNC,
 )
-"""Timers, armed and fired. When a timer fires again, the message replaces that of the earlier firing."""
+"""Alarms: a schedule for each time, and the latest alarm that rang, which replaces the one before.
+
+None is missed by that: workers look at all chats whose alarms are due, whichever alarm rang.
+"""
 
 PRESENCE: Final = Stream(
     name="WORKSPACED_PRESENCE",
@@ -208,13 +211,16 @@ LEAST: Final = 64 * _MIB
 WORKER_IN: Final = Consumer(IN.name, "worker")
 """All workers pull events from this consumer."""
 
-WORKER_TIMER: Final = Consumer(TIMER.name, "worker", filter=subjects.TIMERS_FIRED)
-"""Fired timers. Without the filter it would deliver armed timers too."""
+WORKER_ALARM: Final = Consumer(TIMER.name, "alarm", filter=subjects.ALARM_RANG)
+"""Alarms that rang. Without the filter it would deliver schedules too."""
+
+WORKER_TIMER: Final = Consumer(TIMER.name, "worker", filter=subjects.EARLIER_TIMERS)
+"""Timers of workers of an earlier version, which may run beside others. Each makes workers look at due alarms."""
 
 WORKER_PRESENCE: Final = Consumer(PRESENCE.name, "worker", headers_only=True)
 """Delete markers of silent agents. The server can't filter out heartbeats, so they come without data."""
 
-CONSUMERS: Final = (WORKER_IN, WORKER_TIMER, WORKER_PRESENCE)
+CONSUMERS: Final = (WORKER_IN, WORKER_ALARM, WORKER_TIMER, WORKER_PRESENCE)
 """The consumers of the workers. Those of pools are created when a template names the pool."""
 
 

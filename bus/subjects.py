@@ -28,10 +28,10 @@ RESULTS: Final = "workspaced.result.*.*"
 """Results of tool calls, by chat and call."""
 DEADS: Final = "workspaced.dead.*"
 """Dead letters, by the kind of sender."""
-TIMERS_ARMED: Final = "workspaced.timer.arm.>"
-"""Scheduled messages of timers that have not fired."""
-TIMERS_FIRED: Final = "workspaced.timer.fired.>"
-"""Messages of timers that have fired."""
+ALARM_RANG: Final = "workspaced.timer.fired"
+"""The latest alarm that rang."""
+EARLIER_TIMERS: Final = "workspaced.timer.fired.>"
+"""Timers that an earlier version armed, when they fire."""
 PRESENCES: Final = "workspaced.presence.*.*"
 """Heartbeats of agents, by chat and agent."""
 RESEND_PROVISIONER: Final = "workspaced.resend.provisioner"
@@ -111,26 +111,9 @@ def dead(kind: str) -> str:
     return f"workspaced.dead.{kind}"
 
 
-def timer_arm(chat: str, purpose: str, generation: int) -> str:
-    """Return the subject that arms a timer; a new generation does not replace an earlier one."""
-    return f"workspaced.timer.arm.{chat}.{purpose}.{generation}"
-
-
-def timer_fired(chat: str, purpose: str) -> str:
-    """Return the subject on which that timer fires; it is the same for all generations."""
-    return f"workspaced.timer.fired.{chat}.{purpose}"
-
-
-def fires_on(armed: str) -> str:
-    """Return the subject on which the timer fires that was armed on subject `armed`."""
-    _, _, _, chat, purpose, _ = armed.split(".")
-    return timer_fired(chat, purpose)
-
-
-def parse_timer_fired(subject: str) -> tuple[str, str]:
-    """Return chat and purpose from the subject of a fired timer."""
-    _, _, _, chat, purpose = subject.split(".", 4)
-    return chat, purpose
+def alarm(milliseconds: int) -> str:
+    """Return the subject of the schedule for an alarm at that time, in milliseconds since 1970."""
+    return f"workspaced.timer.arm.{milliseconds}"
 
 
 def presence(chat: str, agent: str) -> str:

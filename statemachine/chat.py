@@ -222,7 +222,7 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
     failure: Failure | None = None
     deadline: datetime | None = None
     generation: int = 0
-    """Counts deadlines, so that the timer of an earlier one can be recognized."""
+    """Counts deadlines, so that a `deadline_passed` names the one that passed."""
     cause: Cause | None = None
     latest_build: str | None = None
     """The id of the build that was followed last, also after its workspace is gone."""

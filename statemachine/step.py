@@ -13,7 +13,7 @@ A worker loads a chat (`Loaded`), calls `step` with the inputs that arrived for 
    requests, again from the first whenever one of them moves the chat. A call that is answered
    becomes a `PublishAnswer`.
 
-After the last input, each timer that the chat needs and did not need before becomes an `ArmTimer`.
+After the last input, `Step.alarms` gets a time for each timer that the chat needs and did not need before.
 docs/contract.md, section 5, is the specification.
 """
 
@@ -24,9 +24,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from dataclasses import replace as with_fields
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -50,11 +49,6 @@ from statemachine.templates import Version
 from statemachine.timers import TimerKind
 from statemachine.views import state_changed
 
-FARTHEST: Final = timedelta(days=30)
-"""How far ahead a timer may be set. A timer for a later time fires early, and is then armed
-again."""
-
-
 # -- inputs ---------------------------------------------------------------------------------------
 
 
@@ -65,6 +59,8 @@ class InboundEvent:
     event: Event
     digest: bytes
     """Identifies the event: see `events.event_digest`."""
+    redelivered: bool = True
+    """Whether a worker may have received this very message before, and not published what followed from it."""
 
     @property
     def chat_id(self) -> str:
@@ -73,12 +69,14 @@ class InboundEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class TimerFired:
-    """A timer fired. It applies if it is the chat's present timer and its time has come."""
+class AlarmRang:
+    """The time of some alarms of the chat has come. Those of its timers that are due take effect."""
 
     chat_id: str
-    purpose: TimerKind
-    generation: int
+    at: tuple[datetime, ...]
+    """The times of these alarms."""
+    handled: bool = False
+    """Whether one of them was handled before, and what followed from it may not be published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ class FactNotice:
     """The pool to which the sender's credential is bound; None if it is not bound."""
 
 
-Input = InboundEvent | TimerFired | PresenceExpired | PublishedState | FactNotice
+Input = InboundEvent | AlarmRang | PresenceExpired | PublishedState | FactNotice
 
 
 # -- what the store knows before, and what a step yields ------------------------------------------
@@ -192,15 +190,6 @@ class PublishAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class ArmTimer:
-    """Let a timer fire at `due`."""
-
-    purpose: TimerKind
-    generation: int
-    due: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class ExpectPresence:
     """Publish a presence message for an agent whose loss was undone.
 
@@ -212,7 +201,7 @@ class ExpectPresence:
     because: Event
 
 
-Effect = PublishState | PublishJob | PublishAnswer | ArmTimer | ExpectPresence
+Effect = PublishState | PublishJob | PublishAnswer | ExpectPresence
 
 
 class WorkspaceName(NamedTuple):
@@ -257,14 +246,14 @@ class Step:
     effects: list[Effect] = field(default_factory=list)
     """The messages to publish after the commit."""
     notices: list[Notice] = field(default_factory=list)
+    alarms: set[datetime] = field(default_factory=set)
+    """When the chat has to be looked at, because a timer may be due."""
+    rang: list[datetime] = field(default_factory=list)
+    """The times of the alarms that rang."""
     repeats: bool = False
-    """Whether an event had been applied before."""
-    may_repeat: bool = False
-    """Whether an input may have been committed before, and its effects not published."""
-    early: bool = False
-    """Whether a timer fired before its time: the clock of NATS runs ahead."""
+    """Whether an input may have been committed before, and what followed from it not published."""
     late: timedelta = timedelta(0)
-    """The longest delay of the timers that fired."""
+    """The longest delay of the timers that took effect."""
     foreign: int = 0
     """The number of facts from provisioners of another pool than that of the workspace."""
 
@@ -302,8 +291,6 @@ class _Stepping:
         self._before, self._known, self._limits, self._at = loaded, known, limits, at
         self.step = Step(loaded.chat, dict(loaded.open), at)
         self._own_events = 0
-        self._rearm: set[TimerKind] = set()
-        """Timers that are armed again although the chat needed them before."""
 
     @property
     def _chat(self) -> Chat:
@@ -313,52 +300,36 @@ class _Stepping:
 
     def take(self, item: Input) -> None:
         """Apply one input."""
-        self.step.may_repeat |= self._may_repeat(item)
         match item:
             case InboundEvent(event=event, digest=digest):
+                self.step.repeats |= item.redelivered and digest in self._before.applied
                 self._receive(redaction.fact(event, self._chat, self._known), digest)
-                return
-            case TimerFired():
-                applies = self._fire(item)
+            case AlarmRang():
+                self.step.rang += item.at
+                self.step.repeats |= item.handled
+                for purpose in timers.KINDS:
+                    due = timers.due_at(self._chat, purpose, self._limits)
+                    if due is not None and due <= self._at:
+                        self._fire(purpose, due)
             case PresenceExpired():
-                applies = self._lose(item)
+                self._lose(item)
             case PublishedState():
-                applies = differs_from_published(self._chat, item)
-                if applies:
+                self.step.repeats |= self._chat.version > item.version
+                if differs_from_published(self._chat, item):
                     version = item.version
                     self._apply(self._own(events.DatabaseRestored(published_version=version)))
             case FactNotice():
                 notice = f"it is a dead letter: {item.fact.detail}"
                 event = self._own(item.fact)
                 self._apply(event.model_copy(update={"pool": item.pool, "notice": notice}))
-                return
-        self.step.may_repeat |= not applies
-
-    def _may_repeat(self, item: Input) -> bool:
-        """Return whether an earlier input like this may have been committed but not published.
-
-        A timer that fires replaces its earlier firing, which NATS does not deliver again. The
-        presence message of an agent that returned replaces the mark of its absence, so the agent's
-        next fact, which undoes the loss, takes the place of that mark.
-        """
-        match item:
-            case InboundEvent(event=event):
-                if not isinstance(event.data, events.AgentFact):
-                    return False
-                facts = self._chat.agent_facts_of_any_workspace(event.data.agent_id)
-                return facts is not None and facts.lost_at is not None
-            case FactNotice():
-                return False  # it publishes nothing
-            case _:
-                return True
 
     def _receive(self, event: Event, digest: bytes) -> None:
         self._report_foreign(event)
         if digest in self._before.applied or digest in self.step.identities:
             again = Ignored(self._chat, Unmoved.REPEAT)
             self._record(event, entry_of(self._chat, again))
-            self.step.repeats = self.step.may_repeat = True
             return
+        self.step.repeats |= self._undoes_loss(event)
         self.step.identities.add(digest)
         version = self._chat.version
         self._decide(event, event)
@@ -373,6 +344,16 @@ class _Stepping:
                 pass
         if self._chat.version != version:  # without a new version, no wait can end
             self._settle(event)
+
+    def _undoes_loss(self, event: Event) -> bool:
+        """Return whether the event comes from an agent that counts as lost.
+
+        Its new presence message replaced the mark of its absence, which NATS then does not deliver again.
+        """
+        if not isinstance(event.data, events.AgentFact):
+            return False
+        facts = self._chat.agent_facts_of_any_workspace(event.data.agent_id)
+        return facts is not None and facts.lost_at is not None
 
     def _report_foreign(self, event: Event) -> None:
         """Report a fact about a workspace of another pool. It has no effect."""
@@ -396,28 +377,16 @@ class _Stepping:
                 "the template of its workspace is not stored here, so it cannot be deleted",
             )
 
-    def _fire(self, fired: TimerFired) -> bool:
-        """Apply a timer if it is the chat's present one and its time has come; return whether.
-
-        Otherwise the chat's present timer is armed again: the fired one is of an older generation,
-        or the clock of NATS runs ahead.
-        """
-        wake = timers.open_timer(self._chat, fired.purpose, self._limits)
-        if wake is None:
-            return False
-        if fired.generation != wake.generation or self._at < wake.at:
-            self.step.early |= fired.generation == wake.generation
-            self._rearm.add(fired.purpose)
-            return False
-        self.step.late = max(self.step.late, self._at - wake.at)
-        match fired.purpose:
+    def _fire(self, purpose: TimerKind, due: datetime) -> None:
+        """Apply a timer that is due."""
+        self.step.late = max(self.step.late, self._at - due)
+        match purpose:
             case TimerKind.DEADLINE:
-                self._apply(self._own(events.DeadlinePassed(generation=fired.generation)))
+                self._apply(self._own(events.DeadlinePassed(generation=self._chat.generation)))
             case TimerKind.TTL:
                 self._expire()
             case TimerKind.ORPHAN:
                 self._stop_orphans()
-        return True
 
     def _expire(self) -> None:
         build = self._chat.build
@@ -445,14 +414,13 @@ class _Stepping:
                     logging.ERROR, f"nobody here can stop workspace {orphan.id}, which no chat has"
                 )
 
-    def _lose(self, expired: PresenceExpired) -> bool:
+    def _lose(self, expired: PresenceExpired) -> None:
         facts = self._chat.agent_facts_of_any_workspace(expired.agent_id)
-        if (
-            facts is None
-            or not facts.connected
-            or facts.highest_sequence != expired.highest_sequence
-        ):
-            return False
+        if facts is None:
+            return
+        if not facts.connected or facts.highest_sequence != expired.highest_sequence:
+            self.step.repeats |= facts.lost_at is not None
+            return
         lost = events.AgentDisconnected(
             workspace_id=facts.workspace_id,
             build_id=facts.build_id,
@@ -461,19 +429,17 @@ class _Stepping:
             reason="no sign of life",
         )
         self._apply(self._own(lost))
-        return True
 
     def close(self) -> None:
-        """Arm the timers that the chat needs now, and report its new orphans."""
+        """Set alarms for the timers that the chat needs now, and report its new orphans."""
         before, chat = self._before.chat, self._chat
-        for purpose in () if timers.needs_no_timer(chat) else TimerKind:
-            wake = timers.open_timer(chat, purpose, self._limits)
-            if wake is None:
-                continue
-            armed = timers.open_timer(before, purpose, self._limits)
-            if armed is None or armed.generation != wake.generation or purpose in self._rearm:
-                due = min(wake.at, self._at + FARTHEST)
-                self.step.effects.append(ArmTimer(purpose, wake.generation, due))
+        if needed := timers.timers_of(chat, self._limits):
+            had = timers.timers_of(before, self._limits)
+            self.step.alarms = {
+                timers.alarm_time(due, self._at)
+                for purpose, due in needed.items()
+                if had.get(purpose) != due or (self.step.rang and due > self._at)
+            }
         known = {orphan.id for orphan in before.orphans}
         for orphan in chat.orphans:
             build = orphan.build
@@ -573,7 +539,7 @@ class _Stepping:
     ) -> Event:
         """Return an event of workspaced with a new id, and with the trace context of `because`."""
         self._own_events += 1
-        return Event.model_construct(
+        return Event.trusted(
             source=OURS,
             id=fresh_id(self._known.seed, f"event {self._own_events}"),
             chat_id=self._chat.chat_id,
@@ -659,4 +625,4 @@ class _Stepping:
 def with_name(known: Known, owner_id: str, name: str) -> Known:
     """Return `known` with another name that the owner uses, so that no other workspace gets it."""
     names = {**known.names, owner_id: known.names.get(owner_id, frozenset()) | {name.lower()}}
-    return with_fields(known, names=names)
+    return replace(known, names=names)

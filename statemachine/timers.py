@@ -1,45 +1,58 @@
 """The timers that a chat needs: for its state's limit, its workspace's lifetime and its orphans.
 
-Each timer has a generation, by which workers recognize timers that are no longer valid.
+Nobody cancels a timer. Each one has an alarm (`alarm_time`), at which workers look at the chat; then its snapshot tells
+whether one of its timers is due. All alarms of a quarter of a second are one message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final
 
 from statemachine.chat import Chat, Limits
 from statemachine.workspace import WorkspaceRecord
 
+FARTHEST: Final = timedelta(days=30)
+"""How far ahead an alarm may be. Workers who look at a chat too early set another alarm."""
+_STEP: Final = timedelta(milliseconds=250)
+
 
 class TimerKind(StrEnum):
-    """The purpose of a timer. The value is a token of the timer's subject."""
+    """The purpose of a timer."""
 
     DEADLINE = "deadline"
     TTL = "ttl"
     ORPHAN = "orphan"
 
 
-class ChatTimer(NamedTuple):
-    """The time at which a timer of a chat fires, and its generation."""
-
-    generation: int
-    at: datetime
+KINDS: Final = tuple(TimerKind)
 
 
-def open_timer(chat: Chat, purpose: TimerKind, limits: Limits) -> ChatTimer | None:
-    """Return the timer that the chat needs now for `purpose`, or None."""
+def due_at(chat: Chat, purpose: TimerKind, limits: Limits) -> datetime | None:
+    """Return when the chat's timer for `purpose` is due; None if it needs none."""
     match purpose:
         case TimerKind.DEADLINE:
-            at = chat.deadline
-            return None if at is None else ChatTimer(chat.generation, at)
+            return chat.deadline
         case TimerKind.TTL:
-            return _timer_at(chat.expires_at)
+            return chat.expires_at
         case TimerKind.ORPHAN:
-            graces = [at for _, at in _grace_periods(chat, limits)]
-            return _timer_at(min(graces, default=None))
+            return min((at for _, at in _grace_periods(chat, limits)), default=None)
+
+
+def timers_of(chat: Chat, limits: Limits) -> dict[TimerKind, datetime]:
+    """Return the timers that the chat needs, with the times at which they are due."""
+    if needs_no_timer(chat):
+        return {}
+    found = {purpose: due_at(chat, purpose, limits) for purpose in KINDS}
+    return {purpose: at for purpose, at in found.items() if at is not None}
+
+
+def alarm_time(due: datetime, now: datetime) -> datetime:
+    """Return when to look at a chat whose timer is due at `due`: up to 250 ms later, 30 days from now at most."""
+    due = min(due, now + FARTHEST)
+    return due.replace(microsecond=0) + -(-due.microsecond // 250_000) * _STEP
 
 
 def overdue(chat: Chat, now: datetime, limits: Limits) -> tuple[WorkspaceRecord, ...]:
@@ -57,7 +70,3 @@ def _grace_periods(chat: Chat, limits: Limits) -> Iterator[tuple[WorkspaceRecord
     for record in chat.orphans:
         if record.orphaned_at is not None and not record.grace_over:
             yield record, record.orphaned_at + limits.orphan_grace
-
-
-def _timer_at(at: datetime | None) -> ChatTimer | None:
-    return None if at is None else ChatTimer(int(at.timestamp() * 1000), at)

@@ -12,16 +12,20 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
+from msgspec import structs
+
 from handlers.worker import publications
 from handlers.worker.call_limits import policy
 from handlers.worker.clock_skew import LATE
 from handlers.worker.deliveries import Dead, Item, notice_of
+from handlers.worker.publications import Publication
 from statemachine import events, redaction
 from statemachine.calls import Call, Known, Load, StoredCall
 from statemachine.chat import Chat, Limits
 from statemachine.lookups import looks_up, lookups
 from statemachine.naming import is_uuid
 from statemachine.step import (
+    AlarmRang,
     FactNotice,
     InboundEvent,
     Input,
@@ -29,19 +33,10 @@ from statemachine.step import (
     PublishAnswer,
     PublishedState,
     Step,
-    TimerFired,
     step,
     with_name,
 )
-from statemachine.store import (
-    CallKey,
-    Changes,
-    Look,
-    OutboxMessage,
-    Store,
-    Wanted,
-    Written,
-)
+from statemachine.store import Alarm, CallKey, Changes, Look, Store, Wanted, Written
 from statemachine.templates import Catalog
 
 log = logging.getLogger(__name__)
@@ -58,9 +53,9 @@ class Noticed:
     superseded: set[str] = field(default_factory=set)
     """Chats that follow, or may follow, another build than before: their older agents are disconnected."""
     early: bool = False
-    """A timer fired too early since the clocks were last compared."""
+    """An alarm rang too early since the clocks were last compared."""
     late: bool = False
-    """A timer fired very late since the clocks were last compared."""
+    """A timer took effect very late since the clocks were last compared."""
     trespasses: int = 0
     """Number of facts that provisioners reported about workspaces of other pools."""
 
@@ -78,9 +73,11 @@ class Noticed:
 class Applied:
     """The result of one attempt to apply a batch."""
 
-    rows: list[OutboxMessage]
-    """The messages to publish, also those that repeated events left over."""
-    again: set[str]
+    messages: list[Publication] = field(default_factory=list)
+    """The messages to publish."""
+    repeated: set[str] = field(default_factory=set)
+    """Chats of which an earlier attempt may have committed what it could not publish."""
+    again: set[str] = field(default_factory=set)
     """Chats that changed after they were read: their items were not applied."""
 
 
@@ -105,7 +102,7 @@ async def apply(
         if isinstance(item, Dead) and item.rejected.call_id is not None and is_uuid(item.chat_id)
     }
     if not inputs and not dead:
-        return Applied([], set())
+        return Applied()
     look = await store.look(_wanted(inputs, dead))
     # A timer or a notice for a chat that the database does not have must not create the chat.
     new = {i.chat_id for i in inputs if isinstance(i, InboundEvent | PublishedState)}
@@ -113,16 +110,20 @@ async def apply(
     inputs = [_with_pool(item, look.pools) for item in inputs if item.chat_id in chats]
     known = await _look_up(inputs, chats, look, store, Known(EMPTY, seed=seed, load=load))
     steps = _take_steps(inputs, _loaded(chats, look), known, limits, look.now)
-    changes = _changes(steps, look.row_versions)
-    left_over = await store.unpublished({s.chat.chat_id for s in steps if s.may_repeat})
-    written = await store.write(changes) if steps else Written([], set())
-    for taken in steps:
-        if taken.chat.chat_id not in written.skipped:
-            _log(taken)
-            if noticed is not None:
-                _notice(noticed, chats[taken.chat.chat_id], taken)
-    rows = [row for row in left_over if row.chat_id not in written.skipped] + written.outbox
-    return Applied(rows + _refusals(dead, look, changes), written.skipped)
+    changes, messages = _changes(steps, chats, look)
+    skipped, repeated = await store.write(changes) if steps else Written(set(), set())
+    written = [taken for taken in steps if taken.chat.chat_id not in skipped]
+    for taken in written:
+        _log(taken)
+        if noticed is not None:
+            _notice(noticed, chats[taken.chat.chat_id], taken)
+    if skipped:
+        messages = [message for message in messages if message.chat_id not in skipped]
+    alarms = {at for taken in written for at in taken.alarms}
+    messages += [publications.alarm(at, look.now) for at in alarms]
+    messages += _refusals(dead, look, changes)
+    repeated |= {taken.chat.chat_id for taken in written if taken.repeats}
+    return Applied(messages, repeated, skipped)
 
 
 def asks(item: Item) -> bool:
@@ -225,7 +226,7 @@ async def _look_up(
     wanted = lookups([*calls, *waiting], [chats[chat_id] for chat_id in judged], facts)
     orphans = {orphan.id for chat_id in judged for orphan in chats[chat_id].orphans}
     found = await store.look_up(wanted, orphans)
-    return replace(
+    return structs.replace(
         known,
         catalog=found.catalog,
         policy=policy(found.settings),
@@ -235,9 +236,9 @@ async def _look_up(
 
 
 def _needs_rules(item: Input) -> bool:
-    """Return whether the item is a request, or a timer that fired."""
+    """Return whether the item is a request, or an alarm."""
     if not isinstance(item, InboundEvent):
-        return isinstance(item, TimerFired)
+        return isinstance(item, AlarmRang)
     return isinstance(item.event.data, events.ToolRequested | events.DeleteRequested)
 
 
@@ -258,7 +259,7 @@ def _take_steps(
     steps: list[Step] = []
     for chat_id, some in of_chat.items():
         # Call ids are unique within a chat, but ids made from the seed must be unique everywhere.
-        own = replace(known, seed=known.seed + chat_id.encode())
+        own = structs.replace(known, seed=known.seed + chat_id.encode())
         taken = step(loaded[chat_id], some, own, limits, at)
         for name in taken.named:
             known = with_name(known, name.owner_id, name.name)
@@ -266,27 +267,33 @@ def _take_steps(
     return steps
 
 
-def _changes(steps: Sequence[Step], row_versions: Mapping[str, int]) -> Changes:
-    """Return everything that the steps write."""
-    changes = Changes(row_versions=row_versions)
+def _changes(
+    steps: Sequence[Step], before: Mapping[str, Chat], look: Look
+) -> tuple[Changes, list[Publication]]:
+    """Return everything that the steps write, and the messages to publish afterwards."""
+    changes, messages = Changes(row_versions=look.row_versions), list[Publication]()
     for taken in steps:
         chat_id = taken.chat.chat_id
-        rows, jobs = publications.rows_of(taken)
-        changes.chats.append(taken.chat)
+        some, jobs = publications.effects_of(taken)
+        messages += some
+        if taken.chat is before[chat_id]:
+            changes.unchanged.append(chat_id)
+        else:
+            changes.chats.append(taken.chat)
         changes.entries += [(chat_id, entry) for entry in taken.entries]
         changes.identities += [(chat_id, digest) for digest in taken.identities]
         changes.calls += taken.calls.values()
         changes.cancellations += [CallKey(chat_id, call_id) for call_id in taken.canceled]
         changes.names += taken.named
         changes.freed += [(workspace_id, chat_id) for workspace_id in taken.deleted]
-        changes.outbox += rows
         changes.jobs += jobs
-    return changes
+        changes.alarms += [Alarm(at, chat_id) for at in taken.alarms]
+        changes.handled += [Alarm(at, chat_id) for at in taken.rang]
+    return changes, messages
 
 
 def _notice(noticed: Noticed, before: Chat, taken: Step) -> None:
     noticed.trespass(taken.foreign)
-    noticed.early |= taken.early
     noticed.late |= taken.late > LATE
     old, new = before.build, taken.chat.build
     replaced = old is not None and (new is None or new.id != old.id)
@@ -318,11 +325,10 @@ def _log(taken: Step) -> None:
             log.debug("chat %s: answered %s: %s", chat_id, call.tool, how, extra=ids)
 
 
-def _refusals(dead: Mapping[CallKey, Dead], look: Look, changes: Changes) -> list[OutboxMessage]:
+def _refusals(dead: Mapping[CallKey, Dead], look: Look, changes: Changes) -> list[Publication]:
     """Return answers to dead letters whose `call_id` can be read, unless that call was accepted before.
 
-    They are created again whenever the message is redelivered, and not put into the outbox: one that stayed
-    there could replace the answer to the corrected request later.
+    They are created again whenever the message is redelivered.
     """
     accepted = {CallKey(s.call.chat_id, s.call.call_id) for s in changes.calls} | look.calls.keys()
     return [

@@ -1,8 +1,8 @@
 """The difference between the clocks of NATS and the database.
 
-The database's clock decides when a limit has passed, but NATS fires timers by its own. Workers measure the
-difference when they start or reconnect, and when a timer fires early or very late. The relay adds it to the
-time of each timer.
+The database's clock decides when a limit has passed, but NATS rings alarms by its own. Workers measure the
+difference when they start or reconnect, and when an alarm rings early or a timer takes effect very late. The relay
+adds it to the time of each alarm.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from statemachine.store import Store
 log = logging.getLogger(__name__)
 
 LATE: Final = timedelta(seconds=5)
-"""A timer that fires so late may have been armed before a clock was set."""
+"""The alarm of a timer that takes effect so late may have been set before a clock was set."""
 TOLERANCE: Final = timedelta(seconds=1)
-"""For a smaller change of the difference, timers are not armed again."""
+"""For a smaller change of the difference, alarms are not set again."""
 MEASURE_INTERVAL: Final = 60.0
 """Seconds at least between two measurements for late timers: a backlog makes timers late, too."""
 
@@ -52,7 +52,7 @@ class ClockSkew:
         return now
 
     def needs_check(self, *, early: bool, late: bool) -> bool:
-        """Say whether to measure again, because a timer fired early, or late and the last check was long ago."""
+        """Say whether to measure again, because an alarm rang early, or late and the last check was long ago."""
         return early or (late and clock() - self._checked_at > MEASURE_INTERVAL)
 
     async def check(self) -> bool:

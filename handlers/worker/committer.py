@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ from typing import Final, Literal
 from bus import Backoff, Delivery
 from handlers.runtime import clock
 from handlers.worker.batch import Applied
-from handlers.worker.deliveries import Dead, Item, chat_of, dead
+from handlers.worker.deliveries import Dead, Item, chat_of, dead, repeated
+from handlers.worker.publications import Publication
 from statemachine.store import (
-    OutboxMessage,
     Store,
     StoreUnavailableError,
     TransientError,
@@ -77,18 +77,24 @@ class CommitResult:
 
     deliveries: list[Delivery] = field(default_factory=list)
     """Those that are in the database, or become dead letters: to be acked after publishing."""
-    rows: list[OutboxMessage] = field(default_factory=list)
+    messages: list[Publication] = field(default_factory=list)
     """The messages to publish."""
+    repeated: set[str] = field(default_factory=set)
+    """Chats of which something may be committed and not published: see `Applied`."""
+    failed: list[Delivery] = field(default_factory=list)
+    """Those of `deliveries` that become dead letters."""
     buried: list[Dead] = field(default_factory=list)
     """The dead letters."""
     postponed: list[Delivery] = field(default_factory=list)
     """Those that the database does not accept now: to be nak'd."""
 
-    def add(self, group: Sequence[Read], rows: Iterable[OutboxMessage]) -> None:
+    def add(self, group: Sequence[Read], applied: Applied) -> None:
         """Add a group that is in the database, with what must be published for it."""
         self.deliveries += [delivery for delivery, _ in group]
-        self.rows += rows
+        self.messages += applied.messages
+        self.repeated |= applied.repeated
         self.buried += [item for _, item in group if isinstance(item, Dead)]
+        self.failed += [delivery for delivery, item in group if isinstance(item, Dead)]
 
 
 @dataclass(slots=True)
@@ -133,6 +139,9 @@ class Committer:
             try:
                 applied = await apply([item for _, item in group])
             except Exception as error:  # noqa: BLE001 — whatever it is, others in the batch go on
+                # The database may have committed it, and only its answer was lost.
+                group = [(delivery, repeated(item)) for delivery, item in group]
+                batch.groups[0] = group
                 fault = await self._find_database_fault(batch, group, error)
                 if fault is not None:
                     answers = type(error) is not StoreUnavailableError
@@ -145,7 +154,7 @@ class Committer:
                 batch.groups.popleft()
                 again = [read for read in group if chat_of(read[1]) in applied.again]
                 done = [read for read in group if chat_of(read[1]) not in applied.again]
-                batch.result.add(done, applied.rows)
+                batch.result.add(done, applied)
                 await self._report_success(done)
                 if again:
                     await self._apply_again(batch, again)
@@ -222,7 +231,7 @@ class Committer:
         if isinstance(error, StoreUnavailableError):
             await self._postpone(delivery, item, error, batch)
         elif isinstance(item, Dead):
-            batch.result.add(group, [])
+            batch.result.add(group, Applied())
         else:
             log.error(
                 "an event fails alone and becomes a dead letter: %s",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from bus import Delivery, subjects
@@ -13,9 +13,8 @@ from bus.streams import IN, TIMER
 from statemachine.codec import Rejected, decode
 from statemachine.events import Event, FactRejected, ToolCanceled, ToolRequested, event_digest
 from statemachine.naming import is_canonical
-from statemachine.step import FactNotice, InboundEvent, Input, PresenceExpired, TimerFired
+from statemachine.step import AlarmRang, FactNotice, InboundEvent, Input, PresenceExpired
 from statemachine.strict_json import RejectReason
-from statemachine.timers import TimerKind
 
 DEAD_LETTER_LIMIT: Final = 1_000_000
 """Maximum size of a dead letter's body and original headers in bytes. NATS accepts messages of 1
@@ -43,24 +42,44 @@ class Nothing:
     """A message that requires no action, such as a presence message that has not expired."""
 
 
-Item = Input | Dead | Nothing
+@dataclass(frozen=True, slots=True)
+class AlarmMessage:
+    """NATS rang an alarm: chats whose alarms are due have to be looked at."""
+
+    at: datetime
+    """The time for which it was set."""
+
+
+Item = Input | Dead | Nothing | AlarmMessage
 
 
 def chat_of(item: Item) -> str | None:
     """Return the id of the chat that an item concerns, or None."""
-    return None if isinstance(item, Nothing) else item.chat_id or None
+    return None if isinstance(item, Nothing | AlarmMessage) else item.chat_id or None
 
 
-def read(delivery: Delivery, now: datetime) -> Item:
+def repeated(item: Item) -> Item:
+    """Return an item as one that may have been committed before."""
+    match item:
+        case InboundEvent():
+            return replace(item, redelivered=True)
+        case AlarmRang():
+            return replace(item, handled=True)
+        case _:
+            return item
+
+
+def read(delivery: Delivery, now: datetime, unsure: int = 0) -> Item:
     """Decode a delivery of one of the worker's consumers.
 
-    `now` is the time of an event that has none. Invalid content does not raise an error: the item
+    `now` is the time of an event that has none. Of events up to the sequence `unsure`, NATS may have forgotten that it
+    delivered them. Invalid content does not raise an error: the item
     is then a `Dead`.
     """
     if delivery.stream == IN.name:
-        return _inbound(delivery, now)
+        return _inbound(delivery, now, unsure)
     if delivery.stream == TIMER.name:
-        return _timer(delivery)
+        return _alarm(delivery, now)
     if not delivery.is_delete_marker:
         return Nothing()
     chat_id, agent_id = subjects.parse_presence(delivery.subject)
@@ -99,7 +118,7 @@ def dead(delivery: Delivery, reason: RejectReason, detail: str, item: Item | Non
     )
 
 
-def _inbound(delivery: Delivery, now: datetime) -> Item:
+def _inbound(delivery: Delivery, now: datetime, unsure: int) -> Item:
     inbound = subjects.parse_inbound(delivery.subject)
     if inbound is None:
         return dead(delivery, RejectReason.BAD_DATA, "not a subject of the contract")
@@ -112,18 +131,20 @@ def _inbound(delivery: Delivery, now: datetime) -> Item:
         now=now,
     )
     if isinstance(found, Event):
-        return InboundEvent(found, event_digest(found.source, found.id))
+        digest = event_digest(found.source, found.id)
+        return InboundEvent(found, digest, delivery.redelivered or delivery.sequence <= unsure)
     return Dead(
         inbound.kind, inbound.chat, delivery.subject, delivery.data, delivery.headers, found
     )
 
 
-def _timer(delivery: Delivery) -> Item:
-    chat_id, purpose = subjects.parse_timer_fired(delivery.subject)
+def _alarm(delivery: Delivery, now: datetime) -> Item:
+    if delivery.subject != subjects.ALARM_RANG:
+        return AlarmMessage(now)  # a timer that an earlier version armed
     try:
-        return TimerFired(chat_id, TimerKind(purpose), int(json.loads(delivery.data)["generation"]))
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return dead(delivery, RejectReason.BAD_DATA, "not a timer of ours")
+        return AlarmMessage(datetime.fromtimestamp(json.loads(delivery.data)["at"] / 1000, UTC))
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):
+        return dead(delivery, RejectReason.BAD_DATA, "not an alarm of ours")
 
 
 def dead_letter_headers(letter: Dead) -> dict[str, str]:

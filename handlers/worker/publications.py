@@ -1,9 +1,10 @@
-"""Composes the messages that carry out the effects of steps, as outbox rows. Pure."""
+"""Composes the messages that carry out the effects of steps. Pure."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
 from hashlib import sha256
@@ -18,15 +19,13 @@ from statemachine.messages import BuildJob, ToolResolved
 from statemachine.naming import derived_id
 from statemachine.sizes import LONGEST_DATA, fit
 from statemachine.step import (
-    ArmTimer,
     ExpectPresence,
     PublishAnswer,
     PublishJob,
     PublishState,
     Step,
 )
-from statemachine.store import OutboxMessage, StoredJob
-from statemachine.timers import TimerKind
+from statemachine.store import StoredJob
 from statemachine.views import state_changed
 
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -35,63 +34,71 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 class Lane(IntEnum):
     """Kinds of messages.
 
-    States and timers are published first. So the receiver of a job or an answer never reads an
+    States and alarms are published first. So the receiver of a job or an answer never reads an
     older state afterwards.
     """
 
     STATE = 0
     JOB = 1
-    TIMER = 2
+    ALARM = 2
     RESULT = 3
     PRESENCE = 4
 
 
-def rows_of(step: Step) -> tuple[list[OutboxMessage], list[StoredJob]]:
-    """Return the messages of a step's effects, and those of them that are jobs once more.
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A message to publish. To publish it twice does no harm."""
 
-    Jobs are stored longer than the outbox keeps them.
-    """
+    chat_id: str
+    """The chat that it is about; empty for an alarm."""
+    lane: Lane
+    subject: str
+    message_id: str
+    payload: bytes
+    version: int | None = None
+    """The version of a state."""
+    due: datetime | None = None
+    """The time of an alarm, by the database's clock."""
+    lead: float = 0.0
+    """Seconds from the moment when the message was composed to `due`."""
+
+
+def effects_of(step: Step) -> tuple[list[Publication], list[StoredJob]]:
+    """Return the messages of a step's effects, and those of them that are jobs once more, to be stored."""
     chat_id, at = step.chat.chat_id, step.at
-    rows: list[OutboxMessage] = []
+    messages: list[Publication] = []
     jobs: list[StoredJob] = []
     for effect in step.effects:
         match effect:
             case PublishState(chat=chat, because=because):
-                row = state(chat, because, at)
+                message = state(chat, because, at)
             case PublishJob(build=build, not_after=not_after):
-                row = job(effect, at)
-                jobs.append(StoredJob(build.build_id, chat_id, row.subject, row.payload, not_after))
+                message = job(effect, at)
+                stored = build.build_id, chat_id, message.subject, message.payload, not_after
+                jobs.append(StoredJob(*stored))
             case PublishAnswer(call=call, answer=answer, because=because):
-                row = answered(call, answer, because, at)
-            case ArmTimer(purpose=purpose, generation=generation, due=due):
-                row = timer(chat_id, purpose, generation, due)
+                message = answered(call, answer, because, at)
             case ExpectPresence(agent_id=agent_id, because=because):
-                row = presence(chat_id, agent_id, because)
-        rows.append(row)
-    return rows, jobs
+                message = presence(chat_id, agent_id, because)
+        messages.append(message)
+    return messages, jobs
 
 
-def state(chat: Chat, because: Event | None, at: datetime) -> OutboxMessage:
+def state(chat: Chat, because: Event | None, at: datetime) -> Publication:
     """Return the state_changed message that publishes one version of a chat."""
     name = f"{chat.chat_id}:{chat.version}"
     body = _event("state_changed", chat.chat_id, state_changed(chat), name, at, because)
-    return OutboxMessage(
+    return Publication(
         chat.chat_id, Lane.STATE, subjects.state(chat.chat_id), name, body, version=chat.version
     )
 
 
-def timer(chat_id: str, purpose: TimerKind, generation: int, due: datetime) -> OutboxMessage:
-    """Return the message that arms a timer, which fires at `due`."""
-    body = json.dumps({"generation": generation}).encode()
-    due = in_milliseconds(due)
-    return OutboxMessage(
-        chat_id,
-        Lane.TIMER,
-        subjects.timer_arm(chat_id, purpose, generation),
-        f"{chat_id}:{purpose}:{generation}",
-        body,
-        due=due,
-    )
+def alarm(at: datetime, now: datetime) -> Publication:
+    """Return the message that makes NATS ring an alarm; both times are by the database's clock."""
+    milliseconds = round(at.timestamp() * 1000)
+    body = json.dumps({"at": milliseconds}).encode()
+    lead = (at - now).total_seconds()
+    return Publication("", Lane.ALARM, subjects.alarm(milliseconds), "", body, due=at, lead=lead)
 
 
 def in_milliseconds(due: datetime) -> datetime:
@@ -99,16 +106,16 @@ def in_milliseconds(due: datetime) -> datetime:
     return due + (-timedelta(microseconds=due.microsecond) % _MILLISECOND)
 
 
-def presence(chat_id: str, agent_id: str, because: Event) -> OutboxMessage:
+def presence(chat_id: str, agent_id: str, because: Event) -> Publication:
     """Return a presence message for an agent whose loss was undone.
 
     If the agent does not renew it, workers notice the loss again when it expires.
     """
     name = f"{chat_id}:{agent_id}:{because.source}:{because.id}"
-    return OutboxMessage(chat_id, Lane.PRESENCE, subjects.presence(chat_id, agent_id), name, b"{}")
+    return Publication(chat_id, Lane.PRESENCE, subjects.presence(chat_id, agent_id), name, b"{}")
 
 
-def job(wanted: PublishJob, at: datetime) -> OutboxMessage:
+def job(wanted: PublishJob, at: datetime) -> Publication:
     """Return the job that requests a build from the provisioners of its pool.
 
     A provisioner that receives the job for the first time after its `not_after` must not build.
@@ -150,12 +157,12 @@ def job(wanted: PublishJob, at: datetime) -> OutboxMessage:
         time=at,
         traceparent=wanted.because.traceparent,
     )
-    return OutboxMessage(
+    return Publication(
         chat.chat_id, Lane.JOB, subjects.job(build.template.pool), build.build_id, body
     )
 
 
-def answered(call: Call, answer: Answered, because: Event, at: datetime) -> OutboxMessage:
+def answered(call: Call, answer: Answered, because: Event, at: datetime) -> Publication:
     """Return the message with the answer of a call.
 
     Its message id contains the identity of `because`, so a repeated request, which is another
@@ -167,7 +174,7 @@ def answered(call: Call, answer: Answered, because: Event, at: datetime) -> Outb
 
 def refused(
     chat_id: str, call_id: str, tool: str | None, detail: str, message: bytes, at: datetime
-) -> OutboxMessage:
+) -> Publication:
     """Return the message with the answer of a request that is a dead letter.
 
     `detail` is what is wrong with the request, and `message` its body.
@@ -185,7 +192,7 @@ def result(
     because: Event | None,
     at: datetime,
     name: str,
-) -> OutboxMessage:
+) -> Publication:
     """Return the message with the answer of a call.
 
     `name` is the message id. It distinguishes this publication from others of the same answer.
@@ -197,7 +204,7 @@ def result(
         "result": answer.result,
     }
     body = _event("tool_resolved", chat_id, data, name, at, because)
-    return OutboxMessage(chat_id, Lane.RESULT, subjects.result(chat_id, call_id), name, body)
+    return Publication(chat_id, Lane.RESULT, subjects.result(chat_id, call_id), name, body)
 
 
 def _event(
@@ -238,13 +245,13 @@ def instead(payload: bytes, message: str) -> bytes:
     return json.dumps(envelope, ensure_ascii=False).encode()
 
 
-def rounds_of(states: Iterable[OutboxMessage]) -> list[list[OutboxMessage]]:
+def rounds_of(states: Iterable[Publication]) -> list[list[Publication]]:
     """Return states in rounds with at most one of each chat: first the oldest of each, and so on."""
-    rounds: list[list[OutboxMessage]] = []
+    rounds: list[list[Publication]] = []
     count: dict[str, int] = {}
-    for row in sorted(states, key=lambda row: row.version or 0):
-        number = count[row.subject] = count.get(row.subject, -1) + 1
+    for state_ in sorted(states, key=lambda one: one.version or 0):
+        number = count[state_.subject] = count.get(state_.subject, -1) + 1
         if number == len(rounds):
             rounds.append([])
-        rounds[number].append(row)
+        rounds[number].append(state_)
     return rounds

@@ -1,8 +1,8 @@
-"""Publishes the outbox rows of committed transactions. A row may be published late or twice.
+"""Publishes the messages of committed changes. A message may be published late or twice.
 
 A state is published with the expected last sequence of its subject, so an older state never
 replaces a newer one. Jobs and results have the same message id and data when they are published
-again. The subject of a timer contains its generation, so an outdated timer is recognized.
+again. An alarm that this worker has set is not set again.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ from handlers.runtime import clock
 from handlers.worker import publications
 from handlers.worker.clock_skew import ClockSkew
 from handlers.worker.deliveries import Dead, dead_letter_headers
-from handlers.worker.publications import Lane
+from handlers.worker.publications import Lane, Publication
 from handlers.worker.publish_gate import PublishGate
-from statemachine.store import OutboxMessage
 
 log = logging.getLogger(__name__)
 
 PRESENCE_TIMEOUT: Final = 30.0
 """Seconds within which an agent that counts as connected must renew its presence message."""
+_REMEMBERED_ALARMS: Final = 50_000
+"""A relay that remembers more alarms forgets those whose time has passed."""
+_SURELY_AHEAD: Final = 5.0
+"""An alarm that is so many seconds ahead has not rung, even if the clocks differ a little."""
 _INSTEAD: Final = ":instead"
 """The end of the message id of an error that replaces an answer."""
 _REMEMBERED_STATES: Final = 10_000
@@ -50,7 +53,7 @@ _REMEMBERED_STATES: Final = 10_000
 
 
 class Relay:
-    """Publishes outbox rows over one NATS connection."""
+    """Publishes messages over one NATS connection."""
 
     def __init__(self, bus: Bus, gate: PublishGate, skew: ClockSkew) -> None:
         self._bus, self._gate, self._skew = bus, gate, skew
@@ -61,48 +64,55 @@ class Relay:
         """
         self._pools: set[str] = set()
         """The pools whose consumers exist."""
+        self._scheduled: dict[str, float] = {}
+        """Subject -> time of an alarm that this relay has set, in seconds of `clock`."""
 
     async def publish(
-        self, rows: Sequence[OutboxMessage], *, jobs_until: float = math.inf
+        self, messages: Sequence[Publication], *, jobs_until: float = math.inf
     ) -> set[str]:
-        """Publish `rows` lane by lane. When this returns, NATS has stored all of them.
+        """Publish `messages` lane by lane. When this returns, NATS has stored all of them.
 
         `jobs_until` is a time of `clock` in seconds. Until then NATS discards a job that another
         worker has already published, because it has the same message id. After it, no job is
         published. Return the ids of the chats for which the stream already had a state that is not
-        older than one of `rows`. Raises BusError, in particular Unavailable if there are jobs to
+        older than one of `messages`. Raises BusError, in particular Unavailable if there are jobs to
         publish after `jobs_until`.
         """
-        lanes: dict[int, list[OutboxMessage]] = {}
-        for row in rows:
-            lanes.setdefault(row.lane, []).append(row)
-        timers = [self._timer(row) for row in lanes.get(Lane.TIMER, ())]
-        newer = await self._states(lanes.get(Lane.STATE, ()), timers)
+        lanes: dict[int, list[Publication]] = {}
+        for message in messages:
+            lanes.setdefault(message.lane, []).append(message)
+        alarms = [alarm for alarm in lanes.get(Lane.ALARM, ()) if self._needs_schedule(alarm)]
+        reconnects = self._gate.reconnects
+        newer = await self._states(
+            lanes.get(Lane.STATE, ()), [self._schedule(alarm) for alarm in alarms]
+        )
+        if self._gate.reconnects == reconnects:  # otherwise the server may have lost them
+            self._remember_alarms(alarms)
         # Publish jobs and answers after the states, so that their receivers never read an older
         # state.
         jobs, answers = lanes.get(Lane.JOB, ()), lanes.get(Lane.RESULT, ())
         await self._jobs_and_answers(jobs, answers, jobs_until)
         await wait_for_all(
-            self._expect_presence(row.subject, PRESENCE_TIMEOUT)
-            for row in lanes.get(Lane.PRESENCE, ())
+            self._expect_presence(message.subject, PRESENCE_TIMEOUT)
+            for message in lanes.get(Lane.PRESENCE, ())
         )
         return newer
 
-    async def publish_lost_states(self, states: Sequence[OutboxMessage]) -> None:
+    async def publish_lost_states(self, states: Sequence[Publication]) -> None:
         """Publish states that the stream may have lost. Raises BusError."""
-        for row in states:  # first expect an empty subject; after a conflict `_states` reads it
-            self._last[row.subject] = 0, 0
+        for state in states:  # first expect an empty subject; after a conflict `_states` reads it
+            self._last[state.subject] = 0, 0
         await self._states(states)
 
-    async def missing_answers(self, answers: Sequence[OutboxMessage]) -> list[OutboxMessage]:
+    async def missing_answers(self, answers: Sequence[Publication]) -> list[Publication]:
         """Return those of the answers whose subject has none in the stream. Raises BusError."""
-        missing: list[OutboxMessage] = []
+        missing: list[Publication] = []
 
-        async def look(row: OutboxMessage) -> None:
-            if await self._bus.get_last(RESULT.name, row.subject) is None:
-                missing.append(row)
+        async def look(answer: Publication) -> None:
+            if await self._bus.get_last(RESULT.name, answer.subject) is None:
+                missing.append(answer)
 
-        await wait_for_all(look(row) for row in answers)
+        await wait_for_all(look(answer) for answer in answers)
         return missing
 
     async def expect_presence(self, agents: Iterable[tuple[str, str]], timeout: float) -> None:  # noqa: ASYNC109
@@ -134,9 +144,14 @@ class Relay:
         """Clear the cache of streams and consumers: after a reconnect they may be different."""
         self._last.clear()
         self._pools.clear()
+        self._scheduled.clear()
+
+    def forget_alarm(self, alarm: Publication) -> None:
+        """Forget that an alarm was set: NATS rang it too early."""
+        self._scheduled.pop(alarm.subject, None)
 
     async def _states(
-        self, states: Iterable[OutboxMessage], others: Sequence[Outbound] = ()
+        self, states: Iterable[Publication], others: Sequence[Outbound] = ()
     ) -> set[str]:
         """Publish states, and other messages beside them.
 
@@ -144,35 +159,37 @@ class Relay:
         ids of the chats for which the stream already had a state that is not older.
         """
         newer: set[str] = set()
-        for rows in publications.rounds_of(states) or [[]]:
-            todo: Sequence[OutboxMessage] = rows
+        for round_ in publications.rounds_of(states) or [[]]:
+            todo: Sequence[Publication] = round_
             while todo or others:
                 known = await self._last_of(todo)
-                newer |= {row.chat_id for row in todo if known[row.subject][0] >= _version(row)}
-                todo = [row for row in todo if known[row.subject][0] < _version(row)]
-                messages = [_message(row, known[row.subject][1]) for row in todo]
-                results = await self._gate.publish_many([*messages, *others])
+                newer |= {
+                    state.chat_id for state in todo if known[state.subject][0] >= _version(state)
+                }
+                todo = [state for state in todo if known[state.subject][0] < _version(state)]
+                outbound = [_outbound(state, known[state.subject][1]) for state in todo]
+                results = await self._gate.publish_many([*outbound, *others])
                 todo, others = self._conflicting(todo, results), ()
         return newer
 
     def _conflicting(
-        self, states: Sequence[OutboxMessage], results: Sequence[PubAck | BusError]
-    ) -> list[OutboxMessage]:
+        self, states: Sequence[Publication], results: Sequence[PubAck | BusError]
+    ) -> list[Publication]:
         """Remember the published states; return those whose subject has another state than expected.
 
         Raises BusError if a message was not published for another reason.
         """
-        conflicting: list[OutboxMessage] = []
-        for row, result in zip(states, results, strict=False):
+        conflicting: list[Publication] = []
+        for state, result in zip(states, results, strict=False):
             if isinstance(result, PubAck):
-                self._remember(row.subject, _version(row), result.sequence)
+                self._remember(state.subject, _version(state), result.sequence)
             elif isinstance(result, Conflict):
-                self._last[row.subject] = 0, None
-                conflicting.append(row)
+                self._last[state.subject] = 0, None
+                conflicting.append(state)
         raise_first(result for result in results if not isinstance(result, Conflict))
         return conflicting
 
-    async def _last_of(self, states: Sequence[OutboxMessage]) -> dict[str, tuple[int, int]]:
+    async def _last_of(self, states: Sequence[Publication]) -> dict[str, tuple[int, int]]:
         """Return version and sequence of the last state of each chat. Read those that are not known."""
         known: dict[str, tuple[int, int]] = {}
 
@@ -182,12 +199,14 @@ class Relay:
             self._remember(subject, *known[subject])
 
         unknown: list[str] = []
-        for row in states:
-            version, sequence = self._last.get(row.subject, (0, 0 if row.version == 1 else None))
+        for state in states:
+            version, sequence = self._last.get(
+                state.subject, (0, 0 if state.version == 1 else None)
+            )
             if sequence is None:
-                unknown.append(row.subject)
+                unknown.append(state.subject)
             else:
-                known[row.subject] = version, sequence
+                known[state.subject] = version, sequence
         await wait_for_all(read(subject) for subject in unknown)
         return known
 
@@ -197,13 +216,24 @@ class Relay:
         if len(self._last) > _REMEMBERED_STATES:
             self._last.popitem(last=False)
 
-    def _timer(self, row: OutboxMessage) -> Outbound:
-        """Return the message that arms a timer, at a time of the clock of NATS."""
-        if row.due is None:
-            raise ValueError(f"timer {row.subject} has no time")
-        due = publications.in_milliseconds(row.due + self._skew.ahead)
-        schedule = Schedule(subjects.fires_on(row.subject), due)
-        return Outbound(row.subject, row.payload, schedule=schedule)
+    def _needs_schedule(self, alarm: Publication) -> bool:
+        """Return whether an alarm has to be scheduled: also one that this relay has scheduled and that may have rung."""
+        return self._scheduled.get(alarm.subject, 0.0) < clock() + _SURELY_AHEAD
+
+    def _remember_alarms(self, alarms: Iterable[Publication]) -> None:
+        now = clock()
+        if len(self._scheduled) > _REMEMBERED_ALARMS:
+            self._scheduled = {
+                subject: due for subject, due in self._scheduled.items() if due > now
+            }
+        self._scheduled |= {alarm.subject: now + alarm.lead for alarm in alarms}
+
+    def _schedule(self, alarm: Publication) -> Outbound:
+        """Return the message that schedules an alarm, at a time of the clock of NATS."""
+        if alarm.due is None:
+            raise ValueError(f"alarm {alarm.subject} has no time")
+        due = publications.in_milliseconds(alarm.due + self._skew.ahead)
+        return Outbound(alarm.subject, alarm.payload, schedule=Schedule(subjects.ALARM_RANG, due))
 
     async def _expect_presence(self, subject: str, timeout: float) -> None:  # noqa: ASYNC109
         last = await self._bus.get_last(PRESENCE.name, subject)
@@ -214,20 +244,26 @@ class Relay:
             await self._bus.publish(subject, b"{}", ttl=timeout, expected_last=expected)
 
     async def _jobs_and_answers(
-        self, jobs: Sequence[OutboxMessage], answers: Sequence[OutboxMessage], jobs_until: float
+        self, jobs: Sequence[Publication], answers: Sequence[Publication], jobs_until: float
     ) -> None:
         if jobs:
-            await self.ensure_pools({_pool(row) for row in jobs})
+            await self.ensure_pools({_pool(job) for job in jobs})
             if clock() > jobs_until:
                 raise Unavailable(
                     "paused before publishing jobs: others may have published them meanwhile"
                 )
-        rows = [*jobs, *answers]
-        while rows:
-            results = await self._gate.publish_many([_message(row) for row in rows])
+        messages = [*jobs, *answers]
+        while messages:
+            results = await self._gate.publish_many([_outbound(message) for message in messages])
             raise_first(result for result in results if not isinstance(result, Refused))
-            refused = [(r, e) for r, e in zip(rows, results, strict=True) if isinstance(e, Refused)]
-            rows = [other for row, error in refused if (other := _instead(row, error)) is not None]
+            refused = [
+                (r, e) for r, e in zip(messages, results, strict=True) if isinstance(e, Refused)
+            ]
+            messages = [
+                other
+                for message, error in refused
+                if (other := _instead(message, error)) is not None
+            ]
 
     async def _dead_letter(self, letter: Dead) -> None:
         log.warning(
@@ -241,37 +277,37 @@ class Relay:
         await self._bus.publish(subject, letter.data, headers=dead_letter_headers(letter))
 
 
-def _message(row: OutboxMessage, expected_last: int | None = None) -> Outbound:
-    return Outbound(row.subject, row.payload, CLOUDEVENT, row.message_id, expected_last)
+def _outbound(message: Publication, expected_last: int | None = None) -> Outbound:
+    return Outbound(message.subject, message.payload, CLOUDEVENT, message.message_id, expected_last)
 
 
-def _instead(row: OutboxMessage, error: Refused) -> OutboxMessage | None:
+def _instead(message: Publication, error: Refused) -> Publication | None:
     """Return what to publish instead of a job or an answer that NATS refuses; None: nothing.
 
-    Retrying would block the other rows. The limit of a build without a job ends its wait. Raises the error if NATS
+    Retrying would block the other messages. The limit of a build without a job ends its wait. Raises the error if NATS
     refuses what was to be published instead.
     """
-    if row.lane == Lane.JOB:
+    if message.lane == Lane.JOB:
         log.error(
             "the job of build %s of chat %s can't be published: %s",
-            row.message_id,
-            row.chat_id,
+            message.message_id,
+            message.chat_id,
             error,
         )
         return None
-    if row.message_id.endswith(_INSTEAD):
+    if message.message_id.endswith(_INSTEAD):
         raise error
-    log.error("NATS refuses answer %s: %s", row.message_id, error)
-    body = publications.instead(row.payload, f"the answer can't be sent: {error}")
-    return replace(row, payload=body, message_id=f"{row.message_id}{_INSTEAD}")
+    log.error("NATS refuses answer %s: %s", message.message_id, error)
+    body = publications.instead(message.payload, f"the answer can't be sent: {error}")
+    return replace(message, payload=body, message_id=f"{message.message_id}{_INSTEAD}")
 
 
-def _version(row: OutboxMessage) -> int:
-    return row.version or 0
+def _version(message: Publication) -> int:
+    return message.version or 0
 
 
-def _pool(row: OutboxMessage) -> str:
-    return row.subject.rsplit(".", 1)[1]
+def _pool(message: Publication) -> str:
+    return message.subject.rsplit(".", 1)[1]
 
 
 def _published_version(last: StoredMessage) -> int:

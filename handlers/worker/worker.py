@@ -16,6 +16,7 @@ from handlers.access.disconnect import SupersededAgents
 from handlers.runtime import clock
 from handlers.runtime.supervise import cancel_and_wait, run_until_one_ends
 from handlers.worker.acked_events import AckedEvents
+from handlers.worker.alarms import Bell, ChatAlarm, Ringing
 from handlers.worker.batch import Applied, Noticed, apply, asks
 from handlers.worker.call_limits import LoadSampler, WaitingLimits
 from handlers.worker.clock_skew import ClockSkew
@@ -26,7 +27,7 @@ from handlers.worker.committer import (
     Committer,
     Problems,
 )
-from handlers.worker.deliveries import Dead, Item, read
+from handlers.worker.deliveries import Item, read
 from handlers.worker.publish_gate import PublishGate
 from handlers.worker.recovery.republisher import FACT_STREAMS, Republisher
 from handlers.worker.recovery.restore import RestoreReconciler
@@ -34,7 +35,7 @@ from handlers.worker.recovery.stream_watch import StreamWatch
 from handlers.worker.relay import Relay
 from statemachine.chat import Limits
 from statemachine.step import PresenceExpired
-from statemachine.store import OutboxMessage, Store, StoreUnavailableError
+from statemachine.store import Store, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,14 @@ class CommittedBatch:
     """A committed batch, and the messages to publish before its deliveries are acked."""
 
     deliveries: Sequence[Delivery]
-    rows: Sequence[OutboxMessage]
-    dead: Sequence[Dead]
+    """To be acked."""
+    result: CommitResult
     jobs_until: float
     """The time of `clock`, in seconds, until which its jobs may be published."""
+    ringing: Ringing
+    """Its alarms, which are deleted when all is published."""
+    again: Sequence[Delivery] = ()
+    """Messages to be delivered again, because more alarms are due."""
 
 
 @dataclass(slots=True)
@@ -86,6 +91,7 @@ class Worker:
     acked_events: AckedEvents = field(init=False)
     _superseded_agents: SupersededAgents = field(init=False)
     _committer: Committer = field(init=False)
+    _bell: Bell = field(init=False)
     _prepared: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -101,6 +107,7 @@ class Worker:
         self.acked_events = AckedEvents(store, bus, self.tuning, self.problems)
         self._superseded_agents = SupersededAgents(store, bus)
         self._committer = Committer(store, self.problems)
+        self._bell = Bell(store)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -121,7 +128,7 @@ class Worker:
             await self.load.close()
 
     async def _keep_prepared(self) -> None:
-        """Create streams, consumers and timers at the start and whenever `preparation_due` is set.
+        """Create streams, consumers and alarms at the start and whenever `preparation_due` is set.
 
         The worker continues to apply events meanwhile.
         """
@@ -212,18 +219,33 @@ class Worker:
         Return None if NATS or the database is unavailable; then NATS redelivers the deliveries.
         """
         now, jobs_until = datetime.now(UTC), clock() + self.tuning.duplicate_window
-        items = [(delivery, read(delivery, now)) for delivery in deliveries]
+        items = [(delivery, read(delivery, now, self.watch.unsure)) for delivery in deliveries]
         try:
             items = [(delivery, await self._confirm_absence(item)) for delivery, item in items]
-            result = await self._commit(items)
+            ringing = await self._bell.ring(items)
+            rang = list(ringing.rang)
+            result = await self._commit([i for i in items if i[0] not in rang] + ringing.items())
         except Unavailable as error:
             self._bus_is_away(error)
         except StoreUnavailableError as error:
             self._database_is_away(error)
         else:
             self._superseded_agents.disconnect_later(self.noticed.superseded)
-            return CommittedBatch(result.deliveries, result.rows, result.buried, jobs_until)
+            self._set_alarms(ringing, result)
+            return self._batch(result, jobs_until, ringing)
         return None
+
+    def _batch(self, result: CommitResult, jobs_until: float, ringing: Ringing) -> CommittedBatch:
+        """Return a committed batch; decide which alarm messages are acknowledged, and which are needed again."""
+        postponed = any(isinstance(delivery, ChatAlarm) for delivery in result.postponed)
+        self._bell.postpone(result)
+        if ringing.has_more:
+            return CommittedBatch(result.deliveries, result, jobs_until, ringing, ringing.rang)
+        if ringing.left_out or postponed:
+            self._nak_after_a_delay(ringing.rang)
+            return CommittedBatch(result.deliveries, result, jobs_until, ringing)
+        done = [*result.deliveries, *ringing.rang]
+        return CommittedBatch(done, result, jobs_until, ringing)
 
     async def _commit(self, items: Sequence[tuple[Delivery, Item]]) -> CommitResult:
         load = self.load.load(sample=any(asks(item) for _, item in items))
@@ -233,10 +255,13 @@ class Worker:
 
         result = await self._committer.commit(items, apply_items)
         if result.postponed:
-            task = asyncio.create_task(self._nak_later(result.postponed))
-            self.postponing.add(task)
-            task.add_done_callback(self.postponing.discard)
+            self._nak_after_a_delay(result.postponed)
         return result
+
+    def _nak_after_a_delay(self, deliveries: Sequence[Delivery]) -> None:
+        task = asyncio.create_task(self._nak_later(deliveries))
+        self.postponing.add(task)
+        task.add_done_callback(self.postponing.discard)
 
     async def _nak_later(self, deliveries: Sequence[Delivery]) -> None:
         """Nak postponed deliveries after a delay that is shorter than their ack wait."""
@@ -276,15 +301,15 @@ class Worker:
         """
         try:
             await self._check_clocks()
-            newer = await self.relay.publish(batch.rows, jobs_until=batch.jobs_until)
-            await self.relay.publish_dead_letters(batch.dead)
+            result = batch.result
+            newer = await self.relay.publish(result.messages, jobs_until=batch.jobs_until)
+            await self.republisher.publish_missing(result.repeated)
+            await self.relay.publish_dead_letters(result.buried)
             self.problems.clear("nats")
             if await self.republisher.check_for_restore(newer):
                 self.preparation_due.set()
-            # Delete the rows before the ack. After it, the batch is not redelivered, so no worker
-            # would delete them if this one stopped here.
-            if ids := [row.id for row in batch.rows if row.id]:
-                await self.store.delete_published(ids)
+            # Before the ack: after it, the message is not redelivered, so the alarms would stay.
+            await batch.ringing.delete(result, self.store)
         except Unavailable as error:
             self._bus_is_away(error)
             return False
@@ -299,10 +324,12 @@ class Worker:
         except StoreUnavailableError as error:
             self._database_is_away(error)
             return False
-        if batch.dead:
-            self.dead_letters += len(batch.dead)
+        if result.buried:
+            self.dead_letters += len(result.buried)
             log.warning("dead letters since this worker started: %d", self.dead_letters)
         self.acked_events.add([delivery for delivery in batch.deliveries if await delivery.ack()])
+        for delivery in batch.again:
+            await delivery.nak()
         return True
 
     async def _publish_and_follow(self, batch: CommittedBatch) -> bool:
@@ -317,18 +344,25 @@ class Worker:
         return True
 
     async def _check_clocks(self) -> None:
-        """Measure the difference between the clocks if a timer fired early or very late.
+        """Measure the difference between the clocks if an alarm rang early or a timer took effect very late.
 
-        A timer can also be late because of a backlog. But if a clock was changed, all timers have
-        to be armed again. Raises BusError, StoreUnavailableError.
+        A timer can also be late because of a backlog. But if a clock was changed, all alarms have
+        to be set again. Raises BusError, StoreUnavailableError.
         """
         early, late = self.noticed.early, self.noticed.late
         if not self.skew.needs_check(early=early, late=late):
             return
         changed = await self.skew.check()
         self.noticed.early = self.noticed.late = False
-        if changed and late:
+        if changed:
             self.preparation_due.set()
+
+    def _set_alarms(self, ringing: Ringing, result: CommitResult) -> None:
+        """Set alarms again that rang before their time, and the next one."""
+        for alarm in ringing.early:
+            self.relay.forget_alarm(alarm)
+        self.noticed.early |= bool(ringing.early)
+        result.messages += [*ringing.early, *ringing.next]
 
     def _database_is_away(self, error: StoreUnavailableError) -> None:
         log.warning("the database is away, the batch is redelivered: %s", error)

@@ -1,4 +1,4 @@
-"""The store's port: where snapshots, event logs, tool calls and the outbox are kept.
+"""The store's port: where snapshots, event logs, tool calls and alarms are kept.
 
 `postgres` implements it; `tests/doubles` has an implementation in memory. One contract suite
 (`tests/contract/test_store*.py`) runs against both.
@@ -57,20 +57,39 @@ class CallKey(NamedTuple):
     call_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxMessage:
-    """A message that has to be published. It stays in the outbox until NATS has stored it."""
+class Alarm(NamedTuple):
+    """A time at which a chat has to be looked at, because one of its timers may be due."""
 
+    at: datetime
+    """A time of `timers.alarm_time`."""
     chat_id: str
-    lane: int
-    """The kind of message, which decides what is published first."""
-    subject: str
-    message_id: str
-    payload: bytes
-    version: int | None = None
-    due: datetime | None = None
-    id: int = 0
-    """The number of its row; 0 before it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class DueAlarms:
+    """A page of the alarms whose time has come."""
+
+    now: datetime
+    """The database's time."""
+    alarms: dict[str, list[Alarm]]
+    """The alarms by chat."""
+    handled: set[str]
+    """Chats with an alarm that was handled before, but what followed from it may not be published."""
+    is_full: bool
+    """Whether there may be more."""
+    publishing: bool
+    """Whether others are left out, because somebody is publishing what follows from them."""
+    next: datetime | None
+    """The first time for which an alarm is stored and that has not come."""
+
+
+class Written(NamedTuple):
+    """The result of `Store.write`."""
+
+    skipped: set[str]
+    """The chats that were not written, with everything that belongs to them, because their rows had changed."""
+    repeated: set[str]
+    """Chats with an alarm among `Changes.handled` that was handled before, by another worker or in an earlier try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,23 +118,21 @@ class Changes:
     names: list[WorkspaceName] = field(default_factory=list)
     freed: list[tuple[str, str]] = field(default_factory=list)
     """(workspace id, chat id) of deleted workspaces, whose names may be used again."""
-    outbox: list[OutboxMessage] = field(default_factory=list)
     jobs: list[StoredJob] = field(default_factory=list)
-    """The jobs among `outbox`: kept longer than their outbox rows, to be published again if NATS loses them."""
+    alarms: list[Alarm] = field(default_factory=list)
+    """Alarms that the chats need."""
+    handled: list[Alarm] = field(default_factory=list)
+    """Alarms whose timers these changes are the result of. They stay until `delete_alarms`.
+
+    One that is also among `alarms` is set again, and not marked as handled.
+    """
+    unchanged: list[str] = field(default_factory=list)
+    """Chats whose rows are not written, but must have the versions in `row_versions`."""
     row_versions: Mapping[str, int] = field(default_factory=dict)
     """The version of each chat's row that the changes are made for, as `Look` names it.
 
     A chat that is not named here is written whatever the version of its row is.
     """
-
-
-class Written(NamedTuple):
-    """The result of `Store.write`."""
-
-    outbox: list[OutboxMessage]
-    """The messages of the changes, with the numbers of their rows; without those of skipped chats."""
-    skipped: set[str]
-    """The chats that were not written, because their rows had changed."""
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -183,6 +200,10 @@ class Chats(Protocol):
         """Return a chat's snapshot."""
         ...
 
+    async def get_many(self, chat_ids: Sequence[str]) -> Sequence[Chat]:
+        """Return the snapshots of those of the chats that exist."""
+        ...
+
     async def find(
         self,
         *,
@@ -193,10 +214,6 @@ class Chats(Protocol):
         limit: int = 100,
     ) -> list[Chat]:
         """Return a page of chats, sorted by chat id. A filter that is None matches every chat."""
-        ...
-
-    async def with_timers(self, *, after: str | None = None, limit: int = 1000) -> list[Chat]:
-        """Return a page of the chats that a timer is set for, sorted by chat id."""
         ...
 
     async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
@@ -469,13 +486,22 @@ class Recovery(Protocol):
         """
         ...
 
-    async def published_chats(
-        self, *, since: datetime | None = None, after: str | None = None, limit: int = 500
-    ) -> Sequence[Chat]:
-        """Return a page of the chats that have published a state, sorted by chat id.
+    async def alarm_times(
+        self, *, after: datetime | None = None, limit: int = 1000
+    ) -> Sequence[datetime]:
+        """Return a page of the times for which alarms are stored, sorted."""
+        ...
 
-        With `since`, only those that changed at that time or later.
-        """
+    async def published_chats(
+        self, *, after: str | None = None, limit: int = 500
+    ) -> Sequence[Chat]:
+        """Return a page of the chats that have published a state, sorted by chat id."""
+        ...
+
+    async def changed_chats(
+        self, since: datetime, *, after: str | None = None, limit: int = 200
+    ) -> Sequence[Chat]:
+        """Return a page of the chats that changed at that time or later, sorted by chat id."""
         ...
 
     async def chats_with_agents(
@@ -493,14 +519,20 @@ class Recovery(Protocol):
         """
         ...
 
-    async def answered_calls(
-        self, *, since: datetime | None = None, after: CallKey | None = None, limit: int = 500
-    ) -> Sequence[StoredCall]:
-        """Return a page of the calls that were answered since a time (None: 24 hours ago), sorted by key."""
+    async def jobs_by_id(self, build_ids: Sequence[str]) -> Sequence[StoredJob]:
+        """Return those of the builds' jobs that are stored."""
         ...
 
-    async def outbox(self, *, after: int = 0, limit: int = 500) -> Sequence[OutboxMessage]:
-        """Return a page of the outbox of all chats, oldest first."""
+    async def answered_calls(
+        self, *, after: CallKey | None = None, limit: int = 500
+    ) -> Sequence[StoredCall]:
+        """Return a page of the calls that were answered in the last 24 hours, sorted by key."""
+        ...
+
+    async def answers_of(
+        self, chat_ids: Sequence[str], since: datetime | None = None
+    ) -> Sequence[StoredCall]:
+        """Return the calls of chats that were answered since a time, and in the last 24 hours."""
         ...
 
 
@@ -551,10 +583,6 @@ class Store(Protocol):
         """Return the templates, versions and names that `wanted` names, all settings, and the current workspaces."""
         ...
 
-    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
-        """Return the outbox rows of these chats, oldest first."""
-        ...
-
     async def write(self, changes: Changes) -> Written:
         """Write and commit, in one statement, the changes of all chats whose rows have the versions named there.
 
@@ -564,8 +592,17 @@ class Store(Protocol):
         """
         ...
 
-    async def delete_published(self, ids: Sequence[int]) -> None:
-        """Delete outbox rows whose messages NATS has stored."""
+    async def due_alarms(
+        self, limit: int, *, without: Sequence[str] = (), publishing: float = 0.0
+    ) -> DueAlarms:
+        """Return the first alarms whose time has come. Those of chats that need no timer any more are deleted.
+
+        Alarms of the chats `without` are left out, and those that were handled less than `publishing` seconds ago.
+        """
+        ...
+
+    async def delete_alarms(self, alarms: Sequence[Alarm], *, unhandled: bool = False) -> None:
+        """Delete alarms that were handled; with `unhandled`, also those that were not."""
         ...
 
     async def settings(self) -> dict[str, str]:

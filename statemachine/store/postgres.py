@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import uuid4
 
 import asyncpg
-import msgspec
+from msgspec import Raw
 from pydantic_core import to_json
 
 from statemachine import codec
@@ -22,11 +22,12 @@ from statemachine.lookups import Lookups
 from statemachine.step import Entry, WorkspaceName
 from statemachine.store import (
     NO_ROW,
+    Alarm,
     CallKey,
     Changes,
+    DueAlarms,
     Look,
     LookedUp,
-    OutboxMessage,
     StoredJob,
     StoreUnavailableError,
     Wanted,
@@ -43,6 +44,7 @@ from statemachine.store.postgres_queries import (
     call_from_row,
     chat_rows,
     columns,
+    json_rows,
     look_up,
 )
 from statemachine.templates import Version
@@ -56,7 +58,7 @@ REQUIRED_TABLES: Final = [
     "call",
     "cancellation",
     "workspace",
-    "outbox",
+    "alarm",
     "job",
     "template",
     "template_version",
@@ -167,23 +169,33 @@ class PostgresStore:
         """Return templates, versions, names, settings and current workspaces."""
         return await look_up(self._fetch, self._versions, wanted, workspace_ids)
 
-    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
-        """Return the outbox rows of these chats."""
-        rows = await self._fetch("unpublished", list(chat_ids)) if chat_ids else ()
-        return [OutboxMessage(**row) for row in rows]
-
     async def write(self, changes: Changes) -> Written:
         """Write and commit everything; skip the chats that have changed."""
-        written = _written_from_rows(changes, await self._fetch("write", *_written_arrays(changes)))
+        rows = await self._fetch("write", *_write_arguments(changes))
         if changes.cancellations:
             # The changes are committed. If this fails, the next cancellation makes up for it.
             with suppress(StoreUnavailableError):
                 await self._fetch("forget_cancellations")
-        return written
+        skipped = {row["chat_id"] for row in rows if row["skipped"]}
+        return Written(skipped, {row["chat_id"] for row in rows if not row["skipped"]})
 
-    async def delete_published(self, ids: Sequence[int]) -> None:
-        """Delete outbox rows whose messages NATS has stored."""
-        await self._fetch("delete_outbox", ids)
+    async def due_alarms(
+        self, limit: int, *, without: Sequence[str] = (), publishing: float = 0.0
+    ) -> DueAlarms:
+        """Return the first alarms whose time has come."""
+        rows = await self._fetch("due_alarms", limit, list(without), publishing)
+        alarms: dict[str, list[Alarm]] = {}
+        for row in rows:
+            if row["at"] is not None:
+                alarm = Alarm(row["at"], row["chat_id"])
+                alarms.setdefault(alarm.chat_id, []).append(alarm)
+        handled = {row["chat_id"] for row in rows if row["handled"]}
+        (now, found, busy, later, *_) = rows[0].values()
+        return DueAlarms(now, alarms, handled, found == limit, busy, later)
+
+    async def delete_alarms(self, alarms: Sequence[Alarm], *, unhandled: bool = False) -> None:
+        """Delete alarms that were handled; with `unhandled`, also those that were not."""
+        await self._fetch("delete_alarms", *columns(alarms, 2), unhandled)
 
     async def settings(self) -> dict[str, str]:
         """Return the operators' settings by name."""
@@ -217,9 +229,8 @@ class PostgresStore:
         """Write sample rows and roll back. Raises StoreUnavailableError if they are not accepted."""
         try:
             async with self._database.transaction() as session:
-                await session.fetch(
-                    QUERIES["write"], *_written_arrays(_sample_changes(str(uuid4())))
-                )
+                sample = _sample_changes(str(uuid4()))
+                await session.fetch(QUERIES["write"], *_write_arguments(sample))
                 raise _RollBackError
         except _RollBackError:
             return
@@ -278,69 +289,64 @@ def _look_from_rows(rows: Rows, chat_ids: AbstractSet[str]) -> Look:
     return look
 
 
-def _written_from_rows(changes: Changes, rows: Rows) -> Written:
-    """Return what the statement `write` did."""
-    skipped = {row["skipped"] for row in rows if row["skipped"] is not None}
-    messages = [message for message in changes.outbox if message.chat_id not in skipped]
-    ids = [row["id"] for row in rows if row["id"] is not None]
-    numbered = [replace(m, id=row) for m, row in zip(messages, ids, strict=True)]
-    return Written(numbered, skipped)
-
-
 # -- changes as rows ------------------------------------------------------------------------------
 
 
-def _written_arrays(changes: Changes) -> list[list[Any]]:
-    """Return the arguments of the statement `write`: the columns of the tables that it writes."""
-    chats = chat_rows(changes.chats, changes.row_versions)
+def _write_arguments(changes: Changes) -> list[str]:
+    """Return the arguments of the statement `write`: the rows of the tables that it writes."""
+    versions = changes.row_versions
+    chats = chat_rows(changes.chats, versions)
+    chats += [{"chat_id": c, "row_version": versions.get(c)} for c in changes.unchanged]
     entries = [
-        (
-            chat_id,
-            entry.seq,
-            codec.written(entry.event).decode(),
-            entry.outcome,
-            entry.state_before,
-            entry.state_after,
-            entry.version,
-            entry.at.astimezone(UTC),
-            msgspec.json.encode(entry.cause).decode() if entry.cause else None,
-            entry.deadline,
-        )
+        {
+            "chat_id": chat_id,
+            "seq": entry.seq,
+            "event": Raw(codec.written(entry.event)),
+            "outcome": entry.outcome,
+            "state_before": entry.state_before,
+            "state_after": entry.state_after,
+            "version": entry.version,
+            "at": entry.at,
+            "cause": entry.cause,
+            "deadline": entry.deadline,
+        }
         for chat_id, entry in changes.entries
     ]
+    identities = [
+        {"chat_id": chat_id, "digest": digest.hex()} for chat_id, digest in changes.identities
+    ]
     calls = [
-        (
-            stored.call.chat_id,
-            stored.call.call_id,
-            stored.call.order,
-            call_to_json(stored.call),
-            stored.call.asked_at,
-            stored.answer.is_error if stored.answer else None,
-            to_json(stored.answer.result).decode() if stored.answer else None,
-        )
+        {
+            "chat_id": stored.call.chat_id,
+            "call_id": stored.call.call_id,
+            "ord": stored.call.order,
+            "body": Raw(call_to_json(stored.call).encode()),
+            "asked_at": stored.call.asked_at,
+            "is_error": stored.answer.is_error if stored.answer else None,
+            "result": Raw(to_json(stored.answer.result, inf_nan_mode="null"))
+            if stored.answer
+            else None,
+        }
         for stored in changes.calls
     ]
-    outbox = [
-        (o.chat_id, o.lane, o.subject, o.message_id, o.version, o.due, o.payload)
-        for o in changes.outbox
+    freed, alarms = set(changes.freed), set(changes.alarms)
+    names = [
+        {**name._asdict(), "deleted": (name.workspace_id, name.chat_id) in freed}
+        for name in changes.names
     ]
-    freed = set(changes.freed)
-    names = [(*name, (name.workspace_id, name.chat_id) in freed) for name in changes.names]
-    jobs = [
-        (job.build_id, job.chat_id, job.subject, job.payload, job.not_after) for job in changes.jobs
-    ]
-    tables = (
-        (chats, 9),
-        (entries, 10),
-        (changes.identities, 2),
-        (calls, 7),
-        (outbox, 7),
-        (names, 6),
-        (changes.freed, 2),
-        (jobs, 5),
-        (changes.cancellations, 2),
+    tables: tuple[list[dict[str, Any]], ...] = (
+        chats,
+        entries,
+        identities,
+        calls,
+        [alarm._asdict() for alarm in changes.alarms],
+        [alarm._asdict() for alarm in changes.handled if alarm not in alarms],
+        names,
+        [{"workspace_id": workspace, "chat_id": chat} for workspace, chat in changes.freed],
+        [{**asdict(job), "payload": job.payload.decode()} for job in changes.jobs],
+        [key._asdict() for key in changes.cancellations],
     )
-    return [column for rows, width in tables for column in columns(rows, width)]
+    return [json_rows(rows) for rows in tables]
 
 
 # -- the sample of `probe_write` ------------------------------------------------------------------
@@ -373,7 +379,6 @@ def _sample_changes(chat_id: str) -> Changes:
         asked_at=now,
         order=1,
     )
-    message = OutboxMessage(chat_id, 0, "sample", "sample", b"{}", version=1)
     return Changes(
         chats=[chat],
         entries=[(chat_id, Entry(1, event, "moved", "none", "none", 1, now))],
@@ -382,6 +387,7 @@ def _sample_changes(chat_id: str) -> Changes:
         cancellations=[CallKey(chat_id, "canceled")],
         names=[WorkspaceName(workspace_id, chat_id, owner_id, "sample", requested=True)],
         freed=[(workspace_id, chat_id)],
-        outbox=[message],
         jobs=[StoredJob(str(uuid4()), chat_id, "sample", b"{}", now)],
+        alarms=[Alarm(now, chat_id)],
+        handled=[Alarm(now, chat_id)],
     )

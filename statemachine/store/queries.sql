@@ -62,16 +62,17 @@ where workspace_id = any($6::uuid[])
 select key, value from setting
 
 -- name: write
--- Everything that a batch writes, in one statement. A chat is skipped, with all that belongs to it, if its row is not
--- the version that the caller read ($9; 0 for a chat that did not exist, null to write it in any case): another
--- statement has changed it. Rows are locked in the order of their ids, before any is inserted, so two batches can't
--- deadlock. A call is inserted when it arrives and updated while it is open. If two statements give the same name to
--- workspaces of one owner, the index workspace_requested_name makes the later one fail. Old jobs are deleted when
--- another one is written; rows that another statement has locked are left.
-with given as (
-    select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
-                         $7::boolean[], $8::jsonb[], $9::bigint[])
-        as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot, row_version)
+-- Everything that a batch writes, in one statement; each parameter holds the rows of one table as a JSON array. A chat
+-- is skipped, with all that belongs to it, if its row is not the version that the caller read (0 for a chat that did
+-- not exist, null to write it in any case): another statement has changed it. Rows are locked in the order of their
+-- ids, before any is inserted, so two batches can't deadlock. A chat without a snapshot is only compared and locked. A
+-- call is inserted when it arrives and updated while it is open. If two statements give the same name to workspaces of
+-- one owner, the index workspace_requested_name makes the later one fail. Old jobs are deleted when another one is
+-- written; rows that another statement has locked are left.
+with given as materialized (
+    select * from json_to_recordset($1::json)
+        as n(chat_id uuid, version bigint, state text, organization_id uuid, owner_id uuid, workspace_id uuid,
+             wakes boolean, snapshot jsonb, row_version bigint)
 ), unchanged as materialized (
     select chat.chat_id from chat join given using (chat_id)
     where given.row_version is null or chat.xmin::text::bigint = given.row_version
@@ -90,84 +91,128 @@ with given as (
         owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
         snapshot = n.snapshot, updated_at = clock_timestamp()
     from given n
-    where chat.chat_id = n.chat_id and chat.chat_id in (select chat_id from unchanged)
+    where chat.chat_id = n.chat_id and chat.chat_id in (select chat_id from unchanged) and n.snapshot is not null
 ), entries as (
     insert into event_log (chat_id, seq, event, outcome, state_before, state_after, version, at, cause, deadline)
-    select * from unnest($10::uuid[], $11::bigint[], $12::jsonb[], $13::text[], $14::text[], $15::text[],
-                         $16::bigint[], $17::timestamptz[], $18::jsonb[], $19::timestamptz[]) as n(chat_id)
+    select * from json_to_recordset($2::json)
+        as n(chat_id uuid, seq bigint, event jsonb, outcome text, state_before text, state_after text,
+             version bigint, at timestamptz, cause jsonb, deadline timestamptz)
     where chat_id not in (select chat_id from skipped)
 ), identities as (
     insert into event_identity (chat_id, digest)
-    select * from unnest($20::uuid[], $21::bytea[]) as n(chat_id)
+    select chat_id, decode(digest, 'hex') from json_to_recordset($3::json) as n(chat_id uuid, digest text)
     where chat_id not in (select chat_id from skipped)
 ), calls as (
     insert into call (chat_id, call_id, ord, body, asked_at, resolved_at, is_error, result)
     select n.chat_id, n.call_id, n.ord, n.body, n.asked_at,
            case when n.result is null then null else clock_timestamp() end, n.is_error, n.result
-    from unnest($22::uuid[], $23::text[], $24::bigint[], $25::jsonb[], $26::timestamptz[], $27::boolean[],
-                $28::jsonb[])
-        as n(chat_id, call_id, ord, body, asked_at, is_error, result)
+    from json_to_recordset($4::json)
+        as n(chat_id uuid, call_id text, ord bigint, body jsonb, asked_at timestamptz, is_error boolean, result jsonb)
     where n.chat_id not in (select chat_id from skipped)
     on conflict (chat_id, call_id) do update
     set body = excluded.body, resolved_at = excluded.resolved_at, is_error = excluded.is_error,
         result = excluded.result
     where call.resolved_at is null
+), alarms as (  -- an alarm of the same time that is being deleted must stay: see delete_alarms
+    insert into alarm (at, chat_id)
+    select at, chat_id from json_to_recordset($5::json) as n(at timestamptz, chat_id uuid)
+    where chat_id not in (select chat_id from skipped)
+    order by at, chat_id
+    on conflict (at, chat_id) do update set handled_at = null
+), rung as materialized (
+    select alarm.at, alarm.chat_id, alarm.handled_at
+    from alarm join json_to_recordset($6::json) as n(at timestamptz, chat_id uuid) using (at, chat_id)
+    where alarm.chat_id not in (select chat_id from skipped)
+    order by alarm.at, alarm.chat_id for update of alarm
+), handled as (
+    update alarm set handled_at = clock_timestamp() from rung
+    where alarm.at = rung.at and alarm.chat_id = rung.chat_id
 ), names as (
     insert into workspace (workspace_id, chat_id, owner_id, name, requested, deleted_at)
     select workspace_id, chat_id, owner_id, name, requested, case when deleted then clock_timestamp() end
-    from unnest($36::uuid[], $37::uuid[], $38::uuid[], $39::text[], $40::boolean[], $41::boolean[])
-        as n(workspace_id, chat_id, owner_id, name, requested, deleted)
+    from json_to_recordset($7::json)
+        as n(workspace_id uuid, chat_id uuid, owner_id uuid, name text, requested boolean, deleted boolean)
     where chat_id not in (select chat_id from skipped)
     order by owner_id, lower(name)
     on conflict (workspace_id) do nothing
 ), freed as (
     update workspace set deleted_at = clock_timestamp()
-    from unnest($42::uuid[], $43::uuid[]) as n(workspace_id, chat_id)
+    from json_to_recordset($8::json) as n(workspace_id uuid, chat_id uuid)
     where workspace.workspace_id = n.workspace_id and workspace.chat_id = n.chat_id and deleted_at is null
       and n.chat_id not in (select chat_id from skipped)
+), wanted as materialized (
+    select * from json_to_recordset($9::json)
+        as n(build_id uuid, chat_id uuid, subject text, payload text, not_after timestamptz)
 ), forgotten as (
-    delete from job where cardinality($44::uuid[]) > 0 and build_id in (
+    delete from job where exists (select from wanted) and build_id in (
         select build_id from job where not_after < clock_timestamp() - interval '1 day'
         limit 1000 for update skip locked
     )
 ), jobs as (
     insert into job (build_id, chat_id, subject, payload, not_after)
-    select build_id, chat_id, subject, payload, not_after
-    from unnest($44::uuid[], $45::uuid[], $46::text[], $47::bytea[], $48::timestamptz[])
-        as n(build_id, chat_id, subject, payload, not_after)
+    select build_id, chat_id, subject, convert_to(payload, 'UTF8'), not_after from wanted
     where chat_id not in (select chat_id from skipped)
     on conflict do nothing
 ), cancellations as (
     insert into cancellation (chat_id, call_id, at)
-    select chat_id, call_id, clock_timestamp() from unnest($49::uuid[], $50::text[]) as n(chat_id, call_id)
+    select chat_id, call_id, clock_timestamp()
+    from json_to_recordset($10::json) as n(chat_id uuid, call_id text)
     where chat_id not in (select chat_id from skipped)
     on conflict (chat_id, call_id) do update set at = excluded.at
-), messages as (
-    insert into outbox (chat_id, lane, subject, message_id, version, due, payload)
-    select * from unnest($29::uuid[], $30::smallint[], $31::text[], $32::text[], $33::bigint[],
-                         $34::timestamptz[], $35::bytea[]) as n(chat_id)
-    where chat_id not in (select chat_id from skipped)
-    returning id
 )
-select id, null as skipped from messages union all select null, chat_id::text from skipped
+select chat_id::text as chat_id, true as skipped from skipped
+union all
+select distinct chat_id::text, false from rung where handled_at is not null
+
+-- name: due_alarms
+-- The first $1 alarms whose time has come, without those of the chats $2. Left out are alarms that were handled less
+-- than $3 seconds ago, because a worker is publishing what follows. Alarms of chats that need no timer any more are
+-- deleted, except where somebody has locked the chat: a statement that writes the chat may need one.
+with due as materialized (
+    select at, chat_id, handled_at from alarm
+    where at <= statement_timestamp() and chat_id <> all($2::uuid[])
+      and (handled_at is null or handled_at < statement_timestamp() - $3 * interval '1 second')
+    order by at, chat_id limit $1
+), resting as (
+    select chat.chat_id from chat join due using (chat_id) where not chat.wakes for share of chat skip locked
+), deleted as (
+    delete from alarm using due
+    where alarm.at = due.at and alarm.chat_id = due.chat_id
+      and (due.handled_at is null and due.chat_id in (select chat_id from resting)
+           or not exists (select from chat where chat.chat_id = due.chat_id))
+    returning alarm.at, alarm.chat_id
+)
+select statement_timestamp() as now, (select count(*) from due) as found,
+       exists (select from alarm where at <= statement_timestamp() and handled_at is not null
+               and handled_at >= statement_timestamp() - $3 * interval '1 second') as publishing,
+       (select min(at) from alarm where at > statement_timestamp()) as next,
+       n.at, n.chat_id::text as chat_id, n.handled_at is not null as handled
+from (select) as one left join (
+    select * from due where (at, chat_id) not in (select at, chat_id from deleted)
+) as n on true
+
+-- name: delete_alarms
+-- An alarm that a statement has stored again meanwhile is not handled, and stays. Rows are locked in the order in which
+-- `write` locks them.
+with given as materialized (
+    select alarm.at, alarm.chat_id
+    from alarm join unnest($1::timestamptz[], $2::uuid[]) as n(at, chat_id) using (at, chat_id)
+    where alarm.handled_at is not null or $3 order by alarm.at, alarm.chat_id for update of alarm
+)
+delete from alarm using given where alarm.at = given.at and alarm.chat_id = given.chat_id
 
 -- name: forget_cancellations
 -- Deletes cancellations whose call did not arrive in time, when another cancellation is written.
 delete from cancellation where at < clock_timestamp() - interval '10 minutes'
-
--- name: unpublished
--- The outbox rows of some chats: workers publish them when an event of the chat is redelivered.
-select id, chat_id::text as chat_id, lane, subject, message_id, version, due, payload
-from outbox where chat_id = any($1::uuid[]) order by id
-
--- name: delete_outbox
-delete from outbox where id = any($1::bigint[])
 
 -- name: now
 select clock_timestamp() as now
 
 -- name: chat
 select snapshot from chat where chat_id = $1::uuid
+
+-- name: chats_by_id
+select snapshot from chat where chat_id = any($1::uuid[])
 
 -- name: chats
 -- Sorted by id, a page at a time.
@@ -205,19 +250,25 @@ select c.chat_id::text as chat_id, c.snapshot, c.version, c.state,
        c.workspace_id::text as workspace_id, c.wakes, c.xmin::text::bigint as row_version,
        (select coalesce(max(seq), 0) from event_log l where l.chat_id = c.chat_id) as last,
        (select count(*) from call w where w.chat_id = c.chat_id and w.resolved_at is null) as open_calls
-from chat c where ($1::uuid is null or c.chat_id > $1) and ($2::uuid[] is null or c.chat_id = any($2))
+from chat c
+where c.chat_id >= coalesce($1::uuid, '00000000-0000-0000-0000-000000000000') and c.chat_id is distinct from $1
+  and ($2::uuid[] is null or c.chat_id = any($2))
 order by c.chat_id limit $3
 
 -- name: rebuild_chats
--- Replaces snapshots by those that were folded from the logs; returns the chats whose rows had not changed since they
--- were read. Rows are locked in the order of their ids, as in `write`.
-with given as (
-    select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::uuid[], $6::uuid[],
-                         $7::boolean[], $8::jsonb[], $9::bigint[])
-        as n(chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot, row_version)
+-- Replaces snapshots by those that were folded from the logs, and wakes the chats, whose timers may be others now.
+-- Returns the chats whose rows had not changed since they were read. Rows are locked in the order of their ids, as
+-- in `write`.
+with given as materialized (
+    select * from json_to_recordset($1::json)
+        as n(chat_id uuid, version bigint, state text, organization_id uuid, owner_id uuid, workspace_id uuid,
+             wakes boolean, snapshot jsonb, row_version bigint)
 ), unchanged as materialized (
     select chat.chat_id from chat join given using (chat_id)
     where chat.xmin::text::bigint = given.row_version order by chat.chat_id for update of chat
+), alarms as (
+    insert into alarm (at, chat_id) select date_bin('250 ms', clock_timestamp(), 'epoch'), chat_id from unchanged
+    on conflict (at, chat_id) do update set handled_at = null
 )
 update chat set version = n.version, state = n.state, organization_id = n.organization_id,
     owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
@@ -225,10 +276,6 @@ update chat set version = n.version, state = n.state, organization_id = n.organi
 from given n
 where chat.chat_id = n.chat_id and chat.chat_id in (select chat_id from unchanged)
 returning chat.chat_id::text as chat_id
-
--- name: chats_with_timers
--- For a worker that starts: it arms the timers of these chats again. A page at a time.
-select snapshot from chat where wakes and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
 
 -- name: current_workspaces
 -- Those of the workspaces that are the current workspace of a chat.
@@ -239,7 +286,8 @@ select workspace_id::text as workspace_id from chat where workspace_id = any($1:
 select snapshot from chat
 where wakes and (jsonb_path_exists(snapshot, '$.previous[*].orphaned_at')
   or jsonb_path_exists(snapshot, '$.former[*].orphaned_at'))  -- as earlier versions stored it
-  and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
+  and chat_id >= coalesce($1::uuid, '00000000-0000-0000-0000-000000000000') and chat_id is distinct from $1
+order by chat_id limit $2
 
 -- name: pools
 -- The pools that template versions name. Workers create a consumer for each.
@@ -377,7 +425,7 @@ select id, seen_at from nats_server
 -- Runs after everything that an earlier server process may have lost has been published again. The time stays: this
 -- process, too, may crash before it has written that to the disk.
 insert into nats_server (id, seen_at)
-values ($1, least(clock_timestamp(), (select at from outbox order by id limit 1)))
+values ($1, clock_timestamp())
 on conflict (one) do update set id = excluded.id
 
 -- name: advance_positions
@@ -385,8 +433,7 @@ on conflict (one) do update set id = excluded.id
 -- again must not write the old position, nor one of another server process that this one was seen at that time.
 -- Rows are sorted, so that two workers can't deadlock.
 with seen as (
-    update nats_server set seen_at = least(clock_timestamp(), (select at from outbox order by id limit 1))
-    where id = $4
+    update nats_server set seen_at = clock_timestamp() where id = $4
 )
 insert into stream_seen as known (stream, created, last)
 select * from unnest($1::text[], $2::text[], $3::bigint[]) as n(stream, created, last) order by stream
@@ -407,35 +454,48 @@ on conflict (stream) do update set created = excluded.created, last = excluded.l
 where exists (select from unnest($1::text[], $2::text[], $3::bigint[]) as before(stream, created, last)
               where (before.stream, before.created, before.last) = (known.stream, known.created, known.last))
 
+-- name: alarm_times
+select distinct at from alarm where at > coalesce($1::timestamptz, '-infinity') order by at limit $2
+
 -- name: published_chats
 -- The chats with a published state, when that stream was lost. A page at a time.
 select snapshot from chat
-where version > 0 and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
+where version > 0
+  and chat_id >= coalesce($1::uuid, '00000000-0000-0000-0000-000000000000') and chat_id is distinct from $1
+order by chat_id limit $2
 
 -- name: changed_chats
--- The chats with a published state that changed since $3, for a server that may have lost the end of the stream.
-select snapshot from chat
-where updated_at >= $3 and version > 0 and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
+-- The chats that changed since $3, for a server that may have lost the end of a stream. Found by the time of their
+-- change first: in the order of their ids, all chats would be read.
+with changed as materialized (select chat_id from chat where updated_at >= $3), page as materialized (
+    select chat_id from changed where $1::uuid is null or chat_id > $1 order by chat_id limit $2
+)
+select snapshot from page join chat using (chat_id) order by chat_id
 
 -- name: jobs
 -- Includes jobs after their `not_after`: a build that has begun continues, any other is answered as canceled.
 select j.build_id::text as build_id, j.chat_id::text as chat_id, j.subject, j.payload, j.not_after,
        c.snapshot
 from job j join chat c using (chat_id)
-where j.not_after > clock_timestamp() - interval '1 day' and ($1::uuid is null or j.build_id > $1)
+where j.not_after > clock_timestamp() - interval '1 day'
+  and j.build_id >= coalesce($1::uuid, '00000000-0000-0000-0000-000000000000') and j.build_id is distinct from $1
 order by j.build_id limit $2
+
+-- name: jobs_by_id
+select build_id::text as build_id, chat_id::text as chat_id, subject, payload, not_after
+from job where build_id = any($1::uuid[])
 
 -- name: answered_calls
 -- Answers of the last day, because a result stays readable that long even if its stream is lost.
 select body, is_error, result from call
 where resolved_at > clock_timestamp() - interval '24 hours'
-  and ($1::uuid is null or (chat_id, call_id) > ($1, $2::text))
+  and (chat_id, call_id) > (coalesce($1::uuid, '00000000-0000-0000-0000-000000000000'), coalesce($2::text, ''))
 order by chat_id, call_id limit $3
 
--- name: newly_answered_calls
+-- name: answers_of
+-- Answers of some chats since $2, and of the last day at most.
 select body, is_error, result from call
-where resolved_at >= $4 and ($1::uuid is null or (chat_id, call_id) > ($1, $2::text))
-order by chat_id, call_id limit $3
+where chat_id = any($1::uuid[]) and resolved_at >= greatest($2, clock_timestamp() - interval '24 hours')
 
 -- name: chats_with_agents
 -- Presence messages are in memory only: after a restart of NATS they are published again. Most chats have ended;
@@ -443,12 +503,8 @@ order by chat_id, call_id limit $3
 select snapshot from chat
 where (snapshot @? '$.agents[*] ? (@.reported_connected == true && !exists(@.lost_at))'
   or snapshot @? '$.agents[*] ? (@.told == true && !exists(@.lost_at))')  -- as earlier versions stored it
-  and ($1::uuid is null or chat_id > $1) order by chat_id limit $2
-
--- name: outbox
--- The outbox of all chats: the events that led to these rows may have been lost with the stream.
-select id, chat_id::text as chat_id, lane, subject, message_id, version, due, payload
-from outbox where id > $1 order by id limit $2
+  and chat_id >= coalesce($1::uuid, '00000000-0000-0000-0000-000000000000') and chat_id is distinct from $1
+order by chat_id limit $2
 
 -- name: writable
 -- Whether changes can be made now. Tables are looked up by name, so that every role may ask. Another session's

@@ -77,6 +77,7 @@ begin
             ('workspace',        'select, insert, update',         '',                                                'select'),
             ('outbox',           'select, insert, delete',         '',                                                'select'),
             ('outbox_id_seq',    '',                               '',                                                'select'),
+            ('alarm',            'select, insert, update, delete', '',                                                'select, insert, update'),
             ('job',              'select, insert, update, delete', '',                                                'select'),
             ('template',         'select',                         '',                                                'select, insert, update'),
             ('template_version', 'select',                         'select (version_id, archive)',                    'select, insert'),

@@ -22,8 +22,11 @@ insert into workspace (workspace_id, chat_id, owner_id, name)
 select w.workspace_id, w.id, w.owner_id, m.name || '-' || w.n
 from waiting w, workspace m where m.chat_id = ':model';
 
+insert into alarm (at, chat_id)
+select a.at + (w.n % 3600) * interval '1 s', w.id from waiting w, alarm a where a.chat_id = ':model';
+
 drop table waiting;
 
-vacuum (analyze) chat, call, workspace;
+vacuum (analyze) chat, call, workspace, alarm;
 
 checkpoint;

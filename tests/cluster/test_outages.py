@@ -146,7 +146,9 @@ async def _check(load: Load, database_url: str) -> tuple[int, int]:
             assert found[0]["data"]["version"] == chat.version
     database = await asyncpg.connect(database_url)
     try:
-        assert await database.fetchval("select count(*) from outbox") == 0
+        assert (
+            await database.fetchval("select count(*) from alarm where handled_at is not null") == 0
+        )
         assert await database.fetchval("select count(*) from call where resolved_at is null") == 0
     finally:
         await database.close()

@@ -66,14 +66,13 @@ async def test_frontends_receive_a_copy_of_a_stored_state(streams: Bus) -> None:
 async def test_timers_fire_and_nats_reports_an_expired_presence_message(streams: Bus) -> None:
     came: dict[str, list[Delivery]] = {}
     soon = datetime.now(UTC) + timedelta(seconds=1)
-    fired = subjects.timer_fired("c", "deadline")
     shown = subjects.presence("c", "a")
     async with streams.pull(*CONSUMERS) as pull:
-        arm = subjects.timer_arm("c", "deadline", 1)
-        await streams.publish(arm, b"{}", schedule=Schedule(fired, soon))
+        alarm = subjects.alarm(round(soon.timestamp() * 1000))
+        await streams.publish(alarm, b"{}", schedule=Schedule(subjects.ALARM_RANG, soon))
         await streams.publish(shown, b"", ttl=1)
         async with asyncio.timeout(PATIENCE):
-            while fired not in came or len(came.get(shown, ())) < 2:
+            while subjects.ALARM_RANG not in came or len(came.get(shown, ())) < 2:
                 for delivery in await pull.next(10):
                     came.setdefault(delivery.subject, []).append(delivery)
                     await delivery.ack()

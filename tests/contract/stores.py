@@ -15,7 +15,7 @@ from statemachine.chat import Chat
 from statemachine.events import Data, DeleteRequested, Event, event_digest
 from statemachine.lookups import Lookups
 from statemachine.step import Entry
-from statemachine.store import CallKey, Changes, OutboxMessage, Store, Wanted
+from statemachine.store import CallKey, Changes, Store, Wanted
 from statemachine.templates import Version, read, template_id
 
 WAITING = """select count(*) from pg_stat_activity
@@ -46,7 +46,7 @@ class Shelf:
     shift: Shift = field(default_factory=Shift)
 
     async def later(self, passed: timedelta) -> None:
-        """Let time pass for stored cancellations, answers, chats and jobs."""
+        """Let time pass for stored cancellations, answers, chats, jobs and alarms."""
         self.shift.passed += passed
         if self.url is not None:
             db = await asyncpg.connect(self.url)
@@ -55,6 +55,7 @@ class Shelf:
                 await db.execute("update call set resolved_at = resolved_at - $1::interval", passed)
                 await db.execute("update chat set updated_at = updated_at - $1::interval", passed)
                 await db.execute("update job set not_after = not_after - $1::interval", passed)
+                await db.execute("update alarm set at = at - $1::interval", passed)
             finally:
                 await db.close()
 
@@ -69,7 +70,7 @@ async def until_one_waits(url: str) -> None:
         await db.close()
 
 
-async def write(store: Store, changes: Changes, *, new: Iterable[str] = ()) -> list[OutboxMessage]:
+async def write(store: Store, changes: Changes, *, new: Iterable[str] = ()) -> None:
     """Write `changes`; first create the chats `new`, and those of calls and entries, that do not exist."""
     chats = {*new, *(stored.call.chat_id for stored in changes.calls)}
     chats |= {chat_id for chat_id, _ in changes.entries}
@@ -78,9 +79,7 @@ async def write(store: Store, changes: Changes, *, new: Iterable[str] = ()) -> l
     missing = [Chat(chat_id=chat_id) for chat_id in chats - look.chats.keys()]
     if missing:
         await store.write(Changes(chats=missing))
-    written = await store.write(changes)
-    assert written.skipped == set()
-    return written.outbox
+    assert (await store.write(changes)).skipped == set()
 
 
 async def names_of(shelf: Shelf, owner_id: str) -> set[str]:
@@ -101,29 +100,25 @@ def entry(seq: int, chat_id: str, *, at: datetime = NOW, data: Data | None = Non
 
 
 def call(chat_id: str, call_id: str = "c", order: int = 1, **more: Any) -> Call:
+    values: dict[str, Any] = {
+        "args": {"name": "ä", "deep": [1, 2.5, None, {"x": True}], "big": 2**70},
+        "asked_at": NOW,
+    }
     return Call(
         chat_id=chat_id,
         call_id=call_id,
         tool="create_workspace",
-        args={"name": "ä", "deep": [1, 2.5, None, {"x": True}], "big": 2**70},
         organization_id=uid(),
         owner_id=uid(),
         owner_name="ann",
-        asked_at=NOW,
         order=order,
         wait=Wait(until=Until.SETTLED, build_id=uid(), requested=True, extra={"a": [1]}),
-        **more,
+        **{**values, **more},
     )
 
 
 def answered(stored: Call, result: dict[str, Any] | None = None) -> StoredCall:
     return StoredCall(stored, Answered(result or {"created": True, "x": [1, 2.5, "ä"]}))
-
-
-def outgoing(chat_id: str, name: str, lane: int = 0, **more: Any) -> OutboxMessage:
-    return OutboxMessage(
-        chat_id, lane, f"subject.{name}", name, b"\x00\xff" + name.encode(), **more
-    )
 
 
 def digest(name: str) -> bytes:

@@ -16,7 +16,7 @@ MADE = {
     "WORKSPACED_LOG": subjects.log("c", "b"),
     "WORKSPACED_RESULT": subjects.result("c", "call"),
     "WORKSPACED_DEAD": subjects.dead("tool"),
-    "WORKSPACED_TIMER": subjects.timer_arm("c", "deadline", 3),
+    "WORKSPACED_TIMER": subjects.alarm(1_900_000_000_250),
     "WORKSPACED_PRESENCE": subjects.presence("c", "a"),
 }
 
@@ -28,14 +28,12 @@ def test_each_subject_belongs_to_its_stream_and_no_other(stream: object) -> None
         assert taken == (name == stream.name)  # type: ignore[attr-defined]
 
 
-def test_a_fired_timer_belongs_to_the_stream_and_the_consumer_of_timers() -> None:
-    fired = subjects.timer_fired("c", "deadline")
+def test_an_alarm_that_rang_belongs_to_the_stream_and_the_consumer_of_alarms() -> None:
+    rang = subjects.ALARM_RANG
 
-    (timers,) = [s for s in STREAMS if any(matches(p, fired) for p in s.subjects)]
-    (worker,) = [c for c in CONSUMERS if c.stream == timers.name]
-    assert matches(worker.filter, fired)
-    assert not matches(worker.filter, subjects.timer_arm("c", "deadline", 1))
-    assert subjects.parse_timer_fired(fired) == ("c", "deadline")
+    (alarms,) = [s for s in STREAMS if any(matches(p, rang) for p in s.subjects)]
+    (worker,) = [c for c in CONSUMERS if c.stream == alarms.name and matches(c.filter, rang)]
+    assert not matches(worker.filter, subjects.alarm(1_900_000_000_250))
 
 
 def test_each_pool_has_its_own_consumer() -> None:

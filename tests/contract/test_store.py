@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from msgspec import structs
-
 from statemachine import events
 from statemachine.chat import AgentFacts, Cause, Failure
 from statemachine.states import FailureReason, State
-from statemachine.store import Changes, OutboxMessage, Wanted
+from statemachine.store import Changes, Wanted
 from statemachine.workspace import Build, BuiltAgent, Ending, Outcome, QuotaUse, WorkspaceRecord
 from tests.contract.stores import (
     NOW,
     Shelf,
     digest,
     entry,
-    outgoing,
     owned,
     uid,
     write,
@@ -77,17 +74,17 @@ async def test_a_snapshot_is_read_as_it_was_written(shelf: Shelf) -> None:
 
     assert await shelf.store.chats.get(chat.chat_id) == chat
     assert (await shelf.store.look(Wanted({chat.chat_id}))).chats == {chat.chat_id: chat}
-    assert await shelf.store.chats.with_timers() == [chat]
-    assert await shelf.store.chats.with_timers(after=chat.chat_id) == []
+    assert await shelf.store.chats.get_many([uid(), chat.chat_id]) == [chat]
 
 
-async def test_a_chat_without_deadline_has_no_timer(shelf: Shelf) -> None:
-    chat = owned(uid(), uid(), uid(), deadline=NOW)
-    await write(shelf.store, Changes(chats=[chat]))
+async def test_many_chats_are_read_at_once(shelf: Shelf) -> None:
+    chats = [owned(uid(), uid(), uid(), seq=n) for n in range(3)]
+    await write(shelf.store, Changes(chats=chats))
 
-    await write(shelf.store, Changes(chats=[structs.replace(chat, deadline=None)]))
+    found = await shelf.store.chats.get_many([chats[2].chat_id, uid(), chats[0].chat_id])
 
-    assert await shelf.store.chats.with_timers() == []
+    assert sorted(chat.seq for chat in found) == [0, 2]
+    assert await shelf.store.chats.get_many([]) == []
 
 
 async def test_the_log_is_read_in_order_and_by_page(shelf: Shelf) -> None:
@@ -134,28 +131,3 @@ async def test_an_event_is_known_in_its_chat_only(shelf: Shelf) -> None:
     known = (await shelf.store.look(Wanted({one, two}, asked))).known
 
     assert known & set(asked) == {(one, digest("a"))}
-
-
-async def test_an_outbox_row_stays_until_it_is_deleted_as_published(shelf: Shelf) -> None:
-    chat_id, other = uid(), uid()
-    rows = [
-        outgoing(chat_id, "a", version=3),
-        outgoing(other, "b", lane=3),
-        outgoing(chat_id, "c", lane=2, due=NOW),
-    ]
-
-    written = await write(shelf.store, Changes(outbox=rows), new=[chat_id, other])
-
-    assert [(r.message_id, r.payload, r.version, r.due) for r in written] == [
-        (r.message_id, r.payload, r.version, r.due) for r in rows
-    ]
-    assert len({row.id for row in written}) == 3
-    assert await unpublished(shelf, chat_id) == [written[0], written[2]]
-    await shelf.store.delete_published([written[0].id, 10**9])
-    assert await unpublished(shelf, chat_id) == [written[2]]
-    assert await unpublished(shelf, chat_id, other) == [written[1], written[2]]
-    assert await unpublished(shelf) == []
-
-
-async def unpublished(shelf: Shelf, *chats: str) -> list[OutboxMessage]:
-    return await shelf.store.unpublished(set(chats))

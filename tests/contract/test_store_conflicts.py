@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from uuid import NAMESPACE_OID, uuid5
 
 import pytest
 from msgspec import structs
@@ -14,6 +14,7 @@ from statemachine.states import State
 from statemachine.step import WorkspaceName
 from statemachine.store import (
     NO_ROW,
+    Alarm,
     CallKey,
     Changes,
     Look,
@@ -30,10 +31,14 @@ from tests.contract.stores import (
     entry,
     key,
     names_of,
-    outgoing,
     uid,
     write,
 )
+
+
+def job_of(chat_id: str) -> str:
+    """Return the id of the build that `next_changes` requests for a chat."""
+    return str(uuid5(NAMESPACE_OID, chat_id))
 
 
 def next_changes(look: Look, *chat_ids: str, name: str = "next") -> Changes:
@@ -48,8 +53,8 @@ def next_changes(look: Look, *chat_ids: str, name: str = "next") -> Changes:
         changes.calls.append(answered(call(chat_id)))
         changes.cancellations.append(CallKey(chat_id, "late"))
         changes.names.append(WorkspaceName(uid(), chat_id, chat_id, "blue", requested=True))
-        changes.outbox.append(outgoing(chat_id, name, version=after.version))
-        changes.jobs.append(StoredJob(uid(), chat_id, "s", b"job", NOW))
+        changes.alarms.append(Alarm(NOW, chat_id))
+        changes.jobs.append(StoredJob(job_of(chat_id), chat_id, "s", b"job", NOW))
     return changes
 
 
@@ -65,7 +70,7 @@ async def expect_untouched(shelf: Shelf, chat_id: str) -> None:
     assert await shelf.store.chats.log(chat_id) == []
     assert (found.known, found.calls, found.canceled) == (set(), {}, set())
     assert await names_of(shelf, chat_id) == set()
-    assert await shelf.store.unpublished({chat_id}) == []
+    assert await shelf.store.recovery.jobs_by_id([job_of(chat_id)]) == []
 
 
 async def test_a_look_reads_chats_events_calls_and_pools(shelf: Shelf) -> None:
@@ -119,11 +124,10 @@ async def test_chats_that_have_not_changed_are_written(shelf: Shelf) -> None:
     await write(shelf.store, Changes(chats=[Chat(chat_id=chat_id) for chat_id in old]))
     changes = next_changes(await look(shelf, *old, *new), *old, *new)
 
-    written = await shelf.store.write(changes)
+    assert (await shelf.store.write(changes)).skipped == set()
 
-    assert written.skipped == set()
-    assert [replace(row, id=0) for row in written.outbox] == changes.outbox
-    assert list(await shelf.store.recovery.outbox()) == written.outbox
+    jobs = await shelf.store.recovery.jobs_by_id([job.build_id for job in changes.jobs])
+    assert {job.build_id: job for job in jobs} == {job.build_id: job for job in changes.jobs}
     found = await look(shelf, *old, *new)
     assert found.known == set(changes.identities)
     assert found.canceled == set(changes.cancellations)
@@ -145,11 +149,10 @@ async def test_a_chat_that_changed_is_skipped_with_all_that_belongs_to_it(
     between = Chat(chat_id=changed, open_calls=7, seq=1 if longer else 0)
     await write(shelf.store, Changes(chats=[between]))
 
-    written = await shelf.store.write(changes)
+    assert (await shelf.store.write(changes)).skipped == {changed}
 
-    assert written.skipped == {changed}
-    assert [row.chat_id for row in written.outbox] == [one, three]
-    assert list(await shelf.store.recovery.outbox()) == written.outbox
+    jobs = await shelf.store.recovery.jobs_by_id([job.build_id for job in changes.jobs])
+    assert {job.chat_id for job in jobs} == {one, three}
     assert await shelf.store.chats.get(changed) == between
     await expect_untouched(shelf, changed)
     assert await shelf.store.chats.get(three) == changes.chats[2]
@@ -197,7 +200,7 @@ async def test_writes_of_the_same_chats_in_any_order_do_not_deadlock(
         )
     )
 
-    assert sum(len(written.outbox) for written in done) == len(chats)
+    assert sum(len(chats) - len(written.skipped) for written in done) == len(chats)
     for chat_id in chats:
         assert len(await shelf.store.chats.log(chat_id)) == 1
 

@@ -14,13 +14,13 @@ import pytest
 
 from handlers.embedded import embedded_servers
 from statemachine.chat import Chat
-from statemachine.store import Changes, Store, StoreUnavailableError, TransientError
+from statemachine.store import Alarm, Changes, Store, StoreUnavailableError, TransientError
 from statemachine.store import database as store_database
 from statemachine.store import postgres as postgres_store
 from statemachine.store.database import queries
 from statemachine.store.migrator import migrate
-from statemachine.store.postgres import PostgresStore, connect
-from tests.contract.stores import owned, uid, until_one_waits, version, write
+from statemachine.store.postgres import PLANS, PostgresStore, connect
+from tests.contract.stores import NOW, owned, uid, until_one_waits, version, write
 from tests.rigs.proxy import Proxy, database_url_through, proxy, to_database
 
 STORE = Path(postgres_store.__file__).parent
@@ -30,6 +30,23 @@ STORE = Path(postgres_store.__file__).parent
 async def url(database_url: str) -> str:
     await migrate(database_url)
     return database_url
+
+
+@pytest.mark.parametrize(
+    "name", ["alarm_times", "answered_calls", "chats_with_agents", "jobs", "published_chats"]
+)
+async def test_a_page_does_not_read_the_rows_before_it(url: str, name: str) -> None:
+    """A worker has one plan for all pages; a condition with `or` would only filter, from the first row on."""
+    db = await asyncpg.connect(url, server_settings=dict(PLANS))
+    try:
+        await db.execute(f"prepare page as {queries()[name]}")
+        nulls = ", ".join(["null"] * (3 if name == "answered_calls" else 2))
+        plan = await db.fetch(f"explain execute page ({nulls})")
+    finally:
+        await db.close()
+
+    conditions = [row[0] for row in plan if "Index Cond: " in row[0]]
+    assert any("COALESCE($1" in condition for condition in conditions), plan
 
 
 async def test_every_statement_fits_the_schema(url: str) -> None:
@@ -104,7 +121,7 @@ async def test_a_connection_lost_during_a_write_is_an_unavailable_store(url: str
 
 async def test_a_connection_that_was_lost_unused_is_made_anew_or_said_to_be_away(url: str) -> None:
     async with connect(url, connections=1) as store:
-        assert await store.chats.with_timers() == []
+        assert await store.recovery.alarm_times() == []
         await cut(url)
         for _ in range(2):
             try:
@@ -142,7 +159,7 @@ async def test_a_server_that_went_away_is_a_store_that_is_away(tmp_path: Path) -
     for asked in (
         store.settings(),
         store.chats.get(uid()),
-        store.delete_published([1]),
+        store.delete_alarms([Alarm(NOW, uid())]),
         store.templates.catalog(uid()),
         write(store, Changes(), new=[uid()]),
         migrate(own.database_url),

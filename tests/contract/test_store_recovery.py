@@ -8,16 +8,19 @@ from itertools import pairwise
 
 from msgspec import structs
 
+from statemachine.calls import StoredCall
 from statemachine.chat import AgentFacts, Chat
 from statemachine.store import CallKey, Changes, SeenServer, StoredJob, StreamPosition
-from tests.contract.stores import Shelf, answered, call, key, outgoing, uid, write
+from tests.contract.stores import Shelf, answered, call, key, uid, write
 
 SOON = timedelta(minutes=10)
 DAY = timedelta(days=1)
 
 
 def job(chat_id: str, *, begins: timedelta = SOON) -> StoredJob:
-    return StoredJob(uid(), chat_id, "workspaced.job.local", b"\x00{}", datetime.now(UTC) + begins)
+    return StoredJob(
+        uid(), chat_id, "workspaced.job.local", b'{"name": "\xc3\xa4"}', datetime.now(UTC) + begins
+    )
 
 
 async def test_a_position_moves_forward_and_only_a_reset_replaces_it(shelf: Shelf) -> None:
@@ -45,7 +48,7 @@ async def test_a_position_moves_forward_and_only_a_reset_replaces_it(shelf: Shel
 async def test_a_server_is_seen_at_the_time_up_to_which_everything_is_published(
     shelf: Shelf,
 ) -> None:
-    recovery, chat_id = shelf.store.recovery, uid()
+    recovery = shelf.store.recovery
 
     async def seen() -> SeenServer | None:
         await recovery.advance_positions({}, "first")
@@ -57,44 +60,58 @@ async def test_a_server_is_seen_at_the_time_up_to_which_everything_is_published(
     await recovery.advance_positions({}, "another")
     assert await recovery.seen_server() == first
     times = [await seen(), await seen()]
-    message = outgoing(chat_id, "a")
-    (row,) = await write(shelf.store, Changes(chats=[Chat(chat_id=chat_id)], outbox=[message]))
-    held = [await seen(), await seen()]
-    await shelf.store.delete_published([row.id])
-    times += [held[0], await seen()]
     await recovery.record_server("second")
 
     assert all(a and b and a.at < b.at for a, b in pairwise([first, *times]))
-    assert held[0] == held[1]
     last = await recovery.seen_server()
     assert last == SeenServer("second", times[-1].at)  # not on its disk yet, for all we know
 
 
-async def test_changes_since_a_time_are_listed_by_page(shelf: Shelf) -> None:
+async def test_chats_that_changed_since_a_time_are_listed_by_page(shelf: Shelf) -> None:
     old, *new = sorted(uid() for _ in range(3))
-    before = [answered(call(old, "a"))]
-    await write(shelf.store, Changes(chats=[Chat(chat_id=old, version=1)], calls=before))
+    await write(shelf.store, Changes(chats=[Chat(chat_id=old, version=1)]))
     await shelf.later(SOON)
-    await shelf.store.recovery.record_server("any")
-    seen = await shelf.store.recovery.seen_server()
-    assert seen is not None
-    for chat_id in new:
-        calls = [answered(call(chat_id, name)) for name in ("a", "b")]
-        await write(shelf.store, Changes(chats=[Chat(chat_id=chat_id, version=1)], calls=calls))
+    since = await shelf.store.now()
+    await write(shelf.store, Changes(chats=[Chat(chat_id=chat_id) for chat_id in new]))
+    changed_chats = shelf.store.recovery.changed_chats
 
-    chats = await shelf.store.recovery.published_chats(since=seen.at)
-    rest = await shelf.store.recovery.published_chats(since=seen.at, after=new[0])
-    calls = await shelf.store.recovery.answered_calls(since=seen.at)
-    page = await shelf.store.recovery.answered_calls(
-        since=seen.at, after=key(calls[0].call), limit=2
-    )
+    assert [chat.chat_id for chat in await changed_chats(since)] == new
+    assert [chat.chat_id for chat in await changed_chats(since, limit=1)] == new[:1]
+    assert [chat.chat_id for chat in await changed_chats(since, after=new[0])] == new[1:]
+    assert list(await changed_chats(await shelf.store.now())) == []
+    assert len(await changed_chats(since - 2 * SOON)) == 3
 
-    assert [chat.chat_id for chat in chats] == new
-    assert [chat.chat_id for chat in rest] == new[1:]
-    assert [(c.call.chat_id, c.call.call_id) for c in calls] == [
-        (chat_id, name) for chat_id in new for name in ("a", "b")
-    ]
-    assert page == calls[1:3]
+
+async def test_the_answers_of_some_chats_are_those_since_a_time_and_of_a_day(shelf: Shelf) -> None:
+    asked, other = uid(), uid()
+    old, new = answered(call(asked, "old")), answered(call(asked, "new"))
+    await write(shelf.store, Changes(calls=[old, answered(call(other))]))
+    await shelf.later(SOON)
+    since = await shelf.store.now()
+    waiting = StoredCall(call(asked, "waiting"), None)
+    await write(shelf.store, Changes(calls=[new, waiting]))
+    answers_of = shelf.store.recovery.answers_of
+
+    everything = await answers_of([asked, uid()])
+    later = await answers_of([asked], since)
+    await shelf.later(DAY - SOON)
+
+    assert {key(stored.call): stored for stored in everything} == {
+        key(stored.call): stored for stored in (old, new)
+    }
+    assert list(later) == [new]
+    assert list(await answers_of([asked])) == [new]
+    assert list(await answers_of([asked], since - DAY)) == [new]
+    assert list(await answers_of([])) == []
+
+
+async def test_jobs_are_found_by_their_builds(shelf: Shelf) -> None:
+    chat_id = uid()
+    one, other = job(chat_id), job(chat_id)
+    await write(shelf.store, Changes(jobs=[one, other]), new=[chat_id])
+
+    assert list(await shelf.store.recovery.jobs_by_id([uid(), other.build_id])) == [other]
+    assert list(await shelf.store.recovery.jobs_by_id([])) == []
 
 
 async def test_workers_that_find_the_same_loss_agree_on_one_mark(shelf: Shelf) -> None:
@@ -200,17 +217,6 @@ async def test_chats_with_agents_leaves_out_chats_whose_agents_are_disconnected(
     await write(shelf.store, Changes(chats=chats))
 
     assert await shelf.store.recovery.chats_with_agents() == [chats[1]]
-
-
-async def test_the_outbox_of_all_chats_is_listed_by_page(shelf: Shelf) -> None:
-    one, other = uid(), uid()
-    changes = Changes(outbox=[outgoing(one, "a"), outgoing(other, "b", version=2)])
-    rows = await write(shelf.store, changes, new=[one, other])
-
-    assert await shelf.store.recovery.outbox() == rows
-    assert await shelf.store.recovery.outbox(after=rows[0].id) == rows[1:]
-    await shelf.store.delete_published([row.id for row in rows])
-    assert await shelf.store.recovery.outbox() == []
 
 
 async def test_the_origin_differs_until_it_is_recorded_and_after_a_restore(shelf: Shelf) -> None:

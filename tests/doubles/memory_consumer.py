@@ -32,6 +32,8 @@ class MemoryConsumer:
         self._unacked: dict[int, float] = {}
         """When to redeliver each sequence, in order of time."""
         self._to_redeliver: deque[int] = deque()
+        self._deliveries: dict[int, int] = {}
+        """How often each message was delivered."""
         self._waiting: deque[MemoryPull] = deque()
         self._timer: Timer | None = None
 
@@ -42,8 +44,17 @@ class MemoryConsumer:
         message = self._next_redelivery() or self._next_new()
         if message is not None:
             self._unacked[message.sequence] = self._clock.now() + self.declared.ack_wait
+            self._deliveries[message.sequence] = self._deliveries.get(message.sequence, 0) + 1
             self._watch()
         return message
+
+    def was_delivered(self, sequence: int) -> bool:
+        """Return whether a message that was just taken had been delivered before."""
+        return self._deliveries.get(sequence, 0) > 1
+
+    def forget_deliveries(self) -> None:
+        """Forget which messages were delivered: the server crashed before it wrote that."""
+        self._deliveries.clear()
 
     def state(self) -> ConsumerState:
         """Return how far the consumer is."""
@@ -108,6 +119,7 @@ class MemoryConsumer:
         self._next = min(self._next, last + 1)
         self._to_redeliver = deque(sequence for sequence in self._to_redeliver if sequence <= last)
         self._unacked = {s: due for s, due in self._unacked.items() if s <= last}
+        self._deliveries = {s: count for s, count in self._deliveries.items() if s <= last}
 
     def _next_redelivery(self) -> StoredMessage | None:
         while self._to_redeliver:
@@ -157,6 +169,7 @@ class MemoryDelivery:
         "data",
         "headers",
         "is_delete_marker",
+        "redelivered",
         "sequence",
         "stream",
         "subject",
@@ -168,6 +181,7 @@ class MemoryDelivery:
         self.headers: Mapping[str, str] = message.headers
         self.stream: str = consumer.declared.stream
         self.sequence: int = message.sequence
+        self.redelivered: bool = consumer.was_delivered(message.sequence)
         self.is_delete_marker: bool = message.is_delete_marker
         if consumer.declared.headers_only:
             self.headers = {**message.headers, "Nats-Msg-Size": str(len(message.data))}

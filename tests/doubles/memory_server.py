@@ -87,6 +87,8 @@ class MemoryServer:
         }
         for name, stream in self.streams.items():
             stream.lose_tail((tails or {}).get(name, 0))
+            for consumer in stream.consumers.values():
+                consumer.forget_deliveries()
         for bus in list(self._buses):
             bus.disconnected()
 

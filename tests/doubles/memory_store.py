@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from copy import deepcopy
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -27,12 +26,13 @@ from statemachine.step import Entry, WorkspaceName
 from statemachine.store import (
     JOB_RETENTION,
     NO_ROW,
+    Alarm,
     CallKey,
     Changes,
     DatabaseOrigin,
+    DueAlarms,
     Look,
     LookedUp,
-    OutboxMessage,
     PushedVersion,
     SeenServer,
     StoredJob,
@@ -63,13 +63,11 @@ class MemoryStore:
         self.answered_at: dict[CallKey, datetime] = {}
         self.changed_at: dict[str, datetime] = {}
         """When each chat was written last."""
-        self.outbox_times: dict[int, datetime] = {}
         self.cancellations: dict[CallKey, datetime] = {}
         self.names: dict[str, tuple[WorkspaceName, bool]] = {}
         """(name, deleted) by workspace id."""
-        self.outbox: dict[int, OutboxMessage] = {}
-        self.rows = 0
-        """The number of the last outbox row."""
+        self.alarms: dict[Alarm, datetime | None] = {}
+        """When each alarm was handled."""
         self.jobs: dict[str, StoredJob] = {}
         self.setting_values: dict[str, str] = {}
         self.block_notes: dict[str, tuple[str, datetime]] = {}
@@ -118,29 +116,46 @@ class MemoryStore:
         current = await self.chats.current_workspaces(workspace_ids)
         return LookedUp(catalog, await self.settings(), names, current)
 
-    async def unpublished(self, chat_ids: AbstractSet[str]) -> list[OutboxMessage]:
-        return [row for row in self.outbox.values() if row.chat_id in chat_ids]
-
     async def write(self, changes: Changes) -> Written:
         skipped = self.changed_rows(changes)
         kept = _without(changes, skipped)
         self._check_names(kept)
-        rows = [replace(row, id=self.rows + n) for n, row in enumerate(kept.outbox, 1)]
-        self.rows += len(rows)
+        repeated = {alarm.chat_id for alarm in kept.handled if self.alarms.get(alarm)}
+        self._keep(kept, self.clock())
+        return Written(skipped, repeated)
+
+    async def due_alarms(
+        self, limit: int, *, without: Sequence[str] = (), publishing: float = 0.0
+    ) -> DueAlarms:
         now = self.clock()
-        self.outbox |= {row.id: row for row in rows}
-        self.outbox_times |= {row.id: now for row in rows}
-        self._keep(kept, now)
-        return Written(rows, skipped)
+        young = now - timedelta(seconds=publishing)
+        due = sorted(a for a in self.alarms if a.at <= now and a.chat_id not in without)
+        busy = [alarm for alarm in due if (self.alarms[alarm] or young) > young]
+        first = [alarm for alarm in due if alarm not in busy][:limit]
+        found: dict[str, list[Alarm]] = {}
+        for alarm in first:
+            there = alarm.chat_id in self.snapshots
+            chat = await self.chats.get(alarm.chat_id) if there else None
+            if there and (self.alarms[alarm] or (chat and not needs_no_timer(chat))):
+                found.setdefault(alarm.chat_id, []).append(alarm)
+            else:
+                del self.alarms[alarm]
+        handled = {alarm.chat_id for alarm in first if self.alarms.get(alarm)}
+        later = min((alarm.at for alarm in self.alarms if alarm.at > now), default=None)
+        return DueAlarms(now, found, handled, len(first) == limit, bool(busy), later)
+
+    async def delete_alarms(self, alarms: Sequence[Alarm], *, unhandled: bool = False) -> None:
+        for alarm in alarms:
+            if unhandled or self.alarms.get(alarm):
+                self.alarms.pop(alarm, None)
 
     def changed_rows(self, changes: Changes) -> set[str]:
         """Return the chats of `changes` whose rows have other versions than those that they name."""
         versions = changes.row_versions
         return {
-            chat.chat_id
-            for chat in changes.chats
-            if chat.chat_id in versions
-            and self.row_versions.get(chat.chat_id, NO_ROW) != versions[chat.chat_id]
+            chat_id
+            for chat_id in [*(chat.chat_id for chat in changes.chats), *changes.unchanged]
+            if chat_id in versions and self.row_versions.get(chat_id, NO_ROW) != versions[chat_id]
         }
 
     def _check_names(self, changes: Changes) -> None:
@@ -176,6 +191,8 @@ class MemoryStore:
         for workspace_id, chat_id in changes.freed:
             if (known := self.names.get(workspace_id)) and known[0].chat_id == chat_id:
                 self.names[workspace_id] = (known[0], True)
+        self.alarms |= {alarm: now for alarm in changes.handled if alarm in self.alarms}
+        self.alarms |= dict.fromkeys(changes.alarms, None)
         if changes.jobs:
             since = now - JOB_RETENTION
             kept = {key: job for key, job in self.jobs.items() if job.not_after >= since}
@@ -186,11 +203,6 @@ class MemoryStore:
         self.snapshots[chat.chat_id] = chat_to_json(chat)
         self.row_versions[chat.chat_id] = next(self._row_version)
         self.changed_at[chat.chat_id] = self.clock()
-
-    async def delete_published(self, ids: Sequence[int]) -> None:
-        for row in ids:
-            self.outbox.pop(row, None)
-            self.outbox_times.pop(row, None)
 
     async def settings(self) -> dict[str, str]:
         return dict(self.setting_values)
@@ -249,8 +261,9 @@ def _without(changes: Changes, chat_ids: AbstractSet[str]) -> Changes:
         [key for key in changes.cancellations if key.chat_id not in chat_ids],
         [name for name in changes.names if name.chat_id not in chat_ids],
         [freed for freed in changes.freed if freed[1] not in chat_ids],
-        [message for message in changes.outbox if message.chat_id not in chat_ids],
         [job for job in changes.jobs if job.chat_id not in chat_ids],
+        [alarm for alarm in changes.alarms if alarm.chat_id not in chat_ids],
+        [alarm for alarm in changes.handled if alarm.chat_id not in chat_ids],
     )
 
 
@@ -263,6 +276,10 @@ class MemoryChats:
     async def get(self, chat_id: str) -> Chat | None:
         text = self._store.snapshots.get(chat_id)
         return None if text is None else chat_from_json(text)
+
+    async def get_many(self, chat_ids: Sequence[str]) -> list[Chat]:
+        found = [await self.get(chat_id) for chat_id in chat_ids]
+        return [chat for chat in found if chat is not None]
 
     async def find(
         self,
@@ -282,15 +299,13 @@ class MemoryChats:
             and (states is None or chat.state in states)
         ][:limit]
 
-    async def with_timers(self, *, after: str | None = None, limit: int = 1000) -> list[Chat]:
-        chats = self._store.all_chats()
-        return [c for c in chats if not needs_no_timer(c) and c.chat_id > (after or "")][:limit]
-
     async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
         chats = self._store.all_chats()
         return [c for c in chats if c.orphans and c.chat_id > (after or "")][:limit]
 
     async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
+        if not workspace_ids:
+            return set()
         chats = self._store.all_chats()
         return {c.current.id for c in chats if c.current and c.current.id in workspace_ids}
 
@@ -396,7 +411,7 @@ class MemoryRecovery:
             if known.created == new.created and known.last < new.last:
                 self._positions[name] = new
         if server_id is not None and server_id in self._seen_server:
-            self._seen_server = {server_id: self._published_until()}
+            self._seen_server = {server_id: self._store.clock()}
 
     async def reset_positions(self, positions: Mapping[str, StreamPosition]) -> None:
         self._positions.update(positions)
@@ -405,26 +420,31 @@ class MemoryRecovery:
         return next((SeenServer(*seen) for seen in self._seen_server.items()), None)
 
     async def record_server(self, server_id: str) -> None:
-        at = next(iter(self._seen_server.values()), self._published_until())
+        at = next(iter(self._seen_server.values()), self._store.clock())
         self._seen_server = {server_id: at}
-
-    def _published_until(self) -> datetime:
-        return min([self._store.clock(), *self._store.outbox_times.values()])
 
     async def mark_lost(self, before: Mapping[str, StreamPosition | None], token: str) -> None:
         for name, position in before.items():
             if self._positions.get(name) == position:
                 self._positions[name] = StreamPosition.lost(token)
 
-    async def published_chats(
-        self, *, since: datetime | None = None, after: str | None = None, limit: int = 500
+    async def alarm_times(
+        self, *, after: datetime | None = None, limit: int = 1000
+    ) -> list[datetime]:
+        times = {alarm.at for alarm in self._store.alarms}
+        return sorted(at for at in times if after is None or at > after)[:limit]
+
+    async def published_chats(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
+        chats = self._store.all_chats()
+        return [chat for chat in chats if chat.version and chat.chat_id > (after or "")][:limit]
+
+    async def changed_chats(
+        self, since: datetime, *, after: str | None = None, limit: int = 200
     ) -> list[Chat]:
         return [
             chat
             for chat in self._store.all_chats()
-            if chat.version
-            and chat.chat_id > (after or "")
-            and (since is None or self._store.changed_at[chat.chat_id] >= since)
+            if self._store.changed_at[chat.chat_id] >= since and chat.chat_id > (after or "")
         ][:limit]
 
     async def chats_with_agents(self, *, after: str | None = None, limit: int = 500) -> list[Chat]:
@@ -445,15 +465,25 @@ class MemoryRecovery:
             if build_id > (after or "") and job.not_after > oldest
         ][:limit]
 
+    async def jobs_by_id(self, build_ids: Sequence[str]) -> list[StoredJob]:
+        return [self._store.jobs[build] for build in build_ids if build in self._store.jobs]
+
     async def answered_calls(
-        self, *, since: datetime | None = None, after: CallKey | None = None, limit: int = 500
+        self, *, after: CallKey | None = None, limit: int = 500
     ) -> list[StoredCall]:
-        since = since or self._store.clock() - timedelta(hours=24)
+        return self._answered(after=after)[:limit]
+
+    async def answers_of(
+        self, chat_ids: Sequence[str], since: datetime | None = None
+    ) -> list[StoredCall]:
+        return [s for s in self._answered(since=since) if s.call.chat_id in chat_ids]
+
+    def _answered(
+        self, *, since: datetime | None = None, after: CallKey | None = None
+    ) -> list[StoredCall]:
+        day = self._store.clock() - timedelta(hours=24)
         return [
             self._store.calls[key]
             for key, at in sorted(self._store.answered_at.items())
-            if at >= since and (after is None or key > after)
-        ][:limit]
-
-    async def outbox(self, *, after: int = 0, limit: int = 500) -> list[OutboxMessage]:
-        return [row for key, row in sorted(self._store.outbox.items()) if key > after][:limit]
+            if at >= max(since or day, day) and (after is None or key > after)
+        ]

@@ -1,6 +1,6 @@
 """The checks after a run, when all chats are at rest; they use only what the contract offers.
 
-One exception: the outbox is not part of the contract, so its check queries the database.
+One exception: alarms are not part of the contract, so their check queries the database.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Checks:
         self._books(seen)
         self._machine(seen)
         await self._replayed(seen)
-        await self._outbox()
+        await self._alarms()
         self.found.other += [f"nobody asked for {subject}" for subject in self._calls.unknown]
         self.found.other += self._calls.refused
         self.found.other += self._calls.older
@@ -227,11 +227,15 @@ class Checks:
             self.found.other.append(f"replay: {err}")
         self.found.notes["events"] = sum(len(chat.log) for chat in seen.values())
 
-    async def _outbox(self) -> None:
+    async def _alarms(self) -> None:
+        """Check that everything that followed from an alarm was published."""
         connection = await asyncpg.connect(self._place.database_url)
         try:
-            if left := await connection.fetchval("select count(*) from outbox"):
-                rows = await connection.fetch("select chat_id, subject from outbox limit 5")
-                self.found.stuck.append(f"{left} rows in the outbox: {[tuple(r) for r in rows]}")
+            rows = await connection.fetch(
+                "select at::text, chat_id::text from alarm where handled_at is not null"
+            )
         finally:
             await connection.close()
+        if rows:
+            left = [tuple(row) for row in rows[:5]]
+            self.found.stuck.append(f"{len(rows)} handled alarms were not deleted: {left}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from handlers.embedded import embedded_servers
 from tests.fuzz.fuzz_run import PIECE, FuzzRun, Harm, fuzz_run_on, kept
 from tests.fuzz.hostile import INBOUND, RPCS
-from tests.fuzz.pure import ask_who, read_timers
+from tests.fuzz.pure import ask_who, read_alarms
 from tests.rigs.fleet import fleet_on
 from tests.rigs.servers import new_database
 
@@ -43,7 +43,7 @@ async def run(messages: int, seed: int, only: list[str]) -> int:
             return 1
         if not only:
             print(f"callout, as a function: {dict(await ask_who(seed, messages))}")
-            print(f"fired timers, as a function: {dict(read_timers(seed, messages))}")
+            print(f"alarms, as a function: {dict(read_alarms(seed, messages))}")
     for role, seen in rig.memory.items():
         print(
             f"{role}: {seen[0]:.0f} MiB after the first {PIECE} messages, "

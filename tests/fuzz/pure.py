@@ -1,4 +1,4 @@
-"""Hostile input to functions that need no bus: auth callout requests and fired timers."""
+"""Hostile input to functions that need no bus: auth callout requests and alarms."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import random
 from collections import Counter
 from datetime import UTC, datetime
 
+from bus import subjects
 from bus.streams import TIMER
 from handlers.access import auth_protocol, nkey
-from handlers.worker.deliveries import Dead, TimerFired, read
+from handlers.worker.deliveries import AlarmMessage, Dead, read
 from tests.fuzz.hostile import _body, _mutate
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,15 +60,14 @@ async def ask_who(seed: int, count: int) -> Counter[str]:
     return ends
 
 
-def read_timers(seed: int, count: int) -> Counter[str]:
-    """Read payloads on the subject of a fired timer; each must be a timer or a dead letter."""
+def read_alarms(seed: int, count: int) -> Counter[str]:
+    """Read payloads on the subject of alarms; each must be an alarm or a dead letter."""
     ends: Counter[str] = Counter()
     for index in range(count):
-        rng = random.Random(f"{seed}/timer/{index}")
-        purpose = rng.choice(("deadline", "ttl", "orphan", "x"))
-        body = _body(rng, {"generation": rng.choice((1, 2**70, 0.5, "7", None))})
-        item = read(_Delivery(f"workspaced.timer.fired.c.{purpose}", body), NOW)  # type: ignore[arg-type]
-        assert isinstance(item, TimerFired | Dead), item
+        rng = random.Random(f"{seed}/alarm/{index}")
+        body = _body(rng, {"at": rng.choice((1, 2**70, -(2**62), 0.5, 1e300, "7", None))})
+        item = read(_Delivery(subjects.ALARM_RANG, body), NOW)  # type: ignore[arg-type]
+        assert isinstance(item, AlarmMessage | Dead), item
         ends[type(item).__name__] += 1
     return ends
 

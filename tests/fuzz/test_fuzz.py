@@ -11,7 +11,7 @@ import pytest
 from handlers.embedded import Servers
 from tests.fuzz.fuzz_run import FuzzRun, fuzz_run_on, kept
 from tests.fuzz.hostile import INBOUND, RPCS, TOOLS, message
-from tests.fuzz.pure import ask_who, read_timers
+from tests.fuzz.pure import ask_who, read_alarms
 from tests.rigs.fleet import fleet_on
 from tests.rigs.messages import CONTENT_TYPE, new_id
 
@@ -86,10 +86,10 @@ async def test_who_asks_for_a_server_and_is_none_gets_no_grant() -> None:
     assert sum(ends.values()) - ends["looked up"] == 1_500
 
 
-def test_what_stands_in_a_timers_place_is_a_timer_or_a_dead_letter() -> None:
-    ends = read_timers(SEED, 2_000)
+def test_a_message_in_the_place_of_an_alarm_is_an_alarm_or_a_dead_letter() -> None:
+    ends = read_alarms(SEED, 2_000)
 
-    assert ends["TimerFired"] > 50
+    assert ends["AlarmMessage"] > 50
     assert ends["Dead"] > 500
 
 

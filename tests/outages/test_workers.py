@@ -60,7 +60,7 @@ FAILED = {
     "after the answer": Instant(b"PUB workspaced.result.", answers=True),
 }
 """Steps of the work on a fact that leads to an answer."""
-BUILT = {"before the timer": Instant(b"PUB workspaced.timer.arm.")}
+BUILT = {"before the alarm": Instant(b"PUB workspaced.timer.arm.")}
 """Steps of the work on a fact that sets a deadline."""
 
 

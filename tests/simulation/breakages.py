@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from bus import Delivery, Outbound, subjects
+from bus import Delivery, Outbound
 from handlers.worker.recovery.republisher import Republisher
 from handlers.worker.worker import Worker
 from statemachine import events, fold
 from statemachine.chat import Chat
-from statemachine.store import Look
+from statemachine.store import DueAlarms, Look
 from tests.doubles.memory_store import MemoryStore
 from tests.simulation.edge import replaced
 from tests.simulation.network import SimulatedBus
@@ -53,12 +53,11 @@ def _conflicts_ignored() -> Callable[[], None]:
     return replaced(MemoryStore, "changed_rows", none)
 
 
-def _outbox_not_relayed_on_a_repeat() -> Callable[[], None]:
-    async def nothing(self: Any, chat_ids: Any) -> list[Any]:
+def _nothing_published_on_a_repeat() -> Callable[[], None]:
+    async def nothing(self: Any, chat_ids: Any) -> None:
         del self, chat_ids
-        return []
 
-    return replaced(MemoryStore, "unpublished", nothing)
+    return replaced(Republisher, "publish_missing", nothing)
 
 
 def _state_without_expected_sequence() -> Callable[[], None]:
@@ -70,12 +69,23 @@ def _state_without_expected_sequence() -> Callable[[], None]:
     return replaced(SimulatedBus, "publish_many", trusting)
 
 
-def _timer_subject_without_generation() -> Callable[[], None]:
-    def one_for_all(chat: str, purpose: str, generation: int) -> str:
-        del generation
-        return f"workspaced.timer.arm.{chat}.{purpose}.0"
+def _alarms_deleted_before_they_are_handled() -> Callable[[], None]:
+    due = MemoryStore.due_alarms
 
-    return replaced(subjects, "timer_arm", one_for_all)
+    async def once(self: Any, limit: int, **more: Any) -> DueAlarms:
+        found = await due(self, limit, **more)
+        alarms = [alarm for some in found.alarms.values() for alarm in some]
+        await self.delete_alarms(alarms, unhandled=True)
+        return found
+
+    return replaced(MemoryStore, "due_alarms", once)
+
+
+def _alarms_not_set_again() -> Callable[[], None]:
+    async def nothing(self: Any, now: Any) -> None:
+        del self, now
+
+    return replaced(Republisher, "_set_alarms", nothing)
 
 
 def _older_build_followed() -> Callable[[], None]:
@@ -105,8 +115,10 @@ def _purge_past_unacknowledged_events() -> Callable[[], None]:
 
 
 def _lost_tail_not_published_again() -> Callable[[], None]:
-    async def nothing(self: Any, since: datetime, lost: Any) -> None:
-        del self, since, lost
+    """Publish nothing by index and, because repeated facts make up for that here, nothing on a repeat either."""
+
+    async def nothing(self: Any, *_chats: Any) -> None:
+        del self
 
     return replaced(Republisher, "_publish_missing", nothing)
 
@@ -115,9 +127,10 @@ BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "ack before commit": _ack_before_commit,
     "no dedupe by identity": _no_dedupe_by_identity,
     "conflicts ignored": _conflicts_ignored,
-    "outbox not relayed on a repeat": _outbox_not_relayed_on_a_repeat,
+    "nothing published on a repeat": _nothing_published_on_a_repeat,
     "state without expected sequence": _state_without_expected_sequence,
-    "timer subject without generation": _timer_subject_without_generation,
+    "alarms deleted before they are handled": _alarms_deleted_before_they_are_handled,
+    "alarms not set again": _alarms_not_set_again,
     "older build followed": _older_build_followed,
     "purge past unacknowledged events": _purge_past_unacknowledged_events,
     "lost tail of a derived stream not published again": _lost_tail_not_published_again,

@@ -5,39 +5,29 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from bus.streams import CONSUMERS, IN, JOB, PRESENCE, RESULT, STATE, TIMER
+from bus.subjects import ALARM_RANG
 from bus.subjects import result as result_subject
 from bus.subjects import state as state_subject
 from statemachine.chat import Chat
 from statemachine.replay import replay
 from statemachine.states import State
 from statemachine.store import CallKey
-from statemachine.timers import TimerKind, open_timer
+from statemachine.timers import TimerKind, alarm_time, timers_of
 from statemachine.views import state_changed
 from tests.simulation.database import rests_at
 
 if TYPE_CHECKING:
     from tests.simulation.run import Run
 
-ARMED: Final = "workspaced.timer.arm."
 SLACK: Final = 14.0
 """Seconds within which a timer takes effect when nothing prevents it: the time of a redelivery and
 two back-offs."""
 _SHOWN_OTHERWISE: Final = ("cause", "deadline", "failure")
 """The event log holds less about limits and causes than the snapshot."""
-
-
-def deadline_in_turn(armed: dict[str, int], subject: str, data: bytes) -> Iterator[str]:
-    """Check that a timer's subject is never armed again with an older generation."""
-    if not subject.startswith(ARMED):
-        return
-    generation = json.loads(data)["generation"]
-    before = armed.get(subject, generation)
-    armed[subject] = generation
-    if generation < before:
-        yield f"{subject} is armed for {generation} after {before}"
 
 
 def state_in_turn(states: list[dict[str, Any]]) -> Iterator[str]:
@@ -57,31 +47,35 @@ def state_in_turn(states: list[dict[str, Any]]) -> Iterator[str]:
 
 def deadlines(run: Run) -> Iterator[str]:
     """Check that timers are armed, and take effect in time, while the system works."""
-    now, since = run.database.now.timestamp(), run.troubles.last
-    armed, overdue = _armed(run), dict[tuple[str, TimerKind, int, str], float]()
+    now, since = run.database.now, run.troubles.last
+    overdue: dict[tuple[str, TimerKind, datetime, str], float] = {}
     for chat in chats(run):
-        for purpose in TimerKind:
-            open_ = open_timer(chat, purpose, run.limits)
-            if open_ is None:
+        alarms = {alarm.at for alarm in run.database.store.alarms if alarm.chat_id == chat.chat_id}
+        for purpose, due in timers_of(chat, run.limits).items():
+            if now > due:
+                what = "obeyed"
+            elif not any(due <= at for at in alarms):
+                what = "stored as an alarm"
+            elif not any(alarm_time(due, now) <= at for at in _set(run)):
+                what = "set"
+            else:
                 continue
-            what = "obeyed" if now > open_.at.timestamp() else "armed"
-            if what == "obeyed" or (chat.chat_id, purpose, open_.generation) not in armed:
-                key = (chat.chat_id, purpose, open_.generation, what)
-                overdue[key] = run.overdue.get(key, run.loop.now)
+            key = (chat.chat_id, purpose, due, what)
+            overdue[key] = run.overdue.get(key, run.loop.now)
     run.overdue = overdue
     if _all_there(run):
-        for (chat_id, purpose, generation, what), seen in overdue.items():
+        for (chat_id, purpose, due, what), seen in overdue.items():
             if run.loop.now > max(seen, since) + SLACK:
-                yield f"{purpose} {generation} of chat {chat_id} is not {what}"
+                yield f"{purpose} of chat {chat_id} at {due.timestamp()} is not {what}"
 
 
-def _armed(run: Run) -> set[tuple[str, TimerKind, int]]:
-    """Return the armed timers in the stream."""
+def _set(run: Run) -> set[datetime]:
+    """Return the times of the alarms that are set in NATS."""
     stream = run.network.streams.get(TIMER.name)
     return {
-        (tokens[3], TimerKind(tokens[4]), json.loads(message.data)["generation"])
+        datetime.fromtimestamp(json.loads(message.data)["at"] / 1000, UTC)
         for message in (stream.messages.values() if stream else ())
-        if (tokens := message.subject.split("."))[2] == "arm"
+        if message.subject != ALARM_RANG
     }
 
 
@@ -112,7 +106,6 @@ def unrest(run: Run) -> Iterator[str]:
         if key not in run.callers.answers
     )
     yield from (f"call {k} waits" for k, stored in store.calls.items() if stored.answer is None)
-    yield from (f"outbox keeps {row.subject} {row.version}" for row in store.outbox.values())
     for name in (IN.name, JOB.name):
         stream = run.network.streams.get(name)
         if stream is None:
@@ -120,10 +113,11 @@ def unrest(run: Run) -> Iterator[str]:
             continue
         yield from (f"{name} keeps {m.subject} {n}" for n, m in stream.messages.items())
     yield from _consumers_drained(run)
+    yield from _not_published(run)
     for chat in chats(run):
-        for purpose in TimerKind:
-            if open_timer(chat, purpose, run.limits) is not None:
-                yield f"chat {chat.chat_id} waits for its {purpose}"
+        for purpose in timers_of(chat, run.limits):
+            yield f"chat {chat.chat_id} waits for its {purpose}"
+    yield from (f"{alarm} is handled, and kept" for alarm, done in store.alarms.items() if done)
     for name in sorted(set(run.machine.last_words()) - heard(run)):
         yield f"{name}, the end of a workspace's newest build, was never heard"
 
@@ -147,6 +141,17 @@ def _consumers_drained(run: Run) -> Iterator[str]:
         consumer = stream.consumers.get(declared.name) if stream else None
         if consumer is None or consumer._unacked or consumer._to_redeliver:
             yield f"consumer {declared.name} of {declared.stream} is not drained"
+
+
+def _not_published(run: Run) -> Iterator[str]:
+    """Yield what NATS lost and no worker has published again yet."""
+    states, results = run.network.streams.get(STATE.name), run.network.streams.get(RESULT.name)
+    for chat in chats(run):
+        if chat.version and (not states or not states.last_of(state_subject(chat.chat_id))):
+            yield f"the state of chat {chat.chat_id} is not there"
+    for key in run.callers.answers:
+        if not results or not results.last_of(result_subject(*key)):
+            yield f"the answer to call {key} is not there"
 
 
 def _answers(run: Run) -> Iterator[str]:
@@ -217,20 +222,26 @@ def heard(run: Run) -> set[tuple[str, str]]:
 def _builds(run: Run, there: Iterable[Chat]) -> Iterator[str]:
     """Check that each requested build has one job and one end, and was not built again."""
     machine, asked, numbers = run.machine, Counter[str](), Counter[tuple[str, int]]()
+    newest: dict[str, tuple[int, str]] = {}
     for entry in (e for log in run.database.store.entries.values() for e in log):
         if entry["event"]["type"] == "workspaced.build_requested.v1":
             build = entry["event"]["data"]
             asked[build["build_id"]] += 1
             numbers[build["workspace_id"], build["build_number"]] += 1
+            this = build["build_number"], build["build_id"]
+            newest[build["workspace_id"]] = max(this, newest.get(build["workspace_id"], this))
     ends = machine.ends()
     yield from (f"build {b} is asked for twice" for b, n in asked.items() if n > 1)
     yield from (f"two builds have the number {key}" for key, n in numbers.items() if n > 1)
-    yield from (f"build {b} is asked for and has no job" for b in asked if b not in run.jobs)
+    # If a worker dies before it publishes two jobs for a workspace, the next worker publishes the newer one only.
+    last = {build_id for _, build_id in newest.values()}
+    yield from (f"build {b} is asked for and has no job" for b in last if b not in run.jobs)
     yield from (f"build {b} has a job and is not asked for" for b in run.jobs if b not in asked)
     yield from (f"build {b} is built again after its end" for b in sorted(machine.built_again))
     yield from (f"build {b} has {n} ends" for b, n in ends.items() if n != 1)
     # After a loss in NATS, workers don't request a job again once its time has passed.
-    yield from (f"build {b} has no end" for b in asked if b not in ends and not run.losses)
+    due = last | run.jobs.keys()
+    yield from (f"build {b} has no end" for b in due if b not in ends and not run.losses)
     for chat in there:
         yield from _running(run, chat)
 

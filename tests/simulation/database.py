@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from statemachine.chat import Chat, chat_from_json
-from statemachine.store import Changes, StoreUnavailableError, Written
+from statemachine.store import Alarm, Changes, StoreUnavailableError, Written
 from tests.doubles.memory_store import MemoryStore
 from tests.simulation.loop import Process, SeededLoop, process_here, resolve
 
@@ -90,19 +90,19 @@ class SimulatedStore:
         written = await database.store.write(changes)
         database.skipped += len(written.skipped)
         what = [(chat_id[:4], e.event.data.name, e.outcome) for chat_id, e in changes.entries]
-        rows = [(row.id, row.subject.split(".", 1)[1][:17]) for row in written.outbox]
+        alarms = sorted({alarm.at.timestamp() for alarm in changes.alarms})
         database.on_commit(process)
-        database.note(f"{process} commits {what} {rows}, skips {sorted(written.skipped)}")
+        database.note(f"{process} commits {what}, sets {alarms}, skips {sorted(written.skipped)}")
         if database.loses_word():
             raise StoreUnavailableError("the connection broke; it may have been committed")
         await database.turn()
         return written
 
-    async def delete_published(self, ids: Sequence[int]) -> None:
-        """Delete published rows of the outbox."""
+    async def delete_alarms(self, alarms: Sequence[Alarm], *, unhandled: bool = False) -> None:
+        """Delete alarms whose changes are published."""
         await self._database.turn()
-        await self._database.store.delete_published(ids)
-        self._database.note(f"{process_here()} has published {ids}")
+        await self._database.store.delete_alarms(alarms, unhandled=unhandled)
+        self._database.note(f"{process_here()} has published what {alarms} led to")
         await self._database.turn()
 
     def __getattr__(self, name: str) -> Any:

@@ -7,13 +7,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Coroutine
-from datetime import timedelta
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Final
 
 import handlers.agent.agent
 from bus import BusError
-from bus.streams import DEAD, IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER, pool_consumer
+from bus.streams import DEAD, IN, JOB, PRESENCE, RESULT, STATE, STREAMS, pool_consumer
 from handlers.provisioner.provisioner import Provisioner
 from handlers.worker.worker import Worker
 from statemachine.chat import Limits
@@ -77,11 +77,9 @@ class Run:
         self.inbound: list[tuple[str, bytes]] = []
         """All messages that the stream IN stored."""
         self.states: dict[str, list[dict[str, Any]]] = {}
-        self.armed: dict[str, int] = {}
-        """By subject, the generation with which each timer was last armed."""
         self.jobs: dict[str, dict[str, Any]] = {}
         self.dead: list[bytes] = []
-        self.overdue: dict[tuple[str, Any, int, str], float] = {}
+        self.overdue: dict[tuple[str, Any, datetime, str], float] = {}
         """Timers that are overdue or not armed, each with the time when a check first saw that."""
         self.met: Counter[str] = Counter()
         self.chats = [uid(f"chat {n}") for n in range(draw((1, 1, 1, 2, 2, 3, 4)))]
@@ -195,8 +193,6 @@ class Run:
             state = json.loads(data)["data"]
             self.states.setdefault(state["chat_id"], []).append(state)
             self.violations += checks.state_in_turn(self.states[state["chat_id"]])
-        elif stream == TIMER.name:
-            self.violations += checks.deadline_in_turn(self.armed, subject, data)
         elif stream == RESULT.name:
             self.callers.heard(subject, data)
         elif stream == JOB.name:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bus import Bus, Delivery, Message, subjects
 from bus.streams import CONSUMERS, JOB, STREAMS, pool_consumer
+from handlers.runtime import clock
 from handlers.worker.recovery.stream_watch import StreamWatch
 from handlers.worker.relay import Relay
 from handlers.worker.worker import Worker
@@ -87,7 +88,7 @@ class Rig:
 
     def __init__(self, limits: Limits | None = None, began: float = 1_900_000_000.0) -> None:
         self.limits = limits or Limits()
-        self.clock = VirtualClock(began)
+        self.clock, self._began = VirtualClock(began), began
         self.skew = timedelta(0)
         """How far the database's clock is behind NATS's."""
         self.server = MemoryServer(self.clock)
@@ -106,6 +107,10 @@ class Rig:
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.clock.now(), UTC) - self.skew
+
+    def workers_clock(self) -> float:
+        """Return the time of the clock of the workers' own machine, for `handlers.runtime.clock`."""
+        return clock() + self.clock.now() - self._began
 
     async def open(self) -> Rig:
         for stream in STREAMS:

@@ -7,7 +7,8 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -15,7 +16,7 @@ import pytest
 
 from bus import Bus, Delivery, Outbound
 from bus.jetstream import connect
-from bus.streams import IN, STREAMS, WORKER_IN, pool_consumer
+from bus.streams import IN, STREAMS, WORKER_ALARM, WORKER_IN, pool_consumer
 from handlers.access.identities import seed_file
 from handlers.embedded import Servers
 from handlers.worker.worker import Worker
@@ -32,8 +33,8 @@ from tests.worker.messages import Job, Senders
 NAMES = {text: name for name, text in queries().items()}
 SYNCED = {s.subjects[0].split(".")[1] for s in STREAMS if s.persist_mode is None}
 SAMPLED = ("count_open_calls", "pools")
-FACT = ["look", "write", "delete_outbox"]
-CREATE = ["look", "look_up", "write", "delete_outbox"]
+FACT = ["look", "write"]
+CREATE = ["look", "look_up", "write"]
 
 
 class Counting:
@@ -47,7 +48,11 @@ class Counting:
 
     async def publish_many(self, messages: Sequence[Outbound]) -> Any:
         counts = Counter(message.subject.split(".")[1] for message in messages)
-        self._cost.published.append(dict(counts))
+        if counts.keys() >= {"state", "timer"}:  # beside states, alarms cost no round trip
+            del counts["timer"]
+            self._cost.alarms += [m.subject for m in messages if m.schedule is not None]
+        if counts:
+            self._cost.published.append(dict(counts))
         return await self._bus.publish_many(messages)
 
     async def purge(self, stream: str, last: int) -> None:
@@ -72,6 +77,8 @@ class Cost:
     published: list[dict[str, int]] = field(default_factory=list)
     """Each is one round trip to NATS: how many messages of which kind were published side by side."""
     asked: list[str] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list, compare=False)
+    """The subjects of alarms that were set beside states. Two times of a chat may have the same alarm."""
 
     @property
     def fsyncs(self) -> int:
@@ -93,6 +100,10 @@ class Bench:
     send: Senders
     work: Callable[[int], Awaitable[None]]
     """Take that many events as one batch, and process it."""
+    commit: Callable[[int], Awaitable[None]]
+    """Take that many events as one batch, and commit it; then NATS delivers them again."""
+    ring: Callable[[], Awaitable[None]]
+    """Wait until an alarm rings, and process it."""
     delete_acked: Callable[[], Awaitable[int]]
     """Delete what was acknowledged; return how many events are left."""
     jobs: Callable[[int], Awaitable[list[Job]]]
@@ -100,15 +111,20 @@ class Bench:
 
     def spent(self) -> Cost:
         """Return the cost since the last call."""
-        spent = Cost(self.cost.statements[:], self.cost.published[:], self.cost.asked[:])
-        for counted in (self.cost.statements, self.cost.published, self.cost.asked):
-            counted.clear()
+        spent = replace(self.cost)
+        self.cost.statements, self.cost.published = [], []
+        self.cost.asked, self.cost.alarms = [], []
         return spent
 
 
 @pytest.fixture
-async def bench(
-    own_nats: Servers, database_url: str, monkeypatch: pytest.MonkeyPatch
+def limits() -> Limits:
+    return Limits()
+
+
+@pytest.fixture
+async def bench(  # noqa: C901 — one small function for each step of a test
+    own_nats: Servers, database_url: str, limits: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bench]:
     await migrate(database_url)
     cost, plain = Cost(), asyncpg.create_pool
@@ -130,7 +146,7 @@ async def bench(
         store = await stack.enter_async_context(open_store(database_url))
         await store.templates.push(ORG, PYTHON.active, b"")
         counting: Any = Counting(await bus("worker"), cost)
-        worker = Worker(store, counting, Limits())
+        worker = Worker(store, counting, limits)
         await worker.republisher.prepare()
         operator = await bus("operator")
         pull = await stack.enter_async_context(counting.pull(WORKER_IN, prefetch=1000))
@@ -142,10 +158,18 @@ async def bench(
                 found += await source.next(count - len(found))
             return found
 
-        async def work(count: int) -> None:
-            batch = await worker.commit(await taken(pull, count))
+        alarms = await stack.enter_async_context(counting.pull(WORKER_ALARM, prefetch=1))
+
+        async def work(count: int, source: Any = pull) -> None:
+            batch = await worker.commit(await taken(source, count))
             assert batch is not None
             assert await worker.publish(batch)
+
+        async def commit(count: int) -> None:
+            deliveries = await taken(pull, count)
+            assert await worker.commit(deliveries) is not None
+            for delivery in deliveries:
+                await delivery.nak()
 
         async def delete_acked() -> int:
             async with asyncio.timeout(20):
@@ -159,7 +183,16 @@ async def bench(
             deliveries = await taken(jobs, count)
             return [json.loads(d.data)["data"] for d in deliveries]
 
-        made = Bench(store, Senders(operator), work, delete_acked, next_jobs, cost)
+        made = Bench(
+            store,
+            Senders(operator),
+            work,
+            commit,
+            lambda: work(1, alarms),
+            delete_acked,
+            next_jobs,
+            cost,
+        )
         made.spent()
         yield made
 
@@ -170,9 +203,10 @@ async def test_a_create_costs_this_many_operations(bench: Bench) -> None:
 
     spent = bench.spent()
     assert spent.statements == CREATE
-    assert spent.published == [{"state": 1, "timer": 1}, {"job": 1}]
+    assert spent.published == [{"state": 1}, {"job": 1}]
     assert spent.fsyncs == 1
     assert spent.asked == []
+    assert len(spent.alarms) == len(await bench.store.recovery.alarm_times()) == 1
 
 
 async def test_a_fact_costs_this_many_operations(
@@ -185,13 +219,13 @@ async def test_a_fact_costs_this_many_operations(
 
     await bench.send.built(job, "started")
     await bench.work(1)
-    assert bench.spent() == Cost(FACT[:-1], [])
+    assert bench.spent() == Cost(FACT, [])
     await bench.send.built(job)
     await bench.work(1)
-    assert bench.spent() == Cost(FACT, [{"state": 1, "timer": 1}])
+    assert bench.spent() == Cost(FACT, [{"state": 1}])
     await bench.send.agent(job, "connected", 1)
     await bench.work(1)
-    assert bench.spent() == Cost(FACT, [{"state": 1, "timer": 1}])
+    assert bench.spent() == Cost(FACT, [{"state": 1}])
     await bench.send.agent(job, "ready", 2)
     await bench.work(1)
     spent = bench.spent()
@@ -199,7 +233,20 @@ async def test_a_fact_costs_this_many_operations(
     assert spent.fsyncs == 0
 
 
-async def test_a_repeat_costs_one_read_of_the_outbox(bench: Bench) -> None:
+async def test_a_redelivered_event_publishes_what_is_missing(bench: Bench) -> None:
+    await bench.send.create(new_id())
+    await bench.commit(1)
+    bench.spent()
+
+    await bench.work(1)
+
+    read = ["chats_by_id", "now", "jobs_by_id", "answers_of"]
+    spent = bench.spent()
+    assert spent == Cost([*CREATE, *read], [{"state": 1}, {"job": 1}])
+    assert len(spent.alarms) == 1
+
+
+async def test_an_event_that_its_sender_published_again_publishes_nothing(bench: Bench) -> None:
     chat = new_id()
     await bench.send.create(chat, event_id="one")
     await bench.work(1)
@@ -208,7 +255,7 @@ async def test_a_repeat_costs_one_read_of_the_outbox(bench: Bench) -> None:
     await bench.send.create(chat, event_id="one")
     await bench.work(1)
 
-    assert bench.spent() == Cost(["look", "look_up", "unpublished", "write"], [])
+    assert bench.spent() == Cost(CREATE, [])
 
 
 @pytest.mark.parametrize("chats", [50, 200])
@@ -217,13 +264,15 @@ async def test_a_batch_of_many_chats_costs_as_much_as_one(bench: Bench, chats: i
     for _ in range(chats):
         await bench.send.create(new_id(), owner=new_id())
     await bench.work(chats)
-    assert bench.spent() == Cost(CREATE, [{"state": chats, "timer": chats}, {"job": chats}])
+    spent = bench.spent()
+    assert spent == Cost(CREATE, [{"state": chats}, {"job": chats}])
+    assert len(spent.alarms) == 1, "all limits of a batch are due at the same time"
 
     jobs = await bench.jobs(chats)
     for job in jobs:
         await bench.send.built(job)
     await bench.work(chats)
-    assert bench.spent() == Cost(FACT, [{"state": chats, "timer": chats}])
+    assert bench.spent() == Cost(FACT, [{"state": chats}])
     for job in jobs:
         await bench.send.agent(job, "connected", 1)
         await bench.send.agent(job, "ready", 2)
@@ -232,6 +281,21 @@ async def test_a_batch_of_many_chats_costs_as_much_as_one(bench: Bench, chats: i
         "state": chats
     }  # two rounds: the second state of a chat follows its first
     assert bench.spent() == Cost(FACT, [states, states, {"result": chats}])
+
+
+@pytest.mark.parametrize("limits", [Limits(build=timedelta(seconds=1))])
+@pytest.mark.parametrize("chats", [1, 50])
+async def test_one_alarm_lets_the_limits_of_many_chats_pass(bench: Bench, chats: int) -> None:
+    for _ in range(chats):
+        await bench.send.create(new_id(), owner=new_id())
+    await bench.work(chats)
+    assert len(bench.spent().alarms) == 1
+
+    await bench.ring()
+
+    statements = ["due_alarms", "look", "look_up", "write", "delete_alarms"]
+    assert bench.spent() == Cost(statements, [{"state": chats}, {"result": chats}])
+    assert await bench.store.recovery.alarm_times() == []
 
 
 async def test_one_purge_deletes_all_acknowledged_events(bench: Bench) -> None:

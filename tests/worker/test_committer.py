@@ -14,7 +14,6 @@ from statemachine.store import (
     StoreUnavailableError,
     TransientError,
     WorkRefusedError,
-    Written,
 )
 from tests.doubles.memory_store import MemoryStore
 from tests.rigs.messages import new_id
@@ -30,7 +29,7 @@ class Refusing(MemoryStore):
     error: type[Exception] = WorkRefusedError
     tries = 0
 
-    async def write(self, changes: Changes) -> Written:
+    async def write(self, changes: Changes) -> set[str]:
         self.tries += 1
         if self.refused is None or self.refused & {chat.chat_id for chat in changes.chats}:
             raise self.error("a trigger says no")

@@ -28,6 +28,13 @@ begin
 end $$;
 create trigger reject before insert on event_log for each row execute function reject();
 """
+REJECT_ALARMS = """
+create function reject_alarm() returns trigger language plpgsql as $$
+begin
+    raise exception 'rejected' using errcode = '2200H';
+end $$;
+create trigger reject_alarm before insert on alarm for each row execute function reject_alarm();
+"""
 
 
 @pytest.fixture
@@ -74,8 +81,8 @@ async def until_reported(hand: Hand) -> str:
             "alter table event_log drop constraint broken",
         ),
         (
-            "alter table outbox alter column id set maxvalue 9; select setval('outbox_id_seq', 9)",
-            "alter table outbox alter column id set no maxvalue",
+            REJECT_ALARMS,
+            "drop trigger reject_alarm on alarm",
         ),
     ],
     ids=["check violation (23514)", "sequence exhausted (2200H)"],
@@ -154,4 +161,4 @@ async def test_the_probe_leaves_nothing_behind(
 
     assert await store.chats.find() == []
     assert await admin.fetchval("select count(*) from event_log") == 0
-    assert await store.recovery.outbox() == []
+    assert await store.recovery.alarm_times() == []

@@ -13,9 +13,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from bus import Bus, BusError, Delivery, Outbound, PubAck, Schedule, StoredMessage, subjects
+from bus import Bus, BusError, Outbound, PubAck, Schedule, StoredMessage, subjects
 from bus.jetstream import connect
-from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, TIMER, WORKER_IN, WORKER_TIMER
+from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, TIMER, WORKER_ALARM, WORKER_IN
 from handlers.worker.worker import Worker
 from statemachine.chat import Limits
 from statemachine.store import Store
@@ -193,44 +193,44 @@ async def test_a_worker_that_lives_on_publishes_again_only_what_was_lost(
         assert not [s for s in bus.stored if s.startswith("workspaced.state.")]
 
 
-async def test_timers_that_reuse_lost_sequences_are_delivered(
+async def test_alarms_that_reuse_lost_sequences_are_delivered(
     server: NatsServer, tmp_path: Path
 ) -> None:
     """The consumer had delivered those sequences before, and some of them are not acknowledged."""
 
-    async def fire(bus: Bus, count: int, acked: int) -> set[str]:
-        names = [f"c{number}" for number in range(count)]
-        for name in names:
-            armed = subjects.timer_arm(name, "deadline", 1)
-            schedule = Schedule(subjects.fires_on(armed), datetime.now(UTC))
-            await bus.publish(armed, b"{}", schedule=schedule)
-        seen: dict[str, Delivery] = {}
-        async with asyncio.timeout(WITHIN), bus.pull(WORKER_TIMER) as pull:
-            while len(seen) < count:
-                seen |= {delivery.subject: delivery for delivery in await pull.next(256)}
-            for delivery in [*seen.values()][:acked]:
-                await delivery.ack()
+    async def ring(bus: Bus, *times: int, ack: bool = True) -> None:
+        """Set alarms one after the other, each when the one before has rung."""
+        async with asyncio.timeout(WITHIN), bus.pull(WORKER_ALARM) as pull:
+            for at in times:
+                schedule = Schedule(subjects.ALARM_RANG, datetime.now(UTC))
+                await bus.publish(subjects.alarm(at), b"%d" % at, schedule=schedule)
+                while True:
+                    (delivery, *_) = await pull.next(1)
+                    if ack:
+                        await delivery.ack()
+                    if delivery.data == b"%d" % at:
+                        break
             await bus.flush()
-        return set(seen)
 
     async with await connect(server.url, wait=True) as bus:
         await bus.ensure_stream(TIMER)
-        await bus.ensure_consumer(WORKER_TIMER)
-        await fire(bus, 2, 2)
+        await bus.ensure_consumer(WORKER_ALARM)
+        await ring(bus, 1, 2)
     server.end()
     keep_files(tmp_path, TIMER.name)
     server.start()
     async with await connect(server.url, wait=True) as bus:
-        await fire(bus, 20, 10)
+        await ring(bus, *range(3, 13))
+        await ring(bus, *range(13, 23), ack=False)
         last = (await bus.stream_info(TIMER.name)).last
     server.stop()
     put_back(tmp_path, TIMER.name)
     server.start()
     async with await connect(server.url, wait=True) as bus:
         assert (await bus.ensure_stream(TIMER)).last < last
-        await bus.ensure_consumer(WORKER_TIMER)
+        await bus.ensure_consumer(WORKER_ALARM)
 
-        assert len(await fire(bus, 10, 10)) == 10
+        await ring(bus, *range(23, 28))
 
         assert (await bus.stream_info(TIMER.name)).last < last
-        assert (await bus.consumer_state(WORKER_TIMER)).undelivered == 0
+        assert (await bus.consumer_state(WORKER_ALARM)).undelivered == 0

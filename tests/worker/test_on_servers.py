@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 
 from bus import Bus, Subscription, subjects
@@ -71,7 +72,8 @@ async def wait_for_state(subscription: Subscription, state: str) -> dict[str, An
 
 
 @pytest.fixture
-async def place(own_nats: Servers, database_url: str) -> AsyncIterator[Place]:
+async def new_place(own_nats: Servers, database_url: str) -> AsyncIterator[Place]:
+    """Servers without streams."""
     await migrate(database_url)
     async with AsyncExitStack() as stack:
 
@@ -91,12 +93,17 @@ async def place(own_nats: Servers, database_url: str) -> AsyncIterator[Place]:
 
         store = await stack.enter_async_context(open_store(database_url))
         await store.templates.push(ORG, PYTHON.active, b"")
-        # Otherwise the first worker finds new streams, and publishes the first answers a second time.
-        first = Worker(store, await bus("worker"), Limits())
-        await first.republisher.prepare()
-        await first.watch.accept()
         operator = await bus("operator")
         yield Place(operator, store, Senders(operator), start)
+
+
+@pytest.fixture
+async def place(new_place: Place) -> Place:
+    """Servers with streams; the first worker on new ones may publish the first answers a second time."""
+    first = Worker(new_place.store, new_place.bus, Limits())
+    await first.republisher.prepare()
+    await first.watch.accept()
+    return new_place
 
 
 async def test_a_create_is_answered_when_the_workspace_is_ready(place: Place) -> None:
@@ -174,6 +181,35 @@ async def test_a_limit_passes_by_a_timer_of_the_real_server(place: Place) -> Non
     assert [e["state_after"] for e in fired] == ["failed"]
 
 
+async def test_a_damaged_chat_does_not_stop_the_alarms_of_others(
+    place: Place, database_url: str
+) -> None:
+    """Several workers ring the same alarm, and one chat's snapshot can't be read."""
+    limits, chats = Limits(build=timedelta(seconds=1)), [new_id() for _ in range(20)]
+    workers = [await place.start(limits) for _ in range(3)]
+    database = await asyncpg.connect(database_url)
+    async with (
+        place.answers() as answers,
+        place.states(chats[0]) as states,
+        place.bus.subscribe("workspaced.dead.timer") as dead,
+    ):
+        await place.send.create(chats[0])
+        await wait_for_state(states, "building")
+        await database.execute("update chat set snapshot = '{}'")
+        for chat in chats[1:]:
+            await place.send.create(chat, owner=new_id())
+        found = {(await next_data(answers))["result"]["build_id"] for _ in chats[1:]}
+        letter = await dead.next(WITHIN)
+    await asyncio.gather(*(worker.bus.flush() for worker in workers))
+
+    assert len(found) == len(chats) - 1
+    assert json.loads(letter.data) == {"chat_id": chats[0]}
+    async with asyncio.timeout(WITHIN):
+        while await database.fetchval("select count(*) from alarm"):
+            pass  # one round trip each: workers do not announce that they deleted alarms
+    await database.close()
+
+
 async def test_a_silent_agent_is_noticed_by_a_marker_of_the_real_server(place: Place) -> None:
     chat = new_id()
     await place.start()
@@ -209,8 +245,10 @@ async def test_a_value_that_postgresql_cannot_store_fails_only_its_call(place: P
     assert worker.dead_letters <= 1
 
 
-async def test_a_starting_worker_publishes_the_outbox_of_another_one(place: Place) -> None:
-    """The calls made while no worker ran, and limits that began before."""
+async def test_a_starting_worker_takes_over_the_calls_and_limits_of_another_one(
+    place: Place,
+) -> None:
+    """Calls were made while no worker ran, and a limit began before."""
     chat, waiting = new_id(), new_id()
     limits = Limits(build=timedelta(seconds=0.5))
     first = await place.start(limits)

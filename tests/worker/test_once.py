@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from bus import Bus, BusError, Outbound, PubAck, Unavailable, subjects
-from bus.streams import WORKER_IN
+from bus.streams import JOB, WORKER_IN
 from handlers.worker.batch import Noticed, apply
-from handlers.worker.deliveries import read
-from handlers.worker.publications import Lane
-from statemachine.store import Look, OutboxMessage, StoreUnavailableError
+from handlers.worker.deliveries import read, repeated
+from handlers.worker.publications import Lane, Publication
+from statemachine.store import Look
 from tests.doubles.memory_store import MemoryStore
 from tests.doubles.subjects import matches
 from tests.rigs.messages import new_id
@@ -44,7 +44,6 @@ async def test_a_create_is_answered_when_the_workspace_is_ready(
         "workspace_name": "ann/blue",
         "build_id": job["build_id"],
     }
-    assert rig.store.outbox == {}
     await rig.check(chat)
 
 
@@ -122,12 +121,10 @@ async def test_committed_effects_are_published_when_the_event_is_redelivered(
 
     await rig.hand(bus=broken).pump()
     assert broken.broke
-    assert rig.store.outbox
     rig.clock.advance(WORKER_IN.ack_wait)
     await rig.hand().pump()
 
     assert len(rig.jobs()) == 1
-    assert rig.store.outbox == {}
     await rig.check(chat)
 
 
@@ -146,38 +143,48 @@ async def test_a_call_is_answered_when_its_answer_was_not_published_at_first(
     assert len(rig.results[chat, "c"]) == 1
 
 
-class Forgetful(MemoryStore):
-    """A store that is unavailable once, right after the effects were published."""
-
-    def __init__(self, rig: Rig) -> None:
-        super().__init__(rig.now)
-        self.fails = 1
-
-    async def delete_published(self, ids: Sequence[int]) -> None:
-        if self.fails:
-            self.fails -= 1
-            raise StoreUnavailableError("away")
-        await super().delete_published(ids)
-
-
-async def test_outbox_rows_may_be_published_twice(rig: Rig, send: Senders, chat: str) -> None:
-    store = Forgetful(rig)
-    store.templates = rig.store.templates
-    rig.store, event_id = store, new_id()
-    hand = rig.hand()
+@pytest.mark.parametrize("then", ["build_started", "much later"])
+async def test_a_job_is_not_published_again_when_its_build_has_begun_or_nats_has_forgotten_it(
+    rig: Rig, hand: Hand, send: Senders, chat: str, then: str
+) -> None:
+    """Its provisioner may have acknowledged it, and NATS would store it as a new message."""
+    event_id = new_id()
     await send.create(chat, event_id=event_id)
     await hand.pump()
-    assert len(rig.store.outbox) == 3
+    job = rig.job
+    stream = rig.server.streams[JOB.name]
+    stream.remove(next(iter(stream.messages)))  # acknowledged
+    if then == "build_started":
+        await send.built(job, "started")
+        await hand.pump()
+    else:
+        rig.clock.advance(hand.worker.tuning.duplicate_window + 1)
 
-    await send.built(rig.job, "failed")
-    await hand.pump()
     await send.create(chat, event_id=event_id)
-    await hand.pump()
+    await rig.hand().pump()
 
-    assert rig.store.outbox == {}
-    assert len(rig.jobs()) == 1
-    assert rig.state(chat)["state"] == "failed"
+    assert rig.jobs() == []
     await rig.check(chat)
+
+
+async def test_everything_is_published_when_an_event_is_redelivered_after_a_crash(
+    rig: Rig, send: Senders, chat: str
+) -> None:
+    """The state, the job and the alarm; NATS discards what it has already."""
+    await send.create(chat)
+    assert await rig.hand().worker.commit(rig.hand().take()) is not None
+    assert rig.jobs() == []
+    assert chat not in rig.states
+
+    rig.clock.advance(WORKER_IN.ack_wait)
+    hand = rig.hand()
+    await hand.pump()
+
+    assert len(rig.jobs()) == 1
+    await rig.check(chat)
+    await hand.let_time_pass(600)
+    assert rig.state(chat)["state"] == "failed"
+    assert "error" in rig.answer(chat)["result"]
 
 
 async def test_a_worker_that_crashes_before_its_ack_causes_a_repeat(
@@ -208,9 +215,9 @@ async def test_an_older_state_never_replaces_a_newer_one(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """A worker that was paused between commit and publish continues."""
-    late, sent = rig.hand(), list[OutboxMessage]()
+    late, sent = rig.hand(), list[Publication]()
 
-    async def pause(rows: Sequence[OutboxMessage], **_more: object) -> None:
+    async def pause(rows: Sequence[Publication], **_more: object) -> None:
         sent.extend(rows)
 
     await send.create(chat)
@@ -233,10 +240,10 @@ async def test_an_older_state_never_replaces_a_newer_one(
 async def test_after_two_relays_published_concurrently_the_newest_state_is_stored(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    sent: list[OutboxMessage] = []
+    sent: list[Publication] = []
     relay = rig.hand().relay
 
-    async def keep(rows: Sequence[OutboxMessage], **_more: object) -> None:
+    async def keep(rows: Sequence[Publication], **_more: object) -> None:
         sent.extend(rows)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -260,7 +267,7 @@ async def test_after_two_relays_published_concurrently_the_newest_state_is_store
     assert versions == sorted(versions)
 
 
-def created(rows: Sequence[OutboxMessage]) -> dict[str, Any]:
+def created(rows: Sequence[Publication]) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(next(r for r in rows if r.lane == Lane.JOB).payload)["data"]
     return data
 
@@ -268,7 +275,7 @@ def created(rows: Sequence[OutboxMessage]) -> dict[str, Any]:
 async def test_a_relay_that_published_a_newer_state_publishes_no_older_one(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """The relay publishes rows that another worker left when their event is redelivered."""
+    """It looks for unpublished messages when the event of another worker is redelivered."""
     event_id, dying = new_id(), rig.hand()
     await send.create(chat)
     await hand.pump()
@@ -284,10 +291,9 @@ async def test_a_relay_that_published_a_newer_state_publishes_no_older_one(
     await hand.let_time_pass(WORKER_IN.ack_wait)
 
     assert [s["version"] for s in rig.states[chat]] == [1, 3]
-    assert rig.store.outbox == {}
 
 
-async def die_before_publishing(rows: Sequence[OutboxMessage], **_more: object) -> None:
+async def die_before_publishing(rows: Sequence[Publication], **_more: object) -> None:
     raise Unavailable(f"died with {len(rows)}")
 
 
@@ -300,7 +306,8 @@ async def test_a_redelivered_event_disconnects_agents_of_the_superseded_build(
     await apply(items, rig.store, rig.limits, b"seed")
     noticed = Noticed()
 
-    await apply(items, rig.store, rig.limits, b"seed", noticed=noticed)
+    again = [repeated(item) for item in items]
+    await apply(again, rig.store, rig.limits, b"seed", noticed=noticed)
 
     assert noticed.superseded == {chat}
 

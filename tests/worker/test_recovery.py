@@ -216,38 +216,37 @@ async def test_an_agent_that_renews_its_presence_after_a_loss_is_not_lost(
     assert rig.state(chat)["agent"]["status"] == "connected"
 
 
-async def test_the_outbox_of_a_dead_worker_is_published_although_its_event_was_lost(
+async def test_what_a_dead_worker_committed_is_published_although_its_event_was_lost(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
     """It died between commit and publish, and NATS lost the event that it would redeliver."""
     await hand.prepare()
     await send.create(chat)
     await hand.worker.commit(hand.take())
-    assert rig.store.outbox
     wipe_streams(rig)
 
     await hand.prepare()
 
-    assert rig.store.outbox == {}
     assert rig.state(chat)["state"] == "building"
     assert len(rig.jobs()) == 1
+    await hand.let_time_pass(TEN_MINUTES)
+    assert rig.state(chat)["failure"]["reason"] == "build_timeout"
 
 
 async def test_a_job_that_another_worker_publishes_meanwhile_is_published_once(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    """After a loss of requests, each worker that reconnects publishes the outbox of all chats."""
+    """After a loss of requests, each worker that reconnects publishes what the chats stand for."""
     await hand.prepare()
     await send.create(chat)
     committed = await hand.worker.commit(hand.take())
     assert committed is not None
-    await hand.relay.publish(committed.rows)
+    await hand.relay.publish(committed.result.messages)
     await rig.store.recovery.reset_positions({IN.name: StreamPosition("", 0)})
 
     lost = await rig.hand().prepare()
 
     assert lost == {IN.name}
-    assert rig.store.outbox == {}
     assert len(rig.jobs()) == 1
 
 
@@ -375,6 +374,20 @@ async def test_two_workers_that_find_the_same_loss_publish_each_job_once(
 
     assert JOB.name in looked
     assert [found["build_id"] for found in rig.jobs()] == [job["build_id"]]
+
+
+async def test_a_lost_job_is_published_once_although_requests_still_count_as_lost(
+    rig: Rig, hand: Hand, job: Job, chat: str
+) -> None:
+    """Another worker prepares before senders were asked, and a caller repeats its request."""
+    wipe_streams(rig)
+    await hand.worker.republisher.prepare()
+
+    other = rig.hand()
+    assert await other.worker.republisher.prepare() == {IN.name}
+    await other.worker.republisher.publish_missing({chat})
+
+    assert rig.jobs() == [job]
 
 
 async def test_a_worker_that_finds_a_loss_which_another_has_just_repaired_checks_again(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from bus import BusError, Outbound, PubAck, Refused
+from bus.streams import WORKER_IN
 from tests.doubles.memory_bus import MemoryBus
 from tests.rigs.messages import new_id
 from tests.worker.messages import Senders
@@ -43,7 +44,7 @@ async def test_an_answer_that_is_too_large_is_replaced_by_an_error(
     await hand.pump()
 
     assert "can't be sent" in rig.answer(chat)["result"]["error"]
-    assert not rig.store.outbox
+    assert (await rig.bus.consumer_state(WORKER_IN)).backlog == 0
 
 
 async def test_a_refused_job_does_not_block_other_jobs(
@@ -57,4 +58,4 @@ async def test_a_refused_job_does_not_block_other_jobs(
 
     assert rig.state(chat)["state"] == "building", "its limit will answer the call"
     assert rig.answer(other)["is_error"]
-    assert not rig.store.outbox
+    assert (await rig.bus.consumer_state(WORKER_IN)).backlog == 0

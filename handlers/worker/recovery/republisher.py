@@ -7,10 +7,10 @@ requests that NATS had stored and no worker had applied are lost for good; their
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -19,14 +19,15 @@ from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER
 from handlers.runtime import clock
 from handlers.worker import publications
 from handlers.worker.clock_skew import ClockSkew
-from handlers.worker.publications import Lane
+from handlers.worker.publications import Lane, Publication
 from handlers.worker.recovery.restore import RestoreReconciler
-from handlers.worker.recovery.stream_watch import StreamWatch
+from handlers.worker.recovery.stream_watch import UNWRITTEN, StreamWatch
 from handlers.worker.relay import PRESENCE_TIMEOUT, Relay
+from statemachine.calls import StoredCall
 from statemachine.chat import Chat, Limits
-from statemachine.step import FARTHEST
-from statemachine.store import CallKey, OutboxMessage, Store, StoreUnavailableError
-from statemachine.timers import TimerKind, open_timer
+from statemachine.store import CallKey, Store, StoredJob, StoreUnavailableError
+from statemachine.timers import alarm_time, timers_of
+from statemachine.workspace import Build
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +42,6 @@ ASK_COUNT: Final = 4
 """How often senders are asked: one that reconnects later than this worker would miss a single request."""
 RECONNECT_SECONDS: Final = 2.0
 """The time that senders have to reconnect before they are asked the second time; it doubles each time."""
-_STREAM_OF_LANE: Final = {
-    Lane.STATE: STATE.name,
-    Lane.JOB: JOB.name,
-    Lane.TIMER: TIMER.name,
-    Lane.RESULT: RESULT.name,
-    Lane.PRESENCE: PRESENCE.name,
-}
 T = TypeVar("T")
 
 
@@ -66,7 +60,7 @@ class Republisher:
     """A chat in the database was found to be older than its published state."""
 
     async def prepare(self, *, made: Callable[[], None] = lambda: None) -> frozenset[str]:
-        """Create streams, consumers and timers as the database has them, and publish again what was lost.
+        """Create streams, consumers and alarms as the database has them, and publish again what was lost.
 
         Calls `made` as soon as the worker can begin: publishing again may take long, and nothing waits for it.
         Returns the streams that lost something, in NATS or by a restore of the database.
@@ -84,16 +78,22 @@ class Republisher:
         await self.relay.ensure_pools(await self.store.templates.pools())
         origin, suffix = await self.store.recovery.origin(), ""
         if restored or origin.differs:
-            await self.reconciler.run()
+            await self.reconciler.run(self.publish_missing)
             lost |= RESTORE_STREAMS
             suffix = f":{origin.current}"
         made()
-        await self._arm_timers(await self.skew.measure())
-        suspect_since = self.watch.suspect_since
+        now = await self.skew.measure()
+        await self._set_alarms(now)
+        tokens = {name: self.watch.token(name) + suffix for name in lost}
+        # Job messages that were published before a restore have ids that NATS knows: they need new ones.
+        jobs_token = tokens.get(JOB.name) if suffix else None
         if lost:
-            await self._publish_again({name: self.watch.token(name) + suffix for name in lost})
-        if suspect_since is not None:
-            await self._publish_missing(suspect_since, lost)
+            await self._publish_again(tokens, jobs_token)
+        since = self.watch.suspect_since
+        if since is None and lost & FACT_STREAMS:
+            since = now - UNWRITTEN  # what was committed, and not published when its event was lost
+        if since is not None:
+            await self._publish_missing_since(since, jobs_token)
         # The loss of requests stays marked until senders were asked: if this worker dies, others ask them.
         if lost & FACT_STREAMS:
             await self.watch.accept(*(s.name for s in STREAMS if s is not IN))
@@ -130,114 +130,135 @@ class Republisher:
         except StoreUnavailableError as error:
             log.warning("not recorded that senders were asked; they will be asked again: %s", error)
 
-    async def _publish_again(self, lost: Mapping[str, str]) -> None:
-        """Publish what the streams held, under message ids that end with the token of the stream's loss."""
+    async def _publish_again(self, lost: Mapping[str, str], jobs_token: str | None = None) -> None:
+        """Publish what the streams held, under message ids that end with the token of the stream's loss.
+
+        Recent jobs end with `jobs_token`, or keep their ids: see `_jobs`.
+        """
         counts = {
             "states": await self._states(lost[STATE.name]) if STATE.name in lost else 0,
-            "jobs": await self._jobs(lost[JOB.name]) if JOB.name in lost else 0,
+            "jobs": await self._jobs(lost[JOB.name], jobs_token) if JOB.name in lost else 0,
             "answers": await self._answers(lost[RESULT.name]) if RESULT.name in lost else 0,
             "presence messages": await self._agents() if PRESENCE.name in lost else 0,
-            # The events that led to these rows would have been redelivered, but may be lost.
-            "outbox rows": await self._outbox(lost) if lost.keys() & FACT_STREAMS else 0,
         }
         summary = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
         log.info("published again from the database: %s", summary or "nothing")
 
-    async def _publish_missing(self, since: datetime, lost: AbstractSet[str]) -> None:
-        """Publish what changed since a time and the streams do not hold, after NATS was started again.
+    async def _publish_missing_since(self, since: datetime, jobs_token: str | None) -> None:
+        """Publish what follows from the chats that changed since a time, and NATS does not hold."""
+        count = 0
+        page = partial(self.store.recovery.changed_chats, since)
+        async for chats in _pages(page, _chat_id):
+            await self._publish_missing(chats, since, jobs_token)
+            count += len(chats)
+        log.info("checked %d chats, which changed since %s", count, since.isoformat(" ", "seconds"))
 
-        Streams in `lost` were published again completely. Timers are armed again in any case. Jobs and events are
-        written to the disk before NATS acknowledges them.
+    async def publish_missing(self, chat_ids: AbstractSet[str]) -> None:
+        """Publish what follows from chats and NATS does not hold. Raises BusError, StoreUnavailableError."""
+        if chat_ids:
+            await self._publish_missing(await self.store.chats.get_many(sorted(chat_ids)))
+
+    async def _publish_missing(
+        self, chats: Sequence[Chat], since: datetime | None = None, jobs_token: str | None = None
+    ) -> None:
+        """Publish what chats stand for, as far as NATS does not hold it.
+
+        That is the state of each chat, its next alarms, the presence of its agents, the jobs of builds that nobody
+        has begun, and the answers of its calls, only those since a time if one is given.
         """
-        states = answers = 0
-        if STATE.name not in lost:
-            states = await self._states(self.watch.token(STATE.name), since=since)
-        if RESULT.name not in lost:
-            answers = await self._answers(self.watch.token(RESULT.name), since=since)
-        log.info(
-            "NATS was started again: checked the states of %d chats and %d answers since %s",
-            states,
-            answers,
-            since.isoformat(timespec="seconds"),
-        )
+        now = await self.store.now()
+        messages = [publications.state(chat, None, now) for chat in chats if chat.version]
+        due = {alarm_time(at, now) for c in chats for at in timers_of(c, self.limits).values()}
+        messages += [publications.alarm(at, now) for at in due]
+        await self.relay.publish(messages)
+        await self._expect_agents(chats)
+        await self._publish_jobs_not_begun(chats, now, jobs_token)
+        answers = await self.store.recovery.answers_of([chat.chat_id for chat in chats], since)
+        await self.relay.publish(await self.relay.missing_answers(_answers(answers, now)))
 
-    async def _arm_timers(self, now: datetime) -> None:
-        async for chats in _pages(self.store.chats.with_timers, _chat_id):
-            timers = [
-                (c.chat_id, k, open_timer(c, k, self.limits)) for c in chats for k in TimerKind
-            ]
-            await self.relay.publish(
-                [
-                    publications.timer(
-                        chat_id, kind, timer.generation, min(timer.at, now + FARTHEST)
-                    )
-                    for chat_id, kind, timer in timers
-                    if timer
-                ]
-            )
+    async def _publish_jobs_not_begun(
+        self, chats: Sequence[Chat], now: datetime, token: str | None
+    ) -> None:
+        """Publish jobs that NATS may not have, as long as it would discard them if it has them."""
+        left = {
+            build.id: time
+            for chat in chats
+            for build in chat.builds()
+            if not build.taken
+            and chat.expects_end_of(build.id)
+            and (time := self._remembered(build, now)) > timedelta(0)
+        }
+        if not left:
+            return
+        until = clock() + min(left.values()).total_seconds()
+        jobs = _jobs(await self.store.recovery.jobs_by_id(list(left)))
+        await self.relay.publish([_renamed(job, token) for job in jobs], jobs_until=until)
 
-    async def _states(self, token: str, *, since: datetime | None = None) -> int:
+    async def _set_alarms(self, now: datetime) -> None:
+        async for times in _pages(self.store.recovery.alarm_times, lambda at: at):
+            await self.relay.publish([publications.alarm(at, now) for at in times])
+
+    async def _states(self, token: str) -> int:
         count, now = 0, datetime.now(UTC)
-        async for chats in _pages(
-            partial(self.store.recovery.published_chats, since=since), _chat_id
-        ):
-            rows = [publications.state(chat, None, now) for chat in chats]
-            renamed = [_renamed(row, token) for row in rows]
-            if since is None:
-                await self.relay.publish_lost_states(renamed)
-            else:  # most are there: read before publishing
-                await self.relay.publish(renamed)
+        async for chats in _pages(self.store.recovery.published_chats, _chat_id):
+            states = [publications.state(chat, None, now) for chat in chats]
+            await self.relay.publish_lost_states([_renamed(state, token) for state in states])
             count += len(chats)
         return count
 
-    async def _jobs(self, token: str) -> int:
-        count, until = 0, self._jobs_until()
+    def _remembered(self, build: Build, now: datetime) -> timedelta:
+        """Return how long NATS discards a build's job if it has stored it under the same message id.
+
+        Not at all, if the clock was set back since the build was requested.
+        """
+        window = timedelta(seconds=self.watch.tuning.duplicate_window)
+        left = build.started_at + window - now
+        return left if left <= window else timedelta(0)
+
+    async def _jobs(self, token: str, recent_token: str | None) -> int:
+        """Publish the jobs of all open builds.
+
+        Those of recent builds get `recent_token`, as `_publish_jobs_not_begun` publishes them too: NATS discards
+        the second message.
+        """
+        count, until, now = 0, self._jobs_until(), await self.store.now()
         async for jobs in _pages(self.store.recovery.jobs, lambda job: job[0].build_id):
-            rows = [
-                OutboxMessage(job.chat_id, Lane.JOB, job.subject, job.build_id, job.payload)
-                for job, chat in jobs
-                if chat.expects_end_of(job.build_id)
+            open_ = [(job, chat) for job, chat in jobs if chat.expects_end_of(job.build_id)]
+            recent = {
+                build.id
+                for _, chat in open_
+                for build in chat.builds()
+                if self._remembered(build, now) > timedelta(0)
+            }
+            messages = [
+                _renamed(job, recent_token if job.message_id in recent else token)
+                for job in _jobs(job for job, _ in open_)
             ]
-            await self.relay.publish([_renamed(row, token) for row in rows], jobs_until=until)
-            count, until = count + len(rows), self._jobs_until()
+            await self.relay.publish(messages, jobs_until=until)
+            count, until = count + len(messages), self._jobs_until()
         return count
 
-    async def _answers(self, token: str, *, since: datetime | None = None) -> int:
+    async def _answers(self, token: str) -> int:
         count, now = 0, datetime.now(UTC)
         async for calls in _pages(
-            partial(self.store.recovery.answered_calls, since=since),
+            self.store.recovery.answered_calls,
             lambda stored: CallKey(stored.call.chat_id, stored.call.call_id),
         ):
-            rows = [
-                publications.result(
-                    c.chat_id, c.call_id, c.tool, answer, None, now, f"{c.chat_id}:{c.call_id}"
-                )
-                for c, answer in ((stored.call, stored.answer) for stored in calls)
-                if answer is not None
-            ]
-            missing = rows if since is None else await self.relay.missing_answers(rows)
-            await self.relay.publish([_renamed(row, token) for row in missing])
-            count += len(rows)
+            answers = _answers(calls, now)
+            await self.relay.publish([_renamed(answer, token) for answer in answers])
+            count += len(answers)
         return count
 
     async def _agents(self) -> int:
         count = 0
         async for chats in _pages(self.store.recovery.chats_with_agents, _chat_id):
-            agents = {(c.chat_id, facts.id) for c in chats for facts in c.agents if facts.connected}
-            await self.relay.expect_presence(agents, PRESENCE_TIMEOUT)
-            count += len(agents)
+            count += await self._expect_agents(chats)
         return count
 
-    async def _outbox(self, lost: Mapping[str, str]) -> int:
-        count, until = 0, self._jobs_until()
-        async for rows in _pages(self.store.recovery.outbox, lambda row: row.id):
-            # Other workers may be publishing these rows now. So a row gets a new message id only if its stream
-            # lost something; that of a job is then the same as in `_jobs`.
-            renamed = [_renamed(row, lost.get(_STREAM_OF_LANE[Lane(row.lane)])) for row in rows]
-            await self.relay.publish(renamed, jobs_until=until)
-            await self.store.delete_published([row.id for row in rows])
-            count, until = count + len(rows), self._jobs_until()
-        return count
+    async def _expect_agents(self, chats: Sequence[Chat]) -> int:
+        agents = {(c.chat_id, facts.id) for c in chats for facts in c.agents if facts.connected}
+        await self.relay.expect_presence(agents, PRESENCE_TIMEOUT)
+        return len(agents)
 
     def _jobs_until(self) -> float:
         """Return until when jobs that are read from now on may be published, by `clock`."""
@@ -258,6 +279,22 @@ def _chat_id(chat: Chat) -> str:
     return chat.chat_id
 
 
-def _renamed(row: OutboxMessage, token: str | None) -> OutboxMessage:
-    """Return a row under a message id that the stream has not seen, if the stream lost something."""
-    return row if token is None else replace(row, message_id=f"{row.message_id}:{token}")
+def _jobs(jobs: Iterable[StoredJob]) -> list[Publication]:
+    return [Publication(j.chat_id, Lane.JOB, j.subject, j.build_id, j.payload) for j in jobs]
+
+
+def _answers(calls: Iterable[StoredCall], now: datetime) -> list[Publication]:
+    return [
+        publications.result(
+            c.chat_id, c.call_id, c.tool, answer, None, now, f"{c.chat_id}:{c.call_id}"
+        )
+        for c, answer in ((stored.call, stored.answer) for stored in calls)
+        if answer is not None
+    ]
+
+
+def _renamed(message: Publication, token: str | None) -> Publication:
+    """Return a message under an id that the stream has not seen, if the stream lost something."""
+    return (
+        message if token is None else replace(message, message_id=f"{message.message_id}:{token}")
+    )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
@@ -54,16 +55,19 @@ class RestoreReconciler:
     limits: Limits
     watch: StreamWatch
 
-    async def run(self) -> None:
-        """Compare the database with all published states and answers. Raises BusError, StoreUnavailableError."""
+    async def run(self, publish_missing: Callable[[AbstractSet[str]], Awaitable[None]]) -> None:
+        """Compare the database with all published states and answers. Raises BusError, StoreUnavailableError.
+
+        `publish_missing` gets the chats whose state is newer than the published one.
+        """
         chats = calls = 0
         async for states in self._pages(STATE, subjects.state("*"), _read_state):
             behind: list[PublishedState] = states
             while behind:
                 applied = await apply(behind, self.store, self.limits, os.urandom(16))
-                await self.relay.publish(applied.rows)
-                await self.store.delete_published([row.id for row in applied.rows])
-                chats += len({row.chat_id for row in applied.rows})
+                await self.relay.publish(applied.messages)
+                await publish_missing(applied.repeated)
+                chats += len({message.chat_id for message in applied.messages})
                 behind = [state for state in behind if state.chat_id in applied.again]
         async for answers in self._pages(RESULT, subjects.result("*", "*"), _read_answer):
             calls += await self._keep(answers)

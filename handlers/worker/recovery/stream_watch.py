@@ -1,6 +1,6 @@
 """Detects that NATS lost a stream or the end of one, by comparing it with the positions in the database.
 
-On a single server, NATS acknowledges states, answers and timers before it writes them to the disk. A crash of the
+On a single server, NATS acknowledges states, answers and alarms before it writes them to the disk. A crash of the
 server may take the newest of them, and that is no loss: when workers find another server process than the one that
 is recorded, they publish again what changed since a time shortly before that process was last seen.
 
@@ -11,6 +11,7 @@ stream would hide the loss. The `PublishGate` holds publishing back until `Strea
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -21,7 +22,7 @@ from typing import Final
 from nats.js.api import PersistMode
 
 from bus import Backoff, Bus, Delivery, StreamInfo, Unavailable
-from bus.streams import DEAD, LOG, STREAMS, Stream, Tuning
+from bus.streams import DEAD, IN, LOG, STREAMS, Stream, Tuning
 from handlers.worker.publish_gate import PublishGate
 from statemachine.store import Store, StreamPosition
 
@@ -62,6 +63,9 @@ class StreamWatch:
     """The server process that was connected at the last check."""
     _checked_at: float = 0.0
     """The time of the last check, in seconds of the monotonic clock."""
+    unsure: int = 0
+    """The last sequence of events at the last check. Of events up to it, a server that crashed may have forgotten that it
+    delivered them."""
     suspect_since: datetime | None = None
     """Since when the server may have lost messages unnoticed; None if it may not, as of the last check."""
 
@@ -101,6 +105,8 @@ class StreamWatch:
         # Only now: a worker that could not mark the loss must find it again.
         self._positions, self._tokens = positions, tokens
         self._checked_at = time.monotonic()
+        # In a cluster, a server that dies takes what it has not told the others; workers may not notice.
+        self.unsure = found[IN.name].last if self.tuning.replicas == 1 else sys.maxsize
         suspect = seen is not None and (shorter or seen.id != self._server_id)
         self.suspect_since = seen.at - self._margin if seen is not None and suspect else None
         self.gate.opened.set()
