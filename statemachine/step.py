@@ -328,6 +328,7 @@ class _Stepping:
         if digest in self._before.applied or digest in self.step.identities:
             again = Ignored(self._chat, Unmoved.REPEAT)
             self._record(event, entry_of(self._chat, again))
+            self._answer_again(event)
             return
         self.step.repeats |= self._undoes_loss(event)
         self.step.identities.add(digest)
@@ -459,10 +460,8 @@ class _Stepping:
     # -- calls ------------------------------------------------------------------------------------
 
     def _request(self, event: Event, asked: events.ToolRequested) -> None:
-        stored = self._stored(asked.call_id)
-        if stored is not None:
-            if stored.answer is not None:  # a repeated request: publish the answer again
-                self.step.effects.append(PublishAnswer(stored.call, stored.answer, event))
+        if self._stored(asked.call_id) is not None:
+            self._answer_again(event)
             return
         call = Call(
             chat_id=event.chat_id,
@@ -479,6 +478,14 @@ class _Stepping:
             self._answer(call, tool_rules.canceled(call, self._chat), event)
         else:
             self._evaluate(call, event)
+
+    def _answer_again(self, event: Event) -> None:
+        """Publish the answer again if the event asks for a call that is answered: its sender waits for it."""
+        if not isinstance(event.data, events.ToolRequested):
+            return
+        stored = self._stored(event.data.call_id)
+        if stored is not None and stored.answer is not None:
+            self.step.effects.append(PublishAnswer(stored.call, stored.answer, event))
 
     def _cancel(self, event: Event, call_id: str) -> None:
         call = self.step.open.get(call_id)

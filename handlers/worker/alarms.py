@@ -9,6 +9,7 @@ worker stops in between, the next one publishes what is missing.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,7 +22,9 @@ from handlers.worker.committer import LONGEST_DELAY, CommitResult, Read
 from handlers.worker.deliveries import AlarmMessage
 from handlers.worker.publications import Publication
 from statemachine.step import AlarmRang
-from statemachine.store import Alarm, DueAlarms, Store
+from statemachine.store import Alarm, DueAlarms, Store, TransientError, WorkRefusedError
+
+log = logging.getLogger(__name__)
 
 PAGE: Final = 256
 """Maximum number of alarms in a batch. When there are more, the message is delivered again."""
@@ -139,8 +142,12 @@ class Bell:
         now = clock()
         self._postponed = {chat: until for chat, until in self._postponed.items() if until > now}
         without = list(self._postponed)
-        due = await self._store.due_alarms(PAGE, without=without, publishing=PUBLISHING)
-        early = {item.at for _, item in rang if item.at > due.now}
+        try:
+            due = await self._store.due_alarms(PAGE, without=without, publishing=PUBLISHING)
+        except (TransientError, WorkRefusedError) as error:  # the events of the batch go on
+            log.warning("alarms could not be read, trying again: %s", error)
+            return Ringing([delivery for delivery, _ in rang], left_out=True)
+        early = {item.at for _, item in rang if item.at is not None and item.at > due.now}
         later = {due.next} - early if due.next is not None else set[datetime]()
         return Ringing(
             [delivery for delivery, _ in rang],

@@ -46,8 +46,8 @@ class Nothing:
 class AlarmMessage:
     """NATS rang an alarm: chats whose alarms are due have to be looked at."""
 
-    at: datetime
-    """The time for which it was set."""
+    at: datetime | None
+    """The time for which it was set; None for a timer that an earlier version armed."""
 
 
 Item = Input | Dead | Nothing | AlarmMessage
@@ -79,7 +79,7 @@ def read(delivery: Delivery, now: datetime, unsure: int = 0) -> Item:
     if delivery.stream == IN.name:
         return _inbound(delivery, now, unsure)
     if delivery.stream == TIMER.name:
-        return _alarm(delivery, now)
+        return _alarm(delivery)
     if not delivery.is_delete_marker:
         return Nothing()
     chat_id, agent_id = subjects.parse_presence(delivery.subject)
@@ -138,9 +138,9 @@ def _inbound(delivery: Delivery, now: datetime, unsure: int) -> Item:
     )
 
 
-def _alarm(delivery: Delivery, now: datetime) -> Item:
+def _alarm(delivery: Delivery) -> Item:
     if delivery.subject != subjects.ALARM_RANG:
-        return AlarmMessage(now)  # a timer that an earlier version armed
+        return AlarmMessage(None)
     try:
         return AlarmMessage(datetime.fromtimestamp(json.loads(delivery.data)["at"] / 1000, UTC))
     except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):

@@ -28,6 +28,8 @@ from statemachine.step import (
 from statemachine.store import StoredJob
 from statemachine.views import state_changed
 
+UNSENDABLE: Final = "the answer can't be sent"
+"""The beginning of the error that replaces an answer which NATS refuses to store."""
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
@@ -205,6 +207,17 @@ def result(
     }
     body = _event("tool_resolved", chat_id, data, name, at, because)
     return Publication(chat_id, Lane.RESULT, subjects.result(chat_id, call_id), name, body)
+
+
+def is_answered(answer: bytes, published: bytes) -> bool:
+    """Return whether a published message is this answer, or the error that replaced it.
+
+    It may also be a refusal of an earlier request with the same `call_id`.
+    """
+    wanted, found = json.loads(answer)["data"], json.loads(published)["data"]
+    if (wanted["is_error"], wanted["result"]) == (found["is_error"], found["result"]):
+        return True
+    return str(found["result"].get("error", "")).startswith(UNSENDABLE)
 
 
 def _event(

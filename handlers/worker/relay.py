@@ -43,9 +43,9 @@ log = logging.getLogger(__name__)
 PRESENCE_TIMEOUT: Final = 30.0
 """Seconds within which an agent that counts as connected must renew its presence message."""
 _REMEMBERED_ALARMS: Final = 50_000
-"""A relay that remembers more alarms forgets those whose time has passed."""
-_SURELY_AHEAD: Final = 5.0
-"""An alarm that is so many seconds ahead has not rung, even if the clocks differ a little."""
+"""Maximum number of alarms that a relay remembers to have scheduled."""
+_SURELY_AHEAD: Final = 30.0
+"""An alarm that is so many seconds ahead has not rung, even if it was published late or the clocks differ a little."""
 _INSTEAD: Final = ":instead"
 """The end of the message id of an error that replaces an answer."""
 _REMEMBERED_STATES: Final = 10_000
@@ -64,7 +64,7 @@ class Relay:
         """
         self._pools: set[str] = set()
         """The pools whose consumers exist."""
-        self._scheduled: dict[str, float] = {}
+        self._scheduled: OrderedDict[str, float] = OrderedDict()
         """Subject -> time of an alarm that this relay has set, in seconds of `clock`."""
 
     async def publish(
@@ -105,11 +105,12 @@ class Relay:
         await self._states(states)
 
     async def missing_answers(self, answers: Sequence[Publication]) -> list[Publication]:
-        """Return those of the answers whose subject has none in the stream. Raises BusError."""
+        """Return those of the answers that the stream does not hold. Raises BusError."""
         missing: list[Publication] = []
 
         async def look(answer: Publication) -> None:
-            if await self._bus.get_last(RESULT.name, answer.subject) is None:
+            last = await self._bus.get_last(RESULT.name, answer.subject)
+            if last is None or not publications.is_answered(answer.payload, last.data):
                 missing.append(answer)
 
         await wait_for_all(look(answer) for answer in answers)
@@ -222,11 +223,11 @@ class Relay:
 
     def _remember_alarms(self, alarms: Iterable[Publication]) -> None:
         now = clock()
-        if len(self._scheduled) > _REMEMBERED_ALARMS:
-            self._scheduled = {
-                subject: due for subject, due in self._scheduled.items() if due > now
-            }
-        self._scheduled |= {alarm.subject: now + alarm.lead for alarm in alarms}
+        for alarm in alarms:
+            self._scheduled[alarm.subject] = now + alarm.lead
+            self._scheduled.move_to_end(alarm.subject)
+            if len(self._scheduled) > _REMEMBERED_ALARMS:
+                self._scheduled.popitem(last=False)
 
     def _schedule(self, alarm: Publication) -> Outbound:
         """Return the message that schedules an alarm, at a time of the clock of NATS."""
@@ -298,7 +299,7 @@ def _instead(message: Publication, error: Refused) -> Publication | None:
     if message.message_id.endswith(_INSTEAD):
         raise error
     log.error("NATS refuses answer %s: %s", message.message_id, error)
-    body = publications.instead(message.payload, f"the answer can't be sent: {error}")
+    body = publications.instead(message.payload, f"{publications.UNSENDABLE}: {error}")
     return replace(message, payload=body, message_id=f"{message.message_id}{_INSTEAD}")
 
 

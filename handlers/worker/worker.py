@@ -28,6 +28,7 @@ from handlers.worker.committer import (
     Problems,
 )
 from handlers.worker.deliveries import Item, read
+from handlers.worker.publications import Lane
 from handlers.worker.publish_gate import PublishGate
 from handlers.worker.recovery.republisher import FACT_STREAMS, Republisher
 from handlers.worker.recovery.restore import RestoreReconciler
@@ -190,7 +191,11 @@ class Worker:
                 batch = await self.commit(new)
                 if await publishing and batch is not None:
                     publishing = group.create_task(self._publish_and_follow(batch))
-                    in_hand = {(d.stream, d.sequence) for d in batch.deliveries}
+                    in_hand = {
+                        (d.stream, d.sequence)
+                        for d in batch.deliveries
+                        if not isinstance(d, ChatAlarm)  # its message may be needed again
+                    }
                 else:
                     publishing, in_hand = group.create_task(_published()), set()
 
@@ -303,6 +308,8 @@ class Worker:
             await self._check_clocks()
             result = batch.result
             newer = await self.relay.publish(result.messages, jobs_until=batch.jobs_until)
+            if jobs := [m.message_id for m in result.messages if m.lane is Lane.JOB]:
+                await self.store.recovery.mark_published(jobs)
             await self.republisher.publish_missing(result.repeated)
             await self.relay.publish_dead_letters(result.buried)
             self.problems.clear("nats")
@@ -338,7 +345,7 @@ class Worker:
             return False
         if batch.deliveries:
             try:
-                await self.watch.follow(batch.deliveries[-1])
+                await self.watch.follow(batch.deliveries)
             except StoreUnavailableError as error:
                 log.info("the positions of streams are not recorded: %s", error)
         return True

@@ -519,8 +519,12 @@ class Recovery(Protocol):
         """
         ...
 
-    async def jobs_by_id(self, build_ids: Sequence[str]) -> Sequence[StoredJob]:
-        """Return those of the builds' jobs that are stored."""
+    async def unpublished_jobs(self, chat_ids: Sequence[str]) -> Sequence[StoredJob]:
+        """Return the jobs of chats that are not marked as published."""
+        ...
+
+    async def mark_published(self, build_ids: Sequence[str]) -> None:
+        """Record that jobs are published, so that nobody publishes them again because an event is redelivered."""
         ...
 
     async def answered_calls(

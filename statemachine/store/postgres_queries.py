@@ -430,8 +430,12 @@ class PostgresRecovery(Recovery):
         return [(StoredJob(**row), chat) for row, chat in zip(rows, chats, strict=True)]
 
     @override
-    async def jobs_by_id(self, build_ids: Sequence[str]) -> list[StoredJob]:
-        return [StoredJob(**row) for row in await self._fetch("jobs_by_id", list(build_ids))]
+    async def unpublished_jobs(self, chat_ids: Sequence[str]) -> list[StoredJob]:
+        return [StoredJob(**row) for row in await self._fetch("unpublished_jobs", list(chat_ids))]
+
+    @override
+    async def mark_published(self, build_ids: Sequence[str]) -> None:
+        await self._fetch("mark_published", list(build_ids))
 
     @override
     async def answered_calls(

@@ -149,8 +149,8 @@ with given as materialized (
         limit 1000 for update skip locked
     )
 ), jobs as (
-    insert into job (build_id, chat_id, subject, payload, not_after)
-    select build_id, chat_id, subject, convert_to(payload, 'UTF8'), not_after from wanted
+    insert into job (build_id, chat_id, subject, payload, not_after, published)
+    select build_id, chat_id, subject, convert_to(payload, 'UTF8'), not_after, false from wanted
     where chat_id not in (select chat_id from skipped)
     on conflict do nothing
 ), cancellations as (
@@ -183,8 +183,9 @@ with due as materialized (
     returning alarm.at, alarm.chat_id
 )
 select statement_timestamp() as now, (select count(*) from due) as found,
-       exists (select from alarm where at <= statement_timestamp() and handled_at is not null
-               and handled_at >= statement_timestamp() - $3 * interval '1 second') as publishing,
+       (select count(*) from due) < $1
+           and exists (select from alarm where at <= statement_timestamp() and handled_at is not null
+                       and handled_at >= statement_timestamp() - $3 * interval '1 second') as publishing,
        (select min(at) from alarm where at > statement_timestamp()) as next,
        n.at, n.chat_id::text as chat_id, n.handled_at is not null as handled
 from (select) as one left join (
@@ -256,7 +257,8 @@ where c.chat_id >= coalesce($1::uuid, '00000000-0000-0000-0000-000000000000') an
 order by c.chat_id limit $3
 
 -- name: rebuild_chats
--- Replaces snapshots by those that were folded from the logs, and wakes the chats, whose timers may be others now.
+-- Replaces snapshots by those that were folded from the logs. Workers look at the chats, whose timers may be others
+-- now, when the next alarm rings or when they start.
 -- Returns the chats whose rows had not changed since they were read. Rows are locked in the order of their ids, as
 -- in `write`.
 with given as materialized (
@@ -481,9 +483,12 @@ where j.not_after > clock_timestamp() - interval '1 day'
   and j.build_id >= coalesce($1::uuid, '00000000-0000-0000-0000-000000000000') and j.build_id is distinct from $1
 order by j.build_id limit $2
 
--- name: jobs_by_id
+-- name: unpublished_jobs
 select build_id::text as build_id, chat_id::text as chat_id, subject, payload, not_after
-from job where build_id = any($1::uuid[])
+from job where chat_id = any($1::uuid[]) and not published
+
+-- name: mark_published
+update job set published = true where build_id = any($1::uuid[]) and not published
 
 -- name: answered_calls
 -- Answers of the last day, because a result stays readable that long even if its stream is lost.

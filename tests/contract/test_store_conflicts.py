@@ -70,7 +70,7 @@ async def expect_untouched(shelf: Shelf, chat_id: str) -> None:
     assert await shelf.store.chats.log(chat_id) == []
     assert (found.known, found.calls, found.canceled) == (set(), {}, set())
     assert await names_of(shelf, chat_id) == set()
-    assert await shelf.store.recovery.jobs_by_id([job_of(chat_id)]) == []
+    assert await shelf.store.recovery.unpublished_jobs([chat_id]) == []
 
 
 async def test_a_look_reads_chats_events_calls_and_pools(shelf: Shelf) -> None:
@@ -126,7 +126,7 @@ async def test_chats_that_have_not_changed_are_written(shelf: Shelf) -> None:
 
     assert (await shelf.store.write(changes)).skipped == set()
 
-    jobs = await shelf.store.recovery.jobs_by_id([job.build_id for job in changes.jobs])
+    jobs = await shelf.store.recovery.unpublished_jobs([job.chat_id for job in changes.jobs])
     assert {job.build_id: job for job in jobs} == {job.build_id: job for job in changes.jobs}
     found = await look(shelf, *old, *new)
     assert found.known == set(changes.identities)
@@ -151,7 +151,7 @@ async def test_a_chat_that_changed_is_skipped_with_all_that_belongs_to_it(
 
     assert (await shelf.store.write(changes)).skipped == {changed}
 
-    jobs = await shelf.store.recovery.jobs_by_id([job.build_id for job in changes.jobs])
+    jobs = await shelf.store.recovery.unpublished_jobs([job.chat_id for job in changes.jobs])
     assert {job.chat_id for job in jobs} == {one, three}
     assert await shelf.store.chats.get(changed) == between
     await expect_untouched(shelf, changed)

@@ -105,13 +105,20 @@ async def test_the_answers_of_some_chats_are_those_since_a_time_and_of_a_day(she
     assert list(await answers_of([])) == []
 
 
-async def test_jobs_are_found_by_their_builds(shelf: Shelf) -> None:
-    chat_id = uid()
-    one, other = job(chat_id), job(chat_id)
-    await write(shelf.store, Changes(jobs=[one, other]), new=[chat_id])
+async def test_jobs_are_unpublished_until_they_are_marked(shelf: Shelf) -> None:
+    chat_id, other_id = uid(), uid()
+    one, two, other = job(chat_id), job(chat_id), job(other_id)
+    await write(shelf.store, Changes(jobs=[one, two, other]), new=[chat_id, other_id])
+    recovery = shelf.store.recovery
+    found = await recovery.unpublished_jobs([chat_id])
+    assert {found.build_id for found in found} == {one.build_id, two.build_id}
 
-    assert list(await shelf.store.recovery.jobs_by_id([uid(), other.build_id])) == [other]
-    assert list(await shelf.store.recovery.jobs_by_id([])) == []
+    await recovery.mark_published([one.build_id, uid()])
+
+    assert list(await recovery.unpublished_jobs([chat_id, uid()])) == [two]
+    assert list(await recovery.unpublished_jobs([])) == []
+    await write(shelf.store, Changes(jobs=[one]))
+    assert list(await recovery.unpublished_jobs([chat_id])) == [two]
 
 
 async def test_workers_that_find_the_same_loss_agree_on_one_mark(shelf: Shelf) -> None:

@@ -87,7 +87,7 @@ async def test_any_text_is_read_as_it_was_written(shelf: Shelf, text: str) -> No
     assert found.canceled == {late}
     (read,) = await shelf.store.chats.log(chat.chat_id)
     assert read["event"]["data"] == {"reason": text}
-    assert list(await shelf.store.recovery.jobs_by_id([job.build_id])) == [job]
+    assert list(await shelf.store.recovery.unpublished_jobs([job.chat_id])) == [job]
 
 
 @pytest.mark.parametrize("name", [text for text in TEXTS if len(text) < 1000])
@@ -146,5 +146,5 @@ async def test_any_time_is_read_as_it_was_written(shelf: Shelf, at: datetime) ->
     assert await shelf.store.chats.open_calls(chat.chat_id) == [asked]
     (read,) = await shelf.store.chats.log(chat.chat_id)
     assert datetime.fromisoformat(read["at"]) == at
-    assert list(await shelf.store.recovery.jobs_by_id([job.build_id])) == [job]
+    assert list(await shelf.store.recovery.unpublished_jobs([job.chat_id])) == [job]
     assert list(await shelf.store.recovery.alarm_times()) == [at]

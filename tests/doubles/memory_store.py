@@ -69,6 +69,8 @@ class MemoryStore:
         self.alarms: dict[Alarm, datetime | None] = {}
         """When each alarm was handled."""
         self.jobs: dict[str, StoredJob] = {}
+        self.unpublished: set[str] = set()
+        """The builds whose jobs are not marked as published."""
         self.setting_values: dict[str, str] = {}
         self.block_notes: dict[str, tuple[str, datetime]] = {}
         """(reason, until) by chat id."""
@@ -196,7 +198,9 @@ class MemoryStore:
         if changes.jobs:
             since = now - JOB_RETENTION
             kept = {key: job for key, job in self.jobs.items() if job.not_after >= since}
-            self.jobs = {job.build_id: job for job in changes.jobs} | kept
+            new = {job.build_id: job for job in changes.jobs if job.build_id not in kept}
+            self.unpublished |= new.keys()
+            self.jobs = new | kept
 
     def put_snapshot(self, chat: Chat) -> None:
         """Store a snapshot as a new version of the chat's row."""
@@ -465,8 +469,12 @@ class MemoryRecovery:
             if build_id > (after or "") and job.not_after > oldest
         ][:limit]
 
-    async def jobs_by_id(self, build_ids: Sequence[str]) -> list[StoredJob]:
-        return [self._store.jobs[build] for build in build_ids if build in self._store.jobs]
+    async def unpublished_jobs(self, chat_ids: Sequence[str]) -> list[StoredJob]:
+        jobs = self._store.jobs.values()
+        return [j for j in jobs if j.chat_id in chat_ids and j.build_id in self._store.unpublished]
+
+    async def mark_published(self, build_ids: Sequence[str]) -> None:
+        self._store.unpublished.difference_update(build_ids)
 
     async def answered_calls(
         self, *, after: CallKey | None = None, limit: int = 500

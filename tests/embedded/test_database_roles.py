@@ -39,8 +39,8 @@ USES = {
             "reset_positions",
             "mark_lost",
         ),
-        *("published_chats", "jobs", "jobs_by_id", "answered_calls", "chats_with_agents"),
-        *("changed_chats", "answers_of", "alarm_times"),
+        *("published_chats", "jobs", "unpublished_jobs", "answered_calls", "chats_with_agents"),
+        *("changed_chats", "answers_of", "alarm_times", "mark_published"),
         *("invalid_connections", "forget_connections", "writable", "note_blocked"),
     },
     "gateway": {

@@ -34,7 +34,7 @@ NAMES = {text: name for name, text in queries().items()}
 SYNCED = {s.subjects[0].split(".")[1] for s in STREAMS if s.persist_mode is None}
 SAMPLED = ("count_open_calls", "pools")
 FACT = ["look", "write"]
-CREATE = ["look", "look_up", "write"]
+CREATE = ["look", "look_up", "write", "mark_published"]
 
 
 class Counting:
@@ -240,9 +240,9 @@ async def test_a_redelivered_event_publishes_what_is_missing(bench: Bench) -> No
 
     await bench.work(1)
 
-    read = ["chats_by_id", "now", "jobs_by_id", "answers_of"]
+    read = ["chats_by_id", "now", "unpublished_jobs", "mark_published", "answers_of"]
     spent = bench.spent()
-    assert spent == Cost([*CREATE, *read], [{"state": 1}, {"job": 1}])
+    assert spent == Cost([*CREATE[:-1], *read], [{"state": 1}, {"job": 1}])
     assert len(spent.alarms) == 1
 
 
@@ -255,7 +255,7 @@ async def test_an_event_that_its_sender_published_again_publishes_nothing(bench:
     await bench.send.create(chat, event_id="one")
     await bench.work(1)
 
-    assert bench.spent() == Cost(CREATE, [])
+    assert bench.spent() == Cost(CREATE[:-1], [])
 
 
 @pytest.mark.parametrize("chats", [50, 200])

@@ -92,7 +92,7 @@ async def test_a_stream_that_grows_during_the_check_has_lost_nothing(
             newest = other.take()
             await other.work(newest)
             other.watch._recorded_at = 0.0
-            await other.watch.follow(newest[-1])
+            await other.watch.follow(newest[-1:])
             return await rig.store.recovery.stream_positions()
 
     busy = MemoryStore(rig.now)
@@ -465,7 +465,7 @@ async def test_a_second_crash_soon_after_the_first_loses_nothing(
     await rig.senders.ask(new_id(), "list_templates", "other")
     newest = hand.take()
     await hand.work(newest)
-    await hand.watch.follow(newest[-1])
+    await hand.watch.follow(newest[-1:])
     crash(rig, {STATE.name: 1})
 
     await rig.hand().prepare()
@@ -488,7 +488,7 @@ async def test_after_a_crash_the_second_worker_has_nothing_left_to_publish(
     assert await hand.prepare() == {PRESENCE.name}
     assert [state["state"] for state in rig.states[chat]] == ["stopping"]
     published = {name: last_sequence(rig, name) for name in (STATE.name, RESULT.name)}
-    await other.watch.follow(newest[-1])
+    await other.watch.follow(newest[-1:])
 
     assert await other.prepare() == frozenset()
     assert await rig.hand().prepare() == frozenset()
@@ -512,7 +512,7 @@ async def test_a_worker_that_has_not_checked_a_new_server_does_not_say_it_was_se
     dying = rig.hand()
     await dying.watch.find_losses()  # it stops before it has published anything
     rig.clock.advance(TEN_MINUTES)
-    await dying.watch.follow(newest[-1])
+    await dying.watch.follow(newest[-1:])
 
     assert await rig.store.recovery.seen_server() == before
     await hand.prepare()

@@ -42,6 +42,8 @@ ASK_COUNT: Final = 4
 """How often senders are asked: one that reconnects later than this worker would miss a single request."""
 RECONNECT_SECONDS: Final = 2.0
 """The time that senders have to reconnect before they are asked the second time; it doubles each time."""
+MISSING_PAGE: Final = 32
+"""Number of chats whose messages are compared with NATS at once: each may have many answers."""
 T = TypeVar("T")
 
 
@@ -155,8 +157,10 @@ class Republisher:
 
     async def publish_missing(self, chat_ids: AbstractSet[str]) -> None:
         """Publish what follows from chats and NATS does not hold. Raises BusError, StoreUnavailableError."""
-        if chat_ids:
-            await self._publish_missing(await self.store.chats.get_many(sorted(chat_ids)))
+        ids = sorted(chat_ids)
+        for start in range(0, len(ids), MISSING_PAGE):
+            page = ids[start : start + MISSING_PAGE]
+            await self._publish_missing(await self.store.chats.get_many(page))
 
     async def _publish_missing(
         self, chats: Sequence[Chat], since: datetime | None = None, jobs_token: str | None = None
@@ -172,31 +176,29 @@ class Republisher:
         messages += [publications.alarm(at, now) for at in due]
         await self.relay.publish(messages)
         await self._expect_agents(chats)
-        await self._publish_jobs_not_begun(chats, now, jobs_token)
+        await self._publish_unpublished_jobs(chats, jobs_token)
         answers = await self.store.recovery.answers_of([chat.chat_id for chat in chats], since)
         await self.relay.publish(await self.relay.missing_answers(_answers(answers, now)))
 
-    async def _publish_jobs_not_begun(
-        self, chats: Sequence[Chat], now: datetime, token: str | None
-    ) -> None:
-        """Publish jobs that NATS may not have, as long as it would discard them if it has them."""
-        left = {
-            build.id: time
+    async def _publish_unpublished_jobs(self, chats: Sequence[Chat], token: str | None) -> None:
+        """Publish jobs that are not known to be published, of builds that nobody has begun."""
+        until = self._jobs_until()
+        open_ = {
+            build.id
             for chat in chats
             for build in chat.builds()
-            if not build.taken
-            and chat.expects_end_of(build.id)
-            and (time := self._remembered(build, now)) > timedelta(0)
+            if not build.taken and chat.expects_end_of(build.id)
         }
-        if not left:
-            return
-        until = clock() + min(left.values()).total_seconds()
-        jobs = _jobs(await self.store.recovery.jobs_by_id(list(left)))
-        await self.relay.publish([_renamed(job, token) for job in jobs], jobs_until=until)
+        found = await self.store.recovery.unpublished_jobs([chat.chat_id for chat in chats])
+        if jobs := _jobs(job for job in found if job.build_id in open_):
+            await self.relay.publish([_renamed(job, token) for job in jobs], jobs_until=until)
+            await self.store.recovery.mark_published([job.message_id for job in jobs])
 
     async def _set_alarms(self, now: datetime) -> None:
         async for times in _pages(self.store.recovery.alarm_times, lambda at: at):
-            await self.relay.publish([publications.alarm(at, now) for at in times])
+            past, future = [at for at in times if at <= now], [at for at in times if at > now]
+            # One message is enough for all that are due.
+            await self.relay.publish([publications.alarm(at, now) for at in past[-1:] + future])
 
     async def _states(self, token: str) -> int:
         count, now = 0, datetime.now(UTC)
@@ -218,7 +220,7 @@ class Republisher:
     async def _jobs(self, token: str, recent_token: str | None) -> int:
         """Publish the jobs of all open builds.
 
-        Those of recent builds get `recent_token`, as `_publish_jobs_not_begun` publishes them too: NATS discards
+        Those of recent builds get `recent_token`, as `_publish_unpublished_jobs` publishes them too: NATS discards
         the second message.
         """
         count, until, now = 0, self._jobs_until(), await self.store.now()
@@ -235,6 +237,7 @@ class Republisher:
                 for job in _jobs(job for job, _ in open_)
             ]
             await self.relay.publish(messages, jobs_until=until)
+            await self.store.recovery.mark_published([job.build_id for job, _ in open_])
             count, until = count + len(messages), self._jobs_until()
         return count
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -190,12 +190,13 @@ class StreamWatch:
         accepted = {n: p for n, p in self._positions.items() if not streams or n in streams}
         await self.store.recovery.reset_positions(accepted)
 
-    async def follow(self, newest: Delivery) -> None:
-        """Take the position of a delivery into account; record positions now and then.
+    async def follow(self, deliveries: Iterable[Delivery]) -> None:
+        """Take the positions of deliveries into account; record positions now and then.
 
         Raises StoreUnavailableError.
         """
-        self._advance({newest.stream: newest.sequence})
+        for delivery in deliveries:
+            self._advance({delivery.stream: delivery.sequence})
         if (now := time.monotonic()) - self._recorded_at >= RECORD_INTERVAL:
             self._recorded_at = now
             self._advance(self.gate.positions)

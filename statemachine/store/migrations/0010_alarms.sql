@@ -17,11 +17,17 @@ insert into alarm (at, chat_id, handled_at)
 select distinct date_bin('250 ms', transaction_timestamp(), 'epoch') - interval '250 ms', chat_id, timestamp 'epoch'
 from outbox;
 
+-- A job is marked when it was published: to publish it again later could make a second workspace. Programs of 0009 mark
+-- nothing; their jobs count as published, except those that they left.
+alter table job add column published boolean not null default true;
+update job set published = false where build_id in (select message_id::uuid from outbox where lane = 1);
+create index job_unpublished on job (chat_id) where not published;
+
 -- Programs of 0009 set no alarms. While they run beside others, each of their timers makes workers look at these.
 create function alarm_for_outbox() returns trigger language plpgsql as $$
 begin
     insert into alarm (at, chat_id) values (date_bin('250 ms', clock_timestamp(), 'epoch'), new.chat_id)
-    on conflict do nothing;
+    on conflict (at, chat_id) do update set handled_at = null;
     return null;
 end $$;
 create trigger alarm_for_outbox after insert on outbox for each row execute function alarm_for_outbox();
