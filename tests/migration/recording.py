@@ -24,8 +24,6 @@ from statemachine.store.database import queries
 from statemachine.store.migrator import migrations
 
 DATA = Path(__file__).parent / "data"
-ROW_VERSIONS = 8
-"""The argument of `write` with the versions of the chats' rows; null writes a chat in any case."""
 Step = tuple[str, tuple[Any, ...]]
 
 
@@ -86,7 +84,9 @@ def _without_row_versions(name: str, args: Any) -> Any:
     """Return the arguments of a statement for another database, where rows have other versions."""
     if name != "write":
         return args
-    return [*args[:ROW_VERSIONS], [None] * len(args[ROW_VERSIONS]), *args[ROW_VERSIONS + 1 :]]
+    chats, *others = args
+    rows = [{**row, "row_version": None} for row in json.loads(chats)]  # null: in any case
+    return [json.dumps(rows, ensure_ascii=False), *others]
 
 
 async def record() -> None:
