@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
 
@@ -151,6 +153,66 @@ async def test_workers_of_an_earlier_schema_work_on_while_and_after_it_is_migrat
     async with open_store(database_url) as store:
         assert await wrong(store) == []
         assert len(await store.chats.find()) == 6
+
+
+@asynccontextmanager
+async def upgraded_from_timers(
+    url: str, patch: pytest.MonkeyPatch, *, published: bool
+) -> AsyncIterator[tuple[Rig, PostgresStore, dict[str, Chat]]]:
+    """Migrate data of schema 0009, and let a worker begin; yield the chats as they were before it began.
+
+    NATS has no timers, but counts as intact: only what the migration stores makes the worker look at chats.
+    Without `published`, the workers of schema 0009 ended before they had published anything.
+    """
+    await brought_to(url, 9, patch)
+    steps = recording.read(9)
+    left = [step for step in steps if not step[0].startswith("delete from outbox")]
+    assert len(left) < len(steps)
+    await lived(url, steps if published else left)
+    await migrate(url)
+    rig = await Rig(began=time.time()).open()
+    async with open_store(url) as store:
+        hand = rig.hand(store=store)
+        await store.recovery.record_origin((await store.recovery.origin()).current)
+        await hand.watch.find_losses()
+        await hand.watch.accept()
+        await hand.watch.record_server()
+        before = {chat.chat_id: chat for chat in await store.chats.find() if chat.version}
+        assert await hand.prepare() == frozenset()
+        await hand.let_time_pass(1)
+        yield rig, store, before
+        assert await wrong(store) == []
+        assert (await store.due_alarms(100)).alarms == {}
+
+
+async def test_timers_of_an_earlier_schema_take_effect_after_the_upgrade(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with upgraded_from_timers(database_url, monkeypatch, published=True) as (
+        rig,
+        store,
+        before,
+    ):
+        late = [chat_id for chat_id, chat in before.items() if chat.state == "building"]
+        assert late
+        assert {chat.state for chat in await store.chats.get_many(late)} == {"build_timed_out"}
+        assert {rig.state(chat_id)["state"] for chat_id in late} == {"failed"}
+
+
+async def test_what_an_earlier_schema_left_in_the_outbox_is_published_after_the_upgrade(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with upgraded_from_timers(database_url, monkeypatch, published=False) as (rig, store, _):
+        chats = [chat for chat in await store.chats.find() if chat.version]
+        answered = {
+            (stored.call.chat_id, stored.call.call_id)
+            for stored in await store.recovery.answered_calls()
+        }
+        assert {chat.chat_id: rig.state(chat.chat_id)["version"] for chat in chats} == {
+            chat.chat_id: chat.version for chat in chats
+        }
+        assert len(answered) > len(chats)
+        assert rig.results.keys() == answered
 
 
 async def test_no_foreign_key_makes_each_written_row_look_up_its_chat(database_url: str) -> None:
