@@ -147,7 +147,8 @@ def _not_published(run: Run) -> Iterator[str]:
     """Yield what NATS lost and no worker has published again yet."""
     states, results = run.network.streams.get(STATE.name), run.network.streams.get(RESULT.name)
     for chat in chats(run):
-        if chat.version and (not states or not states.last_of(state_subject(chat.chat_id))):
+        last = states.last_of(state_subject(chat.chat_id)) if states else None
+        if chat.version and (last is None or json.loads(last.data)["data"] != shown(chat)):
             yield f"the state of chat {chat.chat_id} is not there"
     for key in run.callers.answers:
         if not results or not results.last_of(result_subject(*key)):
