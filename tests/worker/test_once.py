@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from bus import Bus, BusError, Outbound, PubAck, Unavailable, subjects
-from bus.streams import JOB, WORKER_IN
+from bus.streams import JOB, WORKER_IN, Tuning
 from handlers.worker.batch import Noticed, apply
 from handlers.worker.deliveries import read, repeated
 from handlers.worker.publications import Lane, Publication
 from statemachine.store import Look
 from tests.doubles.memory_store import MemoryStore
 from tests.doubles.subjects import matches
-from tests.rigs.messages import new_id
+from tests.rigs.messages import new_id, tool_request
 from tests.worker.messages import Senders
 from tests.worker.rig import Hand, Rig
 
@@ -144,13 +144,13 @@ async def test_a_call_is_answered_when_its_answer_was_not_published_at_first(
 
 
 @pytest.mark.parametrize("then", ["build_started", "much later"])
-async def test_a_job_is_not_published_again_when_its_build_has_begun_or_nats_has_forgotten_it(
+async def test_a_job_that_was_published_is_not_published_again(
     rig: Rig, hand: Hand, send: Senders, chat: str, then: str
 ) -> None:
     """Its provisioner may have acknowledged it, and NATS would store it as a new message."""
-    event_id = new_id()
-    await send.create(chat, event_id=event_id)
-    await hand.pump()
+    await send.create(chat)
+    deliveries: Any = hand.take()
+    await hand.work(deliveries)
     job = rig.job
     stream = rig.server.streams[JOB.name]
     stream.remove(next(iter(stream.messages)))  # acknowledged
@@ -160,11 +160,57 @@ async def test_a_job_is_not_published_again_when_its_build_has_begun_or_nats_has
     else:
         rig.clock.advance(hand.worker.tuning.duplicate_window + 1)
 
-    await send.create(chat, event_id=event_id)
-    await rig.hand().pump()
+    for delivery in deliveries:  # its acknowledgement was lost
+        delivery.redelivered = True
+    await rig.hand().work(deliveries)
 
     assert rig.jobs() == []
     await rig.check(chat)
+
+
+async def test_a_job_that_was_not_published_is_published_however_late(
+    rig: Rig, send: Senders, chat: str
+) -> None:
+    """NATS remembers message ids for a shorter time than the event waited."""
+    await send.create(chat)
+    assert await rig.hand().worker.commit(rig.hand().take()) is not None
+    hand = rig.hand()
+    hand.watch.tuning = hand.worker.tuning = Tuning(duplicate_window=1.0)
+
+    await hand.let_time_pass(WORKER_IN.ack_wait)
+
+    assert len(rig.jobs()) == 1
+    await rig.check(chat)
+
+
+async def test_a_request_that_is_redelivered_is_answered_again(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    """Its caller had the answer before, and asked again; the worker died before it answered that."""
+    await send.ask(chat, "list_templates")
+    await hand.pump()
+    await send.ask(chat, "list_templates")
+    assert await rig.hand().worker.commit(hand.take()) is not None
+    assert len(rig.results[chat, "c"]) == 1
+
+    await hand.let_time_pass(WORKER_IN.ack_wait)
+
+    assert len(rig.results[chat, "c"]) == 2
+
+
+async def test_a_refusal_does_not_count_as_the_answer_of_the_corrected_request(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    incomplete = {"call_id": "c", "tool": "list_templates"}
+    await send.publish(tool_request("service", chat, incomplete))
+    await hand.pump()
+    await send.ask(chat, "list_templates")
+    assert await rig.hand().worker.commit(hand.take()) is not None
+    assert [answer["is_error"] for answer in rig.results[chat, "c"]] == [True]
+
+    await hand.let_time_pass(WORKER_IN.ack_wait)
+
+    assert [answer["is_error"] for answer in rig.results[chat, "c"]] == [True, False]
 
 
 async def test_everything_is_published_when_an_event_is_redelivered_after_a_crash(
