@@ -307,10 +307,12 @@ class Worker:
         try:
             await self._check_clocks()
             result = batch.result
+            # States first of all: an answer that is published again must not overtake one that never was.
+            await self.republisher.publish_missing(result.repeated)
             newer = await self.relay.publish(result.messages, jobs_until=batch.jobs_until)
+            await self.republisher.publish_missing_answers(result.repeated)
             if jobs := [m.message_id for m in result.messages if m.lane is Lane.JOB]:
                 await self.store.recovery.mark_published(jobs)
-            await self.republisher.publish_missing(result.repeated)
             await self.relay.publish_dead_letters(result.buried)
             self.problems.clear("nats")
             if await self.republisher.check_for_restore(newer):

@@ -219,3 +219,19 @@ async def test_on_a_real_server_a_limit_needs_at_most_one_more_timer(
             assert due_at(kept, TimerKind.DEADLINE, limits) is None
         stored = (await operator.ensure_stream(TIMER)).last
         assert stored <= (2 if known else 4) * len(chats)
+
+
+async def test_a_pause_between_two_readings_does_not_count_as_a_difference(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.skew = timedelta(milliseconds=50)
+    read, pauses = rig.store.now, iter([16, 3])
+
+    async def then_pause() -> datetime:
+        at = await read()
+        rig.clock.advance(next(pauses, 0))
+        return at
+
+    monkeypatch.setattr(rig.store, "now", then_pause)
+
+    assert (await read_clocks(rig.store, rig.bus)).ahead == rig.skew

@@ -412,3 +412,30 @@ async def test_new_chats_repeats_and_plain_facts_share_a_batch(
     assert len(await rig.outcomes(stranger["chat_id"])) == 1
     for chat in chats:
         await rig.check(chat)
+
+
+async def test_an_answer_never_overtakes_its_state_when_its_request_is_redelivered_too(
+    rig: Rig, send: Senders, chat: str
+) -> None:
+    """A worker died after it had committed the request, the end of the build and the answer."""
+    await send.create(chat)
+    first = rig.hand()
+    deliveries: Any = first.take()
+    await first.work(deliveries)
+    await send.built(rig.job, agents=())
+    more: Any = rig.hand().take()
+    assert await rig.hand().worker.commit(more) is not None
+    assert rig.state(chat)["state"] == "building"
+    seen: list[str] = []
+
+    class Watched(Broken):
+        async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+            seen.extend(message.subject.split(".")[1] for message in messages)
+            return await rig.bus.publish_many(messages)
+
+    for delivery in [*deliveries, *more]:
+        delivery.redelivered = True
+    await rig.hand(bus=Watched(rig.bus, "", after=False)).work([*deliveries, *more])
+
+    assert seen.index("state") < seen.index("result")
+    await rig.check(chat)

@@ -7,7 +7,15 @@ requests that NATS had stored and no worker had applied are lost for good; their
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -80,7 +88,7 @@ class Republisher:
         await self.relay.ensure_pools(await self.store.templates.pools())
         origin, suffix = await self.store.recovery.origin(), ""
         if restored or origin.differs:
-            await self.reconciler.run(self.publish_missing)
+            await self.reconciler.run(self._publish_all_missing)
             lost |= RESTORE_STREAMS
             suffix = f":{origin.current}"
         made()
@@ -151,24 +159,33 @@ class Republisher:
         count = 0
         page = partial(self.store.recovery.changed_chats, since)
         async for chats in _pages(page, _chat_id):
-            await self._publish_missing(chats, since, jobs_token)
+            await self._publish_missing(chats, jobs_token)
+            await self._publish_missing_answers([chat.chat_id for chat in chats], since)
             count += len(chats)
         log.info("checked %d chats, which changed since %s", count, since.isoformat(" ", "seconds"))
 
     async def publish_missing(self, chat_ids: AbstractSet[str]) -> None:
-        """Publish what follows from chats and NATS does not hold. Raises BusError, StoreUnavailableError."""
-        ids = sorted(chat_ids)
-        for start in range(0, len(ids), MISSING_PAGE):
-            page = ids[start : start + MISSING_PAGE]
+        """Publish what chats stand for and NATS does not hold, but for answers.
+
+        Raises BusError, StoreUnavailableError.
+        """
+        for page in _slices(sorted(chat_ids)):
             await self._publish_missing(await self.store.chats.get_many(page))
 
-    async def _publish_missing(
-        self, chats: Sequence[Chat], since: datetime | None = None, jobs_token: str | None = None
-    ) -> None:
+    async def publish_missing_answers(self, chat_ids: AbstractSet[str]) -> None:
+        """Publish answers to calls of chats that NATS does not hold, after `publish_missing`. Raises as that does."""
+        for page in _slices(sorted(chat_ids)):
+            await self._publish_missing_answers(page)
+
+    async def _publish_all_missing(self, chat_ids: AbstractSet[str]) -> None:
+        await self.publish_missing(chat_ids)
+        await self.publish_missing_answers(chat_ids)
+
+    async def _publish_missing(self, chats: Sequence[Chat], jobs_token: str | None = None) -> None:
         """Publish what chats stand for, as far as NATS does not hold it.
 
-        That is the state of each chat, its next alarms, the presence of its agents, the jobs of builds that nobody
-        has begun, and the answers of its calls, only those since a time if one is given.
+        That is the state of each chat, its next alarms, the presence of its agents, and the jobs of builds that nobody
+        has begun.
         """
         now = await self.store.now()
         messages = [publications.state(chat, None, now) for chat in chats if chat.version]
@@ -177,8 +194,13 @@ class Republisher:
         await self.relay.publish(messages)
         await self._expect_agents(chats)
         await self._publish_unpublished_jobs(chats, jobs_token)
-        answers = await self.store.recovery.answers_of([chat.chat_id for chat in chats], since)
-        await self.relay.publish(await self.relay.missing_answers(_answers(answers, now)))
+
+    async def _publish_missing_answers(
+        self, chat_ids: Sequence[str], since: datetime | None = None
+    ) -> None:
+        answers = await self.store.recovery.answers_of(chat_ids, since)
+        shown = _answers(answers, datetime.now(UTC))
+        await self.relay.publish(await self.relay.missing_answers(shown))
 
     async def _publish_unpublished_jobs(self, chats: Sequence[Chat], token: str | None) -> None:
         """Publish jobs that are not known to be published, of builds that nobody has begun."""
@@ -276,6 +298,11 @@ async def _pages(
     while found:
         yield found
         found = await page(after=key(found[-1]))
+
+
+def _slices(chat_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(chat_ids), MISSING_PAGE):
+        yield chat_ids[start : start + MISSING_PAGE]
 
 
 def _chat_id(chat: Chat) -> str:
