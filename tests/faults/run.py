@@ -83,7 +83,8 @@ async def run(wanted: Wanted, directory: Path) -> Findings:
             chats = await _load(wanted, place, calls, faults, rng)
             ids, wiped = [chat.id for chat in chats], ("nats-server", "wipe") in faults.struck
             checks = Checks(place, calls, ids, wiped=wiped)
-            found = await checks.judge(2 * JOB_COMES_AGAIN)
+            # A slow build may have begun at the end, and no call waits for a delete.
+            found = await checks.judge(2 * (place.settings.build + JOB_COMES_AGAIN))
             own = sum(chat.pool in LOCAL_POOLS for chat in chats)
             found.notes["chats of workspaced's own provisioners and agents"] = own
         finally:
