@@ -260,6 +260,14 @@ async def session(shelf: Shelf) -> AsyncIterator[asyncpg.Connection[Any]]:
         db.terminate()
 
 
+async def given_handled_alarm(store: Store) -> Alarm:
+    """Store a due alarm of a chat that needs it, and mark it as handled."""
+    alarm = Alarm(await some_time_ago(store), uid())
+    await write(store, Changes(chats=[waiting(alarm.chat_id)], alarms=[alarm]))
+    await handle(store, alarm)
+    return alarm
+
+
 async def test_alarms_are_not_deleted_while_another_session_changes_their_chat(
     postgres_shelf: Shelf,
 ) -> None:
@@ -277,11 +285,9 @@ async def test_alarms_are_not_deleted_while_another_session_changes_their_chat(
 
 async def test_an_alarm_that_is_being_stored_again_is_not_deleted(postgres_shelf: Shelf) -> None:
     """The delete waits for the other session, and then looks at the row again."""
-    store, chat_id = postgres_shelf.store, uid()
+    store = postgres_shelf.store
     assert postgres_shelf.url is not None
-    alarm = Alarm(await some_time_ago(store), chat_id)
-    await write(store, Changes(chats=[waiting(chat_id)], alarms=[alarm]))
-    await handle(store, alarm)
+    alarm = await given_handled_alarm(store)
 
     async with session(postgres_shelf) as other:
         await other.execute(MARK, *alarm)
@@ -294,11 +300,9 @@ async def test_an_alarm_that_is_being_stored_again_is_not_deleted(postgres_shelf
 
 
 async def test_an_alarm_that_is_being_deleted_is_stored_again(postgres_shelf: Shelf) -> None:
-    store, chat_id = postgres_shelf.store, uid()
+    store = postgres_shelf.store
     assert postgres_shelf.url is not None
-    alarm = Alarm(await some_time_ago(store), chat_id)
-    await write(store, Changes(chats=[waiting(chat_id)], alarms=[alarm]))
-    await handle(store, alarm)
+    alarm = await given_handled_alarm(store)
 
     async with session(postgres_shelf) as other:
         await other.execute("delete from alarm where handled_at is not null")

@@ -199,7 +199,7 @@ class Republisher:
         self, chat_ids: Sequence[str], since: datetime | None = None
     ) -> None:
         answers = await self.store.recovery.answers_of(chat_ids, since)
-        shown = _answers(answers, datetime.now(UTC))
+        shown = _answer_messages(answers, datetime.now(UTC))
         await self.relay.publish(await self.relay.missing_answers(shown))
 
     async def _publish_unpublished_jobs(self, chats: Sequence[Chat], token: str | None) -> None:
@@ -212,7 +212,7 @@ class Republisher:
             if not build.taken and chat.expects_end_of(build.id)
         }
         found = await self.store.recovery.unpublished_jobs([chat.chat_id for chat in chats])
-        if jobs := _jobs(job for job in found if job.build_id in open_):
+        if jobs := _job_messages(job for job in found if job.build_id in open_):
             await self.relay.publish([_renamed(job, token) for job in jobs], jobs_until=until)
             await self.store.recovery.mark_published([job.message_id for job in jobs])
 
@@ -256,7 +256,7 @@ class Republisher:
             }
             messages = [
                 _renamed(job, recent_token if job.message_id in recent else token)
-                for job in _jobs(job for job, _ in open_)
+                for job in _job_messages(job for job, _ in open_)
             ]
             await self.relay.publish(messages, jobs_until=until)
             await self.store.recovery.mark_published([job.build_id for job, _ in open_])
@@ -269,7 +269,7 @@ class Republisher:
             self.store.recovery.answered_calls,
             lambda stored: CallKey(stored.call.chat_id, stored.call.call_id),
         ):
-            answers = _answers(calls, now)
+            answers = _answer_messages(calls, now)
             await self.relay.publish([_renamed(answer, token) for answer in answers])
             count += len(answers)
         return count
@@ -309,11 +309,11 @@ def _chat_id(chat: Chat) -> str:
     return chat.chat_id
 
 
-def _jobs(jobs: Iterable[StoredJob]) -> list[Publication]:
+def _job_messages(jobs: Iterable[StoredJob]) -> list[Publication]:
     return [Publication(j.chat_id, Lane.JOB, j.subject, j.build_id, j.payload) for j in jobs]
 
 
-def _answers(calls: Iterable[StoredCall], now: datetime) -> list[Publication]:
+def _answer_messages(calls: Iterable[StoredCall], now: datetime) -> list[Publication]:
     return [
         publications.result(
             c.chat_id, c.call_id, c.tool, answer, None, now, f"{c.chat_id}:{c.call_id}"

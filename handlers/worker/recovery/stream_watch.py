@@ -80,7 +80,7 @@ class StreamWatch:
         # First of all: what is published from here on is newer than the positions that are read below.
         self._advance(self.gate.positions)
         self.gate.positions.clear()
-        # Before the positions: whoever records a server process has recorded its positions before that.
+        # Before the positions, because workers record the positions before they record a server process.
         seen = await self.store.recovery.seen_server() if self.tuning.replicas == 1 else None
         # The recorded positions are read before the streams, which grow meanwhile: that must not look like a loss.
         recorded = await self.store.recovery.stream_positions()
@@ -200,7 +200,7 @@ class StreamWatch:
         if (now := time.monotonic()) - self._recorded_at >= RECORD_INTERVAL:
             self._recorded_at = now
             self._advance(self.gate.positions)
-            # What was published again after a crash may be lost in another crash as long as it is not written.
+            # Until NATS has written what was published again after a crash, another crash may take it.
             is_written = now - self._checked_at >= UNWRITTEN.total_seconds()
             server_id = self._server_id if is_written else None
             await self.store.recovery.advance_positions(self._positions, server_id)
