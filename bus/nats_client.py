@@ -309,8 +309,20 @@ class NatsClient(Client):
             raise Denied(f"not allowed to subscribe to {subject}")
 
     async def unlisten(self, number: int) -> None:
-        """End a subscription."""
+        """End a subscription. Its handler is not called again."""
         self._handlers.pop(number, None)
+        await self._unsubscribe(number)
+
+    async def drain(self, number: int) -> None:
+        """End a subscription, after its handler has got all that the server sent before the end."""
+        try:
+            await self._unsubscribe(number)
+            with suppress(Unavailable, nats.errors.Error):
+                await self.round_trip(timeout=1.0)
+        finally:
+            self._handlers.pop(number, None)
+
+    async def _unsubscribe(self, number: int) -> None:
         subscription = self._subs.get(number)
         if subscription is not None:
             with suppress(nats.errors.Error):

@@ -110,7 +110,7 @@ class _Source:
     async def stop(self) -> None:
         if self._heartbeat_timer is not None:
             self._heartbeat_timer.cancel()
-        await self._client.unlisten(self._subscription)
+        await self._client.drain(self._subscription)
 
     def request(self, limit: int) -> None:
         """Request messages up to `limit`, unless at least half of them are there or requested."""
@@ -194,12 +194,15 @@ class NatsPull:
             await source.start()
 
     async def stop(self) -> None:
-        """Unsubscribe, and nak the messages that `next` did not return."""
+        """Unsubscribe, and nak the messages that `next` did not return.
+
+        Those that were on their way when the subscription ended are among them: the server would
+        not deliver them to anybody before their `ack_wait` has passed.
+        """
         self.client.on_disconnect.remove(self._disconnected)
         self.client.on_reconnect.remove(self._reconnected)
         self.client.on_denied.remove(self._denied)
-        for source in self._sources:
-            await source.stop()
+        await asyncio.gather(*(source.stop() for source in self._sources))
         for _, delivery in self._buffer:
             await delivery.nak()
 

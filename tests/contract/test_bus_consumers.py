@@ -168,6 +168,31 @@ async def test_buffered_messages_are_redelivered_when_a_pull_ends(
     assert {mine.data} | theirs == {b"1", b"2", b"3"}
 
 
+async def test_messages_on_their_way_when_a_pull_ends_are_redelivered(
+    bus: Bus, other: Bus, queue: Consumer, prefix: str
+) -> None:
+    waiting = Consumer(queue.stream, queue.name, ack_wait=60.0)
+    await bus.ensure_consumer(waiting)
+    sent: set[bytes] = set()
+    received: set[bytes] = set()
+    for number in range(20):
+        data = {f"{number}.{part}".encode() for part in range(20)}
+        sent |= data
+        async with bus.pull(waiting) as ending:
+            first = asyncio.ensure_future(ending.next(1))
+            await bus.flush()
+            publishing = [other.publish(f"{prefix}.a", part) for part in sorted(data)]
+            published = asyncio.gather(*publishing)
+            (mine,) = await first
+            received.add(mine.data)
+            await mine.ack()
+        await published
+
+    async with asyncio.timeout(10), other.pull(waiting) as pull:
+        while received != sent:
+            received |= {delivery.data for delivery in await pull.next(100)}
+
+
 async def test_a_pull_merges_several_consumers(bus: Bus, prefix: str) -> None:
     consumers = []
     for name in ("x", "y"):
