@@ -9,6 +9,8 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas
 SEEDS ?= 1000
+# How often a failed test is run again: a busy machine can make a server too slow for a test. The summary names it.
+RERUNS ?= 1
 # Number of processes that run the tests, file by file; most tests wait more than they compute.
 JOBS ?= 3
 
@@ -19,7 +21,7 @@ demo: $(INSTALLED)  ## Create, stop and start a workspace on real servers, in a 
 	$(BIN)/workspaced demo
 
 test: $(INSTALLED)  ## Run all tests on real servers that they start; ARGS="tests/wire -k stop" runs some
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --reruns $(RERUNS) -rfER $(ARGS)
 
 fresh:  ## Run demo and tests as root in a bare Debian 12: WHAT=demo HOW=chroot; WHAT=help explains
 	JOBS=$(JOBS) tests/fresh/run.sh
