@@ -313,7 +313,7 @@ class NatsClient(Client):
         self._handlers.pop(number, None)
         await self._unsubscribe(number)
 
-    async def drain(self, number: int) -> None:
+    async def unlisten_drained(self, number: int) -> None:
         """End a subscription, after its handler has got all that the server sent before the end."""
         try:
             await self._unsubscribe(number)

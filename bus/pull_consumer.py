@@ -110,7 +110,7 @@ class _Source:
     async def stop(self) -> None:
         if self._heartbeat_timer is not None:
             self._heartbeat_timer.cancel()
-        await self._client.drain(self._subscription)
+        await self._client.unlisten_drained(self._subscription)
 
     def request(self, limit: int) -> None:
         """Request messages up to `limit`, unless at least half of them are there or requested."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from handlers.agent.activity import Activity
 from handlers.agent.journal import AgentJournal
 from handlers.agent.link import REFUSAL_LIMIT, Connect, Link
 from handlers.agent.scripts import GRACE, Scripts
@@ -64,8 +65,11 @@ class Agent:
                 limit=config.log_limit,
                 traceparent=config.traceparent,
             )
+            # Whatever serves commands or requests counts them: `with activity.during():`.
+            activity = Activity(link.report_activity, interval=config.activity_seconds)
             scripts = Scripts(self._home, config, log, journal.reached)
-            linked, logging_ = asyncio.create_task(link.run()), asyncio.create_task(log.run())
+            linked = asyncio.create_task(link.run())
+            others = [asyncio.create_task(task) for task in (log.run(), activity.run())]
             try:
                 await self._run_scripts(journal, scripts, linked)
                 if not (linked.done() or link.refused):
@@ -75,7 +79,7 @@ class Agent:
                         ):
                             await _all_sent(journal, log)
             finally:
-                await cancel_and_wait(linked, logging_, cancel_again_after=_CANCEL_AGAIN_AFTER)
+                await cancel_and_wait(linked, *others, cancel_again_after=_CANCEL_AGAIN_AFTER)
                 log.close()
 
     async def _run_scripts(

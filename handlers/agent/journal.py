@@ -91,7 +91,18 @@ class AgentJournal:
         """Wait until no fact is left to send."""
         await self._all_sent.wait()
 
+    def activity(self) -> OutgoingEvent:
+        """Return an agent_activity. It is neither stored nor sent again."""
+        return self._new("agent_activity")
+
     def _add(self, type_name: str, kind: str, more: Mapping[str, Any] | None = None) -> None:
+        fact = self._new(type_name, more)
+        self._newest[kind] = (self._sequence, fact)
+        self._write()
+        self._queue(fact)
+
+    def _new(self, type_name: str, more: Mapping[str, Any] | None = None) -> OutgoingEvent:
+        """Return an event with the next sequence."""
         # The time, so that it also rises for an agent that lost its journal.
         self._sequence = max(self._sequence + 1, time.time_ns() // 1000)
         config = self._config
@@ -102,7 +113,7 @@ class AgentJournal:
             "sequence": self._sequence,
             **(more or {}),
         }
-        fact = new_event(
+        return new_event(
             "agent",
             config.agent_id,
             config.chat_id,
@@ -110,9 +121,6 @@ class AgentJournal:
             data,
             traceparent=config.traceparent,
         )
-        self._newest[kind] = (self._sequence, fact)
-        self._write()
-        self._queue(fact)
 
     def _queue(self, fact: OutgoingEvent) -> None:
         self._pending.append(fact)

@@ -94,6 +94,12 @@ class Link:
             raise Unavailable("not connected")
         await self._bus.send(subject, data)
 
+    async def report_activity(self) -> None:
+        """Publish that somebody works in the workspace. Raises Refused, Unavailable."""
+        if self._bus is None:
+            raise Unavailable("not connected")
+        await publish_once(self._bus, self._journal.activity())
+
     async def _work_while_connected(self, bus: Bus) -> None:
         """Renew presence, send facts and serve resend requests on one connection, until it is lost."""
         self._bus = bus

@@ -268,6 +268,7 @@ class Builder:
                 secrets=log.mask.values,
                 log_limit=share,
                 presence_ttl=self._presence_ttl,
+                activity_seconds=job.activity_seconds,
                 traceparent=job.traceparent,
             )
             agent_files.write_config(agent_files.agent_home(workspace, agent_id), config)

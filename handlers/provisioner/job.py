@@ -16,6 +16,7 @@ from pydantic import (
     ValidationError,
 )
 
+from handlers.publishing.agent_files import ACTIVITY_SECONDS
 from handlers.template_archive import MAX_PACKED_BYTES
 from statemachine.events import Id, Transition
 from statemachine.leniency import describe
@@ -104,6 +105,8 @@ class Job(JobHead):
     organization_id: Id | None = None
     template: TemplateToBuild = TemplateToBuild()
     parameters: dict[str, str] = Field(default={}, repr=False)
+    activity_seconds: Annotated[float, Field(ge=0)] = ACTIVITY_SECONDS
+    """Agents report activity so often; 0: never."""
     not_after: Moment | None = None
 
     @property

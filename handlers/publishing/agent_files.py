@@ -25,6 +25,8 @@ OWN_FOLDER: Final = ".workspaced"
 
 PRESENCE_TTL: Final = 20.0
 """Seconds after which an agent's presence message expires; a lost agent must be noticed within 30."""
+ACTIVITY_SECONDS: Final = 60.0
+"""`AgentConfig.activity_seconds` of an agent whose job does not name it."""
 _CONFIG: Final = "config.json"
 _CREDENTIAL: Final = "credential.json"
 _LOCK: Final = "lock"
@@ -67,6 +69,8 @@ class AgentConfig(BaseModel):
     log_limit: Annotated[int, Field(ge=0)] = 0
     presence_ttl: Annotated[float, Field(ge=1)] = PRESENCE_TTL
     """Seconds without a presence message after which workers take the agent as lost."""
+    activity_seconds: Annotated[float, Field(ge=0)] = ACTIVITY_SECONDS
+    """Seconds between two reports of activity while it lasts; 0: none, because it puts no end off."""
     traceparent: str | None = None
     machine: str = ""
     """The start of the machine or container: `handlers.sandbox.processes.machine_identity`."""
