@@ -34,6 +34,8 @@ EARLIER_TIMERS: Final = "workspaced.timer.fired.>"
 """Timers that an earlier version armed, when they fire."""
 PRESENCES: Final = "workspaced.presence.*.*"
 """Heartbeats of agents, by chat and agent."""
+CANCELS: Final = "workspaced.cancel.*"
+"""Canceled builds, for the provisioners of a pool."""
 RESEND_PROVISIONER: Final = "workspaced.resend.provisioner"
 """Asks every provisioner to publish its latest facts again."""
 RESEND_AGENT: Final = "workspaced.resend.agent"
@@ -89,6 +91,11 @@ def inbound(kind: str, chat: str, sender: str) -> str:
 def job(pool: str) -> str:
     """Return the subject of jobs for the provisioners of `pool`."""
     return f"workspaced.job.{pool}"
+
+
+def cancel(pool: str) -> str:
+    """Return the subject on which the provisioners of `pool` learn of canceled builds."""
+    return f"workspaced.cancel.{pool}"
 
 
 def state(chat: str) -> str:

@@ -56,6 +56,7 @@ RPCS: Final[Mapping[str, tuple[type, Any]]] = {
 
 OUTGOING: Final[Mapping[str, Any]] = {
     "build_requested": messages.BuildJob,
+    "build_cancel": messages.BuildCancel,
     "state_changed": messages.StateChanged,
     "tool_resolved": messages.ToolResolved,
 }
@@ -135,6 +136,14 @@ CHANNELS: Final = (
         "Builds for the provisioners of a pool, which pull them from the durable consumer `pool-<pool>`",
         "WORKSPACED_JOB",
         ("build_requested",),
+    ),
+    Channel(
+        "canceled_builds",
+        subjects.cancel("{pool}"),
+        "send",
+        "Builds that the provisioners of a pool must end",
+        None,
+        ("build_cancel",),
     ),
     Channel(
         "states",

@@ -177,6 +177,18 @@ class BuildJob(TypedDict):
     """workspaced stops the workspace this many milliseconds after the build succeeded."""
 
 
+class BuildCancel(TypedDict):
+    """A build that must end.
+
+    The provisioner that works on it or receives its job ends it and publishes `build_canceled`; all
+    others ignore the message.
+    """
+
+    chat_id: Id
+    workspace_id: Id
+    build_id: Id
+
+
 class LogAppended(TypedDict):
     """Output of a build or of an agent's scripts."""
 

@@ -82,7 +82,7 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
             subjects.acks(_JOB, "*"),
             *map(subjects.rpc, _PROVISIONER_RPCS),
         ),
-        subscribe=(subjects.RESEND_PROVISIONER, "_INBOX_provisioner.>"),
+        subscribe=(subjects.RESEND_PROVISIONER, subjects.CANCELS, "_INBOX_provisioner.>"),
     ),
     "worker": Permissions(
         publish=_EVERYTHING,
@@ -129,5 +129,5 @@ def provisioner_permissions(pool: str, name: str) -> Permissions:
             subjects.acks(_JOB, pool_consumer(pool).name),
             *map(subjects.rpc, _PROVISIONER_RPCS),
         ),
-        subscribe=(subjects.RESEND_PROVISIONER,),
+        subscribe=(subjects.RESEND_PROVISIONER, subjects.cancel(pool)),
     )

@@ -64,6 +64,7 @@ ALL_SUBSCRIBED = {
     "state": "workspaced.state.*",
     "result": "workspaced.result.>",
     "ui": "workspaced.ui.>",
+    "cancels": "workspaced.cancel.*",
     "resend to provisioners": "workspaced.resend.provisioner",
     "resend to agents": "workspaced.resend.agent",
     "rpc": "workspaced.rpc.>",
@@ -77,7 +78,7 @@ MAY_SUBSCRIBE = {
     "operator": set(ALL_SUBSCRIBED),
     "worker": set(ALL_SUBSCRIBED),
     "chat-service": {"result", "ui", "inbox of chat-service"},
-    "provisioner": {"resend to provisioners", "inbox of provisioner"},
+    "provisioner": {"cancels", "resend to provisioners", "inbox of provisioner"},
     "gateway": {"rpc", "result", "callout", "inbox of gateway"},
 }
 

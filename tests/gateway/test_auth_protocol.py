@@ -229,9 +229,15 @@ async def test_a_named_provisioner_may_only_use_its_name_and_pool(
         "$SYS.REQ.SERVER.X.KICK",
     ):
         assert not await box.may_publish(subject), subject
-    for subject in ("workspaced.resend.provisioner", f"_INBOX_{key}.>"):
+    for subject in (
+        *("workspaced.resend.provisioner", "workspaced.cancel.gpu"),
+        f"_INBOX_{key}.>",
+    ):
         assert await box.may_subscribe(subject), subject
-    for subject in ("_INBOX_provisioner.>", "_INBOX.>", f"_INBOX_{AGENT}.>", "workspaced.job.gpu"):
+    for subject in (
+        *("_INBOX_provisioner.>", "_INBOX.>", f"_INBOX_{AGENT}.>", "workspaced.job.gpu"),
+        *("workspaced.cancel.gpu-2", "workspaced.cancel.*"),
+    ):
         assert not await box.may_subscribe(subject), subject
 
 

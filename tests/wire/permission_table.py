@@ -33,6 +33,7 @@ _SILENT = (
     "_R_",
     "workspaced.ui",
     "workspaced.res",
+    "workspaced.cancel",
 )
 """Beginnings of subjects on which a publisher gets no answer."""
 
@@ -105,6 +106,7 @@ def published(ids: Ids) -> list[str]:
         f"workspaced.in.agent.{ids.chat}.{ids.other_agent}",
         f"workspaced.in.agent.{ids.other_chat}.{ids.agent}",
         "workspaced.job.nobody",
+        "workspaced.cancel.wire",
         *(f"workspaced.state.{chat}" for chat in chats),
         f"workspaced.log.{ids.chat}.{ids.build}",
         f"workspaced.log.{ids.chat}.{ids.other_build}",
@@ -179,6 +181,7 @@ def subscribed(ids: Ids) -> list[str]:
     wide = (
         "in",
         "job",
+        "cancel",
         "state",
         "log",
         "ui",
@@ -195,6 +198,7 @@ def subscribed(ids: Ids) -> list[str]:
         *(f"workspaced.in.{kind}.>" for kind in ("tool", "provisioner", "agent")),
         f"workspaced.in.agent.{ids.chat}.{ids.agent}",
         "workspaced.job.wire",
+        *("workspaced.cancel.wire", "workspaced.cancel.other", "workspaced.cancel.*"),
         *(f"workspaced.state.{chat}" for chat in chats),
         *(f"workspaced.log.{chat}.{ids.build}" for chat in chats),
         *(f"workspaced.ui.{chat}.>" for chat in chats),
@@ -222,7 +226,10 @@ def may_subscribe(party: str, subject: str, ids: Ids) -> bool:
     if party == "chat-service":
         return subject.startswith(("workspaced.result.", "workspaced.ui."))
     if party == "provisioner":
-        return subject == "workspaced.resend.provisioner"
+        return subject in {
+            *("workspaced.resend.provisioner", "workspaced.cancel.*"),
+            *("workspaced.cancel.wire", "workspaced.cancel.other"),
+        }
     if party == "gateway":
         return subject == "$SYS.REQ.USER.AUTH" or subject.startswith(
             ("workspaced.rpc.", "workspaced.result.", "$SRV.")
