@@ -102,10 +102,17 @@ class AgentSupervisor:
                 renewal = asyncio.create_task(self._renew(agent_id))
                 self._renewals[agent_id] = renewal
 
-    async def shut_down(self, record: LocalWorkspace) -> None:
-        """End the record's agents, each with its shutdown script, and wait until they have ended."""
+    async def shut_down(self, record: LocalWorkspace, *, at_once: bool = False) -> None:
+        """End the record's agents, and wait until they have ended.
+
+        Each runs its shutdown script, unless they are to be ended `at_once`.
+
+        """
         await asyncio.gather(
-            *(self._shut_down(record.workspace_id, agent) for agent in record.agents)
+            *(
+                self._shut_down(record.workspace_id, agent, at_once=at_once)
+                for agent in record.agents
+            )
         )
 
     async def leave(self) -> None:
@@ -263,11 +270,11 @@ class AgentSupervisor:
         del self._started[agent_id]
         return _status_of(pid)
 
-    async def _shut_down(self, workspace_id: str, agent_id: str) -> None:
+    async def _shut_down(self, workspace_id: str, agent_id: str, *, at_once: bool) -> None:
         for tasks in (self._supervising, self._renewals):
             if (task := tasks.pop(agent_id, None)) is not None:
                 await cancel_and_wait(task)
-        started, pid = self._started.pop(agent_id, None), None
+        started, pid = self._started.get(agent_id), None
         limit = _SHUTDOWN_MARGIN
         workspace = self._workspaces / workspace_id
         with (
@@ -276,14 +283,15 @@ class AgentSupervisor:
         ):
             pid = agent_files.running_agent(home)
             limit += agent_files.read_config(home).shutdown_timeout_seconds
-        if (pid := pid or started) is not None:
+        if (pid := pid or started) is not None and not at_once:
             with suppress(ProcessLookupError, TimeoutError), hold_process(pid) as descriptor:
                 signal.pidfd_send_signal(descriptor, signal.SIGTERM)
                 async with asyncio.timeout(limit):
                     await wait_for_exit(descriptor)
         # The rest: an agent that has not ended, a launcher, processes that left their group.
-        await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=_GRACE)
+        await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=0 if at_once else _GRACE)
         if started is not None:
+            self._started.pop(agent_id, None)
             _status_of(started)
 
 

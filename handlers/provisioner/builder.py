@@ -39,6 +39,8 @@ LAUNCHER: Final = "agent-launcher"
 _GRACE: Final = 2.0
 _DISCARD_TIMEOUT: Final = 60.0
 """Seconds that the delete step may take after a build that exceeded its owner's quota."""
+_CLEAN_UP_TIMEOUT: Final = 20.0
+"""Seconds that the delete step may take after a canceled build; workers wait a minute for the end of the build."""
 _UNPACK_TIMEOUT: Final = 30.0
 """Seconds that a stop or delete step waits for template files that are not on this machine yet."""
 _NOTHING_TO_DO: Final = ("", "true", ":")
@@ -103,12 +105,27 @@ class Builder:
             if failed is None:
                 await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
             if failed is None and job.transition is Transition.DELETE:
-                await asyncio.to_thread(_remove, workspace)
+                await _run_to_end(_remove, workspace)
+        except asyncio.CancelledError:
+            # Those that have left the process group of the step.
+            await end_marked(f"WORKSPACED_BUILD_ID={job.build_id}", grace=0)
+            raise
         except BadArchive as error:
             failed = Failed(f"The template can't be used: {error}")
         except OSError as error:
             failed = Failed(f"The provisioner can't work in the workspace's directory: {error}")
         return failed or Succeeded(job.template.version_id)
+
+    async def clean_up(self, job: Job, log: BuildLog, *, new: bool) -> None:
+        """Remove what a canceled build has left: its processes and, if the workspace is `new`, its files.
+
+        The files stay if the delete step fails: a later job may run it again.
+
+        """
+        await end_marked(f"WORKSPACED_BUILD_ID={job.build_id}", grace=0)
+        if new and job.transition is Transition.START and self.exists(job.workspace_id):
+            workspace = self.directory_of(job.workspace_id)
+            await self._discard(job, workspace, log, _CLEAN_UP_TIMEOUT, even_if_step_fails=False)
 
     async def _start(
         self, job: Job, workspace: Path, log: BuildLog, *, new: bool
@@ -146,25 +163,33 @@ class Builder:
         async with self._quotas.disk_lock(job):
             failed = await self._quotas.check_disk(job)
             if failed is not None and new and self.exists(job.workspace_id):
-                await self._discard(job, workspace, log)
+                await self._discard(job, workspace, log, _DISCARD_TIMEOUT)
                 failed = await self._quotas.check_disk(job) if again else failed
         return failed
 
-    async def _discard(self, job: Job, workspace: Path, log: BuildLog) -> None:
-        """Run the delete step, then remove the files that builds left: no later job would do this."""
+    async def _discard(
+        self,
+        job: Job,
+        workspace: Path,
+        log: BuildLog,
+        limit: float,
+        *,
+        even_if_step_fails: bool = True,
+    ) -> None:
+        """Run the delete step, then remove the files that builds left."""
         step = job.template.spec.build.delete
         try:
             version = job.template.version_id
             unpacked = version is not None and archive.is_unpacked(version, workspace)
             if unpacked and step.strip() not in _NOTHING_TO_DO:
                 log.mask = await _mask_of(workspace, job)
-                failed = await self._step(
-                    job, Transition.DELETE, step, workspace, log, _DISCARD_TIMEOUT
-                )
+                failed = await self._step(job, Transition.DELETE, step, workspace, log, limit)
                 if failed is not None:
                     log.write("delete", "warn", f"{failed.error}\n")
+                    if not even_if_step_fails:
+                        return
             await end_marked(f"WORKSPACED_WORKSPACE_ID={job.workspace_id}", grace=_GRACE)
-            await asyncio.to_thread(_remove, workspace)
+            await _run_to_end(_remove, workspace)
         except OSError as error:
             log.write("delete", "warn", f"The files of the build can't be removed: {error}\n")
         else:
@@ -222,7 +247,7 @@ class Builder:
         version = template.version_id
         if not archive.is_unpacked(version, workspace):
             async with self._archives.fetched(template) as packed:
-                await asyncio.to_thread(archive.unpack, packed, version, workspace)
+                await _run_to_end(archive.unpack, packed, version, workspace)
             log.write("prepare", "info", f"{job.template.name}: version {version} is unpacked.\n")
 
     async def _unpack_if_possible(self, job: Job, workspace: Path, log: BuildLog) -> None:
@@ -278,6 +303,16 @@ class Builder:
                 {"id": agent_id, "name": spec.name, "display_order": spec.display_order, **parent}
             )
         return Succeeded(job.template.version_id, tuple(agents), tuple(listed))
+
+
+async def _run_to_end(work: Callable[..., None], *arguments: object) -> None:
+    """Run a function in a thread. If cancelled, wait for its end: the next build works on the same files."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait((running,))
+        raise
 
 
 async def _mask_of(workspace: Path, job: Job) -> Mask:

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Canceled:
-    """The build was ended because a later job deletes its workspace."""
+    """The build was ended before it could succeed or fail, or was not begun."""
 
 
 JobOutcome = Succeeded | Failed | Canceled
@@ -73,12 +73,20 @@ class JobRunner:
             highest = max(queued.highest, record.highest)
             begun = build is not None
             build = build or record.add(head)
-            if head.build_number < highest or (queued.late and not begun):
+            unwanted = queued.late or queued.canceled.is_set()
+            if head.build_number < highest or (unwanted and not begun):
                 self._finish(record, build, head, Canceled())
                 await deliver(self._bus, build.facts[-1])
             else:
                 await self._build(queued, record, build)
         await queued.finish(answered=True)
+
+    async def repeat_end(self, workspace_id: str, build_id: str) -> None:
+        """Publish the terminal fact of a build again, if the build has ended here."""
+        record = self._journal.find(workspace_id)
+        build = None if record is None else record.find(build_id)
+        if build is not None and build.finished:
+            await self._publish(build.facts[-1])
 
     async def _build(self, queued: QueuedJob, record: LocalWorkspace, build: BuildRecord) -> None:
         """Run the build and publish its terminal fact. Any error in here makes the build fail."""
@@ -92,11 +100,7 @@ class JobRunner:
                 else:
                     self._begin(queued, queued.job, record, build)
                     # In a task: the build goes on even if NATS is unavailable.
-                    publishing_started = asyncio.create_task(self._publish_started(build.facts[0]))
-                    await self._agents.shut_down(record)
-                    if record.agents:
-                        record.agents = []
-                        self._journal.save(record)
+                    publishing_started = asyncio.create_task(self._publish(build.facts[0]))
                     outcome = await self._outcome(queued, queued.job, record, log)
             except Exception as fault:  # noqa: BLE001 — any error becomes a build_failed
                 _log.exception("build %s failed in the provisioner", head.build_id)
@@ -119,11 +123,11 @@ class JobRunner:
         with suppress(OSError):
             (self._ledgers / f"{head.build_id}.json").unlink(missing_ok=True)
 
-    async def _publish_started(self, fact: OutgoingEvent) -> None:
+    async def _publish(self, fact: OutgoingEvent) -> None:
         try:
             await deliver(self._bus, fact)
         except Refused as error:
-            _log.error("NATS refuses the fact build_started: %s", error)
+            _log.error("fact %s is refused: %s", fact.identity, error)
 
     def _begin(
         self, queued: QueuedJob, job: Job, record: LocalWorkspace, build: BuildRecord
@@ -161,17 +165,28 @@ class JobRunner:
     async def _outcome(
         self, queued: QueuedJob, job: Job, record: LocalWorkspace, log: BuildLog
     ) -> JobOutcome:
+        async def build() -> JobOutcome:
+            await self._agents.shut_down(record)
+            if record.agents:
+                record.agents = []
+                self._journal.save(record)
+            return await self._builder.build(job, log, new=record.new)
+
         async def cancel() -> JobOutcome:
             await queued.canceled.wait()
-            log.write(
-                job.transition.value,
-                "warn",
-                "This build is canceled because the workspace is to be deleted.\n",
-            )
             return Canceled()
 
-        build = self._builder.build(job, log, new=record.new)
-        return await run_until_one_ends(build, cancel())
+        outcome: JobOutcome = Canceled()
+        if not queued.canceled.is_set():
+            outcome = await run_until_one_ends(build(), cancel())
+        if isinstance(outcome, Canceled):
+            text = f"This build is canceled because {queued.canceled_because}.\n"
+            log.write(job.transition.value, "warn", text)
+            # They were asked to shut down when the build began.
+            await self._agents.shut_down(record, at_once=True)
+            record.agents = []
+            await self._builder.clean_up(job, log, new=record.new)
+        return outcome
 
     def _finish(
         self, record: LocalWorkspace, build: BuildRecord, head: JobHead, outcome: JobOutcome

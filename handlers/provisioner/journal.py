@@ -96,6 +96,10 @@ class BuildJournal:
         new = LocalWorkspace(head.workspace_id, head.chat_id)
         return self._records.setdefault(head.workspace_id, new)
 
+    def find(self, workspace_id: str) -> LocalWorkspace | None:
+        """Return the record of that workspace, or None."""
+        return self._records.get(workspace_id)
+
     def records(self) -> Iterator[LocalWorkspace]:
         """Return the records of all workspaces."""
         return iter(list(self._records.values()))
@@ -112,6 +116,10 @@ class BuildJournal:
             if record.newest is not None
             for fact in record.newest.facts
         ]
+
+    def open_facts(self) -> list[OutgoingEvent]:
+        """Return the facts of builds that have begun and not ended."""
+        return [fact for build in self.unfinished() for fact in build.facts]
 
     def save(self, record: LocalWorkspace) -> None:
         """Write the record; when this returns, it survives a crash and a loss of power."""

@@ -9,7 +9,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +22,13 @@ from handlers.errors import CannotServe
 from handlers.provisioner.agent_supervisor import AgentSupervisor
 from handlers.provisioner.archive import Archives
 from handlers.provisioner.builder import Builder
+from handlers.provisioner.cancels import Cancels, read_cancel
 from handlers.provisioner.job import BadJob, read_job
 from handlers.provisioner.job_runner import JobRunner
 from handlers.provisioner.journal import BuildJournal
 from handlers.provisioner.quota import QuotaLimits, Quotas
 from handlers.provisioner.scheduler import QueuedJob, Scheduler
-from handlers.publishing import deliver
+from handlers.publishing import OutgoingEvent, deliver
 from handlers.publishing.agent_files import PRESENCE_TTL
 from handlers.runtime.supervise import run_until_one_ends
 from handlers.sandbox.policy import Confinement
@@ -45,6 +46,8 @@ SPREAD: Final = 1.0
 """Seconds over which provisioners spread the answers to a request that reaches all of them."""
 AGENT: Final = (sys.executable, "-P", "-m", "handlers.agent")
 """The command that starts an agent; the path of its configuration is appended."""
+
+_CANCEL_REQUESTED: Final = "workspaced was asked to cancel it"
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ class Provisioner:
         self._heartbeat, self._builds, self._agent_command = heartbeat, builds, agent_command
         self._limits, self._stopped = quota_limits, asyncio.Event()
         self._unanswered: set[Delivery] = set()
+        self._cancels = Cancels()
         self._presence_ttl, self._confinement = presence_ttl, confinement
         self._alive = self._root / "alive"
         """A file whose modification time is the last in-progress reply: until then, jobs in hand are ours."""
@@ -131,7 +135,7 @@ class Provisioner:
             for record in journal.records():
                 agents.ensure(record)
             await self._nak_unfinished(journal)
-            resend_requested = asyncio.Event()
+            resend_requested, resend_open = asyncio.Event(), asyncio.Event()
             # After a restart, workers may have missed the last facts.
             resend_requested.set()
             self.ready.set()
@@ -140,8 +144,10 @@ class Provisioner:
                 await run_until_one_ends(
                     self._take_jobs(scheduler, runner),
                     self._send_in_progress(),
+                    self._serve_cancels(scheduler, runner, resend_open),
                     self._serve_resend_requests(resend_requested, agents),
-                    self._resend_facts(resend_requested, journal),
+                    self._resend_facts(resend_requested, journal.newest_facts, spread=SPREAD),
+                    self._resend_facts(resend_open, journal.open_facts, spread=0),
                     self._stopped.wait(),
                 )
             finally:
@@ -225,6 +231,8 @@ class Provisioner:
         until = None if queued.job is None else queued.job.not_after
         queued.late = until is not None and datetime.now(UTC) > until
         queued.highest = runner.highest(queued.head)
+        if queued.head.build_id in self._cancels:
+            queued.cancel(_CANCEL_REQUESTED)
         scheduler.add(queued)
 
     async def _send_in_progress(self) -> None:
@@ -248,6 +256,43 @@ class Provisioner:
         except OSError as error:  # the next process would only nak the jobs later
             _log.warning("%s can't be changed: %s", self._alive, error)
 
+    async def _serve_cancels(
+        self, scheduler: Scheduler, runner: JobRunner, resend_open: asyncio.Event
+    ) -> None:
+        """End the builds that workers ask to cancel, until cancelled.
+
+        A request that was missed while disconnected is repeated when its build is reported as begun, so
+        the facts of open builds are published again after each reconnect.
+
+        """
+        backoff, subject = Backoff(), subjects.cancel(self._pool)
+        while True:
+            try:
+                async with self._bus.subscribe(subject) as messages:
+                    resend_open.set()
+                    backoff.reset()
+                    while True:
+                        message = await messages.next_or_reconnect()
+                        if message is None:
+                            resend_open.set()
+                        else:
+                            self._cancel(message.data, scheduler, runner)
+            except BusError as error:
+                _log.info("requests to cancel builds can't be received now: %s", error)
+            await backoff.wait()
+
+    def _cancel(self, request: bytes, scheduler: Scheduler, runner: JobRunner) -> None:
+        """End the build of the request, or remember the request until its job arrives."""
+        if (cancel := read_cancel(request)) is None:
+            return
+        self._cancels.add(cancel.build_id)
+        jobs = scheduler.find(cancel.workspace_id, cancel.build_id)
+        for queued in jobs:
+            _log.info("build %s is canceled: %s", cancel.build_id, _CANCEL_REQUESTED)
+            queued.cancel(_CANCEL_REQUESTED)
+        if not jobs:
+            scheduler.spawn(runner.repeat_end(cancel.workspace_id, cancel.build_id))
+
     async def _serve_resend_requests(
         self, resend_requested: asyncio.Event, agents: AgentSupervisor
     ) -> None:
@@ -257,16 +302,17 @@ class Provisioner:
 
         await call_on_message(self._bus, subjects.RESEND_PROVISIONER, resend, Backoff())
 
-    async def _resend_facts(self, resend_requested: asyncio.Event, journal: BuildJournal) -> None:
-        """Publish the facts of the newest build of each workspace again, unchanged, on each request."""
+    async def _resend_facts(
+        self, requested: asyncio.Event, facts: Callable[[], list[OutgoingEvent]], *, spread: float
+    ) -> None:
+        """Publish facts again, unchanged, on each request, within `spread` seconds."""
         while True:
-            await resend_requested.wait()
+            await requested.wait()
             with suppress(TimeoutError):
-                spread = random.uniform(0, SPREAD)  # noqa: S311 — no secret
-                async with asyncio.timeout(spread):
+                async with asyncio.timeout(random.uniform(0, spread)):  # noqa: S311 — no secret
                     await self._stopped.wait()
-            resend_requested.clear()
-            for fact in journal.newest_facts():
+            requested.clear()
+            for fact in facts():
                 try:
                     await deliver(self._bus, fact)
                 except Refused as error:

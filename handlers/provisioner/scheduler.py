@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from handlers.provisioner.job import Job, JobHead
-from handlers.runtime.supervise import cancel_and_wait
+from handlers.runtime.supervise import cancel_and_wait, first_to_end
 from statemachine.events import Transition
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,14 @@ class QueuedJob:
     highest: int = -1
     """The highest build number of its workspace that is known when its turn comes."""
     canceled: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a later job deletes the workspace, so that building it to the end is useless."""
+    """Set when the build has to be ended."""
+    canceled_because: str = ""
+
+    def cancel(self, because: str) -> None:
+        """End the build, or do not begin it. `because` completes the sentence "canceled because …"."""
+        if not self.canceled.is_set():
+            self.canceled_because = because
+            self.canceled.set()
 
 
 @dataclass(slots=True)
@@ -78,6 +86,12 @@ class Scheduler:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def find(self, workspace_id: str, build_id: str) -> list[QueuedJob]:
+        """Return the jobs of that build: the one that runs, and those that wait."""
+        queue = self._queues.get(workspace_id)
+        jobs = [] if queue is None else [queue.current, *queue.waiting]
+        return [queued for queued in jobs if queued.head.build_id == build_id]
+
     async def cancel(self) -> None:
         """Cancel all tasks and wait until they have ended."""
         await cancel_and_wait(*self._tasks)
@@ -86,7 +100,7 @@ class Scheduler:
         try:
             while True:
                 queued = queue.current
-                async with self._slots:
+                async with self._slot(queued):
                     try:
                         await self._run_job(queued)
                     except Exception:  # noqa: BLE001 — a bug or a full disk must not stop other jobs
@@ -98,10 +112,25 @@ class Scheduler:
         finally:
             del self._queues[queue.current.head.workspace_id]
 
+    @asynccontextmanager
+    async def _slot(self, queued: QueuedJob) -> AsyncIterator[None]:
+        """Hold one of the slots. A job that is canceled while it waits for one needs none."""
+        acquired = asyncio.create_task(self._slots.acquire())
+        canceled = asyncio.create_task(queued.canceled.wait())
+        try:
+            await first_to_end(acquired, canceled)
+        finally:
+            await cancel_and_wait(acquired, canceled)
+        try:
+            yield
+        finally:
+            if not acquired.cancelled():
+                self._slots.release()
+
     def _cancel_before_delete(self, current: QueuedJob, newer: QueuedJob) -> None:
         """Cancel a build whose workspace a later job deletes."""
         if (
             newer.head.transition is Transition.DELETE
             and current.head.build_number < newer.head.build_number
         ):
-            current.canceled.set()
+            current.cancel("the workspace is to be deleted")
