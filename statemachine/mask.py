@@ -283,6 +283,12 @@ class Mask:
         shown.append(raw[position:most])
         return _decoded(b"".join(shown)), _decoded(raw[most:])
 
+    def first(self, text: str) -> int | None:
+        """Return the index in a text at which its first secret begins; None if there is none."""
+        raw = _encoded(text)
+        found = self._finder.find_matches_as_indexes(raw)
+        return len(_decoded(raw[: found[0][1]])) if found else None
+
     def open_end(self, text: str) -> int:
         """Return how many characters at the end of a text may be the beginning of a spelling."""
         compared = 0
@@ -304,18 +310,41 @@ class MaskedStream:
     """Masks a text that arrives in pieces. A secret may be split over several pieces."""
 
     def __init__(self, mask: Mask) -> None:
-        self._mask, self._held = mask, ""
+        self._mask = mask
+        self._shown = ""
+        """The end of what was returned, if it may be the beginning of a secret; see `release`."""
+        self._held = ""
+
+    @property
+    def holds_little(self) -> bool:
+        """Whether text is held back that may begin a secret, but is too short to be hidden itself."""
+        return bool(self._held) and len(self._shown) + len(self._held) < SHORTEST
 
     def feed(self, text: str) -> str:
         """Add a piece; return the masked text up to what may be the beginning of a secret."""
-        text = self._held + text
-        shown, self._held = self._mask.split(text, len(text) - self._mask.open_end(text))
-        return shown
+        text = self._shown + self._held + text
+        return self._take(text, len(text) - self._mask.open_end(text))
 
-    def close(self) -> str:
-        """Return the rest of the text, masked. No piece may follow."""
-        rest, self._held = self._held, ""
-        return self._mask.whole(rest)
+    def release(self) -> str:
+        """Return what is held back, masked. If a later piece completes a secret, its rest is masked."""
+        text = self._shown + self._held
+        released = self._take(text, len(text))
+        self._shown = text[len(text) - self._mask.open_end(text) :]
+        return released
+
+    def _take(self, text: str, safe: int) -> str:
+        """Return the masked text up to index `safe`, without its beginning `self._shown`."""
+        shown, self._shown = len(self._shown), ""
+        masked, rest = self._mask.split(text, safe)
+        first = self._mask.first(text) if shown else None
+        if first is not None and first < min(shown, safe):
+            self._held = rest
+            return masked[first:]
+        if safe < shown:
+            self._shown, self._held = text[safe:shown], text[shown:]
+            return ""
+        self._held = rest
+        return masked[shown:]
 
 
 def _decoded(raw: bytes) -> str:

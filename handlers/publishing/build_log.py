@@ -237,7 +237,7 @@ class Output:
         """Take a piece of output; `b""` at the end."""
         text = self._mask.feed(self._decoder.decode(chunk, final=not chunk))
         if not chunk:
-            text += self._mask.close()
+            text += self._mask.release()
         self._last.append(text[-4096:])
         self._log.write(self._stage, "info", text)
 

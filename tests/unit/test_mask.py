@@ -75,7 +75,7 @@ def test_no_line_of_a_secret_survives_in_any_spelling_or_cut(
             text = f"{before}{spelling}{after}"
             stream = MaskedStream(mask)
 
-            shown = "".join([*map(stream.feed, cut(text, cuts)), stream.close()])
+            shown = "".join([*map(stream.feed, cut(text, cuts)), stream.release()])
 
             assert shown == mask.whole(text), "cutting makes no difference"
             assert len(shown.encode()) <= len(text.encode())
@@ -125,7 +125,7 @@ def test_a_stream_shows_the_same_as_the_whole_text(
     stream, mask = MaskedStream(Mask(values)), Mask(values)
     cuts = data.draw(st.lists(st.integers(0, 60), max_size=6))
 
-    assert "".join([*map(stream.feed, cut(text, cuts)), stream.close()]) == mask.whole(text)
+    assert "".join([*map(stream.feed, cut(text, cuts)), stream.release()]) == mask.whole(text)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +296,6 @@ def test_masking_takes_linear_time(value: str, text: str) -> None:
 
     for at in range(0, len(text), 65_536):
         stream.feed(text[at : at + 65_536])
-    stream.close()
+    stream.release()
 
     assert time.process_time() - begun < 10
