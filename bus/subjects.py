@@ -123,6 +123,16 @@ def alarm(milliseconds: int) -> str:
     return f"workspaced.timer.arm.{milliseconds}"
 
 
+def agent_requests(chat: str, agent: str) -> str:
+    """Return the wildcard subject of the gateway's requests to that agent, one for each tool."""
+    return f"workspaced.agent.{chat}.{agent}.*"
+
+
+def exec_output(chat: str, agent: str, process: str) -> str:
+    """Return the subject on which an agent publishes what a process of `execute` does."""
+    return f"workspaced.exec.{chat}.{agent}.{process}"
+
+
 def presence(chat: str, agent: str) -> str:
     """Return the subject of the agent's heartbeats."""
     return f"workspaced.presence.{chat}.{agent}"

@@ -63,6 +63,7 @@ class AgentTable(Frozen):
     name: AgentName
     parent: str | None = None
     display_order: int = 0
+    directory: str = "."
     startup_script: str = ""
     startup_timeout_seconds: PositiveSeconds = 600
     shutdown_script: str = ""
@@ -141,6 +142,8 @@ def agent_faults(agents: Sequence[AgentTable]) -> Iterator[tuple[int, str, str]]
             yield index, "parent", f"no agent has the name {agent.parent!r}; there are {known}"
         elif agent.name in _ancestors(agent.name, parents):
             yield index, "parent", f"the agent {agent.name!r} has itself among its parents"
+        if unusable := _directory_fault(agent.directory):
+            yield index, "directory", unusable
         for name, value in agent.env.items():
             if fault := variable_fault(name, variable_text(value)):
                 yield index, "env", f"the variable {name!r} can't be passed to a program: {fault}"
@@ -152,6 +155,15 @@ def shared_variables(parameters: Iterable[str]) -> Iterator[tuple[str, list[str]
     for name in parameters:
         found.setdefault(variable_of(name), []).append(name)
     yield from ((variable, names) for variable, names in found.items() if len(set(names)) > 1)
+
+
+def _directory_fault(directory: str) -> str:
+    """Return why commands can't start in this directory of a workspace; "" if they can."""
+    if not directory or "\0" in directory:
+        return "it is empty or holds a NUL; write '.' for the workspace itself"
+    if directory.startswith("/") or ".." in directory.split("/"):
+        return f"{directory!r} is not below the workspace: write a relative path without '..'"
+    return ""
 
 
 def _ancestors(name: str, parents: Mapping[str, str | None]) -> set[str]:

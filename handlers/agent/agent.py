@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from handlers.agent.activity import Activity
+from handlers.agent.exec_requests import ExecRequests
 from handlers.agent.journal import AgentJournal
 from handlers.agent.link import REFUSAL_LIMIT, Connect, Link
 from handlers.agent.scripts import GRACE, Scripts
@@ -65,25 +66,33 @@ class Agent:
                 limit=config.log_limit,
                 traceparent=config.traceparent,
             )
-            # Whatever serves commands or requests counts them: `with activity.during():`.
             activity = Activity(link.report_activity, interval=config.activity_seconds)
             scripts = Scripts(self._home, config, log, journal.reached)
-            linked = asyncio.create_task(link.run())
+            requests = ExecRequests(
+                self._home, config, log.mask, link.publish_many, activity.during
+            )
+            requests.start()
+            linked = asyncio.create_task(link.run(requests.serve))
             others = [asyncio.create_task(task) for task in (log.run(), activity.run())]
             try:
-                await self._run_scripts(journal, scripts, linked)
+                await self._run_scripts(journal, scripts, requests, linked)
                 if not (linked.done() or link.refused):
                     with suppress(TimeoutError):
                         async with asyncio.timeout(
                             FINAL_SEND_TIMEOUT if link.connected else FINAL_SEND_TIMEOUT_OFFLINE
                         ):
-                            await _all_sent(journal, log)
+                            await _all_sent(journal, log, requests)
             finally:
                 await cancel_and_wait(linked, *others, cancel_again_after=_CANCEL_AGAIN_AFTER)
+                await requests.close()
                 log.close()
 
     async def _run_scripts(
-        self, journal: AgentJournal, scripts: Scripts, linked: asyncio.Task[None]
+        self,
+        journal: AgentJournal,
+        scripts: Scripts,
+        requests: ExecRequests,
+        linked: asyncio.Task[None],
     ) -> None:
         startup = asyncio.create_task(_start(journal, scripts))
         stopping = asyncio.create_task(self._stopping.wait())
@@ -98,10 +107,11 @@ class Agent:
             linked.result()
             self.superseded = True
             # Superseded: the workspace belongs to another build, so no script is run in it any more.
+            await requests.stop()
             await scripts.end_all(GRACE)
             return
         _log.info("shutting down")
-        await scripts.shutdown()
+        await scripts.shutdown(requests.stop())
         journal.disconnected("the workspace is stopped")
 
 
@@ -121,6 +131,7 @@ async def _mask_of(config: AgentConfig) -> Mask:
     return await asyncio.to_thread(Mask, config.secrets) if config.secrets else Mask()
 
 
-async def _all_sent(journal: AgentJournal, log: BuildLog) -> None:
+async def _all_sent(journal: AgentJournal, log: BuildLog, requests: ExecRequests) -> None:
     await log.drained(FINAL_SEND_TIMEOUT)
+    await requests.published()
     await journal.all_sent()

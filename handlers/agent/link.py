@@ -6,12 +6,12 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from bus import Backoff, Bus, BusError, Refused, Unavailable, subjects
+from bus import Backoff, Bus, BusError, Outbound, PubAck, Refused, Unavailable, subjects
 from bus.subscription import call_on_message
 from handlers.agent.journal import AgentJournal
 from handlers.publishing import agent_files, publish_once
@@ -59,8 +59,12 @@ class Link:
         self._refused_since: float | None = None
         self._presence_at: float | None = None
 
-    async def run(self) -> None:
-        """Return when NATS has refused this agent for so long that its build must be superseded."""
+    async def run(self, *serve: Callable[[Bus], Coroutine[Any, Any, None]]) -> None:
+        """Return when NATS has refused this agent for so long that its build must be superseded.
+
+        `serve`: more that has to run on each connection until it is lost.
+
+        """
         backoff = Backoff(limit=2.0)
         while not self._refused_too_long():
             try:
@@ -72,7 +76,7 @@ class Link:
                 _log.info("not connected to NATS yet, trying again: %s", error)
             else:
                 backoff.reset()
-                await self._work_while_connected(bus)
+                await self._work_while_connected(bus, serve)
             await backoff.wait()
         _log.warning(
             "NATS refused this agent for %g s, so its build must be superseded", self._refusal_limit
@@ -100,7 +104,15 @@ class Link:
             raise Unavailable("not connected")
         await publish_once(self._bus, self._journal.activity())
 
-    async def _work_while_connected(self, bus: Bus) -> None:
+    async def publish_many(self, messages: Sequence[Outbound]) -> Sequence[PubAck | BusError]:
+        """Publish messages and return their acknowledgements. Raises Unavailable without a connection."""
+        if self._bus is None:
+            raise Unavailable("not connected")
+        return await self._bus.publish_many(messages)
+
+    async def _work_while_connected(
+        self, bus: Bus, serve: Sequence[Callable[[Bus], Coroutine[Any, Any, None]]]
+    ) -> None:
         """Renew presence, send facts and serve resend requests on one connection, until it is lost."""
         self._bus = bus
         try:
@@ -109,6 +121,7 @@ class Link:
                 self._send_facts(bus),
                 self._serve_resend_requests(bus),
                 bus.wait_closed(),
+                *(one(bus) for one in serve),
             )
         finally:
             self._bus = None

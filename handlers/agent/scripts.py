@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -95,10 +95,14 @@ class Scripts:
         late = reached is Lifecycle.START_TIMEOUT
         await self._follow_to_end(command, None if late else self._config.startup_timeout_seconds)
 
-    async def shutdown(self) -> None:
-        """Run the shutdown script within its time limit, then end all processes of the scripts."""
+    async def shutdown(self, ending: Awaitable[None]) -> None:
+        """Run the shutdown script within its time limit, then end all processes of the scripts.
+
+        `ending` ends other processes of this agent; it is awaited before the script runs.
+
+        """
         self._report(Lifecycle.SHUTTING_DOWN)
-        await self._end_startup()
+        await asyncio.gather(self._end_startup(), ending)
         try:
             reached = await self._shutdown_script()
         except Exception as error:  # noqa: BLE001 — any error becomes a lifecycle state of the agent

@@ -285,6 +285,7 @@ class Builder:
                 nats_url=self._nats_url,
                 nats_ca=self._nats_ca,
                 directory=workspace,
+                work_directory=spec.directory,
                 startup_script=spec.startup_script,
                 startup_timeout_seconds=spec.startup_timeout_seconds,
                 shutdown_script=spec.shutdown_script,

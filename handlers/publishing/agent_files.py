@@ -60,6 +60,9 @@ class AgentConfig(BaseModel):
     nats_ca: Path | None = None
     """CA bundle to verify NATS with; None: the system's."""
     directory: Path
+    """The workspace."""
+    work_directory: str = "."
+    """Where commands and relative paths of the tools start, below the workspace."""
     startup_script: str = ""
     startup_timeout_seconds: float = 600
     shutdown_script: str = ""

@@ -44,7 +44,7 @@ def test_sleep_is_only_ever_a_back_off_after_an_error() -> None:
 
 
 SUBJECT = re.compile(
-    r"workspaced\.(in|job|state|log|result|dead|timer|presence|resend|ui|rpc|worker)\.|\$(JS|SYS|SRV)\."
+    r"workspaced\.(in|job|state|log|result|dead|timer|presence|resend|ui|rpc|worker|agent|exec)\.|\$(JS|SYS|SRV)\."
 )
 """The beginning of a subject; `workspaced.<name>.v1`, the type of an event, does not match."""
 
