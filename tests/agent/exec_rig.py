@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from bus import Bus, Message
+from bus import Backoff, Bus, Message, NoResponder
 from bus.jetstream import connect
 from bus.streams import IN, LOG, PRESENCE, Stream
 from handlers.access.identities import seed_file
@@ -124,12 +124,13 @@ class ExecRig:
 
     async def answers(self) -> None:
         """Wait until the agent answers requests: its presence comes before its subscription."""
+        backoff = Backoff(first=0.02, limit=0.1)
         async with asyncio.timeout(PATIENCE):
             while True:
                 try:
                     await self.ask("process_list")
-                except Exception:
-                    await asyncio.sleep(0.02)
+                except NoResponder:
+                    await backoff.wait()
                 else:
                     return
 

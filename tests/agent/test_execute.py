@@ -125,7 +125,7 @@ async def test_more_input_than_a_command_reads_is_not_taken(rig: ExecRig) -> Non
         slow = await rig.done(
             "execute", command="read go; cat | wc -c", open_stdin=True, wait_seconds=0
         )
-        to, data, sent = {"exec_id": slow["exec_id"]}, "x" * 300_000, 0
+        to, data = {"exec_id": slow["exec_id"]}, "x" * 300_000
         taken = (await rig.done("process_input", **to, data=data))["written"]
         assert 0 < taken < len(data)
         rest = asyncio.create_task(rig.done("process_input", **to, data="\n" + "y" * 9))
