@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from statemachine.calls import Answered
+from statemachine.calls import Answered, Wait
 from statemachine.chat import UNSETTLED, Chat
 from statemachine.events import Lifecycle
 from statemachine.mask import MASK
 from statemachine.messages import (
+    BuildFailure,
     ListedTemplate,
     ParameterOption,
     QuotaReached,
@@ -64,8 +65,16 @@ def readiness(chat: Chat) -> Readiness:
     return {}
 
 
+def failure(error: str, build_id: str, workspace_id: str | None) -> Answered:
+    """Return the build failure object of a build of a workspace; None if the workspace is not known."""
+    result: BuildFailure = {"error": error, "build_id": build_id}
+    if workspace_id is not None:
+        result["workspace_id"] = workspace_id
+    return Answered(result)
+
+
 def build_failure(chat: Chat, build_id: str, action: str) -> Answered:
-    """Return the answer of a call whose build did not succeed.
+    """Return the answer of a call whose build, of the current workspace, did not succeed.
 
     `action` is `create`, `start` or `stop`; the message about a reached quota contains it.
     """
@@ -73,8 +82,9 @@ def build_failure(chat: Chat, build_id: str, action: str) -> Answered:
     outcome = build.outcome if build is not None and build.id == build_id else None
     message = chat.failure.message if chat.failure else "the build did not succeed"
     text = f"workspace build failed: {message}"
+    workspace_id = chat.current.id if chat.current else chat.workspace_of(build_id)
     if outcome is None or outcome.error_code != QUOTA:
-        return Answered({"error": text, "build_id": build_id})
+        return failure(text, build_id, workspace_id)
     result: QuotaReached = {
         "error_code": QUOTA,
         "error": text,
@@ -83,6 +93,8 @@ def build_failure(chat: Chat, build_id: str, action: str) -> Answered:
         "Delete a workspace that is no longer needed, or ask an administrator for more.",
         "build_id": build_id,
     }
+    if workspace_id is not None:
+        result["workspace_id"] = workspace_id
     if outcome.quota is not None:
         result["quota"] = {
             "credits_consumed": _number(outcome.quota.credits_consumed),
@@ -91,19 +103,16 @@ def build_failure(chat: Chat, build_id: str, action: str) -> Answered:
     return Answered(result)
 
 
-def superseded(build_id: str, chat: Chat) -> Answered:
+def superseded(wait: Wait, chat: Chat) -> Answered:
     """Return the answer of a call whose build was superseded or whose workspace was deleted."""
+    build_id = wait.build_id
+    workspace_id = wait.workspace_id or chat.workspace_of(build_id)
     gone = build_id in chat.deleted_builds
     by, by_id = (None, chat.deleted_builds[-1]) if gone else (chat.build, chat.latest_build)
     if by_id is None or by_id == build_id:
-        return Answered({"error": "the workspace was deleted", "build_id": build_id})
+        return failure("the workspace was deleted", build_id, workspace_id)
     what = f"{by.transition} build" if by is not None else "build"
-    return Answered(
-        {
-            "error": f"the build was superseded by {what} {by_id}",
-            "build_id": build_id,
-        }
-    )
+    return failure(f"the build was superseded by {what} {by_id}", build_id, workspace_id)
 
 
 def invalid(misfits: Misfits, *, template_id: str | None = None) -> Answered:

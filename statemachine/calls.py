@@ -34,6 +34,8 @@ class Wait(Value, frozen=True):
 
     until: Until
     build_id: str
+    workspace_id: str | None = None
+    """The workspace of the build; None for calls that an earlier version stored."""
     requested: bool = False
     """Whether the call itself requested the build."""
     running: bool = False
@@ -57,6 +59,15 @@ class Call(Value, frozen=True):
     order: int
     """Position of the call's request in the chat's event log. Calls are evaluated in this order."""
     wait: Wait | None = None
+    digest: str | None = None
+    """Identifies the content of the request: see `arguments.content_digest`. None for calls that an
+    earlier version stored; such a call conflicts with no other request."""
+    conflict: bool = False
+    """Whether a request with other content has named the same `call_id`."""
+
+    def conflicts_with(self, digest: str) -> bool:
+        """Return whether a request with the same `call_id` and that `digest` has other content."""
+        return self.digest is not None and self.digest != digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,8 @@ class Known(msgspec.Struct, frozen=True):
     """Owner id -> lower-case names of the owner's workspaces."""
     had: AbstractSet[str] = frozenset()
     """Ids of orphaned workspaces that another chat owns now."""
+    call_key: bytes = b""
+    """The secret key of `arguments.content_digest`."""
     seed: bytes = b""
     """Random bytes from which new ids and names are generated."""
     load: Load = msgspec.field(default_factory=Load)

@@ -270,11 +270,14 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
     def usable(self) -> bool:
         """Whether a call may get the running workspace as it is, instead of a new one.
 
-        That is so if its agent is connected or may still connect, or if no agent can be chosen.
+        That is so if its agent is connected or may still connect, or if it has no agents or none that can
+        be chosen.
         """
         build = self.start_build
-        if build is None or build.outcome is None or not build.outcome.agents:
+        if build is None or build.outcome is None:
             return False
+        if not build.outcome.agents:
+            return True
         chosen = choose_agent(build.outcome.agents)
         if isinstance(chosen, Unselectable):
             return True
@@ -320,6 +323,15 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
         """Return the newest builds and newest starts of all workspaces, the current one's first."""
         records = self.previous if self.current is None else (self.current, *self.previous)
         return [b for record in records for b in (record.build, record.last_start) if b is not None]
+
+    def workspace_of(self, build_id: str) -> str | None:
+        """Return the id of the workspace that a build belongs to; None if the build is not remembered."""
+        records = self.previous if self.current is None else (self.current, *self.previous)
+        for record in records:
+            builds = (record.build, record.last_start, *record.before_delete)
+            if build_id in record.superseded or any(b and b.id == build_id for b in builds):
+                return record.id
+        return None
 
     @property
     def chosen(self) -> BuiltAgent | None:

@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from statemachine.events import INBOUND_CONTEXT, Frozen
-from statemachine.naming import is_uuid
 
 JsonPath = tuple[str | int, ...]
 """The position of a value in a JSON document: keys of objects and indices of lists."""
@@ -55,6 +54,7 @@ _MESSAGES: Final = {
     "dict_type": "is not an object",
     "model_type": "is not an object",
     "string_too_short": "is empty",
+    "extra_forbidden": "is not a key of this request",
 }
 _BOUNDS: Final = {
     "less_than": ("lt", "less than"),
@@ -113,6 +113,13 @@ def accept(
         repair = _Repair(root, deepcopy(body), required, forgiving=True, changed=changed)
         value = repair.done(model, error)
         return Accepted(value, list(repair.changed.values()), frozenset(repair.beginnings_cut))
+
+
+def unknown_keys(model: type[Frozen], body: Mapping[str, Any]) -> list[str]:
+    """Return the keys of an object that the model does not have. A key that is null counts as absent."""
+    return [
+        key for key, value in body.items() if key not in model.model_fields and value is not None
+    ]
 
 
 def describe(invalid: ValidationError, root: str = "data") -> str:
@@ -321,7 +328,4 @@ def _bound(limit: float) -> str:
 def _pattern_message(error: ErrorDetails) -> str:
     if error["ctx"]["pattern"].endswith(_OF_NAMES):
         return "must be 1 to 128 of A-Z, a-z, 0-9, _ and -"
-    value = error["input"]
-    if isinstance(value, str) and is_uuid(value):
-        return "is a UUID, but not in lower-case canonical form"
-    return "is not a UUID"
+    return "must be a lower-case UUID"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
-from statemachine.arguments import BadArguments, ReadArguments, arguments
+from statemachine.arguments import BadArguments, CreateArguments, ReadArguments, arguments
 from statemachine.calls import Call, Until
 from statemachine.chat import Chat
 from statemachine.events import BuildStarted, BuildSucceeded, Event, ToolRequested
 
 LISTING: Final = "list_templates"
 NAMING: Final = "create_workspace"
+_TEMPLATE_KEYS: Final = ("template_id", "template")
 
 
 class Lookups(NamedTuple):
@@ -65,6 +66,16 @@ def lookups(
 
 
 def _template_of(call: ToolRequested | Call) -> str | None:
-    """Return the id of the template that the call names, in canonical form."""
+    """Return the id of the template that the call names by id or by name, in canonical form."""
+    if call.tool == NAMING:
+        return named_template(call.args, call.organization_id)
     args = arguments(ReadArguments, {"template_id": call.args.get("template_id")})
     return None if isinstance(args, BadArguments) or args.problem() else args.id
+
+
+def named_template(args: Mapping[str, Any], organization_id: str) -> str | None:
+    """Return the id of the template that arguments of create_workspace name; None if they name none."""
+    wanted = arguments(CreateArguments, {key: args.get(key) for key in _TEMPLATE_KEYS})
+    if isinstance(wanted, BadArguments) or wanted.problem():
+        return None
+    return wanted.template_of(organization_id)

@@ -276,6 +276,9 @@ class BuildFailure(TypedDict):
     error: str
     """Text for people and models."""
     build_id: Id
+    workspace_id: NotRequired[Id]
+    """The workspace of that build. Absent only if an earlier version of workspaced stored the call, and
+    the workspace is no longer known."""
 
 
 class QuotaUsage(TypedDict):
@@ -295,6 +298,8 @@ class QuotaReached(TypedDict):
     message: str
     """Text for people and models that suggests what to do."""
     build_id: Id
+    workspace_id: NotRequired[Id]
+    """As in `BuildFailure`."""
     quota: NotRequired[QuotaUsage]
     """Absent if the provisioner did not report it."""
 
@@ -319,19 +324,28 @@ class ValuesRefused(TypedDict):
     """Present in answers of start_workspace."""
 
 
+class UnusedParameters(TypedDict, total=False):
+    """An additional key of a success object if the call requested no build."""
+
+    parameters_ignored: list[str]
+    """The parameters that the call gave and that had no effect, because it requested no build."""
+
+
 class Created(Readiness):
     """create_workspace created a new workspace."""
 
     created: Literal[True]
+    workspace_id: Id
     workspace_name: str
     """`<owner>/<name>`"""
     build_id: Id
 
 
-class AlreadyExists(Readiness):
+class AlreadyExists(Readiness, UnusedParameters):
     """create_workspace found a running workspace."""
 
     created: Literal[False]
+    workspace_id: Id
     workspace_name: str
     status: Literal["already_exists"]
     message: str
@@ -345,10 +359,11 @@ class AlreadyBuilt(AlreadyExists):
     """The build that the call waited for."""
 
 
-class IsStopped(TypedDict):
+class IsStopped(UnusedParameters):
     """create_workspace found a stopped workspace, which start_workspace starts."""
 
     created: Literal[False]
+    workspace_id: Id
     workspace_name: str
     status: Literal["stopped"]
     message: str
@@ -368,18 +383,20 @@ class StartNotes(TypedDict, total=False):
     """Parameters whose last value the template no longer accepts. They now have their default."""
 
 
-class Started(Readiness, StartNotes):
+class Started(Readiness, StartNotes, UnusedParameters):
     """The start build that start_workspace requested or waited for succeeded."""
 
     started: Literal[True]
+    workspace_id: Id
     workspace_name: str
     build_id: Id
 
 
-class AlreadyRunning(Readiness):
+class AlreadyRunning(Readiness, UnusedParameters):
     """start_workspace found a running workspace and requested no build."""
 
     started: Literal[True]
+    workspace_id: Id
     workspace_name: str
     no_build: Literal[True]
 
@@ -388,6 +405,7 @@ class Stopped(TypedDict):
     """The stop build that stop_workspace requested succeeded."""
 
     stopped: Literal[True]
+    workspace_id: Id
     workspace_name: str
     build_id: Id
 
@@ -396,6 +414,7 @@ class AlreadyStopped(TypedDict):
     """stop_workspace found a stopped workspace and requested no build."""
 
     stopped: Literal[True]
+    workspace_id: Id
     workspace_name: str
     no_build: Literal[True]
 
@@ -503,12 +522,21 @@ StopResult = Stopped | AlreadyStopped | BuildFailure | QuotaReached
 ToolResult = CreateResult | StartResult | StopResult | TemplatesPage | TemplateRead | ToolError
 
 
-class ToolResolved(TypedDict):
-    """The answer to a tool call."""
+class IgnoredKeys(TypedDict, total=False):
+    """An additional key of a reply if the request had keys that nothing reads."""
+
+    ignored: list[str]
+    """The keys of the request's body, and of a tool's `args`, that this rpc or tool does not have."""
+
+
+class ToolResolved(IgnoredKeys):
+    """The answer to a tool call. A published answer names only unknown keys of `args` in `ignored`."""
 
     call_id: Token
     tool: str
     """The name of the tool in the request; empty if it could not be read."""
     is_error: bool
     """If true, the call itself was wrong, and `result` is `{"error": text}`."""
+    conflict: NotRequired[Literal[True]]
+    """Another request with the same `call_id` had other content. The answer is that of the first one."""
     result: ToolResult

@@ -19,11 +19,12 @@ from pydantic import BaseModel
 from statemachine.calls import Known
 from statemachine.chat import Chat
 from statemachine.events import BuildRequested, Event, ToolRequested
+from statemachine.lookups import named_template
 from statemachine.mask import MASK, Mask
 from statemachine.parameters import Kind, Parameter, as_text
 from statemachine.workspace import Build
 
-PLAIN: Final = frozenset(("template_id", "name", "preset_id"))
+PLAIN: Final = frozenset(("template_id", "template", "name", "preset_id", "preset"))
 """The arguments of tools with parameters that never hold the value of a parameter."""
 WITH_PARAMETERS: Final = frozenset(("create_workspace", "start_workspace"))
 _TEXTS: Final = ("error", "error_code", "reason", "output")
@@ -182,7 +183,8 @@ def _declared(tool: str, args: dict[str, Any], chat: Chat, known: Known) -> tupl
     For start_workspace these are the active version and the version of the last build.
     """
     if tool == "create_workspace":
-        template = known.catalog.templates.get(str(args.get("template_id")).strip().lower())
+        wanted = named_template(args, chat.organization_id or "")
+        template = known.catalog.templates.get(wanted or "")
         return template.active.manifest.parameter if template else ()
     if tool != "start_workspace":
         return ()

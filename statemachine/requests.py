@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from statemachine import answers, naming
 from statemachine.arguments import CreateArguments, StartArguments
@@ -48,21 +48,21 @@ def create(
     `replaced` is the transition of the build that is requested for the chat's current workspace,
     which the new one replaces; None if no such build is needed.
     """
-    template = known.catalog.templates.get(args.template)
+    template = known.catalog.templates.get(args.template_of(call.organization_id))
     if template is None or template.organization_id != call.organization_id:
         return answers.error(  # the same answer if it belongs to another organization
-            f"template {args.template} was not found; use list_templates to find one"
+            f"template {args.shown_template} was not found; use list_templates to find one"
         )
     if not allowed(template, call, known):
         return answers.error(
-            f"template {args.template} is not available to this chat; "
+            f"template {args.shown_template} is not available to this chat; "
             "use list_templates to find those that are"
         )
     manifest = template.active.manifest
-    preset = next((p for p in manifest.preset if template.preset_id(p) == args.preset), None)
-    if args.preset is not None and preset is None:
+    preset = args.preset_of(template)
+    if args.wanted_preset is not None and preset is None:
         return answers.error(
-            f"template '{template.name}' has no preset {args.preset}; read_template lists them"
+            f"template '{template.name}' has no preset {args.wanted_preset}; read_template lists them"
         )
     values = resolve(
         manifest.parameter, args.parameters or {}, (preset.parameters if preset else {},)
@@ -85,11 +85,11 @@ def create(
         transition=Transition.START,
         template=_template_ref(template.active),
         parameters=values,
-        preset_id=args.preset,
+        preset_id=template.preset_id(preset) if preset else None,
         ttl_ms=known.policy.ttl_ms,
         call_id=call.call_id,
     )
-    wait = Wait(until=Until.SETTLED, build_id=build.build_id, requested=True)
+    wait = _requested(build, Until.SETTLED)
     label = f"{call.call_id}/replaced"
     return Requested(build, wait, ending(chat, replaced, known, label) if replaced else None)
 
@@ -127,8 +127,7 @@ def start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOut
             "ttl_ms": known.policy.ttl_ms,
         }
     )
-    wait = Wait(until=Until.SETTLED, build_id=build.build_id, requested=True, extra=dict(extra))
-    return Requested(build, wait)
+    return Requested(build, _requested(build, Until.SETTLED, dict(extra)))
 
 
 def stop(call: Call, chat: Chat, known: Known) -> CallOutcome:
@@ -136,8 +135,18 @@ def stop(call: Call, chat: Chat, known: Known) -> CallOutcome:
     build = ending(chat, Transition.STOP, known, call.call_id)
     if build is None:
         return _unknown_template(chat)
-    wait = Wait(until=Until.STOPPED, build_id=build.build_id, requested=True)
-    return Requested(build, wait)
+    return Requested(build, _requested(build, Until.STOPPED))
+
+
+def _requested(build: BuildRequested, until: Until, extra: dict[str, Any] | None = None) -> Wait:
+    """Return the wait of the call that requests `build`."""
+    return Wait(
+        until=until,
+        build_id=build.build_id,
+        workspace_id=build.workspace_id,
+        requested=True,
+        extra=extra or {},
+    )
 
 
 def ending(

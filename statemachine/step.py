@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from statemachine import events, redaction, timers, tool_rules
+from statemachine.arguments import content_digest
 from statemachine.calls import (
     Answered,
     Call,
@@ -460,7 +461,12 @@ class _Stepping:
     # -- calls ------------------------------------------------------------------------------------
 
     def _request(self, event: Event, asked: events.ToolRequested) -> None:
-        if self._stored(asked.call_id) is not None:
+        digest = content_digest(
+            self._known.call_key, event.chat_id, asked.call_id, asked.tool, asked.args
+        )
+        if (stored := self._stored(asked.call_id)) is not None:
+            if stored.call.conflicts_with(digest):
+                self._mark_conflict(stored)
             self._answer_again(event)
             return
         call = Call(
@@ -473,11 +479,19 @@ class _Stepping:
             owner_name=asked.owner_name,
             asked_at=self._at,
             order=self._chat.seq,
+            digest=digest,
         )
         if asked.call_id in self._before.canceled or asked.call_id in self.step.canceled:
             self._answer(call, tool_rules.canceled(call, self._chat), event)
         else:
             self._evaluate(call, event)
+
+    def _mark_conflict(self, stored: StoredCall) -> None:
+        """Note that a request with other content named the call: its answer says so from now on."""
+        call = replace(stored.call, conflict=True)
+        self.step.calls[call.call_id] = StoredCall(call, stored.answer)
+        if call.call_id in self.step.open:
+            self.step.open[call.call_id] = call
 
     def _answer_again(self, event: Event) -> None:
         """Publish the answer again if the event asks for a call that is answered: its sender waits for it."""

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from statemachine import answers, requests
 from statemachine.arguments import (
+    ARGUMENTS,
     BadArguments,
     CreateArguments,
     ListArguments,
@@ -20,6 +21,7 @@ from statemachine.arguments import (
     ReadArguments,
     StartArguments,
     arguments,
+    given_parameters,
 )
 from statemachine.calls import (
     Answered,
@@ -40,12 +42,14 @@ from statemachine.messages import (
     AlreadyExists,
     AlreadyRunning,
     Created,
+    IsStopped,
     Readiness,
     Started,
     StartNotes,
+    UnusedParameters,
 )
 from statemachine.states import STATE_INFO, Phase, State
-from statemachine.views import full_name, name_of
+from statemachine.views import full_name, id_of, name_of
 
 NO_WORKSPACE: Final = "the chat has no workspace; use create_workspace to make one"
 
@@ -66,11 +70,10 @@ def evaluate(call: Call, chat: Chat, known: Known) -> CallOutcome:
 
 
 def _verdict(call: Call, chat: Chat, known: Known) -> CallOutcome:
-    tool = _TOOLS.get(call.tool)
-    if tool is None:
-        return answers.error(f"unknown tool {call.tool!r}; there are: {', '.join(_TOOLS)}")
-    model, rules = tool
-    args = arguments(model, call.args)
+    rules = _RULES.get(call.tool)
+    if rules is None:
+        return answers.error(f"unknown tool {call.tool!r}; there are: {', '.join(TOOLS)}")
+    args = arguments(ARGUMENTS[call.tool], call.args)
     if isinstance(args, BadArguments):
         return answers.error(f"{call.tool}: {args.message}")
     if call.wait is None:
@@ -120,12 +123,8 @@ def canceled(call: Call, chat: Chat) -> Answered:
     if wait is None or chat.build is None:
         return answers.error("the call was canceled before a build was requested")
     if about.phase in (Phase.BEING_BUILT, Phase.BEING_STOPPED):
-        return Answered(
-            {
-                "error": f"the call was canceled; the {chat.build.transition} build goes on",
-                "build_id": chat.build.id,
-            }
-        )
+        error = f"the call was canceled; the {chat.build.transition} build goes on"
+        return answers.failure(error, chat.build.id, id_of(chat))
     keys: dict[State, Readiness] = {
         State.AGENT_CONNECTING: {"agent_status": "not_ready"},
         State.SCRIPTS_RUNNING: {"startup_scripts": "startup_scripts_unknown"},
@@ -142,14 +141,15 @@ def _create(call: Call, args: CreateArguments, chat: Chat, known: Known) -> Call
         case Phase.BEING_STOPPED:
             return _wait_for_build(call, chat, Until.OVER)
         case Phase.STOPPED:
-            return Answered(
-                {
-                    "created": False,
-                    "workspace_name": name_of(chat),
-                    "status": "stopped",
-                    "message": "the workspace is stopped; use start_workspace to start it",
-                }
-            )
+            stopped: IsStopped = {
+                "created": False,
+                "workspace_id": id_of(chat),
+                "workspace_name": name_of(chat),
+                "status": "stopped",
+                "message": "the workspace is stopped; use start_workspace to start it",
+                **_unused_parameters(call),
+            }
+            return Answered(stopped)
         case Phase.RUNNING if chat.usable:
             return _use_running(call, chat)
         case phase:
@@ -186,7 +186,14 @@ def _stop(call: Call, args: NoArguments, chat: Chat, known: Known) -> CallOutcom
         case Phase.BEING_BUILT | Phase.BEING_STOPPED:
             return _wait_for_build(call, chat, Until.OVER)
         case Phase.STOPPED:
-            return Answered({"stopped": True, "workspace_name": name_of(chat), "no_build": True})
+            return Answered(
+                {
+                    "stopped": True,
+                    "workspace_id": id_of(chat),
+                    "workspace_name": name_of(chat),
+                    "no_build": True,
+                }
+            )
         case _:
             return requests.stop(call, chat, known)
 
@@ -225,7 +232,7 @@ def _wait_for_build(call: Call, chat: Chat, until: Until) -> CallOutcome:
     """Let the call wait for the running build, with a new limit if its limit has passed."""
     if chat.build is None:
         return answers.error(NO_WORKSPACE)
-    wait = Wait(until=until, build_id=chat.build.id)
+    wait = Wait(until=until, build_id=chat.build.id, workspace_id=id_of(chat))
     if STATE_INFO[chat.state].settled:
         return Resumed(WaitResumed(build_id=chat.build.id, call_id=call.call_id), wait)
     return Waiting(wait)
@@ -239,7 +246,7 @@ def _use_running(call: Call, chat: Chat) -> CallOutcome:
     build = chat.start_build
     if build is None:
         return answers.error(NO_WORKSPACE)
-    wait = Wait(until=Until.SETTLED, build_id=build.id, running=True)
+    wait = Wait(until=Until.SETTLED, build_id=build.id, workspace_id=id_of(chat), running=True)
     if not STATE_INFO[chat.state].settled:
         return Waiting(wait)
     return _success(call, wait, chat, answers.readiness(chat))
@@ -249,9 +256,9 @@ def _outcome_of_start(call: Call, wait: Wait, chat: Chat) -> CallOutcome:
     """Answer with the outcome of the start build, or of the start build that superseded it."""
     build, gone = chat.build, wait.build_id in chat.deleted_builds
     if gone or build is None or build.transition is not Transition.START:
-        return answers.superseded(wait.build_id, chat)
+        return answers.superseded(wait, chat)
     running = wait.running and wait.build_id == build.id
-    followed = replace(wait, build_id=build.id, running=running)
+    followed = replace(wait, build_id=build.id, workspace_id=id_of(chat), running=running)
     if not STATE_INFO[chat.state].settled:
         return Waiting(followed)
     if STATE_INFO[chat.state].phase is Phase.RUNNING:
@@ -262,13 +269,11 @@ def _outcome_of_start(call: Call, wait: Wait, chat: Chat) -> CallOutcome:
 def _outcome_of_stop(wait: Wait, chat: Chat) -> CallOutcome:
     """Answer with the outcome of the stop build that the call requested."""
     if chat.build is None or chat.build.id != wait.build_id:
-        return answers.superseded(wait.build_id, chat)
+        return answers.superseded(wait, chat)
     if not STATE_INFO[chat.state].settled:
         return Waiting(wait)
     if STATE_INFO[chat.state].phase is Phase.STOPPED:
-        return Answered(
-            {"stopped": True, "workspace_name": name_of(chat), "build_id": wait.build_id}
-        )
+        return _stopped(wait, chat)
     return answers.build_failure(chat, wait.build_id, "stop")
 
 
@@ -286,30 +291,36 @@ def _evaluate_again(call: Call, args: Any, chat: Chat, known: Known, rules: Rule
 
 def _success(call: Call, wait: Wait, chat: Chat, keys: Readiness) -> Answered:
     """Return the tool's answer after a success, with the readiness keys `keys`."""
-    name = name_of(chat)
+    name, workspace_id = name_of(chat), id_of(chat)
+    unused: UnusedParameters = {} if wait.requested else _unused_parameters(call)
     if call.tool == "start_workspace":
         if wait.running:
             running: AlreadyRunning = {
                 "started": True,
+                "workspace_id": workspace_id,
                 "workspace_name": name,
                 "no_build": True,
                 **keys,
+                **unused,
             }
             return Answered(running)
         notes = cast(StartNotes, wait.extra)
         started: Started = {
             "started": True,
+            "workspace_id": workspace_id,
             "workspace_name": name,
             "build_id": wait.build_id,
             **notes,
             **keys,
+            **unused,
         }
         return Answered(started)
     if call.tool == "stop_workspace":
-        return Answered({"stopped": True, "workspace_name": name, "build_id": wait.build_id})
+        return _stopped(wait, chat)
     if wait.requested:
         created: Created = {
             "created": True,
+            "workspace_id": workspace_id,
             "workspace_name": full_name(chat),
             "build_id": wait.build_id,
             **keys,
@@ -317,17 +328,36 @@ def _success(call: Call, wait: Wait, chat: Chat, keys: Readiness) -> Answered:
         return Answered(created)
     exists: AlreadyExists = {
         "created": False,
+        "workspace_id": workspace_id,
         "workspace_name": name,
         "status": "already_exists",
         "message": "the workspace is running already"
         if wait.running
         else "the workspace that was being built is there now",
         **keys,
+        **unused,
     }
     if wait.running:
         return Answered(exists)
     built: AlreadyBuilt = {"build_id": wait.build_id, **exists}
     return Answered(built)
+
+
+def _stopped(wait: Wait, chat: Chat) -> Answered:
+    return Answered(
+        {
+            "stopped": True,
+            "workspace_id": id_of(chat),
+            "workspace_name": name_of(chat),
+            "build_id": wait.build_id,
+        }
+    )
+
+
+def _unused_parameters(call: Call) -> UnusedParameters:
+    """Return the key that names the parameters of a call that requests no build."""
+    names = given_parameters(call.args)
+    return {"parameters_ignored": names} if names else {}
 
 
 _REPLACED: Final = {
@@ -338,19 +368,19 @@ _REPLACED: Final = {
 it."""
 
 Rules = Callable[[Call, Any, Chat, Known], CallOutcome]
-_TOOLS: Final[dict[str, tuple[type[NoArguments], Rules]]] = {
-    "create_workspace": (CreateArguments, _create),
-    "start_workspace": (StartArguments, _start),
-    "stop_workspace": (NoArguments, _stop),
-    "list_templates": (ListArguments, _list),
-    "read_template": (ReadArguments, _read),
+_RULES: Final[dict[str, Rules]] = {
+    "create_workspace": _create,
+    "start_workspace": _start,
+    "stop_workspace": _stop,
+    "list_templates": _list,
+    "read_template": _read,
 }
 _ACTIONS: Final = {
     "create_workspace": "create",
     "start_workspace": "start",
     "stop_workspace": "stop",
 }
-TOOLS: Final = tuple(_TOOLS)
+TOOLS: Final = tuple(ARGUMENTS)
 """The names of the tools."""
 
 

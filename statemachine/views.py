@@ -56,6 +56,11 @@ def name_of(chat: Chat) -> str:
     return "" if chat.current is None else chat.current.name or chat.current.id
 
 
+def id_of(chat: Chat) -> str:
+    """Return the workspace's id; empty if the chat has none."""
+    return "" if chat.current is None else chat.current.id
+
+
 def state_changed(chat: Chat) -> StateChanged:
     """Return the data of `workspaced.state_changed.v1`."""
     return {

@@ -22,6 +22,7 @@ from handlers.access.issued_keys import caller_key
 from handlers.gateway import requests
 from handlers.gateway.credentials import CredentialRpcs
 from handlers.gateway.queries import Queries
+from handlers.gateway.replies import naming_ignored
 from handlers.gateway.tool_calls import ToolCalls
 from statemachine.events import Frozen
 from statemachine.store import Store, StoreUnavailableError
@@ -34,6 +35,7 @@ MAX_PER_CALLER: Final = 1_000
 _IMPORTED_REPLY: Final = "_R_"
 """The first token of the reply subjects that nats-server makes up for requests of other accounts."""
 Body = TypeVar("Body", bound=Frozen)
+Reply = TypeVar("Reply")
 
 
 @dataclass(slots=True)
@@ -69,7 +71,7 @@ class Gateway:
         queries = Queries(self.store, self.bus, self.orphan_grace)
         credentials = CredentialRpcs(self.store, self.bus)
         tools: dict[str, Responder] = {
-            tool: _bytes(requests.ToolBody, partial(calls.call, tool)) for tool in TOOLS
+            tool: _json_of_caller(requests.ToolBody, partial(calls.call, tool)) for tool in TOOLS
         }
         others: dict[str, Responder] = {
             "cancel": _json(requests.CancelBody, calls.cancel),
@@ -78,8 +80,10 @@ class Gateway:
             "list_orphans": _json(requests.OrphansBody, queries.list_orphans),
             "read_log": _json(requests.LogBody, queries.read_log),
             "read_events": _json(requests.EventsBody, queries.read_events),
-            "template_archive": _bytes(
-                requests.ArchiveBody, lambda body, _message: queries.template_archive(body)
+            "template_archive": _responder(
+                requests.ArchiveBody,
+                lambda body, _message: queries.template_archive(body),
+                lambda archive, _ignored: archive,  # bytes have no place for ignored keys
             ),
             "agent_credential": _json_of_caller(
                 requests.AgentCredentialBody, credentials.agent_credential
@@ -139,20 +143,29 @@ def _json(
 def _json_of_caller(
     model: type[Body], answer: Callable[[Body, Message], Awaitable[Mapping[str, object]]]
 ) -> Responder:
-    async def encoded(body: Body, message: Message) -> bytes:
-        reply = await answer(body, message)
-        return json.dumps(reply, ensure_ascii=False, separators=(",", ":")).encode()
-
-    return _bytes(model, encoded)
+    return _responder(model, answer, _encoded)
 
 
-def _bytes(model: type[Body], answer: Callable[[Body, Message], Awaitable[bytes]]) -> Responder:
-    """Return a responder that parses the body and turns outages into ServiceError 503."""
+def _encoded(reply: Mapping[str, object], ignored: list[str]) -> bytes:
+    """Encode a reply that names the ignored keys of the request's body, if there are any."""
+    shown = naming_ignored(reply, ignored)
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _responder(
+    model: type[Body],
+    answer: Callable[[Body, Message], Awaitable[Reply]],
+    encode: Callable[[Reply, list[str]], bytes],
+) -> Responder:
+    """Return a responder that parses the body and turns outages into ServiceError 503.
+
+    `encode` gets the reply and the names of the body's unknown keys.
+    """
 
     async def respond(message: Message) -> bytes:
-        body = requests.parse_body(model, message.data)
+        body, ignored = requests.parse_body(model, message.data)
         try:
-            return await answer(body, message)
+            return encode(await answer(body, message), ignored)
         except StoreUnavailableError as error:
             raise ServiceError(503, f"the database is unavailable; try again: {error}") from error
         except ServiceError:

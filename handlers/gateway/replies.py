@@ -5,6 +5,7 @@ docs/schemas is made from these types: run `make schemas` after a change.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, NotRequired
 
 # pydantic reads TypedDicts of `typing` only from Python 3.12 on.
@@ -12,10 +13,19 @@ from typing_extensions import TypedDict
 
 from handlers.gateway.requests import IssuableRole
 from statemachine.events import Id
-from statemachine.messages import LogEntry, LogLine, StateChanged, Timestamp
+from statemachine.messages import IgnoredKeys, LogEntry, LogLine, StateChanged, Timestamp
 
 
-class CanceledCall(TypedDict):
+def naming_ignored(reply: Mapping[str, object], names: Sequence[str]) -> Mapping[str, object]:
+    """Return the reply with these keys of the request added to those that it names as ignored."""
+    if not names:
+        return reply
+    known = reply.get("ignored", ())
+    assert isinstance(known, list | tuple)  # noqa: S101 — for mypy
+    return {**reply, "ignored": list(dict.fromkeys((*known, *names)))}
+
+
+class CanceledCall(IgnoredKeys):
     """The reply of `cancel`."""
 
     canceled: bool
@@ -37,13 +47,13 @@ class OpenCall(TypedDict):
     asked_at: Timestamp
 
 
-class ChatWithCalls(ShownChat):
+class ChatWithCalls(ShownChat, IgnoredKeys):
     """The reply of `get_chat`; a chat that workspaced has not heard of is in state `none`, version 0."""
 
     open_calls: list[OpenCall]
 
 
-class ChatsPage(TypedDict):
+class ChatsPage(IgnoredKeys):
     """The reply of `list_chats`."""
 
     chats: list[ShownChat]
@@ -70,7 +80,7 @@ class Orphan(TypedDict):
     """When workers stop it; absent if they cannot, because its pool is not known."""
 
 
-class OrphansPage(TypedDict):
+class OrphansPage(IgnoredKeys):
     """The reply of `list_orphans`."""
 
     orphans: list[Orphan]
@@ -78,7 +88,7 @@ class OrphansPage(TypedDict):
     """Absent on the last page; otherwise the `cursor` of the next request."""
 
 
-class LinesPage(TypedDict):
+class LinesPage(IgnoredKeys):
     """The reply of `read_log`."""
 
     lines: list[LogLine]
@@ -86,7 +96,7 @@ class LinesPage(TypedDict):
     """Absent if no more lines are stored; otherwise the `after` of the next request."""
 
 
-class EventsPage(TypedDict):
+class EventsPage(IgnoredKeys):
     """The reply of `read_events`."""
 
     events: list[LogEntry]
@@ -133,7 +143,7 @@ class ListedKey(TypedDict):
     """The key of an agent whose build is no longer the chat's newest."""
 
 
-class KeysPage(TypedDict):
+class KeysPage(IgnoredKeys):
     """The reply of `list_credentials`."""
 
     credentials: list[ListedKey]
@@ -141,7 +151,7 @@ class KeysPage(TypedDict):
     """Absent on the last page; otherwise the `cursor` of the next request."""
 
 
-class RevokedKey(TypedDict):
+class RevokedKey(IgnoredKeys):
     """The reply of `revoke_credential`."""
 
     public_key: str

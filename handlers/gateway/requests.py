@@ -5,18 +5,27 @@ docs/schemas is made from these models: run `make schemas` after a change.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from bus import ServiceError
 from statemachine.events import Frozen, Id, Label, Token
-from statemachine.leniency import UnreadableError
+from statemachine.leniency import UnreadableError, unknown_keys
 from statemachine.leniency import read as lenient
 from statemachine.strict_json import Reject, parse
 
+MAX_BODY: Final = 512 * 1024
+"""Maximum size of a body, in bytes."""
+
 IssuableRole = Literal["frontend", "chat-service", "provisioner", "operator", "worker", "gateway"]
 """The roles that a key can be issued for."""
+
+
+class Granting(Frozen):
+    """A body that grants something. An unknown key, such as a misspelled limit, makes it invalid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ToolBody(Frozen):
@@ -96,7 +105,7 @@ class ArchiveBody(Frozen):
     """In bytes, from the beginning."""
 
 
-class AgentCredentialBody(Frozen):
+class AgentCredentialBody(Granting):
     """The body of `agent_credential`, by which a provisioner obtains a key for an agent."""
 
     chat_id: Id
@@ -105,7 +114,7 @@ class AgentCredentialBody(Frozen):
     agent_id: Id
 
 
-class FrontendCredentialBody(Frozen):
+class FrontendCredentialBody(Granting):
     """The body of `frontend_credential`, by which a chat service obtains a key for a frontend."""
 
     chat_ids: Annotated[tuple[Id, ...], Field(strict=False, min_length=1, max_length=100)]
@@ -114,7 +123,7 @@ class FrontendCredentialBody(Frozen):
     """How long the key is valid."""
 
 
-class IssueBody(Frozen):
+class IssueBody(Granting):
     """The body of `issue_credential`, by which an operator issues a key for a role."""
 
     role: IssuableRole
@@ -146,13 +155,18 @@ class RevokeBody(Frozen):
 Body = TypeVar("Body", bound=Frozen)
 
 
-def parse_body(model: type[Body], data: bytes) -> Body:
+def parse_body(model: type[Body], data: bytes) -> tuple[Body, list[str]]:
     """Validate a request's body, with the same leniency as the data of an event.
 
-    Raises ServiceError 400, whose text names every invalid field.
+    Return the body, and the names of its keys that the rpc does not have. Raises ServiceError 413 for a
+    body that is too large, and 400 for an invalid one; its text then names every invalid field.
     """
+    if len(data) > MAX_BODY:
+        raise ServiceError(413, f"body: {len(data)} bytes; at most {MAX_BODY} are accepted")
     try:
-        return lenient(model, parse(data or b"{}"), "body")
+        body = parse(data or b"{}")
+        parsed = lenient(model, body, "body")
+        return parsed, unknown_keys(model, body) if isinstance(body, dict) else []
     except Reject as error:
         raise ServiceError(400, f"body: {error.detail}") from None
     except UnreadableError as error:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
 from bus import Bus, BusError, Message, Refused, ServiceError, subjects
-from handlers.gateway.replies import CanceledCall
+from handlers.gateway.replies import CanceledCall, naming_ignored
 from handlers.gateway.requests import CancelBody, ToolBody
 from handlers.publishing import new_event, publish_once
-from statemachine.codec import is_traceparent
+from statemachine.arguments import content_digest, unknown_arguments
+from statemachine.codec import MAX_SIZE, is_traceparent
 from statemachine.store import Store, StoreUnavailableError
 from statemachine.tool_rules import BUSY
+
+log = logging.getLogger(__name__)
 
 SERVICE: Final = "gateway"
 """The name of the chat service in the requests that the gateway publishes."""
@@ -33,20 +37,41 @@ class ToolCalls:
     """Calls that are held at the same time."""
     _held: int = 0
 
-    async def call(self, tool: str, body: ToolBody, message: Message) -> bytes:
+    async def call(self, tool: str, body: ToolBody, message: Message) -> Mapping[str, object]:
         """Publish a tool request, wait for its result, and return the `data` of tool_resolved.
 
-        Raises ServiceError 429 if there are too many calls, 400 if NATS refuses the request, and 503
-        if the result did not arrive in time or NATS is unavailable.
+        Raises ServiceError 409 if the call is known and has other content, 413 if the request is too
+        large, 429 if there are too many calls, 400 if NATS refuses the request, and 503 if the result
+        did not arrive in time or NATS is unavailable.
         """
         if self._held >= self.limit:
             text = f"{BUSY}this gateway holds {self._held} calls already; try again later"
             raise ServiceError(429, text)
         self._held += 1
         try:
-            return _reply(await self._result(tool, body, message))
+            if body.call_id is not None:
+                await self._check_content(tool, body, body.call_id)
+            return _reply(await self._result(tool, body, message), tool, body.args)
         finally:
             self._held -= 1
+
+    async def _check_content(self, tool: str, body: ToolBody, call_id: str) -> None:
+        """Raise ServiceError 409 if the call is stored and has other content than `body`."""
+        try:
+            known = await self.store.chats.known_call(body.chat_id, call_id)
+        except StoreUnavailableError as error:
+            # Workers compare again, and mark the answer: a call may be asked while the database is away.
+            log.info("call %s can't be compared with earlier ones now: %s", call_id, error)
+            return
+        if known is None or known.digest is None:
+            return
+        digest = content_digest(known.key, body.chat_id, call_id, tool, body.args)
+        if digest != known.digest:
+            raise ServiceError(
+                409,
+                f"call_id {call_id} was used for another call of this chat, with another tool or other "
+                "args; give each call its own call_id",
+            )
 
     async def _result(self, tool: str, body: ToolBody, message: Message) -> dict[str, Any]:
         traceparent = _traceparent(message.headers)
@@ -73,6 +98,8 @@ class ToolCalls:
             raise ServiceError(
                 503, f"call {call_id} has no result yet; try again with the same call_id"
             ) from None
+        except ServiceError:
+            raise
         except Refused as error:
             raise ServiceError(400, str(error)) from error
         except BusError as error:
@@ -94,15 +121,21 @@ class ToolCalls:
         self, type_name: str, chat_id: str, data: dict[str, Any], traceparent: str | None = None
     ) -> None:
         event = new_event("tool", SERVICE, chat_id, type_name, data, traceparent=traceparent)
+        if len(event.body) > MAX_SIZE:
+            raise ServiceError(
+                413,
+                f"the request is an event of {len(event.body)} bytes; at most {MAX_SIZE} are accepted",
+            )
         await publish_once(self.bus, event)
 
 
-def _reply(data: dict[str, Any]) -> bytes:
-    """Encode a result for the caller. Raises ServiceError 429 if a worker refused the call for load."""
+def _reply(data: dict[str, Any], tool: str, args: dict[str, Any]) -> Mapping[str, object]:
+    """Return a result for the caller. Raises ServiceError 429 if a worker refused the call for load."""
     error = data["result"].get("error") if data["is_error"] else None
     if error is not None and error.startswith(BUSY):
         raise ServiceError(429, error)
-    return json.dumps(data, ensure_ascii=False).encode()
+    # The result names the unknown arguments of the first request; this one may have others.
+    return naming_ignored(data, unknown_arguments(tool, args))
 
 
 def _traceparent(headers: Mapping[str, str]) -> str | None:

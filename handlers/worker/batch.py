@@ -231,6 +231,7 @@ async def _look_up(
         catalog=found.catalog,
         policy=policy(found.settings),
         names=found.names,
+        call_key=found.call_key,
         had=found.current,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 from bus import subjects
+from statemachine.arguments import unknown_arguments
 from statemachine.calls import Answered, Call
 from statemachine.chat import Chat
 from statemachine.codec import encode
@@ -171,7 +172,30 @@ def answered(call: Call, answer: Answered, because: Event, at: datetime) -> Publ
     event, publishes the answer again.
     """
     name = f"{call.chat_id}:{call.call_id}:{because.source}:{because.id}"
-    return result(call.chat_id, call.call_id, call.tool, answer, because, at, name)
+    return _answer(call, answer, because, at, name)
+
+
+def answered_again(call: Call, answer: Answered, at: datetime) -> Publication:
+    """Return the message with the answer of a call that NATS may have lost."""
+    name = f"{call.chat_id}:{call.call_id}{':conflict' if call.conflict else ''}"
+    return _answer(call, answer, None, at, name)
+
+
+def _answer(
+    call: Call, answer: Answered, because: Event | None, at: datetime, name: str
+) -> Publication:
+    ignored = unknown_arguments(call.tool, call.args)
+    return result(
+        call.chat_id,
+        call.call_id,
+        call.tool,
+        answer,
+        because,
+        at,
+        name,
+        conflict=call.conflict,
+        ignored=ignored,
+    )
 
 
 def refused(
@@ -194,10 +218,13 @@ def result(
     because: Event | None,
     at: datetime,
     name: str,
+    *,
+    conflict: bool = False,
+    ignored: Sequence[str] = (),
 ) -> Publication:
     """Return the message with the answer of a call.
 
-    `name` is the message id. It distinguishes this publication from others of the same answer.
+    `conflict`: a request with other content named the call; `ignored`: the unknown keys of its arguments. `name` is the message id. It distinguishes this publication from others of the same answer.
     """
     data: ToolResolved = {
         "call_id": call_id,
@@ -205,6 +232,10 @@ def result(
         "is_error": answer.is_error,
         "result": answer.result,
     }
+    if conflict:
+        data["conflict"] = True
+    if ignored:
+        data["ignored"] = list(ignored)
     body = _event("tool_resolved", chat_id, data, name, at, because)
     return Publication(chat_id, Lane.RESULT, subjects.result(chat_id, call_id), name, body)
 
@@ -215,7 +246,7 @@ def is_answered(answer: bytes, published: bytes) -> bool:
     It may also be a refusal of an earlier request with the same `call_id`.
     """
     wanted, found = json.loads(answer)["data"], json.loads(published)["data"]
-    if (wanted["is_error"], wanted["result"]) == (found["is_error"], found["result"]):
+    if all(wanted.get(key) == found.get(key) for key in ("is_error", "result", "conflict")):
         return True
     return str(found["result"].get("error", "")).startswith(UNSENDABLE)
 

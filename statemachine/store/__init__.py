@@ -182,6 +182,15 @@ NO_ROW: Final = 0
 """The row version of a chat that does not exist."""
 
 
+class KnownCall(NamedTuple):
+    """A stored call, to compare another request with."""
+
+    digest: str | None
+    """`Call.digest`."""
+    key: bytes
+    """The key of `arguments.content_digest`."""
+
+
 class LookedUp(NamedTuple):
     """The rows that calls are evaluated with."""
 
@@ -191,6 +200,8 @@ class LookedUp(NamedTuple):
     """Owner id -> lower-case names of the owner's workspaces."""
     current: set[str]
     """Those of the workspaces that are the current workspace of a chat."""
+    call_key: bytes
+    """The key of `arguments.content_digest`. It stays the same as long as the database exists."""
 
 
 class Chats(Protocol):
@@ -230,6 +241,10 @@ class Chats(Protocol):
 
     async def count_open_calls(self, limit: int) -> int:
         """Count the open calls of all chats; stop counting at `limit`."""
+        ...
+
+    async def known_call(self, chat_id: str, call_id: str) -> KnownCall | None:
+        """Return what identifies the content of a stored call; None if it is not stored."""
         ...
 
     async def is_answered(self, chat_id: str, call_id: str) -> bool:

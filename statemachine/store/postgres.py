@@ -56,6 +56,7 @@ REQUIRED_TABLES: Final = [
     "event_log",
     "event_identity",
     "call",
+    "call_key",
     "cancellation",
     "workspace",
     "alarm",

@@ -25,6 +25,7 @@ from statemachine.store import (
     Credential,
     Credentials,
     DatabaseOrigin,
+    KnownCall,
     ListedCredential,
     LookedUp,
     PushedVersion,
@@ -126,7 +127,8 @@ async def look_up(
         if key in wanted.versions or version.template_id in wanted.templates
     }
     heads: list[Mapping[str, Any]] = []
-    found = LookedUp(Catalog({}, versions), {}, {owner: set() for owner in wanted.owners}, set())
+    names: dict[str, set[str]] = {owner: set() for owner in wanted.owners}
+    found = LookedUp(Catalog({}, versions), {}, names, set(), call_key=b"")
     settings: dict[str, str] = {}
     for row in await fetch(
         "look_up",
@@ -146,6 +148,8 @@ async def look_up(
                 found.names[row["belongs_to"]].add(row["value"].lower())  # not as a locale does
             case "current":
                 found.current.add(row["id"])
+            case "call_key":
+                found = found._replace(call_key=bytes.fromhex(row["value"]))
             case _:
                 settings[row["id"]] = row["value"]
     while len(remembered) > _REMEMBERED_VERSIONS:
@@ -208,6 +212,11 @@ class PostgresChats(Chats):
     @override
     async def count_open_calls(self, limit: int) -> int:
         return int((await self._fetch("count_open_calls", limit))[0]["count"])
+
+    @override
+    async def known_call(self, chat_id: str, call_id: str) -> KnownCall | None:
+        rows = await self._fetch("known_call", chat_id, call_id)
+        return KnownCall(**rows[0]) if rows else None
 
     @override
     async def is_answered(self, chat_id: str, call_id: str) -> bool:

@@ -33,8 +33,8 @@ select pg_advisory_xact_lock(hashtextextended($1, 1))
 
 -- name: look_up
 -- Data for evaluating calls: templates by organization (to list) or by id (to build) with their active versions,
--- other versions, settings, the names of owners' workspaces, and those of the workspaces $6 that are
--- the current workspace of a chat. Versions never change, so those that the caller knows ($4) are not read again.
+-- other versions, settings, the key of digests, the names of owners' workspaces, and those of the workspaces $6 that
+-- are the current workspace of a chat. Versions never change, so those that the caller knows ($4) are not read again.
 -- Archives are left out: only provisioners need them. Callers cache nothing that can change.
 with heads as (
     select template_id, organization_id, active_version_id from template
@@ -51,6 +51,8 @@ where (version_id = any($3::uuid[]) or version_id in (select active_version_id f
 union all
 select 'setting', key, null, value, null, null, null, null from setting
 union all
+select 'call_key', null, null, encode(key, 'hex'), null, null, null, null from call_key
+union all
 select 'name', null, owner_id::text, name, null, null, null, null from workspace
 where owner_id = any($5::uuid[]) and deleted_at is null
 union all
@@ -66,7 +68,7 @@ select key, value from setting
 -- is skipped, with all that belongs to it, if its row is not the version that the caller read (0 for a chat that did
 -- not exist, null to write it in any case): another statement has changed it. Rows are locked in the order of their
 -- ids, before any is inserted, so two batches can't deadlock. A chat without a snapshot is only compared and locked. A
--- call is inserted when it arrives and updated while it is open. If two statements give the same name to workspaces of
+-- call is inserted when it arrives and updated while it is open; an answered one is only marked as in conflict. If two statements give the same name to workspaces of
 -- one owner, the index workspace_requested_name makes the later one fail. Old jobs are deleted when another one is
 -- written; rows that another statement has locked are left.
 with given as materialized (
@@ -110,9 +112,12 @@ with given as materialized (
         as n(chat_id uuid, call_id text, ord bigint, body jsonb, asked_at timestamptz, is_error boolean, result jsonb)
     where n.chat_id not in (select chat_id from skipped)
     on conflict (chat_id, call_id) do update
-    set body = excluded.body, resolved_at = excluded.resolved_at, is_error = excluded.is_error,
-        result = excluded.result
+    set body = excluded.body, resolved_at = excluded.resolved_at,
+        is_error = case when call.resolved_at is null then excluded.is_error else call.is_error end,
+        result = case when call.resolved_at is null then excluded.result else call.result end
     where call.resolved_at is null
+       or excluded.resolved_at is not null and excluded.body @> '{"conflict": true}'
+          and not call.body @> '{"conflict": true}'
 ), alarms as (  -- an alarm of the same time that is being deleted must stay: see delete_alarms
     insert into alarm (at, chat_id)
     select at, chat_id from json_to_recordset($5::json) as n(at timestamptz, chat_id uuid)
@@ -228,6 +233,11 @@ select body from call where chat_id = $1::uuid and resolved_at is null order by 
 -- name: count_open_calls
 -- Uses the index of open calls, and stops at the limit.
 select count(*) from (select from call where resolved_at is null limit $1) as open
+
+-- name: known_call
+-- The digest of a call that is stored, and the key that such digests are made with.
+select call.body ->> 'digest' as digest, call_key.key from call, call_key
+where call.chat_id = $1::uuid and call.call_id = $2
 
 -- name: is_answered
 select 1 from call

@@ -73,6 +73,7 @@ begin
             ('event_log',        'insert',                         'select',                                          'select'),
             ('event_identity',   'select, insert',                 '',                                                'select'),
             ('call',             'select, insert, update',         'select (chat_id, call_id, ord, body, resolved_at)', 'select'),
+            ('call_key',         'select',                         'select',                                          'select'),
             ('cancellation',     'select, insert, update, delete', '',                                                'select'),
             ('workspace',        'select, insert, update',         '',                                                'select'),
             ('outbox',           'select, insert, delete',         '',                                                'select'),

@@ -31,6 +31,7 @@ from statemachine.store import (
     Changes,
     DatabaseOrigin,
     DueAlarms,
+    KnownCall,
     Look,
     LookedUp,
     PushedVersion,
@@ -47,6 +48,7 @@ from statemachine.timers import needs_no_timer
 from tests.doubles.memory_credentials import MemoryCredentials
 
 Backup = list[dict[str, Any]]
+CALL_KEY = bytes(range(32))
 
 
 class MemoryStore:
@@ -116,7 +118,7 @@ class MemoryStore:
                 names[name.owner_id].add(name.name.lower())
         catalog = self.templates.select(wanted.organizations, wanted.templates, wanted.versions)
         current = await self.chats.current_workspaces(workspace_ids)
-        return LookedUp(catalog, await self.settings(), names, current)
+        return LookedUp(catalog, await self.settings(), names, current, CALL_KEY)
 
     async def write(self, changes: Changes) -> Written:
         skipped = self.changed_rows(changes)
@@ -183,10 +185,7 @@ class MemoryStore:
         self.identities.update(changes.identities)
         for stored in changes.calls:
             key = CallKey(stored.call.chat_id, stored.call.call_id)
-            if key not in self.answered_at:
-                self.calls[key] = stored
-                if stored.answer is not None:
-                    self.answered_at[key] = now
+            self._keep_call(key, stored, now)
         self.cancellations |= dict.fromkeys(changes.cancellations, now)
         for name in changes.names:
             self.names.setdefault(name.workspace_id, (name, False))
@@ -201,6 +200,16 @@ class MemoryStore:
             new = {job.build_id: job for job in changes.jobs if job.build_id not in kept}
             self.unpublished |= new.keys()
             self.jobs = new | kept
+
+    def _keep_call(self, key: CallKey, stored: StoredCall, now: datetime) -> None:
+        known = self.calls.get(key)
+        if known is not None and known.answer is not None:
+            if stored.answer is None or known.call.conflict or not stored.call.conflict:
+                return
+            stored = StoredCall(stored.call, known.answer)
+        self.calls[key] = stored
+        if stored.answer is not None:
+            self.answered_at[key] = now
 
     def put_snapshot(self, chat: Chat) -> None:
         """Store a snapshot as a new version of the chat's row."""
@@ -323,6 +332,10 @@ class MemoryChats:
 
     async def count_open_calls(self, limit: int) -> int:
         return min(limit, sum(stored.answer is None for stored in self._store.calls.values()))
+
+    async def known_call(self, chat_id: str, call_id: str) -> KnownCall | None:
+        stored = self._store.calls.get(CallKey(chat_id, call_id))
+        return stored and KnownCall(stored.call.digest, CALL_KEY)
 
     async def is_answered(self, chat_id: str, call_id: str) -> bool:
         stored = self._store.calls.get(CallKey(chat_id, call_id))

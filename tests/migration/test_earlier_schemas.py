@@ -19,6 +19,7 @@ from statemachine.store.postgres import PostgresStore
 from statemachine.store.postgres import connect as open_store
 from tests.migration import recording
 from tests.rigs.messages import new_id
+from tests.unit.facts import uid
 from tests.worker.rig import Hand, Rig
 
 RELEASED = {
@@ -32,9 +33,11 @@ RELEASED = {
     "0008_requested_names": "93d7a4687a4af5f83fcddbe0a43d65bb9490af8ab5b6c6682e533e14c17de6f6",
     "0009_nats_server": "b99198c24954a40b3b9f5e6c122d0b43616dad165f73ef35bb01917e68fe024d",
     "0010_alarms": "dad16f3a9b9e1b9b62efe54a350993506f61ad1b962920c14285569be95e16ba",
+    "0011_call_key": "4a153c6afcca97a41b5356788ae50c5bd17cde347a5c90dba9e5f0020fe3db6e",
 }
 """Digests of released migrations. They never change; corrections need a new migration."""
 EARLIER = recording.recorded()
+RECORDED_TEMPLATE = uid("template python")
 
 
 def test_a_released_migration_is_never_changed() -> None:
@@ -124,7 +127,7 @@ async def test_data_of_an_earlier_schema_goes_on(
         hand, chats = rig.hand(store=store), await store.chats.find()
         went = {chat.state: await gone_on(rig, hand, chat) for chat in chats}
         new = new_id()
-        await rig.senders.create(new)
+        await rig.senders.create(new, template_id=RECORDED_TEMPLATE)
         await hand.pump()
         assert rig.state(new)["state"] == "building"
         assert await wrong(store) == []

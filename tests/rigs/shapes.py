@@ -140,7 +140,9 @@ def state_changed(data: Event, chat: str) -> None:
 
 def tool_resolved(data: Event) -> None:
     """Data of `tool_resolved`, also as an rpc replies."""
-    assert data.keys() == {"call_id", "tool", "is_error", "result"}
+    assert data.keys() - {"conflict", "ignored"} == {"call_id", "tool", "is_error", "result"}
+    assert data.get("conflict", True) is True
+    assert data.get("ignored", ["?"]), "the key is missing when there is nothing to say"
     assert TOKEN.fullmatch(data["call_id"])
     assert isinstance(data["tool"], str)
     assert isinstance(data["is_error"], bool)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
-from msgspec.structs import replace
+from msgspec import structs
 
 from statemachine.calls import Answered, Call, Known, Policy, StoredCall
 from statemachine.chat import Chat
@@ -18,7 +19,7 @@ from statemachine.events import (
 )
 from statemachine.states import State
 from statemachine.step import InboundEvent, Loaded, PublishAnswer, PublishJob, PublishState, step
-from statemachine.templates import Catalog, Template, Version, read
+from statemachine.templates import Catalog, Template, Version, read, template_id
 from tests.unit.facts import CHAT, LIMITS, NOW, deadline, event, uid
 
 ORG, ANN = uid("org"), uid("ann")
@@ -34,7 +35,7 @@ start = "true"
 def template(text: str = PLAIN, *, organization: str = ORG, version: str = "version") -> Template:
     """Return a pushed template."""
     manifest = read(text)
-    made = uid(f"template {manifest.name}")
+    made = template_id(organization, manifest.name)
     return Template(
         id=made,
         organization_id=organization,
@@ -91,6 +92,11 @@ class Desk:
         )
         self.open: dict[str, Call] = {}
         self.answers: dict[str, Answered] = {}
+        """The answers by call, without `workspace_id`."""
+        self.workspaces: dict[str, str] = {}
+        """The `workspace_id` of each answer that is about a workspace or a build."""
+        self.conflicts: set[str] = set()
+        """The calls whose newest answer says that another request had other content."""
         self.jobs: list[BuildRequested] = []
         """The requested builds, including those of replaced workspaces."""
         self.states: list[State] = []
@@ -147,7 +153,7 @@ class Desk:
 
     def _step(self, fact: Event) -> None:
         self._steps += 1
-        known = replace(self.known, seed=b"seed %d" % self._steps)
+        known = structs.replace(self.known, seed=b"seed %d" % self._steps)
         loaded = Loaded(self.chat, self.open, self._calls)
         received = InboundEvent(fact, event_digest(fact.source, fact.id))
         taken = step(loaded, [received], known, LIMITS, NOW)
@@ -160,4 +166,15 @@ class Desk:
                 case PublishState(chat=chat):
                     self.states.append(chat.state)
                 case PublishAnswer(call=call, answer=answer):
-                    self.answers[call.call_id] = answer
+                    self._take(call, answer)
+
+    def _take(self, call: Call, answer: Answered) -> None:
+        result = dict(answer.result)
+        if not {"workspace_name", "build_id"}.isdisjoint(result):
+            self.workspaces[call.call_id] = result.pop("workspace_id")
+        assert "workspace_id" not in result
+        if "workspace_name" in result:
+            assert self.chat.current is not None
+            assert self.workspaces[call.call_id] == self.chat.current.id
+        self.answers[call.call_id] = replace(answer, result=result)
+        self.conflicts |= {call.call_id} if call.conflict else set()

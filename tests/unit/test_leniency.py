@@ -179,7 +179,7 @@ def test_the_last_value_of_a_duplicate_key_counts_everywhere() -> None:
     assert isinstance(found.data, events.BuildFailed)
     assert found.data.error == "two"
     twice = f'{{"chat_id": "x", "chat_id": "{CHAT}"}}'
-    assert requests.parse_body(requests.ChatBody, twice.encode()).chat_id == CHAT
+    assert requests.parse_body(requests.ChatBody, twice.encode())[0].chat_id == CHAT
 
 
 @pytest.mark.parametrize(
@@ -231,17 +231,17 @@ def test_rpc_bodies_are_read_with_the_same_leniency() -> None:
         "args": None,
     }
 
-    found = requests.parse_body(requests.ToolBody, BOM + json.dumps(body).encode())
+    found, ignored = requests.parse_body(requests.ToolBody, BOM + json.dumps(body).encode())
 
-    assert (found.call_id, found.args) == (None, {})
+    assert (found.call_id, found.args, ignored) == (None, {}, [])
     listing = b'{"organization_id": "", "owner_id": null, "state": "", "cursor": ""}'
-    assert requests.parse_body(requests.ChatsBody, listing) == requests.ChatsBody()
+    assert requests.parse_body(requests.ChatsBody, listing)[0] == requests.ChatsBody()
     page = f'{{"chat_id": "{CHAT}", "after": 2e0}}'.encode()
-    assert requests.parse_body(requests.EventsBody, page).after == 2
+    assert requests.parse_body(requests.EventsBody, page)[0].after == 2
     offset = f'{{"version_id": "{CHAT}", "offset": null}}'.encode()
-    assert requests.parse_body(requests.ArchiveBody, offset).offset == 0
+    assert requests.parse_body(requests.ArchiveBody, offset)[0].offset == 0
     issued = b'{"role": "provisioner", "name": "p", "pool": "cpu", "chat_ids": null}'
-    assert requests.parse_body(requests.IssueBody, issued).chat_ids == ()
+    assert requests.parse_body(requests.IssueBody, issued)[0].chat_ids == ()
 
 
 @pytest.mark.parametrize(
@@ -252,6 +252,44 @@ def test_lists_that_grant_rights_are_never_repaired(chat_ids: object) -> None:
 
     with pytest.raises(ServiceError, match=r"body\.chat_ids"):
         requests.parse_body(requests.FrontendCredentialBody, body)
+
+
+def test_unknown_keys_of_a_body_are_named() -> None:
+    body = {"chat_id": CHAT, "chatid": CHAT, "build": None, "After": 3}
+
+    found, ignored = requests.parse_body(requests.EventsBody, json.dumps(body).encode())
+
+    assert found == requests.EventsBody(chat_id=CHAT)
+    assert ignored == ["chatid", "After"], "null counts as absent"
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        (requests.FrontendCredentialBody, {"chat_ids": [CHAT]}),
+        (requests.IssueBody, {"role": "operator"}),
+        (
+            requests.AgentCredentialBody,
+            {"chat_id": CHAT, "workspace_id": CHAT, "build_id": CHAT, "agent_id": CHAT},
+        ),
+    ],
+)
+def test_a_body_that_grants_something_may_not_have_unknown_keys(
+    model: type[requests.Granting], body: dict[str, Any]
+) -> None:
+    with pytest.raises(ServiceError, match=r"^400 body\.ttl is not a key of this request$"):
+        requests.parse_body(model, json.dumps({**body, "ttl": 60}).encode())
+
+    _, ignored = requests.parse_body(model, json.dumps({**body, "ttl": None}).encode())
+    assert ignored == []
+
+
+def test_a_body_over_512_kib_is_too_large() -> None:
+    body = f'{{"chat_id": "{CHAT}"}}'.encode().ljust(512 * 1024)
+
+    assert requests.parse_body(requests.ChatBody, body)[0].chat_id == CHAT
+    with pytest.raises(ServiceError, match=r"^413 "):
+        requests.parse_body(requests.ChatBody, body + b" ")
 
 
 def test_arguments_are_read_with_the_same_leniency() -> None:
@@ -325,10 +363,13 @@ def test_an_unusable_optional_field_is_omitted(name: str, key: str, value: objec
         ({"id": uid("x")}, "data.agents[1].name is required"),
         ({"id": None, "name": "x"}, "data.agents[1].id is required"),
         ({"id": uid("x"), "name": ""}, "data.agents[1].name is required"),
-        ({"id": "x", "name": "x"}, "data.agents[1].id is not a UUID"),
-        ({"id": uid("x").upper(), "name": "x"}, "data.agents[1].id is a UUID, but not in lower"),
+        ({"id": "x", "name": "x"}, "data.agents[1].id must be a lower-case UUID"),
+        ({"id": uid("x").upper(), "name": "x"}, "data.agents[1].id must be a lower-case UUID"),
         ({"id": uid("x"), "name": 5}, "data.agents[1].name is not a text"),
-        ({"id": uid("x"), "name": "x", "parent_id": "y"}, "data.agents[1].parent_id is not a UUID"),
+        (
+            {"id": uid("x"), "name": "x", "parent_id": "y"},
+            "data.agents[1].parent_id must be a lower",
+        ),
         ({"id": uid("x"), "name": "x", "parent_id": 5}, "data.agents[1].parent_id is not a text"),
         ({"id": AGENT, "name": "again"}, "data.agents[1].id was listed before"),
         (None, "data.agents[1] is not an object"),

@@ -131,6 +131,7 @@ from tests.unit.facts import (
     START,
     STOP,
     agents,
+    connected,
     deleted,
     disconnected,
     failed,
@@ -393,12 +394,21 @@ def test_c4e_a_workspace_whose_agent_connected_late_is_kept() -> None:
     assert answer.result["agent_status"] == "not_ready"
 
 
-def test_c4f_a_workspace_without_agents_is_replaced_and_stopped() -> None:
-    desk = Desk(started(1, template_id=PYTHON.id), succeeded(made=()))
+def test_c4f_a_workspace_without_agents_exists_already() -> None:
+    desk = Desk(started(1, workspace_name="w", template_id=PYTHON.id), succeeded(made=()))
 
-    assert desk.create() is None
+    answer = desk.create()
 
-    assert [job.transition for job in desk.jobs] == [STOP, START]
+    assert answer is not None
+    assert not answer.is_error
+    assert answer.result == {
+        "created": False,
+        "workspace_name": "w",
+        "status": "already_exists",
+        "message": answer.result["message"],
+        "agent_status": "no_agent",
+    }
+    assert desk.jobs == []
 
 
 @pytest.mark.parametrize("state", [S.BUILD_FAILED, S.BUILD_CANCELED])
@@ -432,7 +442,7 @@ def test_c4j_a_failed_stop_after_a_failed_start_leaves_nothing_to_stop() -> None
 
 
 def test_c4k_a_replaced_workspace_of_an_unknown_template_is_not_stopped() -> None:
-    unknown = [started(1), succeeded(made=())]
+    unknown = [started(1), succeeded(), connected(1), disconnected(2)]
     desk = Desk(*unknown, known=catalog(template(PLAIN, version="other")))
 
     assert desk.create() is None

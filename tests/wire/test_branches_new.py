@@ -10,7 +10,7 @@ from tests.rigs.client import Chat, Job
 from tests.rigs.messages import agent_entry, new_id
 from tests.rigs.world import World
 from tests.wire import steps
-from tests.wire.steps import CREATE, START
+from tests.wire.steps import CREATE
 
 
 async def assert_create_replaces(
@@ -53,24 +53,25 @@ async def test_c4d_create_replaces_and_stops_a_workspace_that_lost_its_agent(
         world.deployment.up.process.wait_for_output(old.workspace_id)
 
 
-async def test_c4f_create_replaces_and_stops_a_workspace_without_agents(world: World) -> None:
+async def test_c4f_create_finds_a_workspace_without_agents(world: World) -> None:
     chat = await world.chat()
-    old, _ = await steps.given_running_workspace(world, chat, "bare")
+    job, _ = await steps.given_running_workspace(world, chat, "bare")
 
-    stop, _ = await assert_create_replaces(world, chat, old, 2)
-    await world.provisioner.succeed(stop)
+    answer = await chat.call(CREATE, {"template_id": world.plain})
+
+    assert answer.keys() == steps.EXISTS | {"agent_status"}
+    assert (answer["created"], answer["status"]) == (False, "already_exists")
+    assert (answer["agent_status"], answer["workspace_id"]) == ("no_agent", job.workspace_id)
+    assert await steps.all_jobs(world, chat) == [job]
 
 
-async def test_c4f_the_stop_job_has_the_next_build_number_of_its_own_workspace(
+async def test_c4d_the_stop_job_has_the_next_build_number_of_its_own_workspace(
     world: World,
 ) -> None:
     chat = await world.chat()
-    old = await steps.given_stopped_workspace(world, chat)
-    call = await chat.ask(START)
-    await world.provisioner.succeed(await world.provisioner.job(chat, "start", 3))
-    await steps.successful_result(chat, call)
+    old, _ = await steps.given_running_workspace(world, chat, "lost")
 
-    stop, second = await assert_create_replaces(world, chat, old, 4)
+    stop, second = await assert_create_replaces(world, chat, old, 2)
     await world.provisioner.succeed(stop)
 
     # The builds of the new workspace are numbered from 1.
@@ -117,11 +118,11 @@ async def test_c4h_create_makes_a_new_workspace_after_a_delete(world: World, way
     assert await steps.all_jobs(world, chat) == [*before, new]
 
 
-async def test_c4i_create_replaces_a_workspace_without_agents_whose_stop_failed(
+async def test_c4i_create_replaces_a_workspace_that_lost_its_agent_and_whose_stop_failed(
     world: World,
 ) -> None:
     chat = await world.chat()
-    old = await steps.given_finished_start(world, chat)
+    old, _ = await steps.given_running_workspace(world, chat, "lost")
     await steps.given_finished_stop(world, chat, "canceled")
 
     stop, _ = await assert_create_replaces(world, chat, old, 3)

@@ -17,7 +17,7 @@ from tests.rigs.messages import (
     success_of,
     tool_request,
 )
-from tests.unit.driver import ANN, ORG, PLAIN
+from tests.unit.driver import ANN, ORG, PLAIN, PYTHON
 from tests.unit.facts import uid
 
 TRACE: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -61,7 +61,9 @@ class Senders:
         return await self.publish(tool_request(service, chat, data, **_same(event_id, trace)))
 
     async def create(self, chat: str, call: str = "c", **more: Any) -> PubAck:
-        return await self.ask(chat, "create_workspace", call, template_id=TEMPLATE_ID, **more)
+        return await self.ask(
+            chat, "create_workspace", call, **{"template_id": TEMPLATE_ID, **more}
+        )
 
     async def cancel(self, chat: str, call: str) -> PubAck:
         data = {"call_id": call}
@@ -139,4 +141,4 @@ def agent_of(job: Job, name: str = "main") -> str:
     return uid(f"{job['build_id']}/{name}")
 
 
-TEMPLATE_ID: Final = uid("template python")
+TEMPLATE_ID: Final = PYTHON.id

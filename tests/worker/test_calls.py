@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from handlers.worker import publications
+from statemachine.templates import template_id
 from tests.rigs.messages import new_id
-from tests.unit.driver import ANN
+from tests.unit.driver import ANN, ORG
 from tests.unit.facts import uid
 from tests.worker.messages import TEMPLATE_ID, TRACE, Job, Senders
 from tests.worker.rig import Hand, Rig
@@ -53,16 +55,57 @@ async def test_equal_event_ids_of_two_services_are_different_events(
     assert len(rig.results[chat, "c"]) == 2
 
 
+@pytest.mark.parametrize("most", [1, 256])
 async def test_a_repeated_call_id_with_other_arguments_gets_the_first_answer(
-    rig: Rig, hand: Hand, send: Senders, chat: str
+    rig: Rig, hand: Hand, send: Senders, chat: str, most: int
 ) -> None:
     await send.ask(chat, "list_templates")
-    await send.ask(chat, "read_template", template_id=TEMPLATE_ID)
     await send.ask(chat, "list_templates", owner=uid("bob"))
+    await send.ask(chat, "read_template", template_id=TEMPLATE_ID)
+    await send.ask(chat, "list_templates")
+    await hand.pump(most)
+
+    answers = rig.results[chat, "c"]
+    assert [answer.get("conflict", False) for answer in answers] == [False, False, True, True]
+    assert rig.answer(chat)["tool"] == "list_templates"
+
+
+async def test_a_waiting_call_is_answered_with_the_conflict_that_came_meanwhile(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.create(chat)
+    await hand.pump()
+    await send.ask(chat, "stop_workspace")
+    await hand.pump()
+    assert (chat, "c") not in rig.results
+
+    await send.built(rig.job, agents=())
     await hand.pump()
 
-    assert len(rig.results[chat, "c"]) == 3
-    assert rig.answer(chat)["tool"] == "list_templates"
+    answer = rig.answer(chat)
+    assert (answer["tool"], answer["conflict"]) == ("create_workspace", True)
+    assert len(rig.jobs()) == 1
+    await rig.check(chat)
+
+
+async def test_an_answer_with_a_conflict_that_nats_lost_is_published_again(
+    rig: Rig, hand: Hand, send: Senders, chat: str
+) -> None:
+    await send.ask(chat, "list_templates", other=1)
+    await hand.pump()
+    await send.ask(chat, "read_template")
+    await hand.pump()
+    shown = rig.answer(chat)
+    (stored,) = await rig.store.recovery.answers_of([chat])
+
+    assert stored.answer is not None
+    again = publications.answered_again(stored.call, stored.answer, await rig.store.now())
+    assert json.loads(again.payload)["data"] == shown
+    assert (shown["conflict"], shown["ignored"]) == (True, ["other"])
+    first = {**shown}
+    del first["conflict"]
+    before = json.dumps({"data": first}).encode()
+    assert not publications.is_answered(again.payload, before), "it lacks the conflict"
 
 
 async def test_a_request_of_another_owner_is_refused(
@@ -109,7 +152,7 @@ async def test_a_call_cancelled_while_building_is_answered_and_the_build_goes_on
     await hand.pump()
     await send.cancel(chat, "c")
     await hand.pump()
-    assert rig.answer(chat)["result"].keys() == {"error", "build_id"}
+    assert rig.answer(chat)["result"].keys() == {"error", "build_id", "workspace_id"}
 
     await send.built(rig.job, agents=())
     await send.cancel(chat, "c")
@@ -239,7 +282,7 @@ async def test_no_log_entry_shows_a_sensitive_value_not_even_that_of_a_repeat(
             chat,
             "create_workspace",
             event_id=event_id,
-            template_id=uid("template secret"),
+            template_id=template_id(ORG, "secret"),
             parameters={"token": "hush"},
         )
         await hand.pump()
@@ -279,7 +322,10 @@ async def test_a_replaced_workspace_is_stopped_and_the_new_one_followed(
     await send.create(chat)
     await hand.pump()
     first = rig.job
-    await send.built(first, agents=())
+    await send.built(first)
+    await send.agent(first, "connected", 1)
+    await send.agent(first, "disconnected", 2)
+    await hand.pump()
     await send.create(chat, "again")
     await hand.pump()
 

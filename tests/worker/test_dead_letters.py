@@ -185,7 +185,7 @@ async def test_a_repaired_fact_is_applied_and_its_log_entry_has_a_notice(
 
     assert rig.state(chat)["state"] == "agent_connecting"
     *_, entry = await rig.store.chats.log(chat)
-    assert "data.template_version_id is not a UUID" in entry["notice"]
+    assert "data.template_version_id must be a lower-case UUID" in entry["notice"]
     assert "data.agents[1]" in entry["notice"]
     assert entry["event"]["data"]["agents"] == [
         {**listed[0], "parent_id": None, "display_order": 0}

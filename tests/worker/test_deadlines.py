@@ -29,7 +29,7 @@ async def test_a_passed_limit_moves_the_chat_and_answers_its_calls(
     assert (state["state"], state["failure"]["reason"]) == ("failed", "build_timeout")
     assert state["cause"]["type"] == "workspaced.deadline_passed.v1"
     assert state["cause"]["source"] == "/workspaced"
-    assert set(rig.answer(chat)["result"]) == {"error", "build_id"}
+    assert set(rig.answer(chat)["result"]) == {"error", "build_id", "workspace_id"}
     await rig.check(chat)
 
 

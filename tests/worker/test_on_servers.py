@@ -174,7 +174,7 @@ async def test_a_limit_passes_by_a_timer_of_the_real_server(place: Place) -> Non
         await place.send.create(chat)
         answer = await next_data(answers)
 
-    assert answer["result"].keys() == {"error", "build_id"}
+    assert answer["result"].keys() == {"error", "build_id", "workspace_id"}
     log = await place.store.chats.log(chat)
     fired = [e for e in log if e["event"]["type"] == "workspaced.deadline_passed.v1"]
     assert len(fired) == 1

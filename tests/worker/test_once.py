@@ -41,6 +41,7 @@ async def test_a_create_is_answered_when_the_workspace_is_ready(
     assert rig.path(chat) == ["building", "agent_connecting", "scripts_running", "ready"]
     assert rig.answer(chat)["result"] == {
         "created": True,
+        "workspace_id": job["workspace_id"],
         "workspace_name": "ann/blue",
         "build_id": job["build_id"],
     }

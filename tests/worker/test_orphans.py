@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from statemachine.templates import template_id
 from tests.rigs.messages import new_id
-from tests.unit.facts import uid
+from tests.unit.driver import ORG
 from tests.worker.messages import TEMPLATE_ID, Job, Senders
 from tests.worker.rig import Hand, Rig
 
@@ -46,9 +47,17 @@ async def given_ready_workspace(
     return job
 
 
+async def given_lost_workspace(rig: Rig, hand: Hand, chat: str) -> Job:
+    """Create a workspace whose agent connects and disconnects; return its job."""
+    job = await given_ready_workspace(rig, hand, chat)
+    await rig.senders.agent(job, "disconnected", 3)
+    await hand.pump()
+    return job
+
+
 async def given_replaced_workspace(rig: Rig, hand: Hand, chat: str) -> tuple[Job, Job]:
-    """Replace a workspace without agents; return its stop job and the job of the new one."""
-    await given_ready_workspace(rig, hand, chat, agents=())
+    """Replace a workspace whose agent is lost; return its stop job and the job of the new one."""
+    await given_lost_workspace(rig, hand, chat)
     new = await given_ready_workspace(rig, hand, chat, "again")
     (stop,) = [job for job in rig.jobs() if job["transition"] == "stop"]
     return stop, new
@@ -87,7 +96,7 @@ async def log_entries(rig: Rig, chat: str, name: str) -> list[Any]:
 async def test_a_replaced_workspace_is_stopped_and_is_not_an_orphan(
     rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
 ) -> None:
-    old = await given_ready_workspace(rig, hand, chat, agents=())
+    old = await given_lost_workspace(rig, hand, chat)
     await send.create(chat, "again")
     await hand.pump()
 
@@ -184,7 +193,7 @@ async def test_a_late_end_of_a_stop_may_arrive_during_its_repetition(
 async def test_an_orphan_is_stopped_after_its_grace_period(
     rig: Rig, hand: Hand, send: Senders, chat: str, errors: list[str]
 ) -> None:
-    other = uid("template other")
+    other = template_id(ORG, "other")
     await rig.push('name = "other"\n[build]\nstart = "true"')
     mine = await given_ready_workspace(rig, hand, chat)
     shown, theirs = rig.state(chat), job_from_elsewhere(chat)

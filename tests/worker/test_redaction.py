@@ -276,7 +276,10 @@ async def test_stops_requested_by_workers_reveal_no_value(
     """Stops of a replaced workspace, of an orphan, and at the end of a lifetime."""
     await rig.store.put_setting("chat_workspace_ttl", "2h")
     await create_with_values(rig, hand, chat, {"token": SECRET})
-    await send.built(rig.job, agents=())
+    old = rig.job
+    await send.built(old)
+    await send.agent(old, "connected", 1)
+    await send.agent(old, "disconnected", 2)
     await hand.pump()
     await create_with_values(rig, hand, chat, {"token": OTHER}, "again")
     new, stop = rig.jobs()[-2:]

@@ -294,7 +294,8 @@ async def test_waiting_calls_are_answered_when_the_lifetime_stops_the_workspace(
 async def test_the_lifetime_of_a_replaced_workspace_has_no_effect(
     rig: Rig, hand: Hand, send: Senders, chat: str
 ) -> None:
-    old = await given_running_workspace(rig, hand, chat, "no agents")
+    old = await given_running_workspace(rig, hand, chat)
+    await send.agent(old, "disconnected", 3)
     await hand.let_time_pass(HOUR)
     await send.create(chat, "new")
     await hand.pump()

@@ -315,11 +315,9 @@ def _job_messages(jobs: Iterable[StoredJob]) -> list[Publication]:
 
 def _answer_messages(calls: Iterable[StoredCall], now: datetime) -> list[Publication]:
     return [
-        publications.result(
-            c.chat_id, c.call_id, c.tool, answer, None, now, f"{c.chat_id}:{c.call_id}"
-        )
-        for c, answer in ((stored.call, stored.answer) for stored in calls)
-        if answer is not None
+        publications.answered_again(stored.call, stored.answer, now)
+        for stored in calls
+        if stored.answer is not None
     ]
 
 

@@ -24,6 +24,7 @@ from handlers.worker.recovery.stream_watch import StreamWatch
 from handlers.worker.relay import Relay
 from statemachine.calls import Answered, Call, StoredCall
 from statemachine.chat import Chat, Limits
+from statemachine.mask import MASK
 from statemachine.naming import is_canonical
 from statemachine.step import PublishedState, differs_from_published
 from statemachine.store import CallKey, Changes, Store, Wanted
@@ -43,6 +44,9 @@ class PublishedAnswer(NamedTuple):
     key: CallKey
     tool: str
     answer: Answered
+    conflict: bool
+    ignored: tuple[str, ...]
+    """The keys of the request's arguments that the tool does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,9 @@ class RestoreReconciler:
                 if stored is None and not one.answer.is_error:
                     changes.calls.append(StoredCall(_call(one, chat, look.now), one.answer))
                 elif stored is not None and stored.answer is None:
-                    changes.calls.append(StoredCall(stored.call, one.answer))
+                    conflict = one.conflict or stored.call.conflict
+                    call = replace(stored.call, conflict=conflict)
+                    changes.calls.append(StoredCall(call, one.answer))
                     chats[chat.chat_id] = replace(chat, open_calls=chat.open_calls - 1)
             kept = {stored.call.chat_id for stored in changes.calls}
             changes.chats = [chats[chat_id] for chat_id in kept]
@@ -148,7 +154,13 @@ def _read_answer(found: StoredMessage) -> PublishedAnswer | None:
     if data is None or not isinstance(data.get("result"), dict) or not is_canonical(chat_id):
         return None
     answer = Answered(data["result"], is_error=bool(data.get("is_error")))
-    return PublishedAnswer(CallKey(chat_id, call_id), str(data.get("tool")), answer)
+    return PublishedAnswer(
+        CallKey(chat_id, call_id),
+        str(data.get("tool")),
+        answer,
+        conflict=bool(data.get("conflict")),
+        ignored=tuple(map(str, data.get("ignored") or ())),
+    )
 
 
 def _data(found: StoredMessage) -> dict[str, Any] | None:
@@ -165,10 +177,11 @@ def _call(given: PublishedAnswer, chat: Chat, at: datetime) -> Call:
         chat_id=given.key.chat_id,
         call_id=given.key.call_id,
         tool=given.tool,
-        args={},
+        args=dict.fromkeys(given.ignored, MASK),  # the other arguments are not known any more
         organization_id=chat.organization_id or UNKNOWN_ID,
         owner_id=chat.owner_id or UNKNOWN_ID,
         owner_name=chat.owner_name or "",
         asked_at=at,
         order=chat.seq,
+        conflict=given.conflict,
     )
