@@ -73,8 +73,9 @@ from statemachine.mask import Mask
 _TOO_LARGE, _TOO_MANY = 413, 429
 _TERMINAL: Final = "xterm-256color"
 _HERE: Final = "."
-_COMMAND_SIZES: Final = (128 * 1024, 4096, 1024, 256, 64)
+_COMMAND_SIZES: Final = (128 * 1024, 4096, 1024, 256, 64, 0)
 """Characters that a list shows of each command: the first number with which the list is small enough."""
+_ERROR_SIZE: Final = 4096
 _UNKNOWN_OUTCOME: Final = "the agent ended while it did this, so nobody knows whether it was done; look, and ask with a new call_id"
 _STOPPING: Final = "the workspace is being stopped"
 
@@ -265,8 +266,8 @@ class ExecRequests:
     def _is_known(self, tool: str, call_id: str) -> bool:
         return tool == "execute" and self._processes.get(self._exec_id(call_id)) is not None
 
-    def _error(self, text: str, **more: str) -> ExecAnswer:
-        return {"is_error": True, "result": {"error": self._mask.whole(text), **more}}
+    def _error(self, text: str) -> ExecAnswer:
+        return {"is_error": True, "result": {"error": self._mask.whole(text)[:_ERROR_SIZE]}}
 
     # -- processes -----------------------------------------------------------------------------
 
@@ -281,7 +282,7 @@ class ExecRequests:
             )
         if fault := command_fault(args.command):
             raise Unusable(fault)
-        env = {**self._config.env, **({"TERM": _TERMINAL} if args.pty else {}), **args.env}
+        env = {**({"TERM": _TERMINAL} if args.pty else {}), **self._config.env, **args.env}
         for _, fault in environment_faults(env):
             raise Unusable(fault)
         stdin = None if args.stdin is None else _bytes(args.stdin, args.encoding)

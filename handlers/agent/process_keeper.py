@@ -77,9 +77,10 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the keepers
     gc.freeze()
     while True:
-        _, descriptors, _, _ = socket.recv_fds(control, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not descriptors:
             return
+        os.set_inheritable(descriptors[0], False)  # `recv_fds` ignores MSG_CMSG_CLOEXEC
         # If the fork fails, the connection is closed, and the agent reports that.
         with socket.socket(fileno=descriptors[0]) as connection, suppress(OSError):
             if os.fork() == 0:

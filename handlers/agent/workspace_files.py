@@ -39,6 +39,8 @@ _LONGEST: Final = 4
 """Bytes of the longest character in UTF-8."""
 _DEEPEST: Final = 256
 """Levels that one listing shows at most."""
+_LONGEST_NAMED: Final = 256
+"""Characters of a path that an error names at most."""
 _LINES: Final = 20
 """Line numbers that an error names at most."""
 _KINDS: Final = (
@@ -77,15 +79,16 @@ class WorkspaceFiles:
         own = os.path.realpath(self._own)
         real = os.path.realpath(path)
         if real == own or real.startswith(f"{own}/"):
-            raise Unusable(f"{given!r} belongs to workspaced and can't be used")
+            raise Unusable(f"{_named(given)} belongs to workspaced and can't be used")
         return path
 
     def working_directory(self, given: str | None) -> str:
         """Return the absolute path of the directory in which a command is run. Raises Unusable."""
         path = self.path(given or ".")
-        with _described(given or str(self.directory)):
+        shown = given or str(self.directory)
+        with _described(shown):
             if not stat.S_ISDIR(os.stat(path).st_mode):  # noqa: PTH116
-                raise Unusable(f"{given!r} is not a directory")
+                raise Unusable(f"{_named(shown)} is not a directory")
         return os.path.realpath(path)
 
     def read(self, given: str, offset: int, limit: int) -> FileContent:
@@ -120,6 +123,10 @@ class WorkspaceFiles:
         with _described(given):
             if create_directories:
                 os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+            elif not os.path.isdir(os.path.dirname(path)):  # noqa: PTH112, PTH120
+                raise Unusable(
+                    f"{_named(given)}: its directory does not exist; `create_directories` makes it"
+                )
             existing = _existing(path, given)
             size = _replace(path, [content], existing, mode=mode, after=path if append else None)
         return {"size": size}
@@ -133,7 +140,7 @@ class WorkspaceFiles:
                 existing = os.fstat(file)
                 if existing.st_size > MOST_EDITED:
                     raise Unusable(
-                        f"{given!r} has {existing.st_size:,} bytes; files of more than {MOST_EDITED:,} "
+                        f"{_named(given)} has {existing.st_size:,} bytes; files of more than {MOST_EDITED:,} "
                         "can't be edited"
                     )
                 content = _read_at(file, 0, MOST_EDITED)
@@ -152,7 +159,7 @@ class WorkspaceFiles:
         path = self.path(given)
         with _described(given):
             if not stat.S_ISDIR(os.stat(path).st_mode):  # noqa: PTH116
-                raise Unusable(f"{given!r} is not a directory")
+                raise Unusable(f"{_named(given)} is not a directory")
             os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY))  # whether it may be read
             prefix = given if given.endswith("/") else f"{given}/"
             start = None if after is None else after.encode(errors="surrogateescape")
@@ -214,7 +221,7 @@ class _described:  # noqa: N801 — used like a function
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, OSError):
-            raise Unusable(f"{self._given!r}: {error.strerror or error}") from error
+            raise Unusable(f"{_named(self._given)}: {error.strerror or error}") from error
 
 
 def _open_regular(path: str, given: str) -> int:
@@ -230,7 +237,7 @@ def _open_regular(path: str, given: str) -> int:
 
 def _require_regular(about: os.stat_result, given: str) -> None:
     if not stat.S_ISREG(about.st_mode):
-        raise Unusable(f"{given!r} is a {_kind(about.st_mode)}, not a regular file")
+        raise Unusable(f"{_named(given)} is a {_kind(about.st_mode)}, not a regular file")
 
 
 def _existing(path: str, given: str) -> os.stat_result | None:
@@ -375,6 +382,11 @@ def _listed_kind(mode: int) -> Literal["file", "directory", "link", "other"]:
     if stat.S_ISDIR(mode):
         return "directory"
     return "link" if stat.S_ISLNK(mode) else "other"
+
+
+def _named(path: str) -> str:
+    """Return a path for an error message."""
+    return repr(path if len(path) <= _LONGEST_NAMED else f"{path[:_LONGEST_NAMED]}…")
 
 
 def _shown(name: str) -> str:

@@ -106,13 +106,14 @@ class ExecRig:
 
     async def spawn(self) -> None:
         """Run the agent as a process of its own, with the configuration that was written."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "handlers.agent", str(agent_files.config_path(self.home))],
-            cwd=SOURCE,
-            env={**os.environ, "PYTHONPATH": str(SOURCE)},
-            stderr=(self.home / "agent.log").open("ab"),
-            start_new_session=True,
-        )
+        with (self.home / "agent.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "handlers.agent", str(agent_files.config_path(self.home))],
+                cwd=SOURCE,
+                env={**os.environ, "PYTHONPATH": str(SOURCE)},
+                stderr=log,
+                start_new_session=True,
+            )
         await self.answers()
 
     def kill(self) -> None:

@@ -57,6 +57,12 @@ async def test_a_command_is_run_answered_and_published(rig: ExecRig) -> None:
     assert {(e["source"], e["subject"]) for e in rig.events} == {(f"/agent/{rig.agent}", rig.chat)}
 
 
+async def test_a_command_inherits_its_standard_streams_alone(rig: ExecRig) -> None:
+    async with rig.living():
+        result = await rig.done("execute", command="ls /proc/self/fd")
+    assert result["output"].split() == ["0", "1", "2", "3"], "3 is the directory that `ls` reads"
+
+
 async def test_a_command_cannot_be_run_where_or_with_what_does_not_exist(rig: ExecRig) -> None:
     async with rig.living():
         assert "nowhere" in await rig.refused("execute", command="true", cwd="nowhere")

@@ -1,0 +1,185 @@
+"""Processes outlive the agent that started them; stops and limits end them as a whole; values are masked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from handlers.embedded import Servers
+from handlers.sandbox.processes import find_marked
+from tests.agent.exec_rig import ExecRig
+from tests.rigs.messages import new_id
+
+SECRET = "correct horse battery"
+
+
+@pytest.fixture
+async def rig(servers: Servers, tmp_path: Path) -> AsyncIterator[ExecRig]:
+    async with ExecRig.on(servers, tmp_path) as rig:
+        yield rig
+
+
+def keepers(rig: ExecRig) -> list[int]:
+    """Return the processes that keep commands: those without a child among them that forks keepers."""
+    marked = find_marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace_id}")
+    program = [pid for pid in marked if "process_keeper" in " ".join(psutil.Process(pid).cmdline())]
+    return [pid for pid in program if psutil.Process(pid).ppid() in program or len(program) == 1]
+
+
+async def test_a_command_goes_on_while_the_agent_is_killed_twice(rig: ExecRig) -> None:
+    rig.configure()
+    await rig.spawn()
+    lines = 15
+    command = f"i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; sleep 0.1; done; exit 9"
+    expected = "".join(f"line {n}\n" for n in range(1, lines + 1))
+    call = new_id()
+    exec_id = (await rig.done("execute", call, command=command, wait_seconds=0))["exec_id"]
+
+    def shows(line: str) -> bool:
+        return any(line in piece["output"] for piece in rig.published("exec_output", exec_id))
+
+    for number in (3, 8):
+        await rig.until(lambda line=f"line {number}\n": shows(line))  # type: ignore[misc]
+        rig.kill()
+        await rig.spawn()
+        again = await rig.done("execute", call, command=command, wait_seconds=0)
+        assert again["exec_id"] == exec_id
+    assert await rig.whole(exec_id) == expected
+    assert (await rig.done("process_output", exec_id=exec_id))["exit_code"] == 9
+    await rig.exited(exec_id)
+    shown, at = "", 0
+    for piece in rig.published("exec_output", exec_id):
+        assert piece["offset"] <= at, "nothing is missing"
+        shown += piece["output"][at - piece["offset"] :]
+        at = max(at, piece["next"])
+    assert shown == expected
+
+
+async def test_a_stop_ends_a_tree_that_ignores_sigterm_and_a_start_remembers(
+    rig: ExecRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = new_id()
+    tree = "trap '' TERM; (setsid sh -c \"trap '' TERM; echo deep; sleep 60\") & echo top; sleep 60 & wait"
+    async with rig.living():
+        begun = await rig.done("execute", call, command=tree, wait_seconds=0)
+        while "deep" not in (await rig.done("process_output", exec_id=begun["exec_id"]))["output"]:
+            pass
+        ended = await rig.done("execute", ended_call := new_id(), command="echo done")
+        began = asyncio.get_running_loop().time()
+    took = asyncio.get_running_loop().time() - began
+    assert find_marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace_id}") == []
+    assert took < 15
+    exited = await rig.exited(begun["exec_id"])
+    assert (exited["reason"], exited["signal"]) == ("stopped", "KILL")
+
+    old, rig.agent = (
+        rig.home,
+        new_id(),
+    )  # a start build gives its agents new ids, and removes the old folders
+    old.rename(rig.workspace / "old")
+    async with rig.living():
+        again = await rig.done("execute", call, command=tree)
+        assert (again["status"], again["reason"]) == ("exited", "stopped")
+        assert "deep" in again["output"]
+        assert await rig.done("execute", ended_call, command="echo done") == ended
+        listed = (await rig.done("process_list"))["processes"]
+        assert {entry["exec_id"] for entry in listed} == {begun["exec_id"], ended["exec_id"]}
+
+
+async def test_a_process_without_its_keeper_is_lost(rig: ExecRig) -> None:
+    rig.configure()
+    await rig.spawn()
+    call = new_id()
+    await rig.done("execute", call, command="echo here; sleep 60", wait_seconds=0)
+    to = {"exec_id": rig.exec_id(call)}
+    while not (await rig.done("process_output", **to, wait_seconds=5))["output"]:
+        pass
+    for pid in keepers(rig):
+        os.kill(pid, signal.SIGKILL)
+    lost = await rig.done("execute", call, command="echo here; sleep 60")
+    assert (lost["status"], lost["reason"], lost["output"]) == ("exited", "lost", "here\n")
+    assert (await rig.exited(to["exec_id"]))["reason"] == "lost"
+    # The program that forks keepers was killed as well, and another one is started.
+    assert (await rig.done("execute", command="echo next"))["output"] == "next\n"
+
+
+async def test_a_call_that_the_agent_did_not_finish_is_not_done_again(rig: ExecRig) -> None:
+    rig.configure()
+    await rig.spawn()
+    await rig.done("list_files")
+    notes = rig.workspace / ".workspaced" / "exec" / "calls.sqlite"
+    rig.kill()
+    with sqlite3.connect(notes) as opened:
+        rows = opened.execute("select call_id, tool, digest from calls").fetchall()
+    assert rows == [], "calls that only look are not noted"
+    await rig.spawn()
+    write, run = new_id(), new_id()
+    await rig.done("write_file", write, path="file", content="1")
+    await rig.done("execute", run, command="echo >> runs")
+    rig.kill()
+    with sqlite3.connect(notes) as opened:
+        opened.execute("update calls set answer = null")
+    (rig.workspace / ".workspaced" / "exec" / "processes" / rig.exec_id(run) / "note").unlink()
+    (rig.workspace / "file").unlink()
+    await rig.spawn()
+    assert "nobody knows" in await rig.refused("write_file", write, path="file", content="1")
+    lost = await rig.done("execute", run, command="echo >> runs")
+    assert (lost["status"], lost["reason"]) == ("exited", "lost")
+    assert not (rig.workspace / "file").exists()
+    assert (rig.workspace / "runs").read_text() == "\n"
+
+
+async def test_values_are_masked_also_across_pieces(rig: ExecRig) -> None:
+    command = f"printf 'correct hor'; sleep 0.1; printf 'se battery'; echo ' {SECRET}'; printf cor"
+    async with rig.living(secrets=(SECRET,)):
+        result = await rig.done("execute", command=command)
+        failed = await rig.refused("execute", command="true", cwd=SECRET)
+        listed = (await rig.done("process_list"))["processes"]
+        await rig.exited(result["exec_id"])
+        # A short beginning is shown after a second; what follows it is masked nevertheless.
+        typed = await rig.done(
+            "execute",
+            command="printf cor; read x; echo rect horse battery",
+            open_stdin=True,
+            wait_seconds=0,
+        )
+        to = {"exec_id": typed["exec_id"]}
+        held = await rig.done("process_output", **to, wait_seconds=5)
+        await rig.done("process_input", **to, data="\n")
+        rest = await rig.done("process_output", **to, after=3, wait_seconds=5)
+    assert result["output"] == "*** ***\ncor"
+    assert SECRET not in failed
+    assert SECRET not in listed[0]["command"]
+    assert (held["output"], rest["output"]) == ("cor", "***\n")
+    assert SECRET not in str(rig.events)
+    kept = [path for path in (rig.workspace / ".workspaced" / "exec").rglob("*") if path.is_file()]
+    assert kept
+    assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
+
+
+async def test_memory_does_not_grow_with_the_output(rig: ExecRig) -> None:
+    rig.configure()
+    await rig.spawn()
+    await rig.done("execute", command="head -c 1000000 /dev/zero | tr '\\0' x")
+    assert rig.process is not None
+    agent = psutil.Process(rig.process.pid)
+    before = agent.memory_info().rss
+    command = "head -c 100000000 /dev/zero | tr '\\0' x; read x"
+    begun = await rig.done("execute", command=command, open_stdin=True, wait_seconds=0)
+    to = {"exec_id": begun["exec_id"]}
+    while (page := await rig.done("process_output", **to, after=99_000_000, wait_seconds=20))[
+        "next"
+    ] < 100_000_000:
+        assert page["status"] == "running"
+    (keeper,) = (psutil.Process(pid) for pid in keepers(rig))
+    assert keeper.memory_info().rss < 40_000_000
+    assert agent.memory_info().rss - before < 20_000_000
+    assert page["dropped"] == 100_000_000 - 10 * 1024 * 1024
+    await rig.done("process_input", **to, close=True)
