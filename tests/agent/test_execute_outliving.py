@@ -174,7 +174,7 @@ async def test_memory_does_not_grow_with_the_output(rig: ExecRig) -> None:
     command = "head -c 100000000 /dev/zero | tr '\\0' x; read x"
     begun = await rig.done("execute", command=command, open_stdin=True, wait_seconds=0)
     to = {"exec_id": begun["exec_id"]}
-    while (page := await rig.done("process_output", **to, after=99_000_000, wait_seconds=20))[
+    while (page := await rig.done("process_output", **to, after=99_999_000, wait_seconds=20))[
         "next"
     ] < 100_000_000:
         assert page["status"] == "running"
