@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -183,3 +184,15 @@ async def test_memory_does_not_grow_with_the_output(rig: ExecRig) -> None:
     assert agent.memory_info().rss - before < 20_000_000
     assert page["dropped"] == 100_000_000 - 10 * 1024 * 1024
     await rig.done("process_input", **to, close=True)
+
+
+async def test_a_command_counts_as_activity_in_the_workspace(rig: ExecRig) -> None:
+    async with (
+        rig.bus.subscribe(f"workspaced.in.agent.{rig.chat}.{rig.agent}") as facts,
+        rig.living(activity_seconds=1),
+    ):
+        begun = await rig.done("execute", command="cat", open_stdin=True, wait_seconds=0)
+        said = 0
+        while said < 3:  # for the requests, and again while the command runs
+            said += json.loads((await facts.next(10)).data)["type"].endswith(".agent_activity.v1")
+        await rig.done("process_input", exec_id=begun["exec_id"], close=True)

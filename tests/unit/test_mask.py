@@ -299,3 +299,36 @@ def test_masking_takes_linear_time(value: str, text: str) -> None:
     stream.release()
 
     assert time.process_time() - begun < 10
+
+
+def test_the_rest_of_a_secret_is_masked_after_its_beginning_was_released() -> None:
+    stream = MaskedStream(Mask(["secret", "cretaceous"]))
+
+    assert stream.feed("a se") == "a "
+    assert stream.holds_little
+    assert stream.release() == "se"
+    assert not stream.holds_little
+    assert stream.feed("cre") == ""
+    assert not stream.holds_little, "`secre` is long enough to be held back until more comes"
+    assert stream.feed("t!") == "***!"
+    assert stream.feed("se") == ""
+    assert stream.release() == "se"
+    assert stream.feed("lf") == "lf", "nothing is shown twice"
+
+
+@PATIENT
+@given(VALUES, VALUES, st.lists(st.integers(0, 400), max_size=4), st.sets(st.integers(0, 4)))
+def test_releases_never_show_a_whole_secret(
+    value: str, around: str, cuts: list[int], released: set[int]
+) -> None:
+    mask = Mask([value])
+    text = f"{around}{value}{around}"
+    stream, shown = MaskedStream(mask), ""
+
+    for number, piece in enumerate(cut(text, cuts)):
+        shown += stream.feed(piece)
+        shown += stream.release() if number in released else ""
+
+    shown += stream.release()
+    if len(value.strip()) >= SHORTEST and MASK not in value:
+        assert not readable(shown, value.strip()) or readable(mask.whole(text), value.strip())

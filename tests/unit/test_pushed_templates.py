@@ -50,6 +50,9 @@ def parameter(lines: str, more: str = "") -> str:
         (('name = ""',), "agent[0].name"),
         ((f'name = "{"a" * 256}"',), "agent[0].name"),
         (('name = "a"\nstartup_timeout_seconds = inf',), "startup_timeout_seconds"),
+        (('name = "a"\ndirectory = "../b"',), "'../b' is not below the workspace"),
+        (('name = "a"\ndirectory = "/b"',), "'/b' is not below the workspace"),
+        (('name = "a"\ndirectory = ""',), "write '.' for the workspace"),
     ],
 )
 def test_agents_that_the_provisioner_would_refuse_are_refused(

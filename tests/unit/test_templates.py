@@ -42,6 +42,7 @@ delete = "true"
 [[agent]]
 name = "main"
 display_order = 0
+directory = "."
 startup_script = "./startup.sh"
 startup_timeout_seconds = 600
 shutdown_script = ""
