@@ -42,6 +42,8 @@ RESEND_AGENT: Final = "workspaced.resend.agent"
 """Asks every agent to publish its latest facts again."""
 WORKER_POOLS: Final = "workspaced.worker.pools"
 """Asks a worker to create the durable consumers of all pools that templates name."""
+WORKER_SETTINGS: Final = "workspaced.worker.settings"
+"""Asks a worker to look at what follows at once from settings that have changed."""
 
 ALL_IN: Final = "workspaced.in.>"
 ALL_TIMERS: Final = "workspaced.timer.>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -75,6 +75,11 @@ class Policy:
     """The settings that the tool rules use."""
 
     ttl_ms: int | None = None
+    """The lifetime of a workspace."""
+    bump_ms: int = 3_600_000
+    """How far activity puts the end of a lifetime off; 0: not at all."""
+    retention_ms: int | None = None
+    """How long a workspace may rest before workers delete it; None: for ever."""
     allowlist: frozenset[str] = frozenset()
     """Ids of the allowed templates; if it is empty, all templates are allowed."""
 
@@ -113,6 +118,8 @@ class Answered:
 
     result: ToolResult
     is_error: bool = False
+    found_running: bool = field(default=False, compare=False)
+    """Whether the call found the workspace running, which puts the end of its lifetime off. It is not stored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ class AgentFacts(Value, frozen=True, forbid_unknown_fields=True):
     """Whether the agent has reported a lifecycle other than `created` at some time."""
     startup_sequence: int = -1
     startup: Lifecycle | None = None
+    activity_sequence: int = -1
+    """The sequence of the last report of activity that counted."""
     lost_at: int | None = None
     """The value of `highest_sequence` when workers noticed the loss; None when the agent is not lost."""
 
@@ -123,6 +125,7 @@ class AgentFacts(Value, frozen=True, forbid_unknown_fields=True):
             connection_sequence=-1,
             lifecycle_sequence=-1,
             startup_sequence=-1,
+            activity_sequence=-1,
         )
 
     @property
@@ -250,6 +253,13 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
     def expires_at(self) -> datetime | None:
         """When the lifetime of the current workspace ends, if it runs and has one."""
         return None if self.current is None else self.current.expires_at
+
+    @property
+    def stops_at(self) -> datetime | None:
+        """When workers stop the current workspace if nobody uses it; None while it does not run or has no lifetime."""
+        if self.current is None or self.phase is Phase.FAILED_DELETE:
+            return None
+        return self.current.stops_at
 
     @property
     def phase(self) -> Phase:

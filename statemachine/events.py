@@ -169,11 +169,21 @@ class ToolCanceled(Frozen):
 
 
 class DeleteRequested(Frozen):
-    """Requests a delete build of the chat's workspace."""
+    """Requests a delete build of the chat's workspace, or of one that it had before."""
 
     name: ClassVar = "delete_requested"
     reason: Annotated[Text, AfterValidator(_not_blank)] | None = None
     """Text for people."""
+    workspace_id: Id | None = None
+    """A replaced workspace of the chat, to delete it instead of the present one."""
+
+
+class KeepRequested(Frozen):
+    """Requests that the lifetime of the running workspace ends no sooner than after a time."""
+
+    name: ClassVar = "keep_requested"
+    seconds: Annotated[float, Field(gt=0)]
+    """Counts from when workspaced takes the request. More than 7 days is taken as 7 days."""
 
 
 class _BuildEvent(Frozen):
@@ -305,6 +315,15 @@ class AgentLifecycle(_AgentEvent):
     lifecycle: Annotated[Lifecycle, Field(strict=False)]
 
 
+class AgentActivity(_AgentEvent):
+    """Somebody works in the workspace: a command or terminal runs, or a request came.
+
+    Sent when that begins, and every `activity_seconds` of the job while it lasts. Agents neither keep nor repeat it.
+    """
+
+    name: ClassVar = "agent_activity"
+
+
 class TemplateRef(Frozen):
     """The template version that a job builds."""
 
@@ -312,6 +331,14 @@ class TemplateRef(Frozen):
     name: str
     version_id: Id
     pool: str
+
+
+class Retried(StrEnum):
+    """When workers request a stop or delete again that ended without success."""
+
+    ALWAYS = "always"
+    IF_FAILED = "if_failed"
+    """Not when it was canceled."""
 
 
 class BuildRequested(Frozen):
@@ -328,7 +355,13 @@ class BuildRequested(Frozen):
     parameters: dict[str, str] = Field(default_factory=dict)
     preset_id: Id | None = None
     ttl_ms: int | None = None
+    activity_bump_ms: int = 0
+    """How far activity puts the end of the lifetime off; 0: not at all."""
     call_id: str | None = None
+    creates: bool = False
+    """The build is the first one of a new workspace. Events of earlier versions do not say so."""
+    retried: Annotated[Retried, Field(strict=False)] | None = None
+    """For a stop or delete: when workers request it again if it ends without success; None: never."""
 
 
 class WaitResumed(Frozen):
@@ -354,6 +387,48 @@ class TtlPassed(Frozen):
 
     name: ClassVar = "ttl_passed"
     build_id: Id
+    workspace_id: Id | None = None
+    """None in events of earlier versions, which tried to stop a workspace only once."""
+    possible: bool = True
+    """Whether workers request a stop build now. If they can't, they try again later."""
+
+
+class RetentionPassed(Frozen):
+    """A workspace has rested for as long as the setting `stopped_workspace_retention` says."""
+
+    name: ClassVar = "retention_passed"
+    workspace_id: Id
+    build_id: Id
+    """Its last build."""
+    possible: bool = True
+    """Whether workers request a delete build now. If they can't, they try again later."""
+
+
+class RetryDue(Frozen):
+    """The time has come to request a stop or delete again that ended without success."""
+
+    name: ClassVar = "retry_due"
+    workspace_id: Id
+    build_id: Id
+    """The last build of the workspace."""
+    possible: bool = True
+    """Whether workers request the build now. If they can't, they try again later."""
+
+
+class BuildOverdue(Frozen):
+    """A stop or delete of a replaced workspace did not end within the limit of builds."""
+
+    name: ClassVar = "build_overdue"
+    workspace_id: Id
+    build_id: Id
+
+
+class WorkspaceUsed(Frozen):
+    """A call found the workspace running, which puts the end of its lifetime off."""
+
+    name: ClassVar = "workspace_used"
+    workspace_id: Id
+    call_id: str
 
 
 class OrphanGracePassed(Frozen):
@@ -384,7 +459,7 @@ class DatabaseRestored(Frozen):
 
 ProvisionerFact = BuildStarted | BuildSucceeded | BuildFailed | BuildCanceled
 AgentFact = AgentConnected | AgentDisconnected | AgentLifecycle
-ToolEvent = ToolRequested | ToolCanceled | DeleteRequested
+ToolEvent = ToolRequested | ToolCanceled | DeleteRequested | KeepRequested
 OwnEvent = (
     BuildRequested
     | WaitResumed
@@ -393,13 +468,17 @@ OwnEvent = (
     | OrphanGracePassed
     | FactRejected
     | DatabaseRestored
+    | RetentionPassed
+    | RetryDue
+    | BuildOverdue
+    | WorkspaceUsed
 )
-Data = ToolEvent | ProvisionerFact | WorkspaceDeleted | AgentFact | OwnEvent
+Data = ToolEvent | ProvisionerFact | WorkspaceDeleted | AgentFact | AgentActivity | OwnEvent
 
 BY_KIND: Final[dict[Literal["tool", "provisioner", "agent"], tuple[type[Frozen], ...]]] = {
     "tool": get_args(ToolEvent),
     "provisioner": (*get_args(ProvisionerFact), WorkspaceDeleted),
-    "agent": get_args(AgentFact),
+    "agent": (*get_args(AgentFact), AgentActivity),
 }
 """Kind of inbound subject -> the events that senders may publish on it."""
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 
 from msgspec.structs import replace
 
-from statemachine import events
+from statemachine import events, lifetimes
 from statemachine.chat import (
     MAX_AGENTS,
     MAX_BEFORE_DELETE,
@@ -78,6 +78,12 @@ def fold(chat: Chat, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR09
             return _deleted(chat, data)
         case events.AgentConnected() | events.AgentDisconnected() | events.AgentLifecycle():
             return _agent_fact(chat, data)
+        case events.AgentActivity():
+            return _activity(chat, data, at)
+        case events.KeepRequested(seconds=seconds):
+            return _put_off(chat, lifetimes.kept(chat, seconds, at))
+        case events.WorkspaceUsed():
+            return _put_off(chat, lifetimes.used(chat, at))
         case events.DeadlinePassed(generation=generation):
             if generation != chat.generation or chat.deadline is None:
                 return Folded(chat=chat, unmoved=Unmoved.STALE)
@@ -85,7 +91,13 @@ def fold(chat: Chat, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR09
         case events.WaitResumed():
             return Folded(chat=chat, trigger=Trigger.WAIT_RESUMED)
         case events.TtlPassed():
-            return Folded(chat=_with_lifetime_over(chat))
+            return Folded(chat=_with_lifetime_over(chat, data, at))
+        case events.RetentionPassed(workspace_id=workspace, possible=possible):
+            return Folded(chat=_with_attempt(chat, workspace, at, possible=possible))
+        case events.RetryDue(workspace_id=workspace, possible=possible):
+            return Folded(chat=_with_attempt(chat, workspace, at, possible=possible))
+        case events.BuildOverdue():
+            return _overdue(chat, data, at)
         case events.OrphanGracePassed(workspace_id=orphan):
             return Folded(chat=_with_grace_over(chat, orphan))
         case events.FactRejected():
@@ -108,6 +120,8 @@ def _with_fact(
 ) -> WorkspaceRecord:
     """Fold a provisioner's fact about one of a workspace's builds."""
     record = _with_names(record, fact)
+    if isinstance(fact, events.BuildSucceeded) and fact.transition is Transition.START:
+        record = replace(record, never_started=False)
     newest = record.build
     if newest is not None and newest.id == fact.build_id:
         return replace(record, build=_build_with_fact(newest, fact, at))
@@ -165,6 +179,7 @@ def first_seen(
             parameters=previous.parameters,
             preset_id=previous.preset_id,
             ttl_ms=previous.ttl_ms,
+            bump_ms=previous.bump_ms,
         )
     return _build_with_fact(build, fact, at)
 
@@ -288,9 +303,12 @@ def _requested(chat: Chat, asked: events.BuildRequested, time: datetime, at: dat
         parameters=asked.parameters,
         preset_id=asked.preset_id,
         ttl_ms=asked.ttl_ms if starts or last is None else last.ttl_ms,
+        bump_ms=asked.activity_bump_ms if starts or last is None else last.bump_ms,
+        retried=asked.retried,
     )
     if (previous := chat.previous_workspace(asked.workspace_id)) is not None:
-        requested = _with_orphan_mark(replace(previous, build=build), at)
+        newer = lifetimes.with_attempt(replace(previous, build=build), previous.retry)
+        requested = _with_orphan_mark(newer, at)
         return Folded(chat=_remember(chat, requested), unmoved=Unmoved.FOREIGN)
     if chat.current is None or chat.current.id != asked.workspace_id:
         record = WorkspaceRecord(
@@ -298,6 +316,7 @@ def _requested(chat: Chat, asked: events.BuildRequested, time: datetime, at: dat
             name=asked.workspace_name,
             owner_name=asked.owner_name,
             template_id=template.id if template else None,
+            never_started=asked.creates,
         )
         chat, current = _bind(leave(chat, at, deleted=False), record), record
     else:
@@ -332,8 +351,11 @@ def _previous_with_fact(
     if before.deleted:
         return chat
     after = _with_fact(before, fact, time, at)
-    of_newest = after.build is not None and after.build.id == fact.build_id
-    return _remember(chat, _with_orphan_mark(after, at) if of_newest else after)
+    if after.build is None or after.build.id != fact.build_id:
+        return _remember(chat, after)
+    if before.build is None or before.build.id != fact.build_id:
+        after = lifetimes.with_attempt(after, before.retry)
+    return _remember(chat, _with_orphan_mark(after, at))
 
 
 def _with_orphan_mark(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
@@ -343,6 +365,7 @@ def _with_orphan_mark(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
         return record
     if build.succeeded and build.transition is Transition.DELETE:
         return WorkspaceRecord(id=record.id, deleted=True, ours=record.ours)
+    record = lifetimes.with_end(record, at)
     if not build.leaves_running:
         return replace(record, orphaned_at=None, grace_over=False)
     was_running = record.orphaned_at is not None
@@ -361,6 +384,7 @@ def _follow(chat: Chat, before: WorkspaceRecord, after: WorkspaceRecord) -> Fold
     if before.build is not None:
         superseded = (*superseded, before.build.id)[-MAX_PREVIOUS:]
     kept = after.last_start.id if after.last_start is not None else None
+    after = lifetimes.with_attempt(after, before.retry)
     following = replace(
         chat,
         current=replace(after, superseded=superseded, chosen=None),
@@ -510,11 +534,44 @@ def _with_owner(chat: Chat, asked: events.ToolRequested) -> Chat:
     )
 
 
-def _with_lifetime_over(chat: Chat) -> Chat:
-    """Note on the last start that its lifetime has passed."""
+def _put_off(chat: Chat, put_off: Chat | None) -> Folded:
+    """Return the chat with the end of its lifetime put off, if that is so."""
+    if put_off is None:
+        return Folded(chat=chat, unmoved=Unmoved.IGNORED)
+    return Folded(chat=put_off)
+
+
+def _with_attempt(chat: Chat, workspace_id: str, at: datetime, *, possible: bool) -> Chat:
+    """Note that no build could be requested for a workspace whose time has come; else the build follows."""
+    current, previous = chat.current, chat.previous_workspace(workspace_id)
+    if possible:
+        return chat
+    if current is not None and current.id == workspace_id:
+        due = current.retry.transition if current.retry else Transition.DELETE
+        return replace(chat, current=lifetimes.impossible(current, due, at))
+    if previous is None:
+        return chat
+    due = previous.retry.transition if previous.retry else Transition.DELETE
+    return _remember(chat, lifetimes.impossible(previous, due, at))
+
+
+def _overdue(chat: Chat, passed: events.BuildOverdue, at: datetime) -> Folded:
+    """Note that the build of a replaced workspace has exceeded the limit."""
+    record = chat.previous_workspace(passed.workspace_id)
+    if record is None or record.build is None or record.build.id != passed.build_id:
+        return Folded(chat=chat, unmoved=Unmoved.STALE)
+    return Folded(chat=_remember(chat, lifetimes.overdue(record, at)))
+
+
+def _with_lifetime_over(chat: Chat, passed: events.TtlPassed, at: datetime) -> Chat:
+    """Note that no stop could be requested after the lifetime. Earlier versions noted each end on the start."""
     current = chat.current
     if current is None or (start := current.start_build) is None:
         return chat
+    if passed.workspace_id is not None:
+        if passed.possible:
+            return chat
+        return replace(chat, current=lifetimes.impossible(current, Transition.STOP, at))
     expired = replace(start, expired=True)
     if start is current.build:
         return replace(chat, current=replace(current, build=expired))
@@ -568,6 +625,18 @@ def _agent_fact(chat: Chat, fact: events.AgentFact) -> Folded:
     return Folded(chat=reported, unmoved=Unmoved.STALE if stale else None)
 
 
+def _activity(chat: Chat, fact: events.AgentActivity, at: datetime) -> Folded:
+    """Put the end of the lifetime off, and keep the sequence of the report that did it."""
+    put_off = lifetimes.active(chat, fact, at)
+    if put_off is None:
+        return Folded(chat=chat, unmoved=Unmoved.IGNORED)
+    known = chat.agent_facts(fact.agent_id)
+    facts = known or AgentFacts(
+        id=fact.agent_id, workspace_id=fact.workspace_id, build_id=fact.build_id
+    )
+    return Folded(chat=_with_facts(put_off, known, replace(facts, activity_sequence=fact.sequence)))
+
+
 def _is_superseded(chat: Chat, fact: events.AgentFact) -> bool:
     """Return whether the fact is about a superseded build other than the last start."""
     current = chat.current
@@ -595,8 +664,11 @@ def _with_report(chat: Chat, fact: events.AgentFact) -> Chat:
         id=fact.agent_id, workspace_id=fact.workspace_id, build_id=fact.build_id
     )
     after = before.after(fact)
-    if after == known:
-        return chat
+    return chat if after == known else _with_facts(chat, known, after)
+
+
+def _with_facts(chat: Chat, known: AgentFacts | None, after: AgentFacts) -> Chat:
+    """Replace what an agent has reported; if there are too many agents, forget the oldest."""
     kept = [*(facts for facts in chat.agents if facts is not known), after]
     current = chat.current.id if chat.current else None
     chosen = chat.chosen.id if chat.chosen else None

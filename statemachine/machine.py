@@ -58,7 +58,7 @@ from typing import Final
 from msgspec.structs import replace
 from transitions import Machine
 
-from statemachine import fold
+from statemachine import fold, lifetimes
 from statemachine.chat import Cause, Chat, Failure, Limits
 from statemachine.events import Event, Lifecycle, Transition
 from statemachine.fold import Unmoved
@@ -315,7 +315,9 @@ def _enter(
         cause=cause,
         changed_at=at,
     )
-    return entered if info.bound else fold.leave(entered, at, deleted=True)
+    if not info.bound:
+        return fold.leave(entered, at, deleted=True)
+    return lifetimes.entered(entered, at)
 
 
 def _with_chosen_agent(chat: Chat) -> Chat:

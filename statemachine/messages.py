@@ -99,6 +99,8 @@ class StateChanged(TypedDict):
     `agent_connecting`, `scripts_running` and `stopping`), and in no other."""
     cause: ShownCause | None
     """Null only at version 0."""
+    stops_at: Timestamp | None
+    """When workers stop the workspace if nobody uses it until then; null while it does not run or has no lifetime."""
 
 
 class CloudEvent(TypedDict):
@@ -174,7 +176,10 @@ class BuildJob(TypedDict):
     publish `build_canceled`."""
     preset_id: NotRequired[Id]
     ttl_ms: NotRequired[int]
-    """workspaced stops the workspace this many milliseconds after the build succeeded."""
+    """workspaced stops the workspace this many milliseconds after the build succeeded, unless somebody uses it."""
+    activity_seconds: int
+    """How often agents report activity while it lasts: a third of what it puts the end of the lifetime off by. 0: never,
+    because nothing is put off."""
 
 
 class BuildCancel(TypedDict):

@@ -8,7 +8,7 @@ from statemachine import answers, naming
 from statemachine.arguments import CreateArguments, StartArguments
 from statemachine.calls import Call, CallOutcome, Known, Requested, Until, Wait
 from statemachine.chat import Chat
-from statemachine.events import BuildRequested, TemplateRef, Transition
+from statemachine.events import BuildRequested, Retried, TemplateRef, Transition
 from statemachine.messages import StartNotes
 from statemachine.parameters import LastBuild, Misfits, reset, resolve
 from statemachine.templates import Template, Version
@@ -87,11 +87,17 @@ def create(
         parameters=values,
         preset_id=template.preset_id(preset) if preset else None,
         ttl_ms=known.policy.ttl_ms,
+        activity_bump_ms=known.policy.bump_ms,
+        creates=True,
         call_id=call.call_id,
     )
     wait = _requested(build, Until.SETTLED)
     label = f"{call.call_id}/replaced"
-    return Requested(build, wait, ending(chat, replaced, known, label) if replaced else None)
+    return Requested(
+        build,
+        wait,
+        ending(chat, replaced, known, label, retried=Retried.ALWAYS) if replaced else None,
+    )
 
 
 def start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOutcome:
@@ -125,6 +131,7 @@ def start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOut
             "parameters": values,
             "call_id": call.call_id,
             "ttl_ms": known.policy.ttl_ms,
+            "activity_bump_ms": known.policy.bump_ms,
         }
     )
     return Requested(build, _requested(build, Until.SETTLED, dict(extra)))
@@ -155,8 +162,12 @@ def ending(
     known: Known,
     label: str,
     previous: WorkspaceRecord | None = None,
+    *,
+    retried: Retried | None = None,
 ) -> BuildRequested | None:
     """Return a stop or delete build of the chat's current workspace, or of the `previous` one.
+
+    `retried`: when workers request it again if it ends without success.
 
     Return None if the workspace has no build, or if its template is unknown: no provisioner of this
     installation could do the build.
@@ -169,7 +180,7 @@ def ending(
         return None
     if version is not None:  # the last build may have used another version than our last job
         build = build.model_copy(update={"template": _template_ref(version)})
-    return build
+    return build.model_copy(update={"retried": retried}) if retried else build
 
 
 def _next_build(

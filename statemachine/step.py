@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from statemachine import events, redaction, timers, tool_rules
+from statemachine import events, lifetimes, redaction, timers, tool_rules
 from statemachine.arguments import content_digest
 from statemachine.calls import (
     Answered,
@@ -41,7 +41,7 @@ from statemachine.calls import (
     Waiting,
 )
 from statemachine.chat import Cause, Chat, Limits
-from statemachine.events import OURS, BuildRequested, Event, OwnEvent, Transition
+from statemachine.events import OURS, BuildRequested, Event, OwnEvent, Retried, Transition
 from statemachine.fold import Unmoved, newly_deleted, newly_named
 from statemachine.machine import Decision, Ignored, Moved, cause_of, decide, foreign_pool
 from statemachine.replay import entry_of, set_deadline
@@ -49,6 +49,7 @@ from statemachine.requests import fresh_id
 from statemachine.templates import Version
 from statemachine.timers import TimerKind
 from statemachine.views import state_changed
+from statemachine.workspace import WorkspaceRecord
 
 # -- inputs ---------------------------------------------------------------------------------------
 
@@ -312,6 +313,7 @@ class _Stepping:
                     due = timers.due_at(self._chat, purpose, self._limits)
                     if due is not None and due <= self._at:
                         self._fire(purpose, due)
+                self._end_rests()
             case PresenceExpired():
                 self._lose(item)
             case PublishedState():
@@ -324,7 +326,13 @@ class _Stepping:
                 event = self._own(item.fact)
                 self._apply(event.model_copy(update={"pool": item.pool, "notice": notice}))
 
+    def _counts(self, activity: events.AgentActivity) -> bool:
+        """Return whether a report of activity puts the end of the lifetime off. Others leave no trace."""
+        return lifetimes.active(self._chat, activity, self._at) is not None
+
     def _receive(self, event: Event, digest: bytes) -> None:
+        if isinstance(event.data, events.AgentActivity) and not self._counts(event.data):
+            return
         self._report_foreign(event)
         if digest in self._before.applied or digest in self.step.identities:
             again = Ignored(self._chat, Unmoved.REPEAT)
@@ -340,8 +348,8 @@ class _Stepping:
                 self._request(event, event.data)
             case events.ToolCanceled(call_id=call_id):
                 self._cancel(event, call_id)
-            case events.DeleteRequested():
-                self._delete(event)
+            case events.DeleteRequested(workspace_id=workspace_id):
+                self._delete(event, workspace_id)
             case _:
                 pass
         if self._chat.version != version:  # without a new version, no wait can end
@@ -369,7 +377,15 @@ class _Stepping:
             event_id=event.id,
         )
 
-    def _delete(self, event: Event) -> None:
+    def _delete(self, event: Event, workspace_id: str | None) -> None:
+        previous = self._chat.previous_workspace(workspace_id) if workspace_id else None
+        if previous is not None:
+            self._delete_previous(previous, event)
+            return
+        if workspace_id is not None and (
+            self._chat.current is None or self._chat.current.id != workspace_id
+        ):
+            return
         verdict = tool_rules.deletion(self._chat, self._known, event.id)
         if verdict is not None:
             self._derive(verdict, event)
@@ -378,6 +394,20 @@ class _Stepping:
                 logging.ERROR,
                 "the template of its workspace is not stored here, so it cannot be deleted",
             )
+
+    def _delete_previous(self, record: WorkspaceRecord, event: Event) -> None:
+        build = record.build
+        if build is None or record.deleted:
+            return
+        if build.transition is Transition.DELETE and build.outcome is None and not record.retry:
+            return  # it is being deleted
+        delete = tool_rules.unrequested(
+            self._chat, record, Transition.DELETE, self._known, event.id
+        )
+        if delete is not None:
+            self._derive(delete, event)
+            return
+        self._notice(logging.ERROR, f"nobody here can delete workspace {record.id}")
 
     def _fire(self, purpose: TimerKind, due: datetime) -> None:
         """Apply a timer that is due."""
@@ -389,19 +419,82 @@ class _Stepping:
                 self._expire()
             case TimerKind.ORPHAN:
                 self._stop_orphans()
+            case TimerKind.RETRY:
+                self._try_again()
 
     def _expire(self) -> None:
         build = self._chat.build
         if build is None:
             return
-        event = self._own(events.TtlPassed(build_id=build.id))
-        stop = tool_rules.expiry(self._chat, self._known, event.id)
-        self._apply(event)
-        if stop is None:
-            self._notice(logging.ERROR, "nobody here can stop its workspace after its lifetime")
+        current = self._chat.current
+        label = self._next_label()
+        stop = tool_rules.expiry(self._chat, self._known, label)
+        passed = events.TtlPassed(
+            build_id=build.id,
+            workspace_id=current.id if current else None,
+            possible=stop is not None,
+        )
+        self._carry_out(passed, stop, "nobody here can stop its workspace after its lifetime")
+
+    def _try_again(self) -> None:
+        """Request stops and deletes again that failed, and note those of replaced workspaces that take too long."""
+        for record in timers.overdue_builds(self._chat, self._at, self._limits):
+            build = record.build
+            if build is None:
+                continue
+            self._apply(self._own(events.BuildOverdue(workspace_id=record.id, build_id=build.id)))
+            self._notice(
+                logging.ERROR,
+                f"the {build.transition} build {build.id} of its replaced workspace {record.id} did not end in time",
+                build_id=build.id,
+            )
+        for record in timers.retries_due(self._chat, self._at):
+            build, retry = record.build, record.retry
+            if build is None or retry is None:
+                continue
+            label = self._next_label()
+            again = tool_rules.unrequested(self._chat, record, retry.transition, self._known, label)
+            rests = record is self._chat.current and build.retried is Retried.ALWAYS
+            made = events.RetentionPassed if rests else events.RetryDue
+            due = made(workspace_id=record.id, build_id=build.id, possible=again is not None)
+            self._carry_out(due, again, f"nobody here can {retry.transition} workspace {record.id}")
+
+    def _end_rests(self) -> None:
+        """Delete the workspaces that have rested for as long as the setting says."""
+        retention_ms = self._known.policy.retention_ms
+        if retention_ms is None:
             return
-        self._derive(stop, event)
+        latest = self._at - timedelta(milliseconds=retention_ms)
+        for record, since in tuple(lifetimes.resting(self._chat)):
+            if record.build is None or since > latest:
+                continue
+            label = self._next_label()
+            delete = tool_rules.unrequested(
+                self._chat, record, Transition.DELETE, self._known, label
+            )
+            passed = events.RetentionPassed(
+                workspace_id=record.id, build_id=record.build.id, possible=delete is not None
+            )
+            self._carry_out(passed, delete, f"nobody here can delete workspace {record.id}")
+
+    def _carry_out(
+        self,
+        due: events.TtlPassed | events.RetentionPassed | events.RetryDue,
+        build: BuildRequested | None,
+        problem: str,
+    ) -> None:
+        """Apply an event that a time has come, and request the build that follows; report if there is none."""
+        event = self._own(due)
+        self._apply(event)
+        if build is None:
+            self._notice(logging.ERROR, f"{problem}: its template is not stored here")
+            return
+        self._derive(build, event)
         self._settle(event)
+
+    def _next_label(self) -> str:
+        """Return a text from which the ids of a build are derived that no call requests."""
+        return fresh_id(self._known.seed, f"build {self._own_events}")
 
     def _stop_orphans(self) -> None:
         for orphan in timers.overdue(self._chat, self._at, self._limits):
@@ -442,6 +535,15 @@ class _Stepping:
                 for purpose, due in needed.items()
                 if had.get(purpose) != due or (self.step.rang and due > self._at)
             }
+        if (current := chat.current) is not None and (retry := current.retry) is not None:
+            had_current = before.current
+            earlier = had_current.retry if had_current and had_current.id == current.id else None
+            if retry.at is not None and retry != earlier:
+                self._notice(
+                    logging.ERROR,
+                    f"the {retry.transition} of its workspace {current.id} has not succeeded "
+                    f"({retry.count} so far); the next one is requested at {retry.at.isoformat(' ', 'seconds')}",
+                )
         known = {orphan.id for orphan in before.orphans}
         for orphan in chat.orphans:
             build = orphan.build
@@ -516,9 +618,13 @@ class _Stepping:
         verdict = tool_rules.evaluate(call, self._chat, self._known)
         match verdict:
             case Answered():
+                if verdict.found_running:
+                    self._use(call, because)
                 self._answer(call, verdict, because)
                 return False
             case Waiting(wait=wait):
+                if wait.running and (call.wait is None or not call.wait.running):
+                    self._use(call, because)
                 if wait != call.wait:
                     self._keep(replace(call, wait=wait), new=call.wait is None)
                 return False
@@ -532,6 +638,13 @@ class _Stepping:
                 if replaces is not None:  # the chat already follows the new workspace
                     self._derive(replaces, because)
                 return True
+
+    def _use(self, call: Call, because: Event) -> None:
+        """Put the end of the lifetime off, because a call has found the workspace running."""
+        current = self._chat.current
+        if current is not None and lifetimes.used(self._chat, self._at) is not None:
+            found = events.WorkspaceUsed(workspace_id=current.id, call_id=call.call_id)
+            self._derive(found, because)
 
     def _settle(self, because: Event) -> None:
         """Evaluate the waiting calls in order; start again whenever one of them moves the chat."""

@@ -6,6 +6,7 @@ docs/internals/tool-rules.md lists the branches with their numbers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -36,7 +37,7 @@ from statemachine.calls import (
     Waiting,
 )
 from statemachine.chat import Chat
-from statemachine.events import BuildRequested, Transition, WaitResumed
+from statemachine.events import BuildRequested, Retried, Transition, WaitResumed
 from statemachine.messages import (
     AlreadyBuilt,
     AlreadyExists,
@@ -50,6 +51,7 @@ from statemachine.messages import (
 )
 from statemachine.states import STATE_INFO, Phase, State
 from statemachine.views import full_name, id_of, name_of
+from statemachine.workspace import WorkspaceRecord
 
 NO_WORKSPACE: Final = "the chat has no workspace; use create_workspace to make one"
 
@@ -153,10 +155,19 @@ def _create(call: Call, args: CreateArguments, chat: Chat, known: Known) -> Call
         case Phase.RUNNING if chat.usable:
             return _use_running(call, chat)
         case phase:
-            # A build whose terminal fact was rejected may have succeeded, so stop its workspace.
-            unknown = chat.build is not None and chat.build.outcome is None
-            replaced = _REPLACED.get(phase, Transition.STOP if unknown else None)
-            return requests.create(call, args, chat, known, replaced=replaced)
+            return requests.create(call, args, chat, known, replaced=_replaced_by(chat, phase))
+
+
+def _replaced_by(chat: Chat, phase: Phase) -> Transition | None:
+    """Return the transition of the build for the workspace that create_workspace replaces; None without one."""
+    if chat.current is None:
+        return None
+    if phase is Phase.FAILED_DELETE:
+        return Transition.DELETE
+    # A build whose terminal fact was rejected may have succeeded, so somebody's work may be in its workspace.
+    unknown = STATE_INFO[chat.state].overdue and chat.build is not None and not chat.build.outcome
+    empty = chat.current.never_started and not unknown
+    return Transition.DELETE if empty else Transition.STOP
 
 
 def _start(call: Call, args: StartArguments, chat: Chat, known: Known) -> CallOutcome:
@@ -249,7 +260,8 @@ def _use_running(call: Call, chat: Chat) -> CallOutcome:
     wait = Wait(until=Until.SETTLED, build_id=build.id, workspace_id=id_of(chat), running=True)
     if not STATE_INFO[chat.state].settled:
         return Waiting(wait)
-    return _success(call, wait, chat, answers.readiness(chat))
+    answer = _success(call, wait, chat, answers.readiness(chat))
+    return dataclasses.replace(answer, found_running=True)
 
 
 def _outcome_of_start(call: Call, wait: Wait, chat: Chat) -> CallOutcome:
@@ -360,13 +372,6 @@ def _unused_parameters(call: Call) -> UnusedParameters:
     return {"parameters_ignored": names} if names else {}
 
 
-_REPLACED: Final = {
-    Phase.RUNNING: Transition.STOP,
-    Phase.FAILED_DELETE: Transition.DELETE,
-}
-"""Phase of a workspace that create_workspace replaces -> transition of the build requested for
-it."""
-
 Rules = Callable[[Call, Any, Chat, Known], CallOutcome]
 _RULES: Final[dict[str, Rules]] = {
     "create_workspace": _create,
@@ -399,7 +404,7 @@ def deletion(chat: Chat, known: Known, label: str) -> BuildRequested | WaitResum
         return None
     if deleting:
         return WaitResumed(build_id=build.id, call_id=label)
-    return requests.ending(chat, Transition.DELETE, known, label)
+    return requests.ending(chat, Transition.DELETE, known, label, retried=Retried.IF_FAILED)
 
 
 def expiry(chat: Chat, known: Known, label: str) -> BuildRequested | None:
@@ -409,7 +414,21 @@ def expiry(chat: Chat, known: Known, label: str) -> BuildRequested | None:
     """
     if chat.expires_at is None:
         return None
-    return requests.ending(chat, Transition.STOP, known, label)
+    return requests.ending(chat, Transition.STOP, known, label, retried=Retried.ALWAYS)
+
+
+def unrequested(
+    chat: Chat, record: WorkspaceRecord, transition: Transition, known: Known, label: str
+) -> BuildRequested | None:
+    """Return the build that workers request on their own for the current workspace or a replaced one.
+
+    Return None if another chat has the workspace now, or if its template is unknown.
+    """
+    if record is chat.current:
+        return requests.ending(chat, transition, known, label, retried=Retried.ALWAYS)
+    if record.id in known.had:
+        return None
+    return requests.ending(chat, transition, known, label, record, retried=Retried.ALWAYS)
 
 
 def orphan(chat: Chat, known: Known, workspace_id: str, label: str) -> BuildRequested | None:
@@ -426,4 +445,4 @@ def orphan(chat: Chat, known: Known, workspace_id: str, label: str) -> BuildRequ
     last = record.build if record.ours else None
     failed_delete = last is not None and last.transition is Transition.DELETE and not last.untouched
     again = Transition.DELETE if failed_delete else Transition.STOP
-    return requests.ending(chat, again, known, label, record)
+    return requests.ending(chat, again, known, label, record, retried=Retried.ALWAYS)

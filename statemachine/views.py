@@ -38,6 +38,7 @@ def visible(chat: Chat) -> tuple[object, ...]:
         chat.agent_lifecycle(),
         chat.failure,
         chat.deadline,
+        chat.stops_at,
     )
 
 
@@ -63,6 +64,7 @@ def id_of(chat: Chat) -> str:
 
 def state_changed(chat: Chat) -> StateChanged:
     """Return the data of `workspaced.state_changed.v1`."""
+    stops_at = chat.stops_at
     return {
         "chat_id": chat.chat_id,
         "version": chat.version,
@@ -74,6 +76,7 @@ def state_changed(chat: Chat) -> StateChanged:
         "failure": None if chat.failure is None else _failure(chat.failure),
         "deadline": None if chat.deadline is None else timestamp(chat.deadline),
         "cause": None if chat.cause is None else _cause(chat.cause),
+        "stops_at": None if stops_at is None else timestamp(stops_at),
     }
 
 

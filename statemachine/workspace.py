@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from statemachine.events import Transition
+from statemachine.events import Retried, Transition
 from statemachine.states import Phase
 
 AGENT_SUFFIX: Final = "-coderd-chat"
@@ -87,11 +87,17 @@ class Build(Value, frozen=True):
     parameters: dict[str, str] = {}
     preset_id: str | None = None
     ttl_ms: int | None = None
+    bump_ms: int = 0
+    """How far activity puts the end of the lifetime off; 0: not at all."""
+    retried: Retried | None = None
+    """For a stop or delete that workers requested: when they request it again if it ends without success."""
     outcome: Outcome | None = None
     ended_at: datetime | None = None
     """The time at which workspaced received the terminal fact."""
     expired: bool = False
-    """The lifetime that began when it ended has passed, and workspaced has acted on that."""
+    """The lifetime that began when it ended has passed, and an earlier version has acted on that."""
+    put_off_to: datetime | None = None
+    """The end of the lifetime, if somebody has put it off."""
 
     @property
     def succeeded(self) -> bool:
@@ -104,6 +110,16 @@ class Build(Value, frozen=True):
         if self.outcome is None:
             return False  # a provisioner is working on it
         return self.succeeded == (self.transition is Transition.START)
+
+
+class Retry(Value, frozen=True):
+    """A stop or delete that workers request again after it has ended without success."""
+
+    transition: Transition
+    count: int
+    """How often it has ended without success."""
+    at: datetime | None = None
+    """When to request it again; None while a build is being made."""
 
 
 class WorkspaceRecord(Value, frozen=True):
@@ -132,7 +148,11 @@ class WorkspaceRecord(Value, frozen=True):
     orphaned_at: datetime | None = None
     """The time since which it is known to run without belonging to a chat; None if it does not."""
     grace_over: bool = False
-    """Its grace period as an orphan has passed. It is listed while it runs, but not stopped a second time."""
+    """Its grace period as an orphan has passed."""
+    never_started: bool = False
+    """Workers requested its first build, and none of its start builds has succeeded: nobody has worked in it."""
+    retry: Retry | None = None
+    """The stop or delete that workers request again."""
 
     @property
     def start_build(self) -> Build | None:
@@ -159,22 +179,32 @@ class WorkspaceRecord(Value, frozen=True):
         return Phase.STOPPED if last.succeeded else left
 
     @property
-    def expires_at(self) -> datetime | None:
-        """When the lifetime of the running workspace ends.
+    def stops_at(self) -> datetime | None:
+        """When workers stop the running workspace: at the end of its lifetime, or when they try again.
 
-        None while it does not run, and while a build works on it. A failed stop does not change it.
+        None while it does not run, and while a build works on it. A failed stop does not change it before the
+        lifetime ends.
         """
         build, start = self.build, self.start_build
         if build is None or start is None or start.ended_at is None or not start.succeeded:
             return None
-        stopping = build is not start and (build.outcome is None or build.succeeded)
-        if stopping or start.expired or not start.ttl_ms:
+        if not start.ttl_ms:
+            return None
+        if self.retry is not None:
+            return self.retry.at if self.retry.transition is Transition.STOP else None
+        if build is not start and (build.outcome is None or build.succeeded):
             return None
         stops = [b for b in self.before_delete if b.transition is Transition.STOP]
         last_stop = max(stops, key=lambda stop: stop.number, default=None)
         if last_stop and last_stop.number > start.number and last_stop.succeeded:
             return None  # it was stopped before the delete that failed
-        return start.ended_at + timedelta(milliseconds=start.ttl_ms)
+        return start.put_off_to or start.ended_at + timedelta(milliseconds=start.ttl_ms)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When a timer has to stop the workspace: at `stops_at`, unless an earlier version has tried it already."""
+        start = self.start_build
+        return None if start is not None and start.expired else self.stops_at
 
 
 class Unselectable(Value, frozen=True):

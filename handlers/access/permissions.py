@@ -20,6 +20,7 @@ _CHAT_SERVICE_RPCS: Final = (
     "list_templates",
     "read_template",
     "cancel",
+    "keep",
     "get_chat",
     "list_chats",
     "read_log",
@@ -106,6 +107,7 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
         subscribe=(
             subjects.ALL_RPCS,
             subjects.ALL_RESULTS,
+            subjects.ALL_UI,
             subjects.ALL_SERVICES,  # discovery and statistics of micro services
             subjects.AUTH_CALLOUT,
             "_INBOX_gateway.>",

@@ -87,7 +87,7 @@ _WORKER_VARIABLES: Final = (
     "waiting_calls",
     "job_queue",
 )
-_GATEWAY_VARIABLES: Final = ("orphan_grace", "transaction_timeout", "held_calls")
+_GATEWAY_VARIABLES: Final = ("transaction_timeout", "held_calls")
 _PROVISIONER_VARIABLES: Final = (
     "presence_ttl",
     "workspaces_per_owner",
@@ -349,16 +349,54 @@ class ShowChat(_ConnectingCommand):
     json: bool = _json()
 
 
+class KeepWorkspace(_ConnectingCommand):
+    """Keep a chat's workspace running for a while, even if nobody uses it.
+
+    Prints when it is stopped if nobody uses it until then. Exits with status 1 if it does not run, or has no
+    lifetime.
+    """
+
+    name = "chat keep"
+    function = "handlers.cli.commands.chat:keep"
+    chat: str = _chat()
+    lifetime: float = flag(
+        "--for",
+        type=types.seconds,
+        required=True,
+        metavar="TIME",
+        help="how long from now: 90s, 2h, 1h30m, 3d; at most 7 days",
+    )
+    json: bool = _json()
+
+
 class DeleteWorkspace(_ConnectingCommand):
-    """Delete a chat's workspace and wait until it is gone.
+    """Delete a chat's workspace and wait until it is gone, or request the deletion of others.
 
     While it waits, it shows the chat's states and the build's log on stderr. Exits with status 1 if
-    there is no workspace or the delete build fails.
+    there is no workspace or the delete build fails. With --workspace or --all it deletes workspaces that belong to no
+    chat (`workspaced workspace orphans`): workers try again if a delete build fails, and the command does not wait.
     """
 
     name = "workspace delete"
     function = "handlers.cli.commands.workspace:delete"
-    chat: str = _chat()
+    chat: str | None = positional("CHAT", type=types.uuid, nargs="?", help="the chat's UUID")
+    workspace: str | None = flag(
+        "--workspace",
+        type=types.uuid,
+        metavar="UUID",
+        help="the workspace with this id, whether it belongs to a chat or not",
+    )
+    all: bool = switch("--all", help="all workspaces that belong to no chat")
+    older_than: float | None = flag(
+        "--older-than",
+        type=types.seconds,
+        metavar="TIME",
+        help="with --all: only those that have been in their state for so long: 12h, 30d",
+    )
+    dry_run: bool = switch(
+        "--dry-run",
+        help="with --workspace or --all: print what would be deleted, and delete nothing",
+    )
     reason: str | None = flag(
         "--reason", metavar="TEXT", help="the reason, which the chat's event log keeps"
     )
@@ -366,14 +404,17 @@ class DeleteWorkspace(_ConnectingCommand):
 
 
 class ListOrphans(_ConnectingCommand):
-    """List running workspaces that belong to no chat.
+    """List all workspaces that exist and belong to no chat, also replaced ones.
 
-    Workers stop them after WORKSPACED_ORPHAN_GRACE seconds.
+    Workers stop those that run after WORKSPACED_ORPHAN_GRACE seconds, and delete replaced ones that have been
+    stopped for as long as the setting stopped_workspace_retention says.
     """
 
     name = "workspace orphans"
     function = "handlers.cli.commands.workspace:list_orphans"
-    json: bool = _json()
+    json: bool = switch(
+        "--json", help="print JSON, as this command always does when stdout is not a terminal"
+    )
 
 
 class ShowLog(_ConnectingCommand):
@@ -442,17 +483,29 @@ class Replay(_ConnectingCommand):
     )
 
 
+_SETTINGS: Final = "chat_workspace_ttl, chat_workspace_activity_bump, stopped_workspace_retention or chat_template_allowlist"
+
+
 class ChangeSetting(_ConnectingCommand):
     """Change a setting; it takes effect at once."""
 
     name = "settings set"
     function = "handlers.cli.commands.settings:change_setting"
-    key: str = positional("KEY", help="chat_workspace_ttl or chat_template_allowlist")
+    key: str = positional("KEY", help=_SETTINGS)
     value: str = positional(
         "VALUE",
-        help="chat_workspace_ttl: a duration like 2h or 1h30m, '' means never; "
-        "chat_template_allowlist: template ids separated by commas, '' allows all templates",
+        help="chat_workspace_ttl, chat_workspace_activity_bump, stopped_workspace_retention: a duration like 2h, "
+        "1h30m or 30d, '' means never; chat_template_allowlist: template ids separated by commas, '' allows all "
+        "templates",
     )
+
+
+class UnsetSetting(_ConnectingCommand):
+    """Bring the default of a setting back; it takes effect at once."""
+
+    name = "settings unset"
+    function = "handlers.cli.commands.settings:unset_setting"
+    key: str = positional("KEY", help=_SETTINGS)
 
 
 class ListSettings(_ConnectingCommand):
@@ -585,10 +638,10 @@ COMMANDS: Final[tuple[type[Command], ...]] = (
     *(Up, RunWorker, RunGateway, RunProvisioner, RunAgent),
     CallTool,
     *(PushTemplate, ListTemplates, ListVersions, ActivateVersion),
-    *(ListChats, ShowChat),
+    *(ListChats, ShowChat, KeepWorkspace),
     *(DeleteWorkspace, ListOrphans),
     *(ShowLog, ExportEvents, Replay),
-    *(ChangeSetting, ListSettings),
+    *(ChangeSetting, UnsetSetting, ListSettings),
     *(Migrate, PrintNatsAuthorization),
     *(IssueCredential, ListCredentials, RevokeCredential),
     *(Demo, PrintCompletion),

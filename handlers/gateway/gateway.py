@@ -11,7 +11,6 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from typing import Final, TypeVar
@@ -21,6 +20,7 @@ from handlers.access.auth_callout import AuthCallout
 from handlers.access.issued_keys import caller_key
 from handlers.gateway import requests
 from handlers.gateway.credentials import CredentialRpcs
+from handlers.gateway.keeping import Keeping
 from handlers.gateway.queries import Queries
 from handlers.gateway.replies import naming_ignored
 from handlers.gateway.tool_calls import ToolCalls
@@ -44,8 +44,6 @@ class Gateway:
 
     store: Store
     bus: Bus
-    orphan_grace: timedelta
-    """How long workers let an orphan run; shown to operators."""
     issuer_seed: str | None = None
     """Signs the answers to auth callout requests; None: another gateway has to answer them."""
     held_calls: int = 10_000
@@ -68,13 +66,14 @@ class Gateway:
 
     def _endpoints(self) -> dict[str, Responder]:
         calls = ToolCalls(self.bus, self.store, self.held_calls)
-        queries = Queries(self.store, self.bus, self.orphan_grace)
+        queries = Queries(self.store, self.bus)
         credentials = CredentialRpcs(self.store, self.bus)
         tools: dict[str, Responder] = {
             tool: _json_of_caller(requests.ToolBody, partial(calls.call, tool)) for tool in TOOLS
         }
         others: dict[str, Responder] = {
             "cancel": _json(requests.CancelBody, calls.cancel),
+            "keep": _json(requests.KeepBody, Keeping(self.store, self.bus).keep),
             "get_chat": _json(requests.ChatBody, queries.get_chat),
             "list_chats": _json(requests.ChatsBody, queries.list_chats),
             "list_orphans": _json(requests.OrphansBody, queries.list_orphans),

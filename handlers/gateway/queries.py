@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import islice
-from typing import Final, TypeVar, cast
+from typing import Final, Literal, TypeVar, cast
 
 from pydantic_core import to_json
 
@@ -33,6 +32,7 @@ from handlers.gateway.requests import (
 from handlers.publishing.build_log import read_log_line
 from statemachine.chat import Chat
 from statemachine.codec import timestamp
+from statemachine.events import Transition
 from statemachine.messages import LogLine
 from statemachine.states import STATE_INFO
 from statemachine.store import Store
@@ -56,8 +56,6 @@ class Queries:
 
     store: Store
     bus: Bus
-    orphan_grace: timedelta
-    """How long workers let an orphan run before they stop it."""
 
     async def get_chat(self, body: ChatBody) -> ChatWithCalls:
         """Return a chat's state and its open calls."""
@@ -95,36 +93,20 @@ class Queries:
         return page
 
     async def list_orphans(self, body: OrphansBody) -> OrphansPage:
-        """Return a page of the running workspaces that belong to no chat."""
-        chats = await self.store.chats.with_orphans(after=body.cursor, limit=PAGE + 1)
-        found = {chat.chat_id: chat.orphans for chat in chats[:PAGE]}
+        """Return a page of the workspaces that exist, or may exist, and belong to no chat."""
+        chats = await self.store.chats.with_previous(after=body.cursor, limit=PAGE + 1)
+        found = {c.chat_id: [r for r in c.previous if not r.deleted] for c in chats[:PAGE]}
         had = await self.store.chats.current_workspaces(
             {record.id for some in found.values() for record in some}
         )
         by_chat = _one_page(
-            [self._orphan(chat, record) for record in found[chat.chat_id] if record.id not in had]
+            [_orphan(chat, record) for record in found[chat.chat_id] if record.id not in had]
             for chat in chats[:PAGE]
         )
-        page: OrphansPage = {"orphans": [orphan for orphans in by_chat for orphan in orphans]}
+        page: OrphansPage = {"workspaces": [orphan for orphans in by_chat for orphan in orphans]}
         if len(by_chat) < len(chats):
             page["next"] = chats[len(by_chat) - 1].chat_id
         return page
-
-    def _orphan(self, chat: Chat, record: WorkspaceRecord) -> Orphan:
-        build, since = record.build, record.orphaned_at
-        entry: Orphan = {
-            "workspace_id": record.id,
-            "name": record.name,
-            "owner_name": record.owner_name or (chat.owner_name if record.ours else None),
-            "chat_id": chat.chat_id,
-            "since": None if since is None else timestamp(since),
-            "build_id": build.id if build else None,
-            "build_number": build.number if build else None,
-        }
-        stoppable = build is not None and build.template is not None  # its pool is known
-        if stoppable and since is not None:
-            entry["stops_at"] = timestamp(since + self.orphan_grace)
-        return entry
 
     async def read_log(self, body: LogBody) -> LinesPage:
         """Return a page of a build's log messages, in the order in which they were stored."""
@@ -167,6 +149,39 @@ def _one_page(entries: Iterable[Shown]) -> list[Shown]:
         if space <= 0:
             break
     return page
+
+
+def _orphan(chat: Chat, record: WorkspaceRecord) -> Orphan:
+    """Return a workspace as `list_orphans` shows it."""
+    build = record.build
+    since = record.orphaned_at or (build and (build.ended_at or build.started_at))
+    return {
+        "id": record.id,
+        "name": record.name,
+        "owner_name": record.owner_name or (chat.owner_name if record.ours else None),
+        "chat_id": chat.chat_id,
+        "pool": build.template.pool if build and build.template else None,
+        "state": _state_of(record),
+        "since": None if since is None else timestamp(since),
+        "build_id": build.id if build else None,
+        "build_number": build.number if build else None,
+    }
+
+
+def _state_of(
+    record: WorkspaceRecord,
+) -> Literal["building", "running", "stopping", "stopped", "failed"]:
+    """Return what the newest build of a workspace has left."""
+    build, starts = record.build, record.build and record.build.transition is Transition.START
+    if build is None:
+        return "failed"
+    if build.outcome is None:
+        return "building" if starts else "stopping"
+    if build.transition is Transition.DELETE:
+        return "failed"
+    if build.leaves_running:
+        return "running"
+    return "failed" if starts else "stopped"
 
 
 def _with_calls(shown: ShownChat, calls: list[OpenCall]) -> ChatWithCalls:

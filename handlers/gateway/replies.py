@@ -61,29 +61,39 @@ class ChatsPage(IgnoredKeys):
     """Absent on the last page; otherwise the `cursor` of the next request."""
 
 
-class Orphan(TypedDict):
-    """A running workspace that no chat has."""
+class KeptWorkspace(TypedDict):
+    """The reply of `keep`."""
 
-    workspace_id: Id
+    stops_at: Timestamp | None
+    """When the workspace is stopped if nobody uses it until then; null if it does not run, or has no lifetime."""
+
+
+class Orphan(TypedDict):
+    """A workspace that exists, or may exist, and belongs to no chat."""
+
+    id: Id
     name: str | None
     """Null if no fact reported it."""
     owner_name: str | None
     """Null if no fact reported it."""
     chat_id: Id
-    """The chat on whose subjects the workspace was reported."""
+    """The chat that had the workspace, or on whose subjects it was reported."""
+    pool: str | None
+    """Null if it is not known: then workers can neither stop nor delete the workspace."""
+    state: Literal["building", "running", "stopping", "stopped", "failed"]
+    """What the newest build has left: `failed` after a start or delete that did not succeed, `stopping` while workers
+    stop or delete it."""
     since: Timestamp | None
-    """Since when workspaced knows that the workspace runs without a chat."""
+    """Since when it is in this state; null if no build of it is known."""
     build_id: Id | None
     """The newest build that is known."""
     build_number: int | None
-    stops_at: NotRequired[Timestamp]
-    """When workers stop it; absent if they cannot, because its pool is not known."""
 
 
 class OrphansPage(IgnoredKeys):
     """The reply of `list_orphans`."""
 
-    orphans: list[Orphan]
+    workspaces: list[Orphan]
     next: NotRequired[Id]
     """Absent on the last page; otherwise the `cursor` of the next request."""
 

@@ -70,8 +70,16 @@ class ChatsBody(Frozen):
     """The `next` of the page before."""
 
 
+class KeepBody(Frozen):
+    """The body of `keep`, after which the lifetime of the chat's workspace ends no sooner than asked for."""
+
+    chat_id: Id
+    seconds: Annotated[float, Field(gt=0)]
+    """From now. More than 7 days is taken as 7 days."""
+
+
 class OrphansBody(Frozen):
-    """The body of `list_orphans`, which returns the running workspaces that no chat has."""
+    """The body of `list_orphans`, which returns the workspaces that exist and belong to no chat."""
 
     cursor: Id | None = None
     """The `next` of the page before."""

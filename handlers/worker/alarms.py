@@ -18,11 +18,13 @@ from typing import Final
 from bus import Delivery
 from handlers.runtime import clock
 from handlers.worker import publications
+from handlers.worker.call_limits import retention
 from handlers.worker.committer import LONGEST_DELAY, CommitResult, Read
 from handlers.worker.deliveries import AlarmMessage
 from handlers.worker.publications import Publication
 from statemachine.step import AlarmRang
 from statemachine.store import Alarm, DueAlarms, Store, TransientError, WorkRefusedError
+from statemachine.timers import alarm_time
 
 log = logging.getLogger(__name__)
 
@@ -143,12 +145,19 @@ class Bell:
         self._postponed = {chat: until for chat, until in self._postponed.items() if until > now}
         without = list(self._postponed)
         try:
-            due = await self._store.due_alarms(PAGE, without=without, publishing=PUBLISHING)
+            keep = retention(await self._store.settings())
+            due = await self._store.due_alarms(
+                PAGE, without=without, publishing=PUBLISHING, retention=keep
+            )
+            rest = None if keep is None else await self._store.first_rest(keep)
         except (TransientError, WorkRefusedError) as error:  # the events of the batch go on
             log.warning("alarms could not be read, trying again: %s", error)
             return Ringing([delivery for delivery, _ in rang], left_out=True)
         early = {item.at for _, item in rang if item.at is not None and item.at > due.now}
-        later = {due.next} - early if due.next is not None else set[datetime]()
+        later = {due.next} if due.next is not None else set[datetime]()
+        if rest is not None:
+            later.add(alarm_time(rest, due.now))
+        later -= early
         return Ringing(
             [delivery for delivery, _ in rang],
             due,

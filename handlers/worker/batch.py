@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
 from msgspec import structs
 
+from handlers.shared_settings import RETENTION
 from handlers.worker import publications
-from handlers.worker.call_limits import policy
+from handlers.worker.call_limits import policy, retention
 from handlers.worker.clock_skew import LATE
 from handlers.worker.deliveries import Dead, Item, notice_of
 from handlers.worker.publications import Publication
 from statemachine import events, redaction
 from statemachine.calls import Call, Known, Load, StoredCall
 from statemachine.chat import Chat, Limits
+from statemachine.lifetimes import rests_since
 from statemachine.lookups import looks_up, lookups
 from statemachine.naming import is_uuid
 from statemachine.step import (
@@ -38,6 +41,7 @@ from statemachine.step import (
 )
 from statemachine.store import Alarm, CallKey, Changes, Look, Store, Wanted, Written
 from statemachine.templates import Catalog
+from statemachine.timers import alarm_time
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +114,10 @@ async def apply(
     inputs = [_with_pool(item, look.pools) for item in inputs if item.chat_id in chats]
     known = await _look_up(inputs, chats, look, store, Known(EMPTY, seed=seed, load=load))
     steps = _take_steps(inputs, _loaded(chats, look), known, limits, look.now)
-    changes, messages = _changes(steps, chats, look)
-    skipped, repeated = await store.write(changes) if steps else Written(set(), set())
+    idle = _idle(steps, inputs)
+    changes, messages = _changes(steps, chats, look, idle)
+    writes = len(idle) < len(steps)
+    skipped, repeated = await store.write(changes) if writes else Written(set(), set())
     written = [taken for taken in steps if taken.chat.chat_id not in skipped]
     for taken in written:
         _log(taken)
@@ -120,10 +126,42 @@ async def apply(
     if skipped:
         messages = [message for message in messages if message.chat_id not in skipped]
     alarms = {at for taken in written for at in taken.alarms}
+    alarms |= await _alarms_for_rests(written, chats, look, store)
     messages += [publications.alarm(at, look.now) for at in alarms]
     messages += _refusals(dead, look, changes)
     repeated |= {taken.chat.chat_id for taken in written if taken.repeats}
     return Applied(messages, repeated, skipped)
+
+
+async def _alarms_for_rests(
+    written: Sequence[Step], before: Mapping[str, Chat], look: Look, store: Store
+) -> set[datetime]:
+    """Return when workers have to look at the workspaces that rest, if some have come to rest now.
+
+    One alarm is enough for all: when it rings, the next one is set.
+    """
+    keep = retention(look.settings)
+    if keep is None:
+        return set()
+    found = ((rests_since(s.chat), rests_since(before[s.chat.chat_id])) for s in written)
+    new = [now for now, earlier in found if now is not None and now != earlier]
+    if not new:
+        return set()
+    first = min(new) + keep
+    if first > look.now:
+        first = min(first, await store.first_rest(keep) or first)
+    return {alarm_time(max(first, look.now), look.now)}
+
+
+def _idle(steps: Sequence[Step], inputs: Sequence[Input]) -> set[str]:
+    """Return the chats to which nothing happened: agents reported activity that does not put any end off."""
+    others = {item.chat_id for item in inputs if not _is_activity(item)}
+    ids = {step.chat.chat_id for step in steps if not step.entries}
+    return ids - others
+
+
+def _is_activity(item: Input) -> bool:
+    return isinstance(item, InboundEvent) and isinstance(item.event.data, events.AgentActivity)
 
 
 def asks(item: Item) -> bool:
@@ -164,7 +202,7 @@ def _with_pool(item: Input, pools: Mapping[str, str]) -> Input:
 def _wanted(inputs: Sequence[Input], dead: Mapping[CallKey, Dead]) -> Wanted:
     """Return what has to be read: waiting calls only of chats that may move."""
     received = [item for item in inputs if isinstance(item, InboundEvent)]
-    may_move = {item.chat_id for item in inputs if not asks(item)}
+    may_move = {item.chat_id for item in inputs if not asks(item) and not _is_activity(item)}
     chats = {item.chat_id for item in inputs}
     return Wanted(
         chats=chats,
@@ -178,6 +216,7 @@ def _wanted(inputs: Sequence[Input], dead: Mapping[CallKey, Dead]) -> Wanted:
         waiting=may_move,
         waiting_unless_joined=chats - may_move,
         provisioners={name for item in inputs if (name := _sender(item))},
+        settings={RETENTION},
     )
 
 
@@ -224,8 +263,8 @@ async def _look_up(
     if not judged:
         return known
     wanted = lookups([*calls, *waiting], [chats[chat_id] for chat_id in judged], facts)
-    orphans = {orphan.id for chat_id in judged for orphan in chats[chat_id].orphans}
-    found = await store.look_up(wanted, orphans)
+    previous = {r.id for chat_id in judged for r in chats[chat_id].previous if not r.deleted}
+    found = await store.look_up(wanted, previous)
     return structs.replace(
         known,
         catalog=found.catalog,
@@ -269,12 +308,14 @@ def _take_steps(
 
 
 def _changes(
-    steps: Sequence[Step], before: Mapping[str, Chat], look: Look
+    steps: Sequence[Step], before: Mapping[str, Chat], look: Look, idle: AbstractSet[str]
 ) -> tuple[Changes, list[Publication]]:
     """Return everything that the steps write, and the messages to publish afterwards."""
     changes, messages = Changes(row_versions=look.row_versions), list[Publication]()
     for taken in steps:
         chat_id = taken.chat.chat_id
+        if chat_id in idle:
+            continue
         some, jobs = publications.effects_of(taken)
         messages += some
         if taken.chat is before[chat_id]:

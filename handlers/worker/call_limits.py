@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
 from bus import Bus, BusError
 from bus.streams import pool_consumer
-from handlers.shared_settings import ALLOWLIST, TTL, milliseconds
+from handlers.shared_settings import ALLOWLIST, BUMP, RETENTION, TTL, duration
 from statemachine.calls import Load, Policy
 from statemachine.store import Store, StoreUnavailableError
 
@@ -93,11 +94,24 @@ class LoadSampler:
 
 def policy(settings: Mapping[str, str]) -> Policy:
     """Return what the operators' settings mean for calls; log and ignore a value that can't be read."""
-    ttl_ms = None
-    if (text := settings.get(TTL, "").strip()) not in ("", "0"):
-        try:
-            ttl_ms = milliseconds(text) or None
-        except ValueError as error:
-            log.warning("setting %s is ignored: %s", TTL, error)
     names = (part.strip().lower() for part in settings.get(ALLOWLIST, "").split(","))
-    return Policy(ttl_ms, frozenset(name for name in names if name))
+    return Policy(
+        ttl_ms=_duration(settings, TTL),
+        bump_ms=_duration(settings, BUMP) or 0,
+        retention_ms=_duration(settings, RETENTION),
+        allowlist=frozenset(name for name in names if name),
+    )
+
+
+def retention(settings: Mapping[str, str]) -> timedelta | None:
+    """Return how long workspaces may rest; None: for ever."""
+    found = _duration(settings, RETENTION)
+    return None if found is None else timedelta(milliseconds=found)
+
+
+def _duration(settings: Mapping[str, str], key: str) -> int | None:
+    try:
+        return duration(settings, key)
+    except ValueError as error:
+        log.warning("setting %s is ignored: %s", key, error)
+        return duration({}, key)

@@ -16,6 +16,7 @@ from statemachine.calls import Answered, Call
 from statemachine.chat import Chat
 from statemachine.codec import encode
 from statemachine.events import OURS, Event
+from statemachine.lifetimes import activity_seconds
 from statemachine.messages import BuildJob, ToolResolved
 from statemachine.naming import derived_id
 from statemachine.sizes import LONGEST_DATA, fit
@@ -146,6 +147,7 @@ def job(wanted: PublishJob, at: datetime) -> Publication:
         },
         "parameters": build.parameters,
         "not_after": wanted.not_after.isoformat().replace("+00:00", "Z"),
+        "activity_seconds": activity_seconds(build.ttl_ms, build.activity_bump_ms),
     }
     if build.preset_id is not None:
         data["preset_id"] = build.preset_id

@@ -164,7 +164,7 @@ class Worker:
 
     async def _pull(self) -> None:
         await self._prepared.wait()
-        await self._respond_to_pushes()
+        await self._respond_to_changes()
         async with (
             self.bus.pull(*self.tuning.consumers(), prefetch=BATCH) as pull,
             asyncio.TaskGroup() as group,
@@ -199,21 +199,28 @@ class Worker:
                 else:
                     publishing, in_hand = group.create_task(_published()), set()
 
-    async def _respond_to_pushes(self) -> None:
-        """Answer the request that `workspaced template push` sends after a push.
+    async def _respond_to_changes(self) -> None:
+        """Answer the requests that commands send after a push and after the change of a setting.
 
-        Before the answer, the worker creates the consumer of the template's pool if it is missing.
+        Before the answer, the worker creates the consumer of the template's pool if it is missing, or lets a worker
+        look at the workspaces that rest.
         """
 
-        async def respond(message: Message) -> bytes:
+        async def prepare_pools(message: Message) -> bytes:
             del message
             await self.relay.ensure_pools(await self.store.templates.pools())
+            return b"{}"
+
+        async def look_at_rests(message: Message) -> bytes:
+            del message
+            await self.republisher.ring(await self.store.now())
             return b"{}"
 
         backoff = Backoff()
         while True:
             try:
-                return await self.bus.respond(subjects.WORKER_POOLS, "workers", respond)
+                await self.bus.respond(subjects.WORKER_POOLS, "workers", prepare_pools)
+                return await self.bus.respond(subjects.WORKER_SETTINGS, "workers", look_at_rests)
             except Unavailable as error:
                 log.warning("lost NATS at the start, trying again: %s", error)
             await backoff.wait()

@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 from statemachine.calls import Call, StoredCall
 from statemachine.chat import Chat
 from statemachine.codec import timestamp
+from statemachine.lifetimes import rests_since
 from statemachine.lookups import Lookups
 from statemachine.messages import LogEntry, LoggedEvent, ShownCause
 from statemachine.step import Entry, WorkspaceName
@@ -152,6 +153,8 @@ class Wanted:
     """Chats whose open calls are needed unless new calls only join (`Chat.calls_only_join`)."""
     provisioners: AbstractSet[str] = frozenset()
     """Names of provisioners whose pools are needed."""
+    settings: AbstractSet[str] = frozenset()
+    """Names of operators' settings."""
 
 
 @dataclass(slots=True)
@@ -176,6 +179,7 @@ class Look:
     """Calls whose cancellation arrived before them."""
     pools: dict[str, str] = field(default_factory=dict)
     """The pool that each provisioner is bound to, by the provisioner's name."""
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 NO_ROW: Final = 0
@@ -227,8 +231,8 @@ class Chats(Protocol):
         """Return a page of chats, sorted by chat id. A filter that is None matches every chat."""
         ...
 
-    async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
-        """Return a page of the chats with orphaned workspaces, sorted by chat id."""
+    async def with_previous(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
+        """Return a page of the chats with previous workspaces that are not deleted, sorted by chat id."""
         ...
 
     async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
@@ -612,12 +616,21 @@ class Store(Protocol):
         ...
 
     async def due_alarms(
-        self, limit: int, *, without: Sequence[str] = (), publishing: float = 0.0
+        self,
+        limit: int,
+        *,
+        without: Sequence[str] = (),
+        publishing: float = 0.0,
+        retention: timedelta | None = None,
     ) -> DueAlarms:
         """Return the first alarms whose time has come. Those of chats that need no timer any more are deleted.
 
-        Alarms of the chats `without` are left out, and those that were handled less than `publishing` seconds ago.
+        With `retention`, alarms are stored first for chats with a workspace that has rested for so long. Alarms of the chats `without` are left out, and those that were handled less than `publishing` seconds ago.
         """
+        ...
+
+    async def first_rest(self, retention: timedelta) -> datetime | None:
+        """Return when the next workspace will have rested for `retention`; None if none rests, or each did for longer."""
         ...
 
     async def delete_alarms(self, alarms: Sequence[Alarm], *, unhandled: bool = False) -> None:
@@ -630,6 +643,10 @@ class Store(Protocol):
 
     async def put_setting(self, key: str, value: str) -> None:
         """Change a setting; it holds for the next transaction of every worker."""
+        ...
+
+    async def unset_setting(self, key: str) -> None:
+        """Remove a setting, so that its default holds for the next transaction of every worker."""
         ...
 
     async def check_writable(self) -> None:
@@ -672,6 +689,14 @@ def chat_columns(chat: Chat) -> dict[str, Any]:
         "owner_id": chat.owner_id,
         "workspace_id": chat.current.id if chat.current else None,
         "wakes": not needs_no_timer(chat),
+    }
+
+
+def rest_columns(chat: Chat) -> dict[str, Any]:
+    """Return further such columns. Programs of schema 0011 leave them as they are when they change a chat."""
+    return {
+        "rests_since": rests_since(chat),
+        "has_previous": any(not record.deleted for record in chat.previous),
     }
 
 

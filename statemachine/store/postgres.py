@@ -161,6 +161,7 @@ class PostgresStore:
             _JOINED,
             list(wanted.provisioners),
             list(wanted.chats),
+            list(wanted.settings),
         )
         return _look_from_rows(rows, wanted.chats)
 
@@ -181,10 +182,17 @@ class PostgresStore:
         return Written(skipped, {row["chat_id"] for row in rows if not row["skipped"]})
 
     async def due_alarms(
-        self, limit: int, *, without: Sequence[str] = (), publishing: float = 0.0
+        self,
+        limit: int,
+        *,
+        without: Sequence[str] = (),
+        publishing: float = 0.0,
+        retention: timedelta | None = None,
     ) -> DueAlarms:
         """Return the first alarms whose time has come."""
-        rows = await self._fetch("due_alarms", limit, list(without), publishing)
+        if retention is not None:
+            await self._fetch("ripen", limit, retention, list(without))
+        rows = await self._fetch("due_alarms", limit, list(without), publishing, retention)
         alarms: dict[str, list[Alarm]] = {}
         for row in rows:
             if row["at"] is not None:
@@ -193,6 +201,11 @@ class PostgresStore:
         handled = {row["chat_id"] for row in rows if row["handled"]}
         (now, found, busy, later, *_) = rows[0].values()
         return DueAlarms(now, alarms, handled, found == limit, busy, later)
+
+    async def first_rest(self, retention: timedelta) -> datetime | None:
+        """Return when the first workspace that rests has rested for so long; None if none does."""
+        since: datetime | None = (await self._fetch("first_rest", retention))[0]["since"]
+        return None if since is None else since + retention
 
     async def delete_alarms(self, alarms: Sequence[Alarm], *, unhandled: bool = False) -> None:
         """Delete alarms that were handled; with `unhandled`, also those that were not."""
@@ -205,6 +218,10 @@ class PostgresStore:
     async def put_setting(self, key: str, value: str) -> None:
         """Change a setting."""
         await self._fetch("put_setting", key, value)
+
+    async def unset_setting(self, key: str) -> None:
+        """Remove a setting."""
+        await self._fetch("unset_setting", key)
 
     async def check_writable(self) -> None:
         """Return if the database accepts changes now. Raises StoreUnavailableError."""
@@ -282,6 +299,8 @@ def _look_from_rows(rows: Rows, chat_ids: AbstractSet[str]) -> Look:
                 look.canceled.add(CallKey(row["chat_id"], row["call_id"]))
             case "bound":
                 look.pools[row["call_id"]] = row["chat_id"]
+            case "setting":
+                look.settings[row["chat_id"]] = row["call_id"]
             case _:
                 stored = call_from_row(row)
                 look.calls[CallKey(stored.call.chat_id, stored.call.call_id)] = stored

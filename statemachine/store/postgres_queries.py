@@ -36,6 +36,7 @@ from statemachine.store import (
     Templates,
     chat_columns,
     log_entry,
+    rest_columns,
 )
 from statemachine.store.database import Fetch
 from statemachine.templates import Catalog, Manifest, Template, Version
@@ -66,6 +67,7 @@ def chat_rows(chats: Sequence[Chat], row_versions: Mapping[str, int]) -> list[di
         {
             "chat_id": chat.chat_id,
             **chat_columns(chat),
+            **rest_columns(chat),
             "snapshot": chat,
             "row_version": row_versions.get(chat.chat_id),
         }
@@ -192,8 +194,9 @@ class PostgresChats(Chats):
         return [chat_from_row(row) for row in rows]
 
     @override
-    async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
-        return [chat_from_row(row) for row in await self._fetch("chats_with_orphans", after, limit)]
+    async def with_previous(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
+        rows = await self._fetch("chats_with_previous", after, limit)
+        return [chat_from_row(row) for row in rows]
 
     @override
     async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:

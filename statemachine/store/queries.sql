@@ -26,6 +26,8 @@ from cancellation c join unnest($3::uuid[], $4::text[]) as k(chat_id, call_id) u
 where c.at > clock_timestamp() - interval '10 minutes'
 union all
 select 'bound', pool, null, name, null, null, null, null, null from provisioner_name where name = any($8::text[])
+union all
+select 'setting', key, null, value, null, null, null, null, null from setting where key = any($10::text[])
 
 -- name: lock
 -- Waits until no other transaction has the lock of that name.
@@ -74,14 +76,16 @@ select key, value from setting
 with given as materialized (
     select * from json_to_recordset($1::json)
         as n(chat_id uuid, version bigint, state text, organization_id uuid, owner_id uuid, workspace_id uuid,
-             wakes boolean, snapshot jsonb, row_version bigint)
+             wakes boolean, rests_since timestamptz, has_previous boolean, snapshot jsonb, row_version bigint)
 ), unchanged as materialized (
     select chat.chat_id from chat join given using (chat_id)
     where given.row_version is null or chat.xmin::text::bigint = given.row_version
     order by chat.chat_id for update of chat
 ), created as (
-    insert into chat (chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot)
-    select chat_id, version, state, organization_id, owner_id, workspace_id, wakes, snapshot from given
+    insert into chat (chat_id, version, state, organization_id, owner_id, workspace_id, wakes, rests_since, has_previous,
+                      snapshot)
+    select chat_id, version, state, organization_id, owner_id, workspace_id, wakes, rests_since, has_previous, snapshot
+    from given
     where coalesce(row_version, 0) = 0 and chat_id not in (select chat_id from unchanged)
     order by chat_id
     on conflict do nothing returning chat_id
@@ -91,7 +95,7 @@ with given as materialized (
 ), chats as (
     update chat set version = n.version, state = n.state, organization_id = n.organization_id,
         owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
-        snapshot = n.snapshot, updated_at = clock_timestamp()
+        rests_since = n.rests_since, has_previous = n.has_previous, snapshot = n.snapshot, updated_at = clock_timestamp()
     from given n
     where chat.chat_id = n.chat_id and chat.chat_id in (select chat_id from unchanged) and n.snapshot is not null
 ), entries as (
@@ -169,17 +173,35 @@ select chat_id::text as chat_id, true as skipped from skipped
 union all
 select distinct chat_id::text, false from rung where handled_at is not null
 
+-- name: ripen
+-- Stores alarms for the first $1 chats whose workspaces have rested for $2, without those of the chats $3: the alarms make
+-- sure that what follows is published. Rows are locked in the order in which `write` locks them.
+insert into alarm (at, chat_id)
+select date_bin('250 ms', rests_since + $2::interval, 'epoch') as at, chat_id from (
+    select rests_since, chat_id from chat
+    where rests_since <= statement_timestamp() - $2::interval and chat_id <> all($3::uuid[])
+    order by rests_since limit $1
+) as ripe order by 1, 2
+on conflict (at, chat_id) do nothing
+
+-- name: first_rest
+-- Since when the workspace rests that has not rested for $1, and has rested longest.
+select min(rests_since) as since from chat where rests_since > statement_timestamp() - $1::interval
+
 -- name: due_alarms
 -- The first $1 alarms whose time has come, without those of the chats $2. Left out are alarms that were handled less
 -- than $3 seconds ago, because a worker is publishing what follows. Alarms of chats that need no timer any more are
--- deleted, except where somebody has locked the chat: a statement that writes the chat may need one.
+-- deleted, except where somebody has locked the chat: a statement that writes the chat may need one. $4: how long
+-- workspaces may rest; chats whose workspaces have rested for so long need their alarms.
 with due as materialized (
     select at, chat_id, handled_at from alarm
     where at <= statement_timestamp() and chat_id <> all($2::uuid[])
       and (handled_at is null or handled_at < statement_timestamp() - $3 * interval '1 second')
     order by at, chat_id limit $1
 ), resting as (
-    select chat.chat_id from chat join due using (chat_id) where not chat.wakes for share of chat skip locked
+    select chat.chat_id from chat join due using (chat_id) where not chat.wakes
+      and ($4::interval is null or coalesce(chat.rests_since > statement_timestamp() - $4::interval, true))
+    for share of chat skip locked
 ), deleted as (
     delete from alarm using due
     where alarm.at = due.at and alarm.chat_id = due.chat_id
@@ -274,7 +296,7 @@ order by c.chat_id limit $3
 with given as materialized (
     select * from json_to_recordset($1::json)
         as n(chat_id uuid, version bigint, state text, organization_id uuid, owner_id uuid, workspace_id uuid,
-             wakes boolean, snapshot jsonb, row_version bigint)
+             wakes boolean, rests_since timestamptz, has_previous boolean, snapshot jsonb, row_version bigint)
 ), unchanged as materialized (
     select chat.chat_id from chat join given using (chat_id)
     where chat.xmin::text::bigint = given.row_version order by chat.chat_id for update of chat
@@ -284,7 +306,7 @@ with given as materialized (
 )
 update chat set version = n.version, state = n.state, organization_id = n.organization_id,
     owner_id = n.owner_id, workspace_id = n.workspace_id, wakes = n.wakes,
-    snapshot = n.snapshot, updated_at = clock_timestamp()
+    rests_since = n.rests_since, has_previous = n.has_previous, snapshot = n.snapshot, updated_at = clock_timestamp()
 from given n
 where chat.chat_id = n.chat_id and chat.chat_id in (select chat_id from unchanged)
 returning chat.chat_id::text as chat_id
@@ -293,11 +315,10 @@ returning chat.chat_id::text as chat_id
 -- Those of the workspaces that are the current workspace of a chat.
 select workspace_id::text as workspace_id from chat where workspace_id = any($1::uuid[])
 
--- name: chats_with_orphans
--- For operators: chats with a workspace that still runs although it is not their current one. Each has a timer.
+-- name: chats_with_previous
+-- For operators: chats with a workspace that exists, or may exist, although it is not their current one.
 select snapshot from chat
-where wakes and (jsonb_path_exists(snapshot, '$.previous[*].orphaned_at')
-  or jsonb_path_exists(snapshot, '$.former[*].orphaned_at'))  -- as earlier versions stored it
+where has_previous
   and chat_id >= coalesce($1::uuid, '00000000-0000-0000-0000-000000000000') and chat_id is distinct from $1
 order by chat_id limit $2
 
@@ -331,6 +352,9 @@ update template set active_version_id = v.version_id, name = v.manifest ->> 'nam
 from template_version v
 where v.version_id = $1::uuid and template.template_id = v.template_id
 returning template.template_id::text as template_id
+
+-- name: unset_setting
+delete from setting where key = $1
 
 -- name: put_setting
 insert into setting (key, value) values ($1, $2)

@@ -163,7 +163,7 @@ async def test_chats_are_listed_by_filter_and_page(shelf: Shelf) -> None:
     assert await listed(after=ids[4]) == []
 
 
-async def test_chats_with_orphans_are_found_by_page(shelf: Shelf) -> None:
+async def test_chats_with_previous_workspaces_are_found_by_page(shelf: Shelf) -> None:
     org, ann = uid(), uid()
     ids = sorted((uid() for _ in range(4)), key=lambda chat_id: UUID(chat_id).bytes)
     gone, left, runs = (
@@ -173,16 +173,16 @@ async def test_chats_with_orphans_are_found_by_page(shelf: Shelf) -> None:
     )
     chats = [
         owned(ids[0], org, ann, previous=(gone, runs)),
-        owned(ids[1], org, ann, previous=(gone, left), deadline=NOW),
+        owned(ids[1], org, ann, previous=(gone,), deadline=NOW),
         owned(ids[2], org, ann, previous=(runs, left), current=WorkspaceRecord(id=left.id)),
         owned(ids[3], org, ann),
     ]
     await write(shelf.store, Changes(chats=chats))
 
-    assert await shelf.store.chats.with_orphans() == [chats[0], chats[2]]
-    assert await shelf.store.chats.with_orphans(limit=1) == [chats[0]]
-    assert await shelf.store.chats.with_orphans(after=ids[0]) == [chats[2]]
-    assert await shelf.store.chats.with_orphans(after=ids[2]) == []
+    assert await shelf.store.chats.with_previous() == [chats[0], chats[2]]
+    assert await shelf.store.chats.with_previous(limit=1) == [chats[0]]
+    assert await shelf.store.chats.with_previous(after=ids[0]) == [chats[2]]
+    assert await shelf.store.chats.with_previous(after=ids[2]) == []
     assert await shelf.store.chats.current_workspaces({left.id, runs.id}) == {left.id}
     assert await shelf.store.chats.current_workspaces(set()) == set()
     found = await shelf.store.look_up(Lookups(), {left.id, runs.id})

@@ -20,6 +20,7 @@ import msgspec
 from statemachine.calls import Call, StoredCall
 from statemachine.chat import Chat, chat_from_json, chat_to_json
 from statemachine.codec import written
+from statemachine.lifetimes import rests_since
 from statemachine.lookups import Lookups
 from statemachine.messages import LogEntry
 from statemachine.step import Entry, WorkspaceName
@@ -44,7 +45,7 @@ from statemachine.store import (
     log_entry,
 )
 from statemachine.templates import Catalog, Template, Version
-from statemachine.timers import needs_no_timer
+from statemachine.timers import alarm_time, needs_no_timer
 from tests.doubles.memory_credentials import MemoryCredentials
 
 Backup = list[dict[str, Any]]
@@ -107,6 +108,7 @@ class MemoryStore:
             {c: calls for c in waiting if (calls := await self.chats.open_calls(c))},
             {key for key in wanted.calls if self.cancellations.get(key, oldest) > oldest},
             {name: bound[name] for name in wanted.provisioners if name in bound},
+            {key: text for key, text in self.setting_values.items() if key in wanted.settings},
         )
 
     async def look_up(
@@ -129,9 +131,17 @@ class MemoryStore:
         return Written(skipped, repeated)
 
     async def due_alarms(
-        self, limit: int, *, without: Sequence[str] = (), publishing: float = 0.0
+        self,
+        limit: int,
+        *,
+        without: Sequence[str] = (),
+        publishing: float = 0.0,
+        retention: timedelta | None = None,
     ) -> DueAlarms:
         now = self.clock()
+        ripe = self._ripe(now, without, limit, retention)
+        self.alarms = dict.fromkeys(ripe, None) | self.alarms
+        rested = {alarm.chat_id for alarm in self._ripe(now, (), len(self.snapshots), retention)}
         young = now - timedelta(seconds=publishing)
         due = sorted(a for a in self.alarms if a.at <= now and a.chat_id not in without)
         busy = [alarm for alarm in due if (self.alarms[alarm] or young) > young]
@@ -140,13 +150,33 @@ class MemoryStore:
         for alarm in first:
             there = alarm.chat_id in self.snapshots
             chat = await self.chats.get(alarm.chat_id) if there else None
-            if there and (self.alarms[alarm] or (chat and not needs_no_timer(chat))):
+            needed = alarm.chat_id in rested or (chat and not needs_no_timer(chat))
+            if there and (self.alarms[alarm] or needed):
                 found.setdefault(alarm.chat_id, []).append(alarm)
             else:
                 del self.alarms[alarm]
         handled = {alarm.chat_id for alarm in first if self.alarms.get(alarm)}
         later = min((alarm.at for alarm in self.alarms if alarm.at > now), default=None)
         return DueAlarms(now, found, handled, len(first) == limit, bool(busy), later)
+
+    def _ripe(
+        self, now: datetime, without: Sequence[str], limit: int, retention: timedelta | None
+    ) -> list[Alarm]:
+        """Return alarms for the chats with a workspace that has rested for `retention`."""
+        if retention is None:
+            return []
+        found = [(s, c) for s, c in self._rests() if s + retention <= now and c not in without]
+        return [
+            Alarm(min(alarm_time(s + retention, now), now), c) for s, c in sorted(found)[:limit]
+        ]
+
+    def _rests(self) -> list[tuple[datetime, str]]:
+        found = [(rests_since(chat), chat.chat_id) for chat in self.all_chats()]
+        return [(since, chat_id) for since, chat_id in found if since is not None]
+
+    async def first_rest(self, retention: timedelta) -> datetime | None:
+        ends = [since + retention for since, _ in self._rests()]
+        return min((end for end in ends if end > self.clock()), default=None)
 
     async def delete_alarms(self, alarms: Sequence[Alarm], *, unhandled: bool = False) -> None:
         for alarm in alarms:
@@ -222,6 +252,9 @@ class MemoryStore:
 
     async def put_setting(self, key: str, value: str) -> None:
         self.setting_values[key] = value
+
+    async def unset_setting(self, key: str) -> None:
+        self.setting_values.pop(key, None)
 
     async def check_writable(self) -> None:
         """Return, because memory always accepts changes."""
@@ -312,9 +345,12 @@ class MemoryChats:
             and (states is None or chat.state in states)
         ][:limit]
 
-    async def with_orphans(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
-        chats = self._store.all_chats()
-        return [c for c in chats if c.orphans and c.chat_id > (after or "")][:limit]
+    async def with_previous(self, *, after: str | None = None, limit: int = 100) -> list[Chat]:
+        return [
+            chat
+            for chat in self._store.all_chats()
+            if not all(record.deleted for record in chat.previous) and chat.chat_id > (after or "")
+        ][:limit]
 
     async def current_workspaces(self, workspace_ids: AbstractSet[str]) -> set[str]:
         if not workspace_ids:

@@ -27,7 +27,17 @@ LEDGER = "select number from schema_migration"
 USES = {
     "worker": {
         *("look", "look_up", "settings", "write", "forget_cancellations", "due_alarms"),
-        *("delete_alarms", "now", "lock", "chat", "chats_by_id", "count_open_calls"),
+        *(
+            "delete_alarms",
+            "ripen",
+            "first_rest",
+            "settings",
+            "now",
+            "lock",
+            "chat",
+            "chats_by_id",
+            "count_open_calls",
+        ),
         *(
             "pools",
             "origin",
@@ -50,7 +60,7 @@ USES = {
             "open_calls",
             "is_answered",
             "log",
-            "chats_with_orphans",
+            "chats_with_previous",
             "read_archive",
             "settings",
         ),
@@ -66,7 +76,14 @@ USES = {
         ),
     },
     "operator": {
-        *("settings", "put_setting", "push_version", "activate", "template_versions"),
+        *(
+            "settings",
+            "put_setting",
+            "unset_setting",
+            "push_version",
+            "activate",
+            "template_versions",
+        ),
         *("look_up", "log_of_many", "chat_rows", "rebuild_chats"),
     },
 }
@@ -180,6 +197,7 @@ async def test_a_gateway_may_read_chats_and_logs_but_not_run_statements_of_worke
         "log_of_many",
         "count_open_calls",
         "chat_rows",
+        "first_rest",
     }
     assert allowed == reading
 

@@ -37,7 +37,7 @@ async def bus() -> AsyncIterator[Bus]:
     async with MemoryBus(MemoryServer()) as bus:
         for stream in STREAMS:
             await bus.ensure_stream(stream)
-        gateway = Gateway(MemoryStore(), bus, orphan_grace=timedelta(minutes=1))
+        gateway = Gateway(MemoryStore(), bus)
         running = asyncio.create_task(gateway.run())
         await gateway.ready.wait()
         yield bus
@@ -138,7 +138,7 @@ async def test_a_gateway_at_its_limit_of_held_calls_answers_429() -> None:
     async with MemoryBus(MemoryServer()) as bus:
         for stream in STREAMS:
             await bus.ensure_stream(stream)
-        gateway = Gateway(MemoryStore(), bus, orphan_grace=timedelta(minutes=1), held_calls=1)
+        gateway = Gateway(MemoryStore(), bus, held_calls=1)
         running = asyncio.create_task(gateway.run())
         await gateway.ready.wait()
         ask = partial(bus.request, "workspaced.rpc.list_templates", timeout=5)

@@ -71,6 +71,7 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
     "tool_requested": ("tool", TOOL),
     "tool_canceled": ("tool", {"call_id": "call-1"}),
     "delete_requested": ("tool", {"reason": "done"}),
+    "keep_requested": ("tool", {"seconds": 60}),
     "build_started": ("provisioner", OF_BUILD),
     "build_succeeded": (
         "provisioner",
@@ -88,6 +89,7 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
     "agent_connected": ("agent", OF_AGENT),
     "agent_disconnected": ("agent", {**OF_AGENT, "reason": "bye"}),
     "agent_lifecycle": ("agent", {**OF_AGENT, "lifecycle": "ready"}),
+    "agent_activity": ("agent", OF_AGENT),
 }
 
 

@@ -74,6 +74,8 @@ def ends(chat: Chat) -> datetime | None:
 
 EXPIRED = event(TtlPassed(build_id=uid("w/b1")))
 CHILD = agents(child="nobody")
+AGAIN = 2 + 1 / 60
+"""A stop failed after the end of the lifetime, three hours from the beginning: it is tried again after a minute."""
 
 
 @pytest.mark.parametrize(
@@ -94,8 +96,8 @@ CHILD = agents(child="nobody")
         ([limited(), succeeded(), started(2, STOP)], None),
         ([limited(), succeeded(), requested(2, DELETE)], None),
         ([limited(), succeeded(), requested(2, STOP), succeeded(2, STOP)], None),
-        ([limited(), succeeded(), requested(2, STOP), failed(2, STOP)], 1),
-        ([limited(), succeeded(), requested(2, STOP), canceled(2, STOP)], 1),
+        ([limited(), succeeded(), requested(2, STOP), failed(2, STOP)], AGAIN),
+        ([limited(), succeeded(), requested(2, STOP), canceled(2, STOP)], AGAIN),
         ([limited(), succeeded(), requested(2, DELETE), failed(2, DELETE)], 1),
         (
             [
@@ -148,7 +150,7 @@ CHILD = agents(child="nobody")
     ],
 )
 def test_a_lifetime_counts_from_the_end_of_the_last_successful_start(
-    facts: list[Event], ended: int | None
+    facts: list[Event], ended: float | None
 ) -> None:
     expected = None if ended is None else NOW + ended * HOUR + HOUR
 
@@ -192,14 +194,14 @@ def test_a_restored_snapshot_needs_the_same_timers() -> None:
     kept = chat_from_json(chat_to_json(chat))
 
     assert timers_of(kept, LIMITS) == timers_of(chat, LIMITS)
-    assert timers_of(chat, LIMITS).keys() == set(TimerKind)
+    assert timers_of(chat, LIMITS).keys() == set(TimerKind) - {TimerKind.RETRY}
 
 
 def test_a_chat_without_deadlines_needs_no_timer() -> None:
     chat = hours(requested(), succeeded(made=()))
 
     assert needs_no_timer(chat)
-    assert [due_at(chat, purpose, LIMITS) for purpose in TimerKind] == [None] * 3
+    assert [due_at(chat, purpose, LIMITS) for purpose in TimerKind] == [None] * 4
     assert timers_of(chat, LIMITS) == {}
     assert not needs_no_timer(hours(requested()))
 

@@ -28,13 +28,14 @@ that did not succeed (C3g, C4l, C4m, S3d, S5d, S5e, P4c, P4d) are in `test_tool_
 | C4d | running, agent disconnected | new workspace, stop job for the old one |
 | C4e | running, agent not connected in time | new workspace, stop job |
 | C4f | running, no agents | new workspace, stop job |
-| C4g | failed build | new workspace, nothing to stop |
+| C4g | failed build | new workspace, stop job for the old one |
 | C4h | no workspace, or deleted | new workspace |
 | C4i | failed stop, the last start succeeded | as running |
 | C4j | failed stop, the last start failed | as after a failed build |
 | C4k | to be replaced, but its template is not known here | new workspace, no job for the old one |
 | C4l | failed delete | new workspace, delete job for the old one |
 | C4m | canceled delete that never began | as before the delete |
+| C4n | ours, and none of its start builds succeeded | new workspace, delete job for the old one |
 | C5a | template unknown | `is_error` |
 | C5b | template of another organization | `is_error` |
 | C5c | template not `agents_allowed` | `is_error` |
@@ -49,6 +50,7 @@ that did not succeed (C3g, C4l, C4m, S3d, S5d, S5e, P4c, P4d) are in `test_tool_
 | C6c | new workspace; the build fails | build failure object; the binding stays |
 | C6d | name in use | one retry with a suffix |
 | C7 | a lifetime is set | the job's `ttl_ms` |
+| C7b | running; a call finds it | the end of its lifetime is put off |
 | C8 | two calls at once | one workspace; the second call as C2 |
 | S1 | no workspace, or deleted | `is_error`, points to create_workspace |
 | S2a | being built; the build succeeds | waits; `started:true`, `build_id`, readiness keys |
@@ -117,23 +119,27 @@ default is answered as in S7b.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from statemachine.calls import Answered, Policy
-from statemachine.events import Transition
+from statemachine.events import BuildCanceled, BuildFailed, BuildSucceeded, Retried, Transition
 from statemachine.states import State
 from statemachine.views import state_changed
 from tests.unit.driver import PLAIN, PYTHON, Desk, asked, catalog, template
 from tests.unit.facts import (
     DELETE,
+    NOW,
     START,
     STOP,
     agents,
     connected,
     deleted,
     disconnected,
+    event,
     failed,
     lifecycle,
     started,
@@ -412,13 +418,64 @@ def test_c4f_a_workspace_without_agents_exists_already() -> None:
 
 
 @pytest.mark.parametrize("state", [S.BUILD_FAILED, S.BUILD_CANCELED])
-def test_c4g_a_failed_build_is_replaced_and_leaves_nothing_to_stop(state: State) -> None:
+def test_c4g_a_failed_build_is_replaced_and_its_workspace_stopped(state: State) -> None:
+    """It was made elsewhere: somebody may have worked in it."""
     desk = at(state)
 
     assert desk.create() is None
 
     assert new(desk)
-    assert len(desk.jobs) == 1
+    assert [(job.transition, job.build_number) for job in desk.jobs[:-1]] == [(STOP, 2)]
+
+
+def _of_job(desk: Desk) -> dict[str, Any]:
+    job = desk.job
+    return {
+        "workspace_id": job.workspace_id,
+        "build_id": job.build_id,
+        "build_number": job.build_number,
+        "transition": job.transition,
+    }
+
+
+def succeeded_(desk: Desk) -> BuildSucceeded:
+    return BuildSucceeded(**_of_job(desk))
+
+
+def failed_(desk: Desk) -> BuildFailed:
+    return BuildFailed(**_of_job(desk), error="disk full")
+
+
+def canceled_(desk: Desk) -> BuildCanceled:
+    return BuildCanceled(**_of_job(desk))
+
+
+@pytest.mark.parametrize("ended", [failed_, canceled_])
+def test_c4n_a_workspace_of_ours_that_never_ran_is_deleted_when_it_is_replaced(ended: Any) -> None:
+    desk = Desk()
+    assert desk.create() is None
+    desk.hear(event(ended(desk)))
+
+    assert desk.create() is None
+
+    first, delete, _ = desk.jobs
+    assert (delete.transition, delete.build_number) == (DELETE, 2)
+    assert delete.retried is Retried.ALWAYS
+    assert delete.workspace_id == first.workspace_id
+
+
+def test_c4n_a_workspace_that_ran_once_is_stopped_when_it_is_replaced() -> None:
+    desk = Desk()
+    assert desk.create() is None
+    desk.hear(event(succeeded_(desk)))
+    assert desk.stop() is None
+    desk.hear(event(succeeded_(desk)))
+    assert desk.start() is None
+    desk.hear(event(failed_(desk)))
+
+    assert desk.create() is None
+
+    assert (desk.jobs[-2].transition, desk.jobs[-2].build_number) == (STOP, 4)
 
 
 def test_c4h_a_chat_without_a_workspace_gets_a_new_one() -> None:
@@ -430,7 +487,7 @@ def test_c4h_a_chat_without_a_workspace_gets_a_new_one() -> None:
         assert len(desk.jobs) == 1
 
 
-def test_c4j_a_failed_stop_after_a_failed_start_leaves_nothing_to_stop() -> None:
+def test_c4j_a_workspace_with_a_failed_stop_after_a_failed_start_is_replaced_and_stopped() -> None:
     desk = at(S.BUILD_FAILED)
     desk.hear(started(2, STOP), failed(2, STOP))
     assert desk.chat.state is S.STOP_FAILED
@@ -438,7 +495,7 @@ def test_c4j_a_failed_stop_after_a_failed_start_leaves_nothing_to_stop() -> None
     assert desk.create() is None
 
     assert new(desk)
-    assert len(desk.jobs) == 1
+    assert [(job.transition, job.build_number) for job in desk.jobs[:-1]] == [(STOP, 3)]
 
 
 def test_c4k_a_replaced_workspace_of_an_unknown_template_is_not_stopped() -> None:
@@ -662,6 +719,28 @@ def test_c7_the_job_contains_the_lifetime() -> None:
     free.create()
 
     assert (limited.job.ttl_ms, free.job.ttl_ms) == (7_200_000, None)
+
+
+def test_c7b_a_call_that_finds_the_workspace_running_puts_the_end_of_its_lifetime_off() -> None:
+    desk = Desk(policy=Policy(ttl_ms=7_200_000, bump_ms=3_600_000))
+    desk.create()
+    desk.hear(event(succeeded_(desk)))
+    assert desk.chat.current is not None
+    build = desk.chat.current.build
+    assert build is not None
+    earlier = replace(build, ended_at=NOW - timedelta(minutes=90))
+    desk.chat = replace(desk.chat, current=replace(desk.chat.current, build=earlier))
+    version, end = desk.chat.version, desk.chat.stops_at
+    assert end == NOW + timedelta(minutes=30)
+
+    desk.ask("list_templates")
+    desk.create(template_id="")
+    assert desk.chat.version == version
+
+    desk.start()
+
+    assert desk.chat.stops_at == NOW + timedelta(hours=1)
+    assert desk.chat.version == version + 1
 
 
 def test_c8_two_concurrent_calls_make_one_workspace_and_both_are_answered() -> None:

@@ -175,12 +175,12 @@ def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_running_workspace_runs() 
 
 
 def test_c4m_s5e_p4d_after_a_delete_that_never_began_a_failed_build_stays_failed() -> None:
-    for ask, transition in (("create", START), ("start", START), ("stop", STOP)):
+    for ask, jobs in (("create", [STOP, START]), ("start", [START]), ("stop", [STOP])):
         desk = called_off("a failed build")
 
         assert getattr(desk, ask)() is None
 
-        assert [job.transition for job in desk.jobs] == [transition]
+        assert [job.transition for job in desk.jobs] == jobs
 
 
 def test_deletes_that_never_began_do_not_hide_earlier_builds() -> None:

@@ -73,6 +73,19 @@ class Senders:
         data = {"reason": "enough"}
         return await self.publish(cloud_event("delete_requested", "/chat/service", chat, data))
 
+    async def keep(self, chat: str, seconds: float) -> PubAck:
+        data = {"seconds": seconds}
+        return await self.publish(cloud_event("keep_requested", "/chat/service", chat, data))
+
+    async def active(
+        self, job: Job, sequence: int, *, agent: str = "main", event_id: str | None = None
+    ) -> PubAck:
+        """Report that somebody works in the workspace of a job."""
+        same = _same(event_id, None)
+        return await self.publish(
+            agent_fact("agent_activity", job, agent_of(job, agent), sequence, {}, **same)
+        )
+
     async def built(
         self,
         job: Job,

@@ -75,7 +75,7 @@ async def make_ready(rig: Rig, hand: Hand, job: Job) -> None:
 
 async def everything_readable(rig: Rig, chat: str, caplog: pytest.LogCaptureFixture) -> str:
     """Return all that can be read of the chat, except jobs and messages by callers and senders."""
-    reader = Queries(rig.store, rig.bus, orphan_grace=rig.limits.orphan_grace)
+    reader = Queries(rig.store, rig.bus)
     shown: list[Any] = [
         await reader.read_events(EventsBody(chat_id=chat)),
         await reader.get_chat(ChatBody(chat_id=chat)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -77,18 +77,36 @@ async def test_a_workspace_is_stopped_when_its_lifetime_is_over(
     await rig.check(chat)
 
 
-async def test_the_end_of_a_lifetime_stops_a_workspace_only_once_even_if_the_stop_fails(
-    rig: Rig, hand: Hand, chat: str
+@pytest.mark.parametrize("how", ["failed", "canceled", "out of time"])
+async def test_a_stop_after_a_lifetime_is_tried_again_until_it_succeeds(
+    rig: Rig, hand: Hand, chat: str, how: str
 ) -> None:
+    """After 1, 5 and 25 minutes, then daily; `stops_at` says when."""
     await given_running_workspace(rig, hand, chat)
     await hand.let_time_pass(TTL)
-    await rig.senders.built(rig.job, "failed")
-    await hand.pump()
-    assert rig.state(chat)["failure"]["reason"] == "build_failed"
+    for number, delay in enumerate((60.0, 300.0, 1500.0, DAY, DAY), 2):
+        stop = rig.job
+        assert (stop["transition"], stop["build_number"]) == ("stop", number)
+        if how == "out of time":
+            await hand.let_time_pass(rig.limits.build.total_seconds())
+        else:
+            await rig.senders.built(stop, how)
+            await hand.pump()
+        state = rig.state(chat)
+        assert state["state"] == "failed"
+        left = datetime.fromisoformat(state["stops_at"]) - await rig.store.now()
+        assert left == timedelta(seconds=delay)
 
-    await hand.let_time_pass(9 * TTL)
+        await hand.let_time_pass(delay - 1)
+        assert rig.job == stop
+        await hand.let_time_pass(1)
+        assert rig.state(chat)["cause"]["type"] == PASSED
 
-    assert len(rig.jobs()) == 2
+    await expect_stop(rig, hand, rig.job)
+    count = len(rig.jobs())
+    await hand.let_time_pass(9 * DAY)
+    assert len(rig.jobs()) == count
+    assert rig.state(chat)["stops_at"] is None
     await rig.check(chat)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from handlers.app import locate, store_from_settings
-from handlers.cli.client import get_known_chat, read_events, rpc_pages, unknown_chat
-from handlers.cli.command_table import ExportEvents, ListChats, ShowChat
+from handlers.cli.client import get_known_chat, read_events, rpc, rpc_pages, unknown_chat
+from handlers.cli.command_table import ExportEvents, KeepWorkspace, ListChats, ShowChat
 from handlers.cli.commands.texts import workspace_name
 from handlers.cli.output import (
     Progress,
@@ -18,6 +18,7 @@ from handlers.cli.output import (
     write_entries,
     write_fields,
     write_json,
+    write_lines,
 )
 from handlers.settings import Settings
 
@@ -47,6 +48,26 @@ async def show_chat(command: ShowChat, settings: Settings) -> None:
         write_fields(chat_fields(chat))
     else:
         write_json(chat)
+
+
+async def keep(command: KeepWorkspace, settings: Settings) -> int:
+    """Keep the chat's workspace running; return 0 if that has an effect."""
+    async with locate(settings).bus("chat-service") as bus:
+        kept = await rpc(bus, "keep", chat_id=command.chat, seconds=command.lifetime)
+    stops_at = kept["stops_at"]
+    if not for_people(as_json=command.json):
+        write_json(kept)
+    elif stops_at is not None:
+        write_lines(
+            [f"the workspace runs until {local_time(stops_at)}, longer if somebody uses it"]
+        )
+    if stops_at is None:
+        note(
+            f"workspaced: nothing was changed: the workspace of chat {command.chat} does not run, or has no lifetime; "
+            f"see `workspaced chat show {command.chat}`"
+        )
+        return 1
+    return 0
 
 
 async def export_events(command: ExportEvents, settings: Settings) -> None:
@@ -105,6 +126,8 @@ def chat_fields(chat: Mapping[str, Any]) -> list[tuple[str, str]]:
         fields += [("failure", f"{code}: {message}" if code else message)]
     if chat["deadline"] is not None:
         fields += [("deadline", local_time(chat["deadline"]))]
+    if chat.get("stops_at") is not None:
+        fields += [("stops at", f"{local_time(chat['stops_at'])}, if nobody uses it until then")]
     if "notice" in chat:
         fields += [("notice", chat["notice"])]
     calls = [

@@ -159,7 +159,6 @@ def new_gateway(
     return Gateway(
         store,
         bus,
-        orphan_grace=limits(settings).orphan_grace,
         issuer_seed=endpoints.issuer_seed(),
         held_calls=settings.held_calls,
         ready=ready,

@@ -3,53 +3,128 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from bus import Bus
-from handlers.app import locate
+from handlers.app import Endpoints, locate
 from handlers.cli.client import notice_stalls, publish, read_events, rpc, rpc_pages, watch_chat
 from handlers.cli.command_table import DeleteWorkspace, ListOrphans
 from handlers.cli.commands.texts import ChangeDescriber, workspace_name
 from handlers.cli.output import (
+    counted,
     for_people,
     indented,
     local_time,
     no_note,
     note,
     waiting,
-    write_entries,
     write_json,
     write_lines,
+    write_table,
 )
+from handlers.errors import InvalidSettings
 from handlers.settings import Settings
 
 START_TIMEOUT: Final = 5.0
 """Seconds within which a running worker starts the delete build."""
-_ORPHAN_TITLES: Final = ("WORKSPACE", "NAME", "CHAT", "SINCE", "IS STOPPED AT")
+_ORPHAN_TITLES: Final = ("WORKSPACE", "NAME", "POOL", "STATE", "SINCE")
 
 
 async def delete(command: DeleteWorkspace, settings: Settings) -> int:
-    """Delete the chat's workspace; return 0 when it is deleted."""
+    """Delete workspaces; return 0 when the chat's own is deleted, or the deletion of others is requested."""
+    chat, others = command.chat, command.workspace is not None or command.all
+    if (chat is None) != others or (command.workspace is not None and command.all):
+        raise InvalidSettings("give one of CHAT, --workspace UUID and --all")
+    if (command.older_than is not None and not command.all) or (command.dry_run and not others):
+        raise InvalidSettings("--older-than needs --all, and --dry-run needs --workspace or --all")
     endpoints = locate(settings)
-    async with endpoints.bus("chat-service") as bus, watch_chat(bus, command.chat) as changes:
-        before = await rpc(bus, "get_chat", chat_id=command.chat)
+    if chat is None:
+        async with endpoints.bus("operator") as bus:
+            found = await _find(bus, command)
+            if found is None or isinstance(found, str):
+                chat = found
+            else:
+                return await _delete_orphans(bus, found, command)
+        if chat is None:
+            note(f"workspaced: there is no workspace {command.workspace}")
+            return 1
+        if command.dry_run:
+            note(f"would delete workspace {command.workspace} of chat {chat}")
+            return 0
+    return await _delete_of_chat(endpoints, chat, command)
+
+
+async def _find(bus: Bus, command: DeleteWorkspace) -> list[dict[str, Any]] | str | None:
+    """Return the workspaces without a chat that the command means, or the chat that has its workspace."""
+    orphans = [entry async for entry in rpc_pages(bus, "list_orphans", "workspaces", "cursor")]
+    if command.workspace is None:
+        age = timedelta(seconds=command.older_than or 0)
+        return [entry for entry in orphans if _is_older(entry, age)]
+    if found := [entry for entry in orphans if entry["id"] == command.workspace]:
+        return found
+    async for chat in rpc_pages(bus, "list_chats", "chats", "cursor"):
+        if chat["workspace"] is not None and chat["workspace"]["id"] == command.workspace:
+            return str(chat["chat_id"])
+    return None
+
+
+def _is_older(entry: Mapping[str, Any], age: timedelta) -> bool:
+    since = entry["since"]
+    return since is not None and datetime.now(UTC) - datetime.fromisoformat(since) >= age
+
+
+async def _delete_orphans(
+    bus: Bus, orphans: Sequence[Mapping[str, Any]], command: DeleteWorkspace
+) -> int:
+    """Request the deletion of workspaces without a chat, and print them; return 0 if all could be requested."""
+    possible = [entry for entry in orphans if entry["pool"] is not None]
+    data = {} if command.reason is None else {"reason": command.reason}
+    if not command.dry_run:
+        with waiting(f"requesting {counted(len(possible), 'deletion')}", shown=not command.json):
+            for entry in possible:
+                wanted = {**data, "workspace_id": entry["id"]}
+                await publish(bus, "delete_requested", entry["chat_id"], wanted)
+    if not for_people(as_json=command.json):
+        write_json({"workspaces": [_shown(entry) for entry in possible]})
+    elif possible:
+        write_table(_ORPHAN_TITLES, [_orphan(entry) for entry in possible])
+    for entry in orphans:
+        if entry["pool"] is None:
+            note(
+                f"workspaced: workspace {entry['id']} can't be deleted here: its pool is not known"
+            )
+    count = counted(len(possible), "workspace")
+    if command.dry_run:
+        note(f"would request the deletion of {count}; nothing was deleted")
+    else:
+        note(
+            f"requested the deletion of {count}; `workspaced workspace orphans` lists those that still exist"
+        )
+    return 0 if len(possible) == len(orphans) else 1
+
+
+async def _delete_of_chat(endpoints: Endpoints, chat_id: str, command: DeleteWorkspace) -> int:
+    """Delete the chat's workspace; return 0 when it is deleted."""
+    async with endpoints.bus("chat-service") as bus, watch_chat(bus, chat_id) as changes:
+        before = await rpc(bus, "get_chat", chat_id=chat_id)
         if before["workspace"] is None:
-            note(f"workspaced: chat {command.chat} has no workspace: there is nothing to delete")
+            note(f"workspaced: chat {chat_id} has no workspace: there is nothing to delete")
             return 1
         data = {} if command.reason is None else {"reason": command.reason}
-        event_id = await publish(bus, "delete_requested", command.chat, data)
+        event_id = await publish(bus, "delete_requested", chat_id, data)
         report = no_note if command.json else note
         limit = asyncio.timeout(START_TIMEOUT)
         try:
             with waiting(f"deleting {workspace_name(before)}", shown=not command.json):
-                async with notice_stalls(bus, command.chat, report) as heard, limit:
+                async with notice_stalls(bus, chat_id, report) as heard, limit:
                     after = await _Deletion(bus, before, report, heard, limit).wait(changes)
         except TimeoutError:
             if not limit.expired():
                 raise
-            note(f"workspaced: {await _why_not_started(bus, command.chat, event_id)}")
+            note(f"workspaced: {await _why_not_started(bus, chat_id, event_id)}")
             return 1
     return _print_result(before, after, as_json=command.json)
 
@@ -137,18 +212,26 @@ async def _why_not_started(bus: Bus, chat_id: str, event_id: str) -> str:
 
 
 async def list_orphans(command: ListOrphans, settings: Settings) -> None:
-    """Print the running workspaces that belong to no chat."""
+    """Print the workspaces that belong to no chat."""
     async with locate(settings).bus("operator") as bus:
-        orphans = rpc_pages(bus, "list_orphans", "orphans", "cursor")
-        none = "every running workspace belongs to a chat"
-        await write_entries(orphans, _ORPHAN_TITLES, _orphan, none=none, as_json=command.json)
+        orphans = [entry async for entry in rpc_pages(bus, "list_orphans", "workspaces", "cursor")]
+    if not for_people(as_json=command.json):
+        write_json({"workspaces": [_shown(entry) for entry in orphans]})
+    elif orphans:
+        write_table(_ORPHAN_TITLES, [_orphan(entry) for entry in orphans])
+    else:
+        note("every workspace belongs to a chat")
+
+
+def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("id", "name", "owner_name", "pool", "state", "since")}
 
 
 def _orphan(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return (
-        entry["workspace_id"],
+        entry["id"],
         f"{entry['owner_name'] or '?'}/{entry['name'] or '?'}",
-        entry["chat_id"],
-        local_time(entry["since"]),
-        local_time(entry["stops_at"]) if "stops_at" in entry else "not known",
+        entry["pool"] or "not known",
+        entry["state"],
+        "not known" if entry["since"] is None else local_time(entry["since"]),
     )

@@ -26,6 +26,7 @@ from bus import Backoff, Bus, BusError, subjects
 from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER
 from handlers.runtime import clock
 from handlers.worker import publications
+from handlers.worker.call_limits import retention
 from handlers.worker.clock_skew import ClockSkew
 from handlers.worker.publications import Lane, Publication
 from handlers.worker.recovery.restore import RestoreReconciler
@@ -48,6 +49,8 @@ RESTORE_STREAMS: Final = frozenset({IN.name, JOB.name})
 """Streams that count as lost after a restore: the database forgot what it took from them or put there."""
 ASK_COUNT: Final = 4
 """How often senders are asked: one that reconnects later than this worker would miss a single request."""
+WRITING: Final = timedelta(seconds=10)
+"""Longer than a worker takes from reading the settings to the end of its transaction."""
 RECONNECT_SECONDS: Final = 2.0
 """The time that senders have to reconnect before they are asked the second time; it doubles each time."""
 MISSING_PAGE: Final = 32
@@ -221,6 +224,18 @@ class Republisher:
             past, future = [at for at in times if at <= now], [at for at in times if at > now]
             # One message is enough for all that are due.
             await self.relay.publish([publications.alarm(at, now) for at in past[-1:] + future])
+        await self.ring(now)
+
+    async def ring(self, now: datetime) -> None:
+        """Let a worker look now at the workspaces that rest, if they do not rest for ever. Raises as `prepare`.
+
+        It looks once more later, because others may just be writing that a workspace rests: they do not know of a
+        setting that was changed meanwhile.
+        """
+        if retention(await self.store.settings()) is None:
+            return
+        times = {alarm_time(at, now) for at in (now, now + WRITING)}
+        await self.relay.publish([publications.alarm(at, now) for at in times])
 
     async def _states(self, token: str) -> int:
         count, now = 0, datetime.now(UTC)
