@@ -123,6 +123,10 @@ def test_every_type_that_a_log_may_hold_is_frozen_here() -> None:
         events.OrphanGracePassed,
         events.FactRejected,
         events.DatabaseRestored,
+        events.RetentionPassed,
+        events.RetryDue,
+        events.BuildOverdue,
+        events.WorkspaceUsed,
     ]
     assert frozen == {f"workspaced.{model.name}.v1" for model in models}  # type: ignore[attr-defined]
 

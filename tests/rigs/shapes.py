@@ -99,6 +99,7 @@ def state_changed(data: Event, chat: str) -> None:
         "failure",
         "deadline",
         "cause",
+        "stops_at",
     }
     assert data["chat_id"] == chat
     assert isinstance(data["version"], int)
@@ -134,6 +135,7 @@ def state_changed(data: Event, chat: str) -> None:
         assert isinstance(failure.get("error_code", ""), str)
     assert (data["deadline"] is not None) == (state in LIMITED)
     assert data["deadline"] is None or is_time(data["deadline"])
+    assert data["stops_at"] is None or is_time(data["stops_at"])
     if data["version"] > 0:
         assert data["cause"].keys() == {"source", "id", "type"}
 
@@ -168,6 +170,7 @@ def build_requested(data: Event, chat: str) -> None:
         "template",
         "parameters",
         "not_after",
+        "activity_seconds",
     }
     assert required <= data.keys() <= required | {"preset_id", "ttl_ms"}
     assert data["chat_id"] == chat
@@ -187,6 +190,7 @@ def build_requested(data: Event, chat: str) -> None:
     assert is_time(data["not_after"])
     assert "preset_id" not in data or is_uuid(data["preset_id"])
     assert "ttl_ms" not in data or isinstance(data["ttl_ms"], int)
+    assert isinstance(data["activity_seconds"], int)
 
 
 def log_entry(entry: Event) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from nats.aio.msg import Msg
 
-from tests.rigs.client import Chat, Job
+from tests.rigs.client import Chat, Job, ServiceError
 from tests.rigs.world import Deployment, World
 from tests.wire import steps
 from tests.wire.steps import CREATE, START, STOP
 
 TTL, ALLOWLIST = "chat_workspace_ttl", "chat_template_allowlist"
+RETENTION = "stopped_workspace_retention"
 ChangeSetting = Callable[[str, str], int]
 
 
@@ -32,7 +35,7 @@ def change_setting(deployment: Deployment) -> Iterator[ChangeSetting]:
 
     yield change_setting
     for key in changed:
-        assert running.run("settings", "set", key, "").returncode == 0
+        assert running.run("settings", "unset", key).returncode == 0
 
 
 async def test_c5d_only_templates_on_the_allowlist_can_be_used(
@@ -144,6 +147,70 @@ async def test_c7_a_failed_stop_does_not_extend_the_lifetime(
     await world.provisioner.fail(stop)
 
     await assert_stopped_by_lifetime(world, chat, start, 3)
+
+
+async def test_c7b_calls_activity_and_keep_put_the_end_of_a_lifetime_off(
+    world: World, change_setting: ChangeSetting
+) -> None:
+    chat = await world.chat()
+    assert change_setting(TTL, "10m") == 0
+    job, agent = await world.ready(chat)
+    assert job.data["activity_seconds"] == 200
+    first = chat.now["stops_at"]
+    assert first is not None
+
+    await agent.publish_event("agent_activity")  # it gains less than a tenth
+    kept = await world.service.rpc("keep", chat_id=chat.id, seconds=1200)
+    assert kept["stops_at"] > first
+    shown = await chat.state("ready", stops_at=kept["stops_at"])
+    assert shown["cause"]["type"] == "workspaced.keep_requested.v1"
+    assert await world.service.rpc("keep", chat_id=chat.id, seconds=60) == kept
+    assert (await chat.call(START))["no_build"] is True
+    assert chat.now["stops_at"] == kept["stops_at"]
+    await steps.given_finished_stop(world, chat)
+    assert chat.now["stops_at"] is None
+    assert await world.service.rpc("keep", chat_id=chat.id, seconds=60) == {"stops_at": None}
+    for wrong in (0, -1):
+        with pytest.raises(ServiceError, match="400"):
+            await world.service.rpc("keep", chat_id=chat.id, seconds=wrong)
+
+
+async def test_c7b_activity_and_calls_keep_a_workspace_running(
+    world: World, change_setting: ChangeSetting
+) -> None:
+    chat, alone = await world.chat(), await world.chat()
+    assert change_setting(TTL, "4s") == 0
+    await world.ready(alone)
+    job, agent = await world.ready(chat)
+    assert job.data["activity_seconds"] == 1
+
+    while alone.now["state"] != "stopping":  # the other one's lifetime ends meanwhile
+        version = chat.now["version"]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(job.data["activity_seconds"]):
+                await alone.state("stopping")
+        await agent.publish_event("agent_activity")
+        await chat.state("ready", above=version)
+
+    assert chat.now["state"] == "ready"
+    assert chat.now["cause"]["type"] == "workspaced.agent_activity.v1"
+
+
+async def test_a_workspace_that_rests_is_deleted_and_a_changed_setting_holds_at_once(
+    world: World, change_setting: ChangeSetting
+) -> None:
+    chat, failed = await world.chat(), await world.chat()
+    await steps.given_finished_start(world, chat)
+    await steps.given_finished_stop(world, chat)
+    await steps.given_finished_start(world, failed, "failed")
+    assert change_setting(RETENTION, "100d") == 0
+    assert change_setting(RETENTION, "1ms") == 0
+
+    for one, number in ((chat, 3), (failed, 2)):
+        delete = await world.provisioner.job(one, "delete", number)
+        assert one.now["cause"]["type"] == "workspaced.retention_passed.v1"
+        await world.provisioner.succeed(delete)
+        await one.state("none")
 
 
 @pytest.fixture

@@ -69,8 +69,8 @@ class Senders:
         data = {"call_id": call}
         return await self.publish(cloud_event("tool_canceled", "/chat/service", chat, data))
 
-    async def delete(self, chat: str) -> PubAck:
-        data = {"reason": "enough"}
+    async def delete(self, chat: str, *, workspace: str | None = None) -> PubAck:
+        data = {"reason": "enough"} | ({} if workspace is None else {"workspace_id": workspace})
         return await self.publish(cloud_event("delete_requested", "/chat/service", chat, data))
 
     async def keep(self, chat: str, seconds: float) -> PubAck:
