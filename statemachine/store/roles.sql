@@ -76,7 +76,7 @@ begin
             ('call_key',         'select',                         'select',                                          'select'),
             ('cancellation',     'select, insert, update, delete', '',                                                'select'),
             ('workspace',        'select, insert, update',         '',                                                'select'),
-            ('outbox',           '',                               '',                                                'select'),
+            ('outbox',           'select, insert, delete',         '',                                                'select'),
             ('outbox_id_seq',    '',                               '',                                                'select'),
             ('alarm',            'select, insert, update, delete', '',                                                'select, insert, update'),
             ('job',              'select, insert, update, delete', '',                                                'select'),
