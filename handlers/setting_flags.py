@@ -18,6 +18,10 @@ class SettingFlag(NamedTuple):
     """The default as `--help` shows it; empty if there is none, or the description states it."""
 
 
+DEFAULT_ORGANIZATION: Final = "8fcadcc8-3807-5396-9df9-e5afb8474e7d"
+"""The organization of commands if nothing names one: the UUIDv5 (URL namespace) of
+`workspaced:organization:default`."""
+
 SETTING_FLAGS: Final[Mapping[str, SettingFlag]] = {
     "data_dir": SettingFlag(
         "DIR",
@@ -33,6 +37,11 @@ SETTING_FLAGS: Final[Mapping[str, SettingFlag]] = {
         "URL",
         "URL of the PostgreSQL database. If it is not set, `up` starts a PostgreSQL server, and other "
         "commands use that one.",
+    ),
+    "organization": SettingFlag(
+        "UUID",
+        "Organization that commands act for. If it is not set, they act for the default organization, and "
+        "`chat list` lists the chats of all organizations.",
     ),
     "nats_ca": SettingFlag(
         "FILE",

@@ -19,7 +19,8 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from handlers.errors import InvalidSettings
-from handlers.setting_flags import SETTING_FLAGS
+from handlers.setting_flags import DEFAULT_ORGANIZATION, SETTING_FLAGS
+from statemachine.naming import is_uuid
 
 _PREFIX: Final = "WORKSPACED_"
 TABLE_START: Final = "<!-- settings: written by `make settings` -->"
@@ -60,6 +61,13 @@ ExpandedPath = Annotated[Path, AfterValidator(expanded)]
 """A path in which a leading `~` is replaced."""
 
 
+def _organization_id(text: str) -> str:
+    """Return an organization's id in canonical form. Raises ValueError."""
+    if not is_uuid(text):
+        raise ValueError("it must be a UUID")
+    return text.strip().lower()
+
+
 class Settings(BaseSettings):
     """All settings; read them with `read_settings`."""
 
@@ -74,6 +82,10 @@ class Settings(BaseSettings):
         default=None,
         repr=False,
         description=SETTING_FLAGS["database_url"].description,
+    )
+    organization: Annotated[str, AfterValidator(_organization_id)] | None = Field(
+        default=None,
+        description=SETTING_FLAGS["organization"].description,
     )
     nats_ca: ExpandedPath | None = Field(
         default=None,
@@ -213,6 +225,11 @@ class Settings(BaseSettings):
         ge=0,
         description="MiB that each file which a build or an agent writes may have. 0: no limit.",
     )
+
+
+def organization_of(settings: Settings) -> str:
+    """Return the id of the organization that a command acts for."""
+    return settings.organization or DEFAULT_ORGANIZATION
 
 
 def read_settings(flags: Mapping[str, object] | None = None) -> Settings:

@@ -226,7 +226,7 @@ def uuid(text: str) -> str:
     """Read a UUID."""
     if not is_canonical(text.lower()):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a UUID, like 0c5d1a5e-0000-4000-8000-000000000001"
+            f"{text!r} is not a UUID, like 8fcadcc8-3807-5396-9df9-e5afb8474e7d"
         )
     return text.lower()
 

@@ -12,8 +12,6 @@ from typing import Any, Final
 from handlers.cli import arguments as types
 from handlers.cli.arguments import Command, flag, make_parser, positional, setting, switch
 
-DEFAULT_ORGANIZATION: Final = "0c5d1a5e-0000-4000-8000-000000000001"
-"""The organization of commands that name none."""
 DEFAULT_OWNER: Final = "0c5d1a5e-0000-4000-8000-000000000002"
 """The owner of chats for commands that name none."""
 STATES: Final = (
@@ -49,9 +47,8 @@ def _organization(help: str) -> Any:  # noqa: A002 — as argparse names it
     return flag(
         "--organization",
         type=types.uuid,
-        default=DEFAULT_ORGANIZATION,
         metavar="UUID",
-        help=f"{help} (default: the organization that all commands use unless you name one)",
+        help=f"{help} (WORKSPACED_ORGANIZATION; default: the default organization)",
     )
 
 
@@ -219,7 +216,7 @@ class CallTool(_ConnectingCommand):
 
     While it waits, it shows the chat's states and the build's log on stderr. Then it prints the answer
     as JSON on stdout, and explains it on stderr. Example: workspaced tool create_workspace --chat new
-    --arg template_id=… --arg parameters.branch=main
+    --arg template=python --arg parameters.branch=main
     """
 
     name = "tool"
@@ -262,7 +259,7 @@ class CallTool(_ConnectingCommand):
         "--quiet",
         help="print only the JSON answer on stdout, and only errors on stderr",
     )
-    organization: str = _organization("the organization that the chat belongs to")
+    organization: str | None = _organization("the organization that the chat belongs to")
     owner: str = flag(
         "--owner",
         type=types.uuid,
@@ -285,7 +282,7 @@ class PushTemplate(_ConnectingCommand):
     name = "template push"
     function = "handlers.cli.commands.template:push"
     folder: Path = positional("DIR", type=types.path, help="the folder that contains template.toml")
-    organization: str = _organization("the organization that owns the template")
+    organization: str | None = _organization("the organization that owns the template")
 
 
 class ListTemplates(_ConnectingCommand):
@@ -293,7 +290,7 @@ class ListTemplates(_ConnectingCommand):
 
     name = "template list"
     function = "handlers.cli.commands.template:list_templates"
-    organization: str = _organization("the organization that owns the templates")
+    organization: str | None = _organization("the organization that owns the templates")
     json: bool = _json()
 
 
@@ -303,7 +300,7 @@ class ListVersions(_ConnectingCommand):
     name = "template versions"
     function = "handlers.cli.commands.template:list_versions"
     template: str = positional("NAME|ID", help="the template's name or id")
-    organization: str = _organization("the organization that owns the template")
+    organization: str | None = _organization("the organization that owns the template")
     json: bool = _json()
 
 
@@ -332,7 +329,10 @@ class ListChats(_ConnectingCommand):
         help=f"only chats in this state: {', '.join(STATES)}",
     )
     organization: str | None = flag(
-        "--organization", type=types.uuid, metavar="UUID", help="only chats of this organization"
+        "--organization",
+        type=types.uuid,
+        metavar="UUID",
+        help="only chats of this organization (WORKSPACED_ORGANIZATION; default: all organizations)",
     )
     owner: str | None = flag(
         "--owner", type=types.uuid, metavar="UUID", help="only chats of this owner"

@@ -19,7 +19,7 @@ from uuid import uuid4
 from bus import Bus, subjects
 from handlers.app import Endpoints, locate
 from handlers.cli.client import read_events, rpc
-from handlers.cli.command_table import DEFAULT_ORGANIZATION, DEFAULT_OWNER, Demo
+from handlers.cli.command_table import DEFAULT_OWNER, Demo
 from handlers.cli.commands.template import prepare_pools
 from handlers.cli.commands.tool import request_and_wait
 from handlers.cli.output import as_json, no_note, plain
@@ -28,6 +28,7 @@ from handlers.embedded.child import launch_command
 from handlers.errors import WorkspacedError
 from handlers.runtime.supervise import cancel_and_wait, first_to_end
 from handlers.sandbox.processes import end_marked
+from handlers.setting_flags import DEFAULT_ORGANIZATION
 from handlers.settings import Settings
 from handlers.template_archive import load
 from statemachine.replay import replay

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
@@ -45,7 +46,12 @@ class TestTool:
         stopped = running.run("tool", "stop_workspace", "--chat", chat, "--quiet")
 
         assert created.returncode == 0, created.stderr
-        assert json.loads(created.stdout).keys() == {"created", "workspace_name", "build_id"}
+        assert json.loads(created.stdout).keys() == {
+            "created",
+            "workspace_id",
+            "workspace_name",
+            "build_id",
+        }
         for shown in ("building", "agent_connecting", "ready", "howdy from the build"):
             assert shown in created.stderr
         assert stopped.returncode == 0
@@ -67,7 +73,7 @@ class TestTool:
         failed = running.run("tool", "create_workspace", "--chat", "new", *args)
 
         assert failed.returncode == 1
-        assert json.loads(failed.stdout).keys() == {"error", "build_id"}
+        assert json.loads(failed.stdout).keys() == {"error", "build_id", "workspace_id"}
         assert "on my way" in failed.stderr
         assert "build_failed" in failed.stderr
 
@@ -79,6 +85,40 @@ class TestTool:
 
         assert first.returncode == 0
         assert json.loads(first.stdout) == json.loads(second.stdout)
+        explained = running.run(*ask[:-1], "--arg", "other=7")
+        assert "this call_id was used with another tool or other arguments" in explained.stderr
+
+    def test_a_template_is_named_and_an_unknown_argument_is_told(
+        self, running: Up, tmp_path: Path
+    ) -> None:
+        running.data("template", "push", folder(tmp_path, QUICK))
+        args = ("--arg", "template=quick", "--arg", "colour=red")
+
+        done = running.run("tool", "create_workspace", "--chat", new_id(), *args)
+
+        assert json.loads(done.stdout)["created"] is True
+        assert "arguments that the tool does not have were ignored: colour" in done.stderr
+
+    def test_the_organization_may_come_from_the_environment(
+        self, running: Up, tmp_path: Path
+    ) -> None:
+        default = str(uuid5(NAMESPACE_URL, "workspaced:organization:default"))
+        push = ("template", "push", folder(tmp_path, QUICK), "--data-dir", running.directory)
+
+        def template(*words: str, organization: str = "") -> str:
+            done = run(*push, *words, env={"WORKSPACED_ORGANIZATION": organization})
+            assert done.returncode == 0, done.stderr
+            return str(json.loads(done.stdout)["template_id"])
+
+        other = new_id()
+        wrong = run(*push, env={"WORKSPACED_ORGANIZATION": "ours"})
+
+        assert template() == template("--organization", default) == template("--organization", "")
+        assert template(organization=other.upper()) == template("--organization", other)
+        assert template("--organization", default, organization=other) == template()
+        assert template(organization=other) != template()
+        assert wrong.returncode == 2
+        assert "WORKSPACED_ORGANIZATION is 'ours': it must be a UUID" in wrong.stderr
 
     @pytest.mark.parametrize(
         "words", [("chat", "show"), ("events",), ("log",), ("replay", "--chat")], ids=" ".join
@@ -117,7 +157,8 @@ class TestTool:
         assert "Traceback" not in waiting.output()
         assert waiting.output().endswith(
             f"the call goes on; to get its answer: workspaced tool create_workspace --chat {chat} "
-            f"--call-id mine --data-dir {running.directory}\n"
+            f"--call-id mine --arg template_id={pushed['template_id']} "
+            f"--data-dir {running.directory}\n"
         )
         assert created["created"] is True
 

@@ -8,7 +8,7 @@ import pytest
 
 from handlers.cli.commands.texts import ChangeDescriber, describe, describe_result
 from statemachine import answers
-from statemachine.calls import Answered
+from statemachine.calls import Answered, Until, Wait
 from statemachine.chat import Chat
 from statemachine.events import Quota
 from statemachine.parameters import Misfits
@@ -17,6 +17,7 @@ from tests.unit.driver import PYTHON
 from tests.unit.facts import START, STOP, chat, failed, requested, succeeded, uid
 
 CHAT = uid("chat")
+WAIT = Wait(until=Until.SETTLED, build_id=uid("w/b1"), workspace_id=uid("w"))
 ERROR = "The start step exited with status 1. Its last lines:\nfetching\nerror: not found"
 
 
@@ -91,7 +92,7 @@ def test_a_superseded_call_names_the_build_that_took_over(transition: Any) -> No
     by = overtaken.build
     assert by is not None
 
-    words = explain("start_workspace", answers.superseded(uid("w/b1"), overtaken)).split("\n")
+    words = explain("start_workspace", answers.superseded(WAIT, overtaken)).split("\n")
 
     assert words[0].startswith(f"start_workspace was superseded: a {transition} build took over")
     assert words[1].split() == ["build", uid("w/b1")]
@@ -101,16 +102,14 @@ def test_a_superseded_call_names_the_build_that_took_over(transition: Any) -> No
 
 def test_a_superseded_call_may_know_only_the_id_of_that_build() -> None:
     gone = Chat(chat_id=CHAT, deleted_builds=(uid("w/b1"), uid("w/b2")))
-    words = explain("stop_workspace", answers.superseded(uid("w/b1"), gone))
+    words = explain("stop_workspace", answers.superseded(WAIT, gone))
 
     assert words.startswith("stop_workspace was superseded: a build took over")
     assert uid("w/b2") in words
 
 
 def test_a_call_whose_workspace_was_deleted_names_that_reason() -> None:
-    words = explain("stop_workspace", answers.superseded(uid("w/b1"), Chat(chat_id=CHAT))).split(
-        "\n"
-    )
+    words = explain("stop_workspace", answers.superseded(WAIT, Chat(chat_id=CHAT))).split("\n")
 
     assert words[0] == "stop_workspace did not succeed: the workspace was deleted"
     assert words[1].split() == ["build", uid("w/b1")]
@@ -273,3 +272,21 @@ def test_a_change_of_fields_that_are_not_shown_gives_no_line() -> None:
     assert describing.lines(log) == describing.lines(log) == ["  | a"]
     assert len(describing.lines(envelope(3, state="ready"))) == 1
     assert len(describing.lines(envelope(4))) == 1
+
+
+def test_what_had_no_effect_is_explained() -> None:
+    result = {"started": True, "workspace_name": "w", "no_build": True, "parameters_ignored": ["a"]}
+    resolved = {
+        "call_id": "c",
+        "tool": "start_workspace",
+        "is_error": False,
+        "conflict": True,
+        "ignored": ["colour", "si\x1bze"],
+        "result": {**result, "parameters_reset": ["b"]},
+    }
+
+    first, *remarks = describe_result("start_workspace", resolved, CHAT)
+
+    assert first == "w runs already"
+    assert [remark.rpartition(": ")[2] for remark in remarks[1:]] == ["colour, size", "a", "b"]
+    assert "answer to the first request" in remarks[0]

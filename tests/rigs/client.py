@@ -230,6 +230,8 @@ class Chat:
         self.logs: Received[Event] = Received()
         self.results: Received[Event] = Received()
         """Answers; one that NATS delivers or workers publish again, with the same id, counts once."""
+        self.workspace_ids: dict[str, str] = {}
+        """The `workspace_id` of each answer that has one, by call."""
         self._answers: set[str] = set()
         self._version: int | None = None
 
@@ -287,9 +289,16 @@ class Chat:
         return call_id
 
     async def answer(self, call_id: str, timeout: float = TIMEOUT) -> Event:
-        """Wait for the answer to a call; return data of tool_resolved."""
+        """Wait for the answer to a call; return data of tool_resolved.
+
+        `workspace_id` is left out of its result: every answer about a workspace has it
+        (`shapes.tool_resolved`), and `workspace_ids` keeps it.
+        """
         envelope = await self.results.first(lambda e: e["data"]["call_id"] == call_id, timeout)
-        return dict(envelope["data"])
+        result = dict(envelope["data"]["result"])
+        if "workspace_id" in result:
+            self.workspace_ids[call_id] = result.pop("workspace_id")
+        return {**envelope["data"], "result": result}
 
     async def call(self, tool: str, args: Event | None = None, **more: Any) -> Event:
         """Call a tool and return its result. Fails if the answer is an error."""

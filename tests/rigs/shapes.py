@@ -149,6 +149,10 @@ def tool_resolved(data: Event) -> None:
     assert isinstance(data["tool"], str)
     assert isinstance(data["is_error"], bool)
     assert isinstance(data["result"], dict)
+    result = data["result"]
+    if about_a_workspace := bool(result.keys() & {"workspace_name", "build_id"}):
+        assert is_uuid(result["workspace_id"])
+    assert about_a_workspace == ("workspace_id" in result)
     if data["is_error"]:
         assert data["result"].keys() == {"error"}
         assert isinstance(data["result"]["error"], str)

@@ -208,7 +208,7 @@ async def lived(running: Up, tmp_path: Path, findings: Findings) -> None:
         listening(running, findings) as operator,
         connected(ChatService(), running.nats, **options) as service,
     ):
-        organization = "0c5d1a5e-0000-4000-8000-000000000001"
+        organization = "8fcadcc8-3807-5396-9df9-e5afb8474e7d"
         for name, unknown in (("well", {}), ("ill", {}), ("well", {"other": IN_PARAMETER})):
             chat = await service.chat()
             chat.organization_id = organization

@@ -7,8 +7,8 @@ from tests.rigs.messages import Event, agent_entry, new_id
 from tests.rigs.world import World
 
 CREATE, START, STOP = "create_workspace", "start_workspace", "stop_workspace"
-FAILURE = {"error", "build_id", "workspace_id"}
-EXISTS = {"created", "workspace_id", "workspace_name", "status", "message"}
+FAILURE = {"error", "build_id"}
+EXISTS = {"created", "workspace_name", "status", "message"}
 
 
 async def request_create(world: World, chat: Chat, **args: object) -> str:

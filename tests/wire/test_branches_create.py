@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.rigs.messages import agent_entry, new_id
+from tests.rigs.messages import Event, agent_entry, new_id
 from tests.rigs.world import World
 from tests.wire import steps
 from tests.wire.steps import CREATE, EXISTS, START, STOP
@@ -259,3 +259,83 @@ async def test_c4c_create_returns_the_running_workspace_after_a_selection_error(
     assert answer.keys() == EXISTS | {"agent_status", "agent_error"}
     assert (answer["status"], answer["agent_status"]) == ("already_exists", "selection_error")
     assert await steps.all_jobs(world, chat) == [job]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"template": " rich ", "preset": " next "}, {"template": "no", "preset": "no"}],
+    ids=["C5j names alone", "C5k names beside ids"],
+)
+async def test_names_stand_for_ids_that_are_not_given(world: World, extra: Event) -> None:
+    chat = await world.chat()
+    rich = world.deployment.templates["rich"]["template_id"]
+    read = await chat.call("read_template", {"template_id": rich})
+    (preset,) = read["presets"]
+    ids = {"template_id": rich, "preset_id": preset["id"]}
+
+    call = await chat.ask(CREATE, extra if extra["preset"] == " next " else {**ids, **extra})
+    job = await world.provisioner.job(chat)
+    await world.provisioner.succeed(job)
+
+    assert (await steps.successful_result(chat, call))["created"] is True
+    assert chat.workspace_ids[call] == job.workspace_id
+    assert job.template["id"] == rich
+    assert job.data["preset_id"] == preset["id"]
+    assert (job.data["parameters"]["branch"], job.data["parameters"]["word"]) == ("next", "preset")
+
+
+async def test_c1a_c5j_c5k_names_that_nothing_has_are_errors(world: World) -> None:
+    chat = await world.chat()
+
+    for wrong in (
+        {"template_id": " ", "template": " "},
+        {"template": "unknown"},
+        {"template_id": "rich", "template": "rich"},
+        {"template": "rich", "preset": "unknown"},
+    ):
+        await chat.call_error(CREATE, wrong)
+    assert await steps.all_jobs(world, chat) == []
+
+
+async def test_c9_s9_parameters_that_request_no_build_are_named(world: World) -> None:
+    chat = await world.chat()
+    await steps.given_running_workspace(world, chat, "bare")
+    given = {"parameters": {"branch": "next", "word": None, "other": 3}}
+
+    created = await chat.call(CREATE, {"template_id": world.plain, **given})
+    started = await chat.call(START, given)
+    plain = await chat.call(START, {"parameters": {"word": None}})
+    await steps.given_finished_stop(world, chat)
+    stopped = await chat.call(CREATE, {"template_id": world.plain, **given})
+
+    for answer in (created, started, stopped):
+        assert answer["parameters_ignored"] == ["branch", "other"]
+    assert "parameters_ignored" not in plain
+
+
+async def test_g4_another_request_with_the_same_call_id_marks_the_answer(world: World) -> None:
+    chat = await world.chat()
+    call = await chat.ask("list_templates", {"page": 1})
+    first = await chat.answer(call)
+
+    await chat.ask("list_templates", {"page": 1.0, "query": "", "other": 1}, call_id=call)
+    same = (await chat.results.count(2))[1]["data"]
+    await chat.ask("list_templates", {"page": 2}, call_id=call)
+    marked = (await chat.results.count(3))[2]["data"]
+    await chat.ask("list_templates", {"page": 1}, call_id=call)
+    again = (await chat.results.count(4))[3]["data"]
+
+    assert same == first
+    assert marked == again == {**first, "conflict": True}
+
+
+async def test_g5_unknown_arguments_are_named(world: World) -> None:
+    chat = await world.chat()
+
+    done = await chat.answer(
+        await chat.ask("list_templates", {"paje": 2, "query": None, "x": None})
+    )
+    wrong = await chat.answer(await chat.ask("read_template", {"template": "rich"}))
+
+    assert done["ignored"] == ["paje"]
+    assert (wrong["is_error"], wrong["ignored"]) == (True, ["template"])

@@ -57,11 +57,13 @@ async def test_c4f_create_finds_a_workspace_without_agents(world: World) -> None
     chat = await world.chat()
     job, _ = await steps.given_running_workspace(world, chat, "bare")
 
-    answer = await chat.call(CREATE, {"template_id": world.plain})
+    call = await steps.request_create(world, chat)
+    answer = await steps.successful_result(chat, call)
 
     assert answer.keys() == steps.EXISTS | {"agent_status"}
     assert (answer["created"], answer["status"]) == (False, "already_exists")
-    assert (answer["agent_status"], answer["workspace_id"]) == ("no_agent", job.workspace_id)
+    assert answer["agent_status"] == "no_agent"
+    assert chat.workspace_ids[call] == job.workspace_id
     assert await steps.all_jobs(world, chat) == [job]
 
 
@@ -152,8 +154,15 @@ async def test_c4k_there_is_no_stop_job_for_a_workspace_of_an_unknown_template(
 ) -> None:
     chat = await world.chat()
     theirs = steps.external_build(chat)
-    await steps.report_external_build(world, theirs, "build_succeeded")
+    listed = agent_entry()
+    await steps.report_external_build(world, theirs, "build_succeeded", listed)
+    await chat.state("agent_connecting")
+    agent = await world.agent(theirs, listed["id"])
+    await agent.report_connected()
+    await agent.report_lifecycle("ready")
     await chat.state("ready")
+    await agent.report_disconnected()
+    await chat.states.first(lambda e: (e["data"]["agent"] or {}).get("status") == "disconnected")
 
     call = await steps.request_create(world, chat)
     new = await steps.job_of_new_workspace(world, chat, theirs)

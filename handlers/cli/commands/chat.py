@@ -34,7 +34,7 @@ async def list_chats(command: ListChats, settings: Settings) -> None:
             "chats",
             "cursor",
             state=command.state,
-            organization_id=command.organization,
+            organization_id=settings.organization,
             owner_id=command.owner,
         )
         await write_entries(chats, _TITLES, chat_row, none="no such chats", as_json=command.json)

@@ -10,7 +10,7 @@ from handlers.app import Endpoints, locate
 from handlers.cli.command_table import ActivateVersion, ListTemplates, ListVersions, PushTemplate
 from handlers.cli.output import for_people, local_time, note, write_json, write_table
 from handlers.errors import NotFoundError
-from handlers.settings import Settings
+from handlers.settings import Settings, organization_of
 from handlers.template_archive import load
 from statemachine.codec import timestamp
 from statemachine.naming import is_canonical
@@ -22,12 +22,12 @@ _VERSION_COLUMNS: Final = ("version_id", "pushed_at", "active")
 
 async def push(command: PushTemplate, settings: Settings) -> None:
     """Push a folder and print the ids. Raises TemplateError, and then stores nothing."""
-    version, archive = load(command.folder, command.organization)
+    version, archive = load(command.folder, organization_of(settings))
     for warning in warnings(version.manifest):
         note(f"warning: {warning}")
     endpoints = locate(settings)
     async with endpoints.store() as store:
-        await store.templates.push(command.organization, version, archive)
+        await store.templates.push(organization_of(settings), version, archive)
     await prepare_pools(endpoints)
     write_json({"template_id": version.template_id, "version_id": version.id})
 
@@ -35,7 +35,7 @@ async def push(command: PushTemplate, settings: Settings) -> None:
 async def list_templates(command: ListTemplates, settings: Settings) -> None:
     """Print an organization's templates, without the values of parameters."""
     async with locate(settings).store() as store:
-        catalog = await store.templates.catalog(command.organization)
+        catalog = await store.templates.catalog(organization_of(settings))
     found = sorted(catalog.templates.values(), key=lambda template: template.name)
     lines = [
         {
@@ -56,7 +56,7 @@ async def list_versions(command: ListVersions, settings: Settings) -> None:
     """Print a template's versions. Raises NotFoundError."""
     name = command.template
     is_id = is_canonical(name.lower())
-    wanted = name.lower() if is_id else template_id(command.organization, name)
+    wanted = name.lower() if is_id else template_id(organization_of(settings), name)
     async with locate(settings).store() as store:
         found = await store.templates.versions(wanted)
     if not found:

@@ -79,6 +79,32 @@ def describe_result(tool: str, resolved: Result, chat_id: str, server_flags: str
     """
     result: Result = resolved["result"]
     log = f"workspaced log {chat_id} {{}}{server_flags}"
+    return [*_result_lines(tool, resolved, result, log), *_remarks(resolved, result)]
+
+
+def _remarks(resolved: Result, result: Result) -> list[str]:
+    """Explain what of the request had no effect."""
+    lines = []
+    if resolved.get("conflict"):
+        lines.append(
+            "  but this call_id was used with another tool or other arguments: this is the answer to the "
+            "first request; give each call its own --call-id"
+        )
+    for key, words in (
+        ("ignored", "arguments that the tool does not have were ignored"),
+        ("parameters_ignored", "parameters were ignored, because no build was requested"),
+        (
+            "parameters_reset",
+            "parameters have their default now, because the last value no longer fits",
+        ),
+    ):
+        names = (resolved if key == "ignored" else result).get(key)
+        if names:
+            lines.append(f"  but {words}: {one_line(', '.join(map(str, names)))}")
+    return lines
+
+
+def _result_lines(tool: str, resolved: Result, result: Result, log: str) -> list[str]:
     if resolved["is_error"]:
         return _with_rest(f"{tool} was refused: ", str(result.get("error", "")))
     if "error" not in result:

@@ -16,13 +16,13 @@ from bus.connect import redacted
 from handlers.app import locate
 from handlers.cli.arguments import strict_json
 from handlers.cli.client import notice_stalls, publish
-from handlers.cli.command_table import DEFAULT_ORGANIZATION, DEFAULT_OWNER, CallTool
+from handlers.cli.command_table import DEFAULT_OWNER, CallTool
 from handlers.cli.commands.texts import ChangeDescriber, describe_result
 from handlers.cli.output import as_json, no_note, note, waiting
 from handlers.errors import InvalidSettings
 from handlers.publishing.build_log import read_ui_message
 from handlers.runtime.supervise import cancel_and_wait
-from handlers.settings import Settings
+from handlers.settings import Settings, organization_of
 
 TEXT_ARGUMENTS: Final = frozenset(("name", "query", "template", "preset"))
 """Arguments that are text; parameters and ids are as well."""
@@ -35,7 +35,7 @@ async def call_tool(command: CallTool, settings: Settings) -> int:
         "call_id": call_id,
         "tool": command.tool,
         "args": arguments(command.arg, command.args),
-        "organization_id": command.organization,
+        "organization_id": organization_of(settings),
         "owner_id": command.owner,
         "owner_name": command.owner_name,
     }
@@ -46,7 +46,8 @@ async def call_tool(command: CallTool, settings: Settings) -> int:
             with waiting(f"waiting for {command.tool}", shown=not command.json):
                 resolved = await request_and_wait(bus, command.chat, data, report)
         except asyncio.CancelledError:  # Ctrl-C
-            note(f"the call goes on; to get its answer: {_same_call(command, call_id)}")
+            same = _same_call(command, call_id, settings.organization)
+            note(f"the call goes on; to get its answer: {same}")
             raise
     sys.stdout.write(as_json(resolved["result"], indent=2) + "\n")
     sys.stdout.flush()  # before the explanation on stderr
@@ -128,11 +129,15 @@ def _read_value(key: str, text: str) -> Any:
         raise InvalidSettings(f"--arg {key}: it is nested too deep") from None
 
 
-def _same_call(command: CallTool, call_id: str) -> str:
+def _same_call(command: CallTool, call_id: str, organization: str | None) -> str:
     """Return the command that asks for the answer of the same call."""
     words = f"workspaced tool {shlex.quote(command.tool)} --chat {command.chat} --call-id {call_id}"
-    if command.organization != DEFAULT_ORGANIZATION:
-        words += f" --organization {command.organization}"
+    if command.args is not None:
+        words += f" --args {shlex.quote(json.dumps(command.args))}"
+    for key, value in command.arg:
+        words += f" --arg {shlex.quote(f'{key}={value}')}"
+    if organization is not None:
+        words += f" --organization {organization}"
     if command.owner != DEFAULT_OWNER:
         words += f" --owner {command.owner}"
     return words + _server_flags(command)
