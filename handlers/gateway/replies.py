@@ -61,7 +61,7 @@ class ChatsPage(IgnoredKeys):
     """Absent on the last page; otherwise the `cursor` of the next request."""
 
 
-class KeptWorkspace(TypedDict):
+class KeptWorkspace(IgnoredKeys):
     """The reply of `keep`."""
 
     stops_at: Timestamp | None
