@@ -124,13 +124,17 @@ class ExecRig:
         self.process = None
 
     async def answers(self) -> None:
-        """Wait until the agent answers requests: its presence comes before its subscription."""
+        """Wait until the agent answers requests: its presence comes before its subscription.
+
+        A request may still be sent to an agent that was just killed: the server notices that later.
+        """
         backoff = Backoff(first=0.02, limit=0.1)
         async with asyncio.timeout(PATIENCE):
             while True:
                 try:
-                    await self.ask("process_list")
-                except NoResponder:
+                    async with asyncio.timeout(2):
+                        await self.ask("process_list")
+                except (NoResponder, TimeoutError):
                     await backoff.wait()
                 else:
                     return
