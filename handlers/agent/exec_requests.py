@@ -141,10 +141,10 @@ class ExecRequests:
         self._stopping = True
         await self._processes.stop()
 
-    async def published(self) -> None:
-        """Wait until everything is published that processes which have ended did."""
+    async def published(self, within: float) -> None:
+        """Wait until what processes did is published, but at most `within` seconds."""
         if self._streams:
-            await asyncio.wait(self._streams)
+            await asyncio.wait(self._streams, timeout=within)
 
     async def close(self) -> None:
         """Leave the processes running."""

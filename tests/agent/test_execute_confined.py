@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -63,4 +62,3 @@ async def test_a_confined_command_survives_the_agent_and_is_ended_by_a_stop(
         assert await ask(world, agent, "process_signal", **signal) == {"signaled": True}
         await rig.ended(await rig.ask(rig.job(2, "stop", version=rig.version({}))))
     assert find_marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
-    asyncio.get_running_loop()
