@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fresh cluster overload faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas
+.PHONY: help demo test fresh cluster overload left-alone faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas
 SEEDS ?= 1000
 # How often a failed test is run again: a busy machine can make a server too slow for a test. The summary names it.
 RERUNS ?= 1
@@ -31,6 +31,9 @@ cluster: $(INSTALLED)  ## Kill and pause servers of a NATS cluster under load; r
 
 overload: $(INSTALLED)  ## Send far more requests than workers can handle; report the memory use
 	OVERLOAD_SECONDS=40 $(BIN)/python -m pytest tests/overload $(ARGS)
+
+left-alone: $(INSTALLED)  ## Leave 1,000 chats alone but for 100 with activity; nothing of the others may be left
+	LEFT_ALONE_CHATS=1000 LEFT_ALONE_LIFETIME=30 LEFT_ALONE_RETENTION=60 $(BIN)/python -m pytest tests/worker/test_left_alone.py $(ARGS)
 
 faults: $(INSTALLED)  ## Kill and pause every process under load, then check: MINUTES=10 CHATS=500 SEED=n
 	$(BIN)/python -m tests.faults.run --minutes $(or $(MINUTES),10) --chats $(or $(CHATS),500) $(if $(SEED),--seed $(SEED))

@@ -175,7 +175,8 @@ class World:
         await its_agent.report_connected()
         await its_agent.report_lifecycle("ready")
         result = (await chat.answer(call))["result"]
-        assert result.keys() == {"created", "workspace_name", "build_id"}, result
+        keys = {"created", "workspace_id", "workspace_name", "build_id"}
+        assert result.keys() == keys, result
         return job, its_agent
 
     async def stopped(self, chat: Chat) -> Job:

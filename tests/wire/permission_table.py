@@ -232,7 +232,7 @@ def may_subscribe(party: str, subject: str, ids: Ids) -> bool:
         }
     if party == "gateway":
         return subject == "$SYS.REQ.USER.AUTH" or subject.startswith(
-            ("workspaced.rpc.", "workspaced.result.", "$SRV.")
+            ("workspaced.rpc.", "workspaced.result.", "workspaced.ui.", "$SRV.")
         )
     if party == "agent":
         return subject == "workspaced.resend.agent"
