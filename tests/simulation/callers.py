@@ -58,6 +58,8 @@ class Callers:
             if random.random() < 0.1:
                 await asyncio.sleep(self._pace(1.0))
                 await self._send(chat, "delete_requested", {"reason": "enough"})
+            if random.random() < 0.15:
+                await self._send(chat, "keep_requested", {"seconds": random.choice((1, 10, 30))})
             if random.random() < 0.6:
                 await asyncio.sleep(self._pace(2.0))
         await asyncio.gather(*open_calls)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from bus.streams import CONSUMERS, IN, JOB, PRESENCE, RESULT, STATE, TIMER
 from bus.subjects import ALARM_RANG
 from bus.subjects import result as result_subject
 from bus.subjects import state as state_subject
+from handlers.worker.call_limits import retention
 from statemachine.chat import Chat
+from statemachine.lifetimes import rests_since
 from statemachine.replay import replay
 from statemachine.states import State
 from statemachine.store import CallKey
@@ -117,9 +119,17 @@ def unrest(run: Run) -> Iterator[str]:
     for chat in chats(run):
         for purpose in timers_of(chat, run.limits):
             yield f"chat {chat.chat_id} waits for its {purpose}"
+        if (rested := _rested(run, chat)) is not None:
+            yield f"chat {chat.chat_id} has a workspace that rests since {rested}"
     yield from (f"{alarm} is handled, and kept" for alarm, done in store.alarms.items() if done)
     for name in sorted(set(run.machine.last_words()) - heard(run)):
         yield f"{name}, the end of a workspace's newest build, was never heard"
+
+
+def _rested(run: Run, chat: Chat) -> datetime | None:
+    """Return since when a workspace of the chat rests, if workspaces don't rest for ever."""
+    keep = retention(run.database.store.setting_values)
+    return None if keep is None else rests_since(chat)
 
 
 def at_rest(run: Run) -> Iterator[str]:
@@ -177,6 +187,7 @@ def _of_chat(run: Run, chat: Chat) -> Iterator[str]:
         yield f"{name}: its log counts {[e['seq'] for e in log]}, its snapshot {chat.seq}"
         return
     yield from _heard_once(run, chat, log)
+    yield from _in_use(name, log)
     if log:
         replayed = replay(log)[chat.chat_id]
         yield from (f"{name}: {difference}" for difference in replayed.differences)
@@ -204,8 +215,27 @@ def _heard_once(run: Run, chat: Chat, log: Iterable[Mapping[str, Any]]) -> Itera
     twice = [name for name, count in effects.items() if count > 1]
     yield from (f"{name} took effect twice" for name in twice)
     for subject, data in run.inbound:
+        if b"workspaced.agent_activity.v1" in data:
+            continue  # most reports put nothing off, and leave no trace
         if chat.chat_id in subject and identity(data) not in effects:
             yield f"{data[:200]!r} was stored on {subject} and is lost"
+
+
+def _in_use(name: str, log: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Check that no lifetime ends sooner than activity, calls and requests to keep the workspace allow."""
+    put_off_by, until = timedelta(0), datetime.min.replace(tzinfo=UTC)
+    for entry in log:
+        data, at = entry["event"]["data"], datetime.fromisoformat(entry["at"])
+        match entry["event"]["type"].split(".")[1]:
+            case "build_requested" if data["transition"] == "start":
+                shorter = min(data["activity_bump_ms"], data["ttl_ms"] or 0)
+                put_off_by, until = timedelta(milliseconds=shorter), at
+            case "agent_activity" | "workspace_used" if entry["outcome"] == "changed":
+                until = max(until, at + put_off_by)
+            case "keep_requested" if entry["outcome"] == "changed":
+                until = max(until, at + timedelta(seconds=data["seconds"]))
+            case "ttl_passed" if at < until:
+                yield f"{name} is stopped at {at}, and was to run until {until}"
 
 
 def identity(data: bytes) -> tuple[str, str]:

@@ -21,12 +21,18 @@ _EVENTS: Final = {
     f"event {name}"
     for name in (
         "agent_disconnected",
+        "agent_activity",
         "build_canceled",
+        "build_overdue",
         "deadline_passed",
+        "keep_requested",
         "orphan_grace_passed",
+        "retention_passed",
+        "retry_due",
         "tool_canceled",
         "ttl_passed",
         "wait_resumed",
+        "workspace_used",
     )
 }
 _OTHERS: Final = {

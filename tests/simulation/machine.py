@@ -75,6 +75,8 @@ class Ways:
     fails: float = 0.1
     script_fails: float = 0.1
     without_agents: float = 0.1
+    worked_in: float = 0.5
+    """Probability that somebody works in a workspace from time to time."""
     torn: float = 0.1
     """Probability that a build lists two agents, none of which can be chosen."""
 

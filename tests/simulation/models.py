@@ -7,7 +7,7 @@ and processes by these models.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,8 +49,46 @@ class Silent:
     async def drained(self, _within: float) -> None:
         """Return at once: there is nothing to send."""
 
+    def mask(self, text: str) -> str:
+        """Return the text: there is nothing to hide."""
+        return text
+
     def close(self) -> None:
         """Do nothing: there is nothing to close."""
+
+
+class ExecRequests:
+    """Somebody who works in a workspace from time to time, in place of the commands that an agent serves."""
+
+    machine: Machine
+
+    def __init__(self, _home: Any, config: Any, _mask: Any, _publish: Any, during: Any) -> None:
+        self._config, self._during = config, during
+        self._working: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        if self.machine.loop.random.random() < self.machine.ways.worked_in:
+            self._working = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        machine = self.machine
+        for _ in range(3):
+            await asyncio.sleep(machine.pace(3.0))
+            with self._during():
+                await asyncio.sleep(machine.pace(8.0))
+
+    async def serve(self, _bus: Any) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def stop(self) -> None:
+        if self._working is not None:
+            self._working.cancel()
+
+    async def published(self) -> None:
+        """Return at once: nothing is published."""
+
+    async def close(self) -> None:
+        await self.stop()
 
 
 class Builder:
@@ -100,6 +138,7 @@ class Builder:
             name=name,
             nats_url="",
             directory=Path("/"),
+            activity_seconds=job.activity_seconds,
         )
         self.machine.configs[config.agent_id] = config
         return config
@@ -181,8 +220,9 @@ class Scripts:
         fails = machine.loop.random.random() < machine.ways.script_fails
         self._report(Lifecycle.START_ERROR if fails else Lifecycle.READY)
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, ending: Awaitable[None]) -> None:
         self._report(Lifecycle.SHUTTING_DOWN)
+        await ending
         await asyncio.sleep(self.machine.pace(0.1))
         self._report(Lifecycle.OFF)
 
@@ -226,6 +266,7 @@ def install() -> None:
     handlers.provisioner.job_runner.BuildLog = Silent  # type: ignore[misc,assignment]
     handlers.agent.agent.BuildLog = Silent  # type: ignore[misc,assignment]
     handlers.agent.agent.Scripts = Scripts  # type: ignore[misc,assignment]
+    handlers.agent.agent.ExecRequests = ExecRequests  # type: ignore[misc,assignment]
     files = SimpleNamespace(
         agent_lock=_agent_lock, read_config=_read_config, read_credential=lambda _home: CREDENTIAL
     )
@@ -235,7 +276,7 @@ def install() -> None:
 
 def belongs(machine: Machine) -> None:
     """Make all models use this machine."""
-    for model in (Builder, AgentSupervisor, Scripts):
+    for model in (Builder, AgentSupervisor, Scripts, ExecRequests):
         model.machine = machine  # type: ignore[attr-defined]
 
 

@@ -31,11 +31,20 @@ from tests.unit.facts import uid
 TROUBLED: Final = 35.0
 """The longest time, in seconds, during which faults happen; it may end early when all calls are
 answered."""
-REST: Final = 600.0
-"""Seconds within which the system must be at rest after the last fault."""
+REST: Final = 7200.0
+"""Seconds within which the system must be at rest after the last fault. A stop or delete that fails is tried again
+after 1, 5 and 25 minutes."""
 LOOK: Final = 1.0
 ASKING: Final = 34.0
 """Seconds that a recovery takes at most, including all requests to publish facts again."""
+
+
+SETTINGS: Final = {
+    "chat_workspace_ttl": ("", "", "3s", "12s"),
+    "chat_workspace_activity_bump": (None, "2s", "0"),
+    "stopped_workspace_retention": (None, "", "2s", "15s"),
+}
+"""Operators' settings -> the values of which a run has one; None: the setting is not set."""
 
 
 class Run:
@@ -281,7 +290,9 @@ class Run:
     async def _prepare(self) -> None:
         store = self.database.store
         await store.templates.push(ORG, PYTHON.active, b"")
-        store.setting_values["chat_workspace_ttl"] = self.random.choice(("", "", "3s", "12s"))
+        for key, values in SETTINGS.items():
+            if (value := self.random.choice(values)) is not None:
+                store.setting_values[key] = value
         bus = self.network.connect()
         for stream in STREAMS:
             await bus.ensure_stream(stream)
