@@ -49,12 +49,23 @@ FLAGS: dict[str, list[str]] = {
     "template activate": [*SERVERS, "VERSION_ID"],
     "chat list": [*SERVERS, "--state", "--organization", "--owner", "--json"],
     "chat show": [*SERVERS, "CHAT", "--json"],
-    "workspace delete": [*SERVERS, "CHAT", "--reason", "--json"],
+    "chat keep": [*SERVERS, "CHAT", "--for", "--json"],
+    "workspace delete": [
+        *SERVERS,
+        "CHAT",
+        "--workspace",
+        "--all",
+        "--older-than",
+        "--dry-run",
+        "--reason",
+        "--json",
+    ],
     "workspace orphans": [*SERVERS, "--json"],
     "log": [*SERVERS, "CHAT", "BUILD", "--follow", "--json"],
     "events": [*SERVERS, "CHAT", "--all"],
     "replay": [*SERVERS, "FILE", "--chat", "--all", "--rebuild", "--dry-run"],
     "settings set": [*SERVERS, "KEY", "VALUE"],
+    "settings unset": [*SERVERS, "KEY"],
     "settings list": [*SERVERS, "--json"],
     "migrate": SERVERS,
     "nats-auth": SERVERS,
@@ -246,6 +257,9 @@ def test_a_timeout_out_of_range_is_wrong_usage(seconds: str) -> None:
         ["replay", "--all", "--dry-run"],
         ["replay", "--chat", "new"],
         ["settings", "set", "colour", "red"],
+        ["settings", "unset", "colour"],
+        ["workspace", "delete", CHAT, "--all"],
+        ["workspace", "delete", CHAT, "--dry-run"],
         ["settings", "set", "chat_workspace_ttl", "soon"],
         ["settings", "set", "chat_workspace_ttl"],
         ["settings", "set", "chat_template_allowlist", "python"],
@@ -421,9 +435,11 @@ def test_settings_list_prints_what_settings_set_stored(running: Up) -> None:
         assert running.data("settings", "list") == {
             "chat_workspace_ttl": "1h30m",
             "chat_template_allowlist": "",
+            "chat_workspace_activity_bump": "1h",
+            "stopped_workspace_retention": "",
         }
     finally:
-        assert running.run("settings", "set", "chat_workspace_ttl", "").returncode == 0
+        assert running.run("settings", "unset", "chat_workspace_ttl").returncode == 0
 
 
 def test_the_states_of_chat_list_are_all_states() -> None:

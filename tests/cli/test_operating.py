@@ -430,17 +430,51 @@ class TestOrphans:
         publish_as_provisioner(running, chat, "build_succeeded", ended)
         running.run("tool", "list_templates", "--chat", chat)
 
-        listed = [o for o in json_lines(running, "workspace", "orphans") if o["chat_id"] == chat]
+        listed = running.data("workspace", "orphans")["workspaces"]
         shown, _, status = run_on_terminal(running, "workspace", "orphans")
+        planned = running.data("workspace", "delete", "--all", "--older-than", "1d", "--dry-run")
+        refused = running.run("workspace", "delete", "--workspace", str(stray["workspace_id"]))
         running.run("workspace", "delete", chat)
 
-        assert [o["workspace_id"] for o in listed] == [stray["workspace_id"]]
-        assert (listed[0]["name"], listed[0]["build_number"]) == ("stray", 7)
+        (mine,) = [one for one in listed if one["id"] == stray["workspace_id"]]
+        assert mine.keys() == {"id", "name", "owner_name", "pool", "state", "since"}
+        assert (mine["name"], mine["pool"], mine["state"]) == ("stray", None, "running")
         assert status == 0
-        assert shown[0].split()[:4] == ["WORKSPACE", "NAME", "CHAT", "SINCE"]
-        (row,) = [line for line in shown if stray["workspace_id"] in line]
+        assert shown[0].split()[:5] == ["WORKSPACE", "NAME", "POOL", "STATE", "SINCE"]
+        (row,) = [line for line in shown if str(stray["workspace_id"]) in line]
         assert "?/stray" in row
-        assert chat in row
+        assert planned == {"workspaces": []}
+        assert refused.returncode == 1
+        assert "its pool is not known" in refused.stderr
+
+    def test_a_workspace_is_deleted_by_its_id(self, running: Up, templates: dict[str, str]) -> None:
+        chat, created = create_workspace(running, templates["quick"])
+        workspace = str(created["workspace_id"])
+
+        planned = running.run("workspace", "delete", "--workspace", workspace, "--dry-run")
+        kept = running.data("chat", "show", chat)
+        deleted = running.run("workspace", "delete", "--workspace", workspace)
+
+        assert planned.returncode == 0
+        assert workspace in planned.stderr
+        assert kept["state"] == "ready"
+        assert deleted.returncode == 0
+        assert running.data("chat", "show", chat)["state"] == "none"
+        assert running.run("workspace", "delete", "--workspace", new_id()).returncode == 1
+
+
+class TestKeep:
+    def test_a_workspace_without_a_lifetime_is_not_kept(
+        self, running: Up, templates: dict[str, str]
+    ) -> None:
+        chat, _ = create_workspace(running, templates["quick"])
+
+        refused = running.run("chat", "keep", chat, "--for", "2h")
+        running.run("workspace", "delete", chat)
+
+        assert refused.returncode == 1
+        assert json.loads(refused.stdout) == {"stops_at": None}
+        assert "has no lifetime" in refused.stderr
 
 
 class TestVersions:

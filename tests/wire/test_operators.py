@@ -21,7 +21,7 @@ async def orphans_of(world: World, chat: Chat) -> list[Event]:
     while not page or "next" in page:
         more = {"cursor": page["next"]} if page else {}
         page = await world.operator.rpc("list_orphans", **more)
-        found += page["orphans"]
+        found += page["workspaces"]
     return [entry for entry in found if entry["chat_id"] == chat.id]
 
 
@@ -47,11 +47,12 @@ async def test_a_replaced_workspace_whose_stop_failed_is_an_orphan(world: World)
     await wait_until_logged(world, chat, failed)
     (listed,) = await orphans_of(world, chat)
 
-    assert before == []
+    assert [(entry["id"], entry["state"]) for entry in before] == [(first.workspace_id, "stopping")]
     assert is_time(listed.pop("since"))
-    assert is_time(listed.pop("stops_at"))
     assert listed == {
-        "workspace_id": first.workspace_id,
+        "id": first.workspace_id,
+        "pool": "wire",
+        "state": "running",
         "name": first.workspace_name,
         "owner_name": "ann",
         "chat_id": chat.id,
@@ -60,7 +61,7 @@ async def test_a_replaced_workspace_whose_stop_failed_is_an_orphan(world: World)
     }
 
 
-async def test_an_external_workspace_is_an_orphan_until_it_stops(
+async def test_an_external_workspace_is_listed_also_when_it_is_stopped(
     world: World,
 ) -> None:
     chat = await world.chat()
@@ -76,9 +77,9 @@ async def test_an_external_workspace_is_an_orphan_until_it_stops(
     fact = await tell("build_succeeded", stopped, chat.id, template_version_id=new_id(), agents=[])
     await wait_until_logged(world, chat, fact)
 
-    assert (listed["name"], listed["owner_name"]) == ("stray", None)
-    assert (listed["workspace_id"], listed["build_number"]) == (build["workspace_id"], 4)
-    assert await orphans_of(world, chat) == []
+    assert (listed["name"], listed["owner_name"], listed["state"]) == ("stray", None, "running")
+    assert (listed["id"], listed["build_number"]) == (build["workspace_id"], 4)
+    assert [entry["state"] for entry in await orphans_of(world, chat)] == ["stopped"]
 
 
 async def test_a_workspace_of_another_chat_is_no_orphan(world: World) -> None:
