@@ -9,7 +9,6 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from bus import Bus
 from bus.jetstream import connect
@@ -21,7 +20,6 @@ from handlers.runtime.container_init import become_init_child
 from handlers.runtime.listeners import client_context
 from handlers.sandbox.processes import umask_fault
 
-SUPERSEDED_STATUS: Final = 3
 _log = logging.getLogger("handlers.agent")
 
 
@@ -60,7 +58,7 @@ async def agent(config: Path, connect: Connect | None = None) -> int:
     except ValueError as error:
         _log.error("%s: %s", config, error)
         return 1
-    return SUPERSEDED_STATUS if running.superseded else 0
+    return agent_files.REFUSED_STATUS if running.superseded else 0
 
 
 def run_agent(config: Path) -> int:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from handlers.publishing import OutgoingEvent, new_event
-from handlers.publishing.agent_files import AgentConfig
+from handlers.publishing.agent_files import CONNECTION, AgentConfig, journal_path
 from handlers.publishing.atomic_files import write_atomically
 from statemachine.events import Lifecycle
 
-_CONNECTION: Final = "connection"
 _BEFORE_STARTED: Final = {None, Lifecycle.CREATED}
 _ENDED: Final = {
     Lifecycle.SHUTTING_DOWN,
@@ -34,7 +33,7 @@ class AgentJournal:
     """
 
     def __init__(self, home: Path, config: AgentConfig) -> None:
-        self._path, self._config = home / "journal.json", config
+        self._path, self._config = journal_path(home), config
         self._sequence, self._machine = 0, ""
         self.lifecycle: Lifecycle | None = None
         self._newest: dict[str, tuple[int, OutgoingEvent]] = {}
@@ -56,13 +55,13 @@ class AgentJournal:
 
     def connected(self) -> None:
         """Add agent_connected, and the current lifecycle again, both with new sequences."""
-        self._add("agent_connected", _CONNECTION)
+        self._add("agent_connected", CONNECTION)
         if self.lifecycle is not None:
             self.reached(self.lifecycle)
 
     def disconnected(self, reason: str) -> None:
         """Add agent_disconnected."""
-        self._add("agent_disconnected", _CONNECTION, {"reason": reason})
+        self._add("agent_disconnected", CONNECTION, {"reason": reason})
 
     def reached(self, lifecycle: Lifecycle) -> None:
         """Add a lifecycle state that the agent has reached."""

@@ -21,6 +21,13 @@ from time import monotonic
 from typing import Any, Final
 
 from bus import Backoff, Bus
+from handlers.provisioner.agent_exits import (
+    OUTPUT_SIZE,
+    AgentExit,
+    AgentExits,
+    last_lines,
+    unwrapped,
+)
 from handlers.provisioner.builder import LAUNCHER
 from handlers.provisioner.gateway_requests import Superseded, obtain_credential, renewed_in
 from handlers.provisioner.journal import LocalWorkspace
@@ -29,7 +36,7 @@ from handlers.publishing import agent_files
 from handlers.publishing.agent_files import AgentConfig, AgentCredential
 from handlers.publishing.atomic_files import rotate
 from handlers.runtime.supervise import cancel_and_wait
-from handlers.sandbox.policy import Confinement
+from handlers.sandbox.policy import Confinement, Mechanism
 from handlers.sandbox.processes import end_marked, hold_process, machine_identity, wait_for_exit
 from handlers.sandbox.shell import environment_faults
 
@@ -67,8 +74,10 @@ class AgentSupervisor:
         nats_url: str,
         nats_ca: Path | None = None,
         confinement: Confinement,
+        exits: AgentExits,
     ) -> None:
         self._bus, self._workspaces, self._command = bus, workspaces, command
+        self._exits = exits
         self._local = {"nats_url": nats_url, "nats_ca": nats_ca, "machine": machine_identity()}
         self._confinement = confinement
         self._supervising: dict[str, asyncio.Task[None]] = {}
@@ -82,11 +91,12 @@ class AgentSupervisor:
         """Keep the record's agents running from now on."""
         for agent_id in record.agents:
             if (supervision := self._supervising.get(agent_id)) is None or supervision.done():
+                creator = record.creator_of(agent_id)
                 self._known[agent_id] = {
                     **self._local,
                     "chat_id": record.chat_id,
                     "workspace_id": record.workspace_id,
-                    "build_id": record.build_of(agent_id),
+                    "build_id": None if creator is None else creator.build_id,
                     "agent_id": agent_id,
                     "directory": self._workspaces / record.workspace_id,
                 }
@@ -123,7 +133,12 @@ class AgentSupervisor:
         return agent_files.pinned_home(self._known[agent_id]["directory"], agent_id)
 
     async def _keep(self, agent_id: str) -> None:
-        """Run the agent until it ends by itself or can never be started; other errors are retried."""
+        """Run the agent, again if it fails, until it has to be given up; report that then.
+
+        It is given up if it can never be started, has ended by itself, or has failed before it connected for
+        the first time: somebody waits for it now, and would learn of the failure only after minutes.
+
+        """
         backoff = Backoff(first=0.5, limit=30.0)
         while True:
             since = monotonic()
@@ -134,19 +149,46 @@ class AgentSupervisor:
                 return
             except _CannotStart as error:
                 _log.error("agent %s can't be started: %s", agent_id, error)
+                await self._give_up(agent_id, AgentExit(output=str(error)[-OUTPUT_SIZE:]))
                 return
             except OSError as error:
                 _log.error("agent %s can't be started now, trying again: %s", agent_id, error)
             else:
                 if ended is _STILL_RUNNING:
                     continue
-                if ended == 0:
-                    _log.info("agent %s has ended", agent_id)
+                # It exits with this status after minutes of refusals, and a new credential may help.
+                refused = ended == agent_files.REFUSED_STATUS and monotonic() - since > _SETTLED
+                if ended == 0 or not (refused or self._has_connected(agent_id)):
+                    _log.warning("agent %s ended (%s) and is not restarted", agent_id, ended)
+                    await self._give_up(agent_id, await self._exit_of(agent_id, ended))
                     return
                 _log.warning("agent %s ended unexpectedly (%s) and is restarted", agent_id, ended)
             if monotonic() - since > _SETTLED:
                 backoff.reset()
             await backoff.wait()
+
+    def _has_connected(self, agent_id: str) -> bool:
+        """Return whether the agent has ever connected to NATS."""
+        try:
+            with self._pinned_home(agent_id) as home:
+                return agent_files.has_connected(home)
+        except OSError:
+            return False
+
+    async def _exit_of(self, agent_id: str, ended: int | str) -> AgentExit:
+        """Return how the agent ended, with its last lines."""
+        status = ended if isinstance(ended, int) else None
+        if status is not None and self._confinement.mechanism is Mechanism.BUBBLEWRAP:
+            status = unwrapped(status)
+        lines = ""
+        with suppress(OSError, ValueError), self._pinned_home(agent_id) as home:
+            lines = await last_lines(home / _LOG, agent_files.read_config(home).secrets)
+        return AgentExit(status, lines)
+
+    async def _give_up(self, agent_id: str, ended: AgentExit) -> None:
+        """Report that the agent is gone, and end what it has left."""
+        await self._exits.report(self._known[agent_id]["workspace_id"], agent_id, ended)
+        await end_marked(f"WORKSPACED_AGENT_ID={agent_id}", grace=_GRACE)
 
     async def _run_once(self, agent_id: str) -> int | str:
         """Start the agent unless it is running, and return how it ended: its exit status, or a text.

@@ -82,11 +82,12 @@ class JobRunner:
         await queued.finish(answered=True)
 
     async def repeat_end(self, workspace_id: str, build_id: str) -> None:
-        """Publish the terminal fact of a build again, if the build has ended here."""
+        """Publish the terminal fact of a build again, and what follows it, if the build has ended here."""
         record = self._journal.find(workspace_id)
         build = None if record is None else record.find(build_id)
         if build is not None and build.finished:
-            await self._publish(build.facts[-1])
+            for fact in build.facts[1:] or build.facts:
+                await self._publish(fact)
 
     async def _build(self, queued: QueuedJob, record: LocalWorkspace, build: BuildRecord) -> None:
         """Run the build and publish its terminal fact. Any error in here makes the build fail."""

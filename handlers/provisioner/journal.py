@@ -63,13 +63,13 @@ class LocalWorkspace:
         """Return the record of that build, or None."""
         return next((build for build in self.builds if build.build_id == build_id), None)
 
-    def build_of(self, agent_id: str) -> str | None:
-        """Return the id of the build that created the agent."""
+    def creator_of(self, agent_id: str) -> BuildRecord | None:
+        """Return the build that created the agent."""
         for build in reversed(self.builds):
             for fact in build.facts:
                 listed = json.loads(fact.body)["data"].get("agents", ())
                 if any(agent["id"] == agent_id for agent in listed):
-                    return build.build_id
+                    return build
         return None
 
     def add(self, head: JobHead) -> BuildRecord:

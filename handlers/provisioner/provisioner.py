@@ -19,6 +19,7 @@ from bus import NAK, Backoff, Bus, BusError, Delivery, NoConsumer, Refused, subj
 from bus.streams import pool_consumer
 from bus.subscription import call_on_message
 from handlers.errors import CannotServe
+from handlers.provisioner.agent_exits import AgentExits
 from handlers.provisioner.agent_supervisor import AgentSupervisor
 from handlers.provisioner.archive import Archives
 from handlers.provisioner.builder import Builder
@@ -111,6 +112,7 @@ class Provisioner:
                 nats_url=self._nats_url,
                 nats_ca=self._nats_ca,
                 confinement=self._confinement,
+                exits=AgentExits(self._bus, journal, name=self._name),
             )
             builder = Builder(
                 workspaces,

@@ -27,6 +27,11 @@ PRESENCE_TTL: Final = 20.0
 """Seconds after which an agent's presence message expires; a lost agent must be noticed within 30."""
 ACTIVITY_SECONDS: Final = 60.0
 """`AgentConfig.activity_seconds` of an agent whose job does not name it."""
+REFUSED_STATUS: Final = 3
+"""Exit status of an agent that NATS has refused for so long that its build must be superseded."""
+CONNECTION: Final = "connection"
+"""The key of the facts in an agent's journal that say whether it is connected."""
+_JOURNAL: Final = "journal.json"
 _CONFIG: Final = "config.json"
 _CREDENTIAL: Final = "credential.json"
 _LOCK: Final = "lock"
@@ -132,6 +137,20 @@ def read_config(home: Path) -> AgentConfig:
 def config_path(home: Path) -> Path:
     """Return the path of the file that an agent is started with."""
     return home / _CONFIG
+
+
+def journal_path(home: Path) -> Path:
+    """Return the path of the agent's journal."""
+    return home / _JOURNAL
+
+
+def has_connected(home: Path) -> bool:
+    """Return whether the agent's journal says that it has connected to NATS. Raises OSError."""
+    try:
+        journal = json.loads(read_regular_file(journal_path(home), _MAX_FILE_SIZE))
+        return CONNECTION in journal["facts"]
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def write_credential(home: Path, credential: AgentCredential) -> None:
