@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from handlers.provisioner import archive
+from handlers.sandbox.processes import end_marked
 from tests.provisioner.conftest import Provisioning
 from tests.provisioner.rig import Rig
 from tests.rigs.messages import new_id
@@ -95,7 +96,7 @@ async def test_a_large_agent_log_is_rotated_when_the_agent_starts(
     rig: Rig, provisioning: Provisioning, root: Path, tmp_path: Path
 ) -> None:
     os.mkfifo(gate := tmp_path / "gate")
-    script = f"echo run; head -c {6 * MIB} /dev/zero; echo > {gate}"
+    script = f"echo run; head -c {6 * MIB} /dev/zero; echo > {gate}; sleep 1000"
     agent = ("/bin/sh", "-c", script)
     for number in (1, 2, 3):
         async with provisioning(agent_command=agent):
@@ -103,6 +104,7 @@ async def test_a_large_agent_log_is_rotated_when_the_agent_starts(
                 job = rig.job(version=rig.version({}), agent=[{"name": "main"}])
                 await rig.ended(await rig.ask(job))
             await asyncio.to_thread(gate.read_text)
+    await end_marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}", grace=0)
 
     (home,) = (root / "workspaces" / rig.workspace / ".workspaced" / "agents").iterdir()
     logs = {path.name: path for path in home.glob("agent.log*")}
