@@ -260,6 +260,7 @@ def limits(settings: Settings) -> Limits:
         build=timedelta(seconds=settings.build_timeout),
         agent_connect=timedelta(seconds=settings.agent_connect_timeout),
         startup_scripts=timedelta(seconds=settings.startup_scripts_timeout),
+        cancel=timedelta(seconds=settings.cancel_timeout),
         orphan_grace=timedelta(seconds=settings.orphan_grace),
     )
 

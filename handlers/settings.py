@@ -127,6 +127,11 @@ class Settings(BaseSettings):
         default=600.0,
         description="Seconds that startup scripts may take before their chat becomes `failed`.",
     )
+    cancel_timeout: Seconds = Field(
+        default=60.0,
+        description="Seconds that a provisioner may take to end a canceled build before its chat becomes "
+        "`failed`.",
+    )
     transaction_timeout: Seconds = Field(
         default=5.0,
         description="Seconds after which PostgreSQL ends a statement or a transaction of a role.",

@@ -37,6 +37,8 @@ STARTUP: Final = frozenset(
 """The lifecycles that describe the start of an agent. The others describe its shutdown."""
 UNSETTLED: Final = frozenset((Lifecycle.CREATED, Lifecycle.STARTING))
 
+LONGEST_REASON: Final = 4096
+"""Bytes of the text that says why an agent is gone."""
 MAX_AGENTS: Final = 1024
 """Agents that a chat remembers: those of its builds, of builds not reported yet, and of other workspaces."""
 MAX_REJECTED: Final = 16
@@ -62,12 +64,33 @@ class Limits(NamedTuple):
     build: timedelta = timedelta(minutes=10)
     agent_connect: timedelta = timedelta(minutes=2)
     startup_scripts: timedelta = timedelta(minutes=10)
+    cancel: timedelta = timedelta(seconds=60)
+    """The time that a provisioner has to end a canceled build."""
     orphan_grace: timedelta = timedelta(minutes=15)
     """The time that an orphan may run. It limits no state."""
 
     def of(self, limit: Limit) -> timedelta:
         """Return the value of `limit`."""
         return getattr(self, limit)  # type: ignore[no-any-return]
+
+
+class AgentExit(Value, frozen=True):
+    """The end of an agent's process or container, as its provisioner reported it."""
+
+    exit_code: int | None = None
+    signal: str | None = None
+    output: str | None = None
+
+    def shown(self) -> str:
+        """Return it as text for people, at most `LONGEST_REASON` bytes: the beginning of the output is cut."""
+        how = [] if self.exit_code is None else [f"exit code {self.exit_code}"]
+        how += [] if self.signal is None else [f"signal {self.signal.removeprefix('SIG')[:64]}"]
+        text = ", ".join(how) or "its process is gone"
+        if not self.output:
+            return text
+        head = f"{text}; its last output: "
+        room = LONGEST_REASON - len(head.encode())
+        return head + self.output.encode()[-room:].decode(errors="ignore")
 
 
 class AgentFacts(Value, frozen=True, forbid_unknown_fields=True):
@@ -96,11 +119,21 @@ class AgentFacts(Value, frozen=True, forbid_unknown_fields=True):
     """The sequence of the last report of activity that counted."""
     lost_at: int | None = None
     """The value of `highest_sequence` when workers noticed the loss; None when the agent is not lost."""
+    loss_reason: str | None = None
+    """Why workers count the agent as lost."""
+    disconnect_reason: str | None = None
+    """The reason of the report by which the agent is disconnected."""
+    exit: AgentExit | None = None
+    """The last report that its process is gone."""
 
-    def after(self, fact: events.AgentFact) -> AgentFacts:
+    def after(self, fact: events.AgentFact | events.AgentExited) -> AgentFacts:
         """Return the value with `fact` folded in."""
+        if isinstance(fact, events.AgentExited):
+            code, signal, output = fact.exit_code, fact.signal, fact.output
+            return replace(self, exit=AgentExit(exit_code=code, signal=signal, output=output))
         if fact.sequence is None:  # workers recorded this fact: the agent is lost
-            return replace(self, lost_at=self.highest_sequence)
+            reason = fact.reason if isinstance(fact, events.AgentDisconnected) else None
+            return replace(self, lost_at=self.highest_sequence, loss_reason=reason)
         if self.lost_at is not None:
             return self._found_again(fact.sequence).after(fact)
         newest = fact.sequence > self.connection_sequence
@@ -111,16 +144,23 @@ class AgentFacts(Value, frozen=True, forbid_unknown_fields=True):
         if connected:
             new = replace(new, ever_connected=True)
         if newest:
-            new = replace(new, connection_sequence=fact.sequence, reported_connected=connected)
+            reason = fact.reason if isinstance(fact, events.AgentDisconnected) else None
+            new = replace(
+                new,
+                connection_sequence=fact.sequence,
+                reported_connected=connected,
+                disconnect_reason=reason,
+            )
         return new
 
     def _found_again(self, sequence: int) -> AgentFacts:
         """Undo the loss. A lower sequence shows that the agent was restored, or lost its count."""
         if self.lost_at is not None and sequence > self.lost_at:
-            return replace(self, lost_at=None)
+            return replace(self, lost_at=None, loss_reason=None)
         return replace(
             self,
             lost_at=None,
+            loss_reason=None,
             highest_sequence=-1,
             connection_sequence=-1,
             lifecycle_sequence=-1,
@@ -131,7 +171,28 @@ class AgentFacts(Value, frozen=True, forbid_unknown_fields=True):
     @property
     def connected(self) -> bool | None:
         """Whether the agent is connected; None before its first report about that."""
-        return self.reported_connected if self.lost_at is None else False
+        if self.lost_at is not None or self.exited_unseen:
+            return False
+        return self.reported_connected
+
+    @property
+    def ever_present(self) -> bool:
+        """Whether it has connected at some time. A lifecycle beyond `created` shows that too."""
+        return self.ever_connected or self.ever_started
+
+    @property
+    def exited_unseen(self) -> bool:
+        """Whether its process is gone, and it has never connected."""
+        return self.exit is not None and not self.ever_present
+
+    @property
+    def gone_because(self) -> str | None:
+        """Why it is not connected; None if it is, or if the reason is not known."""
+        if self.connected is not False:
+            return None
+        if self.exit is not None:
+            return self.exit.shown()
+        return self.disconnect_reason if self.lost_at is None else self.loss_reason
 
     @property
     def start_ended(self) -> bool:
@@ -144,7 +205,12 @@ def _with_lifecycle(facts: AgentFacts, fact: events.AgentLifecycle, *, newest: b
     if fact.lifecycle is not Lifecycle.CREATED:
         new = replace(new, ever_started=True)
         if newest:  # an agent that reports is connected
-            new = replace(new, connection_sequence=fact.sequence, reported_connected=True)
+            new = replace(
+                new,
+                connection_sequence=fact.sequence,
+                reported_connected=True,
+                disconnect_reason=None,
+            )
     if fact.sequence > facts.lifecycle_sequence:
         new = replace(new, lifecycle_sequence=fact.sequence, lifecycle=fact.lifecycle)
     if fact.lifecycle in STARTUP and fact.sequence > facts.startup_sequence:
@@ -329,6 +395,11 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
         builds = (self.build, *(record.build for record in self.previous))
         return any(b is not None and b.id == build_id and b.outcome is None for b in builds)
 
+    def may_begin(self, build_id: str) -> bool:
+        """Return whether a provisioner may still be needed to begin that build: then its job may be published."""
+        found = next((build for build in self.builds() if build.id == build_id), None)
+        return self.expects_end_of(build_id) and not (found and found.canceled_unbegun)
+
     def builds(self) -> list[Build]:
         """Return the newest builds and newest starts of all workspaces, the current one's first."""
         records = self.previous if self.current is None else (self.current, *self.previous)
@@ -377,6 +448,11 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
         if facts is None or facts.connected is None:
             return "timeout" if STATE_INFO[self.state].overdue else "connecting"
         return "connected" if facts.connected else "disconnected"
+
+    def agent_reason(self) -> str | None:
+        """Return why the chosen agent is not connected any more; None if it is, or nobody said why."""
+        facts = None if self.chosen is None else self.agent_facts(self.chosen.id)
+        return None if facts is None else facts.gone_because
 
     def agent_lifecycle(self) -> Lifecycle | None:
         """Return the latest lifecycle of the chosen agent."""
@@ -431,7 +507,21 @@ def _known_fields(stored: dict[str, Any]) -> dict[str, Any]:
             }
             for facts in stored["agents"]
         ]
+    for workspace in (stored.get("current"), *stored.get("previous", ())):
+        for key in ("build", "last_start"):
+            if workspace and workspace.get(key):
+                workspace[key] = _known_build_fields(workspace[key])
+        if workspace and workspace.get("before_delete"):
+            workspace["before_delete"] = list(map(_known_build_fields, workspace["before_delete"]))
     return {key: value for key, value in stored.items() if key in Chat.__struct_fields__}
+
+
+def _known_build_fields(build: dict[str, Any]) -> dict[str, Any]:
+    """Convert a build that another version stored. Earlier ones stored that it had begun, but not when."""
+    known = {key: value for key, value in build.items() if key in Build.__struct_fields__}
+    if build.get("taken") and "begun_at" not in known:
+        known["begun_at"] = build["started_at"]
+    return known
 
 
 _FLAT_FIELDS: Final = ("build", "last_start", "before_delete", "chosen")

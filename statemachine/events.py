@@ -186,6 +186,17 @@ class KeepRequested(Frozen):
     """Counts from when workspaced takes the request. More than 7 days is taken as 7 days."""
 
 
+class BuildCancelRequested(Frozen):
+    """Requests that the chat's build ends before it is done."""
+
+    name: ClassVar = "build_cancel_requested"
+    build_id: Id | None = None
+    """The build to cancel. If the chat's newest build is another one, nothing is canceled. Absent: the
+    newest build."""
+    reason: Annotated[Text, AfterValidator(_not_blank)] | None = None
+    """Text for people."""
+
+
 class _BuildEvent(Frozen):
     workspace_id: Id
     build_id: Id
@@ -273,6 +284,25 @@ class WorkspaceDeleted(Frozen):
     workspace_id: Id
     build_id: Id | None = None
     build_number: int | None = None
+
+
+class AgentExited(Frozen):
+    """The process or container of an agent is gone, and its provisioner will not start it again.
+
+    If the agent has never connected, nobody waits for it any longer.
+    """
+
+    name: ClassVar = "agent_exited"
+    workspace_id: Id
+    build_id: Id
+    """The start build that created the agent."""
+    build_number: int | None = None
+    agent_id: Id
+    exit_code: Annotated[int, Field(ge=-(2**53), lt=2**53)] | None = None
+    signal: FactText | None = None
+    """The name of the signal that ended it, without `SIG`, for example `KILL`."""
+    output: FactText | None = None
+    """The last lines that it wrote."""
 
 
 Sequence = Annotated[int, Field(ge=0, lt=2**63)]
@@ -459,7 +489,7 @@ class DatabaseRestored(Frozen):
 
 ProvisionerFact = BuildStarted | BuildSucceeded | BuildFailed | BuildCanceled
 AgentFact = AgentConnected | AgentDisconnected | AgentLifecycle
-ToolEvent = ToolRequested | ToolCanceled | DeleteRequested | KeepRequested
+ToolEvent = ToolRequested | ToolCanceled | DeleteRequested | KeepRequested | BuildCancelRequested
 OwnEvent = (
     BuildRequested
     | WaitResumed
@@ -473,11 +503,19 @@ OwnEvent = (
     | BuildOverdue
     | WorkspaceUsed
 )
-Data = ToolEvent | ProvisionerFact | WorkspaceDeleted | AgentFact | AgentActivity | OwnEvent
+Data = (
+    ToolEvent
+    | ProvisionerFact
+    | WorkspaceDeleted
+    | AgentExited
+    | AgentFact
+    | AgentActivity
+    | OwnEvent
+)
 
 BY_KIND: Final[dict[Literal["tool", "provisioner", "agent"], tuple[type[Frozen], ...]]] = {
     "tool": get_args(ToolEvent),
-    "provisioner": (*get_args(ProvisionerFact), WorkspaceDeleted),
+    "provisioner": (*get_args(ProvisionerFact), WorkspaceDeleted, AgentExited),
     "agent": (*get_args(AgentFact), AgentActivity),
 }
 """Kind of inbound subject -> the events that senders may publish on it."""

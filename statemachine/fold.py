@@ -76,7 +76,12 @@ def fold(chat: Chat, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR09
             return _build_fact(chat, data, event.time, at)
         case events.WorkspaceDeleted():
             return _deleted(chat, data)
-        case events.AgentConnected() | events.AgentDisconnected() | events.AgentLifecycle():
+        case (
+            events.AgentConnected()
+            | events.AgentDisconnected()
+            | events.AgentLifecycle()
+            | events.AgentExited()
+        ):
             return _agent_fact(chat, data)
         case events.AgentActivity():
             return _activity(chat, data, at)
@@ -84,6 +89,8 @@ def fold(chat: Chat, event: Event, at: datetime) -> Folded:  # noqa: C901, PLR09
             return _put_off(chat, lifetimes.kept(chat, seconds, at))
         case events.WorkspaceUsed():
             return _put_off(chat, lifetimes.used(chat, at))
+        case events.BuildCancelRequested():
+            return _cancel_requested(chat, data, at)
         case events.DeadlinePassed(generation=generation):
             if generation != chat.generation or chat.deadline is None:
                 return Folded(chat=chat, unmoved=Unmoved.STALE)
@@ -169,7 +176,11 @@ def first_seen(
     `time` is the time of the fact by its sender's clock; `at` is the present time, from which limits count.
     """
     build = Build(
-        id=fact.build_id, number=fact.build_number, transition=fact.transition, started_at=time
+        id=fact.build_id,
+        number=fact.build_number,
+        transition=fact.transition,
+        started_at=time,
+        elsewhere=True,
     )
     if previous is not None:
         build = replace(
@@ -190,10 +201,10 @@ def _build_with_fact(build: Build, fact: events.ProvisionerFact, at: datetime) -
         late = isinstance(fact, events.BuildStarted) and build.untouched
         return replace(build, untouched=False) if late else build
     version = getattr(fact, "template_version_id", None) or build.template_version_id
-    taken = replace(build, taken=True, template_version_id=version)
+    begun = replace(build, begun_at=build.begun_at or at, template_version_id=version)
     match fact:
         case events.BuildStarted():
-            return taken
+            return begun
         case events.BuildSucceeded(agents=agents):
             made = tuple(
                 BuiltAgent(
@@ -214,10 +225,10 @@ def _build_with_fact(build: Build, fact: events.ProvisionerFact, at: datetime) -
             outcome = Outcome(ending=Ending.FAILED, error=error, error_code=error_code, quota=use)
         case events.BuildCanceled():
             outcome = Outcome(ending=Ending.CANCELED)
-            # Before the end, only a `build_started` can have reported that the build was taken.
-            untouched = build.transition is Transition.DELETE and not build.taken
-            taken = replace(taken, untouched=untouched)
-    return replace(taken, outcome=outcome, ended_at=at)
+            # Before the end, only a `build_started` can have reported that the build has begun.
+            untouched = build.transition is Transition.DELETE and build.begun_at is None
+            begun = replace(begun, untouched=untouched)
+    return replace(begun, outcome=outcome, ended_at=at)
 
 
 def _start_with_late_fact(
@@ -277,7 +288,8 @@ def _only_ending(build: Build) -> Build:
         number=build.number,
         transition=build.transition,
         started_at=build.started_at,
-        taken=build.taken,
+        begun_at=build.begun_at,
+        cancel_requested_at=build.cancel_requested_at,
         untouched=build.untouched,
         outcome=Outcome(ending=build.outcome.ending) if build.outcome else None,
     )
@@ -340,6 +352,21 @@ def _build_fact(chat: Chat, fact: events.ProvisionerFact, time: datetime, at: da
     # It adds nothing, or only that a canceled delete had begun, which is not published.
     ignored = after.build == build or build.outcome is not None
     return Folded(chat=folded, unmoved=Unmoved.IGNORED if ignored else None)
+
+
+def _cancel_requested(chat: Chat, asked: events.BuildCancelRequested, at: datetime) -> Folded:
+    """Note on the followed build that it was canceled, if it is the one that is meant and has not ended."""
+    current, build = chat.current, chat.build
+    if current is None or build is None or asked.build_id not in (None, build.id):
+        return Folded(chat=chat, unmoved=Unmoved.STALE)
+    if build.outcome is not None or build.cancel_requested_at is not None:
+        return Folded(chat=chat, unmoved=Unmoved.IGNORED)
+    canceled = replace(build, cancel_requested_at=at, cancel_reason=asked.reason)
+    unbegun = canceled.canceled_unbegun
+    return Folded(
+        chat=replace(chat, current=replace(current, build=canceled)),
+        trigger=Trigger.CANCELED_UNBEGUN if unbegun else Trigger.CANCEL_REQUESTED,
+    )
 
 
 def _previous_with_fact(
@@ -607,7 +634,7 @@ def _rejected(chat: Chat, fact: events.FactRejected, pool: str | None) -> Folded
 # -- agents -------------------------------------------------------------------------------------
 
 
-def _agent_fact(chat: Chat, fact: events.AgentFact) -> Folded:
+def _agent_fact(chat: Chat, fact: events.AgentFact | events.AgentExited) -> Folded:
     unmoved = _not_current(chat, fact.workspace_id)
     if unmoved is not None:
         previous = chat.previous_workspace(fact.workspace_id)
@@ -637,7 +664,7 @@ def _activity(chat: Chat, fact: events.AgentActivity, at: datetime) -> Folded:
     return Folded(chat=_with_facts(put_off, known, replace(facts, activity_sequence=fact.sequence)))
 
 
-def _is_superseded(chat: Chat, fact: events.AgentFact) -> bool:
+def _is_superseded(chat: Chat, fact: events.AgentFact | events.AgentExited) -> bool:
     """Return whether the fact is about a superseded build other than the last start."""
     current = chat.current
     if current is None or fact.build_id not in current.superseded:
@@ -645,18 +672,19 @@ def _is_superseded(chat: Chat, fact: events.AgentFact) -> bool:
     return current.last_start is None or current.last_start.id != fact.build_id
 
 
-def _disconnected_before_loss(chat: Chat, fact: events.AgentFact) -> bool:
+def _disconnected_before_loss(chat: Chat, fact: events.AgentFact | events.AgentExited) -> bool:
     """Return whether a lost agent reports with a lower sequence that it disconnected: then it stays disconnected.
 
     Earlier versions recorded this as `stale`, so their logs fold to what they recorded.
     """
     facts = chat.agent_facts(fact.agent_id)
     lost_at = facts.lost_at if facts is not None else None
-    left = isinstance(fact, events.AgentDisconnected) and fact.sequence is not None
-    return left and lost_at is not None and (fact.sequence or 0) <= lost_at
+    if not isinstance(fact, events.AgentDisconnected) or fact.sequence is None:
+        return False
+    return lost_at is not None and fact.sequence <= lost_at
 
 
-def _with_report(chat: Chat, fact: events.AgentFact) -> Chat:
+def _with_report(chat: Chat, fact: events.AgentFact | events.AgentExited) -> Chat:
     """Keep an agent's report. If there are too many agents, forget the oldest, those of other workspaces first."""
     of = (fact.workspace_id, fact.agent_id)
     known = next((f for f in chat.agents if (f.workspace_id, f.id) == of), None)
@@ -677,7 +705,7 @@ def _with_facts(chat: Chat, known: AgentFacts | None, after: AgentFacts) -> Chat
     return replace(chat, agents=tuple(kept))
 
 
-def _is_other_than_chosen(chat: Chat, fact: events.AgentFact) -> bool:
+def _is_other_than_chosen(chat: Chat, fact: events.AgentFact | events.AgentExited) -> bool:
     """Say whether the followed build ended and another agent, or none, was chosen."""
     build = chat.build
     if build is None or build.id != fact.build_id or build.outcome is None:

@@ -50,6 +50,7 @@ own (`build_requested`, `wait_resumed`), which are decided here like all others.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -62,9 +63,9 @@ from statemachine import fold, lifetimes
 from statemachine.chat import Cause, Chat, Failure, Limits
 from statemachine.events import Event, Lifecycle, Transition
 from statemachine.fold import Unmoved
-from statemachine.states import STATE_INFO, FailureReason, State
-from statemachine.table import LEGAL, TABLE, Trigger
-from statemachine.views import visible
+from statemachine.states import STATE_INFO, FailureReason, Limit, State
+from statemachine.table import ADDED, LEGAL, TABLE, Trigger
+from statemachine.views import visible, visible_earlier
 from statemachine.workspace import Build, Ending, Unselectable, choose_agent
 
 
@@ -77,8 +78,13 @@ class Moved:
 
     @property
     def outcome(self) -> str:
-        """`moved` when the state changed, else `changed`."""
-        return "moved" if any(s.state is not s.previous_state for s in self.steps) else "changed"
+        """`moved` when the state changed as messages name it, else `changed`."""
+        return "moved" if any(map(enters_state, self.steps)) else "changed"
+
+
+def enters_state(step: Chat) -> bool:
+    """Return whether a step changed the state as messages name it, with the reason of `failed`."""
+    return STATE_INFO[step.state].shown != STATE_INFO[step.previous_state].shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,21 +156,26 @@ def decide(
     at: datetime,
     limits: Limits,
     because: Event | Cause | None = None,
+    *,
+    earlier: bool = False,
 ) -> Decision:
     """Return what `event` does to `chat`. `at` is the time of the decision; limits count from it.
 
     `because`: the event from the bus that led to `event`, if `event` is one of workspaced's own.
+    `earlier`: decide as earlier versions did, which showed less and had fewer moves, to replay their logs.
     """
+    seen = visible_earlier if earlier else visible
+    without = ADDED if earlier else frozenset[tuple[Trigger, State]]()
     if foreign_pool(chat, event) is not None:
         return Ignored(chat, Unmoved.FOREIGN)
     folded = fold.fold(chat, event, at)
-    known = folded.chat
+    known = _with_present_message(folded.chat)
     cause = cause_of(because or event)
-    steps = list(_steps(known, folded.trigger, at, limits, cause))
+    steps = list(_steps(known, folded.trigger, at, limits, cause, without))
     if steps and (bound := fold.bind_successor(steps[-1], chat)) is not None:
-        steps += _steps(bound.chat, bound.trigger, at, limits, cause)
+        steps += _steps(bound.chat, bound.trigger, at, limits, cause, without)
     known = steps[-1] if steps else known
-    if not steps and (folded.republish or visible(known) != visible(chat)):
+    if not steps and (folded.republish or seen(known) != seen(chat)):
         known = replace(
             known,
             version=known.version + 1,
@@ -215,13 +226,18 @@ def _pool_of(chat: Chat, workspace_id: str | None, build_id: str | None) -> str 
 
 
 def _steps(
-    known: Chat, trigger: Trigger | None, at: datetime, limits: Limits, cause: Cause
+    known: Chat,
+    trigger: Trigger | None,
+    at: datetime,
+    limits: Limits,
+    cause: Cause,
+    without: AbstractSet[tuple[Trigger, State]],
 ) -> Iterator[Chat]:
     """Yield the snapshot after each move: first that of `trigger`, then those of the pending triggers."""
     if trigger is not None and (state := next_state(known.state, trigger)) is not None:
         known = _enter(known, state, trigger, at, limits, cause)
         yield known
-    while (move := _next_move(known)) is not None:
+    while (move := _next_move(known, without)) is not None:
         known = _enter(known, *move, at, limits, cause)
         yield known
 
@@ -253,6 +269,8 @@ def pending(chat: Chat) -> Iterator[Trigger]:
         yield Trigger.AGENT_CONNECTED
     if facts.ever_started:
         yield Trigger.AGENT_STARTED
+    if facts.exited_unseen:
+        yield Trigger.AGENT_EXITED
     if facts.startup is Lifecycle.READY:
         yield Trigger.SCRIPTS_READY
     elif facts.start_ended:
@@ -276,8 +294,12 @@ def _ending_trigger(build: Build) -> Trigger:
     return Trigger.BUILT
 
 
-def _next_move(chat: Chat) -> tuple[State, Trigger] | None:
+def _next_move(
+    chat: Chat, without: AbstractSet[tuple[Trigger, State]]
+) -> tuple[State, Trigger] | None:
     for trigger in pending(chat):
+        if (trigger, chat.state) in without:
+            continue
         if (state := next_state(chat.state, trigger)) is not None:
             return state, trigger
     return None
@@ -304,13 +326,16 @@ def _enter(
         if info.reason is not None
         else None
     )
+    deadline = at + limits.of(info.limit) if info.limit else None
+    if deadline and chat.deadline and info.limit is Limit.CANCEL:
+        deadline = min(deadline, chat.deadline)  # a cancel never puts a deadline back
     entered = replace(
         chat,
         state=state,
         previous_state=chat.state,
         version=chat.version + 1,
         failure=failure,
-        deadline=at + limits.of(info.limit) if info.limit else None,
+        deadline=deadline,
         generation=chat.generation + (1 if info.limit else 0),
         cause=cause,
         changed_at=at,
@@ -328,6 +353,23 @@ def _with_chosen_agent(chat: Chat) -> Chat:
     if isinstance(chosen, Unselectable):
         return chat
     return replace(chat, current=replace(current, chosen=chosen))
+
+
+_PRESENT: Final = frozenset((FailureReason.AGENT_NOT_READY, FailureReason.BUILD_CANCELED))
+"""The failures whose message follows facts that come after the failure."""
+
+
+def _with_present_message(chat: Chat) -> Chat:
+    """Return the chat with the message of its failure as its facts are now."""
+    failure = chat.failure
+    if failure is None or failure.reason not in _PRESENT:
+        return chat
+    message = _message(chat, failure.reason)
+    return (
+        chat
+        if message == failure.message
+        else replace(chat, failure=replace(failure, message=message))
+    )
 
 
 def _error_code(chat: Chat, reason: FailureReason) -> str | None:
@@ -356,9 +398,9 @@ def _message(chat: Chat, reason: FailureReason) -> str:
         case FailureReason.BUILD_FAILED:
             return (outcome.error if outcome else None) or f"{what} failed"
         case FailureReason.BUILD_CANCELED:
-            return f"{what} was canceled"
+            return f"{what} was canceled{_canceled_how(build)}"
         case FailureReason.BUILD_TIMEOUT:
-            if build and not build.taken:
+            if build and build.begun_at is None:
                 pool = f" of pool '{build.template.pool}'" if build.template else ""
                 return f"{what} did not begin in time: no provisioner{pool} took it"
             return f"{what} did not end in time"
@@ -367,8 +409,26 @@ def _message(chat: Chat, reason: FailureReason) -> str:
             return choice.message if isinstance(choice, Unselectable) else "no agent can be chosen"
         case FailureReason.AGENT_NOT_READY:
             name = f" '{chat.chosen.name}'" if chat.chosen else ""
+            facts = chat.agent_facts(chat.chosen.id) if chat.chosen else None
+            if facts is not None and facts.exited_unseen:
+                return (
+                    f"the workspace was built, but its agent{name} ended before it connected: "
+                    f"{facts.gone_because}"
+                )
             return f"the workspace was built, but its agent{name} did not connect in time"
         case FailureReason.STARTUP_SCRIPTS_FAILED:
             return _scripts_failure(chat)
         case FailureReason.STARTUP_SCRIPTS_TIMEOUT:
             return "the startup scripts did not end in time"
+
+
+def _canceled_how(build: Build | None) -> str:
+    """Return how far a canceled build had come, and why it was canceled."""
+    if build is None:
+        return ""
+    how = ""
+    if build.canceled_unbegun:
+        how = " before a provisioner began it"
+    elif build.being_canceled:
+        how = ", but no provisioner has confirmed that it ended"
+    return f"{how}: {build.cancel_reason}" if build.cancel_reason else how

@@ -44,6 +44,13 @@ class ShownBuild(TypedDict):
     transition: Transition
     started_at: Timestamp
     """When the build was requested or, if it was made elsewhere, first reported."""
+    begun_at: Timestamp | None
+    """When its `build_started` was stored, or its terminal fact if that came first. Null: no provisioner
+    has begun it."""
+    cancel_requested_at: Timestamp | None
+    """When it was canceled; null if it was not."""
+    pool: str | None
+    """The pool whose provisioners work on it. Null if the build was made elsewhere."""
 
 
 class ShownAgent(TypedDict):
@@ -54,6 +61,8 @@ class ShownAgent(TypedDict):
     status: AgentStatus
     lifecycle: Lifecycle | None
     """Null until the agent reports its lifecycle."""
+    reason: str | None
+    """Text for people: why the agent is gone; null if it is not, or if the reason is not known."""
 
 
 class ShownFailure(TypedDict):

@@ -20,7 +20,7 @@ from statemachine.chat import Cause, Chat, Limits
 from statemachine.codec import event_of
 from statemachine.events import OURS, BuildRequested, Event, WaitResumed
 from statemachine.fold import Unmoved
-from statemachine.machine import Decision, Ignored, Moved, decide
+from statemachine.machine import Decision, Ignored, Moved, decide, enters_state
 from statemachine.states import STATE_INFO
 
 
@@ -48,13 +48,14 @@ class Replayed:
     differences: tuple[Difference, ...]
 
 
+_DECIDED: Final = ("outcome", "state_before", "state_after", "version")
+"""The keys of a log entry that `entry_of` returns."""
 _TIME: Final = TypeAdapter(datetime)
 
 
 def shown(chat: Chat) -> str:
     """Return the state as messages name it, with the reason if it is `failed:<reason>`."""
-    about = STATE_INFO[chat.state]
-    return about.wire if about.reason is None else f"{about.wire}:{about.reason}"
+    return STATE_INFO[chat.state].shown
 
 
 def entry_of(before: Chat, decision: Decision) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class Fold:
         if identity in self._seen:
             decision: Decision = Ignored(before, Unmoved.REPEAT)
         else:
-            decision = decide(before, event, at, self.limits, cause or self._because(event))
+            decision = self._decided(entry, event, at, cause or self._because(event))
         self._seen.add(identity)
         folded = entry_of(before, decision)
         self.differences += [
@@ -120,11 +121,20 @@ class Fold:
             if entry.get(key) != folded[key]
         ]
         if isinstance(decision, Moved):
-            self.path += [
-                shown(step) for step in decision.steps if step.state is not step.previous_state
-            ]
+            self.path += [shown(step) for step in decision.steps if enters_state(step)]
         self.chat = replace(decision.chat, seq=seq)
         self._limited(before, deadline)
+
+    def _decided(
+        self, entry: Mapping[str, Any], event: Event, at: datetime, because: Cause | None
+    ) -> Decision:
+        """Decide as this version does, or as an earlier one if the entry is what that version recorded."""
+        decision = decide(self.chat, event, at, self.limits, because)
+        recorded = {key: entry.get(key) for key in _DECIDED}
+        if entry_of(self.chat, decision) == recorded:
+            return decision
+        earlier = decide(self.chat, event, at, self.limits, because, earlier=True)
+        return earlier if entry_of(self.chat, earlier) == recorded else decision
 
     def _placed(self, entry: Mapping[str, Any], event: Event) -> int:
         """Return the entry's number in its log.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from statemachine.chat import Chat, chat_from_json
+from statemachine.chat import AgentFacts, Chat, chat_from_json
 from statemachine.mask import MASK
 from statemachine.replay import Difference, Fold
 from statemachine.workspace import Build, WorkspaceRecord
@@ -47,8 +47,41 @@ def filled(fold: Fold, stored: Chat | None, open_calls: int) -> Chat:
         return chat
     if not fold.deadline_recorded and stored.generation == chat.generation and chat.deadline:
         chat = replace(chat, deadline=stored.deadline or chat.deadline)
-    known = {build.id: build.parameters for build in stored.builds()}
-    return _with_parameters(chat, lambda build: _unmasked(build, known.get(build.id)))
+    known = {build.id: build for build in stored.builds()}
+    agents = {(facts.workspace_id, facts.id): facts for facts in stored.agents}
+    chat = replace(
+        chat,
+        agents=tuple(_as_detailed(f, agents.get((f.workspace_id, f.id))) for f in chat.agents),
+    )
+    chat = _with_builds(chat, lambda build: _as_detailed_build(build, known.get(build.id)))
+    return _with_builds(chat, lambda build: _unmasked(build, known.get(build.id)))
+
+
+def _as_detailed(facts: AgentFacts, stored: AgentFacts | None) -> AgentFacts:
+    """Return an agent's facts without the reasons that an earlier version did not store."""
+    if stored is None:
+        return facts
+    return replace(
+        facts,
+        loss_reason=stored.loss_reason and facts.loss_reason,
+        disconnect_reason=stored.disconnect_reason and facts.disconnect_reason,
+    )
+
+
+def _as_detailed_build(build: Build, stored: Build | None) -> Build:
+    """Return a build without what an earlier version did not store.
+
+    It stored neither when a build began, which is then read as the time of its request, nor that it was made
+    elsewhere.
+    """
+    if stored is None:
+        return build
+    undated = build.begun_at is not None and stored.begun_at == stored.started_at
+    return replace(
+        build,
+        begun_at=stored.begun_at if undated else build.begun_at,
+        elsewhere=stored.elsewhere and build.elsewhere,
+    )
 
 
 def without_hidden(chat: Chat) -> tuple[Chat, list[str]]:
@@ -63,34 +96,36 @@ def without_hidden(chat: Chat) -> tuple[Chat, list[str]]:
         for name, value in build.parameters.items()
         if value == MASK
     ]
-    plain = _with_parameters(
-        chat, lambda build: {k: v for k, v in build.parameters.items() if v != MASK}
-    )
-    return plain, lost
+    return _with_builds(chat, _without_masked), lost
 
 
-def _unmasked(build: Build, known: Mapping[str, str] | None) -> dict[str, str]:
-    """Return a build's parameters with the hidden values replaced by those of the stored snapshot.
+def _without_masked(build: Build) -> Build:
+    return replace(build, parameters={k: v for k, v in build.parameters.items() if v != MASK})
 
-    `known` are the build's parameters there, None if the build is not there. A hidden parameter
-    that `known` lacks is removed: an earlier repair of the snapshot removed it because its value
-    was lost.
+
+def _unmasked(build: Build, stored: Build | None) -> Build:
+    """Return a build with the hidden values of its parameters replaced by those of the stored snapshot.
+
+    `stored` is the build there, None if it is not there. A hidden parameter that it lacks is
+    removed: an earlier repair of the snapshot removed it because its value was lost.
     """
-    if known is None:
-        return build.parameters
+    if stored is None:
+        return build
+    known = stored.parameters
     hidden = {name for name, value in build.parameters.items() if value == MASK}
-    return {
+    values = {
         name: known[name] if name in hidden else value
         for name, value in build.parameters.items()
         if name not in hidden or name in known
     }
+    return replace(build, parameters=values)
 
 
-def _with_parameters(chat: Chat, change: Callable[[Build], dict[str, str]]) -> Chat:
-    """Return the snapshot with the parameters of each build replaced by `change(build)`."""
+def _with_builds(chat: Chat, change: Callable[[Build], Build]) -> Chat:
+    """Return the snapshot with each build replaced by `change(build)`."""
 
     def changed(build: Build | None) -> Build | None:
-        return build and replace(build, parameters=change(build))
+        return build and change(build)
 
     def of(record: WorkspaceRecord) -> WorkspaceRecord:
         return replace(record, build=changed(record.build), last_start=changed(record.last_start))

@@ -48,6 +48,10 @@ class State(StrEnum):
     STOP_FAILED = "stop_failed"
     STOP_CANCELED = "stop_canceled"
     STOP_TIMED_OUT = "stop_timed_out"
+    CANCELING_BUILD = "canceling_build"
+    CANCELING_STOP = "canceling_stop"
+    BUILD_ABANDONED = "build_abandoned"
+    STOP_ABANDONED = "stop_abandoned"
 
 
 class FailureReason(StrEnum):
@@ -71,6 +75,7 @@ class Limit(StrEnum):
     BUILD = "build"
     AGENT_CONNECT = "agent_connect"
     STARTUP_SCRIPTS = "startup_scripts"
+    CANCEL = "cancel"
 
 
 class Phase(StrEnum):
@@ -101,6 +106,11 @@ class StateInfo:
     end_rejected: Phase | None = None
     """The phase if the terminal fact of the build was rejected, so that no other one is
     expected."""
+
+    @property
+    def shown(self) -> str:
+        """The state as messages name it, with the reason of `failed`: `failed:<reason>`."""
+        return self.wire if self.reason is None else f"{self.wire}:{self.reason}"
 
     @property
     def settled(self) -> bool:
@@ -145,4 +155,10 @@ STATE_INFO: Final[dict[State, StateInfo]] = {
         overdue=True,
         end_rejected=Phase.FAILED_STOP,
     ),
+    # A provisioner was asked to end the build. The build's own end counts, also a success.
+    State.CANCELING_BUILD: StateInfo(Phase.BEING_BUILT, "building", limit=Limit.CANCEL),
+    State.CANCELING_STOP: StateInfo(Phase.BEING_STOPPED, "stopping", limit=Limit.CANCEL),
+    # Workers canceled the build themselves. It has no terminal fact; one that comes late counts.
+    State.BUILD_ABANDONED: StateInfo(Phase.FAILED_BUILD, reason=FailureReason.BUILD_CANCELED),
+    State.STOP_ABANDONED: StateInfo(Phase.FAILED_STOP, reason=FailureReason.BUILD_CANCELED),
 }

@@ -37,6 +37,9 @@ class Trigger(StrEnum):
     SCRIPTS_FAILED = "scripts_failed"
     DEADLINE_PASSED = "deadline_passed"
     WAIT_RESUMED = "wait_resumed"
+    CANCEL_REQUESTED = "cancel_requested"
+    CANCELED_UNBEGUN = "canceled_unbegun"
+    AGENT_EXITED = "agent_exited"
 
 
 class Row(NamedTuple):
@@ -50,8 +53,9 @@ class Row(NamedTuple):
 S, T = State, Trigger
 _ANY: Final = tuple(State)
 _BOUND: Final = tuple(state for state in State if STATE_INFO[state].bound)
-_OPEN_START: Final = (S.BUILDING, S.BUILD_TIMED_OUT)
-_OPEN_STOP: Final = (S.STOPPING, S.STOP_TIMED_OUT)
+_OPEN_START: Final = (S.BUILDING, S.BUILD_TIMED_OUT, S.CANCELING_BUILD, S.BUILD_ABANDONED)
+_OPEN_STOP: Final = (S.STOPPING, S.STOP_TIMED_OUT, S.CANCELING_STOP, S.STOP_ABANDONED)
+"""The states in which the build that is followed has no terminal fact."""
 
 # fmt: off
 TABLE: Final[tuple[Row, ...]] = (
@@ -69,7 +73,8 @@ TABLE: Final[tuple[Row, ...]] = (
     Row(T.BUILD_FAILED,          _OPEN_STOP,                                       S.STOP_FAILED),
     Row(T.BUILD_CANCELED,        _OPEN_STOP,                                       S.STOP_CANCELED),
     Row(T.AGENT_CONNECTED,       (S.AGENT_CONNECTING, S.AGENT_NOT_READY),          S.SCRIPTS_RUNNING),
-    Row(T.AGENT_STARTED,         (S.AGENT_CONNECTING,),                            S.SCRIPTS_RUNNING),
+    Row(T.AGENT_STARTED,         (S.AGENT_CONNECTING, S.AGENT_NOT_READY),          S.SCRIPTS_RUNNING),
+    Row(T.AGENT_EXITED,          (S.AGENT_CONNECTING,),                            S.AGENT_NOT_READY),
     Row(T.SCRIPTS_READY,         (S.SCRIPTS_RUNNING, S.SCRIPTS_FAILED,
                                   S.SCRIPTS_TIMED_OUT),                            S.READY),
     Row(T.SCRIPTS_FAILED,        (S.SCRIPTS_RUNNING,),                             S.SCRIPTS_FAILED),
@@ -79,11 +84,25 @@ TABLE: Final[tuple[Row, ...]] = (
     Row(T.DEADLINE_PASSED,       (S.STOPPING,),                                    S.STOP_TIMED_OUT),
     Row(T.WAIT_RESUMED,          (S.BUILD_TIMED_OUT,),                             S.BUILDING),
     Row(T.WAIT_RESUMED,          (S.STOP_TIMED_OUT,),                              S.STOPPING),
+    Row(T.CANCEL_REQUESTED,      (S.BUILDING,),                                    S.CANCELING_BUILD),
+    Row(T.CANCEL_REQUESTED,      (S.BUILD_TIMED_OUT,),                             S.BUILD_ABANDONED),
+    Row(T.CANCEL_REQUESTED,      (S.STOPPING,),                                    S.CANCELING_STOP),
+    Row(T.CANCEL_REQUESTED,      (S.STOP_TIMED_OUT,),                              S.STOP_ABANDONED),
+    Row(T.CANCELED_UNBEGUN,      (S.BUILDING, S.BUILD_TIMED_OUT),                  S.BUILD_ABANDONED),
+    Row(T.CANCELED_UNBEGUN,      (S.STOPPING, S.STOP_TIMED_OUT),                   S.STOP_ABANDONED),
+    Row(T.DEADLINE_PASSED,       (S.CANCELING_BUILD,),                             S.BUILD_ABANDONED),
+    Row(T.DEADLINE_PASSED,       (S.CANCELING_STOP,),                              S.STOP_ABANDONED),
 )
 # fmt: on
 
 LEGAL: Final = frozenset((row.trigger, source) for row in TABLE for source in row.sources)
 """The pairs (trigger, state) that have a row."""
+
+ADDED: Final = frozenset({(T.AGENT_STARTED, S.AGENT_NOT_READY)})
+"""The pairs of `LEGAL` that led nowhere in earlier versions, although their events could occur.
+
+Logs of these versions are replayed without them.
+"""
 
 END: Final = "<!-- end of diagram -->"
 
@@ -96,6 +115,8 @@ def mermaid(rows: Iterable[Row] = TABLE) -> str:
     for state in State:
         if (reason := STATE_INFO[state].reason) is not None:
             lines.append(f"    {state}: failed ({reason})")
+        elif STATE_INFO[state].wire != state:
+            lines.append(f"    {state}: {STATE_INFO[state].wire} (being canceled)")
     return "\n".join(lines)
 
 

@@ -21,6 +21,16 @@ def visible(chat: Chat) -> tuple[object, ...]:
 
     A chat gets a new version when one of them changes.
     """
+    build = chat.build
+    return (
+        *visible_earlier(chat),
+        build and (build.begun_at, build.cancel_requested_at, build.pool),
+        chat.agent_reason(),
+    )
+
+
+def visible_earlier(chat: Chat) -> tuple[object, ...]:
+    """Return the properties that `state_changed` showed in earlier versions, to replay their logs."""
     current, build = chat.current, chat.build
     return (
         chat.state,
@@ -97,6 +107,11 @@ def _build(build: Build) -> ShownBuild:
         "number": build.number,
         "transition": build.transition,
         "started_at": timestamp(build.started_at),
+        "begun_at": None if build.begun_at is None else timestamp(build.begun_at),
+        "cancel_requested_at": None
+        if build.cancel_requested_at is None
+        else timestamp(build.cancel_requested_at),
+        "pool": build.pool,
     }
 
 
@@ -109,6 +124,7 @@ def _agent(chat: Chat) -> ShownAgent | None:
         "name": chosen.name,
         "status": status,
         "lifecycle": chat.agent_lifecycle(),
+        "reason": chat.agent_reason(),
     }
 
 
@@ -135,7 +151,11 @@ def notice(chat: Chat) -> str | None:
             f"a {what} of build {build.number} was not accepted and is a dead letter: "
             f"{rejection.detail}; its sender must send it again, corrected, with a new event id"
         )
-    if build is None or build.taken or STATE_INFO[chat.state].limit is not Limit.BUILD:
+    if (
+        build is None
+        or build.begun_at is not None
+        or STATE_INFO[chat.state].limit is not Limit.BUILD
+    ):
         return None
     pool = f" of pool '{build.template.pool}'" if build.template else ""
     return f"no provisioner{pool} has begun build {build.number} yet"

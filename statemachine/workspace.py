@@ -71,17 +71,23 @@ class Outcome(Value, frozen=True):
     quota: QuotaUse | None = None
 
 
-class Build(Value, frozen=True):
+class Build(Value, frozen=True, forbid_unknown_fields=True):
     """A build, as far as its facts are known."""
 
     id: str
     number: int
     transition: Transition
     started_at: datetime
-    taken: bool = False
-    """A provisioner reported that it began."""
+    begun_at: datetime | None = None
+    """The time at which workspaced received its `build_started`, or its terminal fact if that came first."""
+    cancel_requested_at: datetime | None = None
+    cancel_reason: str | None = None
+    """Text for people from the request to cancel it."""
     untouched: bool = False
-    """The build is a delete that was canceled before any `build_started` was stored: it changed nothing."""
+    """The build is a delete that its provisioner canceled before any `build_started` was stored: it changed
+    nothing."""
+    elsewhere: bool = False
+    """It was made elsewhere: workspaced did not request it."""
     template: BuiltTemplate | None = None
     template_version_id: str | None = None
     parameters: dict[str, str] = {}
@@ -98,6 +104,26 @@ class Build(Value, frozen=True):
     """The lifetime that began when it ended has passed, and an earlier version has acted on that."""
     put_off_to: datetime | None = None
     """The end of the lifetime, if somebody has put it off."""
+
+    @property
+    def pool(self) -> str | None:
+        """The pool whose provisioners work on it; None if it was made elsewhere."""
+        return None if self.elsewhere or self.template is None else self.template.pool
+
+    @property
+    def being_canceled(self) -> bool:
+        """Whether it was canceled, and its provisioner has not reported its end."""
+        return self.cancel_requested_at is not None and self.outcome is None
+
+    @property
+    def canceled_unbegun(self) -> bool:
+        """Whether it was canceled before any provisioner reported that it works on it."""
+        return self.being_canceled and self.begun_at is None
+
+    @property
+    def changed_nothing(self) -> bool:
+        """Whether it is a delete that was canceled and of which no `build_started` is known."""
+        return self.transition is Transition.DELETE and (self.untouched or self.canceled_unbegun)
 
     @property
     def succeeded(self) -> bool:
@@ -171,7 +197,7 @@ class WorkspaceRecord(Value, frozen=True):
         left = Phase.RUNNING if started else Phase.FAILED_BUILD
         earlier = (self.build, self.last_start, *self.before_delete)
         builds = sorted((b for b in earlier if b), key=lambda build: build.number, reverse=True)
-        last = next((build for build in builds if not build.untouched), None)
+        last = next((build for build in builds if not build.changed_nothing), None)
         if last is None or last.transition is Transition.START:
             return left
         if last.transition is Transition.DELETE:

@@ -76,6 +76,7 @@ _WORKER_VARIABLES: Final = (
     "agent_connect_timeout",
     "orphan_grace",
     "startup_scripts_timeout",
+    "cancel_timeout",
     "transaction_timeout",
     "ack_wait",
     "duplicate_window",

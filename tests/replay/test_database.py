@@ -217,7 +217,7 @@ async def test_what_comes_between_the_look_and_the_lock_is_folded_too(place: Pla
     assert lost == {chat: []}
     kept = await place.store.chats.get(chat)
     assert kept is not None
-    assert (kept.seq, kept.build is not None and kept.build.taken) == (3, True)
+    assert (kept.seq, kept.build is not None and kept.build.begun_at is not None) == (3, True)
 
 
 async def test_a_look_beside_working_workers_sees_each_chat_at_one_moment(place: Place) -> None:

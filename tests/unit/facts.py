@@ -14,8 +14,10 @@ from statemachine.events import (
     OURS,
     AgentConnected,
     AgentDisconnected,
+    AgentExited,
     AgentLifecycle,
     BuildCanceled,
+    BuildCancelRequested,
     BuildFailed,
     BuildRequested,
     BuildStarted,
@@ -165,6 +167,28 @@ def disconnected(
     return event(AgentDisconnected(**_by(agent, number, workspace), sequence=sequence), source)
 
 
+def exited(
+    exit_code: int | None = 1,
+    agent: str = "main",
+    number: int = 1,
+    workspace: str = "w",
+    **more: Any,
+) -> Event:
+    """Return the report of a provisioner that an agent's process is gone."""
+    by = _by(agent, number, workspace)
+    return event(
+        AgentExited(**by, build_number=number, exit_code=exit_code, **more), "/provisioner/p"
+    )
+
+
+def cancel_requested(
+    number: int | None = None, workspace: str = "w", reason: str | None = None
+) -> Event:
+    """Return the request to cancel build `number`, or without it the newest build."""
+    build_id = None if number is None else uid(f"{workspace}/b{number}")
+    return event(BuildCancelRequested(build_id=build_id, reason=reason), "/chat/service")
+
+
 def lost(agent: str = "main", number: int = 1, workspace: str = "w") -> Event:
     """Return the event with which workers record that they noticed the loss of an agent."""
     return disconnected(None, agent, number, workspace)
@@ -224,7 +248,8 @@ def place(workspace: Chat) -> dict[str, Any]:
     for key in ("version", "previous_state", "deadline", "cause"):
         del seen[key]
     if seen["build"] is not None:
-        del seen["build"]["started_at"]
+        for key in ("started_at", "begun_at", "cancel_requested_at"):
+            del seen["build"][key]
     return seen | {
         "inner": workspace.state,
         "word": workspace.phase,
@@ -255,6 +280,10 @@ def ways() -> dict[State, list[Event]]:
         State.STOP_FAILED: [*there, stop, failed(2, STOP)],
         State.STOP_CANCELED: [*there, stop, canceled(2, STOP)],
         State.STOP_TIMED_OUT: then_late(*there, stop),
+        State.CANCELING_BUILD: [start, started(), cancel_requested(1)],
+        State.CANCELING_STOP: [*there, stop, started(2, STOP), cancel_requested()],
+        State.BUILD_ABANDONED: [start, cancel_requested()],
+        State.STOP_ABANDONED: [*there, stop, cancel_requested(2)],
     }
 
 

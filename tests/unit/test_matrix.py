@@ -20,6 +20,7 @@ from tests.unit.facts import (
     START,
     STOP,
     apply,
+    cancel_requested,
     canceled,
     chat,
     connected,
@@ -27,6 +28,7 @@ from tests.unit.facts import (
     deleted,
     disconnected,
     event,
+    exited,
     failed,
     in_state,
     late,
@@ -60,32 +62,41 @@ ALL = [
     "stop_failed",
     "stop_canceled",
     "stop_timed_out",
+    "canceling_build",
+    "canceling_stop",
+    "build_abandoned",
+    "stop_abandoned",
 ]
+OPEN_BUILD = ("building", "build_timed_out", "canceling_build", "build_abandoned")
+OPEN_STOP = ("stopping", "stop_timed_out", "canceling_stop", "stop_abandoned")
 LEGAL_MOVES = {
     **{("start_followed", state): "building" for state in ALL},
     **{("stop_followed", state): "stopping" for state in ALL},
     **{("workspace_deleted", state): "none" for state in ALL if state != "none"},
-    ("built", "building"): "agent_connecting",
-    ("built", "build_timed_out"): "agent_connecting",
-    ("built_without_agents", "building"): "ready",
-    ("built_without_agents", "build_timed_out"): "ready",
-    ("unselectable", "building"): "selection_error",
-    ("unselectable", "build_timed_out"): "selection_error",
-    ("build_failed", "building"): "build_failed",
-    ("build_failed", "build_timed_out"): "build_failed",
-    ("build_failed", "stopping"): "stop_failed",
-    ("build_failed", "stop_timed_out"): "stop_failed",
-    ("build_canceled", "building"): "build_canceled",
-    ("build_canceled", "build_timed_out"): "build_canceled",
-    ("build_canceled", "stopping"): "stop_canceled",
-    ("build_canceled", "stop_timed_out"): "stop_canceled",
-    ("stopped", "stopping"): "stopped",
-    ("stopped", "stop_timed_out"): "stopped",
-    ("deleted", "stopping"): "none",
-    ("deleted", "stop_timed_out"): "none",
+    **{("built", state): "agent_connecting" for state in OPEN_BUILD},
+    **{("built_without_agents", state): "ready" for state in OPEN_BUILD},
+    **{("unselectable", state): "selection_error" for state in OPEN_BUILD},
+    **{("build_failed", state): "build_failed" for state in OPEN_BUILD},
+    **{("build_failed", state): "stop_failed" for state in OPEN_STOP},
+    **{("build_canceled", state): "build_canceled" for state in OPEN_BUILD},
+    **{("build_canceled", state): "stop_canceled" for state in OPEN_STOP},
+    **{("stopped", state): "stopped" for state in OPEN_STOP},
+    **{("deleted", state): "none" for state in OPEN_STOP},
+    ("cancel_requested", "building"): "canceling_build",
+    ("cancel_requested", "build_timed_out"): "build_abandoned",
+    ("cancel_requested", "stopping"): "canceling_stop",
+    ("cancel_requested", "stop_timed_out"): "stop_abandoned",
+    ("canceled_unbegun", "building"): "build_abandoned",
+    ("canceled_unbegun", "build_timed_out"): "build_abandoned",
+    ("canceled_unbegun", "stopping"): "stop_abandoned",
+    ("canceled_unbegun", "stop_timed_out"): "stop_abandoned",
+    ("deadline_passed", "canceling_build"): "build_abandoned",
+    ("deadline_passed", "canceling_stop"): "stop_abandoned",
+    ("agent_exited", "agent_connecting"): "agent_not_ready",
     ("agent_connected", "agent_connecting"): "scripts_running",
     ("agent_connected", "agent_not_ready"): "scripts_running",
     ("agent_started", "agent_connecting"): "scripts_running",
+    ("agent_started", "agent_not_ready"): "scripts_running",
     ("scripts_ready", "scripts_running"): "ready",
     ("scripts_ready", "scripts_failed"): "ready",
     ("scripts_ready", "scripts_timed_out"): "ready",
@@ -99,7 +110,10 @@ LEGAL_MOVES = {
 }
 """Contract §4 by hand, not read from TABLE: (trigger, from) -> to. Any other pair has no move."""
 
-LIMITED = {S.BUILDING, S.AGENT_CONNECTING, S.SCRIPTS_RUNNING, S.STOPPING}
+LIMITED = {
+    *(S.BUILDING, S.AGENT_CONNECTING, S.SCRIPTS_RUNNING, S.STOPPING),
+    *(S.CANCELING_BUILD, S.CANCELING_STOP),
+}
 WIRE = {
     S.NONE: ("none", None),
     S.BUILDING: ("building", None),
@@ -118,6 +132,10 @@ WIRE = {
     S.STOP_FAILED: ("failed", "build_failed"),
     S.STOP_CANCELED: ("failed", "build_canceled"),
     S.STOP_TIMED_OUT: ("failed", "build_timeout"),
+    S.CANCELING_BUILD: ("building", None),
+    S.CANCELING_STOP: ("stopping", None),
+    S.BUILD_ABANDONED: ("failed", "build_canceled"),
+    S.STOP_ABANDONED: ("failed", "build_canceled"),
 }
 
 
@@ -166,7 +184,8 @@ def of_a_build(chat_: Chat, number: int, **more: Any) -> list[Event]:
 
 def of_an_agent(**more: str | int) -> list[Event]:
     lives = [lifecycle(90, life, **more) for life in events.Lifecycle]  # type: ignore[arg-type]
-    return [connected(90, **more), disconnected(90, **more), lost(**more), *lives]  # type: ignore[arg-type]
+    gone = [exited(**more), exited(9, **more)]  # type: ignore[arg-type]
+    return [connected(90, **more), disconnected(90, **more), lost(**more), *gone, *lives]  # type: ignore[arg-type]
 
 
 def everything(workspace: Chat) -> dict[str, list[Event]]:
@@ -210,6 +229,8 @@ def everything(workspace: Chat) -> dict[str, list[Event]]:
             event(events.ToolCanceled(call_id="c")),
             event(events.DeleteRequested()),
         ],
+        "cancel": [cancel_requested(number), cancel_requested()],
+        "cancel of another build": [cancel_requested(number + 1), cancel_requested(1, "x")],
     }
 
 
@@ -267,6 +288,7 @@ def test_every_event_is_accepted_in_every_state(state: State) -> None:
 
 
 UNMOVING = ("lower", "equal number", "other workspace", "previous workspace", "other agent", "tool")
+UNMOVING += ("cancel of another build",)
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not S.NONE])
@@ -295,7 +317,8 @@ def test_a_build_with_a_higher_number_is_followed_in_every_state(
 
     decision = apply(before, started(followed_number(before) + 1, transition))
 
-    assert decision.outcome == ("changed" if decision.chat.state is before.state else "moved")
+    same = state_changed(decision.chat)["state"] == state_changed(before)["state"]
+    assert decision.outcome == ("changed" if same else "moved")
     assert decision.chat.state is (S.BUILDING if transition is START else S.STOPPING)
     assert decision.chat.build is not None
     assert decision.chat.build.number == followed_number(before) + 1
@@ -313,9 +336,7 @@ def test_only_the_timer_of_the_present_limit_ends_it(state: State) -> None:
 
 
 @pytest.mark.parametrize("value", events.Lifecycle)
-@pytest.mark.parametrize(
-    "state", [S.READY, S.SCRIPTS_FAILED, S.SCRIPTS_TIMED_OUT, S.AGENT_NOT_READY]
-)
+@pytest.mark.parametrize("state", [S.READY, S.SCRIPTS_FAILED, S.SCRIPTS_TIMED_OUT])
 def test_a_lifecycle_that_no_row_names_changes_the_agent_and_not_the_state(
     state: State, value: events.Lifecycle
 ) -> None:

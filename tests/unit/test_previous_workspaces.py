@@ -98,6 +98,7 @@ def test_a_replaced_workspace_is_an_orphan_until_its_stop_is_requested(
         "SCRIPTS_TIMED_OUT",
         "STOP_FAILED",
         "STOP_CANCELED",
+        "STOP_ABANDONED",
     ]
     left = chat(*ways()[state], requested(1, START, "v"))
 

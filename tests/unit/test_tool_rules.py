@@ -392,12 +392,13 @@ def test_c4e_a_workspace_whose_agent_never_connected_is_replaced_and_stopped() -
 
 def test_c4e_a_workspace_whose_agent_connected_late_is_kept() -> None:
     desk = at(S.AGENT_NOT_READY)
-    desk.hear(lifecycle(3, "starting"))
+    desk.hear(lifecycle(3, "ready"))
 
     answer = desk.create()
 
     assert answer is not None
-    assert answer.result["agent_status"] == "not_ready"
+    assert answer.result["status"] == "already_exists"
+    assert "agent_status" not in answer.result
 
 
 def test_c4f_a_workspace_without_agents_exists_already() -> None:

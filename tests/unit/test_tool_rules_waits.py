@@ -89,8 +89,8 @@ def test_r3_r4_a_problem_with_the_agent_is_explained(state: State, status: str) 
     assert keys == {"agent_status": status}
 
 
-def test_r4_an_agent_that_only_reports_a_lifecycle_later_is_still_not_ready() -> None:
-    keys = answers.readiness(chat(*ways()[S.AGENT_NOT_READY], lifecycle(9, "start_error")))
+def test_r4_an_agent_that_only_reports_that_it_was_created_is_still_not_ready() -> None:
+    keys = answers.readiness(chat(*ways()[S.AGENT_NOT_READY], lifecycle(9, "created")))
 
     assert keys["agent_status"] == "not_ready"
 

@@ -212,7 +212,7 @@ class Republisher:
             build.id
             for chat in chats
             for build in chat.builds()
-            if not build.taken and chat.expects_end_of(build.id)
+            if build.begun_at is None and chat.may_begin(build.id)
         }
         found = await self.store.recovery.unpublished_jobs([chat.chat_id for chat in chats])
         if jobs := _job_messages(job for job in found if job.build_id in open_):
@@ -262,7 +262,7 @@ class Republisher:
         """
         count, until, now = 0, self._jobs_until(), await self.store.now()
         async for jobs in _pages(self.store.recovery.jobs, lambda job: job[0].build_id):
-            open_ = [(job, chat) for job, chat in jobs if chat.expects_end_of(job.build_id)]
+            open_ = [(job, chat) for job, chat in jobs if chat.may_begin(job.build_id)]
             recent = {
                 build.id
                 for _, chat in open_
