@@ -122,6 +122,7 @@ JOB: Final = Stream(
     subjects=[subjects.JOBS],
     retention=RetentionPolicy.WORK_QUEUE,
     duplicate_window=24 * _HOUR,
+    allow_direct=True,
 )
 """Jobs for provisioners; the message id is the build id.
 

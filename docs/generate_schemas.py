@@ -41,6 +41,7 @@ TOOLS: Final[Mapping[str, tuple[type, Any]]] = {
 RPCS: Final[Mapping[str, tuple[type, Any]]] = {
     "cancel": (requests.CancelBody, replies.CanceledCall),
     "keep": (requests.KeepBody, replies.KeptWorkspace),
+    "cancel_build": (requests.CancelBuildBody, replies.CanceledBuild),
     "get_chat": (requests.ChatBody, replies.ChatWithCalls),
     "list_chats": (requests.ChatsBody, replies.ChatsPage),
     "list_orphans": (requests.OrphansBody, replies.OrphansPage),

@@ -311,6 +311,12 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
         return None if self.current is None else self.current.build
 
     @property
+    def build_in_flight(self) -> Build | None:
+        """The followed build if it has not ended, and workers have not canceled it themselves."""
+        open_ = STATE_INFO[self.state].phase in (Phase.BEING_BUILT, Phase.BEING_STOPPED)
+        return self.build if open_ and self.build and self.build.outcome is None else None
+
+    @property
     def start_build(self) -> Build | None:
         """The newest start build of the current workspace."""
         return None if self.current is None else self.current.start_build

@@ -147,7 +147,8 @@ def entered(chat: Chat, at: datetime) -> Chat:
     if Phase.FAILED_STOP in (info.phase, info.end_rejected):
         if retry is not None and retry.at is not None:
             return chat  # its end comes after its limit: that attempt is counted
-        canceled = build.outcome is not None and build.outcome.ending is Ending.CANCELED
+        ended = build.outcome
+        canceled = build.being_canceled or (ended is not None and ended.ending is Ending.CANCELED)
         if not _is_retried(build, canceled=canceled) and not _lifetime_is_over(current, at):
             return chat
         return replace(chat, current=_failed(current, build.transition, at))

@@ -203,7 +203,17 @@ class ExpectPresence:
     because: Event
 
 
-Effect = PublishState | PublishJob | PublishAnswer | ExpectPresence
+@dataclass(frozen=True, slots=True)
+class PublishCancel:
+    """Tell the provisioners of a pool that a build was canceled."""
+
+    workspace_id: str
+    build_id: str
+    pool: str
+    because: Event | None
+
+
+Effect = PublishState | PublishJob | PublishAnswer | ExpectPresence | PublishCancel
 
 
 class WorkspaceName(NamedTuple):
@@ -256,6 +266,8 @@ class Step:
     """Whether an input may have been committed before, and what followed from it not published."""
     late: timedelta = timedelta(0)
     """The longest delay of the timers that took effect."""
+    unneeded_jobs: set[str] = field(default_factory=set)
+    """The ids of builds that were canceled before they began, so that nobody needs their jobs."""
     foreign: int = 0
     """The number of facts from provisioners of another pool than that of the workspace."""
 
@@ -273,6 +285,17 @@ def step(
         stepping.take(item)
     stepping.close()
     return stepping.step
+
+
+def canceled_builds(chat: Chat, because: Event | None = None) -> list[PublishCancel]:
+    """Return messages about the chat's canceled builds whose end is not known, as far as their pool is known."""
+    records = chat.previous if chat.current is None else (chat.current, *chat.previous)
+    return [
+        PublishCancel(record.id, build.id, build.pool, because)
+        for record in records
+        for build in (record.build, record.last_start)
+        if build is not None and build.being_canceled and build.pool is not None
+    ]
 
 
 def differs_from_published(chat: Chat, published: PublishedState) -> bool:
@@ -338,6 +361,7 @@ class _Stepping:
             again = Ignored(self._chat, Unmoved.REPEAT)
             self._record(event, entry_of(self._chat, again))
             self._answer_again(event)
+            self._publish_cancel(event)
             return
         self.step.repeats |= self._undoes_loss(event)
         self.step.identities.add(digest)
@@ -716,7 +740,26 @@ class _Stepping:
             self.step.effects += [PublishState(moved, because) for moved in decision.steps]
         if isinstance(event.data, events.AgentFact):
             self._expect_presence(event.data.agent_id, before, because)
+        if isinstance(decision, Moved) or not isinstance(event.data, events.DeadlinePassed):
+            self._publish_cancel(event)
         self._record_decision(event, before, decision, because)
+
+    def _publish_cancel(self, event: Event) -> None:
+        """Tell the provisioners again of a canceled build without end, if the event gives a reason to."""
+        match event.data:
+            case events.BuildCancelRequested(build_id=build_id):
+                named = build_id or (self._chat.build.id if self._chat.build else None)
+            case events.BuildStarted(build_id=build_id):
+                named = build_id
+            case events.DeadlinePassed():
+                named = self._chat.build.id if self._chat.build else None
+            case _:
+                return
+        canceled = canceled_builds(self._chat, event)
+        self.step.effects += [cancel for cancel in canceled if cancel.build_id == named]
+        build = self._chat.build
+        if build is not None and build.id == named and build.canceled_unbegun:
+            self.step.unneeded_jobs.add(build.id)
 
     def _expect_presence(self, agent_id: str, before: Chat, because: Event) -> None:
         known, now = (

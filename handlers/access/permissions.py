@@ -21,6 +21,7 @@ _CHAT_SERVICE_RPCS: Final = (
     "read_template",
     "cancel",
     "keep",
+    "cancel_build",
     "get_chat",
     "list_chats",
     "read_log",

@@ -26,6 +26,7 @@ _SERVERS: Final = "which servers to use"
 _GROUPS: Final = {
     "template": "push or list templates, or activate a version",
     "chat": "list chats, or show one",
+    "build": "cancel a build",
     "workspace": "delete a chat's workspace, or list workspaces that belong to no chat",
     "settings": "show or change the settings that all workers use",
     "credentials": "issue, list and revoke keys for people and services",
@@ -370,6 +371,24 @@ class KeepWorkspace(_ConnectingCommand):
     json: bool = _json()
 
 
+class CancelBuild(_ConnectingCommand):
+    """Cancel the build of a chat's workspace that is in flight.
+
+    A build that no provisioner has begun ends at once; the provisioner of any other is asked to end
+    it. `chat show` tells what comes of it.
+    """
+
+    name = "build cancel"
+    function = "handlers.cli.commands.chat:cancel_build"
+    chat: str = _chat()
+    build: str | None = flag(
+        "--build", type=types.uuid, metavar="UUID", help="only if this is the build in flight"
+    )
+    reason: str | None = flag(
+        "--reason", metavar="TEXT", help="the reason, which the failure's message repeats"
+    )
+
+
 class DeleteWorkspace(_ConnectingCommand):
     """Delete a chat's workspace and wait until it is gone, or request the deletion of others.
 
@@ -640,6 +659,7 @@ COMMANDS: Final[tuple[type[Command], ...]] = (
     CallTool,
     *(PushTemplate, ListTemplates, ListVersions, ActivateVersion),
     *(ListChats, ShowChat, KeepWorkspace),
+    CancelBuild,
     *(DeleteWorkspace, ListOrphans),
     *(ShowLog, ExportEvents, Replay),
     *(ChangeSetting, UnsetSetting, ListSettings),

@@ -74,6 +74,7 @@ class Gateway:
         others: dict[str, Responder] = {
             "cancel": _json(requests.CancelBody, calls.cancel),
             "keep": _json(requests.KeepBody, Keeping(self.store, self.bus).keep),
+            "cancel_build": _json(requests.CancelBuildBody, calls.cancel_build),
             "get_chat": _json(requests.ChatBody, queries.get_chat),
             "list_chats": _json(requests.ChatsBody, queries.list_chats),
             "list_orphans": _json(requests.OrphansBody, queries.list_orphans),

@@ -32,6 +32,16 @@ class CanceledCall(IgnoredKeys):
     """True: the call was open, or will be ended when its request arrives. False: it was answered."""
 
 
+class CanceledBuild(TypedDict):
+    """The reply of `cancel_build`."""
+
+    canceled: bool
+    """True: the build was in flight, and it is asked for that it ends; the state tells what comes of it.
+    False: no build is in flight, or another one than the one named."""
+    build_id: NotRequired[Id]
+    """The build that was canceled."""
+
+
 class ShownChat(StateChanged):
     """The state of a chat, as `get_chat` and `list_chats` return it."""
 

@@ -51,6 +51,16 @@ class CancelBody(Frozen):
     call_id: Token
 
 
+class CancelBuildBody(Frozen):
+    """The body of `cancel_build`, which ends a build before it is done."""
+
+    chat_id: Id
+    build_id: Id | None = None
+    """The build to cancel. Absent: the one that is in flight."""
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
+    """Text for people."""
+
+
 class ChatBody(Frozen):
     """The body of `get_chat`, which returns the state of a chat."""
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 from uuid import uuid4
 
 from bus import Bus, BusError, Message, Refused, ServiceError, subjects
-from handlers.gateway.replies import CanceledCall, naming_ignored
-from handlers.gateway.requests import CancelBody, ToolBody
+from handlers.gateway.replies import CanceledBuild, CanceledCall, naming_ignored
+from handlers.gateway.requests import CancelBody, CancelBuildBody, ToolBody
 from handlers.publishing import new_event, publish_once
 from statemachine.arguments import content_digest, unknown_arguments
 from statemachine.codec import MAX_SIZE, is_traceparent
@@ -116,6 +116,19 @@ class ToolCalls:
         except (BusError, StoreUnavailableError) as error:
             raise ServiceError(503, f"the call was not canceled; try again: {error}") from error
         return {"canceled": not answered}
+
+    async def cancel_build(self, body: CancelBuildBody) -> CanceledBuild:
+        """Cancel the build of a chat, if it is in flight. Raises ServiceError 503."""
+        try:
+            chat = await self.store.chats.get(body.chat_id)
+            build = chat.build_in_flight if chat is not None else None
+            if build is None or body.build_id not in (None, build.id):
+                return {"canceled": False}
+            data = {"build_id": build.id, **({"reason": body.reason} if body.reason else {})}
+            await self._publish("build_cancel_requested", body.chat_id, data)
+        except (BusError, StoreUnavailableError) as error:
+            raise ServiceError(503, f"the build was not canceled; try again: {error}") from error
+        return {"canceled": True, "build_id": build.id}
 
     async def _publish(
         self, type_name: str, chat_id: str, data: dict[str, Any], traceparent: str | None = None

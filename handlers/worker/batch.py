@@ -329,6 +329,7 @@ def _changes(
         changes.names += taken.named
         changes.freed += [(workspace_id, chat_id) for workspace_id in taken.deleted]
         changes.jobs += jobs
+        changes.unneeded_jobs += [(build_id, chat_id) for build_id in taken.unneeded_jobs]
         changes.alarms += [Alarm(at, chat_id) for at in taken.alarms]
         changes.handled += [Alarm(at, chat_id) for at in taken.rang]
     return changes, messages

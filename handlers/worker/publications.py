@@ -17,12 +17,13 @@ from statemachine.chat import Chat
 from statemachine.codec import encode
 from statemachine.events import OURS, Event
 from statemachine.lifetimes import activity_seconds
-from statemachine.messages import BuildJob, ToolResolved
+from statemachine.messages import BuildCancel, BuildJob, ToolResolved
 from statemachine.naming import derived_id
 from statemachine.sizes import LONGEST_DATA, fit
 from statemachine.step import (
     ExpectPresence,
     PublishAnswer,
+    PublishCancel,
     PublishJob,
     PublishState,
     Step,
@@ -47,6 +48,7 @@ class Lane(IntEnum):
     ALARM = 2
     RESULT = 3
     PRESENCE = 4
+    CANCEL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,11 @@ class Publication:
     lead: float = 0.0
     """Seconds from the moment when the message was composed to `due`."""
 
+    @property
+    def build_id(self) -> str:
+        """The build of a job. Its message id begins with it; a token may follow."""
+        return self.message_id.partition(":")[0]
+
 
 def effects_of(step: Step) -> tuple[list[Publication], list[StoredJob]]:
     """Return the messages of a step's effects, and those of them that are jobs once more, to be stored."""
@@ -77,13 +84,18 @@ def effects_of(step: Step) -> tuple[list[Publication], list[StoredJob]]:
             case PublishState(chat=chat, because=because):
                 message = state(chat, because, at)
             case PublishJob(build=build, not_after=not_after):
+                unneeded = build.build_id in step.unneeded_jobs
                 message = job(effect, at)
                 stored = build.build_id, chat_id, message.subject, message.payload, not_after
-                jobs.append(StoredJob(*stored))
+                jobs.append(StoredJob(*stored, unneeded=unneeded))
+                if unneeded:
+                    continue
             case PublishAnswer(call=call, answer=answer, because=because):
                 message = answered(call, answer, because, at)
             case ExpectPresence(agent_id=agent_id, because=because):
                 message = presence(chat_id, agent_id, because)
+            case PublishCancel():
+                message = cancel(chat_id, effect, at)
         messages.append(message)
     return messages, jobs
 
@@ -165,6 +177,20 @@ def job(wanted: PublishJob, at: datetime) -> Publication:
     return Publication(
         chat.chat_id, Lane.JOB, subjects.job(build.template.pool), build.build_id, body
     )
+
+
+def cancel(chat_id: str, canceled: PublishCancel, at: datetime) -> Publication:
+    """Return the message that tells the provisioners of a pool to end a build. No stream stores it."""
+    data: BuildCancel = {
+        "chat_id": chat_id,
+        "workspace_id": canceled.workspace_id,
+        "build_id": canceled.build_id,
+    }
+    because = canceled.because
+    cause = f"{because.source}:{because.id}" if because else ""
+    name = f"cancel:{canceled.build_id}:{cause}:{at.isoformat()}"
+    body = _event("build_cancel", chat_id, data, name, at, because)
+    return Publication(chat_id, Lane.CANCEL, subjects.cancel(canceled.pool), name, body)
 
 
 def answered(call: Call, answer: Answered, because: Event, at: datetime) -> Publication:

@@ -30,13 +30,14 @@ from bus import (
     Unavailable,
     subjects,
 )
-from bus.streams import PRESENCE, RESULT, STATE, pool_consumer
+from bus.streams import JOB, PRESENCE, RESULT, STATE, pool_consumer
 from handlers.runtime import clock
 from handlers.worker import publications
 from handlers.worker.clock_skew import ClockSkew
 from handlers.worker.deliveries import Dead, dead_letter_headers
 from handlers.worker.publications import Lane, Publication
 from handlers.worker.publish_gate import PublishGate
+from statemachine.store import StoredJob
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class Relay:
 
         Without a sequence, the state has to be read.
         """
+        self.job_sequences: dict[str, int] = {}
+        """Build id -> sequence in the stream of a job that was published and not yet recorded so."""
         self._pools: set[str] = set()
         """The pools whose consumers exist."""
         self._scheduled: OrderedDict[str, float] = OrderedDict()
@@ -96,6 +99,8 @@ class Relay:
             self._expect_presence(message.subject, PRESENCE_TIMEOUT)
             for message in lanes.get(Lane.PRESENCE, ())
         )
+        for message in lanes.get(Lane.CANCEL, ()):
+            await self._bus.send(message.subject, message.payload, headers=CLOUDEVENT)
         return newer
 
     async def publish_lost_states(self, states: Sequence[Publication]) -> None:
@@ -140,6 +145,15 @@ class Relay:
         """Return whether an agent has no presence message. Raises BusError."""
         last = await self._bus.get_last(PRESENCE.name, subjects.presence(chat_id, agent_id))
         return last is None or last.is_delete_marker
+
+    async def take_back_job(self, job: StoredJob) -> None:
+        """Delete the job of a build that nobody needs any more from the stream, unless it is acked. Raises BusError."""
+        if job.sequence is None:
+            return
+        found = await self._bus.get_next(JOB.name, job.subject, job.sequence - 1)
+        # The stream may have been made anew since, with another message of that sequence.
+        if found is not None and found.sequence == job.sequence and found.data == job.payload:
+            await self._bus.delete_message(JOB.name, job.sequence)
 
     def forget(self) -> None:
         """Clear the cache of streams and consumers: after a reconnect they may be different."""
@@ -256,6 +270,11 @@ class Relay:
         messages = [*jobs, *answers]
         while messages:
             results = await self._gate.publish_many([_outbound(message) for message in messages])
+            self.job_sequences |= {
+                message.build_id: ack.sequence
+                for message, ack in zip(messages, results, strict=True)
+                if message.lane == Lane.JOB and isinstance(ack, PubAck)
+            }
             raise_first(result for result in results if not isinstance(result, Refused))
             refused = [
                 (r, e) for r, e in zip(messages, results, strict=True) if isinstance(e, Refused)

@@ -318,8 +318,10 @@ class Worker:
             await self.republisher.publish_missing(result.repeated)
             newer = await self.relay.publish(result.messages, jobs_until=batch.jobs_until)
             await self.republisher.publish_missing_answers(result.repeated)
-            if jobs := [m.message_id for m in result.messages if m.lane is Lane.JOB]:
-                await self.store.recovery.mark_published(jobs)
+            if jobs := [m.build_id for m in result.messages if m.lane is Lane.JOB]:
+                await self.republisher.mark_published(jobs)
+            if canceled := {m.chat_id for m in result.messages if m.lane is Lane.CANCEL}:
+                await self.republisher.take_back_jobs(sorted(canceled))
             await self.relay.publish_dead_letters(result.buried)
             self.problems.clear("nats")
             if await self.republisher.check_for_restore(newer):

@@ -102,6 +102,10 @@ class StoredJob:
     subject: str
     payload: bytes
     not_after: datetime
+    unneeded: bool = False
+    """Its build was canceled before it began."""
+    sequence: int | None = None
+    """Its sequence in the stream of jobs when it was published; None if it is not known."""
 
 
 @dataclass(slots=True)
@@ -120,6 +124,8 @@ class Changes:
     freed: list[tuple[str, str]] = field(default_factory=list)
     """(workspace id, chat id) of deleted workspaces, whose names may be used again."""
     jobs: list[StoredJob] = field(default_factory=list)
+    unneeded_jobs: list[tuple[str, str]] = field(default_factory=list)
+    """(build id, chat id) of jobs that nobody needs any more, because their builds were canceled."""
     alarms: list[Alarm] = field(default_factory=list)
     """Alarms that the chats need."""
     handled: list[Alarm] = field(default_factory=list)
@@ -542,8 +548,20 @@ class Recovery(Protocol):
         """Return the jobs of chats that are not marked as published."""
         ...
 
-    async def mark_published(self, build_ids: Sequence[str]) -> None:
-        """Record that jobs are published, so that nobody publishes them again because an event is redelivered."""
+    async def mark_published(self, sequences: Mapping[str, int | None]) -> set[str]:
+        """Record that jobs are published, so that nobody publishes them again because an event is redelivered.
+
+        `sequences`: build id -> sequence of the job in its stream, if it is known. Return the chats of those
+        jobs that nobody needs any more.
+        """
+        ...
+
+    async def unneeded_jobs(self, chat_ids: Sequence[str]) -> Sequence[StoredJob]:
+        """Return the published jobs of chats that nobody needs any more and that were not taken back."""
+        ...
+
+    async def mark_taken_back(self, build_ids: Sequence[str]) -> None:
+        """Record that jobs were deleted from their stream."""
         ...
 
     async def answered_calls(

@@ -365,6 +365,7 @@ def _write_arguments(changes: Changes) -> list[str]:
         [{"workspace_id": workspace, "chat_id": chat} for workspace, chat in changes.freed],
         [{**asdict(job), "payload": job.payload.decode()} for job in changes.jobs],
         [key._asdict() for key in changes.cancellations],
+        [{"build_id": build, "chat_id": chat} for build, chat in changes.unneeded_jobs],
     )
     return [json_rows(rows) for rows in tables]
 
@@ -408,6 +409,7 @@ def _sample_changes(chat_id: str) -> Changes:
         names=[WorkspaceName(workspace_id, chat_id, owner_id, "sample", requested=True)],
         freed=[(workspace_id, chat_id)],
         jobs=[StoredJob(str(uuid4()), chat_id, "sample", b"{}", now)],
+        unneeded_jobs=[(str(uuid4()), chat_id)],
         alarms=[Alarm(now, chat_id)],
         handled=[Alarm(now, chat_id)],
     )

@@ -446,8 +446,17 @@ class PostgresRecovery(Recovery):
         return [StoredJob(**row) for row in await self._fetch("unpublished_jobs", list(chat_ids))]
 
     @override
-    async def mark_published(self, build_ids: Sequence[str]) -> None:
-        await self._fetch("mark_published", list(build_ids))
+    async def mark_published(self, sequences: Mapping[str, int | None]) -> set[str]:
+        rows = await self._fetch("mark_published", list(sequences), list(sequences.values()))
+        return {row["chat_id"] for row in rows if row["unneeded"]}
+
+    @override
+    async def unneeded_jobs(self, chat_ids: Sequence[str]) -> list[StoredJob]:
+        return [StoredJob(**row) for row in await self._fetch("unneeded_jobs", list(chat_ids))]
+
+    @override
+    async def mark_taken_back(self, build_ids: Sequence[str]) -> None:
+        await self._fetch("mark_taken_back", list(build_ids))
 
     @override
     async def answered_calls(

@@ -151,17 +151,20 @@ with given as materialized (
       and n.chat_id not in (select chat_id from skipped)
 ), wanted as materialized (
     select * from json_to_recordset($9::json)
-        as n(build_id uuid, chat_id uuid, subject text, payload text, not_after timestamptz)
+        as n(build_id uuid, chat_id uuid, subject text, payload text, not_after timestamptz, unneeded boolean)
 ), forgotten as (
     delete from job where exists (select from wanted) and build_id in (
         select build_id from job where not_after < clock_timestamp() - interval '1 day'
         limit 1000 for update skip locked
     )
 ), jobs as (
-    insert into job (build_id, chat_id, subject, payload, not_after, published)
-    select build_id, chat_id, subject, convert_to(payload, 'UTF8'), not_after, false from wanted
+    insert into job (build_id, chat_id, subject, payload, not_after, published, unneeded)
+    select build_id, chat_id, subject, convert_to(payload, 'UTF8'), not_after, false, unneeded from wanted
     where chat_id not in (select chat_id from skipped)
     on conflict do nothing
+), unneeded as (
+    update job set unneeded = true from json_to_recordset($11::json) as n(build_id uuid, chat_id uuid)
+    where job.build_id = n.build_id and job.chat_id = n.chat_id and n.chat_id not in (select chat_id from skipped)
 ), cancellations as (
     insert into cancellation (chat_id, call_id, at)
     select chat_id, call_id, clock_timestamp()
@@ -513,16 +516,25 @@ select snapshot from page join chat using (chat_id) order by chat_id
 select j.build_id::text as build_id, j.chat_id::text as chat_id, j.subject, j.payload, j.not_after,
        c.snapshot
 from job j join chat c using (chat_id)
-where j.not_after > clock_timestamp() - interval '1 day'
+where j.not_after > clock_timestamp() - interval '1 day' and not j.unneeded
   and j.build_id >= coalesce($1::uuid, '00000000-0000-0000-0000-000000000000') and j.build_id is distinct from $1
 order by j.build_id limit $2
 
 -- name: unpublished_jobs
 select build_id::text as build_id, chat_id::text as chat_id, subject, payload, not_after
-from job where chat_id = any($1::uuid[]) and not published
+from job where chat_id = any($1::uuid[]) and not published and not unneeded
 
 -- name: mark_published
-update job set published = true where build_id = any($1::uuid[]) and not published
+update job set published = true, sequence = coalesce(n.sequence, job.sequence)
+from unnest($1::uuid[], $2::bigint[]) as n(build_id, sequence) where job.build_id = n.build_id
+returning job.chat_id::text as chat_id, job.unneeded
+
+-- name: unneeded_jobs
+select build_id::text as build_id, chat_id::text as chat_id, subject, payload, not_after, unneeded, sequence
+from job where chat_id = any($1::uuid[]) and unneeded and sequence is not null
+
+-- name: mark_taken_back
+update job set sequence = null where build_id = any($1::uuid[]) and unneeded
 
 -- name: answered_calls
 -- Answers of the last day, because a result stays readable that long even if its stream is lost.

@@ -113,12 +113,33 @@ async def test_jobs_are_unpublished_until_they_are_marked(shelf: Shelf) -> None:
     found = await recovery.unpublished_jobs([chat_id])
     assert {found.build_id for found in found} == {one.build_id, two.build_id}
 
-    await recovery.mark_published([one.build_id, uid()])
+    assert await recovery.mark_published({one.build_id: 7, uid(): 8}) == set()
 
     assert list(await recovery.unpublished_jobs([chat_id, uid()])) == [two]
     assert list(await recovery.unpublished_jobs([])) == []
     await write(shelf.store, Changes(jobs=[one]))
     assert list(await recovery.unpublished_jobs([chat_id])) == [two]
+
+
+async def test_a_published_job_that_nobody_needs_is_taken_back_once(shelf: Shelf) -> None:
+    chat_id = uid()
+    published, late, unneeded = job(chat_id), job(chat_id), job(chat_id)
+    unneeded = replace(unneeded, unneeded=True)
+    await write(shelf.store, Changes(jobs=[published, late, unneeded]), new=[chat_id])
+    recovery = shelf.store.recovery
+    assert await recovery.mark_published({published.build_id: 7}) == set()
+    builds = [(one.build_id, chat_id) for one in (published, late)]
+    await write(shelf.store, Changes(unneeded_jobs=builds))
+
+    assert list(await recovery.unpublished_jobs([chat_id])) == []
+    assert await recovery.mark_published({late.build_id: 9}) == {chat_id}
+    found = await recovery.unneeded_jobs([chat_id])
+    assert {(one.build_id, one.sequence) for one in found} == {
+        (published.build_id, 7),
+        (late.build_id, 9),
+    }
+    await recovery.mark_taken_back([published.build_id, late.build_id])
+    assert list(await recovery.unneeded_jobs([chat_id])) == []
 
 
 async def test_workers_that_find_the_same_loss_agree_on_one_mark(shelf: Shelf) -> None:

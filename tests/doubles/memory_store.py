@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -230,6 +231,9 @@ class MemoryStore:
             new = {job.build_id: job for job in changes.jobs if job.build_id not in kept}
             self.unpublished |= new.keys()
             self.jobs = new | kept
+        for build_id, _ in changes.unneeded_jobs:
+            if build_id in self.jobs:
+                self.jobs[build_id] = replace(self.jobs[build_id], unneeded=True)
 
     def _keep_call(self, key: CallKey, stored: StoredCall, now: datetime) -> None:
         known = self.calls.get(key)
@@ -308,6 +312,7 @@ def _without(changes: Changes, chat_ids: AbstractSet[str]) -> Changes:
         [name for name in changes.names if name.chat_id not in chat_ids],
         [freed for freed in changes.freed if freed[1] not in chat_ids],
         [job for job in changes.jobs if job.chat_id not in chat_ids],
+        [job for job in changes.unneeded_jobs if job[1] not in chat_ids],
         [alarm for alarm in changes.alarms if alarm.chat_id not in chat_ids],
         [alarm for alarm in changes.handled if alarm.chat_id not in chat_ids],
     )
@@ -515,15 +520,35 @@ class MemoryRecovery:
         return [
             (job, chats[job.chat_id])
             for build_id, job in sorted(self._store.jobs.items())
-            if build_id > (after or "") and job.not_after > oldest
+            if build_id > (after or "") and job.not_after > oldest and not job.unneeded
         ][:limit]
 
     async def unpublished_jobs(self, chat_ids: Sequence[str]) -> list[StoredJob]:
         jobs = self._store.jobs.values()
-        return [j for j in jobs if j.chat_id in chat_ids and j.build_id in self._store.unpublished]
+        missing = self._store.unpublished
+        return [
+            replace(j, sequence=None)
+            for j in jobs
+            if j.chat_id in chat_ids and j.build_id in missing and not j.unneeded
+        ]
 
-    async def mark_published(self, build_ids: Sequence[str]) -> None:
-        self._store.unpublished.difference_update(build_ids)
+    async def mark_published(self, sequences: Mapping[str, int | None]) -> set[str]:
+        jobs = self._store.jobs
+        self._store.unpublished.difference_update(sequences)
+        for build_id, sequence in sequences.items():
+            if build_id in jobs and sequence is not None:
+                jobs[build_id] = replace(jobs[build_id], sequence=sequence)
+        return {jobs[b].chat_id for b in sequences if b in jobs and jobs[b].unneeded}
+
+    async def unneeded_jobs(self, chat_ids: Sequence[str]) -> list[StoredJob]:
+        jobs = self._store.jobs.values()
+        return [j for j in jobs if j.chat_id in chat_ids and j.unneeded and j.sequence is not None]
+
+    async def mark_taken_back(self, build_ids: Sequence[str]) -> None:
+        jobs = self._store.jobs
+        for build_id in build_ids:
+            if build_id in jobs and jobs[build_id].unneeded:
+                jobs[build_id] = replace(jobs[build_id], sequence=None)
 
     async def answered_calls(
         self, *, after: CallKey | None = None, limit: int = 500

@@ -72,6 +72,7 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
     "tool_canceled": ("tool", {"call_id": "call-1"}),
     "delete_requested": ("tool", {"reason": "done"}),
     "keep_requested": ("tool", {"seconds": 60}),
+    "build_cancel_requested": ("tool", {"build_id": uid("b"), "reason": "too slow"}),
     "build_started": ("provisioner", OF_BUILD),
     "build_succeeded": (
         "provisioner",
@@ -85,6 +86,18 @@ VALID: dict[str, tuple[str, dict[str, Any]]] = {
     "workspace_deleted": (
         "provisioner",
         {"workspace_id": uid("w"), "build_id": None, "build_number": None},
+    ),
+    "agent_exited": (
+        "provisioner",
+        {
+            "workspace_id": uid("w"),
+            "build_id": uid("b"),
+            "agent_id": AGENT,
+            "build_number": 1,
+            "exit_code": 137,
+            "signal": "KILL",
+            "output": "out of memory",
+        },
     ),
     "agent_connected": ("agent", OF_AGENT),
     "agent_disconnected": ("agent", {**OF_AGENT, "reason": "bye"}),
@@ -177,6 +190,9 @@ def test_unknown_keys_are_ignored(name: str) -> None:
         for name, (_, data) in VALID.items()
         for key in data
         if key not in ("args", "error", "reason", "quota", "template_version_id", "agents")
+        and key not in ("exit_code", "signal", "output")
+        and name != "build_cancel_requested"
+        and not (name == "agent_exited" and key == "build_number")
         and not (name == "workspace_deleted" and key != "workspace_id")
     ],
 )

@@ -37,7 +37,7 @@ def test_nothing_printed_for_people_is_interpreted_by_a_terminal(
         "version": 1,
         "workspace": {"owner_name": HOSTILE, "name": HOSTILE, "id": HOSTILE, "template_id": None},
         "build": None,
-        "agent": {"name": HOSTILE, "status": HOSTILE, "lifecycle": None},
+        "agent": {"name": HOSTILE, "status": HOSTILE, "lifecycle": None, "reason": HOSTILE},
         "failure": {"reason": HOSTILE, "message": HOSTILE},
         "deadline": None,
         "open_calls": [],

@@ -12,7 +12,7 @@ STREAMS = ("IN", "JOB", "STATE", "LOG", "RESULT", "DEAD", "TIMER", "PRESENCE")
 CONSUMERS = {"JOB": "pool-wire"}
 """The consumer of a stream that the test tries to access; for other streams it is `worker`."""
 TOOLS = ("create_workspace", "start_workspace", "stop_workspace", "list_templates", "read_template")
-READING = ("cancel", "keep", "get_chat", "list_chats", "read_log", "read_events")
+READING = ("cancel", "keep", "cancel_build", "get_chat", "list_chats", "read_log", "read_events")
 POWERFUL = ("operator", "worker")
 PARTIES = (*POWERFUL, "chat-service", "provisioner", "gateway", "agent", "frontend")
 

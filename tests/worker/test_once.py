@@ -408,8 +408,8 @@ async def test_new_chats_repeats_and_plain_facts_share_a_batch(
     await send.built(jobs[chats[1]], "started")
     await hand.pump()
 
-    assert await rig.outcomes(chats[0]) == ["kept", "moved", "kept", "repeat"]
-    assert await rig.outcomes(chats[1]) == ["kept", "moved", "kept"]
+    assert await rig.outcomes(chats[0]) == ["kept", "moved", "changed", "repeat"]
+    assert await rig.outcomes(chats[1]) == ["kept", "moved", "changed"]
     assert len(await rig.outcomes(stranger["chat_id"])) == 1
     for chat in chats:
         await rig.check(chat)

@@ -1,4 +1,4 @@
-"""`workspaced chat list`, `chat show` and `events`."""
+"""`workspaced chat list`, `chat show`, `build cancel` and `events`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from handlers.app import locate, store_from_settings
 from handlers.cli.client import get_known_chat, read_events, rpc, rpc_pages, unknown_chat
-from handlers.cli.command_table import ExportEvents, KeepWorkspace, ListChats, ShowChat
+from handlers.cli.command_table import CancelBuild, ExportEvents, KeepWorkspace, ListChats, ShowChat
 from handlers.cli.commands.texts import workspace_name
 from handlers.cli.output import (
     Progress,
@@ -70,6 +70,18 @@ async def keep(command: KeepWorkspace, settings: Settings) -> int:
     return 0
 
 
+async def cancel_build(command: CancelBuild, settings: Settings) -> None:
+    """Cancel the chat's build, and print the reply of `cancel_build`."""
+    given = {"build_id": command.build, "reason": command.reason}
+    body = {key: value for key, value in given.items() if value is not None}
+    async with locate(settings).bus("operator") as bus:
+        reply = await rpc(bus, "cancel_build", chat_id=command.chat, **body)
+    if not reply["canceled"]:
+        which = "that build of it is not" if command.build else "no build of it is"
+        note(f"nothing was canceled in chat {command.chat}: {which} in flight")
+    write_json(reply)
+
+
 async def export_events(command: ExportEvents, settings: Settings) -> None:
     """Print the event log of one chat or of all. Raises NotFoundError."""
     if command.chat is None:
@@ -120,7 +132,8 @@ def chat_fields(chat: Mapping[str, Any]) -> list[tuple[str, str]]:
         fields += [("build", f"{_build(chat)}, since {started}  {chat['build']['id']}")]
     if (agent := chat["agent"]) is not None:
         lifecycle = f", {agent['lifecycle']}" if agent["lifecycle"] else ""
-        fields += [("agent", f"{agent['name']}: {agent['status']}{lifecycle}")]
+        reason = f"; {agent['reason']}" if agent["reason"] else ""
+        fields += [("agent", f"{agent['name']}: {agent['status']}{lifecycle}{reason}")]
     if (failure := chat["failure"]) is not None:
         code, message = failure.get("error_code"), failure["message"]
         fields += [("failure", f"{code}: {message}" if code else message)]

@@ -34,6 +34,7 @@ from handlers.worker.recovery.stream_watch import UNWRITTEN, StreamWatch
 from handlers.worker.relay import PRESENCE_TIMEOUT, Relay
 from statemachine.calls import StoredCall
 from statemachine.chat import Chat, Limits
+from statemachine.step import canceled_builds
 from statemachine.store import CallKey, Store, StoredJob, StoreUnavailableError
 from statemachine.timers import alarm_time, timers_of
 from statemachine.workspace import Build
@@ -197,6 +198,31 @@ class Republisher:
         await self.relay.publish(messages)
         await self._expect_agents(chats)
         await self._publish_unpublished_jobs(chats, jobs_token)
+        if canceled := [(chat.chat_id, one) for chat in chats for one in canceled_builds(chat)]:
+            await self.take_back_jobs([chat_id for chat_id, _ in canceled])
+            await self.relay.publish([publications.cancel(*one, now) for one in canceled])
+
+    async def take_back_jobs(self, chat_ids: Sequence[str]) -> None:
+        """Delete the jobs of chats' builds that were canceled before they began. Raises BusError, StoreUnavailableError.
+
+        A provisioner that has one already learns of the cancel.
+        """
+        jobs = await self.store.recovery.unneeded_jobs(chat_ids)
+        for job in jobs:
+            await self.relay.take_back_job(job)
+        if jobs:
+            await self.store.recovery.mark_taken_back([job.build_id for job in jobs])
+
+    async def mark_published(self, build_ids: Sequence[str]) -> None:
+        """Record that jobs are published, and take back those that became unneeded meanwhile.
+
+        Raises BusError, StoreUnavailableError.
+        """
+        sequences = {
+            build_id: self.relay.job_sequences.pop(build_id, None) for build_id in build_ids
+        }
+        if unneeded := await self.store.recovery.mark_published(sequences):
+            await self.take_back_jobs(sorted(unneeded))
 
     async def _publish_missing_answers(
         self, chat_ids: Sequence[str], since: datetime | None = None
@@ -217,7 +243,7 @@ class Republisher:
         found = await self.store.recovery.unpublished_jobs([chat.chat_id for chat in chats])
         if jobs := _job_messages(job for job in found if job.build_id in open_):
             await self.relay.publish([_renamed(job, token) for job in jobs], jobs_until=until)
-            await self.store.recovery.mark_published([job.message_id for job in jobs])
+            await self.mark_published([job.build_id for job in jobs])
 
     async def _set_alarms(self, now: datetime) -> None:
         async for times in _pages(self.store.recovery.alarm_times, lambda at: at):
@@ -274,7 +300,7 @@ class Republisher:
                 for job in _job_messages(job for job, _ in open_)
             ]
             await self.relay.publish(messages, jobs_until=until)
-            await self.store.recovery.mark_published([job.build_id for job, _ in open_])
+            await self.mark_published([job.build_id for job, _ in open_])
             count, until = count + len(messages), self._jobs_until()
         return count
 
