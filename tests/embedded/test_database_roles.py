@@ -60,6 +60,7 @@ USES = {
             "open_calls",
             "is_answered",
             "known_call",
+            "known_call",
             "log",
             "chats_with_previous",
             "read_archive",
