@@ -89,7 +89,7 @@ async def test_b10_a_repeated_call_id_gets_the_first_answer_and_an_invalid_one_i
     case = await play(world, "B10-call-id-used-twice")
 
     first, second = (await case.chat.results.count(2))[:2]
-    assert first["data"] == second["data"]
+    assert second["data"] == {**first["data"], "conflict": True}
     assert first["data"]["tool"] == "list_templates"
     letter = await letters.first(lambda found: case.chat.id in found.headers["Workspaced-Subject"])
     assert letter.headers["Workspaced-Reason"] == "bad_data"

@@ -157,8 +157,7 @@ class TestTool:
         assert "Traceback" not in waiting.output()
         assert waiting.output().endswith(
             f"the call goes on; to get its answer: workspaced tool create_workspace --chat {chat} "
-            f"--call-id mine --arg template_id={pushed['template_id']} "
-            f"--data-dir {running.directory}\n"
+            f"--call-id mine --data-dir {running.directory} (with the same arguments)\n"
         )
         assert created["created"] is True
 

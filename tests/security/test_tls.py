@@ -135,7 +135,12 @@ def test_commands_and_agents_connect_over_tls(secured: Up, tmp_path: Path) -> No
     created = secured.data("tool", "create_workspace", "--chat", chat, "--arg", argument)
     deleted = secured.run("workspace", "delete", chat)
 
-    assert created.keys() == {"created", "workspace_name", "build_id"}  # so the agent is ready
+    assert created.keys() == {
+        "created",
+        "workspace_id",
+        "workspace_name",
+        "build_id",
+    }  # so the agent is ready
     assert deleted.returncode == 0, deleted.stderr
     assert "eof_received" not in deleted.stderr  # asyncio's warning at the end of each connection
 

@@ -130,17 +130,14 @@ def _read_value(key: str, text: str) -> Any:
 
 
 def _same_call(command: CallTool, call_id: str, organization: str | None) -> str:
-    """Return the command that asks for the answer of the same call."""
+    """Return the command that asks for the answer of the same call, without values, which may be secret."""
     words = f"workspaced tool {shlex.quote(command.tool)} --chat {command.chat} --call-id {call_id}"
-    if command.args is not None:
-        words += f" --args {shlex.quote(json.dumps(command.args))}"
-    for key, value in command.arg:
-        words += f" --arg {shlex.quote(f'{key}={value}')}"
     if organization is not None:
         words += f" --organization {organization}"
     if command.owner != DEFAULT_OWNER:
         words += f" --owner {command.owner}"
-    return words + _server_flags(command)
+    again = " (with the same arguments)" if command.arg or command.args else ""
+    return f"{words}{_server_flags(command)}{again}"
 
 
 def _server_flags(command: CallTool) -> str:

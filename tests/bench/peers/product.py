@@ -37,7 +37,7 @@ from tests.bench.peers.servers import ready_and_logged, transactions
 from tests.bench.processes import rss, tree_cpu
 from tests.rigs.messages import call_data, subject_of, tool_request
 
-WHOLE = {"created", "workspace_name", "build_id"}
+WHOLE = {"created", "workspace_id", "workspace_name", "build_id"}
 """The exact keys of the answer of a create that reached `ready`."""
 VERIFY = """
 select (select count(*) from chat where chat_id = any($1::uuid[]) and state = 'ready') as ready,
