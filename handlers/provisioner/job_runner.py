@@ -19,6 +19,7 @@ from handlers.provisioner.scheduler import QueuedJob
 from handlers.provisioner.step import Failed
 from handlers.publishing import BuildLog, OutgoingEvent, deliver, new_event
 from handlers.runtime.supervise import cancel_and_wait, run_until_one_ends
+from handlers.sandbox.processes import machine_identity
 from statemachine.events import Transition
 
 _LAST_LINES: Final = 2.0
@@ -203,7 +204,8 @@ class JobRunner:
             case Succeeded():
                 self._add_fact(build, head, "build_succeeded", outcome.data())
                 record.agents = [config.agent_id for config in outcome.agents]
-                record.new = record.new and head.transition is not Transition.START
+                if head.transition is Transition.START:
+                    record.new, record.machine = False, machine_identity()
             case Failed():
                 self._add_fact(build, head, "build_failed", outcome.data())
             case Canceled():

@@ -35,6 +35,15 @@ class BuildRecord:
     reply: str = ""
     """Reply subject of its job, so that also the next process can nak it."""
 
+    @property
+    def reported(self) -> set[str]:
+        """The names of the types of its facts."""
+        return {json.loads(fact.body)["type"].split(".")[1] for fact in self.facts}
+
+    def has_succeeded(self, transition: Transition) -> bool:
+        """Return whether it is a build of that kind that has succeeded."""
+        return self.transition is transition and "build_succeeded" in self.reported
+
 
 @dataclass(slots=True)
 class LocalWorkspace:
@@ -46,6 +55,8 @@ class LocalWorkspace:
     agents: list[str] = field(default_factory=list)
     owner_id: str | None = None
     name: str = ""
+    machine: str = ""
+    """The machine, since it was started, on which the last start succeeded: `machine_identity`."""
     new: bool = False
     """No start build has succeeded and no directory existed before: nobody has worked in it yet."""
 
@@ -58,6 +69,22 @@ class LocalWorkspace:
     def newest(self) -> BuildRecord | None:
         """The build with the highest number."""
         return max(self.builds, key=lambda build: build.number, default=None)
+
+    @property
+    def has_directory(self) -> bool:
+        """Whether a build has made its directory, and nothing is known to have deleted it since."""
+        made = False
+        for build in self.builds:
+            if "workspace_deleted" in build.reported or build.has_succeeded(Transition.DELETE):
+                made = False
+            elif build.has_succeeded(Transition.START):
+                made = True
+        return made
+
+    @property
+    def runs(self) -> bool:
+        """Whether its newest build is a start that succeeded."""
+        return self.newest is not None and self.newest.has_succeeded(Transition.START)
 
     def find(self, build_id: str) -> BuildRecord | None:
         """Return the record of that build, or None."""
@@ -73,8 +100,12 @@ class LocalWorkspace:
         return None
 
     def add(self, head: JobHead) -> BuildRecord:
+        """Add the build of a job, and forget the oldest build if there are too many."""
+        return self.add_build(head.build_id, head.build_number, head.transition)
+
+    def add_build(self, build_id: str, number: int, transition: Transition) -> BuildRecord:
         """Add a build, and forget the oldest one if there are too many."""
-        build = BuildRecord(head.build_id, head.build_number, head.transition)
+        build = BuildRecord(build_id, number, transition)
         self.builds.append(build)
         self.builds.sort(key=lambda build: build.number)
         del self.builds[:-_REMEMBERED]
@@ -168,5 +199,6 @@ def _record(content: dict[str, Any]) -> LocalWorkspace:
         list(content["agents"]),
         content.get("owner_id"),
         content.get("name", ""),
+        content.get("machine", ""),
         content.get("new", False),
     )

@@ -29,11 +29,12 @@ from handlers.provisioner.job_runner import JobRunner
 from handlers.provisioner.journal import BuildJournal
 from handlers.provisioner.quota import QuotaLimits, Quotas
 from handlers.provisioner.scheduler import QueuedJob, Scheduler
+from handlers.provisioner.start_check import StartCheck
 from handlers.publishing import OutgoingEvent, deliver
 from handlers.publishing.agent_files import PRESENCE_TTL
 from handlers.runtime.supervise import run_until_one_ends
 from handlers.sandbox.policy import Confinement
-from handlers.sandbox.processes import umask_fault
+from handlers.sandbox.processes import machine_identity, umask_fault
 
 BUILDS: Final = 8
 """Builds that run at the same time."""
@@ -102,6 +103,7 @@ class Provisioner:
         with _root_lock(self._root):
             workspaces = self._root / "workspaces"
             journal = BuildJournal(self._root / "journal")
+            StartCheck(journal, workspaces, name=self._name, machine=machine_identity()).run()
             archives = Archives(self._bus, self._root / "templates", workspaces)
             await archives.prune()
             quotas = Quotas(journal, workspaces, self._limits)

@@ -1,0 +1,105 @@
+"""A provisioner that starts reports workspaces that have stopped or vanished meanwhile (contract §3)."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from uuid import NAMESPACE_URL, uuid5
+
+import pytest
+
+from handlers.errors import CannotServe
+from handlers.provisioner import provisioner
+from tests.provisioner.conftest import Provisioning
+from tests.provisioner.rig import Rig
+from tests.rigs.messages import new_id
+
+
+@pytest.fixture
+def workspaces(tmp_path: Path) -> Path:
+    return tmp_path / "root" / "workspaces"
+
+
+async def test_a_workspace_that_stopped_with_its_machine_is_a_stop_made_elsewhere(
+    rig: Rig, provisioning: Provisioning, workspaces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, stopped = rig.version({}), new_id()
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(4, version=version)))
+        await rig.ended(await rig.ask(rig.job(1, version=version, workspace_id=stopped)))
+        await rig.ended(await rig.ask(rig.job(2, "stop", version=version, workspace_id=stopped)))
+    monkeypatch.setattr(provisioner, "machine_identity", lambda: "restarted")
+    build = str(uuid5(NAMESPACE_URL, f"workspaced:{rig.workspace}:5"))
+    ends = []
+    for _ in range(2):
+        rig.seen.clear()
+        async with provisioning():
+            ends.append(await rig.ended(build))
+            started = await rig.fact(type="build_started", build_id=build)
+
+    of_build = {
+        "workspace_id": rig.workspace,
+        "build_id": build,
+        "build_number": 5,
+        "transition": "stop",
+    }
+    assert started["data"] == {**of_build, "workspace_name": "tidy-owl"}
+    assert ends[0]["data"] == {**of_build, "agents": []}
+    assert ends[0] == ends[1], "it is reported once, and then published again"
+    assert not [f for f in rig.facts(workspace_id=stopped) if f["data"]["build_number"] > 2]
+    assert (workspaces / rig.workspace).is_dir()
+    async with provisioning():
+        succeeded = await rig.ended(await rig.ask(rig.job(6, version=version)))
+    assert succeeded["type"] == "workspaced.build_succeeded.v1"
+
+
+async def test_a_workspace_whose_directory_vanished_is_deleted(
+    rig: Rig, provisioning: Provisioning, workspaces: Path
+) -> None:
+    version, failed = rig.version({}), new_id()
+    async with provisioning():
+        build = await rig.ask(rig.job(3, version=version))
+        await rig.ended(build)
+        job = rig.job(1, version=version, build={"start": "exit 1"}, workspace_id=failed)
+        await rig.ended(await rig.ask(job))
+    for workspace in workspaces.iterdir():
+        shutil.rmtree(workspace)
+    told = []
+    for _ in range(2):
+        rig.seen.clear()
+        async with provisioning():
+            told.append(await rig.fact(type="workspace_deleted"))
+
+    assert told[0]["data"] == {
+        "workspace_id": rig.workspace,
+        "build_id": build,
+        "build_number": 3,
+    }
+    assert told[0] == told[1]
+    deleted = {fact["data"]["workspace_id"] for fact in rig.facts(type="workspace_deleted")}
+    assert deleted == {rig.workspace}, "a build that failed has no data to lose"
+
+
+async def test_directories_of_no_workspace_are_logged(
+    rig: Rig, provisioning: Provisioning, workspaces: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (workspaces / (unknown := new_id())).mkdir(parents=True)
+    with caplog.at_level(logging.WARNING):
+        async with provisioning():
+            await rig.ended(await rig.ask(rig.job(1, version=rig.version({}))))
+
+    assert any(unknown in record.getMessage() for record in caplog.records)
+
+
+async def test_no_workspace_is_deleted_because_the_disk_is_not_mounted(
+    rig: Rig, provisioning: Provisioning, workspaces: Path
+) -> None:
+    async with provisioning():
+        await rig.ended(await rig.ask(rig.job(1, version=rig.version({}))))
+    workspaces.rename(workspaces.with_name("unmounted"))
+    with pytest.raises(CannotServe, match="mount it"):
+        async with provisioning():
+            pass
+
+    assert not rig.facts(type="workspace_deleted")
