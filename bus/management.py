@@ -132,7 +132,9 @@ class Management:
         with translated_errors(f"{consumer.name} of {consumer.stream}"):
             info = await self.manager.consumer_info(consumer.stream, consumer.name)
         floor = info.ack_floor.stream_seq if info.ack_floor is not None else 0
-        return ConsumerState(info.num_pending or 0, info.num_ack_pending or 0, floor)
+        return ConsumerState(
+            info.num_pending or 0, info.num_ack_pending or 0, floor, info.num_waiting or 0
+        )
 
     async def purge(self, stream: str, last: int) -> None:
         """Delete the messages of a stream up to and including the sequence `last`."""

@@ -143,6 +143,8 @@ class ConsumerState:
     """How many messages were delivered and not acknowledged."""
     ack_floor: int
     """Every message up to this sequence of the stream was acknowledged or deleted."""
+    pulls: int = 0
+    """How many pulls of clients wait for messages."""
 
     @property
     def backlog(self) -> int:

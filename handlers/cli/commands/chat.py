@@ -20,6 +20,7 @@ from handlers.cli.output import (
     write_json,
     write_lines,
 )
+from handlers.cli.pool_queue import PoolQueues
 from handlers.settings import Settings
 
 _TITLES: Final = ("CHAT", "STATE", "WORKSPACE", "BUILD", "AGENT", "NOTE")
@@ -28,14 +29,18 @@ _TITLES: Final = ("CHAT", "STATE", "WORKSPACE", "BUILD", "AGENT", "NOTE")
 async def list_chats(command: ListChats, settings: Settings) -> None:
     """Print the chats that match the flags."""
     async with locate(settings).bus("operator") as bus:
-        chats = rpc_pages(
-            bus,
-            "list_chats",
-            "chats",
-            "cursor",
-            state=command.state,
-            organization_id=settings.organization,
-            owner_id=command.owner,
+        queues = PoolQueues(bus)
+        chats = (
+            await queues.add_notice(chat)
+            async for chat in rpc_pages(
+                bus,
+                "list_chats",
+                "chats",
+                "cursor",
+                state=command.state,
+                organization_id=settings.organization,
+                owner_id=command.owner,
+            )
         )
         await write_entries(chats, _TITLES, chat_row, none="no such chats", as_json=command.json)
 
@@ -43,7 +48,7 @@ async def list_chats(command: ListChats, settings: Settings) -> None:
 async def show_chat(command: ShowChat, settings: Settings) -> None:
     """Print everything that `get_chat` returns. Raises NotFoundError."""
     async with locate(settings).bus("operator") as bus:
-        chat = await get_known_chat(bus, command.chat)
+        chat = await PoolQueues(bus).add_notice(await get_known_chat(bus, command.chat))
     if for_people(as_json=command.json):
         write_fields(chat_fields(chat))
     else:
