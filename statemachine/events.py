@@ -22,8 +22,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationInfo,
+    model_serializer,
 )
 from pydantic_core import PydanticCustomError
 
@@ -176,6 +178,12 @@ class DeleteRequested(Frozen):
     """Text for people."""
     workspace_id: Id | None = None
     """A replaced workspace of the chat, to delete it instead of the present one."""
+
+    @model_serializer(mode="wrap")
+    def _as_sent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the key out if it was not given, as the event log did before there was one."""
+        written: dict[str, Any] = write(self)
+        return {k: v for k, v in written.items() if k != "workspace_id" or v is not None}
 
 
 class KeepRequested(Frozen):

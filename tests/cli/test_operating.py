@@ -112,7 +112,10 @@ def publish_as_provisioner(running: Up, chat: str, type_name: str, data: Event) 
 
 
 def test_settings_list_prints_a_table_or_one_json_line(running: Up) -> None:
-    names = ["chat_workspace_ttl", "chat_template_allowlist"]
+    names = [
+        *("chat_workspace_ttl", "chat_template_allowlist"),
+        *("chat_workspace_activity_bump", "stopped_workspace_retention"),
+    ]
 
     lines, _, status = run_on_terminal(running, "settings", "list")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import asyncpg
 
+from handlers.setting_flags import DEFAULT_ORGANIZATION
 from tests.cli.template_folders import folder
 from tests.rigs.client import Chat, ChatService, Participant, connected, role_options
 from tests.rigs.messages import agent_fact, subject_of
@@ -75,7 +76,7 @@ async def test_chats_left_alone_leave_nothing_and_those_with_activity_are_still_
             async def live(number: int) -> Chat:
                 async with gate:
                     chat = await service.chat()
-                    chat.organization_id = ORGANIZATION
+                    chat.organization_id = DEFAULT_ORGANIZATION
                     created = await chat.call("create_workspace", {"template_id": template})
                     assert created.get("created") is True, created
                 if number % 10 == 0:
@@ -120,9 +121,6 @@ async def _check(running: Up, alone: Sequence[Chat], busy: Sequence[Chat]) -> No
     assert {row["rests_since"] for row in rows} == {None}
     assert {row["id"] for row in names} == kept
     assert running.data("workspace", "orphans") == {"workspaces": []}
-
-
-ORGANIZATION = "0c5d1a5e-0000-4000-8000-000000000001"
 
 
 def _set_up(running: Up, parent: Path) -> None:
