@@ -240,6 +240,16 @@ class Quotas:
         """Do nothing: the workspace has claimed nothing."""
 
 
+class StartCheck:
+    """A comparison of directories that finds nothing: only builds change them here."""
+
+    def __init__(self, *_args: Any, **_more: Any) -> None:
+        """Ignore the arguments."""
+
+    def run(self) -> None:
+        """Do nothing: the model has no directories."""
+
+
 class Archives:
     """An archive cache that unpacks nothing."""
 
@@ -254,6 +264,7 @@ def install() -> None:
     """Replace disk, build steps, scripts and processes by the models, permanently."""
     provisioner = handlers.provisioner.provisioner
     for name, model in (
+        ("StartCheck", StartCheck),
         ("Archives", Archives),
         ("Quotas", Quotas),
         ("AgentSupervisor", AgentSupervisor),
