@@ -84,7 +84,7 @@ class ExecRequests:
         if self._working is not None:
             self._working.cancel()
 
-    async def published(self) -> None:
+    async def published(self, *_within: float) -> None:
         """Return at once: nothing is published."""
 
     async def close(self) -> None:
