@@ -45,6 +45,9 @@ WORKER_POOLS: Final = "workspaced.worker.pools"
 WORKER_SETTINGS: Final = "workspaced.worker.settings"
 """Asks a worker to look at what follows at once from settings that have changed."""
 
+REVOCATIONS: Final = "workspaced.token.revoked"
+"""Tells the gateways that a bearer token was revoked."""
+
 ALL_IN: Final = "workspaced.in.>"
 ALL_TIMERS: Final = "workspaced.timer.>"
 ALL_RESULTS: Final = "workspaced.result.>"
@@ -164,6 +167,16 @@ def ui_state(chat: str) -> str:
 def ui_log(chat: str, build: str) -> str:
     """Return the subject on which the server republishes the build's log lines."""
     return f"workspaced.ui.{chat}.log.{build}"
+
+
+def stored(kind: str, chat: str) -> str:
+    """Return the subjects of what is stored of the chat: its `state`, or its messages of kind `log` or `exec`."""
+    return f"workspaced.{kind}.{chat}" + {"state": "", "log": ".*", "exec": ".*.*"}[kind]
+
+
+def ui_kind(subject: str) -> str:
+    """Return what the server republished on a subject of `ui`: `state`, `log` or `exec`."""
+    return subject.split(".")[3]
 
 
 def direct_get(stream: str, subject: str = "") -> str:

@@ -53,6 +53,10 @@ RPCS: Final[Mapping[str, tuple[type, Any]]] = {
     "issue_credential": (requests.IssueBody, replies.IssuedKey),
     "list_credentials": (requests.CredentialsBody, replies.KeysPage),
     "revoke_credential": (requests.RevokeBody, replies.RevokedKey),
+    "issue_token": (requests.IssueTokenBody, replies.IssuedToken),
+    "list_tokens": (requests.TokensBody, replies.TokensPage),
+    "revoke_token": (requests.RevokeTokenBody, replies.RevokedToken),
+    "check_token": (requests.CheckTokenBody, replies.ShownToken),
 }
 """The body and the reply of each rpc that calls no tool; None: the reply is not JSON."""
 

@@ -103,6 +103,16 @@ class Settings(BaseSettings):
         description="Web pages that may use the WebSocket of `up`, as https://host, separated by commas. If "
         "it is not set, any page may, but still needs a key.",
     )
+    http_hosts: str | None = Field(
+        default=None,
+        description="Host names, without port, under which clients reach the gateway's HTTP interface, separated "
+        "by commas. Its address and `localhost` are always accepted.",
+    )
+    http_origins: str | None = Field(
+        default=None,
+        description="Web pages of other sites that may use the HTTP interface, as https://host, separated by "
+        "commas. They still need a token.",
+    )
     credentials: ExpandedPath | None = Field(
         default=None,
         description=SETTING_FLAGS["credentials"].description,

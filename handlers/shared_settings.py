@@ -63,6 +63,12 @@ def duration(settings: Mapping[str, str], key: str) -> int | None:
     return None if text in ("", "0") else milliseconds(text) or None
 
 
+def allowlist(settings: Mapping[str, str]) -> frozenset[str]:
+    """Return the ids of the allowed templates; if there are none, all templates are allowed."""
+    names = (part.strip().lower() for part in settings.get(ALLOWLIST, "").split(","))
+    return frozenset(name for name in names if name)
+
+
 def milliseconds(text: str) -> int:
     """Read a duration like `45s`, `2h` or `1h30m`. Raises ValueError."""
     if not text or _PARTS.sub("", text):

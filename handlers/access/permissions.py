@@ -27,6 +27,10 @@ _CHAT_SERVICE_RPCS: Final = (
     "read_log",
     "read_events",
     "frontend_credential",
+    "issue_token",
+    "list_tokens",
+    "revoke_token",
+    "check_token",
 )
 _PROVISIONER_RPCS: Final = ("template_archive", "agent_credential")
 SHARED_INBOX_PREFIX: Final = "_INBOX"
@@ -104,11 +108,13 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
             # Closes the connections of revoked keys. This adds no power: the gateway already
             # decides who may connect.
             subjects.kick("*"),
+            subjects.REVOCATIONS,
         ),
         subscribe=(
             subjects.ALL_RPCS,
             subjects.ALL_RESULTS,
             subjects.ALL_UI,
+            subjects.REVOCATIONS,
             subjects.ALL_SERVICES,  # discovery and statistics of micro services
             subjects.AUTH_CALLOUT,
             "_INBOX_gateway.>",

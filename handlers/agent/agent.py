@@ -23,8 +23,6 @@ FINAL_SEND_TIMEOUT: Final = 5.0
 """Seconds in which the last facts and log lines may still be sent."""
 FINAL_SEND_TIMEOUT_OFFLINE: Final = 1.0
 """The same without a connection: an agent whose build is superseded can't connect any more."""
-_FINAL_EXEC_TIMEOUT: Final = 2.0
-"""The same for what commands did; it can also be read from the agent later."""
 _CANCEL_AGAIN_AFTER: Final = 1.0
 
 _log = logging.getLogger(__name__)
@@ -135,5 +133,5 @@ async def _mask_of(config: AgentConfig) -> Mask:
 
 async def _all_sent(journal: AgentJournal, log: BuildLog, requests: ExecRequests) -> None:
     await log.drained(FINAL_SEND_TIMEOUT)
-    await requests.published(_FINAL_EXEC_TIMEOUT)
+    await requests.published()
     await journal.all_sent()

@@ -141,10 +141,10 @@ class ExecRequests:
         self._stopping = True
         await self._processes.stop()
 
-    async def published(self, within: float) -> None:
-        """Wait until what processes did is published, but at most `within` seconds."""
+    async def published(self) -> None:
+        """Wait until everything is published that processes which have ended did."""
         if self._streams:
-            await asyncio.wait(self._streams, timeout=within)
+            await asyncio.wait(self._streams)
 
     async def close(self) -> None:
         """Leave the processes running."""
@@ -201,8 +201,6 @@ class ExecRequests:
     async def _answer(self, tool: str, call_id: str, args: Any) -> ExecAnswer:
         if tool in ONLY_LOOK:
             return await self._attempt(getattr(self, f"_{tool}")(args))
-        if self._stopping and tool == "execute":
-            return self._error(_STOPPING)  # not noted: it is not done
         content = args.model_dump(mode="json", exclude={"wait_seconds"})
         noted = self._notes.claim(call_id, tool, content)
         if noted is None and self._is_known(tool, call_id):
@@ -275,6 +273,8 @@ class ExecRequests:
 
     async def _execute(self, call_id: str, args: ExecuteArguments) -> dict[str, Any]:
         """Start the command; `_completed` waits for its end."""
+        if self._stopping:
+            raise Unusable(_STOPPING)
         if len(self._processes.running) >= MOST_RUNNING:
             raise ServiceError(
                 _TOO_MANY,
@@ -321,12 +321,7 @@ class ExecRequests:
         process = self._process(args.exec_id)
         data = _bytes(args.data or "", args.encoding)
         size = {name: n for name, n in (("cols", args.cols), ("rows", args.rows)) if n is not None}
-        given = {
-            "data": base64.b64encode(data).decode(),
-            "text": args.encoding != "base64",
-            "close": args.close,
-            "size": size,
-        }
+        given = {"data": base64.b64encode(data).decode(), "close": args.close, "size": size}
         try:
             answer = await process.order("input", **given)
         except KeeperGone:

@@ -14,8 +14,7 @@ process. It reports `{"size", "ended", "input"}` when one of these has changed: 
 ended (or null), and whether its input is open. An order has an `id`, which its answer carries too:
 
     {"id", "order": "signal", "signal"}                     {"id", "signaled"}
-    {"id", "order": "input", "data", "text", "close", "size"}
-                                                            {"id", "written"} or {"id", "error"}
+    {"id", "order": "input", "data"?, "close"?, "size"?}    {"id", "written"} or {"id", "error"}
     {"id", "order": "stop"}                                 {"id"}
 
 The folder contains `lock`, which is held as long as the keeper runs, `output` (`kept_output`), and in the end
@@ -60,8 +59,6 @@ _PIECE: Final = 65_536
 _PIPE_SIZE: Final = 1024 * 1024
 _INPUT_SIZE: Final = 65_536
 """Bytes of input that wait for the command at most, beside those that it was started with."""
-_LONGEST: Final = 4
-"""Bytes of the longest character in UTF-8."""
 _ROOM_TIMEOUT: Final = 5.0
 """Seconds that an order of input waits for room before its answer is that nothing was taken."""
 _BACKLOG: Final = 8
@@ -162,15 +159,9 @@ class _Input:
         """Whether the agent may add input."""
         self._last = b"\n"
 
-    def add(self, data: bytes, *, close: bool, text: bool = False, limit: int = _INPUT_SIZE) -> int:
-        """Add input and return how many bytes of it were taken; `close` acts when all of them are.
-
-        Of a `text`, whole characters are taken, so that its rest is a text too.
-        """
-        end = min(len(data), max(0, limit - len(self.pending)))
-        while text and 0 < end < len(data) and data[end] & 0xC0 == 0x80:  # noqa: PLR2004 — UTF-8
-            end -= 1
-        taken = data[:end]
+    def add(self, data: bytes, *, close: bool, limit: int = _INPUT_SIZE) -> int:
+        """Add input and return how many bytes of it were taken; `close` acts when all of them are."""
+        taken = data[: max(0, limit - len(self.pending))]
         self.pending += taken
         self._last = taken[-1:] or self._last
         if close and len(taken) == len(data):
@@ -507,7 +498,7 @@ class Keeper:
             signaled = self._send_signal(order["signal"])
             connection.send({"id": number, "signaled": signaled})
         elif order["order"] == "input":
-            wants = bool(order["data"]) and self._input.open
+            wants = bool(order.get("data")) and self._input.open
             if wants and not self._has_room():
                 self._waiting.append((_now() + _ROOM_TIMEOUT, connection, order))
             else:
@@ -520,7 +511,8 @@ class Keeper:
         connection.send({"id": order["id"], **self._on_order_of_input(order)})
 
     def _on_order_of_input(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        size, close, data = order["size"], order["close"], base64.b64decode(order["data"])
+        size, close = order.get("size"), bool(order.get("close"))
+        data = base64.b64decode(order.get("data") or "")
         if size and self._master < 0:
             return {"error": "the process has no terminal, so it has no size"}
         if (data or close) and (self._ended is not None or not self._input.open):
@@ -529,13 +521,13 @@ class Keeper:
             self._resize(size)
         if not (data or close):
             return {"written": 0}
-        written = self._input.add(data, close=close, text=order["text"])
+        written = self._input.add(data, close=close)
         if not self._input.open:
             self._changed()
         return {"written": written}
 
     def _has_room(self) -> bool:
-        return not self._input.open or len(self._input.pending) <= _INPUT_SIZE - _LONGEST
+        return not self._input.open or len(self._input.pending) < _INPUT_SIZE
 
     def _on_input(self, events: int) -> None:
         if events & (select.POLLERR | select.POLLHUP | select.POLLNVAL):

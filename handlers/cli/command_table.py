@@ -21,6 +21,8 @@ STATES: Final = (
 """The states of a chat on the wire; the module that defines them is slow to import."""
 ROLES: Final = ("frontend", "chat-service", "provisioner", "operator", "worker", "gateway")
 """The roles that keys are issued for."""
+TOKEN_ROLES: Final = ("chat-service", "chat", "frontend", "operator")
+"""The roles that bearer tokens are issued for."""
 
 _SERVERS: Final = "which servers to use"
 _GROUPS: Final = {
@@ -30,6 +32,7 @@ _GROUPS: Final = {
     "workspace": "delete a chat's workspace, or list workspaces that belong to no chat",
     "settings": "show or change the settings that all workers use",
     "credentials": "issue, list and revoke keys for people and services",
+    "token": "issue, list and revoke bearer tokens for the HTTP interface",
 }
 """The first words that several commands share."""
 
@@ -86,7 +89,12 @@ _WORKER_VARIABLES: Final = (
     "waiting_calls",
     "job_queue",
 )
-_GATEWAY_VARIABLES: Final = ("transaction_timeout", "held_calls")
+_GATEWAY_VARIABLES: Final = (
+    "transaction_timeout",
+    "held_calls",
+    "http_hosts",
+    "http_origins",
+)
 _PROVISIONER_VARIABLES: Final = (
     "presence_ttl",
     "workspaces_per_owner",
@@ -506,6 +514,73 @@ class Replay(_ConnectingCommand):
 _SETTINGS: Final = "chat_workspace_ttl, chat_workspace_activity_bump, stopped_workspace_retention or chat_template_allowlist"
 
 
+class IssueToken(_ConnectingCommand):
+    """Issue a bearer token for the HTTP interface, for a limited time.
+
+    Prints JSON with the token (a secret that workspaced does not keep), its id (pass it to `token
+    revoke`), its role and the time when it expires.
+    """
+
+    name = "token issue"
+    function = "handlers.cli.commands.token:issue"
+    role: str = flag(
+        "--role",
+        required=True,
+        metavar="ROLE",
+        choices=TOKEN_ROLES,
+        help=f"the role of the token: {', '.join(TOKEN_ROLES)}",
+    )
+    chat: list[str] = flag(
+        "--chat",
+        action="append",
+        type=types.uuid,
+        default=[],
+        metavar="UUID",
+        help="the chat of a chat token; a chat that a frontend may follow (repeat the flag for several)",
+    )
+    organization: str | None = flag(
+        "--organization",
+        type=types.uuid,
+        metavar="UUID",
+        help="for role chat: the organization of its calls",
+    )
+    owner: str | None = flag(
+        "--owner", type=types.uuid, metavar="UUID", help="for role chat: the owner of its calls"
+    )
+    owner_name: str | None = flag(
+        "--owner-name", metavar="NAME", help="for role chat: the name of that owner"
+    )
+    exec: bool | None = flag(
+        "--exec",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether its holder may run commands in workspaces (default: yes); for a frontend, whether it "
+        "sees the commands that run (default: no)",
+    )
+    lifetime: float = flag(
+        "--for",
+        type=types.seconds,
+        default=3600.0,
+        metavar="TIME",
+        help="how long the token is valid: 90s, 1h, 30d (default: 1h; at most 30 days, for operators 7)",
+    )
+
+
+class ListTokens(_ConnectingCommand):
+    """List the valid tokens. Prints JSON."""
+
+    name = "token list"
+    function = "handlers.cli.commands.token:list_tokens"
+
+
+class RevokeToken(_ConnectingCommand):
+    """Revoke a token for ever. Its streams end, and its waiting requests are refused, within a second."""
+
+    name = "token revoke"
+    function = "handlers.cli.commands.token:revoke"
+    id: str = positional("ID", type=types.uuid, help="the token's id, as `token list` shows it")
+
+
 class ChangeSetting(_ConnectingCommand):
     """Change a setting; it takes effect at once."""
 
@@ -665,6 +740,7 @@ COMMANDS: Final[tuple[type[Command], ...]] = (
     *(ChangeSetting, UnsetSetting, ListSettings),
     *(Migrate, PrintNatsAuthorization),
     *(IssueCredential, ListCredentials, RevokeCredential),
+    *(IssueToken, ListTokens, RevokeToken),
     *(Demo, PrintCompletion),
 )
 """All commands, in the order of `workspaced --help`."""

@@ -9,7 +9,8 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -20,9 +21,12 @@ from handlers.access.auth_callout import AuthCallout
 from handlers.access.issued_keys import caller_key
 from handlers.gateway import requests
 from handlers.gateway.credentials import CredentialRpcs
+from handlers.gateway.http import Handler, HttpApi
+from handlers.gateway.http_admission import Site
 from handlers.gateway.keeping import Keeping
 from handlers.gateway.queries import Queries
 from handlers.gateway.replies import naming_ignored
+from handlers.gateway.tokens import TokenRpcs
 from handlers.gateway.tool_calls import ToolCalls
 from statemachine.events import Frozen
 from statemachine.store import Store, StoreUnavailableError
@@ -49,6 +53,14 @@ class Gateway:
     held_calls: int = 10_000
     """The number of tool calls that it may hold at the same time."""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
+    site: Site = field(default_factory=Site)
+    """The names under which its HTTP interface is reached."""
+    _calls: ToolCalls = field(init=False)
+    _queries: Queries = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._calls = ToolCalls(self.bus, self.store, self.held_calls)
+        self._queries = Queries(self.store, self.bus)
 
     async def run(self) -> None:
         """Serve until cancelled. Raises BusError if the service can't be started."""
@@ -64,10 +76,19 @@ class Gateway:
         log.info("gateway is ready")
         await asyncio.get_running_loop().create_future()
 
+    @asynccontextmanager
+    async def http(self) -> AsyncIterator[Handler]:
+        """Yield the handler of HTTP requests; streams and waits end when the block ends."""
+        api = HttpApi(
+            self.store, self.bus, self.site, self._endpoints(), self._calls, self._queries
+        )
+        async with api.serving() as handler:
+            yield handler
+
     def _endpoints(self) -> dict[str, Responder]:
-        calls = ToolCalls(self.bus, self.store, self.held_calls)
-        queries = Queries(self.store, self.bus)
+        calls, queries = self._calls, self._queries
         credentials = CredentialRpcs(self.store, self.bus)
+        tokens = TokenRpcs(self.store, self.bus)
         tools: dict[str, Responder] = {
             tool: _json_of_caller(requests.ToolBody, partial(calls.call, tool)) for tool in TOOLS
         }
@@ -94,6 +115,10 @@ class Gateway:
             "issue_credential": _json(requests.IssueBody, credentials.issue_credential),
             "list_credentials": _json(requests.CredentialsBody, credentials.list_credentials),
             "revoke_credential": _json(requests.RevokeBody, credentials.revoke_credential),
+            "issue_token": _json_of_caller(requests.IssueTokenBody, tokens.issue_token),
+            "list_tokens": _json_of_caller(requests.TokensBody, tokens.list_tokens),
+            "revoke_token": _json_of_caller(requests.RevokeTokenBody, tokens.revoke_token),
+            "check_token": _json_of_caller(requests.CheckTokenBody, tokens.check_token),
         }
         limit = CallerLimit()
         return tools | {name: limit.apply(responder) for name, responder in others.items()}

@@ -11,7 +11,7 @@ from typing import Literal, NotRequired
 # pydantic reads TypedDicts of `typing` only from Python 3.12 on.
 from typing_extensions import TypedDict
 
-from handlers.gateway.requests import IssuableRole
+from handlers.gateway.requests import IssuableRole, TokenRole
 from statemachine.events import Id
 from statemachine.messages import IgnoredKeys, LogEntry, LogLine, StateChanged, Timestamp
 
@@ -179,3 +179,45 @@ class RevokedKey(IgnoredKeys):
     connections_ended: int
     connections_unreachable: int
     """Connections on servers that did not answer. They may be open: repeat the request."""
+
+
+class IssuedToken(TypedDict):
+    """The reply of `issue_token`."""
+
+    token: str
+    """The bearer token. workspaced does not keep it."""
+    id: Id
+    """Identifies the token in `list_tokens` and `revoke_token`."""
+    role: TokenRole
+    expires_at: Timestamp
+
+
+class ShownToken(IgnoredKeys):
+    """The rights of a token, as `list_tokens` and `check_token` return them."""
+
+    id: Id
+    role: TokenRole
+    chat_ids: list[Id]
+    """The chats that it is for; empty for roles that may use all of them."""
+    organization_id: Id | None
+    owner_id: Id | None
+    owner_name: str | None
+    exec: bool
+    """Whether the holder may run commands; for a frontend: whether it sees them."""
+    created_at: Timestamp
+    expires_at: Timestamp
+
+
+class TokensPage(IgnoredKeys):
+    """The reply of `list_tokens`."""
+
+    tokens: list[ShownToken]
+    next: NotRequired[Id]
+    """Absent on the last page; otherwise the `cursor` of the next request."""
+
+
+class RevokedToken(IgnoredKeys):
+    """The reply of `revoke_token`."""
+
+    revoked: bool
+    """False: there is no such valid token."""

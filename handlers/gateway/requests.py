@@ -170,6 +170,48 @@ class RevokeBody(Frozen):
     public_key: Token
 
 
+TokenRole = Literal["operator", "chat-service", "chat", "frontend"]
+"""The roles that a bearer token can be issued for."""
+
+
+class IssueTokenBody(Granting):
+    """The body of `issue_token`, which issues a bearer token for the HTTP interface."""
+
+    role: TokenRole
+    chat_ids: Annotated[tuple[Id, ...], Field(strict=False, max_length=100)] = ()
+    """For role `chat` exactly one chat, for role `frontend` at least one."""
+    organization_id: Id | None = None
+    """For role `chat`: the organization of its calls."""
+    owner_id: Id | None = None
+    """For role `chat`: the owner of its calls."""
+    owner_name: Label | None = None
+    """For role `chat`: the name of that owner."""
+    ttl_seconds: Annotated[float, Field(ge=1, le=30 * 24 * 3600)] = 3600
+    """How long the token is valid; for operators at most 7 days."""
+    exec: bool | None = None
+    """Whether the holder may run commands in workspaces; by default true. For role `frontend`: whether it
+    sees the commands that run; by default false."""
+
+
+class TokensBody(Frozen):
+    """The body of `list_tokens`, which returns the valid tokens, page by page."""
+
+    cursor: Id | None = None
+    """The `next` of the page before."""
+
+
+class RevokeTokenBody(Frozen):
+    """The body of `revoke_token`, which ends a token, its streams and its waits."""
+
+    id: Id
+
+
+class CheckTokenBody(Frozen):
+    """The body of `check_token`, which returns the rights of a token."""
+
+    token: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
 Body = TypeVar("Body", bound=Frozen)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
@@ -37,9 +37,16 @@ class ToolCalls:
     """Calls that are held at the same time."""
     _held: int = 0
 
-    async def call(self, tool: str, body: ToolBody, message: Message) -> Mapping[str, object]:
+    async def call(
+        self,
+        tool: str,
+        body: ToolBody,
+        message: Message,
+        stored: Callable[[], None] = lambda: None,
+    ) -> Mapping[str, object]:
         """Publish a tool request, wait for its result, and return the `data` of tool_resolved.
 
+        `stored` is called when NATS has stored the request.
         Raises ServiceError 409 if the call is known and has other content, 413 if the request is too
         large, 429 if there are too many calls, 400 if NATS refuses the request, and 503 if the result
         did not arrive in time or NATS is unavailable.
@@ -51,7 +58,7 @@ class ToolCalls:
         try:
             if body.call_id is not None:
                 await self._check_content(tool, body, body.call_id)
-            return _reply(await self._result(tool, body, message), tool, body.args)
+            return _reply(await self._result(tool, body, message, stored), tool, body.args)
         finally:
             self._held -= 1
 
@@ -73,7 +80,9 @@ class ToolCalls:
                 "args; give each call its own call_id",
             )
 
-    async def _result(self, tool: str, body: ToolBody, message: Message) -> dict[str, Any]:
+    async def _result(
+        self, tool: str, body: ToolBody, message: Message, stored: Callable[[], None]
+    ) -> dict[str, Any]:
         traceparent = _traceparent(message.headers)
         call_id = body.call_id or uuid4().hex
         data = {
@@ -91,6 +100,7 @@ class ToolCalls:
             ):
                 while True:
                     await self._publish("tool_requested", body.chat_id, data, traceparent)
+                    stored()
                     # After a reconnect publish again: the result may have been missed.
                     if (resolved := await results.next_or_reconnect()) is not None:
                         return json.loads(resolved.data)["data"]  # type: ignore[no-any-return]
@@ -129,6 +139,10 @@ class ToolCalls:
         except (BusError, StoreUnavailableError) as error:
             raise ServiceError(503, f"the build was not canceled; try again: {error}") from error
         return {"canceled": True, "build_id": build.id}
+
+    async def request_delete(self, chat_id: str, message: Message) -> None:
+        """Request a delete build of the chat's workspace. Raises BusError."""
+        await self._publish("delete_requested", chat_id, {}, _traceparent(message.headers))
 
     async def _publish(
         self, type_name: str, chat_id: str, data: dict[str, Any], traceparent: str | None = None

@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import web
@@ -34,8 +35,20 @@ CONNECTIONS: Final = 256
 CONNECTIONS_PER_ADDRESS: Final = 64
 LIFE: Final = 10.0
 """Seconds after which a connection is closed, even if it sends one byte at a time."""
-LINE: Final = 2048
+LINE: Final = 8190
 """Bytes of a request's first line, and of each header."""
+SHUTDOWN: Final = 1.0
+"""Seconds for which open requests may go on when the server ends."""
+_HEALTH_PATHS: Final = ("/healthz", "/readyz")
+
+API_CONNECTIONS: Final = 8192
+"""Open connections of all addresses together at a server that also has an interface for clients."""
+API_CONNECTIONS_PER_ADDRESS: Final = 4096
+
+Trust = Callable[[BaseRequest], None]
+"""Tells the server that the sender of a request identified itself."""
+Api = Callable[[BaseRequest, Trust], Awaitable[web.StreamResponse]]
+"""Answers the requests that are not about health."""
 
 Check = Callable[[], Awaitable[str | None]]
 """Returns a description of the problem, or None if there is none."""
@@ -45,32 +58,45 @@ class HealthServerError(WorkspacedError):
     """The HTTP server cannot listen."""
 
 
-@asynccontextmanager
-async def health_server(
-    host: str,
-    port: int | None,
-    checks: Mapping[str, Check],
-    certificate: Certificate | None = None,
-) -> AsyncIterator[None]:
-    """Serve health on `host:port`, or do nothing if `port` is None.
+@dataclass(slots=True)
+class HttpServer:
+    """What a process serves over HTTP: its health, and perhaps an interface for clients."""
 
-    `/readyz` answers 200 if no check finds a problem, otherwise 503 with the problems by name. Checks
-    may be added to the mapping later. Raises HealthServerError.
-    """
-    if port is None:
-        yield
-        return
+    checks: Mapping[str, Check]
+    """The checks of `/readyz`, by name. More may be added later."""
+    api: Api | None = None
+    """The interface for clients. It may be set later; until then its paths do not exist."""
 
-    async def answer(request: BaseRequest) -> web.StreamResponse:
+    async def health(self, request: BaseRequest) -> web.StreamResponse:
+        """Answer a request about health."""
+        if request.path not in _HEALTH_PATHS:
+            return web.json_response({"status": "not found"}, status=404)
         if request.method not in ("GET", "HEAD"):
             return web.json_response({"status": "not allowed"}, status=405)
         if request.path == "/healthz":
             return web.json_response({"status": "alive"})
-        if request.path == "/readyz":
-            return await _readiness(checks)
-        return web.json_response({"status": "not found"}, status=404)
+        return await _readiness(self.checks)
 
-    runner = web.ServerRunner(LimitedServer(answer))
+
+@asynccontextmanager
+async def http_server(
+    host: str,
+    port: int | None,
+    checks: Mapping[str, Check],
+    certificate: Certificate | None = None,
+) -> AsyncIterator[HttpServer]:
+    """Serve health on `host:port`, or nothing if `port` is None.
+
+    `/readyz` answers 200 if no check finds a problem, otherwise 503 with the problems by name. Set `api` of the
+    yielded server to serve an interface for clients on the same port. Raises HealthServerError.
+    """
+    server = HttpServer(checks)
+    if port is None:
+        yield server
+        return
+    runner = web.ServerRunner(
+        LimitedServer(server), handler_cancellation=True, shutdown_timeout=SHUTDOWN
+    )
     await runner.setup()
     try:
         context = None if certificate is None else certificate.context()
@@ -80,7 +106,7 @@ async def health_server(
             raise HealthServerError(
                 f"health can't be served on {host}:{port}: {error.strerror}"
             ) from error
-        yield
+        yield server
     finally:
         await runner.cleanup()
 
@@ -195,11 +221,20 @@ class RateLimiter:
             self._buckets.popitem(last=False)
         return allowed
 
+    def give_back(self, address: str) -> None:
+        """Do not count the latest request of the address."""
+        if (known := self._buckets.get(address)) is not None:
+            self._buckets[address] = (min(self._burst, known[0] + 1), known[1])
+
 
 class LimitedServer(web.Server):
-    """Limits connections and requests of each address; answers 429 beyond the rate."""
+    """Limits connections and requests of each address; answers 429 beyond the rate.
 
-    def __init__(self, handler: Callable[[BaseRequest], Awaitable[web.StreamResponse]]) -> None:
+    A connection whose client identified itself to the interface is limited no more: neither its life nor the
+    rate of its requests.
+    """
+
+    def __init__(self, server: HttpServer) -> None:
         super().__init__(
             self._serve,
             access_log=None,
@@ -208,7 +243,7 @@ class LimitedServer(web.Server):
             max_line_size=LINE,
             max_field_size=LINE,
         )
-        self._handler = handler
+        self._server = server
         self._limiter = RateLimiter(asyncio.get_running_loop().time)
         self._open: dict[RequestHandler, tuple[str, asyncio.TimerHandle]] = {}
         """Of each connection its address and the timer that closes it."""
@@ -219,7 +254,10 @@ class LimitedServer(web.Server):
         peer = transport.get_extra_info("peername")
         address = str(peer[0]) if peer else ""
         counted = Counter(known for known, _ in self._open.values())
-        if len(self._open) >= CONNECTIONS or counted[address] >= CONNECTIONS_PER_ADDRESS:
+        for_clients = self._server.api is not None
+        most = API_CONNECTIONS if for_clients else CONNECTIONS
+        per_address = API_CONNECTIONS_PER_ADDRESS if for_clients else CONNECTIONS_PER_ADDRESS
+        if len(self._open) >= most or counted[address] >= per_address:
             transport.abort()
             return
         timer = asyncio.get_running_loop().call_later(LIFE, transport.abort)
@@ -231,10 +269,18 @@ class LimitedServer(web.Server):
             known[1].cancel()
         super().connection_lost(handler, exc)
 
+    def _trust(self, request: BaseRequest) -> None:
+        """Let a connection last, and its next requests pass."""
+        if (known := self._open.get(request.protocol)) is not None:
+            known[1].cancel()
+        self._limiter.give_back(request.remote or "")
+
     async def _serve(self, request: BaseRequest) -> web.StreamResponse:
-        if self._limiter.take(request.remote or ""):
-            return await self._handler(request)
-        body = {"status": "too many requests"}
-        response = web.json_response(body, status=429, headers={"Retry-After": "1"})
-        response.force_close()
-        return response
+        if not self._limiter.take(request.remote or ""):
+            body = {"status": "too many requests"}
+            response = web.json_response(body, status=429, headers={"Retry-After": "1"})
+            response.force_close()
+            return response
+        if self._server.api is None or request.path in _HEALTH_PATHS:
+            return await self._server.health(request)
+        return await self._server.api(request, self._trust)

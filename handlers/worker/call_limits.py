@@ -11,7 +11,7 @@ from typing import Final
 
 from bus import Bus, BusError
 from bus.streams import pool_consumer
-from handlers.shared_settings import ALLOWLIST, BUMP, RETENTION, TTL, duration
+from handlers.shared_settings import BUMP, RETENTION, TTL, allowlist, duration
 from statemachine.calls import Load, Policy
 from statemachine.store import Store, StoreUnavailableError
 
@@ -94,12 +94,11 @@ class LoadSampler:
 
 def policy(settings: Mapping[str, str]) -> Policy:
     """Return what the operators' settings mean for calls; log and ignore a value that can't be read."""
-    names = (part.strip().lower() for part in settings.get(ALLOWLIST, "").split(","))
     return Policy(
         ttl_ms=_duration(settings, TTL),
         bump_ms=_duration(settings, BUMP) or 0,
         retention_ms=_duration(settings, RETENTION),
-        allowlist=frozenset(name for name in names if name),
+        allowlist=allowlist(settings),
     )
 
 

@@ -10,6 +10,7 @@ A `Store` is composed of small parts, each a protocol of its own:
 - `chats`: other reads of chats, calls and event logs.
 - `templates`: template versions and their archives.
 - `credentials`: issued keys, and the NATS connections made with them.
+- `tokens`: bearer tokens for the gateway's HTTP interface.
 - `recovery`: what workers need to publish again after NATS lost data or the database was restored.
 
 Every method may raise `StoreUnavailableError`. Lists come in pages: at most `limit` rows, sorted by
@@ -422,6 +423,47 @@ class Credentials(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer token's rights. The token itself is not stored, only its digest."""
+
+    id: str
+    role: str
+    """`operator`, `chat-service`, `chat` or `frontend`."""
+    exec: bool
+    """Whether its holder may run commands; for a frontend: whether it sees the commands that run."""
+    created_at: datetime
+    expires_at: datetime
+    chat_ids: tuple[str, ...] = ()
+    """The chats that it is for; empty for roles that may use all of them."""
+    organization_id: str | None = None
+    owner_id: str | None = None
+    owner_name: str | None = None
+    """The organization and owner of the calls of a `chat` token."""
+
+
+class Tokens(Protocol):
+    """Bearer tokens. Only valid ones, neither revoked nor expired, are returned."""
+
+    async def issue(self, digest: bytes, token: Token) -> None:
+        """Store a new token's rights."""
+        ...
+
+    async def find(self, digest: bytes) -> Token | None:
+        """Return the rights of the token with that digest; None if there is no such valid token."""
+        ...
+
+    async def page(
+        self, roles: Sequence[str], *, after: str | None = None, limit: int = 100
+    ) -> list[Token]:
+        """Return a page of the tokens of these roles, sorted by id."""
+        ...
+
+    async def revoke(self, token_id: str, roles: Sequence[str]) -> bool:
+        """Revoke a token of one of these roles for ever; return False if there is no such valid token."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class StreamPosition:
     """The last known end of a stream, or the mark that the stream lost messages."""
 
@@ -596,6 +638,11 @@ class Store(Protocol):
     @property
     def credentials(self) -> Credentials:
         """Issued keys and their connections."""
+        ...
+
+    @property
+    def tokens(self) -> Tokens:
+        """Bearer tokens for HTTP."""
         ...
 
     @property

@@ -41,6 +41,7 @@ from statemachine.store.postgres_queries import (
     PostgresCredentials,
     PostgresRecovery,
     PostgresTemplates,
+    PostgresTokens,
     call_from_row,
     chat_rows,
     columns,
@@ -135,6 +136,7 @@ class PostgresStore:
         self.chats = PostgresChats(fetch)
         self.templates = PostgresTemplates(fetch)
         self.credentials = PostgresCredentials(fetch)
+        self.tokens = PostgresTokens(fetch)
         self.recovery = PostgresRecovery(fetch)
         self.audit = PostgresAudit(fetch)
 

@@ -34,6 +34,8 @@ from statemachine.store import (
     StoredJob,
     StreamPosition,
     Templates,
+    Token,
+    Tokens,
     chat_columns,
     log_entry,
     rest_columns,
@@ -365,6 +367,48 @@ class PostgresCredentials(Credentials):
     @override
     async def forget_earlier_server(self, server_name: str, server: str) -> None:
         await self._fetch("forget_earlier_server", server_name, server)
+
+
+class PostgresTokens(Tokens):
+    """`Tokens` in PostgreSQL; the port describes the methods."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+
+    @override
+    async def issue(self, digest: bytes, token: Token) -> None:
+        await self._fetch(
+            "issue_token",
+            token.id,
+            digest,
+            token.role,
+            list(token.chat_ids),
+            token.organization_id,
+            token.owner_id,
+            token.owner_name,
+            token.exec,
+            token.expires_at,
+        )
+
+    @override
+    async def find(self, digest: bytes) -> Token | None:
+        rows = await self._fetch("token", digest)
+        return _token_from_row(rows[0]) if rows else None
+
+    @override
+    async def page(
+        self, roles: Sequence[str], *, after: str | None = None, limit: int = 100
+    ) -> list[Token]:
+        rows = await self._fetch("tokens", list(roles), after, limit)
+        return [_token_from_row(row) for row in rows]
+
+    @override
+    async def revoke(self, token_id: str, roles: Sequence[str]) -> bool:
+        return bool(await self._fetch("revoke_token", token_id, list(roles)))
+
+
+def _token_from_row(row: Mapping[str, Any]) -> Token:
+    return Token(**{**row, "chat_ids": tuple(row["chat_ids"])})
 
 
 class PostgresRecovery(Recovery):

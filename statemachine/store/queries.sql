@@ -378,6 +378,36 @@ set kind = excluded.kind, chat_ids = excluded.chat_ids, workspace_id = excluded.
     build_id = excluded.build_id, agent_id = excluded.agent_id, expires_at = excluded.expires_at,
     name = excluded.name, pool = excluded.pool
 
+-- name: issue_token
+-- Tokens that expired a month ago are deleted when another one is issued.
+with forgotten as (
+    delete from token where id in (
+        select id from token where expires_at < clock_timestamp() - interval '30 days'
+        limit 100 for update skip locked
+    )
+)
+insert into token (id, digest, role, chat_ids, organization_id, owner_id, owner_name, exec, expires_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+
+-- name: token
+select id::text as id, role, chat_ids::text[] as chat_ids, organization_id::text as organization_id,
+       owner_id::text as owner_id, owner_name, exec, created_at, expires_at
+from token where digest = $1 and revoked_at is null and expires_at > clock_timestamp()
+
+-- name: tokens
+-- Those of the roles $1 that are valid, a page at a time.
+select id::text as id, role, chat_ids::text[] as chat_ids, organization_id::text as organization_id,
+       owner_id::text as owner_id, owner_name, exec, created_at, expires_at
+from token
+where role = any($1::text[]) and revoked_at is null and expires_at > clock_timestamp()
+  and ($2::uuid is null or id > $2)
+order by id limit $3
+
+-- name: revoke_token
+update token set revoked_at = clock_timestamp()
+where id = $1::uuid and role = any($2::text[]) and revoked_at is null and expires_at > clock_timestamp()
+returning id
+
 -- name: bind_provisioner
 -- Returns the pool that the name is bound to. That is the earlier one if it was bound before.
 with new as (

@@ -124,17 +124,13 @@ class ExecRig:
         self.process = None
 
     async def answers(self) -> None:
-        """Wait until the agent answers requests: its presence comes before its subscription.
-
-        A request may still be sent to an agent that was just killed: the server notices that later.
-        """
+        """Wait until the agent answers requests: its presence comes before its subscription."""
         backoff = Backoff(first=0.02, limit=0.1)
         async with asyncio.timeout(PATIENCE):
             while True:
                 try:
-                    async with asyncio.timeout(2):
-                        await self.ask("process_list")
-                except (NoResponder, TimeoutError):
+                    await self.ask("process_list")
+                except NoResponder:
                     await backoff.wait()
                 else:
                     return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -62,3 +63,4 @@ async def test_a_confined_command_survives_the_agent_and_is_ended_by_a_stop(
         assert await ask(world, agent, "process_signal", **signal) == {"signaled": True}
         await rig.ended(await rig.ask(rig.job(2, "stop", version=rig.version({}))))
     assert find_marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace}") == []
+    asyncio.get_running_loop()

@@ -80,6 +80,17 @@ FLAGS: dict[str, list[str]] = {
     ],
     "credentials list": [*SERVERS, "--all", "--json"],
     "credentials revoke": [*SERVERS, "KEY"],
+    "token issue": [
+        *SERVERS,
+        "--role",
+        "--chat",
+        "--organization",
+        "--owner",
+        "--no-exec",
+        "--for",
+    ],
+    "token list": SERVERS,
+    "token revoke": [*SERVERS, "ID"],
     "demo": ["--keep"],
     "completion": ["SHELL", "bash"],
 }
@@ -434,6 +445,8 @@ def test_settings_list_prints_what_settings_set_stored(running: Up) -> None:
         assert running.run("settings", "set", "chat_workspace_ttl", "1h30m").returncode == 0
         assert running.data("settings", "list") == {
             "chat_workspace_ttl": "1h30m",
+            "chat_workspace_activity_bump": "1h",
+            "stopped_workspace_retention": "",
             "chat_template_allowlist": "",
             "chat_workspace_activity_bump": "1h",
             "stopped_workspace_retention": "",

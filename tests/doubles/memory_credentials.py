@@ -15,6 +15,7 @@ from statemachine.store import (
     ClientConnection,
     Credential,
     ListedCredential,
+    Token,
 )
 
 
@@ -123,3 +124,33 @@ class MemoryCredentials:
         chat = await self._get_chat(credential.chat_ids[0])
         build = chat.build if chat else None
         return build is None or build.id != credential.build_id
+
+
+class MemoryTokens:
+    """Implements `Tokens` over a dictionary; the port documents the methods."""
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._issued: dict[bytes, Token] = {}
+
+    async def issue(self, digest: bytes, token: Token) -> None:
+        self._issued[digest] = replace(token, created_at=self._clock())
+
+    async def find(self, digest: bytes) -> Token | None:
+        token = self._issued.get(digest)
+        return token if token is not None and token.expires_at > self._clock() else None
+
+    async def page(
+        self, roles: Sequence[str], *, after: str | None = None, limit: int = 100
+    ) -> list[Token]:
+        now = self._clock()
+        found = [t for t in self._issued.values() if t.role in roles and t.expires_at > now]
+        return sorted((t for t in found if t.id > (after or "")), key=lambda t: t.id)[:limit]
+
+    async def revoke(self, token_id: str, roles: Sequence[str]) -> bool:
+        found = [
+            digest for digest, t in self._issued.items() if t.id == token_id and t.role in roles
+        ]
+        for digest in found:
+            del self._issued[digest]
+        return bool(found)

@@ -47,7 +47,7 @@ from statemachine.store import (
 )
 from statemachine.templates import Catalog, Template, Version
 from statemachine.timers import alarm_time, needs_no_timer
-from tests.doubles.memory_credentials import MemoryCredentials
+from tests.doubles.memory_credentials import MemoryCredentials, MemoryTokens
 
 Backup = list[dict[str, Any]]
 CALL_KEY = bytes(range(32))
@@ -82,6 +82,7 @@ class MemoryStore:
         self.chats = MemoryChats(self)
         self.templates = MemoryTemplates(clock)
         self.credentials = MemoryCredentials(clock, self.chats.get)
+        self.tokens = MemoryTokens(clock)
         self.recovery = MemoryRecovery(self)
 
     async def now(self) -> datetime:

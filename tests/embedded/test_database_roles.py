@@ -67,7 +67,8 @@ USES = {
             "settings",
         ),
         *("issue_credential", "credential", "current_workspaces", "now"),
-        *("credentials", "revoke_credential", "bind_provisioner"),
+        *("credentials", "revoke_credential", "bind_provisioner", "look_up"),
+        *("issue_token", "token", "tokens", "revoke_token"),
         *(
             "record_connection",
             "forget_earlier_server",
@@ -200,6 +201,8 @@ async def test_a_gateway_may_read_chats_and_logs_but_not_run_statements_of_worke
         "count_open_calls",
         "chat_rows",
         "first_rest",
+        "pools",
+        "template_versions",
     }
     assert allowed == reading
 

@@ -26,7 +26,7 @@ async def test_a_slow_check_does_not_delay_the_answer(monkeypatch: pytest.Monkey
     port = free_port()
     try:
         async with (
-            health.health_server("127.0.0.1", port, {"database": paused}),
+            health.http_server("127.0.0.1", port, {"database": paused}),
             aiohttp.ClientSession() as client,
             asyncio.timeout(20),
             client.get(f"http://127.0.0.1:{port}/readyz") as answer,

@@ -16,7 +16,7 @@ from handlers.runtime.health import (
     BURST,
     CONNECTIONS_PER_ADDRESS,
     RateLimiter,
-    health_server,
+    http_server,
 )
 
 HERE, OTHER = "127.0.0.1", "127.0.0.2"
@@ -27,7 +27,7 @@ async def serving() -> AsyncIterator[int]:
     """Run a health server that reports no problem; yield its port."""
     with socket.create_server((HERE, 0)) as free:
         port = int(free.getsockname()[1])
-    async with health_server(HERE, port, {}):
+    async with http_server(HERE, port, {}):
         yield port
 
 

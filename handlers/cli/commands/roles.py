@@ -18,12 +18,14 @@ from handlers.app import Endpoints, limits, locate, tuning, waiting_limits
 from handlers.cli.command_table import RunGateway, RunProvisioner, RunWorker, ServerCommand
 from handlers.embedded.database_access import credentials_folder, password_file
 from handlers.gateway.gateway import Gateway
+from handlers.gateway.http_admission import site
 from handlers.provisioner import Provisioner, QuotaLimits
 from handlers.runtime.health import (
     Check,
+    HttpServer,
     database_check,
     first_problem,
-    health_server,
+    http_server,
     nats_check,
     started_check,
 )
@@ -96,13 +98,14 @@ async def gateway(command: RunGateway, settings: Settings) -> None:
     endpoints, ready = locate(settings), asyncio.Event()
     checks = {"gateway": started_check(ready)}
     async with (
-        _health(command, settings, checks),
+        _health(command, settings, checks) as http,
         endpoints.store("gateway", wait=True) as store,
         endpoints.bus("gateway", wait=True) as bus,
     ):
         checks |= {"nats": nats_check({"gateway": bus}), "database": database_check(store)}
         serving = new_gateway(store, bus, settings, endpoints, ready)
-        await run_until_signal(restart_on_disconnect(serving.run), raise_when_closed(bus))
+        async with serving.http() as http.api:
+            await run_until_signal(restart_on_disconnect(serving.run), raise_when_closed(bus))
 
 
 async def provisioner(command: RunProvisioner, settings: Settings) -> None:
@@ -129,13 +132,13 @@ async def provisioner(command: RunProvisioner, settings: Settings) -> None:
 
 def _health(
     command: ServerCommand, settings: Settings, checks: dict[str, Check]
-) -> AbstractAsyncContextManager[None]:
+) -> AbstractAsyncContextManager[HttpServer]:
     """Serve a role's health on the address that its flags name. Raises InvalidSettings."""
     certificate = server_certificate(settings)
     address = listen_address(
         "--http-host", command.http_host, certificate, insecure=command.insecure
     )
-    return health_server(address, command.http_port, checks, certificate)
+    return http_server(address, command.http_port, checks, certificate)
 
 
 def new_worker(
@@ -162,6 +165,7 @@ def new_gateway(
         issuer_seed=endpoints.issuer_seed(),
         held_calls=settings.held_calls,
         ready=ready,
+        site=site(settings.http_hosts, settings.http_origins),
     )
 
 

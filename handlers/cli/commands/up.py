@@ -29,10 +29,11 @@ from handlers.cli.commands.roles import (
 )
 from handlers.embedded import Servers, embedded_servers
 from handlers.embedded.ports import Ports
+from handlers.gateway.tokens import OPERATOR_FILE, keep_operator_token, renew_operator_token
 from handlers.runtime.health import (
     database_check,
     first_problem,
-    health_server,
+    http_server,
     nats_check,
     tasks_check,
 )
@@ -153,7 +154,10 @@ async def everything(
             local = local_provisioner(endpoints, provisioner_bus, servers.directory, settings)
             buses = {"worker": worker_bus, "gateway": gateway_bus, "provisioner": provisioner_bus}
             closed = [raise_when_closed(bus) for bus in buses.values()]
-            async with running(worker.run(), gateway.run(), *closed) as roles:
+            token_file = servers.credentials / OPERATOR_FILE
+            await renew_operator_token(gateway_store, token_file)
+            token = keep_operator_token(gateway_store, token_file)
+            async with running(worker.run(), gateway.run(), token, *closed) as roles:
                 await worker.ready.wait()
                 await gateway.ready.wait()
                 # Create it before a template names the pool: the first build would otherwise wait for a retry.
@@ -171,5 +175,8 @@ async def everything(
                         ),
                         "roles": tasks_check([*roles, *tasks]),
                     }
-                    async with health_server(http_host, port, checks, listeners.certificate):
+                    async with (
+                        http_server(http_host, port, checks, listeners.certificate) as http,
+                        gateway.http() as http.api,
+                    ):
                         yield Running(servers, endpoints, listeners.url("http", http_host, port))

@@ -1,0 +1,188 @@
+"""Decides which HTTP requests are admitted: by Host, Origin and bearer token, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from asyncio import Future
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from aiohttp.web_request import BaseRequest
+
+from bus import Bus, subjects
+from handlers.gateway.tokens import digest_of
+from statemachine.store import Store, Token
+
+log = logging.getLogger(__name__)
+
+Ending = Literal["token", "leaving"]
+"""Why the gateway ends a stream or a wait: its token is no longer valid, or the gateway leaves."""
+
+
+class Problem(Exception):
+    """A request that is not answered with its result: an HTTP status and a text for people."""
+
+    def __init__(
+        self, status: HTTPStatus, detail: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.status, self.detail, self.headers = status, detail, headers or {}
+        super().__init__(detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The names under which the interface is reached, and the web pages that may use it."""
+
+    hosts: frozenset[str] = frozenset()
+    """Further host names, without port, in lower case."""
+    origins: frozenset[str] = frozenset()
+    """Further origins, like `https://chat.example.com`, in lower case."""
+
+    def check(self, request: BaseRequest) -> str | None:
+        """Return the origin that gets CORS answers, None without one. Raises Problem 403.
+
+        A page of another site must not use the interface through its visitor's browser, also not under a host
+        name of its own that it lets point here.
+        """
+        host = request.headers.get("Host", "")
+        if not self._is_ours(host, request):
+            raise Problem(
+                HTTPStatus.FORBIDDEN,
+                f"Host {host!r} is not a name of this server: use its address, or add the name to "
+                "WORKSPACED_HTTP_HOSTS",
+            )
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return None
+        own = f"{request.scheme}://{host}".lower()
+        if origin.lower() != own and origin.lower() not in self.origins:
+            raise Problem(
+                HTTPStatus.FORBIDDEN,
+                f"pages of {origin} may not use this server: add the origin to WORKSPACED_HTTP_ORIGINS",
+            )
+        return origin
+
+    def _is_ours(self, host: str, request: BaseRequest) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        transport = request.transport
+        address = transport.get_extra_info("sockname") if transport is not None else None
+        here = {"localhost", *self.hosts}
+        if address:
+            here.add(str(address[0]).lower())
+        return name.lower() in here
+
+
+def site(hosts: str | None, origins: str | None) -> Site:
+    """Return the site of two settings: names and origins, each separated by commas."""
+    return Site(frozenset(_words(hosts)), frozenset(word.rstrip("/") for word in _words(origins)))
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip().lower() for word in (text or "").split(",") if word.strip()]
+
+
+class Bearer(NamedTuple):
+    """A valid token, and the digest by which the store finds it."""
+
+    token: Token
+    digest: bytes
+
+
+@dataclass(slots=True)
+class Admission:
+    """Checks tokens, and ends what they admitted when they are revoked or expire."""
+
+    store: Store
+    bus: Bus
+    _open: dict[Bearer, set[Future[Ending]]] = field(default_factory=dict)
+    """The ends of the streams and waits of each token."""
+    _leaving: bool = False
+
+    async def run(self) -> None:
+        """End what revoked tokens admitted, until cancelled. Raises BusError."""
+        async with self.bus.subscribe(subjects.REVOCATIONS) as revocations:
+            while True:
+                message = await revocations.next_or_reconnect()
+                if message is None:  # messages may have been missed
+                    await self._check_again()
+                    continue
+                try:
+                    self._end_revoked(json.loads(message.data)["id"])
+                except (ValueError, KeyError, TypeError):
+                    log.warning("a message on %s is not understood", message.subject)
+
+    async def bearer_of(self, request: BaseRequest) -> Bearer:
+        """Return the token of a request. Raises Problem 401; StoreUnavailableError."""
+        scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not text.strip():
+            raise _unauthorized("give a token in the header: Authorization: Bearer <token>")
+        digest = digest_of(text.strip())
+        token = await self.store.tokens.find(digest)
+        if token is None:
+            raise _unauthorized("the token is unknown, revoked or expired")
+        return Bearer(token, digest)
+
+    @contextmanager
+    def admitted(self, bearer: Bearer) -> Iterator[Future[Ending]]:
+        """Yield a future that gets the reason when a stream or wait of the token has to end."""
+        loop = asyncio.get_running_loop()
+        end: Future[Ending] = loop.create_future()
+        if self._leaving:
+            end.set_result("leaving")
+        ends = self._open.setdefault(bearer, set())
+        ends.add(end)
+        left = (bearer.token.expires_at - datetime.now(UTC)).total_seconds()
+        timer = loop.call_later(left, self._resolve, end, "token")
+        try:
+            yield end
+        finally:
+            timer.cancel()
+            ends.discard(end)
+            if not ends:
+                self._open.pop(bearer, None)
+
+    def leave(self) -> None:
+        """End all streams and waits, because the gateway leaves."""
+        self._leaving = True
+        for bearer in list(self._open):
+            self._end(bearer, "leaving")
+
+    async def _check_again(self) -> None:
+        for bearer in list(self._open):
+            if await self.store.tokens.find(bearer.digest) is None:
+                self._end(bearer, "token")
+
+    def _end_revoked(self, token_id: str) -> None:
+        for bearer in list(self._open):
+            if bearer.token.id == token_id:
+                self._end(bearer, "token")
+
+    def _end(self, bearer: Bearer, why: Ending) -> None:
+        for end in self._open.get(bearer, ()):
+            self._resolve(end, why)
+
+    @staticmethod
+    def _resolve(ended: Future[Ending], why: Ending) -> None:
+        if not ended.done():
+            ended.set_result(why)
+
+
+def _unauthorized(detail: str) -> Problem:
+    return Problem(HTTPStatus.UNAUTHORIZED, detail, {"WWW-Authenticate": "Bearer"})
+
+
+def ended(why: Ending) -> Problem:
+    """Return the problem that ends a wait."""
+    if why == "token":
+        return _unauthorized("the token was revoked or has expired")
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "this gateway is leaving; ask again")

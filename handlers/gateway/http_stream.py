@@ -1,0 +1,254 @@
+"""Chats as Server-Sent Events: their present states, then everything that NATS republishes about them.
+
+An event's id says how far the client has seen the stored states, log lines and commands of each of its chats. A client
+that comes back with it gets what it missed, each log line and each piece of output once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+from asyncio import Future, Queue
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Final, Literal
+from uuid import uuid4
+
+from aiohttp import web
+from aiohttp.web_request import BaseRequest
+
+from bus import Bus, Message, StoredMessage, Subscription, subjects
+from bus.messages import SEQUENCE
+from bus.streams import LOG, STATE
+from handlers.gateway.http_admission import Ending
+from statemachine.chat import Chat
+from statemachine.views import state_changed
+
+COMMENT_EVERY: Final = 15.0
+"""Seconds without an event after which a comment is sent, so that both ends notice a broken connection."""
+BACKLOG: Final = 2_000
+"""Messages that may wait for a slow client."""
+Kind = Literal["state", "log", "exec"]
+_STREAMS: Final[dict[Kind, str]] = {
+    "state": STATE.name,
+    "log": LOG.name,
+    "exec": "WORKSPACED_EXEC",
+}
+"""Kind of event -> the stream that stores it."""
+_SEEN: Final = struct.Struct(">6sIII")
+"""A chat's hash, and the sequences up to which its states, log lines and commands were seen."""
+
+
+@dataclass(slots=True)
+class _Followed:
+    """How far the client has seen a chat."""
+
+    chat: str
+    seen: dict[Kind, int]
+    """Kind -> the sequence of the last stored message that was sent, or that is older than the stream."""
+    version: int = -1
+    """The version of the last state that was sent."""
+    back: bool = False
+    """Whether the client has followed the chat before, and says how far."""
+
+    def packed(self) -> bytes:
+        """Return the chat's part of an event's id."""
+        seen = (self.seen[kind] & 0xFFFFFFFF for kind in _STREAMS)
+        return _SEEN.pack(_hash(self.chat), *seen)
+
+
+def _hash(chat: str) -> bytes:
+    return sha256(chat.encode()).digest()[:6]
+
+
+def _unpack(identifier: str) -> dict[bytes, dict[Kind, int]]:
+    """Return what an event's id says: a chat's hash -> how far it was seen. Empty for any other text."""
+    try:
+        raw = base64.b64decode(identifier, altchars=b"-_", validate=True)
+        return {
+            chat: {"state": state, "log": line, "exec": piece}
+            for chat, state, line, piece in _SEEN.iter_unpack(raw)
+        }
+    except (ValueError, struct.error):
+        return {}
+
+
+@dataclass(slots=True)
+class EventStream:
+    """One response that follows chats."""
+
+    bus: Bus
+    chats: Sequence[str]
+    """Empty: the states of all chats, without the present ones."""
+    exec_events: bool
+    """Whether the client sees the commands that run."""
+    last_id: str = ""
+    """The id of the last event that the client has seen; empty: none."""
+    _followed: dict[str, _Followed] = field(default_factory=dict)
+
+    async def serve(
+        self, request: BaseRequest, response: web.StreamResponse, end: Future[Ending]
+    ) -> None:
+        """Send events until `end` is set or the client is too slow; then say why it ends.
+
+        Raises BusError, before anything is sent.
+        """
+        queue: Queue[tuple[str, Message | None]] = Queue(BACKLOG)
+        too_slow: Future[None] = asyncio.get_running_loop().create_future()
+        async with AsyncExitStack() as stack:
+            for chat in self.chats or ("*",):
+                subject = subjects.ui(chat) if self.chats else subjects.ui_state(chat)
+                subscription = await stack.enter_async_context(self.bus.subscribe(subject))
+                reader = asyncio.ensure_future(_read(chat, subscription, queue, too_slow))
+                stack.callback(reader.cancel)
+            before = _unpack(self.last_id)
+            for chat in self.chats:
+                self._followed[chat] = await self._begin(chat, before.get(_hash(chat)))
+            await response.prepare(request)
+            await response.write(b":\n\n")  # the client sees at once that the stream has begun
+            sending = asyncio.ensure_future(self._send(response, queue))
+            try:
+                await asyncio.wait((sending, end, too_slow), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+            reason = end.result() if end.done() else "slow"
+            with suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await response.write(_text("end", json.dumps({"reason": reason}).encode(), ""))
+
+    @property
+    def _kinds(self) -> tuple[Kind, ...]:
+        return ("log", "exec") if self.exec_events else ("log",)
+
+    async def _begin(self, chat: str, before: dict[Kind, int] | None) -> _Followed:
+        """Return where a chat begins: where the client was, or with what is stored from now on."""
+        now: dict[Kind, int] = {"state": 0, "log": 0, "exec": 0}
+        for kind in self._kinds:
+            now[kind] = await self._end_of(kind, chat)
+        if before is None or any(before[kind] > now[kind] for kind in self._kinds):
+            return _Followed(chat, now)  # an id of streams that were made anew means nothing
+        return _Followed(chat, before, back=True)
+
+    async def _end_of(self, kind: Kind, chat: str) -> int:
+        """Return the sequence of the last stored message of that kind about the chat; 0 if there is none."""
+        last = await self.bus.get_last(_STREAMS[kind], subjects.stored(kind, chat))
+        return 0 if last is None else last.sequence
+
+    async def _send(
+        self, response: web.StreamResponse, queue: Queue[tuple[str, Message | None]]
+    ) -> None:
+        for followed in self._followed.values():
+            await self._send_state(response, followed, first=True)
+            if followed.back:
+                await self._send_missed(response, followed)
+        while True:
+            try:
+                async with asyncio.timeout(COMMENT_EVERY):
+                    chat, message = await queue.get()
+            except TimeoutError:
+                await response.write(b":\n\n")
+                continue
+            followed_or_none = self._followed.get(chat)
+            if followed_or_none is None:
+                if message is not None:
+                    await response.write(_text("state", message.data, ""))
+            elif message is None:  # the connection to NATS was lost: messages may have been missed
+                await self._send_state(response, followed_or_none)
+                await self._send_missed(response, followed_or_none)
+            else:
+                await self._send_live(response, followed_or_none, message)
+
+    async def _send_live(
+        self, response: web.StreamResponse, followed: _Followed, message: Message
+    ) -> None:
+        kind, sequence = subjects.ui_kind(message.subject), int(message.headers.get(SEQUENCE, 0))
+        if kind == "state":
+            await self._send_newer(response, followed, message.data, sequence)
+        elif kind in self._kinds and sequence > followed.seen[kind]:
+            followed.seen[kind] = sequence
+            await self._write(response, kind, message.data)
+
+    async def _send_state(
+        self, response: web.StreamResponse, followed: _Followed, *, first: bool = False
+    ) -> None:
+        """Send the chat's present state, unless the client has seen it."""
+        last = await self.bus.get_last(STATE.name, subjects.state(followed.chat))
+        if last is None:
+            if first and not followed.back:
+                await self._send_newer(response, followed, _unknown(followed.chat), 0)
+        elif followed.back and last.sequence == followed.seen["state"]:
+            followed.version = _version(last.data)
+        else:
+            await self._send_newer(response, followed, last.data, last.sequence)
+
+    async def _send_newer(
+        self, response: web.StreamResponse, followed: _Followed, data: bytes, sequence: int
+    ) -> None:
+        if (version := _version(data)) > followed.version:
+            followed.version, followed.seen["state"] = version, sequence
+            await self._write(response, "state", data)
+
+    async def _send_missed(self, response: web.StreamResponse, followed: _Followed) -> None:
+        """Send what is stored and was not sent. What comes meanwhile is in the queue, too."""
+        for kind in self._kinds:
+            last = await self._end_of(kind, followed.chat)
+            while followed.seen[kind] < last:
+                found = await self._next(kind, followed)
+                if found is None:
+                    break
+                followed.seen[kind] = found.sequence
+                await self._write(response, kind, found.data)
+
+    async def _next(self, kind: Kind, followed: _Followed) -> StoredMessage | None:
+        subject = subjects.stored(kind, followed.chat)
+        return await self.bus.get_next(_STREAMS[kind], subject, followed.seen[kind])
+
+    async def _write(self, response: web.StreamResponse, kind: Kind, data: bytes) -> None:
+        packed = b"".join(followed.packed() for followed in self._followed.values())
+        await response.write(_text(kind, data, base64.urlsafe_b64encode(packed).decode()))
+
+
+async def _read(
+    chat: str,
+    subscription: Subscription,
+    queue: Queue[tuple[str, Message | None]],
+    too_slow: Future[None],
+) -> None:
+    while True:
+        message = await subscription.next_or_reconnect()
+        try:
+            queue.put_nowait((chat, message))
+        except asyncio.QueueFull:
+            if not too_slow.done():
+                too_slow.set_result(None)
+            return
+
+
+def _version(data: bytes) -> int:
+    return int(json.loads(data)["data"]["version"])
+
+
+def _unknown(chat_id: str) -> bytes:
+    """Return the state of a chat that workspaced does not know, as an event."""
+    event = {
+        "specversion": "1.0",
+        "id": str(uuid4()),
+        "source": "/workspaced",
+        "type": "workspaced.state_changed.v1",
+        "subject": chat_id,
+        "datacontenttype": "application/json",
+        "data": state_changed(Chat(chat_id=chat_id)),
+    }
+    return json.dumps(event, separators=(",", ":")).encode()
+
+
+def _text(kind: str, data: bytes, identifier: str) -> bytes:
+    """Return an event as Server-Sent Events write it."""
+    lines = b"".join(b"data: " + line + b"\n" for line in data.splitlines() or [b""])
+    id_line = f"id: {identifier}\n" if identifier else ""
+    return f"event: {kind}\n{id_line}".encode() + lines + b"\n"
