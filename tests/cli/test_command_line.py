@@ -50,6 +50,7 @@ FLAGS: dict[str, list[str]] = {
     "chat list": [*SERVERS, "--state", "--organization", "--owner", "--json"],
     "chat show": [*SERVERS, "CHAT", "--json"],
     "chat keep": [*SERVERS, "CHAT", "--for", "--json"],
+    "build cancel": [*SERVERS, "CHAT", "--build"],
     "workspace delete": [
         *SERVERS,
         "CHAT",
@@ -448,8 +449,6 @@ def test_settings_list_prints_what_settings_set_stored(running: Up) -> None:
             "chat_workspace_activity_bump": "1h",
             "stopped_workspace_retention": "",
             "chat_template_allowlist": "",
-            "chat_workspace_activity_bump": "1h",
-            "stopped_workspace_retention": "",
         }
     finally:
         assert running.run("settings", "unset", "chat_workspace_ttl").returncode == 0
