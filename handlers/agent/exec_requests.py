@@ -123,7 +123,7 @@ class ExecRequests:
         self._processes.load()
 
     async def serve(self, bus: Bus) -> NoReturn:
-        """ExecAnswer requests on one connection, until cancelled."""
+        """Answer requests on one connection, until cancelled."""
         wanted = subjects.agent_requests(self._config.chat_id, self._config.agent_id)
         backoff = Backoff(limit=30.0)
         while True:

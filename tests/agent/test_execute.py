@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,16 @@ async def test_output_is_text_in_whole_characters(rig: ExecRig) -> None:
     assert past["next"] == past["offset"] == result["next"]
 
 
+def most_in_a_second(rig: ExecRig, exec_id: str) -> int:
+    """Return how many bytes of a process's output were published at most within one second."""
+    pieces = [
+        (datetime.fromisoformat(event["time"]).timestamp(), len(event["data"]["output"].encode()))
+        for event in rig.events
+        if "output" in event["data"] and event["data"]["exec_id"] == exec_id
+    ]
+    return max(sum(n for at, n in pieces if begun <= at < begun + 1) for begun, _ in pieces)
+
+
 async def test_of_much_output_the_beginning_and_the_end_are_kept(rig: ExecRig) -> None:
     size = 40_000_000
     async with rig.living():
@@ -212,6 +223,7 @@ async def test_of_much_output_the_beginning_and_the_end_are_kept(rig: ExecRig) -
     assert published[0]["offset"] == 0
     offsets = [p["offset"] for p in published]
     assert offsets == sorted(offsets)
+    assert most_in_a_second(rig, result["exec_id"]) <= MIB
 
 
 async def test_an_answer_fits_whatever_json_needs(rig: ExecRig) -> None:
