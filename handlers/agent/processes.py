@@ -36,6 +36,7 @@ MOST_RUNNING: Final = 64
 MOST_ENDED: Final = 1_000
 REMEMBERED_FOR: Final = 24 * 3600.0
 """Seconds that a process is remembered after it has ended; beyond MOST_ENDED the oldest are forgotten."""
+_MARKS: Final = ("WORKSPACED_AGENT_ID", "WORKSPACED_WORKSPACE_ID", "WORKSPACED_BUILD_ID")
 _NOTE: Final = "note"
 _NOTE_SIZE: Final = 1024 * 1024
 _GONE: Final = Piece(0, 0, b"", 0, 0)
@@ -233,7 +234,12 @@ class KeeperProgram:
     """The program that forks keepers (`process_keeper`), started when the first one is needed."""
 
     def __init__(self, env: Mapping[str, str], secrets: tuple[str, ...]) -> None:
-        self._env, self._secrets = dict(env), secrets
+        """Of the environment `env` of commands, the program gets the marks by which a stop finds processes.
+
+        Other variables of a template could break this Python.
+        """
+        marks = {name: value for name, value in env.items() if name in _MARKS}
+        self._env, self._secrets = marks, secrets
         self._program: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 

@@ -27,7 +27,9 @@ async def rig(servers: Servers, tmp_path: Path) -> AsyncIterator[ExecRig]:
 
 async def test_a_command_is_run_answered_and_published(rig: ExecRig) -> None:
     (rig.workspace / "sub").mkdir()
-    async with rig.living(work_directory="sub", env={"OF_TEMPLATE": "t"}):
+    async with rig.living(
+        work_directory="sub", env={"OF_TEMPLATE": "t", "LD_LIBRARY_PATH": "/", "PYTHONHOME": "/"}
+    ):
         call = new_id()
         command = 'echo "$PWD $OF_TEMPLATE $MINE"; echo err >&2; exit 3'
         result = await rig.done("execute", call, command=command, env={"MINE": "m"})
