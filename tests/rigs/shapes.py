@@ -116,13 +116,15 @@ def state_changed(data: Event, chat: str) -> None:
         assert workspace["template_id"] is None or is_uuid(workspace["template_id"])
     assert state == "none" or data["build"] is not None
     if (build := data["build"]) is not None:
-        assert build.keys() == {"id", "number", "transition", "started_at"}
+        times = ("begun_at", "cancel_requested_at")
+        assert build.keys() == {"id", "number", "transition", "started_at", "pool", *times}
+        assert all(build[key] is None or is_time(build[key]) for key in times)
         assert is_uuid(build["id"])
         assert isinstance(build["number"], int)
         assert build["transition"] in {"start", "stop", "delete"}
         assert is_time(build["started_at"])
     if (agent := data["agent"]) is not None:
-        assert agent.keys() == {"id", "name", "status", "lifecycle"}
+        assert agent.keys() == {"id", "name", "status", "lifecycle", "reason"}
         assert is_uuid(agent["id"])
         assert agent["status"] in STATUSES
         assert agent["lifecycle"] in LIFECYCLES | {None}
