@@ -19,7 +19,7 @@ from bus import subjects
 from bus.errors import BusError, Conflict, Refused, Unavailable
 from bus.messages import ConsumerState, StreamInfo
 from bus.nats_client import NatsClient
-from bus.streams import LOG, MANAGED, Consumer, Stream
+from bus.streams import EXEC, LOG, MANAGED, Consumer, Stream
 
 API_TIMEOUT: Final = 5.0
 """Seconds that JetStream may take to reply; it stores a message in well under a millisecond."""
@@ -196,8 +196,8 @@ def _updated(existing: StreamConfig, stream: Stream) -> StreamConfig:
     """
     if existing.persist_mode == PersistMode.ASYNC and stream.num_replicas > 1:
         after = (
-            "the logs in it are lost"
-            if stream.name == LOG.name
+            "what it holds is lost"
+            if stream.name in {LOG.name, EXEC.name}
             else "workers publish again from the database what it held"
         )
         raise Refused(

@@ -150,7 +150,7 @@ LOG: Final = Stream(
     persist_mode=PersistMode.ASYNC,
     republish=RePublish(subjects.LOGS, subjects.UI_LOG_COPY),
 )
-"""Output of builds and scripts. It is the only stream whose lost tail nobody publishes again.
+"""Output of builds and scripts. Nobody publishes its lost tail again.
 
 A build with endless output loses its own oldest messages, not those of other builds.
 """
@@ -201,7 +201,23 @@ PRESENCE: Final = Stream(
 )
 """The latest heartbeat of each agent, with a TTL; its delete marker tells workers that the agent is silent."""
 
-STREAMS: Final = (IN, JOB, STATE, LOG, RESULT, DEAD, TIMER, PRESENCE)
+EXEC: Final = Stream(
+    name="WORKSPACED_EXEC",
+    subjects=[subjects.EXECS],
+    max_age=_DAY,
+    max_bytes=1024 * _MIB,
+    max_msg_size=256 * _KIB,
+    max_msgs_per_subject=20_000,
+    allow_direct=True,
+    persist_mode=PersistMode.ASYNC,
+    republish=RePublish(subjects.EXECS, subjects.UI_EXEC_COPY),
+)
+"""What commands in workspaces do. Nobody publishes its lost tail again: the agent keeps the output.
+
+A command with endless output loses its own oldest messages, not those of other commands.
+"""
+
+STREAMS: Final = (IN, JOB, STATE, LOG, RESULT, DEAD, TIMER, PRESENCE, EXEC)
 """In the order of their creation."""
 
 BOUNDED: Final = sum(s.max_bytes for s in STREAMS if s.max_bytes > 0 and not s.in_memory)

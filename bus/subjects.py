@@ -32,6 +32,10 @@ ALARM_RANG: Final = "workspaced.timer.fired"
 """The latest alarm that rang."""
 EARLIER_TIMERS: Final = "workspaced.timer.fired.>"
 """Timers that an earlier version armed, when they fire."""
+EXECS: Final = "workspaced.exec.*.*.*"
+"""What the processes of `execute` do, by chat, agent and process."""
+AGENT_REQUESTS: Final = "workspaced.agent.*.*.*"
+"""The gateway's requests to agents, by chat, agent and tool."""
 PRESENCES: Final = "workspaced.presence.*.*"
 """Heartbeats of agents, by chat and agent."""
 CANCELS: Final = "workspaced.cancel.*"
@@ -58,6 +62,10 @@ UI_STATE_COPY: Final = "workspaced.ui.{{wildcard(1)}}.state"
 """Where the server republishes a stored state; `wildcard(1)` is the `*` of `STATES`."""
 UI_LOG_COPY: Final = "workspaced.ui.{{wildcard(1)}}.log.{{wildcard(2)}}"
 """Where the server republishes a stored log line; the wildcards are those of `LOGS`."""
+UI_EXEC_COPY: Final = "workspaced.ui.{{wildcard(1)}}.exec.{{wildcard(2)}}.{{wildcard(3)}}"
+"""Where the server republishes what a process does; the wildcards are those of `EXECS`."""
+ALL_UI_EXECS: Final = "workspaced.ui.*.exec.>"
+"""What the processes of all chats do, as frontends see it."""
 
 JETSTREAM: Final = "$JS.API"
 """Prefix of JetStream's API."""
@@ -133,6 +141,11 @@ def agent_requests(chat: str, agent: str) -> str:
     return f"workspaced.agent.{chat}.{agent}.*"
 
 
+def agent_request(chat: str, agent: str, tool: str) -> str:
+    """Return the subject on which the gateway asks that agent to do what the tool does."""
+    return f"workspaced.agent.{chat}.{agent}.{tool}"
+
+
 def exec_output(chat: str, agent: str, process: str) -> str:
     """Return the subject on which an agent publishes what a process of `execute` does."""
     return f"workspaced.exec.{chat}.{agent}.{process}"
@@ -155,7 +168,7 @@ def rpc(name: str) -> str:
 
 
 def ui(chat: str) -> str:
-    """Return the wildcard subject of everything a frontend of the chat sees: states and logs."""
+    """Return the wildcard subject of everything a frontend of the chat sees: states, logs and commands."""
     return f"workspaced.ui.{chat}.>"
 
 
@@ -177,6 +190,16 @@ def stored(kind: str, chat: str) -> str:
 def ui_kind(subject: str) -> str:
     """Return what the server republished on a subject of `ui`: `state`, `log` or `exec`."""
     return subject.split(".")[3]
+
+
+def ui_exec(chat: str, agent: str, process: str) -> str:
+    """Return the subject on which the server republishes what that process does."""
+    return f"workspaced.ui.{chat}.exec.{agent}.{process}"
+
+
+def ui_execs(chat: str) -> str:
+    """Return the wildcard subject on which the server republishes what the chat's processes do."""
+    return f"workspaced.ui.{chat}.exec.>"
 
 
 def direct_get(stream: str, subject: str = "") -> str:

@@ -24,7 +24,8 @@ from pydantic_core import core_schema
 
 from bus import subjects
 from handlers.gateway import replies, requests
-from statemachine import arguments, events, messages
+from statemachine import arguments, events, exec_tools, messages
+from statemachine.exec_tools import EXEC_RESULTS, EXEC_TOOLS
 from statemachine.strict_json import RejectReason
 
 Json = dict[str, Any]
@@ -49,7 +50,7 @@ RPCS: Final[Mapping[str, tuple[type, Any]]] = {
     "read_events": (requests.EventsBody, replies.EventsPage),
     "template_archive": (requests.ArchiveBody, None),
     "agent_credential": (requests.AgentCredentialBody, replies.Key),
-    "frontend_credential": (requests.FrontendCredentialBody, replies.Key),
+    "frontend_credential": (requests.FrontendCredentialBody, replies.FrontendKey),
     "issue_credential": (requests.IssueBody, replies.IssuedKey),
     "list_credentials": (requests.CredentialsBody, replies.KeysPage),
     "revoke_credential": (requests.RevokeBody, replies.RevokedKey),
@@ -57,8 +58,9 @@ RPCS: Final[Mapping[str, tuple[type, Any]]] = {
     "list_tokens": (requests.TokensBody, replies.TokensPage),
     "revoke_token": (requests.RevokeTokenBody, replies.RevokedToken),
     "check_token": (requests.CheckTokenBody, replies.ShownToken),
+    **dict.fromkeys(EXEC_TOOLS, (requests.ExecBody, replies.ExecResolved)),
 }
-"""The body and the reply of each rpc that calls no tool; None: the reply is not JSON."""
+"""The body and the reply of each rpc that asks no worker; None: the reply is not JSON."""
 
 OUTGOING: Final[Mapping[str, Any]] = {
     "build_requested": messages.BuildJob,
@@ -67,6 +69,13 @@ OUTGOING: Final[Mapping[str, Any]] = {
     "tool_resolved": messages.ToolResolved,
 }
 """The data of each event that workers publish."""
+
+OF_COMMANDS: Final[Mapping[str, Any]] = {
+    "exec_started": exec_tools.ExecStarted,
+    "exec_output": exec_tools.ExecOutput,
+    "exec_exited": exec_tools.ExecExited,
+}
+"""The data of each event that agents publish about commands."""
 
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "AgentDisconnected": ("sequence",),
@@ -184,6 +193,22 @@ CHANNELS: Final = (
         ("log_appended",),
     ),
     Channel(
+        "commands",
+        subjects.exec_output("{chat_id}", "{agent_id}", "{exec_id}"),
+        "receive",
+        "What commands in workspaces do",
+        "WORKSPACED_EXEC",
+        tuple(OF_COMMANDS),
+    ),
+    Channel(
+        "ui_commands",
+        subjects.ui_exec("{chat_id}", "{agent_id}", "{exec_id}"),
+        "send",
+        "Commands for frontends: the NATS server republishes what `WORKSPACED_EXEC` stored",
+        None,
+        tuple(OF_COMMANDS),
+    ),
+    Channel(
         "results",
         subjects.result("{chat_id}", "{call_id}"),
         "send",
@@ -225,6 +250,7 @@ PARAMETERS: Final[Mapping[str, str]] = {
     "pool": "The provisioners that take the job",
     "build_id": "The id of the build",
     "call_id": "The id of the call",
+    "exec_id": "The id of the process",
     "kind": "`tool`, `provisioner` or `agent`: the third token of the message's subject",
 }
 """Descriptions of the variable tokens of subjects."""
@@ -336,7 +362,9 @@ def schemas() -> Schemas:
         "LogAppended": messages.LogAppended,
     }
     roots |= {model.__name__: model for _, model in incoming.values()}
-    roots |= {data.__name__: data for data in OUTGOING.values()}
+    roots |= {data.__name__: data for data in {**OUTGOING, **OF_COMMANDS}.values()}
+    roots |= {args.__name__: args for args in EXEC_TOOLS.values()}
+    roots |= {result.__name__: result for result in EXEC_RESULTS.values()}
     for tool, (args, result) in TOOLS.items():
         roots |= {args.__name__: args, f"{_pascal(tool)}Result": result}
     for body, reply in RPCS.values():
@@ -378,6 +406,7 @@ def schemas() -> Schemas:
 
     data = {name: (str(kind), model.__name__) for name, (kind, model) in incoming.items()}
     data |= {name: ("own", model.__name__) for name, model in OUTGOING.items()}
+    data |= {name: ("agent", model.__name__) for name, model in OF_COMMANDS.items()}
     data["log_appended"] = ("log", "LogAppended")
     for name, (kind, model) in data.items():
         definitions[f"{_pascal(name)}Event"] = _event(definitions, name, model, SOURCES[kind])
@@ -388,8 +417,10 @@ def schemas() -> Schemas:
         | {name: body.__name__ for name, (body, _) in RPCS.items()},
         replies={tool: f"{_pascal(tool)}Reply" for tool in TOOLS}
         | {name: reply.__name__ for name, (_, reply) in RPCS.items() if reply},
-        arguments={tool: args.__name__ for tool, (args, _) in TOOLS.items()},
-        results={tool: f"{_pascal(tool)}Result" for tool in TOOLS},
+        arguments={tool: args.__name__ for tool, (args, _) in TOOLS.items()}
+        | {tool: args.__name__ for tool, args in EXEC_TOOLS.items()},
+        results={tool: f"{_pascal(tool)}Result" for tool in TOOLS}
+        | {tool: result.__name__ for tool, result in EXEC_RESULTS.items()},
     )
 
 

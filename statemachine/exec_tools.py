@@ -274,6 +274,20 @@ ExecResult = (
 )
 
 
+EXEC_RESULTS: Final[dict[str, type]] = {
+    "execute": ProcessState,
+    "process_output": ProcessState,
+    "process_input": InputResult,
+    "process_signal": SignalResult,
+    "process_list": ProcessesResult,
+    "read_file": FileContent,
+    "write_file": FileWritten,
+    "edit_file": FileEdited,
+    "list_files": FilesResult,
+}
+"""The tools by name, with the types of their results."""
+
+
 class ExecAnswer(TypedDict):
     """An agent's answer to a request."""
 

@@ -46,11 +46,11 @@ class Reject(ValueError):
         self.reason, self.detail = reason, detail
 
 
-def parse(data: bytes) -> object:
+def parse(data: bytes, *, stored: bool = True) -> object:
     """Parse `data`. A byte order mark at its beginning is ignored.
 
     If an object contains a key twice, the last value counts. Raises Reject if `data` is not JSON,
-    or is JSON that cannot be stored.
+    or is JSON that cannot be stored. Texts of what is not `stored` may contain NUL.
     """
     data = data.removeprefix(_BYTE_ORDER_MARK)
     try:
@@ -59,7 +59,7 @@ def parse(data: bytes) -> object:
         reason = RejectReason.BAD_DATA if _is_json(data) else RejectReason.NOT_JSON
         raise Reject(reason, str(error)) from None
     # JSON can contain NUL only as this escape, so the texts of most messages need no look.
-    problem = _unstorable(body, may_contain_nul=b"\\u0000" in data)
+    problem = _unstorable(body, may_contain_nul=stored and b"\\u0000" in data)
     if problem is not None:
         raise Reject(RejectReason.BAD_DATA, problem)
     return body

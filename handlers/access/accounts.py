@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bus import subjects
-from bus.streams import LOG, RESULT, STATE
+from bus.streams import EXEC, LOG, RESULT, STATE
 
 CORE: Final = "APP"
 """Contains the streams, and the roles that work on them."""
@@ -86,9 +86,11 @@ EXPORTS: Final[dict[str, tuple[Export, ...]]] = {
         _service(subjects.IN_AGENT, AGENTS),
         _service(subjects.LOGS, AGENTS),
         _service(subjects.PRESENCES, AGENTS),
+        _service(subjects.EXECS, AGENTS),
         *_direct_gets(STATE.name, CHATS, FRONTENDS),
         *_direct_gets(RESULT.name, CHATS),
         *_direct_gets(LOG.name, CHATS),
+        *_direct_gets(EXEC.name, CHATS),
         _stream(subjects.ALL_RESULTS, CHATS),
         _stream(subjects.ALL_UI, CHATS, FRONTENDS),
         _stream(subjects.RESEND_AGENT, AGENTS),
@@ -97,7 +99,7 @@ EXPORTS: Final[dict[str, tuple[Export, ...]]] = {
         _service(subjects.ALL_RPCS, CORE, options=_LATE_ANSWER, share_client_info=True),
         _service(subjects.ALL_SERVICES, CORE, options=_MANY_ANSWERS),
     ),
-    AGENTS: (),
+    AGENTS: (_service(subjects.AGENT_REQUESTS, CHATS),),
     FRONTENDS: (),
     SYSTEM: (_service(KICK, CORE, CHATS),),
 }

@@ -176,7 +176,7 @@ def _user_jwt(issuer_seed: str, asked: _AuthRequest, grant: Grant, now: datetime
             "type": "user",
             "version": 2,
             "pub": {"allow": permissions.publish, "deny": permissions.deny_publish},
-            "sub": {"allow": permissions.subscribe},
+            "sub": {"allow": permissions.subscribe, "deny": permissions.deny_subscribe},
             **({"resp": _ONE_RESPONSE} if permissions.allow_responses else {}),
             "subs": -1,
             "data": -1,

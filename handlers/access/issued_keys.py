@@ -35,6 +35,8 @@ _DAY: Final = 24 * 3600.0
 _MAX_LIFETIMES: Final = {"frontend": 7 * _DAY, "operator": 7 * _DAY}
 
 _OWN_INBOX: Final = "_INBOX_"
+_IMPORTED_REPLY: Final = "_R_"
+"""The first token of the reply subjects that nats-server makes up for requests of other accounts."""
 
 
 class NewKey(NamedTuple):
@@ -79,23 +81,28 @@ def grant_for(public_key: str, credential: Credential) -> Grant | DenialReason:
 
 
 def agent_grant(*, chat_id: str, build_id: str, agent_id: str, expires_at: datetime) -> Grant:
-    """Let an agent report about itself, and nothing else."""
+    """Let an agent report about itself and answer requests to it, and nothing else."""
     permissions = Permissions(
         publish=(
             subjects.inbound("agent", chat_id, agent_id),
             subjects.log(chat_id, build_id),
             subjects.presence(chat_id, agent_id),
+            subjects.exec_output(chat_id, agent_id, "*"),
         ),
-        subscribe=(subjects.RESEND_AGENT,),
+        subscribe=(subjects.RESEND_AGENT, subjects.agent_requests(chat_id, agent_id)),
+        allow_responses=True,
     )
     return _grant(agent_id, AGENTS, permissions, expires_at)
 
 
-def frontend_grant(*, name: str, chat_ids: Sequence[str], expires_at: datetime) -> Grant:
-    """Let a frontend read the current state of its chats and follow their changes."""
+def frontend_grant(
+    *, name: str, chat_ids: Sequence[str], expires_at: datetime, exec_allowed: bool = False
+) -> Grant:
+    """Let a frontend read the current state of its chats, and follow their changes and perhaps commands."""
     permissions = Permissions(
         publish=tuple(subjects.direct_get(STATE.name, subjects.state(chat)) for chat in chat_ids),
         subscribe=tuple(map(subjects.ui, chat_ids)),
+        deny_subscribe=() if exec_allowed else tuple(map(subjects.ui_execs, chat_ids)),
     )
     return _grant(name, FRONTENDS, permissions, expires_at)
 
@@ -142,6 +149,15 @@ def caller_key(headers: Mapping[str, str]) -> str:
         return str(json.loads(headers.get(REQUEST_INFO, "{}"))["user"])
     except (ValueError, KeyError, TypeError):
         return ""
+
+
+def caller(reply: str, headers: Mapping[str, str]) -> str:
+    """Identify the caller of an rpc: by inbox prefix, or by the key that the server reports for other accounts.
+
+    Within the gateway's own account anybody could set the header that reports the key.
+    """
+    inbox = reply.partition(".")[0]
+    return inbox if inbox != _IMPORTED_REPLY else caller_key(headers) or inbox
 
 
 def _inbox_prefix_of(credential: Credential, public_key: str) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from bus import subjects
-from bus.streams import JOB, LOG, RESULT, STATE, pool_consumer
+from bus.streams import EXEC, JOB, LOG, RESULT, STATE, pool_consumer
+from statemachine.exec_tools import EXEC_TOOLS
 
 _CHAT_SERVICE_RPCS: Final = (
     "create_workspace",
@@ -32,11 +33,12 @@ _CHAT_SERVICE_RPCS: Final = (
     "revoke_token",
     "check_token",
 )
+_EXEC_RPCS: Final = tuple(EXEC_TOOLS)
 _PROVISIONER_RPCS: Final = ("template_archive", "agent_credential")
 SHARED_INBOX_PREFIX: Final = "_INBOX"
 """The default prefix of NATS clients."""
 _EVERYTHING: Final = (">",)
-_STATE, _RESULT, _LOG, _JOB = STATE.name, RESULT.name, LOG.name, JOB.name
+_STATE, _RESULT, _LOG, _JOB, _EXEC = (s.name for s in (STATE, RESULT, LOG, JOB, EXEC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Permissions:
     subscribe: tuple[str, ...]
     deny_publish: tuple[str, ...] = ()
     """Exceptions from `publish`."""
+    deny_subscribe: tuple[str, ...] = ()
+    """Exceptions from `subscribe`: the server delivers the rest of a wildcard."""
     allow_responses: bool = False
     """The client may also answer each request that it receives, once."""
 
@@ -75,7 +79,7 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
     "chat-service": Permissions(
         publish=(
             subjects.IN_TOOL,
-            *map(subjects.rpc, _CHAT_SERVICE_RPCS),
+            *map(subjects.rpc, (*_CHAT_SERVICE_RPCS, *_EXEC_RPCS)),
             *_direct_gets(_STATE, _RESULT),
         ),
         subscribe=(subjects.ALL_RESULTS, subjects.ALL_UI, "_INBOX_chat-service.>"),
@@ -98,7 +102,8 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
     "gateway": Permissions(
         publish=(
             subjects.IN_TOOL,
-            *_direct_gets(_STATE, _RESULT, _LOG),
+            *_direct_gets(_STATE, _RESULT, _LOG, _EXEC),
+            subjects.AGENT_REQUESTS,
             # Answers to rpcs that arrived before the connection to NATS was lost: the server
             # forgets its permission to respond together with the connection. Chat services are
             # in the same account; requests of other accounts come from reply subjects that the

@@ -41,7 +41,10 @@ def permissions_block(permissions: Permissions) -> str:
     publish = f"allow: {json.dumps(permissions.publish)}"
     if permissions.deny_publish:
         publish += f", deny: {json.dumps(permissions.deny_publish)}"
-    block = f"publish: {{ {publish} }}, subscribe: {{ allow: {json.dumps(permissions.subscribe)} }}"
+    subscribe = f"allow: {json.dumps(permissions.subscribe)}"
+    if permissions.deny_subscribe:
+        subscribe += f", deny: {json.dumps(permissions.deny_subscribe)}"
+    block = f"publish: {{ {publish} }}, subscribe: {{ {subscribe} }}"
     if permissions.allow_responses:
         # A gateway may hold an rpc for 25 minutes before it answers.
         block += ', allow_responses: { max: 1, expires: "30m" }'

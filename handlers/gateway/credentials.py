@@ -72,11 +72,12 @@ class CredentialRpcs:
         if None not in (pool, build_pool) and pool != build_pool:
             raise ServiceError(403, f"build {build.id} does not belong to pool {pool}")
 
-    async def frontend_credential(self, body: FrontendCredentialBody) -> replies.Key:
+    async def frontend_credential(self, body: FrontendCredentialBody) -> replies.FrontendKey:
         """Issue a key with which a frontend can follow some chats."""
         expires_at = datetime.now(UTC) + timedelta(seconds=body.ttl_seconds)
         credential = Credential("frontend", body.chat_ids, expires_at)
-        return _key_reply(await issue(self.store, credential), credential)
+        issued = await issue(self.store, credential)
+        return {"public_key": issued.public_key, **_key_reply(issued, credential)}
 
     async def issue_credential(self, body: IssueBody) -> replies.IssuedKey:
         """Issue a key for a role. Raises ServiceError 400."""

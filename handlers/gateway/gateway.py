@@ -18,9 +18,10 @@ from typing import Final, TypeVar
 
 from bus import Bus, BusError, Message, Responder, ServiceError, subjects
 from handlers.access.auth_callout import AuthCallout
-from handlers.access.issued_keys import caller_key
+from handlers.access.issued_keys import caller
 from handlers.gateway import requests
 from handlers.gateway.credentials import CredentialRpcs
+from handlers.gateway.exec_calls import ExecCalls
 from handlers.gateway.http import Handler, HttpApi
 from handlers.gateway.http_admission import Site
 from handlers.gateway.keeping import Keeping
@@ -29,6 +30,7 @@ from handlers.gateway.replies import naming_ignored
 from handlers.gateway.tokens import TokenRpcs
 from handlers.gateway.tool_calls import ToolCalls
 from statemachine.events import Frozen
+from statemachine.exec_tools import EXEC_TOOLS
 from statemachine.store import Store, StoreUnavailableError
 from statemachine.tool_rules import BUSY, TOOLS
 
@@ -36,8 +38,6 @@ log = logging.getLogger(__name__)
 SERVICE: Final = "workspaced"
 MAX_PER_CALLER: Final = 1_000
 """Rpcs of one caller that are answered at the same time. Tool calls have a limit of their own."""
-_IMPORTED_REPLY: Final = "_R_"
-"""The first token of the reply subjects that nats-server makes up for requests of other accounts."""
 Body = TypeVar("Body", bound=Frozen)
 Reply = TypeVar("Reply")
 
@@ -120,6 +120,11 @@ class Gateway:
             "revoke_token": _json_of_caller(requests.RevokeTokenBody, tokens.revoke_token),
             "check_token": _json_of_caller(requests.CheckTokenBody, tokens.check_token),
         }
+        commands = ExecCalls(self.bus, self.store)
+        others |= {
+            tool: _json_of_caller(requests.ExecBody, partial(commands.call, tool))
+            for tool in EXEC_TOOLS
+        }
         limit = CallerLimit()
         return tools | {name: limit.apply(responder) for name, responder in others.items()}
 
@@ -135,28 +140,19 @@ class CallerLimit:
         """Return a responder that raises ServiceError 429 when the caller has reached the limit."""
 
         async def respond(message: Message) -> bytes:
-            caller = _caller(message)
-            if self._running[caller] >= self._limit:
+            asking = caller(message.reply, message.headers)
+            if self._running[asking] >= self._limit:
                 text = f"{BUSY}{self._limit} rpcs of yours are being answered; try again later"
                 raise ServiceError(429, text)
-            self._running[caller] += 1
+            self._running[asking] += 1
             try:
                 return await responder(message)
             finally:
-                self._running[caller] -= 1
-                if not self._running[caller]:
-                    del self._running[caller]
+                self._running[asking] -= 1
+                if not self._running[asking]:
+                    del self._running[asking]
 
         return respond
-
-
-def _caller(message: Message) -> str:
-    """Identify the caller: by inbox prefix, or by the key that the server reports for other accounts.
-
-    Within the gateway's own account anybody could set the header that reports the key.
-    """
-    inbox = message.reply.partition(".")[0]
-    return inbox if inbox != _IMPORTED_REPLY else caller_key(message.headers) or inbox
 
 
 def _json(

@@ -12,7 +12,8 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict
 
 from handlers.gateway.requests import IssuableRole, TokenRole
-from statemachine.events import Id
+from statemachine.events import Id, Token
+from statemachine.exec_tools import ExecError, ExecResult
 from statemachine.messages import IgnoredKeys, LogEntry, LogLine, StateChanged, Timestamp
 
 
@@ -40,6 +41,16 @@ class CanceledBuild(TypedDict):
     False: no build is in flight, or another one than the one named."""
     build_id: NotRequired[Id]
     """The build that was canceled."""
+
+
+class ExecResolved(IgnoredKeys):
+    """The reply of an rpc that runs a command or uses files in a workspace."""
+
+    call_id: Token
+    tool: str
+    is_error: bool
+    """If true, `result` says what is wrong with the call, or which tool to call before it."""
+    result: ExecResult | ExecError
 
 
 class ShownChat(StateChanged):
@@ -132,6 +143,13 @@ class Key(TypedDict):
     inbox_prefix: str
     """The inbox prefix with which a client must connect."""
     expires_at: Timestamp
+
+
+class FrontendKey(Key):
+    """The reply of `frontend_credential`."""
+
+    public_key: str
+    """Names the key to `revoke_credential`."""
 
 
 class IssuedKey(Key):

@@ -44,6 +44,22 @@ class ToolBody(Frozen):
     """The arguments of the tool."""
 
 
+class ExecBody(Frozen):
+    """The body of an rpc that runs a command or uses files in a chat's workspace."""
+
+    chat_id: Id
+    call_id: Token | None = None
+    """The same one in the same workspace is done once; absent: the gateway generates one."""
+    organization_id: Id | None = None
+    """The chat's organization; it may be absent."""
+    owner_id: Id | None = None
+    """The chat's owner; it may be absent."""
+    owner_name: Label | None = None
+    """The owner's name; it may be absent."""
+    args: dict[str, Any] = Field(default={}, repr=False)
+    """The arguments of the tool."""
+
+
 class CancelBody(Frozen):
     """The body of `cancel`, which ends the wait of a call."""
 
@@ -224,7 +240,7 @@ def parse_body(model: type[Body], data: bytes) -> tuple[Body, list[str]]:
     if len(data) > MAX_BODY:
         raise ServiceError(413, f"body: {len(data)} bytes; at most {MAX_BODY} are accepted")
     try:
-        body = parse(data or b"{}")
+        body = parse(data or b"{}", stored=model is not ExecBody)
         parsed = lenient(model, body, "body")
         return parsed, unknown_keys(model, body) if isinstance(body, dict) else []
     except Reject as error:

@@ -18,6 +18,7 @@ MADE = {
     "WORKSPACED_DEAD": subjects.dead("tool"),
     "WORKSPACED_TIMER": subjects.alarm(1_900_000_000_250),
     "WORKSPACED_PRESENCE": subjects.presence("c", "a"),
+    "WORKSPACED_EXEC": subjects.exec_output("c", "a", "e"),
 }
 
 

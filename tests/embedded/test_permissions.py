@@ -79,7 +79,7 @@ MAY_SUBSCRIBE = {
     "worker": set(ALL_SUBSCRIBED),
     "chat-service": {"result", "ui", "inbox of chat-service"},
     "provisioner": {"cancels", "resend to provisioners", "inbox of provisioner"},
-    "gateway": {"rpc", "result", "callout", "inbox of gateway"},
+    "gateway": {"rpc", "result", "ui", "callout", "inbox of gateway"},
 }
 
 

@@ -211,7 +211,7 @@ def role_options(credentials: Path, role: str) -> dict[str, Any]:
 def credential_options(credential: Event) -> dict[str, Any]:
     """Return the nats-py options with which the holder of an issued credential connects."""
     assert {"seed", "inbox_prefix", "expires_at"} <= credential.keys()
-    assert credential.keys() <= {"seed", "jwt", "inbox_prefix", "expires_at"}
+    assert credential.keys() <= {"seed", "jwt", "inbox_prefix", "expires_at", "public_key"}
     assert shapes.is_time(credential["expires_at"])
     options = {"nkeys_seed_str": credential["seed"], "inbox_prefix": credential["inbox_prefix"]}
     if "jwt" in credential:
@@ -228,6 +228,7 @@ class Chat:
         self.states: Received[Event] = Received()
         """Events published for front ends."""
         self.logs: Received[Event] = Received()
+        self.commands: Received[Event] = Received()
         self.results: Received[Event] = Received()
         """Answers; one that NATS delivers or workers publish again, with the same id, counts once."""
         self.workspace_ids: dict[str, str] = {}
@@ -338,6 +339,9 @@ class Chat:
         envelope = json.loads(message.data)
         if ".log." in message.subject:
             await self.logs.add(envelope)
+            return
+        if ".exec." in message.subject:
+            await self.commands.add(envelope)
             return
         assert message.subject == f"workspaced.ui.{self.id}.state"
         shapes.envelope(envelope, "state_changed", self.id, message.headers)

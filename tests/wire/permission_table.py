@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STREAMS = ("IN", "JOB", "STATE", "LOG", "RESULT", "DEAD", "TIMER", "PRESENCE")
+STREAMS = ("IN", "JOB", "STATE", "LOG", "RESULT", "DEAD", "TIMER", "PRESENCE", "EXEC")
 CONSUMERS = {"JOB": "pool-wire"}
 """The consumer of a stream that the test tries to access; for other streams it is `worker`."""
 TOOLS = ("create_workspace", "start_workspace", "stop_workspace", "list_templates", "read_template")
 READING = ("cancel", "keep", "cancel_build", "get_chat", "list_chats", "read_log", "read_events")
 TOKENS = ("issue_token", "list_tokens", "revoke_token", "check_token")
+EXEC_TOOLS = (
+    *("execute", "process_output", "process_input", "process_signal", "process_list"),
+    *("read_file", "write_file", "edit_file", "list_files"),
+)
 POWERFUL = ("operator", "worker")
 PARTIES = (*POWERFUL, "chat-service", "provisioner", "gateway", "agent", "frontend")
 
@@ -36,6 +40,7 @@ _SILENT = (
     "workspaced.res",
     "workspaced.cancel",
     "workspaced.token",
+    "workspaced.agent",
 )
 """Beginnings of subjects on which a publisher gets no answer."""
 
@@ -81,6 +86,7 @@ def _jetstream(ids: Ids) -> list[str]:
         ),
         f"{api}DIRECT.GET.WORKSPACED_STATE.workspaced.state.>",
         f"{api}DIRECT.GET.WORKSPACED_LOG.workspaced.log.{ids.chat}.{ids.build}",
+        f"{api}DIRECT.GET.WORKSPACED_EXEC.workspaced.exec.{ids.chat}.{ids.agent}.x",
         f"{api}DIRECT.GET.WORKSPACED_PRESENCE.workspaced.presence.{ids.chat}.{ids.agent}",
     ]
     for short in STREAMS:
@@ -113,6 +119,13 @@ def published(ids: Ids) -> list[str]:
         f"workspaced.log.{ids.chat}.{ids.build}",
         f"workspaced.log.{ids.chat}.{ids.other_build}",
         f"workspaced.log.{ids.other_chat}.{ids.build}",
+        *(
+            f"workspaced.{kind}.{chat}.{agent}.x"
+            for kind in ("exec", "agent")
+            for chat in chats
+            for agent in (ids.agent, ids.other_agent)
+        ),
+        f"workspaced.ui.{ids.chat}.exec.{ids.agent}.x",
         *(f"workspaced.ui.{chat}.state" for chat in chats),
         f"workspaced.ui.{ids.chat}.log.{ids.build}",
         *(f"workspaced.result.{chat}.1" for chat in chats),
@@ -123,7 +136,7 @@ def published(ids: Ids) -> list[str]:
         f"workspaced.presence.{ids.chat}.{ids.agent}",
         f"workspaced.presence.{ids.chat}.{ids.other_agent}",
         f"workspaced.presence.{ids.other_chat}.{ids.agent}",
-        *(f"workspaced.rpc.{name}" for name in (*TOOLS, *READING, "list_orphans")),
+        *(f"workspaced.rpc.{name}" for name in (*TOOLS, *EXEC_TOOLS, *READING, "list_orphans")),
         *(f"workspaced.rpc.{name}" for name in ("template_archive", "agent_credential")),
         "workspaced.rpc.frontend_credential",
         *(f"workspaced.rpc.{name}" for name in TOKENS),
@@ -150,7 +163,7 @@ def may_publish(party: str, subject: str, ids: Ids) -> bool:
         return not subject.startswith("workspaced.in.")
     get = "$JS.API.DIRECT.GET.WORKSPACED_"
     if party == "chat-service":
-        rpcs = (*TOOLS, *READING, *TOKENS, "frontend_credential")
+        rpcs = (*TOOLS, *EXEC_TOOLS, *READING, *TOKENS, "frontend_credential")
         return subject.startswith(
             ("workspaced.in.tool.", f"{get}STATE", f"{get}RESULT")
         ) or subject in {f"workspaced.rpc.{name}" for name in rpcs}
@@ -167,15 +180,16 @@ def may_publish(party: str, subject: str, ids: Ids) -> bool:
         )
     if party == "gateway":
         answers = ("_INBOX_chat-service.", "_R_.")
-        gets = (f"{get}STATE", f"{get}RESULT", f"{get}LOG")
+        gets = (f"{get}STATE", f"{get}RESULT", f"{get}LOG", f"{get}EXEC")
         return subject == "workspaced.token.revoked" or subject.startswith(
-            ("workspaced.in.tool.", *gets, *answers)
+            ("workspaced.in.tool.", "workspaced.agent.", *gets, *answers)
         )
     if party == "agent":
         return subject in {
             f"workspaced.in.agent.{ids.chat}.{ids.agent}",
             f"workspaced.log.{ids.chat}.{ids.build}",
             f"workspaced.presence.{ids.chat}.{ids.agent}",
+            f"workspaced.exec.{ids.chat}.{ids.agent}.x",
         }
     assert party == "frontend"
     return subject == f"{get}STATE.workspaced.state.{ids.chat}"
@@ -197,6 +211,8 @@ def subscribed(ids: Ids) -> list[str]:
         "rpc",
         "timer",
         "presence",
+        "exec",
+        "agent",
     )
     return [
         *(">", "*", "*.*", "*.>", "*.*.*.*", "workspaced.>", "workspaced.*", "workspaced.*.>"),
@@ -211,6 +227,15 @@ def subscribed(ids: Ids) -> list[str]:
         *(f"workspaced.ui.{chat}.state" for chat in chats),
         *(f"workspaced.result.{chat}.1" for chat in chats),
         *(f"workspaced.presence.{chat}.{ids.agent}" for chat in chats),
+        *(
+            f"workspaced.agent.{chat}.{agent}.{tool}"
+            for chat in chats
+            for agent in (ids.agent, ids.other_agent)
+            for tool in ("*", "execute")
+        ),
+        f"workspaced.exec.{ids.chat}.{ids.agent}.x",
+        f"workspaced.ui.{ids.chat}.exec.{ids.agent}.x",
+        f"workspaced.ui.{ids.chat}.exec.>",
         "workspaced.ui.*.state",
         "workspaced.resend.provisioner",
         "workspaced.resend.agent",
@@ -246,6 +271,8 @@ def may_subscribe(party: str, subject: str, ids: Ids) -> bool:
             ("workspaced.rpc.", "workspaced.result.", "workspaced.ui.", "$SRV.")
         )
     if party == "agent":
-        return subject == "workspaced.resend.agent"
+        own = f"workspaced.agent.{ids.chat}.{ids.agent}."
+        return subject == "workspaced.resend.agent" or subject.startswith(own)
     assert party == "frontend"
-    return subject.startswith(f"workspaced.ui.{ids.chat}.")
+    own = f"workspaced.ui.{ids.chat}."
+    return subject.startswith(own) and not subject.startswith(f"{own}exec.")

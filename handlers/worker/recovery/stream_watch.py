@@ -22,7 +22,7 @@ from typing import Final
 from nats.js.api import PersistMode
 
 from bus import Backoff, Bus, Delivery, StreamInfo, Unavailable
-from bus.streams import DEAD, IN, LOG, STREAMS, Stream, Tuning
+from bus.streams import DEAD, EXEC, IN, LOG, STREAMS, Stream, Tuning
 from handlers.worker.publish_gate import PublishGate
 from statemachine.store import Store, StreamPosition
 
@@ -36,7 +36,7 @@ UNWRITTEN: Final = timedelta(minutes=3)
 `sync_interval`, and one for transactions that took long and for clocks that were set."""
 LOOKS: Final = 8
 """How often a cluster is asked again, some 4 s in all, before a missing end of a stream counts as lost."""
-_EXPENDABLE: Final = frozenset({LOG.name, DEAD.name})
+_EXPENDABLE: Final = frozenset({LOG.name, DEAD.name, EXEC.name})
 """Streams that nothing can be published again of; the log may lose its end in every crash."""
 _UNWRITTEN_STREAMS: Final = frozenset(
     s.name for s in STREAMS if s.persist_mode is PersistMode.ASYNC
