@@ -90,7 +90,7 @@ def test_a_cancel_brings_the_deadline_forward_and_never_puts_it_back() -> None:
     assert decide(begun, cancel_requested(7), at, LIMITS).outcome == "stale"
 
 
-def test_f1a_calls_get_the_failure_of_a_canceled_build() -> None:
+def test_f1_calls_get_the_failure_of_a_canceled_build() -> None:
     desk = Desk()
     desk.create("c")
 

@@ -61,6 +61,7 @@ async def test_a_create_causes_a_job_states_and_one_answer(world: World) -> None
         "name": "main",
         "status": "connecting",
         "lifecycle": None,
+        "reason": None,
     }
     assert connecting["cause"] == {key: built[key] for key in ("source", "id", "type")}
     assert running["agent"]["status"] == "connected"
