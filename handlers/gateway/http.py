@@ -34,6 +34,7 @@ from handlers.runtime.supervise import running
 from handlers.shared_settings import allowlist
 from statemachine.calls import Answered, Call, Known, Policy
 from statemachine.chat import Chat
+from statemachine.exec_tools import EXEC_TOOLS
 from statemachine.lookups import lookups
 from statemachine.naming import is_uuid
 from statemachine.store import Store, StoreUnavailableError, Token
@@ -54,19 +55,6 @@ MAX_CHATS: Final = 100
 _NOBODY: Final = "00000000-0000-0000-0000-000000000000"
 _TOKEN_TEXT: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _QUERY_NUMBERS: Final = frozenset(("after", "page"))
-RUNNING_TOOLS: Final = (
-    "execute",
-    "process_output",
-    "process_input",
-    "process_signal",
-    "process_list",
-    "read_file",
-    "write_file",
-    "edit_file",
-    "list_files",
-)
-"""The tools that run in a workspace. They need the right to run commands."""
-
 _EVERYBODY: Final = frozenset(("operator", "chat-service", "chat", "frontend"))
 _CALLERS: Final = frozenset(("operator", "chat-service", "chat"))
 _SERVICES: Final = frozenset(("operator", "chat-service"))
@@ -248,7 +236,7 @@ class HttpApi:
         tool, body = asked.path["tool"], asked.body | {"chat_id": asked.path["chat_id"]}
         wait = _seconds(body.pop("wait_seconds", None), DEFAULT_WAIT)
         _fill_in_owner(body, asked.token, needed=tool in TOOLS)
-        if tool in RUNNING_TOOLS and tool in self.endpoints:
+        if tool in EXEC_TOOLS:
             if not asked.token.exec:
                 raise Problem(
                     HTTPStatus.FORBIDDEN, "this token was issued without the right to run commands"

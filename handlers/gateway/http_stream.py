@@ -23,7 +23,7 @@ from aiohttp.web_request import BaseRequest
 
 from bus import Bus, Message, StoredMessage, Subscription, subjects
 from bus.messages import SEQUENCE
-from bus.streams import LOG, STATE
+from bus.streams import EXEC, LOG, STATE
 from handlers.gateway.http_admission import Ending
 from statemachine.chat import Chat
 from statemachine.views import state_changed
@@ -36,7 +36,7 @@ Kind = Literal["state", "log", "exec"]
 _STREAMS: Final[dict[Kind, str]] = {
     "state": STATE.name,
     "log": LOG.name,
-    "exec": "WORKSPACED_EXEC",
+    "exec": EXEC.name,
 }
 """Kind of event -> the stream that stores it."""
 _SEEN: Final = struct.Struct(">6sIII")

@@ -76,10 +76,11 @@ def test_the_asyncapi_document_describes_every_subject_that_others_use(document:
         if channel["address"] and ".rpc." not in channel["address"]
     }
 
-    copies = (subjects.UI_STATE_COPY, subjects.UI_LOG_COPY)
+    copies = (subjects.UI_STATE_COPY, subjects.UI_LOG_COPY, subjects.UI_EXEC_COPY)
     assert described == {
         *(subjects.IN_TOOL, subjects.IN_PROVISIONER, subjects.IN_AGENT, subjects.JOBS),
         subjects.CANCELS,
+        subjects.EXECS,
         *(subjects.STATES, subjects.LOGS, subjects.RESULTS, subjects.DEADS),
         *(subjects.RESEND_PROVISIONER, subjects.RESEND_AGENT),
         *(re.sub(r"\{\{wildcard\(\d\)\}\}", "*", copy) for copy in copies),

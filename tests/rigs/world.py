@@ -175,7 +175,7 @@ class World:
         await its_agent.report_connected()
         await its_agent.report_lifecycle("ready")
         result = (await chat.answer(call))["result"]
-        assert result.keys() == {"created", "workspace_id", "workspace_name", "build_id"}, result
+        assert result.keys() == {"created", "workspace_name", "build_id"}, result
         return job, its_agent
 
     async def stopped(self, chat: Chat) -> Job:
