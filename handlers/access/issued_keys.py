@@ -18,6 +18,7 @@ from handlers.access import nkey
 from handlers.access.accounts import AGENTS, FRONTENDS, ROLE_ACCOUNTS
 from handlers.access.auth_protocol import DenialReason, Grant
 from handlers.access.permissions import (
+    EXEC_RPCS,
     PERMISSIONS,
     SHARED_INBOX_PREFIX,
     Permissions,
@@ -65,7 +66,12 @@ def grant_for(public_key: str, credential: Credential) -> Grant | DenialReason:
     expires_at = credential.expires_at
     match credential:
         case Credential(kind="frontend", chat_ids=chat_ids):
-            return frontend_grant(name=public_key, chat_ids=chat_ids, expires_at=expires_at)
+            return frontend_grant(
+                name=public_key,
+                chat_ids=chat_ids,
+                expires_at=expires_at,
+                exec_allowed=credential.exec,
+            )
         case Credential(
             kind="agent", chat_ids=(chat, *_), build_id=str(build), agent_id=str(agent)
         ):
@@ -75,7 +81,12 @@ def grant_for(public_key: str, credential: Credential) -> Grant | DenialReason:
                 public_key=public_key, pool=pool, name=name, expires_at=expires_at
             )
         case Credential(kind="operator" | "chat-service" | "worker" | "gateway" as role):
-            return role_grant(role=role, public_key=public_key, expires_at=expires_at)
+            return role_grant(
+                role=role,
+                public_key=public_key,
+                expires_at=expires_at,
+                exec_allowed=credential.exec,
+            )
         case _:
             return DenialReason.UNKNOWN
 
@@ -107,9 +118,13 @@ def frontend_grant(
     return _grant(name, FRONTENDS, permissions, expires_at)
 
 
-def role_grant(*, role: str, public_key: str, expires_at: datetime) -> Grant:
-    """Let a client do what the static role may do, but with an inbox of its own."""
+def role_grant(
+    *, role: str, public_key: str, expires_at: datetime, exec_allowed: bool = True
+) -> Grant:
+    """Let a client do what the static role may do, but with an inbox of its own, and perhaps run no commands."""
     permissions, shared_inbox = PERMISSIONS[role], f"{role_inbox_prefix(role)}.>"
+    if not exec_allowed:
+        permissions = replace(permissions, deny_publish=(*permissions.deny_publish, *EXEC_RPCS))
     subscribe = tuple(subject for subject in permissions.subscribe if subject != shared_inbox)
     return _grant(
         public_key, ROLE_ACCOUNTS[role], replace(permissions, subscribe=subscribe), expires_at

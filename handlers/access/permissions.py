@@ -33,7 +33,8 @@ _CHAT_SERVICE_RPCS: Final = (
     "revoke_token",
     "check_token",
 )
-_EXEC_RPCS: Final = tuple(EXEC_TOOLS)
+EXEC_RPCS: Final = tuple(map(subjects.rpc, EXEC_TOOLS))
+"""The rpcs that run commands and use files in workspaces."""
 _PROVISIONER_RPCS: Final = ("template_archive", "agent_credential")
 SHARED_INBOX_PREFIX: Final = "_INBOX"
 """The default prefix of NATS clients."""
@@ -79,7 +80,8 @@ PERMISSIONS: Final[dict[str, Permissions]] = {
     "chat-service": Permissions(
         publish=(
             subjects.IN_TOOL,
-            *map(subjects.rpc, (*_CHAT_SERVICE_RPCS, *_EXEC_RPCS)),
+            *map(subjects.rpc, _CHAT_SERVICE_RPCS),
+            *EXEC_RPCS,
             *_direct_gets(_STATE, _RESULT),
         ),
         subscribe=(subjects.ALL_RESULTS, subjects.ALL_UI, "_INBOX_chat-service.>"),

@@ -673,6 +673,13 @@ class IssueCredential(_ConnectingCommand):
         help="how long the key is valid: 90s, 1h, 1h30m (default: 1h; at most a week, for services 30 "
         "days)",
     )
+    exec: bool | None = flag(
+        "--exec",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether a chat service may run commands in workspaces (default: yes), or a frontend sees those "
+        "that run (default: no)",
+    )
     out: Path | None = flag(
         "--out",
         type=types.path,

@@ -75,7 +75,7 @@ class CredentialRpcs:
     async def frontend_credential(self, body: FrontendCredentialBody) -> replies.FrontendKey:
         """Issue a key with which a frontend can follow some chats."""
         expires_at = datetime.now(UTC) + timedelta(seconds=body.ttl_seconds)
-        credential = Credential("frontend", body.chat_ids, expires_at)
+        credential = Credential("frontend", body.chat_ids, expires_at, exec=body.exec)
         issued = await issue(self.store, credential)
         return {"public_key": issued.public_key, **_key_reply(issued, credential)}
 
@@ -96,6 +96,7 @@ class CredentialRpcs:
             expires_at=datetime.now(UTC) + timedelta(seconds=body.ttl_seconds),
             name=body.name,
             pool=body.pool,
+            exec=body.role != "frontend" if body.exec is None else body.exec,
         )
         issued = await issue(self.store, credential)
         return {
@@ -151,6 +152,8 @@ def _fault(body: IssueBody) -> str | None:
         return "name, pool: a key for provisioner needs a name and a pool"
     if body.role != "provisioner" and body.pool:
         return "pool: only a key for provisioner has a pool"
+    if body.exec is not None and body.role not in ("chat-service", "frontend"):
+        return "exec: only a key for chat-service or frontend is issued with or without it"
     longest = max_lifetime(body.role)
     if body.ttl_seconds > longest:
         return f"ttl_seconds: a key for {body.role} is valid for {longest:g} s at most"
@@ -173,6 +176,7 @@ def _listed_key(listed: ListedCredential) -> replies.ListedKey:
         "revoked_at": timestamp(credential.revoked_at) if credential.revoked_at else None,
         "connections": listed.connections,
         "superseded": listed.superseded or None,
+        "exec": credential.exec if credential.kind in ("chat-service", "frontend") else None,
     }
     present = {key: value for key, value in entry.items() if value is not None}
     return cast(replies.ListedKey, present)

@@ -177,6 +177,8 @@ class ListedKey(TypedDict):
     revoked_at: NotRequired[Timestamp]
     connections: int
     """Connections that are open, as far as workspaced knows."""
+    exec: NotRequired[bool]
+    """Whether a chat service may run commands, or a frontend sees those that run."""
     superseded: NotRequired[Literal[True]]
     """The key of an agent whose build is no longer the chat's newest."""
 

@@ -155,6 +155,8 @@ class FrontendCredentialBody(Granting):
     """The chats that the key can follow."""
     ttl_seconds: Annotated[float, Field(ge=1, le=7 * 24 * 3600)] = 3600
     """How long the key is valid."""
+    exec: bool = False
+    """Whether the frontend sees the commands that run in the workspaces; their output may hold secrets."""
 
 
 class IssueBody(Granting):
@@ -169,6 +171,9 @@ class IssueBody(Granting):
     """For a provisioner, and for no other role: the pool whose jobs it takes."""
     ttl_seconds: Annotated[float, Field(ge=1, le=30 * 24 * 3600)] = 3600
     """How long the key is valid; for frontends and operators at most 7 days."""
+    exec: bool | None = None
+    """For a chat service: whether it may run commands, by default true. For a frontend: whether it sees those
+    that run, by default false. For no other role."""
 
 
 class CredentialsBody(Frozen):

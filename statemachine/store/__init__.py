@@ -325,6 +325,8 @@ class Credential:
     """A label; for a provisioner, its name on the bus."""
     pool: str | None = None
     """For a provisioner: the pool whose builds it makes."""
+    exec: bool = True
+    """For a chat service: whether it may run commands. For a frontend: whether it sees those that run."""
     revoked_at: datetime | None = None
 
 

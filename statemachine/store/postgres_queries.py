@@ -103,6 +103,7 @@ def _credential_from_row(row: Mapping[str, Any]) -> Credential:
         agent_id=row["agent_id"],
         name=row["name"],
         pool=row["pool"],
+        exec=row["exec"],
         revoked_at=row["revoked_at"],
     )
 
@@ -295,6 +296,7 @@ class PostgresCredentials(Credentials):
             credential.expires_at,
             credential.name,
             credential.pool,
+            credential.exec,
         )
 
     @override

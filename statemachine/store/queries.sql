@@ -371,12 +371,12 @@ with forgotten as (
         limit 100 for update skip locked
     )
 )
-insert into credential (public_key, kind, chat_ids, workspace_id, build_id, agent_id, expires_at, name, pool)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+insert into credential (public_key, kind, chat_ids, workspace_id, build_id, agent_id, expires_at, name, pool, exec)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 on conflict (public_key) do update
 set kind = excluded.kind, chat_ids = excluded.chat_ids, workspace_id = excluded.workspace_id,
     build_id = excluded.build_id, agent_id = excluded.agent_id, expires_at = excluded.expires_at,
-    name = excluded.name, pool = excluded.pool
+    name = excluded.name, pool = excluded.pool, exec = excluded.exec
 
 -- name: issue_token
 -- Tokens that expired a month ago are deleted when another one is issued.
@@ -418,14 +418,16 @@ select pool from new union all select pool from provisioner_name where name = $1
 -- name: credential
 -- With the reason why the key may not be used now, if there is one.
 select c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace_id,
-       c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at, c.name, c.pool, c.revoked_at,
+       c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at, c.name, c.pool, c.exec,
+       c.revoked_at,
        credential_denial(c) as denial
 from credential c where c.public_key = $1
 
 -- name: credentials
 -- For operators, a page at a time. Keys that may not be used any more are included only with $1.
 select c.public_key, c.kind, c.chat_ids::text[] as chat_ids, c.workspace_id::text as workspace_id,
-       c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at, c.name, c.pool, c.revoked_at,
+       c.build_id::text as build_id, c.agent_id::text as agent_id, c.expires_at, c.name, c.pool, c.exec,
+       c.revoked_at,
        c.issued_at, (select count(*) from connection n where n.public_key = c.public_key) as connections,
        credential_superseded(c) as superseded
 from credential c

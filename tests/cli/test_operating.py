@@ -269,7 +269,7 @@ class TestChats:
         finally:
             process.stop(signal.SIGINT)
 
-        assert "pool 'moon'" in found["notice"]
+        assert found["notice"] == "queued, pool moon: nobody serves it"
         assert f"notice      {found['notice']}" in shown
         assert any(chat in line and found["notice"] in line for line in table)
         assert any(line.startswith("open calls  create_workspace, since ") for line in shown)

@@ -214,7 +214,7 @@ async def test_a_stream_for_one_server_says_what_to_do_to_replicate_it(
     own_server: NatsServer,
 ) -> None:
     async with await connect(own_server.url, wait=True) as bus:
-        for stream, after in ((STATE, "publish again"), (LOG, "logs in it are lost")):
+        for stream, after in ((STATE, "publish again"), (LOG, "what it holds is lost")):
             await bus.ensure_stream(stream)
 
             with pytest.raises(Refused, match=after):

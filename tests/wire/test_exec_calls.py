@@ -253,6 +253,36 @@ async def test_a_frontend_does_not_see_commands(world: World) -> None:
         assert ".log." in (await heard.next_msg(5)).subject
 
 
+async def test_a_frontend_with_exec_sees_commands(world: World) -> None:
+    chat = await world.chat()
+    _, agent = await world.ready(chat)
+    stand_in = await StandIn.of(agent, done)
+    key = await world.service.rpc("frontend_credential", chat_ids=[chat.id], exec=True)
+    async with connected(Participant(), world.deployment.nats, **credential_options(key)) as seeing:
+        heard = await seeing.client.subscribe(f"workspaced.ui.{chat.id}.>")
+        await seeing.flush()
+        await stand_in.publish(new_id(), "exec_output", offset=0, next=1, output="x")
+
+        assert ".exec." in (await heard.next_msg(5)).subject
+
+
+async def test_a_chat_service_without_exec_runs_no_commands(world: World) -> None:
+    chat = await world.chat()
+    _, agent = await world.ready(chat)
+    await StandIn.of(agent, done)
+    key = await world.operator.rpc("issue_credential", role="chat-service", exec=False)
+    assert key.pop("role") == "chat-service"
+    async with connected(
+        Participant(), world.deployment.nats, **credential_options(key)
+    ) as service:
+        assert (await service.rpc("get_chat", chat_id=chat.id))["state"] == "ready"
+        request = {"chat_id": chat.id, "args": {"command": "id"}}
+        await service.client.publish("workspaced.rpc.execute", json.dumps(request).encode())
+        denied = await service.errors.first(lambda e: "execute" in str(e).lower())
+
+    assert "permissions violation" in str(denied).lower()
+
+
 async def test_on_the_bus_the_tools_are_unknown(world: World) -> None:
     chat = await world.chat()
 

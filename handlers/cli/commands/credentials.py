@@ -23,7 +23,13 @@ WRONG_USAGE: Final = 2
 """The exit status for flags that the gateway refuses."""
 _BOUND_NAME: Final = re.compile(r"body\.name: .* belongs to a provisioner of pool ")
 """How the gateway refuses a name that was issued for another pool: the flags are right, the name is taken."""
-_FLAGS: Final = {"chat_ids": "--chat", "name": "--name", "pool": "--pool", "ttl_seconds": "--for"}
+_FLAGS: Final = {
+    "chat_ids": "--chat",
+    "name": "--name",
+    "pool": "--pool",
+    "ttl_seconds": "--for",
+    "exec": "--exec",
+}
 """The flag that gives each field of the rpc's body."""
 
 
@@ -45,6 +51,7 @@ async def issue(command: IssueCredential, settings: Settings) -> int:
                     name=command.label,
                     pool=command.pool,
                     ttl_seconds=command.lifetime,
+                    exec=command.exec,
                 )
             if seed_file is not None:
                 seed_file.write(issued.pop("seed"))

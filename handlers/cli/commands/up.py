@@ -154,7 +154,8 @@ async def everything(
             local = local_provisioner(endpoints, provisioner_bus, servers.directory, settings)
             buses = {"worker": worker_bus, "gateway": gateway_bus, "provisioner": provisioner_bus}
             closed = [raise_when_closed(bus) for bus in buses.values()]
-            token_file = servers.credentials / OPERATOR_FILE
+            folder = endpoints.credentials
+            token_file = (folder if folder.is_dir() else folder.parent) / OPERATOR_FILE
             await renew_operator_token(gateway_store, token_file)
             token = keep_operator_token(gateway_store, token_file)
             async with running(worker.run(), gateway.run(), token, *closed) as roles:

@@ -1,4 +1,9 @@
--- Bearer tokens for the gateway's HTTP interface. Safe beside programs of earlier schemas: they do not read the table.
+-- Bearer tokens for the gateway's HTTP interface, and keys without the right to run commands. Safe beside programs of
+-- earlier schemas: they read neither the table nor the column.
+
+alter table credential add column exec boolean not null default true;
+update credential set exec = false where kind = 'frontend';
+comment on column credential.exec is 'Whether a chat service may run commands, or a frontend see those that run.';
 
 create table token (
     id              uuid primary key,
