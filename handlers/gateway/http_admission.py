@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 from aiohttp.web_request import BaseRequest
 
-from bus import Bus, subjects
+from bus import Backoff, Bus, Unavailable, subjects
 from handlers.gateway.tokens import digest_of
-from statemachine.store import Store, Token
+from statemachine.store import Store, StoreUnavailableError, Token
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,18 @@ class Admission:
     _leaving: bool = False
 
     async def run(self) -> None:
-        """End what revoked tokens admitted, until cancelled. Raises BusError."""
+        """End what revoked tokens admitted, until cancelled. Raises Refused."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._end_what_is_revoked()
+            except Unavailable as error:
+                log.warning("revocations of tokens can't be followed, trying again: %s", error)
+            await backoff.wait()
+
+    async def _end_what_is_revoked(self) -> None:
         async with self.bus.subscribe(subjects.REVOCATIONS) as revocations:
+            await self._check_again()
             while True:
                 message = await revocations.next_or_reconnect()
                 if message is None:  # messages may have been missed
@@ -158,9 +168,13 @@ class Admission:
             self._end(bearer, "leaving")
 
     async def _check_again(self) -> None:
-        for bearer in list(self._open):
-            if await self.store.tokens.find(bearer.digest) is None:
-                self._end(bearer, "token")
+        """End what tokens admitted that were revoked meanwhile."""
+        try:
+            for bearer in list(self._open):
+                if await self.store.tokens.find(bearer.digest) is None:
+                    self._end(bearer, "token")
+        except StoreUnavailableError as error:
+            log.warning("tokens can't be checked again: %s", error)
 
     def _end_revoked(self, token_id: str) -> None:
         for bearer in list(self._open):

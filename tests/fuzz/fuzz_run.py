@@ -45,7 +45,7 @@ REASONS = {
     "too_large",
 }
 """Valid reasons of a dead letter; the reason `internal` would mean a bug of ours."""
-CODES = frozenset({400, 403, 404, 429, 503})
+CODES = frozenset({400, 403, 404, 409, 413, 429, 502, 503, 504})
 AT_ONCE = 300
 PIECE = 2_000
 PATIENCE = 60.0

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,7 +167,7 @@ async def test_a_truncated_log_is_read_from_its_first_stored_line() -> None:
         for of, number in [(other, 0), *((build, number) for number in range(1, 6))]:
             line = json.dumps({"data": {"sequence": number}}).encode()
             await bus.publish(subjects.log(chat, of), line)
-        reader = Queries(MemoryStore(), bus, timedelta(minutes=1))
+        reader = Queries(MemoryStore(), bus)
 
         kept = await reader.read_log(LogBody(chat_id=chat, build_id=build))
         others = await reader.read_log(LogBody(chat_id=chat, build_id=other))

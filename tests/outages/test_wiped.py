@@ -140,7 +140,7 @@ async def test_nothing_that_was_applied_is_lost_when_nats_loses_its_store(stage:
             subject = f"workspaced.result.{chats[name].id}.{calls[name]}"
             read = await world.service.last("WORKSPACED_RESULT", subject)
             assert read is not None
-            assert read[0]["data"] == answer
+            assert read[0]["data"] == phases.chats[name].complete(answer)
         args = {"template_id": world.plain}
         await chats["failed"].ask("create_workspace", args, call_id=calls["failed"])
         assert await chats["failed"].answer(calls["failed"]) == phases.answers["failed"]

@@ -357,11 +357,11 @@ async def test_a_worker_resumed_before_its_answer_gives_the_same_answer(
     await stage.awake(chat)
 
     answers = [e["data"] for e in chat.results.all if e["data"]["call_id"] == call]
-    assert answers == [answer] * len(answers)
+    assert answers == [chat.complete(answer)] * len(answers)
     assert answer["result"]["build_id"] == job.build_id
     last = await stage.world.service.last(
         "WORKSPACED_RESULT", f"workspaced.result.{chat.id}.{call}"
     )
     assert last is not None
-    assert last[0]["data"] == answer
+    assert last[0]["data"] == chat.complete(answer)
     await stage.agree(chat)

@@ -301,6 +301,12 @@ class Chat:
             self.workspace_ids[call_id] = result.pop("workspace_id")
         return {**envelope["data"], "result": result}
 
+    def complete(self, answer: Event) -> Event:
+        """Return an answer of `answer` with the `workspace_id` that it had."""
+        known = self.workspace_ids.get(answer["call_id"])
+        more = {} if known is None else {"workspace_id": known}
+        return {**answer, "result": {**answer["result"], **more}}
+
     async def call(self, tool: str, args: Event | None = None, **more: Any) -> Event:
         """Call a tool and return its result. Fails if the answer is an error."""
         resolved = await self.answer(await self.ask(tool, args, **more))

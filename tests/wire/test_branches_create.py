@@ -209,7 +209,10 @@ async def test_c3f_c4j_after_a_failed_start_and_a_failed_stop_create_makes_a_new
     await world.provisioner.succeed(new)
 
     assert (await steps.successful_result(chat, call))["created"] is True
-    assert await steps.all_jobs(world, chat) == [old, stop, new]
+    *jobs, last = await steps.all_jobs(world, chat)
+    assert jobs == [old, stop, new]
+    # Nobody has worked in the old workspace.
+    assert (last.workspace_id, last.transition) == (old.workspace_id, "delete")
 
 
 @pytest.mark.parametrize("state", ["ready", "scripts_failed"])

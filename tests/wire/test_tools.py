@@ -123,7 +123,7 @@ async def test_a_failed_build_is_a_build_failure(world: World) -> None:
     assert (await chat.answer(joined))["result"]["build_id"] == job.build_id
     assert chat.now["failure"]["error_code"] == "DISK_FULL"
     assert "no disk left" in chat.now["failure"]["message"]
-    # A failed build leaves nothing to stop: the next create makes a new workspace.
+    # Nobody has worked in it: the next create makes a new workspace, and the old one is deleted.
     again, _ = await world.building(chat)
     new = await world.provisioner.jobs.first(
         lambda j: j.chat_id == chat.id and j.workspace_id != job.workspace_id
@@ -134,6 +134,7 @@ async def test_a_failed_build_is_a_build_failure(world: World) -> None:
     assert [j.transition for j in world.provisioner.jobs.all if j.chat_id == chat.id] == [
         "start",
         "start",
+        "delete",
     ]
 
 
