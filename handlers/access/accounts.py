@@ -26,6 +26,9 @@ CORE: Final = "APP"
 CHATS: Final = "CHATS"
 """Contains the chat services and the gateway. nats-server forgets the reply routes between accounts
 when it restarts, so the gateway's long-held rpcs have to be answered within one account."""
+CHATS_WITHOUT_EXEC: Final = "CHATS_WITHOUT_EXEC"
+"""Contains the chat services whose key may run no commands. In the gateway's own account, nobody could tell who
+sends a request; of a request from here, the server names the key."""
 AGENTS: Final = "AGENTS"
 FRONTENDS: Final = "FRONTENDS"
 
@@ -82,23 +85,30 @@ _LATE_ANSWER: Final = 'response_threshold: "30m"'
 
 EXPORTS: Final[dict[str, tuple[Export, ...]]] = {
     CORE: (
-        _service(subjects.IN_TOOL, CHATS),
+        _service(subjects.IN_TOOL, CHATS, CHATS_WITHOUT_EXEC),
         _service(subjects.IN_AGENT, AGENTS),
         _service(subjects.LOGS, AGENTS),
         _service(subjects.PRESENCES, AGENTS),
         _service(subjects.EXECS, AGENTS),
-        *_direct_gets(STATE.name, CHATS, FRONTENDS),
-        *_direct_gets(RESULT.name, CHATS),
+        *_direct_gets(STATE.name, CHATS, CHATS_WITHOUT_EXEC, FRONTENDS),
+        *_direct_gets(RESULT.name, CHATS, CHATS_WITHOUT_EXEC),
         *_direct_gets(LOG.name, CHATS),
         *_direct_gets(EXEC.name, CHATS),
-        _stream(subjects.ALL_RESULTS, CHATS),
-        _stream(subjects.ALL_UI, CHATS, FRONTENDS),
+        _stream(subjects.ALL_RESULTS, CHATS, CHATS_WITHOUT_EXEC),
+        _stream(subjects.ALL_UI, CHATS, CHATS_WITHOUT_EXEC, FRONTENDS),
         _stream(subjects.RESEND_AGENT, AGENTS),
     ),
     CHATS: (
-        _service(subjects.ALL_RPCS, CORE, options=_LATE_ANSWER, share_client_info=True),
+        _service(
+            subjects.ALL_RPCS,
+            CORE,
+            CHATS_WITHOUT_EXEC,
+            options=_LATE_ANSWER,
+            share_client_info=True,
+        ),
         _service(subjects.ALL_SERVICES, CORE, options=_MANY_ANSWERS),
     ),
+    CHATS_WITHOUT_EXEC: (),
     AGENTS: (_service(subjects.AGENT_REQUESTS, CHATS),),
     FRONTENDS: (),
     SYSTEM: (_service(KICK, CORE, CHATS),),

@@ -15,10 +15,9 @@ from typing import Final, NamedTuple
 from bus import subjects
 from bus.streams import STATE
 from handlers.access import nkey
-from handlers.access.accounts import AGENTS, FRONTENDS, ROLE_ACCOUNTS
+from handlers.access.accounts import AGENTS, CHATS_WITHOUT_EXEC, FRONTENDS, ROLE_ACCOUNTS
 from handlers.access.auth_protocol import DenialReason, Grant
 from handlers.access.permissions import (
-    EXEC_RPCS,
     PERMISSIONS,
     SHARED_INBOX_PREFIX,
     Permissions,
@@ -123,12 +122,12 @@ def role_grant(
 ) -> Grant:
     """Let a client do what the static role may do, but with an inbox of its own, and perhaps run no commands."""
     permissions, shared_inbox = PERMISSIONS[role], f"{role_inbox_prefix(role)}.>"
-    if not exec_allowed:
-        permissions = replace(permissions, deny_publish=(*permissions.deny_publish, *EXEC_RPCS))
     subscribe = tuple(subject for subject in permissions.subscribe if subject != shared_inbox)
-    return _grant(
-        public_key, ROLE_ACCOUNTS[role], replace(permissions, subscribe=subscribe), expires_at
-    )
+    permissions = replace(permissions, subscribe=subscribe)
+    if exec_allowed:
+        return _grant(public_key, ROLE_ACCOUNTS[role], permissions, expires_at)
+    permissions = replace(permissions, deny_subscribe=(subjects.ALL_UI_EXECS,))
+    return _grant(public_key, CHATS_WITHOUT_EXEC, permissions, expires_at)
 
 
 def provisioner_grant(*, public_key: str, pool: str, name: str, expires_at: datetime) -> Grant:

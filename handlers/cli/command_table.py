@@ -24,6 +24,9 @@ ROLES: Final = ("frontend", "chat-service", "provisioner", "operator", "worker",
 TOKEN_ROLES: Final = ("chat-service", "chat", "frontend", "operator")
 """The roles that bearer tokens are issued for."""
 
+SIGNALS: Final = ("INT", "TERM", "KILL", "HUP", "QUIT", "USR1", "USR2")
+"""The signals that a command in a workspace can get."""
+
 _SERVERS: Final = "which servers to use"
 _GROUPS: Final = {
     "template": "push or list templates, or activate a version",
@@ -633,6 +636,62 @@ class PrintNatsAuthorization(_ConnectingCommand):
     function = "handlers.cli.commands.local:print_nats_authorization"
 
 
+class Execute(_ConnectingCommand):
+    """Run a command in a chat's workspace.
+
+    Its output is printed as it comes, it gets this command's standard input, and its exit status is this
+    command's. Ctrl-C sends it INT. A second Ctrl-C detaches: it goes on, and --attach comes back to it.
+    """
+
+    name = "exec"
+    function = "handlers.cli.commands.processes:run"
+    chat: str = _chat()
+    words: list[str] = positional(
+        "COMMAND", nargs="*", help="after --: a line for /bin/sh, or a program and its arguments"
+    )
+    terminal: bool = switch("-t", help="run it in a terminal")
+    attach: str | None = flag(
+        "--attach", metavar="ID", help="follow the process with this id instead, from the beginning"
+    )
+
+
+class ListProcesses(_ConnectingCommand):
+    """List the commands that run or ran in a chat's workspace."""
+
+    name = "ps"
+    function = "handlers.cli.commands.processes:list_processes"
+    chat: str = _chat()
+    json: bool = _json()
+
+
+class KillProcess(_ConnectingCommand):
+    """Send a signal to a command in a chat's workspace, and to all that it has started."""
+
+    name = "kill"
+    function = "handlers.cli.commands.processes:kill"
+    chat: str = _chat()
+    process: str = positional("ID", help="the process's id, as `ps` lists it")
+    signal: str = flag(
+        "--signal",
+        choices=SIGNALS,
+        default="TERM",
+        metavar="NAME",
+        help=f"one of {', '.join(SIGNALS)} (default: TERM)",
+    )
+
+
+class Copy(_ConnectingCommand):
+    """Copy a file or a directory out of a chat's workspace, or into it.
+
+    One of the two paths is CHAT:PATH. A relative PATH begins at the directory of the workspace's agent.
+    """
+
+    name = "cp"
+    function = "handlers.cli.commands.copy:copy"
+    source: str = positional("SOURCE", help="CHAT:PATH, or a local path")
+    target: str = positional("TARGET", help="a local path, or CHAT:PATH")
+
+
 class IssueCredential(_ConnectingCommand):
     """Issue a key for a role, for a limited time.
 
@@ -739,6 +798,7 @@ class PrintCompletion(Command):
 COMMANDS: Final[tuple[type[Command], ...]] = (
     *(Up, RunWorker, RunGateway, RunProvisioner, RunAgent),
     CallTool,
+    *(Execute, ListProcesses, KillProcess, Copy),
     *(PushTemplate, ListTemplates, ListVersions, ActivateVersion),
     *(ListChats, ShowChat, KeepWorkspace),
     CancelBuild,

@@ -66,9 +66,14 @@ class ExecCalls:
     async def call(self, tool: str, body: ExecBody, message: Message) -> Mapping[str, object]:
         """Let the chat's agent do what a tool does, and return the answer in the shape of `tool_resolved`.
 
-        Raises ServiceError 504 if the agent does not answer, 502 if its answer cannot be used, and 409, 413
+        Raises ServiceError 403 if the caller's key was issued without the right to run commands, 504 if the agent does not answer, 502 if its answer cannot be used, and 409, 413
         or 429 if the agent refuses the request.
         """
+        found = await self.store.credentials.get(caller(message.reply, message.headers))
+        if found is not None and not found.credential.exec:
+            raise ServiceError(
+                403, "this key was issued without the right to run commands (--no-exec)"
+            )
         call_id = body.call_id or uuid4().hex
         is_error, result = await self._answer(tool, call_id, body, message)
         resolved = {"call_id": call_id, "tool": tool, "is_error": is_error, "result": result}

@@ -238,19 +238,45 @@ async def test_no_agent_may_answer_or_publish_for_another(world: World) -> None:
         assert "permissions violation" in str(denied).lower()
 
 
-async def test_a_frontend_does_not_see_commands(world: World) -> None:
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_a_frontend_sees_commands_only_if_its_key_was_issued_with_exec(
+    allowed: bool, world: World
+) -> None:
     chat = await world.chat()
     _, agent = await world.ready(chat)
     stand_in = await StandIn.of(agent, done)
-    key = await world.service.rpc("frontend_credential", chat_ids=[chat.id])
+    options = {"exec": True} if allowed else {}
+    key = await world.service.rpc("frontend_credential", chat_ids=[chat.id], **options)
     assert key["public_key"].startswith("U")
     async with connected(Participant(), world.deployment.nats, **credential_options(key)) as seeing:
         heard = await seeing.client.subscribe(f"workspaced.ui.{chat.id}.>")
         await seeing.flush()
         await stand_in.publish(new_id(), "exec_output", offset=0, next=1, output="x")
         await agent.log(1, "a line\n")
+        seen = [(await heard.next_msg(5)).subject.split(".")[3] for _ in range(1 + allowed)]
 
+    assert sorted(seen) == (["exec", "log"] if allowed else ["log"])
+
+
+async def test_a_chat_service_without_exec_gets_403_and_may_do_all_the_rest(world: World) -> None:
+    chat = await world.chat()
+    _, agent = await world.ready(chat)
+    stand_in = await StandIn.of(agent, done)
+    key = await world.operator.rpc("issue_credential", role="chat-service", exec=False)
+    key.pop("role")
+    async with connected(
+        Participant(), world.deployment.nats, **credential_options(key)
+    ) as service:
+        heard = await service.client.subscribe(f"workspaced.ui.{chat.id}.>")
+        with pytest.raises(ServiceError) as refusal:
+            await service.rpc("execute", chat_id=chat.id, args={"command": "id"})
+        assert refusal.value.code == 403
+        assert (await service.rpc("get_chat", chat_id=chat.id))["state"] == "ready"
+        assert (await service.last_state(chat.id) or {})["state"] == "ready"
+        await stand_in.publish(new_id(), "exec_output", offset=0, next=1, output="x")
+        await agent.log(1, "a line\n")
         assert ".log." in (await heard.next_msg(5)).subject
+    assert stand_in.requests == []
 
 
 async def test_a_frontend_with_exec_sees_commands(world: World) -> None:
