@@ -82,6 +82,8 @@ class Command:
     """Whether the function takes the settings as its second argument."""
     variables: ClassVar[tuple[str, ...]] = ()
     """The settings without a flag that the command uses; `--help` describes their variables."""
+    rest: ClassVar[str | None] = None
+    """The positional argument that takes all words after `--`."""
     one_of: ClassVar[tuple[str, ...]] = ()
     """Arguments of which exactly one must be given."""
 
@@ -117,7 +119,13 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse arguments; ends the process if one is unknown to this command."""
         args = self._drop_empty_flags(sys.argv[1:] if args is None else args)
+        rest = self.command.rest if self.command else None
+        after = args[args.index("--") + 1 :] if rest and "--" in args else []
+        if after:
+            args = args[: args.index("--")]
         found, unknown = super().parse_known_args(args, namespace)
+        if rest and after:
+            setattr(found, rest, [*getattr(found, rest), *after])
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown

@@ -645,6 +645,7 @@ class Execute(_ConnectingCommand):
 
     name = "exec"
     function = "handlers.cli.commands.processes:run"
+    rest = "words"
     chat: str = _chat()
     words: list[str] = positional(
         "COMMAND", nargs="*", help="after --: a line for /bin/sh, or a program and its arguments"
