@@ -174,6 +174,19 @@ def caller(reply: str, headers: Mapping[str, str]) -> str:
     return inbox if inbox != _IMPORTED_REPLY else caller_key(headers) or inbox
 
 
+async def caller_credential(
+    store: Store, reply: str, headers: Mapping[str, str]
+) -> Credential | None:
+    """Return the credential of the issued key that sent an rpc from another account; None for a static role.
+
+    Of the gateway's own account it is None too: chat services whose rights are limited are not in it.
+    """
+    if not reply.startswith(f"{_IMPORTED_REPLY}.") or not (key := caller_key(headers)):
+        return None
+    found = await store.credentials.get(key)
+    return found.credential if found else None
+
+
 def _inbox_prefix_of(credential: Credential, public_key: str) -> str:
     if credential.agent_id is not None:
         return inbox_prefix(credential.agent_id)

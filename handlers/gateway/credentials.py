@@ -11,6 +11,7 @@ from handlers.access.disconnect import disconnect_invalid
 from handlers.access.issued_keys import (
     AGENT_LIFETIME,
     NewKey,
+    caller_credential,
     caller_key,
     issue,
     max_lifetime,
@@ -72,8 +73,18 @@ class CredentialRpcs:
         if None not in (pool, build_pool) and pool != build_pool:
             raise ServiceError(403, f"build {build.id} does not belong to pool {pool}")
 
-    async def frontend_credential(self, body: FrontendCredentialBody) -> replies.FrontendKey:
-        """Issue a key with which a frontend can follow some chats."""
+    async def frontend_credential(
+        self, body: FrontendCredentialBody, message: Message
+    ) -> replies.FrontendKey:
+        """Issue a key with which a frontend can follow some chats.
+
+        Raises ServiceError 403 if the caller may not run commands, but the key would see them.
+        """
+        caller = await caller_credential(self.store, message.reply, message.headers)
+        if body.exec and caller is not None and not caller.exec:
+            raise ServiceError(
+                403, "a key without the right to run commands issues none that sees them"
+            )
         expires_at = datetime.now(UTC) + timedelta(seconds=body.ttl_seconds)
         credential = Credential("frontend", body.chat_ids, expires_at, exec=body.exec)
         issued = await issue(self.store, credential)

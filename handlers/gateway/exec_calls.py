@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from bus import Bus, Message, NoResponder, Refused, ServiceError, subjects
-from handlers.access.issued_keys import caller
+from handlers.access.issued_keys import caller, caller_credential
 from handlers.gateway.exec_history import kept_output
 from handlers.gateway.replies import naming_ignored
 from handlers.gateway.requests import ExecBody
@@ -66,11 +66,12 @@ class ExecCalls:
     async def call(self, tool: str, body: ExecBody, message: Message) -> Mapping[str, object]:
         """Let the chat's agent do what a tool does, and return the answer in the shape of `tool_resolved`.
 
-        Raises ServiceError 403 if the caller's key was issued without the right to run commands, 504 if the agent does not answer, 502 if its answer cannot be used, and 409, 413
-        or 429 if the agent refuses the request.
+        Raises ServiceError 403 if the caller's key was issued without the right to run commands, 504 if the
+        agent does not answer, 502 if its answer cannot be used, and 409, 413 or 429 if the agent refuses the
+        request.
         """
-        found = await self.store.credentials.get(caller(message.reply, message.headers))
-        if found is not None and not found.credential.exec:
+        credential = await caller_credential(self.store, message.reply, message.headers)
+        if credential is not None and not credential.exec:
             raise ServiceError(
                 403, "this key was issued without the right to run commands (--no-exec)"
             )

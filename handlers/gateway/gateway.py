@@ -109,7 +109,7 @@ class Gateway:
             "agent_credential": _json_of_caller(
                 requests.AgentCredentialBody, credentials.agent_credential
             ),
-            "frontend_credential": _json(
+            "frontend_credential": _json_of_caller(
                 requests.FrontendCredentialBody, credentials.frontend_credential
             ),
             "issue_credential": _json(requests.IssueBody, credentials.issue_credential),

@@ -19,6 +19,7 @@ from typing import Final, cast
 from uuid import uuid4
 
 from bus import Backoff, Bus, Message, ServiceError, subjects
+from handlers.access.issued_keys import caller_credential
 from handlers.gateway import replies
 from handlers.gateway.requests import (
     CheckTokenBody,
@@ -64,8 +65,14 @@ class TokenRpcs:
 
     async def issue_token(self, body: IssueTokenBody, message: Message) -> replies.IssuedToken:
         """Issue a token. Raises ServiceError 400 and 403."""
-        if body.role not in _roles_of(message):
+        roles, may_exec = await _rights_of(self.store, message)
+        if body.role not in roles:
             raise ServiceError(403, f"a chat service may not issue tokens of role {body.role}")
+        if not may_exec and _allows_exec(body):
+            raise ServiceError(
+                403,
+                "a key without the right to run commands issues no token with it: set exec to false",
+            )
         if (fault := _fault(body)) is not None:
             raise ServiceError(400, f"body.{fault}")
         text, token = await issue(self.store, body)
@@ -78,7 +85,7 @@ class TokenRpcs:
 
     async def list_tokens(self, body: TokensBody, message: Message) -> replies.TokensPage:
         """Return a page of the valid tokens."""
-        roles = _roles_of(message)
+        roles, _ = await _rights_of(self.store, message)
         found = await self.store.tokens.page(roles, after=body.cursor, limit=PAGE + 1)
         page: replies.TokensPage = {"tokens": [shown(token) for token in found[:PAGE]]}
         if len(found) > PAGE:
@@ -87,7 +94,8 @@ class TokenRpcs:
 
     async def revoke_token(self, body: RevokeTokenBody, message: Message) -> replies.RevokedToken:
         """Revoke a token, and tell all gateways, which end its streams and waits."""
-        revoked = await self.store.tokens.revoke(body.id, _roles_of(message))
+        roles, _ = await _rights_of(self.store, message)
+        revoked = await self.store.tokens.revoke(body.id, roles)
         if revoked:
             await self.bus.send(subjects.REVOCATIONS, json.dumps({"id": body.id}).encode())
         return {"revoked": revoked}
@@ -95,7 +103,8 @@ class TokenRpcs:
     async def check_token(self, body: CheckTokenBody, message: Message) -> replies.ShownToken:
         """Return the rights of a token. Raises ServiceError 403 if it is not valid."""
         found = await self.store.tokens.find(digest_of(body.token))
-        if found is None or found.role not in _roles_of(message):
+        roles, _ = await _rights_of(self.store, message)
+        if found is None or found.role not in roles:
             raise ServiceError(403, "the token is unknown, revoked or expired")
         return shown(found)
 
@@ -103,11 +112,10 @@ class TokenRpcs:
 async def issue(store: Store, body: IssueTokenBody) -> tuple[str, Token]:
     """Make a token, store its digest and its rights, and return both."""
     now = datetime.now(UTC)
-    allowed = body.role != "frontend" if body.exec is None else body.exec
     token = Token(
         id=str(uuid4()),
         role=body.role,
-        exec=allowed or body.role == "operator",
+        exec=_allows_exec(body),
         created_at=now,
         expires_at=now + timedelta(seconds=body.ttl_seconds),
         chat_ids=body.chat_ids,
@@ -118,6 +126,12 @@ async def issue(store: Store, body: IssueTokenBody) -> tuple[str, Token]:
     text = secrets.token_urlsafe(32)
     await store.tokens.issue(digest_of(text), token)
     return text, token
+
+
+def _allows_exec(body: IssueTokenBody) -> bool:
+    """Return whether the holder of the token may run commands, or see them."""
+    allowed = body.role != "frontend" if body.exec is None else body.exec
+    return allowed or body.role == "operator"
 
 
 async def renew_operator_token(store: Store, file: Path) -> float:
@@ -182,9 +196,17 @@ def max_lifetime(role: str) -> float:
     return _MAX_LIFETIMES.get(role, 30 * _DAY)
 
 
-def _roles_of(message: Message) -> Sequence[TokenRole]:
-    """Return the roles of the tokens that the caller may manage."""
-    return ALL_ROLES if message.reply.startswith(_IMPORTED_REPLY) else _OF_CHAT_SERVICES
+async def _rights_of(store: Store, message: Message) -> tuple[Sequence[TokenRole], bool]:
+    """Return the roles of the tokens that the caller may manage, and whether they may run commands.
+
+    Operators are in another account than the gateway, and so are chat services that may run no commands.
+    """
+    if not message.reply.startswith(_IMPORTED_REPLY):
+        return _OF_CHAT_SERVICES, True
+    credential = await caller_credential(store, message.reply, message.headers)
+    if credential is not None and credential.kind == "chat-service":
+        return _OF_CHAT_SERVICES, credential.exec
+    return ALL_ROLES, True
 
 
 def _fault(body: IssueTokenBody) -> str | None:

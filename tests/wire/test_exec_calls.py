@@ -279,34 +279,35 @@ async def test_a_chat_service_without_exec_gets_403_and_may_do_all_the_rest(worl
     assert stand_in.requests == []
 
 
-async def test_a_frontend_with_exec_sees_commands(world: World) -> None:
+async def test_a_chat_service_without_exec_can_grant_no_more_than_it_has(world: World) -> None:
     chat = await world.chat()
-    _, agent = await world.ready(chat)
-    stand_in = await StandIn.of(agent, done)
-    key = await world.service.rpc("frontend_credential", chat_ids=[chat.id], exec=True)
-    async with connected(Participant(), world.deployment.nats, **credential_options(key)) as seeing:
-        heard = await seeing.client.subscribe(f"workspaced.ui.{chat.id}.>")
-        await seeing.flush()
-        await stand_in.publish(new_id(), "exec_output", offset=0, next=1, output="x")
-
-        assert ".exec." in (await heard.next_msg(5)).subject
-
-
-async def test_a_chat_service_without_exec_runs_no_commands(world: World) -> None:
-    chat = await world.chat()
-    _, agent = await world.ready(chat)
-    await StandIn.of(agent, done)
     key = await world.operator.rpc("issue_credential", role="chat-service", exec=False)
-    assert key.pop("role") == "chat-service"
+    key.pop("role")
+    owner = {"organization_id": new_id(), "owner_id": new_id(), "owner_name": "ann"}
+    chats = {"chat_ids": [chat.id]}
     async with connected(
         Participant(), world.deployment.nats, **credential_options(key)
     ) as service:
-        assert (await service.rpc("get_chat", chat_id=chat.id))["state"] == "ready"
-        request = {"chat_id": chat.id, "args": {"command": "id"}}
-        await service.client.publish("workspaced.rpc.execute", json.dumps(request).encode())
-        denied = await service.errors.first(lambda e: "execute" in str(e).lower())
-
-    assert "permissions violation" in str(denied).lower()
+        for rpc, body in (
+            ("issue_token", {"role": "operator"}),
+            ("issue_token", {"role": "chat-service"}),
+            ("issue_token", {"role": "chat", **chats, **owner}),
+            ("issue_token", {"role": "frontend", "exec": True, **chats}),
+            ("frontend_credential", {"exec": True, **chats}),
+        ):
+            with pytest.raises(ServiceError) as refusal:
+                await service.rpc(rpc, **body)
+            assert refusal.value.code == 403, (rpc, body)
+        of_operator = await world.operator.rpc("issue_token", role="operator")
+        for rpc, body in (
+            ("issue_token", {"role": "chat", "exec": False, **chats, **owner}),
+            ("issue_token", {"role": "frontend", **chats}),
+            ("frontend_credential", chats),
+        ):
+            assert await service.rpc(rpc, **body)
+        listed = (await service.rpc("list_tokens"))["tokens"]
+        assert {token["role"] for token in listed} <= {"chat", "frontend"}
+        assert (await service.rpc("revoke_token", id=of_operator["id"]))["revoked"] is False
 
 
 async def test_on_the_bus_the_tools_are_unknown(world: World) -> None:
