@@ -12,7 +12,7 @@ SEEDS ?= 1000
 # How often a failed test is run again: a busy machine can make a server too slow for a test. The summary names it.
 RERUNS ?= 1
 # Number of processes that run the tests, file by file; most tests wait more than they compute.
-JOBS ?= 3
+JOBS ?= 4
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
