@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -184,13 +183,15 @@ async def test_c7b_activity_and_calls_keep_a_workspace_running(
     job, agent = await world.ready(chat)
     assert job.data["activity_seconds"] == 1
 
-    while alone.now["state"] != "stopping":  # the other one's lifetime ends meanwhile
-        version = chat.now["version"]
-        with contextlib.suppress(TimeoutError):
+    while True:  # until the other one's lifetime has ended
+        try:
             async with asyncio.timeout(job.data["activity_seconds"]):
                 await alone.state("stopping")
-        await agent.publish_event("agent_activity")
-        await chat.state("ready", above=version)
+                break
+        except TimeoutError:
+            version = chat.now["version"]
+            await agent.publish_event("agent_activity")
+            await chat.state("ready", above=version)
 
     assert chat.now["state"] == "ready"
     assert chat.now["cause"]["type"] == "workspaced.agent_activity.v1"
