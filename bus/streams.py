@@ -212,7 +212,8 @@ EXEC: Final = Stream(
     persist_mode=PersistMode.ASYNC,
     republish=RePublish(subjects.EXECS, subjects.UI_EXEC_COPY),
 )
-"""What commands in workspaces do. Nobody publishes its lost tail again: the agent keeps the output.
+"""Start, output and end of the commands in workspaces. A lost tail is not published again, because the agent keeps
+the output.
 
 A command with endless output loses its own oldest messages, not those of other commands.
 """

@@ -131,7 +131,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     path.touch(0o600)
     notes = sqlite3.connect(path)
     try:
-        # What this process wrote survives its end; only a crash of the machine may lose the newest notes.
+        # The notes survive the end of this process; only a crash of the machine may lose the newest notes.
         notes.execute("pragma journal_mode = wal")
         notes.execute("pragma synchronous = off")
         notes.executescript(_SCHEMA)
