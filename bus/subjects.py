@@ -33,7 +33,7 @@ ALARM_RANG: Final = "workspaced.timer.fired"
 EARLIER_TIMERS: Final = "workspaced.timer.fired.>"
 """Timers that an earlier version armed, when they fire."""
 EXECS: Final = "workspaced.exec.*.*.*"
-"""What the processes of `execute` do, by chat, agent and process."""
+"""Start, output and end of the processes of `execute`, by chat, agent and process."""
 AGENT_REQUESTS: Final = "workspaced.agent.*.*.*"
 """The gateway's requests to agents, by chat, agent and tool."""
 PRESENCES: Final = "workspaced.presence.*.*"
@@ -65,7 +65,7 @@ UI_LOG_COPY: Final = "workspaced.ui.{{wildcard(1)}}.log.{{wildcard(2)}}"
 UI_EXEC_COPY: Final = "workspaced.ui.{{wildcard(1)}}.exec.{{wildcard(2)}}.{{wildcard(3)}}"
 """Where the server republishes what a process does; the wildcards are those of `EXECS`."""
 ALL_UI_EXECS: Final = "workspaced.ui.*.exec.>"
-"""What the processes of all chats do, as frontends see it."""
+"""Start, output and end of all chats' processes, as frontends see them."""
 
 JETSTREAM: Final = "$JS.API"
 """Prefix of JetStream's API."""
@@ -180,11 +180,6 @@ def ui_state(chat: str) -> str:
 def ui_log(chat: str, build: str) -> str:
     """Return the subject on which the server republishes the build's log lines."""
     return f"workspaced.ui.{chat}.log.{build}"
-
-
-def stored(kind: str, chat: str) -> str:
-    """Return the subjects of what is stored of the chat: its `state`, or its messages of kind `log` or `exec`."""
-    return f"workspaced.{kind}.{chat}" + {"state": "", "log": ".*", "exec": ".*.*"}[kind]
 
 
 def ui_kind(subject: str) -> str:

@@ -6,6 +6,7 @@ The gateway checks a call with these models, and so does the agent that it asks.
 from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, NotRequired
+from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import BeforeValidator, Field
 
@@ -22,6 +23,11 @@ LONGEST_WAIT: Final = 60.0
 """Seconds for which a call waits at most; a larger number counts as this one."""
 ONLY_LOOK: Final = frozenset(("process_output", "process_list", "read_file", "list_files"))
 """The tools that change nothing, so that a repeated call looks again."""
+
+
+def exec_id_of(workspace_id: str, call_id: str) -> str:
+    """Return the id of the process that `execute` starts for a call."""
+    return str(uuid5(NAMESPACE_URL, f"workspaced:{workspace_id}:{call_id}"))
 
 
 def _unless_blank(value: object) -> object:

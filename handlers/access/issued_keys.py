@@ -171,7 +171,12 @@ def caller(reply: str, headers: Mapping[str, str]) -> str:
     Within the gateway's own account anybody could set the header that reports the key.
     """
     inbox = reply.partition(".")[0]
-    return inbox if inbox != _IMPORTED_REPLY else caller_key(headers) or inbox
+    return (caller_key(headers) or inbox) if is_of_other_account(reply) else inbox
+
+
+def is_of_other_account(reply: str) -> bool:
+    """Return whether an rpc came from another account than the gateway's, by its reply subject."""
+    return reply.partition(".")[0] == _IMPORTED_REPLY
 
 
 async def caller_credential(
@@ -181,7 +186,7 @@ async def caller_credential(
 
     Of the gateway's own account it is None too: chat services whose rights are limited are not in it.
     """
-    if not reply.startswith(f"{_IMPORTED_REPLY}.") or not (key := caller_key(headers)):
+    if not is_of_other_account(reply) or not (key := caller_key(headers)):
         return None
     found = await store.credentials.get(key)
     return found.credential if found else None

@@ -1,8 +1,8 @@
 """Serves the requests of the gateway: the tools that run commands and use files in this workspace.
 
 A request arrives on `workspaced.agent.<chat_id>.<agent_id>.<tool>` and is answered once. Requests are served side
-by side. A call that changes something is done once: it is noted before (`call_notes`), and whoever asks again
-with its `call_id` gets its answer.
+by side. A call that changes something is done once: the agent notes it before (`call_notes`), and answers a repeated
+request with the same `call_id` from its notes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
-from uuid import NAMESPACE_URL, uuid5
 
 from bus import Backoff, Bus, BusError, Message, ServiceError, subjects
 from bus.services import error_reply
@@ -66,6 +65,7 @@ from statemachine.exec_tools import (
     ReadFileArguments,
     SignalResult,
     WriteFileArguments,
+    exec_id_of,
 )
 from statemachine.leniency import UnreadableError, read
 from statemachine.mask import Mask
@@ -95,7 +95,7 @@ class ExecRequests:
     ) -> None:
         """`during` counts its context as activity in the workspace.
 
-        What is remembered belongs to the workspace, so it is beside the folders of its agents.
+        The notes belong to the workspace, so they are beside the folders of its agents.
 
         """
         self._config, self._mask, self._publish_many = config, mask, publish_many
@@ -353,7 +353,7 @@ class ExecRequests:
         return process
 
     def _exec_id(self, call_id: str) -> str:
-        return str(uuid5(NAMESPACE_URL, f"workspaced:{self._config.workspace_id}:{call_id}"))
+        return exec_id_of(self._config.workspace_id, call_id)
 
     def _state(self, process: Process, after: int, limit: int) -> ProcessState:
         # Read first: what is there at the end of the process is complete.
@@ -419,7 +419,7 @@ _LOST: Final = {
     "offset": 0,
     "next": 0,
 }
-"""What is said of a process of which nothing is left."""
+"""The end that the agent reports of a process of which nothing is left."""
 
 
 def _started(exec_id: str) -> ExecAnswer:

@@ -1,6 +1,6 @@
 """Publishes what a process of `execute` does: that it started, its output in pieces, and that it exited.
 
-How far that went is noted beside the output, so that the agent's next process goes on from there. After a crash
+The agent notes beside the output how much it has published, so that its next process goes on from there. After a crash
 a piece may be published twice; its offsets tell.
 """
 
@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Published:
-    """What was published of a process: the offset at which the rest begins, and whether its start and its end."""
+    """How much of a process was published: the offset of the rest, and whether its start and its end were."""
 
     next: int = 0
     started: bool = False

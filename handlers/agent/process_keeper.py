@@ -47,6 +47,7 @@ if __name__ == "__main__":  # -I leaves out the directory from which the agent i
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from handlers.agent.kept_output import OutputWriter
+from handlers.sandbox.keeper import reap
 from statemachine.mask import Mask, MaskedStream
 
 LENGTH: Final = struct.Struct(">I")
@@ -381,18 +382,7 @@ class Keeper:
 
     def _reap(self) -> bool:
         """Reap processes that have ended; return whether any is left."""
-        status: int | None = None
-        while True:
-            try:
-                pid, ended = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                left = False
-                break
-            if pid == 0:
-                left = True
-                break
-            if pid == self._command:
-                status = os.waitstatus_to_exitcode(ended)
+        left, status = reap(self._command)
         if status is not None:
             self._read_what_is_there()
             self._take(b"", final=True)

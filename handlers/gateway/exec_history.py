@@ -6,12 +6,11 @@ import json
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, Final, cast
-from uuid import NAMESPACE_URL, uuid5
 
 from bus import Bus, subjects
 from bus.streams import EXEC
 from statemachine.chat import Chat
-from statemachine.exec_tools import PAGE, ProcessOutputArguments, ProcessState
+from statemachine.exec_tools import PAGE, ProcessOutputArguments, ProcessState, exec_id_of
 from statemachine.naming import is_uuid
 from statemachine.states import Phase
 
@@ -105,11 +104,6 @@ def _may_run(chat: Chat, exec_id: str, first: dict[str, Any]) -> bool:
     except ValueError:
         began = start.started_at
     return chat.phase in (Phase.RUNNING, Phase.BEING_STOPPED) and began >= start.started_at
-
-
-def exec_id_of(workspace_id: str, call_id: str) -> str:
-    """Return the id of the process that `execute` starts for a call."""
-    return str(uuid5(NAMESPACE_URL, f"workspaced:{workspace_id}:{call_id}"))
 
 
 def _from(text: str, offset: int) -> tuple[str, int]:

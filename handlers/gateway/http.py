@@ -14,6 +14,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -378,7 +379,6 @@ class HttpApi:
             raise Problem(HTTPStatus.BAD_REQUEST, "organization_id is required: a lower-case UUID")
         _id("organization_id", organization)
         _check_own("organization_id", organization, asked.token.organization_id)
-        now = await self.store.now()
         call = Call(
             chat_id=_NOBODY,
             call_id="read",
@@ -387,7 +387,7 @@ class HttpApi:
             organization_id=organization,
             owner_id=_NOBODY,
             owner_name="",
-            asked_at=now,
+            asked_at=datetime.now(UTC),
             order=0,
         )
         chat = Chat(chat_id=_NOBODY, organization_id=organization, owner_id=_NOBODY)

@@ -11,9 +11,10 @@ import base64
 import json
 import struct
 from asyncio import Future, Queue
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Final, Literal
 from uuid import uuid4
@@ -26,6 +27,8 @@ from bus.messages import SEQUENCE
 from bus.streams import EXEC, LOG, STATE
 from handlers.gateway.http_admission import Ending
 from statemachine.chat import Chat
+from statemachine.codec import encode
+from statemachine.events import OURS
 from statemachine.views import state_changed
 
 COMMENT_EVERY: Final = 15.0
@@ -39,7 +42,14 @@ _STREAMS: Final[dict[Kind, str]] = {
     "exec": EXEC.name,
 }
 """Kind of event -> the stream that stores it."""
-_SEEN: Final = struct.Struct(">6sIII")
+_STORED: Final[dict[Kind, Callable[[str], str]]] = {
+    "state": subjects.state,
+    "log": lambda chat: subjects.log(chat, "*"),
+    "exec": lambda chat: subjects.exec_output(chat, "*", "*"),
+}
+"""Kind of event -> the subjects of a chat's stored messages."""
+_HASH_SIZE: Final = 6
+_SEEN: Final = struct.Struct(f">{_HASH_SIZE}sIII")
 """A chat's hash, and the sequences up to which its states, log lines and commands were seen."""
 
 
@@ -48,6 +58,7 @@ class _Followed:
     """How far the client has seen a chat."""
 
     chat: str
+    hash: bytes
     seen: dict[Kind, int]
     """Kind -> the sequence of the last stored message that was sent, or that is older than the stream."""
     version: int = -1
@@ -58,11 +69,7 @@ class _Followed:
     def packed(self) -> bytes:
         """Return the chat's part of an event's id."""
         seen = (self.seen[kind] & 0xFFFFFFFF for kind in _STREAMS)
-        return _SEEN.pack(_hash(self.chat), *seen)
-
-
-def _hash(chat: str) -> bytes:
-    return sha256(chat.encode()).digest()[:6]
+        return _SEEN.pack(self.hash, *seen)
 
 
 def _unpack(identifier: str) -> dict[bytes, dict[Kind, int]]:
@@ -107,7 +114,7 @@ class EventStream:
                 stack.callback(reader.cancel)
             before = _unpack(self.last_id)
             for chat in self.chats:
-                self._followed[chat] = await self._begin(chat, before.get(_hash(chat)))
+                self._followed[chat] = await self._begin(chat, before)
             await response.prepare(request)
             await response.write(b":\n\n")  # the client sees at once that the stream has begun
             sending = asyncio.ensure_future(self._send(response, queue))
@@ -125,18 +132,22 @@ class EventStream:
     def _kinds(self) -> tuple[Kind, ...]:
         return ("log", "exec") if self.exec_events else ("log",)
 
-    async def _begin(self, chat: str, before: dict[Kind, int] | None) -> _Followed:
+    async def _begin(self, chat: str, known: Mapping[bytes, dict[Kind, int]]) -> _Followed:
         """Return where a chat begins: where the client was, or with what is stored from now on."""
+        hashed = sha256(chat.encode()).digest()[:_HASH_SIZE]
+        before = known.get(hashed)
         now: dict[Kind, int] = {"state": 0, "log": 0, "exec": 0}
         for kind in self._kinds:
             now[kind] = await self._end_of(kind, chat)
         if before is None or any(before[kind] > now[kind] for kind in self._kinds):
-            return _Followed(chat, now)  # an id of streams that were made anew means nothing
-        return _Followed(chat, before, back=True)
+            return _Followed(
+                chat, hashed, now
+            )  # an id of streams that were made anew means nothing
+        return _Followed(chat, hashed, before, back=True)
 
     async def _end_of(self, kind: Kind, chat: str) -> int:
         """Return the sequence of the last stored message of that kind about the chat; 0 if there is none."""
-        last = await self.bus.get_last(_STREAMS[kind], subjects.stored(kind, chat))
+        last = await self.bus.get_last(_STREAMS[kind], _STORED[kind](chat))
         return 0 if last is None else last.sequence
 
     async def _send(
@@ -205,7 +216,7 @@ class EventStream:
                 await self._write(response, kind, found.data)
 
     async def _next(self, kind: Kind, followed: _Followed) -> StoredMessage | None:
-        subject = subjects.stored(kind, followed.chat)
+        subject = _STORED[kind](followed.chat)
         return await self.bus.get_next(_STREAMS[kind], subject, followed.seen[kind])
 
     async def _write(self, response: web.StreamResponse, kind: Kind, data: bytes) -> None:
@@ -235,16 +246,10 @@ def _version(data: bytes) -> int:
 
 def _unknown(chat_id: str) -> bytes:
     """Return the state of a chat that workspaced does not know, as an event."""
-    event = {
-        "specversion": "1.0",
-        "id": str(uuid4()),
-        "source": "/workspaced",
-        "type": "workspaced.state_changed.v1",
-        "subject": chat_id,
-        "datacontenttype": "application/json",
-        "data": state_changed(Chat(chat_id=chat_id)),
-    }
-    return json.dumps(event, separators=(",", ":")).encode()
+    data = state_changed(Chat(chat_id=chat_id))
+    return encode(
+        "state_changed", OURS, chat_id, data, event_id=str(uuid4()), time=datetime.now(UTC)
+    )
 
 
 def _text(kind: str, data: bytes, identifier: str) -> bytes:

@@ -19,7 +19,7 @@ from typing import Final, cast
 from uuid import uuid4
 
 from bus import Backoff, Bus, Message, ServiceError, subjects
-from handlers.access.issued_keys import caller_credential
+from handlers.access.issued_keys import caller_credential, is_of_other_account
 from handlers.gateway import replies
 from handlers.gateway.requests import (
     CheckTokenBody,
@@ -42,8 +42,6 @@ _OF_CHAT_SERVICES: Final[tuple[TokenRole, ...]] = ("chat", "frontend")
 """The roles of the tokens that a chat service may issue, list, check and revoke."""
 _DAY: Final = 24 * 3600.0
 _MAX_LIFETIMES: Final = {"operator": 7 * _DAY}
-_IMPORTED_REPLY: Final = "_R_."
-"""The beginning of the reply subjects that nats-server makes up for requests of other accounts."""
 
 
 def digest_of(token: str) -> bytes:
@@ -55,9 +53,9 @@ def digest_of(token: str) -> bytes:
 class TokenRpcs:
     """Answers the rpcs about tokens.
 
-    Chat services are in the gateway's account, operators in another one, whose requests come with a reply
-    subject that nats-server makes up. A chat service that uses such a subject as its own would be taken for
-    an operator, but could not read the answer: no client may subscribe there.
+    Chat services that may run commands are in the gateway's account; operators, and chat services that may not, are in
+    others, whose requests come with a reply subject that nats-server makes up. A chat service that uses such a
+    subject as its own would be taken for an operator, but could not read the answer: no client may subscribe there.
     """
 
     store: Store
@@ -201,7 +199,7 @@ async def _rights_of(store: Store, message: Message) -> tuple[Sequence[TokenRole
 
     Operators are in another account than the gateway, and so are chat services that may run no commands.
     """
-    if not message.reply.startswith(_IMPORTED_REPLY):
+    if not is_of_other_account(message.reply):
         return _OF_CHAT_SERVICES, True
     credential = await caller_credential(store, message.reply, message.headers)
     if credential is not None and credential.kind == "chat-service":

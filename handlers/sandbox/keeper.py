@@ -31,6 +31,23 @@ _PIPE_SIZE = 1024 * 1024
 _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
+def reap(command: int) -> tuple[bool, int | None]:
+    """Reap this process's children that have ended.
+
+    Return whether any is left, and the exit status of `command` (negative: a signal) if it was among them.
+    """
+    status: int | None = None
+    while True:
+        try:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return False, status
+        if pid == 0:
+            return True, status
+        if pid == command:
+            status = os.waitstatus_to_exitcode(ended)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Start the command and keep it until no descendant is left."""
     folder, limit, notifications = arguments[0], int(arguments[1]), int(arguments[2])
@@ -82,18 +99,7 @@ class Keeper:
 
     def _reap(self) -> bool:
         """Reap processes that have ended; return whether any is left."""
-        status: int | None = None
-        while True:
-            try:
-                pid, ended = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                left = False
-                break
-            if pid == 0:
-                left = True
-                break
-            if pid == self._command:
-                status = os.waitstatus_to_exitcode(ended)
+        left, status = reap(self._command)
         if status is not None:
             self._read_what_is_there()
             self._ended = True

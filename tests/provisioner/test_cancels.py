@@ -81,6 +81,14 @@ async def canceled(rig: Rig, job: Event) -> Event:
     return ended
 
 
+async def cancel_while_it_runs(rig: Rig, worker: Worker, job: dict[str, Any]) -> None:
+    """Request a build whose step prints `running`, cancel it then, and wait for its end."""
+    build = await rig.ask(job)
+    await rig.until(lambda: "running" in rig.output(build), "the step runs")
+    await worker.cancel(job)
+    await canceled(rig, job)
+
+
 def confined(way: Mechanism) -> dict[str, Any]:
     return {"confinement": Confinement(way, bubblewrap="bwrap")}
 
@@ -124,10 +132,7 @@ async def test_a_canceled_first_build_leaves_no_files(
     step = {"start": "mkdir half && echo running && sleep 1000", "delete": delete}
     async with provisioning():
         first = rig.job(1, version=version, build=step)
-        build = await rig.ask(first)
-        await rig.until(lambda: "running" in rig.output(build), "the step runs")
-        await worker.cancel(first)
-        await canceled(rig, first)
+        await cancel_while_it_runs(rig, worker, first)
         assert not workspace.exists()
         assert (tmp_path / "deleted").read_text() == f"{workspace}\n"
         second = rig.job(2, version=version, build={"start": "mkdir half"})
@@ -141,10 +146,7 @@ async def test_files_stay_if_the_delete_step_of_a_canceled_first_build_fails(
     step = {"start": "touch half && echo running && sleep 1000", "delete": "exit 1"}
     async with provisioning():
         first = rig.job(1, version=version, build=step)
-        build = await rig.ask(first)
-        await rig.until(lambda: "running" in rig.output(build), "the step runs")
-        await worker.cancel(first)
-        await canceled(rig, first)
+        await cancel_while_it_runs(rig, worker, first)
 
     assert (workspace / "half").exists()
 
@@ -156,10 +158,7 @@ async def test_files_of_a_workspace_in_which_somebody_has_worked_stay(
     async with provisioning():
         await rig.ended(await rig.ask(rig.job(1, version=version, build={"start": "touch work"})))
         job = rig.job(2, version=version, build={"start": "echo running && sleep 1000"})
-        build = await rig.ask(job)
-        await rig.until(lambda: "running" in rig.output(build), "the step runs")
-        await worker.cancel(job)
-        await canceled(rig, job)
+        await cancel_while_it_runs(rig, worker, job)
 
     assert (workspace / "work").exists()
 
