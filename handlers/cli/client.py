@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from bus import Bus, BusError, NoResponder, Subscription, subjects
+from bus import Bus, NoResponder, Subscription, subjects
 from handlers.errors import NotFoundError
 from handlers.publishing import new_event, publish_once
 from handlers.publishing.build_log import read_ui_message
-from handlers.runtime.supervise import cancel_and_wait
 
 SERVICE: Final = "cli"
 """The command line's name as a chat service."""
-STALL: Final = 3.0
-"""Seconds without a message after which `notice_stalls` asks whether a provisioner works."""
 _RPC_TIMEOUT: Final = 10.0
 
 
@@ -102,38 +98,3 @@ async def _changes(subscription: Subscription) -> Any:
             yield None
         elif (envelope := read_ui_message(message.subject, message.data)) is not None:
             yield envelope
-
-
-@asynccontextmanager
-async def notice_stalls(
-    bus: Bus, chat_id: str, report: Callable[[str], object]
-) -> AsyncIterator[Callable[[Mapping[str, Any]], None]]:
-    """Report the chat's notice, such as that no provisioner serves its pool, if it gets no message.
-
-    Yields a function that the caller must call with each message of the chat.
-    """
-    loop = asyncio.get_running_loop()
-    asking: list[asyncio.Task[None]] = []
-
-    async def ask() -> None:
-        with suppress(BusError, NotFoundError, TimeoutError):  # the notice is not essential
-            chat = await rpc(bus, "get_chat", chat_id=chat_id)
-            if "notice" in chat:
-                report(f"  {chat['notice']}")
-
-    def start() -> None:
-        asking.append(loop.create_task(ask()))
-
-    timer = loop.call_later(STALL, start)
-
-    def heard(envelope: Mapping[str, Any]) -> None:
-        nonlocal timer
-        timer.cancel()
-        if envelope["data"].get("state") in ("building", "stopping"):
-            timer = loop.call_later(STALL, start)
-
-    try:
-        yield heard
-    finally:
-        timer.cancel()
-        await cancel_and_wait(*asking)

@@ -6,16 +6,22 @@ server knows both at once, so nobody has to wait for a silence, and no worker ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final
 
 from bus import Bus, BusError, NoResponder, subjects
 from bus.streams import pool_consumer
-from handlers.cli.client import rpc_pages
+from handlers.cli.client import rpc, rpc_pages
+from handlers.errors import NotFoundError
+from handlers.runtime.supervise import cancel_and_wait
 
 _IGNORED_WITHIN: Final = 0.5
 """Seconds in which the server says if nobody listens; a provisioner ignores the message."""
+STALL: Final = 3.0
+"""Seconds without a message after which `notice_delays` asks again what holds the chat up."""
+_NEXT: Final = ": 0 jobs ahead"
 _WITH_BUILDS: Final = ("building", "stopping")
 
 
@@ -68,3 +74,83 @@ class PoolQueues:
         except TimeoutError:
             pass
         return True
+
+
+ConnectOperator = Callable[[], AbstractAsyncContextManager[Bus]]
+"""Connects to NATS with an operator's key. Raises BusError, NotFoundError."""
+
+
+@asynccontextmanager
+async def notice_delays(
+    bus: Bus, chat_id: str, connect_operator: ConnectOperator, report: Callable[[str], object]
+) -> AsyncIterator[Callable[[Mapping[str, Any]], None]]:
+    """Report what holds the chat up, each reason once: no worker, no provisioner, other jobs, or its notice.
+
+    Yields a function that the caller must call with each message of the chat. Without an operator's key only
+    the notice is reported.
+    """
+    delays = _Delays(bus, chat_id, connect_operator, report)
+    try:
+        yield delays.heard
+    finally:
+        await delays.close()
+
+
+class _Delays:
+    """Asks at once, when a build is queued, and after `STALL` seconds without a message."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        chat_id: str,
+        connect_operator: ConnectOperator,
+        report: Callable[[str], object],
+    ) -> None:
+        self._bus, self._chat_id, self._report = bus, chat_id, report
+        self._connect_operator = connect_operator
+        self._reported = set[str]()
+        self._loop = asyncio.get_running_loop()
+        self._asking = [self._loop.create_task(self._ask_for_worker())]
+        self._timer = self._loop.call_later(STALL, self._start)
+
+    def heard(self, envelope: Mapping[str, Any]) -> None:
+        """Take a message of the chat."""
+        self._timer.cancel()
+        data = envelope["data"]
+        if data.get("state") in _WITH_BUILDS:
+            delay = 0 if is_queued(data) else STALL
+            self._timer = self._loop.call_later(delay, self._start)
+
+    async def close(self) -> None:
+        """Ask no more."""
+        self._timer.cancel()
+        await cancel_and_wait(*self._asking)
+
+    def _start(self) -> None:
+        self._asking.append(self._loop.create_task(self._ask()))
+
+    async def _ask_for_worker(self) -> None:
+        with suppress(BusError, NotFoundError, TimeoutError):  # what is reported is not essential
+            async with self._connect_operator() as operator:
+                try:
+                    await operator.request(subjects.WORKER_POOLS, b"{}", timeout=STALL)
+                except NoResponder:
+                    self._tell("no worker runs: the next one that starts carries the request out")
+
+    async def _ask(self) -> None:
+        with suppress(BusError, NotFoundError, TimeoutError):
+            chat = await rpc(self._bus, "get_chat", chat_id=self._chat_id)
+            if is_queued(chat):
+                await self._add_queue_notice(chat)
+            if not chat.get("notice", _NEXT).endswith(_NEXT):
+                self._tell(chat["notice"])
+
+    async def _add_queue_notice(self, chat: dict[str, Any]) -> None:
+        with suppress(BusError, NotFoundError, TimeoutError):
+            async with self._connect_operator() as operator:
+                await PoolQueues(operator).add_notice(chat)
+
+    def _tell(self, text: str) -> None:
+        if text not in self._reported:
+            self._reported.add(text)
+            self._report(f"  {text}")

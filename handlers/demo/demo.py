@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -255,7 +256,8 @@ class _Story:
             "owner_id": DEFAULT_OWNER,
             "owner_name": "demo",
         }
-        return await request_and_wait(self.bus, chat, data, report)
+        connect_operator = partial(self.endpoints.bus, "operator")
+        return await request_and_wait(self.bus, chat, data, connect_operator, report)
 
     @asynccontextmanager
     async def _recorded(self, chat: str, recorder: StateRecorder) -> AsyncIterator[None]:

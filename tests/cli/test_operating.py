@@ -166,7 +166,7 @@ class TestTool:
     ) -> None:
         process = start_create(running, new_id(), templates["unserved"])
         try:
-            process.wait_for_output("no provisioner of pool 'moon' has begun build 1 yet")
+            process.wait_for_output("queued, pool moon: nobody serves it")
         finally:
             process.stop(signal.SIGINT)
 

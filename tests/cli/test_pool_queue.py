@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from bus import Bus
+from bus import Bus, Message
 from bus.jetstream import connect
 from bus.streams import JOB, pool_consumer
 from handlers.access.identities import seed_file
 from handlers.cli import pool_queue
-from handlers.cli.pool_queue import PoolQueues
+from handlers.cli.pool_queue import PoolQueues, notice_delays
 from handlers.embedded import Servers
 from handlers.runtime.supervise import cancel_and_wait
+from tests.rigs.messages import new_id
 
 POOL = "some"
 
@@ -69,4 +71,46 @@ async def test_a_queued_build_says_whether_anybody_serves_its_pool(
     assert await notice(operator, chat(12, begun_at="2026-03-02T11:30:44Z")) is None
     assert await notice(operator, {"state": "none", "build": None}) is None
     assert await notice(operator, {**chat(12), "state": "failed"}) is None
+    await operator.close()
+
+
+async def test_a_call_says_at_once_that_no_worker_runs(own_nats: Servers) -> None:
+    heard = asyncio.Queue[str]()
+
+    @asynccontextmanager
+    async def connect_operator() -> AsyncIterator[Bus]:
+        yield operator
+
+    operator = await role(own_nats, "operator", "_INBOX")
+    service = await role(own_nats, "chat-service", "_INBOX_chat-service")
+    async with notice_delays(service, new_id(), connect_operator, heard.put_nowait):
+        assert "no worker runs" in await heard.get()
+    await service.close()
+    await operator.close()
+
+
+async def test_a_call_says_at_once_that_nobody_serves_the_pool_of_its_queued_build(
+    own_nats: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def get_chat(*_: object, **__: object) -> dict[str, Any]:
+        return chat(12)
+
+    monkeypatch.setattr(pool_queue, "rpc", get_chat)
+    monkeypatch.setattr(pool_queue, "STALL", 3600.0)
+    heard = asyncio.Queue[str]()
+
+    @asynccontextmanager
+    async def connect_operator() -> AsyncIterator[Bus]:
+        yield operator
+
+    async def pools(_: Message) -> bytes:
+        return b"{}"
+
+    operator = await role(own_nats, "operator", "_INBOX")
+    await operator.respond("workspaced.worker.pools", "workers", pools)
+    async with notice_delays(operator, new_id(), connect_operator, heard.put_nowait) as saw:
+        for _ in range(3):
+            saw({"data": chat(12)})
+        assert await heard.get() == f"  queued, pool {POOL}: nobody serves it"
+    assert heard.empty(), "each reason is reported once"
     await operator.close()

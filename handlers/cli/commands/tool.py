@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -15,10 +16,11 @@ from bus import Bus, subjects
 from bus.connect import redacted
 from handlers.app import locate
 from handlers.cli.arguments import strict_json
-from handlers.cli.client import notice_stalls, publish
+from handlers.cli.client import publish
 from handlers.cli.command_table import DEFAULT_OWNER, CallTool
 from handlers.cli.commands.texts import ChangeDescriber, describe_result
 from handlers.cli.output import as_json, no_note, note, waiting
+from handlers.cli.pool_queue import ConnectOperator, notice_delays
 from handlers.errors import InvalidSettings
 from handlers.publishing.build_log import read_ui_message
 from handlers.runtime.supervise import cancel_and_wait
@@ -40,11 +42,13 @@ async def call_tool(command: CallTool, settings: Settings) -> int:
         "owner_name": command.owner_name,
     }
     report = no_note if command.json else note
-    async with locate(settings).bus("chat-service") as bus:
+    endpoints = locate(settings)
+    connect_operator = partial(endpoints.bus, "operator")
+    async with endpoints.bus("chat-service") as bus:
         report(f"chat {command.chat}, call {call_id}")
         try:
             with waiting(f"waiting for {command.tool}", shown=not command.json):
-                resolved = await request_and_wait(bus, command.chat, data, report)
+                resolved = await request_and_wait(bus, command.chat, data, connect_operator, report)
         except asyncio.CancelledError:  # Ctrl-C
             same = _same_call(command, call_id, settings.organization)
             note(f"the call goes on; to get its answer: {same}")
@@ -57,7 +61,11 @@ async def call_tool(command: CallTool, settings: Settings) -> int:
 
 
 async def request_and_wait(
-    bus: Bus, chat_id: str, data: dict[str, Any], report: Callable[[str], object]
+    bus: Bus,
+    chat_id: str,
+    data: dict[str, Any],
+    connect_operator: ConnectOperator,
+    report: Callable[[str], object],
 ) -> dict[str, Any]:
     """Publish tool_requested, report states and log lines, and return the `data` of tool_resolved.
 
@@ -66,7 +74,7 @@ async def request_and_wait(
     async with (
         bus.subscribe(subjects.result(chat_id, data["call_id"])) as results,
         bus.subscribe(subjects.ui(chat_id)) as changes,
-        notice_stalls(bus, chat_id, report) as heard,
+        notice_delays(bus, chat_id, connect_operator, report) as heard,
     ):
 
         async def follow() -> None:

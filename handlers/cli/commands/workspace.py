@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from bus import Bus
 from handlers.app import Endpoints, locate
-from handlers.cli.client import notice_stalls, publish, read_events, rpc, rpc_pages, watch_chat
+from handlers.cli.client import publish, read_events, rpc, rpc_pages, watch_chat
 from handlers.cli.command_table import DeleteWorkspace, ListOrphans
 from handlers.cli.commands.texts import ChangeDescriber, workspace_name
 from handlers.cli.output import (
@@ -25,6 +26,7 @@ from handlers.cli.output import (
     write_lines,
     write_table,
 )
+from handlers.cli.pool_queue import notice_delays
 from handlers.errors import InvalidSettings
 from handlers.settings import Settings
 
@@ -119,7 +121,8 @@ async def _delete_of_chat(endpoints: Endpoints, chat_id: str, command: DeleteWor
         limit = asyncio.timeout(START_TIMEOUT)
         try:
             with waiting(f"deleting {workspace_name(before)}", shown=not command.json):
-                async with notice_stalls(bus, chat_id, report) as heard, limit:
+                delays = notice_delays(bus, chat_id, partial(endpoints.bus, "operator"), report)
+                async with delays as heard, limit:
                     after = await _Deletion(bus, before, report, heard, limit).wait(changes)
         except TimeoutError:
             if not limit.expired():
