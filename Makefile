@@ -70,7 +70,7 @@ hashes: $(INSTALLED)  ## Write hashes.txt after a change of constraints.txt (tak
 sbom: $(INSTALLED)  ## List what an installation consists of as CycloneDX 1.6: dist/workspaced.cdx.json
 	@mkdir -p dist
 	$(PYTHON) -m venv --clear .sbom
-	.sbom/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt .
+	.sbom/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt ./client .
 	$(BIN)/cyclonedx-py environment --spec-version 1.6 --output-format JSON --output-reproducible --validate \
 		--pyproject pyproject.toml --output-file dist/workspaced.cdx.json .sbom/bin/python
 	@rm -r .sbom
@@ -97,10 +97,10 @@ settings: $(INSTALLED)  ## Update the table of settings in docs/operators.md
 schemas: $(INSTALLED)  ## Update the AsyncAPI document and the JSON Schemas in docs/schemas
 	$(BIN)/python -m docs.generate_schemas docs/schemas
 
-$(INSTALLED): pyproject.toml constraints.txt hashes.txt
+$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt hashes.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: install it, or name it with make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement hashes.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,audit]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable client --editable '.[dev,audit]'
 	@touch $@

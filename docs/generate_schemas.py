@@ -23,6 +23,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from bus import subjects
+from docs.tool_descriptions import DESCRIPTIONS
 from handlers.gateway import replies, requests
 from statemachine import arguments, events, exec_tools, messages
 from statemachine.exec_tools import EXEC_RESULTS, EXEC_TOOLS
@@ -649,6 +650,49 @@ def files() -> dict[str, str]:
     }
 
 
+CLIENT_TOOLS: Final = Path(__file__).parents[1] / "client/workspaced/tools.json"
+
+
+def client_tools() -> str:
+    """Return the text of the file with the tools for models, which is part of the Python client."""
+    made = schemas()
+    found = []
+    for tool, description in DESCRIPTIONS.items():
+        schema = _for_models(made.document(made.arguments[tool]))
+        if tool in ("create_workspace", "read_template"):
+            schema.pop("required", None)  # `template` may stand for `template_id`
+        if tool == "read_template":
+            schema["required"] = ["template_id"]
+        found.append(
+            {
+                "name": tool,
+                "description": description,
+                "in_workspace": tool in EXEC_TOOLS,
+                "arguments": schema,
+            }
+        )
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+
+
+def _for_models(schema: Any) -> Any:
+    """Return a schema without what only readers of documents need: null for "absent", titles, defaults of null."""
+    if isinstance(schema, list):
+        return [_for_models(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {
+        key: _for_models(value)
+        for key, value in schema.items()
+        if key != "$schema"
+        and not (key == "title" and isinstance(value, str))
+        and not (key == "default" and value is None)
+    }
+    if "anyOf" in kept:
+        kinds = [kind for kind in kept.pop("anyOf") if kind != {"type": "null"}]
+        kept |= kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    return kept
+
+
 def write(directory: Path) -> None:
     """Write the files into `directory`, and delete all other JSON files there."""
     made = files()
@@ -662,3 +706,4 @@ def write(directory: Path) -> None:
 
 if __name__ == "__main__":
     write(Path(sys.argv[1]))
+    CLIENT_TOOLS.write_text(client_tools())

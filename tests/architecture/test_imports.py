@@ -24,6 +24,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(
             ROOT / package, place / package, ignore=shutil.ignore_patterns("__pycache__")
         )
+    shutil.copytree(ROOT / "client/workspaced", place / "workspaced")
     return place
 
 
@@ -45,6 +46,7 @@ def test_the_contracts_are_kept(copy: Path) -> None:
         ("statemachine/machine.py", "import bus.streams", "statemachine imports"),
         ("statemachine/store/__init__.py", "import handlers.settings", "statemachine imports"),
         ("bus/subjects.py", "import statemachine.states", "bus imports"),
+        ("workspaced/models.py", "import bus.subjects", "The client imports no"),
         ("statemachine/machine.py", "import asyncio", "The core does no"),
         ("statemachine/machine.py", "import nats.errors", "The core does no"),
         ("statemachine/machine.py", "import statemachine.store", "Only handlers import the store"),

@@ -14,6 +14,7 @@ from pydantic_asyncapi import v3
 
 from bus import subjects
 from docs import generate_schemas as generator
+from statemachine.exec_tools import EXEC_TOOLS
 from statemachine.tool_rules import TOOLS
 from tests import schemas
 
@@ -40,6 +41,16 @@ def test_the_checked_in_schemas_are_those_that_make_schemas_writes(made: dict[st
 
     wrong = sorted(path for path in made.keys() | found.keys() if made.get(path) != found.get(path))
     assert not wrong, f"run `make schemas` and commit docs/schemas; out of date: {wrong}"
+
+
+def test_the_tools_of_the_client_are_those_that_make_schemas_writes() -> None:
+    text = generator.CLIENT_TOOLS.read_text()
+
+    assert text == generator.client_tools(), "run `make schemas` and commit client/workspaced"
+    assert [tool["name"] for tool in json.loads(text)] == [*TOOLS, *EXEC_TOOLS]
+    for tool in json.loads(text):
+        Draft202012Validator.check_schema(tool["arguments"])
+        assert tool["arguments"]["type"] == "object"
 
 
 def test_make_schemas_deletes_the_schema_of_a_message_that_is_gone(tmp_path: Path) -> None:

@@ -48,7 +48,14 @@ def _python(name: str) -> Path:
     words = ["--requirement", str(wanted)]
     made_of = wanted.read_bytes()
     if name == "dbos":
-        words += ["--constraint", str(ROOT / "constraints.txt"), "--editable", str(ROOT)]
+        words += [
+            "--constraint",
+            str(ROOT / "constraints.txt"),
+            "--editable",
+            str(ROOT / "client"),
+            "--editable",
+            str(ROOT),
+        ]
         made_of += (ROOT / "constraints.txt").read_bytes()
     digest = hashlib.sha256(made_of).hexdigest()
     if python.exists() and mark.exists() and mark.read_text() == digest:

@@ -1,0 +1,392 @@
+"""The client's connection to NATS.
+
+It differs from nats-py in three ways. A request fails at once when NATS denies it, when nobody serves it and when
+the connection breaks; nats-py lets it run into its time-out. Nothing is buffered while disconnected. Where `tls://`
+is asked for, a server without TLS is rejected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import re
+import ssl
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import nats.errors
+import nkeys
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from workspaced import subjects
+from workspaced.errors import Invalid, Refused, Unavailable, of_service
+
+_log: Final = logging.getLogger(__name__)
+_DENIED: Final = re.compile(
+    r'permissions violation for (publish|subscription) (?:to|with reply of) "([^"]+)"',
+    re.IGNORECASE,
+)
+WITHIN: Final = 10.0
+"""Seconds in which NATS and the gateway answer short requests."""
+_REJECTIONS: Final = 8
+"""Rejections of the key in a row, while reconnecting, after which the connection is given up."""
+_CONTENT_TYPE: Final = "application/cloudevents+json"
+
+
+class Interrupted(Unavailable):
+    """The connection broke while a reply was awaited; the request may have arrived."""
+
+
+class _Client(Client):
+    """nats-py's client: it accepts no server without TLS where that is required, and closes its sockets."""
+
+    tls_required = False
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if self.tls_required and initial_connection and not info.get("tls_required"):
+            raise nats.errors.Error("the server offers no TLS")
+        await super()._process_info(info, initial_connection)
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except BaseException:
+            if self._transport is not None:  # nats-py leaves this socket open and opens another one
+                self._transport.close()  # type: ignore[no-untyped-call]
+            raise
+
+
+class Subscription:
+    """Messages of one or more subjects in the order of arrival; None stands for a reconnect."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Msg | Exception | None] = asyncio.Queue()
+        self.numbers: list[Any] = []
+
+    async def next(self) -> Msg | None:
+        """Wait for a message; None: the connection was lost and is back. Raises WorkspacedError."""
+        item = await self.queue.get()
+        if isinstance(item, Exception):
+            self.queue.put_nowait(item)  # every later call fails too
+            raise item
+        return item
+
+
+class Connection:
+    """One connection to NATS, reconnected until it is closed."""
+
+    def __init__(self, client: _Client, url: str) -> None:
+        self._client, self._url = client, url
+        self._inbox = ""
+        self._numbers = itertools.count(1)
+        self._waiting: dict[str, tuple[str, asyncio.Future[Msg]]] = {}
+        """The subject and the future of each request, by the last token of its reply subject."""
+        self._subscriptions: set[Subscription] = set()
+        self._denied: set[str] = set()
+        self._flushing: set[asyncio.Future[None]] = set()
+        self._up = asyncio.Event()
+        self._ended: Exception | None = None
+        self._error, self._rejections = "", 0
+
+    # -- requests ------------------------------------------------------------------------------
+
+    async def request(
+        self,
+        subject: str,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        within: float = WITHIN,
+    ) -> Msg:
+        """Send a request and return its reply. Raises Refused, Invalid, NotFound, Unavailable."""
+        await self._wait_connected(within)
+        number = str(next(self._numbers))
+        reply: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = (subject.lower(), reply)
+        try:
+            async with asyncio.timeout(within):
+                await self._client.publish(
+                    subject,
+                    body,
+                    reply=f"{self._inbox}.{number}",
+                    headers=dict(headers or {}) or None,
+                )
+                message = await reply
+        except TimeoutError:
+            raise Unavailable(f"no answer on {subject} within {within:g} s") from None
+        except nats.errors.MaxPayloadError:
+            raise Invalid(f"{len(body)} bytes for {subject} are more than NATS accepts") from None
+        except nats.errors.BadSubjectError:
+            raise Invalid(f"{subject!r} is no subject") from None
+        except nats.errors.Error as error:
+            raise Interrupted(f"not sent: {error or type(error).__name__}") from None
+        finally:
+            del self._waiting[number]
+        status = (message.headers or {}).get("Status")
+        if status == "503":
+            raise Unavailable(f"nobody serves {subject}: is a gateway running, and the name right?")
+        return message
+
+    async def rpc(self, name: str, body: Mapping[str, Any], within: float = WITHIN) -> Any:
+        """Call an rpc of the gateway and return its reply. Raises WorkspacedError."""
+        given = {key: value for key, value in body.items() if value is not None}
+        reply = await self.request(subjects.rpc(name), json.dumps(given).encode(), within=within)
+        headers = reply.headers or {}
+        if (code := headers.get("Nats-Service-Error-Code")) is not None:
+            raise of_service(code, f"{name}: {headers.get('Nats-Service-Error', '')}")
+        return json.loads(reply.data)
+
+    async def store(self, subject: str, event: Mapping[str, Any]) -> None:
+        """Publish an event until its stream has stored it. Raises Refused, Invalid, Unavailable."""
+        headers = {
+            "Content-Type": _CONTENT_TYPE,
+            "Nats-Msg-Id": f"{event['source']}:{event['id']}",
+        }
+        body = json.dumps(event).encode()
+        for attempt in itertools.count(1):
+            try:
+                ack = json.loads((await self.request(subject, body, headers)).data)
+                if "error" not in ack:
+                    return
+                if ack["error"].get("code", 500) < 500:  # noqa: PLR2004  # an HTTP status
+                    raise Invalid(f"NATS does not store the event: {ack['error']['description']}")
+                raise Unavailable(f"NATS does not store the event: {ack['error']['description']}")
+            except Interrupted:  # a repeat has no further effect
+                continue
+            except Unavailable:
+                if attempt >= 5:  # noqa: PLR2004
+                    raise
+            await asyncio.sleep(0.2 * attempt)  # back-off
+
+    async def last(self, subject: str) -> Any:
+        """Return the event that a direct get finds, or None. Raises Refused, Unavailable."""
+        while True:
+            with suppress(Interrupted):
+                message = await self.request(subject, b"")
+                return None if (message.headers or {}).get("Status") else json.loads(message.data)
+
+    # -- subscriptions -------------------------------------------------------------------------
+
+    async def subscribe(self, *names: str) -> Subscription:
+        """Subscribe, and wait until the server has confirmed it. Raises Refused, Unavailable."""
+        subscription = Subscription()
+
+        async def take(message: Msg) -> None:
+            subscription.queue.put_nowait(message)
+
+        self._subscriptions.add(subscription)
+        try:
+            await self._wait_connected(WITHIN)
+            for name in names:
+                subscription.numbers.append(await self._client.subscribe(name, cb=take))
+            await self._confirm()
+            if denied := [name for name in names if name.lower() in self._denied]:
+                raise Refused(f"the key may not subscribe to {', '.join(denied)}")
+        except (nats.errors.Error, TimeoutError) as error:
+            await self.unsubscribe(subscription)
+            raise Unavailable(f"can't subscribe: {error or 'no NATS'}") from None
+        except BaseException:
+            await self.unsubscribe(subscription)
+            raise
+        return subscription
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription."""
+        self._subscriptions.discard(subscription)
+        for number in subscription.numbers:
+            with suppress(nats.errors.Error):
+                await number.unsubscribe()
+
+    async def _confirm(self) -> None:
+        """Wait until the server knows all subscriptions, also over a reconnect. Raises Unavailable."""
+        async with asyncio.timeout(WITHIN):
+            while True:
+                await self._up.wait()
+                if self._ended is not None:
+                    raise self._ended
+                # nats-py's PING overtakes what waits to be written, so that one flush is not enough.
+                flushing = asyncio.ensure_future(self._flush_twice())
+                self._flushing.add(flushing)
+                await asyncio.wait({flushing})
+                self._flushing.discard(flushing)
+                if not flushing.cancelled() and flushing.exception() is None:
+                    return
+                if self._up.is_set() and not flushing.cancelled():
+                    flushing.result()
+
+    async def _flush_twice(self) -> None:
+        await self._client.flush()
+        await self._client.flush()
+
+    async def _wait_connected(self, within: float) -> None:
+        try:
+            async with asyncio.timeout(within):
+                await self._up.wait()
+        except TimeoutError:
+            raise Unavailable(f"no NATS at {self._url}: {self._error or 'not connected'}") from None
+        if self._ended is not None:
+            raise self._ended
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    async def open_inbox(self, prefixes: list[str]) -> None:
+        """Use the first inbox prefix that the key permits. Raises Refused."""
+        for prefix in prefixes:
+            inbox = f"{prefix}.{uuid4().hex}"
+            subscription = await self._client.subscribe(f"{inbox}.*", cb=self._take_reply)
+            await self._confirm()
+            if f"{inbox}.*".lower() not in self._denied:
+                self._inbox = inbox
+                return
+            await subscription.unsubscribe()
+        raise Refused(f"the key permits none of the inboxes {', '.join(prefixes)}")
+
+    async def close(self) -> None:
+        """Close the connection; everything that waits fails."""
+        self._end(Unavailable("the connection is closed"))
+        await self._client.close()
+
+    def _end(self, error: Exception) -> None:
+        if self._ended is None:
+            self._ended = error
+            self._up.set()
+            self._fail_requests(error)
+            for subscription in self._subscriptions:
+                subscription.queue.put_nowait(error)
+
+    def _fail_requests(self, error: Exception) -> None:
+        for _, reply in self._waiting.values():
+            if not reply.done():
+                reply.set_exception(error)
+
+    async def _take_reply(self, message: Msg) -> None:
+        _, reply = self._waiting.get(message.subject.rpartition(".")[2], ("", None))
+        if reply is not None and not reply.done():
+            reply.set_result(message)
+
+    # -- callbacks of nats-py ------------------------------------------------------------------
+
+    async def report_error(self, error: Exception) -> None:
+        """Hand a denial to the request that it is about."""
+        text = str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+        if (found := _DENIED.search(text)) is not None:
+            action, subject = found[1].lower(), found[2].lower()
+            if action == "subscription":
+                self._denied.add(subject)
+                return
+            for wanted, reply in self._waiting.values():
+                if wanted == subject and not reply.done():
+                    reply.set_exception(Refused(f"the key may not use {found[2]}"))
+                    return
+            return
+        self._error = text
+        if "authorization" in text.lower():
+            self._rejections += 1
+            if self._rejections >= _REJECTIONS and self._up.is_set() is False:
+                self._end(Refused(f"NATS no longer accepts the key: {text}"))
+
+    async def report_disconnect(self) -> None:
+        """Fail what waits for a reply."""
+        if self._ended is None:
+            self._up.clear()
+        for flushing in self._flushing:
+            flushing.cancel()  # nats-py subscribes again after a reconnect
+        self._fail_requests(Interrupted("the connection broke; the request may have arrived"))
+
+    async def report_connected(self) -> None:
+        """Tell all subscriptions that messages may have been missed."""
+        self._rejections = 0
+        self._up.set()
+        for subscription in self._subscriptions:
+            subscription.queue.put_nowait(None)
+
+    async def report_closed(self) -> None:
+        """Fail everything: NATS closes a connection for good when its key expired or was revoked."""
+        self._end(Refused(f"NATS closed the connection: {self._client.last_error or self._error}"))
+
+
+def read_key(key: str | Path | Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Return the seed of a key and the inbox prefixes that it may have.
+
+    `key` is a file with a seed, a seed, or the JSON object that issued the key. Raises Refused.
+    """
+    if isinstance(key, Mapping):
+        return str(key["seed"]), [str(key["inbox_prefix"])]
+    text, name = str(key).strip(), ""
+    if not re.fullmatch(r"SU[A-Z2-7]{56}", text):
+        name = Path(key).stem
+        try:
+            content = Path(key).read_text()
+        except OSError as error:
+            raise Refused(f"the key file {key} can't be read: {error.strerror}") from None
+        if content.lstrip().startswith("{"):
+            return read_key(json.loads(content))
+        found = re.search(r"^\s*(SU[A-Z2-7]{56})\s*$", content, re.MULTILINE)
+        if found is None:
+            raise Refused(f"the file {key} contains no NKey seed (a line that begins with SU)")
+        text = found[1]
+    try:
+        public = bytes(nkeys.from_seed(text.encode()).public_key).decode()
+    except Exception as error:  # noqa: BLE001  # nkeys raises errors of several libraries
+        raise Refused(f"the key is no NKey seed: {error or type(error).__name__}") from None
+    prefixes = [f"_INBOX_{public}", "_INBOX_chat-service", "_INBOX"]
+    if name == "chat-service":
+        prefixes.insert(0, prefixes.pop(1))
+    elif name == "operator":
+        prefixes.insert(0, prefixes.pop(2))
+    return text, prefixes
+
+
+async def open_connection(
+    url: str,
+    *,
+    key: str | Path | Mapping[str, Any],
+    name: str,
+    tls: ssl.SSLContext | None,
+) -> Connection:
+    """Connect to NATS. Raises Refused for a wrong key, Unavailable if there is no server."""
+    seed, prefixes = read_key(key)
+    client = _Client()
+    client.tls_required = tls is not None or url.startswith("tls:")
+    connection = Connection(client, re.sub(r"//[^@/]*@", "//", url))
+    options: dict[str, Any] = {} if tls is None else {"tls": tls}
+    try:
+        await client.connect(
+            url.split(","),
+            name=name,
+            nkeys_seed_str=seed,
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=1,
+            connect_timeout=5,
+            ping_interval=3,
+            max_outstanding_pings=2,
+            pending_size=0,
+            error_cb=connection.report_error,
+            disconnected_cb=connection.report_disconnect,
+            reconnected_cb=connection.report_connected,
+            closed_cb=connection.report_closed,
+            **options,
+        )
+        if not client.is_connected:
+            raise nats.errors.UnexpectedEOF
+        client.options["allow_reconnect"] = True
+        client.options["max_reconnect_attempts"] = -1
+        await connection.report_connected()
+        await connection.open_inbox(prefixes)
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        reason = connection._error or str(error) or type(error).__name__  # noqa: SLF001
+        with suppress(Exception):
+            await client.close()
+        if "authorization" in reason.lower():
+            raise Refused(f"NATS at {connection._url} does not accept the key: {reason}") from None  # noqa: SLF001
+        raise Unavailable(f"no NATS at {connection._url}: {reason}") from None  # noqa: SLF001
+    except BaseException:
+        await client.close()
+        raise
+    return connection

@@ -1,0 +1,276 @@
+"""The Python client against a running workspaced: what a chat service does with it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import workspaced
+
+from tests.cli.template_folders import folder
+from tests.rigs.messages import new_id
+from tests.rigs.processes import ROOT, Up, environment, up
+from tests.rigs.proxy import proxy
+
+TEMPLATE = """
+name = "python"
+pool = "local"
+
+[[parameter]]
+name = "size"
+type = "number"
+default = 1
+validation_min = 1
+validation_max = 9
+
+[build]
+start = "echo first line; test $WORKSPACED_PARAM_SIZE != 9 || sleep 60; echo last line"
+
+[[agent]]
+name = "main"
+startup_script = "echo from the agent"
+"""
+OWNER = workspaced.Owner(id=new_id(), name="ada")
+TIMEOUT = 60.0
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    parent = tmp_path_factory.mktemp("client")
+    with up(parent / "data") as server:
+        server.data("template", "push", folder(parent, TEMPLATE))
+        yield server
+
+
+def key(running: Up, role: str = "chat-service") -> Path:
+    return running.directory / f"credentials/{role}.nk"
+
+
+@pytest.fixture
+async def ws(running: Up) -> AsyncIterator[workspaced.Workspaced]:
+    async with (
+        asyncio.timeout(TIMEOUT),
+        workspaced.connect(running.nats, key=key(running), service="mybot") as connected,
+    ):
+        yield connected
+
+
+async def followed(call: workspaced.Call) -> tuple[list[workspaced.State], str]:
+    events = [event async for event in call]
+    states = [event for event in events if isinstance(event, workspaced.State)]
+    return states, "".join(event.output for event in events if isinstance(event, workspaced.Log))
+
+
+async def test_a_chat_service_creates_repeats_and_runs_a_command(ws: workspaced.Workspaced) -> None:
+    chat = ws.chat(new_id(), owner=OWNER)
+    call = await chat.call("create_workspace", {"template": "python"}, call_id="create")
+
+    states, log = await followed(call)
+    answer = await call
+
+    assert answer.ok, answer
+    assert states[0].version == 0
+    versions = [state.version for state in states]
+    assert versions == sorted(set(versions))
+    assert states[-1].state == "ready"
+    for line in ("first line", "last line"):
+        assert log.count(line) == 1, log
+
+    again = await chat.call("create_workspace", {"template": "python"}, call_id="create")
+    assert (await again).result == answer.result
+    states, log = await followed(ws.call(chat.id, "create"))
+    assert [state.state for state in states] == ["ready"]
+    assert log.count("first line") == 1
+
+    async for event in chat.watch():  # lines of the agent may come after the answer
+        if isinstance(event, workspaced.Log) and "from the agent" in event.output:
+            break
+
+    async with chat.execute("echo one; echo two; exit 3") as process:
+        assert "".join([piece async for piece in process]) == "one\ntwo\n"
+        assert (await process.wait()).exit_code == 3
+    answer = await (await chat.call("execute", {"command": "echo of a model"}))
+    assert answer.result["output"] == "of a model\n"
+
+    async with chat.execute("cat", open_stdin=True) as process:
+        await process.write("typed")
+        await process.close_input()
+        assert "".join([piece async for piece in process]) == "typed"
+
+    issued = await chat.frontend_key(timedelta(minutes=10))
+    assert issued.keys() >= {"seed", "inbox_prefix", "expires_at"}
+
+
+async def test_values_that_do_not_fit_are_an_answer_with_validations(
+    ws: workspaced.Workspaced,
+) -> None:
+    chat = ws.chat(new_id(), owner=OWNER)
+    args = {"template": "python", "parameters": {"size": 12}}
+
+    answer = await (await chat.call("create_workspace", args))
+
+    assert not answer.is_error
+    assert not answer.ok
+    assert [one["field"] for one in answer.result["validations"]] == ["size"]
+    with pytest.raises(workspaced.CannotRun) as caught:
+        async with chat.execute("true"):
+            pass
+    assert caught.value.next_step == "create_workspace"
+
+
+async def test_a_build_is_canceled_from_another_connection(
+    running: Up, ws: workspaced.Workspaced
+) -> None:
+    chat = ws.chat(new_id(), owner=OWNER)
+    args = {"template": "python", "parameters": {"size": 9}}
+    call = await chat.call("create_workspace", args, call_id="slow")
+    async for event in call:
+        if isinstance(event, workspaced.Log) and "first line" in event.output:
+            break
+
+    async with workspaced.connect(running.nats, key=key(running), service="other") as other:
+        same = other.call(chat.id, "slow")
+        assert await same.cancel(build=True)
+        states, log = await followed(same)
+
+    answer = await call
+    assert not answer.ok
+    assert log.count("first line") == 1
+    assert states[-1].failure is not None
+    assert states[-1].failure.reason == "build_canceled"
+
+
+async def test_what_happens_while_the_connection_is_lost_is_neither_lost_nor_doubled(
+    running: Up, ws: workspaced.Workspaced
+) -> None:
+    port = urlsplit(running.nats).port
+    async with (
+        proxy(lambda: asyncio.open_connection("127.0.0.1", port)) as between,
+        workspaced.connect(
+            f"nats://127.0.0.1:{between.port}", key=key(running), service="cut"
+        ) as cut_off,
+    ):
+        chat = cut_off.chat(new_id(), owner=OWNER)
+        call = await chat.call("create_workspace", {"template": "python"}, call_id="cut")
+        following = asyncio.create_task(followed(call))
+        between.cut()
+        elsewhere = await ws.call(chat.id, "cut")
+        between.mend()
+
+        answer = await call
+        states, log = await following
+
+    assert answer.result == elsewhere.result
+    versions = [state.version for state in states]
+    assert versions == sorted(set(versions))
+    assert states[-1].state == "ready"
+    assert log.count("first line") == log.count("last line") == 1
+
+
+async def test_a_request_fails_when_the_connection_stays_lost(running: Up) -> None:
+    port = urlsplit(running.nats).port
+    async with (
+        proxy(lambda: asyncio.open_connection("127.0.0.1", port)) as between,
+        workspaced.connect(
+            f"nats://127.0.0.1:{between.port}", key=key(running), service="cut"
+        ) as cut_off,
+    ):
+        between.hold_answers(b"rpc.get_chat")
+        asking = asyncio.create_task(cut_off.rpc("get_chat", chat_id=new_id()))
+        await between.held()
+        between.cut()
+
+        with pytest.raises(workspaced.Unavailable, match="may have arrived"):
+            await asking
+
+
+async def test_other_arguments_under_a_call_id_conflict(ws: workspaced.Workspaced) -> None:
+    chat = ws.chat(new_id(), owner=OWNER)
+    first = await (await chat.call("list_templates", {}, call_id="one"))
+
+    with pytest.raises(workspaced.CallConflict) as caught:
+        await (await chat.call("list_templates", {"query": "x"}, call_id="one"))
+
+    assert caught.value.answer is not None
+    assert caught.value.answer.result == first.result
+
+
+async def test_what_is_not_permitted_or_not_there_raises_at_once(
+    running: Up, ws: workspaced.Workspaced
+) -> None:
+    started = asyncio.get_running_loop().time()
+    with pytest.raises(workspaced.Refused, match=r"workspaced\.rpc\.issue_credential"):
+        await ws.rpc("issue_credential", role="operator")
+    with pytest.raises(workspaced.Refused):
+        await ws.rpc("get_chatt", chat_id=new_id())
+    with pytest.raises(workspaced.Invalid, match="chat_id"):
+        await ws.rpc("get_chat", chat_id="x")
+    with pytest.raises(workspaced.NotFound, match="neither open nor answered"):
+        await ws.call(new_id(), "never")
+    async with workspaced.connect(
+        running.nats, key=key(running, "operator"), service="op"
+    ) as operator:
+        with pytest.raises(workspaced.Unavailable, match="nobody serves"):
+            await operator.rpc("get_chatt", chat_id=new_id())
+    assert asyncio.get_running_loop().time() - started < workspaced.connection.WITHIN
+
+
+async def test_a_wrong_key_and_a_missing_server_are_told_apart(running: Up, tmp_path: Path) -> None:
+    with pytest.raises(workspaced.Refused, match="can't be read"):
+        async with workspaced.connect(running.nats, key=tmp_path / "no.nk", service="s"):
+            pass
+    with pytest.raises(workspaced.Unavailable, match="no NATS at"):
+        async with workspaced.connect("nats://127.0.0.1:1", key=key(running), service="s"):
+            pass
+
+
+def test_each_format_of_the_tools_has_what_its_api_wants() -> None:
+    (openai, anthropic, mcp) = (workspaced.tools(name) for name in ("openai", "anthropic", "mcp"))
+
+    assert [tool["function"]["name"] for tool in openai] == [tool["name"] for tool in anthropic]
+    assert [tool["inputSchema"] for tool in mcp] == [tool["input_schema"] for tool in anthropic]
+    assert "execute" not in [tool["name"] for tool in workspaced.tools(execute=False)]
+
+
+def test_the_wheel_alone_runs_the_readme_and_imports_no_server_package(
+    running: Up, tmp_path: Path
+) -> None:
+    environment_of_its_own = tmp_path / "venv"
+    python = environment_of_its_own / "bin/python"
+    subprocess.run([sys.executable, "-m", "venv", environment_of_its_own], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
+    subprocess.run([*install, ROOT / "client"], check=True, env=environment())
+    found = re.search(r"```python\n(.*?)```", (ROOT / "client/README.md").read_text(), re.DOTALL)
+    assert found is not None
+
+    done = subprocess.run(
+        [python, "-c", found[1], running.nats, key(running), "python"],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"created": true' in done.stdout
+    program = (
+        "import sys, time; started = time.process_time(); import workspaced; "
+        "print(time.process_time() - started, {'bus', 'handlers', 'statemachine'} & sys.modules.keys())"
+    )
+    runs = [
+        subprocess.run(
+            [python, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        for _ in range(3)
+    ]
+    taken = [run.stdout.split(maxsplit=1) for run in runs]
+    assert {modules.strip() for _, modules in taken} == {"set()"}
+    assert min(float(seconds) for seconds, _ in taken) < 0.3
