@@ -1,4 +1,4 @@
-"""workspaced for Python programs: a chat service calls tools and follows what happens.
+"""workspaced for Python programs: a chat service calls tools, and a provisioner of one's own builds workspaces.
 
 Example::
 
@@ -9,6 +9,9 @@ Example::
             print(event)
         answer = await call
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from workspaced.calls import Call
 from workspaced.client import Chat, Workspaced, connect
@@ -26,21 +29,44 @@ from workspaced.models import Agent, Answer, Build, Exit, Failure, Log, Owner, S
 from workspaced.processes import Process
 from workspaced.tools import tools
 
+if TYPE_CHECKING:
+    from workspaced.provisioning import (
+        AgentCredential,
+        BadTemplate,
+        BuildFailed,
+        Built,
+        BuiltAgent,
+        CannotServe,
+        Job,
+        Provisioner,
+        QuotaExceeded,
+        provisioner,
+    )
+
 __all__ = [
     "Agent",
+    "AgentCredential",
     "Answer",
+    "BadTemplate",
     "Build",
+    "BuildFailed",
+    "Built",
+    "BuiltAgent",
     "Call",
     "CallConflict",
     "CannotRun",
+    "CannotServe",
     "Chat",
     "Exit",
     "Failure",
     "Invalid",
+    "Job",
     "Log",
     "NotFound",
     "Owner",
     "Process",
+    "Provisioner",
+    "QuotaExceeded",
     "Refused",
     "State",
     "TooBusy",
@@ -49,5 +75,13 @@ __all__ = [
     "Workspaced",
     "WorkspacedError",
     "connect",
+    "provisioner",
     "tools",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the provisioner kit when it is used first: a chat service does without it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("workspaced.provisioning"), name)

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+RESEND: Final = "workspaced.resend.provisioner"
+"""On which workers ask all provisioners for their facts again."""
+ALL_FACTS: Final = "workspaced.in.provisioner.*.*"
+ALL_AGENT_FACTS: Final = "workspaced.in.agent.*.*"
+ALL_LOGS: Final = "workspaced.log.*.*"
+ALL_RESULTS: Final = "workspaced.result.*.*"
+ALL_DEAD: Final = "workspaced.dead.*"
+
 
 def request(chat_id: str, service: str) -> str:
     """Return the subject of a chat service's events about a chat."""
@@ -36,3 +46,33 @@ def last_state(chat_id: str) -> str:
 def last_result(chat_id: str, call_id: str) -> str:
     """Return where to ask for the stored answer of a call."""
     return f"$JS.API.DIRECT.GET.WORKSPACED_RESULT.{result(chat_id, call_id)}"
+
+
+def fact(chat_id: str, name: str) -> str:
+    """Return the subject of a provisioner's facts about a chat."""
+    return f"workspaced.in.provisioner.{chat_id}.{name}"
+
+
+def log(chat_id: str, build_id: str) -> str:
+    """Return the subject of the log of a build."""
+    return f"workspaced.log.{chat_id}.{build_id}"
+
+
+def job(pool: str) -> str:
+    """Return the subject of a pool's jobs."""
+    return f"workspaced.job.{pool}"
+
+
+def cancel(pool: str) -> str:
+    """Return the subject on which workers ask a pool's provisioners to cancel builds."""
+    return f"workspaced.cancel.{pool}"
+
+
+def next_jobs(pool: str) -> str:
+    """Return where to ask for the next jobs of a pool."""
+    return f"$JS.API.CONSUMER.MSG.NEXT.WORKSPACED_JOB.pool-{pool}"
+
+
+def acks(pool: str) -> str:
+    """Return the subjects of the words with which a pool's jobs are acknowledged."""
+    return f"$JS.ACK.WORKSPACED_JOB.pool-{pool}.>"

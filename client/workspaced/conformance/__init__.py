@@ -1,0 +1,1 @@
+"""The conformance suite for provisioners: `python -m workspaced.conformance --help`."""

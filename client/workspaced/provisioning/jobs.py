@@ -1,0 +1,266 @@
+"""What a build function gets and returns: the job, the agents it made, and how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import uuid4
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+
+from workspaced.provisioning.link import LinkRefused
+from workspaced.provisioning.templates import BadTemplate, unpack
+
+if TYPE_CHECKING:
+    from workspaced.provisioning.build_log import BuildLog, Level
+    from workspaced.provisioning.link import Link
+    from workspaced.provisioning.templates import Templates
+
+Transition = Literal["start", "stop", "delete"]
+_UUID: Final = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+
+
+class BuildFailed(Exception):
+    """Raise it in a build function: the build fails with this text, and the code if there is one."""
+
+    def __init__(self, error: str, *, error_code: str | None = None) -> None:
+        super().__init__(error)
+        self.error_code = error_code
+
+    def details(self) -> dict[str, Any]:
+        """Return what `build_failed` says beside the error."""
+        return {} if self.error_code is None else {"error_code": self.error_code}
+
+
+class QuotaExceeded(BuildFailed):
+    """Raise it in a build function if the owner's quota does not allow this workspace."""
+
+    def __init__(self, error: str, *, credits_consumed: int, budget: int) -> None:
+        super().__init__(error, error_code="INSUFFICIENT_QUOTA")
+        self.credits_consumed, self.budget = credits_consumed, budget
+
+    def details(self) -> dict[str, Any]:
+        """Return what `build_failed` says beside the error."""
+        quota = {"credits_consumed": self.credits_consumed, "budget": self.budget}
+        return {**super().details(), "quota": quota}
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltAgent:
+    """An agent of a workspace. Its id belongs to one build: a later build makes new ones."""
+
+    name: str
+    id: str = field(default_factory=lambda: str(uuid4()))
+    parent_id: str | None = None
+    display_order: int | None = None
+
+    def data(self) -> dict[str, Any]:
+        """Return the entry of `build_succeeded`."""
+        given = {"parent_id": self.parent_id, "display_order": self.display_order}
+        more = {key: value for key, value in given.items() if value is not None}
+        return {"id": self.id, "name": self.name, **more}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The result of a build that succeeded."""
+
+    agents: Sequence[BuiltAgent] = ()
+
+
+class AgentCredential(BaseModel):
+    """The key of one agent: it connects to NATS with seed (and jwt, if there is one) and inbox prefix."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    seed: str = Field(repr=False)
+    inbox_prefix: str
+    expires_at: AwareDatetime
+    jwt: str | None = Field(default=None, repr=False)
+
+
+class _Data(BaseModel):
+    """Data of the wire: unknown keys are ignored, and null is the same as absent."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {key: value for key, value in data.items() if value is not None}
+        return data
+
+
+class TemplateArchive(_Data):
+    """The packed folder of a template's version."""
+
+    sha256: str
+    size: int
+
+
+class JobTemplate(_Data):
+    """The template of a job; `spec` has the `[build]` and `[[agent]]` tables of its `template.toml`."""
+
+    id: str = ""
+    name: str = ""
+    version_id: str | None = None
+    spec: dict[str, Any] = {}
+    archive: TemplateArchive | None = None
+
+
+class JobHead(_Data):
+    """The part of a job without which nothing can be answered."""
+
+    chat_id: str = Field(pattern=_UUID)
+    workspace_id: str = Field(pattern=_UUID)
+    build_id: str = Field(pattern=_UUID)
+    build_number: int
+    transition: Transition
+    traceparent: str | None = None
+
+    def data(self) -> dict[str, Any]:
+        """Return the keys that every fact about this build carries."""
+        keys = ("workspace_id", "build_id", "build_number", "transition")
+        return {key: getattr(self, key) for key in keys}
+
+
+class Job(JobHead):
+    """One build that workspaced requests: what to do (`transition`), and for which workspace.
+
+    Example:
+        if job.transition == "start":
+            await job.unpack(Path("workspaces") / job.workspace_id)
+            job.log("the files are there")
+
+    """
+
+    workspace_name: str = ""
+    owner_id: str | None = None
+    owner_name: str = ""
+    organization_id: str | None = None
+    template: JobTemplate = JobTemplate()
+    parameters: dict[str, str] = {}
+    preset_id: str | None = None
+    ttl_ms: int | None = None
+    activity_seconds: int = 60
+    """How often an agent reports activity while it lasts; 0: never. Hand it to your agents."""
+    not_after: AwareDatetime | None = None
+    again: bool = False
+    """An earlier process has begun this build and was killed: something of it may be left."""
+
+    _link: Link = PrivateAttr()
+    _log: BuildLog = PrivateAttr()
+    _templates: Templates = PrivateAttr()
+    _cancel: asyncio.Event = PrivateAttr(default_factory=asyncio.Event)
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether somebody asked to cancel this build; its function is cancelled because of it."""
+        return self._cancel.is_set()
+
+    @property
+    def late(self) -> bool:
+        """Whether the time at which this job had to be taken has passed."""
+        return self.not_after is not None and datetime.now(UTC) > self.not_after
+
+    def log(self, text: str, *, stage: str = "build", level: Level = "info") -> None:
+        """Write one or many lines into the build's log, which chats show live. Never waits."""
+        self._log.write(text, stage, level)
+
+    async def unpack(self, directory: Path | str) -> None:
+        """Put the files of the template into a directory, replacing those of the same name.
+
+        Raises BadTemplate if the template can't be fetched, or contains what may not be unpacked.
+        """
+        archive = self.archive
+        if archive is None:
+            raise BadTemplate("the job has no archive")
+        path = await self._templates.fetched(self._link, *archive)
+        working = asyncio.ensure_future(asyncio.to_thread(unpack, path, Path(directory)))
+        try:
+            await asyncio.shield(working)
+        except asyncio.CancelledError:
+            # A thread can't be stopped: wait, so that nothing is written after the build's end.
+            await asyncio.wait((working,))
+            raise
+
+    async def agent_credential(self, agent_id: str) -> AgentCredential:
+        """Return a key for an agent of this build, with an id that you choose (a new UUID).
+
+        Raises BuildFailed if the gateway refuses it: a newer build has taken this one's place.
+        """
+        request = {
+            "chat_id": self.chat_id,
+            "workspace_id": self.workspace_id,
+            "build_id": self.build_id,
+            "agent_id": agent_id,
+        }
+        try:
+            answer = await self._link.rpc_until_answered("agent_credential", request)
+        except LinkRefused as error:
+            raise BuildFailed(f"the agent gets no key: {error}") from None
+        return AgentCredential.model_validate_json(answer)
+
+    @property
+    def archive(self) -> tuple[str, str, int] | None:
+        """Version, SHA-256 and size of the template's archive; None if the job names none."""
+        template = self.template
+        if template.archive is None or template.version_id is None:
+            return None
+        return template.version_id, template.archive.sha256, template.archive.size
+
+    def attach(
+        self, link: Link, log: BuildLog, templates: Templates, cancel: asyncio.Event
+    ) -> None:
+        """Connect the job with the provisioner that runs it."""
+        self._link, self._log, self._templates, self._cancel = link, log, templates, cancel
+
+
+def read_job(body: bytes) -> tuple[JobHead | None, Job | None, str]:
+    """Return what can be read of a job's event, and what is wrong if that is not everything."""
+    try:
+        event = json.loads(body)
+        data = {**event["data"], "traceparent": event.get("traceparent")}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return None, None, f"it is no CloudEvent: {error!r}"
+    try:
+        head = JobHead.model_validate(data)
+    except ValidationError as error:
+        return None, None, _described(error)
+    if event.get("type") != "workspaced.build_requested.v1":
+        return head, None, f"its type is {event.get('type')!r}; build_requested.v1 is known here"
+    try:
+        return head, Job.model_validate({**data, "again": False}), ""
+    except ValidationError as error:
+        return head, None, _described(error)
+
+
+def read_cancel(body: bytes) -> tuple[str, str] | None:
+    """Return workspace and build of a request to cancel a build; None if it is another message."""
+    try:
+        event: Mapping[str, Any] = json.loads(body)
+        if event["type"] != "workspaced.build_cancel.v1":
+            return None
+        return str(event["data"]["workspace_id"]), str(event["data"]["build_id"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _described(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:5]
+    )

@@ -1,0 +1,93 @@
+"""The provisioner in the documentation passes the conformance suite; broken ones fail at the right place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rigs.processes import ROOT, environment, up
+
+FAULTS = {
+    "acks-early": {"ack", "death"},
+    "forgets": {"restart"},
+    "ignores-cancel": {"cancel"},
+    "overlaps": {"order"},
+}
+BUILD = "#!/bin/sh\nfor step in 1 2 3 4; do echo step $step; sleep 0.25; done\n"
+
+
+def documented() -> str:
+    page = (ROOT / "docs/provisioners.md").read_text()
+    return page.split("```python\n")[1].split("```")[0]
+
+
+def template(running: Any, parent: Path, pool: str) -> str:
+    folder = parent / pool
+    folder.mkdir()
+    text = f'name = "{pool}"\npool = "{pool}"\n[build]\nstart = "./build.sh"\n'
+    (folder / "template.toml").write_text(text)
+    (folder / "build.sh").write_text(BUILD)
+    (folder / "build.sh").chmod(0o755)
+    return str(running.data("template", "push", folder)["template_id"])
+
+
+async def suite(running: Any, parent: Path, pool: str, template_id: str, command: str) -> Any:
+    words = ["--pool", pool, "--template", template_id, "--command", command, "--json"]
+    words += ["--nats-url", running.nats, "--credentials", str(running.directory / "credentials")]
+    words += ["--patience", "12"]
+    if pool == "forgets":
+        words += [
+            "--skip",
+            "death",
+        ]  # its job comes again after 30 s only, since it can't hand it back
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "workspaced.conformance", *words),
+        cwd=parent,
+        env=environment({"PYTHONPATH": f"{ROOT / 'client'}{os.pathsep}{ROOT}"}),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert out, err.decode()
+    checks = {check["name"]: check for check in json.loads(out)["checks"]}
+    failed = {name for name, check in checks.items() if check["outcome"] == "failed"}
+    assert process.returncode == (1 if failed else 0)
+    return failed, checks, err.decode()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Run all suites side by side: each works in a pool of its own."""
+    parent = tmp_path_factory.mktemp("kit")
+    (parent / "mine.py").write_text(documented())
+    with up(parent / "data") as running:
+        ids = {pool: template(running, parent, pool) for pool in ("mine", *FAULTS)}
+        broken = f"{sys.executable} {ROOT / 'tests/kit/broken.py'}"
+        commands = {fault: f"{broken} {fault} {fault}" for fault in FAULTS}
+        commands["mine"] = f"{sys.executable} mine.py"
+
+        async def together() -> Any:
+            return await asyncio.gather(
+                *(suite(running, parent, pool, ids[pool], commands[pool]) for pool in commands)
+            )
+
+        return dict(zip(commands, asyncio.run(together()), strict=True))
+
+
+def test_the_documented_provisioner_passes(results: Any) -> None:
+    failed, checks, printed = results["mine"]
+
+    assert failed == set(), f"{checks}\n{printed}"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_provisioner_fails_at_the_right_place(results: Any, fault: str) -> None:
+    failed, checks, printed = results[fault]
+
+    assert failed == FAULTS[fault], f"{checks}\n{printed}"
