@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import struct
 from asyncio import Future, Queue
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from bus import Bus, Message, StoredMessage, Subscription, subjects
+from bus import Backoff, Bus, Message, StoredMessage, Subscription, Unavailable, subjects
 from bus.messages import SEQUENCE
 from bus.streams import EXEC, LOG, STATE
 from handlers.gateway.http_admission import Ending
@@ -30,6 +31,8 @@ from statemachine.chat import Chat
 from statemachine.codec import encode
 from statemachine.events import OURS
 from statemachine.views import state_changed
+
+log = logging.getLogger(__name__)
 
 COMMENT_EVERY: Final = 15.0
 """Seconds without an event after which a comment is sent, so that both ends notice a broken connection."""
@@ -120,10 +123,12 @@ class EventStream:
             sending = asyncio.ensure_future(self._send(response, queue))
             try:
                 await asyncio.wait((sending, end, too_slow), return_when=asyncio.FIRST_COMPLETED)
+                if sending.done() and not (end.done() or too_slow.done()):
+                    sending.result()  # raises ConnectionError if the client has gone
             finally:
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
-            reason = end.result() if end.done() else "slow"
+            reason = end.result() if end.done() else "slow" if too_slow.done() else "leaving"
             with suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(1.0):
                     await response.write(_text("end", json.dumps({"reason": reason}).encode(), ""))
@@ -154,9 +159,7 @@ class EventStream:
         self, response: web.StreamResponse, queue: Queue[tuple[str, Message | None]]
     ) -> None:
         for followed in self._followed.values():
-            await self._send_state(response, followed, first=True)
-            if followed.back:
-                await self._send_missed(response, followed)
+            await self._catch_up(response, followed, first=True)
         while True:
             try:
                 async with asyncio.timeout(COMMENT_EVERY):
@@ -166,13 +169,30 @@ class EventStream:
                 continue
             followed_or_none = self._followed.get(chat)
             if followed_or_none is None:
-                if message is not None:
-                    await response.write(_text("state", message.data, ""))
+                if message is None:
+                    return  # states of any chats may have been missed: the client reads them again
+                await response.write(_text("state", message.data, ""))
             elif message is None:  # the connection to NATS was lost: messages may have been missed
-                await self._send_state(response, followed_or_none)
-                await self._send_missed(response, followed_or_none)
+                await self._catch_up(response, followed_or_none)
             else:
                 await self._send_live(response, followed_or_none, message)
+
+    async def _catch_up(
+        self, response: web.StreamResponse, followed: _Followed, *, first: bool = False
+    ) -> None:
+        """Send what is stored about the chat and the client has not seen, however long NATS is away."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._send_state(response, followed, first=first)
+                if followed.back or not first:
+                    await self._send_missed(response, followed)
+            except Unavailable as error:
+                log.warning("a stream of chat %s waits for NATS: %s", followed.chat, error)
+                await response.write(b":\n\n")
+                await backoff.wait()
+            else:
+                return
 
     async def _send_live(
         self, response: web.StreamResponse, followed: _Followed, message: Message

@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from tests.rigs.client import Chat, ServiceError
 from tests.rigs.fleet import PATIENT, Fleet, Proxies, fleet_on, logs_once_more, proxies_to
+from tests.rigs.http import http_client
 from tests.rigs.processes import get_json
 from tests.rigs.servers import Nats, Postgres, free_port, restartable_servers, servers_of
 from tests.rigs.world import Deployment, World, connected_world
@@ -227,6 +228,51 @@ async def test_an_rpc_is_answered_after_its_gateway_reconnected(stage: Stage) ->
 
         assert (await held)["result"]["build_id"] == job.build_id
         await stage.are_ready("gateway")
+
+
+async def test_a_stream_over_http_goes_on_after_a_nats_restart_and_resumes_at_another_gateway(
+    stage: Stage,
+) -> None:
+    ports = [free_port(), free_port()]
+    first = await stage.fleet.start("gateway", "--http-port", str(ports[0]))
+    async with connected_world(stage.place) as world:
+        chat = await world.chat()
+        _, job = await world.building(chat)
+        issued = await world.operator.rpc("issue_token", role="frontend", chat_ids=[chat.id])
+        everything = await world.operator.rpc("issue_token", role="operator")
+    async with AsyncExitStack() as clients:
+        here, there = [
+            await clients.enter_async_context(
+                http_client(f"http://127.0.0.1:{port}", issued["token"])
+            )
+            for port in ports
+        ]
+        all_chats = replace(here, token=everything["token"])
+        async with here.stream("/v1/stream") as stream, all_chats.stream("/v1/stream") as board:
+            await stream.state("building")
+            async with stage.fleet.reconnected():
+                await stage.nats.stop(signal.SIGKILL)
+                await stage.nats.start()
+            async with connected_world(stage.place) as world:
+                await world.provisioner.log(job.data, 1, "after the restart")
+                line = await stream.next()
+            assert (line.kind, line.data["data"]["output"]) == ("log", "after the restart")
+            # States may have been missed, and a stream of all chats does not send them again.
+            assert (await board.next("end")).data == {"reason": "leaving"}
+            await stage.fleet.end(first)
+
+        await stage.fleet.start("gateway", "--http-port", str(ports[1]))
+        async with connected_world(stage.place) as world:
+            await world.provisioner.log(job.data, 2, "between the gateways")
+            await world.provisioner.publish_event(
+                "build_succeeded", job, template_version_id=job.template["version_id"], agents=[]
+            )
+            async with there.stream("/v1/stream", line.id) as resumed:
+                while (event := await resumed.next()).kind != "log":
+                    assert event.data["data"]["state"] in ("building", "ready")
+                assert event.data["data"]["output"] == "between the gateways"
+                await resumed.state("ready")
+    await stage.fleet.end(stage.fleet.running[-1], signal.SIGTERM)
 
 
 # -- a database that is there and refuses ------------------------------------------------------
