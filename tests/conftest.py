@@ -23,6 +23,29 @@ ConnectAs = Callable[..., Awaitable[Client]]
 # A shell's background job ignores SIGINT, and all processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONGEST = (
+    "tests/simulation",
+    "tests/cli/test_environment.py",
+    "tests/faults",
+    "tests/cli/test_restore.py",
+    "tests/cli/test_operating.py",
+    "tests/embedded/test_surroundings.py",
+    "tests/kit",
+    "tests/cluster",
+    "tests/worker/test_left_alone.py",
+)
+"""What takes longest is run first, so that no process of `make test` runs it alone at the end."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the tests of LONGEST first, and leave the others in their order."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(config.rootpath).as_posix()
+        return next((n for n, begin in enumerate(LONGEST) if path.startswith(begin)), len(LONGEST))
+
+    items.sort(key=place)
+
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def servers() -> AsyncIterator[Servers]:
