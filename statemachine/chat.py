@@ -45,6 +45,8 @@ MAX_REJECTED: Final = 16
 """Rejected facts that a chat remembers."""
 MAX_BEFORE_DELETE: Final = 16
 """Stops and deletes before a delete that a workspace's record holds."""
+MAX_CANCELED: Final = 16
+"""Superseded builds that a workspace's record holds because they were canceled and have not ended."""
 MAX_PREVIOUS: Final = 64
 """Previous workspaces that a chat remembers, and superseded builds of the current one."""
 
@@ -517,8 +519,9 @@ def _known_fields(stored: dict[str, Any]) -> dict[str, Any]:
         for key in ("build", "last_start"):
             if workspace and workspace.get(key):
                 workspace[key] = _known_build_fields(workspace[key])
-        if workspace and workspace.get("before_delete"):
-            workspace["before_delete"] = list(map(_known_build_fields, workspace["before_delete"]))
+        for key in ("before_delete", "canceled"):
+            if workspace and workspace.get(key):
+                workspace[key] = list(map(_known_build_fields, workspace[key]))
     return {key: value for key, value in stored.items() if key in Chat.__struct_fields__}
 
 

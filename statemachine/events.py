@@ -376,7 +376,7 @@ class Retried(StrEnum):
 
     ALWAYS = "always"
     IF_FAILED = "if_failed"
-    """Not when it was canceled."""
+    """Not when somebody has canceled it."""
 
 
 class BuildRequested(Frozen):

@@ -20,6 +20,7 @@ from statemachine import events, lifetimes
 from statemachine.chat import (
     MAX_AGENTS,
     MAX_BEFORE_DELETE,
+    MAX_CANCELED,
     MAX_PREVIOUS,
     MAX_REJECTED,
     AgentFacts,
@@ -129,6 +130,9 @@ def _with_fact(
     record = _with_names(record, fact)
     if isinstance(fact, events.BuildSucceeded) and fact.transition is Transition.START:
         record = replace(record, never_started=False)
+    if record.canceled and not isinstance(fact, events.BuildStarted):
+        canceled = tuple(build for build in record.canceled if build.id != fact.build_id)
+        record = replace(record, canceled=canceled)
     newest = record.build
     if newest is not None and newest.id == fact.build_id:
         return replace(record, build=_build_with_fact(newest, fact, at))
@@ -165,7 +169,21 @@ def _with_newer_build(record: WorkspaceRecord, build: Build) -> WorkspaceRecord:
         build=build,
         last_start=None if starts else record.start_build,
         before_delete=_before_delete(record, build),
+        canceled=_canceled(record),
     )
+
+
+def _canceled(record: WorkspaceRecord) -> tuple[Build, ...]:
+    """Return the canceled builds without end, before a newer build follows or the chat leaves the workspace."""
+    found = [build for build in (record.last_start, record.build) if build and build.being_canceled]
+    if not found:
+        return record.canceled
+    kept = {build.id: build for build in record.canceled}
+    for build in found:
+        kept[build.id] = replace(
+            _only_ending(build), template=build.template, elsewhere=build.elsewhere
+        )
+    return tuple(kept.values())[-MAX_CANCELED:]
 
 
 def first_seen(
@@ -319,7 +337,8 @@ def _requested(chat: Chat, asked: events.BuildRequested, time: datetime, at: dat
         retried=asked.retried,
     )
     if (previous := chat.previous_workspace(asked.workspace_id)) is not None:
-        newer = lifetimes.with_attempt(replace(previous, build=build), previous.retry)
+        newer = replace(previous, build=build, canceled=_canceled(previous))
+        newer = lifetimes.with_attempt(newer, previous.retry)
         requested = _with_orphan_mark(newer, at)
         return Folded(chat=_remember(chat, requested), unmoved=Unmoved.FOREIGN)
     if chat.current is None or chat.current.id != asked.workspace_id:
@@ -486,6 +505,7 @@ def leave(chat: Chat, at: datetime, *, deleted: bool) -> Chat:
             owner_name=current.owner_name,
             template_id=current.template_id,
             build=current.build,
+            canceled=_canceled(current),
             orphaned_at=at if _is_left_running(chat, current) else None,
         )
     agents = _agents_of_others(chat, current.id)

@@ -131,7 +131,7 @@ def with_end(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
     build = record.build
     if build is None or build.outcome is None:
         return record
-    if build.succeeded or not _is_retried(build, canceled=build.outcome.ending is Ending.CANCELED):
+    if build.succeeded or not _is_retried(build):
         return record if record.retry is None else replace(record, retry=None)
     if record.retry is not None and record.retry.at is not None:
         return record  # its end comes after its limit: that attempt is counted
@@ -147,9 +147,7 @@ def entered(chat: Chat, at: datetime) -> Chat:
     if Phase.FAILED_STOP in (info.phase, info.end_rejected):
         if retry is not None and retry.at is not None:
             return chat  # its end comes after its limit: that attempt is counted
-        ended = build.outcome
-        canceled = build.being_canceled or (ended is not None and ended.ending is Ending.CANCELED)
-        if not _is_retried(build, canceled=canceled) and not _lifetime_is_over(current, at):
+        if not _is_retried(build) and not _lifetime_is_over(current, at):
             return chat
         return replace(chat, current=_failed(current, build.transition, at))
     if retry is None:
@@ -158,8 +156,14 @@ def entered(chat: Chat, at: datetime) -> Chat:
     return replace(chat, current=replace(current, retry=changed))
 
 
-def _is_retried(build: Build, *, canceled: bool) -> bool:
-    return build.retried is Retried.ALWAYS or (build.retried is Retried.IF_FAILED and not canceled)
+def _is_retried(build: Build) -> bool:
+    """Return whether workers request a stop or delete again that has ended without success.
+
+    They do not if somebody requested it and somebody canceled it.
+    """
+    canceled = build.outcome is None or build.outcome.ending is Ending.CANCELED
+    revoked = build.cancel_requested_at is not None and canceled
+    return build.retried is Retried.ALWAYS or (build.retried is Retried.IF_FAILED and not revoked)
 
 
 def _lifetime_is_over(record: WorkspaceRecord, at: datetime) -> bool:

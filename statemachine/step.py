@@ -290,12 +290,13 @@ def step(
 def canceled_builds(chat: Chat, because: Event | None = None) -> list[PublishCancel]:
     """Return messages about the chat's canceled builds whose end is not known, as far as their pool is known."""
     records = chat.previous if chat.current is None else (chat.current, *chat.previous)
-    return [
-        PublishCancel(record.id, build.id, build.pool, because)
+    found = {
+        build.id: PublishCancel(record.id, build.id, build.pool, because)
         for record in records
-        for build in (record.build, record.last_start)
+        for build in (record.build, record.last_start, *record.canceled)
         if build is not None and build.being_canceled and build.pool is not None
-    ]
+    }
+    return list(found.values())
 
 
 def differs_from_published(chat: Chat, published: PublishedState) -> bool:

@@ -164,6 +164,11 @@ class WorkspaceRecord(Value, frozen=True):
 
     They hold only what `phase_left` and `expires_at` need.
     """
+    canceled: tuple[Build, ...] = ()
+    """Superseded builds that were canceled and whose end is not known: a provisioner may still work on them.
+
+    They hold only what is needed to tell provisioners of the cancel.
+    """
     superseded: tuple[str, ...] = ()
     """Ids of the current workspace's builds that a newer build replaced."""
     chosen: BuiltAgent | None = None

@@ -23,7 +23,7 @@ IssuableRole = Literal["frontend", "chat-service", "provisioner", "operator", "w
 
 
 class Granting(Frozen):
-    """A body that grants something. An unknown key, such as a misspelled limit, makes it invalid."""
+    """A body that grants something, or takes it back. An unknown key, such as a misspelled limit, makes it invalid."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -185,7 +185,7 @@ class CredentialsBody(Frozen):
     """The `next` of the page before."""
 
 
-class RevokeBody(Frozen):
+class RevokeBody(Granting):
     """The body of `revoke_credential`, which ends a key and its connections."""
 
     public_key: Token

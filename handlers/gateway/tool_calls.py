@@ -48,8 +48,8 @@ class ToolCalls:
 
         `stored` is called when NATS has stored the request.
         Raises ServiceError 409 if the call is known and has other content, 413 if the request is too
-        large, 429 if there are too many calls, 400 if NATS refuses the request, and 503 if the result
-        did not arrive in time or NATS is unavailable.
+        large, 429 if there are too many calls, 400 if NATS refuses the request, 504 if the result did not
+        arrive in time, and 503 if NATS is unavailable.
         """
         if self._held >= self.limit:
             text = f"{BUSY}this gateway holds {self._held} calls already; try again later"
@@ -106,7 +106,7 @@ class ToolCalls:
                         return json.loads(resolved.data)["data"]  # type: ignore[no-any-return]
         except TimeoutError:
             raise ServiceError(
-                503, f"call {call_id} has no result yet; try again with the same call_id"
+                504, f"call {call_id} has no result yet; try again with the same call_id"
             ) from None
         except ServiceError:
             raise

@@ -19,6 +19,7 @@ from bus.streams import LOG, STREAMS
 from handlers.access import nkey
 from handlers.app import Endpoints
 from handlers.errors import NotFoundError
+from handlers.gateway import tool_calls
 from handlers.gateway.gateway import Gateway
 from handlers.gateway.queries import Queries
 from handlers.gateway.requests import LogBody
@@ -119,6 +120,33 @@ async def answer_next(seen: Subscription, bus: Bus, error: str) -> None:
     chat, call = asked["subject"], asked["data"]["call_id"]
     data = {"call_id": call, "tool": "list_templates", "is_error": True, "result": {"error": error}}
     await bus.publish(subjects.result(chat, call), json.dumps({"data": data}).encode())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("agent_credential", "frontend_credential", "issue_credential", "revoke_credential"),
+        "issue_token",
+    ],
+)
+async def test_a_body_that_grants_something_or_takes_it_back_has_no_unknown_keys(
+    bus: Bus, name: str
+) -> None:
+    with pytest.raises(ServiceError, match=r"body\.colour") as refused:
+        await bus.request(f"workspaced.rpc.{name}", b'{"colour": "red"}', timeout=5)
+
+    assert refused.value.code == 400
+
+
+async def test_a_call_without_a_result_in_time_gets_504(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool_calls, "MAX_WAIT", 0.05)
+
+    with pytest.raises(ServiceError, match="call c has no result yet") as refused:
+        await bus.request("workspaced.rpc.list_templates", body(), timeout=5)
+
+    assert refused.value.code == 504
 
 
 async def test_a_call_refused_for_load_gets_429(bus: Bus) -> None:

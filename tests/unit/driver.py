@@ -18,7 +18,15 @@ from statemachine.events import (
     event_digest,
 )
 from statemachine.states import State
-from statemachine.step import InboundEvent, Loaded, PublishAnswer, PublishJob, PublishState, step
+from statemachine.step import (
+    InboundEvent,
+    Loaded,
+    PublishAnswer,
+    PublishCancel,
+    PublishJob,
+    PublishState,
+    step,
+)
 from statemachine.templates import Catalog, Template, Version, read, template_id
 from tests.unit.facts import CHAT, LIMITS, NOW, deadline, event, uid
 
@@ -101,6 +109,8 @@ class Desk:
         """The requested builds, including those of replaced workspaces."""
         self.states: list[State] = []
         """The published states, in order."""
+        self.told: list[PublishCancel] = []
+        """What provisioners were told of canceled builds."""
         self._calls: dict[str, StoredCall] = {}
         self._asked = self._steps = 0
         self.hear(*facts)
@@ -165,6 +175,8 @@ class Desk:
             match effect:
                 case PublishState(chat=chat):
                     self.states.append(chat.state)
+                case PublishCancel():
+                    self.told.append(effect)
                 case PublishAnswer(call=call, answer=answer):
                     self._take(call, answer)
 

@@ -10,9 +10,10 @@ import pytest
 
 from statemachine import answers
 from statemachine.chat import Chat, chat_from_json, chat_to_json
-from statemachine.events import Event, Transition
+from statemachine.events import BuildCanceled, BuildStarted, Event, Transition
 from statemachine.machine import decide
 from statemachine.states import Phase, State
+from statemachine.step import canceled_builds
 from statemachine.views import state_changed
 from tests.unit.driver import Desk
 from tests.unit.facts import (
@@ -26,6 +27,7 @@ from tests.unit.facts import (
     canceled,
     chat,
     connected,
+    event,
     exited,
     failed,
     late,
@@ -36,6 +38,7 @@ from tests.unit.facts import (
     started,
     succeeded,
 )
+from tests.unit.jobs import Jobs
 
 S = State
 READY = [requested(), succeeded(), connected(1), lifecycle(2, "ready")]
@@ -88,6 +91,38 @@ def test_a_cancel_brings_the_deadline_forward_and_never_puts_it_back() -> None:
     assert state_changed(later)["build"]["cancel_requested_at"] is not None
     assert decide(soon.chat, cancel_requested(), at, LIMITS).outcome == "ignored"
     assert decide(begun, cancel_requested(7), at, LIMITS).outcome == "stale"
+
+
+@pytest.mark.parametrize("how", ["start", "create", "delete"])
+def test_provisioners_are_told_of_a_canceled_build_until_it_ends_though_a_newer_one_is_followed(
+    how: str,
+) -> None:
+    desk = Desk()
+    jobs = Jobs(desk)
+    desk.create("c")
+    first = desk.job
+    of = {
+        "workspace_id": first.workspace_id,
+        "build_id": first.build_id,
+        "build_number": first.build_number,
+        "transition": first.transition,
+    }
+    desk.hear(cancel_requested())
+    desk.delete() if how == "delete" else getattr(desk, how)("d")
+    assert desk.job.build_id != first.build_id
+
+    desk.told.clear()
+    desk.hear(event(BuildStarted(**of)))
+    told = [(one.build_id, one.pool) for one in desk.told]
+    jobs.succeed()
+    desk.hear(cancel_requested(), event(BuildStarted(**of)))
+    again = [one.build_id for one in canceled_builds(desk.chat)]
+    desk.hear(event(BuildCanceled(**of)), event(BuildStarted(**of)))
+
+    assert told == [(first.build_id, "local")]
+    gone = how == "delete"  # nothing of the workspace is left
+    assert again == ([] if gone else [first.build_id])
+    assert canceled_builds(desk.chat) == []
 
 
 def test_f1_calls_get_the_failure_of_a_canceled_build() -> None:

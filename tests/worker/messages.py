@@ -73,6 +73,12 @@ class Senders:
         data = {"reason": "enough"} | ({} if workspace is None else {"workspace_id": workspace})
         return await self.publish(cloud_event("delete_requested", "/chat/service", chat, data))
 
+    async def cancel_build(self, chat: str, build_id: str | None = None) -> PubAck:
+        data = {} if build_id is None else {"build_id": build_id}
+        return await self.publish(
+            cloud_event("build_cancel_requested", "/chat/service", chat, data)
+        )
+
     async def keep(self, chat: str, seconds: float) -> PubAck:
         data = {"seconds": seconds}
         return await self.publish(cloud_event("keep_requested", "/chat/service", chat, data))

@@ -118,20 +118,29 @@ async def test_a_delete_that_was_canceled_before_it_began_is_tried_again(
     await rig.check(chat)
 
 
-@pytest.mark.parametrize(("how", "again"), [("failed", True), ("canceled", False)])
-async def test_a_delete_that_a_user_asked_for_is_tried_again_unless_it_is_canceled(
-    rig: Rig, hand: Hand, chat: str, how: str, *, again: bool
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("revoked", [False, True])
+@pytest.mark.parametrize("how", ["failed", "canceled"])
+async def test_a_delete_that_was_requested_is_tried_again_unless_somebody_canceled_it(
+    rig: Rig, hand: Hand, chat: str, how: str, *, begun: bool, revoked: bool
 ) -> None:
     await given(rig, hand, chat, "running")
     await rig.senders.delete(chat)
     await hand.pump()
     delete = rig.job
-    await rig.senders.built(delete, "started")
+    if begun:
+        await rig.senders.built(delete, "started")
+        await hand.pump()
+    if revoked:
+        await rig.senders.cancel_build(chat)
+        await hand.pump()
     await rig.senders.built(delete, how)
     await hand.pump()
     await hand.let_time_pass(60)
 
-    assert (rig.job != delete) is again
+    assert (rig.state(chat)["build"]["id"] != delete["build_id"]) is not (
+        revoked and how == "canceled"
+    )
     await rig.check(chat)
 
 
