@@ -31,6 +31,8 @@ CHATS_WITHOUT_EXEC: Final = "CHATS_WITHOUT_EXEC"
 sends a request; of a request from here, the server names the key."""
 AGENTS: Final = "AGENTS"
 FRONTENDS: Final = "FRONTENDS"
+FRONTENDS_RPC: Final = "read_log"
+"""The only rpc of frontends. The server names the key, by which the gateway knows the chats."""
 
 SYSTEM: Final = "SYS"
 """The system account of nats-server."""
@@ -106,6 +108,7 @@ EXPORTS: Final[dict[str, tuple[Export, ...]]] = {
             options=_LATE_ANSWER,
             share_client_info=True,
         ),
+        _service(subjects.rpc(FRONTENDS_RPC), FRONTENDS, share_client_info=True),
         _service(subjects.ALL_SERVICES, CORE, options=_MANY_ANSWERS),
     ),
     CHATS_WITHOUT_EXEC: (),

@@ -15,7 +15,13 @@ from typing import Final, NamedTuple
 from bus import subjects
 from bus.streams import STATE
 from handlers.access import nkey
-from handlers.access.accounts import AGENTS, CHATS_WITHOUT_EXEC, FRONTENDS, ROLE_ACCOUNTS
+from handlers.access.accounts import (
+    AGENTS,
+    CHATS_WITHOUT_EXEC,
+    FRONTENDS,
+    FRONTENDS_RPC,
+    ROLE_ACCOUNTS,
+)
 from handlers.access.auth_protocol import DenialReason, Grant
 from handlers.access.permissions import (
     PERMISSIONS,
@@ -108,9 +114,15 @@ def agent_grant(*, chat_id: str, build_id: str, agent_id: str, expires_at: datet
 def frontend_grant(
     *, name: str, chat_ids: Sequence[str], expires_at: datetime, exec_allowed: bool = False
 ) -> Grant:
-    """Let a frontend read the current state of its chats, and follow their changes and perhaps commands."""
+    """Let a frontend read states and logs of its chats, and follow their changes and perhaps commands.
+
+    The gateway checks which chats' logs it reads.
+    """
     permissions = Permissions(
-        publish=tuple(subjects.direct_get(STATE.name, subjects.state(chat)) for chat in chat_ids),
+        publish=(
+            *(subjects.direct_get(STATE.name, subjects.state(chat)) for chat in chat_ids),
+            subjects.rpc(FRONTENDS_RPC),
+        ),
         subscribe=tuple(map(subjects.ui, chat_ids)),
         deny_subscribe=() if exec_allowed else tuple(map(subjects.ui_execs, chat_ids)),
     )
@@ -159,8 +171,12 @@ def caller_key(headers: Mapping[str, str]) -> str:
     nats-server replaces this header if a client of another account sets it. It adds none to requests
     from the gateway's own account, whose clients may not call the rpcs that depend on it.
     """
+    return _request_info(headers, "user")
+
+
+def _request_info(headers: Mapping[str, str], key: str) -> str:
     try:
-        return str(json.loads(headers.get(REQUEST_INFO, "{}"))["user"])
+        return str(json.loads(headers.get(REQUEST_INFO, "{}"))[key])
     except (ValueError, KeyError, TypeError):
         return ""
 
@@ -190,6 +206,14 @@ async def caller_credential(
         return None
     found = await store.credentials.get(key)
     return found.credential if found else None
+
+
+async def may_read_log(store: Store, reply: str, headers: Mapping[str, str], chat_id: str) -> bool:
+    """Return whether the caller of an rpc may read the logs of a chat: a frontend, only those of its chats."""
+    if not is_of_other_account(reply) or _request_info(headers, "acc") != FRONTENDS:
+        return True
+    credential = await caller_credential(store, reply, headers)
+    return credential is not None and chat_id in credential.chat_ids
 
 
 def _inbox_prefix_of(credential: Credential, public_key: str) -> str:

@@ -99,7 +99,7 @@ class Gateway:
             "get_chat": _json(requests.ChatBody, queries.get_chat),
             "list_chats": _json(requests.ChatsBody, queries.list_chats),
             "list_orphans": _json(requests.OrphansBody, queries.list_orphans),
-            "read_log": _json(requests.LogBody, queries.read_log),
+            "read_log": _json_of_caller(requests.LogBody, queries.read_log),
             "read_events": _json(requests.EventsBody, queries.read_events),
             "template_archive": _responder(
                 requests.ArchiveBody,

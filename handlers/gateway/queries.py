@@ -9,8 +9,9 @@ from typing import Final, Literal, TypeVar, cast
 
 from pydantic_core import to_json
 
-from bus import Bus, ServiceError, subjects
+from bus import Bus, Message, ServiceError, subjects
 from bus.streams import LOG
+from handlers.access.issued_keys import may_read_log
 from handlers.gateway.replies import (
     ChatsPage,
     ChatWithCalls,
@@ -108,8 +109,13 @@ class Queries:
             page["next"] = chats[len(by_chat) - 1].chat_id
         return page
 
-    async def read_log(self, body: LogBody) -> LinesPage:
-        """Return a page of a build's log messages, in the order in which they were stored."""
+    async def read_log(self, body: LogBody, message: Message) -> LinesPage:
+        """Return a page of a build's log messages, in the order in which they were stored.
+
+        Raises ServiceError 403 if a frontend asks for a chat that its key does not name.
+        """
+        if not await may_read_log(self.store, message.reply, message.headers, body.chat_id):
+            raise ServiceError(403, f"this key does not cover chat {body.chat_id}")
         subject, after = subjects.log(body.chat_id, body.build_id), body.after or 0
         lines: list[LogLine] = []
         space = PAGE_BYTES

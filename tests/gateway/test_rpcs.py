@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from bus import Bus, ServiceError, Subscription, subjects
+from bus import Bus, Message, ServiceError, Subscription, subjects
 from bus.streams import LOG, STREAMS
 from handlers.access import nkey
 from handlers.app import Endpoints
@@ -197,8 +197,9 @@ async def test_a_truncated_log_is_read_from_its_first_stored_line() -> None:
             await bus.publish(subjects.log(chat, of), line)
         reader = Queries(MemoryStore(), bus)
 
-        kept = await reader.read_log(LogBody(chat_id=chat, build_id=build))
-        others = await reader.read_log(LogBody(chat_id=chat, build_id=other))
+        asking = Message(subjects.rpc("read_log"), b"")
+        kept = await reader.read_log(LogBody(chat_id=chat, build_id=build), asking)
+        others = await reader.read_log(LogBody(chat_id=chat, build_id=other), asking)
 
     assert [line["sequence"] for line in kept["lines"]] == [3, 4, 5]
     assert [line["sequence"] for line in others["lines"]] == [0]

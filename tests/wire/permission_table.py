@@ -192,7 +192,7 @@ def may_publish(party: str, subject: str, ids: Ids) -> bool:
             f"workspaced.exec.{ids.chat}.{ids.agent}.x",
         }
     assert party == "frontend"
-    return subject == f"{get}STATE.workspaced.state.{ids.chat}"
+    return subject in {f"{get}STATE.workspaced.state.{ids.chat}", "workspaced.rpc.read_log"}
 
 
 def subscribed(ids: Ids) -> list[str]:

@@ -140,6 +140,47 @@ async def test_a_frontend_reads_its_own_chats_only(world: World) -> None:
     assert shown["data"]["state"] == "ready"
 
 
+@pytest.mark.parametrize("more", [{}, {"exec": True}])
+async def test_a_frontend_reads_the_logs_of_its_own_chats_only(
+    more: dict[str, bool], world: World
+) -> None:
+    mine, second, other = await world.chat(), await world.chat(), await world.chat()
+    jobs = {}
+    for chat in (mine, second, other):
+        _, job = await world.building(chat)
+        await world.provisioner.log(job.data, 1, f"of {chat.id}\n")
+        jobs[chat.id] = job
+    credential = await world.service.rpc(
+        "frontend_credential", chat_ids=[mine.id, second.id], ttl_seconds=60, **more
+    )
+
+    async with connected(
+        Participant(), world.deployment.nats, **credential_options(credential)
+    ) as frontend:
+        for chat in (mine, second):
+            asked = {"chat_id": chat.id, "build_id": jobs[chat.id].build_id}
+            page = await frontend.rpc("read_log", **asked)
+            nothing = await frontend.rpc("read_log", **asked, after=2**62)
+
+            assert [line["output"] for line in page["lines"]] == [f"of {chat.id}\n"]
+            assert nothing == {"lines": []}
+        for body, code in (
+            ({"chat_id": other.id, "build_id": jobs[other.id].build_id}, 403),
+            ({"chat_id": other.id, "build_id": jobs[mine.id].build_id}, 403),
+            ({"chat_id": mine.id}, 400),
+        ):
+            with pytest.raises(ServiceError) as fault:
+                await frontend.rpc("read_log", **body)
+
+            assert fault.value.code == code
+        forged = {"Nats-Request-Info": json.dumps({"acc": "CHATS", "user": "U"})}
+        body = json.dumps({"chat_id": other.id, "build_id": jobs[other.id].build_id}).encode()
+        answer = await frontend.client.request("workspaced.rpc.read_log", body, headers=forged)
+
+    assert answer.headers is not None
+    assert answer.headers["Nats-Service-Error-Code"] == "403"
+
+
 async def test_a_frontends_credential_expires(world: World) -> None:
     chat = await world.chat()
     credential = await world.service.rpc("frontend_credential", chat_ids=[chat.id], ttl_seconds=3)
