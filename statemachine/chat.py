@@ -325,30 +325,41 @@ class Chat(Value, frozen=True, forbid_unknown_fields=True):
 
     @property
     def expires_at(self) -> datetime | None:
-        """When the lifetime of the current workspace ends, if it runs and has one."""
-        return None if self.current is None else self.current.expires_at
+        """When a timer has to stop the workspace: at `stops_at`, unless an earlier version has tried it already."""
+        current = self.current
+        if current is None or ((start := current.start_build) is not None and start.expired):
+            return None
+        return current.stops_at(given_up=self._phase_of_state is Phase.FAILED_STOP)
 
     @property
     def stops_at(self) -> datetime | None:
         """When workers stop the current workspace if nobody uses it; None while it does not run or has no lifetime."""
         if self.current is None or self.phase is Phase.FAILED_DELETE:
             return None
-        return self.current.stops_at
+        return self.current.stops_at(given_up=self._phase_of_state is Phase.FAILED_STOP)
 
     @property
     def phase(self) -> Phase:
         """The phase by which the tool rules answer calls.
 
-        After a failed stop or delete, the builds tell what is left of the workspace. If the build has timed
-        out and the fact of its end was rejected, that fact counts, because no other one will come.
+        After a failed stop or delete, the builds tell what is left of the workspace.
         """
-        info = STATE_INFO[self.state]
-        phase = info.phase
-        if info.end_rejected is not None and (rejection := self.rejection) and rejection.is_end:
-            phase = info.end_rejected
+        phase = self._phase_of_state
         if phase is Phase.FAILED_STOP:
             return Phase.FAILED_BUILD if self.current is None else self.current.phase_left
         return phase
+
+    @property
+    def _phase_of_state(self) -> Phase:
+        """The phase of the state.
+
+        If the build has timed out and the fact of its end was rejected, that fact counts, because no other one
+        will come.
+        """
+        info = STATE_INFO[self.state]
+        if info.end_rejected is not None and (rejection := self.rejection) and rejection.is_end:
+            return info.end_rejected
+        return info.phase
 
     @property
     def usable(self) -> bool:

@@ -376,7 +376,7 @@ class Retried(StrEnum):
 
     ALWAYS = "always"
     IF_FAILED = "if_failed"
-    """Not when somebody has canceled it."""
+    """Not when somebody has canceled it before it began."""
 
 
 class BuildRequested(Frozen):

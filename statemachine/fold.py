@@ -368,6 +368,7 @@ def _build_fact(chat: Chat, fact: events.ProvisionerFact, time: datetime, at: da
     folded = replace(chat, current=after)
     if build is None or build.id != fact.build_id:
         return Folded(chat=folded, unmoved=Unmoved.STALE)
+    folded = lifetimes.begun_after_all(folded, build, at)
     # It adds nothing, or only that a canceled delete had begun, which is not published.
     ignored = after.build == build or build.outcome is not None
     return Folded(chat=folded, unmoved=Unmoved.IGNORED if ignored else None)

@@ -15,7 +15,7 @@ from statemachine import events
 from statemachine.chat import Chat
 from statemachine.events import Retried, Transition
 from statemachine.states import STATE_INFO, Phase
-from statemachine.workspace import Build, Ending, Retry, WorkspaceRecord
+from statemachine.workspace import Build, Retry, WorkspaceRecord
 
 LONGEST_KEEP: Final = timedelta(days=7)
 """A request to keep a workspace for longer counts as this."""
@@ -156,13 +156,21 @@ def entered(chat: Chat, at: datetime) -> Chat:
     return replace(chat, current=replace(current, retry=changed))
 
 
+def begun_after_all(chat: Chat, before: Build, at: datetime) -> Chat:
+    """Return a chat after a fact about its delete, `before`: one that counted as not begun may have begun."""
+    build = chat.build
+    failed = STATE_INFO[chat.state].phase is Phase.FAILED_STOP
+    if failed and build is not None and before.changed_nothing and not build.changed_nothing:
+        return entered(chat, at)
+    return chat
+
+
 def _is_retried(build: Build) -> bool:
     """Return whether workers request a stop or delete again that has ended without success.
 
-    They do not if somebody requested it and somebody canceled it.
+    They do not if somebody requested it and somebody canceled it before it began: then all is as before.
     """
-    canceled = build.outcome is None or build.outcome.ending is Ending.CANCELED
-    revoked = build.cancel_requested_at is not None and canceled
+    revoked = build.cancel_requested_at is not None and build.changed_nothing
     return build.retried is Retried.ALWAYS or (build.retried is Retried.IF_FAILED and not revoked)
 
 

@@ -162,7 +162,7 @@ class WorkspaceRecord(Value, frozen=True):
     before_delete: tuple[Build, ...] = ()
     """When `build` is a delete: the stops and deletes between the last start and it.
 
-    They hold only what `phase_left` and `expires_at` need.
+    They hold only what `phase_left` and `stops_at` need.
     """
     canceled: tuple[Build, ...] = ()
     """Superseded builds that were canceled and whose end is not known: a provisioner may still work on them.
@@ -209,12 +209,11 @@ class WorkspaceRecord(Value, frozen=True):
             return Phase.FAILED_DELETE
         return Phase.STOPPED if last.succeeded else left
 
-    @property
-    def stops_at(self) -> datetime | None:
-        """When workers stop the running workspace: at the end of its lifetime, or when they try again.
+    def stops_at(self, *, given_up: bool) -> datetime | None:
+        """Return when workers stop the running workspace: at the end of its lifetime, or when they try again.
 
         None while it does not run, and while a build works on it. A failed stop does not change it before the
-        lifetime ends.
+        lifetime ends. `given_up`: a stop or delete counts as failed although its end is not known.
         """
         build, start = self.build, self.start_build
         if build is None or start is None or start.ended_at is None or not start.succeeded:
@@ -223,19 +222,13 @@ class WorkspaceRecord(Value, frozen=True):
             return None
         if self.retry is not None:
             return self.retry.at if self.retry.transition is Transition.STOP else None
-        if build is not start and (build.outcome is None or build.succeeded):
+        if build is not start and (build.succeeded or (build.outcome is None and not given_up)):
             return None
         stops = [b for b in self.before_delete if b.transition is Transition.STOP]
         last_stop = max(stops, key=lambda stop: stop.number, default=None)
         if last_stop and last_stop.number > start.number and last_stop.succeeded:
             return None  # it was stopped before the delete that failed
         return start.put_off_to or start.ended_at + timedelta(milliseconds=start.ttl_ms)
-
-    @property
-    def expires_at(self) -> datetime | None:
-        """When a timer has to stop the workspace: at `stops_at`, unless an earlier version has tried it already."""
-        start = self.start_build
-        return None if start is not None and start.expired else self.stops_at
 
 
 class Unselectable(Value, frozen=True):

@@ -13,11 +13,15 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from bus import Delivery, Outbound
+from handlers.worker.recovery import republisher
 from handlers.worker.recovery.republisher import Republisher
 from handlers.worker.worker import Worker
-from statemachine import events, fold
+from statemachine import events, fold, lifetimes
+from statemachine import step as steps
 from statemachine.chat import Chat
+from statemachine.step import PublishCancel
 from statemachine.store import DueAlarms, Look
+from statemachine.workspace import WorkspaceRecord
 from tests.doubles.memory_store import MemoryStore
 from tests.simulation.edge import replaced
 from tests.simulation.network import SimulatedBus
@@ -123,6 +127,38 @@ def _lost_tail_not_published_again() -> Callable[[], None]:
     return replaced(Republisher, "_publish_missing", nothing)
 
 
+def _activity_ignored() -> Callable[[], None]:
+    return replaced(lifetimes, "active", lambda _chat, _fact, _at: None)
+
+
+def _cancel_not_published() -> Callable[[], None]:
+    def none(chat: Chat, because: Any = None) -> list[PublishCancel]:
+        del chat, because
+        return []
+
+    undo = [replaced(module, "canceled_builds", none) for module in (steps, republisher)]
+    return lambda: [undone() for undone in undo] and None
+
+
+def _failed_attempt_not_repeated() -> Callable[[], None]:
+    return replaced(lifetimes, "_failed", lambda record, _transition, _at: record)
+
+
+def _replaced_workspace_that_runs_not_remembered() -> Callable[[], None]:
+    return replaced(fold, "_with_orphan_mark", lambda record, _at: replace(record, retry=None))
+
+
+def _deleted_on_no_evidence() -> Callable[[], None]:
+    """Take the end of any build of a replaced workspace for the end of the workspace."""
+    mark = fold._with_orphan_mark
+
+    def gone(record: WorkspaceRecord, at: datetime) -> WorkspaceRecord:
+        ended = record.build is not None and record.build.outcome is not None
+        return WorkspaceRecord(id=record.id, deleted=True) if ended else mark(record, at)
+
+    return replaced(fold, "_with_orphan_mark", gone)
+
+
 BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "ack before commit": _ack_before_commit,
     "no dedupe by identity": _no_dedupe_by_identity,
@@ -134,7 +170,25 @@ BREAKAGES: Final[dict[str, Callable[[], Callable[[], None]]]] = {
     "older build followed": _older_build_followed,
     "purge past unacknowledged events": _purge_past_unacknowledged_events,
     "lost tail of a derived stream not published again": _lost_tail_not_published_again,
+    "activity ignored": _activity_ignored,
+    "cancel not published": _cancel_not_published,
+    "failed attempt not repeated": _failed_attempt_not_repeated,
+    "failed stop of a replaced workspace forgotten": _replaced_workspace_that_runs_not_remembered,
+    "replaced workspace deleted on no evidence": _deleted_on_no_evidence,
 }
+
+
+SOON: Final = {
+    "ack before commit": 1,
+    "conflicts ignored": 1,
+    "nothing published on a repeat": 10,
+    "activity ignored": 116,
+    "cancel not published": 19,
+    "failed attempt not repeated": 10,
+    "failed stop of a replaced workspace forgotten": 17,
+    "replaced workspace deleted on no evidence": 125,
+}
+"""The seed to begin with, so that the breakage is caught soon."""
 
 
 @contextmanager

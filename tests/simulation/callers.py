@@ -1,4 +1,4 @@
-"""The chat service of a run: it makes, repeats and cancels calls, and deletes chats."""
+"""The chat service of a run: it makes, repeats and cancels calls, cancels builds, and deletes chats."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class Callers:
         self.accepted: dict[tuple[str, str], str] = {}
         """Calls that the bus confirmed as stored, with the requested tool."""
         self.answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self.builds: dict[str, str] = {}
+        """The build that each chat followed last, as far as it was published."""
         self.asked_again = 0
         self._waiting: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._lost: dict[tuple[str, str], asyncio.Event] = {}
@@ -53,11 +55,16 @@ class Callers:
             open_calls.append(asking)
             if random.random() < 0.12:
                 open_calls.append(asyncio.create_task(self._cancel(chat, f"call-{number}")))
+            if random.random() < 0.2:
+                for _ in range(random.choice((1, 1, 2))):
+                    open_calls.append(asyncio.create_task(self._cancel_some_build(chat)))
             if random.random() < 0.55:
                 await asyncio.wait({asking}, timeout=25)
             if random.random() < 0.1:
                 await asyncio.sleep(self._pace(1.0))
                 await self._send(chat, "delete_requested", {"reason": "enough"})
+                if random.random() < 0.4:
+                    open_calls.append(asyncio.create_task(self._cancel_some_build(chat)))
             if random.random() < 0.15:
                 await self._send(chat, "keep_requested", {"seconds": random.choice((1, 10, 30))})
             if random.random() < 0.6:
@@ -85,6 +92,18 @@ class Callers:
     async def _cancel(self, chat: str, call: str) -> None:
         await asyncio.sleep(self._pace(3.0))
         await self._send(chat, "tool_canceled", {"call_id": call})
+
+    async def _cancel_some_build(self, chat: str) -> None:
+        """Cancel the newest build, by name or not, after a time in which it may begin or end."""
+        build = self.builds.get(chat)
+        await asyncio.sleep(self._pace(self._random.choice((0.1, 1.0, 4.0))))
+        named = self._random.choice((None, None, build, self.builds.get(chat)))
+        await self.cancel_build(chat, named)
+
+    async def cancel_build(self, chat: str, build: str | None) -> None:
+        """Cancel a build of the chat; None: the newest one."""
+        data = {} if build is None else {"build_id": build}
+        await self._send(chat, "build_cancel_requested", data)
 
     async def _send(self, chat: str, name: str, data: dict[str, Any]) -> None:
         body = cloud_event(name, SOURCE, chat, data, time=None)

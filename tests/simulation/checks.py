@@ -16,7 +16,8 @@ from handlers.worker.call_limits import retention
 from statemachine.chat import Chat
 from statemachine.lifetimes import rests_since
 from statemachine.replay import replay
-from statemachine.states import State
+from statemachine.states import Phase, State
+from statemachine.step import canceled_builds
 from statemachine.store import CallKey
 from statemachine.timers import TimerKind, alarm_time, timers_of
 from statemachine.views import state_changed
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 SLACK: Final = 14.0
 """Seconds within which a timer takes effect when nothing prevents it: the time of a redelivery and
 two back-offs."""
+LOOK: Final = 1.0
+"""Seconds between two checks of what must hold at every moment."""
+CLOCKS: Final = 0.1
+"""Seconds by which clocks may differ."""
+CALM: Final = 5.0
+"""Seconds within which a stored report takes effect if nothing is amiss."""
 _SHOWN_OTHERWISE: Final = ("cause", "deadline", "failure")
 """The event log holds less about limits and causes than the snapshot."""
 
@@ -69,6 +76,24 @@ def deadlines(run: Run) -> Iterator[str]:
         for (chat_id, purpose, due, what), seen in overdue.items():
             if run.loop.now > max(seen, since) + SLACK:
                 yield f"{purpose} of chat {chat_id} at {due.timestamp()} is not {what}"
+
+
+def cancels(run: Run) -> Iterator[str]:
+    """Check that the step of a canceled build ends in time, while the system works."""
+    working = run.machine.working()
+    canceled = {one.build_id for chat in chats(run) for one in canceled_builds(chat)} & working
+    run.unheeded = {build: run.unheeded.get(build, run.loop.now) for build in sorted(canceled)}
+    provisioner = run.processes.get("provisioner")
+    if provisioner is None or provisioner.paused or not _all_there(run):
+        return
+    for build, seen in run.unheeded.items():
+        if run.loop.now > max(seen, run.served_since, run.troubles.last) + SLACK:
+            yield f"build {build} is canceled, and its step goes on"
+
+
+def is_calm(run: Run) -> bool:
+    """Return whether workers work and have worked for a time, so that reports take effect soon."""
+    return _all_there(run) and run.loop.now > run.troubles.last + CALM
 
 
 def _set(run: Run) -> set[datetime]:
@@ -188,6 +213,7 @@ def _of_chat(run: Run, chat: Chat) -> Iterator[str]:
         return
     yield from _heard_once(run, chat, log)
     yield from _in_use(name, log)
+    yield from _worked_in(run, name, log)
     if log:
         replayed = replay(log)[chat.chat_id]
         yield from (f"{name}: {difference}" for difference in replayed.differences)
@@ -238,6 +264,30 @@ def _in_use(name: str, log: Iterable[Mapping[str, Any]]) -> Iterator[str]:
                 yield f"{name} is stopped at {at}, and was to run until {until}"
 
 
+def _worked_in(run: Run, name: str, log: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Check that no lifetime ends although an agent reported activity in time, whatever the log says of that."""
+    put_off_by, start, agents, ended_at = 0.0, "", set[str](), 0.0
+    for entry in log:
+        data, at = entry["event"]["data"], datetime.fromisoformat(entry["at"]).timestamp()
+        match entry["event"]["type"].split(".")[1]:
+            case "build_requested" if data["transition"] == "start":
+                shorter = min(data["activity_bump_ms"], data["ttl_ms"] or 0)
+                put_off_by, start, agents = shorter / 1000, data["build_id"], set()
+            case "build_succeeded" if data["build_id"] == start and not agents:
+                agents, ended_at = {agent["id"] for agent in data["agents"]}, at
+            case "ttl_passed":
+                for stored, event in run.activity.values():
+                    by = event["data"]["agent_id"] in agents and event["data"]["build_id"] == start
+                    earliest = stored + put_off_by * 0.9 - CLOCKS
+                    in_time = ended_at < stored < at - CALM
+                    if by and in_time and at < earliest and _was_calm(run, stored, at):
+                        yield f"{name} is stopped at {at}, and somebody was at work at {stored}"
+
+
+def _was_calm(run: Run, since: float, until: float) -> bool:
+    return not any(since - CALM <= moment <= until + LOOK for moment in run.disturbed)
+
+
 def identity(data: bytes) -> tuple[str, str]:
     """Return the identity of an event."""
     event = json.loads(data)
@@ -266,30 +316,57 @@ def _builds(run: Run, there: Iterable[Chat]) -> Iterator[str]:
     yield from (f"two builds have the number {key}" for key, n in numbers.items() if n > 1)
     # If a worker dies before it publishes two jobs for a workspace, the next worker publishes the newer one only.
     last = {build_id for _, build_id in newest.values()}
-    yield from (f"build {b} is asked for and has no job" for b in last if b not in run.jobs)
+    unneeded = {job.build_id for job in run.database.store.jobs.values() if job.unneeded}
+    needed = last - unneeded
+    yield from (f"build {b} is asked for and has no job" for b in needed if b not in run.jobs)
     yield from (f"build {b} has a job and is not asked for" for b in run.jobs if b not in asked)
     yield from (f"build {b} is built again after its end" for b in sorted(machine.built_again))
     yield from (f"build {b} has {n} ends" for b, n in ends.items() if n != 1)
     # After a loss in NATS, workers don't request a job again once its time has passed.
-    due = last | run.jobs.keys()
+    due = (last | run.jobs.keys()) - (unneeded - machine.begun)
     yield from (f"build {b} has no end" for b in due if b not in ends and not run.losses)
+    yield from (f"the step of build {b} has not ended" for b in sorted(machine.working()))
+    yield from _agents(run)
     for chat in there:
         yield from _running(run, chat)
 
 
 def _running(run: Run, chat: Chat) -> Iterator[str]:
-    """Check that every running workspace is the chat's current one or listed as an orphan."""
+    """Check that each workspace that exists is the chat's or remembered, and that each one that runs is to run."""
     mine = chat.current.id if chat.current else None
     left = {record.id for record in chat.orphans}
+    known = {record.id for record in chat.previous if not record.deleted} | {mine}
     asked = {j["workspace_id"] for j in run.jobs.values() if j["chat_id"] == chat.chat_id}
-    for workspace in sorted(asked):
-        if run.machine.running.get(workspace) != "start":
-            continue
-        if workspace == mine:
-            if chat.state is State.STOPPED:
-                yield f"workspace {mine} runs and is shown as stopped"
-        elif workspace not in left and not (run.losses and _being_stopped(chat, workspace)):
+    for workspace in sorted(asked & run.machine.running.keys()):
+        how = run.machine.running[workspace]
+        lost = run.losses and _being_stopped(chat, workspace)
+        if workspace not in known:
+            yield f"workspace {workspace} exists ({how}), and no row tells of it"
+        elif workspace == mine:
+            yield from _running_current(run, chat, how)
+        elif how == "start" and workspace not in left and not lost:
             yield f"workspace {workspace} runs on and nobody knows"
+        elif retention(run.database.store.setting_values) is not None and not lost:
+            yield f"workspace {workspace} was replaced, has rested, and still exists ({how})"
+
+
+def _running_current(run: Run, chat: Chat, how: str) -> Iterator[str]:
+    start, name = chat.start_build, f"the workspace of chat {chat.chat_id}"
+    if how == "start" and chat.state is State.STOPPED:
+        yield f"{name} runs and is shown as stopped"
+    if chat.phase is Phase.RUNNING and start is not None and start.ttl_ms:
+        yield f"{name} has a lifetime, and runs for ever"
+    rests = chat.phase in (Phase.STOPPED, Phase.FAILED_BUILD, Phase.FAILED_DELETE)
+    if rests and retention(run.database.store.setting_values) is not None:
+        yield f"{name} has rested, and still exists ({how})"
+
+
+def _agents(run: Run) -> Iterator[str]:
+    """Check that agents run in running workspaces only."""
+    for agent in sorted(run.machine.agents):
+        workspace = run.machine.configs[agent].workspace_id
+        if run.machine.running.get(workspace) != "start":
+            yield f"agent {agent} runs, but its workspace {workspace} does not"
 
 
 def _being_stopped(chat: Chat, workspace_id: str) -> bool:

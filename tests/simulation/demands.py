@@ -22,6 +22,8 @@ _EVENTS: Final = {
     for name in (
         "agent_disconnected",
         "agent_activity",
+        "agent_exited",
+        "build_cancel_requested",
         "build_canceled",
         "build_overdue",
         "deadline_passed",
@@ -37,6 +39,10 @@ _EVENTS: Final = {
 }
 _OTHERS: Final = {
     "calls",
+    "cancel changed",
+    "cancel ignored",
+    "cancel moved",
+    "cancel stale",
     "asked again",
     "chats that changed while others applied events",
     "published twice",

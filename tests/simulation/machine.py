@@ -59,6 +59,12 @@ class DiskPath:
         self.files.pop(self.path, None)
 
 
+def _is_end(body: str) -> bool:
+    """Return whether a fact of a build is its terminal one."""
+    name = json.loads(body)["type"].split(".")[1]
+    return name not in ("build_started", "agent_exited")
+
+
 def write_atomically(path: DiskPath, data: bytes) -> None:
     """Write a file; readers see the old or the new content, never a part."""
     path.files[path.path] = data
@@ -77,6 +83,10 @@ class Ways:
     without_agents: float = 0.1
     worked_in: float = 0.5
     """Probability that somebody works in a workspace from time to time."""
+    hangs: float = 0.0
+    """Probability that the step of a start build never ends."""
+    exits: float = 0.1
+    """Probability that an agent's process ends before it connects."""
     torn: float = 0.1
     """Probability that a build lists two agents, none of which can be chosen."""
 
@@ -91,7 +101,16 @@ class Machine:
     """Draws a random duration of about the given seconds."""
     files: dict[str, bytes] = field(default_factory=dict)
     running: dict[str, str] = field(default_factory=dict)
-    """Workspaces that have a directory: `start` or `stop` completed last, or a start `failed`."""
+    """Workspaces that have a directory: `start` or `stop` completed last, or a start `failed`, or the first one
+    is `half` done."""
+    steps: dict[str, Process] = field(default_factory=dict)
+    """The builds whose step runs, with the process that runs it; those of dead processes do not count."""
+    hung: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Builds whose step never ends, with their chat and the time when that began."""
+    begun: set[str] = field(default_factory=set)
+    """Builds whose step has ever begun."""
+    doomed: set[str] = field(default_factory=set)
+    """Agents whose process ends before it connects."""
     made: Counter[str] = field(default_factory=Counter)
     """How often each build's step ran to its end."""
     built_again: set[str] = field(default_factory=set)
@@ -111,7 +130,7 @@ class Machine:
     def ends(self) -> dict[str, int]:
         """Return how many terminal facts the journal holds for each finished build."""
         return {
-            build["build_id"]: len([f for f in build["facts"] if "build_started" not in f["body"]])
+            build["build_id"]: len([fact for fact in build["facts"] if _is_end(fact["body"])])
             for path, content in self.files.items()
             if path.startswith("/journal/")
             for build in json.loads(content)["builds"]
@@ -119,13 +138,17 @@ class Machine:
         }
 
     def last_words(self) -> Iterator[tuple[str, str]]:
-        """Yield the identity of the terminal fact of each workspace's newest build, if any."""
+        """Yield the identity of the last fact of each workspace's newest build, if it has ended."""
         for path, content in self.files.items():
             if path.startswith("/journal/"):
                 newest = max(json.loads(content)["builds"], key=lambda build: build["number"])
                 if newest["finished"]:
                     event = json.loads(newest["facts"][-1]["body"])
                     yield event["source"], event["id"]
+
+    def working(self) -> set[str]:
+        """Return the builds whose step runs now."""
+        return {build for build, process in self.steps.items() if not process.dead}
 
     def over(self, agent_id: str, *, well: bool) -> None:
         """Record that an agent's process has ended, and notify those who wait for it."""

@@ -20,6 +20,7 @@ import handlers.agent.link
 import handlers.provisioner.job_runner
 import handlers.provisioner.journal
 import handlers.provisioner.provisioner
+from handlers.provisioner.agent_exits import AgentExit, AgentExits
 from handlers.provisioner.builder import Succeeded
 from handlers.provisioner.job import Job
 from handlers.provisioner.journal import LocalWorkspace
@@ -107,7 +108,14 @@ class Builder:
         machine = self.machine
         if job.build_id in machine.ends():
             machine.built_again.add(job.build_id)
-        await asyncio.sleep(machine.pace(machine.ways.build))
+        machine.begun.add(job.build_id)
+        if (process := process_here()) is not None:
+            machine.steps[job.build_id] = process
+        try:
+            await self._run_step(job)
+        finally:
+            machine.steps.pop(job.build_id, None)
+            machine.hung.pop(job.build_id, None)
         chance = machine.loop.random.random
         machine.made[job.build_id] += 1
         if chance() < machine.ways.fails:
@@ -129,6 +137,20 @@ class Builder:
         listed = tuple({"id": a.agent_id, "name": a.name} for a in agents)
         return Succeeded(job.template.version_id, agents, listed)
 
+    async def _run_step(self, job: Job) -> None:
+        """Take the time of a build step, which may hang until it is canceled."""
+        machine = self.machine
+        if job.transition is Transition.START:
+            machine.running.setdefault(job.workspace_id, "half")
+            if machine.loop.random.random() < machine.ways.hangs:
+                machine.hung[job.build_id] = job.chat_id, machine.loop.now
+                await asyncio.get_running_loop().create_future()
+        await asyncio.sleep(machine.pace(machine.ways.build))
+
+    async def clean_up(self, job: Job, _log: Any, *, new: bool) -> None:
+        if new and job.transition is Transition.START:
+            self.machine.running.pop(job.workspace_id, None)
+
     def _agent(self, job: Job, name: str) -> AgentConfig:
         config = AgentConfig.model_construct(
             chat_id=job.chat_id,
@@ -141,6 +163,8 @@ class Builder:
             activity_seconds=job.activity_seconds,
         )
         self.machine.configs[config.agent_id] = config
+        if self.machine.loop.random.random() < self.machine.ways.exits:
+            self.machine.doomed.add(config.agent_id)
         return config
 
 
@@ -149,16 +173,20 @@ class AgentSupervisor:
 
     machine: Machine
 
-    def __init__(self, *_args: Any, **_more: Any) -> None:
+    def __init__(self, *_args: Any, exits: AgentExits, **_more: Any) -> None:
+        self._exits = exits
         self._keepers: dict[str, asyncio.Task[None]] = {}
 
     def ensure(self, record: LocalWorkspace) -> None:
         for agent_id in record.agents:
             if (keeper := self._keepers.get(agent_id)) is None or keeper.done():
-                self._keepers[agent_id] = asyncio.create_task(self._keep(agent_id))
+                self._keepers[agent_id] = asyncio.create_task(
+                    self._keep(record.workspace_id, agent_id)
+                )
 
-    async def shut_down(self, record: LocalWorkspace) -> None:
-        await asyncio.gather(*(self._shut_down(agent_id) for agent_id in record.agents))
+    async def shut_down(self, record: LocalWorkspace, *, at_once: bool = False) -> None:
+        ending = (self._shut_down(agent_id, at_once=at_once) for agent_id in record.agents)
+        await asyncio.gather(*ending)
 
     def renew(self) -> None:
         """Do nothing: the simulation has no credentials."""
@@ -167,21 +195,29 @@ class AgentSupervisor:
         for keeper in self._keepers.values():
             keeper.cancel()
 
-    async def _keep(self, agent_id: str) -> None:
+    async def _keep(self, workspace_id: str, agent_id: str) -> None:
         while True:
             if agent_id not in self.machine.agents:
                 await asyncio.sleep(self.machine.pace(self.machine.ways.agent))
+            if agent_id in self.machine.doomed:
+                ended = AgentExit(127, "the agent's program is not there")
+                await self._exits.report(workspace_id, agent_id, ended)
+                return
             if agent_id not in self.machine.agents:
                 self.machine.start_agent(agent_id)
             if await self.machine.gone(agent_id):
+                await self._exits.report(workspace_id, agent_id, AgentExit(0))
                 return
             await asyncio.sleep(self.machine.pace(1.0))
 
-    async def _shut_down(self, agent_id: str) -> None:
+    async def _shut_down(self, agent_id: str, *, at_once: bool) -> None:
         if (keeper := self._keepers.pop(agent_id, None)) is not None:
             keeper.cancel()
         process = self.machine.agents.get(agent_id)
         if process is None:
+            return
+        if at_once:
+            self.machine.loop.kill(process)
             return
         agent = self.machine.instances.get(agent_id)
         if agent is not None:

@@ -34,7 +34,8 @@ answered."""
 REST: Final = 7200.0
 """Seconds within which the system must be at rest after the last fault. A stop or delete that fails is tried again
 after 1, 5 and 25 minutes."""
-LOOK: Final = 1.0
+IMPATIENCE: Final = 30.0
+"""Seconds after which a user cancels a build that hangs, once the faults are over."""
 ASKING: Final = 34.0
 """Seconds that a recovery takes at most, including all requests to publish facts again."""
 
@@ -65,6 +66,7 @@ class Run:
             build=timedelta(seconds=draw((8, 20, 60, 150))),
             agent_connect=timedelta(seconds=draw((4, 10, 40))),
             startup_scripts=timedelta(seconds=draw((5, 15, 40))),
+            cancel=timedelta(seconds=draw((1.5, 6, 20))),
             orphan_grace=timedelta(seconds=draw((10, 20))),
         )
         self.troubles = Troubles(self)
@@ -79,12 +81,24 @@ class Run:
             build=draw((0.3, 0.3, 2.0, 6.0)),
             agent=draw((0.0, 0.0, 8.0)),
             script=draw((0.3, 3.0, 9.0)),
+            hangs=draw((0.0, 0.0, 0.0, 0.15)),
+            exits=draw((0.0, 0.1)),
         )
         self.machine = Machine(self.loop, ways, self.pace)
         self.machine.start_agent = self._start_agent
         models.belongs(self.machine)
         self.inbound: list[tuple[str, bytes]] = []
         """All messages that the stream IN stored."""
+        self.activity: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
+        """When each report of activity was first stored, and its event, by identity."""
+        self.disturbed: list[float] = []
+        """Times at which something was amiss, so that reports of activity may take effect late."""
+        self.served_since = 0.0
+        """Since when the provisioner runs and is not paused."""
+        self.unheeded: dict[str, float] = {}
+        """Canceled builds whose step runs, with the time when a check first saw that."""
+        self._canceled_again: dict[str, float] = {}
+        self._cancels: set[asyncio.Task[None]] = set()
         self.states: dict[str, list[dict[str, Any]]] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.dead: list[bytes] = []
@@ -175,6 +189,7 @@ class Run:
             await provisioner.run()
 
         if "provisioner" not in self.processes:
+            self.served_since = self.loop.now
             self.start("provisioner", "provisioner", main())
 
     def _start_agent(self, agent_id: str) -> None:
@@ -198,9 +213,14 @@ class Run:
         self.note(f"{stream} {sequence} {subject} {name}")
         if stream == IN.name:
             self.inbound.append((subject, data))
+            if b"workspaced.agent_activity.v1" in data:
+                now = self.loop.now, json.loads(data)
+                self.activity.setdefault(checks.identity(data), now)
         elif stream == STATE.name:
             state = json.loads(data)["data"]
             self.states.setdefault(state["chat_id"], []).append(state)
+            if state["build"] is not None:
+                self.callers.builds[state["chat_id"]] = state["build"]["id"]
             self.violations += checks.state_in_turn(self.states[state["chat_id"]])
         elif stream == RESULT.name:
             self.callers.heard(subject, data)
@@ -246,7 +266,10 @@ class Run:
         for entries in self.database.store.entries.values():
             for entry in entries:
                 self.met[f"outcome {entry['outcome']}"] += 1
-                self.met[f"event {entry['event']['type'].split('.')[1]}"] += 1
+                name = entry["event"]["type"].split(".")[1]
+                self.met[f"event {name}"] += 1
+                if name == "build_cancel_requested":
+                    self.met[f"cancel {entry['outcome']}"] += 1
         for states in self.states.values():
             for state in states:
                 reason = f":{state['failure']['reason']}" if state["failure"] else ""
@@ -264,8 +287,7 @@ class Run:
             for chat, calls in plan(self.random, self.chats).items()
         ]
         while self.loop.now < begun + TROUBLED:
-            await asyncio.sleep(LOOK)
-            self.violations += checks.deadlines(self)
+            await self._look()
             if all(task.done() for task in asking) and self.random.random() < 0.2:
                 break
         self.troubles.end()
@@ -278,14 +300,31 @@ class Run:
             or not all(task.done() for task in asking)
             or not checks.is_at_rest(self)
         ):
-            await asyncio.sleep(LOOK)
-            self.violations += checks.deadlines(self)
+            await self._look()
+            self._cancel_hung_builds()
             if self.loop.now > mended + REST or self.violations:
                 self.violations += checks.unrest(self)
                 self.violations += [f"callers wait: {task}" for task in asking if not task.done()]
                 break
         if not self.violations:
             self.violations += checks.at_rest(self)
+
+    async def _look(self) -> None:
+        await asyncio.sleep(checks.LOOK)
+        self.violations += checks.deadlines(self)
+        self.violations += checks.cancels(self)
+        if not checks.is_calm(self):
+            self.disturbed.append(self.loop.now)
+
+    def _cancel_hung_builds(self) -> None:
+        """Cancel builds whose step never ends: a user loses patience, and does so again after a time."""
+        for build, (chat, since) in list(self.machine.hung.items()):
+            last = self._canceled_again.get(build, since)
+            if self.loop.now > last + IMPATIENCE:
+                self._canceled_again[build] = self.loop.now
+                cancel = self.callers.cancel_build(chat, build)
+                self._cancels.add(task := asyncio.create_task(cancel))
+                task.add_done_callback(self._cancels.discard)
 
     async def _prepare(self) -> None:
         store = self.database.store

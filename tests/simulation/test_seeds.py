@@ -42,13 +42,12 @@ def test_a_seed_is_the_same_each_time(seed: int) -> None:
     assert first.stdout == second.stdout
 
 
-def test_each_protection_that_is_taken_away_is_missed() -> None:
-    done = simulation("--breakages", *BREAKAGES)
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_a_protection_that_is_taken_away_is_missed(name: str) -> None:
+    done = simulation("--breakages", name)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    caught = re.findall(r"^(.+): caught by seed \d+ ", done.stdout, re.MULTILINE)
-    assert caught == list(BREAKAGES)
-    assert len(caught) == 10
+    assert re.findall(r"^(.+): caught by seed \d+ ", done.stdout, re.MULTILINE) == [name]
 
 
 def test_runs_in_which_nothing_goes_wrong_prove_nothing() -> None:

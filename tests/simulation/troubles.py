@@ -165,6 +165,8 @@ class Troubles:
         """Resume a paused process, and restore its connection if it was lost in the meantime."""
         bus = self._run.network.buses.get(process)
         self._run.loop.wake(process)
+        if process.kind == "provisioner":
+            self._run.served_since = self._run.loop.now
         if bus is not None:
             self._run.loop.later(self._run.pace(0.05), bus.mend)
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from statemachine import answers
+from statemachine.calls import Policy
 from statemachine.chat import Chat, chat_from_json, chat_to_json
 from statemachine.events import BuildCanceled, BuildStarted, Event, Transition
 from statemachine.machine import decide
 from statemachine.states import Phase, State
 from statemachine.step import canceled_builds
+from statemachine.timers import TimerKind, timers_of
 from statemachine.views import state_changed
 from tests.unit.driver import Desk
 from tests.unit.facts import (
@@ -123,6 +125,32 @@ def test_provisioners_are_told_of_a_canceled_build_until_it_ends_though_a_newer_
     gone = how == "delete"  # nothing of the workspace is left
     assert again == ([] if gone else [first.build_id])
     assert canceled_builds(desk.chat) == []
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("transition", [STOP, DELETE])
+def test_a_workspace_whose_stop_or_delete_was_canceled_still_has_a_timer(
+    transition: Transition, begun: bool
+) -> None:
+    desk = Desk(policy=Policy(ttl_ms=3_600_000))
+    desk.create("c")
+    Jobs(desk).succeed().connect().live("ready")
+    desk.stop("d") if transition is STOP else desk.delete()
+    job = desk.job
+    begin = BuildStarted(
+        workspace_id=job.workspace_id,
+        build_id=job.build_id,
+        build_number=job.build_number,
+        transition=transition,
+    )
+    desk.hear(*([event(begin)] if begun else []), cancel_requested())
+    if begun:
+        desk.late()
+
+    assert desk.chat.state is S.STOP_ABANDONED
+    kind = TimerKind.RETRY if transition is DELETE and begun else TimerKind.TTL
+    assert timers_of(desk.chat, LIMITS).keys() == {kind}
+    assert (desk.chat.stops_at is not None) is (kind is TimerKind.TTL)
 
 
 def test_f1_calls_get_the_failure_of_a_canceled_build() -> None:

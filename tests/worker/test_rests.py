@@ -121,7 +121,7 @@ async def test_a_delete_that_was_canceled_before_it_began_is_tried_again(
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("revoked", [False, True])
 @pytest.mark.parametrize("how", ["failed", "canceled"])
-async def test_a_delete_that_was_requested_is_tried_again_unless_somebody_canceled_it(
+async def test_a_delete_that_was_requested_is_tried_again_unless_somebody_canceled_it_before_it_began(
     rig: Rig, hand: Hand, chat: str, how: str, *, begun: bool, revoked: bool
 ) -> None:
     await given(rig, hand, chat, "running")
@@ -138,9 +138,26 @@ async def test_a_delete_that_was_requested_is_tried_again_unless_somebody_cancel
     await hand.pump()
     await hand.let_time_pass(60)
 
-    assert (rig.state(chat)["build"]["id"] != delete["build_id"]) is not (
-        revoked and how == "canceled"
-    )
+    kept = revoked and how == "canceled" and not begun
+    assert (rig.state(chat)["build"]["id"] == delete["build_id"]) is kept
+    await rig.check(chat)
+
+
+async def test_a_canceled_delete_that_had_begun_is_tried_again_whatever_came_first(
+    rig: Rig, hand: Hand, chat: str
+) -> None:
+    await given(rig, hand, chat, "stopped")
+    await rig.senders.delete(chat)
+    await hand.pump()
+    delete = rig.job
+    await rig.senders.cancel_build(chat)
+    await hand.pump()
+    for fact in ("canceled", "started"):
+        await rig.senders.built(delete, fact)
+        await hand.pump()
+    await hand.let_time_pass(60)
+
+    assert rig.state(chat)["build"]["number"] == delete["build_number"] + 1
     await rig.check(chat)
 
 
