@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -44,13 +44,12 @@ _VERSION: Final = "NATS/1.0"
 _PREAMBLE: Final = len(f"{_VERSION} ")
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True):
     """A message as a subscriber receives it."""
 
     subject: str
     data: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     reply: str = ""
 
     @property
@@ -59,8 +58,7 @@ class Message:
         return MARKER in self.headers
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMessage(Message):
+class StoredMessage(Message, frozen=True):
     """A message read from a stream, with its sequence there."""
 
     sequence: int = 0

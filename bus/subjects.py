@@ -7,8 +7,9 @@ A `*` matches one token of a subject, `>` all remaining tokens.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from bus.errors import Refused
 
@@ -80,8 +81,7 @@ _IN: Final = re.compile(
 _NO_WHITESPACE: Final = re.compile(r"[^\s]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Inbound:
+class Inbound(Struct, frozen=True):
     """The parts of an inbound message's subject."""
 
     kind: str

@@ -122,23 +122,20 @@ class Answered:
     """Whether the call found the workspace running, which puts the end of its lifetime off. It is not stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCall:
+class StoredCall(msgspec.Struct, frozen=True):
     """A tool call and its answer; None while it is open."""
 
     call: Call
     answer: Answered | None
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True):
     """The call stays open."""
 
     wait: Wait
 
 
-@dataclass(frozen=True, slots=True)
-class Requested:
+class Requested(msgspec.Struct, frozen=True):
     """The rules request a build, and the call waits for it."""
 
     build: BuildRequested
@@ -147,8 +144,7 @@ class Requested:
     """The stop or delete build for the workspace that the new workspace replaces."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(msgspec.Struct, frozen=True):
     """A build exceeded its limit, but has not ended: the chat returns to that build's state.
 
     The state gets a new limit.

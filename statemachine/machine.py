@@ -51,11 +51,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Final
+from typing import ClassVar, Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 from transitions import Machine
 
@@ -69,8 +69,7 @@ from statemachine.views import visible, visible_earlier
 from statemachine.workspace import Build, Ending, Unselectable, choose_agent
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(Struct, frozen=True):
     """The state, or another published property, changed. Each step is one published version."""
 
     chat: Chat
@@ -87,16 +86,14 @@ def enters_state(step: Chat) -> bool:
     return STATE_INFO[step.state].shown != STATE_INFO[step.previous_state].shown
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Struct, frozen=True):
     """The snapshot keeps the event, but nothing published changed: the event waits for other facts."""
 
     chat: Chat
-    outcome: Final = "kept"
+    outcome: ClassVar = "kept"
 
 
-@dataclass(frozen=True, slots=True)
-class Ignored:
+class Ignored(Struct, frozen=True):
     """The event has no effect on what is published. The snapshot may hold it nevertheless."""
 
     chat: Chat

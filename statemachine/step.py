@@ -23,10 +23,10 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from statemachine import events, lifetimes, redaction, timers, tool_rules
@@ -54,8 +54,7 @@ from statemachine.workspace import WorkspaceRecord
 # -- inputs ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class InboundEvent:
+class InboundEvent(Struct, frozen=True):
     """A request or a fact that arrived over the bus."""
 
     event: Event
@@ -70,8 +69,7 @@ class InboundEvent:
         return self.event.chat_id
 
 
-@dataclass(frozen=True, slots=True)
-class AlarmRang:
+class AlarmRang(Struct, frozen=True):
     """The time of some alarms of the chat has come. Those of its timers that are due take effect."""
 
     chat_id: str
@@ -81,8 +79,7 @@ class AlarmRang:
     """Whether one of them was handled before, and what followed from it may not be published."""
 
 
-@dataclass(frozen=True, slots=True)
-class PresenceExpired:
+class PresenceExpired(Struct, frozen=True):
     """An agent's presence message expired.
 
     The agent is lost if it counts as connected and has reported nothing since the worker looked
@@ -98,8 +95,7 @@ class PresenceExpired:
     """
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedState:
+class PublishedState(Struct, frozen=True):
     """A published state, to compare with the snapshot after a restore of the database."""
 
     chat_id: str
@@ -112,8 +108,7 @@ class PublishedState:
         return int(self.state["version"])
 
 
-@dataclass(frozen=True, slots=True)
-class FactNotice:
+class FactNotice(Struct, frozen=True):
     """A fact about one of the chat's builds that was not accepted and became a dead letter."""
 
     chat_id: str
@@ -130,15 +125,14 @@ Input = InboundEvent | AlarmRang | PresenceExpired | PublishedState | FactNotice
 # -- what the store knows before, and what a step yields ------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Struct, frozen=True):
     """A chat, with those of its rows that the inputs concern."""
 
     chat: Chat
-    open: Mapping[str, Call] = field(default_factory=dict)
+    open: Mapping[str, Call] = {}
     """The waiting calls by id, in the order of their requests. They may be missing if no input can
     end a wait."""
-    calls: Mapping[str, StoredCall] = field(default_factory=dict)
+    calls: Mapping[str, StoredCall] = {}
     """Those of the calls that the inputs name which are stored, by id."""
     canceled: AbstractSet[str] = frozenset()
     """The ids of the calls that were canceled before they arrived."""
@@ -146,8 +140,7 @@ class Loaded:
     """The digests of the inputs' events that were applied before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A new entry of a chat's event log."""
 
     seq: int
@@ -163,16 +156,14 @@ class Entry:
     """The limit of the new state, if this event set one."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublishState:
+class PublishState(Struct, frozen=True):
     """Publish one version of the chat."""
 
     chat: Chat
     because: Event | None
 
 
-@dataclass(frozen=True, slots=True)
-class PublishJob:
+class PublishJob(Struct, frozen=True):
     """Request a build from the provisioners of its pool."""
 
     chat: Chat
@@ -182,8 +173,7 @@ class PublishJob:
     because: Event
 
 
-@dataclass(frozen=True, slots=True)
-class PublishAnswer:
+class PublishAnswer(Struct, frozen=True):
     """Publish the answer of a call, once for each event that causes it."""
 
     call: Call
@@ -191,8 +181,7 @@ class PublishAnswer:
     because: Event
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectPresence:
+class ExpectPresence(Struct, frozen=True):
     """Publish a presence message for an agent whose loss was undone.
 
     The fact that undid the loss may have been delayed. If the agent is still absent, the presence
@@ -203,8 +192,7 @@ class ExpectPresence:
     because: Event
 
 
-@dataclass(frozen=True, slots=True)
-class PublishCancel:
+class PublishCancel(Struct, frozen=True):
     """Tell the provisioners of a pool that a build was canceled."""
 
     workspace_id: str
@@ -227,8 +215,7 @@ class WorkspaceName(NamedTuple):
     """Whether the rules chose it, so that no other workspace of the owner has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(Struct, frozen=True):
     """A message for operators, to be logged after the commit."""
 
     level: int
@@ -236,8 +223,7 @@ class Notice:
     ids: Mapping[str, object]
 
 
-@dataclass(slots=True)
-class Step:
+class Step(Struct):
     """The result of inputs for one chat: what to write, and what to publish afterwards."""
 
     chat: Chat
@@ -245,28 +231,28 @@ class Step:
     open: dict[str, Call]
     """The waiting calls after the inputs."""
     at: datetime
-    entries: list[Entry] = field(default_factory=list)
-    identities: set[bytes] = field(default_factory=set)
+    entries: list[Entry] = []
+    identities: set[bytes] = set()
     """The digests of the events that were applied now."""
-    calls: dict[str, StoredCall] = field(default_factory=dict)
+    calls: dict[str, StoredCall] = {}
     """The calls that are new or changed, by id."""
-    canceled: set[str] = field(default_factory=set)
+    canceled: set[str] = set()
     """The ids of calls that were canceled before they arrived."""
-    named: list[WorkspaceName] = field(default_factory=list)
-    deleted: list[str] = field(default_factory=list)
+    named: list[WorkspaceName] = []
+    deleted: list[str] = []
     """The ids of the workspaces that were deleted, so that their names may be used again."""
-    effects: list[Effect] = field(default_factory=list)
+    effects: list[Effect] = []
     """The messages to publish after the commit."""
-    notices: list[Notice] = field(default_factory=list)
-    alarms: set[datetime] = field(default_factory=set)
+    notices: list[Notice] = []
+    alarms: set[datetime] = set()
     """When the chat has to be looked at, because a timer may be due."""
-    rang: list[datetime] = field(default_factory=list)
+    rang: list[datetime] = []
     """The times of the alarms that rang."""
     repeats: bool = False
     """Whether an input may have been committed before, and what followed from it not published."""
     late: timedelta = timedelta(0)
     """The longest delay of the timers that took effect."""
-    unneeded_jobs: set[str] = field(default_factory=set)
+    unneeded_jobs: set[str] = set()
     """The ids of builds that were canceled before they began, so that nobody needs their jobs."""
     foreign: int = 0
     """The number of facts from provisioners of another pool than that of the workspace."""

@@ -51,10 +51,10 @@ def due_at(chat: Chat, purpose: TimerKind, limits: Limits) -> datetime | None:
 
 def timers_of(chat: Chat, limits: Limits) -> dict[TimerKind, datetime]:
     """Return the timers that the chat needs, with the times at which they are due."""
-    if needs_no_timer(chat):
-        return {}
-    found = {purpose: due_at(chat, purpose, limits) for purpose in KINDS}
-    return {purpose: at for purpose, at in found.items() if at is not None}
+    found = {TimerKind.DEADLINE: chat.deadline, TimerKind.TTL: chat.expires_at}
+    if chat.previous or (chat.current is not None and chat.current.retry is not None):
+        found |= {kind: due_at(chat, kind, limits) for kind in (TimerKind.ORPHAN, TimerKind.RETRY)}
+    return {kind: at for kind, at in found.items() if at is not None}
 
 
 def alarm_time(due: datetime, now: datetime) -> datetime:

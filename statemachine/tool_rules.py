@@ -75,20 +75,18 @@ def _verdict(call: Call, chat: Chat, known: Known) -> CallOutcome:
     rules = _RULES.get(call.tool)
     if rules is None:
         return answers.error(f"unknown tool {call.tool!r}; there are: {', '.join(TOOLS)}")
+    if call.wait is not None and call.wait.until is Until.SETTLED:
+        return _outcome_of_start(call, call.wait, chat)
+    if call.wait is not None and call.wait.until is Until.STOPPED:
+        return _outcome_of_stop(call.wait, chat)
     args = arguments(ARGUMENTS[call.tool], call.args)
     if isinstance(args, BadArguments):
         return answers.error(f"{call.tool}: {args.message}")
-    if call.wait is None:
-        if (call.organization_id, call.owner_id) != (chat.organization_id, chat.owner_id):
-            return answers.error("the chat belongs to another organization or owner")
-        return rules(call, args, chat, known)
-    match call.wait.until:
-        case Until.SETTLED:
-            return _outcome_of_start(call, call.wait, chat)
-        case Until.STOPPED:
-            return _outcome_of_stop(call.wait, chat)
-        case Until.OVER:
-            return _evaluate_again(call, args, chat, known, rules)
+    if call.wait is not None:
+        return _evaluate_again(call, args, chat, known, rules)
+    if (call.organization_id, call.owner_id) != (chat.organization_id, chat.owner_id):
+        return answers.error("the chat belongs to another organization or owner")
+    return rules(call, args, chat, known)
 
 
 def check_limits(call: Call, outcome: CallOutcome, chat: Chat, load: Load) -> Answered | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -189,9 +189,9 @@ def _with_pool(item: Input, pools: Mapping[str, str]) -> Input:
     pool = pools.get(_sender(item)) if pools else None
     match item:
         case InboundEvent(event=event) if pool is not None:
-            return replace(item, event=event.model_copy(update={"pool": pool}))
+            return structs.replace(item, event=event.model_copy(update={"pool": pool}))
         case FactNotice() if pool is not None:
-            return replace(item, pool=pool)
+            return structs.replace(item, pool=pool)
         case _:
             return item
 

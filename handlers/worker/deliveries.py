@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
+from msgspec import structs
+
 from bus import Delivery, subjects
 from bus.streams import IN, TIMER
 from statemachine.codec import Rejected, decode
@@ -62,9 +64,9 @@ def repeated(item: Item) -> Item:
     """Return an item as one that may have been committed before."""
     match item:
         case InboundEvent():
-            return replace(item, redelivered=True)
+            return structs.replace(item, redelivered=True)
         case AlarmRang():
-            return replace(item, handled=True)
+            return structs.replace(item, handled=True)
         case _:
             return item
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
 from hashlib import sha256
 from typing import Any, Final
+
+from msgspec import Struct
 
 from bus import subjects
 from statemachine.arguments import unknown_arguments
@@ -51,8 +52,7 @@ class Lane(IntEnum):
     CANCEL = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(Struct, frozen=True):
     """A message to publish. To publish it twice does no harm."""
 
     chat_id: str

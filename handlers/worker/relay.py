@@ -14,8 +14,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Final
+
+from msgspec import structs
 
 from bus import (
     CLOUDEVENT,
@@ -319,7 +320,7 @@ def _instead(message: Publication, error: Refused) -> Publication | None:
         raise error
     log.error("NATS refuses answer %s: %s", message.message_id, error)
     body = publications.instead(message.payload, f"{publications.UNSENDABLE}: {error}")
-    return replace(message, payload=body, message_id=f"{message.message_id}{_INSTEAD}")
+    return structs.replace(message, payload=body, message_id=f"{message.message_id}{_INSTEAD}")
 
 
 def _version(message: Publication) -> int:

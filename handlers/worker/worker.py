@@ -6,9 +6,11 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
+
+from msgspec import structs
 
 from bus import Backoff, Bus, BusError, Delivery, Message, Unavailable, subjects
 from bus.streams import Tuning
@@ -304,7 +306,7 @@ class Worker:
             return item
         if not await self.relay.is_absent(item.chat_id, item.agent_id):
             return item
-        return replace(item, highest_sequence=facts.highest_sequence)
+        return structs.replace(item, highest_sequence=facts.highest_sequence)
 
     async def publish(self, batch: CommittedBatch) -> bool:
         """Publish the messages of a batch, then ack its deliveries.

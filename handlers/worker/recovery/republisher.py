@@ -17,10 +17,12 @@ from collections.abc import (
     Sequence,
 )
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
+
+from msgspec import structs
 
 from bus import Backoff, Bus, BusError, subjects
 from bus.streams import IN, JOB, PRESENCE, RESULT, STATE, STREAMS, TIMER
@@ -365,5 +367,7 @@ def _answer_messages(calls: Iterable[StoredCall], now: datetime) -> list[Publica
 def _renamed(message: Publication, token: str | None) -> Publication:
     """Return a message under an id that the stream has not seen, if the stream lost something."""
     return (
-        message if token is None else replace(message, message_id=f"{message.message_id}:{token}")
+        message
+        if token is None
+        else structs.replace(message, message_id=f"{message.message_id}:{token}")
     )
