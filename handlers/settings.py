@@ -183,6 +183,15 @@ class Settings(BaseSettings):
         ge=1,
         description="Number of rpcs that one gateway may hold open. Further rpcs are refused at once.",
     )
+    mcp_wait: Seconds = Field(
+        default=45.0,
+        description="Seconds after which a request of an MCP client without tasks is answered although its call goes "
+        "on. Choose less than the time after which your clients give up.",
+    )
+    mcp_wait_with_progress: Seconds = Field(
+        default=210.0,
+        description="The same for a client that asks for progress notifications.",
+    )
     presence_ttl: float = Field(
         default=20.0,
         ge=1,

@@ -36,9 +36,11 @@ class Call:
         chat_id: str,
         call_id: str,
         request: dict[str, Any] | None,
+        traceparent: str | None = None,
     ) -> None:
         self.chat_id, self.call_id = chat_id, call_id
         self._connection, self._service, self._request = connection, service, request
+        self._traceparent = traceparent
         self._results: Subscription | None = None
         self._waiting: asyncio.Task[Answer] | None = None
 
@@ -64,7 +66,7 @@ class Call:
 
     async def _store_request(self) -> None:
         source = f"/chat/{self._service}"
-        event = {
+        event: dict[str, Any] = {
             "specversion": "1.0",
             "id": str(uuid4()),
             "source": source,
@@ -73,6 +75,8 @@ class Call:
             "time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             "data": self._request,
         }
+        if self._traceparent is not None:
+            event["traceparent"] = self._traceparent
         await self._connection.store(subjects.request(self.chat_id, self._service), event)
 
     async def _wait(self) -> Answer:
@@ -129,6 +133,11 @@ class Call:
 
     async def _stored_answer(self) -> Any:
         return await self._connection.last(subjects.last_result(self.chat_id, self.call_id))
+
+    async def stored_answer(self) -> Answer | None:
+        """Return the answer if the call is answered already; do not wait. Raises Refused, Unavailable."""
+        event = await self._stored_answer()
+        return None if event is None else Answer.model_validate(event["data"])
 
     def _answering(self) -> asyncio.Task[Answer]:
         if self._waiting is None:

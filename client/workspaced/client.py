@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from workspaced import subjects
 from workspaced.calls import Call
 from workspaced.connection import Connection, open_connection
 from workspaced.following import Follower
-from workspaced.models import Log, Owner, State
+from workspaced.models import Answer, Log, Owner, State
 from workspaced.processes import Process, executing
 from workspaced.tools import Format, tools
 
@@ -31,6 +32,11 @@ class Workspaced:
     def call(self, chat_id: str, call_id: str) -> Call:
         """Return a call that this or another process asked for; nothing is asked again."""
         return Call(self._connection, self._service, chat_id, call_id, None)
+
+    async def last_answer(self, chat_id: str) -> Answer | None:
+        """Return the newest answer to any call of a chat, None if there was none in the last 24 hours."""
+        event = await self._connection.last(subjects.LAST_RESULTS, subjects.results_of(chat_id))
+        return None if event is None else Answer.model_validate(event["data"])
 
     def tools(self, format: Format = "anthropic", *, execute: bool = True) -> list[dict[str, Any]]:  # noqa: A002
         """Return the tools for a model: `openai`, `anthropic` or `mcp`; without `execute`, no commands."""
@@ -52,12 +58,18 @@ class Chat:
         self._connection, self._service = connection, service
 
     async def call(
-        self, tool: str, args: Mapping[str, Any] | None = None, *, call_id: str | None = None
+        self,
+        tool: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        call_id: str | None = None,
+        traceparent: str | None = None,
     ) -> Call:
         """Ask for a tool; return when the request is stored.
 
         `call_id` identifies the call within the chat for ever: asking again with the same one does nothing twice
-        and gives the same answer. Without one, a new one is made. Raises Refused, Invalid, Unavailable.
+        and gives the same answer. Without one, a new one is made. `traceparent` is a W3C trace context, which all
+        events that the call causes carry on. Raises Refused, Invalid, Unavailable.
         """
         call_id = call_id or uuid4().hex
         request = {
@@ -68,7 +80,7 @@ class Chat:
             "owner_id": self.owner.id,
             "owner_name": self.owner.name,
         }
-        call = Call(self._connection, self._service, self.id, call_id, request)
+        call = Call(self._connection, self._service, self.id, call_id, request, traceparent)
         await call.ask()
         return call
 

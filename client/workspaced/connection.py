@@ -163,11 +163,15 @@ class Connection:
                     raise
             await asyncio.sleep(0.2 * attempt)  # back-off
 
-    async def last(self, subject: str) -> Any:
-        """Return the event that a direct get finds, or None. Raises Refused, Unavailable."""
+    async def last(self, subject: str, among: str | None = None) -> Any:
+        """Return the event that a direct get finds, or None. Raises Refused, Unavailable.
+
+        `among`: the subjects of which the newest event is wanted, if `subject` does not say it.
+        """
+        body = b"" if among is None else json.dumps({"last_by_subj": among}).encode()
         while True:
             with suppress(Interrupted):
-                message = await self.request(subject, b"")
+                message = await self.request(subject, body)
                 return None if (message.headers or {}).get("Status") else json.loads(message.data)
 
     # -- subscriptions -------------------------------------------------------------------------

@@ -48,6 +48,15 @@ def last_result(chat_id: str, call_id: str) -> str:
     return f"$JS.API.DIRECT.GET.WORKSPACED_RESULT.{result(chat_id, call_id)}"
 
 
+LAST_RESULTS: Final = "$JS.API.DIRECT.GET.WORKSPACED_RESULT"
+"""Where to ask for the newest of several stored answers."""
+
+
+def results_of(chat_id: str) -> str:
+    """Return the subjects of all answers of a chat."""
+    return f"workspaced.result.{chat_id}.*"
+
+
 def fact(chat_id: str, name: str) -> str:
     """Return the subject of a provisioner's facts about a chat."""
     return f"workspaced.in.provisioner.{chat_id}.{name}"

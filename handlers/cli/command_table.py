@@ -212,6 +212,45 @@ class RunProvisioner(ServerCommand):
     )
 
 
+class RunMcp(ServerCommand):
+    """Offer the tools to a model's client over the Model Context Protocol.
+
+    Without --http-port it speaks on stdin and stdout, for one chat: the one of --chat. With --http-port it serves
+    http://127.0.0.1:N/mcp for the holders of tokens of role chat (`token issue`), and prints one line of JSON when it is
+    ready. It needs the extra workspaced[mcp] and a key of role chat-service. Example:
+    claude mcp add workspaced -- workspaced mcp
+    """
+
+    name = "mcp"
+    function = "handlers.cli.commands.mcp:serve"
+    variables = ("mcp_wait", "mcp_wait_with_progress", "http_hosts", "http_origins")
+    http_port: int | None = flag(
+        "--http-port",
+        type=types.port,
+        metavar="N",
+        help="serve MCP over HTTP on this port, at /mcp, beside /healthz and /readyz (default: stdin and stdout)",
+    )
+    http_host: str | None = _host("http", "the HTTP server")
+    chat: str | None = flag(
+        "--chat",
+        metavar="NAME",
+        help="on stdio, the chat: any text, which stands for the same chat each time, or a chat's UUID (default: the "
+        "working directory)",
+    )
+    organization: str | None = _organization("on stdio, the organization that the chat belongs to")
+    owner: str | None = flag(
+        "--owner",
+        type=types.uuid,
+        metavar="UUID",
+        help="on stdio, the id of the user who owns the chat (default: one made from the name)",
+    )
+    owner_name: str | None = flag(
+        "--owner-name",
+        metavar="NAME",
+        help="on stdio, the name of that user (default: your login name)",
+    )
+
+
 class RunAgent(Command):
     """Run one agent of a workspace (provisioners start these)."""
 
@@ -797,7 +836,7 @@ class PrintCompletion(Command):
 
 
 COMMANDS: Final[tuple[type[Command], ...]] = (
-    *(Up, RunWorker, RunGateway, RunProvisioner, RunAgent),
+    *(Up, RunWorker, RunGateway, RunProvisioner, RunMcp, RunAgent),
     CallTool,
     *(Execute, ListProcesses, KillProcess, Copy),
     *(PushTemplate, ListTemplates, ListVersions, ActivateVersion),

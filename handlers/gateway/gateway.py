@@ -23,12 +23,12 @@ from handlers.gateway import requests
 from handlers.gateway.credentials import CredentialRpcs
 from handlers.gateway.exec_calls import ExecCalls
 from handlers.gateway.http import Handler, HttpApi
-from handlers.gateway.http_admission import Site
 from handlers.gateway.keeping import Keeping
 from handlers.gateway.queries import Queries
 from handlers.gateway.replies import naming_ignored
 from handlers.gateway.tokens import TokenRpcs
 from handlers.gateway.tool_calls import ToolCalls
+from handlers.runtime.site import Site
 from statemachine.events import Frozen
 from statemachine.exec_tools import EXEC_TOOLS
 from statemachine.store import Store, StoreUnavailableError

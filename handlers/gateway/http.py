@@ -25,12 +25,13 @@ from aiohttp.web_request import BaseRequest
 from bus import Bus, BusError, Message, Responder, ServiceError, subjects
 from bus.streams import RESULT
 from handlers.gateway import openapi
-from handlers.gateway.http_admission import Admission, Bearer, Problem, Site, ended
+from handlers.gateway.http_admission import Admission, Bearer, Problem, admitted_origin, ended
 from handlers.gateway.http_stream import EventStream
 from handlers.gateway.queries import Queries
 from handlers.gateway.replies import naming_ignored
 from handlers.gateway.requests import ChatBody, ToolBody, parse_body
 from handlers.gateway.tool_calls import ToolCalls
+from handlers.runtime.site import Site
 from handlers.runtime.supervise import running
 from handlers.shared_settings import allowlist
 from statemachine.calls import Answered, Call, Known, Policy
@@ -166,7 +167,7 @@ class HttpApi:
         """Answer a request."""
         origin: str | None = None
         try:
-            origin = self.site.check(request)
+            origin = admitted_origin(self.site, request)
             if request.method == "OPTIONS":
                 return _with_cors(
                     web.Response(status=HTTPStatus.NO_CONTENT), origin, preflight=True

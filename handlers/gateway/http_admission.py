@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from aiohttp.web_request import BaseRequest
 
 from bus import Backoff, Bus, Unavailable, subjects
 from handlers.gateway.tokens import digest_of
+from handlers.runtime.site import ForeignSite, Site
 from statemachine.store import Store, StoreUnavailableError, Token
 
 log = logging.getLogger(__name__)
@@ -36,59 +36,19 @@ class Problem(Exception):
         super().__init__(detail)
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """The names under which the interface is reached, and the web pages that may use it."""
-
-    hosts: frozenset[str] = frozenset()
-    """Further host names, without port, in lower case."""
-    origins: frozenset[str] = frozenset()
-    """Further origins, like `https://chat.example.com`, in lower case."""
-
-    def check(self, request: BaseRequest) -> str | None:
-        """Return the origin that gets CORS answers, None without one. Raises Problem 403.
-
-        A page of another site must not use the interface through its visitor's browser, also not under a host
-        name of its own that it lets point here.
-        """
-        host = request.headers.get("Host", "")
-        if not self._is_ours(host, request):
-            raise Problem(
-                HTTPStatus.FORBIDDEN,
-                f"Host {host!r} is not a name of this server: use its address, or add the name to "
-                "WORKSPACED_HTTP_HOSTS",
-            )
-        origin = request.headers.get("Origin")
-        if origin is None:
-            return None
-        own = f"{request.scheme}://{host}".lower()
-        if origin.lower() != own and origin.lower() not in self.origins:
-            raise Problem(
-                HTTPStatus.FORBIDDEN,
-                f"pages of {origin} may not use this server: add the origin to WORKSPACED_HTTP_ORIGINS",
-            )
-        return origin
-
-    def _is_ours(self, host: str, request: BaseRequest) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        transport = request.transport
-        address = transport.get_extra_info("sockname") if transport is not None else None
-        here = {"localhost", *self.hosts}
-        if address:
-            here.add(str(address[0]).lower())
-        return name.lower() in here
-
-
-def site(hosts: str | None, origins: str | None) -> Site:
-    """Return the site of two settings: names and origins, each separated by commas."""
-    return Site(frozenset(_words(hosts)), frozenset(word.rstrip("/") for word in _words(origins)))
-
-
-def _words(text: str | None) -> list[str]:
-    return [word.strip().lower() for word in (text or "").split(",") if word.strip()]
+def admitted_origin(site: Site, request: BaseRequest) -> str | None:
+    """Return the origin that gets CORS answers, None without one. Raises Problem 403."""
+    transport = request.transport
+    address = transport.get_extra_info("sockname") if transport is not None else None
+    try:
+        return site.check(
+            host=request.headers.get("Host", ""),
+            origin=request.headers.get("Origin"),
+            scheme=request.scheme,
+            address=str(address[0]) if address else None,
+        )
+    except ForeignSite as error:
+        raise Problem(HTTPStatus.FORBIDDEN, str(error)) from None
 
 
 class Bearer(NamedTuple):

@@ -18,7 +18,6 @@ from handlers.app import Endpoints, limits, locate, tuning, waiting_limits
 from handlers.cli.command_table import RunGateway, RunProvisioner, RunWorker, ServerCommand
 from handlers.embedded.database_access import credentials_folder, password_file
 from handlers.gateway.gateway import Gateway
-from handlers.gateway.http_admission import site
 from handlers.provisioner import Provisioner, QuotaLimits
 from handlers.runtime.health import (
     Check,
@@ -30,6 +29,7 @@ from handlers.runtime.health import (
     started_check,
 )
 from handlers.runtime.listeners import listen_address, server_certificate
+from handlers.runtime.site import site
 from handlers.runtime.supervise import run_until_one_ends
 from handlers.sandbox.policy import (
     Confinement,

@@ -1,0 +1,140 @@
+"""MCP over HTTP for clients without tasks: short waits, broken connections, tokens, Host and Origin."""
+
+from __future__ import annotations
+
+import anyio
+import httpx2
+import pytest
+
+from tests.mcp.conftest import ChatToken, Era, Gate, Replica, progress
+from tests.rigs.processes import Up
+
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"},
+    },
+}
+ACCEPT = {"Accept": "application/json, text/event-stream"}
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy"])
+async def test_a_client_with_a_short_limit_gets_to_a_workspace_that_takes_longer(
+    replica: Replica, chat: ChatToken, gate: Gate, era: Era
+) -> None:
+    async with chat.client(replica.url, era) as client:
+        result = (await client.call_tool("create_workspace", gate.args)).structured_content
+        assert result is not None
+        assert result.keys() == {
+            *("status", "state", "build_id", "elapsed_ms", "deadline", "next_step")
+        }
+        assert result["status"] == "in_progress"
+        assert result["next_step"] == "call wait_for_workspace"
+        assert result["state"] == "building"
+
+        gate.open()
+        made = await client.call_tool("wait_for_workspace", {})
+        assert made.structured_content is not None
+        assert made.structured_content["created"] is True
+        again = await client.call_tool("wait_for_workspace", {})
+        assert again.structured_content == made.structured_content
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy"])
+async def test_a_client_whose_connection_breaks_asks_again_and_gets_the_same_workspace(
+    replica: Replica, chat: ChatToken, gate: Gate, era: Era
+) -> None:
+    callback, seen = progress()
+    async with chat.client(replica.url, era) as client:
+        with anyio.move_on_after(1):
+            await client.call_tool("create_workspace", gate.args, progress_callback=callback)
+    async with chat.client(replica.url, era) as client:
+        made = None
+
+        seen.clear()
+        begun = anyio.Event()
+
+        async def noted(*progressed: object) -> None:
+            await callback(*progressed)  # type: ignore[arg-type]
+            begun.set()
+
+        async def ask_and_note() -> None:
+            nonlocal made
+            made = await client.call_tool("create_workspace", gate.args, progress_callback=noted)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask_and_note)
+            await begun.wait()
+            gate.open()
+        assert made is not None
+        assert made.structured_content is not None
+        assert made.structured_content["created"] is True
+        assert any("building" in (text or "") for _, text in seen)
+        once_more = await client.call_tool("create_workspace", gate.args)
+        assert once_more.structured_content is not None
+        assert once_more.structured_content["status"] == "already_exists"
+        assert (
+            once_more.structured_content["workspace_id"] == made.structured_content["workspace_id"]
+        )
+
+
+async def test_only_valid_tokens_of_chats_are_admitted(
+    running: Up, replica: Replica, chat: ChatToken
+) -> None:
+    async with httpx2.AsyncClient(headers=ACCEPT) as http:
+        plain = await http.post(replica.url, json=INITIALIZE)
+        assert plain.status_code == 401
+        assert plain.headers["www-authenticate"] == "Bearer"
+        assert plain.headers["content-type"] == "application/problem+json"
+        assert plain.json().keys() == {"status", "title", "detail"}
+
+        frontend = running.data("token", "issue", "--role", "frontend", "--chat", chat.id)
+        for token, status in ((frontend["token"], 403), ("x" * 43, 401)):
+            headers = {"Authorization": f"Bearer {token}"}
+            answer = await http.post(replica.url, json=INITIALIZE, headers=headers)
+            assert answer.status_code == status, answer.text
+
+        valid = {"Authorization": f"Bearer {chat.token}"}
+        assert (await http.post(replica.url, json=INITIALIZE, headers=valid)).status_code == 200
+        running.data("token", "revoke", chat.token_id)
+        assert (await http.post(replica.url, json=INITIALIZE, headers=valid)).status_code == 401
+
+
+async def test_host_and_origin_must_be_those_of_the_server(
+    replica: Replica, chat: ChatToken
+) -> None:
+    own = replica.url.removesuffix("/mcp")
+    port = own.rpartition(":")[2]
+    async with httpx2.AsyncClient(
+        headers={**ACCEPT, "Authorization": f"Bearer {chat.token}"}
+    ) as http:
+        for headers, status in (
+            ({"Origin": own}, 200),
+            ({"Host": f"localhost:{port}"}, 200),
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Host": "evil.example"}, 403),
+        ):
+            answer = await http.post(replica.url, json=INITIALIZE, headers=headers)
+            assert answer.status_code == status, (headers, answer.text)
+        preflight = await http.options(replica.url, headers={"Origin": own})
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-origin"] == own
+        assert (await http.get(f"{own}/readyz", headers={"Host": "any"})).status_code == 200
+        assert (await http.get(f"{own}/other")).status_code == 404
+        large = await http.post(replica.url, json={**INITIALIZE, "x": "x" * 600_000})
+        assert large.status_code == 413
+
+
+async def test_a_token_without_the_right_to_run_commands_sees_and_runs_none(
+    running: Up, replica: Replica
+) -> None:
+    async with ChatToken(running, "--no-exec").client(replica.url) as client:
+        names = {tool.name for tool in (await client.list_tools()).tools}
+        assert "create_workspace" in names
+        assert not names & {"execute", "read_file", "process_list"}
+        refused = await client.call_tool("execute", {"command": "true"})
+        assert refused.is_error
