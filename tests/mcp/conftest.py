@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from mcp.client.streamable_http import streamable_http_client
 from tests.cli.template_folders import folder
 from tests.rigs.messages import new_id
 from tests.rigs.processes import ROOT, Process, Up, environment, up
+from tests.rigs.servers import free_port
 
 TEMPLATE = """
 name = "python"
@@ -86,7 +86,7 @@ class Replica:
     """A process of `workspaced mcp --http-port`."""
 
     def __init__(self, running: Up) -> None:
-        words = ("mcp", "--http-port", "0", "--data-dir", running.directory)
+        words = ("mcp", "--http-port", str(free_port()), "--data-dir", running.directory)
         self.process = Process(*words, env=ENVIRONMENT)
         try:
             line = json.loads(self.process.line())
@@ -158,6 +158,3 @@ def progress() -> Progress:
         seen.append((done, message))
 
     return callback, seen
-
-
-assert os.name == "posix"
