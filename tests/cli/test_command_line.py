@@ -31,6 +31,7 @@ FLAGS: dict[str, list[str]] = {
     "worker": SERVERS,
     "gateway": SERVERS,
     "provisioner": [*SERVERS, "--name", "--pool"],
+    "mcp": [*SERVERS, "--http-port", "--chat", "--organization", "--owner", "--owner-name"],
     "agent": ["config"],
     "tool": [
         *SERVERS,

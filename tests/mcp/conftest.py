@@ -50,6 +50,17 @@ ENVIRONMENT = {
     "WORKSPACED_CONFINEMENT": "rlimits",
 }
 
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"},
+    },
+}
+
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
@@ -57,6 +68,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     with up(parent / "data", env=ENVIRONMENT) as server:
         server.data("template", "push", folder(parent, TEMPLATE))
         yield server
+
+
+@pytest.fixture
+async def ws(running: Up) -> AsyncIterator[workspaced.Workspaced]:
+    """A chat service that looks from outside."""
+    key = running.seed_file("chat-service")
+    async with workspaced.connect(running.nats, key=key, service="looking") as connected:
+        yield connected
 
 
 class Gate:

@@ -6,19 +6,9 @@ import anyio
 import httpx2
 import pytest
 
-from tests.mcp.conftest import ChatToken, Era, Gate, Replica, progress
+from tests.mcp.conftest import INITIALIZE, ChatToken, Era, Gate, Replica, progress
 from tests.rigs.processes import Up
 
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "test", "version": "1"},
-    },
-}
 ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+import hashlib
+import json
+import subprocess
+import sys
+from typing import Any
 
-from tests.mcp.conftest import Era, on_stdio, progress
+import anyio
+import pytest
+import workspaced
+
+from tests.mcp.conftest import ENVIRONMENT, INITIALIZE, Era, Gate, on_stdio, progress
 from tests.rigs.messages import new_id
-from tests.rigs.processes import Up
+from tests.rigs.processes import ROOT, Up, environment
 
 
 @pytest.mark.parametrize("era", ["auto", "legacy"])
@@ -33,3 +42,99 @@ async def test_create_reports_progress_until_the_workspace_is_ready(running: Up,
         assert status.structured_content is not None
         assert status.structured_content["state"] == "ready"
         assert status.structured_content["last_log_line"] == "last line"
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy"])
+async def test_a_canceled_request_ends_the_wait_of_its_call_and_the_build_goes_on(
+    running: Up, gate: Gate, ws: workspaced.Workspaced, era: Era
+) -> None:
+    chat_id, traceparent = new_id(), f"00-{'ab' * 16}-{'cd' * 8}-01"
+    callback, seen = progress()
+    async with on_stdio(running, chat_id, era) as client:
+        async with anyio.create_task_group() as group:
+
+            async def noted(*progressed: Any) -> None:
+                await callback(*progressed)
+                group.cancel_scope.cancel()
+
+            group.start_soon(
+                lambda: client.call_tool(
+                    "create_workspace",
+                    gate.args,
+                    progress_callback=noted,
+                    meta={"claudecode/toolUseId": "call_1", "traceparent": traceparent},
+                )
+            )
+        answer = await ws.call(chat_id, "call_1")
+
+    assert seen
+    assert "canceled" in answer.result["error"]
+    chat = await ws.rpc("get_chat", chat_id=chat_id)
+    assert chat["state"] == "building"
+    events = (await ws.rpc("read_events", chat_id=chat_id))["events"]
+    assert events[0]["event"]["traceparent"].split("-")[1] == traceparent.split("-")[1]
+
+
+async def test_a_closed_stdin_ends_no_call(
+    running: Up, gate: Gate, ws: workspaced.Workspaced
+) -> None:
+    chat_id = new_id()
+    meta = {"claudecode/toolUseId": "call/2", "progressToken": 1}
+    call = {"name": "create_workspace", "arguments": gate.args, "_meta": meta}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "handlers", "mcp", "--chat", chat_id),
+        *("--data-dir", str(running.directory)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**environment(), **ENVIRONMENT},
+        cwd=ROOT,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for message in (
+        INITIALIZE,
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": call},
+    ):
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+    while b"notifications/progress" not in await process.stdout.readline():
+        pass
+
+    process.stdin.close()
+    await process.stdout.read()
+    assert await process.wait() == 0
+    gate.open()
+    answer = await ws.call(chat_id, hashlib.sha256(b"call/2").hexdigest())
+
+    assert answer.result["created"] is True
+
+
+async def test_a_signal_ends_the_process_while_it_waits_for_input(running: Up) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "handlers", "mcp", "--data-dir", str(running.directory)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**environment(), **ENVIRONMENT},
+        cwd=ROOT,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(INITIALIZE).encode() + b"\n")
+    answer = json.loads(await process.stdout.readline())
+    assert answer["result"]["serverInfo"]["name"] == "workspaced"
+
+    process.terminate()
+
+    assert await process.wait() == 0
+    process.stdin.close()
+
+
+def test_without_the_extra_the_command_says_what_to_install() -> None:
+    code = "import sys; sys.modules['mcp'] = None\nfrom handlers.cli import main; sys.exit(main(['mcp']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert "workspaced[mcp]" in done.stderr
+    assert done.stderr.count("\n") == 1
