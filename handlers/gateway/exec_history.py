@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, Final, cast
 
@@ -24,48 +24,81 @@ async def kept_output(bus: Bus, chat: Chat, args: ProcessOutputArguments) -> Pro
     """
     if not is_uuid(args.exec_id):
         return None
-    first = last = None
-    page, size, begin, end = list[str](), 0, args.after, args.after
-    limit = min(args.limit, PAGE)
-    full = False
+    first: dict[str, Any] | None = None
+    ended: dict[str, Any] | None = None
+    page, known, size = _Page(args.after, min(args.limit, PAGE)), _Extent(), 0
     async for event in _events(bus, subjects.exec_output(chat.chat_id, "*", args.exec_id)):
-        first, last = first or event, event
+        first = first or event
         data = event["data"]
-        if (
-            full
-            or not str(event["type"]).startswith("workspaced.exec_output.")
-            or data["next"] <= end
-        ):
-            continue
-        if page and data["offset"] > end:
-            full = True  # the page ends where something was left out
-            continue
-        text, skipped = _from(data["output"], end - data["offset"])
-        if not text:
-            continue
-        if not page:
-            begin = end = data["offset"] + skipped
-        taken = _beginning(text, limit - size) or ("" if page else text[0])
-        page.append(taken)
-        size += len(taken.encode())
-        end += len(taken.encode())
-        full = len(taken) < len(text)
-    if first is None or last is None:
+        if _is(event, "exec_exited"):
+            # Not always the last event: what the command left running may write more.
+            ended = data
+            size = data["size"] if isinstance(data.get("size"), int) else 0
+        elif _is(event, "exec_output"):
+            known.add(data["offset"], data["next"])
+            page.add(data["offset"], data["output"])
+    if first is None:
         return None
+    end = max(size, known.end)
     result: ProcessState = {
         "exec_id": args.exec_id,
         "status": "running",
-        "output": "".join(page),
-        "offset": begin,
-        "next": end,
+        "output": "".join(page.texts),
+        "offset": min(page.begin, end),
+        "next": min(page.end, end),
     }
-    if str(last["type"]).startswith("workspaced.exec_exited."):
+    if dropped := end - known.bytes:
+        result["dropped"] = dropped
+    if ended is not None:
         result["status"] = "exited"
-        ended = {key: last["data"][key] for key in _HOW_IT_ENDED if key in last["data"]}
-        return cast(ProcessState, {**result, **ended})
+        return cast(ProcessState, {**result, **{k: ended[k] for k in _HOW_IT_ENDED if k in ended}})
     if not _may_run(chat, args.exec_id, first):
         result["status"], result["reason"] = "exited", "stopped"
     return result
+
+
+class _Page:
+    """A page of at most `limit` bytes, put together from pieces in the order of the stream.
+
+    It ends where something was left out, and has at least one character if there is any.
+    """
+
+    def __init__(self, after: int, limit: int) -> None:
+        self.texts: list[str] = []
+        self.begin = self.end = after
+        self._left, self._full = limit, False
+
+    def add(self, offset: int, text: str) -> None:
+        """Add what the page lacks of a piece."""
+        if self._full or (self.texts and offset > self.end):
+            self._full = True
+            return
+        text, skipped = _from(text, self.end - offset)
+        if not text:
+            return
+        taken = _beginning(text, self._left) or ("" if self.texts else text[0])
+        if not self.texts:
+            self.begin = self.end = offset + skipped
+        self.texts.append(taken)
+        size = len(taken.encode())
+        self.end, self._left = self.end + size, self._left - size
+        self._full = len(taken) < len(text)
+
+
+class _Extent:
+    """How many bytes of an output its pieces hold, and where the last one ends; a piece may come twice."""
+
+    def __init__(self) -> None:
+        self.bytes = self.end = 0
+
+    def add(self, offset: int, end: int) -> None:
+        """Count a piece. Pieces come in order, but for repeated ones."""
+        self.bytes += max(0, end - max(offset, self.end))
+        self.end = max(self.end, end)
+
+
+def _is(event: Mapping[str, Any], name: str) -> bool:
+    return str(event["type"]).startswith(f"workspaced.{name}.")
 
 
 async def _events(bus: Bus, subject: str) -> AsyncIterator[dict[str, Any]]:
@@ -85,7 +118,7 @@ def _is_readable(event: dict[str, Any]) -> bool:
     data = event.get("data")
     if not isinstance(data, dict) or not isinstance(event.get("type"), str):
         return False
-    if not event["type"].startswith("workspaced.exec_output."):
+    if not _is(event, "exec_output"):
         return True
     numbers = (data.get("offset"), data.get("next"))
     return all(isinstance(n, int) for n in numbers) and isinstance(data.get("output"), str)

@@ -202,6 +202,7 @@ async def test_output_of_a_stopped_workspace_is_what_was_published(world: World)
         await stand_in.publish(exec_id, "exec_output", offset=5, next=7, output="cd")
         await stand_in.publish(exec_id, "exec_output", offset=9, next=10, output="z")
     await stand_in.publish(ended, "exec_exited", exit_code=3, size=10)
+    await stand_in.publish(ended, "exec_output", offset=10, next=11, output="!")
     call = await chat.ask("stop_workspace")
     await world.provisioner.succeed(await world.provisioner.job(chat, "stop"))
     await chat.answer(call)
@@ -212,14 +213,14 @@ async def test_output_of_a_stopped_workspace_is_what_was_published(world: World)
         )
         return dict(answer["result"])
 
-    whole = {"exec_id": ended, "status": "exited", "exit_code": 3}
+    whole = {"exec_id": ended, "status": "exited", "exit_code": 3, "dropped": 2}
     assert await page(ended) == {**whole, "output": "ab€cd", "offset": 0, "next": 7}
     assert await page(ended, after=3, limit=1) == {**whole, "output": "c", "offset": 5, "next": 6}
     assert await page(ended, after=2, limit=1) == {**whole, "output": "€", "offset": 2, "next": 5}
-    assert await page(ended, after=7) == {**whole, "output": "z", "offset": 9, "next": 10}
-    assert await page(ended, after=10) == {**whole, "output": "", "offset": 10, "next": 10}
+    assert await page(ended, after=7) == {**whole, "output": "z!", "offset": 9, "next": 11}
+    assert await page(ended, after=99) == {**whole, "output": "", "offset": 11, "next": 11}
     killed = await page(cut, after=10)
-    assert (killed["status"], killed["reason"]) == ("exited", "stopped")
+    assert (killed["status"], killed["reason"], killed["dropped"]) == ("exited", "stopped", 2)
     unknown = await page(new_id())
     assert (unknown["state"], unknown["next_step"]) == ("stopped", "start_workspace")
 
