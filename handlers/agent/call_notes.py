@@ -2,7 +2,8 @@
 
 A call is noted before it is done, with a digest of its content, and its answer afterwards. The notes are those of
 the workspace, not of one agent: they are in `.workspaced`, which outlives builds. SQLite writes each of them
-completely or not at all, also when this process is killed.
+completely or not at all, also when this process is killed. Notes of calls that a repetition could do a second time
+also survive a loss of power.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from typing import Any, Final
 
 from bus import ServiceError
 from handlers.agent.processes import MOST_ENDED, REMEMBERED_FOR
+from handlers.publishing.atomic_files import sync_directory
 from statemachine.exec_tools import ExecAnswer
 
+_OF_A_PROCESS: Final = frozenset(("process_input", "process_signal"))
+"""Calls that nobody can repeat after a loss of power, because their process is gone."""
 _FORGET_EVERY: Final = 100
 _CONFLICT: Final = 409
 
@@ -71,6 +75,7 @@ class CallNotes:
         """
         digest = _digest(content)
         try:
+            self._sync(each=tool not in _OF_A_PROCESS)
             with self._notes:
                 added = self._notes.execute(
                     "insert into calls values (?, ?, ?, ?, null) on conflict do nothing",
@@ -120,20 +125,24 @@ class CallNotes:
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
         try:
+            self._sync(each=False)
             with self._notes:
                 self._notes.execute(statement, values)
         except sqlite3.Error as error:  # then nobody knows what became of the call
             _log.error("%s can't be written: %s", self._path, error)
 
+    def _sync(self, *, each: bool) -> None:
+        """Let the next transactions wait for the disk, or only those that move the journal into the file."""
+        self._notes.execute(f"pragma synchronous = {'full' if each else 'normal'}")
+
 
 def _opened(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(0o600)
+    sync_directory(path.parent)
     notes = sqlite3.connect(path)
     try:
-        # The notes survive the end of this process; only a crash of the machine may lose the newest notes.
         notes.execute("pragma journal_mode = wal")
-        notes.execute("pragma synchronous = off")
         notes.executescript(_SCHEMA)
     except BaseException:
         with suppress(sqlite3.Error):
