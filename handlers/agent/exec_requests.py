@@ -14,6 +14,7 @@ import json
 import logging
 import signal
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ from handlers.agent.processes import (
 )
 from handlers.agent.workspace_files import Unusable, WorkspaceFiles, fitting
 from handlers.publishing.agent_files import AgentConfig
+from handlers.runtime import clock
 from handlers.runtime.supervise import cancel_and_wait
 from handlers.sandbox.shell import command_fault, environment_faults
 from statemachine.codec import timestamp
@@ -76,6 +78,8 @@ _HERE: Final = "."
 _COMMAND_SIZES: Final = (128 * 1024, 4096, 1024, 256, 64, 0)
 """Characters that a list shows of each command: the first number with which the list is small enough."""
 _ERROR_SIZE: Final = 4096
+_PUBLISHED_AGAIN_WITHIN: Final = 60.0
+"""Seconds after its end in which a process is published again if NATS has crashed."""
 _UNKNOWN_OUTCOME: Final = "the agent ended while it did this, so nobody knows whether it was done; look, and ask with a new call_id"
 _STOPPING: Final = "the workspace is being stopped"
 
@@ -115,7 +119,10 @@ class ExecRequests:
         )
         self._in_progress: dict[str, asyncio.Future[ExecAnswer]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._streams: set[asyncio.Task[None]] = set()
+        self._streams: dict[ExecStream, asyncio.Task[None]] = {}
+        self._complete: deque[tuple[float, ExecStream]] = deque(maxlen=MOST_RUNNING)
+        """Streams that were complete lately, and when."""
+        self._server_id = ""
         self._stopping = False
 
     def start(self) -> None:
@@ -124,6 +131,8 @@ class ExecRequests:
 
     async def serve(self, bus: Bus) -> NoReturn:
         """Answer requests on one connection, until cancelled."""
+        self._compare_server(bus)
+        bus.on_reconnect(lambda: self._compare_server(bus))
         wanted = subjects.agent_requests(self._config.chat_id, self._config.agent_id)
         backoff = Backoff(limit=30.0)
         while True:
@@ -144,11 +153,11 @@ class ExecRequests:
     async def published(self) -> None:
         """Wait until everything is published that processes which have ended did."""
         if self._streams:
-            await asyncio.wait(self._streams)
+            await asyncio.wait(self._streams.values())
 
     async def close(self) -> None:
         """Leave the processes running."""
-        await cancel_and_wait(*self._tasks, *self._streams)
+        await cancel_and_wait(*self._tasks, *self._streams.values())
         await self._processes.close()
         self._program.close()
         self._notes.close()
@@ -398,9 +407,27 @@ class ExecRequests:
     # -- the rest ------------------------------------------------------------------------------
 
     def _publish(self, process: Process) -> None:
-        stream = asyncio.create_task(ExecStream(self._config, process, self._publish_many).run())
-        self._streams.add(stream)
-        stream.add_done_callback(self._streams.discard)
+        self._run(ExecStream(self._config, process, self._publish_many))
+
+    def _run(self, stream: ExecStream) -> None:
+        def is_complete(_: asyncio.Task[None]) -> None:
+            del self._streams[stream]
+            self._complete.append((clock(), stream))
+
+        self._streams[stream] = asyncio.create_task(stream.run())
+        self._streams[stream].add_done_callback(is_complete)
+
+    def _compare_server(self, bus: Bus) -> None:
+        """After a restart of NATS, publish again what its end may have taken."""
+        before, self._server_id = self._server_id, bus.server_id
+        if before in ("", bus.server_id):
+            return
+        lately = [stream for at, stream in self._complete if at > clock() - _PUBLISHED_AGAIN_WITHIN]
+        self._complete.clear()
+        for stream in (*self._streams, *lately):
+            stream.publish_again()
+        for stream in lately:
+            self._run(stream)
 
     def _is_of_this_build(self, agent_id: str) -> bool:
         """Return whether this may be another agent of the same build, whose processes are its own."""

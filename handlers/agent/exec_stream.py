@@ -1,7 +1,8 @@
 """Publishes what a process of `execute` does: that it started, its output in pieces, and that it exited.
 
-The agent notes beside the output how much it has published, so that its next process goes on from there. After a crash
-a piece may be published twice; its offsets tell.
+The agent notes beside the output how much it has published, so that its next process goes on from there. NATS
+acknowledges these messages before it writes them, so after its restart the agent publishes the last ones again. After a
+crash of either a piece may be published twice; its offsets tell.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PIECE_SIZE: Final = 32 * 1024
 """The largest number of bytes of output in one message."""
 PUBLISHED_PER_SECOND: Final = 1024 * 1024
 """Bytes of one process's output that are published at most in any second; the rest is left out."""
+UNSAFE_SECONDS: Final = 1.0
+"""Seconds of acknowledged messages that a killed NATS server may have lost."""
 _AT_ONCE: Final = 8
 """Pieces that are published side by side."""
 _COMMAND_SIZE: Final = 4096
@@ -63,14 +66,19 @@ class ExecStream:
             self._done = _Published(**json.loads(read_regular_file(self._path, _NOTE_SIZE)))
         self._lately: deque[tuple[float, int]] = deque()
         """When pieces were published in the last second, and their sizes."""
+        self._unsafe: deque[tuple[float, int]] = deque()
+        """When the last pieces were published, and their offsets: a crash of NATS may have taken them."""
+        self._again = False
         self._refused = False
         self._backoff = Backoff(limit=1.0)
 
     async def run(self) -> None:
         """Publish until the process can't write any more and everything is published."""
-        if not self._done.started:
-            await self._publish_started()
-        while not self._is_complete():
+        while self._again or not self._is_complete():
+            if self._again:
+                self._rewind()
+            if not self._done.started:
+                await self._publish_started()
             await self._process.wait_until(self._has_more)
             await self._collect()
             await self._publish_output()
@@ -78,10 +86,22 @@ class ExecStream:
             if ended is not None and not self._done.exited and self._done.next >= ended.size:
                 await self._publish_exited()
 
+    def publish_again(self) -> None:
+        """Let `run` publish again what NATS may have lost in a crash; what has ended must be run again."""
+        self._again = True
+        self._process.wake()
+
+    def _rewind(self) -> None:
+        self._again = False
+        if self._unsafe:
+            self._done.next = min(self._done.next, self._unsafe[0][1])
+        self._done.started = self._done.started and self._done.next > 0
+        self._done.exited = False
+
     def _has_more(self) -> bool:
         process = self._process
         ended = process.ended is not None and not self._done.exited
-        return process.size > self._done.next or ended or process.finished
+        return process.size > self._done.next or ended or process.finished or self._again
 
     def _is_complete(self) -> bool:
         process, done = self._process, self._done
@@ -132,6 +152,9 @@ class ExecStream:
         for end, size in ends[:sent]:
             self._done.next = end
             self._lately.append((now, size))
+            self._unsafe.append((now, end - size))
+        while self._unsafe and self._unsafe[0][0] < now - UNSAFE_SECONDS:
+            self._unsafe.popleft()
         self._save()
 
     def _room(self) -> int:

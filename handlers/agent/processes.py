@@ -128,7 +128,7 @@ class Process:
     async def follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take what the keeper reports, until it ends."""
         self._writer = writer
-        self._wake()
+        self.wake()
         try:
             with suppress(OSError):
                 async for line in reader:
@@ -158,12 +158,12 @@ class Process:
                     durable=False,
                 )
         self.finished, self.input_open = True, False
-        self._wake()
+        self.wake()
 
     def abandon(self) -> None:
         """Note that it was never started."""
         self.finished = True
-        self._wake()
+        self.wake()
 
     @property
     def has_keeper(self) -> bool:
@@ -216,7 +216,7 @@ class Process:
         self.size, self.input_open = message["size"], message["input"]
         if message["ended"] is not None:
             self.ended = Ended(**message["ended"])
-        self._wake()
+        self.wake()
 
     def _stored_end(self) -> Ended | None:
         try:
@@ -225,7 +225,8 @@ class Process:
         except (OSError, ValueError, TypeError):
             return None
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let those who wait look at their conditions."""
         self._changed.set()
         self._changed = asyncio.Event()
 

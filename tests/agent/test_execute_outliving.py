@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from handlers.access.identities import credentials_directory
 from handlers.embedded import Servers
 from handlers.sandbox.processes import find_marked
 from tests.agent.exec_rig import ExecRig
 from tests.rigs.messages import new_id
+from tests.rigs.servers import Nats
 
 SECRET = "correct horse battery"
 
@@ -61,6 +63,41 @@ async def test_a_command_goes_on_while_the_agent_is_killed_twice(rig: ExecRig) -
         shown += piece["output"][at - piece["offset"] :]
         at = max(at, piece["next"])
     assert shown == expected
+
+
+async def test_what_a_crash_of_nats_took_is_published_again(tmp_path: Path) -> None:
+    nats = Nats(tmp_path / "nats")
+    await nats.start()
+    servers = Servers(nats.directory, credentials_directory(nats.directory), nats.url, None, "")
+    try:
+        async with ExecRig.on(servers, tmp_path / "workspace") as rig, rig.living():
+            over = (await rig.done("execute", command="echo over; exit 3"))["exec_id"]
+            begun = await rig.done(
+                "execute", command="echo begun; cat", open_stdin=True, wait_seconds=0
+            )
+            open_one = begun["exec_id"]
+            await rig.exited(over)
+            await rig.until(lambda: bool(rig.published("exec_output", open_one)))
+            rig.events.clear()
+            back = asyncio.Event()
+            rig.bus.on_reconnect(back.set)
+            await nats.stop(signal.SIGKILL)
+            nats.wipe()
+            await nats.start()
+            await back.wait()
+            await rig.create_streams()
+
+            assert (await rig.exited(over))["exit_code"] == 3
+            await rig.until(lambda: bool(rig.published("exec_output", open_one)))
+            for exec_id, text in ((over, "over\n"), (open_one, "begun\n")):
+                assert rig.published("exec_started", exec_id)
+                pieces = rig.published("exec_output", exec_id)
+                assert [(piece["offset"], piece["output"]) for piece in pieces] == [(0, text)]
+            await rig.answers()
+            await rig.done("process_input", exec_id=open_one, close=True)
+            assert (await rig.exited(open_one))["exit_code"] == 0
+    finally:
+        await nats.stop()
 
 
 async def test_a_stop_ends_a_tree_that_ignores_sigterm_and_a_start_remembers(
