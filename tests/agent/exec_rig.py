@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,8 @@ class ExecRig:
     async def on(cls, servers: Servers, workspace: Path) -> AsyncIterator[ExecRig]:
         seed = seed_file(servers.credentials, "operator").read_text().strip()
         bus = await connect(servers.nats_url, seed=seed)
-        exec_stream = Stream(name="WORKSPACED_EXEC", subjects=["workspaced.exec.*.*.*"])
-        for stream in (IN, LOG, PRESENCE, exec_stream):
-            await bus.ensure_stream(stream)
         rig = cls(servers, bus, workspace)
+        await rig.create_streams()
         listening = asyncio.Event()
         listener = asyncio.create_task(rig._listen(listening))
         await listening.wait()
@@ -62,6 +60,12 @@ class ExecRig:
             await end_marked(f"WORKSPACED_WORKSPACE_ID={rig.workspace_id}", grace=0)
             listener.cancel()
             await bus.close()
+
+    async def create_streams(self) -> None:
+        """Create the streams, as workers do."""
+        exec_stream = Stream(name="WORKSPACED_EXEC", subjects=["workspaced.exec.*.*.*"])
+        for stream in (IN, LOG, PRESENCE, exec_stream):
+            await self.bus.ensure_stream(stream)
 
     @property
     def home(self) -> Path:
@@ -128,12 +132,12 @@ class ExecRig:
         backoff = Backoff(first=0.02, limit=0.1)
         async with asyncio.timeout(PATIENCE):
             while True:
-                try:
-                    await self.ask("process_list")
-                except NoResponder:
-                    await backoff.wait()
-                else:
+                # NATS may not have noticed yet that the process before has ended, and deliver a request to it.
+                with suppress(NoResponder, TimeoutError):
+                    async with asyncio.timeout(1):
+                        await self.ask("process_list")
                     return
+                await backoff.wait()
 
     async def ask(self, tool: str, call_id: str = "", /, **args: Any) -> dict[str, Any]:
         """Ask the agent and return its answer. Raises ServiceError, NoResponder."""
