@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fresh cluster overload left-alone faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas
+.PHONY: help demo test fresh cluster overload left-alone commands faults faults-quick simulate simulate-breakages fuzz bench bench-quick check audit hashes sbom format diagram settings schemas
 SEEDS ?= 1000
 # How often a failed test is run again: a busy machine can make a server too slow for a test. The summary names it.
 RERUNS ?= 1
@@ -34,6 +34,9 @@ overload: $(INSTALLED)  ## Send far more requests than workers can handle; repor
 
 left-alone: $(INSTALLED)  ## Leave 1,000 chats alone but for 100 with activity; nothing of the others may be left
 	LEFT_ALONE_CHATS=1000 LEFT_ALONE_LIFETIME=30 LEFT_ALONE_RETENTION=60 $(BIN)/python -m pytest tests/worker/test_left_alone.py $(ARGS)
+
+commands: $(INSTALLED)  ## Kill agent, gateways, worker and NATS during a command of 60 s; no byte of its output may be lost
+	COMMAND_SECONDS=60 $(BIN)/python -m pytest tests/outages/test_commands.py $(ARGS)
 
 faults: $(INSTALLED)  ## Kill and pause every process under load, then check: MINUTES=10 CHATS=500 SEED=n
 	$(BIN)/python -m tests.faults.run --minutes $(or $(MINUTES),10) --chats $(or $(CHATS),500) $(if $(SEED),--seed $(SEED))
