@@ -337,7 +337,7 @@ def _edited(content: bytes, edit: Edit, name: str) -> tuple[bytes, int]:
         raise Unusable(f"{name}: `old` is empty; nothing was changed")
     places = _places(content, old)
     if not places:
-        raise Unusable(f"{name}: `old` does not occur in the file; nothing was changed")
+        raise Unusable(f"{name}: `old` occurs 0 times in the file; nothing was changed")
     if edit.all:
         return content.replace(old, new), content.count(old)
     if len(places) > 1:
